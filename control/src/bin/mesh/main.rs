@@ -1,0 +1,2 @@
+//! mesh-control.
+fn main() {}

@@ -1,0 +1,2 @@
+//! mesh-agent.
+fn main() {}

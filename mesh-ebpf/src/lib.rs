@@ -1,0 +1,1 @@
+//! Packet logic of mesh, shared by kernel programs and host tests.
