@@ -1,0 +1,116 @@
+//! Addresses and ports as they lie in map keys: byte arrays in network order, alignment 1.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IP address, 16 bytes; IPv4 is v4-mapped (`::ffff:a.b.c.d`). All zeros means "none".
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// No address.
+    pub const NONE: Self = Self([0; 16]);
+
+    /// The v4-mapped form of `octets`.
+    #[inline(always)]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        let [a, b, c, d] = octets;
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The last four octets: the IPv4 address, if this is a v4-mapped one.
+    #[inline(always)]
+    pub const fn v4_octets(&self) -> [u8; 4] {
+        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    }
+
+    /// Whether no address is set.
+    #[inline(always)]
+    pub fn is_none(&self) -> bool {
+        self.0 == [0; 16]
+    }
+}
+
+impl From<Ipv4Addr> for Address {
+    fn from(address: Ipv4Addr) -> Self {
+        Self::v4(address.octets())
+    }
+}
+
+impl From<Ipv6Addr> for Address {
+    fn from(address: Ipv6Addr) -> Self {
+        Self(address.octets())
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        Ipv6Addr::from(address.0).to_canonical()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        IpAddr::from(*self).fmt(f)
+    }
+}
+
+/// A 16-bit number in network order, as ports are kept in keys and packets.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Be16(pub [u8; 2]);
+
+impl Be16 {
+    /// From host order.
+    #[inline(always)]
+    pub const fn new(value: u16) -> Self {
+        Self(value.to_be_bytes())
+    }
+
+    /// In host order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be_bytes(self.0)
+    }
+}
+
+/// An Ethernet address; all zeros means "not known".
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Not known.
+    pub const NONE: Self = Self([0; 6]);
+
+    /// Whether the address is not known.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        self.0 == [0; 6]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v4_is_mapped_and_comes_back() {
+        let v4 = Ipv4Addr::new(10, 77, 0, 11);
+        let address = Address::from(v4);
+        assert_eq!(address.v4_octets(), v4.octets());
+        assert_eq!(IpAddr::from(address), IpAddr::V4(v4), "canonical form is IPv4 again");
+        assert_eq!(address, Address::from(IpAddr::V6(v4.to_ipv6_mapped())));
+        assert!(Address::NONE.is_none() && !address.is_none());
+    }
+}

@@ -1,0 +1,22 @@
+//! What the programs know of the node they run on; one live-updatable array entry.
+
+use super::layout::abi_struct;
+use super::{Address, Be16};
+
+abi_struct! {
+    /// Key 0 of [`super::names::CONFIG`]. All zeros (as after loading) makes every program pass everything.
+    pub struct Config [32] {
+        /// This node's address towards other nodes: source and only accepted destination of the tunnel; address index 0.
+        pub address: Address,
+        /// ifindex of the VXLAN device.
+        pub tunnel_ifindex: u32,
+        /// UDP destination port of the tunnel.
+        pub tunnel_port_be: Be16,
+        /// Largest TCP segment (MSS) whose packet still fits the tunnel: uplink MTU − 50 − 40. 0: no clamping.
+        pub tunnel_mss: u16,
+        /// Largest IP packet, in bytes, that XDP may encapsulate: uplink MTU − 50. Larger ones are left to TC.
+        pub tunnel_mtu: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}

@@ -1,0 +1,63 @@
+//! The one closed list of reasons for which a packet is not forwarded: counter index and metric label.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $index:literal, $label:literal;)+) => {
+        /// Why a packet was not forwarded. The number is the counter's index, see [`super::drop_index`].
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name = $index,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of the numbers.
+            pub const ALL: [Self; [$($index),+].len()] = [$(Self::$name),+];
+
+            /// The metric's label.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// A tunnel packet from an address that is no member node.
+    UnknownPeer = 0, "unknown_peer";
+    /// A new connection to a published port with no backend left; answered by a RST.
+    NoBackend = 1, "no_backend";
+    /// The flow's backend is gone; answered by a RST.
+    BackendGone = 2, "backend_gone";
+    /// A packet of a connection that neither mesh nor a local socket knows; answered by a RST.
+    NoFlow = 3, "no_flow";
+    /// A new connection out of the tunnel for a backend that is not (yet) known here; the client tries again.
+    UnknownBackend = 4, "unknown_backend";
+    /// No hop left (TTL).
+    TtlExpired = 5, "ttl_expired";
+    /// A tunnel packet whose inner packet no ingress node of ours would send.
+    Malformed = 6, "malformed";
+    /// All ports tried for a client with two connections to one task are taken.
+    PortClash = 7, "port_clash";
+    /// A flow table refused the entry.
+    TableFull = 8, "table_full";
+    /// The kernel could not make room for, or take away, a header.
+    Resize = 9, "resize";
+    /// The node that runs the backend is not known here.
+    UnknownNode = 10, "unknown_node";
+    /// An RST that would answer an RST, and other packets that must not be answered.
+    Unanswerable = 11, "unanswerable";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_labels_distinct() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{reason:?}");
+            let twins = DropReason::ALL.iter().filter(|other| other.label() == reason.label()).count();
+            assert_eq!(twins, 1, "label of {reason:?}");
+        }
+    }
+}

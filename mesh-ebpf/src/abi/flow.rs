@@ -1,0 +1,149 @@
+//! Flows: the choice of a backend at the ingress node, and the address translation at the task's node.
+//!
+//! Both come in two LRU tables, half-open and established, so that a flood of SYNs evicts nothing established.
+
+use super::layout::abi_struct;
+use super::{Address, Be16, Mac, protocol};
+
+abi_struct! {
+    /// Key of [`super::names::FLOWS_HALF_OPEN`] and [`super::names::FLOWS_ESTABLISHED`], for both directions.
+    pub struct FlowKey [24] {
+        /// The client's address.
+        pub client: Address,
+        /// The client's port.
+        pub client_port_be: Be16,
+        /// Zero.
+        pub reserved: [u8; 2],
+        /// What the client spoke to.
+        pub vip: VipId,
+    }
+}
+
+/// A published port on one address of this node: address index (15 bits), UDP (1 bit), port (16 bits). Computed,
+/// so that no lookup is needed for it.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VipId(pub u32);
+
+impl VipId {
+    /// Address indexes are below this.
+    pub const ADDRESSES_MAX: u32 = 1 << 15;
+
+    /// The id of a port (host order) of the address with this index.
+    #[inline(always)]
+    pub const fn new(address_index: u32, ip_protocol: u8, port: u16) -> Self {
+        let udp = (ip_protocol == protocol::UDP) as u32;
+        Self((address_index & (Self::ADDRESSES_MAX - 1)) << 17 | udp << 16 | port as u32)
+    }
+
+    /// Index of the address in [`super::names::ADDRESSES`].
+    pub const fn address_index(self) -> u32 {
+        self.0 >> 17
+    }
+
+    /// IP protocol number.
+    pub const fn protocol(self) -> u8 {
+        if self.0 >> 16 & 1 == 1 { protocol::UDP } else { protocol::TCP }
+    }
+
+    /// Published port, host order.
+    pub const fn port(self) -> u16 {
+        (self.0 & 0xffff) as u16
+    }
+}
+
+abi_struct! {
+    /// Value of the flow tables of the ingress node.
+    pub struct Flow [40] {
+        /// When the last packet was seen, ns of the monotonic clock (`bpf_ktime_get_ns`).
+        pub seen_ns: u64,
+        /// When the flow began, same clock.
+        pub opened_ns: u64,
+        /// The backend's id.
+        pub backend: u32,
+        /// What has been seen of it: bits of [`flow_event`], which are only ever added.
+        pub events: u32,
+        /// ifindex of the uplink over which the client is reached.
+        pub uplink: u32,
+        /// Source MAC of the client's frames: where replies go.
+        pub client_mac: Mac,
+        /// Destination MAC of the client's frames: where replies come from.
+        pub node_mac: Mac,
+    }
+}
+
+/// What has been seen of a TCP connection: bits of [`Flow::events`] and [`Nat::events`]. A flow is closed once
+/// it has [`RESET`](flow_event::RESET) or both FINs.
+pub mod flow_event {
+    /// The client's SYN. Set on every TCP flow that began while mesh was looking.
+    pub const SYN: u32 = 1;
+    /// The task's SYN-ACK.
+    pub const SYN_ACK: u32 = 1 << 1;
+    /// A later packet of the client: the flow is established.
+    pub const ACK: u32 = 1 << 2;
+    /// FIN of the client.
+    pub const CLIENT_FIN: u32 = 1 << 3;
+    /// FIN of the task.
+    pub const TASK_FIN: u32 = 1 << 4;
+    /// RST of either side.
+    pub const RESET: u32 = 1 << 5;
+}
+
+abi_struct! {
+    /// Key of [`super::names::NAT_HALF_OPEN`] and [`super::names::NAT_ESTABLISHED`]: a connection as the task sees it.
+    pub struct NatKey [24] {
+        /// The client's address.
+        pub client: Address,
+        /// The client's port as the task sees it; another than the client's own after a port clash.
+        pub client_port_be: Be16,
+        /// Port in the task.
+        pub task_port_be: Be16,
+        /// The task: ifindex of its host-side veth.
+        pub ifindex: u32,
+    }
+}
+
+abi_struct! {
+    /// Value of the NAT tables of the task's node.
+    pub struct Nat [80] {
+        /// When the last packet was seen, ns of the monotonic clock.
+        pub seen_ns: u64,
+        /// When the flow began here, same clock.
+        pub opened_ns: u64,
+        /// Address that the client spoke to.
+        pub vip: Address,
+        /// Ingress node that the replies go back to; [`Address::NONE`]: this node is the ingress node itself.
+        pub via: Address,
+        /// Port that the client spoke to.
+        pub vip_port_be: Be16,
+        /// The client's own port.
+        pub client_port_be: Be16,
+        /// The backend's id.
+        pub backend: u32,
+        /// What has been seen of it: bits of [`flow_event`].
+        pub events: u32,
+        /// Local ones: ifindex of the uplink over which the client is reached.
+        pub uplink: u32,
+        /// Local ones: where replies go.
+        pub client_mac: Mac,
+        /// Local ones: where replies come from.
+        pub node_mac: Mac,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vip_id_keeps_its_parts() {
+        for (index, ip_protocol, port) in
+            [(0, protocol::TCP, 80), (1, protocol::UDP, 65535), (32767, protocol::TCP, 0)]
+        {
+            let vip = VipId::new(index, ip_protocol, port);
+            assert_eq!((vip.address_index(), vip.protocol(), vip.port()), (index, ip_protocol, port));
+        }
+    }
+}

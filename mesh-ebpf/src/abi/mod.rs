@@ -1,0 +1,60 @@
+//! The layouts that the kernel programs and `mesh-agent` share: map keys, map values, names, and their hash.
+//!
+//! Every type here is `repr(C)`, holds only integers and byte arrays, and has its padding spelled out, so that
+//! any bit pattern is a valid value and keys hash the same on both sides. Pins live under [`ABI_HASH`]: a
+//! changed layout never meets an old map.
+//!
+//! # How a loader sets things up
+//!
+//! 1. **Load** the object. Before loading it may size [`names::FLOWS_HALF_OPEN`], [`names::FLOWS_ESTABLISHED`],
+//!    [`names::NAT_HALF_OPEN`] and [`names::NAT_ESTABLISHED`]; all other maps keep the sizes of the object. Maps
+//!    of *one* object serve all programs; pin them by name under `DIR/<ABI_HASH as 16 hex digits>/`.
+//! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], no learning, up.
+//! 3. **[`Config`]** at key 0 of [`names::CONFIG`]; rewriting it takes effect with the next packet. As long as it
+//!    is zero ([`Config::address`] unset), the programs pass everything.
+//! 4. **[`names::ADDRESSES`]**: each address of this node on which published ports answer → its index, below
+//!    [`VipId::ADDRESSES_MAX`]. Index 0 is [`Config::address`]. An index is given to another address only when
+//!    no flow can name it any more.
+//! 5. **[`Node`]s** by node index in [`names::NODES`], then [`names::PEERS`] from address to index. Peers are
+//!    also the allow-list of the tunnel. Index 0 is this node itself. A node without MAC is still reached through TC.
+//! 6. **[`Backend`]s** by id, before any slot names them. For a task of this node: [`backend_flag::LOCAL`],
+//!    the host-side veth's ifindex and the task's MAC; the state becomes active only once that veth has its program.
+//! 7. **Slots and services**: write the backend ids into a free range of [`names::SLOTS`] (active ones; the
+//!    draining ones if none is active; a weight of n is n entries), then replace the value in
+//!    [`names::SERVICES`]: that single update is the swap. The old range may be reused after a few milliseconds
+//!    (no program runs longer). Without slots, new connections get a RST.
+//! 8. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
+//!    datapath: only the latter. In both, [`names::PROGRAM_TUNNEL`] (TC ingress of the VXLAN device) and
+//!    [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task).
+//!
+//! # Taking a backend away
+//!
+//! First replace the services that name it, then set its state to down: its flows get a RST at the next packet.
+//! While it is [`BackendState::Draining`], its flows live and no new ones come.
+//!
+//! # Counting
+//!
+//! All counters are per CPU and summed by the reader. Traffic of a backend is counted at the ingress node only,
+//! where the backend was selected. [`Live`] is the exception, shared over CPUs, as the least-connections policy
+//! reads it; [`names::LIVE_DRIFT`] is its correction and belongs to userspace: after a walk over the flow tables
+//! finding `n` flows that are not closed, `drift = opened − closed − n`.
+//! Sweeping idle flows is userspace's work too; after it, recount.
+
+mod address;
+mod backend;
+mod config;
+mod drop_reason;
+mod flow;
+mod layout;
+pub mod names;
+mod service;
+mod stats;
+
+pub use address::{Address, Be16, Mac};
+pub use backend::{Backend, BackendState, Node, backend_flag};
+pub use config::Config;
+pub use drop_reason::DropReason;
+pub use flow::{Flow, FlowKey, Nat, NatKey, VipId, flow_event};
+pub use layout::ABI_HASH;
+pub use service::{Policy, Service, ServiceKey, protocol};
+pub use stats::{BackendStats, Direction, FrontendStats, Live, Traffic, drop_index};

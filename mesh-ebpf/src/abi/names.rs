@@ -1,0 +1,86 @@
+//! Names of maps and programs in the object, and the sizes of the maps.
+
+/// Array, 1 entry of [`super::Config`].
+pub const CONFIG: &str = "CONFIG";
+/// Hash, [`super::Address`] → address index (`u32`): the addresses of this node.
+pub const ADDRESSES: &str = "ADDRESSES";
+/// Hash, [`super::ServiceKey`] → [`super::Service`].
+pub const SERVICES: &str = "SERVICES";
+/// Array of backend ids (`u32`); a service owns a range of it.
+pub const SLOTS: &str = "SLOTS";
+/// Array, backend id → [`super::Backend`].
+pub const BACKENDS: &str = "BACKENDS";
+/// Array, node index → [`super::Node`].
+pub const NODES: &str = "NODES";
+/// Hash, [`super::Address`] of a member node → node index (`u32`): who may send through the tunnel.
+pub const PEERS: &str = "PEERS";
+/// LRU hash, [`super::FlowKey`] → [`super::Flow`]: connections that the client has not yet confirmed.
+pub const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
+/// LRU hash, [`super::FlowKey`] → [`super::Flow`].
+pub const FLOWS_ESTABLISHED: &str = "FLOWS_ESTABLISHED";
+/// LRU hash, [`super::NatKey`] → [`super::Nat`]: connections that the client has not yet confirmed.
+pub const NAT_HALF_OPEN: &str = "NAT_HALF_OPEN";
+/// LRU hash, [`super::NatKey`] → [`super::Nat`].
+pub const NAT_ESTABLISHED: &str = "NAT_ESTABLISHED";
+/// Array, service index → number of flows given out so far (`u64`).
+pub const ROUND_ROBIN: &str = "ROUND_ROBIN";
+/// Array, backend id → [`super::Live`].
+pub const LIVE: &str = "LIVE";
+/// Array, backend id → `i64`, written by userspace only: how many of `opened − closed` are no flows any more.
+pub const LIVE_DRIFT: &str = "LIVE_DRIFT";
+/// Per-CPU array, backend id → [`super::BackendStats`].
+pub const BACKEND_STATS: &str = "BACKEND_STATS";
+/// Per-CPU array, service index → [`super::FrontendStats`].
+pub const FRONTEND_STATS: &str = "FRONTEND_STATS";
+/// Per-CPU array of `u64`, index by [`super::drop_index`].
+pub const DROPS: &str = "DROPS";
+/// Per-CPU array of `u64`, index by [`super::Direction`]: packets left to the host stack.
+pub const PASSED: &str = "PASSED";
+
+/// Every map of the object.
+pub const MAPS: [&str; 18] = [
+    CONFIG,
+    ADDRESSES,
+    SERVICES,
+    SLOTS,
+    BACKENDS,
+    NODES,
+    PEERS,
+    FLOWS_HALF_OPEN,
+    FLOWS_ESTABLISHED,
+    NAT_HALF_OPEN,
+    NAT_ESTABLISHED,
+    ROUND_ROBIN,
+    LIVE,
+    LIVE_DRIFT,
+    BACKEND_STATS,
+    FRONTEND_STATS,
+    DROPS,
+    PASSED,
+];
+
+/// XDP on an uplink: ingress role towards remote backends, and their replies.
+pub const PROGRAM_XDP: &str = "mesh_xdp";
+/// TC ingress of an uplink: ingress role towards all backends, and local delivery.
+pub const PROGRAM_UPLINK: &str = "mesh_uplink";
+/// TC ingress of the VXLAN device: backend role's requests, ingress role's replies.
+pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
+/// TC ingress of a task's host-side veth: the task's replies.
+pub const PROGRAM_TASK: &str = "mesh_task";
+/// XDP that passes everything: for the bridge-side peers of veth uplinks in labs.
+pub const PROGRAM_PASS: &str = "mesh_pass";
+
+/// Entries of [`ADDRESSES`].
+pub const ADDRESSES_MAX: u32 = 1024;
+/// Entries of [`SERVICES`], [`ROUND_ROBIN`] and [`FRONTEND_STATS`]: service indexes are below this.
+pub const SERVICES_MAX: u32 = 8192;
+/// Entries of [`SLOTS`].
+pub const SLOTS_MAX: u32 = 1 << 20;
+/// Entries of [`BACKENDS`], [`LIVE`], [`LIVE_DRIFT`] and [`BACKEND_STATS`]: backend ids are below this.
+pub const BACKENDS_MAX: u32 = 1 << 16;
+/// Entries of [`NODES`] and [`PEERS`]: node indexes are below this.
+pub const NODES_MAX: u32 = 4096;
+/// Default entries of [`FLOWS_HALF_OPEN`] and [`NAT_HALF_OPEN`].
+pub const HALF_OPEN_MAX: u32 = 1 << 16;
+/// Default entries of [`FLOWS_ESTABLISHED`] and [`NAT_ESTABLISHED`].
+pub const ESTABLISHED_MAX: u32 = 1 << 18;

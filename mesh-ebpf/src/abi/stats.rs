@@ -1,0 +1,105 @@
+//! Counters. All of them only grow.
+
+use super::DropReason;
+use super::layout::abi_struct;
+
+/// Which way a packet goes; also the counter's index.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client to the task.
+    Request = 0,
+    /// From the task to the client.
+    Reply = 1,
+}
+
+impl Direction {
+    /// Both directions, in the order of the numbers.
+    pub const ALL: [Self; 2] = [Self::Request, Self::Reply];
+}
+
+abi_struct! {
+    /// Packets and bytes (layer 3) of one direction.
+    pub struct Traffic [16] {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes from the IP header on.
+        pub bytes: u64,
+    }
+}
+
+abi_struct! {
+    /// Per-CPU entry of [`super::names::BACKEND_STATS`], by backend id; counted at the ingress node.
+    pub struct BackendStats [64] {
+        /// Client to task.
+        pub request: Traffic,
+        /// Task to client.
+        pub reply: Traffic,
+        /// Flows assigned to the backend.
+        pub opened: u64,
+        /// Flows seen to end (both FINs or a RST, or replaced by a new one). Evicted and idle ones are not here.
+        pub closed: u64,
+        /// Handshakes that the task answered with a RST.
+        pub refused: u64,
+        /// Zero.
+        pub reserved: u64,
+    }
+}
+
+abi_struct! {
+    /// Per-CPU entry of [`super::names::FRONTEND_STATS`], by [`super::Service::index`].
+    pub struct FrontendStats [64] {
+        /// Client to task.
+        pub request: Traffic,
+        /// Task to client.
+        pub reply: Traffic,
+        /// New flows accepted.
+        pub opened: u64,
+        /// New flows refused as no backend was left.
+        pub no_backend: u64,
+        /// Zero.
+        pub reserved: [u64; 2],
+    }
+}
+
+abi_struct! {
+    /// Entry of [`super::names::LIVE`], by backend id, shared over CPUs and written atomically by the programs only.
+    /// Live connections are `max(opened − closed − drift, 0)`, see [`super::names::LIVE_DRIFT`].
+    pub struct Live [16] {
+        /// Flows assigned to the backend.
+        pub opened: u64,
+        /// Flows seen to end.
+        pub closed: u64,
+    }
+}
+
+impl Live {
+    /// Live connections, corrected by what the last recount found too many. Never negative.
+    #[inline(always)]
+    pub const fn count(&self, drift: i64) -> u64 {
+        let tracked = self.opened.wrapping_sub(self.closed).cast_signed();
+        let count = tracked.wrapping_sub(drift);
+        if count < 0 { 0 } else { count.cast_unsigned() }
+    }
+}
+
+/// Index in [`super::names::DROPS`] of a reason and direction.
+#[inline(always)]
+pub const fn drop_index(reason: DropReason, direction: Direction) -> u32 {
+    (reason as u32) << 1 | direction as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_count_is_never_negative() {
+        let live = Live { opened: 5, closed: 3 };
+        assert_eq!(live.count(0), 2);
+        assert_eq!(live.count(1), 1, "drift is taken off");
+        assert_eq!(live.count(9), 0, "more drift than flows");
+        assert_eq!(Live { opened: 1, closed: 3 }.count(0), 0, "more closed than opened");
+        assert_eq!(Live { opened: 1, closed: 3 }.count(-4), 2, "a recount found more than was counted");
+    }
+}
