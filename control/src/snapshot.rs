@@ -1,0 +1,298 @@
+//! The cluster as one watch shows it: every stored object, indexed, at one revision.
+//!
+//! Invariants: [`ClusterSnapshot::apply`] is pure and total: an unknown key is ignored, a value that can't be read is kept out
+//! and named in [`ClusterSnapshot::unreadable`]. A snapshot is shared behind an `Arc` and its values behind `Arc`s, so that a
+//! copy costs pointers.
+//!
+//! Left to others: reading etcd (the watch driver) and every decision.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_state::cluster::{Cluster, Leader};
+use mesh_state::codec;
+use mesh_state::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_state::keys::{self, Key};
+use mesh_state::network::Network;
+use mesh_state::node::{Liveness, Node, NodeState};
+use mesh_state::service::Service;
+use mesh_state::spec::ServiceSpec;
+use mesh_state::store::{Change, KeyValue};
+use mesh_state::task::{Task, TaskState, TaskStatus};
+use serde::de::DeserializeOwned;
+
+/// An object with the revisions it was created and last written at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Versioned<T> {
+    /// The object.
+    pub value: T,
+    /// Revision of its creation.
+    pub create_revision: i64,
+    /// Revision of its last write: Docker's `Version.Index`.
+    pub mod_revision: i64,
+}
+
+impl<T> std::ops::Deref for Versioned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// A shared object with its revisions.
+pub type Stored<T> = Arc<Versioned<T>>;
+
+/// Everything in etcd, at one revision.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterSnapshot {
+    /// The store's revision.
+    pub revision: i64,
+    /// The cluster's record.
+    pub cluster: Option<Stored<Cluster>>,
+    /// Who leads.
+    pub leader: Option<Stored<Leader>>,
+    /// Services by id.
+    pub services: BTreeMap<ServiceId, Stored<Service>>,
+    /// Spec versions that tasks refer to.
+    pub specs: BTreeMap<(ServiceId, u64), Stored<ServiceSpec>>,
+    /// Tasks by id.
+    pub tasks: BTreeMap<TaskId, Stored<Task>>,
+    /// Observed states by task.
+    pub statuses: BTreeMap<TaskId, Stored<TaskStatus>>,
+    /// Nodes by id.
+    pub nodes: BTreeMap<NodeId, Stored<Node>>,
+    /// Whether nodes are heard.
+    pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
+    /// Mesh-table generations that nodes hold.
+    pub acks: BTreeMap<NodeId, Stored<u64>>,
+    /// Names claimed: (kind, name) to id.
+    pub names: BTreeMap<(String, String), Stored<String>>,
+    /// Ports claimed: (protocol, port) to service.
+    pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
+    /// Networks by id.
+    pub networks: BTreeMap<NetworkId, Stored<Network>>,
+    /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
+    pub mesh_revision: i64,
+    /// Keys whose values could not be read, with the error.
+    pub unreadable: BTreeMap<String, String>,
+    tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+}
+
+impl ClusterSnapshot {
+    /// A snapshot of everything listed at `revision`.
+    pub fn from_listing(revision: i64, items: Vec<KeyValue>) -> Self {
+        let mut snapshot = Self::default();
+        for item in items {
+            snapshot.put(item);
+        }
+        snapshot.revision = revision;
+        snapshot
+    }
+
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Put(item) => self.put(item),
+            Change::Deleted { key, mod_revision } => self.delete(&key, mod_revision),
+        }
+    }
+
+    /// The tasks of a service, whatever their state, by id.
+    pub fn tasks_of<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = &'a Stored<Task>> + use<'a> {
+        self.tasks_by_service.get(service).into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks on a node, whatever their state, by id.
+    pub fn tasks_on<'a>(&'a self, node: &NodeId) -> impl Iterator<Item = &'a Stored<Task>> + use<'a> {
+        self.tasks_by_node.get(node).into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// What is known of a task: what its node reported, else what the leader wrote.
+    pub fn status_of<'a>(&'a self, task: &'a Task) -> &'a TaskStatus {
+        match self.statuses.get(&task.id) {
+            Some(reported) if reported.state >= task.leader_status.state => &reported.value,
+            _ => &task.leader_status,
+        }
+    }
+
+    /// The observed state of a task.
+    pub fn state_of(&self, task: &Task) -> TaskState {
+        self.status_of(task).state
+    }
+
+    /// What the cluster believes of a node; a node never heard is down.
+    pub fn node_state(&self, node: &NodeId) -> NodeState {
+        self.liveness.get(node).map_or(NodeState::Down, |liveness| liveness.state)
+    }
+
+    /// The spec that a task was made from.
+    pub fn spec_of(&self, task: &Task) -> Option<&ServiceSpec> {
+        self.specs.get(&(task.service_id.clone(), task.spec_version)).map(|stored| &stored.value)
+    }
+
+    fn put(&mut self, item: KeyValue) {
+        let Some(key) = keys::parse(&item.key) else { return };
+        self.revision = self.revision.max(item.mod_revision);
+        self.unreadable.remove(&item.key);
+        if feeds_mesh_table(&key) {
+            self.mesh_revision = self.mesh_revision.max(item.mod_revision);
+        }
+        match key {
+            Key::Cluster => self.cluster = self.read(&item).or(self.cluster.take()),
+            Key::Leader => self.leader = self.read(&item).or(self.leader.take()),
+            Key::Service(id) => keep(self.read(&item), id, &mut self.services),
+            Key::Spec(service, version) => keep(self.read(&item), (service, version), &mut self.specs),
+            Key::Name(kind, name) => keep(self.read(&item), (kind, name), &mut self.names),
+            Key::Port(protocol, port) => keep(self.read(&item), (protocol, port), &mut self.ports),
+            Key::Node(id) => keep(self.read(&item), id, &mut self.nodes),
+            Key::Liveness(id) => keep(self.read(&item), id, &mut self.liveness),
+            Key::Ack(id) => keep(self.read(&item), id, &mut self.acks),
+            Key::Task(id) => self.put_task(id, &item),
+            Key::Status(id) => keep(self.read(&item), id, &mut self.statuses),
+            Key::Network(id) => keep(self.read(&item), id, &mut self.networks),
+        }
+    }
+
+    fn put_task(&mut self, id: TaskId, item: &KeyValue) {
+        let Some(stored) = self.read::<Task>(item) else { return };
+        self.unindex_task(&id);
+        self.tasks_by_service.entry(stored.service_id.clone()).or_default().insert(id.clone());
+        if let Some(node) = &stored.node_id {
+            self.tasks_by_node.entry(node.clone()).or_default().insert(id.clone());
+        }
+        self.tasks.insert(id, stored);
+    }
+
+    fn unindex_task(&mut self, id: &TaskId) {
+        let Some(old) = self.tasks.get(id) else { return };
+        remove_from(&mut self.tasks_by_service, &old.service_id, id);
+        if let Some(node) = &old.node_id {
+            remove_from(&mut self.tasks_by_node, node, id);
+        }
+    }
+
+    fn delete(&mut self, text: &str, mod_revision: i64) {
+        self.revision = self.revision.max(mod_revision);
+        self.unreadable.remove(text);
+        let Some(key) = keys::parse(text) else { return };
+        if feeds_mesh_table(&key) {
+            self.mesh_revision = self.mesh_revision.max(mod_revision);
+        }
+        match key {
+            Key::Cluster => self.cluster = None,
+            Key::Leader => self.leader = None,
+            Key::Service(id) => drop(self.services.remove(&id)),
+            Key::Spec(service, version) => drop(self.specs.remove(&(service, version))),
+            Key::Name(kind, name) => drop(self.names.remove(&(kind, name))),
+            Key::Port(protocol, port) => drop(self.ports.remove(&(protocol, port))),
+            Key::Node(id) => drop(self.nodes.remove(&id)),
+            Key::Liveness(id) => drop(self.liveness.remove(&id)),
+            Key::Ack(id) => drop(self.acks.remove(&id)),
+            Key::Task(id) => {
+                self.unindex_task(&id);
+                self.tasks.remove(&id);
+            }
+            Key::Status(id) => drop(self.statuses.remove(&id)),
+            Key::Network(id) => drop(self.networks.remove(&id)),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&mut self, item: &KeyValue) -> Option<Stored<T>> {
+        match codec::decode(&item.value) {
+            Ok(value) => Some(Arc::new(Versioned {
+                value,
+                create_revision: item.create_revision,
+                mod_revision: item.mod_revision,
+            })),
+            Err(error) => {
+                self.unreadable.insert(item.key.clone(), error.to_string());
+                None
+            }
+        }
+    }
+}
+
+fn feeds_mesh_table(key: &Key) -> bool {
+    matches!(
+        key,
+        Key::Service(_) | Key::Spec(..) | Key::Task(_) | Key::Status(_) | Key::Node(_) | Key::Liveness(_)
+    )
+}
+
+fn keep<K: Ord, T>(read: Option<Stored<T>>, key: K, map: &mut BTreeMap<K, Stored<T>>) {
+    if let Some(stored) = read {
+        map.insert(key, stored);
+    }
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: &TaskId) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(key: String, value: &impl serde::Serialize, revision: i64) -> KeyValue {
+        KeyValue {
+            key,
+            value: codec::encode(value).unwrap(),
+            create_revision: revision,
+            mod_revision: revision,
+        }
+    }
+
+    fn task(id: &str, node: Option<&str>) -> Task {
+        Task {
+            id: id.into(),
+            service_id: "s".into(),
+            slot: mesh_state::task::Slot::Number(1),
+            spec_version: 1,
+            node_id: node.map(NodeId::from),
+            desired_state: TaskState::Running,
+            endpoints: Vec::new(),
+            created_at: Timestamp::default(),
+            start_after: None,
+            shutdown_at: None,
+            leader_status: TaskStatus::default(),
+        }
+    }
+
+    use mesh_state::Timestamp;
+
+    #[test]
+    fn indexes_follow_a_task_through_its_life() {
+        let mut snapshot = ClusterSnapshot::default();
+        let key = keys::task(&"t".into());
+        snapshot.apply(Change::Put(item(key.clone(), &task("t", None), 3)));
+        assert_eq!(snapshot.tasks_of(&"s".into()).count(), 1);
+        assert_eq!(snapshot.tasks_on(&"n".into()).count(), 0);
+        snapshot.apply(Change::Put(item(key.clone(), &task("t", Some("n")), 5)));
+        assert_eq!(snapshot.tasks_on(&"n".into()).count(), 1, "the task was assigned to n");
+        assert_eq!((snapshot.revision, snapshot.mesh_revision), (5, 5));
+        snapshot.apply(Change::Deleted { key, mod_revision: 6 });
+        assert_eq!(snapshot.tasks_of(&"s".into()).count() + snapshot.tasks_on(&"n".into()).count(), 0);
+    }
+
+    #[test]
+    fn an_unreadable_value_is_named_and_the_last_good_one_kept() {
+        let mut snapshot = ClusterSnapshot::default();
+        let key = keys::task(&"t".into());
+        snapshot.apply(Change::Put(item(key.clone(), &task("t", None), 3)));
+        snapshot.apply(Change::Put(KeyValue {
+            key: key.clone(),
+            value: b"{".to_vec(),
+            create_revision: 3,
+            mod_revision: 4,
+        }));
+        assert!(snapshot.unreadable.contains_key(&key));
+        assert_eq!(snapshot.tasks.len(), 1);
+    }
+}

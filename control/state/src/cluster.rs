@@ -1,0 +1,48 @@
+//! The cluster itself: ids, defaults, its CA and its join tokens.
+//!
+//! Invariant: nothing here opens without the key file, which is never in etcd.
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::ids::ClusterId;
+
+/// Bytes sealed with the cluster's key file (XChaCha20-Poly1305): nonce, then ciphertext and tag, base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sealed(pub String);
+
+/// The cluster's one record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// When the first manager made it.
+    pub created_at: Timestamp,
+    /// Node subnets come out of this.
+    pub subnet_pool: Ipv4Net,
+    /// Prefix length of a node's subnet.
+    pub subnet_prefix: u8,
+    /// Terminal tasks kept in each slot.
+    pub task_history_limit: u64,
+    /// The CA's certificate, PEM.
+    pub ca_certificate_pem: String,
+    /// The CA's key, PEM, sealed.
+    pub ca_key: Sealed,
+    /// The worker's and the manager's join token secrets, sealed.
+    pub worker_token: Sealed,
+    /// See `worker_token`.
+    pub manager_token: Sealed,
+    /// The key that authenticates relay preambles between members, sealed.
+    pub relay_key: Sealed,
+}
+
+/// Who leads, in `/leader`, bound to the leader's lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// The manager's name.
+    pub name: String,
+    /// Its advertised address.
+    pub address: String,
+}

@@ -1,0 +1,157 @@
+//! The only place where etcd paths exist.
+//!
+//! ```text
+//! /mesh/v1/cluster                      one record
+//! /mesh/v1/leader                       election, bound to a lease
+//! /mesh/v1/services/{id}
+//! /mesh/v1/specs/{service}/{version}    immutable
+//! /mesh/v1/names/{kind}/{name} → id     created iff absent, with the object
+//! /mesh/v1/ports/{proto}/{port} → service
+//! /mesh/v1/nodes/{id}
+//! /mesh/v1/liveness/{id}                whether the node is heard
+//! /mesh/v1/acks/{id}                    mesh-table generation that the node holds
+//! /mesh/v1/tasks/{id}
+//! /mesh/v1/status/{id}                  observed state of a task
+//! /mesh/v1/networks/{id}
+//! ```
+
+use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::spec::Protocol;
+
+/// Everything of mesh's lives below this.
+pub const ROOT: &str = "/mesh/v1/";
+
+/// The cluster's record.
+pub const CLUSTER: &str = "/mesh/v1/cluster";
+
+/// The leader's key.
+pub const LEADER: &str = "/mesh/v1/leader";
+
+/// A service.
+pub fn service(id: &ServiceId) -> String {
+    format!("{ROOT}services/{id}")
+}
+
+/// One version of a service's spec.
+pub fn spec(service: &ServiceId, version: u64) -> String {
+    format!("{ROOT}specs/{service}/{version}")
+}
+
+/// A name's claim. `kind` is the plural noun, as in `services`.
+pub fn name(kind: &str, name: &str) -> String {
+    format!("{ROOT}names/{kind}/{name}")
+}
+
+/// A published port's claim.
+pub fn port(protocol: Protocol, port: u16) -> String {
+    format!("{ROOT}ports/{protocol}/{port}")
+}
+
+/// A node.
+pub fn node(id: &NodeId) -> String {
+    format!("{ROOT}nodes/{id}")
+}
+
+/// Whether a node is heard.
+pub fn liveness(id: &NodeId) -> String {
+    format!("{ROOT}liveness/{id}")
+}
+
+/// The mesh-table generation a node has acknowledged.
+pub fn ack(id: &NodeId) -> String {
+    format!("{ROOT}acks/{id}")
+}
+
+/// A task.
+pub fn task(id: &TaskId) -> String {
+    format!("{ROOT}tasks/{id}")
+}
+
+/// A task's observed state.
+pub fn status(id: &TaskId) -> String {
+    format!("{ROOT}status/{id}")
+}
+
+/// A network.
+pub fn network(id: &NetworkId) -> String {
+    format!("{ROOT}networks/{id}")
+}
+
+/// What a key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// The cluster's record.
+    Cluster,
+    /// The leader's key.
+    Leader,
+    /// A service.
+    Service(ServiceId),
+    /// A version of a service's spec.
+    Spec(ServiceId, u64),
+    /// A name's claim: kind and name.
+    Name(String, String),
+    /// A port's claim: protocol and port.
+    Port(String, u16),
+    /// A node.
+    Node(NodeId),
+    /// A node's liveness.
+    Liveness(NodeId),
+    /// A node's acknowledged generation.
+    Ack(NodeId),
+    /// A task.
+    Task(TaskId),
+    /// A task's observed state.
+    Status(TaskId),
+    /// A network.
+    Network(NetworkId),
+}
+
+/// Reads a key back; `None` for one that this version doesn't know.
+pub fn parse(key: &str) -> Option<Key> {
+    let mut parts = key.strip_prefix(ROOT)?.split('/');
+    let parsed = match (parts.next()?, parts.next(), parts.next()) {
+        ("cluster", None, None) => Key::Cluster,
+        ("leader", None, None) => Key::Leader,
+        ("services", Some(id), None) => Key::Service(id.into()),
+        ("specs", Some(service), Some(version)) => Key::Spec(service.into(), version.parse().ok()?),
+        ("names", Some(kind), Some(name)) => Key::Name(kind.to_owned(), name.to_owned()),
+        ("ports", Some(protocol), Some(port)) => Key::Port(protocol.to_owned(), port.parse().ok()?),
+        ("nodes", Some(id), None) => Key::Node(id.into()),
+        ("liveness", Some(id), None) => Key::Liveness(id.into()),
+        ("acks", Some(id), None) => Key::Ack(id.into()),
+        ("tasks", Some(id), None) => Key::Task(id.into()),
+        ("status", Some(id), None) => Key::Status(id.into()),
+        ("networks", Some(id), None) => Key::Network(id.into()),
+        _ => return None,
+    };
+    parts.next().is_none().then_some(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_reads_back() {
+        let (service_id, task_id, node_id) = (ServiceId::from("s1"), TaskId::from("t1"), NodeId::from("n1"));
+        let cases = [
+            (CLUSTER.to_owned(), Key::Cluster),
+            (LEADER.to_owned(), Key::Leader),
+            (service(&service_id), Key::Service(service_id.clone())),
+            (spec(&service_id, 7), Key::Spec(service_id.clone(), 7)),
+            (name("services", "web"), Key::Name("services".into(), "web".into())),
+            (port(Protocol::Tcp, 80), Key::Port("tcp".into(), 80)),
+            (node(&node_id), Key::Node(node_id.clone())),
+            (liveness(&node_id), Key::Liveness(node_id.clone())),
+            (ack(&node_id), Key::Ack(node_id.clone())),
+            (task(&task_id), Key::Task(task_id.clone())),
+            (status(&task_id), Key::Status(task_id)),
+            (network(&NetworkId::from("w")), Key::Network("w".into())),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(&text), Some(expected), "reading {text}");
+        }
+        assert_eq!(parse("/mesh/v1/later/x"), None);
+        assert_eq!(parse("/elsewhere"), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! A member node: what its operator wants of it, what it says of itself, and whether it is heard.
+
+use std::net::IpAddr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::ids::NodeId;
+use crate::spec::{Extra, Labels};
+
+/// A node. Spec by the operator, the rest by the manager that admitted it, under a compare.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id, also its certificate's common name.
+    pub id: NodeId,
+    /// What its operator wants.
+    pub spec: NodeSpec,
+    /// What it said of itself when it last connected.
+    pub description: NodeDescription,
+    /// Where it forwards and tunnels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Its tasks' network, out of the cluster's pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Ipv4Net>,
+    /// When it joined.
+    pub created_at: Timestamp,
+    /// When its spec or description was last written.
+    pub updated_at: Timestamp,
+}
+
+/// What an operator wants of a node, in Docker's spelling.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NodeSpec {
+    /// A name; usually empty, the hostname serves.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Labels for constraints and preferences.
+    pub labels: Labels,
+    /// Worker or manager.
+    pub role: NodeRole,
+    /// Whether it takes tasks.
+    pub availability: Availability,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A node's role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// Runs tasks.
+    #[default]
+    Worker,
+    /// Also runs the control plane.
+    Manager,
+}
+
+impl NodeRole {
+    /// Docker's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Manager => "manager",
+        }
+    }
+}
+
+/// Whether a node takes tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// It does.
+    #[default]
+    Active,
+    /// It keeps what it has and takes no more.
+    Pause,
+    /// Its tasks move elsewhere.
+    Drain,
+}
+
+/// What a node says of itself when it connects.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeDescription {
+    /// Its hostname.
+    pub hostname: String,
+    /// `x86_64`.
+    pub architecture: String,
+    /// `linux`.
+    pub os: String,
+    /// Billionths of a CPU.
+    pub nano_cpus: i64,
+    /// Bytes of memory.
+    pub memory_bytes: i64,
+    /// The local engine's version.
+    pub engine_version: String,
+    /// The engine's labels.
+    pub engine_labels: Labels,
+    /// Engine plugins as (type, name).
+    pub plugins: Vec<(String, String)>,
+    /// mesh-agent's version.
+    pub agent_version: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// The datapath in force: `xdp`, `tc` or `userspace`.
+    pub datapath: String,
+    /// Address and port of the manager on this node, if it runs one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager_address: Option<String>,
+}
+
+/// Whether a node is heard. Written by the manager that holds its stream, and by the leader when no manager does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Liveness {
+    /// What the cluster believes.
+    pub state: NodeState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why (`heartbeat failure`); empty when it is ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The manager that holds or last held its stream: its name.
+    #[serde(default)]
+    pub manager: String,
+}
+
+/// What the cluster believes of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Heard.
+    Ready,
+    /// Not heard for a moment: out of the mesh's selection, its tasks stay.
+    Silent,
+    /// Three heartbeats missed: its tasks are replaced elsewhere.
+    Down,
+}
+
+impl NodeState {
+    /// The name in metrics and in `mesh status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Silent => "silent",
+            Self::Down => "down",
+        }
+    }
+}

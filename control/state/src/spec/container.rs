@@ -1,0 +1,59 @@
+//! The container of a task, in Docker's spelling.
+
+use serde::{Deserialize, Serialize};
+
+use super::service::null_as_default;
+use super::{Extra, Labels};
+
+/// What the agent makes a container of. Fields that only the engine reads travel in `extra`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerSpec {
+    /// Image reference, with a digest if the client resolved it.
+    pub image: String,
+    /// Labels of the container.
+    #[serde(skip_serializing_if = "Labels::is_empty", deserialize_with = "null_as_default")]
+    pub labels: Labels,
+    /// Replaces the image's entrypoint.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub command: Vec<String>,
+    /// Replaces the image's command.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub args: Vec<String>,
+    /// Hostname inside the container.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// `KEY=value` pairs.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub env: Vec<String>,
+    /// Working directory.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub dir: String,
+    /// User and group.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// Signal that asks the task to stop; absent means the image's, else SIGTERM.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub stop_signal: String,
+    /// Nanoseconds between the stop signal and SIGKILL; absent means 10 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_grace_period: Option<i64>,
+    /// Health check; absent means the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthConfig>,
+    /// Whatever else the client sent (mounts, secrets, privileges, hosts …).
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// A health check as Docker spells it; durations in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthConfig {
+    /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", …]`; empty means the image's.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub test: Vec<String>,
+    /// Intervals, retries and whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}

@@ -1,0 +1,25 @@
+//! What a user asks for: Docker's `ServiceSpec`, spelled as Docker spells it.
+//!
+//! Invariants: no field is lost on a round trip (what mesh doesn't read stays in `extra`); absent stays absent, so a spec that
+//! is read, left alone and written back is equal. Defaults are applied where a decision is taken, by the methods here.
+//!
+//! Left to others: validation (control's API) and every decision.
+
+mod container;
+mod policy;
+mod port;
+mod service;
+
+pub use container::{ContainerSpec, HealthConfig};
+pub use policy::{
+    FailureAction, Placement, PlacementPreference, ResourceLimits, ResourceReservations, Resources,
+    RestartCondition, RestartPolicy, SpreadOver, UpdateConfig, UpdateOrder,
+};
+pub use port::{EndpointSpec, PortConfig, Protocol, PublishMode};
+pub use service::{GlobalMode, ReplicatedMode, ServiceMode, ServiceSpec, TaskSpec};
+
+/// Fields of an object that mesh keeps without reading them.
+pub type Extra = serde_json::Map<String, serde_json::Value>;
+
+/// Labels: key to value, ordered so that equal specs have equal encodings.
+pub type Labels = std::collections::BTreeMap<String, String>;

@@ -1,0 +1,204 @@
+//! Resources, placement, restart and update policies, with Swarm's defaults as methods.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Extra;
+use super::service::null_as_default;
+
+/// Limits that the engine enforces and reservations that the scheduler honours.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Resources {
+    /// Upper bounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResourceLimits>,
+    /// What must be free on a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservations: Option<ResourceReservations>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Upper bounds of a task.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ResourceLimits {
+    /// Billionths of a CPU; absent or 0 is unlimited.
+    #[serde(rename = "NanoCPUs", skip_serializing_if = "Option::is_none")]
+    pub nano_cpus: Option<i64>,
+    /// Bytes; absent or 0 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<i64>,
+    /// Processes; absent or 0 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<i64>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What a task needs free on its node.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ResourceReservations {
+    /// Billionths of a CPU.
+    #[serde(rename = "NanoCPUs", skip_serializing_if = "Option::is_none")]
+    pub nano_cpus: Option<i64>,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<i64>,
+    /// Generic resources and whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Where tasks may run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Placement {
+    /// `key==value` or `key!=value`, all must hold.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub constraints: Vec<String>,
+    /// Spread preferences, outermost first.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub preferences: Vec<PlacementPreference>,
+    /// At most so many tasks of the service a node; 0 is unlimited.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub max_replicas: u64,
+    /// Platforms and whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// One placement preference.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PlacementPreference {
+    /// Spread evenly over the values of a label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<SpreadOver>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// The label to spread over, such as `node.labels.zone`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SpreadOver {
+    /// The label's full key.
+    pub spread_descriptor: String,
+}
+
+/// When a dead task is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartCondition {
+    /// Never.
+    None,
+    /// After a failure.
+    OnFailure,
+    /// Whatever its end was.
+    #[default]
+    Any,
+}
+
+/// Restart policy of a service's tasks.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RestartPolicy {
+    /// Absent means any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<RestartCondition>,
+    /// Nanoseconds before the replacement starts; absent means 5 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<u64>,
+    /// Attempts within the window; absent or 0 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u64>,
+    /// Nanoseconds over which attempts count; absent or 0 is for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl RestartPolicy {
+    /// Swarm's default restart delay.
+    pub const DEFAULT_DELAY: Duration = Duration::from_secs(5);
+
+    /// The delay in force.
+    pub fn delay(&self) -> Duration {
+        self.delay.map_or(Self::DEFAULT_DELAY, Duration::from_nanos)
+    }
+
+    /// The condition in force.
+    pub fn condition(&self) -> RestartCondition {
+        self.condition.unwrap_or_default()
+    }
+}
+
+/// What to do when updated tasks fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureAction {
+    /// Stop and wait for the user.
+    #[default]
+    Pause,
+    /// Go on.
+    Continue,
+    /// Return to the previous spec.
+    Rollback,
+}
+
+/// Which of the old and the new task goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The old one stops, then the new one starts.
+    #[default]
+    StopFirst,
+    /// The new one starts, then the old one stops.
+    StartFirst,
+}
+
+/// How an update or a rollback proceeds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UpdateConfig {
+    /// Slots at a time; 0 is all at once.
+    pub parallelism: u64,
+    /// Nanoseconds between batches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<i64>,
+    /// Absent or empty means pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure_action: Option<FailureAction>,
+    /// Nanoseconds after its start within which a task's death is the update's failure; absent means 5 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<i64>,
+    /// Share of failed slots that is borne.
+    pub max_failure_ratio: f32,
+    /// Absent or empty means stop-first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<UpdateOrder>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl UpdateConfig {
+    /// What an absent block means: one slot at a time, pause on failure, monitor 5 s, stop-first.
+    pub fn swarm_default() -> Self {
+        Self { parallelism: 1, ..Self::default() }
+    }
+}

@@ -1,0 +1,148 @@
+//! The top of a service's spec: name, labels, mode and what its tasks are made of.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ContainerSpec, EndpointSpec, Extra, Labels, Placement, Resources, RestartPolicy, UpdateConfig};
+
+/// A service as its user wants it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ServiceSpec {
+    /// Unique among services, a DNS label of at most 63 characters.
+    pub name: String,
+    /// Labels of the service (not of its containers). `mesh.lb.*` are read by mesh.
+    #[serde(deserialize_with = "null_as_default")]
+    pub labels: Labels,
+    /// What each task is made of.
+    pub task_template: TaskSpec,
+    /// Replicated or global; absent means replicated, one replica.
+    pub mode: ServiceMode,
+    /// How an update proceeds; absent means Swarm's defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_config: Option<UpdateConfig>,
+    /// How a rollback proceeds; absent means Swarm's defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_config: Option<UpdateConfig>,
+    /// Published ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_spec: Option<EndpointSpec>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// What a task runs, where and with what.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TaskSpec {
+    /// The container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_spec: Option<ContainerSpec>,
+    /// Limits and reservations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// When and how fast a dead task is replaced; absent means Swarm's defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// Constraints, preferences, platforms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+    /// Raised by `--force` to make every task dirty.
+    pub force_update: u64,
+    /// Whatever else the client sent (networks, log driver, runtime …).
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// How many tasks a service has and where. Exactly one field is present after [`ServiceMode::filled`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ServiceMode {
+    /// A number of tasks, spread over the nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicated: Option<ReplicatedMode>,
+    /// One task on every node that meets the constraints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global: Option<GlobalMode>,
+    /// Job modes and whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl ServiceMode {
+    /// The mode with Swarm's default written out: nothing means replicated, one replica. The CLI's wait loop refuses an
+    /// unfilled mode.
+    #[must_use]
+    pub fn filled(mut self) -> Self {
+        if self.global.is_none() && self.extra.is_empty() {
+            let replicated = self.replicated.get_or_insert_default();
+            replicated.replicas.get_or_insert(1);
+        }
+        self
+    }
+
+    /// Replicas wanted, if the service is replicated.
+    pub fn replicas(&self) -> Option<u64> {
+        match (&self.replicated, &self.global) {
+            (Some(replicated), None) => Some(replicated.replicas.unwrap_or(1)),
+            (None, None) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// A replicated service's size.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ReplicatedMode {
+    /// Tasks wanted; absent means 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u64>,
+}
+
+/// Marks a global service.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GlobalMode {}
+
+/// Reads `null` as the default: Go clients write absent maps and lists so.
+pub(super) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_loses_nothing_on_a_round_trip() {
+        let given = serde_json::json!({
+            "Name": "web", "Labels": {"a": "b"},
+            "TaskTemplate": {
+                "ContainerSpec": {"Image": "nginx", "Init": false, "DNSConfig": {}, "Healthcheck": {"Test": ["NONE"]}, "Novel": 7},
+                "Resources": {"Limits": {"NanoCPUs": 5, "Pids": 9}, "Reservations": {}},
+                "Placement": {"Constraints": ["node.role==worker"], "Platforms": [{"OS": "linux"}]},
+                "ForceUpdate": 0, "Runtime": "container", "Networks": [{"Target": "n"}]
+            },
+            "Mode": {"Replicated": {"Replicas": 2}},
+            "EndpointSpec": {"Mode": "vip", "Ports": [
+                {"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 80, "PublishMode": "ingress"}]},
+            "Later": {"x": [1]}
+        });
+        let spec: ServiceSpec = serde_json::from_value(given.clone()).unwrap();
+        let back = serde_json::to_value(&spec).unwrap();
+        assert_eq!(back, given, "expected the spec as it was given");
+    }
+
+    #[test]
+    fn an_absent_mode_means_one_replica() {
+        let spec: ServiceSpec =
+            serde_json::from_str(r#"{"Name":"x","Labels":null,"Mode":{"Replicated":{}}}"#).unwrap();
+        assert_eq!(spec.mode.replicas(), Some(1));
+        let filled = serde_json::to_value(spec.mode.filled()).unwrap();
+        assert_eq!(filled, serde_json::json!({"Replicated": {"Replicas": 1}}));
+    }
+}

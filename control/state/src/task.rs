@@ -1,0 +1,209 @@
+//! A task: one attempt at filling a slot of a service. A failed task is replaced, never revived.
+//!
+//! Invariants: [`Task`] is written by the leader's reconcilers, [`TaskStatus`] by the node service on behalf of the task's node;
+//! an observed state only rises ([`TaskStatus::advance`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::ids::{BackendId, NodeId, ServiceId, TaskId};
+use crate::spec::{Protocol, TaskSpec};
+
+/// A task's life, in its order. Used for what is desired and for what is observed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    /// Made by an orchestrator.
+    #[default]
+    New,
+    /// Waits for a node.
+    Pending,
+    /// Has a node.
+    Assigned,
+    /// The node took it.
+    Accepted,
+    /// The image is pulled, the container made.
+    Preparing,
+    /// Prepared; waits for its turn to start.
+    Ready,
+    /// The container starts, or is not healthy yet.
+    Starting,
+    /// Runs, and is healthy if it has a health check.
+    Running,
+    /// Ended with success.
+    Complete,
+    /// Was asked to stop, and stopped.
+    Shutdown,
+    /// Ended with failure.
+    Failed,
+    /// Could not be prepared.
+    Rejected,
+    /// Its slot is gone; wanted only as a desired state.
+    Remove,
+    /// Its node has been away for too long.
+    Orphaned,
+}
+
+impl TaskState {
+    /// Docker's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Pending => "pending",
+            Self::Assigned => "assigned",
+            Self::Accepted => "accepted",
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Shutdown => "shutdown",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Remove => "remove",
+            Self::Orphaned => "orphaned",
+        }
+    }
+
+    /// Whether nothing more happens to a task observed here.
+    pub fn is_terminal(self) -> bool {
+        self > Self::Running
+    }
+}
+
+/// What a task fills: a number within a replicated service, or a node of a global one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slot {
+    /// Replicated: 1, 2, …
+    Number(u64),
+    /// Global: the node.
+    Node(NodeId),
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Node(node) => write!(f, "{node}"),
+        }
+    }
+}
+
+/// One ingress-published port of a task: what the mesh calls a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskEndpoint {
+    /// Its id in maps and on the wire.
+    pub backend_id: BackendId,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port that nodes answer on.
+    pub published_port: u16,
+    /// Port that the task listens on.
+    pub target_port: u16,
+}
+
+/// A task, as the leader wants it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// The service it belongs to.
+    pub service_id: ServiceId,
+    /// What it fills.
+    pub slot: Slot,
+    /// The service's spec version that it was made from (`/specs/{service}/{version}`).
+    pub spec_version: u64,
+    /// Where it runs; absent until it is scheduled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<NodeId>,
+    /// How far it is to go: `ready`, `running`, `shutdown` or `remove`.
+    pub desired_state: TaskState,
+    /// Its backends, one for each ingress-published port.
+    #[serde(default)]
+    pub endpoints: Vec<TaskEndpoint>,
+    /// When it was made. Orders a slot's history.
+    pub created_at: Timestamp,
+    /// A replacement waits with desired `ready` until this moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_after: Option<Timestamp>,
+    /// When the leader last asked it to stop; absent while it is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_at: Option<Timestamp>,
+    /// State, message and error that the leader itself gives a task before any node has it (pending, and why).
+    pub leader_status: TaskStatus,
+}
+
+/// What was observed of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// The highest state seen.
+    pub state: TaskState,
+    /// When it was reached.
+    #[serde(default)]
+    pub timestamp: Timestamp,
+    /// Swarm's word for the step ("started").
+    #[serde(default)]
+    pub message: String,
+    /// Why it failed or waits; empty if it doesn't.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub err: String,
+    /// Its container, once made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerStatus>,
+}
+
+impl TaskStatus {
+    /// The newer of the two: a state never falls, and a terminal one is final.
+    #[must_use]
+    pub fn advance(self, newer: Self) -> Self {
+        let terminal = self.state.is_terminal();
+        if newer.state < self.state || (terminal && newer.state != self.state) { self } else { newer }
+    }
+}
+
+/// What the engine says of a task's container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// The container's id.
+    pub container_id: String,
+    /// Its first process in the node's pid namespace, 0 when it isn't running.
+    pub pid: i64,
+    /// Its exit code, once it ended.
+    pub exit_code: i64,
+    /// Its address on the node's mesh network, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::IpAddr>,
+}
+
+/// What a node needs to run a task, sent down the node's stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The task.
+    pub task: Task,
+    /// `web.3`, or `web.<node id>` for a global service; the container is called `{name}.{task id}`.
+    pub name: String,
+    /// The service's name, for container labels.
+    pub service_name: String,
+    /// The service's labels, for container labels and templates.
+    pub service_labels: crate::spec::Labels,
+    /// What to run.
+    pub spec: TaskSpec,
+    /// Ports published on the task's own node only (`mode=host`).
+    #[serde(default)]
+    pub host_ports: Vec<crate::spec::PortConfig>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observed_state_only_rises() {
+        let at = |state| TaskStatus { state, ..TaskStatus::default() };
+        assert_eq!(at(TaskState::Running).advance(at(TaskState::Starting)).state, TaskState::Running);
+        assert_eq!(at(TaskState::Running).advance(at(TaskState::Failed)).state, TaskState::Failed);
+        assert_eq!(at(TaskState::Failed).advance(at(TaskState::Orphaned)).state, TaskState::Failed);
+        assert_eq!(at(TaskState::Shutdown).advance(at(TaskState::Failed)).state, TaskState::Shutdown);
+    }
+}
