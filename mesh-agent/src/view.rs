@@ -1,0 +1,309 @@
+//! What this node knows of the mesh: one immutable view, made from the tables that a manager sends.
+//!
+//! Invariants: a view is never changed, only replaced; [`NodeView::apply`] is pure, and either takes a whole message or none of
+//! it. Generations only rise, and a delta is taken only on the generation it was made for.
+//!
+//! Left to others: receiving tables (`control_link`), and following the view (`datapath`, `proxy`, `metrics`).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::lb::Policy;
+use mesh_state::proto;
+use mesh_state::spec::Protocol;
+use thiserror::Error;
+
+/// The mesh as this node last heard of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeView {
+    /// Which table this is; 0 before the first.
+    pub generation: u64,
+    /// When the newest change in it was committed, milliseconds since 1970.
+    pub committed_unix_ms: u64,
+    /// This node; empty before it joined.
+    pub node_id: NodeId,
+    /// Where this node forwards and tunnels.
+    pub address: Ipv4Addr,
+    /// The network of this node's tasks, once a manager gave one.
+    pub subnet: Option<Ipv4Net>,
+    /// Every member node, this one included.
+    pub nodes: BTreeMap<NodeId, PeerNode>,
+    /// Services with published ports.
+    pub services: BTreeMap<ServiceId, ServiceView>,
+    /// Their backends.
+    pub backends: BTreeMap<BackendId, BackendView>,
+}
+
+/// A member node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerNode {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it forwards and tunnels.
+    pub address: Ipv4Addr,
+    /// Its hostname.
+    pub hostname: String,
+}
+
+/// A service as far as the mesh needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceView {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// How new flows get their backend.
+    pub policy: Policy,
+    /// Its published ports.
+    pub ports: Vec<PortView>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortView {
+    /// Transport.
+    pub protocol: Protocol,
+    /// The port that every node answers on.
+    pub published: u16,
+    /// The port that tasks listen on.
+    pub target: u16,
+}
+
+/// A backend: one published port of one task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendView {
+    /// Its id in maps and on the wire.
+    pub id: BackendId,
+    /// The service it belongs to.
+    pub service_id: ServiceId,
+    /// Its task.
+    pub task_id: TaskId,
+    /// The task's name, `web.3`.
+    pub task_name: String,
+    /// The node that runs the task.
+    pub node_id: NodeId,
+    /// The task's address, unique in the cluster.
+    pub address: IpAddr,
+    /// Transport.
+    pub protocol: Protocol,
+    /// The port that nodes answer on.
+    pub published: u16,
+    /// The port that the task listens on.
+    pub target: u16,
+    /// Whether it takes new flows.
+    pub state: BackendState,
+    /// Its share of new flows; 1 is the usual one.
+    pub weight: NonZeroU32,
+    /// The task's container.
+    pub container_id: String,
+}
+
+/// Whether a backend takes new flows. The order is the order of preference: the best state that any backend has is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendState {
+    /// It does.
+    Active,
+    /// Only if none is active; its flows live.
+    Draining,
+    /// Its node is silent: only if there is neither an active nor a draining one.
+    Silent,
+}
+
+impl BackendState {
+    /// Every state, best first.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Draining, Self::Silent];
+}
+
+/// Why a table was refused. The view it was meant for stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ViewError {
+    /// A delta for another generation than ours: the stream lost a message. A new session brings the whole table.
+    #[error("a delta on generation {base} doesn't fit our generation {ours}: ask for the whole table")]
+    Gap {
+        /// What the delta stands on.
+        base: u64,
+        /// What we hold.
+        ours: u64,
+    },
+    /// An older table than ours, from a manager that lags behind.
+    #[error(
+        "table of generation {got} is older than ours, {ours}: wait for the manager to catch up, or ask another"
+    )]
+    Stale {
+        /// What came.
+        got: u64,
+        /// What we hold.
+        ours: u64,
+    },
+    /// An entry that can't be read.
+    #[error(
+        "{kind} {id}: bad {field} {value:?}: manager and agent are of different versions, upgrade the older"
+    )]
+    Entry {
+        /// `node`, `service` or `backend`.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// The field.
+        field: &'static str,
+        /// What it held.
+        value: String,
+    },
+}
+
+impl NodeView {
+    /// The view of a node that has heard of no table yet.
+    pub fn new(node_id: NodeId, address: Ipv4Addr) -> Self {
+        Self {
+            generation: 0,
+            committed_unix_ms: 0,
+            node_id,
+            address,
+            subnet: None,
+            nodes: BTreeMap::new(),
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+        }
+    }
+
+    /// This view with the table, or the changes to it, that a manager sent.
+    ///
+    /// # Errors
+    /// The message doesn't fit this view, or holds an entry that can't be read; see [`ViewError`].
+    pub fn apply(&self, table: &proto::MeshTable) -> Result<Self, ViewError> {
+        let whole = table.base_generation == 0;
+        if !whole && table.base_generation != self.generation {
+            return Err(ViewError::Gap { base: table.base_generation, ours: self.generation });
+        }
+        if table.generation < self.generation {
+            return Err(ViewError::Stale { got: table.generation, ours: self.generation });
+        }
+        let mut next = if whole {
+            Self { subnet: self.subnet, ..Self::new(self.node_id.clone(), self.address) }
+        } else {
+            self.clone()
+        };
+        next.generation = table.generation;
+        next.committed_unix_ms = table.committed_unix_ms;
+        next.remove(table);
+        for node in &table.nodes {
+            next.nodes.insert(node.id.as_str().into(), read_node(node)?);
+        }
+        for service in &table.services {
+            next.services.insert(service.id.as_str().into(), read_service(service)?);
+        }
+        for backend in &table.backends {
+            let backend = read_backend(backend)?;
+            next.backends.insert(backend.id, backend);
+        }
+        Ok(next)
+    }
+
+    fn remove(&mut self, table: &proto::MeshTable) {
+        for id in &table.removed_node_ids {
+            self.nodes.remove(&NodeId::from(id.as_str()));
+        }
+        for id in &table.removed_service_ids {
+            self.services.remove(&ServiceId::from(id.as_str()));
+        }
+        for id in table.removed_backend_ids.iter().filter_map(|id| BackendId::new(*id)) {
+            self.backends.remove(&id);
+        }
+    }
+
+    /// Whether a backend's task runs on this node.
+    pub fn is_local(&self, backend: &BackendView) -> bool {
+        backend.node_id == self.node_id
+    }
+
+    /// Every published port with its service.
+    pub fn frontends(&self) -> impl Iterator<Item = (&ServiceView, PortView)> {
+        self.services.values().flat_map(|service| service.ports.iter().map(move |port| (service, *port)))
+    }
+
+    /// The backends of one published port, in the order of their ids.
+    pub fn backends_of(&self, service: &ServiceId, port: PortView) -> impl Iterator<Item = &BackendView> {
+        self.backends.values().filter(move |backend| {
+            backend.service_id == *service
+                && backend.protocol == port.protocol
+                && backend.published == port.published
+        })
+    }
+}
+
+fn read_node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
+    Ok(PeerNode {
+        id: node.id.as_str().into(),
+        address: parse("node", &node.id, "address", &node.address)?,
+        hostname: node.hostname.clone(),
+    })
+}
+
+fn read_service(service: &proto::MeshService) -> Result<ServiceView, ViewError> {
+    let port = |port: &proto::MeshPort| {
+        Ok(PortView {
+            protocol: read_protocol("service", &service.id, &port.protocol)?,
+            published: read_port("service", &service.id, "published port", port.published)?,
+            target: read_port("service", &service.id, "target port", port.target)?,
+        })
+    };
+    Ok(ServiceView {
+        id: service.id.as_str().into(),
+        name: service.name.clone(),
+        policy: parse("service", &service.id, "policy", &service.policy)?,
+        ports: service.ports.iter().map(port).collect::<Result<_, _>>()?,
+    })
+}
+
+fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> {
+    let id = backend.id.to_string();
+    let entry = |field, value: String| ViewError::Entry { kind: "backend", id: id.clone(), field, value };
+    let state = match backend.state() {
+        proto::BackendState::Active => BackendState::Active,
+        proto::BackendState::Draining => BackendState::Draining,
+        proto::BackendState::Silent => BackendState::Silent,
+        proto::BackendState::Unspecified => return Err(entry("state", backend.state.to_string())),
+    };
+    Ok(BackendView {
+        id: BackendId::new(backend.id).ok_or_else(|| entry("id", id.clone()))?,
+        service_id: backend.service_id.as_str().into(),
+        task_id: backend.task_id.as_str().into(),
+        task_name: backend.task_name.clone(),
+        node_id: backend.node_id.as_str().into(),
+        address: parse("backend", &id, "address", &backend.address)?,
+        protocol: read_protocol("backend", &id, &backend.protocol)?,
+        published: read_port("backend", &id, "published port", backend.published)?,
+        target: read_port("backend", &id, "target port", backend.target)?,
+        state,
+        weight: NonZeroU32::new(backend.weight).ok_or_else(|| entry("weight", backend.weight.to_string()))?,
+        container_id: backend.container_id.clone(),
+    })
+}
+
+fn parse<T: FromStr>(kind: &'static str, id: &str, field: &'static str, text: &str) -> Result<T, ViewError> {
+    text.parse().map_err(|_| ViewError::Entry { kind, id: id.to_owned(), field, value: text.to_owned() })
+}
+
+fn read_protocol(kind: &'static str, id: &str, text: &str) -> Result<Protocol, ViewError> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err(ViewError::Entry { kind, id: id.to_owned(), field: "protocol", value: text.to_owned() }),
+    }
+}
+
+fn read_port(kind: &'static str, id: &str, field: &'static str, port: u32) -> Result<u16, ViewError> {
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| ViewError::Entry {
+        kind,
+        id: id.to_owned(),
+        field,
+        value: port.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests;
