@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_state::cluster::{Cluster, Leader};
+use mesh_state::cluster::{Cluster, Manager};
 use mesh_state::codec;
 use mesh_state::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
@@ -51,7 +51,9 @@ pub struct ClusterSnapshot {
     /// The cluster's record.
     pub cluster: Option<Stored<Cluster>>,
     /// Who leads.
-    pub leader: Option<Stored<Leader>>,
+    pub leader: Option<Stored<Manager>>,
+    /// Managers that are alive, by name.
+    pub managers: BTreeMap<String, Stored<Manager>>,
     /// Services by id.
     pub services: BTreeMap<ServiceId, Stored<Service>>,
     /// Spec versions that tasks refer to.
@@ -88,6 +90,8 @@ impl ClusterSnapshot {
             snapshot.put(item);
         }
         snapshot.revision = revision;
+        // What was deleted before the listing left no trace in it; it is at most as new as the listing.
+        snapshot.mesh_revision = revision;
         snapshot
     }
 
@@ -142,6 +146,7 @@ impl ClusterSnapshot {
         match key {
             Key::Cluster => self.cluster = self.read(&item).or(self.cluster.take()),
             Key::Leader => self.leader = self.read(&item).or(self.leader.take()),
+            Key::Manager(name) => keep(self.read(&item), name, &mut self.managers),
             Key::Service(id) => keep(self.read(&item), id, &mut self.services),
             Key::Spec(service, version) => keep(self.read(&item), (service, version), &mut self.specs),
             Key::Name(kind, name) => keep(self.read(&item), (kind, name), &mut self.names),
@@ -183,6 +188,7 @@ impl ClusterSnapshot {
         match key {
             Key::Cluster => self.cluster = None,
             Key::Leader => self.leader = None,
+            Key::Manager(name) => drop(self.managers.remove(&name)),
             Key::Service(id) => drop(self.services.remove(&id)),
             Key::Spec(service, version) => drop(self.specs.remove(&(service, version))),
             Key::Name(kind, name) => drop(self.names.remove(&(kind, name))),

@@ -38,11 +38,11 @@ pub struct Cluster {
     pub relay_key: Sealed,
 }
 
-/// Who leads, in `/leader`, bound to the leader's lease.
+/// A manager: in `/managers/{name}` while it lives, and in `/leader` while it leads, bound to its lease in both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leader {
-    /// The manager's name.
+pub struct Manager {
+    /// Its name: the name of the node that it runs on.
     pub name: String,
-    /// Its advertised address.
+    /// Where agents and clients reach it: its advertised address.
     pub address: String,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! /mesh/v1/cluster                      one record
 //! /mesh/v1/leader                       election, bound to a lease
+//! /mesh/v1/managers/{name}              a manager that is alive, bound to its lease
 //! /mesh/v1/services/{id}
 //! /mesh/v1/specs/{service}/{version}    immutable
 //! /mesh/v1/names/{kind}/{name} → id     created iff absent, with the object
@@ -26,6 +27,11 @@ pub const CLUSTER: &str = "/mesh/v1/cluster";
 
 /// The leader's key.
 pub const LEADER: &str = "/mesh/v1/leader";
+
+/// A living manager.
+pub fn manager(name: &str) -> String {
+    format!("{ROOT}managers/{name}")
+}
 
 /// A service.
 pub fn service(id: &ServiceId) -> String {
@@ -84,6 +90,8 @@ pub enum Key {
     Cluster,
     /// The leader's key.
     Leader,
+    /// A living manager.
+    Manager(String),
     /// A service.
     Service(ServiceId),
     /// A version of a service's spec.
@@ -112,6 +120,7 @@ pub fn parse(key: &str) -> Option<Key> {
     let parsed = match (parts.next()?, parts.next(), parts.next()) {
         ("cluster", None, None) => Key::Cluster,
         ("leader", None, None) => Key::Leader,
+        ("managers", Some(name), None) => Key::Manager(name.to_owned()),
         ("services", Some(id), None) => Key::Service(id.into()),
         ("specs", Some(service), Some(version)) => Key::Spec(service.into(), version.parse().ok()?),
         ("names", Some(kind), Some(name)) => Key::Name(kind.to_owned(), name.to_owned()),
@@ -137,6 +146,7 @@ mod tests {
         let cases = [
             (CLUSTER.to_owned(), Key::Cluster),
             (LEADER.to_owned(), Key::Leader),
+            (manager("m"), Key::Manager("m".into())),
             (service(&service_id), Key::Service(service_id.clone())),
             (spec(&service_id, 7), Key::Spec(service_id.clone(), 7)),
             (name("services", "web"), Key::Name("services".into(), "web".into())),

@@ -24,5 +24,8 @@ pub mod store;
 
 pub mod proto;
 
+#[cfg(feature = "fixtures")]
+pub mod fixtures;
+
 /// A moment, in UTC. Pure code takes it as an argument and never reads a clock.
 pub type Timestamp = chrono::DateTime<chrono::Utc>;

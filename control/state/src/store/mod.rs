@@ -5,11 +5,23 @@
 //!
 //! Left to others: what is stored ([`crate::codec`]) and why.
 
+#[cfg(all(test, feature = "fixtures"))]
+mod contract;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "memory")]
+mod memory;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use thiserror::Error;
+
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdAddressError, EtcdStore};
+#[cfg(feature = "memory")]
+pub use memory::MemoryStore;
 
 /// One key with its value and revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +49,24 @@ pub enum Compare {
     CreateRevision(String, i64),
 }
 
-/// One write of a transaction.
+impl Compare {
+    /// The key that is compared.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Absent(key)
+            | Self::Exists(key)
+            | Self::ModRevision(key, _)
+            | Self::CreateRevision(key, _) => key,
+        }
+    }
+
+    /// Bytes that it takes of a transaction.
+    pub fn size(&self) -> usize {
+        self.key().len()
+    }
+}
+
+/// One write of a transaction. etcd takes one write a key in each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Write the key; bound to a lease if one is given.
@@ -62,13 +91,26 @@ impl Op {
         Self::Put { key: key.into(), value, lease: None }
     }
 
+    /// A write that ends with `lease`.
+    pub fn put_leased(key: impl Into<String>, value: Vec<u8>, lease: i64) -> Self {
+        Self::Put { key: key.into(), value, lease: Some(lease) }
+    }
+
     /// A deletion.
     pub fn delete(key: impl Into<String>) -> Self {
         Self::Delete { key: key.into() }
     }
+
+    /// Bytes that it takes of a transaction.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
-/// Operations (compares and writes together) that etcd takes in a transaction.
+/// Compares that etcd takes in a transaction, and, counted apart, writes.
 pub const MAX_TXN_OPS: usize = 128;
 
 /// Bytes of keys and values kept below in one transaction; etcd's own limit is 1.5 MiB a request.
@@ -106,6 +148,24 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(item) => &item.key,
+            Self::Deleted { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    pub fn mod_revision(&self) -> i64 {
+        match self {
+            Self::Put(item) => item.mod_revision,
+            Self::Deleted { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 /// What a watch yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
@@ -124,15 +184,25 @@ pub enum WatchEvent {
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No endpoint answered.
-    #[error("reach etcd: {0}")]
-    Unavailable(String),
-    /// The operation took longer than its deadline.
-    #[error("etcd did not answer within {0:?}")]
-    Deadline(Duration),
+    #[error("cannot reach etcd for {operation}: {message}")]
+    Unavailable {
+        /// The operation, as in metrics.
+        operation: &'static str,
+        /// What the connection said.
+        message: String,
+    },
+    /// The operation took longer than its deadline: a write may or may not have been applied.
+    #[error("etcd did not answer {operation} within {deadline:?}")]
+    Deadline {
+        /// The operation, as in metrics.
+        operation: &'static str,
+        /// How long it was given.
+        deadline: Duration,
+    },
     /// etcd refused the request.
     #[error("etcd refused {operation}: {message}")]
     Refused {
-        /// The operation, as in metrics: get, list, txn, watch, lease.
+        /// The operation, as in metrics: get, list, txn, watch, lease, compact.
         operation: &'static str,
         /// etcd's words.
         message: String,
@@ -142,11 +212,34 @@ pub enum StoreError {
         "transaction of {ops} operations and {bytes} bytes is too large: at most {MAX_TXN_OPS} and {MAX_TXN_BYTES}"
     )]
     TooLarge {
-        /// Compares and writes.
+        /// Compares or writes, whichever are more.
         ops: usize,
         /// Bytes of keys and values.
         bytes: usize,
     },
+}
+
+impl StoreError {
+    /// The operation that failed, as in metrics.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Unavailable { operation, .. }
+            | Self::Deadline { operation, .. }
+            | Self::Refused { operation, .. } => operation,
+            Self::TooLarge { .. } => "txn",
+        }
+    }
+}
+
+/// Refuses a transaction that etcd would refuse, with the same answer from every store.
+#[cfg(any(feature = "etcd", feature = "memory"))]
+fn check_size(compares: &[Compare], ops: &[Op]) -> Result<(), StoreError> {
+    let count = compares.len().max(ops.len());
+    let bytes = compares.iter().map(Compare::size).chain(ops.iter().map(Op::size)).sum();
+    if count > MAX_TXN_OPS || bytes > MAX_TXN_BYTES {
+        return Err(StoreError::TooLarge { ops: count, bytes });
+    }
+    Ok(())
 }
 
 /// A key-value store with revisions, transactions, leases and watches: etcd, or memory in tests.
@@ -175,6 +268,10 @@ pub trait Store: Send + Sync + 'static {
     /// Prolongs a lease once. `false`: it had ended already.
     async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError>;
 
-    /// Ends a lease and deletes its keys.
+    /// Ends a lease and deletes its keys. A lease that has ended already is no error.
     async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError>;
+
+    /// Forgets the history before `revision`: a watch from before it is answered with [`WatchEvent::Compacted`]. History
+    /// that is forgotten already is no error.
+    async fn compact(&self, revision: i64) -> Result<(), StoreError>;
 }

@@ -1,0 +1,273 @@
+//! The store on etcd v3: the only module that knows etcd's client.
+//!
+//! Invariants: every call has a deadline; reads are linearizable; a watch goes through a member that has a leader, so one cut off
+//! from its peers ends the watch instead of going quiet.
+//!
+//! Left to others: trying again (each caller knows its own patience), and running etcd.
+
+use std::future::Future;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Client, CompareOp, ConnectOptions, Error as EtcdError, EventType, GetOptions, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchResponse, WatchStream,
+};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use thiserror::Error;
+
+use super::{Change, Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
+
+/// Given to reads and writes of few keys.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
+/// Given to each page of a listing.
+const PAGE_DEADLINE: Duration = Duration::from_secs(10);
+/// Given to a new connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// HTTP/2 pings while a stream is open. etcd cuts off clients that ping more often than every 5 s.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// A ping unanswered for so long ends the connection.
+const PING_DEADLINE: Duration = Duration::from_secs(3);
+/// Keys in a page of a listing.
+const PAGE_KEYS: i64 = 1000;
+/// Largest answer that is read: a page of large values, or a large revision in a watch.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
+
+/// etcd's addresses could not be understood.
+#[derive(Debug, Error)]
+#[error("read etcd addresses {addresses:?}: {message}; give them as http://HOST:2379[,…]")]
+pub struct EtcdAddressError {
+    addresses: Vec<String>,
+    message: String,
+}
+
+/// etcd, reached through one balanced connection.
+#[derive(Clone)]
+pub struct EtcdStore {
+    client: Client,
+}
+
+impl EtcdStore {
+    /// A store on the etcd members at `addresses` (`http://HOST:PORT`). Connects when first used.
+    ///
+    /// # Errors
+    /// [`EtcdAddressError`] for an address that isn't one.
+    pub async fn open(addresses: &[String]) -> Result<Self, EtcdAddressError> {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_DEADLINE)
+            .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
+            .with_require_leader(true);
+        let client = Client::connect(addresses, Some(options)).await;
+        client
+            .map(|client| Self { client })
+            .map_err(|error| EtcdAddressError { addresses: addresses.to_vec(), message: error.to_string() })
+    }
+
+    async fn page(
+        &self,
+        from: Vec<u8>,
+        end: &[u8],
+        revision: i64,
+    ) -> Result<etcd_client::GetResponse, StoreError> {
+        let options = GetOptions::new().with_range(end).with_limit(PAGE_KEYS).with_revision(revision);
+        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
+        within("list", PAGE_DEADLINE, kv.get(from, Some(options))).await
+    }
+}
+
+/// Runs one request with its deadline and names its failure.
+async fn within<T>(
+    operation: &'static str,
+    deadline: Duration,
+    request: impl Future<Output = Result<T, EtcdError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(deadline, request).await {
+        Ok(answer) => answer.map_err(|error| store_error(operation, &error)),
+        Err(_) => Err(StoreError::Deadline { operation, deadline }),
+    }
+}
+
+fn store_error(operation: &'static str, error: &EtcdError) -> StoreError {
+    // gRPC's codes for "come back later"; their numbers are fixed by gRPC's specification.
+    const CANCELLED: i32 = 1;
+    const UNKNOWN: i32 = 2;
+    const UNAVAILABLE: i32 = 14;
+    let message = error.to_string();
+    match error {
+        EtcdError::GRpcStatus(status) => match status.code() as i32 {
+            CANCELLED | UNKNOWN | UNAVAILABLE => StoreError::Unavailable { operation, message },
+            _ => StoreError::Refused { operation, message: status.message().to_owned() },
+        },
+        EtcdError::InvalidArgs(_) => StoreError::Refused { operation, message },
+        _ => StoreError::Unavailable { operation, message },
+    }
+}
+
+fn key_value(item: &etcd_client::KeyValue) -> KeyValue {
+    KeyValue {
+        key: String::from_utf8_lossy(item.key()).into_owned(),
+        value: item.value().to_vec(),
+        create_revision: item.create_revision(),
+        mod_revision: item.mod_revision(),
+    }
+}
+
+/// The first key after all that begin with `prefix`.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // etcd's spelling of "to the end of all keys".
+    vec![0]
+}
+
+fn compare(compare: Compare) -> etcd_client::Compare {
+    match compare {
+        Compare::Absent(key) => etcd_client::Compare::create_revision(key, CompareOp::Equal, 0),
+        Compare::Exists(key) => etcd_client::Compare::create_revision(key, CompareOp::Greater, 0),
+        Compare::ModRevision(key, revision) => {
+            etcd_client::Compare::mod_revision(key, CompareOp::Equal, revision)
+        }
+        Compare::CreateRevision(key, revision) => {
+            etcd_client::Compare::create_revision(key, CompareOp::Equal, revision)
+        }
+    }
+}
+
+fn operation(op: Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            TxnOp::put(key, value, lease.map(|lease| PutOptions::new().with_lease(lease)))
+        }
+        Op::Delete { key } => TxnOp::delete(key, None),
+    }
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let answer = within("get", REQUEST_DEADLINE, kv.get(key, None)).await?;
+        Ok(answer.kvs().first().map(key_value))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let end = prefix_end(prefix);
+        let mut items: Vec<KeyValue> = Vec::new();
+        let (mut from, mut revision) = (prefix.as_bytes().to_vec(), 0);
+        loop {
+            let answer = self.page(from, &end, revision).await?;
+            if revision == 0 {
+                revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            items.extend(answer.kvs().iter().map(key_value));
+            let Some(last) = answer.kvs().last().filter(|_| answer.more()) else {
+                return Ok(Listing { revision, items });
+            };
+            from = last.key().to_vec();
+            from.push(0);
+        }
+    }
+
+    async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError> {
+        check_size(&compares, &ops)?;
+        let compares: Vec<_> = compares.into_iter().map(compare).collect();
+        let ops: Vec<_> = ops.into_iter().map(operation).collect();
+        let request = Txn::new().when(compares).and_then(ops);
+        let answer = within("txn", REQUEST_DEADLINE, self.client.kv_client().txn(request)).await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(if answer.succeeded() { TxnOutcome::Committed(revision) } else { TxnOutcome::Conflict })
+    }
+
+    async fn watch(
+        &self,
+        prefix: &str,
+        from_revision: i64,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
+        let options = WatchOptions::new().with_prefix().with_start_revision(from_revision);
+        let mut client = self.client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let stream = within("watch", REQUEST_DEADLINE, client.watch(prefix, Some(options))).await?;
+        Ok(futures::stream::unfold(Some(stream), |stream| async move { next_event(stream?).await }).boxed())
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<i64, StoreError> {
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000).max(1)).unwrap_or(i64::MAX);
+        let mut leases = self.client.lease_client();
+        within("lease", REQUEST_DEADLINE, leases.grant(seconds, None)).await.map(|answer| answer.id())
+    }
+
+    async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
+        let mut leases = self.client.lease_client();
+        let request = async {
+            match leases.keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                // The client's word for an answer with no time left.
+                Err(EtcdError::LeaseKeepAliveError(message)) if message.contains("not found") => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        within("lease", REQUEST_DEADLINE, request).await
+    }
+
+    async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError> {
+        match within("lease", REQUEST_DEADLINE, self.client.lease_client().revoke(lease)).await {
+            Err(StoreError::Refused { message, .. }) if message.contains("lease not found") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn compact(&self, revision: i64) -> Result<(), StoreError> {
+        match within("compact", REQUEST_DEADLINE, self.client.kv_client().compact(revision, None)).await {
+            Err(StoreError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+type WatchItem = Result<WatchEvent, StoreError>;
+
+/// The watch's next event, and the watch if it goes on after it.
+async fn next_event(mut stream: WatchStream) -> Option<(WatchItem, Option<WatchStream>)> {
+    loop {
+        let lost = |message| StoreError::Unavailable { operation: "watch", message };
+        let answer = match stream.message().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Some((Err(lost("the watch ended".to_owned())), None)),
+            Err(error) => return Some((Err(store_error("watch", &error)), None)),
+        };
+        if answer.canceled() {
+            let item = if answer.compact_revision() > 0 {
+                Ok(WatchEvent::Compacted)
+            } else {
+                Err(lost(format!("the watch was cancelled: {}", answer.cancel_reason())))
+            };
+            return Some((item, None));
+        }
+        if let Some(event) = changes(&answer) {
+            return Some((Ok(event), Some(stream)));
+        }
+    }
+}
+
+/// The changes in an answer, if there are any. The answer's header may tell of a later revision whose events are still to come,
+/// so the revision reached is the events' own.
+fn changes(answer: &WatchResponse) -> Option<WatchEvent> {
+    let changes: Vec<Change> = answer
+        .events()
+        .iter()
+        .filter_map(|event| {
+            let item = key_value(event.kv()?);
+            Some(match event.event_type() {
+                EventType::Put => Change::Put(item),
+                EventType::Delete => Change::Deleted { key: item.key, mod_revision: item.mod_revision },
+            })
+        })
+        .collect();
+    let revision = changes.iter().map(Change::mod_revision).max()?;
+    Some(WatchEvent::Changes { revision, changes })
+}
