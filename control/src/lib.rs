@@ -8,4 +8,5 @@
 //! Left to others: packets and containers (mesh-agent).
 
 pub mod plan;
+pub mod planners;
 pub mod snapshot;

@@ -4,9 +4,10 @@
 //! leader's fence, commits all in one transaction (cut where etcd's limits demand) and discards the plan on a conflict.
 
 use mesh_state::Timestamp;
-use mesh_state::ids::{NodeId, ServiceId, TaskId};
+use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::node::{Liveness, Node};
 use mesh_state::service::Service;
+use mesh_state::spec::Protocol;
 use mesh_state::task::{Task, TaskStatus};
 
 use crate::snapshot::ClusterSnapshot;
@@ -77,6 +78,31 @@ pub enum Action {
         status: TaskStatus,
         /// The status key's revision, `None` if there is none yet.
         expected: Option<i64>,
+    },
+    /// The backend id given last, so that ids come round as late as possible.
+    SetBackendCursor {
+        /// The id.
+        last: BackendId,
+        /// The cursor key's revision, `None` if there is none yet.
+        expected: Option<i64>,
+    },
+    /// A published port claimed for a service (by a rollback); its key must not exist.
+    ClaimPort {
+        /// Transport.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// Who gets it.
+        service: ServiceId,
+    },
+    /// A published port given up (by a rollback).
+    ReleasePort {
+        /// Transport.
+        protocol: Protocol,
+        /// The port.
+        port: u16,
+        /// The revision that the decision was taken on.
+        expected: i64,
     },
 }
 

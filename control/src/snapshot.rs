@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use mesh_state::cluster::{Cluster, Manager};
 use mesh_state::codec;
-use mesh_state::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
 use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node, NodeState};
@@ -74,6 +74,8 @@ pub struct ClusterSnapshot {
     pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
     /// Networks by id.
     pub networks: BTreeMap<NetworkId, Stored<Network>>,
+    /// The backend id given last.
+    pub backend_cursor: Option<Stored<BackendId>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
     pub mesh_revision: i64,
     /// Keys whose values could not be read, with the error.
@@ -126,14 +128,23 @@ impl ClusterSnapshot {
         self.status_of(task).state
     }
 
+    /// Why a task failed or waits: its node's words, else the leader's (`assigned node no longer meets constraints`).
+    pub fn error_of<'a>(&'a self, task: &'a Task) -> &'a str {
+        let reported = &self.status_of(task).err;
+        if reported.is_empty() { &task.leader_status.err } else { reported }
+    }
+
     /// What the cluster believes of a node; a node never heard is down.
     pub fn node_state(&self, node: &NodeId) -> NodeState {
         self.liveness.get(node).map_or(NodeState::Down, |liveness| liveness.state)
     }
 
     /// The spec that a task was made from.
-    pub fn spec_of(&self, task: &Task) -> Option<&ServiceSpec> {
-        self.specs.get(&(task.service_id.clone(), task.spec_version)).map(|stored| &stored.value)
+    pub fn spec_of<'a>(&'a self, task: &Task) -> Option<&'a ServiceSpec> {
+        match self.services.get(&task.service_id) {
+            Some(service) if service.spec_version == task.spec_version => Some(&service.spec),
+            _ => self.specs.get(&(task.service_id.clone(), task.spec_version)).map(|stored| &stored.value),
+        }
     }
 
     fn put(&mut self, item: KeyValue) {
@@ -157,6 +168,7 @@ impl ClusterSnapshot {
             Key::Task(id) => self.put_task(id, &item),
             Key::Status(id) => keep(self.read(&item), id, &mut self.statuses),
             Key::Network(id) => keep(self.read(&item), id, &mut self.networks),
+            Key::BackendCursor => self.backend_cursor = self.read(&item).or(self.backend_cursor.take()),
         }
     }
 
@@ -202,6 +214,7 @@ impl ClusterSnapshot {
             }
             Key::Status(id) => drop(self.statuses.remove(&id)),
             Key::Network(id) => drop(self.networks.remove(&id)),
+            Key::BackendCursor => self.backend_cursor = None,
         }
     }
 

@@ -14,6 +14,7 @@
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
+//! /mesh/v1/backend-cursor               the backend id given last
 //! ```
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
@@ -32,6 +33,8 @@ pub const LEADER: &str = "/mesh/v1/leader";
 pub fn manager(name: &str) -> String {
     format!("{ROOT}managers/{name}")
 }
+/// The backend id given last.
+pub const BACKEND_CURSOR: &str = "/mesh/v1/backend-cursor";
 
 /// A service.
 pub fn service(id: &ServiceId) -> String {
@@ -112,6 +115,8 @@ pub enum Key {
     Status(TaskId),
     /// A network.
     Network(NetworkId),
+    /// The backend id given last.
+    BackendCursor,
 }
 
 /// Reads a key back; `None` for one that this version doesn't know.
@@ -121,6 +126,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("cluster", None, None) => Key::Cluster,
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
+        ("backend-cursor", None, None) => Key::BackendCursor,
         ("services", Some(id), None) => Key::Service(id.into()),
         ("specs", Some(service), Some(version)) => Key::Spec(service.into(), version.parse().ok()?),
         ("names", Some(kind), Some(name)) => Key::Name(kind.to_owned(), name.to_owned()),
@@ -147,6 +153,7 @@ mod tests {
             (CLUSTER.to_owned(), Key::Cluster),
             (LEADER.to_owned(), Key::Leader),
             (manager("m"), Key::Manager("m".into())),
+            (BACKEND_CURSOR.to_owned(), Key::BackendCursor),
             (service(&service_id), Key::Service(service_id.clone())),
             (spec(&service_id, 7), Key::Spec(service_id.clone(), 7)),
             (name("services", "web"), Key::Name("services".into(), "web".into())),

@@ -148,17 +148,24 @@ pub struct TaskStatus {
     /// Why it failed or waits; empty if it doesn't.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub err: String,
+    /// When it first ran; absent if it never did. Kept by [`TaskStatus::advance`], nobody else writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_at: Option<Timestamp>,
     /// Its container, once made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerStatus>,
 }
 
 impl TaskStatus {
-    /// The newer of the two: a state never falls, and a terminal one is final.
+    /// The newer of the two: a state never falls, and a terminal one is final. The moment of the first run stays.
     #[must_use]
     pub fn advance(self, newer: Self) -> Self {
         let terminal = self.state.is_terminal();
-        if newer.state < self.state || (terminal && newer.state != self.state) { self } else { newer }
+        if newer.state < self.state || (terminal && newer.state != self.state) {
+            return self;
+        }
+        let first_run = (newer.state == TaskState::Running).then_some(newer.timestamp);
+        Self { running_at: self.running_at.or(newer.running_at).or(first_run), ..newer }
     }
 }
 
@@ -205,5 +212,23 @@ mod tests {
         assert_eq!(at(TaskState::Running).advance(at(TaskState::Failed)).state, TaskState::Failed);
         assert_eq!(at(TaskState::Failed).advance(at(TaskState::Orphaned)).state, TaskState::Failed);
         assert_eq!(at(TaskState::Shutdown).advance(at(TaskState::Failed)).state, TaskState::Shutdown);
+    }
+
+    #[test]
+    fn the_first_run_is_remembered() {
+        let at = |state, seconds| TaskStatus {
+            state,
+            timestamp: Timestamp::default() + chrono::TimeDelta::seconds(seconds),
+            ..TaskStatus::default()
+        };
+        let ran =
+            at(TaskState::Starting, 1).advance(at(TaskState::Running, 2)).advance(at(TaskState::Running, 3));
+        let ended = ran.advance(at(TaskState::Failed, 9));
+        assert_eq!(
+            ended.running_at,
+            Some(at(TaskState::Running, 2).timestamp),
+            "expected the first run's moment"
+        );
+        assert_eq!(at(TaskState::Preparing, 1).advance(at(TaskState::Rejected, 2)).running_at, None);
     }
 }

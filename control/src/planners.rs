@@ -1,0 +1,24 @@
+//! The planners in the order in which the leader's driver runs them.
+//!
+//! Invariants: a planner is pure; it sees the writes of the planners before it only once they are committed and in the snapshot; planning
+//! on a plan's result plans nothing. Each writes what it owns and takes no decision for another.
+//!
+//! Left to others: committing ([`crate::plan`] says how) and waking.
+
+use mesh_state::Timestamp;
+use rand::RngCore;
+
+use crate::plan::Plan;
+use crate::snapshot::ClusterSnapshot;
+
+/// One planner.
+#[derive(Debug, Clone, Copy)]
+pub struct Planner {
+    /// Its name in logs and metrics.
+    pub name: &'static str,
+    /// The decision. Randomness serves new ids and nothing else.
+    pub plan: fn(Timestamp, &ClusterSnapshot, &mut dyn RngCore) -> Plan,
+}
+
+/// All planners. The order saves passes (what dies is replaced, then placed); any order converges.
+pub const ORDER: &[Planner] = &[];
