@@ -1,1 +1,47 @@
-fn main() {}
+//! `cargo xtask`: parses the command line and calls the library. No work happens here.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::{artifacts, lab, setup};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing to build, run and test mesh (Debian packages, bpf-linker)
+    Setup,
+    /// Build mesh-agent, mesh-control, mesh and whoami for the lab
+    Build,
+    /// A cluster on this machine: a network namespace per node, each with its own Docker engine
+    Lab(lab::cli::LabArgs),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Setup => setup::ensure(),
+        Verb::Build => {
+            setup::ensure()?;
+            let binaries = artifacts::build()?;
+            println!("built {}", binaries.directory().display());
+            Ok(())
+        }
+        Verb::Lab(args) => lab::cli::run(args),
+    }
+}

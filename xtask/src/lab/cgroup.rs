@@ -1,0 +1,151 @@
+//! Control groups as the lab's ledger of processes: what was started for a node, and all it has begotten, is in the
+//! node's groups, so that it can be found and killed when everything else about it is forgotten.
+//!
+//! Works with version 1 (daemons are kept in the `pids` hierarchy, containers in all of them) and version 2.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+const MOUNT: &str = "/sys/fs/cgroup";
+const KILL_LIMIT: Duration = Duration::from_secs(15);
+
+/// Makes the group at `path` (relative to the hierarchy's root) and returns the file a process enters it by.
+pub(super) fn entrance(path: &Path) -> Result<PathBuf> {
+    let directory = ledger_root()?.join(path);
+    fs::create_dir_all(&directory).with_context(|| format!("make cgroup {}", directory.display()))?;
+    Ok(directory.join("cgroup.procs"))
+}
+
+/// True if the process is in the group or below it.
+pub(super) fn holds(path: &Path, pid: u32) -> bool {
+    processes_below(path).is_ok_and(|pids| pids.contains(&pid))
+}
+
+/// Kills every process in the group and below it, in all hierarchies, until none is left.
+pub(super) fn kill(path: &Path) -> Result<()> {
+    kill_until_gone(|| processes_below(path))
+        .with_context(|| format!("kill the processes of cgroup {}", path.display()))
+}
+
+/// Kills what `find` finds until it finds nothing.
+pub(super) fn kill_until_gone(find: impl Fn() -> io::Result<BTreeSet<u32>>) -> Result<()> {
+    let deadline = Instant::now() + KILL_LIMIT;
+    loop {
+        let left = find().context("look for processes")?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("processes {left:?} are still there {} s after SIGKILL", KILL_LIMIT.as_secs());
+        }
+        left.into_iter().try_for_each(kill_now)?;
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends SIGKILL; a process that is gone already is no error.
+pub(super) fn kill_now(pid: u32) -> Result<()> {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        bail!("{pid} is no process id");
+    };
+    match kill_process(target, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("kill process {pid}")),
+    }
+}
+
+/// Removes the group and those below it from all hierarchies; they must hold no process any more.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    for root in hierarchies().context("list cgroup hierarchies")? {
+        remove_tree(&root.join(path))
+            .with_context(|| format!("remove cgroup {}", root.join(path).display()))?;
+    }
+    Ok(())
+}
+
+/// Removes a group if it is empty: the one shared by all labs goes with the last of them.
+pub(super) fn remove_if_empty(path: &Path) {
+    for root in hierarchies().unwrap_or_default() {
+        // Another lab's group below it is the ordinary reason for a failure.
+        drop(fs::remove_dir(root.join(path)));
+    }
+}
+
+fn processes_below(path: &Path) -> io::Result<BTreeSet<u32>> {
+    let mut pids = BTreeSet::new();
+    for root in hierarchies()? {
+        collect(&root.join(path), &mut pids)?;
+    }
+    Ok(pids)
+}
+
+fn collect(directory: &Path, pids: &mut BTreeSet<u32>) -> io::Result<()> {
+    let Some(listed) = unless_gone(fs::read_to_string(directory.join("cgroup.procs")))? else {
+        return Ok(());
+    };
+    pids.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
+    children(directory)?.iter().try_for_each(|child| collect(child, pids))
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    children(directory)?.iter().try_for_each(|child| remove_tree(child))?;
+    // A group stays busy for a moment after its last process was killed.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match unless_gone(fs::remove_dir(directory)) {
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            done => return done.map(drop),
+        }
+    }
+}
+
+fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let Some(entries) = unless_gone(fs::read_dir(directory))? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if unless_gone(entry.file_type())?.is_some_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Groups and processes vanish while they are looked at: that is `None`, not an error.
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn ledger_root() -> Result<PathBuf> {
+    let mount = Path::new(MOUNT);
+    if is_unified(mount) {
+        return Ok(mount.to_owned());
+    }
+    let pids = mount.join("pids");
+    if !pids.join("cgroup.procs").exists() {
+        bail!("no cgroups at {MOUNT}: the lab (as the Docker engine) needs them mounted");
+    }
+    Ok(pids)
+}
+
+fn hierarchies() -> io::Result<Vec<PathBuf>> {
+    let mount = Path::new(MOUNT);
+    if is_unified(mount) { Ok(vec![mount.to_owned()]) } else { children(mount) }
+}
+
+fn is_unified(mount: &Path) -> bool {
+    mount.join("cgroup.controllers").exists()
+}

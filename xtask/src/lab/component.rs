@@ -1,0 +1,149 @@
+//! The four daemons of a node, and with which arguments each one starts. Pure: nothing is started here.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::layout::NodeLayout;
+use super::record::Record;
+use crate::artifacts::Binaries;
+
+/// A daemon of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Component {
+    /// The Docker engine
+    Dockerd,
+    /// etcd, on managers
+    Etcd,
+    /// mesh-control, on managers
+    Control,
+    /// mesh-agent
+    Agent,
+}
+
+impl Component {
+    /// In the order in which they start.
+    pub const ALL: [Self; 4] = [Self::Dockerd, Self::Etcd, Self::Control, Self::Agent];
+
+    /// True if only managers run it.
+    pub fn managers_only(self) -> bool {
+        matches!(self, Self::Etcd | Self::Control)
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dockerd => "dockerd",
+            Self::Etcd => "etcd",
+            Self::Control => "control",
+            Self::Agent => "agent",
+        })
+    }
+}
+
+/// A program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CommandLine {
+    pub(super) program: PathBuf,
+    pub(super) args: Vec<OsString>,
+}
+
+impl CommandLine {
+    fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), args: Vec::new() }
+    }
+
+    fn flag(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.args.push(name.into());
+        self.args.push(value.into());
+        self
+    }
+
+    fn switch(mut self, name: &str) -> Self {
+        self.args.push(name.into());
+        self
+    }
+}
+
+/// How a component of a node is started in the lab that `record` describes.
+pub(super) fn command_line(
+    component: Component,
+    node: &NodeLayout,
+    record: &Record,
+    binaries: &Binaries,
+) -> CommandLine {
+    match component {
+        Component::Dockerd => dockerd(node),
+        Component::Etcd => etcd(node, record),
+        Component::Control => control(node, record, &binaries.control()),
+        Component::Agent => agent(node, record, &binaries.agent()),
+    }
+}
+
+/// The node has mount and network namespaces of its own, so only what shares the disk and the cgroup tree needs a name.
+fn dockerd(node: &NodeLayout) -> CommandLine {
+    let state = node.state_dir();
+    CommandLine::new("dockerd")
+        .flag("--host", unix_url(&node.engine_socket()))
+        .flag("--data-root", state.join("docker-data"))
+        .flag("--config-file", state.join("engine.json"))
+        .flag("--exec-opt", "native.cgroupdriver=cgroupfs")
+        .flag("--cgroup-parent", Path::new("/").join(node.cgroup()).join("containers"))
+        .flag("--storage-driver", "overlay2")
+        .switch("--live-restore")
+}
+
+fn etcd(node: &NodeLayout, record: &Record) -> CommandLine {
+    let peers =
+        managers(record).map(|m| format!("{}=http://{}:2380", m.name, m.ip)).collect::<Vec<_>>().join(",");
+    let client = format!("http://{}:2379", node.ip());
+    let peer = format!("http://{}:2380", node.ip());
+    CommandLine::new("etcd")
+        .flag("--name", node.name())
+        .flag("--data-dir", node.state_dir().join("etcd"))
+        .flag("--listen-client-urls", format!("{client},http://127.0.0.1:2379"))
+        .flag("--advertise-client-urls", client)
+        .flag("--listen-peer-urls", &peer)
+        .flag("--initial-advertise-peer-urls", peer)
+        .flag("--initial-cluster", peers)
+        .flag("--initial-cluster-state", "new")
+        .flag("--initial-cluster-token", format!("mesh-lab-{}", node.lab().name()))
+}
+
+fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
+    CommandLine::new(program)
+        .flag("--etcd", record.etcd.join(","))
+        .flag("--data-dir", node.control_dir())
+        .flag("--name", node.name())
+        .flag("--advertise", node.ip().to_string())
+        .flag("--socket", node.control_socket())
+        .flag("--log", "info")
+}
+
+fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
+    let managers = managers(record).map(|m| format!("{}:2377", m.ip)).collect::<Vec<_>>().join(",");
+    CommandLine::new(program)
+        .switch("run")
+        .flag("--name", node.name())
+        .flag("--address", node.ip().to_string())
+        .flag("--manager", managers)
+        .flag("--join-token-file", node.join_token())
+        .flag("--engine", unix_url(&node.engine_socket()))
+        .flag("--socket", node.mesh_socket())
+        .flag("--control-socket", node.control_socket())
+        .flag("--data-dir", node.state_dir().join("agent"))
+        .flag("--datapath", &record.datapath)
+        .flag("--bpffs", node.bpf_dir())
+}
+
+fn managers(record: &Record) -> impl Iterator<Item = &super::record::NodeRecord> {
+    record.nodes.iter().filter(|node| node.manager)
+}
+
+/// A socket as `DOCKER_HOST` wants it.
+pub(super) fn unix_url(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}

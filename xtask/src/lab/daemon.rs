@@ -1,0 +1,124 @@
+//! Starts and kills the daemons of a node.
+//!
+//! A daemon has a session and a cgroup of its own, so that it outlives xtask and can be found again; its output goes
+//! to a log file.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::cgroup;
+use super::component::{CommandLine, Component};
+use super::layout::NodeLayout;
+use super::machine;
+
+/// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments: `cgroup.procs`, command.
+const BECOME: &str =
+    r#"echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
+
+/// How long a killed process may take to be reaped, and its children to follow it; one that lives on isn't waited for longer.
+const GONE_LIMIT: Duration = Duration::from_secs(3);
+
+/// A daemon that was just started.
+#[derive(Debug)]
+pub(super) struct Started {
+    component: Component,
+    node: NodeLayout,
+    child: Child,
+}
+
+impl Started {
+    /// Its process id: everything between us and the daemon is exec'ed away.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it is and where, for messages.
+    pub(super) fn title(&self) -> String {
+        format!("{} on {}", self.component, self.node.name())
+    }
+
+    /// Fails if it has ended already, with what it said last.
+    pub(super) fn check_alive(&mut self) -> Result<()> {
+        let ended = self.child.try_wait().with_context(|| format!("look after {}", self.title()))?;
+        if let Some(status) = ended {
+            bail!("{} ended at once ({status}); {}", self.title(), self.log_tail());
+        }
+        Ok(())
+    }
+
+    /// The last lines of its log.
+    pub(super) fn log_tail(&self) -> String {
+        const LINES: usize = 15;
+        let file = self.node.log_file(self.component);
+        match fs::read(&file) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let lines: Vec<&str> = text.lines().collect();
+                let tail = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
+                format!("the end of {}:\n  {tail}", file.display())
+            }
+            Err(e) => format!("its log {} can't be read: {e}", file.display()),
+        }
+    }
+}
+
+/// Starts a component on its machine.
+pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine) -> Result<Started> {
+    let entrance = cgroup::entrance(&node.cgroup().join(component.to_string()))?;
+    let log = open_log(component, node)?;
+    let errors = log.try_clone().context("share the log file")?;
+    let child = Command::new("setsid")
+        .args(["sh", "-ec", BECOME, "daemon"])
+        .arg(entrance)
+        .args(machine::entrance(node))
+        .arg(&line.program)
+        .args(&line.args)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("start {component} on {}", node.name()))?;
+    Ok(Started { component, node: node.clone(), child })
+}
+
+/// Kills a component's process without a warning; what it started itself lives on, as after a crash, unless it is made
+/// to die with its parent. Returns when the process and its dying children are gone for good: an engine that starts
+/// while they still are zombies takes them for alive.
+pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<()> {
+    if !is_alive(component, node, pid) {
+        return Ok(());
+    }
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    cgroup::kill_now(pid)?;
+    let dying = children.split_whitespace().filter_map(|word| word.parse().ok()).chain([pid]);
+    let dying: Vec<u32> = dying.collect();
+    let deadline = Instant::now() + GONE_LIMIT;
+    while dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists())
+        && Instant::now() < deadline
+    {
+        thread::sleep(Duration::from_millis(5));
+    }
+    if is_alive(component, node, pid) {
+        bail!("{component} on {} (process {pid}) is still there after SIGKILL", node.name());
+    }
+    Ok(())
+}
+
+/// True if the process lives and is that component: a process id can have been given to somebody else since.
+pub(super) fn is_alive(component: Component, node: &NodeLayout, pid: u32) -> bool {
+    cgroup::holds(&node.cgroup().join(component.to_string()), pid)
+}
+
+fn open_log(component: Component, node: &NodeLayout) -> Result<File> {
+    let path = node.log_file(component);
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))
+}

@@ -1,0 +1,188 @@
+//! The order in which a lab comes up, and how its parts come back.
+//!
+//! Nodes come up side by side. etcd and control wait for nothing but each other; images go to an engine while other
+//! nodes still start; agents come last, with the token that the first manager's control wrote.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::component::{Component, command_line, unix_url};
+use super::daemon;
+use super::layout::{CLIENT_IP, Layout, NodeLayout};
+use super::network;
+use super::record::{ClientRecord, NodeRecord, Pids, Record};
+use super::{Datapath, UpOptions, images, machine, ready};
+use crate::artifacts::Binaries;
+
+/// Makes everything of a lab that isn't there; returns when all of it is ready.
+pub(super) fn raise(layout: &Layout, options: &UpOptions, binaries: &Binaries) -> Result<Record> {
+    let mut record = plan(layout, options);
+    let nodes: Vec<NodeLayout> = (1..=options.nodes).map(|number| layout.node(number)).collect();
+    machine::mount_run_dir(layout)?;
+    network::build_middle(layout, needs_pass_program(&record))?;
+    for node in &nodes {
+        build_machine(node, &record)?;
+    }
+    let archive = thread::scope(|scope| {
+        let archive = scope.spawn(|| images::make(binaries, &layout.name().to_string()));
+        start_all(Component::Dockerd, &nodes, &mut record, binaries)?;
+        join(archive.join())
+    })?;
+    thread::scope(|scope| {
+        let loads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| images::load(node, &archive))).collect();
+        start_control_plane(&nodes, options, &mut record, binaries)?;
+        loads.into_iter().try_for_each(|load| join(load.join()))
+    })?;
+    if !options.bare {
+        for node in &nodes {
+            hand_out_token(node, &nodes[0], &record)?;
+        }
+        start_all(Component::Agent, &nodes, &mut record, binaries)?;
+    }
+    Ok(record)
+}
+
+/// Starts one daemon that doesn't run.
+pub(super) fn restart(
+    component: Component,
+    node: &NodeLayout,
+    record: &mut Record,
+    binaries: &Binaries,
+) -> Result<()> {
+    let name = node.name();
+    let entry = record.node_mut(&name)?;
+    if component.managers_only() && !entry.manager {
+        bail!("{name} is no manager, so it has no {component}");
+    }
+    if entry.pids.get(component).is_some_and(|pid| daemon::is_alive(component, node, pid)) {
+        bail!("{component} runs on {name} already; next: cargo xtask lab kill {name} {component}");
+    }
+    start_all(component, std::slice::from_ref(node), record, binaries)
+}
+
+/// A node whose power was cut starts anew: its disk is as it was, everything else is lost.
+pub(super) fn reboot(node: &NodeLayout, record: &mut Record, binaries: &Binaries) -> Result<()> {
+    let name = node.name();
+    let entry = record.node_mut(&name)?;
+    if Component::ALL.iter().any(|c| entry.pids.get(*c).is_some_and(|pid| daemon::is_alive(*c, node, pid))) {
+        bail!("{name} runs; next: cargo xtask lab kill {name} all, or start a single part of it");
+    }
+    let manager = entry.manager;
+    machine::remove(node)?;
+    network::remove_node(node)?;
+    build_machine(node, record)?;
+    for component in Component::ALL {
+        if manager || !component.managers_only() {
+            start_all(component, std::slice::from_ref(node), record, binaries)?;
+        }
+    }
+    Ok(())
+}
+
+/// The record of a lab in which nothing runs yet.
+fn plan(layout: &Layout, options: &UpOptions) -> Record {
+    let nodes: Vec<NodeRecord> = (1..=options.nodes)
+        .map(|number| {
+            let node = layout.node(number);
+            NodeRecord {
+                name: node.name(),
+                netns: node.netns(),
+                ip: node.ip(),
+                manager: number <= options.managers,
+                docker_host: unix_url(&node.engine_socket()),
+                mesh_host: unix_url(&node.mesh_socket()),
+                metrics: format!("http://{}:9464/metrics", node.ip()),
+                pids: Pids::default(),
+            }
+        })
+        .collect();
+    Record {
+        client: ClientRecord { netns: layout.client_netns(), ip: CLIENT_IP },
+        etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("http://{}:2379", n.ip)).collect(),
+        nodes,
+        datapath: options.datapath.as_str().to_owned(),
+    }
+}
+
+fn build_machine(node: &NodeLayout, record: &Record) -> Result<()> {
+    network::build_node(node, needs_pass_program(record))
+        .and_then(|()| machine::build(node))
+        .with_context(|| format!("make {}", node.name()))
+}
+
+fn needs_pass_program(record: &Record) -> bool {
+    record.datapath == Datapath::Xdp.as_str()
+}
+
+fn start_control_plane(
+    nodes: &[NodeLayout],
+    options: &UpOptions,
+    record: &mut Record,
+    binaries: &Binaries,
+) -> Result<()> {
+    let managers = &nodes[..usize::from(options.managers)];
+    start_all(Component::Etcd, managers, record, binaries)?;
+    if options.bare {
+        return Ok(());
+    }
+    // The first one initialises the cluster; the others find it there.
+    let (first, others) = managers.split_at(1);
+    start_all(Component::Control, first, record, binaries)?;
+    start_all(Component::Control, others, record, binaries)
+}
+
+/// Starts a component on all these nodes, then waits until each one is ready. All are started before the first wait:
+/// members of etcd wait for each other.
+fn start_all(
+    component: Component,
+    nodes: &[NodeLayout],
+    record: &mut Record,
+    binaries: &Binaries,
+) -> Result<()> {
+    let mut started = Vec::new();
+    for node in nodes {
+        let line = command_line(component, node, record, binaries);
+        let daemon = daemon::start(component, node, &line)?;
+        record.node_mut(&node.name())?.pids.set(component, Some(daemon.pid()));
+        started.push((node, daemon));
+    }
+    started.iter_mut().try_for_each(|(node, daemon)| ready::wait(daemon, component, node))
+}
+
+/// Copies the node's join token from the first manager's control, as an administrator would.
+fn hand_out_token(node: &NodeLayout, first: &NodeLayout, record: &Record) -> Result<()> {
+    let role = if record.node(&node.name()).is_some_and(|n| n.manager) { "manager" } else { "worker" };
+    let from = first.control_dir().join(format!("join-token-{role}"));
+    let to = node.join_token();
+    copy_secret(&from, &to).with_context(|| format!("hand {} to {}", from.display(), node.name()))
+}
+
+fn copy_secret(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+fn join<T>(joined: thread::Result<Result<T>>) -> Result<T> {
+    joined.unwrap_or_else(|_| Err(anyhow!("a thread of the lab panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_nodes_are_managers() {
+        let layout = Layout::new("x".parse().unwrap());
+        let options = UpOptions { nodes: 4, managers: 3, datapath: Datapath::Xdp, bare: false };
+        let record = plan(&layout, &options);
+        let managers: Vec<bool> = record.nodes.iter().map(|n| n.manager).collect();
+        assert_eq!(managers, [true, true, true, false], "which nodes are managers");
+        let etcd = ["http://10.77.0.11:2379", "http://10.77.0.12:2379", "http://10.77.0.13:2379"];
+        assert_eq!(record.etcd, etcd, "an etcd member for each manager");
+    }
+}

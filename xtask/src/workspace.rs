@@ -1,0 +1,23 @@
+//! Where things lie in the checkout.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The root of the checkout this xtask was built from.
+pub fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// Cargo's target directory: `CARGO_TARGET_DIR` if set, else `target/` in the checkout.
+pub fn target_dir() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(directory) => root().join(directory),
+        None => root().join("target"),
+    }
+}
+
+/// The cargo that started us, so that its toolchain stays the same.
+pub fn cargo() -> PathBuf {
+    env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
