@@ -7,6 +7,13 @@
 //!
 //! Left to others: packets and containers (mesh-agent).
 
+pub mod context;
 pub mod plan;
 pub mod planners;
 pub mod snapshot;
+pub mod watch;
+
+pub mod ca;
+pub mod seal;
+
+pub mod backoff;

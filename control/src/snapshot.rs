@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Manager};
 use mesh_state::codec;
 use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
@@ -78,6 +79,8 @@ pub struct ClusterSnapshot {
     pub backend_cursor: Option<Stored<BackendId>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
     pub mesh_revision: i64,
+    /// When this manager heard of the newest change, set by the watch.
+    pub received_at: Timestamp,
     /// Keys whose values could not be read, with the error.
     pub unreadable: BTreeMap<String, String>,
     tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
@@ -283,8 +286,6 @@ mod tests {
             leader_status: TaskStatus::default(),
         }
     }
-
-    use mesh_state::Timestamp;
 
     #[test]
     fn indexes_follow_a_task_through_its_life() {

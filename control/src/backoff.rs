@@ -1,0 +1,52 @@
+//! Pauses between attempts at something remote: each about twice the last, jittered so that managers don't move in step.
+//!
+//! Invariant: pure; randomness comes in from the caller.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// The next pause, between `shortest` and `longest`.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    shortest: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Begins at `shortest` and stays at or below `longest`.
+    pub fn new(shortest: Duration, longest: Duration) -> Self {
+        Self { shortest, longest, next: shortest }
+    }
+
+    /// How long to pause now: half of the step for certain, the other half by chance.
+    pub fn pause<R: Rng + ?Sized>(&mut self, rng: &mut R) -> Duration {
+        let step = self.next;
+        self.next = step.saturating_mul(2).min(self.longest);
+        step.mul_f64(rng.random_range(0.5..=1.0))
+    }
+
+    /// After a success: the next pause is the shortest again.
+    pub fn reset(&mut self) {
+        self.next = self.shortest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_fall_back() {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
+        let mut rng = rand::rng();
+        for step in [50, 100, 200, 400, 400] {
+            let pause = backoff.pause(&mut rng);
+            let expected = Duration::from_millis(step / 2)..=Duration::from_millis(step);
+            assert!(expected.contains(&pause), "expected {expected:?}, saw {pause:?}");
+        }
+        backoff.reset();
+        assert!(backoff.pause(&mut rng) <= Duration::from_millis(50), "a success starts over");
+    }
+}

@@ -1,0 +1,263 @@
+//! The cluster's certificate authority: issues the manager's server certificate and the members' certificates.
+//!
+//! Invariants: P-256 throughout; the CA's key is opened in memory only; a member's certificate says who it is (CN = node id) and
+//! what it is (OU = role), whatever its request asked for.
+//!
+//! Left to others: who may join ([`token`], node service), renewal.
+
+pub mod token;
+
+use std::net::IpAddr;
+
+use chrono::Datelike as _;
+use mesh_state::Timestamp;
+use mesh_state::ids::{ClusterId, NodeId};
+use mesh_state::node::NodeRole;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use thiserror::Error;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+/// The name that every manager's server certificate carries.
+pub const SERVER_NAME: &str = "mesh-manager";
+/// How long the CA is good for.
+const CA_DAYS: i64 = 20 * 365;
+/// How long a member's and a manager's server certificate are good for.
+const MEMBER_DAYS: i64 = 90;
+/// Certificates are dated back, for members whose clocks are behind.
+const SKEW_DAYS: i64 = 1;
+
+/// Why a certificate could not be made or read.
+#[derive(Debug, Error)]
+pub enum CaError {
+    /// The CA itself could not be made or loaded.
+    #[error("{operation} the cluster's CA")]
+    Authority {
+        /// What was tried: create, load.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// The CA's stored certificate can't be read.
+    #[error("read the cluster's CA certificate")]
+    Certificate(#[source] rustls_pki_types::pem::Error),
+    /// The request to be signed is not one.
+    #[error("read the certificate request: it must be a PKCS#10 request in PEM with a P-256 key")]
+    Request(#[source] rcgen::Error),
+    /// A certificate could not be signed.
+    #[error("sign a certificate for {name}")]
+    Sign {
+        /// Whose.
+        name: String,
+        /// Why it failed.
+        #[source]
+        source: rcgen::Error,
+    },
+}
+
+/// The CA, ready to sign.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate_pem: String,
+    certificate: CertificateDer<'static>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.digest())
+    }
+}
+
+/// A new CA: what is stored of it.
+pub struct NewAuthority {
+    /// Its certificate.
+    pub certificate_pem: String,
+    /// Its key, to be sealed.
+    pub key_pem: Zeroizing<String>,
+}
+
+/// A certificate with its chain, and its key.
+pub struct ServerIdentity {
+    /// Leaf, then CA.
+    pub chain_pem: String,
+    /// The leaf's key.
+    pub key_pem: Zeroizing<String>,
+}
+
+/// Makes the CA of a cluster.
+///
+/// # Errors
+/// [`CaError::Authority`].
+pub fn create_authority(cluster: &ClusterId, now: Timestamp) -> Result<NewAuthority, CaError> {
+    let failed = |source| CaError::Authority { operation: "create", source };
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = params(&format!("mesh CA {cluster}"), "mesh-ca", now, CA_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok(NewAuthority { certificate_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
+}
+
+impl Authority {
+    /// The CA out of its stored certificate and opened key.
+    ///
+    /// # Errors
+    /// [`CaError::Authority`] and [`CaError::Certificate`] when either can't be read.
+    pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, CaError> {
+        let failed = |source| CaError::Authority { operation: "load", source };
+        let key = KeyPair::from_pem(key_pem).map_err(failed)?;
+        let issuer = Issuer::from_ca_cert_pem(certificate_pem, key).map_err(failed)?;
+        let certificate =
+            CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(CaError::Certificate)?;
+        Ok(Self { issuer, certificate_pem: certificate_pem.to_owned(), certificate })
+    }
+
+    /// Its certificate, PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// SHA-256 of its certificate, as tokens carry it.
+    pub fn digest(&self) -> String {
+        token::certificate_digest(&self.certificate)
+    }
+
+    /// A server certificate with a key of its own for the manager at `address`.
+    ///
+    /// # Errors
+    /// [`CaError::Sign`].
+    pub fn issue_server(&self, address: IpAddr, now: Timestamp) -> Result<ServerIdentity, CaError> {
+        let failed = |source| CaError::Sign { name: SERVER_NAME.to_owned(), source };
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let mut params = params(SERVER_NAME, SERVER_NAME, now, MEMBER_DAYS);
+        let name = SERVER_NAME.try_into().map_err(failed)?;
+        params.subject_alt_names = vec![SanType::DnsName(name), SanType::IpAddress(address)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let chain_pem = format!("{}{}", leaf.pem(), self.certificate_pem);
+        Ok(ServerIdentity { chain_pem, key_pem: Zeroizing::new(key.serialize_pem()) })
+    }
+
+    /// A member's certificate, PEM, for the key in its request. Nothing else of the request is taken over.
+    ///
+    /// # Errors
+    /// [`CaError::Request`] for a request that is none, [`CaError::Sign`].
+    pub fn sign_member(
+        &self,
+        csr_pem: &str,
+        node: &NodeId,
+        role: NodeRole,
+        now: Timestamp,
+    ) -> Result<String, CaError> {
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?;
+        let mut params = params(node.as_str(), organizational_unit(role), now, MEMBER_DAYS);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let signed = params
+            .signed_by(&request.public_key, &self.issuer)
+            .map_err(|source| CaError::Sign { name: node.to_string(), source })?;
+        Ok(signed.pem())
+    }
+}
+
+/// The role as certificates spell it.
+fn organizational_unit(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Worker => "mesh-worker",
+        NodeRole::Manager => "mesh-manager",
+    }
+}
+
+fn params(name: &str, unit: &str, now: Timestamp, days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    subject.push(DnType::OrganizationalUnitName, unit);
+    params.distinguished_name = subject;
+    let midnight = |moment: Timestamp| {
+        let byte = |number: u32| u8::try_from(number).unwrap_or(1);
+        rcgen::date_time_ymd(moment.year(), byte(moment.month()), byte(moment.day()))
+    };
+    params.not_before = midnight(now - chrono::Duration::days(SKEW_DAYS));
+    params.not_after = midnight(now + chrono::Duration::days(days));
+    params
+}
+
+/// The node that a client certificate names: its common name. The chain was verified in the handshake.
+pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(NodeId::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority(now: Timestamp) -> Authority {
+        let new = create_authority(&"cluster1".into(), now).unwrap();
+        Authority::load(&new.certificate_pem, &new.key_pem).unwrap()
+    }
+
+    fn request() -> String {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["wished-for".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "somebody-else");
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    }
+
+    fn der(pem: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_members_certificate_says_what_the_cluster_says_not_what_was_asked() {
+        let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
+        let authority = authority(now);
+        let pem = authority.sign_member(&request(), &"node1".into(), NodeRole::Worker, now).unwrap();
+        let certificate = der(&pem);
+        assert_eq!(node_of(&certificate), Some("node1".into()));
+        let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+        let unit = parsed.subject().iter_organizational_unit().next().unwrap().as_str().unwrap();
+        assert_eq!(unit, "mesh-worker");
+        assert!(
+            parsed.subject_alternative_name().unwrap().is_none(),
+            "names from the request were taken over"
+        );
+        let days = (parsed.validity().not_after.timestamp() - now.timestamp()) / 86_400;
+        assert!(
+            (MEMBER_DAYS - 1..=MEMBER_DAYS).contains(&days),
+            "expected about {MEMBER_DAYS} days, saw {days}"
+        );
+        let ca = der(authority.certificate_pem());
+        let (_, ca) = X509Certificate::from_der(&ca).unwrap();
+        assert!(parsed.verify_signature(Some(ca.public_key())).is_ok(), "not signed by the CA");
+    }
+
+    #[test]
+    fn a_request_that_is_none_is_refused() {
+        let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
+        for bad in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
+            let refused = authority(now).sign_member(bad, &"n".into(), NodeRole::Worker, now);
+            assert!(matches!(refused, Err(CaError::Request(_))), "{bad:?} was signed");
+        }
+    }
+
+    #[test]
+    fn the_server_presents_its_leaf_and_the_ca() {
+        let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
+        let authority = authority(now);
+        let server = authority.issue_server("10.77.0.11".parse().unwrap(), now).unwrap();
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(server.chain_pem.as_bytes()).collect::<Result<_, _>>().unwrap();
+        assert_eq!(chain.len(), 2, "leaf and CA");
+        assert_eq!(token::certificate_digest(&chain[1]), authority.digest());
+    }
+}

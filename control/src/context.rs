@@ -1,0 +1,122 @@
+//! What the Docker API and the node service of one manager stand on.
+//!
+//! Invariant: cheap to clone; holds no state of its own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::cluster::{Cluster, Sealed};
+use mesh_state::ids::NodeId;
+use mesh_state::store::Store;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use thiserror::Error;
+
+use crate::ca::token::{JoinTokens, certificate_digest};
+use crate::seal::{SealError, Sealer};
+use crate::snapshot::ClusterSnapshot;
+use crate::watch::{Feed, NotSeen};
+
+/// What worker token secrets are sealed for.
+pub const WORKER_TOKEN: &str = "worker token";
+/// What manager token secrets are sealed for.
+pub const MANAGER_TOKEN: &str = "manager token";
+/// What the CA's key is sealed for.
+pub const CA_KEY: &str = "CA key";
+/// What the relay key is sealed for.
+pub const RELAY_KEY: &str = "relay key";
+
+/// One manager's view of the cluster and its means to change it.
+#[derive(Clone)]
+pub struct ApiContext {
+    /// Where everything is written.
+    pub store: Arc<dyn Store>,
+    /// Where everything is read.
+    pub feed: Feed,
+    /// This manager's name: the hostname of the node that it runs on.
+    pub manager_name: String,
+    /// The address that agents and clients reach this manager at.
+    pub advertise: IpAddr,
+    /// The node service's port at that address.
+    pub node_port: u16,
+    /// Seals and opens with the cluster's key.
+    pub sealer: Arc<Sealer>,
+}
+
+/// Why the join tokens can't be shown.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    /// No snapshot holds the cluster's record yet.
+    #[error("the cluster's record was not read yet: is etcd up?")]
+    NoCluster,
+    /// The record's CA certificate can't be read.
+    #[error("read the cluster's CA certificate")]
+    Certificate(#[source] rustls_pki_types::pem::Error),
+    /// The record's secrets don't open.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+impl ApiContext {
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<ClusterSnapshot> {
+        self.feed.snapshot()
+    }
+
+    /// Whether the store is followed; if not, answer 503 instead of what may be old.
+    pub fn is_store_connected(&self) -> bool {
+        *self.feed.connected.borrow()
+    }
+
+    /// The first snapshot that holds what was written at `revision`.
+    ///
+    /// # Errors
+    /// [`NotSeen`] when it doesn't come within `deadline`.
+    pub async fn wait_for_revision(
+        &self,
+        revision: i64,
+        deadline: Duration,
+    ) -> Result<Arc<ClusterSnapshot>, NotSeen> {
+        self.feed.wait_for_revision(revision, deadline).await
+    }
+
+    /// Where agents reach this manager's node service.
+    pub fn node_address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise, self.node_port)
+    }
+
+    /// The node that this manager runs on, once its agent has joined: the one of the manager's name.
+    pub fn own_node(&self) -> Option<NodeId> {
+        let snapshot = self.snapshot();
+        let mut own = snapshot.nodes.values().filter(|node| node.description.hostname == self.manager_name);
+        own.next_back().map(|node| node.id.clone())
+    }
+
+    /// The tokens that let nodes join.
+    ///
+    /// # Errors
+    /// [`TokenError`] when there is no cluster yet, or the key file isn't the cluster's.
+    pub fn join_tokens(&self) -> Result<JoinTokens, TokenError> {
+        let snapshot = self.snapshot();
+        join_tokens(snapshot.cluster.as_ref().ok_or(TokenError::NoCluster)?, &self.sealer)
+    }
+}
+
+/// The tokens of a cluster's record.
+///
+/// # Errors
+/// [`TokenError::Certificate`] and [`TokenError::Seal`].
+pub fn join_tokens(cluster: &Cluster, sealer: &Sealer) -> Result<JoinTokens, TokenError> {
+    let ca = CertificateDer::from_pem_slice(cluster.ca_certificate_pem.as_bytes())
+        .map_err(TokenError::Certificate)?;
+    let secret = |purpose: &'static str, sealed: &Sealed| -> Result<String, SealError> {
+        let opened = sealer.open(purpose, sealed)?;
+        Ok(String::from_utf8_lossy(&opened).into_owned())
+    };
+    Ok(JoinTokens::new(
+        &certificate_digest(&ca),
+        &secret(WORKER_TOKEN, &cluster.worker_token)?,
+        &secret(MANAGER_TOKEN, &cluster.manager_token)?,
+    ))
+}

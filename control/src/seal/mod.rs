@@ -1,0 +1,190 @@
+//! Seals what etcd may hold but must not show: XChaCha20-Poly1305 under a key file that is never in etcd.
+//!
+//! Invariants: every sealing has a fresh random nonce (192 bits, so chance suffices); a sealed value opens only for the purpose it
+//! was sealed for; opened bytes are wiped when dropped.
+//!
+//! Left to others: what is sealed, and carrying the key file to further managers.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use mesh_state::cluster::Sealed;
+use rand::RngCore as _;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// Bytes of the key.
+pub const KEY_BYTES: usize = 32;
+/// Bytes of XChaCha20's nonce, which stands before the ciphertext.
+const NONCE_BYTES: usize = 24;
+
+/// Why sealing, opening or the key file failed.
+#[derive(Debug, Error)]
+pub enum SealError {
+    /// The key file can't be read or written.
+    #[error("{operation} the key file {}", path.display())]
+    KeyFile {
+        /// What was tried: read, create.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key file is not the key of a cluster.
+    #[error("the key file {} holds {found} bytes, not {KEY_BYTES}: copy it again from another manager", path.display())]
+    KeyLength {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: usize,
+    },
+    /// The bytes are too long to be sealed.
+    #[error("seal {purpose}")]
+    Seal {
+        /// What they were for.
+        purpose: &'static str,
+    },
+    /// The sealed value was made with another key, for another purpose, or was changed.
+    #[error(
+        "open {purpose}: sealed with another key; the key file must be the one of the cluster's first manager"
+    )]
+    Open {
+        /// What it is for.
+        purpose: &'static str,
+    },
+}
+
+/// Seals and opens with the cluster's key.
+pub struct Sealer {
+    cipher: XChaCha20Poly1305,
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealer")
+    }
+}
+
+impl Sealer {
+    /// A sealer with this key.
+    pub fn new(key: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
+        Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)) }
+    }
+
+    /// The sealer of the key file at `path`; `None` if there is no file.
+    ///
+    /// # Errors
+    /// [`SealError::KeyFile`] and [`SealError::KeyLength`].
+    pub fn load(path: &Path) -> Result<Option<Self>, SealError> {
+        let failed = |source| SealError::KeyFile { operation: "read", path: path.to_owned(), source };
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES));
+        file.read_to_end(&mut bytes).map_err(failed)?;
+        let key = <[u8; KEY_BYTES]>::try_from(bytes.as_slice())
+            .map_err(|_| SealError::KeyLength { path: path.to_owned(), found: bytes.len() })?;
+        if let Ok(metadata) = file.metadata()
+            && metadata.permissions().mode() & 0o077 != 0
+        {
+            tracing::warn!(path = %path.display(), "others may read the key file: chmod it to 0600");
+        }
+        Ok(Some(Self::new(&Zeroizing::new(key))))
+    }
+
+    /// Makes a key and writes it to `path`, which must not exist, readable for its owner alone.
+    ///
+    /// # Errors
+    /// [`SealError::KeyFile`].
+    pub fn create(path: &Path) -> Result<Self, SealError> {
+        let failed = |source| SealError::KeyFile { operation: "create", path: path.to_owned(), source };
+        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        rand::rng().fill_bytes(key.as_mut_slice());
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        file.write_all(key.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(Self::new(&key))
+    }
+
+    /// Seals `plaintext`. It opens for the same `purpose` only.
+    ///
+    /// # Errors
+    /// [`SealError::Seal`] for more bytes than the cipher takes (256 GiB).
+    pub fn seal(&self, purpose: &'static str, plaintext: &[u8]) -> Result<Sealed, SealError> {
+        let mut nonce = [0; NONCE_BYTES];
+        rand::rng().fill_bytes(&mut nonce);
+        let payload = Payload { msg: plaintext, aad: purpose.as_bytes() };
+        let ciphertext =
+            self.cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| SealError::Seal { purpose })?;
+        let mut sealed = nonce.to_vec();
+        sealed.extend(ciphertext);
+        Ok(Sealed(BASE64.encode(sealed)))
+    }
+
+    /// Opens what [`Sealer::seal`] sealed for the same `purpose`.
+    ///
+    /// # Errors
+    /// [`SealError::Open`].
+    pub fn open(&self, purpose: &'static str, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let refused = || SealError::Open { purpose };
+        let bytes = BASE64.decode(&sealed.0).map_err(|_| refused())?;
+        let (nonce, ciphertext) = bytes.split_at_checked(NONCE_BYTES).ok_or_else(refused)?;
+        let nonce = XNonce::try_from(nonce).map_err(|_| refused())?;
+        let payload = Payload { msg: ciphertext, aad: purpose.as_bytes() };
+        self.cipher.decrypt(&nonce, payload).map(Zeroizing::new).map_err(|_| refused())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealer(fill: u8) -> Sealer {
+        Sealer::new(&Zeroizing::new([fill; KEY_BYTES]))
+    }
+
+    #[test]
+    fn what_was_sealed_opens_with_its_key_for_its_purpose() {
+        let sealed = sealer(1).seal("token", b"abc").unwrap();
+        assert_eq!(sealer(1).open("token", &sealed).unwrap().as_slice(), b"abc");
+        assert!(matches!(sealer(2).open("token", &sealed), Err(SealError::Open { .. })), "another key");
+        assert!(matches!(sealer(1).open("ca", &sealed), Err(SealError::Open { .. })), "another purpose");
+        assert_ne!(sealer(1).seal("token", b"abc").unwrap(), sealed, "each sealing has its own nonce");
+    }
+
+    #[test]
+    fn a_changed_or_cut_value_does_not_open() {
+        let sealed = sealer(1).seal("token", b"abc").unwrap();
+        let mut bytes = BASE64.decode(&sealed.0).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        for bad in [BASE64.encode(&bytes), BASE64.encode(&bytes[..10]), "§".to_owned()] {
+            let opened = sealer(1).open("token", &Sealed(bad.clone()));
+            assert!(matches!(opened, Err(SealError::Open { .. })), "{bad} was opened");
+        }
+    }
+
+    #[test]
+    fn a_key_file_is_private_and_made_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        assert!(Sealer::load(&path).unwrap().is_none(), "no file, no sealer");
+        let sealed = Sealer::create(&path).unwrap().seal("token", b"abc").unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "the key file's mode");
+        let loaded = Sealer::load(&path).unwrap().unwrap();
+        assert_eq!(loaded.open("token", &sealed).unwrap().as_slice(), b"abc");
+        assert!(matches!(Sealer::create(&path), Err(SealError::KeyFile { .. })), "a key was overwritten");
+        std::fs::write(&path, b"short").unwrap();
+        assert!(matches!(Sealer::load(&path), Err(SealError::KeyLength { found: 5, .. })));
+    }
+}

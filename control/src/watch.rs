@@ -1,0 +1,224 @@
+//! Follows the store: lists once, watches from there, and publishes each state of it as one shared snapshot.
+//!
+//! Invariants: a published snapshot is the store at one revision, whole; while the store is away the last one stays and
+//! [`Feed::connected`] says so. After a lost watch everything is listed anew: that is right after compaction and after a restored
+//! backup too.
+//!
+//! Left to others: reading the snapshot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use futures::{FutureExt as _, StreamExt as _};
+use mesh_state::keys;
+use mesh_state::store::{Change, Store, StoreError, WatchEvent};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::snapshot::ClusterSnapshot;
+
+/// First pause before the store is tried again.
+const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
+/// Longest pause before the store is tried again.
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+/// Events taken into one snapshot when they come faster than snapshots are read.
+const EVENTS_PER_SNAPSHOT: usize = 256;
+
+/// What the store looks like, and whether it is being followed.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// The newest snapshot; the empty one until the first listing.
+    pub snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
+    /// Whether the watch is up.
+    pub connected: watch::Receiver<bool>,
+}
+
+/// A revision was not seen in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("revision {wanted} was not seen within {deadline:?}; the watch on etcd is behind or down")]
+pub struct NotSeen {
+    /// The revision that was waited for.
+    pub wanted: i64,
+    /// For how long.
+    pub deadline: Duration,
+}
+
+impl Feed {
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<ClusterSnapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// The first snapshot that holds `revision`, so that one reads what one wrote.
+    ///
+    /// # Errors
+    /// [`NotSeen`] when it doesn't come within `deadline`.
+    pub async fn wait_for_revision(
+        &self,
+        wanted: i64,
+        deadline: Duration,
+    ) -> Result<Arc<ClusterSnapshot>, NotSeen> {
+        let mut snapshots = self.snapshots.clone();
+        let seen = snapshots.wait_for(|snapshot| snapshot.revision >= wanted);
+        match tokio::time::timeout(deadline, seen).await {
+            Ok(Ok(snapshot)) => Ok(Arc::clone(&snapshot)),
+            _ => Err(NotSeen { wanted, deadline }),
+        }
+    }
+}
+
+/// The writing end of a [`Feed`].
+#[derive(Debug)]
+pub struct Follower {
+    snapshots: watch::Sender<Arc<ClusterSnapshot>>,
+    connected: watch::Sender<bool>,
+}
+
+/// A feed and what fills it.
+pub fn feed() -> (Follower, Feed) {
+    let (snapshots, snapshots_seen) = watch::channel(Arc::new(ClusterSnapshot::default()));
+    let (connected, connected_seen) = watch::channel(false);
+    (Follower { snapshots, connected }, Feed { snapshots: snapshots_seen, connected: connected_seen })
+}
+
+impl Follower {
+    /// Follows `store` until `shutdown`, through every loss of connection.
+    pub async fn follow(self, store: Arc<dyn Store>, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
+        loop {
+            let end = tokio::select! {
+                end = self.list_and_watch(store.as_ref(), &mut backoff) => end,
+                () = shutdown.cancelled() => return,
+            };
+            self.connected.send_replace(false);
+            match end {
+                Ok(()) => info!("the watch was compacted away: listing again"),
+                Err(error) => warn!(%error, "lost the watch on the store: trying again"),
+            }
+            let pause = backoff.pause(&mut rand::rng());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// One listing and the watch after it. `Ok` when the store no longer keeps the history that the watch needs.
+    async fn list_and_watch(&self, store: &dyn Store, backoff: &mut Backoff) -> Result<(), StoreError> {
+        let listing = store.list(keys::ROOT).await?;
+        let mut events = store.watch(keys::ROOT, listing.revision + 1).await?;
+        let mut snapshot = ClusterSnapshot::from_listing(listing.revision, listing.items);
+        snapshot.received_at = Utc::now();
+        info!(revision = snapshot.revision, "following the store");
+        self.snapshots.send_replace(Arc::new(snapshot));
+        self.connected.send_replace(true);
+        backoff.reset();
+        while let Some(event) = events.next().await {
+            let WatchEvent::Changes { mut revision, mut changes } = event? else { return Ok(()) };
+            let mut end = None;
+            for _ in 1..EVENTS_PER_SNAPSHOT {
+                match events.next().now_or_never().flatten() {
+                    Some(Ok(WatchEvent::Changes { revision: newer, changes: more })) => {
+                        revision = newer;
+                        changes.extend(more);
+                    }
+                    Some(Ok(WatchEvent::Compacted)) => end = Some(Ok(())),
+                    Some(Err(error)) => end = Some(Err(error)),
+                    None => break,
+                }
+            }
+            self.publish(revision, changes);
+            if let Some(end) = end {
+                return end;
+            }
+        }
+        Err(StoreError::Unavailable { operation: "watch", message: "the watch ended".to_owned() })
+    }
+
+    fn publish(&self, revision: i64, changes: Vec<Change>) {
+        self.snapshots.send_modify(|shared| {
+            // Copies pointers if anybody still reads the last snapshot, else changes it in place.
+            let snapshot = Arc::make_mut(shared);
+            for change in changes {
+                snapshot.apply(change);
+            }
+            snapshot.revision = snapshot.revision.max(revision);
+            snapshot.received_at = Utc::now();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::codec;
+    use mesh_state::store::{MemoryStore, Op, TxnOutcome};
+
+    use super::*;
+
+    struct Followed {
+        store: MemoryStore,
+        feed: Feed,
+        shutdown: CancellationToken,
+    }
+
+    fn follow() -> Followed {
+        let (follower, feed) = feed();
+        let (store, shutdown) = (MemoryStore::new(), CancellationToken::new());
+        tokio::spawn(follower.follow(Arc::new(store.clone()), shutdown.clone()));
+        Followed { store, feed, shutdown }
+    }
+
+    impl Drop for Followed {
+        fn drop(&mut self) {
+            self.shutdown.cancel();
+        }
+    }
+
+    impl Followed {
+        /// Claims a name and returns the revision of the claim.
+        async fn claim(&self, name: &str) -> i64 {
+            let op = Op::put(keys::name("services", name), codec::encode(&name).unwrap());
+            match self.store.txn(vec![], vec![op]).await.unwrap() {
+                TxnOutcome::Committed(revision) => revision,
+                TxnOutcome::Conflict => panic!("a write without compares met a conflict"),
+            }
+        }
+
+        async fn names_at(&self, revision: i64) -> Vec<String> {
+            let snapshot = self.feed.wait_for_revision(revision, Duration::from_secs(60)).await.unwrap();
+            snapshot.names.keys().map(|(_, name)| name.clone()).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_is_seen() {
+        let followed = follow();
+        let revision = followed.claim("a").await;
+        assert_eq!(followed.names_at(revision).await, ["a"]);
+        let revision = followed.claim("b").await;
+        assert_eq!(followed.names_at(revision).await, ["a", "b"]);
+        let late = followed.feed.wait_for_revision(revision + 1, Duration::from_millis(10)).await;
+        assert_eq!(late.unwrap_err().wanted, revision + 1, "a revision that never comes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_keeps_the_last_snapshot_and_what_was_missed_comes_after_it() {
+        let followed = follow();
+        let first = followed.claim("a").await;
+        assert_eq!(followed.names_at(first).await, ["a"]);
+        followed.store.set_reachable(false);
+        let mut connected = followed.feed.connected.clone();
+        connected.wait_for(|up| !up).await.unwrap();
+        assert_eq!(followed.feed.snapshot().names.len(), 1, "the last snapshot stays");
+
+        followed.store.set_reachable(true);
+        let last = followed.claim("b").await;
+        followed.store.compact(last).await.unwrap();
+        assert_eq!(followed.names_at(last).await, ["a", "b"], "after the outage and a compaction");
+        connected.wait_for(|up| *up).await.unwrap();
+    }
+}
