@@ -1,1 +1,74 @@
-//! tests
+//! What whole-cluster tests share: the lab they run in, and services that go with the test.
+//!
+//! Invariants: a test leaves the lab as it found it (its services removed, its broken parts mended), whether it passes or not;
+//! tests of one lab run one after the other.
+//!
+//! The lab is named by `MESH_LAB`: `cargo xtask test` makes one for each datapath.
+
+#![cfg(feature = "cluster")]
+
+pub mod lab;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::cluster::{Cluster, eventually};
+use xtask::lab::layout::Layout;
+
+/// How long a cluster may take to do what it does in its own time.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The lab that `MESH_LAB` names.
+///
+/// # Errors
+/// When it names none, with the next step.
+pub fn cluster() -> Result<Cluster> {
+    let name = std::env::var("MESH_LAB").context(
+        "MESH_LAB names no lab; next: cargo xtask test cluster, or cargo xtask lab up and MESH_LAB=mesh",
+    )?;
+    Cluster::open(Layout::new(name.parse()?))
+}
+
+/// A service that is removed when the test ends.
+#[derive(Debug)]
+pub struct Service {
+    name: String,
+    cluster: Cluster,
+}
+
+impl Service {
+    /// `docker service create --name NAME ARGS…`, waiting until it has converged.
+    ///
+    /// # Errors
+    /// When the CLI says so.
+    pub fn create(cluster: &Cluster, name: &str, args: &[&str]) -> Result<Self> {
+        let service = Self { name: name.to_owned(), cluster: cluster.clone() };
+        let arguments: Vec<&str> = ["service", "create", "--quiet", "--name", name]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        cluster.docker()?.run(&arguments)?;
+        Ok(service)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let removed = self.cluster.docker().and_then(|docker| docker.run(&["service", "rm", &self.name]));
+        let gone = removed.and_then(|_| {
+            eventually("no container of the service", PATIENCE, || {
+                let left = self.cluster.containers(&self.name)?;
+                ensure!(left.values().all(Vec::is_empty), "containers: {left:?}");
+                Ok(())
+            })
+        });
+        if let Err(error) = gone {
+            eprintln!("remove service {}: {error:#}", self.name);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, lab, setup};
+use xtask::{artifacts, demo, lab, setup};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -21,6 +21,12 @@ enum Verb {
     Build,
     /// A cluster on this machine: a network namespace per node, each with its own Docker engine
     Lab(lab::cli::LabArgs),
+    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every step held
+    Demo {
+        /// What the agents forward packets with
+        #[arg(long, value_enum, default_value_t = lab::Datapath::Auto)]
+        datapath: lab::Datapath,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,5 +49,6 @@ fn run(verb: &Verb) -> Result<()> {
             Ok(())
         }
         Verb::Lab(args) => lab::cli::run(args),
+        Verb::Demo { datapath } => demo::run(*datapath),
     }
 }

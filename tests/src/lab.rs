@@ -1,0 +1,68 @@
+//! Breaking and mending parts of the lab, with the developer commands' own means.
+
+use anyhow::{Result, ensure};
+use xtask::artifacts::Binaries;
+use xtask::cluster::{Cluster, eventually};
+use xtask::lab::{Lab, Part};
+
+use crate::PATIENCE;
+
+/// Kills a part of a node, as `cargo xtask lab kill` does.
+///
+/// # Errors
+/// When it can't be killed.
+pub fn kill(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
+    Lab::open(&cluster.layout)?.kill(node, part)
+}
+
+/// Starts a part of a node and waits until it is ready, as `cargo xtask lab start` does.
+///
+/// # Errors
+/// When it doesn't become ready.
+pub fn start(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
+    Lab::open(&cluster.layout)?.start(node, part, &Binaries::expected())
+}
+
+/// A node without power, which gets it back when the test ends.
+#[derive(Debug)]
+pub struct PowerCut {
+    node: String,
+    cluster: Cluster,
+    restored: bool,
+}
+
+impl PowerCut {
+    /// Cuts the power of `node`.
+    ///
+    /// # Errors
+    /// When the lab command fails.
+    pub fn of(cluster: &Cluster, node: &str) -> Result<Self> {
+        let cut = Self { node: node.to_owned(), cluster: cluster.clone(), restored: false };
+        kill(cluster, node, Part::All)?;
+        Ok(cut)
+    }
+
+    /// Gives the power back and waits until the node is Ready.
+    ///
+    /// # Errors
+    /// When it doesn't come back.
+    pub fn restore(mut self, cluster: &Cluster) -> Result<()> {
+        self.restored = true;
+        start(cluster, &self.node, Part::All)?;
+        eventually(&format!("{} to be Ready", self.node), PATIENCE, || {
+            let rows = cluster.docker()?.run(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+            ensure!(rows.lines().any(|row| row == format!("{} Ready", self.node)), "nodes: {rows}");
+            Ok(())
+        })
+    }
+}
+
+impl Drop for PowerCut {
+    fn drop(&mut self) {
+        if !self.restored
+            && let Err(error) = start(&self.cluster, &self.node, Part::All)
+        {
+            eprintln!("give {} its power back: {error:#}", self.node);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A bad night: a container killed, a node without power, an agent killed under traffic, etcd gone.
+#![cfg(feature = "cluster")]
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{PATIENCE, Service, cluster, lab};
+use xtask::client::http;
+use xtask::client::load::{Load, ask};
+use xtask::cluster::{Cluster, Docker, eventually, samples};
+use xtask::lab::Part;
+use xtask::lab::component::Component;
+
+/// How long after a task's death new connections may still fail.
+const TABLE_LAG_MAX: Duration = Duration::from_secs(1);
+
+/// How long after a node's death new connections may still go to its tasks.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_killed_container_is_replaced_and_leaves_the_table_at_once() -> Result<()> {
+    let cluster = cluster()?;
+    let service = Service::create(&cluster, "mortal", &["--replicas", "3", "-p", "8090:80", "nginx"])?;
+    let (node, container) = cluster
+        .containers(service.name())?
+        .into_iter()
+        .find_map(|(node, tasks)| tasks.into_iter().next().map(|(id, _)| (node, id)))
+        .context("no container runs")?;
+    let load = Load::start(&cluster.client(), &cluster.everywhere(8090), "/", 100);
+    std::thread::sleep(Duration::from_secs(1));
+    let killed_at = load.elapsed();
+    Docker::towards(&cluster.node(&node)?.mesh_host).run(&["rm", "-f", &container])?;
+    let death = Instant::now();
+    eventually("the death in the history", PATIENCE, || {
+        let rows = cluster.docker()?.tasks(service.name())?;
+        let history = rows.iter().find(|row| row.name.contains(r"\_"));
+        let error = history.map(|row| row.error.as_str());
+        ensure!(error == Some("task: non-zero exit (137)"), "tasks: {rows:#?}");
+        Ok(())
+    })?;
+    cluster.wait_running(service.name(), 3, PATIENCE)?;
+    let replaced = death.elapsed();
+    ensure!(
+        replaced >= Duration::from_secs(4),
+        "the replacement ran after {replaced:?}, before the restart delay of 5 s"
+    );
+    let report = load.stop()?;
+    let late = report.failures_after(killed_at + TABLE_LAG_MAX);
+    ensure!(late.is_empty(), "later than {TABLE_LAG_MAX:?} after the death: {late:?}");
+    ensure!(report.answered() > 300, "expected load to go on, saw {} answers", report.answered());
+    Ok(())
+}
+
+#[test]
+fn a_node_without_power_is_left_out_at_once_and_its_tasks_move() -> Result<()> {
+    let cluster = cluster()?;
+    let lost = cluster.record.nodes.iter().rfind(|node| !node.manager).context("no worker to lose")?.clone();
+    let service = Service::create(&cluster, "durable", &["--replicas", "3", "-p", "8091:80", "whoami"])?;
+    let others: Vec<SocketAddrV4> = cluster
+        .record
+        .nodes
+        .iter()
+        .filter(|node| node.name != lost.name)
+        .map(|node| SocketAddrV4::new(node.ip, 8091))
+        .collect();
+    ensure!(
+        !cluster.containers(service.name())?.get(&lost.name).is_none_or(Vec::is_empty),
+        "{} runs no task of the service",
+        lost.name
+    );
+    let load = Load::start(&cluster.client(), &others, "/", 50);
+    std::thread::sleep(Duration::from_secs(1));
+    let power = lab::PowerCut::of(&cluster, &lost.name)?;
+    let cut_at = load.elapsed();
+    let begun = Instant::now();
+    eventually("the node to be Down", Duration::from_secs(20), || {
+        let rows = cluster.docker()?.run(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+        ensure!(rows.lines().any(|row| row == format!("{} Down", lost.name)), "nodes: {rows}");
+        Ok(())
+    })?;
+    let rows = cluster.wait_running(service.name(), 3, PATIENCE)?;
+    ensure!(rows.iter().all(|row| row.node != lost.name), "tasks still on {}: {rows:#?}", lost.name);
+    eprintln!("down and replaced {:?} after the power cut", begun.elapsed());
+    let report = load.stop()?;
+    // A connection begun just before the limit may wait for its answer until its own deadline.
+    let late = report.failures_after(cut_at + SILENCE_MAX);
+    ensure!(late.is_empty(), "begun later than {SILENCE_MAX:?} after the power cut: {late:?}");
+    let placed = cluster.wait_running(service.name(), 3, PATIENCE)?;
+    power.restore(&cluster)?;
+    let after = cluster.wait_running(service.name(), 3, PATIENCE)?;
+    ensure!(
+        ids(&placed) == ids(&after),
+        "expected nothing to move back when {} returned; before {placed:#?}, after {after:#?}",
+        lost.name
+    );
+    Ok(())
+}
+
+fn ids(rows: &[xtask::cluster::TaskRow]) -> std::collections::BTreeSet<&str> {
+    rows.iter().map(|row| row.id.as_str()).collect()
+}
+
+#[test]
+fn an_agent_killed_on_the_ingress_node_is_not_noticed_by_traffic() -> Result<()> {
+    const SIZE: usize = 200_000_000;
+    let cluster = cluster()?;
+    if cluster.record.datapath == "userspace" {
+        return the_proxy_dies_with_its_agent(&cluster);
+    }
+    let service = Service::create(&cluster, "steady", &["--replicas", "2", "-p", "8092:80", "whoami"])?;
+    let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
+    let server = SocketAddrV4::new(ingress.ip, 8092);
+    let labels = [("service", service.name())];
+    let load = Load::start(&cluster.client(), &[server], "/", 100);
+    let download = {
+        let client = cluster.client();
+        std::thread::spawn(move || {
+            client.run(|| http::get(server, &format!("/bytes?n={SIZE}"), Duration::from_mins(2)))
+        })
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    let before: f64 =
+        samples(&cluster.metrics(&ingress)?, "mesh_frontend_connections_total", &labels).iter().sum();
+    lab::kill(&cluster, &ingress.name, Part::One(Component::Agent))?;
+    std::thread::sleep(Duration::from_secs(2));
+    lab::start(&cluster, &ingress.name, Part::One(Component::Agent))?;
+    let after = eventually("the restarted agent's figures", PATIENCE, || {
+        let counted: f64 =
+            samples(&cluster.metrics(&ingress)?, "mesh_frontend_connections_total", &labels).iter().sum();
+        ensure!(counted > before, "expected the counter to go on from {before}, saw {counted}");
+        Ok(counted)
+    })?;
+    let body = download.join().map_err(|_| anyhow::anyhow!("the download panicked"))??;
+    let report = load.stop()?;
+    ensure!(body.body.len() == SIZE, "expected {SIZE} bytes, saw {}", body.body.len());
+    ensure!(report.failures.is_empty(), "connections failed: {:?}", report.failures);
+    ensure!(report.answered() > 200, "expected load to go on, saw {} answers", report.answered());
+    eprintln!("connections counted: {before} before the kill, {after} after the restart");
+    Ok(())
+}
+
+/// In userspace the proxy is the agent: what is owed is that it comes back and answers.
+fn the_proxy_dies_with_its_agent(cluster: &Cluster) -> Result<()> {
+    let _service = Service::create(cluster, "steady", &["--replicas", "2", "-p", "8092:80", "whoami"])?;
+    let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
+    lab::kill(cluster, &ingress.name, Part::One(Component::Agent))?;
+    lab::start(cluster, &ingress.name, Part::One(Component::Agent))?;
+    eventually("an answer after the restart", PATIENCE, || {
+        cluster.client().run(|| ask(SocketAddrV4::new(ingress.ip, 8092), "/").map(drop))
+    })
+}
+
+#[test]
+fn a_dead_etcd_stops_the_api_but_no_traffic() -> Result<()> {
+    let cluster = cluster()?;
+    let _service = Service::create(&cluster, "onward", &["--replicas", "2", "-p", "8093:80", "whoami"])?;
+    let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
+    let load = Load::start(&cluster.client(), &cluster.everywhere(8093), "/", 50);
+    lab::kill(&cluster, &manager.name, Part::One(Component::Etcd))?;
+    let refusal = eventually("a refusal that names etcd", PATIENCE, || {
+        let refusal = cluster.docker()?.refused(&["service", "ls"])?;
+        ensure!(refusal.message.contains("etcd"), "said: {}", refusal.message);
+        Ok(refusal)
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    lab::start(&cluster, &manager.name, Part::One(Component::Etcd))?;
+    let report = load.stop()?;
+    refusal?;
+    ensure!(report.failures.is_empty(), "connections failed while etcd was down: {:?}", report.failures);
+    eventually("the API to be back", PATIENCE, || cluster.docker()?.run(&["service", "ls"]).map(drop))
+}

@@ -1,0 +1,113 @@
+//! Publish a port, hit any node: every node answers, the spread is even, the task sees the client.
+#![cfg(feature = "cluster")]
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use mesh_tests::{PATIENCE, Service, cluster};
+use xtask::client::load::ask;
+use xtask::cluster::{Cluster, Docker, eventually};
+use xtask::lab::netns::Netns;
+
+const REQUESTS: usize = 1000;
+
+#[test]
+fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
+    let cluster = cluster()?;
+    let begun = Instant::now();
+    let service = Service::create(&cluster, "myweb", &["--replicas", "2", "-p", "80:80", "nginx"])?;
+    let converged = begun.elapsed();
+    // The CLI verifies for 5 s once all tasks run; the rest is ours. The bound is loose: this is no benchmark.
+    ensure!(converged < Duration::from_secs(10), "create converged after {converged:?}");
+    for node in &cluster.record.nodes {
+        let before = logged(&cluster, service.name())?;
+        let server = SocketAddrV4::new(node.ip, 80);
+        cluster.client().run(|| (0..REQUESTS).try_for_each(|_| ask(server, "/").map(drop)))?;
+        let shares = eventually("every request in the logs", PATIENCE, || {
+            let after = logged(&cluster, service.name())?;
+            let shares: Vec<usize> =
+                after.iter().map(|(task, count)| count - before.get(task).copied().unwrap_or(0)).collect();
+            ensure!(shares.iter().sum::<usize>() == REQUESTS, "logged: {shares:?}");
+            Ok(shares)
+        })?;
+        let even = REQUESTS / 2;
+        ensure!(
+            shares.len() == 2 && shares.iter().all(|share| share.abs_diff(even) * 10 <= even),
+            "by {}: expected {even} ± 10 % on each of two tasks, saw {shares:?}",
+            node.name
+        );
+    }
+    Ok(())
+}
+
+/// Requests logged by each task. On an eBPF datapath every one must come from the client's own address.
+fn logged(cluster: &Cluster, service: &str) -> Result<BTreeMap<String, usize>> {
+    let client = format!("{} ", cluster.record.client.ip);
+    let client_kept = cluster.record.datapath != "userspace";
+    let mut counts = BTreeMap::new();
+    for (node, containers) in cluster.containers(service)? {
+        let docker = Docker::towards(&cluster.node(&node)?.mesh_host);
+        for (id, task) in containers {
+            let log = docker.run(&["logs", &id])?;
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains("GET /")).collect();
+            let foreign = lines.iter().find(|line| !line.starts_with(&client));
+            ensure!(
+                !client_kept || foreign.is_none(),
+                "{task} on {node} saw another client than {client}: {foreign:?}"
+            );
+            counts.insert(task, lines.len());
+        }
+    }
+    Ok(counts)
+}
+
+#[test]
+fn a_node_reaches_the_port_it_publishes() -> Result<()> {
+    let cluster = cluster()?;
+    let _service = Service::create(&cluster, "own", &["--replicas", "1", "-p", "8085:80", "nginx"])?;
+    for node in &cluster.record.nodes {
+        let netns = Netns::named(&node.netns);
+        for address in [node.ip, Ipv4Addr::LOCALHOST] {
+            eventually(&format!("{} to reach {address}:8085 itself", node.name), PATIENCE, || {
+                netns.run(|| ask(SocketAddrV4::new(address, 8085), "/").map(drop))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_global_service_runs_on_every_node() -> Result<()> {
+    let cluster = cluster()?;
+    let service = Service::create(&cluster, "everywhere", &["--mode", "global", "-p", "8086:80", "nginx"])?;
+    let containers = cluster.containers(service.name())?;
+    ensure!(
+        containers.len() == cluster.record.nodes.len() && containers.values().all(|tasks| tasks.len() == 1),
+        "expected one task on each node, saw {containers:?}"
+    );
+    for server in cluster.everywhere(8086) {
+        cluster.ask(server, "/")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_with_no_running_task_refuses_at_once() -> Result<()> {
+    let cluster = cluster()?;
+    let service = Service::create(&cluster, "hollow", &["--replicas", "1", "-p", "8087:80", "nginx"])?;
+    cluster.docker()?.run(&["service", "scale", "--detach", "hollow=0"])?;
+    for server in cluster.everywhere(8087) {
+        eventually("a refusal", PATIENCE, || {
+            let begun = Instant::now();
+            let error = match cluster.client().run(|| ask(server, "/")) {
+                Ok(answer) => anyhow::bail!("{server} of {} still answers {answer}", service.name()),
+                Err(error) => format!("{error:#}"),
+            };
+            ensure!(begun.elapsed() < Duration::from_secs(1), "{server}: silence instead of a RST: {error}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

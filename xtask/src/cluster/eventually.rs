@@ -1,0 +1,45 @@
+//! Waiting for what a cluster does in its own time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Time between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks until `look` succeeds.
+///
+/// # Errors
+/// When it doesn't within `within`: tells what was awaited and what the last look saw.
+pub fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    let until = Instant::now() + within;
+    loop {
+        match look() {
+            Ok(seen) => return Ok(seen),
+            Err(error) if Instant::now() >= until => {
+                return Err(error).with_context(|| format!("expected {what} within {within:?}"));
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_look_is_told() {
+        let mut looks = 0;
+        let seen = eventually("a third look", Duration::from_secs(5), || {
+            looks += 1;
+            anyhow::ensure!(looks == 3, "look {looks}");
+            Ok(looks)
+        });
+        assert_eq!(seen.unwrap(), 3);
+        let failed =
+            eventually::<()>("the moon", Duration::ZERO, || anyhow::bail!("only stars")).unwrap_err();
+        let text = format!("{failed:#}");
+        assert!(text.contains("the moon") && text.contains("only stars"), "saw: {text}");
+    }
+}
