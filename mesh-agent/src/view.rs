@@ -15,10 +15,11 @@ use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::lb::Policy;
 use mesh_state::proto;
 use mesh_state::spec::Protocol;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The mesh as this node last heard of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
     /// Which table this is; 0 before the first.
     pub generation: u64,
@@ -39,7 +40,7 @@ pub struct NodeView {
 }
 
 /// A member node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerNode {
     /// Its id.
     pub id: NodeId,
@@ -50,7 +51,7 @@ pub struct PeerNode {
 }
 
 /// A service as far as the mesh needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceView {
     /// Its id.
     pub id: ServiceId,
@@ -63,7 +64,7 @@ pub struct ServiceView {
 }
 
 /// A published port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortView {
     /// Transport.
     pub protocol: Protocol,
@@ -74,7 +75,7 @@ pub struct PortView {
 }
 
 /// A backend: one published port of one task.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendView {
     /// Its id in maps and on the wire.
     pub id: BackendId,
@@ -103,7 +104,7 @@ pub struct BackendView {
 }
 
 /// Whether a backend takes new flows. The order is the order of preference: the best state that any backend has is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BackendState {
     /// It does.
     Active,

@@ -1,0 +1,39 @@
+//! What a manager wants this node to run, read from the wire.
+
+use mesh_state::ids::TaskId;
+use mesh_state::proto;
+use mesh_state::task::Assignment;
+
+/// A change to what this node must run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AssignmentChange {
+    /// All of it: tasks that are not named here are no longer this node's.
+    Full(Vec<Assignment>),
+    /// Tasks that are new or changed, and tasks that are no longer this node's.
+    Delta {
+        /// New or changed.
+        set: Vec<Assignment>,
+        /// No longer this node's.
+        removed: Vec<TaskId>,
+    },
+}
+
+impl AssignmentChange {
+    /// Reads a message. An assignment that can't be read is logged and left out: the others must not wait for it.
+    pub(super) fn read(message: proto::Assignments) -> Self {
+        let set = message.set.iter().filter_map(read_one).collect();
+        if message.full {
+            Self::Full(set)
+        } else {
+            Self::Delta { set, removed: message.removed_task_ids.into_iter().map(TaskId::from).collect() }
+        }
+    }
+}
+
+fn read_one(assignment: &proto::Assignment) -> Option<Assignment> {
+    serde_json::from_str(&assignment.assignment_json)
+        .inspect_err(|error| {
+            tracing::error!(task = assignment.task_id, %error, "read an assignment: the task will not run here");
+        })
+        .ok()
+}

@@ -1,0 +1,52 @@
+//! Connections to managers: deadlines, keep-alives and whom to believe.
+//!
+//! Invariant: a manager that vanishes without a word is noticed within three seconds, whatever the stream does.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as ClientIdentity};
+
+use super::identity::Identity;
+use super::pinned_ca::PinnedCa;
+use super::token::JoinToken;
+
+/// The name in every manager's certificate.
+const MANAGER_NAME: &str = "mesh-manager";
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Connects as a member: both sides show certificates of the cluster's CA.
+pub(super) async fn connect_member(
+    manager: SocketAddr,
+    identity: &Identity,
+) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new()
+        .domain_name(MANAGER_NAME)
+        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
+        .identity(ClientIdentity::from_pem(&identity.certificate_pem, &identity.key_pem))
+        .timeout(CONNECT_DEADLINE);
+    endpoint(manager)?.tls_config(tls)?.connect().await
+}
+
+/// Connects as a stranger: the manager proves itself by the CA that the token names.
+pub(super) async fn connect_stranger(
+    manager: SocketAddr,
+    token: &JoinToken,
+) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new().domain_name(MANAGER_NAME).timeout(CONNECT_DEADLINE);
+    let verifier = Arc::new(PinnedCa::new(token.ca_digest()));
+    endpoint(manager)?.tls_config_with_verifier(tls, verifier)?.connect().await
+}
+
+fn endpoint(manager: SocketAddr) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("https://{manager}"))?
+        .connect_timeout(CONNECT_DEADLINE)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_DEADLINE)
+        .keep_alive_while_idle(true))
+}

@@ -1,0 +1,146 @@
+//! Who this node is: its key, its certificate and the cluster's CA, in one private file.
+//!
+//! Invariants: the key never leaves the node; the file holds all parts or does not exist.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mesh_state::ids::NodeId;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use x509_parser::pem::parse_x509_pem;
+
+use super::private_file;
+
+const FILE: &str = "identity.json";
+
+/// A member's proof of membership.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The node's id, also the certificate's common name.
+    pub node_id: NodeId,
+    /// The private key, PEM.
+    pub key_pem: String,
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// The cluster's CA, PEM.
+    pub ca_pem: String,
+}
+
+/// Why an identity could not be read or stored.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The file could not be read or written.
+    #[error("access {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("{} is damaged: remove it, and the node joins again as a new one", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The certificate could not be read.
+    #[error(
+        "the node's certificate can't be read: remove {FILE} from the data directory, and the node joins again as a new one"
+    )]
+    Certificate,
+}
+
+impl Identity {
+    /// The identity in `data_dir`, if the node has joined.
+    ///
+    /// # Errors
+    /// The file can't be read, or is damaged.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = data_dir.join(FILE);
+        let contents =
+            private_file::read(&path).map_err(|source| IdentityError::File { path: path.clone(), source })?;
+        contents
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()
+            .map_err(|source| IdentityError::Damaged { path, source })
+    }
+
+    /// Writes the identity to `data_dir`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn store(&self, data_dir: &Path) -> Result<(), IdentityError> {
+        let path = data_dir.join(FILE);
+        serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|bytes| private_file::replace(&path, &bytes))
+            .map_err(|source| IdentityError::File { path, source })
+    }
+
+    /// The role in the certificate: `worker` or `manager`.
+    ///
+    /// # Errors
+    /// The certificate can't be read.
+    pub fn role(&self) -> Result<String, IdentityError> {
+        let (_, pem) =
+            parse_x509_pem(self.certificate_pem.as_bytes()).map_err(|_| IdentityError::Certificate)?;
+        let certificate = pem.parse_x509().map_err(|_| IdentityError::Certificate)?;
+        let unit = certificate
+            .subject()
+            .iter_organizational_unit()
+            .next()
+            .and_then(|unit| unit.as_str().ok())
+            .ok_or(IdentityError::Certificate)?;
+        Ok(unit.trim_start_matches("mesh-").to_owned())
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("node_id", &self.node_id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    use super::*;
+
+    fn identity() -> Identity {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name.push(DnType::OrganizationalUnitName, "mesh-manager");
+        Identity {
+            node_id: NodeId::from("n1"),
+            key_pem: key.serialize_pem(),
+            certificate_pem: params.self_signed(&key).expect("a certificate").pem(),
+            ca_pem: String::new(),
+        }
+    }
+
+    #[test]
+    fn an_identity_survives_on_disk() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert_eq!(Identity::load(directory.path()).expect("no file is no error"), None);
+        let identity = identity();
+        identity.store(directory.path()).expect("it is stored");
+        assert_eq!(Identity::load(directory.path()).expect("it is read"), Some(identity));
+        std::fs::write(directory.path().join(FILE), "{").expect("the file is spoilt");
+        let error = Identity::load(directory.path()).expect_err("a damaged file is an error");
+        assert!(error.to_string().contains("remove it"), "expected the next step, saw: {error}");
+    }
+
+    #[test]
+    fn the_role_comes_from_the_certificate_and_the_key_is_not_shown() {
+        let identity = identity();
+        assert_eq!(identity.role().expect("a role"), "manager");
+        assert!(!format!("{identity:?}").contains("PRIVATE KEY"), "the key shows in Debug");
+    }
+}

@@ -1,0 +1,195 @@
+//! The node's link to the control plane: join once, then one session after the other with whichever manager answers.
+//!
+//! Purpose: what managers say becomes the node's view, its assignments and its relay keys; what the node does goes up to them.
+//!
+//! Invariants: losing every manager changes nothing on the node; statuses outlive sessions; waits between tries are jittered
+//! and capped at [`RETRY_CAP`].
+//!
+//! Left to others: running tasks (`task`), carrying traffic (`datapath`, `proxy`).
+
+pub mod assignments;
+pub mod backoff;
+pub mod cache;
+pub mod identity;
+pub mod join;
+pub mod private_file;
+pub mod relay_keys;
+pub mod token;
+
+mod channel;
+mod outbox;
+mod pinned_ca;
+mod session;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::node::NodeDescription;
+use mesh_state::proto;
+use mesh_state::task::TaskStatus;
+use rand::seq::SliceRandom;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use assignments::AssignmentChange;
+use backoff::Backoff;
+use identity::Identity;
+use outbox::StatusOutbox;
+use relay_keys::{RelayKey, RelayKeys};
+use session::{Session, SessionError};
+use token::JoinToken;
+
+use crate::error_chain;
+use crate::view::{NodeView, ViewError};
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(3);
+
+/// The link's ends towards the rest of the agent.
+pub struct Ends {
+    /// What the node says of itself.
+    pub description: watch::Receiver<NodeDescription>,
+    /// Observed states of its tasks.
+    pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    /// Where its assignments go.
+    pub assignments: mpsc::Sender<AssignmentChange>,
+    /// The view, which the link alone writes.
+    pub view: watch::Sender<Arc<NodeView>>,
+    /// The generation that carries traffic.
+    pub applied: watch::Receiver<u64>,
+    /// Live flows of the local backends.
+    pub flows: watch::Receiver<BTreeMap<BackendId, u32>>,
+    /// The relay keys, which the link alone writes.
+    pub relay_keys: watch::Sender<RelayKeys>,
+    /// Whether a manager has welcomed this node.
+    pub connected: watch::Sender<bool>,
+}
+
+/// A member's link to its managers.
+pub struct Link {
+    managers: Vec<SocketAddr>,
+    identity: Identity,
+    ends: Ends,
+    outbox: StatusOutbox,
+}
+
+impl Link {
+    /// A link for `identity` to `managers`, idle until [`Link::run`].
+    pub fn new(managers: Vec<SocketAddr>, identity: Identity, ends: Ends) -> Self {
+        Self { managers, identity, ends, outbox: StatusOutbox::default() }
+    }
+
+    /// Keeps a session with one manager or another until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        loop {
+            let mut managers = self.managers.clone();
+            managers.shuffle(&mut rand::rng());
+            for manager in managers {
+                if self.serve(manager, &shutdown).await {
+                    backoff.reset();
+                }
+                if shutdown.is_cancelled() {
+                    return;
+                }
+            }
+            let wait = backoff.next(&mut rand::rng());
+            if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One session with one manager; whether it welcomed this node.
+    async fn serve(&mut self, manager: SocketAddr, shutdown: &CancellationToken) -> bool {
+        let session = match shutdown.run_until_cancelled(self.open(manager)).await {
+            Some(Ok(session)) => session,
+            Some(Err(error)) => {
+                tracing::warn!(%manager, error = %error_chain(&error), "open a session");
+                return false;
+            }
+            None => return false,
+        };
+        tracing::info!(%manager, "a manager has welcomed this node");
+        let connected = session.connected();
+        connected.send_replace(true);
+        let result = session.run(shutdown).await;
+        connected.send_replace(false);
+        if let Err(error) = result {
+            tracing::warn!(%manager, error = %error_chain(&error), "the session ended");
+        }
+        true
+    }
+
+    async fn open(&mut self, manager: SocketAddr) -> Result<Session<'_>, SessionError> {
+        let channel = channel::connect_member(manager, &self.identity).await?;
+        Session::open(self, channel).await
+    }
+
+    /// The first message of a session. A manager may send only what changed since the named generation, so it is named only if
+    /// all of it is applied.
+    fn hello(&self) -> Result<proto::Hello, serde_json::Error> {
+        let view = self.ends.view.borrow();
+        let applied = *self.ends.applied.borrow();
+        let description = self.ends.description.borrow();
+        Ok(proto::Hello {
+            description_json: serde_json::to_string(&*description)?,
+            address: view.address.to_string(),
+            table_generation: if applied == view.generation { applied } else { 0 },
+        })
+    }
+
+    fn welcome(&mut self, subnet: Option<Ipv4Net>, key: RelayKey) {
+        self.ends.relay_keys.send_if_modified(|keys| {
+            let rotated = keys.rotated(key);
+            let changed = rotated != *keys;
+            *keys = rotated;
+            changed
+        });
+        self.ends.view.send_if_modified(|view| {
+            let changed = subnet.is_some() && view.subnet != subnet;
+            if changed {
+                Arc::make_mut(view).subnet = subnet;
+            }
+            changed
+        });
+    }
+
+    fn take_table(&mut self, table: &proto::MeshTable) -> Result<(), ViewError> {
+        let next = self.ends.view.borrow().apply(table)?;
+        tracing::debug!(
+            generation = next.generation,
+            base = table.base_generation,
+            backends = next.backends.len(),
+            "a mesh table came"
+        );
+        self.ends.view.send_replace(Arc::new(next));
+        Ok(())
+    }
+}
+
+/// Asks one manager after the other to admit this node, until one does or `shutdown`.
+pub async fn join_any(
+    managers: &[SocketAddr],
+    token: &JoinToken,
+    hostname: &str,
+    shutdown: &CancellationToken,
+) -> Option<Identity> {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    loop {
+        for manager in managers {
+            match shutdown.run_until_cancelled(join::join(*manager, token, hostname)).await? {
+                Ok(identity) => return Some(identity),
+                Err(error) => {
+                    tracing::warn!(error = %error_chain(&error), "join the cluster; will try again");
+                }
+            }
+        }
+        let wait = backoff.next(&mut rand::rng());
+        shutdown.run_until_cancelled(tokio::time::sleep(wait)).await?;
+    }
+}

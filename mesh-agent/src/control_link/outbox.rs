@@ -1,0 +1,141 @@
+//! Task statuses on their way to a manager: kept until the manager says that they are stored.
+//!
+//! Invariants: pure. At most one status a task is under way; a newer one waits for its acknowledgement and replaces what
+//! waited. Nothing is forgotten before it is acknowledged, and a new session sends all of it again.
+
+use std::collections::BTreeMap;
+
+use mesh_state::ids::TaskId;
+use mesh_state::task::TaskStatus;
+
+/// The newest status of every task that a manager doesn't have yet.
+#[derive(Debug, Default)]
+pub(super) struct StatusOutbox {
+    tasks: BTreeMap<TaskId, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    newest: TaskStatus,
+    progress: Progress,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Not sent.
+    Waits,
+    /// Sent, not acknowledged.
+    UnderWay,
+    /// An older status is sent and not acknowledged; the newest waits for that.
+    WaitsBehind,
+}
+
+impl StatusOutbox {
+    /// Takes a status to be sent.
+    pub(super) fn put(&mut self, task: TaskId, status: TaskStatus) {
+        match self.tasks.get_mut(&task) {
+            Some(entry) if entry.newest == status => {}
+            Some(entry) => {
+                entry.newest = status;
+                if entry.progress == Progress::UnderWay {
+                    entry.progress = Progress::WaitsBehind;
+                }
+            }
+            None => {
+                self.tasks.insert(task, Entry { newest: status, progress: Progress::Waits });
+            }
+        }
+    }
+
+    /// What may be sent now, at most `limit` statuses; they count as under way from here on.
+    pub(super) fn take(&mut self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
+        self.tasks
+            .iter_mut()
+            .filter(|(_, entry)| entry.progress == Progress::Waits)
+            .take(limit)
+            .map(|(task, entry)| {
+                entry.progress = Progress::UnderWay;
+                (task.clone(), entry.newest.clone())
+            })
+            .collect()
+    }
+
+    /// The manager has stored what was under way for `task`.
+    pub(super) fn acknowledge(&mut self, task: &TaskId) {
+        match self.tasks.get_mut(task) {
+            Some(entry) if entry.progress == Progress::WaitsBehind => entry.progress = Progress::Waits,
+            Some(entry) if entry.progress == Progress::UnderWay => {
+                self.tasks.remove(task);
+            }
+            _ => {}
+        }
+    }
+
+    /// What was under way may be lost: all of it is to be sent again.
+    pub(super) fn resend(&mut self) {
+        for entry in self.tasks.values_mut() {
+            entry.progress = Progress::Waits;
+        }
+    }
+
+    /// Whether something may be sent now.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.tasks.values().any(|entry| entry.progress == Progress::Waits)
+    }
+
+    /// Whether an acknowledgement is awaited.
+    pub(super) fn has_under_way(&self) -> bool {
+        self.tasks.values().any(|entry| entry.progress != Progress::Waits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::task::TaskState;
+
+    use super::*;
+
+    fn status(state: TaskState) -> TaskStatus {
+        TaskStatus { state, ..TaskStatus::default() }
+    }
+
+    fn states(sent: &[(TaskId, TaskStatus)]) -> Vec<(&str, TaskState)> {
+        sent.iter().map(|(task, status)| (task.as_str(), status.state)).collect()
+    }
+
+    #[test]
+    fn a_status_stays_until_it_is_acknowledged() {
+        let (mut outbox, task) = (StatusOutbox::default(), TaskId::from("a"));
+        outbox.put(task.clone(), status(TaskState::Preparing));
+        assert_eq!(states(&outbox.take(9)), [("a", TaskState::Preparing)]);
+        assert_eq!(outbox.take(9), [], "it is under way");
+        outbox.resend();
+        assert_eq!(states(&outbox.take(9)), [("a", TaskState::Preparing)], "a new session sends it again");
+        outbox.acknowledge(&task);
+        assert!(!outbox.has_waiting() && !outbox.has_under_way(), "nothing is left");
+    }
+
+    #[test]
+    fn an_acknowledgement_of_an_older_status_does_not_forget_a_newer_one() {
+        let (mut outbox, task) = (StatusOutbox::default(), TaskId::from("a"));
+        outbox.put(task.clone(), status(TaskState::Starting));
+        assert_eq!(outbox.take(9).len(), 1);
+        outbox.put(task.clone(), status(TaskState::Running));
+        outbox.put(task.clone(), status(TaskState::Failed));
+        assert_eq!(outbox.take(9), [], "one at a time");
+        outbox.acknowledge(&task);
+        assert_eq!(states(&outbox.take(9)), [("a", TaskState::Failed)], "the newest follows");
+        outbox.acknowledge(&task);
+        outbox.acknowledge(&task);
+        assert!(!outbox.has_waiting() && !outbox.has_under_way());
+    }
+
+    #[test]
+    fn batches_have_a_limit() {
+        let mut outbox = StatusOutbox::default();
+        for task in ["a", "b", "c"] {
+            outbox.put(TaskId::from(task), status(TaskState::Running));
+        }
+        assert_eq!((outbox.take(2).len(), outbox.take(2).len()), (2, 1));
+    }
+}

@@ -1,0 +1,64 @@
+//! Files that only this agent reads, replaced as a whole or not at all.
+//!
+//! Invariant: a reader sees the old contents or the new ones, whenever the machine stops. Blocking; small files only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Makes `directory` (mode 0700) and its parents, if they don't exist.
+///
+/// # Errors
+/// As the file system says.
+pub fn create_private_dir(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Replaces `path` (mode 0600) by `contents`, flushed to the disk.
+///
+/// # Errors
+/// As the file system says; the old file is then still there.
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    File::open(directory)?.sync_all()
+}
+
+/// The contents of `path`, or nothing if there is no such file.
+///
+/// # Errors
+/// As the file system says, but for the absence of the file.
+pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(contents) => Ok(Some(contents)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn files_are_private_and_replaced_whole() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = root.path().join("a/b");
+        create_private_dir(&directory).expect("the directory is made");
+        let path = directory.join("file.json");
+        assert_eq!(read(&path).expect("absence is no error"), None);
+        replace(&path, b"one").expect("the file is made");
+        replace(&path, b"two").expect("the file is replaced");
+        assert_eq!(read(&path).expect("the file is read").as_deref(), Some(b"two".as_slice()));
+        let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&directory)), (0o600, 0o700), "modes of the file and its directory");
+        assert_eq!(fs::read_dir(&directory).expect("it is listed").count(), 1, "nothing else is left behind");
+    }
+}

@@ -1,0 +1,257 @@
+//! One session with one manager: assignments and the mesh table down; statuses, acknowledgements and heartbeats up.
+//!
+//! Invariants: heartbeats go out whatever else is slow; every wait has a deadline; a message that can't be taken ends the
+//! session, so that the next one starts from a whole table.
+//!
+//! Left to others: which manager to try and when (`control_link`).
+
+use std::time::Duration;
+
+use mesh_state::ids::TaskId;
+use mesh_state::proto::agent_message::Body as Up;
+use mesh_state::proto::control_message::Body as Down;
+use mesh_state::proto::node_service_client::NodeServiceClient;
+use mesh_state::proto::{self, AgentMessage};
+use mesh_state::task::TaskStatus;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::relay_keys::RelayKey;
+use super::{AssignmentChange, Link};
+use crate::view::ViewError;
+
+/// The longest wait for a manager's first message, and for room in the stream.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Statuses wait at most this long for company.
+const BATCH_WAIT: Duration = Duration::from_millis(20);
+/// Statuses in one message.
+const BATCH_LIMIT: usize = 256;
+/// Unacknowledged statuses are sent again after this.
+const RESEND_INTERVAL: Duration = Duration::from_secs(10);
+/// Messages that wait for the stream.
+const UP_CAPACITY: usize = 64;
+/// Good heartbeat intervals, milliseconds; a manager's wish is cut to it.
+const HEARTBEAT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+
+/// Why a session ended, or never began.
+#[derive(Debug, Error)]
+pub(super) enum SessionError {
+    /// No connection.
+    #[error("connect")]
+    Connect(#[from] tonic::transport::Error),
+    /// What the node says of itself can't be written.
+    #[error("describe the node")]
+    Describe(#[from] serde_json::Error),
+    /// The stream failed, or the manager refused it.
+    #[error("manager: {} ({:?})", .0.message(), .0.code())]
+    Refused(Box<tonic::Status>),
+    /// The manager closed the stream.
+    #[error("the manager closed the stream")]
+    Closed,
+    /// Nothing moved for too long.
+    #[error("{step}: nothing within {DEADLINE:?}")]
+    Deadline {
+        /// What was waited for.
+        step: &'static str,
+    },
+    /// A message came out of order, or without what it must hold.
+    #[error("{problem}: manager and agent are of different versions, upgrade the older")]
+    Protocol {
+        /// What was wrong.
+        problem: &'static str,
+    },
+    /// A table that can't be taken.
+    #[error("take the mesh table")]
+    Table(#[from] ViewError),
+    /// A part of this agent is gone.
+    #[error("the agent stops")]
+    Stopping,
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+/// A session that the manager has welcomed.
+pub(super) struct Session<'a> {
+    link: &'a mut Link,
+    up: mpsc::Sender<AgentMessage>,
+    down: Streaming<proto::ControlMessage>,
+    heartbeat_interval: Duration,
+}
+
+impl<'a> Session<'a> {
+    /// Says hello and waits for the welcome.
+    pub(super) async fn open(link: &'a mut Link, channel: Channel) -> Result<Self, SessionError> {
+        let (up, messages) = mpsc::channel(UP_CAPACITY);
+        let hello = link.hello()?;
+        send(&up, Up::Hello(hello)).await?;
+        let mut client = NodeServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut down = timeout(DEADLINE, client.session(ReceiverStream::new(messages)))
+            .await
+            .map_err(|_| SessionError::Deadline { step: "open the stream" })??
+            .into_inner();
+        let first = timeout(DEADLINE, down.message())
+            .await
+            .map_err(|_| SessionError::Deadline { step: "wait for the welcome" })??
+            .ok_or(SessionError::Closed)?;
+        let Some(Down::Welcome(welcome)) = first.body else {
+            return Err(SessionError::Protocol { problem: "the first message was no welcome" });
+        };
+        let heartbeat_ms = welcome.heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
+        welcome_node(link, &welcome)?;
+        Ok(Self { link, up, down, heartbeat_interval: Duration::from_millis(heartbeat_ms.into()) })
+    }
+
+    /// Where to say whether this node has a manager.
+    pub(super) fn connected(&self) -> watch::Sender<bool> {
+        self.link.ends.connected.clone()
+    }
+
+    /// Serves the session until it fails or `shutdown`.
+    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
+        let beats = tokio::spawn(beat(self.up.clone(), self.heartbeat_interval));
+        let result = self.exchange(shutdown).await;
+        beats.abort();
+        result
+    }
+
+    async fn exchange(&mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
+        self.link.outbox.resend();
+        self.send_table_ack().await?;
+        self.send_flows().await?;
+        let mut flush_at = self.link.outbox.has_waiting().then(Instant::now);
+        let mut resend = interval_at(Instant::now() + RESEND_INTERVAL, RESEND_INTERVAL);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return self.send_statuses().await,
+                message = self.down.message() => {
+                    let message = message?.ok_or(SessionError::Closed)?;
+                    self.receive(message).await?;
+                    flush_at = flush_at.or_else(|| self.link.outbox.has_waiting().then(Instant::now));
+                }
+                status = self.link.ends.statuses.recv() => {
+                    let (task, status) = status.ok_or(SessionError::Stopping)?;
+                    self.link.outbox.put(task, status);
+                    flush_at = flush_at.or_else(|| Some(Instant::now() + BATCH_WAIT));
+                }
+                () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
+                    self.send_statuses().await?;
+                    flush_at = self.link.outbox.has_waiting().then(Instant::now);
+                }
+                _ = resend.tick(), if self.link.outbox.has_under_way() => {
+                    self.link.outbox.resend();
+                    flush_at = Some(Instant::now());
+                }
+                changed = self.link.ends.applied.changed() => {
+                    changed.map_err(|_| SessionError::Stopping)?;
+                    self.send_table_ack().await?;
+                }
+                changed = self.link.ends.flows.changed() => {
+                    changed.map_err(|_| SessionError::Stopping)?;
+                    self.send_flows().await?;
+                }
+            }
+        }
+    }
+
+    async fn receive(&mut self, message: proto::ControlMessage) -> Result<(), SessionError> {
+        match message.body {
+            Some(Down::Table(table)) => Ok(self.link.take_table(&table)?),
+            Some(Down::Assignments(assignments)) => {
+                let change = AssignmentChange::read(assignments);
+                timeout(DEADLINE, self.link.ends.assignments.send(change))
+                    .await
+                    .map_err(|_| SessionError::Deadline { step: "pass assignments to the task worker" })?
+                    .map_err(|_| SessionError::Stopping)
+            }
+            Some(Down::StatusAck(ack)) => {
+                for task in &ack.task_ids {
+                    self.link.outbox.acknowledge(&TaskId::from(task.as_str()));
+                }
+                Ok(())
+            }
+            Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),
+            None => Err(SessionError::Protocol { problem: "a message of an unknown kind came" }),
+        }
+    }
+
+    async fn send_statuses(&mut self) -> Result<(), SessionError> {
+        let statuses: Vec<_> = self.link.outbox.take(BATCH_LIMIT).iter().filter_map(write_status).collect();
+        if statuses.is_empty() {
+            return Ok(());
+        }
+        send(&self.up, Up::Statuses(proto::TaskStatuses { statuses })).await
+    }
+
+    async fn send_table_ack(&mut self) -> Result<(), SessionError> {
+        let generation = *self.link.ends.applied.borrow_and_update();
+        if generation == 0 {
+            return Ok(());
+        }
+        send(&self.up, Up::TableAck(proto::TableAck { generation })).await
+    }
+
+    async fn send_flows(&mut self) -> Result<(), SessionError> {
+        let live_by_backend =
+            self.link.ends.flows.borrow_and_update().iter().map(|(id, live)| (id.get(), *live)).collect();
+        send(&self.up, Up::BackendFlows(proto::BackendFlows { live_by_backend })).await
+    }
+}
+
+/// Tables of large clusters are larger than gRPC's usual 4 MiB.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+fn welcome_node(link: &mut Link, welcome: &proto::Welcome) -> Result<(), SessionError> {
+    let key = RelayKey::from_bytes(&welcome.relay_key)
+        .ok_or(SessionError::Protocol { problem: "the relay key is not of 32 bytes" })?;
+    let subnet = if welcome.subnet.is_empty() {
+        None
+    } else {
+        Some(
+            welcome
+                .subnet
+                .parse()
+                .map_err(|_| SessionError::Protocol { problem: "the node's subnet can't be read" })?,
+        )
+    };
+    link.welcome(subnet, key);
+    Ok(())
+}
+
+/// Heartbeats until the stream is gone. A task of its own: a busy session doesn't make the node silent.
+async fn beat(up: mpsc::Sender<AgentMessage>, every: Duration) {
+    let mut ticks = interval_at(Instant::now(), every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let heartbeat = AgentMessage { body: Some(Up::Heartbeat(proto::Heartbeat {})) };
+        if up.send(heartbeat).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(up: &mpsc::Sender<AgentMessage>, body: Up) -> Result<(), SessionError> {
+    timeout(DEADLINE, up.send(AgentMessage { body: Some(body) }))
+        .await
+        .map_err(|_| SessionError::Deadline { step: "send to the manager" })?
+        .map_err(|_| SessionError::Closed)
+}
+
+fn write_status((task, status): &(TaskId, TaskStatus)) -> Option<proto::TaskStatus> {
+    match serde_json::to_string(status) {
+        Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json }),
+        Err(error) => {
+            tracing::error!(%task, %error, "write a task's status");
+            None
+        }
+    }
+}
