@@ -2,8 +2,9 @@
 //! `cargo xtask lab` does.
 //!
 //! Code map: [`setup`] puts the machine in order, [`artifacts`] builds the binaries, [`lab`] makes a whole cluster out of
-//! network namespaces, [`checks`] runs formatter, linter, house rules and tests. [`client`] and [`cluster`] look at a running
-//! lab from outside, [`demo`] tells its story. [`command`] starts other programs; [`workspace`] knows where things lie.
+//! network namespaces, [`lint`] and [`tidy`] look at the sources, [`test`] runs everything that a checkout must pass.
+//! [`client`] and [`cluster`] look at a running lab from outside, [`demo`] tells its story. [`command`] starts other
+//! programs; [`workspace`] knows where things lie.
 
 pub mod artifacts;
 pub mod client;
@@ -11,5 +12,8 @@ pub mod cluster;
 pub mod command;
 pub mod demo;
 pub mod lab;
+pub mod lint;
 pub mod setup;
+pub mod test;
+pub mod tidy;
 pub mod workspace;

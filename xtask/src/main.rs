@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, demo, lab, setup};
+use xtask::{artifacts, demo, lab, lint, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -27,6 +27,12 @@ enum Verb {
         #[arg(long, value_enum, default_value_t = lab::Datapath::Auto)]
         datapath: lab::Datapath,
     },
+    /// Everything a clean checkout must pass, the quickest first
+    Test(test::TestArgs),
+    /// Formatter, house rules, cargo-deny, clippy
+    Lint,
+    /// The house rules alone: sizes, names, module docs, dependencies
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -50,5 +56,11 @@ fn run(verb: &Verb) -> Result<()> {
         }
         Verb::Lab(args) => lab::cli::run(args),
         Verb::Demo { datapath } => demo::run(*datapath),
+        Verb::Test(args) => test::run(args),
+        Verb::Lint => {
+            setup::ensure()?;
+            lint::check()
+        }
+        Verb::Tidy => tidy::check(),
     }
 }

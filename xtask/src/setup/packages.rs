@@ -52,6 +52,7 @@ const PACKAGES: &[Package] = &[
     package("procps"),
     package("tar"),
     package("curl"),
+    package("jq"),
     // promtool checks our metrics.
     package_unless("prometheus", "promtool"),
 ];

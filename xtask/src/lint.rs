@@ -1,0 +1,42 @@
+//! Formatter, linter, house rules, and cargo-deny where it is installed.
+
+use anyhow::{Context, Result};
+
+use crate::command::Program;
+use crate::{tidy, workspace};
+
+/// Everything that can be said of the sources without running them, the quickest first.
+///
+/// # Errors
+/// When one of them finds something; it has told what on the terminal.
+pub fn check() -> Result<()> {
+    format()?;
+    tidy::check()?;
+    dependencies()?;
+    clippy()
+}
+
+/// rustfmt would change nothing.
+pub(crate) fn format() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"]).context("next: cargo fmt --all")
+}
+
+/// clippy is silent on all targets.
+pub(crate) fn clippy() -> Result<()> {
+    cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+}
+
+/// Licences, sources and advisories of what we depend on.
+pub(crate) fn dependencies() -> Result<()> {
+    if !Program::new("cargo-deny").arg("--version").succeeds() {
+        println!(
+            "cargo-deny isn't installed, so deny.toml isn't checked; `cargo install cargo-deny` brings it"
+        );
+        return Ok(());
+    }
+    cargo(&["deny", "--log-level", "error", "check"])
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    Program::new(workspace::cargo()).args(args).current_dir(workspace::root()).run_shown()
+}

@@ -1,0 +1,72 @@
+//! Which package may depend on which: `mesh-ebpf ← mesh-agent → mesh-state ← mesh-control`.
+
+use serde::Deserialize;
+
+use super::Finding;
+
+/// A package of the workspace and what it names in its manifest.
+#[derive(Debug, Deserialize)]
+pub(super) struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Dependency {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+/// Package, what it must not depend on, and why.
+const FORBIDDEN: &[(&str, &str, &str)] = &[
+    ("mesh-control", "mesh-ebpf", "the control plane knows backends, not maps"),
+    ("mesh-control", "mesh-agent", "they share mesh-state only"),
+    ("mesh-agent", "mesh-control", "they share mesh-state only"),
+    ("mesh-agent", "etcd-client", "agents never speak to etcd"),
+    ("mesh-control", "bollard", "only agents speak to an engine"),
+    ("mesh-state", "mesh-control", "the state is below both of its users"),
+    ("mesh-state", "mesh-agent", "the state is below both of its users"),
+    ("mesh-state", "mesh-ebpf", "the state knows nothing of packets"),
+    ("mesh-ebpf", "mesh-state", "kernel programs stand alone"),
+];
+
+/// Reads `cargo metadata --no-deps`.
+pub(super) fn parse(metadata: &str) -> serde_json::Result<Vec<Package>> {
+    Ok(serde_json::from_str::<Metadata>(metadata)?.packages)
+}
+
+/// Dependencies that the house forbids.
+pub(super) fn findings(packages: &[Package]) -> Vec<Finding> {
+    let broken = |(name, dependency, why): &(&str, &str, &str)| {
+        let package = packages.iter().find(|p| p.name == *name)?;
+        package.dependencies.iter().find(|d| d.name == *dependency)?;
+        Some(Finding {
+            place: format!("{name}/Cargo.toml"),
+            message: format!("{name} must not depend on {dependency}: {why}"),
+        })
+    };
+    FORBIDDEN.iter().filter_map(broken).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packages(name: &str, dependency: &str) -> Vec<Package> {
+        let text =
+            format!(r#"{{"packages":[{{"name":"{name}","dependencies":[{{"name":"{dependency}"}}]}}]}}"#);
+        parse(&text).unwrap()
+    }
+
+    #[test]
+    fn control_may_not_know_the_kernel_programs() {
+        let found = findings(&packages("mesh-control", "mesh-ebpf"));
+        assert_eq!(found.len(), 1, "expected one finding, saw {found:?}");
+        let found = findings(&packages("mesh-control", "mesh-state"));
+        assert!(found.is_empty(), "expected control to be allowed the state, saw {found:?}");
+    }
+}
