@@ -23,7 +23,16 @@ pub(crate) fn format() -> Result<()> {
 
 /// clippy is silent on all targets.
 pub(crate) fn clippy() -> Result<()> {
-    cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+    cargo(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "--deny",
+        "warnings",
+    ])
 }
 
 /// Licences, sources and advisories of what we depend on.

@@ -1,9 +1,8 @@
 //! `cargo xtask test`: everything a clean checkout must pass, the quickest first, with a summary of times.
 //!
-//! Cluster tests find their lab through the environment ([`LAB_RECORD_VAR`]); each datapath gets a lab of its own.
+//! Cluster tests find their lab by its name in the environment ([`LAB_VAR`]); each datapath gets a lab of its own.
 
 use std::env;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +14,8 @@ use crate::lab::layout::{LabName, Layout};
 use crate::lab::{Datapath, Lab, UpOptions};
 use crate::{artifacts, lint, setup, tidy, workspace};
 
-/// The variable that tells a cluster test where its `lab.json` is.
-pub const LAB_RECORD_VAR: &str = "MESH_LAB_RECORD";
+/// The variable that tells cluster tests the name of their lab.
+pub const LAB_VAR: &str = "MESH_LAB";
 
 const CLUSTER_DATAPATHS: [Datapath; 2] = [Datapath::Tc, Datapath::Xdp];
 const LAB_NAME: &str = "test";
@@ -140,7 +139,7 @@ fn cluster() -> Result<Outcome> {
         println!("── cluster: {}", datapath.as_str());
         let options = UpOptions { nodes: 3, managers: 1, datapath, bare: false };
         Lab::up(&layout, &options, &binaries)?;
-        let tested = cluster_tests(&layout.record_file());
+        let tested = cluster_tests();
         if tested.is_err() {
             println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
         }
@@ -151,10 +150,11 @@ fn cluster() -> Result<Outcome> {
 }
 
 /// One test at a time: they share the lab, and some break it.
-fn cluster_tests(record: &Path) -> Result<()> {
+fn cluster_tests() -> Result<()> {
     Program::new(workspace::cargo())
-        .args(["test", "--quiet", "--package", "mesh-tests", "--test", "*", "--", "--test-threads", "1"])
-        .env(LAB_RECORD_VAR, record)
+        .args(["test", "--quiet", "--package", "mesh-tests", "--features", "cluster", "--test", "*"])
+        .args(["--", "--test-threads", "1"])
+        .env(LAB_VAR, LAB_NAME)
         .current_dir(workspace::root())
         .run_shown()
 }
