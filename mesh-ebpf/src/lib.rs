@@ -8,9 +8,30 @@
 //! every dropped packet has a reason from [`abi::DropReason`].
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(
     clippy::inline_always,
     reason = "the verifier follows one straight program better than calls, and calls cost registers and stack"
 )]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "packet fields are cut to their width on purpose; checked conversions would cost branches per packet"
+)]
+
+#[cfg(any(test, feature = "testing"))]
+extern crate std;
 
 pub mod abi;
+pub mod conntrack;
+pub mod csum;
+#[cfg(target_arch = "bpf")]
+pub mod kernel;
+pub mod lookups;
+pub mod packet;
+pub mod parse;
+pub mod pipeline;
+pub mod rewrite;
+pub mod select;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod verdict;

@@ -28,7 +28,7 @@ drop_reasons! {
     NoBackend = 1, "no_backend";
     /// The flow's backend is gone; answered by a RST.
     BackendGone = 2, "backend_gone";
-    /// A packet of a connection that neither mesh nor a local socket knows; answered by a RST.
+    /// A packet of a connection that neither mesh nor a local socket knows; a client's is answered by a RST.
     NoFlow = 3, "no_flow";
     /// A new connection out of the tunnel for a backend that is not (yet) known here; the client tries again.
     UnknownBackend = 4, "unknown_backend";
@@ -44,8 +44,6 @@ drop_reasons! {
     Resize = 9, "resize";
     /// The node that runs the backend is not known here.
     UnknownNode = 10, "unknown_node";
-    /// An RST that would answer an RST, and other packets that must not be answered.
-    Unanswerable = 11, "unanswerable";
 }
 
 #[cfg(test)]

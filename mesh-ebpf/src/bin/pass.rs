@@ -1,0 +1,30 @@
+//! An XDP program that passes everything. A veth only takes frames from an XDP program on its other end if it runs
+//! one itself: this is for the far ends of veth uplinks, as in labs.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::bindings::xdp_action::XDP_PASS;
+    use aya_ebpf::macros::xdp;
+    use aya_ebpf::programs::XdpContext;
+
+    #[xdp(frags)]
+    fn mesh_pass(_: XdpContext) -> u32 {
+        XDP_PASS
+    }
+
+    /// Unreachable: there is nothing here that could panic.
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "license")]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+/// The program runs in the kernel only.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,155 @@
+//! What mesh remembers of a TCP connection: a growing set of events, from which all else follows.
+//!
+//! Events are only ever added, so that two CPUs noting a FIN of either side at the same moment lose neither, and
+//! exactly one of them sees the flow close. Sequence numbers are not checked: that is the endpoints' work, and a
+//! forged RST only shortens how long an idle flow is remembered.
+
+use crate::abi::{Direction, flow_event};
+use crate::parse::tcp::Flags;
+
+/// Nanoseconds in a second.
+const SECOND_NS: u64 = 1_000_000_000;
+/// How long an unconfirmed flow is remembered.
+pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
+/// How long an idle flow is remembered.
+pub const ESTABLISHED_TIMEOUT_NS: u64 = 2 * 3600 * SECOND_NS;
+/// How long an idle flow is remembered after one side's FIN.
+pub const CLOSING_TIMEOUT_NS: u64 = 600 * SECOND_NS;
+/// How long a closed flow is remembered, for retransmitted last packets.
+pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
+
+/// What a segment tells of its flow.
+#[inline(always)]
+pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
+    if flags.has(Flags::RST) {
+        return flow_event::RESET;
+    }
+    match direction {
+        Direction::Request if flags.has(Flags::SYN) => flow_event::SYN,
+        Direction::Request if flags.has(Flags::FIN) => flow_event::ACK | flow_event::CLIENT_FIN,
+        Direction::Request if flags.has(Flags::ACK) => flow_event::ACK,
+        Direction::Reply if flags.has(Flags::SYN) => flow_event::SYN_ACK,
+        Direction::Reply if flags.has(Flags::FIN) => flow_event::TASK_FIN,
+        Direction::Request | Direction::Reply => 0,
+    }
+}
+
+/// Whether the flow has ended: a RST, or FINs of both sides.
+#[inline(always)]
+pub const fn is_closed(events: u32) -> bool {
+    let fins = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
+    events & flow_event::RESET != 0 || events & fins == fins
+}
+
+/// Whether a SYN now begins a new flow rather than repeating that of this one.
+#[inline(always)]
+pub const fn may_be_replaced(events: u32) -> bool {
+    events & (flow_event::CLIENT_FIN | flow_event::TASK_FIN | flow_event::RESET) != 0
+}
+
+/// Whether the flow belongs into the established table.
+#[inline(always)]
+pub const fn is_established(events: u32) -> bool {
+    events & flow_event::ACK != 0
+}
+
+/// Whether adding `added` to `before` is what closes the flow.
+#[inline(always)]
+pub const fn closes(before: u32, added: u32) -> bool {
+    !is_closed(before) && is_closed(before | added)
+}
+
+/// Whether a RST seen from the task in this state means that it took no connection.
+#[inline(always)]
+pub const fn is_refusal(before: u32) -> bool {
+    before & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET) == 0
+}
+
+/// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.
+pub const fn idle_timeout_ns(events: u32) -> u64 {
+    if is_closed(events) {
+        CLOSED_TIMEOUT_NS
+    } else if may_be_replaced(events) {
+        CLOSING_TIMEOUT_NS
+    } else if is_established(events) {
+        ESTABLISHED_TIMEOUT_NS
+    } else {
+        HALF_OPEN_TIMEOUT_NS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SYN: Flags = Flags(Flags::SYN);
+    const SYN_ACK: Flags = Flags(Flags::SYN | Flags::ACK);
+    const ACK: Flags = Flags(Flags::ACK);
+    const FIN: Flags = Flags(Flags::FIN | Flags::ACK);
+    const RST: Flags = Flags(Flags::RST);
+
+    fn after(segments: &[(Direction, Flags)]) -> u32 {
+        segments.iter().fold(0, |events, (direction, flags)| events | events_of(*direction, *flags))
+    }
+
+    #[test]
+    fn a_connection_from_syn_to_last_fin() {
+        use Direction::{Reply, Request};
+        let mut walk = std::vec![(Request, SYN)];
+        assert!(!is_established(after(&walk)), "only a SYN");
+        assert_eq!(idle_timeout_ns(after(&walk)), HALF_OPEN_TIMEOUT_NS);
+        walk.push((Reply, SYN_ACK));
+        assert!(!is_established(after(&walk)), "the client has not answered yet");
+        walk.push((Request, ACK));
+        assert!(is_established(after(&walk)), "handshake complete");
+        assert_eq!(idle_timeout_ns(after(&walk)), ESTABLISHED_TIMEOUT_NS);
+        walk.push((Request, FIN));
+        assert!(!is_closed(after(&walk)), "the task may still send");
+        assert!(may_be_replaced(after(&walk)), "a SYN now is a new flow");
+        assert_eq!(idle_timeout_ns(after(&walk)), CLOSING_TIMEOUT_NS);
+        assert!(closes(after(&walk), events_of(Reply, FIN)), "second FIN closes");
+        walk.push((Reply, FIN));
+        assert_eq!(idle_timeout_ns(after(&walk)), CLOSED_TIMEOUT_NS);
+        assert!(!closes(after(&walk), events_of(Reply, FIN)), "a repeated FIN closes nothing again");
+    }
+
+    #[test]
+    fn a_rst_before_the_syn_ack_is_a_refusal() {
+        use Direction::{Reply, Request};
+        assert!(is_refusal(after(&[(Request, SYN)])));
+        assert!(!is_refusal(after(&[(Request, SYN), (Reply, SYN_ACK)])));
+        assert!(!is_refusal(after(&[(Request, SYN), (Reply, RST)])), "counted once");
+    }
+
+    fn segment() -> impl Strategy<Value = (Direction, Flags)> {
+        (prop_oneof![Just(Direction::Request), Just(Direction::Reply)], any::<u8>().prop_map(Flags))
+    }
+
+    proptest! {
+        /// The model: the naive machine with one bool for each thing that matters.
+        #[test]
+        fn agrees_with_the_model(segments in prop::collection::vec(segment(), 0..12)) {
+            let (mut events, mut closures) = (0, 0);
+            let (mut client_fin, mut task_fin, mut reset, mut acked) = (false, false, false, false);
+            for (direction, flags) in segments {
+                let added = events_of(direction, flags);
+                closures += u32::from(closes(events, added));
+                prop_assert_eq!(events | added, added | events, "events only grow");
+                events |= added;
+                let (rst, syn) = (flags.has(Flags::RST), flags.has(Flags::SYN));
+                reset |= rst;
+                if !rst && !syn {
+                    client_fin |= direction == Direction::Request && flags.has(Flags::FIN);
+                    task_fin |= direction == Direction::Reply && flags.has(Flags::FIN);
+                    acked |= direction == Direction::Request && flags.has(Flags::FIN | Flags::ACK);
+                }
+            }
+            prop_assert_eq!(is_closed(events), reset || (client_fin && task_fin));
+            prop_assert_eq!(may_be_replaced(events), reset || client_fin || task_fin);
+            prop_assert_eq!(is_established(events), acked);
+            prop_assert_eq!(closures, u32::from(is_closed(events)), "closed exactly once");
+        }
+    }
+}

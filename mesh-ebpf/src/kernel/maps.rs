@@ -1,0 +1,56 @@
+//! The maps; their names are those of [`crate::abi::names`].
+
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+
+use crate::abi::{
+    Address, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, FrontendStats, Live, Nat,
+    NatKey, Node, Service, ServiceKey, names,
+};
+
+const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
+const SERVICES_MAX: usize = names::SERVICES_MAX as usize;
+const SLOTS_MAX: usize = names::SLOTS_MAX as usize;
+const BACKENDS_MAX: usize = names::BACKENDS_MAX as usize;
+const NODES_MAX: usize = names::NODES_MAX as usize;
+const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
+const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
+const DIRECTIONS: usize = Direction::ALL.len();
+const DROPS_MAX: usize = DropReason::ALL.len() * DIRECTIONS;
+
+#[btf_map]
+pub(super) static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub(super) static ADDRESSES: HashMap<Address, u32, ADDRESSES_MAX> = HashMap::new();
+#[btf_map]
+pub(super) static SERVICES: HashMap<ServiceKey, Service, SERVICES_MAX> = HashMap::new();
+#[btf_map]
+pub(super) static SLOTS: Array<u32, SLOTS_MAX> = Array::new();
+#[btf_map]
+pub(super) static BACKENDS: Array<Backend, BACKENDS_MAX> = Array::new();
+#[btf_map]
+pub(super) static NODES: Array<Node, NODES_MAX> = Array::new();
+#[btf_map]
+pub(super) static PEERS: HashMap<Address, u32, NODES_MAX> = HashMap::new();
+#[btf_map]
+pub(super) static FLOWS_HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_MAX> = LruHashMap::new();
+#[btf_map]
+pub(super) static FLOWS_ESTABLISHED: LruHashMap<FlowKey, Flow, ESTABLISHED_MAX> = LruHashMap::new();
+#[btf_map]
+pub(super) static NAT_HALF_OPEN: LruHashMap<NatKey, Nat, HALF_OPEN_MAX> = LruHashMap::new();
+#[btf_map]
+pub(super) static NAT_ESTABLISHED: LruHashMap<NatKey, Nat, ESTABLISHED_MAX> = LruHashMap::new();
+#[btf_map]
+pub(super) static ROUND_ROBIN: Array<u64, SERVICES_MAX> = Array::new();
+#[btf_map]
+pub(super) static LIVE: Array<Live, BACKENDS_MAX> = Array::new();
+#[btf_map]
+pub(super) static LIVE_DRIFT: Array<i64, BACKENDS_MAX> = Array::new();
+#[btf_map]
+pub(super) static BACKEND_STATS: PerCpuArray<BackendStats, BACKENDS_MAX> = PerCpuArray::new();
+#[btf_map]
+pub(super) static FRONTEND_STATS: PerCpuArray<FrontendStats, SERVICES_MAX> = PerCpuArray::new();
+#[btf_map]
+pub(super) static DROPS: PerCpuArray<u64, DROPS_MAX> = PerCpuArray::new();
+#[btf_map]
+pub(super) static PASSED: PerCpuArray<u64, DIRECTIONS> = PerCpuArray::new();

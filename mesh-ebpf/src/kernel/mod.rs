@@ -1,0 +1,13 @@
+//! The kernel's side of the seams: packets at their hooks, maps, sockets, counters, and carrying out verdicts.
+
+mod act;
+mod atomic;
+mod maps;
+mod skb;
+mod tables;
+mod xdp;
+
+pub use act::{act_skb, act_xdp};
+pub use skb::{Skb, origin};
+pub use tables::Kernel;
+pub use xdp::Xdp;

@@ -1,0 +1,134 @@
+//! A packet at a TC hook.
+//!
+//! Its transport checksum may be one that the device has yet to finish (`CHECKSUM_PARTIAL`), so it is only changed
+//! through the kernel's helper.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_tunnel_key};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
+};
+
+use super::xdp::{load_between, store_between};
+use crate::packet::{Covered, Packet};
+use crate::parse::vxlan::Vni;
+use crate::parse::{eth, ipv4};
+use crate::pipeline::Origin;
+use crate::rewrite::{ANSWER, ANSWER_CHECKSUM, ANSWER_LEN, Answer};
+
+/// Bytes that parsing may look at: all headers with the longest TCP options.
+const HEADERS_MAX: u32 = (eth::LEN + ipv4::LEN + 60) as u32;
+
+/// A packet at a TC hook.
+pub struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Skb {
+    /// The packet of this context, with its headers where programs can read them.
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the context is valid for the program's run.
+        unsafe {
+            let wanted = if (*skb).len < HEADERS_MAX { (*skb).len } else { HEADERS_MAX };
+            if (*skb).data_end - (*skb).data < wanted {
+                // If that fails, parsing finds the packet too short and leaves it to the host stack.
+                bpf_skb_pull_data(skb, wanted);
+            }
+        }
+        Self { skb }
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) }
+    }
+
+    /// Whether the device has yet to finish the transport checksum at `offset`. A change to what it covers, other
+    /// than the pseudo header, then leaves the field alone.
+    #[inline(always)]
+    fn is_checksum_partial(&self, offset: usize) -> Option<bool> {
+        let before = self.load::<2>(offset)?;
+        // SAFETY: the context is valid; the helper checks the offset.
+        if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, 1, 2) } != 0 {
+            return None;
+        }
+        Some(self.load::<2>(offset)? == before)
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        load_between(self.bounds(), offset)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        store_between(self.bounds(), offset, bytes)
+    }
+
+    #[inline(always)]
+    fn patch_transport_checksum(
+        &mut self,
+        offset: usize,
+        old: [u8; 4],
+        new: [u8; 4],
+        part: Covered,
+    ) -> Option<()> {
+        let pseudo = match part {
+            Covered::PseudoHeader => u64::from(BPF_F_PSEUDO_HDR),
+            Covered::Segment => 0,
+        };
+        let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(u32::from_ne_bytes(new)));
+        // SAFETY: the context is valid; the helper checks the offset.
+        let result = unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from, to, pseudo | 4) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn become_answer(&mut self, answer: &Answer) -> Option<()> {
+        let is_partial = self.is_checksum_partial(ANSWER_CHECKSUM)?;
+        // SAFETY: the context is valid, and the bytes have the lengths given.
+        unsafe {
+            if bpf_skb_change_tail(self.skb, (ANSWER + ANSWER_LEN) as u32, 0) != 0 {
+                return None;
+            }
+            let (at, from) = (ANSWER as u32, answer.headers.as_ptr().cast());
+            let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+            if bpf_skb_store_bytes(self.skb, at, from, ANSWER_LEN as u32, flags) != 0 {
+                return None;
+            }
+        }
+        if is_partial {
+            self.store(ANSWER_CHECKSUM, &answer.pseudo_header_sum)?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        let segments = unsafe { (*self.skb).gso_segs };
+        if segments == 0 { 1 } else { segments }
+    }
+}
+
+/// Where a packet out of the VXLAN device came from. One that came otherwise has the peer 0.0.0.0, which is no one.
+#[inline(always)]
+pub fn origin(skb: *mut __sk_buff) -> Origin {
+    // SAFETY: all zeros is a valid key; the helper fills in at most the size given.
+    unsafe {
+        let mut key: bpf_tunnel_key = core::mem::zeroed();
+        if bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
+            return Origin { peer: [0; 4], vni: Vni::request(0) };
+        }
+        Origin { peer: key.__bindgen_anon_1.remote_ipv4.to_be_bytes(), vni: Vni(key.tunnel_id) }
+    }
+}

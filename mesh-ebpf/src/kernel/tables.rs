@@ -1,0 +1,327 @@
+//! [`Lookups`] over the kernel's maps, clock and sockets.
+
+use core::ffi::c_void;
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple};
+use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
+};
+
+use super::{atomic, maps};
+use crate::abi::{
+    Address, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
+    ServiceKey, Traffic, drop_index, names,
+};
+use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+
+const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
+const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
+/// The kernel's number of the listening state.
+const TCP_LISTEN: u32 = 10;
+/// `errno` of an entry that is already there.
+const EEXIST: i32 = 17;
+
+/// The kernel as one program run sees it.
+pub struct Kernel {
+    /// The program's context, for the socket lookup.
+    context: *mut c_void,
+    flows: Table<FlowKey, Flow>,
+    nats: Table<NatKey, Nat>,
+}
+
+impl Kernel {
+    /// For a program run with this context.
+    #[inline(always)]
+    pub fn new(context: *mut c_void) -> Self {
+        Self {
+            context,
+            flows: Table { half_open: &maps::FLOWS_HALF_OPEN, established: &maps::FLOWS_ESTABLISHED },
+            nats: Table { half_open: &maps::NAT_HALF_OPEN, established: &maps::NAT_ESTABLISHED },
+        }
+    }
+
+    /// Counts a packet left to the host stack.
+    #[inline(always)]
+    pub fn count_passed(&self, direction: Direction) {
+        add(maps::PASSED.get_ptr_mut(direction as u32), 1);
+    }
+
+    /// The counters of a backend, on this CPU.
+    #[inline(always)]
+    fn backend_stats(&self, id: u32) -> Option<*mut BackendStats> {
+        maps::BACKEND_STATS.get_ptr_mut(id)
+    }
+}
+
+/// Adds to a counter of this CPU, if there is one.
+#[inline(always)]
+fn add(counter: Option<*mut u64>, count: u64) {
+    if let Some(counter) = counter {
+        // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store that uses it.
+        unsafe { *counter += count }
+    }
+}
+
+/// Adds a packet to the traffic counters of this CPU at `traffic`.
+///
+/// # Safety
+/// `traffic` points into a live per-CPU map value.
+#[inline(always)]
+unsafe fn add_traffic(traffic: *mut Traffic, load: Load) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        (*traffic).packets += u64::from(load.packets);
+        (*traffic).bytes += u64::from(load.bytes);
+    }
+}
+
+impl Lookups for Kernel {
+    type Flows = Table<FlowKey, Flow>;
+    type Nats = Table<NatKey, Nat>;
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        maps::CONFIG.get(0).filter(|config| !config.address.is_none())
+    }
+
+    #[inline(always)]
+    fn address_index(&self, address: &Address) -> Option<u32> {
+        if self.config()?.address == *address {
+            return Some(0);
+        }
+        // SAFETY: the value is copied at once.
+        unsafe { maps::ADDRESSES.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        // SAFETY: a replaced value stays readable until the program ends (RCU).
+        unsafe { maps::SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, service_index: u32) -> u64 {
+        match maps::ROUND_ROBIN.get_ptr_mut(service_index) {
+            // SAFETY: a live value of an array of u64.
+            Some(turns) => unsafe { atomic::fetch_add(turns, 1) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn live(&self, id: u32) -> u64 {
+        let drift = maps::LIVE_DRIFT.get(id).copied().unwrap_or(0);
+        maps::LIVE.get(id).map_or(0, |live| live.count(drift))
+    }
+
+    #[inline(always)]
+    fn node(&self, index: u32) -> Option<&Node> {
+        maps::NODES.get(index)
+    }
+
+    #[inline(always)]
+    fn is_peer(&self, address: &Address) -> bool {
+        maps::PEERS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn socket_owns(&self, connection: &Connection) -> bool {
+        // SAFETY: all zeros is a valid tuple.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        tuple.__bindgen_anon_1.ipv4.saddr = u32::from_ne_bytes(connection.remote);
+        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(connection.local);
+        tuple.__bindgen_anon_1.ipv4.sport = u16::from_ne_bytes(connection.remote_port_be.0);
+        tuple.__bindgen_anon_1.ipv4.dport = u16::from_ne_bytes(connection.local_port_be.0);
+        // SAFETY: 12 bytes, the IPv4 part of the tuple, are initialised; the reference is released below.
+        unsafe {
+            let socket = bpf_skc_lookup_tcp(self.context, &raw mut tuple, 12, BPF_F_CURRENT_NETNS as u64, 0);
+            if socket.is_null() {
+                return false;
+            }
+            let is_listening = (*socket).state == TCP_LISTEN;
+            bpf_sk_release(socket.cast());
+            !is_listening
+        }
+    }
+
+    #[inline(always)]
+    fn flows(&self) -> &Self::Flows {
+        &self.flows
+    }
+
+    #[inline(always)]
+    fn nats(&self) -> &Self::Nats {
+        &self.nats
+    }
+
+    #[inline(always)]
+    fn count_opened(&self, service_index: u32, backend: u32) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).opened += 1 }
+        }
+        if let Some(stats) = maps::FRONTEND_STATS.get_ptr_mut(service_index) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).opened += 1 }
+        }
+        if let Some(live) = maps::LIVE.get_ptr_mut(backend) {
+            // SAFETY: a live map value, its counters 8-byte aligned.
+            unsafe { atomic::fetch_add(&raw mut (*live).opened, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_closed(&self, backend: u32) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).closed += 1 }
+        }
+        if let Some(live) = maps::LIVE.get_ptr_mut(backend) {
+            // SAFETY: a live map value, its counters 8-byte aligned.
+            unsafe { atomic::fetch_add(&raw mut (*live).closed, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_refused(&self, backend: u32) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).refused += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn count_no_backend(&self, service_index: u32) {
+        if let Some(stats) = maps::FRONTEND_STATS.get_ptr_mut(service_index) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).no_backend += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, load: Load) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe {
+                match direction {
+                    Direction::Request => add_traffic(&raw mut (*stats).request, load),
+                    Direction::Reply => add_traffic(&raw mut (*stats).reply, load),
+                }
+            }
+        }
+        if let Some(stats) = maps::FRONTEND_STATS.get_ptr_mut(service_index) {
+            // SAFETY: a live per-CPU value.
+            unsafe {
+                match direction {
+                    Direction::Request => add_traffic(&raw mut (*stats).request, load),
+                    Direction::Reply => add_traffic(&raw mut (*stats).reply, load),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, reason: DropReason, direction: Direction) {
+        add(maps::DROPS.get_ptr_mut(drop_index(reason, direction)), 1);
+    }
+}
+
+/// A half-open and an established table.
+pub struct Table<K: 'static, V: 'static> {
+    half_open: &'static LruHashMap<K, V, HALF_OPEN_MAX>,
+    established: &'static LruHashMap<K, V, ESTABLISHED_MAX>,
+}
+
+impl<K, V> FlowTable<K, V> for Table<K, V>
+where
+    MapEntry<V>: Entry<V>,
+{
+    type Entry = MapEntry<V>;
+
+    #[inline(always)]
+    fn established(&self, key: &K) -> Option<MapEntry<V>> {
+        self.established.get_ptr_mut(key).and_then(NonNull::new).map(MapEntry)
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &K) -> Option<MapEntry<V>> {
+        self.half_open.get_ptr_mut(key).and_then(NonNull::new).map(MapEntry)
+    }
+
+    #[inline(always)]
+    fn open(&self, key: &K, value: &V) -> Opened {
+        match self.half_open.insert(key, value, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Opened::Added,
+            Err(errno) if errno == -EEXIST => Opened::Exists,
+            Err(_) => Opened::Refused,
+        }
+    }
+
+    #[inline(always)]
+    fn promote(&self, key: &K, value: &V) {
+        // A table that refuses the entry leaves it half-open, which works as well until it is evicted.
+        if self.established.insert(key, value, u64::from(BPF_ANY)).is_ok() {
+            self.half_open.remove(key).ok();
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &K) {
+        // Not being there is as good as being removed.
+        self.established.remove(key).ok();
+        self.half_open.remove(key).ok();
+    }
+}
+
+/// A live value of a flow table. An evicted one stays readable until the program ends.
+pub struct MapEntry<V>(NonNull<V>);
+
+macro_rules! entry_of {
+    ($value:ident) => {
+        impl Entry<$value> for MapEntry<$value> {
+            #[inline(always)]
+            fn get(&self) -> $value {
+                // SAFETY: a live map value; a torn read of a field is at worst an old or a new timestamp.
+                unsafe { *self.0.as_ptr() }
+            }
+
+            #[inline(always)]
+            fn touch(&self, now_ns: u64) {
+                // SAFETY: a live map value; any of two writers' timestamps will do.
+                unsafe { (*self.0.as_ptr()).seen_ns = now_ns }
+            }
+
+            #[inline(always)]
+            fn add_events(&self, events: u32) -> u32 {
+                // SAFETY: a live map value, the field 4-byte aligned.
+                unsafe { atomic::fetch_or(&raw mut (*self.0.as_ptr()).events, events) }
+            }
+        }
+    };
+}
+entry_of!(Flow);
+entry_of!(Nat);

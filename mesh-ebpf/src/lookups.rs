@@ -1,0 +1,119 @@
+//! What the packet logic asks of the world: the seam between the pipeline and the kernel's maps and sockets, or the
+//! hash maps of a host test.
+
+use crate::abi::{
+    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
+    ServiceKey,
+};
+
+/// Tables, clock, dice and counters of one program run.
+pub trait Lookups {
+    /// Flows of the ingress role.
+    type Flows: FlowTable<FlowKey, Flow>;
+    /// Translations of the backend role.
+    type Nats: FlowTable<NatKey, Nat>;
+
+    /// Nanoseconds of the monotonic clock.
+    fn now_ns(&self) -> u64;
+    /// A random number.
+    fn random(&self) -> u32;
+
+    /// What this node is; `None` until userspace has said so.
+    fn config(&self) -> Option<&Config>;
+    /// Index of an address of this node; `None` for any other address.
+    fn address_index(&self, address: &Address) -> Option<u32>;
+    /// The published port.
+    fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// The backend id in a slot.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// How many turns the published port has had before this one.
+    fn next_turn(&self, service_index: u32) -> u64;
+    /// The backend with this id.
+    fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Live connections of the backend.
+    fn live(&self, id: u32) -> u64;
+    /// The node with this index.
+    fn node(&self, index: u32) -> Option<&Node>;
+    /// Whether the address is that of a member node.
+    fn is_peer(&self, address: &Address) -> bool;
+    /// Whether a socket of this node, other than a listening one, owns the connection.
+    fn socket_owns(&self, connection: &Connection) -> bool;
+
+    /// Flows of the ingress role.
+    fn flows(&self) -> &Self::Flows;
+    /// Translations of the backend role.
+    fn nats(&self) -> &Self::Nats;
+
+    /// Counts a flow assigned to `backend`, of the published port `service_index`.
+    fn count_opened(&self, service_index: u32, backend: u32);
+    /// Counts a flow of `backend` that ended.
+    fn count_closed(&self, backend: u32);
+    /// Counts a handshake that the task refused.
+    fn count_refused(&self, backend: u32);
+    /// Counts a flow for which the published port had no backend.
+    fn count_no_backend(&self, service_index: u32);
+    /// Counts traffic that is forwarded.
+    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, load: Load);
+    /// Counts a packet that is not.
+    fn count_drop(&self, reason: DropReason, direction: Direction);
+}
+
+/// One packet's share of the traffic counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Packets.
+    pub packets: u32,
+    /// Bytes from the IP header on.
+    pub bytes: u32,
+}
+
+/// The two ends of an IPv4 TCP connection, as its socket on this node would see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The other end's address.
+    pub remote: [u8; 4],
+    /// The other end's port.
+    pub remote_port_be: Be16,
+    /// This end's address.
+    pub local: [u8; 4],
+    /// This end's port.
+    pub local_port_be: Be16,
+}
+
+/// A half-open and an established table of the same kind of flow.
+pub trait FlowTable<K, V> {
+    /// A live entry, see [`Entry`].
+    type Entry: Entry<V>;
+
+    /// The established flow.
+    fn established(&self, key: &K) -> Option<Self::Entry>;
+    /// The half-open flow.
+    fn half_open(&self, key: &K) -> Option<Self::Entry>;
+    /// Adds a half-open flow, unless there is one.
+    fn open(&self, key: &K, value: &V) -> Opened;
+    /// Moves a flow to the established table, leaving no half-open twin.
+    fn promote(&self, key: &K, value: &V);
+    /// Removes the flow from both tables.
+    fn forget(&self, key: &K);
+}
+
+/// What became of an attempt to add a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// It is there now.
+    Added,
+    /// Another CPU was faster.
+    Exists,
+    /// The table refused it.
+    Refused,
+}
+
+/// A flow in its table, which other CPUs may be changing at the same time.
+pub trait Entry<V> {
+    /// A copy of it.
+    fn get(&self) -> V;
+    /// Notes that a packet of it was seen.
+    fn touch(&self, now_ns: u64);
+    /// Adds events, atomically; returns those it had before.
+    fn add_events(&self, events: u32) -> u32;
+}

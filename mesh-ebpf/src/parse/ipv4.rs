@@ -1,0 +1,58 @@
+//! IPv4 headers (RFC 791) without options, of packets that are not fragments.
+
+use crate::packet::Packet;
+
+/// Length of a header without options.
+pub const LEN: usize = 20;
+/// Offset of the time to live; the protocol follows.
+pub const TTL: usize = 8;
+/// Offset of the header checksum.
+pub const CHECKSUM: usize = 10;
+/// Offset of the source address.
+pub const SOURCE: usize = 12;
+/// Offset of the destination address.
+pub const DESTINATION: usize = 16;
+
+/// Version 4, five words of header.
+const VERSION_IHL: u8 = 0x45;
+/// More-fragments flag and fragment offset.
+const FRAGMENT: u16 = 0x3fff;
+
+/// The fields of a header that decisions need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Where the header starts.
+    pub offset: usize,
+    /// Length of header and payload, in bytes; at least [`LEN`].
+    pub total_len: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol number.
+    pub protocol: u8,
+    /// Header checksum as it stands.
+    pub checksum: [u8; 2],
+    /// Source address.
+    pub source: [u8; 4],
+    /// Destination address.
+    pub destination: [u8; 4],
+}
+
+/// The header at `offset`; `None` for anything but a plain one.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
+    let bytes = packet.load::<LEN>(offset)?;
+    let total_len = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let fragment = u16::from_be_bytes([bytes[6], bytes[7]]) & FRAGMENT;
+    if bytes[0] != VERSION_IHL || fragment != 0 || usize::from(total_len) < LEN {
+        return None;
+    }
+    Some(Header {
+        offset,
+        total_len,
+        ttl: bytes[TTL],
+        protocol: bytes[9],
+        checksum: [bytes[10], bytes[11]],
+        source: [bytes[12], bytes[13], bytes[14], bytes[15]],
+        destination: [bytes[16], bytes[17], bytes[18], bytes[19]],
+    })
+}

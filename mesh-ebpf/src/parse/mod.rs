@@ -1,0 +1,119 @@
+//! Parsing: from bytes to the few fields that decisions need. Never touches maps, never changes a packet.
+//!
+//! Whatever is not plain IPv4 over Ethernet (VLAN tags, IP options, fragments, truncated headers) is `None`, and
+//! left to the host stack.
+
+pub mod eth;
+pub mod ipv4;
+pub mod tcp;
+pub mod udp;
+pub mod vxlan;
+
+use crate::abi::protocol;
+use crate::packet::Packet;
+
+/// A whole TCP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its IP header.
+    pub ip: ipv4::Header,
+    /// Its TCP header.
+    pub tcp: tcp::Header,
+}
+
+impl Segment {
+    /// The TCP packet whose Ethernet header is at `offset`.
+    #[inline(always)]
+    pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
+        match Transport::parse(packet, offset)? {
+            Transport::Tcp(segment) => Some(segment),
+            Transport::Udp(..) => None,
+        }
+    }
+
+    /// Bytes of payload.
+    #[inline(always)]
+    pub fn payload_len(&self) -> u16 {
+        self.ip.total_len.saturating_sub(ipv4::LEN as u16).saturating_sub(self.tcp.header_len as u16)
+    }
+}
+
+/// A packet of one of the transports that mesh looks into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp(Segment),
+    /// UDP.
+    Udp(ipv4::Header, udp::Header),
+}
+
+impl Transport {
+    /// The packet whose Ethernet header is at `offset`.
+    #[inline(always)]
+    pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
+        if !eth::is_ipv4(packet, offset)? {
+            return None;
+        }
+        let ip = ipv4::parse(packet, offset + eth::LEN)?;
+        let transport = ip.offset + ipv4::LEN;
+        match ip.protocol {
+            protocol::TCP => {
+                let tcp = tcp::parse(packet, transport)?;
+                let headers = ipv4::LEN + tcp.header_len;
+                (usize::from(ip.total_len) >= headers).then_some(Self::Tcp(Segment { ip, tcp }))
+            }
+            protocol::UDP => Some(Self::Udp(ip, udp::parse(packet, transport)?)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{Frame, TcpBuilder};
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), offset in 0usize..260) {
+            let frame = Frame::new(bytes);
+            let _ = Transport::parse(&frame, offset);
+            let _ = vxlan::parse(&frame, offset);
+        }
+
+        #[test]
+        fn mangled_tcp_never_panics(at in 0usize..60, value: u8, len in 0usize..80) {
+            let mut bytes = TcpBuilder::new("10.77.0.1:40000", "10.77.0.11:80").syn().mss(1460).build();
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+            bytes.truncate(len);
+            if let Some(segment) = Segment::parse(&Frame::new(bytes), 0) {
+                let headers = ipv4::LEN + segment.tcp.header_len;
+                prop_assert!(usize::from(segment.ip.total_len) >= headers);
+            }
+        }
+    }
+
+    #[test]
+    fn only_plain_packets_are_taken() {
+        let plain = TcpBuilder::new("10.77.0.1:40000", "10.77.0.11:80").syn().build();
+        assert!(Segment::parse(&Frame::new(plain.clone()), 0).is_some(), "plain SYN");
+        let changed = |at: usize, value: u8| {
+            let mut bytes = plain.clone();
+            bytes[at] = value;
+            Segment::parse(&Frame::new(bytes), 0)
+        };
+        assert_eq!(changed(12, 0x81), None, "VLAN tag");
+        assert_eq!(changed(14, 0x46), None, "IP options");
+        assert_eq!(changed(14, 0x65), None, "version 6");
+        assert_eq!(changed(20, 0x20), None, "first fragment");
+        assert_eq!(changed(21, 0x01), None, "later fragment");
+        assert!(changed(20, 0x40).is_some(), "don't fragment");
+        assert_eq!(changed(46, 0x40), None, "TCP header shorter than 20 bytes");
+        assert_eq!(changed(46, 0xf0), None, "TCP header longer than the packet");
+        assert_eq!(changed(17, 19), None, "total length shorter than the header");
+    }
+}

@@ -1,0 +1,70 @@
+//! TCP headers (RFC 9293).
+
+use crate::abi::Be16;
+use crate::packet::Packet;
+
+/// Length of a header without options.
+pub const LEN: usize = 20;
+/// Offset of the sequence number; the acknowledgement number follows.
+pub const SEQUENCE: usize = 4;
+/// Offset of the checksum.
+pub const CHECKSUM: usize = 16;
+
+/// The fields of a header that decisions need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Where the header starts.
+    pub offset: usize,
+    /// Source port.
+    pub source_port_be: Be16,
+    /// Destination port.
+    pub destination_port_be: Be16,
+    /// Length of the header with options, 20..=60.
+    pub header_len: usize,
+    /// Control bits.
+    pub flags: Flags,
+}
+
+/// Control bits of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgement number is valid.
+    pub const ACK: u8 = 1 << 4;
+
+    /// Whether any of these bits is set.
+    #[inline(always)]
+    pub const fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether this segment asks for a new connection.
+    #[inline(always)]
+    pub const fn is_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
+    }
+}
+
+/// The header at `offset`.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
+    let bytes = packet.load::<LEN>(offset)?;
+    let header_len = usize::from(bytes[12] >> 4) * 4;
+    if header_len < LEN {
+        return None;
+    }
+    Some(Header {
+        offset,
+        source_port_be: Be16([bytes[0], bytes[1]]),
+        destination_port_be: Be16([bytes[2], bytes[3]]),
+        header_len,
+        flags: Flags(bytes[13]),
+    })
+}

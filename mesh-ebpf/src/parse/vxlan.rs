@@ -1,0 +1,63 @@
+//! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
+//!
+//! Towards the task's node it is the backend's id. On the way back its top bit is set, and the low seven bits are
+//! kept for the backend's load.
+
+use super::{eth, ipv4, udp};
+use crate::packet::Packet;
+
+/// Length of the header.
+pub const LEN: usize = 8;
+/// Bytes that a tunnelled frame has in front of it: Ethernet, IPv4, UDP, VXLAN.
+pub const OVERHEAD: usize = eth::LEN + ipv4::LEN + udp::LEN + LEN;
+/// First byte of a header with a valid VNI.
+pub const FLAG_VNI: u8 = 0x08;
+
+/// A VXLAN network identifier as mesh uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vni(pub u32);
+
+impl Vni {
+    /// Set on the way from the task to the client.
+    const REPLY: u32 = 1 << 23;
+
+    /// Towards the task's node.
+    #[inline(always)]
+    pub const fn request(backend: u32) -> Self {
+        Self(backend & (Self::REPLY - 1))
+    }
+
+    /// Towards the ingress node.
+    #[inline(always)]
+    pub const fn reply() -> Self {
+        Self(Self::REPLY)
+    }
+
+    /// Whether the packet is on its way back to the client.
+    #[inline(always)]
+    pub const fn is_reply(self) -> bool {
+        self.0 & Self::REPLY != 0
+    }
+
+    /// The backend's id that a request names.
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        self.0 & (Self::REPLY - 1)
+    }
+
+    /// As it lies in the header, reserved byte included.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 4] {
+        (self.0 << 8).to_be_bytes()
+    }
+}
+
+/// The VNI of the header at `offset`; `None` if it has none.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Vni> {
+    let bytes = packet.load::<LEN>(offset)?;
+    if bytes[0] & FLAG_VNI == 0 {
+        return None;
+    }
+    Some(Vni(u32::from_be_bytes([0, bytes[4], bytes[5], bytes[6]])))
+}

@@ -1,0 +1,209 @@
+//! The ingress role: a client's packet for a published port finds its backend.
+//!
+//! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
+
+use super::track::{self, Tracked};
+use super::{drop, load, macs, refuse, target, through};
+use crate::abi::{
+    Address, Backend, Config, Direction, DropReason, Flow, FlowKey, ServiceKey, VipId, flow_event,
+};
+use crate::conntrack;
+use crate::lookups::{Connection, FlowTable, Lookups, Opened};
+use crate::packet::{Packet, Resizable};
+use crate::parse::Segment;
+use crate::parse::vxlan::Vni;
+use crate::rewrite::{self, Outer};
+use crate::select;
+use crate::verdict::Verdict;
+
+/// The backend of a flow.
+pub(super) struct Chosen<'a> {
+    id: u32,
+    backend: &'a Backend,
+}
+
+/// XDP: sends on what is for another node, leaves the rest to TC.
+#[inline(always)]
+pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+) -> Verdict {
+    let chosen = match choose(packet, lookups, segment) {
+        Ok(chosen) => chosen,
+        Err(verdict) => return verdict,
+    };
+    if chosen.backend.is_local() || u32::from(segment.ip.total_len) > config.tunnel_mtu {
+        return Verdict::Pass;
+    }
+    let Some(node) = lookups.node(chosen.backend.node) else {
+        return Verdict::Pass;
+    };
+    if node.mac.is_none() || node.ifindex != packet.ifindex() {
+        return Verdict::Pass;
+    }
+    let outer = Outer {
+        destination_mac: node.mac,
+        source_mac: node.source_mac,
+        source: config.address.v4_octets(),
+        destination: node.address.v4_octets(),
+        port_be: config.tunnel_port_be,
+        vni: Vni::request(chosen.id),
+    };
+    if rewrite::encapsulate(packet, segment, &outer).is_none() {
+        return drop(lookups, DropReason::Resize, Direction::Request);
+    }
+    lookups.count_traffic(chosen.backend.service_index, chosen.id, Direction::Request, load(packet, segment));
+    Verdict::Bounce
+}
+
+/// TC: sends on through the VXLAN device, or delivers to a task of this node.
+#[inline(always)]
+pub(super) fn forward<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+) -> Verdict {
+    let chosen = match choose(packet, lookups, segment) {
+        Ok(chosen) => chosen,
+        Err(verdict) => return verdict,
+    };
+    let verdict = if chosen.backend.is_local() {
+        target::deliver(packet, lookups, config, segment, chosen.id, &target::Source::Uplink)
+    } else {
+        match lookups.node(chosen.backend.node) {
+            Some(node) if !node.address.is_none() => {
+                through(config, node.address.v4_octets(), Vni::request(chosen.id))
+            }
+            _ => drop(lookups, DropReason::UnknownNode, Direction::Request),
+        }
+    };
+    if let Verdict::Deliver { .. } | Verdict::Tunnel(_) = verdict {
+        lookups.count_traffic(
+            chosen.backend.service_index,
+            chosen.id,
+            Direction::Request,
+            load(packet, segment),
+        );
+    }
+    verdict
+}
+
+/// The backend for the packet: that of its flow, or a new one's. `Err`: it is not to be forwarded.
+#[inline(always)]
+fn choose<'a, P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &'a L,
+    segment: &Segment,
+) -> Result<Chosen<'a>, Verdict> {
+    let Some(address_index) = lookups.address_index(&Address::v4(segment.ip.destination)) else {
+        return Err(Verdict::Pass);
+    };
+    let tcp = &segment.tcp;
+    let key = FlowKey {
+        client: Address::v4(segment.ip.source),
+        client_port_be: tcp.source_port_be,
+        reserved: [0; 2],
+        vip: VipId::new(address_index, segment.ip.protocol, tcp.destination_port_be.get()),
+    };
+    match track::find(lookups.flows(), &key) {
+        Some(flow) => match go_on(packet, lookups, segment, &key, &flow)? {
+            Some(chosen) => Ok(chosen),
+            None => open(packet, lookups, segment, &key),
+        },
+        None => open(packet, lookups, segment, &key),
+    }
+}
+
+/// A packet of a flow that is known. `Ok(None)`: it begins a new flow in the place of that one.
+#[inline(always)]
+fn go_on<'a, P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &'a L,
+    segment: &Segment,
+    key: &FlowKey,
+    flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+) -> Result<Option<Chosen<'a>>, Verdict> {
+    let flags = segment.tcp.flags;
+    let id = flow.value.backend;
+    let backend = lookups.backend(id).filter(|backend| backend.is_alive());
+    if flags.is_opening() && (backend.is_none() || conntrack::may_be_replaced(flow.value.events)) {
+        lookups.flows().forget(key);
+        if !conntrack::is_closed(flow.value.events) {
+            lookups.count_closed(id);
+        }
+        return Ok(None);
+    }
+    let Some(backend) = backend else {
+        let before = track::reset(&flow.entry);
+        if !conntrack::is_closed(before) {
+            lookups.count_closed(id);
+        }
+        return Err(refuse(packet, lookups, segment, DropReason::BackendGone, Verdict::Bounce));
+    };
+    let noted = track::note(lookups.flows(), key, flow, Direction::Request, flags, lookups.now_ns());
+    if noted.closes {
+        lookups.count_closed(id);
+    }
+    Ok(Some(Chosen { id, backend }))
+}
+
+/// A packet that no flow is known for.
+#[inline(always)]
+fn open<'a, P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &'a L,
+    segment: &Segment,
+    key: &FlowKey,
+) -> Result<Chosen<'a>, Verdict> {
+    let (ip, tcp) = (&segment.ip, &segment.tcp);
+    let service_key = ServiceKey { port_be: tcp.destination_port_be, protocol: ip.protocol, reserved: 0 };
+    let Some(service) = lookups.service(&service_key) else {
+        return Err(Verdict::Pass);
+    };
+    if !tcp.flags.is_opening() {
+        let connection = Connection {
+            remote: ip.source,
+            remote_port_be: tcp.source_port_be,
+            local: ip.destination,
+            local_port_be: tcp.destination_port_be,
+        };
+        return Err(if lookups.socket_owns(&connection) {
+            Verdict::Pass
+        } else {
+            refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce)
+        });
+    }
+    let Some(id) = select::select(lookups, service) else {
+        lookups.count_no_backend(service.index);
+        return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
+    };
+    let (client_mac, node_mac) = macs(packet).ok_or(Verdict::Pass)?;
+    let now_ns = lookups.now_ns();
+    let flow = Flow {
+        seen_ns: now_ns,
+        opened_ns: now_ns,
+        backend: id,
+        events: flow_event::SYN,
+        uplink: packet.ifindex(),
+        client_mac,
+        node_mac,
+    };
+    let id = match lookups.flows().open(key, &flow) {
+        Opened::Added => {
+            lookups.count_opened(service.index, id);
+            id
+        }
+        Opened::Exists => match track::find(lookups.flows(), key) {
+            Some(flow) => flow.value.backend,
+            None => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
+        },
+        Opened::Refused => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
+    };
+    match lookups.backend(id) {
+        Some(backend) => Ok(Chosen { id, backend }),
+        None => Err(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
+    }
+}

@@ -1,0 +1,99 @@
+//! The ingress role on the way back: a reply out of the tunnel goes to the client.
+
+use super::{drop, load, track};
+use crate::abi::{Address, Direction, DropReason, Flow, FlowKey, VipId};
+use crate::lookups::{FlowTable, Lookups};
+use crate::packet::{Packet, Resizable};
+use crate::parse::Segment;
+use crate::parse::vxlan::OVERHEAD;
+use crate::rewrite;
+use crate::verdict::Verdict;
+
+/// XDP: the packet still has its outer headers. What does not leave by the same uplink is left to TC.
+#[inline(always)]
+pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
+    let Some(segment) = Segment::parse(packet, OVERHEAD) else {
+        return Verdict::Pass;
+    };
+    let Some(key) = key(lookups, &segment) else {
+        return drop(lookups, DropReason::Malformed, Direction::Reply);
+    };
+    let Some(flow) = track::find(lookups.flows(), &key) else {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    };
+    if flow.value.uplink != packet.ifindex() {
+        return Verdict::Pass;
+    }
+    if packet.pull_outer().is_none() {
+        return drop(lookups, DropReason::Resize, Direction::Reply);
+    }
+    account(packet, lookups, &segment, &key, &flow);
+    match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
+        Some(()) => Verdict::Bounce,
+        None => drop(lookups, DropReason::Resize, Direction::Reply),
+    }
+}
+
+/// TC on the VXLAN device, which has taken the outer headers off.
+#[inline(always)]
+pub(super) fn forward<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, segment: &Segment) -> Verdict {
+    let Some(key) = key(lookups, segment) else {
+        return drop(lookups, DropReason::Malformed, Direction::Reply);
+    };
+    let Some(flow) = track::find(lookups.flows(), &key) else {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    };
+    account(packet, lookups, segment, &key, &flow);
+    match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
+        Some(()) => Verdict::Emit { ifindex: flow.value.uplink },
+        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// The reply of a task of this node: notes and counts it.
+#[inline(always)]
+pub(super) fn account_local<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    segment: &Segment,
+    key: &FlowKey,
+) {
+    if let Some(flow) = track::find(lookups.flows(), key) {
+        account(packet, lookups, segment, key, &flow);
+    }
+}
+
+/// Notes the reply on its flow, and counts it.
+#[inline(always)]
+fn account<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    segment: &Segment,
+    key: &FlowKey,
+    flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+) {
+    let id = flow.value.backend;
+    let noted =
+        track::note(lookups.flows(), key, flow, Direction::Reply, segment.tcp.flags, lookups.now_ns());
+    if noted.closes {
+        lookups.count_closed(id);
+    }
+    if noted.refuses {
+        lookups.count_refused(id);
+    }
+    if let Some(backend) = lookups.backend(id) {
+        lookups.count_traffic(backend.service_index, id, Direction::Reply, load(packet, segment));
+    }
+}
+
+/// The flow that a reply, its source already the published port, belongs to.
+#[inline(always)]
+fn key<L: Lookups>(lookups: &L, segment: &Segment) -> Option<FlowKey> {
+    let address_index = lookups.address_index(&Address::v4(segment.ip.source))?;
+    Some(FlowKey {
+        client: Address::v4(segment.ip.destination),
+        client_port_be: segment.tcp.destination_port_be,
+        reserved: [0; 2],
+        vip: VipId::new(address_index, segment.ip.protocol, segment.tcp.source_port_be.get()),
+    })
+}

@@ -1,0 +1,304 @@
+//! The backend role: requests reach the task with their destination translated, its replies leave with their source
+//! translated back. This is the only place with translation state, one entry a flow.
+//!
+//! A request carries all that its entry is made of, so a lost entry is made again from any packet of the client.
+//! Requests for a backend that is not here: a new connection is dropped, as this node's table may be a moment behind
+//! that of the ingress node and the client tries again; anything else, and whatever is for a backend that is down,
+//! gets a RST by the way it came.
+
+use super::track::{self, Tracked};
+use super::{drop, macs, refuse, reply, through};
+use crate::abi::{
+    Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
+};
+use crate::conntrack;
+use crate::lookups::{FlowTable, Lookups, Opened};
+use crate::packet::Packet;
+use crate::parse::Segment;
+use crate::parse::tcp::Flags;
+use crate::parse::vxlan::Vni;
+use crate::rewrite::{self, End, Translation};
+use crate::verdict::Verdict;
+
+/// Ports tried for a client whose own port is taken at the task.
+const PORT_ATTEMPTS: u32 = 4;
+
+/// How a request came to the task's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// By this node's own uplink.
+    Uplink,
+    /// Through the tunnel, from this node.
+    Node([u8; 4]),
+}
+
+/// A request for a task of this node.
+#[inline(always)]
+pub(super) fn deliver<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    id: u32,
+    source: &Source,
+) -> Verdict {
+    let backend = match lookups.backend(id) {
+        Some(backend) if backend.is_alive() && backend.is_local() => backend,
+        other => return turn_away(packet, lookups, config, segment, other, source),
+    };
+    if segment.ip.ttl <= 1 {
+        return drop(lookups, DropReason::TtlExpired, Direction::Request);
+    }
+    let Some(fresh) = fresh_entry(packet, lookups, segment, id, source) else {
+        return drop(lookups, DropReason::Malformed, Direction::Request);
+    };
+    let client_port_be = match port_at_task(lookups, backend, segment, &fresh) {
+        Ok(port) => port,
+        Err(reason) => return drop(lookups, reason, Direction::Request),
+    };
+    let to = Translation {
+        end: End::Destination,
+        address: backend.task_address.v4_octets(),
+        port_be: backend.task_port_be,
+        client_port_be,
+    };
+    let is_tunnelled = matches!(source, Source::Node(_));
+    match rewrite_request(packet, config, segment, backend, &to, is_tunnelled) {
+        Some(()) => Verdict::Deliver { ifindex: backend.ifindex },
+        None => drop(lookups, DropReason::Malformed, Direction::Request),
+    }
+}
+
+/// A request whose backend is not here, or not any more.
+#[inline(always)]
+fn turn_away<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    backend: Option<&Backend>,
+    source: &Source,
+) -> Verdict {
+    let is_down = backend.is_some_and(|backend| backend.state == BackendState::Down as u8);
+    if segment.tcp.flags.is_opening() && !is_down {
+        return drop(lookups, DropReason::UnknownBackend, Direction::Request);
+    }
+    let sent = match source {
+        Source::Uplink => Verdict::Bounce,
+        Source::Node(peer) => through(config, *peer, Vni::reply()),
+    };
+    refuse(packet, lookups, segment, DropReason::BackendGone, sent)
+}
+
+/// The entry that this packet would make.
+#[inline(always)]
+fn fresh_entry<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    segment: &Segment,
+    id: u32,
+    source: &Source,
+) -> Option<Nat> {
+    let now_ns = lookups.now_ns();
+    let (client_mac, node_mac) = macs(packet)?;
+    Some(Nat {
+        seen_ns: now_ns,
+        opened_ns: now_ns,
+        vip: Address::v4(segment.ip.destination),
+        via: match source {
+            Source::Uplink => Address::NONE,
+            Source::Node(peer) => Address::v4(*peer),
+        },
+        vip_port_be: segment.tcp.destination_port_be,
+        client_port_be: segment.tcp.source_port_be,
+        backend: id,
+        events: conntrack::events_of(Direction::Request, segment.tcp.flags),
+        uplink: packet.ifindex(),
+        client_mac,
+        node_mac,
+        reserved: 0,
+    })
+}
+
+/// The client's port as the task sees it, its entry found or made: the client's own, unless that is taken by another
+/// connection of the same client (to another address or published port of the same task).
+#[inline(always)]
+fn port_at_task<L: Lookups>(
+    lookups: &L,
+    backend: &Backend,
+    segment: &Segment,
+    fresh: &Nat,
+) -> Result<Be16, DropReason> {
+    let nats = lookups.nats();
+    let flags = segment.tcp.flags;
+    let mut key = NatKey {
+        client: Address::v4(segment.ip.source),
+        client_port_be: segment.tcp.source_port_be,
+        task_port_be: backend.task_port_be,
+        ifindex: backend.ifindex,
+    };
+    let mut free: Option<Be16> = None;
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        key.client_port_be = candidate_port(fresh, attempt);
+        match track::find(nats, &key) {
+            Some(found) if is_same_connection(&found.value, fresh) => {
+                if flags.is_opening() && conntrack::may_be_replaced(found.value.events) {
+                    nats.forget(&key);
+                    free = Some(key.client_port_be);
+                    break;
+                }
+                go_on(lookups, &key, &found, fresh, flags);
+                return Ok(key.client_port_be);
+            }
+            Some(other) => {
+                if free.is_none() && conntrack::is_closed(other.value.events) {
+                    nats.forget(&key);
+                    free = Some(key.client_port_be);
+                }
+            }
+            None => {
+                if free.is_none() {
+                    free = Some(key.client_port_be);
+                }
+                // A new connection has no entry further on, as long as its own port is free.
+                if flags.is_opening() {
+                    break;
+                }
+            }
+        }
+        attempt += 1;
+    }
+    key.client_port_be = free.ok_or(DropReason::PortClash)?;
+    if conntrack::is_established(fresh.events) {
+        nats.promote(&key, fresh);
+        return Ok(key.client_port_be);
+    }
+    match nats.open(&key, fresh) {
+        Opened::Added | Opened::Exists => Ok(key.client_port_be),
+        Opened::Refused => Err(DropReason::TableFull),
+    }
+}
+
+/// Notes a packet of a known connection; follows it if it now comes by another way.
+#[inline(always)]
+fn go_on<L: Lookups>(
+    lookups: &L,
+    key: &NatKey,
+    found: &Tracked<Nat, <L::Nats as FlowTable<NatKey, Nat>>::Entry>,
+    fresh: &Nat,
+    flags: Flags,
+) {
+    track::note(lookups.nats(), key, found, Direction::Request, flags, fresh.seen_ns);
+    if found.value.via != fresh.via {
+        let events = found.value.events | fresh.events;
+        lookups.nats().promote(key, &Nat { events, opened_ns: found.value.opened_ns, ..*fresh });
+    }
+}
+
+/// Whether both entries are of the same connection as the client sees it.
+#[inline(always)]
+fn is_same_connection(one: &Nat, other: &Nat) -> bool {
+    one.client_port_be == other.client_port_be && one.vip_port_be == other.vip_port_be && one.vip == other.vip
+}
+
+/// The client's port to try at the task: its own first, then some that depend on the connection only.
+#[inline(always)]
+fn candidate_port(connection: &Nat, attempt: u32) -> Be16 {
+    const UPPER_HALF: u16 = 0x8000;
+    if attempt == 0 {
+        return connection.client_port_be;
+    }
+    let ports = u32::from(connection.client_port_be.get()) << 16 | u32::from(connection.vip_port_be.get());
+    let seed = ports ^ u32::from_be_bytes(connection.vip.v4_octets()) ^ attempt.rotate_right(8);
+    Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
+}
+
+/// Addresses the request to the task.
+#[inline(always)]
+fn rewrite_request<P: Packet>(
+    packet: &mut P,
+    config: &Config,
+    segment: &Segment,
+    backend: &Backend,
+    to: &Translation,
+    is_tunnelled: bool,
+) -> Option<()> {
+    if is_tunnelled {
+        clamp_mss(packet, config, segment)?;
+    }
+    rewrite::translate(packet, segment, to)?;
+    let (_, node_mac) = macs(packet)?;
+    rewrite::set_macs(packet, backend.task_mac, node_mac)
+}
+
+/// Lowers the MSS that a SYN or SYN-ACK announces to what fits the tunnel.
+#[inline(always)]
+fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
+    if !segment.tcp.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
+        return Some(());
+    }
+    rewrite::clamp_mss(packet, &segment.tcp, config.tunnel_mss)
+}
+
+/// What a task of this node sends: a reply, if there is an entry for it; its own business otherwise.
+#[inline(always)]
+pub(super) fn answer<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+) -> Verdict {
+    let key = NatKey {
+        client: Address::v4(segment.ip.destination),
+        client_port_be: segment.tcp.destination_port_be,
+        task_port_be: segment.tcp.source_port_be,
+        ifindex: packet.ifindex(),
+    };
+    let Some(found) = track::find(lookups.nats(), &key) else {
+        return Verdict::Pass;
+    };
+    if segment.ip.ttl <= 1 {
+        return drop(lookups, DropReason::TtlExpired, Direction::Reply);
+    }
+    let nat = &found.value;
+    track::note(lookups.nats(), &key, &found, Direction::Reply, segment.tcp.flags, lookups.now_ns());
+    match send_back(packet, lookups, config, segment, nat) {
+        Some(verdict) => verdict,
+        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// Translates a reply and sends it to the client, or to the ingress node.
+#[inline(always)]
+fn send_back<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    nat: &Nat,
+) -> Option<Verdict> {
+    let to = Translation {
+        end: End::Source,
+        address: nat.vip.v4_octets(),
+        port_be: nat.vip_port_be,
+        client_port_be: nat.client_port_be,
+    };
+    if !nat.via.is_none() {
+        clamp_mss(packet, config, segment)?;
+        rewrite::translate(packet, segment, &to)?;
+        return Some(through(config, nat.via.v4_octets(), Vni::reply()));
+    }
+    if let Some(address_index) = lookups.address_index(&nat.vip) {
+        let key = FlowKey {
+            client: Address::v4(segment.ip.destination),
+            client_port_be: nat.client_port_be,
+            reserved: [0; 2],
+            vip: VipId::new(address_index, segment.ip.protocol, nat.vip_port_be.get()),
+        };
+        reply::account_local(packet, lookups, segment, &key);
+    }
+    rewrite::translate(packet, segment, &to)?;
+    rewrite::set_macs(packet, nat.client_mac, nat.node_mac)?;
+    Some(Verdict::Emit { ifindex: nat.uplink })
+}

@@ -1,0 +1,10 @@
+//! What tests need to run the packet logic without a kernel, and to hold the kernel against it: a frame, tables, a
+//! packet builder, and one list of fixtures for both.
+
+mod builder;
+mod frame;
+mod tables;
+
+pub use builder::{TcpBuilder, in_tunnel, v4};
+pub use frame::{Frame, IFINDEX};
+pub use tables::{Counted, HostTables, Setup};

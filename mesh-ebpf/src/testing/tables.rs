@@ -1,0 +1,273 @@
+//! The pipeline's lookups over hash maps of the host, and the setup that fills them (or, in a kernel test, the maps).
+
+use core::cell::{Cell, RefCell};
+use core::hash::Hash;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::vec::Vec;
+
+use crate::abi::{
+    Address, Backend, Config, Direction, DropReason, Flow, FlowKey, Live, Nat, NatKey, Node, Service,
+    ServiceKey,
+};
+use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+
+/// What userspace has written into the maps before a packet comes.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// The node.
+    pub config: Config,
+    /// Its addresses, by index.
+    pub addresses: Vec<Address>,
+    /// Published ports; their slots are those of [`Setup::slots`] that they name.
+    pub services: Vec<(ServiceKey, Service)>,
+    /// Backend ids, by slot.
+    pub slots: Vec<u32>,
+    /// Backends with their ids.
+    pub backends: Vec<(u32, Backend)>,
+    /// Nodes, by index.
+    pub nodes: Vec<Node>,
+    /// Half-open flows.
+    pub flows_half_open: Vec<(FlowKey, Flow)>,
+    /// Established flows.
+    pub flows_established: Vec<(FlowKey, Flow)>,
+    /// Half-open translations.
+    pub nats_half_open: Vec<(NatKey, Nat)>,
+    /// Established translations.
+    pub nats_established: Vec<(NatKey, Nat)>,
+    /// Live connections by backend id.
+    pub live: Vec<(u32, Live)>,
+}
+
+/// What was counted; backend ids and service indexes are keys.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    /// Flows opened, by backend.
+    pub opened: HashMap<u32, u64>,
+    /// Flows closed, by backend.
+    pub closed: HashMap<u32, u64>,
+    /// Handshakes refused, by backend.
+    pub refused: HashMap<u32, u64>,
+    /// Flows without backend, by service.
+    pub no_backend: HashMap<u32, u64>,
+    /// Packets, by backend and direction.
+    pub packets: HashMap<(u32, Direction), u64>,
+    /// Drops.
+    pub drops: HashMap<(DropReason, Direction), u64>,
+}
+
+/// Lookups over a [`Setup`], with a clock and dice that tests set.
+#[derive(Default)]
+pub struct HostTables {
+    /// What userspace wrote.
+    pub setup: Setup,
+    /// Flows of the ingress role.
+    pub flows: HostFlows<FlowKey, Flow>,
+    /// Translations of the backend role.
+    pub nats: HostFlows<NatKey, Nat>,
+    /// Connections that sockets own.
+    pub sockets: Vec<Connection>,
+    /// The clock.
+    pub now_ns: Cell<u64>,
+    /// State of the dice.
+    pub seed: Cell<u32>,
+    /// What was counted.
+    pub counted: RefCell<Counted>,
+    turns: RefCell<HashMap<u32, u64>>,
+}
+
+impl HostTables {
+    /// The tables as `setup` says, at a second after boot.
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            flows: HostFlows::new(&setup.flows_half_open, &setup.flows_established),
+            nats: HostFlows::new(&setup.nats_half_open, &setup.nats_established),
+            now_ns: Cell::new(1_000_000_000),
+            seed: Cell::new(1),
+            setup,
+            ..Self::default()
+        }
+    }
+
+    fn counted(&self, count: impl FnOnce(&mut Counted) -> &mut u64) {
+        *count(&mut self.counted.borrow_mut()) += 1;
+    }
+}
+
+/// A half-open and an established table.
+pub struct HostFlows<K, V> {
+    /// Unconfirmed ones.
+    pub half_open: RefCell<HashMap<K, Rc<Cell<V>>>>,
+    /// Confirmed ones.
+    pub established: RefCell<HashMap<K, Rc<Cell<V>>>>,
+}
+
+impl<K, V> Default for HostFlows<K, V> {
+    fn default() -> Self {
+        Self { half_open: RefCell::default(), established: RefCell::default() }
+    }
+}
+
+impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
+    fn new(half_open: &[(K, V)], established: &[(K, V)]) -> Self {
+        let table = |entries: &[(K, V)]| {
+            entries.iter().map(|(key, value)| (*key, Rc::new(Cell::new(*value)))).collect()
+        };
+        Self { half_open: RefCell::new(table(half_open)), established: RefCell::new(table(established)) }
+    }
+}
+
+impl<K: Eq + Hash + Copy, V: Copy> FlowTable<K, V> for HostFlows<K, V>
+where
+    Rc<Cell<V>>: Entry<V>,
+{
+    type Entry = Rc<Cell<V>>;
+
+    fn established(&self, key: &K) -> Option<Self::Entry> {
+        self.established.borrow().get(key).cloned()
+    }
+
+    fn half_open(&self, key: &K) -> Option<Self::Entry> {
+        self.half_open.borrow().get(key).cloned()
+    }
+
+    fn open(&self, key: &K, value: &V) -> Opened {
+        if self.half_open.borrow().contains_key(key) {
+            return Opened::Exists;
+        }
+        self.half_open.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
+        Opened::Added
+    }
+
+    fn promote(&self, key: &K, value: &V) {
+        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
+        self.half_open.borrow_mut().remove(key);
+    }
+
+    fn forget(&self, key: &K) {
+        self.established.borrow_mut().remove(key);
+        self.half_open.borrow_mut().remove(key);
+    }
+}
+
+macro_rules! entry_of {
+    ($value:ident) => {
+        impl Entry<$value> for Rc<Cell<$value>> {
+            fn get(&self) -> $value {
+                Cell::get(self)
+            }
+
+            fn touch(&self, now_ns: u64) {
+                self.set($value { seen_ns: now_ns, ..Cell::get(self) });
+            }
+
+            fn add_events(&self, events: u32) -> u32 {
+                let before = Cell::get(self);
+                self.set($value { events: before.events | events, ..before });
+                before.events
+            }
+        }
+    };
+}
+entry_of!(Flow);
+entry_of!(Nat);
+
+impl Lookups for HostTables {
+    type Flows = HostFlows<FlowKey, Flow>;
+    type Nats = HostFlows<NatKey, Nat>;
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn random(&self) -> u32 {
+        // xorshift32
+        let mut x = self.seed.get();
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        self.seed.set(x);
+        x
+    }
+
+    fn config(&self) -> Option<&Config> {
+        (!self.setup.config.address.is_none()).then_some(&self.setup.config)
+    }
+
+    fn address_index(&self, address: &Address) -> Option<u32> {
+        let index = self.setup.addresses.iter().position(|own| own == address)?;
+        u32::try_from(index).ok()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.setup.services.iter().find(|(own, _)| own == key).map(|(_, service)| service)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.setup.slots.get(index as usize).copied()
+    }
+
+    fn next_turn(&self, service_index: u32) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(service_index).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.setup.backends.iter().find(|(own, _)| *own == id).map(|(_, backend)| backend)
+    }
+
+    fn live(&self, id: u32) -> u64 {
+        let start =
+            self.setup.live.iter().find(|(own, _)| *own == id).map(|(_, live)| *live).unwrap_or_default();
+        let counted = self.counted.borrow();
+        let count = |by: &HashMap<u32, u64>| by.get(&id).copied().unwrap_or(0);
+        Live { opened: start.opened + count(&counted.opened), closed: start.closed + count(&counted.closed) }
+            .count(0)
+    }
+
+    fn node(&self, index: u32) -> Option<&Node> {
+        self.setup.nodes.get(index as usize)
+    }
+
+    fn is_peer(&self, address: &Address) -> bool {
+        self.setup.nodes.iter().skip(1).any(|node| node.address == *address)
+    }
+
+    fn socket_owns(&self, connection: &Connection) -> bool {
+        self.sockets.contains(connection)
+    }
+
+    fn flows(&self) -> &Self::Flows {
+        &self.flows
+    }
+
+    fn nats(&self) -> &Self::Nats {
+        &self.nats
+    }
+
+    fn count_opened(&self, _: u32, backend: u32) {
+        self.counted(|counted| counted.opened.entry(backend).or_default());
+    }
+
+    fn count_closed(&self, backend: u32) {
+        self.counted(|counted| counted.closed.entry(backend).or_default());
+    }
+
+    fn count_refused(&self, backend: u32) {
+        self.counted(|counted| counted.refused.entry(backend).or_default());
+    }
+
+    fn count_no_backend(&self, service_index: u32) {
+        self.counted(|counted| counted.no_backend.entry(service_index).or_default());
+    }
+
+    fn count_traffic(&self, _: u32, backend: u32, direction: Direction, _: Load) {
+        self.counted(|counted| counted.packets.entry((backend, direction)).or_default());
+    }
+
+    fn count_drop(&self, reason: DropReason, direction: Direction) {
+        self.counted(|counted| counted.drops.entry((reason, direction)).or_default());
+    }
+}
