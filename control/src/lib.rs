@@ -7,13 +7,21 @@
 //!
 //! Left to others: packets and containers (mesh-agent).
 
-pub mod context;
-pub mod plan;
-pub mod planners;
 pub mod snapshot;
 pub mod watch;
 
+pub mod plan;
+pub mod planners;
+
+pub mod commit;
+pub mod leader;
+pub mod reconcile;
+
+pub mod bootstrap;
 pub mod ca;
 pub mod seal;
 
+pub mod context;
+
 pub mod backoff;
+pub mod metrics;

@@ -10,17 +10,6 @@ use mesh_state::service::Service;
 use mesh_state::spec::Protocol;
 use mesh_state::task::{Task, TaskStatus};
 
-use crate::snapshot::ClusterSnapshot;
-
-/// Decides one kind of thing. `seed` is fresh for each pass; new ids and whatever else is random come from it.
-#[derive(Debug, Clone, Copy)]
-pub struct Planner {
-    /// Its name, in logs and metrics.
-    pub name: &'static str,
-    /// What it decides: a pure function of a moment, a snapshot and a seed.
-    pub plan: fn(now: Timestamp, snapshot: &ClusterSnapshot, seed: u64) -> Plan,
-}
-
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {

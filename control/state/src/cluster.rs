@@ -45,4 +45,6 @@ pub struct Manager {
     pub name: String,
     /// Where agents and clients reach it: its advertised address.
     pub address: String,
+    /// Since when it lives or, in `/leader`, leads; by its own clock.
+    pub since: Timestamp,
 }

@@ -1,0 +1,55 @@
+//! Requests to the Docker API, by route template, so that ids make no series of their own.
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+
+/// What is shown for a request that no route matches.
+const UNMATCHED: &str = "unmatched";
+
+/// Counts and durations of requests.
+#[derive(Debug, Clone)]
+pub struct ApiMetrics {
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+}
+
+impl ApiMetrics {
+    /// Registers the family.
+    ///
+    /// # Errors
+    /// A family of the same name is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let labels = ["method", "route", "code"];
+        let requests =
+            IntCounterVec::new(Opts::new("mesh_api_requests_total", "Requests to the Docker API."), &labels)?;
+        let options =
+            HistogramOpts::new("mesh_api_request_duration_seconds", "Time from a request to its response.");
+        let seconds = HistogramVec::new(options, &labels)?;
+        registry.register(Box::new(requests.clone()))?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self { requests, seconds })
+    }
+
+    /// `router` with every request counted.
+    pub fn layer(self, router: Router) -> Router {
+        router.layer(from_fn_with_state(self, count))
+    }
+}
+
+async fn count(State(metrics): State<ApiMetrics>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().as_str().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    let route = route.as_deref().unwrap_or(UNMATCHED);
+    let status = response.status();
+    let labels = [method.as_str(), route, status.as_str()];
+    metrics.requests.with_label_values(&labels).inc();
+    metrics.seconds.with_label_values(&labels).observe(began.elapsed().as_secs_f64());
+    response
+}

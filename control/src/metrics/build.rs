@@ -1,0 +1,16 @@
+//! Which build this is.
+
+use prometheus::{IntGaugeVec, Opts, Registry};
+
+/// Registers `mesh_build_info`, always 1. The control plane loads no programs, so its `bpf_abi` is `none`.
+///
+/// # Errors
+/// A family of the same name is registered already.
+pub fn register(registry: &Registry) -> Result<(), prometheus::Error> {
+    let options = Opts::new("mesh_build_info", "The build of this process; always 1.");
+    let info = IntGaugeVec::new(options, &["version", "revision", "rustc", "bpf_abi"])?;
+    let revision = option_env!("MESH_BUILD_REVISION").unwrap_or("unknown");
+    let rustc = option_env!("MESH_BUILD_RUSTC").unwrap_or(env!("CARGO_PKG_RUST_VERSION"));
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, rustc, "none"]).set(1);
+    registry.register(Box::new(info))
+}

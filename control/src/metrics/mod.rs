@@ -1,0 +1,9 @@
+//! What this manager tells Prometheus, one family of metrics a file, names and labels as in the project's catalogue.
+//!
+//! Invariant: every family passes `promtool check metrics`.
+
+pub mod api;
+pub mod build;
+pub mod cluster;
+pub mod reconcile;
+pub mod store;

@@ -1,0 +1,168 @@
+//! The leader's driver: runs the planners and commits what they decide.
+//!
+//! Invariants: planners run on the leader only, one after the other, each on a snapshot that holds what the ones before it wrote; a
+//! change wakes the driver, and so do a moment that a plan asked for and a period, so a missed wake-up costs time and nothing else.
+//!
+//! Left to others: decisions ([`crate::planners`]) and transactions ([`crate::commit`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use mesh_state::Timestamp;
+use mesh_state::store::Store;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::commit::{self, CommitError, CommitOutcome};
+use crate::leader::Leadership;
+use crate::metrics::reconcile::{PassResult, ReconcileMetrics};
+use crate::plan::Plan;
+use crate::planners::Planner;
+use crate::watch::{Feed, NotSeen};
+
+/// Changes that come closer together than this are planned on together.
+const QUIET: Duration = Duration::from_millis(20);
+/// But no change waits longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A pass is due so often, whatever happened.
+const PERIOD: Duration = Duration::from_secs(10);
+/// After a failure or a conflict, and between wakes that plans ask for.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long a commit may take to show in the snapshot.
+const SEEN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a planner's decision was not carried out.
+#[derive(Debug, Error)]
+enum PassError {
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error(transparent)]
+    NotSeen(#[from] NotSeen),
+}
+
+/// Runs planners while this manager leads.
+pub struct Driver {
+    /// Where decisions are written.
+    pub store: Arc<dyn Store>,
+    /// What decisions are taken on.
+    pub feed: Feed,
+    /// Whether this manager leads.
+    pub leadership: watch::Receiver<Option<Leadership>>,
+    /// The planners, in order.
+    pub planners: &'static [Planner],
+    /// Counts and durations of passes.
+    pub metrics: ReconcileMetrics,
+}
+
+impl Driver {
+    /// Drives until `shutdown`, in each term of leadership.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let term = tokio::select! {
+                term = self.leadership.wait_for(Option::is_some) => match term {
+                    Ok(term) => *term,
+                    Err(_) => return,
+                },
+                () = shutdown.cancelled() => return,
+            };
+            let Some(term) = term else { continue };
+            let mut lost = self.leadership.clone();
+            tokio::select! {
+                () = self.lead(term) => {}
+                _ = lost.wait_for(|now| *now != Some(term)) => info!("stops planning: leads no more"),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Passes without end; the caller drops it when the term ends.
+    async fn lead(&self, term: Leadership) {
+        let mut snapshots = self.feed.snapshots.clone();
+        loop {
+            snapshots.mark_unchanged();
+            let wake_at = self.pass(term).await;
+            let wait = wake_at.map_or(PERIOD, |moment| time_until(moment).clamp(RETRY, PERIOD));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    settle(&mut snapshots).await;
+                }
+            }
+        }
+    }
+
+    /// Every planner once. Returns when time alone makes the next pass worth while.
+    async fn pass(&self, term: Leadership) -> Option<Timestamp> {
+        let mut wake_at: Option<Timestamp> = None;
+        for planner in self.planners {
+            let timer = self.metrics.start(planner.name);
+            let now = Utc::now();
+            let plan = (planner.plan)(now, &self.feed.snapshot(), &mut rand::rng());
+            let mut moment = plan.wake_at;
+            let result = match self.carry_out(planner, &plan, term).await {
+                Ok(result) => result,
+                Err(error) => {
+                    warn!(
+                        planner = planner.name,
+                        error = &error as &dyn std::error::Error,
+                        "carry out a plan"
+                    );
+                    PassResult::Failed
+                }
+            };
+            if matches!(result, PassResult::Conflict | PassResult::Failed) {
+                let again = now + RETRY;
+                moment = Some(moment.map_or(again, |moment| moment.min(again)));
+            }
+            wake_at = wake_at.into_iter().chain(moment).min();
+            timer.stop(result);
+        }
+        wake_at
+    }
+
+    async fn carry_out(
+        &self,
+        planner: &Planner,
+        plan: &Plan,
+        term: Leadership,
+    ) -> Result<PassResult, PassError> {
+        if plan.actions.is_empty() {
+            return Ok(PassResult::Idle);
+        }
+        let transactions = commit::transactions(&plan.actions, &self.feed.snapshot(), &term.fence())
+            .map_err(CommitError::from)?;
+        let outcome = commit::commit(self.store.as_ref(), transactions).await.map_err(CommitError::from)?;
+        let CommitOutcome::Committed(revision) = outcome else {
+            debug!(planner = planner.name, "the cluster moved on: the plan is discarded");
+            return Ok(PassResult::Conflict);
+        };
+        for reason in &plan.reasons {
+            info!(planner = planner.name, revision, "{reason}");
+        }
+        self.feed.wait_for_revision(revision, SEEN_DEADLINE).await?;
+        Ok(PassResult::Committed)
+    }
+}
+
+fn time_until(moment: Timestamp) -> Duration {
+    (moment - Utc::now()).to_std().unwrap_or(Duration::ZERO)
+}
+
+/// Waits until changes pause, but not for long.
+async fn settle<T>(changes: &mut watch::Receiver<T>) {
+    let latest = Instant::now() + LONGEST_WAIT;
+    while Instant::now() < latest {
+        let quiet_at = (Instant::now() + QUIET).min(latest);
+        match tokio::time::timeout_at(quiet_at, changes.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
