@@ -7,6 +7,8 @@
 //!
 //! Left to others: packets and containers (mesh-agent).
 
+pub mod api;
+
 pub mod snapshot;
 pub mod watch;
 

@@ -1,0 +1,163 @@
+//! Request bodies and query parameters: read under limits, respelled as Docker's clients expect, refused in Docker's form.
+
+use std::collections::HashMap;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequestParts, Query, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::go_json::{self, Shape};
+
+/// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one transaction of at most
+/// 1.2 MB: a quarter of that is left to one spec.
+pub(crate) const BODY_LIMIT: usize = 256 * 1024;
+
+/// Reads a JSON body of a known shape.
+///
+/// # Errors
+/// [`ApiError::BodyTooLarge`], or [`ApiError::BadRequest`] for what isn't the expected JSON.
+pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Shape) -> Result<T, ApiError> {
+    if let Some(found) = foreign_content_type(&request) {
+        return Err(ApiError::BadRequest(format!(
+            "unsupported Content-Type header ({found}): must be 'application/json'"
+        )));
+    }
+    let bytes = read_limited(request.into_body()).await?;
+    parse(&bytes, shape)
+}
+
+fn foreign_content_type(request: &Request) -> Option<String> {
+    let value = request.headers().get(CONTENT_TYPE)?.to_str().unwrap_or("unreadable");
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    (!essence.is_empty() && !essence.eq_ignore_ascii_case("application/json")).then(|| value.to_owned())
+}
+
+async fn read_limited(body: Body) -> Result<bytes::Bytes, ApiError> {
+    // One byte more than the limit tells "too large" from "broken off".
+    let bytes = to_bytes(body, BODY_LIMIT + 1).await.map_err(|error| {
+        if is_length_limit(&error) {
+            ApiError::BodyTooLarge { limit: BODY_LIMIT }
+        } else {
+            ApiError::BadRequest(format!("read request body: {error}"))
+        }
+    })?;
+    if bytes.len() > BODY_LIMIT { Err(ApiError::BodyTooLarge { limit: BODY_LIMIT }) } else { Ok(bytes) }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = source {
+        if current.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        source = current.source();
+    }
+    false
+}
+
+/// Reads JSON of a known shape.
+fn parse<T: DeserializeOwned>(bytes: &[u8], shape: &Shape) -> Result<T, ApiError> {
+    if bytes.is_empty() {
+        return Err(ApiError::BadRequest("invalid JSON: got EOF while reading request body".to_owned()));
+    }
+    let mut value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {error}")))?;
+    if !value.is_object() {
+        return Err(ApiError::BadRequest("invalid JSON: expected an object".to_owned()));
+    }
+    go_json::normalise(&mut value, shape);
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {}: {}", error.path(), error.inner())))
+}
+
+/// The query's parameters; the last of a repeated one counts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Params(HashMap<String, String>);
+
+impl Params {
+    /// A parameter's text.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// A switch, as Docker reads it: absent, empty, `0`, `no`, `false` and `none` are off.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        let value = self.get(name).unwrap_or_default().trim().to_ascii_lowercase();
+        !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
+    }
+
+    /// The revision that an update stands on.
+    ///
+    /// # Errors
+    /// [`ApiError::BadRequest`] when it is absent or not a number.
+    pub(crate) fn version(&self, object: &str) -> Result<i64, ApiError> {
+        let text = self.get("version").unwrap_or_default();
+        text.parse().map_err(|_| ApiError::BadRequest(format!("invalid {object} version '{text}'")))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Params {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(map)| Self(map))
+            .map_err(|error| ApiError::BadRequest(error.body_text()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::spec::ServiceSpec;
+
+    use super::super::shapes::SERVICE_SPEC;
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_spec_is_refused_with_its_place() {
+        let cases: [(&str, &str); 8] = [
+            ("", "invalid JSON: got EOF"),
+            ("{", "invalid JSON: EOF while parsing"),
+            (r#"{"Name":"x"}{}"#, "invalid JSON: trailing characters"),
+            ("[]", "invalid JSON: expected an object"),
+            (r#"{"Name":7}"#, "invalid JSON: Name: invalid type: integer `7`"),
+            (
+                r#"{"EndpointSpec":{"Ports":[{"TargetPort":70000}]}}"#,
+                "invalid JSON: EndpointSpec.Ports[0].TargetPort: invalid value: integer `70000`",
+            ),
+            (
+                r#"{"EndpointSpec":{"Ports":[{"Protocol":"quic"}]}}"#,
+                "invalid JSON: EndpointSpec.Ports[0].Protocol: unknown variant `quic`, expected one of `tcp`",
+            ),
+            (
+                r#"{"Mode":{"Replicated":{"Replicas":-1}}}"#,
+                "invalid JSON: Mode.Replicated.Replicas: invalid value",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = parse::<ServiceSpec>(text.as_bytes(), &SERVICE_SPEC).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "expected {expected:?} for {text}, saw {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_a_number() {
+        let params = |text: &str| Params(HashMap::from([("version".to_owned(), text.to_owned())]));
+        assert!(matches!(params("12").version("service"), Ok(12)));
+        let error = params("x").version("service").unwrap_err().to_string();
+        assert_eq!(error, "invalid service version 'x'");
+        assert_eq!(Params::default().version("node").unwrap_err().to_string(), "invalid node version ''");
+    }
+
+    #[test]
+    fn switches_are_read_as_docker_reads_them() {
+        for (value, expected) in [("1", true), ("true", true), ("", false), ("0", false), ("False", false)] {
+            let params = Params(HashMap::from([("force".to_owned(), value.to_owned())]));
+            assert_eq!(params.flag("force"), expected, "force={value}");
+        }
+    }
+}

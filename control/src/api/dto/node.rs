@@ -1,0 +1,174 @@
+//! `Node`.
+
+use mesh_state::Timestamp;
+use mesh_state::node::{Node as StoredNode, NodeRole, NodeSpec, NodeState};
+use mesh_state::spec::Labels;
+use serde::Serialize;
+
+use super::Version;
+use super::swarm::TlsInfo;
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// The port on which a manager talks to nodes, where a node's own record doesn't say.
+const MANAGER_PORT: u16 = 2377;
+
+/// A member node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Node {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    spec: NodeSpec,
+    description: Description,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    manager_status: Option<ManagerStatus>,
+    mesh: MeshStatus,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Description {
+    hostname: String,
+    platform: Platform,
+    resources: NodeResources,
+    engine: Engine,
+    #[serde(rename = "TLSInfo", skip_serializing_if = "Option::is_none")]
+    tls_info: Option<TlsInfo>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Platform {
+    architecture: String,
+    #[serde(rename = "OS")]
+    os: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NodeResources {
+    #[serde(rename = "NanoCPUs")]
+    nano_cpus: i64,
+    memory_bytes: i64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Engine {
+    engine_version: String,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    labels: Labels,
+    plugins: Vec<Plugin>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Plugin {
+    r#type: String,
+    name: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Status {
+    state: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    addr: String,
+}
+
+/// What Docker's clients show of a manager.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ManagerStatus {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    leader: bool,
+    reachability: &'static str,
+    addr: String,
+}
+
+/// What mesh knows beyond Docker's words; Docker's clients skip it, `mesh status` shows it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MeshStatus {
+    liveness: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet: Option<ipnet::Ipv4Net>,
+    datapath: String,
+    agent_version: String,
+    kernel: String,
+}
+
+impl Node {
+    /// The node with what the cluster believes of it.
+    pub(crate) fn new(snapshot: &ClusterSnapshot, node: &Versioned<StoredNode>) -> Self {
+        let stored = &node.value;
+        let liveness = snapshot.liveness.get(&stored.id);
+        let state = snapshot.node_state(&stored.id);
+        let message = liveness.map(|liveness| liveness.message.clone()).unwrap_or_default();
+        Self {
+            id: stored.id.to_string(),
+            version: Version { index: node.mod_revision },
+            created_at: stored.created_at,
+            updated_at: stored.updated_at,
+            spec: stored.spec.clone(),
+            description: describe(snapshot, stored),
+            status: Status {
+                // A silent node keeps its tasks: to Docker's clients it is ready.
+                state: if state == NodeState::Down { "down" } else { "ready" },
+                message,
+                addr: stored.address.map(|address| address.to_string()).unwrap_or_default(),
+            },
+            manager_status: (stored.spec.role == NodeRole::Manager)
+                .then(|| manager_status(snapshot, stored, state)),
+            mesh: MeshStatus {
+                liveness: state.as_str(),
+                since: liveness.map(|liveness| liveness.since),
+                subnet: stored.subnet,
+                datapath: stored.description.datapath.clone(),
+                agent_version: stored.description.agent_version.clone(),
+                kernel: stored.description.kernel.clone(),
+            },
+        }
+    }
+}
+
+/// Where a manager's node is reached by other nodes.
+pub(crate) fn manager_address(node: &StoredNode) -> String {
+    let from_address = || node.address.map(|address| format!("{address}:{MANAGER_PORT}"));
+    node.description.manager_address.clone().or_else(from_address).unwrap_or_default()
+}
+
+fn manager_status(snapshot: &ClusterSnapshot, node: &StoredNode, state: NodeState) -> ManagerStatus {
+    let leads = snapshot.leader.as_ref().is_some_and(|leader| leader.name == node.description.hostname);
+    ManagerStatus {
+        leader: leads,
+        reachability: if state == NodeState::Down { "unreachable" } else { "reachable" },
+        addr: manager_address(node),
+    }
+}
+
+fn describe(snapshot: &ClusterSnapshot, node: &StoredNode) -> Description {
+    let said = &node.description;
+    Description {
+        hostname: said.hostname.clone(),
+        platform: Platform { architecture: said.architecture.clone(), os: said.os.clone() },
+        resources: NodeResources { nano_cpus: said.nano_cpus, memory_bytes: said.memory_bytes },
+        engine: Engine {
+            engine_version: said.engine_version.clone(),
+            labels: said.engine_labels.clone(),
+            plugins: said
+                .plugins
+                .iter()
+                .map(|(kind, name)| Plugin { r#type: kind.clone(), name: name.clone() })
+                .collect(),
+        },
+        tls_info: snapshot.cluster.as_ref().map(|cluster| TlsInfo::of_ca(&cluster.ca_certificate_pem)),
+    }
+}

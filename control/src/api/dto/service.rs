@@ -1,0 +1,209 @@
+//! `Service`.
+
+use mesh_state::service::{Service as StoredService, UpdateStatus as StoredUpdateStatus};
+use mesh_state::spec::{
+    EndpointSpec, FailureAction, PortConfig, RestartCondition, RestartPolicy, ServiceSpec, UpdateConfig,
+    UpdateOrder,
+};
+use mesh_state::task::TaskState;
+use mesh_state::{Timestamp, node::NodeState};
+use serde::Serialize;
+
+use super::Version;
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// Swarm's grace between the stop signal and SIGKILL, nanoseconds.
+const STOP_GRACE_PERIOD: i64 = 10_000_000_000;
+
+/// Swarm's time within which an updated task's death is the update's failure, nanoseconds.
+const MONITOR: i64 = 5_000_000_000;
+
+/// A service.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Service {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    spec: ServiceSpec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_spec: Option<ServiceSpec>,
+    endpoint: Endpoint,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_status: Option<UpdateStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_status: Option<ServiceStatus>,
+}
+
+/// How a service is reached. There are no virtual addresses: a published port is reached on the nodes' own.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Endpoint {
+    spec: EndpointSpec,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortConfig>,
+}
+
+/// How an update stands.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct UpdateStatus {
+    state: &'static str,
+    started_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed_at: Option<Timestamp>,
+    message: String,
+}
+
+/// Counts of a service's tasks.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ServiceStatus {
+    running_tasks: usize,
+    desired_tasks: u64,
+    completed_tasks: usize,
+}
+
+impl Service {
+    /// The service as it is stored.
+    pub(crate) fn new(service: &Versioned<StoredService>) -> Self {
+        let stored = &service.value;
+        Self {
+            id: stored.id.to_string(),
+            version: Version { index: service.mod_revision },
+            created_at: stored.created_at,
+            updated_at: stored.updated_at,
+            endpoint: Endpoint {
+                spec: with_endpoint_mode(stored.spec.endpoint_spec.clone().unwrap_or_default()),
+                ports: stored.ports.clone(),
+            },
+            spec: with_mode(&stored.spec),
+            previous_spec: stored.previous_spec.as_ref().map(with_mode),
+            update_status: stored.update_status.as_ref().map(update_status),
+            service_status: None,
+        }
+    }
+
+    /// With the counts of its tasks.
+    #[must_use]
+    pub(crate) fn with_status(mut self, snapshot: &ClusterSnapshot, service: &StoredService) -> Self {
+        self.service_status = Some(service_status(snapshot, service));
+        self
+    }
+
+    /// With Swarm's defaults written out where the user left them open.
+    #[must_use]
+    pub(crate) fn with_defaults(mut self) -> Self {
+        insert_defaults(&mut self.spec);
+        self
+    }
+}
+
+fn with_mode(spec: &ServiceSpec) -> ServiceSpec {
+    let mut spec = spec.clone();
+    spec.mode = spec.mode.filled();
+    spec
+}
+
+fn with_endpoint_mode(mut endpoint: EndpointSpec) -> EndpointSpec {
+    if endpoint.mode.is_empty() {
+        "vip".clone_into(&mut endpoint.mode);
+    }
+    endpoint
+}
+
+fn insert_defaults(spec: &mut ServiceSpec) {
+    let template = &mut spec.task_template;
+    if let Some(container) = &mut template.container_spec {
+        container.stop_grace_period.get_or_insert(STOP_GRACE_PERIOD);
+    }
+    let restart = template.restart_policy.get_or_insert_default();
+    restart.condition.get_or_insert(RestartCondition::Any);
+    let delay = u64::try_from(RestartPolicy::DEFAULT_DELAY.as_nanos()).unwrap_or(u64::MAX);
+    restart.delay.get_or_insert(delay);
+    restart.max_attempts.get_or_insert(0);
+    template.placement.get_or_insert_default();
+    insert_update_defaults(spec.update_config.get_or_insert_with(UpdateConfig::swarm_default));
+    insert_update_defaults(spec.rollback_config.get_or_insert_with(UpdateConfig::swarm_default));
+    spec.endpoint_spec = Some(with_endpoint_mode(spec.endpoint_spec.take().unwrap_or_default()));
+}
+
+fn insert_update_defaults(config: &mut UpdateConfig) {
+    config.failure_action.get_or_insert(FailureAction::Pause);
+    config.monitor.get_or_insert(MONITOR);
+    config.order.get_or_insert(UpdateOrder::StopFirst);
+}
+
+fn update_status(status: &StoredUpdateStatus) -> UpdateStatus {
+    UpdateStatus {
+        state: status.state.as_str(),
+        started_at: status.started_at,
+        completed_at: status.completed_at,
+        message: status.message.clone(),
+    }
+}
+
+/// A task on a node that is down isn't counted as running: nobody knows, and its replacement is counted elsewhere.
+fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> ServiceStatus {
+    let tasks = || snapshot.tasks_of(&service.id);
+    let heard = |node: Option<&_>| node.is_some_and(|node| snapshot.node_state(node) != NodeState::Down);
+    let running = tasks()
+        .filter(|task| snapshot.state_of(task) == TaskState::Running && heard(task.node_id.as_ref()))
+        .count();
+    let wanted = tasks().filter(|task| task.desired_state <= TaskState::Running).count();
+    ServiceStatus {
+        running_tasks: running,
+        desired_tasks: service.spec.mode.replicas().unwrap_or(wanted as u64),
+        completed_tasks: tasks().filter(|task| snapshot.state_of(task) == TaskState::Complete).count(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::fixtures::{self, ingress_port};
+
+    fn rendered(service: Service) -> Value {
+        serde_json::to_value(service).unwrap()
+    }
+
+    #[test]
+    fn a_service_has_dockers_shape() {
+        let snapshot =
+            fixtures::snapshot_with(&[fixtures::service("id1", "web", vec![ingress_port(30_000, 80)])]);
+        let seen = rendered(Service::new(&snapshot.services[&"id1".into()]));
+        assert_eq!(seen["ID"], "id1");
+        assert!(seen["Version"]["Index"].as_i64().is_some_and(|index| index > 0), "saw {}", seen["Version"]);
+        assert_eq!(seen["Spec"]["Mode"], json!({"Replicated": {"Replicas": 1}}));
+        assert_eq!(seen["Endpoint"]["Spec"]["Mode"], "vip");
+        assert_eq!(seen["Endpoint"]["Ports"][0]["PublishedPort"], 30_000);
+        for absent in ["PreviousSpec", "UpdateStatus", "ServiceStatus"] {
+            assert_eq!(seen.get(absent), None, "{absent} should be absent");
+        }
+    }
+
+    #[test]
+    fn defaults_fill_only_what_is_open() {
+        let mut stored = fixtures::service("id1", "web", Vec::new());
+        stored.spec.update_config = Some(UpdateConfig {
+            parallelism: 0,
+            order: Some(UpdateOrder::StartFirst),
+            ..UpdateConfig::default()
+        });
+        let snapshot = fixtures::snapshot_with(&[stored]);
+        let seen = rendered(Service::new(&snapshot.services[&"id1".into()]).with_defaults());
+        let update = json!({"Parallelism": 0, "FailureAction": "pause", "Monitor": MONITOR, "MaxFailureRatio": 0.0,
+                            "Order": "start-first"});
+        assert_eq!(seen["Spec"]["UpdateConfig"], update, "the user's parallelism and order stay");
+        assert_eq!(seen["Spec"]["RollbackConfig"]["Parallelism"], 1);
+        assert_eq!(
+            seen["Spec"]["TaskTemplate"]["RestartPolicy"],
+            json!({"Condition": "any", "Delay": 5_000_000_000_u64, "MaxAttempts": 0})
+        );
+        assert_eq!(seen["Spec"]["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"], STOP_GRACE_PERIOD);
+    }
+}

@@ -1,0 +1,197 @@
+//! `Swarm` and its part of `/info`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use mesh_state::Timestamp;
+use mesh_state::cluster::Cluster as StoredCluster;
+use mesh_state::node::{Node, NodeRole};
+use mesh_state::spec::Labels;
+use serde::Serialize;
+use x509_parser::pem::parse_x509_pem;
+
+use super::Version;
+use super::node::manager_address;
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// Nanoseconds between two heartbeats of a node.
+const HEARTBEAT_PERIOD: u64 = 5_000_000_000;
+
+/// Nanoseconds that a node's certificate is good for: 90 days.
+const CERTIFICATE_EXPIRY: u64 = 90 * 24 * 3_600 * 1_000_000_000;
+
+/// The cluster, as `/info` shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Cluster {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    spec: ClusterSpec,
+    #[serde(rename = "TLSInfo")]
+    tls_info: TlsInfo,
+    root_rotation_in_progress: bool,
+    default_addr_pool: Vec<String>,
+    subnet_size: u8,
+}
+
+/// The cluster with its tokens, as `/swarm` shows it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct SwarmObject {
+    /// The cluster.
+    #[serde(flatten)]
+    pub(crate) cluster: Cluster,
+    /// What lets nodes join.
+    pub(crate) join_tokens: JoinTokens,
+}
+
+/// What lets nodes join.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct JoinTokens {
+    /// As a worker.
+    pub(crate) worker: String,
+    /// As a manager.
+    pub(crate) manager: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ClusterSpec {
+    name: &'static str,
+    labels: Labels,
+    orchestration: Orchestration,
+    dispatcher: Dispatcher,
+    #[serde(rename = "CAConfig")]
+    ca_config: CaConfig,
+    encryption_config: EncryptionConfig,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Orchestration {
+    task_history_retention_limit: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Dispatcher {
+    heartbeat_period: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct CaConfig {
+    node_cert_expiry: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct EncryptionConfig {
+    auto_lock_managers: bool,
+}
+
+/// The CA that nodes trust.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct TlsInfo {
+    trust_root: String,
+    cert_issuer_subject: String,
+    cert_issuer_public_key: String,
+}
+
+impl TlsInfo {
+    /// Reads a CA's certificate, PEM; what can't be read stays empty.
+    pub(crate) fn of_ca(certificate_pem: &str) -> Self {
+        let (subject, public_key) = parse_x509_pem(certificate_pem.as_bytes())
+            .ok()
+            .and_then(|(_, pem)| {
+                let certificate = pem.parse_x509().ok()?;
+                Some((
+                    BASE64.encode(certificate.subject().as_raw()),
+                    BASE64.encode(certificate.public_key().raw),
+                ))
+            })
+            .unwrap_or_default();
+        Self {
+            trust_root: certificate_pem.to_owned(),
+            cert_issuer_subject: subject,
+            cert_issuer_public_key: public_key,
+        }
+    }
+}
+
+impl Cluster {
+    /// The cluster as it is stored.
+    pub(crate) fn new(cluster: &Versioned<StoredCluster>) -> Self {
+        let stored = &cluster.value;
+        Self {
+            id: stored.id.to_string(),
+            version: Version { index: cluster.mod_revision },
+            created_at: stored.created_at,
+            updated_at: stored.created_at,
+            spec: ClusterSpec {
+                name: "default",
+                labels: Labels::new(),
+                orchestration: Orchestration { task_history_retention_limit: stored.task_history_limit },
+                dispatcher: Dispatcher { heartbeat_period: HEARTBEAT_PERIOD },
+                ca_config: CaConfig { node_cert_expiry: CERTIFICATE_EXPIRY },
+                encryption_config: EncryptionConfig { auto_lock_managers: false },
+            },
+            tls_info: TlsInfo::of_ca(&stored.ca_certificate_pem),
+            root_rotation_in_progress: false,
+            default_addr_pool: vec![stored.subnet_pool.to_string()],
+            subnet_size: stored.subnet_prefix,
+        }
+    }
+}
+
+/// The `Swarm` section of `/info`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct SwarmInfo {
+    #[serde(rename = "NodeID")]
+    node_id: String,
+    node_addr: String,
+    local_node_state: &'static str,
+    control_available: bool,
+    error: String,
+    remote_managers: Vec<RemoteManager>,
+    nodes: usize,
+    managers: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<Cluster>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RemoteManager {
+    #[serde(rename = "NodeID")]
+    node_id: String,
+    addr: String,
+}
+
+impl SwarmInfo {
+    /// The cluster as the manager on node `own` sees it; `error` says what keeps it from serving.
+    pub(crate) fn new(snapshot: &ClusterSnapshot, own: Option<&Node>, error: String) -> Self {
+        let managers = || snapshot.nodes.values().filter(|node| node.spec.role == NodeRole::Manager);
+        Self {
+            node_id: own.map(|node| node.id.to_string()).unwrap_or_default(),
+            node_addr: own
+                .and_then(|node| node.address)
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            local_node_state: "active",
+            control_available: true,
+            error,
+            remote_managers: managers()
+                .map(|node| RemoteManager { node_id: node.id.to_string(), addr: manager_address(node) })
+                .collect(),
+            nodes: snapshot.nodes.len(),
+            managers: managers().count(),
+            cluster: snapshot.cluster.as_ref().map(|cluster| Cluster::new(cluster)),
+        }
+    }
+}

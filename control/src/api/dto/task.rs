@@ -1,0 +1,179 @@
+//! `Task`.
+
+use std::net::IpAddr;
+
+use mesh_state::Timestamp;
+use mesh_state::spec::{Labels, PortConfig, PublishMode, TaskSpec};
+use mesh_state::task::{Slot, Task as StoredTask, TaskState, TaskStatus};
+use serde::Serialize;
+
+use super::Version;
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// A task.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Task {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    labels: Labels,
+    spec: TaskSpec,
+    #[serde(rename = "ServiceID")]
+    service_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<u64>,
+    #[serde(rename = "NodeID", skip_serializing_if = "Option::is_none")]
+    node_id: Option<String>,
+    status: Status,
+    desired_state: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks_attachments: Vec<NetworkAttachment>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Status {
+    timestamp: Timestamp,
+    state: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    err: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_status: Option<ContainerStatus>,
+    port_status: PortStatus,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerStatus {
+    #[serde(rename = "ContainerID")]
+    container_id: String,
+    #[serde(rename = "PID")]
+    pid: i64,
+    exit_code: i64,
+}
+
+/// The ports that a running task publishes on its own node (`mode=host`).
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PortStatus {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkAttachment {
+    network: AttachedNetwork,
+    addresses: Vec<String>,
+}
+
+/// The network of an attachment; unlike `/networks`, it spells `ID` and has a spec.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct AttachedNetwork {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    spec: NetworkSpec,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSpec {
+    name: String,
+    labels: Labels,
+    ingress: bool,
+    scope: &'static str,
+}
+
+impl Task {
+    /// The task with what is known of it.
+    pub(crate) fn new(snapshot: &ClusterSnapshot, task: &Versioned<StoredTask>) -> Self {
+        let stored = &task.value;
+        let status = snapshot.status_of(stored);
+        let reported_at = snapshot.statuses.get(&stored.id).map_or(0, |status| status.mod_revision);
+        let service = snapshot.services.get(&stored.service_id);
+        Self {
+            id: stored.id.to_string(),
+            version: Version { index: task.mod_revision.max(reported_at) },
+            created_at: stored.created_at,
+            updated_at: status.timestamp.max(stored.created_at),
+            labels: Labels::new(),
+            spec: snapshot
+                .spec_of(stored)
+                .or_else(|| service.map(|service| &service.spec))
+                .map(|spec| spec.task_template.clone())
+                .unwrap_or_default(),
+            service_id: stored.service_id.to_string(),
+            slot: match stored.slot {
+                Slot::Number(number) => Some(number),
+                Slot::Node(_) => None,
+            },
+            node_id: stored.node_id.as_ref().map(ToString::to_string),
+            status: Status::new(status, snapshot.error_of(stored), host_ports(snapshot, stored, status)),
+            desired_state: stored.desired_state.as_str(),
+            networks_attachments: attachments(snapshot, stored, status),
+        }
+    }
+}
+
+impl Status {
+    fn new(status: &TaskStatus, err: &str, ports: Vec<PortConfig>) -> Self {
+        Self {
+            timestamp: status.timestamp,
+            state: status.state.as_str(),
+            message: status.message.clone(),
+            err: err.to_owned(),
+            container_status: status.container.as_ref().map(|container| ContainerStatus {
+                container_id: container.container_id.clone(),
+                pid: container.pid,
+                exit_code: container.exit_code,
+            }),
+            port_status: PortStatus { ports },
+        }
+    }
+}
+
+fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<PortConfig> {
+    if status.state != TaskState::Running {
+        return Vec::new();
+    }
+    let endpoint = snapshot.spec_of(task).and_then(|spec| spec.endpoint_spec.as_ref());
+    let ports = endpoint.map_or(&[][..], |endpoint| &endpoint.ports);
+    ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect()
+}
+
+/// The task's address on its node's network, shown as an attachment to the ingress network, where Docker's clients look for it.
+fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
+    let Some(address) = status.container.as_ref().and_then(|container| container.address) else {
+        return Vec::new();
+    };
+    let Some(ingress) = snapshot.networks.values().find(|network| network.ingress) else { return Vec::new() };
+    let subnet = task.node_id.as_ref().and_then(|node| snapshot.nodes.get(node)).and_then(|node| node.subnet);
+    let prefix = match (address, subnet) {
+        (IpAddr::V4(_), Some(subnet)) => subnet.prefix_len(),
+        (IpAddr::V4(_), None) => 32,
+        (IpAddr::V6(_), _) => 128,
+    };
+    vec![NetworkAttachment {
+        network: AttachedNetwork {
+            id: ingress.id.to_string(),
+            version: Version { index: ingress.mod_revision },
+            created_at: ingress.created_at,
+            updated_at: ingress.created_at,
+            spec: NetworkSpec {
+                name: ingress.name.clone(),
+                labels: Labels::new(),
+                ingress: true,
+                scope: "swarm",
+            },
+        },
+        addresses: vec![format!("{address}/{prefix}")],
+    }]
+}

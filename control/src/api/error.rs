@@ -1,0 +1,174 @@
+//! What the API answers when it can't do what was asked: one error, one status, Docker's `{"message": …}`.
+//!
+//! Invariant: [`ApiError::status`] is the only place where a refusal gets its HTTP status.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use mesh_state::codec::CodecError;
+use mesh_state::store::StoreError;
+use serde::Serialize;
+use thiserror::Error;
+
+use super::ports::PortConflict;
+use super::validate::SpecError;
+
+/// What a path names, as Docker's messages call it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A service.
+    Service,
+    /// A task.
+    Task,
+    /// A member node.
+    Node,
+    /// A network.
+    Network,
+    /// A secret.
+    Secret,
+    /// A config.
+    Config,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Service => "service",
+            Self::Task => "task",
+            Self::Node => "node",
+            Self::Network => "network",
+            Self::Secret => "secret",
+            Self::Config => "config",
+        })
+    }
+}
+
+/// Why a request was refused or failed.
+#[derive(Debug, Error)]
+pub(crate) enum ApiError {
+    /// No object has this id, name or id prefix.
+    #[error("{kind} {query} not found")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// As the client named it.
+        query: String,
+    },
+    /// The name or id prefix is not unique.
+    #[error("{kind} {query} is ambiguous ({matches} matches found)")]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// As the client named it.
+        query: String,
+        /// Objects that match.
+        matches: usize,
+    },
+    /// The name belongs to another object.
+    #[error("name conflicts with an existing object: {kind} {name} already exists")]
+    NameTaken {
+        /// What was to be created.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+    /// The spec can't be accepted.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A published port belongs to another service.
+    #[error(transparent)]
+    Port(#[from] PortConflict),
+    /// The request itself can't be read.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The operation doesn't fit the object's present state.
+    #[error("{0}")]
+    Precondition(String),
+    /// The body exceeds its limit.
+    #[error("request body is larger than {limit} bytes")]
+    BodyTooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The object was written since the client read it.
+    #[error("update out of sequence")]
+    OutOfSequence,
+    /// Swarm doesn't serve it either, or mesh doesn't yet.
+    #[error("{0}")]
+    NotImplemented(String),
+    /// No such path.
+    #[error("page not found")]
+    PageNotFound,
+    /// The path exists, the method on it doesn't.
+    #[error("method not allowed")]
+    MethodNotAllowed,
+    /// Other writers were faster, many times over.
+    #[error("the cluster changed while the request was carried out: run the command again")]
+    Contended,
+    /// The watch on etcd is down, so what this manager knows may be old.
+    #[error(
+        "this manager can't reach etcd, so the cluster's state can't be read or changed now; tasks and published ports go on as they are"
+    )]
+    Disconnected,
+    /// etcd did not take a write.
+    #[error(
+        "{0}: the change may not have been made, look before you repeat it; tasks and published ports go on as they are"
+    )]
+    Store(#[source] StoreError),
+    /// No cluster record is there yet.
+    #[error("this manager has not read the cluster's record yet: try again in a moment")]
+    NoCluster,
+    /// The object can't be written down.
+    #[error("{0}")]
+    Encode(#[from] CodecError),
+    /// A secret of the cluster's can't be opened on this manager.
+    #[error("{0}")]
+    Unseal(String),
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::TooLarge { .. } => Self::BadRequest(error.to_string()),
+            other => Self::Store(other),
+        }
+    }
+}
+
+impl ApiError {
+    /// The HTTP status of the answer.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound { .. } | Self::PageNotFound => StatusCode::NOT_FOUND,
+            Self::Ambiguous { .. } | Self::Port(_) | Self::BadRequest(_) | Self::Precondition(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NameTaken { .. } | Self::Contended => StatusCode::CONFLICT,
+            Self::Spec(error) => match error {
+                SpecError::Constraint(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                SpecError::NotServed { .. } => StatusCode::NOT_IMPLEMENTED,
+                _ => StatusCode::BAD_REQUEST,
+            },
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::OutOfSequence | Self::Encode(_) | Self::Unseal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Disconnected | Self::Store(_) | Self::NoCluster => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Message {
+    message: String,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        if status.is_server_error() {
+            tracing::warn!(%status, error = %self, "answer a request with an error");
+        }
+        (status, Json(Message { message: self.to_string() })).into_response()
+    }
+}

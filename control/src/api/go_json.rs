@@ -1,0 +1,102 @@
+//! JSON as Go's decoder takes it: keys in any case, `null` for an absent value, empty or upper-case words of an enumeration.
+//!
+//! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options and unknown keys stay as they
+//! are. When a key comes twice in different cases, the exact spelling wins.
+//!
+//! Left to others: which keys there are (`shapes`) and what the values mean.
+
+use serde_json::{Map, Value};
+
+/// What is known of a value.
+#[derive(Debug)]
+pub(crate) enum Shape {
+    /// Nothing below it is known: a number, a text, a map of the user's.
+    Any,
+    /// A word of a closed list, compared in lower case; empty means absent.
+    Word,
+    /// An object with these fields, among others.
+    Object(&'static [(&'static str, &'static Shape)]),
+    /// A list of such values.
+    List(&'static Shape),
+}
+
+/// Respells `value` as Docker documents it.
+pub(crate) fn normalise(value: &mut Value, shape: &Shape) {
+    match (shape, value) {
+        (Shape::Word, Value::String(word)) => *word = word.to_lowercase(),
+        (Shape::List(element), Value::Array(items)) => {
+            for item in items {
+                normalise(item, element);
+            }
+        }
+        (Shape::Object(fields), Value::Object(map)) => normalise_fields(map, fields),
+        _ => {}
+    }
+}
+
+fn normalise_fields(map: &mut Map<String, Value>, fields: &[(&str, &Shape)]) {
+    for (name, shape) in fields {
+        respell(map, name);
+        let Some(value) = map.get_mut(*name) else { continue };
+        normalise(value, shape);
+        let absent = value.is_null() || (matches!(shape, Shape::Word) && value.as_str() == Some(""));
+        if absent {
+            map.remove(*name);
+        }
+    }
+}
+
+/// Renames the key that equals `name` but for its case.
+fn respell(map: &mut Map<String, Value>, name: &str) {
+    let variants: Vec<String> =
+        map.keys().filter(|key| *key != name && key.eq_ignore_ascii_case(name)).cloned().collect();
+    for variant in variants {
+        let value = map.remove(&variant);
+        if let Some(value) = value.filter(|_| !map.contains_key(name)) {
+            map.insert(name.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::shapes;
+    use super::*;
+
+    fn check(mut given: Value, expected: &Value) {
+        normalise(&mut given, &shapes::SERVICE_SPEC);
+        assert_eq!(&given, expected);
+    }
+
+    #[test]
+    fn known_keys_are_respelled_at_every_depth() {
+        check(
+            json!({"name": "web", "tasktemplate": {"CONTAINERSPEC": {"image": "x", "dnsconfig": {"search": ["a"]}}},
+                   "endpointspec": {"ports": [{"targetport": 80}, {"TARGETPORT": 81}]}}),
+            &json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "x", "DNSConfig": {"Search": ["a"]}}},
+                   "EndpointSpec": {"Ports": [{"TargetPort": 80}, {"TargetPort": 81}]}}),
+        );
+    }
+
+    #[test]
+    fn labels_and_unknown_keys_stay_as_they_are() {
+        let given = json!({"Labels": {"name": "a", "Name": "b", "NAME": null}, "novel": {"image": null}});
+        check(given.clone(), &given);
+    }
+
+    #[test]
+    fn the_exact_spelling_wins() {
+        check(json!({"name": "loses", "Name": "wins", "NAME": "loses"}), &json!({"Name": "wins"}));
+    }
+
+    #[test]
+    fn null_and_empty_words_are_absent_and_words_are_lower_case() {
+        check(
+            json!({"Mode": null, "UpdateConfig": {"FailureAction": "", "Order": "Start-First"},
+                   "EndpointSpec": {"Ports": [{"Protocol": "TCP", "PublishMode": ""}]}}),
+            &json!({"UpdateConfig": {"Order": "start-first"}, "EndpointSpec": {"Ports": [{"Protocol": "tcp"}]}}),
+        );
+    }
+}

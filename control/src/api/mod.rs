@@ -1,0 +1,87 @@
+//! The swarm part of the Docker Engine API, so that the unmodified `docker` CLI is mesh's client.
+//!
+//! Purpose: read requests as Go's clients write them, decide what they write (pure, a file a resource), commit it, and answer in
+//! Docker's spelling.
+//!
+//! Invariants: reads come from one snapshot; a write is one transaction under compares and is visible to the client that made it;
+//! a spec's fields are never lost, and what mesh can't do is refused, not dropped. When etcd is away, every answer but `_ping`,
+//! `version` and `info` is a 503.
+//!
+//! Left to others: listening (`main`), containers, images and everything else of the engine (the agent's socket passes it
+//! through), and what becomes of a service once it is stored (the reconcilers).
+
+mod error;
+
+mod version;
+
+mod services;
+mod tasks;
+
+mod nodes;
+
+mod networks;
+mod swarm;
+
+mod later;
+mod system;
+
+mod dto;
+
+mod access;
+mod body;
+mod filters;
+mod go_json;
+mod lookup;
+mod names;
+mod ports;
+mod shapes;
+mod validate;
+
+#[cfg(test)]
+mod fixtures;
+
+use axum::Router;
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+use tower::Layer as _;
+
+use crate::context::ApiContext;
+use error::ApiError;
+
+/// Docker's API, with and without the version in the path.
+pub fn router(context: ApiContext) -> Router {
+    // Routing happens inside of the service that takes the version off.
+    Router::new().fallback_service(from_fn(version::strip).layer(routes(context)))
+}
+
+fn routes(context: ApiContext) -> Router {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/swarm", get(swarm::inspect))
+        .route("/swarm/{verb}", post(later::swarm_change))
+        .route("/services", get(services::list))
+        .route("/services/create", post(services::create))
+        .route("/services/{id}", get(services::inspect).delete(services::remove))
+        .route("/services/{id}/update", post(services::update))
+        .route("/services/{id}/logs", get(services::logs))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect))
+        .route("/tasks/{id}/logs", get(tasks::logs))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
+        .route("/nodes/{id}/update", post(nodes::update))
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/secrets", get(later::none))
+        .route("/secrets/create", post(later::secret_create))
+        .route("/secrets/{id}", get(later::secret).delete(later::secret))
+        .route("/configs", get(later::none))
+        .route("/configs/create", post(later::config_create))
+        .route("/configs/{id}", get(later::config).delete(later::config))
+        .fallback(async || ApiError::PageNotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .with_state(context)
+}

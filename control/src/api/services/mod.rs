@@ -1,0 +1,192 @@
+//! `/services`: create, list, inspect, update, roll back, remove.
+
+pub(crate) mod write;
+
+#[cfg(test)]
+mod write_tests;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use chrono::Utc;
+use mesh_state::ids::ServiceId;
+use mesh_state::service::Service;
+use mesh_state::spec::ServiceSpec;
+
+use super::access::{self, Visible};
+use super::body::{Params, read_json};
+use super::dto;
+use super::error::{ApiError, Kind};
+use super::filters::Filters;
+use super::{lookup, names, shapes};
+use crate::context::ApiContext;
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+const KNOWN_FILTERS: [&str; 5] = ["name", "id", "label", "mode", "runtime"];
+
+/// The header by which a client hands credentials for a registry.
+const REGISTRY_AUTH: &str = "x-registry-auth";
+
+const NOT_YET_VISIBLE: &str =
+    "the change is stored, but this manager lags behind etcd: it may take a moment until you see it";
+
+/// `POST /services/create`
+pub(crate) async fn create(
+    State(context): State<ApiContext>,
+    request: Request,
+) -> Result<(StatusCode, Json<dto::Created>), ApiError> {
+    let mut warnings = registry_auth_warning(request.headers());
+    let spec: ServiceSpec = read_json(request, &shapes::SERVICE_SPEC).await?;
+    let id = ServiceId::random(&mut rand::rng());
+    let visible = access::write(&context, |snapshot| {
+        let mut spec = spec.clone();
+        if spec.name.is_empty() {
+            spec.name = names::generate(&mut rand::rng(), |name| write::is_name_taken(snapshot, name));
+        }
+        write::create(snapshot, Utc::now(), &id, spec)
+    })
+    .await?;
+    warnings.extend((visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned()));
+    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: some_if_any(warnings) })))
+}
+
+/// `GET /services`
+pub(crate) async fn list(
+    State(context): State<ApiContext>,
+    params: Params,
+) -> Result<Json<Vec<dto::Service>>, ApiError> {
+    let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
+    let modes = filters.parsed("mode", Mode::parse)?;
+    let snapshot = access::current(&context).await?;
+    let with_status = params.flag("status");
+    let matching = snapshot.services.values().filter(|service| {
+        filters.any("name", |name| service.spec.name.starts_with(name))
+            && filters.any("id", |id| service.id.as_str().starts_with(id))
+            && filters.any("runtime", |runtime| runtime == "container")
+            && filters.labels("label", &service.spec.labels)
+            && (modes.is_empty() || modes.contains(&Mode::of(&service.spec)))
+    });
+    Ok(Json(
+        matching
+            .map(|service| {
+                let answer = dto::Service::new(service);
+                if with_status { answer.with_status(&snapshot, service) } else { answer }
+            })
+            .collect(),
+    ))
+}
+
+/// `GET /services/{id}`
+pub(crate) async fn inspect(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+    params: Params,
+) -> Result<Json<dto::Service>, ApiError> {
+    let snapshot = access::current(&context).await?;
+    let answer = dto::Service::new(find(&snapshot, &query)?);
+    Ok(Json(if params.flag("insertDefaults") { answer.with_defaults() } else { answer }))
+}
+
+/// `POST /services/{id}/update`
+pub(crate) async fn update(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+    params: Params,
+    request: Request,
+) -> Result<Json<dto::Updated>, ApiError> {
+    let mut warnings = registry_auth_warning(request.headers());
+    let version = params.version("service")?;
+    let to_previous = match params.get("rollback").unwrap_or_default() {
+        "" => false,
+        "previous" => true,
+        other => return Err(ApiError::BadRequest(format!("unrecognized rollback option {other}"))),
+    };
+    // A rollback's body holds the spec that is to be left: mesh knows it already.
+    let spec = if to_previous { None } else { Some(read_json(request, &shapes::SERVICE_SPEC).await?) };
+    access::current(&context).await?;
+    // The client may have read the service from a manager that was ahead of this one.
+    let _caught_up: bool = access::reach(&context, version).await;
+    let visible = access::write(&context, |snapshot| {
+        let current = find(snapshot, &query)?;
+        let now = Utc::now();
+        match &spec {
+            Some(spec) => write::update(snapshot, now, current, version, ServiceSpec::clone(spec)),
+            None => write::rollback(snapshot, now, current, version),
+        }
+    })
+    .await?;
+    warnings.extend((visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned()));
+    Ok(Json(dto::Updated { warnings: some_if_any(warnings) }))
+}
+
+/// `DELETE /services/{id}`
+pub(crate) async fn remove(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let id = find(&*access::current(&context).await?, &query)?.id.clone();
+    access::write(&context, |snapshot| match snapshot.services.get(&id) {
+        Some(current) => Ok(write::remove(current)),
+        None => Err(ApiError::NotFound { kind: Kind::Service, query: query.clone() }),
+    })
+    .await?;
+    Ok(StatusCode::OK)
+}
+
+/// `GET /services/{id}/logs`
+pub(crate) async fn logs(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    find(&*access::current(&context).await?, &query)?;
+    Err(ApiError::NotImplemented(
+        "service logs are not served by mesh yet: use docker logs on the task's node".to_owned(),
+    ))
+}
+
+/// The service that a client names.
+pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Service>, ApiError> {
+    lookup::find(
+        Kind::Service,
+        query,
+        snapshot.services.values(),
+        |service| service.id.as_str(),
+        |service| &service.spec.name,
+    )
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Replicated,
+    Global,
+    Job,
+}
+
+impl Mode {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "replicated" => Some(Self::Replicated),
+            "global" => Some(Self::Global),
+            "replicated-job" | "global-job" => Some(Self::Job),
+            _ => None,
+        }
+    }
+
+    fn of(spec: &ServiceSpec) -> Self {
+        if spec.mode.global.is_some() { Self::Global } else { Self::Replicated }
+    }
+}
+
+fn registry_auth_warning(headers: &HeaderMap) -> Vec<String> {
+    let given = headers.get(REGISTRY_AUTH).is_some_and(|value| !value.is_empty());
+    given
+        .then(|| {
+            "registry credentials are not passed on by mesh yet: pull the image on the nodes first".to_owned()
+        })
+        .into_iter()
+        .collect()
+}
+
+fn some_if_any(warnings: Vec<String>) -> Option<Vec<String>> {
+    (!warnings.is_empty()).then_some(warnings)
+}

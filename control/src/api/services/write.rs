@@ -1,0 +1,199 @@
+//! What creating, updating, rolling back and removing a service writes: pure, one transaction each.
+//!
+//! Invariants: an object, its name's claim, its ports' claims and its spec version are written together; a claim is taken only
+//! where none is (`Absent`); an update stands on the revision that its client read.
+//!
+//! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
+
+use mesh_state::Timestamp;
+use mesh_state::codec;
+use mesh_state::ids::ServiceId;
+use mesh_state::keys;
+use mesh_state::service::{Service, UpdateState, UpdateStatus};
+use mesh_state::spec::{PortConfig, ServiceSpec};
+use mesh_state::store::{Compare, Op};
+
+use crate::api::access::Transaction;
+use crate::api::error::{ApiError, Kind};
+use crate::api::{ports, validate};
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// The kind under which services claim their names.
+pub(crate) const NAME_KIND: &str = "services";
+
+/// A new service.
+///
+/// # Errors
+/// What is wrong with the spec; its name or a port is taken.
+pub(crate) fn create(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    id: &ServiceId,
+    mut spec: ServiceSpec,
+) -> Result<Transaction, ApiError> {
+    spec.mode = spec.mode.filled();
+    validate::service_spec(&spec)?;
+    if is_name_taken(snapshot, &spec.name) {
+        return Err(ApiError::NameTaken { kind: Kind::Service, name: spec.name });
+    }
+    let service = Service {
+        id: id.clone(),
+        ports: ports::assign(snapshot, id, &[], asked_ports(&spec))?,
+        spec,
+        previous_spec: None,
+        spec_version: 1,
+        previous_spec_version: None,
+        created_at: now,
+        updated_at: now,
+        update_status: None,
+    };
+    let name_key = keys::name(NAME_KIND, &service.spec.name);
+    let mut transaction = Transaction::default();
+    transaction.compares.extend([Compare::Absent(keys::service(id)), Compare::Absent(name_key.clone())]);
+    transaction.ops.push(Op::put(name_key, codec::encode(id)?));
+    write_service(&mut transaction, &service)?;
+    move_claims(&mut transaction, id, &[], &service.ports)?;
+    Ok(transaction)
+}
+
+/// A service with a new spec, by a client that read it at `version`.
+///
+/// # Errors
+/// [`ApiError::OutOfSequence`] when it was written since; what is wrong with the spec; a change that Swarm refuses.
+pub(crate) fn update(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    current: &Versioned<Service>,
+    version: i64,
+    mut spec: ServiceSpec,
+) -> Result<Transaction, ApiError> {
+    spec.mode = spec.mode.filled();
+    validate::service_spec(&spec)?;
+    if spec.name != current.spec.name {
+        return Err(ApiError::NotImplemented("renaming services is not supported".to_owned()));
+    }
+    if spec.mode.global.is_some() != current.spec.mode.global.is_some() {
+        return Err(ApiError::NotImplemented("service mode change is not allowed".to_owned()));
+    }
+    rewrite(snapshot, now, current, version, spec, None)
+}
+
+/// A service with its previous spec back, at its user's request.
+///
+/// # Errors
+/// [`ApiError::OutOfSequence`]; no previous spec; a port that it had belongs to another service now.
+pub(crate) fn rollback(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    current: &Versioned<Service>,
+    version: i64,
+) -> Result<Transaction, ApiError> {
+    let Some(previous) = current.previous_spec.clone() else {
+        return Err(ApiError::Precondition(format!(
+            "service {} does not have a previous spec",
+            current.spec.name
+        )));
+    };
+    let status = UpdateStatus {
+        state: UpdateState::RollbackStarted,
+        started_at: now,
+        completed_at: None,
+        message: "manually requested rollback".to_owned(),
+        batch_at: None,
+    };
+    rewrite(snapshot, now, current, version, previous, Some(status))
+}
+
+/// A service removed, with its claims.
+///
+/// # Errors
+/// None of its own.
+pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
+    let mut transaction = Transaction {
+        compares: vec![Compare::ModRevision(keys::service(&current.id), current.mod_revision)],
+        ops: vec![
+            Op::delete(keys::service(&current.id)),
+            Op::delete(keys::name(NAME_KIND, &current.spec.name)),
+        ],
+    };
+    for (protocol, port) in ports::claims(&current.ports) {
+        transaction.ops.push(Op::delete(keys::port(protocol, port)));
+    }
+    transaction
+}
+
+/// Whether another service has this name.
+pub(crate) fn is_name_taken(snapshot: &ClusterSnapshot, name: &str) -> bool {
+    snapshot.names.contains_key(&(NAME_KIND.to_owned(), name.to_owned()))
+}
+
+fn rewrite(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    current: &Versioned<Service>,
+    version: i64,
+    spec: ServiceSpec,
+    update_status: Option<UpdateStatus>,
+) -> Result<Transaction, ApiError> {
+    if version != current.mod_revision {
+        return Err(ApiError::OutOfSequence);
+    }
+    let service = Service {
+        id: current.id.clone(),
+        ports: ports::assign(snapshot, &current.id, &current.ports, asked_ports(&spec))?,
+        spec,
+        previous_spec: Some(current.spec.clone()),
+        spec_version: next_spec_version(snapshot, current),
+        previous_spec_version: Some(current.spec_version),
+        created_at: current.created_at,
+        updated_at: now,
+        update_status,
+    };
+    let mut transaction = Transaction {
+        compares: vec![Compare::ModRevision(keys::service(&current.id), version)],
+        ops: Vec::new(),
+    };
+    write_service(&mut transaction, &service)?;
+    move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;
+    Ok(transaction)
+}
+
+/// A version above every one that is or was: the updater's own rollback may have gone back to an older one.
+fn next_spec_version(snapshot: &ClusterSnapshot, current: &Service) -> u64 {
+    let first = (current.id.clone(), 0);
+    let last = (current.id.clone(), u64::MAX);
+    let newest_stored =
+        snapshot.specs.range(first..=last).next_back().map_or(0, |((_, version), _)| *version);
+    newest_stored.max(current.spec_version).max(current.previous_spec_version.unwrap_or(0)) + 1
+}
+
+fn write_service(transaction: &mut Transaction, service: &Service) -> Result<(), ApiError> {
+    let spec_key = keys::spec(&service.id, service.spec_version);
+    transaction.compares.push(Compare::Absent(spec_key.clone()));
+    transaction.ops.push(Op::put(spec_key, codec::encode(&service.spec)?));
+    transaction.ops.push(Op::put(keys::service(&service.id), codec::encode(service)?));
+    Ok(())
+}
+
+/// Gives up the claims that aren't wanted any more and takes the new ones, if nobody has them.
+fn move_claims(
+    transaction: &mut Transaction,
+    id: &ServiceId,
+    held: &[PortConfig],
+    wanted: &[PortConfig],
+) -> Result<(), ApiError> {
+    let (held, wanted) = (ports::claims(held), ports::claims(wanted));
+    for (protocol, port) in held.difference(&wanted) {
+        transaction.ops.push(Op::delete(keys::port(*protocol, *port)));
+    }
+    for (protocol, port) in wanted.difference(&held) {
+        let key = keys::port(*protocol, *port);
+        transaction.compares.push(Compare::Absent(key.clone()));
+        transaction.ops.push(Op::put(key, codec::encode(id)?));
+    }
+    Ok(())
+}
+
+fn asked_ports(spec: &ServiceSpec) -> &[PortConfig] {
+    spec.endpoint_spec.as_ref().map_or(&[], |endpoint| &endpoint.ports)
+}

@@ -1,0 +1,125 @@
+//! `/tasks`: list and inspect.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use mesh_state::ids::{NodeId, ServiceId};
+use mesh_state::task::{Task, TaskState};
+
+use super::body::Params;
+use super::error::{ApiError, Kind};
+use super::filters::Filters;
+use super::{access, dto, lookup, nodes, services};
+use crate::context::ApiContext;
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+const KNOWN_FILTERS: [&str; 8] =
+    ["name", "id", "label", "service", "node", "desired-state", "_up-to-date", "runtime"];
+
+/// `GET /tasks`
+pub(crate) async fn list(
+    State(context): State<ApiContext>,
+    params: Params,
+) -> Result<Json<Vec<dto::Task>>, ApiError> {
+    let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
+    let snapshot = access::current(&context).await?;
+    let selection = Selection::read(&filters, &snapshot, &context.manager_name)?;
+    Ok(Json(
+        snapshot
+            .tasks
+            .values()
+            .filter(|task| selection.admits(&snapshot, task))
+            .map(|task| dto::Task::new(&snapshot, task))
+            .collect(),
+    ))
+}
+
+/// `GET /tasks/{id}`
+pub(crate) async fn inspect(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<Json<dto::Task>, ApiError> {
+    let snapshot = access::current(&context).await?;
+    Ok(Json(dto::Task::new(&snapshot, find(&snapshot, &query)?)))
+}
+
+/// `GET /tasks/{id}/logs`
+pub(crate) async fn logs(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    find(&*access::current(&context).await?, &query)?;
+    Err(ApiError::NotImplemented(
+        "task logs are not served by mesh yet: use docker logs on the task's node".to_owned(),
+    ))
+}
+
+/// The task that a client names. Tasks have no names of their own here: their ids are what clients hold.
+fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
+    let tasks = snapshot.tasks.values();
+    lookup::find(Kind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
+}
+
+/// What a list's filters select, names resolved to ids.
+struct Selection<'a> {
+    filters: &'a Filters,
+    services: Vec<ServiceId>,
+    nodes: Vec<NodeId>,
+    desired: Vec<TaskState>,
+    up_to_date: bool,
+}
+
+impl<'a> Selection<'a> {
+    fn read(filters: &'a Filters, snapshot: &ClusterSnapshot, manager_name: &str) -> Result<Self, ApiError> {
+        let services = filters.values("service").iter();
+        let nodes = filters.values("node").iter();
+        Ok(Self {
+            filters,
+            services: services
+                .map(|query| services::find(snapshot, query).map(|service| service.id.clone()))
+                .collect::<Result<_, _>>()?,
+            nodes: nodes
+                .map(|query| nodes::find(snapshot, query, manager_name).map(|node| node.id.clone()))
+                .collect::<Result<_, _>>()?,
+            desired: filters.parsed("desired-state", desired_state)?,
+            up_to_date: filters.flag("_up-to-date"),
+        })
+    }
+
+    fn admits(&self, snapshot: &ClusterSnapshot, task: &Task) -> bool {
+        let service = snapshot.services.get(&task.service_id);
+        let on_wanted_node = || task.node_id.as_ref().is_some_and(|node| self.nodes.contains(node));
+        (self.services.is_empty() || self.services.contains(&task.service_id))
+            && (self.nodes.is_empty() || on_wanted_node())
+            && (self.desired.is_empty() || self.desired.contains(&task.desired_state))
+            && self.filters.any("id", |id| task.id.as_str().starts_with(id))
+            && self.filters.any("runtime", |runtime| runtime == "container")
+            && self.filters.any("name", |name| {
+                service.is_some_and(|service| {
+                    format!("{}.{}", service.task_name(&task.slot), task.id).starts_with(name)
+                })
+            })
+            && (self.filters.values("label").is_empty()
+                || service.is_some_and(|service| self.filters.labels("label", &service.spec.labels)))
+            && (!self.up_to_date || is_up_to_date(snapshot, task))
+    }
+}
+
+/// Docker's words for what may be wanted of a task.
+fn desired_state(text: &str) -> Option<TaskState> {
+    [TaskState::Accepted, TaskState::Ready, TaskState::Running, TaskState::Shutdown, TaskState::Remove]
+        .into_iter()
+        .find(|state| state.as_str() == text)
+}
+
+/// Whether a task is as its service's spec wants it: the `docker` CLI waits for these.
+fn is_up_to_date(snapshot: &ClusterSnapshot, task: &Task) -> bool {
+    let Some(service) = snapshot.services.get(&task.service_id) else { return false };
+    if service.spec_version == task.spec_version {
+        return true;
+    }
+    snapshot.spec_of(task).is_some_and(|made_from| {
+        made_from.task_template == service.spec.task_template
+            && made_from.endpoint_spec == service.spec.endpoint_spec
+    })
+}

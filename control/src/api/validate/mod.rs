@@ -1,0 +1,249 @@
+//! Whether a spec can be accepted: pure, in Swarm's words where Swarm has words for it.
+//!
+//! Invariant: what mesh can't do is refused here and named; nothing that a user asks for is silently dropped.
+//!
+//! Left to others: clashes with other objects (`ports`, `services::write`) and the JSON itself (`body`).
+
+mod not_served;
+mod policies;
+
+use std::collections::BTreeSet;
+
+use mesh_state::lb::{LabelError, LbSettings};
+use mesh_state::node::NodeSpec;
+use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ServiceSpec};
+use thiserror::Error;
+
+/// Characters of a service's name, as a DNS label.
+const NAME_LENGTH_MAX: usize = 63;
+
+/// Ingress ports of one service. An update that replaces them all has three operations a port in its transaction, of etcd's 128.
+const INGRESS_PORTS_MAX: usize = 40;
+
+/// Why a spec is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum SpecError {
+    /// No name.
+    #[error("meta: name must be provided")]
+    NameMissing,
+    /// The name is longer than a DNS label.
+    #[error("meta: name must be {NAME_LENGTH_MAX} characters or fewer")]
+    NameTooLong,
+    /// The name has characters that a DNS label can't have.
+    #[error("name must be valid as a DNS name component")]
+    NameNotDns,
+    /// The task template has no container.
+    #[error("TaskSpec: missing runtime")]
+    RuntimeMissing,
+    /// The container has no image.
+    #[error("ContainerSpec: image reference must be provided")]
+    ImageMissing,
+    /// The image's name can't be one.
+    #[error("ContainerSpec: \"{0}\" is not a valid repository/tag")]
+    ImageInvalid(String),
+    /// Two mounts on one path.
+    #[error("ContainerSpec: duplicate mount point: {0}")]
+    MountTwice(String),
+    /// A constraint that can't be read.
+    #[error("{0}")]
+    Constraint(String),
+    /// A label of mesh's that can't be read.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// Several modes, or none that is known.
+    #[error("service mode must be one of Replicated and Global")]
+    Mode,
+    /// An endpoint mode that Docker doesn't know.
+    #[error("invalid endpoint mode '{0}': must be vip or dnsrr")]
+    EndpointMode(String),
+    /// Ingress ports need the mesh, dnsrr bypasses it.
+    #[error("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")]
+    DnsrrWithIngress,
+    /// One published port twice.
+    #[error("EndpointSpec: duplicate published ports provided")]
+    PortTwice,
+    /// A port without a target.
+    #[error("EndpointSpec: target port must be provided")]
+    TargetPortMissing,
+    /// A transport that mesh has no data plane for.
+    #[error("EndpointSpec: port {0}/sctp can't be published: mesh carries tcp and udp")]
+    Sctp(u16),
+    /// More ports than a transaction can claim.
+    #[error("EndpointSpec: {count} ingress ports are too many: at most {INGRESS_PORTS_MAX} a service")]
+    TooManyPorts {
+        /// Ports asked for.
+        count: usize,
+    },
+    /// A limit or reservation below what the engine can enforce.
+    #[error("invalid cpu value {given}: Must be at least {least}")]
+    CpuTooSmall {
+        /// CPUs asked for.
+        given: String,
+        /// The least.
+        least: &'static str,
+    },
+    /// A limit or reservation below what the engine can enforce.
+    #[error("invalid memory value {0}: Must be at least 4MiB")]
+    MemoryTooSmall(i64),
+    /// A negative count of processes.
+    #[error("invalid pids limit {0}: must not be negative")]
+    PidsNegative(i64),
+    /// A reservation that the limit forbids to use.
+    #[error("{resource} reservation is larger than the limit: no task could use what it reserves")]
+    ReservationAboveLimit {
+        /// CPU or memory.
+        resource: &'static str,
+    },
+    /// A negative duration.
+    #[error("TaskSpec: {0} cannot be negative")]
+    NegativeDuration(&'static str),
+    /// A share outside of 0 to 1.
+    #[error("TaskSpec: {0} cannot be less than 0 or bigger than 1")]
+    Ratio(&'static str),
+    /// Something that Docker has and mesh doesn't serve yet.
+    #[error("{feature} not supported by mesh yet: {instead}")]
+    NotServed {
+        /// The feature, with its verb: "secrets are".
+        feature: &'static str,
+        /// What to do meanwhile.
+        instead: &'static str,
+    },
+}
+
+/// Checks a service's spec by itself.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
+    service_name(&spec.name)?;
+    LbSettings::from_labels(&spec.labels)?;
+    mode(spec)?;
+    not_served::in_spec(spec)?;
+    let container = spec.task_template.container_spec.as_ref().ok_or(SpecError::RuntimeMissing)?;
+    container_spec(container)?;
+    policies::resources(spec.task_template.resources.as_ref())?;
+    policies::placement(spec.task_template.placement.as_ref())?;
+    policies::update("update", spec.update_config.as_ref())?;
+    policies::update("rollback", spec.rollback_config.as_ref())?;
+    spec.endpoint_spec.as_ref().map_or(Ok(()), endpoint)
+}
+
+/// Checks a service's name: a DNS label in either case, with underscores between.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn service_name(name: &str) -> Result<(), SpecError> {
+    if name.is_empty() {
+        return Err(SpecError::NameMissing);
+    }
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let ends = [name.bytes().next(), name.bytes().next_back()];
+    if !name.bytes().all(inner) || !ends.into_iter().flatten().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(SpecError::NameNotDns);
+    }
+    if name.len() > NAME_LENGTH_MAX { Err(SpecError::NameTooLong) } else { Ok(()) }
+}
+
+/// Checks a node's spec by itself.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
+    if spec.name.is_empty() { Ok(()) } else { service_name(&spec.name) }
+}
+
+fn mode(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let mode = &spec.mode;
+    if mode.extra.contains_key("ReplicatedJob") || mode.extra.contains_key("GlobalJob") {
+        return Err(SpecError::NotServed {
+            feature: "job modes are",
+            instead: "use replicated or global, with --restart-condition none",
+        });
+    }
+    let known = mode.replicated.is_some() != mode.global.is_some();
+    if known && mode.extra.is_empty() { Ok(()) } else { Err(SpecError::Mode) }
+}
+
+fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {
+    if container.image.is_empty() {
+        return Err(SpecError::ImageMissing);
+    }
+    if !is_image_reference(&container.image) {
+        return Err(SpecError::ImageInvalid(container.image.clone()));
+    }
+    let mounts = container.extra.get("Mounts").and_then(|mounts| mounts.as_array());
+    let mut targets = BTreeSet::new();
+    for mount in mounts.into_iter().flatten() {
+        let target = mount.get("Target").and_then(|target| target.as_str()).unwrap_or_default();
+        if !targets.insert(target) {
+            return Err(SpecError::MountTwice(target.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the text has the form `[host[:port]/]path[:tag][@digest]`; whether the image exists is the node's to find out.
+fn is_image_reference(image: &str) -> bool {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (image, None),
+    };
+    let digest_ok = digest.is_none_or(|digest| {
+        digest
+            .split_once(':')
+            .is_some_and(|(_, hex)| hex.len() >= 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    });
+    let last_slash = name.rfind('/').map_or(0, |at| at + 1);
+    let (path, tag) = match name[last_slash..].split_once(':') {
+        Some((_, tag)) => (&name[..name.len() - tag.len() - 1], Some(tag)),
+        None => (name, None),
+    };
+    let tag_ok = tag.is_none_or(|tag| {
+        (1..=128).contains(&tag.len())
+            && !tag.starts_with(['.', '-'])
+            && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    });
+    let mut components = path.split('/');
+    let host = path.contains('/').then(|| components.next()).flatten();
+    let host_ok = host.is_none_or(|host| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
+    });
+    digest_ok && tag_ok && host_ok && components.all(is_path_component)
+}
+
+fn is_path_component(component: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [component.bytes().next(), component.bytes().next_back()];
+    !component.is_empty()
+        && component.bytes().all(|byte| plain(byte) || b"._-".contains(&byte))
+        && ends.into_iter().flatten().all(plain)
+}
+
+fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
+    if !matches!(endpoint.mode.as_str(), "" | "vip" | "dnsrr") {
+        return Err(SpecError::EndpointMode(endpoint.mode.clone()));
+    }
+    let ingress = endpoint.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress).count();
+    if ingress > INGRESS_PORTS_MAX {
+        return Err(SpecError::TooManyPorts { count: ingress });
+    }
+    let mut published = BTreeSet::new();
+    for port in &endpoint.ports {
+        if port.target_port == 0 {
+            return Err(SpecError::TargetPortMissing);
+        }
+        if port.protocol == Protocol::Sctp {
+            return Err(SpecError::Sctp(port.target_port));
+        }
+        if endpoint.mode == "dnsrr" && port.publish_mode == PublishMode::Ingress {
+            return Err(SpecError::DnsrrWithIngress);
+        }
+        if port.published_port != 0 && !published.insert((port.protocol, port.published_port)) {
+            return Err(SpecError::PortTwice);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

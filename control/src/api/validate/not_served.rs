@@ -1,0 +1,67 @@
+//! What Docker's specs can ask for and mesh doesn't do yet: refused by name, never dropped.
+
+use mesh_state::spec::ServiceSpec;
+use serde_json::{Map, Value};
+
+use super::SpecError;
+
+/// Refuses the first part of a spec that mesh doesn't serve.
+///
+/// # Errors
+/// [`SpecError::NotServed`].
+pub(crate) fn in_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let template = &spec.task_template;
+    let runtime = template.extra.get("Runtime").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(runtime, "" | "container") || is_given(&template.extra, "PluginSpec") {
+        return refuse("runtimes other than container are", "run the service as a container");
+    }
+    if is_given(&template.extra, "NetworkAttachmentSpec") {
+        return refuse("network attachments are", "create a service with a container");
+    }
+    if is_given(&template.extra, "Networks") || is_given(&spec.extra, "Networks") {
+        return refuse("networks of a service's own are", "publish a port, every node answers on it");
+    }
+    let Some(container) = &template.container_spec else { return Ok(()) };
+    if is_given(&container.extra, "Secrets") {
+        return refuse("secrets are", "create the service without --secret");
+    }
+    if is_given(&container.extra, "Configs") {
+        return refuse("configs are", "create the service without --config");
+    }
+    if has_credential_spec(&container.extra) {
+        return refuse("credential specs are", "they belong to Windows containers");
+    }
+    mounts(&container.extra)
+}
+
+fn mounts(container: &Map<String, Value>) -> Result<(), SpecError> {
+    let mounts = container.get("Mounts").and_then(Value::as_array);
+    for mount in mounts.into_iter().flatten() {
+        match mount.get("Type").and_then(Value::as_str).unwrap_or_default() {
+            "bind" | "volume" | "tmpfs" => {}
+            _ => return refuse("mount types other than bind, volume and tmpfs are", "use one of these"),
+        }
+    }
+    Ok(())
+}
+
+fn has_credential_spec(container: &Map<String, Value>) -> bool {
+    container
+        .get("Privileges")
+        .and_then(|privileges| privileges.as_object())
+        .is_some_and(|privileges| is_given(privileges, "CredentialSpec"))
+}
+
+/// Whether a field says something: Go's clients also send empty lists and objects.
+fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
+    match fields.get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::Object(fields)) => !fields.is_empty(),
+        Some(_) => true,
+    }
+}
+
+fn refuse(feature: &'static str, instead: &'static str) -> Result<(), SpecError> {
+    Err(SpecError::NotServed { feature, instead })
+}

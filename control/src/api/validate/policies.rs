@@ -1,0 +1,95 @@
+//! Resources, placement and update policies: whether their figures make sense.
+
+use mesh_state::spec::{Placement, Resources, UpdateConfig};
+
+use super::SpecError;
+
+/// The least share of a CPU that the engine can enforce, in billionths.
+const NANO_CPUS_MIN: i64 = 1_000_000;
+
+/// The least memory that the engine can enforce, in bytes.
+const MEMORY_MIN: i64 = 4 * 1024 * 1024;
+
+/// Checks limits and reservations.
+///
+/// # Errors
+/// The first figure that can't hold.
+pub(crate) fn resources(resources: Option<&Resources>) -> Result<(), SpecError> {
+    let Some(resources) = resources else { return Ok(()) };
+    let limits = resources.limits.clone().unwrap_or_default();
+    let reservations = resources.reservations.clone().unwrap_or_default();
+    for nano_cpus in [limits.nano_cpus, reservations.nano_cpus] {
+        cpu(nano_cpus.unwrap_or(0))?;
+    }
+    for bytes in [limits.memory_bytes, reservations.memory_bytes] {
+        memory(bytes.unwrap_or(0))?;
+    }
+    if let Some(pids) = limits.pids.filter(|pids| *pids < 0) {
+        return Err(SpecError::PidsNegative(pids));
+    }
+    within("cpu", reservations.nano_cpus, limits.nano_cpus)?;
+    within("memory", reservations.memory_bytes, limits.memory_bytes)
+}
+
+fn cpu(nano_cpus: i64) -> Result<(), SpecError> {
+    if nano_cpus == 0 || nano_cpus >= NANO_CPUS_MIN {
+        return Ok(());
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a figure for a message")]
+    let given = format!("{}", nano_cpus as f64 / 1e9);
+    Err(SpecError::CpuTooSmall { given, least: "0.001" })
+}
+
+fn memory(bytes: i64) -> Result<(), SpecError> {
+    if bytes == 0 || bytes >= MEMORY_MIN { Ok(()) } else { Err(SpecError::MemoryTooSmall(bytes)) }
+}
+
+/// A limit of zero is no limit.
+fn within(resource: &'static str, reserved: Option<i64>, limit: Option<i64>) -> Result<(), SpecError> {
+    match (reserved, limit.filter(|limit| *limit > 0)) {
+        (Some(reserved), Some(limit)) if reserved > limit => {
+            Err(SpecError::ReservationAboveLimit { resource })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that constraints can be read.
+///
+/// # Errors
+/// [`SpecError::Constraint`].
+pub(crate) fn placement(placement: Option<&Placement>) -> Result<(), SpecError> {
+    let constraints = placement.map_or(&[][..], |placement| &placement.constraints);
+    constraints.iter().try_for_each(|constraint| constraint_syntax(constraint))
+}
+
+fn constraint_syntax(constraint: &str) -> Result<(), SpecError> {
+    let found = constraint.split_once("!=").or_else(|| constraint.split_once("=="));
+    let Some((key, value)) = found else {
+        return Err(SpecError::Constraint("constraint expected one operator from ==, !=".to_owned()));
+    };
+    if key.trim().is_empty() || value.trim().is_empty() {
+        return Err(SpecError::Constraint(format!("constraint '{constraint}' lacks a key or a value")));
+    }
+    Ok(())
+}
+
+/// Checks how an update or a rollback proceeds; `verb` is the word in the flags' names.
+///
+/// # Errors
+/// The first figure that can't hold.
+pub(crate) fn update(verb: &'static str, config: Option<&UpdateConfig>) -> Result<(), SpecError> {
+    let Some(config) = config else { return Ok(()) };
+    let flag =
+        |update: &'static str, rollback: &'static str| if verb == "update" { update } else { rollback };
+    if config.delay.is_some_and(|delay| delay < 0) {
+        return Err(SpecError::NegativeDuration(flag("update-delay", "rollback-delay")));
+    }
+    if config.monitor.is_some_and(|monitor| monitor < 0) {
+        return Err(SpecError::NegativeDuration(flag("update-monitor", "rollback-monitor")));
+    }
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(SpecError::Ratio(flag("update-maxfailureratio", "rollback-maxfailureratio")));
+    }
+    Ok(())
+}
