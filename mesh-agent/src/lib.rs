@@ -7,6 +7,7 @@
 //! state, and the others follow it through `watch` channels.
 
 pub mod control_link;
+pub mod datapath;
 pub mod view;
 
 /// An error and its causes in one line, for logs.

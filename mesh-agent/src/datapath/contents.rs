@@ -1,0 +1,167 @@
+//! What the maps hold, and one write to them: the model that planning works on.
+//!
+//! Invariants: [`Contents::apply`] changes the model exactly as the same [`Write`] changes the maps, so a mirror that applies what
+//! was written stays equal to them.
+//!
+//! Left to others: reading and writing the kernel's maps (`maps`), deciding what to write (`diff`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use mesh_ebpf::abi::{
+    Address, Backend, BackendState, Be16, Config, Node, Service, ServiceKey, names, protocol,
+};
+
+/// A published port, ordered: the map's key without its padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Published port, host order.
+    pub port: u16,
+}
+
+impl From<ServiceKey> for Frontend {
+    fn from(key: ServiceKey) -> Self {
+        Self { protocol: key.protocol, port: key.port_be.get() }
+    }
+}
+
+impl From<Frontend> for ServiceKey {
+    fn from(frontend: Frontend) -> Self {
+        Self { port_be: Be16::new(frontend.port), protocol: frontend.protocol, reserved: 0 }
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.protocol == protocol::UDP { "udp" } else { "tcp" };
+        write!(f, "{}/{name}", self.port)
+    }
+}
+
+/// The maps that userspace writes, without their unset entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Key 0 of `CONFIG`.
+    pub config: Config,
+    /// `ADDRESSES`: address of this node → its index.
+    pub addresses: BTreeMap<Address, u32>,
+    /// `SERVICES`.
+    pub services: BTreeMap<Frontend, Service>,
+    /// `SLOTS`: slot → backend id. Slots that no service names may be missing.
+    pub slots: BTreeMap<u32, u32>,
+    /// `BACKENDS`, by id.
+    pub backends: BTreeMap<u32, Backend>,
+    /// `NODES`, by index.
+    pub nodes: BTreeMap<u32, Node>,
+    /// `PEERS`: address of a member node → its index.
+    pub peers: BTreeMap<Address, u32>,
+}
+
+/// One change of one map, or the reset of one entry's counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Replaces the configuration.
+    Config(Config),
+    /// Gives an address of this node its index.
+    Address(Address, u32),
+    /// Takes an address away.
+    RemoveAddress(Address),
+    /// Replaces a node; all zeros takes it away.
+    Node(u32, Node),
+    /// Lets a member node send through the tunnel.
+    Peer(Address, u32),
+    /// Takes that right away.
+    RemovePeer(Address),
+    /// Starts the counters of a backend's id anew.
+    ResetBackend(u32),
+    /// Replaces a backend.
+    Backend(u32, Backend),
+    /// Fills a range of slots.
+    Slots {
+        /// The first slot.
+        base: u32,
+        /// The backend ids, in order.
+        backends: Vec<u32>,
+    },
+    /// Starts the counters of a service index anew.
+    ResetFrontend(u32),
+    /// Replaces a service, and with it the range of slots in use: the swap.
+    Service(Frontend, Service),
+    /// Takes a published port away.
+    RemoveService(Frontend),
+}
+
+impl Write {
+    /// The map that is written first by it: the label under which a failure is counted.
+    pub const fn map(&self) -> &'static str {
+        match self {
+            Self::Config(_) => names::CONFIG,
+            Self::Address(..) | Self::RemoveAddress(_) => names::ADDRESSES,
+            Self::Node(..) => names::NODES,
+            Self::Peer(..) | Self::RemovePeer(_) => names::PEERS,
+            Self::ResetBackend(_) => names::BACKEND_STATS,
+            Self::Backend(..) => names::BACKENDS,
+            Self::Slots { .. } => names::SLOTS,
+            Self::ResetFrontend(_) => names::FRONTEND_STATS,
+            Self::Service(..) | Self::RemoveService(_) => names::SERVICES,
+        }
+    }
+}
+
+impl Contents {
+    /// Changes the model as `write` changes the maps.
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Config(config) => self.config = *config,
+            Write::Address(address, index) => {
+                self.addresses.insert(*address, *index);
+            }
+            Write::RemoveAddress(address) => {
+                self.addresses.remove(address);
+            }
+            Write::Node(index, node) if *node == Node::default() => {
+                self.nodes.remove(index);
+            }
+            Write::Node(index, node) => {
+                self.nodes.insert(*index, *node);
+            }
+            Write::Peer(address, index) => {
+                self.peers.insert(*address, *index);
+            }
+            Write::RemovePeer(address) => {
+                self.peers.remove(address);
+            }
+            Write::Backend(id, backend) => {
+                self.backends.insert(*id, *backend);
+            }
+            Write::Slots { base, backends } => {
+                self.slots.extend((*base..).zip(backends.iter().copied()));
+            }
+            Write::Service(frontend, service) => {
+                self.services.insert(*frontend, *service);
+            }
+            Write::RemoveService(frontend) => {
+                self.services.remove(frontend);
+            }
+            Write::ResetBackend(_) | Write::ResetFrontend(_) => {}
+        }
+    }
+
+    /// The backend ids in a service's slots, in order; 0 for a slot that was never written.
+    pub fn members<'a>(&'a self, service: &Service) -> impl Iterator<Item = u32> + 'a {
+        let end = service.slot_base.saturating_add(service.slot_count);
+        (service.slot_base..end).map(|slot| self.slots.get(&slot).copied().unwrap_or_default())
+    }
+
+    /// The backends whose flows go on.
+    pub fn alive(&self) -> impl Iterator<Item = (u32, &Backend)> {
+        self.backends.iter().filter(|(_, backend)| backend.is_alive()).map(|(id, backend)| (*id, backend))
+    }
+}
+
+/// `backend` as it is once its flows are to end.
+pub fn taken_down(backend: &Backend) -> Backend {
+    Backend { state: BackendState::Down as u8, ..*backend }
+}

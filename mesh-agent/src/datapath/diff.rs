@@ -1,0 +1,368 @@
+//! From what the maps hold to what they should hold: the writes, in an order that is safe at every step.
+//!
+//! Pure. Invariants: a backend is written before a slot names it, slots before the service that points at them, and in reverse when
+//! something goes; replacing a service's entry is the one swap. Slots in use, or used until a moment ago, are never rewritten. What
+//! has an index keeps it, also over restarts, as the indexes are read back from the maps. What finds no room is refused by name, and
+//! all else goes ahead.
+//!
+//! Left to others: carrying the writes out (`apply`), deciding what is held back (`state`, `sweep`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+
+use mesh_ebpf::abi::{
+    Address, Backend, BackendState, Be16, Node, Policy, Service, VipId, backend_flag, names, protocol,
+};
+use mesh_state::lb;
+use mesh_state::spec::Protocol;
+
+use super::contents::{Contents, Frontend, Write, taken_down};
+use super::facts::{Facts, TaskPort};
+use super::index::{FreeSlots, assign};
+use super::members::{Candidate, members};
+use crate::view::{self, BackendView, NodeView, ServiceView};
+
+/// What must not be given out yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Slots that a program may still be reading.
+    pub slots: Vec<Range<u32>>,
+    /// Address indexes that flows name.
+    pub address_indexes: BTreeSet<u32>,
+}
+
+/// What to write.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The writes, in order.
+    pub writes: Vec<Write>,
+    /// Slots that are free once the writes are done and no program reads them any more.
+    pub freed: Vec<Range<u32>>,
+    /// What found no room.
+    pub refused: Vec<Refusal>,
+    /// Whether another plan, made after these writes, may get further.
+    pub again: bool,
+}
+
+/// Something that found no room in a map and was left out, or left as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refusal {
+    /// An address of this node.
+    Address(Address),
+    /// A member node.
+    Node(Address),
+    /// A published port; userspace serves it.
+    Service(Frontend),
+    /// The slots of a published port, which keeps the ones it has.
+    Slots(Frontend),
+}
+
+impl Refusal {
+    /// The map that is full.
+    pub const fn map(self) -> &'static str {
+        match self {
+            Self::Address(_) => names::ADDRESSES,
+            Self::Node(_) => names::NODES,
+            Self::Service(_) => names::SERVICES,
+            Self::Slots(_) => names::SLOTS,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "address {address} of this node"),
+            Self::Node(address) => write!(f, "member node {address}"),
+            Self::Service(frontend) => write!(f, "published port {frontend}"),
+            Self::Slots(frontend) => write!(f, "the backends of published port {frontend}"),
+        }
+    }
+}
+
+/// The writes that bring `contents` to what `view` and `facts` say. Without a view, services and backends stay as they are.
+pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &Held) -> Plan {
+    let mut plan = Plan::default();
+    plan.addresses(contents, facts, held);
+    if contents.config != facts.config {
+        plan.writes.push(Write::Config(facts.config));
+    }
+    if contents.nodes.get(&0) != Some(&facts.own) && facts.own != Node::default() {
+        plan.writes.push(Write::Node(0, facts.own));
+    }
+    if let Some(view) = view {
+        let nodes = plan.nodes(contents, view, facts);
+        let ports = plan.ports(contents, view);
+        let mesh = Mesh { contents, view, facts, nodes, ports };
+        let wanted = plan.backends(&mesh);
+        plan.services(&mesh, &wanted, held);
+        plan.departures(&mesh, &wanted);
+    }
+    plan
+}
+
+/// What the steps of a plan share.
+struct Mesh<'a> {
+    contents: &'a Contents,
+    view: &'a NodeView,
+    facts: &'a Facts,
+    /// Index of each member node but this one.
+    nodes: BTreeMap<Address, u32>,
+    ports: BTreeMap<Frontend, Port<'a>>,
+}
+
+/// A published port that has its index.
+struct Port<'a> {
+    service: &'a ServiceView,
+    index: u32,
+}
+
+/// Backends that are to live, and who of them gets new flows.
+#[derive(Default)]
+struct Wanted {
+    backends: BTreeMap<u32, Backend>,
+    candidates: BTreeMap<Frontend, Vec<Candidate>>,
+}
+
+impl Plan {
+    fn addresses(&mut self, contents: &Contents, facts: &Facts, held: &Held) {
+        let own = facts.config.address;
+        let others = facts.addresses.iter().copied().filter(|address| *address != own);
+        let (mut numbers, refused) =
+            assign(&contents.addresses, others, &held.address_indexes, 1..VipId::ADDRESSES_MAX);
+        self.refused.extend(refused.into_iter().map(Refusal::Address));
+        while numbers.len() >= names::ADDRESSES_MAX as usize {
+            self.refused.extend(numbers.pop_last().map(|(address, _)| Refusal::Address(address)));
+        }
+        if !own.is_none() {
+            numbers.insert(own, 0);
+        }
+        let gone = contents.addresses.keys().filter(|address| !numbers.contains_key(address));
+        self.writes.extend(gone.map(|address| Write::RemoveAddress(*address)));
+        let new = numbers.iter().filter(|(address, index)| contents.addresses.get(address) != Some(index));
+        self.writes.extend(new.map(|(address, index)| Write::Address(*address, *index)));
+    }
+
+    fn nodes(&mut self, contents: &Contents, view: &NodeView, facts: &Facts) -> BTreeMap<Address, u32> {
+        let others: BTreeSet<Address> = view
+            .nodes
+            .values()
+            .map(|node| Address::from(node.address))
+            .filter(|address| *address != facts.config.address)
+            .collect();
+        let (numbers, refused) = assign(&contents.peers, others, &BTreeSet::new(), 1..names::NODES_MAX);
+        self.refused.extend(refused.into_iter().map(Refusal::Node));
+        for (address, index) in &numbers {
+            let hop = facts.hops.get(address).copied().unwrap_or_default();
+            let node = Node {
+                address: *address,
+                mac: hop.mac,
+                source_mac: hop.source_mac,
+                ifindex: hop.ifindex,
+                ..Node::default()
+            };
+            if contents.nodes.get(index) != Some(&node) {
+                self.writes.push(Write::Node(*index, node));
+            }
+        }
+        let new = numbers.iter().filter(|(address, index)| contents.peers.get(address) != Some(index));
+        self.writes.extend(new.map(|(address, index)| Write::Peer(*address, *index)));
+        numbers
+    }
+
+    fn ports<'a>(&mut self, contents: &Contents, view: &'a NodeView) -> BTreeMap<Frontend, Port<'a>> {
+        let mut services: BTreeMap<Frontend, &ServiceView> = BTreeMap::new();
+        for (service, port) in view.frontends() {
+            services.entry(frontend(port.protocol, port.published)).or_insert(service);
+        }
+        let present =
+            contents.services.iter().map(|(frontend, service)| (*frontend, service.index)).collect();
+        let (indexes, refused) =
+            assign(&present, services.keys().copied(), &BTreeSet::new(), 0..names::SERVICES_MAX);
+        self.refused.extend(refused.into_iter().map(Refusal::Service));
+        services
+            .into_iter()
+            .filter_map(|(frontend, service)| {
+                indexes.get(&frontend).map(|index| (frontend, Port { service, index: *index }))
+            })
+            .collect()
+    }
+
+    fn backends(&mut self, mesh: &Mesh<'_>) -> Wanted {
+        let mut wanted = Wanted::default();
+        for backend in mesh.view.backends.values() {
+            let id = backend.id.get();
+            let Some(value) = mesh.backend(backend) else { continue };
+            let present = mesh.contents.backends.get(&id).copied().unwrap_or_default();
+            if !is_same_backend(&present, &value) {
+                if present.is_alive() {
+                    // The id names another task until now: first let everything forget that one.
+                    self.again = true;
+                    continue;
+                }
+                self.writes.push(Write::ResetBackend(id));
+            }
+            if present != value {
+                self.writes.push(Write::Backend(id, value));
+            }
+            wanted.backends.insert(id, value);
+            let candidate = Candidate { id, state: backend.state, weight: backend.weight.get() };
+            let frontend = frontend(backend.protocol, backend.published);
+            wanted.candidates.entry(frontend).or_default().push(candidate);
+        }
+        wanted
+    }
+
+    fn services(&mut self, mesh: &Mesh<'_>, wanted: &Wanted, held: &Held) {
+        let in_use = mesh.contents.services.values().map(slots_of).chain(held.slots.iter().cloned());
+        let mut free = FreeSlots::new(names::SLOTS_MAX, in_use);
+        for (frontend, port) in &mesh.ports {
+            let candidates = wanted.candidates.get(frontend).map_or(&[][..], Vec::as_slice);
+            self.service(mesh, *frontend, port, &members(candidates), &mut free);
+        }
+    }
+
+    fn service(
+        &mut self,
+        mesh: &Mesh<'_>,
+        frontend: Frontend,
+        port: &Port<'_>,
+        members: &[u32],
+        free: &mut FreeSlots,
+    ) {
+        let present = mesh.contents.services.get(&frontend);
+        let kept = present.filter(|service| mesh.contents.members(service).eq(members.iter().copied()));
+        let length = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let slots = match kept {
+            Some(service) => slots_of(service),
+            None if members.is_empty() => 0..0,
+            None => match (free.take(length), present) {
+                (Some(range), _) => {
+                    self.writes.push(Write::Slots { base: range.start, backends: members.to_vec() });
+                    range
+                }
+                (None, present) => {
+                    self.refused.push(Refusal::Slots(frontend));
+                    let Some(service) = present else { return };
+                    slots_of(service)
+                }
+            },
+        };
+        let value = Service {
+            index: port.index,
+            slot_base: slots.start,
+            slot_count: slots.end - slots.start,
+            generation: u32::try_from(mesh.view.generation & u64::from(u32::MAX)).unwrap_or_default(),
+            policy: policy_byte(port.service.policy),
+            ..Service::default()
+        };
+        match present {
+            Some(service) if (Service { generation: service.generation, ..value }) == *service => return,
+            Some(service) if slots_of(service) != slots => self.freed.push(slots_of(service)),
+            Some(_) => {}
+            None => self.writes.push(Write::ResetFrontend(port.index)),
+        }
+        self.writes.push(Write::Service(frontend, value));
+    }
+
+    /// Takes away what nothing names any more: services, then their backends, then nodes.
+    fn departures(&mut self, mesh: &Mesh<'_>, wanted: &Wanted) {
+        let before = self.writes.len();
+        for (frontend, service) in &mesh.contents.services {
+            if !mesh.ports.contains_key(frontend) {
+                self.writes.push(Write::RemoveService(*frontend));
+                self.freed.push(slots_of(service));
+            }
+        }
+        for (id, backend) in mesh.contents.alive() {
+            if !wanted.backends.contains_key(&id) {
+                self.writes.push(Write::Backend(id, taken_down(backend)));
+            }
+        }
+        for address in mesh.contents.peers.keys().filter(|address| !mesh.nodes.contains_key(address)) {
+            self.writes.push(Write::RemovePeer(*address));
+        }
+        let named: BTreeSet<u32> = mesh.nodes.values().copied().collect();
+        for index in mesh.contents.nodes.keys().filter(|index| **index != 0 && !named.contains(index)) {
+            self.writes.push(Write::Node(*index, Node::default()));
+        }
+        self.freed.retain(|range| !range.is_empty());
+        self.again |= !self.refused.is_empty() && self.writes.len() > before;
+    }
+}
+
+impl Mesh<'_> {
+    /// The map's entry for a backend; none if it can't get packets here: its port, node or link isn't known.
+    fn backend(&self, backend: &BackendView) -> Option<Backend> {
+        let port = self.ports.get(&frontend(backend.protocol, backend.published))?;
+        if port.service.id != backend.service_id {
+            return None;
+        }
+        let entry = Backend {
+            task_address: backend.address.into(),
+            service_index: port.index,
+            task_port_be: Be16::new(backend.target),
+            published_port_be: Be16::new(backend.published),
+            protocol: protocol_number(backend.protocol),
+            state: state_byte(backend.state),
+            ..Backend::default()
+        };
+        if !self.view.is_local(backend) {
+            let address = Address::from(self.view.nodes.get(&backend.node_id)?.address);
+            return Some(Backend { node: *self.nodes.get(&address)?, ..entry });
+        }
+        let (ifindex, task_mac) = match self.facts.ports.get(&entry.task_address) {
+            Some(TaskPort::Attached { ifindex, mac }) => (*ifindex, *mac),
+            Some(TaskPort::Gone) => return None,
+            // After a restart of the agent: the task's program is pinned and the map knows its link.
+            None => {
+                let present = self.contents.backends.get(&backend.id.get())?;
+                let adopted = present.is_local() && present.is_alive() && is_same_backend(present, &entry);
+                adopted.then_some((present.ifindex, present.task_mac))?
+            }
+        };
+        Some(Backend { flags: backend_flag::LOCAL, ifindex, task_mac, ..entry })
+    }
+}
+
+/// Whether two entries are of the same port of the same task.
+fn is_same_backend(a: &Backend, b: &Backend) -> bool {
+    (a.task_address, a.task_port_be, a.published_port_be, a.protocol)
+        == (b.task_address, b.task_port_be, b.published_port_be, b.protocol)
+}
+
+fn slots_of(service: &Service) -> Range<u32> {
+    service.slot_base..service.slot_base.saturating_add(service.slot_count)
+}
+
+/// The map's key of a published port.
+pub fn frontend(transport: Protocol, port: u16) -> Frontend {
+    Frontend { protocol: protocol_number(transport), port }
+}
+
+const fn protocol_number(transport: Protocol) -> u8 {
+    match transport {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+        Protocol::Sctp => 132,
+    }
+}
+
+const fn state_byte(state: view::BackendState) -> u8 {
+    match state {
+        view::BackendState::Active => BackendState::Active as u8,
+        // A silent node's flows may still pass: only new ones go elsewhere.
+        view::BackendState::Draining | view::BackendState::Silent => BackendState::Draining as u8,
+    }
+}
+
+const fn policy_byte(policy: lb::Policy) -> u8 {
+    match policy {
+        lb::Policy::RoundRobin => Policy::RoundRobin as u8,
+        lb::Policy::LeastConnections => Policy::LeastConnections as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests;
