@@ -1,5 +1,6 @@
 //! The `lab` command: its arguments, and what it prints.
 
+use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::exit;
 use std::str::FromStr;
@@ -103,10 +104,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
             up(&layout, &options)
         }
         LabVerb::Down => Lab::down(&layout),
-        LabVerb::Status => {
-            print!("{}", status(&Lab::open(&layout)?));
-            Ok(())
-        }
+        LabVerb::Status => show(&status(&Lab::open(&layout)?)),
         LabVerb::Exec { place, command } => exec(&Lab::open(&layout)?, place, command),
         LabVerb::Kill { node, part } => Lab::open(&layout)?.kill(node, *part),
         LabVerb::Start { node, part } => {
@@ -124,13 +122,18 @@ fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     let binaries = if options.bare { artifacts::build_whoami()? } else { artifacts::build()? };
     let begun = Instant::now();
     let lab = Lab::up(layout, options, &binaries)?;
-    println!("lab {} is up after {:.1} s\n", layout.name(), begun.elapsed().as_secs_f64());
-    print!("{}", status(&lab));
-    println!("\ndescription: {}", layout.record_file().display());
-    if let (false, Some(node)) = (options.bare, lab.record().nodes.first()) {
-        println!("try: DOCKER_HOST={} docker node ls", node.mesh_host);
+    show(&format!("lab {} is up after {:.1} s\n\n", layout.name(), begun.elapsed().as_secs_f64()))?;
+    show(&status(&lab))?;
+    show(&format!("\ndescription: {}\n", layout.record_file().display()))?;
+    match lab.record().nodes.first() {
+        Some(node) if !options.bare => show(&format!("try: DOCKER_HOST={} docker node ls\n", node.mesh_host)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Prints; a reader that has gone away is an error, not a panic.
+fn show(text: &str) -> Result<()> {
+    io::stdout().write_all(text.as_bytes()).context("print")
 }
 
 /// A line for each node: its role, address, link and what of it is ready.

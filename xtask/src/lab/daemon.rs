@@ -3,6 +3,7 @@
 //! A daemon has a session and a cgroup of its own, so that it outlives xtask and can be found again; its output goes
 //! to a log file.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,9 @@ use super::machine;
 /// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments: `cgroup.procs`, command.
 const BECOME: &str =
     r#"echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
+
+/// What a daemon sees of our environment: nothing that could change what it does, but how loudly it tells of it.
+const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "RUST_LOG", "RUST_BACKTRACE"];
 
 /// How long a killed process may take to be reaped, and its children to follow it; one that lives on isn't waited for longer.
 const GONE_LIMIT: Duration = Duration::from_secs(3);
@@ -78,6 +82,8 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
         .args(machine::entrance(node))
         .arg(&line.program)
         .args(&line.args)
+        .env_clear()
+        .envs(KEPT_VARIABLES.iter().filter_map(|name| Some((name, env::var_os(name)?))))
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)

@@ -100,8 +100,10 @@ impl Lab {
         require_root()?;
         let _lock = lock(layout)?;
         teardown::remove(layout).context("clear what an earlier lab left")?;
-        let record = raise::raise(layout, options, binaries)?;
+        let mut record = raise::plan(layout, options);
+        let raised = raise::raise(layout, options, &mut record, binaries);
         record.store(&layout.record_file())?;
+        raised?;
         Ok(Self { layout: layout.clone(), record })
     }
 

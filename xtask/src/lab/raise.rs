@@ -18,32 +18,37 @@ use super::record::{ClientRecord, NodeRecord, Pids, Record};
 use super::{Datapath, UpOptions, images, machine, ready};
 use crate::artifacts::Binaries;
 
-/// Makes everything of a lab that isn't there; returns when all of it is ready.
-pub(super) fn raise(layout: &Layout, options: &UpOptions, binaries: &Binaries) -> Result<Record> {
-    let mut record = plan(layout, options);
+/// Makes everything of the lab that `record`, made by [`plan`], describes; returns when all of it is ready. The record is
+/// told of each process that was started, also when one of them fails.
+pub(super) fn raise(
+    layout: &Layout,
+    options: &UpOptions,
+    record: &mut Record,
+    binaries: &Binaries,
+) -> Result<()> {
     let nodes: Vec<NodeLayout> = (1..=options.nodes).map(|number| layout.node(number)).collect();
     machine::mount_run_dir(layout)?;
-    network::build_middle(layout, needs_pass_program(&record))?;
+    network::build_middle(layout, needs_pass_program(record))?;
     for node in &nodes {
-        build_machine(node, &record)?;
+        build_machine(node, record)?;
     }
     let archive = thread::scope(|scope| {
         let archive = scope.spawn(|| images::make(binaries, &layout.name().to_string()));
-        start_all(Component::Dockerd, &nodes, &mut record, binaries)?;
+        start_all(Component::Dockerd, &nodes, record, binaries)?;
         join(archive.join())
     })?;
     thread::scope(|scope| {
         let loads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| images::load(node, &archive))).collect();
-        start_control_plane(&nodes, options, &mut record, binaries)?;
+        start_control_plane(&nodes, options, record, binaries)?;
         loads.into_iter().try_for_each(|load| join(load.join()))
     })?;
     if !options.bare {
         for node in &nodes {
-            hand_out_token(node, &nodes[0], &record)?;
+            hand_out_token(node, &nodes[0], record)?;
         }
-        start_all(Component::Agent, &nodes, &mut record, binaries)?;
+        start_all(Component::Agent, &nodes, record, binaries)?;
     }
-    Ok(record)
+    Ok(())
 }
 
 /// Starts one daemon that doesn't run.
@@ -84,7 +89,7 @@ pub(super) fn reboot(node: &NodeLayout, record: &mut Record, binaries: &Binaries
 }
 
 /// The record of a lab in which nothing runs yet.
-fn plan(layout: &Layout, options: &UpOptions) -> Record {
+pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
     let nodes: Vec<NodeRecord> = (1..=options.nodes)
         .map(|number| {
             let node = layout.node(number);
