@@ -15,6 +15,13 @@ pub mod watch;
 pub mod plan;
 pub mod planners;
 
+pub mod allocator;
+pub mod enforcer;
+pub mod liveness;
+pub mod orchestrator;
+pub mod restart;
+pub mod scheduler;
+
 pub mod commit;
 pub mod leader;
 pub mod reconcile;
@@ -27,3 +34,6 @@ pub mod context;
 
 pub mod backoff;
 pub mod metrics;
+
+#[cfg(test)]
+mod fixtures;

@@ -8,8 +8,11 @@
 use mesh_state::Timestamp;
 use rand::RngCore;
 
+use crate::orchestrator::{global, reap, replicated};
 use crate::plan::Plan;
+use crate::restart::{promote, replace};
 use crate::snapshot::ClusterSnapshot;
+use crate::{allocator, enforcer, liveness, scheduler};
 
 /// One planner.
 #[derive(Debug, Clone, Copy)]
@@ -21,4 +24,17 @@ pub struct Planner {
 }
 
 /// All planners. The order saves passes (what dies is replaced, then placed); any order converges.
-pub const ORDER: &[Planner] = &[];
+pub const ORDER: &[Planner] = &[
+    Planner { name: "subnets", plan: allocator::subnets::plan },
+    Planner { name: "liveness", plan: liveness::plan },
+    Planner { name: "enforcer", plan: enforcer::plan },
+    Planner { name: "restart", plan: replace::plan },
+    Planner { name: "replicated", plan: replicated::plan },
+    Planner { name: "global", plan: global::plan },
+    Planner { name: "promote", plan: promote::plan },
+    Planner { name: "scheduler", plan: scheduler::plan },
+    Planner { name: "reaper", plan: reap::plan },
+];
+
+#[cfg(test)]
+mod tests;

@@ -142,6 +142,11 @@ impl ClusterSnapshot {
         self.liveness.get(node).map_or(NodeState::Down, |liveness| liveness.state)
     }
 
+    /// Whether a node is down or no member any more: what it holds can't be waited for.
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        !self.nodes.contains_key(node) || self.node_state(node) == NodeState::Down
+    }
+
     /// The spec that a task was made from.
     pub fn spec_of<'a>(&'a self, task: &Task) -> Option<&'a ServiceSpec> {
         match self.services.get(&task.service_id) {

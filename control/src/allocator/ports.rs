@@ -1,0 +1,202 @@
+//! Published ports: automatic ones chosen, clashes found and worded as Swarm words them.
+//!
+//! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port clashes with an ingress port, because every
+//! node answers on that, and with nothing else; an automatic port stays the same for as long as the service asks for it in the same words.
+//!
+//! Left to others: claiming what is resolved here, in the transaction that writes the service (its claim's key is the last word on a race).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_state::ids::ServiceId;
+use mesh_state::spec::{PortConfig, Protocol, PublishMode};
+use thiserror::Error;
+
+use crate::snapshot::ClusterSnapshot;
+
+/// Automatic ports are chosen from here.
+pub const FIRST_AUTOMATIC: u16 = 30_000;
+
+/// The last automatic port, as Swarm's.
+pub const LAST_AUTOMATIC: u16 = 32_767;
+
+/// Why ports can't be published.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PortError {
+    /// Another service has the port.
+    #[error("port '{port}' is already in use by service '{name}' ({id}) as {article} {mode} port")]
+    InUse {
+        /// The published port.
+        port: u16,
+        /// The other service's name.
+        name: String,
+        /// The other service's id.
+        id: ServiceId,
+        /// Of the mode's name.
+        article: &'static str,
+        /// How the other service publishes it.
+        mode: &'static str,
+    },
+    /// The service asks for one port twice.
+    #[error("EndpointSpec: duplicate published ports provided: {port}/{protocol}")]
+    Duplicate {
+        /// The published port.
+        port: u16,
+        /// Transport.
+        protocol: Protocol,
+    },
+    /// No automatic port is free.
+    #[error(
+        "no automatic {protocol} port is free: all of {FIRST_AUTOMATIC} to {LAST_AUTOMATIC} are published"
+    )]
+    NoneFree {
+        /// Transport.
+        protocol: Protocol,
+    },
+}
+
+/// Ports that `service` (absent while it is being created) publishes when its spec asks for `wanted` and it has `current`: automatic
+/// ones filled in, those it had already kept.
+///
+/// # Errors
+/// A clash with another service or within `wanted`, or no automatic port left.
+pub fn resolve(
+    snapshot: &ClusterSnapshot,
+    service: Option<&ServiceId>,
+    wanted: &[PortConfig],
+    current: &[PortConfig],
+) -> Result<Vec<PortConfig>, PortError> {
+    let mut seen = BTreeSet::new();
+    for port in wanted.iter().filter(|port| port.published_port != 0) {
+        if !seen.insert((port.protocol, port.published_port)) {
+            return Err(PortError::Duplicate { port: port.published_port, protocol: port.protocol });
+        }
+        refuse_clash(snapshot, service, port)?;
+    }
+    let mut kept: BTreeMap<(Protocol, u16), Vec<u16>> = BTreeMap::new();
+    for port in current.iter().rev().filter(|port| port.publish_mode == PublishMode::Ingress) {
+        if (FIRST_AUTOMATIC..=LAST_AUTOMATIC).contains(&port.published_port) {
+            kept.entry((port.protocol, port.target_port)).or_default().push(port.published_port);
+        }
+    }
+    let mut resolved = Vec::with_capacity(wanted.len());
+    for port in wanted {
+        let mut port = port.clone();
+        if port.published_port == 0 && port.publish_mode == PublishMode::Ingress {
+            let before = kept.get_mut(&(port.protocol, port.target_port)).and_then(Vec::pop);
+            let published = before
+                .filter(|number| !seen.contains(&(port.protocol, *number)))
+                .or_else(|| lowest_free(snapshot, port.protocol, &seen))
+                .ok_or(PortError::NoneFree { protocol: port.protocol })?;
+            seen.insert((port.protocol, published));
+            port.published_port = published;
+        }
+        resolved.push(port);
+    }
+    Ok(resolved)
+}
+
+fn lowest_free(
+    snapshot: &ClusterSnapshot,
+    protocol: Protocol,
+    seen: &BTreeSet<(Protocol, u16)>,
+) -> Option<u16> {
+    let name = protocol.as_str().to_owned();
+    let range = (name.clone(), FIRST_AUTOMATIC)..=(name, LAST_AUTOMATIC);
+    let claimed: BTreeSet<u16> = snapshot.ports.range(range).map(|((_, port), _)| *port).collect();
+    (FIRST_AUTOMATIC..=LAST_AUTOMATIC)
+        .find(|port| !claimed.contains(port) && !seen.contains(&(protocol, *port)))
+}
+
+fn refuse_clash(
+    snapshot: &ClusterSnapshot,
+    service: Option<&ServiceId>,
+    port: &PortConfig,
+) -> Result<(), PortError> {
+    let claim = snapshot.ports.get(&(port.protocol.as_str().to_owned(), port.published_port));
+    if let Some(owner) = claim.map(|stored| &stored.value).filter(|owner| Some(*owner) != service) {
+        let name = snapshot.services.get(owner).map_or_else(String::new, |stored| stored.spec.name.clone());
+        return Err(in_use(port, name, owner, PublishMode::Ingress));
+    }
+    if port.publish_mode == PublishMode::Host {
+        return Ok(());
+    }
+    let others = snapshot.services.values().filter(|other| Some(&other.id) != service);
+    for other in others {
+        let clash = |theirs: &PortConfig| {
+            theirs.publish_mode == PublishMode::Host
+                && theirs.published_port == port.published_port
+                && theirs.protocol == port.protocol
+        };
+        if other.ports.iter().any(clash) {
+            return Err(in_use(port, other.spec.name.clone(), &other.id, PublishMode::Host));
+        }
+    }
+    Ok(())
+}
+
+fn in_use(port: &PortConfig, name: String, id: &ServiceId, mode: PublishMode) -> PortError {
+    let (article, mode) = match mode {
+        PublishMode::Ingress => ("an", "ingress"),
+        PublishMode::Host => ("a", "host-published"),
+    };
+    PortError::InUse { port: port.published_port, name, id: id.clone(), article, mode }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, ingress, service};
+
+    fn world() -> World {
+        let mut world = World::new();
+        let mut web = service("web-id", 1);
+        web.spec.name = "myweb".to_owned();
+        web.ports = vec![ingress(80, 80), ingress(30_000, 81)];
+        let mut host = ingress(9000, 9000);
+        host.publish_mode = PublishMode::Host;
+        web.ports.push(host);
+        world.put_service(&web);
+        world
+    }
+
+    fn numbers(ports: &[PortConfig]) -> Vec<u16> {
+        ports.iter().map(|port| port.published_port).collect()
+    }
+
+    #[test]
+    fn clashes_are_worded_as_swarm_words_them() {
+        let world = world();
+        let refused = |port| resolve(&world.snapshot, None, &[port], &[]).unwrap_err().to_string();
+        assert_eq!(
+            refused(ingress(80, 8080)),
+            "port '80' is already in use by service 'myweb' (web-id) as an ingress port"
+        );
+        let mut host = ingress(80, 80);
+        host.publish_mode = PublishMode::Host;
+        assert!(refused(host).ends_with("as an ingress port"), "a host port was put on an ingress port");
+        assert!(refused(ingress(9000, 1)).ends_with("(web-id) as a host-published port"));
+        let mut udp = ingress(80, 80);
+        udp.protocol = Protocol::Udp;
+        assert!(resolve(&world.snapshot, None, &[udp], &[]).is_ok(), "UDP 80 clashed with TCP 80");
+        assert!(
+            resolve(&world.snapshot, Some(&"web-id".into()), &[ingress(80, 1)], &[]).is_ok(),
+            "own port clashed"
+        );
+        assert!(matches!(
+            resolve(&world.snapshot, None, &[ingress(90, 1), ingress(90, 2)], &[]),
+            Err(PortError::Duplicate { port: 90, .. })
+        ));
+    }
+
+    #[test]
+    fn automatic_ports_are_the_lowest_free_and_stay() {
+        let world = world();
+        let given =
+            resolve(&world.snapshot, None, &[ingress(0, 1), ingress(30_001, 2), ingress(0, 3)], &[]).unwrap();
+        assert_eq!(numbers(&given), [30_002, 30_001, 30_003]);
+        let own = ServiceId::from("web-id");
+        let current = &world.snapshot.services[&own].ports;
+        let again = resolve(&world.snapshot, Some(&own), &[ingress(0, 81), ingress(0, 82)], current).unwrap();
+        assert_eq!(numbers(&again), [30_000, 30_001], "expected the port it had for target 81 to stay");
+    }
+}

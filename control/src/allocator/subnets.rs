@@ -1,0 +1,121 @@
+//! Node subnets out of the cluster's pool.
+//!
+//! Invariants: subnets of nodes never overlap; a node keeps its subnet; the lowest free one is given.
+
+use std::collections::BTreeSet;
+
+use ipnet::Ipv4Net;
+use mesh_state::Timestamp;
+use rand::RngCore;
+
+use crate::plan::{Action, Plan};
+use crate::snapshot::ClusterSnapshot;
+
+/// Gives each node without a subnet the lowest free one.
+pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let Some(cluster) = &snapshot.cluster else { return plan };
+    if snapshot.nodes.values().all(|node| node.subnet.is_some()) {
+        return plan;
+    }
+    let used: BTreeSet<Ipv4Net> = snapshot.nodes.values().filter_map(|node| node.subnet).collect();
+    let Ok(candidates) = cluster.subnet_pool.subnets(cluster.subnet_prefix) else {
+        plan.reasons.push(format!(
+            "no node gets a subnet: the pool {} holds no /{}",
+            cluster.subnet_pool, cluster.subnet_prefix
+        ));
+        return plan;
+    };
+    let mut free = candidates.filter(|candidate| !overlaps(&used, *candidate));
+    for stored in snapshot.nodes.values().filter(|node| node.subnet.is_none()) {
+        let Some(subnet) = free.next() else {
+            plan.reasons.push(format!(
+                "node {} gets no subnet: the pool {} is used up",
+                stored.id, cluster.subnet_pool
+            ));
+            break;
+        };
+        let mut node = stored.value.clone();
+        node.subnet = Some(subnet);
+        plan.reasons.push(format!("node {} gets subnet {subnet}", node.id));
+        plan.actions.push(Action::UpdateNode { node, expected: stored.mod_revision });
+    }
+    plan
+}
+
+/// Whether `candidate` shares an address with one of `used`, which don't overlap each other.
+fn overlaps(used: &BTreeSet<Ipv4Net>, candidate: Ipv4Net) -> bool {
+    let shares = |other: &Ipv4Net| other.contains(&candidate) || candidate.contains(other);
+    used.range(..=candidate).next_back().is_some_and(shares)
+        || used.range(candidate..).next().is_some_and(shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, node};
+
+    fn given(plan: &Plan) -> Vec<(String, String)> {
+        plan.actions
+            .iter()
+            .map(|action| match action {
+                Action::UpdateNode { node, .. } => (node.id.to_string(), node.subnet.unwrap().to_string()),
+                other => panic!("expected subnets alone, saw {other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_lowest_free_subnets_are_given() {
+        let mut world = World::new();
+        for (id, subnet) in [
+            ("a", Some("10.128.1.0/24")),
+            ("b", None),
+            ("c", Some("10.128.3.0/24")),
+            ("d", None),
+            ("e", None),
+        ] {
+            let mut value = node(id);
+            value.subnet = subnet.map(|text| text.parse().unwrap());
+            world.put_node(&value);
+        }
+        let plan = super::plan(world.now, &world.snapshot, &mut world.rng.clone());
+        let expected = [("b", "10.128.0.0/24"), ("d", "10.128.2.0/24"), ("e", "10.128.4.0/24")];
+        assert_eq!(given(&plan), expected.map(|(id, subnet)| (id.to_owned(), subnet.to_owned())));
+        world.commit(&plan);
+        assert_eq!(
+            super::plan(world.now, &world.snapshot, &mut world.rng.clone()),
+            Plan::default(),
+            "planned twice"
+        );
+    }
+
+    #[test]
+    fn a_wider_subnet_from_before_is_not_cut_into() {
+        let mut world = World::new();
+        let mut wide = node("a");
+        wide.subnet = Some("10.128.0.0/22".parse().unwrap());
+        world.put_node(&wide);
+        let mut value = node("b");
+        value.subnet = None;
+        world.put_node(&value);
+        let plan = super::plan(world.now, &world.snapshot, &mut world.rng.clone());
+        assert_eq!(given(&plan), [("b".to_owned(), "10.128.4.0/24".to_owned())]);
+    }
+
+    #[test]
+    fn a_used_up_pool_is_a_reason() {
+        let mut world = World::new();
+        let mut cluster = world.snapshot.cluster.as_ref().unwrap().value.clone();
+        cluster.subnet_pool = "10.128.0.0/24".parse().unwrap();
+        world.put_cluster(&cluster);
+        for id in ["a", "b"] {
+            let mut value = node(id);
+            value.subnet = None;
+            world.put_node(&value);
+        }
+        let plan = super::plan(world.now, &world.snapshot, &mut world.rng.clone());
+        assert_eq!(given(&plan).len(), 1);
+        assert!(plan.reasons.iter().any(|reason| reason.contains("used up")), "reasons: {:?}", plan.reasons);
+    }
+}

@@ -1,0 +1,335 @@
+//! A cluster in a test's hand: builders of nouns, and a store that applies plans as the driver would.
+//!
+//! Invariant: a plan that stands on a stale revision, or creates what exists, fails the test.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+use mesh_state::Timestamp;
+use mesh_state::cluster::{Cluster, Sealed};
+use mesh_state::codec;
+use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::keys;
+use mesh_state::node::{Liveness, Node, NodeDescription, NodeSpec, NodeState};
+use mesh_state::service::Service;
+use mesh_state::spec::{PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
+use mesh_state::store::{Change, KeyValue};
+use mesh_state::task::{Slot, Task, TaskEndpoint, TaskState, TaskStatus};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::Serialize;
+
+use crate::plan::{Action, Plan};
+use crate::snapshot::ClusterSnapshot;
+
+/// A cluster without nodes or services, some time after the epoch.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) now: Timestamp,
+    pub(crate) snapshot: ClusterSnapshot,
+    pub(crate) rng: StdRng,
+    created: BTreeMap<String, i64>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let mut world = Self {
+            now: Timestamp::default() + TimeDelta::days(20_000),
+            snapshot: ClusterSnapshot::default(),
+            rng: StdRng::seed_from_u64(7),
+            created: BTreeMap::new(),
+        };
+        world.put_cluster(&cluster());
+        world
+    }
+
+    /// A cluster with ready nodes of these ids.
+    pub(crate) fn with_nodes<'a>(ids: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut world = Self::new();
+        for id in ids {
+            world.add_node(&node(id));
+        }
+        world
+    }
+
+    /// Adds a node that is heard.
+    pub(crate) fn add_node(&mut self, value: &Node) {
+        self.put_node(value);
+        self.set_liveness(&value.id, NodeState::Ready);
+    }
+
+    pub(crate) fn pass(&mut self, seconds: i64) {
+        self.now += TimeDelta::seconds(seconds);
+    }
+
+    pub(crate) fn put_cluster(&mut self, value: &Cluster) {
+        self.put(keys::CLUSTER.to_owned(), value);
+    }
+
+    pub(crate) fn put_node(&mut self, value: &Node) {
+        self.put(keys::node(&value.id), value);
+    }
+
+    /// Writes a service, its spec's version beside it and its ports' claims, as the API does.
+    pub(crate) fn put_service(&mut self, value: &Service) {
+        self.release_ports(&value.id);
+        for port in value.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress) {
+            self.put(keys::port(port.protocol, port.published_port), &value.id);
+        }
+        self.write_service(value);
+    }
+
+    /// Removes a service as the API does: its tasks and their specs stay.
+    pub(crate) fn remove_service(&mut self, id: &str) {
+        self.release_ports(&id.into());
+        self.delete(keys::service(&id.into()));
+    }
+
+    fn release_ports(&mut self, service: &ServiceId) {
+        let claims = self.snapshot.ports.iter().filter(|(_, owner)| owner.value == *service);
+        let claims: Vec<String> =
+            claims.map(|((protocol, port), _)| format!("{}ports/{protocol}/{port}", keys::ROOT)).collect();
+        for key in claims {
+            self.delete(key);
+        }
+    }
+
+    fn write_service(&mut self, value: &Service) {
+        self.put(keys::spec(&value.id, value.spec_version), &value.spec);
+        self.put(keys::service(&value.id), value);
+    }
+
+    /// Changes a service's spec as the API does on `service update`.
+    pub(crate) fn update_service(&mut self, id: &str, change: impl FnOnce(&mut ServiceSpec)) {
+        let mut value = self.snapshot.services[&ServiceId::from(id)].value.clone();
+        value.previous_spec = Some(value.spec.clone());
+        value.previous_spec_version = Some(value.spec_version);
+        change(&mut value.spec);
+        value.spec_version += 1;
+        value.ports = value.spec.endpoint_spec.iter().flat_map(|endpoint| endpoint.ports.clone()).collect();
+        value.update_status = None;
+        self.put_service(&value);
+    }
+
+    pub(crate) fn update_node(&mut self, id: &str, change: impl FnOnce(&mut Node)) {
+        let mut value = self.snapshot.nodes[&NodeId::from(id)].value.clone();
+        change(&mut value);
+        self.put_node(&value);
+    }
+
+    pub(crate) fn put_task(&mut self, value: &Task) {
+        self.put(keys::task(&value.id), value);
+    }
+
+    pub(crate) fn set_liveness(&mut self, id: &NodeId, state: NodeState) {
+        let liveness = Liveness { state, since: self.now, message: String::new(), manager: "m1".to_owned() };
+        self.put(keys::liveness(id), &liveness);
+    }
+
+    /// What a task's node reports, now.
+    pub(crate) fn report(&mut self, id: &TaskId, state: TaskState) {
+        self.report_status(id, TaskStatus { state, timestamp: self.now, ..TaskStatus::default() });
+    }
+
+    pub(crate) fn report_status(&mut self, id: &TaskId, status: TaskStatus) {
+        let old = self.snapshot.statuses.get(id).map(|stored| stored.value.clone()).unwrap_or_default();
+        self.put(keys::status(id), &old.advance(status));
+    }
+
+    pub(crate) fn put(&mut self, key: String, value: &impl Serialize) {
+        let revision = self.snapshot.revision + 1;
+        let created = *self.created.entry(key.clone()).or_insert(revision);
+        self.snapshot.apply(Change::Put(KeyValue {
+            key,
+            value: codec::encode(value).unwrap(),
+            create_revision: created,
+            mod_revision: revision,
+        }));
+        assert!(self.snapshot.unreadable.is_empty(), "unreadable: {:?}", self.snapshot.unreadable);
+    }
+
+    pub(crate) fn delete(&mut self, key: String) {
+        self.created.remove(&key);
+        let mod_revision = self.snapshot.revision + 1;
+        self.snapshot.apply(Change::Deleted { key, mod_revision });
+    }
+
+    /// Runs one planner and commits what it planned.
+    pub(crate) fn run(
+        &mut self,
+        plan: fn(Timestamp, &ClusterSnapshot, &mut dyn rand::RngCore) -> Plan,
+    ) -> Plan {
+        let planned = plan(self.now, &self.snapshot, &mut self.rng);
+        self.commit(&planned);
+        planned
+    }
+
+    pub(crate) fn commit(&mut self, plan: &Plan) {
+        self.commit_actions(&plan.actions);
+    }
+
+    pub(crate) fn commit_actions(&mut self, actions: &[Action]) {
+        for action in actions {
+            self.check(action);
+        }
+        for action in actions {
+            self.write(action.clone());
+        }
+    }
+
+    fn check(&self, action: &Action) {
+        let snapshot = &self.snapshot;
+        let (expected, stored) = match action {
+            Action::CreateTask(task) => (None, snapshot.tasks.get(&task.id).map(|found| found.mod_revision)),
+            Action::UpdateTask { task, expected } => {
+                (Some(*expected), snapshot.tasks.get(&task.id).map(|found| found.mod_revision))
+            }
+            Action::DeleteTask { id, expected } => {
+                (Some(*expected), snapshot.tasks.get(id).map(|found| found.mod_revision))
+            }
+            Action::UpdateService { service, expected } => {
+                (Some(*expected), snapshot.services.get(&service.id).map(|found| found.mod_revision))
+            }
+            Action::UpdateNode { node, expected } => {
+                (Some(*expected), snapshot.nodes.get(&node.id).map(|found| found.mod_revision))
+            }
+            Action::SetLiveness { node, expected, .. } => {
+                (*expected, snapshot.liveness.get(node).map(|found| found.mod_revision))
+            }
+            Action::SetStatus { task, expected, .. } => {
+                (*expected, snapshot.statuses.get(task).map(|found| found.mod_revision))
+            }
+            Action::SetBackendCursor { expected, .. } => {
+                (*expected, snapshot.backend_cursor.as_ref().map(|found| found.mod_revision))
+            }
+            Action::ClaimPort { protocol, port, .. } => {
+                (None, snapshot.ports.get(&(protocol.to_string(), *port)).map(|found| found.mod_revision))
+            }
+            Action::ReleasePort { protocol, port, expected } => (
+                Some(*expected),
+                snapshot.ports.get(&(protocol.to_string(), *port)).map(|found| found.mod_revision),
+            ),
+            Action::DeleteSpec { .. } => return,
+        };
+        assert_eq!(expected, stored, "expected and stored revision of {action:?}");
+    }
+
+    fn write(&mut self, action: Action) {
+        match action {
+            Action::CreateTask(task) | Action::UpdateTask { task, .. } => self.put_task(&task),
+            Action::DeleteTask { id, .. } => {
+                self.delete(keys::task(&id));
+                self.delete(keys::status(&id));
+            }
+            Action::UpdateService { service, .. } => self.write_service(&service),
+            Action::DeleteSpec { service, version } => self.delete(keys::spec(&service, version)),
+            Action::UpdateNode { node, .. } => self.put_node(&node),
+            Action::SetLiveness { node, liveness, .. } => self.put(keys::liveness(&node), &liveness),
+            Action::SetStatus { task, status, .. } => self.put(keys::status(&task), &status),
+            Action::SetBackendCursor { last, .. } => self.put(keys::BACKEND_CURSOR.to_owned(), &last),
+            Action::ClaimPort { protocol, port, service } => self.put(keys::port(protocol, port), &service),
+            Action::ReleasePort { protocol, port, .. } => self.delete(keys::port(protocol, port)),
+        }
+    }
+
+    /// The wanted tasks of a service.
+    pub(crate) fn wanted(&self, service: &str) -> Vec<Task> {
+        let tasks = self.snapshot.tasks_of(&ServiceId::from(service));
+        tasks.filter(|task| task.desired_state <= TaskState::Running).map(|task| task.value.clone()).collect()
+    }
+}
+
+fn cluster() -> Cluster {
+    let sealed = Sealed(String::new());
+    Cluster {
+        id: "c".into(),
+        created_at: Timestamp::default(),
+        subnet_pool: "10.128.0.0/12".parse().unwrap(),
+        subnet_prefix: 24,
+        task_history_limit: 5,
+        ca_certificate_pem: String::new(),
+        ca_key: sealed.clone(),
+        worker_token: sealed.clone(),
+        manager_token: sealed.clone(),
+        relay_key: sealed,
+    }
+}
+
+/// A worker with 8 CPUs, 16 GiB and a subnet.
+pub(crate) fn node(id: &str) -> Node {
+    Node {
+        id: id.into(),
+        spec: NodeSpec::default(),
+        description: NodeDescription {
+            hostname: format!("host-{id}"),
+            nano_cpus: 8_000_000_000,
+            memory_bytes: 16 << 30,
+            ..NodeDescription::default()
+        },
+        address: None,
+        subnet: Some("10.129.0.0/24".parse().unwrap()),
+        created_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+    }
+}
+
+/// A replicated service of spec version 1 that publishes nothing and restarts without delay.
+pub(crate) fn service(id: &str, replicas: u64) -> Service {
+    let mut spec = ServiceSpec {
+        name: id.to_owned(),
+        mode: ServiceMode {
+            replicated: Some(ReplicatedMode { replicas: Some(replicas) }),
+            ..ServiceMode::default()
+        },
+        ..ServiceSpec::default()
+    };
+    spec.task_template.container_spec.get_or_insert_default().image = "nginx".to_owned();
+    Service {
+        id: id.into(),
+        spec,
+        previous_spec: None,
+        spec_version: 1,
+        previous_spec_version: None,
+        ports: Vec::new(),
+        created_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+        update_status: None,
+    }
+}
+
+/// The same as a global service.
+pub(crate) fn global(id: &str) -> Service {
+    let mut value = service(id, 1);
+    value.spec.mode = ServiceMode { global: Some(mesh_state::spec::GlobalMode {}), ..ServiceMode::default() };
+    value
+}
+
+/// An unscheduled task that is to run.
+pub(crate) fn task(id: &str, service: &str, slot: u64) -> Task {
+    Task {
+        id: id.into(),
+        service_id: service.into(),
+        slot: Slot::Number(slot),
+        spec_version: 1,
+        node_id: None,
+        desired_state: TaskState::Running,
+        endpoints: Vec::new(),
+        created_at: Timestamp::default(),
+        start_after: None,
+        shutdown_at: None,
+        leader_status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },
+    }
+}
+
+pub(crate) fn ingress(published: u16, target: u16) -> PortConfig {
+    PortConfig { published_port: published, target_port: target, ..PortConfig::default() }
+}
+
+pub(crate) fn endpoint(backend: u32, published: u16) -> TaskEndpoint {
+    TaskEndpoint {
+        backend_id: BackendId::new(backend).unwrap(),
+        protocol: mesh_state::spec::Protocol::Tcp,
+        published_port: published,
+        target_port: 80,
+    }
+}

@@ -1,0 +1,85 @@
+//! A service's tasks, slot by slot.
+//!
+//! Invariants: a slot's tasks are newest first; tasks that are to be removed belong to no slot any more.
+//!
+//! Left to others: what to do about a slot.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use mesh_state::Timestamp;
+use mesh_state::ids::ServiceId;
+use mesh_state::service::Service;
+use mesh_state::task::{Slot, Task, TaskState};
+
+use crate::orchestrator::create::Start;
+use crate::restart::decide::{Verdict, verdict};
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+/// The tasks of one slot, newest first.
+pub type SlotTasks<'a> = Vec<&'a Stored<Task>>;
+
+/// What fills a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filling {
+    /// A task that is wanted, whatever its observed state.
+    Wanted,
+    /// A task that ended and is not to be restarted: its end is the slot's.
+    Ended,
+    /// Nothing; a new task may start so.
+    Vacant(Start),
+}
+
+/// The slots of a service.
+pub fn of<'a>(snapshot: &'a ClusterSnapshot, service: &ServiceId) -> BTreeMap<&'a Slot, SlotTasks<'a>> {
+    let mut slots: BTreeMap<&Slot, SlotTasks<'a>> = BTreeMap::new();
+    for task in snapshot.tasks_of(service).filter(|task| task.desired_state != TaskState::Remove) {
+        slots.entry(&task.slot).or_default().push(task);
+    }
+    for tasks in slots.values_mut() {
+        tasks.sort_by_key(|task| Reverse((task.create_revision, task.created_at)));
+    }
+    slots
+}
+
+/// Whether a task is to be prepared or to run.
+pub fn is_wanted(task: &Task) -> bool {
+    task.desired_state <= TaskState::Running
+}
+
+/// What fills a slot that has these tasks.
+pub fn filling(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+    tasks: &[&Stored<Task>],
+) -> Filling {
+    if tasks.iter().any(|task| is_wanted(task)) {
+        return Filling::Wanted;
+    }
+    let Some(newest) = tasks.first() else { return Filling::Vacant(Start::Now) };
+    match verdict(now, snapshot, service, newest, tasks) {
+        Verdict::Leave => Filling::Ended,
+        Verdict::Replace { after } => Filling::Vacant(start(now, snapshot, tasks, after)),
+    }
+}
+
+/// How a new task starts in a slot whose older tasks are `older` and whose restart delay ends at `after`.
+pub fn start(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    older: &[&Stored<Task>],
+    after: Option<Timestamp>,
+) -> Start {
+    let after = after.filter(|moment| *moment > now);
+    if after.is_none() && older.iter().all(|task| has_stopped(snapshot, task)) {
+        Start::Now
+    } else {
+        Start::Ready { after }
+    }
+}
+
+/// Whether a task holds nothing any more, or is where nobody can know.
+pub fn has_stopped(snapshot: &ClusterSnapshot, task: &Task) -> bool {
+    snapshot.state_of(task).is_terminal() || task.node_id.as_ref().is_none_or(|node| snapshot.is_lost(node))
+}

@@ -1,0 +1,5 @@
+//! The planners together: simulated clusters, and what must hold in them at every step.
+
+mod simulator;
+
+mod converge;

@@ -1,0 +1,111 @@
+//! Replaces tasks that ended, that are on a lost node or on a drained one.
+//!
+//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
+//! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_state::Timestamp;
+use mesh_state::ids::ServiceId;
+use mesh_state::node::Availability;
+use mesh_state::service::Service;
+use mesh_state::task::{Slot, Task, TaskState};
+use rand::RngCore;
+
+use super::decide::{Verdict, verdict};
+use crate::orchestrator::create::{TaskMaker, stopped};
+use crate::orchestrator::{global, slots};
+use crate::plan::Plan;
+use crate::scheduler::suits::Suits;
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+/// Why a wanted task can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Ended,
+    NodeDown,
+    NodeDrained,
+}
+
+/// Stops and replaces what can't go on.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let mut lost: BTreeMap<&ServiceId, Vec<(&Stored<Task>, Loss)>> = BTreeMap::new();
+    for task in snapshot.tasks.values().filter(|task| slots::is_wanted(task)) {
+        if let Some(loss) = loss_of(snapshot, task) {
+            lost.entry(&task.service_id).or_default().push((task, loss));
+        }
+    }
+    let mut maker = TaskMaker::new(now, snapshot, ids);
+    for (service, tasks) in lost {
+        // The tasks of a removed service are the reaper's.
+        if let Some(service) = snapshot.services.get(service) {
+            replace(now, snapshot, &service.value, &tasks, &mut maker, &mut plan);
+        }
+    }
+    maker.finish(&mut plan);
+    plan
+}
+
+fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {
+    if snapshot.state_of(task).is_terminal() {
+        return Some(Loss::Ended);
+    }
+    let id = task.node_id.as_ref()?;
+    if snapshot.is_lost(id) {
+        return Some(Loss::NodeDown);
+    }
+    let drained = snapshot.nodes.get(id).is_some_and(|node| node.spec.availability == Availability::Drain);
+    drained.then_some(Loss::NodeDrained)
+}
+
+fn replace(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+    lost: &[(&Stored<Task>, Loss)],
+    maker: &mut TaskMaker<'_>,
+    plan: &mut Plan,
+) {
+    let slots = slots::of(snapshot, &service.id);
+    let suits = Suits::new(&service.spec.task_template);
+    let ids: BTreeSet<_> = lost.iter().map(|(task, _)| &task.id).collect();
+    let mut done: BTreeSet<&Slot> = BTreeSet::new();
+    for (task, loss) in lost {
+        let name = service.task_name(&task.slot);
+        plan.actions.push(stopped(now, task, TaskState::Shutdown));
+        let tasks = slots.get(&task.slot).map(Vec::as_slice).unwrap_or_default();
+        let filled = tasks.iter().any(|other| slots::is_wanted(other) && !ids.contains(&other.id));
+        if filled || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits) {
+            plan.reasons.push(format!("{name} {}", in_words(*loss)));
+            continue;
+        }
+        match verdict(now, snapshot, service, task, tasks) {
+            Verdict::Leave => {
+                plan.reasons.push(format!("{name} {} and its policy wants no restart", in_words(*loss)));
+            }
+            Verdict::Replace { after } => {
+                // The tasks that stop in this very plan hold their places until they have stopped.
+                let start = slots::start(now, snapshot, tasks, after);
+                plan.reasons.push(format!("{name} {}: it is replaced", in_words(*loss)));
+                maker.create(plan, service, &task.slot, start);
+            }
+        }
+    }
+}
+
+fn in_words(loss: Loss) -> &'static str {
+    match loss {
+        Loss::Ended => "ended",
+        Loss::NodeDown => "was on a node that is down",
+        Loss::NodeDrained => "is on a drained node",
+    }
+}
+
+/// Whether a slot may have a task at all now: one of a global service needs its own node.
+fn may_return(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot, suits: &Suits) -> bool {
+    match slot {
+        Slot::Number(_) => !global::is_global(&service.spec),
+        Slot::Node(id) => snapshot.nodes.get(id).is_some_and(|node| global::takes_new(snapshot, node, suits)),
+    }
+}

@@ -1,0 +1,82 @@
+//! Why a task finds no node, in Swarm's words.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The filter that refused a node. The order is that of the filters: the first that refuses is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    /// The node is not ready, or takes no tasks.
+    Ready,
+    /// Too little CPU or memory is free.
+    Resources,
+    /// A volume or log driver is missing.
+    Plugin,
+    /// A constraint does not hold.
+    Constraints,
+    /// The image has no build for the node.
+    Platform,
+    /// A host-mode port is taken.
+    HostPort,
+    /// The node has as many tasks of the service as it may have.
+    MaxReplicas,
+}
+
+impl Refusal {
+    fn explain(self, nodes: usize) -> String {
+        let plural = if nodes == 1 { "node" } else { "nodes" };
+        match self {
+            Self::Ready => format!("{nodes} {plural} not available for new tasks"),
+            Self::Resources => format!("insufficient resources on {nodes} {plural}"),
+            Self::Plugin => format!("missing plugin on {nodes} {plural}"),
+            Self::Constraints => format!("scheduling constraints not satisfied on {nodes} {plural}"),
+            Self::Platform => format!("unsupported platform on {nodes} {plural}"),
+            Self::HostPort => format!("host-mode port already in use on {nodes} {plural}"),
+            Self::MaxReplicas => "max replicas per node limit exceed".to_owned(),
+        }
+    }
+}
+
+/// How many nodes each filter refused. Displayed as the error of the task that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refusals(BTreeMap<Refusal, usize>);
+
+impl Refusals {
+    /// Counts one node.
+    pub fn add(&mut self, refusal: Refusal) {
+        *self.0.entry(refusal).or_default() += 1;
+    }
+}
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no suitable node");
+        }
+        let mut counted: Vec<_> = self.0.iter().collect();
+        // Most nodes first; among equals the filters' order.
+        counted.sort_by_key(|(_, nodes)| Reverse(**nodes));
+        let parts: Vec<_> = counted.into_iter().map(|(refusal, nodes)| refusal.explain(*nodes)).collect();
+        write!(f, "no suitable node ({})", parts.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_read_as_in_swarm() {
+        let mut refusals = Refusals::default();
+        assert_eq!(refusals.to_string(), "no suitable node");
+        refusals.add(Refusal::Resources);
+        assert_eq!(refusals.to_string(), "no suitable node (insufficient resources on 1 node)");
+        refusals.add(Refusal::Constraints);
+        refusals.add(Refusal::Constraints);
+        assert_eq!(
+            refusals.to_string(),
+            "no suitable node (scheduling constraints not satisfied on 2 nodes; insufficient resources on 1 node)"
+        );
+    }
+}

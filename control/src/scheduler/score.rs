@@ -1,0 +1,30 @@
+//! Which of the nodes that fit is the best.
+
+use super::load::Load;
+use mesh_state::ids::ServiceId;
+
+/// So many recent failures make a node a last resort.
+const FAILURES_MAX: u32 = 5;
+
+/// A node's rank for one service's next task: the lowest is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Score {
+    /// Recent failures, if there are too many of them, else 0.
+    failures: u32,
+    /// Tasks of the service on the node.
+    service_tasks: u32,
+    /// Tasks of all services on the node.
+    tasks: u32,
+}
+
+impl Score {
+    /// The score of a node that carries `load`.
+    pub fn new(load: &Load<'_>, service: &ServiceId, spec_version: u64) -> Self {
+        let failures = load.failures_of(service, spec_version);
+        Self {
+            failures: if failures >= FAILURES_MAX { failures } else { 0 },
+            service_tasks: load.tasks_of(service),
+            tasks: load.tasks,
+        }
+    }
+}
