@@ -4,7 +4,7 @@
 //! nodes still start; agents come last, with the token that the first manager's control wrote.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
 
@@ -17,6 +17,9 @@ use super::network;
 use super::record::{ClientRecord, NodeRecord, Pids, Record};
 use super::{Datapath, UpOptions, images, machine, ready};
 use crate::artifacts::Binaries;
+
+/// The cluster's key in a control plane's directory.
+const KEY_FILE: &str = "key";
 
 /// Makes everything of the lab that `record`, made by [`plan`], describes; returns when all of it is ready. The record is
 /// told of each process that was started, also when one of them fails.
@@ -134,9 +137,16 @@ fn start_control_plane(
     if options.bare {
         return Ok(());
     }
-    // The first one initialises the cluster; the others find it there.
+    // The first one makes the cluster and its key, which the others get as an administrator would bring it to them.
     let (first, others) = managers.split_at(1);
     start_all(Component::Control, first, record, binaries)?;
+    for other in others {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(other.control_dir())
+            .context("make a control plane's directory")?;
+        copy_secret(&first[0].control_dir().join(KEY_FILE), &other.control_dir().join(KEY_FILE))?;
+    }
     start_all(Component::Control, others, record, binaries)
 }
 
@@ -162,14 +172,13 @@ fn start_all(
 fn hand_out_token(node: &NodeLayout, first: &NodeLayout, record: &Record) -> Result<()> {
     let role = if record.node(&node.name()).is_some_and(|n| n.manager) { "manager" } else { "worker" };
     let from = first.control_dir().join(format!("join-token-{role}"));
-    let to = node.join_token();
-    copy_secret(&from, &to).with_context(|| format!("hand {} to {}", from.display(), node.name()))
+    copy_secret(&from, &node.join_token())
 }
 
 fn copy_secret(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to)?;
-    fs::set_permissions(to, fs::Permissions::from_mode(0o600))?;
-    Ok(())
+    fs::copy(from, to)
+        .and_then(|_| fs::set_permissions(to, fs::Permissions::from_mode(0o600)))
+        .with_context(|| format!("copy {} to {}", from.display(), to.display()))
 }
 
 fn join<T>(joined: thread::Result<Result<T>>) -> Result<T> {
