@@ -8,6 +8,7 @@
 
 pub mod control_link;
 pub mod datapath;
+pub mod docker_api;
 pub mod view;
 
 /// An error and its causes in one line, for logs.

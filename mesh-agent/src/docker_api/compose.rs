@@ -1,0 +1,283 @@
+//! Answers made of the engine's and the manager's.
+//!
+//! Invariant: the engine's answer is the base; a manager that can't be asked leaves it as it is, except where the swarm's part is the
+//! whole question.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Request, Response, StatusCode, Uri};
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::error::{ApiError, Peer, full};
+use super::filters::{Query, is_task_container};
+use super::upstream::Upstream;
+use super::{Body, Upstreams};
+
+/// Bytes of an answer that is read here.
+const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes of a request that is read here (`networks/create`).
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// Deadline for the engine's part of a composed answer.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Deadline for the manager's part.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+
+const API_VERSION: HeaderName = HeaderName::from_static("api-version");
+const SWARM: HeaderName = HeaderName::from_static("swarm");
+
+/// Asks both upstreams and joins what they say.
+pub(super) struct Composer {
+    engine: Upstream,
+    control: Option<Upstream>,
+    upstreams: Upstreams,
+}
+
+impl Composer {
+    pub(super) fn new(upstreams: Upstreams) -> Self {
+        let engine = Upstream::new(Peer::Engine, upstreams.engine.clone());
+        let control = upstreams.control.clone().map(|socket| Upstream::new(Peer::Control, socket));
+        Self { engine, control, upstreams }
+    }
+
+    pub(super) fn engine(&self) -> &Upstream {
+        &self.engine
+    }
+
+    /// The manager on this node.
+    ///
+    /// # Errors
+    /// [`ApiError::NotAManager`] if none is configured.
+    pub(super) fn control(&self) -> Result<&Upstream, ApiError> {
+        self.control.as_ref().ok_or(ApiError::NotAManager)
+    }
+
+    /// `/_ping`: the engine's headers, the lower of both API versions, and the node's place in the swarm.
+    pub(super) async fn ping(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let control = match self.control() {
+            Ok(control) => control.call_within(CONTROL_TIMEOUT, bodyless(request)).await,
+            Err(error) => Err(error),
+        };
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await;
+        let place = if control.is_ok() { "active/manager" } else { "active/worker" };
+        let (answer, other) = match (engine, control) {
+            (Ok(engine), control) => (engine, control.ok()),
+            (Err(error), Ok(control)) => {
+                debug!(%error, "answer ping without the engine");
+                (control, None)
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let mut answer = answer.map(BodyExt::boxed);
+        answer.headers_mut().insert(SWARM, HeaderValue::from_static(place));
+        if let Some(lower) = other.and_then(|other| other.headers().get(API_VERSION).cloned()) {
+            let headers = answer.headers_mut();
+            if headers.get(API_VERSION).is_none_or(|version| api_version(&lower) < api_version(version)) {
+                headers.insert(API_VERSION, lower);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// `/info`: the engine's answer with the swarm's section in place of its own.
+    pub(super) async fn info(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await?;
+        if engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let mut info = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        let swarm = match self.swarm_section(request).await {
+            Ok(section) => section,
+            Err(ApiError::NotAManager) => self.local_section("active", ""),
+            Err(error) => self.local_section("error", &error.to_string()),
+        };
+        if let Some(fields) = info.as_object_mut() {
+            fields.insert("Swarm".to_owned(), swarm);
+        }
+        Ok(replaced(head, &info))
+    }
+
+    /// `GET /networks`: the engine's, then the cluster's.
+    pub(super) async fn network_list(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await?;
+        if engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        let cluster = match self.control_json(bodyless(request)).await {
+            Ok(networks) => networks,
+            Err(error) => {
+                debug!(%error, "list networks without the cluster's");
+                Value::Null
+            }
+        };
+        Ok(replaced(head, &joined_networks(local, cluster)))
+    }
+
+    /// `POST /networks/create`: overlay and swarm-scope ones are the cluster's.
+    pub(super) async fn network_create(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (head, body) = request.into_parts();
+        let bytes = Limited::new(body, REQUEST_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
+            .to_bytes();
+        let upstream = if is_cluster_network(&bytes) { self.control()? } else { &self.engine };
+        let mut request = Request::from_parts(head, Full::new(bytes));
+        request.headers_mut().remove(TRANSFER_ENCODING);
+        request.headers_mut().remove(CONTENT_LENGTH);
+        Ok(upstream.call(request).await?.map(BodyExt::boxed))
+    }
+
+    /// `GET` and `DELETE /networks/{x}`: the engine's network of that name, else the cluster's.
+    pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let cluster_only = Query::of(request.uri()).value("scope").as_deref() == Some("swarm");
+        if let (true, Ok(control)) = (cluster_only, self.control()) {
+            return Ok(control.call_within(CONTROL_TIMEOUT, bodyless(request)).await?.map(BodyExt::boxed));
+        }
+        let engine = self.engine.call(bodyless(request)).await?;
+        if engine.status() == StatusCode::NOT_FOUND
+            && let Ok(control) = self.control()
+            && let Ok(answer) = control.call_within(CONTROL_TIMEOUT, bodyless(request)).await
+        {
+            return Ok(answer.map(BodyExt::boxed));
+        }
+        Ok(engine.map(BodyExt::boxed))
+    }
+
+    /// `GET /containers/json` with `is-task`: the engine knows Swarm's own tasks only, mesh's are known by their label.
+    pub(super) async fn task_containers(
+        &self,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let query = Query::of(request.uri());
+        let wanted =
+            query.filter("is-task").is_some_and(|values| values.iter().any(|v| v == "true" || v == "1"));
+        let mut asked = bodyless(request);
+        let rewritten = query.with_task_filter_as_label(wanted).encoded();
+        *asked.uri_mut() = format!("{}?{rewritten}", request.uri().path())
+            .parse::<Uri>()
+            .map_err(|error| ApiError::BadRequest(format!("cannot rewrite the filter is-task: {error}")))?;
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
+        if wanted || engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let mut containers = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        if let Some(containers) = containers.as_array_mut() {
+            containers.retain(|container| !is_task_container(container));
+        }
+        Ok(replaced(head, &containers))
+    }
+
+    async fn swarm_section(&self, request: &Request<Incoming>) -> Result<Value, ApiError> {
+        let mut info = self.control_json(bodyless(request)).await?;
+        Ok(info.get_mut("Swarm").map(Value::take).unwrap_or_default())
+    }
+
+    /// What `docker info` says of the swarm without asking a manager.
+    fn local_section(&self, state: &str, error: &str) -> Value {
+        let view = self.upstreams.view.borrow();
+        json!({
+            "NodeID": view.node_id, "NodeAddr": view.address, "LocalNodeState": state, "ControlAvailable": false,
+            "Error": error, "RemoteManagers": null,
+        })
+    }
+
+    /// The manager's answer, if it is a 200.
+    async fn control_json(&self, request: Request<Empty<Bytes>>) -> Result<Value, ApiError> {
+        let control = self.control()?;
+        let response = control.call_within(CONTROL_TIMEOUT, request).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(ApiError::Unreadable {
+                peer: Peer::Control,
+                reason: format!("it answered {status}"),
+            });
+        }
+        control.read_json(response.into_body(), ANSWER_BYTES_MAX).await
+    }
+}
+
+/// The same call without its body, for calls that have none.
+fn bodyless(request: &Request<Incoming>) -> Request<Empty<Bytes>> {
+    let mut copy = Request::new(Empty::new());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy.headers_mut().remove(CONTENT_LENGTH);
+    copy.headers_mut().remove(TRANSFER_ENCODING);
+    copy
+}
+
+/// The upstream's head with another body.
+fn replaced(mut head: hyper::http::response::Parts, value: &Value) -> Response<Body> {
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers.remove(TRANSFER_ENCODING);
+    Response::from_parts(head, full(format!("{value}\n")))
+}
+
+/// Both lists; a network that both know is the engine's.
+fn joined_networks(local: Value, cluster: Value) -> Value {
+    let (Value::Array(mut networks), Value::Array(cluster)) = (local.clone(), cluster) else {
+        return local;
+    };
+    for network in cluster {
+        if !networks.iter().any(|known| known.get("Id") == network.get("Id")) {
+            networks.push(network);
+        }
+    }
+    Value::Array(networks)
+}
+
+/// Whether a network to create is the cluster's. What is no JSON is left for the engine to refuse.
+fn is_cluster_network(body: &[u8]) -> bool {
+    let Ok(request) = serde_json::from_slice::<Value>(body) else { return false };
+    request["Driver"] == "overlay" || request["Scope"] == "swarm" || request["Ingress"] == true
+}
+
+/// `1.41` as (1, 41): versions are compared as numbers.
+fn api_version(header: &HeaderValue) -> (u32, u32) {
+    let text = header.to_str().unwrap_or_default();
+    let (major, minor) = text.split_once('.').unwrap_or((text, ""));
+    (major.parse().unwrap_or(0), minor.parse().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let version = |text| api_version(&HeaderValue::from_static(text));
+        assert!(version("1.9") < version("1.41"), "1.9 is older than 1.41");
+        assert!(version("1.41") < version("1.50"));
+        assert!(version("nonsense") < version("1.24"));
+    }
+
+    #[test]
+    fn networks_are_joined_by_id() {
+        let local = json!([{"Id": "a", "Name": "mesh"}]);
+        let cluster = json!([{"Id": "a", "Name": "x"}, {"Id": "b", "Name": "ingress"}]);
+        let joined = joined_networks(local.clone(), cluster);
+        assert_eq!(joined, json!([{"Id": "a", "Name": "mesh"}, {"Id": "b", "Name": "ingress"}]));
+        assert_eq!(joined_networks(local.clone(), Value::Null), local);
+    }
+
+    #[test]
+    fn overlay_networks_are_the_clusters() {
+        assert!(is_cluster_network(br#"{"Name":"n","Driver":"overlay"}"#));
+        assert!(is_cluster_network(br#"{"Name":"n","Scope":"swarm","Driver":"bridge"}"#));
+        assert!(!is_cluster_network(br#"{"Name":"n","Driver":"bridge"}"#));
+        assert!(!is_cluster_network(b"{"));
+    }
+}

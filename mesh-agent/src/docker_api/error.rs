@@ -1,0 +1,144 @@
+//! What clients get when an upstream can't answer: Docker's `{"message": …}`.
+//!
+//! Invariant: one explicit map from error to status ([`ApiError::status`]); the message names the socket and the next step.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use thiserror::Error;
+
+use super::Body;
+
+/// Swarm's answer to a swarm call on a node that is no manager.
+pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
+                                        connect this node to swarm and try again.";
+
+/// Which of the two is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// The local Docker engine.
+    Engine,
+    /// mesh-control on this node.
+    Control,
+}
+
+/// Why a call was not answered by its upstream.
+#[derive(Debug, Error)]
+pub(super) enum ApiError {
+    /// No manager runs here.
+    #[error("{NOT_A_MANAGER}")]
+    NotAManager,
+    /// The socket can't be connected.
+    #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
+    Unreachable {
+        /// Who was called.
+        peer: Peer,
+        /// Where.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The peer broke off before it answered.
+    #[error("{} at unix://{} broke off: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
+    Broken {
+        /// Who was called.
+        peer: Peer,
+        /// Where.
+        socket: PathBuf,
+        /// What went wrong on the connection.
+        source: hyper::Error,
+    },
+    /// The peer did not answer in time.
+    #[error("{} at unix://{} gave no answer within {seconds} s; {}", .peer.title(), .socket.display(), .peer.advice())]
+    Late {
+        /// Who was called.
+        peer: Peer,
+        /// Where.
+        socket: PathBuf,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// An answer that must be read here is too long or breaks off.
+    #[error("cannot read the answer of {}: {reason}", .peer.title())]
+    Unreadable {
+        /// Who answered.
+        peer: Peer,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A request that must be read here is too long, breaks off, or is no JSON.
+    #[error("{0}")]
+    BadRequest(String),
+}
+
+impl Peer {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Engine => "the Docker engine",
+            Self::Control => "mesh-control",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Engine => "is dockerd running?",
+            Self::Control => "see its log, or ask another manager",
+        }
+    }
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotAManager => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unreachable { peer, .. }
+            | Self::Broken { peer, .. }
+            | Self::Late { peer, .. }
+            | Self::Unreadable { peer, .. } => match peer {
+                Peer::Engine => StatusCode::BAD_GATEWAY,
+                Peer::Control => StatusCode::SERVICE_UNAVAILABLE,
+            },
+        }
+    }
+
+    /// The answer that a client gets.
+    pub(super) fn into_response(self) -> Response<Body> {
+        let status = self.status();
+        json_response(status, &serde_json::json!({ "message": self.to_string() }))
+    }
+}
+
+/// An answer made here.
+pub(super) fn json_response(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(full(format!("{value}\n")));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A body of known bytes.
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_tell_whose_fault_it_is() {
+        let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let at = |peer| ApiError::Unreachable { peer, socket: "/run/x.sock".into(), source: refused() };
+        assert_eq!(at(Peer::Engine).status(), StatusCode::BAD_GATEWAY);
+        assert_eq!(at(Peer::Control).status(), StatusCode::SERVICE_UNAVAILABLE);
+        let text = at(Peer::Engine).to_string();
+        assert!(text.contains("unix:///run/x.sock") && text.contains("dockerd"), "message is {text}");
+        assert!(
+            ApiError::NotAManager.to_string().starts_with("This node is not a swarm manager. Use \"docker")
+        );
+    }
+}

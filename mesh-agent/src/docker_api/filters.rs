@@ -1,0 +1,169 @@
+//! Query strings and Docker's `filters` parameter. Pure.
+//!
+//! Invariant: a query that is not changed keeps its bytes.
+
+use std::collections::BTreeMap;
+
+use hyper::Uri;
+use serde_json::{Map, Value};
+
+/// Label that every task's container carries.
+const TASK_LABEL: &str = "com.docker.swarm.task";
+
+/// A call's query: pairs in their order, still percent-encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+impl Query {
+    /// The query of `uri`; empty if it has none.
+    pub(super) fn of(uri: &Uri) -> Self {
+        let pairs = uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        Self { pairs }
+    }
+
+    /// The decoded value of `key`.
+    pub(super) fn value(&self, key: &str) -> Option<String> {
+        self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| percent_decode(value))
+    }
+
+    /// The values of one filter, in either of Docker's spellings (`{"k":{"v":true}}`, `{"k":["v"]}`).
+    pub(super) fn filter(&self, name: &str) -> Option<Vec<String>> {
+        self.filters().and_then(|filters| filters.get(name).map(filter_values))
+    }
+
+    /// The same query, where the filter `is-task=true` became the label that tasks' containers carry. `is-task=false` has no such
+    /// label: the filter is dropped, and the answer must be sifted.
+    #[must_use]
+    pub(super) fn with_task_filter_as_label(&self, wanted: bool) -> Self {
+        let mut filters = self.filters().unwrap_or_default();
+        filters.remove("is-task");
+        if wanted {
+            let mut labels: BTreeMap<String, Value> = filters
+                .get("label")
+                .map(filter_values)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|v| (v, true.into()))
+                .collect();
+            labels.insert(TASK_LABEL.to_owned(), true.into());
+            filters.insert("label".to_owned(), labels.into_iter().collect::<Map<_, _>>().into());
+        }
+        let encoded = percent_encode(&Value::Object(filters).to_string());
+        let mut pairs = self.pairs.clone();
+        for (key, value) in &mut pairs {
+            if key == "filters" {
+                value.clone_from(&encoded);
+            }
+        }
+        Self { pairs }
+    }
+
+    /// The query as it is written behind `?`.
+    pub(super) fn encoded(&self) -> String {
+        let pairs: Vec<String> = self.pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        pairs.join("&")
+    }
+
+    fn filters(&self) -> Option<Map<String, Value>> {
+        serde_json::from_str(&self.value("filters")?).ok()
+    }
+}
+
+/// Whether a container of `docker ps` belongs to a task.
+pub(super) fn is_task_container(container: &Value) -> bool {
+    container.get("Labels").and_then(|labels| labels.get(TASK_LABEL)).is_some()
+}
+
+fn filter_values(filter: &Value) -> Vec<String> {
+    match filter {
+        Value::Object(values) => {
+            values.iter().filter(|(_, on)| **on != Value::Bool(false)).map(|(v, _)| v.clone()).collect()
+        }
+        Value::Array(values) => values.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = |at: usize| tail.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+        match (first, hex(0), hex(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push(u8::try_from(high * 16 + low).unwrap_or(b'?'));
+                rest = &tail[2..];
+            }
+            (b'+', ..) => {
+                bytes.push(b' ');
+                rest = tail;
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn percent_encode(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::with_capacity(text.len() * 2);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else if write!(encoded, "%{byte:02X}").is_err() {
+            // Writing to a String can't fail.
+            return encoded;
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(filters: &str) -> Query {
+        let uri: Uri =
+            format!("/containers/json?all=1&filters={}&size=0", percent_encode(filters)).parse().unwrap();
+        Query::of(&uri)
+    }
+
+    #[test]
+    fn both_spellings_of_filters_are_read() {
+        assert_eq!(query(r#"{"is-task":["true"]}"#).filter("is-task"), Some(vec!["true".to_owned()]));
+        assert_eq!(query(r#"{"is-task":{"true":true}}"#).filter("is-task"), Some(vec!["true".to_owned()]));
+        assert_eq!(query(r#"{"label":["a"]}"#).filter("is-task"), None);
+        assert_eq!(query("nonsense").filter("is-task"), None);
+    }
+
+    #[test]
+    fn is_task_becomes_a_label_and_the_rest_stays() {
+        let rewritten = query(r#"{"is-task":["true"],"label":["a=b c"],"status":["exited"]}"#)
+            .with_task_filter_as_label(true);
+        assert_eq!(rewritten.filter("is-task"), None);
+        assert_eq!(rewritten.filter("label"), Some(vec!["a=b c".to_owned(), TASK_LABEL.to_owned()]));
+        assert_eq!(rewritten.filter("status"), Some(vec!["exited".to_owned()]));
+        assert_eq!(rewritten.value("all").as_deref(), Some("1"));
+        assert!(rewritten.encoded().ends_with("&size=0"), "query is {}", rewritten.encoded());
+        assert_eq!(query(r#"{"is-task":["false"]}"#).with_task_filter_as_label(false).filter("label"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn encoding_is_undone_by_decoding(text in ".*") {
+            proptest::prop_assert_eq!(percent_decode(&percent_encode(&text)), text);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The node's `docker.sock` with the unmodified `docker` CLI on one side and a real engine on the other.
+
+mod engine;
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::{Engine, docker, stderr, stdout};
+use http_body_util::Full;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use mesh_agent::docker_api::{self, Upstreams};
+use mesh_agent::view::NodeView;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The socket under test, served until dropped.
+struct Served {
+    runtime: tokio::runtime::Runtime,
+    socket: PathBuf,
+    shutdown: CancellationToken,
+    _view: watch::Sender<Arc<NodeView>>,
+}
+
+impl Served {
+    fn start(engine: &Engine) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let socket = engine.path("docker.sock");
+        let shutdown = CancellationToken::new();
+        let view = Arc::new(NodeView::new("node7".into(), Ipv4Addr::new(10, 0, 0, 7)));
+        let (sender, view) = watch::channel(view);
+        let upstreams =
+            Upstreams { engine: engine.socket(), control: Some(engine.path("control.sock")), view };
+        let listener = runtime.block_on(async { docker_api::bind(&socket) }).unwrap();
+        runtime.spawn(docker_api::serve(listener, upstreams, shutdown.clone()));
+        Self { runtime, socket, shutdown, _view: sender }
+    }
+
+    fn docker(&self, arguments: &[&str]) -> Output {
+        docker(&self.socket, arguments, "")
+    }
+
+    /// A manager's socket that knows one network and echoes the call's path as an error for the rest.
+    fn start_control(&self, path: &Path) {
+        let _guard = self.runtime.enter();
+        let listener = UnixListener::bind(path).unwrap();
+        self.runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service =
+                    hyper::service::service_fn(
+                        |request| async move { Ok::<_, hyper::Error>(control(&request)) },
+                    );
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn control(request: &Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    let (status, body) = match path.rsplit_once("/v1.41").map_or(path, |(_, rest)| rest) {
+        "/_ping" => (200, "OK".to_owned()),
+        "/info" => {
+            (200, r#"{"Swarm":{"NodeID":"m1","ControlAvailable":true,"LocalNodeState":"active"}}"#.to_owned())
+        }
+        "/networks" => {
+            (200, r#"[{"Id":"n1","Name":"ingress","Driver":"overlay","Scope":"swarm"}]"#.to_owned())
+        }
+        "/networks/ingress" => {
+            (200, r#"{"Id":"n1","Name":"ingress","Driver":"overlay","Scope":"swarm"}"#.to_owned())
+        }
+        "/networks/create" => (201, r#"{"Id":"made-by-control"}"#.to_owned()),
+        other => (404, format!(r#"{{"message":"control saw {} {other}"}}"#, request.method())),
+    };
+    Response::builder().status(status).header("Api-Version", "1.50").body(Full::from(body)).unwrap()
+}
+
+#[test]
+fn the_cli_works_on_containers_through_the_socket() {
+    let Some(engine) = engine::start() else { return };
+    let served = Served::start(&engine);
+
+    let run = served.docker(&["run", "--rm", "busybox", "echo", "hello"]);
+    assert_eq!(stdout(&run), "hello", "docker run: {}", stderr(&run));
+    let failed = served.docker(&["run", "--rm", "busybox", "sh", "-c", "exit 7"]);
+    assert_eq!(failed.status.code(), Some(7), "exit code of docker run: {}", stderr(&failed));
+
+    // Stdin travels in, its end is seen inside, and the output still comes back after it.
+    let piped = docker(&served.socket, &["run", "-i", "--rm", "busybox", "wc", "-c"], &"x".repeat(300_000));
+    assert_eq!(stdout(&piped), "300000", "docker run -i: {}", stderr(&piped));
+
+    let started = served.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "talker",
+        "busybox",
+        "sh",
+        "-c",
+        "echo one; sleep 1; echo two; sleep 60",
+    ]);
+    assert!(started.status.success(), "docker run -d: {}", stderr(&started));
+    let exec = docker(&served.socket, &["exec", "-i", "talker", "cat"], "through exec");
+    assert_eq!(stdout(&exec), "through exec", "docker exec -i: {}", stderr(&exec));
+    let status = served.docker(&["exec", "talker", "sh", "-c", "exit 3"]);
+    assert_eq!(status.status.code(), Some(3), "exit code of docker exec");
+    let detached = served.docker(&["exec", "-d", "talker", "true"]);
+    assert!(detached.status.success(), "docker exec -d: {}", stderr(&detached));
+
+    follow_logs(&served);
+    attach_with_terminal(&served);
+
+    let removed = served.docker(&["rm", "-f", "talker"]);
+    assert!(removed.status.success(), "docker rm: {}", stderr(&removed));
+    let missing = served.docker(&["inspect", "talker"]);
+    assert!(
+        stderr(&missing).contains("No such object"),
+        "the engine's errors pass through: {}",
+        stderr(&missing)
+    );
+}
+
+/// `logs -f` shows lines as they come, not when the container ends.
+fn follow_logs(served: &Served) {
+    let mut logs = Command::new("docker")
+        .args(["-H", &format!("unix://{}", served.socket.display()), "logs", "-f", "talker"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(logs.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "one");
+    assert_eq!(lines.next().unwrap().unwrap(), "two");
+    logs.kill().unwrap();
+    logs.wait().unwrap();
+}
+
+/// `docker run -it` under a pseudo-terminal.
+fn attach_with_terminal(served: &Served) {
+    let command = format!("timeout 20 docker -H unix://{} run -it --rm busybox sh", served.socket.display());
+    let mut script = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(script.stdin.as_mut().unwrap(), b"echo $((40+2))\nexit 5\n").unwrap();
+    let output = script.wait_with_output().unwrap();
+    let text = stdout(&output);
+    assert!(text.contains("42"), "docker run -it printed {text:?}");
+    assert_eq!(output.status.code(), Some(5), "exit code of the shell in docker run -it: {text}");
+}
+
+#[test]
+fn a_worker_answers_as_swarms_worker() {
+    let Some(mut engine) = engine::start() else { return };
+    let served = Served::start(&engine);
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&served.socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o660, "mode of docker.sock");
+
+    let listed = served.docker(&["service", "ls"]);
+    assert!(
+        stderr(&listed).contains("This node is not a swarm manager. Use \"docker swarm init\""),
+        "{}",
+        stderr(&listed)
+    );
+    let info = stdout(&served.docker(&[
+        "info",
+        "-f",
+        "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}} {{.Swarm.NodeID}}",
+    ]));
+    assert_eq!(info, "active false node7");
+    assert!(ping(&served.socket).contains("swarm: active/worker"), "ping says {}", ping(&served.socket));
+
+    served.docker(&["run", "-d", "--name", "task", "-l", "com.docker.swarm.task=", "busybox", "sleep", "60"]);
+    served.docker(&["run", "-d", "--name", "plain", "busybox", "sleep", "60"]);
+    let names = |filter| stdout(&served.docker(&["ps", "--filter", filter, "--format", "{{.Names}}"]));
+    assert_eq!(names("is-task=true"), "task");
+    assert_eq!(names("is-task=false"), "plain");
+    served.docker(&["rm", "-f", "task", "plain"]);
+
+    engine.halt();
+    let down = served.docker(&["ps"]);
+    let expected = format!("cannot reach the Docker engine at unix://{}", engine.socket().display());
+    assert!(stderr(&down).contains(&expected), "with the engine down: {}", stderr(&down));
+    engine.boot();
+    assert!(served.docker(&["ps"]).status.success(), "the engine is back");
+}
+
+#[test]
+fn a_manager_answers_for_the_swarm() {
+    let Some(engine) = engine::start() else { return };
+    let served = Served::start(&engine);
+    served.start_control(&engine.path("control.sock"));
+
+    let ping = ping(&served.socket);
+    assert!(ping.contains("swarm: active/manager") && ping.contains("api-version: 1.41"), "ping says {ping}");
+    let listed = served.docker(&["service", "ls"]);
+    assert!(stderr(&listed).contains("control saw GET /services"), "docker service ls: {}", stderr(&listed));
+    let info =
+        stdout(&served.docker(&["info", "-f", "{{.Swarm.NodeID}} {{.Swarm.ControlAvailable}} {{.OSType}}"]));
+    assert_eq!(info, "m1 true linux");
+
+    let networks = stdout(&served.docker(&["network", "ls", "--format", "{{.Name}} {{.Scope}}"]));
+    assert!(
+        networks.contains("host local") && networks.contains("ingress swarm"),
+        "docker network ls: {networks}"
+    );
+    let inspected = stdout(&served.docker(&["network", "inspect", "-f", "{{.Scope}}", "ingress"]));
+    assert_eq!(inspected, "swarm");
+    assert_eq!(stdout(&served.docker(&["network", "inspect", "-f", "{{.Driver}}", "host"])), "host");
+    assert_eq!(stdout(&served.docker(&["network", "create", "-d", "overlay", "over"])), "made-by-control");
+    let local = served.docker(&["network", "create", "local"]);
+    assert!(local.status.success(), "docker network create: {}", stderr(&local));
+    assert!(served.docker(&["network", "rm", "local"]).status.success());
+}
+
+/// The head of `/_ping`, lower case.
+fn ping(socket: &Path) -> String {
+    let output = Command::new("curl")
+        .args(["-sI", "--unix-socket"])
+        .arg(socket)
+        .arg("http://docker/_ping")
+        .output()
+        .unwrap();
+    stdout(&output).to_lowercase()
+}
