@@ -9,6 +9,8 @@
 pub mod control_link;
 pub mod datapath;
 pub mod docker_api;
+pub mod lb;
+pub mod proxy;
 pub mod view;
 
 /// An error and its causes in one line, for logs.

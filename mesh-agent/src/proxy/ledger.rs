@@ -1,0 +1,308 @@
+//! What the proxy counts, and which of its connections must end: one entry a backend, one a published port.
+//!
+//! Invariants: counters only grow; live connections are never negative; an entry lives as long as its backend is in the view or
+//! a connection holds it. No lock is held while anything waits.
+//!
+//! Left to others: turning figures into metrics (`metrics`).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_state::ids::{BackendId, ServiceId};
+use mesh_state::spec::Protocol;
+use tokio_util::sync::CancellationToken;
+
+use super::dial::FailureReason;
+use crate::view::NodeView;
+
+/// Names a published port of a service.
+pub type FrontendKey = (ServiceId, Protocol, u16);
+
+/// Counters of one backend.
+#[derive(Debug, Default)]
+pub struct BackendEntry {
+    opened: AtomicU64,
+    closed: AtomicU64,
+    serving: AtomicU64,
+    request_bytes: AtomicU64,
+    reply_bytes: AtomicU64,
+    failures: [AtomicU64; FailureReason::ALL.len()],
+    gone: CancellationToken,
+}
+
+/// Counters of one published port.
+#[derive(Debug, Default)]
+pub struct FrontendEntry {
+    turns: AtomicU64,
+    opened: AtomicU64,
+    no_backend: AtomicU64,
+    all_refused: AtomicU64,
+    request_bytes: AtomicU64,
+    reply_bytes: AtomicU64,
+}
+
+/// Figures of one backend, as this node's proxy saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BackendFigures {
+    /// Connections assigned to it by this node.
+    pub opened: u64,
+    /// Those of them that are live.
+    pub live: u64,
+    /// Live connections that this node carries into its own task, whoever assigned them.
+    pub serving: u64,
+    /// Payload from clients to the task, bytes.
+    pub request_bytes: u64,
+    /// Payload from the task to clients, bytes.
+    pub reply_bytes: u64,
+    /// Failed attempts to connect, by [`FailureReason`].
+    pub failures: [u64; FailureReason::ALL.len()],
+}
+
+/// Figures of one published port, as this node's proxy saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrontendFigures {
+    /// Connections accepted.
+    pub opened: u64,
+    /// Connections refused, as there was no backend.
+    pub no_backend: u64,
+    /// Connections refused, as every backend tried refused.
+    pub all_refused: u64,
+    /// Payload from clients, bytes.
+    pub request_bytes: u64,
+    /// Payload to clients, bytes.
+    pub reply_bytes: u64,
+}
+
+/// All figures at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyStats {
+    /// By backend.
+    pub backends: BTreeMap<BackendId, BackendFigures>,
+    /// By published port.
+    pub frontends: BTreeMap<FrontendKey, FrontendFigures>,
+    /// Published ports, and whether this node listens on them.
+    pub listeners: BTreeMap<u16, bool>,
+}
+
+/// The entries by name.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    backends: BTreeMap<BackendId, Arc<BackendEntry>>,
+    frontends: BTreeMap<FrontendKey, Arc<FrontendEntry>>,
+    listeners: BTreeMap<u16, bool>,
+}
+
+impl Ledger {
+    /// The backend's entry.
+    pub fn backend(&self, id: BackendId) -> Arc<BackendEntry> {
+        Arc::clone(self.lock().backends.entry(id).or_default())
+    }
+
+    /// The published port's entry.
+    pub fn frontend(&self, key: &FrontendKey) -> Arc<FrontendEntry> {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.frontends.get(key) {
+            return Arc::clone(entry);
+        }
+        Arc::clone(entries.frontends.entry(key.clone()).or_default())
+    }
+
+    /// Live connections that this node assigned to the backend.
+    pub fn live(&self, id: BackendId) -> u64 {
+        self.lock().backends.get(&id).map_or(0, |entry| entry.live())
+    }
+
+    /// Notes on which published ports this node listens.
+    pub fn set_listeners(&self, listeners: BTreeMap<u16, bool>) {
+        self.lock().listeners = listeners;
+    }
+
+    /// Forgets what the view doesn't hold any more; connections of backends that are gone end at once.
+    pub fn follow(&self, view: &NodeView) {
+        let mut entries = self.lock();
+        entries.backends.retain(|id, entry| {
+            let stays = view.backends.contains_key(id);
+            if !stays {
+                entry.gone.cancel();
+            }
+            stays
+        });
+        entries.frontends.retain(|(service, protocol, published), _| {
+            view.services.get(service).is_some_and(|service| {
+                service.ports.iter().any(|port| port.protocol == *protocol && port.published == *published)
+            })
+        });
+    }
+
+    /// All figures now.
+    pub fn stats(&self) -> ProxyStats {
+        let entries = self.lock();
+        ProxyStats {
+            backends: entries.backends.iter().map(|(id, entry)| (*id, entry.figures())).collect(),
+            frontends: entries.frontends.iter().map(|(key, entry)| (key.clone(), entry.figures())).collect(),
+            listeners: entries.listeners.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BackendEntry {
+    /// Cancelled once the backend is gone.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Counts a connection assigned to the backend, until the guard is dropped.
+    pub fn open(self: &Arc<Self>) -> Opened {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Opened { entry: Arc::clone(self) }
+    }
+
+    /// Counts a connection carried into the local task, until the guard is dropped.
+    pub fn serve(self: &Arc<Self>) -> Serving {
+        self.serving.fetch_add(1, Ordering::Relaxed);
+        Serving { entry: Arc::clone(self) }
+    }
+
+    /// Counts a failed attempt to connect.
+    pub fn count_failure(&self, reason: FailureReason) {
+        self.failures[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes from clients.
+    pub fn request_bytes(&self) -> &AtomicU64 {
+        &self.request_bytes
+    }
+
+    /// Bytes to clients.
+    pub fn reply_bytes(&self) -> &AtomicU64 {
+        &self.reply_bytes
+    }
+
+    fn live(&self) -> u64 {
+        // Closed first: a connection that opens and closes in between must not make it negative.
+        let closed = self.closed.load(Ordering::Acquire);
+        self.opened.load(Ordering::Acquire).saturating_sub(closed)
+    }
+
+    fn figures(&self) -> BackendFigures {
+        BackendFigures {
+            opened: self.opened.load(Ordering::Relaxed),
+            live: self.live(),
+            serving: self.serving.load(Ordering::Relaxed),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
+            failures: std::array::from_fn(|reason| self.failures[reason].load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl FrontendEntry {
+    /// The number of turns before this one.
+    pub fn next_turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts an accepted connection.
+    pub fn count_opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a connection for which there was no backend, or (`tried`) none that took it.
+    pub fn count_unassigned(&self, tried: bool) {
+        let counter = if tried { &self.all_refused } else { &self.no_backend };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes from clients.
+    pub fn request_bytes(&self) -> &AtomicU64 {
+        &self.request_bytes
+    }
+
+    /// Bytes to clients.
+    pub fn reply_bytes(&self) -> &AtomicU64 {
+        &self.reply_bytes
+    }
+
+    fn figures(&self) -> FrontendFigures {
+        FrontendFigures {
+            opened: self.opened.load(Ordering::Relaxed),
+            no_backend: self.no_backend.load(Ordering::Relaxed),
+            all_refused: self.all_refused.load(Ordering::Relaxed),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A connection that this node assigned to a backend; dropped when it ends.
+#[derive(Debug)]
+pub struct Opened {
+    entry: Arc<BackendEntry>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.entry.closed.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// A connection into a local task; dropped when it ends.
+#[derive(Debug)]
+pub struct Serving {
+    entry: Arc<BackendEntry>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.entry.serving.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh_state::ids::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_that_leaves_the_view_takes_its_entry_and_its_connections_along() {
+        let ledger = Ledger::default();
+        let id = BackendId::new(1).expect("an id");
+        let entry = ledger.backend(id);
+        let open = entry.open();
+        assert_eq!(ledger.live(id), 1);
+        ledger.follow(&NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST));
+        assert!(entry.gone().is_cancelled(), "its connections are told");
+        assert_eq!(ledger.stats().backends.len(), 0, "its figures vanish");
+        drop(open);
+        assert!(!ledger.backend(id).gone().is_cancelled(), "a later backend of this id starts afresh");
+    }
+
+    #[test]
+    fn live_counts_follow_the_guards() {
+        let ledger = Ledger::default();
+        let id = BackendId::new(1).expect("an id");
+        let (first, second) = (ledger.backend(id).open(), ledger.backend(id).open());
+        let serving = ledger.backend(id).serve();
+        drop(first);
+        ledger.backend(id).count_failure(FailureReason::Timeout);
+        let figures = ledger.stats().backends[&id];
+        assert_eq!((figures.opened, figures.live, figures.serving), (2, 1, 1));
+        assert_eq!(figures.failures.iter().sum::<u64>(), 1);
+        drop((second, serving));
+        let figures = ledger.stats().backends[&id];
+        assert_eq!((figures.opened, figures.live, figures.serving), (2, 0, 0));
+    }
+}

@@ -1,0 +1,181 @@
+//! The userspace proxy: published ports as sockets, and the relay between nodes.
+//!
+//! Purpose: every node answers on every published port. In `--datapath userspace` this is all of the data plane; otherwise it
+//! serves what the kernel programs leave over: the host's own connections, loopback.
+//!
+//! Invariants: a connection keeps its backend through every change of the view; what ends it is its ends, idleness, or its
+//! backend's disappearance. The number of connections is capped.
+//!
+//! Left to others: which backend (`lb`), the packets of other hosts where programs are attached (`datapath`), UDP.
+
+pub mod dial;
+pub mod ledger;
+pub mod preamble;
+pub mod replay;
+
+mod accept;
+mod connection;
+mod listeners;
+mod pipe;
+mod relay;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::control_link::relay_keys::RelayKeys;
+use crate::lb::Selector;
+use crate::view::NodeView;
+use ledger::Ledger;
+use listeners::Listeners;
+
+/// Published ports that could not be bound are tried again after this.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How the proxy works.
+#[derive(Debug, Clone)]
+pub struct ProxySettings {
+    /// Where published ports listen; IPv6's "any" takes IPv4 as well.
+    pub listen_address: IpAddr,
+    /// Where other nodes' proxies connect to.
+    pub relay_listen: SocketAddr,
+    /// The port of every other node's relay.
+    pub relay_port: u16,
+    /// Connections served at once, of clients and of other nodes, each.
+    pub connections_max: usize,
+    /// A connection without a byte for this long ends.
+    pub idle_limit: Duration,
+    /// How long live connections may go on once the agent stops.
+    pub drain_limit: Duration,
+}
+
+/// Why the proxy could not start.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// The relay's port can't be bound.
+    #[error(
+        "listen on {address} for other nodes: choose another with --relay-listen, the same port on all nodes"
+    )]
+    Relay {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    settings: ProxySettings,
+    ledger: Ledger,
+    selector: ArcSwap<Selector>,
+    view: watch::Receiver<Arc<NodeView>>,
+    relay_keys: watch::Receiver<RelayKeys>,
+    room: Arc<Semaphore>,
+    relay_room: Arc<Semaphore>,
+    tracker: TaskTracker,
+    /// No new connections.
+    stop: CancellationToken,
+    /// No connections at all.
+    cut: CancellationToken,
+}
+
+impl Proxy {
+    /// Binds the relay's port. Published ports are bound by [`Proxy::run`].
+    ///
+    /// # Errors
+    /// The relay's port can't be bound.
+    pub fn bind(
+        settings: ProxySettings,
+        view: watch::Receiver<Arc<NodeView>>,
+        relay_keys: watch::Receiver<RelayKeys>,
+    ) -> Result<(Arc<Self>, TcpListener), ProxyError> {
+        let address = settings.relay_listen;
+        let relay = accept::bind(address).map_err(|source| ProxyError::Relay { address, source })?;
+        let selector = Selector::new(&view.borrow());
+        let proxy = Self {
+            ledger: Ledger::default(),
+            selector: ArcSwap::from_pointee(selector),
+            view,
+            relay_keys,
+            room: Arc::new(Semaphore::new(settings.connections_max)),
+            relay_room: Arc::new(Semaphore::new(settings.connections_max)),
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            settings,
+        };
+        Ok((Arc::new(proxy), relay))
+    }
+
+    /// Follows the view until `shutdown`, reporting each generation that new connections follow; then lets live connections
+    /// end within the drain limit.
+    pub async fn run(
+        self: Arc<Self>,
+        relay: TcpListener,
+        applied: watch::Sender<u64>,
+        shutdown: CancellationToken,
+    ) {
+        self.tracker.spawn(relay::run(Arc::clone(&self), relay));
+        let mut listeners = Listeners::default();
+        let mut views = self.view.clone();
+        let mut retry = interval(RETRY_INTERVAL);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let view = Arc::clone(&views.borrow_and_update());
+            self.selector.store(Arc::new(Selector::new(&view)));
+            self.ledger.follow(&view);
+            listeners.follow(&self, &view);
+            applied
+                .send_if_modified(|applied| std::mem::replace(applied, view.generation) != view.generation);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                changed = views.changed() => if changed.is_err() { break },
+                _ = retry.tick() => {}
+            }
+        }
+        self.stop.cancel();
+        self.tracker.close();
+        if timeout(self.settings.drain_limit, self.tracker.wait()).await.is_err() {
+            tracing::info!(
+                connections = self.tracker.len(),
+                "cut proxied connections that did not end in time"
+            );
+            self.cut.cancel();
+            self.tracker.wait().await;
+        }
+    }
+
+    /// Where other nodes' proxies connect to.
+    pub fn relay_address(&self) -> SocketAddr {
+        self.settings.relay_listen
+    }
+
+    /// The figures.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn view(&self) -> Arc<NodeView> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    fn relay_keys(&self) -> RelayKeys {
+        self.relay_keys.borrow().clone()
+    }
+
+    fn selector(&self) -> Arc<Selector> {
+        self.selector.load_full()
+    }
+}
