@@ -43,6 +43,8 @@ enum Step {
     Integration,
     /// Kernel programs (needs root)
     Kernel,
+    /// The lab, without mesh (needs root)
+    Lab,
     /// Whole clusters on the tc datapath, then on xdp (needs root)
     Cluster,
 }
@@ -105,19 +107,20 @@ impl Step {
             Self::Unit => cargo_test(&["--workspace", "--lib", "--bins"])?,
             Self::Integration => {
                 for package in packages_with_tests()? {
-                    if !["mesh-agent", "mesh-tests"].contains(&package.as_str()) {
+                    if !["mesh-agent", "mesh-tests", "xtask"].contains(&package.as_str()) {
                         cargo_test(&["--package", &package, "--test", "*"])?;
                     }
                 }
             }
             Self::Kernel => return kernel(),
+            Self::Lab => cargo_test(&["--package", "xtask", "--test", "*"])?,
             Self::Cluster => return cluster(),
         }
         Ok(Outcome::Passed)
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel | Self::Cluster)
+        matches!(self, Self::Kernel | Self::Lab | Self::Cluster)
     }
 }
 

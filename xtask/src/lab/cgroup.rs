@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 const KILL_LIMIT: Duration = Duration::from_secs(15);
@@ -37,28 +38,40 @@ pub(super) fn kill(path: &Path) -> Result<()> {
 /// Kills what `find` finds until it finds nothing.
 pub(super) fn kill_until_gone(find: impl Fn() -> io::Result<BTreeSet<u32>>) -> Result<()> {
     let deadline = Instant::now() + KILL_LIMIT;
+    let mut killed = BTreeSet::new();
     loop {
         let left = find().context("look for processes")?;
         if left.is_empty() {
+            killed.into_iter().for_each(reap);
             return Ok(());
         }
         if Instant::now() > deadline {
             bail!("processes {left:?} are still there {} s after SIGKILL", KILL_LIMIT.as_secs());
         }
-        left.into_iter().try_for_each(kill_now)?;
+        left.iter().copied().try_for_each(kill_now)?;
+        killed.extend(left);
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Sends SIGKILL; a process that is gone already is no error.
 pub(super) fn kill_now(pid: u32) -> Result<()> {
-    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        bail!("{pid} is no process id");
-    };
+    let target = process(pid).with_context(|| format!("{pid} is no process id"))?;
     match kill_process(target, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(e) => Err(e).with_context(|| format!("kill process {pid}")),
     }
+}
+
+/// Buries a killed process if it was our own child, as it is when one program starts and kills; others are init's.
+pub(super) fn reap(pid: u32) {
+    while let Some(child) = process(pid)
+        && waitpid(Some(child), WaitOptions::empty()).is_err_and(|error| error == Errno::INTR)
+    {}
+}
+
+fn process(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
 /// Removes the group and those below it from all hierarchies; they must hold no process any more.

@@ -101,6 +101,7 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
     }
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     cgroup::kill_now(pid)?;
+    cgroup::reap(pid);
     let dying = children.split_whitespace().filter_map(|word| word.parse().ok()).chain([pid]);
     let dying: Vec<u32> = dying.collect();
     let deadline = Instant::now() + GONE_LIMIT;
