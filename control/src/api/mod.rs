@@ -41,7 +41,9 @@ mod validate;
 mod fixtures;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use axum::routing::{get, post};
 use tower::Layer as _;
 
@@ -52,6 +54,16 @@ use error::ApiError;
 pub fn router(context: ApiContext) -> Router {
     // Routing happens inside of the service that takes the version off.
     Router::new().fallback_service(from_fn(version::strip).layer(routes(context)))
+}
+
+/// Puts the route's template on the answer, for whoever counts requests from outside.
+async fn tell_route(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
+    }
+    response
 }
 
 fn routes(context: ApiContext) -> Router {
@@ -81,6 +93,7 @@ fn routes(context: ApiContext) -> Router {
         .route("/configs", get(later::none))
         .route("/configs/create", post(later::config_create))
         .route("/configs/{id}", get(later::config).delete(later::config))
+        .route_layer(from_fn(tell_route))
         .fallback(async || ApiError::PageNotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(context)

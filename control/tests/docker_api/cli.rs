@@ -1,0 +1,207 @@
+//! The unmodified `docker` CLI as the client.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::cluster::{Cluster, node_id};
+
+/// The CLI and the socket that it talks to.
+struct Docker {
+    cluster: Cluster,
+    socket: PathBuf,
+}
+
+impl Docker {
+    /// `None`, with a word about it, where there is no CLI. In CI that is a failure.
+    async fn start() -> Option<Self> {
+        let found = std::env::var_os("PATH").is_some_and(|path| {
+            std::env::split_paths(&path).any(|directory| directory.join("docker").is_file())
+        });
+        if !found {
+            assert!(std::env::var_os("CI").is_none(), "the docker CLI is not installed");
+            println!("skipped: the docker CLI is not installed");
+            return None;
+        }
+        let cluster = Cluster::start().await;
+        let socket = cluster.serve();
+        Some(Self { cluster, socket })
+    }
+
+    async fn run(&self, arguments: &str) -> Output {
+        Command::new("docker")
+            .args(arguments.split_whitespace())
+            .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
+            .env_remove("DOCKER_CONTEXT")
+            .output()
+            .await
+            .unwrap()
+    }
+
+    /// What a command prints; it must succeed.
+    async fn ok(&self, arguments: &str) -> String {
+        let output = self.run(arguments).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docker {arguments}: {errors}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// What a command complains of; it must fail.
+    async fn refused(&self, arguments: &str) -> String {
+        let output = self.run(arguments).await;
+        assert!(!output.status.success(), "docker {arguments} was expected to fail");
+        String::from_utf8_lossy(&output.stderr).trim().to_owned()
+    }
+
+    async fn inspect(&self, arguments: &str) -> Value {
+        serde_json::from_str(&self.ok(arguments).await).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_converges_and_is_shown() {
+    let Some(docker) = Docker::start().await else { return };
+    let output = docker.run("service create --name myweb --replicas 2 -p 80:80 nginx").await;
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{complained}");
+    assert!(said.contains("Service") && said.contains("converged"), "expected convergence, saw {said}");
+
+    let format = "{{.Name}}|{{.Mode}}|{{.Replicas}}|{{.Image}}|{{.Ports}}";
+    let listed = docker.ok(&format!("service ls --format {format}")).await;
+    assert_eq!(listed, "myweb|replicated|2/2|nginx:latest|*:80->80/tcp");
+    let tasks = docker.ok("service ps myweb --format {{.Name}}|{{.Node}}|{{.DesiredState}}").await;
+    assert_eq!(tasks, "myweb.1|node-1|Running\nmyweb.2|node-2|Running");
+    let pretty = docker.ok("service inspect --pretty myweb").await;
+    for line in [
+        "Service Mode:\tReplicated",
+        "Replicas:\t2",
+        "PublishedPort = 80",
+        "Parallelism:\t1",
+        "Endpoint Mode:\tvip",
+    ] {
+        assert!(pretty.contains(line), "expected {line:?} in\n{pretty}");
+    }
+    let filtered = docker.ok("service ls -q --filter name=nope").await;
+    assert_eq!(filtered, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_scaled_updated_rolled_back_and_removed() {
+    let Some(docker) = Docker::start().await else { return };
+    docker.ok("service create -d --name web --replicas 1 nginx:1.10").await;
+    docker.ok("service scale -d web=3").await;
+    let replicas = "service ls --format {{.Name}}={{.Replicas}}";
+    docker.cluster.until("three tasks", |snapshot| snapshot.statuses.len() == 3).await;
+    assert_eq!(docker.ok(replicas).await, "web=3/3");
+
+    docker.ok("service update -d --label-add mesh.lb.policy=least-connections web").await;
+    docker.ok("service update -d --image nginx:1.11 --env-add A=1 --update-delay 2s web").await;
+    let spec = &docker.inspect("service inspect web").await[0]["Spec"];
+    assert_eq!(spec["Labels"], json!({"mesh.lb.policy": "least-connections"}));
+    assert_eq!(spec["TaskTemplate"]["ContainerSpec"]["Env"], json!(["A=1"]));
+    assert_eq!(spec["UpdateConfig"]["Delay"], 2_000_000_000_i64);
+    docker.ok("service rollback -d web").await;
+    let spec = &docker.inspect("service inspect web").await[0]["Spec"];
+    assert!(
+        spec["TaskTemplate"]["ContainerSpec"]["Image"]
+            .as_str()
+            .is_some_and(|image| image.starts_with("nginx:1.10")),
+        "expected the image before, saw {spec}"
+    );
+    docker.ok("service rm web").await;
+    assert_eq!(docker.ok("service ls -q").await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_global_service_runs_everywhere() {
+    let Some(docker) = Docker::start().await else { return };
+    docker.ok("service create -d --mode global --name everywhere nginx").await;
+    docker.cluster.until("three tasks", |snapshot| snapshot.statuses.len() == 3).await;
+    assert_eq!(docker.ok("service ls --format {{.Mode}}|{{.Replicas}}").await, "global|3/3");
+    let mut tasks: Vec<_> = docker
+        .ok("service ps everywhere --no-trunc --format {{.Name}}|{{.Node}}")
+        .await
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    tasks.sort();
+    let expected: Vec<_> =
+        (1..=3).map(|number| format!("everywhere.{}|node-{number}", node_id(number))).collect();
+    assert_eq!(tasks, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_listed_inspected_and_updated() {
+    let Some(docker) = Docker::start().await else { return };
+    let format =
+        "{{.Hostname}}|{{.Self}}|{{.Status}}|{{.Availability}}|{{.ManagerStatus}}|{{.EngineVersion}}";
+    let listed = docker.ok(&format!("node ls --format {format}")).await;
+    assert_eq!(
+        listed,
+        "node-1|true|Ready|Active|Leader|20.10.24\nnode-2|false|Ready|Active||20.10.24\nnode-3|false|Ready|Active||20.10.24"
+    );
+    docker.ok("node update --availability drain --label-add zone=a node-2").await;
+    let node = &docker.inspect("node inspect node-2").await[0];
+    assert_eq!(node["Spec"]["Availability"], "drain");
+    assert_eq!(node["Spec"]["Labels"], json!({"zone": "a"}));
+    let pretty = docker.ok("node inspect self --pretty").await;
+    for line in ["Hostname:", "node-1", "Leader:", "Yes", "Address:", "10.77.0.11"] {
+        assert!(pretty.contains(line), "expected {line:?} in\n{pretty}");
+    }
+    docker.ok("service create -d --name web --replicas 3 nginx").await;
+    docker.cluster.until("three tasks", |snapshot| snapshot.statuses.len() == 3).await;
+    assert_eq!(docker.ok("node ps node-3 --format {{.Name}}").await, "web.3");
+    let token = docker.ok("swarm join-token -q worker").await;
+    assert!(token.starts_with("SWMTKN-1-"), "expected a token, saw {token}");
+    let info = docker
+        .ok("info --format {{.Swarm.LocalNodeState}}|{{.Swarm.ControlAvailable}}|{{.Swarm.Nodes}}")
+        .await;
+    assert_eq!(info, "active|true|3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said() {
+    let Some(docker) = Docker::start().await else { return };
+    let id = docker.ok("service create -d --name web -p 80:80 nginx").await;
+    let id = id.lines().next().unwrap();
+    for (command, expected) in [
+        ("service create -d --name web nginx", "service web already exists"),
+        (
+            "service create -d --name other -p 80:80 nginx",
+            &format!("port '80' is already in use by service 'web' ({id}) as an ingress port"),
+        ),
+        (
+            "service update -d --label-add mesh.lb.policy=fastest web",
+            "must be one of round-robin, least-connections",
+        ),
+        ("service create -d --name Bad.Name nginx", "name must be valid as a DNS name component"),
+        (
+            "service create -d --constraint node.role=worker nginx",
+            "constraint expected one operator from ==, !=",
+        ),
+        ("service create -d -p 1/sctp nginx", "can't be published: mesh carries tcp and udp"),
+        ("service create -d --endpoint-mode dnsrr -p 81:81 nginx", "can't be used with dnsrr mode"),
+        ("service create -d --limit-memory 1k nginx", "Must be at least 4MiB"),
+        ("service create -d --mode replicated-job nginx", "job modes are not supported by mesh yet"),
+        ("service create -d --network web nginx", "network web not found"),
+        ("service inspect nope", "no such service: nope"),
+        ("service ps nope", "no such service: nope"),
+        ("service rollback -d web", "does not have a previous spec"),
+        ("service logs web", "service logs are not served by mesh yet"),
+        ("service ls --filter foo=bar", "Invalid filter 'foo'"),
+        ("node rm node-2", "is not down and can't be removed"),
+        ("node promote node-2", "promoting a node is not served by mesh yet"),
+        ("node demote node-1", "demoting a node is not served by mesh yet"),
+        ("secret inspect x", "secret x not found"),
+    ] {
+        let seen = docker.refused(command).await;
+        assert!(seen.contains(expected), "docker {command}: expected {expected:?}, saw {seen:?}");
+    }
+    assert_eq!(docker.ok("service ls --format {{.Name}}").await, "web", "a refused command left something");
+    assert_eq!(docker.ok("secret ls -q").await, "");
+    assert_eq!(docker.ok("config ls -q").await, "");
+    assert_eq!(docker.ok("stack ls --format {{.Name}}").await, "");
+}

@@ -1,0 +1,227 @@
+//! One manager's API over a store in memory, with three nodes that are told to be there.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use chrono::Utc;
+use http_body_util::BodyExt as _;
+use mesh_control::api;
+use mesh_control::bootstrap::open_cluster;
+use mesh_control::context::ApiContext;
+use mesh_control::snapshot::ClusterSnapshot;
+use mesh_control::watch;
+use mesh_state::cluster::Manager;
+use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
+use mesh_state::store::{MemoryStore, Op, Store as _};
+use mesh_state::{codec, keys};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::orchestra;
+
+/// What a request was answered with.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// Status and Docker's message.
+    pub(crate) fn refusal(&self) -> (u16, &str) {
+        (self.status.as_u16(), self.body["message"].as_str().unwrap_or("<no message>"))
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) store: MemoryStore,
+    pub(crate) context: ApiContext,
+    router: Router,
+    directory: TempDir,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl Cluster {
+    /// A cluster of node-1 (manager, this one), node-2 and node-3, with its tasks played.
+    pub(crate) async fn start() -> Self {
+        let store = MemoryStore::new();
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open_cluster(&store, &directory.path().join("control"), Utc::now()).await.unwrap();
+        let (follower, feed) = watch::feed();
+        let shutdown = CancellationToken::new();
+        tokio::spawn(follower.follow(Arc::new(store.clone()), shutdown.clone()));
+        let context = ApiContext {
+            store: Arc::new(store.clone()),
+            feed,
+            manager_name: "node-1".to_owned(),
+            advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
+            node_port: 2377,
+            sealer: Arc::new(opened.sealer),
+        };
+        let cluster = Self { store, router: api::router(context.clone()), context, directory, shutdown };
+        for number in 1..=3 {
+            cluster.join(number).await;
+        }
+        let leader =
+            Manager { name: "node-1".to_owned(), address: "10.77.0.11".to_owned(), since: Utc::now() };
+        cluster.write(vec![Op::put(keys::LEADER, codec::encode(&leader).unwrap())]).await;
+        tokio::spawn(orchestra::play(cluster.context.clone(), cluster.shutdown.clone()));
+        cluster
+    }
+
+    async fn join(&self, number: u8) {
+        let node = Node {
+            id: node_id(number).as_str().into(),
+            spec: NodeSpec {
+                role: if number == 1 { NodeRole::Manager } else { NodeRole::Worker },
+                ..NodeSpec::default()
+            },
+            description: NodeDescription {
+                hostname: format!("node-{number}"),
+                architecture: "x86_64".to_owned(),
+                os: "linux".to_owned(),
+                nano_cpus: 2_000_000_000,
+                memory_bytes: 1 << 30,
+                engine_version: "20.10.24".to_owned(),
+                manager_address: (number == 1).then(|| "10.77.0.11:2377".to_owned()),
+                ..NodeDescription::default()
+            },
+            address: Some(Ipv4Addr::new(10, 77, 0, 10 + number).into()),
+            subnet: Some(format!("10.128.{number}.0/24").parse().unwrap()),
+            created_at: Utc::now(),
+            updated_at: Utc::now(),
+        };
+        self.write(vec![Op::put(keys::node(&node.id), codec::encode(&node).unwrap())]).await;
+        self.believe(number, NodeState::Ready).await;
+    }
+
+    /// Sets what the cluster believes of a node.
+    pub(crate) async fn believe(&self, number: u8, state: NodeState) {
+        let liveness = Liveness {
+            state,
+            since: Utc::now(),
+            message: if state == NodeState::Down { "heartbeat failure".to_owned() } else { String::new() },
+            manager: "node-1".to_owned(),
+        };
+        let key = keys::liveness(&node_id(number).as_str().into());
+        self.write(vec![Op::put(key, codec::encode(&liveness).unwrap())]).await;
+    }
+
+    /// Writes past the API and waits until it is seen.
+    pub(crate) async fn write(&self, ops: Vec<Op>) {
+        let outcome = self.store.txn(vec![], ops).await.unwrap();
+        let mesh_state::store::TxnOutcome::Committed(revision) = outcome else {
+            panic!("a write without compares met a conflict")
+        };
+        self.context.wait_for_revision(revision, Duration::from_secs(10)).await.unwrap();
+    }
+
+    /// Waits until the snapshot is as `is_so` wants it.
+    pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&ClusterSnapshot) -> bool) {
+        let mut snapshots = self.context.feed.snapshots.clone();
+        let waited = tokio::time::timeout(
+            Duration::from_secs(10),
+            snapshots.wait_for(|snapshot| is_so(snapshot.as_ref())),
+        );
+        assert!(matches!(waited.await, Ok(Ok(_))), "waited in vain until {what}");
+    }
+
+    /// One request.
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status: head.status, headers: head.headers, body }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(Request::delete(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        let request = Request::post(path)
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()))
+            .unwrap();
+        self.send(request).await
+    }
+
+    /// Creates a service and returns its id.
+    pub(crate) async fn create(&self, spec: &Value) -> String {
+        let answer = self.post("/services/create", spec).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "creating {spec}: {}", answer.body);
+        answer.body["ID"].as_str().unwrap().to_owned()
+    }
+
+    /// A service as the API shows it.
+    pub(crate) async fn service(&self, query: &str) -> Value {
+        let answer = self.get(&format!("/services/{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "inspecting {query}: {}", answer.body);
+        answer.body
+    }
+
+    /// Reads a service, changes its spec and posts it back.
+    pub(crate) async fn update(&self, query: &str, change: impl FnOnce(&mut Value)) -> Answer {
+        let mut service = self.service(query).await;
+        change(&mut service["Spec"]);
+        let version = service["Version"]["Index"].as_i64().unwrap();
+        self.post(&format!("/services/{query}/update?version={version}"), &service["Spec"]).await
+    }
+
+    /// Serves the API on a socket, for clients that want one.
+    pub(crate) fn serve(&self) -> PathBuf {
+        let path = self.directory.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let (router, shutdown) = (self.router.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+        });
+        path
+    }
+}
+
+/// The id of node-`number`.
+pub(crate) fn node_id(number: u8) -> String {
+    format!("{number}nodenodenodenodenodenode")
+}
+
+/// The smallest spec: as the CLI sends it, with a number of replicas.
+pub(crate) fn spec(name: &str, replicas: u64) -> Value {
+    json!({
+        "Name": name, "Labels": {},
+        "TaskTemplate": {
+            "ContainerSpec": {"Image": "nginx:latest", "Init": false, "DNSConfig": {}},
+            "Resources": {"Limits": {}, "Reservations": {}}, "Placement": {}, "ForceUpdate": 0
+        },
+        "Mode": {"Replicated": {"Replicas": replicas}},
+        "EndpointSpec": {"Mode": "vip"}
+    })
+}
+
+/// The smallest spec with one published port.
+pub(crate) fn published(name: &str, published: u16) -> Value {
+    let mut spec = spec(name, 1);
+    spec["EndpointSpec"]["Ports"] =
+        json!([{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": published, "PublishMode": "ingress"}]);
+    spec
+}

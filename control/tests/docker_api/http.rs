@@ -1,0 +1,224 @@
+//! Services over HTTP.
+
+use axum::body::Body;
+use axum::http::Request;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, published, spec};
+
+#[tokio::test]
+async fn ping_tells_the_client_what_it_asks_first() {
+    let cluster = Cluster::start().await;
+    for path in ["/_ping", "/v1.43/_ping"] {
+        for method in ["GET", "HEAD"] {
+            let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            let answer = cluster.send(request).await;
+            assert_eq!(answer.status, 200, "{method} {path}");
+            assert_eq!(answer.headers["api-version"], "1.50", "{method} {path}");
+            assert_eq!(answer.headers["swarm"], "active/manager");
+            assert_eq!(answer.headers["ostype"], "linux");
+            assert_eq!(answer.body, if method == "GET" { "OK" } else { "" });
+        }
+    }
+}
+
+#[tokio::test]
+async fn unknown_pages_and_versions_are_refused_in_dockers_form() {
+    let cluster = Cluster::start().await;
+    for (path, expected) in [
+        ("/nowhere", (404, "page not found")),
+        ("/v1.43/nowhere", (404, "page not found")),
+        ("/v1.51/services", (400, "client version 1.51 is too new. Maximum supported API version is 1.50")),
+        (
+            "/v1.23/services",
+            (
+                400,
+                "client version 1.23 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version",
+            ),
+        ),
+    ] {
+        assert_eq!(cluster.get(path).await.refusal(), expected, "GET {path}");
+    }
+    assert_eq!(cluster.delete("/services").await.refusal(), (405, "method not allowed"));
+    assert_eq!(cluster.get("/v1.24/services").await.status, 200);
+    assert_eq!(cluster.get("/v1.50/services").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_service_comes_back_as_it_was_given() {
+    let cluster = Cluster::start().await;
+    let mut given = published("web", 8080);
+    given["TaskTemplate"]["ContainerSpec"]["Healthcheck"] = json!({"Test": ["NONE"], "Retries": 3});
+    given["TaskTemplate"]["ContainerSpec"]["Novel"] = json!({"kept": [1]});
+    given["UpdateConfig"] = json!({"Parallelism": 2, "MaxFailureRatio": 0.1});
+    given["Later"] = json!("kept too");
+    let id = cluster.create(&given).await;
+    assert_eq!(id.len(), 25);
+    let service = cluster.service("web").await;
+    assert_eq!(service["Spec"], given, "expected the spec as it was given");
+    assert_eq!(service["ID"], id.as_str());
+    assert_eq!(service["Endpoint"]["Ports"], given["EndpointSpec"]["Ports"]);
+    for query in [&id, &id[..12]] {
+        assert_eq!(cluster.service(query).await["ID"], id.as_str(), "looking for {query}");
+    }
+}
+
+#[tokio::test]
+async fn keys_in_any_case_are_understood() {
+    let cluster = Cluster::start().await;
+    let given = json!({"name": "web", "taskTemplate": {"containerspec": {"image": "nginx"}},
+                       "mode": {"replicated": {}}});
+    cluster.create(&given).await;
+    let service = cluster.service("web").await;
+    assert_eq!(service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"], "nginx");
+    assert_eq!(service["Spec"]["Mode"], json!({"Replicated": {"Replicas": 1}}), "the mode comes back filled");
+}
+
+#[tokio::test]
+async fn a_name_and_a_port_are_chosen_when_they_are_left_open() {
+    let cluster = Cluster::start().await;
+    let id = cluster.create(&published("", 0)).await;
+    let service = cluster.service(&id).await;
+    let name = service["Spec"]["Name"].as_str().unwrap();
+    assert_eq!(name.split('_').count(), 2, "expected adjective_surname, saw {name}");
+    assert_eq!(service["Endpoint"]["Ports"][0]["PublishedPort"], 30_000);
+    assert_eq!(
+        service["Spec"]["EndpointSpec"]["Ports"][0].get("PublishedPort"),
+        None,
+        "the spec is the user's"
+    );
+    let answer = cluster.update(&id, |spec| spec["Labels"]["a"] = json!("b")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(
+        cluster.service(&id).await["Endpoint"]["Ports"][0]["PublishedPort"],
+        30_000,
+        "the port is kept"
+    );
+}
+
+#[tokio::test]
+async fn what_is_taken_is_refused_and_free_again_after_removal() {
+    let cluster = Cluster::start().await;
+    let id = cluster.create(&published("myweb", 80)).await;
+    let taken = cluster.post("/services/create", &spec("myweb", 1)).await;
+    let conflict = "name conflicts with an existing object: service myweb already exists";
+    assert_eq!(taken.refusal(), (409, conflict));
+    let clash = cluster.post("/services/create", &published("other", 80)).await;
+    let in_use = format!("port '80' is already in use by service 'myweb' ({id}) as an ingress port");
+    assert_eq!(clash.refusal(), (400, in_use.as_str()));
+    assert_eq!(cluster.delete("/services/myweb").await.status, 200);
+    assert_eq!(cluster.get("/services/myweb").await.refusal(), (404, "service myweb not found"));
+    assert_eq!(cluster.delete("/services/myweb").await.refusal(), (404, "service myweb not found"));
+    cluster.create(&published("myweb", 80)).await;
+}
+
+#[tokio::test]
+async fn of_many_creations_one_wins_each_name_and_each_port() {
+    let cluster = Cluster::start().await;
+    let same_name = futures::future::join_all((0..12).map(|_| {
+        let cluster = &cluster;
+        async move { cluster.post("/services/create", &spec("web", 1)).await.status.as_u16() }
+    }))
+    .await;
+    let won = same_name.iter().filter(|status| **status == 201).count();
+    assert_eq!(won, 1, "expected one winner, saw {same_name:?}");
+    assert!(same_name.iter().all(|status| matches!(status, 201 | 409)), "saw {same_name:?}");
+
+    let any_port = futures::future::join_all((0..6).map(|number| {
+        let cluster = &cluster;
+        async move { cluster.post("/services/create", &published(&format!("p{number}"), 0)).await.status }
+    }))
+    .await;
+    assert!(any_port.iter().all(|status| *status == 201), "saw {any_port:?}");
+    let services = cluster.get("/services").await.body;
+    let mut ports: Vec<_> = services
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|service| service["Endpoint"]["Ports"][0]["PublishedPort"].as_u64())
+        .collect();
+    ports.sort_unstable();
+    assert_eq!(ports, (30_000..30_006).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_update_stands_on_the_version_that_was_read() {
+    let cluster = Cluster::start().await;
+    let id = cluster.create(&spec("web", 1)).await;
+    let before = cluster.service(&id).await;
+    let version = before["Version"]["Index"].as_i64().unwrap();
+    let path = format!("/v1.43/services/{id}/update?version={version}");
+    let answers = futures::future::join_all((0..8).map(|replicas| {
+        let (cluster, path) = (&cluster, &path);
+        async move { cluster.post(path, &spec("web", replicas)).await }
+    }))
+    .await;
+    let won: Vec<_> = answers.iter().filter(|answer| answer.status == 200).collect();
+    assert_eq!(won.len(), 1, "expected one winner, saw {answers:?}");
+    assert_eq!(won[0].body, json!({"Warnings": null}));
+    for lost in answers.iter().filter(|answer| answer.status != 200) {
+        assert_eq!(lost.refusal(), (500, "update out of sequence"));
+    }
+    let after = cluster.service(&id).await;
+    assert_eq!(after["PreviousSpec"], before["Spec"]);
+    assert!(after["Version"]["Index"].as_i64().unwrap() > version);
+    let unread = cluster.post(&format!("/services/{id}/update"), &spec("web", 1)).await;
+    assert_eq!(unread.refusal(), (400, "invalid service version ''"));
+}
+
+#[tokio::test]
+async fn a_rollback_returns_to_the_previous_spec() {
+    let cluster = Cluster::start().await;
+    let id = cluster.create(&spec("web", 1)).await;
+    let rollback = async || {
+        let version = cluster.service(&id).await["Version"]["Index"].as_i64().unwrap();
+        cluster.post(&format!("/services/{id}/update?version={version}&rollback=previous"), &json!({})).await
+    };
+    assert_eq!(rollback().await.refusal(), (400, "service web does not have a previous spec"));
+    let changed =
+        cluster.update(&id, |spec| spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("nginx:2"));
+    assert_eq!(changed.await.status, 200);
+    assert_eq!(rollback().await.status, 200);
+    let service = cluster.service(&id).await;
+    let image = |spec: &Value| spec["TaskTemplate"]["ContainerSpec"]["Image"].clone();
+    assert_eq!(
+        (image(&service["Spec"]), image(&service["PreviousSpec"])),
+        (json!("nginx:latest"), json!("nginx:2"))
+    );
+    assert_eq!(service["UpdateStatus"]["State"], "rollback_started");
+    assert_eq!(service["UpdateStatus"]["Message"], "manually requested rollback");
+}
+
+#[tokio::test]
+async fn lists_are_filtered_as_docker_filters_them() {
+    let cluster = Cluster::start().await;
+    let mut labelled = spec("web", 1);
+    labelled["Labels"] = json!({"tier": "front"});
+    cluster.create(&labelled).await;
+    cluster.create(&spec("web2", 2)).await;
+    let mut global = spec("agent", 1);
+    global["Mode"] = json!({"Global": {}});
+    cluster.create(&global).await;
+    for (filters, expected) in [
+        (r#"{"name":{"web":true}}"#, vec!["web", "web2"]),
+        (r#"{"label":["tier=front"]}"#, vec!["web"]),
+        (r#"{"mode":["global"]}"#, vec!["agent"]),
+        (r#"{"name":["web2","agent"]}"#, vec!["agent", "web2"]),
+        ("", vec!["agent", "web", "web2"]),
+    ] {
+        let answer = cluster.get(&format!("/services?filters={}", encoded(filters))).await;
+        let mut names: Vec<_> =
+            answer.body.as_array().unwrap().iter().map(|service| service["Spec"]["Name"].clone()).collect();
+        names.sort_by_key(ToString::to_string);
+        assert_eq!(names, expected, "filtering by {filters}");
+    }
+    let unknown = cluster.get(&format!("/services?filters={}", encoded(r#"{"foo":["x"]}"#))).await;
+    assert_eq!(unknown.refusal(), (400, "Invalid filter 'foo'"));
+    let mode = cluster.get(&format!("/services?filters={}", encoded(r#"{"mode":["x"]}"#))).await;
+    assert_eq!(mode.refusal(), (400, "Invalid mode filter: 'x'"));
+}
+
+/// A parameter's text as a URL holds it.
+pub(crate) fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}

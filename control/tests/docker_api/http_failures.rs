@@ -1,0 +1,116 @@
+//! What is refused, and what happens when etcd is away.
+
+use axum::body::Body;
+use axum::http::Request;
+use mesh_state::store::Store as _;
+use serde_json::json;
+
+use crate::cluster::{Cluster, spec};
+
+async fn post_raw(cluster: &Cluster, content_type: &str, body: impl Into<Body>) -> (u16, String) {
+    let request = Request::post("/v1.43/services/create")
+        .header("content-type", content_type)
+        .body(body.into())
+        .unwrap();
+    let answer = cluster.send(request).await;
+    let (status, message) = answer.refusal();
+    (status, message.to_owned())
+}
+
+#[tokio::test]
+async fn bad_bodies_are_refused_with_a_message() {
+    let cluster = Cluster::start().await;
+    let json = "application/json";
+    for (content_type, body, status, message) in [
+        (json, String::new(), 400, "invalid JSON: got EOF while reading request body"),
+        (json, "{\"Name\":".to_owned(), 400, "invalid JSON: EOF while parsing a value"),
+        (json, "7".to_owned(), 400, "invalid JSON: expected an object"),
+        (json, "{\"Name\":[]}".to_owned(), 400, "invalid JSON: Name: invalid type: sequence"),
+        ("text/plain", spec("web", 1).to_string(), 400, "unsupported Content-Type header (text/plain)"),
+        (json, "[".repeat(10_000), 400, "invalid JSON: recursion limit exceeded"),
+        (json, " ".repeat(300 * 1024), 413, "request body is larger than 262144 bytes"),
+    ] {
+        let seen = post_raw(&cluster, content_type, body).await;
+        assert_eq!(seen.0, status, "expected {message:?}, saw {seen:?}");
+        assert!(seen.1.starts_with(message), "expected {message:?}, saw {seen:?}");
+    }
+    assert_eq!(cluster.get("/services").await.body, json!([]));
+}
+
+#[tokio::test]
+async fn a_bad_policy_is_refused_with_the_good_ones_and_nothing_is_stored() {
+    let cluster = Cluster::start().await;
+    let mut bad = spec("web", 1);
+    bad["Labels"] = json!({"mesh.lb.policy": "fastest"});
+    let before = cluster.store.list("/").await.unwrap();
+    let answer = cluster.post("/services/create", &bad).await;
+    let message = "invalid label mesh.lb.policy=fastest: must be one of round-robin, least-connections";
+    assert_eq!(answer.refusal(), (400, message));
+    assert_eq!(cluster.store.list("/").await.unwrap(), before, "a refused creation left something behind");
+
+    cluster.create(&spec("web", 0)).await;
+    let answer = cluster.update("web", |spec| spec["Labels"]["mesh.lb.policy"] = json!("fastest")).await;
+    assert_eq!(answer.refusal(), (400, message));
+    assert_eq!(cluster.service("web").await["Spec"]["Labels"], json!({}));
+    let good = cluster.update("web", |spec| spec["Labels"]["mesh.lb.policy"] = json!("least-connections"));
+    assert_eq!(good.await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_not_served_says_so() {
+    let cluster = Cluster::start().await;
+    cluster.create(&spec("web", 0)).await;
+    let mut job = spec("job", 1);
+    job["Mode"] = json!({"ReplicatedJob": {}});
+    let mut secret = spec("secret", 1);
+    secret["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([{"SecretID": "x", "SecretName": "x"}]);
+    let mut unreadable = spec("constraint", 1);
+    unreadable["TaskTemplate"]["Placement"]["Constraints"] = json!(["node.role=worker"]);
+    for (path, body, status, named) in [
+        ("/services/create", &job, 501, "job modes"),
+        ("/services/create", &secret, 501, "secrets are"),
+        ("/services/create", &unreadable, 500, "constraint expected one operator from ==, !="),
+        ("/secrets/create", &json!({}), 501, "secrets are"),
+        ("/configs/create", &json!({}), 501, "configs are"),
+        ("/networks/create", &json!({}), 501, "networks"),
+        ("/swarm/init", &json!({}), 501, "swarm init"),
+    ] {
+        let answer = cluster.post(path, body).await;
+        let (code, message) = answer.refusal();
+        assert_eq!(code, status, "POST {path}: {message}");
+        assert!(message.contains(named), "expected {named:?} from POST {path}, saw {message}");
+    }
+    assert_eq!(cluster.get("/services/web/logs?stdout=1").await.status, 501);
+    assert_eq!(cluster.get("/secrets").await.body, json!([]));
+    assert_eq!(cluster.get("/configs").await.body, json!([]));
+    assert_eq!(cluster.get("/secrets/x").await.refusal(), (404, "secret x not found"));
+    assert_eq!(cluster.get("/configs/x").await.refusal(), (404, "config x not found"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_etcd_the_answer_is_503_and_afterwards_all_is_well() {
+    let cluster = Cluster::start().await;
+    cluster.create(&spec("web", 0)).await;
+    cluster.store.set_reachable(false);
+    let mut connected = cluster.context.feed.connected.clone();
+    connected.wait_for(|connected| !connected).await.unwrap();
+    for path in ["/services", "/tasks", "/nodes", "/networks", "/swarm", "/services/web"] {
+        let answer = cluster.get(path).await;
+        let (status, message) = answer.refusal();
+        assert_eq!(status, 503, "GET {path}: {message}");
+        assert!(message.contains("can't reach etcd"), "GET {path} said {message}");
+    }
+    assert_eq!(cluster.post("/services/create", &spec("other", 0)).await.status, 503);
+    assert_eq!(cluster.delete("/services/web").await.status, 503);
+    assert_eq!(cluster.get("/_ping").await.status, 200);
+    let info = cluster.get("/info").await;
+    assert!(
+        info.body["Swarm"]["Error"].as_str().unwrap().contains("can't reach etcd"),
+        "expected the outage in {}",
+        info.body["Swarm"]["Error"]
+    );
+    cluster.store.set_reachable(true);
+    connected.wait_for(|connected| *connected).await.unwrap();
+    assert_eq!(cluster.service("web").await["Spec"]["Name"], "web");
+    cluster.create(&spec("other", 0)).await;
+}

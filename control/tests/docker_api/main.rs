@@ -1,0 +1,12 @@
+//! The Docker API over a store in memory: as HTTP, and with the real `docker` CLI as its client.
+//!
+//! Tasks are played: a loop gives every service the tasks it asks for and reports them running.
+
+mod cluster;
+mod orchestra;
+
+mod cli;
+mod http;
+mod http_failures;
+mod http_nodes;
+mod http_tasks;
