@@ -99,11 +99,10 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
     if !is_alive(component, node, pid) {
         return Ok(());
     }
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let mut dying = children_of(pid);
+    dying.push(pid);
     cgroup::kill_now(pid)?;
     cgroup::reap(pid);
-    let dying = children.split_whitespace().filter_map(|word| word.parse().ok()).chain([pid]);
-    let dying: Vec<u32> = dying.collect();
     let deadline = Instant::now() + GONE_LIMIT;
     while dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists())
         && Instant::now() < deadline
@@ -114,6 +113,15 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
         bail!("{component} on {} (process {pid}) is still there after SIGKILL", node.name());
     }
     Ok(())
+}
+
+/// Children of all threads of a process; none if it ends meanwhile.
+fn children_of(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>())
+        .collect()
 }
 
 /// True if the process lives and is that component: a process id can have been given to somebody else since.

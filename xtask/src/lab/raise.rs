@@ -72,21 +72,19 @@ pub(super) fn restart(
     start_all(component, std::slice::from_ref(node), record, binaries)
 }
 
-/// A node whose power was cut starts anew: its disk is as it was, everything else is lost.
+/// A node whose power was cut starts anew: its disk is as it was, everything else is lost. What ran on it before is started.
 pub(super) fn reboot(node: &NodeLayout, record: &mut Record, binaries: &Binaries) -> Result<()> {
     let name = node.name();
-    let entry = record.node_mut(&name)?;
-    if Component::ALL.iter().any(|c| entry.pids.get(*c).is_some_and(|pid| daemon::is_alive(*c, node, pid))) {
+    let pids = record.node_mut(&name)?.pids;
+    if Component::ALL.iter().any(|c| pids.get(*c).is_some_and(|pid| daemon::is_alive(*c, node, pid))) {
         bail!("{name} runs; next: cargo xtask lab kill {name} all, or start a single part of it");
     }
-    let manager = entry.manager;
     machine::remove(node)?;
     network::remove_node(node)?;
     build_machine(node, record)?;
-    for component in Component::ALL {
-        if manager || !component.managers_only() {
-            start_all(component, std::slice::from_ref(node), record, binaries)?;
-        }
+    let installed = Component::ALL.into_iter().filter(|component| node.log_file(component).exists());
+    for component in installed {
+        start_all(component, std::slice::from_ref(node), record, binaries)?;
     }
     Ok(())
 }
