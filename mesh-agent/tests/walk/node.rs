@@ -259,7 +259,7 @@ pub(crate) fn pass(bridge: &Netns, port: &str) -> Ebpf {
     bridge.within(|| {
         let object = fs::read(env!("MESH_PASS_OBJECT")).expect("compiled program");
         let mut programs = Ebpf::load(&object).expect("program loads");
-        attach_xdp(&mut programs, "mesh_pass", port);
+        attach_xdp(&mut programs, names::PROGRAM_PASS, port);
         programs
     })
 }

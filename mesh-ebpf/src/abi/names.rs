@@ -67,7 +67,7 @@ pub const PROGRAM_UPLINK: &str = "mesh_uplink";
 pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
 /// TC ingress of a task's host-side veth: the task's replies.
 pub const PROGRAM_TASK: &str = "mesh_task";
-/// XDP that passes everything: for the bridge-side peers of veth uplinks in labs.
+/// XDP that passes everything, in an object of its own: for the far ends of veth uplinks.
 pub const PROGRAM_PASS: &str = "mesh_pass";
 
 /// Entries of [`ADDRESSES`].

@@ -5,7 +5,8 @@
 use super::track::{self, Tracked};
 use super::{drop, load, macs, refuse, target, through};
 use crate::abi::{
-    Address, Backend, Config, Direction, DropReason, Flow, FlowKey, ServiceKey, VipId, flow_event,
+    Address, Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, ServiceKey, VipId,
+    flow_event,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
@@ -70,25 +71,26 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
-    let verdict = if chosen.backend.is_local() {
-        target::deliver(packet, lookups, config, segment, chosen.id, &target::Source::Uplink)
-    } else {
-        match lookups.node(chosen.backend.node) {
-            Some(node) if !node.address.is_none() => {
-                through(config, node.address.v4_octets(), Vni::request(chosen.id))
-            }
-            _ => drop(lookups, DropReason::UnknownNode, Direction::Request),
-        }
-    };
-    if let Verdict::Deliver { .. } | Verdict::Tunnel(_) = verdict {
+    let count = |packet: &P| {
         lookups.count_traffic(
             chosen.backend.service_index,
             chosen.id,
             Direction::Request,
             load(packet, segment),
         );
+    };
+    if chosen.backend.is_local() {
+        let verdict = target::deliver(packet, lookups, config, segment, chosen.id, &target::Source::Uplink);
+        if let Verdict::Deliver { .. } = verdict {
+            count(packet);
+        }
+        return verdict;
     }
-    verdict
+    let Some(node) = lookups.node(chosen.backend.node).filter(|node| !node.address.is_none()) else {
+        return drop(lookups, DropReason::UnknownNode, Direction::Request);
+    };
+    count(packet);
+    through(config, node.address.v4_octets(), Vni::request(chosen.id))
 }
 
 /// The backend for the packet: that of its flow, or a new one's. `Err`: it is not to be forwarded.
@@ -129,7 +131,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
     let flags = segment.tcp.flags;
     let id = flow.value.backend;
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
-    if flags.is_opening() && (backend.is_none() || conntrack::may_be_replaced(flow.value.events)) {
+    if flags.is_opening() && begins_anew(&flow.value, backend) {
         lookups.flows().forget(key);
         if !conntrack::is_closed(flow.value.events) {
             lookups.count_closed(id);
@@ -148,6 +150,18 @@ fn go_on<'a, P: Packet, L: Lookups>(
         lookups.count_closed(id);
     }
     Ok(Some(Chosen { id, backend }))
+}
+
+/// Whether a SYN on this flow begins a new one: after a FIN or RST, and when the backend is gone, or is leaving without
+/// having answered the first SYN.
+#[inline(always)]
+fn begins_anew(flow: &Flow, backend: Option<&Backend>) -> bool {
+    let Some(backend) = backend else {
+        return true;
+    };
+    let is_unanswered = flow.events & (flow_event::SYN_ACK | flow_event::ACK) == 0;
+    let is_leaving = backend.state == BackendState::Draining as u8;
+    conntrack::may_be_replaced(flow.events) || (is_leaving && is_unanswered)
 }
 
 /// A packet that no flow is known for.

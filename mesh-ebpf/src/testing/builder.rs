@@ -28,6 +28,7 @@ pub struct TcpBuilder {
     flags: u8,
     sequence: u32,
     acknowledged: u32,
+    window: u16,
     options: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -47,6 +48,7 @@ impl TcpBuilder {
             flags: Flags::ACK,
             sequence: 1000,
             acknowledged: 5000,
+            window: 64240,
             options: Vec::new(),
             payload: Vec::new(),
         }
@@ -69,6 +71,12 @@ impl TcpBuilder {
         self.sequence = sequence;
         self.acknowledged = acknowledged;
         self
+    }
+
+    /// The RST that answers a packet of the connection, with these numbers.
+    pub const fn answer(mut self, flags: u8, sequence: u32, acknowledged: u32) -> Self {
+        self.window = 0;
+        self.flags(flags).numbers(sequence, acknowledged)
     }
 
     /// Source and destination MAC.
@@ -115,7 +123,9 @@ impl TcpBuilder {
         tcp.extend_from_slice(&self.sequence.to_be_bytes());
         tcp.extend_from_slice(&self.acknowledged.to_be_bytes());
         let words = u8::try_from(5 + options.len() / 4).expect("TCP options in test data");
-        tcp.extend_from_slice(&[words << 4, self.flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+        tcp.extend_from_slice(&[words << 4, self.flags]);
+        tcp.extend_from_slice(&self.window.to_be_bytes());
+        tcp.extend_from_slice(&[0; 4]);
         tcp.extend_from_slice(&options);
         tcp.extend_from_slice(&self.payload);
 

@@ -2,9 +2,11 @@
 //! packet builder, and one list of fixtures for both.
 
 mod builder;
+pub mod fixtures;
 mod frame;
 mod tables;
 
 pub use builder::{TcpBuilder, in_tunnel, v4};
+pub use fixtures::{Fixture, Hook};
 pub use frame::{Frame, IFINDEX};
 pub use tables::{Counted, HostTables, Setup};

@@ -1,0 +1,195 @@
+//! One list of fixtures through the host's pipeline and through the compiled programs in the kernel
+//! (`BPF_PROG_TEST_RUN`): same verdict, same bytes, same drops, same flows. Needs root; without it, says so and passes
+//! (fails where `CI` is set).
+
+use std::fs;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use mesh_ebpf::abi::{DropReason, Flow, FlowKey, Nat, NatKey, names};
+use mesh_ebpf::pipeline;
+use mesh_ebpf::testing::fixtures;
+use mesh_ebpf::testing::{Fixture, Frame, Hook, HostTables, Setup};
+use mesh_ebpf::verdict::Verdict;
+
+/// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
+const OUTPUT_MAX: usize = 2048;
+
+/// What a program run left behind.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    /// The program's return value.
+    returned: i32,
+    packet: Vec<u8>,
+    /// Drops by reason, both directions.
+    drops: Vec<(&'static str, u64)>,
+    /// Entries of the half-open and established tables of flows, then of translations.
+    tables: [usize; 4],
+}
+
+/// The return value that carries out a verdict at a hook.
+fn return_value(hook: Hook, verdict: Verdict) -> i32 {
+    const XDP_DROP: i32 = 1;
+    const XDP_PASS: i32 = 2;
+    const XDP_TX: i32 = 3;
+    const TC_UNSPEC: i32 = -1;
+    const TC_SHOT: i32 = 2;
+    const TC_REDIRECT: i32 = 7;
+    match (hook, verdict) {
+        (Hook::Xdp, Verdict::Pass) => XDP_PASS,
+        (Hook::Xdp, Verdict::Drop(_)) => XDP_DROP,
+        (Hook::Xdp, Verdict::Bounce) => XDP_TX,
+        (Hook::Xdp, other) => panic!("XDP does not {other:?}"),
+        (_, Verdict::Pass) => TC_UNSPEC,
+        (_, Verdict::Drop(_)) => TC_SHOT,
+        (_, Verdict::Bounce | Verdict::Emit { .. } | Verdict::Deliver { .. } | Verdict::Tunnel(_)) => {
+            TC_REDIRECT
+        }
+    }
+}
+
+fn on_host(fixture: &Fixture) -> Outcome {
+    let tables = HostTables::new(fixture.setup.clone());
+    let mut packet = Frame::new(fixture.input.clone());
+    let verdict = match fixture.hook {
+        Hook::Xdp => pipeline::xdp(&mut packet, &tables),
+        Hook::Uplink => pipeline::uplink(&mut packet, &tables),
+        Hook::Tunnel(origin) => pipeline::tunnel(&mut packet, &tables, origin),
+        Hook::Task => pipeline::task(&mut packet, &tables),
+    };
+    assert_eq!(verdict, fixture.verdict, "verdict of: {}", fixture.name);
+    let counted = tables.counted.borrow();
+    let count =
+        |reason| counted.drops.iter().filter(|((own, _), _)| *own == reason).map(|(_, count)| count).sum();
+    Outcome {
+        returned: return_value(fixture.hook, verdict),
+        packet: packet.bytes,
+        drops: drops(count),
+        tables: [
+            tables.flows.half_open.borrow().len(),
+            tables.flows.established.borrow().len(),
+            tables.nats.half_open.borrow().len(),
+            tables.nats.established.borrow().len(),
+        ],
+    }
+}
+
+/// Reasons that were counted.
+fn drops(count: impl Fn(DropReason) -> u64) -> Vec<(&'static str, u64)> {
+    let all = DropReason::ALL.into_iter().map(|reason| (reason.label(), count(reason)));
+    all.filter(|(_, count)| *count > 0).collect()
+}
+
+/// The fixture in the kernel; `None` for a hook that a test run can't imitate.
+fn in_kernel(fixture: &Fixture) -> Option<Outcome> {
+    let mut programs = load();
+    fill(&mut programs, &fixture.setup);
+    let mut packet = vec![0; OUTPUT_MAX];
+    let options = TestRunOptions {
+        data_in: Some(&fixture.input),
+        data_out: Some(&mut packet),
+        ..TestRunOptions::new()
+    };
+    let (returned, len) = match fixture.hook {
+        Hook::Xdp => {
+            let program: &mut Xdp = program(&mut programs, names::PROGRAM_XDP);
+            program.load().expect("verifier accepts");
+            let result = program.test_run(options).expect("XDP test run");
+            (result.return_value, result.data_size_out)
+        }
+        Hook::Uplink | Hook::Task => {
+            let name = if fixture.hook == Hook::Task { names::PROGRAM_TASK } else { names::PROGRAM_UPLINK };
+            let program: &mut SchedClassifier = program(&mut programs, name);
+            program.load().expect("verifier accepts");
+            let result = program.test_run(options).expect("TC test run");
+            (result.return_value, result.data_size_out)
+        }
+        Hook::Tunnel(_) => return None,
+    };
+    packet.truncate(len as usize);
+    let counters: PerCpuArray<&MapData, u64> =
+        PerCpuArray::try_from(programs.map(names::DROPS).expect("map of drops")).expect("per-CPU array");
+    let at = |index: u32| counters.get(&index, 0).expect("drops").iter().sum::<u64>();
+    Some(Outcome {
+        returned: returned.cast_signed(),
+        packet,
+        drops: drops(|reason| at(reason as u32 * 2) + at(reason as u32 * 2 + 1)),
+        tables: [
+            entries::<FlowKey, Flow>(&programs, names::FLOWS_HALF_OPEN),
+            entries::<FlowKey, Flow>(&programs, names::FLOWS_ESTABLISHED),
+            entries::<NatKey, Nat>(&programs, names::NAT_HALF_OPEN),
+            entries::<NatKey, Nat>(&programs, names::NAT_ESTABLISHED),
+        ],
+    })
+}
+
+fn load() -> Ebpf {
+    let object = fs::read(env!("MESH_PROGRAMS_OBJECT")).expect("compiled programs");
+    let mut loader = EbpfLoader::new();
+    for table in
+        [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED]
+    {
+        loader.map_max_entries(table, 64);
+    }
+    loader.load(&object).expect("maps are made")
+}
+
+fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> &'a mut T
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program>,
+    <&'a mut T as TryFrom<&'a mut aya::programs::Program>>::Error: std::fmt::Debug,
+{
+    programs.program_mut(name).expect("program of that name").try_into().expect("program of that kind")
+}
+
+/// Writes what the host's tables start with into the maps.
+fn fill(programs: &mut Ebpf, setup: &Setup) {
+    set(programs, names::CONFIG, (0..).zip([setup.config]));
+    set(programs, names::SLOTS, (0..).zip(setup.slots.iter().copied()));
+    set(programs, names::BACKENDS, setup.backends.iter().copied());
+    set(programs, names::NODES, (0..).zip(setup.nodes.iter().copied()));
+    insert(programs, names::ADDRESSES, setup.addresses.iter().copied().zip(0u32..));
+    insert(programs, names::PEERS, setup.nodes.iter().map(|node| node.address).zip(0u32..).skip(1));
+    insert(programs, names::SERVICES, setup.services.iter().copied());
+    insert(programs, names::FLOWS_HALF_OPEN, setup.flows_half_open.iter().copied());
+    insert(programs, names::FLOWS_ESTABLISHED, setup.flows_established.iter().copied());
+    insert(programs, names::NAT_HALF_OPEN, setup.nats_half_open.iter().copied());
+    insert(programs, names::NAT_ESTABLISHED, setup.nats_established.iter().copied());
+}
+
+fn set<V: Pod>(programs: &mut Ebpf, name: &str, values: impl Iterator<Item = (u32, V)>) {
+    let mut map: Array<_, V> = Array::try_from(programs.map_mut(name).expect(name)).expect(name);
+    for (index, value) in values {
+        map.set(index, value, 0).expect(name);
+    }
+}
+
+fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterator<Item = (K, V)>) {
+    let mut map: HashMap<_, K, V> = HashMap::try_from(programs.map_mut(name).expect(name)).expect(name);
+    for (key, value) in entries {
+        map.insert(key, value, 0).expect(name);
+    }
+}
+
+fn entries<K: Pod, V: Pod>(programs: &Ebpf, name: &str) -> usize {
+    let map: HashMap<&MapData, K, V> = HashMap::try_from(programs.map(name).expect(name)).expect(name);
+    map.keys().count()
+}
+
+#[test]
+fn kernel_agrees_with_the_host() {
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root || std::env::var_os("CI").is_none(), "this test needs root");
+    if !is_root {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    for fixture in fixtures::all() {
+        let expected = on_host(&fixture);
+        assert_eq!(expected.packet, fixture.output, "the host's packet of: {}", fixture.name);
+        if let Some(seen) = in_kernel(&fixture) {
+            assert_eq!(seen, expected, "kernel (left) and host (right) on: {}", fixture.name);
+        }
+    }
+}
