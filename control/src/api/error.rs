@@ -10,8 +10,8 @@ use mesh_state::store::StoreError;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::ports::PortConflict;
 use super::validate::SpecError;
+use crate::allocator::ports::PortError;
 
 /// What a path names, as Docker's messages call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub(crate) enum ApiError {
     Spec(#[from] SpecError),
     /// A published port belongs to another service.
     #[error(transparent)]
-    Port(#[from] PortConflict),
+    Port(#[from] PortError),
     /// The request itself can't be read.
     #[error("{0}")]
     BadRequest(String),

@@ -33,12 +33,8 @@ mod filters;
 mod go_json;
 mod lookup;
 mod names;
-mod ports;
 mod shapes;
 mod validate;
-
-#[cfg(test)]
-mod fixtures;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};

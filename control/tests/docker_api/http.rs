@@ -220,5 +220,5 @@ async fn lists_are_filtered_as_docker_filters_them() {
 
 /// A parameter's text as a URL holds it.
 pub(crate) fn encoded(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    text.bytes().flat_map(|byte| [String::from("%"), format!("{byte:02X}")]).collect()
 }

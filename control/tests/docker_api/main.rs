@@ -2,6 +2,8 @@
 //!
 //! Tasks are played: a loop gives every service the tasks it asks for and reports them running.
 
+#![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
+
 mod cluster;
 mod orchestra;
 
@@ -10,3 +12,4 @@ mod http;
 mod http_failures;
 mod http_nodes;
 mod http_tasks;
+mod mesh_cli;

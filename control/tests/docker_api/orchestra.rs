@@ -57,7 +57,7 @@ fn moves_of(snapshot: &ClusterSnapshot, service: &Service) -> Vec<Op> {
             let stopped = Task { desired_state: TaskState::Shutdown, ..task.value.clone() };
             ops.push(Op::put(keys::task(&task.id), codec::encode(&stopped).unwrap()));
             let status = snapshot.status_of(task).clone();
-            ops.push(report(&task.id, TaskStatus { state: TaskState::Shutdown, ..status }));
+            ops.push(report(&task.id, &TaskStatus { state: TaskState::Shutdown, ..status }));
         }
     }
     for slot in &slots {
@@ -110,9 +110,9 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         }),
         ..TaskStatus::default()
     };
-    vec![Op::put(keys::task(&id), codec::encode(&task).unwrap()), report(&id, status)]
+    vec![Op::put(keys::task(&id), codec::encode(&task).unwrap()), report(&id, &status)]
 }
 
-fn report(task: &TaskId, status: TaskStatus) -> Op {
-    Op::put(keys::status(task), codec::encode(&status).unwrap())
+fn report(task: &TaskId, status: &TaskStatus) -> Op {
+    Op::put(keys::status(task), codec::encode(status).unwrap())
 }

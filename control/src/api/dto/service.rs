@@ -165,7 +165,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::api::fixtures::{self, ingress_port};
+    use crate::fixtures::{self, World};
+
+    fn answer(stored: &StoredService) -> Service {
+        let mut world = World::new();
+        world.put_service(stored);
+        Service::new(&world.snapshot.services[&stored.id])
+    }
 
     fn rendered(service: Service) -> Value {
         serde_json::to_value(service).unwrap()
@@ -173,10 +179,10 @@ mod tests {
 
     #[test]
     fn a_service_has_dockers_shape() {
-        let snapshot =
-            fixtures::snapshot_with(&[fixtures::service("id1", "web", vec![ingress_port(30_000, 80)])]);
-        let seen = rendered(Service::new(&snapshot.services[&"id1".into()]));
-        assert_eq!(seen["ID"], "id1");
+        let mut stored = fixtures::service("web", 1);
+        stored.ports = vec![fixtures::ingress(30_000, 80)];
+        let seen = rendered(answer(&stored));
+        assert_eq!(seen["ID"], "web");
         assert!(seen["Version"]["Index"].as_i64().is_some_and(|index| index > 0), "saw {}", seen["Version"]);
         assert_eq!(seen["Spec"]["Mode"], json!({"Replicated": {"Replicas": 1}}));
         assert_eq!(seen["Endpoint"]["Spec"]["Mode"], "vip");
@@ -188,14 +194,13 @@ mod tests {
 
     #[test]
     fn defaults_fill_only_what_is_open() {
-        let mut stored = fixtures::service("id1", "web", Vec::new());
+        let mut stored = fixtures::service("web", 1);
         stored.spec.update_config = Some(UpdateConfig {
             parallelism: 0,
             order: Some(UpdateOrder::StartFirst),
             ..UpdateConfig::default()
         });
-        let snapshot = fixtures::snapshot_with(&[stored]);
-        let seen = rendered(Service::new(&snapshot.services[&"id1".into()]).with_defaults());
+        let seen = rendered(answer(&stored).with_defaults());
         let update = json!({"Parallelism": 0, "FailureAction": "pause", "Monitor": MONITOR, "MaxFailureRatio": 0.0,
                             "Order": "start-first"});
         assert_eq!(seen["Spec"]["UpdateConfig"], update, "the user's parallelism and order stay");

@@ -5,17 +5,20 @@
 //!
 //! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
 
+use std::collections::BTreeSet;
+
 use mesh_state::Timestamp;
 use mesh_state::codec;
 use mesh_state::ids::ServiceId;
 use mesh_state::keys;
 use mesh_state::service::{Service, UpdateState, UpdateStatus};
-use mesh_state::spec::{PortConfig, ServiceSpec};
+use mesh_state::spec::{PortConfig, Protocol, PublishMode, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 
+use crate::allocator::ports;
 use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
-use crate::api::{ports, validate};
+use crate::api::validate;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
 /// The kind under which services claim their names.
@@ -38,7 +41,7 @@ pub(crate) fn create(
     }
     let service = Service {
         id: id.clone(),
-        ports: ports::assign(snapshot, id, &[], asked_ports(&spec))?,
+        ports: ports::resolve(snapshot, None, asked_ports(&spec), &[])?,
         spec,
         previous_spec: None,
         spec_version: 1,
@@ -116,7 +119,7 @@ pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
             Op::delete(keys::name(NAME_KIND, &current.spec.name)),
         ],
     };
-    for (protocol, port) in ports::claims(&current.ports) {
+    for (protocol, port) in claims(&current.ports) {
         transaction.ops.push(Op::delete(keys::port(protocol, port)));
     }
     transaction
@@ -140,7 +143,7 @@ fn rewrite(
     }
     let service = Service {
         id: current.id.clone(),
-        ports: ports::assign(snapshot, &current.id, &current.ports, asked_ports(&spec))?,
+        ports: ports::resolve(snapshot, Some(&current.id), asked_ports(&spec), &current.ports)?,
         spec,
         previous_spec: Some(current.spec.clone()),
         spec_version: next_spec_version(snapshot, current),
@@ -182,7 +185,7 @@ fn move_claims(
     held: &[PortConfig],
     wanted: &[PortConfig],
 ) -> Result<(), ApiError> {
-    let (held, wanted) = (ports::claims(held), ports::claims(wanted));
+    let (held, wanted) = (claims(held), claims(wanted));
     for (protocol, port) in held.difference(&wanted) {
         transaction.ops.push(Op::delete(keys::port(*protocol, *port)));
     }
@@ -192,6 +195,12 @@ fn move_claims(
         transaction.ops.push(Op::put(key, codec::encode(id)?));
     }
     Ok(())
+}
+
+/// What a service's ports claim in the store: those that every node answers on.
+fn claims(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
+    let ingress = ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
+    ingress.map(|port| (port.protocol, port.published_port)).collect()
 }
 
 fn asked_ports(spec: &ServiceSpec) -> &[PortConfig] {

@@ -14,6 +14,8 @@ use mesh_state::node::NodeSpec;
 use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ServiceSpec};
 use thiserror::Error;
 
+use crate::scheduler::constraint::ConstraintError;
+
 /// Characters of a service's name, as a DNS label.
 const NAME_LENGTH_MAX: usize = 63;
 
@@ -45,8 +47,8 @@ pub(crate) enum SpecError {
     #[error("ContainerSpec: duplicate mount point: {0}")]
     MountTwice(String),
     /// A constraint that can't be read.
-    #[error("{0}")]
-    Constraint(String),
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// A label of mesh's that can't be read.
     #[error(transparent)]
     Label(#[from] LabelError),

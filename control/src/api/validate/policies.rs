@@ -3,6 +3,7 @@
 use mesh_state::spec::{Placement, Resources, UpdateConfig};
 
 use super::SpecError;
+use crate::scheduler::constraint;
 
 /// The least share of a CPU that the engine can enforce, in billionths.
 const NANO_CPUS_MIN: i64 = 1_000_000;
@@ -60,17 +61,7 @@ fn within(resource: &'static str, reserved: Option<i64>, limit: Option<i64>) -> 
 /// [`SpecError::Constraint`].
 pub(crate) fn placement(placement: Option<&Placement>) -> Result<(), SpecError> {
     let constraints = placement.map_or(&[][..], |placement| &placement.constraints);
-    constraints.iter().try_for_each(|constraint| constraint_syntax(constraint))
-}
-
-fn constraint_syntax(constraint: &str) -> Result<(), SpecError> {
-    let found = constraint.split_once("!=").or_else(|| constraint.split_once("=="));
-    let Some((key, value)) = found else {
-        return Err(SpecError::Constraint("constraint expected one operator from ==, !=".to_owned()));
-    };
-    if key.trim().is_empty() || value.trim().is_empty() {
-        return Err(SpecError::Constraint(format!("constraint '{constraint}' lacks a key or a value")));
-    }
+    constraint::parse_all(constraints)?;
     Ok(())
 }
 

@@ -152,6 +152,7 @@ fn constraints_have_one_operator() {
     };
     constraints("node.role==worker", None);
     constraints("node.labels.zone != a", None);
+    constraints("node.role==", Some("value '' is invalid"));
     constraints("node.role=worker", Some("constraint expected one operator from ==, !="));
 }
 

@@ -1,2 +1,58 @@
-//! mesh-control.
-fn main() {}
+//! `mesh`: what the `docker` CLI has no word for.
+//!
+//! Purpose: show the cluster as mesh sees it, and turn mesh's own knobs. It is a client of the Docker API like any other: what it
+//! sets, `docker service inspect` shows.
+//!
+//! Left to others: everything that `docker service`, `docker node` and `docker swarm` say already.
+
+mod cli;
+mod client;
+mod policy;
+mod status;
+mod table;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command, PolicyCommand};
+use client::{Client, ClientError};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli).await {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mesh: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> anyhow::Result<String> {
+    let client = Client::new(cli.host.clone());
+    match &cli.command {
+        Command::Policy { command: PolicyCommand::Get { service } } => {
+            policy::get(&client, service, cli.output).await
+        }
+        Command::Policy { command: PolicyCommand::Set { service, policy } } => {
+            policy::set(&client, service, *policy, cli.output).await
+        }
+        Command::Status => status::show(&client, cli.output).await,
+        Command::Token { role } => token::show(&client, *role, cli.output).await,
+    }
+}
+
+/// The codes that `--help` promises.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused { status: 404, .. }) => 3,
+        Some(ClientError::Refused { status: 503, .. } | ClientError::Unreachable { .. }) => 4,
+        _ => 1,
+    }
+}

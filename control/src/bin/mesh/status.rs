@@ -1,0 +1,200 @@
+//! `mesh status`: nodes, the leader, services.
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::Output;
+use crate::client::{Client, ClientError};
+use crate::policy::policy_of;
+use crate::table;
+
+/// The cluster at a glance.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Status {
+    leader: Option<String>,
+    nodes: Vec<Node>,
+    services: Vec<Service>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Node {
+    name: String,
+    id: String,
+    address: String,
+    role: String,
+    /// `ready`, `silent` (not heard for a moment, gets no new connections) or `down`.
+    liveness: String,
+    availability: String,
+    leader: bool,
+    subnet: String,
+    datapath: String,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Service {
+    name: String,
+    id: String,
+    mode: &'static str,
+    running: u64,
+    desired: u64,
+    ports: Vec<String>,
+    policy: String,
+}
+
+/// Prints the cluster's state.
+pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<String> {
+    let nodes = client.get("/nodes").await.context("read the nodes")?;
+    let services = client.get("/services?status=true").await.context("read the services")?;
+    let list = |value: &Value, what: &str| -> Result<Vec<Value>, ClientError> {
+        value.as_array().cloned().ok_or_else(|| client.unreadable(format!("no list of {what}")))
+    };
+    let status = Status::read(&list(&nodes, "nodes")?, &list(&services, "services")?);
+    Ok(match output {
+        Output::Table => status.table(),
+        Output::Json => serde_json::to_string(&status).context("write the status as JSON")?,
+    })
+}
+
+impl Status {
+    /// Reads what the API shows.
+    fn read(nodes: &[Value], services: &[Value]) -> Self {
+        let mut nodes: Vec<Node> = nodes.iter().map(Node::read).collect();
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut services: Vec<Service> = services.iter().map(Service::read).collect();
+        services.sort_by(|one, other| one.name.cmp(&other.name));
+        let leader = nodes.iter().find(|node| node.leader).map(|node| node.name.clone());
+        Self { leader, nodes, services }
+    }
+
+    fn table(&self) -> String {
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                [
+                    node.name.clone(),
+                    node.address.clone(),
+                    if node.leader { "leader".to_owned() } else { node.role.clone() },
+                    node.liveness.clone(),
+                    node.availability.clone(),
+                    node.subnet.clone(),
+                    node.datapath.clone(),
+                ]
+            })
+            .collect();
+        let services: Vec<_> = self
+            .services
+            .iter()
+            .map(|service| {
+                [
+                    service.name.clone(),
+                    service.mode.to_owned(),
+                    format!("{}/{}", service.running, service.desired),
+                    service.ports.join(","),
+                    service.policy.clone(),
+                ]
+            })
+            .collect();
+        let node_headings = ["NODE", "ADDRESS", "ROLE", "STATE", "AVAILABILITY", "SUBNET", "DATAPATH"];
+        let service_headings = ["SERVICE", "MODE", "TASKS", "PORTS", "POLICY"];
+        let leaderless = if self.leader.is_none() {
+            "\nno leader: nothing is scheduled until one is elected\n"
+        } else {
+            ""
+        };
+        format!(
+            "{}\n{leaderless}\n{}",
+            table::render(node_headings, &nodes),
+            table::render(service_headings, &services)
+        )
+    }
+}
+
+impl Node {
+    fn read(node: &Value) -> Self {
+        let liveness = node["Mesh"]["Liveness"].as_str().or_else(|| node["Status"]["State"].as_str());
+        Self {
+            name: text(&node["Description"]["Hostname"]),
+            id: text(&node["ID"]),
+            address: text(&node["Status"]["Addr"]),
+            role: text(&node["Spec"]["Role"]),
+            liveness: liveness.unwrap_or("unknown").to_owned(),
+            availability: text(&node["Spec"]["Availability"]),
+            leader: node["ManagerStatus"]["Leader"].as_bool().unwrap_or(false),
+            subnet: text(&node["Mesh"]["Subnet"]),
+            datapath: text(&node["Mesh"]["Datapath"]),
+        }
+    }
+}
+
+impl Service {
+    fn read(service: &Value) -> Self {
+        let status = &service["ServiceStatus"];
+        let ports = service["Endpoint"]["Ports"].as_array();
+        Self {
+            name: text(&service["Spec"]["Name"]),
+            id: text(&service["ID"]),
+            mode: if service["Spec"]["Mode"]["Global"].is_object() { "global" } else { "replicated" },
+            running: status["RunningTasks"].as_u64().unwrap_or(0),
+            desired: status["DesiredTasks"].as_u64().unwrap_or(0),
+            ports: ports.into_iter().flatten().map(port).collect(),
+            policy: policy_of(service).to_owned(),
+        }
+    }
+}
+
+/// `80->8080/tcp`, with a star before a port that every node answers on.
+fn port(port: &Value) -> String {
+    let star = if port["PublishMode"] == "host" { "" } else { "*:" };
+    let published = port["PublishedPort"].as_u64().unwrap_or(0);
+    let target = port["TargetPort"].as_u64().unwrap_or(0);
+    format!("{star}{published}->{target}/{}", port["Protocol"].as_str().unwrap_or("tcp"))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status() -> Status {
+        let nodes = [
+            json!({"ID": "b", "Description": {"Hostname": "node-2"}, "Spec": {"Role": "worker", "Availability": "active"},
+                   "Status": {"State": "ready", "Addr": "10.0.0.2"}, "Mesh": {"Liveness": "silent"}}),
+            json!({"ID": "a", "Description": {"Hostname": "node-1"}, "Spec": {"Role": "manager", "Availability": "drain"},
+                   "Status": {"State": "ready", "Addr": "10.0.0.1"}, "ManagerStatus": {"Leader": true},
+                   "Mesh": {"Liveness": "ready", "Subnet": "10.128.1.0/24", "Datapath": "xdp"}}),
+        ];
+        let services = [json!({
+            "ID": "s", "Spec": {"Name": "web", "Mode": {"Replicated": {}}, "Labels": {"mesh.lb.policy": "least-connections"}},
+            "Endpoint": {"Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]},
+            "ServiceStatus": {"RunningTasks": 1, "DesiredTasks": 2}
+        })];
+        Status::read(&nodes, &services)
+    }
+
+    #[test]
+    fn the_leader_and_silent_nodes_are_shown() {
+        let status = status();
+        assert_eq!(status.leader.as_deref(), Some("node-1"));
+        let expected = "\
+NODE     ADDRESS    ROLE     STATE    AVAILABILITY   SUBNET          DATAPATH
+node-1   10.0.0.1   leader   ready    drain          10.128.1.0/24   xdp
+node-2   10.0.0.2   worker   silent   active
+
+SERVICE   MODE         TASKS   PORTS            POLICY
+web       replicated   1/2     *:8080->80/tcp   least-connections";
+        assert_eq!(status.table(), expected);
+    }
+
+    #[test]
+    fn a_cluster_without_a_leader_says_so() {
+        let status = Status { leader: None, ..status() };
+        assert!(status.table().contains("no leader"), "saw {}", status.table());
+    }
+}

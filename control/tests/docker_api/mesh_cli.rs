@@ -1,0 +1,101 @@
+//! The `mesh` CLI against the API.
+
+use std::path::Path;
+use std::process::Output;
+
+use mesh_state::node::NodeState;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::cluster::{Cluster, node_id, published, spec};
+
+async fn mesh(socket: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mesh"))
+        .args(arguments.split_whitespace())
+        .env("MESH_HOST", format!("unix://{}", socket.display()))
+        .output()
+        .await
+        .unwrap()
+}
+
+/// Exit code and what was printed: the result, or the complaint.
+async fn outcome(socket: &Path, arguments: &str) -> (i32, String) {
+    let output = mesh(socket, arguments).await;
+    let text = if output.status.success() { &output.stdout } else { &output.stderr };
+    (output.status.code().unwrap(), String::from_utf8_lossy(text).trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_read_and_set_and_nothing_else_changes() {
+    let cluster = Cluster::start().await;
+    let socket = cluster.serve();
+    let mut given = published("web", 80);
+    given["Labels"] = json!({"mine": "too"});
+    given["TaskTemplate"]["ContainerSpec"]["Novel"] = json!([1]);
+    cluster.create(&given).await;
+    let ok = |text: &str| (0, text.to_owned());
+    assert_eq!(outcome(&socket, "policy get web").await, ok("round-robin"));
+    let switched = ok("web: round-robin -> least-connections");
+    assert_eq!(outcome(&socket, "policy set web least-connections").await, switched);
+    assert_eq!(
+        outcome(&socket, "-o json policy get web").await,
+        ok(r#"{"policy":"least-connections","service":"web"}"#)
+    );
+    let before = cluster.service("web").await;
+    assert_eq!(
+        outcome(&socket, "policy set web least-connections").await,
+        ok("web: least-connections already")
+    );
+    assert_eq!(
+        cluster.service("web").await["Version"],
+        before["Version"],
+        "nothing to do, yet it was written"
+    );
+    given["Labels"]["mesh.lb.policy"] = json!("least-connections");
+    assert_eq!(before["Spec"], given, "expected the spec with one label more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_have_their_exit_codes() {
+    let cluster = Cluster::start().await;
+    let socket = cluster.serve();
+    let (code, said) = outcome(&socket, "policy set web fastest").await;
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("round-robin, least-connections"), "expected the good values, saw {said}");
+    let (code, said) = outcome(&socket, "policy get nope").await;
+    assert_eq!((code, said.as_str()), (3, "mesh: read service nope: service nope not found"));
+    let (code, said) = outcome(Path::new("/nowhere/docker.sock"), "status").await;
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("/nowhere/docker.sock"), "expected the host, saw {said}");
+    cluster.store.set_reachable(false);
+    let mut connected = cluster.context.feed.connected.clone();
+    connected.wait_for(|connected| !connected).await.unwrap();
+    let (code, said) = outcome(&socket, "status").await;
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("can't reach etcd"), "expected the reason, saw {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_is_shown_at_a_glance() {
+    let cluster = Cluster::start().await;
+    let socket = cluster.serve();
+    cluster.believe(2, NodeState::Silent).await;
+    cluster.create(&spec("web", 0)).await;
+    let (code, said) = outcome(&socket, "status -o json").await;
+    assert_eq!(code, 0, "{said}");
+    let status: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(status["leader"], "node-1");
+    let nodes: Vec<_> =
+        status["nodes"].as_array().unwrap().iter().map(|node| (&node["id"], &node["liveness"])).collect();
+    let expected = [json!(node_id(1)), json!(node_id(2)), json!(node_id(3))];
+    let liveness = [json!("ready"), json!("silent"), json!("ready")];
+    assert_eq!(nodes, expected.iter().zip(&liveness).collect::<Vec<_>>());
+    assert_eq!(
+        (&status["services"][0]["running"], &status["services"][0]["desired"]),
+        (&json!(0), &json!(0))
+    );
+    let (_, table) = outcome(&socket, "status").await;
+    assert!(table.contains("web") && table.contains("silent"), "saw {table}");
+    let (code, token) = outcome(&socket, "token worker").await;
+    assert!(code == 0 && token.starts_with("SWMTKN-1-"), "saw {token}");
+}
