@@ -1,9 +1,40 @@
 //! The kernel data plane of this node, seen from userspace.
 //!
-//! Pure parts: [`diff`] plans map writes over [`contents`], with [`members`] and [`index`].
+//! Purpose: put the programs of `mesh-ebpf` onto uplinks, tunnel device and tasks' veths; write the maps that they read from the
+//! view of the mesh and from what the node knows by itself; sweep what they leave behind; read what they count.
+//!
+//! Invariants: an agent that starts adopts what is pinned: programs are replaced in one step, maps keep what they hold, and an agent
+//! that stops leaves everything running. Only [`uninstall`] takes anything away. Only this module touches aya.
+//!
+//! In reading order: [`engine`](self) joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
+//! [`contents`] and [`facts`] ([`members`], [`index`]: who gets new flows, and which number is whose); `sweep` and `stats` read flows and
+//! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
+//!
+//! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
 
 pub mod contents;
 pub mod diff;
 pub mod facts;
 pub mod index;
 pub mod members;
+
+mod attach;
+mod config;
+mod engine;
+mod error;
+mod loader;
+mod maps;
+mod network;
+mod pins;
+mod run;
+mod state;
+mod stats;
+mod sweep;
+mod syscall;
+
+pub use attach::AttachedHook;
+pub use config::{DatapathConfig, DatapathMode, TableSizes};
+pub use engine::{Datapath, TaskLink, open, uninstall};
+pub use error::DatapathError;
+pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};
+pub use sweep::Evictions;

@@ -1,0 +1,260 @@
+//! Puts programs onto interfaces, by links that outlive the agent.
+//!
+//! Invariants: every link is pinned; a link that is there already keeps its place and only gets the new program, in one step, so no
+//! packet passes without a program. Nothing here detaches a link unless its interface is gone or no longer wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use mesh_ebpf::abi::names;
+use tracing::{info, warn};
+
+use super::config::DatapathMode;
+use super::error::DatapathError;
+use super::loader;
+use super::network::netlink::Link;
+use super::pins::Pins;
+use super::syscall::pinned_link_ifindex;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where a program runs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AttachedHook {
+    /// The interface.
+    pub interface: String,
+    /// `xdp` or `tc`.
+    pub hook: &'static str,
+    /// `native` or `generic` for XDP, `tcx` for TC.
+    pub mode: &'static str,
+}
+
+/// The loaded programs and where they are attached.
+pub(super) struct Hooks {
+    ebpf: Ebpf,
+    pins: Pins,
+    mode: DatapathMode,
+    /// What each link in place was made for: pin → interface index, and how it shows.
+    placed: BTreeMap<PathBuf, (u32, AttachedHook)>,
+}
+
+impl Hooks {
+    /// Nothing attached yet.
+    pub(super) fn new(ebpf: Ebpf, pins: Pins, mode: DatapathMode) -> Self {
+        Self { ebpf, pins, mode, placed: BTreeMap::new() }
+    }
+
+    /// Attaches what the uplinks and the tunnel device need, adopting what is there, and takes away links of this version that are
+    /// on other interfaces.
+    ///
+    /// # Errors
+    /// A program can't be attached; those attached before stay.
+    pub(super) fn ensure(&mut self, uplinks: &[Link], tunnel: &Link) -> Result<(), DatapathError> {
+        let mut wanted = BTreeSet::new();
+        wanted.insert(self.ensure_tc(names::PROGRAM_TUNNEL, tunnel)?);
+        for uplink in uplinks {
+            wanted.insert(self.ensure_tc(names::PROGRAM_UPLINK, uplink)?);
+            let tries_xdp = match self.mode {
+                DatapathMode::Xdp => true,
+                // Software devices, veth above all, lose more by XDP than they gain.
+                DatapathMode::Auto => uplink.kind.is_none(),
+                DatapathMode::Tc => false,
+            };
+            if tries_xdp {
+                wanted.extend(self.ensure_xdp(uplink)?);
+            }
+        }
+        let tasks = self.pins.task("");
+        for pin in self.pins.links() {
+            let is_gone = pin.starts_with(&tasks) && pinned_link_ifindex(&pin).is_ok_and(|index| index == 0);
+            if is_gone || (!pin.starts_with(&tasks) && !wanted.contains(&pin)) {
+                remove(&pin);
+                self.placed.remove(&pin);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the task's program to its host-side veth.
+    ///
+    /// # Errors
+    /// The program can't be attached.
+    pub(super) fn attach_task(&mut self, task: &str, veth: &Link) -> Result<(), DatapathError> {
+        let pin = self.pins.task(task);
+        self.place_tc(names::PROGRAM_TASK, veth, &pin)
+    }
+
+    /// Takes a task's program off its veth, if both are still there.
+    pub(super) fn detach_task(&mut self, task: &str) {
+        let pin = self.pins.task(task);
+        self.placed.remove(&pin);
+        for pin in std::iter::once(pin.clone()).chain(self.pins.elsewhere(&pin)) {
+            if pin.exists() {
+                remove(&pin);
+            }
+        }
+    }
+
+    /// Where programs run now; tasks' veths included.
+    pub(super) fn attached(&self) -> Vec<AttachedHook> {
+        let mut attached: Vec<_> = self.placed.values().map(|(_, hook)| hook.clone()).collect();
+        attached.sort_unstable();
+        attached
+    }
+
+    fn ensure_tc(&mut self, program: &'static str, link: &Link) -> Result<PathBuf, DatapathError> {
+        let pin = self.pins.link(&link.name, "tc");
+        self.place_tc(program, link, &pin)?;
+        Ok(pin)
+    }
+
+    fn place_tc(&mut self, program: &'static str, link: &Link, pin: &Path) -> Result<(), DatapathError> {
+        if self.is_placed(pin, link) {
+            return Ok(());
+        }
+        let classifier = loader::classifier(&mut self.ebpf, program)?;
+        renew(&self.pins, pin, link.index, |present| place_classifier(classifier, link, present)).map_err(
+            |source| DatapathError::Attach {
+                program,
+                interface: link.name.clone(),
+                advice: "tcx links need kernel 6.6 or newer; --datapath userspace works without",
+                source,
+            },
+        )?;
+        self.note(pin, link, "tc", "tcx");
+        Ok(())
+    }
+
+    /// Attaches XDP natively. Where the driver can't: nothing in `auto`, generic mode in `xdp`.
+    fn ensure_xdp(&mut self, link: &Link) -> Result<Option<PathBuf>, DatapathError> {
+        let pin = self.pins.link(&link.name, "xdp");
+        if self.is_placed(&pin, link) {
+            return Ok(Some(pin));
+        }
+        let xdp = loader::xdp(&mut self.ebpf)?;
+        let mut mode = if link.is_xdp_native == Some(false) { "generic" } else { "native" };
+        let mut result = renew(&self.pins, &pin, link.index, |present| {
+            place_xdp(xdp, link.index, XdpMode::Driver, present)
+        });
+        if result.as_ref().is_err_and(is_unsupported) {
+            if self.mode == DatapathMode::Auto {
+                info!(interface = link.name, "the driver has no native XDP: TC takes its packets");
+                return Ok(None);
+            }
+            warn!(
+                interface = link.name,
+                "the driver has no native XDP: attaching in generic mode, which is no faster than --datapath tc"
+            );
+            mode = "generic";
+            result = renew(&self.pins, &pin, link.index, |present| {
+                place_xdp(xdp, link.index, XdpMode::Skb, present)
+            });
+        }
+        result.map_err(|source| DatapathError::Attach {
+            program: names::PROGRAM_XDP,
+            interface: link.name.clone(),
+            advice: xdp_advice(&source),
+            source,
+        })?;
+        self.note(&pin, link, "xdp", mode);
+        Ok(Some(pin))
+    }
+
+    fn is_placed(&self, pin: &Path, link: &Link) -> bool {
+        self.placed.get(pin).is_some_and(|(index, _)| *index == link.index) && pin.exists()
+    }
+
+    fn note(&mut self, pin: &Path, link: &Link, hook: &'static str, mode: &'static str) {
+        info!(interface = link.name, hook, mode, "program attached");
+        let attached = AttachedHook { interface: link.name.clone(), hook, mode };
+        self.placed.insert(pin.to_owned(), (link.index, attached));
+    }
+}
+
+/// Gives a pinned link the new program if it is on the right interface, else makes and pins a new link. `place` updates the link it
+/// is given, or attaches a new one.
+fn renew(
+    pins: &Pins,
+    pin: &Path,
+    ifindex: u32,
+    mut place: impl FnMut(Option<FdLink>) -> Result<FdLink, BoxError>,
+) -> Result<(), BoxError> {
+    let present = if pin.exists() { Some(pin.to_owned()) } else { pins.elsewhere(pin) };
+    if let Some(present) = present {
+        if pinned_link_ifindex(&present)? == ifindex {
+            let link = place(Some(PinnedLink::from_pin(&present)?.into()))?;
+            if present != *pin {
+                link.pin(pin)?;
+                std::fs::remove_file(&present)?;
+            }
+            return Ok(());
+        }
+        // The interface it was on has gone, or another has its name now.
+        std::fs::remove_file(&present)?;
+    }
+    place(None)?.pin(pin)?;
+    Ok(())
+}
+
+fn place_classifier(
+    program: &mut SchedClassifier,
+    link: &Link,
+    present: Option<FdLink>,
+) -> Result<FdLink, BoxError> {
+    let id = match present {
+        Some(present) => program.attach_to_link(present.try_into()?)?,
+        None => program.attach_with_options(
+            &link.name,
+            TcAttachType::Ingress,
+            TcAttachOptions::TcxOrder(LinkOrder::default()),
+        )?,
+    };
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+/// aya falls back to netlink where the kernel has no XDP links; such a link can't be pinned and is refused here.
+fn place_xdp(
+    program: &mut Xdp,
+    ifindex: u32,
+    mode: XdpMode,
+    present: Option<FdLink>,
+) -> Result<FdLink, BoxError> {
+    let id = match present {
+        Some(present) => program.attach_to_link(present.try_into()?)?,
+        None => program.attach_to_if_index(ifindex, mode)?,
+    };
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn errno(error: &BoxError) -> Option<i32> {
+    match error.downcast_ref::<ProgramError>() {
+        Some(ProgramError::SyscallError(error)) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn is_unsupported(error: &BoxError) -> bool {
+    errno(error) == Some(libc::EOPNOTSUPP)
+}
+
+fn xdp_advice(error: &BoxError) -> &'static str {
+    match errno(error) {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is there: remove it with `ip link set dev IF xdp off`, or use --datapath tc"
+        }
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "the driver refuses XDP at this MTU or with these offloads: lower the MTU, or use --datapath tc"
+        }
+        _ => "--datapath tc works without XDP",
+    }
+}
+
+fn remove(pin: &Path) {
+    if let Err(error) = std::fs::remove_file(pin) {
+        warn!(pin = %pin.display(), %error, "can't remove the pin of a link");
+    }
+}

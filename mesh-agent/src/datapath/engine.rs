@@ -1,0 +1,277 @@
+//! The data plane as one object: opened once, driven by `run`, asked by metrics and the task worker.
+//!
+//! Invariants: opening adopts whatever is pinned, so that no packet meets a gap; nothing is detached but by [`uninstall`]. Locks are
+//! held for maps, hooks and sweeper apart, never across a wait. Every method here blocks for system calls: call them off the runtime.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use mesh_ebpf::abi::{Address, Be16, Config};
+use mesh_state::ids::TaskId;
+use tracing::{info, warn};
+
+use super::attach::Hooks;
+use super::config::DatapathConfig;
+use super::error::DatapathError;
+use super::facts::TaskPort;
+use super::loader;
+use super::maps::Maps;
+use super::network::host::{self, TUNNEL_OVERHEAD};
+use super::network::netlink::Netlink;
+use super::network::netns::find_cable;
+use super::network::uplinks::{Routes, Uplinks};
+use super::pins::Pins;
+use super::state::State;
+use super::stats::{Counters, StatsSnapshot};
+use super::sweep::{Census, Sweeper, monotonic_ns};
+use crate::view::NodeView;
+
+/// IPv4 and TCP headers without options, bytes.
+const TCP_HEADERS: u32 = 40;
+
+/// A task of this node that is to be plugged into the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskLink {
+    /// The task.
+    pub task_id: TaskId,
+    /// A process in its network namespace.
+    pub pid: u32,
+    /// Its address on the `mesh` network.
+    pub address: Ipv4Addr,
+}
+
+/// The node's data plane.
+pub struct Datapath {
+    pub(super) config: DatapathConfig,
+    hooks: Mutex<Hooks>,
+    state: Mutex<State>,
+    network: Mutex<Network>,
+    sweeper: Mutex<Sweeper>,
+    census: Mutex<Census>,
+    counters: Counters,
+    capacities: BTreeMap<&'static str, u32>,
+    tasks: Mutex<BTreeMap<TaskId, Address>>,
+}
+
+/// What is remembered of the node's network.
+struct Network {
+    uplinks: Uplinks,
+    routes: Routes,
+}
+
+/// Loads the programs, or adopts the ones that run, and attaches them.
+///
+/// Until a view comes, services and backends stay as the maps have them.
+///
+/// # Errors
+/// The node lacks a privilege, a kernel feature or an uplink; each error names what to do.
+pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
+    let pins = Pins::new(&config.bpffs);
+    pins.prepare()?;
+    for other in pins.others() {
+        warn!(pins = %other.display(), "another version of mesh ran here: taking over its places, not its flows");
+    }
+    let ebpf = loader::load(&pins, config.tables)?;
+    let sweeper = Sweeper::open(&pins)?;
+    host::prepare(config.vxlan_port);
+    let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
+    let uplinks = Uplinks::find(&mut netlink, &config)?;
+    let datapath = Datapath {
+        state: Mutex::new(State::read(Maps::open(&pins)?)?),
+        counters: Counters::open(&pins)?,
+        capacities: sweeper.capacities()?,
+        hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
+        network: Mutex::new(Network { uplinks, routes: Routes::default() }),
+        sweeper: Mutex::new(sweeper),
+        census: Mutex::new(Census::default()),
+        tasks: Mutex::new(BTreeMap::new()),
+        config,
+    };
+    // Before anything is planned: flows hold on to address indexes.
+    datapath.sweep()?;
+    datapath.refresh_links()?;
+    info!(address = %lock(&datapath.network)?.uplinks.address, "data plane ready");
+    Ok(Arc::new(datapath))
+}
+
+/// Takes everything away that mesh has put on this node: links and maps of every version, the tunnel device, the firewall table.
+///
+/// # Errors
+/// Something could not be removed; what could is gone.
+pub fn uninstall(config: &DatapathConfig) -> Result<(), DatapathError> {
+    let pins = Pins::new(&config.bpffs).remove();
+    host::remove()?;
+    pins
+}
+
+impl Datapath {
+    /// This node's address towards the others.
+    ///
+    /// # Errors
+    /// Another thread failed in the middle of a change.
+    pub fn address(&self) -> Result<Ipv4Addr, DatapathError> {
+        Ok(lock(&self.network)?.uplinks.address)
+    }
+
+    /// Plugs a task in: its program on the host's end of its cable, and its backends pointed there. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// The cable can't be found, or takes no program: the task gets no connections through this node.
+    pub fn attach_task(&self, task: &TaskLink) -> Result<(), DatapathError> {
+        let cable = find_cable(task.task_id.as_str(), task.pid, task.address)?;
+        lock(&self.hooks)?.attach_task(task.task_id.as_str(), &cable.host_end)?;
+        let address = Address::from(task.address);
+        lock(&self.tasks)?.insert(task.task_id.clone(), address);
+        let port = TaskPort::Attached { ifindex: cable.host_end.index, mac: cable.task_mac };
+        let mut state = lock(&self.state)?;
+        state.facts_mut().ports.insert(address, port);
+        state.reconcile(Instant::now()).map(drop)
+    }
+
+    /// Unplugs a task: its connections get a RST at their next packet. Unknown tasks are none of our business.
+    ///
+    /// # Errors
+    /// A map refuses the change.
+    pub fn detach_task(&self, task: &TaskId) -> Result<(), DatapathError> {
+        lock(&self.hooks)?.detach_task(task.as_str());
+        let Some(address) = lock(&self.tasks)?.remove(task) else { return Ok(()) };
+        let mut state = lock(&self.state)?;
+        state.facts_mut().ports.insert(address, TaskPort::Gone);
+        state.reconcile(Instant::now()).map(drop)
+    }
+
+    /// Figures, read from the live maps.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn stats(&self) -> Result<StatsSnapshot, DatapathError> {
+        let hooks = lock(&self.hooks)?.attached();
+        let census = lock(&self.census)?.clone();
+        let (contents, errors) = {
+            let state = lock(&self.state)?;
+            (state.contents().clone(), state.errors().clone())
+        };
+        let snapshot = self.counters.read(&contents);
+        let snapshot = lock(&self.state)?.counted(snapshot)?;
+        Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks))
+    }
+
+    /// Brings the maps to what `view` says, and returns the generation they stand for.
+    ///
+    /// # Errors
+    /// A map refuses a write; what was applied stays, the rest waits for the next call.
+    pub fn apply(&self, view: Arc<NodeView>) -> Result<u64, DatapathError> {
+        let knows_new_nodes = {
+            let mut state = lock(&self.state)?;
+            let nodes_before = state.view().map(|view| view.nodes.clone()).unwrap_or_default();
+            let changed = view.nodes != nodes_before;
+            state.set_view(view);
+            changed
+        };
+        if knows_new_nodes {
+            return self.refresh_neighbours();
+        }
+        lock(&self.state)?.reconcile(Instant::now())
+    }
+
+    /// Follows interfaces, addresses and routes: tunnel device, programs, the node's own entries.
+    ///
+    /// # Errors
+    /// The kernel refuses a question or a change; what was in force stays.
+    pub(super) fn refresh_links(&self) -> Result<u64, DatapathError> {
+        let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
+        let uplinks = Uplinks::find(&mut netlink, &self.config)?;
+        let mtu = uplinks.mtu();
+        let tunnel = host::ensure_tunnel(&mut netlink, self.config.vxlan_port, mtu)?;
+        let tunnel_mtu = mtu.saturating_sub(TUNNEL_OVERHEAD);
+        let config = Config {
+            address: uplinks.address.into(),
+            tunnel_ifindex: tunnel.index,
+            tunnel_port_be: Be16::new(self.config.vxlan_port),
+            tunnel_mss: u16::try_from(tunnel_mtu.saturating_sub(TCP_HEADERS)).unwrap_or(u16::MAX),
+            tunnel_mtu,
+            ..Config::default()
+        };
+        {
+            let mut state = lock(&self.state)?;
+            let facts = state.facts_mut();
+            facts.config = config;
+            facts.addresses.clone_from(&uplinks.addresses);
+            facts.own = uplinks.own_node();
+        }
+        let links = uplinks.links.clone();
+        {
+            let mut network = lock(&self.network)?;
+            network.uplinks = uplinks;
+            network.routes.forget();
+        }
+        let generation = self.refresh_neighbours()?;
+        lock(&self.hooks)?.ensure(&links, &tunnel)?;
+        Ok(generation)
+    }
+
+    /// Follows the neighbour table, and reconciles.
+    ///
+    /// # Errors
+    /// The kernel refuses a question, or a map a write.
+    pub(super) fn refresh_neighbours(&self) -> Result<u64, DatapathError> {
+        let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
+        let hops = {
+            let mut network = lock(&self.network)?;
+            let Network { uplinks, routes } = &mut *network;
+            let nodes: BTreeSet<Ipv4Addr> = {
+                let state = lock(&self.state)?;
+                match state.view() {
+                    Some(view) => view.nodes.values().map(|node| node.address).collect(),
+                    None => state.contents().peers.keys().filter_map(as_ipv4).collect(),
+                }
+            };
+            let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
+            routes.hops(&mut netlink, uplinks, &others)?
+        };
+        let mut state = lock(&self.state)?;
+        state.facts_mut().hops = hops;
+        state.reconcile(Instant::now())
+    }
+
+    /// Reads the maps back and puts them right.
+    ///
+    /// # Errors
+    /// A map can't be read or written.
+    pub(super) fn resync(&self) -> Result<u64, DatapathError> {
+        let mut state = lock(&self.state)?;
+        state.resync()?;
+        state.reconcile(Instant::now())
+    }
+
+    /// Forgets flows that are over and counts the others.
+    ///
+    /// # Errors
+    /// A table can't be read.
+    pub(super) fn sweep(&self) -> Result<(), DatapathError> {
+        let (alive, known) = {
+            let state = lock(&self.state)?;
+            let alive: BTreeSet<u32> = state.contents().alive().map(|(id, _)| id).collect();
+            (alive, state.contents().backends.keys().copied().collect())
+        };
+        let census = lock(&self.sweeper)?.sweep(&alive, &known, monotonic_ns());
+        let mut state = lock(&self.state)?;
+        let census = state.counted(census)?;
+        state.hold_address_indexes(census.address_indexes.clone());
+        *lock(&self.census)? = census;
+        Ok(())
+    }
+}
+
+fn as_ipv4(address: &Address) -> Option<Ipv4Addr> {
+    match std::net::IpAddr::from(*address) {
+        std::net::IpAddr::V4(v4) => Some(v4),
+        std::net::IpAddr::V6(_) => None,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, DatapathError> {
+    mutex.lock().map_err(|_| DatapathError::Interrupted)
+}

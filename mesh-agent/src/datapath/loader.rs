@@ -1,0 +1,78 @@
+//! Loads the embedded programs onto pinned maps.
+//!
+//! Invariants: maps that are pinned already are used as they are, with what they hold; programs are always this binary's.
+
+use aya::maps::{Map, MapData};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use mesh_ebpf::abi::names;
+
+use super::config::TableSizes;
+use super::error::DatapathError;
+use super::pins::Pins;
+
+/// The programs, compiled by this crate's build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_PROGRAMS_OBJECT"));
+
+/// Loads the object; creates and pins the maps that aren't there yet.
+///
+/// # Errors
+/// The kernel refuses the object, a map or a program.
+pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for map in names::MAPS {
+        loader.map_pin_path(map, pins.map(map));
+    }
+    for map in [names::FLOWS_HALF_OPEN, names::NAT_HALF_OPEN] {
+        loader.map_max_entries(map, sizes.half_open);
+    }
+    for map in [names::FLOWS_ESTABLISHED, names::NAT_ESTABLISHED] {
+        loader.map_max_entries(map, sizes.established);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+    for program in [names::PROGRAM_UPLINK, names::PROGRAM_TUNNEL, names::PROGRAM_TASK] {
+        classifier(&mut ebpf, program)?
+            .load()
+            .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;
+    }
+    Ok(ebpf)
+}
+
+/// A TC program of the object.
+pub(super) fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let found = ebpf.program_mut(program).ok_or_else(|| missing(program))?;
+    found.try_into().map_err(|source| DatapathError::Program { program, source: Box::new(source) })
+}
+
+/// The XDP program, loaded on first use: kernels and nodes that run the TC datapath only need not accept it.
+pub(super) fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
+    let program = names::PROGRAM_XDP;
+    let failed = |source| DatapathError::Program { program, source: Box::new(source) };
+    let found = ebpf.program_mut(program).ok_or_else(|| missing(program))?;
+    let xdp: &mut Xdp = found.try_into().map_err(failed)?;
+    if xdp.fd().is_err() {
+        xdp.load().map_err(failed)?;
+    }
+    Ok(xdp)
+}
+
+fn missing(program: &'static str) -> DatapathError {
+    let source = Box::new(aya::programs::ProgramError::NotLoaded);
+    DatapathError::Program { program, source }
+}
+
+/// Opens a pinned map as `M`.
+///
+/// # Errors
+/// It isn't pinned, or is of another kind or size.
+pub(super) fn open<M>(pins: &Pins, map: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let failed = |source| DatapathError::Map { map, source: Box::new(source) };
+    let data = MapData::from_pin(pins.map(map)).map_err(failed)?;
+    Map::from_map_data(data).and_then(M::try_from).map_err(failed)
+}

@@ -1,0 +1,224 @@
+//! Typed handles of the pinned maps: reads their contents, carries out one write.
+//!
+//! Invariants: what is written here is what [`Contents::apply`] does to the model, and nothing else writes these maps.
+
+use std::marker::PhantomData;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use mesh_ebpf::abi::{
+    Address, Backend, BackendStats, Config, FrontendStats, Live, Node, Service, ServiceKey, names,
+};
+
+use super::contents::{Contents, Write};
+use super::error::DatapathError;
+use super::loader;
+use super::pins::Pins;
+use super::syscall;
+
+/// The maps that userspace writes, and the counters it resets.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    addresses: HashMap<MapData, Address, u32>,
+    services: HashMap<MapData, ServiceKey, Service>,
+    slots: Array<MapData, u32>,
+    backends: Array<MapData, Backend>,
+    all_backends: Dump<u32, Backend>,
+    nodes: Array<MapData, Node>,
+    all_nodes: Dump<u32, Node>,
+    peers: HashMap<MapData, Address, u32>,
+    live: Array<MapData, Live>,
+    live_drift: Array<MapData, i64>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    frontend_stats: PerCpuArray<MapData, FrontendStats>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// A map isn't pinned, or isn't of the expected kind.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            config: loader::open(pins, names::CONFIG)?,
+            addresses: loader::open(pins, names::ADDRESSES)?,
+            services: loader::open(pins, names::SERVICES)?,
+            slots: loader::open(pins, names::SLOTS)?,
+            backends: loader::open(pins, names::BACKENDS)?,
+            all_backends: Dump::open(pins, names::BACKENDS)?,
+            nodes: loader::open(pins, names::NODES)?,
+            all_nodes: Dump::open(pins, names::NODES)?,
+            peers: loader::open(pins, names::PEERS)?,
+            live: loader::open(pins, names::LIVE)?,
+            live_drift: loader::open(pins, names::LIVE_DRIFT)?,
+            backend_stats: loader::open(pins, names::BACKEND_STATS)?,
+            frontend_stats: loader::open(pins, names::FRONTEND_STATS)?,
+        })
+    }
+
+    /// Reads everything that userspace writes.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub(super) fn read(&self) -> Result<Contents, DatapathError> {
+        let mut contents = Contents {
+            config: self
+                .config
+                .get(&0, 0)
+                .map_err(|error| DatapathError::map(names::CONFIG, "lookup", error))?,
+            ..Contents::default()
+        };
+        for entry in &self.addresses {
+            let (address, index) =
+                entry.map_err(|error| DatapathError::map(names::ADDRESSES, "dump", error))?;
+            contents.addresses.insert(address, index);
+        }
+        for entry in &self.peers {
+            let (address, index) = entry.map_err(|error| DatapathError::map(names::PEERS, "dump", error))?;
+            contents.peers.insert(address, index);
+        }
+        for entry in &self.services {
+            let (key, service) = entry.map_err(|error| DatapathError::map(names::SERVICES, "dump", error))?;
+            contents.services.insert(key.into(), service);
+            let end = service.slot_base.saturating_add(service.slot_count).min(names::SLOTS_MAX);
+            for slot in service.slot_base..end {
+                let backend = self
+                    .slots
+                    .get(&slot, 0)
+                    .map_err(|error| DatapathError::map(names::SLOTS, "lookup", error))?;
+                contents.slots.insert(slot, backend);
+            }
+        }
+        self.all_backends.for_each(|id, backend| {
+            if backend != Backend::default() {
+                contents.backends.insert(id, backend);
+            }
+        })?;
+        self.all_nodes.for_each(|index, node| {
+            if node != Node::default() {
+                contents.nodes.insert(index, node);
+            }
+        })?;
+        Ok(contents)
+    }
+
+    /// Carries out one write.
+    ///
+    /// # Errors
+    /// The map refuses it; what was written before stays.
+    pub(super) fn write(&mut self, write: &Write) -> Result<(), DatapathError> {
+        let map = write.map();
+        let updated = match write {
+            Write::Config(config) => self.config.set(0, config, 0),
+            Write::Address(address, index) => self.addresses.insert(address, index, 0),
+            Write::Node(index, node) => self.nodes.set(*index, node, 0),
+            Write::Peer(address, index) => self.peers.insert(address, index, 0),
+            Write::Backend(id, backend) => self.backends.set(*id, backend, 0),
+            Write::Slots { base, backends } => {
+                (*base..).zip(backends).try_for_each(|(slot, backend)| self.slots.set(slot, backend, 0))
+            }
+            Write::Service(frontend, service) => {
+                self.services.insert(ServiceKey::from(*frontend), service, 0)
+            }
+            Write::ResetBackend(id) => return self.reset_backend(*id),
+            Write::ResetFrontend(index) => return self.reset_frontend(*index),
+            Write::RemoveAddress(address) => return deleted(map, self.addresses.remove(address)),
+            Write::RemovePeer(address) => return deleted(map, self.peers.remove(address)),
+            Write::RemoveService(frontend) => {
+                return deleted(map, self.services.remove(&ServiceKey::from(*frontend)));
+            }
+        };
+        updated.map_err(|error| DatapathError::map(map, "update", error))
+    }
+
+    /// Counters of a backend begin at zero, and so do its live connections: the drift takes off all that was counted.
+    fn reset_backend(&mut self, id: u32) -> Result<(), DatapathError> {
+        let live = self.live.get(&id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
+        let drift = live.opened.wrapping_sub(live.closed).cast_signed();
+        self.live_drift
+            .set(id, drift, 0)
+            .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+        self.backend_stats
+            .set(id, zeros(names::BACKEND_STATS)?, 0)
+            .map_err(|error| DatapathError::map(names::BACKEND_STATS, "update", error))
+    }
+
+    fn reset_frontend(&mut self, index: u32) -> Result<(), DatapathError> {
+        self.frontend_stats
+            .set(index, zeros(names::FRONTEND_STATS)?, 0)
+            .map_err(|error| DatapathError::map(names::FRONTEND_STATS, "update", error))
+    }
+}
+
+/// One zero for every CPU.
+fn zeros<V: Pod + Default>(map: &'static str) -> Result<PerCpuValues<V>, DatapathError> {
+    let failed = |source| DatapathError::MapOperation { map, operation: "update", source };
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error))?;
+    PerCpuValues::try_from(vec![V::default(); cpus]).map_err(failed)
+}
+
+/// What is gone already was to be gone.
+fn deleted(map: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), DatapathError> {
+    match result {
+        Err(aya::maps::MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(|error| DatapathError::map(map, "delete", error)),
+    }
+}
+
+/// A map that is read whole.
+pub(super) struct Dump<K, V> {
+    map: &'static str,
+    data: MapData,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod + Default, V: Pod + Default> Dump<K, V> {
+    /// Opens a pinned map, checking the sizes of its keys and values.
+    ///
+    /// # Errors
+    /// It isn't pinned, or has entries of other sizes.
+    pub(super) fn open(pins: &Pins, map: &'static str) -> Result<Self, DatapathError> {
+        let failed = |source| DatapathError::Map { map, source: Box::new(source) };
+        let data = MapData::from_pin(pins.map(map)).map_err(failed)?;
+        let info = data.info().map_err(failed)?;
+        let (key, value) = (size_of::<K>(), size_of::<V>());
+        if info.key_size() as usize != key {
+            return Err(failed(aya::maps::MapError::InvalidKeySize {
+                size: key,
+                expected: info.key_size() as usize,
+            }));
+        }
+        if info.value_size() as usize != value {
+            return Err(failed(aya::maps::MapError::InvalidValueSize {
+                size: value,
+                expected: info.value_size() as usize,
+            }));
+        }
+        Ok(Self { map, data, types: PhantomData })
+    }
+
+    /// Calls `visit` with every entry.
+    ///
+    /// # Errors
+    /// The kernel refuses a batch.
+    pub(super) fn for_each(&self, visit: impl FnMut(K, V)) -> Result<(), DatapathError> {
+        syscall::for_each_entry(self.data.fd(), visit).map_err(|source| DatapathError::MapOperation {
+            map: self.map,
+            operation: "dump",
+            source,
+        })
+    }
+
+    /// Most entries that the map holds.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub(super) fn capacity(&self) -> Result<u32, DatapathError> {
+        let info = self.data.info().map_err(|error| DatapathError::map(self.map, "lookup", error))?;
+        Ok(info.max_entries())
+    }
+}

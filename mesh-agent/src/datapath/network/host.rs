@@ -1,0 +1,143 @@
+//! What mesh adds to the node's network: the tunnel device, one table of nftables, two settings.
+//!
+//! Invariants: everything is idempotent, has mesh's name, and is taken away by [`remove`].
+//!
+//! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
+//! * nftables table `ip mesh`: tunnel packets are kept out of connection tracking, which a Docker engine switches on.
+//! * `net.ipv4.ip_forward = 1`: XDP asks the kernel's FIB for a client's next hop, which answers only if forwarding is on.
+//! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses as their source.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tracing::warn;
+
+use super::netlink::{Link, Netlink};
+use crate::datapath::error::DatapathError;
+
+/// Name of the tunnel device.
+pub(crate) const TUNNEL_DEVICE: &str = "mesh-vxlan0";
+
+/// Bytes that the tunnel puts in front of a packet: outer IPv4, UDP, VXLAN, inner Ethernet.
+pub(crate) const TUNNEL_OVERHEAD: u32 = 50;
+
+/// The tunnel device, made or put right if need be.
+///
+/// # Errors
+/// The kernel refuses the device, most likely as another VXLAN device has the port.
+pub(crate) fn ensure_tunnel(
+    netlink: &mut Netlink,
+    port: u16,
+    uplink_mtu: u32,
+) -> Result<Link, DatapathError> {
+    let mtu = uplink_mtu.saturating_sub(TUNNEL_OVERHEAD);
+    match find(netlink)? {
+        Some(link) if link.vxlan == Some((port, true)) => {
+            if link.mtu != mtu || !link.is_up {
+                netlink
+                    .set_up(link.index, mtu)
+                    .map_err(DatapathError::netlink(format!("bringing {TUNNEL_DEVICE} up")))?;
+            }
+            return Ok(link);
+        }
+        Some(other) => netlink
+            .delete_link(other.index)
+            .map_err(DatapathError::netlink(format!("replacing {TUNNEL_DEVICE} of another port")))?,
+        None => {}
+    }
+    netlink.add_vxlan(TUNNEL_DEVICE, port, mtu).map_err(DatapathError::netlink(format!(
+        "creating {TUNNEL_DEVICE} on UDP port {port} (in use by another device? choose one with --vxlan-port)"
+    )))?;
+    set(&format!("net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter"), "0");
+    find(netlink)?.ok_or_else(|| {
+        DatapathError::netlink(format!("finding {TUNNEL_DEVICE}"))(io::ErrorKind::NotFound.into())
+    })
+}
+
+fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
+    let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
+    Ok(links.into_iter().find(|link| link.name == TUNNEL_DEVICE))
+}
+
+/// Puts settings and firewall table in place. What fails is said and does without: the data plane works, if slower.
+pub(crate) fn prepare(port: u16) {
+    set("net/ipv4/ip_forward", "1");
+    if let Err(error) = nft(&notrack_rules(port)) {
+        warn!(
+            %error,
+            "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
+             conntrack entries on both nodes"
+        );
+    }
+}
+
+/// Takes the tunnel device and the firewall table away. The settings stay, as others may rely on them.
+///
+/// # Errors
+/// The kernel refuses to delete the device.
+pub(crate) fn remove() -> Result<(), DatapathError> {
+    let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
+    if let Some(link) = find(&mut netlink)? {
+        netlink
+            .delete_link(link.index)
+            .map_err(DatapathError::netlink(format!("deleting {TUNNEL_DEVICE}")))?;
+    }
+    if let Err(error) = nft("table ip mesh\ndelete table ip mesh\n") {
+        warn!(%error, "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there");
+    }
+    Ok(())
+}
+
+/// One transaction that replaces the table, whether it was there or not.
+fn notrack_rules(port: u16) -> String {
+    format!(
+        "table ip mesh\n\
+         delete table ip mesh\n\
+         table ip mesh {{\n\
+         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack }}\n\
+         chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack }}\n\
+         }}\n"
+    )
+}
+
+fn nft(script: &str) -> io::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Sets a kernel setting of this network namespace, unless it has the value.
+fn set(name: &str, value: &str) {
+    let path = Path::new("/proc/sys").join(name);
+    if std::fs::read_to_string(&path).is_ok_and(|present| present.trim() == value) {
+        return;
+    }
+    if let Err(error) = std::fs::write(&path, value) {
+        warn!(setting = name, value, %error, "can't change a kernel setting: set it by hand");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rules_replace_themselves_and_name_the_port() {
+        let rules = notrack_rules(4799);
+        let (declared, deleted) = (rules.find("table ip mesh\n"), rules.find("delete table ip mesh"));
+        assert!(declared < deleted, "a table must exist to be deleted: {rules}");
+        assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "both hooks: {rules}");
+    }
+}

@@ -1,0 +1,325 @@
+//! A small synchronous rtnetlink client: one question, all answers.
+//!
+//! Synchronous, as every question is answered by the kernel at once, and as a socket belongs to the network namespace of the thread
+//! that opens it: a thread that entered a task's namespace asks there and nowhere else.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use mesh_ebpf::abi::Mac;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVxlan};
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Link {
+    /// Its index.
+    pub(crate) index: u32,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its Ethernet address.
+    pub(crate) mac: Mac,
+    /// Largest packet, bytes.
+    pub(crate) mtu: u32,
+    /// Kind of a software device: `veth`, `vxlan`, `bridge`; none for hardware.
+    pub(crate) kind: Option<String>,
+    /// Whether it is administratively up.
+    pub(crate) is_up: bool,
+    /// Index of the other end, for a veth, in that end's namespace.
+    pub(crate) peer: Option<u32>,
+    /// UDP port and collect-metadata mode, for a VXLAN device.
+    pub(crate) vxlan: Option<(u16, bool)>,
+    /// Whether an XDP program runs in the driver (true) or generically (false).
+    pub(crate) is_xdp_native: Option<bool>,
+}
+
+/// Where packets to an address go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The interface.
+    pub(crate) ifindex: u32,
+    /// The gateway, or the address itself if it is on the link.
+    pub(crate) next_hop: Ipv4Addr,
+}
+
+/// A socket in the network namespace of the thread that opened it.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// The system refuses the socket.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Sends one message and collects the answers.
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = NetlinkMessage::from(message);
+        request.header.sequence_number = self.sequence;
+        request.header.flags = NLM_F_REQUEST | flags;
+        request.finalize();
+        let mut buffer = vec![0; request.buffer_len()];
+        request.serialize(&mut buffer);
+        self.socket.send(&buffer, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut at = 0;
+            while at < datagram.len() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[at..])
+                    .map_err(io::Error::other)?;
+                let length = usize::try_from(answer.header.length).unwrap_or_default().next_multiple_of(4);
+                at += length.max(16);
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Every interface.
+    pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
+        let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(read_link(message)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Every IPv4 address, with the interface that has it.
+    pub(crate) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let answers = self.ask(RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => read_address(&message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Interfaces with a default route.
+    pub(crate) fn default_route_interfaces(&mut self) -> io::Result<Vec<u32>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        let answers = self.ask(RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP)?;
+        let mut interfaces = Vec::new();
+        for answer in answers {
+            let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+            let is_default =
+                route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+            let interface = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            interfaces.extend(interface.filter(|index| is_default && !interfaces.contains(index)));
+        }
+        Ok(interfaces)
+    }
+
+    /// How packets to `address` leave this node.
+    pub(crate) fn route_to(&mut self, address: Ipv4Addr) -> io::Result<Option<Route>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.header.scope = RouteScope::Universe;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        let answers = self.ask(RouteNetlinkMessage::GetRoute(request), NLM_F_ACK)?;
+        Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => read_route(&route, address),
+            _ => None,
+        }))
+    }
+
+    /// The IPv4 neighbours whose Ethernet address is known.
+    pub(crate) fn neighbours(&mut self) -> io::Result<BTreeMap<(u32, Ipv4Addr), Neighbour>> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let answers = self.ask(RouteNetlinkMessage::GetNeighbour(request), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(message) => read_neighbour(&message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Makes the kernel resolve a neighbour, or confirm it if it has gone stale.
+    pub(crate) fn resolve(&mut self, ifindex: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Inet;
+        request.header.ifindex = ifindex;
+        request.header.state = NeighbourState::None;
+        request.header.flags = NeighbourFlags::Use;
+        request.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        self.ask(RouteNetlinkMessage::NewNeighbour(request), flags).map(drop)
+    }
+
+    /// Creates a VXLAN device in collect-metadata mode, up.
+    pub(crate) fn add_vxlan(&mut self, name: &str, port: u16, mtu: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkVxlan>::new(name)
+            .collect_metadata(true)
+            .learning(false)
+            .port(port)
+            .mtu(mtu)
+            .up()
+            .build();
+        self.ask(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Sets an interface's MTU and brings it up.
+    pub(crate) fn set_up(&mut self, index: u32, mtu: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+        self.ask(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map(drop)
+    }
+
+    /// Deletes an interface.
+    pub(crate) fn delete_link(&mut self, index: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).build();
+        self.ask(RouteNetlinkMessage::DelLink(message), NLM_F_ACK).map(drop)
+    }
+}
+
+/// An entry of the neighbour table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    /// Its Ethernet address.
+    pub(crate) mac: Mac,
+    /// Whether the kernel has lately seen it alive (or was told never to ask).
+    pub(crate) is_confirmed: bool,
+}
+
+fn read_link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(address) => link.mac = read_mac(&address).unwrap_or_default(),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Link(peer) => link.peer = Some(peer),
+            LinkAttribute::LinkInfo(infos) => read_link_info(&mut link, &infos),
+            LinkAttribute::Xdp(xdp) => {
+                link.is_xdp_native = xdp.iter().find_map(|attribute| match attribute {
+                    LinkXdp::Attached(XdpAttached::Driver) => Some(true),
+                    LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(false),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_link_info(link: &mut Link, infos: &[LinkInfo]) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(settings)) => {
+                let port = settings.iter().find_map(|setting| match setting {
+                    InfoVxlan::Port(port) => Some(*port),
+                    _ => None,
+                });
+                let is_external = settings.contains(&InfoVxlan::CollectMetadata(true));
+                link.vxlan = Some((port.unwrap_or_default(), is_external));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On point-to-point links `Address` is the other end's: `Local` wins.
+            AddressAttribute::Local(IpAddr::V4(local)) => return Some((message.header.index, *local)),
+            AddressAttribute::Address(IpAddr::V4(v4)) => address = Some(*v4),
+            _ => {}
+        }
+    }
+    address.map(|address| (message.header.index, address))
+}
+
+fn read_route(route: &RouteMessage, destination: Ipv4Addr) -> Option<Route> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut ifindex, mut next_hop) = (None, destination);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => next_hop = *gateway,
+            _ => {}
+        }
+    }
+    ifindex.map(|ifindex| Route { ifindex, next_hop })
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Neighbour)> {
+    let is_confirmed = match message.header.state {
+        NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp => true,
+        NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => false,
+        _ => return None,
+    };
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(*v4),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = read_mac(bytes),
+            _ => {}
+        }
+    }
+    Some(((message.header.ifindex, address?), Neighbour { mac: mac?, is_confirmed }))
+}
+
+fn read_mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().ok().map(Mac)
+}
+
+/// Whether a link is one end of a virtual cable.
+pub(crate) fn is_veth(link: &Link) -> bool {
+    link.kind.as_deref() == Some(&InfoKind::Veth.to_string())
+}

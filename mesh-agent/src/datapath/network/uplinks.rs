@@ -1,0 +1,147 @@
+//! The node's uplinks, its addresses on them, and how it reaches the other member nodes.
+//!
+//! Invariants: an address is one the kernel has now; a MAC is one the kernel's neighbour table has now. Neighbours of member nodes are
+//! kept resolved by asking the kernel to use them, so nothing is invented here and nothing is left behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+
+use mesh_ebpf::abi::{Address, Node};
+
+use super::netlink::{Link, Netlink, Route};
+use crate::datapath::config::DatapathConfig;
+use crate::datapath::error::DatapathError;
+use crate::datapath::facts::Hop;
+
+/// What the node is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Uplinks {
+    /// The interfaces that clients and member nodes are reached over.
+    pub(crate) links: Vec<Link>,
+    /// This node's address towards the others.
+    pub(crate) address: Ipv4Addr,
+    /// Every address on the uplinks.
+    pub(crate) addresses: BTreeSet<Address>,
+}
+
+impl Uplinks {
+    /// Finds the uplinks that `config` names, or else those with a default route.
+    ///
+    /// # Errors
+    /// There is none, one is missing, or there is no address.
+    pub(crate) fn find(netlink: &mut Netlink, config: &DatapathConfig) -> Result<Self, DatapathError> {
+        let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
+        let addresses = netlink.addresses().map_err(DatapathError::netlink("listing addresses"))?;
+        let uplinks = if config.interfaces.is_empty() {
+            let defaults = netlink
+                .default_route_interfaces()
+                .map_err(DatapathError::netlink("listing default routes"))?;
+            links.into_iter().filter(|link| defaults.contains(&link.index)).collect()
+        } else {
+            named(links, &config.interfaces)?
+        };
+        let Some(first) = uplinks.first() else {
+            return Err(DatapathError::NoUplink("no interface has a default route".to_owned()));
+        };
+        let on_first = addresses.iter().find(|(index, _)| *index == first.index).map(|(_, address)| *address);
+        let address =
+            config.address.or(on_first).ok_or_else(|| DatapathError::NoAddress(first.name.clone()))?;
+        let addresses = addresses
+            .into_iter()
+            .filter(|(index, _)| uplinks.iter().any(|link| link.index == *index))
+            .map(|(_, address)| address.into())
+            .collect();
+        Ok(Self { links: uplinks, address, addresses })
+    }
+
+    /// The smallest MTU of the uplinks, bytes.
+    pub(crate) fn mtu(&self) -> u32 {
+        self.links.iter().map(|link| link.mtu).min().unwrap_or_default()
+    }
+
+    /// This node as entry 0 of the node table.
+    pub(crate) fn own_node(&self) -> Node {
+        let first = self.links.first();
+        let mac = first.map(|link| link.mac).unwrap_or_default();
+        Node {
+            address: self.address.into(),
+            mac,
+            source_mac: mac,
+            ifindex: first.map(|link| link.index).unwrap_or_default(),
+            ..Node::default()
+        }
+    }
+}
+
+fn named(links: Vec<Link>, names: &[String]) -> Result<Vec<Link>, DatapathError> {
+    let mut links: BTreeMap<String, Link> = links.into_iter().map(|link| (link.name.clone(), link)).collect();
+    names
+        .iter()
+        .map(|name| {
+            links.remove(name).ok_or_else(|| DatapathError::NoUplink(format!("there is no interface {name}")))
+        })
+        .collect()
+}
+
+/// Routes to member nodes, remembered until routes change.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    known: BTreeMap<Ipv4Addr, Option<Route>>,
+}
+
+impl Routes {
+    /// Forgets everything; for when links, addresses or routes have changed.
+    pub(crate) fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// The outer Ethernet header for each node, as far as it is known now; makes the kernel resolve or confirm the rest.
+    ///
+    /// # Errors
+    /// The kernel refuses a question. That a single node can't be reached is no error.
+    pub(crate) fn hops(
+        &mut self,
+        netlink: &mut Netlink,
+        uplinks: &Uplinks,
+        nodes: &BTreeSet<Ipv4Addr>,
+    ) -> Result<BTreeMap<Address, Hop>, DatapathError> {
+        self.known.retain(|node, _| nodes.contains(node));
+        let neighbours = netlink.neighbours().map_err(DatapathError::netlink("listing neighbours"))?;
+        let mut hops = BTreeMap::new();
+        for node in nodes {
+            let Some(route) = self.route(netlink, *node)? else { continue };
+            let Some(uplink) = uplinks.links.iter().find(|link| link.index == route.ifindex) else {
+                continue;
+            };
+            let neighbour = neighbours.get(&(route.ifindex, route.next_hop));
+            if !neighbour.is_some_and(|neighbour| neighbour.is_confirmed) {
+                netlink
+                    .resolve(route.ifindex, route.next_hop)
+                    .map_err(DatapathError::netlink(format!("resolving neighbour {}", route.next_hop)))?;
+            }
+            let mac = neighbour.map(|neighbour| neighbour.mac).unwrap_or_default();
+            hops.insert(Address::from(*node), Hop { ifindex: route.ifindex, mac, source_mac: uplink.mac });
+        }
+        Ok(hops)
+    }
+
+    fn route(&mut self, netlink: &mut Netlink, node: Ipv4Addr) -> Result<Option<Route>, DatapathError> {
+        if let Some(route) = self.known.get(&node) {
+            return Ok(*route);
+        }
+        let route = match netlink.route_to(node) {
+            Ok(route) => route,
+            Err(error) if is_unreachable(&error) => None,
+            Err(error) => {
+                return Err(DatapathError::netlink(format!("looking up the route to {node}"))(error));
+            }
+        };
+        self.known.insert(node, route);
+        Ok(route)
+    }
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL))
+}

@@ -1,0 +1,191 @@
+//! Drives the data plane: on every new view, on every change of the node's network, and on a period whatever happened.
+//!
+//! Invariants: views are applied in order, the newest one wins; a failure is said, counted and tried again, and what was in force
+//! stays in force; shutting down leaves everything attached.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::Datapath;
+use super::error::DatapathError;
+use super::network::monitor::Monitor;
+use crate::error_chain;
+use crate::view::NodeView;
+
+/// How often the neighbour table is looked at.
+const NEIGHBOURS_PERIOD: Duration = Duration::from_secs(2);
+/// How long notices of the network are gathered before they are acted on.
+const NETWORK_SETTLE: Duration = Duration::from_millis(100);
+/// Wait after a failure; doubled up to the maximum.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    View,
+    Links,
+    Neighbours,
+    Resync,
+}
+
+impl Datapath {
+    /// Follows `view` and the node's network until `shutdown`, telling `applied` which generation is in force.
+    pub async fn run(
+        self: Arc<Self>,
+        view: watch::Receiver<Arc<NodeView>>,
+        applied: watch::Sender<u64>,
+        shutdown: CancellationToken,
+    ) {
+        tokio::join!(
+            Arc::clone(&self).follow(view, applied, shutdown.clone()),
+            self.sweep_regularly(shutdown),
+        );
+    }
+
+    async fn follow(
+        self: Arc<Self>,
+        mut view: watch::Receiver<Arc<NodeView>>,
+        applied: watch::Sender<u64>,
+        shutdown: CancellationToken,
+    ) {
+        let monitor = Monitor::open()
+            .inspect_err(|error| {
+                warn!(%error, "can't watch the network: changes are found by looking every now and then");
+            })
+            .ok();
+        let mut neighbours = ticks(NEIGHBOURS_PERIOD);
+        let mut resync = ticks(self.config.resync_period);
+        let mut retry = Retry::default();
+        let mut work = Work::View;
+        loop {
+            let newest = view.borrow_and_update().clone();
+            match self.perform(work, newest, &applied).await {
+                Ok(()) => retry.succeeded(),
+                Err(failure) => {
+                    error!(error = error_chain(&failure), "the data plane is behind: trying again");
+                    retry.failed();
+                }
+            }
+            work = tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = view.changed() => match changed {
+                    Ok(()) => Work::View,
+                    Err(_) => return,
+                },
+                () = noticed(monitor.as_ref()) => Work::Links,
+                () = retry.due() => Work::Links,
+                _ = neighbours.tick() => Work::Neighbours,
+                _ = resync.tick() => Work::Resync,
+            };
+        }
+    }
+
+    /// Applies the newest view, then does one piece of work.
+    async fn perform(
+        self: &Arc<Self>,
+        work: Work,
+        view: Arc<NodeView>,
+        applied: &watch::Sender<u64>,
+    ) -> Result<(), DatapathError> {
+        let generation = self.off_runtime(move |datapath| datapath.apply(view)).await?;
+        applied.send_if_modified(|present| std::mem::replace(present, generation) != generation);
+        self.off_runtime(move |datapath| match work {
+            Work::View => Ok(generation),
+            Work::Links => datapath.refresh_links(),
+            Work::Neighbours => datapath.refresh_neighbours(),
+            Work::Resync => datapath.refresh_links().and_then(|_| datapath.resync()),
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn sweep_regularly(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut period = ticks(self.config.sweep_period);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = period.tick() => {}
+            }
+            if let Err(failure) = self.off_runtime(Self::sweep).await {
+                error!(error = error_chain(&failure), "can't sweep the flow tables: trying again");
+            }
+        }
+    }
+
+    async fn off_runtime<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, DatapathError> + Send + 'static,
+    ) -> Result<T, DatapathError> {
+        let datapath = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&datapath)).await;
+        done.unwrap_or(Err(DatapathError::Interrupted))
+    }
+}
+
+/// Ends a moment after the network's first notice, so that a burst is one; never without a monitor.
+async fn noticed(monitor: Option<&Monitor>) {
+    let Some(monitor) = monitor else { return std::future::pending().await };
+    if let Err(error) = monitor.changed().await {
+        warn!(%error, "the watch on the network failed");
+    }
+    tokio::time::sleep(NETWORK_SETTLE).await;
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// When to try again after a failure.
+#[derive(Debug, Default)]
+struct Retry {
+    wait: Option<Duration>,
+    at: Option<Instant>,
+}
+
+impl Retry {
+    fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn failed(&mut self) {
+        let wait = self.wait.map_or(RETRY_MIN, |wait| (wait * 2).min(RETRY_MAX));
+        *self = Self { wait: Some(wait), at: Some(Instant::now() + wait) };
+    }
+
+    /// Ends when it is time; never if nothing failed.
+    async fn due(&self) {
+        match self.at {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_double_up_to_the_maximum_and_start_anew_after_a_success() {
+        let mut retry = Retry::default();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            retry.failed();
+            let before = Instant::now();
+            retry.due().await;
+            waits.push(before.elapsed().as_millis());
+        }
+        assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        retry.succeeded();
+        retry.failed();
+        assert_eq!(retry.wait, Some(RETRY_MIN), "first wait after a success");
+    }
+}

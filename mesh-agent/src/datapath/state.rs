@@ -1,0 +1,163 @@
+//! The maps and their mirror: brings them to what the table and the node's own facts say, again and again.
+//!
+//! Invariants: the mirror holds what the maps hold, as nobody else writes them, and is read back from them regularly. Writes stop at the
+//! first that fails, so the order that keeps every step safe is never left; what was applied stays in force. A view of generation 0
+//! means "nothing heard yet" and is not applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_ebpf::abi::Address;
+use tracing::{error, info};
+
+use super::contents::Contents;
+use super::diff::{Held, Plan, Refusal, plan};
+use super::error::DatapathError;
+use super::facts::{Facts, TaskPort};
+use super::maps::Maps;
+use crate::view::NodeView;
+
+/// How long slots rest before they are used again. No program runs nearly that long.
+const SLOTS_REST: Duration = Duration::from_secs(1);
+
+/// Plans in a row that one change may need: a swap, what waited for it, and one to see that nothing is left.
+const PLANS_MAX: usize = 4;
+
+/// Failed map operations, by map and operation.
+pub(super) type MapErrors = BTreeMap<(&'static str, &'static str), u64>;
+
+/// The maps, what they hold, and what they should.
+pub(super) struct State {
+    maps: Maps,
+    contents: Contents,
+    facts: Facts,
+    view: Option<Arc<NodeView>>,
+    resting: Vec<(Instant, Range<u32>)>,
+    address_indexes: BTreeSet<u32>,
+    refused: BTreeSet<Refusal>,
+    errors: MapErrors,
+}
+
+impl State {
+    /// Starts from what the maps hold.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub(super) fn read(maps: Maps) -> Result<Self, DatapathError> {
+        let contents = maps.read()?;
+        Ok(Self {
+            maps,
+            contents,
+            facts: Facts::default(),
+            view: None,
+            resting: Vec::new(),
+            address_indexes: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            errors: MapErrors::new(),
+        })
+    }
+
+    /// What the maps hold.
+    pub(super) fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// The view in force, or the one still being applied.
+    pub(super) fn view(&self) -> Option<&NodeView> {
+        self.view.as_deref()
+    }
+
+    /// Takes a newer view. It is applied by the next [`reconcile`](Self::reconcile).
+    pub(super) fn set_view(&mut self, view: Arc<NodeView>) {
+        if view.generation == 0 {
+            return;
+        }
+        let named: BTreeSet<Address> =
+            view.backends.values().map(|backend| Address::from(backend.address)).collect();
+        self.facts
+            .ports
+            .retain(|address, port| matches!(port, TaskPort::Attached { .. }) || named.contains(address));
+        self.view = Some(view);
+    }
+
+    /// The node's own facts, to be changed in place.
+    pub(super) fn facts_mut(&mut self) -> &mut Facts {
+        &mut self.facts
+    }
+
+    /// The address indexes that flows name: they are not given to other addresses.
+    pub(super) fn hold_address_indexes(&mut self, indexes: BTreeSet<u32>) {
+        self.address_indexes = indexes;
+    }
+
+    /// Reads the maps back, whatever the mirror says.
+    ///
+    /// # Errors
+    /// A map can't be read; the mirror stays.
+    pub(super) fn resync(&mut self) -> Result<(), DatapathError> {
+        let contents = self.maps.read();
+        let contents = self.counted(contents)?;
+        let matches =
+            contents.services == self.contents.services && contents.backends == self.contents.backends;
+        if !matches {
+            error!("the maps were changed by something else than this agent: putting them right");
+        }
+        self.contents = contents;
+        Ok(())
+    }
+
+    /// Writes what is missing, and returns the generation that the maps now stand for.
+    ///
+    /// # Errors
+    /// A map refuses a write; the rest waits for the next attempt.
+    pub(super) fn reconcile(&mut self, now: Instant) -> Result<u64, DatapathError> {
+        for _ in 0..PLANS_MAX {
+            self.resting.retain(|(since, _)| now.duration_since(*since) < SLOTS_REST);
+            let held = Held {
+                slots: self.resting.iter().map(|(_, range)| range.clone()).collect(),
+                address_indexes: self.address_indexes.clone(),
+            };
+            let plan = plan(&self.contents, self.view.as_deref(), &self.facts, &held);
+            let (writes, again) = (plan.writes.len(), plan.again);
+            self.carry_out(plan, now)?;
+            if writes > 0 {
+                info!(writes, services = self.contents.services.len(), "maps written");
+            }
+            if !again {
+                break;
+            }
+        }
+        Ok(self.view.as_ref().map(|view| view.generation).unwrap_or_default())
+    }
+
+    fn carry_out(&mut self, plan: Plan, now: Instant) -> Result<(), DatapathError> {
+        for write in &plan.writes {
+            let written = self.maps.write(write);
+            self.counted(written)?;
+            self.contents.apply(write);
+        }
+        self.resting.extend(plan.freed.into_iter().map(|range| (now, range)));
+        let refused: BTreeSet<Refusal> = plan.refused.into_iter().collect();
+        for refusal in refused.difference(&self.refused) {
+            error!(map = refusal.map(), "the map is full: left out {refusal}; all else is in force");
+            *self.errors.entry((refusal.map(), "update")).or_default() += 1;
+        }
+        self.refused = refused;
+        Ok(())
+    }
+
+    /// Counts a failure of a map operation.
+    pub(super) fn counted<T>(&mut self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
+        if let Err(DatapathError::MapOperation { map, operation, .. }) = &result {
+            *self.errors.entry((map, operation)).or_default() += 1;
+        }
+        result
+    }
+
+    /// Failures so far.
+    pub(super) fn errors(&self) -> &MapErrors {
+        &self.errors
+    }
+}

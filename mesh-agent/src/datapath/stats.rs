@@ -1,0 +1,223 @@
+//! Figures of the data plane, read from the live maps.
+//!
+//! Invariants: a figure is the sum over all CPUs at the moment of reading; counters never go back while their backend or port lives.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, MapData, PerCpuArray};
+use mesh_ebpf::abi::{
+    Backend, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Traffic, drop_index,
+    names,
+};
+
+use super::attach::AttachedHook;
+use super::contents::{Contents, Frontend};
+use super::error::DatapathError;
+use super::loader;
+use super::pins::Pins;
+use super::state::MapErrors;
+use super::sweep::{Census, Evictions};
+
+/// Everything the data plane can tell at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct StatsSnapshot {
+    /// Published ports.
+    pub frontends: Vec<FrontendSnapshot>,
+    /// Backends whose flows go on.
+    pub backends: Vec<BackendSnapshot>,
+    /// Packets not forwarded, for every reason and direction.
+    pub drops: Vec<(DropReason, Direction, u64)>,
+    /// Packets left to the host stack.
+    pub passed: Vec<(Direction, u64)>,
+    /// Entries of the flow tables, as of the last sweep, by map name. All of them are of TCP.
+    pub conntrack: BTreeMap<&'static str, u64>,
+    /// Flows forgotten before they ended, since the agent started.
+    pub evictions: Evictions,
+    /// How full the maps are.
+    pub maps: Vec<MapFill>,
+    /// Failed operations, by map and operation.
+    pub map_errors: BTreeMap<(&'static str, &'static str), u64>,
+    /// Where programs run.
+    pub hooks: Vec<AttachedHook>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, Copy)]
+pub struct FrontendSnapshot {
+    /// Protocol and port.
+    pub frontend: Frontend,
+    /// The policy in force.
+    pub policy: Policy,
+    /// Its slots; 0: new connections are refused.
+    pub slots: u32,
+    /// Its counters.
+    pub stats: FrontendStats,
+}
+
+/// A backend.
+#[derive(Debug, Clone, Copy)]
+pub struct BackendSnapshot {
+    /// Its id.
+    pub id: u32,
+    /// Its entry.
+    pub backend: Backend,
+    /// Its counters.
+    pub stats: BackendStats,
+    /// Live connections through this node.
+    pub live: u64,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapFill {
+    /// Its name.
+    pub map: &'static str,
+    /// Entries in use.
+    pub entries: u64,
+    /// Most entries.
+    pub capacity: u64,
+}
+
+/// The maps that only the programs count in.
+pub(super) struct Counters {
+    frontend_stats: PerCpuArray<MapData, FrontendStats>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    drops: PerCpuArray<MapData, u64>,
+    passed: PerCpuArray<MapData, u64>,
+    live: Array<MapData, Live>,
+    live_drift: Array<MapData, i64>,
+}
+
+impl Counters {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// One isn't pinned, or isn't of the expected kind.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            frontend_stats: loader::open(pins, names::FRONTEND_STATS)?,
+            backend_stats: loader::open(pins, names::BACKEND_STATS)?,
+            drops: loader::open(pins, names::DROPS)?,
+            passed: loader::open(pins, names::PASSED)?,
+            live: loader::open(pins, names::LIVE)?,
+            live_drift: loader::open(pins, names::LIVE_DRIFT)?,
+        })
+    }
+
+    /// The counters of what `contents` names.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub(super) fn read(&self, contents: &Contents) -> Result<StatsSnapshot, DatapathError> {
+        let mut snapshot = StatsSnapshot::default();
+        for (frontend, service) in &contents.services {
+            snapshot.frontends.push(self.frontend(*frontend, service)?);
+        }
+        for (id, backend) in contents.alive() {
+            snapshot.backends.push(self.backend(id, backend)?);
+        }
+        for reason in DropReason::ALL {
+            for direction in Direction::ALL {
+                let index = drop_index(reason, direction);
+                let packets = sum(&self.drops, index, names::DROPS, |sum, value| sum + value)?;
+                snapshot.drops.push((reason, direction, packets));
+            }
+        }
+        for direction in Direction::ALL {
+            let packets = sum(&self.passed, direction as u32, names::PASSED, |sum, value| sum + value)?;
+            snapshot.passed.push((direction, packets));
+        }
+        Ok(snapshot)
+    }
+
+    fn frontend(&self, frontend: Frontend, service: &Service) -> Result<FrontendSnapshot, DatapathError> {
+        let stats = sum(&self.frontend_stats, service.index, names::FRONTEND_STATS, add_frontends)?;
+        let policy = Policy::from_byte(service.policy);
+        Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats })
+    }
+
+    fn backend(&self, id: u32, backend: &Backend) -> Result<BackendSnapshot, DatapathError> {
+        let stats = sum(&self.backend_stats, id, names::BACKEND_STATS, add_backends)?;
+        let live = self.live.get(&id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
+        let drift = self
+            .live_drift
+            .get(&id, 0)
+            .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
+        Ok(BackendSnapshot { id, backend: *backend, stats, live: live.count(drift) })
+    }
+}
+
+impl StatsSnapshot {
+    /// Adds what isn't counted in maps.
+    pub(super) fn with(
+        mut self,
+        contents: &Contents,
+        census: &Census,
+        capacities: &BTreeMap<&'static str, u32>,
+        errors: &MapErrors,
+        hooks: Vec<AttachedHook>,
+    ) -> Self {
+        self.maps = fills(contents, census, capacities);
+        self.conntrack = census.entries.clone();
+        self.evictions = census.evictions;
+        self.map_errors = errors.clone();
+        self.hooks = hooks;
+        self
+    }
+}
+
+fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static str, u32>) -> Vec<MapFill> {
+    let slots: u64 = contents.services.values().map(|service| u64::from(service.slot_count)).sum();
+    let counts = [
+        (names::ADDRESSES, contents.addresses.len() as u64, names::ADDRESSES_MAX),
+        (names::SERVICES, contents.services.len() as u64, names::SERVICES_MAX),
+        (names::SLOTS, slots, names::SLOTS_MAX),
+        (names::BACKENDS, contents.alive().count() as u64, names::BACKENDS_MAX),
+        (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
+        (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
+    ];
+    let flows = capacities
+        .iter()
+        .map(|(map, capacity)| (*map, census.entries.get(map).copied().unwrap_or_default(), *capacity));
+    counts
+        .into_iter()
+        .chain(flows)
+        .map(|(map, entries, capacity)| MapFill { map, entries, capacity: u64::from(capacity) })
+        .collect()
+}
+
+/// The sum of one entry over all CPUs.
+fn sum<V: aya::Pod + Default>(
+    counters: &PerCpuArray<MapData, V>,
+    index: u32,
+    map: &'static str,
+    add: impl Fn(V, V) -> V,
+) -> Result<V, DatapathError> {
+    let values = counters.get(&index, 0).map_err(|error| DatapathError::map(map, "lookup", error))?;
+    Ok(values.iter().fold(V::default(), |sum, value| add(sum, *value)))
+}
+
+fn add_traffic(a: Traffic, b: Traffic) -> Traffic {
+    Traffic { packets: a.packets + b.packets, bytes: a.bytes + b.bytes }
+}
+
+fn add_frontends(a: FrontendStats, b: FrontendStats) -> FrontendStats {
+    FrontendStats {
+        request: add_traffic(a.request, b.request),
+        reply: add_traffic(a.reply, b.reply),
+        opened: a.opened + b.opened,
+        no_backend: a.no_backend + b.no_backend,
+        ..FrontendStats::default()
+    }
+}
+
+fn add_backends(a: BackendStats, b: BackendStats) -> BackendStats {
+    BackendStats {
+        request: add_traffic(a.request, b.request),
+        reply: add_traffic(a.reply, b.reply),
+        opened: a.opened + b.opened,
+        closed: a.closed + b.closed,
+        refused: a.refused + b.refused,
+        ..BackendStats::default()
+    }
+}

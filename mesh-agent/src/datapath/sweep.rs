@@ -1,0 +1,334 @@
+//! Forgets flows that are over, and counts the ones that are not.
+//!
+//! One walk over the four flow tables, in batches: closed flows go after a short linger, idle ones after their timeout, flows of
+//! backends that are gone soon after their last packet. What is left is counted: entries, live connections of each backend (whose
+//! correction is written for the least-connections policy), and the address indexes still in use.
+//!
+//! Invariants: a flow is looked at again right before it is forgotten; a count that flows changed under the walk's feet is not used.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, MapData};
+use mesh_ebpf::abi::{Flow, FlowKey, Live, Nat, NatKey, names};
+use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, idle_timeout_ns, is_closed};
+
+use super::error::DatapathError;
+use super::loader;
+use super::maps::Dump;
+use super::pins::Pins;
+
+/// Why a flow was forgotten before it was seen to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evictions {
+    /// By the kernel, as the table was full. Worked out from what is missing.
+    pub lru: u64,
+    /// Idle for too long.
+    pub timeout: u64,
+    /// Their backend is gone.
+    pub backend_gone: u64,
+}
+
+/// What a walk found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Census {
+    /// Entries left, by map.
+    pub(super) entries: BTreeMap<&'static str, u64>,
+    /// Connections that are not closed, by backend.
+    pub(super) live: BTreeMap<u32, u64>,
+    /// Address indexes that flows name.
+    pub(super) address_indexes: BTreeSet<u32>,
+    /// Forgotten so far.
+    pub(super) evictions: Evictions,
+}
+
+/// What becomes of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Keep,
+    Closed,
+    Idle,
+    BackendGone,
+}
+
+/// The part of a table's value that its fate depends on.
+trait Tracked: Copy {
+    fn seen_ns(&self) -> u64;
+    fn events(&self) -> u32;
+    fn backend(&self) -> u32;
+}
+
+impl Tracked for Flow {
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
+    }
+    fn events(&self) -> u32 {
+        self.events
+    }
+    fn backend(&self) -> u32 {
+        self.backend
+    }
+}
+
+impl Tracked for Nat {
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
+    }
+    fn events(&self) -> u32 {
+        self.events
+    }
+    fn backend(&self) -> u32 {
+        self.backend
+    }
+}
+
+/// What becomes of a flow at `now_ns`, given whether its backend may still have flows.
+fn fate(flow: &impl Tracked, is_backend_alive: bool, now_ns: u64) -> Fate {
+    let idle_ns = now_ns.saturating_sub(flow.seen_ns());
+    if is_closed(flow.events()) && idle_ns > idle_timeout_ns(flow.events()) {
+        Fate::Closed
+    } else if !is_backend_alive && idle_ns > CLOSED_TIMEOUT_NS {
+        Fate::BackendGone
+    } else if idle_ns > idle_timeout_ns(flow.events()) {
+        Fate::Idle
+    } else {
+        Fate::Keep
+    }
+}
+
+/// How much to take off a backend's count so that it says `counted`; none if the count moved between `before` and `after`, as then
+/// nobody knows which of the flows the walk has met.
+fn corrected_drift(before: Live, after: Live, counted: u64) -> Option<i64> {
+    let tracked = after.opened.wrapping_sub(after.closed).cast_signed();
+    (before == after).then(|| tracked.wrapping_sub_unsigned(counted))
+}
+
+/// One flow table.
+struct Table<K, V> {
+    map: &'static str,
+    dump: Dump<K, V>,
+    entries: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
+    fn open(pins: &Pins, map: &'static str) -> Result<Self, DatapathError> {
+        Ok(Self { map, dump: Dump::open(pins, map)?, entries: loader::open(pins, map)? })
+    }
+
+    /// Forgets what is over, shows the rest to `keep`, and returns how many there are.
+    fn sweep(
+        &mut self,
+        alive: &BTreeSet<u32>,
+        now_ns: u64,
+        census: &mut Census,
+        mut keep: impl FnMut(&mut Census, K, V),
+    ) -> Result<(), DatapathError> {
+        let mut over = Vec::new();
+        let mut left = 0;
+        self.dump.for_each(|key, flow| {
+            if fate(&flow, alive.contains(&flow.backend()), now_ns) == Fate::Keep {
+                left += 1;
+                keep(census, key, flow);
+            } else {
+                over.push(key);
+            }
+        })?;
+        for key in over {
+            // It may have come back to life since the batch was read.
+            let Ok(flow) = self.entries.get(&key, 0) else { continue };
+            let counter = match fate(&flow, alive.contains(&flow.backend()), now_ns) {
+                Fate::Keep => continue,
+                Fate::Closed => None,
+                Fate::Idle => Some(&mut census.evictions.timeout),
+                Fate::BackendGone => Some(&mut census.evictions.backend_gone),
+            };
+            if self.entries.remove(&key).is_ok()
+                && let Some(counter) = counter
+            {
+                *counter += 1;
+            }
+        }
+        census.entries.insert(self.map, left);
+        Ok(())
+    }
+
+    fn capacity(&self) -> Result<u32, DatapathError> {
+        self.dump.capacity()
+    }
+}
+
+/// The flow tables and the counts that are made from them.
+pub(super) struct Sweeper {
+    flows_half_open: Table<FlowKey, Flow>,
+    flows_established: Table<FlowKey, Flow>,
+    nat_half_open: Table<NatKey, Nat>,
+    nat_established: Table<NatKey, Nat>,
+    live: Array<MapData, Live>,
+    live_drift: Array<MapData, i64>,
+    evictions: Evictions,
+    /// Flows that were counted in and never out, over all backends, since the agent started.
+    lost: i64,
+}
+
+impl Sweeper {
+    /// Opens the pinned tables.
+    ///
+    /// # Errors
+    /// One isn't pinned, or isn't of the expected kind.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self {
+            flows_half_open: Table::open(pins, names::FLOWS_HALF_OPEN)?,
+            flows_established: Table::open(pins, names::FLOWS_ESTABLISHED)?,
+            nat_half_open: Table::open(pins, names::NAT_HALF_OPEN)?,
+            nat_established: Table::open(pins, names::NAT_ESTABLISHED)?,
+            live: loader::open(pins, names::LIVE)?,
+            live_drift: loader::open(pins, names::LIVE_DRIFT)?,
+            evictions: Evictions::default(),
+            lost: 0,
+        })
+    }
+
+    /// Most entries of each table.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub(super) fn capacities(&self) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
+        Ok(BTreeMap::from([
+            (self.flows_half_open.map, self.flows_half_open.capacity()?),
+            (self.flows_established.map, self.flows_established.capacity()?),
+            (self.nat_half_open.map, self.nat_half_open.capacity()?),
+            (self.nat_established.map, self.nat_established.capacity()?),
+        ]))
+    }
+
+    /// Walks all tables once. `alive` are the backends whose flows go on; the counts of `known` ones are corrected.
+    ///
+    /// # Errors
+    /// A table can't be read or a correction not written; what was done stays.
+    pub(super) fn sweep(
+        &mut self,
+        alive: &BTreeSet<u32>,
+        known: &BTreeSet<u32>,
+        now_ns: u64,
+    ) -> Result<Census, DatapathError> {
+        let before = self.live_counts(known)?;
+        let mut census = Census { evictions: self.evictions, ..Census::default() };
+        // A connection confirmed during the walk would be met in both tables: the first one counts.
+        let mut half_open = HashSet::new();
+        self.flows_half_open.sweep(alive, now_ns, &mut census, |census, key, flow| {
+            half_open.insert(key);
+            count(census, &key, &flow);
+        })?;
+        self.flows_established.sweep(alive, now_ns, &mut census, |census, key, flow| {
+            if !half_open.contains(&key) {
+                count(census, &key, &flow);
+            }
+        })?;
+        let forgotten = census.evictions;
+        self.correct(&before, &census)?;
+        self.nat_half_open.sweep(alive, now_ns, &mut census, |_, _, _| {})?;
+        self.nat_established.sweep(alive, now_ns, &mut census, |_, _, _| {})?;
+        // The NAT tables hold the same connections seen from the other side: they are not counted twice.
+        self.evictions = forgotten;
+        let ours = (forgotten.timeout + forgotten.backend_gone).cast_signed();
+        self.evictions.lru = forgotten.lru.max(u64::try_from(self.lost - ours).unwrap_or_default());
+        census.evictions = self.evictions;
+        Ok(census)
+    }
+
+    fn live_counts(&self, known: &BTreeSet<u32>) -> Result<BTreeMap<u32, Live>, DatapathError> {
+        let count = |id: &u32| {
+            let live =
+                self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
+            Ok((*id, live))
+        };
+        known.iter().map(count).collect()
+    }
+
+    /// Writes the correction of each backend whose count stood still during the walk.
+    fn correct(&mut self, before: &BTreeMap<u32, Live>, census: &Census) -> Result<(), DatapathError> {
+        for (id, before) in before {
+            let after =
+                self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
+            let counted = census.live.get(id).copied().unwrap_or_default();
+            let Some(drift) = corrected_drift(*before, after, counted) else { continue };
+            let present = self
+                .live_drift
+                .get(id, 0)
+                .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
+            if drift != present {
+                self.live_drift
+                    .set(*id, drift, 0)
+                    .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+                self.lost = self.lost.wrapping_add(drift.wrapping_sub(present));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds a flow of the ingress side to the counts.
+fn count(census: &mut Census, key: &FlowKey, flow: &Flow) {
+    census.address_indexes.insert(key.vip.address_index());
+    if !is_closed(flow.events) {
+        *census.live.entry(flow.backend).or_default() += 1;
+    }
+}
+
+/// The clock of `bpf_ktime_get_ns`, in nanoseconds.
+pub(super) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes the timespec that it is given, and nothing else.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    if result != 0 {
+        return 0;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
+    use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
+        let flow = Flow { seen_ns: 1000, events, ..Flow::default() };
+        let seen = fate(&flow, is_backend_alive, 1000 + idle_ns);
+        assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
+    }
+
+    #[test]
+    fn flows_go_when_their_time_has_come_and_not_before() {
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS, Fate::Keep);
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS + 1, Fate::Idle);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS, Fate::Keep);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS + 1, Fate::Idle);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
+        check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
+        check(SYN | ACK, false, CLOSED_TIMEOUT_NS, Fate::Keep);
+        check(SYN | ACK, false, CLOSED_TIMEOUT_NS + 1, Fate::BackendGone);
+    }
+
+    #[test]
+    fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
+        let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
+        assert_eq!(fate(&flow, true, 1000), Fate::Keep);
+    }
+
+    #[test]
+    fn the_correction_makes_the_count_right() {
+        let live = Live { opened: 9, closed: 2 };
+        let drift = corrected_drift(live, live, 4);
+        assert_eq!(drift, Some(3), "7 tracked, 4 found");
+        assert_eq!(live.count(3), 4);
+        let behind = Live { opened: 3, closed: 5 };
+        assert_eq!(corrected_drift(behind, behind, 2), Some(-4), "more closed than opened");
+        let moved = Live { opened: 10, ..live };
+        assert_eq!(corrected_drift(live, moved, 4), None, "a flow came during the walk");
+    }
+}

@@ -1,0 +1,132 @@
+//! The few bpf(2) commands that aya has no word for: whole batches of a map, and where a pinned link is attached.
+//!
+//! Invariants: only types without padding and without invalid bit patterns (aya's `Pod`) are read from the kernel.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::Pod;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// Entries a batch; a hash bucket with more than that could not be read, which is far beyond any real one.
+const BATCH: usize = 4096;
+
+/// The part of `union bpf_attr` for batches.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` for opening a pin.
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// The part of `union bpf_attr` for asking about an object.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info`, as XDP and TCX links fill it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    ifindex: u32,
+    attach_type: u32,
+    rest: [u64; 8],
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a live, exclusively borrowed prefix of `union bpf_attr` for this command, its size is passed along, and the
+    // callers keep the memory that it points at alive for the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Calls `visit` with every entry of a map, `BATCH` entries a system call. The map may change meanwhile.
+///
+/// # Errors
+/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+pub(super) fn for_each_entry<K: Pod + Default, V: Pod + Default>(
+    map: impl AsFd,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
+    let mut keys = vec![K::default(); BATCH];
+    let mut values = vec![V::default(); BATCH];
+    // The cursor: a bucket for hashes, an index for arrays. Four bytes in both.
+    let (mut at, mut next) = (0_u32, 0_u32);
+    let mut first = true;
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { std::ptr::from_mut(&mut at) as u64 },
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH).unwrap_or_default(),
+            map_fd: raw_fd(&map),
+            elem_flags: 0,
+            flags: 0,
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let is_last = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::ENOENT));
+        if !is_last {
+            result?;
+        }
+        let count = usize::try_from(attr.count).unwrap_or_default().min(BATCH);
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            visit(*key, *value);
+        }
+        if is_last {
+            return Ok(());
+        }
+        at = next;
+        first = false;
+    }
+}
+
+/// The interface that a pinned XDP or TCX link is attached to; 0 once that interface is gone.
+///
+/// # Errors
+/// The pin can't be opened (absent: `NotFound`), or is no link.
+pub(super) fn pinned_link_ifindex(pin: &Path) -> io::Result<u32> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = i32::try_from(bpf(BPF_OBJ_GET, &mut attr)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor, nothing else owns it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut info = LinkInfo::default();
+    let mut attr = InfoAttr {
+        fd: raw_fd(&link),
+        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.ifindex)
+}
+
+fn raw_fd(fd: &impl AsFd) -> u32 {
+    u32::try_from(fd.as_fd().as_raw_fd()).unwrap_or(u32::MAX)
+}
