@@ -154,16 +154,6 @@ impl World {
         self.snapshot.apply(Change::Deleted { key, mod_revision });
     }
 
-    /// Runs one planner and commits what it planned.
-    pub(crate) fn run(
-        &mut self,
-        plan: fn(Timestamp, &ClusterSnapshot, &mut dyn rand::RngCore) -> Plan,
-    ) -> Plan {
-        let planned = plan(self.now, &self.snapshot, &mut self.rng);
-        self.commit(&planned);
-        planned
-    }
-
     pub(crate) fn commit(&mut self, plan: &Plan) {
         self.commit_actions(&plan.actions);
     }

@@ -21,6 +21,7 @@ pub mod liveness;
 pub mod orchestrator;
 pub mod restart;
 pub mod scheduler;
+pub mod update;
 
 pub mod commit;
 pub mod leader;

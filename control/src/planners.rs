@@ -12,6 +12,7 @@ use crate::orchestrator::{global, reap, replicated};
 use crate::plan::Plan;
 use crate::restart::{promote, replace};
 use crate::snapshot::ClusterSnapshot;
+use crate::update::roll;
 use crate::{allocator, enforcer, liveness, scheduler};
 
 /// One planner.
@@ -31,6 +32,7 @@ pub const ORDER: &[Planner] = &[
     Planner { name: "restart", plan: replace::plan },
     Planner { name: "replicated", plan: replicated::plan },
     Planner { name: "global", plan: global::plan },
+    Planner { name: "updater", plan: roll::plan },
     Planner { name: "promote", plan: promote::plan },
     Planner { name: "scheduler", plan: scheduler::plan },
     Planner { name: "reaper", plan: reap::plan },

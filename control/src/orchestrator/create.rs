@@ -26,14 +26,13 @@ impl<'a> TaskMaker<'a> {
         Self { now, rng, backend_ids: BackendIds::new(snapshot) }
     }
 
-    /// Adds a new task to `plan`: one that waits, prepared, if `ready`, else one that runs as soon as it can. Without free backend
-    /// ids the plan gets a reason instead.
-    pub fn create(&mut self, plan: &mut Plan, service: &Service, slot: &Slot, start: Start) {
+    /// Adds a new task to `plan`. Without free backend ids the plan gets a reason instead, and `false` is returned.
+    pub fn create(&mut self, plan: &mut Plan, service: &Service, slot: &Slot, start: Start) -> bool {
         let endpoints = match self.backend_ids.endpoints(service) {
             Ok(endpoints) => endpoints,
             Err(error) => {
                 plan.reasons.push(format!("{} is not filled: {error}", service.task_name(slot)));
-                return;
+                return false;
             }
         };
         let (desired_state, start_after) = match start {
@@ -58,6 +57,7 @@ impl<'a> TaskMaker<'a> {
                 ..TaskStatus::default()
             },
         }));
+        true
     }
 
     /// Ends the plan: the ids that were given are remembered, before anything that uses them.

@@ -17,6 +17,7 @@ use super::slots::{self, Filling};
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
 use crate::snapshot::ClusterSnapshot;
+use crate::update::dirty::Dirt;
 
 /// Gives every eligible node its task of every global service.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
@@ -49,6 +50,7 @@ fn plan_service(
     plan: &mut Plan,
 ) {
     let suits = Suits::new(&service.spec.task_template);
+    let dirt = Dirt::new(snapshot, service);
     let slots = slots::of(snapshot, &service.id);
     for (slot, tasks) in &slots {
         let node = match slot {
@@ -65,6 +67,9 @@ fn plan_service(
                 plan.reasons.push(format!("{} stops: its node may not run it", service.task_name(slot)));
                 plan.actions.push(stopped(now, task, TaskState::Shutdown));
             }
+        } else {
+            let surplus = slots::surplus(snapshot, &dirt, tasks);
+            plan.actions.extend(surplus.into_iter().map(|task| stopped(now, task, TaskState::Shutdown)));
         }
     }
     for node in snapshot.nodes.values().filter(|node| takes_new(snapshot, node, &suits)) {

@@ -17,6 +17,7 @@ use super::create::{Start, TaskMaker, stopped};
 use super::slots::{self, Filling, SlotTasks};
 use crate::plan::Plan;
 use crate::snapshot::ClusterSnapshot;
+use crate::update::dirty::Dirt;
 
 /// Fills and drops the slots of all replicated services.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
@@ -59,6 +60,10 @@ fn plan_service(
             listed(&dropped)
         ));
         drop_slots(now, &slots, &dropped, plan);
+    } else {
+        let dirt = Dirt::new(snapshot, service);
+        let surplus = filled.iter().flat_map(|(_, tasks)| slots::surplus(snapshot, &dirt, tasks));
+        plan.actions.extend(surplus.map(|task| stopped(now, task, TaskState::Shutdown)));
     }
     let mut missing = wanted.saturating_sub(filled.len());
     if missing > 0 {

@@ -15,6 +15,7 @@ use mesh_state::task::{Slot, Task, TaskState};
 use crate::orchestrator::create::Start;
 use crate::restart::decide::{Verdict, verdict};
 use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::update::dirty::Dirt;
 
 /// The tasks of one slot, newest first.
 pub type SlotTasks<'a> = Vec<&'a Stored<Task>>;
@@ -77,6 +78,28 @@ pub fn start(
     } else {
         Start::Ready { after }
     }
+}
+
+/// The wanted task of a slot that is furthest on its way; of equal ones the oldest.
+pub fn most_useful<'a>(snapshot: &ClusterSnapshot, tasks: &[&'a Stored<Task>]) -> Option<&'a Stored<Task>> {
+    let wanted = tasks.iter().copied().filter(|task| is_wanted(task));
+    wanted.max_by_key(|task| {
+        let state = snapshot.state_of(task);
+        (!state.is_terminal(), state, Reverse(task.create_revision))
+    })
+}
+
+/// Tasks that fill a slot beside the most useful one, all of them made from the current spec. An update's old and new task are no
+/// surplus: the updater sees to them.
+pub fn surplus<'a>(
+    snapshot: &ClusterSnapshot,
+    dirt: &Dirt<'_>,
+    tasks: &[&'a Stored<Task>],
+) -> Vec<&'a Stored<Task>> {
+    let clean: SlotTasks<'a> =
+        tasks.iter().copied().filter(|task| is_wanted(task) && !dirt.is_on(task)).collect();
+    let stays = most_useful(snapshot, &clean).map(|task| &task.id);
+    clean.into_iter().filter(|task| Some(&task.id) != stays).collect()
 }
 
 /// Whether a task holds nothing any more, or is where nobody can know.

@@ -18,6 +18,7 @@ use crate::orchestrator::{global, slots};
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
 use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::update::dirty::Dirt;
 
 /// Why a wanted task can't go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,13 +70,18 @@ fn replace(
 ) {
     let slots = slots::of(snapshot, &service.id);
     let suits = Suits::new(&service.spec.task_template);
+    let dirt = Dirt::new(snapshot, service);
     let ids: BTreeSet<_> = lost.iter().map(|(task, _)| &task.id).collect();
     let mut done: BTreeSet<&Slot> = BTreeSet::new();
     for (task, loss) in lost {
         let name = service.task_name(&task.slot);
         plan.actions.push(stopped(now, task, TaskState::Shutdown));
         let tasks = slots.get(&task.slot).map(Vec::as_slice).unwrap_or_default();
-        let filled = tasks.iter().any(|other| slots::is_wanted(other) && !ids.contains(&other.id));
+        // An old task that an update is about to stop doesn't fill the slot for its successor.
+        let filled = tasks.iter().any(|other| {
+            let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
+            goes_on && (!dirt.is_on(other) || dirt.is_on(task))
+        });
         if filled || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits) {
             plan.reasons.push(format!("{name} {}", in_words(*loss)));
             continue;

@@ -1,11 +1,12 @@
 //! Clusters come to rest where their specs want them.
 
 use mesh_state::node::Availability;
-use mesh_state::spec::ReplicatedMode;
+use mesh_state::spec::{FailureAction, ReplicatedMode, UpdateConfig, UpdateOrder};
 use proptest::prelude::*;
 
 use super::simulator::Simulation;
 use crate::fixtures::{World, global, ingress, service};
+use crate::update::dirty::Dirt;
 
 fn scale(world: &mut World, id: &str, replicas: u64) {
     world.update_service(id, |spec| {
@@ -137,6 +138,8 @@ proptest! {
     #[test]
     fn every_story_ends_where_the_specs_want_it(
         seed in any::<u64>(),
+        start_first in any::<bool>(),
+        parallelism in 0..4_u64,
         events in proptest::collection::vec((event(), 0..8_u32), 1..25),
     ) {
         let mut world = World::with_nodes(NODES);
@@ -146,6 +149,13 @@ proptest! {
         let mut web = service("web", 5);
         web.ports = vec![ingress(80, 80)];
         web.spec.task_template.placement.get_or_insert_default().constraints.push("node.labels.zone==in".to_owned());
+        web.spec.endpoint_spec.get_or_insert_default().ports.clone_from(&web.ports);
+        web.spec.update_config = Some(UpdateConfig {
+            parallelism,
+            order: start_first.then_some(UpdateOrder::StartFirst),
+            failure_action: Some(FailureAction::Continue),
+            ..UpdateConfig::default()
+        });
         world.put_service(&web);
         world.put_service(&global("agent"));
         let mut simulation = Simulation::new(world, seed);
@@ -166,5 +176,8 @@ proptest! {
         let wanted = simulation.world.snapshot.services[&"web".into()].spec.mode.replicas().unwrap();
         simulation.check_settled("web", usize::try_from(wanted).unwrap());
         simulation.check_settled("agent", NODES.len());
+        let web = &simulation.world.snapshot.services[&"web".into()];
+        let dirt = Dirt::new(&simulation.world.snapshot, web);
+        prop_assert!(!simulation.running("web").iter().any(|task| dirt.is_on(task)), "{}", simulation.describe());
     }
 }

@@ -3,3 +3,4 @@
 mod simulator;
 
 mod converge;
+mod updates;
