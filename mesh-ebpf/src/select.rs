@@ -46,3 +46,92 @@ fn less_loaded_of_two<L: Lookups>(lookups: &L, service: &Service) -> Option<u32>
 fn backend_at<L: Lookups>(lookups: &L, service: &Service, slot: u32) -> Option<u32> {
     lookups.slot(service.slot_base.wrapping_add(slot))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::abi::{Backend, BackendState, Live};
+    use crate::testing::{HostTables, Setup};
+
+    /// Backends 1..=n, all active, in slots that start at 5; `live` connections each.
+    fn tables(live: &[u64]) -> HostTables {
+        let ids = || (1u32..).take(live.len());
+        let active = Backend { state: BackendState::Active as u8, ..Backend::default() };
+        HostTables::new(Setup {
+            slots: [0; 5].into_iter().chain(ids()).collect(),
+            backends: ids().map(|id| (id, active)).collect(),
+            live: ids().zip(live.iter().map(|count| Live { opened: *count, closed: 0 })).collect(),
+            ..Setup::default()
+        })
+    }
+
+    fn service(policy: Policy, slot_count: u32) -> Service {
+        Service { slot_base: 5, slot_count, policy: policy as u8, ..Service::default() }
+    }
+
+    /// How often each of the backends was chosen in `rounds`; index 0 is "none".
+    fn choices(tables: &HostTables, service: &Service, rounds: usize) -> Vec<usize> {
+        let mut counts = vec![0; tables.setup.backends.len() + 1];
+        for _ in 0..rounds {
+            counts[select(tables, service).unwrap_or(0) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn round_robin_is_exact() {
+        let counts = choices(&tables(&[0; 3]), &service(Policy::RoundRobin, 3), 300);
+        assert_eq!(counts, [0, 100, 100, 100]);
+    }
+
+    #[test]
+    fn least_connections_avoids_the_busy_one() {
+        let counts = choices(&tables(&[0, 50, 0, 0]), &service(Policy::LeastConnections, 4), 1000);
+        assert_eq!(counts[2], 0, "never the busy one of two distinct candidates: {counts:?}");
+    }
+
+    #[test]
+    fn ties_favour_nobody() {
+        for backends in [2, 3, 5] {
+            let rounds = 1000 * backends;
+            let slot_count = u32::try_from(backends).expect("few backends");
+            let counts =
+                choices(&tables(&vec![7; backends]), &service(Policy::LeastConnections, slot_count), rounds);
+            for (id, count) in counts.iter().enumerate().skip(1) {
+                assert!((850..1150).contains(count), "backend {id} of {backends}: {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_backend_is_always_chosen() {
+        for policy in Policy::ALL {
+            assert_eq!(choices(&tables(&[9]), &service(policy, 1), 10), [0, 10], "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_chosen_of_none() {
+        let mut tables = tables(&[0, 0]);
+        for policy in Policy::ALL {
+            assert_eq!(select(&tables, &service(policy, 0)), None, "{policy:?} without slots");
+        }
+        for (_, backend) in &mut tables.setup.backends {
+            backend.state = BackendState::Down as u8;
+        }
+        for policy in Policy::ALL {
+            assert_eq!(select(&tables, &service(policy, 2)), None, "{policy:?} with dead backends only");
+        }
+    }
+
+    #[test]
+    fn a_dead_slot_is_skipped() {
+        let mut tables = tables(&[0, 0, 0]);
+        tables.setup.backends[1].1.state = BackendState::Down as u8;
+        let counts = choices(&tables, &service(Policy::RoundRobin, 3), 30);
+        assert_eq!(counts, [0, 10, 0, 20], "the next one takes its turn");
+    }
+}

@@ -1,10 +1,12 @@
-//! Addresses and ports as they lie in map keys: byte arrays in network order, alignment 1.
+//! Addresses and ports as they lie in map keys: byte arrays in network order.
+//!
+//! Aligned beyond bytes, as the kernel's instruction set reads unaligned words byte by byte.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IP address, 16 bytes; IPv4 is v4-mapped (`::ffff:a.b.c.d`). All zeros means "none".
-#[repr(transparent)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(pub [u8; 16]);
 
@@ -66,7 +68,7 @@ impl fmt::Display for Address {
 }
 
 /// A 16-bit number in network order, as ports are kept in keys and packets.
-#[repr(transparent)]
+#[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Be16(pub [u8; 2]);
 
@@ -85,7 +87,7 @@ impl Be16 {
 }
 
 /// An Ethernet address; all zeros means "not known".
-#[repr(transparent)]
+#[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mac(pub [u8; 6]);
 

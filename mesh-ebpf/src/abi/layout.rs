@@ -42,7 +42,7 @@ macro_rules! abi_struct {
 }
 pub(super) use abi_struct;
 
-// SAFETY: a transparent byte array.
+// SAFETY: a byte array without padding.
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for super::Address {}
 

@@ -10,6 +10,8 @@
 //! Passed packets are the programs' to count: XDP leaves them to TC.
 
 mod ingress;
+#[cfg(test)]
+mod model;
 mod reply;
 mod target;
 mod track;
