@@ -18,7 +18,7 @@ use crate::snapshot::ClusterSnapshot;
 /// How long a request waits for a watch that is being set up anew, before it is refused.
 const RECONNECT_GRACE: Duration = Duration::from_secs(2);
 
-/// How long the answer to a write waits for the snapshot to hold it.
+/// How long a request waits for the snapshot to hold what was written or read elsewhere.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3);
 
 /// How long a write that lost waits for the snapshot to show why.
@@ -58,9 +58,16 @@ pub(crate) async fn current(context: &ApiContext) -> Result<Arc<ClusterSnapshot>
     }
 }
 
-/// Waits until the snapshot holds `revision`; `false` if it doesn't within the deadline.
-pub(crate) async fn reach(context: &ApiContext, revision: i64) -> bool {
-    context.wait_for_revision(revision, CATCH_UP_MAX).await.is_ok()
+/// Gives the snapshot a moment to hold `revision`: a client may have read it from a manager that is ahead of this one.
+///
+/// # Errors
+/// [`ApiError::Disconnected`]. A revision that doesn't come is no error: what is decided on the snapshot will show it.
+pub(crate) async fn catch_up(context: &ApiContext, revision: i64) -> Result<(), ApiError> {
+    current(context).await?;
+    if context.wait_for_revision(revision, CATCH_UP_MAX).await.is_err() {
+        tracing::debug!(revision, "decide on an older snapshot than the client's");
+    }
+    Ok(())
 }
 
 /// Decides and commits, again and again while others are faster.
@@ -76,7 +83,8 @@ pub(crate) async fn write(
         let transaction = decide(&snapshot)?;
         match context.store.txn(transaction.compares, transaction.ops).await? {
             TxnOutcome::Committed(revision) => {
-                return Ok(if reach(context, revision).await { Visible::Now } else { Visible::Later });
+                let seen = context.wait_for_revision(revision, CATCH_UP_MAX).await;
+                return Ok(if seen.is_ok() { Visible::Now } else { Visible::Later });
             }
             TxnOutcome::Conflict => newer_than(context, snapshot.revision).await,
         }

@@ -112,7 +112,7 @@ pub(crate) enum ApiError {
     Disconnected,
     /// etcd did not take a write.
     #[error(
-        "{0}: the change may not have been made, look before you repeat it; tasks and published ports go on as they are"
+        "{0}; look whether the change was made before you repeat it; tasks and published ports go on as they are"
     )]
     Store(#[source] StoreError),
     /// No cluster record is there yet.

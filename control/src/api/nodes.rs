@@ -64,8 +64,7 @@ pub(crate) async fn update(
 ) -> Result<StatusCode, ApiError> {
     let version = params.version("node")?;
     let spec: NodeSpec = read_json(request, &shapes::NODE_SPEC).await?;
-    access::current(&context).await?;
-    let _caught_up: bool = access::reach(&context, version).await;
+    access::catch_up(&context, version).await?;
     access::write(&context, |snapshot| {
         let current = find(snapshot, &query, &context.manager_name)?;
         write_spec(Utc::now(), current, version, spec.clone())

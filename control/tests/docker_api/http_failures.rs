@@ -92,6 +92,11 @@ async fn without_etcd_the_answer_is_503_and_afterwards_all_is_well() {
     let cluster = Cluster::start().await;
     cluster.create(&spec("web", 0)).await;
     cluster.store.set_reachable(false);
+    // The watch has not noticed yet: the write itself meets the outage.
+    let write = cluster.post("/services/create", &spec("early", 0)).await;
+    let (status, message) = write.refusal();
+    assert_eq!(status, 503, "{message}");
+    assert!(message.contains("cannot reach etcd"), "expected the outage, saw {message}");
     let mut connected = cluster.context.feed.connected.clone();
     connected.wait_for(|connected| !connected).await.unwrap();
     for path in ["/services", "/tasks", "/nodes", "/networks", "/swarm", "/services/web"] {

@@ -103,9 +103,7 @@ pub(crate) async fn update(
     };
     // A rollback's body holds the spec that is to be left: mesh knows it already.
     let spec = if to_previous { None } else { Some(read_json(request, &shapes::SERVICE_SPEC).await?) };
-    access::current(&context).await?;
-    // The client may have read the service from a manager that was ahead of this one.
-    let _caught_up: bool = access::reach(&context, version).await;
+    access::catch_up(&context, version).await?;
     let visible = access::write(&context, |snapshot| {
         let current = find(snapshot, &query)?;
         let now = Utc::now();

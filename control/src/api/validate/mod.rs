@@ -19,8 +19,8 @@ use crate::scheduler::constraint::ConstraintError;
 /// Characters of a service's name, as a DNS label.
 const NAME_LENGTH_MAX: usize = 63;
 
-/// Ingress ports of one service. An update that replaces them all has three operations a port in its transaction, of etcd's 128.
-const INGRESS_PORTS_MAX: usize = 40;
+/// Ingress ports of one service. An update that replaces them all writes two claims a port, and etcd takes 128 writes at once.
+const INGRESS_PORTS_MAX: usize = 60;
 
 /// Why a spec is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -98,8 +98,8 @@ fn ports_can_be_published_or_are_refused() {
         Some("EndpointSpec: port 9/sctp can't be published: mesh carries tcp and udp"),
     );
     check_ports(
-        (1..=41).map(port).collect(),
-        Some("EndpointSpec: 41 ingress ports are too many: at most 40 a service"),
+        (1..=61).map(port).collect(),
+        Some("EndpointSpec: 61 ingress ports are too many: at most 60 a service"),
     );
     check(
         "EndpointSpec",
