@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod docker_api;
 pub mod lb;
 pub mod proxy;
+pub mod task;
 pub mod view;
 
 /// An error and its causes in one line, for logs.

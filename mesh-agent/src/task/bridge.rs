@@ -1,0 +1,90 @@
+//! The Docker network of this node's tasks: a bridge named [`NETWORK_NAME`] on the subnet that control gave.
+//!
+//! Invariants: [`decide`] is pure; a network that containers use is never taken from under them.
+
+use ipnet::Ipv4Net;
+
+/// The network's name, and what tasks' addresses are looked up by.
+pub const NETWORK_NAME: &str = "mesh";
+/// The bridge device.
+pub const DEVICE: &str = "mesh0";
+
+/// The network as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgePlan {
+    /// Its addresses; absent until control gave them.
+    pub subnet: Option<Ipv4Net>,
+    /// Its MTU in bytes: the uplink's less what the tunnel adds.
+    pub mtu: u32,
+}
+
+/// The network as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeFacts {
+    /// Its addresses.
+    pub subnet: Option<Ipv4Net>,
+    /// Containers on it that have not ended.
+    pub users: usize,
+}
+
+/// What to do about the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BridgeStep {
+    /// It is as it should be.
+    Keep,
+    /// Make it.
+    Create,
+    /// Remove it and make it anew: no container uses it.
+    Recreate,
+    /// Nothing can be done now, and why.
+    Wait(String),
+}
+
+/// What to do about the network.
+pub fn decide(plan: &BridgePlan, facts: Option<&BridgeFacts>) -> BridgeStep {
+    match (plan.subnet, facts) {
+        (None, None) => BridgeStep::Wait("no manager has given this node a subnet yet".to_owned()),
+        (None, Some(_)) => BridgeStep::Keep,
+        (Some(_), None) => BridgeStep::Create,
+        (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => BridgeStep::Keep,
+        (Some(_), Some(facts)) if facts.users == 0 => BridgeStep::Recreate,
+        (Some(wanted), Some(facts)) => {
+            let found = facts.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
+            BridgeStep::Wait(format!(
+                "the Docker network {NETWORK_NAME} has {found}, this node was given {wanted}, and {} containers use it: remove them",
+                facts.users
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(wanted: Option<&str>, found: Option<(&str, usize)>, expected: &BridgeStep) {
+        let net = |text: &str| text.parse().unwrap();
+        let plan = BridgePlan { subnet: wanted.map(net), mtu: 1450 };
+        let facts = found.map(|(subnet, users)| BridgeFacts { subnet: Some(net(subnet)), users });
+        assert_eq!(decide(&plan, facts.as_ref()), *expected, "wanted {wanted:?}, found {found:?}");
+    }
+
+    #[test]
+    fn the_network_is_made_once_and_never_taken_from_a_container() {
+        let (ours, other) = ("10.128.1.0/24", "10.128.2.0/24");
+        check(Some(ours), None, &BridgeStep::Create);
+        check(Some(ours), Some((ours, 3)), &BridgeStep::Keep);
+        check(Some(ours), Some((other, 0)), &BridgeStep::Recreate);
+        check(None, Some((ours, 3)), &BridgeStep::Keep);
+        let BridgeStep::Wait(reason) = decide(
+            &BridgePlan { subnet: ours.parse().ok(), mtu: 1450 },
+            Some(&BridgeFacts { subnet: other.parse().ok(), users: 2 }),
+        ) else {
+            panic!("a network in use must stay");
+        };
+        assert!(
+            reason.contains(ours) && reason.contains(other) && reason.contains("2 containers"),
+            "{reason}"
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! What this node runs, on its disk: a restarted agent goes on from here, with or without a manager.
+//!
+//! Invariants: one private file a task, replaced whole; a file that can't be read is passed over, for the containers' labels and the next
+//! full list from control repair what it held. Blocking: run off the async threads.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mesh_state::codec;
+use mesh_state::ids::TaskId;
+use mesh_state::task::{Assignment, TaskStatus};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tracing::warn;
+
+use crate::control_link::private_file;
+
+/// One task, as it was last known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CachedTask {
+    /// What it is.
+    pub assignment: Assignment,
+    /// What was last told of it.
+    pub status: TaskStatus,
+}
+
+/// Why the cache could not be used.
+#[derive(Debug, Error)]
+pub enum CacheError {
+    /// The file system refused.
+    #[error("{verb} {}", .path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A task has no stored form.
+    #[error("encode task to cache")]
+    Encode(#[source] codec::CodecError),
+}
+
+/// The directory of cached tasks.
+#[derive(Debug, Clone)]
+pub struct TaskCache {
+    directory: PathBuf,
+}
+
+impl TaskCache {
+    /// The cache in `directory`, made (mode 0700) if it doesn't exist.
+    pub fn open(directory: PathBuf) -> Result<Self, CacheError> {
+        private_file::create_private_dir(&directory).map_err(|source| CacheError::Io {
+            verb: "make directory",
+            path: directory.clone(),
+            source,
+        })?;
+        Ok(Self { directory })
+    }
+
+    /// Every task that can be read.
+    pub fn load(&self) -> Result<Vec<CachedTask>, CacheError> {
+        let failed = |source| CacheError::Io { verb: "list directory", path: self.directory.clone(), source };
+        let mut tasks = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                match read(&path) {
+                    Ok(task) => tasks.push(task),
+                    Err(error) => warn!(path = %path.display(), %error, "pass over a cached task"),
+                }
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Stores one task.
+    pub fn put(&self, task: &CachedTask) -> Result<(), CacheError> {
+        let path = self.path(&task.assignment.task.id);
+        let bytes = codec::encode(task).map_err(CacheError::Encode)?;
+        private_file::replace(&path, &bytes).map_err(|source| CacheError::Io { verb: "write", path, source })
+    }
+
+    /// Forgets one task; one that is not there is forgotten.
+    pub fn remove(&self, task: &TaskId) -> Result<(), CacheError> {
+        let path = self.path(task);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(CacheError::Io { verb: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, task: &TaskId) -> PathBuf {
+        // Ids are control's; whatever else came would not leave this directory.
+        let name: String = task.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
+        self.directory.join(format!("{name}.json"))
+    }
+}
+
+fn read(path: &Path) -> Result<CachedTask, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    codec::decode(&bytes).map_err(|error| crate::error_chain(&error))
+}

@@ -1,0 +1,193 @@
+//! What a task's container is. Pure: an assignment and the node go in, the engine's own request comes out.
+//!
+//! Invariant: every field of the spec reaches the container or is refused by name ([`PlanError::Unsupported`]); none is dropped
+//! silently.
+//!
+//! Left to others: placement, restart and update policies, which are control's and never the container's.
+
+mod extras;
+mod host;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::models::{
+    ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
+};
+use mesh_state::ids::NodeId;
+use mesh_state::spec::{ContainerSpec, HealthConfig};
+use mesh_state::task::Assignment;
+use thiserror::Error;
+
+use super::bridge::NETWORK_NAME;
+use super::transition::stop_grace;
+use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
+use template::Context;
+
+/// Label that tells an agent its own containers from Swarm's: the node they were made for.
+pub const NODE_LABEL: &str = "mesh.node.id";
+/// Label with the task's id.
+pub const TASK_ID_LABEL: &str = "com.docker.swarm.task.id";
+
+/// The node, as templates and labels name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its id.
+    pub id: NodeId,
+    /// Its hostname.
+    pub hostname: String,
+    /// `x86_64`.
+    pub architecture: String,
+    /// `linux`.
+    pub os: String,
+}
+
+/// A container to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerPlan {
+    /// Its name: `{task name}.{task id}`.
+    pub name: String,
+    /// Its image.
+    pub image: String,
+    /// The engine's request.
+    pub body: ContainerCreateBody,
+}
+
+/// Why no container can be made of a spec.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// The spec asks for what this agent can't give.
+    #[error("mesh cannot honour {0} yet: remove it from the service")]
+    Unsupported(String),
+    /// A field holds what it can't hold.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Its path.
+        field: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A template can't be filled in (Swarm's words).
+    #[error("expanding {field} failed: {reason}")]
+    Template {
+        /// The field that holds it.
+        field: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The name of a task's container.
+pub fn container_name(assignment: &Assignment) -> String {
+    format!("{}.{}", assignment.name, assignment.task.id)
+}
+
+/// The time between stop signal and kill that the spec wants.
+pub fn grace(assignment: &Assignment) -> Duration {
+    stop_grace(assignment.spec.container_spec.as_ref().and_then(|spec| spec.stop_grace_period))
+}
+
+/// The container of a task on `node`.
+///
+/// # Errors
+/// What the spec asks and the agent can't do, by the field's name.
+pub fn plan(assignment: &Assignment, node: &NodeIdentity) -> Result<ContainerPlan, PlanError> {
+    let task = &assignment.spec;
+    let Some(spec) = &task.container_spec else {
+        return Err(PlanError::Unsupported("a task without ContainerSpec (plugins, attachments)".to_owned()));
+    };
+    let wanted: TaskExtras = read("TaskTemplate", &task.extra)?;
+    if !wanted.networks.is_empty() {
+        return Err(PlanError::Unsupported("TaskTemplate.Networks".to_owned()));
+    }
+    if !matches!(wanted.runtime.as_str(), "" | "container") {
+        return Err(PlanError::Unsupported(format!("TaskTemplate.Runtime {:?}", wanted.runtime)));
+    }
+    let extras: ContainerExtras = read("ContainerSpec", &spec.extra)?;
+    extras.check()?;
+    let name = container_name(assignment);
+    let context = Context { assignment, node, task_name: &name };
+    let body = ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        labels: Some(labels(spec, assignment, node, &name)),
+        hostname: text(&context.expand("hostname", &spec.hostname)?),
+        env: list(&expand_env(&context, &spec.env)?),
+        entrypoint: list(&spec.command),
+        cmd: list(&spec.args),
+        user: text(&spec.user),
+        working_dir: text(&spec.dir),
+        tty: extras.tty,
+        open_stdin: extras.open_stdin,
+        stop_signal: text(&spec.stop_signal),
+        stop_timeout: spec.stop_grace_period.map(|_| whole_seconds(grace(assignment))),
+        healthcheck: spec.healthcheck.as_ref().map(health).transpose()?,
+        exposed_ports: host::exposed_ports(&assignment.host_ports),
+        host_config: Some(host::config(assignment, &extras, &wanted, &context)?),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(NETWORK_NAME.to_owned(), EndpointSettings::default())])),
+        }),
+        ..ContainerCreateBody::default()
+    };
+    Ok(ContainerPlan { name, image: spec.image.clone(), body })
+}
+
+fn labels(
+    spec: &ContainerSpec,
+    assignment: &Assignment,
+    node: &NodeIdentity,
+    name: &str,
+) -> HashMap<String, String> {
+    let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
+    labels.extend(
+        [
+            ("com.docker.swarm.task", ""),
+            (TASK_ID_LABEL, assignment.task.id.as_str()),
+            ("com.docker.swarm.task.name", name),
+            ("com.docker.swarm.node.id", node.id.as_str()),
+            ("com.docker.swarm.service.id", assignment.task.service_id.as_str()),
+            ("com.docker.swarm.service.name", assignment.service_name.as_str()),
+            (NODE_LABEL, node.id.as_str()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    );
+    labels
+}
+
+/// Templates are filled in behind the `=` only, as Swarm does.
+fn expand_env(context: &Context<'_>, env: &[String]) -> Result<Vec<String>, PlanError> {
+    env.iter()
+        .map(|entry| match entry.split_once('=') {
+            Some((key, value)) => Ok(format!("{key}={}", context.expand("env", value)?)),
+            None => Ok(entry.clone()),
+        })
+        .collect()
+}
+
+fn health(check: &HealthConfig) -> Result<EngineHealth, PlanError> {
+    let times: HealthExtras = read("ContainerSpec.Healthcheck", &check.extra)?;
+    Ok(EngineHealth {
+        test: list(&check.test),
+        interval: times.interval,
+        timeout: times.timeout,
+        retries: times.retries,
+        start_period: times.start_period,
+        start_interval: times.start_interval,
+    })
+}
+
+/// The engine takes seconds; a grace is never rounded down.
+fn whole_seconds(grace: Duration) -> i64 {
+    let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn text(value: &str) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+fn list(values: &[String]) -> Option<Vec<String>> {
+    (!values.is_empty()).then(|| values.to_vec())
+}

@@ -1,0 +1,274 @@
+//! The seam to a real Docker engine, over bollard.
+//!
+//! Invariants: paths carry no API version, so the engine answers in its own, whichever that is. A client is made anew for each call: the
+//! engine may be away, come back, or be another. Every call has a deadline.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error;
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, HealthStatusEnum, Ipam,
+    IpamConfig, NetworkCreateRequest, NetworkInspect, SystemInfo,
+};
+use bollard::query_parameters::{
+    CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions,
+    ListContainersOptions, RemoveContainerOptions, StartContainerOptions, StopContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use mesh_state::ids::TaskId;
+
+use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_NAME};
+use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
+use super::description::EngineFacts;
+use super::runtime::{ContainerFacts, Health, Phase, Runtime, RuntimeError};
+
+/// Deadline of a call; starting a container on a loaded machine is the slowest.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a pull may make no progress.
+const PULL_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A Docker engine behind a unix socket.
+#[derive(Debug, Clone)]
+pub struct DockerEngine {
+    socket: PathBuf,
+}
+
+impl DockerEngine {
+    /// The engine at `socket`. It need not run yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    fn client(&self, deadline: Duration) -> Result<Docker, RuntimeError> {
+        let path = self.socket.to_string_lossy();
+        Docker::connect_with_unix(&path, deadline.as_secs(), API_DEFAULT_VERSION).map_err(failed)
+    }
+
+    async fn list(
+        &self,
+        filter: (&str, String),
+    ) -> Result<Vec<bollard::models::ContainerSummary>, RuntimeError> {
+        let filters = HashMap::from([(filter.0.to_owned(), vec![filter.1])]);
+        let options =
+            ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
+        self.client(CALL_TIMEOUT)?.list_containers(Some(options)).await.map_err(failed)
+    }
+}
+
+#[async_trait]
+impl Runtime for DockerEngine {
+    async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
+        let inspected = self.client(CALL_TIMEOUT)?.inspect_image(reference).await;
+        present(inspected.map_err(failed_or_absent)).map(|image| image.is_some())
+    }
+
+    async fn pull_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        let client = self.client(CALL_TIMEOUT)?;
+        let mut options =
+            CreateImageOptions { from_image: Some(reference.to_owned()), ..CreateImageOptions::default() };
+        let last = reference.rsplit('/').next().unwrap_or(reference);
+        if !last.contains(':') && !last.contains('@') {
+            // Without a tag the engine would pull every one.
+            options.tag = Some("latest".to_owned());
+        }
+        let mut progress = client.create_image(Some(options), None, None);
+        loop {
+            match tokio::time::timeout(PULL_IDLE_TIMEOUT, progress.next()).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return Err(failed(error)),
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(RuntimeError::Unavailable("the pull makes no progress".to_owned())),
+            }
+        }
+    }
+
+    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError> {
+        let options =
+            CreateContainerOptions { name: Some(plan.name.clone()), ..CreateContainerOptions::default() };
+        let made = self.client(CALL_TIMEOUT)?.create_container(Some(options), plan.body.clone()).await;
+        made.map(drop).map_err(failed)
+    }
+
+    async fn start(&self, container: &str) -> Result<(), RuntimeError> {
+        let started =
+            self.client(CALL_TIMEOUT)?.start_container(container, None::<StartContainerOptions>).await;
+        started.map_err(failed)
+    }
+
+    async fn stop(&self, container: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let options =
+            StopContainerOptions { t: Some(i32::try_from(seconds).unwrap_or(i32::MAX)), signal: None };
+        let client = self.client(CALL_TIMEOUT.saturating_add(grace))?;
+        let stopped = client.stop_container(container, Some(options)).await;
+        present(stopped.map_err(failed_or_absent)).map(drop)
+    }
+
+    async fn remove(&self, container: &str) -> Result<(), RuntimeError> {
+        let options = RemoveContainerOptions { v: true, force: true, link: false };
+        let removed = self.client(CALL_TIMEOUT)?.remove_container(container, Some(options)).await;
+        match present(removed.map_err(failed_or_absent)) {
+            // Somebody else removes it: it will be gone.
+            Err(RuntimeError::Refused(reason)) if reason.contains("already in progress") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError> {
+        let inspected =
+            self.client(CALL_TIMEOUT)?.inspect_container(container, None::<InspectContainerOptions>).await;
+        Ok(present(inspected.map_err(failed_or_absent))?.map(facts))
+    }
+
+    async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError> {
+        let containers = self.list(("label", NODE_LABEL.to_owned())).await?;
+        let named = containers.into_iter().filter_map(|container| {
+            let task = container.labels?.remove(TASK_ID_LABEL)?;
+            Some((TaskId::from(task), container.id?))
+        });
+        Ok(named.collect())
+    }
+
+    fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>> {
+        let client = match self.client(CALL_TIMEOUT) {
+            Ok(client) => client,
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let filters = [("type", "container"), ("label", NODE_LABEL)];
+        let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
+        let options = EventsOptions { filters: Some(HashMap::from(filters)), ..EventsOptions::default() };
+        client
+            .events(Some(options))
+            .filter_map(async |event| match event {
+                Ok(event) => {
+                    event.actor?.attributes?.remove(TASK_ID_LABEL).map(|task| Ok(TaskId::from(task)))
+                }
+                Err(error) => Some(Err(failed(error))),
+            })
+            .boxed()
+    }
+
+    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
+        let inspected = self.client(CALL_TIMEOUT)?.inspect_network(NETWORK_NAME, None).await;
+        let Some(network) = present(inspected.map_err(failed_or_absent))? else { return Ok(None) };
+        let users = self.list(("network", NETWORK_NAME.to_owned())).await?;
+        let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
+        let users = users.iter().filter(|container| !ended.contains(&container.state)).count();
+        Ok(Some(BridgeFacts { subnet: subnet(&network), users }))
+    }
+
+    async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError> {
+        let options = [
+            ("com.docker.network.bridge.name", DEVICE.to_owned()),
+            ("com.docker.network.driver.mtu", plan.mtu.to_string()),
+        ];
+        let config =
+            IpamConfig { subnet: plan.subnet.map(|subnet| subnet.to_string()), ..IpamConfig::default() };
+        let request = NetworkCreateRequest {
+            name: NETWORK_NAME.to_owned(),
+            driver: Some("bridge".to_owned()),
+            options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ipam: Some(Ipam { config: Some(vec![config]), ..Ipam::default() }),
+            ..NetworkCreateRequest::default()
+        };
+        self.client(CALL_TIMEOUT)?.create_network(request).await.map(drop).map_err(failed)
+    }
+
+    async fn remove_bridge(&self) -> Result<(), RuntimeError> {
+        let removed = self.client(CALL_TIMEOUT)?.remove_network(NETWORK_NAME).await;
+        present(removed.map_err(failed_or_absent)).map(drop)
+    }
+
+    async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
+        self.client(CALL_TIMEOUT)?.info().await.map(engine_facts).map_err(failed)
+    }
+}
+
+/// An answer that is an error for the caller, or the absence of what was asked for.
+enum NoAnswer {
+    Absent,
+    Failed(RuntimeError),
+}
+
+fn failed_or_absent(error: Error) -> NoAnswer {
+    match error {
+        Error::DockerResponseServerError { status_code: 404, .. } => NoAnswer::Absent,
+        other => NoAnswer::Failed(failed(other)),
+    }
+}
+
+fn present<T>(answer: Result<T, NoAnswer>) -> Result<Option<T>, RuntimeError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(NoAnswer::Absent) => Ok(None),
+        Err(NoAnswer::Failed(error)) => Err(error),
+    }
+}
+
+fn failed(error: Error) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { message, .. } => RuntimeError::Refused(message),
+        Error::DockerStreamError { error } => RuntimeError::Refused(error),
+        other => RuntimeError::Unavailable(crate::error_chain(&other)),
+    }
+}
+
+fn facts(container: ContainerInspectResponse) -> ContainerFacts {
+    let state = container.state.unwrap_or_default();
+    let running = state.running.unwrap_or(false);
+    let phase = match state.status {
+        _ if running => Phase::Running,
+        Some(ContainerStateStatusEnum::CREATED) => Phase::Created,
+        _ => Phase::Exited,
+    };
+    let health = match state.health.and_then(|health| health.status) {
+        Some(HealthStatusEnum::STARTING) => Health::Starting,
+        Some(HealthStatusEnum::HEALTHY) => Health::Healthy,
+        Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
+        Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
+    };
+    let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let address = networks.get(NETWORK_NAME).and_then(|endpoint| endpoint.ip_address.as_deref());
+    ContainerFacts {
+        id: container.id.unwrap_or_default(),
+        phase,
+        pid: state.pid.unwrap_or(0),
+        exit_code: state.exit_code.unwrap_or(0),
+        error: state.error.unwrap_or_default(),
+        health,
+        address: address.and_then(|address| address.parse().ok()),
+    }
+}
+
+fn subnet(network: &NetworkInspect) -> Option<ipnet::Ipv4Net> {
+    let configs = network.ipam.as_ref()?.config.as_ref()?;
+    configs.iter().filter_map(|config| config.subnet.as_deref()).find_map(|subnet| subnet.parse().ok())
+}
+
+fn engine_facts(info: SystemInfo) -> EngineFacts {
+    let plugins = info.plugins.unwrap_or_default();
+    let kinds = [
+        ("Volume", plugins.volume),
+        ("Network", plugins.network),
+        ("Authorization", plugins.authorization),
+        ("Log", plugins.log),
+    ];
+    let plugins = kinds.into_iter().flat_map(|(kind, names)| {
+        names.unwrap_or_default().into_iter().map(move |name| (kind.to_owned(), name))
+    });
+    EngineFacts {
+        plugins: plugins.collect(),
+        version: info.server_version.unwrap_or_default(),
+        architecture: info.architecture.unwrap_or_default(),
+        os: info.os_type.unwrap_or_default(),
+        kernel: info.kernel_version.unwrap_or_default(),
+        cpus: info.ncpu.unwrap_or(0),
+        memory_bytes: info.mem_total.unwrap_or(0),
+        labels: info.labels.unwrap_or_default(),
+    }
+}

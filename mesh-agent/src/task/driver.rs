@@ -1,0 +1,261 @@
+//! Walks one task: looks at its container, asks [`transition`](super::transition) for the next step, takes it, and looks again.
+//!
+//! Invariants: nothing is decided here but when to look again; an engine that does not answer changes no status, it is only asked again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_state::Timestamp;
+use mesh_state::ids::TaskId;
+use mesh_state::task::{Assignment, TaskState, TaskStatus};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, info, warn};
+
+use super::container_spec::{self, NodeIdentity};
+use super::network::{RunningTask, TaskNetwork};
+use super::runtime::{ContainerFacts, Runtime, RuntimeError};
+use super::transition::{Link, Situation, Step, failure, next, start_failure};
+use crate::control_link::backoff::Backoff;
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(3);
+
+/// What a task is and how far it is to go.
+#[derive(Debug, Clone)]
+pub(super) struct Goal {
+    pub(super) assignment: Arc<Assignment>,
+    pub(super) desired: TaskState,
+}
+
+/// What a driver tells the worker.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// The task came to this.
+    Status(TaskId, TaskStatus),
+    /// The task left no trace.
+    Gone(TaskId),
+}
+
+/// Whether the network `mesh` is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum BridgeState {
+    Ready,
+    NotYet(String),
+}
+
+/// What every driver stands on.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) network: Arc<dyn TaskNetwork>,
+    pub(super) node: Arc<NodeIdentity>,
+    pub(super) bridge: watch::Receiver<BridgeState>,
+    pub(super) updates: mpsc::Sender<Update>,
+}
+
+/// One task on its way.
+pub(super) struct Driver {
+    pub(super) ground: Ground,
+    pub(super) id: TaskId,
+    pub(super) goal: watch::Receiver<Goal>,
+    /// Told when the container may have changed.
+    pub(super) nudge: Arc<Notify>,
+    pub(super) last: TaskStatus,
+    pub(super) link: Link,
+}
+
+/// What taking a step came to.
+enum Taken {
+    /// A status: what was seen of the container still holds.
+    Told,
+    /// Something was done: look at the container again.
+    Done,
+    /// There is nothing to do.
+    Idle,
+    /// It can't be done now.
+    Retry(String),
+    /// There is nothing left.
+    Gone,
+}
+
+impl Driver {
+    /// Walks until the task left no trace, or its worker is gone.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        loop {
+            let goal = self.goal.borrow_and_update().clone();
+            let taken = match self.ground.runtime.inspect(&self.container(&goal)).await {
+                Ok(seen) => self.advance(&goal, seen.as_ref()).await,
+                Err(error) => Taken::Retry(format!("look at the container: {error}")),
+            };
+            let alive = match taken {
+                Taken::Told | Taken::Done => {
+                    backoff.reset();
+                    true
+                }
+                Taken::Idle => {
+                    backoff.reset();
+                    self.until_changed().await
+                }
+                Taken::Retry(reason) => {
+                    warn!(task = %self.id, reason, "task can't go on, try again");
+                    let wait = backoff.next(&mut rand::rng());
+                    tokio::time::timeout(wait, self.goal.changed()).await.is_ok_and(|changed| changed.is_ok())
+                        || !self.ground.updates.is_closed()
+                }
+                Taken::Gone => return,
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    /// Takes steps until one changed the container or there is none.
+    async fn advance(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
+        loop {
+            let situation =
+                Situation { desired: goal.desired, container: seen, last: &self.last, link: self.link };
+            let step = next(now(), &situation);
+            debug!(task = %self.id, ?step, "next step");
+            match self.take(step, goal, seen).await {
+                Taken::Told => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn take(&mut self, step: Step, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
+        let container = self.container(goal);
+        match step {
+            Step::Report(status) => self.tell(status).await,
+            Step::Prepare => self.prepare(goal).await,
+            Step::Start => match self.ground.runtime.start(&container).await {
+                Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
+                other => done(other),
+            },
+            Step::Join => self.join(seen).await,
+            Step::Leave => {
+                self.ground.network.stopped(&self.id).await;
+                self.link = Link::Apart;
+                Taken::Told
+            }
+            Step::Stop => {
+                let grace = container_spec::grace(&goal.assignment);
+                info!(task = %self.id, container, ?grace, "stop container");
+                done(self.ground.runtime.stop(&container, grace).await)
+            }
+            Step::Remove => done(self.ground.runtime.remove(&container).await),
+            Step::Wait => Taken::Idle,
+            Step::Forget => match self.ground.updates.send(Update::Gone(self.id.clone())).await {
+                Ok(()) | Err(_) => Taken::Gone,
+            },
+        }
+    }
+
+    /// Gets the image and makes the container. A pull that fails is only logged: the engine's answer to the creation decides.
+    async fn prepare(&mut self, goal: &Goal) -> Taken {
+        let plan = match container_spec::plan(&goal.assignment, &self.ground.node) {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(&error.to_string()).await,
+        };
+        let bridge = self.ground.bridge.borrow().clone();
+        if let BridgeState::NotYet(reason) = bridge {
+            self.note(&reason).await;
+            return Taken::Retry(reason);
+        }
+        let runtime = Arc::clone(&self.ground.runtime);
+        match runtime.has_image(&plan.image).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let pulled = tokio::select! {
+                    pulled = runtime.pull_image(&plan.image) => pulled,
+                    // The task may be called off meanwhile.
+                    _ = self.goal.changed() => return Taken::Done,
+                };
+                if let Err(error) = pulled {
+                    warn!(task = %self.id, image = plan.image, %error, "pull image");
+                }
+            }
+            Err(error) => return Taken::Retry(format!("look for the image: {error}")),
+        }
+        match runtime.create(&plan).await {
+            Err(RuntimeError::Refused(reason)) => match runtime.inspect(&plan.name).await {
+                // Made before, by an agent that died before it could tell.
+                Ok(Some(_)) => Taken::Done,
+                Ok(None) => self.fail(&reason).await,
+                Err(error) => Taken::Retry(error.to_string()),
+            },
+            other => done(other),
+        }
+    }
+
+    async fn join(&mut self, seen: Option<&ContainerFacts>) -> Taken {
+        let Some(seen) = seen else { return Taken::Done };
+        let (Some(address), Ok(pid)) = (seen.address, u32::try_from(seen.pid)) else {
+            let reason = "its container has no address on the Docker network mesh";
+            self.note(reason).await;
+            return Taken::Retry(reason.to_owned());
+        };
+        let task = RunningTask { task_id: self.id.clone(), container_id: seen.id.clone(), pid, address };
+        match self.ground.network.started(&task).await {
+            Ok(()) => {
+                self.link = Link::Joined { pid: seen.pid, address: seen.address };
+                Taken::Told
+            }
+            Err(error) => {
+                self.note(&error.to_string()).await;
+                Taken::Retry(error.to_string())
+            }
+        }
+    }
+
+    /// Tells why the task waits, without changing how far it is.
+    async fn note(&mut self, reason: &str) {
+        if self.last.err != reason {
+            let status = TaskStatus { err: reason.to_owned(), timestamp: now(), ..self.last.clone() };
+            self.tell(status).await;
+        }
+    }
+
+    async fn fail(&mut self, reason: &str) -> Taken {
+        let status = failure(now(), &self.last, reason);
+        self.tell(status).await
+    }
+
+    async fn tell(&mut self, status: TaskStatus) -> Taken {
+        info!(task = %self.id, state = status.state.as_str(), err = status.err, "task");
+        self.last = std::mem::take(&mut self.last).advance(status);
+        match self.ground.updates.send(Update::Status(self.id.clone(), self.last.clone())).await {
+            Ok(()) => Taken::Told,
+            Err(_) => Taken::Gone,
+        }
+    }
+
+    /// Whether something may have changed; false when the worker is gone.
+    async fn until_changed(&mut self) -> bool {
+        tokio::select! {
+            () = self.nudge.notified() => true,
+            changed = self.goal.changed() => changed.is_ok(),
+        }
+    }
+
+    /// The container's id if it is known, else its name.
+    fn container(&self, goal: &Goal) -> String {
+        match &self.last.container {
+            Some(container) => container.container_id.clone(),
+            None => container_spec::container_name(&goal.assignment),
+        }
+    }
+}
+
+fn done(result: Result<(), RuntimeError>) -> Taken {
+    match result {
+        Ok(()) => Taken::Done,
+        Err(error) => Taken::Retry(error.to_string()),
+    }
+}
+
+fn now() -> Timestamp {
+    SystemTime::now().into()
+}

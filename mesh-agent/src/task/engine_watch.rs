@@ -1,0 +1,106 @@
+//! Two loops beside the worker: hearing what happens to containers, and keeping the network `mesh`.
+//!
+//! Invariant: whenever the event stream begins again the worker is told so, for anything may have happened meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use mesh_state::ids::TaskId;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use super::bridge::{BridgePlan, BridgeStep, decide};
+use super::driver::BridgeState;
+use super::runtime::{Runtime, RuntimeError};
+use crate::control_link::backoff::Backoff;
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(3);
+/// How often the network is looked at without cause.
+const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
+
+/// What was heard of the engine.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Something happened to a task's container.
+    Task(TaskId),
+    /// The event stream begins, or begins again.
+    Resumed,
+}
+
+/// Follows the engine's events until the worker is gone.
+pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender<Heard>) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    loop {
+        let mut events = runtime.events();
+        if heard.send(Heard::Resumed).await.is_err() {
+            return;
+        }
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(task) => {
+                    backoff.reset();
+                    if heard.send(Heard::Task(task)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "follow the engine's events");
+                    break;
+                }
+            }
+        }
+        let wait = backoff.next(&mut rand::rng());
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Keeps the network as `plan` wants it, and tells whether it is there.
+pub(super) async fn keep_bridge(
+    runtime: Arc<dyn Runtime>,
+    mut plan: watch::Receiver<BridgePlan>,
+    state: watch::Sender<BridgeState>,
+) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    loop {
+        let wanted = *plan.borrow_and_update();
+        let (next, wait) = match ensure(&*runtime, &wanted).await {
+            Ok(BridgeState::Ready) => {
+                backoff.reset();
+                (BridgeState::Ready, BRIDGE_PERIOD)
+            }
+            Ok(not_yet) => (not_yet, backoff.next(&mut rand::rng())),
+            Err(error) => (
+                BridgeState::NotYet(format!("make the Docker network mesh: {error}")),
+                backoff.next(&mut rand::rng()),
+            ),
+        };
+        state.send_if_modified(|current| {
+            let changed = *current != next;
+            if changed {
+                info!(state = ?next, "Docker network mesh");
+                *current = next;
+            }
+            changed
+        });
+        let changed = tokio::time::timeout(wait, plan.changed()).await;
+        if state.is_closed() || matches!(changed, Ok(Err(_))) {
+            return;
+        }
+    }
+}
+
+async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<BridgeState, RuntimeError> {
+    let found = runtime.bridge().await?;
+    match decide(wanted, found.as_ref()) {
+        BridgeStep::Keep => {}
+        BridgeStep::Create => runtime.create_bridge(wanted).await?,
+        BridgeStep::Recreate => {
+            runtime.remove_bridge().await?;
+            runtime.create_bridge(wanted).await?;
+        }
+        BridgeStep::Wait(reason) => return Ok(BridgeState::NotYet(reason)),
+    }
+    Ok(BridgeState::Ready)
+}

@@ -1,0 +1,112 @@
+//! The seam to the engine: what the agent needs of one, and what it hears back.
+//!
+//! Invariant: an absent container is a value (`None`), never an error; an error says that the engine could not be asked or refused.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use mesh_state::ids::TaskId;
+use thiserror::Error;
+
+use super::bridge::{BridgeFacts, BridgePlan};
+use super::container_spec::ContainerPlan;
+use super::description::EngineFacts;
+
+/// What the engine says of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerFacts {
+    /// Its id.
+    pub id: String,
+    /// How far it is.
+    pub phase: Phase,
+    /// Its first process in the node's pid namespace; 0 unless it runs.
+    pub pid: i64,
+    /// Its exit code, once it ended.
+    pub exit_code: i64,
+    /// Why the engine could not start it; empty otherwise.
+    pub error: String,
+    /// Its health.
+    pub health: Health,
+    /// Its address on the network `mesh`, while it runs.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// How far a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Made, never started.
+    Created,
+    /// Runs (or is paused).
+    Running,
+    /// Ran and ended.
+    Exited,
+}
+
+/// What a container's health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It has no health check.
+    Unchecked,
+    /// Too early to say.
+    Starting,
+    /// It passes.
+    Healthy,
+    /// It failed too often.
+    Unhealthy,
+}
+
+/// Why the engine did not do as asked.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// The engine can't be reached, or broke off. Worth trying again; nothing is known of the container.
+    #[error("the Docker engine does not answer: {0}")]
+    Unavailable(String),
+    /// The engine answered no; the text is its own.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A local container engine.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Whether the engine has the image.
+    async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError>;
+
+    /// Gets the image from its registry.
+    async fn pull_image(&self, reference: &str) -> Result<(), RuntimeError>;
+
+    /// Makes a container; it is not started.
+    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError>;
+
+    /// Starts a container.
+    async fn start(&self, container: &str) -> Result<(), RuntimeError>;
+
+    /// Asks a container to end, and kills it after `grace`. Returns when it has ended; one that is gone has ended.
+    async fn stop(&self, container: &str, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Removes a container with its anonymous volumes. One that is gone is removed.
+    async fn remove(&self, container: &str) -> Result<(), RuntimeError>;
+
+    /// What there is to know of a container, by id or name.
+    async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError>;
+
+    /// Every container that an agent made, with its task.
+    async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError>;
+
+    /// Tasks whose container changed, as it happens. The stream ends or fails when the engine goes away.
+    fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>>;
+
+    /// The network `mesh` as it is.
+    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError>;
+
+    /// Makes the network `mesh`.
+    async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError>;
+
+    /// Removes the network `mesh`.
+    async fn remove_bridge(&self) -> Result<(), RuntimeError>;
+
+    /// What the engine says of itself and its machine.
+    async fn engine(&self) -> Result<EngineFacts, RuntimeError>;
+}

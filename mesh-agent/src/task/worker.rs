@@ -1,0 +1,345 @@
+//! The set of this node's tasks: one driver each, kept in step with what control assigned, cached on disk.
+//!
+//! Invariants: this loop alone owns the set. It never waits for the engine, the disk or a manager: drivers do the engine's work, a
+//! writer the disk's, and statuses wait in [`Outgoing`], the latest of each task. Containers that no task owns are ended only after a
+//! full list from control said so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::ids::TaskId;
+use mesh_state::task::{Assignment, TaskState, TaskStatus};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::bridge::BridgePlan;
+use super::cache::{CachedTask, TaskCache};
+use super::container_spec::NodeIdentity;
+use super::driver::{BridgeState, Driver, Goal, Ground, Update};
+use super::engine_watch::{Heard, follow_events, keep_bridge};
+use super::network::TaskNetwork;
+use super::runtime::{Runtime, RuntimeError};
+use super::transition::{Link, stop_grace};
+use crate::control_link::AssignmentChange;
+
+/// Every container is looked at this often, whatever the events said.
+const FULL_PASS: Duration = Duration::from_secs(30);
+const CHANNEL_CAPACITY: usize = 256;
+
+/// What the worker stands on.
+pub struct Parts {
+    /// The engine.
+    pub runtime: Arc<dyn Runtime>,
+    /// What connects tasks to the mesh.
+    pub network: Arc<dyn TaskNetwork>,
+    /// This node, for labels and templates.
+    pub node: NodeIdentity,
+    /// The tasks' network as it should be.
+    pub bridge: watch::Receiver<BridgePlan>,
+    /// What this node ran before.
+    pub cache: TaskCache,
+}
+
+/// Runs what is assigned until `shutdown`. Containers are left as they are then: the next agent adopts them.
+pub async fn run(
+    parts: Parts,
+    mut assignments: mpsc::Receiver<AssignmentChange>,
+    statuses: mpsc::Sender<(TaskId, TaskStatus)>,
+    shutdown: CancellationToken,
+) {
+    let (updates_in, mut updates) = mpsc::channel(CHANNEL_CAPACITY);
+    let (heard_in, mut heard) = mpsc::channel(CHANNEL_CAPACITY);
+    let (orphans_in, mut listed) = mpsc::channel(1);
+    let (bridge_in, bridge) =
+        watch::channel(BridgeState::NotYet("the Docker network mesh is not made yet".to_owned()));
+    let mut side = JoinSet::new();
+    side.spawn(follow_events(Arc::clone(&parts.runtime), heard_in));
+    side.spawn(keep_bridge(Arc::clone(&parts.runtime), parts.bridge, bridge_in));
+    let ground = Ground {
+        runtime: parts.runtime,
+        network: parts.network,
+        node: Arc::new(parts.node),
+        bridge,
+        updates: updates_in,
+    };
+    let mut worker = Worker::new(ground, parts.cache);
+    worker.resume().await;
+    let mut full_pass = tokio::time::interval(FULL_PASS);
+    full_pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(change) = assignments.recv() => {
+                worker.apply(change);
+                worker.list_containers(&orphans_in);
+            }
+            Some(update) = updates.recv() => worker.observe(update),
+            Some(heard) = heard.recv() => worker.nudge(&heard),
+            Some(containers) = listed.recv() => worker.end_orphans(containers),
+            _ = full_pass.tick() => {
+                worker.nudge(&Heard::Resumed);
+                worker.list_containers(&orphans_in);
+            }
+            Ok(permit) = statuses.reserve(), if worker.has_outgoing() => {
+                if let Some(status) = worker.outgoing.pop_first() {
+                    permit.send(status);
+                }
+            }
+            Some(ended) = worker.drivers.join_next(), if !worker.drivers.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    error!(%error, "a task's driver ended by itself");
+                }
+            }
+            () = worker.writer.done(), if worker.writer.busy() => worker.write(),
+        }
+    }
+    worker.flush().await;
+}
+
+/// A task that this node knows.
+struct Known {
+    goal: watch::Sender<Goal>,
+    nudge: Arc<Notify>,
+    status: TaskStatus,
+    /// Whether control wants to hear of it; not so once it was taken from this node.
+    ours: bool,
+}
+
+struct Worker {
+    ground: Ground,
+    cache: TaskCache,
+    tasks: BTreeMap<TaskId, Known>,
+    drivers: JoinSet<()>,
+    /// The latest status of each task that waits for the link to control.
+    outgoing: BTreeMap<TaskId, TaskStatus>,
+    /// Tasks whose cached form is old.
+    dirty: BTreeSet<TaskId>,
+    writer: Writer,
+    /// Whether a full list came, so that what is not in it is nobody's.
+    complete: bool,
+}
+
+impl Worker {
+    fn new(ground: Ground, cache: TaskCache) -> Self {
+        Self {
+            ground,
+            cache,
+            tasks: BTreeMap::new(),
+            drivers: JoinSet::new(),
+            outgoing: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            writer: Writer::default(),
+            complete: false,
+        }
+    }
+
+    fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Goes on with what this node ran before.
+    async fn resume(&mut self) {
+        let cache = self.cache.clone();
+        match tokio::task::spawn_blocking(move || cache.load()).await {
+            Ok(Ok(tasks)) => {
+                info!(tasks = tasks.len(), "resume cached tasks");
+                for task in tasks {
+                    self.drive(task.assignment, task.status);
+                }
+            }
+            Ok(Err(error)) => warn!(error = crate::error_chain(&error), "resume without cached tasks"),
+            Err(error) => warn!(%error, "resume without cached tasks"),
+        }
+    }
+
+    fn apply(&mut self, change: AssignmentChange) {
+        let (set, removed) = match change {
+            AssignmentChange::Full(set) => {
+                let named: BTreeSet<&TaskId> = set.iter().map(|assignment| &assignment.task.id).collect();
+                let removed = self.tasks.keys().filter(|id| !named.contains(id)).cloned().collect();
+                self.complete = true;
+                // A manager that was away may have missed any of them.
+                let told = self.tasks.iter().filter(|(id, _)| named.contains(id));
+                self.outgoing.extend(told.map(|(id, known)| (id.clone(), known.status.clone())));
+                (set, removed)
+            }
+            AssignmentChange::Delta { set, removed } => (set, removed),
+        };
+        for id in removed {
+            self.take_away(&id);
+        }
+        for assignment in set {
+            let id = assignment.task.id.clone();
+            match self.tasks.get_mut(&id) {
+                Some(known) => {
+                    known.ours = true;
+                    let desired = assignment.task.desired_state;
+                    known.goal.send_replace(Goal { assignment: Arc::new(assignment), desired });
+                    self.dirty.insert(id);
+                }
+                None => {
+                    let status = TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() };
+                    self.drive(assignment, status);
+                    self.dirty.insert(id);
+                }
+            }
+        }
+        self.write();
+    }
+
+    /// The task is no longer this node's: its container ends and goes, and control hears no more of it.
+    fn take_away(&mut self, id: &TaskId) {
+        if let Some(known) = self.tasks.get_mut(id) {
+            known.ours = false;
+            known.goal.send_modify(|goal| goal.desired = TaskState::Remove);
+            self.outgoing.remove(id);
+        }
+    }
+
+    fn drive(&mut self, assignment: Assignment, status: TaskStatus) {
+        let id = assignment.task.id.clone();
+        let desired = assignment.task.desired_state;
+        let (goal_in, goal) = watch::channel(Goal { assignment: Arc::new(assignment), desired });
+        let nudge = Arc::new(Notify::new());
+        let link = if status.state < TaskState::Starting { Link::Apart } else { Link::Unknown };
+        let driver = Driver {
+            ground: self.ground.clone(),
+            id: id.clone(),
+            goal,
+            nudge: Arc::clone(&nudge),
+            last: status.clone(),
+            link,
+        };
+        self.tasks.insert(id, Known { goal: goal_in, nudge, status, ours: true });
+        self.drivers.spawn(driver.run());
+    }
+
+    fn observe(&mut self, update: Update) {
+        match update {
+            Update::Status(id, status) => {
+                let Some(known) = self.tasks.get_mut(&id) else { return };
+                known.status = status.clone();
+                if known.ours {
+                    self.outgoing.insert(id.clone(), status);
+                }
+                self.dirty.insert(id);
+            }
+            Update::Gone(id) => {
+                self.tasks.remove(&id);
+                self.dirty.insert(id);
+            }
+        }
+        self.write();
+    }
+
+    fn nudge(&self, heard: &Heard) {
+        match heard {
+            Heard::Task(id) => {
+                if let Some(known) = self.tasks.get(id) {
+                    known.nudge.notify_one();
+                }
+            }
+            Heard::Resumed => self.tasks.values().for_each(|known| known.nudge.notify_one()),
+        }
+    }
+
+    /// Asks the engine for its task containers, once it is known which are this node's. The answer comes back to the loop, so a
+    /// task that came meanwhile is not taken for an orphan.
+    fn list_containers(&self, answer: &mpsc::Sender<Vec<(TaskId, String)>>) {
+        let Ok(permit) = answer.clone().try_reserve_owned() else { return };
+        if self.complete {
+            let runtime = Arc::clone(&self.ground.runtime);
+            tokio::spawn(async move {
+                match runtime.task_containers().await {
+                    Ok(containers) => drop(permit.send(containers)),
+                    Err(error) => warn!(%error, "list the tasks' containers"),
+                }
+            });
+        }
+    }
+
+    fn end_orphans(&mut self, containers: Vec<(TaskId, String)>) {
+        for (task, container) in containers {
+            if !self.tasks.contains_key(&task) {
+                info!(%task, container, "end a container that no task owns");
+                let ground = self.ground.clone();
+                self.drivers.spawn(async move {
+                    if let Err(error) = end_orphan(&ground, &task, &container).await {
+                        warn!(%task, container, %error, "end a container that no task owns");
+                    }
+                });
+            }
+        }
+    }
+
+    /// Hands the cached forms that are old to the writer, unless it is at work.
+    fn write(&mut self) {
+        if self.dirty.is_empty() || self.writer.busy() {
+            return;
+        }
+        let changes: Vec<(TaskId, Option<CachedTask>)> = std::mem::take(&mut self.dirty)
+            .into_iter()
+            .map(|id| {
+                let task = self.tasks.get(&id).map(|known| CachedTask {
+                    assignment: Assignment::clone(&known.goal.borrow().assignment),
+                    status: known.status.clone(),
+                });
+                (id, task)
+            })
+            .collect();
+        self.writer.begin(self.cache.clone(), changes);
+    }
+
+    /// Writes what is still to be written.
+    async fn flush(&mut self) {
+        while self.writer.busy() {
+            self.writer.done().await;
+            self.write();
+        }
+    }
+}
+
+async fn end_orphan(ground: &Ground, task: &TaskId, container: &str) -> Result<(), RuntimeError> {
+    ground.runtime.stop(container, stop_grace(None)).await?;
+    ground.network.stopped(task).await;
+    ground.runtime.remove(container).await
+}
+
+/// One batch of disk writes at a time, off the async threads.
+#[derive(Default)]
+struct Writer {
+    batch: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Writer {
+    fn busy(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    fn begin(&mut self, cache: TaskCache, changes: Vec<(TaskId, Option<CachedTask>)>) {
+        self.batch = Some(tokio::task::spawn_blocking(move || {
+            for (id, task) in changes {
+                let written = match &task {
+                    Some(task) => cache.put(task),
+                    None => cache.remove(&id),
+                };
+                if let Err(error) = written {
+                    error!(task = %id, error = crate::error_chain(&error), "cache task: a restarted agent would not know it");
+                }
+            }
+        }));
+    }
+
+    /// Returns when the batch is written. Safe to drop midway.
+    async fn done(&mut self) {
+        if let Some(batch) = &mut self.batch {
+            if let Err(error) = batch.await {
+                error!(%error, "cache tasks");
+            }
+            self.batch = None;
+        }
+    }
+}
