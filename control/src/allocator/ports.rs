@@ -95,6 +95,12 @@ pub fn resolve(
     Ok(resolved)
 }
 
+/// What ports claim in the store for their service: those that every node answers on.
+pub fn claims(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
+    let ingress = ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
+    ingress.map(|port| (port.protocol, port.published_port)).collect()
+}
+
 fn lowest_free(
     snapshot: &ClusterSnapshot,
     protocol: Protocol,

@@ -1,5 +1,7 @@
 //! `/tasks`: list and inspect.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,6 +14,7 @@ use super::filters::Filters;
 use super::{access, dto, lookup, nodes, services};
 use crate::context::ApiContext;
 use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::update::dirty::Dirt;
 
 const KNOWN_FILTERS: [&str; 8] =
     ["name", "id", "label", "service", "node", "desired-state", "_up-to-date", "runtime"];
@@ -66,11 +69,20 @@ struct Selection<'a> {
     services: Vec<ServiceId>,
     nodes: Vec<NodeId>,
     desired: Vec<TaskState>,
-    up_to_date: bool,
+    /// Judges by service, if only tasks that are as their service wants them are asked for: the CLI waits for these.
+    up_to_date: Option<BTreeMap<ServiceId, Dirt<'a>>>,
 }
 
 impl<'a> Selection<'a> {
-    fn read(filters: &'a Filters, snapshot: &ClusterSnapshot, manager_name: &str) -> Result<Self, ApiError> {
+    fn read(
+        filters: &'a Filters,
+        snapshot: &'a ClusterSnapshot,
+        manager_name: &str,
+    ) -> Result<Self, ApiError> {
+        let judges = || {
+            let services = snapshot.services.values();
+            services.map(|service| (service.id.clone(), Dirt::new(snapshot, service))).collect()
+        };
         let services = filters.values("service").iter();
         let nodes = filters.values("node").iter();
         Ok(Self {
@@ -82,7 +94,7 @@ impl<'a> Selection<'a> {
                 .map(|query| nodes::find(snapshot, query, manager_name).map(|node| node.id.clone()))
                 .collect::<Result<_, _>>()?,
             desired: filters.parsed("desired-state", desired_state)?,
-            up_to_date: filters.flag("_up-to-date"),
+            up_to_date: filters.flag("_up-to-date").then(judges),
         })
     }
 
@@ -101,7 +113,10 @@ impl<'a> Selection<'a> {
             })
             && (self.filters.values("label").is_empty()
                 || service.is_some_and(|service| self.filters.labels("label", &service.spec.labels)))
-            && (!self.up_to_date || is_up_to_date(snapshot, task))
+            && self
+                .up_to_date
+                .as_ref()
+                .is_none_or(|judges| judges.get(&task.service_id).is_some_and(|dirt| !dirt.is_on(task)))
     }
 }
 
@@ -110,16 +125,4 @@ fn desired_state(text: &str) -> Option<TaskState> {
     [TaskState::Accepted, TaskState::Ready, TaskState::Running, TaskState::Shutdown, TaskState::Remove]
         .into_iter()
         .find(|state| state.as_str() == text)
-}
-
-/// Whether a task is as its service's spec wants it: the `docker` CLI waits for these.
-fn is_up_to_date(snapshot: &ClusterSnapshot, task: &Task) -> bool {
-    let Some(service) = snapshot.services.get(&task.service_id) else { return false };
-    if service.spec_version == task.spec_version {
-        return true;
-    }
-    snapshot.spec_of(task).is_some_and(|made_from| {
-        made_from.task_template == service.spec.task_template
-            && made_from.endpoint_spec == service.spec.endpoint_spec
-    })
 }

@@ -5,11 +5,9 @@
 //!
 //! Left to others: the manual rollback (the API, which swaps the two specs).
 
-use std::collections::BTreeSet;
-
 use mesh_state::Timestamp;
 use mesh_state::service::{Service, UpdateStatus};
-use mesh_state::spec::{PortConfig, Protocol, PublishMode};
+use mesh_state::spec::PortConfig;
 use thiserror::Error;
 
 use crate::allocator::ports::{self, PortError};
@@ -59,14 +57,14 @@ pub fn plan(
 }
 
 /// A version that no spec of the service has or had.
-fn next_version(snapshot: &ClusterSnapshot, service: &Service) -> u64 {
+pub fn next_version(snapshot: &ClusterSnapshot, service: &Service) -> u64 {
     let range = (service.id.clone(), 0)..=(service.id.clone(), u64::MAX);
     let newest = snapshot.specs.range(range).next_back().map_or(0, |((_, version), _)| *version);
     newest.max(service.spec_version) + 1
 }
 
-fn move_claims(snapshot: &ClusterSnapshot, service: &Service, ports: &[PortConfig], plan: &mut Plan) {
-    let (before, then) = (claimed(&service.ports), claimed(ports));
+fn move_claims(snapshot: &ClusterSnapshot, service: &Service, wanted: &[PortConfig], plan: &mut Plan) {
+    let (before, then) = (ports::claims(&service.ports), ports::claims(wanted));
     for (protocol, port) in before.difference(&then) {
         if let Some(claim) = snapshot.ports.get(&(protocol.to_string(), *port)) {
             let (protocol, port) = (*protocol, *port);
@@ -77,9 +75,4 @@ fn move_claims(snapshot: &ClusterSnapshot, service: &Service, ports: &[PortConfi
         let (protocol, port) = (*protocol, *port);
         plan.actions.push(Action::ClaimPort { protocol, port, service: service.id.clone() });
     }
-}
-
-fn claimed(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
-    let ingress = ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
-    ingress.map(|port| (port.protocol, port.published_port)).collect()
 }

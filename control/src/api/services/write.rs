@@ -5,14 +5,12 @@
 //!
 //! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
 
-use std::collections::BTreeSet;
-
 use mesh_state::Timestamp;
 use mesh_state::codec;
 use mesh_state::ids::ServiceId;
 use mesh_state::keys;
 use mesh_state::service::{Service, UpdateState, UpdateStatus};
-use mesh_state::spec::{PortConfig, Protocol, PublishMode, ServiceSpec};
+use mesh_state::spec::{PortConfig, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 
 use crate::allocator::ports;
@@ -20,6 +18,7 @@ use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
 use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::update::rollback::next_version;
 
 /// The kind under which services claim their names.
 pub(crate) const NAME_KIND: &str = "services";
@@ -119,7 +118,7 @@ pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
             Op::delete(keys::name(NAME_KIND, &current.spec.name)),
         ],
     };
-    for (protocol, port) in claims(&current.ports) {
+    for (protocol, port) in ports::claims(&current.ports) {
         transaction.ops.push(Op::delete(keys::port(protocol, port)));
     }
     transaction
@@ -146,7 +145,7 @@ fn rewrite(
         ports: ports::resolve(snapshot, Some(&current.id), asked_ports(&spec), &current.ports)?,
         spec,
         previous_spec: Some(current.spec.clone()),
-        spec_version: next_spec_version(snapshot, current),
+        spec_version: next_version(snapshot, current),
         previous_spec_version: Some(current.spec_version),
         created_at: current.created_at,
         updated_at: now,
@@ -159,15 +158,6 @@ fn rewrite(
     write_service(&mut transaction, &service)?;
     move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;
     Ok(transaction)
-}
-
-/// A version above every one that is or was: the updater's own rollback may have gone back to an older one.
-fn next_spec_version(snapshot: &ClusterSnapshot, current: &Service) -> u64 {
-    let first = (current.id.clone(), 0);
-    let last = (current.id.clone(), u64::MAX);
-    let newest_stored =
-        snapshot.specs.range(first..=last).next_back().map_or(0, |((_, version), _)| *version);
-    newest_stored.max(current.spec_version).max(current.previous_spec_version.unwrap_or(0)) + 1
 }
 
 fn write_service(transaction: &mut Transaction, service: &Service) -> Result<(), ApiError> {
@@ -185,7 +175,7 @@ fn move_claims(
     held: &[PortConfig],
     wanted: &[PortConfig],
 ) -> Result<(), ApiError> {
-    let (held, wanted) = (claims(held), claims(wanted));
+    let (held, wanted) = (ports::claims(held), ports::claims(wanted));
     for (protocol, port) in held.difference(&wanted) {
         transaction.ops.push(Op::delete(keys::port(*protocol, *port)));
     }
@@ -195,12 +185,6 @@ fn move_claims(
         transaction.ops.push(Op::put(key, codec::encode(id)?));
     }
     Ok(())
-}
-
-/// What a service's ports claim in the store: those that every node answers on.
-fn claims(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
-    let ingress = ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
-    ingress.map(|port| (port.protocol, port.published_port)).collect()
 }
 
 fn asked_ports(spec: &ServiceSpec) -> &[PortConfig] {
