@@ -38,7 +38,7 @@
 //! where the backend was selected. [`Live`] is the exception, shared over CPUs, as the least-connections policy
 //! reads it; [`names::LIVE_DRIFT`] is its correction and belongs to userspace: after a walk over the flow tables
 //! finding `n` flows that are not closed, `drift = opened − closed − n`.
-//! Sweeping idle flows is userspace's work too; after it, recount.
+//! Sweeping idle flows, by [`crate::conntrack::idle_timeout_ns`], is userspace's work too; after it, recount.
 
 mod address;
 mod backend;

@@ -14,7 +14,7 @@ mod programs {
     #[xdp(frags)]
     fn mesh_xdp(context: XdpContext) -> u32 {
         let kernel = Kernel::new(context.as_ptr());
-        act_xdp(context.ctx, pipeline::xdp(&mut Xdp::new(context.ctx), &kernel))
+        act_xdp(pipeline::xdp(&mut Xdp::new(context.ctx), &kernel))
     }
 
     #[classifier]

@@ -16,16 +16,14 @@ const PACKET_HOST: u32 = 0;
 /// Time to live of outer packets.
 const OUTER_TTL: u8 = 64;
 
-/// Carries out the verdict on an XDP packet; returns the program's return value.
+/// The XDP program's return value that carries out the verdict.
 #[inline(always)]
-pub fn act_xdp(_: *mut xdp_md, verdict: Verdict) -> u32 {
+pub fn act_xdp(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Bounce => XDP_TX,
         Verdict::Drop(_) => XDP_DROP,
-        // SAFETY: the helper checks the ifindex.
-        Verdict::Emit { ifindex } => unsafe { bpf_redirect(ifindex, 0) as u32 },
-        // TC's to do.
-        Verdict::Pass | Verdict::Deliver { .. } | Verdict::Tunnel(_) => XDP_PASS,
+        // The rest is TC's to do, on the same uplink.
+        Verdict::Pass | Verdict::Emit { .. } | Verdict::Deliver { .. } | Verdict::Tunnel(_) => XDP_PASS,
     }
 }
 

@@ -145,11 +145,35 @@ fn go_on<'a, P: Packet, L: Lookups>(
         }
         return Err(refuse(packet, lookups, segment, DropReason::BackendGone, Verdict::Bounce));
     };
-    let noted = track::note(lookups.flows(), key, flow, Direction::Request, flags, lookups.now_ns());
+    let now_ns = lookups.now_ns();
+    let noted = track::note(lookups.flows(), key, flow, Direction::Request, flags, now_ns);
     if noted.closes {
         lookups.count_closed(id);
     }
+    follow(packet, lookups, segment, key, flow, now_ns);
     Ok(Some(Chosen { id, backend }))
+}
+
+/// Follows a client whose packets now come by another way (a gateway that failed over): replies go where they come from.
+#[inline(always)]
+fn follow<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    segment: &Segment,
+    key: &FlowKey,
+    flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    now_ns: u64,
+) {
+    let Some((client_mac, node_mac)) = macs(packet) else {
+        return;
+    };
+    let (known, uplink) = (&flow.value, packet.ifindex());
+    let has_moved = known.client_mac != client_mac || known.node_mac != node_mac || known.uplink != uplink;
+    if has_moved && flow.is_established {
+        let events = known.events | conntrack::events_of(Direction::Request, segment.tcp.flags);
+        let moved = Flow { seen_ns: now_ns, events, uplink, client_mac, node_mac, ..*known };
+        lookups.flows().promote(key, &moved);
+    }
 }
 
 /// Whether a SYN on this flow begins a new one: after a FIN or RST, and when the backend is gone, or is leaving without

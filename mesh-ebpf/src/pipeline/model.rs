@@ -131,6 +131,22 @@ fn check(tables: &HostTables) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+#[test]
+fn replies_follow_a_client_that_moved() {
+    let mut tables = node();
+    publish(&mut tables, &[1]);
+    let from = |mac: u8, flags| {
+        let packet = TcpBuilder::new("10.77.0.1:40000", "10.77.0.11:80").macs([mac; 6], [9; 6]).flags(flags);
+        uplink(&mut Frame::new(packet.build()), &tables)
+    };
+    for (mac, flags) in [(2, Flags::SYN), (2, Flags::ACK), (4, Flags::ACK)] {
+        assert!(matches!(from(mac, flags), Verdict::Tunnel(_)), "forwarded from {mac}");
+    }
+    let mut answer = Frame::new(TcpBuilder::new("10.77.0.11:80", "10.77.0.1:40000").build());
+    tunnel(&mut answer, &tables, Origin { peer: v4(PEER), vni: Vni::reply() });
+    assert_eq!(&answer.bytes[..12], &[4, 4, 4, 4, 4, 4, 9, 9, 9, 9, 9, 9], "MACs of the reply");
+}
+
 proptest! {
     #[test]
     fn invariants_hold_whatever_happens(events in prop::collection::vec(event(), 0..60)) {

@@ -190,9 +190,12 @@ fn go_on<L: Lookups>(
     flags: Flags,
 ) {
     track::note(lookups.nats(), key, found, Direction::Request, flags, fresh.seen_ns);
-    if found.value.via != fresh.via {
-        let events = found.value.events | fresh.events;
-        lookups.nats().promote(key, &Nat { events, opened_ns: found.value.opened_ns, ..*fresh });
+    let known = &found.value;
+    let has_moved =
+        known.via != fresh.via || known.client_mac != fresh.client_mac || known.uplink != fresh.uplink;
+    if has_moved && found.is_established {
+        let events = known.events | fresh.events;
+        lookups.nats().promote(key, &Nat { events, opened_ns: known.opened_ns, ..*fresh });
     }
 }
 
