@@ -27,14 +27,23 @@ pub mod commit;
 pub mod leader;
 pub mod reconcile;
 
+pub mod compaction;
+
 pub mod bootstrap;
 pub mod ca;
 pub mod seal;
 
 pub mod context;
+pub mod mesh_table;
+pub mod node_service;
 
+pub mod admin;
 pub mod backoff;
 pub mod metrics;
+
+pub mod app;
+pub mod cli;
+pub mod config;
 
 #[cfg(test)]
 mod fixtures;

@@ -44,12 +44,13 @@ use axum::routing::{get, post};
 use tower::Layer as _;
 
 use crate::context::ApiContext;
+use crate::metrics::api::ApiMetrics;
 use error::ApiError;
 
 /// Docker's API, with and without the version in the path.
-pub fn router(context: ApiContext) -> Router {
-    // Routing happens inside of the service that takes the version off.
-    Router::new().fallback_service(from_fn(version::strip).layer(routes(context)))
+pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
+    // Routing happens inside of the service that takes the version off, and requests are counted where their route is known.
+    Router::new().fallback_service(from_fn(version::strip).layer(metrics.layer(routes(context))))
 }
 
 /// Puts the route's template on the answer, for whoever counts requests from outside.

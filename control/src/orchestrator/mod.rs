@@ -11,6 +11,3 @@ pub mod slots;
 pub mod global;
 pub mod reap;
 pub mod replicated;
-
-#[cfg(test)]
-mod tests;

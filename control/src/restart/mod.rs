@@ -9,6 +9,3 @@ pub mod history;
 
 pub mod promote;
 pub mod replace;
-
-#[cfg(test)]
-mod tests;

@@ -17,7 +17,7 @@ use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch;
 use mesh_state::cluster::Manager;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
-use mesh_state::store::{MemoryStore, Op, Store};
+use mesh_state::store::{MemoryStore, Op, Store as _};
 use mesh_state::{codec, keys};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -42,7 +42,7 @@ impl Answer {
 }
 
 pub(crate) struct Cluster {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: MemoryStore,
     pub(crate) context: ApiContext,
     router: Router,
     directory: TempDir,
@@ -56,21 +56,16 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// A cluster over a store in memory.
+    /// A cluster of node-1 (manager, this one), node-2 and node-3, with its tasks played.
     pub(crate) async fn start() -> Self {
-        Self::on(Arc::new(MemoryStore::new())).await
-    }
-
-    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks played.
-    pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
+        let store = MemoryStore::new();
         let directory = tempfile::tempdir().unwrap();
-        let opened =
-            open_cluster(store.as_ref(), &directory.path().join("control"), Utc::now()).await.unwrap();
+        let opened = open_cluster(&store, &directory.path().join("control"), Utc::now()).await.unwrap();
         let (follower, feed) = watch::feed();
         let shutdown = CancellationToken::new();
-        tokio::spawn(follower.follow(store.clone(), shutdown.clone()));
+        tokio::spawn(follower.follow(Arc::new(store.clone()), shutdown.clone()));
         let context = ApiContext {
-            store: store.clone(),
+            store: Arc::new(store.clone()),
             feed,
             manager_name: "node-1".to_owned(),
             advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
@@ -133,14 +128,6 @@ impl Cluster {
             panic!("a write without compares met a conflict")
         };
         self.context.wait_for_revision(revision, Duration::from_secs(10)).await.unwrap();
-    }
-
-    /// Waits until the watch on the store is up, or down.
-    pub(crate) async fn until_connected(&self, up: bool) {
-        let mut connected = self.context.feed.connected.clone();
-        let waited = connected.wait_for(|connected| *connected == up);
-        let waited = tokio::time::timeout(Duration::from_secs(30), waited).await;
-        assert!(matches!(waited, Ok(Ok(_))), "waited in vain for connected = {up}");
     }
 
     /// Waits until the snapshot is as `is_so` wants it.

@@ -13,4 +13,3 @@ mod http_failures;
 mod http_nodes;
 mod http_tasks;
 mod mesh_cli;
-mod races;

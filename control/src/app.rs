@@ -1,0 +1,247 @@
+//! Puts one manager together. Wiring only: what is started, in which order, and how it ends.
+//!
+//! Invariants: whatever can be bound is bound before anything is promised; every part runs under one tracker, and one that ends
+//! without being asked ends the process with an error, for its supervisor to start it anew.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chrono::Utc;
+use mesh_state::store::{EtcdStore, Store};
+use prometheus::Registry;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::admin::{self, Admin};
+use crate::backoff::Backoff;
+use crate::bootstrap::{self, OpenedCluster};
+use crate::config::Config;
+use crate::context::{ApiContext, RELAY_KEY};
+use crate::leader::Candidate;
+use crate::mesh_table::Table;
+use crate::metrics;
+use crate::node_service::membership::Admission;
+use crate::node_service::recorder::{Recorder, Reports};
+use crate::node_service::sessions::Sessions;
+use crate::node_service::{self, tables};
+use crate::planners;
+use crate::reconcile::Driver;
+use crate::{api, compaction};
+
+/// How long the parts may take to end when asked.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Pauses between attempts to reach etcd at the start.
+const PAUSE_SHORTEST: Duration = Duration::from_millis(200);
+const PAUSE_LONGEST: Duration = Duration::from_secs(3);
+
+/// What is bound before the cluster is opened.
+struct Listeners {
+    nodes: TcpListener,
+    admin: TcpListener,
+    docker: UnixListener,
+}
+
+/// Runs parts, each of which is to end only when asked.
+struct Parts {
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+    /// Names of parts that ended.
+    ended: mpsc::UnboundedSender<&'static str>,
+}
+
+impl Parts {
+    fn start(&self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let ended = self.ended.clone();
+        self.tracker.spawn(async move {
+            part.await;
+            if ended.send(name).is_err() {
+                tracing::debug!(part = name, "ended last");
+            }
+        });
+    }
+
+    /// Starts a part that may fail by itself.
+    fn start_server<E: std::fmt::Display>(
+        &self,
+        name: &'static str,
+        part: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.start(name, async move {
+            if let Err(error) = part.await {
+                tracing::error!(part = name, %error, "failed");
+            }
+        });
+    }
+}
+
+/// Runs a manager until `shutdown`.
+///
+/// # Errors
+/// It can't start, or a part of it ended without being asked.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listeners = bind(&config).await?;
+    let registry = Registry::new();
+    let store = EtcdStore::open(&config.etcd).await?;
+    let store: Arc<dyn Store> = Arc::new(metrics::store::CountedStore::register(store, &registry)?);
+    let Some(opened) = shutdown.run_until_cancelled(open_cluster(store.as_ref(), &config)).await else {
+        return Ok(());
+    };
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let parts = Parts { tracker: TaskTracker::new(), shutdown: shutdown.child_token(), ended };
+    start(&config, listeners, store, opened?, &registry, &parts)?;
+    info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
+
+    let unexpected = tokio::select! {
+        name = ends.recv() => name,
+        () = shutdown.cancelled() => None,
+    };
+    parts.shutdown.cancel();
+    parts.tracker.close();
+    if tokio::time::timeout(SHUTDOWN_GRACE, parts.tracker.wait()).await.is_err() {
+        warn!("some parts did not end within {SHUTDOWN_GRACE:?}");
+    }
+    if let Err(error) = std::fs::remove_file(&config.socket) {
+        warn!(%error, socket = %config.socket.display(), "remove the socket");
+    }
+    match unexpected {
+        Some(name) => bail!("{name} ended unexpectedly"),
+        None => Ok(()),
+    }
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Listeners> {
+    let tcp = async |flag: &str, address: SocketAddr| {
+        TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({flag})"))
+    };
+    Ok(Listeners {
+        nodes: tcp("--node-listen", config.node_listen).await?,
+        admin: tcp("--metrics-listen", config.metrics_listen).await?,
+        docker: bind_socket(&config.socket)
+            .with_context(|| format!("listen on {}", config.socket.display()))?,
+    })
+}
+
+/// A socket that only its owner may use. It is bound under another name first, so that it never exists with other permissions, and
+/// takes the place of one that a manager left behind.
+fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    }
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    if let Err(error) = std::fs::remove_file(&fresh)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+/// Opens the cluster; waits for etcd as long as it takes, but for nothing else.
+async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<OpenedCluster> {
+    let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
+    loop {
+        match bootstrap::open_cluster(store, &config.data_dir, Utc::now()).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) if error.is_transient() => {
+                warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd, "waits for etcd");
+                tokio::time::sleep(backoff.pause(&mut rand::rng())).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn start(
+    config: &Config,
+    listeners: Listeners,
+    store: Arc<dyn Store>,
+    opened: OpenedCluster,
+    registry: &Registry,
+    parts: &Parts,
+) -> anyhow::Result<()> {
+    let OpenedCluster { sealer, authority, cluster } = opened;
+    let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
+    let identity = authority.issue_server(config.advertise, Utc::now())?;
+    let (follower, feed) = crate::watch::feed();
+    parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
+    let context = ApiContext {
+        store: Arc::clone(&store),
+        feed: feed.clone(),
+        manager_name: config.name.clone(),
+        advertise: config.advertise,
+        node_port: config.node_listen.port(),
+        sealer: Arc::new(sealer),
+    };
+    start_leadership(config, &store, &feed, registry, parts)?;
+
+    let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
+    parts.start("the mesh table", tables::publish(feed.clone(), tables, parts.shutdown.clone()));
+    let reports = Reports::default();
+    let recorder =
+        Recorder { store, feed: feed.clone(), manager: config.name.clone(), reports: reports.clone() };
+    parts.start("the recorder", recorder.run(parts.shutdown.clone()));
+    let sessions = Arc::new(Sessions::new(
+        context.clone(),
+        tables_seen,
+        reports,
+        relay_key,
+        parts.tracker.clone(),
+        parts.shutdown.clone(),
+    ));
+    parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
+    let ca_pem = cluster.ca_certificate_pem;
+    let admission = Admission { context: context.clone(), authority: Arc::new(authority) };
+    let (nodes, shutdown) = (listeners.nodes, parts.shutdown.clone());
+    parts.start_server("the node service", async move {
+        node_service::serve(nodes, &identity, &ca_pem, admission, sessions, shutdown).await
+    });
+
+    metrics::build::register(registry)?;
+    metrics::store::register_feed(feed.clone(), registry)?;
+    let docker = api::router(context, metrics::api::ApiMetrics::register(registry)?);
+    let asked = parts.shutdown.clone();
+    let docker = axum::serve(listeners.docker, docker).with_graceful_shutdown(asked.cancelled_owned());
+    parts.start_server("the Docker API", docker.into_future());
+    let admin = admin::router(Admin { registry: registry.clone(), feed });
+    let asked = parts.shutdown.clone();
+    let admin = axum::serve(listeners.admin, admin).with_graceful_shutdown(asked.cancelled_owned());
+    parts.start_server("the metrics server", admin.into_future());
+    Ok(())
+}
+
+/// The lease, and what the leader does.
+fn start_leadership(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    feed: &crate::watch::Feed,
+    registry: &Registry,
+    parts: &Parts,
+) -> anyhow::Result<()> {
+    let address = SocketAddr::new(config.advertise, config.node_listen.port()).to_string();
+    let (candidate, leadership) =
+        Candidate::new(Arc::clone(store), feed.clone(), config.name.clone(), address);
+    parts.start("the lease", candidate.run(parts.shutdown.clone()));
+    let driver = Driver {
+        store: Arc::clone(store),
+        feed: feed.clone(),
+        leadership: leadership.clone(),
+        planners: planners::ORDER,
+        metrics: metrics::reconcile::ReconcileMetrics::register(registry)?,
+    };
+    parts.start("the planners' driver", driver.run(parts.shutdown.clone()));
+    metrics::cluster::register(feed.clone(), leadership.clone(), registry)?;
+    let compaction = compaction::run(Arc::clone(store), feed.clone(), leadership, parts.shutdown.clone());
+    parts.start("compaction", compaction);
+    Ok(())
+}

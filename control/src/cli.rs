@@ -1,0 +1,81 @@
+//! The command line of `mesh-control`. Every flag has an environment variable.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves Docker's swarm API and the nodes.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "mesh-control", version)]
+pub struct Cli {
+    /// Client addresses of the etcd cluster.
+    #[arg(
+        long,
+        env = "MESH_ETCD",
+        value_name = "URL[,URL]",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379"
+    )]
+    pub etcd: Vec<String>,
+
+    /// Holds the cluster's key file (`key`) and the join tokens; made with mode 0700. Further managers need the first one's `key`.
+    #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]
+    pub data_dir: PathBuf,
+
+    /// This manager's name: the one that its node's agent uses. Default: the hostname.
+    #[arg(long, env = "MESH_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// The address that agents and other managers reach this manager at.
+    #[arg(long, env = "MESH_ADVERTISE", value_name = "IP")]
+    pub advertise: IpAddr,
+
+    /// Where agents connect (gRPC over TLS).
+    #[arg(long, env = "MESH_NODE_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:2377")]
+    pub node_listen: SocketAddr,
+
+    /// Where the swarm part of Docker's API is served, a socket for its owner alone.
+    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
+    pub socket: PathBuf,
+
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:9465")]
+    pub metrics_listen: SocketAddr,
+
+    /// What is logged: a level, or directives as in `info,mesh_control::reconcile=debug`.
+    #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_flag_has_a_variable() {
+        Cli::command().debug_assert();
+        for argument in Cli::command()
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
+            let expected = format!("MESH_{}", argument.get_id().as_str().to_uppercase());
+            let seen = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+            assert_eq!(seen, Some(expected), "variable of --{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn several_etcd_addresses_are_taken() {
+        let cli = Cli::try_parse_from([
+            "mesh-control",
+            "--etcd",
+            "http://a:1,http://b:1",
+            "--advertise",
+            "10.0.0.1",
+        ]);
+        assert_eq!(cli.unwrap().etcd, ["http://a:1", "http://b:1"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! The nodes' door to the control plane: gRPC over mutual TLS.
+//!
+//! Purpose: admit nodes that hold a token, and keep one session with each member: assignments and the mesh table down, statuses and
+//! acknowledgements up, and whether the node is heard.
+//!
+//! Invariants: a session reads snapshots and never waits for the store, so it goes on while etcd is away; everything nodes report
+//! goes through one [`recorder`] a manager; a node that was removed is refused at once, and its session cut.
+//!
+//! Left to others: what nodes are to run, and when a silent one is down.
+
+pub mod assignments;
+pub mod mailbox;
+pub mod membership;
+pub mod recorder;
+pub mod session;
+pub mod sessions;
+pub mod tables;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::proto::membership_server::MembershipServer;
+use mesh_state::proto::node_service_server::NodeServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::ca::ServerIdentity;
+use membership::Admission;
+use sessions::{SessionService, Sessions};
+
+/// A peer that doesn't answer a ping for so long is gone.
+const PING_DEADLINE: Duration = Duration::from_secs(2);
+/// How often idle connections are pinged.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a TLS handshake and a join may take.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// Streams that one connection may open.
+const STREAMS_PER_CONNECTION: u32 = 16;
+/// Largest message taken from a node: many statuses, and a description.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// Serves nodes on `listener` until `shutdown`.
+///
+/// # Errors
+/// The TLS identity can't be used, or the server failed.
+pub async fn serve(
+    listener: TcpListener,
+    identity: &ServerIdentity,
+    ca_pem: &str,
+    admission: Admission,
+    sessions: Arc<Sessions>,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.as_bytes()))
+        .client_ca_root(Certificate::from_pem(ca_pem))
+        // Whoever joins has no certificate yet; sessions demand one themselves.
+        .client_auth_optional(true)
+        .timeout(REQUEST_DEADLINE);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(PING_INTERVAL));
+    Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_DEADLINE))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(MembershipServer::new(admission))
+        .add_service(
+            NodeServiceServer::new(SessionService(sessions)).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
+        .await
+}

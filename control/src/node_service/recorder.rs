@@ -1,0 +1,160 @@
+//! Writes what nodes report: one writer a manager, in batches that grow by themselves while a write is under way.
+//!
+//! Invariants: sessions never wait for it; what it was given is written, or replaced by something newer, or no longer true; through an
+//! outage of the store it keeps the newest of everything and writes it afterwards.
+//!
+//! Left to others: what may be written ([`super::mailbox`]).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use mesh_state::store::{MAX_TXN_BYTES, MAX_TXN_OPS, Store, StoreError, TxnOutcome};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::mailbox::{Entry, Mailbox};
+use crate::backoff::Backoff;
+use crate::watch::Feed;
+
+/// How long what was written may take to show.
+const SEEN_DEADLINE: Duration = Duration::from_secs(3);
+/// Pauses after a failure of the store.
+const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+/// Each write brings two compares, and etcd takes so many in a transaction.
+const ENTRIES_PER_TXN: usize = MAX_TXN_OPS / 2;
+
+/// Where sessions leave reports.
+#[derive(Clone, Default)]
+pub struct Reports {
+    mailbox: Arc<Mutex<Mailbox>>,
+    news: Arc<Notify>,
+}
+
+impl Reports {
+    /// Leaves a report; `leave` must only put.
+    pub fn leave(&self, leave: impl FnOnce(&mut Mailbox)) {
+        leave(&mut self.mailbox.lock().unwrap_or_else(PoisonError::into_inner));
+        self.news.notify_one();
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&mut Mailbox) -> T) -> T {
+        read(&mut self.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Writes reports to the store.
+pub struct Recorder {
+    /// Where to.
+    pub store: Arc<dyn Store>,
+    /// What is written already.
+    pub feed: Feed,
+    /// This manager's name.
+    pub manager: String,
+    /// What is to be written.
+    pub reports: Reports,
+}
+
+impl Recorder {
+    /// Writes until `shutdown`, and what is left then, if the store takes it.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
+        let mut snapshots = self.feed.snapshots.clone();
+        loop {
+            let wrote = self.write_all().await;
+            let pause = match wrote {
+                Ok(()) => {
+                    backoff.reset();
+                    None
+                }
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "record what nodes report; kept for later"
+                    );
+                    Some(backoff.pause(&mut rand::rng()))
+                }
+            };
+            if shutdown.is_cancelled() {
+                return;
+            }
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            let waits = !self.reports.with(|mailbox| mailbox.is_empty());
+            tokio::select! {
+                () = self.reports.news.notified() => {}
+                // What met a conflict is tried again when the cluster has moved.
+                _ = snapshots.changed(), if waits => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// Writes everything that waits, once.
+    async fn write_all(&self) -> Result<(), StoreError> {
+        let snapshot = self.feed.snapshot();
+        let entries = self.reports.with(|mailbox| {
+            mailbox.settle(&snapshot, &self.manager);
+            mailbox.entries(&snapshot, &self.manager, Utc::now())
+        });
+        let entries = entries.unwrap_or_else(|error| {
+            warn!(error = &error as &dyn std::error::Error, "encode reports");
+            Vec::new()
+        });
+        let mut last = None;
+        for batch in batches(entries) {
+            last = self.write_batch(batch).await?.max(last);
+        }
+        if let Some(revision) = last
+            && let Err(late) = self.feed.wait_for_revision(revision, SEEN_DEADLINE).await
+        {
+            debug!(%late, "reports were written and don't show yet");
+        }
+        Ok(())
+    }
+
+    /// One transaction; on a conflict each entry by itself, so that one that can't be written doesn't hold up the others.
+    async fn write_batch(&self, batch: Vec<Entry>) -> Result<Option<i64>, StoreError> {
+        if let TxnOutcome::Committed(revision) = self.write(&batch).await? {
+            return Ok(Some(revision));
+        }
+        let mut last = None;
+        for entry in batch {
+            if let TxnOutcome::Committed(revision) = self.write(&[entry]).await? {
+                last = Some(revision);
+            }
+        }
+        Ok(last)
+    }
+
+    async fn write(&self, entries: &[Entry]) -> Result<TxnOutcome, StoreError> {
+        let compares = entries.iter().flat_map(|entry| entry.compares.clone()).collect();
+        let ops = entries.iter().map(|entry| entry.op.clone()).collect();
+        self.store.txn(compares, ops).await
+    }
+}
+
+/// Cuts entries into transactions' worth. Two entries on one key (a description) never share one: keys are unique by kind and id.
+fn batches(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
+    let mut cut: Vec<Vec<Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        let size =
+            entry.op.size() + entry.compares.iter().map(mesh_state::store::Compare::size).sum::<usize>();
+        match cut.last_mut() {
+            Some(last) if last.len() < ENTRIES_PER_TXN && bytes + size <= MAX_TXN_BYTES => {
+                bytes += size;
+                last.push(entry);
+            }
+            _ => {
+                bytes = size;
+                cut.push(vec![entry]);
+            }
+        }
+    }
+    cut
+}

@@ -1,0 +1,358 @@
+//! One node's session: what it must know goes down, what it reports comes up.
+//!
+//! Invariants: the welcome is first and waits for the node's subnet; assignments and tables are whole once, then deltas on what was
+//! sent; a status is acknowledged when the store is seen to hold it; the node is heard while it speaks.
+//!
+//! Left to others: writing reports ([`super::recorder`]).
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use mesh_state::Timestamp;
+use mesh_state::ids::{NodeId, TaskId};
+use mesh_state::node::{NodeDescription, NodeState};
+use mesh_state::proto::agent_message::Body as Up;
+use mesh_state::proto::control_message::Body as Down;
+use mesh_state::proto::{AgentMessage, ControlMessage, Hello, StatusAck, TaskStatuses, Welcome};
+use mesh_state::task::TaskStatus;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
+
+use super::assignments::{self, Told};
+use super::mailbox::{Heard, holds};
+use super::recorder::Reports;
+use super::sessions::{Sessions, not_a_member};
+use crate::mesh_table::Table;
+use crate::snapshot::ClusterSnapshot;
+
+/// How often a node must speak.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A node that says nothing for so long is silent.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The first message must come within this.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A node that takes no message for so long is cut off.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a session looks at itself when nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+/// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
+const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug, Error)]
+enum End {
+    #[error("the node closed its stream")]
+    Closed,
+    #[error("the stream broke: {0}")]
+    Broken(Box<Status>),
+    #[error("the node was removed from the cluster")]
+    Removed,
+    #[error("the node has a newer session, here or with another manager")]
+    Superseded,
+    #[error("the node took no message for {SEND_DEADLINE:?}")]
+    Slow,
+    #[error("the node broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("encode assignments: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl End {
+    /// What the node is told.
+    fn status(&self, node: &NodeId) -> Status {
+        match self {
+            Self::Removed => not_a_member(node),
+            Self::Protocol(_) => Status::invalid_argument(self.to_string()),
+            Self::Encode(_) => Status::internal(self.to_string()),
+            _ => Status::aborted(self.to_string()),
+        }
+    }
+}
+
+/// A status that waits for the store.
+struct Unacknowledged {
+    status: TaskStatus,
+    reported_at: Instant,
+}
+
+/// One session.
+pub(super) struct Session {
+    node: NodeId,
+    manager: String,
+    snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
+    tables: watch::Receiver<Arc<Table>>,
+    reports: Reports,
+    relay_key: Zeroizing<Vec<u8>>,
+    outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
+    token: Arc<CancellationToken>,
+    /// The newest table that the node had when it came.
+    had_generation: u64,
+    welcomed: bool,
+    told: Told,
+    sent_table: Option<Arc<Table>>,
+    unacknowledged: BTreeMap<TaskId, Unacknowledged>,
+    /// Since when the node speaks; `None` while it is silent.
+    heard_since: Option<Timestamp>,
+    last_heard: Instant,
+    /// Whether a snapshot has shown the node, and shown it as heard by this manager.
+    was_member: bool,
+    was_ours: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        node: NodeId,
+        shared: &Sessions,
+        outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
+        token: Arc<CancellationToken>,
+    ) -> Self {
+        Self {
+            node,
+            manager: shared.context.manager_name.clone(),
+            snapshots: shared.context.feed.snapshots.clone(),
+            tables: shared.tables.clone(),
+            reports: shared.reports.clone(),
+            relay_key: shared.relay_key.clone(),
+            outgoing,
+            token,
+            had_generation: 0,
+            welcomed: false,
+            told: Told::default(),
+            sent_table: None,
+            unacknowledged: BTreeMap::new(),
+            heard_since: None,
+            last_heard: Instant::now(),
+            was_member: false,
+            was_ours: false,
+        }
+    }
+
+    /// Serves until the stream breaks or the session must end. Whether the node was heard to the last.
+    pub(super) async fn run(mut self, mut incoming: Streaming<AgentMessage>) -> bool {
+        let token = Arc::clone(&self.token);
+        let end = tokio::select! {
+            Err(end) = self.serve(&mut incoming) => end,
+            () = token.cancelled() => End::Superseded,
+        };
+        info!(node = %self.node, reason = %end, "a session ended");
+        // The stream may be gone or full; then the node learns it from the connection.
+        if self.outgoing.try_send(Err(end.status(&self.node))).is_err() {
+            debug!(node = %self.node, "could not tell the node why");
+        }
+        self.heard_since.is_some() && !matches!(end, End::Removed | End::Superseded)
+    }
+
+    async fn serve(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<Infallible, End> {
+        self.greet(incoming).await?;
+        self.follow().await?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let silent_at = self.last_heard + SILENCE;
+            tokio::select! {
+                biased;
+                Ok(()) = self.snapshots.changed() => self.follow().await?,
+                Ok(()) = self.tables.changed(), if self.sent_table.is_some() => self.send_table().await?,
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => self.receive(message)?,
+                    Ok(None) => return Err(End::Closed),
+                    Err(status) => return Err(End::Broken(Box::new(status))),
+                },
+                () = tokio::time::sleep_until(silent_at), if self.heard_since.is_some() => self.note_silence(),
+                _ = tick.tick() => self.follow().await?,
+            }
+        }
+    }
+
+    /// Takes the node's first message.
+    async fn greet(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<(), End> {
+        let first = tokio::time::timeout(HELLO_DEADLINE, incoming.message());
+        let message = match first.await {
+            Ok(Ok(Some(message))) => message,
+            Ok(Ok(None)) => return Err(End::Closed),
+            Ok(Err(status)) => return Err(End::Broken(Box::new(status))),
+            Err(_) => return Err(End::Protocol("no hello came in time")),
+        };
+        let Some(Up::Hello(Hello { description_json, address, table_generation })) = message.body else {
+            return Err(End::Protocol("the first message must be a hello"));
+        };
+        let description: NodeDescription = serde_json::from_str(&description_json)
+            .map_err(|_| End::Protocol("the description in the hello can't be read"))?;
+        let address: Ipv4Addr =
+            address.parse().map_err(|_| End::Protocol("the address in the hello is no IPv4 address"))?;
+        info!(node = %self.node, hostname = description.hostname, %address, table_generation, "a session begins");
+        self.had_generation = table_generation;
+        self.last_heard = Instant::now();
+        let node = self.node.clone();
+        self.reports.leave(|mailbox| mailbox.put_description(node, description, IpAddr::V4(address)));
+        Ok(())
+    }
+
+    /// Does what the newest snapshot asks for.
+    async fn follow(&mut self) -> Result<(), End> {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        self.check_standing(&snapshot)?;
+        self.acknowledge(&snapshot).await?;
+        if !self.welcomed {
+            let Some(subnet) = snapshot.nodes.get(&self.node).and_then(|node| node.subnet) else {
+                return Ok(());
+            };
+            let heartbeat_ms = u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX);
+            let welcome = Welcome {
+                node_id: self.node.to_string(),
+                subnet: subnet.to_string(),
+                heartbeat_ms,
+                relay_key: self.relay_key.to_vec(),
+            };
+            self.send(Down::Welcome(welcome)).await?;
+            self.welcomed = true;
+            self.note_heard();
+        }
+        if let Some(assignments) = assignments::tell(&mut self.told, &self.node, &snapshot)? {
+            self.send(Down::Assignments(assignments)).await?;
+        }
+        // A node must not be sent back in time: it had its table from a manager that was further.
+        let revision = u64::try_from(snapshot.revision).unwrap_or_default();
+        if self.sent_table.is_none() && revision >= self.had_generation {
+            let table = Arc::new(Table::of(&snapshot));
+            self.tables.mark_changed();
+            self.send(Down::Table(table.whole())).await?;
+            self.sent_table = Some(table);
+        }
+        Ok(())
+    }
+
+    /// Whether this session may go on; if the node is heard and the store says otherwise, says so again.
+    fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+        let member = snapshot.nodes.contains_key(&self.node);
+        if self.was_member && !member {
+            return Err(End::Removed);
+        }
+        self.was_member = member;
+        let liveness = snapshot.liveness.get(&self.node);
+        let ready = liveness.is_some_and(|liveness| liveness.state == NodeState::Ready);
+        let ours = liveness.is_some_and(|liveness| liveness.manager == self.manager);
+        if ready && !ours && self.was_ours {
+            return Err(End::Superseded);
+        }
+        self.was_ours |= ready && ours;
+        if member && !(ready && ours) {
+            self.report_heard();
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
+        self.note_heard();
+        match message.body {
+            Some(Up::Heartbeat(_) | Up::BackendFlows(_)) => {}
+            Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
+            Some(Up::TableAck(ack)) => {
+                let node = self.node.clone();
+                self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
+            }
+            Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
+            None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
+        }
+        Ok(())
+    }
+
+    fn take_statuses(&mut self, statuses: TaskStatuses) {
+        for reported in statuses.statuses {
+            let task = TaskId::from(reported.task_id);
+            let status: TaskStatus = match serde_json::from_str(&reported.status_json) {
+                Ok(status) => status,
+                Err(error) => {
+                    warn!(node = %self.node, %task, %error, "read a reported status");
+                    continue;
+                }
+            };
+            debug!(node = %self.node, %task, state = status.state.as_str(), message = status.message, "a task's status came");
+            // A status sent again keeps the moment of its first report.
+            let reported_at =
+                self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
+            self.unacknowledged.insert(task.clone(), Unacknowledged { status: status.clone(), reported_at });
+            let node = self.node.clone();
+            self.reports.leave(|mailbox| mailbox.put_status(node, task, status));
+        }
+        self.snapshots.mark_changed();
+    }
+
+    /// Acknowledges what the store holds by now, and what it will never hold.
+    async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+        let mut done = Vec::new();
+        self.unacknowledged.retain(|id, waiting| {
+            let stored = snapshot.statuses.get(id).map(|stored| &stored.value);
+            let task = snapshot.tasks.get(id);
+            let elsewhere = task.is_some_and(|task| task.node_id.as_ref() != Some(&self.node));
+            let gone = task.is_none() && waiting.reported_at.elapsed() >= UNKNOWN_TASK_GRACE;
+            let settled = elsewhere || gone || holds(stored, &waiting.status);
+            if settled {
+                done.push(id.to_string());
+            }
+            !settled
+        });
+        if done.is_empty() {
+            return Ok(());
+        }
+        self.send(Down::StatusAck(StatusAck { task_ids: done })).await
+    }
+
+    /// Sends what changed since the table that the node has.
+    async fn send_table(&mut self) -> Result<(), End> {
+        let table = Arc::clone(&self.tables.borrow_and_update());
+        let Some(sent) = &self.sent_table else { return Ok(()) };
+        if table.generation <= sent.generation {
+            return Ok(());
+        }
+        let changes = table.since(sent);
+        self.sent_table = Some(table);
+        self.send(Down::Table(changes)).await
+    }
+
+    async fn send(&self, body: Down) -> Result<(), End> {
+        let message = ControlMessage { body: Some(body) };
+        match tokio::time::timeout(SEND_DEADLINE, self.outgoing.send(Ok(message))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Closed),
+            Err(_) => Err(End::Slow),
+        }
+    }
+
+    /// The node speaks.
+    fn note_heard(&mut self) {
+        self.last_heard = Instant::now();
+        if self.welcomed && self.heard_since.is_none() {
+            self.heard_since = Some(Utc::now());
+            self.report_heard();
+        }
+    }
+
+    /// The node said nothing for too long.
+    fn note_silence(&mut self) {
+        info!(node = %self.node, "is silent: nothing was heard for {SILENCE:?}");
+        self.heard_since = None;
+        self.report(Heard { state: NodeState::Silent, since: Utc::now() });
+    }
+
+    /// Says that the node is heard, if it is.
+    fn report_heard(&self) {
+        if let Some(since) = self.heard_since {
+            self.report(Heard { state: NodeState::Ready, since });
+        }
+    }
+
+    fn report(&self, heard: Heard) {
+        let node = self.node.clone();
+        self.reports.leave(|mailbox| mailbox.put_heard(node, heard));
+    }
+}
