@@ -6,12 +6,19 @@
 //! Invariants: whatever the agent was last told is on its disk, so it works on without any manager; only one part writes each
 //! state, and the others follow it through `watch` channels.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod control_link;
 pub mod datapath;
 pub mod docker_api;
 pub mod lb;
+pub mod metrics;
 pub mod proxy;
+pub mod shutdown;
 pub mod task;
+pub mod uninstall;
 pub mod view;
 
 /// An error and its causes in one line, for logs.

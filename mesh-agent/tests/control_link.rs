@@ -179,7 +179,6 @@ struct Agent {
     keys: watch::Receiver<RelayKeys>,
     connected: watch::Receiver<bool>,
     shutdown: CancellationToken,
-    _description: watch::Sender<NodeDescription>,
 }
 
 fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
@@ -191,11 +190,9 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     let (flows, flows_receiver) = watch::channel(BTreeMap::new());
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
-    let (description, description_receiver) =
-        watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
     let shutdown = CancellationToken::new();
     let ends = Ends {
-        description: description_receiver,
+        description: NodeDescription { hostname: "test".into(), ..NodeDescription::default() },
         statuses: status_receiver,
         assignments: assignment_sender,
         view: view_sender,
@@ -205,17 +202,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         connected: connected_sender,
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
-    Agent {
-        statuses,
-        assignments,
-        view,
-        applied,
-        flows,
-        keys,
-        connected,
-        shutdown,
-        _description: description,
-    }
+    Agent { statuses, assignments, view, applied, flows, keys, connected, shutdown }
 }
 
 async fn next_session(manager: &mut Running) -> SessionOfTest {

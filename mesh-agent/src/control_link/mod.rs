@@ -52,7 +52,7 @@ const RETRY_CAP: Duration = Duration::from_secs(3);
 /// The link's ends towards the rest of the agent.
 pub struct Ends {
     /// What the node says of itself.
-    pub description: watch::Receiver<NodeDescription>,
+    pub description: NodeDescription,
     /// Observed states of its tasks.
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     /// Where its assignments go.
@@ -135,9 +135,8 @@ impl Link {
     fn hello(&self) -> Result<proto::Hello, serde_json::Error> {
         let view = self.ends.view.borrow();
         let applied = *self.ends.applied.borrow();
-        let description = self.ends.description.borrow();
         Ok(proto::Hello {
-            description_json: serde_json::to_string(&*description)?,
+            description_json: serde_json::to_string(&self.ends.description)?,
             address: view.address.to_string(),
             table_generation: if applied == view.generation { applied } else { 0 },
         })

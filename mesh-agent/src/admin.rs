@@ -1,0 +1,96 @@
+//! The agent's HTTP door for operators: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Invariants: `/healthz` says only that the event loop lives; `/readyz` turns good when the data plane is attached and has its
+//! first table, and losing the managers later doesn't turn it bad. A scrape reads maps off the async threads.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::{Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What the door shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Every metric of the agent.
+    pub registry: Registry,
+    /// The generation of the table that carries traffic; 0 before the first.
+    pub applied: watch::Receiver<u64>,
+}
+
+/// Serves `listener` until `shutdown`.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, router(admin)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(Arc::new(admin))
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    match *admin.applied.borrow() {
+        0 => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no mesh table is applied yet: see the log for the managers\n".to_owned(),
+        ),
+        generation => (StatusCode::OK, format!("table {generation} is applied\n")),
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let registry = admin.registry.clone();
+    let text =
+        tokio::task::spawn_blocking(move || TextEncoder::new().encode_to_string(&registry.gather())).await;
+    match text {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn get_path(router: &Router, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).expect("a request");
+        let response = router.clone().oneshot(request).await.expect("an answer");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn readiness_waits_for_the_first_table_and_health_does_not() {
+        let (applied, receiver) = watch::channel(0);
+        let registry = Registry::new();
+        let counter = prometheus::IntCounter::new("mesh_test_total", "A test.").expect("a counter");
+        registry.register(Box::new(counter)).expect("it is registered");
+        let router = router(Admin { registry, applied: receiver });
+        assert_eq!(get_path(&router, "/healthz").await.0, StatusCode::OK);
+        assert_eq!(get_path(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        applied.send_replace(7);
+        assert_eq!(get_path(&router, "/readyz").await, (StatusCode::OK, "table 7 is applied\n".to_owned()));
+        let (status, text) = get_path(&router, "/metrics").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(text.contains("mesh_test_total 0"), "expected the counter, saw: {text}");
+    }
+}

@@ -1,0 +1,155 @@
+//! What carries traffic on this node: the kernel programs, if there are any, and the proxy.
+//!
+//! Invariant: a generation counts as applied only when both follow it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mesh_state::ids::{BackendId, TaskId};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli;
+use crate::config::Config;
+use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
+use crate::error_chain;
+use crate::proxy::Proxy;
+use crate::task::network::{RunningTask, TaskNetwork, TaskNetworkError};
+
+/// Live flows are told to managers at most this often.
+const FLOWS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
+///
+/// # Errors
+/// The node lacks something that the programs need.
+pub(super) fn open_datapath(config: &Config) -> Result<Option<Arc<Datapath>>, DatapathError> {
+    let mode = match config.datapath {
+        cli::Datapath::Auto => DatapathMode::Auto,
+        cli::Datapath::Xdp => DatapathMode::Xdp,
+        cli::Datapath::Tc => DatapathMode::Tc,
+        cli::Datapath::Userspace => return Ok(None),
+    };
+    let settings = DatapathConfig {
+        mode,
+        interfaces: config.interfaces.clone(),
+        address: Some(config.address),
+        bpffs: config.bpffs.clone(),
+        vxlan_port: config.vxlan_port,
+        ..DatapathConfig::default()
+    };
+    crate::datapath::open(settings).map(Some)
+}
+
+/// The datapath in force, as the cluster names it.
+pub(super) fn datapath_name(datapath: Option<&Datapath>) -> &'static str {
+    let Some(datapath) = datapath else { return "userspace" };
+    let has_xdp = datapath.stats().is_ok_and(|stats| stats.hooks.iter().any(|hook| hook.hook == "xdp"));
+    if has_xdp { "xdp" } else { "tc" }
+}
+
+/// Reports the generation that both `first` and `second` follow, until `shutdown`.
+pub(super) async fn report_applied(
+    mut first: watch::Receiver<u64>,
+    mut second: watch::Receiver<u64>,
+    applied: watch::Sender<u64>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let both = (*first.borrow_and_update()).min(*second.borrow_and_update());
+        applied.send_if_modified(|applied| std::mem::replace(applied, both) != both);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = first.changed() => if changed.is_err() { return },
+            changed = second.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Reports the live proxied connections of this node's tasks, until `shutdown`.
+pub(super) async fn report_flows(
+    proxy: Arc<Proxy>,
+    flows: watch::Sender<BTreeMap<BackendId, u32>>,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = interval(FLOWS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let live: BTreeMap<_, _> = proxy
+            .ledger()
+            .stats()
+            .backends
+            .into_iter()
+            .filter(|(_, figures)| figures.serving > 0)
+            .map(|(id, figures)| (id, u32::try_from(figures.serving).unwrap_or(u32::MAX)))
+            .collect();
+        flows.send_if_modified(|flows| {
+            let changed = *flows != live;
+            *flows = live;
+            changed
+        });
+    }
+}
+
+/// Connects tasks to the kernel programs; the proxy reaches them without.
+pub(super) struct MeshNetwork {
+    pub(super) datapath: Option<Arc<Datapath>>,
+}
+
+impl MeshNetwork {
+    /// Runs blocking work of the data plane, if there is one.
+    async fn blocking<F>(&self, work: F) -> Result<(), TaskNetworkError>
+    where
+        F: FnOnce(&Datapath) -> Result<(), DatapathError> + Send + 'static,
+    {
+        let Some(datapath) = self.datapath.clone() else { return Ok(()) };
+        match tokio::task::spawn_blocking(move || work(&datapath)).await {
+            Ok(result) => result.map_err(|error| TaskNetworkError(error_chain(&error))),
+            Err(error) => Err(TaskNetworkError(error.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl TaskNetwork for MeshNetwork {
+    async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
+        let link = TaskLink { task_id: task.task_id.clone(), pid: task.pid, address: task.address };
+        self.blocking(move |datapath| datapath.attach_task(&link)).await
+    }
+
+    async fn stopped(&self, task_id: &TaskId) {
+        let (task, id) = (task_id.clone(), task_id.clone());
+        if let Err(error) = self.blocking(move |datapath| datapath.detach_task(&id)).await {
+            tracing::warn!(%task, %error, "take a task off the mesh");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_generation_is_applied_when_both_follow_it() {
+        let (first, first_receiver) = watch::channel(0);
+        let (second, second_receiver) = watch::channel(0);
+        let (applied, mut seen) = watch::channel(0);
+        let shutdown = CancellationToken::new();
+        let reporter =
+            tokio::spawn(report_applied(first_receiver, second_receiver, applied, shutdown.clone()));
+        first.send_replace(5);
+        second.send_replace(3);
+        seen.wait_for(|applied| *applied == 3).await.expect("the slower one counts");
+        second.send_replace(6);
+        seen.wait_for(|applied| *applied == 5).await.expect("now the other is slower");
+        shutdown.cancel();
+        reporter.await.expect("the reporter ends");
+    }
+}

@@ -1,0 +1,179 @@
+//! The part of the agent that needs a cluster: joining, the link to managers, and the task worker.
+//!
+//! Invariant: nothing here is waited for by what carries traffic.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ipnet::Ipv4Net;
+use mesh_state::node::NodeDescription;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::carriers::MeshNetwork;
+use super::{QUEUE, State};
+use crate::config::{Config, mtu};
+use crate::control_link::identity::Identity;
+use crate::control_link::{Ends, Link, join_any};
+use crate::datapath::Datapath;
+use crate::error_chain;
+use crate::metrics::NodeFacts;
+use crate::shutdown::Components;
+use crate::task::bridge::BridgePlan;
+use crate::task::cache::TaskCache;
+use crate::task::container_spec::NodeIdentity;
+use crate::task::description::{EngineFacts, describe};
+use crate::task::docker::DockerEngine;
+use crate::task::runtime::Runtime;
+use crate::task::worker;
+use crate::view::NodeView;
+
+/// What the tunnel adds to a packet, bytes.
+const TUNNEL_BYTES: u32 = 50;
+/// How long the engine is waited for at the start; the node joins without it, too.
+const ENGINE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What membership stands on.
+pub(super) struct Membership {
+    pub(super) config: Config,
+    pub(super) identity: Option<Identity>,
+    pub(super) state: State,
+    pub(super) datapath: Option<Arc<Datapath>>,
+    pub(super) datapath_name: &'static str,
+    pub(super) node: watch::Sender<NodeFacts>,
+}
+
+impl Membership {
+    /// Joins, if this node is no member yet, then starts the link and the task worker.
+    ///
+    /// # Errors
+    /// The node can't join, or its state on disk can't be used.
+    pub(super) async fn run(self, components: Components) -> anyhow::Result<()> {
+        let shutdown = components.stopping().clone();
+        let Some(identity) = self.identity(&shutdown).await? else { return Ok(()) };
+        let role = identity.role()?;
+        tracing::info!(node = %identity.node_id, role, "this node is a member");
+        self.node.send_modify(|facts| facts.role = role);
+        let node_id = identity.node_id.clone();
+        self.state.view.send_if_modified(|view| {
+            let changed = view.node_id != node_id;
+            Arc::make_mut(view).node_id = node_id;
+            changed
+        });
+        let engine = Arc::new(DockerEngine::new(self.config.engine.clone()));
+        let facts = engine_facts(engine.as_ref()).await;
+        self.start(&components, identity, engine, &facts)?;
+        shutdown.cancelled().await;
+        Ok(())
+    }
+
+    async fn identity(&self, shutdown: &CancellationToken) -> anyhow::Result<Option<Identity>> {
+        if let Some(identity) = &self.identity {
+            return Ok(Some(identity.clone()));
+        }
+        let token = self.config.join_token()?;
+        tracing::info!(managers = ?self.config.managers, "join the cluster");
+        let joined = join_any(&self.config.managers, &token, &self.config.name, shutdown).await;
+        if let Some(identity) = &joined {
+            identity.store(&self.config.data_dir)?;
+        }
+        Ok(joined)
+    }
+
+    fn start(
+        self,
+        components: &Components,
+        identity: Identity,
+        engine: Arc<DockerEngine>,
+        facts: &EngineFacts,
+    ) -> anyhow::Result<()> {
+        let shutdown = components.stopping().clone();
+        let (status_sender, statuses) = mpsc::channel(QUEUE);
+        let (assignment_sender, assignments) = mpsc::channel(QUEUE);
+        let bridge_mtu = mtu::of_uplink(self.config.address).saturating_sub(TUNNEL_BYTES);
+        let views = self.state.view.subscribe();
+        let (bridge_sender, bridge) =
+            watch::channel(BridgePlan { subnet: views.borrow().subnet, mtu: bridge_mtu });
+        components.spawn("task network", follow_subnet(views, bridge_sender, shutdown.clone()));
+
+        let parts = worker::Parts {
+            runtime: engine,
+            network: Arc::new(MeshNetwork { datapath: self.datapath }),
+            node: NodeIdentity {
+                id: identity.node_id.clone(),
+                hostname: self.config.name.clone(),
+                architecture: facts.architecture.clone(),
+                os: facts.os.clone(),
+            },
+            bridge,
+            cache: TaskCache::open(self.config.data_dir.join("tasks")).context("open the cache of tasks")?,
+        };
+        let stop = shutdown.clone();
+        components.spawn("task worker", async move {
+            worker::run(parts, assignments, status_sender, stop).await;
+            Ok(())
+        });
+
+        let description = NodeDescription {
+            datapath: self.datapath_name.to_owned(),
+            kernel: self.config.kernel.clone(),
+            manager_address: self.config.manager_here().map(|manager| manager.to_string()),
+            ..describe(&self.config.name, facts)
+        };
+        let ends = Ends {
+            description,
+            statuses,
+            assignments: assignment_sender,
+            view: self.state.view,
+            applied: self.state.applied,
+            flows: self.state.flows,
+            relay_keys: self.state.relay_keys,
+            connected: self.state.connected,
+        };
+        let link = Link::new(self.config.managers, identity, ends);
+        components.spawn("control link", async move {
+            link.run(shutdown).await;
+            Ok(())
+        });
+        Ok(())
+    }
+}
+
+async fn engine_facts(engine: &DockerEngine) -> EngineFacts {
+    match tokio::time::timeout(ENGINE_DEADLINE, engine.engine()).await {
+        Ok(Ok(facts)) => facts,
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error_chain(&error), "ask the engine about this machine: the cluster is told nothing of it");
+            EngineFacts::default()
+        }
+        Err(_) => {
+            tracing::warn!(
+                "the engine did not answer within {ENGINE_DEADLINE:?}: the cluster is told nothing of this machine"
+            );
+            EngineFacts::default()
+        }
+    }
+}
+
+/// Passes the node's subnet on to whoever makes the tasks' network.
+async fn follow_subnet(
+    mut views: watch::Receiver<Arc<NodeView>>,
+    bridge: watch::Sender<BridgePlan>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let subnet: Option<Ipv4Net> = views.borrow_and_update().subnet;
+        bridge.send_if_modified(|plan| {
+            let changed = subnet.is_some() && plan.subnet != subnet;
+            if changed {
+                plan.subnet = subnet;
+            }
+            changed
+        });
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            changed = views.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The agent, wired: which components there are and what passes between them. No decisions.
+//!
+//! Invariants: sockets are bound before anything runs, so that a clash is an error at once; a node that has joined carries traffic
+//! from its cached table before any manager is reached; stopping leaves programs, pins and tasks as they are.
+
+mod carriers;
+mod membership;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use mesh_state::ids::{BackendId, NodeId};
+use prometheus::Registry;
+use prometheus::process_collector::ProcessCollector;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::control_link::cache::{self, Cached};
+use crate::control_link::identity::Identity;
+use crate::control_link::private_file::create_private_dir;
+use crate::control_link::relay_keys::RelayKeys;
+use crate::datapath::Datapath;
+use crate::docker_api::{self, Upstreams};
+use crate::error_chain;
+use crate::metrics::progress::Progress;
+use crate::metrics::{AgentCollector, NodeFacts};
+use crate::proxy::Proxy;
+use crate::shutdown::{Components, follow_signals};
+use crate::view::NodeView;
+use membership::Membership;
+
+/// The longest wait for all components to end.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// Task statuses and assignments that may wait.
+const QUEUE: usize = 256;
+
+/// What the components share: each part has one writer.
+struct State {
+    view: watch::Sender<Arc<NodeView>>,
+    relay_keys: watch::Sender<RelayKeys>,
+    connected: watch::Sender<bool>,
+    applied: watch::Receiver<u64>,
+    flows: watch::Receiver<BTreeMap<BackendId, u32>>,
+}
+
+/// Sockets, bound before anything runs.
+struct Sockets {
+    metrics: TcpListener,
+    docker: UnixListener,
+    relay: TcpListener,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// It can't start, or a component failed.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    create_private_dir(&config.data_dir)
+        .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
+    raise_descriptor_limit();
+    let identity = Identity::load(&config.data_dir)?;
+    if identity.is_none() {
+        // A bad token is an error at once, not once a manager answers.
+        config.join_token()?;
+    }
+    let (first_view, first_keys) = first_state(&config, identity.as_ref());
+    let resumes = first_view.generation > 0;
+    let (view, views) = watch::channel(Arc::new(first_view));
+    let (relay_keys, keys) = watch::channel(first_keys);
+    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone())?;
+    let sockets =
+        Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config.socket)? };
+    let opening = config.clone();
+    let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening)).await??;
+    let datapath_name = carriers::datapath_name(datapath.as_deref());
+    tracing::info!(
+        node = config.name,
+        address = %config.address,
+        datapath = datapath_name,
+        resumes,
+        "mesh-agent starts"
+    );
+
+    let components = Components::default();
+    let stopping = components.stopping().clone();
+    components.spawn("signals", follow_signals(stopping.clone()));
+    let (applied, flows) = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views);
+    let (node, node_facts) = watch::channel(NodeFacts {
+        hostname: config.name.clone(),
+        kernel: config.kernel.clone(),
+        datapath: datapath_name.to_owned(),
+        role: String::new(),
+    });
+    let (connected, is_connected) = watch::channel(false);
+    let collector = |progress| AgentCollector {
+        view: views.clone(),
+        applied: applied.clone(),
+        connected: is_connected,
+        node: node_facts,
+        proxy,
+        datapath: datapath.clone(),
+        progress,
+        backends: config.metrics_backends,
+    };
+    start_admin(&components, sockets.metrics, collector)?;
+    let upstreams = Upstreams {
+        engine: config.engine.clone(),
+        control: config.control_socket.clone(),
+        view: views.clone(),
+    };
+    let stop = stopping.clone();
+    components.spawn("docker API", async move {
+        docker_api::serve(sockets.docker, upstreams, stop).await;
+        Ok(())
+    });
+    let (directory, stop) = (config.data_dir.clone(), stopping.clone());
+    components.spawn("cache", async move {
+        cache::keep(directory, views, keys, stop).await;
+        Ok(())
+    });
+    let state = State { view, relay_keys, connected, applied, flows };
+    let membership = Membership { config, identity, state, datapath, datapath_name, node };
+    components.spawn("membership", membership.run(components.clone()));
+    components.wait(STOP_LIMIT).await
+}
+
+/// The view and the keys to start with: the cached ones of a member, else empty ones.
+fn first_state(config: &Config, identity: Option<&Identity>) -> (NodeView, RelayKeys) {
+    let node_id = identity.map_or_else(NodeId::default, |identity| identity.node_id.clone());
+    let empty = || (NodeView::new(node_id.clone(), config.address), RelayKeys::default());
+    match cache::load(&config.data_dir) {
+        Ok(Some(Cached { mut view, relay_keys })) if view.node_id == node_id => {
+            view.address = config.address;
+            (view, relay_keys)
+        }
+        Ok(Some(_)) => {
+            tracing::warn!("the cached table is another node's: start without");
+            empty()
+        }
+        Ok(None) => empty(),
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "load the cached table: start without");
+            empty()
+        }
+    }
+}
+
+async fn bind_metrics(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = config.metrics_listen;
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address} for /metrics: choose another with --metrics-listen"))
+}
+
+fn bind_docker(path: &Path) -> anyhow::Result<UnixListener> {
+    docker_api::bind(path).with_context(|| format!("serve the Docker API on {}", path.display()))
+}
+
+/// Starts the proxy and the kernel data plane. Returns the generation that both carry, and live flows of this node's tasks.
+fn start_carriers(
+    components: &Components,
+    proxy: &Arc<Proxy>,
+    datapath: Option<Arc<Datapath>>,
+    relay: TcpListener,
+    views: &watch::Receiver<Arc<NodeView>>,
+) -> (watch::Receiver<u64>, watch::Receiver<BTreeMap<BackendId, u32>>) {
+    let stopping = components.stopping();
+    let (by_proxy, proxy_applied) = watch::channel(0);
+    let (running, stop) = (Arc::clone(proxy), stopping.clone());
+    components.spawn("proxy", async move {
+        running.run(relay, by_proxy, stop).await;
+        Ok(())
+    });
+    let (flows, live_flows) = watch::channel(BTreeMap::new());
+    let (reporting, stop) = (Arc::clone(proxy), stopping.clone());
+    components.spawn("flow report", async move {
+        carriers::report_flows(reporting, flows, stop).await;
+        Ok(())
+    });
+    let Some(datapath) = datapath else { return (proxy_applied, live_flows) };
+    let (by_programs, programs_applied) = watch::channel(0);
+    let (mut views, stop) = (views.clone(), stopping.clone());
+    components.spawn("datapath", async move {
+        // Before the first table there is nothing to follow, and the maps may hold an earlier agent's.
+        let first = async { views.wait_for(|view| view.generation > 0).await.is_ok() };
+        if stop.run_until_cancelled(first).await == Some(true) {
+            datapath.run(views, by_programs, stop).await;
+        }
+        Ok(())
+    });
+    let (applied, both_applied) = watch::channel(0);
+    let stop = stopping.clone();
+    components.spawn("apply report", async move {
+        carriers::report_applied(proxy_applied, programs_applied, applied, stop).await;
+        Ok(())
+    });
+    (both_applied, live_flows)
+}
+
+/// Starts serving metrics and health.
+fn start_admin(
+    components: &Components,
+    listener: TcpListener,
+    collector: impl FnOnce(Progress) -> AgentCollector,
+) -> anyhow::Result<()> {
+    let stopping = components.stopping();
+    let registry = Registry::new();
+    registry.register(Box::new(ProcessCollector::for_self()))?;
+    let progress = Progress::new(&registry)?;
+    let collector = collector(progress.clone());
+    let (views, applied) = (collector.view.clone(), collector.applied.clone());
+    let admin = Admin { registry: registry.clone(), applied: applied.clone() };
+    registry.register(Box::new(collector))?;
+    let stop = stopping.clone();
+    components.spawn("progress", async move {
+        progress.follow(views, applied, stop).await;
+        Ok(())
+    });
+    let stop = stopping.clone();
+    components.spawn("admin", async move { Ok(admin::serve(listener, admin, stop).await?) });
+    Ok(())
+}
+
+/// Every proxied connection takes two descriptors: as many as the system lets us have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = ?limit.current, "raise the limit of open files");
+    }
+}

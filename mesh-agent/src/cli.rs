@@ -1,0 +1,195 @@
+//! The command line: every flag also as an environment variable.
+//!
+//! Invariant: text only; what it means, and whether it is good, is `config`'s.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves its docker.sock.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; `run` if absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent (the default).
+    Run(Box<RunArgs>),
+    /// Take mesh's traces off this node: attached programs, their pins, the tunnel device and the firewall table.
+    ///
+    /// The agent must not run. Tasks, and what is in the data directory, stay.
+    Uninstall(UninstallArgs),
+}
+
+/// The flags of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// This node's name in the cluster [default: the hostname].
+    #[arg(long, env = "MESH_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+    /// The IPv4 address that other nodes reach this one on [default: the one that the managers are reached from].
+    #[arg(long, env = "MESH_ADDRESS", value_name = "IPv4")]
+    pub address: Option<Ipv4Addr>,
+    /// Uplinks, on which published ports are served by kernel programs [default: those with a default route].
+    #[arg(long, env = "MESH_INTERFACE", value_name = "IF", value_delimiter = ',')]
+    pub interface: Vec<String>,
+    /// Managers to connect to.
+    #[arg(long, env = "MESH_MANAGER", value_name = "IP:PORT", value_delimiter = ',', value_parser = manager)]
+    pub manager: Vec<SocketAddr>,
+    /// File with the join token; needed until the node has joined.
+    #[arg(long, env = "MESH_JOIN_TOKEN_FILE", value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Socket of the local Docker engine.
+    #[arg(long, env = "MESH_ENGINE", value_name = "unix://PATH", default_value = "unix:///var/run/docker.sock", value_parser = unix_socket)]
+    pub engine: PathBuf,
+    /// The docker.sock that mesh serves.
+    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/docker.sock")]
+    pub socket: PathBuf,
+    /// Socket of the manager on this node, if it is to run one.
+    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
+    /// Where the node's identity and what it was last told are kept.
+    #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
+    pub data_dir: PathBuf,
+    /// Who takes the packets of published ports.
+    #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
+    pub datapath: Datapath,
+    /// Where kernel programs and maps are pinned.
+    #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
+    pub bpffs: PathBuf,
+    /// UDP port of the tunnel between nodes, the same on all of them.
+    #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = 4799, value_parser = clap::value_parser!(u16).range(1..))]
+    pub vxlan_port: u16,
+    /// Address that published ports are bound to; `::` takes IPv4 as well.
+    #[arg(long, env = "MESH_LISTEN_ADDRESS", value_name = "IP", default_value = "::")]
+    pub listen_address: IpAddr,
+    /// Where proxied connections from other nodes come in; the same port on all of them.
+    #[arg(long, env = "MESH_RELAY_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:4800")]
+    pub relay_listen: SocketAddr,
+    /// Proxied connections served at once.
+    #[arg(long, env = "MESH_CONNECTIONS_MAX", value_name = "COUNT", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections_max: u32,
+    /// A proxied connection without a byte for this long ends.
+    #[arg(long, env = "MESH_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2h", value_parser = humantime::parse_duration)]
+    pub idle_timeout: Duration,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:9464")]
+    pub metrics_listen: SocketAddr,
+    /// Of which backends there are series: those this node has sent a connection to, all, its own, or none.
+    #[arg(long, env = "MESH_METRICS_BACKENDS", value_enum, default_value_t = MetricsBackends::Seen)]
+    pub metrics_backends: MetricsBackends,
+    /// What to log: error, warn, info, debug or trace, also by module (`info,mesh_agent::proxy=debug`).
+    #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+}
+
+/// The flags of `uninstall`.
+#[derive(Debug, Clone, Args)]
+pub struct UninstallArgs {
+    /// Where kernel programs and maps are pinned.
+    #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
+    pub bpffs: PathBuf,
+    /// What to log.
+    #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+}
+
+/// Who takes the packets of published ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Datapath {
+    /// XDP on uplinks whose driver runs it natively, TC on all others.
+    Auto,
+    /// XDP programs, with TC programs behind them.
+    Xdp,
+    /// TC programs.
+    Tc,
+    /// No kernel programs: sockets and a relay between nodes.
+    Userspace,
+}
+
+/// Of which backends there are series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricsBackends {
+    /// Those that this node has sent a connection to.
+    Seen,
+    /// All.
+    All,
+    /// Those whose task runs here.
+    Local,
+    /// None.
+    Off,
+}
+
+/// The managers' usual port.
+const MANAGER_PORT: u16 = 2377;
+
+fn manager(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, MANAGER_PORT)))
+        .map_err(|_| format!("expected an address like 10.0.0.1 or 10.0.0.1:{MANAGER_PORT}"))
+}
+
+fn unix_socket(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err("expected the engine's socket on this machine, like unix:///var/run/docker.sock".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"mesh-agent").chain(words))
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_every_flag_has_its_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long().map(|long| (long, arg.get_env())))
+        {
+            let expected = format!("MESH_{}", flag.0.replace('-', "_").to_uppercase());
+            if !matches!(flag.0, "help" | "version") {
+                let seen = flag.1.map(|variable| variable.to_string_lossy().into_owned());
+                assert_eq!(seen, Some(expected), "variable of --{}", flag.0);
+            }
+        }
+    }
+
+    #[test]
+    fn managers_and_engines_are_read_in_their_usual_spellings() {
+        let cli =
+            parse(&["--manager", "10.0.0.1,10.0.0.2:99", "--engine", "unix:///e.sock"]).expect("good flags");
+        let managers: Vec<_> = cli.run.manager.iter().map(ToString::to_string).collect();
+        assert_eq!(managers, ["10.0.0.1:2377", "10.0.0.2:99"]);
+        assert_eq!(cli.run.engine, PathBuf::from("/e.sock"));
+        for bad in [["--manager", "node-1"], ["--engine", "tcp://1.2.3.4:2375"], ["--datapath", "dpdk"]] {
+            let error = parse(&bad).expect_err("a bad value").to_string();
+            assert!(error.contains(bad[0]), "expected the flag's name, saw: {error}");
+        }
+    }
+
+    #[test]
+    fn run_is_the_default() {
+        assert!(parse(&[]).expect("no words").command.is_none());
+        let flagged = parse(&["run", "--name", "n"]).expect("run with flags").command;
+        assert!(matches!(flagged, Some(Command::Run(args)) if args.name.as_deref() == Some("n")));
+        assert!(matches!(parse(&["uninstall"]).expect("uninstall").command, Some(Command::Uninstall(_))));
+    }
+}

@@ -1,0 +1,245 @@
+//! Settings in force: flags checked against each other and completed by what the machine says.
+//!
+//! Invariant: a [`Config`] is complete; nobody below reads flags, variables or the hostname again.
+
+pub mod mtu;
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::cli::{Datapath, MetricsBackends, RunArgs};
+use crate::control_link::token::{JoinToken, TokenError};
+use crate::proxy::ProxySettings;
+
+/// How long proxied connections may go on once the agent stops.
+const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The agent's settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's name.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub address: Ipv4Addr,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Uplinks; empty for those with a default route.
+    pub interfaces: Vec<String>,
+    /// Managers to connect to.
+    pub managers: Vec<SocketAddr>,
+    /// File with the join token.
+    pub join_token_file: Option<PathBuf>,
+    /// The local engine's socket.
+    pub engine: PathBuf,
+    /// The docker.sock to serve.
+    pub socket: PathBuf,
+    /// The local manager's socket.
+    pub control_socket: Option<PathBuf>,
+    /// Where state is kept.
+    pub data_dir: PathBuf,
+    /// Who takes the packets of published ports.
+    pub datapath: Datapath,
+    /// Where pins are.
+    pub bpffs: PathBuf,
+    /// UDP port of the tunnel.
+    pub vxlan_port: u16,
+    /// The userspace proxy.
+    pub proxy: ProxySettings,
+    /// Where /metrics is.
+    pub metrics_listen: SocketAddr,
+    /// Of which backends there are series.
+    pub metrics_backends: MetricsBackends,
+}
+
+/// Why the settings are no good.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Nobody to connect to.
+    #[error("no manager: name at least one with --manager IP:2377")]
+    NoManager,
+    /// The node's address can't be told.
+    #[error("can't tell which address other nodes reach this one on: give it with --address")]
+    NoAddress {
+        /// Why the kernel doesn't say.
+        #[source]
+        source: io::Error,
+    },
+    /// The address is good on this machine only.
+    #[error("address {0} is good on this machine only: give one that other nodes reach with --address")]
+    LocalAddress(Ipv4Addr),
+    /// A fact of the machine can't be read.
+    #[error("read {path}: give the node's name with --name")]
+    Machine {
+        /// Which file.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No join token was named.
+    #[error("this node has not joined yet: name a file with the join token with --join-token-file")]
+    NoToken,
+    /// The token can't be read.
+    #[error("read join token {}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file holds no token.
+    #[error("read join token {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TokenError,
+    },
+}
+
+impl Config {
+    /// Completes the flags by what the machine says. Blocking, for an instant.
+    ///
+    /// # Errors
+    /// What is missing or wrong, and which flag mends it.
+    pub fn new(args: RunArgs) -> Result<Self, ConfigError> {
+        if args.manager.is_empty() {
+            return Err(ConfigError::NoManager);
+        }
+        let address = match args.address {
+            Some(address) => address,
+            None => address_towards(&args.manager)?,
+        };
+        if address.is_loopback() || address.is_unspecified() {
+            return Err(ConfigError::LocalAddress(address));
+        }
+        let name = match args.name {
+            Some(name) => name,
+            None => machine_fact("/proc/sys/kernel/hostname")?,
+        };
+        Ok(Self {
+            name,
+            address,
+            kernel: machine_fact("/proc/sys/kernel/osrelease")?,
+            interfaces: args.interface,
+            managers: args.manager,
+            join_token_file: args.join_token_file,
+            engine: args.engine,
+            socket: args.socket,
+            control_socket: args.control_socket,
+            data_dir: args.data_dir,
+            datapath: args.datapath,
+            bpffs: args.bpffs,
+            vxlan_port: args.vxlan_port,
+            proxy: ProxySettings {
+                listen_address: args.listen_address,
+                relay_listen: args.relay_listen,
+                relay_port: args.relay_listen.port(),
+                connections_max: usize::try_from(args.connections_max).unwrap_or(usize::MAX),
+                idle_limit: args.idle_timeout,
+                drain_limit: DRAIN_LIMIT,
+            },
+            metrics_listen: args.metrics_listen,
+            metrics_backends: args.metrics_backends,
+        })
+    }
+
+    /// The join token out of its file.
+    ///
+    /// # Errors
+    /// There is no file, or no token in it.
+    pub fn join_token(&self) -> Result<JoinToken, ConfigError> {
+        let path = self.join_token_file.clone().ok_or(ConfigError::NoToken)?;
+        let text = fs::read_to_string(&path)
+            .map_err(|source| ConfigError::TokenFile { path: path.clone(), source })?;
+        text.trim().parse().map_err(|source| ConfigError::Token { path, source })
+    }
+
+    /// Address and port of the manager on this node, if it runs one.
+    pub fn manager_here(&self) -> Option<SocketAddr> {
+        self.managers
+            .iter()
+            .find(|manager| self.control_socket.is_some() && manager.ip() == IpAddr::V4(self.address))
+            .copied()
+    }
+}
+
+/// The address from which the first IPv4 manager would be reached. Nothing is sent.
+fn address_towards(managers: &[SocketAddr]) -> Result<Ipv4Addr, ConfigError> {
+    let ask = || {
+        let manager = managers
+            .iter()
+            .find(|manager| manager.is_ipv4())
+            .ok_or_else(|| io::Error::other("no manager has an IPv4 address"))?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(manager)?;
+        match socket.local_addr()?.ip() {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(_) => Err(io::Error::other("the route has an IPv6 address")),
+        }
+    };
+    ask().map_err(|source| ConfigError::NoAddress { source })
+}
+
+fn machine_fact(path: &'static str) -> Result<String, ConfigError> {
+    fs::read_to_string(path)
+        .map(|text| text.trim().to_owned())
+        .map_err(|source| ConfigError::Machine { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn config(words: &[&str]) -> Result<Config, ConfigError> {
+        let cli = Cli::try_parse_from(std::iter::once(&"mesh-agent").chain(words)).expect("flags that parse");
+        Config::new(cli.run)
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_flag() {
+        for (words, expected) in [
+            (&["--address", "10.0.0.9"][..], "--manager"),
+            (&["--manager", "127.0.0.1"], "--address"),
+            (&["--manager", "10.0.0.1", "--address", "0.0.0.0"], "--address"),
+        ] {
+            let error = config(words).expect_err("settings that can't work").to_string();
+            assert!(error.contains(expected), "{words:?}: expected {expected} in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_from_its_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("token");
+        let flags = |path: &str| {
+            config(&["--manager", "10.0.0.1", "--address", "10.0.0.9", "--join-token-file", path])
+                .expect("good settings")
+        };
+        let config = flags(path.to_str().expect("a path"));
+        assert!(matches!(config.join_token(), Err(ConfigError::TokenFile { .. })), "no such file");
+        fs::write(&path, "SWMTKN-nonsense\n").expect("the file is written");
+        assert!(matches!(config.join_token(), Err(ConfigError::Token { .. })), "no token in it");
+        let token = format!("SWMTKN-1-{}-{}", "0f".repeat(32), "a".repeat(25));
+        fs::write(&path, format!("{token}\n")).expect("the file is written");
+        assert_eq!(config.join_token().expect("a token").as_str(), token);
+    }
+
+    #[test]
+    fn the_manager_here_has_a_socket_and_our_address() {
+        let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", "10.0.0.9"];
+        assert_eq!(config(&flags).expect("good settings").manager_here(), None, "without a socket");
+        let with_socket = [&flags[..], &["--control-socket", "/run/c.sock"]].concat();
+        let manager = config(&with_socket).expect("good settings").manager_here();
+        assert_eq!(manager.map(|manager| manager.to_string()).as_deref(), Some("10.0.0.9:2377"));
+    }
+}

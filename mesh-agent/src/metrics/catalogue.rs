@@ -1,0 +1,87 @@
+//! The names, kinds and help texts of the agent's metrics: the catalogue that dashboards and alerts rely on.
+//!
+//! Invariant: a name is written here and nowhere else. `L` in comments is (service, port, protocol), `B` is `L` with (task,
+//! backend_node).
+
+use prometheus::proto::MetricType;
+
+/// One metric family.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) kind: MetricType,
+    pub(super) help: &'static str,
+}
+
+macro_rules! families {
+    ($($(#[doc = $doc:literal])+ $constant:ident = $kind:ident $name:literal, $help:literal;)+) => {
+        $($(#[doc = $doc])+ pub(super) const $constant: Family =
+            Family { name: $name, kind: MetricType::$kind, help: $help };)+
+
+        /// Every family that the collector gives.
+        pub(super) const ALL: &[Family] = &[$($constant),+];
+    };
+}
+
+families! {
+    /// version, revision, bpf_abi
+    BUILD_INFO = GAUGE "mesh_build_info", "What this agent was built from, always 1.";
+    /// node_id, hostname, role, kernel, datapath
+    NODE_INFO = GAUGE "mesh_node_info", "The node this agent runs on, always 1.";
+    /// L
+    FRONTEND_CONNECTIONS = COUNTER "mesh_frontend_connections_total", "New flows accepted on the published port by this node.";
+    /// L, direction
+    FRONTEND_PACKETS = COUNTER "mesh_frontend_packets_total", "Packets of the published port, by kernel programs.";
+    /// L, direction
+    FRONTEND_BYTES = COUNTER "mesh_frontend_bytes_total", "Bytes of the published port: layer 3 by kernel programs, payload by the proxy.";
+    /// L, reason
+    FRONTEND_UNASSIGNED = COUNTER "mesh_frontend_unassigned_total", "New flows for which no backend could be selected.";
+    /// L, state
+    FRONTEND_BACKENDS = GAUGE "mesh_frontend_backends", "Backends of the published port by state.";
+    /// B, task_id, container_id, address
+    BACKEND_INFO = GAUGE "mesh_backend_info", "What the backend is, always 1; to join on.";
+    /// B
+    BACKEND_UP = GAUGE "mesh_backend_up", "Whether the backend may get new flows.";
+    /// B
+    BACKEND_CONNECTIONS_TOTAL = COUNTER "mesh_backend_connections_total", "New flows that this node assigned to the backend.";
+    /// B
+    BACKEND_CONNECTIONS = GAUGE "mesh_backend_connections", "Flows of this node towards the backend, now.";
+    /// B, direction
+    BACKEND_PACKETS = COUNTER "mesh_backend_packets_total", "Packets of the backend through this node, by kernel programs.";
+    /// B, direction
+    BACKEND_BYTES = COUNTER "mesh_backend_bytes_total", "Bytes of the backend through this node: layer 3 by kernel programs, payload by the proxy.";
+    /// B, reason
+    BACKEND_CONNECT_FAILURES = COUNTER "mesh_backend_connect_failures_total", "Handshakes with the backend that failed.";
+    /// B
+    BACKEND_WEIGHT = GAUGE "mesh_backend_weight", "The backend's share of new flows; 1 is the usual one.";
+    /// L, policy
+    POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
+    /// L
+    POLICY_CHANGES = COUNTER "mesh_lb_policy_changes_total", "Switches of the selection policy since the agent started.";
+    /// reason, direction
+    DROPPED = COUNTER "mesh_dropped_packets_total", "Packets that kernel programs did not forward.";
+    /// direction
+    PASSED = COUNTER "mesh_passed_packets_total", "Packets that kernel programs left to the host stack.";
+    /// protocol, table
+    CONNTRACK_ENTRIES = GAUGE "mesh_conntrack_entries", "Entries of the flow tables, as of the last sweep.";
+    /// protocol, cause
+    CONNTRACK_EVICTIONS = COUNTER "mesh_conntrack_evictions_total", "Flows forgotten before they ended.";
+    /// map
+    MAP_ENTRIES = GAUGE "mesh_bpf_map_entries", "Entries of the map in use.";
+    /// map
+    MAP_MAX_ENTRIES = GAUGE "mesh_bpf_map_max_entries", "Most entries of the map.";
+    /// map, operation
+    MAP_ERRORS = COUNTER "mesh_bpf_map_operation_errors_total", "Failed operations on the map.";
+    /// interface, hook, mode
+    ATTACHED = GAUGE "mesh_dataplane_attached", "Where published ports are served: programs attached (1), and the proxy's sockets bound (1) or in use by others (0).";
+    /// –
+    STORE_REVISION = GAUGE "mesh_store_revision", "Generation of the newest mesh table heard of.";
+    /// –
+    DATAPLANE_REVISION = GAUGE "mesh_dataplane_revision", "Generation of the mesh table that carries traffic.";
+    /// –
+    CONTROL_CONNECTED = GAUGE "mesh_control_connected", "Whether the stream to a manager is up.";
+    /// collector
+    COLLECTOR_SUCCESS = GAUGE "mesh_collector_success", "Whether the collector could read its figures.";
+    /// collector
+    COLLECTOR_DURATION = GAUGE "mesh_collector_duration_seconds", "How long the collector took to read its figures.";
+}

@@ -1,0 +1,160 @@
+//! The agent's metrics: figures of the kernel programs and of the proxy, read when Prometheus asks.
+//!
+//! Purpose: [`families`] is pure, from what was observed to metric families; [`AgentCollector`] observes. Names are in
+//! `catalogue`.
+//!
+//! Invariants: a scrape reads maps on a blocking thread; a data plane that can't be read costs its own families only, and
+//! `mesh_collector_success` says so.
+//!
+//! Left to others: serving them (`admin`).
+
+pub mod progress;
+
+mod catalogue;
+mod plane;
+mod samples;
+mod traffic;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_state::ids::ServiceId;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use tokio::sync::watch;
+
+use crate::cli::MetricsBackends;
+use crate::datapath::{Datapath, StatsSnapshot};
+use crate::error_chain;
+use crate::proxy::Proxy;
+use crate::proxy::ledger::ProxyStats;
+use crate::view::NodeView;
+use progress::Progress;
+use samples::Samples;
+
+/// What is known of the node beside its view.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeFacts {
+    /// Its hostname.
+    pub hostname: String,
+    /// `worker` or `manager`; empty before it joined.
+    pub role: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The datapath in force.
+    pub datapath: String,
+}
+
+/// Everything that one scrape stands on.
+pub struct Observation<'a> {
+    /// The mesh.
+    pub view: &'a NodeView,
+    /// The generation that carries traffic.
+    pub applied: u64,
+    /// Whether the stream to a manager is up.
+    pub connected: bool,
+    /// The node.
+    pub node: &'a NodeFacts,
+    /// The proxy's figures.
+    pub proxy: &'a ProxyStats,
+    /// The kernel programs' figures, if there are any and they could be read.
+    pub kernel: Option<&'a StatsSnapshot>,
+    /// Switches of policies.
+    pub policy_changes: &'a BTreeMap<ServiceId, u64>,
+    /// Of which backends there are series.
+    pub backends: MetricsBackends,
+    /// How reading went.
+    pub collectors: &'a [Reading],
+}
+
+/// How reading one source went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// The source.
+    pub name: &'static str,
+    /// Whether it could be read.
+    pub success: bool,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// The families of an observation, in the catalogue's order.
+pub fn families(seen: &Observation<'_>) -> Vec<MetricFamily> {
+    let mut samples = Samples::default();
+    plane::add_node(&mut samples, seen);
+    traffic::add(&mut samples, seen);
+    if let Some(kernel) = seen.kernel {
+        plane::add_kernel(&mut samples, kernel);
+    }
+    samples.into_families()
+}
+
+/// Observes the running agent.
+pub struct AgentCollector {
+    /// The mesh.
+    pub view: watch::Receiver<Arc<NodeView>>,
+    /// The generation that carries traffic.
+    pub applied: watch::Receiver<u64>,
+    /// Whether the stream to a manager is up.
+    pub connected: watch::Receiver<bool>,
+    /// The node.
+    pub node: watch::Receiver<NodeFacts>,
+    /// The proxy.
+    pub proxy: Arc<Proxy>,
+    /// The kernel data plane, if there is one.
+    pub datapath: Option<Arc<Datapath>>,
+    /// Switches of policies.
+    pub progress: Progress,
+    /// Of which backends there are series.
+    pub backends: MetricsBackends,
+}
+
+impl Collector for AgentCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        descriptions().iter().collect()
+    }
+
+    /// Blocking: reads maps.
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut collectors = Vec::new();
+        let kernel = self.datapath.as_ref().and_then(|datapath| {
+            let start = Instant::now();
+            let stats = datapath.stats();
+            if let Err(error) = &stats {
+                tracing::warn!(error = %error_chain(error), "read the data plane's figures");
+            }
+            let reading = Reading { name: "datapath", success: stats.is_ok(), duration: start.elapsed() };
+            collectors.push(reading);
+            stats.ok()
+        });
+        let start = Instant::now();
+        let proxy = self.proxy.ledger().stats();
+        collectors.push(Reading { name: "proxy", success: true, duration: start.elapsed() });
+        families(&Observation {
+            view: &Arc::clone(&self.view.borrow()),
+            applied: *self.applied.borrow(),
+            connected: *self.connected.borrow(),
+            node: &self.node.borrow().clone(),
+            proxy: &proxy,
+            kernel: kernel.as_ref(),
+            policy_changes: &self.progress.policy_changes(),
+            backends: self.backends,
+            collectors: &collectors,
+        })
+    }
+}
+
+/// The descriptions that the registry wants of a collector.
+fn descriptions() -> &'static [Desc] {
+    static DESCRIPTIONS: std::sync::LazyLock<Vec<Desc>> = std::sync::LazyLock::new(|| {
+        let describe = |family: &catalogue::Family| {
+            Desc::new(family.name.to_owned(), family.help.to_owned(), Vec::new(), HashMap::new()).ok()
+        };
+        catalogue::ALL.iter().filter_map(describe).collect()
+    });
+    &DESCRIPTIONS
+}
+
+#[cfg(test)]
+mod tests;

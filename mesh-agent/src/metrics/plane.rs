@@ -1,0 +1,85 @@
+//! Families of the data plane as a whole, and of the agent itself.
+//!
+//! Invariant: pure.
+
+use mesh_ebpf::abi::{ABI_HASH, Direction};
+
+use super::Observation;
+use super::catalogue as names;
+use super::samples::{Samples, number};
+use crate::datapath::StatsSnapshot;
+
+/// All flows that are tracked today are TCP's.
+const PROTOCOL: (&str, &str) = ("protocol", "tcp");
+
+/// Adds what is known of the agent and its node.
+pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
+    let abi = format!("{ABI_HASH:016x}");
+    let build = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("revision", option_env!("MESH_REVISION").unwrap_or("unknown")),
+        ("rustc", option_env!("MESH_RUSTC").unwrap_or("unknown")),
+        ("bpf_abi", abi.as_str()),
+    ];
+    samples.add(&names::BUILD_INFO, &build, 1.0);
+    let node = [
+        ("node_id", seen.view.node_id.as_str()),
+        ("hostname", seen.node.hostname.as_str()),
+        ("role", seen.node.role.as_str()),
+        ("kernel", seen.node.kernel.as_str()),
+        ("datapath", seen.node.datapath.as_str()),
+    ];
+    samples.add(&names::NODE_INFO, &node, 1.0);
+    samples.add(&names::STORE_REVISION, &[], number(seen.view.generation));
+    samples.add(&names::DATAPLANE_REVISION, &[], number(seen.applied));
+    samples.add(&names::CONTROL_CONNECTED, &[], f64::from(u8::from(seen.connected)));
+    for collector in seen.collectors {
+        let label = [("collector", collector.name)];
+        samples.add(&names::COLLECTOR_SUCCESS, &label, f64::from(u8::from(collector.success)));
+        samples.add(&names::COLLECTOR_DURATION, &label, collector.duration.as_secs_f64());
+    }
+    for (port, bound) in &seen.proxy.listeners {
+        let address = format!(":{port}");
+        let labels = [("interface", address.as_str()), ("hook", "listener"), ("mode", "socket")];
+        samples.add(&names::ATTACHED, &labels, f64::from(u8::from(*bound)));
+    }
+}
+
+/// Adds what the kernel programs and their maps tell.
+pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
+    for (reason, direction, count) in &kernel.drops {
+        let labels = [("reason", reason.label()), ("direction", direction_label(*direction))];
+        samples.add(&names::DROPPED, &labels, number(*count));
+    }
+    for (direction, count) in &kernel.passed {
+        samples.add(&names::PASSED, &[("direction", direction_label(*direction))], number(*count));
+    }
+    for (map, entries) in &kernel.conntrack {
+        let table = map.to_lowercase();
+        samples.add(&names::CONNTRACK_ENTRIES, &[PROTOCOL, ("table", table.as_str())], number(*entries));
+    }
+    let evictions = &kernel.evictions;
+    for (cause, count) in
+        [("lru", evictions.lru), ("timeout", evictions.timeout), ("backend_gone", evictions.backend_gone)]
+    {
+        samples.add(&names::CONNTRACK_EVICTIONS, &[PROTOCOL, ("cause", cause)], number(count));
+    }
+    for fill in &kernel.maps {
+        samples.add(&names::MAP_ENTRIES, &[("map", fill.map)], number(fill.entries));
+        samples.add(&names::MAP_MAX_ENTRIES, &[("map", fill.map)], number(fill.capacity));
+    }
+    for ((map, operation), count) in &kernel.map_errors {
+        samples.add(&names::MAP_ERRORS, &[("map", *map), ("operation", *operation)], number(*count));
+    }
+    for hook in &kernel.hooks {
+        let labels = [("interface", hook.interface.as_str()), ("hook", hook.hook), ("mode", hook.mode)];
+        samples.add(&names::ATTACHED, &labels, 1.0);
+    }
+}
+
+fn direction_label(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Request => "request",
+        Direction::Reply => "reply",
+    }
+}

@@ -1,0 +1,163 @@
+//! How the node follows its tables: how long a change takes to carry traffic, and how often policies switch.
+//!
+//! Invariant: one component counts; a scrape only reads.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mesh_state::ids::ServiceId;
+use mesh_state::lb::Policy;
+use prometheus::{HistogramOpts, HistogramVec, Registry};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::view::NodeView;
+
+/// Bounds of the propagation histogram, seconds.
+const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// What was counted so far.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    propagation: HistogramVec,
+    policies: Arc<Mutex<PolicyChanges>>,
+}
+
+impl Progress {
+    /// Nothing counted; the histogram shows in `registry`.
+    ///
+    /// # Errors
+    /// The registry has a metric of that name.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let options = HistogramOpts::new(
+            "mesh_config_propagation_seconds",
+            "Time from the commit of a change to its carrying traffic on this node.",
+        )
+        .buckets(BUCKETS.to_vec());
+        let propagation = HistogramVec::new(options, &["kind"])?;
+        registry.register(Box::new(propagation.clone()))?;
+        Ok(Self { propagation, policies: Arc::default() })
+    }
+
+    /// Counts what `applied` and `view` show until `shutdown`.
+    pub async fn follow(
+        self,
+        mut view: watch::Receiver<Arc<NodeView>>,
+        mut applied: watch::Receiver<u64>,
+        shutdown: CancellationToken,
+    ) {
+        // What the agent starts with was committed long ago.
+        let mut measured = view.borrow().generation;
+        loop {
+            let now = Arc::clone(&view.borrow_and_update());
+            self.policies.lock().unwrap_or_else(PoisonError::into_inner).observe(&now);
+            let carried = *applied.borrow_and_update();
+            if carried > measured && carried == now.generation {
+                measured = carried;
+                self.propagation.with_label_values(&["table"]).observe(seconds_since(now.committed_unix_ms));
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = view.changed() => if changed.is_err() { return },
+                changed = applied.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Switches of each service's policy.
+    pub fn policy_changes(&self) -> BTreeMap<ServiceId, u64> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner).counts()
+    }
+}
+
+fn seconds_since(unix_ms: u64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(std::time::Duration::from_millis(unix_ms)).as_secs_f64()
+}
+
+/// Policies as last seen, and how often each changed.
+#[derive(Debug, Default)]
+struct PolicyChanges {
+    services: BTreeMap<ServiceId, (Policy, u64)>,
+}
+
+impl PolicyChanges {
+    fn observe(&mut self, view: &NodeView) {
+        self.services.retain(|id, _| view.services.contains_key(id));
+        for service in view.services.values() {
+            let (policy, changes) = self.services.entry(service.id.clone()).or_insert((service.policy, 0));
+            if *policy != service.policy {
+                *policy = service.policy;
+                *changes += 1;
+            }
+        }
+    }
+
+    fn counts(&self) -> BTreeMap<ServiceId, u64> {
+        self.services.iter().map(|(id, (_, changes))| (id.clone(), *changes)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh_state::ids::NodeId;
+    use mesh_state::proto;
+
+    use super::*;
+
+    fn view(policy: Option<&str>) -> NodeView {
+        let service = |policy: &str| proto::MeshService {
+            id: "s".into(),
+            policy: policy.into(),
+            ..proto::MeshService::default()
+        };
+        let table = proto::MeshTable {
+            generation: 1,
+            services: policy.map(service).into_iter().collect(),
+            ..proto::MeshTable::default()
+        };
+        NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST).apply(&table).expect("a good table")
+    }
+
+    #[test]
+    fn switches_are_counted_per_service_while_it_lives() {
+        let mut changes = PolicyChanges::default();
+        let count = |changes: &PolicyChanges| changes.counts().get(&ServiceId::from("s")).copied();
+        for (policy, expected) in [
+            (Some("round-robin"), Some(0)),
+            (Some("round-robin"), Some(0)),
+            (Some("least-connections"), Some(1)),
+            (Some("round-robin"), Some(2)),
+            (None, None),
+            (Some("round-robin"), Some(0)),
+        ] {
+            changes.observe(&view(policy));
+            assert_eq!(count(&changes), expected, "after {policy:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_tables_that_came_after_the_start_are_timed() {
+        let registry = Registry::new();
+        let progress = Progress::new(&registry).expect("a fresh registry");
+        let (view_sender, views) = watch::channel(Arc::new(view(None)));
+        let (applied, carried) = watch::channel(0);
+        let shutdown = CancellationToken::new();
+        let follower = tokio::spawn(progress.clone().follow(views, carried, shutdown.clone()));
+        let samples = || progress.propagation.with_label_values(&["table"]).get_sample_count();
+        applied.send_replace(1);
+        tokio::task::yield_now().await;
+        assert_eq!(samples(), 0, "the cached table is not timed");
+        view_sender.send_modify(|view| Arc::make_mut(view).generation = 2);
+        applied.send_replace(2);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(samples(), 1, "the next one is");
+        shutdown.cancel();
+        follower.await.expect("the follower ends");
+    }
+}

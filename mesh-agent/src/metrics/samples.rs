@@ -1,0 +1,63 @@
+//! Samples on their way to Prometheus: families filled one value at a time.
+//!
+//! Invariant: families come out in the catalogue's order, and only those with a sample.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use super::catalogue::{ALL, Family};
+
+/// A sample's labels.
+pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// Samples by family.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    metrics: BTreeMap<&'static str, Vec<Metric>>,
+}
+
+impl Samples {
+    /// Adds a sample. Its labels must differ from those of every other sample of the family.
+    pub(super) fn add(&mut self, family: &Family, labels: &[(&'static str, &str)], value: f64) {
+        let mut metric = Metric::from_label(labels.iter().map(label_pair).collect());
+        if family.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.metrics.entry(family.name).or_default().push(metric);
+    }
+
+    /// The families.
+    pub(super) fn into_families(mut self) -> Vec<MetricFamily> {
+        ALL.iter()
+            .filter_map(|family| {
+                let metrics = self.metrics.remove(family.name)?;
+                let mut filled = MetricFamily::default();
+                filled.set_name(family.name.to_owned());
+                filled.set_help(family.help.to_owned());
+                filled.set_field_type(family.kind);
+                filled.set_metric(metrics);
+                Some(filled)
+            })
+            .collect()
+    }
+}
+
+/// A count as Prometheus takes it.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows floats only; exact up to 2^53")]
+pub(super) fn number(count: u64) -> f64 {
+    count as f64
+}
+
+fn label_pair((name, value): &(&'static str, &str)) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name((*name).to_owned());
+    pair.set_value((*value).to_owned());
+    pair
+}

@@ -1,0 +1,156 @@
+//! Families of published ports and their backends: figures of the kernel programs and of the proxy, added.
+//!
+//! Invariants: pure; what is not in the view has no series, so that series vanish with their service or backend.
+
+use std::collections::BTreeMap;
+
+use mesh_ebpf::abi;
+use mesh_state::spec::Protocol;
+
+use super::Observation;
+use super::catalogue as names;
+use super::samples::{Labels, Samples, number};
+use crate::cli::MetricsBackends;
+use crate::datapath::{BackendSnapshot, FrontendSnapshot};
+use crate::proxy::dial::FailureReason;
+use crate::proxy::ledger::{BackendFigures, FrontendFigures};
+use crate::view::{BackendState, BackendView, PortView, ServiceView};
+
+const REQUEST: &str = "request";
+const REPLY: &str = "reply";
+
+/// Adds the families of every published port in the view.
+pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
+    let kernel_frontends: BTreeMap<(u8, u16), &FrontendSnapshot> = seen
+        .kernel
+        .iter()
+        .flat_map(|kernel| &kernel.frontends)
+        .map(|frontend| ((frontend.frontend.protocol, frontend.frontend.port), frontend))
+        .collect();
+    let kernel_backends: BTreeMap<u32, &BackendSnapshot> =
+        seen.kernel.iter().flat_map(|kernel| &kernel.backends).map(|backend| (backend.id, backend)).collect();
+    for (service, port) in seen.view.frontends() {
+        let published = port.published.to_string();
+        let labels: Labels<'_> = vec![
+            ("service", service.name.as_str()),
+            ("port", published.as_str()),
+            ("protocol", port.protocol.as_str()),
+        ];
+        let kernel = kernel_frontends.get(&(protocol_number(port.protocol), port.published)).copied();
+        add_frontend(samples, seen, service, port, kernel, &labels);
+        for backend in seen.view.backends_of(&service.id, port) {
+            let kernel = kernel_backends.get(&backend.id.get()).copied();
+            let proxy = seen.proxy.backends.get(&backend.id).copied().unwrap_or_default();
+            if is_shown(seen, backend, kernel, &proxy) {
+                add_backend(samples, seen, backend, kernel, &proxy, &labels);
+            }
+        }
+    }
+}
+
+fn add_frontend(
+    samples: &mut Samples,
+    seen: &Observation<'_>,
+    service: &ServiceView,
+    port: PortView,
+    kernel: Option<&FrontendSnapshot>,
+    labels: &Labels<'_>,
+) {
+    let key = (service.id.clone(), port.protocol, port.published);
+    let proxy: FrontendFigures = seen.proxy.frontends.get(&key).copied().unwrap_or_default();
+    let counted = kernel.map(|kernel| kernel.stats).unwrap_or_default();
+    samples.add(&names::FRONTEND_CONNECTIONS, labels, number(counted.opened + proxy.opened));
+    for (direction, traffic, payload) in
+        [(REQUEST, counted.request, proxy.request_bytes), (REPLY, counted.reply, proxy.reply_bytes)]
+    {
+        let labels = with(labels, &[("direction", direction)]);
+        samples.add(&names::FRONTEND_PACKETS, &labels, number(traffic.packets));
+        samples.add(&names::FRONTEND_BYTES, &labels, number(traffic.bytes + payload));
+    }
+    let unassigned =
+        [("no_backend", counted.no_backend + proxy.no_backend), ("all_refused", proxy.all_refused)];
+    for (reason, count) in unassigned {
+        samples.add(&names::FRONTEND_UNASSIGNED, &with(labels, &[("reason", reason)]), number(count));
+    }
+    for state in BackendState::ALL {
+        let count = seen.view.backends_of(&service.id, port).filter(|backend| backend.state == state).count();
+        let labels = with(labels, &[("state", state_label(state))]);
+        samples.add(&names::FRONTEND_BACKENDS, &labels, number(count as u64));
+    }
+    let policy = with(labels, &[("policy", service.policy.as_str())]);
+    samples.add(&names::POLICY_INFO, &policy, 1.0);
+    let changes = seen.policy_changes.get(&service.id).copied().unwrap_or_default();
+    samples.add(&names::POLICY_CHANGES, labels, number(changes));
+}
+
+fn add_backend(
+    samples: &mut Samples,
+    seen: &Observation<'_>,
+    backend: &BackendView,
+    kernel: Option<&BackendSnapshot>,
+    proxy: &BackendFigures,
+    labels: &Labels<'_>,
+) {
+    let node = seen.view.nodes.get(&backend.node_id).map_or(backend.node_id.as_str(), |node| &node.hostname);
+    let labels = &with(labels, &[("task", &backend.task_name), ("backend_node", node)]);
+    let address = backend.address.to_string();
+    let about = [
+        ("task_id", backend.task_id.as_str()),
+        ("container_id", &backend.container_id),
+        ("address", address.as_str()),
+    ];
+    samples.add(&names::BACKEND_INFO, &with(labels, &about), 1.0);
+    samples.add(&names::BACKEND_UP, labels, f64::from(u8::from(backend.state == BackendState::Active)));
+    samples.add(&names::BACKEND_WEIGHT, labels, f64::from(backend.weight.get()));
+    let counted = kernel.map(|kernel| kernel.stats).unwrap_or_default();
+    let live = kernel.map_or(0, |kernel| kernel.live);
+    samples.add(&names::BACKEND_CONNECTIONS_TOTAL, labels, number(counted.opened + proxy.opened));
+    samples.add(&names::BACKEND_CONNECTIONS, labels, number(live + proxy.live));
+    for (direction, traffic, payload) in
+        [(REQUEST, counted.request, proxy.request_bytes), (REPLY, counted.reply, proxy.reply_bytes)]
+    {
+        let labels = with(labels, &[("direction", direction)]);
+        samples.add(&names::BACKEND_PACKETS, &labels, number(traffic.packets));
+        samples.add(&names::BACKEND_BYTES, &labels, number(traffic.bytes + payload));
+    }
+    for reason in FailureReason::ALL {
+        let by_kernel = if reason == FailureReason::Reset { counted.refused } else { 0 };
+        let labels = with(labels, &[("reason", reason.label())]);
+        let count = by_kernel + proxy.failures[reason as usize];
+        samples.add(&names::BACKEND_CONNECT_FAILURES, &labels, number(count));
+    }
+}
+
+fn is_shown(
+    seen: &Observation<'_>,
+    backend: &BackendView,
+    kernel: Option<&BackendSnapshot>,
+    proxy: &BackendFigures,
+) -> bool {
+    match seen.backends {
+        MetricsBackends::All => true,
+        MetricsBackends::Local => seen.view.is_local(backend),
+        MetricsBackends::Off => false,
+        MetricsBackends::Seen => proxy.opened > 0 || kernel.is_some_and(|kernel| kernel.stats.opened > 0),
+    }
+}
+
+fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a> {
+    labels.iter().chain(more).copied().collect()
+}
+
+/// Silent backends are the catalogue's unhealthy ones: their node is not heard.
+fn state_label(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Active => "active",
+        BackendState::Draining => "draining",
+        BackendState::Silent => "unhealthy",
+    }
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Udp => abi::protocol::UDP,
+        Protocol::Tcp | Protocol::Sctp => abi::protocol::TCP,
+    }
+}

@@ -1,0 +1,21 @@
+//! `mesh-agent uninstall`: mesh's traces taken off the node.
+//!
+//! Left to others: tasks (Docker's), the data directory (the operator's).
+
+use anyhow::Context;
+
+use crate::cli::UninstallArgs;
+use crate::datapath::{self, DatapathConfig};
+
+/// Detaches programs, removes their pins, the tunnel device and the firewall table.
+///
+/// # Errors
+/// Something could not be removed; what could is gone.
+pub async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
+    let config = DatapathConfig { bpffs: args.bpffs.clone(), ..DatapathConfig::default() };
+    tokio::task::spawn_blocking(move || datapath::uninstall(&config))
+        .await?
+        .context("take mesh off this node: run as root, in the node's network namespace")?;
+    tracing::info!("mesh is taken off this node; its data directory stays");
+    Ok(())
+}
