@@ -1,7 +1,8 @@
 //! The planners in the order in which the leader's driver runs them.
 //!
 //! Invariants: a planner is pure; it sees the writes of the planners before it only once they are committed and in the snapshot; planning
-//! on a plan's result plans nothing. Each writes what it owns and takes no decision for another.
+//! on a plan's result plans nothing, but for an update whose next step is at hand. Each writes what it owns and takes no decision for
+//! another.
 //!
 //! Left to others: committing ([`crate::plan`] says how) and waking.
 

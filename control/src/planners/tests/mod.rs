@@ -3,4 +3,5 @@
 mod simulator;
 
 mod converge;
+mod scale;
 mod updates;
