@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::config::DatapathMode;
 use super::error::DatapathError;
 use super::loader;
-use super::network::netlink::Link;
+use super::network::netlink::{Link, is_veth};
 use super::pins::Pins;
 use super::syscall::pinned_link_ifindex;
 
@@ -76,6 +76,7 @@ impl Hooks {
                 self.placed.remove(&pin);
             }
         }
+        self.pins.forget_others(|pin| pinned_link_ifindex(pin).is_ok_and(|index| index != 0));
         Ok(())
     }
 
@@ -134,6 +135,12 @@ impl Hooks {
         let pin = self.pins.link(&link.name, "xdp");
         if self.is_placed(&pin, link) {
             return Ok(Some(pin));
+        }
+        if is_veth(link) {
+            warn!(
+                interface = link.name,
+                "native XDP on a veth works only if its other end runs an XDP program too, with `tx` offload off"
+            );
         }
         let xdp = loader::xdp(&mut self.ebpf)?;
         let mut mode = if link.is_xdp_native == Some(false) { "generic" } else { "native" };

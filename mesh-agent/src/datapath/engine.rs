@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use mesh_ebpf::abi::{Address, Be16, Config};
+use mesh_ebpf::abi::{Address, Be16, Config, names};
 use mesh_state::ids::TaskId;
 use tracing::{info, warn};
 
@@ -75,13 +75,22 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     }
     let ebpf = loader::load(&pins, config.tables)?;
     let sweeper = Sweeper::open(&pins)?;
+    let capacities = sweeper.capacities()?;
+    if capacities.get(names::FLOWS_ESTABLISHED) != Some(&config.tables.established)
+        || capacities.get(names::FLOWS_HALF_OPEN) != Some(&config.tables.half_open)
+    {
+        warn!(
+            ?capacities,
+            "flow tables keep the sizes that they were made with until `mesh-agent uninstall`"
+        );
+    }
     host::prepare(config.vxlan_port);
     let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
     let uplinks = Uplinks::find(&mut netlink, &config)?;
     let datapath = Datapath {
         state: Mutex::new(State::read(Maps::open(&pins)?)?),
         counters: Counters::open(&pins)?,
-        capacities: sweeper.capacities()?,
+        capacities,
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
         network: Mutex::new(Network { uplinks, routes: Routes::default() }),
         sweeper: Mutex::new(sweeper),
@@ -158,22 +167,15 @@ impl Datapath {
         Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks))
     }
 
-    /// Brings the maps to what `view` says, and returns the generation they stand for.
+    /// Brings the maps to what `view` says, and returns the generation they stand for. Nodes that are new in it are reached through
+    /// TC until [`refresh_neighbours`](Self::refresh_neighbours) has their MACs.
     ///
     /// # Errors
     /// A map refuses a write; what was applied stays, the rest waits for the next call.
-    pub fn apply(&self, view: Arc<NodeView>) -> Result<u64, DatapathError> {
-        let knows_new_nodes = {
-            let mut state = lock(&self.state)?;
-            let nodes_before = state.view().map(|view| view.nodes.clone()).unwrap_or_default();
-            let changed = view.nodes != nodes_before;
-            state.set_view(view);
-            changed
-        };
-        if knows_new_nodes {
-            return self.refresh_neighbours();
-        }
-        lock(&self.state)?.reconcile(Instant::now())
+    pub(super) fn apply(&self, view: Arc<NodeView>) -> Result<u64, DatapathError> {
+        let mut state = lock(&self.state)?;
+        state.set_view(view);
+        state.reconcile(Instant::now())
     }
 
     /// Follows interfaces, addresses and routes: tunnel device, programs, the node's own entries.

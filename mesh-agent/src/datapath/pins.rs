@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_ebpf::abi::ABI_HASH;
 use rustix::mount::MountFlags;
+use tracing::warn;
 
 use super::error::DatapathError;
 
@@ -79,6 +80,18 @@ impl Pins {
         let mut others = entries(&self.root);
         others.retain(|path| *path != self.current && path.is_dir());
         others
+    }
+
+    /// Removes what other versions left, once no task of theirs is attached any more.
+    pub(super) fn forget_others(&self, is_attached: impl Fn(&Path) -> bool) {
+        for other in self.others() {
+            if entries(&other.join("tasks")).iter().any(|pin| is_attached(pin)) {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_dir_all(&other) {
+                warn!(pins = %other.display(), %error, "can't remove what another version of mesh left");
+            }
+        }
     }
 
     /// Removes every pin, of all versions, and the mount if there is one of our own.

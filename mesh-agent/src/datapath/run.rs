@@ -96,9 +96,8 @@ impl Datapath {
         let generation = self.off_runtime(move |datapath| datapath.apply(view)).await?;
         applied.send_if_modified(|present| std::mem::replace(present, generation) != generation);
         self.off_runtime(move |datapath| match work {
-            Work::View => Ok(generation),
+            Work::View | Work::Neighbours => datapath.refresh_neighbours(),
             Work::Links => datapath.refresh_links(),
-            Work::Neighbours => datapath.refresh_neighbours(),
             Work::Resync => datapath.refresh_links().and_then(|_| datapath.resync()),
         })
         .await

@@ -4,7 +4,8 @@
 //! backends that are gone soon after their last packet. What is left is counted: entries, live connections of each backend (whose
 //! correction is written for the least-connections policy), and the address indexes still in use.
 //!
-//! Invariants: a flow is looked at again right before it is forgotten; a count that flows changed under the walk's feet is not used.
+//! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
+//! the walk's feet.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -96,11 +97,14 @@ fn fate(flow: &impl Tracked, is_backend_alive: bool, now_ns: u64) -> Fate {
     }
 }
 
-/// How much to take off a backend's count so that it says `counted`; none if the count moved between `before` and `after`, as then
-/// nobody knows which of the flows the walk has met.
-fn corrected_drift(before: Live, after: Live, counted: u64) -> Option<i64> {
+/// How much to take off a backend's count so that it says `counted`; none if it is right already, as far as anyone can tell: flows that
+/// came or went during the walk may have been met or not.
+fn corrected_drift(before: Live, after: Live, counted: u64, present: i64) -> Option<i64> {
+    let moved =
+        after.opened.wrapping_sub(before.opened).saturating_add(after.closed.wrapping_sub(before.closed));
     let tracked = after.opened.wrapping_sub(after.closed).cast_signed();
-    (before == after).then(|| tracked.wrapping_sub_unsigned(counted))
+    let drift = tracked.wrapping_sub_unsigned(counted);
+    (drift.abs_diff(present) > moved).then_some(drift)
 }
 
 /// One flow table.
@@ -245,23 +249,21 @@ impl Sweeper {
         known.iter().map(count).collect()
     }
 
-    /// Writes the correction of each backend whose count stood still during the walk.
+    /// Writes the correction of each backend whose count is wrong.
     fn correct(&mut self, before: &BTreeMap<u32, Live>, census: &Census) -> Result<(), DatapathError> {
         for (id, before) in before {
             let after =
                 self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
             let counted = census.live.get(id).copied().unwrap_or_default();
-            let Some(drift) = corrected_drift(*before, after, counted) else { continue };
             let present = self
                 .live_drift
                 .get(id, 0)
                 .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
-            if drift != present {
-                self.live_drift
-                    .set(*id, drift, 0)
-                    .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
-                self.lost = self.lost.wrapping_add(drift.wrapping_sub(present));
-            }
+            let Some(drift) = corrected_drift(*before, after, counted, present) else { continue };
+            self.live_drift
+                .set(*id, drift, 0)
+                .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+            self.lost = self.lost.wrapping_add(drift.wrapping_sub(present));
         }
         Ok(())
     }
@@ -323,12 +325,17 @@ mod tests {
     #[test]
     fn the_correction_makes_the_count_right() {
         let live = Live { opened: 9, closed: 2 };
-        let drift = corrected_drift(live, live, 4);
-        assert_eq!(drift, Some(3), "7 tracked, 4 found");
+        assert_eq!(corrected_drift(live, live, 4, 0), Some(3), "7 tracked, 4 found");
         assert_eq!(live.count(3), 4);
+        assert_eq!(corrected_drift(live, live, 4, 3), None, "right already");
         let behind = Live { opened: 3, closed: 5 };
-        assert_eq!(corrected_drift(behind, behind, 2), Some(-4), "more closed than opened");
-        let moved = Live { opened: 10, ..live };
-        assert_eq!(corrected_drift(live, moved, 4), None, "a flow came during the walk");
+        assert_eq!(corrected_drift(behind, behind, 2, 0), Some(-4), "more closed than opened");
+    }
+
+    #[test]
+    fn flows_that_move_during_the_walk_correct_nothing_but_great_errors_are_mended_all_the_same() {
+        let (before, after) = (Live { opened: 9, closed: 2 }, Live { opened: 10, closed: 3 });
+        assert_eq!(corrected_drift(before, after, 5, 0), None, "off by 2, and 2 flows moved");
+        assert_eq!(corrected_drift(before, after, 1, 0), Some(6), "off by 6, and 2 flows moved");
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use mesh_ebpf::abi::{Address, Node};
+use tracing::debug;
 
 use super::netlink::{Link, Netlink, Route};
 use crate::datapath::config::DatapathConfig;
@@ -115,10 +116,11 @@ impl Routes {
                 continue;
             };
             let neighbour = neighbours.get(&(route.ifindex, route.next_hop));
-            if !neighbour.is_some_and(|neighbour| neighbour.is_confirmed) {
-                netlink
-                    .resolve(route.ifindex, route.next_hop)
-                    .map_err(DatapathError::netlink(format!("resolving neighbour {}", route.next_hop)))?;
+            if !neighbour.is_some_and(|neighbour| neighbour.is_confirmed)
+                && let Err(error) = netlink.resolve(route.ifindex, route.next_hop)
+            {
+                // The link is down, most likely: it will be asked for again.
+                debug!(neighbour = %route.next_hop, %error, "the kernel can't resolve a neighbour now");
             }
             let mac = neighbour.map(|neighbour| neighbour.mac).unwrap_or_default();
             hops.insert(Address::from(*node), Hop { ifindex: route.ifindex, mac, source_mac: uplink.mac });
