@@ -37,9 +37,7 @@ mod shapes;
 mod validate;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
-use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use tower::Layer as _;
 
@@ -51,16 +49,6 @@ use error::ApiError;
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
     // Routing happens inside of the service that takes the version off, and requests are counted where their route is known.
     Router::new().fallback_service(from_fn(version::strip).layer(metrics.layer(routes(context))))
-}
-
-/// Puts the route's template on the answer, for whoever counts requests from outside.
-async fn tell_route(request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = next.run(request).await;
-    if let Some(route) = route {
-        response.extensions_mut().insert(route);
-    }
-    response
 }
 
 fn routes(context: ApiContext) -> Router {
@@ -90,7 +78,6 @@ fn routes(context: ApiContext) -> Router {
         .route("/configs", get(later::none))
         .route("/configs/create", post(later::config_create))
         .route("/configs/{id}", get(later::config).delete(later::config))
-        .route_layer(from_fn(tell_route))
         .fallback(async || ApiError::PageNotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(context)

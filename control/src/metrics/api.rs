@@ -44,9 +44,9 @@ impl ApiMetrics {
 async fn count(State(metrics): State<ApiMetrics>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().as_str().to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let response = next.run(request).await;
-    // The API's router tells the route with the answer: it is known only once the version is off the path.
-    let route = response.extensions().get::<MatchedPath>().map_or(UNMATCHED, MatchedPath::as_str);
+    let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
     let status = response.status();
     let labels = [method.as_str(), route, status.as_str()];
     metrics.requests.with_label_values(&labels).inc();

@@ -13,12 +13,14 @@ use http_body_util::BodyExt as _;
 use mesh_control::api;
 use mesh_control::bootstrap::open_cluster;
 use mesh_control::context::ApiContext;
+use mesh_control::metrics::api::ApiMetrics;
 use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch;
 use mesh_state::cluster::Manager;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
 use mesh_state::store::{MemoryStore, Op, Store as _};
 use mesh_state::{codec, keys};
+use prometheus::Registry;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,7 @@ impl Answer {
 pub(crate) struct Cluster {
     pub(crate) store: MemoryStore,
     pub(crate) context: ApiContext,
+    pub(crate) registry: Registry,
     router: Router,
     directory: TempDir,
     shutdown: CancellationToken,
@@ -72,7 +75,9 @@ impl Cluster {
             node_port: 2377,
             sealer: Arc::new(opened.sealer),
         };
-        let cluster = Self { store, router: api::router(context.clone()), context, directory, shutdown };
+        let registry = Registry::new();
+        let router = api::router(context.clone(), ApiMetrics::register(&registry).unwrap());
+        let cluster = Self { store, router, registry, context, directory, shutdown };
         for number in 1..=3 {
             cluster.join(number).await;
         }

@@ -218,6 +218,24 @@ async fn lists_are_filtered_as_docker_filters_them() {
     assert_eq!(mode.refusal(), (400, "Invalid mode filter: 'x'"));
 }
 
+#[tokio::test]
+async fn requests_are_counted_by_route_not_by_path() {
+    let cluster = Cluster::start().await;
+    for path in ["/v1.43/services/a", "/v1.50/services/b", "/services/c", "/nowhere"] {
+        assert_eq!(cluster.get(path).await.status, 404);
+    }
+    let families = cluster.registry.gather();
+    let requests = families.iter().find(|family| family.name() == "mesh_api_requests_total").unwrap();
+    let counted = |route: &str| {
+        let of_route = requests.get_metric().iter().filter(|metric| {
+            metric.get_label().iter().any(|label| label.name() == "route" && label.value() == route)
+        });
+        of_route.map(|metric| metric.get_counter().get_value()).sum::<f64>()
+    };
+    assert!((counted("/services/{id}") - 3.0).abs() < f64::EPSILON, "expected 3, saw {requests:?}");
+    assert!((counted("unmatched") - 1.0).abs() < f64::EPSILON, "expected 1, saw {requests:?}");
+}
+
 /// A parameter's text as a URL holds it.
 pub(crate) fn encoded(text: &str) -> String {
     text.bytes().flat_map(|byte| [String::from("%"), format!("{byte:02X}")]).collect()
