@@ -120,7 +120,7 @@ impl Candidate {
 
     fn step_down(&self) {
         if self.leadership.send_replace(None).is_some() {
-            warn!("leads no more");
+            info!("leads no more");
         }
     }
 

@@ -1,0 +1,176 @@
+//! A node played by the test: joins, keeps a session, and runs tasks in name only.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_state::node::NodeDescription;
+use mesh_state::proto::agent_message::Body as Up;
+use mesh_state::proto::control_message::Body as Down;
+use mesh_state::proto::membership_client::MembershipClient;
+use mesh_state::proto::node_service_client::NodeServiceClient;
+use mesh_state::proto::{self, AgentMessage, ControlMessage, Heartbeat, Hello, JoinRequest};
+use mesh_state::task::{Assignment, ContainerStatus, TaskState, TaskStatus};
+use rcgen::{CertificateParams, KeyPair};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Status, Streaming};
+
+use super::DEADLINE;
+
+/// A member's proof of membership.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) id: String,
+    key_pem: String,
+    certificate_pem: String,
+    ca_pem: String,
+}
+
+async fn connect(manager: SocketAddr, tls: ClientTlsConfig) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("https://{manager}")).unwrap();
+    endpoint.tls_config(tls.domain_name("mesh-manager")).unwrap().connect().await.unwrap()
+}
+
+/// Asks `manager` for membership.
+pub(crate) async fn join(
+    manager: SocketAddr,
+    token: &str,
+    ca_pem: &str,
+    hostname: &str,
+) -> Result<Member, Status> {
+    let key = KeyPair::generate().unwrap();
+    let csr_pem = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca_pem));
+    let mut client = MembershipClient::new(connect(manager, tls).await);
+    let request = JoinRequest { token: token.to_owned(), csr_pem, hostname: hostname.to_owned() };
+    let answer = client.join(request).await?.into_inner();
+    Ok(Member {
+        id: answer.node_id,
+        key_pem: key.serialize_pem(),
+        certificate_pem: answer.certificate_pem,
+        ca_pem: answer.ca_pem,
+    })
+}
+
+/// A session of a member, with heartbeats until it is dropped.
+pub(crate) struct Session {
+    pub(crate) up: mpsc::Sender<AgentMessage>,
+    down: Streaming<ControlMessage>,
+    heartbeats: tokio::task::JoinHandle<()>,
+    /// Every message of the table, in order.
+    pub(crate) tables: Vec<proto::MeshTable>,
+    /// Every assignment, in order.
+    pub(crate) assignments: Vec<Assignment>,
+    /// Tasks whose statuses were acknowledged.
+    pub(crate) acknowledged: Vec<String>,
+    pub(crate) welcome: proto::Welcome,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.heartbeats.abort();
+    }
+}
+
+impl Session {
+    /// Opens a session and waits for the welcome.
+    pub(crate) async fn open(
+        manager: SocketAddr,
+        member: &Member,
+        table_generation: u64,
+    ) -> Result<Self, Status> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&member.ca_pem))
+            .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
+        let mut client = NodeServiceClient::new(connect(manager, tls).await);
+        let (up, messages) = mpsc::channel(64);
+        let description = NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() };
+        let hello = Hello {
+            description_json: serde_json::to_string(&description).unwrap(),
+            address: "127.0.0.1".to_owned(),
+            table_generation,
+        };
+        up.send(AgentMessage { body: Some(Up::Hello(hello)) }).await.unwrap();
+        let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
+        let first = tokio::time::timeout(DEADLINE, down.message()).await.expect("no welcome came")?;
+        let Some(Down::Welcome(welcome)) = first.and_then(|message| message.body) else {
+            panic!("the first message is no welcome")
+        };
+        let (beats, every) = (up.clone(), Duration::from_millis(welcome.heartbeat_ms.into()));
+        let heartbeats = tokio::spawn(async move {
+            while beats.send(AgentMessage { body: Some(Up::Heartbeat(Heartbeat {})) }).await.is_ok() {
+                tokio::time::sleep(every).await;
+            }
+        });
+        let (tables, assignments, acknowledged) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { up, down, heartbeats, tables, assignments, acknowledged, welcome })
+    }
+
+    /// Stops speaking, with the stream left open.
+    pub(crate) fn fall_silent(&self) {
+        self.heartbeats.abort();
+    }
+
+    /// Takes messages in until `seen` finds what it looks for.
+    pub(crate) async fn until<T>(
+        &mut self,
+        what: &str,
+        seen: impl Fn(&Self) -> Option<T>,
+    ) -> Result<T, Status> {
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = seen(self) {
+                return Ok(found);
+            }
+            let next = tokio::time::timeout_at(deadline, self.down.message()).await;
+            let next = next.unwrap_or_else(|_| panic!("expected {what} within {DEADLINE:?}, never saw it"));
+            let message = next?.ok_or_else(|| Status::aborted("the stream ended"))?;
+            match message.body.expect("a message without a body") {
+                Down::Welcome(_) => panic!("a second welcome"),
+                Down::Assignments(assignments) => {
+                    let read = |one: &proto::Assignment| serde_json::from_str(&one.assignment_json).unwrap();
+                    self.assignments.extend(assignments.set.iter().map(read));
+                }
+                Down::Table(table) => {
+                    let base = self.tables.last().map_or(0, |last| last.generation);
+                    assert_eq!(table.base_generation, base, "a delta must stand on the table before it");
+                    assert!(
+                        table.generation > base,
+                        "generations must rise: {base}, then {}",
+                        table.generation
+                    );
+                    self.tables.push(table);
+                }
+                Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
+            }
+        }
+    }
+
+    /// Reports a task's state.
+    pub(crate) async fn report(&self, task: &str, state: TaskState, address: Option<&str>) {
+        let container = address.map(|address| ContainerStatus {
+            container_id: format!("container-of-{task}"),
+            pid: 1,
+            exit_code: 0,
+            address: Some(address.parse().unwrap()),
+        });
+        let status = TaskStatus {
+            state,
+            timestamp: chrono::Utc::now(),
+            message: state.as_str().to_owned(),
+            container,
+            ..TaskStatus::default()
+        };
+        let status_json = serde_json::to_string(&status).unwrap();
+        let statuses = vec![proto::TaskStatus { task_id: task.to_owned(), status_json }];
+        let message = AgentMessage { body: Some(Up::Statuses(proto::TaskStatuses { statuses })) };
+        self.up.send(message).await.unwrap();
+    }
+
+    /// The state of the newest entry for a backend of `task` in the tables seen, if there is one.
+    pub(crate) fn backend_of(&self, task: &str) -> Option<proto::MeshBackend> {
+        let all = self.tables.iter().flat_map(|table| &table.backends);
+        all.filter(|backend| backend.task_id == task).next_back().cloned()
+    }
+}
