@@ -1,5 +1,7 @@
 //! The node's `docker.sock` with the unmodified `docker` CLI on one side and a real engine on the other.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 mod engine;
 
 use std::io::{BufRead, BufReader};
@@ -122,6 +124,7 @@ fn the_cli_works_on_containers_through_the_socket() {
     let detached = served.docker(&["exec", "-d", "talker", "true"]);
     assert!(detached.status.success(), "docker exec -d: {}", stderr(&detached));
 
+    build_image(&engine, &served);
     follow_logs(&served);
     attach_with_terminal(&served);
 
@@ -133,6 +136,18 @@ fn the_cli_works_on_containers_through_the_socket() {
         "the engine's errors pass through: {}",
         stderr(&missing)
     );
+}
+
+/// The build context travels in one streamed body.
+fn build_image(engine: &Engine, served: &Served) {
+    let context = engine.path("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("Dockerfile"), "FROM busybox\nCOPY data /data\n").unwrap();
+    std::fs::write(context.join("data"), vec![b'x'; 3_000_000]).unwrap();
+    let built = served.docker(&["build", "-q", "-t", "built:1", context.to_str().unwrap()]);
+    assert!(built.status.success(), "docker build: {}", stderr(&built));
+    let counted = served.docker(&["run", "--rm", "built:1", "wc", "-c", "/data"]);
+    assert_eq!(stdout(&counted), "3000000 /data", "the file that was copied: {}", stderr(&counted));
 }
 
 /// `logs -f` shows lines as they come, not when the container ends.

@@ -50,7 +50,7 @@ const CONNECTIONS_MAX: usize = 1024;
 /// Bytes of a request's head (registry credentials travel there).
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// How long an idle connection or an unfinished head is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+const HEAD_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long open connections may go on after shutdown was asked for.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bollard::errors::Error;
@@ -28,9 +28,12 @@ use super::description::EngineFacts;
 use super::runtime::{ContainerFacts, Health, Phase, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+const CALL_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a pull may make no progress.
-const PULL_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const PULL_IDLE_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// Events of this long before a subscription are asked for too: what happened while the stream was down or being opened.
+const EVENTS_OVERLAP: Duration = Duration::from_secs(5);
 
 /// A Docker engine behind a unix socket.
 #[derive(Debug, Clone)]
@@ -141,7 +144,13 @@ impl Runtime for DockerEngine {
         };
         let filters = [("type", "container"), ("label", NODE_LABEL)];
         let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
-        let options = EventsOptions { filters: Some(HashMap::from(filters)), ..EventsOptions::default() };
+        let since =
+            SystemTime::now().checked_sub(EVENTS_OVERLAP).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let options = EventsOptions {
+            filters: Some(HashMap::from(filters)),
+            since: since.map(|since| since.as_secs().to_string()),
+            ..EventsOptions::default()
+        };
         client
             .events(Some(options))
             .filter_map(async |event| match event {

@@ -114,7 +114,7 @@ fn keep_running(now: Timestamp, situation: &Situation<'_>) -> Step {
         Phase::Created if container.error.is_empty() => Step::Start,
         Phase::Created => Step::Report(failure(now, situation.last, &start_failure(&container.error))),
         Phase::Exited => leave_or(situation, ended(now, situation, container.exit_code)),
-        Phase::Running if situation.last.err == UNHEALTHY => leave_or(situation, Step::Stop),
+        Phase::Running if situation.last.err == UNHEALTHY => Step::Stop,
         Phase::Running => match container.health {
             Health::Unhealthy => {
                 let told = status(now, situation, situation.last.state, &situation.last.message);
@@ -132,10 +132,13 @@ fn run(now: Timestamp, situation: &Situation<'_>, container: &ContainerFacts) ->
     let told = status(now, situation, TaskState::Running, "started");
     if situation.link != current {
         Step::Join
-    } else if situation.last.state < TaskState::Running || situation.last.container != told.container {
-        Step::Report(told)
-    } else {
+    } else if situation.last.state == TaskState::Running
+        && situation.last.container == told.container
+        && situation.last.err.is_empty()
+    {
         Step::Wait
+    } else {
+        Step::Report(told)
     }
 }
 

@@ -173,19 +173,14 @@ impl Worker {
         }
         for assignment in set {
             let id = assignment.task.id.clone();
-            match self.tasks.get_mut(&id) {
-                Some(known) => {
-                    known.ours = true;
-                    let desired = assignment.task.desired_state;
-                    known.goal.send_replace(Goal { assignment: Arc::new(assignment), desired });
-                    self.dirty.insert(id);
-                }
-                None => {
-                    let status = TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() };
-                    self.drive(assignment, status);
-                    self.dirty.insert(id);
-                }
+            if let Some(known) = self.tasks.get_mut(&id) {
+                known.ours = true;
+                let desired = assignment.task.desired_state;
+                known.goal.send_replace(Goal { assignment: Arc::new(assignment), desired });
+            } else {
+                self.drive(assignment, TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() });
             }
+            self.dirty.insert(id);
         }
         self.write();
     }

@@ -63,7 +63,7 @@ pub(super) struct Ulimit {
 pub(super) struct Privileges {
     pub(super) no_new_privileges: bool,
     #[serde(rename = "SELinuxContext")]
-    pub(super) selinux_context: Option<SeLinuxContext>,
+    pub(super) selinux: Option<SeLinux>,
     pub(super) seccomp: Option<Seccomp>,
     pub(super) app_armor: Option<AppArmor>,
     #[serde(flatten)]
@@ -73,7 +73,7 @@ pub(super) struct Privileges {
 /// SELinux labels.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub(super) struct SeLinuxContext {
+pub(super) struct SeLinux {
     pub(super) disable: bool,
     pub(super) user: String,
     pub(super) role: String,

@@ -12,7 +12,7 @@ use mesh_state::spec::{PortConfig, Resources};
 use mesh_state::task::Assignment;
 use serde_json::Value;
 
-use super::extras::{ContainerExtras, Privileges, SeLinuxContext, TaskExtras, is_absent, none_left};
+use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent, none_left};
 use super::template::Context;
 use super::{PlanError, list};
 use crate::task::bridge::NETWORK_NAME;
@@ -125,7 +125,7 @@ fn security(privileges: &Privileges) -> Result<Vec<String>, PlanError> {
     if privileges.no_new_privileges {
         options.push("no-new-privileges:true".to_owned());
     }
-    if let Some(context) = &privileges.selinux_context {
+    if let Some(context) = &privileges.selinux {
         options.extend(selinux_labels(context));
     }
     let invalid = |field: &str, reason: String| PlanError::Invalid {
@@ -156,7 +156,7 @@ fn security(privileges: &Privileges) -> Result<Vec<String>, PlanError> {
     Ok(options)
 }
 
-fn selinux_labels(context: &SeLinuxContext) -> Vec<String> {
+fn selinux_labels(context: &SeLinux) -> Vec<String> {
     if context.disable {
         return vec!["label=disable".to_owned()];
     }

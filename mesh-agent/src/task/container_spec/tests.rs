@@ -54,8 +54,8 @@ fn check(key: &str, value: Value, pointer: &str, expected: Value) {
 }
 
 #[track_caller]
-fn refused(template: Value, expected: &str) {
-    let error = plan(&assignment(template), &node()).expect_err("a refusal");
+fn refused(template: impl Into<Value>, expected: &str) {
+    let error = plan(&assignment(template.into()), &node()).expect_err("a refusal");
     assert!(error.to_string().contains(expected), "expected {expected:?} in {error}");
 }
 

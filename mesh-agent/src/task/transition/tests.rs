@@ -109,8 +109,7 @@ fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
     checked.health = Health::Unhealthy;
     let told = reported(step(TaskState::Running, Some(&checked), &last(TaskState::Running), JOINED));
     assert_eq!((told.state, told.err.as_str()), (TaskState::Running, UNHEALTHY));
-    assert_eq!(step(TaskState::Running, Some(&checked), &told, JOINED), Step::Leave);
-    assert_eq!(step(TaskState::Running, Some(&checked), &told, Link::Apart), Step::Stop);
+    assert_eq!(step(TaskState::Running, Some(&checked), &told, JOINED), Step::Stop);
     let mut stopped = container(Phase::Exited);
     stopped.exit_code = 137;
     let end = reported(step(TaskState::Running, Some(&stopped), &told, Link::Apart));
@@ -131,6 +130,16 @@ fn a_restarted_agent_adopts_what_runs() {
     // Without any memory of it, too.
     let told = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Preparing), Link::Apart));
     assert_eq!(told.state, TaskState::Ready);
+}
+
+#[test]
+fn a_trouble_that_passed_is_no_longer_told() {
+    let runs = container(Phase::Running);
+    let mut known = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Starting), JOINED));
+    assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), Step::Wait);
+    known.err = "connect the task to the mesh: no device".to_owned();
+    let told = reported(step(TaskState::Running, Some(&runs), &known, JOINED));
+    assert_eq!(told.err, "");
 }
 
 #[test]
