@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -53,6 +54,7 @@ pub struct Datapath {
     counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
     tasks: Mutex<BTreeMap<TaskId, Address>>,
+    lacks_neighbours: AtomicBool,
 }
 
 /// What is remembered of the node's network.
@@ -96,6 +98,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         sweeper: Mutex::new(sweeper),
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
+        lacks_neighbours: AtomicBool::new(false),
         config,
     };
     // Before anything is planned: flows hold on to address indexes.
@@ -214,6 +217,11 @@ impl Datapath {
         Ok(generation)
     }
 
+    /// Whether some member node's MAC was missing at the last look: until it is there, XDP leaves that node to TC.
+    pub(super) fn lacks_neighbours(&self) -> bool {
+        self.lacks_neighbours.load(Ordering::Relaxed)
+    }
+
     /// Follows the neighbour table, and reconciles.
     ///
     /// # Errors
@@ -233,6 +241,7 @@ impl Datapath {
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?
         };
+        self.lacks_neighbours.store(hops.values().any(|hop| hop.mac.is_none()), Ordering::Relaxed);
         let mut state = lock(&self.state)?;
         state.facts_mut().hops = hops;
         state.reconcile(Instant::now())

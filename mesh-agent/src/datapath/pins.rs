@@ -77,8 +77,8 @@ impl Pins {
 
     /// Directories of other versions.
     pub(super) fn others(&self) -> Vec<PathBuf> {
-        let mut others = entries(&self.root);
-        others.retain(|path| *path != self.current && path.is_dir());
+        let mut others = versions(&self.root);
+        others.retain(|path| *path != self.current);
         others
     }
 
@@ -104,7 +104,7 @@ impl Pins {
             return Ok(());
         }
         if is_bpffs(&self.root).map_err(failed)? {
-            for path in entries(&self.root) {
+            for path in versions(&self.root) {
                 std::fs::remove_dir_all(&path).map_err(failed)?;
             }
             if is_mount_point(&self.root).map_err(failed)? {
@@ -124,6 +124,17 @@ fn file_name(name: &str) -> String {
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
+}
+
+/// The directories that versions of mesh made: a file system may have entries of its own at its root.
+fn versions(root: &Path) -> Vec<PathBuf> {
+    let is_version = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let mut versions = entries(root);
+    versions.retain(is_version);
+    versions
 }
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {

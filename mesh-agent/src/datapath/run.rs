@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -17,8 +17,9 @@ use super::network::monitor::Monitor;
 use crate::error_chain;
 use crate::view::NodeView;
 
-/// How often the neighbour table is looked at.
-const NEIGHBOURS_PERIOD: Duration = Duration::from_secs(2);
+/// How often the neighbour table is looked at; more often, in doubling steps, after a member node's MAC was found missing.
+const NEIGHBOURS_MIN: Duration = Duration::from_millis(50);
+const NEIGHBOURS_MAX: Duration = Duration::from_secs(2);
 /// How long notices of the network are gathered before they are acted on.
 const NETWORK_SETTLE: Duration = Duration::from_millis(100);
 /// Wait after a failure; doubled up to the maximum.
@@ -59,7 +60,7 @@ impl Datapath {
                 warn!(%error, "can't watch the network: changes are found by looking every now and then");
             })
             .ok();
-        let mut neighbours = ticks(NEIGHBOURS_PERIOD);
+        let mut neighbours_wait = NEIGHBOURS_MIN;
         let mut resync = ticks(self.config.resync_period);
         let mut retry = Retry::default();
         let mut work = Work::View;
@@ -72,6 +73,11 @@ impl Datapath {
                     retry.failed();
                 }
             }
+            neighbours_wait = match work {
+                Work::View | Work::Links if self.lacks_neighbours() => NEIGHBOURS_MIN,
+                _ if self.lacks_neighbours() => (neighbours_wait * 2).min(NEIGHBOURS_MAX),
+                _ => NEIGHBOURS_MAX,
+            };
             work = tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = view.changed() => match changed {
@@ -80,7 +86,7 @@ impl Datapath {
                 },
                 () = noticed(monitor.as_ref()) => Work::Links,
                 () = retry.due() => Work::Links,
-                _ = neighbours.tick() => Work::Neighbours,
+                () = sleep(neighbours_wait) => Work::Neighbours,
                 _ = resync.tick() => Work::Resync,
             };
         }
@@ -133,7 +139,7 @@ async fn noticed(monitor: Option<&Monitor>) {
     if let Err(error) = monitor.changed().await {
         warn!(%error, "the watch on the network failed");
     }
-    tokio::time::sleep(NETWORK_SETTLE).await;
+    sleep(NETWORK_SETTLE).await;
 }
 
 fn ticks(period: Duration) -> Interval {

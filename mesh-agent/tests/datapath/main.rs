@@ -1,0 +1,378 @@
+//! The data plane on real kernels parts: two nodes in namespaces of their own, a task on the second, a client that speaks to both.
+//!
+//! Needs root. Without it the tests say so and pass on a developer's machine, and fail in CI.
+
+mod netlab;
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mesh_agent::datapath::{self, Datapath, DatapathConfig, DatapathMode, TableSizes, TaskLink};
+use mesh_agent::view::{BackendState, BackendView, NodeView, PeerNode, PortView, ServiceView};
+use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::lb::Policy;
+use mesh_state::spec::Protocol;
+use netlab::{CLIENT, NODES, Netlab, TASK, run};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const PUBLISHED: u16 = 80;
+const TARGET: u16 = 8080;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Whether privileged tests can run here.
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "CI must run the privileged tests as root");
+    if !root {
+        eprintln!("skipped: this test needs root");
+    }
+    root
+}
+
+fn view(node: usize, generation: u64, states: &[BackendState]) -> NodeView {
+    let mut view = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
+    view.generation = generation;
+    for (number, address) in NODES.iter().enumerate() {
+        let id = NodeId::from(format!("node{number}"));
+        view.nodes.insert(id.clone(), PeerNode { id, address: *address, hostname: String::new() });
+    }
+    let service_id = ServiceId::from("web");
+    let port = PortView { protocol: Protocol::Tcp, published: PUBLISHED, target: TARGET };
+    view.services.insert(
+        service_id.clone(),
+        ServiceView {
+            id: service_id.clone(),
+            name: "web".to_owned(),
+            policy: Policy::RoundRobin,
+            ports: vec![port],
+        },
+    );
+    for state in states {
+        let id = BackendId::new(7).expect("7 is an id");
+        let backend = BackendView {
+            id,
+            service_id: service_id.clone(),
+            task_id: TaskId::from("task1"),
+            task_name: "web.1".to_owned(),
+            node_id: NodeId::from("node1"),
+            address: IpAddr::V4(TASK),
+            protocol: Protocol::Tcp,
+            published: PUBLISHED,
+            target: TARGET,
+            state: *state,
+            weight: NonZeroU32::MIN,
+            container_id: String::new(),
+        };
+        view.backends.insert(id, backend);
+    }
+    view
+}
+
+/// A running data plane on one of the nodes.
+struct Node {
+    datapath: Arc<Datapath>,
+    views: watch::Sender<Arc<NodeView>>,
+    applied: watch::Receiver<u64>,
+    shutdown: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Node {
+    fn start(lab: &Netlab, node: usize, config: &DatapathConfig) -> Self {
+        let config = config.clone();
+        lab.nodes[node].call(move || {
+            let datapath =
+                datapath::open(config).unwrap_or_else(|error| panic!("{}", mesh_agent::error_chain(&error)));
+            let nothing = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
+            let (views, view) = watch::channel(Arc::new(nothing));
+            let (applied, applications) = watch::channel(0);
+            let shutdown = CancellationToken::new();
+            let running = datapath.clone().run(view, applied, shutdown.clone());
+            let thread = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(running);
+            });
+            Self { datapath, views, applied: applications, shutdown, thread: Some(thread) }
+        })
+    }
+
+    fn apply(&self, view: NodeView) {
+        let generation = view.generation;
+        self.views.send_replace(Arc::new(view));
+        eventually("the view is applied", || *self.applied.borrow() == generation);
+    }
+
+    fn stop(mut self) {
+        self.shutdown.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the loop ends");
+        }
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Answers each connection with the client's address in a line, then with whatever it gets.
+fn serve(lab: &Netlab) {
+    lab.task.call(|| {
+        let listener = TcpListener::bind((TASK, TARGET)).expect("the task listens");
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                std::thread::spawn(move || {
+                    let Ok(peer) = stream.peer_addr() else { return };
+                    if writeln!(stream, "{}", peer.ip()).is_err() {
+                        return;
+                    }
+                    let mut buffer = [0; 16_384];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..count]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// Connects and reads whom the task takes the client for.
+fn connect(node: Ipv4Addr) -> std::io::Result<(TcpStream, String)> {
+    let address = SocketAddr::from((node, PUBLISHED));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    Ok((stream, String::from_utf8_lossy(&line).trim().to_owned()))
+}
+
+/// Sends bytes and expects the same back.
+fn echo(stream: &mut TcpStream, bytes: usize) {
+    let sent: Vec<u8> = (0..bytes).map(|i| u8::try_from(i % 251).unwrap_or_default()).collect();
+    let mut writer = stream.try_clone().expect("a second handle");
+    let to_send = sent.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&to_send));
+    let mut seen = vec![0; bytes];
+    stream.read_exact(&mut seen).expect("the bytes come back");
+    writing.join().expect("the writer ends").expect("the bytes are sent");
+    assert!(seen == sent, "the bytes came back changed");
+}
+
+fn check_client_address(lab: &Netlab, node: usize) {
+    let seen = lab.client.call(move || connect(NODES[node]).map(|(_, seen)| seen));
+    let seen = seen.unwrap_or_else(|error| panic!("connection through node {}: {error}", node + 1));
+    assert_eq!(seen, CLIENT.to_string(), "client's address at the task, through node {}", node + 1);
+}
+
+fn configs(name: &str, mode: DatapathMode) -> [DatapathConfig; 2] {
+    [0, 1].map(|node| DatapathConfig {
+        mode,
+        interfaces: vec!["eth0".to_owned()],
+        address: Some(NODES[node]),
+        bpffs: PathBuf::from(format!("/run/mesh-test-{}-{name}/{node}", std::process::id())),
+        tables: TableSizes { half_open: 4096, established: 8192 },
+        sweep_period: Duration::from_secs(1),
+        resync_period: Duration::from_secs(2),
+        ..DatapathConfig::default()
+    })
+}
+
+/// Removes the pins' directories, whatever happens.
+struct Traces {
+    configs: [DatapathConfig; 2],
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        for config in &self.configs {
+            if config.bpffs.exists() {
+                drop(std::process::Command::new("umount").arg("-lq").arg(&config.bpffs).status());
+            }
+        }
+        if let Some(directory) = self.configs[0].bpffs.parent() {
+            drop(std::fs::remove_dir_all(directory));
+        }
+    }
+}
+
+fn opened(node: &Node) -> u64 {
+    let stats = node.datapath.stats().expect("figures");
+    stats.frontends.iter().map(|frontend| frontend.stats.opened).sum()
+}
+
+/// The whole story on one datapath.
+fn story(name: &str, mode: DatapathMode) {
+    if !is_root() {
+        return;
+    }
+    let configs = configs(name, mode);
+    let traces = Traces { configs: configs.clone() };
+    let lab = Netlab::new(name, mode == DatapathMode::Xdp);
+    serve(&lab);
+    let nodes = [0, 1].map(|node| Node::start(&lab, node, &configs[node]));
+    let task = TaskLink { task_id: TaskId::from("task1"), pid: lab.task_process.id(), address: TASK };
+    attach(&lab, &nodes[1], &task);
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 1, &[BackendState::Active]));
+    }
+    for _ in 0..20 {
+        check_client_address(&lab, 0);
+        check_client_address(&lab, 1);
+    }
+    assert_eq!(opened(&nodes[0]), 20, "connections counted at the first node");
+    assert_eq!(opened(&nodes[1]), 20, "connections counted at the second node");
+    check_hooks(&nodes[0], mode);
+    let tunnelled = through_device(&lab);
+    for _ in 0..20 {
+        check_client_address(&lab, 0);
+    }
+    let by_device = through_device(&lab) - tunnelled;
+    assert_eq!(
+        by_device > 0,
+        mode != DatapathMode::Xdp,
+        "whether packets took the kernel's VXLAN device, not XDP"
+    );
+
+    let mut live = lab.client.call(|| connect(NODES[0])).expect("a long connection").0;
+    echo(&mut live, 1 << 20);
+    let nodes = restart(&lab, nodes, &configs, &task);
+    echo(&mut live, 1 << 20);
+    check_live(&nodes[0], 1);
+
+    goes_away(&lab, &nodes, live);
+    nodes.into_iter().for_each(Node::stop);
+    uninstall(&lab, &configs);
+    drop(lab);
+    drop(traces);
+}
+
+fn attach(lab: &Netlab, node: &Node, task: &TaskLink) {
+    let (datapath, task) = (node.datapath.clone(), task.clone());
+    lab.nodes[1].call(move || datapath.attach_task(&task)).expect("the task is plugged in");
+}
+
+/// Packets that the first node has sent through the VXLAN device; XDP encapsulates by itself, once it knows the other node's MAC.
+fn through_device(lab: &Netlab) -> u64 {
+    let namespace = lab.node_namespace(0);
+    let links = run(&format!("ip -n {namespace} -s -j link show mesh-vxlan0"));
+    let links: serde_json::Value = serde_json::from_str(&links).expect("ip speaks JSON");
+    links[0]["stats64"]["tx"]["packets"].as_u64().expect("a count of packets")
+}
+
+fn check_hooks(node: &Node, mode: DatapathMode) {
+    let hooks = node.datapath.stats().expect("figures").hooks;
+    let mut seen: Vec<String> =
+        hooks.iter().map(|hook| format!("{} {} {}", hook.interface, hook.hook, hook.mode)).collect();
+    seen.sort_unstable();
+    let expected: &[&str] = match mode {
+        DatapathMode::Xdp => &["eth0 tc tcx", "eth0 xdp native", "mesh-vxlan0 tc tcx"],
+        DatapathMode::Tc | DatapathMode::Auto => &["eth0 tc tcx", "mesh-vxlan0 tc tcx"],
+    };
+    assert_eq!(seen, expected, "attached programs");
+}
+
+/// Both agents stop and start while the client keeps connecting; nothing may fail, before a view comes and after.
+fn restart(lab: &Netlab, nodes: [Node; 2], configs: &[DatapathConfig; 2], task: &TaskLink) -> [Node; 2] {
+    let (running, connections) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let knocking = {
+        let (running, connections) = (running.clone(), connections.clone());
+        lab.client.call(move || {
+            std::thread::spawn(move || -> Result<(), String> {
+                while running.load(Ordering::Relaxed) {
+                    for node in NODES {
+                        connect(node).map_err(|error| format!("through {node}: {error}"))?;
+                        connections.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            })
+        })
+    };
+    let counted = opened(&nodes[0]);
+    nodes.into_iter().for_each(Node::stop);
+    let nodes = [0, 1].map(|node| Node::start(lab, node, &configs[node]));
+    let adopted = connections.load(Ordering::Relaxed);
+    eventually("connections without a view", || connections.load(Ordering::Relaxed) > adopted + 10);
+    attach(lab, &nodes[1], task);
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 2, &[BackendState::Active]));
+    }
+    running.store(false, Ordering::Relaxed);
+    let knocked = knocking.join().expect("the client's thread ends");
+    assert_eq!(knocked, Ok(()), "after {} good connections", connections.load(Ordering::Relaxed));
+    assert!(opened(&nodes[0]) > counted, "counters went on from {counted}");
+    nodes
+}
+
+fn check_live(node: &Node, expected: u64) {
+    let live = || {
+        let stats = node.datapath.stats().expect("figures");
+        stats.backends.iter().map(|backend| (backend.id, backend.live)).collect::<BTreeMap<_, _>>()
+    };
+    let start = Instant::now();
+    while live() != BTreeMap::from([(7, expected)]) {
+        assert!(start.elapsed() < DEADLINE, "live connections: {expected} expected, {:?} seen", live());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The backend drains, then leaves the table.
+fn goes_away(lab: &Netlab, nodes: &[Node; 2], mut live: TcpStream) {
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 3, &[BackendState::Draining]));
+    }
+    echo(&mut live, 1000);
+    check_client_address(lab, 0);
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 4, &[]));
+    }
+    for node in NODES {
+        let refused = lab.client.call(move || connect(node)).map(drop).map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "no backend is left at {node}");
+    }
+    let cut = live.write_all(b"x").and_then(|()| live.read_exact(&mut [0]));
+    let cut = cut.map_err(|error| error.kind());
+    assert_eq!(cut, Err(ErrorKind::ConnectionReset), "the flow of a backend that is gone");
+}
+
+fn uninstall(lab: &Netlab, configs: &[DatapathConfig; 2]) {
+    for (node, config) in configs.iter().enumerate() {
+        let (removed, namespace) = (config.clone(), lab.node_namespace(node));
+        lab.nodes[node].call(move || datapath::uninstall(&removed)).expect("all goes");
+        assert!(!config.bpffs.exists(), "{} is still there", config.bpffs.display());
+        let links = run(&format!("ip -n {namespace} -o link"));
+        assert!(!links.contains("mesh-vxlan0") && !links.contains("prog/xdp"), "left behind: {links}");
+        let tables = run(&format!("ip netns exec {namespace} nft list tables"));
+        assert!(!tables.contains("mesh"), "left behind: {tables}");
+        let programs = run(&format!("nsenter --net=/run/netns/{namespace} bpftool net"));
+        assert!(!programs.contains("mesh_"), "left behind: {programs}");
+    }
+}
+
+#[test]
+fn tc_carries_restarts_and_leaves_nothing() {
+    story("tc", DatapathMode::Tc);
+}
+
+#[test]
+fn xdp_carries_restarts_and_leaves_nothing() {
+    story("xdp", DatapathMode::Xdp);
+}
