@@ -66,3 +66,95 @@ fn assignment(task: &Stored<Task>, spec: &ServiceSpec, snapshot: &ClusterSnapsho
         task,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, ingress, service, task};
+
+    fn world() -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        let mut web = service("web", 2);
+        web.spec.labels.insert("k".to_owned(), "v".to_owned());
+        world.put_service(&web);
+        assign(&mut world, "t1", 1, "a", TaskState::Running);
+        assign(&mut world, "t2", 2, "b", TaskState::Running);
+        world
+    }
+
+    fn assign(world: &mut World, id: &str, slot: u64, node: &str, desired: TaskState) {
+        let mut task = task(id, "web", slot);
+        task.node_id = Some(node.into());
+        task.desired_state = desired;
+        world.put_task(&task);
+    }
+
+    /// What a message says: whether it is full, the tasks set with their desired states, the tasks removed.
+    fn read(message: &proto::Assignments) -> (bool, Vec<(String, TaskState)>, Vec<String>) {
+        let set = message.set.iter().map(|one| {
+            let assignment: Assignment = serde_json::from_str(&one.assignment_json).unwrap();
+            (one.task_id.clone(), assignment.task.desired_state)
+        });
+        (message.full, set.collect(), message.removed_task_ids.clone())
+    }
+
+    fn told(told: &mut Told, world: &World) -> Option<(bool, Vec<(String, TaskState)>, Vec<String>)> {
+        tell(told, &"a".into(), &world.snapshot).unwrap().as_ref().map(read)
+    }
+
+    fn set(id: &str, state: TaskState) -> Vec<(String, TaskState)> {
+        vec![(id.to_owned(), state)]
+    }
+
+    #[test]
+    fn everything_first_then_what_changed() {
+        let (mut world, mut known) = (world(), Told::default());
+        assert_eq!(told(&mut known, &world), Some((true, set("t1", TaskState::Running), vec![])));
+        assert_eq!(told(&mut known, &world), None, "nothing changed");
+        world.report(&"t1".into(), TaskState::Running);
+        assert_eq!(told(&mut known, &world), None, "a status is the node's own word");
+
+        assign(&mut world, "t1", 1, "a", TaskState::Shutdown);
+        assert_eq!(told(&mut known, &world), Some((false, set("t1", TaskState::Shutdown), vec![])));
+        world.delete(mesh_state::keys::task(&"t1".into()));
+        assert_eq!(told(&mut known, &world), Some((false, vec![], vec!["t1".to_owned()])));
+    }
+
+    #[test]
+    fn a_node_without_tasks_is_told_so_once() {
+        let mut known = Told::default();
+        let world = World::with_nodes(["a"]);
+        assert_eq!(told(&mut known, &world), Some((true, vec![], vec![])));
+        assert_eq!(told(&mut known, &world), None);
+    }
+
+    #[test]
+    fn a_task_that_ended_is_never_one_to_run() {
+        let mut world = world();
+        world.report(&"t1".into(), TaskState::Failed);
+        let seen = told(&mut Told::default(), &world);
+        assert_eq!(
+            seen,
+            Some((true, set("t1", TaskState::Shutdown), vec![])),
+            "told to a node that lost its memory"
+        );
+    }
+
+    #[test]
+    fn an_assignment_names_what_containers_are_called_and_published_by() {
+        let mut world = World::with_nodes(["a"]);
+        let mut web = service("web", 1);
+        let mut host = ingress(9000, 80);
+        host.publish_mode = PublishMode::Host;
+        web.spec.endpoint_spec.get_or_insert_default().ports = vec![ingress(80, 80), host.clone()];
+        web.spec.labels.insert("k".to_owned(), "v".to_owned());
+        world.put_service(&web);
+        assign(&mut world, "t1", 1, "a", TaskState::Running);
+        let message = tell(&mut Told::default(), &"a".into(), &world.snapshot).unwrap().unwrap();
+        let assignment: Assignment = serde_json::from_str(&message.set[0].assignment_json).unwrap();
+        assert_eq!((assignment.name.as_str(), assignment.service_name.as_str()), ("web.1", "web"));
+        assert_eq!(assignment.host_ports, [host]);
+        assert_eq!(assignment.service_labels.get("k").map(String::as_str), Some("v"));
+        assert_eq!(assignment.spec.container_spec.map(|container| container.image).as_deref(), Some("nginx"));
+    }
+}

@@ -168,3 +168,117 @@ fn write<T, V: Serialize>(
 fn stored_status<'a>(snapshot: &'a ClusterSnapshot, task: &TaskId) -> Option<&'a TaskStatus> {
     snapshot.statuses.get(task).map(|stored| &stored.value)
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::task::TaskState;
+
+    use super::*;
+    use crate::fixtures::{World, service, task};
+
+    /// Node `a`, heard by manager `m1`, with task `t1` assigned; node `b` with nothing.
+    fn world() -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        world.put_service(&service("web", 1));
+        let mut first = task("t1", "web", 1);
+        first.node_id = Some("a".into());
+        world.put_task(&first);
+        world
+    }
+
+    fn status(state: TaskState) -> TaskStatus {
+        TaskStatus { state, ..TaskStatus::default() }
+    }
+
+    fn heard(state: NodeState) -> Heard {
+        Heard { state, since: Timestamp::default() }
+    }
+
+    /// The keys that a manager would write, after what is settled is dropped.
+    fn keys_of(mailbox: &mut Mailbox, world: &World, manager: &str) -> Vec<String> {
+        mailbox.settle(&world.snapshot, manager);
+        let entries = mailbox.entries(&world.snapshot, manager, world.now).unwrap();
+        let key = |entry: Entry| match entry.op {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        };
+        entries.into_iter().map(key).collect()
+    }
+
+    #[test]
+    fn a_status_waits_until_the_store_holds_it() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        mailbox.put_status("a".into(), "t1".into(), status(TaskState::Starting));
+        mailbox.put_status("a".into(), "t1".into(), status(TaskState::Running));
+        mailbox.put_status("a".into(), "t1".into(), status(TaskState::Preparing));
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), [keys::status(&"t1".into())]);
+        let entry = mailbox.entries(&world.snapshot, "m1", world.now).unwrap().remove(0);
+        let Op::Put { value, .. } = entry.op else { panic!("a status was deleted") };
+        assert_eq!(
+            codec::decode::<TaskStatus>(&value).unwrap().state,
+            TaskState::Running,
+            "the highest counts"
+        );
+        assert!(
+            entry.compares.contains(&Compare::Exists(keys::task(&"t1".into()))),
+            "no status without its task"
+        );
+
+        world.report(&"t1".into(), TaskState::Running);
+        world.report_status(&"t1".into(), status(TaskState::Running));
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
+        assert!(mailbox.is_empty());
+    }
+
+    #[test]
+    fn a_node_speaks_for_its_own_tasks_only() {
+        let (world, mut mailbox) = (world(), Mailbox::default());
+        mailbox.put_status("b".into(), "t1".into(), status(TaskState::Failed));
+        mailbox.put_status("a".into(), "gone".into(), status(TaskState::Failed));
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_state_that_ended_stays() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        world.report(&"t1".into(), TaskState::Failed);
+        mailbox.put_status("a".into(), "t1".into(), status(TaskState::Running));
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn liveness_has_one_writer_at_a_time() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        let key = keys::liveness(&"a".into());
+        mailbox.put_heard("a".into(), heard(NodeState::Ready));
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "it is ready here already");
+        mailbox.put_heard("a".into(), heard(NodeState::Ready));
+        assert_eq!(keys_of(&mut mailbox, &world, "m2"), [key.clone()], "another manager takes it over");
+        let mut late = Mailbox::default();
+        late.put_heard("a".into(), heard(NodeState::Silent));
+        assert_eq!(keys_of(&mut late, &world, "m2"), Vec::<String>::new(), "m2 holds no stream of it");
+        late.put_heard("a".into(), heard(NodeState::Silent));
+        assert_eq!(keys_of(&mut late, &world, "m1"), [key], "its own manager says so");
+        world.set_liveness(&"a".into(), NodeState::Down);
+        assert_eq!(keys_of(&mut late, &world, "m1"), Vec::<String>::new(), "down is more than silent");
+    }
+
+    #[test]
+    fn acknowledgements_rise_and_descriptions_settle() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        mailbox.put_ack("a".into(), 5);
+        mailbox.put_ack("a".into(), 9);
+        mailbox.put_ack("unknown".into(), 9);
+        let description = NodeDescription { hostname: "host".to_owned(), ..NodeDescription::default() };
+        let address: IpAddr = "10.0.0.9".parse().unwrap();
+        mailbox.put_description("b".into(), description.clone(), address);
+        let expected = [keys::node(&"b".into()), keys::ack(&"a".into())];
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), expected);
+
+        world.put(keys::ack(&"a".into()), &9_u64);
+        world.update_node("b", |node| {
+            node.description = description;
+            node.address = Some(address);
+        });
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
+    }
+}
