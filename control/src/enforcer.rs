@@ -43,3 +43,50 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     }
     plan
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, service, task};
+
+    #[test]
+    fn a_changed_label_stops_the_task_with_a_reason() {
+        let mut world = World::with_nodes(["a"]);
+        world.update_node("a", |node| drop(node.spec.labels.insert("zone".to_owned(), "in".to_owned())));
+        let mut web = service("web", 1);
+        web.spec
+            .task_template
+            .placement
+            .get_or_insert_default()
+            .constraints
+            .push("node.labels.zone==in".to_owned());
+        world.put_service(&web);
+        let mut running = task("t", "web", 1);
+        running.node_id = Some("a".into());
+        world.put_task(&running);
+        world.report(&running.id, TaskState::Running);
+        assert_eq!(world.run(plan), Plan::default(), "the node meets the constraint");
+
+        world.update_node("a", |node| drop(node.spec.labels.insert("zone".to_owned(), "out".to_owned())));
+        world.run(plan);
+        let stopped = &world.snapshot.tasks[&running.id];
+        assert_eq!((stopped.desired_state, stopped.shutdown_at), (TaskState::Shutdown, Some(world.now)));
+        world.report(&running.id, TaskState::Shutdown);
+        assert_eq!(world.snapshot.error_of(&world.snapshot.tasks[&running.id]), ERROR);
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
+    }
+
+    #[test]
+    fn a_changed_spec_is_left_to_the_updater() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_service(&service("web", 1));
+        let mut running = task("t", "web", 1);
+        running.node_id = Some("a".into());
+        world.put_task(&running);
+        world.update_service("web", |spec| {
+            let placement = spec.task_template.placement.get_or_insert_default();
+            placement.constraints.push("node.labels.zone==in".to_owned());
+        });
+        assert_eq!(world.run(plan), Plan::default());
+    }
+}

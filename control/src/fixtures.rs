@@ -15,8 +15,8 @@ use mesh_state::service::Service;
 use mesh_state::spec::{PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
 use mesh_state::store::{Change, KeyValue};
 use mesh_state::task::{Slot, Task, TaskEndpoint, TaskState, TaskStatus};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
 use serde::Serialize;
 
 use crate::plan::{Action, Plan};
@@ -152,6 +152,13 @@ impl World {
         self.created.remove(&key);
         let mod_revision = self.snapshot.revision + 1;
         self.snapshot.apply(Change::Deleted { key, mod_revision });
+    }
+
+    /// Runs one planner and commits what it planned.
+    pub(crate) fn run(&mut self, plan: fn(Timestamp, &ClusterSnapshot, &mut dyn RngCore) -> Plan) -> Plan {
+        let planned = plan(self.now, &self.snapshot, &mut self.rng);
+        self.commit(&planned);
+        planned
     }
 
     pub(crate) fn commit(&mut self, plan: &Plan) {

@@ -114,3 +114,82 @@ fn orphan(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task, message: &str
         expected: reported.map(|status| status.mod_revision),
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::fixtures::{World, service, task};
+
+    fn state(world: &World) -> NodeState {
+        world.snapshot.node_state(&"a".into())
+    }
+
+    #[test]
+    fn a_node_is_down_after_fifteen_silent_seconds_and_not_before() {
+        let mut world = World::with_nodes(["a"]);
+        world.set_liveness(&"a".into(), NodeState::Silent);
+        let plan = world.run(plan);
+        assert_eq!(plan.wake_at, Some(world.now + TimeDelta::seconds(15)));
+        world.pass(14);
+        world.run(super::plan);
+        assert_eq!(state(&world), NodeState::Silent, "down after 14 s");
+        world.pass(1);
+        world.run(super::plan);
+        let liveness = &world.snapshot.liveness[&"a".into()];
+        assert_eq!(
+            (liveness.state, liveness.since, liveness.message.as_str()),
+            (NodeState::Down, world.now, "heartbeat failure")
+        );
+    }
+
+    #[test]
+    fn a_node_whose_manager_vanished_is_silent() {
+        let mut world = World::with_nodes(["a"]);
+        world.run(plan);
+        assert_eq!(state(&world), NodeState::Ready, "no manager is known at all");
+        let now = world.now;
+        let manager = |name: &str| mesh_state::cluster::Manager {
+            name: name.to_owned(),
+            address: String::new(),
+            since: now,
+        };
+        world.put(mesh_state::keys::manager("m1"), &manager("m1"));
+        world.run(plan);
+        assert_eq!(state(&world), NodeState::Ready, "its manager lives");
+        world.put(mesh_state::keys::manager("m2"), &manager("m2"));
+        world.delete(mesh_state::keys::manager("m1"));
+        world.run(plan);
+        assert_eq!(state(&world), NodeState::Silent, "its manager is gone");
+    }
+
+    #[test]
+    fn tasks_are_orphaned_a_day_after_their_node_went_down() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_service(&service("web", 1));
+        let mut running = task("t", "web", 1);
+        running.node_id = Some("a".into());
+        world.put_task(&running);
+        world.report(&running.id, TaskState::Running);
+        world.set_liveness(&"a".into(), NodeState::Down);
+        world.pass(86_399);
+        assert_eq!(world.run(plan).wake_at, Some(world.now + TimeDelta::seconds(1)));
+        assert_eq!(world.snapshot.state_of(&running), TaskState::Running);
+        world.pass(1);
+        world.run(plan);
+        assert_eq!(world.snapshot.state_of(&running), TaskState::Orphaned);
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
+    }
+
+    #[test]
+    fn tasks_of_a_removed_node_are_orphaned_at_once() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_service(&service("web", 1));
+        let mut running = task("t", "web", 1);
+        running.node_id = Some("gone".into());
+        world.put_task(&running);
+        world.run(plan);
+        assert_eq!(world.snapshot.state_of(&running), TaskState::Orphaned);
+    }
+}

@@ -11,3 +11,6 @@ pub mod slots;
 pub mod global;
 pub mod reap;
 pub mod replicated;
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use super::create::stopped;
 use super::slots::{self, SlotTasks};
 use crate::plan::{Action, Plan};
 use crate::restart::{decide, history};
-use crate::snapshot::ClusterSnapshot;
+use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Terminal tasks kept in each slot when the cluster's record says nothing, as in Swarm.
 const HISTORY_LIMIT: u64 = 5;
@@ -27,8 +27,9 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     for task in snapshot.tasks.values() {
         let removed = !snapshot.services.contains_key(&task.service_id);
         if (removed || task.desired_state == TaskState::Remove) && is_gone(snapshot, task) {
-            plan.actions.push(Action::DeleteTask { id: task.id.clone(), expected: task.mod_revision });
+            forget(task, "it was removed", &mut plan);
         } else if removed && task.desired_state != TaskState::Remove {
+            plan.reasons.push(format!("task {} goes: its service was removed", task.id));
             plan.actions.push(stopped(now, task, TaskState::Remove));
         }
     }
@@ -38,11 +39,13 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
             forget_history(snapshot, tasks, limit, &mut plan);
         }
     }
-    if !plan.actions.is_empty() {
-        plan.reasons.push(format!("{} tasks are removed or forgotten", plan.actions.len()));
-    }
     forget_specs(snapshot, &mut plan);
     plan
+}
+
+fn forget(task: &Stored<Task>, reason: &str, plan: &mut Plan) {
+    plan.reasons.push(format!("task {} in slot {} is forgotten: {reason}", task.id, task.slot));
+    plan.actions.push(Action::DeleteTask { id: task.id.clone(), expected: task.mod_revision });
 }
 
 /// Whether no node holds anything of a task.
@@ -61,7 +64,7 @@ fn forget_history(snapshot: &ClusterSnapshot, tasks: &SlotTasks<'_>, limit: u64,
         let is_attempt = history::ended_by_itself(snapshot, task);
         attempts += u64::from(is_attempt);
         if position >= keep && !(is_attempt && attempts <= counted) {
-            plan.actions.push(Action::DeleteTask { id: task.id.clone(), expected: task.mod_revision });
+            forget(task, "its slot has newer history", plan);
         }
     }
 }

@@ -9,3 +9,6 @@ pub mod history;
 
 pub mod promote;
 pub mod replace;
+
+#[cfg(test)]
+mod tests;

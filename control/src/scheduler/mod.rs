@@ -153,3 +153,6 @@ fn refuse(now: Timestamp, task: &Stored<Task>, refusals: &Refusals, plan: &mut P
     value.leader_status.timestamp = now;
     plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
 }
+
+#[cfg(test)]
+mod tests;
