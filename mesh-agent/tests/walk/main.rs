@@ -16,6 +16,8 @@ use node::{Datapath, Node, PUBLISHED, TASK_PORT};
 use socket2::{Domain, Socket, Type};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+/// What the node's own listener says it is.
+const NOT_A_TASK: u8 = 99;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Client and two nodes, each with a task; dropping it removes everything.
@@ -115,8 +117,8 @@ fn serve(node: &Node) {
     node.netns.spawn(move || {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PUBLISHED)).expect("node listens");
         ready.send(()).expect("test waits");
-        for mut stream in listener.incoming().flatten() {
-            stream.write_all(b"99 0.0.0.0:0\n").ok();
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || echo(stream, NOT_A_TASK));
         }
     });
     for _ in 0..2 {
@@ -249,6 +251,18 @@ fn a_flow_lives_as_long_as_its_backend(cluster: &mut Cluster) {
     }
 }
 
+/// A connection that the node's own listener accepted before the port was published is left to it.
+fn an_older_connection_goes_on(cluster: &mut Cluster) {
+    cluster.nodes[0].unpublish();
+    let mut stream = cluster.connect(1, 0).expect("connection");
+    assert_eq!(greet(&mut stream).task, NOT_A_TASK);
+    cluster.nodes[0].publish(&[2], Policy::RoundRobin);
+    assert_eq!(cluster.ask(1).task, 2, "new connections go to the task");
+    stream.write_all(b"on").expect("write");
+    let mut back = [0; 2];
+    stream.read_exact(&mut back).expect("the older connection goes on");
+}
+
 /// What node 1 does not know, the task's node answers.
 fn the_tasks_node_refuses_for_a_dead_backend(cluster: &mut Cluster) {
     cluster.nodes[0].publish(&[2], Policy::RoundRobin);
@@ -275,6 +289,7 @@ fn walk(datapath: Datapath) {
     without_backend_a_connection_is_refused_at_once(&mut cluster);
     a_flow_lives_as_long_as_its_backend(&mut cluster);
     the_tasks_node_refuses_for_a_dead_backend(&mut cluster);
+    an_older_connection_goes_on(&mut cluster);
 }
 
 #[test]

@@ -146,6 +146,13 @@ impl Node {
         self.insert(names::SERVICES, ServiceKey::tcp(PUBLISHED), service);
     }
 
+    /// Takes the port back.
+    pub(crate) fn unpublish(&mut self) {
+        let map = self.programs.map_mut(names::SERVICES).expect("map of services");
+        let mut services: HashMap<_, ServiceKey, Service> = HashMap::try_from(map).expect("hash");
+        services.remove(&ServiceKey::tcp(PUBLISHED)).expect("the port is published");
+    }
+
     /// The counters of a backend, over all CPUs.
     pub(crate) fn backend_stats(&self, number: u8) -> BackendStats {
         let map = self.programs.map(names::BACKEND_STATS).expect("map of stats");

@@ -10,6 +10,7 @@ mod programs {
     use mesh_ebpf::abi::Direction;
     use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, origin};
     use mesh_ebpf::pipeline;
+    use mesh_ebpf::verdict::Verdict;
 
     #[xdp(frags)]
     fn mesh_xdp(context: XdpContext) -> u32 {
@@ -20,7 +21,10 @@ mod programs {
     #[classifier]
     fn mesh_uplink(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let verdict = pipeline::uplink(&mut Skb::new(context.skb.skb), &kernel);
+        let verdict = match Skb::new(context.skb.skb) {
+            Some(mut packet) => pipeline::uplink(&mut packet, &kernel),
+            None => Verdict::Pass,
+        };
         act_skb(context.skb.skb, &kernel, Direction::Request, verdict)
     }
 
@@ -29,14 +33,20 @@ mod programs {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
         let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
-        let verdict = pipeline::tunnel(&mut Skb::new(context.skb.skb), &kernel, origin);
+        let verdict = match Skb::new(context.skb.skb) {
+            Some(mut packet) => pipeline::tunnel(&mut packet, &kernel, origin),
+            None => Verdict::Pass,
+        };
         act_skb(context.skb.skb, &kernel, direction, verdict)
     }
 
     #[classifier]
     fn mesh_task(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let verdict = pipeline::task(&mut Skb::new(context.skb.skb), &kernel);
+        let verdict = match Skb::new(context.skb.skb) {
+            Some(mut packet) => pipeline::task(&mut packet, &kernel),
+            None => Verdict::Pass,
+        };
         act_skb(context.skb.skb, &kernel, Direction::Reply, verdict)
     }
 

@@ -24,18 +24,22 @@ pub struct Skb {
 }
 
 impl Skb {
-    /// The packet of this context, with its headers where programs can read them.
+    /// The packet of this context, with its headers where programs can read them. `None` for a VLAN's: the kernel has
+    /// taken the tag out of the frame by now, which looks like one of the untagged network.
     #[inline(always)]
-    pub fn new(skb: *mut __sk_buff) -> Self {
+    pub fn new(skb: *mut __sk_buff) -> Option<Self> {
         // SAFETY: the context is valid for the program's run.
         unsafe {
+            if (*skb).vlan_present != 0 {
+                return None;
+            }
             let wanted = if (*skb).len < HEADERS_MAX { (*skb).len } else { HEADERS_MAX };
             if (*skb).data_end - (*skb).data < wanted {
                 // If that fails, parsing finds the packet too short and leaves it to the host stack.
                 bpf_skb_pull_data(skb, wanted);
             }
         }
-        Self { skb }
+        Some(Self { skb })
     }
 
     #[inline(always)]
