@@ -9,6 +9,8 @@ use crate::parse::tcp::Flags;
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
+/// How long a task has to answer a SYN before a repeated one goes elsewhere. Clients repeat after a second (RFC 6298).
+pub const ANSWER_TIMEOUT_NS: u64 = SECOND_NS / 2;
 /// How long an unconfirmed flow is remembered.
 pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long an idle flow is remembered.
@@ -59,10 +61,16 @@ pub const fn closes(before: u32, added: u32) -> bool {
     !is_closed(before) && is_closed(before | added)
 }
 
+/// Whether the task's node has not answered the first SYN.
+#[inline(always)]
+pub const fn is_unanswered(events: u32) -> bool {
+    events & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET) == 0
+}
+
 /// Whether a RST seen from the task in this state means that it took no connection.
 #[inline(always)]
 pub const fn is_refusal(before: u32) -> bool {
-    before & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET) == 0
+    is_unanswered(before)
 }
 
 /// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.

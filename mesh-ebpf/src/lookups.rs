@@ -50,6 +50,8 @@ pub trait Lookups {
     fn count_closed(&self, backend: u32);
     /// Counts a handshake that the task refused.
     fn count_refused(&self, backend: u32);
+    /// Counts a handshake that the task left unanswered until the client tried again.
+    fn count_unanswered(&self, backend: u32);
     /// Counts a flow for which the published port had no backend.
     fn count_no_backend(&self, service_index: u32);
     /// Counts traffic that is forwarded.

@@ -218,6 +218,6 @@ fn add_backends(a: BackendStats, b: BackendStats) -> BackendStats {
         opened: a.opened + b.opened,
         closed: a.closed + b.closed,
         refused: a.refused + b.refused,
-        ..BackendStats::default()
+        unanswered: a.unanswered + b.unanswered,
     }
 }

@@ -251,6 +251,27 @@ fn a_flow_lives_as_long_as_its_backend(cluster: &mut Cluster) {
     }
 }
 
+/// The client's second SYN finds a backend that answers.
+fn a_silent_task_costs_one_repeated_syn(cluster: &mut Cluster) {
+    let seen = |cluster: &Cluster| cluster.nodes[0].backend_stats(2);
+    let before = seen(cluster);
+    cluster.nodes[1].silence_task(true);
+    cluster.nodes[0].publish(&[2], Policy::RoundRobin);
+    let start = Instant::now();
+    let connecting = {
+        let socket = cluster.client.within(|| Socket::new(Domain::IPV4, Type::STREAM, None)).expect("socket");
+        let to = SocketAddr::from((Node::address_of(1), PUBLISHED));
+        thread::spawn(move || socket.connect_timeout(&to.into(), PATIENCE).map(|()| TcpStream::from(socket)))
+    };
+    eventually("the first SYN was sent to the silent one", || seen(cluster).opened > before.opened);
+    cluster.nodes[0].publish(&[1], Policy::RoundRobin);
+    let mut stream = connecting.join().expect("thread").expect("connection");
+    assert_eq!(greet(&mut stream).task, 1);
+    assert!(start.elapsed() < Duration::from_secs(2), "connected after {:?}", start.elapsed());
+    assert_eq!(seen(cluster).unanswered, before.unanswered + 1, "counted as unanswered");
+    cluster.nodes[1].silence_task(false);
+}
+
 /// A connection that the node's own listener accepted before the port was published is left to it.
 fn an_older_connection_goes_on(cluster: &mut Cluster) {
     cluster.nodes[0].unpublish();
@@ -289,6 +310,7 @@ fn walk(datapath: Datapath) {
     without_backend_a_connection_is_refused_at_once(&mut cluster);
     a_flow_lives_as_long_as_its_backend(&mut cluster);
     the_tasks_node_refuses_for_a_dead_backend(&mut cluster);
+    a_silent_task_costs_one_repeated_syn(&mut cluster);
     an_older_connection_goes_on(&mut cluster);
 }
 

@@ -103,6 +103,16 @@ impl Node {
         self.insert(names::ADDRESSES, config.address, 0u32);
     }
 
+    /// Cuts the task off, or connects it again.
+    pub(crate) fn silence_task(&self, is_silent: bool) {
+        if is_silent {
+            return self.task.ip("link set eth0 down");
+        }
+        self.task.ip("link set eth0 up");
+        // It went with the link.
+        self.task.ip(&format!("route add default via 10.128.{}.1", self.number));
+    }
+
     /// Tells this node of a member node; its index is its number.
     pub(crate) fn add_peer(&mut self, number: u8) {
         let peer = Peer {
@@ -165,6 +175,7 @@ impl Node {
             sum.reply.bytes += cpu.reply.bytes;
             sum.opened += cpu.opened;
             sum.closed += cpu.closed;
+            sum.unanswered += cpu.unanswered;
         }
         sum
     }

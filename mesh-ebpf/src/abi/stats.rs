@@ -41,8 +41,8 @@ abi_struct! {
         pub closed: u64,
         /// Handshakes that the task answered with a RST.
         pub refused: u64,
-        /// Zero.
-        pub reserved: u64,
+        /// Handshakes that the task left unanswered until the client tried again.
+        pub unanswered: u64,
     }
 }
 

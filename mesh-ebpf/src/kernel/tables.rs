@@ -215,6 +215,14 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
+    fn count_unanswered(&self, backend: u32) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).unanswered += 1 }
+        }
+    }
+
+    #[inline(always)]
     fn count_no_backend(&self, service_index: u32) {
         if let Some(stats) = maps::FRONTEND_STATS.get_ptr_mut(service_index) {
             // SAFETY: a live per-CPU value.

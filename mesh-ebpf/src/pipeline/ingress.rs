@@ -131,12 +131,19 @@ fn go_on<'a, P: Packet, L: Lookups>(
     let flags = segment.tcp.flags;
     let id = flow.value.backend;
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
-    if flags.is_opening() && begins_anew(&flow.value, backend) {
-        lookups.flows().forget(key);
-        if !conntrack::is_closed(flow.value.events) {
-            lookups.count_closed(id);
+    let now_ns = lookups.now_ns();
+    if flags.is_opening() {
+        let again = again(&flow.value, backend, now_ns);
+        if let Again::Retries = again {
+            lookups.count_unanswered(id);
         }
-        return Ok(None);
+        if let Again::Retries | Again::Begins = again {
+            lookups.flows().forget(key);
+            if !conntrack::is_closed(flow.value.events) {
+                lookups.count_closed(id);
+            }
+            return Ok(None);
+        }
     }
     let Some(backend) = backend else {
         let before = track::reset(&flow.entry);
@@ -145,7 +152,6 @@ fn go_on<'a, P: Packet, L: Lookups>(
         }
         return Err(refuse(packet, lookups, segment, DropReason::BackendGone, Verdict::Bounce));
     };
-    let now_ns = lookups.now_ns();
     let noted = track::note(lookups.flows(), key, flow, Direction::Request, flags, now_ns);
     if noted.closes {
         lookups.count_closed(id);
@@ -176,16 +182,32 @@ fn follow<P: Packet, L: Lookups>(
     }
 }
 
-/// Whether a SYN on this flow begins a new one: after a FIN or RST, and when the backend is gone, or is leaving without
-/// having answered the first SYN.
+/// What a SYN on a flow that is known means.
+enum Again {
+    /// It is the same SYN once more.
+    Repeats,
+    /// The flow is over, or its backend is gone: a new one begins.
+    Begins,
+    /// The backend did not answer the first one, and is leaving or has had its time: another may do better. Answers
+    /// of tunnelled flows come by here, so "not answered" is what the client sees too.
+    Retries,
+}
+
 #[inline(always)]
-fn begins_anew(flow: &Flow, backend: Option<&Backend>) -> bool {
+fn again(flow: &Flow, backend: Option<&Backend>, now_ns: u64) -> Again {
     let Some(backend) = backend else {
-        return true;
+        return Again::Begins;
     };
-    let is_unanswered = flow.events & (flow_event::SYN_ACK | flow_event::ACK) == 0;
+    if conntrack::may_be_replaced(flow.events) {
+        return Again::Begins;
+    }
     let is_leaving = backend.state == BackendState::Draining as u8;
-    conntrack::may_be_replaced(flow.events) || (is_leaving && is_unanswered)
+    let is_late = now_ns.saturating_sub(flow.opened_ns) >= conntrack::ANSWER_TIMEOUT_NS;
+    if conntrack::is_unanswered(flow.events) && (is_leaving || is_late) {
+        Again::Retries
+    } else {
+        Again::Repeats
+    }
 }
 
 /// A packet that no flow is known for.

@@ -30,6 +30,8 @@ enum Event {
     Reply { client: u16, flags: u8 },
     /// Userspace gives the published port these backends.
     Publish { backends: Vec<u32> },
+    /// Time passes, longer than a task may take to answer.
+    Wait,
     /// Userspace changes a backend's state.
     SetState { backend: u32, state: BackendState },
 }
@@ -57,6 +59,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (0..CLIENTS, flags).prop_map(|(client, flags)| Event::Request { client, flags }),
         4 => (0..CLIENTS, answers).prop_map(|(client, flags)| Event::Reply { client, flags }),
         1 => prop::collection::vec(1..=BACKENDS, 0..4).prop_map(|backends| Event::Publish { backends }),
+        1 => Just(Event::Wait),
         1 => (1..=BACKENDS, state).prop_map(|(backend, state)| Event::SetState { backend, state }),
     ]
 }
@@ -157,6 +160,7 @@ proptest! {
                 Event::Request { client, flags } => request(&tables, client, flags)?,
                 Event::Reply { client, flags } => reply(&tables, client, flags),
                 Event::Publish { backends } => publish(&mut tables, &backends),
+                Event::Wait => tables.now_ns.set(tables.now_ns.get() + conntrack::ANSWER_TIMEOUT_NS),
                 Event::SetState { backend, state } => {
                     tables.setup.backends[backend as usize - 1].1.state = state as u8;
                 }

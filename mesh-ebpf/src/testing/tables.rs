@@ -48,6 +48,8 @@ pub struct Counted {
     pub closed: HashMap<u32, u64>,
     /// Handshakes refused, by backend.
     pub refused: HashMap<u32, u64>,
+    /// Handshakes left unanswered, by backend.
+    pub unanswered: HashMap<u32, u64>,
     /// Flows without backend, by service.
     pub no_backend: HashMap<u32, u64>,
     /// Packets, by backend and direction.
@@ -257,6 +259,10 @@ impl Lookups for HostTables {
 
     fn count_refused(&self, backend: u32) {
         self.counted(|counted| counted.refused.entry(backend).or_default());
+    }
+
+    fn count_unanswered(&self, backend: u32) {
+        self.counted(|counted| counted.unanswered.entry(backend).or_default());
     }
 
     fn count_no_backend(&self, service_index: u32) {
