@@ -18,7 +18,7 @@ use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch;
 use mesh_state::cluster::Manager;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
-use mesh_state::store::{MemoryStore, Op, Store as _};
+use mesh_state::store::{MemoryStore, Op, Store};
 use mesh_state::{codec, keys};
 use prometheus::Registry;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Answer {
 }
 
 pub(crate) struct Cluster {
-    pub(crate) store: MemoryStore,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) context: ApiContext,
     pub(crate) registry: Registry,
     router: Router,
@@ -59,16 +59,21 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// A cluster of node-1 (manager, this one), node-2 and node-3, with its tasks played.
+    /// A cluster over a store in memory.
     pub(crate) async fn start() -> Self {
-        let store = MemoryStore::new();
+        Self::on(Arc::new(MemoryStore::new())).await
+    }
+
+    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks played.
+    pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let opened = open_cluster(&store, &directory.path().join("control"), Utc::now()).await.unwrap();
+        let opened =
+            open_cluster(store.as_ref(), &directory.path().join("control"), Utc::now()).await.unwrap();
         let (follower, feed) = watch::feed();
         let shutdown = CancellationToken::new();
-        tokio::spawn(follower.follow(Arc::new(store.clone()), shutdown.clone()));
+        tokio::spawn(follower.follow(store.clone(), shutdown.clone()));
         let context = ApiContext {
-            store: Arc::new(store.clone()),
+            store: store.clone(),
             feed,
             manager_name: "node-1".to_owned(),
             advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
@@ -133,6 +138,14 @@ impl Cluster {
             panic!("a write without compares met a conflict")
         };
         self.context.wait_for_revision(revision, Duration::from_secs(10)).await.unwrap();
+    }
+
+    /// Waits until the watch on the store is up, or down.
+    pub(crate) async fn until_connected(&self, up: bool) {
+        let mut connected = self.context.feed.connected.clone();
+        let waited = connected.wait_for(|connected| *connected == up);
+        let waited = tokio::time::timeout(Duration::from_secs(30), waited).await;
+        assert!(matches!(waited, Ok(Ok(_))), "waited in vain for connected = {up}");
     }
 
     /// Waits until the snapshot is as `is_so` wants it.

@@ -113,60 +113,6 @@ async fn what_is_taken_is_refused_and_free_again_after_removal() {
 }
 
 #[tokio::test]
-async fn of_many_creations_one_wins_each_name_and_each_port() {
-    let cluster = Cluster::start().await;
-    let same_name = futures::future::join_all((0..12).map(|_| {
-        let cluster = &cluster;
-        async move { cluster.post("/services/create", &spec("web", 1)).await.status.as_u16() }
-    }))
-    .await;
-    let won = same_name.iter().filter(|status| **status == 201).count();
-    assert_eq!(won, 1, "expected one winner, saw {same_name:?}");
-    assert!(same_name.iter().all(|status| matches!(status, 201 | 409)), "saw {same_name:?}");
-
-    let any_port = futures::future::join_all((0..6).map(|number| {
-        let cluster = &cluster;
-        async move { cluster.post("/services/create", &published(&format!("p{number}"), 0)).await.status }
-    }))
-    .await;
-    assert!(any_port.iter().all(|status| *status == 201), "saw {any_port:?}");
-    let services = cluster.get("/services").await.body;
-    let mut ports: Vec<_> = services
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|service| service["Endpoint"]["Ports"][0]["PublishedPort"].as_u64())
-        .collect();
-    ports.sort_unstable();
-    assert_eq!(ports, (30_000..30_006).collect::<Vec<_>>());
-}
-
-#[tokio::test]
-async fn an_update_stands_on_the_version_that_was_read() {
-    let cluster = Cluster::start().await;
-    let id = cluster.create(&spec("web", 1)).await;
-    let before = cluster.service(&id).await;
-    let version = before["Version"]["Index"].as_i64().unwrap();
-    let path = format!("/v1.43/services/{id}/update?version={version}");
-    let answers = futures::future::join_all((0..8).map(|replicas| {
-        let (cluster, path) = (&cluster, &path);
-        async move { cluster.post(path, &spec("web", replicas)).await }
-    }))
-    .await;
-    let won: Vec<_> = answers.iter().filter(|answer| answer.status == 200).collect();
-    assert_eq!(won.len(), 1, "expected one winner, saw {answers:?}");
-    assert_eq!(won[0].body, json!({"Warnings": null}));
-    for lost in answers.iter().filter(|answer| answer.status != 200) {
-        assert_eq!(lost.refusal(), (500, "update out of sequence"));
-    }
-    let after = cluster.service(&id).await;
-    assert_eq!(after["PreviousSpec"], before["Spec"]);
-    assert!(after["Version"]["Index"].as_i64().unwrap() > version);
-    let unread = cluster.post(&format!("/services/{id}/update"), &spec("web", 1)).await;
-    assert_eq!(unread.refusal(), (400, "invalid service version ''"));
-}
-
-#[tokio::test]
 async fn a_rollback_returns_to_the_previous_spec() {
     let cluster = Cluster::start().await;
     let id = cluster.create(&spec("web", 1)).await;

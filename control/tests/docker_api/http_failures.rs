@@ -1,8 +1,10 @@
 //! What is refused, and what happens when etcd is away.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Request;
-use mesh_state::store::Store as _;
+use mesh_state::store::MemoryStore;
 use serde_json::json;
 
 use crate::cluster::{Cluster, spec};
@@ -89,16 +91,16 @@ async fn what_is_not_served_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn without_etcd_the_answer_is_503_and_afterwards_all_is_well() {
-    let cluster = Cluster::start().await;
+    let store = MemoryStore::new();
+    let cluster = Cluster::on(Arc::new(store.clone())).await;
     cluster.create(&spec("web", 0)).await;
-    cluster.store.set_reachable(false);
+    store.set_reachable(false);
     // The watch has not noticed yet: the write itself meets the outage.
     let write = cluster.post("/services/create", &spec("early", 0)).await;
     let (status, message) = write.refusal();
     assert_eq!(status, 503, "{message}");
     assert!(message.contains("cannot reach etcd"), "expected the outage, saw {message}");
-    let mut connected = cluster.context.feed.connected.clone();
-    connected.wait_for(|connected| !connected).await.unwrap();
+    cluster.until_connected(false).await;
     for path in ["/services", "/tasks", "/nodes", "/networks", "/swarm", "/services/web"] {
         let answer = cluster.get(path).await;
         let (status, message) = answer.refusal();
@@ -114,8 +116,8 @@ async fn without_etcd_the_answer_is_503_and_afterwards_all_is_well() {
         "expected the outage in {}",
         info.body["Swarm"]["Error"]
     );
-    cluster.store.set_reachable(true);
-    connected.wait_for(|connected| *connected).await.unwrap();
+    store.set_reachable(true);
+    cluster.until_connected(true).await;
     assert_eq!(cluster.service("web").await["Spec"]["Name"], "web");
     cluster.create(&spec("other", 0)).await;
 }

@@ -13,3 +13,4 @@ mod http_failures;
 mod http_nodes;
 mod http_tasks;
 mod mesh_cli;
+mod races;

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 
 use mesh_state::node::NodeState;
+use mesh_state::store::MemoryStore;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -57,7 +59,8 @@ async fn a_policy_is_read_and_set_and_nothing_else_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_have_their_exit_codes() {
-    let cluster = Cluster::start().await;
+    let store = MemoryStore::new();
+    let cluster = Cluster::on(Arc::new(store.clone())).await;
     let socket = cluster.serve();
     let (code, said) = outcome(&socket, "policy set web fastest").await;
     assert_eq!(code, 2, "{said}");
@@ -67,9 +70,8 @@ async fn failures_have_their_exit_codes() {
     let (code, said) = outcome(Path::new("/nowhere/docker.sock"), "status").await;
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("/nowhere/docker.sock"), "expected the host, saw {said}");
-    cluster.store.set_reachable(false);
-    let mut connected = cluster.context.feed.connected.clone();
-    connected.wait_for(|connected| !connected).await.unwrap();
+    store.set_reachable(false);
+    cluster.until_connected(false).await;
     let (code, said) = outcome(&socket, "status").await;
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("can't reach etcd"), "expected the reason, saw {said}");
