@@ -44,7 +44,19 @@ fn main() -> Result<(), String> {
         let object = target_dir.join(TARGET).join("bpf").join(object);
         println!("cargo::rustc-env={variable}={}", object.display());
     }
+    println!("cargo::rustc-env=MESH_RUSTC={}", compiler_version()?);
+    println!("cargo::rerun-if-env-changed=MESH_REVISION");
     Ok(())
+}
+
+/// The version of the compiler of this crate, for `mesh_build_info`.
+fn compiler_version() -> Result<String, String> {
+    let output = Command::new(variable("RUSTC")?)
+        .arg("--version")
+        .output()
+        .map_err(|error| format!("rustc can't be asked for its version: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.split_whitespace().nth(1).unwrap_or("unknown").to_owned())
 }
 
 /// A path that cargo passes in a variable.

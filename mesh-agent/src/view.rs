@@ -216,6 +216,11 @@ impl NodeView {
         }
     }
 
+    /// Whether both views hold the same nodes, services and backends, whatever their generations.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.backends == other.backends && self.services == other.services && self.nodes == other.nodes
+    }
+
     /// Whether a backend's task runs on this node.
     pub fn is_local(&self, backend: &BackendView) -> bool {
         backend.node_id == self.node_id

@@ -29,7 +29,7 @@ use crate::docker_api::{self, Upstreams};
 use crate::error_chain;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, carry_over};
 use crate::shutdown::{Components, follow_signals};
 use crate::view::NodeView;
 use membership::Membership;
@@ -103,6 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         connected: is_connected,
         node: node_facts,
         proxy,
+        data_dir: config.data_dir.clone(),
         datapath: datapath.clone(),
         progress,
         backends: config.metrics_backends,

@@ -24,7 +24,7 @@ macro_rules! families {
 }
 
 families! {
-    /// version, revision, bpf_abi
+    /// version, revision (`MESH_REVISION` when it was built), rustc, bpf_abi
     BUILD_INFO = GAUGE "mesh_build_info", "What this agent was built from, always 1.";
     /// node_id, hostname, role, kernel, datapath
     NODE_INFO = GAUGE "mesh_node_info", "The node this agent runs on, always 1.";

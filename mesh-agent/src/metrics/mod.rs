@@ -16,6 +16,7 @@ mod samples;
 mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,8 @@ use tokio::sync::watch;
 use crate::cli::MetricsBackends;
 use crate::datapath::{Datapath, StatsSnapshot};
 use crate::error_chain;
-use crate::proxy::Proxy;
 use crate::proxy::ledger::ProxyStats;
+use crate::proxy::{Proxy, carry_over};
 use crate::view::NodeView;
 use progress::Progress;
 use samples::Samples;
@@ -102,6 +103,8 @@ pub struct AgentCollector {
     pub node: watch::Receiver<NodeFacts>,
     /// The proxy.
     pub proxy: Arc<Proxy>,
+    /// Where the proxy's counters are kept across restarts.
+    pub data_dir: PathBuf,
     /// The kernel data plane, if there is one.
     pub datapath: Option<Arc<Datapath>>,
     /// Switches of policies.
@@ -115,7 +118,7 @@ impl Collector for AgentCollector {
         descriptions().iter().collect()
     }
 
-    /// Blocking: reads maps.
+    /// Blocking: reads maps, and keeps what the proxy counted.
     fn collect(&self) -> Vec<MetricFamily> {
         let mut collectors = Vec::new();
         let kernel = self.datapath.as_ref().and_then(|datapath| {
@@ -130,7 +133,11 @@ impl Collector for AgentCollector {
         });
         let start = Instant::now();
         let proxy = self.proxy.ledger().stats();
-        collectors.push(Reading { name: "proxy", success: true, duration: start.elapsed() });
+        let kept = carry_over::store(&self.data_dir, &proxy);
+        if let Err(error) = &kept {
+            tracing::warn!(error = %error_chain(error), "keep the proxy's counters for the next start");
+        }
+        collectors.push(Reading { name: "proxy", success: kept.is_ok(), duration: start.elapsed() });
         families(&Observation {
             view: &Arc::clone(&self.view.borrow()),
             applied: *self.applied.borrow(),

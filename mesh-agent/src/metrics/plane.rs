@@ -18,7 +18,7 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),
         ("revision", option_env!("MESH_REVISION").unwrap_or("unknown")),
-        ("rustc", option_env!("MESH_RUSTC").unwrap_or("unknown")),
+        ("rustc", env!("MESH_RUSTC")),
         ("bpf_abi", abi.as_str()),
     ];
     samples.add(&names::BUILD_INFO, &build, 1.0);

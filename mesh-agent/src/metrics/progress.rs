@@ -48,14 +48,18 @@ impl Progress {
         shutdown: CancellationToken,
     ) {
         // What the agent starts with was committed long ago.
-        let mut measured = view.borrow().generation;
+        let mut carried = Arc::clone(&view.borrow());
         loop {
-            let now = Arc::clone(&view.borrow_and_update());
-            self.policies.lock().unwrap_or_else(PoisonError::into_inner).observe(&now);
-            let carried = *applied.borrow_and_update();
-            if carried > measured && carried == now.generation {
-                measured = carried;
-                self.propagation.with_label_values(&["table"]).observe(seconds_since(now.committed_unix_ms));
+            let newest = Arc::clone(&view.borrow_and_update());
+            self.policies.lock().unwrap_or_else(PoisonError::into_inner).observe(&newest);
+            let generation = *applied.borrow_and_update();
+            if generation == newest.generation && generation > carried.generation {
+                // A generation alone is sent when it suits the manager.
+                if !newest.says_the_same(&carried) {
+                    let propagation = self.propagation.with_label_values(&["table"]);
+                    propagation.observe(seconds_since(newest.committed_unix_ms));
+                }
+                carried = newest;
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -151,12 +155,21 @@ mod tests {
         applied.send_replace(1);
         tokio::task::yield_now().await;
         assert_eq!(samples(), 0, "the cached table is not timed");
+        let settle = async || {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
         view_sender.send_modify(|view| Arc::make_mut(view).generation = 2);
         applied.send_replace(2);
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(samples(), 1, "the next one is");
+        settle().await;
+        assert_eq!(samples(), 0, "a generation that says nothing new is not timed");
+        view_sender.send_modify(|current| {
+            *current = Arc::new(NodeView { generation: 3, ..view(Some("round-robin")) })
+        });
+        applied.send_replace(3);
+        settle().await;
+        assert_eq!(samples(), 1, "the next change is");
         shutdown.cancel();
         follower.await.expect("the follower ends");
     }

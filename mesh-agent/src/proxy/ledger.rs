@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_state::ids::{BackendId, ServiceId};
 use mesh_state::spec::Protocol;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::FailureReason;
@@ -43,7 +44,7 @@ pub struct FrontendEntry {
 }
 
 /// Figures of one backend, as this node's proxy saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BackendFigures {
     /// Connections assigned to it by this node.
     pub opened: u64,
@@ -60,7 +61,7 @@ pub struct BackendFigures {
 }
 
 /// Figures of one published port, as this node's proxy saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FrontendFigures {
     /// Connections accepted.
     pub opened: u64,
@@ -113,6 +114,17 @@ impl Ledger {
         Arc::clone(entries.frontends.entry(key.clone()).or_default())
     }
 
+    /// Goes on counting where an earlier agent's proxy was. Its connections are gone.
+    pub fn resume(&self, before: &ProxyStats) {
+        let mut entries = self.lock();
+        for (id, figures) in &before.backends {
+            entries.backends.insert(*id, Arc::new(BackendEntry::resumed(figures)));
+        }
+        for (key, figures) in &before.frontends {
+            entries.frontends.insert(key.clone(), Arc::new(FrontendEntry::resumed(figures)));
+        }
+    }
+
     /// Live connections that this node assigned to the backend.
     pub fn live(&self, id: BackendId) -> u64 {
         self.lock().backends.get(&id).map_or(0, |entry| entry.live())
@@ -156,6 +168,17 @@ impl Ledger {
 }
 
 impl BackendEntry {
+    fn resumed(before: &BackendFigures) -> Self {
+        Self {
+            opened: before.opened.into(),
+            closed: before.opened.into(),
+            request_bytes: before.request_bytes.into(),
+            reply_bytes: before.reply_bytes.into(),
+            failures: before.failures.map(AtomicU64::new),
+            ..Self::default()
+        }
+    }
+
     /// Cancelled once the backend is gone.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
@@ -207,6 +230,17 @@ impl BackendEntry {
 }
 
 impl FrontendEntry {
+    fn resumed(before: &FrontendFigures) -> Self {
+        Self {
+            turns: AtomicU64::default(),
+            opened: before.opened.into(),
+            no_backend: before.no_backend.into(),
+            all_refused: before.all_refused.into(),
+            request_bytes: before.request_bytes.into(),
+            reply_bytes: before.reply_bytes.into(),
+        }
+    }
+
     /// The number of turns before this one.
     pub fn next_turn(&self) -> u64 {
         self.turns.fetch_add(1, Ordering::Relaxed)

@@ -8,6 +8,7 @@
 //!
 //! Left to others: which backend (`lb`), the packets of other hosts where programs are attached (`datapath`), UDP.
 
+pub mod carry_over;
 pub mod dial;
 pub mod ledger;
 pub mod preamble;
