@@ -29,6 +29,7 @@ pub(crate) fn clippy() -> Result<()> {
         "--workspace",
         "--all-targets",
         "--all-features",
+        "--keep-going",
         "--",
         "--deny",
         "warnings",
