@@ -3,27 +3,21 @@
 //! Needs root. Without it the tests say so and pass on a developer's machine, and fail in CI.
 
 mod netlab;
+mod node;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mesh_agent::datapath::{self, Datapath, DatapathConfig, DatapathMode, TableSizes, TaskLink};
-use mesh_agent::view::{BackendState, BackendView, NodeView, PeerNode, PortView, ServiceView};
-use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
-use mesh_state::lb::Policy;
-use mesh_state::spec::Protocol;
+use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, TaskLink};
+use mesh_agent::view::BackendState;
+use mesh_state::ids::TaskId;
 use netlab::{CLIENT, NODES, Netlab, TASK, run};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use node::{Node, PUBLISHED, TARGET, Traces, configs, view};
 
-const PUBLISHED: u16 = 80;
-const TARGET: u16 = 8080;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether privileged tests can run here.
@@ -34,87 +28,6 @@ fn is_root() -> bool {
         eprintln!("skipped: this test needs root");
     }
     root
-}
-
-fn view(node: usize, generation: u64, states: &[BackendState]) -> NodeView {
-    let mut view = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
-    view.generation = generation;
-    for (number, address) in NODES.iter().enumerate() {
-        let id = NodeId::from(format!("node{number}"));
-        view.nodes.insert(id.clone(), PeerNode { id, address: *address, hostname: String::new() });
-    }
-    let service_id = ServiceId::from("web");
-    let port = PortView { protocol: Protocol::Tcp, published: PUBLISHED, target: TARGET };
-    view.services.insert(
-        service_id.clone(),
-        ServiceView {
-            id: service_id.clone(),
-            name: "web".to_owned(),
-            policy: Policy::RoundRobin,
-            ports: vec![port],
-        },
-    );
-    for state in states {
-        let id = BackendId::new(7).expect("7 is an id");
-        let backend = BackendView {
-            id,
-            service_id: service_id.clone(),
-            task_id: TaskId::from("task1"),
-            task_name: "web.1".to_owned(),
-            node_id: NodeId::from("node1"),
-            address: IpAddr::V4(TASK),
-            protocol: Protocol::Tcp,
-            published: PUBLISHED,
-            target: TARGET,
-            state: *state,
-            weight: NonZeroU32::MIN,
-            container_id: String::new(),
-        };
-        view.backends.insert(id, backend);
-    }
-    view
-}
-
-/// A running data plane on one of the nodes.
-struct Node {
-    datapath: Arc<Datapath>,
-    views: watch::Sender<Arc<NodeView>>,
-    applied: watch::Receiver<u64>,
-    shutdown: CancellationToken,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Node {
-    fn start(lab: &Netlab, node: usize, config: &DatapathConfig) -> Self {
-        let config = config.clone();
-        lab.nodes[node].call(move || {
-            let datapath =
-                datapath::open(config).unwrap_or_else(|error| panic!("{}", mesh_agent::error_chain(&error)));
-            let nothing = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
-            let (views, view) = watch::channel(Arc::new(nothing));
-            let (applied, applications) = watch::channel(0);
-            let shutdown = CancellationToken::new();
-            let running = datapath.clone().run(view, applied, shutdown.clone());
-            let thread = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("a runtime").block_on(running);
-            });
-            Self { datapath, views, applied: applications, shutdown, thread: Some(thread) }
-        })
-    }
-
-    fn apply(&self, view: NodeView) {
-        let generation = view.generation;
-        self.views.send_replace(Arc::new(view));
-        eventually("the view is applied", || *self.applied.borrow() == generation);
-    }
-
-    fn stop(mut self) {
-        self.shutdown.cancel();
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the loop ends");
-        }
-    }
 }
 
 #[track_caller]
@@ -182,40 +95,21 @@ fn check_client_address(lab: &Netlab, node: usize) {
     assert_eq!(seen, CLIENT.to_string(), "client's address at the task, through node {}", node + 1);
 }
 
-fn configs(name: &str, mode: DatapathMode) -> [DatapathConfig; 2] {
-    [0, 1].map(|node| DatapathConfig {
-        mode,
-        interfaces: vec!["eth0".to_owned()],
-        address: Some(NODES[node]),
-        bpffs: PathBuf::from(format!("/run/mesh-test-{}-{name}/{node}", std::process::id())),
-        tables: TableSizes { half_open: 4096, established: 8192 },
-        sweep_period: Duration::from_secs(1),
-        resync_period: Duration::from_secs(2),
-        ..DatapathConfig::default()
-    })
-}
-
-/// Removes the pins' directories, whatever happens.
-struct Traces {
-    configs: [DatapathConfig; 2],
-}
-
-impl Drop for Traces {
-    fn drop(&mut self) {
-        for config in &self.configs {
-            if config.bpffs.exists() {
-                drop(std::process::Command::new("umount").arg("-lq").arg(&config.bpffs).status());
-            }
-        }
-        if let Some(directory) = self.configs[0].bpffs.parent() {
-            drop(std::fs::remove_dir_all(directory));
-        }
-    }
-}
-
 fn opened(node: &Node) -> u64 {
     let stats = node.datapath.stats().expect("figures");
     stats.frontends.iter().map(|frontend| frontend.stats.opened).sum()
+}
+
+/// Both nodes up, the task plugged in and in the table.
+fn start(lab: &Netlab, configs: &[DatapathConfig; 2]) -> ([Node; 2], TaskLink) {
+    serve(lab);
+    let nodes = [0, 1].map(|node| Node::start(lab, node, &configs[node]));
+    let task = TaskLink { task_id: TaskId::from("task1"), pid: lab.task_process.id(), address: TASK };
+    attach(lab, &nodes[1], &task);
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 1, &[BackendState::Active]));
+    }
+    (nodes, task)
 }
 
 /// The whole story on one datapath.
@@ -226,13 +120,7 @@ fn story(name: &str, mode: DatapathMode) {
     let configs = configs(name, mode);
     let traces = Traces { configs: configs.clone() };
     let lab = Netlab::new(name, mode == DatapathMode::Xdp);
-    serve(&lab);
-    let nodes = [0, 1].map(|node| Node::start(&lab, node, &configs[node]));
-    let task = TaskLink { task_id: TaskId::from("task1"), pid: lab.task_process.id(), address: TASK };
-    attach(&lab, &nodes[1], &task);
-    for (number, node) in nodes.iter().enumerate() {
-        node.apply(view(number, 1, &[BackendState::Active]));
-    }
+    let (nodes, task) = start(&lab, &configs);
     for _ in 0..20 {
         check_client_address(&lab, 0);
         check_client_address(&lab, 1);
@@ -375,4 +263,37 @@ fn tc_carries_restarts_and_leaves_nothing() {
 #[test]
 fn xdp_carries_restarts_and_leaves_nothing() {
     story("xdp", DatapathMode::Xdp);
+}
+
+/// The node's network changes under the agent: address, MTU, tunnel device, and the uplink itself.
+#[test]
+fn follows_its_network() {
+    if !is_root() {
+        return;
+    }
+    let configs = configs("net", DatapathMode::Tc);
+    let traces = Traces { configs: configs.clone() };
+    let lab = Netlab::new("net", false);
+    let (nodes, _) = start(&lab, &configs);
+    check_client_address(&lab, 0);
+
+    let node = lab.node_namespace(0);
+    let second = Ipv4Addr::new(10, 77, 0, 51);
+    let through = |address: Ipv4Addr| lab.client.call(move || connect(address)).is_ok();
+    run(&format!("ip -n {node} addr add {second}/24 dev eth0; ip -n {node} link set eth0 mtu 1400"));
+    eventually("a new address answers", || through(second));
+    eventually("the tunnel's MTU follows", || {
+        run(&format!("ip -n {node} -o link show mesh-vxlan0")).contains("mtu 1350")
+    });
+    run(&format!("ip -n {node} link del mesh-vxlan0"));
+    eventually("the tunnel device is back", || {
+        run(&format!("ip -n {node} -o link")).contains("mesh-vxlan0") && through(NODES[0])
+    });
+    lab.replace_uplink(0);
+    eventually("the new uplink has its programs", || through(NODES[0]));
+    check_client_address(&lab, 0);
+
+    nodes.into_iter().for_each(Node::stop);
+    drop(lab);
+    drop(traces);
 }

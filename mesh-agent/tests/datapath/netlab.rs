@@ -127,6 +127,20 @@ impl Netlab {
         Self { client, nodes: [node_1, node_2], task, task_process, bridge, prefix, pass }
     }
 
+    /// Takes a node's uplink away and gives it another of the same name, with another MAC and index.
+    pub(crate) fn replace_uplink(&self, node: usize) {
+        let (p, namespace) = (&self.prefix, self.node_namespace(node));
+        let (peer, address) = (format!("n{}", node + 1), NODES[node]);
+        run(&format!(
+            "ip -n {namespace} link del eth0
+             ip -n {p}b link add {peer} type veth peer name eth0 netns {namespace}
+             ip -n {p}b link set {peer} master br0 up
+             ip -n {namespace} addr add {address}/24 dev eth0
+             ip -n {namespace} link set eth0 up
+             ip -n {namespace} route add default via {CLIENT}"
+        ));
+    }
+
     /// The name of a node's namespace.
     pub(crate) fn node_namespace(&self, node: usize) -> String {
         format!("{}n{}", self.prefix, node + 1)
