@@ -202,10 +202,13 @@ impl Roll<'_> {
             UpdateOrder::StartFirst => (Start::Now, slots::most_useful(self.snapshot, &step.tasks)),
             UpdateOrder::StopFirst => (slots::start(self.now, self.snapshot, &step.tasks, None), None),
         };
-        if maker.create(plan, &self.service.value, step.slot, start) {
+        let mut created = Plan::default();
+        if maker.create(&mut created, &self.service.value, step.slot, start) {
             let stops = old.into_iter().filter(|task| stays.is_none_or(|stays| stays.id != task.id));
             plan.actions.extend(stops.map(|task| stopped(self.now, task, TaskState::Shutdown)));
         }
+        plan.actions.append(&mut created.actions);
+        plan.reasons.append(&mut created.reasons);
     }
 
     /// Ends the update once every slot is done and the last one was watched for long enough.

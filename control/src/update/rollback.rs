@@ -73,6 +73,10 @@ fn move_claims(snapshot: &ClusterSnapshot, service: &Service, wanted: &[PortConf
     }
     for (protocol, port) in then.difference(&before) {
         let (protocol, port) = (*protocol, *port);
+        // A plan that was cut short has claimed it already; another service's claim was a clash before.
+        if snapshot.ports.contains_key(&(protocol.to_string(), port)) {
+            continue;
+        }
         plan.actions.push(Action::ClaimPort { protocol, port, service: service.id.clone() });
     }
 }

@@ -134,7 +134,7 @@ fn happen(simulation: &mut Simulation, event: &Event) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever happens: once it is over and all nodes are back, as many tasks as wanted run, each in a slot of its own.
+    /// Whatever happens, plans cut short included: once it is over and all nodes are back, as many tasks as wanted run, each in a slot of its own.
     #[test]
     fn every_story_ends_where_the_specs_want_it(
         seed in any::<u64>(),
@@ -160,11 +160,13 @@ proptest! {
         world.put_service(&global("agent"));
         let mut simulation = Simulation::new(world, seed);
         simulation.behaviour.failures_per_mille = 20;
+        simulation.behaviour.cuts_percent = 10;
         for (event, pause) in &events {
             happen(&mut simulation, event);
             simulation.seconds(*pause);
         }
         simulation.behaviour.failures_per_mille = 0;
+        simulation.behaviour.cuts_percent = 0;
         for node in NODES {
             simulation.revive(node);
             simulation.world.update_node(node, |node| {

@@ -22,6 +22,8 @@ use crate::scheduler::suits::Suits;
 pub(super) struct Behaviour {
     /// Of a thousand steps that a running task takes, how many kill it.
     pub(super) failures_per_mille: u32,
+    /// Of a hundred plans, how many are cut short, as when a transaction after the first meets a conflict.
+    pub(super) cuts_percent: u32,
     /// Tasks with this image never get as far as running.
     pub(super) broken_image: Option<String>,
 }
@@ -43,7 +45,7 @@ pub(super) struct Simulation {
 
 impl Simulation {
     pub(super) fn new(world: World, seed: u64) -> Self {
-        let behaviour = Behaviour { failures_per_mille: 0, broken_image: None };
+        let behaviour = Behaviour { failures_per_mille: 0, cuts_percent: 0, broken_image: None };
         Self {
             world,
             behaviour,
@@ -125,7 +127,7 @@ impl Simulation {
 
     /// Runs every planner until none has anything to do; each must find nothing to do on its own result.
     fn plan(&mut self) {
-        for round in 0..12 {
+        for round in 0..30 {
             let mut quiet = true;
             for planner in ORDER {
                 let plan = (planner.plan)(self.world.now, &self.world.snapshot, &mut self.world.rng);
@@ -134,15 +136,20 @@ impl Simulation {
                         .iter()
                         .map(|reason| format!("{} {}: {reason}", self.world.now, planner.name)),
                 );
-                self.world.commit(&plan);
                 quiet &= plan.actions.is_empty();
-                self.rests(planner);
+                if self.dice.random_range(0..100) < self.behaviour.cuts_percent {
+                    let until = self.dice.random_range(0..=plan.actions.len());
+                    self.world.commit_actions(&plan.actions[..until]);
+                } else {
+                    self.world.commit(&plan);
+                    self.rests(planner);
+                }
                 self.check();
             }
             if quiet {
                 return;
             }
-            assert!(round < 11, "planners don't come to rest:\n{}", self.describe());
+            assert!(round < 29, "planners don't come to rest:\n{}", self.describe());
         }
     }
 

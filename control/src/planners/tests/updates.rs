@@ -163,7 +163,8 @@ fn a_failed_start_first_update_leaves_every_old_task() {
 
 #[test]
 fn a_failure_rolls_back_with_the_ports() {
-    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+    let orders = [UpdateOrder::StopFirst, UpdateOrder::StartFirst];
+    for (order, cuts_percent) in orders.into_iter().flat_map(|order| [(order, 0), (order, 40)]) {
         let config = UpdateConfig {
             failure_action: Some(FailureAction::Rollback),
             order: Some(order),
@@ -172,6 +173,7 @@ fn a_failure_rolls_back_with_the_ports() {
         };
         let mut simulation = settled(config);
         simulation.behaviour.broken_image = Some("broken".to_owned());
+        simulation.behaviour.cuts_percent = cuts_percent;
         simulation.world.update_service("web", |spec| {
             image("broken")(spec);
             spec.endpoint_spec.get_or_insert_default().ports = vec![ingress(81, 80)];
