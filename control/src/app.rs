@@ -238,6 +238,7 @@ fn start_leadership(
         leadership: leadership.clone(),
         planners: planners::ORDER,
         metrics: metrics::reconcile::ReconcileMetrics::register(registry)?,
+        clock: Utc::now,
     };
     parts.start("the planners' driver", driver.run(parts.shutdown.clone()));
     metrics::cluster::register(feed.clone(), leadership.clone(), registry)?;

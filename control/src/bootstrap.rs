@@ -228,8 +228,8 @@ mod tests {
             let path = data.join(file);
             let token = std::fs::read_to_string(&path).unwrap();
             assert_eq!(tokens.role_of(&token), Some(role), "{file} holds {token}");
-            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode, 0o600, "mode of {file}");
+            let permissions = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(permissions, 0o600, "mode of {file}");
         }
         let relay_key = found.sealer.open(RELAY_KEY, &found.cluster.relay_key).unwrap();
         assert_eq!(relay_key.len(), RELAY_KEY_BYTES);

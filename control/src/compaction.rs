@@ -63,7 +63,7 @@ pub async fn run(
         match store.compact(old).await {
             Ok(()) => debug!(revision = old, "compacted etcd's history"),
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "compact etcd's history; tried again later")
+                warn!(error = &error as &dyn std::error::Error, "compact etcd's history; tried again later");
             }
         }
     }

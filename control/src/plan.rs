@@ -12,6 +12,10 @@ use mesh_state::task::{Task, TaskStatus};
 
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a plan is short and short-lived; boxes would cost more than they save"
+)]
 pub enum Action {
     /// A new task; its key must not exist.
     CreateTask(Task),

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use mesh_state::Timestamp;
 use mesh_state::store::Store;
 use thiserror::Error;
@@ -56,6 +55,8 @@ pub struct Driver {
     pub planners: &'static [Planner],
     /// Counts and durations of passes.
     pub metrics: ReconcileMetrics,
+    /// What time it is.
+    pub clock: fn() -> Timestamp,
 }
 
 impl Driver {
@@ -85,7 +86,7 @@ impl Driver {
         loop {
             snapshots.mark_unchanged();
             let wake_at = self.pass(term).await;
-            let wait = wake_at.map_or(PERIOD, |moment| time_until(moment).clamp(RETRY, PERIOD));
+            let wait = wake_at.map_or(PERIOD, |moment| self.time_until(moment).clamp(RETRY, PERIOD));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 changed = snapshots.changed() => {
@@ -98,12 +99,16 @@ impl Driver {
         }
     }
 
+    fn time_until(&self, moment: Timestamp) -> Duration {
+        (moment - (self.clock)()).to_std().unwrap_or(Duration::ZERO)
+    }
+
     /// Every planner once. Returns when time alone makes the next pass worth while.
     async fn pass(&self, term: Leadership) -> Option<Timestamp> {
         let mut wake_at: Option<Timestamp> = None;
         for planner in self.planners {
             let timer = self.metrics.start(planner.name);
-            let now = Utc::now();
+            let now = (self.clock)();
             let plan = (planner.plan)(now, &self.feed.snapshot(), &mut rand::rng());
             let mut moment = plan.wake_at;
             let result = match self.carry_out(planner, &plan, term).await {
@@ -149,10 +154,6 @@ impl Driver {
         self.feed.wait_for_revision(revision, SEEN_DEADLINE).await?;
         Ok(PassResult::Committed)
     }
-}
-
-fn time_until(moment: Timestamp) -> Duration {
-    (moment - Utc::now()).to_std().unwrap_or(Duration::ZERO)
 }
 
 /// Waits until changes pause, but not for long.

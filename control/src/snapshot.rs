@@ -92,7 +92,7 @@ impl ClusterSnapshot {
     pub fn from_listing(revision: i64, items: Vec<KeyValue>) -> Self {
         let mut snapshot = Self::default();
         for item in items {
-            snapshot.put(item);
+            snapshot.put(&item);
         }
         snapshot.revision = revision;
         // What was deleted before the listing left no trace in it; it is at most as new as the listing.
@@ -103,7 +103,7 @@ impl ClusterSnapshot {
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Put(item) => self.put(item),
+            Change::Put(item) => self.put(&item),
             Change::Deleted { key, mod_revision } => self.delete(&key, mod_revision),
         }
     }
@@ -155,7 +155,7 @@ impl ClusterSnapshot {
         }
     }
 
-    fn put(&mut self, item: KeyValue) {
+    fn put(&mut self, item: &KeyValue) {
         let Some(key) = keys::parse(&item.key) else { return };
         self.revision = self.revision.max(item.mod_revision);
         self.unreadable.remove(&item.key);
@@ -163,20 +163,20 @@ impl ClusterSnapshot {
             self.mesh_revision = self.mesh_revision.max(item.mod_revision);
         }
         match key {
-            Key::Cluster => self.cluster = self.read(&item).or(self.cluster.take()),
-            Key::Leader => self.leader = self.read(&item).or(self.leader.take()),
-            Key::Manager(name) => keep(self.read(&item), name, &mut self.managers),
-            Key::Service(id) => keep(self.read(&item), id, &mut self.services),
-            Key::Spec(service, version) => keep(self.read(&item), (service, version), &mut self.specs),
-            Key::Name(kind, name) => keep(self.read(&item), (kind, name), &mut self.names),
-            Key::Port(protocol, port) => keep(self.read(&item), (protocol, port), &mut self.ports),
-            Key::Node(id) => keep(self.read(&item), id, &mut self.nodes),
-            Key::Liveness(id) => keep(self.read(&item), id, &mut self.liveness),
-            Key::Ack(id) => keep(self.read(&item), id, &mut self.acks),
-            Key::Task(id) => self.put_task(id, &item),
-            Key::Status(id) => keep(self.read(&item), id, &mut self.statuses),
-            Key::Network(id) => keep(self.read(&item), id, &mut self.networks),
-            Key::BackendCursor => self.backend_cursor = self.read(&item).or(self.backend_cursor.take()),
+            Key::Cluster => self.cluster = self.read(item).or(self.cluster.take()),
+            Key::Leader => self.leader = self.read(item).or(self.leader.take()),
+            Key::Manager(name) => keep(self.read(item), name, &mut self.managers),
+            Key::Service(id) => keep(self.read(item), id, &mut self.services),
+            Key::Spec(service, version) => keep(self.read(item), (service, version), &mut self.specs),
+            Key::Name(kind, name) => keep(self.read(item), (kind, name), &mut self.names),
+            Key::Port(protocol, port) => keep(self.read(item), (protocol, port), &mut self.ports),
+            Key::Node(id) => keep(self.read(item), id, &mut self.nodes),
+            Key::Liveness(id) => keep(self.read(item), id, &mut self.liveness),
+            Key::Ack(id) => keep(self.read(item), id, &mut self.acks),
+            Key::Task(id) => self.put_task(id, item),
+            Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
+            Key::Network(id) => keep(self.read(item), id, &mut self.networks),
+            Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
         }
     }
 

@@ -189,7 +189,7 @@ mod tests {
         }
 
         async fn names_at(&self, revision: i64) -> Vec<String> {
-            let snapshot = self.feed.wait_for_revision(revision, Duration::from_secs(60)).await.unwrap();
+            let snapshot = self.feed.wait_for_revision(revision, Duration::from_mins(1)).await.unwrap();
             snapshot.names.keys().map(|(_, name)| name.clone()).collect()
         }
     }

@@ -1,5 +1,7 @@
 //! The control plane as a process, on a real etcd, with nodes played by the test over mutual TLS.
 
+#![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
+
 mod support;
 
 use std::time::{Duration, Instant};

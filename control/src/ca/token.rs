@@ -12,7 +12,7 @@ const PREFIX: &str = "SWMTKN-1";
 
 /// SHA-256 of a certificate in DER, in lowercase hex.
 pub fn certificate_digest(der: &[u8]) -> String {
-    Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(der))
 }
 
 /// The two tokens of a cluster.

@@ -90,7 +90,9 @@ mod tests {
     }
 
     /// What a message says: whether it is full, the tasks set with their desired states, the tasks removed.
-    fn read(message: &proto::Assignments) -> (bool, Vec<(String, TaskState)>, Vec<String>) {
+    type Said = (bool, Vec<(String, TaskState)>, Vec<String>);
+
+    fn read(message: &proto::Assignments) -> Said {
         let set = message.set.iter().map(|one| {
             let assignment: Assignment = serde_json::from_str(&one.assignment_json).unwrap();
             (one.task_id.clone(), assignment.task.desired_state)
@@ -98,7 +100,7 @@ mod tests {
         (message.full, set.collect(), message.removed_task_ids.clone())
     }
 
-    fn told(told: &mut Told, world: &World) -> Option<(bool, Vec<(String, TaskState)>, Vec<String>)> {
+    fn told(told: &mut Told, world: &World) -> Option<Said> {
         tell(told, &"a".into(), &world.snapshot).unwrap().as_ref().map(read)
     }
 

@@ -252,7 +252,7 @@ mod tests {
         mailbox.put_heard("a".into(), heard(NodeState::Ready));
         assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "it is ready here already");
         mailbox.put_heard("a".into(), heard(NodeState::Ready));
-        assert_eq!(keys_of(&mut mailbox, &world, "m2"), [key.clone()], "another manager takes it over");
+        assert_eq!(keys_of(&mut mailbox, &world, "m2"), [key.as_str()], "another manager takes it over");
         let mut late = Mailbox::default();
         late.put_heard("a".into(), heard(NodeState::Silent));
         assert_eq!(keys_of(&mut late, &world, "m2"), Vec::<String>::new(), "m2 holds no stream of it");

@@ -82,7 +82,7 @@ impl Cluster {
         };
         let registry = Registry::new();
         let router = api::router(context.clone(), ApiMetrics::register(&registry).unwrap());
-        let cluster = Self { store, router, registry, context, directory, shutdown };
+        let cluster = Self { store, context, registry, router, directory, shutdown };
         for number in 1..=3 {
             cluster.join(number).await;
         }

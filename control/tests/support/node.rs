@@ -170,7 +170,7 @@ impl Session {
 
     /// The state of the newest entry for a backend of `task` in the tables seen, if there is one.
     pub(crate) fn backend_of(&self, task: &str) -> Option<proto::MeshBackend> {
-        let all = self.tables.iter().flat_map(|table| &table.backends);
-        all.filter(|backend| backend.task_id == task).next_back().cloned()
+        let mut all = self.tables.iter().flat_map(|table| &table.backends);
+        all.rfind(|backend| backend.task_id == task).cloned()
     }
 }

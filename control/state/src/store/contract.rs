@@ -197,7 +197,7 @@ async fn a_lease_ends_with_its_keys(store: &dyn Store) {
     );
     assert!(!store.keep_alive(lease).await.unwrap(), "an ended lease is not prolonged");
 
-    let revoked = store.grant_lease(Duration::from_secs(60)).await.unwrap();
+    let revoked = store.grant_lease(Duration::from_mins(1)).await.unwrap();
     committed(store, vec![], vec![Op::put_leased("/lease/b", vec![], revoked)]).await;
     store.revoke_lease(revoked).await.unwrap();
     assert_eq!(store.get("/lease/b").await.unwrap(), None, "a revoked lease takes its keys along");

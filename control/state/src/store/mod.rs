@@ -5,7 +5,7 @@
 //!
 //! Left to others: what is stored ([`crate::codec`]) and why.
 
-#[cfg(all(test, feature = "fixtures"))]
+#[cfg(test)]
 mod contract;
 #[cfg(feature = "etcd")]
 mod etcd;

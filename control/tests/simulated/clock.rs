@@ -1,0 +1,25 @@
+//! Wall-clock time that follows tokio's, so that paused time moves planners too.
+
+use std::cell::Cell;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
+
+thread_local! {
+    static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Some moment after the epoch.
+const EPOCH_SECONDS: i64 = 1_800_000_000;
+
+/// Time begins now, for this thread's run.
+pub(crate) fn start() {
+    BEGAN.set(Some(Instant::now()));
+}
+
+/// What time it is.
+pub(crate) fn now() -> DateTime<Utc> {
+    let passed =
+        BEGAN.get().map_or_else(TimeDelta::zero, |began| TimeDelta::from_std(began.elapsed()).unwrap());
+    DateTime::from_timestamp(EPOCH_SECONDS, 0).unwrap() + passed
+}

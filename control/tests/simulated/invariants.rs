@@ -1,0 +1,67 @@
+//! What must hold at every revision, whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_control::snapshot::ClusterSnapshot;
+use mesh_state::task::TaskState;
+
+/// Panics with what is wrong between two snapshots.
+pub(crate) fn check(before: &ClusterSnapshot, after: &ClusterSnapshot) {
+    states_rise(before, after);
+    nothing_is_wanted_again(before, after);
+    slots_have_one_wanted_task(after);
+    backend_ids_are_unique(after);
+    subnets_are_unique(after);
+    assert!(after.unreadable.is_empty(), "unreadable: {:?}", after.unreadable);
+}
+
+fn states_rise(before: &ClusterSnapshot, after: &ClusterSnapshot) {
+    for (id, old) in &before.statuses {
+        if let Some(new) = after.statuses.get(id) {
+            assert!(new.state >= old.state, "task {id} fell from {:?} to {:?}", old.state, new.state);
+        }
+    }
+}
+
+fn nothing_is_wanted_again(before: &ClusterSnapshot, after: &ClusterSnapshot) {
+    for (id, old) in &before.tasks {
+        if let Some(new) = after.tasks.get(id) {
+            let (was, is) = (old.desired_state, new.desired_state);
+            assert!(
+                was < TaskState::Shutdown || is >= was,
+                "task {id} was wanted again: {was:?}, then {is:?}"
+            );
+            let moved = old.node_id.is_some() && new.node_id != old.node_id;
+            assert!(!moved, "task {id} moved from {:?} to {:?}", old.node_id, new.node_id);
+        }
+    }
+}
+
+fn slots_have_one_wanted_task(snapshot: &ClusterSnapshot) {
+    let mut wanted = BTreeMap::new();
+    for task in snapshot.tasks.values().filter(|task| task.desired_state == TaskState::Running) {
+        let tasks: &mut Vec<_> = wanted.entry((&task.service_id, &task.slot)).or_default();
+        tasks.push(&task.id);
+    }
+    for ((service, slot), tasks) in wanted {
+        assert!(tasks.len() == 1, "slot {slot} of {service} has several wanted tasks: {tasks:?}");
+    }
+}
+
+fn backend_ids_are_unique(snapshot: &ClusterSnapshot) {
+    let mut owners = BTreeMap::new();
+    for task in snapshot.tasks.values().filter(|task| !snapshot.state_of(task).is_terminal()) {
+        for endpoint in &task.endpoints {
+            if let Some(other) = owners.insert(endpoint.backend_id, &task.id) {
+                panic!("backend {} belongs to tasks {other} and {}", endpoint.backend_id.get(), task.id);
+            }
+        }
+    }
+}
+
+fn subnets_are_unique(snapshot: &ClusterSnapshot) {
+    let mut seen = BTreeSet::new();
+    for subnet in snapshot.nodes.values().filter_map(|node| node.subnet) {
+        assert!(seen.insert(subnet), "two nodes have subnet {subnet}");
+    }
+}
