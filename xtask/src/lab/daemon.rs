@@ -93,8 +93,7 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
 }
 
 /// Kills a component's process without a warning; what it started itself lives on, as after a crash, unless it is made
-/// to die with its parent. Returns when the process and its dying children are gone for good: an engine that starts
-/// while they still are zombies takes them for alive.
+/// to die with its parent.
 pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<()> {
     if !is_alive(component, node, pid) {
         return Ok(());
@@ -104,15 +103,22 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
     cgroup::kill_now(pid)?;
     cgroup::reap(pid);
     let deadline = Instant::now() + GONE_LIMIT;
-    while dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists())
-        && Instant::now() < deadline
-    {
+    while Instant::now() < deadline && still_matters(component, node, pid, &dying) {
         thread::sleep(Duration::from_millis(5));
     }
     if is_alive(component, node, pid) {
         bail!("{component} on {} (process {pid}) is still there after SIGKILL", node.name());
     }
     Ok(())
+}
+
+/// An engine that starts takes the zombies of the one before, and of its children, for alive: they must be buried. Of other
+/// daemons nothing but their life matters.
+fn still_matters(component: Component, node: &NodeLayout, pid: u32, dying: &[u32]) -> bool {
+    match component {
+        Component::Dockerd => dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists()),
+        _ => is_alive(component, node, pid),
+    }
 }
 
 /// Children of all threads of a process; none if it ends meanwhile.
