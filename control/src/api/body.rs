@@ -1,13 +1,19 @@
 //! Request bodies and query parameters: read under limits, respelled as Docker's clients expect, refused in Docker's form.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::go_json::{self, Shape};
@@ -16,47 +22,59 @@ use super::go_json::{self, Shape};
 /// 1.2 MB: a quarter of that is left to one spec.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
 
+/// Bytes of a body that is too large, read and dropped so that the client gets to read why it was refused.
+const DRAINED_MAX: usize = 16 * 1024 * 1024;
+
+/// How long a body may take to come in whole.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Takes a request's body in before anything is answered: a client that is answered while it still writes sees a broken pipe
+/// instead of the answer.
+pub(crate) async fn take_in(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(BODY_TIMEOUT, read_limited(body)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+        Ok(Err(error)) => error.into_response(),
+        Err(_) => {
+            let message = format!("the request body did not come within {BODY_TIMEOUT:?}");
+            ApiError::BadRequest(message).into_response()
+        }
+    }
+}
+
+async fn read_limited(mut body: Body) -> Result<Bytes, ApiError> {
+    let mut kept = BytesMut::new();
+    let mut seen = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::BadRequest(format!("read the request body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        seen += data.len();
+        if seen <= BODY_LIMIT {
+            kept.extend_from_slice(&data);
+        } else if seen > DRAINED_MAX {
+            break;
+        }
+    }
+    if seen > BODY_LIMIT { Err(ApiError::BodyTooLarge { limit: BODY_LIMIT }) } else { Ok(kept.freeze()) }
+}
+
 /// Reads a JSON body of a known shape.
 ///
 /// # Errors
-/// [`ApiError::BodyTooLarge`], or [`ApiError::BadRequest`] for what isn't the expected JSON.
+/// [`ApiError::BadRequest`] for what isn't the expected JSON.
 pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Shape) -> Result<T, ApiError> {
     if let Some(found) = foreign_content_type(&request) {
         return Err(ApiError::BadRequest(format!(
             "unsupported Content-Type header ({found}): must be 'application/json'"
         )));
     }
-    let bytes = read_limited(request.into_body()).await?;
-    parse(&bytes, shape)
+    parse(&read_limited(request.into_body()).await?, shape)
 }
 
 fn foreign_content_type(request: &Request) -> Option<String> {
     let value = request.headers().get(CONTENT_TYPE)?.to_str().unwrap_or("unreadable");
     let essence = value.split(';').next().unwrap_or_default().trim();
     (!essence.is_empty() && !essence.eq_ignore_ascii_case("application/json")).then(|| value.to_owned())
-}
-
-async fn read_limited(body: Body) -> Result<bytes::Bytes, ApiError> {
-    // One byte more than the limit tells "too large" from "broken off".
-    let bytes = to_bytes(body, BODY_LIMIT + 1).await.map_err(|error| {
-        if is_length_limit(&error) {
-            ApiError::BodyTooLarge { limit: BODY_LIMIT }
-        } else {
-            ApiError::BadRequest(format!("read request body: {error}"))
-        }
-    })?;
-    if bytes.len() > BODY_LIMIT { Err(ApiError::BodyTooLarge { limit: BODY_LIMIT }) } else { Ok(bytes) }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = source {
-        if current.is::<http_body_util::LengthLimitError>() {
-            return true;
-        }
-        source = current.source();
-    }
-    false
 }
 
 /// Reads JSON of a known shape.

@@ -60,6 +60,7 @@ fn respell(map: &mut Map<String, Value>, name: &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::super::shapes;
@@ -98,5 +99,48 @@ mod tests {
                    "EndpointSpec": {"Ports": [{"Protocol": "TCP", "PublishMode": ""}]}}),
             &json!({"UpdateConfig": {"Order": "start-first"}, "EndpointSpec": {"Ports": [{"Protocol": "tcp"}]}}),
         );
+    }
+
+    /// A spec's object with some of its keys in another case.
+    fn any_spec() -> impl Strategy<Value = Value> {
+        let key = prop_oneof![
+            Just("Name"),
+            Just("name"),
+            Just("LABELS"),
+            Just("Mode"),
+            Just("mode"),
+            Just("Replicated"),
+            Just("replicas"),
+            Just("EndpointSpec"),
+            Just("endpointspec"),
+            Just("Ports"),
+            Just("protocol"),
+            Just("novel"),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            Just(json!("")),
+            Just(json!("TCP")),
+            Just(json!(7)),
+            Just(json!([null])),
+        ];
+        leaf.prop_recursive(4, 64, 6, move |inner| {
+            let object =
+                proptest::collection::hash_map(key.clone().prop_map(str::to_owned), inner.clone(), 0..6);
+            prop_oneof![
+                object.prop_map(|map| Value::Object(map.into_iter().collect())),
+                proptest::collection::vec(inner, 0..3).prop_map(Value::Array),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn respelling_twice_is_respelling_once(mut value in any_spec()) {
+            normalise(&mut value, &shapes::SERVICE_SPEC);
+            let once = value.clone();
+            normalise(&mut value, &shapes::SERVICE_SPEC);
+            prop_assert_eq!(value, once);
+        }
     }
 }

@@ -48,7 +48,8 @@ use error::ApiError;
 /// Docker's API, with and without the version in the path.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
     // Routing happens inside of the service that takes the version off, and requests are counted where their route is known.
-    Router::new().fallback_service(from_fn(version::strip).layer(metrics.layer(routes(context))))
+    let routed = from_fn(version::strip).layer(metrics.layer(routes(context)));
+    Router::new().fallback_service(from_fn(body::take_in).layer(routed))
 }
 
 fn routes(context: ApiContext) -> Router {

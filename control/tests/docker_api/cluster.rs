@@ -86,9 +86,11 @@ impl Cluster {
         for number in 1..=3 {
             cluster.join(number).await;
         }
-        let leader =
+        let manager =
             Manager { name: "node-1".to_owned(), address: "10.77.0.11".to_owned(), since: Utc::now() };
-        cluster.write(vec![Op::put(keys::LEADER, codec::encode(&leader).unwrap())]).await;
+        let manager = codec::encode(&manager).unwrap();
+        let alive = Op::put(keys::manager("node-1"), manager.clone());
+        cluster.write(vec![alive, Op::put(keys::LEADER, manager)]).await;
         tokio::spawn(orchestra::play(cluster.context.clone(), cluster.shutdown.clone()));
         cluster
     }

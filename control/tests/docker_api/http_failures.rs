@@ -1,6 +1,7 @@
 //! What is refused, and what happens when etcd is away.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::Request;
@@ -37,6 +38,31 @@ async fn bad_bodies_are_refused_with_a_message() {
         assert!(seen.1.starts_with(message), "expected {message:?}, saw {seen:?}");
     }
     assert_eq!(cluster.get("/services").await.body, json!([]));
+}
+
+/// A client that gets its answer before it has written everything sees a broken pipe instead.
+#[tokio::test]
+async fn a_body_is_taken_in_before_anything_is_answered() {
+    let cluster = Cluster::start().await;
+    let id = cluster.create(&spec("web", 0)).await;
+    for path in [
+        "/secrets/create".to_owned(),
+        "/nowhere".to_owned(),
+        "/v1.99/services/create".to_owned(),
+        format!("/services/{id}/update?version=x"),
+        format!("/services/{id}/update?version=1&rollback=previous"),
+    ] {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counter = taken.clone();
+        let chunks = futures::stream::iter((0..8).map(move |_| {
+            counter.fetch_add(1024, Ordering::SeqCst);
+            Ok::<_, std::io::Error>(vec![b' '; 1024])
+        }));
+        let request = Request::post(path.as_str()).body(Body::from_stream(chunks)).unwrap();
+        let answer = cluster.send(request).await;
+        assert!(answer.status.as_u16() >= 400, "POST {path} was answered {}", answer.status);
+        assert_eq!(taken.load(Ordering::SeqCst), 8 * 1024, "POST {path} left bytes unread");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! Nodes, networks and the cluster itself over HTTP.
 
+use mesh_state::keys;
 use mesh_state::node::NodeState;
+use mesh_state::store::Op;
 use serde_json::json;
 
 use crate::cluster::{Cluster, node_id};
@@ -35,6 +37,9 @@ async fn nodes_have_dockers_shape_and_say_who_leads() {
         down["Status"],
         json!({"State": "down", "Message": "heartbeat failure", "Addr": "10.77.0.13"})
     );
+    cluster.write(vec![Op::delete(keys::manager("node-1")), Op::delete(keys::LEADER)]).await;
+    let lost = cluster.get("/nodes/node-1").await.body;
+    assert_eq!(lost["ManagerStatus"], json!({"Reachability": "unreachable", "Addr": "10.77.0.11:2377"}));
     assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(1));
     assert_eq!(cluster.get("/nodes/nope").await.refusal(), (404, "node nope not found"));
 }

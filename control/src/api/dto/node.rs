@@ -125,8 +125,7 @@ impl Node {
                 message,
                 addr: stored.address.map(|address| address.to_string()).unwrap_or_default(),
             },
-            manager_status: (stored.spec.role == NodeRole::Manager)
-                .then(|| manager_status(snapshot, stored, state)),
+            manager_status: (stored.spec.role == NodeRole::Manager).then(|| manager_status(snapshot, stored)),
             mesh: MeshStatus {
                 liveness: state.as_str(),
                 since: liveness.map(|liveness| liveness.since),
@@ -145,11 +144,13 @@ pub(crate) fn manager_address(node: &StoredNode) -> String {
     node.description.manager_address.clone().or_else(from_address).unwrap_or_default()
 }
 
-fn manager_status(snapshot: &ClusterSnapshot, node: &StoredNode, state: NodeState) -> ManagerStatus {
-    let leads = snapshot.leader.as_ref().is_some_and(|leader| leader.name == node.description.hostname);
+/// A manager is reachable while it keeps its lease in etcd, whatever its node's agent does.
+fn manager_status(snapshot: &ClusterSnapshot, node: &StoredNode) -> ManagerStatus {
+    let name = &node.description.hostname;
+    let alive = snapshot.managers.contains_key(name);
     ManagerStatus {
-        leader: leads,
-        reachability: if state == NodeState::Down { "unreachable" } else { "reachable" },
+        leader: snapshot.leader.as_ref().is_some_and(|leader| &leader.name == name),
+        reachability: if alive { "reachable" } else { "unreachable" },
         addr: manager_address(node),
     }
 }

@@ -163,6 +163,16 @@ pub(crate) struct SwarmInfo {
     managers: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<Cluster>,
+    mesh: MeshInfo,
+}
+
+/// What mesh knows beyond Docker's words; Docker's clients skip it, `mesh status` shows it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MeshInfo {
+    /// The name of the manager that leads; absent while none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -192,6 +202,7 @@ impl SwarmInfo {
             nodes: snapshot.nodes.len(),
             managers: managers().count(),
             cluster: snapshot.cluster.as_ref().map(|cluster| Cluster::new(cluster)),
+            mesh: MeshInfo { leader: snapshot.leader.as_ref().map(|leader| leader.name.clone()) },
         }
     }
 }

@@ -9,6 +9,7 @@ mod policies;
 
 use std::collections::BTreeSet;
 
+use mesh_state::ids::BackendId;
 use mesh_state::lb::{LabelError, LbSettings};
 use mesh_state::node::NodeSpec;
 use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ServiceSpec};
@@ -21,6 +22,9 @@ const NAME_LENGTH_MAX: usize = 63;
 
 /// Ingress ports of one service. An update that replaces them all writes two claims a port, and etcd takes 128 writes at once.
 const INGRESS_PORTS_MAX: usize = 60;
+
+/// Replicas of one service: beyond this even a published port of each could not be told apart in the mesh.
+const REPLICAS_MAX: u64 = BackendId::MAX as u64;
 
 /// Why a spec is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -55,6 +59,9 @@ pub(crate) enum SpecError {
     /// Several modes, or none that is known.
     #[error("service mode must be one of Replicated and Global")]
     Mode,
+    /// More replicas than the mesh can tell apart.
+    #[error("{0} replicas are too many: at most {REPLICAS_MAX} a service")]
+    TooManyReplicas(u64),
     /// An endpoint mode that Docker doesn't know.
     #[error("invalid endpoint mode '{0}': must be vip or dnsrr")]
     EndpointMode(String),
@@ -163,7 +170,13 @@ fn mode(spec: &ServiceSpec) -> Result<(), SpecError> {
         });
     }
     let known = mode.replicated.is_some() != mode.global.is_some();
-    if known && mode.extra.is_empty() { Ok(()) } else { Err(SpecError::Mode) }
+    if !known || !mode.extra.is_empty() {
+        return Err(SpecError::Mode);
+    }
+    match mode.replicas() {
+        Some(replicas) if replicas > REPLICAS_MAX => Err(SpecError::TooManyReplicas(replicas)),
+        _ => Ok(()),
+    }
 }
 
 fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {

@@ -76,6 +76,9 @@ fn labels_of_meshs_are_known_and_have_good_values() {
 #[test]
 fn modes_are_replicated_or_global() {
     check("Mode", json!({"Global": {}}), None);
+    check("Mode", json!({"Replicated": {"Replicas": 65_535}}), None);
+    let many = "65536 replicas are too many: at most 65535 a service";
+    check("Mode", json!({"Replicated": {"Replicas": 65_536}}), Some(many));
     let message = "service mode must be one of Replicated and Global";
     check("Mode", json!({"Global": {}, "Replicated": {}}), Some(message));
     check("Mode", json!({"Sometimes": {}}), Some(message));

@@ -44,12 +44,14 @@ struct Service {
 
 /// Prints the cluster's state.
 pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<String> {
+    let info = client.get("/info").await.context("read what the host knows of the cluster")?;
     let nodes = client.get("/nodes").await.context("read the nodes")?;
     let services = client.get("/services?status=true").await.context("read the services")?;
     let list = |value: &Value, what: &str| -> Result<Vec<Value>, ClientError> {
         value.as_array().cloned().ok_or_else(|| client.unreadable(format!("no list of {what}")))
     };
-    let status = Status::read(&list(&nodes, "nodes")?, &list(&services, "services")?);
+    let leader = info["Swarm"]["Mesh"]["Leader"].as_str().map(str::to_owned);
+    let status = Status::read(leader, &list(&nodes, "nodes")?, &list(&services, "services")?);
     Ok(match output {
         Output::Table => status.table(),
         Output::Json => serde_json::to_string(&status).context("write the status as JSON")?,
@@ -58,12 +60,11 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
 
 impl Status {
     /// Reads what the API shows.
-    fn read(nodes: &[Value], services: &[Value]) -> Self {
+    fn read(leader: Option<String>, nodes: &[Value], services: &[Value]) -> Self {
         let mut nodes: Vec<Node> = nodes.iter().map(Node::read).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         let mut services: Vec<Service> = services.iter().map(Service::read).collect();
         services.sort_by(|one, other| one.name.cmp(&other.name));
-        let leader = nodes.iter().find(|node| node.leader).map(|node| node.name.clone());
         Self { leader, nodes, services }
     }
 
@@ -175,13 +176,12 @@ mod tests {
             "Endpoint": {"Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]},
             "ServiceStatus": {"RunningTasks": 1, "DesiredTasks": 2}
         })];
-        Status::read(&nodes, &services)
+        Status::read(Some("node-1".to_owned()), &nodes, &services)
     }
 
     #[test]
     fn the_leader_and_silent_nodes_are_shown() {
         let status = status();
-        assert_eq!(status.leader.as_deref(), Some("node-1"));
         let expected = "\
 NODE     ADDRESS    ROLE     STATE    AVAILABILITY   SUBNET          DATAPATH
 node-1   10.0.0.1   leader   ready    drain          10.128.1.0/24   xdp
