@@ -73,6 +73,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (view, views) = watch::channel(Arc::new(first_view));
     let (relay_keys, keys) = watch::channel(first_keys);
     let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone())?;
+    match carry_over::load(&config.data_dir) {
+        Ok(before) => proxy.ledger().resume(&before),
+        Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
+    }
     let sockets =
         Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config.socket)? };
     let opening = config.clone();
