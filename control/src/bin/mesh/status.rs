@@ -60,12 +60,15 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
 
 impl Status {
     /// Reads what the API shows.
+    ///
+    /// The leader is known before its node has joined; a host that doesn't tell it shows it on its node.
     fn read(leader: Option<String>, nodes: &[Value], services: &[Value]) -> Self {
         let mut nodes: Vec<Node> = nodes.iter().map(Node::read).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         let mut services: Vec<Service> = services.iter().map(Service::read).collect();
         services.sort_by(|one, other| one.name.cmp(&other.name));
-        Self { leader, nodes, services }
+        let leading_node = || nodes.iter().find(|node| node.leader).map(|node| node.name.clone());
+        Self { leader: leader.or_else(leading_node), nodes, services }
     }
 
     fn table(&self) -> String {
@@ -176,12 +179,13 @@ mod tests {
             "Endpoint": {"Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]},
             "ServiceStatus": {"RunningTasks": 1, "DesiredTasks": 2}
         })];
-        Status::read(Some("node-1".to_owned()), &nodes, &services)
+        Status::read(None, &nodes, &services)
     }
 
     #[test]
     fn the_leader_and_silent_nodes_are_shown() {
         let status = status();
+        assert_eq!(status.leader.as_deref(), Some("node-1"));
         let expected = "\
 NODE     ADDRESS    ROLE     STATE    AVAILABILITY   SUBNET          DATAPATH
 node-1   10.0.0.1   leader   ready    drain          10.128.1.0/24   xdp
