@@ -1,6 +1,5 @@
 //! The link against a manager of the test's own: real TLS, real gRPC, one process.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use mesh_agent::control_link::relay_keys::RelayKeys;
 use mesh_agent::control_link::token::{JoinToken, certificate_digest};
 use mesh_agent::control_link::{AssignmentChange, Ends, Link};
 use mesh_agent::view::NodeView;
-use mesh_state::ids::{BackendId, NodeId, TaskId};
+use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::node::NodeDescription;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
@@ -175,7 +174,6 @@ struct Agent {
     assignments: mpsc::Receiver<AssignmentChange>,
     view: watch::Receiver<Arc<NodeView>>,
     applied: watch::Sender<u64>,
-    flows: watch::Sender<BTreeMap<BackendId, u32>>,
     keys: watch::Receiver<RelayKeys>,
     connected: watch::Receiver<bool>,
     shutdown: CancellationToken,
@@ -187,7 +185,6 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     let (statuses, status_receiver) = mpsc::channel(16);
     let (assignment_sender, assignments) = mpsc::channel(16);
     let (applied, applied_receiver) = watch::channel(0);
-    let (flows, flows_receiver) = watch::channel(BTreeMap::new());
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
     let shutdown = CancellationToken::new();
@@ -197,12 +194,11 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         assignments: assignment_sender,
         view: view_sender,
         applied: applied_receiver,
-        flows: flows_receiver,
         relay_keys: keys_sender,
         connected: connected_sender,
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
-    Agent { statuses, assignments, view, applied, flows, keys, connected, shutdown }
+    Agent { statuses, assignments, view, applied, keys, connected, shutdown }
 }
 
 async fn next_session(manager: &mut Running) -> SessionOfTest {
@@ -272,15 +268,6 @@ async fn a_session_carries_everything_both_ways() {
     session.say(Down::Assignments(assignments)).await;
     let change = timeout(SOON, agent.assignments.recv()).await.expect("soon");
     assert_eq!(change, Some(AssignmentChange::Delta { set: vec![], removed: vec![TaskId::from("t1")] }));
-
-    agent.flows.send_replace(BTreeMap::from([(BackendId::new(3).expect("an id"), 9)]));
-    let flows = session
-        .hear(|up| match up {
-            Up::BackendFlows(flows) if !flows.live_by_backend.is_empty() => Some(flows.live_by_backend),
-            _ => None,
-        })
-        .await;
-    assert_eq!(flows.get(&3), Some(&9));
     agent.shutdown.cancel();
 }
 

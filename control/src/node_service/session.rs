@@ -52,7 +52,7 @@ const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
 enum End {
     #[error("the node closed its stream")]
     Closed,
-    #[error("the stream broke: {0}")]
+    #[error("the stream broke: {}", .0.message())]
     Broken(Box<Status>),
     #[error("the node was removed from the cluster")]
     Removed,
@@ -254,7 +254,7 @@ impl Session {
     fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
         self.note_heard();
         match message.body {
-            Some(Up::Heartbeat(_) | Up::BackendFlows(_)) => {}
+            Some(Up::Heartbeat(_)) => {}
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
             Some(Up::TableAck(ack)) => {
                 let node = self.node.clone();

@@ -2,25 +2,18 @@
 //!
 //! Invariant: a generation counts as applied only when both follow it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::ids::TaskId;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli;
 use crate::config::Config;
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
 use crate::error_chain;
-use crate::proxy::Proxy;
 use crate::task::network::{RunningTask, TaskNetwork, TaskNetworkError};
-
-/// Live flows are told to managers at most this often.
-const FLOWS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
 ///
@@ -66,35 +59,6 @@ pub(super) async fn report_applied(
             changed = first.changed() => if changed.is_err() { return },
             changed = second.changed() => if changed.is_err() { return },
         }
-    }
-}
-
-/// Reports the live proxied connections of this node's tasks, until `shutdown`.
-pub(super) async fn report_flows(
-    proxy: Arc<Proxy>,
-    flows: watch::Sender<BTreeMap<BackendId, u32>>,
-    shutdown: CancellationToken,
-) {
-    let mut ticks = interval(FLOWS_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let live: BTreeMap<_, _> = proxy
-            .ledger()
-            .stats()
-            .backends
-            .into_iter()
-            .filter(|(_, figures)| figures.serving > 0)
-            .map(|(id, figures)| (id, u32::try_from(figures.serving).unwrap_or(u32::MAX)))
-            .collect();
-        flows.send_if_modified(|flows| {
-            let changed = *flows != live;
-            *flows = live;
-            changed
-        });
     }
 }
 

@@ -127,7 +127,6 @@ impl Membership {
             assignments: assignment_sender,
             view: self.state.view,
             applied: self.state.applied,
-            flows: self.state.flows,
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
         };

@@ -6,13 +6,12 @@
 mod carriers;
 mod membership;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use mesh_state::ids::{BackendId, NodeId};
+use mesh_state::ids::NodeId;
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
 use tokio::net::{TcpListener, UnixListener};
@@ -45,7 +44,6 @@ struct State {
     relay_keys: watch::Sender<RelayKeys>,
     connected: watch::Sender<bool>,
     applied: watch::Receiver<u64>,
-    flows: watch::Receiver<BTreeMap<BackendId, u32>>,
 }
 
 /// Sockets, bound before anything runs.
@@ -93,7 +91,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let components = Components::default();
     let stopping = components.stopping().clone();
     components.spawn("signals", follow_signals(stopping.clone()));
-    let (applied, flows) = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views);
+    let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views);
     let (node, node_facts) = watch::channel(NodeFacts {
         hostname: config.name.clone(),
         kernel: config.kernel.clone(),
@@ -128,7 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cache::keep(directory, views, keys, stop).await;
         Ok(())
     });
-    let state = State { view, relay_keys, connected, applied, flows };
+    let state = State { view, relay_keys, connected, applied };
     let membership = Membership { config, identity, state, datapath, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
@@ -166,14 +164,14 @@ fn bind_docker(path: &Path) -> anyhow::Result<UnixListener> {
     docker_api::bind(path).with_context(|| format!("serve the Docker API on {}", path.display()))
 }
 
-/// Starts the proxy and the kernel data plane. Returns the generation that both carry, and live flows of this node's tasks.
+/// Starts the proxy and the kernel data plane. Returns the generation that both carry.
 fn start_carriers(
     components: &Components,
     proxy: &Arc<Proxy>,
     datapath: Option<Arc<Datapath>>,
     relay: TcpListener,
     views: &watch::Receiver<Arc<NodeView>>,
-) -> (watch::Receiver<u64>, watch::Receiver<BTreeMap<BackendId, u32>>) {
+) -> watch::Receiver<u64> {
     let stopping = components.stopping();
     let (by_proxy, proxy_applied) = watch::channel(0);
     let (running, stop) = (Arc::clone(proxy), stopping.clone());
@@ -181,13 +179,7 @@ fn start_carriers(
         running.run(relay, by_proxy, stop).await;
         Ok(())
     });
-    let (flows, live_flows) = watch::channel(BTreeMap::new());
-    let (reporting, stop) = (Arc::clone(proxy), stopping.clone());
-    components.spawn("flow report", async move {
-        carriers::report_flows(reporting, flows, stop).await;
-        Ok(())
-    });
-    let Some(datapath) = datapath else { return (proxy_applied, live_flows) };
+    let Some(datapath) = datapath else { return proxy_applied };
     let (by_programs, programs_applied) = watch::channel(0);
     let (mut views, stop) = (views.clone(), stopping.clone());
     components.spawn("datapath", async move {
@@ -204,7 +196,7 @@ fn start_carriers(
         carriers::report_applied(proxy_applied, programs_applied, applied, stop).await;
         Ok(())
     });
-    (both_applied, live_flows)
+    both_applied
 }
 
 /// Starts serving metrics and health.

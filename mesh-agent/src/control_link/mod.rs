@@ -21,13 +21,12 @@ mod outbox;
 mod pinned_ca;
 mod session;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::ids::TaskId;
 use mesh_state::node::NodeDescription;
 use mesh_state::proto;
 use mesh_state::task::TaskStatus;
@@ -61,8 +60,6 @@ pub struct Ends {
     pub view: watch::Sender<Arc<NodeView>>,
     /// The generation that carries traffic.
     pub applied: watch::Receiver<u64>,
-    /// Live flows of the local backends.
-    pub flows: watch::Receiver<BTreeMap<BackendId, u32>>,
     /// The relay keys, which the link alone writes.
     pub relay_keys: watch::Sender<RelayKeys>,
     /// Whether a manager has welcomed this node.

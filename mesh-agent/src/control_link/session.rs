@@ -126,7 +126,6 @@ impl<'a> Session<'a> {
     async fn exchange(&mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
         self.link.outbox.resend();
         self.send_table_ack().await?;
-        self.send_flows().await?;
         let mut flush_at = self.link.outbox.has_waiting().then(Instant::now);
         let mut resend = interval_at(Instant::now() + RESEND_INTERVAL, RESEND_INTERVAL);
         loop {
@@ -153,10 +152,6 @@ impl<'a> Session<'a> {
                 changed = self.link.ends.applied.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
                     self.send_table_ack().await?;
-                }
-                changed = self.link.ends.flows.changed() => {
-                    changed.map_err(|_| SessionError::Stopping)?;
-                    self.send_flows().await?;
                 }
             }
         }
@@ -197,12 +192,6 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         send(&self.up, Up::TableAck(proto::TableAck { generation })).await
-    }
-
-    async fn send_flows(&mut self) -> Result<(), SessionError> {
-        let live_by_backend =
-            self.link.ends.flows.borrow_and_update().iter().map(|(id, live)| (id.get(), *live)).collect();
-        send(&self.up, Up::BackendFlows(proto::BackendFlows { live_by_backend })).await
     }
 }
 
