@@ -1,3 +1,5 @@
+//! Specs one field away from a good one, and what is said of them.
+
 use serde_json::{Value, json};
 
 use super::*;
