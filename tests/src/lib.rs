@@ -9,9 +9,11 @@
 
 pub mod lab;
 
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use xtask::client::http;
 use xtask::cluster::{Cluster, eventually};
 use xtask::lab::layout::Layout;
 
@@ -27,6 +29,17 @@ pub fn cluster() -> Result<Cluster> {
         "MESH_LAB names no lab; next: cargo xtask test cluster, or cargo xtask lab up and MESH_LAB=mesh",
     )?;
     Cluster::open(Layout::new(name.parse()?))
+}
+
+/// The task that answers a request to a `whoami` service, asked from the client's namespace.
+///
+/// # Errors
+/// When nobody answers, or with something else than `whoami`'s page.
+pub fn answering_task(server: SocketAddrV4) -> Result<String> {
+    let response = http::get(server, "/", http::DEADLINE)?;
+    let page: serde_json::Value = serde_json::from_slice(&response.body)
+        .with_context(|| format!("whoami's page: {}", response.text()))?;
+    page["task"].as_str().map(str::to_owned).with_context(|| format!("no task in whoami's page: {page}"))
 }
 
 /// A service that is removed when the test ends.

@@ -7,9 +7,8 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster};
+use mesh_tests::{PATIENCE, Service, answering_task, cluster};
 use xtask::client::http;
-use xtask::client::load::ask;
 use xtask::cluster::{Cluster, TaskRow, eventually, samples};
 
 /// Connections that pin a backend.
@@ -20,7 +19,7 @@ fn least_connections_avoids_a_pinned_backend_and_cuts_nothing() -> Result<()> {
     let cluster = cluster()?;
     let service = Service::create(&cluster, "choosy", &["--replicas", "1", "-p", "8095:80", "whoami"])?;
     let ingress = SocketAddrV4::new(cluster.record.nodes.last().context("no node")?.ip, 8095);
-    let pinned_task = cluster.client().run(|| ask(ingress, "/"))?;
+    let pinned_task = cluster.client().run(|| answering_task(ingress))?;
     // With one task, every slow connection is that task's; the second task comes afterwards.
     let slow = hold(&cluster, ingress)?;
     cluster.docker()?.run(&["service", "scale", "--detach", "choosy=2"])?;
@@ -98,7 +97,7 @@ fn finish(cluster: &Cluster, mut stream: TcpStream) -> Result<http::Response> {
 }
 
 fn answers(cluster: &Cluster, server: SocketAddrV4, requests: usize) -> Result<BTreeSet<String>> {
-    cluster.client().run(|| (0..requests).map(|_| ask(server, "/")).collect())
+    cluster.client().run(|| (0..requests).map(|_| answering_task(server)).collect())
 }
 
 fn in_force(cluster: &Cluster, service: &str, policy: &str, within: Duration) -> Result<()> {

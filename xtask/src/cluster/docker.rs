@@ -27,7 +27,7 @@ pub struct TaskRow {
     /// The task's id.
     #[serde(rename = "ID")]
     pub id: String,
-    /// The task's name; history is indented by ` \_ `.
+    /// The name of its slot; the CLI draws history under it only in its own table.
     pub name: String,
     /// The node it is on, if any.
     pub node: String,
