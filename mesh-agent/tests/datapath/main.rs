@@ -128,6 +128,8 @@ fn story(name: &str, mode: DatapathMode) {
     assert_eq!(opened(&nodes[0]), 20, "connections counted at the first node");
     assert_eq!(opened(&nodes[1]), 20, "connections counted at the second node");
     check_hooks(&nodes[0], mode);
+    let rules = run(&format!("ip netns exec {} nft list table ip mesh", lab.node_namespace(0)));
+    assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "rules of the firewall: {rules}");
     let tunnelled = through_device(&lab);
     for _ in 0..20 {
         check_client_address(&lab, 0);

@@ -95,8 +95,8 @@ fn notrack_rules(port: u16) -> String {
         "table ip mesh\n\
          delete table ip mesh\n\
          table ip mesh {{\n\
-         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack }}\n\
-         chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack }}\n\
+         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; }}\n\
+         chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack; }}\n\
          }}\n"
     )
 }
