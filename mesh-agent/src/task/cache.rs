@@ -104,3 +104,33 @@ fn read(path: &Path) -> Result<CachedTask, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     codec::decode(&bytes).map_err(|error| crate::error_chain(&error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::task::worker::tests::assignment;
+
+    #[test]
+    fn tasks_come_back_and_broken_files_are_passed_over() {
+        let root = tempfile::tempdir().expect("a directory");
+        let cache = TaskCache::open(root.path().join("tasks")).expect("the cache opens");
+        let task = CachedTask { assignment: assignment("t1"), status: TaskStatus::default() };
+        cache.put(&task).expect("the task is stored");
+        std::fs::write(root.path().join("tasks/broken.json"), "{").expect("a broken file");
+        assert_eq!(cache.load().expect("the cache loads"), [task]);
+        let mode =
+            std::fs::metadata(root.path().join("tasks/t1.json")).expect("it exists").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "environments hold secrets");
+        cache.remove(&"t1".into()).expect("the task is forgotten");
+        cache.remove(&"t1".into()).expect("and may be forgotten twice");
+        assert_eq!(cache.load().expect("the cache loads"), []);
+    }
+
+    #[test]
+    fn an_id_cannot_leave_the_directory() {
+        let cache = TaskCache { directory: "/var/tasks".into() };
+        assert_eq!(cache.path(&"../../etc/x".into()), Path::new("/var/tasks/etcx.json"));
+    }
+}

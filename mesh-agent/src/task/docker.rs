@@ -3,6 +3,8 @@
 //! Invariants: paths carry no API version, so the engine answers in its own, whichever that is. A client is made anew for each call: the
 //! engine may be away, come back, or be another. Every call has a deadline.
 
+pub mod model;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

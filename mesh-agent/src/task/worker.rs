@@ -1,7 +1,7 @@
 //! The set of this node's tasks: one driver each, kept in step with what control assigned, cached on disk.
 //!
 //! Invariants: this loop alone owns the set. It never waits for the engine, the disk or a manager: drivers do the engine's work, a
-//! writer the disk's, and statuses wait in [`Outgoing`], the latest of each task. Containers that no task owns are ended only after a
+//! writer the disk's, and statuses wait by task, the latest of each. Containers that no task owns are ended only after a
 //! full list from control said so.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,8 +73,11 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => break,
             Some(change) = assignments.recv() => {
+                let full = matches!(change, AssignmentChange::Full(_));
                 worker.apply(change);
-                worker.list_containers(&orphans_in);
+                if full {
+                    worker.list_containers(&orphans_in);
+                }
             }
             Some(update) = updates.recv() => worker.observe(update),
             Some(heard) = heard.recv() => worker.nudge(&heard),
@@ -338,3 +341,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+pub(in crate::task) mod tests;

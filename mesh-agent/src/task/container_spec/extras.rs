@@ -61,7 +61,8 @@ pub(super) struct Ulimit {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Privileges {
-    pub(super) no_new_privileges: bool,
+    #[serde(rename = "NoNewPrivileges")]
+    pub(super) no_gain: bool,
     #[serde(rename = "SELinuxContext")]
     pub(super) selinux: Option<SeLinux>,
     pub(super) seccomp: Option<Seccomp>,

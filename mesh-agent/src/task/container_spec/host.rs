@@ -4,10 +4,6 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bollard::models::{
-    HostConfig, HostConfigLogConfig, Mount, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
-};
 use mesh_state::spec::{PortConfig, Resources};
 use mesh_state::task::Assignment;
 use serde_json::Value;
@@ -16,6 +12,10 @@ use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent,
 use super::template::Context;
 use super::{PlanError, list};
 use crate::task::bridge::NETWORK_NAME;
+use crate::task::docker::model::{
+    HostConfig, HostConfigLogConfig, Mount, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
+};
 
 /// The host's part of a task's container.
 pub(super) fn config(
@@ -122,7 +122,7 @@ fn host_entries(line: &str) -> Result<Vec<String>, PlanError> {
 /// The engine's spelling of the privileges.
 fn security(privileges: &Privileges) -> Result<Vec<String>, PlanError> {
     let mut options = Vec::new();
-    if privileges.no_new_privileges {
+    if privileges.no_gain {
         options.push("no-new-privileges:true".to_owned());
     }
     if let Some(context) = &privileges.selinux {

@@ -14,15 +14,15 @@ mod tests;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
-};
 use mesh_state::ids::NodeId;
 use mesh_state::spec::{ContainerSpec, HealthConfig};
 use mesh_state::task::Assignment;
 use thiserror::Error;
 
 use super::bridge::NETWORK_NAME;
+use super::docker::model::{
+    ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
+};
 use super::transition::stop_grace;
 use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
 use template::Context;

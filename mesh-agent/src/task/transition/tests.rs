@@ -207,7 +207,7 @@ fn any_container() -> impl Strategy<Value = Option<ContainerFacts>> {
     prop::option::of((phase, health, 0i64..3, any::<bool>()).prop_map(
         |(phase, health, exit_code, broken)| {
             let error = if broken { "broken".to_owned() } else { String::new() };
-            ContainerFacts { health, exit_code, error, ..container(phase) }
+            ContainerFacts { exit_code, error, health, ..container(phase) }
         },
     ))
 }

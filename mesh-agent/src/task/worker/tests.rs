@@ -1,0 +1,268 @@
+//! The worker on an engine in memory: what must hold when the engine or the link to control stands still.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use mesh_state::task::{Slot, Task};
+
+use super::*;
+use crate::task::bridge::BridgeFacts;
+use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
+use crate::task::description::EngineFacts;
+use crate::task::network::{RunningTask, TaskNetworkError};
+use crate::task::runtime::{ContainerFacts, Health, Phase};
+
+/// An engine in memory. Containers are kept by name; an id is a name.
+#[derive(Default)]
+struct Engine {
+    state: Mutex<EngineState>,
+}
+
+#[derive(Default)]
+struct EngineState {
+    away: bool,
+    containers: BTreeMap<String, (TaskId, ContainerFacts)>,
+    starts: usize,
+}
+
+impl Engine {
+    fn with<T>(&self, work: impl FnOnce(&mut EngineState) -> T) -> Result<T, RuntimeError> {
+        let mut state = self.state.lock().expect("no test thread panicked");
+        if state.away { Err(RuntimeError::Unavailable("away".to_owned())) } else { Ok(work(&mut state)) }
+    }
+
+    fn set_away(&self, away: bool) {
+        self.state.lock().expect("no test thread panicked").away = away;
+    }
+
+    fn set_phase(&self, container: &str, phase: Phase) {
+        let done =
+            self.with(|state| state.containers.get_mut(container).map(|(_, facts)| facts.phase = phase));
+        assert!(done.is_ok_and(|found| found.is_some()), "{container} exists");
+    }
+
+    fn starts(&self) -> usize {
+        self.state.lock().expect("no test thread panicked").starts
+    }
+}
+
+#[async_trait]
+impl Runtime for Engine {
+    async fn has_image(&self, _reference: &str) -> Result<bool, RuntimeError> {
+        self.with(|_| true)
+    }
+
+    async fn pull_image(&self, _reference: &str) -> Result<(), RuntimeError> {
+        self.with(|_| ())
+    }
+
+    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError> {
+        let labels = plan.body.labels.clone().unwrap_or_default();
+        let task = TaskId::from(labels.get(TASK_ID_LABEL).cloned().unwrap_or_default());
+        let facts = ContainerFacts {
+            id: plan.name.clone(),
+            phase: Phase::Created,
+            pid: 7,
+            exit_code: 0,
+            error: String::new(),
+            health: Health::Unchecked,
+            address: Some([10, 128, 0, 2].into()),
+        };
+        self.with(|state| state.containers.insert(plan.name.clone(), (task, facts))).map(drop)
+    }
+
+    async fn start(&self, container: &str) -> Result<(), RuntimeError> {
+        self.with(|state| state.starts += 1)?;
+        self.set_phase(container, Phase::Running);
+        Ok(())
+    }
+
+    async fn stop(&self, container: &str, _grace: Duration) -> Result<(), RuntimeError> {
+        self.with(|_| ())?;
+        self.set_phase(container, Phase::Exited);
+        Ok(())
+    }
+
+    async fn remove(&self, container: &str) -> Result<(), RuntimeError> {
+        self.with(|state| state.containers.remove(container)).map(drop)
+    }
+
+    async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError> {
+        self.with(|state| state.containers.get(container).map(|(_, facts)| facts.clone()))
+    }
+
+    async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError> {
+        self.with(|state| {
+            state.containers.iter().map(|(name, (task, _))| (task.clone(), name.clone())).collect()
+        })
+    }
+
+    fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>> {
+        futures::stream::pending().boxed()
+    }
+
+    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
+        self.with(|_| Some(BridgeFacts { subnet: None, users: 0 }))
+    }
+
+    async fn create_bridge(&self, _plan: &BridgePlan) -> Result<(), RuntimeError> {
+        self.with(|_| ())
+    }
+
+    async fn remove_bridge(&self) -> Result<(), RuntimeError> {
+        self.with(|_| ())
+    }
+
+    async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
+        self.with(|_| EngineFacts::default())
+    }
+}
+
+struct NoNetwork;
+
+#[async_trait]
+impl TaskNetwork for NoNetwork {
+    async fn started(&self, _task: &RunningTask) -> Result<(), TaskNetworkError> {
+        Ok(())
+    }
+
+    async fn stopped(&self, _task_id: &TaskId) {}
+}
+
+/// A task that is to run here.
+pub(in crate::task) fn assignment(id: &str) -> Assignment {
+    Assignment {
+        task: Task {
+            id: id.into(),
+            service_id: "s1".into(),
+            slot: Slot::Number(1),
+            spec_version: 1,
+            node_id: Some("n1".into()),
+            desired_state: TaskState::Running,
+            endpoints: Vec::new(),
+            created_at: mesh_state::Timestamp::default(),
+            start_after: None,
+            shutdown_at: None,
+            leader_status: TaskStatus::default(),
+        },
+        name: "web.1".to_owned(),
+        service_name: "web".to_owned(),
+        service_labels: mesh_state::spec::Labels::default(),
+        spec: serde_json::from_value(serde_json::json!({"ContainerSpec": {"Image": "x"}}))
+            .expect("a template"),
+        host_ports: Vec::new(),
+    }
+}
+
+struct Bench {
+    engine: Arc<Engine>,
+    assignments: mpsc::Sender<AssignmentChange>,
+    statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
+    shutdown: CancellationToken,
+    worker: tokio::task::JoinHandle<()>,
+    _bridge: watch::Sender<BridgePlan>,
+}
+
+impl Bench {
+    fn start(engine: &Arc<Engine>, directory: &std::path::Path) -> Self {
+        let (assignments, assigned) = mpsc::channel(1);
+        let (told, statuses) = mpsc::channel(1);
+        let (bridge_in, bridge) = watch::channel(BridgePlan { subnet: None, mtu: 1450 });
+        let shutdown = CancellationToken::new();
+        let node = NodeIdentity {
+            id: "n1".into(),
+            hostname: "alpha".to_owned(),
+            architecture: "x86_64".to_owned(),
+            os: "linux".to_owned(),
+        };
+        let cache = TaskCache::open(directory.to_owned()).expect("the cache opens");
+        let runtime = Arc::clone(engine) as Arc<dyn Runtime>;
+        let parts = Parts { runtime, network: Arc::new(NoNetwork), node, bridge, cache };
+        let worker = tokio::spawn(run(parts, assigned, told, shutdown.clone()));
+        Self { engine: Arc::clone(engine), assignments, statuses, shutdown, worker, _bridge: bridge_in }
+    }
+
+    async fn assign(&self, change: AssignmentChange) {
+        self.assignments.send(change).await.expect("the worker lives");
+    }
+
+    async fn until(&mut self, task: &str, state: TaskState) -> TaskStatus {
+        loop {
+            let told = tokio::time::timeout(Duration::from_mins(1), self.statuses.recv()).await;
+            let (id, status) =
+                told.unwrap_or_else(|_| panic!("{task} never reached {state:?}")).expect("the worker lives");
+            if id.as_str() == task && status.state == state {
+                return status;
+            }
+        }
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.worker.await.expect("the worker ends well");
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_changes_no_status() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    let mut bench = Bench::start(&engine, directory.path());
+    bench.assign(AssignmentChange::Full(vec![assignment("t1")])).await;
+    bench.until("t1", TaskState::Running).await;
+
+    bench.engine.set_away(true);
+    bench.assign(AssignmentChange::Delta { set: vec![assignment("t1")], removed: Vec::new() }).await;
+    let told = tokio::time::timeout(Duration::from_millis(500), bench.statuses.recv()).await;
+    assert!(told.is_err(), "nothing is known, so nothing is told; saw {told:?}");
+
+    bench.engine.set_away(false);
+    bench.engine.set_phase("web.1.t1", Phase::Exited);
+    bench.until("t1", TaskState::Complete).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn tasks_go_on_while_nobody_takes_their_statuses() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    let mut bench = Bench::start(&engine, directory.path());
+    let set: Vec<Assignment> = (0..50).map(|number| assignment(&format!("t{number}"))).collect();
+    bench.assign(AssignmentChange::Full(set)).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while engine.starts() < 50 {
+        assert!(tokio::time::Instant::now() < deadline, "only {} of 50 were started", engine.starts());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.until("t49", TaskState::Running).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_new_worker_starts_nothing_twice_and_ends_only_what_control_left_out() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    let mut bench = Bench::start(&engine, directory.path());
+    bench.assign(AssignmentChange::Full(vec![assignment("t1"), assignment("t2")])).await;
+    let mut running = BTreeSet::new();
+    while running.len() < 2 {
+        let (id, status) = bench.statuses.recv().await.expect("the worker lives");
+        if status.state == TaskState::Running {
+            running.insert(id);
+        }
+    }
+    bench.end().await;
+
+    let mut bench = Bench::start(&engine, directory.path());
+    bench.assign(AssignmentChange::Full(vec![assignment("t1")])).await;
+    bench.until("t1", TaskState::Running).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while engine.with(|state| state.containers.contains_key("web.1.t2")).expect("the engine is there") {
+        assert!(tokio::time::Instant::now() < deadline, "t2 was not removed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(engine.starts(), 2, "nothing is started twice");
+    bench.end().await;
+}
