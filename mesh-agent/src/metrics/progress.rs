@@ -165,7 +165,7 @@ mod tests {
         settle().await;
         assert_eq!(samples(), 0, "a generation that says nothing new is not timed");
         view_sender.send_modify(|current| {
-            *current = Arc::new(NodeView { generation: 3, ..view(Some("round-robin")) })
+            *current = Arc::new(NodeView { generation: 3, ..view(Some("round-robin")) });
         });
         applied.send_replace(3);
         settle().await;

@@ -23,7 +23,6 @@ const ATTEMPTS_MAX: usize = 4;
 /// A backend that took the connection.
 struct Connected {
     entry: Arc<BackendEntry>,
-    local: bool,
     stream: TcpStream,
     opened: Opened,
 }
@@ -69,7 +68,7 @@ async fn connect(
         let entry = proxy.ledger.backend(backend.id);
         let opened = entry.open();
         match dial(proxy, &view, backend, ends).await {
-            Ok(stream) => return Some(Connected { entry, local: view.is_local(backend), stream, opened }),
+            Ok(stream) => return Some(Connected { entry, stream, opened }),
             Err(error) => {
                 entry.count_failure(error.reason());
                 tracing::debug!(
@@ -105,8 +104,7 @@ async fn carry(
     connected: Connected,
     counters: &FrontendEntry,
 ) -> Result<(), pipe::PipeError> {
-    let Connected { entry, local, stream, opened } = connected;
-    let _serving = local.then(|| entry.serve());
+    let Connected { entry, stream, opened } = connected;
     client.set_nodelay(true)?;
     let terms = Terms {
         idle_limit: proxy.settings.idle_limit,

@@ -25,7 +25,6 @@ pub type FrontendKey = (ServiceId, Protocol, u16);
 pub struct BackendEntry {
     opened: AtomicU64,
     closed: AtomicU64,
-    serving: AtomicU64,
     request_bytes: AtomicU64,
     reply_bytes: AtomicU64,
     failures: [AtomicU64; FailureReason::ALL.len()],
@@ -50,8 +49,6 @@ pub struct BackendFigures {
     pub opened: u64,
     /// Those of them that are live.
     pub live: u64,
-    /// Live connections that this node carries into its own task, whoever assigned them.
-    pub serving: u64,
     /// Payload from clients to the task, bytes.
     pub request_bytes: u64,
     /// Payload from the task to clients, bytes.
@@ -190,12 +187,6 @@ impl BackendEntry {
         Opened { entry: Arc::clone(self) }
     }
 
-    /// Counts a connection carried into the local task, until the guard is dropped.
-    pub fn serve(self: &Arc<Self>) -> Serving {
-        self.serving.fetch_add(1, Ordering::Relaxed);
-        Serving { entry: Arc::clone(self) }
-    }
-
     /// Counts a failed attempt to connect.
     pub fn count_failure(&self, reason: FailureReason) {
         self.failures[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -221,7 +212,6 @@ impl BackendEntry {
         BackendFigures {
             opened: self.opened.load(Ordering::Relaxed),
             live: self.live(),
-            serving: self.serving.load(Ordering::Relaxed),
             request_bytes: self.request_bytes.load(Ordering::Relaxed),
             reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
             failures: std::array::from_fn(|reason| self.failures[reason].load(Ordering::Relaxed)),
@@ -290,18 +280,6 @@ impl Drop for Opened {
     }
 }
 
-/// A connection into a local task; dropped when it ends.
-#[derive(Debug)]
-pub struct Serving {
-    entry: Arc<BackendEntry>,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.entry.serving.fetch_sub(1, Ordering::Release);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -329,14 +307,13 @@ mod tests {
         let ledger = Ledger::default();
         let id = BackendId::new(1).expect("an id");
         let (first, second) = (ledger.backend(id).open(), ledger.backend(id).open());
-        let serving = ledger.backend(id).serve();
         drop(first);
         ledger.backend(id).count_failure(FailureReason::Timeout);
         let figures = ledger.stats().backends[&id];
-        assert_eq!((figures.opened, figures.live, figures.serving), (2, 1, 1));
+        assert_eq!((figures.opened, figures.live), (2, 1));
         assert_eq!(figures.failures.iter().sum::<u64>(), 1);
-        drop((second, serving));
+        drop(second);
         let figures = ledger.stats().backends[&id];
-        assert_eq!((figures.opened, figures.live, figures.serving), (2, 0, 0));
+        assert_eq!((figures.opened, figures.live), (2, 0));
     }
 }

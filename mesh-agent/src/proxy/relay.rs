@@ -136,7 +136,6 @@ async fn carry(
     backend: &BackendView,
 ) -> Result<(), pipe::PipeError> {
     let entry = proxy.ledger.backend(backend.id);
-    let _serving = entry.serve();
     stream.set_nodelay(true)?;
     stream.write_all(&[Answer::Connected.to_byte()]).await?;
     let terms = Terms {
