@@ -155,7 +155,8 @@ fn cluster() -> Result<Outcome> {
 /// One test at a time: they share the lab, and some break it.
 fn cluster_tests() -> Result<()> {
     Program::new(workspace::cargo())
-        .args(["test", "--quiet", "--package", "mesh-tests", "--features", "cluster", "--test", "*"])
+        .args(["test", "--quiet", "--no-fail-fast", "--package", "mesh-tests"])
+        .args(["--features", "cluster", "--test", "*"])
         .args(["--", "--test-threads", "1"])
         .env(LAB_VAR, LAB_NAME)
         .current_dir(workspace::root())
