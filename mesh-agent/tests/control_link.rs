@@ -176,6 +176,7 @@ struct Agent {
     applied: watch::Sender<u64>,
     keys: watch::Receiver<RelayKeys>,
     connected: watch::Receiver<bool>,
+    description: watch::Sender<NodeDescription>,
     shutdown: CancellationToken,
 }
 
@@ -188,8 +189,10 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
     let shutdown = CancellationToken::new();
+    let (description, descriptions) =
+        watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
     let ends = Ends {
-        description: NodeDescription { hostname: "test".into(), ..NodeDescription::default() },
+        description: descriptions,
         statuses: status_receiver,
         assignments: assignment_sender,
         view: view_sender,
@@ -198,7 +201,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         connected: connected_sender,
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
-    Agent { statuses, assignments, view, applied, keys, connected, shutdown }
+    Agent { statuses, assignments, view, applied, keys, connected, description, shutdown }
 }
 
 async fn next_session(manager: &mut Running) -> SessionOfTest {
@@ -293,6 +296,24 @@ async fn statuses_outlive_a_session_until_they_are_stored() {
     let mut session = next_session(&mut manager).await;
     let again: Vec<_> = session.hear(statuses).await.into_iter().map(|status| status.task_id).collect();
     assert_eq!(again, ["b"], "only what was not acknowledged comes again");
+    agent.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn a_new_description_is_told_by_a_new_session() {
+    let ca = Arc::new(make_ca());
+    let mut manager = serve(&ca).await;
+    let identity = join(manager.address, &ca.token(), "test").await.expect("the node joins");
+    let agent = start_link(vec![manager.address], identity);
+    let first = next_session(&mut manager).await;
+    agent.description.send_modify(|description| description.nano_cpus = 2_000_000_000);
+    let second = next_session(&mut manager).await;
+    let cpus = |session: &SessionOfTest| {
+        let description: NodeDescription =
+            serde_json::from_str(&session.hello.description_json).expect("a description");
+        description.nano_cpus
+    };
+    assert_eq!((cpus(&first), cpus(&second)), (0, 2_000_000_000));
     agent.shutdown.cancel();
 }
 

@@ -3,27 +3,24 @@
 //! Invariant: nothing here is waited for by what carries traffic.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
-use mesh_state::node::NodeDescription;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::carriers::MeshNetwork;
+use super::described::Described;
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
 use crate::control_link::identity::Identity;
 use crate::control_link::{Ends, Link, join_any};
 use crate::datapath::Datapath;
-use crate::error_chain;
 use crate::metrics::NodeFacts;
 use crate::shutdown::Components;
 use crate::task::bridge::BridgePlan;
 use crate::task::cache::TaskCache;
 use crate::task::container_spec::NodeIdentity;
-use crate::task::description::{EngineFacts, describe};
 use crate::task::docker::DockerEngine;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
@@ -31,8 +28,6 @@ use crate::view::NodeView;
 
 /// What the tunnel adds to a packet, bytes.
 const TUNNEL_BYTES: u32 = 50;
-/// How long the engine is waited for at the start; the node joins without it, too.
-const ENGINE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What membership stands on.
 pub(super) struct Membership {
@@ -62,8 +57,7 @@ impl Membership {
             changed
         });
         let engine = Arc::new(DockerEngine::new(self.config.engine.clone()));
-        let facts = engine_facts(engine.as_ref()).await;
-        self.start(&components, identity, engine, &facts)?;
+        self.start(&components, identity, engine).await?;
         shutdown.cancelled().await;
         Ok(())
     }
@@ -81,12 +75,11 @@ impl Membership {
         Ok(joined)
     }
 
-    fn start(
+    async fn start(
         self,
         components: &Components,
         identity: Identity,
         engine: Arc<DockerEngine>,
-        facts: &EngineFacts,
     ) -> anyhow::Result<()> {
         let shutdown = components.stopping().clone();
         let (status_sender, statuses) = mpsc::channel(QUEUE);
@@ -98,13 +91,13 @@ impl Membership {
         components.spawn("task network", follow_subnet(views, bridge_sender, shutdown.clone()));
 
         let parts = worker::Parts {
-            runtime: engine,
+            runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath }),
             node: NodeIdentity {
                 id: identity.node_id.clone(),
                 hostname: self.config.name.clone(),
-                architecture: facts.architecture.clone(),
-                os: facts.os.clone(),
+                architecture: std::env::consts::ARCH.to_owned(),
+                os: std::env::consts::OS.to_owned(),
             },
             bridge,
             cache: TaskCache::open(self.config.data_dir.join("tasks")).context("open the cache of tasks")?,
@@ -115,12 +108,14 @@ impl Membership {
             Ok(())
         });
 
-        let description = NodeDescription {
-            datapath: self.datapath_name.to_owned(),
+        let described = Described {
+            name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
-            manager_address: self.config.manager_here().map(|manager| manager.to_string()),
-            ..describe(&self.config.name, facts)
+            datapath: self.datapath_name,
+            manager: self.config.manager_here(),
+            engine,
         };
+        let description = described.follow(components).await;
         let ends = Ends {
             description,
             statuses,
@@ -136,22 +131,6 @@ impl Membership {
             Ok(())
         });
         Ok(())
-    }
-}
-
-async fn engine_facts(engine: &DockerEngine) -> EngineFacts {
-    match tokio::time::timeout(ENGINE_DEADLINE, engine.engine()).await {
-        Ok(Ok(facts)) => facts,
-        Ok(Err(error)) => {
-            tracing::warn!(error = %error_chain(&error), "ask the engine about this machine: the cluster is told nothing of it");
-            EngineFacts::default()
-        }
-        Err(_) => {
-            tracing::warn!(
-                "the engine did not answer within {ENGINE_DEADLINE:?}: the cluster is told nothing of this machine"
-            );
-            EngineFacts::default()
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! from its cached table before any manager is reached; stopping leaves programs, pins and tasks as they are.
 
 mod carriers;
+mod described;
 mod membership;
 
 use std::path::Path;

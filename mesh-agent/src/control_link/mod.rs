@@ -50,8 +50,8 @@ const RETRY_CAP: Duration = Duration::from_secs(3);
 
 /// The link's ends towards the rest of the agent.
 pub struct Ends {
-    /// What the node says of itself.
-    pub description: NodeDescription,
+    /// What the node says of itself; a change is told by a new session.
+    pub description: watch::Receiver<NodeDescription>,
     /// Observed states of its tasks.
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     /// Where its assignments go.
@@ -72,12 +72,14 @@ pub struct Link {
     identity: Identity,
     ends: Ends,
     outbox: StatusOutbox,
+    /// Why the last try failed, so that a long outage fills no log.
+    last_failure: Option<String>,
 }
 
 impl Link {
     /// A link for `identity` to `managers`, idle until [`Link::run`].
     pub fn new(managers: Vec<SocketAddr>, identity: Identity, ends: Ends) -> Self {
-        Self { managers, identity, ends, outbox: StatusOutbox::default() }
+        Self { managers, identity, ends, outbox: StatusOutbox::default(), last_failure: None }
     }
 
     /// Keeps a session with one manager or another until `shutdown`.
@@ -106,7 +108,13 @@ impl Link {
         let session = match shutdown.run_until_cancelled(self.open(manager)).await {
             Some(Ok(session)) => session,
             Some(Err(error)) => {
-                tracing::warn!(%manager, error = %error_chain(&error), "open a session");
+                let failure = format!("{manager}: {}", error_chain(&error));
+                if self.last_failure.as_ref() == Some(&failure) {
+                    tracing::debug!(error = failure, "open a session, again");
+                } else {
+                    tracing::warn!(error = failure, "open a session; will try again");
+                    self.last_failure = Some(failure);
+                }
                 return false;
             }
             None => return false,
@@ -116,8 +124,13 @@ impl Link {
         connected.send_replace(true);
         let result = session.run(shutdown).await;
         connected.send_replace(false);
-        if let Err(error) = result {
-            tracing::warn!(%manager, error = %error_chain(&error), "the session ended");
+        self.last_failure = None;
+        match result {
+            Ok(()) => {}
+            Err(SessionError::Redescribed) => {
+                tracing::info!("the node's description changed: say hello again");
+            }
+            Err(error) => tracing::warn!(%manager, error = %error_chain(&error), "the session ended"),
         }
         true
     }
@@ -129,11 +142,11 @@ impl Link {
 
     /// The first message of a session. A manager may send only what changed since the named generation, so it is named only if
     /// all of it is applied.
-    fn hello(&self) -> Result<proto::Hello, serde_json::Error> {
+    fn hello(&mut self) -> Result<proto::Hello, serde_json::Error> {
         let view = self.ends.view.borrow();
         let applied = *self.ends.applied.borrow();
         Ok(proto::Hello {
-            description_json: serde_json::to_string(&self.ends.description)?,
+            description_json: serde_json::to_string(&*self.ends.description.borrow_and_update())?,
             address: view.address.to_string(),
             table_generation: if applied == view.generation { applied } else { 0 },
         })

@@ -68,6 +68,9 @@ pub(super) enum SessionError {
     /// A table that can't be taken.
     #[error("take the mesh table")]
     Table(#[from] ViewError),
+    /// The node says something else of itself now, and hello is said once a session.
+    #[error("the node's description changed")]
+    Redescribed,
     /// A part of this agent is gone.
     #[error("the agent stops")]
     Stopping,
@@ -148,6 +151,9 @@ impl<'a> Session<'a> {
                 _ = resend.tick(), if self.link.outbox.has_under_way() => {
                     self.link.outbox.resend();
                     flush_at = Some(Instant::now());
+                }
+                changed = self.link.ends.description.changed() => {
+                    return Err(changed.map_or(SessionError::Stopping, |()| SessionError::Redescribed));
                 }
                 changed = self.link.ends.applied.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
