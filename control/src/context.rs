@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mesh_state::cluster::{Cluster, Sealed};
 use mesh_state::ids::NodeId;
+use mesh_state::node::NodeState;
 use mesh_state::store::Store;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -89,8 +90,10 @@ impl ApiContext {
     /// The node that this manager runs on, once its agent has joined: the one of the manager's name.
     pub fn own_node(&self) -> Option<NodeId> {
         let snapshot = self.snapshot();
-        let mut own = snapshot.nodes.values().filter(|node| node.description.hostname == self.manager_name);
-        own.next_back().map(|node| node.id.clone())
+        let own = snapshot.nodes.values().filter(|node| node.description.hostname == self.manager_name);
+        // A machine that was set up anew leaves its former node behind: the one that is heard counts, else the newest.
+        let heard = |id| snapshot.node_state(id) == NodeState::Ready;
+        own.max_by_key(|node| (heard(&node.id), node.created_at)).map(|node| node.id.clone())
     }
 
     /// The tokens that let nodes join.

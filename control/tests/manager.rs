@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use mesh_state::fixtures::EtcdProcess;
+use mesh_state::node::{Liveness, NodeState};
 use mesh_state::proto::BackendState;
+use mesh_state::store::Store as _;
 use mesh_state::task::TaskState;
+use mesh_state::{codec, keys};
 use serde_json::json;
 use support::eventually;
 use support::manager::{Manager, ca_pem};
@@ -235,6 +238,35 @@ async fn another_manager_takes_over() {
     create(&second, &service("web", 8080)).await;
     session.until("a task", |seen| seen.assignments.last().cloned()).await.unwrap();
     eventually("a ready node", async || node_state(&second).await.filter(|state| state == "ready")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_died_while_its_manager_was_away_is_noticed() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let mut manager = Manager::start("m1", &etcd, None).await;
+    let (token, ca) = (manager.join_token(), ca_pem(&etcd).await);
+    let gone = join(manager.nodes, &token, &ca, "node-1").await.unwrap();
+    let stays = join(manager.nodes, &token, &ca, "node-2").await.unwrap();
+    let sessions = [
+        Session::open(manager.nodes, &gone, 0).await.unwrap(),
+        Session::open(manager.nodes, &stays, 0).await.unwrap(),
+    ];
+    let store = etcd.store().await.unwrap();
+    let state = async |id: &str| {
+        let item = store.get(&keys::liveness(&id.into())).await.unwrap()?;
+        Some(codec::decode::<Liveness>(&item.value).unwrap().state)
+    };
+    for node in [&gone, &stays] {
+        eventually("a ready node", async || state(&node.id).await.filter(|now| *now == NodeState::Ready))
+            .await;
+    }
+    manager.kill();
+    drop(sessions);
+    manager.resume().await;
+    let session = Session::open(manager.nodes, &stays, 0).await.unwrap();
+    eventually("a silent node", async || state(&gone.id).await.filter(|now| *now == NodeState::Silent)).await;
+    assert_eq!(state(&stays.id).await, Some(NodeState::Ready), "the node that came back");
+    drop(session);
 }
 
 /// What Prometheus' own checker says of a real scrape.

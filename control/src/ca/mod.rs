@@ -27,8 +27,10 @@ use zeroize::Zeroizing;
 pub const SERVER_NAME: &str = "mesh-manager";
 /// How long the CA is good for.
 const CA_DAYS: i64 = 20 * 365;
-/// How long a member's and a manager's server certificate are good for.
+/// How long a member's certificate is good for.
 const MEMBER_DAYS: i64 = 90;
+/// How long a server certificate is good for: a manager makes a new one, with a new key in memory, at each start.
+const SERVER_DAYS: i64 = 2 * 365;
 /// Certificates are dated back, for members whose clocks are behind.
 const SKEW_DAYS: i64 = 1;
 
@@ -135,7 +137,7 @@ impl Authority {
     pub fn issue_server(&self, address: IpAddr, now: Timestamp) -> Result<ServerIdentity, CaError> {
         let failed = |source| CaError::Sign { name: SERVER_NAME.to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = params(SERVER_NAME, SERVER_NAME, now, MEMBER_DAYS);
+        let mut params = params(SERVER_NAME, SERVER_NAME, now, SERVER_DAYS);
         let name = SERVER_NAME.try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::DnsName(name), SanType::IpAddress(address)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

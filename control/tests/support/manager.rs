@@ -15,6 +15,8 @@ use super::eventually;
 
 /// A running manager.
 pub(crate) struct Manager {
+    name: String,
+    etcd: String,
     pub(crate) child: Child,
     pub(crate) directory: TempDir,
     pub(crate) nodes: SocketAddr,
@@ -30,26 +32,25 @@ impl Manager {
             std::fs::copy(first.data().join("key"), directory.path().join("data/key")).unwrap();
         }
         let (nodes, metrics) = (free_address(), free_address());
-        let child = Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-            .args(["--etcd", &etcd.url(), "--name", name, "--advertise", "127.0.0.1"])
-            .args(["--node-listen", &nodes.to_string(), "--metrics-listen", &metrics.to_string()])
-            .args(["--log", "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info"])
-            .arg("--data-dir")
-            .arg(directory.path().join("data"))
-            .arg("--socket")
-            .arg(directory.path().join("control.sock"))
-            .stdin(Stdio::null())
-            .stderr(std::fs::File::create(directory.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, directory, nodes, metrics }
+        let child = run(name, &etcd.url(), &directory, nodes, metrics);
+        Self { name: name.to_owned(), etcd: etcd.url(), child, directory, nodes, metrics }
+    }
+
+    /// Starts it again after [`Manager::kill`], where it was.
+    pub(crate) async fn resume(&mut self) {
+        self.child = run(&self.name, &self.etcd, &self.directory, self.nodes, self.metrics);
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        eventually("a ready manager", async || self.admin("readyz").await.filter(|text| text == "ok\n"))
+            .await;
     }
 
     /// Starts a manager and waits until it serves.
     pub(crate) async fn start(name: &str, etcd: &EtcdProcess, first: Option<&Manager>) -> Self {
         let manager = Self::spawn(name, etcd, first);
-        eventually("a ready manager", async || manager.admin("readyz").await.filter(|text| text == "ok\n"))
-            .await;
+        manager.ready().await;
         manager
     }
 
@@ -103,6 +104,23 @@ impl Drop for Manager {
 pub(crate) async fn ca_pem(etcd: &EtcdProcess) -> String {
     let item = etcd.store().await.unwrap().get(keys::CLUSTER).await.unwrap().unwrap();
     codec::decode::<Cluster>(&item.value).unwrap().ca_certificate_pem
+}
+
+/// A mesh-control process whose log is kept.
+fn run(name: &str, etcd: &str, directory: &TempDir, nodes: SocketAddr, metrics: SocketAddr) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join("log"));
+    Command::new(env!("CARGO_BIN_EXE_mesh-control"))
+        .args(["--etcd", etcd, "--name", name, "--advertise", "127.0.0.1"])
+        .args(["--node-listen", &nodes.to_string(), "--metrics-listen", &metrics.to_string()])
+        .args(["--log", "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info"])
+        .arg("--data-dir")
+        .arg(directory.path().join("data"))
+        .arg("--socket")
+        .arg(directory.path().join("control.sock"))
+        .stdin(Stdio::null())
+        .stderr(log.unwrap())
+        .spawn()
+        .unwrap()
 }
 
 fn free_address() -> SocketAddr {

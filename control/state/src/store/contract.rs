@@ -8,7 +8,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::{
-    Change, Compare, KeyValue, MAX_TXN_OPS, MemoryStore, Op, Store, StoreError, TxnOutcome, WatchEvent,
+    Change, Compare, EtcdStore, KeyValue, MAX_TXN_OPS, MemoryStore, Op, Store, StoreError, TxnOutcome,
+    WatchEvent,
 };
 use crate::fixtures::EtcdProcess;
 
@@ -33,6 +34,24 @@ async fn an_etcd_that_is_gone_is_unavailable() {
     let error = store.get("/down/a").await.unwrap_err();
     let expected = matches!(error, StoreError::Unavailable { .. } | StoreError::Deadline { .. });
     assert!(expected, "expected unavailable, saw {error:?}");
+}
+
+/// One dead member of several costs nothing but the attempt to reach it.
+#[tokio::test]
+async fn a_dead_member_is_passed_over() {
+    let (etcd, dead) = (EtcdProcess::start().await.unwrap(), EtcdProcess::start().await.unwrap());
+    let addresses = [dead.url(), etcd.url()];
+    drop(dead);
+    let store = EtcdStore::open(&addresses).await.unwrap();
+    for number in 0..50 {
+        let key = format!("/dead/{number}");
+        committed(&store, vec![Compare::Absent(key.clone())], vec![Op::put(key.clone(), vec![])]).await;
+        assert!(store.get(&key).await.unwrap().is_some(), "{key} was written");
+    }
+    let mut stream = store.watch("/dead/", 1).await.unwrap();
+    assert_eq!(next_changes(&mut stream, 50).await.len(), 50, "changes seen through the living member");
+    let lease = store.grant_lease(Duration::from_secs(5)).await.unwrap();
+    assert!(store.keep_alive(lease).await.unwrap(), "the lease is prolonged");
 }
 
 async fn keeps_the_contract(store: &dyn Store) {

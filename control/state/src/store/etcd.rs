@@ -1,11 +1,16 @@
 //! The store on etcd v3: the only module that knows etcd's client.
 //!
 //! Invariants: every call has a deadline; reads are linearizable; a watch goes through a member that has a leader, so one cut off
-//! from its peers ends the watch instead of going quiet.
+//! from its peers ends the watch instead of going quiet. A member that can't be reached is passed over for the next; a write is
+//! repeated there only if it was never sent, for else it may have been applied.
 //!
 //! Left to others: trying again (each caller knows its own patience), and running etcd.
 
+use std::error::Error as _;
 use std::future::Future;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,50 +47,123 @@ pub struct EtcdAddressError {
     message: String,
 }
 
-/// etcd, reached through one balanced connection.
+/// etcd, reached through one of its members, and through the next when that one is away.
 #[derive(Clone)]
 pub struct EtcdStore {
-    client: Client,
+    /// A client for each member; at least one.
+    members: Arc<[Client]>,
+    /// The member in use.
+    current: Arc<AtomicUsize>,
+}
+
+/// Whether a request that failed may be sent again to another member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// It changes nothing, or the same when it is done twice.
+    Always,
+    /// Only if it was never sent.
+    Unsent,
 }
 
 impl EtcdStore {
     /// A store on the etcd members at `addresses` (`http://HOST:PORT`). Connects when first used.
     ///
     /// # Errors
-    /// [`EtcdAddressError`] for an address that isn't one.
+    /// [`EtcdAddressError`] for an address that isn't one, or when there is none.
     pub async fn open(addresses: &[String]) -> Result<Self, EtcdAddressError> {
+        let refused = |message: String| EtcdAddressError { addresses: addresses.to_vec(), message };
         let options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
             .with_require_leader(true);
-        let client = Client::connect(addresses, Some(options)).await;
-        client
-            .map(|client| Self { client })
-            .map_err(|error| EtcdAddressError { addresses: addresses.to_vec(), message: error.to_string() })
+        let mut members = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let client = Client::connect([address], Some(options.clone())).await;
+            members.push(client.map_err(|error| refused(error.to_string()))?);
+        }
+        if members.is_empty() {
+            return Err(refused("there is none".to_owned()));
+        }
+        Ok(Self { members: members.into(), current: Arc::default() })
+    }
+
+    /// Sends a request to the member in use, and to the others as long as members are away and `repeat` allows.
+    async fn request<T, F>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        repeat: Repeat,
+        send: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, EtcdError>>,
+    {
+        let mut left = self.members.len();
+        loop {
+            let used = self.current.load(Ordering::Relaxed);
+            let (failure, again) =
+                match tokio::time::timeout(deadline, send(self.members[used].clone())).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(error)) => {
+                        let failure = store_error(operation, &error);
+                        let away = matches!(failure, StoreError::Unavailable { .. });
+                        if !away {
+                            return Err(failure);
+                        }
+                        (failure, repeat == Repeat::Always || was_never_sent(&error))
+                    }
+                    Err(_) => (StoreError::Deadline { operation, deadline }, false),
+                };
+            self.pass_over(used);
+            left -= 1;
+            if left == 0 || !again {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Turns to the next member, unless somebody did already.
+    fn pass_over(&self, used: usize) {
+        let next = (used + 1) % self.members.len();
+        if self.current.compare_exchange(used, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && next != used
+        {
+            tracing::warn!(member = used, next, "an etcd member is away: turning to the next");
+        }
     }
 
     async fn page(
         &self,
-        from: Vec<u8>,
+        from: &[u8],
         end: &[u8],
         revision: i64,
     ) -> Result<etcd_client::GetResponse, StoreError> {
         let options = GetOptions::new().with_range(end).with_limit(PAGE_KEYS).with_revision(revision);
-        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
-        within("list", PAGE_DEADLINE, kv.get(from, Some(options))).await
+        let send = |client: Client| {
+            let (from, options) = (from.to_vec(), options.clone());
+            async move {
+                client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES).get(from, Some(options)).await
+            }
+        };
+        self.request("list", PAGE_DEADLINE, Repeat::Always, send).await
     }
 }
 
-/// Runs one request with its deadline and names its failure.
-async fn within<T>(
-    operation: &'static str,
-    deadline: Duration,
-    request: impl Future<Output = Result<T, EtcdError>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout(deadline, request).await {
-        Ok(answer) => answer.map_err(|error| store_error(operation, &error)),
-        Err(_) => Err(StoreError::Deadline { operation, deadline }),
+/// Whether the connection failed before anything was sent.
+fn was_never_sent(error: &EtcdError) -> bool {
+    let EtcdError::GRpcStatus(status) = error else { return false };
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if let Some(
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable,
+        ) = kind
+        {
+            return true;
+        }
+        cause = error.source();
     }
+    false
 }
 
 fn store_error(operation: &'static str, error: &EtcdError) -> StoreError {
@@ -151,8 +229,10 @@ fn operation(op: Op) -> TxnOp {
 #[async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let answer = within("get", REQUEST_DEADLINE, kv.get(key, None)).await?;
+        let send = |client: Client| async move {
+            client.kv_client().max_decoding_message_size(MAX_MESSAGE_BYTES).get(key, None).await
+        };
+        let answer = self.request("get", REQUEST_DEADLINE, Repeat::Always, send).await?;
         Ok(answer.kvs().first().map(key_value))
     }
 
@@ -161,7 +241,7 @@ impl Store for EtcdStore {
         let mut items: Vec<KeyValue> = Vec::new();
         let (mut from, mut revision) = (prefix.as_bytes().to_vec(), 0);
         loop {
-            let answer = self.page(from, &end, revision).await?;
+            let answer = self.page(&from, &end, revision).await?;
             if revision == 0 {
                 revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
@@ -179,7 +259,11 @@ impl Store for EtcdStore {
         let compares: Vec<_> = compares.into_iter().map(compare).collect();
         let ops: Vec<_> = ops.into_iter().map(operation).collect();
         let request = Txn::new().when(compares).and_then(ops);
-        let answer = within("txn", REQUEST_DEADLINE, self.client.kv_client().txn(request)).await?;
+        let send = |client: Client| {
+            let request = request.clone();
+            async move { client.kv_client().txn(request).await }
+        };
+        let answer = self.request("txn", REQUEST_DEADLINE, Repeat::Unsent, send).await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         Ok(if answer.succeeded() { TxnOutcome::Committed(revision) } else { TxnOutcome::Conflict })
     }
@@ -190,39 +274,46 @@ impl Store for EtcdStore {
         from_revision: i64,
     ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
         let options = WatchOptions::new().with_prefix().with_start_revision(from_revision);
-        let mut client = self.client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let stream = within("watch", REQUEST_DEADLINE, client.watch(prefix, Some(options))).await?;
+        let send = |client: Client| {
+            let options = options.clone();
+            async move {
+                let mut watches = client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
+                watches.watch(prefix, Some(options)).await
+            }
+        };
+        let stream = self.request("watch", REQUEST_DEADLINE, Repeat::Always, send).await?;
         Ok(futures::stream::unfold(Some(stream), |stream| async move { next_event(stream?).await }).boxed())
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<i64, StoreError> {
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000).max(1)).unwrap_or(i64::MAX);
-        let mut leases = self.client.lease_client();
-        within("lease", REQUEST_DEADLINE, leases.grant(seconds, None)).await.map(|answer| answer.id())
+        let send = |client: Client| async move { client.lease_client().grant(seconds, None).await };
+        self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await.map(|answer| answer.id())
     }
 
     async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
-        let mut leases = self.client.lease_client();
-        let request = async {
-            match leases.keep_alive(lease).await {
+        let send = |client: Client| async move {
+            match client.lease_client().keep_alive(lease).await {
                 Ok(_) => Ok(true),
                 // The client's word for an answer with no time left.
                 Err(EtcdError::LeaseKeepAliveError(message)) if message.contains("not found") => Ok(false),
                 Err(error) => Err(error),
             }
         };
-        within("lease", REQUEST_DEADLINE, request).await
+        self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await
     }
 
     async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError> {
-        match within("lease", REQUEST_DEADLINE, self.client.lease_client().revoke(lease)).await {
+        let send = |client: Client| async move { client.lease_client().revoke(lease).await };
+        match self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await {
             Err(StoreError::Refused { message, .. }) if message.contains("lease not found") => Ok(()),
             other => other.map(drop),
         }
     }
 
     async fn compact(&self, revision: i64) -> Result<(), StoreError> {
-        match within("compact", REQUEST_DEADLINE, self.client.kv_client().compact(revision, None)).await {
+        let send = |client: Client| async move { client.kv_client().compact(revision, None).await };
+        match self.request("compact", REQUEST_DEADLINE, Repeat::Always, send).await {
             Err(StoreError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),
             other => other.map(drop),
         }
