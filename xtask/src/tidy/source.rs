@@ -53,7 +53,9 @@ fn undocumented(file: &SourceFile<'_>) -> Option<Finding> {
 
 fn empty_name(file: &SourceFile<'_>) -> Option<Finding> {
     let names = file.path.trim_end_matches(".rs").split('/');
-    let bad = names.into_iter().find(|name| EMPTY_NAMES.contains(name))?;
+    // As a noun of its own, a manager is a node of the control plane, and tests may play one.
+    let is_noun = |name: &str| name == "manager" && !file.path.contains("/src/");
+    let bad = names.into_iter().find(|name| EMPTY_NAMES.contains(name) && !is_noun(name))?;
     let message = format!("`{bad}` says nothing; name it after what it does");
     Some(Finding { place: file.path.to_owned(), message })
 }
@@ -161,6 +163,8 @@ mod tests {
         check("control/src/utils.rs", "//! A.\n", "`utils` says nothing");
         check("control/src/common/a.rs", "//! A.\n", "`common` says nothing");
         check("control/src/commonplace.rs", "//! A.\n", "");
+        check("control/src/task/manager.rs", "//! A.\n", "`manager` says nothing");
+        check("control/tests/manager.rs", "//! A.\n", "");
         check("a.rs", "//! A.\npub(crate) async fn handle_it() {}\n", "a.rs:2: `handle_it`");
         check("a.rs", "//! A.\nlet a = handle_it();\n", "");
     }

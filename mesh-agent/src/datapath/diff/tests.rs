@@ -1,3 +1,5 @@
+//! What a change of the view writes to the maps, and in which order.
+
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 
