@@ -1,7 +1,7 @@
 //! Real managers, a real etcd and nodes played by the test, all on loopback.
 
+pub(crate) mod control_process;
 pub(crate) mod docker;
-pub(crate) mod manager;
 pub(crate) mod node;
 
 use std::time::Duration;

@@ -14,8 +14,8 @@ use mesh_state::store::Store as _;
 use mesh_state::task::TaskState;
 use mesh_state::{codec, keys};
 use serde_json::json;
+use support::control_process::{Manager, ca_pem};
 use support::eventually;
-use support::manager::{Manager, ca_pem};
 use support::node::{Session, join};
 use tonic::Code;
 
