@@ -58,7 +58,7 @@ impl Binaries {
 /// When cargo fails; its own messages are on the terminal.
 pub fn build() -> Result<Binaries> {
     Program::new(workspace::cargo())
-        .args(["build", "--quiet", "--bins", "--package", "mesh-agent", "--package", "mesh-control"])
+        .args(["build", "--quiet", "--bins", "--workspace"])
         .current_dir(workspace::root())
         .run_shown()?;
     build_whoami()?;

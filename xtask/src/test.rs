@@ -104,16 +104,10 @@ impl Step {
                 lint::dependencies()?;
                 lint::clippy()?;
             }
-            Self::Unit => cargo_test(&["--workspace", "--lib", "--bins"])?,
-            Self::Integration => {
-                for package in packages_with_tests()? {
-                    if !["mesh-agent", "mesh-tests", "xtask"].contains(&package.as_str()) {
-                        cargo_test(&["--package", &package, "--test", "*"])?;
-                    }
-                }
-            }
-            Self::Kernel => return kernel(),
-            Self::Lab => cargo_test(&["--package", "xtask", "--test", "*"])?,
+            Self::Unit => cargo_test(&["--lib", "--bins"])?,
+            Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
+            Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
+            Self::Lab => interface_tests(|package| package == "xtask")?,
             Self::Cluster => return cluster(),
         }
         Ok(Outcome::Passed)
@@ -124,18 +118,16 @@ impl Step {
     }
 }
 
-fn kernel() -> Result<Outcome> {
-    if !has_tests("mesh-agent")? {
-        return Ok(Outcome::Skipped("mesh-agent has no tests of kernel programs"));
-    }
-    cargo_test(&["--package", "mesh-agent", "--test", "*"])?;
-    Ok(Outcome::Passed)
+/// Packages whose tests in `tests/` need root and have a step of their own.
+const ROOTS_TESTS: [&str; 3] = ["mesh-agent", "mesh-tests", "xtask"];
+
+/// Runs the tests in `tests/` of the packages that are `wanted`.
+fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let names = test_targets(wanted)?;
+    cargo_test(&names.iter().flat_map(|name| ["--test", name.as_str()]).collect::<Vec<_>>())
 }
 
 fn cluster() -> Result<Outcome> {
-    if !has_tests("mesh-tests")? {
-        return Ok(Outcome::Skipped("mesh-tests has no cluster tests"));
-    }
     let binaries = artifacts::build()?;
     let layout = Layout::new(LAB_NAME.parse::<LabName>()?);
     for datapath in CLUSTER_DATAPATHS {
@@ -154,21 +146,22 @@ fn cluster() -> Result<Outcome> {
 
 /// One test at a time: they share the lab, and some break it.
 fn cluster_tests() -> Result<()> {
-    Program::new(workspace::cargo())
-        .args(["test", "--quiet", "--no-fail-fast", "--package", "mesh-tests"])
-        .args(["--features", "cluster", "--test", "*"])
+    let names = test_targets(|package| package == "mesh-tests")?;
+    cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--features", "mesh-tests/cluster"])
+        .args(names.iter().flat_map(|name| ["--test", name]))
         .args(["--", "--test-threads", "1"])
         .env(LAB_VAR, LAB_NAME)
-        .current_dir(workspace::root())
         .run_shown()
 }
 
+/// Always the whole workspace, and tests by name: cargo would build every dependency anew, with other features, for each
+/// other selection of packages.
 fn cargo_test(args: &[&str]) -> Result<()> {
-    Program::new(workspace::cargo())
-        .args(["test", "--quiet"])
-        .args(args)
-        .current_dir(workspace::root())
-        .run_shown()
+    cargo(&["test", "--quiet", "--workspace"]).args(args).run_shown()
+}
+
+fn cargo(args: &[&str]) -> Program {
+    Program::new(workspace::cargo()).args(args).current_dir(workspace::root())
 }
 
 #[derive(Deserialize)]
@@ -184,20 +177,19 @@ struct Package {
 
 #[derive(Deserialize)]
 struct Target {
+    name: String,
     kind: Vec<String>,
 }
 
-/// Packages that have a `tests/` directory: cargo calls it an error to be asked for tests that aren't there.
-fn packages_with_tests() -> Result<Vec<String>> {
-    let text = Program::new(workspace::cargo())
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(workspace::root())
-        .output()?;
+/// Names of the tests in `tests/` of the packages that are `wanted`.
+fn test_targets(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let text = cargo(&["metadata", "--no-deps", "--format-version", "1"]).output()?;
     let metadata: Metadata = serde_json::from_str(&text).context("understand cargo metadata")?;
-    let tested = |package: &Package| package.targets.iter().any(|t| t.kind.iter().any(|k| k == "test"));
-    Ok(metadata.packages.into_iter().filter(tested).map(|p| p.name).collect())
-}
-
-fn has_tests(package: &str) -> Result<bool> {
-    Ok(packages_with_tests()?.iter().any(|name| name == package))
+    let targets =
+        metadata.packages.into_iter().filter(|package| wanted(&package.name)).flat_map(|p| p.targets);
+    let names: Vec<String> = targets.filter(|t| t.kind.iter().any(|k| k == "test")).map(|t| t.name).collect();
+    if names.is_empty() {
+        bail!("no tests found where there must be some: is `cargo metadata` of this workspace understood?");
+    }
+    Ok(names)
 }
