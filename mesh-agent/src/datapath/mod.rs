@@ -6,7 +6,7 @@
 //! Invariants: an agent that starts adopts what is pinned: programs are replaced in one step, maps keep what they hold, and an agent
 //! that stops leaves everything running. Only [`uninstall`] takes anything away. Only this module touches aya.
 //!
-//! In reading order: [`engine`](self) joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
+//! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
 //! [`contents`] and [`facts`] ([`members`], [`index`]: who gets new flows, and which number is whose); `sweep` and `stats` read flows and
 //! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, TaskLink};
 use mesh_agent::view::BackendState;
 use mesh_state::ids::TaskId;
@@ -243,17 +244,22 @@ fn goes_away(lab: &Netlab, nodes: &[Node; 2], mut live: TcpStream) {
     assert_eq!(cut, Err(ErrorKind::ConnectionReset), "the flow of a backend that is gone");
 }
 
+/// How many TC programs run on the ingress of an interface.
+fn programs(lab: &Netlab, node: usize, interface: &'static str) -> usize {
+    let query = move || SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
+    lab.nodes[node].call(query).expect("the kernel tells").1.len()
+}
+
 fn uninstall(lab: &Netlab, configs: &[DatapathConfig; 2]) {
     for (node, config) in configs.iter().enumerate() {
         let (removed, namespace) = (config.clone(), lab.node_namespace(node));
         lab.nodes[node].call(move || datapath::uninstall(&removed)).expect("all goes");
         assert!(!config.bpffs.exists(), "{} is still there", config.bpffs.display());
-        let links = run(&format!("ip -n {namespace} -o link"));
+        let links = run(&format!("ip -n {namespace} -d link"));
         assert!(!links.contains("mesh-vxlan0") && !links.contains("prog/xdp"), "left behind: {links}");
         let tables = run(&format!("ip netns exec {namespace} nft list tables"));
         assert!(!tables.contains("mesh"), "left behind: {tables}");
-        let programs = run(&format!("nsenter --net=/run/netns/{namespace} bpftool net"));
-        assert!(!programs.contains("mesh_"), "left behind: {programs}");
+        assert_eq!(programs(lab, node, "eth0"), 0, "programs left on node {}", node + 1);
     }
 }
 
@@ -295,6 +301,45 @@ fn follows_its_network() {
     eventually("the new uplink has its programs", || through(NODES[0]));
     check_client_address(&lab, 0);
 
+    nodes.into_iter().for_each(Node::stop);
+    drop(lab);
+    drop(traces);
+}
+
+/// A new version of mesh with other layouts finds the links of the old one: it takes their places, and the old one's maps go.
+#[test]
+fn takes_over_from_another_version() {
+    if !is_root() {
+        return;
+    }
+    let configs = configs("abi", DatapathMode::Tc);
+    let traces = Traces { configs: configs.clone() };
+    let lab = Netlab::new("abi", false);
+    let (nodes, task) = start(&lab, &configs);
+    check_client_address(&lab, 0);
+    nodes.into_iter().for_each(Node::stop);
+    let other = "0123456789abcdef";
+    for config in &configs {
+        let directory = std::fs::read_dir(&config.bpffs).expect("the pins are there");
+        let mut versions =
+            directory.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+        let version = versions.next().expect("a version's directory");
+        std::fs::rename(version, config.bpffs.join(other)).expect("it becomes another's");
+    }
+    let nodes = [0, 1].map(|node| Node::start(&lab, node, &configs[node]));
+    attach(&lab, &nodes[1], &task);
+    for (number, node) in nodes.iter().enumerate() {
+        node.apply(view(number, 1, &[BackendState::Active]));
+    }
+    check_client_address(&lab, 0);
+    check_client_address(&lab, 1);
+    for (node, interface) in [(0, "eth0"), (0, "mesh-vxlan0"), (1, "eth0"), (1, "mesh-vxlan0"), (1, "host1")]
+    {
+        assert_eq!(programs(&lab, node, interface), 1, "programs on {interface} of node {}", node + 1);
+    }
+    eventually("what the other version left is gone", || {
+        configs.iter().all(|config| !config.bpffs.join(other).exists())
+    });
     nodes.into_iter().for_each(Node::stop);
     drop(lab);
     drop(traces);

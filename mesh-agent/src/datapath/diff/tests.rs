@@ -1,4 +1,7 @@
-//! What a change of the view writes to the maps, and in which order.
+//! Random tables, applied step by step to a model of the maps, against an oracle that works everything out anew.
+//!
+//! Invariants checked: no step leaves a service pointing at a backend that is absent or down, no slot in use is rewritten, indexes stay,
+//! and the end is what the table and the node's facts say.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
