@@ -112,7 +112,11 @@ impl Pins {
                     .map_err(|error| failed(error.into()))?;
             }
         }
-        std::fs::remove_dir(&self.root).map_err(failed)
+        match std::fs::remove_dir(&self.root) {
+            // Somebody else's mount point: the directory is theirs.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
+            result => result.map_err(failed),
+        }
     }
 }
 
