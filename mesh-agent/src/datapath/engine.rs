@@ -142,14 +142,15 @@ impl Datapath {
         state.reconcile(Instant::now()).map(drop)
     }
 
-    /// Unplugs a task: its connections get a RST at their next packet. Unknown tasks are none of our business.
+    /// Unplugs a task, also one that an earlier agent plugged in: its connections get a RST at their next packet.
     ///
     /// # Errors
     /// A map refuses the change.
     pub fn detach_task(&self, task: &TaskId) -> Result<(), DatapathError> {
         lock(&self.hooks)?.detach_task(task.as_str());
-        let Some(address) = lock(&self.tasks)?.remove(task) else { return Ok(()) };
+        let plugged = lock(&self.tasks)?.remove(task);
         let mut state = lock(&self.state)?;
+        let Some(address) = plugged.or_else(|| state.address_of(task)) else { return Ok(()) };
         state.facts_mut().ports.insert(address, TaskPort::Gone);
         state.reconcile(Instant::now()).map(drop)
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_ebpf::abi::Address;
+use mesh_state::ids::TaskId;
 use tracing::{error, info};
 
 use super::contents::Contents;
@@ -67,6 +68,12 @@ impl State {
     /// The view in force, or the one still being applied.
     pub(super) fn view(&self) -> Option<&NodeView> {
         self.view.as_deref()
+    }
+
+    /// The address of a task, as far as the view knows it.
+    pub(super) fn address_of(&self, task: &TaskId) -> Option<Address> {
+        let backends = self.view.as_ref()?.backends.values();
+        backends.into_iter().find(|backend| backend.task_id == *task).map(|backend| backend.address.into())
     }
 
     /// Takes a newer view. It is applied by the next [`reconcile`](Self::reconcile).

@@ -22,7 +22,7 @@ use node::{Node, PUBLISHED, TARGET, Traces, configs, view};
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether privileged tests can run here.
-fn is_root() -> bool {
+fn can_run() -> bool {
     let root = rustix::process::geteuid().is_root();
     assert!(root || std::env::var_os("CI").is_none(), "CI must run the privileged tests as root");
     if !root {
@@ -115,7 +115,7 @@ fn start(lab: &Netlab, configs: &[DatapathConfig; 2]) -> ([Node; 2], TaskLink) {
 
 /// The whole story on one datapath.
 fn story(name: &str, mode: DatapathMode) {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let configs = configs(name, mode);
@@ -276,7 +276,7 @@ fn xdp_carries_restarts_and_leaves_nothing() {
 /// The node's network changes under the agent: address, MTU, tunnel device, and the uplink itself.
 #[test]
 fn follows_its_network() {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let configs = configs("net", DatapathMode::Tc);
@@ -309,7 +309,7 @@ fn follows_its_network() {
 /// A new version of mesh with other layouts finds the links of the old one: it takes their places, and the old one's maps go.
 #[test]
 fn takes_over_from_another_version() {
-    if !is_root() {
+    if !can_run() {
         return;
     }
     let configs = configs("abi", DatapathMode::Tc);
@@ -341,6 +341,35 @@ fn takes_over_from_another_version() {
         configs.iter().all(|config| !config.bpffs.join(other).exists())
     });
     nodes.into_iter().for_each(Node::stop);
+    drop(lab);
+    drop(traces);
+}
+
+/// An agent that starts finds its tasks plugged in, before anyone plugs them in again, and can unplug them all the same.
+#[test]
+fn adopts_and_unplugs_tasks() {
+    if !can_run() {
+        return;
+    }
+    let configs = configs("task", DatapathMode::Tc);
+    let traces = Traces { configs: configs.clone() };
+    let lab = Netlab::new("task", false);
+    let ([first, second], task) = start(&lab, &configs);
+    second.stop();
+    let second = Node::start(&lab, 1, &configs[1]);
+    second.apply(view(1, 2, &[BackendState::Active]));
+    for node in [0, 1] {
+        check_client_address(&lab, node);
+    }
+    let datapath = second.datapath.clone();
+    lab.nodes[1].call(move || datapath.detach_task(&task.task_id)).expect("the task is unplugged");
+    assert_eq!(programs(&lab, 1, "host1"), 0, "programs on the task's cable");
+    for node in NODES {
+        let refused = lab.client.call(move || connect(node)).map(drop).map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "a task that has gone, through {node}");
+    }
+    first.stop();
+    second.stop();
     drop(lab);
     drop(traces);
 }
