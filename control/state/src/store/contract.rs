@@ -36,6 +36,19 @@ async fn an_etcd_that_is_gone_is_unavailable() {
     assert!(expected, "expected unavailable, saw {error:?}");
 }
 
+/// A member that hangs, as one whose machine lost its power, takes its watches along once that is noticed.
+#[tokio::test]
+async fn a_watch_through_a_hung_member_ends() {
+    let (mut hung, living) = (EtcdProcess::start().await.unwrap(), EtcdProcess::start().await.unwrap());
+    let store = EtcdStore::open(&[hung.url(), living.url()]).await.unwrap();
+    let mut stream = store.watch("/hung/", 1).await.unwrap();
+    hung.suspend().unwrap();
+    store.grant_lease(Duration::from_secs(5)).await.expect("the living member answers");
+    let end = tokio::time::timeout(Duration::from_secs(1), stream.next()).await.expect("the watch stayed");
+    assert!(matches!(end, Some(Err(StoreError::Unavailable { .. }))), "expected an end, saw {end:?}");
+    hung.stop();
+}
+
 /// One dead member of several costs nothing but the attempt to reach it.
 #[tokio::test]
 async fn a_dead_member_is_passed_over() {

@@ -6,26 +6,26 @@
 //!
 //! Left to others: trying again (each caller knows its own patience), and running etcd.
 
-use std::error::Error as _;
 use std::future::Future;
-use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, CompareOp, ConnectOptions, Error as EtcdError, EventType, GetOptions, PutOptions, Txn, TxnOp,
-    WatchOptions, WatchResponse, WatchStream,
+    Client, CompareOp, ConnectOptions, Error as EtcdError, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
 };
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use thiserror::Error;
 
-use super::{Change, Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
+use failures::{store_error, was_never_sent};
+use watch::Watch;
+
+use super::{Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
 
 /// Given to reads and writes of few keys.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
+/// Given to requests on leases: short, so that a lease of a few seconds outlives one member's silence.
+const LEASE_DEADLINE: Duration = Duration::from_millis(1500);
 /// Given to each page of a listing.
 const PAGE_DEADLINE: Duration = Duration::from_secs(10);
 /// Given to a new connection.
@@ -39,8 +39,11 @@ const PAGE_KEYS: i64 = 1000;
 /// Largest answer that is read: a page of large values, or a large revision in a watch.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
+mod failures;
+mod watch;
+
 /// etcd's addresses could not be understood.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("read etcd addresses {addresses:?}: {message}; give them as http://HOST:2379[,…]")]
 pub struct EtcdAddressError {
     addresses: Vec<String>,
@@ -52,8 +55,8 @@ pub struct EtcdAddressError {
 pub struct EtcdStore {
     /// A client for each member; at least one.
     members: Arc<[Client]>,
-    /// The member in use.
-    current: Arc<AtomicUsize>,
+    /// The member in use. Watches through another end, for their connection may be dead without knowing.
+    current: Arc<tokio::sync::watch::Sender<usize>>,
 }
 
 /// Whether a request that failed may be sent again to another member.
@@ -84,7 +87,7 @@ impl EtcdStore {
         if members.is_empty() {
             return Err(refused("there is none".to_owned()));
         }
-        Ok(Self { members: members.into(), current: Arc::default() })
+        Ok(Self { members: members.into(), current: Arc::new(tokio::sync::watch::Sender::new(0)) })
     }
 
     /// Sends a request to the member in use, and to the others as long as members are away and `repeat` allows.
@@ -100,7 +103,7 @@ impl EtcdStore {
     {
         let mut left = self.members.len();
         loop {
-            let used = self.current.load(Ordering::Relaxed);
+            let used = *self.current.borrow();
             let (failure, again) =
                 match tokio::time::timeout(deadline, send(self.members[used].clone())).await {
                     Ok(Ok(answer)) => return Ok(answer),
@@ -112,7 +115,7 @@ impl EtcdStore {
                         }
                         (failure, repeat == Repeat::Always || was_never_sent(&error))
                     }
-                    Err(_) => (StoreError::Deadline { operation, deadline }, false),
+                    Err(_) => (StoreError::Deadline { operation, deadline }, repeat == Repeat::Always),
                 };
             self.pass_over(used);
             left -= 1;
@@ -125,11 +128,14 @@ impl EtcdStore {
     /// Turns to the next member, unless somebody did already.
     fn pass_over(&self, used: usize) {
         let next = (used + 1) % self.members.len();
-        if self.current.compare_exchange(used, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            && next != used
-        {
-            tracing::warn!(member = used, next, "an etcd member is away: turning to the next");
-        }
+        self.current.send_if_modified(|current| {
+            let turns = *current == used && next != used;
+            if turns {
+                tracing::warn!(member = used, next, "an etcd member is away: turning to the next");
+                *current = next;
+            }
+            turns
+        });
     }
 
     async fn page(
@@ -146,39 +152,6 @@ impl EtcdStore {
             }
         };
         self.request("list", PAGE_DEADLINE, Repeat::Always, send).await
-    }
-}
-
-/// Whether the connection failed before anything was sent.
-fn was_never_sent(error: &EtcdError) -> bool {
-    let EtcdError::GRpcStatus(status) = error else { return false };
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        if let Some(
-            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable,
-        ) = kind
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
-
-fn store_error(operation: &'static str, error: &EtcdError) -> StoreError {
-    // gRPC's codes for "come back later"; their numbers are fixed by gRPC's specification.
-    const CANCELLED: i32 = 1;
-    const UNKNOWN: i32 = 2;
-    const UNAVAILABLE: i32 = 14;
-    let message = error.to_string();
-    match error {
-        EtcdError::GRpcStatus(status) => match status.code() as i32 {
-            CANCELLED | UNKNOWN | UNAVAILABLE => StoreError::Unavailable { operation, message },
-            _ => StoreError::Refused { operation, message: status.message().to_owned() },
-        },
-        EtcdError::InvalidArgs(_) => StoreError::Refused { operation, message },
-        _ => StoreError::Unavailable { operation, message },
     }
 }
 
@@ -281,14 +254,17 @@ impl Store for EtcdStore {
                 watches.watch(prefix, Some(options)).await
             }
         };
+        let mut current = self.current.subscribe();
+        let through = *current.borrow_and_update();
         let stream = self.request("watch", REQUEST_DEADLINE, Repeat::Always, send).await?;
-        Ok(futures::stream::unfold(Some(stream), |stream| async move { next_event(stream?).await }).boxed())
+        let watch = Watch { stream, current, through };
+        Ok(futures::stream::unfold(Some(watch), |watch| async move { watch?.next().await }).boxed())
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<i64, StoreError> {
         let seconds = i64::try_from(ttl.as_millis().div_ceil(1000).max(1)).unwrap_or(i64::MAX);
         let send = |client: Client| async move { client.lease_client().grant(seconds, None).await };
-        self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await.map(|answer| answer.id())
+        self.request("lease", LEASE_DEADLINE, Repeat::Always, send).await.map(|answer| answer.id())
     }
 
     async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError> {
@@ -300,12 +276,12 @@ impl Store for EtcdStore {
                 Err(error) => Err(error),
             }
         };
-        self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await
+        self.request("lease", LEASE_DEADLINE, Repeat::Always, send).await
     }
 
     async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError> {
         let send = |client: Client| async move { client.lease_client().revoke(lease).await };
-        match self.request("lease", REQUEST_DEADLINE, Repeat::Always, send).await {
+        match self.request("lease", LEASE_DEADLINE, Repeat::Always, send).await {
             Err(StoreError::Refused { message, .. }) if message.contains("lease not found") => Ok(()),
             other => other.map(drop),
         }
@@ -318,47 +294,4 @@ impl Store for EtcdStore {
             other => other.map(drop),
         }
     }
-}
-
-type WatchItem = Result<WatchEvent, StoreError>;
-
-/// The watch's next event, and the watch if it goes on after it.
-async fn next_event(mut stream: WatchStream) -> Option<(WatchItem, Option<WatchStream>)> {
-    loop {
-        let lost = |message| StoreError::Unavailable { operation: "watch", message };
-        let answer = match stream.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Some((Err(lost("the watch ended".to_owned())), None)),
-            Err(error) => return Some((Err(store_error("watch", &error)), None)),
-        };
-        if answer.canceled() {
-            let item = if answer.compact_revision() > 0 {
-                Ok(WatchEvent::Compacted)
-            } else {
-                Err(lost(format!("the watch was cancelled: {}", answer.cancel_reason())))
-            };
-            return Some((item, None));
-        }
-        if let Some(event) = changes(&answer) {
-            return Some((Ok(event), Some(stream)));
-        }
-    }
-}
-
-/// The changes in an answer, if there are any. The answer's header may tell of a later revision whose events are still to come,
-/// so the revision reached is the events' own.
-fn changes(answer: &WatchResponse) -> Option<WatchEvent> {
-    let changes: Vec<Change> = answer
-        .events()
-        .iter()
-        .filter_map(|event| {
-            let item = key_value(event.kv()?);
-            Some(match event.event_type() {
-                EventType::Put => Change::Put(item),
-                EventType::Delete => Change::Deleted { key: item.key, mod_revision: item.mod_revision },
-            })
-        })
-        .collect();
-    let revision = changes.iter().map(Change::mod_revision).max()?;
-    Some(WatchEvent::Changes { revision, changes })
 }
