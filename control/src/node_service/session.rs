@@ -58,6 +58,8 @@ enum End {
     Removed,
     #[error("the node has a newer session, here or with another manager")]
     Superseded,
+    #[error("this manager stops")]
+    Stopping,
     #[error("the node took no message for {SEND_DEADLINE:?}")]
     Slow,
     #[error("the node broke the protocol: {0}")]
@@ -73,6 +75,7 @@ impl End {
             Self::Removed => not_a_member(node),
             Self::Protocol(_) => Status::invalid_argument(self.to_string()),
             Self::Encode(_) => Status::internal(self.to_string()),
+            Self::Stopping => Status::unavailable(self.to_string()),
             _ => Status::aborted(self.to_string()),
         }
     }
@@ -93,7 +96,10 @@ pub(super) struct Session {
     reports: Reports,
     relay_key: Zeroizing<Vec<u8>>,
     outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
+    /// Ends this session: for a newer one, or with the manager.
     token: Arc<CancellationToken>,
+    /// Ends the manager.
+    stopping: CancellationToken,
     /// The newest table that the node had when it came.
     had_generation: u64,
     welcomed: bool,
@@ -124,6 +130,7 @@ impl Session {
             relay_key: shared.relay_key.clone(),
             outgoing,
             token,
+            stopping: shared.shutdown.clone(),
             had_generation: 0,
             welcomed: false,
             told: Told::default(),
@@ -141,7 +148,7 @@ impl Session {
         let token = Arc::clone(&self.token);
         let end = tokio::select! {
             Err(end) = self.serve(&mut incoming) => end,
-            () = token.cancelled() => End::Superseded,
+            () = token.cancelled() => if self.stopping.is_cancelled() { End::Stopping } else { End::Superseded },
         };
         info!(node = %self.node, reason = %end, "a session ended");
         // The stream may be gone or full; then the node learns it from the connection.

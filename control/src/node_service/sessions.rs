@@ -48,7 +48,7 @@ pub struct Sessions {
     /// Authenticates relay preambles between members.
     pub relay_key: Zeroizing<Vec<u8>>,
     tracker: TaskTracker,
-    shutdown: CancellationToken,
+    pub(super) shutdown: CancellationToken,
     live: Mutex<BTreeMap<NodeId, Arc<CancellationToken>>>,
 }
 

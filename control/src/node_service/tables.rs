@@ -16,7 +16,7 @@ use crate::mesh_table::Table;
 use crate::watch::Feed;
 
 /// How far a published generation may be behind the revision that its contents are still right at.
-const GENERATION_LAG: Duration = Duration::from_secs(2);
+const GENERATION_LAG: Duration = Duration::from_millis(500);
 
 /// Publishes the table of `feed`'s snapshots until `shutdown`.
 pub async fn publish(feed: Feed, tables: watch::Sender<Arc<Table>>, shutdown: CancellationToken) {
