@@ -117,11 +117,7 @@ impl Runtime for DockerEngine {
     async fn remove(&self, container: &str) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptions { v: true, force: true, link: false };
         let removed = self.client(CALL_TIMEOUT)?.remove_container(container, Some(options)).await;
-        match present(removed.map_err(failed_or_absent)) {
-            // Somebody else removes it: it will be gone.
-            Err(RuntimeError::Refused(reason)) if reason.contains("already in progress") => Ok(()),
-            other => other.map(drop),
-        }
+        present(removed.map_err(failed_or_absent)).map(drop)
     }
 
     async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError> {

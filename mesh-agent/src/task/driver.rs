@@ -82,6 +82,7 @@ impl Driver {
     /// Walks until the task left no trace, or its worker is gone.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        let mut trouble = String::new();
         loop {
             let goal = self.goal.borrow_and_update().clone();
             let taken = match self.ground.runtime.inspect(&self.container(&goal)).await {
@@ -95,10 +96,16 @@ impl Driver {
                 }
                 Taken::Idle => {
                     backoff.reset();
+                    trouble.clear();
                     self.until_changed().await
                 }
                 Taken::Retry(reason) => {
-                    warn!(task = %self.id, reason, "task can't go on, try again");
+                    if trouble == reason {
+                        debug!(task = %self.id, reason, "task still can't go on");
+                    } else {
+                        warn!(task = %self.id, reason, "task can't go on, try again until it can");
+                        trouble = reason;
+                    }
                     let wait = backoff.next(&mut rand::rng());
                     tokio::time::timeout(wait, self.goal.changed()).await.is_ok_and(|changed| changed.is_ok())
                         || !self.ground.updates.is_closed()
