@@ -5,7 +5,7 @@
 //!
 //! Left to others: receiving tables (`control_link`), and following the view (`datapath`, `proxy`, `metrics`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -231,12 +231,18 @@ impl NodeView {
         self.services.values().flat_map(|service| service.ports.iter().map(move |port| (service, *port)))
     }
 
-    /// The backends of one published port, in the order of their ids.
-    pub fn backends_of(&self, service: &ServiceId, port: PortView) -> impl Iterator<Item = &BackendView> {
-        self.backends.values().filter(move |backend| {
-            backend.service_id == *service
-                && backend.protocol == port.protocol
-                && backend.published == port.published
+    /// Every published port with its service and its backends in the order of their ids. One pass over the backends.
+    pub fn frontends_with_backends(
+        &self,
+    ) -> impl Iterator<Item = (&ServiceView, PortView, Vec<&BackendView>)> {
+        let mut groups: HashMap<_, Vec<&BackendView>> = HashMap::new();
+        for backend in self.backends.values() {
+            let port = (&backend.service_id, backend.protocol, backend.published);
+            groups.entry(port).or_default().push(backend);
+        }
+        self.frontends().map(move |(service, port)| {
+            let backends = groups.remove(&(&service.id, port.protocol, port.published)).unwrap_or_default();
+            (service, port, backends)
         })
     }
 }

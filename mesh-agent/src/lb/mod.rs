@@ -12,7 +12,7 @@ use mesh_state::ids::{BackendId, ServiceId};
 use mesh_state::lb::Policy;
 use mesh_state::spec::Protocol;
 
-use crate::view::{BackendState, NodeView, PortView};
+use crate::view::{BackendState, BackendView, NodeView, PortView};
 
 /// A published port and the backends that new connections may get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +49,13 @@ impl Selector {
     /// The selector of a view.
     pub fn new(view: &NodeView) -> Self {
         let frontends = view
-            .frontends()
-            .map(|(service, port)| {
+            .frontends_with_backends()
+            .map(|(service, port, backends)| {
                 let frontend = Frontend {
                     service: service.id.clone(),
                     port,
                     policy: service.policy,
-                    slots: slots(view, &service.id, port),
+                    slots: slots(&backends),
                 };
                 ((port.protocol, port.published), frontend)
             })
@@ -99,10 +99,9 @@ fn reduce(number: u64, count: usize) -> usize {
     usize::try_from(number % count as u64).unwrap_or_default()
 }
 
-fn slots(view: &NodeView, service: &ServiceId, port: PortView) -> Vec<BackendId> {
-    let best: Option<BackendState> = view.backends_of(service, port).map(|backend| backend.state).min();
-    let usable: Vec<_> =
-        view.backends_of(service, port).filter(|backend| Some(backend.state) == best).collect();
+fn slots(backends: &[&BackendView]) -> Vec<BackendId> {
+    let best: Option<BackendState> = backends.iter().map(|backend| backend.state).min();
+    let usable: Vec<_> = backends.iter().filter(|backend| Some(backend.state) == best).collect();
     let rounds = usable.iter().map(|backend| backend.weight.get()).max().unwrap_or_default();
     // Round by round, so that a heavy backend doesn't get its turns in a row.
     (0..rounds)

@@ -29,7 +29,7 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
         .collect();
     let kernel_backends: BTreeMap<u32, &BackendSnapshot> =
         seen.kernel.iter().flat_map(|kernel| &kernel.backends).map(|backend| (backend.id, backend)).collect();
-    for (service, port) in seen.view.frontends() {
+    for (service, port, backends) in seen.view.frontends_with_backends() {
         let published = port.published.to_string();
         let labels: Labels<'_> = vec![
             ("service", service.name.as_str()),
@@ -38,7 +38,8 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
         ];
         let kernel = kernel_frontends.get(&(protocol_number(port.protocol), port.published)).copied();
         add_frontend(samples, seen, service, port, kernel, &labels);
-        for backend in seen.view.backends_of(&service.id, port) {
+        add_states(samples, &backends, &labels);
+        for backend in backends {
             let kernel = kernel_backends.get(&backend.id.get()).copied();
             let proxy = seen.proxy.backends.get(&backend.id).copied().unwrap_or_default();
             if is_shown(seen, backend, kernel, &proxy) {
@@ -72,15 +73,18 @@ fn add_frontend(
     for (reason, count) in unassigned {
         samples.add(&names::FRONTEND_UNASSIGNED, &with(labels, &[("reason", reason)]), number(count));
     }
-    for state in BackendState::ALL {
-        let count = seen.view.backends_of(&service.id, port).filter(|backend| backend.state == state).count();
-        let labels = with(labels, &[("state", state_label(state))]);
-        samples.add(&names::FRONTEND_BACKENDS, &labels, number(count as u64));
-    }
     let policy = with(labels, &[("policy", service.policy.as_str())]);
     samples.add(&names::POLICY_INFO, &policy, 1.0);
     let changes = seen.policy_changes.get(&service.id).copied().unwrap_or_default();
     samples.add(&names::POLICY_CHANGES, labels, number(changes));
+}
+
+fn add_states(samples: &mut Samples, backends: &[&BackendView], labels: &Labels<'_>) {
+    for state in BackendState::ALL {
+        let count = backends.iter().filter(|backend| backend.state == state).count();
+        let labels = with(labels, &[("state", state_label(state))]);
+        samples.add(&names::FRONTEND_BACKENDS, &labels, number(count as u64));
+    }
 }
 
 fn add_backend(

@@ -138,10 +138,13 @@ fn an_entry_that_cannot_be_read_is_named() {
 fn backends_belong_to_their_port() {
     let view = own_view().apply(&whole(5)).expect("the first table");
     let counts: Vec<_> = view
-        .frontends()
-        .map(|(service, port)| (service.name.clone(), view.backends_of(&service.id, port).count()))
+        .frontends_with_backends()
+        .map(|(service, port, backends)| {
+            let ids: Vec<_> = backends.iter().map(|backend| backend.id.get()).collect();
+            (service.name.as_str(), port.published, ids)
+        })
         .collect();
-    assert_eq!(counts, [("api".to_owned(), 1), ("web".to_owned(), 2)]);
+    assert_eq!(counts, [("api", 8080, vec![3]), ("web", 80, vec![1, 2])]);
 }
 
 proptest! {
