@@ -138,7 +138,7 @@ impl Datapath {
         lock(&self.tasks)?.insert(task.task_id.clone(), address);
         let port = TaskPort::Attached { ifindex: cable.host_end.index, mac: cable.task_mac };
         let mut state = lock(&self.state)?;
-        state.facts_mut().ports.insert(address, port);
+        state.change_facts(|facts| _ = facts.ports.insert(address, port));
         state.reconcile(Instant::now()).map(drop)
     }
 
@@ -151,7 +151,7 @@ impl Datapath {
         let plugged = lock(&self.tasks)?.remove(task);
         let mut state = lock(&self.state)?;
         let Some(address) = plugged.or_else(|| state.address_of(task)) else { return Ok(()) };
-        state.facts_mut().ports.insert(address, TaskPort::Gone);
+        state.change_facts(|facts| _ = facts.ports.insert(address, TaskPort::Gone));
         state.reconcile(Instant::now()).map(drop)
     }
 
@@ -200,13 +200,11 @@ impl Datapath {
             tunnel_mtu,
             ..Config::default()
         };
-        {
-            let mut state = lock(&self.state)?;
-            let facts = state.facts_mut();
+        lock(&self.state)?.change_facts(|facts| {
             facts.config = config;
             facts.addresses.clone_from(&uplinks.addresses);
             facts.own = uplinks.own_node();
-        }
+        });
         let links = uplinks.links.clone();
         {
             let mut network = lock(&self.network)?;
@@ -244,7 +242,7 @@ impl Datapath {
         };
         self.lacks_neighbours.store(hops.values().any(|hop| hop.mac.is_none()), Ordering::Relaxed);
         let mut state = lock(&self.state)?;
-        state.facts_mut().hops = hops;
+        state.change_facts(|facts| facts.hops = hops);
         state.reconcile(Instant::now())
     }
 

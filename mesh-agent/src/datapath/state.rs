@@ -38,6 +38,8 @@ pub(super) struct State {
     resting: Vec<(Instant, Range<u32>)>,
     address_indexes: BTreeSet<u32>,
     refused: BTreeSet<Refusal>,
+    /// Whether the maps stand for view and facts, so that there is nothing to plan.
+    is_settled: bool,
     errors: MapErrors,
 }
 
@@ -56,6 +58,7 @@ impl State {
             resting: Vec::new(),
             address_indexes: BTreeSet::new(),
             refused: BTreeSet::new(),
+            is_settled: false,
             errors: MapErrors::new(),
         })
     }
@@ -78,7 +81,8 @@ impl State {
 
     /// Takes a newer view. It is applied by the next [`reconcile`](Self::reconcile).
     pub(super) fn set_view(&mut self, view: Arc<NodeView>) {
-        if view.generation == 0 {
+        let is_known = self.view.as_ref().is_some_and(|present| Arc::ptr_eq(present, &view));
+        if view.generation == 0 || is_known {
             return;
         }
         let named: BTreeSet<Address> =
@@ -87,11 +91,14 @@ impl State {
             .ports
             .retain(|address, port| matches!(port, TaskPort::Attached { .. }) || named.contains(address));
         self.view = Some(view);
+        self.is_settled = false;
     }
 
-    /// The node's own facts, to be changed in place.
-    pub(super) fn facts_mut(&mut self) -> &mut Facts {
-        &mut self.facts
+    /// Changes the node's own facts. They take effect with the next [`reconcile`](Self::reconcile).
+    pub(super) fn change_facts(&mut self, change: impl FnOnce(&mut Facts)) {
+        let before = self.facts.clone();
+        change(&mut self.facts);
+        self.is_settled &= before == self.facts;
     }
 
     /// The address indexes that flows name: they are not given to other addresses.
@@ -112,6 +119,7 @@ impl State {
             error!("the maps were changed by something else than this agent: putting them right");
         }
         self.contents = contents;
+        self.is_settled = false;
         Ok(())
     }
 
@@ -121,18 +129,19 @@ impl State {
     /// A map refuses a write; the rest waits for the next attempt.
     pub(super) fn reconcile(&mut self, now: Instant) -> Result<u64, DatapathError> {
         for _ in 0..PLANS_MAX {
+            if self.is_settled {
+                break;
+            }
             self.resting.retain(|(since, _)| now.duration_since(*since) < SLOTS_REST);
             let held = Held {
                 slots: self.resting.iter().map(|(_, range)| range.clone()).collect(),
                 address_indexes: self.address_indexes.clone(),
             };
             let plan = plan(&self.contents, self.view.as_deref(), &self.facts, &held);
-            let (writes, again) = (plan.writes.len(), plan.again);
+            let is_last = !plan.again;
             self.carry_out(plan, now)?;
-            if writes > 0 {
-                info!(writes, services = self.contents.services.len(), "maps written");
-            }
-            if !again {
+            self.is_settled = is_last && self.refused.is_empty();
+            if is_last {
                 break;
             }
         }
@@ -140,12 +149,16 @@ impl State {
     }
 
     fn carry_out(&mut self, plan: Plan, now: Instant) -> Result<(), DatapathError> {
+        // Before the writes: should one fail, the swaps before it have freed their slots all the same.
+        self.resting.extend(plan.freed.into_iter().map(|range| (now, range)));
         for write in &plan.writes {
             let written = self.maps.write(write);
             self.counted(written)?;
             self.contents.apply(write);
         }
-        self.resting.extend(plan.freed.into_iter().map(|range| (now, range)));
+        if !plan.writes.is_empty() {
+            info!(writes = plan.writes.len(), services = self.contents.services.len(), "maps written");
+        }
         let refused: BTreeSet<Refusal> = plan.refused.into_iter().collect();
         for refusal in refused.difference(&self.refused) {
             error!(map = refusal.map(), "the map is full: left out {refusal}; all else is in force");
