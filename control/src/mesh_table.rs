@@ -136,7 +136,8 @@ fn backends(snapshot: &ClusterSnapshot, service: &Service, task: &Task) -> Vec<M
     }
     let state = match (snapshot.node_state(node), task.desired_state) {
         (NodeState::Silent | NodeState::Down, _) => BackendState::Silent,
-        (NodeState::Ready, TaskState::Running) => BackendState::Active,
+        // A running task tells an error only when it is unwell, and is being stopped for it.
+        (NodeState::Ready, TaskState::Running) if status.err.is_empty() => BackendState::Active,
         (NodeState::Ready, _) => BackendState::Draining,
     };
     let backend = |endpoint: &TaskEndpoint| MeshBackend {
@@ -230,6 +231,15 @@ mod tests {
         assert_eq!(states(&world), [(7, BackendState::Draining)]);
         world.report(&"t1".into(), TaskState::Shutdown);
         assert_eq!(states(&world), []);
+    }
+
+    #[test]
+    fn an_unhealthy_task_gets_no_new_flows() {
+        let mut world = world();
+        let mut status = world.snapshot.statuses[&TaskId::from("t1")].value.clone();
+        status.err = "dockerexec: unhealthy container".to_owned();
+        world.report_status(&"t1".into(), status);
+        assert_eq!(states(&world), [(7, BackendState::Draining)]);
     }
 
     #[test]

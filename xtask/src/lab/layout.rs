@@ -85,9 +85,9 @@ impl Layout {
         self.record_dir().join("lab.json")
     }
 
-    /// The lab's cgroup, relative to a hierarchy's root.
+    /// The lab's cgroup, relative to a hierarchy's root. Prefixed: a lab may be called `tasks`, as a file of each cgroup is.
     pub fn cgroup(&self) -> PathBuf {
-        Path::new(CGROUP_ROOT).join(&self.name.0)
+        Path::new(CGROUP_ROOT).join(format!("lab-{}", self.name))
     }
 
     /// The namespace from which requests come.
