@@ -17,7 +17,7 @@ use crate::{artifacts, lint, setup, tidy, workspace};
 /// The variable that tells cluster tests the name of their lab.
 pub const LAB_VAR: &str = "MESH_LAB";
 
-const CLUSTER_DATAPATHS: [Datapath; 2] = [Datapath::Tc, Datapath::Xdp];
+const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
 
 /// Arguments of `cargo xtask test`.
@@ -45,7 +45,7 @@ enum Step {
     Kernel,
     /// The lab, without mesh (needs root)
     Lab,
-    /// Whole clusters on the tc datapath, then on xdp (needs root)
+    /// Whole clusters: on the tc datapath, then on xdp, then in userspace (needs root)
     Cluster,
 }
 
