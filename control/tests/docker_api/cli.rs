@@ -183,6 +183,7 @@ async fn what_is_wrong_is_said() {
             "constraint expected one operator from ==, !=",
         ),
         ("service create -d -p 1/sctp nginx", "can't be published: mesh carries tcp and udp"),
+        ("service create -d -p 53:53/udp nginx", "publish with mode=host"),
         ("service create -d --endpoint-mode dnsrr -p 81:81 nginx", "can't be used with dnsrr mode"),
         ("service create -d --limit-memory 1k nginx", "Must be at least 4MiB"),
         ("service create -d --mode replicated-job nginx", "job modes are not supported by mesh yet"),

@@ -250,6 +250,12 @@ fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
         if port.protocol == Protocol::Sctp {
             return Err(SpecError::Sctp(port.target_port));
         }
+        if port.protocol == Protocol::Udp && port.publish_mode == PublishMode::Ingress {
+            return Err(SpecError::NotServed {
+                feature: "UDP ports published by the mesh are",
+                instead: "publish with mode=host, on the task's own node",
+            });
+        }
         if endpoint.mode == "dnsrr" && port.publish_mode == PublishMode::Ingress {
             return Err(SpecError::DnsrrWithIngress);
         }

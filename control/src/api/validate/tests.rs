@@ -102,6 +102,14 @@ fn ports_can_be_published_or_are_refused() {
         json!([{"Protocol": "sctp", "TargetPort": 9}]),
         Some("EndpointSpec: port 9/sctp can't be published: mesh carries tcp and udp"),
     );
+    let udp = |mode| json!([{"Protocol": "udp", "TargetPort": 53, "PublishedPort": 53, "PublishMode": mode}]);
+    check_ports(
+        udp("ingress"),
+        Some(
+            "UDP ports published by the mesh are not supported by mesh yet: publish with mode=host, on the task's own node",
+        ),
+    );
+    check_ports(udp("host"), None);
     check_ports(
         (1..=61).map(port).collect(),
         Some("EndpointSpec: 61 ingress ports are too many: at most 60 a service"),
