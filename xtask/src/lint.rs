@@ -36,7 +36,8 @@ pub(crate) fn clippy() -> Result<()> {
     ])
 }
 
-/// Licences, sources and advisories of what we depend on.
+/// Licences, sources and bans of what we depend on. Advisories need the network, and are no property of a checkout:
+/// `cargo deny check advisories` is for whoever releases.
 pub(crate) fn dependencies() -> Result<()> {
     if !Program::new("cargo-deny").arg("--version").succeeds() {
         println!(
@@ -44,7 +45,7 @@ pub(crate) fn dependencies() -> Result<()> {
         );
         return Ok(());
     }
-    cargo(&["deny", "--log-level", "error", "check"])
+    cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
