@@ -6,9 +6,10 @@ use crate::lookups::Lookups;
 /// Slots tried when the first choice has just gone and the table does not know yet.
 const ATTEMPTS: u32 = 4;
 
-/// The id of a living backend for a new flow of `service`; `None` if it has none.
+/// The id of a living backend for a new flow of `service`, another one than `avoided` if there is one close by; `None` if it
+/// has none. `avoided` is the backend that has just left the flow's first SYN unanswered, 0 for a flow that had none.
 #[inline(always)]
-pub fn select<L: Lookups>(lookups: &L, service: &Service) -> Option<u32> {
+pub fn select<L: Lookups>(lookups: &L, service: &Service, avoided: u32) -> Option<u32> {
     if service.slot_count == 0 {
         return None;
     }
@@ -16,15 +17,18 @@ pub fn select<L: Lookups>(lookups: &L, service: &Service) -> Option<u32> {
         Policy::RoundRobin => (lookups.next_turn(service.index) % u64::from(service.slot_count)) as u32,
         Policy::LeastConnections => less_loaded_of_two(lookups, service)?,
     };
-    let mut attempt = 0;
+    let (mut attempt, mut spare) = (0, None);
     while attempt < ATTEMPTS {
         let id = backend_at(lookups, service, (first + attempt) % service.slot_count)?;
         if lookups.backend(id)?.is_alive() {
-            return Some(id);
+            if id != avoided {
+                return Some(id);
+            }
+            spare = Some(id);
         }
         attempt += 1;
     }
-    None
+    spare
 }
 
 /// Draws two distinct slots at random and takes that with fewer live connections. As every ordered pair is equally
@@ -76,7 +80,7 @@ mod tests {
     fn choices(tables: &HostTables, service: &Service, rounds: usize) -> Vec<usize> {
         let mut counts = vec![0; tables.setup.backends.len() + 1];
         for _ in 0..rounds {
-            counts[select(tables, service).unwrap_or(0) as usize] += 1;
+            counts[select(tables, service, 0).unwrap_or(0) as usize] += 1;
         }
         counts
     }
@@ -117,13 +121,27 @@ mod tests {
     fn nobody_is_chosen_of_none() {
         let mut tables = tables(&[0, 0]);
         for policy in Policy::ALL {
-            assert_eq!(select(&tables, &service(policy, 0)), None, "{policy:?} without slots");
+            assert_eq!(select(&tables, &service(policy, 0), 0), None, "{policy:?} without slots");
         }
         for (_, backend) in &mut tables.setup.backends {
             backend.state = BackendState::Down as u8;
         }
         for policy in Policy::ALL {
-            assert_eq!(select(&tables, &service(policy, 2)), None, "{policy:?} with dead backends only");
+            assert_eq!(select(&tables, &service(policy, 2), 0), None, "{policy:?} with dead backends only");
+        }
+    }
+
+    #[test]
+    fn a_silent_backend_is_avoided_while_there_is_another() {
+        for policy in Policy::ALL {
+            for _ in 0..100 {
+                let chosen = select(&tables(&[0, 0, 0]), &service(policy, 3), 2);
+                assert!(
+                    matches!(chosen, Some(1 | 3)),
+                    "{policy:?} chose {chosen:?}, expected another than 2"
+                );
+            }
+            assert_eq!(select(&tables(&[0]), &service(policy, 1), 1), Some(1), "{policy:?} has no other");
         }
     }
 

@@ -113,9 +113,12 @@ fn choose<'a, P: Packet, L: Lookups>(
     match track::find(lookups.flows(), &key) {
         Some(flow) => match go_on(packet, lookups, segment, &key, &flow)? {
             Some(chosen) => Ok(chosen),
-            None => open(packet, lookups, segment, &key),
+            None => {
+                let silent = conntrack::is_unanswered(flow.value.events);
+                open(packet, lookups, segment, &key, if silent { flow.value.backend } else { 0 })
+            }
         },
-        None => open(packet, lookups, segment, &key),
+        None => open(packet, lookups, segment, &key, 0),
     }
 }
 
@@ -210,13 +213,14 @@ fn again(flow: &Flow, backend: Option<&Backend>, now_ns: u64) -> Again {
     }
 }
 
-/// A packet that no flow is known for.
+/// A packet that no flow is known for, or whose backend, now `avoided`, left it unanswered (0: none did).
 #[inline(always)]
 fn open<'a, P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &'a L,
     segment: &Segment,
     key: &FlowKey,
+    avoided: u32,
 ) -> Result<Chosen<'a>, Verdict> {
     let (ip, tcp) = (&segment.ip, &segment.tcp);
     let service_key = ServiceKey { port_be: tcp.destination_port_be, protocol: ip.protocol, reserved: 0 };
@@ -236,7 +240,7 @@ fn open<'a, P: Packet, L: Lookups>(
             refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce)
         });
     }
-    let Some(id) = select::select(lookups, service) else {
+    let Some(id) = select::select(lookups, service, avoided) else {
         lookups.count_no_backend(service.index);
         return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
     };
