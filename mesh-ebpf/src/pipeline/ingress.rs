@@ -110,16 +110,14 @@ fn choose<'a, P: Packet, L: Lookups>(
         reserved: [0; 2],
         vip: VipId::new(address_index, segment.ip.protocol, tcp.destination_port_be.get()),
     };
-    match track::find(lookups.flows(), &key) {
-        Some(flow) => match go_on(packet, lookups, segment, &key, &flow)? {
-            Some(chosen) => Ok(chosen),
-            None => {
-                let silent = conntrack::is_unanswered(flow.value.events);
-                open(packet, lookups, segment, &key, if silent { flow.value.backend } else { 0 })
-            }
-        },
-        None => open(packet, lookups, segment, &key, 0),
+    let Some(flow) = track::find(lookups.flows(), &key) else {
+        return open(packet, lookups, segment, &key, 0);
+    };
+    if let Some(chosen) = go_on(packet, lookups, segment, &key, &flow)? {
+        return Ok(chosen);
     }
+    let silent = conntrack::is_unanswered(flow.value.events);
+    open(packet, lookups, segment, &key, if silent { flow.value.backend } else { 0 })
 }
 
 /// A packet of a flow that is known. `Ok(None)`: it begins a new flow in the place of that one.
