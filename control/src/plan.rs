@@ -104,7 +104,7 @@ pub enum Action {
 pub struct Plan {
     /// The writes, to be committed together.
     pub actions: Vec<Action>,
-    /// Why, in words an operator can read; for logs and `mesh explain`.
+    /// Why, in words an operator can read; for logs.
     pub reasons: Vec<String>,
     /// The earliest moment at which time alone makes a new pass worth while.
     pub wake_at: Option<Timestamp>,
