@@ -166,9 +166,10 @@ fn follow_logs(served: &Served) {
 
 /// `docker run -it` under a pseudo-terminal.
 fn attach_with_terminal(served: &Served) {
-    let command = format!("timeout 20 docker -H unix://{} run -it --rm busybox sh", served.socket.display());
-    let mut script = Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
+    // `timeout` stays outside: inside it would make a process group of its own, which may not read the terminal.
+    let command = format!("exec docker -H unix://{} run -it --rm busybox sh", served.socket.display());
+    let mut script = Command::new("timeout")
+        .args(["--kill-after=5", "30", "script", "-qec", &command, "/dev/null"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

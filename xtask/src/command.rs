@@ -5,7 +5,8 @@
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -97,6 +98,27 @@ impl Program {
         Ok(())
     }
 
+    /// As [`Program::run_shown`], but kills it and its descendants after `limit`, having shown which processes were
+    /// alive: a hang then tells where it is.
+    ///
+    /// # Errors
+    /// As [`Program::run_shown`], and when the time is over.
+    pub fn run_shown_within(mut self, limit: Duration) -> Result<()> {
+        let shown = self.shown();
+        let mut child = self.command.spawn().map_err(|e| start_error(&shown, &e))?;
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().with_context(|| format!("wait for `{shown}`"))? {
+                return if status.success() { Ok(()) } else { bail!("`{shown}` failed ({status})") };
+            }
+            if begun.elapsed() >= limit {
+                end_tree(&mut child)?;
+                bail!("`{shown}` did not end within {} s and was killed", limit.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Runs it with our terminal as its output and input, and returns how it ended.
     ///
     /// # Errors
@@ -118,6 +140,26 @@ impl Program {
             .collect::<Vec<_>>()
             .join(" ")
     }
+}
+
+/// Shows and kills `child` and all that descends from it.
+fn end_tree(child: &mut Child) -> Result<()> {
+    let listed = Program::new("ps").args(["-e", "-o", "pid=,ppid=,stat=,args="]).output()?;
+    let mut ended = vec![child.id().to_string()];
+    for line in listed.lines() {
+        let mut words = line.split_whitespace();
+        // Parents come before their children: `ps` sorts by id, and ids have not wrapped within one test run.
+        if let (Some(pid), Some(parent)) = (words.next(), words.next())
+            && ended.iter().any(|id| id == parent || id == pid)
+        {
+            println!("still alive: {line}");
+            ended.push(pid.to_owned());
+        }
+    }
+    // Those that end by themselves meanwhile make `kill` fail, which is no failure here.
+    Program::new("kill").arg("-KILL").args(&ended).succeeds();
+    child.wait().context("wait for what was killed")?;
+    Ok(())
 }
 
 fn quoted(word: &str) -> String {
@@ -146,6 +188,19 @@ mod tests {
             "expected the command line, saw: {text}"
         );
         assert!(text.contains("exit status: 3): no such thing"), "expected status and stderr, saw: {text}");
+    }
+
+    #[test]
+    fn a_hang_is_ended_with_its_descendants() {
+        let begun = Instant::now();
+        let error = Program::new("sh")
+            .args(["-c", "sleep 61.25 & wait"])
+            .run_shown_within(Duration::from_millis(300))
+            .unwrap_err();
+        assert!(error.to_string().contains("did not end within"), "saw: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
+        let left = Program::new("ps").args(["-e", "-o", "args="]).output().unwrap();
+        assert!(!left.lines().any(|line| line == "sleep 61.25"), "the descendant is alive:\n{left}");
     }
 
     #[test]

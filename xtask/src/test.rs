@@ -19,6 +19,8 @@ pub const LAB_VAR: &str = "MESH_LAB";
 
 const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
+/// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
+const TEST_LIMIT: Duration = Duration::from_mins(20);
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -151,13 +153,13 @@ fn cluster_tests() -> Result<()> {
         .args(names.iter().flat_map(|name| ["--test", name]))
         .args(["--", "--test-threads", "1"])
         .env(LAB_VAR, LAB_NAME)
-        .run_shown()
+        .run_shown_within(TEST_LIMIT)
 }
 
 /// Always the whole workspace, and tests by name: cargo would build every dependency anew, with other features, for each
 /// other selection of packages.
 fn cargo_test(args: &[&str]) -> Result<()> {
-    cargo(&["test", "--quiet", "--workspace"]).args(args).run_shown()
+    cargo(&["test", "--quiet", "--workspace"]).args(args).run_shown_within(TEST_LIMIT)
 }
 
 fn cargo(args: &[&str]) -> Program {
