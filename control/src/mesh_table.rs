@@ -57,9 +57,15 @@ impl Table {
             let backends = snapshot.tasks_of(&service.id).flat_map(|task| backends(snapshot, service, task));
             entries.backends.extend(backends.map(|backend| (backend.id, backend)));
             // Labels were checked when they were written; one from a later version means the default here.
-            let policy = LbSettings::from_labels(&service.spec.labels).unwrap_or_default().policy;
-            let (id, name) = (service.id.to_string(), service.spec.name.clone());
-            entries.services.insert(id.clone(), MeshService { id, name, policy: policy.to_string(), ports });
+            let settings = LbSettings::from_labels(&service.spec.labels).unwrap_or_default();
+            let entry = MeshService {
+                id: service.id.to_string(),
+                name: service.spec.name.clone(),
+                policy: settings.policy.to_string(),
+                ports,
+                settings_json: serde_json::to_string(&settings).unwrap_or_default(),
+            };
+            entries.services.insert(entry.id.clone(), entry);
         }
         Self {
             generation: u64::try_from(snapshot.revision).unwrap_or_default(),

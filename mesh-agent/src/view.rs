@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
-use mesh_state::lb::Policy;
+use mesh_state::lb::LbSettings;
 use mesh_state::proto;
 use mesh_state::spec::Protocol;
 use serde::{Deserialize, Serialize};
@@ -57,8 +57,8 @@ pub struct ServiceView {
     pub id: ServiceId,
     /// Its name.
     pub name: String,
-    /// How new flows get their backend.
-    pub policy: Policy,
+    /// What its labels say to the data plane.
+    pub lb: LbSettings,
     /// Its published ports.
     pub ports: Vec<PortView>,
 }
@@ -266,9 +266,24 @@ fn read_service(service: &proto::MeshService) -> Result<ServiceView, ViewError> 
     Ok(ServiceView {
         id: service.id.as_str().into(),
         name: service.name.clone(),
-        policy: parse("service", &service.id, "policy", &service.policy)?,
+        lb: read_settings(service)?,
         ports: service.ports.iter().map(port).collect::<Result<_, _>>()?,
     })
+}
+
+fn read_settings(service: &proto::MeshService) -> Result<LbSettings, ViewError> {
+    let policy = parse("service", &service.id, "policy", &service.policy)?;
+    if service.settings_json.is_empty() {
+        return Ok(LbSettings { policy, ..LbSettings::default() });
+    }
+    let settings: LbSettings =
+        serde_json::from_str(&service.settings_json).map_err(|_| ViewError::Entry {
+            kind: "service",
+            id: service.id.clone(),
+            field: "settings",
+            value: service.settings_json.clone(),
+        })?;
+    Ok(LbSettings { policy, ..settings })
 }
 
 fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> {

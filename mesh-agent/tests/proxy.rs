@@ -95,6 +95,7 @@ impl Mesh {
                 name: "web".into(),
                 policy: "round-robin".into(),
                 ports: vec![port],
+                ..proto::MeshService::default()
             }],
             backends: self.backends.iter().map(backend).collect(),
             ..proto::MeshTable::default()

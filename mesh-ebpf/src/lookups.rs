@@ -5,9 +5,10 @@ use crate::abi::{
     Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
     ServiceKey,
 };
+use crate::select::Candidates;
 
 /// Tables, clock, dice and counters of one program run.
-pub trait Lookups {
+pub trait Lookups: Candidates {
     /// Flows of the ingress role.
     type Flows: FlowTable<FlowKey, Flow>;
     /// Translations of the backend role.
@@ -15,8 +16,6 @@ pub trait Lookups {
 
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
-    /// A random number.
-    fn random(&self) -> u32;
 
     /// What this node is; `None` until userspace has said so.
     fn config(&self) -> Option<&Config>;
@@ -24,14 +23,8 @@ pub trait Lookups {
     fn address_index(&self, address: &Address) -> Option<u32>;
     /// The published port.
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
-    /// The backend id in a slot.
-    fn slot(&self, index: u32) -> Option<u32>;
-    /// How many turns the published port has had before this one.
-    fn next_turn(&self, service_index: u32) -> u64;
     /// The backend with this id.
     fn backend(&self, id: u32) -> Option<&Backend>;
-    /// Live connections of the backend.
-    fn live(&self, id: u32) -> u64;
     /// The node with this index.
     fn node(&self, index: u32) -> Option<&Node>;
     /// Whether the address is that of a member node.

@@ -1,26 +1,49 @@
 //! Which backend a new flow gets. Never touches packets; constant work, whatever the number of backends.
+//!
+//! The kernel's programs and the userspace proxy select by this one function, each over its own tables: see
+//! [`Candidates`].
 
 use crate::abi::{Policy, Service};
-use crate::lookups::Lookups;
 
 /// Slots tried when the first choice has just gone and the table does not know yet.
 const ATTEMPTS: u32 = 4;
 
+/// What selection asks of the tables.
+pub trait Candidates {
+    /// A random number.
+    fn random(&self) -> u32;
+    /// How many turns the published port has had before this one.
+    fn next_turn(&self, service_index: u32) -> u64;
+    /// The backend id in a slot.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// Whether the backend may have flows.
+    fn is_alive(&self, id: u32) -> bool;
+    /// Its share of new flows against others', at least 1.
+    fn weight(&self, id: u32) -> u32;
+    /// Live connections of the backend.
+    fn live(&self, id: u32) -> u64;
+    /// What its node measures, 1 (idle) to 127 (saturated); `None` if nothing young enough is known.
+    fn load(&self, id: u32) -> Option<u32>;
+}
+
 /// The id of a living backend for a new flow of `service`, another one than `avoided` if there is one close by; `None` if it
-/// has none. `avoided` is the backend that has just left the flow's first SYN unanswered, 0 for a flow that had none.
+/// has none. `source` is the client's address, 4 octets or the last 4 of a hash over 16 of them; `avoided` is the backend
+/// that has just left the flow's first SYN unanswered, 0 for a flow that had none.
 #[inline(always)]
-pub fn select<L: Lookups>(lookups: &L, service: &Service, avoided: u32) -> Option<u32> {
+pub fn select<C: Candidates>(candidates: &C, service: &Service, source: u32, avoided: u32) -> Option<u32> {
     if service.slot_count == 0 {
         return None;
     }
     let first = match Policy::from_byte(service.policy) {
-        Policy::RoundRobin => (lookups.next_turn(service.index) % u64::from(service.slot_count)) as u32,
-        Policy::LeastConnections => less_loaded_of_two(lookups, service)?,
+        Policy::RoundRobin => (candidates.next_turn(service.index) % u64::from(service.slot_count)) as u32,
+        Policy::Random => candidates.random() % service.slot_count,
+        Policy::SourceHash => source % service.slot_count,
+        Policy::LeastConnections | Policy::LeastLoad => less_loaded_of_two(candidates, service)?,
     };
     let (mut attempt, mut spare) = (0, None);
     while attempt < ATTEMPTS {
-        let id = backend_at(lookups, service, (first + attempt) % service.slot_count)?;
-        if lookups.backend(id)?.is_alive() {
+        let id = backend_at(candidates, service, (first + attempt) % service.slot_count)?;
+        if candidates.is_alive(id) {
             if id != avoided {
                 return Some(id);
             }
@@ -34,21 +57,21 @@ pub fn select<L: Lookups>(lookups: &L, service: &Service, avoided: u32) -> Optio
 /// Draws two distinct slots at random and takes that with fewer live connections. As every ordered pair is equally
 /// likely, keeping the first of a tie favours neither.
 #[inline(always)]
-fn less_loaded_of_two<L: Lookups>(lookups: &L, service: &Service) -> Option<u32> {
+fn less_loaded_of_two<C: Candidates>(candidates: &C, service: &Service) -> Option<u32> {
     let count = service.slot_count;
-    let first = lookups.random() % count;
+    let first = candidates.random() % count;
     if count == 1 {
         return Some(first);
     }
-    let second = (first + 1 + lookups.random() % (count - 1)) % count;
-    let load = |slot| backend_at(lookups, service, slot).map(|id| lookups.live(id));
+    let second = (first + 1 + candidates.random() % (count - 1)) % count;
+    let load = |slot| backend_at(candidates, service, slot).map(|id| candidates.live(id));
     Some(if load(second)? < load(first)? { second } else { first })
 }
 
 /// The backend id in the slot of `service` with this number.
 #[inline(always)]
-fn backend_at<L: Lookups>(lookups: &L, service: &Service, slot: u32) -> Option<u32> {
-    lookups.slot(service.slot_base.wrapping_add(slot))
+fn backend_at<C: Candidates>(candidates: &C, service: &Service, slot: u32) -> Option<u32> {
+    candidates.slot(service.slot_base.wrapping_add(slot))
 }
 
 #[cfg(test)]
@@ -80,7 +103,7 @@ mod tests {
     fn choices(tables: &HostTables, service: &Service, rounds: usize) -> Vec<usize> {
         let mut counts = vec![0; tables.setup.backends.len() + 1];
         for _ in 0..rounds {
-            counts[select(tables, service, 0).unwrap_or(0) as usize] += 1;
+            counts[select(tables, service, 0, 0).unwrap_or(0) as usize] += 1;
         }
         counts
     }
@@ -121,13 +144,17 @@ mod tests {
     fn nobody_is_chosen_of_none() {
         let mut tables = tables(&[0, 0]);
         for policy in Policy::ALL {
-            assert_eq!(select(&tables, &service(policy, 0), 0), None, "{policy:?} without slots");
+            assert_eq!(select(&tables, &service(policy, 0), 0, 0), None, "{policy:?} without slots");
         }
         for (_, backend) in &mut tables.setup.backends {
             backend.state = BackendState::Down as u8;
         }
         for policy in Policy::ALL {
-            assert_eq!(select(&tables, &service(policy, 2), 0), None, "{policy:?} with dead backends only");
+            assert_eq!(
+                select(&tables, &service(policy, 2), 0, 0),
+                None,
+                "{policy:?} with dead backends only"
+            );
         }
     }
 
@@ -135,13 +162,13 @@ mod tests {
     fn a_silent_backend_is_avoided_while_there_is_another() {
         for policy in Policy::ALL {
             for _ in 0..100 {
-                let chosen = select(&tables(&[0, 0, 0]), &service(policy, 3), 2);
+                let chosen = select(&tables(&[0, 0, 0]), &service(policy, 3), 0, 2);
                 assert!(
                     matches!(chosen, Some(1 | 3)),
                     "{policy:?} chose {chosen:?}, expected another than 2"
                 );
             }
-            assert_eq!(select(&tables(&[0]), &service(policy, 1), 1), Some(1), "{policy:?} has no other");
+            assert_eq!(select(&tables(&[0]), &service(policy, 1), 0, 1), Some(1), "{policy:?} has no other");
         }
     }
 

@@ -1,7 +1,11 @@
-//! mesh's own service labels, `mesh.lb.*`: what they may say and what it means.
+//! mesh's own labels, `mesh.lb.*`: what they may say and what it means.
 //!
 //! Invariant: a label that mesh owns and can't read is an error that lists the good values; it is never ignored.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -20,19 +24,29 @@ pub enum Policy {
     /// Each backend in turn.
     #[default]
     RoundRobin,
+    /// One at random.
+    Random,
     /// The backend with fewer live flows, of two chosen at random.
     LeastConnections,
+    /// The backend with the lower load, as its node measures it, of two chosen at random.
+    LeastLoad,
+    /// The backend of the client's address, the same on every node.
+    SourceHash,
 }
 
 impl Policy {
     /// All policies, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::RoundRobin, Self::LeastConnections];
+    pub const ALL: [Self; 5] =
+        [Self::RoundRobin, Self::Random, Self::LeastConnections, Self::LeastLoad, Self::SourceHash];
 
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",
+            Self::Random => "random",
             Self::LeastConnections => "least-connections",
+            Self::LeastLoad => "least-load",
+            Self::SourceHash => "source-hash",
         }
     }
 }
@@ -52,6 +66,19 @@ impl std::str::FromStr for Policy {
             good: Self::ALL.map(Self::as_str).join(", "),
         })
     }
+}
+
+/// How a service's packets get to tasks on other nodes and back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Through the tunnel, both ways.
+    #[default]
+    Tunnel,
+    /// Through the tunnel to the task; its node answers the client directly.
+    Dsr,
+    /// By the nodes' proxies, with the PROXY protocol (version 2) towards the task.
+    Proxy,
 }
 
 /// Why a label of mesh's was refused.
@@ -75,11 +102,37 @@ pub enum LabelError {
     },
 }
 
+/// Where a task tells its own load: an HTTP GET answered by a number from 0 (idle) to 1 (saturated).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadHttp {
+    /// Port in the task.
+    pub port: u16,
+    /// Path, with its leading slash.
+    pub path: String,
+}
+
 /// What a service's labels say to the data plane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LbSettings {
-    /// How backends are selected.
+    /// How backends are selected: `mesh.lb.policy`.
     pub policy: Policy,
+    /// How packets travel: `mesh.lb.mode`.
+    pub mode: Mode,
+    /// Whether a node prefers its own tasks while it has active ones: `mesh.lb.prefer-local`.
+    pub prefer_local: bool,
+    /// Seconds in which a new backend's weight rises to its full value; 0: at once. `mesh.lb.slow-start`.
+    pub slow_start_s: u32,
+    /// Networks whose clients may connect; empty: all. `mesh.lb.allow`.
+    pub allow: Vec<IpNet>,
+    /// Seconds after which an idle TCP flow is ended; none: two hours. `mesh.lb.idle-timeout`.
+    pub idle_timeout_s: Option<NonZeroU32>,
+    /// Where tasks tell their own load: `mesh.lb.load-http`.
+    pub load_http: Option<LoadHttp>,
+    /// Weight of each of the service's tasks: `mesh.lb.weight`.
+    pub weight: Option<NonZeroU32>,
+    /// Weight of single tasks by slot: `mesh.lb.weight.SLOT`.
+    pub slot_weights: BTreeMap<u64, NonZeroU32>,
 }
 
 impl LbSettings {

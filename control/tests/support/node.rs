@@ -99,7 +99,7 @@ impl Session {
         };
         let (beats, every) = (up.clone(), Duration::from_millis(welcome.heartbeat_ms.into()));
         let heartbeats = tokio::spawn(async move {
-            while beats.send(AgentMessage { body: Some(Up::Heartbeat(Heartbeat {})) }).await.is_ok() {
+            while beats.send(AgentMessage { body: Some(Up::Heartbeat(Heartbeat::default())) }).await.is_ok() {
                 tokio::time::sleep(every).await;
             }
         });
@@ -142,6 +142,7 @@ impl Session {
                     );
                     self.tables.push(table);
                 }
+                Down::Loads(_) => {}
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

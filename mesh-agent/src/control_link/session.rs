@@ -179,6 +179,8 @@ impl<'a> Session<'a> {
                 }
                 Ok(())
             }
+            // Nothing selects by load yet.
+            Some(Down::Loads(_)) => Ok(()),
             Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),
             None => Err(SessionError::Protocol { problem: "a message of an unknown kind came" }),
         }
@@ -227,7 +229,7 @@ async fn beat(up: mpsc::Sender<AgentMessage>, every: Duration) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let heartbeat = AgentMessage { body: Some(Up::Heartbeat(proto::Heartbeat {})) };
+        let heartbeat = AgentMessage { body: Some(Up::Heartbeat(proto::Heartbeat::default())) };
         if up.send(heartbeat).await.is_err() {
             return;
         }

@@ -20,7 +20,7 @@ use mesh_state::spec::Protocol;
 use super::contents::{Contents, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
-use super::members::{Candidate, members};
+use crate::lb::slots::{Candidate, members};
 use crate::view::{self, BackendView, NodeView, ServiceView};
 
 /// What must not be given out yet.
@@ -254,7 +254,7 @@ impl Plan {
             slot_base: slots.start,
             slot_count: slots.end - slots.start,
             generation: u32::try_from(mesh.view.generation & u64::from(u32::MAX)).unwrap_or_default(),
-            policy: policy_byte(port.service.policy),
+            policy: policy_byte(port.service.lb.policy),
             ..Service::default()
         };
         match present {
@@ -361,6 +361,9 @@ const fn policy_byte(policy: lb::Policy) -> u8 {
     match policy {
         lb::Policy::RoundRobin => Policy::RoundRobin as u8,
         lb::Policy::LeastConnections => Policy::LeastConnections as u8,
+        lb::Policy::Random => Policy::Random as u8,
+        lb::Policy::LeastLoad => Policy::LeastLoad as u8,
+        lb::Policy::SourceHash => Policy::SourceHash as u8,
     }
 }
 

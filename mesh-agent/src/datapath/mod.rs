@@ -16,7 +16,6 @@ pub mod contents;
 pub mod diff;
 pub mod facts;
 pub mod index;
-pub mod members;
 
 mod attach;
 mod config;

@@ -6,6 +6,8 @@
 //! Left to others: counting turns and live connections (`proxy::ledger`), connecting. The kernel's selection stands over the
 //! kernel's maps (`mesh_ebpf::select`); what both share is the rule: slots of the best state, a weight of n is n slots.
 
+pub mod slots;
+
 use std::collections::BTreeMap;
 
 use mesh_state::ids::{BackendId, ServiceId};
@@ -54,7 +56,7 @@ impl Selector {
                 let frontend = Frontend {
                     service: service.id.clone(),
                     port,
-                    policy: service.policy,
+                    policy: service.lb.policy,
                     slots: slots(&backends),
                 };
                 ((port.protocol, port.published), frontend)
@@ -76,7 +78,10 @@ impl Frontend {
         let first = match self.policy {
             _ if count == 0 => return None,
             Policy::RoundRobin => reduce(odds.turn, count),
-            Policy::LeastConnections => self.less_loaded_of_two(odds),
+            Policy::Random => reduce((odds.random)().into(), count),
+            Policy::LeastConnections | Policy::LeastLoad | Policy::SourceHash => {
+                self.less_loaded_of_two(odds)
+            }
         };
         self.slots[first..].iter().chain(&self.slots[..first]).find(|id| !odds.refused.contains(id)).copied()
     }
@@ -130,6 +135,7 @@ mod tests {
                 name: "web".into(),
                 policy: policy.into(),
                 ports: vec![port],
+                ..proto::MeshService::default()
             }],
             backends: backends
                 .iter()

@@ -90,9 +90,9 @@ impl PolicyChanges {
     fn observe(&mut self, view: &NodeView) {
         self.services.retain(|id, _| view.services.contains_key(id));
         for service in view.services.values() {
-            let (policy, changes) = self.services.entry(service.id.clone()).or_insert((service.policy, 0));
-            if *policy != service.policy {
-                *policy = service.policy;
+            let (policy, changes) = self.services.entry(service.id.clone()).or_insert((service.lb.policy, 0));
+            if *policy != service.lb.policy {
+                *policy = service.lb.policy;
                 *changes += 1;
             }
         }

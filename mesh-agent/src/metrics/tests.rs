@@ -42,6 +42,7 @@ fn view() -> NodeView {
             name: "web".into(),
             policy: "least-connections".into(),
             ports: vec![proto::MeshPort { protocol: "tcp".into(), published: 80, target: 8080 }],
+            ..proto::MeshService::default()
         }],
         backends: vec![
             backend(1, proto::BackendState::Active),

@@ -73,7 +73,7 @@ fn add_frontend(
     for (reason, count) in unassigned {
         samples.add(&names::FRONTEND_UNASSIGNED, &with(labels, &[("reason", reason)]), number(count));
     }
-    let policy = with(labels, &[("policy", service.policy.as_str())]);
+    let policy = with(labels, &[("policy", service.lb.policy.as_str())]);
     samples.add(&names::POLICY_INFO, &policy, 1.0);
     let changes = seen.policy_changes.get(&service.id).copied().unwrap_or_default();
     samples.add(&names::POLICY_CHANGES, labels, number(changes));

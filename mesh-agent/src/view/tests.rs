@@ -18,6 +18,7 @@ fn service(id: &str, published: u32) -> proto::MeshService {
         name: id.into(),
         policy: "round-robin".into(),
         ports: vec![proto::MeshPort { protocol: "tcp".into(), published, target: 80 }],
+        ..proto::MeshService::default()
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mesh_agent::datapath::{self, Datapath, DatapathConfig, DatapathMode, TableSizes};
 use mesh_agent::view::{BackendState, BackendView, NodeView, PeerNode, PortView, ServiceView};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
-use mesh_state::lb::Policy;
+use mesh_state::lb::LbSettings;
 use mesh_state::spec::Protocol;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,7 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
         ServiceView {
             id: service_id.clone(),
             name: "web".to_owned(),
-            policy: Policy::RoundRobin,
+            lb: LbSettings::default(),
             ports: vec![port],
         },
     );

@@ -97,7 +97,7 @@ impl Node {
             tunnel_port_be: Be16::new(TUNNEL_PORT),
             tunnel_mss: MTU - 50 - 40,
             tunnel_mtu,
-            reserved: 0,
+            uplink_ifindex: 0,
         };
         self.set(names::CONFIG, 0, config);
         self.insert(names::ADDRESSES, config.address, 0u32);

@@ -10,6 +10,8 @@ abi_struct! {
     pub struct Backend [64] {
         /// Address of the task, unique in the cluster.
         pub task_address: Address,
+        /// Local ones: the task's IPv6 address; [`Address::NONE`] without one.
+        pub task_address6: Address,
         /// Index of its node in [`super::names::NODES`]; 0, this node, for local ones.
         pub node: u32,
         /// Index of its published port, as [`super::Service::index`].
@@ -30,10 +32,10 @@ abi_struct! {
         pub ifindex: u32,
         /// Local ones: the task's own MAC.
         pub task_mac: Mac,
+        /// Its share of new flows against others'; 0 counts as 1.
+        pub weight: u16,
         /// Zero.
-        pub reserved_load: [u8; 2],
-        /// Zero.
-        pub reserved_tail: [u32; 5],
+        pub reserved_tail: u32,
     }
 }
 

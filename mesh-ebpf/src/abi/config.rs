@@ -16,7 +16,7 @@ abi_struct! {
         pub tunnel_mss: u16,
         /// Largest IP packet, in bytes, that XDP may encapsulate: uplink MTU − 50. Larger ones are left to TC.
         pub tunnel_mtu: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Uplink by which clients are answered directly ([`super::Mode::Dsr`]). 0: they are answered through the tunnel.
+        pub uplink_ifindex: u32,
     }
 }

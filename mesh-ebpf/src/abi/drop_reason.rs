@@ -44,6 +44,12 @@ drop_reasons! {
     Resize = 9, "resize";
     /// The node that runs the backend is not known here.
     UnknownNode = 10, "unknown_node";
+    /// The client is not in the published port's allow-list.
+    NotAllowed = 11, "not_allowed";
+    /// Too large for the tunnel and not to be fragmented; answered by ICMP.
+    TooBig = 12, "too_big";
+    /// A later fragment of a packet whose first one was not seen.
+    Fragment = 13, "fragment";
 }
 
 #[cfg(test)]

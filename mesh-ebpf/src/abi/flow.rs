@@ -87,6 +87,8 @@ pub mod flow_event {
     pub const TASK_FIN: u32 = 1 << 4;
     /// RST of either side.
     pub const RESET: u32 = 1 << 5;
+    /// The task's node answers the client directly: the ingress node sees no replies. Set when the flow begins.
+    pub const DSR: u32 = 1 << 16;
 }
 
 abi_struct! {
@@ -130,6 +132,34 @@ abi_struct! {
         pub node_mac: Mac,
         /// Zero.
         pub reserved: u32,
+    }
+}
+
+abi_struct! {
+    /// Key of [`super::names::FRAGMENTS`]: the fragments of one IPv4 packet (RFC 791), as they come in.
+    pub struct FragmentKey [40] {
+        /// Source address.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// Identification.
+        pub id_be: Be16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: [u8; 5],
+    }
+}
+
+abi_struct! {
+    /// Value of [`super::names::FRAGMENTS`].
+    pub struct Fragment [16] {
+        /// When the first fragment was seen, ns of the monotonic clock.
+        pub seen_ns: u64,
+        /// The backend of its flow.
+        pub backend: u32,
+        /// Bits of [`flow_event`] that the flow had: only [`flow_event::DSR`] is of interest.
+        pub events: u32,
     }
 }
 

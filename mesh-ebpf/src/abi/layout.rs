@@ -1,8 +1,8 @@
 //! The macro that declares shared structs, and the hash over all of them.
 
 use super::{
-    Backend, BackendStats, Config, DropReason, Flow, FlowKey, FrontendStats, Live, Nat, NatKey, Node,
-    Service, ServiceKey, Traffic, names,
+    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
+    FrontendStats, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
 };
 
 /// Raised when a value's meaning changes while no layout does.
@@ -81,6 +81,12 @@ pub const ABI_HASH: u64 = {
         BackendStats::LAYOUT_HASH,
         FrontendStats::LAYOUT_HASH,
         Live::LAYOUT_HASH,
+        BackendLoad::LAYOUT_HASH,
+        AllowedKey::LAYOUT_HASH,
+        FragmentKey::LAYOUT_HASH,
+        Fragment::LAYOUT_HASH,
+        names::ALLOWED_MAX as u64,
+        names::FRAGMENTS_MAX as u64,
         DropReason::ALL.len() as u64,
         names::ADDRESSES_MAX as u64,
         names::SERVICES_MAX as u64,

@@ -54,7 +54,9 @@ pub use address::{Address, Be16, Mac};
 pub use backend::{Backend, BackendState, Node, backend_flag};
 pub use config::Config;
 pub use drop_reason::DropReason;
-pub use flow::{Flow, FlowKey, Nat, NatKey, VipId, flow_event};
+pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
 pub use layout::ABI_HASH;
-pub use service::{Policy, Service, ServiceKey, protocol};
-pub use stats::{BackendStats, Direction, FrontendStats, Live, Traffic, drop_index};
+pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
+pub use stats::{
+    BackendLoad, BackendStats, Direction, FrontendStats, LOAD_MAX_AGE_NS, Live, Traffic, drop_index,
+};

@@ -37,8 +37,16 @@ pub const DROPS: &str = "DROPS";
 /// Per-CPU array of `u64`, index by [`super::Direction`]: packets left to the host stack.
 pub const PASSED: &str = "PASSED";
 
+/// Array, backend id → [`super::BackendLoad`].
+pub const LOADS: &str = "LOADS";
+/// LPM trie, [`super::AllowedKey`] → `u32` 1: networks that may open flows, for services with
+/// [`super::service_flag::ALLOW_LIST`].
+pub const ALLOWED: &str = "ALLOWED";
+/// LRU hash, [`super::FragmentKey`] → [`super::Fragment`]: where the later fragments of a packet go.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+
 /// Every map of the object.
-pub const MAPS: [&str; 18] = [
+pub const MAPS: [&str; 21] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -57,6 +65,9 @@ pub const MAPS: [&str; 18] = [
     FRONTEND_STATS,
     DROPS,
     PASSED,
+    LOADS,
+    ALLOWED,
+    FRAGMENTS,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.
@@ -78,6 +89,10 @@ pub const SERVICES_MAX: u32 = 8192;
 pub const SLOTS_MAX: u32 = 1 << 20;
 /// Entries of [`BACKENDS`], [`LIVE`], [`LIVE_DRIFT`] and [`BACKEND_STATS`]: backend ids are below this.
 pub const BACKENDS_MAX: u32 = 1 << 16;
+/// Entries of [`ALLOWED`].
+pub const ALLOWED_MAX: u32 = 1 << 16;
+/// Entries of [`FRAGMENTS`].
+pub const FRAGMENTS_MAX: u32 = 4096;
 /// Entries of [`NODES`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
 /// Default entries of [`FLOWS_HALF_OPEN`] and [`NAT_HALF_OPEN`].

@@ -45,12 +45,42 @@ abi_struct! {
         pub generation: u32,
         /// A [`Policy`].
         pub policy: u8,
-        /// Forwarding mode: 0, tunnel.
+        /// A [`Mode`].
         pub mode: u8,
-        /// None defined yet: zero.
+        /// See [`service_flag`].
         pub flags: u16,
         /// Zero.
         pub reserved: [u32; 3],
+    }
+}
+
+/// Bits of [`Service::flags`].
+pub mod service_flag {
+    /// Only clients in [`super::super::names::ALLOWED`] may open flows.
+    pub const ALLOW_LIST: u16 = 1;
+}
+
+/// How a service's packets get to remote tasks and back; [`Service::mode`]. A flow keeps the mode it began with.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Through the tunnel, both ways.
+    Tunnel = 0,
+    /// Through the tunnel to the task; its node answers the client directly.
+    Dsr = 1,
+    /// Userspace's: the programs leave new flows to its listener.
+    Proxy = 2,
+}
+
+impl Mode {
+    /// The mode of a stored byte; an unknown one is the tunnel, so that traffic goes on.
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Dsr,
+            2 => Self::Proxy,
+            _ => Self::Tunnel,
+        }
     }
 }
 
@@ -62,15 +92,39 @@ pub enum Policy {
     RoundRobin = 0,
     /// The less loaded by live connections of two distinct slots drawn at random.
     LeastConnections = 1,
+    /// A slot drawn at random.
+    Random = 2,
+    /// The less loaded, by what the tasks' nodes measure, of two distinct slots drawn at random.
+    LeastLoad = 3,
+    /// The slot of the client's address; the slots are a Maglev table, alike on all nodes.
+    SourceHash = 4,
 }
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Self; 2] = [Self::RoundRobin, Self::LeastConnections];
+    pub const ALL: [Self; 5] =
+        [Self::RoundRobin, Self::LeastConnections, Self::Random, Self::LeastLoad, Self::SourceHash];
 
     /// The policy of a stored byte; an unknown one is round-robin, so that traffic goes on.
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
-        if byte == Self::LeastConnections as u8 { Self::LeastConnections } else { Self::RoundRobin }
+        match byte {
+            1 => Self::LeastConnections,
+            2 => Self::Random,
+            3 => Self::LeastLoad,
+            4 => Self::SourceHash,
+            _ => Self::RoundRobin,
+        }
+    }
+}
+
+abi_struct! {
+    /// Key of [`super::names::ALLOWED`] after its prefix length: a network that may open flows to a published port.
+    /// The prefix length, in bits, counts the 32 of `service_index` and, for IPv4, the 96 of the mapping.
+    pub struct AllowedKey [20] {
+        /// [`Service::index`], in network order, as prefixes are matched from the first byte on.
+        pub service_index_be: [u8; 4],
+        /// The network's address.
+        pub network: [u8; 16],
     }
 }

@@ -73,6 +73,34 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// Entry of [`super::names::LOADS`], by backend id: the newest figure known here. Written by the owner's agent for
+    /// its own backends, by the programs from replies, and by the agent from what managers tell of idle ones.
+    pub struct BackendLoad [16] {
+        /// When it was measured or heard of, ns of the monotonic clock; 0: never.
+        pub seen_ns: u64,
+        /// 0: not known; else 1 (idle) to 127 (saturated).
+        pub load: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// A load older than this, in nanoseconds, is not used.
+pub const LOAD_MAX_AGE_NS: u64 = 5_000_000_000;
+
+impl BackendLoad {
+    /// The figure, if it is known and young enough at `now_ns`.
+    #[inline(always)]
+    pub const fn fresh(&self, now_ns: u64) -> Option<u32> {
+        if self.load == 0 || now_ns.saturating_sub(self.seen_ns) > LOAD_MAX_AGE_NS {
+            None
+        } else {
+            Some(self.load)
+        }
+    }
+}
+
 impl Live {
     /// Live connections, corrected by what the last recount found too many. Never negative.
     #[inline(always)]

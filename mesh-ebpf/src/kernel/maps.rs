@@ -1,11 +1,11 @@
 //! The maps; their names are those of [`crate::abi::names`].
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
-    Address, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, FrontendStats, Live, Nat,
-    NatKey, Node, Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Flow, FlowKey,
+    Fragment, FragmentKey, FrontendStats, Live, Nat, NatKey, Node, Service, ServiceKey, names,
 };
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
@@ -15,6 +15,8 @@ const BACKENDS_MAX: usize = names::BACKENDS_MAX as usize;
 const NODES_MAX: usize = names::NODES_MAX as usize;
 const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
 const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
+const ALLOWED_MAX: usize = names::ALLOWED_MAX as usize;
+const FRAGMENTS_MAX: usize = names::FRAGMENTS_MAX as usize;
 const DIRECTIONS: usize = Direction::ALL.len();
 const DROPS_MAX: usize = DropReason::ALL.len() * DIRECTIONS;
 
@@ -54,3 +56,9 @@ pub(super) static FRONTEND_STATS: PerCpuArray<FrontendStats, SERVICES_MAX> = Per
 pub(super) static DROPS: PerCpuArray<u64, DROPS_MAX> = PerCpuArray::new();
 #[btf_map]
 pub(super) static PASSED: PerCpuArray<u64, DIRECTIONS> = PerCpuArray::new();
+#[btf_map]
+pub(super) static LOADS: Array<BackendLoad, BACKENDS_MAX> = Array::new();
+#[btf_map]
+pub(super) static ALLOWED: LpmTrie<AllowedKey, u32, ALLOWED_MAX> = LpmTrie::new();
+#[btf_map]
+pub(super) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();

@@ -131,7 +131,7 @@ pub fn origin(skb: *mut __sk_buff) -> Origin {
     unsafe {
         let mut key: bpf_tunnel_key = core::mem::zeroed();
         if bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
-            return Origin { peer: [0; 4], vni: Vni::request(0) };
+            return Origin { peer: [0; 4], vni: Vni::request(0, false) };
         }
         Origin { peer: key.__bindgen_anon_1.remote_ipv4.to_be_bytes(), vni: Vni(key.tunnel_id) }
     }

@@ -15,6 +15,7 @@ use crate::abi::{
     ServiceKey, Traffic, drop_index, names,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::select::Candidates;
 
 const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
 const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
@@ -77,6 +78,49 @@ unsafe fn add_traffic(traffic: *mut Traffic, load: Load) {
     }
 }
 
+impl Candidates for Kernel {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, service_index: u32) -> u64 {
+        match maps::ROUND_ROBIN.get_ptr_mut(service_index) {
+            // SAFETY: a live value of an array of u64.
+            Some(turns) => unsafe { atomic::fetch_add(turns, 1) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn live(&self, id: u32) -> u64 {
+        let drift = maps::LIVE_DRIFT.get(id).copied().unwrap_or(0);
+        maps::LIVE.get(id).map_or(0, |live| live.count(drift))
+    }
+
+    #[inline(always)]
+    fn is_alive(&self, id: u32) -> bool {
+        self.backend(id).is_some_and(Backend::is_alive)
+    }
+
+    #[inline(always)]
+    fn weight(&self, id: u32) -> u32 {
+        self.backend(id).map_or(1, |backend| if backend.weight == 0 { 1 } else { u32::from(backend.weight) })
+    }
+
+    #[inline(always)]
+    fn load(&self, id: u32) -> Option<u32> {
+        maps::LOADS.get(id)?.fresh(self.now_ns())
+    }
+}
+
 impl Lookups for Kernel {
     type Flows = Table<FlowKey, Flow>;
     type Nats = Table<NatKey, Nat>;
@@ -85,12 +129,6 @@ impl Lookups for Kernel {
     fn now_ns(&self) -> u64 {
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_ns() }
-    }
-
-    #[inline(always)]
-    fn random(&self) -> u32 {
-        // SAFETY: no arguments.
-        unsafe { bpf_get_prandom_u32() }
     }
 
     #[inline(always)]
@@ -114,28 +152,8 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<u32> {
-        maps::SLOTS.get(index).copied()
-    }
-
-    #[inline(always)]
-    fn next_turn(&self, service_index: u32) -> u64 {
-        match maps::ROUND_ROBIN.get_ptr_mut(service_index) {
-            // SAFETY: a live value of an array of u64.
-            Some(turns) => unsafe { atomic::fetch_add(turns, 1) },
-            None => 0,
-        }
-    }
-
-    #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         maps::BACKENDS.get(id)
-    }
-
-    #[inline(always)]
-    fn live(&self, id: u32) -> u64 {
-        let drift = maps::LIVE_DRIFT.get(id).copied().unwrap_or(0);
-        maps::LIVE.get(id).map_or(0, |live| live.count(drift))
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
 //!
-//! Towards the task's node it is the backend's id. On the way back its top bit is set, and the low seven bits are
-//! kept for the backend's load.
+//! Towards the task's node it is the backend's id, with a bit that asks to answer the client directly. On the way back
+//! its top bit is set, and the low seven bits are the backend's load.
 
 use super::{eth, ipv4, udp};
 use crate::packet::Packet;
@@ -21,16 +21,36 @@ impl Vni {
     /// Set on the way from the task to the client.
     const REPLY: u32 = 1 << 23;
 
+    /// Set towards the task's node that is to answer the client directly. On every packet, so that a lost entry is made
+    /// again alike.
+    const DSR: u32 = 1 << 22;
+    /// Bits of a load.
+    const LOAD: u32 = 0x7f;
+    /// Bits of a backend's id.
+    const BACKEND: u32 = 0xffff;
+
     /// Towards the task's node.
     #[inline(always)]
-    pub const fn request(backend: u32) -> Self {
-        Self(backend & (Self::REPLY - 1))
+    pub const fn request(backend: u32, is_dsr: bool) -> Self {
+        Self(backend & Self::BACKEND | if is_dsr { Self::DSR } else { 0 })
     }
 
-    /// Towards the ingress node.
+    /// Towards the ingress node, with the backend's load: see [`crate::abi::BackendLoad::load`].
     #[inline(always)]
-    pub const fn reply() -> Self {
-        Self(Self::REPLY)
+    pub const fn reply(load: u32) -> Self {
+        Self(Self::REPLY | load & Self::LOAD)
+    }
+
+    /// Whether the client is to be answered directly.
+    #[inline(always)]
+    pub const fn is_dsr(self) -> bool {
+        self.0 & (Self::REPLY | Self::DSR) == Self::DSR
+    }
+
+    /// The load that a reply tells; 0: none.
+    #[inline(always)]
+    pub const fn load(self) -> u32 {
+        self.0 & Self::LOAD
     }
 
     /// Whether the packet is on its way back to the client.
@@ -42,7 +62,7 @@ impl Vni {
     /// The backend's id that a request names.
     #[inline(always)]
     pub const fn backend(self) -> u32 {
-        self.0 & (Self::REPLY - 1)
+        self.0 & Self::BACKEND
     }
 
     /// As it lies in the header, reserved byte included.

@@ -50,7 +50,7 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
         source: config.address.v4_octets(),
         destination: node.address.v4_octets(),
         port_be: config.tunnel_port_be,
-        vni: Vni::request(chosen.id),
+        vni: Vni::request(chosen.id, false),
     };
     if rewrite::encapsulate(packet, segment, &outer).is_none() {
         return drop(lookups, DropReason::Resize, Direction::Request);
@@ -90,7 +90,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return drop(lookups, DropReason::UnknownNode, Direction::Request);
     };
     count(packet);
-    through(config, node.address.v4_octets(), Vni::request(chosen.id))
+    through(config, node.address.v4_octets(), Vni::request(chosen.id, false))
 }
 
 /// The backend for the packet: that of its flow, or a new one's. `Err`: it is not to be forwarded.
@@ -238,7 +238,7 @@ fn open<'a, P: Packet, L: Lookups>(
             refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce)
         });
     }
-    let Some(id) = select::select(lookups, service, avoided) else {
+    let Some(id) = select::select(lookups, service, u32::from_be_bytes(ip.source), avoided) else {
         lookups.count_no_backend(service.index);
         return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
     };

@@ -85,7 +85,7 @@ fn turn_away<P: Packet, L: Lookups>(
     }
     let sent = match source {
         Source::Uplink => Verdict::Bounce,
-        Source::Node(peer) => through(config, *peer, Vni::reply()),
+        Source::Node(peer) => through(config, *peer, Vni::reply(0)),
     };
     refuse(packet, lookups, segment, DropReason::BackendGone, sent)
 }
@@ -290,7 +290,7 @@ fn send_back<P: Packet, L: Lookups>(
     if !nat.via.is_none() {
         clamp_mss(packet, config, segment)?;
         rewrite::translate(packet, segment, &to)?;
-        return Some(through(config, nat.via.v4_octets(), Vni::reply()));
+        return Some(through(config, nat.via.v4_octets(), Vni::reply(0)));
     }
     if let Some(address_index) = lookups.address_index(&nat.vip) {
         let key = FlowKey {

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, Backend, Config, Direction, DropReason, Flow, FlowKey, Live, Nat, NatKey, Node, Service,
-    ServiceKey,
+    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Live, Nat, NatKey, Node,
+    Service, ServiceKey,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::select::Candidates;
 
 /// What userspace has written into the maps before a packet comes.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,8 @@ pub struct Setup {
     pub nats_established: Vec<(NatKey, Nat)>,
     /// Live connections by backend id.
     pub live: Vec<(u32, Live)>,
+    /// Measured loads by backend id.
+    pub loads: Vec<(u32, BackendLoad)>,
 }
 
 /// What was counted; backend ids and service indexes are keys.
@@ -174,14 +177,7 @@ macro_rules! entry_of {
 entry_of!(Flow);
 entry_of!(Nat);
 
-impl Lookups for HostTables {
-    type Flows = HostFlows<FlowKey, Flow>;
-    type Nats = HostFlows<NatKey, Nat>;
-
-    fn now_ns(&self) -> u64 {
-        self.now_ns.get()
-    }
-
+impl Candidates for HostTables {
     fn random(&self) -> u32 {
         // xorshift32
         let mut x = self.seed.get();
@@ -190,6 +186,48 @@ impl Lookups for HostTables {
         x ^= x << 5;
         self.seed.set(x);
         x
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.setup.slots.get(index as usize).copied()
+    }
+
+    fn next_turn(&self, service_index: u32) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(service_index).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+
+    fn live(&self, id: u32) -> u64 {
+        let start =
+            self.setup.live.iter().find(|(own, _)| *own == id).map(|(_, live)| *live).unwrap_or_default();
+        let counted = self.counted.borrow();
+        let count = |by: &HashMap<u32, u64>| by.get(&id).copied().unwrap_or(0);
+        Live { opened: start.opened + count(&counted.opened), closed: start.closed + count(&counted.closed) }
+            .count(0)
+    }
+
+    fn is_alive(&self, id: u32) -> bool {
+        self.backend(id).is_some_and(Backend::is_alive)
+    }
+
+    fn weight(&self, id: u32) -> u32 {
+        self.backend(id).map_or(1, |backend| u32::from(backend.weight.max(1)))
+    }
+
+    fn load(&self, id: u32) -> Option<u32> {
+        let (_, load) = self.setup.loads.iter().find(|(own, _)| *own == id)?;
+        load.fresh(self.now_ns())
+    }
+}
+
+impl Lookups for HostTables {
+    type Flows = HostFlows<FlowKey, Flow>;
+    type Nats = HostFlows<NatKey, Nat>;
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
     }
 
     fn config(&self) -> Option<&Config> {
@@ -205,28 +243,8 @@ impl Lookups for HostTables {
         self.setup.services.iter().find(|(own, _)| own == key).map(|(_, service)| service)
     }
 
-    fn slot(&self, index: u32) -> Option<u32> {
-        self.setup.slots.get(index as usize).copied()
-    }
-
-    fn next_turn(&self, service_index: u32) -> u64 {
-        let mut turns = self.turns.borrow_mut();
-        let turn = turns.entry(service_index).or_default();
-        *turn += 1;
-        *turn - 1
-    }
-
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.setup.backends.iter().find(|(own, _)| *own == id).map(|(_, backend)| backend)
-    }
-
-    fn live(&self, id: u32) -> u64 {
-        let start =
-            self.setup.live.iter().find(|(own, _)| *own == id).map(|(_, live)| *live).unwrap_or_default();
-        let counted = self.counted.borrow();
-        let count = |by: &HashMap<u32, u64>| by.get(&id).copied().unwrap_or(0);
-        Live { opened: start.opened + count(&counted.opened), closed: start.closed + count(&counted.closed) }
-            .count(0)
     }
 
     fn node(&self, index: u32) -> Option<&Node> {

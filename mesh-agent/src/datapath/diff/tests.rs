@@ -52,7 +52,15 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
             .iter()
             .map(|published| PortView { protocol: Protocol::Tcp, published: *published, target: 8080 })
             .collect();
-        view.services.insert(id.clone(), ServiceView { id, name: String::new(), policy, ports });
+        view.services.insert(
+            id.clone(),
+            ServiceView {
+                id,
+                name: String::new(),
+                lb: lb::LbSettings { policy, ..lb::LbSettings::default() },
+                ports,
+            },
+        );
     }
     for (number, drawn) in drawn {
         let published = ports[drawn.service].get(drawn.port).copied().unwrap_or(9999);
@@ -318,7 +326,7 @@ fn a_policy_switch_is_one_write() {
         contents.apply(&write);
     }
     for service in view.services.values_mut() {
-        service.policy = lb::Policy::LeastConnections;
+        service.lb.policy = lb::Policy::LeastConnections;
     }
     let plan = plan(&contents, Some(&view), &facts, &Held::default());
     let [Write::Service(_, service)] = plan.writes.as_slice() else {
