@@ -20,7 +20,7 @@ use mesh_state::spec::Protocol;
 use super::contents::{Contents, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
-use crate::lb::slots::{Candidate, members};
+use crate::lb::slots::{Candidate, compose};
 use crate::view::{self, BackendView, NodeView, ServiceView};
 
 /// What must not be given out yet.
@@ -207,7 +207,12 @@ impl Plan {
                 self.writes.push(Write::Backend(id, value));
             }
             wanted.backends.insert(id, value);
-            let candidate = Candidate { id, state: backend.state, weight: backend.weight.get() };
+            let candidate = Candidate {
+                id,
+                state: backend.state,
+                weight: backend.weight.get(),
+                is_local: mesh.view.is_local(backend),
+            };
             let frontend = frontend(backend.protocol, backend.published);
             wanted.candidates.entry(frontend).or_default().push(candidate);
         }
@@ -219,7 +224,9 @@ impl Plan {
         let mut free = FreeSlots::new(names::SLOTS_MAX, in_use);
         for (frontend, port) in &mesh.ports {
             let candidates = wanted.candidates.get(frontend).map_or(&[][..], Vec::as_slice);
-            self.service(mesh, *frontend, port, &members(candidates), &mut free);
+            let lb = &port.service.lb;
+            let members = compose(lb.policy, lb.prefer_local, candidates);
+            self.service(mesh, *frontend, port, &members, &mut free);
         }
     }
 

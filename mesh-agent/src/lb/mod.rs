@@ -6,6 +6,8 @@
 //! Left to others: counting turns and live connections (`proxy::ledger`), connecting. The kernel's selection stands over the
 //! kernel's maps (`mesh_ebpf::select`); what both share is the rule: slots of the best state, a weight of n is n slots.
 
+pub mod loads;
+pub mod ramp;
 pub mod slots;
 
 use std::collections::BTreeMap;

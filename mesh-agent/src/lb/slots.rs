@@ -1,7 +1,13 @@
-//! Who gets new flows: the selectable backends of a published port, repeated by weight and interleaved.
+//! Who gets new flows: the selectable backends of a published port, laid out in slots by weight.
 //!
 //! Pure. Invariants: only the best state that occurs is selectable; every selectable backend has at least one slot; equal input
-//! gives equal slots on every node.
+//! gives equal slots on every node. Kernel maps and userspace are filled by the same [`compose`].
+//!
+//! Left to others: weights of backends that have just begun (`ramp`), and leaving out those that fail (`datapath::health`).
+
+mod maglev;
+
+use mesh_state::lb::Policy;
 
 use crate::view::BackendState;
 
@@ -15,19 +21,30 @@ pub struct Candidate {
     pub id: u32,
     /// Whether it takes new flows.
     pub state: BackendState,
-    /// Its share.
+    /// Its share, in any unit that is the same for all candidates.
     pub weight: u32,
+    /// Whether its task runs on this node.
+    pub is_local: bool,
 }
 
-/// The ids to fill a port's slots with: the active backends, else the draining, else the silent ones, else none.
-pub fn members(candidates: &[Candidate]) -> Vec<u32> {
+/// The ids to fill a port's slots with: the active backends (with `prefer_local` this node's active ones, if it has any), else the
+/// draining, else the silent ones, else none. They are interleaved by weight, or a Maglev table if the policy needs one.
+pub fn compose(policy: Policy, prefer_local: bool, candidates: &[Candidate]) -> Vec<u32> {
     let Some(best) = candidates.iter().map(|candidate| candidate.state).min() else { return Vec::new() };
+    let is_here = |candidate: &Candidate| candidate.is_local && candidate.state == BackendState::Active;
+    let only_local = prefer_local && candidates.iter().any(is_here);
     let selectable: Vec<(u32, u64)> = candidates
         .iter()
-        .filter(|candidate| candidate.state == best)
+        .filter(|candidate| candidate.state == best && (!only_local || is_here(candidate)))
         .map(|candidate| (candidate.id, u64::from(candidate.weight.max(1))))
         .collect();
-    interleave(&scaled(&selectable))
+    let selectable = scaled(&selectable);
+    match policy {
+        Policy::SourceHash => maglev::table(&selectable),
+        Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::LeastLoad => {
+            interleave(&selectable)
+        }
+    }
 }
 
 /// Weights in lowest terms, and scaled down where they would take too many slots.
@@ -66,7 +83,11 @@ mod tests {
     use super::*;
 
     fn candidate(id: u32, state: BackendState, weight: u32) -> Candidate {
-        Candidate { id, state, weight }
+        Candidate { id, state, weight, is_local: false }
+    }
+
+    fn members(candidates: &[Candidate]) -> Vec<u32> {
+        compose(Policy::RoundRobin, false, candidates)
     }
 
     #[track_caller]
@@ -81,6 +102,16 @@ mod tests {
         check(&[candidate(1, Draining, 1), candidate(2, Active, 1), candidate(3, Silent, 1)], &[2]);
         check(&[candidate(1, Draining, 1), candidate(3, Silent, 1)], &[1]);
         check(&[candidate(3, Silent, 1), candidate(4, Silent, 1)], &[3, 4]);
+    }
+
+    #[test]
+    fn local_ones_alone_are_preferred_while_one_is_active() {
+        use BackendState::{Active, Draining};
+        let local = |id, state| Candidate { is_local: true, ..candidate(id, state, 1) };
+        let prefer = |candidates: &[Candidate]| compose(Policy::Random, true, candidates);
+        assert_eq!(prefer(&[candidate(1, Active, 1), local(2, Active), local(3, Active)]), [2, 3]);
+        assert_eq!(prefer(&[candidate(1, Active, 1), local(2, Draining)]), [1]);
+        assert_eq!(prefer(&[candidate(1, Draining, 1), local(2, Draining)]), [1, 2]);
     }
 
     #[test]

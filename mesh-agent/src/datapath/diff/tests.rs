@@ -236,10 +236,11 @@ fn check_converged(
                 id: backend.id.get(),
                 state: backend.state,
                 weight: backend.weight.get(),
+                is_local: view.is_local(backend),
             })
             .collect();
         let seen: Vec<u32> = contents.members(service).collect();
-        prop_assert_eq!(seen, members(&candidates), "slots of {}", frontend);
+        prop_assert_eq!(seen, compose(lb::Policy::RoundRobin, false, &candidates), "slots of {}", frontend);
         if let Some(earlier) = before.services.get(frontend) {
             prop_assert_eq!(earlier.index, service.index, "index of {} changed", frontend);
         }

@@ -1,0 +1,99 @@
+//! How loaded backends are, as their own nodes measure it: one table for all of the agent.
+//!
+//! Invariants: a load is 1 (idle) to 127 (saturated), with the moment it was measured or heard of; an old figure is no figure. Locks are
+//! held for a look or a write, never across a wait.
+//!
+//! Left to others: measuring (`task::load`), the kernel's table (`datapath`), telling managers (`control_link`).
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mesh_ebpf::abi::LOAD_MAX_AGE_NS;
+use mesh_state::ids::BackendId;
+
+/// The largest load: saturated.
+pub const LOAD_MAX: u8 = 127;
+/// A figure older than this is not used.
+pub const MAX_AGE: Duration = Duration::from_nanos(LOAD_MAX_AGE_NS);
+
+/// A figure and when it was true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// 1 (idle) to 127 (saturated).
+    pub level: u8,
+    /// When it was measured, or heard of.
+    pub seen: Instant,
+}
+
+/// Loads by backend.
+#[derive(Debug, Default)]
+pub struct Loads {
+    table: RwLock<BTreeMap<BackendId, Load>>,
+}
+
+impl Loads {
+    /// The newest figure of a backend, however old.
+    pub fn newest(&self, backend: BackendId) -> Option<Load> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(&backend).copied()
+    }
+
+    /// The level of a backend, if a figure young enough is known.
+    pub fn fresh(&self, backend: BackendId, now: Instant) -> Option<u8> {
+        let load = self.newest(backend)?;
+        (now.saturating_duration_since(load.seen) <= MAX_AGE).then_some(load.level)
+    }
+
+    /// Takes figures, whatever is known.
+    pub fn set(&self, levels: impl IntoIterator<Item = (BackendId, u8)>, now: Instant) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        for (backend, level) in levels {
+            table.insert(backend, Load { level: level.clamp(1, LOAD_MAX), seen: now });
+        }
+    }
+
+    /// Takes figures for backends of which nothing younger than `age` is known, and returns those it took.
+    pub fn set_if_older(
+        &self,
+        levels: impl IntoIterator<Item = (BackendId, u8)>,
+        age: Duration,
+        now: Instant,
+    ) -> Vec<(BackendId, u8)> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Vec::new();
+        for (backend, level) in levels {
+            let is_known =
+                table.get(&backend).is_some_and(|load| now.saturating_duration_since(load.seen) <= age);
+            if !is_known {
+                let level = level.clamp(1, LOAD_MAX);
+                table.insert(backend, Load { level, seen: now });
+                taken.push((backend, level));
+            }
+        }
+        taken
+    }
+
+    /// Forgets backends that are gone.
+    pub fn retain(&self, is_kept: impl Fn(BackendId) -> bool) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).retain(|backend, _| is_kept(*backend));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_figures_are_none_and_hearsay_does_not_replace_young_ones() {
+        let (loads, start) = (Loads::default(), Instant::now());
+        let id = BackendId::new(7).expect("an id");
+        loads.set([(id, 200)], start);
+        assert_eq!(loads.fresh(id, start), Some(LOAD_MAX), "cut to the largest");
+        assert_eq!(loads.fresh(id, start + MAX_AGE * 2), None);
+        let soon = start + Duration::from_secs(1);
+        assert_eq!(loads.set_if_older([(id, 3)], Duration::from_secs(2), soon), []);
+        let later = start + Duration::from_secs(3);
+        assert_eq!(loads.set_if_older([(id, 3)], Duration::from_secs(2), later), [(id, 3)]);
+        assert_eq!(loads.fresh(id, later), Some(3));
+    }
+}

@@ -1,0 +1,121 @@
+//! Slow start: the weight of a backend rises from almost nothing to its full value over the first seconds of its life.
+//!
+//! Pure: told the time. Invariants: backends of the first view are old; a backend's life begins when it is first seen active here; weights
+//! of all backends are in the same unit, [`UNIT`] for a weight of 1.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mesh_state::ids::BackendId;
+
+use crate::view::{BackendState, BackendView, NodeView};
+
+/// What a full weight of 1 is. Its sixteenths are the steps of a rising weight.
+pub const UNIT: u32 = 16;
+
+/// When backends were first seen active, of those that were not there from the beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Ramps {
+    is_begun: bool,
+    /// None: from the beginning.
+    since: BTreeMap<BackendId, Option<Instant>>,
+}
+
+impl Ramps {
+    /// Notes which backends are active in a view that is about to be applied, and forgets those that are gone.
+    pub fn observe(&mut self, view: &NodeView, now: Instant) {
+        self.since.retain(|id, _| view.backends.contains_key(id));
+        let since = self.is_begun.then_some(now);
+        for backend in view.backends.values().filter(|backend| backend.state == BackendState::Active) {
+            self.since.entry(backend.id).or_insert(since);
+        }
+        self.is_begun = true;
+    }
+
+    /// The weight of a backend now, in [`UNIT`]s, if its service's weights rise over `slow_start_s` seconds.
+    pub fn weight(&self, backend: &BackendView, slow_start_s: u32, now: Instant) -> u32 {
+        let full = u64::from(backend.weight.get()) * u64::from(UNIT);
+        let rise = Duration::from_secs(slow_start_s.into()).as_millis();
+        let weight = match self.age(backend.id, now) {
+            Some(age) if age.as_millis() < rise => u128::from(full) * age.as_millis() / rise,
+            _ => full.into(),
+        };
+        u32::try_from(weight).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Whether some weight is still rising.
+    pub fn is_rising(&self, view: &NodeView, now: Instant) -> bool {
+        view.backends.values().any(|backend| {
+            let slow_start_s =
+                view.services.get(&backend.service_id).map_or(0, |service| service.lb.slow_start_s);
+            let rise = Duration::from_secs(slow_start_s.into());
+            self.age(backend.id, now).is_some_and(|age| age < rise)
+        })
+    }
+
+    fn age(&self, backend: BackendId, now: Instant) -> Option<Duration> {
+        let since = self.since.get(&backend).copied().flatten()?;
+        Some(now.saturating_duration_since(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh_state::ids::NodeId;
+    use mesh_state::proto;
+
+    use super::*;
+
+    fn view(ids: &[u32], slow_start_s: u32) -> NodeView {
+        let table = proto::MeshTable {
+            generation: 1,
+            services: vec![proto::MeshService {
+                id: "s".into(),
+                policy: "round-robin".into(),
+                settings_json: format!("{{\"slow_start_s\":{slow_start_s}}}"),
+                ..proto::MeshService::default()
+            }],
+            backends: ids
+                .iter()
+                .map(|id| proto::MeshBackend {
+                    id: *id,
+                    service_id: "s".into(),
+                    address: "10.128.0.2".into(),
+                    protocol: "tcp".into(),
+                    published: 80,
+                    target: 8080,
+                    state: proto::BackendState::Active.into(),
+                    weight: 2,
+                    ..proto::MeshBackend::default()
+                })
+                .collect(),
+            ..proto::MeshTable::default()
+        };
+        NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST).apply(&table).expect("a good table")
+    }
+
+    #[test]
+    fn a_new_backend_rises_to_its_weight_and_the_old_ones_stay() {
+        let start = Instant::now();
+        let mut ramps = Ramps::default();
+        ramps.observe(&view(&[1], 10), start);
+        assert!(!ramps.is_rising(&view(&[1], 10), start), "what was there from the beginning is old");
+        let grown = view(&[1, 2], 10);
+        ramps.observe(&grown, start);
+        let weights = |seconds| {
+            let now = start + Duration::from_secs(seconds);
+            [1, 2].map(|id| {
+                let backend = &grown.backends[&BackendId::new(id).expect("an id")];
+                ramps.weight(backend, 10, now)
+            })
+        };
+        assert_eq!(weights(0), [32, 1]);
+        assert_eq!(weights(5), [32, 16]);
+        assert_eq!(weights(10), [32, 32]);
+        assert!(ramps.is_rising(&grown, start + Duration::from_secs(9)));
+        assert!(!ramps.is_rising(&grown, start + Duration::from_secs(10)));
+        assert!(!ramps.is_rising(&view(&[1, 2], 0), start), "without slow start");
+    }
+}
