@@ -1,22 +1,28 @@
-//! Which backend a new proxied connection gets: the kernel programs' rules, for the userspace proxy.
+//! Which backend a new proxied connection gets: the kernel programs' choice, over userspace's tables.
 //!
-//! Invariants: pure; a [`Selector`] is built from one view and replaced as a whole. Work for one selection doesn't grow with the
-//! number of backends, unless backends refuse.
+//! Invariants: pure; a [`Selector`] is built from one view and replaced as a whole. Slots come from [`slots`] and the choice from
+//! [`mesh_ebpf::select`], as the programs' do. Work for one selection doesn't grow with the number of backends, unless backends
+//! refuse.
 //!
-//! Left to others: counting turns and live connections (`proxy::ledger`), connecting. The kernel's selection stands over the
-//! kernel's maps (`mesh_ebpf::select`); what both share is the rule: slots of the best state, a weight of n is n slots.
+//! Left to others: counting turns and live connections (`proxy::ledger`), connecting.
 
 pub mod loads;
 pub mod ramp;
 pub mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Instant;
 
+use mesh_ebpf::abi::{self, Service};
+use mesh_ebpf::select::{Candidates, select};
 use mesh_state::ids::{BackendId, ServiceId};
-use mesh_state::lb::Policy;
+use mesh_state::lb::{LbSettings, Policy};
 use mesh_state::spec::Protocol;
 
-use crate::view::{BackendState, BackendView, NodeView, PortView};
+use crate::view::{BackendView, NodeView, PortView};
+use ramp::Ramps;
+use slots::{Candidate, compose};
 
 /// A published port and the backends that new connections may get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +31,10 @@ pub struct Frontend {
     pub service: ServiceId,
     /// The published port.
     pub port: PortView,
-    /// How a backend is selected.
-    pub policy: Policy,
-    /// Backends in the best state that any has, each as often as its weight says.
-    pub slots: Vec<BackendId>,
+    /// What the service's labels say.
+    pub settings: LbSettings,
+    slots: Vec<u32>,
+    weights: HashMap<u32, u32>,
 }
 
 /// Every published port of one view.
@@ -41,26 +47,30 @@ pub struct Selector {
 pub struct Odds<'a> {
     /// How many turns the published port has had before this one.
     pub turn: u64,
-    /// Random numbers.
-    pub random: &'a mut dyn FnMut() -> u32,
+    /// The client.
+    pub client: IpAddr,
     /// Live connections of a backend.
     pub live: &'a dyn Fn(BackendId) -> u64,
+    /// What a backend's node measures, 1 (idle) to 127 (saturated), if anything young enough is known.
+    pub load: &'a dyn Fn(BackendId) -> Option<u8>,
     /// Backends that have just refused this connection.
     pub refused: &'a [BackendId],
 }
 
 impl Selector {
-    /// The selector of a view.
-    pub fn new(view: &NodeView) -> Self {
+    /// The selector of a view, with the weights that backends have by `now`.
+    pub fn new(view: &NodeView, ramps: &Ramps, now: Instant) -> Self {
         let frontends = view
             .frontends_with_backends()
             .map(|(service, port, backends)| {
-                let frontend = Frontend {
-                    service: service.id.clone(),
-                    port,
-                    policy: service.lb.policy,
-                    slots: slots(&backends),
+                let candidate = |backend: &&BackendView| Candidate {
+                    id: backend.id.get(),
+                    state: backend.state,
+                    weight: ramps.weight(backend, service.lb.slow_start_s, now),
+                    is_local: view.is_local(backend),
                 };
+                let candidates: Vec<Candidate> = backends.iter().map(candidate).collect();
+                let frontend = Frontend::new(service.id.clone(), port, &service.lb, &candidates);
                 ((port.protocol, port.published), frontend)
             })
             .collect();
@@ -71,50 +81,107 @@ impl Selector {
     pub fn frontend(&self, protocol: Protocol, published: u16) -> Option<&Frontend> {
         self.frontends.get(&(protocol, published))
     }
+
+    /// Every published port.
+    pub fn into_frontends(self) -> impl Iterator<Item = Frontend> {
+        self.frontends.into_values()
+    }
 }
 
 impl Frontend {
-    /// The backend for a new connection; `None` if there is none, or all have refused.
-    pub fn select(&self, odds: &mut Odds<'_>) -> Option<BackendId> {
-        let count = self.slots.len();
-        let first = match self.policy {
-            _ if count == 0 => return None,
-            Policy::RoundRobin => reduce(odds.turn, count),
-            Policy::Random => reduce((odds.random)().into(), count),
-            Policy::LeastConnections | Policy::LeastLoad | Policy::SourceHash => {
-                self.less_loaded_of_two(odds)
-            }
-        };
-        self.slots[first..].iter().chain(&self.slots[..first]).find(|id| !odds.refused.contains(id)).copied()
-    }
-
-    /// Draws two distinct slots and takes that with fewer live connections.
-    fn less_loaded_of_two(&self, odds: &mut Odds<'_>) -> usize {
-        let count = self.slots.len();
-        let first = reduce((odds.random)().into(), count);
-        if count == 1 {
-            return first;
+    fn new(service: ServiceId, port: PortView, settings: &LbSettings, candidates: &[Candidate]) -> Self {
+        Self {
+            service,
+            port,
+            settings: settings.clone(),
+            slots: compose(settings.policy, settings.prefer_local, candidates),
+            weights: candidates.iter().map(|candidate| (candidate.id, candidate.weight)).collect(),
         }
-        let second = (first + 1 + reduce((odds.random)().into(), count - 1)) % count;
-        let load = |slot: usize| (odds.live)(self.slots[slot]);
-        if load(second) < load(first) { second } else { first }
+    }
+
+    /// Whether a client with this address may connect.
+    pub fn admits(&self, client: IpAddr) -> bool {
+        self.settings.allow.is_empty() || self.settings.allow.iter().any(|network| network.contains(&client))
+    }
+
+    /// The backend for a new connection; `None` if there is none, or all have refused.
+    pub fn select(&self, odds: &Odds<'_>) -> Option<BackendId> {
+        let avoided = odds.refused.last().map_or(0, |id| id.get());
+        let chosen = self.choose(&self.slots, odds, avoided)?;
+        if !odds.refused.contains(&chosen) {
+            return Some(chosen);
+        }
+        let is_left = |id: &u32| !odds.refused.iter().any(|refused| refused.get() == *id);
+        let left: Vec<u32> = self.slots.iter().copied().filter(is_left).collect();
+        self.choose(&left, odds, 0)
+    }
+
+    fn choose(&self, slots: &[u32], odds: &Odds<'_>, avoided: u32) -> Option<BackendId> {
+        let service = Service {
+            slot_count: u32::try_from(slots.len()).unwrap_or(u32::MAX),
+            policy: policy(self.settings.policy) as u8,
+            ..Service::default()
+        };
+        let table = Table { slots, weights: &self.weights, odds };
+        select(&table, &service, source(odds.client), avoided).and_then(BackendId::new)
     }
 }
 
-/// `number` modulo `count`, which is not zero.
-fn reduce(number: u64, count: usize) -> usize {
-    usize::try_from(number % count as u64).unwrap_or_default()
+/// What [`select`] asks, answered out of a view and a ledger.
+struct Table<'a> {
+    slots: &'a [u32],
+    weights: &'a HashMap<u32, u32>,
+    odds: &'a Odds<'a>,
 }
 
-fn slots(backends: &[&BackendView]) -> Vec<BackendId> {
-    let best: Option<BackendState> = backends.iter().map(|backend| backend.state).min();
-    let usable: Vec<_> = backends.iter().filter(|backend| Some(backend.state) == best).collect();
-    let rounds = usable.iter().map(|backend| backend.weight.get()).max().unwrap_or_default();
-    // Round by round, so that a heavy backend doesn't get its turns in a row.
-    (0..rounds)
-        .flat_map(|round| usable.iter().filter(move |backend| backend.weight.get() > round))
-        .map(|backend| backend.id)
-        .collect()
+impl Candidates for Table<'_> {
+    fn random(&self) -> u32 {
+        rand::random()
+    }
+
+    fn next_turn(&self, _service_index: u32) -> u64 {
+        self.odds.turn
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        self.slots.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// Slots hold what the view holds.
+    fn is_alive(&self, _id: u32) -> bool {
+        true
+    }
+
+    fn weight(&self, id: u32) -> u32 {
+        self.weights.get(&id).copied().unwrap_or(1).max(1)
+    }
+
+    fn live(&self, id: u32) -> u64 {
+        BackendId::new(id).map_or(0, self.odds.live)
+    }
+
+    fn load(&self, id: u32) -> Option<u32> {
+        BackendId::new(id).and_then(self.odds.load).map(u32::from)
+    }
+}
+
+/// The client's number: the last four octets of its address.
+fn source(client: IpAddr) -> u32 {
+    let [.., a, b, c, d] = match client {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn policy(policy: Policy) -> abi::Policy {
+    match policy {
+        Policy::RoundRobin => abi::Policy::RoundRobin,
+        Policy::Random => abi::Policy::Random,
+        Policy::LeastConnections => abi::Policy::LeastConnections,
+        Policy::LeastLoad => abi::Policy::LeastLoad,
+        Policy::SourceHash => abi::Policy::SourceHash,
+    }
 }
 
 #[cfg(test)]
@@ -156,14 +223,14 @@ mod tests {
             ..proto::MeshTable::default()
         };
         let view = NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST).apply(&table).expect("a good table");
-        Selector::new(&view)
+        Selector::new(&view, &Ramps::default(), Instant::now())
     }
 
     fn pick(selector: &Selector, turn: u64, live: &dyn Fn(BackendId) -> u64, refused: &[u32]) -> Option<u32> {
         let refused: Vec<_> = refused.iter().filter_map(|id| BackendId::new(*id)).collect();
-        let mut random = rand::random::<u32>;
-        let mut odds = Odds { turn, random: &mut random, live, refused: &refused };
-        selector.frontend(Protocol::Tcp, 80)?.select(&mut odds).map(BackendId::get)
+        let client = Ipv4Addr::LOCALHOST.into();
+        let odds = Odds { turn, client, live, load: &|_| None, refused: &refused };
+        selector.frontend(Protocol::Tcp, 80)?.select(&odds).map(BackendId::get)
     }
 
     use proto::BackendState::{Active, Draining, Silent};
@@ -172,7 +239,7 @@ mod tests {
     fn round_robin_takes_turns_by_weight() {
         let selector = selector("round-robin", &[(1, Active, 1), (2, Active, 2), (3, Active, 1)]);
         let picks: Vec<_> = (0..8).filter_map(|turn| pick(&selector, turn, &|_| 0, &[])).collect();
-        assert_eq!(picks, [1, 2, 3, 2, 1, 2, 3, 2]);
+        assert_eq!(picks, [2, 1, 3, 2, 2, 1, 3, 2]);
     }
 
     #[test]

@@ -58,10 +58,11 @@ async fn connect(
     let turn = counters.next_turn();
     let mut refused = Vec::new();
     while refused.len() < ATTEMPTS_MAX {
-        let selected = frontend.select(&mut Odds {
+        let selected = frontend.select(&Odds {
             turn,
-            random: &mut rand::random::<u32>,
+            client: ends.client.ip(),
             live: &|id| proxy.ledger.live(id),
+            load: &|_| None,
             refused: &refused,
         });
         let Some(backend) = selected.and_then(|id| view.backends.get(&id)) else { break };

@@ -23,24 +23,27 @@ mod relay;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::control_link::relay_keys::RelayKeys;
 use crate::lb::Selector;
+use crate::lb::ramp::Ramps;
 use crate::view::NodeView;
 use ledger::Ledger;
 use listeners::Listeners;
 
 /// Published ports that could not be bound are tried again after this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the weights of new backends rise.
+const RISE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How the proxy works.
 #[derive(Debug, Clone)]
@@ -104,10 +107,9 @@ impl Proxy {
     ) -> Result<(Arc<Self>, TcpListener), ProxyError> {
         let address = settings.relay_listen;
         let relay = accept::bind(address).map_err(|source| ProxyError::Relay { address, source })?;
-        let selector = Selector::new(&view.borrow());
         let proxy = Self {
             ledger: Ledger::default(),
-            selector: ArcSwap::from_pointee(selector),
+            selector: ArcSwap::default(),
             view,
             relay_keys,
             room: Arc::new(Semaphore::new(settings.connections_max)),
@@ -129,13 +131,17 @@ impl Proxy {
         shutdown: CancellationToken,
     ) {
         self.tracker.spawn(relay::run(Arc::clone(&self), relay));
-        let mut listeners = Listeners::default();
+        let (mut listeners, mut ramps) = (Listeners::default(), Ramps::default());
         let mut views = self.view.clone();
         let mut retry = interval(RETRY_INTERVAL);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let view = Arc::clone(&views.borrow_and_update());
-            self.selector.store(Arc::new(Selector::new(&view)));
+            let now = Instant::now();
+            if view.generation > 0 {
+                ramps.observe(&view, now);
+            }
+            self.selector.store(Arc::new(Selector::new(&view, &ramps, now)));
             self.ledger.follow(&view);
             listeners.follow(&self, &view);
             applied
@@ -144,6 +150,7 @@ impl Proxy {
                 () = shutdown.cancelled() => break,
                 changed = views.changed() => if changed.is_err() { break },
                 _ = retry.tick() => {}
+                () = sleep(RISE_INTERVAL), if ramps.is_rising(&view, now) => {}
             }
         }
         self.stop.cancel();
