@@ -3,10 +3,11 @@
 //!
 //! Code map: [`setup`] puts the machine in order, [`artifacts`] builds the binaries, [`lab`] makes a whole cluster out of
 //! network namespaces, [`lint`] and [`tidy`] look at the sources, [`test`] runs everything that a checkout must pass.
-//! [`client`] and [`cluster`] look at a running lab from outside, [`demo`] tells its story. [`command`] starts other
+//! [`client`] and [`cluster`] look at a running lab from outside, [`demo`] tells its story, [`bench`] measures. [`command`] starts other
 //! programs; [`workspace`] knows where things lie.
 
 pub mod artifacts;
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod command;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, demo, lab, lint, setup, test, tidy};
+use xtask::{artifacts, bench, demo, lab, lint, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -29,6 +29,8 @@ enum Verb {
     },
     /// Everything a clean checkout must pass, the quickest first
     Test(test::TestArgs),
+    /// Measure mesh, and write BENCHMARKS.md and its plots
+    Bench(bench::BenchArgs),
     /// Formatter, house rules, cargo-deny, clippy
     Lint,
     /// The house rules alone: sizes, names, module docs, dependencies
@@ -57,6 +59,10 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lab(args) => lab::cli::run(args),
         Verb::Demo { datapath } => demo::run(*datapath),
         Verb::Test(args) => test::run(args),
+        Verb::Bench(args) => {
+            setup::ensure()?;
+            bench::run(args)
+        }
         Verb::Lint => {
             setup::ensure()?;
             lint::check()

@@ -84,7 +84,7 @@ pub const PROGRAM_PASS: &str = "mesh_pass";
 /// Entries of [`ADDRESSES`].
 pub const ADDRESSES_MAX: u32 = 1024;
 /// Entries of [`SERVICES`], [`ROUND_ROBIN`] and [`FRONTEND_STATS`]: service indexes are below this.
-pub const SERVICES_MAX: u32 = 8192;
+pub const SERVICES_MAX: u32 = 1 << 14;
 /// Entries of [`SLOTS`].
 pub const SLOTS_MAX: u32 = 1 << 20;
 /// Entries of [`BACKENDS`], [`LIVE`], [`LIVE_DRIFT`] and [`BACKEND_STATS`]: backend ids are below this.

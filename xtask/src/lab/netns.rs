@@ -55,7 +55,7 @@ impl Netns {
     }
 
     /// Makes it, with its loopback up.
-    pub(super) fn add(&self) -> Result<()> {
+    pub(crate) fn add(&self) -> Result<()> {
         Program::new("ip").args(["netns", "add", &self.name]).run()?;
         self.ip(&["link", "set", "lo", "up"])
     }
@@ -66,7 +66,7 @@ impl Netns {
     }
 
     /// Removes it, or the file that is left of it; its devices go with it once no process is left inside.
-    pub(super) fn delete(&self) -> Result<()> {
+    pub(crate) fn delete(&self) -> Result<()> {
         if self.is_live() {
             return Program::new("ip").args(["netns", "delete", &self.name]).run();
         }
@@ -79,7 +79,7 @@ impl Netns {
     }
 
     /// Runs an `ip` command inside.
-    pub(super) fn ip(&self, args: &[&str]) -> Result<()> {
+    pub(crate) fn ip(&self, args: &[&str]) -> Result<()> {
         Program::new("ip").args(["-netns", &self.name]).args(args).run()
     }
 
@@ -100,7 +100,7 @@ impl Netns {
     }
 
     /// Writes a sysctl of the namespace, if this kernel has it.
-    pub(super) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+    pub(crate) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         self.run(|| match fs::write(&path, value) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),

@@ -1,0 +1,133 @@
+//! Packets for measurements: the frame that a client of a published port would send, made from a number.
+//!
+//! Purpose: `bin/bench_gen` sends what [`headers`] makes, millions a second, towards the attached programs. Every header is
+//! written anew for each frame, as the kernel gives a frame's memory back with whatever became of it.
+//!
+//! Left to others: checksums of TCP, which nothing on the way to the task looks at.
+
+use crate::abi::{Be16, Mac, protocol};
+use crate::csum;
+use crate::parse::{eth, ipv4, tcp};
+
+/// Bytes that [`headers`] makes: Ethernet, IPv4, TCP.
+pub const HEADERS_LEN: usize = eth::LEN + ipv4::LEN + tcp::LEN;
+/// Length of a frame: the shortest that Ethernet knows, without its checksum.
+pub const FRAME_LEN: usize = 60;
+/// Flows have clients of their own, out of 11.0.0.0/8; further ones differ in the port.
+const CLIENTS: u32 = 1 << 24;
+/// First octet of every client's address.
+const NETWORK: u32 = 11 << 24;
+/// The clients' first port.
+const CLIENT_PORT: u16 = 40_000;
+
+/// What to send. Alike in the kernel and in userspace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recipe {
+    /// So many flows, over and over; 0: every frame begins another.
+    pub flows: u32,
+    /// From one flow to the next, without a factor in common with `flows`, so that neighbours in time are none in tables.
+    pub stride: u32,
+    /// Published ports that flows are spread over.
+    pub services: u32,
+    /// Where the frames leave.
+    pub ifindex: u32,
+    /// The node's address.
+    pub node: [u8; 4],
+    /// The first published port.
+    pub port: u16,
+    /// Bits of [`tcp::Flags`].
+    pub flags: u16,
+    /// The node's MAC.
+    pub node_mac: Mac,
+    /// The clients' MAC: that of their gateway.
+    pub client_mac: Mac,
+}
+
+// SAFETY: the struct is `repr(C)`, of integers and byte arrays only, and without padding (asserted below).
+#[cfg(feature = "userspace")]
+unsafe impl aya::Pod for Recipe {}
+
+const _: () = assert!(size_of::<Recipe>() == 36, "the recipe has hidden padding");
+
+/// The flow of the frame with this number.
+#[inline(always)]
+pub fn flow(recipe: &Recipe, number: u64) -> u32 {
+    if recipe.flows == 0 {
+        return number as u32;
+    }
+    (number.wrapping_mul(u64::from(recipe.stride)) % u64::from(recipe.flows)) as u32
+}
+
+/// The headers of the frame with this number.
+#[inline(always)]
+pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
+    let flow = flow(recipe, number);
+    let services = if recipe.services == 0 { 1 } else { recipe.services };
+    let client = (NETWORK | (flow % CLIENTS)).to_be_bytes();
+    let source = Be16::new(CLIENT_PORT.wrapping_add((flow / CLIENTS) as u16));
+    let destination = Be16::new(recipe.port.wrapping_add((flow % services) as u16));
+    let mut bytes = [0; HEADERS_LEN];
+    bytes[..6].copy_from_slice(&recipe.node_mac.0);
+    bytes[6..12].copy_from_slice(&recipe.client_mac.0);
+    bytes[12..14].copy_from_slice(&eth::IPV4_BE);
+    bytes[14..34].copy_from_slice(&ip_header(&client, &recipe.node));
+    bytes[34..36].copy_from_slice(&source.0);
+    bytes[36..38].copy_from_slice(&destination.0);
+    bytes[46] = 0x50;
+    bytes[47] = recipe.flags as u8;
+    bytes[48] = 0xff;
+    bytes
+}
+
+#[inline(always)]
+fn ip_header(source: &[u8; 4], destination: &[u8; 4]) -> [u8; ipv4::LEN] {
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (*source, *destination);
+    let [l0, l1] = ((FRAME_LEN - eth::LEN) as u16).to_be_bytes();
+    let mut header =
+        [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, protocol::TCP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+    let [c0, c1] = (!csum::fold(csum::sum(&header))).to_be_bytes();
+    header[ipv4::CHECKSUM] = c0;
+    header[ipv4::CHECKSUM + 1] = c1;
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::parse::Segment;
+    use crate::parse::tcp::Flags;
+    use crate::testing::Frame;
+
+    fn segment(recipe: &Recipe, number: u64) -> Segment {
+        let mut bytes: Vec<u8> = headers(recipe, number).into();
+        bytes.resize(FRAME_LEN, 0);
+        Segment::parse(&Frame::new(bytes), 0).expect("a plain TCP packet")
+    }
+
+    #[test]
+    fn frames_are_packets_of_as_many_flows_as_asked_for() {
+        let recipe = Recipe { flows: 1000, stride: 613, services: 10, port: 80, ..Recipe::default() };
+        let ends = |number| {
+            let Segment { ip, tcp } = segment(&recipe, number);
+            (ip.source, tcp.source_port_be, tcp.destination_port_be.get())
+        };
+        let flows: BTreeSet<_> = (0..1000).map(ends).collect();
+        assert_eq!(flows.len(), 1000, "a stride without common factor visits every flow once");
+        let ports: BTreeSet<_> = flows.iter().map(|(.., port)| *port).collect();
+        assert_eq!(ports, (80..90).collect(), "and every published port");
+        assert_eq!(ends(7), ends(1007), "then begins anew");
+    }
+
+    #[test]
+    fn without_a_number_of_flows_all_are_new() {
+        let recipe = Recipe { flags: u16::from(Flags::SYN), ..Recipe::default() };
+        let first = segment(&recipe, 0);
+        assert!(first.tcp.flags.is_opening(), "flags are kept: {first:?}");
+        let far = segment(&recipe, 1 << 24);
+        assert_ne!(first.tcp.source_port_be, far.tcp.source_port_be, "beyond the clients' network");
+    }
+}

@@ -1,0 +1,52 @@
+//! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots beside it.
+//!
+//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP program can do; [`peers`] what clients
+//! get through mesh and through others. Both alternate everything that they compare, and report medians of ratios within one round:
+//! machines that others use too are slow at times, but not within a second.
+//!
+//! In reading order: [`objects`] compiles the kernel programs, [`samples`] takes medians, [`report`] and [`plot`] write.
+
+mod objects;
+mod packet;
+mod plot;
+mod report;
+mod samples;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Subcommand};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    subject: Subject,
+    /// Only see that everything runs: little load, one round, no report
+    #[arg(long, global = true)]
+    quick: bool,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Subject {
+    /// What mesh's XDP program costs a packet, as a multiple of a bare XDP_TX
+    Packet,
+}
+
+/// Measures, and writes `BENCHMARKS.md`.
+///
+/// # Errors
+/// Without root, and when something to be measured can't be set up or does not do its work.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "benchmarks need root: they make network namespaces");
+    match args.subject {
+        Subject::Packet => packet::run(args.quick),
+    }
+}
+
+/// As [`run`] does for `packet --quick`: for a test that everything runs.
+///
+/// # Errors
+/// As [`run`].
+pub fn packet_quick() -> Result<()> {
+    packet::run(true)
+}

@@ -1,0 +1,124 @@
+//! What is measured: traffic, and how much the tables hold meanwhile.
+
+/// One thing to measure.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    /// What it is called in tables and plots.
+    pub(super) name: &'static str,
+    /// The packets.
+    pub(super) kind: Kind,
+    /// Flows, or for packets that begin or confirm one, how many of them.
+    pub(super) flows: u32,
+    /// Published ports in the tables.
+    pub(super) services: u32,
+    /// Whether the traffic is spread over all of them, or is for one.
+    pub(super) is_spread: bool,
+    /// Backends of each published port.
+    pub(super) backends: u32,
+    /// The most that it may cost, as a multiple of a bare XDP_TX.
+    pub(super) target: Option<f64>,
+}
+
+/// The packets of a case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Packets of connections that are established.
+    Hit,
+    /// SYNs of new connections, with room in the table.
+    Syn,
+    /// SYNs of new connections, each of which drives another out of a full table.
+    Flood,
+    /// The packets by which clients confirm their connections: they move to the other table.
+    FirstAck,
+}
+
+const fn case(name: &'static str, kind: Kind, flows: u32) -> Case {
+    Case { name, kind, flows, services: 1, is_spread: false, backends: 3, target: None }
+}
+
+impl Case {
+    const fn at_most(self, target: f64) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    const fn services(self, services: u32) -> Self {
+        Self { services, ..self }
+    }
+
+    const fn spread(self, services: u32) -> Self {
+        Self { services, is_spread: true, ..self }
+    }
+
+    const fn backends(self, backends: u32) -> Self {
+        Self { backends, ..self }
+    }
+
+    /// Entries of the half-open table.
+    pub(super) const fn half_open(&self) -> u32 {
+        match self.kind {
+            Kind::Flood => self.flows,
+            // Room for all at once, as the kernel's lists of free entries are per CPU.
+            Kind::Hit | Kind::Syn | Kind::FirstAck => self.flows + self.flows / 4 + 65_536,
+        }
+    }
+
+    /// Entries of the established table.
+    pub(super) const fn established(&self) -> u32 {
+        self.flows + self.flows / 4 + 65_536
+    }
+
+    /// Less of everything, for a look at whether it works.
+    pub(super) fn quick(self) -> Self {
+        Self {
+            flows: self.flows.min(2000),
+            services: self.services.min(100),
+            backends: self.backends.min(100),
+            ..self
+        }
+    }
+}
+
+/// Flows wherever their number is not what is varied.
+const FLOWS: u32 = 100_000;
+
+/// Everything that is measured.
+pub(super) const ALL: [Case; 18] = [
+    case("flow hit, 1 k flows", Kind::Hit, 1000).at_most(3.3),
+    case("flow hit, 100 k flows", Kind::Hit, FLOWS).at_most(5.6),
+    case("flow hit, 1 M flows", Kind::Hit, 1_000_000).at_most(7.2),
+    case("SYN of a new flow", Kind::Syn, FLOWS).at_most(11.0),
+    case("SYN into a full table", Kind::Flood, 65_536),
+    case("first ACK", Kind::FirstAck, FLOWS).at_most(15.0),
+    case("hit, one of 1 service", Kind::Hit, FLOWS).services(1),
+    case("hit, one of 1 000 services", Kind::Hit, FLOWS).services(1000),
+    case("hit, one of 10 000 services", Kind::Hit, FLOWS).services(10_000),
+    case("hit, spread over 1 000 services", Kind::Hit, FLOWS).spread(1000),
+    case("hit, spread over 10 000 services", Kind::Hit, FLOWS).spread(10_000),
+    case("SYN, one of 1 service", Kind::Syn, FLOWS).services(1),
+    case("SYN, one of 1 000 services", Kind::Syn, FLOWS).services(1000),
+    case("SYN, one of 10 000 services", Kind::Syn, FLOWS).services(10_000),
+    case("hit, 3 backends", Kind::Hit, FLOWS).backends(3),
+    case("hit, 5 000 backends", Kind::Hit, FLOWS).backends(5000),
+    case("SYN, 3 backends", Kind::Syn, FLOWS).backends(3),
+    case("SYN, 5 000 backends", Kind::Syn, FLOWS).backends(5000),
+];
+
+/// Cases that must cost alike: the later ones within a tenth of the first.
+pub(super) const FLAT: [&[&str]; 4] = [
+    &["hit, one of 1 service", "hit, one of 1 000 services", "hit, one of 10 000 services"],
+    &["SYN, one of 1 service", "SYN, one of 1 000 services", "SYN, one of 10 000 services"],
+    &["hit, 3 backends", "hit, 5 000 backends"],
+    &["SYN, 3 backends", "SYN, 5 000 backends"],
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_be_flat_is_measured() {
+        for name in FLAT.iter().copied().flatten() {
+            assert_eq!(ALL.iter().filter(|case| case.name == *name).count(), 1, "cases called {name}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and counters included.
+//!
+//! Live frames from one end of a veth pair meet the attached program at the other; the kernel counts its run time. Every case stands
+//! beside a bare XDP_TX that was measured right before it, with tables made anew in each round.
+//!
+//! Invariant: a case counts only if the program forwarded what it was given.
+
+mod case;
+mod outcome;
+mod rig;
+mod tables;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use mesh_ebpf::abi::{Mac, names};
+use mesh_ebpf::generator::Recipe;
+use mesh_ebpf::parse::tcp::Flags;
+
+use self::case::{Case, Kind};
+use self::outcome::Outcome;
+use self::rig::{NODE_MAC, Rig, SOURCE_MAC};
+use super::objects::{self, Objects};
+use super::report;
+use crate::lab::netns::Netns;
+
+/// Rounds of a measured run; odd, so that a median was seen.
+const ROUNDS: u32 = 7;
+/// Frames that are measured of a case that can have as many as it likes.
+const FRAMES: u32 = 300_000;
+/// Frames before those that are measured, where each is of a new flow.
+const WARM_UP: u32 = 4096;
+
+/// Measures all cases, shows them, and writes the report unless it was only a quick look.
+pub(super) fn run(quick: bool) -> Result<()> {
+    let begun = Instant::now();
+    let objects = objects::compile()?;
+    let netns = Netns::named(format!("mesh-bench-{}", std::process::id()));
+    netns.add()?;
+    let measured = rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick)));
+    netns.delete()?;
+    let outcomes = measured?;
+    let text = outcome::text(&outcomes);
+    println!("{text}");
+    if !quick {
+        let plots = [("packet.svg", outcome::plot(&outcomes))];
+        report::write("packet", &outcome::section(&text, ROUNDS), &plots)?;
+    }
+    println!("took {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+fn rounds(objects: &Objects, quick: bool) -> Result<Vec<Outcome>> {
+    stay_on_one_cpu()?;
+    let cases: Vec<Case> = case::ALL.iter().map(|case| if quick { case.quick() } else { *case }).collect();
+    let (rounds, frames) = if quick { (1, 5000) } else { (ROUNDS, FRAMES) };
+    let mut outcomes: Vec<Outcome> = cases.iter().map(|case| Outcome::of(*case)).collect();
+    let mut rig = Rig::new(objects)?;
+    for round in 1..=rounds {
+        let begun = Instant::now();
+        // Alternating, so that what a case leaves in caches falls on another one the next time.
+        let order: Vec<usize> =
+            if round % 2 == 1 { (0..cases.len()).collect() } else { (0..cases.len()).rev().collect() };
+        for index in order {
+            let baseline = rig.baseline(&recipe(&cases[index], Flags::ACK), frames)?;
+            let runs = measure(&mut rig, objects, &cases[index], frames)
+                .with_context(|| format!("measure `{}`", cases[index].name))?;
+            outcomes[index].add(baseline.mean_ns, runs.mean_ns);
+        }
+        println!("packet: round {round} of {rounds}, {:.0} s", begun.elapsed().as_secs_f64());
+    }
+    Ok(outcomes)
+}
+
+/// One case, over tables of its own.
+fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result<rig::Runs> {
+    let mut object = tables::load(&objects.programs, case)?;
+    tables::fill(&mut object, case, rig.node_ifindex)?;
+    rig::attach(&mut object, names::PROGRAM_XDP)?;
+    let (syn, ack) = (recipe(case, Flags::SYN), recipe(case, Flags::ACK));
+    let (measured, first, count) = match case.kind {
+        Kind::Hit => {
+            // Twice: a frame that was lost on the way would leave a flow out.
+            for step in [&syn, &syn, &ack, &ack] {
+                rig.send(step, 0, case.flows)?;
+            }
+            (ack, 0, frames.max(2 * case.flows))
+        }
+        Kind::Syn => {
+            rig.send(&syn, 0, WARM_UP)?;
+            (syn, u64::from(WARM_UP), case.flows)
+        }
+        Kind::Flood => {
+            let before = 3 * case.flows;
+            rig.send(&syn, 0, before)?;
+            (syn, u64::from(before), frames)
+        }
+        Kind::FirstAck => {
+            rig.send(&syn, 0, WARM_UP + case.flows)?;
+            rig.send(&syn, 0, WARM_UP + case.flows)?;
+            rig.send(&ack, 0, WARM_UP)?;
+            (ack, u64::from(WARM_UP), case.flows)
+        }
+    };
+    let before = tables::forwarded(&object, case)?;
+    let runs = rig.measure(&mut object, names::PROGRAM_XDP, &measured, first, count)?;
+    let forwarded = tables::forwarded(&object, case)? - before;
+    ensure!(
+        forwarded * 1000 >= runs.count * 999,
+        "the program forwarded {forwarded} of {} packets: it did something else than what is measured",
+        runs.count
+    );
+    Ok(runs)
+}
+
+/// The case's packets, with these flags.
+fn recipe(case: &Case, flags: u8) -> Recipe {
+    let is_new = matches!(case.kind, Kind::Syn | Kind::Flood | Kind::FirstAck);
+    Recipe {
+        flows: if is_new { 0 } else { case.flows },
+        stride: stride(case.flows),
+        services: if case.is_spread { case.services } else { 1 },
+        node: tables::ADDRESS.octets(),
+        port: if case.is_spread { tables::FIRST_PORT } else { tables::port(case.services / 2) },
+        flags: u16::from(flags),
+        node_mac: Mac(NODE_MAC),
+        client_mac: Mac(SOURCE_MAC),
+        ..Recipe::default()
+    }
+}
+
+/// A step without a common factor with `flows`, a number of the form 2^a·5^b, that leads far away.
+fn stride(flows: u32) -> u32 {
+    let far = (flows / 8 * 5) | 1;
+    if far.is_multiple_of(5) { far + 2 } else { far }
+}
+
+/// Keeps this thread on one of the CPUs that it may run on: the kernel runs the other end's program there, too.
+fn stay_on_one_cpu() -> Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None).context("ask for the CPUs of this thread")?;
+    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(last.context("no CPU to run on")?);
+    rustix::thread::sched_setaffinity(None, &one).context("stay on one CPU")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strides_visit_every_flow() {
+        for flows in [1000, 2000, 65_536, 100_000, 1_000_000] {
+            let (mut a, mut b) = (flows, stride(flows));
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            assert_eq!(a, 1, "common factor of {flows} and its stride {}", stride(flows));
+        }
+    }
+}

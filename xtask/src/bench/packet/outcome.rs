@@ -1,0 +1,119 @@
+//! What the cases came to, for people: a table, a plot, a verdict on each target.
+
+use std::fmt::Write as _;
+
+use super::case::{Case, FLAT};
+use crate::bench::plot::{self, Bar};
+use crate::bench::samples::Samples;
+
+/// How far costs that must be alike may lie apart.
+const TOLERANCE: f64 = 0.10;
+
+/// A case, and what its rounds saw.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    case: Case,
+    baseline_ns: Samples,
+    cost_ns: Samples,
+    ratio: Samples,
+}
+
+impl Outcome {
+    /// Nothing seen yet.
+    pub(super) fn of(case: Case) -> Self {
+        Self { case, baseline_ns: Samples::default(), cost_ns: Samples::default(), ratio: Samples::default() }
+    }
+
+    /// Adds a round: nanoseconds of the bare XDP_TX, and of the case.
+    pub(super) fn add(&mut self, baseline_ns: f64, cost_ns: f64) {
+        self.baseline_ns.push(baseline_ns);
+        self.cost_ns.push(cost_ns);
+        self.ratio.push(cost_ns / baseline_ns);
+    }
+
+    fn verdict(&self) -> String {
+        self.case.target.map_or_else(String::new, |target| {
+            let word = if self.ratio.median() <= target { "met" } else { "missed" };
+            format!("≤ {target} {word}")
+        })
+    }
+}
+
+/// A table in Markdown, and what it says about costs that must be alike.
+pub(super) fn text(outcomes: &[Outcome]) -> String {
+    let mut text = String::from(
+        "| packets | ns | bare XDP_TX, ns | ratio | of all rounds | target |\n|---|---|---|---|---|---|\n",
+    );
+    for outcome in outcomes {
+        let Outcome { case, baseline_ns, cost_ns, ratio } = outcome;
+        // Writing to a String can't fail.
+        _ = writeln!(
+            text,
+            "| {} | {:.0} | {:.0} | {:.2} | {:.2}–{:.2} | {} |",
+            case.name,
+            cost_ns.median(),
+            baseline_ns.median(),
+            ratio.median(),
+            ratio.least(),
+            ratio.most(),
+            outcome.verdict()
+        );
+    }
+    text.push('\n');
+    for names in FLAT {
+        text.push_str(&flatness(outcomes, names));
+    }
+    text
+}
+
+/// Whether the cases of these names cost alike.
+fn flatness(outcomes: &[Outcome], names: &[&str]) -> String {
+    let ratio = |name: &str| outcomes.iter().find(|o| o.case.name == name).map_or(0.0, |o| o.ratio.median());
+    let first = names.first().map_or(0.0, |name| ratio(name));
+    let mut text = String::new();
+    for name in names.iter().skip(1) {
+        let apart = ratio(name) / first - 1.0;
+        let word = if apart <= TOLERANCE { "flat" } else { "not flat" };
+        _ = writeln!(
+            text,
+            "- {name}, against {}: {:+.0} % ({word}, ±{:.0} % asked for)",
+            names[0],
+            apart * 100.0,
+            TOLERANCE * 100.0
+        );
+    }
+    text
+}
+
+/// The section of the report.
+pub(super) fn section(table: &str, rounds: u32) -> String {
+    format!(
+        "## What a packet costs\n\n\
+         `cargo xtask bench packet`: live frames (`BPF_PROG_TEST_RUN`, 60 bytes, batches of 64) from one end of a veth pair meet \
+         `mesh_xdp`, attached natively to the other. The generating program writes all headers of each frame. Flows come in an order \
+         that is no order in memory. Figures are the kernel's own (`run_time_ns` ÷ `run_cnt`), its clock's ~20 ns included, on one CPU. \
+         What the program does: look the flow up, or select and write it, note what was seen, put the tunnel's headers in front, count \
+         for backend and published port. Each case stands beside a bare XDP_TX measured right before it; medians of {rounds} \
+         alternating rounds, tables made anew in each.\n\n\
+         {table}\n\
+         ![ratio to a bare XDP_TX](xtask/bench/packet.svg)\n\n\
+         Not shown: a real network card, whose driver adds its own cost to both; several CPUs on one table; the way back; TC, where the \
+         kernel's own work is far more than the program's. \"Spread\" services also cost what their counters cost in caches: \
+         ten thousand services that all have traffic touch a few megabytes more.\n"
+    )
+}
+
+/// Ratios as bars, with their targets.
+pub(super) fn plot(outcomes: &[Outcome]) -> String {
+    let bars: Vec<Bar> = outcomes
+        .iter()
+        .map(|outcome| Bar {
+            label: outcome.case.name.to_owned(),
+            value: outcome.ratio.median(),
+            least: outcome.ratio.least(),
+            most: outcome.ratio.most(),
+            target: outcome.case.target,
+        })
+        .collect();
+    plot::bars("mesh_xdp, ingress: cost of a packet as a multiple of a bare XDP_TX", &bars)
+}

@@ -1,0 +1,164 @@
+//! A veth pair in a namespace of its own: frames are made at one end, the program that is measured runs at the other.
+//!
+//! The generating end runs a sink, without which the kernel would not take what comes back.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use aya::maps::Array;
+use aya::programs::xdp::XdpLinkId;
+use aya::programs::{ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::sys::{Stats, enable_stats};
+use aya::{Ebpf, Pod};
+use mesh_ebpf::generator::{FRAME_LEN, Recipe};
+
+use crate::bench::objects::Objects;
+use crate::lab::netns::Netns;
+
+/// Frames that the kernel makes before it lets the other end work.
+const BATCH: u32 = 64;
+/// The end that makes frames.
+const SOURCE: &str = "source";
+/// The end where programs are measured.
+const NODE: &str = "node";
+/// MACs of both ends.
+pub(super) const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// The pair, and the source of frames. Must be used on a thread that stands in `netns`.
+pub(super) struct Rig {
+    generator: Ebpf,
+    source_ifindex: u32,
+    /// ifindex of the end where programs are measured.
+    pub(super) node_ifindex: u32,
+    /// The kernel counts run time as long as this is open.
+    _stats: std::os::fd::OwnedFd,
+}
+
+/// What a program did.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Runs {
+    /// How often it ran.
+    pub(super) count: u64,
+    /// Nanoseconds a run.
+    pub(super) mean_ns: f64,
+}
+
+/// Makes the pair in `netns`.
+pub(super) fn plug(netns: &Netns) -> Result<()> {
+    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
+    netns.ip(&[
+        "link",
+        "add",
+        SOURCE,
+        "address",
+        &mac(SOURCE_MAC),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        NODE,
+        "address",
+        &mac(NODE_MAC),
+    ])?;
+    for end in [SOURCE, NODE] {
+        // Nothing but our frames: no neighbour discovery.
+        netns.ip(&["link", "set", end, "addrgenmode", "none", "up"])?;
+    }
+    Ok(())
+}
+
+impl Rig {
+    /// Loads the source of frames, and puts the sink in place.
+    pub(super) fn new(objects: &Objects) -> Result<Self> {
+        let mut generator = Ebpf::load(&objects.generator).context("load the source of frames")?;
+        xdp(&mut generator, "bench_generate")?.load().context("load bench_generate")?;
+        let sink = xdp(&mut generator, "bench_sink")?;
+        sink.load().context("load bench_sink")?;
+        sink.attach(SOURCE, XdpMode::Driver).context("attach the sink")?;
+        xdp(&mut generator, "bench_bounce")?.load().context("load bench_bounce")?;
+        let stats = enable_stats(Stats::RunTime).context("let the kernel count the time of programs")?;
+        Ok(Self { generator, source_ifindex: ifindex(SOURCE)?, node_ifindex: ifindex(NODE)?, _stats: stats })
+    }
+
+    /// Sends so many frames by the recipe, beginning with number `first`.
+    pub(super) fn send(&mut self, recipe: &Recipe, first: u64, frames: u32) -> Result<()> {
+        set(&mut self.generator, "RECIPE", Recipe { ifindex: self.source_ifindex, ..*recipe })?;
+        set(&mut self.generator, "SENT", first)?;
+        let frame = [0; FRAME_LEN];
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        };
+        xdp(&mut self.generator, "bench_generate")?.test_run(options).context("generate frames")?;
+        Ok(())
+    }
+
+    /// The bare XDP_TX.
+    pub(super) fn baseline(&mut self, recipe: &Recipe, frames: u32) -> Result<Runs> {
+        let link = self.attach_bounce()?;
+        self.send(recipe, 0, frames / 10)?;
+        let before = info(xdp(&mut self.generator, "bench_bounce")?)?;
+        self.send(recipe, 0, frames)?;
+        let bounce = xdp(&mut self.generator, "bench_bounce")?;
+        let runs = between(&before, &info(bounce)?)?;
+        bounce.detach(link).context("detach bench_bounce")?;
+        Ok(runs)
+    }
+
+    fn attach_bounce(&mut self) -> Result<XdpLinkId> {
+        xdp(&mut self.generator, "bench_bounce")?.attach(NODE, XdpMode::Driver).context("attach bench_bounce")
+    }
+
+    /// What `program` of `object`, attached already, does with so many frames.
+    pub(super) fn measure(
+        &mut self,
+        object: &mut Ebpf,
+        program: &str,
+        recipe: &Recipe,
+        first: u64,
+        frames: u32,
+    ) -> Result<Runs> {
+        let before = info(xdp(object, program)?)?;
+        self.send(recipe, first, frames)?;
+        between(&before, &info(xdp(object, program)?)?)
+    }
+}
+
+/// Loads `program` of `object` and attaches it where programs are measured. It goes with the object.
+pub(super) fn attach(object: &mut Ebpf, program: &str) -> Result<()> {
+    let xdp = xdp(object, program)?;
+    xdp.load().with_context(|| format!("load {program}"))?;
+    xdp.attach(NODE, XdpMode::Driver).with_context(|| format!("attach {program}"))?;
+    Ok(())
+}
+
+fn between(before: &ProgramInfo, after: &ProgramInfo) -> Result<Runs> {
+    let count = after.run_count() - before.run_count();
+    ensure!(count > 0, "the program did not run");
+    let time = after.run_time().saturating_sub(before.run_time());
+    #[expect(clippy::cast_precision_loss, reason = "counts of frames are small")]
+    let mean_ns = time.as_nanos() as f64 / count as f64;
+    Ok(Runs { count, mean_ns })
+}
+
+fn info(program: &Xdp) -> Result<ProgramInfo> {
+    program.info().context("ask for a program's run time")
+}
+
+fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name} in the object"))?;
+    program.try_into().with_context(|| format!("{name} as an XDP program"))
+}
+
+fn set<V: Pod>(object: &mut Ebpf, map: &'static str, value: V) -> Result<()> {
+    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
+    let mut array: Array<_, V> = Array::try_from(found).with_context(|| format!("open map {map}"))?;
+    array.set(0, value, 0).with_context(|| format!("write map {map}"))
+}
+
+fn ifindex(device: &str) -> Result<u32> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+        .context("open a socket")?;
+    rustix::net::netdevice::name_to_index(&socket, device).with_context(|| format!("index of {device}"))
+}

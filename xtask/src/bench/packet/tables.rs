@@ -1,0 +1,129 @@
+//! The maps of the measured program, filled as the agent would.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Array, HashMap, PerCpuArray};
+use aya::{Ebpf, EbpfLoader, Pod};
+use mesh_ebpf::abi::{
+    Backend, BackendState, Be16, Config, FrontendStats, Mac, Node, Policy, Service, ServiceKey, names,
+    protocol,
+};
+
+use super::case::Case;
+use super::rig::{NODE_MAC, SOURCE_MAC};
+
+/// The node's address, and the first published port.
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
+pub(super) const FIRST_PORT: u16 = 20_000;
+/// Nodes that backends are on.
+const NODES: u32 = 8;
+/// MTU of the end where the program is measured, less the tunnel's headers.
+const TUNNEL_MTU: u32 = 1450;
+
+/// The object, with flow tables as large as the case wants them.
+pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(names::FLOWS_HALF_OPEN, case.half_open());
+    loader.map_max_entries(names::FLOWS_ESTABLISHED, case.established());
+    for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
+        loader.map_max_entries(table, 64);
+    }
+    loader.load(programs).context("load the data plane's maps")
+}
+
+/// Services, backends and nodes of the case.
+pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
+    let config = Config {
+        address: ADDRESS.into(),
+        tunnel_port_be: Be16::new(4799),
+        tunnel_mtu: TUNNEL_MTU,
+        tunnel_mss: 1410,
+        ..Config::default()
+    };
+    set(object, names::CONFIG, [(0, config)])?;
+    insert(object, names::ADDRESSES, [(config.address, 0_u32)])?;
+    let nodes = (1..=NODES).map(|index| (index, node(index, ifindex)));
+    set(object, names::NODES, nodes.clone())?;
+    insert(object, names::PEERS, nodes.map(|(index, node)| (node.address, index)))?;
+    let ids = 1..=case.services * case.backends;
+    set(object, names::BACKENDS, ids.clone().map(|id| (id, backend(id, (id - 1) / case.backends))))?;
+    set(object, names::SLOTS, ids.map(|id| (id - 1, id)))?;
+    let services = (0..case.services).map(|index| {
+        let service = Service {
+            index,
+            slot_base: index * case.backends,
+            slot_count: case.backends,
+            policy: Policy::RoundRobin as u8,
+            ..Service::default()
+        };
+        (ServiceKey::tcp(port(index)), service)
+    });
+    insert(object, names::SERVICES, services)
+}
+
+/// The published port with this index.
+pub(super) fn port(index: u32) -> u16 {
+    u16::try_from(index).map_or(u16::MAX, |index| FIRST_PORT.saturating_add(index))
+}
+
+fn node(index: u32, ifindex: u32) -> Node {
+    let last = u8::try_from(11 + index).unwrap_or(u8::MAX);
+    Node {
+        address: Ipv4Addr::new(10, 77, 0, last).into(),
+        mac: Mac(SOURCE_MAC),
+        source_mac: Mac(NODE_MAC),
+        ifindex,
+        ..Node::default()
+    }
+}
+
+fn backend(id: u32, service_index: u32) -> Backend {
+    Backend {
+        task_address: Ipv4Addr::from_bits(0x0a80_0000 | id).into(),
+        node: 1 + id % NODES,
+        service_index,
+        task_port_be: Be16::new(8080),
+        published_port_be: Be16::new(port(service_index)),
+        protocol: protocol::TCP,
+        state: BackendState::Active as u8,
+        ..Backend::default()
+    }
+}
+
+/// Packets forwarded so far.
+pub(super) fn forwarded(object: &Ebpf, case: &Case) -> Result<u64> {
+    let map = object.map(names::FRONTEND_STATS).context("counters of published ports")?;
+    let stats: PerCpuArray<_, FrontendStats> = PerCpuArray::try_from(map)?;
+    let mut sum = 0;
+    for index in 0..case.services {
+        sum += stats.get(&index, 0)?.iter().map(|stats| stats.request.packets).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+fn set<V: Pod>(
+    object: &mut Ebpf,
+    map: &'static str,
+    values: impl IntoIterator<Item = (u32, V)>,
+) -> Result<()> {
+    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
+    let mut array: Array<_, V> = Array::try_from(found).with_context(|| format!("open map {map}"))?;
+    for (index, value) in values {
+        array.set(index, value, 0).with_context(|| format!("write map {map}"))?;
+    }
+    Ok(())
+}
+
+fn insert<K: Pod, V: Pod>(
+    object: &mut Ebpf,
+    map: &'static str,
+    entries: impl IntoIterator<Item = (K, V)>,
+) -> Result<()> {
+    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
+    let mut hash: HashMap<_, K, V> = HashMap::try_from(found).with_context(|| format!("open map {map}"))?;
+    for (key, value) in entries {
+        hash.insert(key, value, 0).with_context(|| format!("write map {map}"))?;
+    }
+    Ok(())
+}
