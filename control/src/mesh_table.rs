@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
-use mesh_state::lb::LbSettings;
+use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::NodeState;
 use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
 use mesh_state::service::Service;
@@ -16,9 +17,6 @@ use mesh_state::spec::PublishMode;
 use mesh_state::task::{Task, TaskEndpoint, TaskState};
 
 use crate::snapshot::ClusterSnapshot;
-
-/// The weight of a backend without a label that says otherwise.
-const USUAL_WEIGHT: u32 = 1;
 
 /// The whole table at one generation.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -54,10 +52,11 @@ impl Table {
             if ports.is_empty() {
                 continue;
             }
-            let backends = snapshot.tasks_of(&service.id).flat_map(|task| backends(snapshot, service, task));
-            entries.backends.extend(backends.map(|backend| (backend.id, backend)));
             // Labels were checked when they were written; one from a later version means the default here.
             let settings = LbSettings::from_labels(&service.spec.labels).unwrap_or_default();
+            let backends =
+                snapshot.tasks_of(&service.id).flat_map(|task| backends(snapshot, service, &settings, task));
+            entries.backends.extend(backends.map(|backend| (backend.id, backend)));
             let entry = MeshService {
                 id: service.id.to_string(),
                 name: service.spec.name.clone(),
@@ -133,14 +132,21 @@ fn ingress_ports(service: &Service) -> Vec<MeshPort> {
 }
 
 /// The backends of a task: none unless it is observed running, at a known address, on a known node.
-fn backends(snapshot: &ClusterSnapshot, service: &Service, task: &Task) -> Vec<MeshBackend> {
+fn backends(
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+    settings: &LbSettings,
+    task: &Task,
+) -> Vec<MeshBackend> {
     let status = snapshot.status_of(task);
-    let (Some(node), Some(container)) = (&task.node_id, &status.container) else { return Vec::new() };
+    let node = task.node_id.as_ref().and_then(|id| snapshot.nodes.get(id));
+    let (Some(node), Some(container)) = (node, &status.container) else { return Vec::new() };
     let Some(IpAddr::V4(address)) = container.address else { return Vec::new() };
-    if status.state != TaskState::Running || !snapshot.nodes.contains_key(node) {
+    if status.state != TaskState::Running {
         return Vec::new();
     }
-    let state = match (snapshot.node_state(node), task.desired_state) {
+    let weight = settings.weight_of(&task.slot, node_weight(&node.spec.labels).unwrap_or(NonZeroU32::MIN));
+    let state = match (snapshot.node_state(&node.id), task.desired_state) {
         (NodeState::Silent | NodeState::Down, _) => BackendState::Silent,
         // A running task tells an error only when it is unwell, and is being stopped for it.
         (NodeState::Ready, TaskState::Running) if status.err.is_empty() => BackendState::Active,
@@ -151,13 +157,13 @@ fn backends(snapshot: &ClusterSnapshot, service: &Service, task: &Task) -> Vec<M
         service_id: service.id.to_string(),
         task_id: task.id.to_string(),
         task_name: service.task_name(&task.slot),
-        node_id: node.to_string(),
+        node_id: node.id.to_string(),
         address: address.to_string(),
         protocol: endpoint.protocol.to_string(),
         published: endpoint.published_port.into(),
         target: endpoint.target_port.into(),
         state: state.into(),
-        weight: USUAL_WEIGHT,
+        weight: weight.get(),
         container_id: container.container_id.clone(),
     };
     task.endpoints.iter().map(backend).collect()
@@ -166,7 +172,8 @@ fn backends(snapshot: &ClusterSnapshot, service: &Service, task: &Task) -> Vec<M
 #[cfg(test)]
 mod tests {
     use mesh_state::ids::TaskId;
-    use mesh_state::lb::POLICY_LABEL;
+    use mesh_state::lb::{POLICY_LABEL, WEIGHT_LABEL};
+    use mesh_state::spec::Protocol;
     use mesh_state::task::{ContainerStatus, TaskStatus};
 
     use super::*;
@@ -268,6 +275,47 @@ mod tests {
         world.put_task(&second);
         world.report(&"t2".into(), TaskState::Starting);
         assert_eq!(states(&world), [(7, BackendState::Active)]);
+    }
+
+    #[test]
+    fn weights_of_slot_service_and_node_meet_in_the_backend() {
+        let mut world = world();
+        let mut label = |key: &str, value: &str| {
+            let ports = world.snapshot.services[&"web".into()].ports.clone();
+            world.update_service("web", |spec| drop(spec.labels.insert(key.to_owned(), value.to_owned())));
+            let mut web = world.snapshot.services[&"web".into()].value.clone();
+            web.ports = ports;
+            world.put_service(&web);
+            Table::of(&world.snapshot).whole()
+        };
+        assert_eq!(label("other", "x").backends[0].weight, 1);
+        assert_eq!(label(WEIGHT_LABEL, "3").backends[0].weight, 3);
+        let whole = label("mesh.lb.weight.1", "5");
+        assert_eq!(whole.backends[0].weight, 5);
+        let settings: LbSettings = serde_json::from_str(&whole.services[0].settings_json).unwrap();
+        assert_eq!(settings.weight.map(NonZeroU32::get), Some(3), "settings travel with the service");
+        world.update_node("a", |node| drop(node.spec.labels.insert(WEIGHT_LABEL.to_owned(), "4".to_owned())));
+        assert_eq!(Table::of(&world.snapshot).whole().backends[0].weight, 20);
+    }
+
+    #[test]
+    fn tcp_and_udp_on_one_number_are_two_backends() {
+        let mut world = world();
+        let mut web = world.snapshot.services[&"web".into()].value.clone();
+        let mut udp = ingress(80, 8053);
+        udp.protocol = Protocol::Udp;
+        web.ports.push(udp);
+        world.put_service(&web);
+        let mut first = world.snapshot.tasks[&TaskId::from("t1")].value.clone();
+        first.endpoints.push(TaskEndpoint { protocol: Protocol::Udp, target_port: 8053, ..endpoint(8, 80) });
+        world.put_task(&first);
+        let whole = Table::of(&world.snapshot).whole();
+        let ports: Vec<_> =
+            whole.services[0].ports.iter().map(|port| (&*port.protocol, port.published)).collect();
+        assert_eq!(ports, [("tcp", 80), ("udp", 80)]);
+        let backends: Vec<_> =
+            whole.backends.iter().map(|backend| (backend.id, &*backend.protocol, backend.target)).collect();
+        assert_eq!(backends, [(7, "tcp", 80), (8, "udp", 8053)]);
     }
 
     #[test]

@@ -116,6 +116,34 @@ async fn a_service_is_scaled_updated_rolled_back_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tcp_and_udp_share_a_number() {
+    let Some(docker) = Docker::start().await else { return };
+    docker.ok("service create -d --name dns -p 53:5353/udp -p 53:5353/tcp nginx").await;
+    let ports = docker.ok("service ls --format {{.Ports}}").await;
+    assert_eq!(ports, "*:53->5353/tcp, *:53->5353/udp");
+    let refused = docker.refused("service create -d --name other -p 53:53/udp nginx").await;
+    assert!(refused.contains("port '53' is already in use by service 'dns'"), "saw {refused}");
+    docker.ok("service update -d --publish-rm 5353/udp dns").await;
+    docker.ok("service create -d --name other -p 53:53/udp nginx").await;
+    assert_eq!(docker.ok("service ls --filter name=dns --format {{.Ports}}").await, "*:53->5353/tcp");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_ports_are_shown_with_each_task_and_are_nobody_elses() {
+    let Some(docker) = Docker::start().await else { return };
+    let publish = "--publish mode=host,published=8080,target=80";
+    docker.ok(&format!("service create -d --name web --replicas 2 {publish} nginx")).await;
+    docker.cluster.until("two tasks", |snapshot| snapshot.statuses.len() == 2).await;
+    let shown = docker.ok("service ps web --format {{.Node}}|{{.Ports}}").await;
+    assert_eq!(shown, "node-1|*:8080->80/tcp\nnode-2|*:8080->80/tcp");
+    let ports = &docker.inspect("service inspect web").await[0]["Endpoint"]["Ports"];
+    assert_eq!((&ports[0]["PublishMode"], &ports[0]["PublishedPort"]), (&json!("host"), &json!(8080)));
+    let refused = docker.refused("service create -d --name other -p 8080:80 nginx").await;
+    assert!(refused.contains("as a host-published port"), "saw {refused}");
+    docker.ok(&format!("service create -d --name beside --replicas 1 {publish} nginx")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_global_service_runs_everywhere() {
     let Some(docker) = Docker::start().await else { return };
     docker.ok("service create -d --mode global --name everywhere nginx").await;
@@ -175,15 +203,25 @@ async fn what_is_wrong_is_said() {
         ),
         (
             "service update -d --label-add mesh.lb.policy=fastest web",
-            "must be one of round-robin, least-connections",
+            "must be one of round-robin, random, least-connections, least-load, source-hash",
         ),
+        ("service create -d --label mesh.lb.polcy=random nginx", "unknown label mesh.lb.polcy"),
+        (
+            "service create -d --label mesh.lb.allow=10.0.0.1/8 nginx",
+            "10.0.0.1/8 has host bits set: the network is 10.0.0.0/8",
+        ),
+        (
+            "service create -d --label mesh.lb.mode=proxy -p 53:53/udp nginx",
+            "invalid label mesh.lb.mode=proxy: port 53/udp can't be proxied",
+        ),
+        ("node update --label-add mesh.lb.policy=random node-2", "a node has mesh.lb.weight only"),
+        ("node update --label-add mesh.lb.weight=0 node-2", "must be a whole number from 1 to 1000"),
         ("service create -d --name Bad.Name nginx", "name must be valid as a DNS name component"),
         (
             "service create -d --constraint node.role=worker nginx",
             "constraint expected one operator from ==, !=",
         ),
         ("service create -d -p 1/sctp nginx", "can't be published: mesh carries tcp and udp"),
-        ("service create -d -p 53:53/udp nginx", "publish with mode=host"),
         ("service create -d --endpoint-mode dnsrr -p 81:81 nginx", "can't be used with dnsrr mode"),
         ("service create -d --limit-memory 1k nginx", "Must be at least 4MiB"),
         ("service create -d --mode replicated-job nginx", "job modes are not supported by mesh yet"),

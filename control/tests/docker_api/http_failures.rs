@@ -72,7 +72,7 @@ async fn a_bad_policy_is_refused_with_the_good_ones_and_nothing_is_stored() {
     bad["Labels"] = json!({"mesh.lb.policy": "fastest"});
     let before = cluster.store.list("/").await.unwrap();
     let answer = cluster.post("/services/create", &bad).await;
-    let message = "invalid label mesh.lb.policy=fastest: must be one of round-robin, least-connections";
+    let message = "invalid label mesh.lb.policy=fastest: must be one of round-robin, random, least-connections, least-load, source-hash";
     assert_eq!(answer.refusal(), (400, message));
     assert_eq!(cluster.store.list("/").await.unwrap(), before, "a refused creation left something behind");
 

@@ -64,7 +64,7 @@ async fn failures_have_their_exit_codes() {
     let socket = cluster.serve();
     let (code, said) = outcome(&socket, "policy set web fastest").await;
     assert_eq!(code, 2, "{said}");
-    assert!(said.contains("round-robin, least-connections"), "expected the good values, saw {said}");
+    assert!(said.contains("round-robin, random, least-connections"), "expected the good values, saw {said}");
     let (code, said) = outcome(&socket, "policy get nope").await;
     assert_eq!((code, said.as_str()), (3, "mesh: read service nope: service nope not found"));
     let (code, said) = outcome(Path::new("/nowhere/docker.sock"), "status").await;

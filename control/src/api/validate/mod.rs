@@ -10,7 +10,7 @@ mod policies;
 use std::collections::BTreeSet;
 
 use mesh_state::ids::BackendId;
-use mesh_state::lb::{LabelError, LbSettings};
+use mesh_state::lb::{self, LabelError, LbSettings, Mode, WEIGHT_LABEL};
 use mesh_state::node::NodeSpec;
 use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ServiceSpec};
 use thiserror::Error;
@@ -77,6 +77,14 @@ pub(crate) enum SpecError {
     /// A transport that mesh has no data plane for.
     #[error("EndpointSpec: port {0}/sctp can't be published: mesh carries tcp and udp")]
     Sctp(u16),
+    /// The PROXY protocol in front of a datagram is no part of what mesh does.
+    #[error("invalid label {MODE}=proxy: port {0}/udp can't be proxied: publish it by a service of mode tunnel or dsr", MODE = lb::MODE_LABEL)]
+    ProxiedUdp(u16),
+    /// A task of a global service has no number.
+    #[error(
+        "invalid label {WEIGHT_LABEL}.{0}: a global service has no slots: weigh nodes by their label {WEIGHT_LABEL}"
+    )]
+    SlotOfGlobal(u64),
     /// More ports than a transaction can claim.
     #[error("EndpointSpec: {count} ingress ports are too many: at most {INGRESS_PORTS_MAX} a service")]
     TooManyPorts {
@@ -125,8 +133,8 @@ pub(crate) enum SpecError {
 /// The first thing that is wrong with it.
 pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     service_name(&spec.name)?;
-    LbSettings::from_labels(&spec.labels)?;
     mode(spec)?;
+    balancing(spec)?;
     not_served::in_spec(spec)?;
     let container = spec.task_template.container_spec.as_ref().ok_or(SpecError::RuntimeMissing)?;
     container_spec(container)?;
@@ -158,7 +166,26 @@ pub(crate) fn service_name(name: &str) -> Result<(), SpecError> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
+    lb::node_weight(&spec.labels)?;
     if spec.name.is_empty() { Ok(()) } else { service_name(&spec.name) }
+}
+
+/// Checks mesh's labels, by themselves and against the ports and the mode that they are for.
+fn balancing(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let settings = LbSettings::from_labels(&spec.labels)?;
+    let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
+    let mut ingress = ports.filter(|port| port.publish_mode == PublishMode::Ingress);
+    if settings.mode == Mode::Proxy
+        && let Some(port) = ingress.find(|port| port.protocol == Protocol::Udp)
+    {
+        return Err(SpecError::ProxiedUdp(port.target_port));
+    }
+    if spec.mode.global.is_some()
+        && let Some(slot) = settings.slot_weights.keys().next()
+    {
+        return Err(SpecError::SlotOfGlobal(*slot));
+    }
+    Ok(())
 }
 
 fn mode(spec: &ServiceSpec) -> Result<(), SpecError> {
@@ -249,12 +276,6 @@ fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
         }
         if port.protocol == Protocol::Sctp {
             return Err(SpecError::Sctp(port.target_port));
-        }
-        if port.protocol == Protocol::Udp && port.publish_mode == PublishMode::Ingress {
-            return Err(SpecError::NotServed {
-                feature: "UDP ports published by the mesh are",
-                instead: "publish with mode=host, on the task's own node",
-            });
         }
         if endpoint.mode == "dnsrr" && port.publish_mode == PublishMode::Ingress {
             return Err(SpecError::DnsrrWithIngress);

@@ -69,10 +69,42 @@ fn labels_of_meshs_are_known_and_have_good_values() {
     check(
         "Labels",
         json!({"mesh.lb.policy": "fastest"}),
-        Some("invalid label mesh.lb.policy=fastest: must be one of round-robin, least-connections"),
+        Some(
+            "invalid label mesh.lb.policy=fastest: must be one of round-robin, random, least-connections, least-load, source-hash",
+        ),
     );
     let unknown = service_spec(&spec_with("Labels", json!({"mesh.lb.polcy": "random"}))).unwrap_err();
     assert!(matches!(unknown, SpecError::Label(LabelError::Unknown { .. })), "saw {unknown:?}");
+    let on_node = |key: &str| {
+        let spec = NodeSpec { labels: [(key.to_owned(), "2".to_owned())].into(), ..NodeSpec::default() };
+        node_spec(&spec)
+    };
+    assert_eq!((on_node("zone"), on_node("mesh.lb.weight")), (Ok(()), Ok(())));
+    let unknown = on_node("mesh.lb.mode").unwrap_err();
+    assert!(matches!(unknown, SpecError::Label(LabelError::UnknownOnNode { .. })), "saw {unknown:?}");
+}
+
+#[test]
+fn labels_of_meshs_fit_the_service() {
+    let spec = |labels: Value, ports: Value, mode: Value| {
+        let mut spec = spec_with("Labels", labels);
+        spec.endpoint_spec = serde_json::from_value(json!({"Ports": ports})).unwrap();
+        spec.mode = serde_json::from_value(mode).unwrap();
+        service_spec(&spec).map_err(|error| error.to_string())
+    };
+    let udp = |mode| json!([{"Protocol": "udp", "TargetPort": 53, "PublishedPort": 53, "PublishMode": mode}]);
+    let replicated = json!({"Replicated": {"Replicas": 1}});
+    let proxy = json!({"mesh.lb.mode": "proxy"});
+    let refused = spec(proxy.clone(), udp("ingress"), replicated.clone()).unwrap_err();
+    assert!(refused.starts_with("invalid label mesh.lb.mode=proxy: port 53/udp"), "saw {refused}");
+    assert_eq!(spec(proxy, udp("host"), replicated.clone()), Ok(()), "the mesh doesn't carry a host port");
+    let slot = json!({"mesh.lb.weight.2": "5"});
+    assert_eq!(spec(slot.clone(), json!([]), replicated), Ok(()));
+    let refused = spec(slot, json!([]), json!({"Global": {}})).unwrap_err();
+    assert!(
+        refused.starts_with("invalid label mesh.lb.weight.2: a global service has no slots"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -103,11 +135,10 @@ fn ports_can_be_published_or_are_refused() {
         Some("EndpointSpec: port 9/sctp can't be published: mesh carries tcp and udp"),
     );
     let udp = |mode| json!([{"Protocol": "udp", "TargetPort": 53, "PublishedPort": 53, "PublishMode": mode}]);
+    check_ports(udp("ingress"), None);
     check_ports(
-        udp("ingress"),
-        Some(
-            "UDP ports published by the mesh are not supported by mesh yet: publish with mode=host, on the task's own node",
-        ),
+        json!([port(53), {"Protocol": "udp", "TargetPort": 80, "PublishedPort": 53, "PublishMode": "ingress"}]),
+        None,
     );
     check_ports(udp("host"), None);
     check_ports(
