@@ -123,7 +123,7 @@ impl Frontend {
             ..Service::default()
         };
         let table = Table { slots, weights: &self.weights, odds };
-        select(&table, &service, source(odds.client), avoided).and_then(BackendId::new)
+        select(&table, &service, &odds.client.into(), avoided).and_then(BackendId::new)
     }
 }
 
@@ -163,15 +163,6 @@ impl Candidates for Table<'_> {
     fn load(&self, id: u32) -> Option<u32> {
         BackendId::new(id).and_then(self.odds.load).map(u32::from)
     }
-}
-
-/// The client's number: the last four octets of its address.
-fn source(client: IpAddr) -> u32 {
-    let [.., a, b, c, d] = match client {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    u32::from_be_bytes([a, b, c, d])
 }
 
 fn policy(policy: Policy) -> abi::Policy {

@@ -238,7 +238,7 @@ fn open<'a, P: Packet, L: Lookups>(
             refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce)
         });
     }
-    let Some(id) = select::select(lookups, service, u32::from_be_bytes(ip.source), avoided) else {
+    let Some(id) = select::select(lookups, service, &key.client, avoided) else {
         lookups.count_no_backend(service.index);
         return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
     };
