@@ -76,10 +76,11 @@ pub struct RunArgs {
     /// Where proxied connections from other nodes come in; the same port on all of them.
     #[arg(long, env = "MESH_RELAY_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:4800")]
     pub relay_listen: SocketAddr,
-    /// Proxied connections served at once.
-    #[arg(long, env = "MESH_CONNECTIONS_MAX", value_name = "COUNT", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
-    pub connections_max: u32,
-    /// A proxied connection without a byte for this long ends.
+    /// Proxied connections and UDP flows served at once, of clients and of other nodes each; fewer if the limit of open files is too
+    /// low. Further TCP clients wait in the kernel's queue.
+    #[arg(long, env = "MESH_PROXY_CONNECTIONS_MAX", value_name = "COUNT", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub proxy_connections_max: u32,
+    /// A proxied TCP connection without a byte for this long ends, if its service has no `mesh.lb.idle-timeout`.
     #[arg(long, env = "MESH_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2h", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
     /// Where /metrics, /healthz and /readyz are served.

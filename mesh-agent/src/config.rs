@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::cli::{Datapath, MetricsBackends, RunArgs};
 use crate::control_link::token::{JoinToken, TokenError};
-use crate::proxy::ProxySettings;
+use crate::proxy::{ProxySettings, UdpLimits};
 
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -141,8 +141,9 @@ impl Config {
                 listen_address: args.listen_address,
                 relay_listen: args.relay_listen,
                 relay_port: args.relay_listen.port(),
-                connections_max: usize::try_from(args.connections_max).unwrap_or(usize::MAX),
+                connections_max: usize::try_from(args.proxy_connections_max).unwrap_or(usize::MAX),
                 idle_limit: args.idle_timeout,
+                udp_limits: UdpLimits::default(),
                 drain_limit: DRAIN_LIMIT,
             },
             metrics_listen: args.metrics_listen,

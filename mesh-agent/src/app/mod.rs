@@ -5,6 +5,7 @@
 
 mod carriers;
 mod described;
+mod descriptors;
 mod membership;
 
 use std::path::Path;
@@ -29,7 +30,7 @@ use crate::docker_api::{self, Upstreams};
 use crate::error_chain;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
-use crate::proxy::{Proxy, carry_over};
+use crate::proxy::{Listening, Proxy, carry_over};
 use crate::shutdown::{Components, follow_signals};
 use crate::view::NodeView;
 use membership::Membership;
@@ -51,17 +52,17 @@ struct State {
 struct Sockets {
     metrics: TcpListener,
     docker: UnixListener,
-    relay: TcpListener,
+    relay: Listening,
 }
 
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// It can't start, or a component failed.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     create_private_dir(&config.data_dir)
         .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
-    raise_descriptor_limit();
+    config.proxy.connections_max = descriptors::make_room(config.proxy.connections_max);
     let identity = Identity::load(&config.data_dir)?;
     if identity.is_none() {
         // A bad token is an error at once, not once a manager answers.
@@ -71,7 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let resumes = first_view.generation > 0;
     let (view, views) = watch::channel(Arc::new(first_view));
     let (relay_keys, keys) = watch::channel(first_keys);
-    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone())?;
+    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone(), Arc::default())?;
     match carry_over::load(&config.data_dir) {
         Ok(before) => proxy.ledger().resume(&before),
         Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
@@ -170,7 +171,7 @@ fn start_carriers(
     components: &Components,
     proxy: &Arc<Proxy>,
     datapath: Option<Arc<Datapath>>,
-    relay: TcpListener,
+    relay: Listening,
     views: &watch::Receiver<Arc<NodeView>>,
 ) -> watch::Receiver<u64> {
     let stopping = components.stopping();
@@ -222,15 +223,4 @@ fn start_admin(
     let stop = stopping.clone();
     components.spawn("admin", async move { Ok(admin::serve(listener, admin, stop).await?) });
     Ok(())
-}
-
-/// Every proxied connection takes two descriptors: as many as the system lets us have.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, current = ?limit.current, "raise the limit of open files");
-    }
 }

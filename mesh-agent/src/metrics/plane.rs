@@ -4,6 +4,8 @@
 
 use mesh_ebpf::abi::{ABI_HASH, Direction};
 
+use mesh_state::spec::Protocol;
+
 use super::Observation;
 use super::catalogue as names;
 use super::samples::{Samples, number};
@@ -38,8 +40,9 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
         samples.add(&names::COLLECTOR_SUCCESS, &label, f64::from(u8::from(collector.success)));
         samples.add(&names::COLLECTOR_DURATION, &label, collector.duration.as_secs_f64());
     }
-    for (port, bound) in &seen.proxy.listeners {
-        let address = format!(":{port}");
+    for ((protocol, port), bound) in &seen.proxy.listeners {
+        let suffix = if *protocol == Protocol::Udp { "/udp" } else { "" };
+        let address = format!(":{port}{suffix}");
         let labels = [("interface", address.as_str()), ("hook", "listener"), ("mode", "socket")];
         samples.add(&names::ATTACHED, &labels, f64::from(u8::from(*bound)));
     }

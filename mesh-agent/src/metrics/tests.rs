@@ -100,7 +100,7 @@ fn proxy() -> ProxyStats {
     ProxyStats {
         backends: BTreeMap::from([(BackendId::new(1).expect("an id"), backend)]),
         frontends: BTreeMap::from([((service, Protocol::Tcp, 80), frontend)]),
-        listeners: BTreeMap::from([(80, true), (81, false)]),
+        listeners: BTreeMap::from([((Protocol::Tcp, 80), true), ((Protocol::Udp, 81), false)]),
     }
 }
 
@@ -166,7 +166,7 @@ fn the_state_of_the_node_shows() {
             r#"mesh_bpf_map_max_entries{map="BACKENDS"} 65536"#,
             r#"mesh_bpf_map_operation_errors_total{map="SLOTS",operation="update"} 1"#,
             r#"mesh_dataplane_attached{interface="eth0",hook="tc",mode="tcx"} 1"#,
-            r#"mesh_dataplane_attached{interface=":81",hook="listener",mode="socket"} 0"#,
+            r#"mesh_dataplane_attached{interface=":81/udp",hook="listener",mode="socket"} 0"#,
             "mesh_store_revision 9",
             "mesh_dataplane_revision 8",
             "mesh_control_connected 1",

@@ -68,8 +68,12 @@ fn add_frontend(
         samples.add(&names::FRONTEND_PACKETS, &labels, number(traffic.packets));
         samples.add(&names::FRONTEND_BYTES, &labels, number(traffic.bytes + payload));
     }
-    let unassigned =
-        [("no_backend", counted.no_backend + proxy.no_backend), ("all_refused", proxy.all_refused)];
+    let unassigned = [
+        ("no_backend", counted.no_backend + proxy.no_backend),
+        ("all_refused", proxy.all_refused),
+        ("not_allowed", proxy.denied),
+        ("no_room", proxy.no_room),
+    ];
     for (reason, count) in unassigned {
         samples.add(&names::FRONTEND_UNASSIGNED, &with(labels, &[("reason", reason)]), number(count));
     }

@@ -1,15 +1,19 @@
 //! Taking connections from a bound socket, as many as there is room for.
 //!
-//! Invariants: room is taken before a connection is, so that a full proxy leaves new clients in the kernel's queue; an error of
-//! `accept` never ends a listener, nor lets it spin.
+//! Invariants: room is taken before a connection is, so that a full proxy leaves new clients in the kernel's queue; a socket that
+//! nobody connects to takes no room; an error of `accept` never ends a listener, nor lets it spin.
 
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -18,13 +22,39 @@ const BACKLOG: i32 = 4096;
 /// How long to wait after an error of `accept` (no descriptors left, say).
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
+/// A socket that takes connections; several threads may, from one queue.
+#[derive(Debug)]
+pub struct Listening(Socket);
+
+impl Listening {
+    /// The same queue, for another thread.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn share(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+}
+
+/// Listens for connections to `address`; see [`bind`].
+///
+/// # Errors
+/// As the kernel says; an address in use is [`io::ErrorKind::AddrInUse`].
+pub(super) fn listen(address: SocketAddr) -> io::Result<Listening> {
+    let socket = bind(address, Type::STREAM)?;
+    // What is accepted inherits it.
+    socket.set_tcp_nodelay(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(Listening(socket))
+}
+
 /// Binds `address`, for IPv6's "any" with IPv4 as well; where there is no IPv6, IPv4's "any" is bound instead.
 ///
 /// # Errors
 /// As the kernel says; an address in use is [`io::ErrorKind::AddrInUse`].
-pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let any_v6 = address.is_ipv6() && address.ip().is_unspecified();
-    match bind_one(address) {
+    match bind_one(address, kind) {
         Err(error)
             if any_v6
                 && matches!(
@@ -32,38 +62,46 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
                     Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
                 ) =>
         {
-            bind_one(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
+            bind_one(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()), kind)
         }
         result => result,
     }
 }
 
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+fn bind_one(address: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    socket.set_reuse_address(true)?;
+    if kind == Type::STREAM {
+        // For UDP it would let two sockets have one port.
+        socket.set_reuse_address(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 /// Accepts until `stop`, giving each connection, its peer and its share of `room` to `serve`.
 pub(super) async fn accept_until(
-    listener: &TcpListener,
+    listening: Listening,
     room: &Arc<Semaphore>,
     stop: &CancellationToken,
     mut serve: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let accept = async {
+        // SAFETY: the socket owns its descriptor, and nothing closes it before the queue is dropped.
+        let queue = match unsafe { AsyncFd::register_with_interest(listening.0, Interest::READABLE) } {
+            Ok(queue) => queue,
+            Err(error) => {
+                tracing::error!(%error, "watch a listening socket");
+                return pending().await;
+            }
+        };
         loop {
-            let Ok(permit) = Arc::clone(room).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, peer)) => {
-                    serve(stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()), permit);
-                }
+            match accept_all(&queue, room, &mut serve).await {
+                Ok(()) => return,
                 Err(error) => {
                     tracing::warn!(%error, "accept a connection");
                     tokio::time::sleep(ERROR_PAUSE).await;
@@ -77,6 +115,34 @@ pub(super) async fn accept_until(
     }
 }
 
+/// Accepts for ever; ends well only without a room.
+async fn accept_all(
+    queue: &AsyncFd<Socket>,
+    room: &Arc<Semaphore>,
+    serve: &mut impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
+) -> io::Result<()> {
+    loop {
+        let mut ready = queue.readable().await?;
+        loop {
+            let Ok(permit) = Arc::clone(room).acquire_owned().await else { return Ok(()) };
+            match ready.try_io(|queue| accept_one(queue.get_ref())) {
+                Ok(Ok((stream, peer))) => serve(TcpStream::from_std(stream)?, peer, permit),
+                // It ended in the queue.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_nothing_waits) => break,
+            }
+        }
+    }
+}
+
+fn accept_one(socket: &Socket) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let (stream, peer) = acceptfrom_with(socket, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer =
+        peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(io::ErrorKind::ConnectionAborted)?;
+    Ok((stream.into(), SocketAddr::new(peer.ip().to_canonical(), peer.port())))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
@@ -86,15 +152,19 @@ mod tests {
 
     use super::*;
 
+    fn address_of(listening: &Listening) -> SocketAddr {
+        listening.0.local_addr().expect("its address").as_socket().expect("an IP address")
+    }
+
     #[tokio::test]
     async fn any_address_takes_both_families_and_shows_ipv4_as_such() {
-        let listener = bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)).expect("a port");
-        let port = listener.local_addr().expect("its address").port();
+        let listener = listen(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)).expect("a port");
+        let port = address_of(&listener).port();
         let (room, stop) = (Arc::new(Semaphore::new(4)), CancellationToken::new());
         let (peers, mut seen) = tokio::sync::mpsc::unbounded_channel();
         let (serving, stopping) = (Arc::clone(&room), stop.clone());
         let accepting = tokio::spawn(async move {
-            accept_until(&listener, &serving, &stopping, |_, peer, _| peers.send(peer.ip()).expect("seen"))
+            accept_until(listener, &serving, &stopping, |_, peer, _| peers.send(peer.ip()).expect("seen"))
                 .await;
         });
         for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
@@ -109,12 +179,12 @@ mod tests {
 
     #[tokio::test]
     async fn without_room_clients_wait_in_the_queue() {
-        let listener = bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).expect("a port");
-        let address = listener.local_addr().expect("its address");
+        let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).expect("a port");
+        let address = address_of(&listener);
         let (room, stop) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
         let stopping = stop.clone();
         let accepting = tokio::spawn(async move {
-            accept_until(&listener, &room, &stopping, |mut stream, _, permit| {
+            accept_until(listener, &room, &stopping, |mut stream, _, permit| {
                 tokio::spawn(async move {
                     stream.write_all(b"!").await.expect("the client listens");
                     let until_its_end = stream.read_u8().await;
@@ -137,8 +207,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_said_to_be() {
-        let holder = bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).expect("a port");
-        let error = bind(holder.local_addr().expect("its address")).expect_err("it is in use");
+        let holder = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).expect("a port");
+        let error = listen(address_of(&holder)).expect_err("it is in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -96,6 +96,6 @@ mod tests {
         let (figures, frontend) = (after.stats().backends[&id], after.stats().frontends[&key]);
         assert_eq!((figures.opened, figures.live, frontend.opened), (1, 0, 1));
         let _next = after.backend(id).open();
-        assert_eq!((after.stats().backends[&id].opened, after.live(id)), (2, 1));
+        assert_eq!((after.stats().backends[&id].opened, after.backend(id).live()), (2, 1));
     }
 }

@@ -6,113 +6,109 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_state::ids::BackendId;
 use mesh_state::spec::Protocol;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::dial::{self, DialError, Ends};
-use super::ledger::{BackendEntry, FrontendEntry, Opened};
+use super::dial::{self, Asking, DialError, Ends};
+use super::ledger::Opened;
 use super::pipe::{self, Terms};
+use super::routes::{Place, Route, Target};
+use super::warm::Warm;
 use crate::error_chain;
-use crate::lb::{Frontend, Odds};
-use crate::view::{BackendView, NodeView};
 
 /// Backends tried for one connection.
-const ATTEMPTS_MAX: usize = 4;
+pub(super) const ATTEMPTS_MAX: usize = 4;
 
 /// A backend that took the connection.
 struct Connected {
-    entry: Arc<BackendEntry>,
+    target: Arc<Target>,
     stream: TcpStream,
     opened: Opened,
 }
 
 /// Serves a client of the published port `published`.
-pub(super) async fn serve(proxy: &Proxy, client: TcpStream, peer: SocketAddr, published: u16) {
-    let Ok(destination) = client.local_addr() else { return };
-    let selector = proxy.selector();
-    let Some(frontend) = selector.frontend(Protocol::Tcp, published) else {
+pub(super) async fn serve(
+    proxy: &Proxy,
+    warm: &Arc<Warm>,
+    client: TcpStream,
+    peer: SocketAddr,
+    published: u16,
+) {
+    let Some(route) = proxy.routes().route(Protocol::Tcp, published).cloned() else {
         pipe::reset(&client);
         return;
     };
-    let counters =
-        proxy.ledger.frontend(&(frontend.service.clone(), frontend.port.protocol, frontend.port.published));
-    counters.count_opened();
-    let ends = Ends { client: peer, destination };
-    let Some(connected) = connect(proxy, frontend, &counters, ends).await else {
+    route.counters.count_opened();
+    if !route.admits(peer.ip()) {
+        route.counters.count_denied();
+        pipe::reset(&client);
+        return;
+    }
+    let Some(connected) = connect(proxy, warm, &route, &client, peer).await else {
         pipe::reset(&client);
         return;
     };
-    if let Err(error) = carry(proxy, client, connected, &counters).await {
+    if let Err(error) = carry(client, connected, &route).await {
         tracing::debug!(%peer, published, error = %error_chain(&error), "a proxied connection ended");
     }
 }
 
 async fn connect(
     proxy: &Proxy,
-    frontend: &Frontend,
-    counters: &FrontendEntry,
-    ends: Ends,
+    warm: &Arc<Warm>,
+    route: &Route,
+    client: &TcpStream,
+    peer: SocketAddr,
 ) -> Option<Connected> {
-    let view = proxy.view();
-    let turn = counters.next_turn();
-    let mut refused = Vec::new();
+    let turn = route.counters.next_turn();
+    let mut refused: Vec<BackendId> = Vec::new();
     while refused.len() < ATTEMPTS_MAX {
-        let selected = frontend.select(&Odds {
-            turn,
-            client: ends.client.ip(),
-            live: &|id| proxy.ledger.live(id),
-            load: &|_| None,
-            refused: &refused,
-        });
-        let Some(backend) = selected.and_then(|id| view.backends.get(&id)) else { break };
-        let entry = proxy.ledger.backend(backend.id);
-        let opened = entry.open();
-        match dial(proxy, &view, backend, ends).await {
-            Ok(stream) => return Some(Connected { entry, stream, opened }),
+        let Some(target) = route.select(peer.ip(), turn, &refused, &|id| proxy.load(id)) else { break };
+        let opened = target.entry.open();
+        match dial(proxy, warm, target, client, peer).await {
+            Ok(stream) => return Some(Connected { target: Arc::clone(target), stream, opened }),
             Err(error) => {
-                entry.count_failure(error.reason());
-                tracing::debug!(
-                    backend = backend.id.get(),
-                    task = backend.task_name,
-                    error = %error_chain(&error),
-                    "connect to a backend; another is tried"
-                );
-                refused.push(backend.id);
+                target.note_failure(&error);
+                refused.push(target.id);
             }
         }
     }
-    counters.count_unassigned(!refused.is_empty());
+    route.counters.count_unassigned(!refused.is_empty());
     None
 }
 
 async fn dial(
     proxy: &Proxy,
-    view: &NodeView,
-    backend: &BackendView,
-    ends: Ends,
+    warm: &Arc<Warm>,
+    target: &Target,
+    client: &TcpStream,
+    peer: SocketAddr,
 ) -> Result<TcpStream, DialError> {
-    if view.is_local(backend) {
-        dial::dial_task(backend).await
-    } else {
-        dial::dial_relay(view, backend, proxy.settings.relay_port, &proxy.relay_keys(), ends).await
+    let ends = || {
+        let destination = client.local_addr().unwrap_or(peer);
+        Ends { client: peer, destination }
+    };
+    match &target.place {
+        Place::Here(address) => dial::dial_task(*address, target.tells_client.then(ends)).await,
+        Place::Relay(relay) => {
+            let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
+            let asking = Asking { source, keys: &keys, warm };
+            dial::dial_relay(&asking, *relay, target.id, ends()).await
+        }
+        Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
     }
 }
 
-async fn carry(
-    proxy: &Proxy,
-    client: TcpStream,
-    connected: Connected,
-    counters: &FrontendEntry,
-) -> Result<(), pipe::PipeError> {
-    let Connected { entry, stream, opened } = connected;
-    client.set_nodelay(true)?;
+async fn carry(client: TcpStream, connected: Connected, route: &Route) -> Result<(), pipe::PipeError> {
+    let Connected { target, stream, opened } = connected;
+    let (backend, frontend) = (&target.entry, &route.counters);
     let terms = Terms {
-        idle_limit: proxy.settings.idle_limit,
-        gone: entry.gone(),
-        cut: &proxy.cut,
-        request: &[entry.request_bytes(), counters.request_bytes()],
-        reply: &[entry.reply_bytes(), counters.reply_bytes()],
+        idle_limit: route.idle_limit,
+        gone: backend.gone(),
+        request: &[backend.request_bytes(), frontend.request_bytes()],
+        reply: &[backend.reply_bytes(), frontend.reply_bytes()],
     };
     let result = pipe::carry(client, stream, &terms).await;
     drop(opened);

@@ -4,17 +4,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
-use mesh_state::ids::NodeId;
+use mesh_state::ids::{BackendId, NodeId};
+
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use super::preamble::{Answer, NONCE_LENGTH, Preamble};
+use super::preamble::{Answer, Preamble};
+use super::proxy_protocol::Header;
+use super::sockopt::{Switch, switch_on};
+use super::warm::{self, Greeted, Warm};
 use crate::control_link::relay_keys::{RelayKey, RelayKeys};
-use crate::view::{BackendView, NodeView};
 
 /// A task that does not answer within this is passed over.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
@@ -45,6 +49,12 @@ pub enum DialError {
     /// No manager has given a relay key yet.
     #[error("no relay key yet: a manager must be reached once")]
     NoKey,
+    /// The task refused a datagram.
+    #[error("backend {} refuses datagrams", backend.get())]
+    Refused {
+        /// The backend.
+        backend: BackendId,
+    },
     /// The relay said no.
     #[error("relay {relay} answered {answer:?}")]
     Relay {
@@ -88,7 +98,7 @@ impl DialError {
             Self::Deadline { .. } | Self::Relay { answer: Some(Answer::Timeout), .. } => {
                 FailureReason::Timeout
             }
-            Self::Relay { answer: Some(Answer::Refused), .. } => FailureReason::Reset,
+            Self::Relay { answer: Some(Answer::Refused), .. } | Self::Refused { .. } => FailureReason::Reset,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused => {
                 FailureReason::Reset
             }
@@ -108,32 +118,44 @@ pub struct Ends {
     pub destination: SocketAddr,
 }
 
-/// Connects to a task on this node.
+/// Connects to a task on this node; tells it who connected, if its service wants that.
 ///
 /// # Errors
 /// It can't be reached, or refuses.
-pub async fn dial_task(backend: &BackendView) -> Result<TcpStream, DialError> {
-    connect(SocketAddr::new(backend.address, backend.target), None).await
+pub(super) async fn dial_task(address: SocketAddr, tells: Option<Ends>) -> Result<TcpStream, DialError> {
+    let mut stream = connect(address, None).await?;
+    if let Some(ends) = tells {
+        let header = Header::new(ends);
+        // The socket is new, so that its buffer takes this at once.
+        stream.write_all(header.bytes()).await.map_err(|source| DialError::Connect { address, source })?;
+    }
+    Ok(stream)
 }
 
-/// Connects to a task on another node, through that node's relay on `relay_port`.
+/// How relays are asked.
+pub(super) struct Asking<'a> {
+    /// This node's address.
+    pub(super) source: Option<IpAddr>,
+    /// The good keys.
+    pub(super) keys: &'a RelayKeys,
+    /// Connections that wait.
+    pub(super) warm: &'a Arc<Warm>,
+}
+
+/// Connects to a task on another node, through that node's relay.
 ///
 /// # Errors
 /// The relay or the task can't be reached, or refuses.
-pub async fn dial_relay(
-    view: &NodeView,
-    backend: &BackendView,
-    relay_port: u16,
-    keys: &RelayKeys,
+pub(super) async fn dial_relay(
+    asking: &Asking<'_>,
+    relay: SocketAddr,
+    backend: BackendId,
     ends: Ends,
 ) -> Result<TcpStream, DialError> {
-    let node =
-        view.nodes.get(&backend.node_id).ok_or_else(|| DialError::UnknownNode(backend.node_id.clone()))?;
-    let relay = SocketAddr::new(node.address.into(), relay_port);
     let mut last = DialError::NoKey;
     // While keys rotate the other node may still hold only the key before.
-    for key in keys.iter() {
-        match ask_relay(view, relay, backend, key, ends).await {
+    for key in asking.keys.iter() {
+        match ask_relay(asking, relay, backend, key, ends).await {
             Err(error @ DialError::Relay { answer: Some(Answer::Denied), .. }) => last = error,
             result => return result,
         }
@@ -142,20 +164,31 @@ pub async fn dial_relay(
 }
 
 async fn ask_relay(
-    view: &NodeView,
+    asking: &Asking<'_>,
     relay: SocketAddr,
-    backend: &BackendView,
+    backend: BackendId,
     key: &RelayKey,
     ends: Ends,
 ) -> Result<TcpStream, DialError> {
-    let mut stream = connect(relay, Some(view.address.into())).await?;
-    let preamble = Preamble {
-        backend: backend.id,
-        client: ends.client,
-        destination: ends.destination,
-        made_unix_ms: unix_ms(),
-        nonce: rand::random::<[u8; NONCE_LENGTH]>(),
-    };
+    if let Some(greeted) = asking.warm.take(relay, asking.source) {
+        match ask(greeted, relay, backend, key, ends).await {
+            // It broke while it waited: its relay was restarted, say.
+            Err(DialError::Connect { .. }) => {}
+            result => return result,
+        }
+    }
+    ask(warm::open(relay, asking.source).await?, relay, backend, key, ends).await
+}
+
+async fn ask(
+    greeted: Greeted,
+    relay: SocketAddr,
+    backend: BackendId,
+    key: &RelayKey,
+    ends: Ends,
+) -> Result<TcpStream, DialError> {
+    let Greeted { mut stream, challenge, .. } = greeted;
+    let preamble = Preamble { backend, client: ends.client, destination: ends.destination, challenge };
     let exchange = async {
         stream.write_all(&preamble.sign(key)).await?;
         stream.read_u8().await
@@ -170,22 +203,17 @@ async fn ask_relay(
     }
 }
 
-async fn connect(address: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
+pub(super) async fn connect(address: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
     let failed = |source| DialError::Connect { address, source };
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     if let Some(source) = source {
+        // The port is chosen by the connection's other end too, so that there are enough of them.
+        switch_on(&socket, Switch::BindAddressNoPort).map_err(failed)?;
         socket.bind(SocketAddr::new(source, 0)).map_err(failed)?;
     }
-    let stream = timeout(CONNECT_DEADLINE, socket.connect(address))
+    socket.set_nodelay(true).map_err(failed)?;
+    timeout(CONNECT_DEADLINE, socket.connect(address))
         .await
         .map_err(|_| DialError::Deadline { address })?
-        .map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
-    Ok(stream)
-}
-
-/// The wall clock, milliseconds since 1970.
-pub(super) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        .map_err(failed)
 }

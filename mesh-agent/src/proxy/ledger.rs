@@ -38,6 +38,8 @@ pub struct FrontendEntry {
     opened: AtomicU64,
     no_backend: AtomicU64,
     all_refused: AtomicU64,
+    denied: AtomicU64,
+    no_room: AtomicU64,
     request_bytes: AtomicU64,
     reply_bytes: AtomicU64,
 }
@@ -66,6 +68,12 @@ pub struct FrontendFigures {
     pub no_backend: u64,
     /// Connections refused, as every backend tried refused.
     pub all_refused: u64,
+    /// Connections refused, as the service's allow-list doesn't hold the client.
+    #[serde(default)]
+    pub denied: u64,
+    /// UDP flows refused, as the proxy had no room.
+    #[serde(default)]
+    pub no_room: u64,
     /// Payload from clients, bytes.
     pub request_bytes: u64,
     /// Payload to clients, bytes.
@@ -80,26 +88,28 @@ pub struct ProxyStats {
     /// By published port.
     pub frontends: BTreeMap<FrontendKey, FrontendFigures>,
     /// Published ports, and whether this node listens on them.
-    pub listeners: BTreeMap<u16, bool>,
+    pub listeners: BTreeMap<(Protocol, u16), bool>,
 }
 
 /// The entries by name.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<Entries>,
+    cut: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
     backends: BTreeMap<BackendId, Arc<BackendEntry>>,
     frontends: BTreeMap<FrontendKey, Arc<FrontendEntry>>,
-    listeners: BTreeMap<u16, bool>,
+    listeners: BTreeMap<(Protocol, u16), bool>,
 }
 
 impl Ledger {
     /// The backend's entry.
     pub fn backend(&self, id: BackendId) -> Arc<BackendEntry> {
-        Arc::clone(self.lock().backends.entry(id).or_default())
+        let afresh = || Arc::new(BackendEntry { gone: self.cut.child_token(), ..BackendEntry::default() });
+        Arc::clone(self.lock().backends.entry(id).or_insert_with(afresh))
     }
 
     /// The published port's entry.
@@ -115,20 +125,21 @@ impl Ledger {
     pub fn resume(&self, before: &ProxyStats) {
         let mut entries = self.lock();
         for (id, figures) in &before.backends {
-            entries.backends.insert(*id, Arc::new(BackendEntry::resumed(figures)));
+            let entry = BackendEntry { gone: self.cut.child_token(), ..BackendEntry::resumed(figures) };
+            entries.backends.insert(*id, Arc::new(entry));
         }
         for (key, figures) in &before.frontends {
             entries.frontends.insert(key.clone(), Arc::new(FrontendEntry::resumed(figures)));
         }
     }
 
-    /// Live connections that this node assigned to the backend.
-    pub fn live(&self, id: BackendId) -> u64 {
-        self.lock().backends.get(&id).map_or(0, |entry| entry.live())
+    /// Ends all connections.
+    pub fn cut(&self) {
+        self.cut.cancel();
     }
 
     /// Notes on which published ports this node listens.
-    pub fn set_listeners(&self, listeners: BTreeMap<u16, bool>) {
+    pub fn set_listeners(&self, listeners: BTreeMap<(Protocol, u16), bool>) {
         self.lock().listeners = listeners;
     }
 
@@ -176,7 +187,7 @@ impl BackendEntry {
         }
     }
 
-    /// Cancelled once the backend is gone.
+    /// Cancelled once the backend is gone, or all connections must end.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }
@@ -192,6 +203,16 @@ impl BackendEntry {
         self.failures[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a datagram from a client.
+    pub fn count_request(&self, length: usize) {
+        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a datagram to a client.
+    pub fn count_reply(&self, length: usize) {
+        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
     /// Bytes from clients.
     pub fn request_bytes(&self) -> &AtomicU64 {
         &self.request_bytes
@@ -202,7 +223,8 @@ impl BackendEntry {
         &self.reply_bytes
     }
 
-    fn live(&self) -> u64 {
+    /// Live connections that this node assigned to the backend.
+    pub fn live(&self) -> u64 {
         // Closed first: a connection that opens and closes in between must not make it negative.
         let closed = self.closed.load(Ordering::Acquire);
         self.opened.load(Ordering::Acquire).saturating_sub(closed)
@@ -226,6 +248,8 @@ impl FrontendEntry {
             opened: before.opened.into(),
             no_backend: before.no_backend.into(),
             all_refused: before.all_refused.into(),
+            denied: before.denied.into(),
+            no_room: before.no_room.into(),
             request_bytes: before.request_bytes.into(),
             reply_bytes: before.reply_bytes.into(),
         }
@@ -247,6 +271,26 @@ impl FrontendEntry {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a connection of a client that the allow-list doesn't hold.
+    pub fn count_denied(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a UDP flow for which there was no room.
+    pub fn count_no_room(&self) {
+        self.no_room.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a datagram from a client.
+    pub fn count_request(&self, length: usize) {
+        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a datagram to a client.
+    pub fn count_reply(&self, length: usize) {
+        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
     /// Bytes from clients.
     pub fn request_bytes(&self) -> &AtomicU64 {
         &self.request_bytes
@@ -262,6 +306,8 @@ impl FrontendEntry {
             opened: self.opened.load(Ordering::Relaxed),
             no_backend: self.no_backend.load(Ordering::Relaxed),
             all_refused: self.all_refused.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+            no_room: self.no_room.load(Ordering::Relaxed),
             request_bytes: self.request_bytes.load(Ordering::Relaxed),
             reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
         }
@@ -294,7 +340,7 @@ mod tests {
         let id = BackendId::new(1).expect("an id");
         let entry = ledger.backend(id);
         let open = entry.open();
-        assert_eq!(ledger.live(id), 1);
+        assert_eq!(entry.live(), 1);
         ledger.follow(&NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST));
         assert!(entry.gone().is_cancelled(), "its connections are told");
         assert_eq!(ledger.stats().backends.len(), 0, "its figures vanish");

@@ -1,7 +1,7 @@
 //! The sockets of the published ports: really bound on every node, opened and closed as services come and go.
 //!
 //! Invariants: a port that something else holds is reported once, tried again every few seconds, and harms no other port;
-//! closing a listener leaves its connections alone.
+//! closing a listener leaves its TCP connections alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,16 +9,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_state::spec::Protocol;
+use socket2::Type;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::{accept_until, bind};
+use super::accept::{accept_until, bind, listen};
+use super::udp::sessions;
 use super::{Proxy, connection};
 use crate::view::NodeView;
+
+type Published = (Protocol, u16);
 
 /// The published ports that this node listens on.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    ports: BTreeMap<u16, Port>,
+    ports: BTreeMap<Published, Port>,
 }
 
 #[derive(Debug)]
@@ -32,10 +36,10 @@ enum Port {
 impl Listeners {
     /// Closes what the view doesn't publish any more, and opens what is missing.
     pub(super) fn follow(&mut self, proxy: &Arc<Proxy>, view: &NodeView) {
-        let wanted: BTreeMap<u16, &str> = view
+        let wanted: BTreeMap<Published, &str> = view
             .frontends()
-            .filter(|(_, port)| port.protocol == Protocol::Tcp)
-            .map(|(service, port)| (port.published, service.name.as_str()))
+            .filter(|(_, port)| port.protocol != Protocol::Sctp)
+            .map(|(service, port)| ((port.protocol, port.published), service.name.as_str()))
             .collect();
         self.ports.retain(|port, state| {
             let stays = wanted.contains_key(port);
@@ -49,46 +53,58 @@ impl Listeners {
                 self.open(proxy, port, service);
             }
         }
-        let open = |(port, state): (&u16, &Port)| (*port, matches!(state, Port::Open(_)));
+        let open = |(port, state): (&Published, &Port)| (*port, matches!(state, Port::Open(_)));
         proxy.ledger.set_listeners(self.ports.iter().map(open).collect());
     }
 
-    fn open(&mut self, proxy: &Arc<Proxy>, port: u16, service: &str) {
-        match listen(proxy, port) {
+    fn open(&mut self, proxy: &Arc<Proxy>, published: Published, service: &str) {
+        let (protocol, port) = (published.0.as_str(), published.1);
+        match start(proxy, published) {
             Ok(close) => {
-                tracing::info!(port, service, "listen on a published port");
-                self.ports.insert(port, Port::Open(close));
+                tracing::info!(port, protocol, service, "listen on a published port");
+                self.ports.insert(published, Port::Open(close));
             }
             Err(error) => {
                 let reason = error.to_string();
-                let known = matches!(self.ports.get(&port), Some(Port::Clashes(before)) if *before == reason);
+                let known =
+                    matches!(self.ports.get(&published), Some(Port::Clashes(before)) if *before == reason);
                 if !known {
                     tracing::error!(
                         port,
+                        protocol,
                         service,
                         error = reason,
-                        "can't listen on a published port: find its holder with `ss -ltnp sport = :{port}`; other ports go on"
+                        "can't listen on a published port: find its holder with `ss -lntup sport = :{port}`; other ports go on"
                     );
                 }
-                self.ports.insert(port, Port::Clashes(reason));
+                self.ports.insert(published, Port::Clashes(reason));
             }
         }
     }
 }
 
-fn listen(proxy: &Arc<Proxy>, port: u16) -> io::Result<CancellationToken> {
-    let listener = bind(SocketAddr::new(proxy.settings.listen_address, port))?;
+fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<CancellationToken> {
+    let address = SocketAddr::new(proxy.settings.listen_address, port);
     let close = proxy.stop.child_token();
-    let (serving, closing) = (Arc::clone(proxy), close.clone());
-    proxy.tracker.spawn(async move {
-        accept_until(&listener, &serving.room, &closing, |stream, peer, permit| {
-            let proxy = Arc::clone(&serving);
-            serving.tracker.spawn(async move {
-                connection::serve(&proxy, stream, peer, port).await;
-                drop(permit);
-            });
-        })
-        .await;
-    });
+    if protocol == Protocol::Udp {
+        sessions::start(proxy, bind(address, Type::DGRAM)?, port, close.clone())?;
+        return Ok(close);
+    }
+    let listening = listen(address)?;
+    for worker in proxy.workers.iter() {
+        let (serving, closing, warm) = (Arc::clone(proxy), close.clone(), Arc::clone(&worker.warm));
+        let listening = listening.share()?;
+        let accept = async move {
+            accept_until(listening, &serving.room, &closing, |stream, peer, permit| {
+                let (proxy, warm) = (Arc::clone(&serving), Arc::clone(&warm));
+                tokio::spawn(serving.tracker.track_future(async move {
+                    connection::serve(&proxy, &warm, stream, peer, port).await;
+                    drop(permit);
+                }));
+            })
+            .await;
+        };
+        worker.handle.spawn(proxy.tracker.track_future(accept));
+    }
     Ok(close)
 }

@@ -4,30 +4,37 @@
 //! serves what the kernel programs leave over: the host's own connections, loopback.
 //!
 //! Invariants: a connection keeps its backend through every change of the view; what ends it is its ends, idleness, or its
-//! backend's disappearance. The number of connections is capped.
+//! backend's disappearance. The number of connections is capped. Connections live on the proxy's own threads (`workers`).
 //!
-//! Left to others: which backend (`lb`), the packets of other hosts where programs are attached (`datapath`), UDP.
+//! Left to others: which backend (`lb`), the packets of other hosts where programs are attached (`datapath`).
+
+pub use accept::Listening;
 
 pub mod carry_over;
 pub mod dial;
 pub mod ledger;
 pub mod preamble;
-pub mod replay;
 
 mod accept;
 mod connection;
 mod listeners;
 mod pipe;
+mod proxy_protocol;
 mod relay;
+mod routes;
+mod sockopt;
+mod udp;
+mod warm;
+mod workers;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
+use mesh_state::ids::BackendId;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,10 +42,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::control_link::relay_keys::RelayKeys;
 use crate::lb::Selector;
+use crate::lb::loads::Loads;
 use crate::lb::ramp::Ramps;
 use crate::view::NodeView;
 use ledger::Ledger;
 use listeners::Listeners;
+use routes::{Ground, Routes};
+use workers::Workers;
 
 /// Published ports that could not be bound are tried again after this.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -56,10 +66,27 @@ pub struct ProxySettings {
     pub relay_port: u16,
     /// Connections served at once, of clients and of other nodes, each.
     pub connections_max: usize,
-    /// A connection without a byte for this long ends.
+    /// A TCP connection without a byte for this long ends, if its service says nothing else.
     pub idle_limit: Duration,
+    /// A UDP flow without a datagram for this long ends.
+    pub udp_limits: UdpLimits,
     /// How long live connections may go on once the agent stops.
     pub drain_limit: Duration,
+}
+
+/// How long UDP flows live without a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpLimits {
+    /// Before the client has spoken again after an answer.
+    pub new: Duration,
+    /// From then on.
+    pub established: Duration,
+}
+
+impl Default for UdpLimits {
+    fn default() -> Self {
+        Self { new: Duration::from_secs(30), established: Duration::from_mins(3) }
+    }
 }
 
 /// Why the proxy could not start.
@@ -76,6 +103,9 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no thread, or no event queue.
+    #[error("start the proxy's threads")]
+    Workers(#[source] io::Error),
 }
 
 /// The running proxy.
@@ -83,7 +113,9 @@ pub enum ProxyError {
 pub struct Proxy {
     settings: ProxySettings,
     ledger: Ledger,
-    selector: ArcSwap<Selector>,
+    loads: Arc<Loads>,
+    routes: ArcSwap<Routes>,
+    workers: Workers,
     view: watch::Receiver<Arc<NodeView>>,
     relay_keys: watch::Receiver<RelayKeys>,
     room: Arc<Semaphore>,
@@ -91,8 +123,6 @@ pub struct Proxy {
     tracker: TaskTracker,
     /// No new connections.
     stop: CancellationToken,
-    /// No connections at all.
-    cut: CancellationToken,
 }
 
 impl Proxy {
@@ -104,19 +134,21 @@ impl Proxy {
         settings: ProxySettings,
         view: watch::Receiver<Arc<NodeView>>,
         relay_keys: watch::Receiver<RelayKeys>,
-    ) -> Result<(Arc<Self>, TcpListener), ProxyError> {
+        loads: Arc<Loads>,
+    ) -> Result<(Arc<Self>, Listening), ProxyError> {
         let address = settings.relay_listen;
-        let relay = accept::bind(address).map_err(|source| ProxyError::Relay { address, source })?;
+        let relay = accept::listen(address).map_err(|source| ProxyError::Relay { address, source })?;
         let proxy = Self {
             ledger: Ledger::default(),
-            selector: ArcSwap::default(),
+            loads,
+            routes: ArcSwap::default(),
+            workers: Workers::start().map_err(ProxyError::Workers)?,
             view,
             relay_keys,
             room: Arc::new(Semaphore::new(settings.connections_max)),
             relay_room: Arc::new(Semaphore::new(settings.connections_max)),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
-            cut: CancellationToken::new(),
             settings,
         };
         Ok((Arc::new(proxy), relay))
@@ -126,11 +158,17 @@ impl Proxy {
     /// end within the drain limit.
     pub async fn run(
         self: Arc<Self>,
-        relay: TcpListener,
+        relay: Listening,
         applied: watch::Sender<u64>,
         shutdown: CancellationToken,
     ) {
-        self.tracker.spawn(relay::run(Arc::clone(&self), relay));
+        for worker in self.workers.iter() {
+            match relay.share() {
+                Ok(relay) => relay::start(&self, worker, relay),
+                Err(error) => tracing::error!(%error, "share the relay's socket among threads"),
+            }
+        }
+        drop(relay);
         let (mut listeners, mut ramps) = (Listeners::default(), Ramps::default());
         let mut views = self.view.clone();
         let mut retry = interval(RETRY_INTERVAL);
@@ -141,8 +179,7 @@ impl Proxy {
             if view.generation > 0 {
                 ramps.observe(&view, now);
             }
-            self.selector.store(Arc::new(Selector::new(&view, &ramps, now)));
-            self.ledger.follow(&view);
+            self.follow(&view, &ramps, now);
             listeners.follow(&self, &view);
             applied
                 .send_if_modified(|applied| std::mem::replace(applied, view.generation) != view.generation);
@@ -160,9 +197,21 @@ impl Proxy {
                 connections = self.tracker.len(),
                 "cut proxied connections that did not end in time"
             );
-            self.cut.cancel();
+            self.ledger.cut();
             self.tracker.wait().await;
         }
+        self.workers.stop();
+    }
+
+    fn follow(&self, view: &NodeView, ramps: &Ramps, now: Instant) {
+        self.ledger.follow(view);
+        let ground = Ground {
+            view,
+            ledger: &self.ledger,
+            relay_port: self.settings.relay_port,
+            idle_limit: self.settings.idle_limit,
+        };
+        self.routes.store(Arc::new(Routes::new(&ground, Selector::new(view, ramps, now))));
     }
 
     /// Where other nodes' proxies connect to.
@@ -175,15 +224,16 @@ impl Proxy {
         &self.ledger
     }
 
-    fn view(&self) -> Arc<NodeView> {
-        Arc::clone(&self.view.borrow())
-    }
-
     fn relay_keys(&self) -> RelayKeys {
         self.relay_keys.borrow().clone()
     }
 
-    fn selector(&self) -> Arc<Selector> {
-        self.selector.load_full()
+    fn routes(&self) -> Guard<Arc<Routes>> {
+        self.routes.load()
+    }
+
+    /// What the backend's node measures, if anything young enough is known.
+    fn load(&self, id: BackendId) -> Option<u8> {
+        self.loads.fresh(id, Instant::now())
     }
 }

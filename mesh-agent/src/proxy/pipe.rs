@@ -1,23 +1,44 @@
 //! Carries bytes both ways between two connections until both ways have ended.
 //!
+//! Purpose: one task a connection, and no memory of its own while its ends keep up: bytes go through a buffer of the thread, and
+//! only what the other end doesn't take yet is kept.
+//!
 //! Invariants: an end of one way is passed on (half-close) while the other goes on; an abortive end of one connection aborts the
-//! other, so that nobody takes a cut-off reply for a whole one; bytes are counted as they are written.
+//! other, so that nobody takes a cut-off reply for a whole one; bytes are counted as they are written; bytes kept by all
+//! connections together are bounded.
 
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// Of each way of a connection: sixteen thousand connections take half a gibibyte at most.
-const BUFFER_BYTES: usize = 16 << 10;
+/// The thread's buffer: the most that one read takes.
+const READ_MAX: usize = 256 << 10;
+/// What the first read of a connection takes, and each after one that the other end didn't keep up with.
+const READ_MIN: usize = 16 << 10;
+/// What a read takes while connections keep more than [`KEPT_MAX`] together.
+const READ_SCARCE: usize = 4 << 10;
+/// Bytes that all connections may keep for slow ends before reads become small.
+const KEPT_MAX: usize = 256 << 20;
+/// Reads of one way before other connections get their turn.
+const ROUNDS: usize = 8;
+
+/// Bytes kept by all connections.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_MAX]);
+}
 
 /// Why a connection did not end by itself.
 #[derive(Debug, Error)]
@@ -28,22 +49,17 @@ pub(super) enum PipeError {
     /// No byte for too long.
     #[error("idle for {0:?}")]
     Idle(Duration),
-    /// Its backend left the mesh.
-    #[error("its backend is gone")]
-    BackendGone,
-    /// The agent stops.
-    #[error("the agent stops")]
-    Shutdown,
+    /// Its backend left the mesh, or the agent stops.
+    #[error("its backend is gone, or the agent stops")]
+    Gone,
 }
 
 /// What bounds a connection and what counts it.
 pub(super) struct Terms<'a> {
     /// No byte either way for this long ends it.
     pub(super) idle_limit: Duration,
-    /// Cancelled when the backend is gone.
+    /// Cancelled when the connection must end.
     pub(super) gone: &'a CancellationToken,
-    /// Cancelled when the agent may wait no longer.
-    pub(super) cut: &'a CancellationToken,
     /// Counters of bytes from the client.
     pub(super) request: &'a [&'a AtomicU64],
     /// Counters of bytes to the client.
@@ -60,21 +76,34 @@ pub(super) async fn carry(
     terms: &Terms<'_>,
 ) -> Result<(), PipeError> {
     let result = {
-        let activity = Activity::new();
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
-        let both = async {
-            tokio::try_join!(
-                one_way(client_read, backend_write, terms.request, &activity),
-                one_way(backend_read, client_write, terms.reply, &activity),
-            )
-        };
-        tokio::select! {
-            ended = both => ended.map(|_| ()).map_err(PipeError::from),
-            () = activity.idle_for(terms.idle_limit) => Err(PipeError::Idle(terms.idle_limit)),
-            () = terms.gone.cancelled() => Err(PipeError::BackendGone),
-            () = terms.cut.cancelled() => Err(PipeError::Shutdown),
-        }
+        let mut request = Way::new(client_read, backend_write, terms.request);
+        let mut reply = Way::new(backend_read, client_write, terms.reply);
+        let mut last = Instant::now();
+        let mut gone = pin!(terms.gone.cancelled());
+        let mut idle = pin!(sleep_until(last + terms.idle_limit));
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
+                return Poll::Ready(ended.map_err(PipeError::from));
+            }
+            if request.take_moved() | reply.take_moved() {
+                last = Instant::now();
+            }
+            if gone.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(PipeError::Gone));
+            }
+            // The timer is set anew only when it rings.
+            while idle.as_mut().poll(cx).is_ready() {
+                let deadline = last + terms.idle_limit;
+                if deadline <= Instant::now() {
+                    return Poll::Ready(Err(PipeError::Idle(terms.idle_limit)));
+                }
+                idle.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
     };
     if result.is_err() {
         reset(&client);
@@ -90,129 +119,143 @@ pub(super) fn reset(stream: &TcpStream) {
     }
 }
 
-async fn one_way(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    counters: &[&AtomicU64],
-    activity: &Activity,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let length = from.read(&mut buffer).await?;
-        activity.note();
-        if length == 0 {
-            return match to.shutdown().await {
-                // The other side has closed both ways already.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                result => result,
-            };
-        }
-        to.write_all(&buffer[..length]).await?;
-        activity.note();
-        for counter in counters {
-            counter.fetch_add(length as u64, Ordering::Relaxed);
-        }
-    }
+fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let asked = request.poll(cx, buffer)?;
+        let answered = reply.poll(cx, buffer)?;
+        if asked.is_ready() && answered.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
 }
 
-/// When a byte last moved.
-struct Activity {
-    last: Mutex<Instant>,
+/// One way of a connection.
+struct Way<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    counters: &'a [&'a AtomicU64],
+    kept: Kept,
+    /// What the next read takes at most.
+    appetite: usize,
+    has_moved: bool,
+    is_read: bool,
+    is_over: bool,
 }
 
-impl Activity {
-    fn new() -> Self {
-        Self { last: Mutex::new(Instant::now()) }
+impl<'a> Way<'a> {
+    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, counters: &'a [&'a AtomicU64]) -> Self {
+        Self {
+            from,
+            to,
+            counters,
+            kept: Kept::default(),
+            appetite: READ_MIN,
+            has_moved: false,
+            is_read: false,
+            is_over: false,
+        }
     }
 
-    fn note(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
     }
 
-    async fn idle_for(&self, limit: Duration) {
-        loop {
-            let deadline = *self.last.lock().unwrap_or_else(PoisonError::into_inner) + limit;
-            if deadline <= Instant::now() {
-                return;
+    /// Moves what can be moved now. Ready once the end was passed on.
+    fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<()>> {
+        for _ in 0..ROUNDS {
+            if self.is_over {
+                return Poll::Ready(Ok(()));
             }
-            sleep_until(deadline).await;
+            while !self.kept.is_empty() {
+                let written = ready!(Pin::new(&mut self.to).poll_write(cx, self.kept.bytes()))?;
+                self.kept.drop_front(written);
+                self.count(written);
+            }
+            if self.is_read {
+                let ended = ready!(Pin::new(&mut self.to).poll_shutdown(cx));
+                self.is_over = true;
+                return Poll::Ready(match ended {
+                    // The other side has closed both ways already.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+                    result => result,
+                });
+            }
+            let size = if KEPT.load(Ordering::Relaxed) > KEPT_MAX { READ_SCARCE } else { self.appetite };
+            let mut read = ReadBuf::new(&mut buffer[..size]);
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
+            self.pass(cx, read.filled())?;
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what was read, and keeps what isn't taken.
+    fn pass(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        self.has_moved = true;
+        if bytes.is_empty() {
+            self.is_read = true;
+            return Ok(());
+        }
+        let written = match Pin::new(&mut self.to).poll_write(cx, bytes) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        self.count(written);
+        if written < bytes.len() {
+            self.kept.keep(&bytes[written..]);
+            self.appetite = READ_MIN;
+        } else if bytes.len() == self.appetite {
+            self.appetite = (2 * self.appetite).min(READ_MAX);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, written: usize) {
+        self.has_moved = true;
+        for counter in self.counters {
+            counter.fetch_add(written as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes that the other end hasn't taken yet.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Kept {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        KEPT.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.bytes = bytes.to_vec();
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent >= self.bytes.len() {
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        KEPT.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        self.bytes = Vec::new();
+        self.sent = 0;
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use tokio::net::TcpListener;
-    use tokio::task::JoinHandle;
-
-    use super::*;
-
-    const IDLE_LIMIT: Duration = Duration::from_mins(5);
-
-    struct Carried {
-        client: TcpStream,
-        backend: TcpStream,
-        gone: CancellationToken,
-        end: JoinHandle<Result<(), PipeError>>,
-    }
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-        let address = listener.local_addr().expect("its address");
-        let (dialled, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        (dialled.expect("it connects"), accepted.expect("it is accepted").0)
-    }
-
-    /// A client and a backend, and what carries between them.
-    async fn start() -> Carried {
-        let (client, client_side) = pair().await;
-        let (backend, backend_side) = pair().await;
-        let gone = CancellationToken::new();
-        let told = gone.clone();
-        let end = tokio::spawn(async move {
-            let cut = CancellationToken::new();
-            let terms = Terms { idle_limit: IDLE_LIMIT, gone: &told, cut: &cut, request: &[], reply: &[] };
-            carry(client_side, backend_side, &terms).await
-        });
-        Carried { client, backend, gone, end }
-    }
-
-    async fn assert_reset(stream: &mut TcpStream, whose: &str) {
-        let error = stream.read_u8().await.expect_err("no byte comes");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{whose} connection");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_without_a_byte_ends_after_the_limit() {
-        let Carried { mut client, mut backend, end, .. } = start().await;
-        let began = Instant::now();
-        let error = end.await.expect("no panic").expect_err("it was idle");
-        assert!(matches!(error, PipeError::Idle(_)), "saw {error:?}");
-        assert!(began.elapsed() >= IDLE_LIMIT, "ended after {:?}", began.elapsed());
-        assert_reset(&mut client, "the client's").await;
-        assert_reset(&mut backend, "the backend's").await;
-    }
-
-    #[tokio::test]
-    async fn both_sides_hear_that_the_backend_is_gone() {
-        let Carried { mut client, mut backend, gone, end } = start().await;
-        gone.cancel();
-        assert!(matches!(end.await.expect("no panic"), Err(PipeError::BackendGone)));
-        assert_reset(&mut client, "the client's").await;
-        assert_reset(&mut backend, "the backend's").await;
-    }
-
-    #[tokio::test]
-    async fn a_cut_off_reply_is_no_whole_one() {
-        let Carried { mut client, mut backend, end, .. } = start().await;
-        backend.write_all(b"half").await.expect("the backend writes");
-        let mut half = [0; 4];
-        client.read_exact(&mut half).await.expect("what was written arrives");
-        reset(&backend);
-        drop(backend);
-        assert!(matches!(end.await.expect("no panic"), Err(PipeError::Broken(_))));
-        assert_reset(&mut client, "the client's").await;
-    }
-}
+mod tests;

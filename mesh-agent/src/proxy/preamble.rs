@@ -1,20 +1,21 @@
 //! What a node says to another's relay before the bytes of a connection, and what the relay answers.
 //!
+//! The relay begins, with a challenge of 16 random bytes; so connections can wait, ready, for use, and no preamble is good twice.
+//!
 //! | offset | length | field |
 //! |---|---|---|
 //! | 0 | 4 | `mesh` |
-//! | 4 | 1 | version, 1 |
+//! | 4 | 1 | version, 2 |
 //! | 5 | 3 | zero |
 //! | 8 | 4 | backend id |
 //! | 12 | 16 + 2 | the client's address (v4-mapped) and port |
 //! | 30 | 16 + 2 | the address and port that the client spoke to |
-//! | 48 | 8 | when it was made, milliseconds since 1970 |
-//! | 56 | 16 | nonce |
-//! | 72 | 32 | HMAC-SHA256 of all before it, under the relay key |
+//! | 48 | 16 | the relay's challenge |
+//! | 64 | 32 | HMAC-SHA256 of all before it, under the relay key |
 //!
 //! Numbers are in network order. Invariant: pure; nothing of a preamble is looked at before its MAC is found good.
 //!
-//! Left to others: freshness and replays (`replay`), whether the sender is a member (`relay`).
+//! Left to others: whether the sender is a member, and whether the challenge is the one that was sent (`relay`).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -26,13 +27,16 @@ use thiserror::Error;
 use crate::control_link::relay_keys::RelayKey;
 
 /// Bytes of a preamble.
-pub const PREAMBLE_LENGTH: usize = 104;
-/// Bytes of a nonce.
-pub const NONCE_LENGTH: usize = 16;
+pub const PREAMBLE_LENGTH: usize = 96;
+/// Bytes of a challenge.
+pub const CHALLENGE_LENGTH: usize = 16;
 
 const MAGIC: &[u8; 4] = b"mesh";
-const VERSION: u8 = 1;
-const SIGNED_LENGTH: usize = 72;
+const VERSION: u8 = 2;
+const SIGNED_LENGTH: usize = 64;
+
+/// What a relay sends to whoever connects: random, never twice.
+pub type Challenge = [u8; CHALLENGE_LENGTH];
 
 /// Which connection is relayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +47,8 @@ pub struct Preamble {
     pub client: SocketAddr,
     /// To what.
     pub destination: SocketAddr,
-    /// When this was made, milliseconds since 1970.
-    pub made_unix_ms: u64,
-    /// Random; never twice within the time a preamble is good.
-    pub nonce: [u8; NONCE_LENGTH],
+    /// What the relay sent.
+    pub challenge: Challenge,
 }
 
 /// Why bytes are no preamble.
@@ -77,8 +79,7 @@ impl Preamble {
         bytes[8..12].copy_from_slice(&self.backend.get().to_be_bytes());
         bytes[12..30].copy_from_slice(&write_address(self.client));
         bytes[30..48].copy_from_slice(&write_address(self.destination));
-        bytes[48..56].copy_from_slice(&self.made_unix_ms.to_be_bytes());
-        bytes[56..SIGNED_LENGTH].copy_from_slice(&self.nonce);
+        bytes[48..64].copy_from_slice(&self.challenge);
         let mac = mac(key, &bytes[..SIGNED_LENGTH]).finalize().into_bytes();
         bytes[SIGNED_LENGTH..].copy_from_slice(&mac);
         bytes
@@ -105,8 +106,7 @@ impl Preamble {
             backend: BackendId::new(backend).ok_or(PreambleError::Backend(backend))?,
             client: read_address(bytes, 12),
             destination: read_address(bytes, 30),
-            made_unix_ms: u64::from_be_bytes(take(bytes, 48)),
-            nonce: take(bytes, 56),
+            challenge: take(bytes, 48),
         })
     }
 }
@@ -199,8 +199,7 @@ mod tests {
             backend: BackendId::new(7).expect("an id"),
             client: "10.77.0.1:40000".parse().expect("an address"),
             destination: "[2001:db8::1]:80".parse().expect("an address"),
-            made_unix_ms: 1_700_000_000_123,
-            nonce: [9; NONCE_LENGTH],
+            challenge: [9; CHALLENGE_LENGTH],
         }
     }
 
@@ -232,8 +231,8 @@ mod tests {
             bytes[SIGNED_LENGTH..].copy_from_slice(&tag);
             Preamble::verify(&bytes, [key(1)].iter())
         };
-        let version = PreambleError::Version { magic: *MAGIC, version: 2 };
-        assert_eq!(resign(|bytes| bytes[4] = 2), Err(version));
+        let version = PreambleError::Version { magic: *MAGIC, version: 1 };
+        assert_eq!(resign(|bytes| bytes[4] = 1), Err(version));
         assert_eq!(resign(|bytes| bytes[11] = 0), Err(PreambleError::Backend(0)));
     }
 

@@ -1,43 +1,44 @@
 //! The relay: other nodes' proxies reach this node's tasks through it.
 //!
-//! Invariants: only member nodes are listened to at all; nothing is connected before a preamble is found good, fresh and new;
-//! only tasks of this node are reached, so that connections never travel in circles.
+//! Invariants: only member nodes are listened to at all; nothing is connected before a preamble is found good and an answer to
+//! this connection's own challenge; only tasks of this node are reached, so that connections never travel in circles.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_state::spec::Protocol;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Proxy;
-use super::accept::accept_until;
-use super::dial::{DialError, FailureReason, dial_task, unix_ms};
+use super::accept::{Listening, accept_until};
+use super::dial::{DialError, Ends, FailureReason, dial_task};
 use super::pipe::{self, Terms};
-use super::preamble::{Answer, PREAMBLE_LENGTH, Preamble, PreambleError};
-use super::replay::{ReplayError, ReplayWindow};
+use super::preamble::{Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
+use super::routes::{Place, Target};
+use super::workers::Worker;
+use super::{Proxy, udp};
 use crate::error_chain;
-use crate::view::{BackendView, NodeView};
 
-/// A member that connects and says nothing is cut after this.
-const PREAMBLE_DEADLINE: Duration = Duration::from_secs(2);
+/// A member's connection may wait for its use for this long; proxies give up theirs sooner.
+const PREAMBLE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a relayed connection was not served.
 #[derive(Debug, Error)]
 enum RelayError {
     #[error("no member node has this address")]
     Stranger,
+    #[error("send the challenge")]
+    Challenge(#[source] io::Error),
     #[error("read the preamble")]
     Read(#[source] io::Error),
-    #[error("no preamble within {PREAMBLE_DEADLINE:?}")]
-    Silent,
     #[error("refuse the preamble")]
     Preamble(#[from] PreambleError),
-    #[error("refuse the preamble")]
-    Replay(#[from] ReplayError),
+    #[error("the preamble answers to another challenge")]
+    Replayed,
     #[error("backend {0} doesn't run here")]
     NotHere(u32),
     #[error("reach the task")]
@@ -48,11 +49,8 @@ impl RelayError {
     /// What the other node is told; strangers are told nothing.
     fn answer(&self) -> Option<Answer> {
         match self {
-            Self::Stranger | Self::Read(_) | Self::Silent => None,
-            Self::Preamble(_) | Self::Replay(ReplayError::Replayed | ReplayError::Stale { .. }) => {
-                Some(Answer::Denied)
-            }
-            Self::Replay(ReplayError::Full) => Some(Answer::Busy),
+            Self::Stranger | Self::Challenge(_) | Self::Read(_) => None,
+            Self::Preamble(_) | Self::Replayed => Some(Answer::Denied),
             Self::NotHere(_) => Some(Answer::UnknownBackend),
             Self::Dial(error) => Some(match error.reason() {
                 FailureReason::Timeout => Answer::Timeout,
@@ -63,93 +61,97 @@ impl RelayError {
     }
 }
 
-/// Serves the relay's port until the agent stops.
-pub(super) async fn run(proxy: Arc<Proxy>, listener: TcpListener) {
-    let window = Arc::new(Mutex::new(ReplayWindow::default()));
-    let stop = proxy.stop.clone();
-    accept_until(&listener, &proxy.relay_room, &stop, |stream, peer, permit| {
-        let (serving, window) = (Arc::clone(&proxy), Arc::clone(&window));
-        proxy.tracker.spawn(async move {
-            serve(&serving, &window, stream, peer).await;
-            drop(permit);
-        });
-    })
-    .await;
+/// What a connection asks for.
+struct Asked {
+    target: Arc<Target>,
+    task: SocketAddr,
+    ends: Ends,
 }
 
-async fn serve(proxy: &Proxy, window: &Mutex<ReplayWindow>, mut stream: TcpStream, peer: SocketAddr) {
-    match admit(proxy, window, &mut stream, peer.ip()).await {
-        Ok((backend, task)) => {
-            if let Err(error) = carry(proxy, stream, task, &backend).await {
-                tracing::debug!(%peer, backend = backend.id.get(), %error, "a relayed connection ended");
+/// Serves the relay's port until the agent stops.
+pub(super) fn start(proxy: &Arc<Proxy>, worker: &Worker, listening: Listening) {
+    let serving = Arc::clone(proxy);
+    let serve = async move {
+        accept_until(listening, &serving.relay_room, &serving.stop, |stream, peer, permit| {
+            let proxy = Arc::clone(&serving);
+            tokio::spawn(serving.tracker.track_future(async move {
+                serve(&proxy, stream, peer).await;
+                drop(permit);
+            }));
+        })
+        .await;
+    };
+    worker.handle.spawn(proxy.tracker.track_future(serve));
+}
+
+async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr) {
+    let admitted = tokio::select! {
+        admitted = admit(proxy, &mut stream, peer) => admitted,
+        () = proxy.stop.cancelled() => return,
+    };
+    let asked = match admitted {
+        Ok(None) => return,
+        Ok(Some(asked)) => asked,
+        Err(error) => return refuse(stream, peer, &error).await,
+    };
+    if asked.target.protocol == Protocol::Udp {
+        return udp::relayed::carry(stream, &asked.target, asked.task).await;
+    }
+    match dial_task(asked.task, asked.target.tells_client.then_some(asked.ends)).await {
+        Ok(task) => {
+            if let Err(error) = carry(stream, task, &asked.target).await {
+                let backend = asked.target.id.get();
+                tracing::debug!(%peer, backend, %error, "a relayed connection ended");
             }
         }
-        Err(error) => {
-            tracing::warn!(%peer, error = %error_chain(&error), "refuse a relayed connection");
-            let told = match error.answer() {
-                Some(answer) => stream.write_all(&[answer.to_byte()]).await.is_ok(),
-                None => false,
-            };
-            if !told {
-                pipe::reset(&stream);
-            }
-        }
+        Err(error) => refuse(stream, peer, &error.into()).await,
     }
 }
 
-async fn admit(
-    proxy: &Proxy,
-    window: &Mutex<ReplayWindow>,
-    stream: &mut TcpStream,
-    peer: IpAddr,
-) -> Result<(BackendView, TcpStream), RelayError> {
-    let view = proxy.view();
-    if !is_member(&view, peer) {
+async fn refuse(mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
+    tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection");
+    let told = match error.answer() {
+        Some(answer) => stream.write_all(&[answer.to_byte()]).await.is_ok(),
+        None => false,
+    };
+    if !told {
+        pipe::reset(&stream);
+    }
+}
+
+/// What a member asks for; `None` if it hangs up, or says nothing for too long.
+async fn admit(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Result<Option<Asked>, RelayError> {
+    if !proxy.routes().is_member(peer.ip()) {
         return Err(RelayError::Stranger);
     }
+    let challenge: Challenge = rand::random();
+    stream.write_all(&challenge).await.map_err(RelayError::Challenge)?;
     let mut bytes = [0; PREAMBLE_LENGTH];
-    timeout(PREAMBLE_DEADLINE, stream.read_exact(&mut bytes))
-        .await
-        .map_err(|_| RelayError::Silent)?
-        .map_err(RelayError::Read)?;
-    let keys = proxy.relay_keys();
-    let preamble = Preamble::verify(&bytes, keys.iter())?;
-    window.lock().unwrap_or_else(PoisonError::into_inner).admit(
-        unix_ms(),
-        preamble.made_unix_ms,
-        preamble.nonce,
-    )?;
-    let backend = view
-        .backends
-        .get(&preamble.backend)
-        .filter(|backend| view.is_local(backend))
-        .cloned()
-        .ok_or(RelayError::NotHere(preamble.backend.get()))?;
-    let task = dial_task(&backend).await?;
-    Ok((backend, task))
+    match timeout(PREAMBLE_DEADLINE, stream.read_exact(&mut bytes)).await {
+        Err(_) => return Ok(None),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Ok(Err(error)) => return Err(RelayError::Read(error)),
+        Ok(Ok(_)) => {}
+    }
+    let preamble = Preamble::verify(&bytes, proxy.relay_keys().iter())?;
+    if preamble.challenge != challenge {
+        return Err(RelayError::Replayed);
+    }
+    let not_here = RelayError::NotHere(preamble.backend.get());
+    let Some(target) = proxy.routes().local(preamble.backend).cloned() else { return Err(not_here) };
+    let Place::Here(task) = target.place else { return Err(not_here) };
+    let ends = Ends { client: preamble.client, destination: preamble.destination };
+    Ok(Some(Asked { target, task, ends }))
 }
 
-async fn carry(
-    proxy: &Proxy,
-    mut stream: TcpStream,
-    task: TcpStream,
-    backend: &BackendView,
-) -> Result<(), pipe::PipeError> {
-    let entry = proxy.ledger.backend(backend.id);
-    stream.set_nodelay(true)?;
+async fn carry(mut stream: TcpStream, task: TcpStream, target: &Target) -> Result<(), pipe::PipeError> {
     stream.write_all(&[Answer::Connected.to_byte()]).await?;
     let terms = Terms {
-        idle_limit: proxy.settings.idle_limit,
-        gone: entry.gone(),
-        cut: &proxy.cut,
+        idle_limit: target.idle_limit,
+        gone: target.entry.gone(),
         // Traffic is counted where the backend was selected.
         request: &[],
         reply: &[],
     };
     pipe::carry(stream, task, &terms).await
-}
-
-fn is_member(view: &NodeView, peer: IpAddr) -> bool {
-    let IpAddr::V4(peer) = peer.to_canonical() else { return false };
-    view.nodes.values().any(|node| node.address == peer)
 }

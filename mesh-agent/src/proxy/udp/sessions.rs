@@ -1,0 +1,293 @@
+//! The flows of one published UDP port: each a task of its own, fed by the port's.
+//!
+//! Invariants: a flow keeps its backend until it is idle, refused or its backend is gone; idle means no datagram for 30 s, or for
+//! three minutes once the client has spoken after an answer. What a flow's queue doesn't hold is dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_state::ids::BackendId;
+use mesh_state::spec::Protocol;
+use socket2::Socket;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::link::{DATAGRAM_MAX, Receiver, Sender, to_node, to_task};
+use super::socket::{UdpPort, Way};
+use crate::proxy::connection::ATTEMPTS_MAX;
+use crate::proxy::dial::{Asking, DialError, Ends, dial_relay};
+use crate::proxy::routes::{Place, Route, Target};
+use crate::proxy::warm::Warm;
+use crate::proxy::{Proxy, UdpLimits};
+
+/// Datagrams that may wait for a flow's task.
+const QUEUE: usize = 64;
+/// After an error that will not go away by itself at once.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves a bound UDP port on one of the proxy's threads until `close`.
+///
+/// # Errors
+/// There is no thread.
+pub(in crate::proxy) fn start(
+    proxy: &Arc<Proxy>,
+    socket: Socket,
+    published: u16,
+    close: CancellationToken,
+) -> io::Result<()> {
+    let worker = proxy.workers.next().ok_or_else(|| io::Error::other("the proxy has no threads"))?.clone();
+    let (serving, warm) = (Arc::clone(proxy), worker.warm);
+    let serve = async move {
+        let port = match UdpPort::new(socket) {
+            Ok(port) => port,
+            Err(error) => return tracing::error!(published, %error, "serve a published UDP port"),
+        };
+        let flows = Arc::new(Flows { proxy: serving, warm, port, published, live: Mutex::default() });
+        tokio::select! {
+            () = flows.receive() => {}
+            () = close.cancelled() => {}
+        }
+        // Their queues end, and with them the flows.
+        flows.live().clear();
+    };
+    worker.handle.spawn(proxy.tracker.track_future(serve));
+    Ok(())
+}
+
+/// One published port and its flows.
+struct Flows {
+    proxy: Arc<Proxy>,
+    warm: Arc<Warm>,
+    port: UdpPort,
+    published: u16,
+    live: Mutex<HashMap<Way, mpsc::Sender<Vec<u8>>>>,
+}
+
+/// Why a flow, or its way to one backend, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was idle, its backend is gone, or the port is closed.
+    Over,
+    /// The task refused.
+    Refused,
+}
+
+impl Flows {
+    async fn receive(self: &Arc<Self>) {
+        let mut buffer = vec![0; DATAGRAM_MAX];
+        loop {
+            match self.port.receive(&mut buffer).await {
+                Ok((length, way)) => self.take(&buffer[..length], way),
+                Err(error) => {
+                    tracing::debug!(published = self.published, %error, "receive a datagram");
+                    sleep(ERROR_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Gives a datagram to its flow, a new one if need be.
+    fn take(self: &Arc<Self>, datagram: &[u8], way: Way) {
+        let known = self.live().get(&way).cloned();
+        let mut datagram = datagram.to_vec();
+        if let Some(queue) = known {
+            match queue.try_send(datagram) {
+                Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => return,
+                Err(mpsc::error::TrySendError::Closed(unsent)) => datagram = unsent,
+            }
+        }
+        let Some(route) = self.proxy.routes().route(Protocol::Udp, self.published).cloned() else { return };
+        if !route.admits(way.client.ip()) {
+            return route.counters.count_denied();
+        }
+        let Ok(permit) = Arc::clone(&self.proxy.room).try_acquire_owned() else {
+            return route.counters.count_no_room();
+        };
+        route.counters.count_opened();
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        // A new queue has room.
+        if queue.try_send(datagram).is_ok() {
+            self.live().insert(way, queue.clone());
+            let flow = Flow { flows: Arc::clone(self), way, route, waiting };
+            tokio::spawn(self.proxy.tracker.track_future(flow.run(queue.downgrade(), permit)));
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<Way, mpsc::Sender<Vec<u8>>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client's flow.
+struct Flow {
+    flows: Arc<Flows>,
+    way: Way,
+    route: Arc<Route>,
+    waiting: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Flow {
+    async fn run(mut self, own: mpsc::WeakSender<Vec<u8>>, permit: OwnedSemaphorePermit) {
+        self.serve().await;
+        self.waiting.close();
+        let mut live = self.flows.live();
+        if let Some(own) = own.upgrade()
+            && live.get(&self.way).is_some_and(|queue| queue.same_channel(&own))
+        {
+            live.remove(&self.way);
+        }
+        drop(permit);
+    }
+
+    /// Goes from backend to backend until one serves the flow to its end.
+    async fn serve(&mut self) {
+        let proxy = Arc::clone(&self.flows.proxy);
+        let turn = self.route.counters.next_turn();
+        let mut refused: Vec<BackendId> = Vec::new();
+        while refused.len() < ATTEMPTS_MAX {
+            let client = self.way.client.ip();
+            let selected = self.route.select(client, turn, &refused, &|id| proxy.load(id)).cloned();
+            let Some(target) = selected else { break };
+            let opened = target.entry.open();
+            let error = match self.link(&target).await {
+                Ok((to, from)) => match self.carry(&target, to, from).await {
+                    End::Over => return,
+                    End::Refused => DialError::Refused { backend: target.id },
+                },
+                Err(error) => error,
+            };
+            drop(opened);
+            target.note_failure(&error);
+            refused.push(target.id);
+        }
+        self.route.counters.count_unassigned(!refused.is_empty());
+    }
+
+    async fn link(&self, target: &Target) -> Result<(Sender, Receiver), DialError> {
+        let proxy = &self.flows.proxy;
+        match &target.place {
+            Place::Here(task) => {
+                to_task(*task).await.map_err(|source| DialError::Connect { address: *task, source })
+            }
+            Place::Relay(relay) => {
+                let destination = (self.way.to, self.flows.published).into();
+                let ends = Ends { client: self.way.client, destination };
+                let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
+                let asking = Asking { source, keys: &keys, warm: &self.flows.warm };
+                dial_relay(&asking, *relay, target.id, ends).await.map(to_node)
+            }
+            Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
+        }
+    }
+
+    async fn carry(&mut self, target: &Target, mut to: Sender, mut from: Receiver) -> End {
+        let life = Life::new(self.flows.proxy.settings.udp_limits);
+        let (backend, frontend) = (&target.entry, &self.route.counters);
+        let (flows, way, waiting) = (&self.flows, self.way, &mut self.waiting);
+        let asks = async {
+            while let Some(datagram) = waiting.recv().await {
+                life.asked();
+                if to.send(&datagram).await.is_err() {
+                    return End::Refused;
+                }
+                backend.count_request(datagram.len());
+                frontend.count_request(datagram.len());
+            }
+            End::Over
+        };
+        let answers = async {
+            let mut datagram = Vec::new();
+            while let Ok(true) = from.receive(&mut datagram).await {
+                life.answered();
+                if let Err(error) = flows.port.answer(&datagram, way) {
+                    tracing::debug!(client = %way.client, %error, "drop a datagram to a client");
+                    continue;
+                }
+                backend.count_reply(datagram.len());
+                frontend.count_reply(datagram.len());
+            }
+            End::Refused
+        };
+        tokio::select! {
+            end = asks => end,
+            end = answers => end,
+            () = life.ends() => End::Over,
+            () = backend.gone().cancelled() => End::Over,
+        }
+    }
+}
+
+/// When a flow is idle.
+struct Life {
+    limits: UdpLimits,
+    heard: Mutex<Heard>,
+}
+
+/// What a flow has heard.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    last: Instant,
+    is_answered: bool,
+    is_established: bool,
+}
+
+impl Life {
+    fn new(limits: UdpLimits) -> Self {
+        let heard = Heard { last: Instant::now(), is_answered: false, is_established: false };
+        Self { limits, heard: Mutex::new(heard) }
+    }
+
+    fn asked(&self) {
+        let mut heard = self.heard();
+        heard.last = Instant::now();
+        heard.is_established = heard.is_answered;
+    }
+
+    fn answered(&self) {
+        let mut heard = self.heard();
+        heard.last = Instant::now();
+        heard.is_answered = true;
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ends(&self) {
+        loop {
+            let heard = *self.heard();
+            let limit = if heard.is_established { self.limits.established } else { self.limits.new };
+            let deadline = heard.last + limit;
+            if deadline <= Instant::now() {
+                return;
+            }
+            sleep_until(deadline).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flow_lives_longer_once_the_client_spoke_after_an_answer() {
+        let limits = UdpLimits { new: Duration::from_secs(30), established: Duration::from_mins(3) };
+        for (talk, expected) in [("", 30), ("q", 30), ("qa", 30), ("qqa", 30), ("qaq", 180), ("qaqaq", 180)] {
+            let life = Life::new(limits);
+            for part in talk.chars() {
+                if part == 'q' { life.asked() } else { life.answered() }
+            }
+            let began = Instant::now();
+            life.ends().await;
+            let seconds = began.elapsed().as_secs();
+            assert!(
+                (expected..=expected + 1).contains(&seconds),
+                "{talk:?}: {seconds} s, expected {expected}"
+            );
+        }
+    }
+}
