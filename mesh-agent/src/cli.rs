@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_ebpf::abi::names;
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves its docker.sock.
 #[derive(Debug, Parser)]
@@ -70,6 +71,12 @@ pub struct RunArgs {
     /// UDP port of the tunnel between nodes, the same on all of them.
     #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = 4799, value_parser = clap::value_parser!(u16).range(1..))]
     pub vxlan_port: u16,
+    /// Connections that kernel programs remember; holds for tables that are made anew.
+    #[arg(long, env = "MESH_FLOWS_MAX", value_name = "COUNT", default_value_t = names::ESTABLISHED_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    pub flows_max: u32,
+    /// Unconfirmed connections that kernel programs remember; holds for tables that are made anew.
+    #[arg(long, env = "MESH_HALF_OPEN_MAX", value_name = "COUNT", default_value_t = names::HALF_OPEN_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    pub half_open_max: u32,
     /// Address that published ports are bound to; `::` takes IPv4 as well.
     #[arg(long, env = "MESH_LISTEN_ADDRESS", value_name = "IP", default_value = "::")]
     pub listen_address: IpAddr,

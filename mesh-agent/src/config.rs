@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::cli::{Datapath, MetricsBackends, RunArgs};
 use crate::control_link::token::{JoinToken, TokenError};
+use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
 /// How long proxied connections may go on once the agent stops.
@@ -47,6 +48,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// UDP port of the tunnel.
     pub vxlan_port: u16,
+    /// Sizes of the flow tables.
+    pub tables: TableSizes,
     /// The userspace proxy.
     pub proxy: ProxySettings,
     /// Where /metrics is.
@@ -137,6 +140,7 @@ impl Config {
             datapath: args.datapath,
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,
+            tables: TableSizes { established: args.flows_max, half_open: args.half_open_max },
             proxy: ProxySettings {
                 listen_address: args.listen_address,
                 relay_listen: args.relay_listen,

@@ -192,6 +192,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     let (description, descriptions) =
         watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
     let ends = Ends {
+        loads: Arc::default(),
         description: descriptions,
         statuses: status_receiver,
         assignments: assignment_sender,

@@ -58,7 +58,7 @@ impl Agent {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (assignments, assigned) = mpsc::channel(8);
         let (told, statuses) = mpsc::channel(8);
-        let plan = BridgePlan { subnet: Some("10.128.9.0/24".parse().unwrap()), mtu: 1450 };
+        let plan = BridgePlan { subnet: Some("10.128.9.0/24".parse().unwrap()), with_ipv6: false, mtu: 1450 };
         let (bridge_in, bridge) = watch::channel(plan);
         let links = Arc::new(Links::default());
         let shutdown = CancellationToken::new();

@@ -13,13 +13,18 @@ use crate::cli;
 use crate::config::Config;
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
 use crate::error_chain;
+use crate::lb::loads::Loads;
+use crate::task::load::LoadMeter;
 use crate::task::network::{RunningTask, TaskNetwork, TaskNetworkError};
 
 /// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
 ///
 /// # Errors
 /// The node lacks something that the programs need.
-pub(super) fn open_datapath(config: &Config) -> Result<Option<Arc<Datapath>>, DatapathError> {
+pub(super) fn open_datapath(
+    config: &Config,
+    loads: Arc<Loads>,
+) -> Result<Option<Arc<Datapath>>, DatapathError> {
     let mode = match config.datapath {
         cli::Datapath::Auto => DatapathMode::Auto,
         cli::Datapath::Xdp => DatapathMode::Xdp,
@@ -32,6 +37,8 @@ pub(super) fn open_datapath(config: &Config) -> Result<Option<Arc<Datapath>>, Da
         address: Some(config.address),
         bpffs: config.bpffs.clone(),
         vxlan_port: config.vxlan_port,
+        tables: config.tables,
+        loads,
         ..DatapathConfig::default()
     };
     crate::datapath::open(settings).map(Some)
@@ -65,6 +72,8 @@ pub(super) async fn report_applied(
 /// Connects tasks to the kernel programs; the proxy reaches them without.
 pub(super) struct MeshNetwork {
     pub(super) datapath: Option<Arc<Datapath>>,
+    /// Measures the tasks' loads, with programs or without.
+    pub(super) meter: Arc<LoadMeter>,
 }
 
 impl MeshNetwork {
@@ -84,11 +93,18 @@ impl MeshNetwork {
 #[async_trait]
 impl TaskNetwork for MeshNetwork {
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
-        let link = TaskLink { task_id: task.task_id.clone(), pid: task.pid, address: task.address };
+        self.meter.started(task);
+        let link = TaskLink {
+            task_id: task.task_id.clone(),
+            pid: task.pid,
+            address: task.address,
+            address6: task.address6,
+        };
         self.blocking(move |datapath| datapath.attach_task(&link)).await
     }
 
     async fn stopped(&self, task_id: &TaskId) {
+        self.meter.stopped(task_id);
         let (task, id) = (task_id.clone(), task_id.clone());
         if let Err(error) = self.blocking(move |datapath| datapath.detach_task(&id)).await {
             tracing::warn!(%task, %error, "take a task off the mesh");

@@ -22,6 +22,7 @@ use crate::task::bridge::BridgePlan;
 use crate::task::cache::TaskCache;
 use crate::task::container_spec::NodeIdentity;
 use crate::task::docker::DockerEngine;
+use crate::task::load::LoadMeter;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
 use crate::view::NodeView;
@@ -86,13 +87,28 @@ impl Membership {
         let (assignment_sender, assignments) = mpsc::channel(QUEUE);
         let bridge_mtu = mtu::of_uplink(self.config.address).saturating_sub(TUNNEL_BYTES);
         let views = self.state.view.subscribe();
-        let (bridge_sender, bridge) =
-            watch::channel(BridgePlan { subnet: views.borrow().subnet, mtu: bridge_mtu });
+        let (bridge_sender, bridge) = watch::channel(BridgePlan {
+            subnet: views.borrow().subnet,
+            with_ipv6: has_ipv6(),
+            mtu: bridge_mtu,
+        });
         components.spawn("task network", follow_subnet(views, bridge_sender, shutdown.clone()));
 
+        let meter = Arc::new(LoadMeter::default());
+        let loads = Arc::clone(&self.state.loads);
+        let measuring = Arc::clone(&meter).run(
+            self.state.view.subscribe(),
+            Arc::clone(&loads),
+            self.datapath.clone(),
+            shutdown.clone(),
+        );
+        components.spawn("load meter", async move {
+            measuring.await;
+            Ok(())
+        });
         let parts = worker::Parts {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
-            network: Arc::new(MeshNetwork { datapath: self.datapath }),
+            network: Arc::new(MeshNetwork { datapath: self.datapath, meter }),
             node: NodeIdentity {
                 id: identity.node_id.clone(),
                 hostname: self.config.name.clone(),
@@ -124,6 +140,7 @@ impl Membership {
             applied: self.state.applied,
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
+            loads,
         };
         let link = Link::new(self.config.managers, identity, ends);
         components.spawn("control link", async move {
@@ -132,6 +149,11 @@ impl Membership {
         });
         Ok(())
     }
+}
+
+/// Whether the node's kernel knows IPv6.
+fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Passes the node's subnet on to whoever makes the tasks' network.

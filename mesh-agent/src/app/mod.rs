@@ -28,6 +28,7 @@ use crate::control_link::relay_keys::RelayKeys;
 use crate::datapath::Datapath;
 use crate::docker_api::{self, Upstreams};
 use crate::error_chain;
+use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
 use crate::proxy::{Listening, Proxy, carry_over};
@@ -46,6 +47,7 @@ struct State {
     relay_keys: watch::Sender<RelayKeys>,
     connected: watch::Sender<bool>,
     applied: watch::Receiver<u64>,
+    loads: Arc<Loads>,
 }
 
 /// Sockets, bound before anything runs.
@@ -72,15 +74,16 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let resumes = first_view.generation > 0;
     let (view, views) = watch::channel(Arc::new(first_view));
     let (relay_keys, keys) = watch::channel(first_keys);
-    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone(), Arc::default())?;
+    let loads = Arc::new(Loads::default());
+    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone(), Arc::clone(&loads))?;
     match carry_over::load(&config.data_dir) {
         Ok(before) => proxy.ledger().resume(&before),
         Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
     }
     let sockets =
         Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config.socket)? };
-    let opening = config.clone();
-    let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening)).await??;
+    let (opening, known) = (config.clone(), Arc::clone(&loads));
+    let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
     let datapath_name = carriers::datapath_name(datapath.as_deref());
     tracing::info!(
         node = config.name,
@@ -109,6 +112,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         proxy,
         data_dir: config.data_dir.clone(),
         datapath: datapath.clone(),
+        loads: Arc::clone(&loads),
         progress,
         backends: config.metrics_backends,
     };
@@ -128,7 +132,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         cache::keep(directory, views, keys, stop).await;
         Ok(())
     });
-    let state = State { view, relay_keys, connected, applied };
+    let state = State { view, relay_keys, connected, applied, loads: Arc::clone(&loads) };
     let membership = Membership { config, identity, state, datapath, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await

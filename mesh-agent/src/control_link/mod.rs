@@ -43,6 +43,7 @@ use session::{Session, SessionError};
 use token::JoinToken;
 
 use crate::error_chain;
+use crate::lb::loads::Loads;
 use crate::view::{NodeView, ViewError};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -62,6 +63,8 @@ pub struct Ends {
     pub applied: watch::Receiver<u64>,
     /// The relay keys, which the link alone writes.
     pub relay_keys: watch::Sender<RelayKeys>,
+    /// Loads: this node's own go up, others' come down.
+    pub loads: Arc<Loads>,
     /// Whether a manager has welcomed this node.
     pub connected: watch::Sender<bool>,
 }

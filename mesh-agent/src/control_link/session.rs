@@ -5,9 +5,10 @@
 //!
 //! Left to others: which manager to try and when (`control_link`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_state::ids::TaskId;
+use mesh_state::ids::{BackendId, TaskId};
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::node_service_client::NodeServiceClient;
@@ -23,6 +24,7 @@ use tonic::transport::Channel;
 
 use super::relay_keys::RelayKey;
 use super::{AssignmentChange, Link};
+use crate::lb::loads::{HEARSAY_AGE, LOAD_MAX, Loads};
 use crate::view::ViewError;
 
 /// The longest wait for a manager's first message, and for room in the stream.
@@ -120,7 +122,8 @@ impl<'a> Session<'a> {
 
     /// Serves the session until it fails or `shutdown`.
     pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
-        let beats = tokio::spawn(beat(self.up.clone(), self.heartbeat_interval));
+        let beats =
+            tokio::spawn(beat(self.up.clone(), Arc::clone(&self.link.ends.loads), self.heartbeat_interval));
         let result = self.exchange(shutdown).await;
         beats.abort();
         result
@@ -179,11 +182,21 @@ impl<'a> Session<'a> {
                 }
                 Ok(())
             }
-            // Nothing selects by load yet.
-            Some(Down::Loads(_)) => Ok(()),
+            Some(Down::Loads(loads)) => {
+                self.hear_loads(&loads);
+                Ok(())
+            }
             Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),
             None => Err(SessionError::Protocol { problem: "a message of an unknown kind came" }),
         }
+    }
+
+    fn hear_loads(&self, told: &proto::Loads) {
+        let levels = told.loads.iter().filter_map(|load| {
+            let level = u8::try_from(load.load).unwrap_or(LOAD_MAX);
+            BackendId::new(load.backend_id).filter(|_| level > 0).map(|id| (id, level))
+        });
+        self.link.ends.loads.set_if_older(levels, HEARSAY_AGE, std::time::Instant::now());
     }
 
     async fn send_statuses(&mut self) -> Result<(), SessionError> {
@@ -224,12 +237,20 @@ fn welcome_node(link: &mut Link, welcome: &proto::Welcome) -> Result<(), Session
 }
 
 /// Heartbeats until the stream is gone. A task of its own: a busy session doesn't make the node silent.
-async fn beat(up: mpsc::Sender<AgentMessage>, every: Duration) {
+async fn beat(up: mpsc::Sender<AgentMessage>, loads: Arc<Loads>, every: Duration) {
+    let mut told = None;
     let mut ticks = interval_at(Instant::now(), every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let heartbeat = AgentMessage { body: Some(Up::Heartbeat(proto::Heartbeat::default())) };
+        let mut heartbeat = proto::Heartbeat::default();
+        if let Some((measured, levels)) = loads.own_since(told) {
+            told = Some(measured);
+            let load =
+                |(id, load): (BackendId, u8)| proto::BackendLoad { backend_id: id.get(), load: load.into() };
+            heartbeat.loads = levels.into_iter().map(load).collect();
+        }
+        let heartbeat = AgentMessage { body: Some(Up::Heartbeat(heartbeat)) };
         if up.send(heartbeat).await.is_err() {
             return;
         }

@@ -2,9 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_ebpf::abi::names;
+
+use crate::lb::loads::Loads;
 
 /// Which programs take the published ports' packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +35,8 @@ pub struct DatapathConfig {
     pub vxlan_port: u16,
     /// Sizes of the flow tables. They hold for maps that are made anew; pinned ones keep theirs.
     pub tables: TableSizes,
+    /// Loads of backends that are known here: measured, and told by managers.
+    pub loads: Arc<Loads>,
     /// How often the flow tables are swept and connections recounted.
     pub sweep_period: Duration,
     /// How often everything is read back and compared, whatever changed or not.
@@ -62,6 +67,7 @@ impl Default for DatapathConfig {
             bpffs: PathBuf::from("/sys/fs/bpf/mesh"),
             vxlan_port: 4799,
             tables: TableSizes::default(),
+            loads: Arc::default(),
             sweep_period: Duration::from_secs(5),
             resync_period: Duration::from_secs(30),
         }

@@ -5,11 +5,12 @@
 //!
 //! Left to others: reading and writing the kernel's maps (`maps`), deciding what to write (`diff`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ipnet::IpNet;
 use mesh_ebpf::abi::{
-    Address, Backend, BackendState, Be16, Config, Node, Service, ServiceKey, names, protocol,
+    Address, AllowedKey, Backend, BackendState, Be16, Config, Node, Service, ServiceKey, names, protocol,
 };
 
 /// A published port, ordered: the map's key without its padding.
@@ -40,6 +41,39 @@ impl fmt::Display for Frontend {
     }
 }
 
+/// A network whose clients may open flows to a published port: a key of the trie, in an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Allowed {
+    service_index: u32,
+    /// Bits of the network, those of the IPv4 mapping included.
+    prefix: u32,
+    network: [u8; 16],
+}
+
+/// Bits that stand before the network in a key.
+const INDEX_BITS: u32 = u32::BITS;
+
+impl Allowed {
+    /// `network` for the published port with this index.
+    pub fn new(service_index: u32, network: IpNet) -> Self {
+        let mapping = if network.addr().is_ipv4() { 96 } else { 0 };
+        let prefix = mapping + u32::from(network.prefix_len());
+        Self { service_index, prefix, network: Address::from(network.network()).0 }
+    }
+
+    /// The map's key, and how many of its bits count.
+    pub const fn key(self) -> (u32, AllowedKey) {
+        let key = AllowedKey { service_index_be: self.service_index.to_be_bytes(), network: self.network };
+        (INDEX_BITS + self.prefix, key)
+    }
+
+    /// What a key of the map stands for.
+    pub const fn from_key(bits: u32, key: AllowedKey) -> Self {
+        let service_index = u32::from_be_bytes(key.service_index_be);
+        Self { service_index, prefix: bits.saturating_sub(INDEX_BITS), network: key.network }
+    }
+}
+
 /// The maps that userspace writes, without their unset entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -57,6 +91,8 @@ pub struct Contents {
     pub nodes: BTreeMap<u32, Node>,
     /// `PEERS`: address of a member node → its index.
     pub peers: BTreeMap<Address, u32>,
+    /// `ALLOWED`.
+    pub allowed: BTreeSet<Allowed>,
 }
 
 /// One change of one map, or the reset of one entry's counters.
@@ -74,6 +110,10 @@ pub enum Write {
     Peer(Address, u32),
     /// Takes that right away.
     RemovePeer(Address),
+    /// Lets the clients of a network open flows to a published port.
+    Allow(Allowed),
+    /// Takes that right away.
+    Disallow(Allowed),
     /// Starts the counters of a backend's id anew.
     ResetBackend(u32),
     /// Replaces a backend.
@@ -101,6 +141,7 @@ impl Write {
             Self::Address(..) | Self::RemoveAddress(_) => names::ADDRESSES,
             Self::Node(..) => names::NODES,
             Self::Peer(..) | Self::RemovePeer(_) => names::PEERS,
+            Self::Allow(_) | Self::Disallow(_) => names::ALLOWED,
             Self::ResetBackend(_) => names::BACKEND_STATS,
             Self::Backend(..) => names::BACKENDS,
             Self::Slots { .. } => names::SLOTS,
@@ -132,6 +173,12 @@ impl Contents {
             }
             Write::RemovePeer(address) => {
                 self.peers.remove(address);
+            }
+            Write::Allow(allowed) => {
+                self.allowed.insert(*allowed);
+            }
+            Write::Disallow(allowed) => {
+                self.allowed.remove(allowed);
             }
             Write::Backend(id, backend) => {
                 self.backends.insert(*id, *backend);

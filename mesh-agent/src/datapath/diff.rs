@@ -7,21 +7,23 @@
 //!
 //! Left to others: carrying the writes out (`apply`), deciding what is held back (`state`, `sweep`).
 
+mod allowed;
+mod codes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use mesh_ebpf::abi::{
-    Address, Backend, BackendState, Be16, Node, Policy, Service, VipId, backend_flag, names, protocol,
-};
-use mesh_state::lb;
-use mesh_state::spec::Protocol;
+use mesh_ebpf::abi::{Address, Backend, Be16, Node, Service, VipId, backend_flag, names, service_flag};
 
+pub use self::codes::frontend;
+use self::codes::{mode_byte, policy_byte, protocol_number, state_byte};
 use super::contents::{Contents, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
+use crate::lb::ramp::UNIT;
 use crate::lb::slots::{Candidate, compose};
-use crate::view::{self, BackendView, NodeView, ServiceView};
+use crate::view::{BackendView, NodeView, ServiceView};
 
 /// What must not be given out yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub enum Refusal {
     Service(Frontend),
     /// The slots of a published port, which keeps the ones it has.
     Slots(Frontend),
+    /// Networks of a published port's allow-list, whose clients are refused.
+    Allowed(Frontend),
 }
 
 impl Refusal {
@@ -66,6 +70,7 @@ impl Refusal {
             Self::Node(_) => names::NODES,
             Self::Service(_) => names::SERVICES,
             Self::Slots(_) => names::SLOTS,
+            Self::Allowed(_) => names::ALLOWED,
         }
     }
 }
@@ -77,6 +82,7 @@ impl fmt::Display for Refusal {
             Self::Node(address) => write!(f, "member node {address}"),
             Self::Service(frontend) => write!(f, "published port {frontend}"),
             Self::Slots(frontend) => write!(f, "the backends of published port {frontend}"),
+            Self::Allowed(frontend) => write!(f, "the allow-list of published port {frontend}"),
         }
     }
 }
@@ -96,7 +102,9 @@ pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &
         let ports = plan.ports(contents, view);
         let mesh = Mesh { contents, view, facts, nodes, ports };
         let wanted = plan.backends(&mesh);
+        let allowed = plan.allow(&mesh);
         plan.services(&mesh, &wanted, held);
+        plan.disallow(&mesh, &allowed);
         plan.departures(&mesh, &wanted);
     }
     plan
@@ -207,10 +215,13 @@ impl Plan {
                 self.writes.push(Write::Backend(id, value));
             }
             wanted.backends.insert(id, value);
+            if mesh.facts.ejected.contains(&id) {
+                continue;
+            }
             let candidate = Candidate {
                 id,
                 state: backend.state,
-                weight: backend.weight.get(),
+                weight: mesh.weight(backend),
                 is_local: mesh.view.is_local(backend),
             };
             let frontend = frontend(backend.protocol, backend.published);
@@ -262,6 +273,8 @@ impl Plan {
             slot_count: slots.end - slots.start,
             generation: u32::try_from(mesh.view.generation & u64::from(u32::MAX)).unwrap_or_default(),
             policy: policy_byte(port.service.lb.policy),
+            mode: mode_byte(port.service.lb.mode),
+            flags: if port.service.lb.allow.is_empty() { 0 } else { service_flag::ALLOW_LIST },
             ..Service::default()
         };
         match present {
@@ -313,23 +326,30 @@ impl Mesh<'_> {
             published_port_be: Be16::new(backend.published),
             protocol: protocol_number(backend.protocol),
             state: state_byte(backend.state),
+            weight: u16::try_from(self.weight(backend)).unwrap_or(u16::MAX),
             ..Backend::default()
         };
         if !self.view.is_local(backend) {
             let address = Address::from(self.view.nodes.get(&backend.node_id)?.address);
             return Some(Backend { node: *self.nodes.get(&address)?, ..entry });
         }
-        let (ifindex, task_mac) = match self.facts.ports.get(&entry.task_address) {
-            Some(TaskPort::Attached { ifindex, mac }) => (*ifindex, *mac),
+        let (ifindex, task_mac, task_address6) = match self.facts.ports.get(&entry.task_address) {
+            Some(TaskPort::Attached { ifindex, mac, address6 }) => (*ifindex, *mac, *address6),
             Some(TaskPort::Gone) => return None,
             // After a restart of the agent: the task's program is pinned and the map knows its link.
             None => {
                 let present = self.contents.backends.get(&backend.id.get())?;
                 let adopted = present.is_local() && present.is_alive() && is_same_backend(present, &entry);
-                adopted.then_some((present.ifindex, present.task_mac))?
+                adopted.then_some((present.ifindex, present.task_mac, present.task_address6))?
             }
         };
-        Some(Backend { flags: backend_flag::LOCAL, ifindex, task_mac, ..entry })
+        Some(Backend { flags: backend_flag::LOCAL, ifindex, task_mac, task_address6, ..entry })
+    }
+
+    /// Its share of new flows now, in [`UNIT`]s.
+    fn weight(&self, backend: &BackendView) -> u32 {
+        let rising = self.facts.weights.get(&backend.id.get()).copied();
+        rising.unwrap_or_else(|| backend.weight.get().saturating_mul(UNIT))
     }
 }
 
@@ -341,37 +361,6 @@ fn is_same_backend(a: &Backend, b: &Backend) -> bool {
 
 fn slots_of(service: &Service) -> Range<u32> {
     service.slot_base..service.slot_base.saturating_add(service.slot_count)
-}
-
-/// The map's key of a published port.
-pub fn frontend(transport: Protocol, port: u16) -> Frontend {
-    Frontend { protocol: protocol_number(transport), port }
-}
-
-const fn protocol_number(transport: Protocol) -> u8 {
-    match transport {
-        Protocol::Tcp => protocol::TCP,
-        Protocol::Udp => protocol::UDP,
-        Protocol::Sctp => 132,
-    }
-}
-
-const fn state_byte(state: view::BackendState) -> u8 {
-    match state {
-        view::BackendState::Active => BackendState::Active as u8,
-        // A silent node's flows may still pass: only new ones go elsewhere.
-        view::BackendState::Draining | view::BackendState::Silent => BackendState::Draining as u8,
-    }
-}
-
-const fn policy_byte(policy: lb::Policy) -> u8 {
-    match policy {
-        lb::Policy::RoundRobin => Policy::RoundRobin as u8,
-        lb::Policy::LeastConnections => Policy::LeastConnections as u8,
-        lb::Policy::Random => Policy::Random as u8,
-        lb::Policy::LeastLoad => Policy::LeastLoad as u8,
-        lb::Policy::SourceHash => Policy::SourceHash as u8,
-    }
 }
 
 #[cfg(test)]

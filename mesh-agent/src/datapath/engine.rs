@@ -4,7 +4,7 @@
 //! held for maps, hooks and sweeper apart, never across a wait. Every method here blocks for system calls: call them off the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -14,6 +14,7 @@ use mesh_state::ids::TaskId;
 use tracing::{info, warn};
 
 use super::attach::Hooks;
+use super::carry_over::carry_over;
 use super::config::DatapathConfig;
 use super::error::DatapathError;
 use super::facts::TaskPort;
@@ -41,17 +42,19 @@ pub struct TaskLink {
     pub pid: u32,
     /// Its address on the `mesh` network.
     pub address: Ipv4Addr,
+    /// Its IPv6 address there, if it has one.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// The node's data plane.
 pub struct Datapath {
     pub(super) config: DatapathConfig,
     hooks: Mutex<Hooks>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     network: Mutex<Network>,
     sweeper: Mutex<Sweeper>,
     census: Mutex<Census>,
-    counters: Counters,
+    pub(super) counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
     tasks: Mutex<BTreeMap<TaskId, Address>>,
     lacks_neighbours: AtomicBool,
@@ -72,10 +75,8 @@ struct Network {
 pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let pins = Pins::new(&config.bpffs);
     pins.prepare()?;
-    for other in pins.others() {
-        warn!(pins = %other.display(), "another version of mesh ran here: taking over its places, not its flows");
-    }
     let ebpf = loader::load(&pins, config.tables)?;
+    carry_over(&pins);
     let sweeper = Sweeper::open(&pins)?;
     let capacities = sweeper.capacities()?;
     if capacities.get(names::FLOWS_ESTABLISHED) != Some(&config.tables.established)
@@ -86,9 +87,9 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
             "flow tables keep the sizes that they were made with until `mesh-agent uninstall`"
         );
     }
-    host::prepare(config.vxlan_port);
     let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
     let uplinks = Uplinks::find(&mut netlink, &config)?;
+    host::prepare(config.vxlan_port, &uplinks.links);
     let datapath = Datapath {
         state: Mutex::new(State::read(Maps::open(&pins)?)?),
         counters: Counters::open(&pins)?,
@@ -136,7 +137,11 @@ impl Datapath {
         lock(&self.hooks)?.attach_task(task.task_id.as_str(), &cable.host_end)?;
         let address = Address::from(task.address);
         lock(&self.tasks)?.insert(task.task_id.clone(), address);
-        let port = TaskPort::Attached { ifindex: cable.host_end.index, mac: cable.task_mac };
+        let port = TaskPort::Attached {
+            ifindex: cable.host_end.index,
+            mac: cable.task_mac,
+            address6: task.address6.map(Address::from).unwrap_or_default(),
+        };
         let mut state = lock(&self.state)?;
         state.change_facts(|facts| _ = facts.ports.insert(address, port));
         state.reconcile(Instant::now()).map(drop)
@@ -167,7 +172,10 @@ impl Datapath {
             (state.contents().clone(), state.errors().clone())
         };
         let snapshot = self.counters.read(&contents);
-        let snapshot = lock(&self.state)?.counted(snapshot)?;
+        let snapshot = {
+            let mut state = lock(&self.state)?;
+            state.counted(snapshot)?.judged(state.health())
+        };
         Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks))
     }
 
@@ -178,8 +186,9 @@ impl Datapath {
     /// A map refuses a write; what was applied stays, the rest waits for the next call.
     pub(super) fn apply(&self, view: Arc<NodeView>) -> Result<u64, DatapathError> {
         let mut state = lock(&self.state)?;
-        state.set_view(view);
-        state.reconcile(Instant::now())
+        let now = Instant::now();
+        state.set_view(view, now);
+        state.reconcile(now)
     }
 
     /// Follows interfaces, addresses and routes: tunnel device, programs, the node's own entries.
@@ -198,7 +207,7 @@ impl Datapath {
             tunnel_port_be: Be16::new(self.config.vxlan_port),
             tunnel_mss: u16::try_from(tunnel_mtu.saturating_sub(TCP_HEADERS)).unwrap_or(u16::MAX),
             tunnel_mtu,
-            ..Config::default()
+            uplink_ifindex: uplinks.direct,
         };
         lock(&self.state)?.change_facts(|facts| {
             facts.config = config;
@@ -282,6 +291,6 @@ fn as_ipv4(address: &Address) -> Option<Ipv4Addr> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, DatapathError> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, DatapathError> {
     mutex.lock().map_err(|_| DatapathError::Interrupted)
 }

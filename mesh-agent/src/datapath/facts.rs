@@ -19,6 +19,10 @@ pub struct Facts {
     pub hops: BTreeMap<Address, Hop>,
     /// Where this node's tasks are plugged in, by task address.
     pub ports: BTreeMap<Address, TaskPort>,
+    /// Weights that still rise, by backend id, in units of [`crate::lb::ramp::UNIT`].
+    pub weights: BTreeMap<u32, u32>,
+    /// Backends that fail too often: no new flows for now.
+    pub ejected: BTreeSet<u32>,
 }
 
 /// The outer Ethernet header of frames to a member node.
@@ -41,6 +45,8 @@ pub enum TaskPort {
         ifindex: u32,
         /// The task's own MAC.
         mac: Mac,
+        /// Its IPv6 address; none without one.
+        address6: Address,
     },
     /// The task has gone; the table may not say so yet.
     Gone,

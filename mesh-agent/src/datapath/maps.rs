@@ -5,12 +5,14 @@
 use std::marker::PhantomData;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use mesh_ebpf::abi::{
-    Address, Backend, BackendStats, Config, FrontendStats, Live, Node, Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Live, Node, Service,
+    ServiceKey, names,
 };
 
-use super::contents::{Contents, Write};
+use super::contents::{Allowed, Contents, Write};
 use super::error::DatapathError;
 use super::loader;
 use super::pins::Pins;
@@ -27,6 +29,8 @@ pub(super) struct Maps {
     nodes: Array<MapData, Node>,
     all_nodes: Dump<u32, Node>,
     peers: HashMap<MapData, Address, u32>,
+    allowed: LpmTrie<MapData, AllowedKey, u32>,
+    loads: Array<MapData, BackendLoad>,
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
@@ -49,6 +53,8 @@ impl Maps {
             nodes: loader::open(pins, names::NODES)?,
             all_nodes: Dump::open(pins, names::NODES)?,
             peers: loader::open(pins, names::PEERS)?,
+            allowed: loader::open(pins, names::ALLOWED)?,
+            loads: loader::open(pins, names::LOADS)?,
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             backend_stats: loader::open(pins, names::BACKEND_STATS)?,
@@ -89,6 +95,10 @@ impl Maps {
                 contents.slots.insert(slot, backend);
             }
         }
+        for key in self.allowed.keys() {
+            let key = key.map_err(|error| DatapathError::map(names::ALLOWED, "dump", error))?;
+            contents.allowed.insert(Allowed::from_key(key.prefix_len(), key.data()));
+        }
         self.all_backends.for_each(|id, backend| {
             if backend != Backend::default() {
                 contents.backends.insert(id, backend);
@@ -120,6 +130,8 @@ impl Maps {
             Write::Service(frontend, service) => {
                 self.services.insert(ServiceKey::from(*frontend), service, 0)
             }
+            Write::Allow(allowed) => self.allowed.insert(&trie_key(*allowed), 1, 0),
+            Write::Disallow(allowed) => return deleted(map, self.allowed.remove(&trie_key(*allowed))),
             Write::ResetBackend(id) => return self.reset_backend(*id),
             Write::ResetFrontend(index) => return self.reset_frontend(*index),
             Write::RemoveAddress(address) => return deleted(map, self.addresses.remove(address)),
@@ -138,9 +150,26 @@ impl Maps {
         self.live_drift
             .set(id, drift, 0)
             .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+        self.set_load(id, BackendLoad::default())?;
         self.backend_stats
             .set(id, zeros(names::BACKEND_STATS)?, 0)
             .map_err(|error| DatapathError::map(names::BACKEND_STATS, "update", error))
+    }
+
+    /// The load of a backend that the programs use.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub(super) fn load(&self, id: u32) -> Result<BackendLoad, DatapathError> {
+        self.loads.get(&id, 0).map_err(|error| DatapathError::map(names::LOADS, "lookup", error))
+    }
+
+    /// Replaces the load of a backend.
+    ///
+    /// # Errors
+    /// The map refuses it.
+    pub(super) fn set_load(&mut self, id: u32, load: BackendLoad) -> Result<(), DatapathError> {
+        self.loads.set(id, load, 0).map_err(|error| DatapathError::map(names::LOADS, "update", error))
     }
 
     fn reset_frontend(&mut self, index: u32) -> Result<(), DatapathError> {
@@ -148,6 +177,11 @@ impl Maps {
             .set(index, zeros(names::FRONTEND_STATS)?, 0)
             .map_err(|error| DatapathError::map(names::FRONTEND_STATS, "update", error))
     }
+}
+
+fn trie_key(allowed: Allowed) -> Key<AllowedKey> {
+    let (bits, key) = allowed.key();
+    Key::new(bits, key)
 }
 
 /// One zero for every CPU.

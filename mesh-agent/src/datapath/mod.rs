@@ -7,7 +7,8 @@
 //! that stops leaves everything running. Only [`uninstall`] takes anything away. Only this module touches aya.
 //!
 //! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
-//! [`contents`] and [`facts`] ([`members`], [`index`]: who gets new flows, and which number is whose); `sweep` and `stats` read flows and
+//! [`contents`] and [`facts`] ([`index`]: which number is whose; [`health`]: who is left out for now); `pulse` does what is due every
+//! second; `sweep` and `stats` read flows and
 //! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
@@ -15,9 +16,11 @@
 pub mod contents;
 pub mod diff;
 pub mod facts;
+pub mod health;
 pub mod index;
 
 mod attach;
+mod carry_over;
 mod config;
 mod engine;
 mod error;
@@ -25,6 +28,7 @@ mod loader;
 mod maps;
 mod network;
 mod pins;
+mod pulse;
 mod run;
 mod state;
 mod stats;

@@ -20,6 +20,8 @@ use crate::view::NodeView;
 /// How often the neighbour table is looked at; more often, in doubling steps, after a member node's MAC was found missing.
 const NEIGHBOURS_MIN: Duration = Duration::from_millis(50);
 const NEIGHBOURS_MAX: Duration = Duration::from_secs(2);
+/// How often loads, health and rising weights are looked at.
+const PULSE_PERIOD: Duration = Duration::from_secs(1);
 /// How long notices of the network are gathered before they are acted on.
 const NETWORK_SETTLE: Duration = Duration::from_millis(100);
 /// Wait after a failure; doubled up to the maximum.
@@ -45,6 +47,7 @@ impl Datapath {
     ) {
         tokio::join!(
             Arc::clone(&self).follow(view, applied, shutdown.clone()),
+            Arc::clone(&self).pulse_regularly(shutdown.clone()),
             self.sweep_regularly(shutdown),
         );
     }
@@ -108,6 +111,21 @@ impl Datapath {
         })
         .await
         .map(drop)
+    }
+
+    async fn pulse_regularly(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut period = ticks(PULSE_PERIOD);
+        let mut last = std::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = period.tick() => {}
+            }
+            let since = std::mem::replace(&mut last, std::time::Instant::now());
+            if let Err(failure) = self.off_runtime(move |datapath| datapath.pulse(since)).await {
+                error!(error = error_chain(&failure), "can't follow loads and health: trying again");
+            }
+        }
     }
 
     async fn sweep_regularly(self: Arc<Self>, shutdown: CancellationToken) {

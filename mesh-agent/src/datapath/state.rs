@@ -9,16 +9,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_ebpf::abi::Address;
-use mesh_state::ids::TaskId;
+use mesh_ebpf::abi::{Address, BackendLoad};
+use mesh_state::ids::{BackendId, TaskId};
 use tracing::{error, info};
 
 use super::contents::Contents;
 use super::diff::{Held, Plan, Refusal, plan};
 use super::error::DatapathError;
 use super::facts::{Facts, TaskPort};
+use super::health::{Counted, Health};
 use super::maps::Maps;
-use crate::view::NodeView;
+use crate::lb::ramp::Ramps;
+use crate::view::{BackendView, NodeView};
 
 /// How long slots rest before they are used again. No program runs nearly that long.
 const SLOTS_REST: Duration = Duration::from_secs(1);
@@ -37,6 +39,8 @@ pub(super) struct State {
     view: Option<Arc<NodeView>>,
     resting: Vec<(Instant, Range<u32>)>,
     address_indexes: BTreeSet<u32>,
+    ramps: Ramps,
+    health: Health,
     refused: BTreeSet<Refusal>,
     /// Whether the maps stand for view and facts, so that there is nothing to plan.
     is_settled: bool,
@@ -57,6 +61,8 @@ impl State {
             view: None,
             resting: Vec::new(),
             address_indexes: BTreeSet::new(),
+            ramps: Ramps::default(),
+            health: Health::default(),
             refused: BTreeSet::new(),
             is_settled: false,
             errors: MapErrors::new(),
@@ -80,7 +86,7 @@ impl State {
     }
 
     /// Takes a newer view. It is applied by the next [`reconcile`](Self::reconcile).
-    pub(super) fn set_view(&mut self, view: Arc<NodeView>) {
+    pub(super) fn set_view(&mut self, view: Arc<NodeView>, now: Instant) {
         let is_known = self.view.as_ref().is_some_and(|present| Arc::ptr_eq(present, &view));
         if view.generation == 0 || is_known {
             return;
@@ -90,8 +96,63 @@ impl State {
         self.facts
             .ports
             .retain(|address, port| matches!(port, TaskPort::Attached { .. }) || named.contains(address));
+        self.ramps.observe(&view, now);
         self.view = Some(view);
         self.is_settled = false;
+        self.refresh_shares(now);
+    }
+
+    /// Takes a look at how handshakes with the active backends went.
+    pub(super) fn observe_health(&mut self, counted: &[Counted], now: Instant) {
+        self.health.observe(counted, now);
+        self.refresh_shares(now);
+    }
+
+    /// How handshakes went.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Works out anew whose weight still rises and who is left out.
+    fn refresh_shares(&mut self, now: Instant) {
+        let Some(view) = self.view.clone() else { return };
+        let slow_start = |backend: &BackendView| {
+            view.services.get(&backend.service_id).map_or(0, |service| service.lb.slow_start_s)
+        };
+        let weights = view
+            .backends
+            .values()
+            .filter(|backend| self.ramps.rises(backend, slow_start(backend), now))
+            .map(|backend| (backend.id.get(), self.ramps.weight(backend, slow_start(backend), now)))
+            .collect();
+        let ejected = self.health.ejected().clone();
+        self.change_facts(|facts| {
+            facts.weights = weights;
+            facts.ejected = ejected;
+        });
+    }
+
+    /// Writes loads that are known since `seen_ns`, where the maps know nothing younger than `age_ns` before that.
+    ///
+    /// # Errors
+    /// The map can't be read or written.
+    pub(super) fn note_loads(
+        &mut self,
+        loads: &[(BackendId, u8)],
+        seen_ns: u64,
+        age_ns: u64,
+    ) -> Result<(), DatapathError> {
+        for (id, level) in loads {
+            let known = self.maps.load(id.get());
+            let known = self.counted(known)?;
+            if known.load != 0 && known.seen_ns.saturating_add(age_ns) > seen_ns {
+                continue;
+            }
+            let load = BackendLoad { seen_ns, load: u32::from(*level), ..BackendLoad::default() };
+            let written = self.maps.set_load(id.get(), load);
+            self.counted(written)?;
+        }
+        Ok(())
     }
 
     /// Changes the node's own facts. They take effect with the next [`reconcile`](Self::reconcile).

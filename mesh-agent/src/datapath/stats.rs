@@ -3,20 +3,22 @@
 //! Invariants: a figure is the sum over all CPUs at the moment of reading; counters never go back while their backend or port lives.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use mesh_ebpf::abi::{
-    Backend, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Traffic, drop_index,
-    names,
+    Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Traffic,
+    drop_index, names,
 };
 
 use super::attach::AttachedHook;
 use super::contents::{Contents, Frontend};
 use super::error::DatapathError;
+use super::health::{Checks, Health};
 use super::loader;
 use super::pins::Pins;
 use super::state::MapErrors;
-use super::sweep::{Census, Evictions};
+use super::sweep::{Census, Evictions, monotonic_ns};
 
 /// Everything the data plane can tell at one moment.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +67,12 @@ pub struct BackendSnapshot {
     pub stats: BackendStats,
     /// Live connections through this node.
     pub live: u64,
+    /// Its load, 1 (idle) to 127 (saturated), and how old that figure is; none if it was never known.
+    pub load: Option<(u32, Duration)>,
+    /// Whether it gets no new flows as its handshakes fail.
+    pub is_ejected: bool,
+    /// How its handshakes went, since the agent started.
+    pub checks: Checks,
 }
 
 /// How full a map is.
@@ -86,6 +94,7 @@ pub(super) struct Counters {
     passed: PerCpuArray<MapData, u64>,
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
+    loads: Array<MapData, BackendLoad>,
 }
 
 impl Counters {
@@ -101,6 +110,7 @@ impl Counters {
             passed: loader::open(pins, names::PASSED)?,
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
+            loads: loader::open(pins, names::LOADS)?,
         })
     }
 
@@ -136,18 +146,45 @@ impl Counters {
         Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats })
     }
 
+    /// The counters of a backend.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub(super) fn backend_stats(&self, id: u32) -> Result<BackendStats, DatapathError> {
+        sum(&self.backend_stats, id, names::BACKEND_STATS, add_backends)
+    }
+
     fn backend(&self, id: u32, backend: &Backend) -> Result<BackendSnapshot, DatapathError> {
-        let stats = sum(&self.backend_stats, id, names::BACKEND_STATS, add_backends)?;
+        let stats = self.backend_stats(id)?;
         let live = self.live.get(&id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
         let drift = self
             .live_drift
             .get(&id, 0)
             .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
-        Ok(BackendSnapshot { id, backend: *backend, stats, live: live.count(drift) })
+        let load =
+            self.loads.get(&id, 0).map_err(|error| DatapathError::map(names::LOADS, "lookup", error))?;
+        Ok(BackendSnapshot {
+            id,
+            backend: *backend,
+            stats,
+            live: live.count(drift),
+            load: known_load(load),
+            is_ejected: false,
+            checks: Checks::default(),
+        })
     }
 }
 
 impl StatsSnapshot {
+    /// Adds what passive health says.
+    pub(super) fn judged(mut self, health: &Health) -> Self {
+        for backend in &mut self.backends {
+            backend.is_ejected = health.ejected().contains(&backend.id);
+            backend.checks = health.checks(backend.id);
+        }
+        self
+    }
+
     /// Adds what isn't counted in maps.
     pub(super) fn with(
         mut self,
@@ -166,6 +203,11 @@ impl StatsSnapshot {
     }
 }
 
+fn known_load(load: BackendLoad) -> Option<(u32, Duration)> {
+    let age = Duration::from_nanos(monotonic_ns().saturating_sub(load.seen_ns));
+    (load.load != 0).then_some((load.load, age))
+}
+
 fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static str, u32>) -> Vec<MapFill> {
     let slots: u64 = contents.services.values().map(|service| u64::from(service.slot_count)).sum();
     let counts = [
@@ -175,6 +217,7 @@ fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static st
         (names::BACKENDS, contents.alive().count() as u64, names::BACKENDS_MAX),
         (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
         (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
+        (names::ALLOWED, contents.allowed.len() as u64, names::ALLOWED_MAX),
     ];
     let flows = capacities
         .iter()

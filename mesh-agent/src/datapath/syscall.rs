@@ -1,4 +1,4 @@
-//! The few bpf(2) commands that aya has no word for: whole batches of a map, and where a pinned link is attached.
+//! The few bpf(2) commands that aya has no word for: whole batches of a map, entries of any size, where a pinned link is attached.
 //!
 //! Invariants: only types without padding and without invalid bit patterns (aya's `Pod`) are read from the kernel.
 
@@ -10,12 +10,26 @@ use std::path::Path;
 
 use aya::Pod;
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
 /// Entries a batch; a hash bucket with more than that could not be read, which is far beyond any real one.
 const BATCH: usize = 4096;
+
+/// Bytes of a cursor: four for hashes, a key for other kinds.
+const CURSOR_BYTES: usize = 64;
+
+/// The part of `union bpf_attr` for single entries.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
 
 /// The part of `union bpf_attr` for batches.
 #[repr(C)]
@@ -76,34 +90,92 @@ pub(super) fn for_each_entry<K: Pod + Default, V: Pod + Default>(
 ) -> io::Result<()> {
     let mut keys = vec![K::default(); BATCH];
     let mut values = vec![V::default(); BATCH];
-    // The cursor: a bucket for hashes, an index for arrays. Four bytes in both.
-    let (mut at, mut next) = (0_u32, 0_u32);
-    let mut first = true;
-    loop {
-        let mut attr = BatchAttr {
-            in_batch: if first { 0 } else { std::ptr::from_mut(&mut at) as u64 },
-            out_batch: std::ptr::from_mut(&mut next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: u32::try_from(BATCH).unwrap_or_default(),
-            map_fd: raw_fd(&map),
-            elem_flags: 0,
-            flags: 0,
-        };
-        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
-        let is_last = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::ENOENT));
-        if !is_last {
-            result?;
-        }
-        let count = usize::try_from(attr.count).unwrap_or_default().min(BATCH);
+    let buffers = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
+    let mut cursor = Cursor::default();
+    while let Some(count) = cursor.next(&map, buffers)? {
         for (key, value) in keys.iter().zip(&values).take(count) {
             visit(*key, *value);
         }
-        if is_last {
-            return Ok(());
+    }
+    Ok(())
+}
+
+/// Calls `visit` with every entry of a map whose keys and values have these sizes.
+///
+/// # Errors
+/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+pub(super) fn for_each_raw(
+    map: impl AsFd,
+    (key_size, value_size): (usize, usize),
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    if key_size == 0 || key_size > CURSOR_BYTES || value_size == 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut keys = vec![0_u8; key_size * BATCH];
+    let mut values = vec![0_u8; value_size * BATCH];
+    let buffers = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
+    let mut cursor = Cursor::default();
+    while let Some(count) = cursor.next(&map, buffers)? {
+        for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count) {
+            visit(key, value);
         }
-        at = next;
-        first = false;
+    }
+    Ok(())
+}
+
+/// Writes one entry. The key and the value must be of the map's sizes.
+///
+/// # Errors
+/// What the kernel says to `BPF_MAP_UPDATE_ELEM`.
+pub(super) fn update_raw(map: impl AsFd, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw_fd(&map),
+        padding: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Where a walk over a map is: a bucket for hashes, the last key for others.
+struct Cursor {
+    at: [u8; CURSOR_BYTES],
+    next: [u8; CURSOR_BYTES],
+    is_begun: bool,
+    is_over: bool,
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self { at: [0; CURSOR_BYTES], next: [0; CURSOR_BYTES], is_begun: false, is_over: false }
+    }
+}
+
+impl Cursor {
+    /// Fills the buffers, of `BATCH` keys and values, with the next entries; returns how many there are, none at the end.
+    fn next(&mut self, map: &impl AsFd, (keys, values): (u64, u64)) -> io::Result<Option<usize>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let mut attr = BatchAttr {
+            in_batch: if self.is_begun { self.at.as_mut_ptr() as u64 } else { 0 },
+            out_batch: self.next.as_mut_ptr() as u64,
+            keys,
+            values,
+            count: u32::try_from(BATCH).unwrap_or_default(),
+            map_fd: raw_fd(map),
+            elem_flags: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.is_over = true,
+            result => drop(result?),
+        }
+        self.at = self.next;
+        self.is_begun = true;
+        Ok(Some(usize::try_from(attr.count).unwrap_or_default().min(BATCH)))
     }
 }
 

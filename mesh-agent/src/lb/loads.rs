@@ -17,6 +17,9 @@ pub const LOAD_MAX: u8 = 127;
 /// A figure older than this is not used.
 pub const MAX_AGE: Duration = Duration::from_nanos(LOAD_MAX_AGE_NS);
 
+/// What managers tell counts only where nothing as young as this is known: replies bring fresher figures.
+pub const HEARSAY_AGE: Duration = Duration::from_secs(2);
+
 /// A figure and when it was true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -30,6 +33,8 @@ pub struct Load {
 #[derive(Debug, Default)]
 pub struct Loads {
     table: RwLock<BTreeMap<BackendId, Load>>,
+    /// This node's own, and when they were measured.
+    own: RwLock<Option<(Instant, Vec<(BackendId, u8)>)>>,
 }
 
 impl Loads {
@@ -44,6 +49,18 @@ impl Loads {
         (now.saturating_duration_since(load.seen) <= MAX_AGE).then_some(load.level)
     }
 
+    /// Takes what was measured of all of this node's own backends.
+    pub fn set_own(&self, levels: &[(BackendId, u8)], now: Instant) {
+        self.set(levels.iter().copied(), now);
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = Some((now, levels.to_vec()));
+    }
+
+    /// This node's own figures, if they were measured later than `since`, and when.
+    pub fn own_since(&self, since: Option<Instant>) -> Option<(Instant, Vec<(BackendId, u8)>)> {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.clone().filter(|(measured, _)| since.is_none_or(|since| *measured > since))
+    }
+
     /// Takes figures, whatever is known.
     pub fn set(&self, levels: impl IntoIterator<Item = (BackendId, u8)>, now: Instant) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -52,25 +69,32 @@ impl Loads {
         }
     }
 
-    /// Takes figures for backends of which nothing younger than `age` is known, and returns those it took.
+    /// Takes figures for backends of which nothing younger than `age` is known.
     pub fn set_if_older(
         &self,
         levels: impl IntoIterator<Item = (BackendId, u8)>,
         age: Duration,
         now: Instant,
-    ) -> Vec<(BackendId, u8)> {
+    ) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = Vec::new();
         for (backend, level) in levels {
             let is_known =
                 table.get(&backend).is_some_and(|load| now.saturating_duration_since(load.seen) <= age);
             if !is_known {
-                let level = level.clamp(1, LOAD_MAX);
-                table.insert(backend, Load { level, seen: now });
-                taken.push((backend, level));
+                table.insert(backend, Load { level: level.clamp(1, LOAD_MAX), seen: now });
             }
         }
-        taken
+    }
+
+    /// The levels that became known at `since` or later.
+    pub fn changed_since(&self, since: Instant) -> Vec<(BackendId, u8)> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.iter().filter(|(_, load)| load.seen >= since).map(|(id, load)| (*id, load.level)).collect()
+    }
+
+    /// Every figure.
+    pub fn all(&self) -> BTreeMap<BackendId, Load> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets backends that are gone.
@@ -91,9 +115,15 @@ mod tests {
         assert_eq!(loads.fresh(id, start), Some(LOAD_MAX), "cut to the largest");
         assert_eq!(loads.fresh(id, start + MAX_AGE * 2), None);
         let soon = start + Duration::from_secs(1);
-        assert_eq!(loads.set_if_older([(id, 3)], Duration::from_secs(2), soon), []);
+        loads.set_if_older([(id, 3)], Duration::from_secs(2), soon);
+        assert_eq!(loads.changed_since(soon), []);
         let later = start + Duration::from_secs(3);
-        assert_eq!(loads.set_if_older([(id, 3)], Duration::from_secs(2), later), [(id, 3)]);
+        loads.set_if_older([(id, 3)], Duration::from_secs(2), later);
+        assert_eq!(loads.own_since(None), None);
+        loads.set_own(&[(id, 3)], later);
+        assert_eq!(loads.own_since(Some(soon)), Some((later, vec![(id, 3)])));
+        assert_eq!(loads.own_since(Some(later)), None, "told already");
+        assert_eq!(loads.changed_since(soon), [(id, 3)]);
         assert_eq!(loads.fresh(id, later), Some(3));
     }
 }

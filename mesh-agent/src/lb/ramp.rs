@@ -43,13 +43,17 @@ impl Ramps {
         u32::try_from(weight).unwrap_or(u32::MAX).max(1)
     }
 
+    /// Whether the weight of a backend is still rising.
+    pub fn rises(&self, backend: &BackendView, slow_start_s: u32, now: Instant) -> bool {
+        let rise = Duration::from_secs(slow_start_s.into());
+        self.age(backend.id, now).is_some_and(|age| age < rise)
+    }
+
     /// Whether some weight is still rising.
     pub fn is_rising(&self, view: &NodeView, now: Instant) -> bool {
         view.backends.values().any(|backend| {
-            let slow_start_s =
-                view.services.get(&backend.service_id).map_or(0, |service| service.lb.slow_start_s);
-            let rise = Duration::from_secs(slow_start_s.into());
-            self.age(backend.id, now).is_some_and(|age| age < rise)
+            let service = view.services.get(&backend.service_id);
+            self.rises(backend, service.map_or(0, |service| service.lb.slow_start_s), now)
         })
     }
 
@@ -68,13 +72,12 @@ mod tests {
 
     use super::*;
 
-    fn view(ids: &[u32], slow_start_s: u32) -> NodeView {
+    fn view(ids: &[u32]) -> NodeView {
         let table = proto::MeshTable {
             generation: 1,
             services: vec![proto::MeshService {
                 id: "s".into(),
                 policy: "round-robin".into(),
-                settings_json: format!("{{\"slow_start_s\":{slow_start_s}}}"),
                 ..proto::MeshService::default()
             }],
             backends: ids
@@ -100,9 +103,8 @@ mod tests {
     fn a_new_backend_rises_to_its_weight_and_the_old_ones_stay() {
         let start = Instant::now();
         let mut ramps = Ramps::default();
-        ramps.observe(&view(&[1], 10), start);
-        assert!(!ramps.is_rising(&view(&[1], 10), start), "what was there from the beginning is old");
-        let grown = view(&[1, 2], 10);
+        ramps.observe(&view(&[1]), start);
+        let grown = view(&[1, 2]);
         ramps.observe(&grown, start);
         let weights = |seconds| {
             let now = start + Duration::from_secs(seconds);
@@ -114,8 +116,11 @@ mod tests {
         assert_eq!(weights(0), [32, 1]);
         assert_eq!(weights(5), [32, 16]);
         assert_eq!(weights(10), [32, 32]);
-        assert!(ramps.is_rising(&grown, start + Duration::from_secs(9)));
-        assert!(!ramps.is_rising(&grown, start + Duration::from_secs(10)));
-        assert!(!ramps.is_rising(&view(&[1, 2], 0), start), "without slow start");
+        let rises = |id, seconds| {
+            let backend = &grown.backends[&BackendId::new(id).expect("an id")];
+            ramps.rises(backend, 10, start + Duration::from_secs(seconds))
+        };
+        assert!(!rises(1, 0), "what was there from the beginning is old");
+        assert!(rises(2, 9) && !rises(2, 10));
     }
 }

@@ -54,6 +54,12 @@ families! {
     BACKEND_CONNECT_FAILURES = COUNTER "mesh_backend_connect_failures_total", "Handshakes with the backend that failed.";
     /// B
     BACKEND_WEIGHT = GAUGE "mesh_backend_weight", "The backend's share of new flows; 1 is the usual one.";
+    /// B
+    BACKEND_LOAD = GAUGE "mesh_backend_load_ratio", "Load of the backend that the policy uses, from 0 (idle) to 1 (saturated).";
+    /// B
+    BACKEND_LOAD_AGE = GAUGE "mesh_backend_load_age_seconds", "Age of the backend's load.";
+    /// B, result
+    BACKEND_HEALTH_CHECKS = COUNTER "mesh_backend_health_checks_total", "Handshakes with the backend as seen by kernel programs, since the agent started.";
     /// L, policy
     POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
     /// L

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_state::ids::ServiceId;
+use mesh_state::ids::{BackendId, ServiceId};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use tokio::sync::watch;
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use crate::cli::MetricsBackends;
 use crate::datapath::{Datapath, StatsSnapshot};
 use crate::error_chain;
+use crate::lb::loads::{Load, Loads};
 use crate::proxy::ledger::ProxyStats;
 use crate::proxy::{Proxy, carry_over};
 use crate::view::NodeView;
@@ -61,6 +62,8 @@ pub struct Observation<'a> {
     pub proxy: &'a ProxyStats,
     /// The kernel programs' figures, if there are any and they could be read.
     pub kernel: Option<&'a StatsSnapshot>,
+    /// Loads that are known here.
+    pub loads: &'a BTreeMap<BackendId, Load>,
     /// Switches of policies.
     pub policy_changes: &'a BTreeMap<ServiceId, u64>,
     /// Of which backends there are series.
@@ -107,6 +110,8 @@ pub struct AgentCollector {
     pub data_dir: PathBuf,
     /// The kernel data plane, if there is one.
     pub datapath: Option<Arc<Datapath>>,
+    /// Loads that are known here.
+    pub loads: Arc<Loads>,
     /// Switches of policies.
     pub progress: Progress,
     /// Of which backends there are series.
@@ -145,6 +150,7 @@ impl Collector for AgentCollector {
             node: &self.node.borrow().clone(),
             proxy: &proxy,
             kernel: kernel.as_ref(),
+            loads: &self.loads.all(),
             policy_changes: &self.progress.policy_changes(),
             backends: self.backends,
             collectors: &collectors,

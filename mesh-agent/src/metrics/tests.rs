@@ -12,6 +12,7 @@ use prometheus::TextEncoder;
 
 use super::*;
 use crate::datapath::contents::Frontend;
+use crate::datapath::health::Checks;
 use crate::datapath::{AttachedHook, BackendSnapshot, FrontendSnapshot, MapFill};
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 
@@ -71,7 +72,7 @@ fn kernel() -> StatsSnapshot {
         }],
         backends: vec![BackendSnapshot {
             id: 1,
-            backend: abi::Backend::default(),
+            backend: abi::Backend { weight: 8, ..abi::Backend::default() },
             stats: BackendStats {
                 request: traffic(3, 300),
                 opened: 10,
@@ -80,6 +81,9 @@ fn kernel() -> StatsSnapshot {
                 ..BackendStats::default()
             },
             live: 2,
+            load: Some((64, Duration::from_secs(1))),
+            is_ejected: false,
+            checks: Checks { ok: 9, failed: 1 },
         }],
         drops: vec![(DropReason::NoFlow, Direction::Request, 5)],
         passed: vec![(Direction::Reply, 6)],
@@ -118,6 +122,7 @@ fn render(kernel: Option<&StatsSnapshot>, backends: MetricsBackends) -> String {
         node: &node,
         proxy: &proxy(),
         kernel,
+        loads: &BTreeMap::new(),
         policy_changes: &BTreeMap::from([(ServiceId::from("s"), 4)]),
         backends,
         collectors: &[Reading { name: "datapath", success: true, duration: Duration::from_millis(2) }],

@@ -12,6 +12,8 @@ use super::catalogue as names;
 use super::samples::{Labels, Samples, number};
 use crate::cli::MetricsBackends;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
+use crate::lb::loads::LOAD_MAX;
+use crate::lb::ramp::UNIT;
 use crate::proxy::dial::FailureReason;
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 use crate::view::{BackendState, BackendView, PortView, ServiceView};
@@ -38,7 +40,10 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
         ];
         let kernel = kernel_frontends.get(&(protocol_number(port.protocol), port.published)).copied();
         add_frontend(samples, seen, service, port, kernel, &labels);
-        add_states(samples, &backends, &labels);
+        let is_ejected = |backend: &BackendView| {
+            kernel_backends.get(&backend.id.get()).is_some_and(|known| known.is_ejected)
+        };
+        add_states(samples, &backends, is_ejected, &labels);
         for backend in backends {
             let kernel = kernel_backends.get(&backend.id.get()).copied();
             let proxy = seen.proxy.backends.get(&backend.id).copied().unwrap_or_default();
@@ -83,9 +88,19 @@ fn add_frontend(
     samples.add(&names::POLICY_CHANGES, labels, number(changes));
 }
 
-fn add_states(samples: &mut Samples, backends: &[&BackendView], labels: &Labels<'_>) {
+fn add_states(
+    samples: &mut Samples,
+    backends: &[&BackendView],
+    is_ejected: impl Fn(&BackendView) -> bool,
+    labels: &Labels<'_>,
+) {
+    // What fails too often is as good as silent.
+    let shown = |backend: &BackendView| match backend.state {
+        BackendState::Active if is_ejected(backend) => BackendState::Silent,
+        state => state,
+    };
     for state in BackendState::ALL {
-        let count = backends.iter().filter(|backend| backend.state == state).count();
+        let count = backends.iter().filter(|backend| shown(backend) == state).count();
         let labels = with(labels, &[("state", state_label(state))]);
         samples.add(&names::FRONTEND_BACKENDS, &labels, number(count as u64));
     }
@@ -108,8 +123,9 @@ fn add_backend(
         ("address", address.as_str()),
     ];
     samples.add(&names::BACKEND_INFO, &with(labels, &about), 1.0);
-    samples.add(&names::BACKEND_UP, labels, f64::from(u8::from(backend.state == BackendState::Active)));
-    samples.add(&names::BACKEND_WEIGHT, labels, f64::from(backend.weight.get()));
+    let is_up = backend.state == BackendState::Active && !kernel.is_some_and(|kernel| kernel.is_ejected);
+    samples.add(&names::BACKEND_UP, labels, f64::from(u8::from(is_up)));
+    add_shares(samples, seen, backend, kernel, labels);
     let counted = kernel.map(|kernel| kernel.stats).unwrap_or_default();
     let live = kernel.map_or(0, |kernel| kernel.live);
     samples.add(&names::BACKEND_CONNECTIONS_TOTAL, labels, number(counted.opened + proxy.opened));
@@ -122,10 +138,42 @@ fn add_backend(
         samples.add(&names::BACKEND_BYTES, &labels, number(traffic.bytes + payload));
     }
     for reason in FailureReason::ALL {
-        let by_kernel = if reason == FailureReason::Reset { counted.refused } else { 0 };
+        let by_kernel = match reason {
+            FailureReason::Reset => counted.refused,
+            FailureReason::Timeout => counted.unanswered,
+            FailureReason::Unreachable => 0,
+        };
         let labels = with(labels, &[("reason", reason.label())]);
         let count = by_kernel + proxy.failures[reason as usize];
         samples.add(&names::BACKEND_CONNECT_FAILURES, &labels, number(count));
+    }
+}
+
+/// Adds what selection goes by.
+fn add_shares(
+    samples: &mut Samples,
+    seen: &Observation<'_>,
+    backend: &BackendView,
+    kernel: Option<&BackendSnapshot>,
+    labels: &Labels<'_>,
+) {
+    let weight = match kernel {
+        Some(kernel) => f64::from(kernel.backend.weight) / f64::from(UNIT),
+        None => f64::from(backend.weight.get()),
+    };
+    samples.add(&names::BACKEND_WEIGHT, labels, weight);
+    let by_table = || {
+        let load = seen.loads.get(&backend.id)?;
+        Some((u32::from(load.level), load.seen.elapsed()))
+    };
+    if let Some((level, age)) = kernel.and_then(|kernel| kernel.load).or_else(by_table) {
+        let ratio = f64::from(level.saturating_sub(1)) / f64::from(LOAD_MAX - 1);
+        samples.add(&names::BACKEND_LOAD, labels, ratio);
+        samples.add(&names::BACKEND_LOAD_AGE, labels, age.as_secs_f64());
+    }
+    let Some(kernel) = kernel else { return };
+    for (result, count) in [("ok", kernel.checks.ok), ("failed", kernel.checks.failed)] {
+        samples.add(&names::BACKEND_HEALTH_CHECKS, &with(labels, &[("result", result)]), number(count));
     }
 }
 
@@ -147,7 +195,7 @@ fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a>
     labels.iter().chain(more).copied().collect()
 }
 
-/// Silent backends are the catalogue's unhealthy ones: their node is not heard.
+/// Silent backends are the catalogue's unhealthy ones: their node is not heard, or their handshakes fail.
 fn state_label(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",

@@ -2,7 +2,9 @@
 //!
 //! Invariants: [`decide`] is pure; a network that containers use is never taken from under them.
 
-use ipnet::Ipv4Net;
+use std::net::Ipv6Addr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// The network's name, and what tasks' addresses are looked up by.
 pub const NETWORK_NAME: &str = "mesh";
@@ -14,8 +16,24 @@ pub const DEVICE: &str = "mesh0";
 pub struct BridgePlan {
     /// Its addresses; absent until control gave them.
     pub subnet: Option<Ipv4Net>,
+    /// Whether it has IPv6 addresses as well.
+    pub with_ipv6: bool,
     /// Its MTU in bytes: the uplink's less what the tunnel adds.
     pub mtu: u32,
+}
+
+/// The first 96 bits of tasks' IPv6 addresses; the rest is an IPv4 address of the node's subnet.
+const PREFIX6: u128 = 0xfd6d_6573_0068 << 80;
+/// How much longer than the IPv4 subnet's prefix the IPv6 one's is.
+const PREFIX6_BITS: u8 = 96;
+
+impl BridgePlan {
+    /// Its IPv6 addresses: no two nodes' are the same, as their IPv4 subnets aren't.
+    pub fn subnet6(&self) -> Option<Ipv6Net> {
+        let subnet = self.subnet.filter(|_| self.with_ipv6)?;
+        let address = Ipv6Addr::from(PREFIX6 | u128::from(u32::from(subnet.network())));
+        Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
+    }
 }
 
 /// The network as it is.
@@ -23,6 +41,8 @@ pub struct BridgePlan {
 pub struct BridgeFacts {
     /// Its addresses.
     pub subnet: Option<Ipv4Net>,
+    /// Whether it has IPv6 addresses as well.
+    pub has_ipv6: bool,
     /// Containers on it that have not ended.
     pub users: usize,
 }
@@ -46,7 +66,11 @@ pub fn decide(plan: &BridgePlan, facts: Option<&BridgeFacts>) -> BridgeStep {
         (None, None) => BridgeStep::Wait("no manager has given this node a subnet yet".to_owned()),
         (None, Some(_)) => BridgeStep::Keep,
         (Some(_), None) => BridgeStep::Create,
-        (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => BridgeStep::Keep,
+        (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => {
+            // Without IPv6 it serves all the same: it gets it once nothing uses it.
+            let lacks_ipv6 = plan.with_ipv6 && !facts.has_ipv6;
+            if lacks_ipv6 && facts.users == 0 { BridgeStep::Recreate } else { BridgeStep::Keep }
+        }
         (Some(_), Some(facts)) if facts.users == 0 => BridgeStep::Recreate,
         (Some(wanted), Some(facts)) => {
             let found = facts.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
@@ -64,9 +88,21 @@ mod tests {
 
     fn check(wanted: Option<&str>, found: Option<(&str, usize)>, expected: &BridgeStep) {
         let net = |text: &str| text.parse().unwrap();
-        let plan = BridgePlan { subnet: wanted.map(net), mtu: 1450 };
-        let facts = found.map(|(subnet, users)| BridgeFacts { subnet: Some(net(subnet)), users });
+        let plan = BridgePlan { subnet: wanted.map(net), with_ipv6: true, mtu: 1450 };
+        let facts =
+            found.map(|(subnet, users)| BridgeFacts { subnet: Some(net(subnet)), has_ipv6: true, users });
         assert_eq!(decide(&plan, facts.as_ref()), *expected, "wanted {wanted:?}, found {found:?}");
+    }
+
+    #[test]
+    fn ipv6_comes_when_nothing_uses_the_network() {
+        let subnet = "10.128.1.0/24".parse().ok();
+        let plan = BridgePlan { subnet, with_ipv6: true, mtu: 1450 };
+        assert_eq!(plan.subnet6().map(|net| net.to_string()).as_deref(), Some("fd6d:6573:68::a80:100/120"));
+        let facts = |users| BridgeFacts { subnet, has_ipv6: false, users };
+        assert_eq!(decide(&plan, Some(&facts(0))), BridgeStep::Recreate);
+        assert_eq!(decide(&plan, Some(&facts(1))), BridgeStep::Keep);
+        assert_eq!(decide(&BridgePlan { with_ipv6: false, ..plan }, Some(&facts(0))), BridgeStep::Keep);
     }
 
     #[test]
@@ -77,8 +113,8 @@ mod tests {
         check(Some(ours), Some((other, 0)), &BridgeStep::Recreate);
         check(None, Some((ours, 3)), &BridgeStep::Keep);
         let BridgeStep::Wait(reason) = decide(
-            &BridgePlan { subnet: ours.parse().ok(), mtu: 1450 },
-            Some(&BridgeFacts { subnet: other.parse().ok(), users: 2 }),
+            &BridgePlan { subnet: ours.parse().ok(), with_ipv6: true, mtu: 1450 },
+            Some(&BridgeFacts { subnet: other.parse().ok(), has_ipv6: true, users: 2 }),
         ) else {
             panic!("a network in use must stay");
         };

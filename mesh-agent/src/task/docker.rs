@@ -166,7 +166,8 @@ impl Runtime for DockerEngine {
         let users = self.list(("network", NETWORK_NAME.to_owned())).await?;
         let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
         let users = users.iter().filter(|container| !ended.contains(&container.state)).count();
-        Ok(Some(BridgeFacts { subnet: subnet(&network), users }))
+        let has_ipv6 = network.enable_ipv6.unwrap_or_default();
+        Ok(Some(BridgeFacts { subnet: subnet(&network), has_ipv6, users }))
     }
 
     async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError> {
@@ -174,13 +175,16 @@ impl Runtime for DockerEngine {
             ("com.docker.network.bridge.name", DEVICE.to_owned()),
             ("com.docker.network.driver.mtu", plan.mtu.to_string()),
         ];
+        let subnets = plan.subnet.map(|subnet| subnet.to_string()).into_iter();
+        let subnets = subnets.chain(plan.subnet6().map(|subnet| subnet.to_string()));
         let config =
-            IpamConfig { subnet: plan.subnet.map(|subnet| subnet.to_string()), ..IpamConfig::default() };
+            subnets.map(|subnet| IpamConfig { subnet: Some(subnet), ..IpamConfig::default() }).collect();
         let request = NetworkCreateRequest {
             name: NETWORK_NAME.to_owned(),
             driver: Some("bridge".to_owned()),
             options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            ipam: Some(Ipam { config: Some(vec![config]), ..Ipam::default() }),
+            ipam: Some(Ipam { config: Some(config), ..Ipam::default() }),
+            enable_ipv6: Some(plan.subnet6().is_some()),
             ..NetworkCreateRequest::default()
         };
         self.client(CALL_TIMEOUT)?.create_network(request).await.map(drop).map_err(failed)
@@ -240,7 +244,9 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
     };
     let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-    let address = networks.get(NETWORK_NAME).and_then(|endpoint| endpoint.ip_address.as_deref());
+    let endpoint = networks.get(NETWORK_NAME);
+    let address = endpoint.and_then(|endpoint| endpoint.ip_address.as_deref());
+    let address6 = endpoint.and_then(|endpoint| endpoint.global_ipv6_address.as_deref());
     ContainerFacts {
         id: container.id.unwrap_or_default(),
         phase,
@@ -249,6 +255,7 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         error: state.error.unwrap_or_default(),
         health,
         address: address.and_then(|address| address.parse().ok()),
+        address6: address6.and_then(|address| address.parse().ok()),
     }
 }
 

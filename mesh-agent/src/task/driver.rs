@@ -204,7 +204,13 @@ impl Driver {
             self.note(reason).await;
             return Taken::Retry(reason.to_owned());
         };
-        let task = RunningTask { task_id: self.id.clone(), container_id: seen.id.clone(), pid, address };
+        let task = RunningTask {
+            task_id: self.id.clone(),
+            container_id: seen.id.clone(),
+            pid,
+            address,
+            address6: seen.address6,
+        };
         match self.ground.network.started(&task).await {
             Ok(()) => {
                 self.link = Link::Joined { pid: seen.pid, address: seen.address };

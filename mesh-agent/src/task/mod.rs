@@ -22,6 +22,7 @@ pub mod docker;
 pub mod cache;
 mod driver;
 mod engine_watch;
+pub mod load;
 pub mod network;
 pub mod worker;
 

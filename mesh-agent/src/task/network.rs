@@ -1,6 +1,6 @@
 //! The seam to the mesh: a task is reported running only once the mesh reaches it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use async_trait::async_trait;
 use mesh_state::ids::TaskId;
@@ -17,6 +17,8 @@ pub struct RunningTask {
     pub pid: u32,
     /// Its address on the network `mesh`.
     pub address: Ipv4Addr,
+    /// Its IPv6 address there, if it has one.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// Why the mesh could not take a task.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an absent container is a value (`None`), never an error; an error says that the engine could not be asked or refused.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +31,8 @@ pub struct ContainerFacts {
     pub health: Health,
     /// Its address on the network `mesh`, while it runs.
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address there, if the network has any.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// How far a container is.

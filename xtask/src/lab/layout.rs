@@ -3,7 +3,7 @@
 //! Invariant: two labs of different names share nothing but the address range, which is private to each one's bridge.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -19,6 +19,9 @@ pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// Bits of the lab network's prefix.
 pub const PREFIX_BITS: u8 = 24;
+
+/// Bits of the lab network's IPv6 prefix, fd77::/64.
+pub const PREFIX6_BITS: u8 = 64;
 
 const RUN_ROOT: &str = "/run/mesh-lab";
 const STATE_ROOT: &str = "/var/lib/mesh-lab";
@@ -149,9 +152,9 @@ impl NodeLayout {
         Ipv4Addr::new(10, 77, 0, 10 + self.number)
     }
 
-    /// Its uplink's MAC address, derived from the address so that it outlives a power cut.
-    pub fn mac(&self) -> String {
-        mac_of(self.ip())
+    /// Its IPv6 address there.
+    pub fn ip6(&self) -> Ipv6Addr {
+        ip6_of(self.ip())
     }
 
     /// Its network namespace.
@@ -215,7 +218,14 @@ impl NodeLayout {
     }
 }
 
-/// A locally administered MAC address that tells the IPv4 address.
+/// The IPv6 address that ends as the IPv4 address does, to the eye: fd77::11 for 10.77.0.11.
+pub fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
+    let [.., last] = ip.octets().map(u16::from);
+    let digits = last / 100 << 8 | last / 10 % 10 << 4 | last % 10;
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
+}
+
+/// A locally administered MAC address that tells the IPv4 address, so that it outlives a power cut.
 pub(super) fn mac_of(ip: Ipv4Addr) -> String {
     let [a, b, c, d] = ip.octets();
     format!("02:4d:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
@@ -257,7 +267,9 @@ mod tests {
         let node = lab.node_named("node-3").unwrap();
         assert_eq!(node.ip(), Ipv4Addr::new(10, 77, 0, 13), "address of node-3");
         assert_eq!(node.netns(), "mesh-node-3", "namespace of node-3");
-        assert_eq!(node.mac(), "02:4d:0a:4d:00:0d", "MAC of node-3");
+        assert_eq!(mac_of(node.ip()), "02:4d:0a:4d:00:0d", "MAC of node-3");
+        assert_eq!(node.ip6().to_string(), "fd77::13", "IPv6 address of node-3");
+        assert_eq!(ip6_of(Ipv4Addr::new(10, 77, 0, 110)).to_string(), "fd77::110");
         for name in ["node-0", "node-101", "node-300", "node", "client", "node-x"] {
             assert!(lab.node_named(name).is_none(), "expected no node for `{name}`");
         }

@@ -4,12 +4,13 @@
 //! addresses, since nothing joins their bridges.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, mount};
 
-use super::layout::{CLIENT_IP, Layout, NodeLayout, PREFIX_BITS, mac_of};
+use super::layout::{CLIENT_IP, Layout, NodeLayout, PREFIX_BITS, PREFIX6_BITS, ip6_of, mac_of};
 use super::netns::Netns;
 use super::pass_program;
 use crate::command::Program;
@@ -39,7 +40,7 @@ pub(super) fn build_middle(layout: &Layout, xdp: bool) -> Result<()> {
     client.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
     // Nodes ask the client for names and want every refusal at once.
     client.sysctl("net.ipv4.icmp_ratelimit", "0")?;
-    plug(&bridge, CLIENT_PORT, &client, &CLIENT_IP.to_string(), &mac_of(CLIENT_IP))
+    plug(&bridge, CLIENT_PORT, &client, CLIENT_IP)
 }
 
 /// Makes a node's namespace and plugs it into the bridge.
@@ -48,8 +49,9 @@ pub(super) fn build_node(node: &NodeLayout, xdp: bool) -> Result<()> {
     let bridge = bridge_of(node);
     let port = node.name();
     netns.add()?;
-    plug(&bridge, &port, &netns, &node.ip().to_string(), &node.mac())?;
+    plug(&bridge, &port, &netns, node.ip())?;
     netns.ip(&["route", "add", "default", "via", &CLIENT_IP.to_string()])?;
+    netns.ip(&["-6", "route", "add", "default", "via", &ip6_of(CLIENT_IP).to_string()])?;
     if xdp {
         let pin = pass_pin(node.lab());
         bridge.ip(&["link", "set", "dev", &port, "xdpdrv", "pinned", &pin.display().to_string()])?;
@@ -100,13 +102,15 @@ pub(super) fn mount_bpffs(directory: &Path) -> Result<()> {
         .with_context(|| format!("mount a bpffs at {} (needs root)", directory.display()))
 }
 
-fn plug(bridge: &Netns, port: &str, netns: &Netns, ip: &str, mac: &str) -> Result<()> {
+fn plug(bridge: &Netns, port: &str, netns: &Netns, ip: Ipv4Addr) -> Result<()> {
+    let mac = mac_of(ip);
     Program::new("ip")
-        .args(["link", "add", "eth0", "netns", netns.name(), "address", mac, "type", "veth"])
+        .args(["link", "add", "eth0", "netns", netns.name(), "address", &mac, "type", "veth"])
         .args(["peer", "name", port, "netns", bridge.name()])
         .run()?;
     bridge.ip(&["link", "set", port, "master", BRIDGE, "group", WIRES, "addrgenmode", "none", "up"])?;
     netns.ip(&["address", "add", &format!("{ip}/{PREFIX_BITS}"), "dev", "eth0"])?;
+    netns.ip(&["address", "add", &format!("{}/{PREFIX6_BITS}", ip6_of(ip)), "dev", "eth0", "nodad"])?;
     netns.ip(&["link", "set", "eth0", "up"])
 }
 

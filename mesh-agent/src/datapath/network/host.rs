@@ -1,10 +1,11 @@
-//! What mesh adds to the node's network: the tunnel device, one table of nftables, two settings.
+//! What mesh adds to the node's network: the tunnel device, one table of nftables, a few settings.
 //!
 //! Invariants: everything is idempotent, has mesh's name, and is taken away by [`remove`].
 //!
 //! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
 //! * nftables table `ip mesh`: tunnel packets are kept out of connection tracking, which a Docker engine switches on.
-//! * `net.ipv4.ip_forward = 1`: XDP asks the kernel's FIB for a client's next hop, which answers only if forwarding is on.
+//! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on uplinks where it was 1): XDP asks the kernel's FIB
+//!   for a client's next hop, which answers only if forwarding is on.
 //! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses as their source.
 
 use std::io::{self, Write};
@@ -61,8 +62,9 @@ fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
 }
 
 /// Puts settings and firewall table in place. What fails is said and does without: the data plane works, if slower.
-pub(crate) fn prepare(port: u16) {
+pub(crate) fn prepare(port: u16, uplinks: &[Link]) {
     set("net/ipv4/ip_forward", "1");
+    forward_ipv6(uplinks);
     if let Err(error) = nft(&notrack_rules(port)) {
         warn!(
             %error,
@@ -70,6 +72,25 @@ pub(crate) fn prepare(port: u16) {
              conntrack entries on both nodes"
         );
     }
+}
+
+/// Lets the FIB answer for IPv6 too. A node that forwards ignores routers' advertisements unless told otherwise: an uplink that
+/// learns routes from them goes on doing so.
+fn forward_ipv6(uplinks: &[Link]) {
+    const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
+    let present = std::fs::read_to_string(Path::new("/proc/sys").join(FORWARDING));
+    if !present.is_ok_and(|present| present.trim() == "0") {
+        return;
+    }
+    for uplink in uplinks {
+        let accepts = format!("net/ipv6/conf/{}/accept_ra", uplink.name);
+        if std::fs::read_to_string(Path::new("/proc/sys").join(&accepts))
+            .is_ok_and(|value| value.trim() == "1")
+        {
+            set(&accepts, "2");
+        }
+    }
+    set(FORWARDING, "1");
 }
 
 /// Takes the tunnel device and the firewall table away. The settings stay, as others may rely on them.

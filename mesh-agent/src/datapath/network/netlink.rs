@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ebpf::abi::Mac;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
@@ -129,6 +129,20 @@ impl Netlink {
             .into_iter()
             .filter_map(|answer| match answer {
                 RouteNetlinkMessage::NewAddress(message) => read_address(&message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Every IPv6 address that others can use, with the interface that has it: none of a single link's, none still being checked.
+    pub(crate) fn addresses6(&mut self) -> io::Result<Vec<(u32, Ipv6Addr)>> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet6;
+        let answers = self.ask(RouteNetlinkMessage::GetAddress(request), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => read_address6(&message),
                 _ => None,
             })
             .collect())
@@ -281,6 +295,22 @@ fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
         }
     }
     address.map(|address| (message.header.index, address))
+}
+
+fn read_address6(message: &AddressMessage) -> Option<(u32, Ipv6Addr)> {
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    let (mut address, mut local) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(IpAddr::V6(v6)) => local = Some(*v6),
+            AddressAttribute::Address(IpAddr::V6(v6)) => address = Some(*v6),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let is_usable = message.header.scope == AddressScope::Universe
+        && !flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed);
+    local.or(address).filter(|_| is_usable).map(|address| (message.header.index, address))
 }
 
 fn read_route(route: &RouteMessage, destination: Ipv4Addr) -> Option<Route> {

@@ -24,6 +24,8 @@ pub(crate) struct Uplinks {
     pub(crate) address: Ipv4Addr,
     /// Every address on the uplinks.
     pub(crate) addresses: BTreeSet<Address>,
+    /// ifindex of the uplink by which clients are answered directly: that with a default route, else that with this node's address.
+    pub(crate) direct: u32,
 }
 
 impl Uplinks {
@@ -34,10 +36,9 @@ impl Uplinks {
     pub(crate) fn find(netlink: &mut Netlink, config: &DatapathConfig) -> Result<Self, DatapathError> {
         let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
         let addresses = netlink.addresses().map_err(DatapathError::netlink("listing addresses"))?;
-        let uplinks = if config.interfaces.is_empty() {
-            let defaults = netlink
-                .default_route_interfaces()
-                .map_err(DatapathError::netlink("listing default routes"))?;
+        let defaults =
+            netlink.default_route_interfaces().map_err(DatapathError::netlink("listing default routes"))?;
+        let uplinks: Vec<Link> = if config.interfaces.is_empty() {
             links.into_iter().filter(|link| defaults.contains(&link.index)).collect()
         } else {
             named(links, &config.interfaces)?
@@ -48,12 +49,22 @@ impl Uplinks {
         let on_first = addresses.iter().find(|(index, _)| *index == first.index).map(|(_, address)| *address);
         let address =
             config.address.or(on_first).ok_or_else(|| DatapathError::NoAddress(first.name.clone()))?;
+        let owner = addresses.iter().find(|(_, found)| *found == address).map(|(index, _)| *index);
+        let direct = uplinks
+            .iter()
+            .find(|link| defaults.contains(&link.index))
+            .or_else(|| uplinks.iter().find(|link| Some(link.index) == owner))
+            .unwrap_or(first)
+            .index;
+        let addresses6 = netlink.addresses6().map_err(DatapathError::netlink("listing IPv6 addresses"))?;
         let addresses = addresses
             .into_iter()
+            .map(|(index, address)| (index, Address::from(address)))
+            .chain(addresses6.into_iter().map(|(index, address)| (index, Address::from(address))))
             .filter(|(index, _)| uplinks.iter().any(|link| link.index == *index))
-            .map(|(_, address)| address.into())
+            .map(|(_, address)| address)
             .collect();
-        Ok(Self { links: uplinks, address, addresses })
+        Ok(Self { links: uplinks, address, addresses, direct })
     }
 
     /// The smallest MTU of the uplinks, bytes.

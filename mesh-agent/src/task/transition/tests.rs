@@ -22,6 +22,7 @@ fn container(phase: Phase) -> ContainerFacts {
         error: String::new(),
         health: Health::Unchecked,
         address: running.then_some(ADDRESS),
+        address6: None,
     }
 }
 

@@ -69,6 +69,7 @@ impl Runtime for Engine {
             error: String::new(),
             health: Health::Unchecked,
             address: Some([10, 128, 0, 2].into()),
+            address6: None,
         };
         self.with(|state| state.containers.insert(plan.name.clone(), (task, facts))).map(drop)
     }
@@ -104,7 +105,7 @@ impl Runtime for Engine {
     }
 
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
-        self.with(|_| Some(BridgeFacts { subnet: None, users: 0 }))
+        self.with(|_| Some(BridgeFacts { subnet: None, has_ipv6: false, users: 0 }))
     }
 
     async fn create_bridge(&self, _plan: &BridgePlan) -> Result<(), RuntimeError> {
@@ -169,7 +170,7 @@ impl Bench {
     fn start(engine: &Arc<Engine>, directory: &std::path::Path) -> Self {
         let (assignments, assigned) = mpsc::channel(1);
         let (told, statuses) = mpsc::channel(1);
-        let (bridge_in, bridge) = watch::channel(BridgePlan { subnet: None, mtu: 1450 });
+        let (bridge_in, bridge) = watch::channel(BridgePlan { subnet: None, with_ipv6: false, mtu: 1450 });
         let shutdown = CancellationToken::new();
         let node = NodeIdentity {
             id: "n1".into(),

@@ -1,0 +1,83 @@
+//! Takes over what another version of mesh remembers, before its programs are replaced: flows, and the numbers that they are written in.
+//!
+//! Entries are copied as they are, so only between maps whose keys and values have the same sizes; of other maps it is said what is
+//! lost. The old programs go on until the links are swapped: flows that begin in that moment are the ones that are missed.
+
+use std::io;
+use std::path::Path;
+
+use aya::maps::MapData;
+use mesh_ebpf::abi::names;
+use tracing::{info, warn};
+
+use super::pins::Pins;
+use super::syscall::{for_each_raw, update_raw};
+
+/// What flows are written in: indexes of addresses, ids of backends; and who serves until the table comes.
+const TABLES: [&str; 7] = [
+    names::ADDRESSES,
+    names::NODES,
+    names::PEERS,
+    names::BACKENDS,
+    names::SLOTS,
+    names::ALLOWED,
+    names::SERVICES,
+];
+
+/// The flows.
+const FLOWS: [&str; 4] =
+    [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
+
+/// Copies what can be copied of every other version whose programs still run. What fails is said: the node serves all the same.
+pub(super) fn carry_over(pins: &Pins) {
+    for other in pins.others() {
+        let maps = other.join("maps");
+        let fits = |map: &&str| is_alike(&maps.join(map), &pins.map(map));
+        if let Some(map) = TABLES.iter().find(|map| !fits(map)) {
+            warn!(
+                pins = %other.display(),
+                map,
+                "another version of mesh ran here, whose tables are of another kind: its connections are lost"
+            );
+            continue;
+        }
+        let mut copied = 0;
+        for map in TABLES.iter().chain(&FLOWS) {
+            if !fits(&map) {
+                warn!(map, "this version keeps flows in another way: connections of the other one are lost");
+                continue;
+            }
+            match copy(&maps.join(map), &pins.map(map)) {
+                Ok(entries) => copied += entries,
+                Err(error) => warn!(map, %error, "can't take over what another version of mesh remembers"),
+            }
+        }
+        info!(pins = %other.display(), entries = copied, "took over from another version of mesh");
+    }
+}
+
+/// Whether both are pinned maps with keys and values of the same sizes.
+fn is_alike(from: &Path, to: &Path) -> bool {
+    let sizes = |path: &Path| {
+        let info = MapData::from_pin(path).ok()?.info().ok()?;
+        Some((info.key_size(), info.value_size()))
+    };
+    sizes(from).is_some_and(|from| sizes(to) == Some(from))
+}
+
+/// Copies the entries that say anything; returns how many.
+fn copy(from: &Path, to: &Path) -> io::Result<u64> {
+    let open = |path: &Path| MapData::from_pin(path).map_err(io::Error::other);
+    let (from, to) = (open(from)?, open(to)?);
+    let info = from.info().map_err(io::Error::other)?;
+    let sizes = (info.key_size() as usize, info.value_size() as usize);
+    let (mut copied, mut result) = (0, Ok(()));
+    for_each_raw(from.fd(), sizes, |key, value| {
+        // Arrays are full of zeros that say nothing.
+        if result.is_ok() && value.iter().any(|byte| *byte != 0) {
+            result = update_raw(to.fd(), key, value);
+            copied += 1;
+        }
+    })?;
+    result.map(|()| copied)
+}

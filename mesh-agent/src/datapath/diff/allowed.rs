@@ -1,0 +1,32 @@
+//! Allow-lists: networks are known before the service that asks for them, and forgotten after it.
+
+use std::collections::BTreeSet;
+
+use mesh_ebpf::abi::names;
+
+use super::{Mesh, Plan, Refusal};
+use crate::datapath::contents::{Allowed, Write};
+
+impl Plan {
+    /// Adds the networks that services with an allow-list want and the map lacks. Returns all that are wanted. A service whose
+    /// list finds no room refuses its clients.
+    pub(super) fn allow(&mut self, mesh: &Mesh<'_>) -> BTreeSet<Allowed> {
+        let mut wanted: BTreeSet<Allowed> = BTreeSet::new();
+        for (frontend, port) in &mesh.ports {
+            let networks = port.service.lb.allow.iter().map(|network| Allowed::new(port.index, *network));
+            let listed: BTreeSet<Allowed> = networks.collect();
+            if wanted.len() + listed.len() > names::ALLOWED_MAX as usize {
+                self.refused.push(Refusal::Allowed(*frontend));
+            } else {
+                wanted.extend(listed);
+            }
+        }
+        self.writes.extend(wanted.difference(&mesh.contents.allowed).copied().map(Write::Allow));
+        wanted
+    }
+
+    /// Takes away the networks that nothing wants any more.
+    pub(super) fn disallow(&mut self, mesh: &Mesh<'_>, wanted: &BTreeSet<Allowed>) {
+        self.writes.extend(mesh.contents.allowed.difference(wanted).copied().map(Write::Disallow));
+    }
+}
