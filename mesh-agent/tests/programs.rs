@@ -7,8 +7,9 @@ use std::fs;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use mesh_ebpf::abi::{DropReason, Flow, FlowKey, Nat, NatKey, names};
+use mesh_ebpf::abi::{BackendLoad, DropReason, Flow, FlowKey, Nat, NatKey, names};
 use mesh_ebpf::pipeline;
+use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
 use mesh_ebpf::testing::{Fixture, Frame, Hook, HostTables, Setup};
 use mesh_ebpf::verdict::Verdict;
@@ -26,6 +27,8 @@ struct Outcome {
     drops: Vec<(&'static str, u64)>,
     /// Entries of the half-open and established tables of flows, then of translations.
     tables: [usize; 4],
+    /// Loads of both backends, whatever their age.
+    loads: [u32; 2],
 }
 
 /// The return value that carries out a verdict at a hook.
@@ -72,6 +75,7 @@ fn on_host(fixture: &Fixture) -> Outcome {
             tables.nats.half_open.borrow().len(),
             tables.nats.established.borrow().len(),
         ],
+        loads: [1, 2].map(|id| tables.load(id).unwrap_or(0)),
     }
 }
 
@@ -111,6 +115,8 @@ fn in_kernel(fixture: &Fixture) -> Option<Outcome> {
     let counters: PerCpuArray<&MapData, u64> =
         PerCpuArray::try_from(programs.map(names::DROPS).expect("map of drops")).expect("per-CPU array");
     let at = |index: u32| counters.get(&index, 0).expect("drops").iter().sum::<u64>();
+    let loads: Array<&MapData, BackendLoad> =
+        Array::try_from(programs.map(names::LOADS).expect("map of loads")).expect("array");
     Some(Outcome {
         returned: returned.cast_signed(),
         packet,
@@ -121,6 +127,7 @@ fn in_kernel(fixture: &Fixture) -> Option<Outcome> {
             entries::<NatKey, Nat>(&programs, names::NAT_HALF_OPEN),
             entries::<NatKey, Nat>(&programs, names::NAT_ESTABLISHED),
         ],
+        loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
     })
 }
 
@@ -149,6 +156,7 @@ fn fill(programs: &mut Ebpf, setup: &Setup) {
     set(programs, names::SLOTS, (0..).zip(setup.slots.iter().copied()));
     set(programs, names::BACKENDS, setup.backends.iter().copied());
     set(programs, names::NODES, (0..).zip(setup.nodes.iter().copied()));
+    set(programs, names::LOADS, setup.loads.iter().copied());
     insert(programs, names::ADDRESSES, setup.addresses.iter().copied().zip(0u32..));
     insert(programs, names::PEERS, setup.nodes.iter().map(|node| node.address).zip(0u32..).skip(1));
     insert(programs, names::SERVICES, setup.services.iter().copied());

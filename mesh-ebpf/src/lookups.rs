@@ -37,6 +37,9 @@ pub trait Lookups: Candidates {
     /// Translations of the backend role.
     fn nats(&self) -> &Self::Nats;
 
+    /// Keeps what a reply told of the load of `backend`.
+    fn keep_load(&self, backend: u32, load: u32);
+
     /// Counts a flow assigned to `backend`, of the published port `service_index`.
     fn count_opened(&self, service_index: u32, backend: u32);
     /// Counts a flow of `backend` that ended.

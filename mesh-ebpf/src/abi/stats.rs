@@ -89,7 +89,17 @@ abi_struct! {
 /// A load older than this, in nanoseconds, is not used.
 pub const LOAD_MAX_AGE_NS: u64 = 5_000_000_000;
 
+/// A load that was written within this time, in nanoseconds, is not written again.
+const REWRITE_AGE_NS: u64 = 10_000_000;
+
 impl BackendLoad {
+    /// Whether writing `load` at `now_ns` would change little: replies come by the thousands, and each write takes the cache
+    /// line from the other CPUs.
+    #[inline(always)]
+    pub const fn has_just(&self, load: u32, now_ns: u64) -> bool {
+        self.load == load && now_ns.saturating_sub(self.seen_ns) < REWRITE_AGE_NS
+    }
+
     /// The figure, if it is known and young enough at `now_ns`.
     #[inline(always)]
     pub const fn fresh(&self, now_ns: u64) -> Option<u32> {
@@ -120,6 +130,14 @@ pub const fn drop_index(reason: DropReason, direction: Direction) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_is_written_when_it_changes_or_ages() {
+        let written = BackendLoad { seen_ns: 1_000_000_000, load: 50, reserved: 0 };
+        assert!(written.has_just(50, 1_009_999_999), "the same, moments ago");
+        assert!(!written.has_just(51, 1_000_000_000), "another");
+        assert!(!written.has_just(50, 1_010_000_000), "the same, but older");
+    }
 
     #[test]
     fn live_count_is_never_negative() {

@@ -197,6 +197,20 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
+    fn keep_load(&self, backend: u32, load: u32) {
+        let now_ns = self.now_ns();
+        if let Some(entry) = maps::LOADS.get_ptr_mut(backend) {
+            // SAFETY: a live map value; of two writers' figures, and of their times, any will do.
+            unsafe {
+                if !(*entry).has_just(load, now_ns) {
+                    (*entry).seen_ns = now_ns;
+                    (*entry).load = load;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     fn count_opened(&self, service_index: u32, backend: u32) {
         if let Some(stats) = self.backend_stats(backend) {
             // SAFETY: a live per-CPU value.

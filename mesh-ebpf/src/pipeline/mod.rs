@@ -39,7 +39,7 @@ pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
             if !lookups.is_peer(&Address::v4(ip.source)) {
                 return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
             }
-            if vni.is_reply() { reply::forward_xdp(packet, lookups) } else { Verdict::Pass }
+            if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Verdict::Pass }
         }
         _ => Verdict::Pass,
     }
@@ -80,7 +80,7 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
         return drop(lookups, DropReason::Malformed, direction);
     };
     if origin.vni.is_reply() {
-        reply::forward(packet, lookups, &segment)
+        reply::forward(packet, lookups, &segment, origin.vni)
     } else {
         target::deliver(
             packet,

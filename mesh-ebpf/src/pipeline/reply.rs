@@ -5,13 +5,13 @@ use crate::abi::{Address, Direction, DropReason, Flow, FlowKey, VipId};
 use crate::lookups::{FlowTable, Lookups};
 use crate::packet::{Packet, Resizable};
 use crate::parse::Segment;
-use crate::parse::vxlan::OVERHEAD;
+use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::rewrite;
 use crate::verdict::Verdict;
 
 /// XDP: the packet still has its outer headers. What does not leave by the same uplink is left to TC.
 #[inline(always)]
-pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
+pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni) -> Verdict {
     let Some(segment) = Segment::parse(packet, OVERHEAD) else {
         return Verdict::Pass;
     };
@@ -28,6 +28,7 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L)
         return drop(lookups, DropReason::Resize, Direction::Reply);
     }
     account(packet, lookups, &segment, &key, &flow);
+    keep_load(lookups, &flow.value, vni);
     match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
         Some(()) => Verdict::Bounce,
         None => drop(lookups, DropReason::Resize, Direction::Reply),
@@ -36,7 +37,12 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L)
 
 /// TC on the VXLAN device, which has taken the outer headers off.
 #[inline(always)]
-pub(super) fn forward<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, segment: &Segment) -> Verdict {
+pub(super) fn forward<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    segment: &Segment,
+    vni: Vni,
+) -> Verdict {
     let Some(key) = key(lookups, segment) else {
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
@@ -44,9 +50,18 @@ pub(super) fn forward<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, segmen
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(packet, lookups, segment, &key, &flow);
+    keep_load(lookups, &flow.value, vni);
     match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
         Some(()) => Verdict::Emit { ifindex: flow.value.uplink },
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// Keeps what the task's node tells of the backend's load, if anything.
+#[inline(always)]
+fn keep_load<L: Lookups>(lookups: &L, flow: &Flow, vni: Vni) {
+    if vni.load() != 0 {
+        lookups.keep_load(flow.backend, vni.load());
     }
 }
 

@@ -290,7 +290,8 @@ fn send_back<P: Packet, L: Lookups>(
     if !nat.via.is_none() {
         clamp_mss(packet, config, segment)?;
         rewrite::translate(packet, segment, &to)?;
-        return Some(through(config, nat.via.v4_octets(), Vni::reply(0)));
+        let load = lookups.load(nat.backend).unwrap_or(0);
+        return Some(through(config, nat.via.v4_octets(), Vni::reply(load)));
     }
     if let Some(address_index) = lookups.address_index(&nat.vip) {
         let key = FlowKey {

@@ -76,6 +76,8 @@ pub struct HostTables {
     pub now_ns: Cell<u64>,
     /// State of the dice.
     pub seed: Cell<u32>,
+    /// Loads told by replies, by backend id; newer than those of the setup.
+    pub told: RefCell<HashMap<u32, BackendLoad>>,
     /// What was counted.
     pub counted: RefCell<Counted>,
     turns: RefCell<HashMap<u32, u64>>,
@@ -217,6 +219,9 @@ impl Candidates for HostTables {
     }
 
     fn load(&self, id: u32) -> Option<u32> {
+        if let Some(told) = self.told.borrow().get(&id) {
+            return told.fresh(self.now_ns());
+        }
         let (_, load) = self.setup.loads.iter().find(|(own, _)| *own == id)?;
         load.fresh(self.now_ns())
     }
@@ -265,6 +270,11 @@ impl Lookups for HostTables {
 
     fn nats(&self) -> &Self::Nats {
         &self.nats
+    }
+
+    fn keep_load(&self, backend: u32, load: u32) {
+        let told = BackendLoad { seen_ns: self.now_ns(), load, reserved: 0 };
+        self.told.borrow_mut().insert(backend, told);
     }
 
     fn count_opened(&self, _: u32, backend: u32) {
