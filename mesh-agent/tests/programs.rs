@@ -4,10 +4,11 @@
 
 use std::fs;
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use mesh_ebpf::abi::{BackendLoad, DropReason, Flow, FlowKey, Nat, NatKey, names};
+use mesh_ebpf::abi::{AllowedKey, BackendLoad, DropReason, Flow, FlowKey, Nat, NatKey, names};
 use mesh_ebpf::pipeline;
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
@@ -160,6 +161,11 @@ fn fill(programs: &mut Ebpf, setup: &Setup) {
     insert(programs, names::ADDRESSES, setup.addresses.iter().copied().zip(0u32..));
     insert(programs, names::PEERS, setup.nodes.iter().map(|node| node.address).zip(0u32..).skip(1));
     insert(programs, names::SERVICES, setup.services.iter().copied());
+    let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
+    let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
+    for (len, key) in &setup.allowed {
+        allowed.insert(&Key::new(*len, *key), 1, 0).expect("network");
+    }
     insert(programs, names::FLOWS_HALF_OPEN, setup.flows_half_open.iter().copied());
     insert(programs, names::FLOWS_ESTABLISHED, setup.flows_established.iter().copied());
     insert(programs, names::NAT_HALF_OPEN, setup.nats_half_open.iter().copied());

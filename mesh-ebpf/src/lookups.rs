@@ -23,6 +23,8 @@ pub trait Lookups: Candidates {
     fn address_index(&self, address: &Address) -> Option<u32>;
     /// The published port.
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// Whether the allow-list of the published port `service_index` has the client.
+    fn is_allowed(&self, service_index: u32, client: &Address) -> bool;
     /// The backend with this id.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The node with this index.

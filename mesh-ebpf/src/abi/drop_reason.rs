@@ -44,7 +44,7 @@ drop_reasons! {
     Resize = 9, "resize";
     /// The node that runs the backend is not known here.
     UnknownNode = 10, "unknown_node";
-    /// The client is not in the published port's allow-list.
+    /// The client is not in the published port's allow-list; not answered, as firewalls do.
     NotAllowed = 11, "not_allowed";
     /// Too large for the tunnel and not to be fragmented; answered by ICMP.
     TooBig = 12, "too_big";

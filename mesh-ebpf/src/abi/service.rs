@@ -128,3 +128,8 @@ abi_struct! {
         pub network: [u8; 16],
     }
 }
+
+impl AllowedKey {
+    /// Length of the prefix that is a whole key: one client.
+    pub const BITS: u32 = 8 * size_of::<Self>() as u32;
+}

@@ -5,14 +5,15 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple};
 use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 
 use super::{atomic, maps};
 use crate::abi::{
-    Address, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
-    ServiceKey, Traffic, drop_index, names,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey,
+    Node, Service, ServiceKey, Traffic, drop_index, names,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -149,6 +150,12 @@ impl Lookups for Kernel {
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
         // SAFETY: a replaced value stays readable until the program ends (RCU).
         unsafe { maps::SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, service_index: u32, client: &Address) -> bool {
+        let key = AllowedKey { service_index_be: service_index.to_be_bytes(), network: client.0 };
+        maps::ALLOWED.get(&Key::new(AllowedKey::BITS, key)).is_some()
     }
 
     #[inline(always)]

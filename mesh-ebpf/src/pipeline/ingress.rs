@@ -5,8 +5,8 @@
 use super::track::{self, Tracked};
 use super::{drop, load, macs, refuse, target, through};
 use crate::abi::{
-    Address, Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, ServiceKey, VipId,
-    flow_event,
+    Address, Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId,
+    flow_event, service_flag,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
@@ -225,6 +225,9 @@ fn open<'a, P: Packet, L: Lookups>(
     let Some(service) = lookups.service(&service_key) else {
         return Err(Verdict::Pass);
     };
+    if let Mode::Proxy = Mode::from_byte(service.mode) {
+        return Err(Verdict::Pass);
+    }
     if !tcp.flags.is_opening() {
         let connection = Connection {
             remote: ip.source,
@@ -232,11 +235,15 @@ fn open<'a, P: Packet, L: Lookups>(
             local: ip.destination,
             local_port_be: tcp.destination_port_be,
         };
-        return Err(if lookups.socket_owns(&connection) {
-            Verdict::Pass
-        } else {
-            refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce)
-        });
+        if lookups.socket_owns(&connection) {
+            return Err(Verdict::Pass);
+        }
+    }
+    if service.flags & service_flag::ALLOW_LIST != 0 && !lookups.is_allowed(service.index, &key.client) {
+        return Err(drop(lookups, DropReason::NotAllowed, Direction::Request));
+    }
+    if !tcp.flags.is_opening() {
+        return Err(refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce));
     }
     let Some(id) = select::select(lookups, service, &key.client, avoided) else {
         lookups.count_no_backend(service.index);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Live, Nat, NatKey, Node,
-    Service, ServiceKey,
+    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Live, Nat,
+    NatKey, Node, Service, ServiceKey,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -28,6 +28,8 @@ pub struct Setup {
     pub backends: Vec<(u32, Backend)>,
     /// Nodes, by index.
     pub nodes: Vec<Node>,
+    /// Networks that may open flows, with their prefix lengths.
+    pub allowed: Vec<(u32, AllowedKey)>,
     /// Half-open flows.
     pub flows_half_open: Vec<(FlowKey, Flow)>,
     /// Established flows.
@@ -246,6 +248,18 @@ impl Lookups for HostTables {
 
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
         self.setup.services.iter().find(|(own, _)| own == key).map(|(_, service)| service)
+    }
+
+    fn is_allowed(&self, service_index: u32, client: &Address) -> bool {
+        let bits = |index: u32, address: [u8; 16]| {
+            let bytes = index.to_be_bytes().into_iter().chain(address);
+            bytes.flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect::<Vec<u8>>()
+        };
+        let whole = bits(service_index, client.0);
+        self.setup.allowed.iter().any(|(len, key)| {
+            let network = bits(u32::from_be_bytes(key.service_index_be), key.network);
+            network[..*len as usize] == whole[..*len as usize]
+        })
     }
 
     fn backend(&self, id: u32) -> Option<&Backend> {
