@@ -55,7 +55,7 @@ impl VipId {
 abi_struct! {
     /// Value of the flow tables of the ingress node.
     pub struct Flow [40] {
-        /// When the last packet was seen, ns of the monotonic clock (`bpf_ktime_get_ns`).
+        /// When the last packet was seen, ns of the monotonic clock as of its last tick (`bpf_ktime_get_coarse_ns`).
         pub seen_ns: u64,
         /// When the flow began, same clock.
         pub opened_ns: u64,

@@ -37,8 +37,23 @@ pub(super) fn load_between<const N: usize>(
     if at + N > data_end {
         return None;
     }
-    // SAFETY: the bytes are within the packet.
-    Some(unsafe { *(at as *const [u8; N]) })
+    let mut bytes = [0; N];
+    let mut done = 0;
+    macro_rules! load_words {
+        ($word:ty) => {
+            while done + size_of::<$word>() <= N {
+                // SAFETY: within the packet. Packets are seldom aligned, which the instruction does not ask for, and told of
+                // which the compiler would read byte by byte.
+                let word = unsafe { *((at + done) as *const $word) };
+                bytes[done..done + size_of::<$word>()].copy_from_slice(&word.to_ne_bytes());
+                done += size_of::<$word>();
+            }
+        };
+    }
+    load_words!(u32);
+    load_words!(u16);
+    load_words!(u8);
+    Some(bytes)
 }
 
 /// Overwrites the bytes at `offset` of a packet with these bounds.
@@ -52,8 +67,21 @@ pub(super) fn store_between<const N: usize>(
     if at + N > data_end {
         return None;
     }
-    // SAFETY: the bytes are within the packet.
-    unsafe { *(at as *mut [u8; N]) = *bytes };
+    let mut done = 0;
+    macro_rules! store_words {
+        ($word:ty) => {
+            while done + size_of::<$word>() <= N {
+                let mut word = [0; size_of::<$word>()];
+                word.copy_from_slice(&bytes[done..done + size_of::<$word>()]);
+                // SAFETY: within the packet; for alignment see `load_between`.
+                unsafe { *((at + done) as *mut $word) = <$word>::from_ne_bytes(word) };
+                done += size_of::<$word>();
+            }
+        };
+    }
+    store_words!(u32);
+    store_words!(u16);
+    store_words!(u8);
     Some(())
 }
 
