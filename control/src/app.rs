@@ -186,8 +186,9 @@ fn start(
     start_leadership(config, &store, &feed, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
-    parts.start("the mesh table", tables::publish(feed.clone(), tables, parts.shutdown.clone()));
     let reports = Reports::default();
+    let publisher = tables::publish(feed.clone(), reports.clone(), tables, parts.shutdown.clone());
+    parts.start("the mesh table", publisher);
     let recorder =
         Recorder { store, feed: feed.clone(), manager: config.name.clone(), reports: reports.clone() };
     parts.start("the recorder", recorder.run(parts.shutdown.clone()));

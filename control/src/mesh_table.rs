@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
+use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::NodeState;
 use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
@@ -71,6 +72,24 @@ impl Table {
             committed_unix_ms: u64::try_from(snapshot.received_at.timestamp_millis()).unwrap_or_default(),
             entries,
         }
+    }
+
+    /// This table without the backends of tasks that ended, each on the node that says so. A node speaks for its own tasks only.
+    #[must_use]
+    pub fn without(mut self, ended: &BTreeMap<TaskId, NodeId>) -> Self {
+        if !ended.is_empty() {
+            let says_so = |backend: &MeshBackend| {
+                let by = ended.get(&TaskId::from(backend.task_id.as_str()));
+                by.is_some_and(|node| node.as_str() == backend.node_id)
+            };
+            self.entries.backends.retain(|_, backend| !says_so(backend));
+        }
+        self
+    }
+
+    /// The node that a backend's task runs on.
+    pub fn node_of(&self, backend: u32) -> Option<&str> {
+        self.entries.backends.get(&backend).map(|backend| backend.node_id.as_str())
     }
 
     /// Whether both say the same, whatever their generations.
@@ -171,7 +190,6 @@ fn backends(
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::ids::TaskId;
     use mesh_state::lb::{POLICY_LABEL, WEIGHT_LABEL};
     use mesh_state::spec::Protocol;
     use mesh_state::task::{ContainerStatus, TaskStatus};
@@ -253,6 +271,16 @@ mod tests {
         status.err = "dockerexec: unhealthy container".to_owned();
         world.report_status(&"t1".into(), status);
         assert_eq!(states(&world), [(7, BackendState::Draining)]);
+    }
+
+    #[test]
+    fn a_reported_end_takes_a_backend_away_if_it_is_its_nodes() {
+        let world = world();
+        let left = |node: &str| {
+            let ended = BTreeMap::from([(TaskId::from("t1"), NodeId::from(node))]);
+            Table::of(&world.snapshot).without(&ended).whole().backends.len()
+        };
+        assert_eq!((left("a"), left("b")), (0, 1), "backends left when a, and when b says so");
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl Mailbox {
         self.statuses.insert(task, (node, newest));
     }
 
+    /// Tasks whose reported end the store may not hold yet, each with the node that says so.
+    pub fn ended(&self) -> BTreeMap<TaskId, NodeId> {
+        let ended = self.statuses.iter().filter(|(_, (_, status))| status.state.is_terminal());
+        ended.map(|(task, (node, _))| (task.clone(), node.clone())).collect()
+    }
+
     /// `node` carries traffic by this generation.
     pub fn put_ack(&mut self, node: NodeId, generation: u64) {
         self.acks.insert(node, generation);

@@ -9,6 +9,7 @@
 //! Left to others: what nodes are to run, and when a silent one is down.
 
 pub mod assignments;
+pub mod loads;
 pub mod mailbox;
 pub mod membership;
 pub mod recorder;

@@ -5,11 +5,14 @@
 //!
 //! Left to others: what may be written ([`super::mailbox`]).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
+use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::store::{MAX_TXN_BYTES, MAX_TXN_OPS, Store, StoreError, TxnOutcome};
+use mesh_state::task::TaskStatus;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -31,6 +34,7 @@ const ENTRIES_PER_TXN: usize = MAX_TXN_OPS / 2;
 pub struct Reports {
     mailbox: Arc<Mutex<Mailbox>>,
     news: Arc<Notify>,
+    ends: Arc<Notify>,
 }
 
 impl Reports {
@@ -38,6 +42,25 @@ impl Reports {
     pub fn leave(&self, leave: impl FnOnce(&mut Mailbox)) {
         leave(&mut self.mailbox.lock().unwrap_or_else(PoisonError::into_inner));
         self.news.notify_one();
+    }
+
+    /// Leaves the status of a task; the end of one wakes [`Reports::end_came`] too.
+    pub fn leave_status(&self, node: NodeId, task: TaskId, status: TaskStatus) {
+        let ends = status.state.is_terminal();
+        self.leave(|mailbox| mailbox.put_status(node, task, status));
+        if ends {
+            self.ends.notify_one();
+        }
+    }
+
+    /// Waits until the end of a task is reported. For one listener.
+    pub async fn end_came(&self) {
+        self.ends.notified().await;
+    }
+
+    /// Tasks whose reported end the store may not hold yet, each with the node that says so.
+    pub fn ended(&self) -> BTreeMap<TaskId, NodeId> {
+        self.with(|mailbox| mailbox.ended())
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut Mailbox) -> T) -> T {

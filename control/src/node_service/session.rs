@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::assignments::{self, Told};
+use super::loads::{Loads, ToldLoads};
 use super::mailbox::{Heard, holds};
 use super::recorder::Reports;
 use super::sessions::{Sessions, not_a_member};
@@ -94,6 +95,8 @@ pub(super) struct Session {
     snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
     tables: watch::Receiver<Arc<Table>>,
     reports: Reports,
+    loads: Arc<Loads>,
+    told_loads: ToldLoads,
     relay_key: Zeroizing<Vec<u8>>,
     outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
     /// Ends this session: for a newer one, or with the manager.
@@ -127,6 +130,8 @@ impl Session {
             snapshots: shared.context.feed.snapshots.clone(),
             tables: shared.tables.clone(),
             reports: shared.reports.clone(),
+            loads: Arc::clone(&shared.loads),
+            told_loads: ToldLoads::default(),
             relay_key: shared.relay_key.clone(),
             outgoing,
             token,
@@ -167,15 +172,19 @@ impl Session {
             let silent_at = self.last_heard + SILENCE;
             tokio::select! {
                 biased;
-                Ok(()) = self.snapshots.changed() => self.follow().await?,
+                // First what traffic follows.
                 Ok(()) = self.tables.changed(), if self.sent_table.is_some() => self.send_table().await?,
+                Ok(()) = self.snapshots.changed() => self.follow().await?,
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.receive(message)?,
                     Ok(None) => return Err(End::Closed),
                     Err(status) => return Err(End::Broken(Box::new(status))),
                 },
                 () = tokio::time::sleep_until(silent_at), if self.heard_since.is_some() => self.note_silence(),
-                _ = tick.tick() => self.follow().await?,
+                _ = tick.tick() => {
+                    self.follow().await?;
+                    self.send_loads();
+                }
             }
         }
     }
@@ -261,7 +270,7 @@ impl Session {
     fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
         self.note_heard();
         match message.body {
-            Some(Up::Heartbeat(_)) => {}
+            Some(Up::Heartbeat(heartbeat)) => self.loads.put(&self.node, heartbeat.loads),
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
             Some(Up::TableAck(ack)) => {
                 let node = self.node.clone();
@@ -288,8 +297,7 @@ impl Session {
             let reported_at =
                 self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
             self.unacknowledged.insert(task.clone(), Unacknowledged { status: status.clone(), reported_at });
-            let node = self.node.clone();
-            self.reports.leave(|mailbox| mailbox.put_status(node, task, status));
+            self.reports.leave_status(self.node.clone(), task, status);
         }
         self.snapshots.mark_changed();
     }
@@ -318,12 +326,26 @@ impl Session {
     async fn send_table(&mut self) -> Result<(), End> {
         let table = Arc::clone(&self.tables.borrow_and_update());
         let Some(sent) = &self.sent_table else { return Ok(()) };
-        if table.generation <= sent.generation {
+        // A backend that ended leaves the table of a generation that the node has already.
+        let news = table.generation > sent.generation
+            || (table.generation == sent.generation && !table.says_the_same(sent));
+        if !news {
             return Ok(());
         }
         let changes = table.since(sent);
         self.sent_table = Some(table);
         self.send(Down::Table(changes)).await
+    }
+
+    /// Sends loads of other nodes' backends. A node that has no room for them now gets the next ones.
+    fn send_loads(&mut self) {
+        let Some(table) = &self.sent_table else { return };
+        if let Some(loads) = self.loads.tell(&mut self.told_loads, &self.node, table) {
+            let message = ControlMessage { body: Some(Down::Loads(loads)) };
+            if self.outgoing.try_send(Ok(message)).is_err() {
+                debug!(node = %self.node, "no room for loads");
+            }
+        }
     }
 
     async fn send(&self, body: Down) -> Result<(), End> {

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 use zeroize::Zeroizing;
 
+use super::loads::Loads;
 use super::mailbox::Heard;
 use super::recorder::Reports;
 use super::session::Session;
@@ -45,6 +46,8 @@ pub struct Sessions {
     pub tables: watch::Receiver<Arc<Table>>,
     /// Where nodes' reports go.
     pub reports: Reports,
+    /// What nodes measured of their backends.
+    pub loads: Arc<Loads>,
     /// Authenticates relay preambles between members.
     pub relay_key: Zeroizing<Vec<u8>>,
     tracker: TaskTracker,
@@ -62,7 +65,16 @@ impl Sessions {
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { context, tables, reports, relay_key, tracker, shutdown, live: Mutex::default() }
+        Self {
+            context,
+            tables,
+            reports,
+            loads: Arc::default(),
+            relay_key,
+            tracker,
+            shutdown,
+            live: Mutex::default(),
+        }
     }
 
     /// Reports nodes silent that count as heard here and have no session, until shutdown.

@@ -62,6 +62,8 @@ pub(crate) struct Session {
     pub(crate) tables: Vec<proto::MeshTable>,
     /// Every assignment, in order.
     pub(crate) assignments: Vec<Assignment>,
+    /// Loads of others' backends, in order.
+    pub(crate) loads: Vec<proto::BackendLoad>,
     /// Tasks whose statuses were acknowledged.
     pub(crate) acknowledged: Vec<String>,
     pub(crate) welcome: proto::Welcome,
@@ -103,8 +105,8 @@ impl Session {
                 tokio::time::sleep(every).await;
             }
         });
-        let (tables, assignments, acknowledged) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { up, down, heartbeats, tables, assignments, acknowledged, welcome })
+        let (tables, assignments, loads, acknowledged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { up, down, heartbeats, tables, assignments, loads, acknowledged, welcome })
     }
 
     /// Stops speaking, with the stream left open.
@@ -135,14 +137,15 @@ impl Session {
                 Down::Table(table) => {
                     let base = self.tables.last().map_or(0, |last| last.generation);
                     assert_eq!(table.base_generation, base, "a delta must stand on the table before it");
+                    let early_removal = !table.removed_backend_ids.is_empty() && table.backends.is_empty();
                     assert!(
-                        table.generation > base,
+                        table.generation > base || (table.generation == base && early_removal),
                         "generations must rise: {base}, then {}",
                         table.generation
                     );
                     self.tables.push(table);
                 }
-                Down::Loads(_) => {}
+                Down::Loads(loads) => self.loads.extend(loads.loads),
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }
