@@ -4,13 +4,14 @@
 //! held for maps, hooks and sweeper apart, never across a wait. Every method here blocks for system calls: call them off the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use mesh_ebpf::abi::{Address, Be16, Config, names};
 use mesh_state::ids::TaskId;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::attach::Hooks;
@@ -25,6 +26,7 @@ use super::network::netlink::Netlink;
 use super::network::netns::find_cable;
 use super::network::uplinks::{Routes, Uplinks};
 use super::pins::Pins;
+use super::provoke::{Forgotten, provoke};
 use super::state::State;
 use super::stats::{Counters, StatsSnapshot};
 use super::sweep::{Census, Sweeper, monotonic_ns};
@@ -58,6 +60,8 @@ pub struct Datapath {
     capacities: BTreeMap<&'static str, u32>,
     tasks: Mutex<BTreeMap<TaskId, Address>>,
     lacks_neighbours: AtomicBool,
+    /// Told when a sweep can't wait for its time.
+    pub(super) sweep_now: Notify,
 }
 
 /// What is remembered of the node's network.
@@ -100,6 +104,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
         lacks_neighbours: AtomicBool::new(false),
+        sweep_now: Notify::new(),
         config,
     };
     // Before anything is planned: flows hold on to address indexes.
@@ -157,7 +162,16 @@ impl Datapath {
         let mut state = lock(&self.state)?;
         let Some(address) = plugged.or_else(|| state.address_of(task)) else { return Ok(()) };
         state.change_facts(|facts| _ = facts.ports.insert(address, TaskPort::Gone));
-        state.reconcile(Instant::now()).map(drop)
+        let written = state.reconcile(Instant::now());
+        self.sweep_if_gone(&mut state);
+        written.map(drop)
+    }
+
+    /// Has the flow tables swept now, if a backend has gone: clients in wait are to learn it.
+    fn sweep_if_gone(&self, state: &mut State) {
+        if state.take_gone() {
+            self.sweep_now.notify_one();
+        }
     }
 
     /// Figures, read from the live maps.
@@ -188,7 +202,9 @@ impl Datapath {
         let mut state = lock(&self.state)?;
         let now = Instant::now();
         state.set_view(view, now);
-        state.reconcile(now)
+        let generation = state.reconcile(now);
+        self.sweep_if_gone(&mut state);
+        generation
     }
 
     /// Follows interfaces, addresses and routes: tunnel device, programs, the node's own entries.
@@ -270,16 +286,25 @@ impl Datapath {
     /// # Errors
     /// A table can't be read.
     pub(super) fn sweep(&self) -> Result<(), DatapathError> {
-        let (alive, known) = {
+        let (terms, known) = {
             let state = lock(&self.state)?;
-            let alive: BTreeSet<u32> = state.contents().alive().map(|(id, _)| id).collect();
-            (alive, state.contents().backends.keys().copied().collect())
+            (state.terms(monotonic_ns()), state.contents().backends.keys().copied().collect())
         };
-        let census = lock(&self.sweeper)?.sweep(&alive, &known, monotonic_ns());
+        let census = lock(&self.sweeper)?.sweep(&terms, &known);
         let mut state = lock(&self.state)?;
-        let census = state.counted(census)?;
+        let mut census = state.counted(census)?;
         state.hold_address_indexes(census.address_indexes.clone());
+        let lost: Vec<Forgotten> = std::mem::take(&mut census.lost)
+            .into_iter()
+            .filter_map(|key| {
+                let client = SocketAddr::new(key.client.into(), key.client_port_be.get());
+                let vip = state.address_with_index(key.vip.address_index())?;
+                Some(Forgotten { client, vip: SocketAddr::new(vip.into(), key.vip.port()) })
+            })
+            .collect();
+        drop(state);
         *lock(&self.census)? = census;
+        provoke(&lost);
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ mod loader;
 mod maps;
 mod network;
 mod pins;
+mod provoke;
 mod pulse;
 mod run;
 mod state;

@@ -133,6 +133,7 @@ impl Datapath {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = self.sweep_now.notified() => {}
                 _ = period.tick() => {}
             }
             if let Err(failure) = self.off_runtime(Self::sweep).await {

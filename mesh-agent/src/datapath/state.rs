@@ -13,12 +13,13 @@ use mesh_ebpf::abi::{Address, BackendLoad};
 use mesh_state::ids::{BackendId, TaskId};
 use tracing::{error, info};
 
-use super::contents::Contents;
+use super::contents::{Contents, Write};
 use super::diff::{Held, Plan, Refusal, plan};
 use super::error::DatapathError;
 use super::facts::{Facts, TaskPort};
 use super::health::{Counted, Health};
 use super::maps::Maps;
+use super::sweep::Terms;
 use crate::lb::ramp::Ramps;
 use crate::view::{BackendView, NodeView};
 
@@ -42,6 +43,8 @@ pub(super) struct State {
     ramps: Ramps,
     health: Health,
     refused: BTreeSet<Refusal>,
+    /// Whether a backend has gone since this was asked for.
+    has_gone: bool,
     /// Whether the maps stand for view and facts, so that there is nothing to plan.
     is_settled: bool,
     errors: MapErrors,
@@ -64,6 +67,7 @@ impl State {
             ramps: Ramps::default(),
             health: Health::default(),
             refused: BTreeSet::new(),
+            has_gone: false,
             is_settled: false,
             errors: MapErrors::new(),
         })
@@ -162,6 +166,28 @@ impl State {
         self.is_settled &= before == self.facts;
     }
 
+    /// Whether a backend has gone since the last time this was asked.
+    pub(super) fn take_gone(&mut self) -> bool {
+        std::mem::take(&mut self.has_gone)
+    }
+
+    /// What a sweep at `now_ns` goes by.
+    pub(super) fn terms(&self, now_ns: u64) -> Terms {
+        let alive = self.contents.alive().map(|(id, _)| id).collect();
+        let idle_ns = self.view.iter().flat_map(|view| {
+            view.backends.values().filter_map(|backend| {
+                let seconds = view.services.get(&backend.service_id)?.lb.idle_timeout_s?;
+                Some((backend.id.get(), u64::from(seconds.get()) * 1_000_000_000))
+            })
+        });
+        Terms { alive, idle_ns: idle_ns.collect(), now_ns }
+    }
+
+    /// This node's address with an index.
+    pub(super) fn address_with_index(&self, index: u32) -> Option<Address> {
+        self.contents.addresses.iter().find(|(_, found)| **found == index).map(|(address, _)| *address)
+    }
+
     /// The address indexes that flows name: they are not given to other addresses.
     pub(super) fn hold_address_indexes(&mut self, indexes: BTreeSet<u32>) {
         self.address_indexes = indexes;
@@ -216,6 +242,7 @@ impl State {
             let written = self.maps.write(write);
             self.counted(written)?;
             self.contents.apply(write);
+            self.has_gone |= matches!(write, Write::Backend(_, backend) if !backend.is_alive());
         }
         if !plan.writes.is_empty() {
             info!(writes = plan.writes.len(), services = self.contents.services.len(), "maps written");

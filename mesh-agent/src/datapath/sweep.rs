@@ -1,7 +1,7 @@
 //! Forgets flows that are over, and counts the ones that are not.
 //!
-//! One walk over the four flow tables, in batches: closed flows go after a short linger, idle ones after their timeout, flows of
-//! backends that are gone soon after their last packet. What is left is counted: entries, live connections of each backend (whose
+//! One walk over the four flow tables, in batches: closed flows go after a short linger, idle ones after their timeout (their
+//! service's, if it has one), flows of backends that are gone at once. What is left is counted: entries, live connections of each backend (whose
 //! correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
-use mesh_ebpf::abi::{Flow, FlowKey, Live, Nat, NatKey, names};
-use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, idle_timeout_ns, is_closed};
+use mesh_ebpf::abi::{Flow, FlowKey, Live, Nat, NatKey, names, protocol};
+use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed, is_established};
 
 use super::error::DatapathError;
 use super::loader;
@@ -41,6 +41,8 @@ pub(super) struct Census {
     pub(super) address_indexes: BTreeSet<u32>,
     /// Forgotten so far.
     pub(super) evictions: Evictions,
+    /// Connections that were forgotten before they ended, and whose clients don't know.
+    pub(super) lost: Vec<FlowKey>,
 }
 
 /// What becomes of a flow.
@@ -83,14 +85,30 @@ impl Tracked for Nat {
     }
 }
 
-/// What becomes of a flow at `now_ns`, given whether its backend may still have flows.
-fn fate(flow: &impl Tracked, is_backend_alive: bool, now_ns: u64) -> Fate {
-    let idle_ns = now_ns.saturating_sub(flow.seen_ns());
-    if is_closed(flow.events()) && idle_ns > idle_timeout_ns(flow.events()) {
-        Fate::Closed
-    } else if !is_backend_alive && idle_ns > CLOSED_TIMEOUT_NS {
+/// What flows' fates depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// Backends whose flows go on.
+    pub(super) alive: BTreeSet<u32>,
+    /// Of backends whose service says so: how long an established connection may be idle.
+    pub(super) idle_ns: BTreeMap<u32, u64>,
+    /// The clock.
+    pub(super) now_ns: u64,
+}
+
+/// What becomes of a flow.
+fn fate(flow: &impl Tracked, terms: &Terms) -> Fate {
+    let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
+    let usual_ns = idle_timeout_ns(flow.events());
+    let limit_ns = match terms.idle_ns.get(&flow.backend()) {
+        Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
+        _ => usual_ns,
+    };
+    if is_closed(flow.events()) {
+        if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
+    } else if !terms.alive.contains(&flow.backend()) {
         Fate::BackendGone
-    } else if idle_ns > idle_timeout_ns(flow.events()) {
+    } else if idle_ns > limit_ns {
         Fate::Idle
     } else {
         Fate::Keep
@@ -119,18 +137,18 @@ impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
         Ok(Self { map, dump: Dump::open(pins, map)?, entries: loader::open(pins, map)? })
     }
 
-    /// Forgets what is over, shows the rest to `keep`, and returns how many there are.
+    /// Forgets what is over, shows what ended early to `lose` and the rest to `keep`.
     fn sweep(
         &mut self,
-        alive: &BTreeSet<u32>,
-        now_ns: u64,
+        terms: &Terms,
         census: &mut Census,
         mut keep: impl FnMut(&mut Census, K, V),
+        mut lose: impl FnMut(&mut Census, K, V),
     ) -> Result<(), DatapathError> {
         let mut over = Vec::new();
         let mut left = 0;
         self.dump.for_each(|key, flow| {
-            if fate(&flow, alive.contains(&flow.backend()), now_ns) == Fate::Keep {
+            if fate(&flow, terms) == Fate::Keep {
                 left += 1;
                 keep(census, key, flow);
             } else {
@@ -140,7 +158,7 @@ impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
         for key in over {
             // It may have come back to life since the batch was read.
             let Ok(flow) = self.entries.get(&key, 0) else { continue };
-            let counter = match fate(&flow, alive.contains(&flow.backend()), now_ns) {
+            let counter = match fate(&flow, terms) {
                 Fate::Keep => continue,
                 Fate::Closed => None,
                 Fate::Idle => Some(&mut census.evictions.timeout),
@@ -150,6 +168,7 @@ impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
                 && let Some(counter) = counter
             {
                 *counter += 1;
+                lose(census, key, flow);
             }
         }
         census.entries.insert(self.map, left);
@@ -205,33 +224,30 @@ impl Sweeper {
         ]))
     }
 
-    /// Walks all tables once. `alive` are the backends whose flows go on; the counts of `known` ones are corrected.
+    /// Walks all tables once. The counts of `known` backends are corrected.
     ///
     /// # Errors
     /// A table can't be read or a correction not written; what was done stays.
-    pub(super) fn sweep(
-        &mut self,
-        alive: &BTreeSet<u32>,
-        known: &BTreeSet<u32>,
-        now_ns: u64,
-    ) -> Result<Census, DatapathError> {
+    pub(super) fn sweep(&mut self, terms: &Terms, known: &BTreeSet<u32>) -> Result<Census, DatapathError> {
         let before = self.live_counts(known)?;
         let mut census = Census { evictions: self.evictions, ..Census::default() };
         // A connection confirmed during the walk would be met in both tables: the first one counts.
         let mut half_open = HashSet::new();
-        self.flows_half_open.sweep(alive, now_ns, &mut census, |census, key, flow| {
+        let keep = |census: &mut Census, key, flow: Flow| {
             half_open.insert(key);
             count(census, &key, &flow);
-        })?;
-        self.flows_established.sweep(alive, now_ns, &mut census, |census, key, flow| {
+        };
+        self.flows_half_open.sweep(terms, &mut census, keep, |_, _, _| {})?;
+        let keep = |census: &mut Census, key, flow: Flow| {
             if !half_open.contains(&key) {
                 count(census, &key, &flow);
             }
-        })?;
+        };
+        self.flows_established.sweep(terms, &mut census, keep, lose)?;
         let forgotten = census.evictions;
         self.correct(&before, &census)?;
-        self.nat_half_open.sweep(alive, now_ns, &mut census, |_, _, _| {})?;
-        self.nat_established.sweep(alive, now_ns, &mut census, |_, _, _| {})?;
+        self.nat_half_open.sweep(terms, &mut census, |_, _, _| {}, |_, _, _| {})?;
+        self.nat_established.sweep(terms, &mut census, |_, _, _| {}, |_, _, _| {})?;
         // The NAT tables hold the same connections seen from the other side: they are not counted twice.
         self.evictions = forgotten;
         let ours = (forgotten.timeout + forgotten.backend_gone).cast_signed();
@@ -277,6 +293,13 @@ fn count(census: &mut Census, key: &FlowKey, flow: &Flow) {
     }
 }
 
+/// Notes a connection that ended early: its client is to learn it.
+fn lose(census: &mut Census, key: FlowKey, flow: Flow) {
+    if key.vip.protocol() == protocol::TCP && is_established(flow.events) {
+        census.lost.push(key);
+    }
+}
+
 /// The clock of `bpf_ktime_get_ns`, in nanoseconds.
 pub(super) fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -292,14 +315,15 @@ pub(super) fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
-    use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
+    use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
 
     use super::*;
 
     #[track_caller]
     fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
-        let flow = Flow { seen_ns: 1000, events, ..Flow::default() };
-        let seen = fate(&flow, is_backend_alive, 1000 + idle_ns);
+        let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
+        let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
+        let seen = fate(&flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
         assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
     }
 
@@ -312,14 +336,28 @@ mod tests {
         check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
         check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
         check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK, false, CLOSED_TIMEOUT_NS, Fate::Keep);
-        check(SYN | ACK, false, CLOSED_TIMEOUT_NS + 1, Fate::BackendGone);
+        check(SYN | ACK, false, 0, Fate::BackendGone);
+        check(SYN | ACK | RESET, false, 0, Fate::Keep);
+    }
+
+    #[test]
+    fn a_service_may_end_idle_connections_earlier() {
+        let terms = |idle_ns: u64| Terms {
+            alive: BTreeSet::from([7]),
+            idle_ns: BTreeMap::from([(7, 50)]),
+            now_ns: 1000 + idle_ns,
+        };
+        let flow = |events| Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
+        assert_eq!(fate(&flow(SYN | ACK), &terms(50)), Fate::Keep);
+        assert_eq!(fate(&flow(SYN | ACK), &terms(51)), Fate::Idle);
+        assert_eq!(fate(&flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
     }
 
     #[test]
     fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
         let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
-        assert_eq!(fate(&flow, true, 1000), Fate::Keep);
+        let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
+        assert_eq!(fate(&flow, &terms), Fate::Keep);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod netlab;
 mod node;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
