@@ -58,6 +58,31 @@ async fn a_policy_is_read_and_set_and_nothing_else_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_shown_with_all_that_the_mesh_knows_of_it() {
+    let cluster = Cluster::start().await;
+    let socket = cluster.serve();
+    let mut given = published("web", 80);
+    given["Labels"] = json!({"mesh.lb.mode": "dsr", "mesh.lb.weight": "5"});
+    cluster.create(&given).await;
+    cluster.until("a task", |snapshot| snapshot.statuses.len() == 1).await;
+    let (code, shown) = outcome(&socket, "service show web").await;
+    assert_eq!(code, 0, "{shown}");
+    let words: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    for line in [
+        vec!["mesh.lb.mode", "dsr"],
+        vec!["mesh.lb.policy", "round-robin", "(default)"],
+        vec!["web.1", "node-1", "running", "5"],
+    ] {
+        assert!(words.contains(&line), "expected {line:?} in\n{shown}");
+    }
+    let (_, json) = outcome(&socket, "-o json service show web").await;
+    let read: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&read["settings"]["mode"], &read["tasks"][0]["weight"]), (&json!("dsr"), &json!(5)));
+    let (code, said) = outcome(&socket, "service show nope").await;
+    assert_eq!((code, said.as_str()), (3, "mesh: read service nope: service nope not found"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_have_their_exit_codes() {
     let store = MemoryStore::new();
     let cluster = Cluster::on(Arc::new(store.clone())).await;

@@ -44,7 +44,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// Nodes with their liveness, the leader, and services with running and desired tasks.
+    /// How the mesh serves a service: all of its mesh.lb.* settings, and what each of its tasks weighs.
+    Service {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
+    /// Nodes with their liveness and weight, the leader, and services with their policy, running and desired tasks.
     Status,
     /// The token that lets a node join, for mesh-agent's --join-token-file.
     Token {
@@ -68,6 +74,17 @@ pub(crate) enum PolicyCommand {
         /// The policy.
         #[arg(value_parser = PossibleValuesParser::new(Policy::ALL.map(Policy::as_str)).try_map(|text| text.parse::<Policy>()))]
         policy: Policy,
+    },
+}
+
+/// What to do with a service.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceCommand {
+    /// Print every setting with its label, and the tasks with the weights in effect. Change settings with docker service update
+    /// --label-add.
+    Show {
+        /// Name, id or the beginning of an id.
+        service: String,
     },
 }
 

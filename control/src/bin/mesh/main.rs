@@ -8,6 +8,7 @@
 mod cli;
 mod client;
 mod policy;
+mod service;
 mod status;
 mod table;
 mod token;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, PolicyCommand};
+use cli::{Cli, Command, PolicyCommand, ServiceCommand};
 use client::{Client, ClientError};
 
 #[tokio::main(flavor = "current_thread")]
@@ -42,6 +43,9 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         }
         Command::Policy { command: PolicyCommand::Set { service, policy } } => {
             policy::set(&client, service, *policy, cli.output).await
+        }
+        Command::Service { command: ServiceCommand::Show { service } } => {
+            service::show(&client, service, cli.output).await
         }
         Command::Status => status::show(&client, cli.output).await,
         Command::Token { role } => token::show(&client, *role, cli.output).await,

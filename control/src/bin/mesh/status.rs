@@ -1,12 +1,16 @@
 //! `mesh status`: nodes, the leader, services.
 
+use std::num::NonZeroU32;
+
 use anyhow::Context as _;
+use mesh_state::lb::node_weight;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::Output;
 use crate::client::{Client, ClientError};
 use crate::policy::policy_of;
+use crate::service::labels_of;
 use crate::table;
 
 /// The cluster at a glance.
@@ -26,6 +30,8 @@ struct Node {
     /// `ready`, `silent` (not heard for a moment, gets no new connections) or `down`.
     liveness: String,
     availability: String,
+    /// What the weights of tasks on it are multiplied by.
+    weight: NonZeroU32,
     leader: bool,
     subnet: String,
     datapath: String,
@@ -82,6 +88,7 @@ impl Status {
                     if node.leader { "leader".to_owned() } else { node.role.clone() },
                     node.liveness.clone(),
                     node.availability.clone(),
+                    node.weight.to_string(),
                     node.subnet.clone(),
                     node.datapath.clone(),
                 ]
@@ -100,7 +107,8 @@ impl Status {
                 ]
             })
             .collect();
-        let node_headings = ["NODE", "ADDRESS", "ROLE", "STATE", "AVAILABILITY", "SUBNET", "DATAPATH"];
+        let node_headings =
+            ["NODE", "ADDRESS", "ROLE", "STATE", "AVAILABILITY", "WEIGHT", "SUBNET", "DATAPATH"];
         let service_headings = ["SERVICE", "MODE", "TASKS", "PORTS", "POLICY"];
         let leaderless = if self.leader.is_none() {
             "\nno leader: nothing is scheduled until one is elected\n"
@@ -125,6 +133,7 @@ impl Node {
             role: text(&node["Spec"]["Role"]),
             liveness: liveness.unwrap_or("unknown").to_owned(),
             availability: text(&node["Spec"]["Availability"]),
+            weight: node_weight(&labels_of(&node["Spec"])).unwrap_or(NonZeroU32::MIN),
             leader: node["ManagerStatus"]["Leader"].as_bool().unwrap_or(false),
             subnet: text(&node["Mesh"]["Subnet"]),
             datapath: text(&node["Mesh"]["Datapath"]),
@@ -170,7 +179,7 @@ mod tests {
         let nodes = [
             json!({"ID": "b", "Description": {"Hostname": "node-2"}, "Spec": {"Role": "worker", "Availability": "active"},
                    "Status": {"State": "ready", "Addr": "10.0.0.2"}, "Mesh": {"Liveness": "silent"}}),
-            json!({"ID": "a", "Description": {"Hostname": "node-1"}, "Spec": {"Role": "manager", "Availability": "drain"},
+            json!({"ID": "a", "Description": {"Hostname": "node-1"}, "Spec": {"Role": "manager", "Availability": "drain", "Labels": {"mesh.lb.weight": "3"}},
                    "Status": {"State": "ready", "Addr": "10.0.0.1"}, "ManagerStatus": {"Leader": true},
                    "Mesh": {"Liveness": "ready", "Subnet": "10.128.1.0/24", "Datapath": "xdp"}}),
         ];
@@ -187,9 +196,9 @@ mod tests {
         let status = status();
         assert_eq!(status.leader.as_deref(), Some("node-1"));
         let expected = "\
-NODE     ADDRESS    ROLE     STATE    AVAILABILITY   SUBNET          DATAPATH
-node-1   10.0.0.1   leader   ready    drain          10.128.1.0/24   xdp
-node-2   10.0.0.2   worker   silent   active
+NODE     ADDRESS    ROLE     STATE    AVAILABILITY   WEIGHT   SUBNET          DATAPATH
+node-1   10.0.0.1   leader   ready    drain          3        10.128.1.0/24   xdp
+node-2   10.0.0.2   worker   silent   active         1
 
 SERVICE   MODE         TASKS   PORTS            POLICY
 web       replicated   1/2     *:8080->80/tcp   least-connections";
