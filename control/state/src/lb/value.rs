@@ -148,7 +148,7 @@ fn nanoseconds(number: &str, unit: &str) -> Option<u64> {
     let mut place = unit;
     for digit in fraction.bytes() {
         // What is below a nanosecond can't be said exactly.
-        if !digit.is_ascii_digit() || (place % 10 != 0 && digit != b'0') {
+        if !digit.is_ascii_digit() || (!place.is_multiple_of(10) && digit != b'0') {
             return None;
         }
         place /= 10;
