@@ -47,9 +47,14 @@ fn return_value(hook: Hook, verdict: Verdict) -> i32 {
         (Hook::Xdp, other) => panic!("XDP does not {other:?}"),
         (_, Verdict::Pass) => TC_UNSPEC,
         (_, Verdict::Drop(_)) => TC_SHOT,
-        (_, Verdict::Bounce | Verdict::Emit { .. } | Verdict::Deliver { .. } | Verdict::Tunnel(_)) => {
-            TC_REDIRECT
-        }
+        (
+            _,
+            Verdict::Bounce
+            | Verdict::Emit { .. }
+            | Verdict::Route { .. }
+            | Verdict::Deliver { .. }
+            | Verdict::Tunnel(_),
+        ) => TC_REDIRECT,
     }
 }
 

@@ -17,6 +17,9 @@ pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 pub const ESTABLISHED_TIMEOUT_NS: u64 = 2 * 3600 * SECOND_NS;
 /// How long an idle flow is remembered after one side's FIN.
 pub const CLOSING_TIMEOUT_NS: u64 = 600 * SECOND_NS;
+/// How long an idle flow is remembered whose client has closed, and whose task answers the client directly: whether the task has
+/// closed too is not seen.
+pub const DSR_CLOSING_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long a closed flow is remembered, for retransmitted last packets.
 pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
@@ -34,6 +37,29 @@ pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
         Direction::Reply if flags.has(Flags::FIN) => flow_event::TASK_FIN,
         Direction::Request | Direction::Reply => 0,
     }
+}
+
+/// What the ingress node makes of a segment that tells `added`, in a flow with these events. Of a flow whose replies go to the
+/// client directly it sees no FIN of the task: the client's counts for both.
+#[inline(always)]
+pub const fn at_ingress(events: u32, added: u32) -> u32 {
+    if events & flow_event::DSR != 0 && added & flow_event::CLIENT_FIN != 0 {
+        added | flow_event::TASK_FIN
+    } else {
+        added
+    }
+}
+
+/// Whether adding `added` to `before` shows that the task took the connection: by its SYN-ACK, or, where that goes to the client
+/// directly, by the client's confirmation.
+#[inline(always)]
+pub const fn answers(before: u32, added: u32) -> bool {
+    let telling = if before & flow_event::DSR == 0 {
+        flow_event::SYN_ACK
+    } else {
+        flow_event::SYN_ACK | flow_event::ACK
+    };
+    before & telling == 0 && added & telling != 0
 }
 
 /// Whether the flow has ended: a RST, or FINs of both sides.
@@ -75,7 +101,10 @@ pub const fn is_refusal(before: u32) -> bool {
 
 /// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.
 pub const fn idle_timeout_ns(events: u32) -> u64 {
-    if is_closed(events) {
+    let is_reset = events & flow_event::RESET != 0;
+    if is_closed(events) && events & flow_event::DSR != 0 && !is_reset {
+        DSR_CLOSING_TIMEOUT_NS
+    } else if is_closed(events) {
         CLOSED_TIMEOUT_NS
     } else if may_be_replaced(events) {
         CLOSING_TIMEOUT_NS
@@ -129,6 +158,26 @@ mod tests {
         assert!(is_refusal(after(&[(Request, SYN)])));
         assert!(!is_refusal(after(&[(Request, SYN), (Reply, SYN_ACK)])));
         assert!(!is_refusal(after(&[(Request, SYN), (Reply, RST)])), "counted once");
+    }
+
+    #[test]
+    fn of_a_directly_answered_flow_the_client_tells_all() {
+        let mut events = flow_event::SYN | flow_event::DSR;
+        assert!(!answers(events, events_of(Direction::Request, SYN)), "a SYN tells nothing");
+        assert!(answers(events, events_of(Direction::Request, ACK)), "the client got an answer");
+        events |= events_of(Direction::Request, ACK);
+        assert!(!answers(events, events_of(Direction::Request, ACK)), "counted once");
+        let fin = at_ingress(events, events_of(Direction::Request, FIN));
+        assert!(closes(events, fin), "over for counting");
+        assert!(may_be_replaced(events | fin), "a SYN now is a new flow");
+        assert_eq!(idle_timeout_ns(events | fin), DSR_CLOSING_TIMEOUT_NS, "the task may still send");
+        assert_eq!(idle_timeout_ns(events | flow_event::RESET), CLOSED_TIMEOUT_NS);
+        let seen = flow_event::SYN | flow_event::SYN_ACK;
+        assert_eq!(
+            at_ingress(seen, flow_event::CLIENT_FIN),
+            flow_event::CLIENT_FIN,
+            "of another flow it does not"
+        );
     }
 
     fn segment() -> impl Strategy<Value = (Direction, Flags)> {

@@ -17,6 +17,11 @@ pub enum Verdict {
         /// The interface.
         ifindex: u32,
     },
+    /// Out of an interface, the destination looked up there by the kernel, which puts the Ethernet header on.
+    Route {
+        /// The interface.
+        ifindex: u32,
+    },
     /// Into the network namespace of a task of this node; the frame is complete.
     Deliver {
         /// The task's host-side veth.

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{__sk_buff, BPF_F_ZERO_CSUM_TX, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_tunnel_key};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_set_tunnel_key,
+    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_set_tunnel_key,
 };
 
 use super::tables::Kernel;
@@ -23,7 +23,11 @@ pub fn act_xdp(verdict: Verdict) -> u32 {
         Verdict::Bounce => XDP_TX,
         Verdict::Drop(_) => XDP_DROP,
         // The rest is TC's to do, on the same uplink.
-        Verdict::Pass | Verdict::Emit { .. } | Verdict::Deliver { .. } | Verdict::Tunnel(_) => XDP_PASS,
+        Verdict::Pass
+        | Verdict::Emit { .. }
+        | Verdict::Route { .. }
+        | Verdict::Deliver { .. }
+        | Verdict::Tunnel(_) => XDP_PASS,
     }
 }
 
@@ -40,6 +44,7 @@ pub fn act_skb(skb: *mut __sk_buff, kernel: &Kernel, direction: Direction, verdi
             Verdict::Drop(_) => TC_ACT_SHOT,
             Verdict::Bounce => bpf_redirect((*skb).ifindex, 0) as i32,
             Verdict::Emit { ifindex } => bpf_redirect(ifindex, 0) as i32,
+            Verdict::Route { ifindex } => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32,
             Verdict::Deliver { ifindex } => {
                 // Packets out of a VXLAN device count as somebody else's, until kernels of late.
                 bpf_skb_change_type(skb, PACKET_HOST);

@@ -21,6 +21,8 @@ use crate::verdict::Verdict;
 pub(super) struct Chosen<'a> {
     id: u32,
     backend: &'a Backend,
+    /// Its task's node is to answer the client directly.
+    is_dsr: bool,
 }
 
 /// XDP: sends on what is for another node, leaves the rest to TC.
@@ -50,7 +52,7 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
         source: config.address.v4_octets(),
         destination: node.address.v4_octets(),
         port_be: config.tunnel_port_be,
-        vni: Vni::request(chosen.id, false),
+        vni: Vni::request(chosen.id, chosen.is_dsr),
     };
     if rewrite::encapsulate(packet, segment, &outer).is_none() {
         return drop(lookups, DropReason::Resize, Direction::Request);
@@ -90,7 +92,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return drop(lookups, DropReason::UnknownNode, Direction::Request);
     };
     count(packet);
-    through(config, node.address.v4_octets(), Vni::request(chosen.id, false))
+    through(config, node.address.v4_octets(), Vni::request(chosen.id, chosen.is_dsr))
 }
 
 /// The backend for the packet: that of its flow, or a new one's. `Err`: it is not to be forwarded.
@@ -158,7 +160,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
         lookups.count_closed(id);
     }
     follow(packet, lookups, segment, key, flow, now_ns);
-    Ok(Some(Chosen { id, backend }))
+    Ok(Some(Chosen { id, backend, is_dsr: is_dsr(flow.value.events) }))
 }
 
 /// Follows a client whose packets now come by another way (a gateway that failed over): replies go where they come from.
@@ -249,30 +251,39 @@ fn open<'a, P: Packet, L: Lookups>(
         lookups.count_no_backend(service.index);
         return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
     };
+    let backend = lookups.backend(id);
+    let is_remote = backend.is_some_and(|backend| !backend.is_local());
+    let is_direct = is_remote && matches!(Mode::from_byte(service.mode), Mode::Dsr);
     let (client_mac, node_mac) = macs(packet).ok_or(Verdict::Pass)?;
     let now_ns = lookups.now_ns();
     let flow = Flow {
         seen_ns: now_ns,
         opened_ns: now_ns,
         backend: id,
-        events: flow_event::SYN,
+        events: if is_direct { flow_event::SYN | flow_event::DSR } else { flow_event::SYN },
         uplink: packet.ifindex(),
         client_mac,
         node_mac,
     };
-    let id = match lookups.flows().open(key, &flow) {
+    let (id, backend, events) = match lookups.flows().open(key, &flow) {
         Opened::Added => {
             lookups.count_opened(service.index, id);
-            id
+            (id, backend, flow.events)
         }
         Opened::Exists => match track::find(lookups.flows(), key) {
-            Some(flow) => flow.value.backend,
+            Some(other) => (other.value.backend, lookups.backend(other.value.backend), other.value.events),
             None => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
         },
         Opened::Refused => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
     };
-    match lookups.backend(id) {
-        Some(backend) => Ok(Chosen { id, backend }),
+    match backend {
+        Some(backend) => Ok(Chosen { id, backend, is_dsr: is_dsr(events) }),
         None => Err(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
     }
+}
+
+/// Whether a flow with these events is answered by its task's node directly.
+#[inline(always)]
+const fn is_dsr(events: u32) -> bool {
+    events & flow_event::DSR != 0
 }

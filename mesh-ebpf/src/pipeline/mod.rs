@@ -88,7 +88,7 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
             config,
             &segment,
             origin.vni.backend(),
-            &target::Source::Node(origin.peer),
+            &target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() },
         )
     }
 }

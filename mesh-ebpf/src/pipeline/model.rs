@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Origin, tunnel, uplink};
 use crate::abi::{
-    Address, Backend, BackendState, Be16, Config, Direction, FlowKey, Node, Service, ServiceKey, VipId,
+    Address, Backend, BackendState, Be16, Config, Direction, FlowKey, Mode, Node, Service, ServiceKey, VipId,
     flow_event, protocol,
 };
 use crate::conntrack;
@@ -33,6 +33,8 @@ enum Event {
     Publish { backends: Vec<u32> },
     /// Time passes, longer than a task may take to answer.
     Wait,
+    /// The service's owner changes its mode.
+    SetMode { mode: Mode },
     /// Userspace changes a backend's state.
     SetState { backend: u32, state: BackendState },
 }
@@ -61,6 +63,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (0..CLIENTS, answers).prop_map(|(client, flags)| Event::Reply { client, flags }),
         1 => prop::collection::vec(1..=BACKENDS, 0..4).prop_map(|backends| Event::Publish { backends }),
         1 => Just(Event::Wait),
+        1 => prop::sample::select(&[Mode::Tunnel, Mode::Dsr, Mode::Proxy]).prop_map(|mode| Event::SetMode { mode }),
         1 => (1..=BACKENDS, state).prop_map(|(backend, state)| Event::SetState { backend, state }),
     ]
 }
@@ -80,7 +83,8 @@ fn node() -> HostTables {
 fn publish(tables: &mut HostTables, backends: &[u32]) {
     let slot_count = u32::try_from(backends.len()).expect("few backends");
     tables.setup.slots = backends.to_vec();
-    tables.setup.services = Vec::from([(ServiceKey::tcp(80), Service { slot_count, ..Service::default() })]);
+    let known = tables.setup.services.first().map(|(_, service)| *service).unwrap_or_default();
+    tables.setup.services = Vec::from([(ServiceKey::tcp(80), Service { slot_count, ..known })]);
 }
 
 fn key(client: u16) -> FlowKey {
@@ -104,6 +108,9 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
     let alive = |id| tables.backend(id).is_some_and(Backend::is_alive);
     prop_assert!(alive(sent.vni.backend()), "{verdict:?} to a backend that is gone");
     let pinned = before.filter(|flow| alive(flow.backend) && !conntrack::may_be_replaced(flow.events));
+    let known = || tables.flows.established(&key(client)).or_else(|| tables.flows.half_open(&key(client)));
+    let asks = known().is_some_and(|flow| flow.get().events & flow_event::DSR != 0);
+    prop_assert_eq!(sent.vni.is_dsr(), asks, "a flow keeps the mode it began with");
     if let Some(flow) = pinned {
         prop_assert_eq!(sent.vni.backend(), flow.backend, "a live flow keeps its backend");
     }
@@ -162,6 +169,7 @@ proptest! {
                 Event::Reply { client, flags } => reply(&tables, client, flags),
                 Event::Publish { backends } => publish(&mut tables, &backends),
                 Event::Wait => tables.now_ns.set(tables.now_ns.get() + conntrack::ANSWER_TIMEOUT_NS),
+                Event::SetMode { mode } => tables.setup.services[0].1.mode = mode as u8,
                 Event::SetState { backend, state } => {
                     tables.setup.backends[backend as usize - 1].1.state = state as u8;
                 }

@@ -10,6 +10,7 @@ use super::track::{self, Tracked};
 use super::{drop, macs, refuse, reply, through};
 use crate::abi::{
     Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
+    flow_event,
 };
 use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
@@ -28,8 +29,13 @@ const PORT_ATTEMPTS: u32 = 4;
 pub(super) enum Source {
     /// By this node's own uplink.
     Uplink,
-    /// Through the tunnel, from this node.
-    Node([u8; 4]),
+    /// Through the tunnel.
+    Node {
+        /// From this node.
+        peer: [u8; 4],
+        /// Which asks to answer the client directly.
+        is_dsr: bool,
+    },
 }
 
 /// A request for a task of this node.
@@ -62,8 +68,7 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
         port_be: backend.task_port_be,
         client_port_be,
     };
-    let is_tunnelled = matches!(source, Source::Node(_));
-    match rewrite_request(packet, config, segment, backend, &to, is_tunnelled) {
+    match rewrite_request(packet, config, segment, backend, &to, answers_by_tunnel(config, &fresh)) {
         Some(()) => Verdict::Deliver { ifindex: backend.ifindex },
         None => drop(lookups, DropReason::Malformed, Direction::Request),
     }
@@ -85,7 +90,7 @@ fn turn_away<P: Packet, L: Lookups>(
     }
     let sent = match source {
         Source::Uplink => Verdict::Bounce,
-        Source::Node(peer) => through(config, *peer, Vni::reply(0)),
+        Source::Node { peer, .. } => through(config, *peer, Vni::reply(0)),
     };
     refuse(packet, lookups, segment, DropReason::BackendGone, sent)
 }
@@ -107,12 +112,13 @@ fn fresh_entry<P: Packet, L: Lookups>(
         vip: Address::v4(segment.ip.destination),
         via: match source {
             Source::Uplink => Address::NONE,
-            Source::Node(peer) => Address::v4(*peer),
+            Source::Node { peer, .. } => Address::v4(*peer),
         },
         vip_port_be: segment.tcp.destination_port_be,
         client_port_be: segment.tcp.source_port_be,
         backend: id,
-        events: conntrack::events_of(Direction::Request, segment.tcp.flags),
+        events: conntrack::events_of(Direction::Request, segment.tcp.flags)
+            | if matches!(source, Source::Node { is_dsr: true, .. }) { flow_event::DSR } else { 0 },
         uplink: packet.ifindex(),
         client_mac,
         node_mac,
@@ -217,6 +223,18 @@ fn candidate_port(connection: &Nat, attempt: u32) -> Be16 {
     Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
 }
 
+/// Whether replies go back to the ingress node.
+#[inline(always)]
+fn answers_by_tunnel(config: &Config, nat: &Nat) -> bool {
+    !nat.via.is_none() && !answers_directly(config, nat)
+}
+
+/// Whether replies go to the client by an uplink of this node, though its requests come through the tunnel.
+#[inline(always)]
+fn answers_directly(config: &Config, nat: &Nat) -> bool {
+    nat.events & flow_event::DSR != 0 && config.uplink_ifindex != 0
+}
+
 /// Addresses the request to the task.
 #[inline(always)]
 fn rewrite_request<P: Packet>(
@@ -225,9 +243,9 @@ fn rewrite_request<P: Packet>(
     segment: &Segment,
     backend: &Backend,
     to: &Translation,
-    is_tunnelled: bool,
+    answers_by_tunnel: bool,
 ) -> Option<()> {
-    if is_tunnelled {
+    if answers_by_tunnel {
         clamp_mss(packet, config, segment)?;
     }
     rewrite::translate(packet, segment, to)?;
@@ -288,8 +306,12 @@ fn send_back<P: Packet, L: Lookups>(
         client_port_be: nat.client_port_be,
     };
     if !nat.via.is_none() {
+        // The client's packets come through the tunnel, whichever way these go.
         clamp_mss(packet, config, segment)?;
         rewrite::translate(packet, segment, &to)?;
+        if answers_directly(config, nat) {
+            return Some(Verdict::Route { ifindex: config.uplink_ifindex });
+        }
         let load = lookups.load(nat.backend).unwrap_or(0);
         return Some(through(config, nat.via.v4_octets(), Vni::reply(load)));
     }

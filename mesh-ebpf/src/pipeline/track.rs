@@ -28,6 +28,8 @@ pub(super) struct Noted {
 pub(super) trait Events: Copy {
     /// The events seen so far.
     fn events(&self) -> u32;
+    /// What a segment that tells `added` adds to them.
+    fn made_of(&self, added: u32) -> u32;
     /// The same flow with these events.
     fn with_events(self, events: u32, seen_ns: u64) -> Self;
 }
@@ -36,6 +38,11 @@ impl Events for Flow {
     #[inline(always)]
     fn events(&self) -> u32 {
         self.events
+    }
+
+    #[inline(always)]
+    fn made_of(&self, added: u32) -> u32 {
+        conntrack::at_ingress(self.events, added)
     }
 
     #[inline(always)]
@@ -48,6 +55,11 @@ impl Events for Nat {
     #[inline(always)]
     fn events(&self) -> u32 {
         self.events
+    }
+
+    #[inline(always)]
+    fn made_of(&self, added: u32) -> u32 {
+        added
     }
 
     #[inline(always)]
@@ -76,7 +88,7 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     flags: Flags,
     now_ns: u64,
 ) -> Noted {
-    let added = conntrack::events_of(direction, flags);
+    let added = flow.value.made_of(conntrack::events_of(direction, flags));
     let seen = flow.value.events();
     flow.entry.touch(now_ns);
     if added & !seen == 0 && flow.is_established {
