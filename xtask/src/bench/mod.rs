@@ -4,10 +4,14 @@
 //! get through mesh and through others. Both alternate everything that they compare, and report medians of ratios within one round:
 //! machines that others use too are slow at times, but not within a second.
 //!
-//! In reading order: [`objects`] compiles the kernel programs, [`samples`] takes medians, [`report`] and [`plot`] write.
+//! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`] takes medians, [`report`] and
+//! [`plot`] write, [`leftovers`] cleans up after runs that were killed.
 
+mod leftovers;
+mod maps;
 mod objects;
 mod packet;
+mod peers;
 mod plot;
 mod report;
 mod samples;
@@ -30,6 +34,8 @@ pub struct BenchArgs {
 enum Subject {
     /// What mesh's XDP program costs a packet, as a multiple of a bare XDP_TX
     Packet,
+    /// What clients get through mesh and through others: connections and requests a second, bulk
+    Peers,
 }
 
 /// Measures, and writes `BENCHMARKS.md`.
@@ -40,13 +46,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root: they make network namespaces");
     match args.subject {
         Subject::Packet => packet::run(args.quick),
+        Subject::Peers => peers::run(args.quick),
     }
 }
 
-/// As [`run`] does for `packet --quick`: for a test that everything runs.
+/// A quick look at everything, for a test that it runs.
 ///
 /// # Errors
 /// As [`run`].
-pub fn packet_quick() -> Result<()> {
-    packet::run(true)
+pub fn quick() -> Result<()> {
+    packet::run(true)?;
+    peers::run(true)
 }

@@ -53,6 +53,9 @@ const PACKAGES: &[Package] = &[
     package("tar"),
     package("curl"),
     package("jq"),
+    // What `cargo xtask bench peers` holds mesh against.
+    package("haproxy"),
+    package("libnginx-mod-stream"),
     // promtool checks our metrics.
     package_unless("prometheus", "promtool"),
 ];

@@ -21,7 +21,7 @@ use self::case::{Case, Kind};
 use self::outcome::Outcome;
 use self::rig::{NODE_MAC, Rig, SOURCE_MAC};
 use super::objects::{self, Objects};
-use super::report;
+use super::{leftovers, report};
 use crate::lab::netns::Netns;
 
 /// Rounds of a measured run; odd, so that a median was seen.
@@ -35,7 +35,7 @@ const WARM_UP: u32 = 4096;
 pub(super) fn run(quick: bool) -> Result<()> {
     let begun = Instant::now();
     let objects = objects::compile()?;
-    let netns = Netns::named(format!("mesh-bench-{}", std::process::id()));
+    let netns = Netns::named(leftovers::clear("mesh-bench-")?);
     netns.add()?;
     let measured = rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick)));
     netns.delete()?;

@@ -3,13 +3,13 @@
 //! The generating end runs a sink, without which the kernel would not take what comes back.
 
 use anyhow::{Context, Result, anyhow, ensure};
-use aya::maps::Array;
+use aya::Ebpf;
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::sys::{Stats, enable_stats};
-use aya::{Ebpf, Pod};
 use mesh_ebpf::generator::{FRAME_LEN, Recipe};
 
+use crate::bench::maps::{ifindex, set};
 use crate::bench::objects::Objects;
 use crate::lab::netns::Netns;
 
@@ -81,8 +81,8 @@ impl Rig {
 
     /// Sends so many frames by the recipe, beginning with number `first`.
     pub(super) fn send(&mut self, recipe: &Recipe, first: u64, frames: u32) -> Result<()> {
-        set(&mut self.generator, "RECIPE", Recipe { ifindex: self.source_ifindex, ..*recipe })?;
-        set(&mut self.generator, "SENT", first)?;
+        set(&mut self.generator, "RECIPE", [(0, Recipe { ifindex: self.source_ifindex, ..*recipe })])?;
+        set(&mut self.generator, "SENT", [(0, first)])?;
         let frame = [0; FRAME_LEN];
         let options = TestRunOptions {
             data_in: Some(&frame),
@@ -149,16 +149,4 @@ fn info(program: &Xdp) -> Result<ProgramInfo> {
 fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name} in the object"))?;
     program.try_into().with_context(|| format!("{name} as an XDP program"))
-}
-
-fn set<V: Pod>(object: &mut Ebpf, map: &'static str, value: V) -> Result<()> {
-    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
-    let mut array: Array<_, V> = Array::try_from(found).with_context(|| format!("open map {map}"))?;
-    array.set(0, value, 0).with_context(|| format!("write map {map}"))
-}
-
-fn ifindex(device: &str) -> Result<u32> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-        .context("open a socket")?;
-    rustix::net::netdevice::name_to_index(&socket, device).with_context(|| format!("index of {device}"))
 }

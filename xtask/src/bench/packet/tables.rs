@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result, anyhow};
-use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::{Ebpf, EbpfLoader, Pod};
+use anyhow::{Context, Result};
+use aya::maps::PerCpuArray;
+use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{
     Backend, BackendState, Be16, Config, FrontendStats, Mac, Node, Policy, Service, ServiceKey, names,
     protocol,
@@ -12,6 +12,7 @@ use mesh_ebpf::abi::{
 
 use super::case::Case;
 use super::rig::{NODE_MAC, SOURCE_MAC};
+use crate::bench::maps::{insert, set};
 
 /// The node's address, and the first published port.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
@@ -100,30 +101,4 @@ pub(super) fn forwarded(object: &Ebpf, case: &Case) -> Result<u64> {
         sum += stats.get(&index, 0)?.iter().map(|stats| stats.request.packets).sum::<u64>();
     }
     Ok(sum)
-}
-
-fn set<V: Pod>(
-    object: &mut Ebpf,
-    map: &'static str,
-    values: impl IntoIterator<Item = (u32, V)>,
-) -> Result<()> {
-    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
-    let mut array: Array<_, V> = Array::try_from(found).with_context(|| format!("open map {map}"))?;
-    for (index, value) in values {
-        array.set(index, value, 0).with_context(|| format!("write map {map}"))?;
-    }
-    Ok(())
-}
-
-fn insert<K: Pod, V: Pod>(
-    object: &mut Ebpf,
-    map: &'static str,
-    entries: impl IntoIterator<Item = (K, V)>,
-) -> Result<()> {
-    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
-    let mut hash: HashMap<_, K, V> = HashMap::try_from(found).with_context(|| format!("open map {map}"))?;
-    for (key, value) in entries {
-        hash.insert(key, value, 0).with_context(|| format!("write map {map}"))?;
-    }
-    Ok(())
 }

@@ -1,0 +1,125 @@
+//! What clients are measured with, built by itself, and one measurement.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::command::Program;
+use crate::lab::netns::Netns;
+use crate::workspace;
+
+/// Programs that a run needs beside xtask.
+#[derive(Debug)]
+pub(super) struct Binaries {
+    /// Server and clients.
+    pub(super) load: PathBuf,
+    /// mesh's userspace proxy alone.
+    pub(super) proxy: PathBuf,
+}
+
+/// Builds them: optimised, unless it is only a `quick` look.
+pub(super) fn build(quick: bool) -> Result<Binaries> {
+    let (profile, directory) = if quick { ("dev", "debug") } else { ("release", "release") };
+    println!("peers: building bench-load and mesh's proxy ({profile})");
+    // With the features that the whole workspace has: cargo would build the dependencies once more for a package alone.
+    let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
+    Program::new(workspace::cargo())
+        .args(build)
+        .args(["--bin", "bench-load", "--example", "bench_proxy"])
+        .current_dir(workspace::root())
+        .run_shown()?;
+    let directory = workspace::target_dir().join(directory);
+    Ok(Binaries { load: directory.join("bench-load"), proxy: directory.join("examples/bench_proxy") })
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metric {
+    /// New connections a second, one request on each.
+    New,
+    /// Requests a second over connections that stay open.
+    KeepAlive,
+    /// Gbit/s from the task to the client.
+    Down,
+    /// Gbit/s from the client to the task.
+    Up,
+}
+
+impl Metric {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::New, Self::KeepAlive, Self::Down, Self::Up];
+
+    /// What it is called in tables and plots.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new connections/s",
+            Self::KeepAlive => "keep-alive requests/s",
+            Self::Down => "bulk to the client, Gbit/s",
+            Self::Up => "bulk to the task, Gbit/s",
+        }
+    }
+
+    const fn role(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::KeepAlive => "keep-alive",
+            Self::Down => "down",
+            Self::Up => "up",
+        }
+    }
+
+    const fn connections(self) -> u32 {
+        match self {
+            Self::New | Self::KeepAlive => 32,
+            Self::Down | Self::Up => 4,
+        }
+    }
+}
+
+/// What one measurement saw.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// In the metric's unit.
+    pub(super) value: f64,
+    /// 99 of 100 answers came within so many milliseconds; 0 for bulk.
+    pub(super) p99_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    answers: f64,
+    bytes: f64,
+    failed: u64,
+    p99_us: f64,
+    ms: f64,
+}
+
+/// Asks `destination` from `client` for `ms` milliseconds.
+pub(super) fn measure(
+    binaries: &Binaries,
+    client: &Netns,
+    destination: SocketAddrV4,
+    metric: Metric,
+    ms: u32,
+) -> Result<Seen> {
+    let said = client.run(|| {
+        Program::new(&binaries.load)
+            .args([metric.role(), &destination.to_string(), "--ms", &ms.to_string()])
+            .args(["--parallel", &metric.connections().to_string()])
+            .output()
+    })?;
+    let said: Said = serde_json::from_str(&said).context("understand bench-load")?;
+    let value = match metric {
+        Metric::New | Metric::KeepAlive => said.answers / said.ms * 1e3,
+        Metric::Down | Metric::Up => said.bytes * 8.0 / said.ms / 1e6,
+    };
+    ensure!(value > 0.0, "nothing came through ({} failed)", said.failed);
+    // Of thousands of connections one may lose a packet; more would be another measurement.
+    let failed_max = said.answers / 1000.0 + 1.0;
+    #[expect(clippy::cast_precision_loss, reason = "few fail")]
+    let failed = said.failed as f64;
+    ensure!(failed <= failed_max, "{} failed of {}", said.failed, said.answers + failed);
+    Ok(Seen { value, p99_ms: said.p99_us / 1e3 })
+}

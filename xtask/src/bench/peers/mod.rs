@@ -1,0 +1,87 @@
+//! What clients get through mesh, and through others: new connections, requests over open ones, bulk.
+//!
+//! Every [`way`] has a [`cluster`] of its own; rounds take them in turn, forth and back, and all targets are ratios within one round.
+
+mod cluster;
+mod load;
+mod mesh;
+mod outcome;
+mod way;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use self::load::Metric;
+use self::outcome::Outcomes;
+use self::way::{Paved, Way};
+use super::{leftovers, objects, report};
+use crate::workspace;
+
+/// Rounds of a measured run.
+const ROUNDS: usize = 7;
+/// How long each measurement lasts.
+const MEASURE_MS: u32 = 700;
+const QUICK_MS: u32 = 100;
+/// How often a way is asked before it must work: programs and neighbours need a moment.
+const ATTEMPTS: u32 = 20;
+
+/// Measures all ways, shows what came out, and writes the report unless it was only a quick look.
+pub(super) fn run(quick: bool) -> Result<()> {
+    let begun = Instant::now();
+    let objects = objects::compile()?;
+    let binaries = load::build(quick)?;
+    let prefix = leftovers::clear("mesh-peers-")?;
+    let directory = workspace::target_dir().join("bench/peers");
+    std::fs::create_dir_all(&directory).context("make the directory of configurations")?;
+    let begun_measuring = Instant::now();
+    let mut paved: Vec<(Way, Paved)> = Vec::new();
+    for (number, way) in Way::ALL.into_iter().enumerate() {
+        let made = way::pave(way, &format!("{prefix}-{number}"), &objects, &binaries, &directory);
+        paved.push((way, made.with_context(|| format!("set up `{}`", way.name()))?));
+    }
+    println!("peers: {} ways set up after {} s", paved.len(), begun.elapsed().as_secs());
+    let (rounds, ms) = if quick { (1, QUICK_MS) } else { (ROUNDS, MEASURE_MS) };
+    for (way, made) in &paved {
+        answers(&binaries, *way, made).with_context(|| format!("ask by `{}`", way.name()))?;
+    }
+    let mut outcomes = Outcomes::default();
+    for round in 1..=rounds {
+        for metric in Metric::ALL {
+            let mut order: Vec<&(Way, Paved)> = paved.iter().collect();
+            if round % 2 == 0 {
+                order.reverse();
+            }
+            for (way, made) in order {
+                let seen = load::measure(&binaries, &made.cluster.client, way.destination(), metric, ms)
+                    .with_context(|| format!("{} by `{}`, round {round}", metric.name(), way.name()))?;
+                outcomes.add(round, *way, metric, seen);
+            }
+        }
+        println!("peers: round {round} of {rounds}, {} s so far", begun.elapsed().as_secs());
+    }
+    drop(paved);
+    let text = outcomes.text();
+    println!("{text}");
+    if !quick {
+        report::write("peers", &outcome::section(&text, rounds, MEASURE_MS), &outcomes.plots())?;
+    }
+    println!(
+        "took {} s, {} of them after building",
+        begun.elapsed().as_secs(),
+        begun_measuring.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+/// Waits until the way works.
+fn answers(binaries: &load::Binaries, way: Way, made: &Paved) -> Result<()> {
+    let ask = || load::measure(binaries, &made.cluster.client, way.destination(), Metric::New, QUICK_MS);
+    for _ in 1..ATTEMPTS {
+        if ask().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    ask().map(drop)
+}
