@@ -29,7 +29,7 @@ use crate::view::ViewError;
 
 /// The longest wait for a manager's first message, and for room in the stream.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Statuses wait at most this long for company.
+/// Statuses wait at most this long for company; the end of a task doesn't.
 const BATCH_WAIT: Duration = Duration::from_millis(20);
 /// Statuses in one message.
 const BATCH_LIMIT: usize = 256;
@@ -144,8 +144,11 @@ impl<'a> Session<'a> {
                 }
                 status = self.link.ends.statuses.recv() => {
                     let (task, status) = status.ok_or(SessionError::Stopping)?;
+                    // An end takes a backend away from every node.
+                    let wait = if status.state.is_terminal() { Duration::ZERO } else { BATCH_WAIT };
                     self.link.outbox.put(task, status);
-                    flush_at = flush_at.or_else(|| Some(Instant::now() + BATCH_WAIT));
+                    let due = Instant::now() + wait;
+                    flush_at = Some(flush_at.map_or(due, |earlier| earlier.min(due)));
                 }
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
                     self.send_statuses().await?;
