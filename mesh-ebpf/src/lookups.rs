@@ -46,6 +46,8 @@ pub trait Lookups: Candidates {
     fn count_opened(&self, service_index: u32, backend: u32);
     /// Counts a flow of `backend` that ended.
     fn count_closed(&self, backend: u32);
+    /// Counts a handshake that the task answered.
+    fn count_answered(&self, backend: u32);
     /// Counts a handshake that the task refused.
     fn count_refused(&self, backend: u32);
     /// Counts a handshake that the task left unanswered until the client tried again.

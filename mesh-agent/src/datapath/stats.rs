@@ -262,5 +262,6 @@ fn add_backends(a: BackendStats, b: BackendStats) -> BackendStats {
         closed: a.closed + b.closed,
         refused: a.refused + b.refused,
         unanswered: a.unanswered + b.unanswered,
+        answered: a.answered + b.answered,
     }
 }

@@ -169,6 +169,7 @@ fn round_robin_spreads_exactly(cluster: &Cluster) {
     for (node, backend) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
         let seen = || cluster.nodes[node].backend_stats(backend);
         eventually("all closed", || seen().closed == 10 && cluster.nodes[node].live(backend) == 0);
+        assert_eq!(seen().answered, 10, "answered on node {} for {backend}", node + 1);
         assert_eq!(seen().opened, 10, "opened on node {} for {backend}", node + 1);
         assert!(seen().request.packets >= 40 && seen().reply.packets >= 30, "traffic: {:?}", seen());
     }
@@ -298,6 +299,29 @@ fn the_tasks_node_refuses_for_a_dead_backend(cluster: &mut Cluster) {
     cluster.nodes[1].set_backend(2, BackendState::Active);
 }
 
+/// Requests come by node 1, replies don't go back there.
+fn the_tasks_node_answers_directly(cluster: &mut Cluster) {
+    cluster.nodes[0].publish_direct(&[2]);
+    let seen = |cluster: &Cluster| cluster.nodes[0].backend_stats(2);
+    let before = seen(cluster);
+    for _ in 0..3 {
+        assert_eq!(cluster.ask(1).task, 2);
+    }
+    bulk_arrives_intact(cluster);
+    let after = seen(cluster);
+    assert_eq!(after.answered, before.answered + 5, "confirmed by the client");
+    let replies = after.reply.packets - before.reply.packets;
+    assert!(
+        replies <= 2,
+        "{replies} replies came back to the ingress node, more than the last of earlier connections"
+    );
+    assert!(after.request.packets > before.request.packets + 15, "requests: {before:?} then {after:?}");
+    eventually("all are over for counting", || cluster.nodes[0].live(2) == 0);
+    cluster.nodes[0].set_backend(1, BackendState::Active);
+    cluster.nodes[0].publish_direct(&[1]);
+    assert_eq!(cluster.ask(1).task, 1, "a task of the ingress node");
+}
+
 fn walk(datapath: Datapath) {
     if !is_privileged() {
         return;
@@ -312,6 +336,7 @@ fn walk(datapath: Datapath) {
     the_tasks_node_refuses_for_a_dead_backend(&mut cluster);
     a_silent_task_costs_one_repeated_syn(&mut cluster);
     an_older_connection_goes_on(&mut cluster);
+    the_tasks_node_answers_directly(&mut cluster);
 }
 
 #[test]

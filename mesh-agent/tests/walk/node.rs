@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Backend, BackendState, BackendStats, Be16, Config, Live, Mac, Node as Peer, Policy, Service, ServiceKey,
-    backend_flag, names, protocol,
+    Backend, BackendState, BackendStats, Be16, Config, Live, Mac, Mode, Node as Peer, Policy, Service,
+    ServiceKey, backend_flag, names, protocol,
 };
 
 use crate::netns::Netns;
@@ -97,7 +97,7 @@ impl Node {
             tunnel_port_be: Be16::new(TUNNEL_PORT),
             tunnel_mss: MTU - 50 - 40,
             tunnel_mtu,
-            uplink_ifindex: 0,
+            uplink_ifindex: self.ifindex("eth0"),
         };
         self.set(names::CONFIG, 0, config);
         self.insert(names::ADDRESSES, config.address, 0u32);
@@ -156,6 +156,14 @@ impl Node {
         self.insert(names::SERVICES, ServiceKey::tcp(PUBLISHED), service);
     }
 
+    /// Publishes the port on these backends, whose nodes are to answer the client directly.
+    pub(crate) fn publish_direct(&mut self, backends: &[u8]) {
+        self.publish(backends, Policy::RoundRobin);
+        let slot_count = u32::try_from(backends.len()).expect("few backends");
+        let service = Service { slot_count, mode: Mode::Dsr as u8, ..Service::default() };
+        self.insert(names::SERVICES, ServiceKey::tcp(PUBLISHED), service);
+    }
+
     /// Takes the port back.
     pub(crate) fn unpublish(&mut self) {
         let map = self.programs.map_mut(names::SERVICES).expect("map of services");
@@ -176,6 +184,7 @@ impl Node {
             sum.opened += cpu.opened;
             sum.closed += cpu.closed;
             sum.unanswered += cpu.unanswered;
+            sum.answered += cpu.answered;
         }
         sum
     }

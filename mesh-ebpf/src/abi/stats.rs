@@ -30,7 +30,7 @@ abi_struct! {
 
 abi_struct! {
     /// Per-CPU entry of [`super::names::BACKEND_STATS`], by backend id; counted at the ingress node.
-    pub struct BackendStats [64] {
+    pub struct BackendStats [72] {
         /// Client to task.
         pub request: Traffic,
         /// Task to client.
@@ -43,6 +43,8 @@ abi_struct! {
         pub refused: u64,
         /// Handshakes that the task left unanswered until the client tried again.
         pub unanswered: u64,
+        /// Handshakes that the task answered. Where its node answers the client directly: that the client confirmed.
+        pub answered: u64,
     }
 }
 

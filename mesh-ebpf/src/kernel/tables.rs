@@ -247,6 +247,14 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
+    fn count_answered(&self, backend: u32) {
+        if let Some(stats) = self.backend_stats(backend) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).answered += 1 }
+        }
+    }
+
+    #[inline(always)]
     fn count_refused(&self, backend: u32) {
         if let Some(stats) = self.backend_stats(backend) {
             // SAFETY: a live per-CPU value.

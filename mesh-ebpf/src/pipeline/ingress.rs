@@ -159,6 +159,9 @@ fn go_on<'a, P: Packet, L: Lookups>(
     if noted.closes {
         lookups.count_closed(id);
     }
+    if noted.answers {
+        lookups.count_answered(id);
+    }
     follow(packet, lookups, segment, key, flow, now_ns);
     Ok(Some(Chosen { id, backend, is_dsr: is_dsr(flow.value.events) }))
 }

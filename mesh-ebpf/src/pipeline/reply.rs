@@ -93,6 +93,9 @@ fn account<P: Packet, L: Lookups>(
     if noted.closes {
         lookups.count_closed(id);
     }
+    if noted.answers {
+        lookups.count_answered(id);
+    }
     if noted.refuses {
         lookups.count_refused(id);
     }

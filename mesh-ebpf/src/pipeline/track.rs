@@ -20,6 +20,8 @@ pub(super) struct Tracked<V, E> {
 pub(super) struct Noted {
     /// It was this segment that ended it.
     pub(super) closes: bool,
+    /// It is the first to show that the task took the connection.
+    pub(super) answers: bool,
     /// It is the task's refusal of the connection.
     pub(super) refuses: bool,
 }
@@ -92,7 +94,7 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     let seen = flow.value.events();
     flow.entry.touch(now_ns);
     if added & !seen == 0 && flow.is_established {
-        return Noted { closes: false, refuses: false };
+        return Noted { closes: false, answers: false, refuses: false };
     }
     let before = flow.entry.add_events(added);
     if !flow.is_established && conntrack::is_established(added) {
@@ -100,6 +102,7 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     }
     Noted {
         closes: conntrack::closes(before, added),
+        answers: conntrack::answers(before, added),
         refuses: matches!(direction, Direction::Reply)
             && flags.has(Flags::RST)
             && conntrack::is_refusal(before),

@@ -51,6 +51,8 @@ pub struct Counted {
     pub opened: HashMap<u32, u64>,
     /// Flows closed, by backend.
     pub closed: HashMap<u32, u64>,
+    /// Handshakes answered, by backend.
+    pub answered: HashMap<u32, u64>,
     /// Handshakes refused, by backend.
     pub refused: HashMap<u32, u64>,
     /// Handshakes left unanswered, by backend.
@@ -297,6 +299,10 @@ impl Lookups for HostTables {
 
     fn count_closed(&self, backend: u32) {
         self.counted(|counted| counted.closed.entry(backend).or_default());
+    }
+
+    fn count_answered(&self, backend: u32) {
+        self.counted(|counted| counted.answered.entry(backend).or_default());
     }
 
     fn count_refused(&self, backend: u32) {
