@@ -119,11 +119,16 @@ fn is_better<C: Candidates>(candidates: &C, policy: Policy, one: u32, other: u32
 /// The client's number, alike on all nodes: [`Policy::SourceHash`] takes the slot of this number modulo their count.
 #[inline(always)]
 pub const fn hash(client: &Address) -> u32 {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = client.0;
-    let hash = mix(u32::from_be_bytes([a, b, c, d]));
-    let hash = mix(hash ^ u32::from_be_bytes([e, f, g, h]));
-    let hash = mix(hash ^ u32::from_be_bytes([i, j, k, l]));
-    mix(hash ^ u32::from_be_bytes([m, n, o, p]))
+    let hash = mix(word(client, 0));
+    let hash = mix(hash ^ word(client, 4));
+    let hash = mix(hash ^ word(client, 8));
+    mix(hash ^ word(client, 12))
+}
+
+/// Four octets of an address, the first one the highest.
+#[inline(always)]
+const fn word(address: &Address, at: usize) -> u32 {
+    u32::from_be_bytes([address.0[at], address.0[at + 1], address.0[at + 2], address.0[at + 3]])
 }
 
 /// A permutation of the 32-bit numbers in which every bit depends on every bit, by turns of shift and multiplication.
