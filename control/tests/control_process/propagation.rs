@@ -22,22 +22,28 @@ fn summary(what: &str, mut durations: Vec<Duration>) -> Duration {
     at(50)
 }
 
-/// Two nodes: what the first is told to run, and how soon the second hears of changes.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_reach_the_other_nodes_at_once() {
+/// A service whose tasks all run on one node, and the sessions of that node and of another.
+struct Running {
+    node: Session,
+    other: Session,
+    service_id: String,
+    spec: serde_json::Value,
+    tasks: BTreeSet<String>,
+}
+
+/// Runs tasks on a node of manager `first`; the other node has its session with manager `second`.
+async fn run_tasks(etcd: &EtcdProcess, first: &Manager, second: &Manager) -> Running {
     const TASKS: usize = 20;
-    let etcd = EtcdProcess::start().await.unwrap();
-    let manager = Manager::start("m1", &etcd, None).await;
-    let (token, ca) = (manager.join_token(), ca_pem(&etcd).await);
-    let runs = join(manager.nodes, &token, &ca, "node-1").await.unwrap();
-    let watches = join(manager.nodes, &token, &ca, "node-2").await.unwrap();
-    let mut node = Session::open(manager.nodes, &runs, 0).await.unwrap();
-    let mut other = Session::open(manager.nodes, &watches, 0).await.unwrap();
+    let (token, ca) = (first.join_token(), ca_pem(etcd).await);
+    let runs = join(first.nodes, &token, &ca, "node-1").await.unwrap();
+    let watches = join(first.nodes, &token, &ca, "node-2").await.unwrap();
+    let mut node = Session::open(first.nodes, &runs, 0).await.unwrap();
+    let mut other = Session::open(second.nodes, &watches, 0).await.unwrap();
     let mut spec = service("web", 8080);
     spec["Mode"]["Replicated"]["Replicas"] = json!(TASKS);
     spec["TaskTemplate"]["RestartPolicy"] = json!({"Condition": "none"});
     spec["TaskTemplate"]["Placement"] = json!({"Constraints": [format!("node.id=={}", runs.id)]});
-    let id = create(&manager, &spec).await;
+    let service_id = create(first, &spec).await;
     let tasks: BTreeSet<String> = node
         .until("all tasks", |seen| {
             let tasks: BTreeSet<_> = seen.assignments.iter().map(|one| one.task.id.to_string()).collect();
@@ -51,12 +57,37 @@ async fn changes_reach_the_other_nodes_at_once() {
     let all = |seen: &Session| tasks.iter().all(|task| seen.backend_of(task).is_some()).then_some(());
     node.until("all backends", all).await.unwrap();
     other.until("all backends", all).await.unwrap();
+    Running { node, other, service_id, spec, tasks }
+}
 
+/// Lets every task die, and says how long it took the other node to hear of each.
+async fn removals(node: &mut Session, other: &mut Session, tasks: &BTreeSet<String>) -> Vec<Duration> {
+    let mut removals = Vec::new();
+    for task in tasks {
+        let backend = other.backend_of(task).unwrap().id;
+        let gone = |seen: &Session| {
+            seen.tables.iter().any(|table| table.removed_backend_ids.contains(&backend)).then_some(())
+        };
+        let reported = Instant::now();
+        node.report(task, TaskState::Failed, None).await;
+        other.until("the removal", gone).await.unwrap();
+        removals.push(reported.elapsed());
+        node.until("the removal", gone).await.unwrap();
+    }
+    removals
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_reach_the_other_nodes_at_once() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let manager = Manager::start("m1", &etcd, None).await;
+    let Running { mut node, mut other, service_id, mut spec, tasks } =
+        run_tasks(&etcd, &manager, &manager).await;
     let mut policies = Vec::new();
     for policy in ["least-load", "random"].into_iter().cycle().take(30) {
         spec["Labels"] = json!({"mesh.lb.policy": policy});
         let (_, found) = manager.docker().get("/services/web").await.unwrap();
-        let update = format!("/services/{id}/update?version={}", found["Version"]["Index"]);
+        let update = format!("/services/{service_id}/update?version={}", found["Version"]["Index"]);
         let (status, answer) = manager.docker().call(Method::POST, &update, Some(&spec)).await.unwrap();
         assert_eq!(status, 200, "{answer}");
         let answered = Instant::now();
@@ -68,7 +99,7 @@ async fn changes_reach_the_other_nodes_at_once() {
         policies.push(answered.elapsed());
         node.until("the policy", newest).await.unwrap();
     }
-    assert_eq!(node.assignments.len(), TASKS, "a policy told the node to run something");
+    assert_eq!(node.assignments.len(), tasks.len(), "a policy told the node to run something");
     let policy = summary("policy, from the API's answer", policies);
     assert!(policy < Duration::from_millis(200), "a policy took {policy:?}");
 
@@ -87,19 +118,20 @@ async fn changes_reach_the_other_nodes_at_once() {
         () = until_told => {}
     }
 
-    let mut removals = Vec::new();
-    for task in &tasks {
-        let backend = other.backend_of(task).unwrap().id;
-        let gone = |seen: &Session| {
-            seen.tables.iter().any(|table| table.removed_backend_ids.contains(&backend)).then_some(())
-        };
-        let reported = Instant::now();
-        node.report(task, TaskState::Failed, None).await;
-        other.until("the removal", gone).await.unwrap();
-        removals.push(reported.elapsed());
-        node.until("the removal", gone).await.unwrap();
-    }
-    let removal = summary("dead task, from its node's report", removals);
+    let took = removals(&mut node, &mut other, &tasks).await;
+    let removal = summary("dead task, from its node's report", took);
+    assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
+}
+
+/// What one manager hears goes to the nodes of the others by way of etcd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_task_reaches_the_nodes_of_another_manager() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let first = Manager::start("m1", &etcd, None).await;
+    let second = Manager::start("m2", &etcd, Some(&first)).await;
+    let mut running = run_tasks(&etcd, &first, &second).await;
+    let took = removals(&mut running.node, &mut running.other, &running.tasks).await;
+    let removal = summary("dead task, at a node of another manager", took);
     assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
 }
 

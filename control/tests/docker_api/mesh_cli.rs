@@ -61,6 +61,10 @@ async fn a_policy_is_read_and_set_and_nothing_else_changes() {
 async fn a_service_is_shown_with_all_that_the_mesh_knows_of_it() {
     let cluster = Cluster::start().await;
     let socket = cluster.serve();
+    let mut node = cluster.get("/nodes/node-1").await.body;
+    node["Spec"]["Labels"] = json!({"mesh.lb.weight": "2"});
+    let update = format!("/nodes/{}/update?version={}", node_id(1), node["Version"]["Index"]);
+    assert_eq!(cluster.post(&update, &node["Spec"]).await.status, 200);
     let mut given = published("web", 80);
     given["Labels"] = json!({"mesh.lb.mode": "dsr", "mesh.lb.weight": "5"});
     cluster.create(&given).await;
@@ -71,13 +75,16 @@ async fn a_service_is_shown_with_all_that_the_mesh_knows_of_it() {
     for line in [
         vec!["mesh.lb.mode", "dsr"],
         vec!["mesh.lb.policy", "round-robin", "(default)"],
-        vec!["web.1", "node-1", "running", "5"],
+        vec!["web.1", "node-1", "running", "10"],
     ] {
         assert!(words.contains(&line), "expected {line:?} in\n{shown}");
     }
     let (_, json) = outcome(&socket, "-o json service show web").await;
     let read: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((&read["settings"]["mode"], &read["tasks"][0]["weight"]), (&json!("dsr"), &json!(5)));
+    assert_eq!((&read["settings"]["mode"], &read["tasks"][0]["weight"]), (&json!("dsr"), &json!(10)));
+    let (_, status) = outcome(&socket, "-o json status").await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["nodes"][0]["weight"], &status["nodes"][1]["weight"]), (&json!(2), &json!(1)));
     let (code, said) = outcome(&socket, "service show nope").await;
     assert_eq!((code, said.as_str()), (3, "mesh: read service nope: service nope not found"));
 }
