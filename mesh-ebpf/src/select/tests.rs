@@ -166,7 +166,7 @@ fn an_old_load_is_not_used() {
 /// A changed hash sends every client elsewhere, and nodes of two versions apart.
 #[test]
 fn the_hash_stays_what_it_is() {
-    assert_eq!(hash(&client(1)), 0x8a737f06);
+    assert_eq!(hash(&client(1)), 0x8a73_7f06);
     assert_eq!(hash(&Address([0; 16])), 0);
 }
 
