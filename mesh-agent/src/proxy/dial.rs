@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use mesh_state::ids::{BackendId, NodeId};
 
+use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::preamble::{Answer, Preamble};
@@ -203,17 +204,37 @@ async fn ask(
     }
 }
 
+/// Connects to `address`, from `source` if given.
+///
+/// # Errors
+/// Nobody is there, or answers in time.
 pub(super) async fn connect(address: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
     let failed = |source| DialError::Connect { address, source };
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
-    if let Some(source) = source {
-        // The port is chosen by the connection's other end too, so that there are enough of them.
-        switch_on(&socket, Switch::BindAddressNoPort).map_err(failed)?;
-        socket.bind(SocketAddr::new(source, 0)).map_err(failed)?;
-    }
-    socket.set_nodelay(true).map_err(failed)?;
-    timeout(CONNECT_DEADLINE, socket.connect(address))
+    let stream = begin(address, source).map_err(failed)?;
+    let ready = timeout(CONNECT_DEADLINE, stream.ready(Interest::WRITABLE | Interest::ERROR))
         .await
         .map_err(|_| DialError::Deadline { address })?
-        .map_err(failed)
+        .map_err(failed)?;
+    // The event tells whether there is an error to ask for.
+    if (ready.is_error() || ready.is_write_closed())
+        && let Some(error) = stream.take_error().map_err(failed)?
+    {
+        return Err(failed(error));
+    }
+    Ok(stream)
+}
+
+fn begin(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new_raw(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    if let Some(source) = source {
+        // The port is chosen by the connection's other end too, so that there are enough of them.
+        switch_on(&socket, Switch::BindAddressNoPort)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => TcpStream::from_std(socket.into()),
+    }
 }

@@ -121,8 +121,9 @@ pub(super) fn reset(stream: &TcpStream) {
 
 fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     BUFFER.with_borrow_mut(|buffer| {
-        let asked = request.poll(cx, buffer)?;
-        let answered = reply.poll(cx, buffer)?;
+        // The last end needs no passing on: both connections are closed then.
+        let asked = request.poll(cx, buffer, reply.is_over)?;
+        let answered = reply.poll(cx, buffer, request.is_over)?;
         if asked.is_ready() && answered.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
 }
@@ -158,8 +159,8 @@ impl<'a> Way<'a> {
         std::mem::take(&mut self.has_moved)
     }
 
-    /// Moves what can be moved now. Ready once the end was passed on.
-    fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<()>> {
+    /// Moves what can be moved now. Ready once the end was passed on, or has only to be.
+    fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], is_last: bool) -> Poll<io::Result<()>> {
         for _ in 0..ROUNDS {
             if self.is_over {
                 return Poll::Ready(Ok(()));
@@ -168,6 +169,10 @@ impl<'a> Way<'a> {
                 let written = ready!(Pin::new(&mut self.to).poll_write(cx, self.kept.bytes()))?;
                 self.kept.drop_front(written);
                 self.count(written);
+            }
+            if self.is_read && is_last {
+                self.is_over = true;
+                return Poll::Ready(Ok(()));
             }
             if self.is_read {
                 let ended = ready!(Pin::new(&mut self.to).poll_shutdown(cx));

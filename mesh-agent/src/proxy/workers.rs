@@ -6,14 +6,26 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::warm::Warm;
 
 /// More threads than this don't help a proxy whose work is the kernel's.
 const WORKERS_MAX: usize = 16;
+
+/// How often an event loop wakes up by itself.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Keeps a loop's next timer near. A connection's deadlines are later then, and setting one doesn't wake the loop up.
+async fn tick() {
+    loop {
+        sleep(TICK).await;
+    }
+}
 
 /// One thread and what only its connections use.
 #[derive(Debug, Clone)]
@@ -27,7 +39,7 @@ pub(super) struct Worker {
 /// The threads.
 #[derive(Debug)]
 pub(super) struct Workers {
-    workers: Vec<Worker>,
+    all: Vec<Worker>,
     next: AtomicUsize,
     stop: CancellationToken,
 }
@@ -47,20 +59,20 @@ impl Workers {
             let stop = stop.clone();
             thread::Builder::new()
                 .name(format!("mesh-proxy-{index}"))
-                .spawn(move || runtime.block_on(stop.cancelled()))?;
+                .spawn(move || runtime.block_on(stop.run_until_cancelled(tick())))?;
         }
-        Ok(Self { workers, next: AtomicUsize::default(), stop })
+        Ok(Self { all: workers, next: AtomicUsize::default(), stop })
     }
 
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Worker> {
-        self.workers.iter()
+        self.all.iter()
     }
 
     /// One of them, each in its turn.
     pub(super) fn next(&self) -> Option<&Worker> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        self.workers.get(turn % self.workers.len().max(1))
+        self.all.get(turn % self.all.len().max(1))
     }
 
     /// Ends the threads.

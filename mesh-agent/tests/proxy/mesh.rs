@@ -100,7 +100,6 @@ impl Mesh {
                 policy: self.policy.into(),
                 settings_json: self.settings.into(),
                 ports: vec![port],
-                ..proto::MeshService::default()
             }],
             backends: self.backends.iter().map(backend).collect(),
             ..proto::MeshTable::default()
