@@ -30,10 +30,14 @@ pub struct BenchArgs {
 }
 
 /// What to measure.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Subject {
     /// What mesh's XDP program costs a packet, as a multiple of a bare XDP_TX
-    Packet,
+    Packet {
+        /// Only what has this in its name, and no report: for work on the program
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// What clients get through mesh and through others: connections and requests a second, bulk
     Peers,
 }
@@ -44,8 +48,8 @@ enum Subject {
 /// Without root, and when something to be measured can't be set up or does not do its work.
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root: they make network namespaces");
-    match args.subject {
-        Subject::Packet => packet::run(args.quick),
+    match &args.subject {
+        Subject::Packet { only } => packet::run(args.quick, only.as_deref()),
         Subject::Peers => peers::run(args.quick),
     }
 }
@@ -55,6 +59,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn quick() -> Result<()> {
-    packet::run(true)?;
+    packet::run(true, None)?;
     peers::run(true)
 }

@@ -31,18 +31,19 @@ const FRAMES: u32 = 300_000;
 /// Frames before those that are measured, where each is of a new flow.
 const WARM_UP: u32 = 4096;
 
-/// Measures all cases, shows them, and writes the report unless it was only a quick look.
-pub(super) fn run(quick: bool) -> Result<()> {
+/// Measures all cases, or those that have `only` in their names, and shows them; writes the report if it was a whole run.
+pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let begun = Instant::now();
     let objects = objects::compile()?;
     let netns = Netns::named(leftovers::clear("mesh-bench-")?);
     netns.add()?;
-    let measured = rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick)));
+    let measured =
+        rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick, only.unwrap_or_default())));
     netns.delete()?;
     let outcomes = measured?;
     let text = outcome::text(&outcomes);
     println!("{text}");
-    if !quick {
+    if !quick && only.is_none() {
         let plots = [("packet.svg", outcome::plot(&outcomes))];
         report::write("packet", &outcome::section(&text, ROUNDS), &plots)?;
     }
@@ -50,9 +51,11 @@ pub(super) fn run(quick: bool) -> Result<()> {
     Ok(())
 }
 
-fn rounds(objects: &Objects, quick: bool) -> Result<Vec<Outcome>> {
+fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
     stay_on_one_cpu()?;
-    let cases: Vec<Case> = case::ALL.iter().map(|case| if quick { case.quick() } else { *case }).collect();
+    let wanted = case::ALL.into_iter().filter(|case| case.name.contains(only));
+    let cases: Vec<Case> = wanted.map(|case| if quick { case.quick() } else { case }).collect();
+    ensure!(!cases.is_empty(), "no case has `{only}` in its name");
     let (rounds, frames) = if quick { (1, 5000) } else { (ROUNDS, FRAMES) };
     let mut outcomes: Vec<Outcome> = cases.iter().map(|case| Outcome::of(*case)).collect();
     let mut rig = Rig::new(objects)?;

@@ -68,11 +68,12 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
 
 /// Whether the cases of these names cost alike.
 fn flatness(outcomes: &[Outcome], names: &[&str]) -> String {
-    let ratio = |name: &str| outcomes.iter().find(|o| o.case.name == name).map_or(0.0, |o| o.ratio.median());
-    let first = names.first().map_or(0.0, |name| ratio(name));
+    let ratio = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| o.ratio.median());
+    let first = names.first().and_then(|name| ratio(name));
     let mut text = String::new();
     for name in names.iter().skip(1) {
-        let apart = ratio(name) / first - 1.0;
+        let (Some(first), Some(this)) = (first, ratio(name)) else { continue };
+        let apart = this / first - 1.0;
         let word = if apart <= TOLERANCE { "flat" } else { "not flat" };
         _ = writeln!(
             text,
