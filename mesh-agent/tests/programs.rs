@@ -46,7 +46,7 @@ fn return_value(hook: Hook, verdict: Verdict) -> i32 {
         (Hook::Xdp, Verdict::Bounce) => XDP_TX,
         (Hook::Xdp, other) => panic!("XDP does not {other:?}"),
         (_, Verdict::Pass) => TC_UNSPEC,
-        (_, Verdict::Drop(_)) => TC_SHOT,
+        (_, Verdict::Drop(_) | Verdict::Refuse(_)) => TC_SHOT,
         (
             _,
             Verdict::Bounce

@@ -1,11 +1,13 @@
-//! What mesh remembers of a TCP connection: a growing set of events, from which all else follows.
+//! What mesh remembers of a flow: a growing set of events, from which all else follows. Events are those of TCP; a UDP
+//! flow's datagrams stand for them, see [`datagram_events`].
 //!
 //! Events are only ever added, so that two CPUs noting a FIN of either side at the same moment lose neither, and
 //! exactly one of them sees the flow close. Sequence numbers are not checked: that is the endpoints' work, and a
 //! forged RST only shortens how long an idle flow is remembered.
 
-use crate::abi::{Direction, flow_event};
+use crate::abi::{Direction, flow_event, protocol};
 use crate::parse::tcp::Flags;
+use crate::parse::transport;
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
@@ -22,6 +24,28 @@ pub const CLOSING_TIMEOUT_NS: u64 = 600 * SECOND_NS;
 pub const DSR_CLOSING_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long a closed flow is remembered, for retransmitted last packets.
 pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
+
+/// How long a UDP flow is remembered that went one way only, or to and fro once.
+pub const UDP_TIMEOUT_NS: u64 = 30 * SECOND_NS;
+/// How long a UDP flow is remembered whose client went on after a reply.
+pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
+
+/// What a packet tells of its flow, of which `before` was known.
+#[inline(always)]
+pub const fn packet_events(direction: Direction, header: &transport::Header, before: u32) -> u32 {
+    if header.is_udp() { datagram_events(direction, before) } else { events_of(direction, header.flags) }
+}
+
+/// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what the client sends after
+/// one its ACK. Where replies go another way, every further datagram is taken for one after a reply.
+#[inline(always)]
+pub const fn datagram_events(direction: Direction, before: u32) -> u32 {
+    match direction {
+        Direction::Reply => flow_event::SYN_ACK,
+        Direction::Request if before & (flow_event::SYN_ACK | flow_event::DSR) != 0 => flow_event::ACK,
+        Direction::Request => flow_event::SYN,
+    }
+}
 
 /// What a segment tells of its flow.
 #[inline(always)]
@@ -100,12 +124,14 @@ pub const fn is_refusal(before: u32) -> bool {
 }
 
 /// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.
-pub const fn idle_timeout_ns(events: u32) -> u64 {
+pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     let is_reset = events & flow_event::RESET != 0;
     if is_closed(events) && events & flow_event::DSR != 0 && !is_reset {
         DSR_CLOSING_TIMEOUT_NS
     } else if is_closed(events) {
         CLOSED_TIMEOUT_NS
+    } else if ip_protocol == protocol::UDP {
+        if is_established(events) { UDP_STREAM_TIMEOUT_NS } else { UDP_TIMEOUT_NS }
     } else if may_be_replaced(events) {
         CLOSING_TIMEOUT_NS
     } else if is_established(events) {
@@ -136,19 +162,19 @@ mod tests {
         use Direction::{Reply, Request};
         let mut walk = std::vec![(Request, SYN)];
         assert!(!is_established(after(&walk)), "only a SYN");
-        assert_eq!(idle_timeout_ns(after(&walk)), HALF_OPEN_TIMEOUT_NS);
+        assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), HALF_OPEN_TIMEOUT_NS);
         walk.push((Reply, SYN_ACK));
         assert!(!is_established(after(&walk)), "the client has not answered yet");
         walk.push((Request, ACK));
         assert!(is_established(after(&walk)), "handshake complete");
-        assert_eq!(idle_timeout_ns(after(&walk)), ESTABLISHED_TIMEOUT_NS);
+        assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), ESTABLISHED_TIMEOUT_NS);
         walk.push((Request, FIN));
         assert!(!is_closed(after(&walk)), "the task may still send");
         assert!(may_be_replaced(after(&walk)), "a SYN now is a new flow");
-        assert_eq!(idle_timeout_ns(after(&walk)), CLOSING_TIMEOUT_NS);
+        assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), CLOSING_TIMEOUT_NS);
         assert!(closes(after(&walk), events_of(Reply, FIN)), "second FIN closes");
         walk.push((Reply, FIN));
-        assert_eq!(idle_timeout_ns(after(&walk)), CLOSED_TIMEOUT_NS);
+        assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), CLOSED_TIMEOUT_NS);
         assert!(!closes(after(&walk), events_of(Reply, FIN)), "a repeated FIN closes nothing again");
     }
 
@@ -170,8 +196,12 @@ mod tests {
         let fin = at_ingress(events, events_of(Direction::Request, FIN));
         assert!(closes(events, fin), "over for counting");
         assert!(may_be_replaced(events | fin), "a SYN now is a new flow");
-        assert_eq!(idle_timeout_ns(events | fin), DSR_CLOSING_TIMEOUT_NS, "the task may still send");
-        assert_eq!(idle_timeout_ns(events | flow_event::RESET), CLOSED_TIMEOUT_NS);
+        assert_eq!(
+            idle_timeout_ns(protocol::TCP, events | fin),
+            DSR_CLOSING_TIMEOUT_NS,
+            "the task may still send"
+        );
+        assert_eq!(idle_timeout_ns(protocol::TCP, events | flow_event::RESET), CLOSED_TIMEOUT_NS);
         let seen = flow_event::SYN | flow_event::SYN_ACK;
         assert_eq!(
             at_ingress(seen, flow_event::CLIENT_FIN),

@@ -1,5 +1,7 @@
 //! Internet checksums (RFC 1071) and their incremental update (RFC 1624).
 
+use crate::abi::Address;
+
 /// The one's-complement sum of 16-bit words in network order, unfolded.
 #[inline(always)]
 pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
@@ -30,10 +32,31 @@ pub fn replace<const N: usize>(checksum: [u8; 2], old: &[u8; N], new: &[u8; N]) 
     (!fold(total)).to_be_bytes()
 }
 
-/// The sum over the TCP or UDP pseudo header of IPv4: addresses, protocol, length of header and data.
+/// The same for a checksum that may be absent: 0 is none and stays so, and a computed 0 is written as its twin 0xffff.
 #[inline(always)]
-pub fn pseudo_header(source: &[u8; 4], destination: &[u8; 4], protocol: u8, len: u16) -> u32 {
-    sum(source) + sum(destination) + u32::from(protocol) + u32::from(len)
+pub fn replace_optional<const N: usize>(
+    checksum: [u8; 2],
+    is_optional: bool,
+    old: &[u8; N],
+    new: &[u8; N],
+) -> [u8; 2] {
+    if !is_optional {
+        return replace(checksum, old, new);
+    }
+    if checksum == [0; 2] {
+        return checksum;
+    }
+    match replace(checksum, old, new) {
+        [0, 0] => [0xff; 2],
+        patched => patched,
+    }
+}
+
+/// The sum over the TCP, UDP or ICMPv6 pseudo header: addresses, protocol, length of header and data. The prefix of
+/// v4-mapped addresses adds a multiple of 0xffff, which is nothing.
+#[inline(always)]
+pub fn pseudo_header(source: &Address, destination: &Address, protocol: u8, len: u32) -> u32 {
+    sum(&source.0) + sum(&destination.0) + u32::from(protocol) + len
 }
 
 #[cfg(test)]

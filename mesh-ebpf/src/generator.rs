@@ -112,8 +112,8 @@ mod tests {
     fn frames_are_packets_of_as_many_flows_as_asked_for() {
         let recipe = Recipe { flows: 1000, stride: 613, services: 10, port: 80, ..Recipe::default() };
         let ends = |number| {
-            let Segment { ip, tcp } = segment(&recipe, number);
-            (ip.source, tcp.source_port_be, tcp.destination_port_be.get())
+            let Segment { ip, transport } = segment(&recipe, number);
+            (ip.source, transport.source_port_be, transport.destination_port_be.get())
         };
         let flows: BTreeSet<_> = (0..1000).map(ends).collect();
         assert_eq!(flows.len(), 1000, "a stride without common factor visits every flow once");
@@ -126,8 +126,11 @@ mod tests {
     fn without_a_number_of_flows_all_are_new() {
         let recipe = Recipe { flags: u16::from(Flags::SYN), ..Recipe::default() };
         let first = segment(&recipe, 0);
-        assert!(first.tcp.flags.is_opening(), "flags are kept: {first:?}");
+        assert!(first.transport.flags.is_opening(), "flags are kept: {first:?}");
         let far = segment(&recipe, 1 << 24);
-        assert_ne!(first.tcp.source_port_be, far.tcp.source_port_be, "beyond the clients' network");
+        assert_ne!(
+            first.transport.source_port_be, far.transport.source_port_be,
+            "beyond the clients' network"
+        );
     }
 }

@@ -31,7 +31,7 @@ pub trait Lookups: Candidates {
     fn node(&self, index: u32) -> Option<&Node>;
     /// Whether the address is that of a member node.
     fn is_peer(&self, address: &Address) -> bool;
-    /// Whether a socket of this node, other than a listening one, owns the connection.
+    /// Whether a socket of this node owns the connection: not a listening one, nor an unconnected one of UDP.
     fn socket_owns(&self, connection: &Connection) -> bool;
 
     /// Flows of the ingress role.
@@ -69,15 +69,17 @@ pub struct Load {
     pub bytes: u32,
 }
 
-/// The two ends of an IPv4 TCP connection, as its socket on this node would see them.
+/// The two ends of a TCP connection, or of a connected UDP socket, as its socket on this node would see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Connection {
+    /// IP protocol number.
+    pub protocol: u8,
     /// The other end's address.
-    pub remote: [u8; 4],
+    pub remote: Address,
     /// The other end's port.
     pub remote_port_be: Be16,
     /// This end's address.
-    pub local: [u8; 4],
+    pub local: Address,
     /// This end's port.
     pub local_port_be: Be16,
 }
@@ -93,7 +95,9 @@ pub trait FlowTable<K, V> {
     fn half_open(&self, key: &K) -> Option<Self::Entry>;
     /// Adds a half-open flow, unless there is one.
     fn open(&self, key: &K, value: &V) -> Opened;
-    /// Moves a flow to the established table, leaving no half-open twin.
+    /// Moves a half-open flow to the established table, as it is now.
+    fn confirm(&self, key: &K, entry: &Self::Entry);
+    /// Puts a flow into the established table, leaving no half-open twin.
     fn promote(&self, key: &K, value: &V);
     /// Removes the flow from both tables.
     fn forget(&self, key: &K);

@@ -1,31 +1,40 @@
 //! What the packet logic asks of a packet: the seam between the pipeline and a kernel context or a host buffer.
 //!
 //! Offsets count from the start of the Ethernet header. Every access is checked; `None` means "not that long", or
-//! that the kernel refused. A checksum over the transport header is never written by the pipeline: in TC it may be
-//! one that the device has yet to finish, and only the implementation knows.
+//! that the kernel refused. A checksum over the transport header of a forwarded packet is never written by the
+//! pipeline: in TC it may be one that the device has yet to finish, and only the implementation knows.
 
-use crate::rewrite::Answer;
+use crate::abi::Address;
 
 /// A packet at the hook of a program.
 pub trait Packet {
     /// The `N` bytes at `offset`.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Overwrites the `N` bytes at `offset`. Checksums are the caller's concern.
+    /// Overwrites the `N` bytes at `offset`, in a way that leaves the sum over the packet as it was: checksums over
+    /// them are the caller's concern.
     fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
-    /// Accounts in the transport checksum at `offset` for the bytes `old`, at an even offset of what it covers,
-    /// becoming `new`.
+    /// Overwrites the `N` bytes at `offset`, an even one, whatever that does to the sum over the packet.
+    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
+
+    /// Accounts in a transport checksum for the bytes `old`, at an even offset of what it covers, becoming `new`.
     fn patch_transport_checksum(
         &mut self,
-        offset: usize,
+        checksum: Checksum,
         old: [u8; 4],
         new: [u8; 4],
         part: Covered,
     ) -> Option<()>;
 
-    /// Turns the packet after its Ethernet header into `answer`.
-    fn become_answer(&mut self, answer: &Answer) -> Option<()>;
+    /// The same for an IPv6 address of the pseudo header.
+    fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()>;
+
+    /// Whether the device has yet to finish the transport checksum at `offset`. The field is undefined afterwards.
+    fn is_checksum_pending(&mut self, offset: usize) -> Option<bool>;
+
+    /// Cuts the packet, or lengthens it with undefined bytes, to this length from the Ethernet header on.
+    fn resize(&mut self, len: usize) -> Option<()>;
 
     /// ifindex of the interface it came in by.
     fn ifindex(&self) -> u32;
@@ -41,6 +50,15 @@ pub trait Resizable: Packet {
 
     /// Takes the first [`crate::parse::vxlan::OVERHEAD`] bytes away.
     fn pull_outer(&mut self) -> Option<()>;
+}
+
+/// A transport checksum in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where it is.
+    pub offset: usize,
+    /// Whether 0 means that there is none: UDP's, which writes a 0 that was computed as 0xffff.
+    pub is_optional: bool,
 }
 
 /// Which part of what a transport checksum covers has changed.

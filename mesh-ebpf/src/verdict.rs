@@ -10,6 +10,8 @@ pub enum Verdict {
     Pass,
     /// Nowhere; already counted.
     Drop(DropReason),
+    /// Back to its sender as a RST or ICMP error. A step on the way: the pipeline's last one makes a drop or an answer of it.
+    Refuse(DropReason),
     /// Out of the interface it came in by; the frame is complete.
     Bounce,
     /// Out of another interface; the frame is complete.

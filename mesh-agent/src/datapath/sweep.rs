@@ -96,10 +96,28 @@ pub(super) struct Terms {
     pub(super) now_ns: u64,
 }
 
-/// What becomes of a flow.
-fn fate(flow: &impl Tracked, terms: &Terms) -> Fate {
+/// The part of a table's key that a flow's fate depends on.
+trait Keyed {
+    /// IP protocol number.
+    fn protocol(&self) -> u8;
+}
+
+impl Keyed for FlowKey {
+    fn protocol(&self) -> u8 {
+        self.vip.protocol()
+    }
+}
+
+impl Keyed for NatKey {
+    fn protocol(&self) -> u8 {
+        Self::protocol(self)
+    }
+}
+
+/// What becomes of a flow of this protocol.
+fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
-    let usual_ns = idle_timeout_ns(flow.events());
+    let usual_ns = idle_timeout_ns(protocol, flow.events());
     let limit_ns = match terms.idle_ns.get(&flow.backend()) {
         Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
         _ => usual_ns,
@@ -132,7 +150,7 @@ struct Table<K, V> {
     entries: HashMap<MapData, K, V>,
 }
 
-impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
+impl<K: Pod + Default + Keyed, V: Pod + Default + Tracked> Table<K, V> {
     fn open(pins: &Pins, map: &'static str) -> Result<Self, DatapathError> {
         Ok(Self { map, dump: Dump::open(pins, map)?, entries: loader::open(pins, map)? })
     }
@@ -148,7 +166,7 @@ impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
         let mut over = Vec::new();
         let mut left = 0;
         self.dump.for_each(|key, flow| {
-            if fate(&flow, terms) == Fate::Keep {
+            if fate(key.protocol(), &flow, terms) == Fate::Keep {
                 left += 1;
                 keep(census, key, flow);
             } else {
@@ -158,7 +176,7 @@ impl<K: Pod + Default, V: Pod + Default + Tracked> Table<K, V> {
         for key in over {
             // It may have come back to life since the batch was read.
             let Ok(flow) = self.entries.get(&key, 0) else { continue };
-            let counter = match fate(&flow, terms) {
+            let counter = match fate(key.protocol(), &flow, terms) {
                 Fate::Keep => continue,
                 Fate::Closed => None,
                 Fate::Idle => Some(&mut census.evictions.timeout),
@@ -315,6 +333,7 @@ pub(super) fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
+    use mesh_ebpf::abi::protocol::TCP;
     use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
 
     use super::*;
@@ -323,7 +342,7 @@ mod tests {
     fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
         let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
         let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
-        let seen = fate(&flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
+        let seen = fate(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
         assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
     }
 
@@ -348,16 +367,16 @@ mod tests {
             now_ns: 1000 + idle_ns,
         };
         let flow = |events| Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
-        assert_eq!(fate(&flow(SYN | ACK), &terms(50)), Fate::Keep);
-        assert_eq!(fate(&flow(SYN | ACK), &terms(51)), Fate::Idle);
-        assert_eq!(fate(&flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
+        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(50)), Fate::Keep);
+        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(51)), Fate::Idle);
+        assert_eq!(fate(TCP, &flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
     }
 
     #[test]
     fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
         let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
         let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
-        assert_eq!(fate(&flow, &terms), Fate::Keep);
+        assert_eq!(fate(TCP, &flow, &terms), Fate::Keep);
     }
 
     #[test]

@@ -55,11 +55,35 @@ impl Address {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.0[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+    }
+
+    /// A number that stands for the address where addresses are spread: the four octets of IPv4, a mix of the sixteen
+    /// of IPv6.
+    #[inline(always)]
+    pub fn word(&self) -> u32 {
+        let word =
+            |at: usize| u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]]);
+        let (high, low) = (word(0), word(12));
+        // A v4-mapped address begins with zeros, and the rest of it that is left out here is constant.
+        if high == 0 && word(4) == 0 { low } else { mix(mix(mix(high) ^ word(4)) ^ word(8)) ^ low }
+    }
+
     /// Whether no address is set.
     #[inline(always)]
     pub fn is_none(&self) -> bool {
         self.words() == [0; 2]
     }
+}
+
+/// Spreads each bit over the word.
+#[inline(always)]
+const fn mix(word: u32) -> u32 {
+    let word = (word ^ word >> 16).wrapping_mul(0x85eb_ca6b);
+    word ^ word >> 13
 }
 
 impl From<Ipv4Addr> for Address {

@@ -72,7 +72,7 @@ abi_struct! {
     }
 }
 
-/// What has been seen of a TCP connection: bits of [`Flow::events`] and [`Nat::events`]. A flow is closed once
+/// What has been seen of a flow, in words of TCP (a UDP flow's datagrams stand for them): bits of [`Flow::events`] and [`Nat::events`]. A flow is closed once
 /// it has [`RESET`](flow_event::RESET) or both FINs.
 pub mod flow_event {
     /// The client's SYN. Set on every TCP flow that began while mesh was looking.
@@ -100,8 +100,24 @@ abi_struct! {
         pub client_port_be: Be16,
         /// Port in the task.
         pub task_port_be: Be16,
-        /// The task: ifindex of its host-side veth.
-        pub ifindex: u32,
+        /// The task: ifindex of its host-side veth, with the top bit set for UDP. See [`NatKey::task`].
+        pub task: u32,
+    }
+}
+
+impl NatKey {
+    /// Set in [`NatKey::task`] for UDP.
+    const UDP: u32 = 1 << 31;
+
+    /// What stands for a task in keys of this protocol, by the ifindex of its host-side veth.
+    #[inline(always)]
+    pub const fn task(ip_protocol: u8, ifindex: u32) -> u32 {
+        if ip_protocol == protocol::UDP { ifindex | Self::UDP } else { ifindex }
+    }
+
+    /// IP protocol number.
+    pub const fn protocol(&self) -> u8 {
+        if self.task & Self::UDP != 0 { protocol::UDP } else { protocol::TCP }
     }
 }
 

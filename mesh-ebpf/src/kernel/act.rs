@@ -21,7 +21,7 @@ const OUTER_TTL: u8 = 64;
 pub fn act_xdp(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Bounce => XDP_TX,
-        Verdict::Drop(_) => XDP_DROP,
+        Verdict::Drop(_) | Verdict::Refuse(_) => XDP_DROP,
         // The rest is TC's to do, on the same uplink.
         Verdict::Pass
         | Verdict::Emit { .. }
@@ -41,7 +41,7 @@ pub fn act_skb(skb: *mut __sk_buff, kernel: &Kernel, direction: Direction, verdi
                 kernel.count_passed(direction);
                 TC_ACT_UNSPEC
             }
-            Verdict::Drop(_) => TC_ACT_SHOT,
+            Verdict::Drop(_) | Verdict::Refuse(_) => TC_ACT_SHOT,
             Verdict::Bounce => bpf_redirect((*skb).ifindex, 0) as i32,
             Verdict::Emit { ifindex } => bpf_redirect(ifindex, 0) as i32,
             Verdict::Route { ifindex } => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32,

@@ -4,6 +4,7 @@ mod act;
 mod atomic;
 mod maps;
 mod skb;
+mod sockets;
 mod tables;
 mod xdp;
 

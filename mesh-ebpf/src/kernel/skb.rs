@@ -3,20 +3,25 @@
 //! Its transport checksum may be one that the device has yet to finish (`CHECKSUM_PARTIAL`), so it is only changed
 //! through the kernel's helper.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_tunnel_key};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_tunnel_key,
+};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_pull_data,
+    bpf_skb_store_bytes,
 };
 
 use super::xdp::{load_between, store_between};
-use crate::packet::{Covered, Packet};
+use crate::abi::Address;
+use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::Vni;
-use crate::parse::{eth, ipv4};
+use crate::parse::{eth, ipv6};
 use crate::pipeline::Origin;
-use crate::rewrite::{ANSWER, ANSWER_CHECKSUM, ANSWER_LEN, Answer};
 
+/// `BPF_F_IPV6`, newer than the bindings: no header checksum makes up for a changed address.
+const IPV6: u64 = 1 << 7;
 /// Bytes that parsing may look at: all headers with the longest TCP options.
-const HEADERS_MAX: u32 = (eth::LEN + ipv4::LEN + 60) as u32;
+const HEADERS_MAX: u32 = (eth::LEN + ipv6::LEN + 60) as u32;
 
 /// A packet at a TC hook.
 pub struct Skb {
@@ -47,18 +52,6 @@ impl Skb {
         // SAFETY: the context is valid for the program's run.
         unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) }
     }
-
-    /// Whether the device has yet to finish the transport checksum at `offset`. A change to what it covers, other
-    /// than the pseudo header, then leaves the field alone.
-    #[inline(always)]
-    fn is_checksum_partial(&self, offset: usize) -> Option<bool> {
-        let before = self.load::<2>(offset)?;
-        // SAFETY: the context is valid; the helper checks the offset.
-        if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, 1, 2) } != 0 {
-            return None;
-        }
-        Some(self.load::<2>(offset)? == before)
-    }
 }
 
 impl Packet for Skb {
@@ -73,9 +66,17 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        let (from, flags) = (bytes.as_ptr().cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
+        // SAFETY: the context is valid, and the bytes have the length given; the helper checks the offset.
+        let result = unsafe { bpf_skb_store_bytes(self.skb, offset as u32, from, N as u32, flags) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
     fn patch_transport_checksum(
         &mut self,
-        offset: usize,
+        checksum: Checksum,
         old: [u8; 4],
         new: [u8; 4],
         part: Covered,
@@ -85,29 +86,45 @@ impl Packet for Skb {
             Covered::Segment => 0,
         };
         let (from, to) = (u64::from(u32::from_ne_bytes(old)), u64::from(u32::from_ne_bytes(new)));
+        let flags = pseudo | optional(checksum) | 4;
         // SAFETY: the context is valid; the helper checks the offset.
-        let result = unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from, to, pseudo | 4) };
+        let result = unsafe { bpf_l4_csum_replace(self.skb, checksum.offset as u32, from, to, flags) };
         (result == 0).then_some(())
     }
 
     #[inline(always)]
-    fn become_answer(&mut self, answer: &Answer) -> Option<()> {
-        let is_partial = self.is_checksum_partial(ANSWER_CHECKSUM)?;
-        // SAFETY: the context is valid, and the bytes have the lengths given.
+    fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()> {
+        const LEN: u32 = size_of::<Address>() as u32;
+        let (mut old, mut new) = (*old, *new);
+        let (from, to) = (old.0.as_mut_ptr().cast(), new.0.as_mut_ptr().cast());
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | optional(checksum);
+        let at = checksum.offset as u32;
+        // SAFETY: the context is valid, and the addresses have the length given; the helper checks the offset.
         unsafe {
-            if bpf_skb_change_tail(self.skb, (ANSWER + ANSWER_LEN) as u32, 0) != 0 {
-                return None;
+            let difference = bpf_csum_diff(from, LEN, to, LEN, 0).cast_unsigned();
+            if bpf_l4_csum_replace(self.skb, at, 0, difference, flags | IPV6) == 0 {
+                return Some(());
             }
-            let (at, from) = (ANSWER as u32, answer.headers.as_ptr().cast());
-            let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-            if bpf_skb_store_bytes(self.skb, at, from, ANSWER_LEN as u32, flags) != 0 {
-                return None;
-            }
+            // Kernels before that flag get the sum over the frame wrong then, and compute it anew.
+            (bpf_l4_csum_replace(self.skb, at, 0, difference, flags) == 0).then_some(())
         }
-        if is_partial {
-            self.store(ANSWER_CHECKSUM, &answer.pseudo_header_sum)?;
+    }
+
+    /// A change to what the checksum covers, other than the pseudo header, leaves a pending one alone.
+    #[inline(always)]
+    fn is_checksum_pending(&mut self, offset: usize) -> Option<bool> {
+        let before = self.load::<2>(offset)?;
+        // SAFETY: the context is valid; the helper checks the offset.
+        if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, 1, 2) } != 0 {
+            return None;
         }
-        Some(())
+        Some(self.load::<2>(offset)? == before)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        // SAFETY: the context is valid for the program's run.
+        (unsafe { bpf_skb_change_tail(self.skb, len as u32, 0) } == 0).then_some(())
     }
 
     #[inline(always)]
@@ -122,6 +139,12 @@ impl Packet for Skb {
         let segments = unsafe { (*self.skb).gso_segs };
         if segments == 0 { 1 } else { segments }
     }
+}
+
+/// Makes the helper treat a 0 as UDP does.
+#[inline(always)]
+fn optional(checksum: Checksum) -> u64 {
+    if checksum.is_optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
 }
 
 /// Where a packet out of the VXLAN device came from. One that came otherwise has the peer 0.0.0.0, which is no one.

@@ -3,14 +3,12 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_release, bpf_skc_lookup_tcp,
-};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 
-use super::{atomic, maps};
+use super::{atomic, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey,
     Node, Service, ServiceKey, Traffic, drop_index, names,
@@ -20,8 +18,6 @@ use crate::select::Candidates;
 
 const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
 const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
-/// The kernel's number of the listening state.
-const TCP_LISTEN: u32 = 10;
 /// `errno` of an entry that is already there.
 const EEXIST: i32 = 17;
 
@@ -179,22 +175,8 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn socket_owns(&self, connection: &Connection) -> bool {
-        // SAFETY: all zeros is a valid tuple.
-        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-        tuple.__bindgen_anon_1.ipv4.saddr = u32::from_ne_bytes(connection.remote);
-        tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(connection.local);
-        tuple.__bindgen_anon_1.ipv4.sport = u16::from_ne_bytes(connection.remote_port_be.0);
-        tuple.__bindgen_anon_1.ipv4.dport = u16::from_ne_bytes(connection.local_port_be.0);
-        // SAFETY: 12 bytes, the IPv4 part of the tuple, are initialised; the reference is released below.
-        unsafe {
-            let socket = bpf_skc_lookup_tcp(self.context, &raw mut tuple, 12, BPF_F_CURRENT_NETNS as u64, 0);
-            if socket.is_null() {
-                return false;
-            }
-            let is_listening = (*socket).state == TCP_LISTEN;
-            bpf_sk_release(socket.cast());
-            !is_listening
-        }
+        // SAFETY: the context is that of this program run.
+        unsafe { sockets::owns(self.context, connection) }
     }
 
     #[inline(always)]
@@ -338,6 +320,12 @@ where
             Err(errno) if errno == -EEXIST => Opened::Exists,
             Err(_) => Opened::Refused,
         }
+    }
+
+    #[inline(always)]
+    fn confirm(&self, key: &K, entry: &MapEntry<V>) {
+        // SAFETY: a live map value. The kernel copies it out of the one map into the other.
+        self.promote(key, unsafe { entry.0.as_ref() });
     }
 
     #[inline(always)]

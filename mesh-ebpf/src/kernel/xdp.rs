@@ -3,10 +3,10 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 
+use crate::abi::Address;
 use crate::csum;
-use crate::packet::{Covered, Packet, Resizable};
+use crate::packet::{Checksum, Covered, Packet, Resizable};
 use crate::parse::vxlan::OVERHEAD;
-use crate::rewrite::{ANSWER, ANSWER_LEN, Answer};
 
 /// A packet at an XDP hook.
 pub struct Xdp {
@@ -50,6 +50,7 @@ pub(super) fn load_between<const N: usize>(
             }
         };
     }
+    load_words!(u64);
     load_words!(u32);
     load_words!(u16);
     load_words!(u8);
@@ -79,6 +80,7 @@ pub(super) fn store_between<const N: usize>(
             }
         };
     }
+    store_words!(u64);
     store_words!(u32);
     store_words!(u16);
     store_words!(u8);
@@ -97,27 +99,42 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        self.store(offset, bytes)
+    }
+
+    #[inline(always)]
     fn patch_transport_checksum(
         &mut self,
-        offset: usize,
+        checksum: Checksum,
         old: [u8; 4],
         new: [u8; 4],
         _: Covered,
     ) -> Option<()> {
-        let patched = csum::replace(self.load::<2>(offset)?, &old, &new);
-        self.store(offset, &patched)
+        let before = self.load::<2>(checksum.offset)?;
+        let patched = csum::replace_optional(before, checksum.is_optional, &old, &new);
+        self.store(checksum.offset, &patched)
     }
 
     #[inline(always)]
-    fn become_answer(&mut self, answer: &Answer) -> Option<()> {
+    fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()> {
+        let before = self.load::<2>(checksum.offset)?;
+        let patched = csum::replace_optional(before, checksum.is_optional, &old.0, &new.0);
+        self.store(checksum.offset, &patched)
+    }
+
+    #[inline(always)]
+    fn is_checksum_pending(&mut self, _: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
         // SAFETY: the context is valid for the program's run.
-        let len = unsafe { bpf_xdp_get_buff_len(self.context) };
-        let delta = (ANSWER + ANSWER_LEN) as i32 - len as i32;
-        // SAFETY: as above.
-        if unsafe { bpf_xdp_adjust_tail(self.context, delta) } != 0 {
-            return None;
+        unsafe {
+            let delta = len as i32 - bpf_xdp_get_buff_len(self.context) as i32;
+            (bpf_xdp_adjust_tail(self.context, delta) == 0).then_some(())
         }
-        self.store(ANSWER, &answer.headers)
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! IPv4 headers (RFC 791) without options, of packets that are not fragments.
 
+use super::ip::Header;
+use crate::abi::Address;
 use crate::packet::Packet;
 
 /// Length of a header without options.
@@ -17,25 +19,8 @@ pub const DESTINATION: usize = 16;
 const VERSION_IHL: u8 = 0x45;
 /// More-fragments flag and fragment offset.
 const FRAGMENT: u16 = 0x3fff;
-
-/// The fields of a header that decisions need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Where the header starts.
-    pub offset: usize,
-    /// Length of header and payload, in bytes; at least [`LEN`].
-    pub total_len: u16,
-    /// Time to live.
-    pub ttl: u8,
-    /// Protocol number.
-    pub protocol: u8,
-    /// Header checksum as it stands.
-    pub checksum: [u8; 2],
-    /// Source address.
-    pub source: [u8; 4],
-    /// Destination address.
-    pub destination: [u8; 4],
-}
+/// The don't-fragment flag, in the first of both bytes.
+const DONT_FRAGMENT: u8 = 0x40;
 
 /// The header at `offset`; `None` for anything but a plain one.
 #[inline(always)]
@@ -48,11 +33,12 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
     }
     Some(Header {
         offset,
-        total_len,
+        is_v6: false,
+        total_len: u32::from(total_len),
         ttl: bytes[TTL],
         protocol: bytes[9],
-        checksum: [bytes[10], bytes[11]],
-        source: [bytes[12], bytes[13], bytes[14], bytes[15]],
-        destination: [bytes[16], bytes[17], bytes[18], bytes[19]],
+        dont_fragment: bytes[6] & DONT_FRAGMENT != 0,
+        source: Address::v4([bytes[12], bytes[13], bytes[14], bytes[15]]),
+        destination: Address::v4([bytes[16], bytes[17], bytes[18], bytes[19]]),
     })
 }

@@ -1,70 +1,54 @@
 //! Parsing: from bytes to the few fields that decisions need. Never touches maps, never changes a packet.
 //!
-//! Whatever is not plain IPv4 over Ethernet (VLAN tags, IP options, fragments, truncated headers) is `None`, and
-//! left to the host stack.
+//! Whatever is not plain IP over Ethernet (VLAN tags, IP options, extension headers, fragments, truncated headers) is
+//! `None`, and left to the host stack.
 
 pub mod eth;
+pub mod icmp;
+pub mod ip;
 pub mod ipv4;
+pub mod ipv6;
 pub mod tcp;
+pub mod transport;
 pub mod udp;
 pub mod vxlan;
 
-use crate::abi::protocol;
 use crate::packet::Packet;
 
-/// A whole TCP packet.
+/// A whole TCP or UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Its IP header.
-    pub ip: ipv4::Header,
-    /// Its TCP header.
-    pub tcp: tcp::Header,
+    pub ip: ip::Header,
+    /// Its TCP or UDP header.
+    pub transport: transport::Header,
 }
 
 impl Segment {
-    /// The TCP packet whose Ethernet header is at `offset`.
+    /// The packet whose Ethernet header is at `offset`.
     #[inline(always)]
     pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
-        match Transport::parse(packet, offset)? {
-            Transport::Tcp(segment) => Some(segment),
-            Transport::Udp(..) => None,
-        }
+        let ip = ip::parse(packet, offset)?;
+        let transport = transport::parse(packet, &ip)?;
+        Some(Self { ip, transport })
+    }
+
+    /// Whether this is UDP.
+    #[inline(always)]
+    pub const fn is_udp(&self) -> bool {
+        self.transport.is_udp()
+    }
+
+    /// Whether a flow may begin with this packet.
+    #[inline(always)]
+    pub const fn may_open(&self) -> bool {
+        self.is_udp() || self.transport.flags.is_opening()
     }
 
     /// Bytes of payload.
     #[inline(always)]
-    pub fn payload_len(&self) -> u16 {
-        self.ip.total_len.saturating_sub(ipv4::LEN as u16).saturating_sub(self.tcp.header_len as u16)
-    }
-}
-
-/// A packet of one of the transports that mesh looks into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP.
-    Tcp(Segment),
-    /// UDP.
-    Udp(ipv4::Header, udp::Header),
-}
-
-impl Transport {
-    /// The packet whose Ethernet header is at `offset`.
-    #[inline(always)]
-    pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
-        if !eth::is_ipv4(packet, offset)? {
-            return None;
-        }
-        let ip = ipv4::parse(packet, offset + eth::LEN)?;
-        let transport = ip.offset + ipv4::LEN;
-        match ip.protocol {
-            protocol::TCP => {
-                let tcp = tcp::parse(packet, transport)?;
-                let headers = ipv4::LEN + tcp.header_len;
-                (usize::from(ip.total_len) >= headers).then_some(Self::Tcp(Segment { ip, tcp }))
-            }
-            protocol::UDP => Some(Self::Udp(ip, udp::parse(packet, transport)?)),
-            _ => None,
-        }
+    pub const fn payload_len(&self) -> u32 {
+        self.ip.total_len.saturating_sub((self.ip.len() + self.transport.len) as u32)
     }
 }
 
@@ -79,7 +63,7 @@ mod tests {
         #[test]
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), offset in 0usize..260) {
             let frame = Frame::new(bytes);
-            let _ = Transport::parse(&frame, offset);
+            let _ = Segment::parse(&frame, offset);
             let _ = vxlan::parse(&frame, offset);
         }
 
@@ -91,8 +75,8 @@ mod tests {
             }
             bytes.truncate(len);
             if let Some(segment) = Segment::parse(&Frame::new(bytes), 0) {
-                let headers = ipv4::LEN + segment.tcp.header_len;
-                prop_assert!(usize::from(segment.ip.total_len) >= headers);
+                let headers = ipv4::LEN + segment.transport.len;
+                prop_assert!(segment.ip.total_len as usize >= headers);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! TCP headers (RFC 9293).
 
-use crate::abi::Be16;
+use super::transport::Header;
+use crate::abi::{Be16, protocol};
 use crate::packet::Packet;
 
 /// Length of a header without options.
@@ -10,26 +11,13 @@ pub const SEQUENCE: usize = 4;
 /// Offset of the checksum.
 pub const CHECKSUM: usize = 16;
 
-/// The fields of a header that decisions need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Where the header starts.
-    pub offset: usize,
-    /// Source port.
-    pub source_port_be: Be16,
-    /// Destination port.
-    pub destination_port_be: Be16,
-    /// Length of the header with options, 20..=60.
-    pub header_len: usize,
-    /// Control bits.
-    pub flags: Flags,
-}
-
 /// Control bits of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags(pub u8);
 
 impl Flags {
+    /// None.
+    pub const NONE: Self = Self(0);
     /// No more data from the sender.
     pub const FIN: u8 = 1;
     /// Synchronise sequence numbers.
@@ -56,15 +44,16 @@ impl Flags {
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
     let bytes = packet.load::<LEN>(offset)?;
-    let header_len = usize::from(bytes[12] >> 4) * 4;
-    if header_len < LEN {
+    let len = usize::from(bytes[12] >> 4) * 4;
+    if len < LEN {
         return None;
     }
     Some(Header {
         offset,
+        protocol: protocol::TCP,
         source_port_be: Be16([bytes[0], bytes[1]]),
         destination_port_be: Be16([bytes[2], bytes[3]]),
-        header_len,
+        len,
         flags: Flags(bytes[13]),
     })
 }

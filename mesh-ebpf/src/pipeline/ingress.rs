@@ -3,10 +3,10 @@
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
 use super::track::{self, Tracked};
-use super::{drop, load, macs, refuse, target, through};
+use super::{drop, load, macs, target, through};
 use crate::abi::{
-    Address, Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId,
-    flow_event, service_flag,
+    Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId, flow_event,
+    service_flag,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
@@ -16,6 +16,13 @@ use crate::parse::vxlan::Vni;
 use crate::rewrite::{self, Outer};
 use crate::select;
 use crate::verdict::Verdict;
+
+/// The hook that a packet is at. ICMP errors, which may be longer than what they answer, are left to TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Xdp,
+    Tc,
+}
 
 /// The backend of a flow.
 pub(super) struct Chosen<'a> {
@@ -33,11 +40,11 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
     config: &Config,
     segment: &Segment,
 ) -> Verdict {
-    let chosen = match choose(packet, lookups, segment) {
+    let chosen = match choose(packet, lookups, segment, At::Xdp) {
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
-    if chosen.backend.is_local() || u32::from(segment.ip.total_len) > config.tunnel_mtu {
+    if chosen.backend.is_local() || segment.ip.total_len > config.tunnel_mtu {
         return Verdict::Pass;
     }
     let Some(node) = lookups.node(chosen.backend.node) else {
@@ -69,7 +76,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     config: &Config,
     segment: &Segment,
 ) -> Verdict {
-    let chosen = match choose(packet, lookups, segment) {
+    let chosen = match choose(packet, lookups, segment, At::Tc) {
         Ok(chosen) => chosen,
         Err(verdict) => return verdict,
     };
@@ -101,28 +108,39 @@ fn choose<'a, P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &'a L,
     segment: &Segment,
+    at: At,
 ) -> Result<Chosen<'a>, Verdict> {
-    let Some(address_index) = lookups.address_index(&Address::v4(segment.ip.destination)) else {
+    let Some(address_index) = lookups.address_index(&segment.ip.destination) else {
         return Err(Verdict::Pass);
     };
-    let tcp = &segment.tcp;
+    let transport = &segment.transport;
     let key = FlowKey {
-        client: Address::v4(segment.ip.source),
-        client_port_be: tcp.source_port_be,
+        client: segment.ip.source,
+        client_port_be: transport.source_port_be,
         reserved: [0; 2],
-        vip: VipId::new(address_index, segment.ip.protocol, tcp.destination_port_be.get()),
+        vip: VipId::new(address_index, segment.ip.protocol, transport.destination_port_be.get()),
     };
     let Some(flow) = track::find(lookups.flows(), &key) else {
-        return open(packet, lookups, segment, &key, 0);
+        return open(packet, lookups, segment, &key, 0, at);
     };
-    if let Some(chosen) = go_on(packet, lookups, segment, &key, &flow)? {
-        return Ok(chosen);
+    match go_on(packet, lookups, segment, &key, &flow)? {
+        Known::Goes(chosen) => Ok(chosen),
+        Known::Anew { avoided } => open(packet, lookups, segment, &key, avoided, at),
     }
-    let silent = conntrack::is_unanswered(flow.value.events);
-    open(packet, lookups, segment, &key, if silent { flow.value.backend } else { 0 })
 }
 
-/// A packet of a flow that is known. `Ok(None)`: it begins a new flow in the place of that one.
+/// What a packet of a flow that is known does.
+enum Known<'a> {
+    /// Goes to its backend.
+    Goes(Chosen<'a>),
+    /// Begins a new flow in the place of that one, if possible with another backend than this (0: with any).
+    Anew {
+        /// The backend.
+        avoided: u32,
+    },
+}
+
+/// A packet of a flow that is known.
 #[inline(always)]
 fn go_on<'a, P: Packet, L: Lookups>(
     packet: &mut P,
@@ -130,22 +148,25 @@ fn go_on<'a, P: Packet, L: Lookups>(
     segment: &Segment,
     key: &FlowKey,
     flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
-) -> Result<Option<Chosen<'a>>, Verdict> {
-    let flags = segment.tcp.flags;
-    let id = flow.value.backend;
+) -> Result<Known<'a>, Verdict> {
+    let id = flow.value().backend;
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
     let now_ns = lookups.now_ns();
-    if flags.is_opening() {
-        let again = again(&flow.value, backend, now_ns);
+    if segment.is_udp() {
+        // Nobody repeats a datagram because of a RST: the next one finds another backend at once.
+        if backend.is_none() || conntrack::is_closed(flow.value().events) {
+            give_up(lookups, key, id, flow.value().events);
+            return Ok(Known::Anew { avoided: id });
+        }
+    } else if segment.transport.flags.is_opening() {
+        let again = again(&flow.value(), backend, now_ns);
         if let Again::Retries = again {
             lookups.count_unanswered(id);
         }
         if let Again::Retries | Again::Begins = again {
-            lookups.flows().forget(key);
-            if !conntrack::is_closed(flow.value.events) {
-                lookups.count_closed(id);
-            }
-            return Ok(None);
+            let events = flow.value().events;
+            give_up(lookups, key, id, events);
+            return Ok(Known::Anew { avoided: if conntrack::is_unanswered(events) { id } else { 0 } });
         }
     }
     let Some(backend) = backend else {
@@ -153,9 +174,9 @@ fn go_on<'a, P: Packet, L: Lookups>(
         if !conntrack::is_closed(before) {
             lookups.count_closed(id);
         }
-        return Err(refuse(packet, lookups, segment, DropReason::BackendGone, Verdict::Bounce));
+        return Err(Verdict::Refuse(DropReason::BackendGone));
     };
-    let noted = track::note(lookups.flows(), key, flow, Direction::Request, flags, now_ns);
+    let noted = track::note(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
     if noted.closes {
         lookups.count_closed(id);
     }
@@ -163,7 +184,16 @@ fn go_on<'a, P: Packet, L: Lookups>(
         lookups.count_answered(id);
     }
     follow(packet, lookups, segment, key, flow, now_ns);
-    Ok(Some(Chosen { id, backend, is_dsr: is_dsr(flow.value.events) }))
+    Ok(Known::Goes(Chosen { id, backend, is_dsr: is_dsr(flow.value().events) }))
+}
+
+/// Forgets a flow in whose place another begins.
+#[inline(always)]
+fn give_up<L: Lookups>(lookups: &L, key: &FlowKey, backend: u32, events: u32) {
+    lookups.flows().forget(key);
+    if !conntrack::is_closed(events) {
+        lookups.count_closed(backend);
+    }
 }
 
 /// Follows a client whose packets now come by another way (a gateway that failed over): replies go where they come from.
@@ -176,13 +206,17 @@ fn follow<P: Packet, L: Lookups>(
     flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
     now_ns: u64,
 ) {
+    if !flow.is_established {
+        return;
+    }
     let Some((client_mac, node_mac)) = macs(packet) else {
         return;
     };
-    let (known, uplink) = (&flow.value, packet.ifindex());
+    let (known, uplink) = (&flow.value(), packet.ifindex());
     let has_moved = known.client_mac != client_mac || known.node_mac != node_mac || known.uplink != uplink;
-    if has_moved && flow.is_established {
-        let events = known.events | conntrack::events_of(Direction::Request, segment.tcp.flags);
+    if has_moved {
+        let events =
+            known.events | conntrack::packet_events(Direction::Request, &segment.transport, known.events);
         let moved = Flow { seen_ns: now_ns, events, uplink, client_mac, node_mac, ..*known };
         lookups.flows().promote(key, &moved);
     }
@@ -224,21 +258,25 @@ fn open<'a, P: Packet, L: Lookups>(
     segment: &Segment,
     key: &FlowKey,
     avoided: u32,
+    at: At,
 ) -> Result<Chosen<'a>, Verdict> {
-    let (ip, tcp) = (&segment.ip, &segment.tcp);
-    let service_key = ServiceKey { port_be: tcp.destination_port_be, protocol: ip.protocol, reserved: 0 };
+    let (ip, transport) = (&segment.ip, &segment.transport);
+    let service_key =
+        ServiceKey { port_be: transport.destination_port_be, protocol: ip.protocol, reserved: 0 };
     let Some(service) = lookups.service(&service_key) else {
         return Err(Verdict::Pass);
     };
     if let Mode::Proxy = Mode::from_byte(service.mode) {
         return Err(Verdict::Pass);
     }
-    if !tcp.flags.is_opening() {
+    // A new TCP connection is nobody's; a datagram may be for a connected socket of the host.
+    if !transport.flags.is_opening() {
         let connection = Connection {
+            protocol: ip.protocol,
             remote: ip.source,
-            remote_port_be: tcp.source_port_be,
+            remote_port_be: transport.source_port_be,
             local: ip.destination,
-            local_port_be: tcp.destination_port_be,
+            local_port_be: transport.destination_port_be,
         };
         if lookups.socket_owns(&connection) {
             return Err(Verdict::Pass);
@@ -247,12 +285,17 @@ fn open<'a, P: Packet, L: Lookups>(
     if service.flags & service_flag::ALLOW_LIST != 0 && !lookups.is_allowed(service.index, &key.client) {
         return Err(drop(lookups, DropReason::NotAllowed, Direction::Request));
     }
-    if !tcp.flags.is_opening() {
-        return Err(refuse(packet, lookups, segment, DropReason::NoFlow, Verdict::Bounce));
+    if !segment.may_open() {
+        return Err(Verdict::Refuse(DropReason::NoFlow));
     }
     let Some(id) = select::select(lookups, service, &key.client, avoided) else {
+        if let At::Xdp = at
+            && segment.is_udp()
+        {
+            return Err(Verdict::Pass);
+        }
         lookups.count_no_backend(service.index);
-        return Err(refuse(packet, lookups, segment, DropReason::NoBackend, Verdict::Bounce));
+        return Err(Verdict::Refuse(DropReason::NoBackend));
     };
     let backend = lookups.backend(id);
     let is_remote = backend.is_some_and(|backend| !backend.is_local());
@@ -274,7 +317,10 @@ fn open<'a, P: Packet, L: Lookups>(
             (id, backend, flow.events)
         }
         Opened::Exists => match track::find(lookups.flows(), key) {
-            Some(other) => (other.value.backend, lookups.backend(other.value.backend), other.value.events),
+            Some(other) => {
+                let other = other.value();
+                (other.backend, lookups.backend(other.backend), other.events)
+            }
             None => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
         },
         Opened::Refused => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),

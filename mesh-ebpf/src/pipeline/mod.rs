@@ -20,9 +20,12 @@ use crate::abi::{Address, Config, Direction, DropReason, Mac};
 use crate::lookups::{Load, Lookups};
 use crate::packet::{Packet, Resizable};
 use crate::parse::vxlan::{OVERHEAD, Vni};
-use crate::parse::{Segment, Transport, eth, ipv4, udp, vxlan};
+use crate::parse::{Segment, eth, vxlan};
 use crate::rewrite;
 use crate::verdict::{Tunnel, Verdict};
+
+/// Where the VXLAN header of a tunnel packet is.
+const OUTER: usize = OVERHEAD - vxlan::LEN;
 
 /// XDP on an uplink.
 #[inline(always)]
@@ -30,19 +33,20 @@ pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
     let Some(config) = lookups.config() else {
         return Verdict::Pass;
     };
-    match Transport::parse(packet, 0) {
-        Some(Transport::Tcp(segment)) => ingress::forward_xdp(packet, lookups, config, &segment),
-        Some(Transport::Udp(ip, udp)) if is_tunnel(config, &ip, &udp) => {
-            let Some(vni) = vxlan::parse(packet, udp.offset + udp::LEN) else {
-                return Verdict::Pass;
-            };
-            if !lookups.is_peer(&Address::v4(ip.source)) {
-                return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
-            }
-            if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Verdict::Pass }
-        }
-        _ => Verdict::Pass,
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return Verdict::Pass;
+    };
+    if !is_tunnel(config, &segment) {
+        let verdict = ingress::forward_xdp(packet, lookups, config, &segment);
+        return settle(packet, lookups, &segment, verdict, Verdict::Bounce, rewrite::answer_with_reset);
     }
+    let Some(vni) = vxlan::parse(packet, OUTER) else {
+        return Verdict::Pass;
+    };
+    if !lookups.is_peer(&segment.ip.source) {
+        return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
+    }
+    if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Verdict::Pass }
 }
 
 /// TC on the ingress of an uplink.
@@ -52,8 +56,11 @@ pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
         return Verdict::Pass;
     };
     match Segment::parse(packet, 0) {
-        Some(segment) => ingress::forward(packet, lookups, config, &segment),
-        None => Verdict::Pass,
+        Some(segment) if !is_tunnel(config, &segment) => {
+            let verdict = ingress::forward(packet, lookups, config, &segment);
+            settle(packet, lookups, &segment, verdict, Verdict::Bounce, rewrite::answer)
+        }
+        _ => Verdict::Pass,
     }
 }
 
@@ -80,17 +87,11 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
         return drop(lookups, DropReason::Malformed, direction);
     };
     if origin.vni.is_reply() {
-        reply::forward(packet, lookups, &segment, origin.vni)
-    } else {
-        target::deliver(
-            packet,
-            lookups,
-            config,
-            &segment,
-            origin.vni.backend(),
-            &target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() },
-        )
+        return reply::forward(packet, lookups, &segment, origin.vni);
     }
+    let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let verdict = target::deliver(packet, lookups, config, &segment, origin.vni.backend(), &source);
+    settle(packet, lookups, &segment, verdict, through(config, origin.peer, Vni::reply(0)), rewrite::answer)
 }
 
 /// TC on the ingress of a task's host-side veth.
@@ -107,10 +108,10 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
 
 /// Whether this is a tunnel packet for this node.
 #[inline(always)]
-fn is_tunnel(config: &Config, ip: &ipv4::Header, udp: &udp::Header) -> bool {
-    udp.destination_port_be == config.tunnel_port_be
-        && ip.offset == eth::LEN
-        && ip.destination == config.address.v4_octets()
+fn is_tunnel(config: &Config, segment: &Segment) -> bool {
+    segment.is_udp()
+        && segment.transport.destination_port_be == config.tunnel_port_be
+        && segment.ip.destination == config.address
 }
 
 /// Which way a tunnel packet goes.
@@ -126,18 +127,22 @@ fn drop<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Ve
     Verdict::Drop(reason)
 }
 
-/// Counts a client's packet that is not forwarded, and turns it into a RST towards the client if it may be answered.
-/// The verdict is `sent` then.
+/// The last step of every program: counts a refused packet, and turns it into the RST or ICMP error that answers it. The
+/// verdict is `sent` then. One place for all of them, as that code is long.
 #[inline(always)]
-fn refuse<P: Packet, L: Lookups>(
+fn settle<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     segment: &Segment,
-    reason: DropReason,
+    verdict: Verdict,
     sent: Verdict,
+    answer: impl Fn(&mut P, &Segment) -> Option<()>,
 ) -> Verdict {
+    let Verdict::Refuse(reason) = verdict else {
+        return verdict;
+    };
     lookups.count_drop(reason, Direction::Request);
-    match rewrite::answer_with_reset(packet, segment) {
+    match answer(packet, segment) {
         Some(()) => sent,
         None => Verdict::Drop(reason),
     }
@@ -146,7 +151,7 @@ fn refuse<P: Packet, L: Lookups>(
 /// The packet's share of the traffic counters.
 #[inline(always)]
 fn load<P: Packet>(packet: &P, segment: &Segment) -> Load {
-    Load { packets: packet.segments(), bytes: u32::from(segment.ip.total_len) }
+    Load { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
 /// Source and destination MAC of the frame.

@@ -1,7 +1,7 @@
 //! The ingress role on the way back: a reply out of the tunnel goes to the client.
 
 use super::{drop, load, track};
-use crate::abi::{Address, Direction, DropReason, Flow, FlowKey, VipId};
+use crate::abi::{Direction, DropReason, Flow, FlowKey, VipId};
 use crate::lookups::{FlowTable, Lookups};
 use crate::packet::{Packet, Resizable};
 use crate::parse::Segment;
@@ -21,15 +21,15 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L,
     let Some(flow) = track::find(lookups.flows(), &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
-    if flow.value.uplink != packet.ifindex() {
+    if flow.value().uplink != packet.ifindex() {
         return Verdict::Pass;
     }
     if packet.pull_outer().is_none() {
         return drop(lookups, DropReason::Resize, Direction::Reply);
     }
     account(packet, lookups, &segment, &key, &flow);
-    keep_load(lookups, &flow.value, vni);
-    match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
+    keep_load(lookups, flow.value().backend, vni);
+    match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Verdict::Bounce,
         None => drop(lookups, DropReason::Resize, Direction::Reply),
     }
@@ -50,18 +50,18 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(packet, lookups, segment, &key, &flow);
-    keep_load(lookups, &flow.value, vni);
-    match rewrite::set_macs(packet, flow.value.client_mac, flow.value.node_mac) {
-        Some(()) => Verdict::Emit { ifindex: flow.value.uplink },
+    keep_load(lookups, flow.value().backend, vni);
+    match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
+        Some(()) => Verdict::Emit { ifindex: flow.value().uplink },
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
 /// Keeps what the task's node tells of the backend's load, if anything.
 #[inline(always)]
-fn keep_load<L: Lookups>(lookups: &L, flow: &Flow, vni: Vni) {
+fn keep_load<L: Lookups>(lookups: &L, backend: u32, vni: Vni) {
     if vni.load() != 0 {
-        lookups.keep_load(flow.backend, vni.load());
+        lookups.keep_load(backend, vni.load());
     }
 }
 
@@ -87,9 +87,9 @@ fn account<P: Packet, L: Lookups>(
     key: &FlowKey,
     flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) {
-    let id = flow.value.backend;
+    let id = flow.value().backend;
     let noted =
-        track::note(lookups.flows(), key, flow, Direction::Reply, segment.tcp.flags, lookups.now_ns());
+        track::note(lookups.flows(), key, flow, Direction::Reply, &segment.transport, lookups.now_ns());
     if noted.closes {
         lookups.count_closed(id);
     }
@@ -107,11 +107,11 @@ fn account<P: Packet, L: Lookups>(
 /// The flow that a reply, its source already the published port, belongs to.
 #[inline(always)]
 fn key<L: Lookups>(lookups: &L, segment: &Segment) -> Option<FlowKey> {
-    let address_index = lookups.address_index(&Address::v4(segment.ip.source))?;
+    let address_index = lookups.address_index(&segment.ip.source)?;
     Some(FlowKey {
-        client: Address::v4(segment.ip.destination),
-        client_port_be: segment.tcp.destination_port_be,
+        client: segment.ip.destination,
+        client_port_be: segment.transport.destination_port_be,
         reserved: [0; 2],
-        vip: VipId::new(address_index, segment.ip.protocol, segment.tcp.source_port_be.get()),
+        vip: VipId::new(address_index, segment.ip.protocol, segment.transport.source_port_be.get()),
     })
 }

@@ -7,7 +7,7 @@
 //! gets a RST by the way it came.
 
 use super::track::{self, Tracked};
-use super::{drop, macs, refuse, reply, through};
+use super::{drop, macs, reply, through};
 use crate::abi::{
     Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
     flow_event,
@@ -15,9 +15,9 @@ use crate::abi::{
 use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
 use crate::packet::Packet;
-use crate::parse::Segment;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
+use crate::parse::{Segment, ipv4, ipv6, transport};
 use crate::rewrite::{self, End, Translation};
 use crate::verdict::Verdict;
 
@@ -50,24 +50,23 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
 ) -> Verdict {
     let backend = match lookups.backend(id) {
         Some(backend) if backend.is_alive() && backend.is_local() => backend,
-        other => return turn_away(packet, lookups, config, segment, other, source),
+        other => return turn_away(lookups, segment, other),
     };
+    let address = if segment.ip.is_v6 { backend.task_address6 } else { backend.task_address };
+    if address.is_none() {
+        return Verdict::Refuse(DropReason::NoBackend);
+    }
     if segment.ip.ttl <= 1 {
         return drop(lookups, DropReason::TtlExpired, Direction::Request);
     }
-    let Some(fresh) = fresh_entry(packet, lookups, segment, id, source) else {
+    let Some(mut fresh) = fresh_entry(packet, lookups, segment, id, source) else {
         return drop(lookups, DropReason::Malformed, Direction::Request);
     };
-    let client_port_be = match port_at_task(lookups, backend, segment, &fresh) {
+    let client_port_be = match port_at_task(lookups, backend, segment, &mut fresh) {
         Ok(port) => port,
         Err(reason) => return drop(lookups, reason, Direction::Request),
     };
-    let to = Translation {
-        end: End::Destination,
-        address: backend.task_address.v4_octets(),
-        port_be: backend.task_port_be,
-        client_port_be,
-    };
+    let to = Translation { end: End::Destination, address, port_be: backend.task_port_be, client_port_be };
     match rewrite_request(packet, config, segment, backend, &to, answers_by_tunnel(config, &fresh)) {
         Some(()) => Verdict::Deliver { ifindex: backend.ifindex },
         None => drop(lookups, DropReason::Malformed, Direction::Request),
@@ -76,23 +75,12 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
 
 /// A request whose backend is not here, or not any more.
 #[inline(always)]
-fn turn_away<P: Packet, L: Lookups>(
-    packet: &mut P,
-    lookups: &L,
-    config: &Config,
-    segment: &Segment,
-    backend: Option<&Backend>,
-    source: &Source,
-) -> Verdict {
+fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Verdict {
     let is_down = backend.is_some_and(|backend| backend.state == BackendState::Down as u8);
-    if segment.tcp.flags.is_opening() && !is_down {
+    if segment.transport.flags.is_opening() && !is_down {
         return drop(lookups, DropReason::UnknownBackend, Direction::Request);
     }
-    let sent = match source {
-        Source::Uplink => Verdict::Bounce,
-        Source::Node { peer, .. } => through(config, *peer, Vni::reply(0)),
-    };
-    refuse(packet, lookups, segment, DropReason::BackendGone, sent)
+    Verdict::Refuse(DropReason::BackendGone)
 }
 
 /// The entry that this packet would make.
@@ -109,15 +97,15 @@ fn fresh_entry<P: Packet, L: Lookups>(
     Some(Nat {
         seen_ns: now_ns,
         opened_ns: now_ns,
-        vip: Address::v4(segment.ip.destination),
+        vip: segment.ip.destination,
         via: match source {
             Source::Uplink => Address::NONE,
             Source::Node { peer, .. } => Address::v4(*peer),
         },
-        vip_port_be: segment.tcp.destination_port_be,
-        client_port_be: segment.tcp.source_port_be,
+        vip_port_be: segment.transport.destination_port_be,
+        client_port_be: segment.transport.source_port_be,
         backend: id,
-        events: conntrack::events_of(Direction::Request, segment.tcp.flags)
+        events: conntrack::packet_events(Direction::Request, &segment.transport, 0)
             | if matches!(source, Source::Node { is_dsr: true, .. }) { flow_event::DSR } else { 0 },
         uplink: packet.ifindex(),
         client_mac,
@@ -133,32 +121,32 @@ fn port_at_task<L: Lookups>(
     lookups: &L,
     backend: &Backend,
     segment: &Segment,
-    fresh: &Nat,
+    fresh: &mut Nat,
 ) -> Result<Be16, DropReason> {
     let nats = lookups.nats();
-    let flags = segment.tcp.flags;
+    let flags = segment.transport.flags;
     let mut key = NatKey {
-        client: Address::v4(segment.ip.source),
-        client_port_be: segment.tcp.source_port_be,
+        client: segment.ip.source,
+        client_port_be: segment.transport.source_port_be,
         task_port_be: backend.task_port_be,
-        ifindex: backend.ifindex,
+        task: NatKey::task(segment.ip.protocol, backend.ifindex),
     };
     let mut free: Option<Be16> = None;
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         key.client_port_be = candidate_port(fresh, attempt);
         match track::find(nats, &key) {
-            Some(found) if is_same_connection(&found.value, fresh) => {
-                if flags.is_opening() && conntrack::may_be_replaced(found.value.events) {
+            Some(found) if is_same_connection(&found.value(), fresh) => {
+                if flags.is_opening() && conntrack::may_be_replaced(found.value().events) {
                     nats.forget(&key);
                     free = Some(key.client_port_be);
                     break;
                 }
-                go_on(lookups, &key, &found, fresh, flags);
+                go_on(lookups, &key, &found, fresh, &segment.transport);
                 return Ok(key.client_port_be);
             }
             Some(other) => {
-                if free.is_none() && conntrack::is_closed(other.value.events) {
+                if free.is_none() && conntrack::is_closed(other.value().events) {
                     nats.forget(&key);
                     free = Some(key.client_port_be);
                 }
@@ -192,16 +180,20 @@ fn go_on<L: Lookups>(
     lookups: &L,
     key: &NatKey,
     found: &Tracked<Nat, <L::Nats as FlowTable<NatKey, Nat>>::Entry>,
-    fresh: &Nat,
-    flags: Flags,
+    fresh: &mut Nat,
+    header: &transport::Header,
 ) {
-    track::note(lookups.nats(), key, found, Direction::Request, flags, fresh.seen_ns);
-    let known = &found.value;
+    track::note(lookups.nats(), key, found, Direction::Request, header, fresh.seen_ns);
+    if !found.is_established {
+        return;
+    }
+    let known = &found.value();
     let has_moved =
         known.via != fresh.via || known.client_mac != fresh.client_mac || known.uplink != fresh.uplink;
-    if has_moved && found.is_established {
-        let events = known.events | fresh.events;
-        lookups.nats().promote(key, &Nat { events, opened_ns: known.opened_ns, ..*fresh });
+    if has_moved {
+        fresh.events |= known.events;
+        fresh.opened_ns = known.opened_ns;
+        lookups.nats().promote(key, fresh);
     }
 }
 
@@ -219,7 +211,7 @@ fn candidate_port(connection: &Nat, attempt: u32) -> Be16 {
         return connection.client_port_be;
     }
     let ports = u32::from(connection.client_port_be.get()) << 16 | u32::from(connection.vip_port_be.get());
-    let seed = ports ^ u32::from_be_bytes(connection.vip.v4_octets()) ^ attempt.rotate_right(8);
+    let seed = ports ^ connection.vip.word() ^ attempt.rotate_right(8);
     Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
 }
 
@@ -256,10 +248,11 @@ fn rewrite_request<P: Packet>(
 /// Lowers the MSS that a SYN or SYN-ACK announces to what fits the tunnel.
 #[inline(always)]
 fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
-    if !segment.tcp.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
+    if !segment.transport.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
         return Some(());
     }
-    rewrite::clamp_mss(packet, &segment.tcp, config.tunnel_mss)
+    let longer = if segment.ip.is_v6 { (ipv6::LEN - ipv4::LEN) as u16 } else { 0 };
+    rewrite::clamp_mss(packet, &segment.transport, config.tunnel_mss.saturating_sub(longer))
 }
 
 /// What a task of this node sends: a reply, if there is an entry for it; its own business otherwise.
@@ -271,10 +264,10 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     segment: &Segment,
 ) -> Verdict {
     let key = NatKey {
-        client: Address::v4(segment.ip.destination),
-        client_port_be: segment.tcp.destination_port_be,
-        task_port_be: segment.tcp.source_port_be,
-        ifindex: packet.ifindex(),
+        client: segment.ip.destination,
+        client_port_be: segment.transport.destination_port_be,
+        task_port_be: segment.transport.source_port_be,
+        task: NatKey::task(segment.ip.protocol, packet.ifindex()),
     };
     let Some(found) = track::find(lookups.nats(), &key) else {
         return Verdict::Pass;
@@ -282,8 +275,8 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     if segment.ip.ttl <= 1 {
         return drop(lookups, DropReason::TtlExpired, Direction::Reply);
     }
-    let nat = &found.value;
-    track::note(lookups.nats(), &key, &found, Direction::Reply, segment.tcp.flags, lookups.now_ns());
+    let nat = &found.value();
+    track::note(lookups.nats(), &key, &found, Direction::Reply, &segment.transport, lookups.now_ns());
     match send_back(packet, lookups, config, segment, nat) {
         Some(verdict) => verdict,
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
@@ -301,7 +294,7 @@ fn send_back<P: Packet, L: Lookups>(
 ) -> Option<Verdict> {
     let to = Translation {
         end: End::Source,
-        address: nat.vip.v4_octets(),
+        address: nat.vip,
         port_be: nat.vip_port_be,
         client_port_be: nat.client_port_be,
     };
@@ -317,7 +310,7 @@ fn send_back<P: Packet, L: Lookups>(
     }
     if let Some(address_index) = lookups.address_index(&nat.vip) {
         let key = FlowKey {
-            client: Address::v4(segment.ip.destination),
+            client: segment.ip.destination,
             client_port_be: nat.client_port_be,
             reserved: [0; 2],
             vip: VipId::new(address_index, segment.ip.protocol, nat.vip_port_be.get()),

@@ -1,18 +1,35 @@
 //! Following a flow through its tables: noting events, promoting.
 
+use core::marker::PhantomData;
+
 use crate::abi::{Direction, Flow, Nat, flow_event};
 use crate::conntrack;
 use crate::lookups::{Entry, FlowTable};
 use crate::parse::tcp::Flags;
+use crate::parse::transport;
 
 /// A flow as found in its tables.
+///
+/// Its value is read where it is needed, and not kept: a program's stack has 512 bytes.
 pub(super) struct Tracked<V, E> {
-    /// A copy of it.
-    pub(super) value: V,
     /// The live entry.
     pub(super) entry: E,
     /// Whether it is in the established table.
     pub(super) is_established: bool,
+    value: PhantomData<V>,
+}
+
+impl<V, E: Entry<V>> Tracked<V, E> {
+    #[inline(always)]
+    const fn new(entry: E, is_established: bool) -> Self {
+        Self { entry, is_established, value: PhantomData }
+    }
+
+    /// A copy of it, as it is now.
+    #[inline(always)]
+    pub(super) fn value(&self) -> V {
+        self.entry.get()
+    }
 }
 
 /// What a segment did to its flow.
@@ -30,10 +47,8 @@ pub(super) struct Noted {
 pub(super) trait Events: Copy {
     /// The events seen so far.
     fn events(&self) -> u32;
-    /// What a segment that tells `added` adds to them.
+    /// What a packet that tells `added` adds to them.
     fn made_of(&self, added: u32) -> u32;
-    /// The same flow with these events.
-    fn with_events(self, events: u32, seen_ns: u64) -> Self;
 }
 
 impl Events for Flow {
@@ -45,11 +60,6 @@ impl Events for Flow {
     #[inline(always)]
     fn made_of(&self, added: u32) -> u32 {
         conntrack::at_ingress(self.events, added)
-    }
-
-    #[inline(always)]
-    fn with_events(self, events: u32, seen_ns: u64) -> Self {
-        Self { seen_ns, events, ..self }
     }
 }
 
@@ -63,21 +73,16 @@ impl Events for Nat {
     fn made_of(&self, added: u32) -> u32 {
         added
     }
-
-    #[inline(always)]
-    fn with_events(self, events: u32, seen_ns: u64) -> Self {
-        Self { seen_ns, events, ..self }
-    }
 }
 
 /// The flow with this key, the established one first.
 #[inline(always)]
 pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Option<Tracked<V, T::Entry>> {
     if let Some(entry) = table.established(key) {
-        return Some(Tracked { value: entry.get(), entry, is_established: true });
+        return Some(Tracked::new(entry, true));
     }
     let entry = table.half_open(key)?;
-    Some(Tracked { value: entry.get(), entry, is_established: false })
+    Some(Tracked::new(entry, false))
 }
 
 /// Notes a segment of the flow, and promotes it with the first packet by which the client confirms it.
@@ -87,24 +92,24 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     key: &K,
     flow: &Tracked<V, T::Entry>,
     direction: Direction,
-    flags: Flags,
+    header: &transport::Header,
     now_ns: u64,
 ) -> Noted {
-    let added = flow.value.made_of(conntrack::events_of(direction, flags));
-    let seen = flow.value.events();
+    let seen = flow.value().events();
+    let added = flow.value().made_of(conntrack::packet_events(direction, header, seen));
     flow.entry.touch(now_ns);
     if added & !seen == 0 && flow.is_established {
         return Noted { closes: false, answers: false, refuses: false };
     }
     let before = flow.entry.add_events(added);
     if !flow.is_established && conntrack::is_established(added) {
-        table.promote(key, &flow.value.with_events(before | added, now_ns));
+        table.confirm(key, &flow.entry);
     }
     Noted {
         closes: conntrack::closes(before, added),
         answers: conntrack::answers(before, added),
         refuses: matches!(direction, Direction::Reply)
-            && flags.has(Flags::RST)
+            && header.flags.has(Flags::RST)
             && conntrack::is_refusal(before),
     }
 }

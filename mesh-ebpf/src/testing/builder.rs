@@ -1,8 +1,9 @@
-//! A fluent builder of TCP packets, whole and with right checksums.
+//! A fluent builder of TCP and UDP packets of either IP version, whole and with right checksums.
 
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::vec::Vec;
 
+use crate::abi::Address;
 use crate::csum;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
@@ -16,14 +17,14 @@ pub fn v4(address: &str) -> [u8; 4] {
     address.parse::<Ipv4Addr>().expect("IPv4 address in test data").octets()
 }
 
-/// A TCP packet to be.
+/// A TCP packet to be; or one of UDP, see [`TcpBuilder::udp`].
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct TcpBuilder {
     source_mac: [u8; 6],
     destination_mac: [u8; 6],
-    source: SocketAddrV4,
-    destination: SocketAddrV4,
+    source: SocketAddr,
+    destination: SocketAddr,
     ttl: u8,
     flags: u8,
     sequence: u32,
@@ -31,6 +32,9 @@ pub struct TcpBuilder {
     window: u16,
     options: Vec<u8>,
     payload: Vec<u8>,
+    is_udp: bool,
+    has_checksum: bool,
+    may_fragment: bool,
 }
 
 impl TcpBuilder {
@@ -51,7 +55,28 @@ impl TcpBuilder {
             window: 64240,
             options: Vec::new(),
             payload: Vec::new(),
+            is_udp: false,
+            has_checksum: true,
+            may_fragment: false,
         }
+    }
+
+    /// A datagram of UDP instead; what is particular to TCP is ignored.
+    pub const fn udp(mut self) -> Self {
+        self.is_udp = true;
+        self
+    }
+
+    /// UDP: no checksum.
+    pub const fn without_checksum(mut self) -> Self {
+        self.has_checksum = false;
+        self
+    }
+
+    /// IPv4: routers may fragment it.
+    pub const fn may_fragment(mut self) -> Self {
+        self.may_fragment = true;
+        self
     }
 
     /// A first SYN.
@@ -113,8 +138,42 @@ impl TcpBuilder {
     /// The frame.
     ///
     /// # Panics
-    /// If it is longer than IPv4 allows: test data is wrong.
+    /// If it is longer than IP allows: test data is wrong.
     pub fn build(&self) -> Vec<u8> {
+        let (mut transport, checksum_at) = if self.is_udp { self.datagram() } else { self.segment() };
+        let protocol = if self.is_udp { 17 } else { 6 };
+        let len = u16::try_from(transport.len()).expect("payload in test data");
+        let ends = (Address::from(self.source.ip()), Address::from(self.destination.ip()));
+        if self.has_checksum {
+            let pseudo = csum::pseudo_header(&ends.0, &ends.1, protocol, u32::from(len));
+            let checksum = match checksum_of(&transport, pseudo) {
+                [0, 0] if self.is_udp => [0xff; 2],
+                checksum => checksum,
+            };
+            transport[checksum_at..checksum_at + 2].copy_from_slice(&checksum);
+        }
+        let mut frame = Vec::new();
+        frame.extend_from_slice(&self.destination_mac);
+        frame.extend_from_slice(&self.source_mac);
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                frame.extend_from_slice(&eth::IPV4_BE);
+                let flags = if self.may_fragment { 0 } else { 0x40 };
+                let ends = (source.octets(), destination.octets());
+                frame.extend_from_slice(&ipv4_header(20 + len, flags, protocol, self.ttl, ends.0, ends.1));
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend_from_slice(&eth::IPV6_BE);
+                frame.extend_from_slice(&ipv6_header(len, protocol, self.ttl, source, destination));
+            }
+            _ => panic!("two IP versions in one packet of test data"),
+        }
+        frame.extend_from_slice(&transport);
+        frame
+    }
+
+    /// TCP header and data, and where the checksum goes.
+    fn segment(&self) -> (Vec<u8>, usize) {
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), 0);
         let mut tcp = Vec::new();
@@ -128,28 +187,73 @@ impl TcpBuilder {
         tcp.extend_from_slice(&[0; 4]);
         tcp.extend_from_slice(&options);
         tcp.extend_from_slice(&self.payload);
+        (tcp, 16)
+    }
 
-        let (source, destination) = (self.source.ip().octets(), self.destination.ip().octets());
-        let tcp_len = u16::try_from(tcp.len()).expect("payload in test data");
-        let pseudo = csum::pseudo_header(&source, &destination, 6, tcp_len);
-        let checksum = checksum_of(&tcp, pseudo);
-        tcp[16..18].copy_from_slice(&checksum);
-
-        let mut frame = Vec::new();
-        frame.extend_from_slice(&self.destination_mac);
-        frame.extend_from_slice(&self.source_mac);
-        frame.extend_from_slice(&eth::IPV4_BE);
-        frame.extend_from_slice(&ipv4_header(20 + tcp_len, 6, self.ttl, source, destination));
-        frame.extend_from_slice(&tcp);
-        frame
+    /// UDP header and data, and where the checksum goes.
+    fn datagram(&self) -> (Vec<u8>, usize) {
+        let len = u16::try_from(8 + self.payload.len()).expect("payload in test data");
+        let mut udp = Vec::new();
+        udp.extend_from_slice(&self.source.port().to_be_bytes());
+        udp.extend_from_slice(&self.destination.port().to_be_bytes());
+        udp.extend_from_slice(&len.to_be_bytes());
+        udp.extend_from_slice(&[0; 2]);
+        udp.extend_from_slice(&self.payload);
+        (udp, 6)
     }
 }
 
+/// The ICMP error of this type and code that answers `frame`, from the address that it was sent to: `rest` are the four
+/// bytes after the checksum.
+pub fn icmp_error(frame: &[u8], kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {
+    let is_v6 = frame[12..14] == eth::IPV6_BE;
+    let header_len = if is_v6 { 40 } else { 20 };
+    let mut icmp = Vec::from([kind, code, 0, 0]);
+    icmp.extend_from_slice(&rest);
+    icmp.extend_from_slice(&frame[14..14 + header_len + 8]);
+    let len = u16::try_from(icmp.len()).expect("short");
+    let mut answer = Vec::new();
+    answer.extend_from_slice(&frame[6..12]);
+    answer.extend_from_slice(&frame[..6]);
+    answer.extend_from_slice(&frame[12..14]);
+    let octets = |at: usize| -> [u8; 4] { frame[at..at + 4].try_into().expect("IPv4 address") };
+    let long = |at: usize| -> [u8; 16] { frame[at..at + 16].try_into().expect("IPv6 address") };
+    let pseudo = if is_v6 {
+        let (source, destination) = (long(38), long(22));
+        answer.extend_from_slice(&ipv6_header(len, 58, 64, source.into(), destination.into()));
+        csum::pseudo_header(&Address(source), &Address(destination), 58, u32::from(len))
+    } else {
+        answer.extend_from_slice(&ipv4_header(20 + len, 0x40, 1, 64, octets(30), octets(26)));
+        0
+    };
+    let checksum = checksum_of(&icmp, pseudo);
+    icmp[2..4].copy_from_slice(&checksum);
+    answer.extend_from_slice(&icmp);
+    answer
+}
+
+/// An IPv6 header.
+fn ipv6_header(payload_len: u16, protocol: u8, ttl: u8, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
+    let mut header = Vec::from([0x60, 0, 0, 0]);
+    header.extend_from_slice(&payload_len.to_be_bytes());
+    header.extend_from_slice(&[protocol, ttl]);
+    header.extend_from_slice(&source.octets());
+    header.extend_from_slice(&destination.octets());
+    header
+}
+
 /// An IPv4 header with its checksum.
-fn ipv4_header(total_len: u16, protocol: u8, ttl: u8, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+fn ipv4_header(
+    total_len: u16,
+    flags: u8,
+    protocol: u8,
+    ttl: u8,
+    source: [u8; 4],
+    destination: [u8; 4],
+) -> Vec<u8> {
     let mut header = Vec::from([0x45, 0]);
     header.extend_from_slice(&total_len.to_be_bytes());
-    header.extend_from_slice(&[0, 0, 0x40, 0, ttl, protocol, 0, 0]);
+    header.extend_from_slice(&[0, 0, flags, 0, ttl, protocol, 0, 0]);
     header.extend_from_slice(&source);
     header.extend_from_slice(&destination);
     let checksum = checksum_of(&header, 0);
@@ -181,7 +285,7 @@ pub fn in_tunnel(
     frame.extend_from_slice(&macs.1);
     frame.extend_from_slice(&macs.0);
     frame.extend_from_slice(&eth::IPV4_BE);
-    frame.extend_from_slice(&ipv4_header(20 + udp_len, 17, 64, v4(source), v4(destination)));
+    frame.extend_from_slice(&ipv4_header(20 + udp_len, 0x40, 17, 64, v4(source), v4(destination)));
     frame.extend_from_slice(&source_port.to_be_bytes());
     frame.extend_from_slice(&4799u16.to_be_bytes());
     frame.extend_from_slice(&udp_len.to_be_bytes());

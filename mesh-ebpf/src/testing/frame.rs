@@ -3,10 +3,10 @@
 use std::vec;
 use std::vec::Vec;
 
+use crate::abi::Address;
 use crate::csum;
-use crate::packet::{Covered, Packet, Resizable};
+use crate::packet::{Checksum, Covered, Packet, Resizable};
 use crate::parse::vxlan::OVERHEAD;
-use crate::rewrite::{ANSWER, ANSWER_LEN, Answer};
 
 /// ifindex that frames come in by, unless said otherwise: the loopback's, which a kernel test run uses too.
 pub const IFINDEX: u32 = 1;
@@ -37,20 +37,35 @@ impl Packet for Frame {
         Some(())
     }
 
+    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        self.store(offset, bytes)
+    }
+
     fn patch_transport_checksum(
         &mut self,
-        offset: usize,
+        checksum: Checksum,
         old: [u8; 4],
         new: [u8; 4],
         _: Covered,
     ) -> Option<()> {
-        let patched = csum::replace(self.load::<2>(offset)?, &old, &new);
-        self.store(offset, &patched)
+        let before = self.load::<2>(checksum.offset)?;
+        let patched = csum::replace_optional(before, checksum.is_optional, &old, &new);
+        self.store(checksum.offset, &patched)
     }
 
-    fn become_answer(&mut self, answer: &Answer) -> Option<()> {
-        self.bytes.resize(ANSWER + ANSWER_LEN, 0);
-        self.store(ANSWER, &answer.headers)
+    fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()> {
+        let before = self.load::<2>(checksum.offset)?;
+        let patched = csum::replace_optional(before, checksum.is_optional, &old.0, &new.0);
+        self.store(checksum.offset, &patched)
+    }
+
+    fn is_checksum_pending(&mut self, _: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    fn resize(&mut self, len: usize) -> Option<()> {
+        self.bytes.resize(len, 0);
+        Some(())
     }
 
     fn ifindex(&self) -> u32 {

@@ -6,7 +6,7 @@ pub mod fixtures;
 mod frame;
 mod tables;
 
-pub use builder::{TcpBuilder, in_tunnel, v4};
+pub use builder::{TcpBuilder, icmp_error, in_tunnel, v4};
 pub use fixtures::{Fixture, Hook};
 pub use frame::{Frame, IFINDEX};
 pub use tables::{Counted, HostTables, Setup};

@@ -150,6 +150,10 @@ where
         Opened::Added
     }
 
+    fn confirm(&self, key: &K, entry: &Self::Entry) {
+        self.promote(key, &Cell::get(entry));
+    }
+
     fn promote(&self, key: &K, value: &V) {
         self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
         self.half_open.borrow_mut().remove(key);

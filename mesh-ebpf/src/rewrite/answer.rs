@@ -1,0 +1,140 @@
+//! Answers to packets that nobody takes: a RST for TCP, an ICMP error for all else. The answer takes the packet's place,
+//! with the ends exchanged.
+
+use super::headers::{ipv4_header, ipv6_header};
+use super::set_macs;
+use crate::abi::{Address, Mac};
+use crate::csum;
+use crate::packet::Packet;
+use crate::parse::tcp::Flags;
+use crate::parse::{Segment, eth, icmp, ip, ipv4, ipv6, tcp};
+
+/// Bytes of the transport header that an ICMP error carries back: the ports are in them.
+const QUOTED: usize = 8;
+
+/// Turns the packet into the answer that refuses it: a RST, or "port unreachable". A RST itself has none.
+#[inline(always)]
+pub fn answer<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
+    if segment.is_udp() {
+        return answer_with_error(packet, segment, &icmp::PORT_UNREACHABLE);
+    }
+    answer_with_reset(packet, segment)
+}
+
+/// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers others.
+#[inline(always)]
+pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
+    let (ip, transport) = (&segment.ip, &segment.transport);
+    if segment.is_udp() || transport.flags.has(Flags::RST) {
+        return None;
+    }
+    let mut tcp = reset(segment, packet.load::<8>(transport.offset + tcp::SEQUENCE)?);
+    let is_pending = packet.is_checksum_pending(transport.checksum().offset)?;
+    let pseudo = csum::pseudo_header(&ip.destination, &ip.source, ip.protocol, tcp::LEN as u32);
+    let sum = csum::fold(pseudo);
+    // A checksum that the device is to finish holds the sum over the pseudo header so far.
+    let checksum = if is_pending { sum } else { !csum::fold(u32::from(sum) + csum::sum(&tcp)) };
+    let [high, low] = checksum.to_be_bytes();
+    tcp[tcp::CHECKSUM] = high;
+    tcp[tcp::CHECKSUM + 1] = low;
+    turn_around(packet, ip, ip.protocol, tcp::LEN)?;
+    packet.overwrite(ip.payload(), &tcp)
+}
+
+/// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`, without checksum.
+#[inline(always)]
+fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
+    let transport = &segment.transport;
+    let flags = transport.flags;
+    let [q0, q1, q2, q3, a0, a1, a2, a3] = numbers;
+    let (sequence, acknowledged, control) = if flags.has(Flags::ACK) {
+        ([a0, a1, a2, a3], [0; 4], Flags::RST)
+    } else {
+        let taken =
+            segment.payload_len() + u32::from(flags.has(Flags::SYN)) + u32::from(flags.has(Flags::FIN));
+        let next = u32::from_be_bytes([q0, q1, q2, q3]).wrapping_add(taken);
+        ([0; 4], next.to_be_bytes(), Flags::RST | Flags::ACK)
+    };
+    let ([s0, s1], [d0, d1]) = (transport.destination_port_be.0, transport.source_port_be.0);
+    let ([q0, q1, q2, q3], [a0, a1, a2, a3]) = (sequence, acknowledged);
+    [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, 0x50, control, 0, 0, 0, 0, 0, 0]
+}
+
+/// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC 4443).
+#[inline(always)]
+fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
+    if segment.ip.is_v6 {
+        const QUOTE: usize = ipv6::LEN + QUOTED;
+        let pseudo = csum::pseudo_header(
+            &segment.ip.destination,
+            &segment.ip.source,
+            icmp::PROTOCOL_V6,
+            (icmp::LEN + QUOTE) as u32,
+        );
+        quote::<QUOTE, _>(packet, segment, icmp::PROTOCOL_V6, error.v6, csum::fold(pseudo))
+    } else {
+        quote::<{ ipv4::LEN + QUOTED }, _>(packet, segment, icmp::PROTOCOL_V4, error.v4, 0)
+    }
+}
+
+/// The same, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
+///
+/// Where the device has yet to finish the checksum of the packet that is answered, it will do so all the same, at the
+/// place of that packet's checksum, in the quotation. It sums the ICMP message, whose own checksum is right already: to
+/// arrive at the bytes quoted there it must find the sum over the pseudo header in their place.
+#[inline(always)]
+fn quote<const QUOTE: usize, P: Packet>(
+    packet: &mut P,
+    segment: &Segment,
+    protocol: u8,
+    [kind, code, rest @ ..]: [u8; 6],
+    pseudo: u16,
+) -> Option<()> {
+    let ip = &segment.ip;
+    let quotation = packet.load::<QUOTE>(ip.offset)?;
+    let pending_at = segment.transport.checksum().offset;
+    let is_pending = packet.is_checksum_pending(pending_at)?;
+    let [r0, r1, r2, r3] = rest;
+    let mut header = [kind, code, 0, 0, r0, r1, r2, r3];
+    let sum = u32::from(pseudo) + csum::sum(&header) + csum::sum(&quotation);
+    let [high, low] = (!csum::fold(sum)).to_be_bytes();
+    header[icmp::CHECKSUM] = high;
+    header[icmp::CHECKSUM + 1] = low;
+    turn_around(packet, ip, protocol, icmp::LEN + QUOTE)?;
+    packet.overwrite(ip.payload(), &header)?;
+    packet.overwrite(ip.payload() + icmp::LEN, &quotation)?;
+    if is_pending {
+        packet.overwrite(pending_at, &pseudo.to_be_bytes())?;
+    }
+    Some(())
+}
+
+/// Gives the packet this length, and the headers of an answer in front of it.
+#[inline(always)]
+fn turn_around<P: Packet>(packet: &mut P, ip: &ip::Header, protocol: u8, payload_len: usize) -> Option<()> {
+    let (source, destination) = (packet.load::<6>(eth::SOURCE)?, packet.load::<6>(eth::DESTINATION)?);
+    if !is_one_host(&ip.source) {
+        return None;
+    }
+    packet.resize(ip.payload() + payload_len)?;
+    set_macs(packet, Mac(source), Mac(destination))?;
+    if ip.is_v6 {
+        packet.overwrite(ip.offset, &ipv6_header(payload_len as u16, protocol, &ip.destination, &ip.source))
+    } else {
+        let len = (ipv4::LEN + payload_len) as u16;
+        packet.overwrite(
+            ip.offset,
+            &ipv4_header(len, protocol, ip.destination.v4_octets(), ip.source.v4_octets()),
+        )
+    }
+}
+
+/// Whether an answer may be sent there: not to groups, and not to nobody.
+#[inline(always)]
+fn is_one_host(address: &Address) -> bool {
+    if address.is_v4() {
+        address.0[12] != 0 && address.0[12] < 224
+    } else {
+        address.0[0] != 0xff && !address.is_none()
+    }
+}

@@ -1,0 +1,160 @@
+//! Changes to packets: address translation, MSS clamping, the outer headers of the tunnel, and the answers to packets
+//! that nobody takes.
+
+mod answer;
+mod headers;
+mod outer;
+
+pub use answer::{answer, answer_with_reset};
+pub use outer::{Outer, encapsulate};
+
+use crate::abi::{Address, Be16, Mac};
+use crate::csum;
+use crate::packet::{Covered, Packet};
+use crate::parse::{Segment, eth, ip, ipv4, ipv6, tcp, transport};
+
+/// TCP options looked through for the MSS; more than any stack sends.
+const OPTIONS_MAX: usize = 10;
+
+/// Which end of a packet a translation gives another address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Source: SNAT.
+    Source,
+    /// Destination: DNAT.
+    Destination,
+}
+
+/// A translation of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The end that changes.
+    pub end: End,
+    /// Its new address, of the packet's version.
+    pub address: Address,
+    /// Its new port.
+    pub port_be: Be16,
+    /// The port of the other end, the client's; mostly as it was.
+    pub client_port_be: Be16,
+}
+
+/// Translates the packet and takes one hop off its time to live, which must not be 0.
+#[inline(always)]
+pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation) -> Option<()> {
+    let (ip, transport) = (&segment.ip, &segment.transport);
+    let (source, destination) = (transport.source_port_be, transport.destination_port_be);
+    let (old_address, old_port, port_offset, old_client_port, client_port_offset) = match to.end {
+        End::Source => (ip.source, source, 0, destination, 2),
+        End::Destination => (ip.destination, destination, 2, source, 0),
+    };
+    if ip.is_v6 {
+        translate_ipv6(packet, ip, to.end, &to.address)?;
+        packet.patch_pseudo_header(transport.checksum(), &old_address, &to.address)?;
+    } else {
+        let (old, new) = (old_address.v4_octets(), to.address.v4_octets());
+        translate_ipv4(packet, ip, to.end, old, new)?;
+        packet.patch_transport_checksum(transport.checksum(), old, new, Covered::PseudoHeader)?;
+    }
+    replace_port(packet, transport, port_offset, old_port, to.port_be)?;
+    if old_client_port != to.client_port_be {
+        replace_port(packet, transport, client_port_offset, old_client_port, to.client_port_be)?;
+    }
+    Some(())
+}
+
+/// Replaces an address of the IPv4 header, and takes one hop off.
+#[inline(always)]
+fn translate_ipv4<P: Packet>(
+    packet: &mut P,
+    ip: &ip::Header,
+    end: End,
+    old: [u8; 4],
+    new: [u8; 4],
+) -> Option<()> {
+    let old_hop = [ip.ttl, ip.protocol];
+    let new_hop = [ip.ttl - 1, ip.protocol];
+    let checksum = packet.load::<2>(ip.offset + ipv4::CHECKSUM)?;
+    let checksum = csum::replace(csum::replace(checksum, &old, &new), &old_hop, &new_hop);
+    let at = match end {
+        End::Source => ipv4::SOURCE,
+        End::Destination => ipv4::DESTINATION,
+    };
+    packet.store(ip.offset + ipv4::TTL, &new_hop)?;
+    packet.store(ip.offset + ipv4::CHECKSUM, &checksum)?;
+    packet.store(ip.offset + at, &new)
+}
+
+/// Replaces an address of the IPv6 header, for which the checksum of the transport accounts, and takes one hop off.
+#[inline(always)]
+fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, end: End, new: &Address) -> Option<()> {
+    let at = match end {
+        End::Source => ipv6::SOURCE,
+        End::Destination => ipv6::DESTINATION,
+    };
+    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.protocol, ip.ttl - 1])?;
+    packet.store(ip.offset + at, &new.0)
+}
+
+/// Replaces the port at `port_offset` of the transport header.
+#[inline(always)]
+fn replace_port<P: Packet>(
+    packet: &mut P,
+    header: &transport::Header,
+    port_offset: usize,
+    old: Be16,
+    new: Be16,
+) -> Option<()> {
+    let word = |port: Be16| [port.0[0], port.0[1], 0, 0];
+    packet.patch_transport_checksum(header.checksum(), word(old), word(new), Covered::Segment)?;
+    packet.store(header.offset + port_offset, &new.0)
+}
+
+/// Lowers the MSS option of a SYN or SYN-ACK to `mss_max`, so that what the other side sends fits the tunnel.
+/// A packet without that option, or with malformed ones, is left as it is.
+#[inline(always)]
+pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max: u16) -> Option<()> {
+    let end = header.offset + header.len;
+    let mut at = header.offset + tcp::LEN;
+    for _ in 0..OPTIONS_MAX {
+        if at + 4 > end {
+            break;
+        }
+        let [kind, len, high, low] = packet.load::<4>(at)?;
+        match (kind, len) {
+            (1, _) => at += 1, // no operation
+            (2, 4) => {
+                let old = [high, low];
+                if u16::from_be_bytes(old) > mss_max {
+                    replace_mss(packet, header, at + 2, old, mss_max.to_be_bytes())?;
+                }
+                break;
+            }
+            (0, _) | (_, 0 | 1) => break,
+            (_, len) => at += usize::from(len),
+        }
+    }
+    Some(())
+}
+
+/// Replaces the MSS at `at`. At an odd offset its bytes belong to two words of the checksum, which comes to the same
+/// as one word with the bytes swapped.
+#[inline(always)]
+fn replace_mss<P: Packet>(
+    packet: &mut P,
+    header: &transport::Header,
+    at: usize,
+    old: [u8; 2],
+    new: [u8; 2],
+) -> Option<()> {
+    let odd = (at - header.offset) & 1 == 1;
+    let word = |[high, low]: [u8; 2]| if odd { [low, high, 0, 0] } else { [high, low, 0, 0] };
+    packet.patch_transport_checksum(header.checksum(), word(old), word(new), Covered::Segment)?;
+    packet.store(at, &new)
+}
+
+/// Overwrites both Ethernet addresses.
+#[inline(always)]
+pub fn set_macs<P: Packet>(packet: &mut P, destination: Mac, source: Mac) -> Option<()> {
+    packet.store(eth::DESTINATION, &destination.0)?;
+    packet.store(eth::SOURCE, &source.0)
+}
