@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -160,6 +161,7 @@ impl Cluster {
                 .args(arguments)
                 .stdin(Stdio::null())
                 .stdout(if greets { Stdio::piped() } else { Stdio::null() })
+                .process_group(0)
                 .spawn()
                 .with_context(|| format!("start {program}"))
         })?;
@@ -177,8 +179,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // One that has ended by itself needs no more.
-            drop(process.kill());
+            // With its children, such as nginx's workers. One that has ended by itself needs no more.
+            if let Some(group) = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw) {
+                rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+            }
             drop(process.wait());
         }
         for netns in self.tasks.iter().chain(&self.nodes).chain([&self.client, &self.bridge]) {
