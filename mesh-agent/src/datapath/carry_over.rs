@@ -32,7 +32,7 @@ const FLOWS: [&str; 4] =
 pub(super) fn carry_over(pins: &Pins) {
     for other in pins.others() {
         let maps = other.join("maps");
-        let fits = |map: &&str| is_alike(&maps.join(map), &pins.map(map));
+        let fits = |map: &str| is_alike(&maps.join(map), &pins.map(map));
         if let Some(map) = TABLES.iter().find(|map| !fits(map)) {
             warn!(
                 pins = %other.display(),
@@ -43,7 +43,7 @@ pub(super) fn carry_over(pins: &Pins) {
         }
         let mut copied = 0;
         for map in TABLES.iter().chain(&FLOWS) {
-            if !fits(&map) {
+            if !fits(map) {
                 warn!(map, "this version keeps flows in another way: connections of the other one are lost");
                 continue;
             }

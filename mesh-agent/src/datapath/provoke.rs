@@ -48,15 +48,14 @@ pub(super) fn provoke(forgotten: &[Forgotten]) {
 
 /// Sends a whole IP packet; the socket is opened on first use.
 fn send(socket: &mut Option<Socket>, domain: Domain, client: SocketAddr, packet: &[u8]) -> io::Result<()> {
-    let open = match socket {
-        Some(open) => open,
-        None => {
-            // Of this protocol, the kernel takes packets with their IP headers.
-            let opened =
-                Socket::new(domain, Type::from(libc::SOCK_RAW), Some(Protocol::from(libc::IPPROTO_RAW)))?;
-            opened.set_nonblocking(true)?;
-            socket.insert(opened)
-        }
+    let open = if let Some(open) = socket {
+        open
+    } else {
+        // Of this protocol, the kernel takes packets with their IP headers.
+        let opened =
+            Socket::new(domain, Type::from(libc::SOCK_RAW), Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        opened.set_nonblocking(true)?;
+        socket.insert(opened)
     };
     // Raw sockets want no port.
     open.send_to(packet, &SocketAddr::new(client.ip(), 0).into()).map(drop)

@@ -29,12 +29,15 @@ pub struct Load {
     pub seen: Instant,
 }
 
+/// Levels of this node's own backends, and when they were measured.
+pub type Measured = (Instant, Vec<(BackendId, u8)>);
+
 /// Loads by backend.
 #[derive(Debug, Default)]
 pub struct Loads {
     table: RwLock<BTreeMap<BackendId, Load>>,
     /// This node's own, and when they were measured.
-    own: RwLock<Option<(Instant, Vec<(BackendId, u8)>)>>,
+    own: RwLock<Option<Measured>>,
 }
 
 impl Loads {
@@ -56,7 +59,7 @@ impl Loads {
     }
 
     /// This node's own figures, if they were measured later than `since`, and when.
-    pub fn own_since(&self, since: Option<Instant>) -> Option<(Instant, Vec<(BackendId, u8)>)> {
+    pub fn own_since(&self, since: Option<Instant>) -> Option<Measured> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
         own.clone().filter(|(measured, _)| since.is_none_or(|since| *measured > since))
     }

@@ -43,7 +43,9 @@ fn waiting_clients_learn_that_their_connection_is_over() {
             node.apply(view);
         }
     });
-    nodes.iter().for_each(|node| check_live(node, 0));
+    for node in &nodes {
+        check_live(node, 0);
+    }
     let evictions = nodes[0].datapath.stats().expect("figures").evictions;
     assert_eq!((evictions.timeout, evictions.backend_gone), (1, 0), "evictions: {evictions:?}");
     for (number, node) in nodes.iter().enumerate() {

@@ -1,0 +1,47 @@
+//! What services ask for beside backends: allow-lists, weights, and who is left out.
+
+use super::*;
+
+#[test]
+fn an_allow_list_is_there_before_its_flag_and_until_after_it() {
+    let (mut view, facts) = small_world();
+    let mut contents = Contents::default();
+    let mut switch = |allow: &[&str]| {
+        for service in view.services.values_mut() {
+            service.lb.allow = allow.iter().map(|net| net.parse().unwrap()).collect();
+        }
+        let writes = plan(&contents, Some(&view), &facts, &Held::default()).writes;
+        let mut listed = Vec::new();
+        for write in &writes {
+            contents.apply(write);
+            let flagged =
+                contents.services.values().any(|service| service.flags & service_flag::ALLOW_LIST != 0);
+            assert!(!flagged || !contents.allowed.is_empty(), "after {write:?}: nobody is allowed");
+            match write {
+                Write::Allow(_) => listed.push("allow"),
+                Write::Disallow(_) => listed.push("disallow"),
+                Write::Service(..) => listed.push("service"),
+                _ => {}
+            }
+        }
+        (listed, contents.allowed.len())
+    };
+    assert_eq!(switch(&["10.0.0.0/8", "fd00::/8"]), (vec!["allow", "allow", "service"], 2));
+    assert_eq!(switch(&["10.0.0.0/8", "10.0.0.0/9"]), (vec!["allow", "disallow"], 2));
+    assert_eq!(switch(&[]), (vec!["service", "disallow", "disallow"], 0));
+}
+
+#[test]
+fn an_ejected_backend_keeps_its_flows_and_gets_no_new_ones() {
+    let (view, mut facts) = small_world();
+    facts.ejected.insert(1);
+    facts.weights.insert(2, 5);
+    let mut contents = Contents::default();
+    for write in plan(&contents, Some(&view), &facts, &Held::default()).writes {
+        contents.apply(&write);
+    }
+    let alive: Vec<_> = contents.alive().map(|(id, backend)| (id, backend.weight)).collect();
+    assert_eq!(alive, [(1, 16), (2, 5)], "backends and their weights");
+    let slots: Vec<u32> = contents.services.values().flat_map(|service| contents.members(service)).collect();
+    assert_eq!(slots, [2]);
+}
