@@ -28,14 +28,14 @@ pub struct Header {
 impl Header {
     /// Length of the header.
     #[inline(always)]
-    pub const fn len(&self) -> usize {
+    pub const fn header_len(&self) -> usize {
         if self.is_v6 { ipv6::LEN } else { ipv4::LEN }
     }
 
     /// Where the payload starts.
     #[inline(always)]
     pub const fn payload(&self) -> usize {
-        self.offset + self.len()
+        self.offset + self.header_len()
     }
 }
 

@@ -48,7 +48,7 @@ impl Segment {
     /// Bytes of payload.
     #[inline(always)]
     pub const fn payload_len(&self) -> u32 {
-        self.ip.total_len.saturating_sub((self.ip.len() + self.transport.len) as u32)
+        self.ip.total_len.saturating_sub((self.ip.header_len() + self.transport.len) as u32)
     }
 }
 

@@ -45,5 +45,5 @@ pub fn parse<P: Packet>(packet: &P, ip: &ip::Header) -> Option<Header> {
         protocol::UDP => udp::parse(packet, ip.payload())?,
         _ => return None,
     };
-    (ip.total_len as usize >= ip.len() + header.len).then_some(header)
+    (ip.total_len as usize >= ip.header_len() + header.len).then_some(header)
 }
