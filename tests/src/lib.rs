@@ -54,11 +54,11 @@ impl Service {
     ///
     /// # Errors
     /// When the CLI says so.
-    pub fn create(cluster: &Cluster, name: &str, args: &[&str]) -> Result<Self> {
+    pub fn create(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
         let service = Self { name: name.to_owned(), cluster: cluster.clone() };
         let arguments: Vec<&str> = ["service", "create", "--quiet", "--name", name]
             .into_iter()
-            .chain(args.iter().copied())
+            .chain(args.iter().map(AsRef::as_ref))
             .collect();
         cluster.docker()?.run(&arguments)?;
         Ok(service)

@@ -143,7 +143,7 @@ fn bad_input_is_refused_and_stores_nothing() -> Result<()> {
         "mesh.lb.policy=best",
         "nginx",
     ])?;
-    ensure!(label.message.contains("round-robin, least-connections"), "said: {}", label.message);
+    ensure!(label.message.contains("round-robin, random, least-connections"), "said: {}", label.message);
     let names = docker.run(&["service", "ls", "--format", "{{.Name}}"])?;
     ensure!(!names.contains("second") && !names.contains("third"), "a refused service was stored: {names}");
     let missing = docker.refused(&["service", "inspect", "nowhere"])?;

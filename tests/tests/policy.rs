@@ -64,7 +64,8 @@ fn an_unknown_policy_is_refused_with_the_good_ones() -> Result<()> {
         service.name(),
     ])?;
     ensure!(
-        refusal.message.contains("fastest") && refusal.message.contains("round-robin, least-connections"),
+        refusal.message.contains("fastest")
+            && refusal.message.contains("round-robin, random, least-connections"),
         "expected the bad value and the good ones, saw: {}",
         refusal.message
     );

@@ -1,6 +1,7 @@
 //! A small test server that tells who it is and who asks: the lab's `whoami` image.
 //!
-//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, anything else tells about the request), TCP echo, UDP echo. A thread per
+//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, anything else tells about the request; a PROXY header, version 2, is
+//! understood), TCP echo, UDP echo. A thread per
 //! connection with a small stack: thousands of idle connections cost little, and no runtime hides what is measured.
 //! It is process 1 of its container, so it ends on SIGTERM and SIGINT by itself, at once.
 
@@ -10,6 +11,8 @@ mod echo;
 mod http;
 #[path = "../whoami/identity.rs"]
 mod identity;
+#[path = "../whoami/proxied.rs"]
+mod proxied;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};

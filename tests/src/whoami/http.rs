@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::echo::canonical;
 use crate::identity::Identity;
+use crate::proxied::take_header;
 
 const HEAD_BYTES_MAX: u64 = 64 * 1024;
 const WAIT_MS_MAX: u64 = 3_600_000;
@@ -41,8 +42,14 @@ enum Answer {
 }
 
 /// Serves the requests of one connection until it ends.
-pub(crate) fn serve(stream: TcpStream, identity: &Identity) -> io::Result<()> {
+pub(crate) fn serve(mut stream: TcpStream, identity: &Identity) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let told = take_header(&mut stream)?;
+    let (client, local) = match told {
+        Some(ends) => ends,
+        None => (stream.peer_addr()?, stream.local_addr()?),
+    };
+    let (client, local) = (canonical(client).to_string(), canonical(local).to_string());
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = BufWriter::new(stream);
     while let Some(head) = read_head(&mut reader)? {
@@ -54,10 +61,9 @@ pub(crate) fn serve(stream: TcpStream, identity: &Identity) -> io::Result<()> {
             writer.flush()?;
         }
         io::copy(&mut reader.by_ref().take(request.body_bytes), &mut io::sink())?;
-        let client = canonical(writer.get_ref().peer_addr()?).to_string();
-        let local = canonical(writer.get_ref().local_addr()?).to_string();
         println!("client={client} {} {}{}", request.method, request.path, shown_query(&request.query));
-        let answer = answer(&request, identity, &client, &local);
+        let answer =
+            answer(&request, identity, &Ends { client: &client, local: &local, proxied: told.is_some() });
         send(&mut writer, &answer, request.keep_alive, request.method == "HEAD")?;
         if !request.keep_alive {
             break;
@@ -116,8 +122,16 @@ fn parse(head: &str) -> Option<Request> {
     })
 }
 
-fn answer(request: &Request, identity: &Identity, client: &str, local: &str) -> Answer {
-    let about = || about(request, identity, client, local);
+/// The two ends of a connection.
+struct Ends<'a> {
+    client: &'a str,
+    local: &'a str,
+    /// A PROXY header told them.
+    proxied: bool,
+}
+
+fn answer(request: &Request, identity: &Identity, ends: &Ends<'_>) -> Answer {
+    let about = || about(request, identity, ends);
     match request.path.as_str() {
         "/slow" => match number(&request.query, "ms") {
             Some(ms) if ms <= WAIT_MS_MAX => Answer::Text { body: about(), pause: Duration::from_millis(ms) },
@@ -137,13 +151,14 @@ fn answer(request: &Request, identity: &Identity, client: &str, local: &str) -> 
     }
 }
 
-fn about(request: &Request, identity: &Identity, client: &str, local: &str) -> String {
+fn about(request: &Request, identity: &Identity, ends: &Ends<'_>) -> String {
     let body = json!({
         "task": identity.task,
         "node": identity.node,
         "hostname": identity.hostname,
-        "client": client,
-        "local": local,
+        "client": ends.client,
+        "local": ends.local,
+        "proxied": ends.proxied,
         "method": request.method,
         "path": request.path,
         "headers": request.headers,

@@ -3,7 +3,7 @@
 //! Invariant: a response is whole (its body has the length that was announced) or it is an error.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -31,7 +31,8 @@ impl Response {
 ///
 /// # Errors
 /// When the connection fails, is cut, or the answer is not whole within `deadline`.
-pub fn get(server: SocketAddrV4, path: &str, deadline: Duration) -> Result<Response> {
+pub fn get(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<Response> {
+    let server = server.into();
     let mut stream = open(server, path, deadline)?;
     let bytes = read_to_end(&mut stream, deadline).with_context(|| format!("read http://{server}{path}"))?;
     parse(&bytes).with_context(|| format!("understand the answer of http://{server}{path}"))
@@ -41,9 +42,10 @@ pub fn get(server: SocketAddrV4, path: &str, deadline: Duration) -> Result<Respo
 ///
 /// # Errors
 /// When the connection can't be made or written to within `deadline`.
-pub fn open(server: SocketAddrV4, path: &str, deadline: Duration) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(server), deadline)
-        .with_context(|| format!("connect to {server}"))?;
+pub fn open(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<TcpStream> {
+    let server = server.into();
+    let mut stream =
+        TcpStream::connect_timeout(&server, deadline).with_context(|| format!("connect to {server}"))?;
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
     stream.set_write_timeout(Some(deadline)).context("set the write deadline")?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");

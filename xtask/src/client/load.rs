@@ -3,7 +3,7 @@
 //! Invariant: a request that was begun is counted, as answered or as failed.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -122,7 +122,7 @@ fn send(
 ///
 /// # Errors
 /// Any other outcome.
-pub fn ask(server: SocketAddrV4, path: &str) -> Result<String> {
+pub fn ask(server: impl Into<SocketAddr>, path: &str) -> Result<String> {
     let response = http::get(server, path, http::DEADLINE)?;
     if response.status != 200 {
         return Err(anyhow!("status {}", response.status));

@@ -1,0 +1,113 @@
+//! A behaviour, and the cell in which it is tried.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use xtask::cluster::Cluster;
+
+use crate::ends;
+use crate::table::Outcome;
+
+/// What must hold in every cell.
+#[derive(Clone, Copy)]
+pub(crate) struct Behaviour {
+    /// What it says.
+    pub(crate) name: &'static str,
+    /// Tries it.
+    pub(crate) check: fn(&Case<'_>) -> Result<Outcome>,
+}
+
+/// The client's and the ingress node's address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Where the task runs, seen from the node that the client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placed {
+    Local,
+    Remote,
+}
+
+impl Placed {
+    pub(crate) const ALL: [Self; 2] = [Self::Local, Self::Remote];
+}
+
+impl fmt::Display for Placed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+        })
+    }
+}
+
+/// A cell: who asks whom.
+pub(crate) struct Case<'a> {
+    /// The lab.
+    pub(crate) cluster: &'a Cluster,
+    /// The family.
+    pub(crate) family: Family,
+    /// The client's address.
+    pub(crate) client: IpAddr,
+    /// The node that is asked.
+    pub(crate) ingress: IpAddr,
+}
+
+impl<'a> Case<'a> {
+    /// The cell of a lab.
+    ///
+    /// # Errors
+    /// When the lab has too few nodes.
+    pub(crate) fn of(cluster: &'a Cluster, family: Family, placed: Placed) -> Result<Self> {
+        let home = ends::home(cluster)?;
+        let ingress = match placed {
+            Placed::Local => home,
+            Placed::Remote => {
+                cluster.record.nodes.iter().find(|node| node.name != home.name).context("one node only")?
+            }
+        };
+        let of = |v4: std::net::Ipv4Addr| match family {
+            Family::V4 => IpAddr::V4(v4),
+            Family::V6 => IpAddr::V6(in_v6(v4.octets()[3])),
+        };
+        Ok(Self { cluster, family, client: of(cluster.record.client.ip), ingress: of(ingress.ip) })
+    }
+
+    /// A published port of the node that is asked.
+    pub(crate) fn port(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ingress, port)
+    }
+
+    /// Runs `work` where the client stands.
+    pub(crate) fn as_client<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.cluster.client().run(work)
+    }
+
+    /// Whether the lab is in userspace.
+    pub(crate) fn is_userspace(&self) -> bool {
+        self.cluster.record.datapath == "userspace"
+    }
+}
+
+/// The lab's IPv6 address beside `10.77.0.N`: `fd77::N`, N written with decimal digits.
+fn in_v6(number: u8) -> Ipv6Addr {
+    let digits = u16::from(number / 100) << 8 | u16::from(number / 10 % 10) << 4 | u16::from(number % 10);
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
+}

@@ -1,0 +1,130 @@
+//! What labels change while traffic flows: policy, allow-list, mode.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::PATIENCE;
+use xtask::client::http;
+use xtask::cluster::eventually;
+
+use crate::behaviour::Case;
+use crate::ends::{HTTP, PROXIED_HTTP, SERVICE};
+use crate::table::Outcome;
+use crate::transfer::{client_of, eventually_whoami, page, whoami};
+
+const POLICIES: [&str; 5] = ["random", "least-connections", "least-load", "source-hash", "round-robin"];
+
+/// A label on the service as long as this lives.
+struct Label<'a> {
+    case: &'a Case<'a>,
+    key: &'static str,
+}
+
+impl<'a> Label<'a> {
+    fn set(case: &'a Case<'a>, key: &'static str, value: &str) -> Result<Self> {
+        let label = Self { case, key };
+        label.update(&["--label-add", &format!("{key}={value}")])?;
+        Ok(label)
+    }
+
+    fn update(&self, change: &[&str]) -> Result<()> {
+        let arguments = ["service", "update", "--detach"].iter().chain(change).copied().chain([SERVICE]);
+        self.case.cluster.docker()?.run(&arguments.collect::<Vec<_>>()).map(drop)
+    }
+}
+
+impl Drop for Label<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.update(&["--label-rm", self.key]) {
+            eprintln!("take label {} away: {error:#}", self.key);
+        }
+    }
+}
+
+pub(crate) fn policies(case: &Case<'_>) -> Result<Outcome> {
+    let held = hold(case, 2000)?;
+    for policy in POLICIES {
+        let _label = Label::set(case, "mesh.lb.policy", policy)?;
+        for _ in 0..20 {
+            whoami(case).with_context(|| format!("under {policy}"))?;
+        }
+    }
+    finish(held)?;
+    Ok(Outcome::Held)
+}
+
+pub(crate) fn allow_list(case: &Case<'_>) -> Result<Outcome> {
+    let server = case.port(HTTP);
+    {
+        let _label = Label::set(case, "mesh.lb.allow", "192.0.2.0/24,2001:db8::/32")?;
+        eventually("the stranger is kept out", PATIENCE, || {
+            let begun = Instant::now();
+            let tried = case.as_client(|| Ok(http::get(server, "/", Duration::from_millis(600))))?;
+            ensure!(
+                tried.is_err(),
+                "a client that is not in the list was answered after {:?}",
+                begun.elapsed()
+            );
+            Ok(())
+        })?;
+    }
+    let _label = Label::set(case, "mesh.lb.allow", &format!("192.0.2.0/24,{}", case.client))?;
+    eventually_whoami(case, "the client in the list is answered", |_| Ok(()))?;
+    Ok(Outcome::Held)
+}
+
+pub(crate) fn dsr(case: &Case<'_>) -> Result<Outcome> {
+    if case.is_userspace() {
+        return Ok(Outcome::LeftOut("userspace: a proxy can't answer with another node's address"));
+    }
+    let _label = Label::set(case, "mesh.lb.mode", "dsr")?;
+    eventually_whoami(case, "an answer past the ingress node", |page| {
+        ensure!(client_of(page)? == case.client, "client: {page}");
+        Ok(())
+    })?;
+    let body =
+        case.as_client(|| http::get(case.port(HTTP), "/bytes?n=2000000", Duration::from_secs(20)))?.body;
+    ensure!(body.len() == 2_000_000, "{} bytes came", body.len());
+    Ok(Outcome::Held)
+}
+
+pub(crate) fn proxy(case: &Case<'_>) -> Result<Outcome> {
+    let server = case.port(PROXIED_HTTP);
+    eventually("the client out of a PROXY header", PATIENCE, || {
+        let page = page(case, server)?;
+        ensure!(page["proxied"] == true, "no header came: {page}");
+        ensure!(client_of(&page)? == case.client, "expected the client {}, saw {page}", case.client);
+        Ok(Outcome::Held)
+    })
+}
+
+pub(crate) fn mode_switch(case: &Case<'_>) -> Result<Outcome> {
+    if case.is_userspace() {
+        return Ok(Outcome::LeftOut("userspace: a proxy can't answer with another node's address"));
+    }
+    let held = hold(case, 3000)?;
+    let _label = Label::set(case, "mesh.lb.mode", "dsr")?;
+    eventually_whoami(case, "an answer in the new mode", |_| Ok(()))?;
+    finish(held)?;
+    Ok(Outcome::Held)
+}
+
+/// Ten connections whose answers come after `ms`.
+fn hold(case: &Case<'_>, ms: u32) -> Result<Vec<std::net::TcpStream>> {
+    let server = case.port(HTTP);
+    case.as_client(|| {
+        (0..10).map(|_| http::open(server, &format!("/slow?ms={ms}"), http::DEADLINE)).collect()
+    })
+}
+
+fn finish(held: Vec<std::net::TcpStream>) -> Result<()> {
+    for (number, mut stream) in held.into_iter().enumerate() {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).with_context(|| format!("connection {number} was cut"))?;
+        let answer = http::parse(&bytes).with_context(|| format!("connection {number} was cut"))?;
+        ensure!(answer.status == 200, "connection {number} got {}", answer.status);
+    }
+    Ok(())
+}

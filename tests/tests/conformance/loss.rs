@@ -1,0 +1,86 @@
+//! Backends that are not there, or not any more: the client learns it at once.
+
+use std::io::{ErrorKind, Read};
+use std::net::{TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use mesh_tests::PATIENCE;
+use xtask::client::http;
+use xtask::cluster::{Docker, eventually};
+
+use crate::behaviour::{Case, Family};
+use crate::ends::{self, HTTP, NOBODY, SERVICE};
+use crate::table::Outcome;
+use crate::transfer;
+
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+pub(crate) fn tcp_without_backend(case: &Case<'_>) -> Result<Outcome> {
+    let server = case.port(NOBODY);
+    eventually("a refusal", PATIENCE, || {
+        let begun = Instant::now();
+        let tried = case.as_client(|| Ok(http::get(server, "/", http::DEADLINE)))?;
+        ensure!(tried.is_err(), "{server} answers");
+        ensure!(begun.elapsed() < AT_ONCE, "silence instead of a refusal");
+        Ok(Outcome::Held)
+    })
+}
+
+pub(crate) fn udp_without_backend(case: &Case<'_>) -> Result<Outcome> {
+    if case.is_userspace() {
+        return Ok(Outcome::LeftOut(
+            "userspace: a bound UDP port can't answer port unreachable without raw sockets",
+        ));
+    }
+    let server = case.port(NOBODY);
+    let any = match case.family {
+        Family::V4 => "0.0.0.0:0",
+        Family::V6 => "[::]:0",
+    };
+    case.as_client(|| {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(AT_ONCE))?;
+        socket.send(b"anyone?")?;
+        match socket.recv(&mut [0; 64]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Outcome::Held),
+            Err(error) => bail!("expected port unreachable, saw: {error}"),
+            Ok(length) => bail!("{length} bytes from nobody"),
+        }
+    })
+}
+
+pub(crate) fn backend_dies(case: &Case<'_>) -> Result<Outcome> {
+    let server = case.port(HTTP);
+    let mut held = case.as_client(|| http::open(server, "/slow?ms=60000", http::DEADLINE))?;
+    let mut head = [0; 12];
+    held.set_read_timeout(Some(PATIENCE))?;
+    held.read_exact(&mut head).context("the head of the slow answer")?;
+    kill_task(case)?;
+    let begun = Instant::now();
+    wait_for_end(&mut held)?;
+    ensure!(begun.elapsed() < AT_ONCE * 3, "the connection ended {:?} after its task", begun.elapsed());
+    transfer::eventually_whoami(case, "the replacement", |_| Ok(()))?;
+    Ok(Outcome::Held)
+}
+
+/// Waits until the connection is reset or closed before its answer is whole.
+fn wait_for_end(stream: &mut TcpStream) -> Result<()> {
+    let mut rest = Vec::new();
+    match stream.read_to_end(&mut rest) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error).context("expected a reset"),
+        Ok(_) if rest.windows(4).any(|window| window == b"}\n") => bail!("the dead task answered"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Removes the task's container behind mesh's back.
+fn kill_task(case: &Case<'_>) -> Result<()> {
+    let home = ends::home(case.cluster)?;
+    let containers = case.cluster.containers(SERVICE)?;
+    let (id, _) = containers.get(&home.name).and_then(|tasks| tasks.first()).context("no container")?;
+    Docker::towards(&home.docker_host).run(&["rm", "-f", id])?;
+    Ok(())
+}
