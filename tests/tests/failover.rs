@@ -53,6 +53,34 @@ fn a_killed_container_is_replaced_and_leaves_the_table_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_dying_backend_costs_few_of_five_hundred_a_second() -> Result<()> {
+    let cluster = cluster()?;
+    let service = Service::create(&cluster, "brief", &["--replicas", "4", "-p", "8094:80", "whoami"])?;
+    for entry in &cluster.record.nodes {
+        let (node, container) = cluster
+            .containers(service.name())?
+            .into_iter()
+            .find_map(|(node, tasks)| tasks.into_iter().next().map(|(id, _)| (node, id)))
+            .context("no container runs")?;
+        let load = Load::start(&cluster.client(), &[SocketAddrV4::new(entry.ip, 8094)], "/", 500);
+        std::thread::sleep(Duration::from_secs(1));
+        Docker::towards(&cluster.node(&node)?.docker_host).run(&["kill", &container])?;
+        std::thread::sleep(Duration::from_secs(2));
+        let report = load.stop()?;
+        println!(
+            "by {}, a task of {node} killed: {} failed, {} answered",
+            entry.name,
+            report.failures.len(),
+            report.answered()
+        );
+        // 100 ms of 500 connections a second.
+        ensure!(report.failures.len() <= 50, "{} failures: {:?}", report.failures.len(), report.failures);
+        cluster.wait_running(service.name(), 4, PATIENCE)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_node_without_power_is_left_out_at_once_and_its_tasks_move() -> Result<()> {
     let cluster = cluster()?;
     let lost = cluster.record.nodes.iter().rfind(|node| !node.manager).context("no worker to lose")?.clone();

@@ -1,8 +1,8 @@
 //! The policy is the operator's, and is switched while traffic flows.
 #![cfg(feature = "cluster")]
 
-use std::collections::BTreeSet;
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,115 @@ fn an_unknown_policy_is_refused_with_the_good_ones() -> Result<()> {
     ])?;
     ensure!(!labels.contains("mesh.lb.policy"), "a refused label was stored: {labels}");
     Ok(())
+}
+
+#[test]
+fn a_switch_is_live_everywhere_within_200_ms_and_cuts_no_connection() -> Result<()> {
+    let cluster = cluster()?;
+    let service =
+        Service::create(&cluster, "swift", &["--replicas", "3", "-p", "8097:80", "-p", "8098:7", "whoami"])?;
+    let ingress = SocketAddrV4::new(cluster.record.nodes.last().context("no node")?.ip, 8098);
+    let mut open = cluster.client().run(|| {
+        (0..1000)
+            .map(|_| Ok(TcpStream::connect_timeout(&ingress.into(), PATIENCE)?))
+            .collect::<Result<Vec<TcpStream>>>()
+    })?;
+    for policy in ["least-load", "source-hash", "random", "round-robin"] {
+        let before = propagated(&cluster)?;
+        let label = format!("mesh.lb.policy={policy}");
+        cluster.docker()?.run(&["service", "update", "--detach", "--label-add", &label, service.name()])?;
+        in_force(&cluster, service.name(), policy, Duration::from_secs(1))?;
+        for ((node, before), (_, after)) in before.iter().zip(propagated(&cluster)?) {
+            let (slow, all) = (after.slow - before.slow, after.all - before.all);
+            ensure!(all >= 1.0 && slow == 0.0, "{policy} on {node}: {slow} of {all} tables took over 200 ms");
+        }
+    }
+    for (number, stream) in open.iter_mut().enumerate() {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"?").with_context(|| format!("connection {number} was cut"))?;
+        stream.read_exact(&mut [0]).with_context(|| format!("connection {number} was cut"))?;
+    }
+    Ok(())
+}
+
+/// Tables that a node has put in force since it began.
+struct Propagated {
+    all: f64,
+    /// Those that took more than 200 ms from their commit.
+    slow: f64,
+}
+
+/// What `mesh_config_propagation_seconds` says on each node.
+fn propagated(cluster: &Cluster) -> Result<Vec<(String, Propagated)>> {
+    let of = |node: &xtask::lab::record::NodeRecord| {
+        let text = cluster.metrics(node)?;
+        let one =
+            |name: &str, labels: &[(&str, &str)]| -> f64 { samples(&text, name, labels).into_iter().sum() };
+        let all = one("mesh_config_propagation_seconds_count", &[]);
+        let quick = one("mesh_config_propagation_seconds_bucket", &[("le", "0.2")]);
+        Ok((node.name.clone(), Propagated { all, slow: all - quick }))
+    };
+    cluster.record.nodes.iter().map(of).collect()
+}
+
+#[test]
+fn a_loaded_task_gets_little_and_recovers() -> Result<()> {
+    let cluster = cluster()?;
+    let service = Service::create(
+        &cluster,
+        "weary",
+        &[
+            "--replicas",
+            "4",
+            "--limit-cpu",
+            "0.3",
+            "--label",
+            "mesh.lb.policy=least-load",
+            "-p",
+            "8099:80",
+            "whoami",
+        ],
+    )?;
+    let ingress = SocketAddrV4::new(cluster.record.nodes.last().context("no node")?.ip, 8099);
+    // Every task is known and idle first.
+    eventually("all four tasks", PATIENCE, || {
+        let seen = answers(&cluster, ingress, 40)?;
+        ensure!(seen.len() == 4, "answers from {seen:?}");
+        Ok(())
+    })?;
+    std::thread::scope(|scope| {
+        let begun = Instant::now();
+        let burning = scope.spawn(|| {
+            let burnt = cluster.client().run(|| http::get(ingress, "/burn?ms=8000", PATIENCE))?;
+            let page: serde_json::Value = serde_json::from_slice(&burnt.body)?;
+            page["task"].as_str().map(str::to_owned).context("no task in the page")
+        });
+        std::thread::sleep(Duration::from_secs(3));
+        let during = shares(&cluster, ingress, 300)?;
+        ensure!(begun.elapsed() < Duration::from_secs(8), "the requests outlasted the burn");
+        let tired = burning.join().map_err(|_| anyhow::anyhow!("the burner panicked"))??;
+        let share = during.get(&tired).copied().unwrap_or(0);
+        ensure!(share < 30, "{tired} burns and still got {share} of 300: {during:?}");
+        eventually("the share of the task that has rested", Duration::from_secs(10), || {
+            let after = shares(&cluster, ingress, 200)?;
+            let share = after.get(&tired).copied().unwrap_or(0);
+            ensure!(share >= 25, "{tired} gets {share} of 200 after its burn: {after:?}");
+            Ok(())
+        })
+    })?;
+    drop(service);
+    Ok(())
+}
+
+/// How many of so many requests each task answered.
+fn shares(cluster: &Cluster, server: SocketAddrV4, requests: usize) -> Result<BTreeMap<String, usize>> {
+    cluster.client().run(|| {
+        let mut shares = BTreeMap::new();
+        for _ in 0..requests {
+            *shares.entry(answering_task(server)?).or_default() += 1;
+        }
+        Ok(shares)
+    })
 }
 
 /// Opens connections whose answers come late.

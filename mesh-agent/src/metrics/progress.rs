@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::view::NodeView;
 
 /// Bounds of the propagation histogram, seconds.
-const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// What was counted so far.
 #[derive(Debug, Clone)]
