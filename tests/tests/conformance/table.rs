@@ -17,11 +17,13 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
+type Cell = (Family, Placed, Outcome);
+
 /// All cells so far.
 #[derive(Debug)]
 pub(crate) struct Table {
     datapath: String,
-    rows: Vec<(&'static str, Vec<(Family, Placed, Outcome)>)>,
+    rows: Vec<(&'static str, Vec<Cell>)>,
 }
 
 impl Table {

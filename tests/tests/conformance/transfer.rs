@@ -40,7 +40,7 @@ pub(crate) fn client_is_kept(case: &Case<'_>) -> Result<Outcome> {
 pub(crate) fn download(case: &Case<'_>) -> Result<Outcome> {
     let server = case.port(HTTP);
     let response =
-        case.as_client(|| http::get(server, &format!("/bytes?n={DOWN}"), Duration::from_secs(60)))?;
+        case.as_client(|| http::get(server, &format!("/bytes?n={DOWN}"), Duration::from_mins(1)))?;
     ensure!(response.body.len() == DOWN, "{} bytes came", response.body.len());
     let wrong = response.body.iter().enumerate().find(|(at, byte)| **byte != pattern(*at));
     ensure!(wrong.is_none(), "byte {wrong:?} is not the pattern's");

@@ -101,7 +101,7 @@ fn a_hundred_thousand_connections_hold() -> Result<()> {
     let server = SocketAddrV4::new(ingress.ip, 8240);
     let mut crowd = Crowd::gather(&cluster.client(), &CLIENTS, EACH, server, pid.trim(), 9000)?;
     println!("{} connections in {:?}", crowd.len(), begun.elapsed());
-    crowd.speak(Duration::from_secs(60)).context("the first word")?;
+    crowd.speak(Duration::from_mins(1)).context("the first word")?;
     ensure!(crowd.len() == CLIENTS.len() * EACH, "{} connections", crowd.len());
     eventually("the flows in the metrics", PATIENCE, || {
         let entries: f64 = samples(
@@ -114,7 +114,7 @@ fn a_hundred_thousand_connections_hold() -> Result<()> {
         ensure!(entries >= 100_000.0, "{entries} established flows at {}", ingress.name);
         Ok(())
     })?;
-    crowd.speak(Duration::from_secs(60)).context("a word after a while")?;
+    crowd.speak(Duration::from_mins(1)).context("a word after a while")?;
     Ok(())
 }
 
