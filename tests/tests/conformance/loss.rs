@@ -54,9 +54,9 @@ pub(crate) fn udp_without_backend(case: &Case<'_>) -> Result<Outcome> {
 pub(crate) fn backend_dies(case: &Case<'_>) -> Result<Outcome> {
     let server = case.port(HTTP);
     let mut held = case.as_client(|| http::open(server, "/slow?ms=60000", http::DEADLINE))?;
-    let mut begin = [0; 12];
+    let mut status = [0; 12];
     held.set_read_timeout(Some(PATIENCE))?;
-    held.read_exact(&mut begin).context("the head of the slow answer")?;
+    held.read_exact(&mut status).context("the head of the slow answer")?;
     kill_task(case)?;
     let begun = Instant::now();
     wait_for_end(&mut held)?;
