@@ -1,85 +1,158 @@
-//! Tens of thousands of connections of which this process holds both ends: the client's in the client's namespace, the
-//! server's in the task's.
+//! Thousands of connections of which one process holds both ends: the client's in the client's namespace, the server's in the
+//! task's. Several such processes make a crowd beyond what one may have of descriptors.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rustix::net::{AddressFamily, SocketType, bind, connect, listen, socket, sockopt};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use xtask::lab::netns::Netns;
 
 const WORD: [u8; 4] = *b"word";
 const BACKLOG: i32 = 4096;
-/// Threads that open connections, for each client address.
-const OPENERS: usize = 2;
+const DEADLINE: Duration = Duration::from_mins(1);
+/// What a process says when all its connections have carried a word both ways.
+const GATHERED: &str = "gathered";
+/// The variable that tells a process its place.
+const PLACE_VAR: &str = "MESH_CROWD";
 
-/// The connections.
-pub(crate) struct Crowd {
-    clients: Vec<TcpStream>,
-    servers: Vec<TcpStream>,
+/// Where a process stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The client's namespace.
+    pub(crate) client: String,
+    /// A process of the task.
+    pub(crate) task: String,
+    /// What the clients connect to.
+    pub(crate) server: SocketAddrV4,
+    /// The port in the task.
+    pub(crate) port: u16,
+    /// How many connections.
+    pub(crate) count: usize,
 }
 
-impl Crowd {
-    /// Opens `each` connections from every one of `addresses` to `server`; they are accepted on `port` in the network
-    /// namespace of process `pid`.
+impl Place {
+    /// The place in the environment.
     ///
     /// # Errors
-    /// When one can't be opened or accepted.
-    pub(crate) fn gather(
-        client: &Netns,
-        addresses: &[Ipv4Addr],
-        each: usize,
-        server: SocketAddrV4,
-        pid: &str,
-        port: u16,
-    ) -> Result<Self> {
-        let total = addresses.len() * each;
-        allow_descriptors(total as u64 * 2 + 1000)?;
-        let listener = listen_inside(pid, port)?;
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| accept(&listener, total));
-            let openers: Vec<_> = addresses
-                .iter()
-                .flat_map(|address| (0..OPENERS).map(move |_| *address))
-                .map(|address| scope.spawn(move || client.run(|| open(address, server, each / OPENERS))))
-                .collect();
-            let mut clients = Vec::with_capacity(total);
-            for opener in openers {
-                clients.extend(opener.join().map_err(|_| anyhow!("an opener panicked"))??);
-            }
-            let servers = accepting.join().map_err(|_| anyhow!("the acceptor panicked"))??;
-            Ok(Self { clients, servers })
+    /// When there is none, or it can't be read.
+    pub(crate) fn told() -> Result<Self> {
+        let told = std::env::var(PLACE_VAR).with_context(|| format!("{PLACE_VAR} tells no place"))?;
+        let words: Vec<&str> = told.split(' ').collect();
+        let [client, task, server, port, count] = words[..] else {
+            return Err(anyhow!("{PLACE_VAR}={told}: expected five words"));
+        };
+        Ok(Self {
+            client: client.to_owned(),
+            task: task.to_owned(),
+            server: server.parse()?,
+            port: port.parse()?,
+            count: count.parse()?,
         })
     }
 
-    /// How many connections there are.
-    pub(crate) fn len(&self) -> usize {
-        self.clients.len().min(self.servers.len())
+    fn tell(&self) -> String {
+        format!("{} {} {} {} {}", self.client, self.task, self.server, self.port, self.count)
     }
+}
 
-    /// Lets a word go through every connection, from the client and back.
+/// A process that holds connections.
+pub(crate) struct Crowd {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Crowd {
+    /// Starts it.
     ///
     /// # Errors
-    /// When one has lost it after `deadline`.
-    pub(crate) fn speak(&mut self, deadline: Duration) -> Result<()> {
-        let until = Instant::now() + deadline;
-        for stream in &mut self.clients {
-            stream.write_all(&WORD).context("a client's word")?;
+    /// When it can't be started.
+    pub(crate) fn gather(place: &Place) -> Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["--ignored", "--exact", "crowd", "--nocapture"])
+            .env(PLACE_VAR, place.tell())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a process of the crowd")?;
+        let said = BufReader::new(process.stdout.take().context("no stdout")?);
+        Ok(Self { process, said })
+    }
+
+    /// Waits until its connections are there.
+    ///
+    /// # Errors
+    /// When it ends before.
+    pub(crate) fn wait_gathered(&mut self) -> Result<()> {
+        let mut line = String::new();
+        while self.said.read_line(&mut line)? > 0 {
+            if line.contains(GATHERED) {
+                return Ok(());
+            }
+            line.clear();
         }
-        for stream in &mut self.servers {
-            hear(stream, until).context("at the server")?;
-            stream.write_all(&WORD).context("the server's word")?;
-        }
-        for stream in &mut self.clients {
-            hear(stream, until).context("at the client")?;
-        }
+        Err(anyhow!("a process of the crowd ended: {}", self.process.wait()?))
+    }
+
+    /// Lets it speak over every connection once more, and end.
+    ///
+    /// # Errors
+    /// When a connection was lost.
+    pub(crate) fn speak_again(mut self) -> Result<()> {
+        drop(self.process.stdin.take());
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest)?;
+        let status = self.process.wait()?;
+        ensure!(status.success(), "a process of the crowd lost a connection: {rest}");
         Ok(())
     }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        // One that has ended can't be killed: as wanted.
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// The life of such a process: gathers, says so, waits for the end of its input, and speaks once more.
+///
+/// # Errors
+/// When a connection can't be opened, or is lost.
+pub(crate) fn hold(place: &Place) -> Result<()> {
+    let listener = listen_inside(&place.task, place.port)?;
+    let (mut clients, mut servers) = std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| accept(&listener, place.count));
+        let clients = Netns::named(place.client.clone()).run(|| open(place.server, place.count))?;
+        let servers = accepting.join().map_err(|_| anyhow!("the acceptor panicked"))??;
+        Ok::<_, anyhow::Error>((clients, servers))
+    })?;
+    speak(&mut clients, &mut servers).context("the first word")?;
+    println!("{GATHERED}");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    speak(&mut clients, &mut servers).context("a word after a while")
+}
+
+/// Lets a word go through every connection, from the client and back.
+fn speak(clients: &mut [TcpStream], servers: &mut [TcpStream]) -> Result<()> {
+    let until = Instant::now() + DEADLINE;
+    for stream in clients.iter_mut() {
+        stream.write_all(&WORD).context("a client's word")?;
+    }
+    for stream in servers.iter_mut() {
+        hear(stream, until).context("at the server")?;
+        stream.write_all(&WORD).context("the server's word")?;
+    }
+    for stream in clients {
+        hear(stream, until).context("at the client")?;
+    }
+    Ok(())
 }
 
 fn hear(stream: &mut TcpStream, until: Instant) -> Result<()> {
@@ -92,25 +165,18 @@ fn hear(stream: &mut TcpStream, until: Instant) -> Result<()> {
     Ok(())
 }
 
-fn accept(listener: &TcpListener, total: usize) -> Result<Vec<TcpStream>> {
-    (0..total)
-        .map(|number| Ok(listener.accept().with_context(|| format!("accept connection {number}"))?.0))
-        .collect()
+fn accept(listener: &TcpListener, count: usize) -> Result<Vec<TcpStream>> {
+    let one = |number| Ok(listener.accept().with_context(|| format!("accept connection {number}"))?.0);
+    (0..count).map(one).collect()
 }
 
-fn open(address: Ipv4Addr, server: SocketAddrV4, count: usize) -> Result<Vec<TcpStream>> {
-    (0..count)
-        .map(|number| {
-            let fd = socket(AddressFamily::INET, SocketType::STREAM, None).context("make a socket")?;
-            bind(&fd, &SocketAddrV4::new(address, 0)).with_context(|| format!("bind {address}"))?;
-            connect(&fd, &server).with_context(|| format!("connection {number} from {address}"))?;
-            Ok(TcpStream::from(fd))
-        })
-        .collect()
+fn open(server: SocketAddrV4, count: usize) -> Result<Vec<TcpStream>> {
+    let one = |number| TcpStream::connect(server).with_context(|| format!("connection {number} to {server}"));
+    (0..count).map(one).collect()
 }
 
-fn listen_inside(pid: &str, port: u16) -> Result<TcpListener> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net")).context("open the task's namespace")?;
+fn listen_inside(task: &str, port: u16) -> Result<TcpListener> {
+    let namespace = File::open(format!("/proc/{task}/ns/net")).context("open the task's namespace")?;
     let inside = || -> Result<TcpListener> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context("enter the task's namespace")?;
@@ -122,14 +188,4 @@ fn listen_inside(pid: &str, port: u16) -> Result<TcpListener> {
     };
     std::thread::scope(|scope| scope.spawn(inside).join())
         .map_err(|_| anyhow!("the listener's thread panicked"))?
-}
-
-fn allow_descriptors(count: u64) -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < count) {
-        let maximum = limit.maximum.map(|maximum| maximum.max(count));
-        setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum })
-            .with_context(|| format!("allow {count} descriptors (needs root)"))?;
-    }
-    Ok(())
 }
