@@ -1,10 +1,11 @@
 //! A behaviour, and the cell in which it is tried.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use xtask::cluster::Cluster;
+use xtask::lab::layout::ip6_of;
 
 use crate::ends;
 use crate::table::Outcome;
@@ -83,9 +84,9 @@ impl<'a> Case<'a> {
                 cluster.record.nodes.iter().find(|node| node.name != home.name).context("one node only")?
             }
         };
-        let of = |v4: std::net::Ipv4Addr| match family {
+        let of = |v4: Ipv4Addr| match family {
             Family::V4 => IpAddr::V4(v4),
-            Family::V6 => IpAddr::V6(in_v6(v4.octets()[3])),
+            Family::V6 => IpAddr::V6(ip6_of(v4)),
         };
         Ok(Self { cluster, family, client: of(cluster.record.client.ip), ingress: of(ingress.ip) })
     }
@@ -104,10 +105,4 @@ impl<'a> Case<'a> {
     pub(crate) fn is_userspace(&self) -> bool {
         self.cluster.record.datapath == "userspace"
     }
-}
-
-/// The lab's IPv6 address beside `10.77.0.N`: `fd77::N`, N written with decimal digits.
-fn in_v6(number: u8) -> Ipv6Addr {
-    let digits = u16::from(number / 100) << 8 | u16::from(number / 10 % 10) << 4 | u16::from(number % 10);
-    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
 }

@@ -24,7 +24,8 @@ const SPOOFING: &str =
 
 pub(crate) fn request(case: &Case<'_>) -> Result<Outcome> {
     let page = whoami(case)?;
-    ensure!(page["task"].as_str().is_some_and(|task| task.starts_with("conform.1")), "page: {page}");
+    let local: SocketAddr = page["local"].as_str().context("no address of the task in the page")?.parse()?;
+    ensure!(local.port() == 80, "expected the target port, not the published one: {page}");
     Ok(Outcome::Held)
 }
 

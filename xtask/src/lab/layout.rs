@@ -221,7 +221,7 @@ impl NodeLayout {
 /// The IPv6 address that ends as the IPv4 address does, to the eye: fd77::11 for 10.77.0.11.
 pub fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
     let [.., last] = ip.octets().map(u16::from);
-    let digits = last / 100 << 8 | last / 10 % 10 << 4 | last % 10;
+    let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
     Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
 }
 
