@@ -11,6 +11,8 @@
 
 mod ingress;
 #[cfg(test)]
+mod malformed;
+#[cfg(test)]
 mod model;
 mod reply;
 mod target;
