@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, bench, demo, lab, lint, setup, test, tidy};
+use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -31,6 +31,8 @@ enum Verb {
     Test(test::TestArgs),
     /// Measure mesh, and write BENCHMARKS.md and its plots
     Bench(bench::BenchArgs),
+    /// Look for packets that break the pipeline, with cargo-fuzz (installed if missing)
+    Fuzz(fuzz::FuzzArgs),
     /// Formatter, house rules, cargo-deny, clippy
     Lint,
     /// The house rules alone: sizes, names, module docs, dependencies
@@ -63,6 +65,7 @@ fn run(verb: &Verb) -> Result<()> {
             setup::ensure()?;
             bench::run(args)
         }
+        Verb::Fuzz(args) => fuzz::run(args),
         Verb::Lint => {
             setup::ensure()?;
             lint::check()
