@@ -215,7 +215,9 @@ fn in_force(cluster: &Cluster, service: &str, policy: &str, within: Duration) ->
         for node in &cluster.record.nodes {
             let labels = [("service", service), ("policy", policy)];
             let seen = samples(&cluster.metrics(node)?, "mesh_lb_policy_info", &labels);
-            ensure!(seen == [1.0], "{} has {seen:?}", node.name);
+            // One sample for each published port.
+            let all = !seen.is_empty() && seen.iter().all(|one| *one == 1.0);
+            ensure!(all, "{} has {seen:?}", node.name);
         }
         Ok(())
     })

@@ -151,7 +151,7 @@ fn cluster_tests() -> Result<()> {
     let names = test_targets(|package| package == "mesh-tests")?;
     cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--features", "mesh-tests/cluster"])
         .args(names.iter().flat_map(|name| ["--test", name]))
-        .args(["--", "--test-threads", "1"])
+        .args(["--", "--test-threads", "1", "--show-output"])
         .env(LAB_VAR, LAB_NAME)
         .run_shown_within(TEST_LIMIT)
 }

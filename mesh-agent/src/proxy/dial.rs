@@ -21,10 +21,11 @@ use super::sockopt::{Switch, switch_on};
 use super::warm::{self, Greeted, Warm};
 use crate::control_link::relay_keys::{RelayKey, RelayKeys};
 
-/// A task that does not answer within this is passed over.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// A task that does not answer within this is passed over. A SYN is repeated after a second: one may be lost, as when many
+/// come at once to a task that accepts slowly.
+const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
 /// A relay has its own deadline for the task, and needs time to say so.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+const ANSWER_DEADLINE: Duration = Duration::from_millis(3500);
 
 /// Why a backend could not be connected to.
 #[derive(Debug, Error)]
