@@ -216,8 +216,7 @@ fn in_force(cluster: &Cluster, service: &str, policy: &str, within: Duration) ->
             let labels = [("service", service), ("policy", policy)];
             let seen = samples(&cluster.metrics(node)?, "mesh_lb_policy_info", &labels);
             // One sample for each published port.
-            let all = !seen.is_empty() && seen.iter().all(|one| *one == 1.0);
-            ensure!(all, "{} has {seen:?}", node.name);
+            ensure!(!seen.is_empty() && seen == vec![1.0; seen.len()], "{} has {seen:?}", node.name);
         }
         Ok(())
     })
