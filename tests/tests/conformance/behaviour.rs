@@ -1,14 +1,19 @@
 //! A behaviour, and the cell in which it is tried.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::cluster::Cluster;
 use xtask::lab::layout::ip6_of;
+use xtask::lab::record::NodeRecord;
 
 use crate::ends;
 use crate::table::Outcome;
+
+/// How long an answer to a datagram may take.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// What must hold in every cell.
 #[derive(Clone, Copy)]
@@ -67,7 +72,11 @@ pub(crate) struct Case<'a> {
     pub(crate) family: Family,
     /// The client's address.
     pub(crate) client: IpAddr,
+    /// Where the task runs.
+    pub(crate) placed: Placed,
     /// The node that is asked.
+    pub(crate) node: &'a NodeRecord,
+    /// Its address in this family.
     pub(crate) ingress: IpAddr,
 }
 
@@ -88,7 +97,14 @@ impl<'a> Case<'a> {
             Family::V4 => IpAddr::V4(v4),
             Family::V6 => IpAddr::V6(ip6_of(v4)),
         };
-        Ok(Self { cluster, family, client: of(cluster.record.client.ip), ingress: of(ingress.ip) })
+        Ok(Self {
+            cluster,
+            family,
+            client: of(cluster.record.client.ip),
+            placed,
+            node: ingress,
+            ingress: of(ingress.ip),
+        })
     }
 
     /// A published port of the node that is asked.
@@ -99,6 +115,18 @@ impl<'a> Case<'a> {
     /// Runs `work` where the client stands.
     pub(crate) fn as_client<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.cluster.client().run(work)
+    }
+
+    /// A client's UDP socket that speaks to a published port of the node that is asked. Call it as the client.
+    pub(crate) fn udp(&self, port: u16) -> Result<UdpSocket> {
+        let any = match self.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(self.port(port))?;
+        socket.set_read_timeout(Some(ANSWER))?;
+        Ok(socket)
     }
 
     /// Whether the lab is in userspace.

@@ -1,7 +1,7 @@
 //! Backends that are not there, or not any more: the client learns it at once.
 
 use std::io::{ErrorKind, Read};
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,7 +9,7 @@ use mesh_tests::PATIENCE;
 use xtask::client::http;
 use xtask::cluster::{Docker, eventually};
 
-use crate::behaviour::{Case, Family};
+use crate::behaviour::Case;
 use crate::ends::{self, HTTP, NOBODY, SERVICE};
 use crate::table::Outcome;
 use crate::transfer;
@@ -33,15 +33,8 @@ pub(crate) fn udp_without_backend(case: &Case<'_>) -> Result<Outcome> {
             "userspace: a bound UDP port can't answer port unreachable without raw sockets",
         ));
     }
-    let server = case.port(NOBODY);
-    let any = match case.family {
-        Family::V4 => "0.0.0.0:0",
-        Family::V6 => "[::]:0",
-    };
     case.as_client(|| {
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(server)?;
-        socket.set_read_timeout(Some(AT_ONCE))?;
+        let socket = case.udp(NOBODY)?;
         socket.send(b"anyone?")?;
         match socket.recv(&mut [0; 64]) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Outcome::Held),

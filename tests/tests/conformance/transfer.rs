@@ -1,7 +1,7 @@
 //! Data gets through, whole, and says where it came from.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use xtask::client::http;
 use xtask::cluster::eventually;
 
-use crate::behaviour::{Case, Family};
+use crate::behaviour::Case;
 use crate::ends::{ECHO, HTTP, UDP_ECHO};
 use crate::table::Outcome;
 
@@ -122,15 +122,8 @@ pub(crate) fn large_datagram(case: &Case<'_>) -> Result<Outcome> {
 
 /// Sends a datagram to the echo until it answers; the answer's first line and the rest.
 fn exchange(case: &Case<'_>, datagram: &[u8]) -> Result<(String, Vec<u8>)> {
-    let server = case.port(UDP_ECHO);
-    let any = match case.family {
-        Family::V4 => "0.0.0.0:0",
-        Family::V6 => "[::]:0",
-    };
     case.as_client(|| {
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(server)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let socket = case.udp(UDP_ECHO)?;
         let mut buffer = vec![0; 65_536];
         // Datagrams may be lost, on loopback too: three tries are no failure.
         for attempt in 1..=3 {
