@@ -19,6 +19,8 @@ pub const LAB_VAR: &str = "MESH_LAB";
 
 const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
+/// Cluster tests of what doesn't depend on who takes the packets: they run in the first lab only.
+const CONTROL_PLANE_TESTS: [&str; 1] = ["docker_cli"];
 /// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
 const TEST_LIMIT: Duration = Duration::from_mins(20);
 
@@ -132,11 +134,15 @@ fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
 fn cluster() -> Result<Outcome> {
     let binaries = artifacts::build()?;
     let layout = Layout::new(LAB_NAME.parse::<LabName>()?);
-    for datapath in CLUSTER_DATAPATHS {
+    let (once, each): (Vec<_>, Vec<_>) = test_targets(|package| package == "mesh-tests")?
+        .into_iter()
+        .partition(|name| CONTROL_PLANE_TESTS.contains(&name.as_str()));
+    for (number, datapath) in CLUSTER_DATAPATHS.into_iter().enumerate() {
+        let once = if number == 0 { &once[..] } else { &[] };
         println!("── cluster: {}", datapath.as_str());
         let options = UpOptions { nodes: 3, managers: 1, datapath, bare: false };
         Lab::up(&layout, &options, &binaries)?;
-        let tested = cluster_tests();
+        let tested = cluster_tests(once.iter().chain(&each));
         if tested.is_err() {
             println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
         }
@@ -147,10 +153,9 @@ fn cluster() -> Result<Outcome> {
 }
 
 /// One test at a time: they share the lab, and some break it.
-fn cluster_tests() -> Result<()> {
-    let names = test_targets(|package| package == "mesh-tests")?;
+fn cluster_tests<'a>(names: impl Iterator<Item = &'a String>) -> Result<()> {
     cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--features", "mesh-tests/cluster"])
-        .args(names.iter().flat_map(|name| ["--test", name]))
+        .args(names.flat_map(|name| ["--test", name]))
         .args(["--", "--test-threads", "1", "--show-output"])
         .env(LAB_VAR, LAB_NAME)
         .run_shown_within(TEST_LIMIT)
