@@ -16,6 +16,7 @@ pub mod plan;
 pub mod planners;
 
 pub mod allocator;
+pub mod drain;
 pub mod enforcer;
 pub mod liveness;
 pub mod orchestrator;

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use mesh_state::ids::{NodeId, TaskId};
+use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::NodeState;
 use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
 use mesh_state::service::Service;
-use mesh_state::spec::PublishMode;
+use mesh_state::spec::{PublishMode, ServiceSpec};
 use mesh_state::task::{Task, TaskEndpoint, TaskState};
 
 use crate::snapshot::ClusterSnapshot;
@@ -50,22 +50,12 @@ impl Table {
         }
         for service in snapshot.services.values() {
             let ports = ingress_ports(service);
-            if ports.is_empty() {
-                continue;
+            if !ports.is_empty() {
+                entries.add(snapshot, &service.id, &service.spec, ports);
             }
-            // Labels were checked when they were written; one from a later version means the default here.
-            let settings = LbSettings::from_labels(&service.spec.labels).unwrap_or_default();
-            let backends =
-                snapshot.tasks_of(&service.id).flat_map(|task| backends(snapshot, service, &settings, task));
-            entries.backends.extend(backends.map(|backend| (backend.id, backend)));
-            let entry = MeshService {
-                id: service.id.to_string(),
-                name: service.spec.name.clone(),
-                policy: settings.policy.to_string(),
-                ports,
-                settings_json: serde_json::to_string(&settings).unwrap_or_default(),
-            };
-            entries.services.insert(entry.id.clone(), entry);
+        }
+        for (service, (spec, ports)) in removed_services(snapshot, &entries) {
+            entries.add(snapshot, service, spec, ports);
         }
         Self {
             generation: u64::try_from(snapshot.revision).unwrap_or_default(),
@@ -128,6 +118,57 @@ impl Table {
     }
 }
 
+impl Entries {
+    /// Adds a service that answers on `ports`, and its backends.
+    fn add(&mut self, snapshot: &ClusterSnapshot, id: &ServiceId, spec: &ServiceSpec, ports: Vec<MeshPort>) {
+        // Labels were checked when they were written; one from a later version means the default here.
+        let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
+        let backends = snapshot.tasks_of(id).flat_map(|task| backends(snapshot, &spec.name, &settings, task));
+        self.backends.extend(backends.map(|backend| (backend.id, backend)));
+        let entry = MeshService {
+            id: id.to_string(),
+            name: spec.name.clone(),
+            policy: settings.policy.to_string(),
+            ports,
+            settings_json: serde_json::to_string(&settings).unwrap_or_default(),
+        };
+        self.services.insert(entry.id.clone(), entry);
+    }
+
+    fn answers_on(&self, port: &MeshPort) -> bool {
+        let ports = self.services.values().flat_map(|service| &service.ports);
+        ports.into_iter().any(|taken| (&taken.protocol, taken.published) == (&port.protocol, port.published))
+    }
+}
+
+/// Services that were removed while tasks of theirs still run, with the ports that nobody else has by now: their live flows go on,
+/// and new ones are refused, until the tasks have stopped.
+fn removed_services<'a>(
+    snapshot: &'a ClusterSnapshot,
+    entries: &Entries,
+) -> BTreeMap<&'a ServiceId, (&'a ServiceSpec, Vec<MeshPort>)> {
+    let mut removed: BTreeMap<&ServiceId, (&ServiceSpec, Vec<MeshPort>)> = BTreeMap::new();
+    let left = snapshot.tasks.values().filter(|task| {
+        !snapshot.services.contains_key(&task.service_id) && snapshot.state_of(task) == TaskState::Running
+    });
+    for task in left {
+        let Some(spec) = snapshot.spec_of(task) else { continue };
+        let (_, ports) = removed.entry(&task.service_id).or_insert((spec, Vec::new()));
+        for endpoint in &task.endpoints {
+            let port = MeshPort {
+                protocol: endpoint.protocol.to_string(),
+                published: endpoint.published_port.into(),
+                target: endpoint.target_port.into(),
+            };
+            if !ports.contains(&port) && !entries.answers_on(&port) {
+                ports.push(port);
+            }
+        }
+    }
+    removed.retain(|_, (_, ports)| !ports.is_empty());
+    removed
+}
+
 /// New and changed values, and keys that are gone.
 fn changes<K: Ord + Clone, V: PartialEq + Clone>(
     old: &BTreeMap<K, V>,
@@ -153,7 +194,7 @@ fn ingress_ports(service: &Service) -> Vec<MeshPort> {
 /// The backends of a task: none unless it is observed running, at a known address, on a known node.
 fn backends(
     snapshot: &ClusterSnapshot,
-    service: &Service,
+    service_name: &str,
     settings: &LbSettings,
     task: &Task,
 ) -> Vec<MeshBackend> {
@@ -165,7 +206,10 @@ fn backends(
         return Vec::new();
     }
     let weight = settings.weight_of(&task.slot, node_weight(&node.spec.labels).unwrap_or(NonZeroU32::MIN));
+    let is_retired =
+        task.desired_state == TaskState::Remove || !snapshot.services.contains_key(&task.service_id);
     let state = match (snapshot.node_state(&node.id), task.desired_state) {
+        _ if is_retired => BackendState::Retired,
         (NodeState::Silent | NodeState::Down, _) => BackendState::Silent,
         // A running task tells an error only when it is unwell, and is being stopped for it.
         (NodeState::Ready, TaskState::Running) if status.err.is_empty() => BackendState::Active,
@@ -173,9 +217,9 @@ fn backends(
     };
     let backend = |endpoint: &TaskEndpoint| MeshBackend {
         id: endpoint.backend_id.get(),
-        service_id: service.id.to_string(),
+        service_id: task.service_id.to_string(),
         task_id: task.id.to_string(),
-        task_name: service.task_name(&task.slot),
+        task_name: format!("{service_name}.{}", task.slot),
         node_id: node.id.to_string(),
         address: address.to_string(),
         protocol: endpoint.protocol.to_string(),
@@ -303,6 +347,29 @@ mod tests {
         world.put_task(&second);
         world.report(&"t2".into(), TaskState::Starting);
         assert_eq!(states(&world), [(7, BackendState::Active)]);
+    }
+
+    #[test]
+    fn a_removed_services_flows_go_on_until_its_tasks_have_stopped() {
+        let mut world = world();
+        let mut first = world.snapshot.tasks[&TaskId::from("t1")].value.clone();
+        first.desired_state = TaskState::Remove;
+        world.put_task(&first);
+        assert_eq!(states(&world), [(7, BackendState::Retired)], "a dropped slot's task gets no new flows");
+        world.remove_service("web");
+        let whole = Table::of(&world.snapshot).whole();
+        assert_eq!((whole.services.len(), whole.services[0].ports[0].published), (1, 80), "{whole:?}");
+        assert_eq!(states(&world), [(7, BackendState::Retired)]);
+
+        let mut next = service("next", 1);
+        next.ports = vec![ingress(80, 8080)];
+        world.put_service(&next);
+        let whole = Table::of(&world.snapshot).whole();
+        let names: Vec<_> = whole.services.iter().map(|service| &*service.name).collect();
+        assert_eq!(names, ["next"], "a port has one service");
+        world.remove_service("next");
+        world.report(&"t1".into(), TaskState::Shutdown);
+        assert_eq!(Table::of(&world.snapshot).whole().services, [], "its last task has stopped");
     }
 
     #[test]

@@ -112,11 +112,13 @@ pub enum BackendState {
     Draining,
     /// Its node is silent: only if there is neither an active nor a draining one.
     Silent,
+    /// Never: its slot or its service is gone; its flows live.
+    Retired,
 }
 
 impl BackendState {
     /// Every state, best first.
-    pub const ALL: [Self; 3] = [Self::Active, Self::Draining, Self::Silent];
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Silent, Self::Retired];
 }
 
 /// Why a table was refused. The view it was meant for stays as it is.
@@ -293,6 +295,7 @@ fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> 
         proto::BackendState::Active => BackendState::Active,
         proto::BackendState::Draining => BackendState::Draining,
         proto::BackendState::Silent => BackendState::Silent,
+        proto::BackendState::Retired => BackendState::Retired,
         proto::BackendState::Unspecified => return Err(entry("state", backend.state.to_string())),
     };
     Ok(BackendView {

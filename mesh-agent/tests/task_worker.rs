@@ -15,7 +15,7 @@ use mesh_agent::task::bridge::BridgePlan;
 use mesh_agent::task::cache::TaskCache;
 use mesh_agent::task::container_spec::NodeIdentity;
 use mesh_agent::task::docker::DockerEngine;
-use mesh_agent::task::network::{RunningTask, TaskNetwork, TaskNetworkError};
+use mesh_agent::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 use mesh_agent::task::runtime::Runtime as _;
 use mesh_agent::task::worker::{self, Parts};
 use mesh_state::ids::TaskId;
@@ -34,6 +34,10 @@ impl TaskNetwork for Links {
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
         self.log.lock().unwrap().push(format!("started {} {}", task.task_id, task.address));
         Ok(())
+    }
+
+    async fn flows_left(&self, _task: &Draining) -> Result<u64, TaskNetworkError> {
+        Ok(0)
     }
 
     async fn stopped(&self, task_id: &TaskId) {
@@ -134,6 +138,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
         service_labels: mesh_state::spec::Labels::default(),
         spec: serde_json::from_value(template).unwrap(),
         host_ports: Vec::new(),
+        drain: mesh_state::task::Drain::default(),
     }
 }
 

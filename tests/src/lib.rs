@@ -7,6 +7,7 @@
 
 #![cfg(feature = "cluster")]
 
+pub mod downloads;
 pub mod lab;
 
 use std::net::SocketAddrV4;

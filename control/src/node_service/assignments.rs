@@ -1,6 +1,6 @@
 //! What a node is to run, and what changed of it since it was last told.
 //!
-//! Invariants: pure; a node is told of each of its tasks once for each write of the task; a task that was observed at its end is
+//! Invariants: pure; a node is told of each of its tasks once for each write of the task, and once its drain is announced; a task that was observed at its end is
 //! never shown as one to run, so a node that lost its memory doesn't run it again.
 //!
 //! Left to others: sending.
@@ -10,14 +10,15 @@ use std::collections::BTreeMap;
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::proto;
 use mesh_state::spec::{PortConfig, PublishMode, ServiceSpec};
-use mesh_state::task::{Assignment, Task, TaskState};
+use mesh_state::task::{Assignment, Drain, Task, TaskState};
 
+use crate::drain;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
-/// What a node was told: its tasks, each with the revision of the task that it was told of.
+/// What a node was told: its tasks, each with the revision of the task that it was told of, and how it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Told {
-    tasks: Option<BTreeMap<TaskId, i64>>,
+    tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
 }
 
 /// What to tell `node` now: everything the first time, then what changed; nothing if nothing did.
@@ -36,9 +37,10 @@ pub fn tell(
     for task in snapshot.tasks_on(node) {
         // A spec that isn't there yet comes with a later snapshot.
         let Some(spec) = snapshot.spec_of(task) else { continue };
-        now.insert(task.id.clone(), task.mod_revision);
-        if known.get(&task.id) != Some(&task.mod_revision) {
-            let assignment_json = serde_json::to_string(&assignment(task, spec, snapshot))?;
+        let drain = drain::of(snapshot, task);
+        now.insert(task.id.clone(), (task.mod_revision, drain));
+        if known.get(&task.id) != Some(&(task.mod_revision, drain)) {
+            let assignment_json = serde_json::to_string(&assignment(task, spec, snapshot, drain))?;
             set.push(proto::Assignment { task_id: task.id.to_string(), assignment_json });
         }
     }
@@ -49,7 +51,12 @@ pub fn tell(
     Ok(news.then_some(proto::Assignments { full, set, removed_task_ids }))
 }
 
-fn assignment(task: &Stored<Task>, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> Assignment {
+fn assignment(
+    task: &Stored<Task>,
+    spec: &ServiceSpec,
+    snapshot: &ClusterSnapshot,
+    drain: Drain,
+) -> Assignment {
     let mut task = task.value.clone();
     if snapshot.state_of(&task).is_terminal() {
         task.desired_state = task.desired_state.max(TaskState::Shutdown);
@@ -64,6 +71,7 @@ fn assignment(task: &Stored<Task>, spec: &ServiceSpec, snapshot: &ClusterSnapsho
         spec: spec.task_template.clone(),
         host_ports,
         task,
+        drain,
     }
 }
 

@@ -1,4 +1,5 @@
-//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped or a minute has passed.
+//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped or had a minute for it after
+//! their drain.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,11 +10,12 @@ use mesh_state::task::{Task, TaskState};
 use rand::RngCore;
 
 use super::decide::after;
+use crate::drain;
 use crate::orchestrator::slots;
 use crate::plan::{Action, Plan};
 use crate::snapshot::{ClusterSnapshot, Stored};
 
-/// An old task that has not stopped after so long is not waited for any more.
+/// An old task that has not stopped so long after the limit of its drain is not waited for any more.
 pub const STOP_WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Promotes what waits no longer; asks for a pass when the next one's time comes.
@@ -57,5 +59,5 @@ fn held_until(now: Timestamp, snapshot: &ClusterSnapshot, older: &Task) -> Optio
         return None;
     }
     let asked_at = older.shutdown_at.unwrap_or(older.created_at);
-    after(asked_at, STOP_WAIT_MAX).filter(|moment| *moment > now)
+    after(asked_at, STOP_WAIT_MAX + drain::limit(snapshot, older)).filter(|moment| *moment > now)
 }

@@ -199,6 +199,18 @@ pub struct Assignment {
     /// Ports published on the task's own node only (`mode=host`).
     #[serde(default)]
     pub host_ports: Vec<crate::spec::PortConfig>,
+    /// How the task's flows end before the task does.
+    #[serde(default)]
+    pub drain: Drain,
+}
+
+/// How the flows of a task that is to stop end before it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Drain {
+    /// Whether every node that is heard knows that the task gets no new flows.
+    pub announced: bool,
+    /// How long live flows are waited for, seconds; 0: not at all.
+    pub limit_s: u32,
 }
 
 #[cfg(test)]

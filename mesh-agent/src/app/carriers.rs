@@ -14,8 +14,9 @@ use crate::config::Config;
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
 use crate::error_chain;
 use crate::lb::loads::Loads;
+use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
-use crate::task::network::{RunningTask, TaskNetwork, TaskNetworkError};
+use crate::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 
 /// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
 ///
@@ -72,17 +73,20 @@ pub(super) async fn report_applied(
 /// Connects tasks to the kernel programs; the proxy reaches them without.
 pub(super) struct MeshNetwork {
     pub(super) datapath: Option<Arc<Datapath>>,
+    /// Carries what the programs leave over.
+    pub(super) proxy: Arc<Proxy>,
     /// Measures the tasks' loads, with programs or without.
     pub(super) meter: Arc<LoadMeter>,
 }
 
 impl MeshNetwork {
     /// Runs blocking work of the data plane, if there is one.
-    async fn blocking<F>(&self, work: F) -> Result<(), TaskNetworkError>
+    async fn blocking<T, F>(&self, work: F) -> Result<T, TaskNetworkError>
     where
-        F: FnOnce(&Datapath) -> Result<(), DatapathError> + Send + 'static,
+        T: Default + Send + 'static,
+        F: FnOnce(&Datapath) -> Result<T, DatapathError> + Send + 'static,
     {
-        let Some(datapath) = self.datapath.clone() else { return Ok(()) };
+        let Some(datapath) = self.datapath.clone() else { return Ok(T::default()) };
         match tokio::task::spawn_blocking(move || work(&datapath)).await {
             Ok(result) => result.map_err(|error| TaskNetworkError(error_chain(&error))),
             Err(error) => Err(TaskNetworkError(error.to_string())),
@@ -101,6 +105,12 @@ impl TaskNetwork for MeshNetwork {
             address6: task.address6,
         };
         self.blocking(move |datapath| datapath.attach_task(&link)).await
+    }
+
+    async fn flows_left(&self, task: &Draining) -> Result<u64, TaskNetworkError> {
+        let proxied = self.proxy.ledger().drain(&task.backends);
+        let asked = task.clone();
+        Ok(proxied + self.blocking(move |datapath| datapath.flows_left(&asked)).await?)
     }
 
     async fn stopped(&self, task_id: &TaskId) {

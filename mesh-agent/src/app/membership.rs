@@ -17,6 +17,7 @@ use crate::control_link::identity::Identity;
 use crate::control_link::{Ends, Link, join_any};
 use crate::datapath::Datapath;
 use crate::metrics::NodeFacts;
+use crate::proxy::Proxy;
 use crate::shutdown::Components;
 use crate::task::bridge::BridgePlan;
 use crate::task::cache::TaskCache;
@@ -36,6 +37,7 @@ pub(super) struct Membership {
     pub(super) identity: Option<Identity>,
     pub(super) state: State,
     pub(super) datapath: Option<Arc<Datapath>>,
+    pub(super) proxy: Arc<Proxy>,
     pub(super) datapath_name: &'static str,
     pub(super) node: watch::Sender<NodeFacts>,
 }
@@ -108,7 +110,7 @@ impl Membership {
         });
         let parts = worker::Parts {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
-            network: Arc::new(MeshNetwork { datapath: self.datapath, meter }),
+            network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
             node: NodeIdentity {
                 id: identity.node_id.clone(),
                 hostname: self.config.name.clone(),

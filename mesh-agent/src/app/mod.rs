@@ -109,7 +109,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         applied: applied.clone(),
         connected: is_connected,
         node: node_facts,
-        proxy,
+        proxy: Arc::clone(&proxy),
         data_dir: config.data_dir.clone(),
         datapath: datapath.clone(),
         loads: Arc::clone(&loads),
@@ -133,7 +133,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     let state = State { view, relay_keys, connected, applied, loads: Arc::clone(&loads) };
-    let membership = Membership { config, identity, state, datapath, datapath_name, node };
+    let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
 }

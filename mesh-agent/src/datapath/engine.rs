@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::attach::Hooks;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
+use super::drain::Flows;
 use super::error::DatapathError;
 use super::facts::TaskPort;
 use super::loader;
@@ -55,6 +56,7 @@ pub struct Datapath {
     pub(super) state: Mutex<State>,
     network: Mutex<Network>,
     sweeper: Mutex<Sweeper>,
+    pub(super) flows: Mutex<Flows>,
     census: Mutex<Census>,
     pub(super) counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
@@ -82,6 +84,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let ebpf = loader::load(&pins, config.tables)?;
     carry_over(&pins);
     let sweeper = Sweeper::open(&pins)?;
+    let flows = Flows::open(&pins)?;
     let capacities = sweeper.capacities()?;
     if capacities.get(names::FLOWS_ESTABLISHED) != Some(&config.tables.established)
         || capacities.get(names::FLOWS_HALF_OPEN) != Some(&config.tables.half_open)
@@ -101,6 +104,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
         network: Mutex::new(Network { uplinks, routes: Routes::default() }),
         sweeper: Mutex::new(sweeper),
+        flows: Mutex::new(flows),
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
         lacks_neighbours: AtomicBool::new(false),

@@ -8,7 +8,7 @@
 //!
 //! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
 //! [`contents`] and [`facts`] ([`index`]: which number is whose; [`health`]: who is left out for now); `pulse` does what is due every
-//! second; `sweep` and `stats` read flows and
+//! second; `sweep`, `drain` and `stats` read flows and
 //! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
@@ -22,6 +22,7 @@ pub mod index;
 mod attach;
 mod carry_over;
 mod config;
+mod drain;
 mod engine;
 mod error;
 mod loader;

@@ -28,9 +28,12 @@ pub struct Candidate {
 }
 
 /// The ids to fill a port's slots with: the active backends (with `prefer_local` this node's active ones, if it has any), else the
-/// draining, else the silent ones, else none. They are interleaved by weight, or a Maglev table if the policy needs one.
+/// draining, else the silent ones, else none; retired ones never. They are interleaved by weight, or a Maglev table if the policy needs one.
 pub fn compose(policy: Policy, prefer_local: bool, candidates: &[Candidate]) -> Vec<u32> {
-    let Some(best) = candidates.iter().map(|candidate| candidate.state).min() else { return Vec::new() };
+    let states = candidates.iter().map(|candidate| candidate.state);
+    let Some(best) = states.filter(|state| *state != BackendState::Retired).min() else {
+        return Vec::new();
+    };
     let is_here = |candidate: &Candidate| candidate.is_local && candidate.state == BackendState::Active;
     let only_local = prefer_local && candidates.iter().any(is_here);
     let selectable: Vec<(u32, u64)> = candidates
@@ -97,8 +100,10 @@ mod tests {
 
     #[test]
     fn the_best_state_alone_is_selectable() {
-        use BackendState::{Active, Draining, Silent};
+        use BackendState::{Active, Draining, Retired, Silent};
         check(&[], &[]);
+        check(&[candidate(1, Retired, 1)], &[]);
+        check(&[candidate(1, Retired, 1), candidate(2, Silent, 1)], &[2]);
         check(&[candidate(1, Draining, 1), candidate(2, Active, 1), candidate(3, Silent, 1)], &[2]);
         check(&[candidate(1, Draining, 1), candidate(3, Silent, 1)], &[1]);
         check(&[candidate(3, Silent, 1), candidate(4, Silent, 1)], &[3, 4]);
@@ -134,7 +139,8 @@ mod tests {
         #[test]
         fn shares_follow_weights(candidates in candidates()) {
             let members = members(&candidates);
-            let best = candidates.iter().map(|candidate| candidate.state).min();
+            let states = candidates.iter().map(|candidate| candidate.state);
+            let best = states.filter(|state| *state != BackendState::Retired).min();
             let selectable: Vec<_> = candidates.iter().filter(|c| Some(c.state) == best).collect();
             let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
             for id in &members {

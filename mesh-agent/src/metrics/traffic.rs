@@ -96,12 +96,12 @@ fn add_states(
 ) {
     // What fails too often is as good as silent.
     let shown = |backend: &BackendView| match backend.state {
-        BackendState::Active if is_ejected(backend) => BackendState::Silent,
-        state => state,
+        BackendState::Active if is_ejected(backend) => state_label(BackendState::Silent),
+        state => state_label(state),
     };
-    for state in BackendState::ALL {
+    for state in [BackendState::Active, BackendState::Draining, BackendState::Silent].map(state_label) {
         let count = backends.iter().filter(|backend| shown(backend) == state).count();
-        let labels = with(labels, &[("state", state_label(state))]);
+        let labels = with(labels, &[("state", state)]);
         samples.add(&names::FRONTEND_BACKENDS, &labels, number(count as u64));
     }
 }
@@ -199,7 +199,7 @@ fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a>
 fn state_label(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",
-        BackendState::Draining => "draining",
+        BackendState::Draining | BackendState::Retired => "draining",
         BackendState::Silent => "unhealthy",
     }
 }

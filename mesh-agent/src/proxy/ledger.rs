@@ -6,7 +6,7 @@
 //! Left to others: turning figures into metrics (`metrics`).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_state::ids::{BackendId, ServiceId};
@@ -28,6 +28,9 @@ pub struct BackendEntry {
     request_bytes: AtomicU64,
     reply_bytes: AtomicU64,
     failures: [AtomicU64; FailureReason::ALL.len()],
+    /// Connections that live and began before the drain, those relayed for other nodes included.
+    waited_for: AtomicU64,
+    drains: AtomicBool,
     gone: CancellationToken,
 }
 
@@ -160,6 +163,12 @@ impl Ledger {
         });
     }
 
+    /// Connections to these backends that a drain waits for, from now on without later ones.
+    pub fn drain(&self, backends: &[BackendId]) -> u64 {
+        let entries = self.lock();
+        backends.iter().filter_map(|id| entries.backends.get(id)).map(|entry| entry.drain()).sum()
+    }
+
     /// All figures now.
     pub fn stats(&self) -> ProxyStats {
         let entries = self.lock();
@@ -195,7 +204,29 @@ impl BackendEntry {
     /// Counts a connection assigned to the backend, until the guard is dropped.
     pub fn open(self: &Arc<Self>) -> Opened {
         self.opened.fetch_add(1, Ordering::Relaxed);
-        Opened { entry: Arc::clone(self) }
+        Opened { waited_for: Some(self.wait_for()), entry: Arc::clone(self) }
+    }
+
+    /// Counts a UDP flow assigned to the backend, until the guard is dropped. No drain waits for it: whether it goes on is known by
+    /// its timeout only, and its next datagram finds another backend.
+    pub fn open_flow(self: &Arc<Self>) -> Opened {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Opened { waited_for: None, entry: Arc::clone(self) }
+    }
+
+    /// Has a drain wait for a connection until the guard is dropped, if none has begun yet.
+    pub fn wait_for(self: &Arc<Self>) -> WaitedFor {
+        let counted = !self.drains.load(Ordering::Acquire);
+        if counted {
+            self.waited_for.fetch_add(1, Ordering::AcqRel);
+        }
+        WaitedFor { entry: Arc::clone(self), counted }
+    }
+
+    /// Connections that a drain of the backend waits for; later ones are not among them from now on.
+    pub fn drain(&self) -> u64 {
+        self.drains.store(true, Ordering::Release);
+        self.waited_for.load(Ordering::Acquire)
     }
 
     /// Counts a failed attempt to connect.
@@ -318,6 +349,23 @@ impl FrontendEntry {
 #[derive(Debug)]
 pub struct Opened {
     entry: Arc<BackendEntry>,
+    #[expect(dead_code, reason = "held for its drop")]
+    waited_for: Option<WaitedFor>,
+}
+
+/// A connection that a drain of its backend waits for, if it began before the drain; dropped when it ends.
+#[derive(Debug)]
+pub struct WaitedFor {
+    entry: Arc<BackendEntry>,
+    counted: bool,
+}
+
+impl Drop for WaitedFor {
+    fn drop(&mut self) {
+        if self.counted {
+            self.entry.waited_for.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Drop for Opened {
@@ -346,6 +394,20 @@ mod tests {
         assert_eq!(ledger.stats().backends.len(), 0, "its figures vanish");
         drop(open);
         assert!(!ledger.backend(id).gone().is_cancelled(), "a later backend of this id starts afresh");
+    }
+
+    #[test]
+    fn a_drain_waits_for_what_began_before_it() {
+        let ledger = Ledger::default();
+        let entry = ledger.backend(BackendId::new(1).expect("an id"));
+        let (before, relayed, flow) = (entry.open(), entry.wait_for(), entry.open_flow());
+        assert_eq!(entry.drain(), 2, "a connection and one that is relayed; no UDP flow");
+        let late = entry.open();
+        assert_eq!(entry.drain(), 2, "what comes later is not waited for");
+        drop((before, flow));
+        assert_eq!(entry.drain(), 1);
+        drop((relayed, late));
+        assert_eq!((entry.drain(), entry.live()), (0, 0));
     }
 
     #[test]

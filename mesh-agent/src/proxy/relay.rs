@@ -97,6 +97,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr) {
     if asked.target.protocol == Protocol::Udp {
         return udp::relayed::carry(stream, &asked.target, asked.task).await;
     }
+    let waited_for = asked.target.entry.wait_for();
     match dial_task(asked.task, asked.target.tells_client.then_some(asked.ends)).await {
         Ok(task) => {
             if let Err(error) = carry(stream, task, &asked.target).await {
@@ -106,6 +107,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr) {
         }
         Err(error) => refuse(stream, peer, &error.into()).await,
     }
+    drop(waited_for);
 }
 
 async fn refuse(mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {

@@ -3,7 +3,7 @@
 //! Invariants: nothing is decided here but when to look again; an engine that does not answer changes no status, it is only asked again.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_state::Timestamp;
 use mesh_state::ids::TaskId;
@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::container_spec::{self, NodeIdentity};
+use super::drain::{Progress, Verdict};
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{ContainerFacts, Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
@@ -62,6 +63,20 @@ pub(super) struct Driver {
     pub(super) nudge: Arc<Notify>,
     pub(super) last: TaskStatus,
     pub(super) link: Link,
+    /// Its drain, once it is to stop.
+    pub(super) drain: Drain,
+}
+
+/// How far a task's drain is.
+#[derive(Debug, Default)]
+pub(super) enum Drain {
+    /// It is not to stop.
+    #[default]
+    Ahead,
+    /// Its flows end.
+    Underway(Progress),
+    /// It may be stopped.
+    Over,
 }
 
 /// What taking a step came to.
@@ -121,8 +136,13 @@ impl Driver {
     /// Takes steps until one changed the container or there is none.
     async fn advance(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         loop {
-            let situation =
-                Situation { desired: goal.desired, container: seen, last: &self.last, link: self.link };
+            let situation = Situation {
+                desired: goal.desired,
+                container: seen,
+                last: &self.last,
+                link: self.link,
+                drains: !matches!(self.drain, Drain::Over) && !goal.assignment.task.endpoints.is_empty(),
+            };
             let step = next(now(), &situation);
             debug!(task = %self.id, ?step, "next step");
             match self.take(step, goal, seen).await {
@@ -147,6 +167,7 @@ impl Driver {
                 self.link = Link::Apart;
                 Taken::Told
             }
+            Step::Drain => self.drain(goal).await,
             Step::Stop => {
                 let grace = container_spec::grace(&goal.assignment);
                 info!(task = %self.id, container, ?grace, "stop container");
@@ -221,6 +242,43 @@ impl Driver {
                 Taken::Retry(error.to_string())
             }
         }
+    }
+
+    /// Waits until the task's flows have ended, or the limit has passed, or something changed.
+    async fn drain(&mut self, goal: &Goal) -> Taken {
+        let mut progress = match std::mem::take(&mut self.drain) {
+            Drain::Underway(progress) => progress,
+            Drain::Ahead | Drain::Over => {
+                info!(task = %self.id, limit_s = goal.assignment.drain.limit_s, "drain task");
+                Progress::begin(Instant::now())
+            }
+        };
+        let taken = loop {
+            let flows = match progress.counts(Instant::now(), &goal.assignment) {
+                None => None,
+                Some(draining) => match self.ground.network.flows_left(&draining).await {
+                    Ok(flows) => Some(flows),
+                    Err(error) => {
+                        warn!(task = %self.id, %error, "count the task's flows");
+                        None
+                    }
+                },
+            };
+            match progress.judge(Instant::now(), goal.assignment.drain, flows) {
+                Verdict::Over => break Taken::Told,
+                Verdict::Late { flows } => {
+                    info!(task = %self.id, flows, "the drain's limit has passed");
+                    break Taken::Told;
+                }
+                Verdict::Wait { pause } => match tokio::time::timeout(pause, self.until_changed()).await {
+                    Err(_) => {}
+                    Ok(true) => break Taken::Done,
+                    Ok(false) => break Taken::Gone,
+                },
+            }
+        };
+        self.drain = if matches!(taken, Taken::Told) { Drain::Over } else { Drain::Underway(progress) };
+        taken
     }
 
     /// Tells why the task waits, without changing how far it is.

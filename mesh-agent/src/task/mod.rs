@@ -2,7 +2,8 @@
 //!
 //! Purpose: one container for each task, brought as far as its desired state, and an account of how far it came. [`transition`]
 //! decides (pure), [`container_spec`] says what the container is (pure), [`runtime`] is the seam to the engine and [`docker`] the
-//! only implementation on a real one, [`driver`] walks one task, [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
+//! only implementation on a real one, [`driver`] walks one task, [`drain`] says how long its
+//! flows are waited for (pure), [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
 //! on where it was.
 //!
 //! Invariants: an observed state only rises; a container that runs is never restarted by the agent, whatever happened to the agent; a
@@ -20,6 +21,7 @@ pub mod bridge;
 pub mod docker;
 
 pub mod cache;
+mod drain;
 mod driver;
 mod engine_watch;
 pub mod load;

@@ -1,9 +1,10 @@
 //! The seam to the mesh: a task is reported running only once the mesh reaches it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use mesh_state::ids::TaskId;
+use mesh_state::ids::{BackendId, TaskId};
 use thiserror::Error;
 
 /// A task whose container runs.
@@ -21,6 +22,15 @@ pub struct RunningTask {
     pub address6: Option<Ipv6Addr>,
 }
 
+/// A task that is to stop and gets no new flows any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draining {
+    /// Its backends.
+    pub backends: Vec<BackendId>,
+    /// When its drain began.
+    pub since: Instant,
+}
+
 /// Why the mesh could not take a task.
 #[derive(Debug, Error)]
 #[error("connect the task to the mesh: {0}")]
@@ -32,6 +42,10 @@ pub trait TaskNetwork: Send + Sync + 'static {
     /// Connects a task, before it is reported running. Called again after a restart of the agent, and when the container got
     /// another process or address: must be idempotent.
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError>;
+
+    /// How many flows to a task go on that began before its drain, which begins with the first call of this. Called again and again
+    /// while the task is to stop.
+    async fn flows_left(&self, task: &Draining) -> Result<u64, TaskNetworkError>;
 
     /// Lets a task go that no longer runs. Called for unknown tasks too.
     async fn stopped(&self, task_id: &TaskId);

@@ -47,6 +47,8 @@ pub struct Situation<'a> {
     pub last: &'a TaskStatus,
     /// Its connection to the mesh.
     pub link: Link,
+    /// Whether its flows are still to end before it is stopped.
+    pub drains: bool,
 }
 
 /// What to do next.
@@ -62,6 +64,8 @@ pub enum Step {
     Join,
     /// Disconnect it.
     Leave,
+    /// Let the task's flows end.
+    Drain,
     /// Ask the container to end, kill it after the grace period.
     Stop,
     /// Remove the container.
@@ -161,8 +165,9 @@ fn ended(now: Timestamp, situation: &Situation<'_>, exit_code: i64) -> Step {
 fn wind_down(now: Timestamp, situation: &Situation<'_>) -> Step {
     let running = situation.container.is_some_and(|container| container.phase == Phase::Running);
     if running {
-        // New flows ended when the task was drained; what still flows ends with the process.
-        return Step::Stop;
+        // What is not connected to the mesh, or not yet, has no flows.
+        let has_flows = situation.last.state == TaskState::Running && situation.link != Link::Apart;
+        return if situation.drains && has_flows { Step::Drain } else { Step::Stop };
     }
     if situation.link != Link::Apart {
         return Step::Leave;

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::bridge::BridgePlan;
 use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
-use super::driver::{BridgeState, Driver, Goal, Ground, Update};
+use super::driver::{BridgeState, Drain, Driver, Goal, Ground, Update};
 use super::engine_watch::{Heard, follow_events, keep_bridge};
 use super::network::TaskNetwork;
 use super::runtime::{Runtime, RuntimeError};
@@ -192,7 +192,11 @@ impl Worker {
     fn take_away(&mut self, id: &TaskId) {
         if let Some(known) = self.tasks.get_mut(id) {
             known.ours = false;
-            known.goal.send_modify(|goal| goal.desired = TaskState::Remove);
+            known.goal.send_modify(|goal| {
+                goal.desired = TaskState::Remove;
+                // Nobody is left who would announce its drain.
+                Arc::make_mut(&mut goal.assignment).drain.limit_s = 0;
+            });
             self.outgoing.remove(id);
         }
     }
@@ -210,6 +214,7 @@ impl Worker {
             nudge: Arc::clone(&nudge),
             last: status.clone(),
             link,
+            drain: Drain::default(),
         };
         self.tasks.insert(id, Known { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());

@@ -15,13 +15,14 @@ use crate::client::{Client, segment};
 use crate::table;
 
 /// Every label of services with what holds without it, in the order in which they are shown.
-const DEFAULTS: [(&str, &str); 8] = [
+const DEFAULTS: [(&str, &str); 9] = [
     (lb::POLICY_LABEL, "round-robin"),
     (lb::MODE_LABEL, "tunnel"),
     (lb::PREFER_LOCAL_LABEL, "false"),
     (lb::SLOW_START_LABEL, "0s"),
     (lb::ALLOW_LABEL, "all"),
     (lb::IDLE_TIMEOUT_LABEL, "2h"),
+    (lb::DRAIN_TIMEOUT_LABEL, "30s"),
     (lb::LOAD_HTTP_LABEL, "none"),
     (lb::WEIGHT_LABEL, "1"),
 ];
@@ -149,16 +150,17 @@ mod tests {
         let tasks = json!([task(10, "a"), task(2, "b")]);
         let shown = Shown::read(&service, &tasks, &nodes).unwrap();
         let expected = "\
-LABEL                  VALUE
-mesh.lb.policy         least-load
-mesh.lb.mode           tunnel (default)
-mesh.lb.prefer-local   false (default)
-mesh.lb.slow-start     0s (default)
-mesh.lb.allow          all (default)
-mesh.lb.idle-timeout   90s
-mesh.lb.load-http      none (default)
-mesh.lb.weight         1 (default)
-mesh.lb.weight.10      3
+LABEL                   VALUE
+mesh.lb.policy          least-load
+mesh.lb.mode            tunnel (default)
+mesh.lb.prefer-local    false (default)
+mesh.lb.slow-start      0s (default)
+mesh.lb.allow           all (default)
+mesh.lb.idle-timeout    90s
+mesh.lb.drain-timeout   30s (default)
+mesh.lb.load-http       none (default)
+mesh.lb.weight          1 (default)
+mesh.lb.weight.10       3
 
 TASK     NODE     STATE     WEIGHT
 web.2    node-2   running   1
@@ -172,8 +174,8 @@ web.10   node-1   running   12";
         let said: Labels = said.map(|(label, value)| (label.to_owned(), value.to_owned())).collect();
         let mut read = LbSettings::from_labels(&said).unwrap();
         assert_eq!(
-            (read.weight.take(), read.idle_timeout_s.take()),
-            (NonZeroU32::new(1), NonZeroU32::new(7200))
+            (read.weight.take(), read.idle_timeout_s.take(), read.drain_timeout_s.take()),
+            (NonZeroU32::new(1), NonZeroU32::new(7200), Some(30))
         );
         assert_eq!(read, LbSettings::default());
     }

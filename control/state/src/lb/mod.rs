@@ -7,6 +7,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub const SLOW_START_LABEL: &str = "mesh.lb.slow-start";
 pub const ALLOW_LABEL: &str = "mesh.lb.allow";
 /// The label that says when an idle TCP flow ends.
 pub const IDLE_TIMEOUT_LABEL: &str = "mesh.lb.idle-timeout";
+/// The label that says how long a task that is to stop waits for its live flows.
+pub const DRAIN_TIMEOUT_LABEL: &str = "mesh.lb.drain-timeout";
 /// The label that says where tasks tell their own load.
 pub const LOAD_HTTP_LABEL: &str = "mesh.lb.load-http";
 /// The label that weighs a service's tasks, or, on a node, the tasks there. With `.SLOT` after it, one task.
@@ -39,12 +42,16 @@ pub const WEIGHT_LABEL: &str = "mesh.lb.weight";
 
 /// The labels of services, for messages.
 const SERVICE_LABELS: &str = "mesh.lb.policy, mesh.lb.mode, mesh.lb.prefer-local, mesh.lb.slow-start, mesh.lb.allow, \
-                              mesh.lb.idle-timeout, mesh.lb.load-http, mesh.lb.weight and mesh.lb.weight.SLOT";
+                              mesh.lb.idle-timeout, mesh.lb.drain-timeout, mesh.lb.load-http, mesh.lb.weight and mesh.lb.weight.SLOT";
 
 /// Seconds of the longest slow start: an hour.
 const SLOW_START_MAX_S: u32 = 3600;
 /// Seconds of the longest idle timeout: a week.
 const IDLE_TIMEOUT_MAX_S: u32 = 7 * 24 * 3600;
+/// Seconds of the longest drain: an hour.
+const DRAIN_TIMEOUT_MAX_S: u32 = 3600;
+/// Seconds that live flows have without a label.
+const DRAIN_TIMEOUT_DEFAULT_S: u32 = 30;
 /// The heaviest weight that a backend can have in effect.
 pub const EFFECTIVE_WEIGHT_MAX: u32 = 65_535;
 
@@ -114,6 +121,8 @@ pub struct LbSettings {
     pub allow: Vec<IpNet>,
     /// Seconds after which an idle TCP flow is ended; none: two hours. `mesh.lb.idle-timeout`.
     pub idle_timeout_s: Option<NonZeroU32>,
+    /// Seconds that live flows of a task have to end before it is stopped; none: 30. `mesh.lb.drain-timeout`.
+    pub drain_timeout_s: Option<u32>,
     /// Where tasks tell their own load: `mesh.lb.load-http`.
     pub load_http: Option<LoadHttp>,
     /// Weight of each of the service's tasks: `mesh.lb.weight`.
@@ -146,6 +155,9 @@ impl LbSettings {
                 let seconds = given.seconds(1, IDLE_TIMEOUT_MAX_S, "1s to 168h")?;
                 self.idle_timeout_s = NonZeroU32::new(seconds);
             }
+            DRAIN_TIMEOUT_LABEL => {
+                self.drain_timeout_s = Some(given.seconds(0, DRAIN_TIMEOUT_MAX_S, "0s to 1h")?);
+            }
             LOAD_HTTP_LABEL => self.load_http = Some(given.load_http()?),
             WEIGHT_LABEL => self.weight = Some(given.weight()?),
             key => {
@@ -154,6 +166,11 @@ impl LbSettings {
             }
         }
         Ok(())
+    }
+
+    /// How long live flows of a task have to end before it is stopped.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_DEFAULT_S).into())
     }
 
     /// The weight in effect of the task in `slot` on a node of weight `node`: its own, else its service's, times its node's.

@@ -23,8 +23,10 @@ pub(super) const fn protocol_number(transport: Protocol) -> u8 {
 pub(super) const fn state_byte(state: view::BackendState) -> u8 {
     match state {
         view::BackendState::Active => BackendState::Active as u8,
-        // A silent node's flows may still pass: only new ones go elsewhere.
-        view::BackendState::Draining | view::BackendState::Silent => BackendState::Draining as u8,
+        // A silent node's flows may still pass: only new ones go elsewhere. A retired one's flows live, and no slot names it.
+        view::BackendState::Draining | view::BackendState::Silent | view::BackendState::Retired => {
+            BackendState::Draining as u8
+        }
     }
 }
 

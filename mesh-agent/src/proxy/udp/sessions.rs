@@ -151,7 +151,7 @@ impl Flow {
             let client = self.way.client.ip();
             let selected = self.route.select(client, turn, &refused, &|id| proxy.load(id)).cloned();
             let Some(target) = selected else { break };
-            let opened = target.entry.open();
+            let opened = target.entry.open_flow();
             let error = match self.link(&target).await {
                 Ok((to, from)) => match self.carry(&target, to, from).await {
                     End::Over => return,

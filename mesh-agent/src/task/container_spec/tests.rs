@@ -36,6 +36,7 @@ fn assignment(template: Value) -> Assignment {
         service_labels: [("tier".to_owned(), "front".to_owned())].into(),
         spec,
         host_ports: Vec::new(),
+        drain: mesh_state::task::Drain::default(),
     }
 }
 

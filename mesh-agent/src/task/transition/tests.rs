@@ -33,7 +33,7 @@ fn last(state: TaskState) -> TaskStatus {
 const JOINED: Link = Link::Joined { pid: 42, address: Some(ADDRESS) };
 
 fn step(desired: TaskState, container: Option<&ContainerFacts>, last: &TaskStatus, link: Link) -> Step {
-    next(now(), &Situation { desired, container, last, link })
+    next(now(), &Situation { desired, container, last, link, drains: false })
 }
 
 #[track_caller]
@@ -79,6 +79,19 @@ fn desired_ready_stops_before_the_start() {
     let made = container(Phase::Created);
     assert_eq!(step(TaskState::Ready, Some(&made), &last(TaskState::Ready), Link::Apart), Step::Wait);
     assert_eq!(step(TaskState::Ready, None, &last(TaskState::Preparing), Link::Apart), Step::Prepare);
+}
+
+#[test]
+fn a_running_task_drains_before_it_is_stopped() {
+    let (running, exited) = (container(Phase::Running), container(Phase::Exited));
+    let at = |container, state, link| {
+        let last = last(state);
+        next(now(), &Situation { desired: TaskState::Shutdown, container, last: &last, link, drains: true })
+    };
+    assert_eq!(at(Some(&running), TaskState::Running, JOINED), Step::Drain);
+    assert_eq!(at(Some(&running), TaskState::Running, Link::Unknown), Step::Drain, "the agent is new");
+    assert_eq!(at(Some(&running), TaskState::Starting, Link::Apart), Step::Stop, "nobody was sent to it");
+    assert_eq!(at(Some(&exited), TaskState::Running, JOINED), Step::Leave, "it ended meanwhile");
 }
 
 #[test]

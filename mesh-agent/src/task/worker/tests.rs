@@ -11,7 +11,7 @@ use super::*;
 use crate::task::bridge::BridgeFacts;
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
-use crate::task::network::{RunningTask, TaskNetworkError};
+use crate::task::network::{Draining, RunningTask, TaskNetworkError};
 use crate::task::runtime::{ContainerFacts, Health, Phase};
 
 /// An engine in memory. Containers are kept by name; an id is a name.
@@ -129,6 +129,10 @@ impl TaskNetwork for NoNetwork {
         Ok(())
     }
 
+    async fn flows_left(&self, _task: &Draining) -> Result<u64, TaskNetworkError> {
+        Ok(0)
+    }
+
     async fn stopped(&self, _task_id: &TaskId) {}
 }
 
@@ -154,6 +158,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
         spec: serde_json::from_value(serde_json::json!({"ContainerSpec": {"Image": "x"}}))
             .expect("a template"),
         host_ports: Vec::new(),
+        drain: mesh_state::task::Drain::default(),
     }
 }
 

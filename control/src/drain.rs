@@ -1,0 +1,112 @@
+//! How a task leaves the mesh before it stops: everybody learns that it gets no new flows, then its live ones have a while to end.
+//!
+//! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that isn't heard is not waited for.
+//!
+//! Left to others: counting live flows and stopping the container (the task's agent), and what the table says
+//! ([`crate::mesh_table`]).
+
+use std::time::Duration;
+
+use mesh_state::lb::LbSettings;
+use mesh_state::node::NodeState;
+use mesh_state::task::{Drain, Task, TaskState};
+
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+/// How long live flows of a task are waited for: what its service's labels say now, or said when the service was removed.
+pub fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
+    let service = snapshot.services.get(&task.service_id).map(|service| &service.spec);
+    let spec = service.or_else(|| snapshot.spec_of(task));
+    // Labels were checked when they were written; one from a later version means the default here.
+    spec.and_then(|spec| LbSettings::from_labels(&spec.labels).ok()).unwrap_or_default().drain_timeout()
+}
+
+/// What a task's node is told of its drain.
+pub fn of(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> Drain {
+    Drain {
+        announced: is_announced(snapshot, task),
+        limit_s: u32::try_from(limit(snapshot, task).as_secs()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Whether every node that is heard acknowledged a mesh table by which the task gets no new flows.
+fn is_announced(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> bool {
+    if task.desired_state <= TaskState::Running {
+        return false;
+    }
+    if task.endpoints.is_empty() || snapshot.state_of(task) != TaskState::Running {
+        return true;
+    }
+    let mut heard = snapshot.nodes.keys().filter(|node| snapshot.node_state(node) == NodeState::Ready);
+    heard.all(|node| {
+        let acknowledged = snapshot.acks.get(node).and_then(|ack| i64::try_from(ack.value).ok());
+        acknowledged.is_some_and(|generation| generation >= task.mod_revision)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::keys;
+
+    use super::*;
+    use crate::fixtures::{World, endpoint, service, task};
+
+    /// A task behind port 80 that runs on node `a` of `a` and `b`, and is to stop.
+    fn world() -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        world.put_service(&service("web", 1));
+        let mut old = task("t", "web", 1);
+        old.node_id = Some("a".into());
+        old.endpoints = vec![endpoint(7, 80)];
+        old.desired_state = TaskState::Shutdown;
+        world.put_task(&old);
+        world.report(&old.id, TaskState::Running);
+        world
+    }
+
+    fn seen(world: &World) -> Drain {
+        of(&world.snapshot, &world.snapshot.tasks[&"t".into()])
+    }
+
+    #[test]
+    fn a_drain_is_announced_once_every_heard_node_acknowledged_it() {
+        let mut world = world();
+        let revision = u64::try_from(world.snapshot.tasks[&"t".into()].mod_revision).unwrap();
+        assert!(!seen(&world).announced, "nobody acknowledged anything");
+        world.put(keys::ack(&"a".into()), &revision);
+        world.put(keys::ack(&"b".into()), &(revision - 1));
+        assert!(!seen(&world).announced, "b has an older table");
+        world.set_liveness(&"b".into(), NodeState::Silent);
+        assert!(seen(&world).announced, "b is not heard");
+        world.set_liveness(&"b".into(), NodeState::Ready);
+        world.put(keys::ack(&"b".into()), &revision);
+        assert!(seen(&world).announced);
+    }
+
+    #[test]
+    fn what_the_mesh_never_held_is_announced_at_once() {
+        let mut world = world();
+        let mut bare = world.snapshot.tasks[&"t".into()].value.clone();
+        bare.endpoints.clear();
+        world.put_task(&bare);
+        assert!(seen(&world).announced, "it has no published port");
+        bare.desired_state = TaskState::Running;
+        world.put_task(&bare);
+        assert!(!seen(&world).announced, "it is wanted");
+    }
+
+    #[test]
+    fn the_limit_is_the_labels_and_outlives_the_service() {
+        let mut world = world();
+        assert_eq!(seen(&world).limit_s, 30, "without a label");
+        world.update_service("web", |spec| {
+            spec.labels.insert(mesh_state::lb::DRAIN_TIMEOUT_LABEL.to_owned(), "2m".to_owned());
+        });
+        assert_eq!(seen(&world).limit_s, 120);
+        let mut newer = world.snapshot.tasks[&"t".into()].value.clone();
+        newer.spec_version = 2;
+        world.put_task(&newer);
+        world.remove_service("web");
+        assert_eq!(seen(&world).limit_s, 120, "after the service is gone");
+    }
+}
