@@ -199,6 +199,7 @@ mod tests {
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
             created_at: Timestamp::default(),
+            job_iteration: None,
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),

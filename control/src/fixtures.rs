@@ -290,6 +290,7 @@ pub(crate) fn service(id: &str, replicas: u64) -> Service {
         ports: Vec::new(),
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
+        job: None,
         update_status: None,
     }
 }
@@ -312,6 +313,7 @@ pub(crate) fn task(id: &str, service: &str, slot: u64) -> Task {
         desired_state: TaskState::Running,
         endpoints: Vec::new(),
         created_at: Timestamp::default(),
+        job_iteration: None,
         start_after: None,
         shutdown_at: None,
         leader_status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },

@@ -9,7 +9,7 @@
 use mesh_state::Timestamp;
 use rand::RngCore;
 
-use crate::orchestrator::{global, reap, replicated};
+use crate::orchestrator::{global, jobs, reap, replicated};
 use crate::plan::Plan;
 use crate::restart::{promote, replace};
 use crate::snapshot::ClusterSnapshot;
@@ -33,6 +33,7 @@ pub const ORDER: &[Planner] = &[
     Planner { name: "restart", plan: replace::plan },
     Planner { name: "replicated", plan: replicated::plan },
     Planner { name: "global", plan: global::plan },
+    Planner { name: "jobs", plan: jobs::plan },
     Planner { name: "updater", plan: roll::plan },
     Planner { name: "promote", plan: promote::plan },
     Planner { name: "scheduler", plan: scheduler::plan },

@@ -129,6 +129,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
             desired_state,
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
+            job_iteration: None,
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),

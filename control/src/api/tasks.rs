@@ -103,7 +103,7 @@ impl<'a> Selection<'a> {
         let on_wanted_node = || task.node_id.as_ref().is_some_and(|node| self.nodes.contains(node));
         (self.services.is_empty() || self.services.contains(&task.service_id))
             && (self.nodes.is_empty() || on_wanted_node())
-            && (self.desired.is_empty() || self.desired.contains(&task.desired_state))
+            && (self.desired.is_empty() || self.desired.contains(&dto::desired_state(task)))
             && self.filters.any("id", |id| task.id.as_str().starts_with(id))
             && self.filters.any("runtime", |runtime| runtime == "container")
             && self.filters.any("name", |name| {

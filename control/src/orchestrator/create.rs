@@ -44,6 +44,7 @@ impl<'a> TaskMaker<'a> {
             service_id: service.id.clone(),
             slot: slot.clone(),
             spec_version: service.spec_version,
+            job_iteration: service.job.as_ref().map(|job| job.iteration),
             node_id: None,
             desired_state,
             endpoints,

@@ -1,4 +1,5 @@
-//! How many tasks a service has: one in each slot of a replicated service, one on each eligible node for a global one.
+//! How many tasks a service has: one in each slot of a replicated service, one on each eligible node for a global one, and as many at a
+//! time as a job may.
 //!
 //! Invariants: slots are filled and dropped here and nowhere else; a task is made by [`create::TaskMaker`] and asked to stop by
 //! [`create::stopped`] alone, so that every new task has its backend ids and every stop its moment.
@@ -9,6 +10,7 @@ pub mod create;
 pub mod slots;
 
 pub mod global;
+pub mod jobs;
 pub mod reap;
 pub mod replicated;
 

@@ -14,7 +14,7 @@ use rand::RngCore;
 
 use super::decide::{Verdict, verdict};
 use crate::orchestrator::create::{TaskMaker, stopped};
-use crate::orchestrator::{global, slots};
+use crate::orchestrator::{global, jobs, slots};
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
 use crate::snapshot::{ClusterSnapshot, Stored};
@@ -49,7 +49,12 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
 }
 
 fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {
-    if snapshot.state_of(task).is_terminal() {
+    let state = snapshot.state_of(task);
+    if state == TaskState::Complete && task.job_iteration.is_some() {
+        // This is what a job's task is for.
+        return None;
+    }
+    if state.is_terminal() {
         return Some(Loss::Ended);
     }
     let id = task.node_id.as_ref()?;
@@ -82,7 +87,9 @@ fn replace(
             let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
             goes_on && (!dirt.is_on(other) || dirt.is_on(task))
         });
-        if filled || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits) {
+        let is_over = !jobs::is_current(service, task);
+        if filled || is_over || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits)
+        {
             plan.reasons.push(format!("{name} {}", in_words(*loss)));
             continue;
         }

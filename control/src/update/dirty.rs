@@ -42,6 +42,9 @@ impl<'a> Dirt<'a> {
         if task.spec_version == self.service.spec_version {
             return false;
         }
+        if self.service.spec.mode.is_job() {
+            return true;
+        }
         let compare = || {
             let old = self.snapshot.spec_of(task);
             old.map_or(Difference::Template, |old| difference(old, &self.service.spec))

@@ -35,6 +35,11 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
 
 /// Whether there is anything to look at: an update that goes on, or tasks of an old spec.
 fn is_concerned(snapshot: &ClusterSnapshot, service: &Service) -> bool {
+    // A job that is changed is executed anew.
+    !service.spec.mode.is_job() && is_rolled(snapshot, service)
+}
+
+fn is_rolled(snapshot: &ClusterSnapshot, service: &Service) -> bool {
     goes_on(service).is_some() || {
         let dirt = Dirt::new(snapshot, service);
         snapshot.tasks_of(&service.id).any(|task| task.desired_state != TaskState::Remove && dirt.is_on(task))

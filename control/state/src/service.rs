@@ -28,6 +28,9 @@ pub struct Service {
     pub created_at: Timestamp,
     /// When its spec was last written.
     pub updated_at: Timestamp,
+    /// How a job stands; absent unless the service is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobStatus>,
     /// How the running or the last update stands; absent if nothing was ever dirty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_status: Option<UpdateStatus>,
@@ -38,6 +41,15 @@ impl Service {
     pub fn task_name(&self, slot: &crate::task::Slot) -> String {
         format!("{}.{slot}", self.spec.name)
     }
+}
+
+/// Which execution of a job is the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Rises with each write of the service's spec; tasks name the execution that they belong to.
+    pub iteration: u64,
+    /// When it began.
+    pub last_execution: Timestamp,
 }
 
 /// Where an update stands.

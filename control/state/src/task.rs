@@ -114,6 +114,9 @@ pub struct Task {
     pub slot: Slot,
     /// The service's spec version that it was made from (`/specs/{service}/{version}`).
     pub spec_version: u64,
+    /// The execution of its job that it belongs to; absent unless its service is a job. It runs to its end then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<u64>,
     /// Where it runs; absent until it is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<NodeId>,

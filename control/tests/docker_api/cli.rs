@@ -224,7 +224,10 @@ async fn what_is_wrong_is_said() {
         ("service create -d -p 1/sctp nginx", "can't be published: mesh carries tcp and udp"),
         ("service create -d --endpoint-mode dnsrr -p 81:81 nginx", "can't be used with dnsrr mode"),
         ("service create -d --limit-memory 1k nginx", "Must be at least 4MiB"),
-        ("service create -d --mode replicated-job nginx", "job modes are not supported by mesh yet"),
+        (
+            "service create -d --mode replicated-job --update-delay 1s nginx",
+            "update and rollback configuration is not supported for jobs",
+        ),
         ("service create -d --network web nginx", "network web not found"),
         ("service inspect nope", "no such service: nope"),
         ("service ps nope", "no such service: nope"),

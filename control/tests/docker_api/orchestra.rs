@@ -94,6 +94,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         desired_state: TaskState::Running,
         endpoints: Vec::new(),
         created_at: Utc::now(),
+        job_iteration: None,
         start_after: None,
         shutdown_at: None,
         leader_status: TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() },

@@ -174,6 +174,7 @@ impl Cluster {
             ports: vec![port],
             created_at: clock::now(),
             updated_at: clock::now(),
+            job: None,
             update_status: None,
         };
         self.put(keys::spec(&service.id, 1), &service.spec).await;

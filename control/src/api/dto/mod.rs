@@ -15,7 +15,7 @@ pub(crate) use network::Network;
 pub(crate) use node::Node;
 pub(crate) use service::Service;
 pub(crate) use swarm::{Cluster, JoinTokens, SwarmInfo, SwarmObject};
-pub(crate) use task::Task;
+pub(crate) use task::{Task, desired as desired_state};
 
 use serde::Serialize;
 

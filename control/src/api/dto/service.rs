@@ -2,14 +2,15 @@
 
 use mesh_state::service::{Service as StoredService, UpdateStatus as StoredUpdateStatus};
 use mesh_state::spec::{
-    EndpointSpec, FailureAction, PortConfig, RestartCondition, RestartPolicy, ServiceSpec, UpdateConfig,
-    UpdateOrder,
+    EndpointSpec, FailureAction, PortConfig, ReplicatedJobMode, RestartCondition, RestartPolicy, ServiceSpec,
+    UpdateConfig, UpdateOrder,
 };
 use mesh_state::task::TaskState;
 use mesh_state::{Timestamp, node::NodeState};
 use serde::Serialize;
 
 use super::Version;
+use crate::orchestrator::jobs;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
 /// Swarm's grace between the stop signal and SIGKILL, nanoseconds.
@@ -35,6 +36,16 @@ pub(crate) struct Service {
     update_status: Option<UpdateStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     service_status: Option<ServiceStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_status: Option<JobStatus>,
+}
+
+/// Which execution of a job is the present one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct JobStatus {
+    job_iteration: Version,
+    last_execution: Timestamp,
 }
 
 /// How a service is reached. There are no virtual addresses: a published port is reached on the nodes' own.
@@ -83,6 +94,10 @@ impl Service {
             previous_spec: stored.previous_spec.as_ref().map(with_mode),
             update_status: stored.update_status.as_ref().map(update_status),
             service_status: None,
+            job_status: stored.job.map(|job| JobStatus {
+                job_iteration: Version { index: i64::try_from(job.iteration).unwrap_or(i64::MAX) },
+                last_execution: job.last_execution,
+            }),
         }
     }
 
@@ -147,16 +162,22 @@ fn update_status(status: &StoredUpdateStatus) -> UpdateStatus {
 
 /// A task on a node that is down isn't counted as running: nobody knows, and its replacement is counted elsewhere.
 fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> ServiceStatus {
-    let tasks = || snapshot.tasks_of(&service.id);
+    let tasks = || snapshot.tasks_of(&service.id).filter(|task| jobs::is_current(service, task));
     let heard = |node: Option<&_>| node.is_some_and(|node| snapshot.node_state(node) != NodeState::Down);
     let running = tasks()
         .filter(|task| snapshot.state_of(task) == TaskState::Running && heard(task.node_id.as_ref()))
         .count();
-    let wanted = tasks().filter(|task| task.desired_state <= TaskState::Running).count();
+    let completed = tasks().filter(|task| snapshot.state_of(task) == TaskState::Complete).count();
+    let wanted = tasks().filter(|task| {
+        let is_done = service.job.is_some() && snapshot.state_of(task) == TaskState::Complete;
+        task.desired_state <= TaskState::Running && !is_done
+    });
+    let mode = &service.spec.mode;
+    let at_once = mode.replicated_job.as_ref().map(ReplicatedJobMode::max_concurrent);
     ServiceStatus {
         running_tasks: running,
-        desired_tasks: service.spec.mode.replicas().unwrap_or(wanted as u64),
-        completed_tasks: tasks().filter(|task| snapshot.state_of(task) == TaskState::Complete).count(),
+        desired_tasks: mode.replicas().or(at_once).unwrap_or_else(|| wanted.count() as u64),
+        completed_tasks: completed,
     }
 }
 

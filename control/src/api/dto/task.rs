@@ -31,6 +31,8 @@ pub(crate) struct Task {
     desired_state: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     networks_attachments: Vec<NetworkAttachment>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_iteration: Option<Version>,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,9 +119,20 @@ impl Task {
             },
             node_id: stored.node_id.as_ref().map(ToString::to_string),
             status: Status::new(status, snapshot.error_of(stored), host_ports(snapshot, stored, status)),
-            desired_state: stored.desired_state.as_str(),
+            desired_state: desired(stored).as_str(),
+            job_iteration: stored
+                .job_iteration
+                .map(|iteration| Version { index: i64::try_from(iteration).unwrap_or(i64::MAX) }),
             networks_attachments: attachments(snapshot, stored, status),
         }
+    }
+}
+
+/// How far a task is to go, in Docker's words: a job's runs to its end.
+pub(crate) fn desired(task: &StoredTask) -> TaskState {
+    match task.desired_state {
+        TaskState::Running if task.job_iteration.is_some() => TaskState::Complete,
+        state => state,
     }
 }
 

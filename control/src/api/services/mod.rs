@@ -157,7 +157,8 @@ pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a
 enum Mode {
     Replicated,
     Global,
-    Job,
+    ReplicatedJob,
+    GlobalJob,
 }
 
 impl Mode {
@@ -165,13 +166,23 @@ impl Mode {
         match text {
             "replicated" => Some(Self::Replicated),
             "global" => Some(Self::Global),
-            "replicated-job" | "global-job" => Some(Self::Job),
+            "replicated-job" => Some(Self::ReplicatedJob),
+            "global-job" => Some(Self::GlobalJob),
             _ => None,
         }
     }
 
     fn of(spec: &ServiceSpec) -> Self {
-        if spec.mode.global.is_some() { Self::Global } else { Self::Replicated }
+        let mode = &spec.mode;
+        if mode.replicated_job.is_some() {
+            Self::ReplicatedJob
+        } else if mode.global_job.is_some() {
+            Self::GlobalJob
+        } else if mode.global.is_some() {
+            Self::Global
+        } else {
+            Self::Replicated
+        }
     }
 }
 

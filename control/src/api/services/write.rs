@@ -9,8 +9,8 @@ use mesh_state::Timestamp;
 use mesh_state::codec;
 use mesh_state::ids::ServiceId;
 use mesh_state::keys;
-use mesh_state::service::{Service, UpdateState, UpdateStatus};
-use mesh_state::spec::{PortConfig, ServiceSpec};
+use mesh_state::service::{JobStatus, Service, UpdateState, UpdateStatus};
+use mesh_state::spec::{PortConfig, ServiceMode, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 
 use crate::allocator::ports;
@@ -38,6 +38,7 @@ pub(crate) fn create(
     if is_name_taken(snapshot, &spec.name) {
         return Err(ApiError::NameTaken { kind: Kind::Service, name: spec.name });
     }
+    let first_execution = spec.mode.is_job().then_some(JobStatus { iteration: 0, last_execution: now });
     let service = Service {
         id: id.clone(),
         ports: ports::resolve(snapshot, None, asked_ports(&spec), &[])?,
@@ -47,6 +48,7 @@ pub(crate) fn create(
         previous_spec_version: None,
         created_at: now,
         updated_at: now,
+        job: first_execution,
         update_status: None,
     };
     let name_key = keys::name(NAME_KIND, &service.spec.name);
@@ -74,7 +76,7 @@ pub(crate) fn update(
     if spec.name != current.spec.name {
         return Err(ApiError::NotImplemented("renaming services is not supported".to_owned()));
     }
-    if spec.mode.global.is_some() != current.spec.mode.global.is_some() {
+    if kind(&spec.mode) != kind(&current.spec.mode) {
         return Err(ApiError::NotImplemented("service mode change is not allowed".to_owned()));
     }
     rewrite(snapshot, now, current, version, spec, None)
@@ -124,6 +126,11 @@ pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
     transaction
 }
 
+/// Which of the modes it is.
+fn kind(mode: &ServiceMode) -> [bool; 3] {
+    [mode.global.is_some(), mode.replicated_job.is_some(), mode.global_job.is_some()]
+}
+
 /// Whether another service has this name.
 pub(crate) fn is_name_taken(snapshot: &ClusterSnapshot, name: &str) -> bool {
     snapshot.names.contains_key(&(NAME_KIND.to_owned(), name.to_owned()))
@@ -149,7 +156,9 @@ fn rewrite(
         previous_spec_version: Some(current.spec_version),
         created_at: current.created_at,
         updated_at: now,
-        update_status,
+        // Each write of a job executes it once more.
+        job: current.job.map(|job| JobStatus { iteration: job.iteration + 1, last_execution: now }),
+        update_status: update_status.filter(|_| current.job.is_none()),
     };
     let mut transaction = Transaction {
         compares: vec![Compare::ModRevision(keys::service(&current.id), version)],

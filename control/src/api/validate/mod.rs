@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use mesh_state::ids::BackendId;
 use mesh_state::lb::{self, LabelError, LbSettings, Mode, WEIGHT_LABEL};
 use mesh_state::node::NodeSpec;
-use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ServiceSpec};
+use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ReplicatedJobMode, ServiceSpec};
 use thiserror::Error;
 
 use crate::scheduler::constraint::ConstraintError;
@@ -56,9 +56,15 @@ pub(crate) enum SpecError {
     /// A label of mesh's that can't be read.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// Several modes, or none that is known.
-    #[error("service mode must be one of Replicated and Global")]
+    /// Several modes.
+    #[error("must specify only one service mode")]
+    Modes,
+    /// A mode that nobody knows.
+    #[error("service mode must be one of Replicated, Global, ReplicatedJob and GlobalJob")]
     Mode,
+    /// A job's tasks are not replaced one after the other.
+    #[error("Jobs may not have an update config")]
+    JobUpdate,
     /// More replicas than the mesh can tell apart.
     #[error("{0} replicas are too many: at most {REPLICAS_MAX} a service")]
     TooManyReplicas(u64),
@@ -180,7 +186,7 @@ fn balancing(spec: &ServiceSpec) -> Result<(), SpecError> {
     {
         return Err(SpecError::ProxiedUdp(port.target_port));
     }
-    if spec.mode.global.is_some()
+    if (spec.mode.global.is_some() || spec.mode.global_job.is_some())
         && let Some(slot) = settings.slot_weights.keys().next()
     {
         return Err(SpecError::SlotOfGlobal(*slot));
@@ -190,17 +196,19 @@ fn balancing(spec: &ServiceSpec) -> Result<(), SpecError> {
 
 fn mode(spec: &ServiceSpec) -> Result<(), SpecError> {
     let mode = &spec.mode;
-    if mode.extra.contains_key("ReplicatedJob") || mode.extra.contains_key("GlobalJob") {
-        return Err(SpecError::NotServed {
-            feature: "job modes are",
-            instead: "use replicated or global, with --restart-condition none",
-        });
+    let given = [mode.replicated.is_some(), mode.global.is_some(), mode.is_job()];
+    let modes = given.iter().filter(|given| **given).count();
+    if modes > 1 || (mode.replicated_job.is_some() && mode.global_job.is_some()) {
+        return Err(SpecError::Modes);
     }
-    let known = mode.replicated.is_some() != mode.global.is_some();
-    if !known || !mode.extra.is_empty() {
+    if modes == 0 || !mode.extra.is_empty() {
         return Err(SpecError::Mode);
     }
-    match mode.replicas() {
+    if mode.is_job() && spec.update_config.is_some() {
+        return Err(SpecError::JobUpdate);
+    }
+    let completions = mode.replicated_job.as_ref().map(ReplicatedJobMode::total_completions);
+    match mode.replicas().or(completions) {
         Some(replicas) if replicas > REPLICAS_MAX => Err(SpecError::TooManyReplicas(replicas)),
         _ => Ok(()),
     }

@@ -108,18 +108,21 @@ fn labels_of_meshs_fit_the_service() {
 }
 
 #[test]
-fn modes_are_replicated_or_global() {
+fn a_service_has_one_mode() {
     check("Mode", json!({"Global": {}}), None);
     check("Mode", json!({"Replicated": {"Replicas": 65_535}}), None);
     let many = "65536 replicas are too many: at most 65535 a service";
     check("Mode", json!({"Replicated": {"Replicas": 65_536}}), Some(many));
-    let message = "service mode must be one of Replicated and Global";
-    check("Mode", json!({"Global": {}, "Replicated": {}}), Some(message));
+    let message = "service mode must be one of Replicated, Global, ReplicatedJob and GlobalJob";
     check("Mode", json!({"Sometimes": {}}), Some(message));
-    let jobs =
-        "job modes are not supported by mesh yet: use replicated or global, with --restart-condition none";
-    check("Mode", json!({"ReplicatedJob": {}}), Some(jobs));
-    check("Mode", json!({"GlobalJob": {}}), Some(jobs));
+    let several = "must specify only one service mode";
+    check("Mode", json!({"Global": {}, "Replicated": {}}), Some(several));
+    check("Mode", json!({"GlobalJob": {}, "ReplicatedJob": {}}), Some(several));
+    let many = "65536 replicas are too many: at most 65535 a service";
+    check("Mode", json!({"ReplicatedJob": {"TotalCompletions": 65_536}}), Some(many));
+    check("Mode", json!({"ReplicatedJob": {}}), None);
+    check("Mode", json!({"GlobalJob": {}}), None);
+    check("Mode", json!({"GlobalJob": {}, "Global": {}}), Some(several));
 }
 
 #[test]

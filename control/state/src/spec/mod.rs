@@ -16,7 +16,9 @@ pub use policy::{
     RestartCondition, RestartPolicy, SpreadOver, UpdateConfig, UpdateOrder,
 };
 pub use port::{EndpointSpec, PortConfig, Protocol, PublishMode};
-pub use service::{GlobalMode, ReplicatedMode, ServiceMode, ServiceSpec, TaskSpec};
+pub use service::{
+    GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode, ServiceMode, ServiceSpec, TaskSpec,
+};
 
 /// Fields of an object that mesh keeps without reading them.
 pub type Extra = serde_json::Map<String, serde_json::Value>;

@@ -64,7 +64,13 @@ pub struct ServiceMode {
     /// One task on every node that meets the constraints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global: Option<GlobalMode>,
-    /// Job modes and whatever else the client sent.
+    /// A number of tasks that run to their end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicated_job: Option<ReplicatedJobMode>,
+    /// One task that runs to its end on every node that meets the constraints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_job: Option<GlobalJobMode>,
+    /// Whatever else the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -74,15 +80,26 @@ impl ServiceMode {
     /// unfilled mode.
     #[must_use]
     pub fn filled(mut self) -> Self {
-        if self.global.is_none() && self.extra.is_empty() {
+        if let Some(job) = &mut self.replicated_job {
+            let at_once = *job.max_concurrent.get_or_insert(1);
+            job.total_completions.get_or_insert(at_once);
+        } else if self.global.is_none() && self.global_job.is_none() && self.extra.is_empty() {
             let replicated = self.replicated.get_or_insert_default();
             replicated.replicas.get_or_insert(1);
         }
         self
     }
 
+    /// Whether the service's tasks run to their end, instead of going on until somebody stops them.
+    pub fn is_job(&self) -> bool {
+        self.replicated_job.is_some() || self.global_job.is_some()
+    }
+
     /// Replicas wanted, if the service is replicated.
     pub fn replicas(&self) -> Option<u64> {
+        if self.is_job() {
+            return None;
+        }
         match (&self.replicated, &self.global) {
             (Some(replicated), None) => Some(replicated.replicas.unwrap_or(1)),
             (None, None) => Some(1),
@@ -99,6 +116,34 @@ pub struct ReplicatedMode {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u64>,
 }
+
+/// A replicated job's size.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ReplicatedJobMode {
+    /// Tasks that run at once; absent means 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// Tasks that are to complete; absent means as many as may run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_completions: Option<u64>,
+}
+
+impl ReplicatedJobMode {
+    /// Tasks that run at once.
+    pub fn max_concurrent(&self) -> u64 {
+        self.max_concurrent.unwrap_or(1)
+    }
+
+    /// Tasks that are to complete.
+    pub fn total_completions(&self) -> u64 {
+        self.total_completions.unwrap_or_else(|| self.max_concurrent())
+    }
+}
+
+/// Marks a global job.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GlobalJobMode {}
 
 /// Marks a global service.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

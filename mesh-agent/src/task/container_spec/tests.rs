@@ -27,6 +27,7 @@ fn assignment(template: Value) -> Assignment {
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
+            job_iteration: None,
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),

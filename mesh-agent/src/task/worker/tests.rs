@@ -148,6 +148,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
+            job_iteration: None,
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),
