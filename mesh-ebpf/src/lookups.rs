@@ -3,7 +3,7 @@
 
 use crate::abi::{
     Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
-    ServiceKey,
+    ServiceKey, Timed,
 };
 use crate::select::Candidates;
 
@@ -16,6 +16,9 @@ pub trait Lookups: Candidates {
 
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
+
+    /// The same clock between its ticks, for what is measured. It costs ten times as much.
+    fn precise_ns(&self) -> u64;
 
     /// What this node is; `None` until userspace has said so.
     fn config(&self) -> Option<&Config>;
@@ -54,6 +57,8 @@ pub trait Lookups: Candidates {
     fn count_unanswered(&self, backend: u32);
     /// Counts a flow for which the published port had no backend.
     fn count_no_backend(&self, service_index: u32);
+    /// Keeps how long something of the published port `service_index` took.
+    fn keep_duration(&self, timed: Timed, service_index: u32, duration_ns: u64);
     /// Counts traffic that is forwarded.
     fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, load: Load);
     /// Counts a packet that is not.

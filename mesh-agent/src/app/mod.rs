@@ -6,14 +6,16 @@
 mod carriers;
 mod described;
 mod descriptors;
+mod health;
 mod membership;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use mesh_state::ids::NodeId;
+use mesh_state::ids::{BackendId, NodeId};
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
 use tokio::net::{TcpListener, UnixListener};
@@ -34,6 +36,7 @@ use crate::metrics::{AgentCollector, NodeFacts};
 use crate::proxy::{Listening, Proxy, carry_over};
 use crate::shutdown::{Components, follow_signals};
 use crate::view::NodeView;
+use health::PassiveHealth;
 use membership::Membership;
 
 /// The longest wait for all components to end.
@@ -104,6 +107,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         role: String::new(),
     });
     let (connected, is_connected) = watch::channel(false);
+    let ejected = start_health(&components, &proxy, datapath.clone(), &views);
     let collector = |progress| AgentCollector {
         view: views.clone(),
         applied: applied.clone(),
@@ -113,6 +117,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         data_dir: config.data_dir.clone(),
         datapath: datapath.clone(),
         loads: Arc::clone(&loads),
+        ejected,
         progress,
         backends: config.metrics_backends,
     };
@@ -203,6 +208,23 @@ fn start_carriers(
         Ok(())
     });
     both_applied
+}
+
+/// Starts passive health. Returns whom it leaves out.
+fn start_health(
+    components: &Components,
+    proxy: &Arc<Proxy>,
+    datapath: Option<Arc<Datapath>>,
+    views: &watch::Receiver<Arc<NodeView>>,
+) -> watch::Receiver<BTreeSet<BackendId>> {
+    let (ejected, left_out) = watch::channel(BTreeSet::new());
+    let health = PassiveHealth { views: views.clone(), proxy: Arc::clone(proxy), datapath, ejected };
+    let stop = components.stopping().clone();
+    components.spawn("passive health", async move {
+        health.run(stop).await;
+        Ok(())
+    });
+    left_out
 }
 
 /// Starts serving metrics and health.

@@ -28,6 +28,9 @@ const TABLES: [&str; 7] = [
 const FLOWS: [&str; 4] =
     [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
 
+/// What userspace counted. Other versions may not have it.
+const COUNTS: [&str; 1] = [names::EVICTIONS];
+
 /// Copies what can be copied of every other version whose programs still run. What fails is said: the node serves all the same.
 pub(super) fn carry_over(pins: &Pins) {
     for other in pins.others() {
@@ -42,7 +45,8 @@ pub(super) fn carry_over(pins: &Pins) {
             continue;
         }
         let mut copied = 0;
-        for map in TABLES.iter().chain(&FLOWS) {
+        let counts = COUNTS.iter().filter(|map| fits(map));
+        for map in TABLES.iter().chain(&FLOWS).chain(counts) {
             if !fits(map) {
                 warn!(map, "this version keeps flows in another way: connections of the other one are lost");
                 continue;

@@ -190,10 +190,7 @@ impl Datapath {
             (state.contents().clone(), state.errors().clone())
         };
         let snapshot = self.counters.read(&contents);
-        let snapshot = {
-            let mut state = lock(&self.state)?;
-            state.counted(snapshot)?.judged(state.health())
-        };
+        let snapshot = lock(&self.state)?.counted(snapshot)?;
         Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks))
     }
 
@@ -292,7 +289,7 @@ impl Datapath {
     pub(super) fn sweep(&self) -> Result<(), DatapathError> {
         let (terms, known) = {
             let state = lock(&self.state)?;
-            (state.terms(monotonic_ns()), state.contents().backends.keys().copied().collect())
+            (state.terms(monotonic_ns()), state.owners())
         };
         let census = lock(&self.sweeper)?.sweep(&terms, &known);
         let mut state = lock(&self.state)?;

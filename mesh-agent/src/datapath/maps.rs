@@ -13,6 +13,7 @@ use mesh_ebpf::abi::{
 };
 
 use super::contents::{Allowed, Contents, Write};
+use super::durations::Durations;
 use super::error::DatapathError;
 use super::loader;
 use super::pins::Pins;
@@ -35,6 +36,7 @@ pub(super) struct Maps {
     live_drift: Array<MapData, i64>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     frontend_stats: PerCpuArray<MapData, FrontendStats>,
+    durations: Durations,
 }
 
 impl Maps {
@@ -59,6 +61,7 @@ impl Maps {
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             backend_stats: loader::open(pins, names::BACKEND_STATS)?,
             frontend_stats: loader::open(pins, names::FRONTEND_STATS)?,
+            durations: Durations::open(pins)?,
         })
     }
 
@@ -172,7 +175,16 @@ impl Maps {
         self.loads.set(id, load, 0).map_err(|error| DatapathError::map(names::LOADS, "update", error))
     }
 
+    /// Makes and removes histograms as the published ports in `contents` come and go.
+    ///
+    /// # Errors
+    /// The map refuses a change.
+    pub(super) fn follow_durations(&mut self, contents: &Contents) -> Result<(), DatapathError> {
+        self.durations.follow(contents)
+    }
+
     fn reset_frontend(&mut self, index: u32) -> Result<(), DatapathError> {
+        self.durations.reset(index)?;
         self.frontend_stats
             .set(index, zeros(names::FRONTEND_STATS)?, 0)
             .map_err(|error| DatapathError::map(names::FRONTEND_STATS, "update", error))
@@ -185,14 +197,29 @@ fn trie_key(allowed: Allowed) -> Key<AllowedKey> {
 }
 
 /// One zero for every CPU.
-fn zeros<V: Pod + Default>(map: &'static str) -> Result<PerCpuValues<V>, DatapathError> {
-    let failed = |source| DatapathError::MapOperation { map, operation: "update", source };
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error))?;
-    PerCpuValues::try_from(vec![V::default(); cpus]).map_err(failed)
+pub(super) fn zeros<V: Pod + Default>(map: &'static str) -> Result<PerCpuValues<V>, DatapathError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::MapOperation {
+        map,
+        operation: "update",
+        source,
+    })?;
+    per_cpu(map, vec![V::default(); cpus])
+}
+
+/// A value for every CPU.
+pub(super) fn per_cpu<V: Pod>(map: &'static str, values: Vec<V>) -> Result<PerCpuValues<V>, DatapathError> {
+    PerCpuValues::try_from(values).map_err(|source| DatapathError::MapOperation {
+        map,
+        operation: "update",
+        source,
+    })
 }
 
 /// What is gone already was to be gone.
-fn deleted(map: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), DatapathError> {
+pub(super) fn deleted(
+    map: &'static str,
+    result: Result<(), aya::maps::MapError>,
+) -> Result<(), DatapathError> {
     match result {
         Err(aya::maps::MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>

@@ -7,7 +7,7 @@
 //! that stops leaves everything running. Only [`uninstall`] takes anything away. Only this module touches aya.
 //!
 //! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
-//! [`contents`] and [`facts`] ([`index`]: which number is whose; [`health`]: who is left out for now); `pulse` does what is due every
+//! [`contents`] and [`facts`] ([`index`]: which number is whose); `pulse` does what is due every
 //! second; `sweep`, `drain` and `stats` read flows and
 //! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!
@@ -16,15 +16,17 @@
 pub mod contents;
 pub mod diff;
 pub mod facts;
-pub mod health;
 pub mod index;
 
 mod attach;
 mod carry_over;
 mod config;
 mod drain;
+mod durations;
 mod engine;
 mod error;
+mod evictions;
+mod fate;
 mod loader;
 mod maps;
 mod network;
@@ -39,7 +41,8 @@ mod syscall;
 
 pub use attach::AttachedHook;
 pub use config::{DatapathConfig, DatapathMode, TableSizes};
+pub use durations::PortDurations;
 pub use engine::{Datapath, TaskLink, open, uninstall};
 pub use error::DatapathError;
+pub use evictions::{ByProtocol, Evictions};
 pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};
-pub use sweep::Evictions;

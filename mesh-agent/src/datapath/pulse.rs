@@ -1,14 +1,14 @@
-//! What is done once a second: loads to the maps, a look at how handshakes go, weights that rise.
+//! What is done once a second: loads to the maps, weights that rise; and what passive health asks and says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use mesh_ebpf::abi::BackendState;
 use mesh_state::ids::BackendId;
 
 use super::engine::{Datapath, lock};
 use super::error::DatapathError;
-use super::health::Counted;
 use super::sweep::monotonic_ns;
+use crate::lb::health::Handshakes;
 use crate::lb::loads::HEARSAY_AGE;
 
 impl Datapath {
@@ -27,27 +27,37 @@ impl Datapath {
     pub(super) fn pulse(&self, since: Instant) -> Result<u64, DatapathError> {
         let heard = self.config.loads.changed_since(since);
         let age_ns = u64::try_from(HEARSAY_AGE.as_nanos()).unwrap_or(u64::MAX);
-        let active: Vec<(u32, u32)> = {
-            let mut state = lock(&self.state)?;
-            state.note_loads(&heard, monotonic_ns(), age_ns)?;
-            let alive = state.contents().alive();
-            alive
-                .filter(|(_, backend)| backend.state == BackendState::Active as u8)
-                .map(|(id, backend)| (id, backend.service_index))
-                .collect()
-        };
-        let counted: Result<Vec<Counted>, DatapathError> = active
-            .into_iter()
-            .map(|(id, service_index)| {
-                let stats = self.counters.backend_stats(id)?;
-                let failed = stats.refused + stats.unanswered;
-                Ok(Counted { id, service_index, opened: stats.opened, failed })
-            })
-            .collect();
         let mut state = lock(&self.state)?;
-        let counted = state.counted(counted)?;
+        state.note_loads(&heard, monotonic_ns(), age_ns)?;
         let now = Instant::now();
-        state.observe_health(&counted, now);
+        state.raise_weights(now);
         state.reconcile(now)
+    }
+
+    /// How handshakes with these backends went, as the programs counted them.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn handshakes(
+        &self,
+        backends: &[BackendId],
+    ) -> Result<BTreeMap<BackendId, Handshakes>, DatapathError> {
+        let counted = backends.iter().map(|id| {
+            let stats = self.counters.backend_stats(id.get())?;
+            let failed = stats.refused + stats.unanswered;
+            Ok((*id, Handshakes { answered: stats.answered, failed }))
+        });
+        let counted: Result<_, DatapathError> = counted.collect();
+        lock(&self.state)?.counted(counted)
+    }
+
+    /// Leaves exactly these backends out for now.
+    ///
+    /// # Errors
+    /// A map refuses a change; the next change of any kind tries again.
+    pub fn eject(&self, backends: &BTreeSet<BackendId>) -> Result<(), DatapathError> {
+        let mut state = lock(&self.state)?;
+        state.change_facts(|facts| facts.ejected = backends.iter().map(|id| id.get()).collect());
+        state.reconcile(Instant::now()).map(drop)
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_ebpf::abi::{Address, BackendLoad};
+use mesh_ebpf::abi::{Address, Backend, BackendLoad};
 use mesh_state::ids::{BackendId, TaskId};
 use tracing::{error, info};
 
@@ -17,9 +17,9 @@ use super::contents::{Contents, Write};
 use super::diff::{Held, Plan, Refusal, plan};
 use super::error::DatapathError;
 use super::facts::{Facts, TaskPort};
-use super::health::{Counted, Health};
+use super::fate::Terms;
 use super::maps::Maps;
-use super::sweep::Terms;
+use super::sweep::Owner;
 use crate::lb::ramp::Ramps;
 use crate::view::{BackendView, NodeView};
 
@@ -41,7 +41,6 @@ pub(super) struct State {
     resting: Vec<(Instant, Range<u32>)>,
     address_indexes: BTreeSet<u32>,
     ramps: Ramps,
-    health: Health,
     refused: BTreeSet<Refusal>,
     /// Whether a backend has gone since this was asked for.
     has_gone: bool,
@@ -65,7 +64,6 @@ impl State {
             resting: Vec::new(),
             address_indexes: BTreeSet::new(),
             ramps: Ramps::default(),
-            health: Health::default(),
             refused: BTreeSet::new(),
             has_gone: false,
             is_settled: false,
@@ -103,22 +101,11 @@ impl State {
         self.ramps.observe(&view, now);
         self.view = Some(view);
         self.is_settled = false;
-        self.refresh_shares(now);
+        self.raise_weights(now);
     }
 
-    /// Takes a look at how handshakes with the active backends went.
-    pub(super) fn observe_health(&mut self, counted: &[Counted], now: Instant) {
-        self.health.observe(counted, now);
-        self.refresh_shares(now);
-    }
-
-    /// How handshakes went.
-    pub(super) fn health(&self) -> &Health {
-        &self.health
-    }
-
-    /// Works out anew whose weight still rises and who is left out.
-    fn refresh_shares(&mut self, now: Instant) {
+    /// Works out anew whose weight still rises.
+    pub(super) fn raise_weights(&mut self, now: Instant) {
         let Some(view) = self.view.clone() else { return };
         let slow_start = |backend: &BackendView| {
             view.services.get(&backend.service_id).map_or(0, |service| service.lb.slow_start_s)
@@ -129,11 +116,7 @@ impl State {
             .filter(|backend| self.ramps.rises(backend, slow_start(backend), now))
             .map(|backend| (backend.id.get(), self.ramps.weight(backend, slow_start(backend), now)))
             .collect();
-        let ejected = self.health.ejected().clone();
-        self.change_facts(|facts| {
-            facts.weights = weights;
-            facts.ejected = ejected;
-        });
+        self.change_facts(|facts| facts.weights = weights);
     }
 
     /// Writes loads that are known since `seen_ns`, where the maps know nothing younger than `age_ns` before that.
@@ -181,6 +164,13 @@ impl State {
             })
         });
         Terms { alive, idle_ns: idle_ns.collect(), now_ns }
+    }
+
+    /// Whose flows a sweep counts: those of every backend that the maps know, gone or not.
+    pub(super) fn owners(&self) -> BTreeMap<u32, Owner> {
+        let owner =
+            |backend: &Backend| Owner { protocol: backend.protocol, service_index: backend.service_index };
+        self.contents.backends.iter().map(|(id, backend)| (*id, owner(backend))).collect()
     }
 
     /// This node's address with an index.
@@ -244,6 +234,8 @@ impl State {
             self.contents.apply(write);
             self.has_gone |= matches!(write, Write::Backend(_, backend) if !backend.is_alive());
         }
+        let followed = self.maps.follow_durations(&self.contents);
+        self.counted(followed)?;
         if !plan.writes.is_empty() {
             info!(writes = plan.writes.len(), services = self.contents.services.len(), "maps written");
         }

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use mesh_ebpf::abi::{
-    Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Traffic,
-    drop_index, names,
+    Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Timed,
+    Traffic, drop_index, names,
 };
 
 use super::attach::AttachedHook;
 use super::contents::{Contents, Frontend};
+use super::durations::{Durations, PortDurations};
 use super::error::DatapathError;
-use super::health::{Checks, Health};
+use super::evictions::{ByProtocol, Evictions};
 use super::loader;
 use super::pins::Pins;
 use super::state::MapErrors;
-use super::sweep::{Census, Evictions, monotonic_ns};
+use super::sweep::{Census, monotonic_ns};
 
 /// Everything the data plane can tell at one moment.
 #[derive(Debug, Clone, Default)]
@@ -31,10 +32,10 @@ pub struct StatsSnapshot {
     pub drops: Vec<(DropReason, Direction, u64)>,
     /// Packets left to the host stack.
     pub passed: Vec<(Direction, u64)>,
-    /// Entries of the flow tables, as of the last sweep, by map name. All of them are of TCP.
-    pub conntrack: BTreeMap<&'static str, u64>,
-    /// Flows forgotten before they ended, since the agent started.
-    pub evictions: Evictions,
+    /// Entries of the flow tables, as of the last sweep, by map name and protocol.
+    pub conntrack: BTreeMap<&'static str, ByProtocol<u64>>,
+    /// Flows forgotten before they ended.
+    pub evictions: ByProtocol<Evictions>,
     /// How full the maps are.
     pub maps: Vec<MapFill>,
     /// Failed operations, by map and operation.
@@ -54,6 +55,8 @@ pub struct FrontendSnapshot {
     pub slots: u32,
     /// Its counters.
     pub stats: FrontendStats,
+    /// What was timed.
+    pub durations: PortDurations,
 }
 
 /// A backend.
@@ -69,10 +72,6 @@ pub struct BackendSnapshot {
     pub live: u64,
     /// Its load, 1 (idle) to 127 (saturated), and how old that figure is; none if it was never known.
     pub load: Option<(u32, Duration)>,
-    /// Whether it gets no new flows as its handshakes fail.
-    pub is_ejected: bool,
-    /// How its handshakes went, since the agent started.
-    pub checks: Checks,
 }
 
 /// How full a map is.
@@ -95,6 +94,7 @@ pub(super) struct Counters {
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
     loads: Array<MapData, BackendLoad>,
+    durations: Durations,
 }
 
 impl Counters {
@@ -111,6 +111,7 @@ impl Counters {
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             loads: loader::open(pins, names::LOADS)?,
+            durations: Durations::open(pins)?,
         })
     }
 
@@ -143,7 +144,8 @@ impl Counters {
     fn frontend(&self, frontend: Frontend, service: &Service) -> Result<FrontendSnapshot, DatapathError> {
         let stats = sum(&self.frontend_stats, service.index, names::FRONTEND_STATS, add_frontends)?;
         let policy = Policy::from_byte(service.policy);
-        Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats })
+        let durations = self.durations.read(service.index)?;
+        Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats, durations })
     }
 
     /// The counters of a backend.
@@ -163,28 +165,11 @@ impl Counters {
             .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
         let load =
             self.loads.get(&id, 0).map_err(|error| DatapathError::map(names::LOADS, "lookup", error))?;
-        Ok(BackendSnapshot {
-            id,
-            backend: *backend,
-            stats,
-            live: live.count(drift),
-            load: known_load(load),
-            is_ejected: false,
-            checks: Checks::default(),
-        })
+        Ok(BackendSnapshot { id, backend: *backend, stats, live: live.count(drift), load: known_load(load) })
     }
 }
 
 impl StatsSnapshot {
-    /// Adds what passive health says.
-    pub(super) fn judged(mut self, health: &Health) -> Self {
-        for backend in &mut self.backends {
-            backend.is_ejected = health.ejected().contains(&backend.id);
-            backend.checks = health.checks(backend.id);
-        }
-        self
-    }
-
     /// Adds what isn't counted in maps.
     pub(super) fn with(
         mut self,
@@ -218,10 +203,13 @@ fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static st
         (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
         (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
         (names::ALLOWED, contents.allowed.len() as u64, names::ALLOWED_MAX),
+        (names::FRAGMENTS, census.fragments, names::FRAGMENTS_MAX),
+        (names::DURATIONS, contents.services.len() as u64 * Timed::ALL.len() as u64, names::DURATIONS_MAX),
     ];
-    let flows = capacities
-        .iter()
-        .map(|(map, capacity)| (*map, census.entries.get(map).copied().unwrap_or_default(), *capacity));
+    let flows = capacities.iter().map(|(map, capacity)| {
+        let entries = census.entries.get(map).copied().unwrap_or_default();
+        (*map, entries.tcp + entries.udp, *capacity)
+    });
     counts
         .into_iter()
         .chain(flows)

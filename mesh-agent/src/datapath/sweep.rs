@@ -1,8 +1,7 @@
 //! Forgets flows that are over, and counts the ones that are not.
 //!
-//! One walk over the four flow tables, in batches: closed flows go after a short linger, idle ones after their timeout (their
-//! service's, if it has one), flows of backends that are gone at once. What is left is counted: entries, live connections of each backend (whose
-//! correction is written for the least-connections policy), and the address indexes still in use.
+//! One walk over the four flow tables, in batches: what is over goes ([`super::fate`]). What is left is counted: entries, live connections of
+//! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
 //! the walk's feet.
@@ -11,126 +10,43 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
-use mesh_ebpf::abi::{Flow, FlowKey, Live, Nat, NatKey, names, protocol};
-use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed, is_established};
+use mesh_ebpf::abi::{
+    Evicted, Flow, FlowKey, Fragment, FragmentKey, Histogram, Live, Nat, NatKey, names, protocol,
+};
+use mesh_ebpf::conntrack::{is_closed, is_established};
 
+use super::durations::Durations;
 use super::error::DatapathError;
+use super::evictions::{ByProtocol, EvictionLedger, Evictions};
+use super::fate::{Fate, Keyed, Terms, Tracked, fate};
 use super::loader;
 use super::maps::Dump;
 use super::pins::Pins;
 
-/// Why a flow was forgotten before it was seen to end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Evictions {
-    /// By the kernel, as the table was full. Worked out from what is missing.
-    pub lru: u64,
-    /// Idle for too long.
-    pub timeout: u64,
-    /// Their backend is gone.
-    pub backend_gone: u64,
-}
-
 /// What a walk found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Census {
-    /// Entries left, by map.
-    pub(super) entries: BTreeMap<&'static str, u64>,
+    /// Entries left, by map and protocol.
+    pub(super) entries: BTreeMap<&'static str, ByProtocol<u64>>,
+    /// Packets whose later fragments are waited for.
+    pub(super) fragments: u64,
     /// Connections that are not closed, by backend.
     pub(super) live: BTreeMap<u32, u64>,
     /// Address indexes that flows name.
     pub(super) address_indexes: BTreeSet<u32>,
-    /// Forgotten so far.
-    pub(super) evictions: Evictions,
+    /// Forgotten so far, before they ended.
+    pub(super) evictions: ByProtocol<Evictions>,
     /// Connections that were forgotten before they ended, and whose clients don't know.
     pub(super) lost: Vec<FlowKey>,
 }
 
-/// What becomes of a flow.
+/// Whose flows are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Keep,
-    Closed,
-    Idle,
-    BackendGone,
-}
-
-/// The part of a table's value that its fate depends on.
-trait Tracked: Copy {
-    fn seen_ns(&self) -> u64;
-    fn events(&self) -> u32;
-    fn backend(&self) -> u32;
-}
-
-impl Tracked for Flow {
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-    fn events(&self) -> u32 {
-        self.events
-    }
-    fn backend(&self) -> u32 {
-        self.backend
-    }
-}
-
-impl Tracked for Nat {
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-    fn events(&self) -> u32 {
-        self.events
-    }
-    fn backend(&self) -> u32 {
-        self.backend
-    }
-}
-
-/// What flows' fates depend on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Terms {
-    /// Backends whose flows go on.
-    pub(super) alive: BTreeSet<u32>,
-    /// Of backends whose service says so: how long an established connection may be idle.
-    pub(super) idle_ns: BTreeMap<u32, u64>,
-    /// The clock.
-    pub(super) now_ns: u64,
-}
-
-/// The part of a table's key that a flow's fate depends on.
-trait Keyed {
+pub(super) struct Owner {
     /// IP protocol number.
-    fn protocol(&self) -> u8;
-}
-
-impl Keyed for FlowKey {
-    fn protocol(&self) -> u8 {
-        self.vip.protocol()
-    }
-}
-
-impl Keyed for NatKey {
-    fn protocol(&self) -> u8 {
-        Self::protocol(self)
-    }
-}
-
-/// What becomes of a flow of this protocol.
-fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
-    let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
-    let usual_ns = idle_timeout_ns(protocol, flow.events());
-    let limit_ns = match terms.idle_ns.get(&flow.backend()) {
-        Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
-        _ => usual_ns,
-    };
-    if is_closed(flow.events()) {
-        if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
-    } else if !terms.alive.contains(&flow.backend()) {
-        Fate::BackendGone
-    } else if idle_ns > limit_ns {
-        Fate::Idle
-    } else {
-        Fate::Keep
-    }
+    pub(super) protocol: u8,
+    /// The index of the backend's published port.
+    pub(super) service_index: u32,
 }
 
 /// How much to take off a backend's count so that it says `counted`; none if it is right already, as far as anyone can tell: flows that
@@ -161,13 +77,13 @@ impl<K: Pod + Default + Keyed, V: Pod + Default + Tracked> Table<K, V> {
         terms: &Terms,
         census: &mut Census,
         mut keep: impl FnMut(&mut Census, K, V),
-        mut lose: impl FnMut(&mut Census, K, V),
+        mut lose: impl FnMut(&mut Census, K, V, Evicted),
     ) -> Result<(), DatapathError> {
         let mut over = Vec::new();
-        let mut left = 0;
+        let mut left = ByProtocol::default();
         self.dump.for_each(|key, flow| {
             if fate(key.protocol(), &flow, terms) == Fate::Keep {
-                left += 1;
+                *left.of_mut(key.protocol()) += 1;
                 keep(census, key, flow);
             } else {
                 over.push(key);
@@ -176,17 +92,16 @@ impl<K: Pod + Default + Keyed, V: Pod + Default + Tracked> Table<K, V> {
         for key in over {
             // It may have come back to life since the batch was read.
             let Ok(flow) = self.entries.get(&key, 0) else { continue };
-            let counter = match fate(key.protocol(), &flow, terms) {
+            let cause = match fate(key.protocol(), &flow, terms) {
                 Fate::Keep => continue,
                 Fate::Closed => None,
-                Fate::Idle => Some(&mut census.evictions.timeout),
-                Fate::BackendGone => Some(&mut census.evictions.backend_gone),
+                Fate::Idle => Some(Evicted::Timeout),
+                Fate::BackendGone => Some(Evicted::BackendGone),
             };
             if self.entries.remove(&key).is_ok()
-                && let Some(counter) = counter
+                && let Some(cause) = cause
             {
-                *counter += 1;
-                lose(census, key, flow);
+                lose(census, key, flow, cause);
             }
         }
         census.entries.insert(self.map, left);
@@ -204,11 +119,11 @@ pub(super) struct Sweeper {
     flows_established: Table<FlowKey, Flow>,
     nat_half_open: Table<NatKey, Nat>,
     nat_established: Table<NatKey, Nat>,
+    fragments: Dump<FragmentKey, Fragment>,
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
-    evictions: Evictions,
-    /// Flows that were counted in and never out, over all backends, since the agent started.
-    lost: i64,
+    evictions: EvictionLedger,
+    durations: Durations,
 }
 
 impl Sweeper {
@@ -222,10 +137,11 @@ impl Sweeper {
             flows_established: Table::open(pins, names::FLOWS_ESTABLISHED)?,
             nat_half_open: Table::open(pins, names::NAT_HALF_OPEN)?,
             nat_established: Table::open(pins, names::NAT_ESTABLISHED)?,
+            fragments: Dump::open(pins, names::FRAGMENTS)?,
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
-            evictions: Evictions::default(),
-            lost: 0,
+            evictions: EvictionLedger::open(pins)?,
+            durations: Durations::open(pins)?,
         })
     }
 
@@ -246,45 +162,64 @@ impl Sweeper {
     ///
     /// # Errors
     /// A table can't be read or a correction not written; what was done stays.
-    pub(super) fn sweep(&mut self, terms: &Terms, known: &BTreeSet<u32>) -> Result<Census, DatapathError> {
+    pub(super) fn sweep(
+        &mut self,
+        terms: &Terms,
+        known: &BTreeMap<u32, Owner>,
+    ) -> Result<Census, DatapathError> {
         let before = self.live_counts(known)?;
-        let mut census = Census { evictions: self.evictions, ..Census::default() };
+        let mut census = Census::default();
         // A connection confirmed during the walk would be met in both tables: the first one counts.
         let mut half_open = HashSet::new();
+        let mut lives = BTreeMap::new();
+        let evictions = &mut self.evictions;
+        let mut lose = |census: &mut Census, key: FlowKey, flow: Flow, cause| {
+            evictions.add(key.vip.protocol(), cause, 1);
+            lose(census, key, &flow);
+            if let (Some(owner), true) = (known.get(&flow.backend), has_lived(&key, &flow)) {
+                let lives: &mut Histogram = lives.entry(owner.service_index).or_default();
+                lives.add(flow.seen_ns.saturating_sub(flow.opened_ns));
+            }
+        };
         let keep = |census: &mut Census, key, flow: Flow| {
             half_open.insert(key);
             count(census, &key, &flow);
         };
-        self.flows_half_open.sweep(terms, &mut census, keep, |_, _, _| {})?;
+        self.flows_half_open.sweep(terms, &mut census, keep, &mut lose)?;
         let keep = |census: &mut Census, key, flow: Flow| {
             if !half_open.contains(&key) {
                 count(census, &key, &flow);
             }
         };
-        self.flows_established.sweep(terms, &mut census, keep, lose)?;
-        let forgotten = census.evictions;
-        self.correct(&before, &census)?;
-        self.nat_half_open.sweep(terms, &mut census, |_, _, _| {}, |_, _, _| {})?;
-        self.nat_established.sweep(terms, &mut census, |_, _, _| {}, |_, _, _| {})?;
+        self.flows_established.sweep(terms, &mut census, keep, &mut lose)?;
+        self.correct(&before, &census, known)?;
+        for (service_index, lives) in &lives {
+            self.durations.add_swept(*service_index, lives)?;
+        }
         // The NAT tables hold the same connections seen from the other side: they are not counted twice.
-        self.evictions = forgotten;
-        let ours = (forgotten.timeout + forgotten.backend_gone).cast_signed();
-        self.evictions.lru = forgotten.lru.max(u64::try_from(self.lost - ours).unwrap_or_default());
-        census.evictions = self.evictions;
+        self.nat_half_open.sweep(terms, &mut census, |_, _, _| {}, |_, _, _, _| {})?;
+        self.nat_established.sweep(terms, &mut census, |_, _, _| {}, |_, _, _, _| {})?;
+        self.fragments.for_each(|_, _| census.fragments += 1)?;
+        census.evictions = self.evictions.settle()?;
         Ok(census)
     }
 
-    fn live_counts(&self, known: &BTreeSet<u32>) -> Result<BTreeMap<u32, Live>, DatapathError> {
+    fn live_counts(&self, known: &BTreeMap<u32, Owner>) -> Result<BTreeMap<u32, Live>, DatapathError> {
         let count = |id: &u32| {
             let live =
                 self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
             Ok((*id, live))
         };
-        known.iter().map(count).collect()
+        known.keys().map(count).collect()
     }
 
     /// Writes the correction of each backend whose count is wrong.
-    fn correct(&mut self, before: &BTreeMap<u32, Live>, census: &Census) -> Result<(), DatapathError> {
+    fn correct(
+        &mut self,
+        before: &BTreeMap<u32, Live>,
+        census: &Census,
+        known: &BTreeMap<u32, Owner>,
+    ) -> Result<(), DatapathError> {
         for (id, before) in before {
             let after =
                 self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
@@ -297,7 +232,8 @@ impl Sweeper {
             self.live_drift
                 .set(*id, drift, 0)
                 .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
-            self.lost = self.lost.wrapping_add(drift.wrapping_sub(present));
+            let protocol = known.get(id).map_or(protocol::TCP, |owner| owner.protocol);
+            self.evictions.miss(protocol, drift.wrapping_sub(present));
         }
         Ok(())
     }
@@ -311,8 +247,13 @@ fn count(census: &mut Census, key: &FlowKey, flow: &Flow) {
     }
 }
 
+/// Whether a flow was ever more than an attempt. A UDP flow may be one datagram long.
+fn has_lived(key: &FlowKey, flow: &Flow) -> bool {
+    key.vip.protocol() == protocol::UDP || is_established(flow.events)
+}
+
 /// Notes a connection that ended early: its client is to learn it.
-fn lose(census: &mut Census, key: FlowKey, flow: Flow) {
+fn lose(census: &mut Census, key: FlowKey, flow: &Flow) {
     if key.vip.protocol() == protocol::TCP && is_established(flow.events) {
         census.lost.push(key);
     }
@@ -332,52 +273,7 @@ pub(super) fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
-    use mesh_ebpf::abi::protocol::TCP;
-    use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
-
     use super::*;
-
-    #[track_caller]
-    fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
-        let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
-        let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
-        let seen = fate(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
-        assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
-    }
-
-    #[test]
-    fn flows_go_when_their_time_has_come_and_not_before() {
-        check(SYN, true, HALF_OPEN_TIMEOUT_NS, Fate::Keep);
-        check(SYN, true, HALF_OPEN_TIMEOUT_NS + 1, Fate::Idle);
-        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS, Fate::Keep);
-        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS + 1, Fate::Idle);
-        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
-        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK, false, 0, Fate::BackendGone);
-        check(SYN | ACK | RESET, false, 0, Fate::Keep);
-    }
-
-    #[test]
-    fn a_service_may_end_idle_connections_earlier() {
-        let terms = |idle_ns: u64| Terms {
-            alive: BTreeSet::from([7]),
-            idle_ns: BTreeMap::from([(7, 50)]),
-            now_ns: 1000 + idle_ns,
-        };
-        let flow = |events| Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
-        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(50)), Fate::Keep);
-        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(51)), Fate::Idle);
-        assert_eq!(fate(TCP, &flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
-    }
-
-    #[test]
-    fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
-        let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
-        let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
-        assert_eq!(fate(TCP, &flow, &terms), Fate::Keep);
-    }
 
     #[test]
     fn the_correction_makes_the_count_right() {

@@ -6,11 +6,12 @@
 //!
 //! Left to others: counting turns and live connections (`proxy::ledger`), connecting.
 
+pub mod health;
 pub mod loads;
 pub mod ramp;
 pub mod slots;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -58,8 +59,8 @@ pub struct Odds<'a> {
 }
 
 impl Selector {
-    /// The selector of a view, with the weights that backends have by `now`.
-    pub fn new(view: &NodeView, ramps: &Ramps, now: Instant) -> Self {
+    /// The selector of a view, with the weights that backends have by `now`, without those that are `ejected`.
+    pub fn new(view: &NodeView, ramps: &Ramps, ejected: &BTreeSet<BackendId>, now: Instant) -> Self {
         let frontends = view
             .frontends_with_backends()
             .map(|(service, port, backends)| {
@@ -69,7 +70,8 @@ impl Selector {
                     weight: ramps.weight(backend, service.lb.slow_start_s, now),
                     is_local: view.is_local(backend),
                 };
-                let candidates: Vec<Candidate> = backends.iter().map(candidate).collect();
+                let is_left = |backend: &&&BackendView| !ejected.contains(&backend.id);
+                let candidates: Vec<Candidate> = backends.iter().filter(is_left).map(candidate).collect();
                 let frontend = Frontend::new(service.id.clone(), port, &service.lb, &candidates);
                 ((port.protocol, port.published), frontend)
             })
@@ -214,7 +216,7 @@ mod tests {
             ..proto::MeshTable::default()
         };
         let view = NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST).apply(&table).expect("a good table");
-        Selector::new(&view, &Ramps::default(), Instant::now())
+        Selector::new(&view, &Ramps::default(), &BTreeSet::new(), Instant::now())
     }
 
     fn pick(selector: &Selector, turn: u64, live: &dyn Fn(BackendId) -> u64, refused: &[u32]) -> Option<u32> {

@@ -3,7 +3,7 @@
 //! Pure. Invariants: only the best state that occurs is selectable; every selectable backend has at least one slot; equal input
 //! gives equal slots on every node. Kernel maps and userspace are filled by the same [`compose`].
 //!
-//! Left to others: weights of backends that have just begun (`ramp`), and leaving out those that fail (`datapath::health`).
+//! Left to others: weights of backends that have just begun (`ramp`), and leaving out those that fail (`health`).
 
 mod maglev;
 

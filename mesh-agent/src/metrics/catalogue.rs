@@ -59,7 +59,11 @@ families! {
     /// B
     BACKEND_LOAD_AGE = GAUGE "mesh_backend_load_age_seconds", "Age of the backend's load.";
     /// B, result
-    BACKEND_HEALTH_CHECKS = COUNTER "mesh_backend_health_checks_total", "Handshakes with the backend as seen by kernel programs, since the agent started.";
+    BACKEND_HEALTH_CHECKS = COUNTER "mesh_backend_health_checks_total", "Handshakes with the backend by result: what passive health goes by.";
+    /// L
+    CONNECT_DURATION = HISTOGRAM "mesh_backend_connect_duration_seconds", "Time from a client's SYN to the backend's SYN-ACK, as this node sees them; of UDP from the first datagram to the first reply.";
+    /// L
+    FLOW_DURATION = HISTOGRAM "mesh_flow_duration_seconds", "Lifetime of flows that have ended; of UDP and of idle ones from the first packet to the last.";
     /// L, policy
     POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
     /// L
@@ -71,7 +75,7 @@ families! {
     /// protocol, table
     CONNTRACK_ENTRIES = GAUGE "mesh_conntrack_entries", "Entries of the flow tables, as of the last sweep.";
     /// protocol, cause
-    CONNTRACK_EVICTIONS = COUNTER "mesh_conntrack_evictions_total", "Flows forgotten before they ended.";
+    CONNTRACK_EVICTIONS = COUNTER "mesh_conntrack_evictions_total", "Flows forgotten before they were seen to end; of UDP every flow, as nothing ends one.";
     /// map
     MAP_ENTRIES = GAUGE "mesh_bpf_map_entries", "Entries of the map in use.";
     /// map

@@ -15,7 +15,7 @@ mod plane;
 mod samples;
 mod traffic;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub struct Observation<'a> {
     pub kernel: Option<&'a StatsSnapshot>,
     /// Loads that are known here.
     pub loads: &'a BTreeMap<BackendId, Load>,
+    /// Backends that get no new flows for now.
+    pub ejected: &'a BTreeSet<BackendId>,
     /// Switches of policies.
     pub policy_changes: &'a BTreeMap<ServiceId, u64>,
     /// Of which backends there are series.
@@ -112,6 +114,8 @@ pub struct AgentCollector {
     pub datapath: Option<Arc<Datapath>>,
     /// Loads that are known here.
     pub loads: Arc<Loads>,
+    /// Backends that get no new flows for now.
+    pub ejected: watch::Receiver<BTreeSet<BackendId>>,
     /// Switches of policies.
     pub progress: Progress,
     /// Of which backends there are series.
@@ -151,6 +155,7 @@ impl Collector for AgentCollector {
             proxy: &proxy,
             kernel: kernel.as_ref(),
             loads: &self.loads.all(),
+            ejected: &self.ejected.borrow().clone(),
             policy_changes: &self.progress.policy_changes(),
             backends: self.backends,
             collectors: &collectors,

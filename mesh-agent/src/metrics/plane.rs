@@ -2,7 +2,7 @@
 //!
 //! Invariant: pure.
 
-use mesh_ebpf::abi::{ABI_HASH, Direction};
+use mesh_ebpf::abi::{ABI_HASH, Direction, Evicted};
 
 use mesh_state::spec::Protocol;
 
@@ -10,9 +10,6 @@ use super::Observation;
 use super::catalogue as names;
 use super::samples::{Samples, number};
 use crate::datapath::StatsSnapshot;
-
-/// All flows that are tracked today are TCP's.
-const PROTOCOL: (&str, &str) = ("protocol", "tcp");
 
 /// Adds what is known of the agent and its node.
 pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
@@ -59,13 +56,16 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     }
     for (map, entries) in &kernel.conntrack {
         let table = map.to_lowercase();
-        samples.add(&names::CONNTRACK_ENTRIES, &[PROTOCOL, ("table", table.as_str())], number(*entries));
+        for (protocol, entries) in entries.named() {
+            let labels = [("protocol", protocol), ("table", table.as_str())];
+            samples.add(&names::CONNTRACK_ENTRIES, &labels, number(*entries));
+        }
     }
-    let evictions = &kernel.evictions;
-    for (cause, count) in
-        [("lru", evictions.lru), ("timeout", evictions.timeout), ("backend_gone", evictions.backend_gone)]
-    {
-        samples.add(&names::CONNTRACK_EVICTIONS, &[PROTOCOL, ("cause", cause)], number(count));
+    for (protocol, evictions) in kernel.evictions.named() {
+        for cause in Evicted::ALL {
+            let labels = [("protocol", protocol), ("cause", cause.label())];
+            samples.add(&names::CONNTRACK_EVICTIONS, &labels, number(evictions.of(cause)));
+        }
     }
     for fill in &kernel.maps {
         samples.add(&names::MAP_ENTRIES, &[("map", fill.map)], number(fill.entries));

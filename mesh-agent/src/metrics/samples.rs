@@ -4,12 +4,24 @@
 
 use std::collections::BTreeMap;
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use mesh_ebpf::abi::Histogram as Durations;
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::catalogue::{ALL, Family};
 
 /// A sample's labels.
 pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// Which buckets of a histogram are shown; the others are in the next one's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// The first one.
+    pub(super) first: usize,
+    /// The last one, beside infinity.
+    pub(super) last: usize,
+    /// Every so many.
+    pub(super) step: usize,
+}
 
 /// Samples by family.
 #[derive(Debug, Default)]
@@ -33,6 +45,29 @@ impl Samples {
         self.metrics.entry(family.name).or_default().push(metric);
     }
 
+    /// Adds the sample of a histogram.
+    pub(super) fn add_histogram(
+        &mut self,
+        family: &Family,
+        labels: &[(&'static str, &str)],
+        held: &Durations,
+        bounds: Bounds,
+    ) {
+        let bucket = |bucket: usize| {
+            let mut shown = Bucket::default();
+            shown.set_upper_bound(seconds(Durations::bound_ns(bucket)));
+            shown.set_cumulative_count(held.buckets[..=bucket].iter().sum());
+            shown
+        };
+        let mut histogram = Histogram::default();
+        histogram.set_bucket((bounds.first..=bounds.last).step_by(bounds.step).map(bucket).collect());
+        histogram.set_sample_count(held.count());
+        histogram.set_sample_sum(seconds(held.sum_ns));
+        let mut metric = Metric::from_label(labels.iter().map(label_pair).collect());
+        metric.set_histogram(histogram);
+        self.metrics.entry(family.name).or_default().push(metric);
+    }
+
     /// The families.
     pub(super) fn into_families(mut self) -> Vec<MetricFamily> {
         ALL.iter()
@@ -53,6 +88,11 @@ impl Samples {
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floats only; exact up to 2^53")]
 pub(super) fn number(count: u64) -> f64 {
     count as f64
+}
+
+/// Nanoseconds in Prometheus's unit.
+fn seconds(nanoseconds: u64) -> f64 {
+    number(nanoseconds) / 1e9
 }
 
 fn label_pair((name, value): &(&'static str, &str)) -> LabelPair {

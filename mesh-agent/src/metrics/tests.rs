@@ -12,8 +12,9 @@ use prometheus::TextEncoder;
 
 use super::*;
 use crate::datapath::contents::Frontend;
-use crate::datapath::health::Checks;
-use crate::datapath::{AttachedHook, BackendSnapshot, FrontendSnapshot, MapFill};
+use crate::datapath::{
+    AttachedHook, BackendSnapshot, ByProtocol, Evictions, FrontendSnapshot, MapFill, PortDurations,
+};
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 
 fn view() -> NodeView {
@@ -55,6 +56,14 @@ fn view() -> NodeView {
     NodeView::new(NodeId::from("node-1"), Ipv4Addr::new(10, 77, 0, 11)).apply(&table).expect("a good table")
 }
 
+fn timed(milliseconds: &[u64]) -> abi::Histogram {
+    let mut histogram = abi::Histogram::default();
+    for milliseconds in milliseconds {
+        histogram.add(milliseconds * 1_000_000);
+    }
+    histogram
+}
+
 fn kernel() -> StatsSnapshot {
     let traffic = |packets, bytes| Traffic { packets, bytes };
     StatsSnapshot {
@@ -69,6 +78,7 @@ fn kernel() -> StatsSnapshot {
                 no_backend: 1,
                 ..FrontendStats::default()
             },
+            durations: PortDurations { connect: timed(&[1, 3]), flow: timed(&[250]) },
         }],
         backends: vec![BackendSnapshot {
             id: 1,
@@ -78,28 +88,36 @@ fn kernel() -> StatsSnapshot {
                 opened: 10,
                 closed: 8,
                 refused: 1,
+                answered: 9,
                 ..BackendStats::default()
             },
             live: 2,
             load: Some((64, Duration::from_secs(1))),
-            is_ejected: false,
-            checks: Checks { ok: 9, failed: 1 },
         }],
         drops: vec![(DropReason::NoFlow, Direction::Request, 5)],
         passed: vec![(Direction::Reply, 6)],
-        conntrack: BTreeMap::from([("FLOWS_ESTABLISHED", 7)]),
+        conntrack: BTreeMap::from([("FLOWS_ESTABLISHED", ByProtocol { tcp: 7, udp: 2 })]),
+        evictions: ByProtocol {
+            tcp: Evictions { lru: 1, ..Evictions::default() },
+            udp: Evictions { timeout: 8, ..Evictions::default() },
+        },
         maps: vec![MapFill { map: "BACKENDS", entries: 3, capacity: 65_536 }],
         map_errors: BTreeMap::from([(("SLOTS", "update"), 1)]),
         hooks: vec![AttachedHook { interface: "eth0".into(), hook: "tc", mode: "tcx" }],
-        ..StatsSnapshot::default()
     }
 }
 
 fn proxy() -> ProxyStats {
     let view = view();
     let service = view.services.keys().next().expect("a service").clone();
-    let backend =
-        BackendFigures { opened: 5, live: 1, request_bytes: 50, failures: [1, 2, 3], ..Default::default() };
+    let backend = BackendFigures {
+        opened: 5,
+        answered: 4,
+        live: 1,
+        request_bytes: 50,
+        failures: [1, 2, 3],
+        ..Default::default()
+    };
     let frontend = FrontendFigures { opened: 5, no_backend: 2, all_refused: 3, ..Default::default() };
     ProxyStats {
         backends: BTreeMap::from([(BackendId::new(1).expect("an id"), backend)]),
@@ -109,6 +127,14 @@ fn proxy() -> ProxyStats {
 }
 
 fn render(kernel: Option<&StatsSnapshot>, backends: MetricsBackends) -> String {
+    rendered(kernel, backends, &BTreeSet::new())
+}
+
+fn rendered(
+    kernel: Option<&StatsSnapshot>,
+    backends: MetricsBackends,
+    ejected: &BTreeSet<BackendId>,
+) -> String {
     let node = NodeFacts {
         hostname: "n1".into(),
         role: "worker".into(),
@@ -123,6 +149,7 @@ fn render(kernel: Option<&StatsSnapshot>, backends: MetricsBackends) -> String {
         proxy: &proxy(),
         kernel,
         loads: &BTreeMap::new(),
+        ejected,
         policy_changes: &BTreeMap::from([(ServiceId::from("s"), 4)]),
         backends,
         collectors: &[Reading { name: "datapath", success: true, duration: Duration::from_millis(2) }],
@@ -155,6 +182,41 @@ fn figures_of_programs_and_proxy_are_added() {
 }
 
 #[test]
+fn durations_show_as_histograms() {
+    let text = render(Some(&kernel()), MetricsBackends::Off);
+    assert_lines(
+        &text,
+        &[
+            r#"mesh_backend_connect_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="0.000524288"} 0"#,
+            r#"mesh_backend_connect_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="0.001048576"} 1"#,
+            r#"mesh_backend_connect_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="0.004194304"} 2"#,
+            r#"mesh_backend_connect_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="17.179869184"} 2"#,
+            r#"mesh_backend_connect_duration_seconds_sum{service="web",port="80",protocol="tcp"} 0.004"#,
+            r#"mesh_backend_connect_duration_seconds_count{service="web",port="80",protocol="tcp"} 2"#,
+            r#"mesh_flow_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="0.067108864"} 0"#,
+            r#"mesh_flow_duration_seconds_bucket{service="web",port="80",protocol="tcp",le="0.268435456"} 1"#,
+            r#"mesh_flow_duration_seconds_count{service="web",port="80",protocol="tcp"} 1"#,
+        ],
+    );
+}
+
+#[test]
+fn an_ejected_backend_is_not_up() {
+    let ejected = BTreeSet::from([BackendId::new(1).expect("an id")]);
+    let text = rendered(Some(&kernel()), MetricsBackends::Seen, &ejected);
+    let labels = r#"service="web",port="80",protocol="tcp""#;
+    let of_backend = format!(r#"{labels},task="web.1",backend_node="n1""#);
+    for line in [
+        format!("mesh_backend_up{{{of_backend}}} 0"),
+        format!(r#"mesh_frontend_backends{{{labels},state="unhealthy"}} 2"#),
+        format!(r#"mesh_backend_health_checks_total{{{of_backend},result="ok"}} 13"#),
+        format!(r#"mesh_backend_health_checks_total{{{of_backend},result="failed"}} 7"#),
+    ] {
+        assert_lines(&text, &[line.as_str()]);
+    }
+}
+
+#[test]
 fn the_state_of_the_node_shows() {
     let text = render(Some(&kernel()), MetricsBackends::Seen);
     assert_lines(
@@ -168,6 +230,9 @@ fn the_state_of_the_node_shows() {
             r#"mesh_dropped_packets_total{reason="no_flow",direction="request"} 5"#,
             r#"mesh_passed_packets_total{direction="reply"} 6"#,
             r#"mesh_conntrack_entries{protocol="tcp",table="flows_established"} 7"#,
+            r#"mesh_conntrack_entries{protocol="udp",table="flows_established"} 2"#,
+            r#"mesh_conntrack_evictions_total{protocol="tcp",cause="lru"} 1"#,
+            r#"mesh_conntrack_evictions_total{protocol="udp",cause="timeout"} 8"#,
             r#"mesh_bpf_map_max_entries{map="BACKENDS"} 65536"#,
             r#"mesh_bpf_map_operation_errors_total{map="SLOTS",operation="update"} 1"#,
             r#"mesh_dataplane_attached{interface="eth0",hook="tc",mode="tcx"} 1"#,

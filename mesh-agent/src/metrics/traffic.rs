@@ -9,7 +9,7 @@ use mesh_state::spec::Protocol;
 
 use super::Observation;
 use super::catalogue as names;
-use super::samples::{Labels, Samples, number};
+use super::samples::{Bounds, Labels, Samples, number};
 use crate::cli::MetricsBackends;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
 use crate::lb::loads::LOAD_MAX;
@@ -20,6 +20,10 @@ use crate::view::{BackendState, BackendView, PortView, ServiceView};
 
 const REQUEST: &str = "request";
 const REPLY: &str = "reply";
+/// 33 µs to 17 s, in steps of two.
+const CONNECT_BOUNDS: Bounds = Bounds { first: 1, last: 20, step: 1 };
+/// 1 ms to 73 min, in steps of four.
+const FLOW_BOUNDS: Bounds = Bounds { first: 6, last: 28, step: 2 };
 
 /// Adds the families of every published port in the view.
 pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
@@ -40,10 +44,7 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
         ];
         let kernel = kernel_frontends.get(&(protocol_number(port.protocol), port.published)).copied();
         add_frontend(samples, seen, service, port, kernel, &labels);
-        let is_ejected = |backend: &BackendView| {
-            kernel_backends.get(&backend.id.get()).is_some_and(|known| known.is_ejected)
-        };
-        add_states(samples, &backends, is_ejected, &labels);
+        add_states(samples, seen, &backends, &labels);
         for backend in backends {
             let kernel = kernel_backends.get(&backend.id.get()).copied();
             let proxy = seen.proxy.backends.get(&backend.id).copied().unwrap_or_default();
@@ -73,6 +74,11 @@ fn add_frontend(
         samples.add(&names::FRONTEND_PACKETS, &labels, number(traffic.packets));
         samples.add(&names::FRONTEND_BYTES, &labels, number(traffic.bytes + payload));
     }
+    let timed = kernel.map(|kernel| kernel.durations).unwrap_or_default();
+    let connect = timed.connect.plus(&proxy.connect.into());
+    samples.add_histogram(&names::CONNECT_DURATION, labels, &connect, CONNECT_BOUNDS);
+    let lived = timed.flow.plus(&proxy.lived.into());
+    samples.add_histogram(&names::FLOW_DURATION, labels, &lived, FLOW_BOUNDS);
     let unassigned = [
         ("no_backend", counted.no_backend + proxy.no_backend),
         ("all_refused", proxy.all_refused),
@@ -88,15 +94,10 @@ fn add_frontend(
     samples.add(&names::POLICY_CHANGES, labels, number(changes));
 }
 
-fn add_states(
-    samples: &mut Samples,
-    backends: &[&BackendView],
-    is_ejected: impl Fn(&BackendView) -> bool,
-    labels: &Labels<'_>,
-) {
+fn add_states(samples: &mut Samples, seen: &Observation<'_>, backends: &[&BackendView], labels: &Labels<'_>) {
     // What fails too often is as good as silent.
     let shown = |backend: &BackendView| match backend.state {
-        BackendState::Active if is_ejected(backend) => state_label(BackendState::Silent),
+        BackendState::Active if seen.ejected.contains(&backend.id) => state_label(BackendState::Silent),
         state => state_label(state),
     };
     for state in [BackendState::Active, BackendState::Draining, BackendState::Silent].map(state_label) {
@@ -123,7 +124,7 @@ fn add_backend(
         ("address", address.as_str()),
     ];
     samples.add(&names::BACKEND_INFO, &with(labels, &about), 1.0);
-    let is_up = backend.state == BackendState::Active && !kernel.is_some_and(|kernel| kernel.is_ejected);
+    let is_up = backend.state == BackendState::Active && !seen.ejected.contains(&backend.id);
     samples.add(&names::BACKEND_UP, labels, f64::from(u8::from(is_up)));
     add_shares(samples, seen, backend, kernel, labels);
     let counted = kernel.map(|kernel| kernel.stats).unwrap_or_default();
@@ -136,6 +137,11 @@ fn add_backend(
         let labels = with(labels, &[("direction", direction)]);
         samples.add(&names::BACKEND_PACKETS, &labels, number(traffic.packets));
         samples.add(&names::BACKEND_BYTES, &labels, number(traffic.bytes + payload));
+    }
+    let by_proxy = proxy.handshakes();
+    let failed = counted.refused + counted.unanswered + by_proxy.failed;
+    for (result, count) in [("ok", counted.answered + by_proxy.answered), ("failed", failed)] {
+        samples.add(&names::BACKEND_HEALTH_CHECKS, &with(labels, &[("result", result)]), number(count));
     }
     for reason in FailureReason::ALL {
         let by_kernel = match reason {
@@ -170,10 +176,6 @@ fn add_shares(
         let ratio = f64::from(level.saturating_sub(1)) / f64::from(LOAD_MAX - 1);
         samples.add(&names::BACKEND_LOAD, labels, ratio);
         samples.add(&names::BACKEND_LOAD_AGE, labels, age.as_secs_f64());
-    }
-    let Some(kernel) = kernel else { return };
-    for (result, count) in [("ok", kernel.checks.ok), ("failed", kernel.checks.failed)] {
-        samples.add(&names::BACKEND_HEALTH_CHECKS, &with(labels, &[("result", result)]), number(count));
     }
 }
 

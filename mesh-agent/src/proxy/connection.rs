@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_state::ids::BackendId;
 use mesh_state::spec::Protocol;
@@ -26,6 +27,7 @@ struct Connected {
     target: Arc<Target>,
     stream: TcpStream,
     opened: Opened,
+    began: Instant,
 }
 
 /// Serves a client of the published port `published`.
@@ -67,8 +69,13 @@ async fn connect(
     while refused.len() < ATTEMPTS_MAX {
         let Some(target) = route.select(peer.ip(), turn, &refused, &|id| proxy.load(id)) else { break };
         let opened = target.entry.open();
+        let began = Instant::now();
         match dial(proxy, warm, target, client, peer).await {
-            Ok(stream) => return Some(Connected { target: Arc::clone(target), stream, opened }),
+            Ok(stream) => {
+                target.entry.count_answered();
+                route.counters.time_connect(began.elapsed());
+                return Some(Connected { target: Arc::clone(target), stream, opened, began });
+            }
             Err(error) => {
                 target.note_failure(&error);
                 refused.push(target.id);
@@ -102,7 +109,7 @@ async fn dial(
 }
 
 async fn carry(client: TcpStream, connected: Connected, route: &Route) -> Result<(), pipe::PipeError> {
-    let Connected { target, stream, opened } = connected;
+    let Connected { target, stream, opened, began } = connected;
     let (backend, frontend) = (&target.entry, &route.counters);
     let terms = Terms {
         idle_limit: route.idle_limit,
@@ -112,5 +119,6 @@ async fn carry(client: TcpStream, connected: Connected, route: &Route) -> Result
     };
     let result = pipe::carry(client, stream, &terms).await;
     drop(opened);
+    frontend.time_life(began.elapsed());
     result
 }

@@ -5,6 +5,12 @@
 //!
 //! Left to others: turning figures into metrics (`metrics`).
 
+pub use frontend::{FrontendEntry, FrontendFigures};
+pub use timings::TimingFigures;
+
+mod frontend;
+mod timings;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::dial::FailureReason;
+use crate::lb::health::Handshakes;
 use crate::view::NodeView;
 
 /// Names a published port of a service.
@@ -24,6 +31,7 @@ pub type FrontendKey = (ServiceId, Protocol, u16);
 #[derive(Debug, Default)]
 pub struct BackendEntry {
     opened: AtomicU64,
+    answered: AtomicU64,
     closed: AtomicU64,
     request_bytes: AtomicU64,
     reply_bytes: AtomicU64,
@@ -34,24 +42,14 @@ pub struct BackendEntry {
     gone: CancellationToken,
 }
 
-/// Counters of one published port.
-#[derive(Debug, Default)]
-pub struct FrontendEntry {
-    turns: AtomicU64,
-    opened: AtomicU64,
-    no_backend: AtomicU64,
-    all_refused: AtomicU64,
-    denied: AtomicU64,
-    no_room: AtomicU64,
-    request_bytes: AtomicU64,
-    reply_bytes: AtomicU64,
-}
-
 /// Figures of one backend, as this node's proxy saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BackendFigures {
     /// Connections assigned to it by this node.
     pub opened: u64,
+    /// Those of them that it accepted.
+    #[serde(default)]
+    pub answered: u64,
     /// Those of them that are live.
     pub live: u64,
     /// Payload from clients to the task, bytes.
@@ -62,25 +60,11 @@ pub struct BackendFigures {
     pub failures: [u64; FailureReason::ALL.len()],
 }
 
-/// Figures of one published port, as this node's proxy saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct FrontendFigures {
-    /// Connections accepted.
-    pub opened: u64,
-    /// Connections refused, as there was no backend.
-    pub no_backend: u64,
-    /// Connections refused, as every backend tried refused.
-    pub all_refused: u64,
-    /// Connections refused, as the service's allow-list doesn't hold the client.
-    #[serde(default)]
-    pub denied: u64,
-    /// UDP flows refused, as the proxy had no room.
-    #[serde(default)]
-    pub no_room: u64,
-    /// Payload from clients, bytes.
-    pub request_bytes: u64,
-    /// Payload to clients, bytes.
-    pub reply_bytes: u64,
+impl BackendFigures {
+    /// How connecting to it went.
+    pub fn handshakes(&self) -> Handshakes {
+        Handshakes { answered: self.answered, failed: self.failures.iter().sum() }
+    }
 }
 
 /// All figures at one moment.
@@ -169,6 +153,11 @@ impl Ledger {
         backends.iter().filter_map(|id| entries.backends.get(id)).map(|entry| entry.drain()).sum()
     }
 
+    /// How connecting to the backend went.
+    pub fn handshakes(&self, id: BackendId) -> Handshakes {
+        self.lock().backends.get(&id).map(|entry| entry.figures().handshakes()).unwrap_or_default()
+    }
+
     /// All figures now.
     pub fn stats(&self) -> ProxyStats {
         let entries = self.lock();
@@ -188,6 +177,7 @@ impl BackendEntry {
     fn resumed(before: &BackendFigures) -> Self {
         Self {
             opened: before.opened.into(),
+            answered: before.answered.into(),
             closed: before.opened.into(),
             request_bytes: before.request_bytes.into(),
             reply_bytes: before.reply_bytes.into(),
@@ -229,6 +219,11 @@ impl BackendEntry {
         self.waited_for.load(Ordering::Acquire)
     }
 
+    /// Counts a connection that the backend accepted.
+    pub fn count_answered(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a failed attempt to connect.
     pub fn count_failure(&self, reason: FailureReason) {
         self.failures[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -264,83 +259,11 @@ impl BackendEntry {
     fn figures(&self) -> BackendFigures {
         BackendFigures {
             opened: self.opened.load(Ordering::Relaxed),
+            answered: self.answered.load(Ordering::Relaxed),
             live: self.live(),
             request_bytes: self.request_bytes.load(Ordering::Relaxed),
             reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
             failures: std::array::from_fn(|reason| self.failures[reason].load(Ordering::Relaxed)),
-        }
-    }
-}
-
-impl FrontendEntry {
-    fn resumed(before: &FrontendFigures) -> Self {
-        Self {
-            turns: AtomicU64::default(),
-            opened: before.opened.into(),
-            no_backend: before.no_backend.into(),
-            all_refused: before.all_refused.into(),
-            denied: before.denied.into(),
-            no_room: before.no_room.into(),
-            request_bytes: before.request_bytes.into(),
-            reply_bytes: before.reply_bytes.into(),
-        }
-    }
-
-    /// The number of turns before this one.
-    pub fn next_turn(&self) -> u64 {
-        self.turns.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Counts an accepted connection.
-    pub fn count_opened(&self) {
-        self.opened.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a connection for which there was no backend, or (`tried`) none that took it.
-    pub fn count_unassigned(&self, tried: bool) {
-        let counter = if tried { &self.all_refused } else { &self.no_backend };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a connection of a client that the allow-list doesn't hold.
-    pub fn count_denied(&self) {
-        self.denied.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a UDP flow for which there was no room.
-    pub fn count_no_room(&self) {
-        self.no_room.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a datagram from a client.
-    pub fn count_request(&self, length: usize) {
-        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a datagram to a client.
-    pub fn count_reply(&self, length: usize) {
-        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes from clients.
-    pub fn request_bytes(&self) -> &AtomicU64 {
-        &self.request_bytes
-    }
-
-    /// Bytes to clients.
-    pub fn reply_bytes(&self) -> &AtomicU64 {
-        &self.reply_bytes
-    }
-
-    fn figures(&self) -> FrontendFigures {
-        FrontendFigures {
-            opened: self.opened.load(Ordering::Relaxed),
-            no_backend: self.no_backend.load(Ordering::Relaxed),
-            all_refused: self.all_refused.load(Ordering::Relaxed),
-            denied: self.denied.load(Ordering::Relaxed),
-            no_room: self.no_room.load(Ordering::Relaxed),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
-            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
         }
     }
 }

@@ -27,6 +27,7 @@ mod udp;
 mod warm;
 mod workers;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -123,6 +124,8 @@ pub struct Proxy {
     tracker: TaskTracker,
     /// No new connections.
     stop: CancellationToken,
+    /// Backends that get no new connections for now.
+    ejected: watch::Sender<BTreeSet<BackendId>>,
 }
 
 impl Proxy {
@@ -149,6 +152,7 @@ impl Proxy {
             relay_room: Arc::new(Semaphore::new(settings.connections_max)),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
+            ejected: watch::Sender::default(),
             settings,
         };
         Ok((Arc::new(proxy), relay))
@@ -170,7 +174,7 @@ impl Proxy {
         }
         drop(relay);
         let (mut listeners, mut ramps) = (Listeners::default(), Ramps::default());
-        let mut views = self.view.clone();
+        let (mut views, mut ejected) = (self.view.clone(), self.ejected.subscribe());
         let mut retry = interval(RETRY_INTERVAL);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -179,13 +183,15 @@ impl Proxy {
             if view.generation > 0 {
                 ramps.observe(&view, now);
             }
-            self.follow(&view, &ramps, now);
+            let left_out = ejected.borrow_and_update().clone();
+            self.follow(&view, &ramps, &left_out, now);
             listeners.follow(&self, &view);
             applied
                 .send_if_modified(|applied| std::mem::replace(applied, view.generation) != view.generation);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 changed = views.changed() => if changed.is_err() { break },
+                changed = ejected.changed() => if changed.is_err() { break },
                 _ = retry.tick() => {}
                 () = sleep(RISE_INTERVAL), if ramps.is_rising(&view, now) => {}
             }
@@ -203,7 +209,7 @@ impl Proxy {
         self.workers.stop();
     }
 
-    fn follow(&self, view: &NodeView, ramps: &Ramps, now: Instant) {
+    fn follow(&self, view: &NodeView, ramps: &Ramps, ejected: &BTreeSet<BackendId>, now: Instant) {
         self.ledger.follow(view);
         let ground = Ground {
             view,
@@ -211,12 +217,23 @@ impl Proxy {
             relay_port: self.settings.relay_port,
             idle_limit: self.settings.idle_limit,
         };
-        self.routes.store(Arc::new(Routes::new(&ground, Selector::new(view, ramps, now))));
+        self.routes.store(Arc::new(Routes::new(&ground, Selector::new(view, ramps, ejected, now))));
     }
 
     /// Where other nodes' proxies connect to.
     pub fn relay_address(&self) -> SocketAddr {
         self.settings.relay_listen
+    }
+
+    /// Leaves exactly these backends out for now.
+    pub fn eject(&self, backends: &BTreeSet<BackendId>) {
+        self.ejected.send_if_modified(|present| {
+            let changed = present != backends;
+            if changed {
+                present.clone_from(backends);
+            }
+            changed
+        });
     }
 
     /// The figures.

@@ -46,7 +46,7 @@ fn waiting_clients_learn_that_their_connection_is_over() {
     for node in &nodes {
         check_live(node, 0);
     }
-    let evictions = nodes[0].datapath.stats().expect("figures").evictions;
+    let evictions = nodes[0].datapath.stats().expect("figures").evictions.tcp;
     assert_eq!((evictions.timeout, evictions.backend_gone), (1, 0), "evictions: {evictions:?}");
     for (number, node) in nodes.iter().enumerate() {
         node.apply(view(number, 3, &[BackendState::Active]));

@@ -57,6 +57,42 @@ async fn each_way_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn an_ejected_backend_gets_nothing_until_it_is_back() {
+    let backends = vec![
+        Backend { id: 1, node: "a", task: start_task("here").await },
+        Backend { id: 2, node: "b", task: start_task("there").await },
+    ];
+    let (mesh, a, _b) = start_nodes(backends).await;
+    let second = BackendId::new(2).expect("an id");
+    let names = async |count: usize| {
+        let mut names = Vec::new();
+        for _ in 0..count {
+            names.push(ask_name(mesh.published).await.expect("a name"));
+        }
+        names
+    };
+    // The proxy takes it in its own time.
+    let eventually = async |wanted: &dyn Fn(&[String]) -> bool, what: &str| {
+        let heard = async {
+            loop {
+                let names = names(4).await;
+                if wanted(&names) {
+                    return;
+                }
+            }
+        };
+        timeout(SOON, heard).await.expect(what);
+    };
+    a.proxy.eject(&[second].into());
+    eventually(&|names| names.iter().all(|name| name == "here"), "the ejected one is left out").await;
+    let connected = a.proxy.ledger().stats().backends[&second].opened;
+    names(4).await;
+    assert_eq!(a.proxy.ledger().stats().backends[&second].opened, connected, "not even tried");
+    a.proxy.eject(&[].into());
+    eventually(&|names| names.iter().any(|name| name == "there"), "it is back").await;
+}
+
+#[tokio::test]
 async fn a_refused_backend_is_passed_over() {
     for node in ["a", "b"] {
         let backends = vec![

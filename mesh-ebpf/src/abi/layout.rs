@@ -2,7 +2,7 @@
 
 use super::{
     AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
-    FrontendStats, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
+    FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
 };
 
 /// Raised when a value's meaning changes while no layout does.
@@ -85,6 +85,7 @@ pub const ABI_HASH: u64 = {
         AllowedKey::LAYOUT_HASH,
         FragmentKey::LAYOUT_HASH,
         Fragment::LAYOUT_HASH,
+        Histogram::LAYOUT_HASH,
         names::ALLOWED_MAX as u64,
         names::FRAGMENTS_MAX as u64,
         DropReason::ALL.len() as u64,

@@ -38,12 +38,16 @@
 //! where the backend was selected. [`Live`] is the exception, shared over CPUs, as the least-connections policy
 //! reads it; [`names::LIVE_DRIFT`] is its correction and belongs to userspace: after a walk over the flow tables
 //! finding `n` flows that are not closed, `drift = opened − closed − n`.
+//! [`names::DURATIONS`] has an entry only where userspace makes one: for every index of a published port and every [`Timed`]. What
+//! programs time without an entry is not kept. [`Timed::Swept`] and [`names::EVICTIONS`] are userspace's to write.
 //! Sweeping idle flows, by [`crate::conntrack::idle_timeout_ns`], is userspace's work too; after it, recount.
 
 mod address;
 mod backend;
 mod config;
 mod drop_reason;
+mod durations;
+mod evicted;
 mod flow;
 mod layout;
 pub mod names;
@@ -54,6 +58,8 @@ pub use address::{Address, Be16, Mac};
 pub use backend::{Backend, BackendState, Node, backend_flag};
 pub use config::Config;
 pub use drop_reason::DropReason;
+pub use durations::{BUCKETS, Histogram, Timed};
+pub use evicted::Evicted;
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
 pub use layout::ABI_HASH;
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};

@@ -44,9 +44,14 @@ pub const LOADS: &str = "LOADS";
 pub const ALLOWED: &str = "ALLOWED";
 /// LRU hash, [`super::FragmentKey`] → [`super::Fragment`]: where the later fragments of a packet go.
 pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Per-CPU hash, [`super::Timed::key`] → [`super::Histogram`]. Userspace makes the entries.
+pub const DURATIONS: &str = "DURATIONS";
+/// Array of `u64`, written by userspace only, so that they outlive it: flows forgotten before they ended, by
+/// [`super::Evicted::index`].
+pub const EVICTIONS: &str = "EVICTIONS";
 
 /// Every map of the object.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 23] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -68,6 +73,8 @@ pub const MAPS: [&str; 21] = [
     LOADS,
     ALLOWED,
     FRAGMENTS,
+    DURATIONS,
+    EVICTIONS,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.
@@ -93,6 +100,8 @@ pub const BACKENDS_MAX: u32 = 1 << 16;
 pub const ALLOWED_MAX: u32 = 1 << 16;
 /// Entries of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 4096;
+/// Most entries of [`DURATIONS`].
+pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
 /// Entries of [`NODES`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
 /// Default entries of [`FLOWS_HALF_OPEN`] and [`NAT_HALF_OPEN`].

@@ -1,11 +1,13 @@
 //! The maps; their names are those of [`crate::abi::names`].
 
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Flow, FlowKey,
-    Fragment, FragmentKey, FrontendStats, Live, Nat, NatKey, Node, Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Evicted, Flow,
+    FlowKey, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey,
+    names,
 };
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
@@ -17,6 +19,8 @@ const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
 const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
 const ALLOWED_MAX: usize = names::ALLOWED_MAX as usize;
 const FRAGMENTS_MAX: usize = names::FRAGMENTS_MAX as usize;
+const DURATIONS_MAX: usize = names::DURATIONS_MAX as usize;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const DIRECTIONS: usize = Direction::ALL.len();
 const DROPS_MAX: usize = DropReason::ALL.len() * DIRECTIONS;
 
@@ -62,3 +66,8 @@ pub(super) static LOADS: Array<BackendLoad, BACKENDS_MAX> = Array::new();
 pub(super) static ALLOWED: LpmTrie<AllowedKey, u32, ALLOWED_MAX> = LpmTrie::new();
 #[btf_map]
 pub(super) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();
+// Published ports in use are few among the possible ones, and a histogram is large on machines with many CPUs.
+#[btf_map]
+pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PREALLOC> = PerCpuHashMap::new();
+#[btf_map]
+pub(super) static EVICTIONS: Array<u64, { Evicted::COUNT }> = Array::new();

@@ -2,6 +2,7 @@
 
 mod act;
 mod atomic;
+mod durations;
 mod maps;
 mod skb;
 mod sockets;

@@ -6,12 +6,12 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
-use super::{atomic, maps, sockets};
+use super::{atomic, durations, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey,
-    Node, Service, ServiceKey, Traffic, drop_index, names,
+    Node, Service, ServiceKey, Timed, Traffic, drop_index, names,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -127,6 +127,12 @@ impl Lookups for Kernel {
         // A tick's precision is enough for timeouts, at a tenth of the price.
         // SAFETY: no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn precise_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]
@@ -258,6 +264,11 @@ impl Lookups for Kernel {
             // SAFETY: a live per-CPU value.
             unsafe { (*stats).no_backend += 1 }
         }
+    }
+
+    #[inline(always)]
+    fn keep_duration(&self, timed: Timed, service_index: u32, duration_ns: u64) {
+        durations::keep(timed, service_index, duration_ns);
     }
 
     #[inline(always)]

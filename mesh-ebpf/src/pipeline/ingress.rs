@@ -5,8 +5,8 @@
 use super::track::{self, Tracked};
 use super::{drop, load, macs, target, through};
 use crate::abi::{
-    Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId, flow_event,
-    service_flag,
+    Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
+    flow_event, service_flag,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
@@ -173,13 +173,18 @@ fn go_on<'a, P: Packet, L: Lookups>(
         let before = track::reset(&flow.entry);
         if !conntrack::is_closed(before) {
             lookups.count_closed(id);
+            if let Some(gone) = lookups.backend(id) {
+                track::time(lookups, Timed::Flow, gone.service_index, &flow.entry);
+            }
         }
         return Err(Verdict::Refuse(DropReason::BackendGone));
     };
     let noted = track::note(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
     if noted.closes {
         lookups.count_closed(id);
+        track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
     }
+    // Of a directly answered flow only: when its task answered is not seen here, so that is not timed.
     if noted.answers {
         lookups.count_answered(id);
     }
@@ -304,7 +309,7 @@ fn open<'a, P: Packet, L: Lookups>(
     let now_ns = lookups.now_ns();
     let flow = Flow {
         seen_ns: now_ns,
-        opened_ns: now_ns,
+        opened_ns: lookups.precise_ns(),
         backend: id,
         events: if is_direct { flow_event::SYN | flow_event::DSR } else { flow_event::SYN },
         uplink: packet.ifindex(),

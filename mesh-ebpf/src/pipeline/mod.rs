@@ -16,6 +16,8 @@ mod malformed;
 mod model;
 mod reply;
 mod target;
+#[cfg(test)]
+mod timed;
 mod track;
 
 use crate::abi::{Address, Config, Direction, DropReason, Mac};

@@ -1,7 +1,7 @@
 //! The ingress role on the way back: a reply out of the tunnel goes to the client.
 
 use super::{drop, load, track};
-use crate::abi::{Direction, DropReason, Flow, FlowKey, VipId};
+use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId};
 use crate::lookups::{FlowTable, Lookups};
 use crate::packet::{Packet, Resizable};
 use crate::parse::Segment;
@@ -100,6 +100,11 @@ fn account<P: Packet, L: Lookups>(
         lookups.count_refused(id);
     }
     if let Some(backend) = lookups.backend(id) {
+        if noted.closes {
+            track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
+        } else if noted.answers {
+            track::time(lookups, Timed::Connect, backend.service_index, &flow.entry);
+        }
         lookups.count_traffic(backend.service_index, id, Direction::Reply, load(packet, segment));
     }
 }

@@ -2,9 +2,9 @@
 
 use core::marker::PhantomData;
 
-use crate::abi::{Direction, Flow, Nat, flow_event};
+use crate::abi::{Direction, Flow, Nat, Timed, flow_event};
 use crate::conntrack;
-use crate::lookups::{Entry, FlowTable};
+use crate::lookups::{Entry, FlowTable, Lookups};
 use crate::parse::tcp::Flags;
 use crate::parse::transport;
 
@@ -112,6 +112,13 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
             && header.flags.has(Flags::RST)
             && conntrack::is_refusal(before),
     }
+}
+
+/// Keeps how long it is since the flow began.
+#[inline(always)]
+pub(super) fn time<L: Lookups>(lookups: &L, timed: Timed, service_index: u32, entry: &impl Entry<Flow>) {
+    let duration_ns = lookups.precise_ns().saturating_sub(entry.get().opened_ns);
+    lookups.keep_duration(timed, service_index, duration_ns);
 }
 
 /// Marks the flow as ended; returns the events it had before.

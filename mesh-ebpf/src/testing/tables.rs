@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Live, Nat,
-    NatKey, Node, Service, ServiceKey,
+    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Histogram, Live,
+    Nat, NatKey, Node, Service, ServiceKey, Timed,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -59,6 +59,8 @@ pub struct Counted {
     pub unanswered: HashMap<u32, u64>,
     /// Flows without backend, by service.
     pub no_backend: HashMap<u32, u64>,
+    /// Durations, by what is timed and service.
+    pub durations: HashMap<(Timed, u32), Histogram>,
     /// Packets, by backend and direction.
     pub packets: HashMap<(u32, Direction), u64>,
     /// Drops.
@@ -243,6 +245,10 @@ impl Lookups for HostTables {
         self.now_ns.get()
     }
 
+    fn precise_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
     fn config(&self) -> Option<&Config> {
         (!self.setup.config.address.is_none()).then_some(&self.setup.config)
     }
@@ -319,6 +325,11 @@ impl Lookups for HostTables {
 
     fn count_no_backend(&self, service_index: u32) {
         self.counted(|counted| counted.no_backend.entry(service_index).or_default());
+    }
+
+    fn keep_duration(&self, timed: Timed, service_index: u32, duration_ns: u64) {
+        let mut counted = self.counted.borrow_mut();
+        counted.durations.entry((timed, service_index)).or_default().add(duration_ns);
     }
 
     fn count_traffic(&self, _: u32, backend: u32, direction: Direction, _: Load) {

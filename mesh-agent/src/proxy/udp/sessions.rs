@@ -185,6 +185,7 @@ impl Flow {
 
     async fn carry(&mut self, target: &Target, mut to: Sender, mut from: Receiver) -> End {
         let life = Life::new(self.flows.proxy.settings.udp_limits);
+        let began = Instant::now();
         let (backend, frontend) = (&target.entry, &self.route.counters);
         let (flows, way, waiting) = (&self.flows, self.way, &mut self.waiting);
         let asks = async {
@@ -201,7 +202,10 @@ impl Flow {
         let answers = async {
             let mut datagram = Vec::new();
             while let Ok(true) = from.receive(&mut datagram).await {
-                life.answered();
+                if life.answered() {
+                    backend.count_answered();
+                    frontend.time_connect(began.elapsed());
+                }
                 if let Err(error) = flows.port.answer(&datagram, way) {
                     tracing::debug!(client = %way.client, %error, "drop a datagram to a client");
                     continue;
@@ -211,12 +215,17 @@ impl Flow {
             }
             End::Refused
         };
-        tokio::select! {
+        let end = tokio::select! {
             end = asks => end,
             end = answers => end,
             () = life.ends() => End::Over,
             () = backend.gone().cancelled() => End::Over,
+        };
+        if end == End::Over {
+            // The idle time at the end is not part of it.
+            frontend.time_life(life.last().saturating_duration_since(began));
         }
+        end
     }
 }
 
@@ -246,10 +255,16 @@ impl Life {
         heard.is_established = heard.is_answered;
     }
 
-    fn answered(&self) {
+    /// Returns whether it was the first answer.
+    fn answered(&self) -> bool {
         let mut heard = self.heard();
         heard.last = Instant::now();
-        heard.is_answered = true;
+        !std::mem::replace(&mut heard.is_answered, true)
+    }
+
+    /// When the last datagram was seen, either way.
+    fn last(&self) -> Instant {
+        self.heard().last
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -279,7 +294,11 @@ mod tests {
         for (talk, expected) in [("", 30), ("q", 30), ("qa", 30), ("qqa", 30), ("qaq", 180), ("qaqaq", 180)] {
             let life = Life::new(limits);
             for part in talk.chars() {
-                if part == 'q' { life.asked() } else { life.answered() }
+                if part == 'q' {
+                    life.asked();
+                } else {
+                    life.answered();
+                }
             }
             let began = Instant::now();
             life.ends().await;

@@ -1,6 +1,6 @@
 //! Passive health: a backend whose handshakes fail gets no new flows for a while.
 //!
-//! Pure: told what was counted, once a second, and the time.
+//! Pure: told what kernel programs and proxy counted, once a second, and the time.
 //!
 //! A backend is ejected when, in the last [`WINDOW`] looks, at least [`FAILURES_MIN`] handshakes failed and they were at least half of all.
 //! Ejection lasts [`EJECTION_MIN`], twice as long each next time up to [`EJECTION_MAX`]; a backend that stays good for
@@ -10,6 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
+
+use mesh_state::ids::BackendId;
+use mesh_state::spec::Protocol;
 
 /// Looks that count.
 const WINDOW: usize = 10;
@@ -23,39 +26,52 @@ const GOOD_PERIOD: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
     /// Its id.
-    pub id: u32,
+    pub id: BackendId,
     /// Its published port.
-    pub service_index: u32,
-    /// Flows that it was given.
-    pub opened: u64,
-    /// Those of them that it refused or left unanswered.
-    pub failed: u64,
+    pub port: (Protocol, u16),
+    /// How its handshakes went.
+    pub handshakes: Handshakes,
 }
 
 /// Handshakes that went well, and that did not. Only ever more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Checks {
-    /// Went well, as far as is known.
-    pub ok: u64,
-    /// Refused or left unanswered.
+pub struct Handshakes {
+    /// The backend took the flow.
+    pub answered: u64,
+    /// Refused, left unanswered, or never reached.
     pub failed: u64,
+}
+
+impl Handshakes {
+    /// Both counts added.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { answered: self.answered + other.answered, failed: self.failed + other.failed }
+    }
+
+    /// What came since `before`. Counters that go back are another backend's: nothing is known of what came.
+    fn since(self, before: Self) -> Self {
+        Self {
+            answered: self.answered.saturating_sub(before.answered),
+            failed: self.failed.saturating_sub(before.failed),
+        }
+    }
 }
 
 /// What is remembered of all backends.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    backends: BTreeMap<u32, Record>,
-    ejected: BTreeSet<u32>,
+    backends: BTreeMap<BackendId, Record>,
+    ejected: BTreeSet<BackendId>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Record {
-    service_index: u32,
+    port: Option<(Protocol, u16)>,
     /// The counters at the last look.
-    last: Option<Checks>,
+    last: Option<Handshakes>,
     /// What the last looks found, the newest at the back.
-    window: VecDeque<Checks>,
-    total: Checks,
+    window: VecDeque<Handshakes>,
     ejection: Option<Ejection>,
 }
 
@@ -68,40 +84,35 @@ struct Ejection {
 impl Health {
     /// Takes one look at the backends that are active; others are forgotten.
     pub fn observe(&mut self, counted: &[Counted], now: Instant) {
-        let active: BTreeSet<u32> = counted.iter().map(|backend| backend.id).collect();
+        let active: BTreeSet<BackendId> = counted.iter().map(|backend| backend.id).collect();
         self.backends.retain(|id, _| active.contains(id));
         for backend in counted {
             let record = self.backends.entry(backend.id).or_default();
-            record.service_index = backend.service_index;
-            record.look(*backend, now);
+            record.port = Some(backend.port);
+            record.look(backend.handshakes, now);
         }
         self.ejected = self.choose(now);
     }
 
     /// The backends that get no new flows.
-    pub fn ejected(&self) -> &BTreeSet<u32> {
+    pub fn ejected(&self) -> &BTreeSet<BackendId> {
         &self.ejected
     }
 
-    /// How a backend's handshakes went.
-    pub fn checks(&self, id: u32) -> Checks {
-        self.backends.get(&id).map(|record| record.total).unwrap_or_default()
-    }
-
-    fn choose(&self, now: Instant) -> BTreeSet<u32> {
-        let mut actives: BTreeMap<u32, usize> = BTreeMap::new();
-        let mut failing: Vec<(Instant, u32, u32)> = Vec::new();
+    fn choose(&self, now: Instant) -> BTreeSet<BackendId> {
+        let mut actives: BTreeMap<Option<(Protocol, u16)>, usize> = BTreeMap::new();
+        let mut failing = Vec::new();
         for (id, record) in &self.backends {
-            *actives.entry(record.service_index).or_default() += 1;
+            *actives.entry(record.port).or_default() += 1;
             let ejection = record.ejection.filter(|ejection| now < ejection.since + ejection.lasts);
-            failing.extend(ejection.map(|ejection| (ejection.since, *id, record.service_index)));
+            failing.extend(ejection.map(|ejection| (ejection.since, *id, record.port)));
         }
         failing.sort_unstable();
-        let mut room: BTreeMap<u32, usize> =
-            actives.into_iter().map(|(service, count)| (service, count / 2)).collect();
+        let mut room: BTreeMap<_, usize> =
+            actives.into_iter().map(|(port, count)| (port, count / 2)).collect();
         let mut chosen = BTreeSet::new();
-        for (_, id, service) in failing {
-            if let Some(left @ 1..) = room.get_mut(&service) {
+        for (_, id, port) in failing {
+            if let Some(left @ 1..) = room.get_mut(&port) {
                 *left -= 1;
                 chosen.insert(id);
             }
@@ -111,25 +122,18 @@ impl Health {
 }
 
 impl Record {
-    fn look(&mut self, counted: Counted, now: Instant) {
-        let present = Checks { ok: counted.opened, failed: counted.failed };
-        // Counters that go back are another backend's: nothing is known of this look.
+    fn look(&mut self, present: Handshakes, now: Instant) {
         let last = self.last.replace(present).unwrap_or(present);
-        let failed = present.failed.saturating_sub(last.failed);
-        let ok = present.ok.saturating_sub(last.ok).saturating_sub(failed);
-        self.total.ok += ok;
-        self.total.failed += failed;
         if self.ejection.is_some_and(|ejection| now < ejection.since + ejection.lasts) {
             self.window.clear();
             return;
         }
-        self.window.push_back(Checks { ok, failed });
+        self.window.push_back(present.since(last));
         if self.window.len() > WINDOW {
             self.window.pop_front();
         }
-        let ok: u64 = self.window.iter().map(|look| look.ok).sum();
-        let failed: u64 = self.window.iter().map(|look| look.failed).sum();
-        if failed >= FAILURES_MIN && failed >= ok {
+        let sum = self.window.iter().fold(Handshakes::default(), |sum, look| sum.plus(*look));
+        if sum.failed >= FAILURES_MIN && sum.failed >= sum.answered {
             self.ejection = Some(self.next_ejection(now));
             self.window.clear();
         }
@@ -157,10 +161,19 @@ mod tests {
         now: Instant,
     }
 
+    const PORT: (Protocol, u16) = (Protocol::Tcp, 80);
+
+    fn id(id: u32) -> BackendId {
+        BackendId::new(id).expect("an id")
+    }
+
+    fn counted(backend: u32, answered: u64, failed: u64) -> Counted {
+        Counted { id: id(backend), port: PORT, handshakes: Handshakes { answered, failed } }
+    }
+
     impl Bench {
         fn new(backends: u32) -> Self {
-            let counted =
-                (1..=backends).map(|id| Counted { id, service_index: 0, opened: 0, failed: 0 }).collect();
+            let counted = (1..=backends).map(|id| counted(id, 0, 0)).collect();
             let mut bench = Self { health: Health::default(), counted, now: Instant::now() };
             bench.seconds(1, &[]);
             bench
@@ -174,8 +187,12 @@ mod tests {
                     if self.health.ejected().contains(&backend.id) {
                         continue;
                     }
-                    backend.opened += 4;
-                    backend.failed += if failing.contains(&backend.id) { 4 } else { 0 };
+                    let is_failing = failing.contains(&backend.id.get());
+                    let more = Handshakes {
+                        answered: if is_failing { 0 } else { 4 },
+                        failed: if is_failing { 4 } else { 0 },
+                    };
+                    backend.handshakes = backend.handshakes.plus(more);
                 }
                 self.health.observe(&self.counted, self.now);
             }
@@ -183,7 +200,7 @@ mod tests {
 
         #[track_caller]
         fn check(&self, expected: &[u32], when: &str) {
-            let ejected: Vec<u32> = self.health.ejected().iter().copied().collect();
+            let ejected: Vec<u32> = self.health.ejected().iter().map(|id| id.get()).collect();
             assert_eq!(ejected, expected, "ejected backends {when}");
         }
     }
@@ -207,7 +224,6 @@ mod tests {
         bench.seconds(1, &[2]);
         bench.seconds(10, &[]);
         bench.check(&[], "a good minute made it forget");
-        assert_eq!(bench.health.checks(2).failed, 12);
     }
 
     #[test]
@@ -223,11 +239,35 @@ mod tests {
     fn few_failures_among_many_successes_say_nothing() {
         let mut health = Health::default();
         let now = Instant::now();
-        let look = |opened, failed| [1, 2].map(|id| Counted { id, service_index: 0, opened, failed });
+        let look = |answered, failed| [1, 2].map(|id| counted(id, answered, failed));
         health.observe(&look(0, 0), now);
-        health.observe(&look(2, 2), now + Duration::from_secs(1));
-        health.observe(&look(20, 9), now + Duration::from_secs(2));
+        health.observe(&look(0, 2), now + Duration::from_secs(1));
+        health.observe(&look(11, 9), now + Duration::from_secs(2));
         assert!(health.ejected().is_empty(), "9 of 20 failed");
-        assert_eq!(health.checks(1), Checks { ok: 11, failed: 9 });
+    }
+
+    #[test]
+    fn counters_of_another_backend_of_that_id_say_nothing() {
+        let mut health = Health::default();
+        let now = Instant::now();
+        for (second, (answered, failed)) in (1..).zip([(0, 0), (100, 2), (0, 1), (0, 2)]) {
+            let look = [counted(1, answered, failed), counted(2, 0, 0)];
+            health.observe(&look, now + Duration::from_secs(second));
+        }
+        assert!(health.ejected().is_empty(), "two failures, then a new backend's second one");
+    }
+
+    #[test]
+    fn each_port_has_its_own_half() {
+        let mut health = Health::default();
+        let now = Instant::now();
+        let look = |failed| {
+            let other = |id| Counted { port: (Protocol::Udp, 80), ..counted(id, 0, failed) };
+            [counted(1, 0, failed), counted(2, 0, failed), other(3), other(4)]
+        };
+        health.observe(&look(0), now);
+        health.observe(&look(3), now + Duration::from_secs(1));
+        let ejected: Vec<u32> = health.ejected().iter().map(|id| id.get()).collect();
+        assert_eq!(ejected, [1, 3], "half of each port's two");
     }
 }

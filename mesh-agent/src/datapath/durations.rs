@@ -1,0 +1,118 @@
+//! The programs' histograms: made for every published port, summed over CPUs, removed with their port.
+//!
+//! Invariants: a port has its histograms before the programs know it; a port that comes in another's place begins at zero. Where
+//! no packet ends a flow, the sweep adds to a histogram of its own, which the programs don't write.
+
+use std::collections::BTreeSet;
+
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use mesh_ebpf::abi::{Histogram, Timed, names};
+
+use super::contents::Contents;
+use super::error::DatapathError;
+use super::loader;
+use super::maps::{deleted, per_cpu, zeros};
+use super::pins::Pins;
+
+/// What was timed of one published port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortDurations {
+    /// From SYN to SYN-ACK.
+    pub connect: Histogram,
+    /// Lives of flows that have ended.
+    pub flow: Histogram,
+}
+
+/// The map of histograms.
+pub(super) struct Durations {
+    map: PerCpuHashMap<MapData, u32, Histogram>,
+    /// Indexes of published ports that have theirs.
+    made: BTreeSet<u32>,
+}
+
+impl Durations {
+    /// Opens the pinned map, with what it holds.
+    ///
+    /// # Errors
+    /// It isn't pinned, isn't of the expected kind, or can't be read.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        let map: PerCpuHashMap<MapData, u32, Histogram> = loader::open(pins, names::DURATIONS)?;
+        let made = map
+            .keys()
+            .map(|key| key.map(Timed::service_index))
+            .collect::<Result<_, _>>()
+            .map_err(|error| DatapathError::map(names::DURATIONS, "dump", error))?;
+        Ok(Self { map, made })
+    }
+
+    /// Has the published port with this index begin at zero.
+    ///
+    /// # Errors
+    /// The map refuses the entries.
+    pub(super) fn reset(&mut self, service_index: u32) -> Result<(), DatapathError> {
+        for timed in Timed::ALL {
+            self.set(timed.key(service_index), zeros(names::DURATIONS)?)?;
+        }
+        self.made.insert(service_index);
+        Ok(())
+    }
+
+    /// Makes what the published ports in `contents` lack, and removes what belongs to none of them.
+    ///
+    /// # Errors
+    /// The map refuses a change.
+    pub(super) fn follow(&mut self, contents: &Contents) -> Result<(), DatapathError> {
+        let wanted: BTreeSet<u32> = contents.services.values().map(|service| service.index).collect();
+        let missing: Vec<u32> = wanted.difference(&self.made).copied().collect();
+        for service_index in missing {
+            self.reset(service_index)?;
+        }
+        let over: Vec<u32> = self.made.difference(&wanted).copied().collect();
+        for service_index in over {
+            for timed in Timed::ALL {
+                deleted(names::DURATIONS, self.map.remove(&timed.key(service_index)))?;
+            }
+            self.made.remove(&service_index);
+        }
+        Ok(())
+    }
+
+    /// What was timed of the published port with this index; nothing if it has no histograms yet.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub(super) fn read(&self, service_index: u32) -> Result<PortDurations, DatapathError> {
+        let sum = |timed: Timed| -> Result<Histogram, DatapathError> {
+            let values = self.get(timed.key(service_index))?;
+            Ok(values.iter().flat_map(|values| values.iter()).fold(Histogram::default(), Histogram::plus))
+        };
+        Ok(PortDurations { connect: sum(Timed::Connect)?, flow: sum(Timed::Flow)?.plus(&sum(Timed::Swept)?) })
+    }
+
+    /// Adds lives of flows that no packet ended.
+    ///
+    /// # Errors
+    /// The map can't be read, or refuses the change.
+    pub(super) fn add_swept(&mut self, service_index: u32, lives: &Histogram) -> Result<(), DatapathError> {
+        let key = Timed::Swept.key(service_index);
+        // Without histograms the port has gone: nobody will ask.
+        let Some(values) = self.get(key)? else { return Ok(()) };
+        let mut values = values.to_vec();
+        if let Some(first) = values.first_mut() {
+            *first = first.plus(lives);
+        }
+        self.set(key, per_cpu(names::DURATIONS, values)?)
+    }
+
+    fn get(&self, key: u32) -> Result<Option<PerCpuValues<Histogram>>, DatapathError> {
+        match self.map.get(&key, 0) {
+            Ok(values) => Ok(Some(values)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(DatapathError::map(names::DURATIONS, "lookup", error)),
+        }
+    }
+
+    fn set(&mut self, key: u32, values: PerCpuValues<Histogram>) -> Result<(), DatapathError> {
+        self.map.insert(key, values, 0).map_err(|error| DatapathError::map(names::DURATIONS, "update", error))
+    }
+}

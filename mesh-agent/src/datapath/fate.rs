@@ -1,0 +1,154 @@
+//! Which flows are over: closed ones after a short linger, idle ones after their timeout (their service's, if it has one), flows of
+//! backends that are gone at once.
+//!
+//! Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_ebpf::abi::{Flow, FlowKey, Nat, NatKey};
+use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed};
+
+/// What becomes of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes on.
+    Keep,
+    /// It has ended.
+    Closed,
+    /// Nothing of it was seen for too long.
+    Idle,
+    /// It can't go on.
+    BackendGone,
+}
+
+/// The part of a table's value that its fate depends on.
+pub(super) trait Tracked: Copy {
+    /// When its last packet was seen.
+    fn seen_ns(&self) -> u64;
+    /// What has been seen of it.
+    fn events(&self) -> u32;
+    /// The backend's id.
+    fn backend(&self) -> u32;
+}
+
+impl Tracked for Flow {
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
+    }
+    fn events(&self) -> u32 {
+        self.events
+    }
+    fn backend(&self) -> u32 {
+        self.backend
+    }
+}
+
+impl Tracked for Nat {
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
+    }
+    fn events(&self) -> u32 {
+        self.events
+    }
+    fn backend(&self) -> u32 {
+        self.backend
+    }
+}
+
+/// What flows' fates depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// Backends whose flows go on.
+    pub(super) alive: BTreeSet<u32>,
+    /// Of backends whose service says so: how long an established connection may be idle.
+    pub(super) idle_ns: BTreeMap<u32, u64>,
+    /// The clock.
+    pub(super) now_ns: u64,
+}
+
+/// The part of a table's key that a flow's fate depends on.
+pub(super) trait Keyed {
+    /// IP protocol number.
+    fn protocol(&self) -> u8;
+}
+
+impl Keyed for FlowKey {
+    fn protocol(&self) -> u8 {
+        self.vip.protocol()
+    }
+}
+
+impl Keyed for NatKey {
+    fn protocol(&self) -> u8 {
+        Self::protocol(self)
+    }
+}
+
+/// What becomes of a flow of this protocol.
+pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
+    let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
+    let usual_ns = idle_timeout_ns(protocol, flow.events());
+    let limit_ns = match terms.idle_ns.get(&flow.backend()) {
+        Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
+        _ => usual_ns,
+    };
+    if is_closed(flow.events()) {
+        if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
+    } else if !terms.alive.contains(&flow.backend()) {
+        Fate::BackendGone
+    } else if idle_ns > limit_ns {
+        Fate::Idle
+    } else {
+        Fate::Keep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
+    use mesh_ebpf::abi::protocol::TCP;
+    use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
+        let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
+        let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
+        let seen = fate(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
+        assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
+    }
+
+    #[test]
+    fn flows_go_when_their_time_has_come_and_not_before() {
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS, Fate::Keep);
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS + 1, Fate::Idle);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS, Fate::Keep);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS + 1, Fate::Idle);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
+        check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
+        check(SYN | ACK, false, 0, Fate::BackendGone);
+        check(SYN | ACK | RESET, false, 0, Fate::Keep);
+    }
+
+    #[test]
+    fn a_service_may_end_idle_connections_earlier() {
+        let terms = |idle_ns: u64| Terms {
+            alive: BTreeSet::from([7]),
+            idle_ns: BTreeMap::from([(7, 50)]),
+            now_ns: 1000 + idle_ns,
+        };
+        let flow = |events| Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
+        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(50)), Fate::Keep);
+        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(51)), Fate::Idle);
+        assert_eq!(fate(TCP, &flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
+    }
+
+    #[test]
+    fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
+        let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
+        let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
+        assert_eq!(fate(TCP, &flow, &terms), Fate::Keep);
+    }
+}

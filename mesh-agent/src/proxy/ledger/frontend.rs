@@ -1,0 +1,137 @@
+//! What the proxy counts of one published port.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::timings::{TimingFigures, Timings};
+
+/// Counters of one published port.
+#[derive(Debug, Default)]
+pub struct FrontendEntry {
+    turns: AtomicU64,
+    opened: AtomicU64,
+    no_backend: AtomicU64,
+    all_refused: AtomicU64,
+    denied: AtomicU64,
+    no_room: AtomicU64,
+    request_bytes: AtomicU64,
+    reply_bytes: AtomicU64,
+    connect: Timings,
+    lived: Timings,
+}
+
+/// Figures of one published port, as this node's proxy saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FrontendFigures {
+    /// Connections accepted.
+    pub opened: u64,
+    /// Connections refused, as there was no backend.
+    pub no_backend: u64,
+    /// Connections refused, as every backend tried refused.
+    pub all_refused: u64,
+    /// Connections refused, as the service's allow-list doesn't hold the client.
+    #[serde(default)]
+    pub denied: u64,
+    /// UDP flows refused, as the proxy had no room.
+    #[serde(default)]
+    pub no_room: u64,
+    /// Payload from clients, bytes.
+    pub request_bytes: u64,
+    /// Payload to clients, bytes.
+    pub reply_bytes: u64,
+    /// How long backends took to accept.
+    #[serde(default)]
+    pub connect: TimingFigures,
+    /// How long connections lasted that have ended.
+    #[serde(default)]
+    pub lived: TimingFigures,
+}
+
+impl FrontendEntry {
+    pub(super) fn resumed(before: &FrontendFigures) -> Self {
+        Self {
+            turns: AtomicU64::default(),
+            opened: before.opened.into(),
+            no_backend: before.no_backend.into(),
+            all_refused: before.all_refused.into(),
+            denied: before.denied.into(),
+            no_room: before.no_room.into(),
+            request_bytes: before.request_bytes.into(),
+            reply_bytes: before.reply_bytes.into(),
+            connect: Timings::resumed(&before.connect),
+            lived: Timings::resumed(&before.lived),
+        }
+    }
+
+    /// The number of turns before this one.
+    pub fn next_turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts an accepted connection.
+    pub fn count_opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a connection for which there was no backend, or (`tried`) none that took it.
+    pub fn count_unassigned(&self, tried: bool) {
+        let counter = if tried { &self.all_refused } else { &self.no_backend };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a connection of a client that the allow-list doesn't hold.
+    pub fn count_denied(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a UDP flow for which there was no room.
+    pub fn count_no_room(&self) {
+        self.no_room.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes how long a backend took to accept a connection, its node's relay included.
+    pub fn time_connect(&self, took: Duration) {
+        self.connect.add(took);
+    }
+
+    /// Notes how long a connection lasted.
+    pub fn time_life(&self, lasted: Duration) {
+        self.lived.add(lasted);
+    }
+
+    /// Counts a datagram from a client.
+    pub fn count_request(&self, length: usize) {
+        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a datagram to a client.
+    pub fn count_reply(&self, length: usize) {
+        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes from clients.
+    pub fn request_bytes(&self) -> &AtomicU64 {
+        &self.request_bytes
+    }
+
+    /// Bytes to clients.
+    pub fn reply_bytes(&self) -> &AtomicU64 {
+        &self.reply_bytes
+    }
+
+    pub(super) fn figures(&self) -> FrontendFigures {
+        FrontendFigures {
+            opened: self.opened.load(Ordering::Relaxed),
+            no_backend: self.no_backend.load(Ordering::Relaxed),
+            all_refused: self.all_refused.load(Ordering::Relaxed),
+            denied: self.denied.load(Ordering::Relaxed),
+            no_room: self.no_room.load(Ordering::Relaxed),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
+            connect: self.connect.figures(),
+            lived: self.lived.figures(),
+        }
+    }
+}

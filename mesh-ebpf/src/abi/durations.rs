@@ -1,0 +1,130 @@
+//! Histograms of durations, in powers of two, for kernel programs, the agent and its proxy alike.
+
+use super::layout::abi_struct;
+
+/// Buckets of a [`Histogram`]; the last one takes what is above all bounds.
+pub const BUCKETS: usize = 31;
+
+/// log2 of the lowest bound in nanoseconds: 16 µs.
+const LOWEST_BITS: u32 = 14;
+
+abi_struct! {
+    /// Per-CPU entry of [`super::names::DURATIONS`].
+    pub struct Histogram [256] {
+        /// Sum of all durations, in nanoseconds.
+        pub sum_ns: u64,
+        /// How many durations are above the bound before and not above [`Histogram::bound_ns`].
+        pub buckets: [u64; BUCKETS],
+    }
+}
+
+impl Histogram {
+    /// The bucket of a duration; always below [`BUCKETS`].
+    #[inline(always)]
+    pub const fn bucket(duration_ns: u64) -> usize {
+        if duration_ns > Self::bound_ns(BUCKETS - 2) {
+            return BUCKETS - 1;
+        }
+        // Bounds belong to the bucket below them, as Prometheus has it.
+        let above = (duration_ns.saturating_sub(1) >> LOWEST_BITS) as u32;
+        (u32::BITS - above.leading_zeros()) as usize
+    }
+
+    /// The upper bound of a bucket in nanoseconds; the last one has none, and says the greatest number.
+    #[inline(always)]
+    pub const fn bound_ns(bucket: usize) -> u64 {
+        if bucket >= BUCKETS - 1 { u64::MAX } else { 1 << (LOWEST_BITS + bucket as u32) }
+    }
+
+    /// Adds a duration.
+    pub fn add(&mut self, duration_ns: u64) {
+        self.sum_ns = self.sum_ns.wrapping_add(duration_ns);
+        self.buckets[Self::bucket(duration_ns)] += 1;
+    }
+
+    /// Adds what another one holds.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
+        for (bucket, more) in self.buckets.iter_mut().zip(other.buckets) {
+            *bucket += more;
+        }
+        self
+    }
+
+    /// How many durations it holds.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// What is timed.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Timed {
+    /// From the client's SYN to the task's SYN-ACK, as the ingress node sees them. By the programs.
+    Connect = 0,
+    /// The life of a flow that a packet ended. By the programs.
+    Flow = 1,
+    /// The life of a flow that ended without a packet: idle, or its backend gone. By userspace, on the first CPU.
+    Swept = 2,
+}
+
+impl Timed {
+    /// All of them, in the order of the numbers.
+    pub const ALL: [Self; 3] = [Self::Connect, Self::Flow, Self::Swept];
+
+    /// The key in [`super::names::DURATIONS`] for the published port with this [`super::Service::index`].
+    #[inline(always)]
+    pub const fn key(self, service_index: u32) -> u32 {
+        service_index << 2 | self as u32
+    }
+
+    /// The published port's index in a key.
+    pub const fn service_index(key: u32) -> u32 {
+        key >> 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn bounds_belong_to_the_bucket_below_them() {
+        assert_eq!(Histogram::bucket(0), 0);
+        assert_eq!(Histogram::bucket(1 << 14), 0, "16 µs");
+        assert_eq!(Histogram::bucket((1 << 14) + 1), 1);
+        assert_eq!(Histogram::bucket(1 << 15), 1);
+        let greatest = Histogram::bound_ns(BUCKETS - 2);
+        assert_eq!(greatest, 1 << 43, "two and a half hours");
+        assert_eq!(Histogram::bucket(greatest), BUCKETS - 2);
+        assert_eq!(Histogram::bucket(greatest + 1), BUCKETS - 1);
+        assert_eq!(Histogram::bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn keys_keep_their_parts() {
+        for timed in Timed::ALL {
+            assert_eq!(Timed::service_index(timed.key(16383)), 16383, "{timed:?}");
+        }
+        let keys = Timed::ALL.map(|timed| timed.key(5));
+        assert!(keys[0] < keys[1] && keys[1] < keys[2], "{keys:?}");
+    }
+
+    proptest! {
+        /// The oracle walks the bounds.
+        #[test]
+        fn a_duration_is_in_the_first_bucket_that_holds_it(duration_ns: u64, shift in 0..64_u32) {
+            let duration_ns = duration_ns >> shift;
+            let expected = (0..BUCKETS).find(|bucket| duration_ns <= Histogram::bound_ns(*bucket));
+            prop_assert_eq!(Some(Histogram::bucket(duration_ns)), expected);
+            let mut histogram = Histogram::default();
+            histogram.add(duration_ns);
+            let histogram = histogram.plus(&histogram);
+            prop_assert_eq!((histogram.count(), histogram.sum_ns), (2, duration_ns.wrapping_mul(2)));
+        }
+    }
+}
