@@ -10,6 +10,7 @@ use mesh_state::keys;
 use mesh_state::store::{Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreError, TxnOutcome};
 use thiserror::Error;
 
+use crate::dependencies::references;
 use crate::plan::Action;
 use crate::snapshot::ClusterSnapshot;
 
@@ -145,6 +146,9 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
                 group.compares.push(Compare::Absent(spec.clone()));
                 group.ops.push(Op::put(spec, codec::encode(&service.spec)?));
             }
+            let (compares, ops) = references::settle(snapshot, &service.id, Some(&service.spec))?;
+            group.compares.extend(compares);
+            group.ops.extend(ops);
             Ok(group)
         }
         Action::DeleteSpec { service, version } => {

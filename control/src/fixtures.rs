@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Sealed};
 use mesh_state::codec;
+use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::keys;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeSpec, NodeState};
@@ -115,6 +116,10 @@ impl World {
         let mut value = self.snapshot.nodes[&NodeId::from(id)].value.clone();
         change(&mut value);
         self.put_node(&value);
+    }
+
+    pub(crate) fn put_dependency(&mut self, kind: DependencyKind, value: &Dependency) {
+        self.put(keys::dependency(kind, &value.id), value);
     }
 
     pub(crate) fn put_task(&mut self, value: &Task) {
@@ -300,6 +305,18 @@ pub(crate) fn global(id: &str) -> Service {
     let mut value = service(id, 1);
     value.spec.mode = ServiceMode { global: Some(mesh_state::spec::GlobalMode {}), ..ServiceMode::default() };
     value
+}
+
+/// A secret or config whose id is its name.
+pub(crate) fn dependency(name: &str) -> Dependency {
+    Dependency {
+        id: name.into(),
+        name: name.to_owned(),
+        labels: mesh_state::spec::Labels::new(),
+        extra: mesh_state::spec::Extra::new(),
+        created_at: Timestamp::default(),
+        updated_at: Timestamp::default(),
+    }
 }
 
 /// An unscheduled task that is to run.

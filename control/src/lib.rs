@@ -32,6 +32,7 @@ pub mod compaction;
 
 pub mod bootstrap;
 pub mod ca;
+pub mod dependencies;
 pub mod seal;
 
 pub mod context;

@@ -33,7 +33,8 @@ pub enum Action {
         /// The revision that the decision was taken on.
         expected: i64,
     },
-    /// A service rewritten (its update status, a rollback's spec). A spec version that is new is stored beside it.
+    /// A service rewritten (its update status, a rollback's spec). A spec version that is new is stored beside it, and its
+    /// references to secrets and configs are moved.
     UpdateService {
         /// The service as it is to be.
         service: Service,

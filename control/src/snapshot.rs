@@ -12,7 +12,8 @@ use std::sync::Arc;
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Manager};
 use mesh_state::codec;
-use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
+use mesh_state::dependency::{Dependency, DependencyKind};
+use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
 use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node, NodeState};
@@ -75,6 +76,10 @@ pub struct ClusterSnapshot {
     pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
     /// Networks by id.
     pub networks: BTreeMap<NetworkId, Stored<Network>>,
+    /// Secrets and configs, without their data.
+    pub dependencies: BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>,
+    /// Which services refer to them.
+    pub references: BTreeSet<(DependencyKind, DependencyId, ServiceId)>,
     /// The backend id given last.
     pub backend_cursor: Option<Stored<BackendId>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
@@ -177,6 +182,8 @@ impl ClusterSnapshot {
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
             Key::Network(id) => keep(self.read(item), id, &mut self.networks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
+            Key::Dependency(kind, id) => keep(self.read(item), (kind, id), &mut self.dependencies),
+            Key::Reference(kind, id, service) => drop(self.references.insert((kind, id, service))),
         }
     }
 
@@ -223,6 +230,8 @@ impl ClusterSnapshot {
             Key::Status(id) => drop(self.statuses.remove(&id)),
             Key::Network(id) => drop(self.networks.remove(&id)),
             Key::BackendCursor => self.backend_cursor = None,
+            Key::Dependency(kind, id) => drop(self.dependencies.remove(&(kind, id))),
+            Key::Reference(kind, id, service) => drop(self.references.remove(&(kind, id, service))),
         }
     }
 

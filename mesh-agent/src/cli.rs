@@ -26,7 +26,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent (the default).
     Run(Box<RunArgs>),
-    /// Take mesh's traces off this node: attached programs, their pins, the tunnel device and the firewall table.
+    /// Take mesh's traces off this node: attached programs, their pins, the tunnel device, the firewall table and the tmpfs of tasks.
     ///
     /// The agent must not run. Tasks, and what is in the data directory, stay.
     Uninstall(UninstallArgs),
@@ -62,6 +62,9 @@ pub struct RunArgs {
     /// Where the node's identity and what it was last told are kept.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
     pub data_dir: PathBuf,
+    /// Where tasks' secrets and configs are while they run: a directory on a tmpfs; if it isn't on one, one is mounted there.
+    #[arg(long, env = "MESH_TASK_FILES", value_name = "DIR", default_value = "/run/mesh/tasks")]
+    pub task_files: PathBuf,
     /// Who takes the packets of published ports.
     #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
@@ -107,6 +110,9 @@ pub struct UninstallArgs {
     /// Where kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
+    /// Where tasks' secrets and configs are.
+    #[arg(long, env = "MESH_TASK_FILES", value_name = "DIR", default_value = "/run/mesh/tasks")]
+    pub task_files: PathBuf,
     /// What to log.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,

@@ -42,6 +42,8 @@ pub struct Config {
     pub control_socket: Option<PathBuf>,
     /// Where state is kept.
     pub data_dir: PathBuf,
+    /// Where tasks' secrets and configs are.
+    pub task_files: PathBuf,
     /// Who takes the packets of published ports.
     pub datapath: Datapath,
     /// Where pins are.
@@ -137,6 +139,7 @@ impl Config {
             socket: args.socket,
             control_socket: args.control_socket,
             data_dir: args.data_dir,
+            task_files: args.task_files,
             datapath: args.datapath,
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,

@@ -4,6 +4,7 @@
 
 mod engine;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,10 +15,13 @@ use mesh_agent::control_link::AssignmentChange;
 use mesh_agent::task::bridge::BridgePlan;
 use mesh_agent::task::cache::TaskCache;
 use mesh_agent::task::container_spec::NodeIdentity;
+use mesh_agent::task::dependencies::Dependencies;
+use mesh_agent::task::dependencies::delivered::{Delivered, Found, PrivateBytes};
 use mesh_agent::task::docker::DockerEngine;
 use mesh_agent::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 use mesh_agent::task::runtime::Runtime as _;
 use mesh_agent::task::worker::{self, Parts};
+use mesh_state::dependency::DependencyKind;
 use mesh_state::ids::TaskId;
 use mesh_state::task::{Assignment, Slot, Task, TaskState, TaskStatus};
 use tokio::sync::{mpsc, watch};
@@ -53,6 +57,8 @@ struct Agent {
     seen: Vec<(String, TaskStatus)>,
     links: Arc<Links>,
     shutdown: CancellationToken,
+    /// On a tmpfs that the engine sees as well.
+    files: PathBuf,
     _bridge: watch::Sender<BridgePlan>,
 }
 
@@ -66,6 +72,8 @@ impl Agent {
         let (bridge_in, bridge) = watch::channel(plan);
         let links = Arc::new(Links::default());
         let shutdown = CancellationToken::new();
+        let name = engine.path("").file_name().map(|name| name.to_owned()).unwrap_or_default();
+        let files = std::path::Path::new("/dev/shm").join(name);
         let parts = Parts {
             runtime: Arc::new(DockerEngine::new(engine.socket())),
             network: Arc::clone(&links) as Arc<dyn TaskNetwork>,
@@ -75,11 +83,12 @@ impl Agent {
                 architecture: "x86_64".to_owned(),
                 os: "linux".to_owned(),
             },
+            dependencies: Dependencies::new(files.clone()),
             bridge,
             cache: TaskCache::open(cache).unwrap(),
         };
         runtime.spawn(worker::run(parts, assigned, told, shutdown.clone()));
-        Self { runtime, assignments, statuses, seen: Vec::new(), links, shutdown, _bridge: bridge_in }
+        Self { runtime, assignments, statuses, seen: Vec::new(), links, shutdown, files, _bridge: bridge_in }
     }
 
     fn assign(&self, change: AssignmentChange) {
@@ -100,6 +109,22 @@ impl Agent {
         let waited =
             self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(40), wait).await });
         waited.unwrap_or_else(|_| panic!("{task} did not reach {state:?}; seen: {:?}", self.seen))
+    }
+
+    /// The status in which `task` says that it waits.
+    fn until_err(&mut self, task: &str, err: &str) -> TaskStatus {
+        let wait = async {
+            loop {
+                let (id, status) = self.statuses.recv().await.expect("the worker lives");
+                if id.as_str() == task && status.err == err {
+                    return status;
+                }
+                self.seen.push((id.to_string(), status));
+            }
+        };
+        let waited =
+            self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(40), wait).await });
+        waited.unwrap_or_else(|_| panic!("{task} did not say {err:?}; seen: {:?}", self.seen))
     }
 
     fn links(&self) -> Vec<String> {
@@ -285,7 +310,7 @@ fn failures_are_told_in_swarms_words() {
         serde_json::json!({"Image": "busybox", "Secrets": [{"SecretID": "s"}]}),
         TaskState::Rejected,
     );
-    assert!(secret.contains("ContainerSpec.Secrets"), "error is {secret}");
+    assert!(secret.contains("has no target file"), "error is {secret}");
     let exit = run(
         "d",
         serde_json::json!({"Image": "busybox", "Command": ["sh", "-c", "exit 3"]}),
@@ -310,6 +335,69 @@ fn failures_are_told_in_swarms_words() {
     let unhealthy = agent.until("f", TaskState::Failed).err;
     assert_eq!(unhealthy, "task: non-zero exit (137): dockerexec: unhealthy container");
     agent.stop();
+}
+
+fn delivery(id: &str, found: Found) -> AssignmentChange {
+    AssignmentChange::Dependency(Delivered { kind: DependencyKind::Secret, id: id.into(), found })
+}
+
+#[test]
+fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
+    let Some(engine) = engine::start() else { return };
+    let mut agent = Agent::start(&engine, engine.path("tasks"));
+    let file = serde_json::json!({"Name": "password", "UID": "7", "GID": "9", "Mode": 0o440});
+    let referring = |id: &str, desired| {
+        let spec = serde_json::json!({
+            "Image": "busybox", "Command": ["sleep", "600"], "StopGracePeriod": 0,
+            "Secrets": [{"File": file, "SecretID": "s", "SecretName": "db"}],
+            "Configs": [{"File": {"Name": "/etc/app.conf"}, "ConfigID": "s", "ConfigName": "app"}],
+        });
+        let mut assignment = assignment(id, &spec, desired);
+        assignment.task.id = id.into();
+        assignment
+    };
+    agent.assign(AssignmentChange::Full(vec![referring("t1", TaskState::Running)]));
+    let waiting = agent.until("t1", TaskState::Preparing);
+    assert_eq!(waiting.err, "", "a delivery is on its way: nothing to complain of yet");
+    let data = |text: &str| Found::Data(PrivateBytes::new(text.as_bytes().to_vec()));
+    agent.assign(delivery("s", data("s3cr3t")));
+    agent.assign(AssignmentChange::Dependency(Delivered {
+        kind: DependencyKind::Config,
+        id: "s".into(),
+        found: data("listen 80"),
+    }));
+    agent.until("t1", TaskState::Running);
+    let inside = |command: &str| engine.docker(&["exec", "web.1.t1", "sh", "-c", command]);
+    assert_eq!(stdout(&inside("cat /run/secrets/password /etc/app.conf")), "s3cr3tlisten 80");
+    let refused = inside("echo x > /run/secrets/password");
+    assert!(!refused.status.success() && stderr(&refused).contains("Read-only"), "{}", stderr(&refused));
+    let written = agent.files.join("task-t1/0");
+    let facts = std::fs::metadata(&written).unwrap();
+    assert_eq!((facts.uid(), facts.gid(), facts.mode() & 0o7777), (7, 9, 0o440), "owner and mode");
+
+    // The next agent has no manager and needs none.
+    let files = agent.files.clone();
+    agent.kill();
+    let mut agent = Agent::start(&engine, engine.path("tasks"));
+    agent.assign(AssignmentChange::Full(vec![referring("t1", TaskState::Running)]));
+    agent.until("t1", TaskState::Running);
+    assert_eq!(stdout(&inside("cat /run/secrets/password")), "s3cr3t", "after the agent's restart");
+
+    agent.assign(set(referring("t1", TaskState::Shutdown)));
+    agent.until("t1", TaskState::Shutdown);
+    assert!(!files.join("task-t1").exists(), "the files stayed behind");
+    agent.assign(set(referring("t2", TaskState::Running)));
+    let late = agent.until_err("t2", "waits for a manager to send config app, secret db");
+    assert_eq!(late.state, TaskState::Preparing);
+    agent.assign(delivery("s", Found::Refused("secret db was removed".to_owned())));
+    agent.assign(AssignmentChange::Dependency(Delivered {
+        kind: DependencyKind::Config,
+        id: "s".into(),
+        found: data("listen 80"),
+    }));
+    assert_eq!(agent.until("t2", TaskState::Rejected).err, "secret db was removed");
+    agent.stop();
+    std::fs::remove_dir_all(files).unwrap();
 }
 
 #[test]

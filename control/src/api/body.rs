@@ -14,13 +14,19 @@ use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
+use zeroize::Zeroize as _;
 
 use super::error::ApiError;
 use super::go_json::{self, Shape};
+use super::version;
 
 /// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one transaction of at most
 /// 1.2 MB: a quarter of that is left to one spec.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
+
+/// Bytes of a secret's or config's body: the longest config in base64, and 64 KiB for its name and labels. Sealed, that is well below
+/// what one transaction takes.
+pub(crate) const DEPENDENCY_BODY_LIMIT: usize = 1_024_000_usize.div_ceil(3) * 4 + 64 * 1024;
 
 /// Bytes of a body that is too large, read and dropped so that the client gets to read why it was refused.
 const DRAINED_MAX: usize = 16 * 1024 * 1024;
@@ -32,7 +38,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// instead of the answer.
 pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match timeout(BODY_TIMEOUT, read_limited(body)).await {
+    match timeout(BODY_TIMEOUT, read_limited(body, limit_of(head.uri.path()))).await {
         Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
         Ok(Err(error)) => error.into_response(),
         Err(_) => {
@@ -42,20 +48,27 @@ pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     }
 }
 
-async fn read_limited(mut body: Body) -> Result<Bytes, ApiError> {
+/// The limit of a path's bodies.
+fn limit_of(path: &str) -> usize {
+    let holds_data =
+        ["/secrets/", "/configs/"].iter().any(|part| version::unversioned(path).starts_with(part));
+    if holds_data { DEPENDENCY_BODY_LIMIT } else { BODY_LIMIT }
+}
+
+async fn read_limited(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let mut kept = BytesMut::new();
     let mut seen = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::BadRequest(format!("read the request body: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         seen += data.len();
-        if seen <= BODY_LIMIT {
+        if seen <= limit {
             kept.extend_from_slice(&data);
         } else if seen > DRAINED_MAX {
             break;
         }
     }
-    if seen > BODY_LIMIT { Err(ApiError::BodyTooLarge { limit: BODY_LIMIT }) } else { Ok(kept.freeze()) }
+    if seen > limit { Err(ApiError::BodyTooLarge { limit }) } else { Ok(kept.freeze()) }
 }
 
 /// Reads a JSON body of a known shape.
@@ -63,12 +76,33 @@ async fn read_limited(mut body: Body) -> Result<Bytes, ApiError> {
 /// # Errors
 /// [`ApiError::BadRequest`] for what isn't the expected JSON.
 pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Shape) -> Result<T, ApiError> {
+    parse(&take_json(request).await?, shape)
+}
+
+/// As [`read_json`], for a body that nobody else may read: it is wiped once it was read, and no error quotes it.
+///
+/// # Errors
+/// [`ApiError::BadRequest`] for what isn't the expected JSON.
+pub(crate) async fn read_private_json<T: DeserializeOwned>(
+    request: Request,
+    shape: &Shape,
+) -> Result<T, ApiError> {
+    let bytes = take_json(request).await?;
+    let parsed = parse(&bytes, shape);
+    if let Ok(mut bytes) = bytes.try_into_mut() {
+        bytes.as_mut().zeroize();
+    }
+    parsed
+}
+
+async fn take_json(request: Request) -> Result<Bytes, ApiError> {
     if let Some(found) = foreign_content_type(&request) {
         return Err(ApiError::BadRequest(format!(
             "unsupported Content-Type header ({found}): must be 'application/json'"
         )));
     }
-    parse(&read_limited(request.into_body()).await?, shape)
+    // Its size was limited as it was taken in.
+    read_limited(request.into_body(), usize::MAX).await
 }
 
 fn foreign_content_type(request: &Request) -> Option<String> {
@@ -159,6 +193,16 @@ mod tests {
         for (text, expected) in cases {
             let error = parse::<ServiceSpec>(text.as_bytes(), &SERVICE_SPEC).unwrap_err().to_string();
             assert!(error.starts_with(expected), "expected {expected:?} for {text}, saw {error:?}");
+        }
+    }
+
+    #[test]
+    fn only_secrets_and_configs_may_be_large() {
+        for path in ["/secrets/create", "/v1.41/configs/create", "/v1.41/secrets/x/update"] {
+            assert_eq!(limit_of(path), DEPENDENCY_BODY_LIMIT, "{path}");
+        }
+        for path in ["/services/create", "/v1.41/services/secrets/update", "/secretsx"] {
+            assert_eq!(limit_of(path), BODY_LIMIT, "{path}");
         }
     }
 

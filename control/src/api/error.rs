@@ -6,12 +6,15 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use mesh_state::codec::CodecError;
+use mesh_state::dependency::DependencyKind;
 use mesh_state::store::StoreError;
 use serde::Serialize;
 use thiserror::Error;
 
 use super::validate::SpecError;
 use crate::allocator::ports::PortError;
+use crate::dependencies::references::ReferenceError;
+use crate::dependencies::vault::VaultError;
 
 /// What a path names, as Docker's messages call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +75,20 @@ pub(crate) enum ApiError {
         /// The name.
         name: String,
     },
+    /// The name of a secret or config belongs to another one.
+    #[error("{kind} {name} already exists")]
+    Exists {
+        /// What was to be created.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
     /// The spec can't be accepted.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The spec refers to secrets or configs that are not there.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
     /// A published port belongs to another service.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -135,15 +149,35 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<DependencyKind> for Kind {
+    fn from(kind: DependencyKind) -> Self {
+        match kind {
+            DependencyKind::Secret => Self::Secret,
+            DependencyKind::Config => Self::Config,
+        }
+    }
+}
+
+impl From<VaultError> for ApiError {
+    fn from(error: VaultError) -> Self {
+        match error {
+            VaultError::Store(error) => error.into(),
+            VaultError::Seal(_) | VaultError::Newer { .. } => Self::Unseal(error.to_string()),
+        }
+    }
+}
+
 impl ApiError {
     /// The HTTP status of the answer.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound { .. } | Self::PageNotFound => StatusCode::NOT_FOUND,
-            Self::Ambiguous { .. } | Self::Port(_) | Self::BadRequest(_) | Self::Precondition(_) => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::NameTaken { .. } | Self::Contended => StatusCode::CONFLICT,
+            Self::Ambiguous { .. }
+            | Self::Port(_)
+            | Self::Reference(_)
+            | Self::BadRequest(_)
+            | Self::Precondition(_) => StatusCode::BAD_REQUEST,
+            Self::NameTaken { .. } | Self::Exists { .. } | Self::Contended => StatusCode::CONFLICT,
             Self::Spec(error) => match error {
                 SpecError::Constraint(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 SpecError::NotServed { .. } => StatusCode::NOT_IMPLEMENTED,

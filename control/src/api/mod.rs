@@ -19,10 +19,11 @@ mod tasks;
 
 mod nodes;
 
+mod dependencies;
+
 mod networks;
 mod swarm;
 
-mod later;
 mod system;
 
 mod dto;
@@ -39,6 +40,7 @@ mod validate;
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
+use mesh_state::dependency::DependencyKind;
 use tower::Layer as _;
 
 use crate::context::ApiContext;
@@ -58,7 +60,7 @@ fn routes(context: ApiContext) -> Router {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/swarm", get(swarm::inspect))
-        .route("/swarm/{verb}", post(later::swarm_change))
+        .route("/swarm/{verb}", post(swarm::change))
         .route("/services", get(services::list))
         .route("/services/create", post(services::create))
         .route("/services/{id}", get(services::inspect).delete(services::remove))
@@ -73,12 +75,8 @@ fn routes(context: ApiContext) -> Router {
         .route("/networks", get(networks::list))
         .route("/networks/create", post(networks::create))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
-        .route("/secrets", get(later::none))
-        .route("/secrets/create", post(later::secret_create))
-        .route("/secrets/{id}", get(later::secret).delete(later::secret))
-        .route("/configs", get(later::none))
-        .route("/configs/create", post(later::config_create))
-        .route("/configs/{id}", get(later::config).delete(later::config))
+        .merge(dependencies::routes(DependencyKind::Secret))
+        .merge(dependencies::routes(DependencyKind::Config))
         .fallback(async || ApiError::PageNotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(context)

@@ -18,6 +18,15 @@ pub(crate) static SERVICE_SPEC: Shape = Object(&[
 pub(crate) static NODE_SPEC: Shape =
     Object(&[("Name", &Any), ("Labels", &Any), ("Role", &Word), ("Availability", &Word)]);
 
+/// `SecretSpec` and `ConfigSpec`.
+pub(crate) static DEPENDENCY_SPEC: Shape = Object(&[
+    ("Name", &Any),
+    ("Labels", &Any),
+    ("Data", &Any),
+    ("Driver", &Object(&[("Name", &Any), ("Options", &Any)])),
+    ("Templating", &Object(&[("Name", &Any), ("Options", &Any)])),
+]);
+
 static SERVICE_MODE: Shape = Object(&[
     ("Replicated", &Object(&[("Replicas", &Any)])),
     ("Global", &Object(&[])),

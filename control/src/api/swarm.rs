@@ -1,7 +1,7 @@
 //! `/swarm`: the cluster and, for whoever adds nodes, its join tokens.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 
 use super::error::ApiError;
 use super::{access, dto};
@@ -16,4 +16,11 @@ pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dt
         cluster: dto::Cluster::new(cluster),
         join_tokens: dto::JoinTokens { worker: tokens.worker, manager: tokens.manager },
     }))
+}
+
+/// `POST /swarm/…`
+pub(crate) async fn change(Path(verb): Path<String>) -> ApiError {
+    ApiError::NotImplemented(format!(
+        "swarm {verb} is not served by mesh: nodes join with mesh-agent --join-token-file, and leave when they are removed"
+    ))
 }

@@ -51,6 +51,11 @@ pub(crate) async fn strip(mut request: Request, next: Next) -> Response {
     }
 }
 
+/// A path without its version.
+pub(crate) fn unversioned(path: &str) -> &str {
+    split(path).1
+}
+
 /// Splits `/v1.43/services` into the version and `/services`; a path that doesn't begin so has no version.
 fn split(path: &str) -> (Option<ApiVersion>, &str) {
     let parsed = path.strip_prefix("/v").and_then(|tail| {

@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::assignments::{self, Told};
+use super::deliveries::Deliveries;
 use super::loads::{Loads, ToldLoads};
 use super::mailbox::{Heard, holds};
 use super::recorder::Reports;
@@ -107,6 +108,7 @@ pub(super) struct Session {
     had_generation: u64,
     welcomed: bool,
     told: Told,
+    deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
     unacknowledged: BTreeMap<TaskId, Unacknowledged>,
     /// Since when the node speaks; `None` while it is silent.
@@ -139,6 +141,7 @@ impl Session {
             had_generation: 0,
             welcomed: false,
             told: Told::default(),
+            deliveries: Deliveries::new(&shared.context),
             sent_table: None,
             unacknowledged: BTreeMap::new(),
             heard_since: None,
@@ -180,6 +183,9 @@ impl Session {
                     Ok(None) => return Err(End::Closed),
                     Err(status) => return Err(End::Broken(Box::new(status))),
                 },
+                Some(found) = self.deliveries.next(), if self.deliveries.is_waiting() => {
+                    self.send(Down::Dependency(found)).await?;
+                }
                 () = tokio::time::sleep_until(silent_at), if self.heard_since.is_some() => self.note_silence(),
                 _ = tick.tick() => {
                     self.follow().await?;
@@ -236,6 +242,7 @@ impl Session {
         if let Some(assignments) = assignments::tell(&mut self.told, &self.node, &snapshot)? {
             self.send(Down::Assignments(assignments)).await?;
         }
+        self.deliveries.follow(&self.node, &snapshot);
         // A node must not be sent back in time: it had its table from a manager that was further.
         let revision = u64::try_from(snapshot.revision).unwrap_or_default();
         if self.sent_table.is_none() && revision >= self.had_generation {

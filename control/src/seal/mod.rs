@@ -50,7 +50,7 @@ pub enum SealError {
     #[error("seal {purpose}")]
     Seal {
         /// What they were for.
-        purpose: &'static str,
+        purpose: String,
     },
     /// The sealed value was made with another key, for another purpose, or was changed.
     #[error(
@@ -58,7 +58,7 @@ pub enum SealError {
     )]
     Open {
         /// What it is for.
-        purpose: &'static str,
+        purpose: String,
     },
 }
 
@@ -120,25 +120,41 @@ impl Sealer {
     ///
     /// # Errors
     /// [`SealError::Seal`] for more bytes than the cipher takes (256 GiB).
-    pub fn seal(&self, purpose: &'static str, plaintext: &[u8]) -> Result<Sealed, SealError> {
-        let mut nonce = [0; NONCE_BYTES];
-        rand::rng().fill_bytes(&mut nonce);
-        let payload = Payload { msg: plaintext, aad: purpose.as_bytes() };
-        let ciphertext =
-            self.cipher.encrypt(&XNonce::from(nonce), payload).map_err(|_| SealError::Seal { purpose })?;
-        let mut sealed = nonce.to_vec();
-        sealed.extend(ciphertext);
-        Ok(Sealed(BASE64.encode(sealed)))
+    pub fn seal(&self, purpose: &str, plaintext: &[u8]) -> Result<Sealed, SealError> {
+        Ok(Sealed(BASE64.encode(self.seal_bytes(purpose, plaintext)?)))
     }
 
     /// Opens what [`Sealer::seal`] sealed for the same `purpose`.
     ///
     /// # Errors
     /// [`SealError::Open`].
-    pub fn open(&self, purpose: &'static str, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let refused = || SealError::Open { purpose };
-        let bytes = BASE64.decode(&sealed.0).map_err(|_| refused())?;
-        let (nonce, ciphertext) = bytes.split_at_checked(NONCE_BYTES).ok_or_else(refused)?;
+    pub fn open(&self, purpose: &str, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let bytes = BASE64.decode(&sealed.0).map_err(|_| SealError::Open { purpose: purpose.to_owned() })?;
+        self.open_bytes(purpose, &bytes)
+    }
+
+    /// As [`Sealer::seal`], in bytes: the nonce, then ciphertext and tag.
+    ///
+    /// # Errors
+    /// [`SealError::Seal`].
+    pub fn seal_bytes(&self, purpose: &str, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE_BYTES];
+        rand::rng().fill_bytes(&mut nonce);
+        let payload = Payload { msg: plaintext, aad: purpose.as_bytes() };
+        let ciphertext = self
+            .cipher
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| SealError::Seal { purpose: purpose.to_owned() })?;
+        Ok([nonce.as_slice(), &ciphertext].concat())
+    }
+
+    /// Opens what [`Sealer::seal_bytes`] sealed for the same `purpose`.
+    ///
+    /// # Errors
+    /// [`SealError::Open`].
+    pub fn open_bytes(&self, purpose: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let refused = || SealError::Open { purpose: purpose.to_owned() };
+        let (nonce, ciphertext) = sealed.split_at_checked(NONCE_BYTES).ok_or_else(refused)?;
         let nonce = XNonce::try_from(nonce).map_err(|_| refused())?;
         let payload = Payload { msg: ciphertext, aad: purpose.as_bytes() };
         self.cipher.decrypt(&nonce, payload).map(Zeroizing::new).map_err(|_| refused())

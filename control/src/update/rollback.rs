@@ -11,6 +11,7 @@ use mesh_state::spec::PortConfig;
 use thiserror::Error;
 
 use crate::allocator::ports::{self, PortError};
+use crate::dependencies::references::{self, ReferenceError};
 use crate::plan::{Action, Plan};
 use crate::snapshot::{ClusterSnapshot, Stored};
 
@@ -23,6 +24,9 @@ pub enum RollbackError {
     /// Another service took a port that the previous spec publishes.
     #[error("its previous ports are taken: {0}")]
     Ports(PortError),
+    /// A secret or config of the previous spec was removed.
+    #[error("what its previous spec refers to was removed: {0}")]
+    References(ReferenceError),
 }
 
 /// Adds to `plan` what returns `service` to its previous spec, with `status` as its update status.
@@ -37,6 +41,7 @@ pub fn plan(
     plan: &mut Plan,
 ) -> Result<(), RollbackError> {
     let spec = service.previous_spec.clone().ok_or(RollbackError::NoPreviousSpec)?;
+    references::check(snapshot, &spec).map_err(RollbackError::References)?;
     let wanted = spec.endpoint_spec.as_ref().map(|endpoint| endpoint.ports.as_slice()).unwrap_or_default();
     let ports =
         ports::resolve(snapshot, Some(&service.id), wanted, &service.ports).map_err(RollbackError::Ports)?;

@@ -84,6 +84,10 @@ id!(
     /// A network object.
     NetworkId
 );
+id!(
+    /// A secret or a config.
+    DependencyId
+);
 
 /// Names one backend of the mesh in maps and on the wire: a task's published port. `0` is never a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

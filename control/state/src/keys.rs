@@ -15,13 +15,20 @@
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
 //! /mesh/v1/backend-cursor               the backend id given last
+//! /mesh/v1/{secrets,configs}/{id}       without the data
+//! /mesh/v1/refs/{secrets,configs}/{id}/{service}   guards removal
+//! /mesh/sealed/v1/{secrets,configs}/{id}           the data, sealed: read when needed, outside of what is watched
 //! ```
 
-use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::dependency::DependencyKind;
+use crate::ids::{DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use crate::spec::Protocol;
 
-/// Everything of mesh's lives below this.
+/// Everything that managers watch lives below this.
 pub const ROOT: &str = "/mesh/v1/";
+
+/// Sealed data lives below this.
+const SEALED_ROOT: &str = "/mesh/sealed/v1/";
 
 /// The cluster's record.
 pub const CLUSTER: &str = "/mesh/v1/cluster";
@@ -86,6 +93,26 @@ pub fn network(id: &NetworkId) -> String {
     format!("{ROOT}networks/{id}")
 }
 
+/// A secret or a config.
+pub fn dependency(kind: DependencyKind, id: &DependencyId) -> String {
+    format!("{ROOT}{}/{id}", kind.plural())
+}
+
+/// The sealed data of a secret or a config. It is not below [`ROOT`].
+pub fn sealed(kind: DependencyKind, id: &DependencyId) -> String {
+    format!("{SEALED_ROOT}{}/{id}", kind.plural())
+}
+
+/// What begins the keys of all references to a secret or a config.
+pub fn references(kind: DependencyKind, id: &DependencyId) -> String {
+    format!("{ROOT}refs/{}/{id}/", kind.plural())
+}
+
+/// A service's reference to a secret or a config.
+pub fn reference(kind: DependencyKind, id: &DependencyId, service: &ServiceId) -> String {
+    format!("{}{service}", references(kind, id))
+}
+
 /// What a key names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
@@ -117,12 +144,22 @@ pub enum Key {
     Network(NetworkId),
     /// The backend id given last.
     BackendCursor,
+    /// A secret or a config.
+    Dependency(DependencyKind, DependencyId),
+    /// A service's reference to one.
+    Reference(DependencyKind, DependencyId, ServiceId),
 }
 
 /// Reads a key back; `None` for one that this version doesn't know.
 pub fn parse(key: &str) -> Option<Key> {
     let mut parts = key.strip_prefix(ROOT)?.split('/');
     let parsed = match (parts.next()?, parts.next(), parts.next()) {
+        ("refs", Some(plural), Some(id)) => {
+            Key::Reference(DependencyKind::of_plural(plural)?, id.into(), parts.next()?.into())
+        }
+        (plural @ ("secrets" | "configs"), Some(id), None) => {
+            Key::Dependency(DependencyKind::of_plural(plural)?, id.into())
+        }
         ("cluster", None, None) => Key::Cluster,
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
@@ -164,11 +201,21 @@ mod tests {
             (task(&task_id), Key::Task(task_id.clone())),
             (status(&task_id), Key::Status(task_id)),
             (network(&NetworkId::from("w")), Key::Network("w".into())),
+            (
+                dependency(DependencyKind::Secret, &"d".into()),
+                Key::Dependency(DependencyKind::Secret, "d".into()),
+            ),
+            (
+                reference(DependencyKind::Config, &"d".into(), &service_id),
+                Key::Reference(DependencyKind::Config, "d".into(), service_id),
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(&text), Some(expected), "reading {text}");
         }
         assert_eq!(parse("/mesh/v1/later/x"), None);
         assert_eq!(parse("/elsewhere"), None);
+        let data = sealed(DependencyKind::Secret, &"d".into());
+        assert!(!data.starts_with(ROOT), "sealed data must not be watched: {data}");
     }
 }

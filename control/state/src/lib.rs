@@ -12,6 +12,7 @@ pub mod ids;
 pub mod spec;
 
 pub mod cluster;
+pub mod dependency;
 pub mod lb;
 pub mod network;
 pub mod node;

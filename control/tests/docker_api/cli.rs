@@ -191,6 +191,49 @@ async fn nodes_are_listed_inspected_and_updated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn secrets_and_configs_are_kept_shown_and_used() {
+    let Some(docker) = Docker::start().await else { return };
+    let value = docker.socket.with_extension("value");
+    std::fs::write(&value, "s3cr3t").unwrap();
+    let file = value.display();
+    for kind in ["secret", "config"] {
+        let id = docker.ok(&format!("{kind} create --label a=b old {file}")).await;
+        docker.ok(&format!("{kind} create new {file}")).await;
+        assert_eq!(docker.ok(&format!("{kind} ls -q --filter name=old")).await, id);
+        assert_eq!(docker.ok(&format!("{kind} ls --format {{{{.Name}}}} --filter label=a")).await, "old");
+        let shown = &docker.inspect(&format!("{kind} inspect old")).await[0]["Spec"];
+        let expected = if kind == "config" {
+            json!({"Name": "old", "Labels": {"a": "b"}, "Data": "czNjcjN0"})
+        } else {
+            json!({"Name": "old", "Labels": {"a": "b"}})
+        };
+        assert_eq!(shown, &expected);
+        let pretty = docker.ok(&format!("{kind} inspect --pretty old")).await;
+        assert!(pretty.contains("Name:") && pretty.contains("- a=b"), "saw {pretty}");
+        assert_eq!(pretty.contains("s3cr3t"), kind == "config", "saw {pretty}");
+        let again = docker.refused(&format!("{kind} create old {file}")).await;
+        assert!(again.contains(&format!("{kind} old already exists")), "saw {again}");
+    }
+    docker
+        .ok("service create -d --name web --secret old --secret source=old,target=/etc/b,uid=7,mode=0400 --config source=old,target=/c nginx")
+        .await;
+    docker
+        .ok("service update -d --secret-rm old --secret-add new --config-rm old --config-add new web")
+        .await;
+    let container = &docker.inspect("service inspect web").await[0]["Spec"]["TaskTemplate"]["ContainerSpec"];
+    let files: Vec<_> = ["Secrets", "Configs"].map(|kind| container[kind][0]["File"].clone()).into();
+    let plain = json!({"Name": "new", "UID": "0", "GID": "0", "Mode": 0o444});
+    assert_eq!(files, [plain.clone(), plain]);
+    let used = docker.refused("secret rm new").await;
+    assert!(used.contains("secret 'new' is in use by the following service: web"), "saw {used}");
+    docker.ok("secret rm old").await;
+    let gone = docker.refused("service rollback -d web").await;
+    assert!(gone.contains("secret not found: old"), "saw {gone}");
+    let driver = docker.refused(&format!("config create --template-driver golang t {file}")).await;
+    assert!(driver.contains("template drivers are not supported by mesh yet"), "saw {driver}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_said() {
     let Some(docker) = Docker::start().await else { return };
     let id = docker.ok("service create -d --name web -p 80:80 nginx").await;

@@ -91,16 +91,14 @@ async fn what_is_not_served_says_so() {
     let mut job = spec("job", 1);
     job["Mode"] = json!({"ReplicatedJob": {}});
     job["UpdateConfig"] = json!({"Parallelism": 1});
-    let mut secret = spec("secret", 1);
-    secret["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([{"SecretID": "x", "SecretName": "x"}]);
+    let templating = json!({"Name": "x", "Data": "eA==", "Templating": {"Name": "golang"}});
     let mut unreadable = spec("constraint", 1);
     unreadable["TaskTemplate"]["Placement"]["Constraints"] = json!(["node.role=worker"]);
     for (path, body, status, named) in [
         ("/services/create", &job, 400, "Jobs may not have an update config"),
-        ("/services/create", &secret, 501, "secrets are"),
         ("/services/create", &unreadable, 500, "constraint expected one operator from ==, !="),
-        ("/secrets/create", &json!({}), 501, "secrets are"),
-        ("/configs/create", &json!({}), 501, "configs are"),
+        ("/secrets/create", &templating, 501, "template drivers"),
+        ("/configs/create", &templating, 501, "template drivers"),
         ("/networks/create", &json!({}), 501, "networks"),
         ("/swarm/init", &json!({}), 501, "swarm init"),
     ] {

@@ -9,6 +9,7 @@ mod orchestra;
 
 mod cli;
 mod http;
+mod http_dependencies;
 mod http_failures;
 mod http_nodes;
 mod http_tasks;

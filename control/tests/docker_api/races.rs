@@ -6,6 +6,7 @@ use mesh_state::fixtures::EtcdProcess;
 use serde_json::json;
 
 use crate::cluster::{Cluster, published, spec};
+use crate::http_dependencies::a_reference_and_a_removal_exclude_each_other;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_wins_over_the_store_in_memory() {
@@ -32,6 +33,7 @@ async fn one_wins_over_etcd_and_an_outage_is_told() {
 async fn one_wins(cluster: &Cluster) {
     of_many_creations_one_wins_each_name_and_each_port(cluster).await;
     an_update_stands_on_the_version_that_was_read(cluster).await;
+    a_reference_and_a_removal_exclude_each_other(cluster).await;
 }
 
 async fn of_many_creations_one_wins_each_name_and_each_port(cluster: &Cluster) {

@@ -22,6 +22,7 @@ use crate::shutdown::Components;
 use crate::task::bridge::BridgePlan;
 use crate::task::cache::TaskCache;
 use crate::task::container_spec::NodeIdentity;
+use crate::task::dependencies::Dependencies;
 use crate::task::docker::DockerEngine;
 use crate::task::load::LoadMeter;
 use crate::task::runtime::Runtime;
@@ -117,6 +118,7 @@ impl Membership {
                 architecture: std::env::consts::ARCH.to_owned(),
                 os: std::env::consts::OS.to_owned(),
             },
+            dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,
             cache: TaskCache::open(self.config.data_dir.join("tasks")).context("open the cache of tasks")?,
         };

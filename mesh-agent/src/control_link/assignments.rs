@@ -1,8 +1,10 @@
-//! What a manager wants this node to run, read from the wire.
+//! What a manager wants this node to run and what that depends on, read from the wire.
 
 use mesh_state::ids::TaskId;
 use mesh_state::proto;
 use mesh_state::task::Assignment;
+
+use crate::task::dependencies::delivered::Delivered;
 
 /// A change to what this node must run.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +18,8 @@ pub enum AssignmentChange {
         /// No longer this node's.
         removed: Vec<TaskId>,
     },
+    /// A secret or config for tasks that were named before.
+    Dependency(Delivered),
 }
 
 impl AssignmentChange {

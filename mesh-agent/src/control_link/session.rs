@@ -1,4 +1,4 @@
-//! One session with one manager: assignments and the mesh table down; statuses, acknowledgements and heartbeats up.
+//! One session with one manager: assignments, what they depend on and the mesh table down; statuses, acknowledgements and heartbeats up.
 //!
 //! Invariants: heartbeats go out whatever else is slow; every wait has a deadline; a message that can't be taken ends the
 //! session, so that the next one starts from a whole table.
@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use super::relay_keys::RelayKey;
 use super::{AssignmentChange, Link};
 use crate::lb::loads::{HEARSAY_AGE, LOAD_MAX, Loads};
+use crate::task::dependencies::delivered::Delivered;
 use crate::view::ViewError;
 
 /// The longest wait for a manager's first message, and for room in the stream.
@@ -172,13 +173,12 @@ impl<'a> Session<'a> {
     async fn receive(&mut self, message: proto::ControlMessage) -> Result<(), SessionError> {
         match message.body {
             Some(Down::Table(table)) => Ok(self.link.take_table(&table)?),
-            Some(Down::Assignments(assignments)) => {
-                let change = AssignmentChange::read(assignments);
-                timeout(DEADLINE, self.link.ends.assignments.send(change))
-                    .await
-                    .map_err(|_| SessionError::Deadline { step: "pass assignments to the task worker" })?
-                    .map_err(|_| SessionError::Stopping)
-            }
+            Some(Down::Assignments(assignments)) => self.pass_on(AssignmentChange::read(assignments)).await,
+            // The same way as assignments, so that a task is known before what it depends on.
+            Some(Down::Dependency(message)) => match Delivered::read(message) {
+                Some(delivered) => self.pass_on(AssignmentChange::Dependency(delivered)).await,
+                None => Err(SessionError::Protocol { problem: "a dependency of an unknown kind came" }),
+            },
             Some(Down::StatusAck(ack)) => {
                 for task in &ack.task_ids {
                     self.link.outbox.acknowledge(&TaskId::from(task.as_str()));
@@ -192,6 +192,13 @@ impl<'a> Session<'a> {
             Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),
             None => Err(SessionError::Protocol { problem: "a message of an unknown kind came" }),
         }
+    }
+
+    async fn pass_on(&self, change: AssignmentChange) -> Result<(), SessionError> {
+        timeout(DEADLINE, self.link.ends.assignments.send(change))
+            .await
+            .map_err(|_| SessionError::Deadline { step: "pass assignments to the task worker" })?
+            .map_err(|_| SessionError::Stopping)
     }
 
     fn hear_loads(&self, told: &proto::Loads) {

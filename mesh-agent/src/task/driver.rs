@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::container_spec::{self, NodeIdentity};
+use super::dependencies::{Dependencies, Missing};
 use super::drain::{Progress, Verdict};
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{ContainerFacts, Runtime, RuntimeError};
@@ -50,6 +51,7 @@ pub(super) struct Ground {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) network: Arc<dyn TaskNetwork>,
     pub(super) node: Arc<NodeIdentity>,
+    pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
     pub(super) updates: mpsc::Sender<Update>,
 }
@@ -181,9 +183,10 @@ impl Driver {
         }
     }
 
-    /// Gets the image and makes the container. A pull that fails is only logged: the engine's answer to the creation decides.
+    /// Gets the image, places the task's secrets and configs and makes the container. A pull that fails is only logged: the engine's answer to the creation decides.
     async fn prepare(&mut self, goal: &Goal) -> Taken {
-        let plan = match container_spec::plan(&goal.assignment, &self.ground.node) {
+        let files_root = self.ground.dependencies.root();
+        let plan = match container_spec::plan(&goal.assignment, &self.ground.node, files_root) {
             Ok(plan) => plan,
             Err(error) => return self.fail(&error.to_string()).await,
         };
@@ -206,6 +209,19 @@ impl Driver {
                 }
             }
             Err(error) => return Taken::Retry(format!("look for the image: {error}")),
+        }
+        let dependencies = Arc::clone(&self.ground.dependencies);
+        let placed = tokio::select! {
+            placed = dependencies.place(&self.id, &plan.files) => placed,
+            _ = self.goal.changed() => return Taken::Done,
+        };
+        match placed {
+            Ok(()) => {}
+            Err(Missing::Waiting(reason)) => {
+                self.note(&reason).await;
+                return Taken::Retry(reason);
+            }
+            Err(Missing::Refused(reason)) => return self.fail(&reason).await,
         }
         match runtime.create(&plan).await {
             Err(RuntimeError::Refused(reason)) => match runtime.inspect(&plan.name).await {
@@ -297,6 +313,9 @@ impl Driver {
     async fn tell(&mut self, status: TaskStatus) -> Taken {
         info!(task = %self.id, state = status.state.as_str(), err = status.err, "task");
         self.last = std::mem::take(&mut self.last).advance(status);
+        if self.last.state.is_terminal() {
+            self.ground.dependencies.remove(&self.id).await;
+        }
         match self.ground.updates.send(Update::Status(self.id.clone(), self.last.clone())).await {
             Ok(()) => Taken::Told,
             Err(_) => Taken::Gone,

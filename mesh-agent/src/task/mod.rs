@@ -2,7 +2,7 @@
 //!
 //! Purpose: one container for each task, brought as far as its desired state, and an account of how far it came. [`transition`]
 //! decides (pure), [`container_spec`] says what the container is (pure), [`runtime`] is the seam to the engine and [`docker`] the
-//! only implementation on a real one, [`driver`] walks one task, [`drain`] says how long its
+//! only implementation on a real one, [`dependencies`] keeps secrets and configs, [`driver`] walks one task, [`drain`] says how long its
 //! flows are waited for (pure), [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
 //! on where it was.
 //!
@@ -16,6 +16,7 @@ pub mod runtime;
 pub mod transition;
 
 pub mod container_spec;
+pub mod dependencies;
 
 pub mod bridge;
 pub mod docker;

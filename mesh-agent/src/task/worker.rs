@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::bridge::BridgePlan;
 use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
+use super::dependencies::Dependencies;
 use super::driver::{BridgeState, Drain, Driver, Goal, Ground, Update};
 use super::engine_watch::{Heard, follow_events, keep_bridge};
 use super::network::TaskNetwork;
@@ -37,6 +38,8 @@ pub struct Parts {
     pub network: Arc<dyn TaskNetwork>,
     /// This node, for labels and templates.
     pub node: NodeIdentity,
+    /// Secrets and configs.
+    pub dependencies: Dependencies,
     /// The tasks' network as it should be.
     pub bridge: watch::Receiver<BridgePlan>,
     /// What this node ran before.
@@ -62,6 +65,7 @@ pub async fn run(
         runtime: parts.runtime,
         network: parts.network,
         node: Arc::new(parts.node),
+        dependencies: Arc::new(parts.dependencies),
         bridge,
         updates: updates_in,
     };
@@ -170,6 +174,10 @@ impl Worker {
                 (set, removed)
             }
             AssignmentChange::Delta { set, removed } => (set, removed),
+            AssignmentChange::Dependency(delivered) => {
+                let goals = self.goals();
+                return self.ground.dependencies.take(delivered, in_force(&goals));
+            }
         };
         for id in removed {
             self.take_away(&id);
@@ -185,7 +193,12 @@ impl Worker {
             }
             self.dirty.insert(id);
         }
+        self.ground.dependencies.keep_needed(in_force(&self.goals()));
         self.write();
+    }
+
+    fn goals(&self) -> Vec<Goal> {
+        self.tasks.values().map(|known| known.goal.borrow().clone()).collect()
     }
 
     /// The task is no longer this node's: its container ends and goes, and control hears no more of it.
@@ -265,6 +278,10 @@ impl Worker {
     }
 
     fn end_orphans(&mut self, containers: Vec<(TaskId, String)>) {
+        let living = self.tasks.iter().filter(|(_, known)| !known.status.state.is_terminal());
+        let living: BTreeSet<TaskId> = living.map(|(id, _)| id.clone()).collect();
+        // At once, before another task can be known; the files are in memory, so it takes no time to speak of.
+        self.ground.dependencies.sweep(&living);
         for (task, container) in containers {
             if !self.tasks.contains_key(&task) {
                 info!(%task, container, "end a container that no task owns");
@@ -303,6 +320,11 @@ impl Worker {
             self.write();
         }
     }
+}
+
+/// What tasks are, each with how far it is to go.
+fn in_force(goals: &[Goal]) -> impl Iterator<Item = (&Assignment, TaskState)> {
+    goals.iter().map(|goal| (goal.assignment.as_ref(), goal.desired))
 }
 
 async fn end_orphan(ground: &Ground, task: &TaskId, container: &str) -> Result<(), RuntimeError> {

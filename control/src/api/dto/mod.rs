@@ -5,12 +5,14 @@
 
 #![expect(clippy::struct_field_names, reason = "the names are Docker's")]
 
+mod dependency;
 mod network;
 mod node;
 mod service;
 mod swarm;
 mod task;
 
+pub(crate) use dependency::Dependency;
 pub(crate) use network::Network;
 pub(crate) use node::Node;
 pub(crate) use service::Service;

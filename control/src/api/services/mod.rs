@@ -124,7 +124,7 @@ pub(crate) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let id = find(&*access::current(&context).await?, &query)?.id.clone();
     access::write(&context, |snapshot| match snapshot.services.get(&id) {
-        Some(current) => Ok(write::remove(current)),
+        Some(current) => write::remove(snapshot, current),
         None => Err(ApiError::NotFound { kind: Kind::Service, query: query.clone() }),
     })
     .await?;

@@ -1,6 +1,6 @@
 //! What creating, updating, rolling back and removing a service writes: pure, one transaction each.
 //!
-//! Invariants: an object, its name's claim, its ports' claims and its spec version are written together; a claim is taken only
+//! Invariants: an object, its name's claim, its ports' claims, its references and its spec version are written together; a claim is taken only
 //! where none is (`Absent`); an update stands on the revision that its client read.
 //!
 //! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
@@ -17,6 +17,7 @@ use crate::allocator::ports;
 use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
+use crate::dependencies::references;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 use crate::update::rollback::next_version;
 
@@ -35,6 +36,7 @@ pub(crate) fn create(
 ) -> Result<Transaction, ApiError> {
     spec.mode = spec.mode.filled();
     validate::service_spec(&spec)?;
+    references::check(snapshot, &spec)?;
     if is_name_taken(snapshot, &spec.name) {
         return Err(ApiError::NameTaken { kind: Kind::Service, name: spec.name });
     }
@@ -55,7 +57,7 @@ pub(crate) fn create(
     let mut transaction = Transaction::default();
     transaction.compares.extend([Compare::Absent(keys::service(id)), Compare::Absent(name_key.clone())]);
     transaction.ops.push(Op::put(name_key, codec::encode(id)?));
-    write_service(&mut transaction, &service)?;
+    write_service(&mut transaction, snapshot, &service)?;
     move_claims(&mut transaction, id, &[], &service.ports)?;
     Ok(transaction)
 }
@@ -108,11 +110,14 @@ pub(crate) fn rollback(
     rewrite(snapshot, now, current, version, previous, Some(status))
 }
 
-/// A service removed, with its claims.
+/// A service removed, with its claims and references.
 ///
 /// # Errors
 /// None of its own.
-pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
+pub(crate) fn remove(
+    snapshot: &ClusterSnapshot,
+    current: &Versioned<Service>,
+) -> Result<Transaction, ApiError> {
     let mut transaction = Transaction {
         compares: vec![Compare::ModRevision(keys::service(&current.id), current.mod_revision)],
         ops: vec![
@@ -123,7 +128,9 @@ pub(crate) fn remove(current: &Versioned<Service>) -> Transaction {
     for (protocol, port) in ports::claims(&current.ports) {
         transaction.ops.push(Op::delete(keys::port(protocol, port)));
     }
-    transaction
+    let (_, given_back) = references::settle(snapshot, &current.id, None)?;
+    transaction.ops.extend(given_back);
+    Ok(transaction)
 }
 
 /// Which of the modes it is.
@@ -147,6 +154,7 @@ fn rewrite(
     if version != current.mod_revision {
         return Err(ApiError::OutOfSequence);
     }
+    references::check(snapshot, &spec)?;
     let service = Service {
         id: current.id.clone(),
         ports: ports::resolve(snapshot, Some(&current.id), asked_ports(&spec), &current.ports)?,
@@ -164,16 +172,23 @@ fn rewrite(
         compares: vec![Compare::ModRevision(keys::service(&current.id), version)],
         ops: Vec::new(),
     };
-    write_service(&mut transaction, &service)?;
+    write_service(&mut transaction, snapshot, &service)?;
     move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;
     Ok(transaction)
 }
 
-fn write_service(transaction: &mut Transaction, service: &Service) -> Result<(), ApiError> {
+fn write_service(
+    transaction: &mut Transaction,
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+) -> Result<(), ApiError> {
     let spec_key = keys::spec(&service.id, service.spec_version);
     transaction.compares.push(Compare::Absent(spec_key.clone()));
     transaction.ops.push(Op::put(spec_key, codec::encode(&service.spec)?));
     transaction.ops.push(Op::put(keys::service(&service.id), codec::encode(service)?));
+    let (compares, ops) = references::settle(snapshot, &service.id, Some(&service.spec))?;
+    transaction.compares.extend(compares);
+    transaction.ops.extend(ops);
     Ok(())
 }
 

@@ -160,7 +160,7 @@ fn a_spec_version_rises_above_every_stored_one() {
 #[test]
 fn a_removal_gives_up_every_claim() {
     let world = world(&stored(&[ingress(80, 80)]));
-    let transaction = write::remove(current(&world));
+    let transaction = write::remove(&world.snapshot, current(&world)).unwrap();
     let claims = [keys::name(write::NAME_KIND, "web"), keys::port(Protocol::Tcp, 80)];
     for key in claims.into_iter().chain([keys::service(&ID.into())]) {
         assert!(deletes(&transaction, &key), "{key} stays");

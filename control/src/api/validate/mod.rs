@@ -6,6 +6,7 @@
 
 mod not_served;
 mod policies;
+mod references;
 
 use std::collections::BTreeSet;
 
@@ -123,6 +124,9 @@ pub(crate) enum SpecError {
     /// A share outside of 0 to 1.
     #[error("TaskSpec: {0} cannot be less than 0 or bigger than 1")]
     Ratio(&'static str),
+    /// A reference to a secret or config that can't be honoured.
+    #[error(transparent)]
+    Reference(#[from] references::MalformedReference),
     /// Something that Docker has and mesh doesn't serve yet.
     #[error("{feature} not supported by mesh yet: {instead}")]
     NotServed {
@@ -144,6 +148,7 @@ pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     not_served::in_spec(spec)?;
     let container = spec.task_template.container_spec.as_ref().ok_or(SpecError::RuntimeMissing)?;
     container_spec(container)?;
+    references::check(spec, container)?;
     policies::resources(spec.task_template.resources.as_ref())?;
     policies::placement(spec.task_template.placement.as_ref())?;
     policies::update("update", spec.update_config.as_ref())?;

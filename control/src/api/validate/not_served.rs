@@ -22,11 +22,8 @@ pub(crate) fn in_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
         return refuse("networks of a service's own are", "publish a port, every node answers on it");
     }
     let Some(container) = &template.container_spec else { return Ok(()) };
-    if is_given(&container.extra, "Secrets") {
-        return refuse("secrets are", "create the service without --secret");
-    }
-    if is_given(&container.extra, "Configs") {
-        return refuse("configs are", "create the service without --config");
+    if container.configs.iter().any(|config| is_given(&config.extra, "Runtime")) {
+        return refuse("credential specs are", "they belong to Windows containers");
     }
     if has_credential_spec(&container.extra) {
         return refuse("credential specs are", "they belong to Windows containers");

@@ -206,8 +206,11 @@ fn constraints_have_one_operator() {
 #[test]
 fn what_is_not_served_is_named() {
     for (pointer, value, named) in [
-        ("TaskTemplate.ContainerSpec.Secrets", json!([{"SecretID": "s"}]), "secrets are"),
-        ("TaskTemplate.ContainerSpec.Configs", json!([{"ConfigID": "c"}]), "configs are"),
+        (
+            "TaskTemplate.ContainerSpec.Configs",
+            json!([{"ConfigID": "c", "ConfigName": "c", "Runtime": {"a": 1}}]),
+            "credential specs are",
+        ),
         ("TaskTemplate.ContainerSpec.Mounts", json!([{"Type": "cluster", "Target": "/a"}]), "mount types"),
         ("TaskTemplate.Networks", json!([{"Target": "n"}]), "networks of a service's own are"),
         ("Networks", json!([{"Target": "n"}]), "networks of a service's own are"),

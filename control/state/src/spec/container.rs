@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::service::null_as_default;
-use super::{Extra, Labels};
+use super::{ConfigReference, Extra, Labels, Reference, SecretReference};
 
 /// What the agent makes a container of. Fields that only the engine reads travel in `extra`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -41,9 +41,22 @@ pub struct ContainerSpec {
     /// Health check; absent means the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<HealthConfig>,
-    /// Whatever else the client sent (mounts, secrets, privileges, hosts …).
+    /// Secrets that the task finds as files.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub secrets: Vec<SecretReference>,
+    /// Configs likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub configs: Vec<ConfigReference>,
+    /// Whatever else the client sent (mounts, privileges, hosts …).
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl ContainerSpec {
+    /// Every reference to a secret or a config, in the user's order, secrets first.
+    pub fn references(&self) -> impl Iterator<Item = Reference<'_>> {
+        self.secrets.iter().map(Reference::from).chain(self.configs.iter().map(Reference::from))
+    }
 }
 
 /// A health check as Docker spells it; durations in nanoseconds.

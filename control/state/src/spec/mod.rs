@@ -8,6 +8,7 @@
 mod container;
 mod policy;
 mod port;
+mod reference;
 mod service;
 
 pub use container::{ContainerSpec, HealthConfig};
@@ -16,6 +17,7 @@ pub use policy::{
     RestartCondition, RestartPolicy, SpreadOver, UpdateConfig, UpdateOrder,
 };
 pub use port::{EndpointSpec, PortConfig, Protocol, PublishMode};
+pub use reference::{ConfigReference, FileTarget, Reference, SecretReference};
 pub use service::{
     GlobalJobMode, GlobalMode, ReplicatedJobMode, ReplicatedMode, ServiceMode, ServiceSpec, TaskSpec,
 };

@@ -167,7 +167,9 @@ mod tests {
         let given = serde_json::json!({
             "Name": "web", "Labels": {"a": "b"},
             "TaskTemplate": {
-                "ContainerSpec": {"Image": "nginx", "Init": false, "DNSConfig": {}, "Healthcheck": {"Test": ["NONE"]}, "Novel": 7},
+                "ContainerSpec": {"Image": "nginx", "Init": false, "DNSConfig": {}, "Healthcheck": {"Test": ["NONE"]}, "Novel": 7,
+                    "Secrets": [{"File": {"Name": "a", "UID": "0", "GID": "0", "Mode": 292}, "SecretID": "s", "SecretName": "a"}],
+                    "Configs": [{"Runtime": {}, "ConfigID": "c", "ConfigName": "b"}]},
                 "Resources": {"Limits": {"NanoCPUs": 5, "Pids": 9}, "Reservations": {}},
                 "Placement": {"Constraints": ["node.role==worker"], "Platforms": [{"OS": "linux"}]},
                 "ForceUpdate": 0, "Runtime": "container", "Networks": [{"Target": "n"}]

@@ -117,6 +117,10 @@ async fn compares_guard_writes(store: &dyn Store) {
         (Compare::ModRevision(none(), written), false),
         (Compare::CreateRevision(key(), created), true),
         (Compare::CreateRevision(key(), written), false),
+        (Compare::NoneBelow("/cmp/".to_owned()), false),
+        (Compare::NoneBelow("/cmp/a".to_owned()), false),
+        (Compare::NoneBelow("/cmp/a/".to_owned()), true),
+        (Compare::NoneBelow("/cm0".to_owned()), true),
     ];
     for (compare, holds) in cases {
         let outcome = store.txn(vec![compare.clone()], vec![Op::put("/cmp/b", vec![])]).await.unwrap();

@@ -187,6 +187,10 @@ fn compare(compare: Compare) -> etcd_client::Compare {
         Compare::CreateRevision(key, revision) => {
             etcd_client::Compare::create_revision(key, CompareOp::Equal, revision)
         }
+        // Compared with every key of the range; with none in it, with a key that doesn't exist.
+        Compare::NoneBelow(prefix) => {
+            etcd_client::Compare::create_revision(prefix, CompareOp::Equal, 0).with_prefix()
+        }
     }
 }
 

@@ -124,6 +124,10 @@ impl State {
         match compare {
             Compare::Absent(_) => found.is_none(),
             Compare::Exists(_) => found.is_some(),
+            Compare::NoneBelow(prefix) => {
+                let first = self.items.range(prefix.clone()..).next();
+                first.is_none_or(|(key, _)| !key.starts_with(prefix.as_str()))
+            }
             Compare::ModRevision(_, revision) => found.is_some_and(|item| item.mod_revision == *revision),
             Compare::CreateRevision(_, revision) => {
                 found.is_some_and(|item| item.create_revision == *revision)

@@ -47,14 +47,17 @@ pub enum Compare {
     ModRevision(String, i64),
     /// The key was created at this revision: the fence of a leader.
     CreateRevision(String, i64),
+    /// No key begins so.
+    NoneBelow(String),
 }
 
 impl Compare {
-    /// The key that is compared.
+    /// The key that is compared, or what the compared ones begin with.
     pub fn key(&self) -> &str {
         match self {
             Self::Absent(key)
             | Self::Exists(key)
+            | Self::NoneBelow(key)
             | Self::ModRevision(key, _)
             | Self::CreateRevision(key, _) => key,
         }

@@ -62,6 +62,8 @@ pub(crate) struct Session {
     pub(crate) tables: Vec<proto::MeshTable>,
     /// Every assignment, in order.
     pub(crate) assignments: Vec<Assignment>,
+    /// Every secret and config, in order.
+    pub(crate) dependencies: Vec<proto::Dependency>,
     /// Loads of others' backends, in order.
     pub(crate) loads: Vec<proto::BackendLoad>,
     /// Tasks whose statuses were acknowledged.
@@ -106,7 +108,8 @@ impl Session {
             }
         });
         let (tables, assignments, loads, acknowledged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { up, down, heartbeats, tables, assignments, loads, acknowledged, welcome })
+        let dependencies = Vec::new();
+        Ok(Self { up, down, heartbeats, tables, assignments, dependencies, loads, acknowledged, welcome })
     }
 
     /// Stops speaking, with the stream left open.
@@ -146,6 +149,7 @@ impl Session {
                     self.tables.push(table);
                 }
                 Down::Loads(loads) => self.loads.extend(loads.loads),
+                Down::Dependency(dependency) => self.dependencies.push(dependency),
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

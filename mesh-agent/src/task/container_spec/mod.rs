@@ -6,12 +6,14 @@
 //! Left to others: placement, restart and update policies, which are control's and never the container's.
 
 mod extras;
+mod files;
 mod host;
 mod template;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use mesh_state::ids::NodeId;
@@ -20,6 +22,7 @@ use mesh_state::task::Assignment;
 use thiserror::Error;
 
 use super::bridge::NETWORK_NAME;
+use super::dependencies::files::FilePlan;
 use super::docker::model::{
     ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
 };
@@ -52,6 +55,8 @@ pub struct ContainerPlan {
     pub name: String,
     /// Its image.
     pub image: String,
+    /// Secrets and configs that it finds as files; bound by `body`.
+    pub files: Vec<FilePlan>,
     /// The engine's request.
     pub body: ContainerCreateBody,
 }
@@ -90,11 +95,15 @@ pub fn grace(assignment: &Assignment) -> Duration {
     stop_grace(assignment.spec.container_spec.as_ref().and_then(|spec| spec.stop_grace_period))
 }
 
-/// The container of a task on `node`.
+/// The container of a task on `node`, its secrets and configs below `files_root`.
 ///
 /// # Errors
 /// What the spec asks and the agent can't do, by the field's name.
-pub fn plan(assignment: &Assignment, node: &NodeIdentity) -> Result<ContainerPlan, PlanError> {
+pub fn plan(
+    assignment: &Assignment,
+    node: &NodeIdentity,
+    files_root: &Path,
+) -> Result<ContainerPlan, PlanError> {
     let task = &assignment.spec;
     let Some(spec) = &task.container_spec else {
         return Err(PlanError::Unsupported("a task without ContainerSpec (plugins, attachments)".to_owned()));
@@ -110,6 +119,11 @@ pub fn plan(assignment: &Assignment, node: &NodeIdentity) -> Result<ContainerPla
     extras.check()?;
     let name = container_name(assignment);
     let context = Context { assignment, node, task_name: &name };
+    let files = files::plan(spec, &assignment.task.id, files_root)?;
+    let mut host_config = host::config(assignment, &extras, &wanted, &context)?;
+    if !files.is_empty() {
+        host_config.mounts.get_or_insert_default().extend(files.iter().map(files::mount));
+    }
     let body = ContainerCreateBody {
         image: Some(spec.image.clone()),
         labels: Some(labels(spec, assignment, node, &name)),
@@ -125,13 +139,13 @@ pub fn plan(assignment: &Assignment, node: &NodeIdentity) -> Result<ContainerPla
         stop_timeout: spec.stop_grace_period.map(|_| whole_seconds(grace(assignment))),
         healthcheck: spec.healthcheck.as_ref().map(health).transpose()?,
         exposed_ports: host::exposed_ports(&assignment.host_ports),
-        host_config: Some(host::config(assignment, &extras, &wanted, &context)?),
+        host_config: Some(host_config),
         networking_config: Some(NetworkingConfig {
             endpoints_config: Some(HashMap::from([(NETWORK_NAME.to_owned(), EndpointSettings::default())])),
         }),
         ..ContainerCreateBody::default()
     };
-    Ok(ContainerPlan { name, image: spec.image.clone(), body })
+    Ok(ContainerPlan { name, image: spec.image.clone(), files, body })
 }
 
 fn labels(

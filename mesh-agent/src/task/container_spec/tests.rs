@@ -44,7 +44,8 @@ fn assignment(template: Value) -> Assignment {
 /// The engine's request for a `ContainerSpec` of these fields.
 fn made(mut fields: Value) -> Value {
     fields["Image"] = json!("nginx");
-    let plan = plan(&assignment(json!({ "ContainerSpec": fields })), &node()).expect("a plan");
+    let plan =
+        plan(&assignment(json!({ "ContainerSpec": fields })), &node(), Path::new("/files")).expect("a plan");
     serde_json::to_value(plan.body).unwrap()
 }
 
@@ -58,7 +59,7 @@ fn check(key: &str, value: Value, pointer: &str, expected: Value) {
 
 #[track_caller]
 fn refused(template: impl Into<Value>, expected: &str) {
-    let error = plan(&assignment(template.into()), &node()).expect_err("a refusal");
+    let error = plan(&assignment(template.into()), &node(), Path::new("/files")).expect_err("a refusal");
     assert!(error.to_string().contains(expected), "expected {expected:?} in {error}");
 }
 
@@ -151,7 +152,7 @@ fn what_is_beside_the_container_spec_reaches_it_too() {
         PortConfig { target_port: 80, published_port: 8080, ..PortConfig::default() },
         PortConfig { target_port: 53, protocol: mesh_state::spec::Protocol::Udp, ..PortConfig::default() },
     ];
-    let plan = plan(&assignment, &node()).unwrap();
+    let plan = plan(&assignment, &node(), Path::new("/files")).unwrap();
     assert_eq!(plan.name, "web.3.task1");
     let body = serde_json::to_value(plan.body).unwrap();
     let host = &body["HostConfig"];
@@ -203,8 +204,11 @@ fn templates_are_filled_in_as_swarm_does() {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     let with = |key: &str, value: Value| json!({"ContainerSpec": {"Image": "x", key: value}});
-    refused(with("Secrets", json!([{"SecretID": "s"}])), "mesh cannot honour ContainerSpec.Secrets yet");
-    refused(with("Configs", json!([{"ConfigID": "c"}])), "ContainerSpec.Configs");
+    refused(with("Secrets", json!([{"SecretID": "s"}])), "ContainerSpec.Secrets: secret  has no target file");
+    refused(
+        with("Configs", json!([{"ConfigID": "c", "Runtime": {"a": 1}}])),
+        "ContainerSpec.Configs.Runtime",
+    );
     refused(with("Novel", json!({"a": 1})), "ContainerSpec.Novel");
     refused(with("Isolation", json!("hyperv")), "Isolation");
     refused(
@@ -229,4 +233,37 @@ fn a_plain_creates_empty_blocks_are_no_demands() {
         made(json!({"Init": false, "DNSConfig": {}, "Isolation": "default", "Secrets": null, "Configs": []}));
     assert_eq!(body["HostConfig"]["Init"], json!(false));
     assert_eq!(body.get("Env"), None, "absent stays absent");
+}
+
+#[test]
+fn secrets_and_configs_are_bound_read_only_where_they_are_wanted() {
+    let template = json!({"ContainerSpec": {
+        "Image": "x",
+        "Mounts": [{"Type": "tmpfs", "Target": "/tmp"}],
+        "Secrets": [
+            {"File": {"Name": "a", "UID": "0", "GID": "0", "Mode": 292}, "SecretID": "s", "SecretName": "a"},
+            {"File": {"Name": "/etc/b", "UID": "33", "GID": "7", "Mode": 256}, "SecretID": "s", "SecretName": "a"},
+        ],
+        "Configs": [{"File": {"Name": "c.yml"}, "ConfigID": "c", "ConfigName": "c"}],
+    }});
+    let plan = plan(&assignment(template), &node(), Path::new("/files")).expect("a plan");
+    let seen: Vec<_> = plan
+        .files
+        .iter()
+        .map(|file| (file.id.as_str(), file.target.as_str(), file.owner, file.permissions))
+        .collect();
+    let expected = [
+        ("s", "/run/secrets/a", (0, 0), 0o444),
+        ("s", "/etc/b", (33, 7), 0o400),
+        ("c", "/c.yml", (0, 0), 0o444),
+    ];
+    assert_eq!(seen, expected);
+    let sources: Vec<_> = plan.files.iter().map(|file| file.source.display().to_string()).collect();
+    assert_eq!(sources, ["/files/task-task1/0", "/files/task-task1/1", "/files/task-task1/2"]);
+    let body = serde_json::to_value(plan.body).unwrap();
+    let mounts = body["HostConfig"]["Mounts"].as_array().unwrap();
+    assert_eq!(mounts.len(), 4, "the user's mount stays: {mounts:?}");
+    let bound =
+        json!({"Type": "bind", "Source": "/files/task-task1/1", "Target": "/etc/b", "ReadOnly": true});
+    assert_eq!(mounts[2], bound);
 }

@@ -186,7 +186,8 @@ impl Bench {
         };
         let cache = TaskCache::open(directory.to_owned()).expect("the cache opens");
         let runtime = Arc::clone(engine) as Arc<dyn Runtime>;
-        let parts = Parts { runtime, network: Arc::new(NoNetwork), node, bridge, cache };
+        let dependencies = Dependencies::new(directory.join("files"));
+        let parts = Parts { runtime, network: Arc::new(NoNetwork), node, dependencies, bridge, cache };
         let worker = tokio::spawn(run(parts, assigned, told, shutdown.clone()));
         Self { engine: Arc::clone(engine), assignments, statuses, shutdown, worker, _bridge: bridge_in }
     }

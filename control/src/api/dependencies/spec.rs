@@ -1,0 +1,168 @@
+//! `SecretSpec` and `ConfigSpec` as a client sends them: pure.
+//!
+//! Invariant: the data is wiped when the spec is dropped, and no error quotes it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use mesh_state::dependency::DependencyKind;
+use mesh_state::spec::{Extra, Labels};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::api::error::ApiError;
+
+/// Characters of a name, as in Swarm.
+const NAME_LENGTH_MAX: usize = 64;
+
+/// What a client wants stored.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct DependencySpec {
+    /// Its name.
+    pub(super) name: String,
+    /// Its labels.
+    pub(super) labels: Labels,
+    /// Its data in base64; absent in an update that leaves it alone.
+    #[serde(deserialize_with = "private_text")]
+    data: Option<Zeroizing<String>>,
+    /// A plugin that would give the data.
+    driver: Option<Value>,
+    /// A language that the data would be a template of.
+    templating: Option<Value>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub(super) extra: Extra,
+}
+
+fn private_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<String>>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Zeroizing::new))
+}
+
+impl DependencySpec {
+    /// Checks name and drivers of a new object.
+    ///
+    /// # Errors
+    /// What is wrong, in Swarm's words where it has any.
+    pub(super) fn check(&self, kind: DependencyKind) -> Result<(), ApiError> {
+        if is_driver(self.templating.as_ref()) {
+            return Err(ApiError::NotImplemented(format!(
+                "template drivers are not supported by mesh yet: write the {kind} out in full and create it without --template-driver"
+            )));
+        }
+        if is_driver(self.driver.as_ref()) {
+            return Err(ApiError::NotImplemented(format!(
+                "{kind} drivers are not supported by mesh: create the {kind} from its data, without --driver"
+            )));
+        }
+        check_name(&self.name)
+    }
+
+    /// The data of a new object.
+    ///
+    /// # Errors
+    /// It is absent, empty or too long, or not base64.
+    pub(super) fn checked_data(&self, kind: DependencyKind) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+        let data = self.data()?.unwrap_or_default();
+        let limit = kind.data_limit();
+        if data.is_empty() || data.len() >= limit {
+            let message = format!("{kind} data must be larger than 0 and less than {limit} bytes");
+            return Err(ApiError::BadRequest(message));
+        }
+        Ok(data)
+    }
+
+    /// The data, if any was sent.
+    ///
+    /// # Errors
+    /// It is not base64.
+    pub(super) fn data(&self) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+        let Some(text) = self.data.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
+        let decoded = BASE64.decode(text.as_bytes());
+        let decoded = decoded.map_err(|_| ApiError::BadRequest("Data: illegal base64 data".to_owned()))?;
+        Ok(Some(Zeroizing::new(decoded)))
+    }
+
+    /// Whether it asks for a driver of either sort.
+    pub(super) fn has_driver(&self) -> bool {
+        is_driver(self.driver.as_ref()) || is_driver(self.templating.as_ref())
+    }
+}
+
+/// Whether a driver is named: Go's clients also send empty ones.
+fn is_driver(given: Option<&Value>) -> bool {
+    let name = given.and_then(|driver| driver.get("Name")).and_then(Value::as_str);
+    name.is_some_and(|name| !name.is_empty())
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name.is_empty() {
+        return Err(ApiError::BadRequest("name must be provided".to_owned()));
+    }
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = [name.bytes().next(), name.bytes().next_back()];
+    let good = name.len() <= NAME_LENGTH_MAX
+        && name.bytes().all(inner)
+        && ends.into_iter().flatten().all(|byte| byte.is_ascii_alphanumeric());
+    if good {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(format!(
+        "invalid name, only {NAME_LENGTH_MAX} [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refusal(result: Result<(), ApiError>) -> Option<(u16, String)> {
+        result.err().map(|error| (error.status().as_u16(), error.to_string()))
+    }
+
+    #[test]
+    fn names_are_as_swarm_wants_them() {
+        for good in ["a", "A-1_b.c", &"x".repeat(64)] {
+            assert_eq!(refusal(check_name(good)), None, "{good}");
+        }
+        for bad in ["-a", "a.", "a b", "a/b", "ä", &"x".repeat(65)] {
+            let (status, message) = refusal(check_name(bad)).expect(bad);
+            assert!(status == 400 && message.starts_with("invalid name, only 64"), "{bad}: {message}");
+        }
+        assert_eq!(refusal(check_name("")), Some((400, "name must be provided".to_owned())));
+    }
+
+    #[test]
+    fn data_has_limits_and_is_never_quoted() {
+        let of_length = |kind: DependencyKind, length: usize| {
+            let spec = DependencySpec {
+                data: Some(Zeroizing::new(BASE64.encode(vec![b'x'; length]))),
+                ..DependencySpec::default()
+            };
+            refusal(spec.checked_data(kind).map(drop))
+        };
+        for (kind, limit) in [(DependencyKind::Secret, 512_000), (DependencyKind::Config, 1_024_000)] {
+            let message = format!("{kind} data must be larger than 0 and less than {limit} bytes");
+            assert_eq!(of_length(kind, limit - 1), None, "the longest {kind}");
+            assert_eq!(of_length(kind, limit), Some((400, message.clone())), "a {kind} too long");
+            assert_eq!(of_length(kind, 0), Some((400, message)), "an empty {kind}");
+        }
+        let spec: DependencySpec = serde_json::from_value(json!({"Data": "p$ss"})).unwrap();
+        assert_eq!(refusal(spec.data().map(drop)), Some((400, "Data: illegal base64 data".to_owned())));
+    }
+
+    #[test]
+    fn drivers_are_refused_by_what_they_are_called() {
+        let check = |spec: Value| {
+            let spec: DependencySpec = serde_json::from_value(spec).unwrap();
+            refusal(spec.check(DependencyKind::Secret))
+        };
+        let (status, message) = check(json!({"Name": "a", "Templating": {"Name": "golang"}})).unwrap();
+        assert!(status == 501 && message.contains("--template-driver"), "{status} {message}");
+        let (status, message) = check(json!({"Name": "a", "Driver": {"Name": "vault"}})).unwrap();
+        assert!(status == 501 && message.contains("secret drivers are not supported"), "{status} {message}");
+        assert_eq!(check(json!({"Name": "a", "Driver": {"Name": ""}, "Templating": null})), None);
+    }
+}

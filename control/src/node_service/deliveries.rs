@@ -1,0 +1,161 @@
+//! Secrets and configs on their way to one node.
+//!
+//! Invariants: a node is sent what a task needs that it was assigned and that has not started yet, and nothing else; each object once
+//! for as long as a task needs it, for the node keeps it so long. Waiting for the store is done beside the session.
+//!
+//! Left to others: sending.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::dependency::DependencyKind;
+use mesh_state::ids::{DependencyId, NodeId};
+use mesh_state::proto;
+use mesh_state::proto::dependency::Found;
+use mesh_state::store::Store;
+use mesh_state::task::TaskState;
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+
+use crate::backoff::Backoff;
+use crate::context::ApiContext;
+use crate::dependencies::references::{Named, of_spec};
+use crate::dependencies::vault::{self, VaultError};
+use crate::seal::Sealer;
+use crate::snapshot::ClusterSnapshot;
+
+/// First pause before the store is asked again.
+const PAUSE_SHORTEST: Duration = Duration::from_millis(100);
+/// Longest pause before the store is asked again.
+const PAUSE_LONGEST: Duration = Duration::from_secs(3);
+
+/// What is sent to one node in one session.
+pub(super) struct Deliveries {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+    /// What the node needs, and was sent or is about to be.
+    needed: BTreeSet<Named>,
+    fetches: JoinSet<proto::Dependency>,
+}
+
+impl Deliveries {
+    /// Nothing was sent yet.
+    pub(super) fn new(context: &ApiContext) -> Self {
+        Self {
+            store: Arc::clone(&context.store),
+            sealer: Arc::clone(&context.sealer),
+            needed: BTreeSet::new(),
+            fetches: JoinSet::new(),
+        }
+    }
+
+    /// Begins to fetch what `node` needs and was not sent.
+    pub(super) fn follow(&mut self, node: &NodeId, snapshot: &ClusterSnapshot) {
+        let needed = needed(node, snapshot);
+        for (kind, id) in needed.difference(&self.needed) {
+            let name = snapshot.dependencies.get(&(*kind, id.clone())).map(|found| found.name.clone());
+            let fetch = fetch(Arc::clone(&self.store), Arc::clone(&self.sealer), *kind, id.clone(), name);
+            self.fetches.spawn(fetch);
+        }
+        self.needed = needed;
+    }
+
+    /// Whether [`Self::next`] has anything to wait for.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.fetches.is_empty()
+    }
+
+    /// The next object that is ready to be sent. Safe to drop midway.
+    pub(super) async fn next(&mut self) -> Option<proto::Dependency> {
+        match self.fetches.join_next().await? {
+            Ok(found) => Some(found),
+            Err(failure) => {
+                error!(error = %failure, "fetch a secret or config");
+                None
+            }
+        }
+    }
+}
+
+/// What the tasks of a node refer to that are to run there and have not come to starting.
+fn needed(node: &NodeId, snapshot: &ClusterSnapshot) -> BTreeSet<Named> {
+    let waiting = snapshot.tasks_on(node).filter(|task| {
+        task.desired_state <= TaskState::Running && snapshot.state_of(task) < TaskState::Starting
+    });
+    waiting.filter_map(|task| snapshot.spec_of(task)).flat_map(of_spec).collect()
+}
+
+/// Asks the store until it answers.
+async fn fetch(
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+    kind: DependencyKind,
+    id: DependencyId,
+    name: Option<String>,
+) -> proto::Dependency {
+    let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
+    let found = loop {
+        match vault::read(store.as_ref(), &sealer, kind, &id).await {
+            Ok(Some(mut data)) => break Found::Data(std::mem::take(&mut *data)),
+            Ok(None) => {
+                let name = name.unwrap_or_else(|| id.to_string());
+                break Found::Refusal(format!("{kind} {name} was removed"));
+            }
+            Err(VaultError::Store(failure)) => {
+                warn!(%kind, %id, error = %failure, "fetch for a node; will try again");
+                let pause = backoff.pause(&mut rand::rng());
+                tokio::time::sleep(pause).await;
+            }
+            Err(failure @ (VaultError::Seal(_) | VaultError::Newer { .. })) => {
+                error!(%kind, %id, error = %failure, "fetch for a node");
+                break Found::Refusal(failure.to_string());
+            }
+        }
+    };
+    proto::Dependency { kind: kind.as_str().to_owned(), id: id.to_string(), found: Some(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::spec::SecretReference;
+
+    use super::*;
+    use crate::fixtures::{World, service, task};
+
+    fn world() -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        let mut web = service("web", 2);
+        let secret = SecretReference { secret_id: "s".into(), ..SecretReference::default() };
+        web.spec.task_template.container_spec.get_or_insert_default().secrets = vec![secret];
+        world.put_service(&web);
+        world.put_service(&service("plain", 1));
+        world
+    }
+
+    fn assign(world: &mut World, id: &str, service: &str, node: &str, desired: TaskState) {
+        let mut task = task(id, service, 1);
+        task.node_id = Some(node.into());
+        task.desired_state = desired;
+        world.put_task(&task);
+    }
+
+    fn needs(world: &World, node: &str) -> usize {
+        needed(&node.into(), &world.snapshot).len()
+    }
+
+    #[test]
+    fn only_nodes_whose_tasks_have_yet_to_start_need_anything() {
+        let mut world = world();
+        assign(&mut world, "t1", "web", "a", TaskState::Running);
+        assign(&mut world, "t2", "plain", "b", TaskState::Running);
+        assert_eq!((needs(&world, "a"), needs(&world, "b")), (1, 0));
+        assign(&mut world, "t3", "web", "a", TaskState::Ready);
+        assert_eq!(needs(&world, "a"), 1, "one object, however many tasks");
+
+        world.report(&"t1".into(), TaskState::Starting);
+        assert_eq!(needs(&world, "a"), 1, "another task has yet to start");
+        assign(&mut world, "t3", "web", "a", TaskState::Shutdown);
+        assert_eq!(needs(&world, "a"), 0, "one has its files, the other is called off");
+    }
+}

@@ -1,0 +1,117 @@
+//! What tasks depend on beside their image: secrets and configs, which they get as files.
+//!
+//! Invariants: an object's data never changes, only its labels do; the data is no part of the object: it is stored sealed, under a key
+//! of its own that no snapshot holds.
+//!
+//! Left to others: sealing (control's `seal`), who refers to what ([`crate::spec::ContainerSpec::references`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::ids::DependencyId;
+use crate::spec::{Extra, Labels};
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyKind {
+    /// Never shown again once it was stored.
+    Secret,
+    /// May be read by who may read services.
+    Config,
+}
+
+impl DependencyKind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Secret, Self::Config];
+
+    /// `secret` or `config`, as in Docker's messages and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Config => "config",
+        }
+    }
+
+    /// `secrets` or `configs`, as in paths.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Secret => "secrets",
+            Self::Config => "configs",
+        }
+    }
+
+    /// The kind of this name on the wire.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// The kind of this plural in a path.
+    pub fn of_plural(plural: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.plural() == plural)
+    }
+
+    /// The data must be shorter than this, bytes: Swarm's limits.
+    pub fn data_limit(self) -> usize {
+        match self {
+            Self::Secret => 512_000,
+            Self::Config => 1_024_000,
+        }
+    }
+
+    /// Where a task finds a file of this target name: an absolute one stays.
+    pub fn target_path(self, target: &str) -> String {
+        match self {
+            _ if target.starts_with('/') => target.to_owned(),
+            Self::Secret => format!("/run/secrets/{target}"),
+            Self::Config => format!("/{target}"),
+        }
+    }
+}
+
+impl std::fmt::Display for DependencyKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A secret or a config, without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    /// Its id.
+    pub id: DependencyId,
+    /// Its name, unique in its kind; never changes.
+    pub name: String,
+    /// The user's labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Other fields of the spec that mesh keeps without reading them.
+    #[serde(default, skip_serializing_if = "Extra::is_empty")]
+    pub extra: Extra,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its labels were last written.
+    pub updated_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_kinds_read_back() {
+        for kind in DependencyKind::ALL {
+            assert_eq!(DependencyKind::named(kind.as_str()), Some(kind));
+            assert_eq!(DependencyKind::of_plural(kind.plural()), Some(kind));
+        }
+        assert_eq!(DependencyKind::named("volume"), None);
+    }
+
+    #[test]
+    fn targets_are_where_docker_puts_them() {
+        assert_eq!(DependencyKind::Secret.target_path("a"), "/run/secrets/a");
+        assert_eq!(DependencyKind::Secret.target_path("/etc/a"), "/etc/a");
+        assert_eq!(DependencyKind::Config.target_path("a"), "/a");
+        assert_eq!(DependencyKind::Config.target_path("/etc/a"), "/etc/a");
+    }
+}

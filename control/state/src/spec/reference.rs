@@ -1,0 +1,158 @@
+//! A container's references to secrets and configs, in Docker's spelling.
+
+use serde::{Deserialize, Serialize};
+
+use super::Extra;
+use crate::dependency::DependencyKind;
+use crate::ids::DependencyId;
+
+/// Permission bits of a file whose reference names none, as in Swarm.
+const DEFAULT_MODE: u32 = 0o444;
+
+/// `SecretReference`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SecretReference {
+    /// The file that the task finds the secret in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileTarget>,
+    /// Which secret.
+    #[serde(rename = "SecretID")]
+    pub secret_id: DependencyId,
+    /// Its name.
+    pub secret_name: String,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// `ConfigReference`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ConfigReference {
+    /// The file that the task finds the config in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileTarget>,
+    /// Which config.
+    #[serde(rename = "ConfigID")]
+    pub config_id: DependencyId,
+    /// Its name.
+    pub config_name: String,
+    /// Whatever else the client sent (`Runtime`).
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+/// Where a task finds a secret or a config, and how.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct FileTarget {
+    /// Its path, or a name below the kind's directory.
+    pub name: String,
+    /// The owner's number; empty means 0.
+    #[serde(rename = "UID")]
+    pub uid: String,
+    /// The group's number; empty means 0.
+    #[serde(rename = "GID")]
+    pub gid: String,
+    /// Go's file mode, of which the permission bits count; absent means 0444.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// Whatever else the client sent.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl FileTarget {
+    /// Owner and group by number; `None` if one isn't a number.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        let read = |text: &str| if text.is_empty() { Some(0) } else { text.parse().ok() };
+        Some((read(&self.uid)?, read(&self.gid)?))
+    }
+
+    /// Permission bits. Like the engine, mesh sets no others (no set-user-id, no sticky bit).
+    pub fn permissions(&self) -> u32 {
+        self.mode.unwrap_or(DEFAULT_MODE) & 0o777
+    }
+}
+
+/// A reference of either kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reference<'a> {
+    /// Which kind.
+    pub kind: DependencyKind,
+    /// To which object.
+    pub id: &'a DependencyId,
+    /// The object's name.
+    pub name: &'a str,
+    /// The file; absent in a malformed reference, and in one that isn't for a file.
+    pub file: Option<&'a FileTarget>,
+}
+
+impl Reference<'_> {
+    /// The path in the task, without `.` and `..`; `None` when there is no file or nothing is left of its path.
+    pub fn path(&self) -> Option<String> {
+        let target = self.kind.target_path(&self.file?.name);
+        let mut parts: Vec<&str> = Vec::new();
+        for part in target.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                name => parts.push(name),
+            }
+        }
+        (!parts.is_empty()).then(|| format!("/{}", parts.join("/")))
+    }
+}
+
+impl<'a> From<&'a SecretReference> for Reference<'a> {
+    fn from(given: &'a SecretReference) -> Self {
+        let (id, name) = (&given.secret_id, given.secret_name.as_str());
+        Self { kind: DependencyKind::Secret, id, name, file: given.file.as_ref() }
+    }
+}
+
+impl<'a> From<&'a ConfigReference> for Reference<'a> {
+    fn from(given: &'a ConfigReference) -> Self {
+        let (id, name) = (&given.config_id, given.config_name.as_str());
+        Self { kind: DependencyKind::Config, id, name, file: given.file.as_ref() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(kind: DependencyKind, name: &str) -> Option<String> {
+        let file = FileTarget { name: name.to_owned(), ..FileTarget::default() };
+        Reference { kind, id: &"x".into(), name: "x", file: Some(&file) }.path()
+    }
+
+    #[test]
+    fn paths_are_where_docker_puts_them_and_tidy() {
+        for (kind, name, expected) in [
+            (DependencyKind::Secret, "a", Some("/run/secrets/a")),
+            (DependencyKind::Secret, "a//b/./c", Some("/run/secrets/a/b/c")),
+            (DependencyKind::Secret, "../../etc/a", Some("/etc/a")),
+            (DependencyKind::Secret, "/etc/a", Some("/etc/a")),
+            (DependencyKind::Config, "a", Some("/a")),
+            (DependencyKind::Config, "../../a", Some("/a")),
+            (DependencyKind::Config, "/", None),
+            (DependencyKind::Secret, "../..", None),
+        ] {
+            assert_eq!(path(kind, name).as_deref(), expected, "{kind} {name:?}");
+        }
+    }
+
+    #[test]
+    fn owners_are_numbers_and_modes_are_permissions() {
+        let file = |uid: &str, mode| FileTarget { uid: uid.into(), mode, ..FileTarget::default() };
+        assert_eq!(file("", None).owner(), Some((0, 0)));
+        assert_eq!(file("33", None).owner(), Some((33, 0)));
+        assert_eq!(file("www-data", None).owner(), None);
+        assert_eq!(file("-1", None).owner(), None);
+        assert_eq!(file("", None).permissions(), 0o444);
+        assert_eq!(file("", Some(0)).permissions(), 0);
+        assert_eq!(file("", Some(0o4755)).permissions(), 0o755);
+    }
+}

@@ -1,0 +1,81 @@
+//! A secret or config as control sends it.
+//!
+//! Invariant: its bytes are never shown by `Debug`, and wiped when the last holder lets go.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mesh_state::dependency::DependencyKind;
+use mesh_state::ids::DependencyId;
+use mesh_state::proto;
+use zeroize::Zeroizing;
+
+/// Bytes that are nobody's business.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateBytes(Arc<Zeroizing<Vec<u8>>>);
+
+impl PrivateBytes {
+    /// These bytes.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Zeroizing::new(bytes)))
+    }
+
+    /// Them.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PrivateBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} private bytes", self.0.len())
+    }
+}
+
+/// What became of an object that a task refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Here it is.
+    Data(PrivateBytes),
+    /// There is none, for this reason.
+    Refused(String),
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// Which kind.
+    pub kind: DependencyKind,
+    /// Which.
+    pub id: DependencyId,
+    /// The object.
+    pub found: Found,
+}
+
+impl Delivered {
+    /// Reads a message; `None` for one of a kind that this agent doesn't know.
+    pub fn read(message: proto::Dependency) -> Option<Self> {
+        let found = match message.found? {
+            proto::dependency::Found::Data(data) => Found::Data(PrivateBytes::new(data)),
+            proto::dependency::Found::Refusal(reason) => Found::Refused(reason),
+        };
+        Some(Self { kind: DependencyKind::named(&message.kind)?, id: message.id.into(), found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_and_never_shown() {
+        let data = proto::dependency::Found::Data(b"value".to_vec());
+        let message = |kind: &str, found| proto::Dependency { kind: kind.into(), id: "d".into(), found };
+        let read = Delivered::read(message("secret", Some(data.clone()))).expect("a delivery");
+        assert_eq!(read.found, Found::Data(PrivateBytes::new(b"value".to_vec())));
+        let shown = format!("{read:?}");
+        assert!(shown.contains("5 private bytes") && !shown.contains("118"), "shown as {shown}");
+        assert_eq!(Delivered::read(message("volume", Some(data))), None, "a kind of a later version");
+        assert_eq!(Delivered::read(message("secret", None)), None);
+    }
+}

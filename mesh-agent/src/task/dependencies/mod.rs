@@ -1,0 +1,227 @@
+//! Secrets and configs of this node's tasks: what control delivered, and the files that tasks see.
+//!
+//! Purpose: [`Dependencies`] holds in memory what tasks that are to run refer to, and puts a task's files into a tmpfs before its
+//! container is made ([`files`]).
+//!
+//! Invariants: nothing is on a disk; a task's files live until it has ended and outlive the agent, so that a restarted one needs
+//! nothing of them and no manager; memory is wiped when no task refers to it.
+//!
+//! Left to others: which files a task has and where ([`super::container_spec`]), what is sent (control).
+
+pub mod delivered;
+pub mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mesh_state::dependency::DependencyKind;
+use mesh_state::ids::{DependencyId, TaskId};
+use mesh_state::task::{Assignment, TaskState};
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use delivered::{Delivered, Found, PrivateBytes};
+use files::{FilePlan, TaskFiles};
+
+/// How long a task waits for a delivery before it says so.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A kind and an id.
+type Named = (DependencyKind, DependencyId);
+
+/// Why a task's files are not there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// They may come yet.
+    Waiting(String),
+    /// They will not.
+    Refused(String),
+}
+
+/// What this node's tasks depend on.
+#[derive(Debug)]
+pub struct Dependencies {
+    files: TaskFiles,
+    held: watch::Sender<BTreeMap<Named, Found>>,
+}
+
+impl Dependencies {
+    /// Nothing held, files below `root`.
+    pub fn new(root: PathBuf) -> Self {
+        Self { files: TaskFiles::new(root), held: watch::Sender::default() }
+    }
+
+    /// Where files are.
+    pub(super) fn root(&self) -> &Path {
+        self.files.root()
+    }
+
+    /// Takes a delivery, if any of `tasks` is to run and refers to it.
+    pub(super) fn take<'a>(
+        &self,
+        delivered: Delivered,
+        tasks: impl Iterator<Item = (&'a Assignment, TaskState)>,
+    ) {
+        let name = (delivered.kind, delivered.id);
+        if needed(tasks).contains(&name) {
+            self.held.send_modify(|held| drop(held.insert(name, delivered.found)));
+        }
+    }
+
+    /// Forgets what none of `tasks` needs: control delivers it again for the next that does.
+    pub(super) fn keep_needed<'a>(&self, tasks: impl Iterator<Item = (&'a Assignment, TaskState)>) {
+        if self.held.borrow().is_empty() {
+            return;
+        }
+        let needed = needed(tasks);
+        self.held.send_if_modified(|held| {
+            held.retain(|name, _| needed.contains(name));
+            // Nobody waits for what is no longer needed.
+            false
+        });
+    }
+
+    /// Puts a task's files where its container will find them. Safe to drop midway, and to repeat while there is no container.
+    pub(super) async fn place(&self, task: &TaskId, plans: &[FilePlan]) -> Result<(), Missing> {
+        if plans.is_empty() {
+            return Ok(());
+        }
+        let contents = tokio::time::timeout(PATIENCE, self.contents(plans)).await;
+        let contents = contents.map_err(|_| Missing::Waiting(self.awaited(plans)))??;
+        let (files, task, plans) = (self.files.clone(), task.clone(), plans.to_vec());
+        let written = tokio::task::spawn_blocking(move || files.write(&task, &plans, &contents)).await;
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(failure)) => Err(Missing::Refused(crate::error_chain(&failure))),
+            Err(failure) => Err(Missing::Waiting(format!("write the task's files: {failure}"))),
+        }
+    }
+
+    /// Takes a task's files away. Logs what can't be removed: the task has ended all the same, and the next sweep tries again.
+    pub(super) async fn remove(&self, task: &TaskId) {
+        let (files, owner) = (self.files.clone(), task.clone());
+        match tokio::task::spawn_blocking(move || files.remove(&owner)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => warn!(%task, error = crate::error_chain(&failure), "remove the task's files"),
+            Err(failure) => error!(%task, error = %failure, "remove the task's files"),
+        }
+    }
+
+    /// Takes the files of all tasks away that are not in `living`. Blocking, for an instant.
+    pub(super) fn sweep(&self, living: &BTreeSet<TaskId>) {
+        if let Err(failure) = self.files.sweep(living) {
+            warn!(error = crate::error_chain(&failure), "sweep tasks' files");
+        }
+    }
+
+    /// What goes into the files, in their order, once all of it was delivered.
+    async fn contents(&self, plans: &[FilePlan]) -> Result<Vec<PrivateBytes>, Missing> {
+        let mut held = self.held.subscribe();
+        let complete = held.wait_for(|held| plans.iter().all(|plan| held.contains_key(&plan.dependency())));
+        let Ok(held) = complete.await else {
+            return Err(Missing::Waiting("the agent stops".to_owned()));
+        };
+        let found = plans.iter().filter_map(|plan| held.get(&plan.dependency()));
+        found
+            .map(|found| match found {
+                Found::Data(data) => Ok(data.clone()),
+                Found::Refused(reason) => Err(Missing::Refused(reason.clone())),
+            })
+            .collect()
+    }
+
+    /// What is still to come, in words.
+    fn awaited(&self, plans: &[FilePlan]) -> String {
+        let held = self.held.borrow();
+        let missing = plans.iter().filter(|plan| !held.contains_key(&plan.dependency()));
+        let names: BTreeSet<String> = missing.map(|plan| format!("{} {}", plan.kind, plan.name)).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        format!("waits for a manager to send {}", names.join(", "))
+    }
+}
+
+fn needed<'a>(tasks: impl Iterator<Item = (&'a Assignment, TaskState)>) -> BTreeSet<Named> {
+    let to_run = tasks.filter(|(_, desired)| *desired <= TaskState::Running);
+    let containers = to_run.filter_map(|(assignment, _)| assignment.spec.container_spec.as_ref());
+    containers.flat_map(|container| container.references()).map(|it| (it.kind, it.id.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::worker::tests::assignment;
+
+    fn referring(id: &str, secret: &str) -> Assignment {
+        let mut assignment = assignment(id);
+        let container = assignment.spec.container_spec.get_or_insert_default();
+        container.secrets = vec![mesh_state::spec::SecretReference {
+            secret_id: secret.into(),
+            secret_name: secret.to_owned(),
+            ..Default::default()
+        }];
+        assignment
+    }
+
+    fn delivery(id: &str, found: Found) -> Delivered {
+        Delivered { kind: DependencyKind::Secret, id: id.into(), found }
+    }
+
+    fn data(text: &str) -> Found {
+        Found::Data(PrivateBytes::new(text.as_bytes().to_vec()))
+    }
+
+    fn plan(id: &str) -> FilePlan {
+        FilePlan {
+            kind: DependencyKind::Secret,
+            id: id.into(),
+            name: id.to_owned(),
+            source: PathBuf::new(),
+            target: format!("/run/secrets/{id}"),
+            owner: (0, 0),
+            permissions: 0o444,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_waits_for_its_delivery_and_says_for_which() {
+        let dependencies = Dependencies::new("/nowhere".into());
+        let wanting = referring("t", "s");
+        let tasks = || std::iter::once((&wanting, TaskState::Running));
+        let plans = [plan("s")];
+        let waiting = dependencies.contents(&plans);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending(), "nothing was delivered");
+        dependencies.take(delivery("other", data("x")), tasks());
+        assert!(futures::poll!(&mut waiting).is_pending(), "something else was delivered");
+        let placed = dependencies.place(&"t".into(), &[plan("s")]).await;
+        assert_eq!(placed, Err(Missing::Waiting("waits for a manager to send secret s".to_owned())));
+        dependencies.take(delivery("s", data("x")), tasks());
+        assert_eq!(waiting.await, Ok(vec![PrivateBytes::new(b"x".to_vec())]));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_passed_on() {
+        let dependencies = Dependencies::new("/nowhere".into());
+        let wanting = referring("t", "s");
+        let refusal = Found::Refused("secret s was removed".to_owned());
+        dependencies.take(delivery("s", refusal), std::iter::once((&wanting, TaskState::Running)));
+        let refused = dependencies.place(&"t".into(), &[plan("s")]).await;
+        assert_eq!(refused, Err(Missing::Refused("secret s was removed".to_owned())));
+    }
+
+    #[test]
+    fn memory_holds_only_what_a_task_needs_that_is_to_run() {
+        let dependencies = Dependencies::new("/nowhere".into());
+        let wanting = referring("t", "s");
+        let held = || dependencies.held.borrow().len();
+        dependencies.take(delivery("s", data("x")), std::iter::once((&wanting, TaskState::Shutdown)));
+        assert_eq!(held(), 0, "its task was called off");
+        dependencies.take(delivery("s", data("x")), std::iter::once((&wanting, TaskState::Ready)));
+        assert_eq!(held(), 1);
+        dependencies.keep_needed(std::iter::once((&wanting, TaskState::Running)));
+        assert_eq!(held(), 1, "its task is to run");
+        dependencies.keep_needed(std::iter::once((&wanting, TaskState::Shutdown)));
+        assert_eq!(held(), 0, "no task needs it any more");
+    }
+}
