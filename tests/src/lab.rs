@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use xtask::artifacts::Binaries;
 use xtask::cluster::{Cluster, eventually};
-use xtask::lab::{Lab, Part};
+use xtask::lab::{Application, Lab, Part};
 
 use crate::PATIENCE;
 
@@ -21,6 +21,26 @@ pub fn kill(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
 /// When it doesn't become ready.
 pub fn start(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
     Lab::open(&cluster.layout)?.start(node, part, &Binaries::expected())
+}
+
+/// Makes an application's image and gives it to these nodes.
+///
+/// # Errors
+/// When an engine doesn't take it.
+pub fn give(cluster: &Cluster, application: Application, nodes: &[&str]) -> Result<()> {
+    Lab::open(&cluster.layout)?.give(application, nodes)
+}
+
+/// What a command prints that runs on a node's machine, in its view of the file system.
+///
+/// # Errors
+/// When it fails.
+pub fn on_machine(cluster: &Cluster, node: &str, words: &[&str]) -> Result<String> {
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let output = Lab::open(&cluster.layout)?.command(node, &words)?.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{words:?} on {node}: {}: {}", output.status, said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A node without power, which gets it back when the test ends.

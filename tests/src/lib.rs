@@ -7,6 +7,7 @@
 
 #![cfg(feature = "cluster")]
 
+pub mod deposit;
 pub mod downloads;
 pub mod lab;
 

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::component::Component;
 use super::layout::{LabName, Layout, NODES_MAX, NodeLayout};
 use super::record::NodeRecord;
-use super::{Datapath, Lab, Part, UpOptions, daemon, network, ready};
+use super::{Application, Datapath, Lab, Part, UpOptions, daemon, network, ready};
 use crate::{artifacts, setup};
 
 /// Arguments of `cargo xtask lab`.
@@ -68,6 +68,14 @@ enum LabVerb {
         /// agent, control, dockerd, etcd or all
         part: Part,
     },
+    /// Give nodes the image of a real application
+    Give {
+        /// The application
+        #[arg(value_enum)]
+        application: Application,
+        /// node-1, node-2, …; all of them if none is named
+        nodes: Vec<String>,
+    },
     /// Cut a node's link
     Partition {
         /// node-1, node-2, …
@@ -109,6 +117,15 @@ pub fn run(args: &LabArgs) -> Result<()> {
         LabVerb::Kill { node, part } => Lab::open(&layout)?.kill(node, *part),
         LabVerb::Start { node, part } => {
             Lab::open(&layout)?.start(node, *part, &artifacts::Binaries::expected())
+        }
+        LabVerb::Give { application, nodes } => {
+            let lab = Lab::open(&layout)?;
+            let every = lab.record().nodes.iter().map(|node| node.name.as_str());
+            let named = nodes.iter().map(String::as_str);
+            lab.give(
+                *application,
+                &if nodes.is_empty() { every.collect::<Vec<_>>() } else { named.collect() },
+            )
         }
         LabVerb::Partition { node, heal } => Lab::open(&layout)?.partition(node, *heal),
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::layout::NodeLayout;
+use super::layout::{CLIENT_IP, NodeLayout, PREFIX_BITS};
 use super::record::Record;
 use crate::artifacts::Binaries;
 
@@ -93,6 +93,8 @@ fn dockerd(node: &NodeLayout) -> CommandLine {
         .flag("--exec-opt", "native.cgroupdriver=cgroupfs")
         .flag("--cgroup-parent", Path::new("/").join(node.cgroup()).join("containers"))
         .flag("--storage-driver", "overlay2")
+        // Registries that run in the lab have no certificates.
+        .flag("--insecure-registry", format!("{}/{}", CLIENT_IP, PREFIX_BITS))
         .switch("--live-restore")
 }
 

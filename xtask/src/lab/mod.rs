@@ -31,6 +31,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
 
 use self::component::Component;
+pub use self::images::Application;
 use self::layout::{Layout, NodeLayout};
 use self::netns::Netns;
 use self::record::Record;
@@ -211,6 +212,16 @@ impl Lab {
             Part::One(component) => raise::restart(component, &node, record, binaries),
             Part::All => raise::reboot(&node, record, binaries),
         })
+    }
+
+    /// Makes an application's image and gives it to the engines of these nodes.
+    ///
+    /// # Errors
+    /// When there is no such node, a package of the application is missing, or an engine doesn't take it.
+    pub fn give(&self, application: Application, names: &[&str]) -> Result<()> {
+        let nodes = names.iter().map(|name| self.node(name)).collect::<Result<Vec<_>>>()?;
+        images::give(application, &nodes, &self.layout.name().to_string())
+            .with_context(|| format!("give {application:?} to {}; next: cargo xtask setup", names.join(", ")))
     }
 
     /// Cuts a node's link, or heals it.

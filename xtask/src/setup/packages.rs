@@ -42,6 +42,10 @@ const PACKAGES: &[Package] = &[
     // What the lab's images are made of.
     package("nginx-light"),
     package("busybox-static"),
+    // Applications that cluster tests run: without the services that the full packages set up.
+    package("mariadb-server-core"),
+    package("mariadb-client-core"),
+    package("docker-registry"),
     // Namespaces, links and their inspection.
     package("iproute2"),
     package("iptables"),

@@ -1,8 +1,10 @@
 //! The images that every engine of a lab gets: there is no registry here, so they are made of files of this machine.
 //!
 //! One archive holds them all, in the format of `docker save`, and every engine loads the same one: so an image has the same
-//! id on every node, as if it had been pulled, and layers that images share are unpacked once.
+//! id on every node, as if it had been pulled, and layers that images share are unpacked once. Real applications, which only some
+//! tests want, are made when they ask ([`give`]).
 
+mod applications;
 mod archive;
 mod rootfs;
 
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+pub use self::applications::Application;
 use self::archive::{Archive, Config};
 use super::component::unix_url;
 use super::layout::NodeLayout;
@@ -57,6 +60,20 @@ pub(super) fn make(binaries: &Binaries, lab: &str) -> Result<PathBuf> {
     archive.image("whoami:latest", &[&whoami], &config)?;
 
     archive.finish(&directory.join("images.tar"))
+}
+
+/// Makes an application's image and gives it to these nodes' engines. A few seconds, so nothing is kept here either.
+pub(super) fn give(application: Application, nodes: &[NodeLayout], lab: &str) -> Result<()> {
+    let directory = workspace::target_dir().join("lab-images").join(format!("{lab}-{application:?}"));
+    let archive = applications::make(application, &directory)?;
+    let given = std::thread::scope(|scope| {
+        let loads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| load(node, &archive))).collect();
+        loads.into_iter().try_for_each(|one| {
+            one.join().unwrap_or_else(|_| Err(anyhow::anyhow!("loading an image panicked")))
+        })
+    });
+    fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+    given
 }
 
 /// Gives the images to a node's engine, which is ready.

@@ -46,20 +46,24 @@ pub(super) fn busybox(root: &Path) -> Result<PathBuf> {
     write(root, "etc/passwd", PASSWD)?;
     write(root, "etc/group", GROUP)?;
     make_dir(root, "root")?;
-    make_tmp(root)?;
+    make_open_dir(root, "tmp")?;
     Ok(root.to_owned())
 }
 
 /// Debian's nginx with the libraries it wants; to be put on top of busybox.
 pub(super) fn nginx(root: &Path) -> Result<PathBuf> {
-    install(Path::new(NGINX), &root.join("usr/sbin/nginx"))?;
-    let libraries = Program::new("ldd").arg(NGINX).output()?;
-    for library in libraries_of(&libraries) {
-        install(library, &root.join(library.strip_prefix("/").unwrap_or(library)))?;
-    }
+    program(root, Path::new(NGINX))?;
     write(root, "etc/nginx/nginx.conf", NGINX_CONF)?;
     ["run", "var/log/nginx", "var/lib/nginx"].iter().try_for_each(|directory| make_dir(root, directory))?;
     Ok(root.to_owned())
+}
+
+/// A program with the libraries it wants, all where they are on this machine.
+pub(super) fn program(root: &Path, program: &Path) -> Result<()> {
+    let place = |file: &Path| root.join(file.strip_prefix("/").unwrap_or(file));
+    install(program, &place(program))?;
+    let libraries = Program::new("ldd").arg(program).output()?;
+    libraries_of(&libraries).try_for_each(|library| install(library, &place(library)))
 }
 
 /// The page that tells which tag answered.
@@ -89,16 +93,27 @@ fn libraries_of(ldd: &str) -> impl Iterator<Item = &Path> {
 }
 
 /// Copies a program or library, following links, under the name it is looked up by.
-fn install(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn install(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
     }
     fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("mark {}", to.display()))
+    mark_executable(to)
 }
 
-fn write(root: &Path, name: &str, text: &str) -> Result<()> {
+pub(super) fn mark_executable(file: &Path) -> Result<()> {
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("mark {}", file.display()))
+}
+
+/// A directory that every user of the image may write to.
+pub(super) fn make_open_dir(root: &Path, name: &str) -> Result<()> {
+    make_dir(root, name)?;
+    fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o1777))
+        .with_context(|| format!("open up {name}"))
+}
+
+pub(super) fn write(root: &Path, name: &str, text: &str) -> Result<()> {
     let file = root.join(name);
     if let Some(parent) = file.parent() {
         fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
@@ -109,11 +124,6 @@ fn write(root: &Path, name: &str, text: &str) -> Result<()> {
 fn make_dir(root: &Path, name: &str) -> Result<()> {
     let directory = root.join(name);
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))
-}
-
-fn make_tmp(root: &Path) -> Result<()> {
-    make_dir(root, "tmp")?;
-    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).context("open up tmp")
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! Secrets and configs that go with the test.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use xtask::cluster::{Cluster, eventually};
+
+use crate::PATIENCE;
+
+/// A secret or config that is removed when the test ends. Make it before the services that use it: they go first then.
+#[derive(Debug)]
+pub struct Deposit {
+    kind: &'static str,
+    name: String,
+    cluster: Cluster,
+    removed: bool,
+}
+
+impl Deposit {
+    /// `docker secret create NAME -`, the value on standard input.
+    ///
+    /// # Errors
+    /// When the CLI says so.
+    pub fn secret(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
+        Self::create(cluster, "secret", name, value)
+    }
+
+    /// `docker config create NAME -`, the value on standard input.
+    ///
+    /// # Errors
+    /// When the CLI says so.
+    pub fn config(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
+        Self::create(cluster, "config", name, value)
+    }
+
+    fn create(cluster: &Cluster, kind: &'static str, name: &str, value: &[u8]) -> Result<Self> {
+        let mut command = cluster.docker()?.command(&[kind, "create", name, "-"]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no standard input")?.write_all(value)?;
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "docker {kind} create {name}: {}", said.trim());
+        Ok(Self { kind, name: name.to_owned(), cluster: cluster.clone(), removed: false })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Deposit {
+    /// Removes it before the test ends.
+    ///
+    /// # Errors
+    /// When the CLI says so.
+    pub fn remove(mut self) -> Result<()> {
+        self.removed = true;
+        self.cluster.docker()?.run(&[self.kind, "rm", &self.name]).map(drop)
+    }
+}
+
+impl Drop for Deposit {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        // A service that was removed just now may still hold it for an instant.
+        let removed = eventually("the removal", PATIENCE, || {
+            self.cluster.docker()?.run(&[self.kind, "rm", &self.name]).map(drop)
+        });
+        if let Err(error) = removed {
+            eprintln!("remove {} {}: {error:#}", self.kind, self.name);
+        }
+    }
+}
