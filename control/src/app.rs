@@ -25,6 +25,7 @@ use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::leader::Candidate;
+use crate::logs::broker::LogBroker;
 use crate::mesh_table::Table;
 use crate::metrics;
 use crate::node_service::membership::Admission;
@@ -182,7 +183,11 @@ fn start(
         advertise: config.advertise,
         node_port: config.node_listen.port(),
         sealer: Arc::new(sealer),
+        logs: Arc::new(LogBroker::new(parts.shutdown.clone())),
     };
+    let tokens =
+        bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
+    parts.start("the join tokens' files", tokens);
     start_leadership(config, &store, &feed, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));

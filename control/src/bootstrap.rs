@@ -12,18 +12,21 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
-use mesh_state::cluster::Cluster;
+use mesh_state::cluster::{Cluster, heartbeat_period_ns};
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{self, ClusterId, NetworkId};
 use mesh_state::keys;
 use mesh_state::network::Network;
+use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use rand::Rng as _;
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use crate::ca::token::JoinTokens;
 use crate::ca::{self, Authority, CaError};
-use crate::context::{CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
+use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::seal::{SealError, Sealer};
 
 /// Node subnets come out of 10.128.0.0/12 …
@@ -115,9 +118,35 @@ pub async fn open_cluster(
     let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
     let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
     let tokens = join_tokens(&cluster, &sealer)?;
-    write_private(&data_dir.join("join-token-worker"), &tokens.worker)?;
-    write_private(&data_dir.join("join-token-manager"), &tokens.manager)?;
+    write_tokens(data_dir, &tokens)?;
     Ok(OpenedCluster { sealer, authority, cluster })
+}
+
+/// Keeps the join tokens' files in `data_dir` true when tokens are rotated, until `shutdown`.
+pub async fn keep_token_files(data_dir: PathBuf, context: ApiContext, shutdown: CancellationToken) {
+    let mut snapshots = context.feed.snapshots.clone();
+    let mut written = None;
+    loop {
+        let revision = snapshots.borrow_and_update().cluster.as_ref().map(|cluster| cluster.mod_revision);
+        if revision.is_some() && revision != written {
+            let tokens = context.join_tokens().map_err(BootstrapError::from);
+            match tokens.and_then(|tokens| write_tokens(&data_dir, &tokens)) {
+                Ok(()) => written = revision,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "keep the join tokens' files");
+                }
+            }
+        }
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn write_tokens(data_dir: &Path, tokens: &JoinTokens) -> Result<(), BootstrapError> {
+    write_private(&data_dir.join("join-token-worker"), &tokens.worker)?;
+    write_private(&data_dir.join("join-token-manager"), &tokens.manager)
 }
 
 fn load_key(path: &Path) -> Result<Sealer, BootstrapError> {
@@ -181,6 +210,9 @@ fn new_cluster(sealer: &Sealer, now: Timestamp) -> Result<Cluster, BootstrapErro
         subnet_pool: Ipv4Net::new_assert(pool.into(), prefix),
         subnet_prefix: SUBNET_PREFIX,
         task_history_limit: TASK_HISTORY_LIMIT,
+        heartbeat_period_ns: heartbeat_period_ns(),
+        labels: Labels::new(),
+        updated_at: None,
         ca_certificate_pem: authority.certificate_pem,
         ca_key: sealer.seal(CA_KEY, authority.key_pem.as_bytes())?,
         worker_token,

@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
 
 use crate::ca::token::{JoinTokens, certificate_digest};
+use crate::logs::broker::LogBroker;
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::ClusterSnapshot;
 use crate::watch::{Feed, NotSeen};
@@ -43,6 +44,8 @@ pub struct ApiContext {
     pub node_port: u16,
     /// Seals and opens with the cluster's key.
     pub sealer: Arc<Sealer>,
+    /// What is asked of nodes' logs.
+    pub logs: Arc<LogBroker>,
 }
 
 /// Why the join tokens can't be shown.

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, Sealed};
+use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns};
 use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::keys;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeSpec, NodeState};
 use mesh_state::service::Service;
-use mesh_state::spec::{PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
+use mesh_state::spec::{Labels, PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
 use mesh_state::store::{Change, KeyValue};
 use mesh_state::task::{Slot, Task, TaskEndpoint, TaskState, TaskStatus};
 use rand::rngs::StdRng;
@@ -249,6 +249,9 @@ fn cluster() -> Cluster {
         subnet_pool: "10.128.0.0/12".parse().unwrap(),
         subnet_prefix: 24,
         task_history_limit: 5,
+        heartbeat_period_ns: heartbeat_period_ns(),
+        labels: Labels::new(),
+        updated_at: None,
         ca_certificate_pem: String::new(),
         ca_key: sealed.clone(),
         worker_token: sealed.clone(),

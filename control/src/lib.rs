@@ -9,6 +9,7 @@
 
 pub mod api;
 
+pub mod events;
 pub mod snapshot;
 pub mod watch;
 
@@ -36,6 +37,7 @@ pub mod dependencies;
 pub mod seal;
 
 pub mod context;
+pub mod logs;
 pub mod mesh_table;
 pub mod node_service;
 

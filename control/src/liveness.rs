@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use mesh_state::Timestamp;
+use mesh_state::cluster::heartbeat_period_ns;
 use mesh_state::ids::NodeId;
 use mesh_state::node::{Liveness, NodeState};
 use mesh_state::task::{Task, TaskState, TaskStatus};
@@ -17,8 +18,8 @@ use crate::plan::{Action, Plan};
 use crate::restart::decide::after;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
-/// A node is down when it has been silent for three heartbeats of 5 s.
-pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A node is down when it has been silent for so many heartbeats of the cluster's.
+const HEARTBEATS_MISSED: u64 = 3;
 
 /// Tasks of a node that has been down for so long are orphaned.
 pub const ORPHAN_AFTER: Duration = Duration::from_hours(24);
@@ -47,12 +48,20 @@ fn judge(
         NodeState::Ready
             if snapshot.managers.is_empty() || snapshot.managers.contains_key(&liveness.manager) => {}
         NodeState::Ready => set(now, id, liveness, NodeState::Silent, "its manager is gone", plan),
-        NodeState::Silent => match after(liveness.since, SILENCE_MAX).filter(|moment| *moment > now) {
-            Some(moment) => plan.wake_by(moment),
-            None => set(now, id, liveness, NodeState::Down, "heartbeat failure", plan),
-        },
+        NodeState::Silent => {
+            match after(liveness.since, silence_max(snapshot)).filter(|moment| *moment > now) {
+                Some(moment) => plan.wake_by(moment),
+                None => set(now, id, liveness, NodeState::Down, "heartbeat failure", plan),
+            }
+        }
         NodeState::Down => judge_tasks(now, snapshot, id, liveness.since, plan),
     }
+}
+
+fn silence_max(snapshot: &ClusterSnapshot) -> Duration {
+    let period =
+        snapshot.cluster.as_ref().map_or_else(heartbeat_period_ns, |cluster| cluster.heartbeat_period_ns);
+    Duration::from_nanos(period.saturating_mul(HEARTBEATS_MISSED))
 }
 
 fn judge_tasks(
@@ -142,6 +151,16 @@ mod tests {
             (liveness.state, liveness.since, liveness.message.as_str()),
             (NodeState::Down, world.now, "heartbeat failure")
         );
+    }
+
+    #[test]
+    fn the_operator_says_how_long_a_heartbeat_is() {
+        let mut world = World::with_nodes(["a"]);
+        let mut cluster = world.snapshot.cluster.as_ref().unwrap().value.clone();
+        cluster.heartbeat_period_ns = 20_000_000_000;
+        world.put_cluster(&cluster);
+        world.set_liveness(&"a".into(), NodeState::Silent);
+        assert_eq!(world.run(plan).wake_at, Some(world.now + TimeDelta::seconds(60)));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
+use mesh_state::log_ask::LogAsk;
 use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node, NodeState};
 use mesh_state::service::Service;
@@ -80,6 +81,8 @@ pub struct ClusterSnapshot {
     pub dependencies: BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>,
     /// Which services refer to them.
     pub references: BTreeSet<(DependencyKind, DependencyId, ServiceId)>,
+    /// Logs that managers want of others' nodes, by node and ask.
+    pub log_asks: BTreeMap<(NodeId, String), Stored<LogAsk>>,
     /// The backend id given last.
     pub backend_cursor: Option<Stored<BackendId>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
@@ -181,6 +184,7 @@ impl ClusterSnapshot {
             Key::Task(id) => self.put_task(id, item),
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
             Key::Network(id) => keep(self.read(item), id, &mut self.networks),
+            Key::LogAsk(node, ask) => keep(self.read(item), (node, ask), &mut self.log_asks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
             Key::Dependency(kind, id) => keep(self.read(item), (kind, id), &mut self.dependencies),
             Key::Reference(kind, id, service) => drop(self.references.insert((kind, id, service))),
@@ -229,6 +233,7 @@ impl ClusterSnapshot {
             }
             Key::Status(id) => drop(self.statuses.remove(&id)),
             Key::Network(id) => drop(self.networks.remove(&id)),
+            Key::LogAsk(node, ask) => drop(self.log_asks.remove(&(node, ask))),
             Key::BackendCursor => self.backend_cursor = None,
             Key::Dependency(kind, id) => drop(self.dependencies.remove(&(kind, id))),
             Key::Reference(kind, id, service) => drop(self.references.remove(&(kind, id, service))),

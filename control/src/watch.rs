@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::events;
+use crate::events::log::EventLog;
 use crate::snapshot::ClusterSnapshot;
 
 /// First pause before the store is tried again.
@@ -35,6 +37,8 @@ pub struct Feed {
     pub snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
     /// Whether the watch is up.
     pub connected: watch::Receiver<bool>,
+    /// What happened to the cluster's objects.
+    pub events: EventLog,
 }
 
 /// A revision was not seen in time.
@@ -76,13 +80,16 @@ impl Feed {
 pub struct Follower {
     snapshots: watch::Sender<Arc<ClusterSnapshot>>,
     connected: watch::Sender<bool>,
+    events: EventLog,
 }
 
 /// A feed and what fills it.
 pub fn feed() -> (Follower, Feed) {
     let (snapshots, snapshots_seen) = watch::channel(Arc::new(ClusterSnapshot::default()));
     let (connected, connected_seen) = watch::channel(false);
-    (Follower { snapshots, connected }, Feed { snapshots: snapshots_seen, connected: connected_seen })
+    let events = EventLog::default();
+    let feed = Feed { snapshots: snapshots_seen, connected: connected_seen, events: events.clone() };
+    (Follower { snapshots, connected, events }, feed)
 }
 
 impl Follower {
@@ -114,7 +121,13 @@ impl Follower {
         let mut snapshot = ClusterSnapshot::from_listing(listing.revision, listing.items);
         snapshot.received_at = Utc::now();
         info!(revision = snapshot.revision, "following the store");
-        self.snapshots.send_replace(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        let before = self.snapshots.send_replace(Arc::clone(&snapshot));
+        // Nothing is known of what happened before the first listing.
+        if before.revision > 0 {
+            let missed = events::after_listing(&before, &snapshot, snapshot.received_at);
+            missed.into_iter().for_each(|event| self.events.add(event));
+        }
         self.connected.send_replace(true);
         backoff.reset();
         while let Some(event) = events.next().await {
@@ -140,15 +153,19 @@ impl Follower {
     }
 
     fn publish(&self, revision: i64, changes: Vec<Change>) {
+        let now = Utc::now();
+        let mut happened = Vec::new();
         self.snapshots.send_modify(|shared| {
             // Copies pointers if anybody still reads the last snapshot, else changes it in place.
             let snapshot = Arc::make_mut(shared);
             for change in changes {
-                snapshot.apply(change);
+                happened.extend(events::of_change(snapshot, change, now));
             }
             snapshot.revision = snapshot.revision.max(revision);
-            snapshot.received_at = Utc::now();
+            snapshot.received_at = now;
         });
+        // After the snapshot: whoever hears of an event can look at what it is about.
+        happened.into_iter().for_each(|event| self.events.add(event));
     }
 }
 

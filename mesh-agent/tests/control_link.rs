@@ -11,6 +11,8 @@ use mesh_agent::control_link::join::{JoinError, join};
 use mesh_agent::control_link::relay_keys::RelayKeys;
 use mesh_agent::control_link::token::{JoinToken, certificate_digest};
 use mesh_agent::control_link::{AssignmentChange, Ends, Link};
+use mesh_agent::task::logs::{LogLine, LogRequest, LogSource, LogStream};
+use mesh_agent::task::runtime::RuntimeError;
 use mesh_agent::view::NodeView;
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::node::NodeDescription;
@@ -24,7 +26,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
 };
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -96,9 +98,13 @@ impl SessionOfTest {
     }
 }
 
+/// Batches that the agent sends, until the other end is dropped.
+type LogsOfTest = (Streaming<proto::LogBatch>, oneshot::Sender<()>);
+
 struct Manager {
     ca: Arc<Ca>,
     sessions: mpsc::Sender<SessionOfTest>,
+    logs: mpsc::Sender<LogsOfTest>,
 }
 
 #[tonic::async_trait]
@@ -144,11 +150,23 @@ impl NodeService for Manager {
         self.sessions.send(SessionOfTest { hello, up, down }).await.expect("the test waits for sessions");
         Ok(Response::new(ReceiverStream::new(messages).boxed()))
     }
+
+    async fn publish_logs(
+        &self,
+        request: Request<Streaming<proto::LogBatch>>,
+    ) -> Result<Response<proto::LogsTaken>, Status> {
+        let (enough, told) = oneshot::channel();
+        self.logs.send((request.into_inner(), enough)).await.expect("the test waits for logs");
+        // Until the test has read enough.
+        drop(told.await);
+        Ok(Response::new(proto::LogsTaken {}))
+    }
 }
 
 struct Running {
     address: SocketAddr,
     sessions: mpsc::Receiver<SessionOfTest>,
+    logs: mpsc::Receiver<LogsOfTest>,
     server: JoinHandle<()>,
 }
 
@@ -156,7 +174,8 @@ async fn serve(ca: &Arc<Ca>) -> Running {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     let (sender, sessions) = mpsc::channel(4);
-    let manager = || Manager { ca: Arc::clone(ca), sessions: sender.clone() };
+    let (log_sender, logs) = mpsc::channel(4);
+    let manager = || Manager { ca: Arc::clone(ca), sessions: sender.clone(), logs: log_sender.clone() };
     let router = Server::builder()
         .tls_config(ca.server_tls())
         .expect("TLS settings")
@@ -165,7 +184,7 @@ async fn serve(ca: &Arc<Ca>) -> Running {
     let server = tokio::spawn(async move {
         router.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server serves");
     });
-    Running { address, sessions, server }
+    Running { address, sessions, logs, server }
 }
 
 /// The agent's side of a link under test.
@@ -193,6 +212,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
     let ends = Ends {
         loads: Arc::default(),
+        logs: Arc::new(Counting),
         description: descriptions,
         statuses: status_receiver,
         assignments: assignment_sender,
@@ -203,6 +223,27 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
     Agent { statuses, assignments, view, applied, keys, connected, description, shutdown }
+}
+
+/// A source whose tasks count for ever, in lines; `gone` has no container and `broken` no engine.
+struct Counting;
+
+#[tonic::async_trait]
+impl LogSource for Counting {
+    async fn task_log(&self, task: &TaskId, request: &LogRequest) -> Result<Option<LogStream>, RuntimeError> {
+        let lines = match task.as_str() {
+            "gone" => return Ok(None),
+            "broken" => return Err(RuntimeError::Unavailable("it is off".into())),
+            _ => futures::stream::iter(0..).map(|number: i64| {
+                let (stderr, details, data) = (false, String::new(), format!("{number}\n").into());
+                Ok(LogLine { stderr, unix_ns: number, details, data })
+            }),
+        };
+        Ok(Some(match request.tail {
+            Some(tail) => lines.take(usize::try_from(tail).expect("a small tail")).boxed(),
+            None => lines.boxed(),
+        }))
+    }
 }
 
 async fn next_session(manager: &mut Running) -> SessionOfTest {
@@ -337,4 +378,71 @@ async fn a_lost_delta_brings_the_whole_table_from_any_manager() {
     assert_eq!(session.hello.table_generation, 5, "all of it is applied: changes are enough");
     agent.shutdown.cancel();
     first.server.abort();
+}
+
+fn wanted(ask: &str, follow: bool, tail: i64, tasks: &[&str]) -> Down {
+    let log = |task: &&str| proto::WantedLog { task_id: (*task).to_owned(), since: String::new(), tail };
+    Down::LogsWanted(proto::LogsWanted {
+        ask_id: ask.into(),
+        logs: tasks.iter().map(log).collect(),
+        stdout: true,
+        stderr: true,
+        follow,
+        manager: String::new(),
+    })
+}
+
+#[tokio::test]
+async fn logs_are_told_to_the_end_with_what_is_missing() {
+    let ca = Arc::new(make_ca());
+    let mut manager = serve(&ca).await;
+    let identity = join(manager.address, &ca.token(), "test").await.expect("the node joins");
+    let agent = start_link(vec![manager.address], identity);
+    let session = next_session(&mut manager).await;
+    session.say(wanted("ask1", false, 3, &["a", "gone", "broken", "a"])).await;
+    let (mut batches, _enough) = timeout(SOON, manager.logs.recv()).await.expect("soon").expect("logs");
+    let (mut lines, mut ends, mut ask) = (Vec::new(), Vec::new(), String::new());
+    while let Some(batch) = timeout(SOON, batches.message()).await.expect("soon").expect("a sound stream") {
+        ask.push_str(&batch.ask_id);
+        lines.extend(batch.lines.into_iter().map(|line| (line.task_id, line.data)));
+        ends.extend(batch.ends.into_iter().map(|end| (end.task_id, end.error)));
+    }
+    assert_eq!(ask, "ask1");
+    let line = |text: &str| ("a".to_owned(), text.as_bytes().to_vec());
+    assert_eq!(lines, [line("0\n"), line("1\n"), line("2\n")]);
+    ends.sort();
+    let end = |task: &str, error: &str| (task.to_owned(), error.to_owned());
+    let unanswered = "the Docker engine does not answer: it is off";
+    assert_eq!(ends, [end("a", ""), end("broken", unanswered), end("gone", "")]);
+    agent.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_holds_up_nothing_and_ends_when_it_leaves() {
+    let ca = Arc::new(make_ca());
+    let mut manager = serve(&ca).await;
+    let identity = join(manager.address, &ca.token(), "test").await.expect("the node joins");
+    let mut agent = start_link(vec![manager.address], identity);
+    let mut session = next_session(&mut manager).await;
+    session.say(wanted("slow", true, -1, &["a"])).await;
+    let (mut unread, enough) = timeout(SOON, manager.logs.recv()).await.expect("soon").expect("logs");
+    // Nobody reads the endless log: heartbeats and tables go on.
+    for generation in 1..=5 {
+        session.hear(|up| matches!(up, Up::Heartbeat(_)).then_some(())).await;
+        session.say(Down::Table(table(generation, generation - 1))).await;
+        wait_for_generation(&mut agent, generation).await;
+    }
+    session.say(wanted("second", true, -1, &["b"])).await;
+    let (mut second, _enough) = timeout(SOON, manager.logs.recv()).await.expect("soon").expect("logs");
+    let seen = async {
+        let mut seen = 0;
+        while seen < 10_000 {
+            seen += second.message().await.expect("a sound stream").expect("an open stream").lines.len();
+        }
+    };
+    timeout(SOON, seen).await.expect("another reader's log flows beside the one that stands");
+    drop(enough);
+    let rest = async { while let Ok(Some(_)) = unread.message().await {} };
+    timeout(SOON, rest).await.expect("the stream ends once the manager wants no more");
+    agent.shutdown.cancel();
 }

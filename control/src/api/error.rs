@@ -98,6 +98,12 @@ pub(crate) enum ApiError {
     /// The operation doesn't fit the object's present state.
     #[error("{0}")]
     Precondition(String),
+    /// It can't be done in the state that this manager is in, or not now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It conflicts with the state of the cluster.
+    #[error("{0}")]
+    Conflict(String),
     /// The body exceeds its limit.
     #[error("request body is larger than {limit} bytes")]
     BodyTooLarge {
@@ -177,7 +183,9 @@ impl ApiError {
             | Self::Reference(_)
             | Self::BadRequest(_)
             | Self::Precondition(_) => StatusCode::BAD_REQUEST,
-            Self::NameTaken { .. } | Self::Exists { .. } | Self::Contended => StatusCode::CONFLICT,
+            Self::NameTaken { .. } | Self::Exists { .. } | Self::Contended | Self::Conflict(_) => {
+                StatusCode::CONFLICT
+            }
             Self::Spec(error) => match error {
                 SpecError::Constraint(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 SpecError::NotServed { .. } => StatusCode::NOT_IMPLEMENTED,
@@ -187,7 +195,9 @@ impl ApiError {
             Self::OutOfSequence | Self::Encode(_) | Self::Unseal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Disconnected | Self::Store(_) | Self::NoCluster => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Disconnected | Self::Store(_) | Self::NoCluster | Self::Unavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ mod error;
 
 mod version;
 
+mod logs;
 mod services;
 mod tasks;
 
@@ -23,16 +24,19 @@ mod dependencies;
 
 mod networks;
 mod swarm;
+mod swarm_spec;
 
+mod events;
 mod system;
 
 mod dto;
 
 mod access;
 mod body;
-mod filters;
+pub(crate) mod filters;
 mod go_json;
 mod lookup;
+mod moment;
 mod names;
 mod shapes;
 mod validate;
@@ -59,16 +63,19 @@ fn routes(context: ApiContext) -> Router {
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
+        .route("/events", get(events::stream))
         .route("/swarm", get(swarm::inspect))
-        .route("/swarm/{verb}", post(swarm::change))
+        .route("/swarm/update", post(swarm::update))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
+        .route("/swarm/{verb}", post(swarm::enter_or_leave))
         .route("/services", get(services::list))
         .route("/services/create", post(services::create))
         .route("/services/{id}", get(services::inspect).delete(services::remove))
         .route("/services/{id}/update", post(services::update))
-        .route("/services/{id}/logs", get(services::logs))
+        .route("/services/{id}/logs", get(logs::of_service))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(tasks::inspect))
-        .route("/tasks/{id}/logs", get(tasks::logs))
+        .route("/tasks/{id}/logs", get(logs::of_task))
         .route("/nodes", get(nodes::list))
         .route("/nodes/{id}", get(nodes::inspect).delete(nodes::remove))
         .route("/nodes/{id}/update", post(nodes::update))

@@ -12,6 +12,7 @@ use mesh_state::store::{Compare, Op};
 
 use super::access::{self, Transaction};
 use super::body::{Params, read_json};
+use super::dto::runs_manager;
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
 use super::{dto, lookup, shapes, validate};
@@ -67,7 +68,7 @@ pub(crate) async fn update(
     access::catch_up(&context, version).await?;
     access::write(&context, |snapshot| {
         let current = find(snapshot, &query, &context.manager_name)?;
-        write_spec(Utc::now(), current, version, spec.clone())
+        write_spec(snapshot, Utc::now(), current, version, spec.clone())
     })
     .await?;
     Ok(StatusCode::OK)
@@ -82,7 +83,7 @@ pub(crate) async fn remove(
     let force = params.flag("force");
     access::write(&context, |snapshot| {
         let current = find(snapshot, &query, &context.manager_name)?;
-        forget(snapshot.node_state(&current.id), current, force)
+        forget(snapshot, current, force)
     })
     .await?;
     Ok(StatusCode::OK)
@@ -103,7 +104,10 @@ fn name_of(node: &Node) -> &str {
 }
 
 /// A node's new spec, by a client that read it at `version`.
+///
+/// A role is stored, and what is placed by role follows it; starting and stopping mesh-control is its operator's.
 fn write_spec(
+    snapshot: &ClusterSnapshot,
     now: Timestamp,
     current: &Versioned<Node>,
     version: i64,
@@ -113,19 +117,9 @@ fn write_spec(
     if version != current.mod_revision {
         return Err(ApiError::OutOfSequence);
     }
-    match (current.spec.role, spec.role) {
-        (NodeRole::Worker, NodeRole::Manager) => {
-            return Err(ApiError::NotImplemented(
-                "promoting a node is not served by mesh yet: start mesh-control on it, with the cluster's key file"
-                    .to_owned(),
-            ));
-        }
-        (NodeRole::Manager, NodeRole::Worker) => {
-            return Err(ApiError::NotImplemented(
-                "demoting a node is not served by mesh yet: stop mesh-control on it".to_owned(),
-            ));
-        }
-        _ => {}
+    if current.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker && is_last(snapshot, current) {
+        let message = "attempting to demote the last manager of the swarm";
+        return Err(ApiError::Precondition(message.to_owned()));
     }
     let key = keys::node(&current.id);
     let node = Node { spec, updated_at: now, ..current.value.clone() };
@@ -135,19 +129,91 @@ fn write_spec(
     })
 }
 
+/// Whether no other node is a manager that is alive.
+fn is_last(snapshot: &ClusterSnapshot, node: &Node) -> bool {
+    let alive = |other: &Node| snapshot.managers.contains_key(&other.description.hostname);
+    let mut others = snapshot.nodes.values().filter(|other| other.id != node.id);
+    !others.any(|other| other.spec.role == NodeRole::Manager && alive(other))
+}
+
 /// A node taken out of the cluster. Its tasks are replaced elsewhere, and its certificate is refused from then on.
-fn forget(state: NodeState, current: &Versioned<Node>, force: bool) -> Result<Transaction, ApiError> {
+fn forget(
+    snapshot: &ClusterSnapshot,
+    current: &Versioned<Node>,
+    force: bool,
+) -> Result<Transaction, ApiError> {
     let id = &current.id;
-    if current.spec.role == NodeRole::Manager && !force {
+    // Not even by force: a manager goes on writing to the store, whoever may talk to nodes.
+    if current.spec.role == NodeRole::Manager && runs_manager(snapshot, current) {
         return Err(ApiError::Precondition(format!(
-            "node {id} is a cluster manager: stop mesh-control on it, then use --force"
+            "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
         )));
     }
-    if state != NodeState::Down && !force {
+    if snapshot.node_state(id) != NodeState::Down && !force {
         return Err(ApiError::Precondition(format!("node {id} is not down and can't be removed")));
     }
     Ok(Transaction {
         compares: vec![Compare::ModRevision(keys::node(id), current.mod_revision)],
         ops: vec![Op::delete(keys::node(id)), Op::delete(keys::liveness(id)), Op::delete(keys::ack(id))],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::cluster::Manager;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    /// Nodes a and b; mesh-control is alive on those named, whose names are their hostnames.
+    fn world(managers: &[&str], alive: &[&str]) -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        for id in ["a", "b"] {
+            world.update_node(id, |node| {
+                node.description.hostname = format!("host-{id}");
+                node.spec.role = if managers.contains(&id) { NodeRole::Manager } else { NodeRole::Worker };
+            });
+        }
+        for id in alive {
+            let (name, since) = (format!("host-{id}"), world.now);
+            let manager = Manager { name: name.clone(), address: String::new(), since };
+            world.put(keys::manager(&name), &manager);
+        }
+        world
+    }
+
+    fn outcome(decided: Result<Transaction, ApiError>) -> String {
+        decided.map_or_else(|error| error.to_string(), |_| "written".to_owned())
+    }
+
+    fn change_role(world: &World, role: NodeRole) -> String {
+        let node = world.snapshot.nodes[&"a".into()].clone();
+        let spec = NodeSpec { role, ..node.spec.clone() };
+        outcome(write_spec(&world.snapshot, world.now, &node, node.mod_revision, spec))
+    }
+
+    #[test]
+    fn the_last_manager_that_lives_stays_one() {
+        let last = "attempting to demote the last manager of the swarm";
+        assert_eq!(change_role(&world(&["a"], &["a"]), NodeRole::Worker), last);
+        let promoted_only = world(&["a", "b"], &["a"]);
+        assert_eq!(change_role(&promoted_only, NodeRole::Worker), last, "b runs no manager");
+        assert_eq!(change_role(&world(&["a", "b"], &["a", "b"]), NodeRole::Worker), "written");
+        assert_eq!(change_role(&world(&["b"], &["b"]), NodeRole::Manager), "written");
+    }
+
+    #[test]
+    fn a_node_is_removed_when_it_is_down_or_by_force_but_no_manager() {
+        let remove = |world: &World, force| {
+            outcome(forget(&world.snapshot, &world.snapshot.nodes[&"a".into()], force))
+        };
+        let mut worker = world(&["b"], &["b"]);
+        assert_eq!(remove(&worker, false), "node a is not down and can't be removed");
+        assert_eq!(remove(&worker, true), "written");
+        worker.set_liveness(&"a".into(), NodeState::Down);
+        assert_eq!(remove(&worker, false), "written");
+        let manager = remove(&world(&["a", "b"], &["a", "b"]), true);
+        assert!(manager.starts_with("node a is a cluster manager"), "saw {manager}");
+        assert_eq!(remove(&world(&["a", "b"], &["b"]), true), "written", "it runs no manager any more");
+    }
 }

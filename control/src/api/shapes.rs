@@ -27,6 +27,27 @@ pub(crate) static DEPENDENCY_SPEC: Shape = Object(&[
     ("Templating", &Object(&[("Name", &Any), ("Options", &Any)])),
 ]);
 
+/// A swarm's `Spec`.
+pub(crate) static SWARM_SPEC: Shape = Object(&[
+    ("Name", &Any),
+    ("Labels", &Any),
+    ("Orchestration", &Object(&[("TaskHistoryRetentionLimit", &Any)])),
+    ("Raft", &Object(&[("SnapshotInterval", &Any), ("KeepOldSnapshots", &Any)])),
+    ("Dispatcher", &Object(&[("HeartbeatPeriod", &Any)])),
+    (
+        "CAConfig",
+        &Object(&[
+            ("NodeCertExpiry", &Any),
+            ("ExternalCAs", &Any),
+            ("SigningCACert", &Any),
+            ("SigningCAKey", &Any),
+            ("ForceRotate", &Any),
+        ]),
+    ),
+    ("TaskDefaults", &Object(&[("LogDriver", &Any)])),
+    ("EncryptionConfig", &Object(&[("AutoLockManagers", &Any)])),
+]);
+
 static SERVICE_MODE: Shape = Object(&[
     ("Replicated", &Object(&[("Replicas", &Any)])),
     ("Global", &Object(&[])),

@@ -1,11 +1,22 @@
-//! `/swarm`: the cluster and, for whoever adds nodes, its join tokens.
+//! `/swarm`: the cluster, its join tokens, and what its operator may change of it.
+//!
+//! Invariant: what mesh can't do is refused with what to do instead, never taken and forgotten.
+//!
+//! Left to others: joining (agents join with a token) and leaving (a node is removed on a manager).
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use chrono::Utc;
+use mesh_state::ids;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
+use super::body::{Params, read_json};
 use super::error::ApiError;
-use super::{access, dto};
-use crate::context::ApiContext;
+use super::swarm_spec::{Rotation, SwarmSpec, change};
+use super::{access, dto, shapes};
+use crate::context::{ApiContext, MANAGER_TOKEN, WORKER_TOKEN};
 
 /// `GET /swarm`
 pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dto::SwarmObject>, ApiError> {
@@ -18,9 +29,61 @@ pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dt
     }))
 }
 
-/// `POST /swarm/…`
-pub(crate) async fn change(Path(verb): Path<String>) -> ApiError {
-    ApiError::NotImplemented(format!(
-        "swarm {verb} is not served by mesh: nodes join with mesh-agent --join-token-file, and leave when they are removed"
-    ))
+/// `POST /swarm/update`
+pub(crate) async fn update(
+    State(context): State<ApiContext>,
+    params: Params,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let version = params.version("swarm")?;
+    let spec: SwarmSpec = read_json(request, &shapes::SWARM_SPEC).await?;
+    access::catch_up(&context, version).await?;
+    access::write(&context, |snapshot| {
+        let current = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
+        let fresh = |purpose: &'static str| {
+            let secret = Zeroizing::new(ids::random_text(&mut rand::rng()));
+            let sealed = context.sealer.seal(purpose, secret.as_bytes());
+            sealed.map_err(|error| ApiError::Unseal(error.to_string()))
+        };
+        let rotation = Rotation {
+            worker: params.flag("rotateWorkerToken").then(|| fresh(WORKER_TOKEN)).transpose()?,
+            manager: params.flag("rotateManagerToken").then(|| fresh(MANAGER_TOKEN)).transpose()?,
+        };
+        change(Utc::now(), current, version, &spec, rotation)
+    })
+    .await?;
+    Ok(StatusCode::OK)
+}
+
+/// `GET /swarm/unlockkey`: managers aren't locked, so there is none.
+pub(crate) async fn unlock_key() -> Json<Value> {
+    Json(json!({ "UnlockKey": "" }))
+}
+
+/// `POST /swarm/init`, `join`, `leave`, `unlock`: this node is a member already, and stays one until it is removed.
+pub(crate) async fn enter_or_leave(
+    State(context): State<ApiContext>,
+    Path(verb): Path<String>,
+    params: Params,
+) -> ApiError {
+    let force = if context.snapshot().managers.len() > 1 {
+        "Use `--force` to suppress this message."
+    } else {
+        "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+    };
+    match verb.as_str() {
+        "init" | "join" => ApiError::Unavailable(
+            "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+                .to_owned(),
+        ),
+        "leave" if !params.flag("force") => ApiError::Unavailable(format!(
+            "You are attempting to leave the swarm on a node that is participating as a manager. {force}"
+        )),
+        "leave" => ApiError::NotImplemented(
+            "leaving is not served by mesh: stop mesh-control and mesh-agent on this node, then demote and remove it on another manager with docker node demote and docker node rm"
+                .to_owned(),
+        ),
+        "unlock" => ApiError::Conflict("swarm is not locked".to_owned()),
+        _ => ApiError::PageNotFound,
+    }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::task::{Task, TaskState};
 
@@ -46,19 +45,8 @@ pub(crate) async fn inspect(
     Ok(Json(dto::Task::new(&snapshot, find(&snapshot, &query)?)))
 }
 
-/// `GET /tasks/{id}/logs`
-pub(crate) async fn logs(
-    State(context): State<ApiContext>,
-    Path(query): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    find(&*access::current(&context).await?, &query)?;
-    Err(ApiError::NotImplemented(
-        "task logs are not served by mesh yet: use docker logs on the task's node".to_owned(),
-    ))
-}
-
 /// The task that a client names. Tasks have no names of their own here: their ids are what clients hold.
-fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
+pub(super) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
     let tasks = snapshot.tasks.values();
     lookup::find(Kind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
 }

@@ -16,6 +16,21 @@ pub(crate) const NEWEST: ApiVersion = ApiVersion { major: 1, minor: 50 };
 /// The oldest API version served.
 pub(crate) const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 
+/// From this version on, streams of frames say what they are.
+const FRAMES_NAMED: ApiVersion = ApiVersion { major: 1, minor: 42 };
+
+/// The media type of a stream of frames, as the client of a request expects it.
+pub(crate) fn frames_media_type(asked: Option<&ApiVersion>) -> &'static str {
+    if asked.is_some_and(|version| *version < FRAMES_NAMED) {
+        RAW_STREAM
+    } else {
+        "application/vnd.docker.multiplexed-stream"
+    }
+}
+
+/// The media type of a stream that has no form.
+pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
+
 /// A version of Docker's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ApiVersion {
@@ -41,9 +56,10 @@ pub(crate) async fn strip(mut request: Request, next: Next) -> Response {
             "client version {version} is too old. Minimum supported API version is {OLDEST}, please upgrade your client to a newer version"
         ))
         .into_response(),
-        (Some(_), rest) => match with_path(request.uri(), rest) {
+        (Some(version), rest) => match with_path(request.uri(), rest) {
             Some(uri) => {
                 *request.uri_mut() = uri;
+                request.extensions_mut().insert(version);
                 next.run(request).await
             }
             None => ApiError::PageNotFound.into_response(),
@@ -97,6 +113,15 @@ mod tests {
         ];
         for (path, expected) in cases {
             assert_eq!(split(path), expected, "splitting {path}");
+        }
+    }
+
+    #[test]
+    fn only_newer_clients_are_told_of_frames() {
+        let asked = |minor| ApiVersion { major: 1, minor };
+        assert_eq!(frames_media_type(Some(&asked(41))), RAW_STREAM);
+        for version in [Some(asked(42)), Some(asked(50)), None] {
+            assert!(frames_media_type(version.as_ref()).ends_with("multiplexed-stream"), "{version:?}");
         }
     }
 

@@ -10,7 +10,9 @@
 
 pub mod assignments;
 mod deliveries;
+mod end;
 pub mod loads;
+mod logs;
 pub mod mailbox;
 pub mod membership;
 pub mod recorder;

@@ -19,7 +19,6 @@ use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, ControlMessage, Hello, StatusAck, TaskStatuses, Welcome};
 use mesh_state::task::TaskStatus;
-use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -29,10 +28,12 @@ use zeroize::Zeroizing;
 
 use super::assignments::{self, Told};
 use super::deliveries::Deliveries;
+use super::end::End;
 use super::loads::{Loads, ToldLoads};
+use super::logs::SessionAsks;
 use super::mailbox::{Heard, holds};
 use super::recorder::Reports;
-use super::sessions::{Sessions, not_a_member};
+use super::sessions::Sessions;
 use crate::mesh_table::Table;
 use crate::snapshot::ClusterSnapshot;
 
@@ -43,45 +44,11 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// The first message must come within this.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// A node that takes no message for so long is cut off.
-const SEND_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 /// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
 const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
-
-/// Why a session ended.
-#[derive(Debug, Error)]
-enum End {
-    #[error("the node closed its stream")]
-    Closed,
-    #[error("the stream broke: {}", .0.message())]
-    Broken(Box<Status>),
-    #[error("the node was removed from the cluster")]
-    Removed,
-    #[error("the node has a newer session, here or with another manager")]
-    Superseded,
-    #[error("this manager stops")]
-    Stopping,
-    #[error("the node took no message for {SEND_DEADLINE:?}")]
-    Slow,
-    #[error("the node broke the protocol: {0}")]
-    Protocol(&'static str),
-    #[error("encode assignments: {0}")]
-    Encode(#[from] serde_json::Error),
-}
-
-impl End {
-    /// What the node is told.
-    fn status(&self, node: &NodeId) -> Status {
-        match self {
-            Self::Removed => not_a_member(node),
-            Self::Protocol(_) => Status::invalid_argument(self.to_string()),
-            Self::Encode(_) => Status::internal(self.to_string()),
-            Self::Stopping => Status::unavailable(self.to_string()),
-            _ => Status::aborted(self.to_string()),
-        }
-    }
-}
 
 /// A status that waits for the store.
 struct Unacknowledged {
@@ -98,6 +65,7 @@ pub(super) struct Session {
     reports: Reports,
     loads: Arc<Loads>,
     told_loads: ToldLoads,
+    log_asks: SessionAsks,
     relay_key: Zeroizing<Vec<u8>>,
     outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
     /// Ends this session: for a newer one, or with the manager.
@@ -134,6 +102,7 @@ impl Session {
             reports: shared.reports.clone(),
             loads: Arc::clone(&shared.loads),
             told_loads: ToldLoads::default(),
+            log_asks: SessionAsks::new(Arc::clone(&shared.context.logs)),
             relay_key: shared.relay_key.clone(),
             outgoing,
             token,
@@ -178,6 +147,7 @@ impl Session {
                 // First what traffic follows.
                 Ok(()) = self.tables.changed(), if self.sent_table.is_some() => self.send_table().await?,
                 Ok(()) = self.snapshots.changed() => self.follow().await?,
+                () = self.log_asks.changed(), if self.welcomed => self.send_log_asks().await?,
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.receive(message)?,
                     Ok(None) => return Err(End::Closed),
@@ -243,6 +213,7 @@ impl Session {
             self.send(Down::Assignments(assignments)).await?;
         }
         self.deliveries.follow(&self.node, &snapshot);
+        self.send_log_asks().await?;
         // A node must not be sent back in time: it had its table from a manager that was further.
         let revision = u64::try_from(snapshot.revision).unwrap_or_default();
         if self.sent_table.is_none() && revision >= self.had_generation {
@@ -342,6 +313,14 @@ impl Session {
         let changes = table.since(sent);
         self.sent_table = Some(table);
         self.send(Down::Table(changes)).await
+    }
+
+    async fn send_log_asks(&mut self) -> Result<(), End> {
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        for ask in self.log_asks.untold(&self.node, &self.manager, &snapshot) {
+            self.send(ask).await?;
+        }
+        Ok(())
     }
 
     /// Sends loads of other nodes' backends. A node that has no room for them now gets the next ones.

@@ -14,7 +14,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
-use mesh_state::proto::{AgentMessage, ControlMessage};
+use mesh_state::proto::{AgentMessage, ControlMessage, LogBatch, LogsTaken};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use super::loads::Loads;
+use super::logs;
 use super::mailbox::Heard;
 use super::recorder::Reports;
 use super::session::Session;
@@ -176,13 +177,29 @@ impl NodeService for SessionService {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let node = self.member(&request).await?;
+        let messages = Sessions::open(&self.0, node, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn publish_logs(
+        &self,
+        request: Request<Streaming<LogBatch>>,
+    ) -> Result<Response<LogsTaken>, Status> {
+        let node = self.member(&request).await?;
+        Ok(Response::new(logs::take(&self.0.context.logs, node, request.into_inner()).await?))
+    }
+}
+
+impl SessionService {
+    /// The member that calls.
+    async fn member<T: Sync>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let certificates = request.peer_certs();
         let leaf = certificates.as_ref().and_then(|chain| chain.first());
         let node = leaf.and_then(ca::node_of).ok_or_else(|| {
             Status::unauthenticated("a session needs the node's certificate: join the cluster first")
         })?;
         self.0.check_member(&node).await?;
-        let messages = Sessions::open(&self.0, node, request.into_inner());
-        Ok(Response::new(ReceiverStream::new(messages)))
+        Ok(node)
     }
 }

@@ -7,11 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::ClusterId;
+use crate::spec::Labels;
 
 /// Bytes sealed with the cluster's key file (XChaCha20-Poly1305): nonce, then ciphertext and tag, base64.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sealed(pub String);
+
+/// Swarm's period: 5 s.
+pub const fn heartbeat_period_ns() -> u64 {
+    5_000_000_000
+}
 
 /// The cluster's one record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +32,15 @@ pub struct Cluster {
     pub subnet_prefix: u8,
     /// Terminal tasks kept in each slot.
     pub task_history_limit: u64,
+    /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of them.
+    #[serde(default = "heartbeat_period_ns")]
+    pub heartbeat_period_ns: u64,
+    /// Its operator's labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// When its operator last changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<Timestamp>,
     /// The CA's certificate, PEM.
     pub ca_certificate_pem: String,
     /// The CA's key, PEM, sealed.

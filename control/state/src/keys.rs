@@ -14,6 +14,7 @@
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
+//! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, bound to a lease of seconds
 //! /mesh/v1/backend-cursor               the backend id given last
 //! /mesh/v1/{secrets,configs}/{id}       without the data
 //! /mesh/v1/refs/{secrets,configs}/{id}/{service}   guards removal
@@ -113,6 +114,11 @@ pub fn reference(kind: DependencyKind, id: &DependencyId, service: &ServiceId) -
     format!("{}{service}", references(kind, id))
 }
 
+/// Logs wanted of a node.
+pub fn log_ask(node: &NodeId, ask: &str) -> String {
+    format!("{ROOT}log-asks/{node}/{ask}")
+}
+
 /// What a key names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
@@ -142,6 +148,8 @@ pub enum Key {
     Status(TaskId),
     /// A network.
     Network(NetworkId),
+    /// Logs wanted of a node: the node and the ask.
+    LogAsk(NodeId, String),
     /// The backend id given last.
     BackendCursor,
     /// A secret or a config.
@@ -174,6 +182,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("tasks", Some(id), None) => Key::Task(id.into()),
         ("status", Some(id), None) => Key::Status(id.into()),
         ("networks", Some(id), None) => Key::Network(id.into()),
+        ("log-asks", Some(node), Some(ask)) => Key::LogAsk(node.into(), ask.to_owned()),
         _ => return None,
     };
     parts.next().is_none().then_some(parsed)
@@ -209,6 +218,7 @@ mod tests {
                 reference(DependencyKind::Config, &"d".into(), &service_id),
                 Key::Reference(DependencyKind::Config, "d".into(), service_id),
             ),
+            (log_ask(&node_id, "a1"), Key::LogAsk(node_id.clone(), "a1".into())),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(&text), Some(expected), "reading {text}");

@@ -14,6 +14,7 @@ pub mod spec;
 pub mod cluster;
 pub mod dependency;
 pub mod lb;
+pub mod log_ask;
 pub mod network;
 pub mod node;
 pub mod service;

@@ -79,6 +79,7 @@ impl Cluster {
             advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
             node_port: 2377,
             sealer: Arc::new(opened.sealer),
+            logs: Arc::default(),
         };
         let registry = Registry::new();
         let router = api::router(context.clone(), ApiMetrics::register(&registry).unwrap());
@@ -172,6 +173,16 @@ impl Cluster {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// The objects of an answer that holds one a line.
+    pub(crate) async fn lines(&self, path: &str) -> Vec<Value> {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status, StatusCode::OK, "GET {path}: {}", answer.body);
+        match answer.body {
+            Value::String(text) => text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+            one => vec![one],
+        }
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {

@@ -100,14 +100,12 @@ async fn what_is_not_served_says_so() {
         ("/secrets/create", &templating, 501, "template drivers"),
         ("/configs/create", &templating, 501, "template drivers"),
         ("/networks/create", &json!({}), 501, "networks"),
-        ("/swarm/init", &json!({}), 501, "swarm init"),
     ] {
         let answer = cluster.post(path, body).await;
         let (code, message) = answer.refusal();
         assert_eq!(code, status, "POST {path}: {message}");
         assert!(message.contains(named), "expected {named:?} from POST {path}, saw {message}");
     }
-    assert_eq!(cluster.get("/services/web/logs?stdout=1").await.status, 501);
     assert_eq!(cluster.get("/secrets").await.body, json!([]));
     assert_eq!(cluster.get("/configs").await.body, json!([]));
     assert_eq!(cluster.get("/secrets/x").await.refusal(), (404, "secret x not found"));

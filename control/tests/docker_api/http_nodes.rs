@@ -79,8 +79,14 @@ async fn nodes_are_filtered_labelled_and_drained() {
     }
     let unknown = set(2, &|spec| spec["Availability"] = json!("sleepy")).await;
     assert_eq!(unknown.status, 400, "{}", unknown.body);
-    assert_eq!(set(2, &|spec| spec["Role"] = json!("manager")).await.status, 501);
-    assert_eq!(set(1, &|spec| spec["Role"] = json!("worker")).await.status, 501);
+    let last = set(1, &|spec| spec["Role"] = json!("worker")).await;
+    assert_eq!(last.refusal(), (400, "attempting to demote the last manager of the swarm"));
+    assert_eq!(set(2, &|spec| spec["Role"] = json!("manager")).await.status, 200);
+    let promoted = cluster.get("/nodes/node-2").await.body;
+    assert_eq!(promoted["Spec"]["Role"], "manager");
+    assert_eq!(promoted.get("ManagerStatus"), None, "the role alone makes no manager");
+    assert_eq!(set(1, &|spec| spec["Role"] = json!("worker")).await.status, 400, "no other manager lives");
+    assert_eq!(set(2, &|spec| spec["Role"] = json!("worker")).await.status, 200);
     let stale = cluster.post(&format!("/nodes/{}/update?version=1", node_id(2)), &json!({})).await;
     assert_eq!(stale.refusal(), (500, "update out of sequence"));
 }
@@ -97,8 +103,11 @@ async fn only_a_node_that_is_down_is_removed_without_force() {
     assert_eq!(cluster.delete("/nodes/node-3").await.status, 200);
     assert_eq!(cluster.get("/nodes/node-3").await.status, 404);
     assert_eq!(cluster.delete("/nodes/node-2?force=1").await.status, 200);
-    let manager = cluster.delete("/nodes/node-1").await;
-    assert_eq!(manager.status, 400, "{}", manager.body);
+    for path in ["/nodes/node-1", "/nodes/node-1?force=1"] {
+        let manager = cluster.delete(path).await;
+        let (status, message) = manager.refusal();
+        assert!(status == 400 && message.contains("must be demoted to worker"), "{path}: {message}");
+    }
 }
 
 #[tokio::test]
@@ -135,4 +144,41 @@ async fn the_ingress_network_is_there_and_stays() {
     assert_eq!(cluster.get(&format!("/networks?filters={stack}")).await.body, json!([]));
     let removed = cluster.delete("/networks/ingress").await;
     assert_eq!(removed.refusal(), (400, "network ingress belongs to mesh and can't be removed"));
+}
+
+#[tokio::test]
+async fn the_swarm_is_changed_as_far_as_mesh_can() {
+    let cluster = Cluster::start().await;
+    let before = cluster.get("/swarm").await.body;
+    let update = async |change: &dyn Fn(&mut serde_json::Value), rotate: &str| {
+        let mut swarm = cluster.get("/swarm").await.body;
+        change(&mut swarm["Spec"]);
+        let path = format!("/swarm/update?version={}{rotate}", swarm["Version"]["Index"]);
+        cluster.post(&path, &swarm["Spec"]).await
+    };
+    let limit = update(&|spec| spec["Orchestration"]["TaskHistoryRetentionLimit"] = json!(2), "").await;
+    assert_eq!(limit.status, 200, "{}", limit.body);
+    let rotated = update(&|_| {}, "&rotateWorkerToken=true&rotateManagerToken=false").await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
+    let after = cluster.get("/swarm").await.body;
+    assert_eq!(after["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"], 2);
+    assert_ne!(after["JoinTokens"]["Worker"], before["JoinTokens"]["Worker"]);
+    assert_eq!(after["JoinTokens"]["Manager"], before["JoinTokens"]["Manager"]);
+    let locked = update(&|spec| spec["EncryptionConfig"]["AutoLockManagers"] = json!(true), "").await;
+    assert_eq!(locked.status, 501, "{}", locked.body);
+    let stale = cluster.post("/swarm/update?version=1", &json!({})).await;
+    assert_eq!(stale.refusal(), (500, "update out of sequence"));
+    for (path, status, message) in [
+        ("/swarm/init", 503, "This node is already part of a swarm."),
+        ("/swarm/join", 503, "This node is already part of a swarm."),
+        ("/swarm/leave", 503, "You are attempting to leave the swarm"),
+        ("/swarm/leave?force=1", 501, "leaving is not served by mesh"),
+        ("/swarm/unlock", 409, "swarm is not locked"),
+        ("/swarm/nonsense", 404, "page not found"),
+    ] {
+        let answer = cluster.post(path, &json!({})).await;
+        let (seen, text) = answer.refusal();
+        assert!(seen == status && text.starts_with(message), "{path} was answered {seen}: {text}");
+    }
+    assert_eq!(cluster.get("/swarm/unlockkey").await.body, json!({"UnlockKey": ""}));
 }

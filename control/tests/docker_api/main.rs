@@ -12,6 +12,7 @@ mod http;
 mod http_dependencies;
 mod http_failures;
 mod http_nodes;
+mod http_streams;
 mod http_tasks;
 mod mesh_cli;
 mod races;

@@ -25,6 +25,7 @@ use crate::task::container_spec::NodeIdentity;
 use crate::task::dependencies::Dependencies;
 use crate::task::docker::DockerEngine;
 use crate::task::load::LoadMeter;
+use crate::task::logs::LogSource;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
 use crate::view::NodeView;
@@ -128,6 +129,7 @@ impl Membership {
             Ok(())
         });
 
+        let logs = Arc::clone(&engine) as Arc<dyn LogSource>;
         let described = Described {
             name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
@@ -145,6 +147,7 @@ impl Membership {
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
             loads,
+            logs,
         };
         let link = Link::new(self.config.managers, identity, ends);
         components.spawn("control link", async move {

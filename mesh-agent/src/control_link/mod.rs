@@ -17,6 +17,7 @@ pub mod relay_keys;
 pub mod token;
 
 mod channel;
+mod log_streams;
 mod outbox;
 mod pinned_ca;
 mod session;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub use assignments::AssignmentChange;
 use backoff::Backoff;
 use identity::Identity;
+use log_streams::LogStreams;
 use outbox::StatusOutbox;
 use relay_keys::{RelayKey, RelayKeys};
 use session::{Session, SessionError};
@@ -44,6 +46,7 @@ use token::JoinToken;
 
 use crate::error_chain;
 use crate::lb::loads::Loads;
+use crate::task::logs::LogSource;
 use crate::view::{NodeView, ViewError};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -65,6 +68,8 @@ pub struct Ends {
     pub relay_keys: watch::Sender<RelayKeys>,
     /// Loads: this node's own go up, others' come down.
     pub loads: Arc<Loads>,
+    /// Where tasks' logs are read.
+    pub logs: Arc<dyn LogSource>,
     /// Whether a manager has welcomed this node.
     pub connected: watch::Sender<bool>,
 }
@@ -75,6 +80,7 @@ pub struct Link {
     identity: Identity,
     ends: Ends,
     outbox: StatusOutbox,
+    log_streams: LogStreams,
     /// Why the last try failed, so that a long outage fills no log.
     last_failure: Option<String>,
 }
@@ -82,7 +88,8 @@ pub struct Link {
 impl Link {
     /// A link for `identity` to `managers`, idle until [`Link::run`].
     pub fn new(managers: Vec<SocketAddr>, identity: Identity, ends: Ends) -> Self {
-        Self { managers, identity, ends, outbox: StatusOutbox::default(), last_failure: None }
+        let log_streams = LogStreams::new(Arc::clone(&ends.logs));
+        Self { managers, identity, ends, outbox: StatusOutbox::default(), log_streams, last_failure: None }
     }
 
     /// Keeps a session with one manager or another until `shutdown`.
@@ -140,7 +147,7 @@ impl Link {
 
     async fn open(&mut self, manager: SocketAddr) -> Result<Session<'_>, SessionError> {
         let channel = channel::connect_member(manager, &self.identity).await?;
-        Session::open(self, channel).await
+        Session::open(self, manager, channel).await
     }
 
     /// The first message of a session. A manager may send only what changed since the named generation, so it is named only if

@@ -5,6 +5,7 @@
 //!
 //! Left to others: which manager to try and when (`control_link`).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,7 @@ impl From<tonic::Status> for SessionError {
 /// A session that the manager has welcomed.
 pub(super) struct Session<'a> {
     link: &'a mut Link,
+    manager: SocketAddr,
     up: mpsc::Sender<AgentMessage>,
     down: Streaming<proto::ControlMessage>,
     heartbeat_interval: Duration,
@@ -95,7 +97,11 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Says hello and waits for the welcome.
-    pub(super) async fn open(link: &'a mut Link, channel: Channel) -> Result<Self, SessionError> {
+    pub(super) async fn open(
+        link: &'a mut Link,
+        manager: SocketAddr,
+        channel: Channel,
+    ) -> Result<Self, SessionError> {
         let (up, messages) = mpsc::channel(UP_CAPACITY);
         let hello = link.hello()?;
         send(&up, Up::Hello(hello)).await?;
@@ -113,7 +119,7 @@ impl<'a> Session<'a> {
         };
         let heartbeat_ms = welcome.heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
         welcome_node(link, &welcome)?;
-        Ok(Self { link, up, down, heartbeat_interval: Duration::from_millis(heartbeat_ms.into()) })
+        Ok(Self { link, manager, up, down, heartbeat_interval: Duration::from_millis(heartbeat_ms.into()) })
     }
 
     /// Where to say whether this node has a manager.
@@ -187,6 +193,10 @@ impl<'a> Session<'a> {
             }
             Some(Down::Loads(loads)) => {
                 self.hear_loads(&loads);
+                Ok(())
+            }
+            Some(Down::LogsWanted(wanted)) => {
+                self.link.log_streams.want(wanted, self.manager, &self.link.identity);
                 Ok(())
             }
             Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
-use super::{Body, Upstreams};
+use super::{Body, Upstreams, events};
 
 /// Bytes of an answer that is read here.
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -100,6 +100,15 @@ impl Composer {
             fields.insert("Swarm".to_owned(), swarm);
         }
         Ok(replaced(head, &info))
+    }
+
+    /// `GET /events`: the engine's and, where a manager runs, the cluster's.
+    pub(super) async fn events(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let engine = self.engine.call(bodyless(request)).await?;
+        Ok(match &self.control {
+            Some(control) => events::merged(bodyless(request), engine, control.clone()).await,
+            None => engine.map(BodyExt::boxed),
+        })
     }
 
     /// `GET /networks`: the engine's, then the cluster's.

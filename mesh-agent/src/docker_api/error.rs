@@ -11,6 +11,7 @@ use hyper::{Response, StatusCode};
 use thiserror::Error;
 
 use super::Body;
+use super::route::Membership;
 
 /// Swarm's answer to a swarm call on a node that is no manager.
 pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
@@ -31,6 +32,16 @@ pub(super) enum ApiError {
     /// No manager runs here.
     #[error("{NOT_A_MANAGER}")]
     NotAManager,
+    /// The node is a member, and no second cluster's.
+    #[error(
+        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+    )]
+    Member,
+    /// A node leaves when it is removed.
+    #[error(
+        "leaving is not served by mesh: stop mesh-agent on this node, then remove it on a manager with docker node rm"
+    )]
+    CannotLeave,
     /// The socket can't be connected.
     #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Unreachable {
@@ -91,9 +102,19 @@ impl Peer {
 }
 
 impl ApiError {
+    /// A worker answers by itself for its own membership.
+    pub(super) fn about(self, membership: Option<Membership>) -> Self {
+        match (self, membership) {
+            (Self::NotAManager, Some(Membership::Enter)) => Self::Member,
+            (Self::NotAManager, Some(Membership::Leave)) => Self::CannotLeave,
+            (error, _) => error,
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotAManager => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotAManager | Self::Member => StatusCode::SERVICE_UNAVAILABLE,
+            Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unreachable { peer, .. }
             | Self::Broken { peer, .. }

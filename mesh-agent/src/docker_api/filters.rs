@@ -67,6 +67,12 @@ impl Query {
         Self { pairs }
     }
 
+    /// The same query without a key.
+    #[must_use]
+    pub(super) fn without(&self, key: &str) -> Self {
+        Self { pairs: self.pairs.iter().filter(|(name, _)| name != key).cloned().collect() }
+    }
+
     /// The query as it is written behind `?`.
     pub(super) fn encoded(&self) -> String {
         let pairs: Vec<String> = self.pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -12,6 +12,7 @@
 
 mod compose;
 mod error;
+mod events;
 mod filters;
 mod passthrough;
 mod route;
@@ -40,7 +41,7 @@ use crate::view::NodeView;
 use compose::Composer;
 use error::ApiError;
 use passthrough::forward;
-use route::Route;
+use route::{Membership, Route};
 
 /// Bodies of answers: streamed from an upstream, or made here.
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -168,6 +169,7 @@ async fn answer(
     shutdown: &CancellationToken,
 ) -> Response<Body> {
     let route = Route::of(request.method(), request.uri());
+    let membership = Membership::of(request.method(), request.uri());
     let answered = match route {
         Route::Engine => forward(request, composer.engine(), streams, shutdown).await,
         Route::Control => match composer.control() {
@@ -176,10 +178,11 @@ async fn answer(
         },
         Route::Ping => composer.ping(&request).await,
         Route::Info => composer.info(&request).await,
+        Route::Events => composer.events(&request).await,
         Route::NetworkList => composer.network_list(&request).await,
         Route::NetworkCreate => composer.network_create(request).await,
         Route::NetworkOne => composer.network_one(&request).await,
         Route::TaskContainers => composer.task_containers(&request).await,
     };
-    answered.unwrap_or_else(|error: ApiError| error.into_response())
+    answered.unwrap_or_else(|error: ApiError| error.about(membership).into_response())
 }

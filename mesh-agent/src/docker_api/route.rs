@@ -15,6 +15,8 @@ pub(super) enum Route {
     Ping,
     /// `/info`: the engine's answer with the swarm's section.
     Info,
+    /// `GET /events`: of both.
+    Events,
     /// `GET /networks`: of both.
     NetworkList,
     /// `POST /networks/create`: the body tells whose.
@@ -32,6 +34,7 @@ impl Route {
         match (method.as_str(), segments.as_slice()) {
             ("GET" | "HEAD", ["_ping"]) => Self::Ping,
             ("GET", ["info"]) => Self::Info,
+            ("GET", ["events"]) => Self::Events,
             (_, ["services" | "tasks" | "nodes" | "swarm" | "secrets" | "configs", ..]) => Self::Control,
             ("GET", ["networks"]) => Self::NetworkList,
             ("POST", ["networks", "create"]) => Self::NetworkCreate,
@@ -40,6 +43,26 @@ impl Route {
                 Self::TaskContainers
             }
             _ => Self::Engine,
+        }
+    }
+}
+
+/// What a call asks of this node's own membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Membership {
+    /// `POST /swarm/init`, `POST /swarm/join`.
+    Enter,
+    /// `POST /swarm/leave`.
+    Leave,
+}
+
+impl Membership {
+    /// Reads a call.
+    pub(super) fn of(method: &Method, uri: &Uri) -> Option<Self> {
+        match (method.as_str(), segments(uri.path()).as_slice()) {
+            ("POST", ["swarm", "init" | "join"]) => Some(Self::Enter),
+            ("POST", ["swarm", "leave"]) => Some(Self::Leave),
+            _ => None,
         }
     }
 }
@@ -87,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn calls_about_this_nodes_membership_are_told_apart() {
+        let of = |method: Method, uri: &str| Membership::of(&method, &uri.parse().unwrap());
+        assert_eq!(of(Method::POST, "/v1.41/swarm/init"), Some(Membership::Enter));
+        assert_eq!(of(Method::POST, "/swarm/join"), Some(Membership::Enter));
+        assert_eq!(of(Method::POST, "/swarm/leave?force=1"), Some(Membership::Leave));
+        assert_eq!(of(Method::POST, "/swarm/update"), None);
+        assert_eq!(of(Method::GET, "/swarm"), None);
+    }
+
+    #[test]
     fn all_else_goes_to_the_engine() {
         for path in
             ["/containers/json", "/containers/services/json", "/servicesx", "/images/tasks/json", "/version"]
@@ -105,6 +138,7 @@ mod tests {
     fn composed_answers_are_told_apart() {
         check("HEAD", "/_ping", Route::Ping);
         check("GET", "/v1.24/info", Route::Info);
+        check("GET", "/v1.41/events?since=1", Route::Events);
         check("GET", "/networks?filters=%7B%7D", Route::NetworkList);
         check("POST", "/v1.50/networks/create", Route::NetworkCreate);
         check("DELETE", "/networks/abc", Route::NetworkOne);

@@ -3,6 +3,7 @@
 //! Invariants: paths carry no API version, so the engine answers in its own, whichever that is. A client is made anew for each call: the
 //! engine may be away, come back, or be another. Every call has a deadline.
 
+mod logs;
 pub mod model;
 
 use std::collections::HashMap;

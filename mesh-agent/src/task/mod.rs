@@ -30,3 +30,4 @@ pub mod network;
 pub mod worker;
 
 pub mod description;
+pub mod logs;

@@ -14,9 +14,9 @@ mod task;
 
 pub(crate) use dependency::Dependency;
 pub(crate) use network::Network;
-pub(crate) use node::Node;
+pub(crate) use node::{Node, runs_manager};
 pub(crate) use service::Service;
-pub(crate) use swarm::{Cluster, JoinTokens, SwarmInfo, SwarmObject};
+pub(crate) use swarm::{CERTIFICATE_EXPIRY, Cluster, JoinTokens, SwarmInfo, SwarmObject};
 pub(crate) use task::{Task, desired as desired_state};
 
 use serde::Serialize;

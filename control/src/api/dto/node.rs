@@ -125,7 +125,8 @@ impl Node {
                 message,
                 addr: stored.address.map(|address| address.to_string()).unwrap_or_default(),
             },
-            manager_status: (stored.spec.role == NodeRole::Manager).then(|| manager_status(snapshot, stored)),
+            manager_status: (stored.spec.role == NodeRole::Manager && runs_manager(snapshot, stored))
+                .then(|| manager_status(snapshot, stored)),
             mesh: MeshStatus {
                 liveness: state.as_str(),
                 since: liveness.map(|liveness| liveness.since),
@@ -136,6 +137,11 @@ impl Node {
             },
         }
     }
+}
+
+/// Whether mesh-control is alive on a node, or its agent says that it belongs there. A role alone makes no manager.
+pub(crate) fn runs_manager(snapshot: &ClusterSnapshot, node: &StoredNode) -> bool {
+    snapshot.managers.contains_key(&node.description.hostname) || node.description.manager_address.is_some()
 }
 
 /// Where a manager's node is reached by other nodes.

@@ -10,14 +10,11 @@ use serde::Serialize;
 use x509_parser::pem::parse_x509_pem;
 
 use super::Version;
-use super::node::manager_address;
+use super::node::{manager_address, runs_manager};
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
-/// Nanoseconds between two heartbeats of a node.
-const HEARTBEAT_PERIOD: u64 = 5_000_000_000;
-
 /// Nanoseconds that a node's certificate is good for: 90 days.
-const CERTIFICATE_EXPIRY: u64 = 90 * 24 * 3_600 * 1_000_000_000;
+pub(crate) const CERTIFICATE_EXPIRY: u64 = 90 * 24 * 3_600 * 1_000_000_000;
 
 /// The cluster, as `/info` shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -131,12 +128,12 @@ impl Cluster {
             id: stored.id.to_string(),
             version: Version { index: cluster.mod_revision },
             created_at: stored.created_at,
-            updated_at: stored.created_at,
+            updated_at: stored.updated_at.unwrap_or(stored.created_at),
             spec: ClusterSpec {
                 name: "default",
-                labels: Labels::new(),
+                labels: stored.labels.clone(),
                 orchestration: Orchestration { task_history_retention_limit: stored.task_history_limit },
-                dispatcher: Dispatcher { heartbeat_period: HEARTBEAT_PERIOD },
+                dispatcher: Dispatcher { heartbeat_period: stored.heartbeat_period_ns },
                 ca_config: CaConfig { node_cert_expiry: CERTIFICATE_EXPIRY },
                 encryption_config: EncryptionConfig { auto_lock_managers: false },
             },
@@ -186,7 +183,10 @@ struct RemoteManager {
 impl SwarmInfo {
     /// The cluster as the manager on node `own` sees it; `error` says what keeps it from serving.
     pub(crate) fn new(snapshot: &ClusterSnapshot, own: Option<&Node>, error: String) -> Self {
-        let managers = || snapshot.nodes.values().filter(|node| node.spec.role == NodeRole::Manager);
+        let managers = || {
+            let nodes = snapshot.nodes.values();
+            nodes.filter(|node| node.spec.role == NodeRole::Manager && runs_manager(snapshot, node))
+        };
         Self {
             node_id: own.map(|node| node.id.to_string()).unwrap_or_default(),
             node_addr: own

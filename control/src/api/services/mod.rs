@@ -131,17 +131,6 @@ pub(crate) async fn remove(
     Ok(StatusCode::OK)
 }
 
-/// `GET /services/{id}/logs`
-pub(crate) async fn logs(
-    State(context): State<ApiContext>,
-    Path(query): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    find(&*access::current(&context).await?, &query)?;
-    Err(ApiError::NotImplemented(
-        "service logs are not served by mesh yet: use docker logs on the task's node".to_owned(),
-    ))
-}
-
 /// The service that a client names.
 pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Service>, ApiError> {
     lookup::find(

@@ -66,6 +66,8 @@ pub(crate) struct Session {
     pub(crate) dependencies: Vec<proto::Dependency>,
     /// Loads of others' backends, in order.
     pub(crate) loads: Vec<proto::BackendLoad>,
+    /// Every ask for logs, in order.
+    pub(crate) logs_wanted: Vec<proto::LogsWanted>,
     /// Tasks whose statuses were acknowledged.
     pub(crate) acknowledged: Vec<String>,
     pub(crate) welcome: proto::Welcome,
@@ -108,8 +110,19 @@ impl Session {
             }
         });
         let (tables, assignments, loads, acknowledged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let dependencies = Vec::new();
-        Ok(Self { up, down, heartbeats, tables, assignments, dependencies, loads, acknowledged, welcome })
+        let (dependencies, logs_wanted) = (Vec::new(), Vec::new());
+        Ok(Self {
+            up,
+            down,
+            heartbeats,
+            tables,
+            assignments,
+            dependencies,
+            loads,
+            logs_wanted,
+            acknowledged,
+            welcome,
+        })
     }
 
     /// Stops speaking, with the stream left open.
@@ -150,6 +163,7 @@ impl Session {
                 }
                 Down::Loads(loads) => self.loads.extend(loads.loads),
                 Down::Dependency(dependency) => self.dependencies.push(dependency),
+                Down::LogsWanted(wanted) => self.logs_wanted.push(wanted),
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

@@ -1,0 +1,51 @@
+//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits.
+
+use super::error::ApiError;
+
+const NANOSECONDS: i64 = 1_000_000_000;
+
+/// Nanoseconds of the Unix time; absent when the text is empty.
+///
+/// # Errors
+/// [`ApiError::BadRequest`] naming the parameter.
+pub(crate) fn parse(parameter: &str, text: &str) -> Result<Option<i64>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let nanoseconds = || {
+        if fraction.len() > 9 || !digits(fraction) {
+            return None;
+        }
+        let part: i64 = format!("{fraction:0<9}").parse().ok()?;
+        seconds.parse::<i64>().ok()?.checked_mul(NANOSECONDS)?.checked_add(part)
+    };
+    let refused = || {
+        let message =
+            format!("invalid value for \"{parameter}\": \"{text}\" is no Unix time (seconds.nanoseconds)");
+        ApiError::BadRequest(message)
+    };
+    nanoseconds().map(Some).ok_or_else(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_read_to_the_nanosecond() {
+        for (text, expected) in [
+            ("", None),
+            ("17", Some(17_000_000_000)),
+            ("1.5", Some(1_500_000_000)),
+            ("1700000000.000000042", Some(1_700_000_000_000_000_042)),
+        ] {
+            assert_eq!(parse("since", text).unwrap(), expected, "reading {text:?}");
+        }
+        for bad in ["x", "1.x", "1.0000000001", "99999999999999999999", "1.-5", "2024-01-01"] {
+            let error = parse("since", bad).unwrap_err().to_string();
+            assert!(error.contains("\"since\""), "{bad:?} was answered {error}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What an operator may change of the cluster: pure.
+//!
+//! Invariant: a client posts back the whole spec that it read, so what is as it is passes, whatever mesh makes of it.
+
+use mesh_state::Timestamp;
+use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns};
+use mesh_state::spec::Labels;
+use mesh_state::store::{Compare, Op};
+use mesh_state::{codec, keys};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::access::Transaction;
+use super::dto::CERTIFICATE_EXPIRY;
+use super::error::ApiError;
+use crate::snapshot::Versioned;
+
+/// The only name that Swarm, too, lets a cluster have.
+const NAME: &str = "default";
+/// Nodes speak twice a second, and are silent after two: a shorter period could not be kept.
+const HEARTBEAT_PERIOD_MIN_NS: u64 = 1_000_000_000;
+
+/// Docker's `Spec` of a swarm.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct SwarmSpec {
+    name: String,
+    labels: Option<Labels>,
+    orchestration: Orchestration,
+    raft: Raft,
+    dispatcher: Dispatcher,
+    #[serde(rename = "CAConfig")]
+    ca_config: CaConfig,
+    task_defaults: TaskDefaults,
+    encryption_config: EncryptionConfig,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Orchestration {
+    task_history_retention_limit: Option<i64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Raft {
+    snapshot_interval: Option<u64>,
+    keep_old_snapshots: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Dispatcher {
+    heartbeat_period: Option<i64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct CaConfig {
+    node_cert_expiry: Option<i64>,
+    #[serde(rename = "ExternalCAs")]
+    external_cas: Option<Vec<Value>>,
+    #[serde(rename = "SigningCACert")]
+    signing_ca_cert: Option<String>,
+    #[serde(rename = "SigningCAKey")]
+    signing_ca_key: Option<String>,
+    force_rotate: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct TaskDefaults {
+    log_driver: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct EncryptionConfig {
+    auto_lock_managers: bool,
+}
+
+/// Fresh token secrets, sealed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rotation {
+    /// The worker's, if it is to be rotated.
+    pub(crate) worker: Option<Sealed>,
+    /// The manager's, if it is to be rotated.
+    pub(crate) manager: Option<Sealed>,
+}
+
+/// The cluster as a client wants it that read it at `version`.
+pub(crate) fn change(
+    now: Timestamp,
+    current: &Versioned<Cluster>,
+    version: i64,
+    spec: &SwarmSpec,
+    rotation: Rotation,
+) -> Result<Transaction, ApiError> {
+    if version != current.mod_revision {
+        return Err(ApiError::OutOfSequence);
+    }
+    refuse_what_is_not_served(spec)?;
+    let mut cluster = current.value.clone();
+    if let Some(limit) = spec.orchestration.task_history_retention_limit {
+        cluster.task_history_limit = u64::try_from(limit).map_err(|_| {
+            ApiError::BadRequest(format!("the task history retention limit can't be {limit}: use 0 or more"))
+        })?;
+    }
+    cluster.heartbeat_period_ns = heartbeat_period(spec.dispatcher.heartbeat_period)?;
+    cluster.labels = spec.labels.clone().unwrap_or_default();
+    cluster.worker_token = rotation.worker.unwrap_or(cluster.worker_token);
+    cluster.manager_token = rotation.manager.unwrap_or(cluster.manager_token);
+    cluster.updated_at = Some(now);
+    Ok(Transaction {
+        compares: vec![Compare::ModRevision(keys::CLUSTER.to_owned(), version)],
+        ops: vec![Op::put(keys::CLUSTER, codec::encode(&cluster)?)],
+    })
+}
+
+fn heartbeat_period(asked: Option<i64>) -> Result<u64, ApiError> {
+    let Ok(period) = u64::try_from(asked.unwrap_or_default()) else {
+        let message = "heartbeat time period cannot be a negative duration";
+        return Err(ApiError::BadRequest(message.to_owned()));
+    };
+    match period {
+        0 => Ok(heartbeat_period_ns()),
+        HEARTBEAT_PERIOD_MIN_NS.. => Ok(period),
+        _ => Err(ApiError::BadRequest("the heartbeat period must be 1s or longer".to_owned())),
+    }
+}
+
+fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
+    if !matches!(spec.name.as_str(), "" | NAME) {
+        return Err(ApiError::BadRequest("modification of cluster name is not allowed".to_owned()));
+    }
+    let ca = &spec.ca_config;
+    let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let expiry = ca.node_cert_expiry.unwrap_or_default();
+    let other_expiry = expiry != 0 && u64::try_from(expiry) != Ok(CERTIFICATE_EXPIRY);
+    let rotates_ca =
+        ca.force_rotate.unwrap_or_default() > 0 || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key);
+    let raft = spec.raft.snapshot_interval.unwrap_or_default() > 0
+        || spec.raft.keep_old_snapshots.unwrap_or_default() > 0;
+    let refusals = [
+        (raft, "mesh keeps no raft log of its own: set --snapshot-count and --max-snapshots of etcd"),
+        (
+            other_expiry,
+            "a node's certificate is good for 90 days with mesh: leave --cert-expiry at 2160h0m0s",
+        ),
+        (
+            ca.external_cas.as_ref().is_some_and(|cas| !cas.is_empty()),
+            "external CAs are not supported by mesh yet: the cluster's own signs every certificate",
+        ),
+        (
+            rotates_ca,
+            "rotating the CA is not supported by mesh yet: the cluster keeps the CA that it was made with",
+        ),
+        (
+            spec.encryption_config.auto_lock_managers,
+            "autolock is not supported by mesh yet: what is stored is sealed with the key file of the managers, so protect that",
+        ),
+        (
+            spec.task_defaults.log_driver.as_ref().is_some_and(|driver| !driver.is_null()),
+            "a default log driver is not supported by mesh yet: set it with --log-driver, or in each engine's daemon.json",
+        ),
+    ];
+    match refusals.iter().find(|(asked, _)| *asked) {
+        Some((_, message)) => Err(ApiError::NotImplemented((*message).to_owned())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    fn changed(world: &World, spec: &Value, rotation: Rotation) -> Result<Cluster, String> {
+        let current = world.snapshot.cluster.as_ref().unwrap();
+        let spec: SwarmSpec = serde_json::from_value(spec.clone()).unwrap();
+        let written = change(world.now, current, current.mod_revision, &spec, rotation);
+        match written.map_err(|error| error.to_string())?.ops.remove(0) {
+            Op::Put { value, .. } => Ok(codec::decode(&value).unwrap()),
+            Op::Delete { key } => panic!("{key} was deleted"),
+        }
+    }
+
+    #[test]
+    fn history_heartbeat_labels_and_tokens_change() {
+        let world = World::with_nodes([]);
+        let spec = json!({
+            "Name": "default", "Labels": {"site": "a"},
+            "Orchestration": {"TaskHistoryRetentionLimit": 2}, "Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64},
+            "CAConfig": {"NodeCertExpiry": CERTIFICATE_EXPIRY}, "Raft": {"SnapshotInterval": 0, "ElectionTick": 3},
+        });
+        let fresh = Sealed("fresh".to_owned());
+        let rotation = Rotation { worker: Some(fresh.clone()), manager: None };
+        let cluster = changed(&world, &spec, rotation).unwrap();
+        assert_eq!((cluster.task_history_limit, cluster.heartbeat_period_ns), (2, 10_000_000_000));
+        assert_eq!(cluster.labels["site"], "a");
+        let before = &world.snapshot.cluster.as_ref().unwrap().value;
+        assert_eq!((&cluster.worker_token, &cluster.manager_token), (&fresh, &before.manager_token));
+        let kept = changed(&world, &json!({}), Rotation::default()).unwrap();
+        assert_eq!((kept.task_history_limit, kept.heartbeat_period_ns), (5, 5_000_000_000));
+    }
+
+    #[test]
+    fn what_cant_be_done_is_refused_by_name() {
+        let world = World::with_nodes([]);
+        for (spec, expected) in [
+            (json!({"Name": "other"}), "modification of cluster name"),
+            (json!({"Orchestration": {"TaskHistoryRetentionLimit": -1}}), "can't be -1"),
+            (json!({"Dispatcher": {"HeartbeatPeriod": -5}}), "negative duration"),
+            (json!({"Dispatcher": {"HeartbeatPeriod": 5}}), "1s or longer"),
+            (json!({"Raft": {"SnapshotInterval": 100}}), "no raft log"),
+            (json!({"CAConfig": {"NodeCertExpiry": 3_600_000_000_000_u64}}), "90 days"),
+            (json!({"CAConfig": {"ForceRotate": 1}}), "rotating the CA"),
+            (json!({"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}), "external CAs"),
+            (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "autolock"),
+            (json!({"TaskDefaults": {"LogDriver": {"Name": "syslog"}}}), "default log driver"),
+        ] {
+            let error = changed(&world, &spec, Rotation::default()).unwrap_err();
+            assert!(error.contains(expected), "expected {expected:?} for {spec}, saw {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_stale_client_is_told_so() {
+        let world = World::with_nodes([]);
+        let current = world.snapshot.cluster.as_ref().unwrap();
+        let stale =
+            change(world.now, current, current.mod_revision - 1, &SwarmSpec::default(), Rotation::default());
+        assert!(matches!(stale, Err(ApiError::OutOfSequence)), "{stale:?}");
+    }
+}

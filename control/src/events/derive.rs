@@ -1,0 +1,472 @@
+//! Changes of stored objects as events. Pure.
+//!
+//! Attributes are moby's (`daemon/events.go`): the name, and what an update changed as `x.old` and `x.new`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_state::Timestamp;
+use mesh_state::cluster::Manager;
+use mesh_state::codec;
+use mesh_state::ids::{NetworkId, NodeId, ServiceId};
+use mesh_state::keys::{self, Key};
+use mesh_state::node::{Availability, Node, NodeRole, NodeState};
+use mesh_state::service::Service;
+use mesh_state::store::Change;
+
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A service.
+    Service,
+    /// A node.
+    Node,
+    /// A network of the cluster's.
+    Network,
+}
+
+impl Kind {
+    /// Docker's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Node => "node",
+            Self::Network => "network",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It was made.
+    Create,
+    /// It was changed.
+    Update,
+    /// It was removed.
+    Remove,
+}
+
+impl Action {
+    /// Docker's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Remove => "remove",
+        }
+    }
+}
+
+/// An event of the cluster's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwarmEvent {
+    /// What it is about.
+    pub kind: Kind,
+    /// What happened.
+    pub action: Action,
+    /// The object's id.
+    pub id: String,
+    /// Its name, and what changed.
+    pub attributes: BTreeMap<String, String>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An object that events are about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Service(ServiceId),
+    Node(NodeId),
+    Network(NetworkId),
+}
+
+/// What is known of a subject.
+#[derive(Clone)]
+enum Facts {
+    Service(Stored<Service>),
+    Node(NodeFacts),
+    Network { name: String, created_at: Timestamp },
+}
+
+/// A node as Docker's clients see it.
+#[derive(Clone)]
+struct NodeFacts {
+    node: Stored<Node>,
+    state: &'static str,
+    changed_at: Timestamp,
+    /// Whether it leads and whether it is reachable, if it is a manager.
+    standing: Option<(bool, bool)>,
+}
+
+/// Takes `change` into `snapshot`; what happened by it.
+pub(crate) fn of_change(
+    snapshot: &mut ClusterSnapshot,
+    change: Change,
+    now: Timestamp,
+) -> Option<SwarmEvent> {
+    let key = keys::parse(change.key());
+    let subject = key.as_ref().and_then(|key| subject(snapshot, key, &change));
+    let before = subject.as_ref().and_then(|subject| facts(snapshot, subject));
+    snapshot.apply(change);
+    let subject = subject?;
+    // What is not the object's own record is no news by itself.
+    let own = matches!(key, Some(Key::Service(_) | Key::Node(_) | Key::Network(_)));
+    event(&subject, before, facts(snapshot, &subject), own, now)
+}
+
+/// What happened between two states of the store, where the changes themselves were missed.
+pub(crate) fn after_listing(old: &ClusterSnapshot, new: &ClusterSnapshot, now: Timestamp) -> Vec<SwarmEvent> {
+    let of = |snapshot: &ClusterSnapshot| -> Vec<Subject> {
+        let services = snapshot.services.keys().cloned().map(Subject::Service);
+        let nodes = snapshot.nodes.keys().cloned().map(Subject::Node);
+        services.chain(nodes).chain(snapshot.networks.keys().cloned().map(Subject::Network)).collect()
+    };
+    let all: BTreeSet<Subject> = of(old).into_iter().chain(of(new)).collect();
+    let events = all.iter().filter_map(|subject| {
+        let (before, after) = (facts(old, subject), facts(new, subject));
+        let rewritten = match (&before, &after) {
+            (Some(Facts::Service(before)), Some(Facts::Service(after))) => {
+                before.mod_revision != after.mod_revision
+            }
+            (Some(Facts::Node(before)), Some(Facts::Node(after))) => {
+                before.node.mod_revision != after.node.mod_revision
+            }
+            _ => false,
+        };
+        event(subject, before, after, rewritten, now)
+    });
+    events.collect()
+}
+
+fn subject(snapshot: &ClusterSnapshot, key: &Key, change: &Change) -> Option<Subject> {
+    let node_called = |name: &str| {
+        let node = snapshot.nodes.values().find(|node| node.description.hostname == name)?;
+        Some(Subject::Node(node.id.clone()))
+    };
+    match key {
+        Key::Service(id) => Some(Subject::Service(id.clone())),
+        Key::Node(id) | Key::Liveness(id) => Some(Subject::Node(id.clone())),
+        Key::Network(id) => Some(Subject::Network(id.clone())),
+        Key::Manager(name) => node_called(name),
+        Key::Leader => match change {
+            Change::Put(item) => node_called(&codec::decode::<Manager>(&item.value).ok()?.name),
+            Change::Deleted { .. } => node_called(&snapshot.leader.as_ref()?.name),
+        },
+        _ => None,
+    }
+}
+
+fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
+    match subject {
+        Subject::Service(id) => snapshot.services.get(id).cloned().map(Facts::Service),
+        Subject::Network(id) => snapshot
+            .networks
+            .get(id)
+            .map(|network| Facts::Network { name: network.name.clone(), created_at: network.created_at }),
+        Subject::Node(id) => {
+            let node = snapshot.nodes.get(id)?.clone();
+            let liveness = snapshot.liveness.get(id);
+            let name = &node.description.hostname;
+            let standing = (node.spec.role == NodeRole::Manager).then(|| {
+                let leads = snapshot.leader.as_ref().is_some_and(|leader| &leader.name == name);
+                (leads, snapshot.managers.contains_key(name))
+            });
+            // A silent node is ready to Docker's clients, and one that was never heard is not known yet.
+            let state = match liveness.map(|liveness| liveness.state) {
+                None => "unknown",
+                Some(NodeState::Down) => "down",
+                Some(NodeState::Ready | NodeState::Silent) => "ready",
+            };
+            let changed_at = liveness.map_or(node.updated_at, |liveness| liveness.since.max(node.updated_at));
+            Some(Facts::Node(NodeFacts { node, state, changed_at, standing }))
+        }
+    }
+}
+
+/// The event between what was known and what is. `own` says that the object's own record was written.
+fn event(
+    subject: &Subject,
+    before: Option<Facts>,
+    after: Option<Facts>,
+    own: bool,
+    now: Timestamp,
+) -> Option<SwarmEvent> {
+    let (action, mut attributes, at) = match (before, after) {
+        (None, None) => return None,
+        (None, Some(after)) => (Action::Create, BTreeMap::from([named(&after)]), after.made_at()),
+        (Some(before), None) => (Action::Remove, BTreeMap::from([named(&before)]), now),
+        (Some(before), Some(after)) => {
+            let (changes, rewritten) = changes(&before, &after);
+            if changes.is_empty() && !(own && rewritten) {
+                return None;
+            }
+            let attributes = changes.into_iter().chain([named(&after)]).collect();
+            (Action::Update, attributes, after.changed_at().unwrap_or(now))
+        }
+    };
+    attributes.retain(|_, value: &mut String| !value.is_empty());
+    let (kind, id) = match subject {
+        Subject::Service(id) => (Kind::Service, id.to_string()),
+        Subject::Node(id) => (Kind::Node, id.to_string()),
+        Subject::Network(id) => (Kind::Network, id.to_string()),
+    };
+    Some(SwarmEvent { kind, action, id, attributes, at })
+}
+
+impl Facts {
+    fn name(&self) -> &str {
+        match self {
+            Self::Service(service) => &service.spec.name,
+            Self::Node(facts) if facts.node.spec.name.is_empty() => &facts.node.description.hostname,
+            Self::Node(facts) => &facts.node.spec.name,
+            Self::Network { name, .. } => name,
+        }
+    }
+
+    fn made_at(&self) -> Timestamp {
+        match self {
+            Self::Service(service) => service.created_at,
+            Self::Node(facts) => facts.node.created_at,
+            Self::Network { created_at, .. } => *created_at,
+        }
+    }
+
+    /// When it changed last, if it says so.
+    fn changed_at(&self) -> Option<Timestamp> {
+        match self {
+            // Its updater's writes have no moment of their own.
+            Self::Service(_) | Self::Network { .. } => None,
+            Self::Node(facts) => Some(facts.changed_at),
+        }
+    }
+}
+
+fn named(facts: &Facts) -> (String, String) {
+    ("name".to_owned(), facts.name().to_owned())
+}
+
+/// What Docker names of a change, and whether anything changed that a client can see.
+fn changes(before: &Facts, after: &Facts) -> (BTreeMap<String, String>, bool) {
+    match (before, after) {
+        (Facts::Service(before), Facts::Service(after)) => {
+            let rewritten = before.spec_version != after.spec_version || before.ports != after.ports;
+            (service_changes(before, after), rewritten)
+        }
+        (Facts::Node(before), Facts::Node(after)) => {
+            let (old, new) = (&before.node.value, &after.node.value);
+            let rewritten =
+                old.spec != new.spec || old.description != new.description || old.address != new.address;
+            (node_changes(before, after), rewritten)
+        }
+        _ => (BTreeMap::new(), false),
+    }
+}
+
+fn service_changes(before: &Service, after: &Service) -> BTreeMap<String, String> {
+    let image = |service: &Service| {
+        let container = service.spec.task_template.container_spec.as_ref();
+        container.map(|container| container.image.clone()).unwrap_or_default()
+    };
+    let replicas = |service: &Service| {
+        service.spec.mode.replicas().map(|replicas| replicas.to_string()).unwrap_or_default()
+    };
+    let state = |service: &Service| {
+        let status = service.update_status.as_ref();
+        status.map(|status| status.state.as_str().to_owned()).unwrap_or_default()
+    };
+    let mut changes = BTreeMap::new();
+    note(&mut changes, "image", image(before), image(after));
+    note(&mut changes, "replicas", replicas(before), replicas(after));
+    if after.update_status.is_some() {
+        note(&mut changes, "updatestate", state(before), state(after));
+    }
+    changes
+}
+
+fn node_changes(before: &NodeFacts, after: &NodeFacts) -> BTreeMap<String, String> {
+    let availability = |facts: &NodeFacts| match facts.node.spec.availability {
+        Availability::Active => "active".to_owned(),
+        Availability::Pause => "pause".to_owned(),
+        Availability::Drain => "drain".to_owned(),
+    };
+    let mut changes = BTreeMap::new();
+    note(&mut changes, "availability", availability(before), availability(after));
+    let role = |facts: &NodeFacts| facts.node.spec.role.as_str().to_owned();
+    note(&mut changes, "role", role(before), role(after));
+    note(&mut changes, "state", before.state.to_owned(), after.state.to_owned());
+    if let (Some((led, was_there)), Some((leads, is_there))) = (before.standing, after.standing) {
+        note(&mut changes, "leader", led.to_string(), leads.to_string());
+        let reachability = |there| if there { "reachable" } else { "unreachable" }.to_owned();
+        note(&mut changes, "reachability", reachability(was_there), reachability(is_there));
+    }
+    changes
+}
+
+fn note(changes: &mut BTreeMap<String, String>, what: &str, old: String, new: String) {
+    if old != new {
+        changes.insert(format!("{what}.old"), old);
+        changes.insert(format!("{what}.new"), new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::service::{UpdateState, UpdateStatus};
+    use mesh_state::store::KeyValue;
+    use serde::Serialize;
+
+    use super::*;
+    use crate::fixtures::{node, service};
+
+    /// A store that is written to, and what is told of it.
+    #[derive(Default)]
+    struct Told {
+        snapshot: ClusterSnapshot,
+        events: Vec<String>,
+    }
+
+    impl Told {
+        fn tell(&mut self, change: Change) {
+            let event = of_change(&mut self.snapshot, change, Timestamp::default());
+            self.events.extend(event.map(|event| line(&event)));
+        }
+
+        fn put(&mut self, key: String, value: &impl Serialize) {
+            let mod_revision = self.snapshot.revision + 1;
+            let value = codec::encode(value).unwrap();
+            self.tell(Change::Put(KeyValue { key, value, create_revision: mod_revision, mod_revision }));
+        }
+
+        fn delete(&mut self, key: String) {
+            let mod_revision = self.snapshot.revision + 1;
+            self.tell(Change::Deleted { key, mod_revision });
+        }
+    }
+
+    fn line(event: &SwarmEvent) -> String {
+        let attributes: Vec<_> =
+            event.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        format!("{} {} {}", event.kind.as_str(), event.action.as_str(), attributes.join(" "))
+    }
+
+    #[test]
+    fn a_services_life_is_told() {
+        let mut told = Told::default();
+        let key = keys::service(&"web".into());
+        let mut web = service("web", 1);
+        told.put(key.clone(), &web);
+        web.spec.mode = service("web", 3).spec.mode;
+        web.spec_version += 1;
+        told.put(key.clone(), &web);
+        let at = Timestamp::default();
+        let (message, batch_at) = (String::new(), None);
+        let mut status = UpdateStatus {
+            state: UpdateState::Updating,
+            started_at: at,
+            completed_at: None,
+            message,
+            batch_at,
+        };
+        web.update_status = Some(status.clone());
+        told.put(key.clone(), &web);
+        status.batch_at = Some(at);
+        web.update_status = Some(status.clone());
+        told.put(key.clone(), &web);
+        status.state = UpdateState::Completed;
+        web.update_status = Some(status);
+        told.put(key.clone(), &web);
+        told.delete(key);
+        let name = "name=web";
+        assert_eq!(
+            told.events,
+            [
+                format!("service create {name}"),
+                format!("service update {name} replicas.new=3 replicas.old=1"),
+                format!("service update {name} updatestate.new=updating"),
+                format!("service update {name} updatestate.new=completed updatestate.old=updating"),
+                format!("service remove {name}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_nodes_life_is_told_as_dockers_clients_see_it() {
+        let mut told = Told::default();
+        let id = NodeId::from("a");
+        let mut a = node("a");
+        told.put(keys::node(&id), &a);
+        let heard = |state| mesh_state::node::Liveness {
+            state,
+            since: Timestamp::default(),
+            message: String::new(),
+            manager: "m".to_owned(),
+        };
+        for state in
+            [NodeState::Ready, NodeState::Silent, NodeState::Ready, NodeState::Silent, NodeState::Down]
+        {
+            told.put(keys::liveness(&id), &heard(state));
+        }
+        a.spec.availability = Availability::Drain;
+        told.put(keys::node(&id), &a);
+        told.put(keys::node(&id), &a);
+        told.put(keys::ack(&id), &7_u64);
+        told.delete(keys::node(&id));
+        let name = a.description.hostname;
+        assert_eq!(
+            told.events,
+            [
+                format!("node create name={name}"),
+                format!("node update name={name} state.new=ready state.old=unknown"),
+                format!("node update name={name} state.new=down state.old=ready"),
+                format!("node update availability.new=drain availability.old=active name={name}"),
+                format!("node remove name={name}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_leader_is_told() {
+        let mut told = Told::default();
+        let id = NodeId::from("a");
+        let mut a = node("a");
+        a.spec.role = NodeRole::Manager;
+        told.put(keys::node(&id), &a);
+        let name = a.description.hostname.clone();
+        let manager = Manager { name: name.clone(), address: String::new(), since: Timestamp::default() };
+        told.put(keys::manager(&name), &manager);
+        told.put(keys::LEADER.to_owned(), &manager);
+        told.delete(keys::LEADER.to_owned());
+        assert_eq!(
+            told.events[1..],
+            [
+                format!("node update name={name} reachability.new=reachable reachability.old=unreachable"),
+                format!("node update leader.new=true leader.old=false name={name}"),
+                format!("node update leader.new=false leader.old=true name={name}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_was_missed_is_told_after_a_new_listing() {
+        let (mut before, mut after) = (Told::default(), Told::default());
+        for id in ["gone", "kept"] {
+            before.put(keys::service(&id.into()), &service(id, 1));
+        }
+        after.snapshot = before.snapshot.clone();
+        after.delete(keys::service(&"gone".into()));
+        after.put(keys::service(&"new".into()), &service("new", 1));
+        after.put(keys::service(&"kept".into()), &service("kept", 2));
+        let events = after_listing(&before.snapshot, &after.snapshot, Timestamp::default());
+        let lines: Vec<_> = events.iter().map(line).collect();
+        assert_eq!(
+            lines,
+            [
+                "service remove name=gone",
+                "service update name=kept replicas.new=2 replicas.old=1",
+                "service create name=new",
+            ]
+        );
+    }
+}

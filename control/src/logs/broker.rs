@@ -1,0 +1,240 @@
+//! Where those who read logs and the nodes that have them meet: what is asked of which node, and who waits for it.
+//!
+//! Invariants: an ask is of one node and lives as long as its [`Ask`]; a node sees its own asks only; asks are bounded by the
+//! readers, readers by [`READERS_MAX`].
+//!
+//! Left to others: deciding what to ask (`reader`), telling nodes (their sessions), taking what they send (`node_service`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_state::ids::{self, NodeId};
+use mesh_state::proto::{LogBatch, LogsWanted, WantedLog};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Clients that read logs at one time.
+pub const READERS_MAX: usize = 128;
+
+/// What a node did about an ask.
+#[derive(Debug)]
+pub enum News {
+    /// It begins to tell.
+    Opened,
+    /// It told this.
+    Batch(LogBatch),
+    /// It tells no more: it has told everything, or its stream broke.
+    Closed {
+        /// Whether it told everything.
+        whole: bool,
+    },
+}
+
+/// News of one ask, for its reader.
+pub type NewsOfAsk = (String, News);
+
+/// What is asked of all tasks alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// What they write to stdout.
+    pub(crate) stdout: bool,
+    /// What they write to stderr.
+    pub(crate) stderr: bool,
+    /// What they will write, too.
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    node: NodeId,
+    wanted: Wanted,
+    logs: Vec<WantedLog>,
+    reader: mpsc::Sender<NewsOfAsk>,
+    dropped: CancellationToken,
+    opened: bool,
+}
+
+/// What one manager asks of nodes.
+#[derive(Debug)]
+pub struct LogBroker {
+    asks: Mutex<BTreeMap<String, Entry>>,
+    changed: watch::Sender<()>,
+    places: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+impl Default for LogBroker {
+    fn default() -> Self {
+        Self::new(CancellationToken::new())
+    }
+}
+
+impl LogBroker {
+    /// Asks nothing yet; readers end at `closing`.
+    pub fn new(closing: CancellationToken) -> Self {
+        let places = Arc::new(Semaphore::new(READERS_MAX));
+        Self { asks: Mutex::default(), changed: watch::channel(()).0, places, closing }
+    }
+
+    /// A place for one reader; `None` when all are taken.
+    pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// Ends every reader.
+    pub(crate) fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Asks `node`; its news goes to `reader`.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        node: NodeId,
+        wanted: Wanted,
+        logs: Vec<WantedLog>,
+        reader: mpsc::Sender<NewsOfAsk>,
+    ) -> Ask {
+        let id = ids::random_text(&mut rand::rng());
+        let dropped = CancellationToken::new();
+        let entry = Entry { node, wanted, logs, reader, dropped, opened: false };
+        self.asks().insert(id.clone(), entry);
+        self.changed.send_replace(());
+        Ask { id, broker: Arc::clone(self) }
+    }
+
+    /// Tells of every change of what is asked.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// What `node` is asked and was not told yet by the session that `told` belongs to.
+    pub fn untold(&self, node: &NodeId, told: &mut Told) -> Vec<LogsWanted> {
+        let asks = self.asks();
+        told.0.retain(|id, _| asks.contains_key(id));
+        let mut untold = Vec::new();
+        for (id, entry) in asks.iter().filter(|(_, entry)| &entry.node == node) {
+            let known = told.0.get(id).copied().unwrap_or_default();
+            if known < entry.logs.len() {
+                told.0.insert(id.clone(), entry.logs.len());
+                untold.push(entry.message(id, known));
+            }
+        }
+        untold
+    }
+
+    /// Where `node` is to send what it was asked, and what ends it; `None` if it wasn't asked, or answers twice.
+    pub fn open(&self, id: &str, node: &NodeId) -> Option<(mpsc::Sender<NewsOfAsk>, CancellationToken)> {
+        let mut asks = self.asks();
+        let entry = asks.get_mut(id).filter(|entry| &entry.node == node && !entry.opened)?;
+        entry.opened = true;
+        Some((entry.reader.clone(), entry.dropped.clone()))
+    }
+
+    fn asks(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn message(&self, id: &str, known: usize) -> LogsWanted {
+        LogsWanted {
+            ask_id: id.to_owned(),
+            logs: self.logs[known..].to_vec(),
+            stdout: self.wanted.stdout,
+            stderr: self.wanted.stderr,
+            follow: self.wanted.follow,
+            manager: String::new(),
+        }
+    }
+}
+
+/// What one session has told its node: asks, and how many of their logs.
+#[derive(Debug, Default)]
+pub struct Told(BTreeMap<String, usize>);
+
+/// An ask that stands until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    id: String,
+    broker: Arc<LogBroker>,
+}
+
+impl Ask {
+    /// Its id, which its news carries.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Asks for more logs of the same node.
+    pub(crate) fn extend(&self, more: Vec<WantedLog>) {
+        if let Some(entry) = self.broker.asks().get_mut(&self.id) {
+            entry.logs.extend(more);
+        }
+        self.broker.changed.send_replace(());
+    }
+}
+
+impl Drop for Ask {
+    fn drop(&mut self) {
+        if let Some(entry) = self.broker.asks().remove(&self.id) {
+            entry.dropped.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted = Wanted { stdout: true, stderr: false, follow: true };
+
+    fn logs<const N: usize>(tasks: [&str; N]) -> Vec<WantedLog> {
+        let log = |task: &str| WantedLog { task_id: task.to_owned(), since: String::new(), tail: -1 };
+        tasks.map(log).to_vec()
+    }
+
+    fn names(messages: &[LogsWanted]) -> Vec<&str> {
+        messages.iter().flat_map(|wanted| wanted.logs.iter().map(|log| log.task_id.as_str())).collect()
+    }
+
+    #[test]
+    fn a_node_is_told_its_own_asks_once_and_what_is_added() {
+        let broker = Arc::new(LogBroker::default());
+        let (reader, _news) = mpsc::channel(1);
+        let changes = broker.changes();
+        let (a, b) = (NodeId::from("a"), NodeId::from("b"));
+        let ask = broker.ask(a.clone(), WANTED, logs(["t1", "t2"]), reader);
+        assert!(changes.has_changed().unwrap(), "sessions don't hear of the ask");
+        let mut told = Told::default();
+        assert_eq!(names(&broker.untold(&a, &mut told)), ["t1", "t2"]);
+        assert!(broker.untold(&a, &mut told).is_empty(), "told twice");
+        assert!(broker.untold(&b, &mut Told::default()).is_empty(), "told to another node");
+        ask.extend(logs(["t3"]));
+        assert_eq!(names(&broker.untold(&a, &mut told)), ["t3"]);
+        assert_eq!(names(&broker.untold(&a, &mut Told::default())), ["t1", "t2", "t3"], "to a new session");
+        drop(ask);
+        assert!(broker.untold(&a, &mut Told::default()).is_empty(), "told after its end");
+    }
+
+    #[test]
+    fn only_the_asked_node_answers_and_only_once() {
+        let broker = Arc::new(LogBroker::default());
+        let (reader, _news) = mpsc::channel(1);
+        let ask = broker.ask("a".into(), WANTED, logs(["t1"]), reader);
+        assert!(broker.open(ask.id(), &"b".into()).is_none(), "another node's answer was taken");
+        assert!(broker.open("unknown", &"a".into()).is_none());
+        let (_, dropped) = broker.open(ask.id(), &"a".into()).expect("the asked node's answer");
+        assert!(broker.open(ask.id(), &"a".into()).is_none(), "a second answer was taken");
+        drop(ask);
+        assert!(dropped.is_cancelled(), "the node's stream goes on");
+    }
+
+    #[test]
+    fn readers_are_bounded() {
+        let broker = LogBroker::default();
+        let all: Vec<_> = std::iter::from_fn(|| broker.enter()).collect();
+        assert_eq!(all.len(), READERS_MAX);
+        drop(all);
+        assert!(broker.enter().is_some());
+    }
+}

@@ -1,0 +1,118 @@
+//! Asking a node through the manager that holds its stream.
+//!
+//! etcd is the only bus between managers, so the ask is a key there for the seconds that it takes to be heard; what the node then
+//! tells comes to the asking manager directly.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::ids::NodeId;
+use mesh_state::log_ask::{AskedLog, LogAsk};
+use mesh_state::proto::{LogsWanted, WantedLog};
+use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
+use mesh_state::{codec, keys};
+
+use super::broker::Wanted;
+
+/// How long an ask may wait to be heard.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+
+/// This manager, to others.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    /// Where asks are left.
+    pub(crate) store: Arc<dyn Store>,
+    /// This manager's name.
+    pub(crate) manager: String,
+    /// Where nodes reach it.
+    pub(crate) address: SocketAddr,
+}
+
+impl Forwarder {
+    /// Leaves an ask for the manager of `node`, in the background. One that isn't heard is an ask that isn't answered.
+    pub(crate) fn leave(&self, node: NodeId, ask_id: String, wanted: Wanted, logs: &[WantedLog]) {
+        let ask = LogAsk {
+            manager: self.manager.clone(),
+            address: self.address.to_string(),
+            logs: logs.iter().map(stored).collect(),
+            stdout: wanted.stdout,
+            stderr: wanted.stderr,
+            follow: wanted.follow,
+        };
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            match put(store.as_ref(), &node, &ask_id, &ask).await {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!(%node, "the node to be asked for logs is gone"),
+                Err(error) => tracing::warn!(%node, %error, "ask for logs through another manager"),
+            }
+        });
+    }
+}
+
+async fn put(store: &dyn Store, node: &NodeId, ask_id: &str, ask: &LogAsk) -> Result<bool, StoreError> {
+    let value = match codec::encode(ask) {
+        Ok(value) => value,
+        Err(error) => {
+            tracing::error!(%error, "write an ask down");
+            return Ok(false);
+        }
+    };
+    let lease = store.grant_lease(HEARD_WITHIN).await?;
+    let op = Op::put_leased(keys::log_ask(node, ask_id), value, lease);
+    let outcome = store.txn(vec![Compare::Exists(keys::node(node))], vec![op]).await?;
+    Ok(matches!(outcome, TxnOutcome::Committed(_)))
+}
+
+/// The message to the node.
+pub(crate) fn message(ask_id: &str, ask: &LogAsk) -> LogsWanted {
+    let log = |log: &AskedLog| WantedLog {
+        task_id: log.task.to_string(),
+        since: log.since.clone(),
+        tail: log.tail,
+    };
+    LogsWanted {
+        ask_id: ask_id.to_owned(),
+        logs: ask.logs.iter().map(log).collect(),
+        stdout: ask.stdout,
+        stderr: ask.stderr,
+        follow: ask.follow,
+        manager: ask.address.clone(),
+    }
+}
+
+fn stored(log: &WantedLog) -> AskedLog {
+    AskedLog { task: log.task_id.as_str().into(), since: log.since.clone(), tail: log.tail }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::store::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ask_reaches_the_node_as_it_was_left_and_vanishes() {
+        let store = MemoryStore::new();
+        let node = NodeId::from("n1");
+        let logs = [WantedLog { task_id: "t1".to_owned(), since: "1.5".to_owned(), tail: 7 }];
+        let ask = LogAsk {
+            manager: "m1".to_owned(),
+            address: "10.77.0.11:2377".to_owned(),
+            logs: logs.iter().map(stored).collect(),
+            stdout: true,
+            stderr: false,
+            follow: true,
+        };
+        assert!(!put(&store, &node, "a1", &ask).await.unwrap(), "an ask of no member was left");
+        store.txn(vec![], vec![Op::put(keys::node(&node), b"{}".to_vec())]).await.unwrap();
+        assert!(put(&store, &node, "a1", &ask).await.unwrap());
+        let key = keys::log_ask(&node, "a1");
+        let read: LogAsk = codec::decode(&store.get(&key).await.unwrap().unwrap().value).unwrap();
+        let message = message("a1", &read);
+        assert_eq!((message.logs, message.manager.as_str()), (logs.to_vec(), "10.77.0.11:2377"));
+        tokio::time::sleep(HEARD_WITHIN + Duration::from_secs(5)).await;
+        assert!(store.get(&key).await.unwrap().is_none(), "the ask stays in the store");
+    }
+}

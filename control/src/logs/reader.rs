@@ -1,0 +1,306 @@
+//! One client that reads logs: which nodes are asked, and what comes of it.
+//!
+//! Invariants: a client that doesn't follow gets an end, whatever nodes do: each is told to the end, breaks off, or isn't there, and
+//! the last two are named at the end. A client that follows gets every task that appears, and a node that was away goes on where it
+//! was, without a line twice.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use mesh_state::ids::{NodeId, ServiceId, TaskId};
+use mesh_state::node::NodeState;
+use mesh_state::proto::{LogBatch, WantedLog};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::broker::{Ask, LogBroker, News, NewsOfAsk, Wanted};
+use super::forward::Forwarder;
+use super::frame::{Format, Origin};
+use super::selection::{Selection, Subject, select};
+use crate::snapshot::ClusterSnapshot;
+
+/// A node that doesn't begin to tell within this isn't there.
+const OPEN_DEADLINE: Duration = Duration::from_secs(5);
+/// A node whose stream broke is asked again after this.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Batches that wait for the client.
+const NEWS_WAITING: usize = 4;
+
+/// What a client reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    /// Whose logs.
+    pub(crate) subject: Subject,
+    /// The service that all of it belongs to.
+    pub(crate) service: ServiceId,
+    /// Which outputs, and whether what comes too.
+    pub(crate) wanted: Wanted,
+    /// From which moment on, Unix nanoseconds; absent: from the beginning.
+    pub(crate) since: Option<i64>,
+    /// So many lines of each task's past; negative: all.
+    pub(crate) tail: i64,
+    /// How lines are written.
+    pub(crate) format: Format,
+}
+
+/// A node that was asked.
+struct Asked {
+    ask: Ask,
+    logs: Vec<WantedLog>,
+    tasks: BTreeSet<TaskId>,
+    /// It must begin by then; `None` once it did.
+    open_by: Option<Instant>,
+}
+
+/// One client's reading.
+pub(crate) struct Reader {
+    reading: Reading,
+    broker: Arc<LogBroker>,
+    forwarder: Forwarder,
+    snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
+    news: mpsc::Receiver<NewsOfAsk>,
+    news_sender: mpsc::Sender<NewsOfAsk>,
+    asked: BTreeMap<NodeId, Asked>,
+    /// Nodes that aren't asked again before that moment.
+    paused: BTreeMap<NodeId, Instant>,
+    /// Tasks that have told everything.
+    ended: BTreeSet<TaskId>,
+    /// The newest line of each task, nanoseconds.
+    newest: BTreeMap<TaskId, i64>,
+    may_grow: bool,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    /// A reader of the cluster that `snapshots` show.
+    pub(crate) fn new(
+        reading: Reading,
+        broker: Arc<LogBroker>,
+        forwarder: Forwarder,
+        snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
+    ) -> Self {
+        let (news_sender, news) = mpsc::channel(NEWS_WAITING);
+        Self {
+            reading,
+            broker,
+            forwarder,
+            snapshots,
+            news,
+            news_sender,
+            asked: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            newest: BTreeMap::new(),
+            may_grow: false,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Reads until everything is told, the client goes away (`out` is closed) or the manager stops.
+    pub(crate) async fn run(mut self, out: mpsc::Sender<Bytes>) {
+        let closing = self.broker.closing().clone();
+        let follow = self.reading.wanted.follow;
+        self.look(true);
+        while !self.is_done() {
+            let wake = self.wakes_at();
+            tokio::select! {
+                () = out.closed() => return,
+                () = closing.cancelled() => return,
+                Some((ask, news)) = self.news.recv() => {
+                    let bytes = self.take(&ask, news);
+                    if !bytes.is_empty() && out.send(bytes).await.is_err() {
+                        return;
+                    }
+                }
+                changed = self.snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.look(follow);
+                }
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    self.give_up_late();
+                    self.look(follow);
+                }
+            }
+        }
+        if !self.problems.is_empty() {
+            let text = self.reading.format.incomplete(&self.problems);
+            if out.send(text).await.is_err() {
+                tracing::debug!("the client left before it was told what is missing");
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let told = self.asked.values().all(|asked| asked.tasks.iter().all(|task| self.ended.contains(task)));
+        if self.reading.wanted.follow { told && !self.may_grow } else { self.asked.is_empty() }
+    }
+
+    /// When something is to be done though nothing happens.
+    fn wakes_at(&self) -> Option<Instant> {
+        let late = self.asked.values().filter_map(|asked| asked.open_by);
+        late.chain(self.paused.values().copied()).min()
+    }
+
+    /// Compares what is asked with what there is; asks for what is new if `more`.
+    fn look(&mut self, more: bool) {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let gone: Vec<NodeId> = self
+            .asked
+            .iter()
+            .filter(|(node, asked)| asked.open_by.is_some() && !is_available(&snapshot, node))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for node in gone {
+            self.lose(&node);
+        }
+        if more {
+            let selection = select(&snapshot, &self.reading.subject, self.reading.wanted.follow);
+            self.ask(&snapshot, selection);
+        }
+    }
+
+    fn ask(&mut self, snapshot: &ClusterSnapshot, selection: Selection) {
+        self.may_grow = selection.may_grow;
+        if !self.reading.wanted.follow {
+            let never = selection.unscheduled.iter();
+            self.problems.extend(never.map(|task| format!("task {task} has not been scheduled")));
+        }
+        let now = Instant::now();
+        self.paused.retain(|_, until| *until > now);
+        for (node, mut tasks) in selection.on_nodes {
+            let known = self.asked.get(&node).map(|asked| &asked.tasks);
+            tasks
+                .retain(|task| !self.ended.contains(task) && known.is_none_or(|known| !known.contains(task)));
+            if tasks.is_empty() || self.paused.contains_key(&node) {
+                continue;
+            }
+            if known.is_none() && !is_available(snapshot, &node) {
+                self.miss(&node);
+                continue;
+            }
+            let logs: Vec<_> = tasks.iter().map(|task| self.wanted_log(task)).collect();
+            let asked = match self.asked.entry(node.clone()) {
+                Entry::Occupied(asked) => {
+                    let asked = asked.into_mut();
+                    asked.ask.extend(logs.clone());
+                    asked
+                }
+                Entry::Vacant(place) => {
+                    let reader = self.news_sender.clone();
+                    let ask = self.broker.ask(node.clone(), self.reading.wanted, logs.clone(), reader);
+                    let open_by = Some(now + OPEN_DEADLINE);
+                    place.insert(Asked { ask, logs: Vec::new(), tasks: BTreeSet::new(), open_by })
+                }
+            };
+            asked.logs.extend(logs);
+            asked.tasks.extend(tasks);
+            let heard_by = snapshot.liveness.get(&node).map(|liveness| &liveness.manager);
+            if heard_by != Some(&self.forwarder.manager) {
+                let id = asked.ask.id().to_owned();
+                self.forwarder.leave(node, id, self.reading.wanted, &asked.logs);
+            }
+        }
+    }
+
+    /// A task that told something before goes on behind its newest line.
+    fn wanted_log(&self, task: &TaskId) -> WantedLog {
+        let (since, tail) = match self.newest.get(task) {
+            Some(newest) => (Some(newest.saturating_add(1)), -1),
+            None => (self.reading.since, self.reading.tail),
+        };
+        let since = since.map(seconds_of).unwrap_or_default();
+        WantedLog { task_id: task.to_string(), since, tail }
+    }
+
+    /// Takes news in; what of it the client is to get.
+    fn take(&mut self, ask: &str, news: News) -> Bytes {
+        let asked = self.asked.iter_mut().find(|(_, asked)| asked.ask.id() == ask);
+        // A node may still speak that was given up.
+        let Some((node, asked)) = asked else { return Bytes::new() };
+        let node = node.clone();
+        match news {
+            News::Opened => asked.open_by = None,
+            News::Batch(batch) => return self.take_batch(&node, batch),
+            News::Closed { whole: true } if !self.reading.wanted.follow => {
+                self.asked.remove(&node);
+            }
+            News::Closed { .. } => self.lose(&node),
+        }
+        Bytes::new()
+    }
+
+    fn take_batch(&mut self, node: &NodeId, batch: LogBatch) -> Bytes {
+        let Some(asked) = self.asked.get_mut(node) else { return Bytes::new() };
+        let mut out = BytesMut::new();
+        for line in &batch.lines {
+            let task = TaskId::from(line.task_id.as_str());
+            if asked.tasks.contains(&task) {
+                let origin = Origin { node, service: &self.reading.service, task: &task };
+                self.reading.format.line(&mut out, origin, line);
+                self.newest.insert(task, line.unix_ns);
+            }
+        }
+        for end in batch.ends {
+            let task = TaskId::from(end.task_id);
+            if !asked.tasks.contains(&task) {
+                continue;
+            }
+            match (end.error.as_str(), self.reading.wanted.follow) {
+                ("", _) => {}
+                (error, false) => self.problems.push(format!("task {task}: {error}")),
+                // It is asked for again.
+                (_, true) => {
+                    asked.tasks.remove(&task);
+                    self.paused.insert(node.clone(), Instant::now() + PAUSE);
+                    continue;
+                }
+            }
+            self.ended.insert(task);
+        }
+        out.freeze()
+    }
+
+    /// A node that can't be asked, or not any more.
+    fn lose(&mut self, node: &NodeId) {
+        self.asked.remove(node);
+        self.miss(node);
+        if self.reading.wanted.follow {
+            self.paused.insert(node.clone(), Instant::now() + PAUSE);
+        }
+    }
+
+    fn miss(&mut self, node: &NodeId) {
+        // Whoever follows gets it when the node is back.
+        if !self.reading.wanted.follow {
+            self.problems.push(format!("node {node} is not available"));
+        }
+    }
+
+    fn give_up_late(&mut self) {
+        let now = Instant::now();
+        let late = self.asked.iter().filter(|(_, asked)| asked.open_by.is_some_and(|by| by <= now));
+        let late: Vec<NodeId> = late.map(|(node, _)| node.clone()).collect();
+        for node in late {
+            self.lose(&node);
+        }
+    }
+}
+
+/// Whether a node can be asked: a silent one would not hear of it.
+fn is_available(snapshot: &ClusterSnapshot, node: &NodeId) -> bool {
+    snapshot.nodes.contains_key(node) && snapshot.node_state(node) == NodeState::Ready
+}
+
+/// Unix nanoseconds as the engine takes a moment.
+fn seconds_of(nanoseconds: i64) -> String {
+    const SECOND: i64 = 1_000_000_000;
+    format!("{}.{:09}", nanoseconds.div_euclid(SECOND), nanoseconds.rem_euclid(SECOND))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! Readers against nodes that the test plays, on a paused clock.
+
+use mesh_state::proto::{LogEnd, LogLine};
+use mesh_state::store::MemoryStore;
+use mesh_state::task::TaskState;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::fixtures::{World, service, task};
+
+/// A reader of service `web`, with a running task `on-a` on node a and one on b.
+struct Played {
+    world: World,
+    snapshots: watch::Sender<Arc<ClusterSnapshot>>,
+    broker: Arc<LogBroker>,
+    out: mpsc::Receiver<Bytes>,
+}
+
+impl Played {
+    fn start(follow: bool, prepare: impl FnOnce(&mut World)) -> Self {
+        let mut world = World::with_nodes(["a", "b"]);
+        world.put_service(&service("web", 2));
+        for (slot, node) in (1..).zip(["a", "b"]) {
+            let mut one = task(&format!("on-{node}"), "web", slot);
+            one.node_id = Some(node.into());
+            world.put_task(&one);
+            world.report(&one.id, TaskState::Running);
+        }
+        prepare(&mut world);
+        let (snapshots, seen) = watch::channel(Arc::new(world.snapshot.clone()));
+        let broker = Arc::new(LogBroker::new(CancellationToken::new()));
+        let reading = Reading {
+            subject: Subject::Service("web".into()),
+            service: "web".into(),
+            wanted: Wanted { stdout: true, stderr: true, follow },
+            since: Some(1_500_000_000),
+            tail: 10,
+            format: Format { raw: true, timestamps: false, details: false },
+        };
+        let forwarder = Forwarder {
+            store: Arc::new(MemoryStore::new()),
+            manager: "m1".to_owned(),
+            address: "127.0.0.1:2377".parse().unwrap(),
+        };
+        let (sender, out) = mpsc::channel(4);
+        tokio::spawn(Reader::new(reading, Arc::clone(&broker), forwarder, seen).run(sender));
+        Self { world, snapshots, broker, out }
+    }
+
+    fn show(&self) {
+        self.snapshots.send_replace(Arc::new(self.world.snapshot.clone()));
+    }
+
+    /// Waits until `node` is asked; opens its stream.
+    async fn open(&self, node: &str) -> Node {
+        let node = NodeId::from(node);
+        let mut changes = self.broker.changes();
+        loop {
+            let mut asks = self.broker.untold(&node, &mut super::super::broker::Told::default());
+            let open = asks.pop().and_then(|ask| Some((self.broker.open(&ask.ask_id, &node)?, ask)));
+            if let Some(((news, dropped), ask)) = open {
+                let opened = Node { id: ask.ask_id, logs: ask.logs, news, dropped };
+                opened.say(News::Opened).await;
+                return opened;
+            }
+            changes.changed().await.unwrap();
+        }
+    }
+
+    /// What comes until the end.
+    async fn rest(mut self) -> String {
+        let mut text = String::new();
+        while let Some(bytes) = self.out.recv().await {
+            text.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+        text
+    }
+
+    async fn next(&mut self) -> String {
+        String::from_utf8(self.out.recv().await.expect("more of the stream").to_vec()).unwrap()
+    }
+}
+
+struct Node {
+    id: String,
+    logs: Vec<WantedLog>,
+    news: mpsc::Sender<NewsOfAsk>,
+    dropped: CancellationToken,
+}
+
+impl Node {
+    async fn say(&self, news: News) {
+        self.news.send((self.id.clone(), news)).await.unwrap();
+    }
+
+    async fn line(&self, task: &str, unix_ns: i64, text: &str) {
+        let line = LogLine {
+            task_id: task.to_owned(),
+            unix_ns,
+            data: text.as_bytes().to_vec(),
+            ..LogLine::default()
+        };
+        self.say(News::Batch(LogBatch { lines: vec![line], ..LogBatch::default() })).await;
+    }
+
+    async fn end(&self, task: &str, error: &str) {
+        let end = LogEnd { task_id: task.to_owned(), error: error.to_owned() };
+        self.say(News::Batch(LogBatch { ends: vec![end], ..LogBatch::default() })).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_nodes_are_asked_and_the_stream_ends_when_all_have_told() {
+    let played = Played::start(false, |_| {});
+    let (a, b) = (played.open("a").await, played.open("b").await);
+    assert_eq!((a.logs[0].since.as_str(), a.logs[0].tail), ("1.500000000", 10));
+    a.line("on-a", 1, "one\n").await;
+    b.line("on-b", 2, "two\n").await;
+    b.line("on-a", 3, "forged\n").await;
+    for (node, task) in [(&a, "on-a"), (&b, "on-b")] {
+        node.end(task, "").await;
+        node.say(News::Closed { whole: true }).await;
+    }
+    assert_eq!(played.rest().await, "one\ntwo\n", "b was not asked for on-a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cant_be_had_is_named_at_the_end_and_nothing_hangs() {
+    let played = Played::start(false, |world| {
+        world.set_liveness(&"a".into(), NodeState::Silent);
+        let mut third = task("third", "web", 3);
+        third.node_id = Some("b".into());
+        world.put_task(&third);
+        world.report(&third.id, TaskState::Running);
+    });
+    let b = played.open("b").await;
+    b.line("on-b", 1, "kept\n").await;
+    b.end("third", "no engine").await;
+    b.say(News::Closed { whole: false }).await;
+    let text = played.rest().await;
+    assert!(text.starts_with("kept\n") && text.contains("incomplete log stream"), "saw {text}");
+    for reason in ["node a is not available", "task third: no engine", "node b is not available"] {
+        assert!(text.contains(reason), "expected {reason:?} in {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_never_answers_is_given_up() {
+    let played = Played::start(false, |_| {});
+    let a = played.open("a").await;
+    a.say(News::Closed { whole: true }).await;
+    let text = played.rest().await;
+    assert!(text.contains("reasons: node b is not available"), "saw {text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_gets_new_tasks_and_a_returning_node_goes_on_where_it_was() {
+    let mut played = Played::start(true, |_| {});
+    let a = played.open("a").await;
+    a.line("on-a", 7_000_000_001, "before\n").await;
+    assert_eq!(played.next().await, "before\n");
+    a.say(News::Closed { whole: false }).await;
+    let again = played.open("a").await;
+    assert!(a.dropped.is_cancelled(), "the first stream still stands");
+    let log = &again.logs[0];
+    assert_eq!(
+        (log.since.as_str(), log.tail),
+        ("7.000000002", -1),
+        "it begins anew instead of behind its last line"
+    );
+
+    let mut new = task("new", "web", 3);
+    new.node_id = Some("a".into());
+    played.world.put_task(&new);
+    played.world.report(&new.id, TaskState::Starting);
+    let mut changes = played.broker.changes();
+    played.show();
+    changes.changed().await.unwrap();
+    again.line("new", 1, "hello\n").await;
+    assert_eq!(played.next().await, "hello\n");
+    drop(played.out);
+    again.dropped.cancelled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn following_a_service_ends_with_it() {
+    let mut played = Played::start(true, |_| {});
+    let (a, b) = (played.open("a").await, played.open("b").await);
+    a.end("on-a", "").await;
+    b.end("on-b", "").await;
+    played.world.remove_service("web");
+    played.show();
+    assert_eq!(played.rest().await, "", "an end without a word");
+}

@@ -1,0 +1,224 @@
+//! `GET /events`: the engine's events and the cluster's in one stream.
+//!
+//! Invariants: an event is passed on whole, never mixed with another; the engine's stream is the base: when it ends the answer ends,
+//! while a manager that goes away is asked again until it is back; nothing is buffered but the line that is coming in.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::{Request, Response, StatusCode, Uri};
+use serde_json::Value;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::Body;
+use super::error::full;
+use super::filters::Query;
+use super::upstream::Upstream;
+
+/// Bytes of one event. Labels are in it.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+/// How long a manager may take to begin.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon a manager that went away is asked again.
+const CONTROL_PAUSE: Duration = Duration::from_secs(2);
+
+/// Answers `request` out of both; `engine` has answered already.
+pub(super) async fn merged(
+    request: Request<Empty<Bytes>>,
+    engine: Response<Incoming>,
+    control: Upstream,
+) -> Response<Body> {
+    if engine.status() != StatusCode::OK {
+        return engine.map(BodyExt::boxed);
+    }
+    let (mut head, body) = engine.into_parts();
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers.remove(TRANSFER_ENCODING);
+    let query = Query::of(request.uri());
+    let ends_now = query.value("until").is_some_and(|until| is_past(&until, SystemTime::now()));
+    let mut events = Events { engine: Lines::new(body), cluster: Cluster::new(request, control) };
+    events.cluster.connect().await;
+    if ends_now {
+        return Response::from_parts(head, full(events.sorted().await));
+    }
+    let frames = stream::unfold(events, async |mut events| {
+        let line = events.next().await?;
+        Some((line.map(Frame::data), events))
+    });
+    Response::from_parts(head, StreamBody::new(frames).boxed())
+}
+
+/// Both streams.
+struct Events {
+    engine: Lines,
+    cluster: Cluster,
+}
+
+impl Events {
+    /// The next event of either; `None` at the engine's end.
+    async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        tokio::select! {
+            line = self.engine.next() => line,
+            line = self.cluster.next() => Some(Ok(line)),
+        }
+    }
+
+    /// All of a past that both know whole, in the order of time.
+    async fn sorted(mut self) -> Bytes {
+        let mut lines = Vec::new();
+        while let Some(Ok(line)) = self.engine.next().await {
+            lines.push(line);
+        }
+        if let Some(mut cluster) = self.cluster.lines.take() {
+            while let Some(Ok(line)) = cluster.next().await {
+                lines.push(line);
+            }
+        }
+        lines.sort_by_key(|line| time_of(line));
+        lines.concat().into()
+    }
+}
+
+/// The cluster's events, as long as a manager tells them.
+struct Cluster {
+    request: Request<Empty<Bytes>>,
+    control: Upstream,
+    lines: Option<Lines>,
+    /// When to ask again; `None` if asking is no use.
+    again_at: Option<Instant>,
+}
+
+impl Cluster {
+    fn new(request: Request<Empty<Bytes>>, control: Upstream) -> Self {
+        Self { request, control, lines: None, again_at: None }
+    }
+
+    async fn connect(&mut self) {
+        let mut request = Request::new(Empty::<Bytes>::new());
+        request.uri_mut().clone_from(self.request.uri());
+        match self.control.call_within(CONTROL_TIMEOUT, request).await {
+            Ok(answer) if answer.status() == StatusCode::OK => {
+                self.lines = Some(Lines::new(answer.into_body()));
+                self.again_at = None;
+            }
+            // What the manager refuses it will refuse again; the engine has taken it.
+            Ok(answer) if answer.status().is_client_error() => self.again_at = None,
+            Ok(answer) => {
+                debug!(status = %answer.status(), "no events of the cluster yet");
+                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+            }
+            Err(error) => {
+                debug!(%error, "no events of the cluster yet");
+                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+            }
+        }
+        // A manager that comes back knows nothing older than itself, and what it told before would come twice.
+        *self.request.uri_mut() = without_since(self.request.uri());
+    }
+
+    /// The next event; waits for ever if none can come.
+    async fn next(&mut self) -> Bytes {
+        loop {
+            if let Some(lines) = &mut self.lines {
+                if let Some(Ok(line)) = lines.next().await {
+                    return line;
+                }
+                self.lines = None;
+                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+            }
+            match self.again_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+            self.connect().await;
+        }
+    }
+}
+
+/// A body's lines. Waiting for one can be given up and begun again.
+struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Lines {
+    fn new(body: Incoming) -> Self {
+        Self { body, buffer: BytesMut::new() }
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        loop {
+            if let Some(line) = take_line(&mut self.buffer) {
+                return Some(Ok(line));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                // What is left is no whole event.
+                None => return None,
+            }
+        }
+    }
+}
+
+/// A line with its end, or as much of an endless one as is kept.
+fn take_line(buffer: &mut BytesMut) -> Option<Bytes> {
+    let end = buffer.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+    let length = end.or((buffer.len() > EVENT_BYTES_MAX).then_some(buffer.len()))?;
+    Some(buffer.split_to(length).freeze())
+}
+
+/// When an event happened, in nanoseconds.
+fn time_of(line: &[u8]) -> i64 {
+    let event: Option<Value> = serde_json::from_slice(line).ok();
+    event.and_then(|event| event["timeNano"].as_i64()).unwrap_or_default()
+}
+
+/// Whether a moment, `seconds[.nanoseconds]`, has passed.
+fn is_past(moment: &str, now: SystemTime) -> bool {
+    let seconds = moment.split('.').next().and_then(|seconds| seconds.parse::<u64>().ok());
+    seconds.is_some_and(|seconds| UNIX_EPOCH + Duration::from_secs(seconds) < now)
+}
+
+fn without_since(uri: &Uri) -> Uri {
+    let query = Query::of(uri).without("since").encoded();
+    format!("{}?{query}", uri.path()).parse().unwrap_or_else(|_| uri.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_out_whole() {
+        let mut buffer = BytesMut::from(&b"{\"a\":1}\n{\"b\""[..]);
+        assert_eq!(take_line(&mut buffer).as_deref(), Some(&b"{\"a\":1}\n"[..]));
+        assert_eq!(take_line(&mut buffer), None);
+        buffer.extend_from_slice(b":2}\n");
+        assert_eq!(take_line(&mut buffer).as_deref(), Some(&b"{\"b\":2}\n"[..]));
+        let mut endless = BytesMut::from(vec![b'x'; EVENT_BYTES_MAX + 1].as_slice());
+        assert!(take_line(&mut endless).is_some(), "an endless line is kept whole");
+    }
+
+    #[test]
+    fn events_are_told_apart_by_time() {
+        assert_eq!(time_of(br#"{"timeNano":17,"time":1}"#), 17);
+        assert_eq!(time_of(b"nonsense"), 0);
+        let now = UNIX_EPOCH + Duration::from_secs(100);
+        assert!(is_past("99.999999999", now) && is_past("99", now));
+        assert!(!is_past("101", now) && !is_past("soon", now) && !is_past("", now));
+    }
+
+    #[test]
+    fn a_manager_that_comes_back_is_asked_for_what_is_new() {
+        let uri = "/v1.41/events?since=1.5&filters=%7B%7D&until=9".parse().unwrap();
+        assert_eq!(without_since(&uri).to_string(), "/v1.41/events?filters=%7B%7D&until=9");
+    }
+}
