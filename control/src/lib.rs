@@ -40,6 +40,7 @@ pub mod context;
 pub mod logs;
 pub mod mesh_table;
 pub mod node_service;
+pub mod port_clash;
 
 pub mod admin;
 pub mod backoff;

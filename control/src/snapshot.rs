@@ -17,7 +17,7 @@ use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, Tas
 use mesh_state::keys::{self, Key};
 use mesh_state::log_ask::LogAsk;
 use mesh_state::network::Network;
-use mesh_state::node::{Liveness, Node, NodeState};
+use mesh_state::node::{Liveness, Node, NodeState, PortClash};
 use mesh_state::service::Service;
 use mesh_state::spec::ServiceSpec;
 use mesh_state::store::{Change, KeyValue};
@@ -71,6 +71,8 @@ pub struct ClusterSnapshot {
     pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
     /// Mesh-table generations that nodes hold.
     pub acks: BTreeMap<NodeId, Stored<u64>>,
+    /// Published ports that nodes can't listen on.
+    pub clashes: BTreeMap<NodeId, Stored<Vec<PortClash>>>,
     /// Names claimed: (kind, name) to id.
     pub names: BTreeMap<(String, String), Stored<String>>,
     /// Ports claimed: (protocol, port) to service.
@@ -181,6 +183,7 @@ impl ClusterSnapshot {
             Key::Node(id) => keep(self.read(item), id, &mut self.nodes),
             Key::Liveness(id) => keep(self.read(item), id, &mut self.liveness),
             Key::Ack(id) => keep(self.read(item), id, &mut self.acks),
+            Key::Clashes(id) => keep(self.read(item), id, &mut self.clashes),
             Key::Task(id) => self.put_task(id, item),
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
             Key::Network(id) => keep(self.read(item), id, &mut self.networks),
@@ -227,6 +230,7 @@ impl ClusterSnapshot {
             Key::Node(id) => drop(self.nodes.remove(&id)),
             Key::Liveness(id) => drop(self.liveness.remove(&id)),
             Key::Ack(id) => drop(self.acks.remove(&id)),
+            Key::Clashes(id) => drop(self.clashes.remove(&id)),
             Key::Task(id) => {
                 self.unindex_task(&id);
                 self.tasks.remove(&id);

@@ -15,12 +15,13 @@ use mesh_agent::task::logs::{LogLine, LogRequest, LogSource, LogStream};
 use mesh_agent::task::runtime::RuntimeError;
 use mesh_agent::view::NodeView;
 use mesh_state::ids::{NodeId, TaskId};
-use mesh_state::node::NodeDescription;
+use mesh_state::node::{NodeDescription, PortClash};
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::membership_server::{Membership, MembershipServer};
 use mesh_state::proto::node_service_server::{NodeService, NodeServiceServer};
 use mesh_state::proto::{self, AgentMessage, ControlMessage};
+use mesh_state::spec::Protocol;
 use mesh_state::task::{TaskState, TaskStatus};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
@@ -189,6 +190,7 @@ async fn serve(ca: &Arc<Ca>) -> Running {
 
 /// The agent's side of a link under test.
 struct Agent {
+    clashes: watch::Sender<Vec<PortClash>>,
     statuses: mpsc::Sender<(TaskId, TaskStatus)>,
     assignments: mpsc::Receiver<AssignmentChange>,
     view: watch::Receiver<Arc<NodeView>>,
@@ -205,6 +207,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
     let (statuses, status_receiver) = mpsc::channel(16);
     let (assignment_sender, assignments) = mpsc::channel(16);
     let (applied, applied_receiver) = watch::channel(0);
+    let (clashes, clashes_receiver) = watch::channel(Vec::new());
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
     let shutdown = CancellationToken::new();
@@ -218,11 +221,12 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         assignments: assignment_sender,
         view: view_sender,
         applied: applied_receiver,
+        clashes: clashes_receiver,
         relay_keys: keys_sender,
         connected: connected_sender,
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
-    Agent { statuses, assignments, view, applied, keys, connected, description, shutdown }
+    Agent { statuses, assignments, view, applied, clashes, keys, connected, description, shutdown }
 }
 
 /// A source whose tasks count for ever, in lines; `gone` has no container and `broken` no engine.
@@ -308,6 +312,15 @@ async fn a_session_carries_everything_both_ways() {
     agent.applied.send_replace(5);
     let acked = session.hear(|up| if let Up::TableAck(ack) = up { Some(ack.generation) } else { None }).await;
     assert_eq!(acked, 5);
+
+    let clash = PortClash { protocol: Protocol::Tcp, port: 80, reason: "taken".into() };
+    agent.clashes.send_replace(vec![clash]);
+    let told = |up| if let Up::PortClashes(told) = up { told.clashes.first().cloned() } else { None };
+    let expected = proto::PortClash { protocol: "tcp".into(), port: 80, reason: "taken".into() };
+    assert_eq!(session.hear(told).await, expected);
+    agent.clashes.send_replace(vec![]);
+    let is_over = |up| if let Up::PortClashes(told) = up { Some(told.clashes.is_empty()) } else { None };
+    assert!(session.hear(is_over).await, "an end is told too");
 
     let assignments = proto::Assignments { full: false, set: vec![], removed_task_ids: vec!["t1".into()] };
     session.say(Down::Assignments(assignments)).await;

@@ -154,7 +154,12 @@ fn forget(
     }
     Ok(Transaction {
         compares: vec![Compare::ModRevision(keys::node(id), current.mod_revision)],
-        ops: vec![Op::delete(keys::node(id)), Op::delete(keys::liveness(id)), Op::delete(keys::ack(id))],
+        ops: vec![
+            Op::delete(keys::node(id)),
+            Op::delete(keys::liveness(id)),
+            Op::delete(keys::ack(id)),
+            Op::delete(keys::clashes(id)),
+        ],
     })
 }
 

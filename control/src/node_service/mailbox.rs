@@ -12,7 +12,7 @@ use mesh_state::Timestamp;
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::keys;
-use mesh_state::node::{Liveness, Node, NodeDescription, NodeState};
+use mesh_state::node::{Liveness, Node, NodeDescription, NodeState, PortClash};
 use mesh_state::store::{Compare, Op};
 use mesh_state::task::TaskStatus;
 use serde::Serialize;
@@ -26,6 +26,7 @@ pub struct Mailbox {
     acks: BTreeMap<NodeId, u64>,
     liveness: BTreeMap<NodeId, Heard>,
     descriptions: BTreeMap<NodeId, (NodeDescription, IpAddr)>,
+    clashes: BTreeMap<NodeId, Vec<PortClash>>,
 }
 
 /// Whether a node is heard, and since when.
@@ -82,6 +83,11 @@ impl Mailbox {
         self.descriptions.insert(node, (description, address));
     }
 
+    /// `node` can't listen on these published ports, and on all others.
+    pub fn put_clashes(&mut self, node: NodeId, clashes: Vec<PortClash>) {
+        self.clashes.insert(node, clashes);
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -110,6 +116,11 @@ impl Mailbox {
         self.descriptions.retain(|id, (description, address)| {
             let node = snapshot.nodes.get(id);
             node.is_some_and(|node| node.description != *description || node.address != Some(*address))
+        });
+        self.clashes.retain(|id, clashes| {
+            // A node that never had any has no record.
+            let stored = snapshot.clashes.get(id).map_or(&[][..], |stored| &stored.value);
+            snapshot.nodes.contains_key(id) && stored != clashes.as_slice()
         });
     }
 
@@ -153,6 +164,9 @@ impl Mailbox {
         for (id, generation) in &self.acks {
             entries.push(write(keys::ack(id), snapshot.acks.get(id), keys::node(id), generation)?);
         }
+        for (id, clashes) in &self.clashes {
+            entries.push(write(keys::clashes(id), snapshot.clashes.get(id), keys::node(id), clashes)?);
+        }
         Ok(entries)
     }
 }
@@ -177,6 +191,7 @@ fn stored_status<'a>(snapshot: &'a ClusterSnapshot, task: &TaskId) -> Option<&'a
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::spec::Protocol;
     use mesh_state::task::TaskState;
 
     use super::*;
@@ -266,6 +281,21 @@ mod tests {
         assert_eq!(keys_of(&mut late, &world, "m1"), [key], "its own manager says so");
         world.set_liveness(&"a".into(), NodeState::Down);
         assert_eq!(keys_of(&mut late, &world, "m1"), Vec::<String>::new(), "down is more than silent");
+    }
+
+    #[test]
+    fn clashes_are_written_when_they_change_and_cleared_when_they_end() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        let key = keys::clashes(&"a".into());
+        mailbox.put_clashes("a".into(), Vec::new());
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "none, and none before");
+        let clash = PortClash { protocol: Protocol::Tcp, port: 80, reason: "taken".to_owned() };
+        mailbox.put_clashes("a".into(), vec![clash.clone()]);
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key.as_str()]);
+        world.put(key.clone(), &vec![clash]);
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "the store holds it");
+        mailbox.put_clashes("a".into(), Vec::new());
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key], "it is over");
     }
 
     #[test]

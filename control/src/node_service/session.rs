@@ -14,10 +14,12 @@ use std::time::Duration;
 use chrono::Utc;
 use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, TaskId};
-use mesh_state::node::{NodeDescription, NodeState};
+use mesh_state::node::{NodeDescription, NodeState, PortClash};
+use mesh_state::proto;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
-use mesh_state::proto::{AgentMessage, ControlMessage, Hello, StatusAck, TaskStatuses, Welcome};
+use mesh_state::proto::{AgentMessage, ControlMessage, Hello, PortClashes, StatusAck, TaskStatuses, Welcome};
+use mesh_state::spec::Protocol;
 use mesh_state::task::TaskStatus;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -254,6 +256,10 @@ impl Session {
                 let node = self.node.clone();
                 self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
             }
+            Some(Up::PortClashes(told)) => {
+                let (node, clashes) = (self.node.clone(), port_clashes(told)?);
+                self.reports.leave(|mailbox| mailbox.put_clashes(node, clashes));
+            }
             Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
             None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
         }
@@ -370,4 +376,15 @@ impl Session {
         let node = self.node.clone();
         self.reports.leave(|mailbox| mailbox.put_heard(node, heard));
     }
+}
+
+/// What a node can't listen on, as it is stored.
+fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, End> {
+    let clash = |clash: proto::PortClash| {
+        let known = [Protocol::Tcp, Protocol::Udp];
+        let protocol = known.into_iter().find(|protocol| protocol.as_str() == clash.protocol)?;
+        Some(PortClash { protocol, port: u16::try_from(clash.port).ok()?, reason: clash.reason })
+    };
+    let clashes: Option<Vec<PortClash>> = told.clashes.into_iter().map(clash).collect();
+    clashes.ok_or(End::Protocol("a port clash that can't be read came"))
 }

@@ -11,6 +11,7 @@
 //! /mesh/v1/nodes/{id}
 //! /mesh/v1/liveness/{id}                whether the node is heard
 //! /mesh/v1/acks/{id}                    mesh-table generation that the node holds
+//! /mesh/v1/clashes/{id}                 published ports that the node can't listen on
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
@@ -79,6 +80,11 @@ pub fn ack(id: &NodeId) -> String {
     format!("{ROOT}acks/{id}")
 }
 
+/// Published ports that a node can't listen on.
+pub fn clashes(id: &NodeId) -> String {
+    format!("{ROOT}clashes/{id}")
+}
+
 /// A task.
 pub fn task(id: &TaskId) -> String {
     format!("{ROOT}tasks/{id}")
@@ -142,6 +148,8 @@ pub enum Key {
     Liveness(NodeId),
     /// A node's acknowledged generation.
     Ack(NodeId),
+    /// Published ports that a node can't listen on.
+    Clashes(NodeId),
     /// A task.
     Task(TaskId),
     /// A task's observed state.
@@ -179,6 +187,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("nodes", Some(id), None) => Key::Node(id.into()),
         ("liveness", Some(id), None) => Key::Liveness(id.into()),
         ("acks", Some(id), None) => Key::Ack(id.into()),
+        ("clashes", Some(id), None) => Key::Clashes(id.into()),
         ("tasks", Some(id), None) => Key::Task(id.into()),
         ("status", Some(id), None) => Key::Status(id.into()),
         ("networks", Some(id), None) => Key::Network(id.into()),
@@ -207,6 +216,7 @@ mod tests {
             (node(&node_id), Key::Node(node_id.clone())),
             (liveness(&node_id), Key::Liveness(node_id.clone())),
             (ack(&node_id), Key::Ack(node_id.clone())),
+            (clashes(&node_id), Key::Clashes(node_id)),
             (task(&task_id), Key::Task(task_id.clone())),
             (status(&task_id), Key::Status(task_id)),
             (network(&NetworkId::from("w")), Key::Network("w".into())),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::NodeId;
-use crate::spec::{Extra, Labels};
+use crate::spec::{Extra, Labels, Protocol};
 
 /// A node. Spec by the operator, the rest by the manager that admitted it, under a compare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +111,18 @@ pub struct NodeDescription {
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,
+}
+
+/// A published port that a node's userspace can't listen on: the node's own connections to it fail, and in `--datapath userspace`
+/// everyone's through that node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortClash {
+    /// Transport.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// Whether a node is heard. Written by the manager that holds its stream, and by the leader when no manager does.

@@ -110,6 +110,7 @@ impl Membership {
             measuring.await;
             Ok(())
         });
+        let clashes = self.proxy.clashes();
         let parts = worker::Parts {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
@@ -144,6 +145,7 @@ impl Membership {
             assignments: assignment_sender,
             view: self.state.view,
             applied: self.state.applied,
+            clashes,
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
             loads,

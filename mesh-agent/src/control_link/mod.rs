@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use mesh_state::ids::TaskId;
-use mesh_state::node::NodeDescription;
+use mesh_state::node::{NodeDescription, PortClash};
 use mesh_state::proto;
 use mesh_state::task::TaskStatus;
 use rand::seq::SliceRandom;
@@ -64,6 +64,8 @@ pub struct Ends {
     pub view: watch::Sender<Arc<NodeView>>,
     /// The generation that carries traffic.
     pub applied: watch::Receiver<u64>,
+    /// Published ports that this node can't listen on.
+    pub clashes: watch::Receiver<Vec<PortClash>>,
     /// The relay keys, which the link alone writes.
     pub relay_keys: watch::Sender<RelayKeys>,
     /// Loads: this node's own go up, others' come down.

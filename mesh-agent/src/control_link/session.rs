@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::node::PortClash;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::node_service_client::NodeServiceClient;
@@ -139,6 +140,7 @@ impl<'a> Session<'a> {
     async fn exchange(&mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
         self.link.outbox.resend();
         self.send_table_ack().await?;
+        self.send_clashes().await?;
         let mut flush_at = self.link.outbox.has_waiting().then(Instant::now);
         let mut resend = interval_at(Instant::now() + RESEND_INTERVAL, RESEND_INTERVAL);
         loop {
@@ -171,6 +173,10 @@ impl<'a> Session<'a> {
                 changed = self.link.ends.applied.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
                     self.send_table_ack().await?;
+                }
+                changed = self.link.ends.clashes.changed() => {
+                    changed.map_err(|_| SessionError::Stopping)?;
+                    self.send_clashes().await?;
                 }
             }
         }
@@ -234,6 +240,22 @@ impl<'a> Session<'a> {
         }
         send(&self.up, Up::TableAck(proto::TableAck { generation })).await
     }
+
+    /// Also if there are none: the manager may know of earlier ones.
+    async fn send_clashes(&mut self) -> Result<(), SessionError> {
+        let told = write_clashes(&self.link.ends.clashes.borrow_and_update());
+        send(&self.up, Up::PortClashes(told)).await
+    }
+}
+
+/// The clashes as the wire has them.
+fn write_clashes(clashes: &[PortClash]) -> proto::PortClashes {
+    let clash = |clash: &PortClash| proto::PortClash {
+        protocol: clash.protocol.to_string(),
+        port: clash.port.into(),
+        reason: clash.reason.clone(),
+    };
+    proto::PortClashes { clashes: clashes.iter().map(clash).collect() }
 }
 
 /// Tables of large clusters are larger than gRPC's usual 4 MiB.

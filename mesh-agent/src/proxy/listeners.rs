@@ -1,6 +1,6 @@
 //! The sockets of the published ports: really bound on every node, opened and closed as services come and go.
 //!
-//! Invariants: a port that something else holds is reported once, tried again every few seconds, and harms no other port;
+//! Invariants: a port that something else holds is said once and reported as long as it is held, tried again every few seconds, and harms no other port;
 //! closing a listener leaves its TCP connections alone.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_state::node::PortClash;
 use mesh_state::spec::Protocol;
 use socket2::Type;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,17 @@ impl Listeners {
         }
         let open = |(port, state): (&Published, &Port)| (*port, matches!(state, Port::Open(_)));
         proxy.ledger.set_listeners(self.ports.iter().map(open).collect());
+        proxy.tell_clashes(self.clashes());
+    }
+
+    fn clashes(&self) -> Vec<PortClash> {
+        let clash = |(published, state): (&Published, &Port)| match state {
+            Port::Open(_) => None,
+            Port::Clashes(reason) => {
+                Some(PortClash { protocol: published.0, port: published.1, reason: reason.clone() })
+            }
+        };
+        self.ports.iter().filter_map(clash).collect()
     }
 
     fn open(&mut self, proxy: &Arc<Proxy>, published: Published, service: &str) {
@@ -65,7 +77,7 @@ impl Listeners {
                 self.ports.insert(published, Port::Open(close));
             }
             Err(error) => {
-                let reason = error.to_string();
+                let reason = reason(&error, port);
                 let known =
                     matches!(self.ports.get(&published), Some(Port::Clashes(before)) if *before == reason);
                 if !known {
@@ -73,13 +85,26 @@ impl Listeners {
                         port,
                         protocol,
                         service,
-                        error = reason,
-                        "can't listen on a published port: find its holder with `ss -lntup sport = :{port}`; other ports go on"
+                        reason,
+                        "can't listen on a published port; other ports go on"
                     );
                 }
                 self.ports.insert(published, Port::Clashes(reason));
             }
         }
+    }
+}
+
+/// What keeps a port from being bound, with the next step.
+fn reason(error: &io::Error, port: u16) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("in use by another process, see `ss -lntup sport = :{port}` there")
+        }
+        io::ErrorKind::PermissionDenied => {
+            "no right to listen there, give mesh-agent CAP_NET_BIND_SERVICE".to_owned()
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_state::ids::BackendId;
+use mesh_state::node::PortClash;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -126,6 +127,8 @@ pub struct Proxy {
     stop: CancellationToken,
     /// Backends that get no new connections for now.
     ejected: watch::Sender<BTreeSet<BackendId>>,
+    /// Published ports that this node can't listen on.
+    clashes: watch::Sender<Vec<PortClash>>,
 }
 
 impl Proxy {
@@ -153,6 +156,7 @@ impl Proxy {
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             ejected: watch::Sender::default(),
+            clashes: watch::Sender::default(),
             settings,
         };
         Ok((Arc::new(proxy), relay))
@@ -232,6 +236,19 @@ impl Proxy {
             if changed {
                 present.clone_from(backends);
             }
+            changed
+        });
+    }
+
+    /// Published ports that this node can't listen on.
+    pub fn clashes(&self) -> watch::Receiver<Vec<PortClash>> {
+        self.clashes.subscribe()
+    }
+
+    fn tell_clashes(&self, clashes: Vec<PortClash>) {
+        self.clashes.send_if_modified(|present| {
+            let changed = *present != clashes;
+            *present = clashes;
             changed
         });
     }

@@ -8,6 +8,7 @@ use mesh_state::task::{Slot, Task as StoredTask, TaskState, TaskStatus};
 use serde::Serialize;
 
 use super::Version;
+use crate::port_clash;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
 /// A task.
@@ -118,7 +119,7 @@ impl Task {
                 Slot::Node(_) => None,
             },
             node_id: stored.node_id.as_ref().map(ToString::to_string),
-            status: Status::new(status, snapshot.error_of(stored), host_ports(snapshot, stored, status)),
+            status: Status::new(status, error(snapshot, stored), host_ports(snapshot, stored, status)),
             desired_state: desired(stored).as_str(),
             job_iteration: stored
                 .job_iteration
@@ -137,12 +138,12 @@ pub(crate) fn desired(task: &StoredTask) -> TaskState {
 }
 
 impl Status {
-    fn new(status: &TaskStatus, err: &str, ports: Vec<PortConfig>) -> Self {
+    fn new(status: &TaskStatus, err: String, ports: Vec<PortConfig>) -> Self {
         Self {
             timestamp: status.timestamp,
             state: status.state.as_str(),
             message: status.message.clone(),
-            err: err.to_owned(),
+            err,
             container_status: status.container.as_ref().map(|container| ContainerStatus {
                 container_id: container.container_id.clone(),
                 pid: container.pid,
@@ -150,6 +151,14 @@ impl Status {
             }),
             port_status: PortStatus { ports },
         }
+    }
+}
+
+/// What is wrong with the task itself, else with its service's published ports.
+fn error(snapshot: &ClusterSnapshot, task: &StoredTask) -> String {
+    match snapshot.error_of(task) {
+        "" => port_clash::of_task(snapshot, task).unwrap_or_default(),
+        own => own.to_owned(),
     }
 }
 
