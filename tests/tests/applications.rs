@@ -136,17 +136,15 @@ fn runs_what_it_pulls(cluster: &Cluster, image: &str) -> Result<()> {
         let docker = Docker::towards(&node.mesh_host);
         // Ended tasks' containers hold it for a moment.
         eventually("the image's removal", PATIENCE, || {
-            let ids = docker.run(&["images", "--quiet", "--filter", "reference=*:5000/team/box"])?;
-            if ids.trim().is_empty() {
-                return Ok(());
-            }
-            let names = docker.run(&["images", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}"])?;
-            let (repository, _) = image.rsplit_once(':').context("an image without a tag")?;
-            for name in names.lines().filter(|name| name.starts_with(repository)) {
-                let digest = name.rsplit_once('@').map_or(name, |(_, digest)| digest);
-                docker.run(&["rmi", &format!("{repository}@{digest}")])?;
-            }
-            Ok(())
+            let listed = docker.run(&[
+                "images",
+                "--digests",
+                "--filter",
+                "reference=*:5000/team/box",
+                "--format",
+                "{{.Repository}}@{{.Digest}}",
+            ])?;
+            listed.lines().try_for_each(|name| docker.run(&["rmi", name]).map(drop))
         })?;
     }
     Ok(())

@@ -32,11 +32,12 @@ if [ ! -e "$data/mysql" ]; then
       cat "$share/mysql_system_tables.sql" "$share/mysql_performance_tables.sql" "$share/mysql_system_tables_data.sql"
     } | mariadbd --bootstrap > /dev/null
 fi
+quoted() { sed -e 's/\\/\\\\/g' -e "s/'/''/g" "$1"; }
 umask 077
 cat > "$init" <<END
-alter user root@localhost identified by '$(cat "$MARIADB_ROOT_PASSWORD_FILE")';
+alter user root@localhost identified by '$(quoted "$MARIADB_ROOT_PASSWORD_FILE")';
 create database if not exists $MARIADB_DATABASE;
-create or replace user $MARIADB_USER@'%' identified by '$(cat "$MARIADB_PASSWORD_FILE")';
+create or replace user $MARIADB_USER@'%' identified by '$(quoted "$MARIADB_PASSWORD_FILE")';
 grant all on $MARIADB_DATABASE.* to $MARIADB_USER@'%';
 END
 chown mysql "$init"
