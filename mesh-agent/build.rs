@@ -1,5 +1,6 @@
 //! Compiles the kernel programs of `mesh-ebpf` from source, and tells the crate where the objects are:
-//! `env!("MESH_PROGRAMS_OBJECT")` for the data plane, `env!("MESH_PASS_OBJECT")` for the far ends of veth uplinks.
+//! `env!("MESH_PROGRAMS_OBJECT")` for the data plane, `env!("MESH_PASS_OBJECT")` for the far ends of veth uplinks, and
+//! `env!("MESH_FROM_TUNNEL_OBJECT")` for tests of the tunnel's hook.
 
 #[path = "../mesh-ebpf/compile.rs"]
 mod compile;
@@ -9,8 +10,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Objects, and the variables that tell where they are.
-const OBJECTS: [(&str, &str); 2] =
-    [("mesh-programs", "MESH_PROGRAMS_OBJECT"), ("mesh-pass", "MESH_PASS_OBJECT")];
+const OBJECTS: [(&str, &str); 3] = [
+    ("mesh-programs", "MESH_PROGRAMS_OBJECT"),
+    ("mesh-pass", "MESH_PASS_OBJECT"),
+    ("mesh-from-tunnel", "MESH_FROM_TUNNEL_OBJECT"),
+];
 
 fn main() -> Result<(), String> {
     let programs = variable("CARGO_MANIFEST_DIR")?.join("../mesh-ebpf");

@@ -5,11 +5,13 @@
 use std::fs;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use mesh_ebpf::abi::{AllowedKey, BackendLoad, DropReason, Flow, FlowKey, Nat, NatKey, names};
-use mesh_ebpf::pipeline;
+use mesh_ebpf::abi::{
+    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowKey, Live, Nat, NatKey,
+    Node, Service, ServiceKey, names,
+};
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
 use mesh_ebpf::testing::{Fixture, Frame, Hook, HostTables, Setup};
@@ -17,6 +19,10 @@ use mesh_ebpf::verdict::Verdict;
 
 /// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
 const OUTPUT_MAX: usize = 2048;
+/// Backends, nodes, slots and services of fixtures have smaller numbers.
+const IDS_MAX: u32 = 16;
+/// The program that gives a packet an origin.
+const FROM_TUNNEL: &str = "mesh_from_tunnel";
 
 /// What a program run left behind.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ fn return_value(hook: Hook, verdict: Verdict) -> i32 {
         (Hook::Xdp, Verdict::Bounce) => XDP_TX,
         (Hook::Xdp, other) => panic!("XDP does not {other:?}"),
         (_, Verdict::Pass) => TC_UNSPEC,
-        (_, Verdict::Drop(_) | Verdict::Refuse(_)) => TC_SHOT,
+        (_, Verdict::Drop(_)) => TC_SHOT,
         (
             _,
             Verdict::Bounce
@@ -55,18 +61,14 @@ fn return_value(hook: Hook, verdict: Verdict) -> i32 {
             | Verdict::Deliver { .. }
             | Verdict::Tunnel(_),
         ) => TC_REDIRECT,
+        (_, verdict) => panic!("{verdict:?} is no end"),
     }
 }
 
 fn on_host(fixture: &Fixture) -> Outcome {
     let tables = HostTables::new(fixture.setup.clone());
     let mut packet = Frame::new(fixture.input.clone());
-    let verdict = match fixture.hook {
-        Hook::Xdp => pipeline::xdp(&mut packet, &tables),
-        Hook::Uplink => pipeline::uplink(&mut packet, &tables),
-        Hook::Tunnel(origin) => pipeline::tunnel(&mut packet, &tables, origin),
-        Hook::Task => pipeline::task(&mut packet, &tables),
-    };
+    let verdict = fixture.hook.run(&mut packet, &tables);
     assert_eq!(verdict, fixture.verdict, "verdict of: {}", fixture.name);
     let counted = tables.counted.borrow();
     let count =
@@ -91,61 +93,91 @@ fn drops(count: impl Fn(DropReason) -> u64) -> Vec<(&'static str, u64)> {
     all.filter(|(_, count)| *count > 0).collect()
 }
 
-/// The fixture in the kernel; `None` for a hook that a test run can't imitate.
-fn in_kernel(fixture: &Fixture) -> Option<Outcome> {
-    let mut programs = load();
-    fill(&mut programs, &fixture.setup);
-    let mut packet = vec![0; OUTPUT_MAX];
-    let options = TestRunOptions {
-        data_in: Some(&fixture.input),
-        data_out: Some(&mut packet),
-        ..TestRunOptions::new()
-    };
-    let (returned, len) = match fixture.hook {
-        Hook::Xdp => {
-            let program: &mut Xdp = program(&mut programs, names::PROGRAM_XDP);
-            program.load().expect("verifier accepts");
-            let result = program.test_run(options).expect("XDP test run");
-            (result.return_value, result.data_size_out)
-        }
-        Hook::Uplink | Hook::Task => {
-            let name = if fixture.hook == Hook::Task { names::PROGRAM_TASK } else { names::PROGRAM_UPLINK };
-            let program: &mut SchedClassifier = program(&mut programs, name);
-            program.load().expect("verifier accepts");
-            let result = program.test_run(options).expect("TC test run");
-            (result.return_value, result.data_size_out)
-        }
-        Hook::Tunnel(_) => return None,
-    };
-    packet.truncate(len as usize);
-    let counters: PerCpuArray<&MapData, u64> =
-        PerCpuArray::try_from(programs.map(names::DROPS).expect("map of drops")).expect("per-CPU array");
-    let at = |index: u32| counters.get(&index, 0).expect("drops").iter().sum::<u64>();
-    let loads: Array<&MapData, BackendLoad> =
-        Array::try_from(programs.map(names::LOADS).expect("map of loads")).expect("array");
-    Some(Outcome {
-        returned: returned.cast_signed(),
-        packet,
-        drops: drops(|reason| at(reason as u32 * 2) + at(reason as u32 * 2 + 1)),
-        tables: [
-            entries::<FlowKey, Flow>(&programs, names::FLOWS_HALF_OPEN),
-            entries::<FlowKey, Flow>(&programs, names::FLOWS_ESTABLISHED),
-            entries::<NatKey, Nat>(&programs, names::NAT_HALF_OPEN),
-            entries::<NatKey, Nat>(&programs, names::NAT_ESTABLISHED),
-        ],
-        loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
-    })
+/// The programs in the kernel, their maps emptied before each fixture.
+struct Kernel {
+    programs: Ebpf,
+    /// Gives packets an origin before they come to the tunnel's hook.
+    from_tunnel: Ebpf,
+    /// What programs continue by: an array forgets its programs when it is dropped.
+    _arrays: [ProgramArray<MapData>; 2],
 }
 
-fn load() -> Ebpf {
-    let object = fs::read(env!("MESH_PROGRAMS_OBJECT")).expect("compiled programs");
-    let mut loader = EbpfLoader::new();
-    for table in
-        [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED]
-    {
-        loader.map_max_entries(table, 64);
+impl Kernel {
+    fn load() -> Self {
+        let object = |path| fs::read(path).expect("compiled programs");
+        let mut loader = EbpfLoader::new();
+        for table in
+            [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED]
+        {
+            loader.map_max_entries(table, 64);
+        }
+        let mut programs = loader.load(&object(env!("MESH_PROGRAMS_OBJECT"))).expect("maps are made");
+        let xdp: &mut Xdp = program(&mut programs, names::PROGRAM_XDP);
+        xdp.load().expect("verifier accepts mesh_xdp");
+        let mut edges = array(&mut programs, names::EDGES);
+        for edge in Edge::ALL {
+            enter(&mut edges, edge as u32, classifier(&mut programs, edge.program()));
+        }
+        classifier(&mut programs, names::PROGRAM_UPLINK);
+        classifier(&mut programs, names::PROGRAM_TASK);
+        let mut from_tunnel = Ebpf::load(&object(env!("MESH_FROM_TUNNEL_OBJECT"))).expect("maps are made");
+        classifier(&mut from_tunnel, FROM_TUNNEL);
+        let mut next = array(&mut from_tunnel, "NEXT");
+        enter(&mut next, 0, classifier(&mut programs, names::PROGRAM_TUNNEL));
+        Self { programs, from_tunnel, _arrays: [edges, next] }
     }
-    loader.load(&object).expect("maps are made")
+
+    fn run(&mut self, fixture: &Fixture) -> Outcome {
+        clear(&mut self.programs);
+        fill(&mut self.programs, &fixture.setup);
+        let mut packet = vec![0; OUTPUT_MAX];
+        let options = TestRunOptions {
+            data_in: Some(&fixture.input),
+            data_out: Some(&mut packet),
+            ..TestRunOptions::new()
+        };
+        let classifier = match fixture.hook {
+            Hook::Xdp => None,
+            Hook::Uplink => Some(program(&mut self.programs, names::PROGRAM_UPLINK)),
+            Hook::Task => Some(program(&mut self.programs, names::PROGRAM_TASK)),
+            Hook::Tunnel(origin) => {
+                let peer = u32::from_be_bytes(origin.peer);
+                set(&mut self.from_tunnel, "ORIGIN", (0..).zip([peer, origin.vni.0]));
+                Some(program::<SchedClassifier>(&mut self.from_tunnel, FROM_TUNNEL))
+            }
+        };
+        let (returned, len) = if let Some(classifier) = classifier {
+            let result = classifier.test_run(options).expect("TC test run");
+            (result.return_value, result.data_size_out)
+        } else {
+            let xdp: &mut Xdp = program(&mut self.programs, names::PROGRAM_XDP);
+            let result = xdp.test_run(options).expect("XDP test run");
+            (result.return_value, result.data_size_out)
+        };
+        packet.truncate(len as usize);
+        self.outcome(returned.cast_signed(), packet)
+    }
+
+    fn outcome(&self, returned: i32, packet: Vec<u8>) -> Outcome {
+        let programs = &self.programs;
+        let counters: PerCpuArray<&MapData, u64> =
+            PerCpuArray::try_from(programs.map(names::DROPS).expect("map of drops")).expect("per-CPU array");
+        let at = |index: u32| counters.get(&index, 0).expect("drops").iter().sum::<u64>();
+        let loads: Array<&MapData, BackendLoad> =
+            Array::try_from(programs.map(names::LOADS).expect("map of loads")).expect("array");
+        Outcome {
+            returned,
+            packet,
+            drops: drops(|reason| at(reason as u32 * 2) + at(reason as u32 * 2 + 1)),
+            tables: [
+                entries::<FlowKey, Flow>(programs, names::FLOWS_HALF_OPEN),
+                entries::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED),
+                entries::<NatKey, Nat>(programs, names::NAT_HALF_OPEN),
+                entries::<NatKey, Nat>(programs, names::NAT_ESTABLISHED),
+            ],
+            loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
+        }
+    }
 }
 
 fn program<'a, T>(programs: &'a mut Ebpf, name: &str) -> &'a mut T
@@ -154,6 +186,61 @@ where
     <&'a mut T as TryFrom<&'a mut aya::programs::Program>>::Error: std::fmt::Debug,
 {
     programs.program_mut(name).expect("program of that name").try_into().expect("program of that kind")
+}
+
+/// A TC program, loaded.
+fn classifier<'a>(programs: &'a mut Ebpf, name: &str) -> &'a SchedClassifier {
+    let program: &mut SchedClassifier = program(programs, name);
+    program.load().unwrap_or_else(|error| panic!("verifier accepts {name}: {error}"));
+    program
+}
+
+fn array(programs: &mut Ebpf, name: &str) -> ProgramArray<MapData> {
+    ProgramArray::try_from(programs.take_map(name).expect(name)).expect("array of programs")
+}
+
+fn enter(array: &mut ProgramArray<MapData>, index: u32, program: &SchedClassifier) {
+    array.set(index, program.fd().expect("loaded"), 0).expect("place in the array");
+}
+
+/// Takes out of the maps what fixtures put there, and what programs do.
+fn clear(programs: &mut Ebpf) {
+    let ids = || 0..IDS_MAX;
+    set(programs, names::CONFIG, [(0, Config::default())].into_iter());
+    set(programs, names::SLOTS, ids().map(|id| (id, 0u32)));
+    set(programs, names::BACKENDS, ids().map(|id| (id, Backend::default())));
+    set(programs, names::NODES, ids().map(|id| (id, Node::default())));
+    set(programs, names::LOADS, ids().map(|id| (id, BackendLoad::default())));
+    set(programs, names::LIVE, ids().map(|id| (id, Live::default())));
+    set(programs, names::ROUND_ROBIN, ids().map(|id| (id, 0u64)));
+    empty::<Address, u32>(programs, names::ADDRESSES);
+    empty::<Address, u32>(programs, names::PEERS);
+    empty::<ServiceKey, Service>(programs, names::SERVICES);
+    empty::<FlowKey, Flow>(programs, names::FLOWS_HALF_OPEN);
+    empty::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED);
+    empty::<NatKey, Nat>(programs, names::NAT_HALF_OPEN);
+    empty::<NatKey, Nat>(programs, names::NAT_ESTABLISHED);
+    let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
+    let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
+    let keys: Vec<_> = allowed.keys().map(|key| key.expect("key")).collect();
+    for key in keys {
+        allowed.remove(&key).expect("network");
+    }
+    let map = programs.map_mut(names::DROPS).expect("map of drops");
+    let mut drops: PerCpuArray<_, u64> = PerCpuArray::try_from(map).expect("per-CPU array");
+    let cpus = aya::util::nr_cpus().expect("number of CPUs");
+    for index in 0..drops.len() {
+        let zeros = PerCpuValues::try_from(vec![0; cpus]).expect("a value for each CPU");
+        drops.set(index, zeros, 0).expect("drops");
+    }
+}
+
+fn empty<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str) {
+    let mut map: HashMap<_, K, V> = HashMap::try_from(programs.map_mut(name).expect(name)).expect(name);
+    let keys: Vec<K> = map.keys().map(|key| key.expect(name)).collect();
+    for key in keys {
+        map.remove(&key).expect(name);
+    }
 }
 
 /// Writes what the host's tables start with into the maps.
@@ -204,11 +291,10 @@ fn kernel_agrees_with_the_host() {
         eprintln!("skipped: needs root");
         return;
     }
+    let mut kernel = Kernel::load();
     for fixture in fixtures::all() {
         let expected = on_host(&fixture);
         assert_eq!(expected.packet, fixture.output, "the host's packet of: {}", fixture.name);
-        if let Some(seen) = in_kernel(&fixture) {
-            assert_eq!(seen, expected, "kernel (left) and host (right) on: {}", fixture.name);
-        }
+        assert_eq!(kernel.run(&fixture), expected, "kernel (left) and host (right) on: {}", fixture.name);
     }
 }

@@ -41,6 +41,9 @@ pub trait Packet {
 
     /// How many packets of the wire this one stands for (segmentation offload).
     fn segments(&self) -> u32;
+
+    /// Bytes of payload in each of them; 0 if it stands for itself.
+    fn segment_size(&self) -> u32;
 }
 
 /// A packet that headers can be put in front of, and taken from: XDP's.

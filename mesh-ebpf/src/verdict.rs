@@ -1,9 +1,9 @@
 //! What is to become of a packet. The pipeline decides; the hook's program carries it out.
 
-use crate::abi::DropReason;
+use crate::abi::{DropReason, Edge};
 use crate::parse::vxlan::Vni;
 
-/// The fate of a packet.
+/// The fate of a packet, for those who look at it: see [`Fate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The next program, then the host stack.
@@ -31,17 +31,147 @@ pub enum Verdict {
     },
     /// Through the kernel's VXLAN device, which puts the outer headers on.
     Tunnel(Tunnel),
+    /// To another program, which decides: nothing has been done so far.
+    Continue(Edge),
+    /// To the program that makes an ICMP error of it; already counted.
+    Answer(Answer),
 }
 
-/// What the VXLAN device needs to know.
+/// Where the VXLAN device sends a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The VXLAN device.
-    pub ifindex: u32,
-    /// This node's IPv4 address.
-    pub local: [u8; 4],
-    /// The other node's.
+    /// The other node's IPv4 address.
     pub peer: [u8; 4],
     /// What the other node is told.
     pub vni: Vni,
+}
+
+/// An ICMP error that is to be made of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Why.
+    pub reason: DropReason,
+    /// The node whose tunnel it goes back through; 0.0.0.0: out of the interface that the packet came in by.
+    pub back: [u8; 4],
+}
+
+/// A [`Verdict`] as programs carry it: four words, all of them always written.
+///
+/// Fields that a variant of an enum doesn't have are undefined where paths with different variants meet, and the verifier
+/// refuses a program that so much as copies an undefined register. The same holds for what carries a fate: no function
+/// returns one in a `Result` or an `Option`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fate {
+    kind: u32,
+    /// Interface, reason or edge.
+    detail: u32,
+    /// The other node, as its address lies in memory.
+    peer: u32,
+    vni: u32,
+}
+
+/// Values of [`Fate::kind`].
+mod kind {
+    pub(super) const PASS: u32 = 0;
+    pub(super) const DROP: u32 = 1;
+    pub(super) const REFUSE: u32 = 2;
+    pub(super) const BOUNCE: u32 = 3;
+    pub(super) const EMIT: u32 = 4;
+    pub(super) const ROUTE: u32 = 5;
+    pub(super) const DELIVER: u32 = 6;
+    pub(super) const TUNNEL: u32 = 7;
+    pub(super) const CONTINUE: u32 = 8;
+    pub(super) const ANSWER: u32 = 9;
+}
+
+impl Fate {
+    /// See [`Verdict::Pass`].
+    pub const PASS: Self = Self::of(kind::PASS, 0);
+    /// See [`Verdict::Bounce`].
+    pub const BOUNCE: Self = Self::of(kind::BOUNCE, 0);
+
+    #[inline(always)]
+    const fn of(kind: u32, detail: u32) -> Self {
+        Self { kind, detail, peer: 0, vni: 0 }
+    }
+
+    /// See [`Verdict::Drop`].
+    #[inline(always)]
+    pub const fn dropped(reason: DropReason) -> Self {
+        Self::of(kind::DROP, reason as u32)
+    }
+
+    /// See [`Verdict::Refuse`].
+    #[inline(always)]
+    pub const fn refuse(reason: DropReason) -> Self {
+        Self::of(kind::REFUSE, reason as u32)
+    }
+
+    /// See [`Verdict::Emit`].
+    #[inline(always)]
+    pub const fn emit(ifindex: u32) -> Self {
+        Self::of(kind::EMIT, ifindex)
+    }
+
+    /// See [`Verdict::Route`].
+    #[inline(always)]
+    pub const fn route(ifindex: u32) -> Self {
+        Self::of(kind::ROUTE, ifindex)
+    }
+
+    /// See [`Verdict::Deliver`].
+    #[inline(always)]
+    pub const fn deliver(ifindex: u32) -> Self {
+        Self::of(kind::DELIVER, ifindex)
+    }
+
+    /// See [`Verdict::Tunnel`].
+    #[inline(always)]
+    pub const fn tunnel(peer: [u8; 4], vni: Vni) -> Self {
+        Self { kind: kind::TUNNEL, detail: 0, peer: u32::from_ne_bytes(peer), vni: vni.0 }
+    }
+
+    /// See [`Verdict::Continue`].
+    #[inline(always)]
+    pub const fn go_on(edge: Edge) -> Self {
+        Self::of(kind::CONTINUE, edge as u32)
+    }
+
+    /// See [`Verdict::Answer`].
+    #[inline(always)]
+    pub const fn answer(reason: DropReason, back: [u8; 4]) -> Self {
+        Self { kind: kind::ANSWER, detail: reason as u32, peer: u32::from_ne_bytes(back), vni: 0 }
+    }
+
+    /// Whether the packet goes on its way to a task.
+    #[inline(always)]
+    pub const fn is_forwarded(&self) -> bool {
+        self.kind == kind::DELIVER || self.kind == kind::TUNNEL
+    }
+
+    /// Why the packet is refused, if it is.
+    #[inline(always)]
+    pub fn refusal(&self) -> Option<DropReason> {
+        if self.kind == kind::REFUSE { Some(DropReason::from_number(self.detail)) } else { None }
+    }
+
+    /// The verdict.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        let (ifindex, peer) = (self.detail, self.peer.to_ne_bytes());
+        match self.kind {
+            kind::DROP => Verdict::Drop(DropReason::from_number(self.detail)),
+            kind::REFUSE => Verdict::Refuse(DropReason::from_number(self.detail)),
+            kind::BOUNCE => Verdict::Bounce,
+            kind::EMIT => Verdict::Emit { ifindex },
+            kind::ROUTE => Verdict::Route { ifindex },
+            kind::DELIVER => Verdict::Deliver { ifindex },
+            kind::TUNNEL => Verdict::Tunnel(Tunnel { peer, vni: Vni(self.vni) }),
+            kind::CONTINUE => Verdict::Continue(Edge::from_number(self.detail)),
+            kind::ANSWER => {
+                Verdict::Answer(Answer { reason: DropReason::from_number(self.detail), back: peer })
+            }
+            _ => Verdict::Pass,
+        }
+    }
 }

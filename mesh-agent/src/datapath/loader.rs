@@ -2,10 +2,10 @@
 //!
 //! Invariants: maps that are pinned already are used as they are, with what they hold; programs are always this binary's.
 
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use mesh_ebpf::abi::names;
+use mesh_ebpf::abi::{Edge, names};
 
 use super::config::TableSizes;
 use super::error::DatapathError;
@@ -35,7 +35,24 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
             .load()
             .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;
     }
+    load_edges(&mut ebpf, pins)?;
     Ok(ebpf)
+}
+
+/// Loads what the hooks' programs continue in, and puts it into the pinned array, each in one step in the place of what an
+/// earlier agent put there: that agent's hooks continue in these until they are replaced.
+fn load_edges(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), DatapathError> {
+    let mut edges: ProgramArray<MapData> = open(pins, names::EDGES)?;
+    for edge in Edge::ALL {
+        let program = edge.program();
+        let failed = |source| DatapathError::Program { program, source: Box::new(source) };
+        let classifier = classifier(ebpf, program)?;
+        classifier.load().map_err(failed)?;
+        edges
+            .set(edge as u32, classifier.fd().map_err(failed)?, 0)
+            .map_err(|error| DatapathError::map(names::EDGES, "update", error))?;
+    }
+    Ok(())
 }
 
 /// A TC program of the object.

@@ -4,11 +4,11 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Backend, BackendState, BackendStats, Be16, Config, Live, Mac, Mode, Node as Peer, Policy, Service,
+    Backend, BackendState, BackendStats, Be16, Config, Edge, Live, Mac, Mode, Node as Peer, Policy, Service,
     ServiceKey, backend_flag, names, protocol,
 };
 
@@ -39,6 +39,7 @@ pub(crate) struct Node {
     /// The task's namespace.
     pub(crate) task: Netns,
     programs: Ebpf,
+    _edges: ProgramArray<MapData>,
 }
 
 impl Node {
@@ -83,8 +84,8 @@ impl Node {
         task.ip(&format!("addr add 10.128.{number}.2/24 dev eth0"));
         task.ip("link set eth0 up");
         task.ip(&format!("route add default via 10.128.{number}.1"));
-        let programs = netns.within(|| load(datapath));
-        let mut node = Self { number, netns, task, programs };
+        let (programs, edges) = netns.within(|| load(datapath));
+        let mut node = Self { number, netns, task, programs, _edges: edges };
         node.configure();
         node
     }
@@ -235,7 +236,7 @@ impl Node {
 }
 
 /// Loads and attaches the programs in the namespace of this thread.
-fn load(datapath: Datapath) -> Ebpf {
+fn load(datapath: Datapath) -> (Ebpf, ProgramArray<MapData>) {
     let object = fs::read(env!("MESH_PROGRAMS_OBJECT")).expect("compiled programs");
     let mut loader = EbpfLoader::new();
     for table in
@@ -244,6 +245,7 @@ fn load(datapath: Datapath) -> Ebpf {
         loader.map_max_entries(table, 4096);
     }
     let mut programs = loader.load(&object).expect("programs load");
+    let edges = continue_by(&mut programs);
     let hooks = [
         (names::PROGRAM_UPLINK, "eth0"),
         (names::PROGRAM_TUNNEL, "mesh-vxlan0"),
@@ -258,7 +260,20 @@ fn load(datapath: Datapath) -> Ebpf {
     if datapath == Datapath::Xdp {
         attach_xdp(&mut programs, names::PROGRAM_XDP, "eth0");
     }
-    programs
+    (programs, edges)
+}
+
+/// Loads what hooks' programs continue in. The array forgets them when it is dropped.
+fn continue_by(programs: &mut Ebpf) -> ProgramArray<MapData> {
+    let map = programs.take_map(names::EDGES).expect("array of edges");
+    let mut edges: ProgramArray<MapData> = ProgramArray::try_from(map).expect("array of programs");
+    for edge in Edge::ALL {
+        let program: &mut SchedClassifier =
+            programs.program_mut(edge.program()).expect("edge").try_into().expect("a TC program");
+        program.load().expect("verifier accepts");
+        edges.set(edge as u32, program.fd().expect("loaded"), 0).expect("edge");
+    }
+    edges
 }
 
 fn attach_xdp(programs: &mut Ebpf, name: &str, device: &str) {

@@ -7,8 +7,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use mesh_ebpf::pipeline;
-use mesh_ebpf::testing::fixtures::{self, Fixture, Hook};
+use mesh_ebpf::testing::fixtures::{self, Fixture};
 use mesh_ebpf::testing::{Frame, HostTables};
 use mesh_ebpf::verdict::Verdict;
 
@@ -20,12 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let input = if kind & 1 == 0 { rest.to_vec() } else { laid_over(&fixture.input, rest) };
     let tables = HostTables::new(fixture.setup.clone());
     let mut packet = Frame::new(input.clone());
-    let verdict = match fixture.hook {
-        Hook::Xdp => pipeline::xdp(&mut packet, &tables),
-        Hook::Uplink => pipeline::uplink(&mut packet, &tables),
-        Hook::Tunnel(origin) => pipeline::tunnel(&mut packet, &tables, origin),
-        Hook::Task => pipeline::task(&mut packet, &tables),
-    };
+    let verdict = fixture.hook.run(&mut packet, &tables);
     assert!(verdict != Verdict::Pass || packet.bytes == input, "passed but changed, after: {}", fixture.name);
 });
 

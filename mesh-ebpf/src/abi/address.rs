@@ -29,8 +29,11 @@ impl Address {
     /// The v4-mapped form of `octets`.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self::from_words([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])])
+        // In words from the start: made of bytes, the compiler takes apart what came out of the packet in one piece.
+        let address = u32::from_ne_bytes(octets) as u64;
+        let half =
+            if cfg!(target_endian = "little") { address << 32 | 0xffff_0000 } else { 0xffff << 32 | address };
+        Self::from_words([0, half])
     }
 
     /// Both halves, as they lie in memory: what the kernel compares and copies in two steps instead of sixteen.

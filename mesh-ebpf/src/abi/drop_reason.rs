@@ -17,6 +17,12 @@ macro_rules! drop_reasons {
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
             }
+
+            /// The one with this number; of a number that none has, [`Self::Malformed`].
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Self {
+                match number { $($index => Self::$name,)+ _ => Self::Malformed }
+            }
         }
     };
 }
@@ -60,6 +66,7 @@ mod tests {
     fn numbers_are_dense_and_labels_distinct() {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{reason:?}");
+            assert_eq!(DropReason::from_number(*reason as u32), *reason);
             let twins = DropReason::ALL.iter().filter(|other| other.label() == reason.label()).count();
             assert_eq!(twins, 1, "label of {reason:?}");
         }

@@ -1,11 +1,11 @@
 //! The macro that declares shared structs, and the hash over all of them.
 
 use super::{
-    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
-    FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
+    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowKey, Fragment,
+    FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
 };
 
-/// Raised when a value's meaning changes while no layout does.
+/// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
 const REVISION: u64 = 1;
 
 /// Declares a `repr(C)` struct of the given size without hidden padding, and hashes its layout.
@@ -89,6 +89,7 @@ pub const ABI_HASH: u64 = {
         names::ALLOWED_MAX as u64,
         names::FRAGMENTS_MAX as u64,
         DropReason::ALL.len() as u64,
+        Edge::ALL.len() as u64,
         names::ADDRESSES_MAX as u64,
         names::SERVICES_MAX as u64,
         names::SLOTS_MAX as u64,

@@ -23,7 +23,9 @@
 //!    draining ones if none is active; a weight of n is n entries), then replace the value in
 //!    [`names::SERVICES`]: that single update is the swap. The old range may be reused after a few milliseconds
 //!    (no program runs longer). Without slots, new connections get a RST.
-//! 8. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
+//! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is attached. Without them
+//!    what is rare is left to the host stack, and what an ICMP error would answer is dropped.
+//! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
 //!    datapath: only the latter. In both, [`names::PROGRAM_TUNNEL`] (TC ingress of the VXLAN device) and
 //!    [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task).
 //!
@@ -47,6 +49,7 @@ mod backend;
 mod config;
 mod drop_reason;
 mod durations;
+mod edge;
 mod evicted;
 mod flow;
 mod layout;
@@ -59,6 +62,7 @@ pub use backend::{Backend, BackendState, Node, backend_flag};
 pub use config::Config;
 pub use drop_reason::DropReason;
 pub use durations::{BUCKETS, Histogram, Timed};
+pub use edge::Edge;
 pub use evicted::Evicted;
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
 pub use layout::ABI_HASH;

@@ -50,8 +50,11 @@ pub const DURATIONS: &str = "DURATIONS";
 /// [`super::Evicted::index`].
 pub const EVICTIONS: &str = "EVICTIONS";
 
+/// Array of programs, by [`super::Edge`]: what hooks' programs continue in.
+pub const EDGES: &str = "EDGES";
+
 /// Every map of the object.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 24] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -75,6 +78,7 @@ pub const MAPS: [&str; 23] = [
     FRAGMENTS,
     DURATIONS,
     EVICTIONS,
+    EDGES,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.

@@ -1,4 +1,4 @@
-//! The kernel programs, one for each hook. All of them share the maps of this one object.
+//! The kernel programs: one for each hook, and those that they continue in. All of them share the maps of this one object.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -8,9 +8,9 @@ mod programs {
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use mesh_ebpf::abi::Direction;
-    use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, origin};
+    use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, error, handed_over, origin};
     use mesh_ebpf::pipeline;
-    use mesh_ebpf::verdict::Verdict;
+    use mesh_ebpf::verdict::Fate;
 
     #[xdp(frags)]
     fn mesh_xdp(context: XdpContext) -> u32 {
@@ -21,11 +21,11 @@ mod programs {
     #[classifier]
     fn mesh_uplink(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let verdict = match Skb::new(context.skb.skb) {
+        let fate = match Skb::new(context.skb.skb) {
             Some(mut packet) => pipeline::uplink(&mut packet, &kernel),
-            None => Verdict::Pass,
+            None => Fate::PASS,
         };
-        act_skb(context.skb.skb, &kernel, Direction::Request, verdict)
+        act_skb(&context, &kernel, Direction::Request, fate)
     }
 
     #[classifier]
@@ -33,21 +33,68 @@ mod programs {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
         let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
-        let verdict = match Skb::new(context.skb.skb) {
+        let fate = match Skb::new(context.skb.skb) {
             Some(mut packet) => pipeline::tunnel(&mut packet, &kernel, origin),
-            None => Verdict::Pass,
+            None => Fate::PASS,
         };
-        act_skb(context.skb.skb, &kernel, direction, verdict)
+        act_skb(&context, &kernel, direction, fate)
     }
 
     #[classifier]
     fn mesh_task(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let verdict = match Skb::new(context.skb.skb) {
+        let fate = match Skb::new(context.skb.skb) {
             Some(mut packet) => pipeline::task(&mut packet, &kernel),
-            None => Verdict::Pass,
+            None => Fate::PASS,
         };
-        act_skb(context.skb.skb, &kernel, Direction::Reply, verdict)
+        act_skb(&context, &kernel, Direction::Reply, fate)
+    }
+
+    /// Continues the others: [`mesh_ebpf::abi::Edge::Refuse`].
+    #[classifier]
+    fn mesh_refuse(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let answer = handed_over(context.skb.skb);
+        let fate = match Skb::new(context.skb.skb) {
+            Some(mut packet) => pipeline::refuse(&mut packet, &kernel, &answer),
+            None => Fate::dropped(answer.reason),
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::UplinkError`].
+    #[classifier]
+    fn mesh_uplink_err(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match (Skb::new(context.skb.skb), error()) {
+            (Some(mut packet), Some(error)) => pipeline::uplink_error(&mut packet, &kernel, error),
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::TunnelError`].
+    #[classifier]
+    fn mesh_tunnel_err(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let origin = origin(context.skb.skb);
+        let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
+        let fate = match (Skb::new(context.skb.skb), error()) {
+            (Some(mut packet), Some(error)) => pipeline::tunnel_error(&mut packet, &kernel, origin, error),
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, direction, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::TaskError`].
+    #[classifier]
+    fn mesh_task_err(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match (Skb::new(context.skb.skb), error()) {
+            (Some(mut packet), Some(error)) => pipeline::task_error(&mut packet, &kernel, error),
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, Direction::Reply, fate)
     }
 
     /// Unreachable: the programs have no panicking paths, and the verifier would refuse the loop.

@@ -1,14 +1,15 @@
 //! The maps; their names are those of [`crate::abi::names`].
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
 use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Evicted, Flow,
-    FlowKey, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey,
-    names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
+    Flow, FlowKey, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service,
+    ServiceKey, names,
 };
+use crate::parse::icmp;
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
 const SERVICES_MAX: usize = names::SERVICES_MAX as usize;
@@ -71,3 +72,16 @@ pub(super) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = 
 pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PREALLOC> = PerCpuHashMap::new();
 #[btf_map]
 pub(super) static EVICTIONS: Array<u64, { Evicted::COUNT }> = Array::new();
+#[btf_map]
+pub(super) static EDGES: ProgramArray<{ Edge::ALL.len() }> = ProgramArray::new();
+
+/// Where an ICMP error is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither named nor pinned.
+#[btf_map]
+static ERROR: PerCpuArray<icmp::Error, 1> = PerCpuArray::new();
+
+/// This CPU's place for an ICMP error.
+#[inline(always)]
+pub fn error() -> Option<&'static mut icmp::Error> {
+    // SAFETY: zeros are a valid value, and the program that calls this once is the only one on this CPU until it ends.
+    ERROR.get_ptr_mut(0).map(|error| unsafe { &mut *error })
+}

@@ -9,7 +9,8 @@ mod sockets;
 mod tables;
 mod xdp;
 
-pub use act::{act_skb, act_xdp};
+pub use act::{act_skb, act_xdp, handed_over};
+pub use maps::error;
 pub use skb::{Skb, origin};
 pub use tables::Kernel;
 pub use xdp::Xdp;

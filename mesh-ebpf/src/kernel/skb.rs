@@ -15,13 +15,16 @@ use super::xdp::{load_between, store_between};
 use crate::abi::Address;
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::Vni;
-use crate::parse::{eth, ipv6};
+use crate::parse::{eth, fragment, icmp, ipv6, tcp};
 use crate::pipeline::Origin;
 
 /// `BPF_F_IPV6`, newer than the bindings: no header checksum makes up for a changed address.
 const IPV6: u64 = 1 << 7;
-/// Bytes that parsing may look at: all headers with the longest TCP options.
-const HEADERS_MAX: u32 = (eth::LEN + ipv6::LEN + 60) as u32;
+/// Bytes that parsing may look at: all headers with the longest TCP options, or those of an ICMP error and, quoted, of a first
+/// fragment as far as TCP's checksum.
+const HEADERS_MAX: u32 =
+    (eth::LEN + ipv6::LEN + icmp::LEN + ipv6::LEN + fragment::LEN_V6 + tcp::CHECKSUM + 2) as u32;
+const _: () = assert!(HEADERS_MAX as usize >= eth::LEN + ipv6::LEN + 60, "the longest TCP header");
 
 /// A packet at a TC hook.
 pub struct Skb {
@@ -138,6 +141,12 @@ impl Packet for Skb {
         // SAFETY: the context is valid for the program's run.
         let segments = unsafe { (*self.skb).gso_segs };
         if segments == 0 { 1 } else { segments }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.skb).gso_size }
     }
 }
 

@@ -25,6 +25,8 @@ const EEXIST: i32 = 17;
 pub struct Kernel {
     /// The program's context, for the socket lookup.
     context: *mut c_void,
+    /// Looked up once: it is asked for several times a packet.
+    config: Option<&'static Config>,
     flows: Table<FlowKey, Flow>,
     nats: Table<NatKey, Nat>,
 }
@@ -35,6 +37,7 @@ impl Kernel {
     pub fn new(context: *mut c_void) -> Self {
         Self {
             context,
+            config: maps::CONFIG.get(0).filter(|config| !config.address.is_none()),
             flows: Table { half_open: &maps::FLOWS_HALF_OPEN, established: &maps::FLOWS_ESTABLISHED },
             nats: Table { half_open: &maps::NAT_HALF_OPEN, established: &maps::NAT_ESTABLISHED },
         }
@@ -137,7 +140,7 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
-        maps::CONFIG.get(0).filter(|config| !config.address.is_none())
+        self.config
     }
 
     #[inline(always)]

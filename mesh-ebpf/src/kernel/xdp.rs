@@ -147,6 +147,11 @@ impl Packet for Xdp {
     fn segments(&self) -> u32 {
         1
     }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        0
+    }
 }
 
 impl Resizable for Xdp {

@@ -5,7 +5,7 @@ use crate::abi::Address;
 use crate::packet::Packet;
 
 /// The fields of a header that decisions need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// Where the header starts.
     pub offset: usize,

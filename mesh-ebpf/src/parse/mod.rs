@@ -4,6 +4,7 @@
 //! `None`, and left to the host stack.
 
 pub mod eth;
+pub mod fragment;
 pub mod icmp;
 pub mod ip;
 pub mod ipv4;
@@ -45,10 +46,16 @@ impl Segment {
         self.is_udp() || self.transport.flags.is_opening()
     }
 
+    /// Bytes of the IP and the transport header.
+    #[inline(always)]
+    pub const fn headers_len(&self) -> u32 {
+        (self.ip.header_len() + self.transport.len) as u32
+    }
+
     /// Bytes of payload.
     #[inline(always)]
     pub const fn payload_len(&self) -> u32 {
-        self.ip.total_len.saturating_sub((self.ip.header_len() + self.transport.len) as u32)
+        self.ip.total_len.saturating_sub(self.headers_len())
     }
 }
 

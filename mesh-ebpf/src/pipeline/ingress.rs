@@ -3,7 +3,7 @@
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
 use super::track::{self, Tracked};
-use super::{drop, load, macs, target, through};
+use super::{drop, is_too_big, load, macs, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
     flow_event, service_flag,
@@ -15,7 +15,7 @@ use crate::parse::Segment;
 use crate::parse::vxlan::Vni;
 use crate::rewrite::{self, Outer};
 use crate::select;
-use crate::verdict::Verdict;
+use crate::verdict::Fate;
 
 /// The hook that a packet is at. ICMP errors, which may be longer than what they answer, are left to TC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +24,29 @@ enum At {
     Tc,
 }
 
-/// The backend of a flow.
-pub(super) struct Chosen<'a> {
+/// What becomes of a packet. Every field is always written: see [`Fate`].
+#[derive(Clone, Copy)]
+pub(super) struct Choice<'a> {
+    /// The backend that it goes to; `None`: it is not forwarded, but as [`fate`](Self::fate) says.
+    backend: Option<&'a Backend>,
     id: u32,
-    backend: &'a Backend,
-    /// Its task's node is to answer the client directly.
+    /// The task's node is to answer the client directly.
     is_dsr: bool,
+    fate: Fate,
+}
+
+impl<'a> Choice<'a> {
+    /// The packet goes to this backend, as part of a flow with these events.
+    #[inline(always)]
+    const fn of(id: u32, backend: &'a Backend, events: u32) -> Self {
+        Self { backend: Some(backend), id, is_dsr: is_dsr(events), fate: Fate::PASS }
+    }
+
+    /// The packet is not forwarded.
+    #[inline(always)]
+    const fn none(fate: Fate) -> Self {
+        Self { backend: None, id: 0, is_dsr: false, fate }
+    }
 }
 
 /// XDP: sends on what is for another node, leaves the rest to TC.
@@ -39,19 +56,19 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
     lookups: &L,
     config: &Config,
     segment: &Segment,
-) -> Verdict {
-    let chosen = match choose(packet, lookups, segment, At::Xdp) {
-        Ok(chosen) => chosen,
-        Err(verdict) => return verdict,
+) -> Fate {
+    let choice = choose(packet, lookups, segment, At::Xdp);
+    let Some(backend) = choice.backend else {
+        return choice.fate;
     };
-    if chosen.backend.is_local() || segment.ip.total_len > config.tunnel_mtu {
-        return Verdict::Pass;
+    if backend.is_local() || segment.ip.total_len > config.tunnel_mtu {
+        return Fate::PASS;
     }
-    let Some(node) = lookups.node(chosen.backend.node) else {
-        return Verdict::Pass;
+    let Some(node) = lookups.node(backend.node) else {
+        return Fate::PASS;
     };
     if node.mac.is_none() || node.ifindex != packet.ifindex() {
-        return Verdict::Pass;
+        return Fate::PASS;
     }
     let outer = Outer {
         destination_mac: node.mac,
@@ -59,13 +76,13 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
         source: config.address.v4_octets(),
         destination: node.address.v4_octets(),
         port_be: config.tunnel_port_be,
-        vni: Vni::request(chosen.id, chosen.is_dsr),
+        vni: Vni::request(choice.id, choice.is_dsr),
     };
     if rewrite::encapsulate(packet, segment, &outer).is_none() {
         return drop(lookups, DropReason::Resize, Direction::Request);
     }
-    lookups.count_traffic(chosen.backend.service_index, chosen.id, Direction::Request, load(packet, segment));
-    Verdict::Bounce
+    lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));
+    Fate::BOUNCE
 }
 
 /// TC: sends on through the VXLAN device, or delivers to a task of this node.
@@ -75,43 +92,36 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     lookups: &L,
     config: &Config,
     segment: &Segment,
-) -> Verdict {
-    let chosen = match choose(packet, lookups, segment, At::Tc) {
-        Ok(chosen) => chosen,
-        Err(verdict) => return verdict,
+) -> Fate {
+    let choice = choose(packet, lookups, segment, At::Tc);
+    let Some(backend) = choice.backend else {
+        return choice.fate;
     };
-    let count = |packet: &P| {
-        lookups.count_traffic(
-            chosen.backend.service_index,
-            chosen.id,
-            Direction::Request,
-            load(packet, segment),
-        );
-    };
-    if chosen.backend.is_local() {
-        let verdict = target::deliver(packet, lookups, config, segment, chosen.id, &target::Source::Uplink);
-        if let Verdict::Deliver { .. } = verdict {
-            count(packet);
+    let fate = if backend.is_local() {
+        target::deliver(packet, lookups, config, segment, choice.id, &target::Source::Uplink)
+    } else {
+        match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
+            Some(_) if is_too_big(packet, config, segment) => Fate::refuse(DropReason::TooBig),
+            Some(node) => Fate::tunnel(node.address.v4_octets(), Vni::request(choice.id, choice.is_dsr)),
+            None => drop(lookups, DropReason::UnknownNode, Direction::Request),
         }
-        return verdict;
-    }
-    let Some(node) = lookups.node(chosen.backend.node).filter(|node| !node.address.is_none()) else {
-        return drop(lookups, DropReason::UnknownNode, Direction::Request);
     };
-    count(packet);
-    through(config, node.address.v4_octets(), Vni::request(chosen.id, chosen.is_dsr))
+    if fate.is_forwarded() {
+        lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));
+    }
+    fate
 }
 
-/// The backend for the packet: that of its flow, or a new one's. `Err`: it is not to be forwarded.
+/// The backend for the packet: that of its flow, or a new one's.
 #[inline(always)]
 fn choose<'a, P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &'a L,
     segment: &Segment,
     at: At,
-) -> Result<Chosen<'a>, Verdict> {
+) -> Choice<'a> {
     let Some(address_index) = lookups.address_index(&segment.ip.destination) else {
-        return Err(Verdict::Pass);
+        return Choice::none(Fate::PASS);
     };
     let transport = &segment.transport;
     let key = FlowKey {
@@ -120,24 +130,37 @@ fn choose<'a, P: Packet, L: Lookups>(
         reserved: [0; 2],
         vip: VipId::new(address_index, segment.ip.protocol, transport.destination_port_be.get()),
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
-        return open(packet, lookups, segment, &key, 0, at);
-    };
-    match go_on(packet, lookups, segment, &key, &flow)? {
-        Known::Goes(chosen) => Ok(chosen),
-        Known::Anew { avoided } => open(packet, lookups, segment, &key, avoided, at),
+    let mut avoided = 0;
+    if let Some(flow) = track::find(lookups.flows(), &key) {
+        let known = go_on(packet, lookups, segment, &key, &flow);
+        if !known.is_anew {
+            return known.choice;
+        }
+        avoided = known.avoided;
     }
+    open(packet, lookups, segment, &key, avoided, at)
 }
 
-/// What a packet of a flow that is known does.
-enum Known<'a> {
-    /// Goes to its backend.
-    Goes(Chosen<'a>),
-    /// Begins a new flow in the place of that one, if possible with another backend than this (0: with any).
-    Anew {
-        /// The backend.
-        avoided: u32,
-    },
+/// What a packet of a flow that is known does. Every field is always written: see [`Fate`].
+struct Known<'a> {
+    /// Unless it begins a new flow.
+    choice: Choice<'a>,
+    /// It begins a new flow in the place of that one.
+    is_anew: bool,
+    /// If possible with another backend than this; 0: with any.
+    avoided: u32,
+}
+
+impl<'a> Known<'a> {
+    #[inline(always)]
+    const fn goes(choice: Choice<'a>) -> Self {
+        Self { choice, is_anew: false, avoided: 0 }
+    }
+
+    #[inline(always)]
+    const fn anew(avoided: u32) -> Self {
+        Self { choice: Choice::none(Fate::PASS), is_anew: true, avoided }
+    }
 }
 
 /// A packet of a flow that is known.
@@ -148,7 +171,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
     segment: &Segment,
     key: &FlowKey,
     flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
-) -> Result<Known<'a>, Verdict> {
+) -> Known<'a> {
     let id = flow.value().backend;
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
     let now_ns = lookups.now_ns();
@@ -156,7 +179,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
         // Nobody repeats a datagram because of a RST: the next one finds another backend at once.
         if backend.is_none() || conntrack::is_closed(flow.value().events) {
             give_up(lookups, key, id, flow.value().events);
-            return Ok(Known::Anew { avoided: id });
+            return Known::anew(id);
         }
     } else if segment.transport.flags.is_opening() {
         let again = again(&flow.value(), backend, now_ns);
@@ -166,7 +189,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
         if let Again::Retries | Again::Begins = again {
             let events = flow.value().events;
             give_up(lookups, key, id, events);
-            return Ok(Known::Anew { avoided: if conntrack::is_unanswered(events) { id } else { 0 } });
+            return Known::anew(if conntrack::is_unanswered(events) { id } else { 0 });
         }
     }
     let Some(backend) = backend else {
@@ -177,7 +200,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
                 track::time(lookups, Timed::Flow, gone.service_index, &flow.entry);
             }
         }
-        return Err(Verdict::Refuse(DropReason::BackendGone));
+        return Known::goes(Choice::none(Fate::refuse(DropReason::BackendGone)));
     };
     let noted = track::note(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
     if noted.closes {
@@ -189,7 +212,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
         lookups.count_answered(id);
     }
     follow(packet, lookups, segment, key, flow, now_ns);
-    Ok(Known::Goes(Chosen { id, backend, is_dsr: is_dsr(flow.value().events) }))
+    Known::goes(Choice::of(id, backend, flow.value().events))
 }
 
 /// Forgets a flow in whose place another begins.
@@ -264,15 +287,15 @@ fn open<'a, P: Packet, L: Lookups>(
     key: &FlowKey,
     avoided: u32,
     at: At,
-) -> Result<Chosen<'a>, Verdict> {
+) -> Choice<'a> {
     let (ip, transport) = (&segment.ip, &segment.transport);
     let service_key =
         ServiceKey { port_be: transport.destination_port_be, protocol: ip.protocol, reserved: 0 };
     let Some(service) = lookups.service(&service_key) else {
-        return Err(Verdict::Pass);
+        return Choice::none(Fate::PASS);
     };
     if let Mode::Proxy = Mode::from_byte(service.mode) {
-        return Err(Verdict::Pass);
+        return Choice::none(Fate::PASS);
     }
     // A new TCP connection is nobody's; a datagram may be for a connected socket of the host.
     if !transport.flags.is_opening() {
@@ -284,28 +307,30 @@ fn open<'a, P: Packet, L: Lookups>(
             local_port_be: transport.destination_port_be,
         };
         if lookups.socket_owns(&connection) {
-            return Err(Verdict::Pass);
+            return Choice::none(Fate::PASS);
         }
     }
     if service.flags & service_flag::ALLOW_LIST != 0 && !lookups.is_allowed(service.index, &key.client) {
-        return Err(drop(lookups, DropReason::NotAllowed, Direction::Request));
+        return Choice::none(drop(lookups, DropReason::NotAllowed, Direction::Request));
     }
     if !segment.may_open() {
-        return Err(Verdict::Refuse(DropReason::NoFlow));
+        return Choice::none(Fate::refuse(DropReason::NoFlow));
     }
     let Some(id) = select::select(lookups, service, &key.client, avoided) else {
         if let At::Xdp = at
             && segment.is_udp()
         {
-            return Err(Verdict::Pass);
+            return Choice::none(Fate::PASS);
         }
         lookups.count_no_backend(service.index);
-        return Err(Verdict::Refuse(DropReason::NoBackend));
+        return Choice::none(Fate::refuse(DropReason::NoBackend));
     };
     let backend = lookups.backend(id);
     let is_remote = backend.is_some_and(|backend| !backend.is_local());
     let is_direct = is_remote && matches!(Mode::from_byte(service.mode), Mode::Dsr);
-    let (client_mac, node_mac) = macs(packet).ok_or(Verdict::Pass)?;
+    let Some((client_mac, node_mac)) = macs(packet) else {
+        return Choice::none(Fate::PASS);
+    };
     let now_ns = lookups.now_ns();
     let flow = Flow {
         seen_ns: now_ns,
@@ -326,13 +351,13 @@ fn open<'a, P: Packet, L: Lookups>(
                 let other = other.value();
                 (other.backend, lookups.backend(other.backend), other.events)
             }
-            None => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
+            None => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
         },
-        Opened::Refused => return Err(drop(lookups, DropReason::TableFull, Direction::Request)),
+        Opened::Refused => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
     };
     match backend {
-        Some(backend) => Ok(Chosen { id, backend, is_dsr: is_dsr(events) }),
-        None => Err(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
+        Some(backend) => Choice::of(id, backend, events),
+        None => Choice::none(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
     }
 }
 

@@ -5,9 +5,8 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::{task, tunnel, uplink, xdp};
 use crate::csum;
-use crate::testing::fixtures::{self, Fixture, Hook};
+use crate::testing::fixtures::{self, Fixture};
 use crate::testing::{Frame, HostTables};
 use crate::verdict::Verdict;
 
@@ -21,12 +20,7 @@ static FIXTURES: LazyLock<Vec<Fixture>> = LazyLock::new(fixtures::all);
 fn run(fixture: &Fixture, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
     let tables = HostTables::new(fixture.setup.clone());
     let mut packet = Frame::new(bytes);
-    let verdict = match fixture.hook {
-        Hook::Xdp => xdp(&mut packet, &tables),
-        Hook::Uplink => uplink(&mut packet, &tables),
-        Hook::Tunnel(origin) => tunnel(&mut packet, &tables, origin),
-        Hook::Task => task(&mut packet, &tables),
-    };
+    let verdict = fixture.hook.run(&mut packet, &tables);
     (verdict, packet.bytes)
 }
 

@@ -6,9 +6,15 @@
 //! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
 //!
+//! What is rare has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
+//!
+//! * [`refuse`]: makes an ICMP error of a packet.
+//! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in there.
+//!
 //! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where they are decided.
 //! Passed packets are the programs' to count: XDP leaves them to TC.
 
+mod errors;
 mod ingress;
 #[cfg(test)]
 mod malformed;
@@ -20,52 +26,55 @@ mod target;
 mod timed;
 mod track;
 
-use crate::abi::{Address, Config, Direction, DropReason, Mac};
+pub use errors::{task_error, tunnel_error, uplink_error};
+
+use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Load, Lookups};
 use crate::packet::{Packet, Resizable};
 use crate::parse::vxlan::{OVERHEAD, Vni};
-use crate::parse::{Segment, eth, vxlan};
+use crate::parse::{Segment, eth, icmp, vxlan};
 use crate::rewrite;
-use crate::verdict::{Tunnel, Verdict};
+use crate::verdict::{Answer, Fate};
 
 /// Where the VXLAN header of a tunnel packet is.
 const OUTER: usize = OVERHEAD - vxlan::LEN;
 
 /// XDP on an uplink.
 #[inline(always)]
-pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
+pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     if !is_tunnel(config, &segment) {
-        let verdict = ingress::forward_xdp(packet, lookups, config, &segment);
-        return settle(packet, lookups, &segment, verdict, Verdict::Bounce, rewrite::answer_with_reset);
+        let fate = ingress::forward_xdp(packet, lookups, config, &segment);
+        return settle(packet, lookups, &segment, fate, [0; 4]);
     }
     let Some(vni) = vxlan::parse(packet, OUTER) else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     if !lookups.is_peer(&segment.ip.source) {
         return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
     }
-    if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Verdict::Pass }
+    if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Fate::PASS }
 }
 
 /// TC on the ingress of an uplink.
 #[inline(always)]
-pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
+pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
-    match Segment::parse(packet, 0) {
-        Some(segment) if !is_tunnel(config, &segment) => {
-            let verdict = ingress::forward(packet, lookups, config, &segment);
-            settle(packet, lookups, &segment, verdict, Verdict::Bounce, rewrite::answer)
-        }
-        _ => Verdict::Pass,
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return otherwise(packet, Edge::UplinkError);
+    };
+    if is_tunnel(config, &segment) {
+        return Fate::PASS;
     }
+    let fate = ingress::forward(packet, lookups, config, &segment);
+    settle(packet, lookups, &segment, fate, [0; 4])
 }
 
 /// Where a packet out of the VXLAN device came from, as the device tells.
@@ -79,34 +88,58 @@ pub struct Origin {
 
 /// TC on the ingress of the VXLAN device.
 #[inline(always)]
-pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Verdict {
+pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let direction = direction_of(origin.vni);
     let Some(config) = lookups.config() else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     if !lookups.is_peer(&Address::v4(origin.peer)) {
         return drop(lookups, DropReason::UnknownPeer, direction);
     }
     let Some(segment) = Segment::parse(packet, 0) else {
-        return drop(lookups, DropReason::Malformed, direction);
+        let fate = otherwise(packet, Edge::TunnelError);
+        return if fate == Fate::PASS { drop(lookups, DropReason::Malformed, direction) } else { fate };
     };
     if origin.vni.is_reply() {
         return reply::forward(packet, lookups, &segment, origin.vni);
     }
     let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
-    let verdict = target::deliver(packet, lookups, config, &segment, origin.vni.backend(), &source);
-    settle(packet, lookups, &segment, verdict, through(config, origin.peer, Vni::reply(0)), rewrite::answer)
+    let fate = target::deliver(packet, lookups, config, &segment, origin.vni.backend(), &source);
+    settle(packet, lookups, &segment, fate, origin.peer)
 }
 
 /// TC on the ingress of a task's host-side veth.
 #[inline(always)]
-pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Verdict {
+pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
-    match Segment::parse(packet, 0) {
-        Some(segment) => target::answer(packet, lookups, config, &segment),
-        None => Verdict::Pass,
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return otherwise(packet, Edge::TaskError);
+    };
+    let fate = target::answer(packet, lookups, config, &segment);
+    settle_reply(lookups, fate)
+}
+
+/// What becomes of a packet that is none of whole TCP or UDP.
+#[inline(always)]
+fn otherwise<P: Packet>(packet: &P, error: Edge) -> Fate {
+    if icmp::is_error(packet) { Fate::go_on(error) } else { Fate::PASS }
+}
+
+/// Continues the other programs ([`crate::abi::Edge::Refuse`]): makes an ICMP error of a packet that is counted already.
+#[inline(always)]
+pub fn refuse<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, answer: &Answer) -> Fate {
+    let (Some(config), Some(segment)) = (lookups.config(), Segment::parse(packet, 0)) else {
+        return Fate::dropped(answer.reason);
+    };
+    let error = match answer.reason {
+        DropReason::TooBig => icmp::too_big(config.tunnel_mtu),
+        _ => icmp::PORT_UNREACHABLE,
+    };
+    match rewrite::answer_with_error(packet, &segment, &error) {
+        Some(()) => sent_back(answer.back),
+        None => Fate::dropped(answer.reason),
     }
 }
 
@@ -126,30 +159,49 @@ fn direction_of(vni: Vni) -> Direction {
 
 /// Counts and returns a drop.
 #[inline(always)]
-fn drop<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Verdict {
+fn drop<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Fate {
     lookups.count_drop(reason, direction);
-    Verdict::Drop(reason)
+    Fate::dropped(reason)
 }
 
-/// The last step of every program: counts a refused packet, and turns it into the RST or ICMP error that answers it. The
-/// verdict is `sent` then. One place for all of them, as that code is long.
+/// The last step of every program: counts a refused packet, and has it answered by the way it came: through the tunnel of
+/// the node `back`, or, where that is 0.0.0.0, out of its interface. TCP that nobody takes gets its RST here, in one place, as
+/// that code is long; ICMP errors are made by a program of their own, see [`refuse`].
 #[inline(always)]
 fn settle<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     segment: &Segment,
-    verdict: Verdict,
-    sent: Verdict,
-    answer: impl Fn(&mut P, &Segment) -> Option<()>,
-) -> Verdict {
-    let Verdict::Refuse(reason) = verdict else {
-        return verdict;
+    fate: Fate,
+    back: [u8; 4],
+) -> Fate {
+    let Some(reason) = fate.refusal() else {
+        return fate;
     };
     lookups.count_drop(reason, Direction::Request);
-    match answer(packet, segment) {
-        Some(()) => sent,
-        None => Verdict::Drop(reason),
+    if segment.is_udp() || matches!(reason, DropReason::TooBig) {
+        return Fate::answer(reason, back);
     }
+    match rewrite::answer_with_reset(packet, segment) {
+        Some(()) => sent_back(back),
+        None => Fate::dropped(reason),
+    }
+}
+
+/// The same for what a task sends, which is refused for its size only.
+#[inline(always)]
+fn settle_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
+    let Some(reason) = fate.refusal() else {
+        return fate;
+    };
+    lookups.count_drop(reason, Direction::Reply);
+    Fate::answer(reason, [0; 4])
+}
+
+/// The fate of an answer.
+#[inline(always)]
+fn sent_back(back: [u8; 4]) -> Fate {
+    if back == [0; 4] { Fate::BOUNCE } else { Fate::tunnel(back, Vni::reply(0)) }
 }
 
 /// The packet's share of the traffic counters.
@@ -158,16 +210,23 @@ fn load<P: Packet>(packet: &P, segment: &Segment) -> Load {
     Load { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
+/// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is, by the VXLAN device, in its
+/// outer packets. Of a packet that stands for several (segmentation offload) the size of those counts.
+#[inline(always)]
+fn is_too_big<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
+    if segment.ip.total_len <= config.tunnel_mtu || !segment.ip.dont_fragment {
+        return false;
+    }
+    match packet.segment_size() {
+        0 => true,
+        size => segment.headers_len() + size > config.tunnel_mtu,
+    }
+}
+
 /// Source and destination MAC of the frame.
 #[inline(always)]
 fn macs<P: Packet>(packet: &P) -> Option<(Mac, Mac)> {
     Some((Mac(packet.load::<6>(eth::SOURCE)?), Mac(packet.load::<6>(eth::DESTINATION)?)))
-}
-
-/// Through the VXLAN device to `peer`.
-#[inline(always)]
-fn through(config: &Config, peer: [u8; 4], vni: Vni) -> Verdict {
-    Verdict::Tunnel(Tunnel { ifindex: config.tunnel_ifindex, local: config.address.v4_octets(), peer, vni })
 }
 
 const _: () = assert!(OVERHEAD == 50, "Config::tunnel_mtu and the MTU of tasks assume 50 bytes");

@@ -72,7 +72,7 @@ fn event() -> impl Strategy<Value = Event> {
 fn node() -> HostTables {
     let backend = Backend { node: 1, state: BackendState::Active as u8, ..Backend::default() };
     HostTables::new(Setup {
-        config: Config { address: Address::v4(v4(NODE)), ..Config::default() },
+        config: Config { address: Address::v4(v4(NODE)), tunnel_mtu: 1450, ..Config::default() },
         addresses: Vec::from([Address::v4(v4(NODE))]),
         nodes: Vec::from([Node::default(), Node { address: Address::v4(v4(PEER)), ..Node::default() }]),
         backends: (1..=BACKENDS).map(|id| (id, backend)).collect(),
@@ -101,7 +101,7 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
     let before = tables.flows.established(&key(client)).map(|entry| entry.get());
     let packet =
         TcpBuilder::new(&std::format!("10.77.0.1:{}", 40000 + client), "10.77.0.11:80").flags(flags).build();
-    let verdict = uplink(&mut Frame::new(packet), tables);
+    let verdict = uplink(&mut Frame::new(packet), tables).verdict();
     let Verdict::Tunnel(sent) = verdict else {
         return Ok(());
     };
@@ -148,7 +148,7 @@ fn replies_follow_a_client_that_moved() {
     publish(&mut tables, &[1]);
     let from = |mac: u8, flags| {
         let packet = TcpBuilder::new("10.77.0.1:40000", "10.77.0.11:80").macs([mac; 6], [9; 6]).flags(flags);
-        uplink(&mut Frame::new(packet.build()), &tables)
+        uplink(&mut Frame::new(packet.build()), &tables).verdict()
     };
     for (mac, flags) in [(2, Flags::SYN), (2, Flags::ACK), (4, Flags::ACK)] {
         assert!(matches!(from(mac, flags), Verdict::Tunnel(_)), "forwarded from {mac}");

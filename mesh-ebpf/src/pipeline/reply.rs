@@ -7,13 +7,13 @@ use crate::packet::{Packet, Resizable};
 use crate::parse::Segment;
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::rewrite;
-use crate::verdict::Verdict;
+use crate::verdict::Fate;
 
 /// XDP: the packet still has its outer headers. What does not leave by the same uplink is left to TC.
 #[inline(always)]
-pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni) -> Verdict {
+pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni) -> Fate {
     let Some(segment) = Segment::parse(packet, OVERHEAD) else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     let Some(key) = key(lookups, &segment) else {
         return drop(lookups, DropReason::Malformed, Direction::Reply);
@@ -22,7 +22,7 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L,
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
     if flow.value().uplink != packet.ifindex() {
-        return Verdict::Pass;
+        return Fate::PASS;
     }
     if packet.pull_outer().is_none() {
         return drop(lookups, DropReason::Resize, Direction::Reply);
@@ -30,7 +30,7 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L,
     account(packet, lookups, &segment, &key, &flow);
     keep_load(lookups, flow.value().backend, vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
-        Some(()) => Verdict::Bounce,
+        Some(()) => Fate::BOUNCE,
         None => drop(lookups, DropReason::Resize, Direction::Reply),
     }
 }
@@ -42,7 +42,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     lookups: &L,
     segment: &Segment,
     vni: Vni,
-) -> Verdict {
+) -> Fate {
     let Some(key) = key(lookups, segment) else {
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
@@ -52,7 +52,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     account(packet, lookups, segment, &key, &flow);
     keep_load(lookups, flow.value().backend, vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
-        Some(()) => Verdict::Emit { ifindex: flow.value().uplink },
+        Some(()) => Fate::emit(flow.value().uplink),
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
 }

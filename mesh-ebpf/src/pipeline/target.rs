@@ -7,7 +7,7 @@
 //! gets a RST by the way it came.
 
 use super::track::{self, Tracked};
-use super::{drop, macs, reply, through};
+use super::{drop, is_too_big, macs, reply};
 use crate::abi::{
     Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
     flow_event,
@@ -19,7 +19,7 @@ use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
 use crate::parse::{Segment, ipv4, ipv6, transport};
 use crate::rewrite::{self, End, Translation};
-use crate::verdict::Verdict;
+use crate::verdict::Fate;
 
 /// Ports tried for a client whose own port is taken at the task.
 const PORT_ATTEMPTS: u32 = 4;
@@ -47,14 +47,14 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     segment: &Segment,
     id: u32,
     source: &Source,
-) -> Verdict {
+) -> Fate {
     let backend = match lookups.backend(id) {
         Some(backend) if backend.is_alive() && backend.is_local() => backend,
         other => return turn_away(lookups, segment, other),
     };
     let address = if segment.ip.is_v6 { backend.task_address6 } else { backend.task_address };
     if address.is_none() {
-        return Verdict::Refuse(DropReason::NoBackend);
+        return Fate::refuse(DropReason::NoBackend);
     }
     if segment.ip.ttl <= 1 {
         return drop(lookups, DropReason::TtlExpired, Direction::Request);
@@ -62,25 +62,30 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     let Some(mut fresh) = fresh_entry(packet, lookups, segment, id, source) else {
         return drop(lookups, DropReason::Malformed, Direction::Request);
     };
-    let client_port_be = match port_at_task(lookups, backend, segment, &mut fresh) {
-        Ok(port) => port,
-        Err(reason) => return drop(lookups, reason, Direction::Request),
+    let client = port_at_task(lookups, backend, segment, &mut fresh);
+    if let Some(reason) = client.refused {
+        return drop(lookups, reason, Direction::Request);
+    }
+    let to = Translation {
+        end: End::Destination,
+        address,
+        port_be: backend.task_port_be,
+        client_port_be: client.port_be,
     };
-    let to = Translation { end: End::Destination, address, port_be: backend.task_port_be, client_port_be };
     match rewrite_request(packet, config, segment, backend, &to, answers_by_tunnel(config, &fresh)) {
-        Some(()) => Verdict::Deliver { ifindex: backend.ifindex },
+        Some(()) => Fate::deliver(backend.ifindex),
         None => drop(lookups, DropReason::Malformed, Direction::Request),
     }
 }
 
 /// A request whose backend is not here, or not any more.
 #[inline(always)]
-fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Verdict {
+fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Fate {
     let is_down = backend.is_some_and(|backend| backend.state == BackendState::Down as u8);
     if segment.transport.flags.is_opening() && !is_down {
         return drop(lookups, DropReason::UnknownBackend, Direction::Request);
     }
-    Verdict::Refuse(DropReason::BackendGone)
+    Fate::refuse(DropReason::BackendGone)
 }
 
 /// The entry that this packet would make.
@@ -114,6 +119,13 @@ fn fresh_entry<P: Packet, L: Lookups>(
     })
 }
 
+/// The client's port as the task sees it. Both fields are always written: see [`Fate`].
+struct ClientPort {
+    port_be: Be16,
+    /// Why there is none.
+    refused: Option<DropReason>,
+}
+
 /// The client's port as the task sees it, its entry found or made: the client's own, unless that is taken by another
 /// connection of the same client (to another address or published port of the same task).
 #[inline(always)]
@@ -122,7 +134,7 @@ fn port_at_task<L: Lookups>(
     backend: &Backend,
     segment: &Segment,
     fresh: &mut Nat,
-) -> Result<Be16, DropReason> {
+) -> ClientPort {
     let nats = lookups.nats();
     let flags = segment.transport.flags;
     let mut key = NatKey {
@@ -131,29 +143,30 @@ fn port_at_task<L: Lookups>(
         task_port_be: backend.task_port_be,
         task: NatKey::task(segment.ip.protocol, backend.ifindex),
     };
-    let mut free: Option<Be16> = None;
+    // Not an `Option`, whose port would be undefined as long as there is none: see `Fate`.
+    let (mut is_free, mut free) = (false, fresh.client_port_be);
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        key.client_port_be = candidate_port(fresh, attempt);
+        key.client_port_be = candidate_port(&Called::of(fresh), attempt);
         match track::find(nats, &key) {
-            Some(found) if is_same_connection(&found.value(), fresh) => {
+            Some(found) if Called::of(&found.value()) == Called::of(fresh) => {
                 if flags.is_opening() && conntrack::may_be_replaced(found.value().events) {
                     nats.forget(&key);
-                    free = Some(key.client_port_be);
+                    (is_free, free) = (true, key.client_port_be);
                     break;
                 }
                 go_on(lookups, &key, &found, fresh, &segment.transport);
-                return Ok(key.client_port_be);
+                return ClientPort { port_be: key.client_port_be, refused: None };
             }
             Some(other) => {
-                if free.is_none() && conntrack::is_closed(other.value().events) {
+                if !is_free && conntrack::is_closed(other.value().events) {
                     nats.forget(&key);
-                    free = Some(key.client_port_be);
+                    (is_free, free) = (true, key.client_port_be);
                 }
             }
             None => {
-                if free.is_none() {
-                    free = Some(key.client_port_be);
+                if !is_free {
+                    (is_free, free) = (true, key.client_port_be);
                 }
                 // A new connection has no entry further on, as long as its own port is free.
                 if flags.is_opening() {
@@ -163,15 +176,19 @@ fn port_at_task<L: Lookups>(
         }
         attempt += 1;
     }
-    key.client_port_be = free.ok_or(DropReason::PortClash)?;
+    if !is_free {
+        return ClientPort { port_be: free, refused: Some(DropReason::PortClash) };
+    }
+    key.client_port_be = free;
     if conntrack::is_established(fresh.events) {
         nats.promote(&key, fresh);
-        return Ok(key.client_port_be);
+        return ClientPort { port_be: free, refused: None };
     }
-    match nats.open(&key, fresh) {
-        Opened::Added | Opened::Exists => Ok(key.client_port_be),
-        Opened::Refused => Err(DropReason::TableFull),
-    }
+    let refused = match nats.open(&key, fresh) {
+        Opened::Added | Opened::Exists => None,
+        Opened::Refused => Some(DropReason::TableFull),
+    };
+    ClientPort { port_be: free, refused }
 }
 
 /// Notes a packet of a known connection; follows it if it now comes by another way.
@@ -197,15 +214,24 @@ fn go_on<L: Lookups>(
     }
 }
 
-/// Whether both entries are of the same connection as the client sees it.
-#[inline(always)]
-fn is_same_connection(one: &Nat, other: &Nat) -> bool {
-    one.client_port_be == other.client_port_be && one.vip_port_be == other.vip_port_be && one.vip == other.vip
+/// A connection as its client sees it, beside the client's address and the protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Called {
+    pub(super) vip: Address,
+    pub(super) vip_port_be: Be16,
+    pub(super) client_port_be: Be16,
+}
+
+impl Called {
+    #[inline(always)]
+    const fn of(nat: &Nat) -> Self {
+        Self { vip: nat.vip, vip_port_be: nat.vip_port_be, client_port_be: nat.client_port_be }
+    }
 }
 
 /// The client's port to try at the task: its own first, then some that depend on the connection only.
 #[inline(always)]
-fn candidate_port(connection: &Nat, attempt: u32) -> Be16 {
+fn candidate_port(connection: &Called, attempt: u32) -> Be16 {
     const UPPER_HALF: u16 = 0x8000;
     if attempt == 0 {
         return connection.client_port_be;
@@ -213,6 +239,21 @@ fn candidate_port(connection: &Nat, attempt: u32) -> Be16 {
     let ports = u32::from(connection.client_port_be.get()) << 16 | u32::from(connection.vip_port_be.get());
     let seed = ports ^ connection.vip.word() ^ attempt.rotate_right(8);
     Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
+}
+
+/// Puts the client's port as the task sees it into `key`, which is that of the connection otherwise; `false` if the connection
+/// has no entry.
+#[inline(always)]
+pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &Called) -> bool {
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        key.client_port_be = candidate_port(connection, attempt);
+        if track::find(lookups.nats(), key).is_some_and(|found| Called::of(&found.value()) == *connection) {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
 }
 
 /// Whether replies go back to the ingress node.
@@ -262,7 +303,7 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     lookups: &L,
     config: &Config,
     segment: &Segment,
-) -> Verdict {
+) -> Fate {
     let key = NatKey {
         client: segment.ip.destination,
         client_port_be: segment.transport.destination_port_be,
@@ -270,20 +311,23 @@ pub(super) fn answer<P: Packet, L: Lookups>(
         task: NatKey::task(segment.ip.protocol, packet.ifindex()),
     };
     let Some(found) = track::find(lookups.nats(), &key) else {
-        return Verdict::Pass;
+        return Fate::PASS;
     };
     if segment.ip.ttl <= 1 {
         return drop(lookups, DropReason::TtlExpired, Direction::Reply);
     }
     let nat = &found.value();
+    if answers_by_tunnel(config, nat) && is_too_big(packet, config, segment) {
+        return Fate::refuse(DropReason::TooBig);
+    }
     track::note(lookups.nats(), &key, &found, Direction::Reply, &segment.transport, lookups.now_ns());
     match send_back(packet, lookups, config, segment, nat) {
-        Some(verdict) => verdict,
+        Some(()) => way_back(lookups, config, nat),
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
-/// Translates a reply and sends it to the client, or to the ingress node.
+/// Translates a reply, and does all else that its way back to the client asks for.
 #[inline(always)]
 fn send_back<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -291,7 +335,7 @@ fn send_back<P: Packet, L: Lookups>(
     config: &Config,
     segment: &Segment,
     nat: &Nat,
-) -> Option<Verdict> {
+) -> Option<()> {
     let to = Translation {
         end: End::Source,
         address: nat.vip,
@@ -301,12 +345,7 @@ fn send_back<P: Packet, L: Lookups>(
     if !nat.via.is_none() {
         // The client's packets come through the tunnel, whichever way these go.
         clamp_mss(packet, config, segment)?;
-        rewrite::translate(packet, segment, &to)?;
-        if answers_directly(config, nat) {
-            return Some(Verdict::Route { ifindex: config.uplink_ifindex });
-        }
-        let load = lookups.load(nat.backend).unwrap_or(0);
-        return Some(through(config, nat.via.v4_octets(), Vni::reply(load)));
+        return rewrite::translate(packet, segment, &to);
     }
     if let Some(address_index) = lookups.address_index(&nat.vip) {
         let key = FlowKey {
@@ -318,6 +357,17 @@ fn send_back<P: Packet, L: Lookups>(
         reply::account_local(packet, lookups, segment, &key);
     }
     rewrite::translate(packet, segment, &to)?;
-    rewrite::set_macs(packet, nat.client_mac, nat.node_mac)?;
-    Some(Verdict::Emit { ifindex: nat.uplink })
+    rewrite::set_macs(packet, nat.client_mac, nat.node_mac)
+}
+
+/// Where what a task sends to the client goes.
+#[inline(always)]
+pub(super) fn way_back<L: Lookups>(lookups: &L, config: &Config, nat: &Nat) -> Fate {
+    if nat.via.is_none() {
+        return Fate::emit(nat.uplink);
+    }
+    if answers_directly(config, nat) {
+        return Fate::route(config.uplink_ifindex);
+    }
+    Fate::tunnel(nat.via.v4_octets(), Vni::reply(lookups.load(nat.backend).unwrap_or(0)))
 }

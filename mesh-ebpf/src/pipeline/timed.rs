@@ -19,7 +19,7 @@ fn node(mode: Mode) -> HostTables {
     let backend = Backend { node: 1, state, service_index: INDEX, ..Backend::default() };
     let service = Service { index: INDEX, slot_count: 1, mode: mode as u8, ..Service::default() };
     HostTables::new(Setup {
-        config: Config { address: Address::v4(v4("10.77.0.11")), ..Config::default() },
+        config: Config { address: Address::v4(v4("10.77.0.11")), tunnel_mtu: 1450, ..Config::default() },
         addresses: Vec::from([Address::v4(v4("10.77.0.11"))]),
         nodes: Vec::from([
             Node::default(),

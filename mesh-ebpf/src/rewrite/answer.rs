@@ -1,5 +1,5 @@
-//! Answers to packets that nobody takes: a RST for TCP, an ICMP error for all else. The answer takes the packet's place,
-//! with the ends exchanged.
+//! Answers to packets that are not forwarded: a RST for TCP that nobody takes, an ICMP error for all else. The answer takes the
+//! packet's place, with the ends exchanged.
 
 use super::headers::{ipv4_header, ipv6_header};
 use super::set_macs;
@@ -8,18 +8,6 @@ use crate::csum;
 use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::{Segment, eth, icmp, ip, ipv4, ipv6, tcp};
-
-/// Bytes of the transport header that an ICMP error carries back: the ports are in them.
-const QUOTED: usize = 8;
-
-/// Turns the packet into the answer that refuses it: a RST, or "port unreachable". A RST itself has none.
-#[inline(always)]
-pub fn answer<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
-    if segment.is_udp() {
-        return answer_with_error(packet, segment, &icmp::PORT_UNREACHABLE);
-    }
-    answer_with_reset(packet, segment)
-}
 
 /// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers others.
 #[inline(always)]
@@ -62,9 +50,9 @@ fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
 
 /// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC 4443).
 #[inline(always)]
-fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
+pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
     if segment.ip.is_v6 {
-        const QUOTE: usize = ipv6::LEN + QUOTED;
+        const QUOTE: usize = ipv6::LEN + icmp::QUOTED;
         let pseudo = csum::pseudo_header(
             &segment.ip.destination,
             &segment.ip.source,
@@ -73,7 +61,7 @@ fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp:
         );
         quote::<QUOTE, _>(packet, segment, icmp::PROTOCOL_V6, error.v6, csum::fold(pseudo))
     } else {
-        quote::<{ ipv4::LEN + QUOTED }, _>(packet, segment, icmp::PROTOCOL_V4, error.v4, 0)
+        quote::<{ ipv4::LEN + icmp::QUOTED }, _>(packet, segment, icmp::PROTOCOL_V4, error.v4, 0)
     }
 }
 

@@ -1,12 +1,14 @@
-//! Changes to packets: address translation, MSS clamping, the outer headers of the tunnel, and the answers to packets
-//! that nobody takes.
+//! Changes to packets: address translation, of packets and of those that ICMP errors quote, MSS clamping, the outer headers of
+//! the tunnel, and the answers to packets that are not forwarded.
 
 mod answer;
 mod headers;
 mod outer;
+mod quote;
 
-pub use answer::{answer, answer_with_reset};
+pub use answer::{answer_with_error, answer_with_reset};
 pub use outer::{Outer, encapsulate};
+pub use quote::translate_error;
 
 use crate::abi::{Address, Be16, Mac};
 use crate::csum;

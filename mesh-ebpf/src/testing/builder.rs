@@ -206,30 +206,93 @@ impl TcpBuilder {
 /// The ICMP error of this type and code that answers `frame`, from the address that it was sent to: `rest` are the four
 /// bytes after the checksum.
 pub fn icmp_error(frame: &[u8], kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {
-    let is_v6 = frame[12..14] == eth::IPV6_BE;
-    let header_len = if is_v6 { 40 } else { 20 };
-    let mut icmp = Vec::from([kind, code, 0, 0]);
-    icmp.extend_from_slice(&rest);
-    icmp.extend_from_slice(&frame[14..14 + header_len + 8]);
-    let len = u16::try_from(icmp.len()).expect("short");
-    let mut answer = Vec::new();
-    answer.extend_from_slice(&frame[6..12]);
-    answer.extend_from_slice(&frame[..6]);
-    answer.extend_from_slice(&frame[12..14]);
-    let octets = |at: usize| -> [u8; 4] { frame[at..at + 4].try_into().expect("IPv4 address") };
-    let long = |at: usize| -> [u8; 16] { frame[at..at + 16].try_into().expect("IPv6 address") };
-    let pseudo = if is_v6 {
-        let (source, destination) = (long(38), long(22));
-        answer.extend_from_slice(&ipv6_header(len, 58, 64, source.into(), destination.into()));
-        csum::pseudo_header(&Address(source), &Address(destination), 58, u32::from(len))
-    } else {
-        answer.extend_from_slice(&ipv4_header(20 + len, 0x40, 1, 64, octets(30), octets(26)));
-        0
-    };
-    let checksum = checksum_of(&icmp, pseudo);
-    icmp[2..4].copy_from_slice(&checksum);
-    answer.extend_from_slice(&icmp);
-    answer
+    IcmpBuilder::new(frame, kind, code).rest(rest).build()
+}
+
+/// An ICMP error to be.
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct IcmpBuilder {
+    frame: Vec<u8>,
+    head: [u8; 8],
+    source: Option<IpAddr>,
+    ttl: u8,
+    quoted: usize,
+}
+
+impl IcmpBuilder {
+    /// About `frame`, of this type and code, back to where it came from, from where it went.
+    pub fn new(frame: &[u8], kind: u8, code: u8) -> Self {
+        Self { frame: frame.to_vec(), head: [kind, code, 0, 0, 0, 0, 0, 0], source: None, ttl: 64, quoted: 8 }
+    }
+
+    /// The four bytes after the checksum.
+    pub fn rest(mut self, rest: [u8; 4]) -> Self {
+        self.head[4..].copy_from_slice(&rest);
+        self
+    }
+
+    /// From this address instead.
+    ///
+    /// # Panics
+    /// If it is none: test data is wrong.
+    pub fn from(mut self, source: &str) -> Self {
+        self.source = Some(source.parse().expect("address in test data"));
+        self
+    }
+
+    /// Time to live.
+    pub const fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Bytes quoted after the IP header, if there are as many.
+    pub const fn quoting(mut self, bytes: usize) -> Self {
+        self.quoted = bytes;
+        self
+    }
+
+    /// The frame, between the same MACs as the one that it is about.
+    ///
+    /// # Panics
+    /// If that one is no IP: test data is wrong.
+    pub fn build(&self) -> Vec<u8> {
+        let frame = &self.frame;
+        let is_v6 = frame[12..14] == eth::IPV6_BE;
+        let end = (14 + if is_v6 { 40 } else { 20 } + self.quoted).min(frame.len());
+        let mut icmp = self.head.to_vec();
+        icmp.extend_from_slice(&frame[14..end]);
+        let len = u16::try_from(icmp.len()).expect("short");
+        let (source, destination) = if is_v6 {
+            let at = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&frame[at..at + 16]).expect("16 bytes"));
+            (at(38), at(22))
+        } else {
+            let at = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&frame[at..at + 4]).expect("4 bytes"));
+            (at(30), at(26))
+        };
+        let ends = (self.source.unwrap_or(source), destination);
+        let mut answer = Vec::new();
+        answer.extend_from_slice(&frame[6..12]);
+        answer.extend_from_slice(&frame[..6]);
+        answer.extend_from_slice(&frame[12..14]);
+        let pseudo = match ends {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                answer.extend_from_slice(&ipv6_header(len, 58, self.ttl, source, destination));
+                csum::pseudo_header(&source.into(), &destination.into(), 58, u32::from(len))
+            }
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let ends = (source.octets(), destination.octets());
+                answer.extend_from_slice(&ipv4_header(20 + len, 0x40, 1, self.ttl, ends.0, ends.1));
+                0
+            }
+            _ => panic!("two IP versions in one packet of test data"),
+        };
+        let checksum = checksum_of(&icmp, pseudo);
+        icmp[2..4].copy_from_slice(&checksum);
+        answer.extend_from_slice(&icmp);
+        answer
+    }
 }
 
 /// An IPv6 header.

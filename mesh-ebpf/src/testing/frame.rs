@@ -75,6 +75,10 @@ impl Packet for Frame {
     fn segments(&self) -> u32 {
         1
     }
+
+    fn segment_size(&self) -> u32 {
+        0
+    }
 }
 
 impl Resizable for Frame {

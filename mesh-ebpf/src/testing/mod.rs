@@ -4,9 +4,11 @@
 mod builder;
 pub mod fixtures;
 mod frame;
+mod run;
 mod tables;
 
-pub use builder::{TcpBuilder, icmp_error, in_tunnel, v4};
-pub use fixtures::{Fixture, Hook};
+pub use builder::{IcmpBuilder, TcpBuilder, icmp_error, in_tunnel, v4};
+pub use fixtures::Fixture;
 pub use frame::{Frame, IFINDEX};
+pub use run::Hook;
 pub use tables::{Counted, HostTables, Setup};

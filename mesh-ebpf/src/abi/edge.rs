@@ -1,0 +1,58 @@
+//! The programs behind the tail call: what is rare, and would not fit the stack of the hooks' own programs.
+
+/// A program that another one continues in. The number is its index in [`super::names::EDGES`].
+///
+/// What is handed over lies in the packet's control block (`__sk_buff::cb`), and is part of the ABI as much as a map's
+/// layout: see [`Self::Refuse`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Edge {
+    /// Makes an ICMP error of a packet. Words of the control block: a [`super::DropReason`]; the node whose tunnel the
+    /// error goes back through, as its address lies in memory, 0: out of the interface that the packet came in by.
+    Refuse = 0,
+    /// An ICMP error at the uplink.
+    UplinkError = 1,
+    /// An ICMP error out of the tunnel.
+    TunnelError = 2,
+    /// An ICMP error of a task.
+    TaskError = 3,
+}
+
+impl Edge {
+    /// Every one, in the order of the numbers.
+    pub const ALL: [Self; 4] = [Self::Refuse, Self::UplinkError, Self::TunnelError, Self::TaskError];
+
+    /// The program's name in the object.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Refuse => "mesh_refuse",
+            Self::UplinkError => "mesh_uplink_err",
+            Self::TunnelError => "mesh_tunnel_err",
+            Self::TaskError => "mesh_task_err",
+        }
+    }
+
+    /// The one with this number; of a number that none has, [`Self::Refuse`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::UplinkError,
+            2 => Self::TunnelError,
+            3 => Self::TaskError,
+            _ => Self::Refuse,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_come_back() {
+        for (index, edge) in Edge::ALL.into_iter().enumerate() {
+            assert_eq!(edge as usize, index, "{edge:?}");
+            assert_eq!(Edge::from_number(edge as u32), edge);
+        }
+    }
+}

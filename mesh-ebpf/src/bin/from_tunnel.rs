@@ -1,0 +1,53 @@
+//! For tests: lets a packet come in as if the kernel's VXLAN device had taken it out of the tunnel, and goes on in the program
+//! of that hook. A test run (`BPF_PROG_TEST_RUN`) can't say by itself where a packet came from.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::bindings::{TC_ACT_SHOT, bpf_tunnel_key};
+    use aya_ebpf::btf_maps::{Array, ProgramArray};
+    use aya_ebpf::helpers::generated::bpf_skb_set_tunnel_key;
+    use aya_ebpf::macros::{btf_map, classifier};
+    use aya_ebpf::programs::TcContext;
+
+    /// The other node's IPv4 address, and the VNI, in host order.
+    #[btf_map]
+    static ORIGIN: Array<u32, 2> = Array::new();
+    /// The program of the hook.
+    #[btf_map]
+    static NEXT: ProgramArray<1> = ProgramArray::new();
+
+    #[classifier]
+    fn mesh_from_tunnel(context: TcContext) -> i32 {
+        let (Some(peer), Some(vni)) = (ORIGIN.get(0), ORIGIN.get(1)) else {
+            return TC_ACT_SHOT;
+        };
+        // SAFETY: all zeros is a valid key, and it has the size given.
+        unsafe {
+            let mut key: bpf_tunnel_key = core::mem::zeroed();
+            key.tunnel_id = *vni;
+            // A key is written for a packet on its way out: what is its source there, a program reads as the other end.
+            key.__bindgen_anon_3.local_ipv4 = *peer;
+            let len = size_of::<bpf_tunnel_key>() as u32;
+            if bpf_skb_set_tunnel_key(context.skb.skb, &raw mut key, len, 0) == 0 {
+                NEXT.tail_call(&context, 0);
+            }
+        }
+        TC_ACT_SHOT
+    }
+
+    /// Unreachable: there is nothing here that could panic.
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "license")]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+/// The program runs in the kernel only.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

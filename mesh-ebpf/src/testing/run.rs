@@ -1,0 +1,51 @@
+//! The programs of a hook over a frame in memory: its own, and those that it continues in.
+
+use super::{Frame, HostTables};
+use crate::abi::Edge;
+use crate::parse::icmp::Error;
+use crate::pipeline::{self, Origin};
+use crate::verdict::{Fate, Verdict};
+
+/// Where a packet comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP on the uplink.
+    Xdp,
+    /// TC ingress of the uplink.
+    Uplink,
+    /// TC ingress of the VXLAN device.
+    Tunnel(Origin),
+    /// TC ingress of a task's veth.
+    Task,
+}
+
+impl Hook {
+    /// What becomes of `packet` here.
+    pub fn run(self, packet: &mut Frame, tables: &HostTables) -> Verdict {
+        let mut fate = match self {
+            Self::Xdp => pipeline::xdp(packet, tables),
+            Self::Uplink => pipeline::uplink(packet, tables),
+            Self::Tunnel(origin) => pipeline::tunnel(packet, tables, origin),
+            Self::Task => pipeline::task(packet, tables),
+        };
+        loop {
+            fate = match fate.verdict() {
+                Verdict::Continue(edge) => self.goes_on(edge, packet, tables),
+                Verdict::Answer(answer) => pipeline::refuse(packet, tables, &answer),
+                verdict => return verdict,
+            };
+        }
+    }
+
+    fn goes_on(self, edge: Edge, packet: &mut Frame, tables: &HostTables) -> Fate {
+        let error = &mut Error::default();
+        match (edge, self) {
+            (Edge::UplinkError, Self::Uplink) => pipeline::uplink_error(packet, tables, error),
+            (Edge::TunnelError, Self::Tunnel(origin)) => {
+                pipeline::tunnel_error(packet, tables, origin, error)
+            }
+            (Edge::TaskError, Self::Task) => pipeline::task_error(packet, tables, error),
+            _ => panic!("{self:?} does not go on in {edge:?}"),
+        }
+    }
+}
