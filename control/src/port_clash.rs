@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(seen(&world), None, "it doesn't run yet");
         world.report(&"t1".into(), TaskState::Running);
         assert_eq!(seen(&world).as_deref(), Some("port 8080/tcp on host-b: taken"));
-        world.put(keys::clashes(&"a".into()), &clashes[..1]);
+        world.put(keys::clashes(&"a".into()), &clashes[..1].to_vec());
         let both = "port 8080/tcp on host-a: taken; port 8080/tcp on host-b: taken";
         assert_eq!(seen(&world).as_deref(), Some(both));
         world.set_liveness(&"b".into(), NodeState::Down);

@@ -216,7 +216,7 @@ mod tests {
             (node(&node_id), Key::Node(node_id.clone())),
             (liveness(&node_id), Key::Liveness(node_id.clone())),
             (ack(&node_id), Key::Ack(node_id.clone())),
-            (clashes(&node_id), Key::Clashes(node_id)),
+            (clashes(&node_id), Key::Clashes(node_id.clone())),
             (task(&task_id), Key::Task(task_id.clone())),
             (status(&task_id), Key::Status(task_id)),
             (network(&NetworkId::from("w")), Key::Network("w".into())),
@@ -228,7 +228,7 @@ mod tests {
                 reference(DependencyKind::Config, &"d".into(), &service_id),
                 Key::Reference(DependencyKind::Config, "d".into(), service_id),
             ),
-            (log_ask(&node_id, "a1"), Key::LogAsk(node_id.clone(), "a1".into())),
+            (log_ask(&node_id, "a1"), Key::LogAsk(node_id, "a1".into())),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(&text), Some(expected), "reading {text}");
