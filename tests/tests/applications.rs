@@ -13,7 +13,7 @@ use xtask::cluster::{Cluster, Docker, eventually};
 use xtask::lab::Application;
 
 /// How long a database may take to be made on a busy machine.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
 
 #[test]
 fn mariadb_takes_its_passwords_from_secrets_and_is_reached_from_another_node() -> Result<()> {
@@ -107,11 +107,11 @@ fn images_are_pushed_to_a_registry_and_pulled_by_any_nodes_address() -> Result<(
     }
     // Pushed through the node after the one that pushes, pulled through the next.
     let nodes = &cluster.record.nodes;
-    let pusher = Docker::towards(&nodes[0].mesh_host);
+    let docker = Docker::towards(&nodes[0].mesh_host);
     let pushed = format!("{}:5000/team/box:1", nodes[1 % nodes.len()].ip);
-    pusher.run(&["tag", "busybox:latest", &pushed])?;
-    let said = pusher.run(&["push", &pushed]);
-    pusher.run(&["rmi", &pushed])?;
+    docker.run(&["tag", "busybox:latest", &pushed])?;
+    let said = docker.run(&["push", &pushed]);
+    docker.run(&["rmi", &pushed])?;
     ensure!(said?.contains("digest: sha256:"), "the push named no digest");
     for (number, node) in nodes.iter().enumerate() {
         let docker = Docker::towards(&node.mesh_host);

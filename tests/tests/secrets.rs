@@ -23,6 +23,9 @@ const VALUE_BASE64: &str = "dHIwdWI0ZG9yLWFuZC0zLWhvcnNlcw==";
 /// A value that is in a service's environment, so that whoever looks for values must find it.
 const MARK: &str = "not-a-secret-at-all";
 
+/// The longest config, bytes.
+const LONGEST: usize = 1_023_999;
+
 /// Where a node has the files of its tasks.
 const TASK_FILES: &str = "/run/mesh/tasks";
 
@@ -31,6 +34,8 @@ fn a_secret_is_with_its_tasks_and_nowhere_else() -> Result<()> {
     let cluster = cluster()?;
     let secret = Deposit::secret(&cluster, "known", VALUE.as_bytes())?;
     let config = Deposit::config(&cluster, "settings", b"listen 80\n")?;
+    // As long as Swarm takes them, and without an end of line.
+    let longest = Deposit::config(&cluster, "longest", &vec![b'x'; LONGEST])?;
     let arguments = [
         "--detach",
         "--mode=global",
@@ -39,6 +44,7 @@ fn a_secret_is_with_its_tasks_and_nowhere_else() -> Result<()> {
         "--secret=known",
         "--secret=source=known,target=/etc/second,uid=33,gid=7,mode=0400",
         "--config=source=settings,target=/etc/app.conf",
+        "--config=longest",
         &format!("--env=MARK={MARK}"),
         "busybox",
         "sleep",
@@ -73,7 +79,7 @@ fn a_secret_is_with_its_tasks_and_nowhere_else() -> Result<()> {
             Ok(())
         })?;
     }
-    drop((secret, config));
+    drop((secret, config, longest));
     let left = cluster.docker()?.run(&["secret", "ls", "--format", "{{.Name}}"])?;
     ensure!(!left.contains("known"), "secrets left: {left}");
     Ok(())
@@ -85,6 +91,8 @@ fn shows_its_files(docker: &Docker, container: &str) -> Result<()> {
     ensure!(contents == format!("{VALUE}{VALUE}listen 80\n"), "the files hold: {contents}");
     let modes = inside(&["stat", "-c", "%u:%g %a", "/run/secrets/known", "/etc/second", "/etc/app.conf"])?;
     ensure!(modes == "0:0 444\n33:7 400\n0:0 444\n", "owners and modes: {modes}");
+    let length = inside(&["wc", "-c", "/longest"])?;
+    ensure!(length.trim() == format!("{LONGEST} /longest"), "the longest config came as {length}");
     let written = docker.refused(&["exec", container, "sh", "-c", "echo x > /run/secrets/known"])?;
     ensure!(written.message.contains("Read-only file system"), "writing said: {}", written.message);
     let mounted = inside(&["grep", "-E", " /run/secrets/known | /etc/second ", "/proc/mounts"])?;

@@ -8,7 +8,7 @@ use mesh_state::codec::{self, CodecError};
 use mesh_state::dependency::DependencyKind;
 use mesh_state::ids::{DependencyId, ServiceId};
 use mesh_state::keys;
-use mesh_state::spec::{Reference, ServiceSpec};
+use mesh_state::spec::{ContainerSpec, Reference, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 use thiserror::Error;
 
@@ -45,7 +45,7 @@ pub enum ReferenceError {
 /// What a spec refers to, each once.
 pub fn of_spec(spec: &ServiceSpec) -> BTreeSet<Named> {
     let container = spec.task_template.container_spec.iter();
-    container.flat_map(|container| container.references()).map(|it| (it.kind, it.id.clone())).collect()
+    container.flat_map(ContainerSpec::references).map(|it| (it.kind, it.id.clone())).collect()
 }
 
 /// Whether all that `spec` refers to exists, under the names that it says.
@@ -54,7 +54,7 @@ pub fn of_spec(spec: &ServiceSpec) -> BTreeSet<Named> {
 /// [`ReferenceError`]
 pub fn check(snapshot: &ClusterSnapshot, spec: &ServiceSpec) -> Result<(), ReferenceError> {
     let references: Vec<Reference<'_>> =
-        spec.task_template.container_spec.iter().flat_map(|container| container.references()).collect();
+        spec.task_template.container_spec.iter().flat_map(ContainerSpec::references).collect();
     let stored = |it: &Reference<'_>| snapshot.dependencies.get(&(it.kind, it.id.clone()));
     for kind in DependencyKind::ALL {
         let of_kind = references.iter().filter(|it| it.kind == kind && stored(it).is_none());

@@ -44,8 +44,8 @@ pub fn seal(
     id: &DependencyId,
     data: &[u8],
 ) -> Result<Vec<u8>, SealError> {
-    let sealed = sealer.seal_bytes(&purpose(kind, id), data)?;
-    Ok([&[FORM], sealed.as_slice()].concat())
+    let bytes = sealer.seal_bytes(&purpose(kind, id), data)?;
+    Ok([&[FORM], bytes.as_slice()].concat())
 }
 
 /// An object's data; `None` if there is no such object (any more).
@@ -60,7 +60,7 @@ pub async fn read(
 ) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
     let Some(stored) = store.get(&keys::sealed(kind, id)).await? else { return Ok(None) };
     match stored.value.split_first() {
-        Some((&FORM, sealed)) => Ok(Some(sealer.open_bytes(&purpose(kind, id), sealed)?)),
+        Some((&FORM, bytes)) => Ok(Some(sealer.open_bytes(&purpose(kind, id), bytes)?)),
         _ => Err(VaultError::Newer { kind, id: id.clone() }),
     }
 }

@@ -94,7 +94,7 @@ fn dockerd(node: &NodeLayout) -> CommandLine {
         .flag("--cgroup-parent", Path::new("/").join(node.cgroup()).join("containers"))
         .flag("--storage-driver", "overlay2")
         // Registries that run in the lab have no certificates.
-        .flag("--insecure-registry", format!("{}/{}", CLIENT_IP, PREFIX_BITS))
+        .flag("--insecure-registry", format!("{CLIENT_IP}/{PREFIX_BITS}"))
         .switch("--live-restore")
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use mesh_state::dependency::DependencyKind;
 use mesh_state::ids::{DependencyId, TaskId};
+use mesh_state::spec::ContainerSpec;
 use mesh_state::task::{Assignment, TaskState};
 use tokio::sync::watch;
 use tracing::{error, warn};
@@ -144,7 +145,7 @@ impl Dependencies {
 fn needed<'a>(tasks: impl Iterator<Item = (&'a Assignment, TaskState)>) -> BTreeSet<Named> {
     let to_run = tasks.filter(|(_, desired)| *desired <= TaskState::Running);
     let containers = to_run.filter_map(|(assignment, _)| assignment.spec.container_spec.as_ref());
-    containers.flat_map(|container| container.references()).map(|it| (it.kind, it.id.clone())).collect()
+    containers.flat_map(ContainerSpec::references).map(|it| (it.kind, it.id.clone())).collect()
 }
 
 #[cfg(test)]
@@ -189,15 +190,15 @@ mod tests {
         let wanting = referring("t", "s");
         let tasks = || std::iter::once((&wanting, TaskState::Running));
         let plans = [plan("s")];
-        let waiting = dependencies.contents(&plans);
-        tokio::pin!(waiting);
-        assert!(futures::poll!(&mut waiting).is_pending(), "nothing was delivered");
+        let contents = dependencies.contents(&plans);
+        tokio::pin!(contents);
+        assert!(futures::poll!(&mut contents).is_pending(), "nothing was delivered");
         dependencies.take(delivery("other", data("x")), tasks());
-        assert!(futures::poll!(&mut waiting).is_pending(), "something else was delivered");
+        assert!(futures::poll!(&mut contents).is_pending(), "something else was delivered");
         let placed = dependencies.place(&"t".into(), &[plan("s")]).await;
         assert_eq!(placed, Err(Missing::Waiting("waits for a manager to send secret s".to_owned())));
         dependencies.take(delivery("s", data("x")), tasks());
-        assert_eq!(waiting.await, Ok(vec![PrivateBytes::new(b"x".to_vec())]));
+        assert_eq!(contents.await, Ok(vec![PrivateBytes::new(b"x".to_vec())]));
     }
 
     #[tokio::test]

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+#[path = "../engine/mod.rs"]
 mod engine;
+mod secrets;
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,12 +17,10 @@ use mesh_agent::task::bridge::BridgePlan;
 use mesh_agent::task::cache::TaskCache;
 use mesh_agent::task::container_spec::NodeIdentity;
 use mesh_agent::task::dependencies::Dependencies;
-use mesh_agent::task::dependencies::delivered::{Delivered, Found, PrivateBytes};
 use mesh_agent::task::docker::DockerEngine;
 use mesh_agent::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 use mesh_agent::task::runtime::Runtime as _;
 use mesh_agent::task::worker::{self, Parts};
-use mesh_state::dependency::DependencyKind;
 use mesh_state::ids::TaskId;
 use mesh_state::task::{Assignment, Slot, Task, TaskState, TaskStatus};
 use tokio::sync::{mpsc, watch};
@@ -72,7 +71,7 @@ impl Agent {
         let (bridge_in, bridge) = watch::channel(plan);
         let links = Arc::new(Links::default());
         let shutdown = CancellationToken::new();
-        let name = engine.path("").file_name().map(|name| name.to_owned()).unwrap_or_default();
+        let name = engine.path("").file_name().map(ToOwned::to_owned).unwrap_or_default();
         let files = std::path::Path::new("/dev/shm").join(name);
         let parts = Parts {
             runtime: Arc::new(DockerEngine::new(engine.socket())),
@@ -335,69 +334,6 @@ fn failures_are_told_in_swarms_words() {
     let unhealthy = agent.until("f", TaskState::Failed).err;
     assert_eq!(unhealthy, "task: non-zero exit (137): dockerexec: unhealthy container");
     agent.stop();
-}
-
-fn delivery(id: &str, found: Found) -> AssignmentChange {
-    AssignmentChange::Dependency(Delivered { kind: DependencyKind::Secret, id: id.into(), found })
-}
-
-#[test]
-fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
-    let Some(engine) = engine::start() else { return };
-    let mut agent = Agent::start(&engine, engine.path("tasks"));
-    let file = serde_json::json!({"Name": "password", "UID": "7", "GID": "9", "Mode": 0o440});
-    let referring = |id: &str, desired| {
-        let spec = serde_json::json!({
-            "Image": "busybox", "Command": ["sleep", "600"], "StopGracePeriod": 0,
-            "Secrets": [{"File": file, "SecretID": "s", "SecretName": "db"}],
-            "Configs": [{"File": {"Name": "/etc/app.conf"}, "ConfigID": "s", "ConfigName": "app"}],
-        });
-        let mut assignment = assignment(id, &spec, desired);
-        assignment.task.id = id.into();
-        assignment
-    };
-    agent.assign(AssignmentChange::Full(vec![referring("t1", TaskState::Running)]));
-    let waiting = agent.until("t1", TaskState::Preparing);
-    assert_eq!(waiting.err, "", "a delivery is on its way: nothing to complain of yet");
-    let data = |text: &str| Found::Data(PrivateBytes::new(text.as_bytes().to_vec()));
-    agent.assign(delivery("s", data("s3cr3t")));
-    agent.assign(AssignmentChange::Dependency(Delivered {
-        kind: DependencyKind::Config,
-        id: "s".into(),
-        found: data("listen 80"),
-    }));
-    agent.until("t1", TaskState::Running);
-    let inside = |command: &str| engine.docker(&["exec", "web.1.t1", "sh", "-c", command]);
-    assert_eq!(stdout(&inside("cat /run/secrets/password /etc/app.conf")), "s3cr3tlisten 80");
-    let refused = inside("echo x > /run/secrets/password");
-    assert!(!refused.status.success() && stderr(&refused).contains("Read-only"), "{}", stderr(&refused));
-    let written = agent.files.join("task-t1/0");
-    let facts = std::fs::metadata(&written).unwrap();
-    assert_eq!((facts.uid(), facts.gid(), facts.mode() & 0o7777), (7, 9, 0o440), "owner and mode");
-
-    // The next agent has no manager and needs none.
-    let files = agent.files.clone();
-    agent.kill();
-    let mut agent = Agent::start(&engine, engine.path("tasks"));
-    agent.assign(AssignmentChange::Full(vec![referring("t1", TaskState::Running)]));
-    agent.until("t1", TaskState::Running);
-    assert_eq!(stdout(&inside("cat /run/secrets/password")), "s3cr3t", "after the agent's restart");
-
-    agent.assign(set(referring("t1", TaskState::Shutdown)));
-    agent.until("t1", TaskState::Shutdown);
-    assert!(!files.join("task-t1").exists(), "the files stayed behind");
-    agent.assign(set(referring("t2", TaskState::Running)));
-    let late = agent.until_err("t2", "waits for a manager to send config app, secret db");
-    assert_eq!(late.state, TaskState::Preparing);
-    agent.assign(delivery("s", Found::Refused("secret db was removed".to_owned())));
-    agent.assign(AssignmentChange::Dependency(Delivered {
-        kind: DependencyKind::Config,
-        id: "s".into(),
-        found: data("listen 80"),
-    }));
-    assert_eq!(agent.until("t2", TaskState::Rejected).err, "secret db was removed");
-    agent.stop();
-    std::fs::remove_dir_all(files).unwrap();
 }
 
 #[test]
