@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -42,6 +43,7 @@ use compose::Composer;
 use error::ApiError;
 use passthrough::forward;
 use route::{Membership, Route};
+use upstream::Upstream;
 
 /// Bodies of answers: streamed from an upstream, or made here.
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -52,6 +54,8 @@ const CONNECTIONS_MAX: usize = 1024;
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// How long an idle connection or an unfinished head is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(2);
+/// Bytes of a request that is refused unread.
+const DRAINED_BYTES_MAX: usize = 16 << 20;
 /// How long open connections may go on after shutdown was asked for.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -162,6 +166,16 @@ async fn serve_connection(
     }
 }
 
+/// Takes the rest of a request in: a client that is answered while it still writes sees a broken pipe instead of the answer.
+async fn drain(body: Incoming) {
+    let taken = Limited::new(body, DRAINED_BYTES_MAX).collect();
+    match tokio::time::timeout(DRAIN_TIMEOUT, taken).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => debug!(%error, "take a refused request in"),
+        Err(_) => debug!("a refused request doesn't end"),
+    }
+}
+
 async fn answer(
     request: Request<Incoming>,
     composer: &Composer,
@@ -172,9 +186,12 @@ async fn answer(
     let membership = Membership::of(request.method(), request.uri());
     let answered = match route {
         Route::Engine => forward(request, composer.engine(), streams, shutdown).await,
-        Route::Control => match composer.control() {
+        Route::Control => match composer.control().and_then(Upstream::present) {
             Ok(control) => forward(request, control, streams, shutdown).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                drain(request.into_body()).await;
+                Err(error)
+            }
         },
         Route::Ping => composer.ping(&request).await,
         Route::Info => composer.info(&request).await,

@@ -32,6 +32,18 @@ impl Upstream {
         Self { peer, socket }
     }
 
+    /// Whether there is a socket to call at all: mesh-control runs on managers only.
+    ///
+    /// # Errors
+    /// [`ApiError::NotAManager`].
+    pub(super) fn present(&self) -> Result<&Self, ApiError> {
+        if self.peer == Peer::Control && !self.socket.exists() {
+            Err(ApiError::NotAManager)
+        } else {
+            Ok(self)
+        }
+    }
+
     /// Sends `request` and returns the head of the answer with its body still streaming. There is no deadline on the answer:
     /// `docker wait` takes as long as the container.
     ///
