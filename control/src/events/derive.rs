@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_state::Timestamp;
 use mesh_state::cluster::Manager;
 use mesh_state::codec;
-use mesh_state::ids::{NetworkId, NodeId, ServiceId};
+use mesh_state::dependency::{Dependency, DependencyKind};
+use mesh_state::ids::{DependencyId, NetworkId, NodeId, ServiceId};
 use mesh_state::keys::{self, Key};
 use mesh_state::node::{Availability, Node, NodeRole, NodeState};
 use mesh_state::service::Service;
@@ -24,6 +25,10 @@ pub enum Kind {
     Node,
     /// A network of the cluster's.
     Network,
+    /// A secret.
+    Secret,
+    /// A config.
+    Config,
 }
 
 impl Kind {
@@ -33,6 +38,8 @@ impl Kind {
             Self::Service => "service",
             Self::Node => "node",
             Self::Network => "network",
+            Self::Secret => "secret",
+            Self::Config => "config",
         }
     }
 }
@@ -80,6 +87,7 @@ enum Subject {
     Service(ServiceId),
     Node(NodeId),
     Network(NetworkId),
+    Dependency(DependencyKind, DependencyId),
 }
 
 /// What is known of a subject.
@@ -88,6 +96,7 @@ enum Facts {
     Service(Stored<Service>),
     Node(NodeFacts),
     Network { name: String, created_at: Timestamp },
+    Dependency(Stored<Dependency>),
 }
 
 /// A node as Docker's clients see it.
@@ -112,7 +121,7 @@ pub(crate) fn of_change(
     snapshot.apply(change);
     let subject = subject?;
     // What is not the object's own record is no news by itself.
-    let own = matches!(key, Some(Key::Service(_) | Key::Node(_) | Key::Network(_)));
+    let own = matches!(key, Some(Key::Service(_) | Key::Node(_) | Key::Network(_) | Key::Dependency(..)));
     event(&subject, before, facts(snapshot, &subject), own, now)
 }
 
@@ -121,7 +130,10 @@ pub(crate) fn after_listing(old: &ClusterSnapshot, new: &ClusterSnapshot, now: T
     let of = |snapshot: &ClusterSnapshot| -> Vec<Subject> {
         let services = snapshot.services.keys().cloned().map(Subject::Service);
         let nodes = snapshot.nodes.keys().cloned().map(Subject::Node);
-        services.chain(nodes).chain(snapshot.networks.keys().cloned().map(Subject::Network)).collect()
+        let networks = snapshot.networks.keys().cloned().map(Subject::Network);
+        let dependencies = snapshot.dependencies.keys();
+        let dependencies = dependencies.map(|(kind, id)| Subject::Dependency(*kind, id.clone()));
+        services.chain(nodes).chain(networks).chain(dependencies).collect()
     };
     let all: BTreeSet<Subject> = of(old).into_iter().chain(of(new)).collect();
     let events = all.iter().filter_map(|subject| {
@@ -132,6 +144,9 @@ pub(crate) fn after_listing(old: &ClusterSnapshot, new: &ClusterSnapshot, now: T
             }
             (Some(Facts::Node(before)), Some(Facts::Node(after))) => {
                 before.node.mod_revision != after.node.mod_revision
+            }
+            (Some(Facts::Dependency(before)), Some(Facts::Dependency(after))) => {
+                before.mod_revision != after.mod_revision
             }
             _ => false,
         };
@@ -149,6 +164,7 @@ fn subject(snapshot: &ClusterSnapshot, key: &Key, change: &Change) -> Option<Sub
         Key::Service(id) => Some(Subject::Service(id.clone())),
         Key::Node(id) | Key::Liveness(id) => Some(Subject::Node(id.clone())),
         Key::Network(id) => Some(Subject::Network(id.clone())),
+        Key::Dependency(kind, id) => Some(Subject::Dependency(*kind, id.clone())),
         Key::Manager(name) => node_called(name),
         Key::Leader => match change {
             Change::Put(item) => node_called(&codec::decode::<Manager>(&item.value).ok()?.name),
@@ -161,6 +177,9 @@ fn subject(snapshot: &ClusterSnapshot, key: &Key, change: &Change) -> Option<Sub
 fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
     match subject {
         Subject::Service(id) => snapshot.services.get(id).cloned().map(Facts::Service),
+        Subject::Dependency(kind, id) => {
+            snapshot.dependencies.get(&(*kind, id.clone())).cloned().map(Facts::Dependency)
+        }
         Subject::Network(id) => snapshot
             .networks
             .get(id)
@@ -211,6 +230,8 @@ fn event(
         Subject::Service(id) => (Kind::Service, id.to_string()),
         Subject::Node(id) => (Kind::Node, id.to_string()),
         Subject::Network(id) => (Kind::Network, id.to_string()),
+        Subject::Dependency(DependencyKind::Secret, id) => (Kind::Secret, id.to_string()),
+        Subject::Dependency(DependencyKind::Config, id) => (Kind::Config, id.to_string()),
     };
     Some(SwarmEvent { kind, action, id, attributes, at })
 }
@@ -222,6 +243,7 @@ impl Facts {
             Self::Node(facts) if facts.node.spec.name.is_empty() => &facts.node.description.hostname,
             Self::Node(facts) => &facts.node.spec.name,
             Self::Network { name, .. } => name,
+            Self::Dependency(dependency) => &dependency.name,
         }
     }
 
@@ -230,6 +252,7 @@ impl Facts {
             Self::Service(service) => service.created_at,
             Self::Node(facts) => facts.node.created_at,
             Self::Network { created_at, .. } => *created_at,
+            Self::Dependency(dependency) => dependency.created_at,
         }
     }
 
@@ -239,6 +262,7 @@ impl Facts {
             // Its updater's writes have no moment of their own.
             Self::Service(_) | Self::Network { .. } => None,
             Self::Node(facts) => Some(facts.changed_at),
+            Self::Dependency(dependency) => Some(dependency.updated_at),
         }
     }
 }
@@ -260,6 +284,7 @@ fn changes(before: &Facts, after: &Facts) -> (BTreeMap<String, String>, bool) {
                 old.spec != new.spec || old.description != new.description || old.address != new.address;
             (node_changes(before, after), rewritten)
         }
+        (Facts::Dependency(_), Facts::Dependency(_)) => (BTreeMap::new(), true),
         _ => (BTreeMap::new(), false),
     }
 }
@@ -312,161 +337,4 @@ fn note(changes: &mut BTreeMap<String, String>, what: &str, old: String, new: St
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh_state::service::{UpdateState, UpdateStatus};
-    use mesh_state::store::KeyValue;
-    use serde::Serialize;
-
-    use super::*;
-    use crate::fixtures::{node, service};
-
-    /// A store that is written to, and what is told of it.
-    #[derive(Default)]
-    struct Told {
-        snapshot: ClusterSnapshot,
-        events: Vec<String>,
-    }
-
-    impl Told {
-        fn tell(&mut self, change: Change) {
-            let event = of_change(&mut self.snapshot, change, Timestamp::default());
-            self.events.extend(event.map(|event| line(&event)));
-        }
-
-        fn put(&mut self, key: String, value: &impl Serialize) {
-            let mod_revision = self.snapshot.revision + 1;
-            let value = codec::encode(value).unwrap();
-            self.tell(Change::Put(KeyValue { key, value, create_revision: mod_revision, mod_revision }));
-        }
-
-        fn delete(&mut self, key: String) {
-            let mod_revision = self.snapshot.revision + 1;
-            self.tell(Change::Deleted { key, mod_revision });
-        }
-    }
-
-    fn line(event: &SwarmEvent) -> String {
-        let attributes: Vec<_> =
-            event.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        format!("{} {} {}", event.kind.as_str(), event.action.as_str(), attributes.join(" "))
-    }
-
-    #[test]
-    fn a_services_life_is_told() {
-        let mut told = Told::default();
-        let key = keys::service(&"web".into());
-        let mut web = service("web", 1);
-        told.put(key.clone(), &web);
-        web.spec.mode = service("web", 3).spec.mode;
-        web.spec_version += 1;
-        told.put(key.clone(), &web);
-        let at = Timestamp::default();
-        let (message, batch_at) = (String::new(), None);
-        let mut status = UpdateStatus {
-            state: UpdateState::Updating,
-            started_at: at,
-            completed_at: None,
-            message,
-            batch_at,
-        };
-        web.update_status = Some(status.clone());
-        told.put(key.clone(), &web);
-        status.batch_at = Some(at);
-        web.update_status = Some(status.clone());
-        told.put(key.clone(), &web);
-        status.state = UpdateState::Completed;
-        web.update_status = Some(status);
-        told.put(key.clone(), &web);
-        told.delete(key);
-        let name = "name=web";
-        assert_eq!(
-            told.events,
-            [
-                format!("service create {name}"),
-                format!("service update {name} replicas.new=3 replicas.old=1"),
-                format!("service update {name} updatestate.new=updating"),
-                format!("service update {name} updatestate.new=completed updatestate.old=updating"),
-                format!("service remove {name}"),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_nodes_life_is_told_as_dockers_clients_see_it() {
-        let mut told = Told::default();
-        let id = NodeId::from("a");
-        let mut a = node("a");
-        told.put(keys::node(&id), &a);
-        let heard = |state| mesh_state::node::Liveness {
-            state,
-            since: Timestamp::default(),
-            message: String::new(),
-            manager: "m".to_owned(),
-        };
-        for state in
-            [NodeState::Ready, NodeState::Silent, NodeState::Ready, NodeState::Silent, NodeState::Down]
-        {
-            told.put(keys::liveness(&id), &heard(state));
-        }
-        a.spec.availability = Availability::Drain;
-        told.put(keys::node(&id), &a);
-        told.put(keys::node(&id), &a);
-        told.put(keys::ack(&id), &7_u64);
-        told.delete(keys::node(&id));
-        let name = a.description.hostname;
-        assert_eq!(
-            told.events,
-            [
-                format!("node create name={name}"),
-                format!("node update name={name} state.new=ready state.old=unknown"),
-                format!("node update name={name} state.new=down state.old=ready"),
-                format!("node update availability.new=drain availability.old=active name={name}"),
-                format!("node remove name={name}"),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_new_leader_is_told() {
-        let mut told = Told::default();
-        let id = NodeId::from("a");
-        let mut a = node("a");
-        a.spec.role = NodeRole::Manager;
-        told.put(keys::node(&id), &a);
-        let name = a.description.hostname.clone();
-        let manager = Manager { name: name.clone(), address: String::new(), since: Timestamp::default() };
-        told.put(keys::manager(&name), &manager);
-        told.put(keys::LEADER.to_owned(), &manager);
-        told.delete(keys::LEADER.to_owned());
-        assert_eq!(
-            told.events[1..],
-            [
-                format!("node update name={name} reachability.new=reachable reachability.old=unreachable"),
-                format!("node update leader.new=true leader.old=false name={name}"),
-                format!("node update leader.new=false leader.old=true name={name}"),
-            ]
-        );
-    }
-
-    #[test]
-    fn what_was_missed_is_told_after_a_new_listing() {
-        let (mut before, mut after) = (Told::default(), Told::default());
-        for id in ["gone", "kept"] {
-            before.put(keys::service(&id.into()), &service(id, 1));
-        }
-        after.snapshot = before.snapshot.clone();
-        after.delete(keys::service(&"gone".into()));
-        after.put(keys::service(&"new".into()), &service("new", 1));
-        after.put(keys::service(&"kept".into()), &service("kept", 2));
-        let events = after_listing(&before.snapshot, &after.snapshot, Timestamp::default());
-        let lines: Vec<_> = events.iter().map(line).collect();
-        assert_eq!(
-            lines,
-            [
-                "service remove name=gone",
-                "service update name=kept replicas.new=2 replicas.old=1",
-                "service create name=new",
-            ]
-        );
-    }
-}
+mod tests;
