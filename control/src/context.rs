@@ -29,6 +29,9 @@ pub const CA_KEY: &str = "CA key";
 /// What the relay key is sealed for.
 pub const RELAY_KEY: &str = "relay key";
 
+/// What credentials for registries are sealed for.
+pub const REGISTRY_AUTH: &str = "registry credentials";
+
 /// One manager's view of the cluster and its means to change it.
 #[derive(Clone)]
 pub struct ApiContext {

@@ -298,6 +298,8 @@ pub(crate) fn service(id: &str, replicas: u64) -> Service {
         ports: Vec::new(),
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
+        registry_auth: None,
+        previous_registry_auth: None,
         job: None,
         update_status: None,
     }
@@ -334,6 +336,7 @@ pub(crate) fn task(id: &str, service: &str, slot: u64) -> Task {
         endpoints: Vec::new(),
         created_at: Timestamp::default(),
         job_iteration: None,
+        generic_resources: Vec::new(),
         start_after: None,
         shutdown_at: None,
         leader_status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },

@@ -305,6 +305,7 @@ mod tests {
             endpoints: Vec::new(),
             created_at: Timestamp::default(),
             job_iteration: None,
+            generic_resources: Vec::new(),
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),

@@ -15,6 +15,7 @@ use super::validate::SpecError;
 use crate::allocator::ports::PortError;
 use crate::dependencies::references::ReferenceError;
 use crate::dependencies::vault::VaultError;
+use crate::seal::SealError;
 
 /// What a path names, as Docker's messages call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +142,9 @@ pub(crate) enum ApiError {
     /// The object can't be written down.
     #[error("{0}")]
     Encode(#[from] CodecError),
+    /// What is secret can't be sealed, so it is not written.
+    #[error("{0}")]
+    Seal(#[from] SealError),
     /// A secret of the cluster's can't be opened on this manager.
     #[error("{0}")]
     Unseal(String),
@@ -192,7 +196,9 @@ impl ApiError {
                 _ => StatusCode::BAD_REQUEST,
             },
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::OutOfSequence | Self::Encode(_) | Self::Unseal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::OutOfSequence | Self::Encode(_) | Self::Seal(_) | Self::Unseal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Disconnected | Self::Store(_) | Self::NoCluster | Self::Unavailable(_) => {

@@ -99,8 +99,16 @@ static TASK_SPEC: Shape = Object(&[
 
 static RESOURCES: Shape = Object(&[
     ("Limits", &Object(&[("NanoCPUs", &Any), ("MemoryBytes", &Any), ("Pids", &Any)])),
-    ("Reservations", &Object(&[("NanoCPUs", &Any), ("MemoryBytes", &Any), ("GenericResources", &Any)])),
+    (
+        "Reservations",
+        &Object(&[("NanoCPUs", &Any), ("MemoryBytes", &Any), ("GenericResources", &GENERIC_RESOURCES)]),
+    ),
 ]);
+
+static GENERIC_RESOURCES: Shape = List(&Object(&[
+    ("NamedResourceSpec", &Object(&[("Kind", &Any), ("Value", &Any)])),
+    ("DiscreteResourceSpec", &Object(&[("Kind", &Any), ("Value", &Any)])),
+]));
 
 static PLACEMENT: Shape = Object(&[
     ("Constraints", &Any),

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use mesh_state::cluster::Sealed;
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::proto;
 use mesh_state::spec::{PortConfig, PublishMode, ServiceSpec};
-use mesh_state::task::{Assignment, Drain, Task, TaskState};
+use mesh_state::task::{Assignment, Drain, RegistryAuth, Task, TaskState};
 
 use crate::drain;
 use crate::snapshot::{ClusterSnapshot, Stored};
@@ -21,7 +22,7 @@ pub struct Told {
     tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
 }
 
-/// What to tell `node` now: everything the first time, then what changed; nothing if nothing did.
+/// What to tell `node` now: everything the first time, then what changed; nothing if nothing did. `open` opens sealed credentials.
 ///
 /// # Errors
 /// An assignment has no JSON form.
@@ -29,6 +30,7 @@ pub fn tell(
     told: &mut Told,
     node: &NodeId,
     snapshot: &ClusterSnapshot,
+    open: &dyn Fn(&Sealed) -> Option<RegistryAuth>,
 ) -> Result<Option<proto::Assignments>, serde_json::Error> {
     let full = told.tasks.is_none();
     let known = told.tasks.take().unwrap_or_default();
@@ -40,7 +42,12 @@ pub fn tell(
         let drain = drain::of(snapshot, task);
         now.insert(task.id.clone(), (task.mod_revision, drain));
         if known.get(&task.id) != Some(&(task.mod_revision, drain)) {
-            let assignment_json = serde_json::to_string(&assignment(task, spec, snapshot, drain))?;
+            let mut assignment = assignment(task, spec, snapshot, drain);
+            let service = snapshot.services.get(&task.service_id);
+            let sealed = service.and_then(|service| service.registry_auth.as_ref());
+            assignment.registry_auth =
+                sealed.filter(|_| assignment.task.desired_state <= TaskState::Running).and_then(open);
+            let assignment_json = serde_json::to_string(&assignment)?;
             set.push(proto::Assignment { task_id: task.id.to_string(), assignment_json });
         }
     }
@@ -72,6 +79,7 @@ fn assignment(
         host_ports,
         task,
         drain,
+        registry_auth: None,
     }
 }
 
@@ -108,8 +116,28 @@ mod tests {
         (message.full, set.collect(), message.removed_task_ids.clone())
     }
 
+    /// Opens what isn't sealed at all.
+    fn opened(sealed: &Sealed) -> Option<RegistryAuth> {
+        Some(RegistryAuth(sealed.0.clone()))
+    }
+
+    #[test]
+    fn credentials_go_with_tasks_that_are_to_run() {
+        let mut world = world();
+        let mut web = world.snapshot.services[&"web".into()].value.clone();
+        web.registry_auth = Some(Sealed("x".to_owned()));
+        world.put_service(&web);
+        let auth = |world: &World| {
+            let message = tell(&mut Told::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
+            serde_json::from_str::<Assignment>(&message.set[0].assignment_json).unwrap().registry_auth
+        };
+        assert_eq!(auth(&world), Some(RegistryAuth("x".to_owned())));
+        assign(&mut world, "t1", 1, "a", TaskState::Shutdown);
+        assert_eq!(auth(&world), None, "it needs no image any more");
+    }
+
     fn told(told: &mut Told, world: &World) -> Option<Said> {
-        tell(told, &"a".into(), &world.snapshot).unwrap().as_ref().map(read)
+        tell(told, &"a".into(), &world.snapshot, &opened).unwrap().as_ref().map(read)
     }
 
     fn set(id: &str, state: TaskState) -> Vec<(String, TaskState)> {
@@ -160,7 +188,7 @@ mod tests {
         web.spec.labels.insert("k".to_owned(), "v".to_owned());
         world.put_service(&web);
         assign(&mut world, "t1", 1, "a", TaskState::Running);
-        let message = tell(&mut Told::default(), &"a".into(), &world.snapshot).unwrap().unwrap();
+        let message = tell(&mut Told::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
         let assignment: Assignment = serde_json::from_str(&message.set[0].assignment_json).unwrap();
         assert_eq!((assignment.name.as_str(), assignment.service_name.as_str()), ("web.1", "web"));
         assert_eq!(assignment.host_ports, [host]);

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use mesh_state::Timestamp;
+use mesh_state::cluster::Sealed;
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::node::{NodeDescription, NodeState, PortClash};
 use mesh_state::proto;
@@ -20,7 +21,7 @@ use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, ControlMessage, Hello, PortClashes, StatusAck, TaskStatuses, Welcome};
 use mesh_state::spec::Protocol;
-use mesh_state::task::TaskStatus;
+use mesh_state::task::{RegistryAuth, TaskStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,9 @@ use super::logs::SessionAsks;
 use super::mailbox::{Heard, holds};
 use super::recorder::Reports;
 use super::sessions::Sessions;
+use crate::context::REGISTRY_AUTH;
 use crate::mesh_table::Table;
+use crate::seal::Sealer;
 use crate::snapshot::ClusterSnapshot;
 
 /// How often a node must speak.
@@ -69,6 +72,7 @@ pub(super) struct Session {
     told_loads: ToldLoads,
     log_asks: SessionAsks,
     relay_key: Zeroizing<Vec<u8>>,
+    sealer: Arc<Sealer>,
     outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
     /// Ends this session: for a newer one, or with the manager.
     token: Arc<CancellationToken>,
@@ -106,6 +110,7 @@ impl Session {
             told_loads: ToldLoads::default(),
             log_asks: SessionAsks::new(Arc::clone(&shared.context.logs)),
             relay_key: shared.relay_key.clone(),
+            sealer: Arc::clone(&shared.context.sealer),
             outgoing,
             token,
             stopping: shared.shutdown.clone(),
@@ -211,7 +216,15 @@ impl Session {
             self.welcomed = true;
             self.note_heard();
         }
-        if let Some(assignments) = assignments::tell(&mut self.told, &self.node, &snapshot)? {
+        let sealer = Arc::clone(&self.sealer);
+        let open = |sealed: &Sealed| match sealer.open(REGISTRY_AUTH, sealed) {
+            Ok(opened) => Some(RegistryAuth(String::from_utf8_lossy(&opened).into_owned())),
+            Err(error) => {
+                warn!(%error, "the node pulls without credentials");
+                None
+            }
+        };
+        if let Some(assignments) = assignments::tell(&mut self.told, &self.node, &snapshot, &open)? {
             self.send(Down::Assignments(assignments)).await?;
         }
         self.deliveries.follow(&self.node, &snapshot);

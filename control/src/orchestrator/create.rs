@@ -46,6 +46,7 @@ impl<'a> TaskMaker<'a> {
             spec_version: service.spec_version,
             job_iteration: service.job.as_ref().map(|job| job.iteration),
             node_id: None,
+            generic_resources: Vec::new(),
             desired_state,
             endpoints,
             created_at: self.now,

@@ -121,13 +121,13 @@ impl Slots {
         slots
     }
 
-    /// The slots of a replicated job that get a task now, the lowest first.
+    /// The slots of a replicated job that get a task now, the lowest first. They count from 0, as clients that wait for a job expect.
     fn to_fill(&self, total: u64, at_once: u64) -> Vec<(Slot, Start)> {
         let room = at_once.saturating_sub(self.filled);
         let given_up = self.taken.values().filter(|taken| **taken == Taken::GivenUp).count() as u64;
         let missing = total.saturating_sub(self.completed + self.filled + given_up);
         let count = usize::try_from(room.min(missing)).unwrap_or(usize::MAX);
-        let free = (1..=total).map(Slot::Number).filter(|slot| !self.taken.contains_key(slot));
+        let free = (0..total).map(Slot::Number).filter(|slot| !self.taken.contains_key(slot));
         free.take(count).map(|slot| self.start(slot)).collect()
     }
 
@@ -190,11 +190,11 @@ mod tests {
     fn a_job_fills_as_many_slots_as_it_may_and_each_once() {
         let mut world = world(&job(3, 2));
         world.run(plan);
-        assert_eq!(slots(&world), [Slot::Number(1), Slot::Number(2)]);
+        assert_eq!(slots(&world), [Slot::Number(0), Slot::Number(1)]);
         assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
         world.report(&at_work(&world)[0].id, TaskState::Complete);
         world.run(plan);
-        assert_eq!(slots(&world), [Slot::Number(2), Slot::Number(3)]);
+        assert_eq!(slots(&world), [Slot::Number(1), Slot::Number(2)]);
         for task in at_work(&world) {
             world.report(&task.id, TaskState::Complete);
         }
@@ -211,7 +211,7 @@ mod tests {
         world.run(plan);
         for attempt in 0..2 {
             let tried = at_work(&world);
-            assert_eq!(slots(&world), [Slot::Number(1)], "attempt {attempt}");
+            assert_eq!(slots(&world), [Slot::Number(0)], "attempt {attempt}");
             world.report(&tried[0].id, TaskState::Failed);
             world.run(crate::restart::replace::plan);
             assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
                 "the slot is the restart policy's until it gives up"
             );
         }
-        assert_eq!(slots(&world), [Slot::Number(2)], "the next slot has its turn");
+        assert_eq!(slots(&world), [Slot::Number(1)], "the next slot has its turn");
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
         let desired: Vec<_> = first.iter().map(|task| world.snapshot.tasks[&task.id].desired_state).collect();
         assert_eq!(desired, [TaskState::Shutdown, TaskState::Shutdown]);
         let second = at_work(&world);
-        assert_eq!(slots(&world), [Slot::Number(1), Slot::Number(2)]);
+        assert_eq!(slots(&world), [Slot::Number(0), Slot::Number(1)]);
         assert!(second.iter().all(|task| task.job_iteration == Some(1)), "{second:#?}");
         assert_eq!(world.run(crate::update::roll::plan), Plan::default(), "a job is not rolled");
     }

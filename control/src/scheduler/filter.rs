@@ -8,6 +8,7 @@ use mesh_state::spec::{Protocol, PublishMode, ServiceSpec, TaskSpec};
 use serde_json::Value;
 
 use super::explain::Refusal;
+use super::generic::{self, Wanted};
 use super::load::Load;
 use super::suits::Suits;
 
@@ -26,8 +27,8 @@ pub struct Needs<'a> {
     pub max_replicas: u64,
     /// Engine plugins as (type, name).
     plugins: Vec<(&'static str, String)>,
-    /// Whether it reserves what no node of mesh offers.
-    generic_resources: bool,
+    /// Generic resources.
+    pub generic: Wanted,
     suits: Suits,
 }
 
@@ -36,7 +37,6 @@ impl<'a> Needs<'a> {
     pub fn new(service: &'a ServiceId, spec: &ServiceSpec) -> Self {
         let template = &spec.task_template;
         let reservations = template.resources.as_ref().and_then(|resources| resources.reservations.as_ref());
-        let generic = reservations.and_then(|wanted| wanted.extra.get("GenericResources"));
         Self {
             service,
             nano_cpus: reservations.and_then(|wanted| wanted.nano_cpus).unwrap_or_default(),
@@ -44,7 +44,7 @@ impl<'a> Needs<'a> {
             host_ports: host_ports(spec),
             max_replicas: template.placement.as_ref().map_or(0, |placement| placement.max_replicas),
             plugins: plugins(template),
-            generic_resources: generic.and_then(Value::as_array).is_some_and(|kinds| !kinds.is_empty()),
+            generic: generic::wanted(template.resources.as_ref()),
             suits: Suits::new(template),
         }
     }
@@ -75,7 +75,7 @@ pub fn refusal(needs: &Needs<'_>, load: &Load<'_>) -> Option<Refusal> {
 fn has_resources(needs: &Needs<'_>, load: &Load<'_>) -> bool {
     (needs.nano_cpus <= 0 || needs.nano_cpus <= load.free_nano_cpus)
         && (needs.memory_bytes <= 0 || needs.memory_bytes <= load.free_memory_bytes)
-        && !needs.generic_resources
+        && load.free_generic.has(&needs.generic)
 }
 
 fn has_plugins(needs: &Needs<'_>, node: &Node) -> bool {

@@ -9,10 +9,11 @@ use chrono::TimeDelta;
 use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::node::{Availability, Node, NodeState};
-use mesh_state::spec::Protocol;
+use mesh_state::spec::{GenericResource, Protocol};
 use mesh_state::task::{Task, TaskState};
 
 use super::filter::Needs;
+use super::generic::Free;
 use crate::orchestrator::slots;
 use crate::snapshot::ClusterSnapshot;
 
@@ -30,6 +31,8 @@ pub struct Load<'a> {
     pub free_nano_cpus: i64,
     /// Bytes not reserved; below zero when the node shrank.
     pub free_memory_bytes: i64,
+    /// Generic resources that no task has.
+    pub free_generic: Free,
     /// Host-mode ports in use.
     pub host_ports: BTreeSet<(Protocol, u16)>,
     /// Wanted tasks of all services.
@@ -49,11 +52,14 @@ impl<'a> Load<'a> {
         self.failures.get(&(service, version)).copied().unwrap_or_default()
     }
 
-    /// Adds a task that was just placed here.
-    pub fn take(&mut self, needs: &Needs<'a>) {
+    /// Adds a task that was just placed here; returns the generic resources that it gets.
+    pub fn take(&mut self, needs: &Needs<'a>) -> Vec<GenericResource> {
         self.hold(needs);
+        let generic = self.free_generic.choose(&needs.generic);
+        self.free_generic.take(&generic);
         self.tasks += 1;
         *self.by_service.entry(needs.service).or_default() += 1;
+        generic
     }
 
     fn hold(&mut self, needs: &Needs<'a>) {
@@ -102,6 +108,7 @@ fn empty<'a>(snapshot: &ClusterSnapshot, node: &'a Node) -> Load<'a> {
             && snapshot.node_state(&node.id) == NodeState::Ready,
         free_nano_cpus: node.description.nano_cpus,
         free_memory_bytes: node.description.memory_bytes,
+        free_generic: Free::all(&node.description.generic_resources),
         host_ports: BTreeSet::new(),
         tasks: 0,
         by_service: BTreeMap::new(),
@@ -124,6 +131,7 @@ fn count<'a>(
         }
         return;
     }
+    load.free_generic.take(&task.generic_resources);
     if let Some(needs) = needs {
         load.hold(needs);
     }

@@ -10,6 +10,7 @@ pub mod suits;
 
 pub mod explain;
 pub mod filter;
+pub mod generic;
 pub mod load;
 pub mod place;
 pub mod score;
@@ -17,7 +18,8 @@ pub mod score;
 use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
-use mesh_state::ids::ServiceId;
+use mesh_state::ids::{NodeId, ServiceId};
+use mesh_state::spec::GenericResource;
 use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use rand::RngCore;
 
@@ -75,8 +77,8 @@ fn place_fixed<'a>(
     if let Some(load) = loads.of(id) {
         match filter::refusal(&needs, load) {
             None => {
-                load.take(&needs);
-                assign(now, snapshot, task, load.node.id.clone(), plan);
+                let generic = load.take(&needs);
+                assign(now, snapshot, task, load.node.id.clone(), generic, plan);
                 return;
             }
             Some(refusal) => refusals.add(refusal),
@@ -107,7 +109,7 @@ fn place_group<'a>(
     let mut unplaced = Vec::new();
     for task in tasks {
         match placement.place() {
-            Some(node) => assign(now, snapshot, task, node, plan),
+            Some((node, generic)) => assign(now, snapshot, task, node, generic, plan),
             None => unplaced.push(task),
         }
     }
@@ -125,13 +127,15 @@ fn assign(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
     task: &Stored<Task>,
-    node: mesh_state::ids::NodeId,
+    node: NodeId,
+    generic: Vec<GenericResource>,
     plan: &mut Plan,
 ) {
     let name = snapshot.nodes.get(&node).map_or("", |node| node.description.hostname.as_str());
     plan.reasons.push(format!("task {} in slot {} goes to node {name}", task.id, task.slot));
     let mut value = task.value.clone();
     value.node_id = Some(node);
+    value.generic_resources = generic;
     value.leader_status = TaskStatus {
         state: TaskState::Assigned,
         timestamp: now,

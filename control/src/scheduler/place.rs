@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_state::ids::NodeId;
-use mesh_state::spec::ServiceSpec;
+use mesh_state::spec::{GenericResource, ServiceSpec};
 
 use super::constraint::label_value;
 use super::filter::{self, Needs};
@@ -54,8 +54,8 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
         Self { needs, spec_version, levels, loads, tree }
     }
 
-    /// The node for the next task; `None` if no node can take one more.
-    pub fn place(&mut self) -> Option<NodeId> {
+    /// The node for the next task, and which of its generic resources the task gets; `None` if no node can take one more.
+    pub fn place(&mut self) -> Option<(NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
             let load = self.loads.of(&id)?;
@@ -65,10 +65,10 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
             if filter::refusal(self.needs, load).is_some() {
                 continue;
             }
-            load.take(self.needs);
+            let generic = load.take(self.needs);
             let score = Score::new(load, self.needs.service, self.spec_version);
             self.tree.add(&path, 1, Some((score, id.clone())));
-            return Some(id);
+            return Some((id, generic));
         }
     }
 }

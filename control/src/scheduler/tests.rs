@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_state::ids::NodeId;
 use mesh_state::node::{Availability, Node, NodeState};
 use mesh_state::service::Service;
-use mesh_state::spec::{PlacementPreference, PublishMode, ResourceReservations, SpreadOver};
+use mesh_state::spec::{GenericResource, PlacementPreference, PublishMode, ResourceReservations, SpreadOver};
 use mesh_state::task::{Task, TaskState};
 use proptest::prelude::*;
 
@@ -94,8 +94,12 @@ fn each_filter_explains_its_refusal() {
     let volume = r#"{"ContainerSpec":{"Mounts":[{"VolumeOptions":{"DriverConfig":{"Name":"nfs"}}}]}}"#;
     let local = r#"{"ContainerSpec":{"Mounts":[{"VolumeOptions":{"DriverConfig":{"Name":"local"}}}]}}"#;
     let arm = r#"{"Placement":{"Platforms":[{"Architecture":"arm64","OS":"linux"}]}}"#;
-    let generic =
-        r#"{"Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu"}}]}}}"#;
+    let generic = r#"{"Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":2}}]}}}"#;
+    let gpus = |count: i64| {
+        move |node: &mut Node| {
+            node.description.generic_resources = vec![GenericResource::discrete("gpu", count)]
+        }
+    };
     let log = r#"{"LogDriver":{"Name":"splunk"}}"#;
     let logs_known = |node: &mut Node| node.description.plugins = vec![("Log".into(), "json-file".into())];
 
@@ -109,6 +113,11 @@ fn each_filter_explains_its_refusal() {
         refusal(any, |web| with_json(web, generic)),
         "no suitable node (insufficient resources on 1 node)"
     );
+    assert_eq!(
+        refusal(gpus(1), |web| with_json(web, generic)),
+        "no suitable node (insufficient resources on 1 node)"
+    );
+    assert_eq!(refusal(gpus(2), |web| with_json(web, generic)), "");
     assert_eq!(refusal(any, |web| with_json(web, volume)), "no suitable node (missing plugin on 1 node)");
     assert_eq!(refusal(any, |web| with_json(web, local)), "");
     assert_eq!(refusal(any, |web| with_json(web, log)), "", "the node doesn't tell its log drivers");

@@ -52,6 +52,8 @@ pub fn plan(
         spec_version: next_version(snapshot, service),
         previous_spec: None,
         previous_spec_version: None,
+        registry_auth: service.previous_registry_auth.clone(),
+        previous_registry_auth: None,
         ports,
         updated_at: now,
         update_status: Some(status),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::NodeId;
-use crate::spec::{Extra, Labels, Protocol};
+use crate::spec::{Extra, GenericResource, Labels, Protocol};
 
 /// A node. Spec by the operator, the rest by the manager that admitted it, under a compare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,6 +96,8 @@ pub struct NodeDescription {
     pub nano_cpus: i64,
     /// Bytes of memory.
     pub memory_bytes: i64,
+    /// Resources that its operator named to its engine.
+    pub generic_resources: Vec<GenericResource>,
     /// The local engine's version.
     pub engine_version: String,
     /// The engine's labels.

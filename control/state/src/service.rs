@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
+use crate::cluster::Sealed;
 use crate::ids::ServiceId;
 use crate::spec::{PortConfig, ServiceSpec};
 
@@ -24,6 +25,12 @@ pub struct Service {
     /// Published ports with the automatic ones filled in.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
+    /// Credentials by which nodes pull its image, as its user gave them, sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<Sealed>,
+    /// The credentials before, with `previous_spec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_registry_auth: Option<Sealed>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When its spec was last written.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::{BackendId, NodeId, ServiceId, TaskId};
-use crate::spec::{Protocol, TaskSpec};
+use crate::spec::{GenericResource, Protocol, TaskSpec};
 
 /// A task's life, in its order. Used for what is desired and for what is observed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -120,6 +120,9 @@ pub struct Task {
     /// Where it runs; absent until it is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<NodeId>,
+    /// The resources of its node that are its own while it lives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generic_resources: Vec<GenericResource>,
     /// How far it is to go: `ready`, `running`, `shutdown` or `remove`.
     pub desired_state: TaskState,
     /// Its backends, one for each ingress-published port.
@@ -205,6 +208,20 @@ pub struct Assignment {
     /// How the task's flows end before the task does.
     #[serde(default)]
     pub drain: Drain,
+    /// Credentials by which its image is pulled. Never written to disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<RegistryAuth>,
+}
+
+/// Credentials for a registry: what Docker's clients send as `X-Registry-Auth`. Shown by nothing, kept in memory only.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RegistryAuth(pub String);
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryAuth")
+    }
 }
 
 /// How the flows of a task that is to stop end before it does.

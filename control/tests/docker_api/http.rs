@@ -186,3 +186,32 @@ async fn requests_are_counted_by_route_not_by_path() {
 pub(crate) fn encoded(text: &str) -> String {
     text.bytes().flat_map(|byte| [String::from("%"), format!("{byte:02X}")]).collect()
 }
+
+#[tokio::test]
+async fn registry_credentials_are_kept_and_shown_to_nobody() {
+    let cluster = Cluster::start().await;
+    let credentials = "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6ImhpZGRlbiJ9";
+    let request = Request::post("/services/create")
+        .header("Content-Type", "application/json")
+        .header("X-Registry-Auth", credentials)
+        .body(Body::from(spec("web", 1).to_string()))
+        .unwrap();
+    let answer = cluster.send(request).await;
+    assert_eq!((answer.status.as_u16(), &answer.body["Warnings"]), (201, &json!(null)), "{}", answer.body);
+    assert!(!cluster.service("web").await.to_string().contains(credentials), "the API shows credentials");
+    let stored = cluster.store.list(mesh_state::keys::ROOT).await.unwrap();
+    let sealed = cluster.context.snapshot().services.values().next().unwrap().registry_auth.clone().unwrap();
+    let opened = cluster.context.sealer.open(mesh_control::context::REGISTRY_AUTH, &sealed).unwrap();
+    assert_eq!(String::from_utf8_lossy(&opened), credentials);
+    for item in stored.items {
+        let text = String::from_utf8_lossy(&item.value).into_owned();
+        assert!(!text.contains(credentials), "{} holds credentials in clear", item.key);
+    }
+    cluster.update("web", |spec| spec["Labels"] = json!({"a": "b"})).await;
+    let kept = cluster.context.snapshot().services.values().next().unwrap().registry_auth.clone();
+    assert_eq!(kept, Some(sealed), "an update without credentials keeps them");
+    assert_eq!(
+        cluster.post("/services/web/update?version=1&registryAuthFrom=nowhere", &json!({})).await.refusal(),
+        (400, "unsupported registryAuthFrom value 'nowhere'")
+    );
+}

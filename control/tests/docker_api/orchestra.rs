@@ -95,6 +95,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         endpoints: Vec::new(),
         created_at: Utc::now(),
         job_iteration: None,
+        generic_resources: Vec::new(),
         start_after: None,
         shutdown_at: None,
         leader_status: TaskStatus { state: TaskState::Assigned, ..TaskStatus::default() },

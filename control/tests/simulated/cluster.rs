@@ -174,6 +174,8 @@ impl Cluster {
             ports: vec![port],
             created_at: clock::now(),
             updated_at: clock::now(),
+            registry_auth: None,
+            previous_registry_auth: None,
             job: None,
             update_status: None,
         };

@@ -1,7 +1,7 @@
 //! What the node tells managers of itself, from what its engine says. Pure.
 
 use mesh_state::node::NodeDescription;
-use mesh_state::spec::Labels;
+use mesh_state::spec::{GenericResource, Labels};
 
 /// What the engine says of itself and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,6 +22,8 @@ pub struct EngineFacts {
     pub labels: Vec<String>,
     /// Plugins as (type, name).
     pub plugins: Vec<(String, String)>,
+    /// Resources that its operator named.
+    pub generic_resources: Vec<GenericResource>,
 }
 
 /// The node's description. What is not the engine's (datapath, the manager's address) is left empty for the caller.
@@ -34,6 +36,7 @@ pub fn describe(hostname: &str, engine: &EngineFacts) -> NodeDescription {
         os: engine.os.clone(),
         nano_cpus: engine.cpus.saturating_mul(1_000_000_000),
         memory_bytes: engine.memory_bytes,
+        generic_resources: engine.generic_resources.clone(),
         engine_version: engine.version.clone(),
         engine_labels: labels(&engine.labels),
         plugins,

@@ -11,10 +11,13 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, HealthStatusEnum, Ipam,
-    IpamConfig, NetworkCreateRequest, NetworkInspect, SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, GenericResourcesInner,
+    HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect, SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions,
@@ -24,6 +27,9 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use mesh_state::ids::TaskId;
+use mesh_state::spec::GenericResource;
+use mesh_state::task::RegistryAuth;
+use zeroize::Zeroizing;
 
 use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_NAME};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
@@ -73,7 +79,8 @@ impl Runtime for DockerEngine {
         present(inspected.map_err(failed_or_absent)).map(|image| image.is_some())
     }
 
-    async fn pull_image(&self, reference: &str) -> Result<(), RuntimeError> {
+    async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
+        let credentials = auth.map(credentials).transpose()?;
         let client = self.client(CALL_TIMEOUT)?;
         let mut options =
             CreateImageOptions { from_image: Some(reference.to_owned()), ..CreateImageOptions::default() };
@@ -82,7 +89,7 @@ impl Runtime for DockerEngine {
             // Without a tag the engine would pull every one.
             options.tag = Some("latest".to_owned());
         }
-        let mut progress = client.create_image(Some(options), None, None);
+        let mut progress = client.create_image(Some(options), None, credentials);
         loop {
             match tokio::time::timeout(PULL_IDLE_TIMEOUT, progress.next()).await {
                 Ok(Some(Ok(_))) => {}
@@ -201,6 +208,18 @@ impl Runtime for DockerEngine {
     }
 }
 
+/// What a client's `X-Registry-Auth` says: JSON in base64, in either alphabet, padded or not.
+fn credentials(auth: &RegistryAuth) -> Result<DockerCredentials, RuntimeError> {
+    let plain: String = auth.0.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    let decoded = Zeroizing::new(STANDARD_NO_PAD.decode(plain).unwrap_or_default());
+    serde_json::from_slice(&decoded).map_err(|_| {
+        RuntimeError::Refused(
+            "the registry credentials of the service can't be read: update it --with-registry-auth"
+                .to_owned(),
+        )
+    })
+}
+
 /// An answer that is an error for the caller, or the absence of what was asked for.
 enum NoAnswer {
     Absent,
@@ -285,5 +304,38 @@ fn engine_facts(info: SystemInfo) -> EngineFacts {
         cpus: info.ncpu.unwrap_or(0),
         memory_bytes: info.mem_total.unwrap_or(0),
         labels: info.labels.unwrap_or_default(),
+        generic_resources: info
+            .generic_resources
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(generic)
+            .collect(),
+    }
+}
+
+fn generic(resource: GenericResourcesInner) -> Option<GenericResource> {
+    if let Some(named) = resource.named_resource_spec {
+        return Some(GenericResource::named(named.kind?, named.value?));
+    }
+    let discrete = resource.discrete_resource_spec?;
+    Some(GenericResource::discrete(discrete.kind?, discrete.value?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_in_every_spelling_of_base64() {
+        let given = r#"{"username":"u","password":"p?>~","serveraddress":"r:5000"}"#;
+        let url_safe = base64::engine::general_purpose::URL_SAFE.encode(given);
+        let standard = STANDARD_NO_PAD.encode(given);
+        assert!(url_safe.contains('_') || url_safe.contains('-'), "the alphabets differ in {url_safe}");
+        for text in [url_safe, standard] {
+            let read = credentials(&RegistryAuth(text.clone())).unwrap();
+            assert_eq!(read.password.as_deref(), Some("p?>~"), "{text}");
+        }
+        let refused = credentials(&RegistryAuth("nonsense".to_owned())).unwrap_err().to_string();
+        assert!(!refused.contains("nonsense"), "what was given is shown: {refused}");
     }
 }

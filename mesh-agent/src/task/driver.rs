@@ -200,7 +200,7 @@ impl Driver {
             Ok(true) => {}
             Ok(false) => {
                 let pulled = tokio::select! {
-                    pulled = runtime.pull_image(&plan.image) => pulled,
+                    pulled = runtime.pull_image(&plan.image, goal.assignment.registry_auth.as_ref()) => pulled,
                     // The task may be called off meanwhile.
                     _ = self.goal.changed() => return Taken::Done,
                 };

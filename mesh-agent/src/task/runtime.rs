@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use mesh_state::ids::TaskId;
+use mesh_state::task::RegistryAuth;
 use thiserror::Error;
 
 use super::bridge::{BridgeFacts, BridgePlan};
@@ -77,7 +78,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError>;
 
     /// Gets the image from its registry.
-    async fn pull_image(&self, reference: &str) -> Result<(), RuntimeError>;
+    async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError>;
 
     /// Makes a container; it is not started.
     async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError>;

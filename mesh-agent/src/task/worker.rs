@@ -304,7 +304,7 @@ impl Worker {
             .into_iter()
             .map(|id| {
                 let task = self.tasks.get(&id).map(|known| CachedTask {
-                    assignment: Assignment::clone(&known.goal.borrow().assignment),
+                    assignment: without_credentials(&known.goal.borrow().assignment),
                     status: known.status.clone(),
                 });
                 (id, task)
@@ -325,6 +325,11 @@ impl Worker {
 /// What tasks are, each with how far it is to go.
 fn in_force(goals: &[Goal]) -> impl Iterator<Item = (&Assignment, TaskState)> {
     goals.iter().map(|goal| (goal.assignment.as_ref(), goal.desired))
+}
+
+/// What may be written to disk.
+fn without_credentials(assignment: &Assignment) -> Assignment {
+    Assignment { registry_auth: None, ..assignment.clone() }
 }
 
 async fn end_orphan(ground: &Ground, task: &TaskId, container: &str) -> Result<(), RuntimeError> {

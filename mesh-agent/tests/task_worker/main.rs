@@ -154,6 +154,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
+            generic_resources: Vec::new(),
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),
@@ -164,6 +165,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
         spec: serde_json::from_value(template).unwrap(),
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
+        registry_auth: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use mesh_state::Timestamp;
 use mesh_state::node::{Node as StoredNode, NodeRole, NodeSpec, NodeState};
-use mesh_state::spec::Labels;
+use mesh_state::spec::{GenericResource, Labels};
 use serde::Serialize;
 
 use super::Version;
@@ -54,6 +54,8 @@ struct NodeResources {
     #[serde(rename = "NanoCPUs")]
     nano_cpus: i64,
     memory_bytes: i64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,7 +168,11 @@ fn describe(snapshot: &ClusterSnapshot, node: &StoredNode) -> Description {
     Description {
         hostname: said.hostname.clone(),
         platform: Platform { architecture: said.architecture.clone(), os: said.os.clone() },
-        resources: NodeResources { nano_cpus: said.nano_cpus, memory_bytes: said.memory_bytes },
+        resources: NodeResources {
+            nano_cpus: said.nano_cpus,
+            memory_bytes: said.memory_bytes,
+            generic_resources: said.generic_resources.clone(),
+        },
         engine: Engine {
             engine_version: said.engine_version.clone(),
             labels: said.engine_labels.clone(),

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use mesh_state::Timestamp;
-use mesh_state::spec::{Labels, PortConfig, PublishMode, TaskSpec};
+use mesh_state::ids::NodeId;
+use mesh_state::spec::{GenericResource, Labels, PortConfig, PublishMode, TaskSpec};
 use mesh_state::task::{Slot, Task as StoredTask, TaskState, TaskStatus};
 use serde::Serialize;
 
@@ -34,6 +35,8 @@ pub(crate) struct Task {
     networks_attachments: Vec<NetworkAttachment>,
     #[serde(skip_serializing_if = "Option::is_none")]
     job_iteration: Option<Version>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    assigned_generic_resources: Vec<GenericResource>,
 }
 
 #[derive(Debug, Serialize)]
@@ -118,14 +121,23 @@ impl Task {
                 Slot::Number(number) => Some(number),
                 Slot::Node(_) => None,
             },
-            node_id: stored.node_id.as_ref().map(ToString::to_string),
+            node_id: node_of(stored).map(ToString::to_string),
             status: Status::new(status, error(snapshot, stored), host_ports(snapshot, stored, status)),
             desired_state: desired(stored).as_str(),
             job_iteration: stored
                 .job_iteration
                 .map(|iteration| Version { index: i64::try_from(iteration).unwrap_or(i64::MAX) }),
+            assigned_generic_resources: stored.generic_resources.clone(),
             networks_attachments: attachments(snapshot, stored, status),
         }
+    }
+}
+
+/// Where a task runs or is to run: that of a global service is its node's from the first.
+fn node_of(task: &StoredTask) -> Option<&NodeId> {
+    match &task.slot {
+        Slot::Node(node) => Some(node),
+        Slot::Number(_) => task.node_id.as_ref(),
     }
 }
 

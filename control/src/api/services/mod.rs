@@ -1,5 +1,6 @@
 //! `/services`: create, list, inspect, update, roll back, remove.
 
+mod registry_auth;
 pub(crate) mod write;
 
 #[cfg(test)]
@@ -7,7 +8,7 @@ mod write_tests;
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use chrono::Utc;
 use mesh_state::ids::ServiceId;
 use mesh_state::service::Service;
@@ -21,11 +22,9 @@ use super::filters::Filters;
 use super::{lookup, names, shapes};
 use crate::context::ApiContext;
 use crate::snapshot::{ClusterSnapshot, Stored};
+use registry_auth::Choice;
 
 const KNOWN_FILTERS: [&str; 5] = ["name", "id", "label", "mode", "runtime"];
-
-/// The header by which a client hands credentials for a registry.
-const REGISTRY_AUTH: &str = "x-registry-auth";
 
 const NOT_YET_VISIBLE: &str =
     "the change is stored, but this manager lags behind etcd: it may take a moment until you see it";
@@ -35,7 +34,7 @@ pub(crate) async fn create(
     State(context): State<ApiContext>,
     request: Request,
 ) -> Result<(StatusCode, Json<dto::Created>), ApiError> {
-    let mut warnings = registry_auth_warning(request.headers());
+    let auth = registry_auth::given(&context, request.headers())?;
     let spec: ServiceSpec = read_json(request, &shapes::SERVICE_SPEC).await?;
     let id = ServiceId::random(&mut rand::rng());
     let visible = access::write(&context, |snapshot| {
@@ -43,11 +42,10 @@ pub(crate) async fn create(
         if spec.name.is_empty() {
             spec.name = names::generate(&mut rand::rng(), |name| write::is_name_taken(snapshot, name));
         }
-        write::create(snapshot, Utc::now(), &id, spec)
+        write::create(snapshot, Utc::now(), &id, spec, auth.clone())
     })
     .await?;
-    warnings.extend((visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned()));
-    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: some_if_any(warnings) })))
+    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: warnings(visible) })))
 }
 
 /// `GET /services`
@@ -94,7 +92,7 @@ pub(crate) async fn update(
     params: Params,
     request: Request,
 ) -> Result<Json<dto::Updated>, ApiError> {
-    let mut warnings = registry_auth_warning(request.headers());
+    let auth = Choice::read(&context, request.headers(), &params)?;
     let version = params.version("service")?;
     let to_previous = match params.get("rollback").unwrap_or_default() {
         "" => false,
@@ -108,13 +106,14 @@ pub(crate) async fn update(
         let current = find(snapshot, &query)?;
         let now = Utc::now();
         match &spec {
-            Some(spec) => write::update(snapshot, now, current, version, ServiceSpec::clone(spec)),
+            Some(spec) => {
+                write::update(snapshot, now, current, version, ServiceSpec::clone(spec), auth.of(current))
+            }
             None => write::rollback(snapshot, now, current, version),
         }
     })
     .await?;
-    warnings.extend((visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned()));
-    Ok(Json(dto::Updated { warnings: some_if_any(warnings) }))
+    Ok(Json(dto::Updated { warnings: warnings(visible) }))
 }
 
 /// `DELETE /services/{id}`
@@ -175,16 +174,7 @@ impl Mode {
     }
 }
 
-fn registry_auth_warning(headers: &HeaderMap) -> Vec<String> {
-    let given = headers.get(REGISTRY_AUTH).is_some_and(|value| !value.is_empty());
-    given
-        .then(|| {
-            "registry credentials are not passed on by mesh yet: pull the image on the nodes first".to_owned()
-        })
-        .into_iter()
-        .collect()
-}
-
-fn some_if_any(warnings: Vec<String>) -> Option<Vec<String>> {
-    (!warnings.is_empty()).then_some(warnings)
+/// What the user should know of a write.
+fn warnings(visible: Visible) -> Option<Vec<String>> {
+    (visible == Visible::Later).then(|| vec![NOT_YET_VISIBLE.to_owned()])
 }

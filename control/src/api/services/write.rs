@@ -6,6 +6,7 @@
 //! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
 
 use mesh_state::Timestamp;
+use mesh_state::cluster::Sealed;
 use mesh_state::codec;
 use mesh_state::ids::ServiceId;
 use mesh_state::keys;
@@ -33,6 +34,7 @@ pub(crate) fn create(
     now: Timestamp,
     id: &ServiceId,
     mut spec: ServiceSpec,
+    registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
     spec.mode = spec.mode.filled();
     validate::service_spec(&spec)?;
@@ -48,6 +50,8 @@ pub(crate) fn create(
         previous_spec: None,
         spec_version: 1,
         previous_spec_version: None,
+        registry_auth,
+        previous_registry_auth: None,
         created_at: now,
         updated_at: now,
         job: first_execution,
@@ -72,6 +76,7 @@ pub(crate) fn update(
     current: &Versioned<Service>,
     version: i64,
     mut spec: ServiceSpec,
+    registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
     spec.mode = spec.mode.filled();
     validate::service_spec(&spec)?;
@@ -81,7 +86,7 @@ pub(crate) fn update(
     if kind(&spec.mode) != kind(&current.spec.mode) {
         return Err(ApiError::NotImplemented("service mode change is not allowed".to_owned()));
     }
-    rewrite(snapshot, now, current, version, spec, None)
+    rewrite(snapshot, now, current, version, Wanted { spec, registry_auth, update_status: None })
 }
 
 /// A service with its previous spec back, at its user's request.
@@ -107,7 +112,9 @@ pub(crate) fn rollback(
         message: "manually requested rollback".to_owned(),
         batch_at: None,
     };
-    rewrite(snapshot, now, current, version, previous, Some(status))
+    let registry_auth = current.previous_registry_auth.clone();
+    let wanted = Wanted { spec: previous, registry_auth, update_status: Some(status) };
+    rewrite(snapshot, now, current, version, wanted)
 }
 
 /// A service removed, with its claims and references.
@@ -143,14 +150,21 @@ pub(crate) fn is_name_taken(snapshot: &ClusterSnapshot, name: &str) -> bool {
     snapshot.names.contains_key(&(NAME_KIND.to_owned(), name.to_owned()))
 }
 
+/// What a service is to become.
+struct Wanted {
+    spec: ServiceSpec,
+    registry_auth: Option<Sealed>,
+    update_status: Option<UpdateStatus>,
+}
+
 fn rewrite(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
     current: &Versioned<Service>,
     version: i64,
-    spec: ServiceSpec,
-    update_status: Option<UpdateStatus>,
+    wanted: Wanted,
 ) -> Result<Transaction, ApiError> {
+    let Wanted { spec, registry_auth, update_status } = wanted;
     if version != current.mod_revision {
         return Err(ApiError::OutOfSequence);
     }
@@ -162,6 +176,8 @@ fn rewrite(
         previous_spec: Some(current.spec.clone()),
         spec_version: next_version(snapshot, current),
         previous_spec_version: Some(current.spec_version),
+        registry_auth,
+        previous_registry_auth: current.registry_auth.clone(),
         created_at: current.created_at,
         updated_at: now,
         // Each write of a job executes it once more.

@@ -1,6 +1,7 @@
 //! What the transactions of `write` hold.
 
 use mesh_state::Timestamp;
+use mesh_state::cluster::Sealed;
 use mesh_state::service::{Service, UpdateState};
 use mesh_state::spec::{PortConfig, Protocol, ServiceSpec};
 use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
@@ -40,7 +41,7 @@ fn current(world: &World) -> &Stored<Service> {
 
 fn update(world: &World, spec: ServiceSpec) -> Result<Transaction, ApiError> {
     let current = current(world);
-    write::update(&world.snapshot, world.now, current, current.mod_revision, spec)
+    write::update(&world.snapshot, world.now, current, current.mod_revision, spec, None)
 }
 
 fn rollback(world: &World) -> Result<Transaction, ApiError> {
@@ -71,7 +72,7 @@ fn refusal(result: Result<Transaction, ApiError>) -> (u16, String) {
 fn a_creation_claims_its_name_and_ports_with_the_object() {
     let spec = web(&[ingress(80, 80)]);
     let snapshot = ClusterSnapshot::default();
-    let transaction = write::create(&snapshot, Timestamp::default(), &ID.into(), spec.clone()).unwrap();
+    let transaction = write::create(&snapshot, Timestamp::default(), &ID.into(), spec.clone(), None).unwrap();
     let keys = [
         keys::service(&ID.into()),
         keys::name(write::NAME_KIND, "web"),
@@ -88,7 +89,7 @@ fn a_creation_claims_its_name_and_ports_with_the_object() {
 #[test]
 fn a_taken_name_and_a_taken_port_are_refused() {
     let world = world(&stored(&[ingress(80, 80)]));
-    let create = |spec| refusal(write::create(&world.snapshot, world.now, &"id2".into(), spec));
+    let create = |spec| refusal(write::create(&world.snapshot, world.now, &"id2".into(), spec, None));
     let taken = "name conflicts with an existing object: service web already exists";
     assert_eq!(create(web(&[])), (409, taken.to_owned()));
     let other = ServiceSpec { name: "other".to_owned(), ..web(&[ingress(80, 80)]) };
@@ -121,7 +122,7 @@ fn an_update_is_refused_as_swarm_refuses_it() {
     let global = ServiceSpec { mode: fixtures::global("web").spec.mode, ..web(&[]) };
     assert_eq!(refusal(update(&world, global)), (501, "service mode change is not allowed".to_owned()));
     let current = current(&world);
-    let stale = write::update(&world.snapshot, world.now, current, current.mod_revision - 1, web(&[]));
+    let stale = write::update(&world.snapshot, world.now, current, current.mod_revision - 1, web(&[]), None);
     assert_eq!(refusal(stale), (500, "update out of sequence".to_owned()));
 }
 
@@ -175,4 +176,26 @@ fn the_largest_service_fits_a_transaction_even_when_all_its_ports_change() {
     let transaction = update(&world(&stored(&ports(1000))), web(&ports(2000))).unwrap();
     let ops = transaction.compares.len().max(transaction.ops.len());
     assert!(ops <= MAX_TXN_OPS, "expected at most {MAX_TXN_OPS} operations, saw {ops}");
+}
+
+#[test]
+fn credentials_follow_their_spec() {
+    let sealed = |text: &str| Some(Sealed(text.to_owned()));
+    let mut before = stored(&[]);
+    before.registry_auth = sealed("first");
+    let mut world = world(&before);
+    let now = world.now;
+    let second = {
+        let current = current(&world);
+        write::update(&world.snapshot, now, current, current.mod_revision, web(&[]), sealed("second"))
+            .unwrap()
+    };
+    let second = written_service(&second);
+    assert_eq!(
+        (&second.registry_auth, &second.previous_registry_auth),
+        (&sealed("second"), &sealed("first"))
+    );
+    world.put_service(&second);
+    let back = written_service(&rollback(&world).unwrap());
+    assert_eq!((back.registry_auth, back.previous_registry_auth), (sealed("first"), sealed("second")));
 }

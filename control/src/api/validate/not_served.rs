@@ -25,6 +25,10 @@ pub(crate) fn in_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     if container.configs.iter().any(|config| is_given(&config.extra, "Runtime")) {
         return refuse("credential specs are", "they belong to Windows containers");
     }
+    let isolation = container.extra.get("Isolation").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(isolation, "" | "default") {
+        return refuse("isolation modes other than default are", "they belong to Windows containers");
+    }
     if has_credential_spec(&container.extra) {
         return refuse("credential specs are", "they belong to Windows containers");
     }

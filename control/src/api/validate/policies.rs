@@ -1,6 +1,6 @@
 //! Resources, placement and update policies: whether their figures make sense.
 
-use mesh_state::spec::{Placement, Resources, UpdateConfig};
+use mesh_state::spec::{GenericResource, Placement, Resources, UpdateConfig};
 
 use super::SpecError;
 use crate::scheduler::constraint;
@@ -27,6 +27,13 @@ pub(crate) fn resources(resources: Option<&Resources>) -> Result<(), SpecError> 
     }
     if let Some(pids) = limits.pids.filter(|pids| *pids < 0) {
         return Err(SpecError::PidsNegative(pids));
+    }
+    for resource in &reservations.generic_resources {
+        let is_countable =
+            matches!(resource, GenericResource::Discrete(some) if some.value > 0 && !some.kind.is_empty());
+        if !is_countable {
+            return Err(SpecError::Generic(format!("{}={}", resource.kind(), resource.value())));
+        }
     }
     within("cpu", reservations.nano_cpus, limits.nano_cpus)?;
     within("memory", reservations.memory_bytes, limits.memory_bytes)

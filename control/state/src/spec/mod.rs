@@ -6,12 +6,14 @@
 //! Left to others: validation (control's API) and every decision.
 
 mod container;
+mod generic;
 mod policy;
 mod port;
 mod reference;
 mod service;
 
 pub use container::{ContainerSpec, HealthConfig};
+pub use generic::{DiscreteResource, GenericResource, NamedResource};
 pub use policy::{
     FailureAction, Placement, PlacementPreference, ResourceLimits, ResourceReservations, Resources,
     RestartCondition, RestartPolicy, SpreadOver, UpdateConfig, UpdateOrder,

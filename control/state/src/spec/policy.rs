@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Extra;
 use super::service::null_as_default;
+use super::{Extra, GenericResource};
 
 /// Limits that the engine enforces and reservations that the scheduler honours.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -50,7 +50,10 @@ pub struct ResourceReservations {
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<i64>,
-    /// Generic resources and whatever else the client sent.
+    /// Resources that operators name.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    pub generic_resources: Vec<GenericResource>,
+    /// Whatever else the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -12,13 +12,13 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
 use mesh_state::ids::NodeId;
 use mesh_state::spec::{ContainerSpec, HealthConfig};
-use mesh_state::task::Assignment;
+use mesh_state::task::{Assignment, Task};
 use thiserror::Error;
 
 use super::bridge::NETWORK_NAME;
@@ -128,7 +128,7 @@ pub fn plan(
         image: Some(spec.image.clone()),
         labels: Some(labels(spec, assignment, node, &name)),
         hostname: text(&context.expand("hostname", &spec.hostname)?),
-        env: list(&expand_env(&context, &spec.env)?),
+        env: list(&[expand_env(&context, &spec.env)?, generic_env(&assignment.task)].concat()),
         entrypoint: list(&spec.command),
         cmd: list(&spec.args),
         user: text(&spec.user),
@@ -178,6 +178,18 @@ fn expand_env(context: &Context<'_>, env: &[String]) -> Result<Vec<String>, Plan
             None => Ok(entry.clone()),
         })
         .collect()
+}
+
+/// How a task learns which generic resources are its own: `DOCKER_RESOURCE_GPU=a,b`.
+fn generic_env(task: &Task) -> Vec<String> {
+    let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for resource in &task.generic_resources {
+        kinds.entry(resource.kind()).or_default().push(resource.value());
+    }
+    let line = |(kind, values): (&str, Vec<String>)| {
+        format!("DOCKER_RESOURCE_{}={}", kind.to_uppercase(), values.join(","))
+    };
+    kinds.into_iter().map(line).collect()
 }
 
 fn health(check: &HealthConfig) -> Result<EngineHealth, PlanError> {

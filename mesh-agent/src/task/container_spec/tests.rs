@@ -28,6 +28,7 @@ fn assignment(template: Value) -> Assignment {
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
+            generic_resources: Vec::new(),
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),
@@ -38,6 +39,7 @@ fn assignment(template: Value) -> Assignment {
         spec,
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
+        registry_auth: None,
     }
 }
 

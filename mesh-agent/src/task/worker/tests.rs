@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use mesh_state::task::{Slot, Task};
+use mesh_state::task::{RegistryAuth, Slot, Task};
 
 use super::*;
 use crate::task::bridge::BridgeFacts;
@@ -54,7 +54,7 @@ impl Runtime for Engine {
         self.with(|_| true)
     }
 
-    async fn pull_image(&self, _reference: &str) -> Result<(), RuntimeError> {
+    async fn pull_image(&self, _reference: &str, _auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
         self.with(|_| ())
     }
 
@@ -149,6 +149,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
             endpoints: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
+            generic_resources: Vec::new(),
             start_after: None,
             shutdown_at: None,
             leader_status: TaskStatus::default(),
@@ -160,6 +161,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
             .expect("a template"),
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
+        registry_auth: None,
     }
 }
 
