@@ -223,6 +223,7 @@ fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent {
         applied: applied_receiver,
         clashes: clashes_receiver,
         relay_keys: keys_sender,
+        engine_away: watch::channel(false).1,
         connected: connected_sender,
     };
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));

@@ -43,10 +43,11 @@ pub fn on_machine(cluster: &Cluster, node: &str, words: &[&str]) -> Result<Strin
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A node without power, which gets it back when the test ends.
+/// A node without power, or without a part of it, which gets it back when the test ends.
 #[derive(Debug)]
 pub struct PowerCut {
     node: String,
+    part: Part,
     cluster: Cluster,
     restored: bool,
 }
@@ -57,8 +58,16 @@ impl PowerCut {
     /// # Errors
     /// When the lab command fails.
     pub fn of(cluster: &Cluster, node: &str) -> Result<Self> {
-        let cut = Self { node: node.to_owned(), cluster: cluster.clone(), restored: false };
-        kill(cluster, node, Part::All)?;
+        Self::of_part(cluster, node, Part::All)
+    }
+
+    /// Kills a part of `node`.
+    ///
+    /// # Errors
+    /// When the lab command fails.
+    pub fn of_part(cluster: &Cluster, node: &str, part: Part) -> Result<Self> {
+        let cut = Self { node: node.to_owned(), part, cluster: cluster.clone(), restored: false };
+        kill(cluster, node, part)?;
         Ok(cut)
     }
 
@@ -68,7 +77,7 @@ impl PowerCut {
     /// When it doesn't come back.
     pub fn restore(mut self, cluster: &Cluster) -> Result<()> {
         self.restored = true;
-        start(cluster, &self.node, Part::All)?;
+        start(cluster, &self.node, self.part)?;
         eventually(&format!("{} to be Ready", self.node), PATIENCE, || {
             let rows = cluster.docker()?.run(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
             ensure!(rows.lines().any(|row| row == format!("{} Ready", self.node)), "nodes: {rows}");
@@ -80,7 +89,7 @@ impl PowerCut {
 impl Drop for PowerCut {
     fn drop(&mut self) {
         if !self.restored
-            && let Err(error) = start(&self.cluster, &self.node, Part::All)
+            && let Err(error) = start(&self.cluster, &self.node, self.part)
         {
             eprintln!("give {} its power back: {error:#}", self.node);
         }

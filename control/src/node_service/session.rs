@@ -85,8 +85,10 @@ pub(super) struct Session {
     deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
     unacknowledged: BTreeMap<TaskId, Unacknowledged>,
-    /// Since when the node speaks; `None` while it is silent.
+    /// Since when the node speaks and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
+    /// Whether the node's engine doesn't answer.
+    engine_away: bool,
     last_heard: Instant,
     /// Whether a snapshot has shown the node, and shown it as heard by this manager.
     was_member: bool,
@@ -121,6 +123,7 @@ impl Session {
             sent_table: None,
             unacknowledged: BTreeMap::new(),
             heard_since: None,
+            engine_away: false,
             last_heard: Instant::now(),
             was_member: false,
             was_ours: false,
@@ -263,7 +266,10 @@ impl Session {
     fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
         self.note_heard();
         match message.body {
-            Some(Up::Heartbeat(heartbeat)) => self.loads.put(&self.node, heartbeat.loads),
+            Some(Up::Heartbeat(heartbeat)) => {
+                self.note_engine(heartbeat.engine_away);
+                self.loads.put(&self.node, heartbeat.loads);
+            }
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
             Some(Up::TableAck(ack)) => {
                 let node = self.node.clone();
@@ -365,15 +371,33 @@ impl Session {
     /// The node speaks.
     fn note_heard(&mut self) {
         self.last_heard = Instant::now();
-        if self.welcomed && self.heard_since.is_none() {
+        if self.welcomed && self.heard_since.is_none() && !self.engine_away {
             self.heard_since = Some(Utc::now());
             self.report_heard();
+        }
+    }
+
+    /// Whether the node has its engine. Without, it is as good as silent: its tasks are replaced if the engine stays away, and what
+    /// still runs of them is selected last.
+    fn note_engine(&mut self, away: bool) {
+        if std::mem::replace(&mut self.engine_away, away) == away {
+            return;
+        }
+        info!(node = %self.node, away, "its engine");
+        if away && self.heard_since.is_some() {
+            self.fall_silent();
+        } else {
+            self.note_heard();
         }
     }
 
     /// The node said nothing for too long.
     fn note_silence(&mut self) {
         info!(node = %self.node, "is silent: nothing was heard for {SILENCE:?}");
+        self.fall_silent();
+    }
+
+    fn fall_silent(&mut self) {
         self.heard_since = None;
         self.report(Heard { state: NodeState::Silent, since: Utc::now() });
     }

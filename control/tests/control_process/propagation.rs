@@ -105,7 +105,9 @@ async fn changes_reach_the_other_nodes_at_once() {
 
     let first = node.backend_of(&tasks.iter().next().cloned().unwrap()).unwrap().id;
     let loads = vec![BackendLoad { backend_id: first, load: 99 }];
-    let heartbeat = AgentMessage { body: Some(Body::Heartbeat(Heartbeat { loads: loads.clone() })) };
+    let heartbeat = AgentMessage {
+        body: Some(Body::Heartbeat(Heartbeat { loads: loads.clone(), ..Heartbeat::default() })),
+    };
     let until_told = async {
         loop {
             // The heartbeats that the session sends by itself measured nothing.

@@ -24,6 +24,7 @@ use crate::task::cache::TaskCache;
 use crate::task::container_spec::NodeIdentity;
 use crate::task::dependencies::Dependencies;
 use crate::task::docker::DockerEngine;
+use crate::task::engine_watch::watch_engine;
 use crate::task::load::LoadMeter;
 use crate::task::logs::LogSource;
 use crate::task::runtime::Runtime;
@@ -131,6 +132,12 @@ impl Membership {
         });
 
         let logs = Arc::clone(&engine) as Arc<dyn LogSource>;
+        let (away, engine_away) = watch::channel(false);
+        let (watched, stop) = (Arc::clone(&engine) as Arc<dyn Runtime>, shutdown.clone());
+        components.spawn("engine watch", async move {
+            stop.run_until_cancelled(watch_engine(watched, away)).await;
+            Ok(())
+        });
         let described = Described {
             name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
@@ -150,6 +157,7 @@ impl Membership {
             connected: self.state.connected,
             loads,
             logs,
+            engine_away,
         };
         let link = Link::new(self.config.managers, identity, ends);
         components.spawn("control link", async move {

@@ -72,6 +72,8 @@ pub struct Ends {
     pub loads: Arc<Loads>,
     /// Where tasks' logs are read.
     pub logs: Arc<dyn LogSource>,
+    /// Whether the engine doesn't answer; heartbeats tell.
+    pub engine_away: watch::Receiver<bool>,
     /// Whether a manager has welcomed this node.
     pub connected: watch::Sender<bool>,
 }

@@ -130,8 +130,8 @@ impl<'a> Session<'a> {
 
     /// Serves the session until it fails or `shutdown`.
     pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
-        let beats =
-            tokio::spawn(beat(self.up.clone(), Arc::clone(&self.link.ends.loads), self.heartbeat_interval));
+        let (loads, away) = (Arc::clone(&self.link.ends.loads), self.link.ends.engine_away.clone());
+        let beats = tokio::spawn(beat(self.up.clone(), loads, away, self.heartbeat_interval));
         let result = self.exchange(shutdown).await;
         beats.abort();
         result
@@ -279,13 +279,19 @@ fn welcome_node(link: &mut Link, welcome: &proto::Welcome) -> Result<(), Session
 }
 
 /// Heartbeats until the stream is gone. A task of its own: a busy session doesn't make the node silent.
-async fn beat(up: mpsc::Sender<AgentMessage>, loads: Arc<Loads>, every: Duration) {
+async fn beat(
+    up: mpsc::Sender<AgentMessage>,
+    loads: Arc<Loads>,
+    engine_away: watch::Receiver<bool>,
+    every: Duration,
+) {
     let mut told = None;
     let mut ticks = interval_at(Instant::now(), every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let mut heartbeat = proto::Heartbeat::default();
+        let mut heartbeat =
+            proto::Heartbeat { engine_away: *engine_away.borrow(), ..proto::Heartbeat::default() };
         if let Some((measured, levels)) = loads.own_since(told) {
             told = Some(measured);
             let load =

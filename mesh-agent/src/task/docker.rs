@@ -203,6 +203,10 @@ impl Runtime for DockerEngine {
         present(removed.map_err(failed_or_absent)).map(drop)
     }
 
+    async fn ping(&self) -> Result<(), RuntimeError> {
+        self.client(CALL_TIMEOUT)?.ping().await.map(drop).map_err(failed)
+    }
+
     async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
         self.client(CALL_TIMEOUT)?.info().await.map(engine_facts).map_err(failed)
     }

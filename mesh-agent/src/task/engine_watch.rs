@@ -1,4 +1,4 @@
-//! Two loops beside the worker: hearing what happens to containers, and keeping the network `mesh`.
+//! Loops beside the worker: hearing what happens to containers, keeping the network `mesh`, and noticing that the engine is gone.
 //!
 //! Invariant: whenever the event stream begins again the worker is told so, for anything may have happened meanwhile.
 
@@ -17,6 +17,10 @@ use crate::control_link::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
+/// How often the engine is asked for a sign of life.
+const PING_PERIOD: Duration = Duration::from_secs(1);
+/// So many failures in a row mean that it is away: one that is only slow answers in the end.
+const PING_FAILURES: u32 = 3;
 /// How often the network is looked at without cause.
 const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
 
@@ -53,6 +57,22 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
         }
         let wait = backoff.next(&mut rand::rng());
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// Tells whether the engine is away, until nobody listens.
+pub async fn watch_engine(runtime: Arc<dyn Runtime>, away: watch::Sender<bool>) {
+    let mut failures = 0;
+    while !away.is_closed() {
+        failures = match runtime.ping().await {
+            Ok(()) => 0,
+            Err(_) => failures + 1,
+        };
+        let is_away = failures >= PING_FAILURES;
+        if away.send_if_modified(|present| std::mem::replace(present, is_away) != is_away) {
+            warn!(is_away, "the Docker engine");
+        }
+        tokio::time::sleep(PING_PERIOD).await;
     }
 }
 

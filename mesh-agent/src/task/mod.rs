@@ -24,7 +24,7 @@ pub mod docker;
 pub mod cache;
 mod drain;
 mod driver;
-mod engine_watch;
+pub mod engine_watch;
 pub mod load;
 pub mod network;
 pub mod worker;

@@ -110,6 +110,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes the network `mesh`.
     async fn remove_bridge(&self) -> Result<(), RuntimeError>;
 
+    /// Whether the engine answers at all.
+    async fn ping(&self) -> Result<(), RuntimeError>;
+
     /// What the engine says of itself and its machine.
     async fn engine(&self) -> Result<EngineFacts, RuntimeError>;
 }

@@ -11,6 +11,7 @@ use super::*;
 use crate::task::bridge::BridgeFacts;
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
+use crate::task::engine_watch::watch_engine;
 use crate::task::network::{Draining, RunningTask, TaskNetworkError};
 use crate::task::runtime::{ContainerFacts, Health, Phase};
 
@@ -113,6 +114,10 @@ impl Runtime for Engine {
     }
 
     async fn remove_bridge(&self) -> Result<(), RuntimeError> {
+        self.with(|_| ())
+    }
+
+    async fn ping(&self) -> Result<(), RuntimeError> {
         self.with(|_| ())
     }
 
@@ -232,6 +237,22 @@ async fn an_engine_that_is_away_changes_no_status() {
     bench.engine.set_phase("web.1.t1", Phase::Exited);
     bench.until("t1", TaskState::Complete).await;
     bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_is_away_after_a_few_failures_and_back_with_its_first_answer() {
+    let engine = Arc::new(Engine::default());
+    let (away_in, mut away) = watch::channel(false);
+    let watching = tokio::spawn(watch_engine(Arc::clone(&engine) as Arc<dyn Runtime>, away_in));
+    engine.set_away(true);
+    let begun = tokio::time::Instant::now();
+    away.wait_for(|away| *away).await.expect("it is watched");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "one failure was enough");
+    engine.set_away(false);
+    away.wait_for(|away| !*away).await.expect("it is watched");
+    drop(away);
+    engine.set_away(true);
+    watching.await.expect("the watch ends with its last listener");
 }
 
 #[tokio::test]
