@@ -94,12 +94,8 @@ fn dockerd(node: &NodeLayout) -> CommandLine {
         .flag("--cgroup-parent", Path::new("/").join(node.cgroup()).join("containers"))
         .flag("--storage-driver", "overlay2")
         // Registries that run in the lab have no certificates.
-<<<<<<< HEAD
         .flag("--insecure-registry", format!("{CLIENT_IP}/{PREFIX_BITS}"))
-=======
-        .flag("--insecure-registry", format!("{}/{}", CLIENT_IP, PREFIX_BITS))
         .flag("--node-generic-resource", "mesh-test=2")
->>>>>>> 23ab477 (services: generic resources and registry credentials)
         .switch("--live-restore")
 }
 
