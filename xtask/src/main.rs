@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, test, tidy};
+use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, swarm_diff, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -29,6 +29,8 @@ enum Verb {
     },
     /// Everything a clean checkout must pass, the quickest first
     Test(test::TestArgs),
+    /// The same docker commands against a real Swarm and against mesh; fails on a difference without a listed reason
+    SwarmDiff(swarm_diff::SwarmDiffArgs),
     /// Measure mesh, and write BENCHMARKS.md and its plots
     Bench(bench::BenchArgs),
     /// Look for packets that break the pipeline, with cargo-fuzz (installed if missing)
@@ -61,6 +63,10 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lab(args) => lab::cli::run(args),
         Verb::Demo { datapath } => demo::run(*datapath),
         Verb::Test(args) => test::run(args),
+        Verb::SwarmDiff(args) => {
+            setup::ensure()?;
+            swarm_diff::run(args)
+        }
         Verb::Bench(args) => {
             setup::ensure()?;
             bench::run(args)

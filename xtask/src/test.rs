@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::command::Program;
 use crate::lab::layout::{LabName, Layout};
 use crate::lab::{Datapath, Lab, UpOptions};
+use crate::swarm_diff::{self, SwarmDiffArgs};
 use crate::{artifacts, lint, setup, tidy, workspace};
 
 /// The variable that tells cluster tests the name of their lab.
@@ -27,7 +28,7 @@ const TEST_LIMIT: Duration = Duration::from_mins(20);
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Only these steps, instead of all
+    /// Only these steps, instead of all but swarm-diff
     #[arg(value_enum)]
     steps: Vec<Step>,
 }
@@ -51,6 +52,8 @@ enum Step {
     Lab,
     /// Whole clusters: on the tc datapath, then on xdp, then in userspace (needs root)
     Cluster,
+    /// The docker commands of tests/swarm-diff against a real Swarm and against mesh (needs root; only if named)
+    SwarmDiff,
 }
 
 /// How a step ended.
@@ -66,11 +69,12 @@ enum Outcome {
 /// The failed step's.
 pub fn run(args: &TestArgs) -> Result<()> {
     setup::ensure()?;
-    let steps = if args.steps.is_empty() { Step::value_variants() } else { &args.steps };
+    let all = || Step::value_variants().iter().copied().filter(|step| *step != Step::SwarmDiff).collect();
+    let steps: Vec<Step> = if args.steps.is_empty() { all() } else { args.steps.clone() };
     let mut summary = Vec::new();
     let mut failed = None;
     for step in steps {
-        let name = format!("{step:?}").to_lowercase();
+        let name = step.name();
         println!("── {name}");
         let begun = Instant::now();
         let result = step.run();
@@ -113,12 +117,18 @@ impl Step {
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
             Self::Lab => interface_tests(|package| package == "xtask")?,
             Self::Cluster => return cluster(),
+            Self::SwarmDiff => swarm_diff::run(&SwarmDiffArgs::default())?,
         }
         Ok(Outcome::Passed)
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel | Self::Lab | Self::Cluster)
+        matches!(self, Self::Kernel | Self::Lab | Self::Cluster | Self::SwarmDiff)
+    }
+
+    /// As the command line spells it.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 

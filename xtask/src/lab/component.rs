@@ -89,14 +89,13 @@ fn dockerd(node: &NodeLayout) -> CommandLine {
     CommandLine::new("dockerd")
         .flag("--host", unix_url(&node.engine_socket()))
         .flag("--data-root", state.join("docker-data"))
-        .flag("--config-file", state.join("engine.json"))
+        .flag("--config-file", node.engine_config())
         .flag("--exec-opt", "native.cgroupdriver=cgroupfs")
         .flag("--cgroup-parent", Path::new("/").join(node.cgroup()).join("containers"))
         .flag("--storage-driver", "overlay2")
         // Registries that run in the lab have no certificates.
         .flag("--insecure-registry", format!("{CLIENT_IP}/{PREFIX_BITS}"))
         .flag("--node-generic-resource", "mesh-test=2")
-        .switch("--live-restore")
 }
 
 fn etcd(node: &NodeLayout, record: &Record) -> CommandLine {

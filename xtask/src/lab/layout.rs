@@ -192,6 +192,11 @@ impl NodeLayout {
         self.state_dir().join("engine.sock")
     }
 
+    /// The engine's configuration: what can be changed while it runs.
+    pub fn engine_config(&self) -> PathBuf {
+        self.state_dir().join("engine.json")
+    }
+
     /// The token with which its agent joins.
     pub fn join_token(&self) -> PathBuf {
         self.state_dir().join("join-token")

@@ -56,7 +56,7 @@ pub(super) fn build(node: &NodeLayout) -> Result<()> {
     // Nobody listens there: the client answers "port unreachable" at once, so that look-ups fail without a wait.
     let resolv = disk.join("resolv.conf");
     write(&resolv, &format!("nameserver {CLIENT_IP}\n"))?;
-    write(&disk.join("engine.json"), "{}\n")?;
+    write(&node.engine_config(), "{\"live-restore\": true}\n")?;
     for kind in ["mnt", "uts"] {
         let file = node.namespace_file(kind);
         File::create(&file).with_context(|| format!("make {}", file.display()))?;

@@ -21,7 +21,7 @@ mod machine;
 mod network;
 mod pass_program;
 mod raise;
-mod ready;
+pub(crate) mod ready;
 mod teardown;
 
 use std::fs::{self, File};

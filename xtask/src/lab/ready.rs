@@ -62,7 +62,11 @@ fn limit(component: Component) -> Duration {
     })
 }
 
-fn get_unix(socket: &Path, path: &str) -> Result<String> {
+/// What a server on a Unix socket answers to a GET.
+///
+/// # Errors
+/// When it doesn't answer in time, or with anything else than 200.
+pub(crate) fn get_unix(socket: &Path, path: &str) -> Result<String> {
     let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(REQUEST_LIMIT)).context("set a time limit")?;
     get(stream, path)
