@@ -44,7 +44,9 @@ impl Table {
         for node in snapshot.nodes.values() {
             if let Some(IpAddr::V4(address)) = node.address {
                 let hostname = node.description.hostname.clone();
-                let entry = MeshNode { id: node.id.to_string(), address: address.to_string(), hostname };
+                let subnet = node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
+                let entry =
+                    MeshNode { id: node.id.to_string(), address: address.to_string(), hostname, subnet };
                 entries.nodes.insert(entry.id.clone(), entry);
             }
         }

@@ -30,6 +30,7 @@ fn table(task_node: u8) -> proto::MeshTable {
         id: number.to_string(),
         address: node_address(number).to_string(),
         hostname: number.to_string(),
+        ..proto::MeshNode::default()
     };
     proto::MeshTable {
         generation: 1,

@@ -48,6 +48,9 @@ pub struct PeerNode {
     pub address: Ipv4Addr,
     /// Its hostname.
     pub hostname: String,
+    /// The network of its tasks, once it has one.
+    #[serde(default)]
+    pub subnet: Option<Ipv4Net>,
 }
 
 /// A service as far as the mesh needs it.
@@ -254,6 +257,10 @@ fn read_node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
         id: node.id.as_str().into(),
         address: parse("node", &node.id, "address", &node.address)?,
         hostname: node.hostname.clone(),
+        subnet: match node.subnet.as_str() {
+            "" => None,
+            subnet => Some(parse("node", &node.id, "subnet", subnet)?),
+        },
     })
 }
 

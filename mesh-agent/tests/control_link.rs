@@ -264,8 +264,12 @@ async fn next_session(manager: &mut Running) -> SessionOfTest {
 }
 
 fn table(generation: u64, base_generation: u64) -> proto::MeshTable {
-    let node =
-        proto::MeshNode { id: "node-of-test".into(), address: "10.77.0.11".into(), hostname: "a".into() };
+    let node = proto::MeshNode {
+        id: "node-of-test".into(),
+        address: "10.77.0.11".into(),
+        hostname: "a".into(),
+        ..Default::default()
+    };
     proto::MeshTable { generation, base_generation, nodes: vec![node], ..proto::MeshTable::default() }
 }
 

@@ -30,7 +30,12 @@ pub(super) fn open_datapath(
         cli::Datapath::Auto => DatapathMode::Auto,
         cli::Datapath::Xdp => DatapathMode::Xdp,
         cli::Datapath::Tc => DatapathMode::Tc,
-        cli::Datapath::Userspace => return Ok(None),
+        cli::Datapath::Userspace => {
+            tracing::info!(
+                "the userspace datapath has no tunnel: tasks reach those of other nodes by published ports only"
+            );
+            return Ok(None);
+        }
     };
     let settings = DatapathConfig {
         mode,

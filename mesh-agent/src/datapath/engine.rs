@@ -25,6 +25,7 @@ use super::maps::Maps;
 use super::network::host::{self, TUNNEL_OVERHEAD};
 use super::network::netlink::Netlink;
 use super::network::netns::find_cable;
+use super::network::task_routes::{self, TaskRoutes, Tunnel};
 use super::network::uplinks::{Routes, Uplinks};
 use super::pins::Pins;
 use super::provoke::{Forgotten, provoke};
@@ -70,6 +71,7 @@ pub struct Datapath {
 struct Network {
     uplinks: Uplinks,
     routes: Routes,
+    task_routes: TaskRoutes,
 }
 
 /// Loads the programs, or adopts the ones that run, and attaches them.
@@ -102,7 +104,11 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         counters: Counters::open(&pins)?,
         capacities,
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
-        network: Mutex::new(Network { uplinks, routes: Routes::default() }),
+        network: Mutex::new(Network {
+            uplinks,
+            routes: Routes::default(),
+            task_routes: TaskRoutes::default(),
+        }),
         sweeper: Mutex::new(sweeper),
         flows: Mutex::new(flows),
         census: Mutex::new(Census::default()),
@@ -225,6 +231,8 @@ impl Datapath {
             tunnel_mss: u16::try_from(tunnel_mtu.saturating_sub(TCP_HEADERS)).unwrap_or(u16::MAX),
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
+            tasks_ifindex: uplinks.tasks,
+            reserved: 0,
         };
         lock(&self.state)?.change_facts(|facts| {
             facts.config = config;
@@ -236,6 +244,7 @@ impl Datapath {
             let mut network = lock(&self.network)?;
             network.uplinks = uplinks;
             network.routes.forget();
+            network.task_routes.forget();
         }
         let generation = self.refresh_neighbours()?;
         lock(&self.hooks)?.ensure(&links, &tunnel)?;
@@ -255,14 +264,23 @@ impl Datapath {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let hops = {
             let mut network = lock(&self.network)?;
-            let Network { uplinks, routes } = &mut *network;
-            let nodes: BTreeSet<Ipv4Addr> = {
+            let Network { uplinks, routes, task_routes } = &mut *network;
+            let (nodes, subnets, ifindex): (BTreeSet<Ipv4Addr>, _, _) = {
                 let state = lock(&self.state)?;
-                match state.view() {
+                let nodes = match state.view() {
                     Some(view) => view.nodes.values().map(|node| node.address).collect(),
                     None => state.contents().peers.keys().filter_map(as_ipv4).collect(),
-                }
+                };
+                (
+                    nodes,
+                    state.view().map(|view| task_routes::wanted(view)),
+                    state.facts().config.tunnel_ifindex,
+                )
             };
+            if let Some(subnets) = subnets {
+                let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };
+                task_routes.follow(&mut netlink, tunnel, subnets)?;
+            }
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?
         };

@@ -76,6 +76,11 @@ impl State {
         &self.contents
     }
 
+    /// What this node knows by itself.
+    pub(super) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
     /// The view in force, or the one still being applied.
     pub(super) fn view(&self) -> Option<&NodeView> {
         self.view.as_deref()

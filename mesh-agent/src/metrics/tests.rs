@@ -38,6 +38,7 @@ fn view() -> NodeView {
             id: "node-1".into(),
             address: "10.77.0.11".into(),
             hostname: "n1".into(),
+            ..proto::MeshNode::default()
         }],
         services: vec![proto::MeshService {
             id: "s".into(),

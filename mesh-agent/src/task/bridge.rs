@@ -28,12 +28,16 @@ const PREFIX6: u128 = 0xfd6d_6573_0068 << 80;
 const PREFIX6_BITS: u8 = 96;
 
 impl BridgePlan {
-    /// Its IPv6 addresses: no two nodes' are the same, as their IPv4 subnets aren't.
+    /// Its IPv6 addresses.
     pub fn subnet6(&self) -> Option<Ipv6Net> {
-        let subnet = self.subnet.filter(|_| self.with_ipv6)?;
-        let address = Ipv6Addr::from(PREFIX6 | u128::from(u32::from(subnet.network())));
-        Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
+        subnet6_of(self.subnet.filter(|_| self.with_ipv6)?)
     }
+}
+
+/// The IPv6 addresses that go with a node's IPv4 subnet: no two nodes' are the same, as their IPv4 subnets aren't.
+pub fn subnet6_of(subnet: Ipv4Net) -> Option<Ipv6Net> {
+    let address = Ipv6Addr::from(PREFIX6 | u128::from(u32::from(subnet.network())));
+    Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
 }
 
 /// The network as it is.

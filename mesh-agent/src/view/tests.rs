@@ -9,7 +9,12 @@ fn own_view() -> NodeView {
 }
 
 fn node(id: &str, last: u8) -> proto::MeshNode {
-    proto::MeshNode { id: id.into(), address: format!("10.77.0.{last}"), hostname: id.into() }
+    proto::MeshNode {
+        id: id.into(),
+        address: format!("10.77.0.{last}"),
+        hostname: id.into(),
+        subnet: String::new(),
+    }
 }
 
 fn service(id: &str, published: u32) -> proto::MeshService {

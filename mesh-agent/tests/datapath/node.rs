@@ -28,7 +28,8 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
     view.generation = generation;
     for (number, address) in NODES.iter().enumerate() {
         let id = NodeId::from(format!("node{number}"));
-        view.nodes.insert(id.clone(), PeerNode { id, address: *address, hostname: String::new() });
+        view.nodes
+            .insert(id.clone(), PeerNode { id, address: *address, hostname: String::new(), subnet: None });
     }
     let service_id = ServiceId::from("web");
     let port = PortView { protocol: Protocol::Tcp, published: PUBLISHED, target: TARGET };

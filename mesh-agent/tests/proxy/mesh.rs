@@ -75,6 +75,7 @@ impl Mesh {
             id: id.into(),
             address: address.into(),
             hostname: id.into(),
+            ..proto::MeshNode::default()
         };
         let backend = |backend: &Backend| proto::MeshBackend {
             id: backend.id,

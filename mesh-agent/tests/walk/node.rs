@@ -99,6 +99,7 @@ impl Node {
             tunnel_mss: MTU - 50 - 40,
             tunnel_mtu,
             uplink_ifindex: self.ifindex("eth0"),
+            ..Config::default()
         };
         self.set(names::CONFIG, 0, config);
         self.insert(names::ADDRESSES, config.address, 0u32);

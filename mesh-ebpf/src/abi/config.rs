@@ -5,7 +5,7 @@ use super::{Address, Be16};
 
 abi_struct! {
     /// Key 0 of [`super::names::CONFIG`]. All zeros (as after loading) makes every program pass everything.
-    pub struct Config [32] {
+    pub struct Config [40] {
         /// This node's address towards other nodes: source and only accepted destination of the tunnel; address index 0.
         pub address: Address,
         /// ifindex of the VXLAN device.
@@ -18,5 +18,9 @@ abi_struct! {
         pub tunnel_mtu: u32,
         /// Uplink by which clients are answered directly ([`super::Mode::Dsr`]). 0: they are answered through the tunnel.
         pub uplink_ifindex: u32,
+        /// ifindex of the bridge that this node's tasks are on: where tasks of other nodes reach them by their addresses. 0: not yet.
+        pub tasks_ifindex: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }

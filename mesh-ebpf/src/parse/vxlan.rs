@@ -1,7 +1,7 @@
 //! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
 //!
 //! Towards the task's node it is the backend's id, with a bit that asks to answer the client directly. On the way back
-//! its top bit is set, and the low seven bits are the backend's load.
+//! its top bit is set, and the low seven bits are the backend's load. What tasks send to each other's addresses has a VNI of its own.
 
 use super::{eth, ipv4, udp};
 use crate::packet::Packet;
@@ -24,6 +24,8 @@ impl Vni {
     /// Set towards the task's node that is to answer the client directly. On every packet, so that a lost entry is made
     /// again alike.
     const DSR: u32 = 1 << 22;
+    /// Set on packets of tasks to tasks, by their own addresses: nothing in them is translated.
+    const TASKS: u32 = 1 << 21;
     /// Bits of a load.
     const LOAD: u32 = 0x7f;
     /// Bits of a backend's id.
@@ -39,6 +41,18 @@ impl Vni {
     #[inline(always)]
     pub const fn reply(load: u32) -> Self {
         Self(Self::REPLY | load & Self::LOAD)
+    }
+
+    /// From a task to a task of another node, by its address.
+    #[inline(always)]
+    pub const fn between_tasks() -> Self {
+        Self(Self::TASKS)
+    }
+
+    /// Whether the packet is for a task's own address.
+    #[inline(always)]
+    pub const fn is_between_tasks(self) -> bool {
+        self.0 & (Self::REPLY | Self::TASKS) == Self::TASKS
     }
 
     /// Whether the client is to be answered directly.

@@ -3,7 +3,8 @@
 //! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel; leaves local
 //!   backends and all that is difficult to TC on the same uplink, which meets the same flow.
 //! * [`uplink`]: uplink, TC ingress. The same for remote and local backends.
-//! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node.
+//! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node; what tasks of other
+//!   nodes send to addresses of tasks here.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
 //!
 //! What is rare has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
@@ -96,6 +97,9 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     if !lookups.is_peer(&Address::v4(origin.peer)) {
         return drop(lookups, DropReason::UnknownPeer, direction);
     }
+    if origin.vni.is_between_tasks() {
+        return to_task(config);
+    }
     let Some(segment) = Segment::parse(packet, 0) else {
         let fate = otherwise(packet, Edge::TunnelError);
         return if fate == Fate::PASS { drop(lookups, DropReason::Malformed, direction) } else { fate };
@@ -106,6 +110,13 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
     let fate = target::deliver(packet, lookups, config, &segment, origin.vni.backend(), &source);
     settle(packet, lookups, &segment, fate, origin.peer)
+}
+
+/// A packet of another node's task, for a task of this node by its own address: the kernel finds its link. Without a bridge there are
+/// no tasks, and the host stack makes nothing of it, as it is addressed to no device of its.
+#[inline(always)]
+fn to_task(config: &Config) -> Fate {
+    if config.tasks_ifindex == 0 { Fate::PASS } else { Fate::route(config.tasks_ifindex) }
 }
 
 /// TC on the ingress of a task's host-side veth.

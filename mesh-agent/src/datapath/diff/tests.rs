@@ -47,7 +47,7 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
     for number in 1..=nodes {
         let id = NodeId::from(format!("node{number}"));
         let address = node_address(number);
-        view.nodes.insert(id.clone(), PeerNode { id, address, hostname: String::new() });
+        view.nodes.insert(id.clone(), PeerNode { id, address, hostname: String::new(), subnet: None });
     }
     for (number, published) in ports.iter().enumerate() {
         let id = mesh_state::ids::ServiceId::from(format!("service{number}"));

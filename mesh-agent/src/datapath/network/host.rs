@@ -3,7 +3,8 @@
 //! Invariants: everything is idempotent, has mesh's name, and is taken away by [`remove`].
 //!
 //! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
-//! * nftables table `ip mesh`: tunnel packets are kept out of connection tracking, which a Docker engine switches on.
+//! * nftables table `ip mesh`: tunnel packets, and what tasks send to tasks of other nodes, are kept out of connection tracking, which a
+//!   Docker engine switches on: it would hide the tasks' addresses behind the node's.
 //! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on uplinks where it was 1): XDP asks the kernel's FIB
 //!   for a client's next hop, which answers only if forwarding is on.
 //! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses as their source.
@@ -12,10 +13,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ipnet::Ipv4Net;
 use tracing::warn;
 
 use super::netlink::{Link, Netlink};
 use crate::datapath::error::DatapathError;
+use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
 /// Name of the tunnel device.
 pub(crate) const TUNNEL_DEVICE: &str = "mesh-vxlan0";
@@ -35,7 +38,7 @@ pub(crate) fn ensure_tunnel(
     let mtu = uplink_mtu.saturating_sub(TUNNEL_OVERHEAD);
     match find(netlink)? {
         Some(link) if link.vxlan == Some((port, true)) => {
-            if link.mtu != mtu || !link.is_up {
+            if link.mtu != mtu || !link.is_up || link.has_arp {
                 netlink
                     .set_up(link.index, mtu)
                     .map_err(DatapathError::netlink(format!("bringing {TUNNEL_DEVICE} up")))?;
@@ -65,11 +68,21 @@ fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
 pub(crate) fn prepare(port: u16, uplinks: &[Link]) {
     set("net/ipv4/ip_forward", "1");
     forward_ipv6(uplinks);
-    if let Err(error) = nft(&notrack_rules(port)) {
+    install(&notrack_rules(port, ""));
+}
+
+/// Keeps what tasks of this node send to those of others out of connection tracking, beside the tunnel's packets.
+pub(crate) fn exempt_tasks<'a>(port: u16, subnets: impl Iterator<Item = &'a Ipv4Net>) {
+    let subnets: Vec<String> = subnets.map(Ipv4Net::to_string).collect();
+    install(&notrack_rules(port, &subnets.join(", ")));
+}
+
+fn install(rules: &str) {
+    if let Err(error) = nft(rules) {
         warn!(
             %error,
             "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
-             conntrack entries on both nodes"
+             conntrack entries on both nodes, and tasks see nodes' addresses for those of other nodes' tasks"
         );
     }
 }
@@ -111,12 +124,17 @@ pub(crate) fn remove() -> Result<(), DatapathError> {
 }
 
 /// One transaction that replaces the table, whether it was there or not.
-fn notrack_rules(port: u16) -> String {
+fn notrack_rules(port: u16, subnets: &str) -> String {
+    let tasks = if subnets.is_empty() {
+        String::new()
+    } else {
+        format!("iifname \"{TASKS_DEVICE}\" ip daddr {{ {subnets} }} notrack; ")
+    };
     format!(
         "table ip mesh\n\
          delete table ip mesh\n\
          table ip mesh {{\n\
-         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; }}\n\
+         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; {tasks}}}\n\
          chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack; }}\n\
          }}\n"
     )
@@ -156,9 +174,12 @@ mod tests {
 
     #[test]
     fn the_rules_replace_themselves_and_name_the_port() {
-        let rules = notrack_rules(4799);
+        let rules = notrack_rules(4799, "");
         let (declared, deleted) = (rules.find("table ip mesh\n"), rules.find("delete table ip mesh"));
         assert!(declared < deleted, "a table must exist to be deleted: {rules}");
         assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "both hooks: {rules}");
+        let tasks = "iifname \"mesh0\" ip daddr { 10.128.1.0/24, 10.128.2.0/24 } notrack;";
+        let rules = notrack_rules(4799, "10.128.1.0/24, 10.128.2.0/24");
+        assert!(rules.contains(tasks), "what tasks send to other nodes' tasks: {rules}");
     }
 }

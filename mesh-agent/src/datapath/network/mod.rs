@@ -4,4 +4,5 @@ pub(super) mod host;
 pub(super) mod monitor;
 pub(super) mod netlink;
 pub(super) mod netns;
+pub(super) mod task_routes;
 pub(super) mod uplinks;

@@ -40,6 +40,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<String>,
     /// Whether it is administratively up.
     pub(crate) is_up: bool,
+    /// Whether neighbours on it are asked for their Ethernet addresses.
+    pub(crate) has_arp: bool,
     /// Index of the other end, for a veth, in that end's namespace.
     pub(crate) peer: Option<u32>,
     /// UDP port and collect-metadata mode, for a VXLAN device.
@@ -76,7 +78,11 @@ impl Netlink {
     }
 
     /// Sends one message and collects the answers.
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(super) fn ask(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
         request.header.sequence_number = self.sequence;
@@ -207,21 +213,23 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewNeighbour(request), flags).map(drop)
     }
 
-    /// Creates a VXLAN device in collect-metadata mode, up.
+    /// Creates a VXLAN device in collect-metadata mode, up. Nobody is asked for Ethernet addresses on it: the tunnel's other end is all
+    /// that a route needs to name.
     pub(crate) fn add_vxlan(&mut self, name: &str, port: u16, mtu: u32) -> io::Result<()> {
         let message = LinkMessageBuilder::<LinkVxlan>::new(name)
             .collect_metadata(true)
             .learning(false)
             .port(port)
             .mtu(mtu)
+            .arp(false)
             .up()
             .build();
         self.ask(RouteNetlinkMessage::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
-    /// Sets an interface's MTU and brings it up.
+    /// Sets the tunnel device's MTU and brings it up, as [`Netlink::add_vxlan`] makes it.
     pub(crate) fn set_up(&mut self, index: u32, mtu: u32) -> io::Result<()> {
-        let message = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).arp(false).up().build();
         self.ask(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map(drop)
     }
 
@@ -245,6 +253,7 @@ fn read_link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        has_arp: !message.header.flags.contains(LinkFlags::Noarp),
         ..Link::default()
     };
     for attribute in message.attributes {

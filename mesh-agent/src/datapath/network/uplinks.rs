@@ -14,6 +14,7 @@ use super::netlink::{Link, Netlink, Route};
 use crate::datapath::config::DatapathConfig;
 use crate::datapath::error::DatapathError;
 use crate::datapath::facts::Hop;
+use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
 /// What the node is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(crate) struct Uplinks {
     pub(crate) addresses: BTreeSet<Address>,
     /// ifindex of the uplink by which clients are answered directly: that with a default route, else that with this node's address.
     pub(crate) direct: u32,
+    /// ifindex of the bridge of this node's tasks; 0 until the engine has made it.
+    pub(crate) tasks: u32,
 }
 
 impl Uplinks {
@@ -36,6 +39,7 @@ impl Uplinks {
     pub(crate) fn find(netlink: &mut Netlink, config: &DatapathConfig) -> Result<Self, DatapathError> {
         let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
         let addresses = netlink.addresses().map_err(DatapathError::netlink("listing addresses"))?;
+        let tasks = links.iter().find(|link| link.name == TASKS_DEVICE).map_or(0, |link| link.index);
         let defaults =
             netlink.default_route_interfaces().map_err(DatapathError::netlink("listing default routes"))?;
         let uplinks: Vec<Link> = if config.interfaces.is_empty() {
@@ -64,7 +68,7 @@ impl Uplinks {
             .filter(|(index, _)| uplinks.iter().any(|link| link.index == *index))
             .map(|(_, address)| address)
             .collect();
-        Ok(Self { links: uplinks, address, addresses, direct })
+        Ok(Self { links: uplinks, address, addresses, direct, tasks })
     }
 
     /// The smallest MTU of the uplinks, bytes.

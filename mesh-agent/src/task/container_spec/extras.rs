@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use mesh_state::spec::Extra;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::PlanError;
@@ -102,7 +102,9 @@ pub(super) struct AppArmor {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct TaskExtras {
-    pub(super) networks: Vec<Value>,
+    /// Known, and nothing to be done about: every task is on its node's one network, which reaches all others.
+    #[serde(rename = "Networks")]
+    _networks: IgnoredAny,
     pub(super) log_driver: Option<LogDriver>,
     pub(super) runtime: String,
     #[serde(flatten)]

@@ -109,9 +109,6 @@ pub fn plan(
         return Err(PlanError::Unsupported("a task without ContainerSpec (plugins, attachments)".to_owned()));
     };
     let wanted: TaskExtras = read("TaskTemplate", &task.extra)?;
-    if !wanted.networks.is_empty() {
-        return Err(PlanError::Unsupported("TaskTemplate.Networks".to_owned()));
-    }
     if !matches!(wanted.runtime.as_str(), "" | "container") {
         return Err(PlanError::Unsupported(format!("TaskTemplate.Runtime {:?}", wanted.runtime)));
     }

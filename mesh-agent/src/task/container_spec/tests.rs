@@ -220,7 +220,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused(with("Hosts", json!(["10.0.0.1"])), "names no host");
     refused(with("TTY", json!("yes")), "ContainerSpec: ");
     let beside = |key: &str, value: Value| json!({"ContainerSpec": {"Image": "x"}, key: value});
-    refused(beside("Networks", json!([{"Target": "n"}])), "TaskTemplate.Networks");
     refused(beside("Runtime", json!("plugin")), "Runtime");
     refused(
         beside("Resources", json!({"Reservations": {"GenericResources": [{"a": 1}]}})),

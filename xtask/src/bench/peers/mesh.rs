@@ -98,6 +98,7 @@ fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {
         tunnel_mss: TUNNEL_MTU - 40,
         tunnel_mtu: u32::from(TUNNEL_MTU),
         uplink_ifindex: uplink,
+        ..Config::default()
     };
     let peer = Node {
         address: node_address(other).into(),
