@@ -16,7 +16,7 @@ use mesh_state::cluster::{Cluster, heartbeat_period_ns};
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{self, ClusterId, NetworkId};
 use mesh_state::keys;
-use mesh_state::network::Network;
+use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use rand::Rng as _;
@@ -172,6 +172,7 @@ async fn create_cluster(
         ingress: true,
         subnet: cluster.subnet_pool,
         created_at: now,
+        spec: NetworkSpec::default(),
     };
     let name = keys::name("networks", INGRESS_NETWORK);
     let compares = vec![Compare::Absent(keys::CLUSTER.to_owned()), Compare::Absent(name.clone())];

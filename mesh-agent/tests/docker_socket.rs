@@ -191,7 +191,7 @@ fn a_worker_answers_as_swarms_worker() {
 
     let listed = served.docker(&["service", "ls"]);
     assert!(
-        stderr(&listed).contains("This node is not a swarm manager. Use \"docker swarm init\""),
+        stderr(&listed).contains("This node is not a swarm manager. Worker nodes"),
         "{}",
         stderr(&listed)
     );

@@ -18,6 +18,7 @@ use zeroize::Zeroize as _;
 
 use super::error::ApiError;
 use super::go_json::{self, Shape};
+use super::validate::words;
 use super::version;
 
 /// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one transaction of at most
@@ -76,7 +77,19 @@ async fn read_limited(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
 /// # Errors
 /// [`ApiError::BadRequest`] for what isn't the expected JSON.
 pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Shape) -> Result<T, ApiError> {
-    parse(&take_json(request).await?, shape)
+    read_checked_json(request, shape, words::none).await
+}
+
+/// As [`read_json`], with the words in it checked first.
+///
+/// # Errors
+/// [`ApiError::BadRequest`] with the check's words, or for what isn't the expected JSON.
+pub(crate) async fn read_checked_json<T: DeserializeOwned>(
+    request: Request,
+    shape: &Shape,
+    check: fn(&Value) -> Result<(), String>,
+) -> Result<T, ApiError> {
+    parse(&take_json(request).await?, shape, check)
 }
 
 /// As [`read_json`], for a body that nobody else may read: it is wiped once it was read, and no error quotes it.
@@ -88,7 +101,7 @@ pub(crate) async fn read_private_json<T: DeserializeOwned>(
     shape: &Shape,
 ) -> Result<T, ApiError> {
     let bytes = take_json(request).await?;
-    let parsed = parse(&bytes, shape);
+    let parsed = parse(&bytes, shape, words::none);
     if let Ok(mut bytes) = bytes.try_into_mut() {
         bytes.as_mut().zeroize();
     }
@@ -112,7 +125,11 @@ fn foreign_content_type(request: &Request) -> Option<String> {
 }
 
 /// Reads JSON of a known shape.
-fn parse<T: DeserializeOwned>(bytes: &[u8], shape: &Shape) -> Result<T, ApiError> {
+fn parse<T: DeserializeOwned>(
+    bytes: &[u8],
+    shape: &Shape,
+    check: fn(&Value) -> Result<(), String>,
+) -> Result<T, ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::BadRequest("invalid JSON: got EOF while reading request body".to_owned()));
     }
@@ -122,6 +139,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], shape: &Shape) -> Result<T, ApiError
         return Err(ApiError::BadRequest("invalid JSON: expected an object".to_owned()));
     }
     go_json::normalise(&mut value, shape);
+    check(&value).map_err(ApiError::BadRequest)?;
     serde_path_to_error::deserialize(value)
         .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {}: {}", error.path(), error.inner())))
 }
@@ -191,7 +209,8 @@ mod tests {
             ),
         ];
         for (text, expected) in cases {
-            let error = parse::<ServiceSpec>(text.as_bytes(), &SERVICE_SPEC).unwrap_err().to_string();
+            let error =
+                parse::<ServiceSpec>(text.as_bytes(), &SERVICE_SPEC, words::none).unwrap_err().to_string();
             assert!(error.starts_with(expected), "expected {expected:?} for {text}, saw {error:?}");
         }
     }

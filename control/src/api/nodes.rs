@@ -11,7 +11,7 @@ use mesh_state::node::{Node, NodeRole, NodeSpec, NodeState};
 use mesh_state::store::{Compare, Op};
 
 use super::access::{self, Transaction};
-use super::body::{Params, read_json};
+use super::body::{Params, read_checked_json};
 use super::dto::runs_manager;
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
@@ -64,7 +64,7 @@ pub(crate) async fn update(
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     let version = params.version("node")?;
-    let spec: NodeSpec = read_json(request, &shapes::NODE_SPEC).await?;
+    let spec: NodeSpec = read_checked_json(request, &shapes::NODE_SPEC, validate::words::in_node).await?;
     access::catch_up(&context, version).await?;
     access::write(&context, |snapshot| {
         let current = find(snapshot, &query, &context.manager_name)?;

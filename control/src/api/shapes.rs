@@ -48,6 +48,39 @@ pub(crate) static SWARM_SPEC: Shape = Object(&[
     ("EncryptionConfig", &Object(&[("AutoLockManagers", &Any)])),
 ]);
 
+/// `NetworkCreateRequest`.
+pub(crate) static NETWORK_SPEC: Shape = Object(&[
+    ("Name", &Any),
+    ("CheckDuplicate", &Any),
+    ("Driver", &Any),
+    ("Scope", &Any),
+    ("EnableIPv6", &Any),
+    ("EnableIPv4", &Any),
+    (
+        "IPAM",
+        &Object(&[
+            ("Driver", &Any),
+            ("Options", &Any),
+            (
+                "Config",
+                &List(&Object(&[
+                    ("Subnet", &Any),
+                    ("IPRange", &Any),
+                    ("Gateway", &Any),
+                    ("AuxiliaryAddresses", &Any),
+                ])),
+            ),
+        ]),
+    ),
+    ("Internal", &Any),
+    ("Attachable", &Any),
+    ("Ingress", &Any),
+    ("ConfigOnly", &Any),
+    ("ConfigFrom", &Any),
+    ("Options", &Any),
+    ("Labels", &Any),
+]);
+
 static SERVICE_MODE: Shape = Object(&[
     ("Replicated", &Object(&[("Replicas", &Any)])),
     ("Global", &Object(&[])),

@@ -241,8 +241,9 @@ pub(crate) fn spec(name: &str, replicas: u64) -> Value {
     json!({
         "Name": name, "Labels": {},
         "TaskTemplate": {
-            "ContainerSpec": {"Image": "nginx:latest", "Init": false, "DNSConfig": {}},
-            "Resources": {"Limits": {}, "Reservations": {}}, "Placement": {}, "ForceUpdate": 0
+            "ContainerSpec": {"Image": "nginx:latest", "Init": false, "DNSConfig": {}, "Isolation": "default"},
+            "Resources": {"Limits": {}, "Reservations": {}}, "Placement": {}, "ForceUpdate": 0,
+            "Runtime": "container"
         },
         "Mode": {"Replicated": {"Replicas": replicas}},
         "EndpointSpec": {"Mode": "vip"}

@@ -120,7 +120,8 @@ async fn a_rollback_returns_to_the_previous_spec() {
         let version = cluster.service(&id).await["Version"]["Index"].as_i64().unwrap();
         cluster.post(&format!("/services/{id}/update?version={version}&rollback=previous"), &json!({})).await
     };
-    assert_eq!(rollback().await.refusal(), (400, "service web does not have a previous spec"));
+    let refused = format!("service {id} does not have a previous spec");
+    assert_eq!(rollback().await.refusal(), (400, refused.as_str()));
     let changed =
         cluster.update(&id, |spec| spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("nginx:2"));
     assert_eq!(changed.await.status, 200);
@@ -161,7 +162,7 @@ async fn lists_are_filtered_as_docker_filters_them() {
     let unknown = cluster.get(&format!("/services?filters={}", encoded(r#"{"foo":["x"]}"#))).await;
     assert_eq!(unknown.refusal(), (400, "Invalid filter 'foo'"));
     let mode = cluster.get(&format!("/services?filters={}", encoded(r#"{"mode":["x"]}"#))).await;
-    assert_eq!(mode.refusal(), (400, "Invalid mode filter: 'x'"));
+    assert_eq!((mode.status, mode.body), (200, json!([])), "a mode that no service has");
 }
 
 #[tokio::test]

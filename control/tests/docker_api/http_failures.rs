@@ -99,7 +99,7 @@ async fn what_is_not_served_says_so() {
         ("/services/create", &unreadable, 500, "constraint expected one operator from ==, !="),
         ("/secrets/create", &templating, 501, "template drivers"),
         ("/configs/create", &templating, 501, "template drivers"),
-        ("/networks/create", &json!({}), 501, "networks"),
+        ("/swarm/init", &json!({}), 503, "This node is already part of a swarm"),
     ] {
         let answer = cluster.post(path, body).await;
         let (code, message) = answer.refusal();

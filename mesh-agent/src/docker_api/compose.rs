@@ -140,11 +140,19 @@ impl Composer {
             .await
             .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
             .to_bytes();
-        let upstream = if is_cluster_network(&bytes) { self.control()? } else { &self.engine };
+        let is_clusters = is_cluster_network(&bytes);
         let mut request = Request::from_parts(head, Full::new(bytes));
         request.headers_mut().remove(TRANSFER_ENCODING);
         request.headers_mut().remove(CONTENT_LENGTH);
-        Ok(upstream.call(request).await?.map(BodyExt::boxed))
+        let answered = match self.control() {
+            Ok(control) if is_clusters => control.call(request).await,
+            Err(error) if is_clusters => Err(error),
+            _ => self.engine.call(request).await,
+        };
+        match answered {
+            Err(ApiError::NotAManager) => Err(ApiError::NetworkOnWorker),
+            answered => Ok(answered?.map(BodyExt::boxed)),
+        }
     }
 
     /// `GET` and `DELETE /networks/{x}`: the engine's network of that name, else the cluster's.
@@ -248,9 +256,12 @@ fn joined_networks(local: Value, cluster: Value) -> Value {
     Value::Array(networks)
 }
 
-/// Whether a network to create is the cluster's. What is no JSON is left for the engine to refuse.
+/// Whether a network to create is the cluster's; one that only holds settings is not. What is no JSON is left for the engine to refuse.
 fn is_cluster_network(body: &[u8]) -> bool {
     let Ok(request) = serde_json::from_slice::<Value>(body) else { return false };
+    if request["ConfigOnly"] == true {
+        return false;
+    }
     request["Driver"] == "overlay" || request["Scope"] == "swarm" || request["Ingress"] == true
 }
 

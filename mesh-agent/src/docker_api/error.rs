@@ -14,8 +14,8 @@ use super::Body;
 use super::route::Membership;
 
 /// Swarm's answer to a swarm call on a node that is no manager.
-pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to \
-                                        connect this node to swarm and try again.";
+pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
+                                        Please run this command on a manager node or promote the current node to a manager.";
 
 /// Which of the two is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,11 @@ pub(super) enum ApiError {
         "leaving is not served by mesh: stop mesh-agent on this node, then remove it on a manager with docker node rm"
     )]
     CannotLeave,
+    /// A network of the cluster's is asked for where no manager runs.
+    #[error(
+        "Cannot create a multi-host network from a worker node. Please create the network from a manager node."
+    )]
+    NetworkOnWorker,
     /// The socket can't be connected.
     #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Unreachable {
@@ -115,6 +120,7 @@ impl ApiError {
         match self {
             Self::NotAManager | Self::Member => StatusCode::SERVICE_UNAVAILABLE,
             Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
+            Self::NetworkOnWorker => StatusCode::FORBIDDEN,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unreachable { peer, .. }
             | Self::Broken { peer, .. }
@@ -159,7 +165,7 @@ mod tests {
         let text = at(Peer::Engine).to_string();
         assert!(text.contains("unix:///run/x.sock") && text.contains("dockerd"), "message is {text}");
         assert!(
-            ApiError::NotAManager.to_string().starts_with("This node is not a swarm manager. Use \"docker")
+            ApiError::NotAManager.to_string().starts_with("This node is not a swarm manager. Worker nodes")
         );
     }
 }

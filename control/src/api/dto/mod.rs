@@ -13,7 +13,7 @@ mod swarm;
 mod task;
 
 pub(crate) use dependency::Dependency;
-pub(crate) use network::Network;
+pub(crate) use network::{AttachedNetwork, Network};
 pub(crate) use node::{Node, runs_manager};
 pub(crate) use service::Service;
 pub(crate) use swarm::{CERTIFICATE_EXPIRY, Cluster, JoinTokens, SwarmInfo, SwarmObject};
@@ -37,6 +37,7 @@ pub(crate) struct Created {
     #[serde(rename = "ID")]
     pub(crate) id: String,
     /// What the user should know.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) warnings: Option<Vec<String>>,
 }
 

@@ -1,16 +1,22 @@
-//! `Network`, as `/networks` shows it.
+//! `Network`, as `/networks` shows it, and as a task's attachment names it.
+
+use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
-use mesh_state::network::Network as StoredNetwork;
+use mesh_state::network::{Ipam, IpamConfig, Network as StoredNetwork};
+use mesh_state::spec::Labels;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use super::Version;
+use crate::snapshot::Versioned;
 
 /// A cluster-wide network.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Network {
-    id: String,
     name: String,
+    id: String,
     created: Timestamp,
     scope: &'static str,
     driver: &'static str,
@@ -21,48 +27,104 @@ pub(crate) struct Network {
     internal: bool,
     attachable: bool,
     ingress: bool,
+    config_from: Value,
     config_only: bool,
-    containers: Map<String, Value>,
-    options: Map<String, Value>,
-    labels: Map<String, Value>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Ipam {
-    driver: &'static str,
-    options: Option<Map<String, Value>>,
-    config: Vec<IpamConfig>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct IpamConfig {
-    subnet: String,
+    containers: Option<Map<String, Value>>,
+    options: Option<BTreeMap<String, String>>,
+    labels: Option<Labels>,
 }
 
 impl Network {
     /// The network as it is stored.
     pub(crate) fn new(network: &StoredNetwork) -> Self {
+        let spec = &network.spec;
         Self {
-            id: network.id.to_string(),
             name: network.name.clone(),
+            id: network.id.to_string(),
             created: network.created_at,
             scope: "swarm",
             driver: "overlay",
-            enable_ipv6: false,
-            ipam: Ipam {
-                driver: "default",
-                options: None,
-                config: vec![IpamConfig { subnet: network.subnet.to_string() }],
-            },
-            internal: false,
-            attachable: false,
+            enable_ipv6: spec.enable_ipv6.unwrap_or(false),
+            ipam: ipam(network),
+            internal: spec.internal,
+            attachable: spec.attachable,
             ingress: network.ingress,
+            config_from: json!({"Network": ""}),
             config_only: false,
-            containers: Map::new(),
-            options: Map::new(),
-            labels: Map::new(),
+            containers: None,
+            options: spec.options.clone().filter(|options| !options.is_empty()),
+            labels: spec.labels.clone().filter(|labels| !labels.is_empty()),
+        }
+    }
+}
+
+/// The subnets asked for, or those that tasks' addresses come out of.
+fn ipam(network: &StoredNetwork) -> Ipam {
+    let mut ipam = network.spec.ipam.clone().unwrap_or_default();
+    ipam.options = ipam.options.filter(|options| !options.is_empty());
+    if ipam.driver.is_empty() {
+        "default".clone_into(&mut ipam.driver);
+    }
+    if ipam.config.as_ref().is_none_or(Vec::is_empty) {
+        ipam.config = Some(vec![IpamConfig { subnet: network.subnet.to_string(), ..IpamConfig::default() }]);
+    }
+    ipam
+}
+
+/// The network of an attachment; unlike `/networks`, it spells `ID` and has a spec.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct AttachedNetwork {
+    #[serde(rename = "ID")]
+    id: String,
+    version: Version,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    spec: AttachedSpec,
+    driver_state: Value,
+    #[serde(rename = "IPAMOptions")]
+    ipam_options: Value,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct AttachedSpec {
+    name: String,
+    labels: Labels,
+    driver_configuration: Value,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    internal: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    attachable: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ingress: bool,
+    #[serde(rename = "IPAMOptions")]
+    ipam_options: Value,
+    scope: &'static str,
+}
+
+impl AttachedNetwork {
+    /// The network as it is stored.
+    pub(crate) fn new(network: &Versioned<StoredNetwork>) -> Self {
+        let ipam = ipam(network);
+        let driver = json!({"Name": ipam.driver});
+        Self {
+            id: network.id.to_string(),
+            version: Version { index: network.mod_revision },
+            created_at: network.created_at,
+            updated_at: network.created_at,
+            spec: AttachedSpec {
+                name: network.name.clone(),
+                labels: network.spec.labels.clone().unwrap_or_default(),
+                driver_configuration: json!({"Name": "overlay"}),
+                internal: network.spec.internal,
+                attachable: network.spec.attachable,
+                ingress: network.ingress,
+                ipam_options: json!({"Driver": driver}),
+                scope: "swarm",
+            },
+            driver_state: json!({"Name": "overlay"}),
+            ipam_options: json!({"Driver": driver, "Configs": ipam.config}),
         }
     }
 }

@@ -142,7 +142,7 @@ fn insert_defaults(spec: &mut ServiceSpec) {
     template.placement.get_or_insert_default();
     insert_update_defaults(spec.update_config.get_or_insert_with(UpdateConfig::swarm_default));
     insert_update_defaults(spec.rollback_config.get_or_insert_with(UpdateConfig::swarm_default));
-    spec.endpoint_spec = Some(with_endpoint_mode(spec.endpoint_spec.take().unwrap_or_default()));
+    spec.endpoint_spec = spec.endpoint_spec.take().map(with_endpoint_mode);
 }
 
 fn insert_update_defaults(config: &mut UpdateConfig) {

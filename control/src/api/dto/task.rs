@@ -8,7 +8,8 @@ use mesh_state::spec::{GenericResource, Labels, PortConfig, PublishMode, TaskSpe
 use mesh_state::task::{Slot, Task as StoredTask, TaskState, TaskStatus};
 use serde::Serialize;
 
-use super::Version;
+use super::{AttachedNetwork, Version};
+use crate::api::services::networks::named_by;
 use crate::port_clash;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
@@ -77,27 +78,6 @@ struct NetworkAttachment {
     addresses: Vec<String>,
 }
 
-/// The network of an attachment; unlike `/networks`, it spells `ID` and has a spec.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct AttachedNetwork {
-    #[serde(rename = "ID")]
-    id: String,
-    version: Version,
-    created_at: Timestamp,
-    updated_at: Timestamp,
-    spec: NetworkSpec,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct NetworkSpec {
-    name: String,
-    labels: Labels,
-    ingress: bool,
-    scope: &'static str,
-}
-
 impl Task {
     /// The task with what is known of it.
     pub(crate) fn new(snapshot: &ClusterSnapshot, task: &Versioned<StoredTask>) -> Self {
@@ -114,7 +94,7 @@ impl Task {
             spec: snapshot
                 .spec_of(stored)
                 .or_else(|| service.map(|service| &service.spec))
-                .map(|spec| spec.task_template.clone())
+                .map(|spec| template(&spec.task_template))
                 .unwrap_or_default(),
             service_id: stored.service_id.to_string(),
             slot: match stored.slot {
@@ -147,6 +127,13 @@ pub(crate) fn desired(task: &StoredTask) -> TaskState {
         TaskState::Running if task.job_iteration.is_some() => TaskState::Complete,
         state => state,
     }
+}
+
+/// The template as a task shows it: that it is a container's goes without saying.
+fn template(template: &TaskSpec) -> TaskSpec {
+    let mut template = template.clone();
+    template.extra.remove("Runtime");
+    template
 }
 
 impl Status {
@@ -183,31 +170,28 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect()
 }
 
-/// The task's address on its node's network, shown as an attachment to the ingress network, where Docker's clients look for it.
+/// The task's address on its node's network, shown as an attachment to every network of its service, and to the ingress network if the
+/// service publishes a port or has no network: Docker's clients look for it there.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let Some(address) = status.container.as_ref().and_then(|container| container.address) else {
         return Vec::new();
     };
-    let Some(ingress) = snapshot.networks.values().find(|network| network.ingress) else { return Vec::new() };
     let subnet = task.node_id.as_ref().and_then(|node| snapshot.nodes.get(node)).and_then(|node| node.subnet);
     let prefix = match (address, subnet) {
         (IpAddr::V4(_), Some(subnet)) => subnet.prefix_len(),
         (IpAddr::V4(_), None) => 32,
         (IpAddr::V6(_), _) => 128,
     };
-    vec![NetworkAttachment {
-        network: AttachedNetwork {
-            id: ingress.id.to_string(),
-            version: Version { index: ingress.mod_revision },
-            created_at: ingress.created_at,
-            updated_at: ingress.created_at,
-            spec: NetworkSpec {
-                name: ingress.name.clone(),
-                labels: Labels::new(),
-                ingress: true,
-                scope: "swarm",
-            },
-        },
-        addresses: vec![format!("{address}/{prefix}")],
-    }]
+    let named = snapshot.spec_of(task).map(named_by).unwrap_or_default();
+    let has_ingress = named.is_empty() || !task.endpoints.is_empty();
+    let own = named.into_iter().filter_map(|id| snapshot.networks.get(&id.into()));
+    let ingress = snapshot.networks.values().find(|network| network.ingress && has_ingress);
+    ingress
+        .into_iter()
+        .chain(own)
+        .map(|network| NetworkAttachment {
+            network: AttachedNetwork::new(network),
+            addresses: vec![format!("{address}/{prefix}")],
+        })
+        .collect()
 }

@@ -1,5 +1,7 @@
 //! `/services`: create, list, inspect, update, roll back, remove.
 
+mod defaults;
+pub(crate) mod networks;
 mod registry_auth;
 pub(crate) mod write;
 
@@ -15,10 +17,11 @@ use mesh_state::service::Service;
 use mesh_state::spec::ServiceSpec;
 
 use super::access::{self, Visible};
-use super::body::{Params, read_json};
+use super::body::{Params, read_checked_json};
 use super::dto;
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
+use super::validate::words;
 use super::{lookup, names, shapes};
 use crate::context::ApiContext;
 use crate::snapshot::{ClusterSnapshot, Stored};
@@ -35,7 +38,8 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<(StatusCode, Json<dto::Created>), ApiError> {
     let auth = registry_auth::given(&context, request.headers())?;
-    let spec: ServiceSpec = read_json(request, &shapes::SERVICE_SPEC).await?;
+    let spec: ServiceSpec = read_checked_json(request, &shapes::SERVICE_SPEC, words::in_service).await?;
+    let network_warning = networks::has_networks(&spec).then(|| networks::WARNING.to_owned());
     let id = ServiceId::random(&mut rand::rng());
     let visible = access::write(&context, |snapshot| {
         let mut spec = spec.clone();
@@ -45,7 +49,7 @@ pub(crate) async fn create(
         write::create(snapshot, Utc::now(), &id, spec, auth.clone())
     })
     .await?;
-    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: warnings(visible) })))
+    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: warnings(visible, network_warning) })))
 }
 
 /// `GET /services`
@@ -54,7 +58,6 @@ pub(crate) async fn list(
     params: Params,
 ) -> Result<Json<Vec<dto::Service>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
-    let modes = filters.parsed("mode", Mode::parse)?;
     let snapshot = access::current(&context).await?;
     let with_status = params.flag("status");
     let matching = snapshot.services.values().filter(|service| {
@@ -62,7 +65,7 @@ pub(crate) async fn list(
             && filters.any("id", |id| service.id.as_str().starts_with(id))
             && filters.any("runtime", |runtime| runtime == "container")
             && filters.labels("label", &service.spec.labels)
-            && (modes.is_empty() || modes.contains(&Mode::of(&service.spec)))
+            && filters.any("mode", |mode| mode == mode_of(&service.spec))
     });
     Ok(Json(
         matching
@@ -100,7 +103,11 @@ pub(crate) async fn update(
         other => return Err(ApiError::BadRequest(format!("unrecognized rollback option {other}"))),
     };
     // A rollback's body holds the spec that is to be left: mesh knows it already.
-    let spec = if to_previous { None } else { Some(read_json(request, &shapes::SERVICE_SPEC).await?) };
+    let spec = if to_previous {
+        None
+    } else {
+        Some(read_checked_json(request, &shapes::SERVICE_SPEC, words::in_service).await?)
+    };
     access::catch_up(&context, version).await?;
     let visible = access::write(&context, |snapshot| {
         let current = find(snapshot, &query)?;
@@ -113,7 +120,7 @@ pub(crate) async fn update(
         }
     })
     .await?;
-    Ok(Json(dto::Updated { warnings: warnings(visible) }))
+    Ok(Json(dto::Updated { warnings: warnings(visible, None) }))
 }
 
 /// `DELETE /services/{id}`
@@ -141,40 +148,23 @@ pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a
     )
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Replicated,
-    Global,
-    ReplicatedJob,
-    GlobalJob,
-}
-
-impl Mode {
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "replicated" => Some(Self::Replicated),
-            "global" => Some(Self::Global),
-            "replicated-job" => Some(Self::ReplicatedJob),
-            "global-job" => Some(Self::GlobalJob),
-            _ => None,
-        }
-    }
-
-    fn of(spec: &ServiceSpec) -> Self {
-        let mode = &spec.mode;
-        if mode.replicated_job.is_some() {
-            Self::ReplicatedJob
-        } else if mode.global_job.is_some() {
-            Self::GlobalJob
-        } else if mode.global.is_some() {
-            Self::Global
-        } else {
-            Self::Replicated
-        }
+/// The word by which a list is filtered.
+fn mode_of(spec: &ServiceSpec) -> &'static str {
+    let mode = &spec.mode;
+    if mode.replicated_job.is_some() {
+        "replicated-job"
+    } else if mode.global_job.is_some() {
+        "global-job"
+    } else if mode.global.is_some() {
+        "global"
+    } else {
+        "replicated"
     }
 }
 
 /// What the user should know of a write.
-fn warnings(visible: Visible) -> Option<Vec<String>> {
-    (visible == Visible::Later).then(|| vec![NOT_YET_VISIBLE.to_owned()])
+fn warnings(visible: Visible, other: Option<String>) -> Option<Vec<String>> {
+    let later = (visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned());
+    let all: Vec<String> = other.into_iter().chain(later).collect();
+    (!all.is_empty()).then_some(all)
 }

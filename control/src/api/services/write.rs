@@ -14,6 +14,7 @@ use mesh_state::service::{JobStatus, Service, UpdateState, UpdateStatus};
 use mesh_state::spec::{PortConfig, ServiceMode, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 
+use super::{defaults, networks};
 use crate::allocator::ports;
 use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
@@ -36,12 +37,14 @@ pub(crate) fn create(
     mut spec: ServiceSpec,
     registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
-    spec.mode = spec.mode.filled();
+    defaults::fill(&mut spec);
     validate::service_spec(&spec)?;
     references::check(snapshot, &spec)?;
     if is_name_taken(snapshot, &spec.name) {
         return Err(ApiError::NameTaken { kind: Kind::Service, name: spec.name });
     }
+    let mut transaction = Transaction::default();
+    networks::resolve(snapshot, None, &mut spec, &mut transaction)?;
     let first_execution = spec.mode.is_job().then_some(JobStatus { iteration: 0, last_execution: now });
     let service = Service {
         id: id.clone(),
@@ -58,7 +61,6 @@ pub(crate) fn create(
         update_status: None,
     };
     let name_key = keys::name(NAME_KIND, &service.spec.name);
-    let mut transaction = Transaction::default();
     transaction.compares.extend([Compare::Absent(keys::service(id)), Compare::Absent(name_key.clone())]);
     transaction.ops.push(Op::put(name_key, codec::encode(id)?));
     write_service(&mut transaction, snapshot, &service)?;
@@ -78,7 +80,7 @@ pub(crate) fn update(
     mut spec: ServiceSpec,
     registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
-    spec.mode = spec.mode.filled();
+    defaults::fill(&mut spec);
     validate::service_spec(&spec)?;
     if spec.name != current.spec.name {
         return Err(ApiError::NotImplemented("renaming services is not supported".to_owned()));
@@ -100,10 +102,7 @@ pub(crate) fn rollback(
     version: i64,
 ) -> Result<Transaction, ApiError> {
     let Some(previous) = current.previous_spec.clone() else {
-        return Err(ApiError::Precondition(format!(
-            "service {} does not have a previous spec",
-            current.spec.name
-        )));
+        return Err(ApiError::Precondition(format!("service {} does not have a previous spec", current.id)));
     };
     let status = UpdateStatus {
         state: UpdateState::RollbackStarted,
@@ -164,11 +163,16 @@ fn rewrite(
     version: i64,
     wanted: Wanted,
 ) -> Result<Transaction, ApiError> {
-    let Wanted { spec, registry_auth, update_status } = wanted;
+    let Wanted { mut spec, registry_auth, update_status } = wanted;
     if version != current.mod_revision {
         return Err(ApiError::OutOfSequence);
     }
     references::check(snapshot, &spec)?;
+    let mut transaction = Transaction {
+        compares: vec![Compare::ModRevision(keys::service(&current.id), version)],
+        ops: Vec::new(),
+    };
+    networks::resolve(snapshot, Some(&current.spec), &mut spec, &mut transaction)?;
     let service = Service {
         id: current.id.clone(),
         ports: ports::resolve(snapshot, Some(&current.id), asked_ports(&spec), &current.ports)?,
@@ -183,10 +187,6 @@ fn rewrite(
         // Each write of a job executes it once more.
         job: current.job.map(|job| JobStatus { iteration: job.iteration + 1, last_execution: now }),
         update_status: update_status.filter(|_| current.job.is_none()),
-    };
-    let mut transaction = Transaction {
-        compares: vec![Compare::ModRevision(keys::service(&current.id), version)],
-        ops: Vec::new(),
     };
     write_service(&mut transaction, snapshot, &service)?;
     move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;

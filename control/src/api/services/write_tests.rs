@@ -7,7 +7,7 @@ use mesh_state::spec::{PortConfig, Protocol, ServiceSpec};
 use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
 use mesh_state::{codec, keys};
 
-use super::write;
+use super::{defaults, write};
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::fixtures::{self, World, ingress};
@@ -19,6 +19,7 @@ const ID: &str = "id1";
 fn web(ports: &[PortConfig]) -> ServiceSpec {
     let mut spec = fixtures::service("web", 1).spec;
     spec.endpoint_spec.get_or_insert_default().ports = ports.to_vec();
+    defaults::fill(&mut spec);
     spec
 }
 
@@ -147,7 +148,7 @@ fn a_rollback_swaps_the_specs_under_a_new_version() {
 #[test]
 fn without_a_previous_spec_there_is_no_rollback() {
     let seen = refusal(rollback(&world(&stored(&[]))));
-    assert_eq!(seen, (400, "service web does not have a previous spec".to_owned()));
+    assert_eq!(seen, (400, "service id1 does not have a previous spec".to_owned()));
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //!
 //! Left to others: clashes with other objects (`ports`, `services::write`) and the JSON itself (`body`).
 
+mod health;
 mod not_served;
 mod policies;
 mod references;
+pub(crate) mod words;
 
 use std::collections::BTreeSet;
 
@@ -34,13 +36,13 @@ pub(crate) enum SpecError {
     #[error("meta: name must be provided")]
     NameMissing,
     /// The name is longer than a DNS label.
-    #[error("meta: name must be {NAME_LENGTH_MAX} characters or fewer")]
+    #[error("name must be {NAME_LENGTH_MAX} characters or fewer")]
     NameTooLong,
     /// The name has characters that a DNS label can't have.
     #[error("name must be valid as a DNS name component")]
     NameNotDns,
     /// The task template has no container.
-    #[error("TaskSpec: missing runtime")]
+    #[error("mismatched Runtime and *Spec fields")]
     RuntimeMissing,
     /// The container has no image.
     #[error("ContainerSpec: image reference must be provided")]
@@ -48,6 +50,12 @@ pub(crate) enum SpecError {
     /// The image's name can't be one.
     #[error("ContainerSpec: \"{0}\" is not a valid repository/tag")]
     ImageInvalid(String),
+    /// A health check's time that no check can keep.
+    #[error("ContainerSpec: {0} in HealthConfig cannot be less than 1ms")]
+    HealthTimeTooShort(&'static str),
+    /// Failures before a task is unhealthy.
+    #[error("ContainerSpec: Retries in HealthConfig cannot be negative")]
+    HealthRetriesNegative,
     /// Two mounts on one path.
     #[error("ContainerSpec: duplicate mount point: {0}")]
     MountTwice(String),
@@ -175,6 +183,14 @@ pub(crate) fn service_name(name: &str) -> Result<(), SpecError> {
     if name.len() > NAME_LENGTH_MAX { Err(SpecError::NameTooLong) } else { Ok(()) }
 }
 
+/// Checks a network's name: as a service's.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn network_name(name: &str) -> Result<(), SpecError> {
+    service_name(name)
+}
+
 /// Checks a node's spec by itself.
 ///
 /// # Errors
@@ -229,6 +245,7 @@ fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {
     if !is_image_reference(&container.image) {
         return Err(SpecError::ImageInvalid(container.image.clone()));
     }
+    health::check(container.healthcheck.as_ref())?;
     let mounts = container.extra.get("Mounts").and_then(|mounts| mounts.as_array());
     let mut targets = BTreeSet::new();
     for mount in mounts.into_iter().flatten() {
@@ -261,8 +278,10 @@ fn is_image_reference(image: &str) -> bool {
             && !tag.starts_with(['.', '-'])
             && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
     });
-    let mut components = path.split('/');
-    let host = path.contains('/').then(|| components.next()).flatten();
+    let mut components = path.split('/').peekable();
+    // The first component is a host only if it looks like one: `library/nginx` has none.
+    let is_host = |first: &&str| path.contains('/') && (first.contains(['.', ':']) || *first == "localhost");
+    let host = components.next_if(is_host);
     let host_ok = host.is_none_or(|host| {
         !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
     });

@@ -18,9 +18,6 @@ pub(crate) fn in_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     if is_given(&template.extra, "NetworkAttachmentSpec") {
         return refuse("network attachments are", "create a service with a container");
     }
-    if is_given(&template.extra, "Networks") || is_given(&spec.extra, "Networks") {
-        return refuse("networks of a service's own are", "publish a port, every node answers on it");
-    }
     let Some(container) = &template.container_spec else { return Ok(()) };
     if container.configs.iter().any(|config| is_given(&config.extra, "Runtime")) {
         return refuse("credential specs are", "they belong to Windows containers");

@@ -1,0 +1,90 @@
+//! `/networks`: the cluster's own: those that users make, and the ingress network that published ports belong to.
+//!
+//! Left to others: the local engine's networks (the node's socket adds them), and what tasks make of a network: they reach each other
+//! by their addresses, whatever their networks.
+
+mod write;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use chrono::Utc;
+use mesh_state::ids::NetworkId;
+use mesh_state::network::{Network, NetworkSpec};
+use mesh_state::spec::Labels;
+use serde::Serialize;
+
+use super::body::{Params, read_json};
+use super::error::{ApiError, Kind};
+use super::filters::Filters;
+use super::{access, dto, lookup, shapes};
+use crate::context::ApiContext;
+use crate::snapshot::{ClusterSnapshot, Stored};
+
+const KNOWN_FILTERS: [&str; 7] = ["name", "id", "label", "scope", "driver", "type", "dangling"];
+
+/// Answer to a creation.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct CreatedNetwork {
+    id: String,
+    warning: String,
+}
+
+/// `GET /networks`
+pub(crate) async fn list(
+    State(context): State<ApiContext>,
+    params: Params,
+) -> Result<Json<Vec<dto::Network>>, ApiError> {
+    let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
+    let snapshot = access::current(&context).await?;
+    let no_labels = Labels::new();
+    let matching = snapshot.networks.values().filter(|network| {
+        filters.any("name", |name| network.name.contains(name))
+            && filters.any("id", |id| network.id.as_str().starts_with(id))
+            && filters.any("scope", |scope| scope == "swarm")
+            && filters.any("driver", |driver| driver == "overlay")
+            // The ingress network is a user's to Docker: it can be made anew.
+            && filters.any("type", |kind| kind == "custom")
+            && filters.any("dangling", |dangling| {
+                matches!(dangling, "true" | "1") == write::user_of(&snapshot, network).is_none()
+            })
+            && filters.labels("label", network.spec.labels.as_ref().unwrap_or(&no_labels))
+    });
+    Ok(Json(matching.map(|network| dto::Network::new(network)).collect()))
+}
+
+/// `GET /networks/{id}`
+pub(crate) async fn inspect(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<Json<dto::Network>, ApiError> {
+    let snapshot = access::current(&context).await?;
+    Ok(Json(dto::Network::new(find(&snapshot, &query)?)))
+}
+
+/// `POST /networks/create`
+pub(crate) async fn create(
+    State(context): State<ApiContext>,
+    request: Request,
+) -> Result<(StatusCode, Json<CreatedNetwork>), ApiError> {
+    let spec: NetworkSpec = read_json(request, &shapes::NETWORK_SPEC).await?;
+    let id = NetworkId::random(&mut rand::rng());
+    access::write(&context, |snapshot| write::create(snapshot, Utc::now(), &id, spec.clone())).await?;
+    Ok((StatusCode::CREATED, Json(CreatedNetwork { id: id.to_string(), warning: String::new() })))
+}
+
+/// `DELETE /networks/{id}`
+pub(crate) async fn remove(
+    State(context): State<ApiContext>,
+    Path(query): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    access::write(&context, |snapshot| write::remove(snapshot, find(snapshot, &query)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The network that a client names.
+pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Network>, ApiError> {
+    let networks = snapshot.networks.values();
+    lookup::find(Kind::Network, query, networks, |network| network.id.as_str(), |network| &network.name)
+}

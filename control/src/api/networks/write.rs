@@ -1,0 +1,218 @@
+//! What creating and removing a network writes: pure, one transaction each.
+//!
+//! Invariants: a network and its name's claim are written together; one that a service names stays. A service that begins to name a
+//! network writes it anew (`services::networks`), so that a removal at the same moment loses.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+use mesh_state::Timestamp;
+use mesh_state::codec;
+use mesh_state::ids::NetworkId;
+use mesh_state::keys;
+use mesh_state::network::{IpamConfig, Network, NetworkSpec};
+use mesh_state::service::Service;
+use mesh_state::store::{Compare, Op};
+
+use crate::api::access::Transaction;
+use crate::api::error::ApiError;
+use crate::api::services::networks::named_by;
+use crate::api::validate;
+use crate::snapshot::{ClusterSnapshot, Versioned};
+
+/// The kind under which networks claim their names.
+const NAME_KIND: &str = "networks";
+
+/// Names that every engine has a network of.
+const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
+
+/// A new network.
+///
+/// # Errors
+/// What is wrong with the request; its name is taken.
+pub(super) fn create(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    id: &NetworkId,
+    spec: NetworkSpec,
+) -> Result<Transaction, ApiError> {
+    let is_taken = snapshot.names.contains_key(&(NAME_KIND.to_owned(), spec.name.clone()));
+    if is_taken || PREDEFINED.contains(&spec.name.as_str()) {
+        return Err(ApiError::Conflict(format!("network with name {} already exists", spec.name)));
+    }
+    validate::network_name(&spec.name)?;
+    check(snapshot, &spec)?;
+    let pool = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?.subnet_pool;
+    let network = Network {
+        id: id.clone(),
+        name: spec.name.clone(),
+        ingress: false,
+        subnet: asked_subnet(&spec).unwrap_or(pool),
+        created_at: now,
+        spec,
+    };
+    let name_key = keys::name(NAME_KIND, &network.name);
+    Ok(Transaction {
+        compares: vec![Compare::Absent(keys::network(id)), Compare::Absent(name_key.clone())],
+        ops: vec![
+            Op::put(name_key, codec::encode(id)?),
+            Op::put(keys::network(id), codec::encode(&network)?),
+        ],
+    })
+}
+
+/// A network removed, with its name's claim.
+///
+/// # Errors
+/// A service names it, or it is mesh's own.
+pub(super) fn remove(
+    snapshot: &ClusterSnapshot,
+    current: &Versioned<Network>,
+) -> Result<Transaction, ApiError> {
+    if current.ingress {
+        return Err(ApiError::Precondition(format!(
+            "network {} belongs to mesh and can't be removed",
+            current.name
+        )));
+    }
+    if let Some(service) = user_of(snapshot, current) {
+        return Err(ApiError::Precondition(format!(
+            "network {} is in use by service {}",
+            current.id, service.id
+        )));
+    }
+    Ok(Transaction {
+        compares: vec![Compare::ModRevision(keys::network(&current.id), current.mod_revision)],
+        ops: vec![Op::delete(keys::network(&current.id)), Op::delete(keys::name(NAME_KIND, &current.name))],
+    })
+}
+
+/// A service that names the network; every one that publishes ports uses the ingress network.
+pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Service> {
+    let uses = |service: &&'a Service| {
+        let publishes = network.ingress && !service.ports.is_empty();
+        publishes || named_by(&service.spec).contains(&network.id.as_str())
+    };
+    snapshot.services.values().map(|service| &service.value).find(uses)
+}
+
+fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
+    if !matches!(spec.driver.as_str(), "" | "overlay") {
+        return Err(ApiError::BadRequest(format!(
+            "a network of the cluster's has the driver overlay, not {}",
+            spec.driver
+        )));
+    }
+    if spec.config_only {
+        let message = "configuration network is not supported for swarm scoped networks";
+        return Err(ApiError::BadRequest(message.to_owned()));
+    }
+    if spec.ingress {
+        let present = snapshot.networks.values().find(|network| network.ingress);
+        let id = present.map_or("none", |network| network.id.as_str());
+        return Err(ApiError::Conflict(format!("ingress network ({id}) is already present")));
+    }
+    for config in spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()) {
+        addresses(config)?;
+    }
+    Ok(())
+}
+
+/// Whether a subnet's texts are addresses.
+fn addresses(config: &IpamConfig) -> Result<(), ApiError> {
+    let bad = |what: &str, text: &str| {
+        ApiError::BadRequest(format!("Invalid {what} {text} : invalid CIDR address: {text}"))
+    };
+    if !config.subnet.is_empty() && config.subnet.parse::<IpNet>().is_err() {
+        return Err(bad("subnet", &config.subnet));
+    }
+    if !config.ip_range.is_empty() && config.ip_range.parse::<IpNet>().is_err() {
+        return Err(bad("range", &config.ip_range));
+    }
+    if !config.gateway.is_empty() && config.gateway.parse::<IpAddr>().is_err() {
+        return Err(ApiError::BadRequest(format!("Invalid gateway {}", config.gateway)));
+    }
+    Ok(())
+}
+
+fn asked_subnet(spec: &NetworkSpec) -> Option<Ipv4Net> {
+    spec.ipam
+        .iter()
+        .flat_map(|ipam| ipam.config.iter().flatten())
+        .find_map(|config| config.subnet.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::spec::Labels;
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixtures::{World, service};
+
+    fn asked(body: serde_json::Value) -> NetworkSpec {
+        serde_json::from_value(body).unwrap()
+    }
+
+    /// A world with the network `net`.
+    fn with_network() -> World {
+        let mut world = World::new();
+        let network = Network {
+            id: "n1".into(),
+            name: "net".into(),
+            ingress: false,
+            subnet: "10.128.0.0/12".parse().unwrap(),
+            created_at: Timestamp::default(),
+            spec: asked(json!({"Name": "net", "Driver": "overlay"})),
+        };
+        world.put(keys::name(NAME_KIND, "net"), &network.id);
+        world.put(keys::network(&network.id), &network);
+        world
+    }
+
+    #[test]
+    fn a_request_is_kept_whole() {
+        let world = with_network();
+        let spec = asked(
+            json!({"Name": "other", "Driver": "overlay", "Attachable": true, "Labels": {"a": "1"},
+            "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": "10.5.0.0/24"}]}, "Later": 7}),
+        );
+        let made = create(&world.snapshot, Timestamp::default(), &"n2".into(), spec.clone()).unwrap();
+        let Op::Put { value, .. } = &made.ops[1] else { panic!("expected the network to be put: {made:?}") };
+        let network: Network = codec::decode(value).unwrap();
+        assert_eq!(network.spec, spec);
+        assert_eq!(network.subnet.to_string(), "10.5.0.0/24");
+        assert_eq!(network.spec.labels, Some(Labels::from([("a".to_owned(), "1".to_owned())])));
+    }
+
+    #[test]
+    fn what_cannot_be_a_network_is_refused() {
+        let world = with_network();
+        for (body, expected) in [
+            (json!({"Name": "net"}), "network with name net already exists"),
+            (json!({"Name": "host"}), "network with name host already exists"),
+            (json!({"Name": "a b"}), "name must be valid as a DNS name component"),
+            (json!({"Name": ""}), "meta: name must be provided"),
+            (json!({"Name": "x", "Ingress": true}), "ingress network (none) is already present"),
+            (
+                json!({"Name": "x", "IPAM": {"Config": [{"Subnet": "nonsense"}]}}),
+                "Invalid subnet nonsense : invalid CIDR address: nonsense",
+            ),
+        ] {
+            let shown = body.to_string();
+            let error = create(&world.snapshot, Timestamp::default(), &"n2".into(), asked(body)).unwrap_err();
+            assert_eq!(error.to_string(), expected, "asking for {shown}");
+        }
+    }
+
+    #[test]
+    fn a_network_in_use_stays() {
+        let mut world = with_network();
+        assert!(remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).is_ok());
+        let mut user = service("s1", 1);
+        user.spec.task_template.extra.insert("Networks".into(), json!([{"Target": "n1"}]));
+        world.put_service(&user);
+        let error = remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "network n1 is in use by service s1");
+    }
+}

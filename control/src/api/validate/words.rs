@@ -1,0 +1,109 @@
+//! Words and figures that Docker refuses before it looks at a spec as a whole, in its own messages.
+//!
+//! Invariant: what passes here can still be refused by the types; nothing is changed.
+
+use serde_json::Value;
+
+/// A field's place, the words that it may hold, and what Docker says of another one.
+type Words = (&'static str, &'static [&'static str], fn(&str) -> String);
+
+const ORDERS: &[&str] = &["stop-first", "start-first"];
+const ACTIONS: &[&str] = &["pause", "continue", "rollback"];
+
+const SERVICE_WORDS: [Words; 6] = [
+    ("/TaskTemplate/RestartPolicy/Condition", &["none", "on-failure", "any"], |word| {
+        format!("invalid RestartCondition: {word:?}")
+    }),
+    ("/UpdateConfig/Order", ORDERS, |word| format!("unrecognized update order {word}")),
+    ("/RollbackConfig/Order", ORDERS, |word| format!("unrecognized update order {word}")),
+    ("/UpdateConfig/FailureAction", ACTIONS, |word| format!("unrecognized update failure action {word}")),
+    ("/RollbackConfig/FailureAction", ACTIONS, |word| format!("unrecognized update failure action {word}")),
+    ("/EndpointSpec/Mode", &["vip", "dnsrr"], |word| format!("invalid resolution mode: {word:?}")),
+];
+
+const NODE_WORDS: [Words; 2] = [
+    ("/Role", &["worker", "manager"], |word| format!("invalid Role: {word:?}")),
+    ("/Availability", &["active", "pause", "drain"], |word| format!("invalid Availability: {word:?}")),
+];
+
+const MOUNT_TYPES: [&str; 6] = ["bind", "volume", "tmpfs", "npipe", "cluster", "image"];
+
+/// Times that can't be negative, and their names.
+const TIMES: [(&str, &str); 2] = [
+    ("/TaskTemplate/RestartPolicy/Delay", "restart-delay"),
+    ("/TaskTemplate/RestartPolicy/Window", "restart-window"),
+];
+
+/// Checks a service's spec as it was sent.
+///
+/// # Errors
+/// What Docker says of the first bad word or figure.
+pub(crate) fn in_service(spec: &Value) -> Result<(), String> {
+    check(&SERVICE_WORDS, spec)?;
+    let mounts = spec.pointer("/TaskTemplate/ContainerSpec/Mounts").and_then(Value::as_array);
+    for kind in mounts.into_iter().flatten().filter_map(|mount| mount.get("Type").and_then(Value::as_str)) {
+        if !MOUNT_TYPES.contains(&kind) {
+            return Err(format!("invalid MountType: {kind:?}"));
+        }
+    }
+    let is_negative = |pointer| spec.pointer(pointer).and_then(Value::as_i64).is_some_and(|time| time < 0);
+    match TIMES.into_iter().find(|(pointer, _)| is_negative(pointer)) {
+        Some((_, name)) => Err(format!("TaskSpec: {name} cannot be negative")),
+        None => Ok(()),
+    }
+}
+
+/// Checks a node's spec as it was sent.
+///
+/// # Errors
+/// What Docker says of the first bad word.
+pub(crate) fn in_node(spec: &Value) -> Result<(), String> {
+    check(&NODE_WORDS, spec)
+}
+
+/// For what has no such words.
+///
+/// # Errors
+/// None.
+pub(crate) fn none(_spec: &Value) -> Result<(), String> {
+    Ok(())
+}
+
+fn check(fields: &[Words], spec: &Value) -> Result<(), String> {
+    for (pointer, words, refuse) in fields {
+        if let Some(word) = spec.pointer(pointer).and_then(Value::as_str)
+            && !words.contains(&word)
+        {
+            return Err(refuse(word));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_bad_word_is_refused_in_dockers_words() {
+        let restart = |policy: Value| json!({"TaskTemplate": {"RestartPolicy": policy}});
+        for (spec, expected) in [
+            (restart(json!({"Condition": "maybe"})), "invalid RestartCondition: \"maybe\""),
+            (restart(json!({"Delay": -1})), "TaskSpec: restart-delay cannot be negative"),
+            (restart(json!({"Window": -1})), "TaskSpec: restart-window cannot be negative"),
+            (json!({"UpdateConfig": {"Order": "x"}}), "unrecognized update order x"),
+            (json!({"EndpointSpec": {"Mode": "x"}}), "invalid resolution mode: \"x\""),
+            (
+                json!({"TaskTemplate": {"ContainerSpec": {"Mounts": [{"Type": "bind"}, {"Type": "nfs"}]}}}),
+                "invalid MountType: \"nfs\"",
+            ),
+        ] {
+            assert_eq!(in_service(&spec), Err(expected.to_owned()), "of {spec}");
+        }
+        assert_eq!(in_node(&json!({"Role": "boss"})), Err("invalid Role: \"boss\"".to_owned()));
+        assert_eq!(in_service(&restart(json!({"Condition": "any", "Delay": 0}))), Ok(()));
+        assert_eq!(in_service(&json!({"Mode": 7})), Ok(()), "types are checked elsewhere");
+    }
+}
