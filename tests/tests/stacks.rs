@@ -1,0 +1,204 @@
+//! Networks as objects, stacks out of a compose file, and tasks that reach each other on other nodes by their addresses.
+#![cfg(feature = "cluster")]
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{PATIENCE, Service, cluster};
+use serde_json::Value;
+use xtask::cluster::{Cluster, Docker, eventually};
+
+const COMPOSE: &str = r#"
+version: "3.8"
+services:
+  web:
+    image: nginx
+    deploy: {replicas: 2, labels: {tier: front}}
+    networks: {front: {}, back: {aliases: [www]}}
+  db:
+    image: nginx:1.10
+    networks: [back]
+networks:
+  front: {}
+  back: {driver: overlay, labels: {of: test}}
+"#;
+
+/// A stack that is removed when the test ends.
+struct Stack<'a> {
+    docker: &'a Docker,
+    name: &'static str,
+}
+
+impl<'a> Stack<'a> {
+    fn deploy(docker: &'a Docker, name: &'static str, compose: &str) -> Result<Self> {
+        let stack = Self { docker, name };
+        let arguments = ["stack", "deploy", "--detach", "--resolve-image", "never", "-c", "-", name];
+        let mut deploying = docker
+            .command(&arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start docker stack deploy")?;
+        deploying.stdin.take().context("no stdin")?.write_all(compose.as_bytes())?;
+        let output = deploying.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "docker stack deploy failed: {said}");
+        Ok(stack)
+    }
+}
+
+impl Drop for Stack<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.docker.run(&["stack", "rm", self.name]) {
+            eprintln!("remove stack {}: {error:#}", self.name);
+        }
+    }
+}
+
+#[test]
+fn a_stack_comes_and_goes_with_its_networks() -> Result<()> {
+    let cluster = cluster()?;
+    let docker = cluster.docker()?;
+    let stack = Stack::deploy(&docker, "shop", COMPOSE)?;
+    cluster.wait_running("shop_web", 2, PATIENCE)?;
+    cluster.wait_running("shop_db", 1, PATIENCE)?;
+    let listed =
+        docker.run(&["stack", "services", "shop", "--format", "{{.Name}} {{.Replicas}} {{.Image}}"])?;
+    ensure!(listed == "shop_db 1/1 nginx:1.10\nshop_web 2/2 nginx:latest\n", "stack services: {listed}");
+    ensure!(networks(&docker)? == ["shop_back", "shop_front"], "networks: {:?}", networks(&docker)?);
+
+    let attached = attachments(&docker, "shop_web.1")?;
+    for network in ["shop_back", "shop_front"] {
+        ensure!(attached.contains(&network.to_owned()), "shop_web.1 is attached to {attached:?}");
+    }
+    let refusal = docker.refused(&["network", "rm", "shop_back"])?;
+    ensure!(refusal.message.contains("is in use by"), "said: {}", refusal.message);
+
+    // The same file again changes nothing.
+    let ids = || docker.run(&["stack", "ps", "shop", "-q", "--no-trunc"]);
+    let before = ids()?;
+    std::mem::forget(Stack::deploy(&docker, "shop", COMPOSE)?);
+    ensure!(ids()? == before, "deploying the same file again made other tasks");
+
+    drop(stack);
+    eventually("nothing left of the stack", PATIENCE, || {
+        let left = docker.run(&["stack", "ls", "--format", "{{.Name}}"])?;
+        ensure!(left.is_empty() && networks(&docker)?.is_empty(), "left: {left}, {:?}", networks(&docker)?);
+        Ok(())
+    })
+}
+
+/// Every task asks every other one for its page, by address.
+#[test]
+fn tasks_reach_each_other_by_address_on_every_node() -> Result<()> {
+    let cluster = cluster()?;
+    if cluster.record.datapath == "userspace" {
+        eprintln!("not run: the userspace datapath has no tunnel for what tasks send to each other");
+        return Ok(());
+    }
+    let service = Service::create(&cluster, "peers", &["--mode", "global", "--publish", "8099:80", "nginx"])?;
+    let docker = cluster.docker()?;
+    let addresses = addresses(&docker, service.name())?;
+    ensure!(addresses.len() == cluster.record.nodes.len(), "a task on each node, saw {addresses:?}");
+    for (node, containers) in cluster.containers(service.name())? {
+        let engine = Docker::towards(&cluster.node(&node)?.mesh_host);
+        for (container, _) in containers {
+            for address in &addresses {
+                // The image's wget, which is static, can't look an address up beside the server's own libraries.
+                let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} 80");
+                let ask = ["exec", &container, "sh", "-c", &request];
+                // The routes come with the table; a task may be quicker.
+                eventually(&format!("a task on {node} to reach {address}"), PATIENCE, || {
+                    let page = engine.run(&ask)?;
+                    ensure!(page.contains("Welcome to nginx"), "{address} answered: {page}");
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    sources_are_kept(&cluster, service.name(), &addresses)
+}
+
+/// The tasks saw each other's own addresses, not a node's.
+fn sources_are_kept(cluster: &Cluster, service: &str, addresses: &[IpAddr]) -> Result<()> {
+    for (node, containers) in cluster.containers(service)? {
+        let engine = Docker::towards(&cluster.node(&node)?.mesh_host);
+        for (container, task) in containers {
+            let log = engine.run(&["logs", &container])?;
+            for address in addresses {
+                let seen = log.lines().any(|line| line.starts_with(&format!("{address} ")));
+                ensure!(seen, "{task} on {node} has not seen {address} as a client: {log}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A packet in the tunnel from who is no member reaches no task.
+#[test]
+fn a_stranger_reaches_no_task_through_the_tunnel() -> Result<()> {
+    let cluster = cluster()?;
+    if cluster.record.datapath == "userspace" {
+        return Ok(());
+    }
+    let service = Service::create(&cluster, "shy", &["nginx"])?;
+    let docker = cluster.docker()?;
+    let address = *addresses(&docker, service.name())?.first().context("the task has no address")?;
+    let rows = docker.tasks(service.name())?;
+    let node = cluster.node(&rows.first().context("no task")?.node)?;
+    let reached = Command::new("ip")
+        .args(["netns", "exec", &cluster.record.client.netns, "sh", "-c", &intrude(node.ip, address)])
+        .output()
+        .context("intrude from the client's namespace")?;
+    let said = String::from_utf8_lossy(&reached.stdout);
+    ensure!(said.trim_end().ends_with("unanswered"), "the stranger saw: {said}");
+    Ok(())
+}
+
+/// A VXLAN device with the VNI of packets between tasks, a route through it, a ping, and all taken away again.
+fn intrude(node: std::net::Ipv4Addr, task: IpAddr) -> String {
+    format!(
+        "ip link add intruder type vxlan external dstport 4799 && ip link set intruder arp off up && \
+         ip route add {task}/32 encap ip id 2097152 dst {node} dev intruder && \
+         if busybox ping -c 2 -W 1 {task} > /dev/null; then echo answered; else echo unanswered; fi; \
+         ip link delete intruder"
+    )
+}
+
+fn networks(docker: &Docker) -> Result<Vec<String>> {
+    let listed = docker.run(&["network", "ls", "--filter", "name=shop_", "--format", "{{.Name}}"])?;
+    Ok(listed.lines().map(str::to_owned).collect())
+}
+
+/// The networks that a task is attached to.
+fn attachments(docker: &Docker, task: &str) -> Result<Vec<String>> {
+    let name = format!("name={task}");
+    let service = task.split_once('.').map_or(task, |(service, _)| service);
+    let id = docker.run(&["service", "ps", "-q", "--no-trunc", "--filter", &name, service])?;
+    let inspected: Value = serde_json::from_str(&docker.run(&[
+        "inspect",
+        "--format",
+        "{{json .NetworksAttachments}}",
+        id.trim(),
+    ])?)?;
+    let names =
+        inspected.as_array().into_iter().flatten().filter_map(|a| a["Network"]["Spec"]["Name"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// The addresses of a service's running tasks.
+fn addresses(docker: &Docker, service: &str) -> Result<Vec<IpAddr>> {
+    let ids =
+        docker.run(&["service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service])?;
+    let format = "{{range .NetworksAttachments}}{{range .Addresses}}{{.}} {{end}}{{end}}";
+    let mut found = Vec::new();
+    for id in ids.lines() {
+        let inspected = docker.run(&["inspect", "--format", format, id])?;
+        let first = inspected.split_whitespace().next().context("a task without an address")?;
+        found.push(first.split_once('/').map_or(first, |(address, _)| address).parse()?);
+    }
+    Ok(found)
+}
