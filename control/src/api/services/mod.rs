@@ -49,7 +49,10 @@ pub(crate) async fn create(
         write::create(snapshot, Utc::now(), &id, spec, auth.clone())
     })
     .await?;
-    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: warnings(visible, network_warning) })))
+    Ok((
+        StatusCode::CREATED,
+        Json(dto::Created { id: id.to_string(), warnings: warnings(visible, network_warning) }),
+    ))
 }
 
 /// `GET /services`
