@@ -9,8 +9,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowKey, Live, Nat, NatKey,
-    Node, Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowKey, Fragment,
+    FragmentKey, Live, Nat, NatKey, Node, Service, ServiceKey, names,
 };
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
@@ -32,8 +32,8 @@ struct Outcome {
     packet: Vec<u8>,
     /// Drops by reason, both directions.
     drops: Vec<(&'static str, u64)>,
-    /// Entries of the half-open and established tables of flows, then of translations.
-    tables: [usize; 4],
+    /// Entries of the half-open and established tables of flows, then of translations; packets in fragments.
+    tables: [usize; 5],
     /// Loads of both backends, whatever their age.
     loads: [u32; 2],
 }
@@ -82,6 +82,7 @@ fn on_host(fixture: &Fixture) -> Outcome {
             tables.flows.established.borrow().len(),
             tables.nats.half_open.borrow().len(),
             tables.nats.established.borrow().len(),
+            tables.fragments.borrow().len(),
         ],
         loads: [1, 2].map(|id| tables.load(id).unwrap_or(0)),
     }
@@ -174,6 +175,7 @@ impl Kernel {
                 entries::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED),
                 entries::<NatKey, Nat>(programs, names::NAT_HALF_OPEN),
                 entries::<NatKey, Nat>(programs, names::NAT_ESTABLISHED),
+                entries::<FragmentKey, Fragment>(programs, names::FRAGMENTS),
             ],
             loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
         }
@@ -220,6 +222,7 @@ fn clear(programs: &mut Ebpf) {
     empty::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED);
     empty::<NatKey, Nat>(programs, names::NAT_HALF_OPEN);
     empty::<NatKey, Nat>(programs, names::NAT_ESTABLISHED);
+    empty::<FragmentKey, Fragment>(programs, names::FRAGMENTS);
     let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
     let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
     let keys: Vec<_> = allowed.keys().map(|key| key.expect("key")).collect();
@@ -262,6 +265,7 @@ fn fill(programs: &mut Ebpf, setup: &Setup) {
     insert(programs, names::FLOWS_ESTABLISHED, setup.flows_established.iter().copied());
     insert(programs, names::NAT_HALF_OPEN, setup.nats_half_open.iter().copied());
     insert(programs, names::NAT_ESTABLISHED, setup.nats_established.iter().copied());
+    insert(programs, names::FRAGMENTS, setup.fragments.iter().copied());
 }
 
 fn set<V: Pod>(programs: &mut Ebpf, name: &str, values: impl Iterator<Item = (u32, V)>) {

@@ -2,8 +2,8 @@
 //! hash maps of a host test.
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey, Node, Service,
-    ServiceKey, Timed,
+    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey,
+    Node, Service, ServiceKey, Timed,
 };
 use crate::select::Candidates;
 
@@ -41,6 +41,11 @@ pub trait Lookups: Candidates {
     fn flows(&self) -> &Self::Flows;
     /// Translations of the backend role.
     fn nats(&self) -> &Self::Nats;
+
+    /// The ports of the packet that a later fragment belongs to.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Keeps the ports of a packet that comes in fragments.
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 
     /// Keeps what a reply told of the load of `backend`.
     fn keep_load(&self, backend: u32, load: u32);

@@ -25,6 +25,8 @@ impl PartialEq for Address {
 impl Address {
     /// No address.
     pub const NONE: Self = Self([0; 16]);
+    /// The loopback's of IPv6.
+    const LOOPBACK6: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
     /// The v4-mapped form of `octets`.
     #[inline(always)]
@@ -59,6 +61,16 @@ impl Address {
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
         self.0[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+    }
+
+    /// Whether packets of the wire may come from it: not a group's, not nobody's, not the loopback's (RFC 1812 section 5.3.7).
+    #[inline(always)]
+    pub fn is_host(&self) -> bool {
+        if self.is_v4() {
+            self.0[12] != 0 && self.0[12] != 127 && self.0[12] < 224
+        } else {
+            self.0[0] != 0xff && !self.is_none() && *self != Self::LOOPBACK6
+        }
     }
 
     /// A number that stands for the address where addresses are spread: the four octets of IPv4, a mix of the sixteen

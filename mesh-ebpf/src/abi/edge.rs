@@ -16,19 +16,36 @@ pub enum Edge {
     TunnelError = 2,
     /// An ICMP error of a task.
     TaskError = 3,
+    /// A fragment at the uplink.
+    UplinkFragment = 4,
+    /// A fragment out of the tunnel.
+    TunnelFragment = 5,
+    /// A fragment of a task.
+    TaskFragment = 6,
 }
 
 impl Edge {
     /// Every one, in the order of the numbers.
-    pub const ALL: [Self; 4] = [Self::Refuse, Self::UplinkError, Self::TunnelError, Self::TaskError];
+    pub const ALL: [Self; 7] = [
+        Self::Refuse,
+        Self::UplinkError,
+        Self::TunnelError,
+        Self::TaskError,
+        Self::UplinkFragment,
+        Self::TunnelFragment,
+        Self::TaskFragment,
+    ];
 
-    /// The program's name in the object.
+    /// The program's name in the object; the kernel shows 15 characters of it.
     pub const fn program(self) -> &'static str {
         match self {
             Self::Refuse => "mesh_refuse",
             Self::UplinkError => "mesh_uplink_err",
             Self::TunnelError => "mesh_tunnel_err",
             Self::TaskError => "mesh_task_err",
+            Self::UplinkFragment => "mesh_uplink_fra",
+            Self::TunnelFragment => "mesh_tunnel_fra",
+            Self::TaskFragment => "mesh_task_fra",
         }
     }
 
@@ -39,6 +56,9 @@ impl Edge {
             1 => Self::UplinkError,
             2 => Self::TunnelError,
             3 => Self::TaskError,
+            4 => Self::UplinkFragment,
+            5 => Self::TunnelFragment,
+            6 => Self::TaskFragment,
             _ => Self::Refuse,
         }
     }

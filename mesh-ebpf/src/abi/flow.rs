@@ -152,30 +152,43 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// Key of [`super::names::FRAGMENTS`]: the fragments of one IPv4 packet (RFC 791), as they come in.
+    /// Key of [`super::names::FRAGMENTS`]: the fragments of one packet, as they come in.
     pub struct FragmentKey [40] {
         /// Source address.
         pub source: Address,
         /// Destination address.
         pub destination: Address,
-        /// Identification.
-        pub id_be: Be16,
+        /// Identification: 32 bits of IPv6, 16 of IPv4.
+        pub id_be: [u8; 4],
         /// IP protocol number.
         pub protocol: u8,
         /// Zero.
-        pub reserved: [u8; 5],
+        pub reserved: [u8; 3],
     }
 }
 
 abi_struct! {
-    /// Value of [`super::names::FRAGMENTS`].
+    /// Value of [`super::names::FRAGMENTS`]: what only the first fragment tells.
     pub struct Fragment [16] {
-        /// When the first fragment was seen, ns of the monotonic clock.
+        /// When it was seen, ns of the monotonic clock.
         pub seen_ns: u64,
-        /// The backend of its flow.
-        pub backend: u32,
-        /// Bits of [`flow_event`] that the flow had: only [`flow_event::DSR`] is of interest.
-        pub events: u32,
+        /// Source port.
+        pub source_port_be: Be16,
+        /// Destination port.
+        pub destination_port_be: Be16,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// How long a packet's later fragments are waited for, in nanoseconds: as long as Linux does (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_MAX_AGE_NS: u64 = 30_000_000_000;
+
+impl Fragment {
+    /// Whether it may still be that of the packet of a fragment seen at `now_ns`: identifications come again.
+    #[inline(always)]
+    pub const fn is_fresh(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.seen_ns) <= FRAGMENT_MAX_AGE_NS
     }
 }
 

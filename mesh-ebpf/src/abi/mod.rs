@@ -64,7 +64,7 @@ pub use drop_reason::DropReason;
 pub use durations::{BUCKETS, Histogram, Timed};
 pub use edge::Edge;
 pub use evicted::Evicted;
-pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
+pub use flow::{FRAGMENT_MAX_AGE_NS, Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
 pub use layout::ABI_HASH;
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{

@@ -8,7 +8,7 @@ mod programs {
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use mesh_ebpf::abi::Direction;
-    use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, error, handed_over, origin};
+    use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, error, fragment, handed_over, origin};
     use mesh_ebpf::pipeline;
     use mesh_ebpf::verdict::Fate;
 
@@ -55,9 +55,9 @@ mod programs {
     fn mesh_refuse(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
         let answer = handed_over(context.skb.skb);
-        let fate = match Skb::new(context.skb.skb) {
-            Some(mut packet) => pipeline::refuse(&mut packet, &kernel, &answer),
-            None => Fate::dropped(answer.reason),
+        let fate = match (Skb::new(context.skb.skb), fragment()) {
+            (Some(mut packet), Some(fragment)) => pipeline::refuse(&mut packet, &kernel, &answer, fragment),
+            _ => Fate::dropped(answer.reason),
         };
         act_skb(&context, &kernel, Direction::Request, fate)
     }
@@ -95,6 +95,43 @@ mod programs {
             _ => Fate::PASS,
         };
         act_skb(&context, &kernel, Direction::Reply, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::UplinkFragment`].
+    #[classifier]
+    fn mesh_uplink_fra(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match (Skb::new(context.skb.skb), fragment()) {
+            (Some(mut packet), Some(fragment)) => pipeline::uplink_fragment(&mut packet, &kernel, fragment),
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::TaskFragment`].
+    #[classifier]
+    fn mesh_task_fra(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match (Skb::new(context.skb.skb), fragment()) {
+            (Some(mut packet), Some(fragment)) => pipeline::task_fragment(&mut packet, &kernel, fragment),
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, Direction::Reply, fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::TunnelFragment`].
+    #[classifier]
+    fn mesh_tunnel_fra(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let origin = origin(context.skb.skb);
+        let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
+        let fate = match (Skb::new(context.skb.skb), fragment()) {
+            (Some(mut packet), Some(fragment)) => {
+                pipeline::tunnel_fragment(&mut packet, &kernel, origin, fragment)
+            }
+            _ => Fate::PASS,
+        };
+        act_skb(&context, &kernel, direction, fate)
     }
 
     /// Unreachable: the programs have no panicking paths, and the verifier would refuse the loop.

@@ -9,7 +9,7 @@ use crate::abi::{
     Flow, FlowKey, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service,
     ServiceKey, names,
 };
-use crate::parse::icmp;
+use crate::parse::{fragment, icmp};
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
 const SERVICES_MAX: usize = names::SERVICES_MAX as usize;
@@ -75,13 +75,23 @@ pub(super) static EVICTIONS: Array<u64, { Evicted::COUNT }> = Array::new();
 #[btf_map]
 pub(super) static EDGES: ProgramArray<{ Edge::ALL.len() }> = ProgramArray::new();
 
-/// Where an ICMP error is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither named nor pinned.
+/// Where an ICMP error or a fragment is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither
+/// named nor pinned.
 #[btf_map]
 static ERROR: PerCpuArray<icmp::Error, 1> = PerCpuArray::new();
+#[btf_map]
+static FRAGMENT: PerCpuArray<fragment::Fragment, 1> = PerCpuArray::new();
 
 /// This CPU's place for an ICMP error.
 #[inline(always)]
 pub fn error() -> Option<&'static mut icmp::Error> {
     // SAFETY: zeros are a valid value, and the program that calls this once is the only one on this CPU until it ends.
     ERROR.get_ptr_mut(0).map(|error| unsafe { &mut *error })
+}
+
+/// This CPU's place for a fragment.
+#[inline(always)]
+pub fn fragment() -> Option<&'static mut fragment::Fragment> {
+    // SAFETY: as in `error`.
+    FRAGMENT.get_ptr_mut(0).map(|fragment| unsafe { &mut *fragment })
 }

@@ -10,7 +10,7 @@ mod tables;
 mod xdp;
 
 pub use act::{act_skb, act_xdp, handed_over};
-pub use maps::error;
+pub use maps::{error, fragment};
 pub use skb::{Skb, origin};
 pub use tables::Kernel;
 pub use xdp::Xdp;

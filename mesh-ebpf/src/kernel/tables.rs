@@ -10,8 +10,8 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
 
 use super::{atomic, durations, maps, sockets};
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Nat, NatKey,
-    Node, Service, ServiceKey, Timed, Traffic, drop_index, names,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Fragment,
+    FragmentKey, Nat, NatKey, Node, Service, ServiceKey, Timed, Traffic, drop_index, names,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -193,6 +193,18 @@ impl Lookups for Kernel {
     #[inline(always)]
     fn nats(&self) -> &Self::Nats {
         &self.nats
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: the value is copied at once.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // Where the table refuses it, the later fragments are left to the host stack.
+        maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY)).ok();
     }
 
     #[inline(always)]

@@ -98,6 +98,7 @@ impl Error {
         ip::Header {
             offset: eth::LEN,
             is_v6: self.is_v6,
+            extension_len: 0,
             total_len: self.total_len,
             ttl: self.ttl,
             protocol: if self.is_v6 { PROTOCOL_V6 } else { PROTOCOL_V4 },

@@ -1,6 +1,6 @@
 //! What decisions need of an IP header, of either version.
 
-use super::{eth, ipv4, ipv6};
+use super::{eth, fragment, ipv4, ipv6};
 use crate::abi::Address;
 use crate::packet::Packet;
 
@@ -11,6 +11,8 @@ pub struct Header {
     pub offset: usize,
     /// Whether it is one of IPv6.
     pub is_v6: bool,
+    /// Length of the extension header that follows it: that of a fragment of IPv6, or 0.
+    pub extension_len: usize,
     /// Length of header and payload, in bytes; at least that of the header.
     pub total_len: u32,
     /// Time to live, or hop limit.
@@ -26,10 +28,22 @@ pub struct Header {
 }
 
 impl Header {
-    /// Length of the header.
+    /// Length of the header by itself.
+    #[inline(always)]
+    pub const fn base_len(&self) -> usize {
+        if self.is_v6 { ipv6::LEN } else { ipv4::LEN }
+    }
+
+    /// Length of the header, with the extension.
     #[inline(always)]
     pub const fn header_len(&self) -> usize {
-        if self.is_v6 { ipv6::LEN } else { ipv4::LEN }
+        self.base_len() + self.extension_len
+    }
+
+    /// The number in the header of what follows it: the protocol, or the extension.
+    #[inline(always)]
+    pub const fn next_header(&self) -> u8 {
+        if self.extension_len == 0 { self.protocol } else { fragment::HEADER_V6 }
     }
 
     /// Where the payload starts.

@@ -20,9 +20,9 @@ pub const DESTINATION: usize = 16;
 /// Version 4, five words of header.
 const VERSION_IHL: u8 = 0x45;
 /// More-fragments flag and fragment offset.
-const FRAGMENT: u16 = 0x3fff;
+pub const FRAGMENT: u16 = 0x3fff;
 /// Fragment offset.
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The don't-fragment flag, in the first of both bytes.
 const DONT_FRAGMENT: u8 = 0x40;
 
@@ -38,6 +38,12 @@ pub fn parse_first<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
     parse_without(packet, offset, FRAGMENT_OFFSET)
 }
 
+/// The same, of a fragment or not.
+#[inline(always)]
+pub fn parse_fragment<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
+    parse_without(packet, offset, 0)
+}
+
 /// The header at `offset`, if it has none of these bits of flags and fragment offset.
 #[inline(always)]
 fn parse_without<P: Packet>(packet: &P, offset: usize, bits: u16) -> Option<Header> {
@@ -50,6 +56,7 @@ fn parse_without<P: Packet>(packet: &P, offset: usize, bits: u16) -> Option<Head
     Some(Header {
         offset,
         is_v6: false,
+        extension_len: 0,
         total_len: u32::from(total_len),
         ttl: bytes[TTL],
         protocol: bytes[PROTOCOL],

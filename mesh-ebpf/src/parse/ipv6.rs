@@ -23,6 +23,7 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
     Some(Header {
         offset,
         is_v6: true,
+        extension_len: 0,
         total_len: LEN as u32 + u32::from(u16::from_be_bytes([len_high, len_low])),
         ttl,
         protocol,

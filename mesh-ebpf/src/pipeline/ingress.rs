@@ -289,6 +289,10 @@ fn open<'a, P: Packet, L: Lookups>(
     at: At,
 ) -> Choice<'a> {
     let (ip, transport) = (&segment.ip, &segment.transport);
+    if !ip.source.is_host() || ip.source == ip.destination {
+        // Martians: the host stack drops and counts them.
+        return Choice::none(Fate::PASS);
+    }
     let service_key =
         ServiceKey { port_be: transport.destination_port_be, protocol: ip.protocol, reserved: 0 };
     let Some(service) = lookups.service(&service_key) else {

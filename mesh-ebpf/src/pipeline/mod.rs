@@ -11,11 +11,13 @@
 //!
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in there.
+//! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: likewise fragments.
 //!
 //! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where they are decided.
 //! Passed packets are the programs' to count: XDP leaves them to TC.
 
 mod errors;
+mod fragments;
 mod ingress;
 #[cfg(test)]
 mod malformed;
@@ -28,10 +30,12 @@ mod timed;
 mod track;
 
 pub use errors::{task_error, tunnel_error, uplink_error};
+pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Load, Lookups};
 use crate::packet::{Packet, Resizable};
+use crate::parse::fragment::{self, Fragment};
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{Segment, eth, icmp, vxlan};
 use crate::rewrite;
@@ -69,7 +73,7 @@ pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return otherwise(packet, Edge::UplinkError);
+        return otherwise(packet, Edge::UplinkError, Edge::UplinkFragment);
     };
     if is_tunnel(config, &segment) {
         return Fate::PASS;
@@ -101,7 +105,7 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
         return to_task(config);
     }
     let Some(segment) = Segment::parse(packet, 0) else {
-        let fate = otherwise(packet, Edge::TunnelError);
+        let fate = otherwise(packet, Edge::TunnelError, Edge::TunnelFragment);
         return if fate == Fate::PASS { drop(lookups, DropReason::Malformed, direction) } else { fate };
     };
     if origin.vni.is_reply() {
@@ -126,7 +130,7 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return otherwise(packet, Edge::TaskError);
+        return otherwise(packet, Edge::TaskError, Edge::TaskFragment);
     };
     let fate = target::answer(packet, lookups, config, &segment);
     settle_reply(lookups, fate)
@@ -134,24 +138,39 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
 
 /// What becomes of a packet that is none of whole TCP or UDP.
 #[inline(always)]
-fn otherwise<P: Packet>(packet: &P, error: Edge) -> Fate {
-    if icmp::is_error(packet) { Fate::go_on(error) } else { Fate::PASS }
+fn otherwise<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate {
+    if fragment::is_fragment(packet) {
+        Fate::go_on(fragment)
+    } else if icmp::is_error(packet) {
+        Fate::go_on(error)
+    } else {
+        Fate::PASS
+    }
 }
 
 /// Continues the other programs ([`crate::abi::Edge::Refuse`]): makes an ICMP error of a packet that is counted already.
 #[inline(always)]
-pub fn refuse<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, answer: &Answer) -> Fate {
-    let (Some(config), Some(segment)) = (lookups.config(), Segment::parse(packet, 0)) else {
+pub fn refuse<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    answer: &Answer,
+    fragment: &mut Fragment,
+) -> Fate {
+    let Some(config) = lookups.config() else {
         return Fate::dropped(answer.reason);
     };
     let error = match answer.reason {
         DropReason::TooBig => icmp::too_big(config.tunnel_mtu),
         _ => icmp::PORT_UNREACHABLE,
     };
-    match rewrite::answer_with_error(packet, &segment, &error) {
-        Some(()) => sent_back(answer.back),
-        None => Fate::dropped(answer.reason),
-    }
+    let is_made = if let Some(segment) = Segment::parse(packet, 0) {
+        rewrite::answer_with_error(packet, &segment, &error).is_some()
+    } else {
+        fragment::parse(packet, fragment)
+            && fragment.is_first
+            && rewrite::answer_fragment_with_error(packet, &fragment.header(), &error).is_some()
+    };
+    if is_made { sent_back(answer.back) } else { Fate::dropped(answer.reason) }
 }
 
 /// Whether this is a tunnel packet for this node.

@@ -3,11 +3,11 @@
 
 use super::headers::{ipv4_header, ipv6_header};
 use super::set_macs;
-use crate::abi::{Address, Mac};
+use crate::abi::Mac;
 use crate::csum;
 use crate::packet::Packet;
 use crate::parse::tcp::Flags;
-use crate::parse::{Segment, eth, icmp, ip, ipv4, ipv6, tcp};
+use crate::parse::{Segment, eth, fragment, icmp, ip, ipv4, ipv6, tcp};
 
 /// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers others.
 #[inline(always)]
@@ -26,7 +26,7 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     tcp[tcp::CHECKSUM] = high;
     tcp[tcp::CHECKSUM + 1] = low;
     turn_around(packet, ip, ip.protocol, tcp::LEN)?;
-    packet.overwrite(ip.payload(), &tcp)
+    packet.overwrite(ip.offset + ip.base_len(), &tcp)
 }
 
 /// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`, without checksum.
@@ -51,6 +51,7 @@ fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
 /// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC 4443).
 #[inline(always)]
 pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
+    let pending_at = Some(segment.transport.checksum().offset);
     if segment.ip.is_v6 {
         const QUOTE: usize = ipv6::LEN + icmp::QUOTED;
         let pseudo = csum::pseudo_header(
@@ -59,29 +60,55 @@ pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &i
             icmp::PROTOCOL_V6,
             (icmp::LEN + QUOTE) as u32,
         );
-        quote::<QUOTE, _>(packet, segment, icmp::PROTOCOL_V6, error.v6, csum::fold(pseudo))
+        quote::<QUOTE, _>(packet, &segment.ip, pending_at, icmp::PROTOCOL_V6, error.v6, csum::fold(pseudo))
     } else {
-        quote::<{ ipv4::LEN + icmp::QUOTED }, _>(packet, segment, icmp::PROTOCOL_V4, error.v4, 0)
+        quote::<{ ipv4::LEN + icmp::QUOTED }, _>(
+            packet,
+            &segment.ip,
+            pending_at,
+            icmp::PROTOCOL_V4,
+            error.v4,
+            0,
+        )
+    }
+}
+
+/// The same for a first fragment, with this IP header.
+#[inline(always)]
+pub fn answer_fragment_with_error<P: Packet>(
+    packet: &mut P,
+    ip: &ip::Header,
+    error: &icmp::Kind,
+) -> Option<()> {
+    if ip.is_v6 {
+        const QUOTE: usize = ipv6::LEN + fragment::LEN_V6 + icmp::QUOTED;
+        let len = (icmp::LEN + QUOTE) as u32;
+        let pseudo = csum::pseudo_header(&ip.destination, &ip.source, icmp::PROTOCOL_V6, len);
+        quote::<QUOTE, _>(packet, ip, None, icmp::PROTOCOL_V6, error.v6, csum::fold(pseudo))
+    } else {
+        quote::<{ ipv4::LEN + icmp::QUOTED }, _>(packet, ip, None, icmp::PROTOCOL_V4, error.v4, 0)
     }
 }
 
 /// The same, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
 ///
-/// Where the device has yet to finish the checksum of the packet that is answered, it will do so all the same, at the
+/// Where the device has yet to finish the checksum of the packet that is answered, at `pending_at` (never that of a fragment), it will do so all the same, at the
 /// place of that packet's checksum, in the quotation. It sums the ICMP message, whose own checksum is right already: to
 /// arrive at the bytes quoted there it must find the sum over the pseudo header in their place.
 #[inline(always)]
 fn quote<const QUOTE: usize, P: Packet>(
     packet: &mut P,
-    segment: &Segment,
+    ip: &ip::Header,
+    pending_at: Option<usize>,
     protocol: u8,
     [kind, code, rest @ ..]: [u8; 6],
     pseudo: u16,
 ) -> Option<()> {
-    let ip = &segment.ip;
     let quotation = packet.load::<QUOTE>(ip.offset)?;
-    let pending_at = segment.transport.checksum().offset;
-    let is_pending = packet.is_checksum_pending(pending_at)?;
+    let is_pending = match pending_at {
+        Some(at) => packet.is_checksum_pending(at)?,
+        None => false,
+    };
     let [r0, r1, r2, r3] = rest;
     let mut header = [kind, code, 0, 0, r0, r1, r2, r3];
     let sum = u32::from(pseudo) + csum::sum(&header) + csum::sum(&quotation);
@@ -89,22 +116,23 @@ fn quote<const QUOTE: usize, P: Packet>(
     header[icmp::CHECKSUM] = high;
     header[icmp::CHECKSUM + 1] = low;
     turn_around(packet, ip, protocol, icmp::LEN + QUOTE)?;
-    packet.overwrite(ip.payload(), &header)?;
-    packet.overwrite(ip.payload() + icmp::LEN, &quotation)?;
-    if is_pending {
-        packet.overwrite(pending_at, &pseudo.to_be_bytes())?;
+    let at = ip.offset + ip.base_len();
+    packet.overwrite(at, &header)?;
+    packet.overwrite(at + icmp::LEN, &quotation)?;
+    match pending_at {
+        Some(at) if is_pending => packet.overwrite(at, &pseudo.to_be_bytes()),
+        _ => Some(()),
     }
-    Some(())
 }
 
 /// Gives the packet this length, and the headers of an answer in front of it.
 #[inline(always)]
 fn turn_around<P: Packet>(packet: &mut P, ip: &ip::Header, protocol: u8, payload_len: usize) -> Option<()> {
     let (source, destination) = (packet.load::<6>(eth::SOURCE)?, packet.load::<6>(eth::DESTINATION)?);
-    if !is_one_host(&ip.source) {
+    if !ip.source.is_host() {
         return None;
     }
-    packet.resize(ip.payload() + payload_len)?;
+    packet.resize(ip.offset + ip.base_len() + payload_len)?;
     set_macs(packet, Mac(source), Mac(destination))?;
     if ip.is_v6 {
         packet.overwrite(ip.offset, &ipv6_header(payload_len as u16, protocol, &ip.destination, &ip.source))
@@ -114,15 +142,5 @@ fn turn_around<P: Packet>(packet: &mut P, ip: &ip::Header, protocol: u8, payload
             ip.offset,
             &ipv4_header(len, protocol, ip.destination.v4_octets(), ip.source.v4_octets()),
         )
-    }
-}
-
-/// Whether an answer may be sent there: not to groups, and not to nobody.
-#[inline(always)]
-fn is_one_host(address: &Address) -> bool {
-    if address.is_v4() {
-        address.0[12] != 0 && address.0[12] < 224
-    } else {
-        address.0[0] != 0xff && !address.is_none()
     }
 }

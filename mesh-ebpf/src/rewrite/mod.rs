@@ -6,7 +6,7 @@ mod headers;
 mod outer;
 mod quote;
 
-pub use answer::{answer_with_error, answer_with_reset};
+pub use answer::{answer_fragment_with_error, answer_with_error, answer_with_reset};
 pub use outer::{Outer, encapsulate};
 pub use quote::translate_error;
 
@@ -93,8 +93,32 @@ fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, end: End, new: &Ad
         End::Source => ipv6::SOURCE,
         End::Destination => ipv6::DESTINATION,
     };
-    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.protocol, ip.ttl - 1])?;
+    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
     packet.store(ip.offset + at, &new.0)
+}
+
+/// Translates an address of a packet without transport header, a later fragment, and takes one hop off its time to live, which
+/// must not be 0. The checksum that covers the address is in the first one.
+#[inline(always)]
+pub fn translate_address<P: Packet>(
+    packet: &mut P,
+    ip: &ip::Header,
+    end: End,
+    address: &Address,
+) -> Option<()> {
+    if !ip.is_v6 {
+        let old = match end {
+            End::Source => ip.source,
+            End::Destination => ip.destination,
+        };
+        return translate_ipv4(packet, ip, end, old.v4_octets(), address.v4_octets());
+    }
+    let at = match end {
+        End::Source => ipv6::SOURCE,
+        End::Destination => ipv6::DESTINATION,
+    };
+    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
+    packet.overwrite(ip.offset + at, &address.0)
 }
 
 /// Replaces the port at `port_offset` of the transport header.

@@ -3,12 +3,14 @@
 
 mod builder;
 pub mod fixtures;
+pub mod fragments;
 mod frame;
 mod run;
 mod tables;
 
 pub use builder::{IcmpBuilder, TcpBuilder, icmp_error, in_tunnel, v4};
 pub use fixtures::Fixture;
+pub use fragments::fragments_of;
 pub use frame::{Frame, IFINDEX};
 pub use run::Hook;
 pub use tables::{Counted, HostTables, Setup};

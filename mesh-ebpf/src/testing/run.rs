@@ -2,6 +2,7 @@
 
 use super::{Frame, HostTables};
 use crate::abi::Edge;
+use crate::parse::fragment::Fragment;
 use crate::parse::icmp::Error;
 use crate::pipeline::{self, Origin};
 use crate::verdict::{Fate, Verdict};
@@ -31,20 +32,27 @@ impl Hook {
         loop {
             fate = match fate.verdict() {
                 Verdict::Continue(edge) => self.goes_on(edge, packet, tables),
-                Verdict::Answer(answer) => pipeline::refuse(packet, tables, &answer),
+                Verdict::Answer(answer) => {
+                    pipeline::refuse(packet, tables, &answer, &mut Fragment::default())
+                }
                 verdict => return verdict,
             };
         }
     }
 
     fn goes_on(self, edge: Edge, packet: &mut Frame, tables: &HostTables) -> Fate {
-        let error = &mut Error::default();
+        let (error, fragment) = (&mut Error::default(), &mut Fragment::default());
         match (edge, self) {
             (Edge::UplinkError, Self::Uplink) => pipeline::uplink_error(packet, tables, error),
             (Edge::TunnelError, Self::Tunnel(origin)) => {
                 pipeline::tunnel_error(packet, tables, origin, error)
             }
             (Edge::TaskError, Self::Task) => pipeline::task_error(packet, tables, error),
+            (Edge::UplinkFragment, Self::Uplink) => pipeline::uplink_fragment(packet, tables, fragment),
+            (Edge::TunnelFragment, Self::Tunnel(origin)) => {
+                pipeline::tunnel_fragment(packet, tables, origin, fragment)
+            }
+            (Edge::TaskFragment, Self::Task) => pipeline::task_fragment(packet, tables, fragment),
             _ => panic!("{self:?} does not go on in {edge:?}"),
         }
     }

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Histogram, Live,
-    Nat, NatKey, Node, Service, ServiceKey, Timed,
+    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
+    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Timed,
 };
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -38,6 +38,8 @@ pub struct Setup {
     pub nats_half_open: Vec<(NatKey, Nat)>,
     /// Established translations.
     pub nats_established: Vec<(NatKey, Nat)>,
+    /// Ports of packets that come in fragments.
+    pub fragments: Vec<(FragmentKey, Fragment)>,
     /// Live connections by backend id.
     pub live: Vec<(u32, Live)>,
     /// Measured loads by backend id.
@@ -76,6 +78,8 @@ pub struct HostTables {
     pub flows: HostFlows<FlowKey, Flow>,
     /// Translations of the backend role.
     pub nats: HostFlows<NatKey, Nat>,
+    /// Ports of packets that come in fragments.
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     /// Connections that sockets own.
     pub sockets: Vec<Connection>,
     /// The clock.
@@ -95,6 +99,7 @@ impl HostTables {
         Self {
             flows: HostFlows::new(&setup.flows_half_open, &setup.flows_established),
             nats: HostFlows::new(&setup.nats_half_open, &setup.nats_established),
+            fragments: RefCell::new(setup.fragments.iter().copied().collect()),
             now_ns: Cell::new(1_000_000_000),
             seed: Cell::new(1),
             setup,
@@ -296,6 +301,14 @@ impl Lookups for HostTables {
 
     fn nats(&self) -> &Self::Nats {
         &self.nats
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
     }
 
     fn keep_load(&self, backend: u32, load: u32) {

@@ -12,6 +12,8 @@ pub(crate) const HOLLOW: &str = "hollowed";
 pub(crate) const HTTP: u16 = 8200;
 pub(crate) const ECHO: u16 = 8207;
 pub(crate) const UDP_ECHO: u16 = 8209;
+/// A published UDP port of [`SERVICE`] whose target nobody listens on.
+pub(crate) const CLOSED: u16 = 8211;
 /// Published ports of [`HOLLOW`]: TCP and UDP on one number.
 pub(crate) const NOBODY: u16 = 8210;
 /// The service whose task takes the PROXY protocol, and its published port.

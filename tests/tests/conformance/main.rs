@@ -6,6 +6,7 @@
 
 mod behaviour;
 mod ends;
+mod icmp;
 mod labels;
 mod loss;
 mod table;
@@ -18,7 +19,7 @@ use behaviour::{Behaviour, Case, Family, Placed};
 use table::{Outcome, Table};
 
 /// Behaviours of a service with one task, in the order of the table. Those that change the service come last.
-const BEHAVIOURS: [Behaviour; 16] = [
+const BEHAVIOURS: [Behaviour; 19] = [
     Behaviour { name: "TCP: a request is answered", check: transfer::request },
     Behaviour { name: "TCP: the task sees the client", check: transfer::client_is_kept },
     Behaviour { name: "TCP: 8 MB down, every byte", check: transfer::download },
@@ -27,6 +28,9 @@ const BEHAVIOURS: [Behaviour; 16] = [
     Behaviour { name: "UDP: a datagram is answered", check: transfer::datagram },
     Behaviour { name: "UDP: the task sees the client", check: transfer::datagram_client_is_kept },
     Behaviour { name: "UDP: 8000 bytes, in fragments", check: transfer::large_datagram },
+    Behaviour { name: "UDP: too big a datagram, its way known", check: icmp::path_mtu },
+    Behaviour { name: "UDP: a task's refusal is heard", check: icmp::refusal_of_the_task },
+    Behaviour { name: "ICMP: an error finds the task's socket", check: icmp::error_reaches_the_task },
     Behaviour { name: "no backend: TCP is refused at once", check: loss::tcp_without_backend },
     Behaviour { name: "no backend: UDP is refused at once", check: loss::udp_without_backend },
     Behaviour { name: "every policy: answered, nothing cut", check: labels::policies },
@@ -43,7 +47,7 @@ fn every_behaviour_in_every_cell() -> Result<()> {
     let create = |name, ports: &[&str], label| {
         Service::create(&cluster, name, &ends::one_task(&cluster, ports, label)?)
     };
-    let _one = create(ends::SERVICE, &["8200:80", "8207:7", "8209:9/udp"], None)?;
+    let _one = create(ends::SERVICE, &["8200:80", "8207:7", "8209:9/udp", "8211:99/udp"], None)?;
     let _proxied = create(ends::PROXIED, &["8220:80"], Some("mesh.lb.mode=proxy"))?;
     let _none = create(ends::HOLLOW, &["8210:80", "8210:9/udp"], None)?;
     cluster.docker()?.run(&["service", "scale", "--detach", &format!("{}=0", ends::HOLLOW)])?;

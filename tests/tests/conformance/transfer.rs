@@ -107,16 +107,25 @@ pub(crate) fn datagram_client_is_kept(case: &Case<'_>) -> Result<Outcome> {
         return Ok(Outcome::LeftOut(SPOOFING));
     }
     let (head, _) = exchange(case, b"who")?;
+    names_client(case, &head)?;
+    Ok(Outcome::Held)
+}
+
+/// Whether an answer's first line names the client.
+fn names_client(case: &Case<'_>, head: &str) -> Result<()> {
     let client: SocketAddr =
         head.strip_prefix("client=").and_then(|rest| rest.split(' ').next()).context("no client")?.parse()?;
     ensure!(client.ip() == case.client, "expected the client {}, saw {head}", case.client);
-    Ok(Outcome::Held)
+    Ok(())
 }
 
 pub(crate) fn large_datagram(case: &Case<'_>) -> Result<Outcome> {
     let sent: Vec<u8> = (0..8000_usize).map(|at| (at % 253).to_le_bytes()[0]).collect();
-    let (_, payload) = exchange(case, &sent)?;
+    let (head, payload) = exchange(case, &sent)?;
     ensure!(payload == sent, "{} of {} bytes came back", payload.len(), sent.len());
+    if !case.is_userspace() {
+        names_client(case, &head).context("in fragments too, the task sees the client")?;
+    }
     Ok(Outcome::Held)
 }
 

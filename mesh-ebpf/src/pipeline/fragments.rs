@@ -1,0 +1,264 @@
+//! Fragments of packets: the first one goes the way of a whole packet, and leaves its ports for the others, which follow by them.
+//!
+//! A later fragment makes no flow, notes nothing of its own, and is not answered. One whose first was not seen (or that came
+//! before it) is left to the host stack. At the task's node requests need no ports: the tunnel names the backend.
+
+use super::{Origin, drop, ingress, is_tunnel, macs, reply, settle, settle_reply, target, track};
+use crate::abi::{
+    Backend, Config, Direction, DropReason, Flow, FlowKey, Fragment as Ports, NatKey, VipId, flow_event,
+};
+use crate::lookups::{FlowTable, Load, Lookups};
+use crate::packet::Packet;
+use crate::parse::fragment::{self, Fragment};
+use crate::parse::vxlan::Vni;
+use crate::rewrite::{self, End};
+use crate::verdict::Fate;
+
+/// Continues [`super::uplink`].
+#[inline(always)]
+pub fn uplink_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut Fragment) -> Fate {
+    let Some(config) = lookups.config() else {
+        return Fate::PASS;
+    };
+    if !fragment::parse(packet, fragment) {
+        return Fate::PASS;
+    }
+    if !fragment.is_first {
+        return later_request(packet, lookups, config, fragment);
+    }
+    let Some(segment) = fragment.segment(packet) else {
+        return Fate::PASS;
+    };
+    if is_tunnel(config, &segment) || lookups.address_index(&segment.ip.destination).is_none() {
+        return Fate::PASS;
+    }
+    lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+    let fate = ingress::forward(packet, lookups, config, &segment);
+    settle(packet, lookups, &segment, fate, [0; 4])
+}
+
+/// Continues [`super::tunnel`].
+#[inline(always)]
+pub fn tunnel_fragment<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    origin: Origin,
+    fragment: &mut Fragment,
+) -> Fate {
+    let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
+    let Some(config) = lookups.config() else {
+        return Fate::PASS;
+    };
+    if !fragment::parse(packet, fragment) {
+        return drop(lookups, DropReason::Malformed, direction);
+    }
+    let id = origin.vni.backend();
+    if !fragment.is_first {
+        if origin.vni.is_reply() {
+            return later_reply(packet, lookups, fragment);
+        }
+        return match lookups.backend(id).filter(|backend| backend.is_alive() && backend.is_local()) {
+            Some(backend) => deliver(packet, lookups, fragment, backend),
+            None => drop(lookups, DropReason::UnknownBackend, direction),
+        };
+    }
+    let Some(segment) = fragment.segment(packet) else {
+        return drop(lookups, DropReason::Malformed, direction);
+    };
+    if origin.vni.is_reply() {
+        lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+        return reply::forward(packet, lookups, &segment, origin.vni);
+    }
+    let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let fate = target::deliver(packet, lookups, config, &segment, id, &source);
+    settle(packet, lookups, &segment, fate, origin.peer)
+}
+
+/// Continues [`super::task`].
+#[inline(always)]
+pub fn task_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut Fragment) -> Fate {
+    let Some(config) = lookups.config() else {
+        return Fate::PASS;
+    };
+    if !fragment::parse(packet, fragment) {
+        return Fate::PASS;
+    }
+    if !fragment.is_first {
+        return later_answer(packet, lookups, config, fragment);
+    }
+    let Some(segment) = fragment.segment(packet) else {
+        return Fate::PASS;
+    };
+    lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+    let fate = target::answer(packet, lookups, config, &segment);
+    settle_reply(lookups, fate)
+}
+
+/// What the first fragment told, if it was seen.
+#[inline(always)]
+fn ports<L: Lookups>(lookups: &L, fragment: &Fragment) -> Option<Ports> {
+    lookups.fragment(&fragment.key).filter(|ports| ports.is_fresh(lookups.now_ns()))
+}
+
+/// A client's.
+#[inline(always)]
+fn later_request<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    fragment: &Fragment,
+) -> Fate {
+    let Some(ports) = ports(lookups, fragment) else {
+        return Fate::PASS;
+    };
+    let ip = &fragment.header();
+    let Some(address_index) = lookups.address_index(&ip.destination) else {
+        return Fate::PASS;
+    };
+    let key = FlowKey {
+        client: ip.source,
+        client_port_be: ports.source_port_be,
+        reserved: [0; 2],
+        vip: VipId::new(address_index, ip.protocol, ports.destination_port_be.get()),
+    };
+    let Some(flow) = track::find(lookups.flows(), &key) else {
+        return Fate::PASS;
+    };
+    let id = flow.value().backend;
+    let Some(backend) = lookups.backend(id).filter(|backend| backend.is_alive()) else {
+        return drop(lookups, DropReason::BackendGone, Direction::Request);
+    };
+    let fate = if backend.is_local() {
+        deliver(packet, lookups, fragment, backend)
+    } else if ip.dont_fragment && ip.total_len > config.tunnel_mtu {
+        // Whoever sent it was told when the first one came.
+        drop(lookups, DropReason::TooBig, Direction::Request)
+    } else {
+        match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
+            Some(node) => {
+                let is_dsr = flow.value().events & flow_event::DSR != 0;
+                Fate::tunnel(node.address.v4_octets(), Vni::request(id, is_dsr))
+            }
+            None => drop(lookups, DropReason::UnknownNode, Direction::Request),
+        }
+    };
+    if fate.is_forwarded() {
+        count(lookups, id, backend, Direction::Request, fragment);
+    }
+    fate
+}
+
+/// A client's, for a task of this node.
+#[inline(always)]
+fn deliver<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    fragment: &Fragment,
+    backend: &Backend,
+) -> Fate {
+    let ip = &fragment.header();
+    if ip.ttl <= 1 {
+        return drop(lookups, DropReason::TtlExpired, Direction::Request);
+    }
+    let address = if ip.is_v6 { backend.task_address6 } else { backend.task_address };
+    let Some((_, node_mac)) = macs(packet) else {
+        return drop(lookups, DropReason::Malformed, Direction::Request);
+    };
+    let is_changed = rewrite::translate_address(packet, ip, End::Destination, &address).is_some()
+        && rewrite::set_macs(packet, backend.task_mac, node_mac).is_some();
+    if !is_changed {
+        return drop(lookups, DropReason::Malformed, Direction::Request);
+    }
+    Fate::deliver(backend.ifindex)
+}
+
+/// A task's, out of the tunnel.
+#[inline(always)]
+fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &Fragment) -> Fate {
+    let ip = &fragment.header();
+    let Some(address_index) = lookups.address_index(&ip.source) else {
+        return drop(lookups, DropReason::Malformed, Direction::Reply);
+    };
+    let Some(ports) = ports(lookups, fragment) else {
+        return drop(lookups, DropReason::Fragment, Direction::Reply);
+    };
+    let key = FlowKey {
+        client: ip.destination,
+        client_port_be: ports.destination_port_be,
+        reserved: [0; 2],
+        vip: VipId::new(address_index, ip.protocol, ports.source_port_be.get()),
+    };
+    let Some(flow) = track::find(lookups.flows(), &key) else {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    };
+    account(lookups, &flow, fragment);
+    match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
+        Some(()) => Fate::emit(flow.value().uplink),
+        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// A task's.
+#[inline(always)]
+fn later_answer<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    fragment: &Fragment,
+) -> Fate {
+    let Some(ports) = ports(lookups, fragment) else {
+        return Fate::PASS;
+    };
+    let ip = &fragment.header();
+    let key = NatKey {
+        client: ip.destination,
+        client_port_be: ports.destination_port_be,
+        task_port_be: ports.source_port_be,
+        task: NatKey::task(ip.protocol, packet.ifindex()),
+    };
+    let Some(found) = track::find(lookups.nats(), &key) else {
+        return Fate::PASS;
+    };
+    if ip.ttl <= 1 {
+        return drop(lookups, DropReason::TtlExpired, Direction::Reply);
+    }
+    let nat = &found.value();
+    if rewrite::translate_address(packet, ip, End::Source, &nat.vip).is_none() {
+        return drop(lookups, DropReason::Malformed, Direction::Reply);
+    }
+    if nat.via.is_none() {
+        if let Some(address_index) = lookups.address_index(&nat.vip) {
+            let key = FlowKey {
+                client: ip.destination,
+                client_port_be: nat.client_port_be,
+                reserved: [0; 2],
+                vip: VipId::new(address_index, ip.protocol, nat.vip_port_be.get()),
+            };
+            if let Some(flow) = track::find(lookups.flows(), &key) {
+                account(lookups, &flow, fragment);
+            }
+        }
+        if rewrite::set_macs(packet, nat.client_mac, nat.node_mac).is_none() {
+            return drop(lookups, DropReason::Malformed, Direction::Reply);
+        }
+    }
+    target::way_back(lookups, config, nat)
+}
+
+#[inline(always)]
+fn account<L: Lookups>(
+    lookups: &L,
+    flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    fragment: &Fragment,
+) {
+    let id = flow.value().backend;
+    if let Some(backend) = lookups.backend(id) {
+        count(lookups, id, backend, Direction::Reply, fragment);
+    }
+}
+
+#[inline(always)]
+fn count<L: Lookups>(lookups: &L, id: u32, backend: &Backend, direction: Direction, fragment: &Fragment) {
+    let load = Load { packets: 1, bytes: fragment.total_len };
+    lookups.count_traffic(backend.service_index, id, direction, load);
+}
