@@ -13,8 +13,12 @@ use mesh_state::task::{Drain, Task, TaskState};
 
 use crate::snapshot::{ClusterSnapshot, Stored};
 
-/// How long live flows of a task are waited for: what its service's labels say now, or said when the service was removed.
+/// How long live flows of a task are waited for: what its service's labels say now, or said when the service was removed. A task
+/// that the mesh doesn't reach has none.
 pub fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
+    if task.endpoints.is_empty() {
+        return Duration::ZERO;
+    }
     let service = snapshot.services.get(&task.service_id).map(|service| &service.spec);
     let spec = service.or_else(|| snapshot.spec_of(task));
     // Labels were checked when they were written; one from a later version means the default here.

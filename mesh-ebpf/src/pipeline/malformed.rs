@@ -114,11 +114,12 @@ proptest! {
     }
 }
 
-/// Whether the fixture is a packet of TCP over plain IPv4 that is delivered to a task.
+/// Whether the fixture is a whole packet of TCP over plain IPv4 that is delivered to a task.
 fn is_plain_delivery(fixture: &Fixture) -> bool {
     let input = &fixture.input;
     matches!(fixture.verdict, Verdict::Deliver { .. })
         && input.get(12..15) == Some(&[0x08, 0x00, 0x45])
+        && input.get(IP + 6..IP + 8).is_some_and(|fragment| fragment[0] & 0x3f == 0 && fragment[1] == 0)
         && input.get(IP + 9) == Some(&6)
         && input.len() > TCP + 20
 }

@@ -221,10 +221,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused(with("TTY", json!("yes")), "ContainerSpec: ");
     let beside = |key: &str, value: Value| json!({"ContainerSpec": {"Image": "x"}, key: value});
     refused(beside("Runtime", json!("plugin")), "Runtime");
-    refused(
-        beside("Resources", json!({"Reservations": {"GenericResources": [{"a": 1}]}})),
-        "Resources.Reservations.GenericResources",
-    );
     refused(json!({}), "without ContainerSpec");
 }
 
