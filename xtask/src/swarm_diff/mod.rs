@@ -130,6 +130,7 @@ fn answer(side: Side, sections: &[Section], directory: &Path, keep: bool) -> Res
     let begun = Instant::now();
     let (cluster, layout) = raise::raise(side, directory, keep)?;
     println!("── {} is up after {:.0} s", side.name(), begun.elapsed().as_secs_f64());
+    cluster.clean().context("empty what an earlier run left")?;
     let mut answers = load_answers(side).unwrap_or_default();
     for section in sections {
         let begun = Instant::now();

@@ -12,7 +12,7 @@ use super::accepted::Rewrite;
 /// A pattern and what takes its place.
 type Rule = (Regex, &'static str);
 
-#[expect(clippy::expect_used, reason = "the patterns are constants, and a test uses each")]
+/// Every pattern is a constant, and a test uses it.
 fn rule(pattern: &str, replacement: &'static str) -> Rule {
     (Regex::new(pattern).expect("a constant pattern"), replacement)
 }

@@ -1,6 +1,7 @@
 //! Runs a section's commands against one cluster, and awaits by its API what they cause.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -80,7 +81,8 @@ impl Cluster {
                         && let Some(cause) = outcomes.last_mut()
                     {
                         eprintln!("{}.cmds:{}: {error:#}", section.name, step.line);
-                        cause.stdout.push_str(&format!("\nawaited in vain: {wanted:?}\n"));
+                        // Writing to a String can't fail.
+                        writeln!(cause.stdout, "\nawaited in vain: {wanted:?}").ok();
                     }
                 }
             }
@@ -114,7 +116,10 @@ impl Cluster {
     }
 
     /// Removes everything that a section may have left, and waits until no task is there any more.
-    fn clean(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the CLI can't remove something, or it doesn't go.
+    pub(super) fn clean(&self) -> Result<()> {
         let cleaned = self.shell(FIRST_NODE, CLEAN)?;
         ensure!(cleaned.code == 0, "{}", cleaned.stderr.trim());
         // A Swarm keeps tasks of jobs that ended for ever, and doesn't show them anywhere.

@@ -61,14 +61,6 @@ pub(crate) fn in_node(spec: &Value) -> Result<(), String> {
     check(&NODE_WORDS, spec)
 }
 
-/// For what has no such words.
-///
-/// # Errors
-/// None.
-pub(crate) fn none(_spec: &Value) -> Result<(), String> {
-    Ok(())
-}
-
 fn check(fields: &[Words], spec: &Value) -> Result<(), String> {
     for (pointer, words, refuse) in fields {
         if let Some(word) = spec.pointer(pointer).and_then(Value::as_str)
