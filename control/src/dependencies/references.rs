@@ -117,10 +117,14 @@ pub fn users(snapshot: &ClusterSnapshot, kind: DependencyKind, id: &DependencyId
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::service::{Service, UpdateState, UpdateStatus};
     use mesh_state::spec::SecretReference;
 
     use super::*;
+    use crate::commit::transactions;
     use crate::fixtures::{self, World};
+    use crate::plan::{Action, Plan};
+    use crate::update::rollback;
 
     fn referring(names: &[&str]) -> ServiceSpec {
         let mut spec = fixtures::service("web", 1).spec;
@@ -175,6 +179,40 @@ mod tests {
         spec.task_template.container_spec.as_mut().unwrap().secrets[0].secret_name = "x".to_owned();
         let said = check(&world.snapshot, &spec).unwrap_err().to_string();
         assert_eq!(said, "secret reference a is named 'x', but that secret's name is 'a'");
+    }
+
+    #[test]
+    fn the_leaders_writes_move_references_too() {
+        let world = world(&["a", "b"], &["a"]);
+        let service = Service { spec: referring(&["b"]), ..fixtures::service("web", 1) };
+        let action = Action::UpdateService { service, expected: 1 };
+        let fence = Compare::Absent("fence".to_owned());
+        let written = transactions(&[action], &world.snapshot, &fence).unwrap().remove(0);
+        let key = |id: &str| keys::reference(DependencyKind::Secret, &id.into(), &"web".into());
+        let exists = Compare::Exists(keys::dependency(DependencyKind::Secret, &"b".into()));
+        assert!(written.compares.contains(&exists), "the secret may be gone: {:?}", written.compares);
+        assert!(written.ops.contains(&Op::delete(key("a"))), "the old reference stays: {:?}", written.ops);
+        assert!(written.ops.iter().any(|op| matches!(op, Op::Put { key: at, .. } if *at == key("b"))));
+    }
+
+    #[test]
+    fn an_automatic_rollback_to_what_is_gone_says_so() {
+        let mut world = world(&[], &[]);
+        let gone = Some(referring(&["a"]));
+        world.put_service(&Service { previous_spec: gone, ..fixtures::service("web", 1) });
+        let status = UpdateStatus {
+            state: UpdateState::RollbackStarted,
+            started_at: world.now,
+            completed_at: None,
+            message: String::new(),
+            batch_at: None,
+        };
+        let service = &world.snapshot.services[&"web".into()];
+        let mut plan = Plan::default();
+        let refused = rollback::plan(world.now, &world.snapshot, service, status, &mut plan);
+        let error = refused.expect_err("a rollback to a removed secret").to_string();
+        assert_eq!(error, "what its previous spec refers to was removed: secret not found: a");
+        assert!(plan.actions.is_empty(), "planned {:?}", plan.actions);
     }
 
     #[test]
