@@ -148,11 +148,15 @@ impl Kernel {
             }
         };
         let (returned, len) = if let Some(classifier) = classifier {
-            let result = classifier.test_run(options).expect("TC test run");
+            let result = classifier
+                .test_run(options)
+                .unwrap_or_else(|error| panic!("TC test run of {}: {error}", fixture.name));
             (result.return_value, result.data_size_out)
         } else {
             let xdp: &mut Xdp = program(&mut self.programs, names::PROGRAM_XDP);
-            let result = xdp.test_run(options).expect("XDP test run");
+            let result = xdp
+                .test_run(options)
+                .unwrap_or_else(|error| panic!("XDP test run of {}: {error}", fixture.name));
             (result.return_value, result.data_size_out)
         };
         packet.truncate(len as usize);
