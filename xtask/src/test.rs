@@ -21,7 +21,18 @@ pub const LAB_VAR: &str = "MESH_LAB";
 const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
 /// Cluster tests of what does not depend on who takes the packets, and of applications: they run in the first lab only.
-const CONTROL_PLANE_TESTS: [&str; 3] = ["applications", "docker_cli", "secrets"];
+const CONTROL_PLANE_TESTS: [&str; 10] = [
+    "applications",
+    "docker_cli",
+    "engine_away",
+    "interrupted_update",
+    "jobs",
+    "nodes",
+    "secrets",
+    "service_flags",
+    "service_logs",
+    "update_failures",
+];
 /// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
 const TEST_LIMIT: Duration = Duration::from_mins(20);
 
