@@ -5,23 +5,23 @@
 //!
 //! Left to others: writing reports ([`super::recorder`]).
 
+mod hearing;
+mod reported;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
 use mesh_state::ids::{NodeId, TaskId};
-use mesh_state::node::{NodeDescription, NodeState, PortClash};
-use mesh_state::proto;
+use mesh_state::node::{NodeDescription, NodeState};
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
-use mesh_state::proto::{AgentMessage, ControlMessage, Hello, PortClashes, StatusAck, TaskStatuses, Welcome};
-use mesh_state::spec::Protocol;
-use mesh_state::task::{RegistryAuth, TaskStatus};
+use mesh_state::proto::{AgentMessage, ControlMessage, Hello, Welcome};
+use mesh_state::task::RegistryAuth;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -34,13 +34,13 @@ use super::deliveries::Deliveries;
 use super::end::End;
 use super::loads::{Loads, ToldLoads};
 use super::logs::SessionAsks;
-use super::mailbox::{Heard, holds};
 use super::recorder::Reports;
 use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
 use crate::mesh_table::Table;
 use crate::seal::Sealer;
 use crate::snapshot::ClusterSnapshot;
+use reported::Unacknowledged;
 
 /// How often a node must speak.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -52,14 +52,6 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
-/// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
-const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
-
-/// A status that waits for the store.
-struct Unacknowledged {
-    status: TaskStatus,
-    reported_at: Instant,
-}
 
 /// One session.
 pub(super) struct Session {
@@ -263,68 +255,6 @@ impl Session {
         Ok(())
     }
 
-    fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
-        self.note_heard();
-        match message.body {
-            Some(Up::Heartbeat(heartbeat)) => {
-                self.note_engine(heartbeat.engine_away);
-                self.loads.put(&self.node, heartbeat.loads);
-            }
-            Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
-            Some(Up::TableAck(ack)) => {
-                let node = self.node.clone();
-                self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
-            }
-            Some(Up::PortClashes(told)) => {
-                let (node, clashes) = (self.node.clone(), port_clashes(told)?);
-                self.reports.leave(|mailbox| mailbox.put_clashes(node, clashes));
-            }
-            Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
-            None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
-        }
-        Ok(())
-    }
-
-    fn take_statuses(&mut self, statuses: TaskStatuses) {
-        for reported in statuses.statuses {
-            let task = TaskId::from(reported.task_id);
-            let status: TaskStatus = match serde_json::from_str(&reported.status_json) {
-                Ok(status) => status,
-                Err(error) => {
-                    warn!(node = %self.node, %task, %error, "read a reported status");
-                    continue;
-                }
-            };
-            debug!(node = %self.node, %task, state = status.state.as_str(), message = status.message, "a task's status came");
-            // A status sent again keeps the moment of its first report.
-            let reported_at =
-                self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
-            self.unacknowledged.insert(task.clone(), Unacknowledged { status: status.clone(), reported_at });
-            self.reports.leave_status(self.node.clone(), task, status);
-        }
-        self.snapshots.mark_changed();
-    }
-
-    /// Acknowledges what the store holds by now, and what it will never hold.
-    async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
-        let mut done = Vec::new();
-        self.unacknowledged.retain(|id, waiting| {
-            let stored = snapshot.statuses.get(id).map(|stored| &stored.value);
-            let task = snapshot.tasks.get(id);
-            let elsewhere = task.is_some_and(|task| task.node_id.as_ref() != Some(&self.node));
-            let gone = task.is_none() && waiting.reported_at.elapsed() >= UNKNOWN_TASK_GRACE;
-            let settled = elsewhere || gone || holds(stored, &waiting.status);
-            if settled {
-                done.push(id.to_string());
-            }
-            !settled
-        });
-        if done.is_empty() {
-            return Ok(());
-        }
-        self.send(Down::StatusAck(StatusAck { task_ids: done })).await
-    }
-
     /// Sends what changed since the table that the node has.
     async fn send_table(&mut self) -> Result<(), End> {
         let table = Arc::clone(&self.tables.borrow_and_update());
@@ -367,61 +297,4 @@ impl Session {
             Err(_) => Err(End::Slow),
         }
     }
-
-    /// The node speaks.
-    fn note_heard(&mut self) {
-        self.last_heard = Instant::now();
-        if self.welcomed && self.heard_since.is_none() && !self.engine_away {
-            self.heard_since = Some(Utc::now());
-            self.report_heard();
-        }
-    }
-
-    /// Whether the node has its engine. Without, it is as good as silent: its tasks are replaced if the engine stays away, and what
-    /// still runs of them is selected last.
-    fn note_engine(&mut self, away: bool) {
-        if std::mem::replace(&mut self.engine_away, away) == away {
-            return;
-        }
-        info!(node = %self.node, away, "its engine");
-        if away && self.heard_since.is_some() {
-            self.fall_silent();
-        } else {
-            self.note_heard();
-        }
-    }
-
-    /// The node said nothing for too long.
-    fn note_silence(&mut self) {
-        info!(node = %self.node, "is silent: nothing was heard for {SILENCE:?}");
-        self.fall_silent();
-    }
-
-    fn fall_silent(&mut self) {
-        self.heard_since = None;
-        self.report(Heard { state: NodeState::Silent, since: Utc::now() });
-    }
-
-    /// Says that the node is heard, if it is.
-    fn report_heard(&self) {
-        if let Some(since) = self.heard_since {
-            self.report(Heard { state: NodeState::Ready, since });
-        }
-    }
-
-    fn report(&self, heard: Heard) {
-        let node = self.node.clone();
-        self.reports.leave(|mailbox| mailbox.put_heard(node, heard));
-    }
-}
-
-/// What a node can't listen on, as it is stored.
-fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, End> {
-    let clash = |clash: proto::PortClash| {
-        let known = [Protocol::Tcp, Protocol::Udp];
-        let protocol = known.into_iter().find(|protocol| protocol.as_str() == clash.protocol)?;
-        Some(PortClash { protocol, port: u16::try_from(clash.port).ok()?, reason: clash.reason })
-    };
-    let clashes: Option<Vec<PortClash>> = told.clashes.into_iter().map(clash).collect();
-    clashes.ok_or(End::Protocol("a port clash that can't be read came"))
 }

@@ -1,0 +1,102 @@
+//! What a node reports in its session, and which of it the store is seen to hold.
+
+use mesh_state::ids::TaskId;
+use mesh_state::node::PortClash;
+use mesh_state::proto;
+use mesh_state::proto::agent_message::Body as Up;
+use mesh_state::proto::control_message::Body as Down;
+use mesh_state::proto::{AgentMessage, PortClashes, StatusAck, TaskStatuses};
+use mesh_state::spec::Protocol;
+use mesh_state::task::TaskStatus;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::super::end::End;
+use super::super::mailbox::holds;
+use super::Session;
+use crate::snapshot::ClusterSnapshot;
+
+/// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
+const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
+
+/// A status that waits for the store.
+pub(super) struct Unacknowledged {
+    status: TaskStatus,
+    reported_at: Instant,
+}
+
+impl Session {
+    pub(super) fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
+        self.note_heard();
+        match message.body {
+            Some(Up::Heartbeat(heartbeat)) => {
+                self.note_engine(heartbeat.engine_away);
+                self.loads.put(&self.node, heartbeat.loads);
+            }
+            Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
+            Some(Up::TableAck(ack)) => {
+                let node = self.node.clone();
+                self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
+            }
+            Some(Up::PortClashes(told)) => {
+                let (node, clashes) = (self.node.clone(), port_clashes(told)?);
+                self.reports.leave(|mailbox| mailbox.put_clashes(node, clashes));
+            }
+            Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
+            None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
+        }
+        Ok(())
+    }
+
+    fn take_statuses(&mut self, statuses: TaskStatuses) {
+        for reported in statuses.statuses {
+            let task = TaskId::from(reported.task_id);
+            let status: TaskStatus = match serde_json::from_str(&reported.status_json) {
+                Ok(status) => status,
+                Err(error) => {
+                    warn!(node = %self.node, %task, %error, "read a reported status");
+                    continue;
+                }
+            };
+            debug!(node = %self.node, %task, state = status.state.as_str(), message = status.message, "a task's status came");
+            // A status sent again keeps the moment of its first report.
+            let reported_at =
+                self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
+            self.unacknowledged.insert(task.clone(), Unacknowledged { status: status.clone(), reported_at });
+            self.reports.leave_status(self.node.clone(), task, status);
+        }
+        self.snapshots.mark_changed();
+    }
+
+    /// Acknowledges what the store holds by now, and what it will never hold.
+    pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+        let mut done = Vec::new();
+        self.unacknowledged.retain(|id, waiting| {
+            let stored = snapshot.statuses.get(id).map(|stored| &stored.value);
+            let task = snapshot.tasks.get(id);
+            let elsewhere = task.is_some_and(|task| task.node_id.as_ref() != Some(&self.node));
+            let gone = task.is_none() && waiting.reported_at.elapsed() >= UNKNOWN_TASK_GRACE;
+            let settled = elsewhere || gone || holds(stored, &waiting.status);
+            if settled {
+                done.push(id.to_string());
+            }
+            !settled
+        });
+        if done.is_empty() {
+            return Ok(());
+        }
+        self.send(Down::StatusAck(StatusAck { task_ids: done })).await
+    }
+}
+
+/// What a node can't listen on, as it is stored.
+fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, End> {
+    let clash = |clash: proto::PortClash| {
+        let known = [Protocol::Tcp, Protocol::Udp];
+        let protocol = known.into_iter().find(|protocol| protocol.as_str() == clash.protocol)?;
+        Some(PortClash { protocol, port: u16::try_from(clash.port).ok()?, reason: clash.reason })
+    };
+    let clashes: Option<Vec<PortClash>> = told.clashes.into_iter().map(clash).collect();
+    clashes.ok_or(End::Protocol("a port clash that can't be read came"))
+}
