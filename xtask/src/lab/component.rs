@@ -83,10 +83,17 @@ pub(super) fn command_line(
     }
 }
 
+/// An engine that was killed leaves files with process ids, which others may have by now: the next one would take those for its
+/// own. Whoever runs this knows that none runs.
+const FORGETFUL_DOCKERD: &str =
+    r#"rm -f /run/docker.pid /run/docker/containerd/containerd.pid; exec dockerd "$@""#;
+
 /// The node has mount and network namespaces of its own, so only what shares the disk and the cgroup tree needs a name.
 fn dockerd(node: &NodeLayout) -> CommandLine {
     let state = node.state_dir();
-    CommandLine::new("dockerd")
+    CommandLine::new("sh")
+        .flag("-ec", FORGETFUL_DOCKERD)
+        .switch("dockerd")
         .flag("--host", unix_url(&node.engine_socket()))
         .flag("--data-root", state.join("docker-data"))
         .flag("--config-file", node.engine_config())
