@@ -13,10 +13,11 @@ const FLAGS: &[&str] = &[
     "--user=65534:65534",
     "--group=10",
     "--hostname=h-{{.Task.Slot}}",
+    // In the order in which the CLI sorts mounts with every update.
+    "--mount=type=tmpfs,target=/scratch,tmpfs-size=1048576,tmpfs-mode=0770",
+    "--mount=type=bind,source=/etc,target=/host,readonly,bind-propagation=rprivate",
     "--mount=type=volume,source=flags-{{.Task.Slot}},target=/vol,volume-label=a=b,volume-driver=local,\
      volume-opt=type=tmpfs,volume-opt=device=tmpfs,volume-nocopy=true",
-    "--mount=type=bind,source=/etc,target=/host,readonly,bind-propagation=rprivate",
-    "--mount=type=tmpfs,target=/scratch,tmpfs-size=1048576,tmpfs-mode=0770",
     "--label=service=1",
     "--container-label=container=2",
     "--limit-cpu=0.5",
@@ -94,10 +95,10 @@ fn every_flag_reaches_the_container() -> Result<()> {
         "RestartPolicy": {"Name": "no"},
         "PortBindings": {"82/tcp": [{"HostPort": "8103"}]},
         "Mounts": [
+            {"Type": "tmpfs", "Target": "/scratch", "TmpfsOptions": {"SizeBytes": 1_048_576, "Mode": 0o770}},
+            {"Type": "bind", "Source": "/etc", "Target": "/host", "ReadOnly": true, "BindOptions": {"Propagation": "rprivate"}},
             {"Type": "volume", "Source": "flags-1", "Target": "/vol", "VolumeOptions": {"NoCopy": true, "Labels": {"a": "b"},
              "DriverConfig": {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs"}}}},
-            {"Type": "bind", "Source": "/etc", "Target": "/host", "ReadOnly": true, "BindOptions": {"Propagation": "rprivate"}},
-            {"Type": "tmpfs", "Target": "/scratch", "TmpfsOptions": {"SizeBytes": 1_048_576, "Mode": 0o770}},
         ],
     });
     holds("HostConfig", &host, &seen["HostConfig"])?;
@@ -146,7 +147,7 @@ fn flags_are_taken_back(cluster: &Cluster, service: &str) -> Result<()> {
         "--container-label-rm=container",
         "--ulimit-rm=nofile",
         "--sysctl-rm=net.core.somaxconn",
-        "--publish-rm=82",
+        "--publish-rm=target=82,published=8103,mode=host",
         "--generic-resource-rm=mesh-test",
         "--no-healthcheck",
         "--init=false",
@@ -161,8 +162,8 @@ fn flags_are_taken_back(cluster: &Cluster, service: &str) -> Result<()> {
         json!({"Healthcheck": {"Test": ["NONE"]}, "Cmd": ["-c", "sleep 500"], "Labels": {"container": null}});
     holds("Config", &config, &seen["Config"])?;
     let host = json!({
-        "Dns": [], "DnsSearch": [], "DnsOptions": [], "ExtraHosts": null, "GroupAdd": null, "Init": false, "ReadonlyRootfs": false,
-        "PidsLimit": null, "PortBindings": {}, "CapAdd": ["CAP_NET_ADMIN"], "CapDrop": null, "Sysctls": null,
+        "Dns": null, "DnsSearch": null, "DnsOptions": null, "ExtraHosts": null, "GroupAdd": null, "Init": false, "ReadonlyRootfs": false,
+        "PidsLimit": null, "PortBindings": null, "CapAdd": ["CAP_NET_ADMIN"], "CapDrop": null, "Sysctls": null,
     });
     holds("HostConfig", &host, &seen["HostConfig"])?;
     let mounts = seen["HostConfig"]["Mounts"].as_array().map(Vec::len);
@@ -213,7 +214,7 @@ fn container(cluster: &Cluster, service: &str) -> Result<(String, Value)> {
     Ok((node, said))
 }
 
-/// Whether `seen` holds everything of `wanted`. Lists must be equal; an absent value is null.
+/// Whether `seen` holds everything of `wanted`. Lists must be equal; null stands for what is absent or empty.
 fn holds(path: &str, wanted: &Value, seen: &Value) -> Result<()> {
     match (wanted, seen) {
         (Value::Object(fields), Value::Object(_)) => {
@@ -222,6 +223,8 @@ fn holds(path: &str, wanted: &Value, seen: &Value) -> Result<()> {
         (Value::Array(items), Value::Array(found)) if items.len() == found.len() => {
             items.iter().zip(found).try_for_each(|(wanted, seen)| holds(path, wanted, seen))
         }
+        (Value::Null, Value::Array(items)) if items.is_empty() => Ok(()),
+        (Value::Null, Value::Object(fields)) if fields.is_empty() => Ok(()),
         _ => {
             ensure!(wanted == seen, "{path}: expected {wanted}, saw {seen}");
             Ok(())
