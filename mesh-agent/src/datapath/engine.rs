@@ -271,11 +271,7 @@ impl Datapath {
                     Some(view) => view.nodes.values().map(|node| node.address).collect(),
                     None => state.contents().peers.keys().filter_map(as_ipv4).collect(),
                 };
-                (
-                    nodes,
-                    state.view().map(|view| task_routes::wanted(view)),
-                    state.facts().config.tunnel_ifindex,
-                )
+                (nodes, state.view().map(task_routes::wanted), state.facts().config.tunnel_ifindex)
             };
             if let Some(subnets) = subnets {
                 let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };

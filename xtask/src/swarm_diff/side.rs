@@ -15,7 +15,7 @@ use crate::cluster::eventually;
 use crate::lab::ready;
 
 /// How long the cluster may take for what a command causes.
-const AWAIT_LIMIT: Duration = Duration::from_secs(60);
+const AWAIT_LIMIT: Duration = Duration::from_mins(1);
 /// How long the cluster may take to become empty between sections.
 const CLEAN_LIMIT: Duration = Duration::from_secs(90);
 /// Seconds after which a command is ended.
