@@ -77,7 +77,13 @@ async fn the_longest_are_taken_and_longer_ones_are_not() {
         let message = format!("{noun} data must be larger than 0 and less than {limit} bytes");
         assert_eq!(answer.refusal(), (400, message.as_str()));
     }
-    let huge = json!({"Name": "huge", "Data": "A".repeat(2_000_000)});
+    let twice = json!({"Name": "twice", "Data": BASE64.encode(vec![0xa5; 2_048_000])});
+    let message = "config data must be larger than 0 and less than 1024000 bytes";
+    assert_eq!(cluster.post("/configs/create", &twice).await.refusal(), (400, message));
+    let labelled = json!({"Name": "l", "Labels": {"a": "b".repeat(1_300_000)}, "Data": "MQ=="});
+    let answer = cluster.post("/configs/create", &labelled).await;
+    assert!(answer.refusal().0 == 400 && answer.refusal().1.contains("is too large"), "saw {answer:?}");
+    let huge = json!({"Name": "huge", "Data": "A".repeat(5_000_000)});
     assert_eq!(cluster.post("/configs/create", &huge).await.status, 413);
 }
 
