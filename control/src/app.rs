@@ -25,7 +25,6 @@ use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::leader::Candidate;
-use crate::logs::broker::LogBroker;
 use crate::mesh_table::Table;
 use crate::metrics;
 use crate::node_service::membership::Admission;
@@ -183,7 +182,8 @@ fn start(
         advertise: config.advertise,
         node_port: config.node_listen.port(),
         sealer: Arc::new(sealer),
-        logs: Arc::new(LogBroker::new(parts.shutdown.clone())),
+        logs: Arc::default(),
+        stopping: parts.shutdown.clone(),
     };
     let tokens =
         bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());

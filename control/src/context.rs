@@ -13,6 +13,7 @@ use mesh_state::store::Store;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
 use crate::ca::token::{JoinTokens, certificate_digest};
 use crate::logs::broker::LogBroker;
@@ -49,6 +50,8 @@ pub struct ApiContext {
     pub sealer: Arc<Sealer>,
     /// What is asked of nodes' logs.
     pub logs: Arc<LogBroker>,
+    /// Cancelled when the manager stops: answers that have no end end then.
+    pub stopping: CancellationToken,
 }
 
 /// Why the join tokens can't be shown.

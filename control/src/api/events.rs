@@ -68,7 +68,7 @@ pub(crate) async fn stream(State(context): State<ApiContext>, params: Params) ->
     let (past, coming) = context.feed.events.listen();
     let past: Vec<_> = past.iter().filter(|event| selection.wants_past(event)).map(|e| line(e)).collect();
     let left = selection.until.map(|until| (until - Utc::now()).to_std().unwrap_or(Duration::ZERO));
-    let live = live(coming, selection, context.logs.closing().clone());
+    let live = live(coming, selection, context.stopping.clone());
     let end = async move {
         match left {
             Some(left) => tokio::time::sleep(left).await,

@@ -115,8 +115,9 @@ fn stream(context: &ApiContext, reading: Reading, request: &Request) -> Result<R
         address: context.node_address(),
     };
     let reader = Reader::new(reading, context.logs.clone(), forwarder, context.feed.snapshots.clone());
+    let stopping = context.stopping.clone();
     tokio::spawn(async move {
-        reader.run(pieces).await;
+        reader.run(pieces, stopping).await;
         drop(place);
     });
     let body = Body::from_stream(ReceiverStream::new(stream).map(Ok::<_, Infallible>));

@@ -60,30 +60,19 @@ pub struct LogBroker {
     asks: Mutex<BTreeMap<String, Entry>>,
     changed: watch::Sender<()>,
     places: Arc<Semaphore>,
-    closing: CancellationToken,
 }
 
 impl Default for LogBroker {
     fn default() -> Self {
-        Self::new(CancellationToken::new())
+        let places = Arc::new(Semaphore::new(READERS_MAX));
+        Self { asks: Mutex::default(), changed: watch::channel(()).0, places }
     }
 }
 
 impl LogBroker {
-    /// Asks nothing yet; readers end at `closing`.
-    pub fn new(closing: CancellationToken) -> Self {
-        let places = Arc::new(Semaphore::new(READERS_MAX));
-        Self { asks: Mutex::default(), changed: watch::channel(()).0, places, closing }
-    }
-
     /// A place for one reader; `None` when all are taken.
     pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
-    }
-
-    /// Ends every reader.
-    pub(crate) fn closing(&self) -> &CancellationToken {
-        &self.closing
     }
 
     /// Asks `node`; its news goes to `reader`.

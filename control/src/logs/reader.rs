@@ -15,6 +15,7 @@ use mesh_state::node::NodeState;
 use mesh_state::proto::{LogBatch, WantedLog};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::broker::{Ask, LogBroker, News, NewsOfAsk, Wanted};
 use super::forward::Forwarder;
@@ -26,6 +27,8 @@ use crate::snapshot::ClusterSnapshot;
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 /// A node whose stream broke is asked again after this.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Logs of one ask that are of no use any more, before the node is asked anew without them.
+const FORGOTTEN_PER_ASK: usize = 1000;
 /// Batches that wait for the client.
 const NEWS_WAITING: usize = 4;
 
@@ -100,15 +103,17 @@ impl Reader {
     }
 
     /// Reads until everything is told, the client goes away (`out` is closed) or the manager stops.
-    pub(crate) async fn run(mut self, out: mpsc::Sender<Bytes>) {
-        let closing = self.broker.closing().clone();
+    pub(crate) async fn run(self, out: mpsc::Sender<Bytes>, stopping: CancellationToken) {
+        stopping.run_until_cancelled(self.read(out)).await;
+    }
+
+    async fn read(mut self, out: mpsc::Sender<Bytes>) {
         let follow = self.reading.wanted.follow;
         self.look(true);
         while !self.is_done() {
             let wake = self.wakes_at();
             tokio::select! {
                 () = out.closed() => return,
-                () = closing.cancelled() => return,
                 Some((ask, news)) = self.news.recv() => {
                     let bytes = self.take(&ask, news);
                     if !bytes.is_empty() && out.send(bytes).await.is_err() {
@@ -158,9 +163,29 @@ impl Reader {
         for node in gone {
             self.lose(&node);
         }
+        self.forget(&snapshot);
         if more {
             let selection = select(&snapshot, &self.reading.subject, self.reading.wanted.follow);
             self.ask(&snapshot, selection);
+        }
+    }
+
+    /// A service that is followed for days has many tasks: those that are gone are forgotten.
+    fn forget(&mut self, snapshot: &ClusterSnapshot) {
+        let gone = self.ended.iter().filter(|task| !snapshot.tasks.contains_key(task));
+        for task in gone.cloned().collect::<Vec<_>>() {
+            self.ended.remove(&task);
+            self.newest.remove(&task);
+            for asked in self.asked.values_mut() {
+                asked.tasks.remove(&task);
+            }
+        }
+        if self.reading.wanted.follow {
+            let full = |asked: &Asked| asked.logs.len() > FORGOTTEN_PER_ASK + 2 * asked.tasks.len();
+            let full = self.asked.iter().filter(|(_, asked)| full(asked));
+            for node in full.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
+                self.lose(&node);
+            }
         }
     }
 
@@ -250,15 +275,14 @@ impl Reader {
             if !asked.tasks.contains(&task) {
                 continue;
             }
-            match (end.error.as_str(), self.reading.wanted.follow) {
-                ("", _) => {}
-                (error, false) => self.problems.push(format!("task {task}: {error}")),
+            if !self.reading.wanted.follow && !end.error.is_empty() {
+                self.problems.push(format!("task {task}: {}", end.error));
+            }
+            if self.reading.wanted.follow && end.again {
                 // It is asked for again.
-                (_, true) => {
-                    asked.tasks.remove(&task);
-                    self.paused.insert(node.clone(), Instant::now() + PAUSE);
-                    continue;
-                }
+                asked.tasks.remove(&task);
+                self.paused.insert(node.clone(), Instant::now() + PAUSE);
+                continue;
             }
             self.ended.insert(task);
         }

@@ -80,6 +80,7 @@ impl Cluster {
             node_port: 2377,
             sealer: Arc::new(opened.sealer),
             logs: Arc::default(),
+            stopping: shutdown.clone(),
         };
         let registry = Registry::new();
         let router = api::router(context.clone(), ApiMetrics::register(&registry).unwrap());

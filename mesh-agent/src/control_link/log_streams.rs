@@ -137,7 +137,7 @@ impl Publication {
                     }
                 }
                 Some(ended) = self.readers.join_next() => {
-                    // A log that broke off may be asked for again.
+                    // It may be asked for again.
                     if let Ok(Err(broken)) = ended {
                         self.tasks.remove(&broken);
                     }
@@ -163,10 +163,11 @@ impl Publication {
             self.readers.spawn(async move {
                 let told = tell(source.as_ref(), &task, &request, &sender).await;
                 let error = told.as_ref().err().map(ToString::to_string).unwrap_or_default();
-                let end = LogEnd { task_id: task.to_string(), error };
+                let again = matches!(told, Err(RuntimeError::Unavailable(_)));
+                let end = LogEnd { task_id: task.to_string(), error, again };
                 // Nobody listens any more: then nobody misses the end.
                 drop(sender.send(LogBatch { ends: vec![end], ..LogBatch::default() }).await);
-                if told.is_ok() { Ok(task) } else { Err(task) }
+                if again { Err(task) } else { Ok(task) }
             });
         }
     }

@@ -28,7 +28,7 @@ impl Played {
         }
         prepare(&mut world);
         let (snapshots, seen) = watch::channel(Arc::new(world.snapshot.clone()));
-        let broker = Arc::new(LogBroker::new(CancellationToken::new()));
+        let broker = Arc::new(LogBroker::default());
         let reading = Reading {
             subject: Subject::Service("web".into()),
             service: "web".into(),
@@ -43,7 +43,9 @@ impl Played {
             address: "127.0.0.1:2377".parse().unwrap(),
         };
         let (sender, out) = mpsc::channel(4);
-        tokio::spawn(Reader::new(reading, Arc::clone(&broker), forwarder, seen).run(sender));
+        tokio::spawn(
+            Reader::new(reading, Arc::clone(&broker), forwarder, seen).run(sender, CancellationToken::new()),
+        );
         Self { world, snapshots, broker, out }
     }
 
@@ -104,7 +106,7 @@ impl Node {
     }
 
     async fn end(&self, task: &str, error: &str) {
-        let end = LogEnd { task_id: task.to_owned(), error: error.to_owned() };
+        let end = LogEnd { task_id: task.to_owned(), error: error.to_owned(), again: false };
         self.say(News::Batch(LogBatch { ends: vec![end], ..LogBatch::default() })).await;
     }
 }
@@ -191,4 +193,29 @@ async fn following_a_service_ends_with_it() {
     played.world.remove_service("web");
     played.show();
     assert_eq!(played.rest().await, "", "an end without a word");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_broke_off_is_asked_for_again_and_one_that_cant_be_read_is_not() {
+    let played = Played::start(true, |_| {});
+    let a = played.open("a").await;
+    let end = |again| LogEnd { task_id: "on-a".to_owned(), error: "no engine".to_owned(), again };
+    let mut told = super::super::broker::Told::default();
+    let node = NodeId::from("a");
+    assert_eq!(played.broker.untold(&node, &mut told).len(), 1, "a is asked");
+    let mut changes = played.broker.changes();
+    a.say(News::Batch(LogBatch { ends: vec![end(true)], ..LogBatch::default() })).await;
+    changes.changed().await.unwrap();
+    let again = played.broker.untold(&node, &mut told);
+    assert_eq!(again[0].logs[0].task_id, "on-a", "it was not asked for again");
+    a.say(News::Batch(LogBatch { ends: vec![end(false)], ..LogBatch::default() })).await;
+    let asked = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            changes.changed().await.unwrap();
+            if !played.broker.untold(&node, &mut told).is_empty() {
+                return;
+            }
+        }
+    });
+    assert!(asked.await.is_err(), "it was asked for in vain again and again");
 }
