@@ -126,7 +126,9 @@ impl Follower {
         // Nothing is known of what happened before the first listing.
         if before.revision > 0 {
             let missed = events::after_listing(&before, &snapshot, snapshot.received_at);
-            missed.into_iter().for_each(|event| self.events.add(event));
+            for event in missed {
+                self.events.add(event);
+            }
         }
         self.connected.send_replace(true);
         backoff.reset();
@@ -165,7 +167,9 @@ impl Follower {
             snapshot.received_at = now;
         });
         // After the snapshot: whoever hears of an event can look at what it is about.
-        happened.into_iter().for_each(|event| self.events.add(event));
+        for event in happened {
+            self.events.add(event);
+        }
     }
 }
 
