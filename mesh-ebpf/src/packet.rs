@@ -33,6 +33,10 @@ pub trait Packet {
     /// Whether the device has yet to finish the transport checksum at `offset`. The field is undefined afterwards.
     fn is_checksum_pending(&mut self, offset: usize) -> Option<bool>;
 
+    /// Has the device forget the transport checksum that it has yet to finish, at the price of the first bytes after the Ethernet
+    /// header, which are lost, and of as many in all. The packet must have a thousand bytes.
+    fn drop_pending_checksum(&mut self) -> Option<()>;
+
     /// Cuts the packet, or lengthens it with undefined bytes, to this length from the Ethernet header on.
     fn resize(&mut self, len: usize) -> Option<()>;
 

@@ -4,11 +4,12 @@
 //! through the kernel's helper.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, bpf_tunnel_key,
+    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+    bpf_adj_room_mode, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+    bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
 use super::xdp::{load_between, store_between};
@@ -122,6 +123,18 @@ impl Packet for Skb {
             return None;
         }
         Some(self.load::<2>(offset)? == before)
+    }
+
+    /// A checksum that starts before the data is forgotten by the next change of it: so the data starts later.
+    #[inline(always)]
+    fn drop_pending_checksum(&mut self) -> Option<()> {
+        const PAST_THE_TRANSPORT_HEADER: i32 = 80;
+        let (mode, flags) = (bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO));
+        // SAFETY: the context is valid for the program's run; the helper checks the length.
+        if unsafe { bpf_skb_adjust_room(self.skb, -PAST_THE_TRANSPORT_HEADER, mode, flags) } != 0 {
+            return None;
+        }
+        self.overwrite(eth::LEN, &[0; 2])
     }
 
     #[inline(always)]

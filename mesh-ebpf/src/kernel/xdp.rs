@@ -129,6 +129,11 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn drop_pending_checksum(&mut self) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
     fn resize(&mut self, len: usize) -> Option<()> {
         // SAFETY: the context is valid for the program's run.
         unsafe {

@@ -9,6 +9,9 @@ use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::{Segment, eth, fragment, icmp, ip, ipv4, ipv6, tcp};
 
+/// Bytes that a packet must have for [`Packet::drop_pending_checksum`].
+const DROPPABLE: u32 = 1000;
+
 /// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers others.
 #[inline(always)]
 pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
@@ -109,6 +112,9 @@ fn quote<const QUOTE: usize, P: Packet>(
         Some(at) => packet.is_checksum_pending(at)?,
         None => false,
     };
+    // For UDP that place is in the ICMP header, where the MTU is; and a checksum that no device finishes, as between virtual ones,
+    // stays as it is seeded. What is big enough to be too big is rid of it instead.
+    let is_pending = is_pending && !(ip.total_len >= DROPPABLE && packet.drop_pending_checksum().is_some());
     let [r0, r1, r2, r3] = rest;
     let mut header = [kind, code, 0, 0, r0, r1, r2, r3];
     let sum = u32::from(pseudo) + csum::sum(&header) + csum::sum(&quotation);

@@ -63,6 +63,10 @@ impl Packet for Frame {
         Some(false)
     }
 
+    fn drop_pending_checksum(&mut self) -> Option<()> {
+        None
+    }
+
     fn resize(&mut self, len: usize) -> Option<()> {
         self.bytes.resize(len, 0);
         Some(())
