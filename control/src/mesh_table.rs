@@ -43,10 +43,13 @@ impl Table {
         let mut entries = Entries::default();
         for node in snapshot.nodes.values() {
             if let Some(IpAddr::V4(address)) = node.address {
-                let hostname = node.description.hostname.clone();
-                let subnet = node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default();
-                let entry =
-                    MeshNode { id: node.id.to_string(), address: address.to_string(), hostname, subnet };
+                let entry = MeshNode {
+                    id: node.id.to_string(),
+                    address: address.to_string(),
+                    hostname: node.description.hostname.clone(),
+                    subnet: node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
+                    datapath: node.description.datapath.clone(),
+                };
                 entries.nodes.insert(entry.id.clone(), entry);
             }
         }

@@ -51,6 +51,9 @@ pub struct PeerNode {
     /// The network of its tasks, once it has one.
     #[serde(default)]
     pub subnet: Option<Ipv4Net>,
+    /// Whether it is in userspace: no tunnel ends there, its tasks are reached through its relay.
+    #[serde(default)]
+    pub in_userspace: bool,
 }
 
 /// A service as far as the mesh needs it.
@@ -162,6 +165,11 @@ pub enum ViewError {
 }
 
 impl NodeView {
+    /// Whether the backend's task runs on a node that is in userspace.
+    pub fn is_in_userspace(&self, backend: &BackendView) -> bool {
+        self.nodes.get(&backend.node_id).is_some_and(|node| node.in_userspace)
+    }
+
     /// The view of a node that has heard of no table yet.
     pub fn new(node_id: NodeId, address: Ipv4Addr) -> Self {
         Self {
@@ -261,6 +269,7 @@ fn read_node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
             "" => None,
             subnet => Some(parse("node", &node.id, "subnet", subnet)?),
         },
+        in_userspace: node.datapath == "userspace",
     })
 }
 

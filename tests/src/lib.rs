@@ -11,7 +11,7 @@ pub mod deposit;
 pub mod downloads;
 pub mod lab;
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -55,6 +55,25 @@ pub fn answering_task(server: SocketAddrV4) -> Result<String> {
     let page: serde_json::Value = serde_json::from_slice(&response.body)
         .with_context(|| format!("whoami's page: {}", response.text()))?;
     page["task"].as_str().map(str::to_owned).with_context(|| format!("no task in whoami's page: {page}"))
+}
+
+/// The task that answers a datagram to a `whoami` service, asked from where the caller is, by a socket of its own.
+///
+/// # Errors
+/// When nobody answers three datagrams, or not as `whoami` does.
+pub fn datagram_task(server: SocketAddrV4) -> Result<String> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("make a socket")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut answer = [0; 512];
+    // Datagrams may be lost: only the third one's silence is a failure.
+    let length = (0..3)
+        .find_map(|_| socket.send(b"who?").and_then(|_| socket.recv(&mut answer)).ok())
+        .with_context(|| format!("{server} answers no datagram"))?;
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    let head = answer.lines().next().unwrap_or_default();
+    let task = head.split(' ').find_map(|word| word.strip_prefix("task="));
+    task.map(str::to_owned).with_context(|| format!("no task in whoami's answer: {answer:?}"))
 }
 
 /// A service that is removed when the test ends.

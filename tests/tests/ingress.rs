@@ -2,13 +2,13 @@
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster};
+use anyhow::{Context, Result, ensure};
+use mesh_tests::{PATIENCE, Service, cluster, datagram_task};
 use xtask::client::load::ask;
-use xtask::cluster::{Cluster, Docker, eventually};
+use xtask::cluster::{Cluster, Docker, eventually, samples};
 use xtask::lab::netns::Netns;
 
 const REQUESTS: usize = 1000;
@@ -76,6 +76,57 @@ fn a_node_reaches_the_port_it_publishes() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_node_reaches_the_udp_port_it_publishes() -> Result<()> {
+    let cluster = cluster()?;
+    let _service = Service::create(&cluster, "owndata", &["--replicas", "1", "-p", "8088:9/udp", "whoami"])?;
+    for node in &cluster.record.nodes {
+        let netns = Netns::named(&node.netns);
+        for address in [node.ip, Ipv4Addr::LOCALHOST] {
+            eventually(&format!("{} to reach {address}:8088/udp itself", node.name), PATIENCE, || {
+                netns.run(|| datagram_task(SocketAddrV4::new(address, 8088)).map(drop))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_that_a_process_holds_shows_on_the_tasks() -> Result<()> {
+    let cluster = cluster()?;
+    let holder = cluster.record.nodes.last().context("no node")?;
+    let held = Netns::named(&holder.netns)
+        .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8089)).context("hold the port"))?;
+    let service = Service::create(&cluster, "clashing", &["--replicas", "1", "-p", "8089:80", "nginx"])?;
+    let errors = || {
+        let rows = cluster.docker()?.tasks(service.name())?;
+        Ok::<_, anyhow::Error>(rows.into_iter().map(|row| row.error).collect::<Vec<_>>())
+    };
+    let expected = format!("port 8089/tcp on {}: in use by another process", holder.name);
+    eventually("the clash on the task", PATIENCE, || {
+        let errors = errors()?;
+        ensure!(
+            errors.iter().any(|error| error.contains(&expected)),
+            "expected {expected:?}, saw {errors:?}"
+        );
+        Ok(())
+    })?;
+    let bound = samples(
+        &cluster.metrics(holder)?,
+        "mesh_dataplane_attached",
+        &[("interface", ":8089"), ("hook", "listener")],
+    );
+    ensure!(bound == [0.0], "expected the port not to be bound, saw {bound:?}");
+    drop(held);
+    eventually("the task without a clash", PATIENCE, || {
+        let errors = errors()?;
+        ensure!(errors.iter().all(String::is_empty), "errors: {errors:?}");
+        Ok(())
+    })?;
+    let own = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8089);
+    Netns::named(&holder.netns).run(|| ask(own, "/").map(drop)).context("the port is the service's now")
 }
 
 #[test]

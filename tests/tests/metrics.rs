@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster};
+use mesh_tests::{PATIENCE, Service, answering_task, cluster, datagram_task};
 use xtask::client::http;
 use xtask::client::load::ask;
 use xtask::cluster::{eventually, samples};
@@ -73,4 +73,110 @@ fn counters_count_what_was_sent() -> Result<()> {
         ensure!(exact(live, 0.0), "expected no live connection left, saw {live}");
         Ok(())
     })
+}
+
+/// Names that every agent shows once a service has been used.
+const BY_AGENTS: [&str; 27] = [
+    "mesh_build_info",
+    "mesh_node_info",
+    "mesh_frontend_connections_total",
+    "mesh_frontend_packets_total",
+    "mesh_frontend_bytes_total",
+    "mesh_frontend_unassigned_total",
+    "mesh_frontend_backends",
+    "mesh_backend_info",
+    "mesh_backend_up",
+    "mesh_backend_connections_total",
+    "mesh_backend_connections",
+    "mesh_backend_packets_total",
+    "mesh_backend_bytes_total",
+    "mesh_backend_connect_failures_total",
+    "mesh_backend_weight",
+    "mesh_backend_health_checks_total",
+    "mesh_backend_connect_duration_seconds",
+    "mesh_flow_duration_seconds",
+    "mesh_lb_policy_info",
+    "mesh_lb_policy_changes_total",
+    "mesh_dataplane_attached",
+    "mesh_store_revision",
+    "mesh_dataplane_revision",
+    "mesh_control_connected",
+    "mesh_config_propagation_seconds",
+    "mesh_collector_success",
+    "mesh_collector_duration_seconds",
+];
+/// Names that agents show once loads are known: their own tasks' and, with replies, others'.
+const BY_LOAD: [&str; 2] = ["mesh_backend_load_ratio", "mesh_backend_load_age_seconds"];
+/// Names of kernel programs and their maps.
+const BY_PROGRAMS: [&str; 7] = [
+    "mesh_dropped_packets_total",
+    "mesh_passed_packets_total",
+    "mesh_conntrack_entries",
+    "mesh_conntrack_evictions_total",
+    "mesh_bpf_map_entries",
+    "mesh_bpf_map_max_entries",
+    "mesh_bpf_map_operation_errors_total",
+];
+/// Names that the leader's control shows.
+const BY_CONTROL: [&str; 12] = [
+    "mesh_build_info",
+    "mesh_store_connected",
+    "mesh_store_revision",
+    "mesh_store_request_errors_total",
+    "mesh_reconciles_total",
+    "mesh_reconcile_duration_seconds",
+    "mesh_service_tasks",
+    "mesh_service_tasks_desired",
+    "mesh_nodes",
+    "mesh_leader",
+    "mesh_api_requests_total",
+    "mesh_api_request_duration_seconds",
+];
+
+#[test]
+fn every_name_of_the_catalogue_is_exposed() -> Result<()> {
+    let cluster = cluster()?;
+    let words = ["--mode", "global", "-p", "8105:80", "-p", "8106:9/udp", "whoami"];
+    let service = Service::create(&cluster, "catalogued", &words)?;
+    for (server, data) in cluster.everywhere(8105).into_iter().zip(cluster.everywhere(8106)) {
+        cluster.client().run(|| {
+            (0..6).try_for_each(|_| answering_task(server).and_then(|_| datagram_task(data)).map(drop))
+        })?;
+    }
+    for node in &cluster.record.nodes {
+        let programs = if cluster.record.datapath_of(node) == "userspace" { &[][..] } else { &BY_PROGRAMS };
+        let names = BY_AGENTS.iter().chain(&BY_LOAD).chain(programs);
+        eventually(&format!("every name on {}", node.name), PATIENCE, || {
+            let text = cluster.metrics(node)?;
+            let missing: Vec<&&str> = names.clone().filter(|name| !has_family(&text, name)).collect();
+            ensure!(missing.is_empty(), "missing: {missing:?}");
+            check_durations(&text, service.name())
+        })?;
+    }
+    let leader = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?;
+    let control = SocketAddrV4::new(leader.ip, 9465);
+    let text = cluster.client().run(|| http::get(control, "/metrics", http::DEADLINE))?.text();
+    let missing: Vec<&&str> = BY_CONTROL.iter().filter(|name| !has_family(&text, name)).collect();
+    ensure!(missing.is_empty(), "missing on control: {missing:?}");
+    Ok(())
+}
+
+fn has_family(exposition: &str, name: &str) -> bool {
+    exposition
+        .lines()
+        .any(|line| line.strip_prefix("# TYPE ").is_some_and(|rest| rest.starts_with(&format!("{name} "))))
+}
+
+/// Six handshakes of each protocol, and the six TCP connections' lives. UDP flows go on for a while.
+fn check_durations(exposition: &str, service: &str) -> Result<()> {
+    let count = |name: &str, protocol: &str| -> f64 {
+        samples(exposition, name, &[("service", service), ("protocol", protocol)]).into_iter().sum()
+    };
+    let [tcp, udp] =
+        ["tcp", "udp"].map(|protocol| count("mesh_backend_connect_duration_seconds_count", protocol));
+    let lived = count("mesh_flow_duration_seconds_count", "tcp");
+    ensure!((tcp, udp, lived) == (6.0, 6.0, 6.0), "handshakes: {tcp} tcp, {udp} udp; lives: {lived}");
+    let sum = count("mesh_backend_connect_duration_seconds_sum", "tcp");
+    ensure!(sum > 0.0 && sum < 6.0 * 5.0, "six handshakes took {sum} s");
+    Ok(())
 }

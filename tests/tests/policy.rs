@@ -53,6 +53,32 @@ fn least_connections_avoids_a_pinned_backend_and_cuts_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_node_prefers_its_own_tasks_while_it_has_any() -> Result<()> {
+    let cluster = cluster()?;
+    let prefers = ["--label", "mesh.lb.prefer-local=true", "--env", "WHOAMI_TASK={{.Node.Hostname}}"];
+    let words = [&["--mode", "global", "-p", "8094:80"][..], &prefers, &["whoami"]].concat();
+    let _service = Service::create(&cluster, "homely", &words)?;
+    for node in &cluster.record.nodes {
+        let own = BTreeSet::from([node.name.clone()]);
+        let server = SocketAddrV4::new(node.ip, 8094);
+        eventually(&format!("{} to ask its own task only", node.name), PATIENCE, || {
+            let seen = answers(&cluster, server, 20)?;
+            ensure!(seen == own, "answers from {seen:?}");
+            Ok(())
+        })?;
+    }
+    let [homeless, others @ ..] = &cluster.record.nodes[..] else { anyhow::bail!("no node") };
+    let elsewhere = format!("node.hostname!={}", homeless.name);
+    cluster.docker()?.run(&["service", "update", "--detach", "--constraint-add", &elsewhere, "homely"])?;
+    let others: BTreeSet<String> = others.iter().map(|node| node.name.clone()).collect();
+    eventually("a node without a task to ask the others'", PATIENCE, || {
+        let seen = answers(&cluster, SocketAddrV4::new(homeless.ip, 8094), 20)?;
+        ensure!(seen == others, "expected {others:?}, saw {seen:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn an_unknown_policy_is_refused_with_the_good_ones() -> Result<()> {
     let cluster = cluster()?;
     let service = Service::create(&cluster, "strict", &["--replicas", "1", "-p", "8096:80", "whoami"])?;

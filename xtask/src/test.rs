@@ -33,6 +33,8 @@ const CONTROL_PLANE_TESTS: [&str; 10] = [
     "service_logs",
     "update_failures",
 ];
+/// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node in userspace.
+const MIXED_TESTS: [&str; 1] = ["mixed"];
 /// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
 const TEST_LIMIT: Duration = Duration::from_mins(20);
 
@@ -61,7 +63,7 @@ enum Step {
     Kernel,
     /// The lab, without mesh (needs root)
     Lab,
-    /// Whole clusters: on the tc datapath, then on xdp, then in userspace (needs root)
+    /// Whole clusters: on the tc datapath, on xdp, in userspace, and mixed (needs root)
     Cluster,
     /// The docker commands of tests/swarm-diff against a real Swarm and against mesh (needs root; only if named)
     SwarmDiff,
@@ -155,22 +157,37 @@ fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
 fn cluster() -> Result<Outcome> {
     let binaries = artifacts::build()?;
     let layout = Layout::new(LAB_NAME.parse::<LabName>()?);
-    let (once, each): (Vec<_>, Vec<_>) = test_targets(|package| package == "mesh-tests")?
-        .into_iter()
-        .partition(|name| CONTROL_PLANE_TESTS.contains(&name.as_str()));
+    let names = test_targets(|package| package == "mesh-tests")?;
+    let is_in = |list: &[&str], name: &String| list.contains(&name.as_str());
     for (number, datapath) in CLUSTER_DATAPATHS.into_iter().enumerate() {
-        let once = if number == 0 { &once[..] } else { &[] };
         println!("── cluster: {}", datapath.as_str());
-        let options = UpOptions { nodes: 3, managers: 1, datapath, bare: false };
-        Lab::up(&layout, &options, &binaries)?;
-        let tested = cluster_tests(once.iter().chain(&each));
-        if tested.is_err() {
-            println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
-        }
-        tested.with_context(|| format!("datapath {}", datapath.as_str()))?;
-        Lab::down(&layout)?;
+        let names = names
+            .iter()
+            .filter(|name| !is_in(&MIXED_TESTS, name) && (number == 0 || !is_in(&CONTROL_PLANE_TESTS, name)));
+        in_lab(&layout, &UpOptions::usual(datapath), &binaries, names)
+            .with_context(|| format!("datapath {}", datapath.as_str()))?;
     }
+    println!("── cluster: mixed");
+    let mut options = UpOptions::usual(Datapath::Tc);
+    options.node_datapaths.insert("node-3".to_owned(), Datapath::Userspace);
+    let names = names.iter().filter(|name| is_in(&MIXED_TESTS, name));
+    in_lab(&layout, &options, &binaries, names).context("a mixed cluster")?;
     Ok(Outcome::Passed)
+}
+
+/// Runs cluster tests in a lab of their own.
+fn in_lab<'a>(
+    layout: &Layout,
+    options: &UpOptions,
+    binaries: &artifacts::Binaries,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<()> {
+    Lab::up(layout, options, binaries)?;
+    if let Err(error) = cluster_tests(names) {
+        println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
+        return Err(error);
+    }
+    Lab::down(layout)
 }
 
 /// One test at a time: they share the lab, and some break it.

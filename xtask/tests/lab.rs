@@ -14,7 +14,7 @@ use xtask::lab::layout::Layout;
 use xtask::lab::{Datapath, Lab, Part, UpOptions};
 
 const NAME: &str = "labtest";
-const OPTIONS: UpOptions = UpOptions { nodes: 2, managers: 1, datapath: Datapath::Xdp, bare: true };
+const OPTIONS: UpOptions = UpOptions { nodes: 2, bare: true, ..UpOptions::usual(Datapath::Xdp) };
 
 #[test]
 fn a_lab_breaks_mends_and_leaves_nothing() -> Result<()> {

@@ -15,6 +15,8 @@ use std::fmt;
 use std::ops::Range;
 
 use mesh_ebpf::abi::{Address, Backend, Be16, Node, Service, VipId, backend_flag, names, service_flag};
+use mesh_state::ids::BackendId;
+use mesh_state::lb::Mode;
 
 pub use self::codes::frontend;
 use self::codes::{mode_byte, policy_byte, protocol_number, state_byte};
@@ -273,7 +275,8 @@ impl Plan {
             slot_count: slots.end - slots.start,
             generation: u32::try_from(mesh.view.generation & u64::from(u32::MAX)).unwrap_or_default(),
             policy: policy_byte(port.service.lb.policy),
-            mode: mode_byte(port.service.lb.mode),
+            // Userspace nodes end no tunnel: such a port is this node's proxy's, which chooses among all of its backends.
+            mode: mode_byte(if mesh.reaches_userspace(members) { Mode::Proxy } else { port.service.lb.mode }),
             flags: if port.service.lb.allow.is_empty() { 0 } else { service_flag::ALLOW_LIST },
             ..Service::default()
         };
@@ -313,6 +316,12 @@ impl Plan {
 }
 
 impl Mesh<'_> {
+    /// Whether the task of one of these backends runs on a node that is in userspace.
+    fn reaches_userspace(&self, members: &[u32]) -> bool {
+        let backend = |id: &u32| BackendId::new(*id).and_then(|id| self.view.backends.get(&id));
+        members.iter().filter_map(backend).any(|backend| self.view.is_in_userspace(backend))
+    }
+
     /// The map's entry for a backend; none if it can't get packets here: its port, node or link isn't known.
     fn backend(&self, backend: &BackendView) -> Option<Backend> {
         let port = self.ports.get(&frontend(backend.protocol, backend.published))?;

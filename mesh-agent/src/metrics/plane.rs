@@ -2,6 +2,8 @@
 //!
 //! Invariant: pure.
 
+use std::collections::BTreeMap;
+
 use mesh_ebpf::abi::{ABI_HASH, Direction, Evicted};
 
 use mesh_state::spec::Protocol;
@@ -71,7 +73,11 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
         samples.add(&names::MAP_ENTRIES, &[("map", fill.map)], number(fill.entries));
         samples.add(&names::MAP_MAX_ENTRIES, &[("map", fill.map)], number(fill.capacity));
     }
-    for ((map, operation), count) in &kernel.map_errors {
+    // An error that was never seen is no series that an alert could watch.
+    let none = kernel.maps.iter().map(|fill| ((fill.map, "update"), 0));
+    let mut errors: BTreeMap<(&str, &str), u64> = none.collect();
+    errors.extend(kernel.map_errors.iter().map(|(failed, count)| (*failed, *count)));
+    for ((map, operation), count) in &errors {
         samples.add(&names::MAP_ERRORS, &[("map", *map), ("operation", *operation)], number(*count));
     }
     for hook in &kernel.hooks {

@@ -14,6 +14,7 @@ fn node(id: &str, last: u8) -> proto::MeshNode {
         address: format!("10.77.0.{last}"),
         hostname: id.into(),
         subnet: String::new(),
+        datapath: "tc".into(),
     }
 }
 

@@ -28,8 +28,14 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
     view.generation = generation;
     for (number, address) in NODES.iter().enumerate() {
         let id = NodeId::from(format!("node{number}"));
-        view.nodes
-            .insert(id.clone(), PeerNode { id, address: *address, hostname: String::new(), subnet: None });
+        let node = PeerNode {
+            id: id.clone(),
+            address: *address,
+            hostname: String::new(),
+            subnet: None,
+            in_userspace: false,
+        };
+        view.nodes.insert(id, node);
     }
     let service_id = ServiceId::from("web");
     let port = PortView { protocol: Protocol::Tcp, published: PUBLISHED, target: TARGET };

@@ -57,7 +57,7 @@ abi_struct! {
     pub struct Flow [40] {
         /// When the last packet was seen, ns of the monotonic clock as of its last tick (`bpf_ktime_get_coarse_ns`).
         pub seen_ns: u64,
-        /// When the flow began, same clock, but between its ticks too: it may be a tick ahead of `seen_ns`.
+        /// When the flow began, same clock, but between its ticks too: what is read from the last tick may be before it.
         pub opened_ns: u64,
         /// The backend's id.
         pub backend: u32,

@@ -335,10 +335,10 @@ fn open<'a, P: Packet, L: Lookups>(
     let Some((client_mac, node_mac)) = macs(packet) else {
         return Choice::none(Fate::PASS);
     };
-    let now_ns = lookups.now_ns();
+    let now_ns = lookups.precise_ns();
     let flow = Flow {
         seen_ns: now_ns,
-        opened_ns: lookups.precise_ns(),
+        opened_ns: now_ns,
         backend: id,
         events: if is_direct { flow_event::SYN | flow_event::DSR } else { flow_event::SYN },
         uplink: packet.ifindex(),

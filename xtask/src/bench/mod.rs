@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots beside it.
 //!
-//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP program can do; [`peers`] what clients
+//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP program can do; [`memory`] what a flow
+//! takes; [`peers`] what clients
 //! get through mesh and through others. Both alternate everything that they compare, and report medians of ratios within one round:
 //! machines that others use too are slow at times, but not within a second.
 //!
@@ -9,6 +10,7 @@
 
 mod leftovers;
 mod maps;
+mod memory;
 mod objects;
 mod packet;
 mod peers;
@@ -38,6 +40,8 @@ enum Subject {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// What remembering a flow takes of the kernel's memory; part of `packet` too
+    Memory,
     /// What clients get through mesh and through others: connections and requests a second, bulk
     Peers,
 }
@@ -49,7 +53,11 @@ enum Subject {
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root: they make network namespaces");
     match &args.subject {
-        Subject::Packet { only } => packet::run(args.quick, only.as_deref()),
+        Subject::Packet { only } => {
+            packet::run(args.quick, only.as_deref())?;
+            if only.is_none() { memory::run(args.quick) } else { Ok(()) }
+        }
+        Subject::Memory => memory::run(args.quick),
         Subject::Peers => peers::run(args.quick),
     }
 }
@@ -60,5 +68,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 /// As [`run`].
 pub fn quick() -> Result<()> {
     packet::run(true, None)?;
+    memory::run(true)?;
     peers::run(true)
 }

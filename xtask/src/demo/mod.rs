@@ -34,8 +34,7 @@ pub fn run(datapath: Datapath) -> Result<()> {
         "A cluster of three nodes: an engine, an agent and kernel programs each; etcd and mesh-control on the first",
     );
     let layout = Layout::new(LAB.parse()?);
-    Lab::up(&layout, &UpOptions { nodes: 3, managers: 1, datapath, bare: false }, &binaries)
-        .context("make the lab")?;
+    Lab::up(&layout, &UpOptions::usual(datapath), &binaries).context("make the lab")?;
     let story = Cluster::open(layout.clone()).and_then(|cluster| tell(&cluster, &binaries));
     if story.is_err() {
         told::seen(&format!("the lab stays up for a look; then: cargo xtask lab down --name {LAB}"));

@@ -38,6 +38,9 @@ enum LabVerb {
         /// What the agents forward packets with
         #[arg(long, value_enum, default_value_t = Datapath::Auto)]
         datapath: Datapath,
+        /// Another datapath for one node, as node-3=userspace; may be given several times
+        #[arg(long, value_name = "NODE=DATAPATH", value_parser = node_datapath)]
+        node_datapath: Vec<(String, Datapath)>,
         /// Only network, engines, images and etcd, without mesh
         #[arg(long)]
         bare: bool,
@@ -86,6 +89,14 @@ enum LabVerb {
     },
 }
 
+/// Reads `node-3=userspace`.
+fn node_datapath(text: &str) -> Result<(String, Datapath)> {
+    let read = text.split_once('=').and_then(|(node, datapath)| {
+        Some((node.to_owned(), <Datapath as ValueEnum>::from_str(datapath, false).ok()?))
+    });
+    read.with_context(|| format!("`{text}`: expected NODE=auto, xdp, tc or userspace, as node-3=userspace"))
+}
+
 impl FromStr for Part {
     type Err = anyhow::Error;
 
@@ -107,8 +118,14 @@ impl FromStr for Part {
 pub fn run(args: &LabArgs) -> Result<()> {
     let layout = Layout::new(args.name.clone());
     match &args.verb {
-        LabVerb::Up { nodes, managers, datapath, bare } => {
-            let options = UpOptions { nodes: *nodes, managers: *managers, datapath: *datapath, bare: *bare };
+        LabVerb::Up { nodes, managers, datapath, node_datapath, bare } => {
+            let options = UpOptions {
+                nodes: *nodes,
+                managers: *managers,
+                datapath: *datapath,
+                node_datapaths: node_datapath.iter().cloned().collect(),
+                bare: *bare,
+            };
             up(&layout, &options)
         }
         LabVerb::Down => Lab::down(&layout),
@@ -134,6 +151,10 @@ pub fn run(args: &LabArgs) -> Result<()> {
 fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     if options.managers > options.nodes {
         bail!("{} managers need at least as many nodes; there are {}", options.managers, options.nodes);
+    }
+    let is_there = |name: &str| (1..=options.nodes).any(|number| layout.node(number).name() == name);
+    if let Some(name) = options.node_datapaths.keys().find(|name| !is_there(name)) {
+        bail!("--node-datapath {name}: the lab has node-1 to node-{}", options.nodes);
     }
     setup::ensure()?;
     let binaries = if options.bare { artifacts::build_whoami()? } else { artifacts::build()? };

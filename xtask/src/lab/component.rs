@@ -134,6 +134,8 @@ fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
 
 fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
     let managers = managers(record).map(|m| format!("{}:2377", m.ip)).collect::<Vec<_>>().join(",");
+    let datapath =
+        record.node(&node.name()).map_or(record.datapath.as_str(), |entry| record.datapath_of(entry));
     CommandLine::new(program)
         .switch("run")
         .flag("--name", node.name())
@@ -144,7 +146,7 @@ fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
         .flag("--socket", node.mesh_socket())
         .flag("--control-socket", node.control_socket())
         .flag("--data-dir", node.state_dir().join("agent"))
-        .flag("--datapath", &record.datapath)
+        .flag("--datapath", datapath)
         .flag("--bpffs", node.bpf_dir())
 }
 

@@ -24,6 +24,7 @@ mod raise;
 pub(crate) mod ready;
 mod teardown;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::Command;
 
@@ -46,8 +47,17 @@ pub struct UpOptions {
     pub managers: u8,
     /// The agents' `--datapath`.
     pub datapath: Datapath,
+    /// Nodes whose agents are told another one.
+    pub node_datapaths: BTreeMap<String, Datapath>,
     /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
     pub bare: bool,
+}
+
+impl UpOptions {
+    /// Three nodes, one of them the manager, all on one datapath.
+    pub const fn usual(datapath: Datapath) -> Self {
+        Self { nodes: 3, managers: 1, datapath, node_datapaths: BTreeMap::new(), bare: false }
+    }
 }
 
 /// The agents' datapath.

@@ -102,6 +102,10 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
                 docker_host: unix_url(&node.engine_socket()),
                 mesh_host: unix_url(&node.mesh_socket()),
                 metrics: format!("http://{}:9464/metrics", node.ip()),
+                datapath: options
+                    .node_datapaths
+                    .get(&node.name())
+                    .map(|datapath| datapath.as_str().to_owned()),
                 pids: Pids::default(),
             }
         })
@@ -121,7 +125,7 @@ fn build_machine(node: &NodeLayout, record: &Record) -> Result<()> {
 }
 
 fn needs_pass_program(record: &Record) -> bool {
-    record.datapath == Datapath::Xdp.as_str()
+    record.nodes.iter().any(|node| record.datapath_of(node) == Datapath::Xdp.as_str())
 }
 
 fn start_control_plane(
@@ -190,7 +194,7 @@ mod tests {
     #[test]
     fn the_first_nodes_are_managers() {
         let layout = Layout::new("x".parse().unwrap());
-        let options = UpOptions { nodes: 4, managers: 3, datapath: Datapath::Xdp, bare: false };
+        let options = UpOptions { nodes: 4, managers: 3, ..UpOptions::usual(Datapath::Xdp) };
         let record = plan(&layout, &options);
         let managers: Vec<bool> = record.nodes.iter().map(|n| n.manager).collect();
         assert_eq!(managers, [true, true, true, false], "which nodes are managers");

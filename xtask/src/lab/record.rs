@@ -31,6 +31,16 @@ impl Record {
         self.nodes.iter().find(|node| node.name == name)
     }
 
+    /// What the node's agent is told as `--datapath`.
+    pub fn datapath_of<'a>(&'a self, node: &'a NodeRecord) -> &'a str {
+        node.datapath.as_deref().unwrap_or(&self.datapath)
+    }
+
+    /// True if some node is told another datapath than the lab.
+    pub fn is_mixed(&self) -> bool {
+        self.nodes.iter().any(|node| self.datapath_of(node) != self.datapath)
+    }
+
     pub(super) fn node_mut(&mut self, name: &str) -> Result<&mut NodeRecord> {
         let known = self.nodes.iter().map(|n| n.name.clone()).collect::<Vec<_>>().join(", ");
         self.nodes
@@ -88,6 +98,9 @@ pub struct NodeRecord {
     pub mesh_host: String,
     /// The agent's metrics, reachable from the lab's namespaces.
     pub metrics: String,
+    /// Its agent's `--datapath`, if another than the lab's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath: Option<String>,
     /// Processes that run; what doesn't is absent.
     pub pids: Pids,
 }
@@ -146,6 +159,7 @@ mod tests {
                 docker_host: "unix:///e.sock".into(),
                 mesh_host: "unix:///d.sock".into(),
                 metrics: "http://10.77.0.11:9464/metrics".into(),
+                datapath: None,
                 pids: Pids { dockerd: Some(1), agent: None, control: Some(3), etcd: Some(4) },
             }],
             etcd: vec!["http://10.77.0.11:2379".into()],
@@ -160,5 +174,12 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(&record).unwrap(), expected, "lab.json's shape");
         assert_eq!(serde_json::from_value::<Record>(expected).unwrap(), record, "it reads back the same");
+
+        let mut mixed = record;
+        mixed.nodes[0].datapath = Some("userspace".into());
+        assert!(mixed.is_mixed());
+        assert_eq!(mixed.datapath_of(&mixed.nodes[0]), "userspace");
+        let shown = serde_json::to_value(&mixed).unwrap();
+        assert_eq!(shown["nodes"][0]["datapath"], "userspace", "shown where it differs: {shown}");
     }
 }

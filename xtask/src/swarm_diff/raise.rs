@@ -49,7 +49,7 @@ pub(super) fn lower(layout: &Layout) -> Result<()> {
 fn up(side: Side, layout: &Layout) -> Result<Lab> {
     let bare = side == Side::Swarm;
     let binaries = if bare { artifacts::build_whoami()? } else { artifacts::build()? };
-    let options = UpOptions { nodes: NODES, managers: 1, datapath: Datapath::Tc, bare };
+    let options = UpOptions { nodes: NODES, bare, ..UpOptions::usual(Datapath::Tc) };
     let lab = Lab::up(layout, &options, &binaries)?;
     if bare {
         join_into_swarm(&lab)?;

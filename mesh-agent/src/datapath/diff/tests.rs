@@ -47,7 +47,9 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
     for number in 1..=nodes {
         let id = NodeId::from(format!("node{number}"));
         let address = node_address(number);
-        view.nodes.insert(id.clone(), PeerNode { id, address, hostname: String::new(), subnet: None });
+        let node =
+            PeerNode { id: id.clone(), address, hostname: String::new(), subnet: None, in_userspace: false };
+        view.nodes.insert(id, node);
     }
     for (number, published) in ports.iter().enumerate() {
         let id = mesh_state::ids::ServiceId::from(format!("service{number}"));

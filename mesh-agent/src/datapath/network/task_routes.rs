@@ -184,7 +184,13 @@ mod tests {
             [("a", 11, Some("10.128.0.0/24")), ("b", 12, Some("10.128.1.0/24")), ("c", 13, None)]
         {
             let subnet = subnet.map(|subnet| subnet.parse().unwrap());
-            let node = PeerNode { id: id.into(), address: address(last), hostname: id.to_owned(), subnet };
+            let node = PeerNode {
+                id: id.into(),
+                address: address(last),
+                hostname: id.to_owned(),
+                subnet,
+                in_userspace: false,
+            };
             view.nodes.insert(node.id.clone(), node);
         }
         let wanted = wanted(&view);

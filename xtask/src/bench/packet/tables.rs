@@ -3,11 +3,11 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use aya::maps::PerCpuArray;
+use aya::maps::{PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{
-    Backend, BackendState, Be16, Config, FrontendStats, Mac, Node, Policy, Service, ServiceKey, names,
-    protocol,
+    Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service, ServiceKey,
+    Timed, names, protocol,
 };
 
 use super::case::Case;
@@ -60,7 +60,22 @@ pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
         };
         (ServiceKey::tcp(port(index)), service)
     });
-    insert(object, names::SERVICES, services)
+    insert(object, names::SERVICES, services)?;
+    make_histograms(object, case.services)
+}
+
+/// The histograms of published ports, which the program finds only if they are there.
+fn make_histograms(object: &mut Ebpf, services: u32) -> Result<()> {
+    let map = object.map_mut(names::DURATIONS).context("histograms of published ports")?;
+    let mut histograms: PerCpuHashMap<_, u32, Histogram> = PerCpuHashMap::try_from(map)?;
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count CPUs")?;
+    for index in 0..services {
+        for timed in Timed::ALL {
+            let zeros = PerCpuValues::try_from(vec![Histogram::default(); cpus])?;
+            histograms.insert(timed.key(index), zeros, 0).context("make a histogram")?;
+        }
+    }
+    Ok(())
 }
 
 /// The published port with this index.

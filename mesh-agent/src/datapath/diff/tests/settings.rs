@@ -32,6 +32,30 @@ fn an_allow_list_is_there_before_its_flag_and_until_after_it() {
 }
 
 #[test]
+fn a_port_with_a_task_on_a_userspace_node_is_the_proxys() {
+    let (mut view, facts) = small_world();
+    for service in view.services.values_mut() {
+        service.lb.mode = lb::Mode::Dsr;
+    }
+    let modes = |view: &NodeView, facts: &Facts| {
+        let mut contents = Contents::default();
+        for write in plan(&contents, Some(view), facts, &Held::default()).writes {
+            contents.apply(&write);
+        }
+        contents.services.values().map(|service| service.mode).collect::<Vec<_>>()
+    };
+    assert_eq!(modes(&view, &facts), [mesh_ebpf::abi::Mode::Dsr as u8], "as the service says");
+    let away = view.backends.values().last().unwrap();
+    let (id, node) = (away.id.get(), away.node_id.clone());
+    view.nodes.get_mut(&node).unwrap().in_userspace = true;
+    assert_eq!(modes(&view, &facts), [mesh_ebpf::abi::Mode::Proxy as u8], "one is behind a relay only");
+    let elsewhere = view.backends.values().filter(|backend| backend.node_id != node).count();
+    assert_eq!(elsewhere, 1, "the other backend is on another node");
+    let without = Facts { ejected: [id].into(), ..facts };
+    assert_eq!(modes(&view, &without), [mesh_ebpf::abi::Mode::Dsr as u8], "that one gets nothing for now");
+}
+
+#[test]
 fn an_ejected_backend_keeps_its_flows_and_gets_no_new_ones() {
     let (view, mut facts) = small_world();
     facts.ejected.insert(1);
