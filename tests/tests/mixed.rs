@@ -16,6 +16,9 @@ use xtask::lab::record::NodeRecord;
 const TELLS_NODE: [&str; 2] = ["--env", "WHOAMI_TASK={{.Node.Hostname}}"];
 const ROUNDS: usize = 5;
 
+/// How the task that answers is found out.
+type Ask = fn(SocketAddrV4) -> Result<String>;
+
 fn mixed_cluster() -> Result<Cluster> {
     let cluster = cluster()?;
     ensure!(
@@ -49,8 +52,7 @@ fn every_node_spreads_over_the_tasks_of_all_nodes() -> Result<()> {
     let _service = Service::create(&cluster, "mixture", &words)?;
     let even: BTreeMap<String, usize> =
         cluster.record.nodes.iter().map(|node| (node.name.clone(), ROUNDS)).collect();
-    let ways: [(u16, fn(SocketAddrV4) -> Result<String>, &str); 2] =
-        [(8170, answering_task, "TCP"), (8171, datagram_task, "UDP")];
+    let ways: [(u16, Ask, &str); 2] = [(8170, answering_task, "TCP"), (8171, datagram_task, "UDP")];
     for (port, ask, over) in ways {
         for node in &cluster.record.nodes {
             let server = SocketAddrV4::new(node.ip, port);

@@ -14,13 +14,16 @@ use xtask::lab::layout::Layout;
 use xtask::lab::{Datapath, Lab, Part, UpOptions};
 
 const NAME: &str = "labtest";
-const OPTIONS: UpOptions = UpOptions { nodes: 2, bare: true, ..UpOptions::usual(Datapath::Xdp) };
+
+fn options() -> UpOptions {
+    UpOptions { nodes: 2, bare: true, ..UpOptions::usual(Datapath::Xdp) }
+}
 
 #[test]
 fn a_lab_breaks_mends_and_leaves_nothing() -> Result<()> {
     let layout = Layout::new(NAME.parse()?);
     let binaries = artifacts::build_whoami()?;
-    let mut lab = Lab::up(&layout, &OPTIONS, &binaries)?;
+    let mut lab = Lab::up(&layout, &options(), &binaries)?;
     nodes_reach_each_other(&lab)
         .and_then(|()| a_container_outlives_its_engine(&mut lab, &binaries))
         .and_then(|()| a_power_cut_kills_and_a_reboot_mends(&mut lab, &binaries))
@@ -82,7 +85,7 @@ fn a_killed_lab_comes_up_again(layout: &Layout, binaries: &artifacts::Binaries) 
     for pid in processes(layout, "node-2")? {
         Program::new("kill").args(["-KILL", &pid]).run()?;
     }
-    let lab = Lab::up(layout, &OPTIONS, binaries)?;
+    let lab = Lab::up(layout, &options(), binaries)?;
     let images = docker(&lab, &["images", "--format", "{{.Repository}}:{{.Tag}}"])?;
     for image in ["nginx:latest", "nginx:1.10", "nginx:1.11", "busybox:latest", "whoami:latest"] {
         ensure!(images.lines().any(|line| line == image), "expected {image}, saw: {images}");

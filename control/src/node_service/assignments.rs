@@ -117,6 +117,7 @@ mod tests {
     }
 
     /// Opens what isn't sealed at all.
+    #[expect(clippy::unnecessary_wraps, reason = "opening may fail elsewhere")]
     fn opened(sealed: &Sealed) -> Option<RegistryAuth> {
         Some(RegistryAuth(sealed.0.clone()))
     }

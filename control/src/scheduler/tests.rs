@@ -97,7 +97,7 @@ fn each_filter_explains_its_refusal() {
     let generic = r#"{"Resources":{"Reservations":{"GenericResources":[{"DiscreteResourceSpec":{"Kind":"gpu","Value":2}}]}}}"#;
     let gpus = |count: i64| {
         move |node: &mut Node| {
-            node.description.generic_resources = vec![GenericResource::discrete("gpu", count)]
+            node.description.generic_resources = vec![GenericResource::discrete("gpu", count)];
         }
     };
     let log = r#"{"LogDriver":{"Name":"splunk"}}"#;

@@ -119,7 +119,7 @@ fn is_plain_delivery(fixture: &Fixture) -> bool {
     let input = &fixture.input;
     matches!(fixture.verdict, Verdict::Deliver { .. })
         && input.get(12..15) == Some(&[0x08, 0x00, 0x45])
-        && input.get(IP + 6..IP + 8).is_some_and(|fragment| fragment[0] & 0x3f == 0 && fragment[1] == 0)
+        && input.get(IP + 6..IP + 8).is_some_and(|fragment| [fragment[0] << 2, fragment[1]] == [0; 2])
         && input.get(IP + 9) == Some(&6)
         && input.len() > TCP + 20
 }
