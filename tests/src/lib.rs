@@ -33,19 +33,6 @@ pub fn cluster() -> Result<Cluster> {
     Cluster::open(Layout::new(name.parse()?))
 }
 
-/// The lab that `MESH_LAB` names, for tests that no packet takes part in: where every datapath has a lab, one of them is enough.
-///
-/// # Errors
-/// As [`cluster`].
-pub fn cluster_of_any_datapath() -> Result<Option<Cluster>> {
-    let cluster = cluster()?;
-    let is_chosen = cluster.record.datapath != "xdp" && cluster.record.datapath != "userspace";
-    if !is_chosen {
-        println!("runs in the lab whose datapath is tc");
-    }
-    Ok(is_chosen.then_some(cluster))
-}
-
 /// The task that answers a request to a `whoami` service, asked from the client's namespace.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster_of_any_datapath};
+use mesh_tests::{PATIENCE, Service, cluster};
 use xtask::cluster::{Cluster, eventually};
 
 /// Waits for a line of `docker service ls`.
@@ -24,7 +24,7 @@ fn replicas(cluster: &Cluster, service: &str, expected: &str) -> Result<()> {
 
 #[test]
 fn a_replicated_job_completes_and_runs_again_when_it_is_forced() -> Result<()> {
-    let Some(cluster) = cluster_of_any_datapath()? else { return Ok(()) };
+    let cluster = cluster()?;
     let args =
         ["--mode=replicated-job", "--replicas=3", "--max-concurrent=1", "busybox", "sh", "-c", "sleep 0.5"];
     let service = Service::create(&cluster, "batch", &args)?;
@@ -45,7 +45,7 @@ fn a_replicated_job_completes_and_runs_again_when_it_is_forced() -> Result<()> {
 
 #[test]
 fn a_global_job_runs_once_on_every_node() -> Result<()> {
-    let Some(cluster) = cluster_of_any_datapath()? else { return Ok(()) };
+    let cluster = cluster()?;
     let _service = Service::create(&cluster, "sweep", &["--mode=global-job", "busybox", "true"])?;
     let nodes = cluster.record.nodes.len();
     replicas(&cluster, "sweep", &format!("global job 0/0 ({nodes}/{nodes} completed)"))
@@ -53,7 +53,7 @@ fn a_global_job_runs_once_on_every_node() -> Result<()> {
 
 #[test]
 fn a_failing_job_is_given_up_by_its_policy() -> Result<()> {
-    let Some(cluster) = cluster_of_any_datapath()? else { return Ok(()) };
+    let cluster = cluster()?;
     let args = [
         "--detach",
         "--mode=replicated-job",

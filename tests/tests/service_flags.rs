@@ -2,7 +2,7 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster_of_any_datapath};
+use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::{Value, json};
 use xtask::cluster::{Cluster, Docker, eventually};
 
@@ -69,7 +69,7 @@ const FLAGS: &[&str] = &[
 
 #[test]
 fn every_flag_reaches_the_container() -> Result<()> {
-    let Some(cluster) = cluster_of_any_datapath()? else { return Ok(()) };
+    let cluster = cluster()?;
     let service = Service::create(&cluster, "flags", FLAGS)?;
     let (node, seen) = container(&cluster, service.name())?;
     let config = json!({
@@ -178,7 +178,7 @@ fn flags_are_taken_back(cluster: &Cluster, service: &str) -> Result<()> {
 
 #[test]
 fn what_cannot_be_given_is_said() -> Result<()> {
-    let Some(cluster) = cluster_of_any_datapath()? else { return Ok(()) };
+    let cluster = cluster()?;
     let docker = cluster.docker()?;
     for (flag, said) in [
         ("--isolation=hyperv", "isolation"),
