@@ -23,6 +23,18 @@ impl Docker {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(u16, Value)> {
+        let (status, bytes) = self.bytes(method, path, body).await?;
+        let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
+        Ok((status, value))
+    }
+
+    /// One request; the status and the whole answer as it is.
+    pub(crate) async fn bytes(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Bytes)> {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
@@ -37,8 +49,7 @@ impl Docker {
         let status = answer.status().as_u16();
         let bytes = answer.into_body().collect().await?.to_bytes();
         connection.abort();
-        let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
-        Ok((status, value))
+        Ok((status, bytes))
     }
 
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {

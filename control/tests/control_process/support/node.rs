@@ -53,6 +53,19 @@ pub(crate) async fn join(
     })
 }
 
+/// Sends `batches` to `manager` as `member`, whole.
+pub(crate) async fn publish_logs(
+    manager: SocketAddr,
+    member: &Member,
+    batches: Vec<proto::LogBatch>,
+) -> Result<proto::LogsTaken, Status> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&member.ca_pem))
+        .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
+    let mut client = NodeServiceClient::new(connect(manager, tls).await);
+    Ok(client.publish_logs(tokio_stream::iter(batches)).await?.into_inner())
+}
+
 /// A session of a member, with heartbeats until it is dropped.
 pub(crate) struct Session {
     pub(crate) up: mpsc::Sender<AgentMessage>,
