@@ -36,7 +36,7 @@ const CONTROL_PLANE_TESTS: [&str; 10] = [
 /// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node in userspace.
 const MIXED_TESTS: [&str; 1] = ["mixed"];
 /// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
-const TEST_LIMIT: Duration = Duration::from_mins(20);
+const TEST_LIMIT: Duration = Duration::from_mins(35);
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
