@@ -7,7 +7,6 @@ mod compile;
 
 use std::env;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// Objects, and the variables that tell where they are.
 const OBJECTS: [(&str, &str); 3] = [
@@ -26,19 +25,7 @@ fn main() -> Result<(), String> {
     for (object, (_, variable)) in objects.iter().zip(OBJECTS) {
         println!("cargo::rustc-env={variable}={}", object.display());
     }
-    println!("cargo::rustc-env=MESH_RUSTC={}", compiler_version()?);
-    println!("cargo::rerun-if-env-changed=MESH_REVISION");
     Ok(())
-}
-
-/// The version of the compiler of this crate, for `mesh_build_info`.
-fn compiler_version() -> Result<String, String> {
-    let output = Command::new(variable("RUSTC")?)
-        .arg("--version")
-        .output()
-        .map_err(|error| format!("rustc can't be asked for its version: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    Ok(said.split_whitespace().nth(1).unwrap_or("unknown").to_owned())
 }
 
 /// A path that cargo passes in a variable.

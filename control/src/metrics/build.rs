@@ -1,5 +1,6 @@
 //! Which build this is.
 
+use mesh_state::origin;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
 /// Registers `mesh_build_info`, always 1. The control plane loads no programs, so its `bpf_abi` is `none`.
@@ -9,8 +10,6 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 pub fn register(registry: &Registry) -> Result<(), prometheus::Error> {
     let options = Opts::new("mesh_build_info", "The build of this process; always 1.");
     let info = IntGaugeVec::new(options, &["version", "revision", "rustc", "bpf_abi"])?;
-    let revision = option_env!("MESH_BUILD_REVISION").unwrap_or("unknown");
-    let rustc = option_env!("MESH_BUILD_RUSTC").unwrap_or(env!("CARGO_PKG_RUST_VERSION"));
-    info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, rustc, "none"]).set(1);
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), origin::REVISION, origin::RUSTC, "none"]).set(1);
     registry.register(Box::new(info))
 }

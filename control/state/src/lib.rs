@@ -26,6 +26,8 @@ pub mod store;
 
 pub mod proto;
 
+pub mod origin;
+
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use mesh_ebpf::abi::{ABI_HASH, Direction, Evicted};
 
+use mesh_state::origin;
 use mesh_state::spec::Protocol;
 
 use super::Observation;
@@ -18,8 +19,8 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     let abi = format!("{ABI_HASH:016x}");
     let build = [
         ("version", env!("CARGO_PKG_VERSION")),
-        ("revision", option_env!("MESH_REVISION").unwrap_or("unknown")),
-        ("rustc", env!("MESH_RUSTC")),
+        ("revision", origin::REVISION),
+        ("rustc", origin::RUSTC),
         ("bpf_abi", abi.as_str()),
     ];
     samples.add(&names::BUILD_INFO, &build, 1.0);
