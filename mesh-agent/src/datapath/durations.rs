@@ -4,8 +4,10 @@
 //! no packet ends a flow, the sweep adds to a histogram of its own, which the programs don't write.
 
 use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::Duration;
 
-use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use aya::maps::{MapData, MapError, PerCpuHashMap, PerCpuValues};
 use mesh_ebpf::abi::{Histogram, Timed, names};
 
 use super::contents::Contents;
@@ -13,6 +15,12 @@ use super::error::DatapathError;
 use super::loader;
 use super::maps::{deleted, per_cpu, zeros};
 use super::pins::Pins;
+
+/// The kernel takes per-CPU entries out of a small stock, which it fills up behind the one who asks: thousands of new ports at once
+/// find it empty.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How often an entry is waited for.
+const PAUSES_MAX: u32 = 1000;
 
 /// What was timed of one published port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +59,7 @@ impl Durations {
     /// The map refuses the entries.
     pub(super) fn reset(&mut self, service_index: u32) -> Result<(), DatapathError> {
         for timed in Timed::ALL {
-            self.set(timed.key(service_index), zeros(names::DURATIONS)?)?;
+            self.set(timed.key(service_index), &zeros(names::DURATIONS)?)?;
         }
         self.made.insert(service_index);
         Ok(())
@@ -101,18 +109,30 @@ impl Durations {
         if let Some(first) = values.first_mut() {
             *first = first.plus(lives);
         }
-        self.set(key, per_cpu(names::DURATIONS, values)?)
+        self.set(key, &values)
     }
 
     fn get(&self, key: u32) -> Result<Option<PerCpuValues<Histogram>>, DatapathError> {
         match self.map.get(&key, 0) {
             Ok(values) => Ok(Some(values)),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(DatapathError::map(names::DURATIONS, "lookup", error)),
         }
     }
 
-    fn set(&mut self, key: u32, values: PerCpuValues<Histogram>) -> Result<(), DatapathError> {
-        self.map.insert(key, values, 0).map_err(|error| DatapathError::map(names::DURATIONS, "update", error))
+    fn set(&mut self, key: u32, values: &[Histogram]) -> Result<(), DatapathError> {
+        let mut pauses = 0..PAUSES_MAX;
+        loop {
+            match self.map.insert(key, per_cpu(names::DURATIONS, values.to_vec())?, 0) {
+                Err(error) if is_out_of_memory(&error) && pauses.next().is_some() => sleep(PAUSE),
+                result => {
+                    return result.map_err(|error| DatapathError::map(names::DURATIONS, "update", error));
+                }
+            }
+        }
     }
+}
+
+fn is_out_of_memory(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOMEM))
 }

@@ -1,6 +1,7 @@
 //! The maps of the measured program, filled as the agent would.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{PerCpuArray, PerCpuHashMap, PerCpuValues};
@@ -13,6 +14,7 @@ use mesh_ebpf::abi::{
 use super::case::Case;
 use super::rig::{NODE_MAC, SOURCE_MAC};
 use crate::bench::maps::{insert, set};
+use crate::cluster::eventually;
 
 /// The node's address, and the first published port.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
@@ -21,6 +23,8 @@ pub(super) const FIRST_PORT: u16 = 20_000;
 const NODES: u32 = 8;
 /// MTU of the end where the program is measured, less the tunnel's headers.
 const TUNNEL_MTU: u32 = 1450;
+/// How long the kernel may take to have room for one.
+const HISTOGRAM_LIMIT: Duration = Duration::from_secs(5);
 
 /// The object, with flow tables as large as the case wants them.
 pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
@@ -71,8 +75,12 @@ fn make_histograms(object: &mut Ebpf, services: u32) -> Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count CPUs")?;
     for index in 0..services {
         for timed in Timed::ALL {
-            let zeros = PerCpuValues::try_from(vec![Histogram::default(); cpus])?;
-            histograms.insert(timed.key(index), zeros, 0).context("make a histogram")?;
+            let make = || {
+                let zeros = PerCpuValues::try_from(vec![Histogram::default(); cpus])?;
+                histograms.insert(timed.key(index), zeros, 0).context("make a histogram")
+            };
+            // The kernel's stock of per-CPU entries is small, and filled up behind the one who asks.
+            eventually("a histogram", HISTOGRAM_LIMIT, make)?;
         }
     }
     Ok(())
