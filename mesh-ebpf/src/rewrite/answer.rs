@@ -96,8 +96,8 @@ pub fn answer_fragment_with_error<P: Packet>(
 /// The same, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
 ///
 /// Where the device has yet to finish the checksum of the packet that is answered, at `pending_at` (never that of a fragment), it will do so all the same, at the
-/// place of that packet's checksum, in the quotation. It sums the ICMP message, whose own checksum is right already: to
-/// arrive at the bytes quoted there it must find the sum over the pseudo header in their place.
+/// place of that packet's checksum: in the quotation for TCP, in the ICMP header for UDP. It sums the ICMP message, whose own checksum is right already: to
+/// arrive at the bytes written there it must find the sum over the pseudo header in their place.
 #[inline(always)]
 fn quote<const QUOTE: usize, P: Packet>(
     packet: &mut P,
