@@ -70,12 +70,13 @@ fn on_host(fixture: &Fixture) -> Outcome {
     let mut packet = Frame::new(fixture.input.clone());
     let verdict = fixture.hook.run(&mut packet, &tables);
     assert_eq!(verdict, fixture.verdict, "verdict of: {}", fixture.name);
+    assert_eq!(packet.bytes, fixture.output, "the host's packet of: {}", fixture.name);
     let counted = tables.counted.borrow();
     let count =
         |reason| counted.drops.iter().filter(|((own, _), _)| *own == reason).map(|(_, count)| count).sum();
     Outcome {
         returned: return_value(fixture.hook, verdict),
-        packet: packet.bytes,
+        packet: without_source_port(fixture.hook, packet.bytes),
         drops: drops(count),
         tables: [
             tables.flows.half_open.borrow().len(),
@@ -86,6 +87,16 @@ fn on_host(fixture: &Fixture) -> Outcome {
         ],
         loads: [1, 2].map(|id| tables.load(id).unwrap_or(0)),
     }
+}
+
+/// TC takes the outer source port from the kernel's hash of the flow, which has a secret.
+fn without_source_port(hook: Hook, mut packet: Vec<u8>) -> Vec<u8> {
+    const PORTS: usize = 14 + 20;
+    let is_outer = packet.get(PORTS + 2..PORTS + 4) == Some(&4799u16.to_be_bytes());
+    if hook != Hook::Xdp && is_outer {
+        packet[PORTS..PORTS + 2].fill(0);
+    }
+    packet
 }
 
 /// Reasons that were counted.
@@ -160,7 +171,7 @@ impl Kernel {
             (result.return_value, result.data_size_out)
         };
         packet.truncate(len as usize);
-        self.outcome(returned.cast_signed(), packet)
+        self.outcome(returned.cast_signed(), without_source_port(fixture.hook, packet))
     }
 
     fn outcome(&self, returned: i32, packet: Vec<u8>) -> Outcome {
@@ -302,7 +313,6 @@ fn kernel_agrees_with_the_host() {
     let mut kernel = Kernel::load();
     for fixture in fixtures::all() {
         let expected = on_host(&fixture);
-        assert_eq!(expected.packet, fixture.output, "the host's packet of: {}", fixture.name);
         assert_eq!(kernel.run(&fixture), expected, "kernel (left) and host (right) on: {}", fixture.name);
     }
 }

@@ -32,8 +32,8 @@ pub trait Lookups: Candidates {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The node with this index.
     fn node(&self, index: u32) -> Option<&Node>;
-    /// Whether the address is that of a member node.
-    fn is_peer(&self, address: &Address) -> bool;
+    /// Index of the member node with this address; `None`: no member has it.
+    fn peer(&self, address: &Address) -> Option<u32>;
     /// Whether a socket of this node owns the connection: not a listening one, nor an unconnected one of UDP.
     fn socket_owns(&self, connection: &Connection) -> bool;
 

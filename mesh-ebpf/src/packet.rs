@@ -48,14 +48,15 @@ pub trait Packet {
 
     /// Bytes of payload in each of them; 0 if it stands for itself.
     fn segment_size(&self) -> u32;
-}
 
-/// A packet that headers can be put in front of, and taken from: XDP's.
-pub trait Resizable: Packet {
+    /// What the kernel's own tunnels take a flow's outer source port from; `None` where the kernel knows of no flow yet.
+    fn flow_hash(&self) -> Option<u32>;
+
     /// Makes room for [`crate::parse::vxlan::OVERHEAD`] bytes in front; their content is undefined.
+    /// If it can't, the packet is as before; not for one that stands for several.
     fn push_outer(&mut self) -> Option<()>;
 
-    /// Takes the first [`crate::parse::vxlan::OVERHEAD`] bytes away.
+    /// Takes the first [`crate::parse::vxlan::OVERHEAD`] bytes away. If it can't, the packet is as before.
     fn pull_outer(&mut self) -> Option<()>;
 }
 

@@ -149,6 +149,16 @@ impl Fate {
         self.kind == kind::DELIVER || self.kind == kind::TUNNEL
     }
 
+    /// Where the VXLAN device sends the packet, if it does.
+    #[inline(always)]
+    pub fn tunnelled(&self) -> Option<Tunnel> {
+        if self.kind == kind::TUNNEL {
+            Some(Tunnel { peer: self.peer.to_ne_bytes(), vni: Vni(self.vni) })
+        } else {
+            None
+        }
+    }
+
     /// Why the packet is refused, if it is.
     #[inline(always)]
     pub fn refusal(&self) -> Option<DropReason> {

@@ -1,4 +1,4 @@
-//! The programs behind the tail call: what is rare, and would not fit the stack of the hooks' own programs.
+//! The programs behind the tail call: what would not fit the stack of the hooks' own programs.
 
 /// A program that another one continues in. The number is its index in [`super::names::EDGES`].
 ///
@@ -22,11 +22,13 @@ pub enum Edge {
     TunnelFragment = 5,
     /// A fragment of a task.
     TaskFragment = 6,
+    /// A tunnel packet at the uplink. Not rare, but long.
+    Decapsulate = 7,
 }
 
 impl Edge {
     /// Every one, in the order of the numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Refuse,
         Self::UplinkError,
         Self::TunnelError,
@@ -34,6 +36,7 @@ impl Edge {
         Self::UplinkFragment,
         Self::TunnelFragment,
         Self::TaskFragment,
+        Self::Decapsulate,
     ];
 
     /// The program's name in the object; the kernel shows 15 characters of it.
@@ -46,6 +49,7 @@ impl Edge {
             Self::UplinkFragment => "mesh_uplink_fra",
             Self::TunnelFragment => "mesh_tunnel_fra",
             Self::TaskFragment => "mesh_task_fra",
+            Self::Decapsulate => "mesh_decap",
         }
     }
 
@@ -59,6 +63,7 @@ impl Edge {
             4 => Self::UplinkFragment,
             5 => Self::TunnelFragment,
             6 => Self::TaskFragment,
+            7 => Self::Decapsulate,
             _ => Self::Refuse,
         }
     }

@@ -89,6 +89,9 @@ pub mod flow_event {
     pub const RESET: u32 = 1 << 5;
     /// The task's node answers the client directly: the ingress node sees no replies. Set when the flow begins.
     pub const DSR: u32 = 1 << 16;
+    /// Replies came in packets that stand for several (segmentation offload), which only the kernel's VXLAN device can take out of the
+    /// tunnel: all that follow go by it too, for they must not overtake.
+    pub const SEGMENTED: u32 = 1 << 17;
 }
 
 abi_struct! {

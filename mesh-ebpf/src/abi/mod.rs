@@ -9,7 +9,9 @@
 //! 1. **Load** the object. Before loading it may size [`names::FLOWS_HALF_OPEN`], [`names::FLOWS_ESTABLISHED`],
 //!    [`names::NAT_HALF_OPEN`] and [`names::NAT_ESTABLISHED`]; all other maps keep the sizes of the object. Maps
 //!    of *one* object serve all programs; pin them by name under `DIR/<ABI_HASH as 16 hex digits>/`.
-//! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], no learning, up.
+//! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], source ports
+//!    [`SOURCE_PORT_MIN`](crate::parse::vxlan::SOURCE_PORT_MIN) to [`SOURCE_PORT_MAX`](crate::parse::vxlan::SOURCE_PORT_MAX), no learning,
+//!    up.
 //! 3. **[`Config`]** at key 0 of [`names::CONFIG`]; rewriting it takes effect with the next packet. As long as it
 //!    is zero ([`Config::address`] unset), the programs pass everything.
 //! 4. **[`names::ADDRESSES`]**: each address of this node on which published ports answer → its index, below
@@ -24,7 +26,7 @@
 //!    [`names::SERVICES`]: that single update is the swap. The old range may be reused after a few milliseconds
 //!    (no program runs longer). Without slots, new connections get a RST.
 //! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is attached. Without them
-//!    what is rare is left to the host stack, and what an ICMP error would answer is dropped.
+//!    what is rare is left to the host stack, the tunnel's packets to the VXLAN device, and what an ICMP error would answer is dropped.
 //! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
 //!    datapath: only the latter. In both, [`names::PROGRAM_TUNNEL`] (TC ingress of the VXLAN device) and
 //!    [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task).

@@ -32,12 +32,11 @@ mod programs {
     fn mesh_tunnel(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
-        let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
         let fate = match Skb::new(context.skb.skb) {
             Some(mut packet) => pipeline::tunnel(&mut packet, &kernel, origin),
             None => Fate::PASS,
         };
-        act_skb(&context, &kernel, direction, fate)
+        act_skb(&context, &kernel, origin.direction(), fate)
     }
 
     #[classifier]
@@ -78,12 +77,11 @@ mod programs {
     fn mesh_tunnel_err(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
-        let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
         let fate = match (Skb::new(context.skb.skb), error()) {
             (Some(mut packet), Some(error)) => pipeline::tunnel_error(&mut packet, &kernel, origin, error),
             _ => Fate::PASS,
         };
-        act_skb(&context, &kernel, direction, fate)
+        act_skb(&context, &kernel, origin.direction(), fate)
     }
 
     /// [`mesh_ebpf::abi::Edge::TaskError`].
@@ -124,14 +122,25 @@ mod programs {
     fn mesh_tunnel_fra(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
-        let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
         let fate = match (Skb::new(context.skb.skb), fragment()) {
             (Some(mut packet), Some(fragment)) => {
                 pipeline::tunnel_fragment(&mut packet, &kernel, origin, fragment)
             }
             _ => Fate::PASS,
         };
-        act_skb(&context, &kernel, direction, fate)
+        act_skb(&context, &kernel, origin.direction(), fate)
+    }
+
+    /// [`mesh_ebpf::abi::Edge::Decapsulate`].
+    #[classifier]
+    fn mesh_decap(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let Some(mut packet) = Skb::in_tunnel(context.skb.skb) else {
+            return act_skb(&context, &kernel, Direction::Request, Fate::PASS);
+        };
+        let origin = pipeline::outer_origin(&packet);
+        let fate = pipeline::decapsulate(&mut packet, &kernel, origin);
+        act_skb(&context, &kernel, origin.direction(), fate)
     }
 
     /// Unreachable: the programs have no panicking paths, and the verifier would refuse the loop.

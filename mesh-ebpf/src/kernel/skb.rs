@@ -4,23 +4,26 @@
 //! through the kernel's helper.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-    bpf_adj_room_mode, bpf_tunnel_key,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
-    bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
 use super::xdp::{load_between, store_between};
 use crate::abi::Address;
 use crate::packet::{Checksum, Covered, Packet};
-use crate::parse::vxlan::Vni;
+use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{eth, fragment, icmp, ipv6, tcp};
 use crate::pipeline::Origin;
 
 /// `BPF_F_IPV6`, newer than the bindings: no header checksum makes up for a changed address.
 const IPV6: u64 = 1 << 7;
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`, newer than the bindings: what is left is IPv6.
+const DECAP_L3_IPV6: u64 = 1 << 8;
 /// Bytes that parsing may look at: all headers with the longest TCP options, or those of an ICMP error and, quoted, of a first
 /// fragment as far as TCP's checksum.
 const HEADERS_MAX: u32 =
@@ -37,12 +40,23 @@ impl Skb {
     /// taken the tag out of the frame by now, which looks like one of the untagged network.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Option<Self> {
+        Self::readable(skb, HEADERS_MAX)
+    }
+
+    /// The same for one with the tunnel's headers in front.
+    #[inline(always)]
+    pub fn in_tunnel(skb: *mut __sk_buff) -> Option<Self> {
+        Self::readable(skb, OVERHEAD as u32 + HEADERS_MAX)
+    }
+
+    #[inline(always)]
+    fn readable(skb: *mut __sk_buff, headers_max: u32) -> Option<Self> {
         // SAFETY: the context is valid for the program's run.
         unsafe {
             if (*skb).vlan_present != 0 {
                 return None;
             }
-            let wanted = if (*skb).len < HEADERS_MAX { (*skb).len } else { HEADERS_MAX };
+            let wanted = if (*skb).len < headers_max { (*skb).len } else { headers_max };
             if (*skb).data_end - (*skb).data < wanted {
                 // If that fails, parsing finds the packet too short and leaves it to the host stack.
                 bpf_skb_pull_data(skb, wanted);
@@ -129,11 +143,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn drop_pending_checksum(&mut self) -> Option<()> {
         const PAST_THE_TRANSPORT_HEADER: i32 = 80;
-        let (mode, flags) = (bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO));
-        // SAFETY: the context is valid for the program's run; the helper checks the length.
-        if unsafe { bpf_skb_adjust_room(self.skb, -PAST_THE_TRANSPORT_HEADER, mode, flags) } != 0 {
-            return None;
-        }
+        adjust_room(self.skb, -PAST_THE_TRANSPORT_HEADER, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
         self.overwrite(eth::LEN, &[0; 2])
     }
 
@@ -161,6 +171,43 @@ impl Packet for Skb {
         // SAFETY: the context is valid for the program's run.
         unsafe { (*self.skb).gso_size }
     }
+
+    #[inline(always)]
+    fn flow_hash(&self) -> Option<u32> {
+        // SAFETY: the context is valid for the program's run.
+        Some(unsafe { bpf_get_hash_recalc(self.skb) })
+    }
+
+    #[inline(always)]
+    fn push_outer(&mut self) -> Option<()> {
+        // The kernel makes room behind the first Ethernet header, and is told what is there so that devices can finish the inner
+        // packet's checksum.
+        const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+            | (eth::LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        let inner = self.load::<{ eth::LEN }>(0)?;
+        adjust_room(self.skb, OVERHEAD as i32, FLAGS)?;
+        self.overwrite(OVERHEAD, &inner)
+    }
+
+    #[inline(always)]
+    fn pull_outer(&mut self) -> Option<()> {
+        let inner = self.load::<{ eth::LEN }>(OVERHEAD)?;
+        let is_v6 = [inner[eth::TYPE], inner[eth::TYPE + 1]] == eth::IPV6_BE;
+        let version = if is_v6 { DECAP_L3_IPV6 } else { 0 };
+        adjust_room(self.skb, -(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | version)?;
+        self.store(0, &inner)
+    }
+}
+
+/// Makes room behind the Ethernet header, or takes some away.
+#[inline(always)]
+fn adjust_room(skb: *mut __sk_buff, room: i32, flags: u64) -> Option<()> {
+    // SAFETY: the context is valid for the program's run; the helper checks the rest.
+    let result = unsafe { bpf_skb_adjust_room(skb, room, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, flags) };
+    (result == 0).then_some(())
 }
 
 /// Makes the helper treat a 0 as UDP does.

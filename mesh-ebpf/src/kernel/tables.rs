@@ -175,8 +175,9 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
-    fn is_peer(&self, address: &Address) -> bool {
-        maps::PEERS.get_ptr(address).is_some()
+    fn peer(&self, address: &Address) -> Option<u32> {
+        // SAFETY: a live value of a hash map; userspace writes whole words.
+        maps::PEERS.get_ptr(address).map(|index| unsafe { *index })
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf
 
 use crate::abi::Address;
 use crate::csum;
-use crate::packet::{Checksum, Covered, Packet, Resizable};
+use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::OVERHEAD;
 
 /// A packet at an XDP hook.
@@ -157,9 +157,12 @@ impl Packet for Xdp {
     fn segment_size(&self) -> u32 {
         0
     }
-}
 
-impl Resizable for Xdp {
+    #[inline(always)]
+    fn flow_hash(&self) -> Option<u32> {
+        None
+    }
+
     #[inline(always)]
     fn push_outer(&mut self) -> Option<()> {
         // SAFETY: the context is valid for the program's run.

@@ -6,6 +6,8 @@ use crate::packet::Packet;
 
 /// Length of a header without options.
 pub const LEN: usize = 20;
+/// Offset of the type of service: DSCP and ECN.
+pub const TOS: usize = 1;
 /// Offset of the time to live; the protocol follows.
 pub const TTL: usize = 8;
 /// Offset of the protocol.

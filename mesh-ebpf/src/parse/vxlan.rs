@@ -10,6 +10,10 @@ use crate::packet::Packet;
 pub const LEN: usize = 8;
 /// Bytes that a tunnelled frame has in front of it: Ethernet, IPv4, UDP, VXLAN.
 pub const OVERHEAD: usize = eth::LEN + ipv4::LEN + udp::LEN + LEN;
+/// The smallest of outer source ports: dynamic ones (RFC 6335, section 6).
+pub const SOURCE_PORT_MIN: u16 = 0xc000;
+/// The largest of them.
+pub const SOURCE_PORT_MAX: u16 = 0xffff;
 /// First byte of a header with a valid VNI.
 pub const FLAG_VNI: u8 = 0x08;
 

@@ -2,27 +2,20 @@
 //!
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
+use super::outer::encapsulate;
 use super::track::{self, Tracked};
-use super::{drop, is_too_big, load, macs, target};
+use super::{At, drop, is_too_big, load, macs, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
     flow_event, service_flag,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
-use crate::packet::{Packet, Resizable};
+use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::Vni;
-use crate::rewrite::{self, Outer};
 use crate::select;
 use crate::verdict::Fate;
-
-/// The hook that a packet is at. ICMP errors, which may be longer than what they answer, are left to TC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Xdp,
-    Tc,
-}
 
 /// What becomes of a packet. Every field is always written: see [`Fate`].
 #[derive(Clone, Copy)]
@@ -51,7 +44,7 @@ impl<'a> Choice<'a> {
 
 /// XDP: sends on what is for another node, leaves the rest to TC.
 #[inline(always)]
-pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
+pub(super) fn forward_xdp<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
@@ -70,22 +63,15 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(
     if node.mac.is_none() || node.ifindex != packet.ifindex() {
         return Fate::PASS;
     }
-    let outer = Outer {
-        destination_mac: node.mac,
-        source_mac: node.source_mac,
-        source: config.address.v4_octets(),
-        destination: node.address.v4_octets(),
-        port_be: config.tunnel_port_be,
-        vni: Vni::request(choice.id, choice.is_dsr),
-    };
-    if rewrite::encapsulate(packet, segment, &outer).is_none() {
+    let vni = Vni::request(choice.id, choice.is_dsr);
+    if encapsulate(packet, config, segment, node, vni, Direction::Request).is_none() {
         return drop(lookups, DropReason::Resize, Direction::Request);
     }
     lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));
     Fate::BOUNCE
 }
 
-/// TC: sends on through the VXLAN device, or delivers to a task of this node.
+/// TC: sends on through the tunnel, or delivers to a task of this node.
 #[inline(always)]
 pub(super) fn forward<P: Packet, L: Lookups>(
     packet: &mut P,

@@ -2,12 +2,12 @@
 //!
 //! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel; leaves local
 //!   backends and all that is difficult to TC on the same uplink, which meets the same flow.
-//! * [`uplink`]: uplink, TC ingress. The same for remote and local backends.
+//! * [`uplink`]: uplink, TC ingress. The same for remote and local backends. Tunnel packets for this node go on in [`decapsulate`].
 //! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node; what tasks of other
 //!   nodes send to addresses of tasks here.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
 //!
-//! What is rare has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
+//! What is rare or long has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
 //!
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in there.
@@ -23,6 +23,7 @@ mod ingress;
 mod malformed;
 #[cfg(test)]
 mod model;
+mod outer;
 mod reply;
 mod target;
 #[cfg(test)]
@@ -31,10 +32,11 @@ mod track;
 
 pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
+pub use outer::{decapsulate, outer_origin};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Load, Lookups};
-use crate::packet::{Packet, Resizable};
+use crate::packet::Packet;
 use crate::parse::fragment::{self, Fragment};
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{Segment, eth, icmp, vxlan};
@@ -44,9 +46,16 @@ use crate::verdict::{Answer, Fate};
 /// Where the VXLAN header of a tunnel packet is.
 const OUTER: usize = OVERHEAD - vxlan::LEN;
 
+/// The hook on an uplink that a packet is at. ICMP errors, which may be longer than what they answer, are left to TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Xdp,
+    Tc,
+}
+
 /// XDP on an uplink.
 #[inline(always)]
-pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
+pub fn xdp<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
@@ -60,10 +69,10 @@ pub fn xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(vni) = vxlan::parse(packet, OUTER) else {
         return Fate::PASS;
     };
-    if !lookups.is_peer(&segment.ip.source) {
+    if lookups.peer(&segment.ip.source).is_none() {
         return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
     }
-    if vni.is_reply() { reply::forward_xdp(packet, lookups, vni) } else { Fate::PASS }
+    if vni.is_reply() { reply::forward_outer(packet, lookups, vni, At::Xdp) } else { Fate::PASS }
 }
 
 /// TC on the ingress of an uplink.
@@ -76,19 +85,36 @@ pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return otherwise(packet, Edge::UplinkError, Edge::UplinkFragment);
     };
     if is_tunnel(config, &segment) {
-        return Fate::PASS;
+        return Fate::go_on(Edge::Decapsulate);
     }
     let fate = ingress::forward(packet, lookups, config, &segment);
+    if let Some(tunnel) = fate.tunnelled() {
+        return outer::enter(packet, lookups, config, &segment, &tunnel, Direction::Request);
+    }
     settle(packet, lookups, &segment, fate, [0; 4])
 }
 
-/// Where a packet out of the VXLAN device came from, as the device tells.
+/// Where a packet of the tunnel came from, as the VXLAN device or its own outer headers tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Outer source address.
     pub peer: [u8; 4],
     /// Network identifier.
     pub vni: Vni,
+}
+
+impl Origin {
+    /// The peer's address.
+    #[inline(always)]
+    const fn address(self) -> Address {
+        Address::v4(self.peer)
+    }
+
+    /// Which way the packet goes.
+    #[inline(always)]
+    pub fn direction(self) -> Direction {
+        direction_of(self.vni)
+    }
 }
 
 /// TC on the ingress of the VXLAN device.
@@ -98,7 +124,7 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
-    if !lookups.is_peer(&Address::v4(origin.peer)) {
+    if lookups.peer(&origin.address()).is_none() {
         return drop(lookups, DropReason::UnknownPeer, direction);
     }
     if origin.vni.is_between_tasks() {
@@ -111,9 +137,21 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     if origin.vni.is_reply() {
         return reply::forward(packet, lookups, &segment, origin.vni);
     }
+    to_target(packet, lookups, config, &segment, origin)
+}
+
+/// A request out of the tunnel, for a task of this node.
+#[inline(always)]
+fn to_target<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    origin: Origin,
+) -> Fate {
     let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
-    let fate = target::deliver(packet, lookups, config, &segment, origin.vni.backend(), &source);
-    settle(packet, lookups, &segment, fate, origin.peer)
+    let fate = target::deliver(packet, lookups, config, segment, origin.vni.backend(), &source);
+    settle(packet, lookups, segment, fate, origin.peer)
 }
 
 /// A packet of another node's task, for a task of this node by its own address: the kernel finds its link. Without a bridge there are
@@ -133,6 +171,9 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return otherwise(packet, Edge::TaskError, Edge::TaskFragment);
     };
     let fate = target::answer(packet, lookups, config, &segment);
+    if let Some(tunnel) = fate.tunnelled() {
+        return outer::enter(packet, lookups, config, &segment, &tunnel, Direction::Reply);
+    }
     settle_reply(lookups, fate)
 }
 

@@ -1,17 +1,18 @@
 //! The ingress role on the way back: a reply out of the tunnel goes to the client.
 
-use super::{drop, load, track};
-use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId};
-use crate::lookups::{FlowTable, Lookups};
-use crate::packet::{Packet, Resizable};
+use super::{At, drop, load, track};
+use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId, flow_event};
+use crate::lookups::{Entry, FlowTable, Lookups};
+use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::rewrite;
 use crate::verdict::Fate;
 
-/// XDP: the packet still has its outer headers. What does not leave by the same uplink is left to TC.
+/// The packet still has its outer headers. What XDP can't send out of the same uplink is left to TC, and what TC can't take out of the
+/// tunnel to the VXLAN device.
 #[inline(always)]
-pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni) -> Fate {
+pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni, at: At) -> Fate {
     let Some(segment) = Segment::parse(packet, OVERHEAD) else {
         return Fate::PASS;
     };
@@ -21,18 +22,32 @@ pub(super) fn forward_xdp<P: Resizable, L: Lookups>(packet: &mut P, lookups: &L,
     let Some(flow) = track::find(lookups.flows(), &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
-    if flow.value().uplink != packet.ifindex() {
+    let is_for_next = match at {
+        At::Xdp => flow.value().uplink != packet.ifindex(),
+        At::Tc => is_for_device(packet, &flow),
+    };
+    if is_for_next || packet.pull_outer().is_none() {
         return Fate::PASS;
-    }
-    if packet.pull_outer().is_none() {
-        return drop(lookups, DropReason::Resize, Direction::Reply);
     }
     account(packet, lookups, &segment, &key, &flow);
     keep_load(lookups, flow.value().backend, vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
-        Some(()) => Fate::BOUNCE,
-        None => drop(lookups, DropReason::Resize, Direction::Reply),
+        Some(()) if matches!(at, At::Xdp) => Fate::BOUNCE,
+        Some(()) => Fate::emit(flow.value().uplink),
+        None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
+}
+
+/// Whether the packet is one that only the VXLAN device can take out of the tunnel, or may follow one: such a packet waits there for a
+/// moment, and must not be overtaken.
+#[inline(always)]
+fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &track::Tracked<Flow, E>) -> bool {
+    let is_marked = flow.value().events & flow_event::SEGMENTED != 0;
+    let is_segmented = packet.segment_size() != 0;
+    if is_segmented && !is_marked {
+        flow.entry.add_events(flow_event::SEGMENTED);
+    }
+    is_segmented || is_marked
 }
 
 /// TC on the VXLAN device, which has taken the outer headers off.

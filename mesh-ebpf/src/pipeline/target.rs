@@ -59,7 +59,7 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     if segment.ip.ttl <= 1 {
         return drop(lookups, DropReason::TtlExpired, Direction::Request);
     }
-    let Some(mut fresh) = fresh_entry(packet, lookups, segment, id, source) else {
+    let Some(mut fresh) = fresh_entry(packet, lookups, config, segment, id, source) else {
         return drop(lookups, DropReason::Malformed, Direction::Request);
     };
     let client = port_at_task(lookups, backend, segment, &mut fresh);
@@ -78,6 +78,14 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     }
 }
 
+/// The backend with this id, if it is here, alive, and has an address of the packet's version.
+#[inline(always)]
+pub(super) fn backend_for<'a, L: Lookups>(lookups: &'a L, segment: &Segment, id: u32) -> Option<&'a Backend> {
+    let backend = lookups.backend(id)?;
+    let address = if segment.ip.is_v6 { &backend.task_address6 } else { &backend.task_address };
+    if backend.is_alive() && backend.is_local() && !address.is_none() { Some(backend) } else { None }
+}
+
 /// A request whose backend is not here, or not any more.
 #[inline(always)]
 fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Fate {
@@ -93,6 +101,7 @@ fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backen
 fn fresh_entry<P: Packet, L: Lookups>(
     packet: &P,
     lookups: &L,
+    config: &Config,
     segment: &Segment,
     id: u32,
     source: &Source,
@@ -112,7 +121,11 @@ fn fresh_entry<P: Packet, L: Lookups>(
         backend: id,
         events: conntrack::packet_events(Direction::Request, &segment.transport, 0)
             | if matches!(source, Source::Node { is_dsr: true, .. }) { flow_event::DSR } else { 0 },
-        uplink: packet.ifindex(),
+        uplink: match source {
+            Source::Uplink => packet.ifindex(),
+            // Whether or not it came by that: the way may change from packet to packet.
+            Source::Node { .. } => config.tunnel_ifindex,
+        },
         client_mac,
         node_mac,
         reserved: 0,

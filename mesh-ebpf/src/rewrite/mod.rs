@@ -7,7 +7,7 @@ mod outer;
 mod quote;
 
 pub use answer::{answer_fragment_with_error, answer_with_error, answer_with_reset};
-pub use outer::{Outer, encapsulate};
+pub use outer::{Outer, tunnel_source_port, write_outer};
 pub use quote::translate_error;
 
 use crate::abi::{Address, Be16, Mac};

@@ -2,10 +2,10 @@
 
 use super::headers::ipv4_header;
 use super::set_macs;
-use crate::abi::{Be16, Mac, protocol};
-use crate::packet::Resizable;
-use crate::parse::vxlan::{self, Vni};
-use crate::parse::{Segment, eth, ipv4, udp};
+use crate::abi::{Address, Be16, Mac, protocol};
+use crate::packet::Packet;
+use crate::parse::vxlan::{self, SOURCE_PORT_MAX, SOURCE_PORT_MIN, Vni};
+use crate::parse::{eth, ipv4, udp};
 
 /// Both ends of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,40 +18,44 @@ pub struct Outer {
     pub source: [u8; 4],
     /// The other node.
     pub destination: [u8; 4],
+    /// See [`tunnel_source_port`].
+    pub source_port_be: Be16,
     /// UDP port of the tunnel.
     pub port_be: Be16,
     /// What the other node is told.
     pub vni: Vni,
 }
 
-/// Puts the outer headers in front of the client's frame, which stays as it is and becomes the inner one.
+/// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP packet has `inner_len` bytes. The frame
+/// stays as it is and becomes the inner one.
 #[inline(always)]
-pub fn encapsulate<P: Resizable>(packet: &mut P, segment: &Segment, outer: &Outer) -> Option<()> {
+pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &Outer) -> Option<()> {
     const IP: usize = eth::LEN;
     const UDP: usize = IP + ipv4::LEN;
-    const VXLAN: usize = UDP + udp::LEN;
 
-    let udp_len = segment.ip.total_len + (eth::LEN + udp::LEN + vxlan::LEN) as u32;
+    let udp_len = inner_len + (eth::LEN + udp::LEN + vxlan::LEN) as u32;
     let ip_len = u16::try_from(udp_len + ipv4::LEN as u32).ok()?;
     let udp_len = udp_len as u16;
-    packet.push_outer()?;
 
     let ip = ipv4_header(ip_len, protocol::UDP, outer.source, outer.destination);
-    let ([s0, s1], [d0, d1]) = (tunnel_source_port(segment).0, outer.port_be.0);
+    let ([s0, s1], [d0, d1]) = (outer.source_port_be.0, outer.port_be.0);
     let ([l0, l1], [v0, v1, v2, v3]) = (udp_len.to_be_bytes(), outer.vni.to_bytes());
     set_macs(packet, outer.destination_mac, outer.source_mac)?;
     packet.store(eth::TYPE, &eth::IPV4_BE)?;
-    packet.store(IP, &ip)?;
-    packet.store(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0])?;
-    packet.store(VXLAN, &[vxlan::FLAG_VNI, 0, 0, 0, v0, v1, v2, v3])
+    packet.overwrite(IP, &ip)?;
+    packet.overwrite(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, vxlan::FLAG_VNI, 0, 0, 0, v0, v1, v2, v3])
 }
 
-/// Outer source port: the same for a flow, spread over flows, so that the network between balances them.
+/// Outer source port: the same for a flow, spread over flows, so that the network between balances them. Where the kernel knows the flow
+/// it is the port that its VXLAN device would choose, as the rest of the flow may go by that.
 #[inline(always)]
-fn tunnel_source_port(segment: &Segment) -> Be16 {
-    const EPHEMERAL: u16 = 0xc000;
-    let client = segment.ip.source.word();
-    let port = u32::from(segment.transport.source_port_be.get());
-    let hash = (client ^ port << 16 ^ port).wrapping_mul(0x9e37_79b1);
-    Be16::new(EPHEMERAL | (hash >> 18) as u16)
+pub fn tunnel_source_port<P: Packet>(packet: &P, client: &Address, client_port_be: Be16) -> Be16 {
+    const PORTS: u64 = (SOURCE_PORT_MAX - SOURCE_PORT_MIN) as u64;
+    if let Some(hash) = packet.flow_hash() {
+        let hash = u64::from(hash ^ hash << 16);
+        return Be16::new(SOURCE_PORT_MIN + ((hash * PORTS) >> 32) as u16);
+    }
+    let port = u32::from(client_port_be.get());
+    let hash = (client.word() ^ port << 16 ^ port).wrapping_mul(0x9e37_79b1);
+    Be16::new(SOURCE_PORT_MIN | (hash >> 18) as u16)
 }

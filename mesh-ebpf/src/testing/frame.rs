@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use crate::abi::Address;
 use crate::csum;
-use crate::packet::{Checksum, Covered, Packet, Resizable};
+use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::OVERHEAD;
 
 /// ifindex that frames come in by, unless said otherwise: the loopback's, which a kernel test run uses too.
@@ -18,12 +18,14 @@ pub struct Frame {
     pub bytes: Vec<u8>,
     /// Interface it came in by.
     pub ifindex: u32,
+    /// Bytes of payload in each of the packets that it stands for; 0 if it stands for itself.
+    pub segment_size: u32,
 }
 
 impl Frame {
     /// A frame that came in by [`IFINDEX`].
     pub const fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, ifindex: IFINDEX }
+        Self { bytes, ifindex: IFINDEX, segment_size: 0 }
     }
 }
 
@@ -81,11 +83,13 @@ impl Packet for Frame {
     }
 
     fn segment_size(&self) -> u32 {
-        0
+        self.segment_size
     }
-}
 
-impl Resizable for Frame {
+    fn flow_hash(&self) -> Option<u32> {
+        None
+    }
+
     fn push_outer(&mut self) -> Option<()> {
         let mut grown = vec![0xee; OVERHEAD];
         grown.append(&mut self.bytes);

@@ -48,6 +48,10 @@ impl Hook {
                 pipeline::tunnel_error(packet, tables, origin, error)
             }
             (Edge::TaskError, Self::Task) => pipeline::task_error(packet, tables, error),
+            (Edge::Decapsulate, Self::Uplink) => {
+                let origin = pipeline::outer_origin(packet);
+                pipeline::decapsulate(packet, tables, origin)
+            }
             (Edge::UplinkFragment, Self::Uplink) => pipeline::uplink_fragment(packet, tables, fragment),
             (Edge::TunnelFragment, Self::Tunnel(origin)) => {
                 pipeline::tunnel_fragment(packet, tables, origin, fragment)

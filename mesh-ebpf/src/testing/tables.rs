@@ -287,8 +287,9 @@ impl Lookups for HostTables {
         self.setup.nodes.get(index as usize)
     }
 
-    fn is_peer(&self, address: &Address) -> bool {
-        self.setup.nodes.iter().skip(1).any(|node| node.address == *address)
+    fn peer(&self, address: &Address) -> Option<u32> {
+        let index = self.setup.nodes.iter().skip(1).position(|node| node.address == *address)?;
+        u32::try_from(index + 1).ok()
     }
 
     fn socket_owns(&self, connection: &Connection) -> bool {

@@ -43,7 +43,11 @@ enum Subject {
     /// What remembering a flow takes of the kernel's memory; part of `packet` too
     Memory,
     /// What clients get through mesh and through others: connections and requests a second, bulk
-    Peers,
+    Peers {
+        /// Only these ways, by the names that the report has, and no report: for work on one of them
+        #[arg(long, value_name = "WAY,WAY", value_delimiter = ',')]
+        only: Vec<String>,
+    },
 }
 
 /// Measures, and writes `BENCHMARKS.md`.
@@ -58,7 +62,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             if only.is_none() { memory::run(args.quick) } else { Ok(()) }
         }
         Subject::Memory => memory::run(args.quick),
-        Subject::Peers => peers::run(args.quick),
+        Subject::Peers { only } => peers::run(args.quick, only),
     }
 }
 
@@ -69,5 +73,5 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 pub fn quick() -> Result<()> {
     packet::run(true, None)?;
     memory::run(true)?;
-    peers::run(true)
+    peers::run(true, &[])
 }

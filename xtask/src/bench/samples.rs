@@ -11,6 +11,11 @@ impl Samples {
         self.0.sort_by(f64::total_cmp);
     }
 
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The middle one; of an even number, the mean of the two in the middle. 0 of none.
     pub(super) fn median(&self) -> f64 {
         let (half, count) = (self.0.len() / 2, self.0.len());

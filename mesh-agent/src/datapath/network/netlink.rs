@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ebpf::abi::Mac;
+use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -220,6 +221,7 @@ impl Netlink {
             .collect_metadata(true)
             .learning(false)
             .port(port)
+            .port_range(SOURCE_PORT_MIN, SOURCE_PORT_MAX)
             .mtu(mtu)
             .arp(false)
             .up()

@@ -1,12 +1,14 @@
 //! mesh's programs on the nodes of a cluster, their maps filled as the agent would.
 
 use anyhow::{Context, Result, anyhow};
+use aya::maps::{MapData, ProgramArray};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{
-    Backend, BackendState, Be16, Config, Mac, Mode, Node, Policy, Service, ServiceKey, backend_flag, names,
-    protocol,
+    Backend, BackendState, Be16, Config, Edge, Mac, Mode, Node, Policy, Service, ServiceKey, backend_flag,
+    names, protocol,
 };
+use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 
 use super::cluster::{Cluster, TUNNEL_MTU, node_address, node_mac, task_address, task_mac};
 use crate::bench::maps::{ifindex, insert, set};
@@ -27,19 +29,27 @@ pub(super) struct Carriage {
     pub(super) task_node: u8,
 }
 
+/// Programs on a node, and those that they continue in, which their array forgets when it is dropped.
+pub(super) struct Loaded {
+    _programs: Ebpf,
+    _edges: Option<ProgramArray<MapData>>,
+}
+
 /// Puts mesh on both nodes. The programs go with what this returns.
-pub(super) fn attach(cluster: &Cluster, objects: &Objects, carriage: Carriage) -> Result<Vec<Ebpf>> {
+pub(super) fn attach(cluster: &Cluster, objects: &Objects, carriage: Carriage) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     if carriage.has_xdp {
         // A veth takes what XDP sends only if it runs XDP itself, and must finish checksums on the way into XDP.
-        loaded.push(cluster.bridge.run(|| pass(objects))?);
+        let programs = cluster.bridge.run(|| pass(objects))?;
+        loaded.push(Loaded { _programs: programs, _edges: None });
     }
     let (port, mtu) = (TUNNEL_PORT.to_string(), TUNNEL_MTU.to_string());
     for number in [1, 2] {
         let node = cluster.node(number);
         let tunnel =
             ["link", "add", "mesh-vxlan0", "type", "vxlan", "external", "dstport", &port, "nolearning"];
-        node.ip(&tunnel)?;
+        let (min, max) = (SOURCE_PORT_MIN.to_string(), SOURCE_PORT_MAX.to_string());
+        node.ip(&[tunnel.as_slice(), &["srcport", &min, &max]].concat())?;
         node.ip(&["link", "set", "mesh-vxlan0", "mtu", &mtu, "up"])?;
         node.sysctl("net.ipv4.conf.mesh-vxlan0.rp_filter", "0")?;
         cluster.nft(
@@ -67,26 +77,45 @@ fn pass(objects: &Objects) -> Result<Ebpf> {
 }
 
 /// Loads, fills and attaches, on a thread that stands in the node's namespace.
-fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Ebpf> {
+fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
     let mut object = EbpfLoader::new().load(&objects.programs).context("load the data plane's maps")?;
     fill(&mut object, number, carriage)?;
+    let edges = edges(&mut object)?;
     let hooks = [
         (names::PROGRAM_UPLINK, "eth0"),
         (names::PROGRAM_TUNNEL, "mesh-vxlan0"),
         (names::PROGRAM_TASK, "task0"),
     ];
     for (name, device) in hooks {
-        let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
-        let classifier: &mut SchedClassifier = program.try_into().with_context(|| name.to_owned())?;
-        classifier.load().with_context(|| format!("load {name}"))?;
-        classifier.attach(device, TcAttachType::Ingress).with_context(|| format!("attach {name}"))?;
+        classifier(&mut object, name)?
+            .attach(device, TcAttachType::Ingress)
+            .with_context(|| format!("attach {name}"))?;
     }
     if carriage.has_xdp {
         let xdp = xdp(&mut object, names::PROGRAM_XDP)?;
         xdp.load().context("load mesh_xdp")?;
         xdp.attach("eth0", XdpMode::Driver).context("attach mesh_xdp")?;
     }
-    Ok(object)
+    Ok(Loaded { _programs: object, _edges: Some(edges) })
+}
+
+/// The programs that those of the hooks continue in.
+fn edges(object: &mut Ebpf) -> Result<ProgramArray<MapData>> {
+    let map = object.take_map(names::EDGES).ok_or_else(|| anyhow!("no map {}", names::EDGES))?;
+    let mut edges = ProgramArray::try_from(map).context(names::EDGES)?;
+    for edge in Edge::ALL {
+        let program = classifier(object, edge.program())?;
+        edges.set(edge as u32, program.fd().context(edge.program())?, 0).context(names::EDGES)?;
+    }
+    Ok(edges)
+}
+
+/// A TC program, loaded.
+fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
+    let classifier: &mut SchedClassifier = program.try_into().with_context(|| name.to_owned())?;
+    classifier.load().with_context(|| format!("load {name}"))?;
+    Ok(classifier)
 }
 
 fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {

@@ -10,7 +10,7 @@ mod way;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use self::load::Metric;
 use self::outcome::Outcomes;
@@ -28,9 +28,10 @@ const MEASUREMENTS: u32 = 3;
 /// How often a way is asked before it must work: programs and neighbours need a moment.
 const ATTEMPTS: u32 = 20;
 
-/// Measures all ways, shows what came out, and writes the report unless it was only a quick look.
-pub(super) fn run(quick: bool) -> Result<()> {
+/// Measures all ways, or `only` those named; shows what came out, and writes the report unless that was not all.
+pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
+    let ways = chosen(only)?;
     let objects = objects::compile()?;
     let binaries = load::build(quick)?;
     let prefix = leftovers::clear("mesh-peers-")?;
@@ -38,7 +39,7 @@ pub(super) fn run(quick: bool) -> Result<()> {
     std::fs::create_dir_all(&directory).context("make the directory of configurations")?;
     let begun_measuring = Instant::now();
     let mut paved: Vec<(Way, Paved)> = Vec::new();
-    for (number, way) in Way::ALL.into_iter().enumerate() {
+    for (number, way) in ways.into_iter().enumerate() {
         let made = way::pave(way, &format!("{prefix}-{number}"), &objects, &binaries, &directory);
         paved.push((way, made.with_context(|| format!("set up `{}`", way.name()))?));
     }
@@ -65,7 +66,7 @@ pub(super) fn run(quick: bool) -> Result<()> {
     drop(paved);
     let text = outcomes.text();
     println!("{text}");
-    if !quick {
+    if !quick && only.is_empty() {
         report::write("peers", &outcome::section(&text, rounds, MEASURE_MS), &outcomes.plots())?;
     }
     println!(
@@ -74,6 +75,19 @@ pub(super) fn run(quick: bool) -> Result<()> {
         begun_measuring.elapsed().as_secs()
     );
     Ok(())
+}
+
+/// The ways with these names; all if there are none.
+fn chosen(only: &[String]) -> Result<Vec<Way>> {
+    let names = || Way::ALL.map(Way::name).join(", ");
+    for name in only {
+        let is_known = Way::ALL.into_iter().any(|way| way.name() == name);
+        ensure!(is_known, "there is no way `{name}`; there are: {}", names());
+    }
+    Ok(Way::ALL
+        .into_iter()
+        .filter(|way| only.is_empty() || only.iter().any(|name| name == way.name()))
+        .collect())
 }
 
 /// One measurement; a second and a third if something failed, as on a busy machine: the other rounds are not thrown away for it.

@@ -74,7 +74,7 @@ impl Outcomes {
             "| way | new connections/s | p99, ms | keep-alive requests/s | p99, ms | bulk to the client, Gbit/s | \
              bulk to the task, Gbit/s |\n|---|---|---|---|---|---|---|\n",
         );
-        for way in Way::ALL {
+        for way in Way::ALL.into_iter().filter(|way| self.seen.iter().any(|seen| seen.1 == *way)) {
             let value = |metric| self.samples(way, metric, |seen| seen.value).median();
             let p99 = |metric| self.samples(way, metric, |seen| seen.p99_ms).median();
             // Writing to a String can't fail.
@@ -94,6 +94,9 @@ impl Outcomes {
         for Target { way, against, least } in &TARGETS {
             for (metric, least) in least {
                 let ratio = self.ratio(*way, *against, *metric);
+                if ratio.is_empty() {
+                    continue;
+                }
                 let word = if ratio.median() >= *least { "met" } else { "missed" };
                 _ = writeln!(
                     text,

@@ -5,12 +5,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::Ebpf;
 use mesh_ebpf::abi::Mode;
 
 use super::cluster::{CLIENT, Cluster, TUNNEL_MTU, node_address, task_address};
 use super::load::Binaries;
-use super::mesh::{self, Carriage};
+use super::mesh::{self, Carriage, Loaded};
 use crate::bench::objects::Objects;
 
 /// MTU of Ethernet.
@@ -115,7 +114,7 @@ impl Way {
 
 /// A way, set up. What belongs to it goes when this is dropped, programs before the namespaces.
 pub(super) struct Paved {
-    _programs: Vec<Ebpf>,
+    _programs: Vec<Loaded>,
     /// The namespaces.
     pub(super) cluster: Cluster,
 }

@@ -1,0 +1,183 @@
+//! Tunnel packets that programs make, and take apart, by themselves.
+//!
+//! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a socket, a queue for each packet. It is
+//! left what only it can do: packets that stand for several (segmentation offload), those to be fragmented, those to be refused, nodes
+//! whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in both end in the same queue
+//! of the uplink with the same source port, and on the way out a flow stays with the device once it has been there
+//! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
+
+use super::{At, OUTER, Origin, direction_of, drop, reply, target, to_target};
+use crate::abi::{Address, Config, Direction, DropReason, Node};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::vxlan::{self, OVERHEAD, Vni};
+use crate::parse::{Segment, eth, ipv4};
+use crate::rewrite::{self, Outer};
+use crate::verdict::{Fate, Tunnel};
+
+/// The tunnel's headers in front of a packet that is going `direction`; `None` if there is no room for them.
+#[inline(always)]
+pub(super) fn encapsulate<P: Packet>(
+    packet: &mut P,
+    config: &Config,
+    segment: &Segment,
+    node: &Node,
+    vni: Vni,
+    direction: Direction,
+) -> Option<()> {
+    let (client, client_port_be) = match direction {
+        Direction::Request => (&segment.ip.source, segment.transport.source_port_be),
+        Direction::Reply => (&segment.ip.destination, segment.transport.destination_port_be),
+    };
+    let outer = Outer {
+        destination_mac: node.mac,
+        source_mac: node.source_mac,
+        source: config.address.v4_octets(),
+        destination: node.address.v4_octets(),
+        source_port_be: rewrite::tunnel_source_port(packet, client, client_port_be),
+        port_be: config.tunnel_port_be,
+        vni,
+    };
+    packet.push_outer()?;
+    rewrite::write_outer(packet, segment.ip.total_len, &outer)
+}
+
+/// TC: into the tunnel, by this program if it can, or else by the VXLAN device.
+#[inline(always)]
+pub(super) fn enter<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    tunnel: &Tunnel,
+    direction: Direction,
+) -> Fate {
+    let by_device = Fate::tunnel(tunnel.peer, tunnel.vni);
+    if packet.segment_size() != 0 || segment.ip.total_len > config.tunnel_mtu {
+        return by_device;
+    }
+    let Some(node) = lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) else {
+        return by_device;
+    };
+    if node.mac.is_none() || encapsulate(packet, config, segment, node, tunnel.vni, direction).is_none() {
+        return by_device;
+    }
+    Fate::emit(node.ifindex)
+}
+
+/// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has none.
+#[inline(always)]
+pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
+    match (packet.load::<4>(eth::LEN + ipv4::SOURCE), vxlan::parse(packet, OUTER)) {
+        (Some(peer), Some(vni)) => Origin { peer, vni },
+        _ => Origin { peer: [0; 4], vni: Vni::request(0, false) },
+    }
+}
+
+/// Continues [`super::uplink`]: a tunnel packet for this node, from a member or not.
+#[inline(always)]
+pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
+    let (Some(config), vni) = (lookups.config(), origin.vni) else {
+        return Fate::PASS;
+    };
+    if origin.peer == [0; 4] || vni.is_between_tasks() || is_congested(packet) {
+        return Fate::PASS;
+    }
+    let direction = direction_of(vni);
+    if lookups.peer(&origin.address()).is_none() {
+        return drop(lookups, DropReason::UnknownPeer, direction);
+    }
+    if vni.is_reply() {
+        return reply::forward_outer(packet, lookups, vni, At::Tc);
+    }
+    let Some(inner) = Segment::parse(packet, OVERHEAD) else {
+        return Fate::PASS;
+    };
+    // A task takes TCP that stands for several as it is: nobody between here and there cuts it.
+    let is_in_pieces = packet.segment_size() != 0 && inner.is_udp();
+    // The kernel does not shorten a packet to an answer that it knows to have come in a tunnel.
+    let is_refused = target::backend_for(lookups, &inner, vni.backend()).is_none();
+    if is_in_pieces || is_refused || packet.pull_outer().is_none() {
+        return Fate::PASS;
+    }
+    match Segment::parse(packet, 0) {
+        Some(segment) => to_target(packet, lookups, config, &segment, origin),
+        None => drop(lookups, DropReason::Malformed, direction),
+    }
+}
+
+/// Whether the network marked the packet (ECN, RFC 3168): the device knows how to tell the inner one (RFC 6040).
+#[inline(always)]
+fn is_congested<P: Packet>(packet: &P) -> bool {
+    const CONGESTION_EXPERIENCED: u8 = 0b11;
+    packet.load::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::abi::flow_event;
+    use crate::testing::{Fixture, Frame, Hook, HostTables, fixtures};
+    use crate::verdict::Verdict;
+
+    /// A fixture and its tables; fixtures of `hook` whose names begin so are alike in what matters here.
+    fn like(hook: Hook, name: &str) -> (Fixture, HostTables) {
+        let is_it = |fixture: &Fixture| fixture.hook == hook && fixture.name.starts_with(name);
+        let fixture = fixtures::all().into_iter().find(is_it).expect("a fixture of that name");
+        let tables = HostTables::new(fixture.setup.clone());
+        (fixture, tables)
+    }
+
+    fn frame(fixture: &Fixture, segment_size: u32) -> Frame {
+        Frame { segment_size, ..Frame::new(fixture.input.clone()) }
+    }
+
+    #[test]
+    fn a_flow_stays_with_the_device_once_it_had_a_reply_for_it() {
+        let (fixture, tables) = like(Hook::Uplink, "tunnel: a reply goes to the client, with its headers");
+        let run = |segment_size| Hook::Uplink.run(&mut frame(&fixture, segment_size), &tables);
+        assert_eq!(run(0), fixture.verdict, "a whole packet");
+        assert_eq!(run(1398), Verdict::Pass, "one that stands for several");
+        assert_eq!(run(0), Verdict::Pass, "a whole one that may follow it");
+        let events = tables.flows.established.borrow().values().map(|flow| flow.get().events).next();
+        assert!(events.is_some_and(|events| events & flow_event::SEGMENTED != 0), "marked: {events:?}");
+    }
+
+    #[test]
+    fn the_device_gets_what_stands_for_several_into_the_tunnel() {
+        for (hook, name) in [
+            (Hook::Uplink, "tc: a SYN for a remote backend goes into the tunnel, by the program"),
+            (Hook::Task, "task: a SYN-ACK goes back through the tunnel, its MSS clamped, by the program"),
+        ] {
+            let (fixture, tables) = like(hook, name);
+            let whole = hook.run(&mut frame(&fixture, 0), &tables);
+            assert!(matches!(whole, Verdict::Emit { .. }), "{name}: {whole:?}");
+            let several = hook.run(&mut frame(&fixture, 1398), &tables);
+            assert!(matches!(several, Verdict::Tunnel(_)), "{name}: {several:?}");
+        }
+    }
+
+    #[test]
+    fn a_task_takes_what_stands_for_several() {
+        let (fixture, tables) = like(Hook::Uplink, "target: a lost translation is made again, with");
+        let mut several = frame(&fixture, 1398);
+        assert_eq!(Hook::Uplink.run(&mut several, &tables), fixture.verdict, "verdict");
+        assert_eq!(several.bytes, fixture.output, "packet");
+    }
+
+    #[test]
+    fn congestion_marks_are_for_the_device() {
+        for name in
+            ["tunnel: a reply goes to the client, with", "target: a lost translation is made again, with"]
+        {
+            let (fixture, tables) = like(Hook::Uplink, name);
+            let mut marked = frame(&fixture, 0);
+            marked.bytes[eth::LEN + ipv4::TOS] |= 0b11;
+            let before: Vec<u8> = marked.bytes.clone();
+            assert_eq!(Hook::Uplink.run(&mut marked, &tables), Verdict::Pass, "{name}");
+            assert_eq!(marked.bytes, before, "{name}");
+        }
+    }
+}
