@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::client::http;
-use xtask::cluster::{Cluster, eventually};
+use xtask::cluster::{Cluster, eventually, samples};
 use xtask::lab::layout::Layout;
 
 /// How long a cluster may take to do what it does in its own time.
@@ -71,18 +71,60 @@ pub struct Service {
 }
 
 impl Service {
-    /// `docker service create --name NAME ARGS…`, waiting until it has converged.
+    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and every node selects them.
+    ///
+    /// # Errors
+    /// When the CLI refuses it, or that takes too long.
+    pub fn create(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
+        let service = Self::create_by(cluster, "--detach", name, args)?;
+        service.wait_selected()?;
+        Ok(service)
+    }
+
+    /// `docker service create --name NAME ARGS…`, waiting as long as the CLI does: five seconds longer, or until a job is done.
     ///
     /// # Errors
     /// When the CLI says so.
-    pub fn create(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
+    pub fn create_verified(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
+        Self::create_by(cluster, "--quiet", name, args)
+    }
+
+    fn create_by(cluster: &Cluster, how: &str, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
         let service = Self { name: name.to_owned(), cluster: cluster.clone() };
-        let arguments: Vec<&str> = ["service", "create", "--quiet", "--name", name]
+        let arguments: Vec<&str> = ["service", "create", how, "--name", name]
             .into_iter()
             .chain(args.iter().map(AsRef::as_ref))
             .collect();
         cluster.docker()?.run(&arguments)?;
         Ok(service)
+    }
+
+    fn wait_selected(&self) -> Result<()> {
+        let docker = self.cluster.docker()?;
+        let text = docker.run(&["service", "inspect", "--format", "{{json .}}", &self.name])?;
+        let inspected: serde_json::Value = serde_json::from_str(&text).context("understand the service")?;
+        let replicas = inspected["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64();
+        let ports = inspected["Endpoint"]["Ports"].as_array().map_or(&[][..], Vec::as_slice);
+        let published = ports.iter().filter(|port| port["PublishMode"] == "ingress").count();
+        eventually(&format!("{} to be served everywhere", self.name), PATIENCE, || {
+            let rows = docker.tasks(&self.name)?;
+            let wanted: Vec<_> = rows.iter().filter(|row| row.desired_state == "Running").collect();
+            let is_enough = replicas.map_or(!wanted.is_empty(), |replicas| wanted.len() as u64 == replicas);
+            ensure!(is_enough && wanted.iter().all(|row| row.is_running()), "tasks: {rows:#?}");
+            for node in &self.cluster.record.nodes {
+                let labels = [("service", self.name()), ("state", "active")];
+                let active = samples(&self.cluster.metrics(node)?, "mesh_frontend_backends", &labels);
+                let selected: f64 = active.iter().sum();
+                #[expect(clippy::cast_precision_loss, reason = "few tasks")]
+                let expected = (wanted.len() * published) as f64;
+                ensure!(
+                    (selected - expected).abs() < 0.5,
+                    "{} selects {active:?}, not {expected}",
+                    node.name
+                );
+            }
+            Ok(())
+        })
     }
 
     /// Its name.

@@ -17,7 +17,7 @@ const REQUESTS: usize = 1000;
 fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
     let cluster = cluster()?;
     let begun = Instant::now();
-    let service = Service::create(&cluster, "myweb", &["--replicas", "2", "-p", "80:80", "nginx"])?;
+    let service = Service::create_verified(&cluster, "myweb", &["--replicas", "2", "-p", "80:80", "nginx"])?;
     let converged = begun.elapsed();
     // The CLI verifies for 5 s once all tasks run; the rest is ours. The bound is loose: this is no benchmark.
     ensure!(converged < Duration::from_secs(10), "create converged after {converged:?}");

@@ -27,7 +27,7 @@ fn a_replicated_job_completes_and_runs_again_when_it_is_forced() -> Result<()> {
     let cluster = cluster()?;
     let args =
         ["--mode=replicated-job", "--replicas=3", "--max-concurrent=1", "busybox", "sh", "-c", "sleep 0.5"];
-    let service = Service::create(&cluster, "batch", &args)?;
+    let service = Service::create_verified(&cluster, "batch", &args)?;
     replicas(&cluster, "batch", "replicated job 0/1 (3/3 completed)")?;
     let completed = |count: usize| -> Result<()> {
         let rows = cluster.docker()?.tasks(service.name())?;
@@ -46,7 +46,7 @@ fn a_replicated_job_completes_and_runs_again_when_it_is_forced() -> Result<()> {
 #[test]
 fn a_global_job_runs_once_on_every_node() -> Result<()> {
     let cluster = cluster()?;
-    let _service = Service::create(&cluster, "sweep", &["--mode=global-job", "busybox", "true"])?;
+    let _service = Service::create_verified(&cluster, "sweep", &["--mode=global-job", "busybox", "true"])?;
     let nodes = cluster.record.nodes.len();
     replicas(&cluster, "sweep", &format!("global job 0/0 ({nodes}/{nodes} completed)"))
 }
@@ -64,7 +64,7 @@ fn a_failing_job_is_given_up_by_its_policy() -> Result<()> {
         "-c",
         "exit 3",
     ];
-    let service = Service::create(&cluster, "failing", &args)?;
+    let service = Service::create_verified(&cluster, "failing", &args)?;
     let failed = || -> Result<usize> {
         let rows = cluster.docker()?.tasks(service.name())?;
         Ok(rows.iter().filter(|row| row.error.contains("task: non-zero exit (3)")).count())

@@ -218,7 +218,7 @@ fn shares(cluster: &Cluster, server: SocketAddrV4, requests: usize) -> Result<BT
 /// Opens connections whose answers come late.
 fn hold(cluster: &Cluster, server: SocketAddrV4) -> Result<Vec<TcpStream>> {
     cluster.client().run(|| {
-        (0..PINNED).map(|_| http::open(server, "/slow?ms=25000", http::DEADLINE)).collect::<Result<Vec<_>>>()
+        (0..PINNED).map(|_| http::open(server, "/slow?ms=15000", http::DEADLINE)).collect::<Result<Vec<_>>>()
     })
 }
 
