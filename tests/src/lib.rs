@@ -71,13 +71,16 @@ pub struct Service {
 }
 
 impl Service {
-    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and every node selects them.
+    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and every node selects them. With a
+    /// `--detach` of the caller's it waits for nothing.
     ///
     /// # Errors
     /// When the CLI refuses it, or that takes too long.
     pub fn create(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
         let service = Self::create_by(cluster, "--detach", name, args)?;
-        service.wait_selected()?;
+        if !args.iter().any(|argument| argument.as_ref() == "--detach") {
+            service.wait_selected()?;
+        }
         Ok(service)
     }
 

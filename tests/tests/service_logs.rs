@@ -69,16 +69,18 @@ fn logs_of_all_nodes_are_read_with_their_place() -> Result<()> {
     let docker = cluster.docker()?;
     let service = talkers(&cluster, "talker")?;
     let nodes: Vec<&str> = cluster.record.nodes.iter().map(|node| node.name.as_str()).collect();
-    // Each task's first lines, by node.
-    eventually("a hello of each node", PATIENCE, || {
+    // Each task's first lines, by node. Up to the second tick what came by standard error may be the last line.
+    eventually("a hello of each node, and a tick", PATIENCE, || {
         let said = docker.run(&["service", "logs", service.name()])?;
         for node in &nodes {
-            let hello = said.lines().any(|line| {
-                line.starts_with("talker.0.")
-                    && line.contains(&format!("@{node} "))
-                    && line.ends_with("| hello")
-            });
-            ensure!(hello, "no hello of {node} in: {said}");
+            let has = |word: &str| {
+                said.lines().any(|line| {
+                    line.starts_with("talker.0.")
+                        && line.contains(&format!("@{node} "))
+                        && line.ends_with(&format!("| {word}"))
+                })
+            };
+            ensure!(has("hello") && has("tick 2"), "no hello or no second tick of {node} in: {said}");
         }
         Ok(())
     })?;

@@ -15,9 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, TaskLink};
+use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, Evictions, TaskLink};
 use mesh_agent::view::BackendState;
+use mesh_ebpf::abi::{Evicted, names, protocol};
 use mesh_state::ids::TaskId;
 use netlab::{CLIENT, NODES, Netlab, TASK, run};
 use node::{Node, PUBLISHED, TARGET, Traces, configs, view};
@@ -338,6 +340,10 @@ fn takes_over_from_another_version() {
         let version = versions.next().expect("a version's directory");
         std::fs::rename(version, config.bpffs.join(other)).expect("it becomes another's");
     }
+    let counts = configs[0].bpffs.join(other).join("maps").join(names::EVICTIONS);
+    let counts = MapData::from_pin(counts).expect("the other's counts");
+    let mut counts: Array<_, u64> = Array::try_from(Map::Array(counts)).expect("an array");
+    counts.set(Evicted::Timeout.index(protocol::TCP), 7, 0).expect("a count");
     let nodes = [0, 1].map(|node| Node::start(&lab, node, &configs[node]));
     echo(&mut live, 1000);
     attach(&lab, &nodes[1], &task);
@@ -348,6 +354,8 @@ fn takes_over_from_another_version() {
     check_client_address(&lab, 1);
     echo(&mut live, 1000);
     check_live(&nodes[0], 1);
+    let evictions = nodes[0].datapath.stats().expect("figures").evictions.tcp;
+    assert_eq!(evictions, Evictions { timeout: 7, ..Evictions::default() }, "what the other version counted");
     for (node, interface) in [(0, "eth0"), (0, "mesh-vxlan0"), (1, "eth0"), (1, "mesh-vxlan0"), (1, "host1")]
     {
         assert_eq!(programs(&lab, node, interface), 1, "programs on {interface} of node {}", node + 1);

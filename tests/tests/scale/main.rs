@@ -11,7 +11,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{PATIENCE, Service, cluster};
 use xtask::client::http;
-use xtask::cluster::{Docker, eventually, samples};
+use xtask::cluster::{Cluster, Docker, eventually, samples};
+use xtask::lab::record::NodeRecord;
 
 use crowd::{Crowd, Place};
 
@@ -47,6 +48,7 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             })
             .collect::<Result<Vec<_>>>()
     })?;
+    let evicted_before = evicted(&cluster, node)?;
     let begun = Instant::now();
     let asked = std::thread::scope(|scope| {
         let flood = scope.spawn(|| cluster.client().run(|| flood::send(server, SYNS)));
@@ -68,7 +70,20 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
         say(stream, number).with_context(|| format!("connection {number} of {BESIDE} after the flood"))?;
     }
     ensure!(asked > 0, "the flood was over before a connection was tried on {}", service.name());
+    if cluster.record.datapath != "userspace" {
+        eventually("what the flood evicted in the figures", PATIENCE, || {
+            let evicted = evicted(&cluster, node)? - evicted_before;
+            ensure!(evicted >= f64::from(SYNS) / 2.0, "half-open flows evicted: {evicted}");
+            Ok(())
+        })?;
+    }
     Ok(())
+}
+
+/// Flows that a node's tables evicted for want of room.
+fn evicted(cluster: &Cluster, node: &NodeRecord) -> Result<f64> {
+    let labels = [("cause", "lru")];
+    Ok(samples(&cluster.metrics(node)?, "mesh_conntrack_evictions_total", &labels).into_iter().sum())
 }
 
 /// Says a number to the echo and hears it back.

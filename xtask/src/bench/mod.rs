@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots beside it.
 //!
 //! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP program can do; [`memory`] what a flow
-//! takes; [`peers`] what clients
-//! get through mesh and through others. Both alternate everything that they compare, and report medians of ratios within one round:
-//! machines that others use too are slow at times, but not within a second.
+//! takes; [`peers`] what clients get through mesh and through others; [`services`] how long a service takes to be there, against a real
+//! Swarm. Those that compare do so in turns, and report medians of ratios within one round: machines that others use too are slow at
+//! times, but not within a second.
 //!
 //! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`] takes medians, [`report`] and
 //! [`plot`] write, [`leftovers`] cleans up after runs that were killed.
@@ -17,6 +17,7 @@ mod peers;
 mod plot;
 mod report;
 mod samples;
+mod services;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
@@ -48,6 +49,8 @@ enum Subject {
         #[arg(long, value_name = "WAY,WAY", value_delimiter = ',')]
         only: Vec<String>,
     },
+    /// What a service takes to be there, and to be scaled up, on mesh and on a real Swarm
+    Services,
 }
 
 /// Measures, and writes `BENCHMARKS.md`.
@@ -63,6 +66,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         Subject::Memory => memory::run(args.quick),
         Subject::Peers { only } => peers::run(args.quick, only),
+        Subject::Services => services::run(args.quick),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::command::Program;
 use crate::workspace;
 
 const INTRODUCTION: &str = "# Benchmarks\n\n\
-    Written by `cargo xtask bench packet`, `memory` and `peers`; run them again for figures of your own. Ratios are what \
+    Written by `cargo xtask bench packet`, `memory`, `peers` and `services`; run them again for figures of your own. Ratios are what \
     counts: they are taken within one round, absolute figures are this machine's.\n";
 
 /// Puts `body` in the place of the section called `name`, and the plots beside.

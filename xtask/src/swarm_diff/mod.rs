@@ -2,13 +2,15 @@
 //!
 //! Code map: [`script`] reads the commands (`tests/swarm-diff/*.cmds`), [`raise`] makes either cluster out of a lab, [`side`] runs the
 //! commands there and awaits what they cause, [`normalise`] takes ids, times and addresses out of the answers, [`accepted`] reads
-//! which differences are meant (`tests/swarm-diff/accepted.toml`), [`compare`] judges. All but `raise` and `side` are pure.
+//! which differences are meant (`tests/swarm-diff/accepted.toml`), [`compare`] judges; [`contender`] lends both clusters to
+//! a benchmark. All but `raise`, `side` and `contender` are pure.
 //!
 //! Invariants: both sides run the same commands in the same order; a difference without a reason in the file fails the run; a
 //! reason that explains nothing any more is told.
 
 mod accepted;
 mod compare;
+pub(crate) mod contender;
 mod normalise;
 mod raise;
 mod script;

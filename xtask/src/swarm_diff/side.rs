@@ -91,6 +91,14 @@ impl Cluster {
         Ok(outcomes)
     }
 
+    /// Runs a command towards the first node.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub(super) fn first(&self, command: &str) -> Result<Outcome> {
+        self.shell(FIRST_NODE, command)
+    }
+
     fn shell(&self, node: &str, command: &str) -> Result<Outcome> {
         let output = Command::new("timeout")
             .args([COMMAND_LIMIT, "sh", "-c", command])
@@ -136,7 +144,11 @@ impl Cluster {
         })
     }
 
-    fn wait(&self, wanted: &Await) -> Result<()> {
+    /// Waits for what a command causes.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub(super) fn wait(&self, wanted: &Await) -> Result<()> {
         if let Await::Running { service, .. }
         | Await::State { service, .. }
         | Await::Error { service }

@@ -34,6 +34,9 @@ pub(super) fn build(quick: bool) -> Result<Binaries> {
     Ok(Binaries { load: directory.join("bench-load"), proxy: directory.join("examples/bench_proxy") })
 }
 
+/// The CPU that has to do everything by itself.
+pub(super) const ONE_CPU: &str = "0";
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Metric {
@@ -45,11 +48,13 @@ pub(super) enum Metric {
     Down,
     /// Gbit/s from the client to the task.
     Up,
+    /// Gbit/s from the task to the client with both on one CPU: what the way costs, without what CPUs gain from each other.
+    DownOneCpu,
 }
 
 impl Metric {
     /// All of them.
-    pub(super) const ALL: [Self; 4] = [Self::New, Self::KeepAlive, Self::Down, Self::Up];
+    pub(super) const ALL: [Self; 5] = [Self::New, Self::KeepAlive, Self::Down, Self::Up, Self::DownOneCpu];
 
     /// What it is called in tables and plots.
     pub(super) const fn name(self) -> &'static str {
@@ -58,6 +63,7 @@ impl Metric {
             Self::KeepAlive => "keep-alive requests/s",
             Self::Down => "bulk to the client, Gbit/s",
             Self::Up => "bulk to the task, Gbit/s",
+            Self::DownOneCpu => "bulk to the client on one CPU, Gbit/s",
         }
     }
 
@@ -65,7 +71,7 @@ impl Metric {
         match self {
             Self::New => "new",
             Self::KeepAlive => "keep-alive",
-            Self::Down => "down",
+            Self::Down | Self::DownOneCpu => "down",
             Self::Up => "up",
         }
     }
@@ -73,7 +79,7 @@ impl Metric {
     const fn connections(self) -> u32 {
         match self {
             Self::New | Self::KeepAlive => 32,
-            Self::Down | Self::Up => 4,
+            Self::Down | Self::Up | Self::DownOneCpu => 4,
         }
     }
 }
@@ -105,15 +111,18 @@ pub(super) fn measure(
     ms: u32,
 ) -> Result<Seen> {
     let said = client.run(|| {
-        Program::new(&binaries.load)
-            .args([metric.role(), &destination.to_string(), "--ms", &ms.to_string()])
+        let load = match metric {
+            Metric::DownOneCpu => Program::new("taskset").args(["-c", ONE_CPU]).arg(&binaries.load),
+            _ => Program::new(&binaries.load),
+        };
+        load.args([metric.role(), &destination.to_string(), "--ms", &ms.to_string()])
             .args(["--parallel", &metric.connections().to_string()])
             .output()
     })?;
     let said: Said = serde_json::from_str(&said).context("understand bench-load")?;
     let value = match metric {
         Metric::New | Metric::KeepAlive => said.answers / said.ms * 1e3,
-        Metric::Down | Metric::Up => said.bytes * 8.0 / said.ms / 1e6,
+        Metric::Down | Metric::Up | Metric::DownOneCpu => said.bytes * 8.0 / said.ms / 1e6,
     };
     ensure!(value > 0.0, "nothing came through ({} failed)", said.failed);
     // Of thousands of connections one may lose a packet; more would be another measurement.

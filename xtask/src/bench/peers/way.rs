@@ -93,6 +93,11 @@ impl Way {
         }
     }
 
+    /// Whether a process carries the bytes.
+    pub(super) const fn is_proxied(self) -> bool {
+        matches!(self, Self::Haproxy | Self::Nginx | Self::NginxRemote | Self::Userspace | Self::Relay)
+    }
+
     const fn mtu(self) -> u16 {
         match self {
             Self::Vxlan | Self::NftVxlan | Self::Tunnel | Self::Dsr | Self::Local | Self::Xdp => TUNNEL_MTU,

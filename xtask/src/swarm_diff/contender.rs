@@ -1,0 +1,69 @@
+//! The two clusters side by side, for whoever wants to measure one against the other.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use super::script::Await;
+use super::side::Cluster;
+use super::{Side, raise};
+use crate::lab::layout::Layout;
+use crate::workspace;
+
+/// A cluster of three nodes and the `docker` command towards it. Its lab goes with it.
+pub(crate) struct Contender {
+    /// `swarm` or `mesh`.
+    pub(crate) name: &'static str,
+    cluster: Cluster,
+    layout: Layout,
+}
+
+/// A real Swarm, then mesh on the same kind of engines, both empty.
+///
+/// # Errors
+/// When a lab can't be brought up.
+pub(crate) fn contenders() -> Result<[Contender; 2]> {
+    let directory: PathBuf = workspace::root().join("tests/swarm-diff");
+    let raise = |side: Side| {
+        let (cluster, layout) = raise::raise(side, &directory, false)?;
+        Ok::<_, anyhow::Error>(Contender { name: side.name(), cluster, layout })
+    };
+    Ok([raise(Side::Swarm)?, raise(Side::Mesh)?])
+}
+
+impl Contender {
+    /// Runs a command of the shell, whose `docker` speaks to the first node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(crate) fn run(&self, command: &str) -> Result<()> {
+        let outcome = self.cluster.first(command)?;
+        ensure!(outcome.code == 0, "{}: `{command}`: {}", self.name, outcome.stderr.trim());
+        Ok(())
+    }
+
+    /// Waits until `count` tasks of the service run, and no other is under way.
+    ///
+    /// # Errors
+    /// When that takes longer than a minute.
+    pub(crate) fn wait_running(&self, service: &str, count: usize) -> Result<()> {
+        let wanted = Await::Running { service: service.to_owned(), count };
+        self.cluster.wait(&wanted).with_context(|| self.name)
+    }
+
+    /// Removes everything, and waits until no task is there any more.
+    ///
+    /// # Errors
+    /// When something doesn't go.
+    pub(crate) fn clean(&self) -> Result<()> {
+        self.cluster.clean().with_context(|| format!("empty {}", self.name))
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        if let Err(error) = raise::lower(&self.layout) {
+            eprintln!("take {} down: {error:#}", self.name);
+        }
+    }
+}
