@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::container_spec::{self, NodeIdentity};
 use super::dependencies::{Dependencies, Missing};
 use super::drain::{Progress, Verdict};
+use super::listening;
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{ContainerFacts, Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
@@ -67,6 +68,8 @@ pub(super) struct Driver {
     pub(super) link: Link,
     /// Its drain, once it is to stop.
     pub(super) drain: Drain,
+    /// When waiting for it to listen ends, once that has begun.
+    pub(super) listens_until: Option<Instant>,
 }
 
 /// How far a task's drain is.
@@ -163,7 +166,7 @@ impl Driver {
                 Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
                 other => done(other),
             },
-            Step::Join => self.join(seen).await,
+            Step::Join => self.join(goal, seen).await,
             Step::Leave => {
                 self.ground.network.stopped(&self.id).await;
                 self.link = Link::Apart;
@@ -234,13 +237,17 @@ impl Driver {
         }
     }
 
-    async fn join(&mut self, seen: Option<&ContainerFacts>) -> Taken {
+    async fn join(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         let Some(seen) = seen else { return Taken::Done };
         let (Some(address), Ok(pid)) = (seen.address, u32::try_from(seen.pid)) else {
             let reason = "its container has no address on the Docker network mesh";
             self.note(reason).await;
             return Taken::Retry(reason.to_owned());
         };
+        // Later, as after a restart of the agent, it has clients already.
+        if self.last.state < TaskState::Running && !self.until_listening(pid, goal).await {
+            return Taken::Done;
+        }
         let task = RunningTask {
             task_id: self.id.clone(),
             container_id: seen.id.clone(),
@@ -258,6 +265,21 @@ impl Driver {
                 Taken::Retry(error.to_string())
             }
         }
+    }
+
+    /// Waits until the task listens, or has been waited for long enough; `false` if something changed before.
+    async fn until_listening(&mut self, pid: u32, goal: &Goal) -> bool {
+        let until = *self.listens_until.get_or_insert_with(|| Instant::now() + listening::LIMIT);
+        while !listening::on_all(pid, &goal.assignment.task.endpoints) {
+            if Instant::now() >= until {
+                info!(task = %self.id, limit = ?listening::LIMIT, "task does not listen on all its published ports yet");
+                return true;
+            }
+            if tokio::time::timeout(listening::PAUSE, self.until_changed()).await.is_ok() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits until the task's flows have ended, or the limit has passed, or something changed.

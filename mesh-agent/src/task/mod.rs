@@ -3,7 +3,7 @@
 //! Purpose: one container for each task, brought as far as its desired state, and an account of how far it came. [`transition`]
 //! decides (pure), [`container_spec`] says what the container is (pure), [`runtime`] is the seam to the engine and [`docker`] the
 //! only implementation on a real one, [`dependencies`] keeps secrets and configs, [`driver`] walks one task, [`drain`] says how long its
-//! flows are waited for (pure), [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
+//! flows are waited for (pure), [`listening`] whether it may have any, [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
 //! on where it was.
 //!
 //! Invariants: an observed state only rises; a container that runs is never restarted by the agent, whatever happened to the agent; a
@@ -25,6 +25,7 @@ pub mod cache;
 mod drain;
 mod driver;
 pub mod engine_watch;
+mod listening;
 pub mod load;
 pub mod network;
 pub mod worker;

@@ -228,6 +228,7 @@ impl Worker {
             last: status.clone(),
             link,
             drain: Drain::default(),
+            listens_until: None,
         };
         self.tasks.insert(id, Known { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());
