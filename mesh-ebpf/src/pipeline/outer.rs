@@ -2,8 +2,8 @@
 //!
 //! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a socket, a queue for each packet. It is
 //! left what only it can do: packets that stand for several (segmentation offload), those to be fragmented, those to be refused, nodes
-//! whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in both end in the same queue
-//! of the uplink with the same source port, and on the way out a flow stays with the device once it has been there
+//! whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in both end in the
+//! same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been there
 //! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
 use super::{At, OUTER, Origin, direction_of, drop, reply, target, to_target};
