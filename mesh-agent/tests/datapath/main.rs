@@ -7,10 +7,11 @@ mod figures;
 mod netlab;
 mod node;
 mod settings;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +23,8 @@ use mesh_agent::view::BackendState;
 use mesh_ebpf::abi::{Evicted, names, protocol};
 use mesh_state::ids::TaskId;
 use netlab::{CLIENT, NODES, Netlab, TASK, run};
-use node::{Node, PUBLISHED, TARGET, Traces, configs, view};
+use node::{Node, Traces, configs, view};
+use traffic::{connect, echo, serve};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -43,56 +45,6 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Answers each connection with the client's address in a line, then with whatever it gets.
-fn serve(lab: &Netlab) {
-    lab.task.call(|| {
-        let listener = TcpListener::bind((TASK, TARGET)).expect("the task listens");
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { continue };
-                std::thread::spawn(move || {
-                    let Ok(peer) = stream.peer_addr() else { return };
-                    if writeln!(stream, "{}", peer.ip()).is_err() {
-                        return;
-                    }
-                    let mut buffer = [0; 16_384];
-                    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                        if stream.write_all(&buffer[..count]).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-    });
-}
-
-/// Connects and reads whom the task takes the client for.
-fn connect(node: Ipv4Addr) -> std::io::Result<(TcpStream, String)> {
-    let address = SocketAddr::from((node, PUBLISHED));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while byte != *b"\n" {
-        stream.read_exact(&mut byte)?;
-        line.push(byte[0]);
-    }
-    Ok((stream, String::from_utf8_lossy(&line).trim().to_owned()))
-}
-
-/// Sends bytes and expects the same back.
-fn echo(stream: &mut TcpStream, bytes: usize) {
-    let sent: Vec<u8> = (0..bytes).map(|i| u8::try_from(i % 251).unwrap_or_default()).collect();
-    let mut writer = stream.try_clone().expect("a second handle");
-    let to_send = sent.clone();
-    let writing = std::thread::spawn(move || writer.write_all(&to_send));
-    let mut seen = vec![0; bytes];
-    stream.read_exact(&mut seen).expect("the bytes come back");
-    writing.join().expect("the writer ends").expect("the bytes are sent");
-    assert!(seen == sent, "the bytes came back changed");
 }
 
 fn check_client_address(lab: &Netlab, node: usize) {
@@ -143,19 +95,24 @@ fn story(name: &str, mode: DatapathMode) {
     assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "rules of the firewall: {rules}");
     // They leave packets to the kernel's device until they know the other node's MAC.
     eventually("programs make the tunnel's packets by themselves", || {
-        let tunnelled = through_device(&lab);
+        let before = by_device(&lab);
         check_client_address(&lab, 0);
-        through_device(&lab) == tunnelled
+        by_device(&lab) == before
     });
 
     let mut live = lab.client.call(|| connect(NODES[0])).expect("a long connection").0;
-    let tunnelled = through_device(&lab);
+    let before = by_device(&lab);
     echo(&mut live, 1 << 20);
-    let has_segments = mode != DatapathMode::Xdp;
+    let after = by_device(&lab);
     assert_eq!(
-        through_device(&lab) > tunnelled,
-        has_segments,
-        "the device takes packets that stand for several"
+        after.sent, before.sent,
+        "packets that stand for several go into the tunnel by the programs too"
+    );
+    let has_segments = mode != DatapathMode::Xdp;
+    let is_received = after.received > before.received;
+    assert_eq!(
+        is_received, has_segments,
+        "the device takes packets that stand for several out of the tunnel"
     );
     let nodes = restart(&lab, nodes, &configs, &task);
     echo(&mut live, 1 << 20);
@@ -173,12 +130,19 @@ fn attach(lab: &Netlab, node: &Node, task: &TaskLink) {
     lab.nodes[1].call(move || datapath.attach_task(&task)).expect("the task is plugged in");
 }
 
-/// Packets that the first node has sent through the VXLAN device.
-fn through_device(lab: &Netlab) -> u64 {
+/// Packets of the tunnel that the first node's VXLAN device has had in its hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ByDevice {
+    received: u64,
+    sent: u64,
+}
+
+fn by_device(lab: &Netlab) -> ByDevice {
     let namespace = lab.node_namespace(0);
     let links = run(&format!("ip -n {namespace} -s -j link show mesh-vxlan0"));
     let links: serde_json::Value = serde_json::from_str(&links).expect("ip speaks JSON");
-    links[0]["stats64"]["tx"]["packets"].as_u64().expect("a count of packets")
+    let packets = |way: &str| links[0]["stats64"][way]["packets"].as_u64().expect("a count of packets");
+    ByDevice { received: packets("rx"), sent: packets("tx") }
 }
 
 fn check_hooks(node: &Node, mode: DatapathMode) {

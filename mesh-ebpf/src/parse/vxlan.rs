@@ -1,7 +1,8 @@
 //! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
 //!
 //! Towards the task's node it is the backend's id, with a bit that asks to answer the client directly. On the way back
-//! its top bit is set, and the low seven bits are the backend's load. What tasks send to each other's addresses has a VNI of its own.
+//! its top bit is set, the low seven bits are the backend's load, and the sixteen between are its id, or zero where none is told. What
+//! tasks send to each other's addresses has a VNI of its own.
 
 use super::{eth, ipv4, udp};
 use crate::packet::Packet;
@@ -47,6 +48,13 @@ impl Vni {
         Self(Self::REPLY | load & Self::LOAD)
     }
 
+    /// The same for a reply of this backend's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(self, backend: u32) -> Self {
+        Self(self.0 | (backend & Self::BACKEND) << Self::LOAD.trailing_ones())
+    }
+
     /// From a task to a task of another node, by its address.
     #[inline(always)]
     pub const fn between_tasks() -> Self {
@@ -75,6 +83,12 @@ impl Vni {
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
         self.0 & Self::REPLY != 0
+    }
+
+    /// The backend that sends a reply; 0: it isn't told.
+    #[inline(always)]
+    pub const fn sender(self) -> u32 {
+        self.0 >> Self::LOAD.trailing_ones() & Self::BACKEND
     }
 
     /// The backend's id that a request names.

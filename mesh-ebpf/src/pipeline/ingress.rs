@@ -2,9 +2,8 @@
 //!
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
-use super::outer::encapsulate;
 use super::track::{self, Tracked};
-use super::{At, drop, is_too_big, load, macs, target};
+use super::{At, drop, is_too_big, load, macs, outer, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
     flow_event, service_flag,
@@ -14,6 +13,7 @@ use crate::lookups::{Connection, FlowTable, Lookups, Opened};
 use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::Vni;
+use crate::rewrite;
 use crate::select;
 use crate::verdict::Fate;
 
@@ -64,7 +64,8 @@ pub(super) fn forward_xdp<P: Packet, L: Lookups>(
         return Fate::PASS;
     }
     let vni = Vni::request(choice.id, choice.is_dsr);
-    if encapsulate(packet, config, segment, node, vni, Direction::Request).is_none() {
+    let outer = outer::headers(packet, config, segment, node, vni, Direction::Request);
+    if packet.push_outer().is_none() || rewrite::write_outer(packet, segment.ip.total_len, &outer).is_none() {
         return drop(lookups, DropReason::Resize, Direction::Request);
     }
     lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));

@@ -1,10 +1,10 @@
 //! Tunnel packets that programs make, and take apart, by themselves.
 //!
 //! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a socket, a queue for each packet. It is
-//! left what only it can do: packets that stand for several (segmentation offload), those to be fragmented, those to be refused, nodes
-//! whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in both end in the
-//! same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been there
-//! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
+//! left what only it can do: taking out packets that stand for several (segmentation offload), those to be fragmented, those to be
+//! refused, nodes whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in
+//! both end in the same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been
+//! there ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
 use super::{At, OUTER, Origin, direction_of, drop, reply, target, to_target};
 use crate::abi::{Address, Config, Direction, DropReason, Node};
@@ -15,21 +15,24 @@ use crate::parse::{Segment, eth, ipv4};
 use crate::rewrite::{self, Outer};
 use crate::verdict::{Fate, Tunnel};
 
-/// The tunnel's headers in front of a packet that is going `direction`; `None` if there is no room for them.
+/// The longest IP packet that can be told of in the tunnel's headers.
+const LONGEST: u32 = u16::MAX as u32 - OVERHEAD as u32;
+
+/// The tunnel's headers for a packet that is going `direction`.
 #[inline(always)]
-pub(super) fn encapsulate<P: Packet>(
-    packet: &mut P,
+pub(super) fn headers<P: Packet>(
+    packet: &P,
     config: &Config,
     segment: &Segment,
     node: &Node,
     vni: Vni,
     direction: Direction,
-) -> Option<()> {
+) -> Outer {
     let (client, client_port_be) = match direction {
         Direction::Request => (&segment.ip.source, segment.transport.source_port_be),
         Direction::Reply => (&segment.ip.destination, segment.transport.destination_port_be),
     };
-    let outer = Outer {
+    Outer {
         destination_mac: node.mac,
         source_mac: node.source_mac,
         source: config.address.v4_octets(),
@@ -37,9 +40,7 @@ pub(super) fn encapsulate<P: Packet>(
         source_port_be: rewrite::tunnel_source_port(packet, client, client_port_be),
         port_be: config.tunnel_port_be,
         vni,
-    };
-    packet.push_outer()?;
-    rewrite::write_outer(packet, segment.ip.total_len, &outer)
+    }
 }
 
 /// TC: into the tunnel, by this program if it can, or else by the VXLAN device.
@@ -53,16 +54,22 @@ pub(super) fn enter<P: Packet, L: Lookups>(
     direction: Direction,
 ) -> Fate {
     let by_device = Fate::tunnel(tunnel.peer, tunnel.vni);
-    if packet.segment_size() != 0 || segment.ip.total_len > config.tunnel_mtu {
+    // Packets that what stands for several becomes fit the tunnel, or it would have been refused.
+    let longest = if packet.segment_size() == 0 { config.tunnel_mtu } else { LONGEST };
+    if segment.ip.total_len > longest {
         return by_device;
     }
     let Some(node) = lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) else {
         return by_device;
     };
-    if node.mac.is_none() || encapsulate(packet, config, segment, node, tunnel.vni, direction).is_none() {
+    let outer = headers(packet, config, segment, node, tunnel.vni, direction);
+    if node.mac.is_none() || packet.push_outer().is_none() {
         return by_device;
     }
-    Fate::emit(node.ifindex)
+    match rewrite::write_outer(packet, segment.ip.total_len, &outer) {
+        Some(()) => Fate::emit(node.ifindex),
+        None => drop(lookups, DropReason::Resize, direction),
+    }
 }
 
 /// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has none.
@@ -146,16 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn the_device_gets_what_stands_for_several_into_the_tunnel() {
+    fn what_stands_for_several_goes_into_the_tunnel_as_it_is() {
         for (hook, name) in [
             (Hook::Uplink, "tc: a SYN for a remote backend goes into the tunnel, by the program"),
             (Hook::Task, "task: a SYN-ACK goes back through the tunnel, its MSS clamped, by the program"),
         ] {
             let (fixture, tables) = like(hook, name);
-            let whole = hook.run(&mut frame(&fixture, 0), &tables);
-            assert!(matches!(whole, Verdict::Emit { .. }), "{name}: {whole:?}");
-            let several = hook.run(&mut frame(&fixture, 1398), &tables);
-            assert!(matches!(several, Verdict::Tunnel(_)), "{name}: {several:?}");
+            let mut several = frame(&fixture, 1398);
+            assert_eq!(hook.run(&mut several, &tables), fixture.verdict, "{name}");
+            assert_eq!(several.bytes, fixture.output, "{name}");
         }
     }
 

@@ -22,6 +22,9 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
     let Some(flow) = track::find(lookups.flows(), &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
+    if is_left(&segment, flow.value().backend, vni.sender()) {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    }
     let is_for_next = match at {
         At::Xdp => flow.value().uplink != packet.ifindex(),
         At::Tc => is_for_device(packet, &flow),
@@ -64,12 +67,22 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     let Some(flow) = track::find(lookups.flows(), &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
+    if is_left(segment, flow.value().backend, vni.sender()) {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    }
     account(packet, lookups, segment, &key, &flow);
     keep_load(lookups, flow.value().backend, vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Fate::emit(flow.value().uplink),
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
+}
+
+/// Whether `sender` (0: it isn't told) is a backend that the connection has left: its repeated SYN went to another, and an answer of the
+/// first one's, come late, would be confirmed to the other, which knows nothing of it. A datagram answers a question, whoever sends it.
+#[inline(always)]
+fn is_left(segment: &Segment, backend: u32, sender: u32) -> bool {
+    !segment.is_udp() && sender != 0 && sender != backend
 }
 
 /// Keeps what the task's node tells of the backend's load, if anything.
@@ -80,17 +93,23 @@ fn keep_load<L: Lookups>(lookups: &L, backend: u32, vni: Vni) {
     }
 }
 
-/// The reply of a task of this node: notes and counts it.
+/// The reply of a task of this node, the backend `sender`: notes and counts it. `false` if the connection has left it.
 #[inline(always)]
 pub(super) fn account_local<P: Packet, L: Lookups>(
     packet: &P,
     lookups: &L,
     segment: &Segment,
     key: &FlowKey,
-) {
-    if let Some(flow) = track::find(lookups.flows(), key) {
-        account(packet, lookups, segment, key, &flow);
+    sender: u32,
+) -> bool {
+    let Some(flow) = track::find(lookups.flows(), key) else {
+        return true;
+    };
+    if is_left(segment, flow.value().backend, sender) {
+        return false;
     }
+    account(packet, lookups, segment, key, &flow);
+    true
 }
 
 /// Notes the reply on its flow, and counts it.

@@ -48,6 +48,7 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     id: u32,
     source: &Source,
 ) -> Fate {
+    // Not by `backend_for`: the verifier loses an address that is chosen by the packet's version twice.
     let backend = match lookups.backend(id) {
         Some(backend) if backend.is_alive() && backend.is_local() => backend,
         other => return turn_away(lookups, segment, other),
@@ -334,21 +335,33 @@ pub(super) fn answer<P: Packet, L: Lookups>(
         return Fate::refuse(DropReason::TooBig);
     }
     track::note(lookups.nats(), &key, &found, Direction::Reply, &segment.transport, lookups.now_ns());
-    match send_back(packet, lookups, config, segment, nat) {
+    if nat.via.is_none() && !account(packet, lookups, segment, nat) {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    }
+    match send_back(packet, config, segment, nat) {
         Some(()) => way_back(lookups, config, nat),
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
+/// Notes and counts a reply for a client of this node's; `false` if the client's connection has left this task.
+#[inline(always)]
+fn account<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, nat: &Nat) -> bool {
+    let Some(address_index) = lookups.address_index(&nat.vip) else {
+        return true;
+    };
+    let key = FlowKey {
+        client: segment.ip.destination,
+        client_port_be: nat.client_port_be,
+        reserved: [0; 2],
+        vip: VipId::new(address_index, segment.ip.protocol, nat.vip_port_be.get()),
+    };
+    reply::account_local(packet, lookups, segment, &key, nat.backend)
+}
+
 /// Translates a reply, and does all else that its way back to the client asks for.
 #[inline(always)]
-fn send_back<P: Packet, L: Lookups>(
-    packet: &mut P,
-    lookups: &L,
-    config: &Config,
-    segment: &Segment,
-    nat: &Nat,
-) -> Option<()> {
+fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat: &Nat) -> Option<()> {
     let to = Translation {
         end: End::Source,
         address: nat.vip,
@@ -359,15 +372,6 @@ fn send_back<P: Packet, L: Lookups>(
         // The client's packets come through the tunnel, whichever way these go.
         clamp_mss(packet, config, segment)?;
         return rewrite::translate(packet, segment, &to);
-    }
-    if let Some(address_index) = lookups.address_index(&nat.vip) {
-        let key = FlowKey {
-            client: segment.ip.destination,
-            client_port_be: nat.client_port_be,
-            reserved: [0; 2],
-            vip: VipId::new(address_index, segment.ip.protocol, nat.vip_port_be.get()),
-        };
-        reply::account_local(packet, lookups, segment, &key);
     }
     rewrite::translate(packet, segment, &to)?;
     rewrite::set_macs(packet, nat.client_mac, nat.node_mac)
@@ -382,5 +386,6 @@ pub(super) fn way_back<L: Lookups>(lookups: &L, config: &Config, nat: &Nat) -> F
     if answers_directly(config, nat) {
         return Fate::route(config.uplink_ifindex);
     }
-    Fate::tunnel(nat.via.v4_octets(), Vni::reply(lookups.load(nat.backend).unwrap_or(0)))
+    let load = lookups.load(nat.backend).unwrap_or(0);
+    Fate::tunnel(nat.via.v4_octets(), Vni::reply(load).of(nat.backend))
 }

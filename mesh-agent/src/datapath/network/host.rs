@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use ipnet::Ipv4Net;
 use tracing::warn;
 
-use super::netlink::{Link, Netlink};
+use super::netlink::{Link, Netlink, Vxlan};
 use crate::datapath::error::DatapathError;
 use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
@@ -37,7 +37,7 @@ pub(crate) fn ensure_tunnel(
 ) -> Result<Link, DatapathError> {
     let mtu = uplink_mtu.saturating_sub(TUNNEL_OVERHEAD);
     match find(netlink)? {
-        Some(link) if link.vxlan == Some((port, true)) => {
+        Some(link) if link.vxlan == Some(Vxlan::tunnel(port)) => {
             if link.mtu != mtu || !link.is_up || link.has_arp {
                 netlink
                     .set_up(link.index, mtu)
@@ -47,7 +47,7 @@ pub(crate) fn ensure_tunnel(
         }
         Some(other) => netlink
             .delete_link(other.index)
-            .map_err(DatapathError::netlink(format!("replacing {TUNNEL_DEVICE} of another port")))?,
+            .map_err(DatapathError::netlink(format!("replacing {TUNNEL_DEVICE} of other ports")))?,
         None => {}
     }
     netlink.add_vxlan(TUNNEL_DEVICE, port, mtu).map_err(DatapathError::netlink(format!(

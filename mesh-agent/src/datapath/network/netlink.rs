@@ -45,10 +45,28 @@ pub(crate) struct Link {
     pub(crate) has_arp: bool,
     /// Index of the other end, for a veth, in that end's namespace.
     pub(crate) peer: Option<u32>,
-    /// UDP port and collect-metadata mode, for a VXLAN device.
-    pub(crate) vxlan: Option<(u16, bool)>,
+    /// What makes a VXLAN device the one that it is.
+    pub(crate) vxlan: Option<Vxlan>,
     /// Whether an XDP program runs in the driver (true) or generically (false).
     pub(crate) is_xdp_native: Option<bool>,
+}
+
+/// What can't be changed of a VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Vxlan {
+    /// UDP port.
+    pub(crate) port: u16,
+    /// Whether each packet says where it goes (collect-metadata mode).
+    pub(crate) is_external: bool,
+    /// First and last source port of what it sends.
+    pub(crate) source_ports: (u16, u16),
+}
+
+impl Vxlan {
+    /// The tunnel device on this port.
+    pub(crate) const fn tunnel(port: u16) -> Self {
+        Self { port, is_external: true, source_ports: (SOURCE_PORT_MIN, SOURCE_PORT_MAX) }
+    }
 }
 
 /// Where packets to an address go.
@@ -217,11 +235,12 @@ impl Netlink {
     /// Creates a VXLAN device in collect-metadata mode, up. Nobody is asked for Ethernet addresses on it: the tunnel's other end is all
     /// that a route needs to name.
     pub(crate) fn add_vxlan(&mut self, name: &str, port: u16, mtu: u32) -> io::Result<()> {
+        let Vxlan { port, is_external, source_ports: (first, last) } = Vxlan::tunnel(port);
         let message = LinkMessageBuilder::<LinkVxlan>::new(name)
-            .collect_metadata(true)
+            .collect_metadata(is_external)
             .learning(false)
             .port(port)
-            .port_range(SOURCE_PORT_MIN, SOURCE_PORT_MAX)
+            .port_range(first, last)
             .mtu(mtu)
             .arp(false)
             .up()
@@ -283,12 +302,16 @@ fn read_link_info(link: &mut Link, infos: &[LinkInfo]) {
         match info {
             LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
             LinkInfo::Data(InfoData::Vxlan(settings)) => {
-                let port = settings.iter().find_map(|setting| match setting {
-                    InfoVxlan::Port(port) => Some(*port),
-                    _ => None,
-                });
-                let is_external = settings.contains(&InfoVxlan::CollectMetadata(true));
-                link.vxlan = Some((port.unwrap_or_default(), is_external));
+                let mut vxlan = Vxlan::default();
+                for setting in settings {
+                    match setting {
+                        InfoVxlan::Port(port) => vxlan.port = *port,
+                        InfoVxlan::CollectMetadata(is_external) => vxlan.is_external = *is_external,
+                        InfoVxlan::PortRange(source_ports) => vxlan.source_ports = *source_ports,
+                        _ => {}
+                    }
+                }
+                link.vxlan = Some(vxlan);
             }
             _ => {}
         }

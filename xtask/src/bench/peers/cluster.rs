@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::load::ONE_CPU;
+use super::load::{FIRST_CPU, last_cpu};
 use crate::command::Program;
 use crate::lab::netns::Netns;
 
@@ -148,17 +148,16 @@ impl Cluster {
         })
     }
 
-    /// Does something while everything that was started here runs on [`ONE_CPU`] only.
-    pub(super) fn on_one_cpu<T>(&self, doing: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Does something while everything that was started here runs on [`FIRST_CPU`] only.
+    pub(super) fn on_first_cpu<T>(&self, doing: impl FnOnce() -> Result<T>) -> Result<T> {
         let confine = |cpus: &str| {
             self.processes.iter().try_for_each(|process| {
                 Program::new("taskset").args(["-a", "-p", "-c", cpus, &process.id().to_string()]).run()
             })
         };
-        let all = std::thread::available_parallelism().map_or(1, usize::from);
-        confine(ONE_CPU)?;
+        confine(FIRST_CPU)?;
         let done = doing();
-        confine(&format!("0-{}", all - 1))?;
+        confine(&format!("{FIRST_CPU}-{}", last_cpu()))?;
         done
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -34,8 +35,24 @@ pub(super) fn build(quick: bool) -> Result<Binaries> {
     Ok(Binaries { load: directory.join("bench-load"), proxy: directory.join("examples/bench_proxy") })
 }
 
-/// The CPU that has to do everything by itself.
-pub(super) const ONE_CPU: &str = "0";
+/// Where what is confined runs.
+pub(super) const FIRST_CPU: &str = "0";
+
+/// The CPU that is furthest from [`FIRST_CPU`].
+pub(super) fn last_cpu() -> String {
+    (thread::available_parallelism().map_or(1, usize::from) - 1).to_string()
+}
+
+/// Where the two ends of a measurement run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Where the scheduler puts them.
+    Anywhere,
+    /// Each on a CPU of its own.
+    Apart,
+    /// Both on one.
+    Together,
+}
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +81,16 @@ impl Metric {
             Self::Down => "bulk to the client, Gbit/s",
             Self::Up => "bulk to the task, Gbit/s",
             Self::DownOneCpu => "bulk to the client on one CPU, Gbit/s",
+        }
+    }
+
+    /// Where its ends run, if the kernel alone is between them. Without a word the scheduler would put them on one CPU in one moment
+    /// and on two in the next, a difference greater than that of any two ways. Proxies need room for themselves.
+    pub(super) const fn place(self, is_proxied: bool) -> Place {
+        match self {
+            Self::DownOneCpu => Place::Together,
+            Self::Down | Self::Up if !is_proxied => Place::Apart,
+            Self::New | Self::KeepAlive | Self::Down | Self::Up => Place::Anywhere,
         }
     }
 
@@ -102,18 +129,21 @@ struct Said {
     ms: f64,
 }
 
-/// Asks `destination` from `client` for `ms` milliseconds.
+/// Asks `destination` from `client`, which runs as `place` says, for `ms` milliseconds.
 pub(super) fn measure(
     binaries: &Binaries,
     client: &Netns,
     destination: SocketAddrV4,
     metric: Metric,
+    place: Place,
     ms: u32,
 ) -> Result<Seen> {
+    let confined = |cpu: &str| Program::new("taskset").args(["-c", cpu]).arg(&binaries.load);
     let said = client.run(|| {
-        let load = match metric {
-            Metric::DownOneCpu => Program::new("taskset").args(["-c", ONE_CPU]).arg(&binaries.load),
-            _ => Program::new(&binaries.load),
+        let load = match place {
+            Place::Anywhere => Program::new(&binaries.load),
+            Place::Apart => confined(&last_cpu()),
+            Place::Together => confined(FIRST_CPU),
         };
         load.args([metric.role(), &destination.to_string(), "--ms", &ms.to_string()])
             .args(["--parallel", &metric.connections().to_string()])

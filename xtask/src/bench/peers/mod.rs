@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use self::load::Metric;
+use self::load::{Metric, Place};
 use self::outcome::Outcomes;
 use self::way::{Paved, Way};
 use super::{leftovers, objects, report};
@@ -99,9 +99,10 @@ fn repeated(
     metric: Metric,
     ms: u32,
 ) -> Result<load::Seen> {
+    let place = metric.place(way.is_proxied());
     let measure = || {
-        let measure = || load::measure(binaries, &made.cluster.client, way.destination(), metric, ms);
-        if metric == Metric::DownOneCpu { made.cluster.on_one_cpu(measure) } else { measure() }
+        let measure = || load::measure(binaries, &made.cluster.client, way.destination(), metric, place, ms);
+        if place == Place::Anywhere { measure() } else { made.cluster.on_first_cpu(measure) }
     };
     for _ in 1..MEASUREMENTS {
         match measure() {
@@ -114,7 +115,8 @@ fn repeated(
 
 /// Waits until the way works.
 fn answers(binaries: &load::Binaries, way: Way, made: &Paved) -> Result<()> {
-    let ask = || load::measure(binaries, &made.cluster.client, way.destination(), Metric::New, QUICK_MS);
+    let (client, anywhere) = (&made.cluster.client, Place::Anywhere);
+    let ask = || load::measure(binaries, client, way.destination(), Metric::New, anywhere, QUICK_MS);
     for _ in 1..ATTEMPTS {
         if ask().is_ok() {
             return Ok(());
