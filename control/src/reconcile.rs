@@ -23,7 +23,7 @@ use crate::plan::Plan;
 use crate::planners::Planner;
 use crate::watch::{Feed, NotSeen};
 
-/// Changes that come closer together than this are planned on together.
+/// Changes that come closer together than this, or so soon after a pass, are planned on together.
 const QUIET: Duration = Duration::from_millis(20);
 /// But no change waits longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -86,6 +86,7 @@ impl Driver {
         loop {
             snapshots.mark_unchanged();
             let wake_at = self.pass(term).await;
+            let passed = Instant::now();
             let wait = wake_at.map_or(PERIOD, |moment| self.time_until(moment).clamp(RETRY, PERIOD));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -93,7 +94,10 @@ impl Driver {
                     if changed.is_err() {
                         return;
                     }
-                    settle(&mut snapshots).await;
+                    // The first after a calm waits for nothing: most come alone.
+                    if passed.elapsed() < QUIET {
+                        settle(&mut snapshots).await;
+                    }
                 }
             }
         }

@@ -34,13 +34,17 @@ use zeroize::Zeroizing;
 use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_NAME};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
-use super::runtime::{ContainerFacts, Health, Phase, Runtime, RuntimeError};
+use super::runtime::{ContainerFacts, Health, Made, Phase, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a pull may make no progress.
 const PULL_IDLE_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// How the engine begins to say that it has no such image.
+const NO_IMAGE: &str = "No such image";
+/// Events that may change what there is to know of a container. Others come by the hundred: each health check makes three.
+const TELLING_EVENTS: [&str; 7] = ["start", "die", "destroy", "health_status", "pause", "unpause", "rename"];
 /// Events of this long before a subscription are asked for too: what happened while the stream was down or being opened.
 const EVENTS_OVERLAP: Duration = Duration::from_secs(5);
 
@@ -74,11 +78,6 @@ impl DockerEngine {
 
 #[async_trait]
 impl Runtime for DockerEngine {
-    async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
-        let inspected = self.client(CALL_TIMEOUT)?.inspect_image(reference).await;
-        present(inspected.map_err(failed_or_absent)).map(|image| image.is_some())
-    }
-
     async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
         let credentials = auth.map(credentials).transpose()?;
         let client = self.client(CALL_TIMEOUT)?;
@@ -100,11 +99,18 @@ impl Runtime for DockerEngine {
         }
     }
 
-    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError> {
+    async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError> {
         let options =
             CreateContainerOptions { name: Some(plan.name.clone()), ..CreateContainerOptions::default() };
-        let made = self.client(CALL_TIMEOUT)?.create_container(Some(options), plan.body.clone()).await;
-        made.map(drop).map_err(failed)
+        match self.client(CALL_TIMEOUT)?.create_container(Some(options), plan.body.clone()).await {
+            Ok(made) => Ok(Made::Container(made.id)),
+            Err(Error::DockerResponseServerError { status_code: 404, message })
+                if message.starts_with(NO_IMAGE) =>
+            {
+                Ok(Made::NoImage(message))
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 
     async fn start(&self, container: &str) -> Result<(), RuntimeError> {
@@ -148,8 +154,10 @@ impl Runtime for DockerEngine {
             Ok(client) => client,
             Err(error) => return stream::once(async { Err(error) }).boxed(),
         };
-        let filters = [("type", "container"), ("label", NODE_LABEL)];
-        let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
+        let filters = [("type", &["container"][..]), ("label", &[NODE_LABEL]), ("event", &TELLING_EVENTS)];
+        let filters = filters.map(|(key, values)| {
+            (key.to_owned(), values.iter().map(|&value| value.to_owned()).collect::<Vec<_>>())
+        });
         let since =
             SystemTime::now().checked_sub(EVENTS_OVERLAP).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let options = EventsOptions {

@@ -13,6 +13,18 @@ use mesh_state::task::{Assignment, Drain};
 
 use super::network::Draining;
 
+/// How far a task's drain is.
+#[derive(Debug, Default)]
+pub(super) enum DrainStage {
+    /// It is not to stop.
+    #[default]
+    Ahead,
+    /// Its flows end.
+    Underway(Progress),
+    /// It may be stopped.
+    Over,
+}
+
 /// How often flows are counted.
 pub(super) const COUNT_INTERVAL: Duration = Duration::from_millis(100);
 /// For so long no flow must go on: one may be on its way from a node that had just selected the task.

@@ -11,12 +11,12 @@ use mesh_state::task::{Assignment, TaskState, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::container_spec::{self, NodeIdentity};
+use super::container_spec::{self, ContainerPlan, NodeIdentity};
 use super::dependencies::{Dependencies, Missing};
-use super::drain::{Progress, Verdict};
+use super::drain::{DrainStage, Progress, Verdict};
 use super::listening;
 use super::network::{RunningTask, TaskNetwork};
-use super::runtime::{ContainerFacts, Runtime, RuntimeError};
+use super::runtime::{ContainerFacts, Made, Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
 use crate::control_link::backoff::Backoff;
 
@@ -67,21 +67,23 @@ pub(super) struct Driver {
     pub(super) last: TaskStatus,
     pub(super) link: Link,
     /// Its drain, once it is to stop.
-    pub(super) drain: Drain,
+    pub(super) drain: DrainStage,
     /// When waiting for it to listen ends, once that has begun.
     pub(super) listens_until: Option<Instant>,
+    /// What is known of its container without a look.
+    pub(super) sight: Sight,
 }
 
-/// How far a task's drain is.
+/// What is known of a container without asking the engine.
 #[derive(Debug, Default)]
-pub(super) enum Drain {
-    /// It is not to stop.
+pub(super) enum Sight {
+    /// Nothing.
     #[default]
-    Ahead,
-    /// Its flows end.
-    Underway(Progress),
-    /// It may be stopped.
-    Over,
+    None,
+    /// There is none: this node hears of the task for the first time. Should it have forgotten the task, the name is taken.
+    Absent,
+    /// It was made this moment.
+    Made(ContainerFacts),
 }
 
 /// What taking a step came to.
@@ -105,7 +107,7 @@ impl Driver {
         let mut trouble = String::new();
         loop {
             let goal = self.goal.borrow_and_update().clone();
-            let taken = match self.ground.runtime.inspect(&self.container(&goal)).await {
+            let taken = match self.look(&goal).await {
                 Ok(seen) => self.advance(&goal, seen.as_ref()).await,
                 Err(error) => Taken::Retry(format!("look at the container: {error}")),
             };
@@ -138,6 +140,15 @@ impl Driver {
         }
     }
 
+    async fn look(&mut self, goal: &Goal) -> Result<Option<ContainerFacts>, RuntimeError> {
+        match std::mem::take(&mut self.sight) {
+            Sight::Made(facts) => Ok(Some(facts)),
+            // What is to end must not be missed.
+            Sight::Absent if goal.desired < TaskState::Shutdown => Ok(None),
+            Sight::Absent | Sight::None => self.ground.runtime.inspect(&self.container(goal)).await,
+        }
+    }
+
     /// Takes steps until one changed the container or there is none.
     async fn advance(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         loop {
@@ -146,7 +157,7 @@ impl Driver {
                 container: seen,
                 last: &self.last,
                 link: self.link,
-                drains: !matches!(self.drain, Drain::Over) && !goal.assignment.task.endpoints.is_empty(),
+                drains: !matches!(self.drain, DrainStage::Over) && !goal.assignment.task.endpoints.is_empty(),
             };
             let step = next(now(), &situation);
             debug!(task = %self.id, ?step, "next step");
@@ -186,7 +197,7 @@ impl Driver {
         }
     }
 
-    /// Gets the image, places the task's secrets and configs and makes the container. A pull that fails is only logged: the engine's answer to the creation decides.
+    /// Places the task's secrets and configs and makes the container.
     async fn prepare(&mut self, goal: &Goal) -> Taken {
         let files_root = self.ground.dependencies.root();
         let plan = match container_spec::plan(&goal.assignment, &self.ground.node, files_root) {
@@ -197,21 +208,6 @@ impl Driver {
         if let BridgeState::NotYet(reason) = bridge {
             self.note(&reason).await;
             return Taken::Retry(reason);
-        }
-        let runtime = Arc::clone(&self.ground.runtime);
-        match runtime.has_image(&plan.image).await {
-            Ok(true) => {}
-            Ok(false) => {
-                let pulled = tokio::select! {
-                    pulled = runtime.pull_image(&plan.image, goal.assignment.registry_auth.as_ref()) => pulled,
-                    // The task may be called off meanwhile.
-                    _ = self.goal.changed() => return Taken::Done,
-                };
-                if let Err(error) = pulled {
-                    warn!(task = %self.id, image = plan.image, %error, "pull image");
-                }
-            }
-            Err(error) => return Taken::Retry(format!("look for the image: {error}")),
         }
         let dependencies = Arc::clone(&self.ground.dependencies);
         let placed = tokio::select! {
@@ -226,14 +222,39 @@ impl Driver {
             }
             Err(Missing::Refused(reason)) => return self.fail(&reason).await,
         }
-        match runtime.create(&plan).await {
-            Err(RuntimeError::Refused(reason)) => match runtime.inspect(&plan.name).await {
-                // Made before, by an agent that died before it could tell.
-                Ok(Some(_)) => Taken::Done,
-                Ok(None) => self.fail(&reason).await,
-                Err(error) => Taken::Retry(error.to_string()),
-            },
-            other => done(other),
+        self.make(goal, &plan).await
+    }
+
+    /// Makes the container, getting its image first if it is missing. A pull that fails is only logged: the engine's answer to the
+    /// creation decides.
+    async fn make(&mut self, goal: &Goal, plan: &ContainerPlan) -> Taken {
+        let runtime = Arc::clone(&self.ground.runtime);
+        let mut made = runtime.create(plan).await;
+        if let Ok(Made::NoImage(_)) = made {
+            let pulled = tokio::select! {
+                pulled = runtime.pull_image(&plan.image, goal.assignment.registry_auth.as_ref()) => pulled,
+                // The task may be called off meanwhile.
+                _ = self.goal.changed() => return Taken::Done,
+            };
+            if let Err(error) = pulled {
+                warn!(task = %self.id, image = plan.image, %error, "pull image");
+            }
+            made = runtime.create(plan).await;
+        }
+        match made {
+            Ok(Made::Container(id)) => {
+                self.sight = Sight::Made(ContainerFacts::made(id));
+                Taken::Done
+            }
+            Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {
+                match runtime.inspect(&plan.name).await {
+                    // Made before, by an agent that died before it could tell.
+                    Ok(Some(_)) => Taken::Done,
+                    Ok(None) => self.fail(&reason).await,
+                    Err(error) => Taken::Retry(error.to_string()),
+                }
+            }
+            Err(error) => Taken::Retry(error.to_string()),
         }
     }
 
@@ -285,8 +306,8 @@ impl Driver {
     /// Waits until the task's flows have ended, or the limit has passed, or something changed.
     async fn drain(&mut self, goal: &Goal) -> Taken {
         let mut progress = match std::mem::take(&mut self.drain) {
-            Drain::Underway(progress) => progress,
-            Drain::Ahead | Drain::Over => {
+            DrainStage::Underway(progress) => progress,
+            DrainStage::Ahead | DrainStage::Over => {
                 info!(task = %self.id, limit_s = goal.assignment.drain.limit_s, "drain task");
                 Progress::begin(Instant::now())
             }
@@ -315,7 +336,8 @@ impl Driver {
                 },
             }
         };
-        self.drain = if matches!(taken, Taken::Told) { Drain::Over } else { Drain::Underway(progress) };
+        self.drain =
+            if matches!(taken, Taken::Told) { DrainStage::Over } else { DrainStage::Underway(progress) };
         taken
     }
 

@@ -47,6 +47,31 @@ pub enum Phase {
     Exited,
 }
 
+impl ContainerFacts {
+    /// What there is to know of a container that was just made.
+    pub const fn made(id: String) -> Self {
+        Self {
+            id,
+            phase: Phase::Created,
+            pid: 0,
+            exit_code: 0,
+            error: String::new(),
+            health: Health::Unchecked,
+            address: None,
+            address6: None,
+        }
+    }
+}
+
+/// What came of asking for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// It was made, with this id.
+    Container(String),
+    /// Its image is not here; the engine's words.
+    NoImage(String),
+}
+
 /// What a container's health check says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -74,14 +99,11 @@ pub enum RuntimeError {
 /// A local container engine.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Whether the engine has the image.
-    async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError>;
-
     /// Gets the image from its registry.
     async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError>;
 
-    /// Makes a container; it is not started.
-    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError>;
+    /// Makes a container of an image that is here; it is not started.
+    async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError>;
 
     /// Starts a container.
     async fn start(&self, container: &str) -> Result<(), RuntimeError>;
@@ -98,7 +120,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Every container that an agent made, with its task.
     async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError>;
 
-    /// Tasks whose container changed, as it happens. The stream ends or fails when the engine goes away.
+    /// Tasks whose container may have come to something else, as it happens. The stream ends or fails when the engine goes away.
     fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>>;
 
     /// The network `mesh` as it is.

@@ -19,7 +19,8 @@ use super::bridge::BridgePlan;
 use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
 use super::dependencies::Dependencies;
-use super::driver::{BridgeState, Drain, Driver, Goal, Ground, Update};
+use super::drain::DrainStage;
+use super::driver::{BridgeState, Driver, Goal, Ground, Sight, Update};
 use super::engine_watch::{Heard, follow_events, keep_bridge};
 use super::network::TaskNetwork;
 use super::runtime::{Runtime, RuntimeError};
@@ -227,8 +228,9 @@ impl Worker {
             nudge: Arc::clone(&nudge),
             last: status.clone(),
             link,
-            drain: Drain::default(),
+            drain: DrainStage::default(),
             listens_until: None,
+            sight: if status.state == TaskState::Assigned { Sight::Absent } else { Sight::None },
         };
         self.tasks.insert(id, Known { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());

@@ -160,9 +160,7 @@ impl Cluster {
         eventually(&format!("{wanted:?}"), AWAIT_LIMIT, || match wanted {
             Await::Running { service, count } => {
                 let tasks = self.tasks_of(service)?;
-                let running = tasks.iter().filter(|task| task.is("running", "running")).count();
-                let settled = tasks.iter().all(Task::is_settled);
-                ensure!(running == *count && settled, "{tasks:?}");
+                ensure!(all_run(&tasks, *count), "{tasks:?}");
                 Ok(())
             }
             Await::State { service, state, count } => {
@@ -202,6 +200,14 @@ impl Cluster {
         Ok(tasks.iter().map(Task::read).collect())
     }
 
+    /// Whether `count` tasks of the service run, and no other is under way.
+    ///
+    /// # Errors
+    /// When the API doesn't answer, or there is no such service.
+    pub(super) fn runs(&self, service: &str, count: usize) -> Result<bool> {
+        Ok(all_run(&self.tasks_of(service)?, count))
+    }
+
     fn tasks_of(&self, service: &str) -> Result<Vec<Task>> {
         let id = self.get(&format!("/services/{service}"))?["ID"].as_str().context("an id")?.to_owned();
         Ok(self.tasks()?.into_iter().filter(|task| task.service == id).collect())
@@ -211,6 +217,11 @@ impl Cluster {
         let answer = ready::get_unix(self.socket(FIRST_NODE)?, path)?;
         serde_json::from_str(&answer).with_context(|| format!("understand {path}"))
     }
+}
+
+fn all_run(tasks: &[Task], count: usize) -> bool {
+    tasks.iter().filter(|task| task.is("running", "running")).count() == count
+        && tasks.iter().all(Task::is_settled)
 }
 
 /// As much of a task as awaiting needs.

@@ -13,7 +13,7 @@ use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
 use crate::task::engine_watch::watch_engine;
 use crate::task::network::{Draining, RunningTask, TaskNetworkError};
-use crate::task::runtime::{ContainerFacts, Health, Phase};
+use crate::task::runtime::{ContainerFacts, Made, Phase};
 
 /// An engine in memory. Containers are kept by name; an id is a name.
 #[derive(Default)]
@@ -24,6 +24,8 @@ struct Engine {
 #[derive(Default)]
 struct EngineState {
     away: bool,
+    /// Whether the image is here; it is once it was asked for.
+    has_image: bool,
     containers: BTreeMap<String, (TaskId, ContainerFacts)>,
     starts: usize,
 }
@@ -51,28 +53,25 @@ impl Engine {
 
 #[async_trait]
 impl Runtime for Engine {
-    async fn has_image(&self, _reference: &str) -> Result<bool, RuntimeError> {
-        self.with(|_| true)
-    }
-
     async fn pull_image(&self, _reference: &str, _auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
         self.with(|_| ())
     }
 
-    async fn create(&self, plan: &ContainerPlan) -> Result<(), RuntimeError> {
+    async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError> {
         let labels = plan.body.labels.clone().unwrap_or_default();
         let task = TaskId::from(labels.get(TASK_ID_LABEL).cloned().unwrap_or_default());
-        let facts = ContainerFacts {
-            id: plan.name.clone(),
-            phase: Phase::Created,
-            pid: 7,
-            exit_code: 0,
-            error: String::new(),
-            health: Health::Unchecked,
-            address: Some([10, 128, 0, 2].into()),
-            address6: None,
-        };
-        self.with(|state| state.containers.insert(plan.name.clone(), (task, facts))).map(drop)
+        let (pid, address) = (7, Some([10, 128, 0, 2].into()));
+        let facts = ContainerFacts { pid, address, ..ContainerFacts::made(plan.name.clone()) };
+        self.with(|state| {
+            if !std::mem::replace(&mut state.has_image, true) {
+                return Ok(Made::NoImage("No such image: x".to_owned()));
+            }
+            if state.containers.contains_key(&plan.name) {
+                return Err(RuntimeError::Refused("the name is in use".to_owned()));
+            }
+            state.containers.insert(plan.name.clone(), (task, facts));
+            Ok(Made::Container(plan.name.clone()))
+        })?
     }
 
     async fn start(&self, container: &str) -> Result<(), RuntimeError> {
@@ -295,5 +294,31 @@ async fn a_new_worker_starts_nothing_twice_and_ends_only_what_control_left_out()
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(engine.starts(), 2, "nothing is started twice");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_container_that_is_there_already_is_taken_over() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    let mut bench = Bench::start(&engine, &directory.path().join("first"));
+    bench.assign(AssignmentChange::Full(vec![assignment("t1")])).await;
+    bench.until("t1", TaskState::Running).await;
+    bench.end().await;
+
+    // An agent that has forgotten everything.
+    let mut bench = Bench::start(&engine, &directory.path().join("second"));
+    bench.assign(AssignmentChange::Full(vec![assignment("t1")])).await;
+    bench.until("t1", TaskState::Running).await;
+    assert_eq!(engine.starts(), 1, "it is not started again");
+    bench.end().await;
+
+    let mut ending = assignment("t1");
+    ending.task.desired_state = TaskState::Shutdown;
+    let mut bench = Bench::start(&engine, &directory.path().join("third"));
+    bench.assign(AssignmentChange::Full(vec![ending])).await;
+    bench.until("t1", TaskState::Shutdown).await;
+    let phase = engine.with(|state| state.containers["web.1.t1"].1.phase).expect("the engine is there");
+    assert_eq!(phase, Phase::Exited, "what is to end was looked for first");
     bench.end().await;
 }
