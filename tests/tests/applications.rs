@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{env, fs, process};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::deposit::Deposit;
@@ -85,51 +86,80 @@ version: 0.1
 log: {accesslog: {disabled: false}}
 storage: {filesystem: {rootdirectory: /var/lib/registry}}
 http: {addr: ':5000', secret: not-needed-by-one-replica}
+auth: {htpasswd: {realm: team, path: /run/secrets/registry-users}}
 ";
+const REGISTRY_PASSWORD: &str = "open sesame";
+/// As `htpasswd -B` writes it.
+const REGISTRY_USERS: &str = "team:$2b$05$HZU0ZfQtypxkLpZlAP7OhehfuTbfoAEzK2Apz1FqigES4fDJ5Jqjy\n";
 
 #[test]
 fn images_are_pushed_to_a_registry_and_pulled_by_any_nodes_address() -> Result<()> {
     let cluster = cluster()?;
     lab::give(&cluster, Application::Registry, &["node-3"])?;
     let config = Deposit::config(&cluster, "registry-config", REGISTRY_CONFIG.as_bytes())?;
+    let users = Deposit::secret(&cluster, "registry-users", REGISTRY_USERS.as_bytes())?;
     let arguments = [
         "--detach",
         "--constraint=node.hostname==node-3",
         "--config=source=registry-config,target=/etc/docker/registry/config.yml",
+        "--secret=registry-users",
         "--publish=5000:5000",
         "--no-resolve-image",
         "registry:2",
     ];
     let registry = Service::create(&cluster, "registry", &arguments)?;
     cluster.wait_running(registry.name(), 1, PATIENCE)?;
-    for server in cluster.everywhere(5000) {
-        eventually("the registry", PATIENCE, || cluster.ask(server, "/v2/").map(drop))?;
-    }
+    let logged_in = log_in(&cluster)?;
     // Pushed through the node after the one that pushes, pulled through the next.
     let nodes = &cluster.record.nodes;
     let docker = Docker::towards(&nodes[0].mesh_host);
     let pushed = format!("{}:5000/team/box:1", nodes[1 % nodes.len()].ip);
     docker.run(&["tag", "busybox:latest", &pushed])?;
-    let said = docker.run(&["push", &pushed]);
+    docker.refused(&["--config=/nonexistent", "push", &pushed])?;
+    let said = docker.run(&["--config", &logged_in, "push", &pushed]);
     docker.run(&["rmi", &pushed])?;
     ensure!(said?.contains("digest: sha256:"), "the push named no digest");
     for (number, node) in nodes.iter().enumerate() {
         let docker = Docker::towards(&node.mesh_host);
         let through = format!("{}:5000/team/box:1", nodes[(number + 2) % nodes.len()].ip);
-        docker.run(&["pull", "--quiet", &through])?;
+        docker.run(&["--config", &logged_in, "pull", "--quiet", &through])?;
         let said = docker.run(&["run", "--rm", &through, "echo", "pulled"]);
         docker.run(&["rmi", &through])?;
         ensure!(said?.trim() == "pulled", "{} can't run what it pulled through {through}", node.name);
     }
-    runs_what_it_pulls(&cluster, &pushed)?;
-    drop((registry, config));
-    Ok(())
+    let ran = runs_what_it_pulls(&cluster, &pushed, &logged_in);
+    fs::remove_dir_all(&logged_in).context("forget the login")?;
+    drop((registry, users, config));
+    ran
 }
 
-/// A service of an image that no node has: each node pulls it through the mesh.
-fn runs_what_it_pulls(cluster: &Cluster, image: &str) -> Result<()> {
-    let arguments = ["--detach", "--mode=global", "--stop-grace-period=0s", image, "sleep", "10000"];
+/// Logs in to the registry by each node's address; returns the directory of the CLI's configuration that knows it.
+fn log_in(cluster: &Cluster) -> Result<String> {
+    let docker = cluster.docker()?;
+    let directory = env::temp_dir().join(format!("mesh-registry-{}", process::id()));
+    let directory = directory.to_str().context("a name in UTF-8")?;
+    let password = format!("--password={REGISTRY_PASSWORD}");
+    for server in cluster.everywhere(5000) {
+        let server = server.to_string();
+        let log_in = ["--config", directory, "login", "--username=team", &password, &server];
+        eventually("the registry", PATIENCE, || docker.run(&log_in).map(drop))?;
+    }
+    Ok(directory.to_owned())
+}
+
+/// A service of an image that no node has: each node pulls it through the mesh, if the service has what the registry asks for.
+fn runs_what_it_pulls(cluster: &Cluster, image: &str, logged_in: &str) -> Result<()> {
+    let quickly = ["--stop-grace-period=0s", "--update-parallelism=0", "--restart-delay=1s"];
+    let arguments = [&["--detach", "--mode=global"], quickly.as_slice(), &[image, "sleep", "10000"]].concat();
     let service = Service::create(cluster, "puller", &arguments)?;
+    let docker = cluster.docker()?;
+    eventually("tasks without credentials to be rejected", PATIENCE, || {
+        let rows = docker.tasks(service.name())?;
+        ensure!(rows.iter().any(|row| row.error.contains("No such image")), "tasks: {rows:#?}");
+        Ok(())
+    })?;
+    let update = ["service", "update", "--detach", "--with-registry-auth", "--force", service.name()];
+    docker.run(&[&["--config", logged_in], update.as_slice()].concat())?;
     cluster.wait_running(service.name(), cluster.record.nodes.len(), PATIENCE)?;
     drop(service);
     for node in &cluster.record.nodes {

@@ -1,6 +1,8 @@
 //! Every flag of `docker service create` reaches the task's container, and every change of one does.
 #![cfg(feature = "cluster")]
 
+use std::net::SocketAddrV4;
+
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::{Value, json};
@@ -199,6 +201,21 @@ fn what_cannot_be_given_is_said() -> Result<()> {
         Ok(())
     })?;
     docker.run(&["service", "update", "--quiet", "--generic-resource-rm=mesh-test", service.name()]).map(drop)
+}
+
+#[test]
+fn a_host_port_of_the_engines_choice_is_shown_and_answers() -> Result<()> {
+    let cluster = cluster()?;
+    let arguments = ["--constraint=node.hostname==node-2", "--publish=target=80,mode=host", "nginx"];
+    let service = Service::create(&cluster, "chosen", &arguments)?;
+    let shown = cluster.docker()?.run(&["service", "ps", "--format", "{{.Ports}}", service.name()])?;
+    let port = shown.trim().strip_prefix("*:").and_then(|rest| rest.strip_suffix("->80/tcp"));
+    let port: u16 =
+        port.with_context(|| format!("`docker service ps` shows the ports {shown:?}"))?.parse()?;
+    let server = SocketAddrV4::new(cluster.node("node-2")?.ip, port);
+    let page = eventually("the page", PATIENCE, || cluster.ask(server, "/"))?;
+    ensure!(page.contains("nginx"), "{server} showed {page}");
+    Ok(())
 }
 
 /// The node that runs the service's one task, and what its engine says of the container.

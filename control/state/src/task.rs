@@ -187,6 +187,20 @@ pub struct ContainerStatus {
     /// Its address on the node's mesh network, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::IpAddr>,
+    /// Ports of its node that the engine has bound for it (`mode=host`), while it runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of a node that leads to a task's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port that the task listens on.
+    pub target: u16,
+    /// Port of the node.
+    pub published: u16,
 }
 
 /// What a node needs to run a task, sent down the node's stream.

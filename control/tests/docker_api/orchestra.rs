@@ -109,6 +109,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
             pid: 7,
             exit_code: 0,
             address: Some([10, 128, 1, 2].into()),
+            ..ContainerStatus::default()
         }),
         ..TaskStatus::default()
     };

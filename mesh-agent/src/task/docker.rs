@@ -17,7 +17,8 @@ use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, GenericResourcesInner,
-    HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect, SystemInfo,
+    HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect, PortBinding, PortMap,
+    SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions,
@@ -27,8 +28,8 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use mesh_state::ids::TaskId;
-use mesh_state::spec::GenericResource;
-use mesh_state::task::RegistryAuth;
+use mesh_state::spec::{GenericResource, Protocol};
+use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
 use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_NAME};
@@ -275,7 +276,8 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         Some(HealthStatusEnum::UNHEALTHY) => Health::Unhealthy,
         Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
     };
-    let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let settings = container.network_settings.unwrap_or_default();
+    let networks = settings.networks.unwrap_or_default();
     let endpoint = networks.get(NETWORK_NAME);
     let address = endpoint.and_then(|endpoint| endpoint.ip_address.as_deref());
     let address6 = endpoint.and_then(|endpoint| endpoint.global_ipv6_address.as_deref());
@@ -288,7 +290,21 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         health,
         address: address.and_then(|address| address.parse().ok()),
         address6: address6.and_then(|address| address.parse().ok()),
+        host_ports: host_ports(settings.ports.unwrap_or_default()),
     }
+}
+
+/// The engine's bindings, each port once: for IPv6 it may have chosen another, which Docker's clients don't look for.
+fn host_ports(bindings: PortMap) -> Vec<HostPort> {
+    let bound = |(port, bindings): (String, Option<Vec<PortBinding>>)| {
+        let (target, protocol) = port.split_once('/')?;
+        let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|own| own.as_str() == protocol)?;
+        let published = bindings?.into_iter().next()?.host_port?.parse().ok()?;
+        Some(HostPort { protocol, target: target.parse().ok()?, published })
+    };
+    let mut ports: Vec<HostPort> = bindings.into_iter().filter_map(bound).collect();
+    ports.sort_unstable();
+    ports
 }
 
 fn subnet(network: &NetworkInspect) -> Option<ipnet::Ipv4Net> {
@@ -349,5 +365,18 @@ mod tests {
         }
         let refused = credentials(&RegistryAuth("nonsense".to_owned())).unwrap_err().to_string();
         assert!(!refused.contains("nonsense"), "what was given is shown: {refused}");
+    }
+
+    #[test]
+    fn bound_ports_are_told_once_each() {
+        let binding = |port: &str| PortBinding { host_ip: None, host_port: Some(port.to_owned()) };
+        let bindings = PortMap::from([
+            ("80/tcp".to_owned(), Some(vec![binding("49153"), binding("49160")])),
+            ("53/udp".to_owned(), Some(vec![binding("5353")])),
+            ("443/tcp".to_owned(), None),
+            ("nonsense".to_owned(), Some(vec![binding("1")])),
+        ]);
+        let port = |protocol, target, published| HostPort { protocol, target, published };
+        assert_eq!(host_ports(bindings), [port(Protocol::Tcp, 80, 49153), port(Protocol::Udp, 53, 5353)]);
     }
 }

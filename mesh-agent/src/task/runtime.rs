@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use mesh_state::ids::TaskId;
-use mesh_state::task::RegistryAuth;
+use mesh_state::task::{HostPort, RegistryAuth};
 use thiserror::Error;
 
 use super::bridge::{BridgeFacts, BridgePlan};
@@ -34,6 +34,8 @@ pub struct ContainerFacts {
     pub address: Option<Ipv4Addr>,
     /// Its IPv6 address there, if the network has any.
     pub address6: Option<Ipv6Addr>,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// How far a container is.
@@ -59,6 +61,7 @@ impl ContainerFacts {
             health: Health::Unchecked,
             address: None,
             address6: None,
+            host_ports: Vec::new(),
         }
     }
 }

@@ -191,6 +191,7 @@ fn status(now: Timestamp, situation: &Situation<'_>, state: TaskState, message: 
         pid: container.pid,
         exit_code: container.exit_code,
         address: container.address.map(IpAddr::V4),
+        host_ports: container.host_ports.clone(),
     });
     let container = seen.or_else(|| situation.last.container.clone());
     TaskStatus {

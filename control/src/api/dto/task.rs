@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mesh_state::Timestamp;
 use mesh_state::ids::NodeId;
 use mesh_state::spec::{GenericResource, Labels, PortConfig, PublishMode, TaskSpec};
-use mesh_state::task::{Slot, Task as StoredTask, TaskState, TaskStatus};
+use mesh_state::task::{HostPort, Slot, Task as StoredTask, TaskState, TaskStatus};
 use serde::Serialize;
 
 use super::{AttachedNetwork, Version};
@@ -167,7 +167,14 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     }
     let endpoint = snapshot.spec_of(task).and_then(|spec| spec.endpoint_spec.as_ref());
     let ports = endpoint.map_or(&[][..], |endpoint| &endpoint.ports);
-    ports.iter().filter(|port| port.publish_mode == PublishMode::Host).cloned().collect()
+    let bound = status.container.as_ref().map_or(&[][..], |container| &container.host_ports);
+    let published = |port: &PortConfig| {
+        let is_it = |own: &&HostPort| (own.protocol, own.target) == (port.protocol, port.target_port);
+        // The engine's choice is known from the engine only.
+        let chosen = bound.iter().find(is_it).filter(|_| port.published_port == 0);
+        PortConfig { published_port: chosen.map_or(port.published_port, |own| own.published), ..port.clone() }
+    };
+    ports.iter().filter(|port| port.publish_mode == PublishMode::Host).map(published).collect()
 }
 
 /// The task's address on its node's network, shown as an attachment to every network of its service, and to the ingress network if the

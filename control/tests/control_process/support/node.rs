@@ -189,6 +189,7 @@ impl Session {
             pid: 1,
             exit_code: 0,
             address: Some(address.parse().unwrap()),
+            ..ContainerStatus::default()
         });
         let status = TaskStatus {
             state,

@@ -15,14 +15,10 @@ fn now() -> Timestamp {
 fn container(phase: Phase) -> ContainerFacts {
     let running = phase == Phase::Running;
     ContainerFacts {
-        id: "c1".to_owned(),
         phase,
         pid: if running { 42 } else { 0 },
-        exit_code: 0,
-        error: String::new(),
-        health: Health::Unchecked,
         address: running.then_some(ADDRESS),
-        address6: None,
+        ..ContainerFacts::made("c1".to_owned())
     }
 }
 
