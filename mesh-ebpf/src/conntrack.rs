@@ -13,6 +13,9 @@ use crate::parse::transport;
 const SECOND_NS: u64 = 1_000_000_000;
 /// How long a task has to answer a SYN before a repeated one goes elsewhere. Clients repeat after a second (RFC 6298).
 pub const ANSWER_TIMEOUT_NS: u64 = SECOND_NS / 2;
+/// The same for a task that answers the client directly: its answer isn't seen here, and may have been lost on its way. It is repeated with
+/// the client's first repetition, so it is the second, after three seconds, that tells of a task without answer.
+pub const DSR_ANSWER_TIMEOUT_NS: u64 = 2 * SECOND_NS;
 /// How long an unconfirmed flow is remembered.
 pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long an idle flow is remembered.
@@ -115,6 +118,12 @@ pub const fn closes(before: u32, added: u32) -> bool {
 #[inline(always)]
 pub const fn is_unanswered(events: u32) -> bool {
     events & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET) == 0
+}
+
+/// How long after its first SYN a flow with these events goes to another task with the next.
+#[inline(always)]
+pub const fn answer_timeout_ns(events: u32) -> u64 {
+    if events & flow_event::DSR != 0 { DSR_ANSWER_TIMEOUT_NS } else { ANSWER_TIMEOUT_NS }
 }
 
 /// Whether a RST seen from the task in this state means that it took no connection.

@@ -244,7 +244,7 @@ enum Again {
     /// The flow is over, or its backend is gone: a new one begins.
     Begins,
     /// The backend did not answer the first one, and is leaving or has had its time: another may do better. Answers
-    /// of tunnelled flows come by here, so "not answered" is what the client sees too.
+    /// of tunnelled flows come by here, so "not answered" is what the client sees too; of others nobody knows, so they get more time.
     Retries,
 }
 
@@ -256,8 +256,8 @@ fn again(flow: &Flow, backend: Option<&Backend>, now_ns: u64) -> Again {
     if conntrack::may_be_replaced(flow.events) {
         return Again::Begins;
     }
-    let is_leaving = backend.state == BackendState::Draining as u8;
-    let is_late = now_ns.saturating_sub(flow.opened_ns) >= conntrack::ANSWER_TIMEOUT_NS;
+    let is_leaving = backend.state == BackendState::Draining as u8 && !is_dsr(flow.events);
+    let is_late = now_ns.saturating_sub(flow.opened_ns) >= conntrack::answer_timeout_ns(flow.events);
     if conntrack::is_unanswered(flow.events) && (is_leaving || is_late) {
         Again::Retries
     } else {
@@ -356,4 +356,27 @@ fn open<'a, P: Packet, L: Lookups>(
 #[inline(always)]
 const fn is_dsr(events: u32) -> bool {
     events & flow_event::DSR != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_answers_directly_gets_more_time() {
+        let retries = |events, state: BackendState, ms: u64| {
+            let flow = Flow { events: flow_event::SYN | events, ..Flow::default() };
+            let backend = Backend { state: state as u8, ..Backend::default() };
+            matches!(again(&flow, Some(&backend), ms * 1_000_000), Again::Retries)
+        };
+        let (active, draining) = (BackendState::Active, BackendState::Draining);
+        assert!(!retries(0, active, 499) && retries(0, active, 500), "an answer through the tunnel");
+        assert!(retries(0, draining, 1), "of a task that leaves");
+        assert!(
+            !retries(flow_event::DSR, active, 1999) && retries(flow_event::DSR, active, 2000),
+            "a direct one"
+        );
+        assert!(!retries(flow_event::DSR, draining, 1), "its answer may be on its way");
+        assert!(!retries(flow_event::SYN_ACK, active, 5000), "it has answered");
+    }
 }
