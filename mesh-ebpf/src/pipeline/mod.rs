@@ -282,14 +282,17 @@ fn load<P: Packet>(packet: &P, segment: &Segment) -> Load {
 }
 
 /// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is, by the VXLAN device, in its
-/// outer packets. Of a packet that stands for several (segmentation offload) the size of those counts.
+/// outer packets.
 #[inline(always)]
 fn is_too_big<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
-    if segment.ip.total_len <= config.tunnel_mtu || !segment.ip.dont_fragment {
-        return false;
-    }
+    segment.ip.total_len > config.tunnel_mtu && segment.ip.dont_fragment && exceeds(packet, config, segment)
+}
+
+/// Whether the packet is longer than the tunnel takes. Of one that stands for several (segmentation offload) the size of those counts.
+#[inline(always)]
+fn exceeds<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
     match packet.segment_size() {
-        0 => true,
+        0 => segment.ip.total_len > config.tunnel_mtu,
         size => segment.headers_len() + size > config.tunnel_mtu,
     }
 }

@@ -6,7 +6,7 @@
 //! both end in the same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been
 //! there ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
-use super::{At, OUTER, Origin, direction_of, drop, reply, target, to_target};
+use super::{At, OUTER, Origin, direction_of, drop, exceeds, reply, target, to_target};
 use crate::abi::{Address, Config, Direction, DropReason, Node};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -54,9 +54,7 @@ pub(super) fn enter<P: Packet, L: Lookups>(
     direction: Direction,
 ) -> Fate {
     let by_device = Fate::tunnel(tunnel.peer, tunnel.vni);
-    // Packets that what stands for several becomes fit the tunnel, or it would have been refused.
-    let longest = if packet.segment_size() == 0 { config.tunnel_mtu } else { LONGEST };
-    if segment.ip.total_len > longest {
+    if exceeds(packet, config, segment) || segment.ip.total_len > LONGEST {
         return by_device;
     }
     let Some(node) = lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) else {
@@ -163,6 +161,18 @@ mod tests {
             assert_eq!(hook.run(&mut several, &tables), fixture.verdict, "{name}");
             assert_eq!(several.bytes, fixture.output, "{name}");
         }
+    }
+
+    #[test]
+    fn what_stands_for_longer_ones_than_the_tunnel_takes_is_for_the_device() {
+        let (fixture, tables) =
+            like(Hook::Uplink, "tc: a SYN for a remote backend goes into the tunnel, by the program");
+        let mut several = frame(&fixture, 1420);
+        let verdict = Hook::Uplink.run(&mut several, &tables);
+        assert!(
+            matches!(verdict, Verdict::Tunnel(_)),
+            "44 bytes of headers and 1420 are too many: {verdict:?}"
+        );
     }
 
     #[test]
