@@ -14,9 +14,9 @@ use tokio::net::TcpStream;
 use super::Proxy;
 use super::dial::{self, Asking, DialError, Ends};
 use super::ledger::Opened;
-use super::pipe::{self, Terms};
+use super::pipe::{self, Leg, Terms};
 use super::routes::{Place, Route, Target};
-use super::warm::Warm;
+use super::warm::{Greeted, Warm};
 use crate::error_chain;
 
 /// Backends tried for one connection.
@@ -25,9 +25,17 @@ pub(super) const ATTEMPTS_MAX: usize = 4;
 /// A backend that took the connection.
 struct Connected {
     target: Arc<Target>,
-    stream: TcpStream,
+    link: Link,
     opened: Opened,
     began: Instant,
+}
+
+/// The way to a backend.
+enum Link {
+    /// To a task here.
+    Task(TcpStream),
+    /// Through the relay of this address.
+    Relay(SocketAddr, Greeted),
 }
 
 /// Serves a client of the published port `published`.
@@ -52,7 +60,7 @@ pub(super) async fn serve(
         pipe::reset(&client);
         return;
     };
-    if let Err(error) = carry(client, connected, &route).await {
+    if let Err(error) = carry(warm, client, connected, &route).await {
         tracing::debug!(%peer, published, error = %error_chain(&error), "a proxied connection ended");
     }
 }
@@ -71,10 +79,10 @@ async fn connect(
         let opened = target.entry.open();
         let began = Instant::now();
         match dial(proxy, warm, target, client, peer).await {
-            Ok(stream) => {
+            Ok(link) => {
                 target.entry.count_answered();
                 route.counters.time_connect(began.elapsed());
-                return Some(Connected { target: Arc::clone(target), stream, opened, began });
+                return Some(Connected { target: Arc::clone(target), link, opened, began });
             }
             Err(error) => {
                 target.note_failure(&error);
@@ -92,24 +100,32 @@ async fn dial(
     target: &Target,
     client: &TcpStream,
     peer: SocketAddr,
-) -> Result<TcpStream, DialError> {
+) -> Result<Link, DialError> {
     let ends = || {
         let destination = client.local_addr().unwrap_or(peer);
         Ends { client: peer, destination }
     };
     match &target.place {
-        Place::Here(address) => dial::dial_task(*address, target.tells_client.then(ends)).await,
+        Place::Here(address) => {
+            dial::dial_task(*address, target.tells_client.then(ends)).await.map(Link::Task)
+        }
         Place::Relay(relay) => {
             let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
             let asking = Asking { source, keys: &keys, warm };
-            dial::dial_relay(&asking, *relay, target.id, ends()).await
+            let greeted = dial::dial_relay(&asking, *relay, target.id, ends()).await?;
+            Ok(Link::Relay(*relay, greeted))
         }
         Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
     }
 }
 
-async fn carry(client: TcpStream, connected: Connected, route: &Route) -> Result<(), pipe::PipeError> {
-    let Connected { target, stream, opened, began } = connected;
+async fn carry(
+    warm: &Arc<Warm>,
+    client: TcpStream,
+    connected: Connected,
+    route: &Route,
+) -> Result<(), pipe::PipeError> {
+    let Connected { target, link, opened, began } = connected;
     let (backend, frontend) = (&target.entry, &route.counters);
     let terms = Terms {
         idle_limit: route.idle_limit,
@@ -117,7 +133,17 @@ async fn carry(client: TcpStream, connected: Connected, route: &Route) -> Result
         request: &[backend.request_bytes(), frontend.request_bytes()],
         reply: &[backend.reply_bytes(), frontend.reply_bytes()],
     };
-    let result = pipe::carry(client, stream, &terms).await;
+    let client = Leg::Plain(client);
+    let result = match link {
+        Link::Task(stream) => pipe::carry(client, Leg::Plain(stream), &terms).await.map(drop),
+        Link::Relay(relay, Greeted { stream, challenge }) => {
+            pipe::carry(client, Leg::Framed(stream), &terms).await.map(|again| {
+                if let Some(stream) = again {
+                    warm.give(relay, Greeted { stream, challenge });
+                }
+            })
+        }
+    };
     drop(opened);
     frontend.time_life(began.elapsed());
     result

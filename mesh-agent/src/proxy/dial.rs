@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::preamble::{Answer, Preamble};
+use super::preamble::{self, Answer, Preamble};
 use super::proxy_protocol::Header;
 use super::sockopt::{Switch, switch_on};
 use super::warm::{self, Greeted, Warm};
@@ -144,7 +144,8 @@ pub(super) struct Asking<'a> {
     pub(super) warm: &'a Arc<Warm>,
 }
 
-/// Connects to a task on another node, through that node's relay.
+/// Connects to a task on another node, through that node's relay. What comes back answers to the next session's challenge, once this one
+/// has ended.
 ///
 /// # Errors
 /// The relay or the task can't be reached, or refuses.
@@ -153,7 +154,7 @@ pub(super) async fn dial_relay(
     relay: SocketAddr,
     backend: BackendId,
     ends: Ends,
-) -> Result<TcpStream, DialError> {
+) -> Result<Greeted, DialError> {
     let mut last = DialError::NoKey;
     // While keys rotate the other node may still hold only the key before.
     for key in asking.keys.iter() {
@@ -171,7 +172,7 @@ async fn ask_relay(
     backend: BackendId,
     key: &RelayKey,
     ends: Ends,
-) -> Result<TcpStream, DialError> {
+) -> Result<Greeted, DialError> {
     if let Some(greeted) = asking.warm.take(relay, asking.source) {
         match ask(greeted, relay, backend, key, ends).await {
             // It broke while it waited: its relay was restarted, say.
@@ -188,11 +189,12 @@ async fn ask(
     backend: BackendId,
     key: &RelayKey,
     ends: Ends,
-) -> Result<TcpStream, DialError> {
-    let Greeted { mut stream, challenge, .. } = greeted;
-    let preamble = Preamble { backend, client: ends.client, destination: ends.destination, challenge };
+) -> Result<Greeted, DialError> {
+    let Greeted { mut stream, challenge } = greeted;
+    let Ends { client, destination } = ends;
+    let asked = Preamble { backend, client, destination, challenge }.sign(key);
     let exchange = async {
-        stream.write_all(&preamble.sign(key)).await?;
+        stream.write_all(&asked).await?;
         stream.read_u8().await
     };
     let answer = timeout(ANSWER_DEADLINE, exchange)
@@ -200,7 +202,7 @@ async fn ask(
         .map_err(|_| DialError::Deadline { address: relay })?
         .map_err(|source| DialError::Connect { address: relay, source })?;
     match Answer::from_byte(answer) {
-        Some(Answer::Connected) => Ok(stream),
+        Some(Answer::Connected) => Ok(Greeted { stream, challenge: preamble::next(challenge) }),
         answer => Err(DialError::Relay { relay, answer }),
     }
 }

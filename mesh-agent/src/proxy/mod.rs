@@ -66,7 +66,7 @@ pub struct ProxySettings {
     pub relay_listen: SocketAddr,
     /// The port of every other node's relay.
     pub relay_port: u16,
-    /// Connections served at once, of clients and of other nodes, each.
+    /// Connections served at once, of clients and of other nodes, each; as many between nodes may wait for use.
     pub connections_max: usize,
     /// A TCP connection without a byte for this long ends, if its service says nothing else.
     pub idle_limit: Duration,
@@ -122,6 +122,8 @@ pub struct Proxy {
     relay_keys: watch::Receiver<RelayKeys>,
     room: Arc<Semaphore>,
     relay_room: Arc<Semaphore>,
+    /// For connections between nodes without a session, at both ends.
+    waiting_room: Arc<Semaphore>,
     tracker: TaskTracker,
     /// No new connections.
     stop: CancellationToken,
@@ -144,15 +146,18 @@ impl Proxy {
     ) -> Result<(Arc<Self>, Listening), ProxyError> {
         let address = settings.relay_listen;
         let relay = accept::listen(address).map_err(|source| ProxyError::Relay { address, source })?;
+        let room = || Arc::new(Semaphore::new(settings.connections_max));
+        let waiting_room = room();
         let proxy = Self {
             ledger: Ledger::default(),
             loads,
             routes: ArcSwap::default(),
-            workers: Workers::start().map_err(ProxyError::Workers)?,
+            workers: Workers::start(&waiting_room).map_err(ProxyError::Workers)?,
             view,
             relay_keys,
-            room: Arc::new(Semaphore::new(settings.connections_max)),
-            relay_room: Arc::new(Semaphore::new(settings.connections_max)),
+            room: room(),
+            relay_room: room(),
+            waiting_room,
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             ejected: watch::Sender::default(),

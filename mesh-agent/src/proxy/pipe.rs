@@ -3,24 +3,29 @@
 //! Purpose: one task a connection, and no memory of its own while its ends keep up: bytes go through a buffer of the thread, and
 //! only what the other end doesn't take yet is kept.
 //!
+//! Between nodes the bytes are framed, and a connection whose session has ended properly is given back, for the next one.
+//!
 //! Invariants: an end of one way is passed on (half-close) while the other goes on; an abortive end of one connection aborts the
 //! other, so that nobody takes a cut-off reply for a whole one; bytes are counted as they are written; bytes kept by all
 //! connections together are bounded.
 
+mod ends;
+mod framing;
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+
+use self::ends::{Sink, Source};
 
 /// The thread's buffer: the most that one read takes.
 const READ_MAX: usize = 256 << 10;
@@ -66,25 +71,41 @@ pub(super) struct Terms<'a> {
     pub(super) reply: &'a [&'a AtomicU64],
 }
 
-/// Carries bytes between `client` and `backend` until both have ended. After an error both are reset.
+/// One of the two connections.
+pub(super) enum Leg {
+    /// A client's or a task's: it ends with what is carried.
+    Plain(TcpStream),
+    /// One between nodes: what is carried is one of its sessions.
+    Framed(TcpStream),
+}
+
+/// Carries bytes between `client` and `backend` until both have ended. After an error both are reset. Returns a connection between nodes
+/// that can carry another session.
 ///
 /// # Errors
 /// Why they were reset.
 pub(super) async fn carry(
-    mut client: TcpStream,
-    mut backend: TcpStream,
+    client: Leg,
+    backend: Leg,
     terms: &Terms<'_>,
-) -> Result<(), PipeError> {
+) -> Result<Option<TcpStream>, PipeError> {
+    let (mut client, client_framed) = client.open();
+    let (mut backend, backend_framed) = backend.open();
+    let (mut client_again, mut backend_again) = (false, false);
     let result = {
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
-        let mut request = Way::new(client_read, backend_write, terms.request);
-        let mut reply = Way::new(backend_read, client_write, terms.reply);
+        let source = Source::new(client_read, client_framed);
+        let mut request = Way::new(source, Sink::new(backend_write, backend_framed), terms.request);
+        let source = Source::new(backend_read, backend_framed);
+        let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply);
         let mut last = Instant::now();
         let mut gone = pin!(terms.gone.cancelled());
         let mut idle = pin!(sleep_until(last + terms.idle_limit));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
+                client_again = request.from.has_ended_framed() && reply.to.has_ended_framed();
+                backend_again = reply.from.has_ended_framed() && request.to.has_ended_framed();
                 return Poll::Ready(ended.map_err(PipeError::from));
             }
             if request.take_moved() | reply.take_moved() {
@@ -109,7 +130,17 @@ pub(super) async fn carry(
         reset(&client);
         reset(&backend);
     }
-    result
+    let again = if client_again { Some(client) } else { Some(backend).filter(|_| backend_again) };
+    result.map(|()| again)
+}
+
+impl Leg {
+    fn open(self) -> (TcpStream, bool) {
+        match self {
+            Self::Plain(stream) => (stream, false),
+            Self::Framed(stream) => (stream, true),
+        }
+    }
 }
 
 /// Makes the close of a connection, when it is dropped, a RST instead of a FIN.
@@ -130,8 +161,8 @@ fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -
 
 /// One way of a connection.
 struct Way<'a> {
-    from: ReadHalf<'a>,
-    to: WriteHalf<'a>,
+    from: Source<'a>,
+    to: Sink<'a>,
     counters: &'a [&'a AtomicU64],
     kept: Kept,
     /// What the next read takes at most.
@@ -142,7 +173,7 @@ struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, counters: &'a [&'a AtomicU64]) -> Self {
+    fn new(from: Source<'a>, to: Sink<'a>, counters: &'a [&'a AtomicU64]) -> Self {
         Self {
             from,
             to,
@@ -166,27 +197,22 @@ impl<'a> Way<'a> {
                 return Poll::Ready(Ok(()));
             }
             while !self.kept.is_empty() {
-                let written = ready!(Pin::new(&mut self.to).poll_write(cx, self.kept.bytes()))?;
+                let written = ready!(self.to.poll_write(cx, self.kept.bytes()))?;
                 self.kept.drop_front(written);
                 self.count(written);
             }
-            if self.is_read && is_last {
+            if self.is_read && is_last && !self.to.tells_end() {
                 self.is_over = true;
                 return Poll::Ready(Ok(()));
             }
             if self.is_read {
-                let ended = ready!(Pin::new(&mut self.to).poll_shutdown(cx));
+                let ended = ready!(self.to.poll_end(cx));
                 self.is_over = true;
-                return Poll::Ready(match ended {
-                    // The other side has closed both ways already.
-                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                    result => result,
-                });
+                return Poll::Ready(ended);
             }
             let size = if KEPT.load(Ordering::Relaxed) > KEPT_MAX { READ_SCARCE } else { self.appetite };
-            let mut read = ReadBuf::new(&mut buffer[..size]);
-            ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
-            self.pass(cx, read.filled())?;
+            let length = ready!(self.from.poll_read(cx, &mut buffer[..size]))?;
+            self.pass(cx, &buffer[..length])?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -199,7 +225,7 @@ impl<'a> Way<'a> {
             self.is_read = true;
             return Ok(());
         }
-        let written = match Pin::new(&mut self.to).poll_write(cx, bytes) {
+        let written = match self.to.poll_write(cx, bytes) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };

@@ -1,16 +1,17 @@
-//! What a node says to another's relay before the bytes of a connection, and what the relay answers.
+//! What a node says to another's relay before the bytes of a session, and what the relay answers.
 //!
-//! The relay begins, with a challenge of 16 random bytes; so connections can wait, ready, for use, and no preamble is good twice.
+//! The relay begins, with a challenge of 16 random bytes; so connections can wait, ready, for use, and no preamble is good twice. A
+//! connection whose session has ended (`pipe`) takes another preamble; it answers to the [`next`] challenge, which both sides know.
 //!
 //! | offset | length | field |
 //! |---|---|---|
 //! | 0 | 4 | `mesh` |
-//! | 4 | 1 | version, 2 |
+//! | 4 | 1 | version, 3 |
 //! | 5 | 3 | zero |
 //! | 8 | 4 | backend id |
 //! | 12 | 16 + 2 | the client's address (v4-mapped) and port |
 //! | 30 | 16 + 2 | the address and port that the client spoke to |
-//! | 48 | 16 | the relay's challenge |
+//! | 48 | 16 | the challenge |
 //! | 64 | 32 | HMAC-SHA256 of all before it, under the relay key |
 //!
 //! Numbers are in network order. Invariant: pure; nothing of a preamble is looked at before its MAC is found good.
@@ -32,13 +33,18 @@ pub const PREAMBLE_LENGTH: usize = 96;
 pub const CHALLENGE_LENGTH: usize = 16;
 
 const MAGIC: &[u8; 4] = b"mesh";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const SIGNED_LENGTH: usize = 64;
 
 /// What a relay sends to whoever connects: random, never twice.
 pub type Challenge = [u8; CHALLENGE_LENGTH];
 
-/// Which connection is relayed.
+/// The challenge of the session after the one that `challenge` was for.
+pub fn next(challenge: Challenge) -> Challenge {
+    u128::from_be_bytes(challenge).wrapping_add(1).to_be_bytes()
+}
+
+/// Which session is relayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preamble {
     /// For which backend.
@@ -47,7 +53,7 @@ pub struct Preamble {
     pub client: SocketAddr,
     /// To what.
     pub destination: SocketAddr,
-    /// What the relay sent.
+    /// What the relay sent, or the one that is next.
     pub challenge: Challenge,
 }
 
@@ -115,7 +121,7 @@ impl Preamble {
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The backend is connected; its bytes follow.
+    /// The backend is connected; the session's frames follow.
     Connected = 0,
     /// The preamble was not taken.
     Denied = 1,
@@ -231,9 +237,16 @@ mod tests {
             bytes[SIGNED_LENGTH..].copy_from_slice(&tag);
             Preamble::verify(&bytes, [key(1)].iter())
         };
-        let version = PreambleError::Version { magic: *MAGIC, version: 1 };
-        assert_eq!(resign(|bytes| bytes[4] = 1), Err(version));
+        let version = PreambleError::Version { magic: *MAGIC, version: 2 };
+        assert_eq!(resign(|bytes| bytes[4] = 2), Err(version));
         assert_eq!(resign(|bytes| bytes[11] = 0), Err(PreambleError::Backend(0)));
+    }
+
+    #[test]
+    fn no_two_sessions_have_one_challenge() {
+        let first = [0xff; CHALLENGE_LENGTH];
+        assert_eq!(next(first), [0; CHALLENGE_LENGTH]);
+        assert_ne!(next(next(first)), next(first));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The relay: other nodes' proxies reach this node's tasks through it.
+//! The relay: other nodes' proxies reach this node's tasks through it, in one session after another on a connection.
 //!
 //! Invariants: only member nodes are listened to at all; nothing is connected before a preamble is found good and an answer to
-//! this connection's own challenge; only tasks of this node are reached, so that connections never travel in circles.
+//! this session's own challenge; only tasks of this node are reached, so that connections never travel in circles.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,12 +12,13 @@ use mesh_state::spec::Protocol;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::accept::{Listening, accept_until};
 use super::dial::{DialError, Ends, FailureReason, dial_task};
-use super::pipe::{self, Terms};
-use super::preamble::{Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
+use super::pipe::{self, Leg, Terms};
+use super::preamble::{self, Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
 use super::routes::{Place, Target};
 use super::workers::Worker;
 use super::{Proxy, udp};
@@ -75,8 +76,7 @@ pub(super) fn start(proxy: &Arc<Proxy>, worker: &Worker, listening: Listening) {
         accept_until(listening, &serving.relay_room, &serving.stop, |stream, peer, permit| {
             let proxy = Arc::clone(&serving);
             tokio::spawn(serving.tracker.track_future(async move {
-                serve(&proxy, stream, peer).await;
-                drop(permit);
+                serve(&proxy, stream, peer, permit).await;
             }));
         })
         .await;
@@ -84,30 +84,57 @@ pub(super) fn start(proxy: &Arc<Proxy>, worker: &Worker, listening: Listening) {
     worker.handle.spawn(proxy.tracker.track_future(serve));
 }
 
-async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr) {
-    let admitted = tokio::select! {
-        admitted = admit(proxy, &mut stream, peer) => admitted,
-        () = proxy.stop.cancelled() => return,
-    };
-    let asked = match admitted {
-        Ok(None) => return,
-        Ok(Some(asked)) => asked,
-        Err(error) => return refuse(stream, peer, &error).await,
-    };
-    if asked.target.protocol == Protocol::Udp {
-        return udp::relayed::carry(stream, &asked.target, asked.task).await;
+async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted: OwnedSemaphorePermit) {
+    let mut challenge: Challenge = rand::random();
+    if let Err(error) = greet(proxy, &mut stream, peer, &challenge).await {
+        return refuse(stream, peer, &error).await;
     }
-    let waited_for = asked.target.entry.wait_for();
+    let mut room = accepted;
+    loop {
+        // What waits takes no session's room.
+        let waits = Arc::clone(&proxy.waiting_room).try_acquire_owned().map(|waiting| room = waiting).is_ok();
+        let admitted = tokio::select! {
+            admitted = admit(proxy, &mut stream, peer, challenge) => admitted,
+            () = proxy.stop.cancelled() => return,
+        };
+        let asked = match admitted {
+            Ok(None) => return,
+            Ok(Some(asked)) => asked,
+            Err(error) => return refuse(stream, peer, &error).await,
+        };
+        if waits {
+            let Ok(permit) = Arc::clone(&proxy.relay_room).acquire_owned().await else { return };
+            room = permit;
+        }
+        if asked.target.protocol == Protocol::Udp {
+            return udp::relayed::carry(stream, &asked.target, asked.task).await;
+        }
+        let Some(again) = session(stream, peer, &asked).await else { return };
+        if proxy.waiting_room.available_permits() == 0 {
+            return;
+        }
+        stream = again;
+        challenge = preamble::next(challenge);
+    }
+}
+
+/// Connects to the task and carries the session's bytes. Returns the connection if it can take another session.
+async fn session(stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
+    let _waited_for = asked.target.entry.wait_for();
     match dial_task(asked.task, asked.target.tells_client.then_some(asked.ends)).await {
-        Ok(task) => {
-            if let Err(error) = carry(stream, task, &asked.target).await {
+        Ok(task) => match carry(stream, task, &asked.target).await {
+            Ok(again) => again,
+            Err(error) => {
                 let backend = asked.target.id.get();
                 tracing::debug!(%peer, backend, %error, "a relayed connection ended");
+                None
             }
+        },
+        Err(error) => {
+            refuse(stream, peer, &error.into()).await;
+            None
         }
-        Err(error) => refuse(stream, peer, &error.into()).await,
     }
-    drop(waited_for);
 }
 
 async fn refuse(mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
@@ -121,19 +148,36 @@ async fn refuse(mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
     }
 }
 
-/// What a member asks for; `None` if it hangs up, or says nothing for too long.
-async fn admit(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Result<Option<Asked>, RelayError> {
+/// Sends a member its challenge.
+async fn greet(
+    proxy: &Proxy,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    challenge: &Challenge,
+) -> Result<(), RelayError> {
     if !proxy.routes().is_member(peer.ip()) {
         return Err(RelayError::Stranger);
     }
-    let challenge: Challenge = rand::random();
-    stream.write_all(&challenge).await.map_err(RelayError::Challenge)?;
+    stream.write_all(challenge).await.map_err(RelayError::Challenge)
+}
+
+/// What a member asks for; `None` if it hangs up, or says nothing for too long.
+async fn admit(
+    proxy: &Proxy,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    challenge: Challenge,
+) -> Result<Option<Asked>, RelayError> {
     let mut bytes = [0; PREAMBLE_LENGTH];
     match timeout(PREAMBLE_DEADLINE, stream.read_exact(&mut bytes)).await {
         Err(_) => return Ok(None),
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Ok(Err(error)) => return Err(RelayError::Read(error)),
         Ok(Ok(_)) => {}
+    }
+    // It may have been one when it connected only.
+    if !proxy.routes().is_member(peer.ip()) {
+        return Err(RelayError::Stranger);
     }
     let preamble = Preamble::verify(&bytes, proxy.relay_keys().iter())?;
     if preamble.challenge != challenge {
@@ -146,7 +190,11 @@ async fn admit(proxy: &Proxy, stream: &mut TcpStream, peer: SocketAddr) -> Resul
     Ok(Some(Asked { target, task, ends }))
 }
 
-async fn carry(mut stream: TcpStream, task: TcpStream, target: &Target) -> Result<(), pipe::PipeError> {
+async fn carry(
+    mut stream: TcpStream,
+    task: TcpStream,
+    target: &Target,
+) -> Result<Option<TcpStream>, pipe::PipeError> {
     stream.write_all(&[Answer::Connected.to_byte()]).await?;
     let terms = Terms {
         idle_limit: target.idle_limit,
@@ -155,5 +203,5 @@ async fn carry(mut stream: TcpStream, task: TcpStream, target: &Target) -> Resul
         request: &[],
         reply: &[],
     };
-    pipe::carry(stream, task, &terms).await
+    pipe::carry(Leg::Framed(stream), Leg::Plain(task), &terms).await
 }

@@ -1,11 +1,13 @@
-//! Connections to other nodes' relays that are open before they are needed, so that a remote task costs no extra round trip.
+//! Connections to other nodes' relays that wait for use: opened before they are needed, so that a remote task costs no extra round
+//! trip, and given back after a session, so that the next one costs no handshake.
 //!
-//! Invariants: one pool a thread; a connection is taken once; as many wait as were lately missing, within a limit, and none waits
-//! for longer than relays allow.
+//! Invariants: one pool a thread; a connection is taken by one session at a time; as many are opened as were lately missing, within a
+//! limit; what was used last is used first, none waits for longer than relays allow, and all together take no more descriptors
+//! than they may.
 //!
 //! Left to others: what is said over them (`dial`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,49 +15,66 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::dial::{DialError, connect};
 use super::preamble::{CHALLENGE_LENGTH, Challenge};
 
-/// Connections to one relay that wait at first, and at most.
+/// Connections to one relay that are opened before they are needed, at first and at most.
 const WANTED_MIN: usize = 1;
 const WANTED_MAX: usize = 32;
 /// A connection waits for this long at most; relays give it longer.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
+/// How often those that waited too long are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// A relay greets at once.
 const CHALLENGE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A connection to a relay that has sent its challenge.
+/// A connection to a relay that has sent its challenge; its session, if it has one, is the one before that challenge.
 #[derive(Debug)]
 pub(super) struct Greeted {
     /// The connection.
     pub(super) stream: TcpStream,
     /// What a preamble must answer to.
     pub(super) challenge: Challenge,
-    since: Instant,
 }
 
 /// The connections that wait, by relay.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Warm {
+    room: Arc<Semaphore>,
     pools: Mutex<HashMap<SocketAddr, Pool>>,
 }
 
 #[derive(Debug)]
+struct Waiting {
+    greeted: Greeted,
+    since: Instant,
+    _room: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
 struct Pool {
-    ready: VecDeque<Greeted>,
+    /// The one used last is at the end.
+    ready: Vec<Waiting>,
     wanted: usize,
     opening: usize,
+    is_watched: bool,
 }
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { ready: VecDeque::new(), wanted: WANTED_MIN, opening: 0 }
+        Self { ready: Vec::new(), wanted: WANTED_MIN, opening: 0, is_watched: false }
     }
 }
 
 impl Warm {
+    /// No connections yet, and `room` for those of all threads.
+    pub(super) fn new(room: Arc<Semaphore>) -> Self {
+        Self { room, pools: Mutex::default() }
+    }
+
     /// A waiting connection to `relay`, if there is one; others are opened from `source` in its place.
     pub(super) fn take(self: &Arc<Self>, relay: SocketAddr, source: Option<IpAddr>) -> Option<Greeted> {
         let (taken, missing) = self.lock().entry(relay).or_default().take();
@@ -66,29 +85,42 @@ impl Warm {
         taken
     }
 
-    async fn refill(&self, relay: SocketAddr, source: Option<IpAddr>) {
-        let opened = open(relay, source).await;
-        let is_open = opened.is_ok();
-        if let Some(pool) = self.lock().get_mut(&relay) {
-            pool.opening -= 1;
-            pool.ready.extend(opened.ok());
-        }
-        if is_open {
-            sleep(WAIT_LIMIT).await;
-            self.expire(relay);
+    /// Has a connection wait for a session, or for another one, if there is room.
+    pub(super) fn give(self: &Arc<Self>, relay: SocketAddr, greeted: Greeted) {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
+        let is_watched = {
+            let mut pools = self.lock();
+            let pool = pools.entry(relay).or_default();
+            pool.ready.push(Waiting { greeted, since: Instant::now(), _room: room });
+            std::mem::replace(&mut pool.is_watched, true)
+        };
+        if !is_watched {
+            let warm = Arc::clone(self);
+            tokio::spawn(async move { warm.watch(relay).await });
         }
     }
 
-    fn expire(&self, relay: SocketAddr) {
-        let mut pools = self.lock();
-        let Some(pool) = pools.get_mut(&relay) else { return };
-        let before = pool.ready.len();
-        pool.ready.retain(|greeted| greeted.since.elapsed() < WAIT_LIMIT);
-        if pool.ready.len() < before {
-            pool.wanted = (pool.wanted / 2).max(WANTED_MIN);
+    async fn refill(self: &Arc<Self>, relay: SocketAddr, source: Option<IpAddr>) {
+        let opened = open(relay, source).await;
+        if let Some(pool) = self.lock().get_mut(&relay) {
+            pool.opening -= 1;
         }
-        if pool.ready.is_empty() && pool.opening == 0 {
-            pools.remove(&relay);
+        if let Ok(greeted) = opened {
+            self.give(relay, greeted);
+        }
+    }
+
+    /// Closes what waits for too long, until nothing waits.
+    async fn watch(&self, relay: SocketAddr) {
+        loop {
+            sleep(EXPIRY_INTERVAL).await;
+            let mut pools = self.lock();
+            let Some(pool) = pools.get_mut(&relay) else { return };
+            pool.expire();
+            if pool.ready.is_empty() && pool.opening == 0 {
+                pools.remove(&relay);
+                return;
+            }
         }
     }
 
@@ -102,9 +134,9 @@ impl Pool {
     fn take(&mut self) -> (Option<Greeted>, usize) {
         let mut taken = None;
         while taken.is_none()
-            && let Some(next) = self.ready.pop_front()
+            && let Some(next) = self.ready.pop()
         {
-            taken = Some(next).filter(Greeted::is_good);
+            taken = Some(next).filter(Waiting::is_good).map(|waiting| waiting.greeted);
         }
         if taken.is_none() {
             self.wanted = (2 * self.wanted).min(WANTED_MAX);
@@ -113,14 +145,22 @@ impl Pool {
         self.opening += missing;
         (taken, missing)
     }
+
+    fn expire(&mut self) {
+        let before = self.ready.len();
+        self.ready.retain(|waiting| waiting.since.elapsed() < WAIT_LIMIT);
+        if self.ready.len() < before {
+            self.wanted = (self.wanted / 2).max(WANTED_MIN);
+        }
+    }
 }
 
-impl Greeted {
+impl Waiting {
     /// Whether it is young, and the relay hasn't hung up.
     fn is_good(&self) -> bool {
-        let waits = self.stream.try_read(&mut [0]);
+        let hears = self.greeted.stream.try_read(&mut [0]);
         self.since.elapsed() < WAIT_LIMIT
-            && waits.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            && hears.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -135,5 +175,5 @@ pub(super) async fn open(relay: SocketAddr, source: Option<IpAddr>) -> Result<Gr
         .await
         .map_err(|_| DialError::Deadline { address: relay })?
         .map_err(|source| DialError::Connect { address: relay, source })?;
-    Ok(Greeted { stream, challenge, since: Instant::now() })
+    Ok(Greeted { stream, challenge })
 }

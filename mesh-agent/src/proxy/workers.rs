@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -45,17 +46,18 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts a thread for each core.
+    /// Starts a thread for each core, with `waiting_room` for connections to relays that wait for use.
     ///
     /// # Errors
     /// The system gives no thread, or no event queue.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(waiting_room: &Arc<Semaphore>) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let stop = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
         for index in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            workers.push(Worker { handle: runtime.handle().clone(), warm: Arc::default() });
+            let warm = Arc::new(Warm::new(Arc::clone(waiting_room)));
+            workers.push(Worker { handle: runtime.handle().clone(), warm });
             let stop = stop.clone();
             thread::Builder::new()
                 .name(format!("mesh-proxy-{index}"))

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_agent::control_link::relay_keys::RelayKey;
-use mesh_agent::proxy::preamble::{Answer, CHALLENGE_LENGTH, Challenge, Preamble};
+use mesh_agent::proxy::preamble::{self, Answer, CHALLENGE_LENGTH, Challenge, Preamble};
 use mesh_agent::view::NodeView;
 use mesh_state::ids::BackendId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,6 +68,37 @@ async fn a_relay_takes_only_members_good_answers_to_its_challenge() {
     b.applied.wait_for(|applied| *applied == 2).await.expect("the proxy runs");
     assert!(greet(relay).await.is_none(), "no member is not greeted");
     drop(mesh);
+}
+
+#[tokio::test]
+async fn a_connection_carries_one_session_after_another() {
+    let task = start_task("there").await;
+    let (_mesh, _a, b) = start_nodes(vec![Backend { id: 1, node: "b", task }]).await;
+    let key = RelayKey::from_bytes(&[1; 32]).expect("a key");
+    let (mut stream, mut challenge) = greet(b.proxy.relay_address()).await.expect("a member is greeted");
+    for round in 0..3 {
+        let asked = preamble(1, challenge).sign(&key);
+        assert_eq!(ask(&mut stream, &asked).await, Some(Answer::Connected.to_byte()), "round {round}");
+        stream.write_all(b"\0\0\0\x02hi\0\0\0\0").await.expect("the session is taken");
+        assert_eq!(session(&mut stream).await, b"there\nhibye", "round {round}");
+        challenge = preamble::next(challenge);
+    }
+    let early = preamble(1, preamble::next(challenge)).sign(&key);
+    assert_eq!(ask(&mut stream, &early).await, Some(Answer::Denied.to_byte()), "not the next challenge");
+}
+
+/// What a session brings until its end.
+async fn session(stream: &mut TcpStream) -> Vec<u8> {
+    let mut payload = Vec::new();
+    loop {
+        let length = timeout(SOON, stream.read_u32()).await.expect("a frame soon").expect("a frame");
+        if length == 0 {
+            return payload;
+        }
+        let from = payload.len();
+        payload.resize(from + length as usize, 0);
+        stream.read_exact(&mut payload[from..]).await.expect("the frame's bytes");
+    }
 }
 
 #[tokio::test]

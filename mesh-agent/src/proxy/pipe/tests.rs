@@ -14,7 +14,7 @@ struct Carried {
     client: TcpStream,
     backend: TcpStream,
     gone: CancellationToken,
-    end: JoinHandle<Result<(), PipeError>>,
+    end: JoinHandle<Result<Option<TcpStream>, PipeError>>,
 }
 
 async fn pair() -> (TcpStream, TcpStream) {
@@ -26,13 +26,22 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 /// A client and a backend, and what carries between them.
 async fn start() -> Carried {
+    start_to(Leg::Plain).await
+}
+
+/// The same with a backend that is another node.
+async fn start_framed() -> Carried {
+    start_to(Leg::Framed).await
+}
+
+async fn start_to(leg: fn(TcpStream) -> Leg) -> Carried {
     let (client, client_side) = pair().await;
     let (backend, backend_side) = pair().await;
     let gone = CancellationToken::new();
     let told = gone.clone();
     let end = tokio::spawn(async move {
         let terms = Terms { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[] };
-        carry(client_side, backend_side, &terms).await
+        carry(Leg::Plain(client_side), leg(backend_side), &terms).await
     });
     Carried { client, backend, gone, end }
 }
@@ -98,4 +107,59 @@ async fn what_a_slow_end_does_not_take_is_kept_and_arrives_in_order() {
     backend.shutdown().await.expect("the reply ends");
     writing.await.expect("the client is done");
     end.await.expect("no panic").expect("a proper end");
+}
+
+#[tokio::test]
+async fn a_session_ends_and_its_connection_goes_on() {
+    let Carried { mut client, mut backend, end, .. } = start_framed().await;
+    client.write_all(b"hi").await.expect("the bytes are taken");
+    let mut frame = [0; 6];
+    backend.read_exact(&mut frame).await.expect("a frame");
+    assert_eq!(frame, *b"\0\0\0\x02hi");
+    backend.write_all(b"\0\0\0\x05hello\0\0\0\0").await.expect("the reply is taken");
+    let mut reply = Vec::new();
+    client.read_to_end(&mut reply).await.expect("the reply and its end");
+    assert_eq!(reply, b"hello");
+    drop(client);
+    let mut last = [9; 4];
+    backend.read_exact(&mut last).await.expect("a frame");
+    assert_eq!(last, [0; 4], "the end of the request");
+    let mut again =
+        end.await.expect("no panic").expect("a proper end").expect("the connection, for the next");
+    again.write_all(b"next").await.expect("it is open");
+    backend.read_exact(&mut last).await.expect("what was said last");
+    assert_eq!(last, *b"next");
+}
+
+#[tokio::test]
+async fn a_session_that_is_cut_off_is_no_whole_one() {
+    let Carried { mut client, mut backend, end, .. } = start_framed().await;
+    backend.write_all(b"\0\0\0\x04half").await.expect("the backend writes");
+    let mut half = [0; 4];
+    client.read_exact(&mut half).await.expect("what was written arrives");
+    drop(backend);
+    assert!(matches!(end.await.expect("no panic"), Err(PipeError::Broken(_))));
+    assert_reset(&mut client, "the client's").await;
+}
+
+#[tokio::test]
+async fn a_long_session_takes_its_connection_along() {
+    let Carried { mut client, mut backend, end, .. } = start_framed().await;
+    let sent: Vec<u8> = (0..=250_u8).cycle().take(8 << 20).collect();
+    let mut wire = b"\0\0\0\x03abc\xff\xff\xff\xff".to_vec();
+    wire.extend_from_slice(&sent);
+    let writing = tokio::spawn(async move {
+        backend.write_all(&wire).await.expect("the bytes are taken");
+        backend.shutdown().await.expect("the way ends");
+        let mut asked = Vec::new();
+        backend.read_to_end(&mut asked).await.expect("the connection ends");
+        asked
+    });
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).await.expect("all of it, and its end");
+    assert!(received.strip_prefix(b"abc") == Some(&sent[..]), "{} bytes came, or others", received.len());
+    drop(client);
+    let again = end.await.expect("no panic").expect("a proper end");
+    assert!(again.is_none(), "there is nothing to give back");
+    assert_eq!(writing.await.expect("no panic"), [0; 4], "the request's end");
 }

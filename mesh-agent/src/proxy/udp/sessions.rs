@@ -177,7 +177,7 @@ impl Flow {
                 let ends = Ends { client: self.way.client, destination };
                 let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
                 let asking = Asking { source, keys: &keys, warm: &self.flows.warm };
-                dial_relay(&asking, *relay, target.id, ends).await.map(to_node)
+                dial_relay(&asking, *relay, target.id, ends).await.map(|greeted| to_node(greeted.stream))
             }
             Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
         }

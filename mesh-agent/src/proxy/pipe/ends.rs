@@ -1,0 +1,114 @@
+//! The two ends of a way: where its bytes come from and where they go, with frames around them between nodes.
+//!
+//! Invariants: a connection between nodes that ends within a frame, or between two, ends its session as broken, never as whole; the
+//! end of a session's way is told in its frames, that of any other by half-closing.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::framing::{Incoming, Outgoing};
+
+/// Where bytes come from.
+pub(super) struct Source<'a> {
+    half: ReadHalf<'a>,
+    frames: Option<Incoming>,
+}
+
+/// Where bytes go.
+pub(super) struct Sink<'a> {
+    half: WriteHalf<'a>,
+    frames: Option<Outgoing>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(half: ReadHalf<'a>, is_framed: bool) -> Self {
+        Self { half, frames: is_framed.then(Incoming::default) }
+    }
+
+    /// Reads into `buffer`, from its front; none means the end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            if self.has_ended_framed() {
+                return Poll::Ready(Ok(0));
+            }
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.half).poll_read(cx, &mut read))?;
+            let length = read.filled().len();
+            let Some(frames) = &mut self.frames else { return Poll::Ready(Ok(length)) };
+            if length == 0 {
+                let end = if frames.is_plain() { Ok(0) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                return Poll::Ready(end);
+            }
+            let payload = frames
+                .take(&mut buffer[..length])
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if payload > 0 {
+                return Poll::Ready(Ok(payload));
+            }
+        }
+    }
+
+    /// Whether the session's way has ended and the connection can be read on.
+    pub(super) fn has_ended_framed(&self) -> bool {
+        self.frames.as_ref().is_some_and(Incoming::has_ended)
+    }
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(half: WriteHalf<'a>, is_framed: bool) -> Self {
+        Self { half, frames: is_framed.then(Outgoing::default) }
+    }
+
+    /// Writes some of `bytes`. What isn't taken must come first the next time, unchanged: a frame may have been begun for it.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(frames) = &mut self.frames else { return Pin::new(&mut self.half).poll_write(cx, bytes) };
+        loop {
+            frames.announce(bytes.len());
+            let bytes = &bytes[..bytes.len().min(frames.room())];
+            let ahead = frames.ahead();
+            let half = Pin::new(&mut self.half);
+            let written = if ahead.is_empty() {
+                ready!(half.poll_write(cx, bytes))?
+            } else {
+                ready!(half.poll_write_vectored(cx, &[IoSlice::new(ahead), IoSlice::new(bytes)]))?
+            };
+            let payload = frames.wrote(written);
+            if payload > 0 || written == 0 {
+                return Poll::Ready(Ok(payload));
+            }
+        }
+    }
+
+    /// Tells the end of the way.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(frames) = &mut self.frames {
+            frames.end();
+            while !frames.ahead().is_empty() {
+                let written = ready!(Pin::new(&mut self.half).poll_write(cx, frames.ahead()))?;
+                frames.wrote(written);
+            }
+            if frames.has_ended() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        match ready!(Pin::new(&mut self.half).poll_shutdown(cx)) {
+            // The other side has closed both ways already.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+
+    /// Whether the end must be told even if both connections are over with it.
+    pub(super) fn tells_end(&self) -> bool {
+        self.frames.as_ref().is_some_and(|frames| !frames.is_plain())
+    }
+
+    /// Whether the session's way has ended and the connection can be written on.
+    pub(super) fn has_ended_framed(&self) -> bool {
+        self.frames.as_ref().is_some_and(Outgoing::has_ended)
+    }
+}
