@@ -6,9 +6,11 @@
 //! Left to others: turning figures into metrics (`metrics`).
 
 pub use frontend::{FrontendEntry, FrontendFigures};
+pub use gone::Gone;
 pub use timings::TimingFigures;
 
 mod frontend;
+mod gone;
 mod timings;
 
 use std::collections::BTreeMap;
@@ -18,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_state::ids::{BackendId, ServiceId};
 use mesh_state::spec::Protocol;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use super::dial::FailureReason;
 use crate::lb::health::Handshakes;
@@ -39,7 +40,7 @@ pub struct BackendEntry {
     /// Connections that live and began before the drain, those relayed for other nodes included.
     waited_for: AtomicU64,
     drains: AtomicBool,
-    gone: CancellationToken,
+    gone: Gone,
 }
 
 /// Figures of one backend, as this node's proxy saw it.
@@ -82,7 +83,6 @@ pub struct ProxyStats {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<Entries>,
-    cut: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -90,13 +90,18 @@ struct Entries {
     backends: BTreeMap<BackendId, Arc<BackendEntry>>,
     frontends: BTreeMap<FrontendKey, Arc<FrontendEntry>>,
     listeners: BTreeMap<(Protocol, u16), bool>,
+    is_cut: bool,
 }
 
 impl Ledger {
     /// The backend's entry.
     pub fn backend(&self, id: BackendId) -> Arc<BackendEntry> {
-        let afresh = || Arc::new(BackendEntry { gone: self.cut.child_token(), ..BackendEntry::default() });
-        Arc::clone(self.lock().backends.entry(id).or_insert_with(afresh))
+        let mut entries = self.lock();
+        let entry = Arc::clone(entries.backends.entry(id).or_default());
+        if entries.is_cut {
+            entry.gone.tell();
+        }
+        entry
     }
 
     /// The published port's entry.
@@ -112,17 +117,20 @@ impl Ledger {
     pub fn resume(&self, before: &ProxyStats) {
         let mut entries = self.lock();
         for (id, figures) in &before.backends {
-            let entry = BackendEntry { gone: self.cut.child_token(), ..BackendEntry::resumed(figures) };
-            entries.backends.insert(*id, Arc::new(entry));
+            entries.backends.insert(*id, Arc::new(BackendEntry::resumed(figures)));
         }
         for (key, figures) in &before.frontends {
             entries.frontends.insert(key.clone(), Arc::new(FrontendEntry::resumed(figures)));
         }
     }
 
-    /// Ends all connections.
+    /// Ends all connections, those to come included.
     pub fn cut(&self) {
-        self.cut.cancel();
+        let mut entries = self.lock();
+        entries.is_cut = true;
+        for entry in entries.backends.values() {
+            entry.gone.tell();
+        }
     }
 
     /// Notes on which published ports this node listens.
@@ -136,7 +144,7 @@ impl Ledger {
         entries.backends.retain(|id, entry| {
             let stays = view.backends.contains_key(id);
             if !stays {
-                entry.gone.cancel();
+                entry.gone.tell();
             }
             stays
         });
@@ -186,8 +194,8 @@ impl BackendEntry {
         }
     }
 
-    /// Cancelled once the backend is gone, or all connections must end.
-    pub fn gone(&self) -> &CancellationToken {
+    /// Told once the backend is gone, or all connections must end.
+    pub fn gone(&self) -> &Gone {
         &self.gone
     }
 
@@ -313,10 +321,20 @@ mod tests {
         let open = entry.open();
         assert_eq!(entry.live(), 1);
         ledger.follow(&NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST));
-        assert!(entry.gone().is_cancelled(), "its connections are told");
+        assert!(entry.gone().is_told(), "its connections are told");
         assert_eq!(ledger.stats().backends.len(), 0, "its figures vanish");
         drop(open);
-        assert!(!ledger.backend(id).gone().is_cancelled(), "a later backend of this id starts afresh");
+        assert!(!ledger.backend(id).gone().is_told(), "a later backend of this id starts afresh");
+    }
+
+    #[test]
+    fn once_all_is_cut_nothing_begins() {
+        let ledger = Ledger::default();
+        let [before, after] = [1, 2].map(|id| BackendId::new(id).expect("an id"));
+        let entry = ledger.backend(before);
+        assert!(!entry.gone().is_told());
+        ledger.cut();
+        assert!(entry.gone().is_told() && ledger.backend(after).gone().is_told());
     }
 
     #[test]

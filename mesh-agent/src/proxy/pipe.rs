@@ -9,6 +9,7 @@
 //! other, so that nobody takes a cut-off reply for a whole one; bytes are counted as they are written; bytes kept by all
 //! connections together are bounded.
 
+mod conduit;
 mod ends;
 mod framing;
 
@@ -23,9 +24,10 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
+use self::conduit::Conduit;
 use self::ends::{Sink, Source};
+use super::ledger::Gone;
 
 /// The thread's buffer: the most that one read takes.
 const READ_MAX: usize = 256 << 10;
@@ -63,8 +65,8 @@ pub(super) enum PipeError {
 pub(super) struct Terms<'a> {
     /// No byte either way for this long ends it.
     pub(super) idle_limit: Duration,
-    /// Cancelled when the connection must end.
-    pub(super) gone: &'a CancellationToken,
+    /// Told when the connection must end.
+    pub(super) gone: &'a Gone,
     /// Counters of bytes from the client.
     pub(super) request: &'a [&'a AtomicU64],
     /// Counters of bytes to the client.
@@ -100,7 +102,8 @@ pub(super) async fn carry(
         let source = Source::new(backend_read, backend_framed);
         let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply);
         let mut last = Instant::now();
-        let mut gone = pin!(terms.gone.cancelled());
+        let mut is_watched = false;
+        let mut gone = pin!(terms.gone.told());
         let mut idle = pin!(sleep_until(last + terms.idle_limit));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
@@ -108,8 +111,15 @@ pub(super) async fn carry(
                 backend_again = reply.from.has_ended_framed() && request.to.has_ended_framed();
                 return Poll::Ready(ended.map_err(PipeError::from));
             }
+            if terms.gone.is_told() {
+                return Poll::Ready(Err(PipeError::Gone));
+            }
             if request.take_moved() | reply.take_moved() {
                 last = Instant::now();
+                // Both wake this task already, the same task for the connection's whole life.
+                if is_watched && last < idle.deadline() {
+                    return Poll::Pending;
+                }
             }
             if gone.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(PipeError::Gone));
@@ -122,6 +132,7 @@ pub(super) async fn carry(
                 }
                 idle.as_mut().reset(deadline);
             }
+            is_watched = true;
             Poll::Pending
         })
         .await
@@ -167,6 +178,8 @@ struct Way<'a> {
     kept: Kept,
     /// What the next read takes at most.
     appetite: usize,
+    /// The short cut of a way with much to carry.
+    conduit: Option<Conduit>,
     has_moved: bool,
     is_read: bool,
     is_over: bool,
@@ -180,6 +193,7 @@ impl<'a> Way<'a> {
             counters,
             kept: Kept::default(),
             appetite: READ_MIN,
+            conduit: None,
             has_moved: false,
             is_read: false,
             is_over: false,
@@ -210,6 +224,10 @@ impl<'a> Way<'a> {
                 self.is_over = true;
                 return Poll::Ready(ended);
             }
+            if self.conduit.is_some() {
+                ready!(self.splice(cx))?;
+                continue;
+            }
             let size = if KEPT.load(Ordering::Relaxed) > KEPT_MAX { READ_SCARCE } else { self.appetite };
             let length = ready!(self.from.poll_read(cx, &mut buffer[..size]))?;
             self.pass(cx, &buffer[..length])?;
@@ -233,17 +251,42 @@ impl<'a> Way<'a> {
         if written < bytes.len() {
             self.kept.keep(&bytes[written..]);
             self.appetite = READ_MIN;
+        } else if self.appetite == READ_MAX && self.from.plain().is_some() && self.to.plain().is_some() {
+            // Without a descriptor bytes are copied, as before.
+            self.conduit = Conduit::new().ok();
         } else if bytes.len() == self.appetite {
             self.appetite = (2 * self.appetite).min(READ_MAX);
         }
         Ok(())
     }
 
+    /// Moves pages through the pipe until it is empty again.
+    fn splice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (Some(conduit), Some(from), Some(to)) = (&mut self.conduit, self.from.plain(), self.to.plain())
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        if conduit.held() == 0 {
+            self.is_read = ready!(conduit.poll_fill(cx, from))? == 0;
+            self.has_moved = true;
+        }
+        while conduit.held() > 0 {
+            let passed = ready!(conduit.poll_empty(cx, to))?;
+            self.has_moved = true;
+            count(self.counters, passed);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn count(&mut self, written: usize) {
         self.has_moved = true;
-        for counter in self.counters {
-            counter.fetch_add(written as u64, Ordering::Relaxed);
-        }
+        count(self.counters, written);
+    }
+}
+
+fn count(counters: &[&AtomicU64], written: usize) {
+    for counter in counters {
+        counter.fetch_add(written as u64, Ordering::Relaxed);
     }
 }
 

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::framing::{Incoming, Outgoing};
@@ -50,6 +51,12 @@ impl<'a> Source<'a> {
                 return Poll::Ready(Ok(payload));
             }
         }
+    }
+
+    /// The connection, if all that comes is payload.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        let is_plain = self.frames.as_ref().is_none_or(Incoming::is_plain);
+        is_plain.then(|| self.half.as_ref())
     }
 
     /// Whether the session's way has ended and the connection can be read on.
@@ -100,6 +107,13 @@ impl<'a> Sink<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
         }
+    }
+
+    /// The connection, if all that goes is payload.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        let is_plain =
+            self.frames.as_ref().is_none_or(|frames| frames.is_plain() && frames.ahead().is_empty());
+        is_plain.then(|| self.half.as_ref())
     }
 
     /// Whether the end must be told even if both connections are over with it.

@@ -1,6 +1,8 @@
 //! Ends of connections, without a mesh around them.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use tokio::net::TcpListener;
@@ -13,7 +15,7 @@ const IDLE_LIMIT: Duration = Duration::from_mins(5);
 struct Carried {
     client: TcpStream,
     backend: TcpStream,
-    gone: CancellationToken,
+    gone: Arc<Gone>,
     end: JoinHandle<Result<Option<TcpStream>, PipeError>>,
 }
 
@@ -37,8 +39,8 @@ async fn start_framed() -> Carried {
 async fn start_to(leg: fn(TcpStream) -> Leg) -> Carried {
     let (client, client_side) = pair().await;
     let (backend, backend_side) = pair().await;
-    let gone = CancellationToken::new();
-    let told = gone.clone();
+    let gone = Arc::new(Gone::default());
+    let told = Arc::clone(&gone);
     let end = tokio::spawn(async move {
         let terms = Terms { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[] };
         carry(Leg::Plain(client_side), leg(backend_side), &terms).await
@@ -65,7 +67,9 @@ async fn a_connection_without_a_byte_ends_after_the_limit() {
 #[tokio::test]
 async fn both_sides_hear_that_the_backend_is_gone() {
     let Carried { mut client, mut backend, gone, end } = start().await;
-    gone.cancel();
+    client.write_all(b"!").await.expect("the byte is taken");
+    assert_eq!(backend.read_u8().await.expect("it arrives"), b'!');
+    gone.tell();
     assert!(matches!(end.await.expect("no panic"), Err(PipeError::Gone)));
     assert_reset(&mut client, "the client's").await;
     assert_reset(&mut backend, "the backend's").await;

@@ -39,7 +39,7 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
         ended = both => if let Err(error) = ended {
             tracing::debug!(backend = target.id.get(), %error, "a relayed flow ended");
         },
-        () = target.entry.gone().cancelled() => {}
+        () = target.entry.gone().told() => {}
     }
 }
 

@@ -219,7 +219,7 @@ impl Flow {
             end = asks => end,
             end = answers => end,
             () = life.ends() => End::Over,
-            () = backend.gone().cancelled() => End::Over,
+            () = backend.gone().told() => End::Over,
         };
         if end == End::Over {
             // The idle time at the end is not part of it.

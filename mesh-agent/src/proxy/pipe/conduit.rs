@@ -1,0 +1,80 @@
+//! A kernel pipe between two connections: pages move from one to the other, and no byte is copied (splice(2)).
+//!
+//! Invariants: a way's bytes are in its pipe or in its buffer, never in both; what one turn put into the pipe leaves it before more is put in.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// The pipe's size, bytes: so many pages' references.
+const SIZE: usize = 256 << 10;
+/// The most that one turn takes.
+const TURN: usize = 1 << 20;
+
+/// A pipe, and what is in it.
+#[derive(Debug)]
+pub(super) struct Conduit {
+    inlet: OwnedFd,
+    outlet: OwnedFd,
+    held: usize,
+}
+
+impl Conduit {
+    /// An empty pipe.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn new() -> io::Result<Self> {
+        let (outlet, inlet) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+        if let Err(error) = fcntl_setpipe_size(&inlet, SIZE) {
+            tracing::debug!(%error, "a pipe stays small, and takes less at a time");
+        }
+        Ok(Self { inlet, outlet, held: 0 })
+    }
+
+    /// Bytes that still have to leave.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Takes bytes out of `from`; none means its end.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            let taken = from.try_io(Interest::READABLE, || turn(from, &self.inlet, TURN));
+            match taken {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    let taken = result?;
+                    self.held += taken;
+                    return Poll::Ready(Ok(taken));
+                }
+            }
+        }
+    }
+
+    /// Passes bytes on to `to`; returns how many.
+    pub(super) fn poll_empty(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            let passed = to.try_io(Interest::WRITABLE, || turn(&self.outlet, to, self.held));
+            match passed {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    let passed = result?;
+                    self.held -= passed;
+                    return Poll::Ready(Ok(passed));
+                }
+            }
+        }
+    }
+}
+
+fn turn(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    Ok(splice(from, None, to, None, length, flags)?)
+}
