@@ -86,6 +86,7 @@ fn control(request: &Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
         "/networks/ingress" => {
             (200, r#"{"Id":"n1","Name":"ingress","Driver":"overlay","Scope":"swarm"}"#.to_owned())
         }
+        "/networks/prune" => (200, r#"{"NetworksDeleted":["over"]}"#.to_owned()),
         "/networks/create" => (201, r#"{"Id":"made-by-control"}"#.to_owned()),
         other => (404, format!(r#"{{"message":"control saw {} {other}"}}"#, request.method())),
     };
@@ -241,9 +242,16 @@ fn a_manager_answers_for_the_swarm() {
     assert_eq!(inspected, "swarm");
     assert_eq!(stdout(&served.docker(&["network", "inspect", "-f", "{{.Driver}}", "host"])), "host");
     assert_eq!(stdout(&served.docker(&["network", "create", "-d", "overlay", "over"])), "made-by-control");
-    let local = served.docker(&["network", "create", "local"]);
-    assert!(local.status.success(), "docker network create: {}", stderr(&local));
+    for name in ["local", "unused"] {
+        let local = served.docker(&["network", "create", name]);
+        assert!(local.status.success(), "docker network create: {}", stderr(&local));
+    }
     assert!(served.docker(&["network", "rm", "local"]).status.success());
+    assert!(served.docker(&["network", "create", "--label", "mesh.network=", "ours"]).status.success());
+    let pruned = stdout(&served.docker(&["network", "prune", "--force"]));
+    assert_eq!(pruned, "Deleted Networks:\nover\nunused", "docker network prune");
+    let bad = served.docker(&["network", "prune", "--force", "--filter", "colour=red"]);
+    assert!(stderr(&bad).to_lowercase().contains("invalid filter"), "an unknown filter: {}", stderr(&bad));
 }
 
 /// The head of `/_ping`, lower case.

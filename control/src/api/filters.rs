@@ -67,6 +67,12 @@ impl Filters {
         })
     }
 
+    /// Whether `filter` is absent, or one of its `key=value` or `key` isn't among `labels`: as Docker's, it leaves out what has all of
+    /// them.
+    pub(crate) fn lacks_labels(&self, filter: &str, labels: &Labels) -> bool {
+        self.values(filter).is_empty() || !self.labels(filter, labels)
+    }
+
     /// The values of `key`, each read by `read`.
     ///
     /// # Errors
@@ -120,6 +126,14 @@ mod tests {
             (r#"{"label":["b="]}"#, true),
         ] {
             assert_eq!(parse(text).labels("label", &labels), expected, "filtering by {text}");
+        }
+        for (text, expected) in [
+            ("{}", true),
+            (r#"{"label":["c"]}"#, true),
+            (r#"{"label":["c","a=1"]}"#, true),
+            (r#"{"label":["a=1"]}"#, false),
+        ] {
+            assert_eq!(parse(text).lacks_labels("label", &labels), expected, "leaving out by {text}");
         }
     }
 

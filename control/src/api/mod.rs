@@ -81,6 +81,7 @@ fn routes(context: ApiContext) -> Router {
         .route("/nodes/{id}/update", post(nodes::update))
         .route("/networks", get(networks::list))
         .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .merge(dependencies::routes(DependencyKind::Secret))
         .merge(dependencies::routes(DependencyKind::Config))

@@ -1,4 +1,9 @@
-//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits.
+//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits; for some filters also RFC 3339, or how long
+//! ago.
+
+use chrono::{DateTime, TimeDelta};
+use mesh_state::Timestamp;
+use mesh_state::lb::go_duration;
 
 use super::error::ApiError;
 
@@ -29,9 +34,34 @@ pub(crate) fn parse(parameter: &str, text: &str) -> Result<Option<i64>, ApiError
     nanoseconds().map(Some).ok_or_else(refused)
 }
 
+/// The moment of a filter such as `until`: Unix seconds, RFC 3339, or a duration before `now`.
+pub(crate) fn ago(text: &str, now: Timestamp) -> Option<Timestamp> {
+    if let Ok(Some(nanoseconds)) = parse("until", text) {
+        return Some(DateTime::from_timestamp_nanos(nanoseconds));
+    }
+    if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
+        return Some(moment.to_utc());
+    }
+    now.checked_sub_signed(TimeDelta::from_std(go_duration(text)?).ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_say_when_or_how_long_ago() {
+        let now = DateTime::from_timestamp_nanos(10_000 * NANOSECONDS);
+        for (text, expected) in [
+            ("9000", Some(9_000)),
+            ("1h30m", Some(4_600)),
+            ("1970-01-01T01:00:00Z", Some(3_600)),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            assert_eq!(ago(text, now).map(|moment| moment.timestamp()), expected, "until={text}");
+        }
+    }
 
     #[test]
     fn moments_are_read_to_the_nanosecond() {

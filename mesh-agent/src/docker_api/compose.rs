@@ -17,6 +17,7 @@ use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
+use crate::task::bridge::{NETWORK_LABEL, NETWORK_NAME};
 
 /// Bytes of an answer that is read here.
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -155,6 +156,32 @@ impl Composer {
         }
     }
 
+    /// `POST /networks/prune`: the engine's, without the network of mesh's tasks, which may have none just now, and the cluster's. Where
+    /// the client's own filter leaves no room for that, the network goes and the agent makes it again.
+    pub(super) async fn network_prune(
+        &self,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let mut asked = bodyless(request);
+        if let Some(query) = Query::of(request.uri()).with_filter("label!", NETWORK_LABEL) {
+            *asked.uri_mut() = with_query(request.uri(), &query)?;
+        }
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
+        if engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        let cluster = match self.control_json(bodyless(request)).await {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                debug!(%error, "prune networks without the cluster's");
+                Value::Null
+            }
+        };
+        Ok(replaced(head, &joined_pruned(&cluster, &local)))
+    }
+
     /// `GET` and `DELETE /networks/{x}`: the engine's network of that name, else the cluster's.
     pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let cluster_only = Query::of(request.uri()).value("scope").as_deref() == Some("swarm");
@@ -180,10 +207,7 @@ impl Composer {
         let wanted =
             query.filter("is-task").is_some_and(|values| values.iter().any(|v| v == "true" || v == "1"));
         let mut asked = bodyless(request);
-        let rewritten = query.with_task_filter_as_label(wanted).encoded();
-        *asked.uri_mut() = format!("{}?{rewritten}", request.uri().path())
-            .parse::<Uri>()
-            .map_err(|error| ApiError::BadRequest(format!("cannot rewrite the filter is-task: {error}")))?;
+        *asked.uri_mut() = with_query(request.uri(), &query.with_task_filter_as_label(wanted))?;
         let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
         if wanted || engine.status() != StatusCode::OK {
             return Ok(engine.map(BodyExt::boxed));
@@ -236,6 +260,13 @@ fn bodyless(request: &Request<Incoming>) -> Request<Empty<Bytes>> {
     copy
 }
 
+/// The same path with another query.
+fn with_query(uri: &Uri, query: &Query) -> Result<Uri, ApiError> {
+    format!("{}?{}", uri.path(), query.encoded())
+        .parse()
+        .map_err(|error| ApiError::BadRequest(format!("cannot rewrite the filters: {error}")))
+}
+
 /// The upstream's head with another body.
 fn replaced(mut head: hyper::http::response::Parts, value: &Value) -> Response<Body> {
     head.headers.remove(CONTENT_LENGTH);
@@ -254,6 +285,14 @@ fn joined_networks(local: Value, cluster: Value) -> Value {
         }
     }
     Value::Array(networks)
+}
+
+/// What both have pruned for good, the cluster's first.
+fn joined_pruned(cluster: &Value, local: &Value) -> Value {
+    let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
+    let mut all = [names(cluster), names(local)].concat();
+    all.retain(|name| name != NETWORK_NAME);
+    json!({ "NetworksDeleted": if all.is_empty() { Value::Null } else { all.into() } })
 }
 
 /// Whether a network to create is the cluster's; one that only holds settings is not. What is no JSON is left for the engine to refuse.
@@ -291,6 +330,14 @@ mod tests {
         let joined = joined_networks(local.clone(), cluster);
         assert_eq!(joined, json!([{"Id": "a", "Name": "mesh"}, {"Id": "b", "Name": "ingress"}]));
         assert_eq!(joined_networks(local.clone(), Value::Null), local);
+    }
+
+    #[test]
+    fn what_was_pruned_is_told_together() {
+        let pruned = |names: Value| json!({ "NetworksDeleted": names });
+        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])));
+        assert_eq!(joined, pruned(json!(["over", "local"])));
+        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null)), pruned(Value::Null));
     }
 
     #[test]

@@ -47,24 +47,29 @@ impl Query {
         let mut filters = self.filters().unwrap_or_default();
         filters.remove("is-task");
         if wanted {
-            let mut labels: BTreeMap<String, Value> = filters
-                .get("label")
-                .map(filter_values)
-                .unwrap_or_default()
-                .into_iter()
-                .map(|v| (v, true.into()))
-                .collect();
-            labels.insert(TASK_LABEL.to_owned(), true.into());
-            filters.insert("label".to_owned(), labels.into_iter().collect::<Map<_, _>>().into());
+            add(&mut filters, "label", TASK_LABEL);
         }
-        let encoded = percent_encode(&Value::Object(filters).to_string());
-        let mut pairs = self.pairs.clone();
-        for (key, value) in &mut pairs {
-            if key == "filters" {
-                value.clone_from(&encoded);
-            }
+        self.with_filters(filters)
+    }
+
+    /// The same query with the filter `name`; none if it has that filter already, or its filters can't be read.
+    pub(super) fn with_filter(&self, name: &str, value: &str) -> Option<Self> {
+        let mut filters = if self.value("filters").is_none_or(|text| text.is_empty()) {
+            Map::default()
+        } else {
+            self.filters()?
+        };
+        if filters.contains_key(name) {
+            return None;
         }
-        Self { pairs }
+        add(&mut filters, name, value);
+        Some(self.with_filters(filters))
+    }
+
+    fn with_filters(&self, filters: Map<String, Value>) -> Self {
+        let mut query = self.without("filters");
+        query.pairs.push(("filters".to_owned(), percent_encode(&Value::Object(filters).to_string())));
+        query
     }
 
     /// The same query without a key.
@@ -82,6 +87,19 @@ impl Query {
     fn filters(&self) -> Option<Map<String, Value>> {
         serde_json::from_str(&self.value("filters")?).ok()
     }
+}
+
+/// Adds a value to a filter.
+fn add(filters: &mut Map<String, Value>, name: &str, value: &str) {
+    let mut values: BTreeMap<String, Value> = filters
+        .get(name)
+        .map(filter_values)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|value| (value, true.into()))
+        .collect();
+    values.insert(value.to_owned(), true.into());
+    filters.insert(name.to_owned(), values.into_iter().collect::<Map<_, _>>().into());
 }
 
 /// Whether a container of `docker ps` belongs to a task.
@@ -162,8 +180,18 @@ mod tests {
         assert_eq!(rewritten.filter("label"), Some(vec!["a=b c".to_owned(), TASK_LABEL.to_owned()]));
         assert_eq!(rewritten.filter("status"), Some(vec!["exited".to_owned()]));
         assert_eq!(rewritten.value("all").as_deref(), Some("1"));
-        assert!(rewritten.encoded().ends_with("&size=0"), "query is {}", rewritten.encoded());
+        assert_eq!(rewritten.value("size").as_deref(), Some("0"));
         assert_eq!(query(r#"{"is-task":["false"]}"#).with_task_filter_as_label(false).filter("label"), None);
+    }
+
+    #[test]
+    fn a_filter_is_added_to_those_that_can_be_read() {
+        let added = |text: &str| query(text).with_filter("label!", "b").map(|query| query.filter("label!"));
+        assert_eq!(added(r#"{"until":["1h"]}"#), Some(Some(vec!["b".to_owned()])));
+        assert_eq!(added(r#"{"label!":["a"]}"#), None, "several leave out only what has all of them");
+        assert_eq!(added("nonsense"), None);
+        let bare = Query::of(&"/networks/prune".parse().unwrap()).with_filter("label!", "b");
+        assert_eq!(bare.and_then(|query| query.filter("label!")), Some(vec!["b".to_owned()]));
     }
 
     proptest::proptest! {

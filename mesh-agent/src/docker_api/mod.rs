@@ -198,6 +198,7 @@ async fn answer(
         Route::Events => composer.events(&request).await,
         Route::NetworkList => composer.network_list(&request).await,
         Route::NetworkCreate => composer.network_create(request).await,
+        Route::NetworkPrune => composer.network_prune(&request).await,
         Route::NetworkOne => composer.network_one(&request).await,
         Route::TaskContainers => composer.task_containers(&request).await,
     };

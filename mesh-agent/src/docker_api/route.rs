@@ -21,6 +21,8 @@ pub(super) enum Route {
     NetworkList,
     /// `POST /networks/create`: the body tells whose.
     NetworkCreate,
+    /// `POST /networks/prune`: of both, without what mesh's own tasks use.
+    NetworkPrune,
     /// One network, by id or name: the engine's, else the cluster's.
     NetworkOne,
     /// `GET /containers/json` with the filter `is-task`: tasks' containers are known by their label.
@@ -38,6 +40,7 @@ impl Route {
             (_, ["services" | "tasks" | "nodes" | "swarm" | "secrets" | "configs", ..]) => Self::Control,
             ("GET", ["networks"]) => Self::NetworkList,
             ("POST", ["networks", "create"]) => Self::NetworkCreate,
+            ("POST", ["networks", "prune"]) => Self::NetworkPrune,
             ("GET" | "DELETE", ["networks", _]) => Self::NetworkOne,
             ("GET", ["containers", "json"]) if Query::of(uri).filter("is-task").is_some() => {
                 Self::TaskContainers
@@ -128,7 +131,6 @@ mod tests {
         }
         check("POST", "/v1.41/containers/x/attach?stream=1", Route::Engine);
         check("POST", "/networks/x/connect", Route::Engine);
-        check("POST", "/networks/prune", Route::Engine);
         check("GET", "/distribution/nginx/json", Route::Engine);
         check("GET", "/v1.41/v1.41/services", Route::Engine);
         check("GET", "/", Route::Engine);
@@ -141,6 +143,7 @@ mod tests {
         check("GET", "/v1.41/events?since=1", Route::Events);
         check("GET", "/networks?filters=%7B%7D", Route::NetworkList);
         check("POST", "/v1.50/networks/create", Route::NetworkCreate);
+        check("POST", "/networks/prune?filters=%7B%7D", Route::NetworkPrune);
         check("DELETE", "/networks/abc", Route::NetworkOne);
         check(
             "GET",

@@ -8,6 +8,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 /// The network's name, and what tasks' addresses are looked up by.
 pub const NETWORK_NAME: &str = "mesh";
+/// What keeps the network from being pruned while it has no tasks.
+pub const NETWORK_LABEL: &str = "mesh.network";
 /// The bridge device.
 pub const DEVICE: &str = "mesh0";
 

@@ -16,9 +16,9 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, GenericResourcesInner,
-    HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect, PortBinding, PortMap,
-    SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, EventMessage,
+    GenericResourcesInner, HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect,
+    PortBinding, PortMap, SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions,
@@ -32,7 +32,7 @@ use mesh_state::spec::{GenericResource, Protocol};
 use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
-use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_NAME};
+use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_LABEL, NETWORK_NAME};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
 use super::runtime::{ContainerFacts, Health, Made, Phase, Runtime, RuntimeError};
@@ -74,6 +74,27 @@ impl DockerEngine {
         let options =
             ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
         self.client(CALL_TIMEOUT)?.list_containers(Some(options)).await.map_err(failed)
+    }
+
+    /// The engine's events that pass `filters`, from `since` (Unix time) or from now on.
+    fn follow(
+        &self,
+        filters: &[(&str, &[&str])],
+        since: Option<Duration>,
+    ) -> BoxStream<'static, Result<EventMessage, RuntimeError>> {
+        let client = match self.client(CALL_TIMEOUT) {
+            Ok(client) => client,
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let filters = filters.iter().map(|(key, values)| {
+            ((*key).to_owned(), values.iter().map(|&value| value.to_owned()).collect::<Vec<_>>())
+        });
+        let options = EventsOptions {
+            filters: Some(filters.collect::<HashMap<_, _>>()),
+            since: since.map(|since| since.as_secs().to_string()),
+            ..EventsOptions::default()
+        };
+        client.events(Some(options)).map(|event| event.map_err(failed)).boxed()
     }
 }
 
@@ -151,30 +172,22 @@ impl Runtime for DockerEngine {
     }
 
     fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>> {
-        let client = match self.client(CALL_TIMEOUT) {
-            Ok(client) => client,
-            Err(error) => return stream::once(async { Err(error) }).boxed(),
-        };
-        let filters = [("type", &["container"][..]), ("label", &[NODE_LABEL]), ("event", &TELLING_EVENTS)];
-        let filters = filters.map(|(key, values)| {
-            (key.to_owned(), values.iter().map(|&value| value.to_owned()).collect::<Vec<_>>())
-        });
         let since =
             SystemTime::now().checked_sub(EVENTS_OVERLAP).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        let options = EventsOptions {
-            filters: Some(HashMap::from(filters)),
-            since: since.map(|since| since.as_secs().to_string()),
-            ..EventsOptions::default()
-        };
-        client
-            .events(Some(options))
+        let filters = [("type", &["container"][..]), ("label", &[NODE_LABEL]), ("event", &TELLING_EVENTS)];
+        self.follow(&filters, since)
             .filter_map(async |event| match event {
                 Ok(event) => {
                     event.actor?.attributes?.remove(TASK_ID_LABEL).map(|task| Ok(TaskId::from(task)))
                 }
-                Err(error) => Some(Err(failed(error))),
+                Err(error) => Some(Err(error)),
             })
             .boxed()
+    }
+
+    fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>> {
+        let filters = [("type", &["network"][..]), ("network", &[NETWORK_NAME]), ("event", &["destroy"])];
+        self.follow(&filters, None).map(|event| event.map(drop)).boxed()
     }
 
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
@@ -202,6 +215,7 @@ impl Runtime for DockerEngine {
             options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             ipam: Some(Ipam { config: Some(config), ..Ipam::default() }),
             enable_ipv6: Some(plan.subnet6().is_some()),
+            labels: Some([(NETWORK_LABEL.to_owned(), String::new())].into()),
             ..NetworkCreateRequest::default()
         };
         self.client(CALL_TIMEOUT)?.create_network(request).await.map(drop).map_err(failed)

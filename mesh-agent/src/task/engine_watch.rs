@@ -83,7 +83,10 @@ pub(super) async fn keep_bridge(
     state: watch::Sender<BridgeState>,
 ) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    let mut removals = None;
     loop {
+        // Before the look at the network, so that no removal falls in between.
+        let removed = removals.get_or_insert_with(|| runtime.bridge_removals());
         let wanted = *plan.borrow_and_update();
         let (next, wait) = match ensure(&*runtime, &wanted).await {
             Ok(BridgeState::Ready) => {
@@ -104,8 +107,14 @@ pub(super) async fn keep_bridge(
             }
             changed
         });
-        let changed = tokio::time::timeout(wait, plan.changed()).await;
-        if state.is_closed() || matches!(changed, Ok(Err(_))) {
+        let pause = tokio::time::sleep(wait);
+        tokio::select! {
+            changed = plan.changed() => if changed.is_err() { return },
+            Some(Ok(())) = removed.next() => info!("the Docker network mesh was removed"),
+            // The stream may have ended meanwhile, with the engine.
+            () = pause => removals = None,
+        }
+        if state.is_closed() {
             return;
         }
     }

@@ -126,6 +126,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Tasks whose container may have come to something else, as it happens. The stream ends or fails when the engine goes away.
     fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>>;
 
+    /// The network `mesh` was removed, as it happens, by whomever. Ends or fails when the engine goes away.
+    fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>>;
+
     /// The network `mesh` as it is.
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError>;
 

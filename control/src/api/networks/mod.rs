@@ -17,10 +17,11 @@ use serde::Serialize;
 use super::body::{Params, read_json};
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
-use super::{access, dto, lookup, shapes};
+use super::{access, dto, lookup, moment, shapes};
 use crate::context::ApiContext;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
+const PRUNE_FILTERS: [&str; 3] = ["label", "label!", "until"];
 const KNOWN_FILTERS: [&str; 7] = ["name", "id", "label", "scope", "driver", "type", "dangling"];
 
 /// Answer to a creation.
@@ -29,6 +30,13 @@ const KNOWN_FILTERS: [&str; 7] = ["name", "id", "label", "scope", "driver", "typ
 pub(crate) struct CreatedNetwork {
     id: String,
     warning: String,
+}
+
+/// Answer to pruning.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct PrunedNetworks {
+    networks_deleted: Vec<String>,
 }
 
 /// `GET /networks`
@@ -81,6 +89,29 @@ pub(crate) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     access::write(&context, |snapshot| write::remove(snapshot, find(snapshot, &query)?)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /networks/prune`: all that no service names; the ingress network stays.
+pub(crate) async fn prune(
+    State(context): State<ApiContext>,
+    params: Params,
+) -> Result<Json<PrunedNetworks>, ApiError> {
+    let filters = Filters::parse(params.get("filters"), &PRUNE_FILTERS)?;
+    let now = Utc::now();
+    let before = filters.parsed("until", |text| moment::ago(text, now))?;
+    let snapshot = access::current(&context).await?;
+    let mut networks_deleted = Vec::new();
+    for network in write::unused(&snapshot, &filters, &before) {
+        let removal =
+            |snapshot: &ClusterSnapshot| write::remove(snapshot, find(snapshot, network.id.as_str())?);
+        match access::write(&context, removal).await {
+            Ok(_) => networks_deleted.push(network.name.clone()),
+            // A service has just begun to name it, or somebody else removed it.
+            Err(ApiError::Precondition(_) | ApiError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Json(PrunedNetworks { networks_deleted }))
 }
 
 /// The network that a client names.

@@ -12,10 +12,12 @@ use mesh_state::ids::NetworkId;
 use mesh_state::keys;
 use mesh_state::network::{IpamConfig, Network, NetworkSpec};
 use mesh_state::service::Service;
+use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op};
 
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
+use crate::api::filters::Filters;
 use crate::api::services::networks::named_by;
 use crate::api::validate;
 use crate::snapshot::{ClusterSnapshot, Versioned};
@@ -87,6 +89,26 @@ pub(super) fn remove(
     })
 }
 
+/// Networks that pruning removes: those of users that no service names, pass `filters` and were made `before` every given moment.
+pub(super) fn unused<'a>(
+    snapshot: &'a ClusterSnapshot,
+    filters: &Filters,
+    before: &[Timestamp],
+) -> Vec<&'a Network> {
+    let no_labels = Labels::new();
+    let networks = snapshot.networks.values().map(|network| &network.value);
+    networks
+        .filter(|network| {
+            let labels = network.spec.labels.as_ref().unwrap_or(&no_labels);
+            !network.ingress
+                && user_of(snapshot, network).is_none()
+                && filters.labels("label", labels)
+                && filters.lacks_labels("label!", labels)
+                && before.iter().all(|moment| network.created_at <= *moment)
+        })
+        .collect()
+}
+
 /// A service that names the network; every one that publishes ports uses the ingress network.
 pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Service> {
     let uses = |service: &&'a Service| {
@@ -144,7 +166,7 @@ fn asked_subnet(spec: &NetworkSpec) -> Option<Ipv4Net> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::spec::Labels;
+    use chrono::DateTime;
     use serde_json::json;
 
     use super::*;
@@ -214,5 +236,25 @@ mod tests {
         world.put_service(&user);
         let error = remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).unwrap_err();
         assert_eq!(error.to_string(), "network n1 is in use by service s1");
+    }
+
+    #[test]
+    fn pruning_leaves_what_is_used_ours_or_filtered_out() {
+        let mut world = with_network();
+        let unused = |world: &World, filters: &str, before: &[Timestamp]| {
+            let filters = Filters::parse(Some(filters), &["label", "label!"]).unwrap();
+            let found = super::unused(&world.snapshot, &filters, before);
+            found.iter().map(|network| network.name.clone()).collect::<Vec<_>>()
+        };
+        let made = DateTime::from_timestamp_nanos(0);
+        assert_eq!(unused(&world, "", &[]), ["net"]);
+        assert_eq!(unused(&world, "", &[made]), ["net"]);
+        assert!(unused(&world, "", &[made - chrono::TimeDelta::seconds(1)]).is_empty(), "made after that");
+        assert!(unused(&world, r#"{"label":["a"]}"#, &[]).is_empty(), "without the label");
+        assert_eq!(unused(&world, r#"{"label!":["a"]}"#, &[]), ["net"]);
+        let mut user = service("s1", 1);
+        user.spec.task_template.extra.insert("Networks".into(), json!([{"Target": "n1"}]));
+        world.put_service(&user);
+        assert!(unused(&world, "", &[]).is_empty(), "a service names it");
     }
 }

@@ -17,6 +17,8 @@ use crate::spec::Labels;
 use crate::task::Slot;
 
 pub use choice::{Mode, Policy};
+pub use value::go_duration;
+
 use value::Given;
 
 /// Labels with this prefix belong to mesh.

@@ -111,7 +111,7 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
 }
 
 /// A duration as Go writes it: numbers with units (`h`, `m`, `s`, `ms`, `us`, `ns`), fractions allowed, without a sign.
-fn go_duration(text: &str) -> Option<Duration> {
+pub fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

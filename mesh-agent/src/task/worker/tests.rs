@@ -104,6 +104,10 @@ impl Runtime for Engine {
         futures::stream::pending().boxed()
     }
 
+    fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>> {
+        futures::stream::pending().boxed()
+    }
+
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
         self.with(|_| Some(BridgeFacts { subnet: None, has_ipv6: false, users: 0 }))
     }
