@@ -175,13 +175,7 @@ impl Proxy {
         applied: watch::Sender<u64>,
         shutdown: CancellationToken,
     ) {
-        for worker in self.workers.iter() {
-            match relay.share() {
-                Ok(relay) => relay::start(&self, worker, relay),
-                Err(error) => tracing::error!(%error, "share the relay's socket among threads"),
-            }
-        }
-        drop(relay);
+        relay::start(&self, relay);
         let (mut listeners, mut ramps) = (Listeners::default(), Ramps::default());
         let (mut views, mut ejected) = (self.view.clone(), self.ejected.subscribe());
         let mut retry = interval(RETRY_INTERVAL);

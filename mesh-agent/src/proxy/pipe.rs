@@ -251,7 +251,7 @@ impl<'a> Way<'a> {
         if written < bytes.len() {
             self.kept.keep(&bytes[written..]);
             self.appetite = READ_MIN;
-        } else if self.appetite == READ_MAX && self.from.plain().is_some() && self.to.plain().is_some() {
+        } else if bytes.len() == READ_MAX && self.from.plain().is_some() && self.to.plain().is_some() {
             // Without a descriptor bytes are copied, as before.
             self.conduit = Conduit::new().ok();
         } else if bytes.len() == self.appetite {

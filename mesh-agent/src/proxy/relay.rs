@@ -20,7 +20,6 @@ use super::dial::{DialError, Ends, FailureReason, dial_task};
 use super::pipe::{self, Leg, Terms};
 use super::preamble::{self, Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
 use super::routes::{Place, Target};
-use super::workers::Worker;
 use super::{Proxy, udp};
 use crate::error_chain;
 
@@ -69,19 +68,24 @@ struct Asked {
     ends: Ends,
 }
 
-/// Serves the relay's port until the agent stops.
-pub(super) fn start(proxy: &Arc<Proxy>, worker: &Worker, listening: Listening) {
+/// Serves the relay's port until the agent stops. One thread accepts; connections live on each thread in turn, as they are few and stay
+/// for long: left to whichever thread is awake, many sessions would share one.
+pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
+    let Some(acceptor) = proxy.workers.next() else { return };
     let serving = Arc::clone(proxy);
-    let serve = async move {
+    let accept = async move {
         accept_until(listening, &serving.relay_room, &serving.stop, |stream, peer, permit| {
-            let proxy = Arc::clone(&serving);
-            tokio::spawn(serving.tracker.track_future(async move {
-                serve(&proxy, stream, peer, permit).await;
+            let (proxy, Some(worker)) = (Arc::clone(&serving), serving.workers.next()) else { return };
+            worker.handle.spawn(serving.tracker.track_future(async move {
+                match stream.into_std().and_then(TcpStream::from_std) {
+                    Ok(stream) => serve(&proxy, stream, peer, permit).await,
+                    Err(error) => tracing::warn!(%peer, %error, "give a relayed connection to a thread"),
+                }
             }));
         })
         .await;
     };
-    worker.handle.spawn(proxy.tracker.track_future(serve));
+    acceptor.handle.spawn(proxy.tracker.track_future(accept));
 }
 
 async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted: OwnedSemaphorePermit) {
