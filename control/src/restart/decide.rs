@@ -55,8 +55,10 @@ pub fn verdict(
     if left_by_its_node(snapshot, task) {
         return Verdict::Replace { after: None };
     }
-    // A node whose clock runs ahead must not hold the replacement back.
-    Verdict::Replace { after: after(status.timestamp.min(now), policy.delay()) }
+    // A task that ended before it was to run counts as if it had ended then. A node whose clock runs ahead must not hold the replacement
+    // back.
+    let ended = status.timestamp.max(task.start_after.unwrap_or(status.timestamp)).min(now);
+    Verdict::Replace { after: after(ended, policy.delay()) }
 }
 
 /// How many ended tasks of a slot the restart policy of its newest task looks at.
@@ -84,7 +86,7 @@ fn policy_of(snapshot: &ClusterSnapshot, service: &Service, task: &Task) -> Rest
 }
 
 /// Whether a task's node is down, gone or drained: then there is nothing to be gentle with.
-fn left_by_its_node(snapshot: &ClusterSnapshot, task: &Task) -> bool {
+pub(super) fn left_by_its_node(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     task.node_id.as_ref().is_some_and(|id| {
         snapshot.is_lost(id)
             || snapshot.nodes.get(id).is_some_and(|node| node.spec.availability == Availability::Drain)

@@ -25,7 +25,10 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     let services: BTreeSet<&ServiceId> = waiting.map(|task| &task.service_id).collect();
     for service in services {
         for tasks in slots::of(snapshot, service).values() {
-            for task in tasks.iter().filter(|task| task.desired_state == TaskState::Ready) {
+            let may_run = |task: &&&Stored<Task>| {
+                task.desired_state == TaskState::Ready && !snapshot.state_of(task).is_terminal()
+            };
+            for task in tasks.iter().filter(may_run) {
                 promote(now, snapshot, task, tasks, &mut plan);
             }
         }

@@ -1,6 +1,7 @@
 //! Replaces tasks that ended, that are on a lost node or on a drained one.
 //!
-//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
+//! Invariants: a task that ends while its restart delay goes on is replaced when the delay is over, not before: an image that doesn't exist
+//! costs one task a delay. The old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
 //! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use mesh_state::service::Service;
 use mesh_state::task::{Slot, Task, TaskState};
 use rand::RngCore;
 
-use super::decide::{Verdict, verdict};
+use super::decide::{Verdict, left_by_its_node, verdict};
 use crate::orchestrator::create::{TaskMaker, stopped};
 use crate::orchestrator::{global, jobs, slots};
 use crate::plan::Plan;
@@ -34,6 +35,10 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     let mut lost: BTreeMap<&ServiceId, Vec<(&Stored<Task>, Loss)>> = BTreeMap::new();
     for task in snapshot.tasks.values().filter(|task| slots::is_wanted(task)) {
         if let Some(loss) = loss_of(snapshot, task) {
+            if let Some(moment) = delayed_until(now, snapshot, task).filter(|_| loss == Loss::Ended) {
+                plan.wake_by(moment);
+                continue;
+            }
             lost.entry(&task.service_id).or_default().push((task, loss));
         }
     }
@@ -46,6 +51,11 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     }
     maker.finish(&mut plan);
     plan
+}
+
+/// The end of the delay that a task still waits for; on a node that is gone or drained it waits for nothing.
+fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Option<Timestamp> {
+    task.start_after.filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
 }
 
 fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {

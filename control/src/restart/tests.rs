@@ -53,6 +53,33 @@ fn a_failed_task_is_replaced_after_the_delay() {
 }
 
 #[test]
+fn a_replacement_that_ends_while_it_waits_costs_a_delay_too() {
+    let mut world = running(RestartPolicy::default());
+    world.report(&"t".into(), TaskState::Rejected);
+    let began = world.now;
+    let mut made = 0;
+    for _ in 0..60 {
+        for plan in [replace::plan, replicated::plan, promote::plan] {
+            world.run(plan);
+        }
+        let current = only_wanted(&world);
+        if world.snapshot.state_of(&current) != TaskState::Rejected {
+            made += 1;
+            world.report(&current.id, TaskState::Rejected);
+        }
+        world.pass(1);
+    }
+    assert_eq!(world.now - began, TimeDelta::seconds(60));
+    assert_eq!(made, 12, "tasks in a minute, with a delay of five seconds");
+
+    let waits = only_wanted(&world);
+    let node = waits.node_id.clone().unwrap_or("a".into());
+    world.update_node(node.as_str(), |node| node.spec.availability = Availability::Drain);
+    world.run(replace::plan);
+    assert_ne!(only_wanted(&world).id, waits.id, "nothing waits on a drained node");
+}
+
+#[test]
 fn a_clock_that_runs_ahead_does_not_stretch_the_delay() {
     let mut world = running(RestartPolicy::default());
     world.pass(3600);
