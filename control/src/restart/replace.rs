@@ -1,8 +1,8 @@
 //! Replaces tasks that ended, that are on a lost node or on a drained one.
 //!
-//! Invariants: a task that ends while its restart delay goes on is replaced when the delay is over, not before: an image that doesn't exist
-//! costs one task a delay. The old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
-//! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict.
+//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
+//! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict. A task that
+//! ends while its restart delay goes on is replaced when the delay is over: an image that doesn't exist costs one task a delay.
 
 use std::collections::{BTreeMap, BTreeSet};
 

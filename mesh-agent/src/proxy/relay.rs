@@ -71,7 +71,9 @@ struct Asked {
 /// Serves the relay's port until the agent stops. One thread accepts; connections live on each thread in turn, as they are few and stay
 /// for long: left to whichever thread is awake, many sessions would share one.
 pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
-    let Some(acceptor) = proxy.workers.next() else { return };
+    let Some(acceptor) = proxy.workers.next() else {
+        return tracing::error!("the proxy has no threads: other nodes reach no task here");
+    };
     let serving = Arc::clone(proxy);
     let accept = async move {
         accept_until(listening, &serving.relay_room, &serving.stop, |stream, peer, permit| {
