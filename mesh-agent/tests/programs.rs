@@ -9,18 +9,23 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowKey, Fragment,
-    FragmentKey, Live, Nat, NatKey, Node, Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, FlowCell, Fragment, FragmentKey,
+    Live, Nat, NatKey, Node, Service, ServiceKey, flow_event, names,
 };
+use mesh_ebpf::conntrack::is_established;
+use mesh_ebpf::flow_table::cell_count;
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
-use mesh_ebpf::testing::{Fixture, Frame, Hook, HostTables, Setup};
+use mesh_ebpf::testing::{Fixture, Frame, Hook, HostCells, HostTables, Setup};
 use mesh_ebpf::verdict::Verdict;
 
 /// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
 const OUTPUT_MAX: usize = 2048;
 /// Backends, nodes, slots and services of fixtures have smaller numbers.
 const IDS_MAX: u32 = 16;
+/// Homes of the table of flows, and its secret.
+const HOMES: u32 = 64;
+const SEED: u64 = 0x0123_4567_89ab_cdef;
 /// The program that gives a packet an origin.
 const FROM_TUNNEL: &str = "mesh_from_tunnel";
 
@@ -118,11 +123,12 @@ impl Kernel {
     fn load() -> Self {
         let object = |path| fs::read(path).expect("compiled programs");
         let mut loader = EbpfLoader::new();
-        for table in
-            [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED]
-        {
+        for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
             loader.map_max_entries(table, 64);
         }
+        loader.map_max_entries(names::FLOWS, cell_count(HOMES));
+        loader.override_global(names::FLOW_HOMES, &HOMES, true);
+        loader.override_global(names::FLOW_SEED, &SEED, true);
         let mut programs = loader.load(&object(env!("MESH_PROGRAMS_OBJECT"))).expect("maps are made");
         let xdp: &mut Xdp = program(&mut programs, names::PROGRAM_XDP);
         xdp.load().expect("verifier accepts mesh_xdp");
@@ -181,13 +187,14 @@ impl Kernel {
         let at = |index: u32| counters.get(&index, 0).expect("drops").iter().sum::<u64>();
         let loads: Array<&MapData, BackendLoad> =
             Array::try_from(programs.map(names::LOADS).expect("map of loads")).expect("array");
+        let [half_open, established] = flows(programs);
         Outcome {
             returned,
             packet,
             drops: drops(|reason| at(reason as u32 * 2) + at(reason as u32 * 2 + 1)),
             tables: [
-                entries::<FlowKey, Flow>(programs, names::FLOWS_HALF_OPEN),
-                entries::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED),
+                half_open,
+                established,
                 entries::<NatKey, Nat>(programs, names::NAT_HALF_OPEN),
                 entries::<NatKey, Nat>(programs, names::NAT_ESTABLISHED),
                 entries::<FragmentKey, Fragment>(programs, names::FRAGMENTS),
@@ -233,8 +240,6 @@ fn clear(programs: &mut Ebpf) {
     empty::<Address, u32>(programs, names::ADDRESSES);
     empty::<Address, u32>(programs, names::PEERS);
     empty::<ServiceKey, Service>(programs, names::SERVICES);
-    empty::<FlowKey, Flow>(programs, names::FLOWS_HALF_OPEN);
-    empty::<FlowKey, Flow>(programs, names::FLOWS_ESTABLISHED);
     empty::<NatKey, Nat>(programs, names::NAT_HALF_OPEN);
     empty::<NatKey, Nat>(programs, names::NAT_ESTABLISHED);
     empty::<FragmentKey, Fragment>(programs, names::FRAGMENTS);
@@ -276,8 +281,8 @@ fn fill(programs: &mut Ebpf, setup: &Setup) {
     for (len, key) in &setup.allowed {
         allowed.insert(&Key::new(*len, *key), 1, 0).expect("network");
     }
-    insert(programs, names::FLOWS_HALF_OPEN, setup.flows_half_open.iter().copied());
-    insert(programs, names::FLOWS_ESTABLISHED, setup.flows_established.iter().copied());
+    let flows = setup.flows_half_open.iter().chain(&setup.flows_established);
+    set(programs, names::FLOWS, (0..).zip(HostCells::with(HOMES, SEED, flows).contents()));
     insert(programs, names::NAT_HALF_OPEN, setup.nats_half_open.iter().copied());
     insert(programs, names::NAT_ESTABLISHED, setup.nats_established.iter().copied());
     insert(programs, names::FRAGMENTS, setup.fragments.iter().copied());
@@ -295,6 +300,16 @@ fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterato
     for (key, value) in entries {
         map.insert(key, value, 0).expect(name);
     }
+}
+
+/// Half-open and established flows.
+fn flows(programs: &Ebpf) -> [usize; 2] {
+    let map = programs.map(names::FLOWS).expect("map of flows");
+    let cells: Array<&MapData, FlowCell> = Array::try_from(map).expect("array");
+    let events = cells.iter().map(|cell| cell.expect("cell").flow.events & flow_event::ALL);
+    let (established, half_open): (Vec<u32>, _) =
+        events.filter(|events| *events != 0).partition(|events| is_established(*events));
+    [half_open.len(), established.len()]
 }
 
 fn entries<K: Pod, V: Pod>(programs: &Ebpf, name: &str) -> usize {

@@ -24,6 +24,7 @@ extern crate std;
 pub mod abi;
 pub mod conntrack;
 pub mod csum;
+pub mod flow_table;
 pub mod generator;
 #[cfg(target_arch = "bpf")]
 pub mod kernel;

@@ -12,7 +12,7 @@ pub trait Lookups: Candidates {
     /// Flows of the ingress role.
     type Flows: FlowTable<FlowKey, Flow>;
     /// Translations of the backend role.
-    type Nats: FlowTable<NatKey, Nat>;
+    type Nats: Adopts<NatKey, Nat>;
 
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
@@ -94,23 +94,27 @@ pub struct Connection {
     pub local_port_be: Be16,
 }
 
-/// A half-open and an established table of the same kind of flow.
+/// The flows of one kind: half-open ones, and those that their clients have confirmed.
 pub trait FlowTable<K, V> {
     /// A live entry, see [`Entry`].
     type Entry: Entry<V>;
 
-    /// The established flow.
-    fn established(&self, key: &K) -> Option<Self::Entry>;
-    /// The half-open flow.
-    fn half_open(&self, key: &K) -> Option<Self::Entry>;
+    /// The flow with this key, and whether it is established.
+    fn find(&self, key: &K) -> Option<(Self::Entry, bool)>;
     /// Adds a half-open flow, unless there is one.
     fn open(&self, key: &K, value: &V) -> Opened;
-    /// Moves a half-open flow to the established table, as it is now.
+    /// Makes a half-open flow an established one, as it is now.
     fn confirm(&self, key: &K, entry: &Self::Entry);
-    /// Puts a flow into the established table, leaving no half-open twin.
-    fn promote(&self, key: &K, value: &V);
-    /// Removes the flow from both tables.
+    /// Puts what is known of an established flow anew.
+    fn renew(&self, key: &K, entry: &Self::Entry, value: &V);
+    /// Removes the flow.
     fn forget(&self, key: &K);
+}
+
+/// Flows that may be established when they are first seen.
+pub trait Adopts<K, V>: FlowTable<K, V> {
+    /// Puts a flow among the established ones, in the place of what was known of it.
+    fn adopt(&self, key: &K, value: &V);
 }
 
 /// What became of an attempt to add a flow.

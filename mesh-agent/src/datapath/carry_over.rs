@@ -1,7 +1,7 @@
 //! Takes over what another version of mesh remembers, before its programs are replaced: flows, and the numbers that they are written in.
 //!
-//! Entries are copied as they are, so only between maps whose keys and values have the same sizes; of other maps it is said what is
-//! lost. The old programs go on until the links are swapped: flows that begin in that moment are the ones that are missed.
+//! Entries are copied as they are (flows to the places that are theirs in the new table), so only between maps whose keys and values have
+//! the same sizes; of other maps it is said what is lost. The old programs go on until the links are swapped: flows that begin in that moment are the ones that are missed.
 
 use std::io;
 use std::path::Path;
@@ -10,6 +10,7 @@ use aya::maps::MapData;
 use mesh_ebpf::abi::names;
 use tracing::{info, warn};
 
+use super::flow_map::FlowMap;
 use super::pins::Pins;
 use super::syscall::{for_each_raw, update_raw};
 
@@ -25,8 +26,7 @@ const TABLES: [&str; 7] = [
 ];
 
 /// The flows.
-const FLOWS: [&str; 4] =
-    [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
+const FLOWS: [&str; 3] = [names::FLOWS, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
 
 /// What userspace counted. Other versions may not have it.
 const COUNTS: [&str; 1] = [names::EVICTIONS];
@@ -51,6 +51,7 @@ pub(super) fn carry_over(pins: &Pins) {
                 warn!(map, "this version keeps flows in another way: connections of the other one are lost");
                 continue;
             }
+            let copy = if *map == names::FLOWS { copy_flows } else { copy };
             match copy(&maps.join(map), &pins.map(map)) {
                 Ok(entries) => copied += entries,
                 Err(error) => warn!(map, %error, "can't take over what another version of mesh remembers"),
@@ -67,6 +68,12 @@ fn is_alike(from: &Path, to: &Path) -> bool {
         Some((info.key_size(), info.value_size()))
     };
     sizes(from).is_some_and(|from| sizes(to) == Some(from))
+}
+
+/// Copies flows; returns how many.
+fn copy_flows(from: &Path, to: &Path) -> io::Result<u64> {
+    let (from, to) = (FlowMap::from_pin(from)?, FlowMap::from_pin(to)?);
+    Ok(to.take_over(&from))
 }
 
 /// Copies the entries that say anything; returns how many.

@@ -43,13 +43,20 @@ pub struct DatapathConfig {
     pub resync_period: Duration,
 }
 
-/// Most entries of the flow tables.
+/// How many connections there is room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableSizes {
-    /// Of each of the two tables of unconfirmed connections.
+    /// Unconfirmed ones.
     pub half_open: u32,
-    /// Of each of the two tables of connections.
+    /// Others.
     pub established: u32,
+}
+
+impl TableSizes {
+    /// Flows that the ingress role's table has room for.
+    pub(super) fn flows(self) -> u32 {
+        self.half_open.saturating_add(self.established)
+    }
 }
 
 impl Default for TableSizes {

@@ -88,8 +88,8 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let sweeper = Sweeper::open(&pins)?;
     let flows = Flows::open(&pins)?;
     let capacities = sweeper.capacities()?;
-    if capacities.get(names::FLOWS_ESTABLISHED) != Some(&config.tables.established)
-        || capacities.get(names::FLOWS_HALF_OPEN) != Some(&config.tables.half_open)
+    if capacities.get(names::FLOWS) != Some(&config.tables.flows())
+        || capacities.get(names::NAT_ESTABLISHED) != Some(&config.tables.established)
     {
         warn!(
             ?capacities,

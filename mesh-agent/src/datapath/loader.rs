@@ -6,9 +6,11 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{Edge, names};
+use mesh_ebpf::flow_table::{Cells, cell_count, homes_for};
 
 use super::config::TableSizes;
 use super::error::DatapathError;
+use super::flow_map::FlowMap;
 use super::pins::Pins;
 
 /// The programs, compiled by this crate's build script.
@@ -23,13 +25,19 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
     for map in names::MAPS {
         loader.map_pin_path(map, pins.map(map));
     }
-    for map in [names::FLOWS_HALF_OPEN, names::NAT_HALF_OPEN] {
-        loader.map_max_entries(map, sizes.half_open);
-    }
-    for map in [names::FLOWS_ESTABLISHED, names::NAT_ESTABLISHED] {
-        loader.map_max_entries(map, sizes.established);
-    }
+    loader.map_max_entries(names::NAT_HALF_OPEN, sizes.half_open);
+    loader.map_max_entries(names::NAT_ESTABLISHED, sizes.established);
+    let (homes, seed) = if pins.map(names::FLOWS).exists() {
+        let flows = FlowMap::open(pins)?;
+        (flows.homes(), flows.seed())
+    } else {
+        (homes_for(sizes.flows()), rand::random())
+    };
+    loader.map_max_entries(names::FLOWS, cell_count(homes));
+    loader.override_global(names::FLOW_HOMES, &homes, true);
+    loader.override_global(names::FLOW_SEED, &seed, true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+    FlowMap::open(pins)?.set_seed(seed);
     for program in [names::PROGRAM_UPLINK, names::PROGRAM_TUNNEL, names::PROGRAM_TASK] {
         classifier(&mut ebpf, program)?
             .load()

@@ -8,7 +8,7 @@
 //!
 //! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
 //! [`contents`] and [`facts`] ([`index`]: which number is whose); `pulse` does what is due every
-//! second; `sweep`, `drain` and `stats` read flows and
+//! second; `sweep` (over `flow_map`), `drain` and `stats` read flows and
 //! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
@@ -27,6 +27,7 @@ mod engine;
 mod error;
 mod evictions;
 mod fate;
+mod flow_map;
 mod loader;
 mod maps;
 mod network;

@@ -206,10 +206,7 @@ fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static st
         (names::FRAGMENTS, census.fragments, names::FRAGMENTS_MAX),
         (names::DURATIONS, contents.services.len() as u64 * Timed::ALL.len() as u64, names::DURATIONS_MAX),
     ];
-    let flows = capacities.iter().map(|(map, capacity)| {
-        let entries = census.entries.get(map).copied().unwrap_or_default();
-        (*map, entries.tcp + entries.udp, *capacity)
-    });
+    let flows = capacities.iter().map(|(map, capacity)| (*map, census.entries_of(map), *capacity));
     counts
         .into_iter()
         .chain(flows)

@@ -1,32 +1,37 @@
 //! Forgets flows that are over, and counts the ones that are not.
 //!
-//! One walk over the four flow tables, in batches: what is over goes ([`super::fate`]). What is left is counted: entries, live connections of
+//! One walk over the tables of flows and translations: what is over goes ([`super::fate`]). What is left is counted: entries, live connections of
 //! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
 //! the walk's feet.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use aya::Pod;
 use aya::maps::{Array, HashMap, MapData};
 use mesh_ebpf::abi::{
     Evicted, Flow, FlowKey, Fragment, FragmentKey, Histogram, Live, Nat, NatKey, names, protocol,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established};
+use mesh_ebpf::flow_table;
 
 use super::durations::Durations;
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
-use super::fate::{Fate, Keyed, Terms, Tracked, fate};
+use super::fate::{Fate, Keyed, Terms, fate};
+use super::flow_map::FlowMap;
 use super::loader;
-use super::maps::Dump;
+use super::maps::{Dump, deleted};
 use super::pins::Pins;
+
+/// What flows are counted under: one table has them all.
+const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
+const FLOWS_ESTABLISHED: &str = "FLOWS_ESTABLISHED";
 
 /// What a walk found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Census {
-    /// Entries left, by map and protocol.
+    /// Entries left, by map (flows by kind) and protocol.
     pub(super) entries: BTreeMap<&'static str, ByProtocol<u64>>,
     /// Packets whose later fragments are waited for.
     pub(super) fragments: u64,
@@ -38,6 +43,17 @@ pub(super) struct Census {
     pub(super) evictions: ByProtocol<Evictions>,
     /// Connections that were forgotten before they ended, and whose clients don't know.
     pub(super) lost: Vec<FlowKey>,
+}
+
+impl Census {
+    /// Entries left in this map.
+    pub(super) fn entries_of(&self, map: &str) -> u64 {
+        let of = |table| {
+            let entries = self.entries.get(table).copied().unwrap_or_default();
+            entries.tcp + entries.udp
+        };
+        if map == names::FLOWS { of(FLOWS_HALF_OPEN) + of(FLOWS_ESTABLISHED) } else { of(map) }
+    }
 }
 
 /// Whose flows are counted.
@@ -59,49 +75,35 @@ fn corrected_drift(before: Live, after: Live, counted: u64, present: i64) -> Opt
     (drift.abs_diff(present) > moved).then_some(drift)
 }
 
-/// One flow table.
-struct Table<K, V> {
+/// One table of translations.
+struct Table {
     map: &'static str,
-    dump: Dump<K, V>,
-    entries: HashMap<MapData, K, V>,
+    dump: Dump<NatKey, Nat>,
+    entries: HashMap<MapData, NatKey, Nat>,
 }
 
-impl<K: Pod + Default + Keyed, V: Pod + Default + Tracked> Table<K, V> {
+impl Table {
     fn open(pins: &Pins, map: &'static str) -> Result<Self, DatapathError> {
         Ok(Self { map, dump: Dump::open(pins, map)?, entries: loader::open(pins, map)? })
     }
 
-    /// Forgets what is over, shows what ended early to `lose` and the rest to `keep`.
-    fn sweep(
-        &mut self,
-        terms: &Terms,
-        census: &mut Census,
-        mut keep: impl FnMut(&mut Census, K, V),
-        mut lose: impl FnMut(&mut Census, K, V, Evicted),
-    ) -> Result<(), DatapathError> {
+    /// Forgets what is over, and counts the rest.
+    fn sweep(&mut self, terms: &Terms, census: &mut Census) -> Result<(), DatapathError> {
         let mut over = Vec::new();
         let mut left = ByProtocol::default();
-        self.dump.for_each(|key, flow| {
-            if fate(key.protocol(), &flow, terms) == Fate::Keep {
+        self.dump.for_each(|key, nat| {
+            if fate(key.protocol(), &nat, terms) == Fate::Keep {
                 *left.of_mut(key.protocol()) += 1;
-                keep(census, key, flow);
             } else {
                 over.push(key);
             }
         })?;
         for key in over {
-            // It may have come back to life since the batch was read.
-            let Ok(flow) = self.entries.get(&key, 0) else { continue };
-            let cause = match fate(key.protocol(), &flow, terms) {
-                Fate::Keep => continue,
-                Fate::Closed => None,
-                Fate::Idle => Some(Evicted::Timeout),
-                Fate::BackendGone => Some(Evicted::BackendGone),
-            };
-            if self.entries.remove(&key).is_ok()
-                && let Some(cause) = cause
-            {
-                lose(census, key, flow, cause);
+            // It may have come back to life since the batch was read, or be gone by itself.
+            let is_over =
+                self.entries.get(&key, 0).is_ok_and(|nat| fate(key.protocol(), &nat, terms) != Fate::Keep);
+            if is_over {
+                deleted(self.map, self.entries.remove(&key))?;
             }
         }
         census.entries.insert(self.map, left);
@@ -115,10 +117,9 @@ impl<K: Pod + Default + Keyed, V: Pod + Default + Tracked> Table<K, V> {
 
 /// The flow tables and the counts that are made from them.
 pub(super) struct Sweeper {
-    flows_half_open: Table<FlowKey, Flow>,
-    flows_established: Table<FlowKey, Flow>,
-    nat_half_open: Table<NatKey, Nat>,
-    nat_established: Table<NatKey, Nat>,
+    flows: FlowMap,
+    nat_half_open: Table,
+    nat_established: Table,
     fragments: Dump<FragmentKey, Fragment>,
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
@@ -133,8 +134,7 @@ impl Sweeper {
     /// One isn't pinned, or isn't of the expected kind.
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
-            flows_half_open: Table::open(pins, names::FLOWS_HALF_OPEN)?,
-            flows_established: Table::open(pins, names::FLOWS_ESTABLISHED)?,
+            flows: FlowMap::open(pins)?,
             nat_half_open: Table::open(pins, names::NAT_HALF_OPEN)?,
             nat_established: Table::open(pins, names::NAT_ESTABLISHED)?,
             fragments: Dump::open(pins, names::FRAGMENTS)?,
@@ -145,14 +145,13 @@ impl Sweeper {
         })
     }
 
-    /// Most entries of each table.
+    /// Most flows or translations of each table.
     ///
     /// # Errors
     /// The kernel doesn't tell.
     pub(super) fn capacities(&self) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
         Ok(BTreeMap::from([
-            (self.flows_half_open.map, self.flows_half_open.capacity()?),
-            (self.flows_established.map, self.flows_established.capacity()?),
+            (names::FLOWS, self.flows.room()),
             (self.nat_half_open.map, self.nat_half_open.capacity()?),
             (self.nat_established.map, self.nat_established.capacity()?),
         ]))
@@ -169,39 +168,57 @@ impl Sweeper {
     ) -> Result<Census, DatapathError> {
         let before = self.live_counts(known)?;
         let mut census = Census::default();
-        // A connection confirmed during the walk would be met in both tables: the first one counts.
-        let mut half_open = HashSet::new();
         let mut lives = BTreeMap::new();
-        let evictions = &mut self.evictions;
-        let mut lose = |census: &mut Census, key: FlowKey, flow: Flow, cause| {
-            evictions.add(key.vip.protocol(), cause, 1);
-            lose(census, key, &flow);
-            if let (Some(owner), true) = (known.get(&flow.backend), has_lived(&key, &flow)) {
+        self.sweep_flows(terms, &mut census, |key, flow| {
+            if let (Some(owner), true) = (known.get(&flow.backend), has_lived(key, flow)) {
                 let lives: &mut Histogram = lives.entry(owner.service_index).or_default();
                 lives.add(flow.seen_ns.saturating_sub(flow.opened_ns));
             }
-        };
-        let keep = |census: &mut Census, key, flow: Flow| {
-            half_open.insert(key);
-            count(census, &key, &flow);
-        };
-        self.flows_half_open.sweep(terms, &mut census, keep, &mut lose)?;
-        let keep = |census: &mut Census, key, flow: Flow| {
-            if !half_open.contains(&key) {
-                count(census, &key, &flow);
-            }
-        };
-        self.flows_established.sweep(terms, &mut census, keep, &mut lose)?;
+        });
         self.correct(&before, &census, known)?;
         for (service_index, lives) in &lives {
             self.durations.add_swept(*service_index, lives)?;
         }
         // The NAT tables hold the same connections seen from the other side: they are not counted twice.
-        self.nat_half_open.sweep(terms, &mut census, |_, _, _| {}, |_, _, _, _| {})?;
-        self.nat_established.sweep(terms, &mut census, |_, _, _| {}, |_, _, _, _| {})?;
+        self.nat_half_open.sweep(terms, &mut census)?;
+        self.nat_established.sweep(terms, &mut census)?;
         self.fragments.for_each(|_, _| census.fragments += 1)?;
         census.evictions = self.evictions.settle()?;
         Ok(census)
+    }
+
+    /// Forgets flows that are over, showing those that ended early to `lost`, and counts the rest.
+    fn sweep_flows(&mut self, terms: &Terms, census: &mut Census, mut lost: impl FnMut(&FlowKey, &Flow)) {
+        let (mut half_open, mut established) = (ByProtocol::default(), ByProtocol::default());
+        let mut over = Vec::new();
+        self.flows.for_each(|index, key, flow| {
+            if fate(key.protocol(), &flow, terms) != Fate::Keep {
+                over.push((index, key));
+                return;
+            }
+            let kind = if is_established(flow.events) { &mut established } else { &mut half_open };
+            *kind.of_mut(key.protocol()) += 1;
+            count(census, &key, &flow);
+        });
+        for (index, key) in over {
+            let mut fate_now = Fate::Keep;
+            // It may have come back to life since it was met.
+            let is_over = |flow: &Flow| {
+                fate_now = fate(key.protocol(), flow, terms);
+                fate_now != Fate::Keep
+            };
+            let Some(flow) = flow_table::remove_if(&self.flows, index, &key, is_over) else { continue };
+            let cause = match fate_now {
+                Fate::Keep | Fate::Closed => continue,
+                Fate::Idle => Evicted::Timeout,
+                Fate::BackendGone => Evicted::BackendGone,
+            };
+            self.evictions.add(key.protocol(), cause, 1);
+            lose(census, key, &flow);
+            lost(&key, &flow);
+        }
+        census.entries.insert(FLOWS_HALF_OPEN, half_open);
+        census.entries.insert(FLOWS_ESTABLISHED, established);
     }
 
     fn live_counts(&self, known: &BTreeMap<u32, Owner>) -> Result<BTreeMap<u32, Live>, DatapathError> {

@@ -58,8 +58,8 @@ fn an_agent_has_room_for_a_million_flows() {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let agent = Agent(lab.nodes[0].call(move || command.spawn()).expect("the agent starts"));
-    for map in ["FLOWS_ESTABLISHED", "NAT_ESTABLISHED"] {
-        let expected = format!("mesh_bpf_map_max_entries{{map=\"{map}\"}} 1000000");
+    for (map, room) in [("FLOWS", 1_000_000 + (1 << 16)), ("NAT_ESTABLISHED", 1_000_000)] {
+        let expected = format!("mesh_bpf_map_max_entries{{map=\"{map}\"}} {room}");
         eventually(&expected, || {
             let text = lab.nodes[0].call(scrape).unwrap_or_default();
             text.lines().any(|line| line == expected)

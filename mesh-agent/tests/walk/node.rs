@@ -240,9 +240,7 @@ impl Node {
 fn load(datapath: Datapath) -> (Ebpf, ProgramArray<MapData>) {
     let object = fs::read(env!("MESH_PROGRAMS_OBJECT")).expect("compiled programs");
     let mut loader = EbpfLoader::new();
-    for table in
-        [names::FLOWS_HALF_OPEN, names::FLOWS_ESTABLISHED, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED]
-    {
+    for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
         loader.map_max_entries(table, 4096);
     }
     let mut programs = loader.load(&object).expect("programs load");

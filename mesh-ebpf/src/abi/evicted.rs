@@ -5,7 +5,7 @@ use super::protocol;
 /// Why a flow was forgotten before it was seen to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Evicted {
-    /// By the kernel, as the table was full.
+    /// By programs or the kernel, as there was no room.
     Lru = 0,
     /// Idle for too long.
     Timeout = 1,

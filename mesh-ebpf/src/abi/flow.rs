@@ -1,12 +1,13 @@
 //! Flows: the choice of a backend at the ingress node, and the address translation at the task's node.
 //!
-//! Both come in two LRU tables, half-open and established, so that a flood of SYNs evicts nothing established.
+//! Flows stand in cells of one table ([`crate::flow_table`]), translations in two LRU tables, half-open and established. In neither does
+//! a flood of SYNs evict anything established.
 
 use super::layout::abi_struct;
 use super::{Address, Be16, Mac, protocol};
 
 abi_struct! {
-    /// Key of [`super::names::FLOWS_HALF_OPEN`] and [`super::names::FLOWS_ESTABLISHED`], for both directions.
+    /// What names a flow of the ingress node, in both directions.
     pub struct FlowKey [24] {
         /// The client's address.
         pub client: Address,
@@ -16,6 +17,15 @@ abi_struct! {
         pub reserved: [u8; 2],
         /// What the client spoke to.
         pub vip: VipId,
+    }
+}
+
+impl FlowKey {
+    /// Its 24 bytes as they lie in memory, a word at a time.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u64; 3] {
+        // SAFETY: both are 24 bytes, aligned alike, and any bit pattern is valid for either.
+        unsafe { core::mem::transmute(*self) }
     }
 }
 
@@ -53,7 +63,7 @@ impl VipId {
 }
 
 abi_struct! {
-    /// Value of the flow tables of the ingress node.
+    /// What the ingress node remembers of a flow.
     pub struct Flow [40] {
         /// When the last packet was seen, ns of the monotonic clock as of its last tick (`bpf_ktime_get_coarse_ns`).
         pub seen_ns: u64,
@@ -61,7 +71,7 @@ abi_struct! {
         pub opened_ns: u64,
         /// The backend's id.
         pub backend: u32,
-        /// What has been seen of it: bits of [`flow_event`], which are only ever added.
+        /// What has been seen of it: bits of [`flow_event`], which are only ever added. In a cell the table has the other bits.
         pub events: u32,
         /// ifindex of the uplink over which the client is reached.
         pub uplink: u32,
@@ -69,6 +79,16 @@ abi_struct! {
         pub client_mac: Mac,
         /// Destination MAC of the client's frames: where replies come from.
         pub node_mac: Mac,
+    }
+}
+
+abi_struct! {
+    /// Entry of [`super::names::FLOWS`]: a cache line, in which a flow may stand. See [`crate::flow_table`].
+    pub struct FlowCell [64] {
+        /// The flow's key.
+        pub key: FlowKey,
+        /// The flow. Its [`events`](Flow::events) are the cell's word.
+        pub flow: Flow,
     }
 }
 
@@ -88,10 +108,12 @@ pub mod flow_event {
     /// RST of either side.
     pub const RESET: u32 = 1 << 5;
     /// The task's node answers the client directly: the ingress node sees no replies. Set when the flow begins.
-    pub const DSR: u32 = 1 << 16;
+    pub const DSR: u32 = 1 << 8;
     /// Replies came in packets that stand for several (segmentation offload), which only the kernel's VXLAN device can take out of the
     /// tunnel: all that follow go by it too, for they must not overtake.
-    pub const SEGMENTED: u32 = 1 << 17;
+    pub const SEGMENTED: u32 = 1 << 9;
+    /// All bits that are events, now or in time to come.
+    pub const ALL: u32 = 0x7fff;
 }
 
 abi_struct! {

@@ -1,12 +1,13 @@
 //! The macro that declares shared structs, and the hash over all of them.
 
 use super::{
-    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowKey, Fragment,
-    FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic, names,
+    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowCell, FlowKey,
+    Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Traffic,
+    names,
 };
 
 /// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
-const REVISION: u64 = 1;
+const REVISION: u64 = 2;
 
 /// Declares a `repr(C)` struct of the given size without hidden padding, and hashes its layout.
 macro_rules! abi_struct {
@@ -75,6 +76,7 @@ pub const ABI_HASH: u64 = {
         Node::LAYOUT_HASH,
         FlowKey::LAYOUT_HASH,
         Flow::LAYOUT_HASH,
+        FlowCell::LAYOUT_HASH,
         NatKey::LAYOUT_HASH,
         Nat::LAYOUT_HASH,
         Traffic::LAYOUT_HASH,

@@ -6,9 +6,10 @@
 //!
 //! # How a loader sets things up
 //!
-//! 1. **Load** the object. Before loading it may size [`names::FLOWS_HALF_OPEN`], [`names::FLOWS_ESTABLISHED`],
-//!    [`names::NAT_HALF_OPEN`] and [`names::NAT_ESTABLISHED`]; all other maps keep the sizes of the object. Maps
-//!    of *one* object serve all programs; pin them by name under `DIR/<ABI_HASH as 16 hex digits>/`.
+//! 1. **Load** the object. Before loading it may size [`names::NAT_HALF_OPEN`], [`names::NAT_ESTABLISHED`] and [`names::FLOWS`], the
+//!    last together with [`names::FLOW_HOMES`] ([`crate::flow_table::cell_count`]); all other maps keep the sizes of the object. It gives
+//!    [`names::FLOW_SEED`] a secret. Maps of *one* object serve all programs; pin them by name under
+//!    `DIR/<ABI_HASH as 16 hex digits>/`.
 //! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], source ports
 //!    [`SOURCE_PORT_MIN`](crate::parse::vxlan::SOURCE_PORT_MIN) to [`SOURCE_PORT_MAX`](crate::parse::vxlan::SOURCE_PORT_MAX), no learning,
 //!    up.
@@ -66,7 +67,9 @@ pub use drop_reason::DropReason;
 pub use durations::{BUCKETS, Histogram, Timed};
 pub use edge::Edge;
 pub use evicted::Evicted;
-pub use flow::{FRAGMENT_MAX_AGE_NS, Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event};
+pub use flow::{
+    FRAGMENT_MAX_AGE_NS, Flow, FlowCell, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event,
+};
 pub use layout::ABI_HASH;
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{

@@ -14,10 +14,8 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const NODES: &str = "NODES";
 /// Hash, [`super::Address`] of a member node → node index (`u32`): who may send through the tunnel.
 pub const PEERS: &str = "PEERS";
-/// LRU hash, [`super::FlowKey`] → [`super::Flow`]: connections that the client has not yet confirmed.
-pub const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
-/// LRU hash, [`super::FlowKey`] → [`super::Flow`].
-pub const FLOWS_ESTABLISHED: &str = "FLOWS_ESTABLISHED";
+/// Array of [`super::FlowCell`]s, memory that userspace maps: the ingress node's flows, see [`crate::flow_table`].
+pub const FLOWS: &str = "FLOWS";
 /// LRU hash, [`super::NatKey`] → [`super::Nat`]: connections that the client has not yet confirmed.
 pub const NAT_HALF_OPEN: &str = "NAT_HALF_OPEN";
 /// LRU hash, [`super::NatKey`] → [`super::Nat`].
@@ -54,7 +52,7 @@ pub const EVICTIONS: &str = "EVICTIONS";
 pub const EDGES: &str = "EDGES";
 
 /// Every map of the object.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 23] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -62,8 +60,7 @@ pub const MAPS: [&str; 24] = [
     BACKENDS,
     NODES,
     PEERS,
-    FLOWS_HALF_OPEN,
-    FLOWS_ESTABLISHED,
+    FLOWS,
     NAT_HALF_OPEN,
     NAT_ESTABLISHED,
     ROUND_ROBIN,
@@ -108,7 +105,12 @@ pub const FRAGMENTS_MAX: u32 = 4096;
 pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
 /// Entries of [`NODES`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
-/// Default entries of [`FLOWS_HALF_OPEN`] and [`NAT_HALF_OPEN`].
+/// Default of the unconfirmed connections that there is room for: entries of [`NAT_HALF_OPEN`], and part of [`FLOWS`].
 pub const HALF_OPEN_MAX: u32 = 1 << 16;
-/// Default entries of [`FLOWS_ESTABLISHED`] and [`NAT_ESTABLISHED`].
+/// Default of the other connections: entries of [`NAT_ESTABLISHED`], and part of [`FLOWS`].
 pub const ESTABLISHED_MAX: u32 = 1 << 18;
+
+/// Constant of the programs, `u32`: home cells of [`FLOWS`]. Set before loading, to fit the map.
+pub const FLOW_HOMES: &str = "FLOW_HOMES";
+/// Constant of the programs, `u64`: the secret of [`FLOWS`]' hash. Set before loading; it lasts as long as the map.
+pub const FLOW_SEED: &str = "FLOW_SEED";

@@ -22,11 +22,39 @@ pub(super) unsafe fn fetch_add(counter: *mut u64, count: u64) -> u64 {
 /// # Safety
 /// `field` points into a live map value, 4-byte aligned.
 #[inline(always)]
-pub(super) unsafe fn fetch_or(field: *mut u32, bits: u32) -> u32 {
+pub(crate) unsafe fn fetch_or(field: *mut u32, bits: u32) -> u32 {
     let mut value = bits;
     // SAFETY: the instruction touches the field and the register only.
     unsafe {
         asm!("{value} = atomic_fetch_or((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
+    }
+    value
+}
+
+/// Keeps of `field` only these bits; returns what it was.
+///
+/// # Safety
+/// `field` points into a live map value, 4-byte aligned.
+#[inline(always)]
+pub(crate) unsafe fn fetch_and(field: *mut u32, bits: u32) -> u32 {
+    let mut value = bits;
+    // SAFETY: the instruction touches the field and the register only.
+    unsafe {
+        asm!("{value} = atomic_fetch_and((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
+    }
+    value
+}
+
+/// Turns bits of `field` over; returns what it was.
+///
+/// # Safety
+/// `field` points into a live map value, 4-byte aligned.
+#[inline(always)]
+pub(crate) unsafe fn fetch_xor(field: *mut u32, bits: u32) -> u32 {
+    let mut value = bits;
+    // SAFETY: the instruction touches the field and the register only.
+    unsafe {
+        asm!("{value} = atomic_fetch_xor((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
     }
     value
 }

@@ -1,14 +1,15 @@
 //! The maps; their names are those of [`crate::abi::names`].
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
 use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
-    Flow, FlowKey, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service,
-    ServiceKey, names,
+    FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey,
+    names,
 };
+use crate::flow_table::{cell_count, homes_for};
 use crate::parse::{fragment, icmp};
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
@@ -21,6 +22,9 @@ const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
 const ALLOWED_MAX: usize = names::ALLOWED_MAX as usize;
 const FRAGMENTS_MAX: usize = names::FRAGMENTS_MAX as usize;
 const DURATIONS_MAX: usize = names::DURATIONS_MAX as usize;
+const HOMES: u32 = homes_for(names::ESTABLISHED_MAX + names::HALF_OPEN_MAX);
+const CELLS: usize = cell_count(HOMES) as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const DIRECTIONS: usize = Direction::ALL.len();
 const DROPS_MAX: usize = DropReason::ALL.len() * DIRECTIONS;
@@ -40,9 +44,7 @@ pub(super) static NODES: Array<Node, NODES_MAX> = Array::new();
 #[btf_map]
 pub(super) static PEERS: HashMap<Address, u32, NODES_MAX> = HashMap::new();
 #[btf_map]
-pub(super) static FLOWS_HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_MAX> = LruHashMap::new();
-#[btf_map]
-pub(super) static FLOWS_ESTABLISHED: LruHashMap<FlowKey, Flow, ESTABLISHED_MAX> = LruHashMap::new();
+pub(super) static FLOWS: Array<FlowCell, CELLS, MMAPABLE> = Array::new();
 #[btf_map]
 pub(super) static NAT_HALF_OPEN: LruHashMap<NatKey, Nat, HALF_OPEN_MAX> = LruHashMap::new();
 #[btf_map]
@@ -74,6 +76,12 @@ pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PRE
 pub(super) static EVICTIONS: Array<u64, { Evicted::COUNT }> = Array::new();
 #[btf_map]
 pub(super) static EDGES: ProgramArray<{ Edge::ALL.len() }> = ProgramArray::new();
+
+/// Read by [`super::flow_maps`]; userspace puts its own values here before it loads the programs.
+#[unsafe(no_mangle)]
+pub(super) static FLOW_HOMES: u32 = HOMES;
+#[unsafe(no_mangle)]
+pub(super) static FLOW_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Where an ICMP error or a fragment is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither
 /// named nor pinned.

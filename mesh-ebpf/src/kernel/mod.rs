@@ -1,8 +1,9 @@
 //! The kernel's side of the seams: packets at their hooks, maps, sockets, counters, and carrying out verdicts.
 
 mod act;
-mod atomic;
+pub(crate) mod atomic;
 mod durations;
+mod flow_maps;
 mod maps;
 mod skb;
 mod sockets;

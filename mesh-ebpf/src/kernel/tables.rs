@@ -1,25 +1,19 @@
 //! [`Lookups`] over the kernel's maps, clock and sockets.
 
 use core::ffi::c_void;
-use core::ptr::NonNull;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
+use super::flow_maps::{FlowCells, NatTables};
 use super::{atomic, durations, maps, sockets};
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Flow, FlowKey, Fragment,
-    FragmentKey, Nat, NatKey, Node, Service, ServiceKey, Timed, Traffic, drop_index, names,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Fragment, FragmentKey, Node,
+    Service, ServiceKey, Timed, Traffic, drop_index,
 };
-use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::lookups::{Connection, Load, Lookups};
 use crate::select::Candidates;
-
-const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
-const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
-/// `errno` of an entry that is already there.
-const EEXIST: i32 = 17;
 
 /// The kernel as one program run sees it.
 pub struct Kernel {
@@ -27,20 +21,13 @@ pub struct Kernel {
     context: *mut c_void,
     /// Looked up once: it is asked for several times a packet.
     config: Option<&'static Config>,
-    flows: Table<FlowKey, Flow>,
-    nats: Table<NatKey, Nat>,
 }
 
 impl Kernel {
     /// For a program run with this context.
     #[inline(always)]
     pub fn new(context: *mut c_void) -> Self {
-        Self {
-            context,
-            config: maps::CONFIG.get(0).filter(|config| !config.address.is_none()),
-            flows: Table { half_open: &maps::FLOWS_HALF_OPEN, established: &maps::FLOWS_ESTABLISHED },
-            nats: Table { half_open: &maps::NAT_HALF_OPEN, established: &maps::NAT_ESTABLISHED },
-        }
+        Self { context, config: maps::CONFIG.get(0).filter(|config| !config.address.is_none()) }
     }
 
     /// Counts a packet left to the host stack.
@@ -122,8 +109,8 @@ impl Candidates for Kernel {
 }
 
 impl Lookups for Kernel {
-    type Flows = Table<FlowKey, Flow>;
-    type Nats = Table<NatKey, Nat>;
+    type Flows = FlowCells;
+    type Nats = NatTables;
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -188,12 +175,12 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn flows(&self) -> &Self::Flows {
-        &self.flows
+        &FlowCells
     }
 
     #[inline(always)]
     fn nats(&self) -> &Self::Nats {
-        &self.nats
+        &NatTables
     }
 
     #[inline(always)]
@@ -314,85 +301,3 @@ impl Lookups for Kernel {
         add(maps::DROPS.get_ptr_mut(drop_index(reason, direction)), 1);
     }
 }
-
-/// A half-open and an established table.
-pub struct Table<K: 'static, V: 'static> {
-    half_open: &'static LruHashMap<K, V, HALF_OPEN_MAX>,
-    established: &'static LruHashMap<K, V, ESTABLISHED_MAX>,
-}
-
-impl<K, V> FlowTable<K, V> for Table<K, V>
-where
-    MapEntry<V>: Entry<V>,
-{
-    type Entry = MapEntry<V>;
-
-    #[inline(always)]
-    fn established(&self, key: &K) -> Option<MapEntry<V>> {
-        self.established.get_ptr_mut(key).and_then(NonNull::new).map(MapEntry)
-    }
-
-    #[inline(always)]
-    fn half_open(&self, key: &K) -> Option<MapEntry<V>> {
-        self.half_open.get_ptr_mut(key).and_then(NonNull::new).map(MapEntry)
-    }
-
-    #[inline(always)]
-    fn open(&self, key: &K, value: &V) -> Opened {
-        match self.half_open.insert(key, value, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Opened::Added,
-            Err(errno) if errno == -EEXIST => Opened::Exists,
-            Err(_) => Opened::Refused,
-        }
-    }
-
-    #[inline(always)]
-    fn confirm(&self, key: &K, entry: &MapEntry<V>) {
-        // SAFETY: a live map value. The kernel copies it out of the one map into the other.
-        self.promote(key, unsafe { entry.0.as_ref() });
-    }
-
-    #[inline(always)]
-    fn promote(&self, key: &K, value: &V) {
-        // A table that refuses the entry leaves it half-open, which works as well until it is evicted.
-        if self.established.insert(key, value, u64::from(BPF_ANY)).is_ok() {
-            self.half_open.remove(key).ok();
-        }
-    }
-
-    #[inline(always)]
-    fn forget(&self, key: &K) {
-        // Not being there is as good as being removed.
-        self.established.remove(key).ok();
-        self.half_open.remove(key).ok();
-    }
-}
-
-/// A live value of a flow table. An evicted one stays readable until the program ends.
-pub struct MapEntry<V>(NonNull<V>);
-
-macro_rules! entry_of {
-    ($value:ident) => {
-        impl Entry<$value> for MapEntry<$value> {
-            #[inline(always)]
-            fn get(&self) -> $value {
-                // SAFETY: a live map value; a torn read of a field is at worst an old or a new timestamp.
-                unsafe { *self.0.as_ptr() }
-            }
-
-            #[inline(always)]
-            fn touch(&self, now_ns: u64) {
-                // SAFETY: a live map value; any of two writers' timestamps will do.
-                unsafe { (*self.0.as_ptr()).seen_ns = now_ns }
-            }
-
-            #[inline(always)]
-            fn add_events(&self, events: u32) -> u32 {
-                // SAFETY: a live map value, the field 4-byte aligned.
-                unsafe { atomic::fetch_or(&raw mut (*self.0.as_ptr()).events, events) }
-            }
-        }
-    };
-}
-entry_of!(Flow);
-entry_of!(Nat);

@@ -233,7 +233,7 @@ fn follow<P: Packet, L: Lookups>(
         let events =
             known.events | conntrack::packet_events(Direction::Request, &segment.transport, known.events);
         let moved = Flow { seen_ns: now_ns, events, uplink, client_mac, node_mac, ..*known };
-        lookups.flows().promote(key, &moved);
+        lookups.flows().renew(key, &flow.entry, &moved);
     }
 }
 

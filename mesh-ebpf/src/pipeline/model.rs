@@ -98,7 +98,7 @@ fn key(client: u16) -> FlowKey {
 
 /// A client's packet: forwarded to a living backend, and to that of its live flow, if it has one.
 fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseError> {
-    let before = tables.flows.established(&key(client)).map(|entry| entry.get());
+    let before = tables.flows.established.borrow().get(&key(client)).map(|entry| entry.get());
     let packet =
         TcpBuilder::new(&std::format!("10.77.0.1:{}", 40000 + client), "10.77.0.11:80").flags(flags).build();
     let verdict = uplink(&mut Frame::new(packet), tables).verdict();
@@ -108,8 +108,8 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
     let alive = |id| tables.backend(id).is_some_and(Backend::is_alive);
     prop_assert!(alive(sent.vni.backend()), "{verdict:?} to a backend that is gone");
     let pinned = before.filter(|flow| alive(flow.backend) && !conntrack::may_be_replaced(flow.events));
-    let known = || tables.flows.established(&key(client)).or_else(|| tables.flows.half_open(&key(client)));
-    let asks = known().is_some_and(|flow| flow.get().events & flow_event::DSR != 0);
+    let known = tables.flows.find(&key(client));
+    let asks = known.is_some_and(|(flow, _)| flow.get().events & flow_event::DSR != 0);
     prop_assert_eq!(sent.vni.is_dsr(), asks, "a flow keeps the mode it began with");
     if let Some(flow) = pinned {
         prop_assert_eq!(sent.vni.backend(), flow.backend, "a live flow keeps its backend");

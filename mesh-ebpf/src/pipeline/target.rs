@@ -13,7 +13,7 @@ use crate::abi::{
     flow_event,
 };
 use crate::conntrack;
-use crate::lookups::{FlowTable, Lookups, Opened};
+use crate::lookups::{Adopts, FlowTable, Lookups, Opened};
 use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
@@ -195,7 +195,7 @@ fn port_at_task<L: Lookups>(
     }
     key.client_port_be = free;
     if conntrack::is_established(fresh.events) {
-        nats.promote(&key, fresh);
+        nats.adopt(&key, fresh);
         return ClientPort { port_be: free, refused: None };
     }
     let refused = match nats.open(&key, fresh) {
@@ -224,7 +224,7 @@ fn go_on<L: Lookups>(
     if has_moved {
         fresh.events |= known.events;
         fresh.opened_ns = known.opened_ns;
-        lookups.nats().promote(key, fresh);
+        lookups.nats().renew(key, &found.entry, fresh);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Following a flow through its tables: noting events, promoting.
+//! Following a flow: noting events, confirming it.
 
 use core::marker::PhantomData;
 
@@ -14,7 +14,7 @@ use crate::parse::transport;
 pub(super) struct Tracked<V, E> {
     /// The live entry.
     pub(super) entry: E,
-    /// Whether it is in the established table.
+    /// Whether its client had confirmed it.
     pub(super) is_established: bool,
     value: PhantomData<V>,
 }
@@ -75,17 +75,14 @@ impl Events for Nat {
     }
 }
 
-/// The flow with this key, the established one first.
+/// The flow with this key.
 #[inline(always)]
 pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Option<Tracked<V, T::Entry>> {
-    if let Some(entry) = table.established(key) {
-        return Some(Tracked::new(entry, true));
-    }
-    let entry = table.half_open(key)?;
-    Some(Tracked::new(entry, false))
+    let (entry, is_established) = table.find(key)?;
+    Some(Tracked::new(entry, is_established))
 }
 
-/// Notes a segment of the flow, and promotes it with the first packet by which the client confirms it.
+/// Notes a segment of the flow, and has it established with the first packet by which the client confirms it.
 #[inline(always)]
 pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     table: &T,

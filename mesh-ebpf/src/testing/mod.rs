@@ -2,6 +2,7 @@
 //! packet builder, and one list of fixtures for both.
 
 mod builder;
+mod cells;
 pub mod fixtures;
 pub mod fragments;
 mod frame;
@@ -9,6 +10,7 @@ mod run;
 mod tables;
 
 pub use builder::{IcmpBuilder, TcpBuilder, icmp_error, in_tunnel, v4};
+pub use cells::HostCells;
 pub use fixtures::Fixture;
 pub use fragments::fragments_of;
 pub use frame::{Frame, IFINDEX};

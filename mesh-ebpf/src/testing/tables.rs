@@ -10,7 +10,7 @@ use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
     FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Timed,
 };
-use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::lookups::{Adopts, Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
 
 /// What userspace has written into the maps before a packet comes.
@@ -141,12 +141,9 @@ where
 {
     type Entry = Rc<Cell<V>>;
 
-    fn established(&self, key: &K) -> Option<Self::Entry> {
-        self.established.borrow().get(key).cloned()
-    }
-
-    fn half_open(&self, key: &K) -> Option<Self::Entry> {
-        self.half_open.borrow().get(key).cloned()
+    fn find(&self, key: &K) -> Option<(Self::Entry, bool)> {
+        let established = self.established.borrow().get(key).cloned().map(|entry| (entry, true));
+        established.or_else(|| Some((self.half_open.borrow().get(key).cloned()?, false)))
     }
 
     fn open(&self, key: &K, value: &V) -> Opened {
@@ -158,16 +155,25 @@ where
     }
 
     fn confirm(&self, key: &K, entry: &Self::Entry) {
-        self.promote(key, &Cell::get(entry));
+        self.adopt(key, &Cell::get(entry));
     }
 
-    fn promote(&self, key: &K, value: &V) {
-        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
-        self.half_open.borrow_mut().remove(key);
+    fn renew(&self, key: &K, _: &Self::Entry, value: &V) {
+        self.adopt(key, value);
     }
 
     fn forget(&self, key: &K) {
         self.established.borrow_mut().remove(key);
+        self.half_open.borrow_mut().remove(key);
+    }
+}
+
+impl<K: Eq + Hash + Copy, V: Copy> Adopts<K, V> for HostFlows<K, V>
+where
+    Rc<Cell<V>>: Entry<V>,
+{
+    fn adopt(&self, key: &K, value: &V) {
+        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
         self.half_open.borrow_mut().remove(key);
     }
 }

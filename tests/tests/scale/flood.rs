@@ -1,6 +1,7 @@
 //! SYNs from addresses that are nobody's, as fast as one thread sends them.
 
 use std::net::SocketAddrV4;
+use std::ops::Range;
 
 use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
@@ -8,14 +9,14 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 /// Sources are of 198.18.0.0/15, the network for benchmarks (RFC 2544).
 const SOURCES: u32 = 0xc612_0000;
 
-/// Sends `count` SYNs to `server` from here, each from another source.
+/// Sends the SYNs with these numbers to `server` from here, each from another source.
 ///
 /// # Errors
 /// When a raw socket can't be had or written to.
-pub(crate) fn send(server: SocketAddrV4, count: u32) -> Result<()> {
+pub(crate) fn send(server: SocketAddrV4, numbers: Range<u32>) -> Result<()> {
     let raw =
         socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).context("open a raw socket")?;
-    for number in 0..count {
+    for number in numbers {
         // A full period over 17 bits of address and 16 of port.
         let mixed = number.wrapping_mul(0x9e37_79b1);
         let source = (SOURCES | mixed >> 15).to_be_bytes();

@@ -18,10 +18,12 @@ use crowd::{Crowd, Place};
 
 /// Connections that live while the flood comes.
 const BESIDE: usize = 1000;
-/// Half-open flows that a node has room for.
-const HALF_OPEN_MAX: f64 = 65_536.0;
-/// SYNs with spoofed sources.
+/// Cells of a node's table of flows: twice the connections that it has room for.
+const CELLS: f64 = 2.0 * (262_144.0 + 65_536.0);
+/// SYNs with spoofed sources, and how many more there may be until the table has been full: of a flood, too, much is crowded out of queues
+/// before a program sees it.
 const SYNS: u32 = 1_000_000;
+const SYNS_MAX: u32 = 8 * SYNS;
 /// Processes that hold connections, as one may have 20 000 descriptors at most where limits can't be raised.
 const CROWDS: u16 = 11;
 /// Connections of one of them, which holds both ends.
@@ -51,9 +53,19 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             .collect::<Result<Vec<_>>>()
     })?;
     let evicted_before = evicted(&cluster, node)?;
+    let has_programs = cluster.record.datapath != "userspace";
     let begun = Instant::now();
-    let asked = std::thread::scope(|scope| {
-        let flood = scope.spawn(|| cluster.client().run(|| flood::send(server, SYNS)));
+    let flood = || {
+        let mut sent = 0;
+        while sent == 0 || has_programs && sent < SYNS_MAX && opened(&cluster, node, &service)? < 1.2 * CELLS
+        {
+            cluster.client().run(|| flood::send(server, sent..sent + SYNS))?;
+            sent += SYNS;
+        }
+        Ok::<_, anyhow::Error>(sent)
+    };
+    let (sent, asked) = std::thread::scope(|scope| {
+        let flood = scope.spawn(flood);
         let mut asked = 0;
         while !flood.is_finished() {
             // What the flood crowds out of a queue, the client's TCP sends again: that is a slow connection, not a lost one.
@@ -64,20 +76,19 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             ensure!(answer.status == 200, "new connection {asked} during the flood: {}", answer.status);
             asked += 1;
         }
-        flood.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the flood panicked")))?;
-        Ok::<_, anyhow::Error>(asked)
+        let sent = flood.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the flood panicked")))?;
+        Ok::<_, anyhow::Error>((sent, asked))
     })?;
-    println!("{SYNS} SYNs in {:?}, {asked} new connections meanwhile", begun.elapsed());
+    println!("{sent} SYNs in {:?}, {asked} new connections meanwhile", begun.elapsed());
     for (number, stream) in live.iter_mut().enumerate() {
         say(stream, number).with_context(|| format!("connection {number} of {BESIDE} after the flood"))?;
     }
     ensure!(asked > 0, "the flood was over before a connection was tried on {}", service.name());
-    if cluster.record.datapath != "userspace" {
-        // Of the flood, too, much is crowded out of queues before a program sees it.
+    if has_programs {
         eventually("what the flood evicted in the figures", PATIENCE, || {
             let evicted = evicted(&cluster, node)? - evicted_before;
             let opened = opened(&cluster, node, &service)?;
-            let too_many = opened - HALF_OPEN_MAX;
+            let too_many = opened - CELLS;
             ensure!(too_many > 0.0, "the flood opened only {opened} flows");
             ensure!(evicted >= too_many / 2.0, "half-open flows evicted: {evicted} of {opened}");
             Ok(())

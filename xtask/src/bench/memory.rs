@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::EbpfLoader;
 use aya::maps::{Map, MapData};
 use mesh_ebpf::abi::names;
+use mesh_ebpf::flow_table::{cell_count, homes_for, room_of};
 
 use super::{objects, report};
 
@@ -18,9 +19,8 @@ const SIZES: [(u32, u32); 2] =
     [(names::ESTABLISHED_MAX, names::HALF_OPEN_MAX), (1_000_000, names::HALF_OPEN_MAX)];
 
 /// The tables, and who needs them.
-const TABLES: [(&str, &str); 4] = [
-    (names::FLOWS_ESTABLISHED, "ingress node"),
-    (names::FLOWS_HALF_OPEN, "ingress node"),
+const TABLES: [(&str, &str); 3] = [
+    (names::FLOWS, "ingress node"),
     (names::NAT_ESTABLISHED, "the task's node"),
     (names::NAT_HALF_OPEN, "the task's node"),
 ];
@@ -51,16 +51,16 @@ pub(super) fn run(quick: bool) -> Result<()> {
 
 fn measure(programs: &[u8], established: u32, half_open: u32) -> Result<Vec<Taken>> {
     let mut loader = EbpfLoader::new();
-    for (table, _) in TABLES {
-        let is_half_open = table == names::FLOWS_HALF_OPEN || table == names::NAT_HALF_OPEN;
-        loader.map_max_entries(table, if is_half_open { half_open } else { established });
-    }
+    loader.map_max_entries(names::NAT_ESTABLISHED, established);
+    loader.map_max_entries(names::NAT_HALF_OPEN, half_open);
+    loader.map_max_entries(names::FLOWS, cell_count(homes_for(established + half_open)));
     let object = loader.load(programs).context("make the data plane's maps")?;
     let one = |(table, role): (&'static str, &'static str)| {
-        let Some(Map::LruHashMap(data)) = object.map(table) else {
-            return Err(anyhow!("no flow table {table} in the object"));
+        let Some(Map::LruHashMap(data) | Map::Array(data)) = object.map(table) else {
+            return Err(anyhow!("no table {table} in the object"));
         };
         let entries = data.info().context("ask for the table's size")?.max_entries();
+        let entries = if table == names::FLOWS { room_of(entries) } else { entries };
         Ok(Taken { table, role, entries, bytes: memory(data)? })
     };
     TABLES.into_iter().map(one).collect()
@@ -101,10 +101,10 @@ fn float(bytes: u64) -> f64 {
 fn section(table: &str) -> String {
     format!(
         "## What remembering a flow takes\n\n\
-         `cargo xtask bench memory`: what the kernel says it has taken for each flow table (`memlock` of the map's descriptor), by the \
-         flows that the table has room for; hash buckets, links and lists included. The tables take all of it when they are made. A \
-         connection stands in one table of its ingress node and in one of its task's node, which may be the same machine; half-open \
-         ones move to the other table with the client's first ACK.\n\n\
+         `cargo xtask bench memory`: what the kernel says it has taken for each table (`memlock` of the map's descriptor), by the flows \
+         that it has room for; hash buckets, links and lists included, and of `FLOWS` two cells a flow. The tables take all of it when \
+         they are made. A connection stands in the table of its ingress node and in one of its task's node, which may be the same \
+         machine.\n\n\
          {table}\n\
          Not shown: connections of the userspace proxy, which cost two sockets and, while both ends keep up, no buffer.\n"
     )

@@ -1,5 +1,7 @@
 //! What is measured: traffic, and how much the tables hold meanwhile.
 
+use mesh_ebpf::flow_table::homes_for;
+
 /// One thing to measure.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case {
@@ -28,7 +30,7 @@ pub(super) enum Kind {
     Syn,
     /// SYNs of new connections, each of which drives another out of a full table.
     Flood,
-    /// The packets by which clients confirm their connections: they move to the other table.
+    /// The packets by which clients confirm their connections.
     FirstAck,
 }
 
@@ -53,18 +55,12 @@ impl Case {
         Self { backends, ..self }
     }
 
-    /// Entries of the half-open table.
-    pub(super) const fn half_open(&self) -> u32 {
+    /// Homes of the table of flows: as the agent makes it for a quarter more flows than there are, or, to be full, for fewer.
+    pub(super) const fn homes(&self) -> u32 {
         match self.kind {
             Kind::Flood => self.flows,
-            // Room for all at once, as the kernel's lists of free entries are per CPU.
-            Kind::Hit | Kind::Syn | Kind::FirstAck => self.flows + self.flows / 4 + 65_536,
+            Kind::Hit | Kind::Syn | Kind::FirstAck => homes_for(self.flows + self.flows / 4),
         }
-    }
-
-    /// Entries of the established table.
-    pub(super) const fn established(&self) -> u32 {
-        self.flows + self.flows / 4 + 65_536
     }
 
     /// Less of everything, for a look at whether it works.

@@ -92,7 +92,7 @@ pub(super) fn section(table: &str, rounds: u32) -> String {
         "## What a packet costs\n\n\
          `cargo xtask bench packet`: live frames (`BPF_PROG_TEST_RUN`, 60 bytes, batches of 64) from one end of a veth pair meet \
          `mesh_xdp`, attached natively to the other. The generating program writes all headers of each frame. Flows come in an order \
-         that is no order in memory. Figures are the kernel's own (`run_time_ns` ÷ `run_cnt`), its clock's ~20 ns included, on one CPU. \
+         that is no order in memory, in a table for a quarter more. Figures are the kernel's own (`run_time_ns` ÷ `run_cnt`), its clock's ~20 ns included, on one CPU. \
          What the program does: look the flow up, or select and write it, note what was seen, put the tunnel's headers in front, count \
          for backend and published port. Each case stands beside a bare XDP_TX measured right before it; medians of {rounds} \
          alternating rounds, tables made anew in each.\n\n\

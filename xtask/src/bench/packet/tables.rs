@@ -10,6 +10,7 @@ use mesh_ebpf::abi::{
     Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service, ServiceKey,
     Timed, names, protocol,
 };
+use mesh_ebpf::flow_table::cell_count;
 
 use super::case::Case;
 use super::rig::{NODE_MAC, SOURCE_MAC};
@@ -23,14 +24,18 @@ pub(super) const FIRST_PORT: u16 = 20_000;
 const NODES: u32 = 8;
 /// MTU of the end where the program is measured, less the tunnel's headers.
 const TUNNEL_MTU: u32 = 1450;
+/// The secret of the table of flows, the same in each round.
+const SEED: u64 = 0x9e6c_63d0_76cc_4f13;
 /// How long the kernel may take to have room for one.
 const HISTOGRAM_LIMIT: Duration = Duration::from_secs(5);
 
-/// The object, with flow tables as large as the case wants them.
+/// The object, with a table of flows as large as the case wants it.
 pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(names::FLOWS_HALF_OPEN, case.half_open());
-    loader.map_max_entries(names::FLOWS_ESTABLISHED, case.established());
+    let homes = case.homes();
+    loader.map_max_entries(names::FLOWS, cell_count(homes));
+    loader.override_global(names::FLOW_HOMES, &homes, true);
+    loader.override_global(names::FLOW_SEED, &SEED, true);
     for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
         loader.map_max_entries(table, 64);
     }

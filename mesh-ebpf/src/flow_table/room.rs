@@ -1,0 +1,99 @@
+//! A place for a new flow: a free cell, or that of the neighbour that can best be done without.
+
+use super::word::{CLAIMED, EVENTS, Word};
+use super::{Cells, NEIGHBOURS, NOWHERE, Place, note_hop, read};
+use crate::abi::{Flow, flow_event};
+
+/// How long an established flow must have been idle so that a new one may have its place, where there is no other: a minute.
+pub const CROWDED_IDLE_NS: u64 = 60_000_000_000;
+
+/// Claims a free cell near `home`, or, where there is none, makes one free; [`NOWHERE`]: none can be had.
+#[inline(always)]
+pub fn vacate(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
+    let index = vacancy(cells, home);
+    if index == NOWHERE { crowd_out(cells, home, now_ns) } else { index }
+}
+
+/// Claims a free cell near `home`.
+#[inline(always)]
+fn vacancy(cells: &impl Cells, home: u32) -> u32 {
+    for distance in 0..NEIGHBOURS {
+        let Some(cell) = cells.cell(home + distance) else { return NOWHERE };
+        let word = Word::of(cell);
+        if word.load() & (EVENTS | CLAIMED) != 0 {
+            continue;
+        }
+        let before = word.set(CLAIMED);
+        if before & (EVENTS | CLAIMED) == 0 {
+            return home + distance;
+        }
+        if before & CLAIMED == 0 {
+            word.clear(CLAIMED);
+        }
+    }
+    NOWHERE
+}
+
+/// Claims the cell near `home` whose flow can best be done without, and removes that flow.
+#[inline(always)]
+fn crowd_out(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
+    let mut least = u64::MAX >> 1;
+    for distance in 0..NEIGHBOURS {
+        let Some(cell) = cells.cell(home + distance) else { return NOWHERE };
+        least = less(least, worth(&read(cell), now_ns) | u64::from(distance));
+    }
+    if least >> KIND == BUSY {
+        return NOWHERE;
+    }
+    let index = home + (least as u32 & (NEIGHBOURS - 1));
+    let Some(cell) = cells.cell(index) else { return NOWHERE };
+    let word = Word::of(cell);
+    if word.set(CLAIMED) & CLAIMED != 0 {
+        return NOWHERE;
+    }
+    // Its client may have confirmed it in this moment.
+    if worth(&read(cell), now_ns) >> KIND > least >> KIND {
+        word.clear(CLAIMED);
+        return NOWHERE;
+    }
+    // SAFETY: a live cell, whose key nobody writes while it is claimed.
+    let key = unsafe { (&raw const (*cell.as_ptr()).key).read() };
+    note_hop(cells, &Place { cell, index, home: super::home(cells, &key) }, false);
+    word.clear(EVENTS);
+    index
+}
+
+/// Bits of [`worth`] below the flow's kind: its time in microseconds, and room for a distance.
+pub(super) const KIND: u32 = 60;
+/// The kind that stays.
+pub(super) const BUSY: u64 = 3;
+
+/// How much a flow is worth keeping against its neighbours: its kind (0 closed, 1 unconfirmed, 2 idle, 3 busy), and within a kind when it was
+/// seen. The lowest four bits are 0.
+///
+/// Without a branch, as is [`less`]: the verifier would follow each, in each of sixteen cells, to the end of the program.
+#[inline(always)]
+pub(super) const fn worth(flow: &Flow, now_ns: u64) -> u64 {
+    let events = flow.events as u64;
+    let is_open = 1
+        ^ (bit(events, flow_event::RESET)
+            | bit(events, flow_event::CLIENT_FIN) & bit(events, flow_event::TASK_FIN));
+    let is_busy = now_ns.saturating_sub(flow.seen_ns).wrapping_sub(CROWDED_IDLE_NS) >> 63;
+    let is_established = bit(events, flow_event::ACK);
+    let kind = (1 + is_established + (is_established & is_busy)) & is_open.wrapping_neg();
+    // A little more than a microsecond each: 2^56 of them are beyond all uptimes.
+    kind << KIND | flow.seen_ns >> 10 << 4
+}
+
+/// 1 if the bit is set, 0 if not.
+#[inline(always)]
+const fn bit(events: u64, event: u32) -> u64 {
+    events >> event.trailing_zeros() & 1
+}
+
+/// The smaller of two numbers below 2^63.
+#[inline(always)]
+const fn less(a: u64, b: u64) -> u64 {
+    let is_less = (b.wrapping_sub(a) >> 63).wrapping_neg();
+    a ^ (a ^ b) & is_less
+}

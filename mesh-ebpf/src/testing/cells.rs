@@ -1,0 +1,56 @@
+//! A table of flows in this process's memory: for tests of the table itself, and to fill the kernel's with.
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use std::boxed::Box;
+
+use crate::abi::{Flow, FlowCell, FlowKey};
+use crate::flow_table::{self, Cells, cell_count};
+use crate::lookups::Opened;
+
+/// The table.
+pub struct HostCells {
+    cells: Box<[UnsafeCell<FlowCell>]>,
+    homes: u32,
+    seed: u64,
+}
+
+// SAFETY: what is written while others read is written whole, and made out by the word of its cell; see `flow_table`.
+unsafe impl Sync for HostCells {}
+
+impl HostCells {
+    /// An empty table.
+    pub fn new(homes: u32, seed: u64) -> Self {
+        let cells = (0..cell_count(homes)).map(|_| UnsafeCell::new(FlowCell::default())).collect();
+        Self { cells, homes, seed }
+    }
+
+    /// The same with these flows in it.
+    pub fn with<'a>(homes: u32, seed: u64, flows: impl IntoIterator<Item = &'a (FlowKey, Flow)>) -> Self {
+        let table = Self::new(homes, seed);
+        for (key, flow) in flows {
+            let added = flow_table::insert(&table, key, flow, flow.seen_ns);
+            assert_eq!(added, Opened::Added, "a table of {homes} homes takes {key:?}");
+        }
+        table
+    }
+
+    /// The cells as they are.
+    pub fn contents(&mut self) -> impl Iterator<Item = FlowCell> {
+        self.cells.iter_mut().map(|cell| *cell.get_mut())
+    }
+}
+
+impl Cells for HostCells {
+    fn cell(&self, index: u32) -> Option<NonNull<FlowCell>> {
+        NonNull::new(self.cells.get(index as usize)?.get())
+    }
+
+    fn homes(&self) -> u32 {
+        self.homes
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+}
