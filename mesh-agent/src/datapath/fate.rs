@@ -23,6 +23,8 @@ pub(super) enum Fate {
 
 /// The part of a table's value that its fate depends on.
 pub(super) trait Tracked: Copy {
+    /// When it began.
+    fn opened_ns(&self) -> u64;
     /// When its last packet was seen.
     fn seen_ns(&self) -> u64;
     /// What has been seen of it.
@@ -32,6 +34,9 @@ pub(super) trait Tracked: Copy {
 }
 
 impl Tracked for Flow {
+    fn opened_ns(&self) -> u64 {
+        self.opened_ns
+    }
     fn seen_ns(&self) -> u64 {
         self.seen_ns
     }
@@ -44,6 +49,9 @@ impl Tracked for Flow {
 }
 
 impl Tracked for Nat {
+    fn opened_ns(&self) -> u64 {
+        self.opened_ns
+    }
     fn seen_ns(&self) -> u64 {
         self.seen_ns
     }
@@ -58,7 +66,7 @@ impl Tracked for Nat {
 /// What flows' fates depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Terms {
-    /// Backends whose flows go on.
+    /// Backends whose flows go on, as of [`now_ns`](Self::now_ns).
     pub(super) alive: BTreeSet<u32>,
     /// Of backends whose service says so: how long an established connection may be idle.
     pub(super) idle_ns: BTreeMap<u32, u64>,
@@ -84,9 +92,13 @@ impl Keyed for NatKey {
     }
 }
 
-/// What becomes of a flow of this protocol.
+/// The longest between two ticks of the clock that flows' times may be read from, in nanoseconds (`CONFIG_HZ` is 100 at least).
+const TICK_NS: u64 = 10_000_000;
+
+/// What becomes of a flow of this protocol. The backend of one that began after the terms were made may be younger than they are, too.
 pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
+    let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());
     let usual_ns = idle_timeout_ns(protocol, flow.events());
     let limit_ns = match terms.idle_ns.get(&flow.backend()) {
         Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
@@ -94,7 +106,7 @@ pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
     };
     if is_closed(flow.events()) {
         if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
-    } else if !terms.alive.contains(&flow.backend()) {
+    } else if !terms.alive.contains(&flow.backend()) && age_ns > TICK_NS {
         Fate::BackendGone
     } else if idle_ns > limit_ns {
         Fate::Idle
@@ -128,8 +140,23 @@ mod tests {
         check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
         check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
         check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK, false, 0, Fate::BackendGone);
+        check(SYN | ACK, false, TICK_NS + 1, Fate::BackendGone);
         check(SYN | ACK | RESET, false, 0, Fate::Keep);
+    }
+
+    #[test]
+    fn a_flow_that_began_after_the_terms_may_have_a_backend_that_they_dont_know() {
+        let flow =
+            |opened_ns| Flow { opened_ns, seen_ns: opened_ns, events: SYN, backend: 7, ..Flow::default() };
+        let now_ns = 5 * TICK_NS;
+        let terms = Terms { now_ns, ..Terms::default() };
+        for (opened_ns, expected) in [
+            (now_ns + 1, Fate::Keep),
+            (now_ns - TICK_NS, Fate::Keep),
+            (now_ns - TICK_NS - 1, Fate::BackendGone),
+        ] {
+            assert_eq!(fate(TCP, &flow(opened_ns), &terms), expected, "opened at {opened_ns} of {now_ns}");
+        }
     }
 
     #[test]
