@@ -20,8 +20,8 @@ use crate::view::NodeView;
 const FILE: &str = "mesh-cache.json";
 const FORMAT: u32 = 1;
 
-/// At most one write in this time.
-const WRITE_INTERVAL: Duration = Duration::from_millis(500);
+/// At most one write in this time. An agent that is killed begins again with a table that is as old at most.
+const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
