@@ -1,11 +1,12 @@
 //! A bad night: a container killed, a node without power, an agent killed under traffic, etcd gone.
 #![cfg(feature = "cluster")]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{PATIENCE, Service, cluster, lab};
+use mesh_tests::{PATIENCE, Service, answering_task, cluster, lab};
 use xtask::client::http;
 use xtask::client::load::{Load, ask};
 use xtask::cluster::{Cluster, Docker, eventually, samples};
@@ -125,7 +126,7 @@ fn a_node_without_power_is_left_out_at_once_and_its_tasks_move() -> Result<()> {
     Ok(())
 }
 
-fn ids(rows: &[xtask::cluster::TaskRow]) -> std::collections::BTreeSet<&str> {
+fn ids(rows: &[xtask::cluster::TaskRow]) -> BTreeSet<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }
 
@@ -166,6 +167,43 @@ fn an_agent_killed_on_the_ingress_node_is_not_noticed_by_traffic() -> Result<()>
     ensure!(report.answered() > 200, "expected load to go on, saw {} answers", report.answered());
     eprintln!("connections counted: {before} before the kill, {after} after the restart");
     Ok(())
+}
+
+#[test]
+fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Result<()> {
+    let cluster = cluster()?;
+    let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
+    let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
+    if cluster.record.datapath == "userspace" {
+        // The proxy remembers nothing but what is on the disk.
+        return Ok(());
+    }
+    let service = Service::create(&cluster, "recalled", &["--replicas", "2", "-p", "8084:80", "whoami"])?;
+    let server = SocketAddrV4::new(ingress.ip, 8084);
+    let file = cluster.layout.state_dir().join(&ingress.name).join("agent/mesh-cache.json");
+    let copy = file.with_extension("earlier");
+    std::fs::copy(&file, &copy).context("copy the table on disk")?;
+    // A new attempt at every task: of the backends in the copy none is left.
+    let forced = ["--force", "--update-order", "start-first", "--update-parallelism", "0", "--quiet"];
+    cluster.docker()?.run(&[&["service", "update"], &forced[..], &[service.name()]].concat())?;
+
+    lab::kill(&cluster, &ingress.name, Part::One(Component::Agent))?;
+    std::fs::rename(&copy, &file).context("put the earlier table back")?;
+    let cut = lab::PowerCut::of_part(&cluster, &manager.name, Part::One(Component::Control))?;
+    let load = Load::start(&cluster.client(), &[server], "/", 100);
+    lab::start(&cluster, &ingress.name, Part::One(Component::Agent))?;
+    std::thread::sleep(Duration::from_secs(1));
+    cut.restore(&cluster)?;
+    let report = load.stop()?;
+    ensure!(report.failures.is_empty(), "connections failed: {:?}", report.failures);
+    ensure!(report.answered() > 50, "expected load to go on, saw {} answers", report.answered());
+    cluster.docker()?.run(&["service", "scale", "--detach", &format!("{}=3", service.name())])?;
+    eventually("the agent to follow the manager again", PATIENCE, || {
+        let ask = || (0..6).map(|_| answering_task(server)).collect::<Result<BTreeSet<_>>>();
+        let tasks = cluster.client().run(ask)?;
+        ensure!(tasks.len() == 3, "expected answers of 3 tasks, saw {tasks:?}");
+        Ok(())
+    })
 }
 
 /// In userspace the proxy is the agent: what is owed is that it comes back and answers.

@@ -50,6 +50,22 @@ pub(super) fn open_datapath(
     crate::datapath::open(settings).map(Some)
 }
 
+/// The generation of the table on disk, `cached`, if the programs must not follow it: their maps follow a newer one, and go on as
+/// they are until a manager's table comes.
+///
+/// # Errors
+/// The data plane failed already.
+pub(super) fn passed_over(datapath: &Datapath, cached: u64) -> Result<Option<u64>, DatapathError> {
+    let is_older = cached > 0 && datapath.is_ahead_of(cached)?;
+    if is_older {
+        tracing::warn!(
+            cached,
+            "the table on disk is older than the one in force: the programs keep theirs until a manager is reached"
+        );
+    }
+    Ok(is_older.then_some(cached))
+}
+
 /// The datapath in force, as the cluster names it.
 pub(super) fn datapath_name(datapath: Option<&Datapath>) -> &'static str {
     let Some(datapath) = datapath else { return "userspace" };

@@ -99,7 +99,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let components = Components::default();
     let stopping = components.stopping().clone();
     components.spawn("signals", follow_signals(stopping.clone()));
-    let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views);
+    let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
     let (node, node_facts) = watch::channel(NodeFacts {
         hostname: config.name.clone(),
         kernel: config.kernel.clone(),
@@ -176,13 +176,16 @@ fn bind_docker(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Starts the proxy and the kernel data plane. Returns the generation that both carry.
+///
+/// # Errors
+/// The data plane failed already.
 fn start_carriers(
     components: &Components,
     proxy: &Arc<Proxy>,
     datapath: Option<Arc<Datapath>>,
     relay: Listening,
     views: &watch::Receiver<Arc<NodeView>>,
-) -> watch::Receiver<u64> {
+) -> anyhow::Result<watch::Receiver<u64>> {
     let stopping = components.stopping();
     let (by_proxy, proxy_applied) = watch::channel(0);
     let (running, stop) = (Arc::clone(proxy), stopping.clone());
@@ -190,12 +193,14 @@ fn start_carriers(
         running.run(relay, by_proxy, stop).await;
         Ok(())
     });
-    let Some(datapath) = datapath else { return proxy_applied };
-    let (by_programs, programs_applied) = watch::channel(0);
+    let Some(datapath) = datapath else { return Ok(proxy_applied) };
     let (mut views, stop) = (views.clone(), stopping.clone());
+    let passed_over = carriers::passed_over(&datapath, views.borrow().generation)?;
+    let (by_programs, programs_applied) = watch::channel(passed_over.unwrap_or_default());
     components.spawn("datapath", async move {
         // Before the first table there is nothing to follow, and the maps may hold an earlier agent's.
-        let first = async { views.wait_for(|view| view.generation > 0).await.is_ok() };
+        let is_followed = |view: &Arc<NodeView>| view.generation > 0 && passed_over != Some(view.generation);
+        let first = async { views.wait_for(is_followed).await.is_ok() };
         if stop.run_until_cancelled(first).await == Some(true) {
             datapath.run(views, by_programs, stop).await;
         }
@@ -207,7 +212,7 @@ fn start_carriers(
         carriers::report_applied(proxy_applied, programs_applied, applied, stop).await;
         Ok(())
     });
-    both_applied
+    Ok(both_applied)
 }
 
 /// Starts passive health. Returns whom it leaves out.

@@ -9,17 +9,22 @@
 
 mod allowed;
 mod codes;
+mod generation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use mesh_ebpf::abi::{Address, Backend, Be16, Node, Service, VipId, backend_flag, names, service_flag};
+use mesh_ebpf::abi::{
+    Address, Backend, Be16, Config, Node, Service, VipId, backend_flag, names, service_flag,
+};
 use mesh_state::ids::BackendId;
 use mesh_state::lb::Mode;
 
 pub use self::codes::frontend;
 use self::codes::{mode_byte, policy_byte, protocol_number, state_byte};
+use self::generation::generation_of;
+pub use self::generation::is_ahead;
 use super::contents::{Contents, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
@@ -93,8 +98,9 @@ impl fmt::Display for Refusal {
 pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &Held) -> Plan {
     let mut plan = Plan::default();
     plan.addresses(contents, facts, held);
-    if contents.config != facts.config {
-        plan.writes.push(Write::Config(facts.config));
+    let generation = view.map_or(contents.config.generation, generation_of);
+    if contents.config != (Config { generation: contents.config.generation, ..facts.config }) {
+        plan.writes.push(Write::Config(Config { generation, ..facts.config }));
     }
     if contents.nodes.get(&0) != Some(&facts.own) && facts.own != Node::default() {
         plan.writes.push(Write::Node(0, facts.own));
@@ -108,6 +114,10 @@ pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &
         plan.services(&mesh, &wanted, held);
         plan.disallow(&mesh, &allowed);
         plan.departures(&mesh, &wanted);
+    }
+    if contents.config.generation != generation && !plan.writes.is_empty() {
+        // First of all: an agent that dies in the middle leaves maps that are no longer the earlier table's.
+        plan.writes.insert(0, Write::Config(Config { generation, ..contents.config }));
     }
     plan
 }
@@ -273,7 +283,7 @@ impl Plan {
             index: port.index,
             slot_base: slots.start,
             slot_count: slots.end - slots.start,
-            generation: u32::try_from(mesh.view.generation & u64::from(u32::MAX)).unwrap_or_default(),
+            generation: generation_of(mesh.view),
             policy: policy_byte(port.service.lb.policy),
             // Userspace nodes end no tunnel: such a port is this node's proxy's, which chooses among all of its backends.
             mode: mode_byte(if mesh.reaches_userspace(members) { Mode::Proxy } else { port.service.lb.mode }),

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::attach::Hooks;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
+use super::diff::is_ahead;
 use super::drain::Flows;
 use super::error::DatapathError;
 use super::facts::TaskPort;
@@ -143,6 +144,14 @@ impl Datapath {
         Ok(lock(&self.network)?.uplinks.address)
     }
 
+    /// Whether the maps follow a newer table than that of `generation`: an earlier agent was killed before its disk had that one.
+    ///
+    /// # Errors
+    /// Another thread failed in the middle of a change.
+    pub fn is_ahead_of(&self, generation: u64) -> Result<bool, DatapathError> {
+        Ok(is_ahead(&lock(&self.state)?.contents().config, generation))
+    }
+
     /// Plugs a task in: its program on the host's end of its cable, and its backends pointed there. Repeating it is harmless.
     ///
     /// # Errors
@@ -232,7 +241,7 @@ impl Datapath {
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
             tasks_ifindex: uplinks.tasks,
-            reserved: 0,
+            generation: 0,
         };
         lock(&self.state)?.change_facts(|facts| {
             facts.config = config;

@@ -20,7 +20,7 @@ abi_struct! {
         pub uplink_ifindex: u32,
         /// ifindex of the bridge that this node's tasks are on: where tasks of other nodes reach them by their addresses. 0: not yet.
         pub tasks_ifindex: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Generation (its low 32 bits) of the newest table that changed a map. For the agent: the programs ignore it.
+        pub generation: u32,
     }
 }

@@ -19,6 +19,7 @@ use crate::view::{self, PeerNode, PortView};
 mod settings;
 
 const OWN: &str = "node1";
+const GENERATION: u64 = 7;
 
 fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 10 + number)
@@ -43,7 +44,7 @@ struct Drawn {
 
 fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u32, Drawn>) -> NodeView {
     let mut view = NodeView::new(NodeId::from(OWN), node_address(1));
-    view.generation = 7;
+    view.generation = GENERATION;
     for number in 1..=nodes {
         let id = NodeId::from(format!("node{number}"));
         let address = node_address(number);
@@ -289,7 +290,8 @@ fn check_nodes(contents: &Contents, view: &NodeView, facts: &Facts) -> Result<()
         "index of the node's own address"
     );
     prop_assert_eq!(contents.addresses.len(), facts.addresses.len() + 1, "addresses");
-    prop_assert_eq!(contents.config, facts.config);
+    prop_assert_eq!(Config { generation: 0, ..contents.config }, facts.config);
+    prop_assert_eq!(contents.config.generation, generation_of(view), "the table that the maps follow");
     Ok(())
 }
 
@@ -346,6 +348,20 @@ fn a_policy_switch_is_one_write() {
     };
     assert_eq!(service.policy, Policy::LeastConnections as u8);
     assert_eq!(plan.freed, [], "the slots stay");
+}
+
+#[test]
+fn the_table_that_changes_the_maps_is_named_before_its_first_change() {
+    let (mut view, facts) = small_world();
+    let mut contents = Contents::default();
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("the first table");
+    view.generation = GENERATION + 1;
+    let idle = plan(&contents, Some(&view), &facts, &Held::default());
+    assert_eq!(idle, Plan::default(), "a table that changes nothing");
+    view.services.clear();
+    let departure = plan(&contents, Some(&view), &facts, &Held::default());
+    let named = Write::Config(Config { generation: generation_of(&view), ..facts.config });
+    assert_eq!(departure.writes.first(), Some(&named), "first write of {:?}", departure.writes);
 }
 
 #[test]
