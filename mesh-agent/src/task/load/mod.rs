@@ -134,7 +134,8 @@ async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
         }
     }
     stream::iter(wanted)
-        .map(async |(task, (address, port, path))| {
+        // No async closure: rustc 1.95 crashes on this one in incremental builds (`evaluate_obligation`).
+        .map(|(task, (address, port, path))| async move {
             let answer = http::ask(SocketAddr::new(address, port), &path).await;
             if let Err(error) = &answer {
                 tracing::debug!(%task, %error, "ask a task for its load");
