@@ -57,7 +57,7 @@ impl Binaries {
 /// # Errors
 /// When cargo fails; its own messages are on the terminal.
 pub fn build() -> Result<Binaries> {
-    Program::new(workspace::cargo())
+    Program::cargo()
         .args(["build", "--quiet", "--bins", "--workspace"])
         .current_dir(workspace::root())
         .run_shown()?;
@@ -71,7 +71,7 @@ pub fn build() -> Result<Binaries> {
 /// As [`build`].
 pub fn build_whoami() -> Result<Binaries> {
     // With --target, the flags reach neither build scripts nor the artifacts of ordinary builds.
-    Program::new(workspace::cargo())
+    Program::cargo()
         .args([
             "build",
             "--quiet",

@@ -2,6 +2,7 @@
 //!
 //! Leaves to others: long-lived processes (`lab::daemon`) and everything that must survive xtask.
 
+use std::env;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -22,6 +23,17 @@ impl Program {
         let mut command = Command::new(name);
         command.stdin(Stdio::null());
         Self { command }
+    }
+
+    /// The cargo that started us, so that its toolchain stays the same, without what it told us of our own package: build
+    /// scripts that go by these variables would run anew, and all that depends on them, whenever somebody calls cargo by hand.
+    pub fn cargo() -> Self {
+        let mut program = Self::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+            program.command.env_remove(name);
+        }
+        program
     }
 
     /// Adds one argument.

@@ -26,11 +26,11 @@ pub struct FuzzArgs {
 /// # Errors
 /// When a packet was found that breaks it; cargo-fuzz says which, and how to try it again.
 pub fn run(args: &FuzzArgs) -> Result<()> {
-    if !Program::new(workspace::cargo()).args(["fuzz", "--version"]).succeeds() {
+    if !Program::cargo().args(["fuzz", "--version"]).succeeds() {
         println!("cargo-fuzz is missing: installing it");
-        Program::new(workspace::cargo()).args(["install", "--quiet", "cargo-fuzz"]).run_shown()?;
+        Program::cargo().args(["install", "--quiet", "cargo-fuzz"]).run_shown()?;
     }
-    Program::new(workspace::cargo())
+    Program::cargo()
         .args(["fuzz", "run", "--sanitizer", "none", "pipeline", "--"])
         .args([format!("-max_total_time={}", args.seconds), format!("-max_len={PACKET_MAX}")])
         .env("RUSTC_BOOTSTRAP", "1")

@@ -49,5 +49,5 @@ pub(crate) fn dependencies() -> Result<()> {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    Program::new(workspace::cargo()).args(args).current_dir(workspace::root()).run_shown()
+    Program::cargo().args(args).current_dir(workspace::root()).run_shown()
 }

@@ -206,7 +206,7 @@ fn cargo_test(args: &[&str]) -> Result<()> {
 }
 
 fn cargo(args: &[&str]) -> Program {
-    Program::new(workspace::cargo()).args(args).current_dir(workspace::root())
+    Program::cargo().args(args).current_dir(workspace::root())
 }
 
 #[derive(Deserialize)]

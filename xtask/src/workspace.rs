@@ -16,8 +16,3 @@ pub fn target_dir() -> PathBuf {
         None => root().join("target"),
     }
 }
-
-/// The cargo that started us, so that its toolchain stays the same.
-pub fn cargo() -> PathBuf {
-    env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
-}

@@ -8,7 +8,6 @@ use std::env;
 use anyhow::{Context, Result};
 
 use crate::command::Program;
-use crate::workspace;
 
 const VERSION: &str = "0.13.0";
 const LLVM_FEATURE: &str = "llvm-22";
@@ -25,7 +24,7 @@ pub(super) fn ensure() -> Result<()> {
     }
     let why = found.map_or_else(|| "none found".to_owned(), |version| format!("found {}", version.trim()));
     println!("setup: installing bpf-linker {VERSION} ({why}); this takes about a minute");
-    Program::new(workspace::cargo())
+    Program::cargo()
         .args([
             "install",
             "bpf-linker",

@@ -52,7 +52,7 @@ fn source_paths() -> Result<Vec<String>> {
 }
 
 fn package_dependencies() -> Result<Vec<dependencies::Package>> {
-    let text = Program::new(workspace::cargo())
+    let text = Program::cargo()
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .current_dir(workspace::root())
         .output()?;

@@ -26,7 +26,7 @@ pub(super) fn build(quick: bool) -> Result<Binaries> {
     println!("peers: building bench-load and mesh's proxy ({profile})");
     // With the features that the whole workspace has: cargo would build the dependencies once more for a package alone.
     let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
-    Program::new(workspace::cargo())
+    Program::cargo()
         .args(build)
         .args(["--bin", "bench-load", "--example", "bench_proxy"])
         .current_dir(workspace::root())
