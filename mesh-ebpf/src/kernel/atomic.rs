@@ -3,58 +3,38 @@
 
 use core::arch::asm;
 
-/// Adds to `counter`; returns what it was.
-///
-/// # Safety
-/// `counter` points into a live map value, 8-byte aligned.
-#[inline(always)]
-pub(super) unsafe fn fetch_add(counter: *mut u64, count: u64) -> u64 {
-    let mut value = count;
-    // SAFETY: the instruction touches the counter and the register only.
-    unsafe {
-        asm!("{value} = atomic_fetch_add((u64 *)({counter} + 0), {value})", value = inout(reg) value, counter = in(reg) counter);
-    }
-    value
+/// A function that carries out one atomic instruction on a word in memory and returns what the word was.
+macro_rules! fetch {
+    ($(#[$doc:meta])+ $view:vis $name:ident, $word:ty, $register:ident, $instruction:literal) => {
+        $(#[$doc])+
+        ///
+        /// # Safety
+        /// `word` points into a live map value, aligned to its size.
+        #[inline(always)]
+        $view unsafe fn $name(word: *mut $word, operand: $word) -> $word {
+            let mut value = operand;
+            // SAFETY: the instruction touches the word and the register only.
+            unsafe {
+                asm!($instruction, value = inout($register) value, word = in(reg) word);
+            }
+            value
+        }
+    };
 }
 
-/// Sets bits in `field`; returns what it was.
-///
-/// # Safety
-/// `field` points into a live map value, 4-byte aligned.
-#[inline(always)]
-pub(crate) unsafe fn fetch_or(field: *mut u32, bits: u32) -> u32 {
-    let mut value = bits;
-    // SAFETY: the instruction touches the field and the register only.
-    unsafe {
-        asm!("{value} = atomic_fetch_or((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
-    }
-    value
+fetch! {
+    /// Adds to `word`; returns what it was.
+    pub(super) fetch_add, u64, reg, "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})"
 }
-
-/// Keeps of `field` only these bits; returns what it was.
-///
-/// # Safety
-/// `field` points into a live map value, 4-byte aligned.
-#[inline(always)]
-pub(crate) unsafe fn fetch_and(field: *mut u32, bits: u32) -> u32 {
-    let mut value = bits;
-    // SAFETY: the instruction touches the field and the register only.
-    unsafe {
-        asm!("{value} = atomic_fetch_and((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
-    }
-    value
+fetch! {
+    /// Sets bits in `word`; returns what it was.
+    pub(crate) fetch_or, u32, wreg, "{value} = atomic_fetch_or((u32 *)({word} + 0), {value})"
 }
-
-/// Turns bits of `field` over; returns what it was.
-///
-/// # Safety
-/// `field` points into a live map value, 4-byte aligned.
-#[inline(always)]
-pub(crate) unsafe fn fetch_xor(field: *mut u32, bits: u32) -> u32 {
-    let mut value = bits;
-    // SAFETY: the instruction touches the field and the register only.
-    unsafe {
-        asm!("{value} = atomic_fetch_xor((u32 *)({field} + 0), {value})", value = inout(wreg) value, field = in(reg) field);
-    }
-    value
+fetch! {
+    /// Keeps of `word` only these bits; returns what it was.
+    pub(crate) fetch_and, u32, wreg, "{value} = atomic_fetch_and((u32 *)({word} + 0), {value})"
+}
+fetch! {
+    /// Turns bits of `word` over; returns what it was.
+    pub(crate) fetch_xor, u32, wreg, "{value} = atomic_fetch_xor((u32 *)({word} + 0), {value})"
 }
