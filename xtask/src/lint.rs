@@ -1,9 +1,9 @@
-//! Formatter, linter, house rules, and cargo-deny where it is installed.
+//! Formatter, linter, house rules, and cargo-deny.
 
 use anyhow::{Context, Result};
 
 use crate::command::Program;
-use crate::{tidy, workspace};
+use crate::{setup, tidy, workspace};
 
 /// Everything that can be said of the sources without running them, the quickest first.
 ///
@@ -39,12 +39,7 @@ pub(crate) fn clippy() -> Result<()> {
 /// Licences, sources and bans of what we depend on. Advisories need the network, and are no property of a checkout:
 /// `cargo deny check advisories` is for whoever releases.
 pub(crate) fn dependencies() -> Result<()> {
-    if !Program::new("cargo-deny").arg("--version").succeeds() {
-        println!(
-            "cargo-deny isn't installed, so deny.toml isn't checked; `cargo install cargo-deny` brings it"
-        );
-        return Ok(());
-    }
+    setup::cargo_deny::ensure()?;
     cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])
 }
 

@@ -23,7 +23,8 @@ pub(super) fn ensure() -> Result<()> {
         return Ok(());
     }
     let why = found.map_or_else(|| "none found".to_owned(), |version| format!("found {}", version.trim()));
-    println!("setup: installing bpf-linker {VERSION} ({why}); this takes about a minute");
+    println!("setup: installing bpf-linker {VERSION} ({why}); this takes about half a minute");
+    // Not optimised, which takes minutes: the work is LLVM's, and the objects are the same to the byte.
     Program::cargo()
         .args([
             "install",
@@ -34,7 +35,7 @@ pub(super) fn ensure() -> Result<()> {
             "--features",
             LLVM_FEATURE,
         ])
-        .args(["--quiet", "--force"])
+        .args(["--debug", "--quiet", "--force"])
         .env("LLVM_PREFIX", LLVM_PREFIX)
         .env("PATH", llvm_first())
         .without_env("CARGO_TARGET_DIR")

@@ -4,6 +4,7 @@
 //! No daemon is started by it: labs start their own.
 
 mod bpf_linker;
+pub(crate) mod cargo_deny;
 mod packages;
 
 use anyhow::Result;
