@@ -86,6 +86,9 @@ impl Cluster {
                 // A client of 20 000 connections a second runs out of ports otherwise.
                 ("net.ipv4.tcp_tw_reuse", "1"),
                 ("net.core.somaxconn", "8192"),
+                // The one that every kernel has and every namespace may use: without losses it is never in the way. A machine's
+                // own may pace by its idea of the bandwidth (bbr), and that idea would be measured.
+                ("net.ipv4.tcp_congestion_control", "reno"),
             ] {
                 netns.sysctl(key, value)?;
             }
