@@ -21,7 +21,7 @@ mod programs {
     #[classifier]
     fn mesh_uplink(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let fate = match Skb::new(context.skb.skb) {
+        let fate = match Skb::of_flow(context.skb.skb) {
             Some(mut packet) => pipeline::uplink(&mut packet, &kernel),
             None => Fate::PASS,
         };
@@ -32,7 +32,7 @@ mod programs {
     fn mesh_tunnel(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
         let origin = origin(context.skb.skb);
-        let fate = match Skb::new(context.skb.skb) {
+        let fate = match Skb::of_flow(context.skb.skb) {
             Some(mut packet) => pipeline::tunnel(&mut packet, &kernel, origin),
             None => Fate::PASS,
         };
@@ -42,7 +42,7 @@ mod programs {
     #[classifier]
     fn mesh_task(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
-        let fate = match Skb::new(context.skb.skb) {
+        let fate = match Skb::of_flow(context.skb.skb) {
             Some(mut packet) => pipeline::task(&mut packet, &kernel),
             None => Fate::PASS,
         };

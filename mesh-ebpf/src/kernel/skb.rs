@@ -14,10 +14,10 @@ use aya_ebpf::helpers::generated::{
 };
 
 use super::xdp::{load_between, store_between};
-use crate::abi::Address;
+use crate::abi::{Address, protocol};
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::{OVERHEAD, Vni};
-use crate::parse::{eth, fragment, icmp, ipv6, tcp};
+use crate::parse::{eth, fragment, icmp, ipv4, ipv6, tcp, udp, vxlan};
 use crate::pipeline::Origin;
 
 /// `BPF_F_IPV6`, newer than the bindings: no header checksum makes up for a changed address.
@@ -43,10 +43,51 @@ impl Skb {
         Self::readable(skb, HEADERS_MAX)
     }
 
+    /// The same for one that most often is TCP's or UDP's, of which fewer headers are enough. What TCP sends it holds until it is
+    /// answered: moving more of a 64 KiB packet to its front would cost a new head, and a reference to each of its pages.
+    #[inline(always)]
+    pub fn of_flow(skb: *mut __sk_buff) -> Option<Self> {
+        // SAFETY: the context is valid for the program's run.
+        let is_tagged = unsafe { (*skb).vlan_present != 0 };
+        let packet = Self { skb };
+        if !is_tagged && packet.has_headers(0) == Some(true) { Some(packet) } else { Self::new(skb) }
+    }
+
     /// The same for one with the tunnel's headers in front.
     #[inline(always)]
     pub fn in_tunnel(skb: *mut __sk_buff) -> Option<Self> {
+        // SAFETY: the context is valid for the program's run.
+        let is_tagged = unsafe { (*skb).vlan_present != 0 };
+        let packet = Self { skb };
+        if !is_tagged && packet.has_headers(OVERHEAD) == Some(true) {
+            return Some(packet);
+        }
         Self::readable(skb, OVERHEAD as u32 + HEADERS_MAX)
+    }
+
+    /// Whether all that is read of a TCP or UDP packet, whose frame begins at `frame`, is where programs can read it: of TCP the
+    /// header without options (those of a SYN are read too), of UDP VXLAN's header behind it. `None` for other packets.
+    #[inline(always)]
+    fn has_headers(&self, frame: usize) -> Option<bool> {
+        let network = frame + eth::LEN;
+        let kind = self.load::<2>(frame + eth::TYPE)?;
+        let (protocol, transport) = if kind == eth::IPV4_BE {
+            let [version, _, _, _, _, _, pieces, offset] = self.load::<8>(network)?;
+            let is_plain = version == 0x45 && u16::from_be_bytes([pieces, offset]) & ipv4::FRAGMENT == 0;
+            if !is_plain {
+                return None;
+            }
+            (self.load::<1>(network + ipv4::PROTOCOL)?, network + ipv4::LEN)
+        } else if kind == eth::IPV6_BE {
+            (self.load::<1>(network + ipv6::NEXT_HEADER)?, network + ipv6::LEN)
+        } else {
+            return None;
+        };
+        match protocol {
+            [protocol::TCP] => Some(!tcp::parse(self, transport)?.flags.has(tcp::Flags::SYN)),
+            [protocol::UDP] => Some(self.load::<{ udp::LEN + vxlan::LEN }>(transport).is_some()),
+            _ => None,
+        }
     }
 
     #[inline(always)]

@@ -175,7 +175,7 @@ pub(super) fn section(tables: &str, rounds: usize, ms: u32) -> String {
          bridge; every way has namespaces of its own. One client thread and one server thread (`bench-load`, 64 bytes asked, 128 \
          answered out of memory): 32 connections at once for new ones and requests, 4 for bulk, {ms} ms each. {rounds} rounds, every \
          second one backwards; medians, and medians of ratios within one round. Connection tracking is on in all nodes, as an engine \
-         leaves it; tunnels have an MTU of 1450.\n\n\
+         leaves it; tunnels have an MTU of 1450; TCP's congestion control is reno, as one that paces (bbr) would be what is measured.\n\n\
          *direct*: the client has a route to the task by its node. *vxlan*: over the other node and a plain kernel VXLAN, both ways, \
          without balancing. *nft*: round-robin DNAT and masquerade by nftables, the task behind a route; *nft-vxlan*: behind that \
          VXLAN, the shape of Swarm's ingress. *haproxy*, *nginx*: Debian's, two threads or workers, the task on the same node; \
