@@ -175,7 +175,7 @@ fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Re
     let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
     if cluster.record.datapath == "userspace" {
-        // The proxy remembers nothing but what is on the disk.
+        println!("left out: in userspace there are no maps, a proxy has nothing but what is on the disk");
         return Ok(());
     }
     let service = Service::create(&cluster, "recalled", &["--replicas", "2", "-p", "8084:80", "whoami"])?;

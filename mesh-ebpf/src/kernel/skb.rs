@@ -47,22 +47,25 @@ impl Skb {
     /// answered: moving more of a 64 KiB packet to its front would cost a new head, and a reference to each of its pages.
     #[inline(always)]
     pub fn of_flow(skb: *mut __sk_buff) -> Option<Self> {
-        // SAFETY: the context is valid for the program's run.
-        let is_tagged = unsafe { (*skb).vlan_present != 0 };
-        let packet = Self { skb };
-        if !is_tagged && packet.has_headers(0) == Some(true) { Some(packet) } else { Self::new(skb) }
+        Self::flow_at(skb, 0)
     }
 
     /// The same for one with the tunnel's headers in front.
     #[inline(always)]
     pub fn in_tunnel(skb: *mut __sk_buff) -> Option<Self> {
+        Self::flow_at(skb, OVERHEAD)
+    }
+
+    /// A packet whose frame begins at `frame`.
+    #[inline(always)]
+    fn flow_at(skb: *mut __sk_buff, frame: usize) -> Option<Self> {
         // SAFETY: the context is valid for the program's run.
         let is_tagged = unsafe { (*skb).vlan_present != 0 };
         let packet = Self { skb };
-        if !is_tagged && packet.has_headers(OVERHEAD) == Some(true) {
+        if !is_tagged && packet.has_headers(frame) == Some(true) {
             return Some(packet);
         }
-        Self::readable(skb, OVERHEAD as u32 + HEADERS_MAX)
+        Self::readable(skb, frame as u32 + HEADERS_MAX)
     }
 
     /// Whether all that is read of a TCP or UDP packet, whose frame begins at `frame`, is where programs can read it: of TCP the
