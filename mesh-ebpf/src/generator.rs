@@ -3,6 +3,8 @@
 //! Purpose: `bin/bench_gen` sends what [`headers`] makes, millions a second, towards the attached programs. Every header is
 //! written anew for each frame, as the kernel gives a frame's memory back with whatever became of it.
 //!
+//! What the memory alone costs is measured by [`line`]: where in a table of so many lines a frame's flow would stand.
+//!
 //! Left to others: checksums of TCP, which nothing on the way to the task looks at.
 
 use crate::abi::{Be16, Mac, protocol};
@@ -30,6 +32,8 @@ pub struct Recipe {
     pub stride: u32,
     /// Published ports that flows are spread over.
     pub services: u32,
+    /// Lines of memory of the table that [`line`] is about.
+    pub lines: u32,
     /// Where the frames leave.
     pub ifindex: u32,
     /// The node's address.
@@ -48,7 +52,7 @@ pub struct Recipe {
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for Recipe {}
 
-const _: () = assert!(size_of::<Recipe>() == 36, "the recipe has hidden padding");
+const _: () = assert!(size_of::<Recipe>() == 40, "the recipe has hidden padding");
 
 /// The flow of the frame with this number.
 #[inline(always)]
@@ -78,6 +82,17 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     bytes[47] = recipe.flags as u8;
     bytes[48] = 0xff;
     bytes
+}
+
+/// Where the flow of a client's address and port stands in a table of so many lines: anywhere, and always there.
+#[inline(always)]
+pub fn line(client: u32, port: u16, lines: u32) -> u32 {
+    // The finalizer of MurmurHash3: what differs in one bit of either is far away.
+    let mut mixed = u64::from(client) << 16 | u64::from(port);
+    mixed = (mixed ^ mixed >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    mixed ^= mixed >> 33;
+    (((mixed >> 32) * u64::from(lines)) >> 32) as u32
 }
 
 #[inline(always)]
@@ -120,6 +135,15 @@ mod tests {
         let ports: BTreeSet<_> = flows.iter().map(|(.., port)| *port).collect();
         assert_eq!(ports, (80..90).collect(), "and every published port");
         assert_eq!(ends(7), ends(1007), "then begins anew");
+    }
+
+    #[test]
+    fn flows_stand_all_over_the_lines() {
+        let lines: BTreeSet<_> = (0..1000).map(|flow| line(NETWORK | flow, CLIENT_PORT, 2500)).collect();
+        // Thrown at random, 1000 would share some of 2500 lines: 824 of them are expected to be hit.
+        assert!((700..=1000).contains(&lines.len()), "{} lines for 1000 flows", lines.len());
+        let (least, most) = (lines.first().copied(), lines.last().copied());
+        assert!(least < Some(250) && most > Some(2250) && most < Some(2500), "from {least:?} to {most:?}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Programs for `cargo xtask bench packet`: a source of frames, the bare XDP_TX that everything is held against, and a sink.
+//! Programs for `cargo xtask bench packet`: a source of frames, the bare XDP_TX that everything is held against, the same
+//! with one line of memory, and a sink.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -40,6 +41,36 @@ mod programs {
     #[xdp(frags)]
     fn bench_bounce(_: XdpContext) -> u32 {
         XDP_TX
+    }
+
+    /// As many as a table of a million flows has, and a quarter more.
+    const LINES_MAX: usize = 2_500_000;
+
+    /// A cache line each.
+    #[btf_map]
+    static LINES: Array<[u64; 8], LINES_MAX> = Array::new();
+
+    /// The least that a program can do that remembers something of each flow: look at one line of memory.
+    #[xdp(frags)]
+    fn bench_line(context: XdpContext) -> u32 {
+        let at = context.data();
+        if at + HEADERS_LEN > context.data_end() {
+            return XDP_ABORTED;
+        }
+        let Some(recipe) = RECIPE.get(0) else { return XDP_ABORTED };
+        // SAFETY: bytes within the frame, in which the generator has put its headers.
+        let (client, port) = unsafe {
+            (
+                (at as *const u8).add(26).cast::<u32>().read_unaligned(),
+                (at as *const u8).add(34).cast::<u16>().read_unaligned(),
+            )
+        };
+        match LINES.get(generator::line(u32::from_be(client), u16::from_be(port), recipe.lines)) {
+            // Never, but the program has to look.
+            Some(line) if line[0] == u64::MAX => XDP_DROP,
+            Some(_) => XDP_TX,
+            None => XDP_ABORTED,
+        }
     }
 
     /// Takes what comes back.

@@ -4,6 +4,7 @@
 //! end, `u` to send such. One thread serves, one thread asks: alike for everything that is measured between them.
 
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -100,6 +101,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
             }
         }
         _ => {
+            read_whole_chunks(&stream)?;
             let mut chunk = vec![0; CHUNK_LEN];
             while stream.read(&mut chunk).await? > 0 {}
             Ok(())
@@ -172,6 +174,7 @@ async fn client(
         Role::Down => {
             let mut stream = connect(address).await?;
             stream.write_all(b"d").await?;
+            read_whole_chunks(&stream)?;
             let mut chunk = vec![0; CHUNK_LEN];
             while Instant::now() < until {
                 let length = stream.read(&mut chunk).await?;
@@ -189,6 +192,24 @@ async fn client(
             Ok(())
         }
     }
+}
+
+/// Has the kernel wake the reader once a chunk is there (`SO_RCVLOWAT`, socket(7)) or the end, and not for each packet: whether the reader sleeps
+/// between two of them is chance, and makes more of a difference than what is between the ends.
+fn read_whole_chunks(stream: &TcpStream) -> std::io::Result<()> {
+    let least = libc::c_int::try_from(CHUNK_LEN).map_err(std::io::Error::other)?;
+    let size = libc::socklen_t::try_from(size_of_val(&least)).map_err(std::io::Error::other)?;
+    // SAFETY: the descriptor is open, and the option's value lives until the call is over.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const least).cast(),
+            size,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {

@@ -1,7 +1,8 @@
 //! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and counters included.
 //!
 //! Live frames from one end of a veth pair meet the attached program at the other; the kernel counts its run time. Every case stands
-//! beside a bare XDP_TX that was measured right before it, with tables made anew in each round.
+//! beside a bare XDP_TX that was measured right before it, with tables made anew in each round, and beside one that looks at a line of memory
+//! for each flow: less than that no program costs that remembers flows.
 //!
 //! Invariant: a case counts only if the program forwarded what it was given.
 
@@ -14,12 +15,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use mesh_ebpf::abi::{Mac, names};
+use mesh_ebpf::flow_table::cell_count;
 use mesh_ebpf::generator::Recipe;
 use mesh_ebpf::parse::tcp::Flags;
 
 use self::case::{Case, Kind};
 use self::outcome::Outcome;
-use self::rig::{NODE_MAC, Rig, SOURCE_MAC};
+use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
 use super::objects::{self, Objects};
 use super::{leftovers, report};
 use crate::lab::netns::Netns;
@@ -65,10 +67,12 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
         let order: Vec<usize> =
             if round % 2 == 1 { (0..cases.len()).collect() } else { (0..cases.len()).rev().collect() };
         for index in order {
-            let baseline = rig.baseline(&recipe(&cases[index], Flags::ACK), frames)?;
+            let recipe = recipe(&cases[index], Flags::ACK);
+            let bare = rig.baseline(BARE, &recipe, frames)?;
+            let one_line = rig.baseline(ONE_LINE, &recipe, frames)?;
             let runs = measure(&mut rig, objects, &cases[index], frames)
                 .with_context(|| format!("measure `{}`", cases[index].name))?;
-            outcomes[index].add(baseline.mean_ns, runs.mean_ns);
+            outcomes[index].add(bare.mean_ns, one_line.mean_ns, runs.mean_ns);
         }
         println!("packet: round {round} of {rounds}, {:.0} s", begun.elapsed().as_secs_f64());
     }
@@ -123,6 +127,7 @@ fn recipe(case: &Case, flags: u8) -> Recipe {
         flows: if is_new { 0 } else { case.flows },
         stride: stride(case.flows),
         services: if case.is_spread { case.services } else { 1 },
+        lines: cell_count(case.homes()),
         node: tables::ADDRESS.octets(),
         port: if case.is_spread { tables::FIRST_PORT } else { tables::port(case.services / 2) },
         flags: u16::from(flags),

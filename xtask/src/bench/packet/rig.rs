@@ -4,7 +4,6 @@
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::Ebpf;
-use aya::programs::xdp::XdpLinkId;
 use aya::programs::{ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::sys::{Stats, enable_stats};
 use mesh_ebpf::generator::{FRAME_LEN, Recipe};
@@ -19,6 +18,10 @@ const BATCH: u32 = 64;
 const SOURCE: &str = "source";
 /// The end where programs are measured.
 const NODE: &str = "node";
+/// The bare XDP_TX.
+pub(super) const BARE: &str = "bench_bounce";
+/// The same, which looks at one line of memory.
+pub(super) const ONE_LINE: &str = "bench_line";
 /// MACs of both ends.
 pub(super) const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -74,7 +77,9 @@ impl Rig {
         let sink = xdp(&mut generator, "bench_sink")?;
         sink.load().context("load bench_sink")?;
         sink.attach(SOURCE, XdpMode::Driver).context("attach the sink")?;
-        xdp(&mut generator, "bench_bounce")?.load().context("load bench_bounce")?;
+        for program in [BARE, ONE_LINE] {
+            xdp(&mut generator, program)?.load().with_context(|| format!("load {program}"))?;
+        }
         let stats = enable_stats(Stats::RunTime).context("let the kernel count the time of programs")?;
         Ok(Self { generator, source_ifindex: ifindex(SOURCE)?, node_ifindex: ifindex(NODE)?, _stats: stats })
     }
@@ -94,20 +99,17 @@ impl Rig {
         Ok(())
     }
 
-    /// The bare XDP_TX.
-    pub(super) fn baseline(&mut self, recipe: &Recipe, frames: u32) -> Result<Runs> {
-        let link = self.attach_bounce()?;
-        self.send(recipe, 0, frames / 10)?;
-        let before = info(xdp(&mut self.generator, "bench_bounce")?)?;
+    /// What one of the programs that others are held against costs.
+    pub(super) fn baseline(&mut self, program: &str, recipe: &Recipe, frames: u32) -> Result<Runs> {
+        let baseline = xdp(&mut self.generator, program)?;
+        let link = baseline.attach(NODE, XdpMode::Driver).with_context(|| format!("attach {program}"))?;
+        self.send(recipe, 0, frames.max(2 * recipe.flows) / 2)?;
+        let before = info(xdp(&mut self.generator, program)?)?;
         self.send(recipe, 0, frames)?;
-        let bounce = xdp(&mut self.generator, "bench_bounce")?;
-        let runs = between(&before, &info(bounce)?)?;
-        bounce.detach(link).context("detach bench_bounce")?;
+        let baseline = xdp(&mut self.generator, program)?;
+        let runs = between(&before, &info(baseline)?)?;
+        baseline.detach(link).with_context(|| format!("detach {program}"))?;
         Ok(runs)
-    }
-
-    fn attach_bounce(&mut self) -> Result<XdpLinkId> {
-        xdp(&mut self.generator, "bench_bounce")?.attach(NODE, XdpMode::Driver).context("attach bench_bounce")
     }
 
     /// What `program` of `object`, attached already, does with so many frames.
