@@ -3,6 +3,7 @@
 //! Invariants: what is read here may be changing; what is removed here is claimed first, as programs do it. The table's seed lies in its
 //! last cell, so that every agent gives its programs the one that the flows in it were placed by.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -15,6 +16,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::error::DatapathError;
 use super::pins::Pins;
+
+/// Cells that somebody was changing, by index, with the words of their keys.
+pub(super) type Claimed = BTreeMap<u32, [u64; 3]>;
 
 /// The table.
 pub(super) struct FlowMap {
@@ -75,13 +79,18 @@ impl FlowMap {
         self.cell(header_index(self.homes))
     }
 
-    /// Calls `visit` with every flow and where it stands.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(u32, FlowKey, Flow)) {
+    /// Calls `visit` with every flow and where it stands; returns the cells that somebody was changing.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(u32, FlowKey, Flow)) -> Claimed {
+        let mut claimed = Claimed::new();
         for index in 0..header_index(self.homes) {
             if let Some((key, flow)) = flow_table::at(self, index) {
                 visit(index, key, flow);
             }
+            if let Some(key) = flow_table::claimed(self, index) {
+                claimed.insert(index, key);
+            }
         }
+        claimed
     }
 
     /// Puts the flows of another table into this one; returns how many found a place.

@@ -4,7 +4,7 @@
 //! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
-//! the walk's feet.
+//! the walk's feet. A cell that two walks in a row find claimed was left so by an agent that was killed, and is freed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use super::durations::Durations;
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
 use super::fate::{Fate, Keyed, Terms, fate};
-use super::flow_map::FlowMap;
+use super::flow_map::{Claimed, FlowMap};
 use super::loader;
 use super::maps::{Dump, deleted};
 use super::pins::Pins;
@@ -118,6 +118,8 @@ impl Table {
 /// The flow tables and the counts that are made from them.
 pub(super) struct Sweeper {
     flows: FlowMap,
+    /// What the last walk found claimed.
+    claimed: Claimed,
     nat_half_open: Table,
     nat_established: Table,
     fragments: Dump<FragmentKey, Fragment>,
@@ -135,6 +137,7 @@ impl Sweeper {
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             flows: FlowMap::open(pins)?,
+            claimed: Claimed::new(),
             nat_half_open: Table::open(pins, names::NAT_HALF_OPEN)?,
             nat_established: Table::open(pins, names::NAT_ESTABLISHED)?,
             fragments: Dump::open(pins, names::FRAGMENTS)?,
@@ -191,7 +194,7 @@ impl Sweeper {
     fn sweep_flows(&mut self, terms: &Terms, census: &mut Census, mut lost: impl FnMut(&FlowKey, &Flow)) {
         let (mut half_open, mut established) = (ByProtocol::default(), ByProtocol::default());
         let mut over = Vec::new();
-        self.flows.for_each(|index, key, flow| {
+        let claimed = self.flows.for_each(|index, key, flow| {
             if fate(key.protocol(), &flow, terms) != Fate::Keep {
                 over.push((index, key));
                 return;
@@ -200,6 +203,7 @@ impl Sweeper {
             *kind.of_mut(key.protocol()) += 1;
             count(census, &key, &flow);
         });
+        self.free_abandoned(claimed);
         for (index, key) in over {
             let mut fate_now = Fate::Keep;
             // It may have come back to life since it was met.
@@ -219,6 +223,17 @@ impl Sweeper {
         }
         census.entries.insert(FLOWS_HALF_OPEN, half_open);
         census.entries.insert(FLOWS_ESTABLISHED, established);
+    }
+
+    /// Frees what is claimed as it was when the last walk came by: nobody who lives takes so long.
+    fn free_abandoned(&mut self, claimed: Claimed) {
+        for (index, key) in &claimed {
+            if self.claimed.get(index) == Some(key) {
+                tracing::info!(cell = index, "free a cell of the flow table that an agent left claimed");
+                flow_table::free_abandoned(&self.flows, *index);
+            }
+        }
+        self.claimed = claimed;
     }
 
     fn live_counts(&self, known: &BTreeMap<u32, Owner>) -> Result<BTreeMap<u32, Live>, DatapathError> {

@@ -2,6 +2,7 @@
 //!
 //! Needs root. Without it the tests say so and pass on a developer's machine, and fail in CI.
 
+mod abandoned;
 mod capacity;
 mod figures;
 mod netlab;

@@ -251,6 +251,24 @@ pub fn remove_if(
     Some(flow)
 }
 
+/// The key in the cell with this index, if somebody is changing what the cell holds.
+pub fn claimed(cells: &impl Cells, index: u32) -> Option<[u64; 3]> {
+    let cell = cells.cell(index)?;
+    // SAFETY: a live cell, whose key is as large and as aligned as three words.
+    (Word::of(cell).load() & CLAIMED != 0)
+        .then(|| unsafe { (&raw const (*cell.as_ptr()).key).cast::<[u64; 3]>().read_volatile() })
+}
+
+/// Frees a cell that was claimed by somebody who died over it, with whatever stands in it: it was being removed. That it is so only time can
+/// tell, see [`claimed`]: whoever lives has a cell for less than a microsecond.
+pub fn free_abandoned(cells: &impl Cells, index: u32) {
+    let Some(cell) = cells.cell(index).filter(|_| claimed(cells, index).is_some()) else { return };
+    // SAFETY: a live cell, whose key nobody writes while it is claimed.
+    let key = unsafe { (&raw const (*cell.as_ptr()).key).read_volatile() };
+    note_hop(cells, &Place { cell, index, home: home(cells, &key) }, false);
+    Word::of(cell).clear(CLAIMED | EVENTS);
+}
+
 /// The home of a key: multilinear hashing (Carter and Wegman, 1979), whose factors are the secret.
 #[inline(always)]
 fn home(cells: &impl Cells, key: &FlowKey) -> u32 {

@@ -238,6 +238,35 @@ fn threads_leave_the_table_whole() {
 }
 
 #[test]
+fn a_cell_whose_claimant_died_is_freed_with_what_stands_in_it() {
+    let cells = HostCells::new(1, SEED);
+    for number in 0..4 {
+        insert(&cells, &key(number), &flow(1, flow_event::SYN, 1), 1);
+    }
+    for number in 0..4 {
+        let place = find(&cells, &key(number)).expect("it is there");
+        assert_eq!(claimed(&cells, place.index), None, "{number} is nobody's");
+        free_abandoned(&cells, place.index);
+        assert!(find(&cells, &key(number)).is_some(), "{number} stays, as nobody has claimed it");
+        Word::of(place.cell).set(CLAIMED);
+        remove(&cells, &key(number), &place);
+        assert!(find(&cells, &key(number)).is_some(), "{number} is somebody else's to remove");
+        assert_eq!(claimed(&cells, place.index), Some(key(number).words()));
+        // As far as a removal may have come.
+        if number == 2 {
+            note_hop(&cells, &place, false);
+        }
+        free_abandoned(&cells, place.index);
+        assert!(find(&cells, &key(number)).is_none(), "{number} is gone");
+    }
+    check(&cells);
+    for number in 10..10 + NEIGHBOURS {
+        assert_eq!(insert(&cells, &key(number), &flow(1, flow_event::SYN, 1), 1), Opened::Added, "{number}");
+    }
+    check(&cells);
+}
+
+#[test]
 fn events_of_a_flow_that_has_gone_bring_nothing_back() {
     let cells = HostCells::new(8, SEED);
     insert(&cells, &key(1), &flow(1, flow_event::SYN, 1), 1);
