@@ -13,7 +13,6 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -83,12 +82,12 @@ fn bind_one(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepts until `stop`, giving each connection, its peer and its share of `room` to `serve`.
+/// Accepts until `stop`, giving each connection, its peer and its share of `room` to `serve`, on whose thread of choice it is to be watched.
 pub(super) async fn accept_until(
     listening: Listening,
     room: &Arc<Semaphore>,
     stop: &CancellationToken,
-    mut serve: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
+    mut serve: impl FnMut(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let accept = async {
         // SAFETY: the socket owns its descriptor, and nothing closes it before the queue is dropped.
@@ -119,14 +118,14 @@ pub(super) async fn accept_until(
 async fn accept_all(
     queue: &AsyncFd<Socket>,
     room: &Arc<Semaphore>,
-    serve: &mut impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
+    serve: &mut impl FnMut(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) -> io::Result<()> {
     loop {
         let mut ready = queue.readable().await?;
         loop {
             let Ok(permit) = Arc::clone(room).acquire_owned().await else { return Ok(()) };
             match ready.try_io(|queue| accept_one(queue.get_ref())) {
-                Ok(Ok((stream, peer))) => serve(TcpStream::from_std(stream)?, peer, permit),
+                Ok(Ok((stream, peer))) => serve(stream, peer, permit),
                 // It ended in the queue.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Ok(Err(error)) => return Err(error),
@@ -148,6 +147,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::time::timeout;
 
     use super::*;
@@ -184,8 +184,9 @@ mod tests {
         let (room, stop) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
         let stopping = stop.clone();
         let accepting = tokio::spawn(async move {
-            accept_until(listener, &room, &stopping, |mut stream, _, permit| {
+            accept_until(listener, &room, &stopping, |stream, _, permit| {
                 tokio::spawn(async move {
+                    let mut stream = TcpStream::from_std(stream).expect("it is watched");
                     stream.write_all(b"!").await.expect("the client listens");
                     let until_its_end = stream.read_u8().await;
                     drop((permit, until_its_end));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use mesh_state::node::PortClash;
 use mesh_state::spec::Protocol;
 use socket2::Type;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{accept_until, bind, listen};
@@ -117,14 +118,18 @@ fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<Cancella
     }
     let listening = listen(address)?;
     for worker in proxy.workers.iter() {
-        let (serving, closing, warm) = (Arc::clone(proxy), close.clone(), Arc::clone(&worker.warm));
+        let (serving, closing, acceptor) = (Arc::clone(proxy), close.clone(), worker.clone());
         let listening = listening.share()?;
         let accept = async move {
             accept_until(listening, &serving.room, &closing, |stream, peer, permit| {
-                let (proxy, warm) = (Arc::clone(&serving), Arc::clone(&warm));
-                tokio::spawn(serving.tracker.track_future(async move {
-                    connection::serve(&proxy, &warm, stream, peer, port).await;
-                    drop(permit);
+                let home = serving.workers.home(&acceptor);
+                let (proxy, warm, counted) = (Arc::clone(&serving), Arc::clone(&home.warm), home.count());
+                home.handle.spawn(serving.tracker.track_future(async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => connection::serve(&proxy, &warm, stream, peer, port).await,
+                        Err(error) => tracing::warn!(%peer, %error, "watch a connection"),
+                    }
+                    drop((permit, counted));
                 }));
             })
             .await;

@@ -79,7 +79,7 @@ pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
         accept_until(listening, &serving.relay_room, &serving.stop, |stream, peer, permit| {
             let (proxy, Some(worker)) = (Arc::clone(&serving), serving.workers.next()) else { return };
             worker.handle.spawn(serving.tracker.track_future(async move {
-                match stream.into_std().and_then(TcpStream::from_std) {
+                match TcpStream::from_std(stream) {
                     Ok(stream) => serve(&proxy, stream, peer, permit).await,
                     Err(error) => tracing::warn!(%peer, %error, "give a relayed connection to a thread"),
                 }

@@ -1,5 +1,9 @@
 //! The proxy's threads: one event loop each, so that a connection's life stays on one core.
 //!
+//! All threads accept, and a connection lives where it was accepted: that costs no thread a wake-up. But of connections that come together
+//! the one thread that is awake may take nearly all, and if they stay, the others idle beside it; so from one that has far more than
+//! another they go there.
+//!
 //! Invariants: what is spawned on a worker stays there; the threads end once they are told to, with all that still runs on them.
 
 use std::io;
@@ -35,6 +39,36 @@ pub(super) struct Worker {
     pub(super) handle: Handle,
     /// Relay connections that wait for use.
     pub(super) warm: Arc<Warm>,
+    index: usize,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    /// Counts a connection as the thread's until what is returned is dropped.
+    pub(super) fn count(&self) -> Counted {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(&self.connections))
+    }
+}
+
+/// A connection that lives on a thread.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The thread that a connection is to live on which thread `own` has accepted, with so many connections on each: its own, unless it has
+/// a quarter more than the idlest, and two.
+fn home(own: usize, mut connections: impl Iterator<Item = usize> + Clone) -> usize {
+    let least = connections.clone().enumerate().min_by_key(|(_, count)| *count);
+    match (least, connections.nth(own)) {
+        (Some((idlest, least)), Some(count)) if count > least + least / 4 + 2 => idlest,
+        _ => own,
+    }
 }
 
 /// The threads.
@@ -57,7 +91,8 @@ impl Workers {
         for index in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let warm = Arc::new(Warm::new(Arc::clone(waiting_room)));
-            workers.push(Worker { handle: runtime.handle().clone(), warm });
+            let (handle, connections) = (runtime.handle().clone(), Arc::default());
+            workers.push(Worker { handle, warm, index, connections });
             let stop = stop.clone();
             thread::Builder::new()
                 .name(format!("mesh-proxy-{index}"))
@@ -77,6 +112,12 @@ impl Workers {
         self.all.get(turn % self.all.len().max(1))
     }
 
+    /// The one on which a connection is to live that `acceptor` has accepted.
+    pub(super) fn home<'a>(&'a self, acceptor: &'a Worker) -> &'a Worker {
+        let counts = self.all.iter().map(|worker| worker.connections.load(Ordering::Relaxed));
+        self.all.get(home(acceptor.index, counts)).unwrap_or(acceptor)
+    }
+
     /// Ends the threads.
     pub(super) fn stop(&self) {
         self.stop.cancel();
@@ -86,5 +127,48 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home_of(own: usize, connections: &[usize]) -> usize {
+        home(own, connections.iter().copied())
+    }
+
+    #[test]
+    fn a_connection_stays_where_it_was_accepted() {
+        assert_eq!(home_of(0, &[0]), 0, "one thread");
+        assert_eq!(home_of(0, &[2, 0]), 0, "few connections");
+        assert_eq!(home_of(1, &[8, 12, 10]), 1, "a quarter more than the idlest, and two");
+    }
+
+    #[test]
+    fn from_a_busy_thread_it_goes_to_the_idlest() {
+        assert_eq!(home_of(0, &[3, 0]), 1, "few connections");
+        assert_eq!(home_of(1, &[9, 13, 8]), 2);
+        assert_eq!(home_of(0, &[1000, 900, 700]), 2);
+    }
+
+    #[test]
+    fn connections_that_one_thread_accepts_are_spread() {
+        let mut connections = [0; 4];
+        for _ in 0..100 {
+            connections[home_of(0, &connections)] += 1;
+        }
+        let (least, most) = (connections.iter().min(), connections.iter().max());
+        assert!(least >= Some(&20) && most <= Some(&32), "100 connections on four threads: {connections:?}");
+    }
+
+    #[test]
+    fn a_connection_counts_as_long_as_it_lives() {
+        let workers = Workers::start(&Arc::new(Semaphore::new(1))).expect("threads");
+        let worker = workers.next().expect("a thread");
+        let counted: Vec<Counted> = (0..3).map(|_| worker.count()).collect();
+        assert_eq!(worker.connections.load(Ordering::Relaxed), 3);
+        drop(counted);
+        assert_eq!(worker.connections.load(Ordering::Relaxed), 0);
     }
 }
