@@ -12,6 +12,7 @@
 mod conduit;
 mod ends;
 mod framing;
+mod socket;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use self::conduit::Conduit;
 use self::ends::{Sink, Source};
@@ -39,6 +40,10 @@ const READ_SCARCE: usize = 4 << 10;
 const KEPT_MAX: usize = 256 << 20;
 /// Reads of one way before other connections get their turn.
 const ROUNDS: usize = 8;
+
+/// How often within its limit an idle connection is looked at: it lasts that much longer at most. Whether bytes came is all that is noted of
+/// them, as to ask what time it is would cost more.
+const WATCHES: u32 = 8;
 
 /// Bytes kept by all connections.
 static KEPT: AtomicUsize = AtomicUsize::new(0);
@@ -101,10 +106,10 @@ pub(super) async fn carry(
         let mut request = Way::new(source, Sink::new(backend_write, backend_framed), terms.request);
         let source = Source::new(backend_read, backend_framed);
         let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply);
-        let mut last = Instant::now();
-        let mut is_watched = false;
+        let watch = terms.idle_limit / WATCHES;
+        let (mut is_watched, mut quiet) = (false, 0);
         let mut gone = pin!(terms.gone.told());
-        let mut idle = pin!(sleep_until(last + terms.idle_limit));
+        let mut idle = pin!(sleep(watch));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
                 client_again = request.from.has_ended_framed() && reply.to.has_ended_framed();
@@ -115,22 +120,21 @@ pub(super) async fn carry(
                 return Poll::Ready(Err(PipeError::Gone));
             }
             if request.take_moved() | reply.take_moved() {
-                last = Instant::now();
+                quiet = 0;
                 // Both wake this task already, the same task for the connection's whole life.
-                if is_watched && last < idle.deadline() {
+                if is_watched && !idle.is_elapsed() {
                     return Poll::Pending;
                 }
             }
             if gone.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(PipeError::Gone));
             }
-            // The timer is set anew only when it rings.
             while idle.as_mut().poll(cx).is_ready() {
-                let deadline = last + terms.idle_limit;
-                if deadline <= Instant::now() {
+                quiet += 1;
+                if quiet > WATCHES {
                     return Poll::Ready(Err(PipeError::Idle(terms.idle_limit)));
                 }
-                idle.as_mut().reset(deadline);
+                idle.as_mut().reset(Instant::now() + watch);
             }
             is_watched = true;
             Poll::Pending

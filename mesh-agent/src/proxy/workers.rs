@@ -89,7 +89,7 @@ impl Workers {
         let stop = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
         for index in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
             let warm = Arc::new(Warm::new(Arc::clone(waiting_room)));
             let (handle, connections) = (runtime.handle().clone(), Arc::default());
             workers.push(Worker { handle, warm, index, connections });

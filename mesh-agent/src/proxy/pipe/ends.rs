@@ -7,11 +7,12 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::framing::{Incoming, Outgoing};
+use super::socket;
 
 /// Where bytes come from.
 pub(super) struct Source<'a> {
@@ -36,9 +37,7 @@ impl<'a> Source<'a> {
             if self.has_ended_framed() {
                 return Poll::Ready(Ok(0));
             }
-            let mut read = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut self.half).poll_read(cx, &mut read))?;
-            let length = read.filled().len();
+            let length = ready!(socket::poll_recv(cx, self.half.as_ref(), buffer))?;
             let Some(frames) = &mut self.frames else { return Poll::Ready(Ok(length)) };
             if length == 0 {
                 let end = if frames.is_plain() { Ok(0) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
@@ -72,16 +71,16 @@ impl<'a> Sink<'a> {
 
     /// Writes some of `bytes`. What isn't taken must come first the next time, unchanged: a frame may have been begun for it.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(frames) = &mut self.frames else { return Pin::new(&mut self.half).poll_write(cx, bytes) };
+        let Some(frames) = &mut self.frames else { return socket::poll_send(cx, self.half.as_ref(), bytes) };
         loop {
             frames.announce(bytes.len());
             let bytes = &bytes[..bytes.len().min(frames.room())];
             let ahead = frames.ahead();
-            let half = Pin::new(&mut self.half);
             let written = if ahead.is_empty() {
-                ready!(half.poll_write(cx, bytes))?
+                ready!(socket::poll_send(cx, self.half.as_ref(), bytes))?
             } else {
-                ready!(half.poll_write_vectored(cx, &[IoSlice::new(ahead), IoSlice::new(bytes)]))?
+                let both = [IoSlice::new(ahead), IoSlice::new(bytes)];
+                ready!(Pin::new(&mut self.half).poll_write_vectored(cx, &both))?
             };
             let payload = frames.wrote(written);
             if payload > 0 || written == 0 {
