@@ -2,7 +2,8 @@
 //!
 //! All threads accept, and a connection lives where it was accepted: that costs no thread a wake-up. But of connections that come together
 //! the one thread that is awake may take nearly all, and if they stay, the others idle beside it; so from one that has far more than
-//! another they go there.
+//! another they go there. With a thread for each CPU, each keeps to its own: their sockets' packets are worked on where they were sent, and
+//! a thread that moves takes its connections' lines along.
 //!
 //! Invariants: what is spawned on a worker stays there; the threads end once they are told to, with all that still runs on them.
 
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -29,6 +31,32 @@ const TICK: Duration = Duration::from_millis(250);
 async fn tick() {
     loop {
         sleep(TICK).await;
+    }
+}
+
+/// The CPUs that this process may use.
+fn allowed_cpus() -> Vec<usize> {
+    match sched_getaffinity(None) {
+        Ok(allowed) => (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "the proxy's threads run on any CPU");
+            Vec::new()
+        }
+    }
+}
+
+/// The CPU of each of `count` threads. Fewer threads than CPUs run wherever one is idle.
+fn cpus_for(count: usize, allowed: &[usize]) -> &[usize] {
+    if count == allowed.len() { allowed } else { &[] }
+}
+
+/// Has the calling thread run on this CPU only.
+fn keep_to(cpu: Option<usize>) {
+    let Some(cpu) = cpu else { return };
+    let mut own = CpuSet::new();
+    own.set(cpu);
+    if let Err(error) = sched_setaffinity(None, &own) {
+        tracing::debug!(cpu, %error, "a thread of the proxy runs on any CPU");
     }
 }
 
@@ -86,6 +114,8 @@ impl Workers {
     /// The system gives no thread, or no event queue.
     pub(super) fn start(waiting_room: &Arc<Semaphore>) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
+        let allowed = allowed_cpus();
+        let cpus = cpus_for(count, &allowed);
         let stop = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
         for index in 0..count {
@@ -93,10 +123,11 @@ impl Workers {
             let warm = Arc::new(Warm::new(Arc::clone(waiting_room)));
             let (handle, connections) = (runtime.handle().clone(), Arc::default());
             workers.push(Worker { handle, warm, index, connections });
-            let stop = stop.clone();
-            thread::Builder::new()
-                .name(format!("mesh-proxy-{index}"))
-                .spawn(move || runtime.block_on(stop.run_until_cancelled(tick())))?;
+            let (stop, cpu) = (stop.clone(), cpus.get(index).copied());
+            thread::Builder::new().name(format!("mesh-proxy-{index}")).spawn(move || {
+                keep_to(cpu);
+                runtime.block_on(stop.run_until_cancelled(tick()))
+            })?;
         }
         Ok(Self { all: workers, next: AtomicUsize::default(), stop })
     }
@@ -160,6 +191,20 @@ mod tests {
         }
         let (least, most) = (connections.iter().min(), connections.iter().max());
         assert!(least >= Some(&20) && most <= Some(&32), "100 connections on four threads: {connections:?}");
+    }
+
+    #[test]
+    fn threads_keep_to_a_cpu_each_if_there_is_one_for_each() {
+        assert_eq!(cpus_for(2, &[1, 5]), [1, 5]);
+        assert_eq!(cpus_for(1, &[1, 5]), [0; 0], "a quota of one CPU, anywhere");
+        assert_eq!(cpus_for(16, &[]), [0; 0], "unknown");
+        let kept = thread::spawn(|| {
+            let first = allowed_cpus().first().copied();
+            keep_to(first);
+            (first, allowed_cpus())
+        });
+        let (first, kept) = kept.join().expect("it ends");
+        assert_eq!(kept, Vec::from_iter(first));
     }
 
     #[test]
