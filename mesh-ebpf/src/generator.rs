@@ -9,6 +9,7 @@
 
 use crate::abi::{Be16, Mac, protocol};
 use crate::csum;
+use crate::flow_table::{cell_count, homes_for};
 use crate::parse::{eth, ipv4, tcp};
 
 /// Bytes that [`headers`] makes: Ethernet, IPv4, TCP.
@@ -83,6 +84,9 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     bytes[48] = 0xff;
     bytes
 }
+
+/// Most lines of the table that [`line`] is about: as many as a table of a million flows and a quarter has.
+pub const LINES_MAX: u32 = cell_count(homes_for(1_250_000));
 
 /// Where the flow of a client's address and port stands in a table of so many lines: anywhere, and always there.
 #[inline(always)]

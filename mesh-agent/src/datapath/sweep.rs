@@ -7,6 +7,7 @@
 //! the walk's feet. A cell that two walks in a row find claimed was left so by an agent that was killed, and is freed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData};
 use mesh_ebpf::abi::{
@@ -27,6 +28,10 @@ use super::pins::Pins;
 /// What flows are counted under: one table has them all.
 const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
 const FLOWS_ESTABLISHED: &str = "FLOWS_ESTABLISHED";
+
+/// How often a cell that seems to be abandoned is looked at before it is freed, and how long after the last time.
+const CLAIM_LOOKS: u32 = 100;
+const CLAIM_LOOK: Duration = Duration::from_micros(10);
 
 /// What a walk found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -225,15 +230,24 @@ impl Sweeper {
         census.entries.insert(FLOWS_ESTABLISHED, established);
     }
 
-    /// Frees what is claimed as it was when the last walk came by: nobody who lives takes so long.
+    /// Frees what is claimed as it was when the last walk came by, and stays so: nobody who lives takes so long. Of a flow that begins anew
+    /// with every packet (a flood of one SYN) two walks may find the claims of two programs.
     fn free_abandoned(&mut self, claimed: Claimed) {
         for (index, key) in &claimed {
-            if self.claimed.get(index) == Some(key) {
+            if self.claimed.get(index) == Some(key) && self.stays_claimed(*index, key) {
                 tracing::info!(cell = index, "free a cell of the flow table that an agent left claimed");
                 flow_table::free_abandoned(&self.flows, *index);
             }
         }
         self.claimed = claimed;
+    }
+
+    /// Whether the cell is claimed for this key whenever it is looked at, for a while.
+    fn stays_claimed(&self, index: u32, key: &[u64; 3]) -> bool {
+        (0..CLAIM_LOOKS).all(|_| {
+            std::thread::sleep(CLAIM_LOOK);
+            flow_table::claimed(&self.flows, index).as_ref() == Some(key)
+        })
     }
 
     fn live_counts(&self, known: &BTreeMap<u32, Owner>) -> Result<BTreeMap<u32, Live>, DatapathError> {

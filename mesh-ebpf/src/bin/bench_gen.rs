@@ -10,7 +10,7 @@ mod programs {
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{btf_map, xdp};
     use aya_ebpf::programs::XdpContext;
-    use mesh_ebpf::generator::{self, HEADERS_LEN, Recipe};
+    use mesh_ebpf::generator::{self, HEADERS_LEN, LINES_MAX, Recipe};
 
     #[btf_map]
     static RECIPE: Array<Recipe, 1> = Array::new();
@@ -43,12 +43,9 @@ mod programs {
         XDP_TX
     }
 
-    /// As many as a table of a million flows has, and a quarter more.
-    const LINES_MAX: usize = 2_500_000;
-
     /// A cache line each.
     #[btf_map]
-    static LINES: Array<[u64; 8], LINES_MAX> = Array::new();
+    static LINES: Array<[u64; 8], { LINES_MAX as usize }> = Array::new();
 
     /// The least that a program can do that remembers something of each flow: look at one line of memory.
     #[xdp(frags)]

@@ -15,6 +15,7 @@ pub(super) struct Outcome {
     case: Case,
     baseline_ns: Samples,
     one_line_ns: Samples,
+    one_line_ratio: Samples,
     cost_ns: Samples,
     ratio: Samples,
 }
@@ -26,6 +27,7 @@ impl Outcome {
             case,
             baseline_ns: Samples::default(),
             one_line_ns: Samples::default(),
+            one_line_ratio: Samples::default(),
             cost_ns: Samples::default(),
             ratio: Samples::default(),
         }
@@ -35,6 +37,7 @@ impl Outcome {
     pub(super) fn add(&mut self, baseline_ns: f64, one_line_ns: f64, cost_ns: f64) {
         self.baseline_ns.push(baseline_ns);
         self.one_line_ns.push(one_line_ns);
+        self.one_line_ratio.push(one_line_ns / baseline_ns);
         self.cost_ns.push(cost_ns);
         self.ratio.push(cost_ns / baseline_ns);
     }
@@ -54,7 +57,7 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
          |---|---|---|---|---|---|---|---|\n",
     );
     for outcome in outcomes {
-        let Outcome { case, baseline_ns, one_line_ns, cost_ns, ratio } = outcome;
+        let Outcome { case, baseline_ns, one_line_ns, one_line_ratio, cost_ns, ratio } = outcome;
         // Writing to a String can't fail.
         _ = writeln!(
             text,
@@ -63,7 +66,7 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
             cost_ns.median(),
             baseline_ns.median(),
             one_line_ns.median(),
-            one_line_ns.median() / baseline_ns.median(),
+            one_line_ratio.median(),
             ratio.median(),
             ratio.least(),
             ratio.most(),

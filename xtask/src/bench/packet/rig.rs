@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::programs::{ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::sys::{Stats, enable_stats};
-use mesh_ebpf::generator::{FRAME_LEN, Recipe};
+use mesh_ebpf::generator::{FRAME_LEN, LINES_MAX, Recipe};
 
 use crate::bench::maps::{ifindex, set};
 use crate::bench::objects::Objects;
@@ -101,6 +101,8 @@ impl Rig {
 
     /// What one of the programs that others are held against costs.
     pub(super) fn baseline(&mut self, program: &str, recipe: &Recipe, frames: u32) -> Result<Runs> {
+        // Beyond its table the program would drop the frame, which is cheaper than what is measured.
+        ensure!(recipe.lines <= LINES_MAX, "{} lines, of {LINES_MAX} at most", recipe.lines);
         let baseline = xdp(&mut self.generator, program)?;
         let link = baseline.attach(NODE, XdpMode::Driver).with_context(|| format!("attach {program}"))?;
         self.send(recipe, 0, frames.max(2 * recipe.flows) / 2)?;

@@ -182,7 +182,8 @@ pub(super) fn section(tables: &str, rounds: usize, ms: u32) -> String {
          *remote*: on the other one. *mesh tc tunnel*, *dsr*, *local*, *xdp*: mesh's programs; *userspace*, *relay*: its proxy, the \
          task on the same node or the other.\n\n\
          In bulk, where the kernel alone is between them, the client has one CPU and the task another: left to the scheduler, a way differs \
-         from itself by more than from any other. Readers are woken for 128 KiB at a time. With both *on one CPU* the sum of all costs counts, and nothing else.\n\n\
+         from itself by more than from any other. Readers are woken for 128 KiB at a time. With both *on one CPU* the sum of all costs \
+         counts, and nothing else.\n\n\
          {tables}\n{plots}\n\
          Not shown: real network cards and their offloads. veths hand whole 64 KiB packets on, which native XDP on a veth forbids: its \
          bulk is not what a card would give. Client, nodes and tasks share the machine's CPUs, so a way's cost is also its \
