@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chrono::Utc;
+use hyper_util::service::TowerToHyperService;
+use mesh_admission::http;
 use mesh_state::store::{EtcdStore, Store};
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -24,10 +26,11 @@ use crate::backoff::Backoff;
 use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
+use crate::doors::Doors;
 use crate::leader::Candidate;
 use crate::mesh_table::Table;
 use crate::metrics;
-use crate::node_service::membership::Admission;
+use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::sessions::Sessions;
 use crate::node_service::{self, tables};
@@ -173,6 +176,7 @@ fn start(
     let OpenedCluster { sealer, authority, cluster } = opened;
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let identity = authority.issue_server(config.advertise, Utc::now())?;
+    let doors = Doors::open(registry)?;
     let (follower, feed) = crate::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
     let context = ApiContext {
@@ -194,20 +198,31 @@ fn start(
     let reports = Reports::default();
     let publisher = tables::publish(feed.clone(), reports.clone(), tables, parts.shutdown.clone());
     parts.start("the mesh table", publisher);
-    let recorder =
-        Recorder { store, feed: feed.clone(), manager: config.name.clone(), reports: reports.clone() };
+    let recorder = Recorder {
+        store,
+        feed: feed.clone(),
+        manager: config.name.clone(),
+        reports: reports.clone(),
+        door: Arc::clone(&doors.nodes),
+    };
     parts.start("the recorder", recorder.run(parts.shutdown.clone()));
     let sessions = Arc::new(Sessions::new(
         context.clone(),
         tables_seen,
         reports,
         relay_key,
+        Arc::clone(&doors.nodes),
         parts.tracker.clone(),
         parts.shutdown.clone(),
     ));
     parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
     let ca_pem = cluster.ca_certificate_pem;
-    let admission = Admission { context: context.clone(), authority: Arc::new(authority) };
+    let admission = Admission {
+        context: context.clone(),
+        authority: Arc::new(authority),
+        door: Arc::clone(&doors.nodes),
+        rates: JoinRates::default(),
+    };
     let (nodes, shutdown) = (listeners.nodes, parts.shutdown.clone());
     parts.start_server("the node service", async move {
         node_service::serve(nodes, &identity, &ca_pem, admission, sessions, shutdown).await
@@ -216,13 +231,12 @@ fn start(
     metrics::build::register(registry)?;
     metrics::store::register_feed(feed.clone(), registry)?;
     let docker = api::router(context, metrics::api::ApiMetrics::register(registry)?);
-    let asked = parts.shutdown.clone();
-    let docker = axum::serve(listeners.docker, docker).with_graceful_shutdown(asked.cancelled_owned());
-    parts.start_server("the Docker API", docker.into_future());
-    let admin = admin::router(Admin { registry: registry.clone(), feed });
-    let asked = parts.shutdown.clone();
-    let admin = axum::serve(listeners.admin, admin).with_graceful_shutdown(asked.cancelled_owned());
-    parts.start_server("the metrics server", admin.into_future());
+    let docker = TowerToHyperService::new(docker);
+    let docker = http::serve(listeners.docker, doors.docker, api::kind_of, docker, parts.shutdown.clone());
+    parts.start("the Docker API", docker);
+    let admin = TowerToHyperService::new(admin::router(Admin { registry: registry.clone(), feed }));
+    let admin = http::serve(listeners.admin, doors.admin, http::all_short, admin, parts.shutdown.clone());
+    parts.start("the metrics server", admin);
     Ok(())
 }
 

@@ -39,9 +39,9 @@ pub struct Cli {
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
     pub socket: PathBuf,
 
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:9465")]
-    pub metrics_listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served [default: port 9465 of the address in --advertise].
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 
     /// What is logged: a level, or directives as in `info,mesh_control::reconcile=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]

@@ -43,6 +43,8 @@ pub enum ConfigError {
     NoEtcd,
 }
 
+/// Port of the metrics.
+const METRICS_PORT: u16 = 9465;
 /// Longest name.
 const NAME_LENGTH: usize = 63;
 
@@ -70,7 +72,9 @@ impl Config {
             advertise: cli.advertise,
             node_listen: cli.node_listen,
             socket: cli.socket,
-            metrics_listen: cli.metrics_listen,
+            metrics_listen: cli
+                .metrics_listen
+                .unwrap_or_else(|| SocketAddr::new(cli.advertise, METRICS_PORT)),
         })
     }
 }
@@ -95,6 +99,16 @@ mod tests {
             let refused = config(&["--advertise", "10.0.0.1", "--name", bad], None);
             assert!(matches!(refused, Err(ConfigError::BadName(_))), "{bad:?} was taken: {refused:?}");
         }
+    }
+
+    #[test]
+    fn metrics_are_served_on_the_advertised_address_by_default() {
+        let listen = |flags: &[&str]| {
+            let flags = [&["--advertise", "10.0.0.1"], flags].concat();
+            config(&flags, Some("a")).unwrap().metrics_listen.to_string()
+        };
+        assert_eq!(listen(&[]), "10.0.0.1:9465");
+        assert_eq!(listen(&["--metrics-listen", "0.0.0.0:1"]), "0.0.0.0:1");
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub mod metrics;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod doors;
 
 #[cfg(test)]
 mod fixtures;

@@ -25,7 +25,11 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("read --log {:?}", cli.log))?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(mesh_admission::log::bounded_stderr)
+        .init();
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let config = Config::new(cli, hostname.map(|name| name.trim().to_owned()))?;
     tokio::runtime::Builder::new_multi_thread()

@@ -10,6 +10,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper_util::service::TowerToHyperService;
+use mesh_admission::door::Door;
+use mesh_admission::http;
 use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,12 +27,10 @@ pub struct Admin {
     pub applied: watch::Receiver<u64>,
 }
 
-/// Serves `listener` until `shutdown`.
-///
-/// # Errors
-/// The listener fails.
-pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(admin)).with_graceful_shutdown(shutdown.cancelled_owned()).await
+/// Serves `listener`, as far as `door` admits clients, until `shutdown`.
+pub async fn serve(listener: TcpListener, admin: Admin, door: Arc<Door>, shutdown: CancellationToken) {
+    let router = TowerToHyperService::new(router(admin));
+    http::serve(listener, door, http::all_short, router, shutdown).await;
 }
 
 fn router(admin: Admin) -> Router {

@@ -56,6 +56,9 @@ pub struct RunArgs {
     /// The docker.sock that mesh serves.
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/docker.sock")]
     pub socket: PathBuf,
+    /// Group that may use it beside root; empty for none. A socket that systemd passes keeps the group that its unit names.
+    #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP", default_value = "docker")]
+    pub socket_group: String,
     /// Socket of the manager on this node, if it is to run one.
     #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
@@ -93,9 +96,9 @@ pub struct RunArgs {
     /// A proxied TCP connection without a byte for this long ends, if its service has no `mesh.lb.idle-timeout`.
     #[arg(long, env = "MESH_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2h", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:9464")]
-    pub metrics_listen: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served [default: port 9464 of the address in --address].
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Of which backends there are series: those this node has sent a connection to, all, its own, or none.
     #[arg(long, env = "MESH_METRICS_BACKENDS", value_enum, default_value_t = MetricsBackends::Seen)]
     pub metrics_backends: MetricsBackends,

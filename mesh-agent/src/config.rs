@@ -16,6 +16,8 @@ use crate::control_link::token::{JoinToken, TokenError};
 use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
+/// Port of the metrics.
+const METRICS_PORT: u16 = 9464;
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub engine: PathBuf,
     /// The docker.sock to serve.
     pub socket: PathBuf,
+    /// Who may use it beside root.
+    pub socket_group: String,
     /// The local manager's socket.
     pub control_socket: Option<PathBuf>,
     /// Where state is kept.
@@ -137,6 +141,7 @@ impl Config {
             join_token_file: args.join_token_file,
             engine: args.engine,
             socket: args.socket,
+            socket_group: args.socket_group,
             control_socket: args.control_socket,
             data_dir: args.data_dir,
             task_files: args.task_files,
@@ -153,7 +158,9 @@ impl Config {
                 udp_limits: UdpLimits::default(),
                 drain_limit: DRAIN_LIMIT,
             },
-            metrics_listen: args.metrics_listen,
+            metrics_listen: args
+                .metrics_listen
+                .unwrap_or_else(|| SocketAddr::new(address.into(), METRICS_PORT)),
             metrics_backends: args.metrics_backends,
         })
     }
@@ -223,6 +230,16 @@ mod tests {
             let error = config(words).expect_err("settings that can't work").to_string();
             assert!(error.contains(expected), "{words:?}: expected {expected} in: {error}");
         }
+    }
+
+    #[test]
+    fn metrics_are_served_on_the_nodes_address_by_default() {
+        let listen = |flags: &[&str]| {
+            let flags = [&["--manager", "10.0.0.1", "--address", "10.0.0.9"], flags].concat();
+            config(&flags).expect("good settings").metrics_listen.to_string()
+        };
+        assert_eq!(listen(&[]), "10.0.0.9:9464");
+        assert_eq!(listen(&["--metrics-listen", "0.0.0.0:1"]), "0.0.0.0:1");
     }
 
     #[test]

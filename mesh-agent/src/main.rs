@@ -42,8 +42,10 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn start_log(level: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log {level}: expected a level such as info, or module=level pairs"))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(mesh_admission::log::bounded_stderr)
+        .with_ansi(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().init();
     } else {

@@ -15,6 +15,9 @@ use engine::{Engine, docker, stderr, stdout};
 use http_body_util::Full;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use mesh_admission::door::Door;
+use mesh_admission::figures::Listener;
+use mesh_admission::refusals::Refusals;
 use mesh_agent::docker_api::{self, Upstreams};
 use mesh_agent::view::NodeView;
 use tokio::net::UnixListener;
@@ -39,8 +42,10 @@ impl Served {
         let (sender, view) = watch::channel(view);
         let upstreams =
             Upstreams { engine: engine.socket(), control: Some(engine.path("control.sock")), view };
-        let listener = runtime.block_on(async { docker_api::bind(&socket) }).unwrap();
-        runtime.spawn(docker_api::serve(listener, upstreams, shutdown.clone()));
+        let listener = runtime.block_on(async { docker_api::bind(&socket, "") }).unwrap();
+        let door =
+            Door::new(Listener::DockerSocket, Listener::DockerSocket.figures(), Refusals::new().unwrap());
+        runtime.spawn(docker_api::serve(listener, upstreams, door, shutdown.clone()));
         Self { runtime, socket, shutdown, _view: sender }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Code map: [`setup`] puts the machine in order, [`artifacts`] builds the binaries, [`lab`] makes a whole cluster out of
 //! network namespaces, [`lint`] and [`tidy`] look at the sources, [`test`] runs everything that a checkout must pass.
-//! [`client`] and [`cluster`] look at a running lab from outside, [`demo`] tells its story, [`swarm_diff`] holds it against a real Swarm, [`bench`] measures, [`fuzz`] looks for bad packets. [`command`] starts other
+//! [`client`] and [`cluster`] look at a running lab from outside, [`demo`] tells its story, [`swarm_diff`] holds it against a real Swarm, [`bench`] measures, [`soak`] holds out, [`fuzz`] looks for bad packets. [`command`] starts other
 //! programs; [`workspace`] knows where things lie.
 
 pub mod artifacts;
@@ -16,6 +16,7 @@ pub mod fuzz;
 pub mod lab;
 pub mod lint;
 pub mod setup;
+pub mod soak;
 pub mod swarm_diff;
 pub mod test;
 pub mod tidy;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, swarm_diff, test, tidy};
+use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, soak, swarm_diff, test, tidy};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
@@ -35,6 +35,8 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// Look for packets that break the pipeline, with cargo-fuzz (installed if missing)
     Fuzz(fuzz::FuzzArgs),
+    /// What takes too long for the test run, each in a lab of its own
+    Soak(soak::SoakArgs),
     /// Formatter, house rules, cargo-deny, clippy
     Lint,
     /// The house rules alone: sizes, names, module docs, dependencies
@@ -72,6 +74,7 @@ fn run(verb: &Verb) -> Result<()> {
             bench::run(args)
         }
         Verb::Fuzz(args) => fuzz::run(args),
+        Verb::Soak(args) => soak::run(args),
         Verb::Lint => {
             setup::ensure()?;
             lint::check()

@@ -42,8 +42,10 @@ mod shapes;
 mod validate;
 
 use axum::Router;
+use axum::http::Request;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
+use mesh_admission::register::Call;
 use mesh_state::dependency::DependencyKind;
 use tower::Layer as _;
 
@@ -56,6 +58,12 @@ pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
     // Routing happens inside of the service that takes the version off, and requests are counted where their route is known.
     let routed = from_fn(version::strip).layer(metrics.layer(routes(context)));
     Router::new().fallback_service(from_fn(body::take_in).layer(routed))
+}
+
+/// How long a call may be in service: events, and logs that are followed, have no end.
+pub fn kind_of<B>(request: &Request<B>) -> Call {
+    let path = version::unversioned(request.uri().path());
+    if path == "/events" || path.ends_with("/logs") { Call::Stream } else { Call::Short }
 }
 
 fn routes(context: ApiContext) -> Router {

@@ -38,6 +38,20 @@ pub(crate) struct ApiVersion {
     minor: u16,
 }
 
+impl ApiVersion {
+    /// Reads what Docker takes for a version: digits and dots, of which the first two numbers count and what is missing is 0.
+    fn of(text: &str) -> Option<Self> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+            return None;
+        }
+        let mut numbers = text.split('.').map(|number| match number {
+            "" => 0,
+            digits => digits.parse().unwrap_or(u16::MAX),
+        });
+        Some(Self { major: numbers.next().unwrap_or(0), minor: numbers.next().unwrap_or(0) })
+    }
+}
+
 impl std::fmt::Display for ApiVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
@@ -76,8 +90,7 @@ pub(crate) fn unversioned(path: &str) -> &str {
 fn split(path: &str) -> (Option<ApiVersion>, &str) {
     let parsed = path.strip_prefix("/v").and_then(|tail| {
         let (version, rest) = tail.split_at(tail.find('/')?);
-        let (major, minor) = version.split_once('.')?;
-        Some((ApiVersion { major: major.parse().ok()?, minor: minor.parse().ok()? }, rest))
+        Some((ApiVersion::of(version)?, rest))
     });
     match parsed {
         Some((version, rest)) => (Some(version), rest),
@@ -109,6 +122,10 @@ mod tests {
             ("/version", (None, "/version")),
             ("/v1.43", (None, "/v1.43")),
             ("/volumes/v1.2", (None, "/volumes/v1.2")),
+            ("/v1.41.0/services", (version(41), "/services")),
+            ("/v1/services", (version(0), "/services")),
+            ("/v./services", (Some(ApiVersion { major: 0, minor: 0 }), "/services")),
+            ("/v1.99999/services", (version(u16::MAX), "/services")),
             ("/vx.y/services", (None, "/vx.y/services")),
         ];
         for (path, expected) in cases {

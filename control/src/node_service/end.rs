@@ -1,6 +1,10 @@
 //! Why sessions end, and what nodes are told of it.
 
+use mesh_admission::figures::report::MESSAGES_A_SECOND;
+use mesh_admission::refusals::Reason;
+use mesh_admission::text::Outside;
 use mesh_state::ids::NodeId;
+use mesh_state::report::ReportError;
 use thiserror::Error;
 use tonic::Status;
 
@@ -12,7 +16,7 @@ use super::sessions::not_a_member;
 pub(super) enum End {
     #[error("the node closed its stream")]
     Closed,
-    #[error("the stream broke: {}", .0.message())]
+    #[error("the stream broke: {}", Outside(.0.message()))]
     Broken(Box<Status>),
     #[error("the node was removed from the cluster")]
     Removed,
@@ -24,16 +28,30 @@ pub(super) enum End {
     Slow,
     #[error("the node broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error("the node sends more than a node may: {0}")]
+    Report(#[from] ReportError),
+    #[error("the node sends messages faster than {MESSAGES_A_SECOND} a second")]
+    TooFast,
     #[error("encode assignments: {0}")]
     Encode(#[from] serde_json::Error),
 }
 
 impl End {
+    /// Under which reason it counts, if the node was refused something.
+    pub(super) fn refusal(&self) -> Option<Reason> {
+        match self {
+            Self::Report(ReportError::TooMuch { .. }) => Some(Reason::TooLarge),
+            Self::TooFast => Some(Reason::Rate),
+            _ => None,
+        }
+    }
+
     /// What the node is told.
     pub(super) fn status(&self, node: &NodeId) -> Status {
         match self {
             Self::Removed => not_a_member(node),
-            Self::Protocol(_) => Status::invalid_argument(self.to_string()),
+            Self::Protocol(_) | Self::Report(_) => Status::invalid_argument(self.to_string()),
+            Self::TooFast => Status::resource_exhausted(self.to_string()),
             Self::Encode(_) => Status::internal(self.to_string()),
             Self::Stopping => Status::unavailable(self.to_string()),
             _ => Status::aborted(self.to_string()),

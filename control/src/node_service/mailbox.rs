@@ -1,7 +1,8 @@
 //! What nodes reported and the store doesn't hold yet: the newest of each kind, until the store shows it.
 //!
 //! Invariants: pure; bounded by the cluster's tasks and nodes, for newer reports take the place of older ones; a report is checked
-//! against the snapshot when it is written, so a node speaks for its own tasks only and an observed state only rises.
+//! against the snapshot when it is written, so a node speaks for its own tasks only and an observed state only rises; a report that
+//! no transaction can hold is dropped by itself, and holds up no other.
 //!
 //! Left to others: writing ([`super::recorder`]).
 
@@ -13,7 +14,7 @@ use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::keys;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeState, PortClash};
-use mesh_state::store::{Compare, Op};
+use mesh_state::store::{Compare, MAX_TXN_BYTES, Op};
 use mesh_state::task::TaskStatus;
 use serde::Serialize;
 
@@ -45,6 +46,49 @@ pub struct Entry {
     pub compares: Vec<Compare>,
     /// What is written.
     pub op: Op,
+}
+
+impl Entry {
+    /// Bytes that it takes of a transaction.
+    pub fn size(&self) -> usize {
+        self.op.size() + self.compares.iter().map(Compare::size).sum::<usize>()
+    }
+}
+
+/// A report that was dropped, as it can't be stored.
+#[derive(Debug)]
+pub struct Unwritable {
+    /// Under which key it would be.
+    pub key: String,
+    /// Why not.
+    pub reason: String,
+}
+
+/// What is to be written, and what can't be.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    /// The writes, in their order.
+    pub entries: Vec<Entry>,
+    /// What was dropped.
+    pub dropped: Vec<Unwritable>,
+}
+
+impl Sorted {
+    /// Takes one write in; `false` if it can't be written, ever.
+    fn take(&mut self, key: String, entry: Result<Entry, CodecError>) -> bool {
+        let reason = match entry {
+            Ok(entry) if entry.size() <= MAX_TXN_BYTES => {
+                self.entries.push(entry);
+                return true;
+            }
+            Ok(entry) => {
+                format!("it takes {} bytes, a transaction has room for {MAX_TXN_BYTES}", entry.size())
+            }
+            Err(error) => error.to_string(),
+        };
+        self.dropped.push(Unwritable { key, reason });
+        false
+    }
 }
 
 /// Whether the store holds a reported status, or a later one of the same task.
@@ -124,50 +168,47 @@ impl Mailbox {
         });
     }
 
-    /// The writes that wait, each standing on what `snapshot` shows. Liveness comes first: it decides where traffic goes.
-    ///
-    /// # Errors
-    /// A report has no stored form.
-    pub fn entries(
-        &self,
-        snapshot: &ClusterSnapshot,
-        manager: &str,
-        now: Timestamp,
-    ) -> Result<Vec<Entry>, CodecError> {
-        let mut entries = Vec::new();
-        for (id, heard) in &self.liveness {
+    /// The writes that wait, each standing on what `snapshot` shows. Liveness comes first: it decides where traffic goes. What has
+    /// no stored form, or one that no transaction can hold, is dropped here.
+    pub fn entries(&mut self, snapshot: &ClusterSnapshot, manager: &str, now: Timestamp) -> Sorted {
+        let mut sorted = Sorted::default();
+        self.liveness.retain(|id, heard| {
             let liveness = Liveness {
                 state: heard.state,
                 since: heard.since,
                 message: String::new(),
                 manager: manager.to_owned(),
             };
-            entries.push(write(keys::liveness(id), snapshot.liveness.get(id), keys::node(id), &liveness)?);
-        }
-        for (id, (_, status)) in &self.statuses {
+            let key = keys::liveness(id);
+            sorted.take(key.clone(), write(key, snapshot.liveness.get(id), keys::node(id), &liveness))
+        });
+        self.statuses.retain(|id, (_, status)| {
             let stored = snapshot.statuses.get(id);
             let status =
                 stored.map(|stored| stored.value.clone()).unwrap_or_default().advance(status.clone());
-            entries.push(write(keys::status(id), stored, keys::task(id), &status)?);
-        }
-        for (id, (description, address)) in &self.descriptions {
-            if let Some(stored) = snapshot.nodes.get(id) {
-                let node = Node {
-                    description: description.clone(),
-                    address: Some(*address),
-                    updated_at: now,
-                    ..stored.value.clone()
-                };
-                entries.push(write(keys::node(id), Some(stored), keys::node(id), &node)?);
-            }
-        }
-        for (id, generation) in &self.acks {
-            entries.push(write(keys::ack(id), snapshot.acks.get(id), keys::node(id), generation)?);
-        }
-        for (id, clashes) in &self.clashes {
-            entries.push(write(keys::clashes(id), snapshot.clashes.get(id), keys::node(id), clashes)?);
-        }
-        Ok(entries)
+            let key = keys::status(id);
+            sorted.take(key.clone(), write(key, stored, keys::task(id), &status))
+        });
+        self.descriptions.retain(|id, (description, address)| {
+            let Some(stored) = snapshot.nodes.get(id) else { return true };
+            let node = Node {
+                description: description.clone(),
+                address: Some(*address),
+                updated_at: now,
+                ..stored.value.clone()
+            };
+            let key = keys::node(id);
+            sorted.take(key.clone(), write(key.clone(), Some(stored), key, &node))
+        });
+        self.acks.retain(|id, generation| {
+            let key = keys::ack(id);
+            sorted.take(key.clone(), write(key, snapshot.acks.get(id), keys::node(id), generation))
+        });
+        self.clashes.retain(|id, clashes| {
+            let key = keys::clashes(id);
+            sorted.take(key.clone(), write(key, snapshot.clashes.get(id), keys::node(id), clashes))
+        });
+        sorted
     }
 }
 
@@ -218,7 +259,7 @@ mod tests {
     /// The keys that a manager would write, after what is settled is dropped.
     fn keys_of(mailbox: &mut Mailbox, world: &World, manager: &str) -> Vec<String> {
         mailbox.settle(&world.snapshot, manager);
-        let entries = mailbox.entries(&world.snapshot, manager, world.now).unwrap();
+        let entries = mailbox.entries(&world.snapshot, manager, world.now).entries;
         let key = |entry: Entry| match entry.op {
             Op::Put { key, .. } | Op::Delete { key } => key,
         };
@@ -232,7 +273,7 @@ mod tests {
         mailbox.put_status("a".into(), "t1".into(), status(TaskState::Running));
         mailbox.put_status("a".into(), "t1".into(), status(TaskState::Preparing));
         assert_eq!(keys_of(&mut mailbox, &world, "m1"), [keys::status(&"t1".into())]);
-        let entry = mailbox.entries(&world.snapshot, "m1", world.now).unwrap().remove(0);
+        let entry = mailbox.entries(&world.snapshot, "m1", world.now).entries.remove(0);
         let Op::Put { value, .. } = entry.op else { panic!("a status was deleted") };
         assert_eq!(
             codec::decode::<TaskStatus>(&value).unwrap().state,
@@ -256,6 +297,27 @@ mod tests {
         mailbox.put_status("b".into(), "t1".into(), status(TaskState::Failed));
         mailbox.put_status("a".into(), "gone".into(), status(TaskState::Failed));
         assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_stored_is_dropped_and_holds_up_no_other() {
+        let (world, mut mailbox) = (world(), Mailbox::default());
+        let huge = || "x".repeat(MAX_TXN_BYTES);
+        let description = NodeDescription { hostname: huge(), ..NodeDescription::default() };
+        mailbox.put_description("a".into(), description, "10.0.0.9".parse().unwrap());
+        let clash = PortClash { protocol: Protocol::Tcp, port: 80, reason: huge() };
+        mailbox.put_clashes("a".into(), vec![clash]);
+        let poison = TaskStatus { message: huge(), ..status(TaskState::Running) };
+        mailbox.put_status("a".into(), "t1".into(), poison);
+        mailbox.put_ack("a".into(), 5);
+        mailbox.put_ack("b".into(), 5);
+        let sorted = mailbox.entries(&world.snapshot, "m1", world.now);
+        let dropped: Vec<&str> = sorted.dropped.iter().map(|dropped| dropped.key.as_str()).collect();
+        let (a, t1) = ("a".into(), "t1".into());
+        assert_eq!(dropped, [keys::status(&t1), keys::node(&a), keys::clashes(&a)]);
+        assert_eq!(sorted.entries.len(), 2, "the acknowledgements go on: {:?}", sorted.entries);
+        assert!(sorted.dropped[0].reason.contains("1200000"), "reason: {}", sorted.dropped[0].reason);
+        assert_eq!(keys_of(&mut mailbox, &world, "m1").len(), 2, "they were dropped once and for all");
     }
 
     #[test]

@@ -1,14 +1,22 @@
 //! Joining: a token for a certificate.
 //!
-//! Invariants: a wrong token tells nothing but that it is wrong; the node's record exists before its certificate is sent; the node's
+//! Invariants: anybody may call, so sizes are checked before anything else is looked at, calls and log lines are limited, and what is
+//! logged is escaped and cut; a wrong token tells nothing but that it is wrong; the node's record exists before its certificate is sent; the node's
 //! key never leaves the node.
 //!
 //! Left to others: the node's address and description, which its first session brings.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use mesh_admission::door::Door;
+use mesh_admission::figures::{join, report};
+use mesh_admission::rate::Rates;
+use mesh_admission::refusals::Reason;
+use mesh_admission::register::Peer;
+use mesh_admission::text::Outside;
 use mesh_state::codec;
 use mesh_state::ids::NodeId;
 use mesh_state::keys;
@@ -24,8 +32,6 @@ use crate::context::ApiContext;
 
 /// How long the new node may take to show in the snapshot.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);
-/// Longest hostname taken (Linux knows up to 64 characters, names in DNS up to 253).
-const HOSTNAME_LENGTH: usize = 253;
 
 /// Admits nodes.
 pub struct Admission {
@@ -33,38 +39,83 @@ pub struct Admission {
     pub context: ApiContext,
     /// Signs members' certificates.
     pub authority: Arc<Authority>,
+    /// The node service's admission.
+    pub door: Arc<Door>,
+    /// How often each address calls.
+    pub rates: JoinRates,
+}
+
+/// How often each address asks to join.
+#[derive(Debug)]
+pub struct JoinRates(Mutex<Rates<Peer>>);
+
+impl Default for JoinRates {
+    fn default() -> Self {
+        Self(Mutex::new(Rates::new(join::A_SECOND, join::AT_ONCE, join::PEERS)))
+    }
+}
+
+impl JoinRates {
+    fn take(&self, address: IpAddr) -> bool {
+        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.take(&Peer::of(address), Instant::now())
+    }
 }
 
 #[tonic::async_trait]
 impl Membership for Admission {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let peer = request.remote_addr();
+        if peer.is_some_and(|peer| !self.rates.take(peer.ip())) {
+            self.door.refuse(Reason::Rate, &format_args!("calls to join of {peer:?}"));
+            return Err(Status::resource_exhausted(
+                "this address asks to join too often: wait a few seconds, then try again",
+            ));
+        }
         let request = request.into_inner();
+        if let Err(error) = check_lengths(&request) {
+            self.door.refuse(Reason::TooLarge, &format_args!("a call to join of {peer:?}"));
+            return Err(error);
+        }
         let tokens = self.context.join_tokens().map_err(|error| Status::unavailable(error.to_string()))?;
         let Some(role) = tokens.role_of(&request.token) else {
-            warn!(?peer, hostname = request.hostname, "refused a wrong join token");
+            let hostname = Outside(&request.hostname);
+            self.door.refuse(
+                Reason::Stranger,
+                &format_args!("a wrong join token of {peer:?}, hostname {hostname}"),
+            );
             return Err(Status::permission_denied(
                 "the join token is not this cluster's: get one with `docker swarm join-token worker`",
             ));
         };
-        if request.hostname.is_empty() || request.hostname.len() > HOSTNAME_LENGTH {
-            return Err(Status::invalid_argument(format!(
-                "a hostname has 1 to {HOSTNAME_LENGTH} characters"
-            )));
-        }
         let id = NodeId::random(&mut rand::rng());
         let certificate_pem = self
             .authority
             .sign_member(&request.csr_pem, &id, role, Utc::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.record(&id, role, &request.hostname).await?;
-        info!(node = %id, hostname = request.hostname, role = role.as_str(), ?peer, "a node joined");
+        info!(node = %id, hostname = %Outside(&request.hostname), role = role.as_str(), ?peer, "a node joined");
         Ok(Response::new(JoinResponse {
             node_id: id.to_string(),
             certificate_pem,
             ca_pem: self.authority.certificate_pem().to_owned(),
         }))
     }
+}
+
+/// Refuses what no node sends, before anything of it is looked at or logged.
+fn check_lengths(request: &JoinRequest) -> Result<(), Status> {
+    let figures = [
+        ("the join token", request.token.len(), join::TOKEN_BYTES),
+        ("the certificate request", request.csr_pem.len(), join::REQUEST_BYTES),
+        ("the hostname", request.hostname.len(), report::HOSTNAME_BYTES),
+    ];
+    for (what, length, most) in figures {
+        if length == 0 || length > most {
+            return Err(Status::invalid_argument(format!("{what} has {length} bytes, not 1 to {most}")));
+        }
+    }
+    Ok(())
 }
 
 impl Admission {

@@ -23,11 +23,12 @@ pub mod tables;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_admission::accept;
+use mesh_admission::figures::{join, report};
 use mesh_state::proto::membership_server::MembershipServer;
 use mesh_state::proto::node_service_server::NodeServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::ca::ServerIdentity;
@@ -42,8 +43,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams that one connection may open.
 const STREAMS_PER_CONNECTION: u32 = 16;
-/// Largest message taken from a node: many statuses, and a description.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// Serves nodes on `listener` until `shutdown`.
 ///
@@ -63,15 +62,15 @@ pub async fn serve(
         // Whoever joins has no certificate yet; sessions demand one themselves.
         .client_auth_optional(true)
         .timeout(REQUEST_DEADLINE);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(PING_INTERVAL));
+    let incoming = accept::proven(listener, Arc::clone(&sessions.door), PING_INTERVAL);
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_DEADLINE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_service(MembershipServer::new(admission))
+        .add_service(MembershipServer::new(admission).max_decoding_message_size(join::MESSAGE_BYTES))
         .add_service(
-            NodeServiceServer::new(SessionService(sessions)).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            NodeServiceServer::new(SessionService(sessions)).max_decoding_message_size(report::WIRE_BYTES),
         )
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await

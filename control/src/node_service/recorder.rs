@@ -1,7 +1,7 @@
 //! Writes what nodes report: one writer a manager, in batches that grow by themselves while a write is under way.
 //!
 //! Invariants: sessions never wait for it; what it was given is written, or replaced by something newer, or no longer true; through an
-//! outage of the store it keeps the newest of everything and writes it afterwards.
+//! outage of the store it keeps the newest of everything and writes it afterwards; an entry that the store refuses holds up no other.
 //!
 //! Left to others: what may be written ([`super::mailbox`]).
 
@@ -10,14 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
+use mesh_admission::door::Door;
+use mesh_admission::refusals::Reason;
 use mesh_state::ids::{NodeId, TaskId};
-use mesh_state::store::{MAX_TXN_BYTES, MAX_TXN_OPS, Store, StoreError, TxnOutcome};
+use mesh_state::store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreError, TxnOutcome};
 use mesh_state::task::TaskStatus;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::mailbox::{Entry, Mailbox};
+use super::mailbox::{Entry, Mailbox, Sorted, Unwritable};
 use crate::backoff::Backoff;
 use crate::watch::Feed;
 
@@ -78,6 +80,8 @@ pub struct Recorder {
     pub manager: String,
     /// What is to be written.
     pub reports: Reports,
+    /// Counts what can't be stored.
+    pub door: Arc<Door>,
 }
 
 impl Recorder {
@@ -120,38 +124,50 @@ impl Recorder {
     /// Writes everything that waits, once.
     async fn write_all(&self) -> Result<(), StoreError> {
         let snapshot = self.feed.snapshot();
-        let entries = self.reports.with(|mailbox| {
+        let Sorted { entries, dropped } = self.reports.with(|mailbox| {
             mailbox.settle(&snapshot, &self.manager);
             mailbox.entries(&snapshot, &self.manager, Utc::now())
         });
-        let entries = entries.unwrap_or_else(|error| {
-            warn!(error = &error as &dyn std::error::Error, "encode reports");
-            Vec::new()
-        });
-        let mut last = None;
+        for Unwritable { key, reason } in dropped {
+            self.door.refuse(Reason::Unwritable, &format_args!("{key}: {reason}"));
+        }
+        let (mut last, mut refused) = (None, None);
         for batch in batches(entries) {
-            last = self.write_batch(batch).await?.max(last);
+            let (written, refusal) = self.write_batch(batch).await?;
+            last = written.max(last);
+            refused = refusal.or(refused);
         }
         if let Some(revision) = last
             && let Err(late) = self.feed.wait_for_revision(revision, SEEN_DEADLINE).await
         {
             debug!(%late, "reports were written and don't show yet");
         }
-        Ok(())
+        // What the store refused waits like everything else, and is tried again after a pause.
+        refused.map_or(Ok(()), Err)
     }
 
-    /// One transaction; on a conflict each entry by itself, so that one that can't be written doesn't hold up the others.
-    async fn write_batch(&self, batch: Vec<Entry>) -> Result<Option<i64>, StoreError> {
-        if let TxnOutcome::Committed(revision) = self.write(&batch).await? {
-            return Ok(Some(revision));
+    /// One transaction; on a conflict or a refusal each entry by itself, so that one that can't be written doesn't hold up the
+    /// others. The last revision written, and the last refusal of a single entry.
+    async fn write_batch(&self, batch: Vec<Entry>) -> Result<(Option<i64>, Option<StoreError>), StoreError> {
+        match self.write(&batch).await {
+            Ok(TxnOutcome::Committed(revision)) => return Ok((Some(revision), None)),
+            Ok(TxnOutcome::Conflict) => {}
+            Err(error) if is_of_its_entries(&error) => debug!(%error, "write entries one by one"),
+            Err(error) => return Err(error),
         }
-        let mut last = None;
+        let (mut last, mut refused) = (None, None);
         for entry in batch {
-            if let TxnOutcome::Committed(revision) = self.write(&[entry]).await? {
-                last = Some(revision);
+            match self.write(std::slice::from_ref(&entry)).await {
+                Ok(TxnOutcome::Committed(revision)) => last = Some(revision),
+                Ok(TxnOutcome::Conflict) => {}
+                Err(error) if is_of_its_entries(&error) => {
+                    self.door.refuse(Reason::Unwritable, &format_args!("{}: {error}", key_of(&entry.op)));
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(last)
+        Ok((last, refused))
     }
 
     async fn write(&self, entries: &[Entry]) -> Result<TxnOutcome, StoreError> {
@@ -161,13 +177,23 @@ impl Recorder {
     }
 }
 
+/// Whether an error is of what was to be written, not of the store: another entry may be taken.
+fn is_of_its_entries(error: &StoreError) -> bool {
+    matches!(error, StoreError::Refused { .. } | StoreError::TooLarge { .. })
+}
+
+fn key_of(op: &Op) -> &str {
+    match op {
+        Op::Put { key, .. } | Op::Delete { key } => key,
+    }
+}
+
 /// Cuts entries into transactions' worth. Two entries on one key (a description) never share one: keys are unique by kind and id.
 fn batches(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
     let mut cut: Vec<Vec<Entry>> = Vec::new();
     let mut bytes = 0;
     for entry in entries {
-        let size =
-            entry.op.size() + entry.compares.iter().map(mesh_state::store::Compare::size).sum::<usize>();
+        let size = entry.size();
         match cut.last_mut() {
             Some(last) if last.len() < ENTRIES_PER_TXN && bytes + size <= MAX_TXN_BYTES => {
                 bytes += size;

@@ -14,13 +14,18 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_admission::door::Door;
+use mesh_admission::figures::report::{MESSAGES_A_SECOND, MESSAGES_AT_ONCE};
+use mesh_admission::rate::Bucket;
+use mesh_admission::text::Outside;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
 use mesh_state::ids::{NodeId, TaskId};
-use mesh_state::node::{NodeDescription, NodeState};
+use mesh_state::node::NodeState;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, ControlMessage, Hello, Welcome};
+use mesh_state::report;
 use mesh_state::task::RegistryAuth;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -60,6 +65,8 @@ pub(super) struct Session {
     snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
     tables: watch::Receiver<Arc<Table>>,
     reports: Reports,
+    door: Arc<Door>,
+    rate: Bucket,
     loads: Arc<Loads>,
     told_loads: ToldLoads,
     log_asks: SessionAsks,
@@ -100,6 +107,8 @@ impl Session {
             snapshots: shared.context.feed.snapshots.clone(),
             tables: shared.tables.clone(),
             reports: shared.reports.clone(),
+            door: Arc::clone(&shared.door),
+            rate: Bucket::new(MESSAGES_A_SECOND, MESSAGES_AT_ONCE, std::time::Instant::now()),
             loads: Arc::clone(&shared.loads),
             told_loads: ToldLoads::default(),
             log_asks: SessionAsks::new(Arc::clone(&shared.context.logs)),
@@ -130,6 +139,9 @@ impl Session {
             () = token.cancelled() => if self.stopping.is_cancelled() { End::Stopping } else { End::Superseded },
         };
         info!(node = %self.node, reason = %end, "a session ended");
+        if let Some(reason) = end.refusal() {
+            self.door.refuse(reason, &format_args!("node {}: {end}", self.node));
+        }
         // The stream may be gone or full; then the node learns it from the connection.
         if self.outgoing.try_send(Err(end.status(&self.node))).is_err() {
             debug!(node = %self.node, "could not tell the node why");
@@ -179,11 +191,10 @@ impl Session {
         let Some(Up::Hello(Hello { description_json, address, table_generation })) = message.body else {
             return Err(End::Protocol("the first message must be a hello"));
         };
-        let description: NodeDescription = serde_json::from_str(&description_json)
-            .map_err(|_| End::Protocol("the description in the hello can't be read"))?;
+        let description = report::read_description(&description_json)?;
         let address: Ipv4Addr =
             address.parse().map_err(|_| End::Protocol("the address in the hello is no IPv4 address"))?;
-        info!(node = %self.node, hostname = description.hostname, %address, table_generation, "a session begins");
+        info!(node = %self.node, hostname = %Outside(&description.hostname), %address, table_generation, "a session begins");
         self.had_generation = table_generation;
         self.last_heard = Instant::now();
         let node = self.node.clone();

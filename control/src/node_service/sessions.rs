@@ -10,6 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
+use mesh_admission::door::Door;
+use mesh_admission::figures::report::{SESSIONS_A_SECOND, SESSIONS_AT_ONCE};
+use mesh_admission::rate::Rates;
+use mesh_admission::refusals::Reason;
 use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::NodeState;
@@ -36,6 +40,8 @@ use crate::mesh_table::Table;
 const OUTGOING_MESSAGES: usize = 64;
 /// Nodes get so long to come back after this manager began, before they count as silent.
 const RETURN_GRACE: Duration = Duration::from_secs(3);
+/// Nodes whose sessions are counted.
+const NODES_REMEMBERED: usize = 16_384;
 /// How often nodes without a session are looked for.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 
@@ -51,6 +57,9 @@ pub struct Sessions {
     pub loads: Arc<Loads>,
     /// Authenticates relay preambles between members.
     pub relay_key: Zeroizing<Vec<u8>>,
+    /// The node service's admission.
+    pub door: Arc<Door>,
+    opened: Mutex<Rates<NodeId>>,
     tracker: TaskTracker,
     pub(super) shutdown: CancellationToken,
     live: Mutex<BTreeMap<NodeId, Arc<CancellationToken>>>,
@@ -63,6 +72,7 @@ impl Sessions {
         tables: watch::Receiver<Arc<Table>>,
         reports: Reports,
         relay_key: Zeroizing<Vec<u8>>,
+        door: Arc<Door>,
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
@@ -72,6 +82,8 @@ impl Sessions {
             reports,
             loads: Arc::default(),
             relay_key,
+            door,
+            opened: Mutex::new(Rates::new(SESSIONS_A_SECOND, SESSIONS_AT_ONCE, NODES_REMEMBERED)),
             tracker,
             shutdown,
             live: Mutex::default(),
@@ -127,6 +139,16 @@ impl Sessions {
         messages
     }
 
+    /// Refuses a node that opens sessions too often: each one is logged, and begins with whole tables.
+    fn count_opened(&self, node: &NodeId) -> Result<(), Status> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if opened.take(node, std::time::Instant::now()) {
+            return Ok(());
+        }
+        self.door.refuse(Reason::Rate, &format_args!("sessions of node {node}"));
+        Err(Status::resource_exhausted("this node opens sessions too often: it is to wait a few seconds"))
+    }
+
     /// Makes room for a new session of `node`: the one before ends.
     fn enter(&self, node: &NodeId) -> Arc<CancellationToken> {
         let token = Arc::new(self.shutdown.child_token());
@@ -178,6 +200,7 @@ impl NodeService for SessionService {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.member(&request).await?;
+        self.0.count_opened(&node)?;
         let messages = Sessions::open(&self.0, node, request.into_inner());
         Ok(Response::new(ReceiverStream::new(messages)))
     }
@@ -200,6 +223,9 @@ impl SessionService {
             Status::unauthenticated("a session needs the node's certificate: join the cluster first")
         })?;
         self.0.check_member(&node).await?;
+        if let Some(address) = request.remote_addr() {
+            self.0.door.prove(address);
+        }
         Ok(node)
     }
 }

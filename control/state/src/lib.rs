@@ -17,6 +17,7 @@ pub mod lb;
 pub mod log_ask;
 pub mod network;
 pub mod node;
+pub mod report;
 pub mod service;
 pub mod task;
 

@@ -3,6 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use mesh_admission::door::Door;
+use mesh_admission::figures::Listener;
+use mesh_admission::refusals::Refusals;
 use mesh_control::bootstrap::open_cluster;
 use mesh_control::leader::{Candidate, Leadership};
 use mesh_control::mesh_table::Table;
@@ -61,6 +64,7 @@ impl Manager {
             feed: feed.clone(),
             manager: name.to_owned(),
             reports: reports.clone(),
+            door: Door::new(Listener::Nodes, Listener::Nodes.figures(), Refusals::new().unwrap()),
         };
         let parts = vec![
             tokio::spawn(follower.follow(shared, never.clone())).abort_handle(),

@@ -10,11 +10,13 @@ mod health;
 mod membership;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use mesh_admission::door::Door;
+use mesh_admission::figures::Listener;
+use mesh_admission::refusals::Refusals;
 use mesh_state::ids::{BackendId, NodeId};
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
@@ -67,7 +69,8 @@ struct Sockets {
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     create_private_dir(&config.data_dir)
         .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
-    config.proxy.connections_max = descriptors::make_room(config.proxy.connections_max);
+    let room = descriptors::make_room(config.proxy.connections_max);
+    config.proxy.connections_max = room.connections;
     let identity = Identity::load(&config.data_dir)?;
     if identity.is_none() {
         // A bad token is an error at once, not once a manager answers.
@@ -83,8 +86,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         Ok(before) => proxy.ledger().resume(&before),
         Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
     }
-    let sockets =
-        Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config.socket)? };
+    let sockets = Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config)? };
     let (opening, known) = (config.clone(), Arc::clone(&loads));
     let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
     let datapath_name = carriers::datapath_name(datapath.as_deref());
@@ -121,7 +123,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         progress,
         backends: config.metrics_backends,
     };
-    start_admin(&components, sockets.metrics, collector)?;
+    let refusals = proxy.refusals().clone();
+    let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
+    let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
+    start_admin(&components, sockets.metrics, metrics_door, &refusals, collector)?;
     let upstreams = Upstreams {
         engine: config.engine.clone(),
         control: config.control_socket.clone(),
@@ -129,7 +134,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     };
     let stop = stopping.clone();
     components.spawn("docker API", async move {
-        docker_api::serve(sockets.docker, upstreams, stop).await;
+        docker_api::serve(sockets.docker, upstreams, docker_door, stop).await;
         Ok(())
     });
     let (directory, stop) = (config.data_dir.clone(), stopping.clone());
@@ -171,8 +176,9 @@ async fn bind_metrics(config: &Config) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("listen on {address} for /metrics: choose another with --metrics-listen"))
 }
 
-fn bind_docker(path: &Path) -> anyhow::Result<UnixListener> {
-    docker_api::bind(path).with_context(|| format!("serve the Docker API on {}", path.display()))
+fn bind_docker(config: &Config) -> anyhow::Result<UnixListener> {
+    docker_api::open(&config.socket, &config.socket_group)
+        .with_context(|| format!("serve the Docker API on {}", config.socket.display()))
 }
 
 /// Starts the proxy and the kernel data plane. Returns the generation that both carry.
@@ -236,11 +242,14 @@ fn start_health(
 fn start_admin(
     components: &Components,
     listener: TcpListener,
+    door: Arc<Door>,
+    refusals: &Refusals,
     collector: impl FnOnce(Progress) -> AgentCollector,
 ) -> anyhow::Result<()> {
     let stopping = components.stopping();
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
+    refusals.show_in(&registry)?;
     let progress = Progress::new(&registry)?;
     let collector = collector(progress.clone());
     let (views, applied) = (collector.view.clone(), collector.applied.clone());
@@ -252,6 +261,9 @@ fn start_admin(
         Ok(())
     });
     let stop = stopping.clone();
-    components.spawn("admin", async move { Ok(admin::serve(listener, admin, stop).await?) });
+    components.spawn("admin", async move {
+        admin::serve(listener, admin, door, stop).await;
+        Ok(())
+    });
     Ok(())
 }

@@ -30,6 +30,7 @@ use ipnet::Ipv4Net;
 use mesh_state::ids::TaskId;
 use mesh_state::node::{NodeDescription, PortClash};
 use mesh_state::proto;
+use mesh_state::report;
 use mesh_state::task::TaskStatus;
 use rand::seq::SliceRandom;
 use tokio::sync::{mpsc, watch};
@@ -159,8 +160,14 @@ impl Link {
     fn hello(&mut self) -> Result<proto::Hello, serde_json::Error> {
         let view = self.ends.view.borrow();
         let applied = *self.ends.applied.borrow();
+        let mut description = self.ends.description.borrow_and_update().clone();
+        if report::clip_description(&mut description) {
+            tracing::warn!(
+                "this node's engine says more than managers take: some of its labels or plugins are left out"
+            );
+        }
         Ok(proto::Hello {
-            description_json: serde_json::to_string(&*self.ends.description.borrow_and_update())?,
+            description_json: serde_json::to_string(&description)?,
             address: view.address.to_string(),
             table_generation: if applied == view.generation { applied } else { 0 },
         })

@@ -5,6 +5,7 @@
 //!
 //! Left to others: which manager to try and when (`control_link`).
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::node_service_client::NodeServiceClient;
 use mesh_state::proto::{self, AgentMessage};
+use mesh_state::report;
 use mesh_state::task::TaskStatus;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -36,6 +38,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const BATCH_WAIT: Duration = Duration::from_millis(20);
 /// Statuses in one message.
 const BATCH_LIMIT: usize = 256;
+/// Bytes of statuses after which a message is sent.
+const BATCH_BYTES: usize = 1 << 20;
 /// Unacknowledged statuses are sent again after this.
 const RESEND_INTERVAL: Duration = Duration::from_secs(10);
 /// Messages that wait for the stream.
@@ -226,11 +230,19 @@ impl<'a> Session<'a> {
     }
 
     async fn send_statuses(&mut self) -> Result<(), SessionError> {
-        let statuses: Vec<_> = self.link.outbox.take(BATCH_LIMIT).iter().filter_map(write_status).collect();
-        if statuses.is_empty() {
-            return Ok(());
+        let mut waiting: VecDeque<_> =
+            self.link.outbox.take(BATCH_LIMIT).into_iter().filter_map(write_status).collect();
+        while !waiting.is_empty() {
+            let (mut statuses, mut bytes) = (Vec::new(), 0);
+            while bytes < BATCH_BYTES
+                && let Some(status) = waiting.pop_front()
+            {
+                bytes += status.status_json.len();
+                statuses.push(status);
+            }
+            send(&self.up, Up::Statuses(proto::TaskStatuses { statuses })).await?;
         }
-        send(&self.up, Up::Statuses(proto::TaskStatuses { statuses })).await
+        Ok(())
     }
 
     async fn send_table_ack(&mut self) -> Result<(), SessionError> {
@@ -243,7 +255,9 @@ impl<'a> Session<'a> {
 
     /// Also if there are none: the manager may know of earlier ones.
     async fn send_clashes(&mut self) -> Result<(), SessionError> {
-        let told = write_clashes(&self.link.ends.clashes.borrow_and_update());
+        let mut clashes = self.link.ends.clashes.borrow_and_update().clone();
+        report::clip_clashes(&mut clashes);
+        let told = write_clashes(&clashes);
         send(&self.up, Up::PortClashes(told)).await
     }
 }
@@ -312,8 +326,10 @@ async fn send(up: &mpsc::Sender<AgentMessage>, body: Up) -> Result<(), SessionEr
         .map_err(|_| SessionError::Closed)
 }
 
-fn write_status((task, status): &(TaskId, TaskStatus)) -> Option<proto::TaskStatus> {
-    match serde_json::to_string(status) {
+/// A status as the wire has it, cut to what managers take.
+fn write_status((task, mut status): (TaskId, TaskStatus)) -> Option<proto::TaskStatus> {
+    report::clip_status(&mut status);
+    match serde_json::to_string(&status) {
         Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json }),
         Err(error) => {
             tracing::error!(%task, %error, "write a task's status");

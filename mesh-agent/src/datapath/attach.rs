@@ -19,6 +19,7 @@ use super::loader;
 use super::network::netlink::{Link, is_veth};
 use super::pins::Pins;
 use super::syscall::pinned_link_ifindex;
+use crate::error_chain;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -38,8 +39,8 @@ pub(super) struct Hooks {
     ebpf: Ebpf,
     pins: Pins,
     mode: DatapathMode,
-    /// What each link in place was made for: pin → interface index, and how it shows.
-    placed: BTreeMap<PathBuf, (u32, AttachedHook)>,
+    /// What each link in place was made for: pin → interface, and how it shows.
+    placed: BTreeMap<PathBuf, (Link, AttachedHook)>,
 }
 
 impl Hooks {
@@ -54,6 +55,7 @@ impl Hooks {
     /// # Errors
     /// A program can't be attached; those attached before stay.
     pub(super) fn ensure(&mut self, uplinks: &[Link], tunnel: &Link) -> Result<(), DatapathError> {
+        self.restore_pins()?;
         let mut wanted = BTreeSet::new();
         wanted.insert(self.ensure_tc(names::PROGRAM_TUNNEL, tunnel)?);
         for uplink in uplinks {
@@ -77,6 +79,37 @@ impl Hooks {
             }
         }
         self.pins.forget_others(|pin| pinned_link_ifindex(pin).is_ok_and(|index| index != 0));
+        Ok(())
+    }
+
+    /// Makes pins again that somebody has removed under the running agent. Maps live on by the agent's descriptors, and the next agent
+    /// must find them; a link ends with its pin, so a task's program is attached anew. Links of uplinks are looked after by
+    /// [`Hooks::ensure`].
+    fn restore_pins(&mut self) -> Result<(), DatapathError> {
+        self.pins.prepare()?;
+        for (name, map) in self.ebpf.maps() {
+            let Some(known) = names::MAPS.iter().copied().find(|known| *known == name) else { continue };
+            let path = self.pins.map(known);
+            if path.exists() {
+                continue;
+            }
+            warn!(map = known, pin = %path.display(), "a map's pin was removed: pinning it again");
+            map.pin(&path).map_err(|error| DatapathError::Bpffs {
+                path: path.clone(),
+                source: std::io::Error::other(error),
+            })?;
+        }
+        let tasks = self.pins.task("");
+        let is_lost = |pin: &&PathBuf| pin.starts_with(&tasks) && !pin.exists();
+        let lost: Vec<PathBuf> = self.placed.keys().filter(is_lost).cloned().collect();
+        for pin in lost {
+            let Some((link, _)) = self.placed.remove(&pin) else { continue };
+            warn!(interface = link.name, pin = %pin.display(), "a task's pin was removed: attaching its program again");
+            if let Err(error) = self.place_tc(names::PROGRAM_TASK, &link, &pin) {
+                // The task may have ended: its interface is gone then.
+                warn!(interface = link.name, error = %error_chain(&error), "attach a task's program again");
+            }
+        }
         Ok(())
     }
 
@@ -122,7 +155,7 @@ impl Hooks {
             |source| DatapathError::Attach {
                 program,
                 interface: link.name.clone(),
-                advice: "tcx links need kernel 6.6 or newer; --datapath userspace works without",
+                advice: tc_advice(&source),
                 source,
             },
         )?;
@@ -172,13 +205,13 @@ impl Hooks {
     }
 
     fn is_placed(&self, pin: &Path, link: &Link) -> bool {
-        self.placed.get(pin).is_some_and(|(index, _)| *index == link.index) && pin.exists()
+        self.placed.get(pin).is_some_and(|(placed, _)| placed.index == link.index) && pin.exists()
     }
 
     fn note(&mut self, pin: &Path, link: &Link, hook: &'static str, mode: &'static str) {
         info!(interface = link.name, hook, mode, "program attached");
         let attached = AttachedHook { interface: link.name.clone(), hook, mode };
-        self.placed.insert(pin.to_owned(), (link.index, attached));
+        self.placed.insert(pin.to_owned(), (link.clone(), attached));
     }
 }
 
@@ -246,6 +279,18 @@ fn errno(error: &BoxError) -> Option<i32> {
 
 fn is_unsupported(error: &BoxError) -> bool {
     errno(error) == Some(libc::EOPNOTSUPP)
+}
+
+/// What to do about a TC program that can't be attached: only a kernel that doesn't know the command is too old.
+fn tc_advice(error: &BoxError) -> &'static str {
+    match errno(error) {
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => {
+            "tcx links need kernel 6.6 or newer; --datapath userspace works without"
+        }
+        Some(libc::ENODEV) => "the interface is gone",
+        Some(libc::EPERM | libc::EACCES) => "the agent needs CAP_BPF and CAP_NET_ADMIN",
+        _ => "see whether the directory of --bpffs is there and writable",
+    }
 }
 
 fn xdp_advice(error: &BoxError) -> &'static str {

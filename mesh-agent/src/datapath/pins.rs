@@ -39,7 +39,7 @@ impl Pins {
         };
         std::fs::create_dir_all(&self.root).map_err(failed(&self.root))?;
         if !is_bpffs(&self.root).map_err(failed(&self.root))? {
-            rustix::mount::mount("bpf", &self.root, "bpf", MountFlags::empty(), None)
+            rustix::mount::mount("bpf", &self.root, "bpf", MountFlags::empty(), Some(c"mode=0700"))
                 .map_err(|error| failed(&self.root)(error.into()))?;
         }
         for directory in ["maps", "links", "tasks"] {

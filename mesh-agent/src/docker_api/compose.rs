@@ -25,6 +25,10 @@ const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// Deadline for the engine's part of a composed answer.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Deadline for the engine's part of a ping, which a manager can answer alone.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Deadline for a manager's part of an answer that is good without it.
+const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline for the manager's part.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,11 +63,14 @@ impl Composer {
 
     /// `/_ping`: the engine's headers, the lower of both API versions, and the node's place in the swarm.
     pub(super) async fn ping(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let control = match self.control() {
-            Ok(control) => control.call_within(CONTROL_TIMEOUT, bodyless(request)).await,
-            Err(error) => Err(error),
+        let control = async {
+            match self.control() {
+                Ok(control) => control.call_within(ASIDE_TIMEOUT, bodyless(request)).await,
+                Err(error) => Err(error),
+            }
         };
-        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await;
+        let engine = self.engine.call_within(PING_TIMEOUT, bodyless(request));
+        let (engine, control) = tokio::join!(engine, control);
         let place = if control.is_ok() { "active/manager" } else { "active/worker" };
         let (answer, other) = match (engine, control) {
             (Ok(engine), control) => (engine, control.ok()),
@@ -86,13 +93,15 @@ impl Composer {
 
     /// `/info`: the engine's answer with the swarm's section in place of its own.
     pub(super) async fn info(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await?;
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request));
+        let (engine, section) = tokio::join!(engine, self.swarm_section(request));
+        let engine = engine?;
         if engine.status() != StatusCode::OK {
             return Ok(engine.map(BodyExt::boxed));
         }
         let (head, body) = engine.into_parts();
         let mut info = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
-        let swarm = match self.swarm_section(request).await {
+        let swarm = match section {
             Ok(section) => section,
             Err(ApiError::NotAManager) => self.local_section("active", ""),
             Err(error) => self.local_section("error", &error.to_string()),
@@ -107,20 +116,22 @@ impl Composer {
     pub(super) async fn events(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let engine = self.engine.call(bodyless(request)).await?;
         Ok(match &self.control {
-            Some(control) => events::merged(bodyless(request), engine, control.clone()).await,
+            Some(control) => events::merged(&bodyless(request), engine, control.clone()).await,
             None => engine.map(BodyExt::boxed),
         })
     }
 
     /// `GET /networks`: the engine's, then the cluster's.
     pub(super) async fn network_list(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await?;
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request));
+        let (engine, cluster) = tokio::join!(engine, self.control_json(ASIDE_TIMEOUT, bodyless(request)));
+        let engine = engine?;
         if engine.status() != StatusCode::OK {
             return Ok(engine.map(BodyExt::boxed));
         }
         let (head, body) = engine.into_parts();
         let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
-        let cluster = match self.control_json(bodyless(request)).await {
+        let cluster = match cluster {
             Ok(networks) => networks,
             Err(error) => {
                 debug!(%error, "list networks without the cluster's");
@@ -172,7 +183,7 @@ impl Composer {
         }
         let (head, body) = engine.into_parts();
         let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
-        let cluster = match self.control_json(bodyless(request)).await {
+        let cluster = match self.control_json(CONTROL_TIMEOUT, bodyless(request)).await {
             Ok(pruned) => pruned,
             Err(error) => {
                 debug!(%error, "prune networks without the cluster's");
@@ -221,7 +232,7 @@ impl Composer {
     }
 
     async fn swarm_section(&self, request: &Request<Incoming>) -> Result<Value, ApiError> {
-        let mut info = self.control_json(bodyless(request)).await?;
+        let mut info = self.control_json(ASIDE_TIMEOUT, bodyless(request)).await?;
         Ok(info.get_mut("Swarm").map(Value::take).unwrap_or_default())
     }
 
@@ -235,9 +246,9 @@ impl Composer {
     }
 
     /// The manager's answer, if it is a 200.
-    async fn control_json(&self, request: Request<Empty<Bytes>>) -> Result<Value, ApiError> {
+    async fn control_json(&self, limit: Duration, request: Request<Empty<Bytes>>) -> Result<Value, ApiError> {
         let control = self.control()?;
-        let response = control.call_within(CONTROL_TIMEOUT, request).await?;
+        let response = control.call_within(limit, request).await?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(ApiError::Unreadable {

@@ -85,6 +85,15 @@ pub(super) enum ApiError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The path can be read in more than one way.
+    #[error("the path of this call can be read in more than one way: {0}; spell it out")]
+    Ambiguous(&'static str),
+    /// The body is longer than any that the cluster takes.
+    #[error("the request's body is larger than {most} bytes")]
+    TooLarge {
+        /// How long it may be.
+        most: u64,
+    },
     /// A request that must be read here is too long, breaks off, or is no JSON.
     #[error("{0}")]
     BadRequest(String),
@@ -121,7 +130,8 @@ impl ApiError {
             Self::NotAManager | Self::Member => StatusCode::SERVICE_UNAVAILABLE,
             Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
             Self::NetworkOnWorker => StatusCode::FORBIDDEN,
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unreachable { peer, .. }
             | Self::Broken { peer, .. }
             | Self::Late { peer, .. }

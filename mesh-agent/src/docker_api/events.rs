@@ -1,7 +1,7 @@
 //! `GET /events`: the engine's events and the cluster's in one stream.
 //!
 //! Invariants: an event is passed on whole, never mixed with another; the engine's stream is the base: when it ends the answer ends,
-//! while a manager that goes away is asked again until it is back; nothing is buffered but the line that is coming in.
+//! while a manager that goes away is asked again until it is back, and one that doesn't answer holds nothing up; nothing is buffered but the line that is coming in.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +13,11 @@ use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::Body;
-use super::error::full;
+use super::error::{ApiError, Peer, full};
 use super::filters::Query;
 use super::upstream::Upstream;
 
@@ -24,12 +25,14 @@ use super::upstream::Upstream;
 const EVENT_BYTES_MAX: usize = 1 << 20;
 /// How long a manager may take to begin.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the answer to a question about the past waits for a manager.
+const PAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a manager that went away is asked again.
 const CONTROL_PAUSE: Duration = Duration::from_secs(2);
 
 /// Answers `request` out of both; `engine` has answered already.
 pub(super) async fn merged(
-    request: Request<Empty<Bytes>>,
+    request: &Request<Empty<Bytes>>,
     engine: Response<Incoming>,
     control: Upstream,
 ) -> Response<Body> {
@@ -41,9 +44,12 @@ pub(super) async fn merged(
     head.headers.remove(TRANSFER_ENCODING);
     let query = Query::of(request.uri());
     let ends_now = query.value("until").is_some_and(|until| is_past(&until, SystemTime::now()));
-    let mut events = Events { engine: Lines::new(body), cluster: Cluster::new(request, control) };
-    events.cluster.connect().await;
+    let mut events =
+        Events { engine: Lines::new(body), cluster: Cluster::new(request.uri().clone(), control) };
     if ends_now {
+        if tokio::time::timeout(PAST_TIMEOUT, events.cluster.settle()).await.is_err() {
+            debug!("past events without the cluster's: the manager doesn't answer");
+        }
         return Response::from_parts(head, full(events.sorted().await));
     }
     let frames = stream::unfold(events, async |mut events| {
@@ -74,7 +80,7 @@ impl Events {
         while let Some(Ok(line)) = self.engine.next().await {
             lines.push(line);
         }
-        if let Some(mut cluster) = self.cluster.lines.take() {
+        if let State::Telling(mut cluster) = self.cluster.state {
             while let Some(Ok(line)) = cluster.next().await {
                 lines.push(line);
             }
@@ -86,56 +92,76 @@ impl Events {
 
 /// The cluster's events, as long as a manager tells them.
 struct Cluster {
-    request: Request<Empty<Bytes>>,
+    uri: Uri,
     control: Upstream,
-    lines: Option<Lines>,
-    /// When to ask again; `None` if asking is no use.
-    again_at: Option<Instant>,
+    state: State,
+}
+
+/// How far asking the manager has come. Waiting for it can be given up and begun again.
+enum State {
+    Asking(AbortOnDropHandle<Result<Response<Incoming>, ApiError>>),
+    Telling(Lines),
+    Pausing(Instant),
+    /// Asking is no use.
+    Refused,
 }
 
 impl Cluster {
-    fn new(request: Request<Empty<Bytes>>, control: Upstream) -> Self {
-        Self { request, control, lines: None, again_at: None }
+    fn new(uri: Uri, control: Upstream) -> Self {
+        let mut cluster = Self { uri, control, state: State::Refused };
+        cluster.ask();
+        cluster
     }
 
-    async fn connect(&mut self) {
+    fn ask(&mut self) {
         let mut request = Request::new(Empty::<Bytes>::new());
-        request.uri_mut().clone_from(self.request.uri());
-        match self.control.call_within(CONTROL_TIMEOUT, request).await {
-            Ok(answer) if answer.status() == StatusCode::OK => {
-                self.lines = Some(Lines::new(answer.into_body()));
-                self.again_at = None;
-            }
+        request.uri_mut().clone_from(&self.uri);
+        let control = self.control.clone();
+        self.state = State::Asking(AbortOnDropHandle::new(tokio::spawn(async move {
+            control.call_within(CONTROL_TIMEOUT, request).await
+        })));
+        // A manager that comes back knows nothing older than itself, and what it told before would come twice.
+        self.uri = without_since(&self.uri);
+    }
+
+    /// Takes the manager's answer in, if it is being asked.
+    async fn settle(&mut self) {
+        let State::Asking(answer) = &mut self.state else { return };
+        let answer = answer.await.unwrap_or_else(|error| {
+            Err(ApiError::Unreadable { peer: Peer::Control, reason: error.to_string() })
+        });
+        self.state = match answer {
+            Ok(answer) if answer.status() == StatusCode::OK => State::Telling(Lines::new(answer.into_body())),
             // What the manager refuses it will refuse again; the engine has taken it.
-            Ok(answer) if answer.status().is_client_error() => self.again_at = None,
+            Ok(answer) if answer.status().is_client_error() => State::Refused,
             Ok(answer) => {
                 debug!(status = %answer.status(), "no events of the cluster yet");
-                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+                State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
             Err(error) => {
                 debug!(%error, "no events of the cluster yet");
-                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+                State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
-        }
-        // A manager that comes back knows nothing older than itself, and what it told before would come twice.
-        *self.request.uri_mut() = without_since(self.request.uri());
+        };
     }
 
     /// The next event; waits for ever if none can come.
     async fn next(&mut self) -> Bytes {
         loop {
-            if let Some(lines) = &mut self.lines {
-                if let Some(Ok(line)) = lines.next().await {
-                    return line;
+            match &mut self.state {
+                State::Asking(_) => self.settle().await,
+                State::Telling(lines) => {
+                    if let Some(Ok(line)) = lines.next().await {
+                        return line;
+                    }
+                    self.state = State::Pausing(Instant::now() + CONTROL_PAUSE);
                 }
-                self.lines = None;
-                self.again_at = Some(Instant::now() + CONTROL_PAUSE);
+                State::Pausing(until) => {
+                    sleep_until(*until).await;
+                    self.ask();
+                }
+                State::Refused => std::future::pending().await,
             }
-            match self.again_at {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-            self.connect().await;
         }
     }
 }

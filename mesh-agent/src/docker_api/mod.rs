@@ -5,7 +5,7 @@
 //! included. A few answers are made of both ([`compose`]).
 //!
 //! Invariants: what passes through is not read, changed or buffered; only composed answers are, up to a bound. Nothing here keeps
-//! state: each call asks the engine and the manager anew.
+//! state: each call asks the engine and the manager anew, and a call that the engine can answer waits for no manager.
 //!
 //! Left to others: what the swarm calls mean (mesh-control), running tasks (`task`), and checking who may open the socket: the file's
 //! mode does it, as with the engine's own.
@@ -15,12 +15,14 @@ mod error;
 mod events;
 mod filters;
 mod passthrough;
+mod path;
+mod request_body;
 mod route;
+mod socket;
 mod upstream;
 
-use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,32 +30,34 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use mesh_admission::door::Door;
+use mesh_admission::http;
+use mesh_admission::refusals::Reason;
+use mesh_admission::register::Call;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::view::NodeView;
 use compose::Composer;
 use error::ApiError;
-use passthrough::forward;
+use passthrough::{forward, is_foreign_upgrade};
+use path::CallPath;
 use route::{Membership, Route};
-use upstream::Upstream;
+pub use socket::{bind, open};
+use upstream::{Limits, Upstream};
 
 /// Bodies of answers: streamed from an upstream, or made here.
 type Body = BoxBody<Bytes, hyper::Error>;
 
-/// Clients served at one time; more wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 1024;
-/// Bytes of a request's head (registry credentials travel there).
-const HEAD_BYTES_MAX: usize = 256 * 1024;
-/// How long an idle connection or an unfinished head is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(2);
+/// Bytes of a request's body that mesh-control reads before it refuses a longer one.
+const CONTROL_BODY_BYTES_MAX: u64 = 16 << 20;
+/// How long mesh-control may take to begin an answer that has an end, its request's body included.
+const CONTROL_ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// Bytes of a request that is refused unread.
 const DRAINED_BYTES_MAX: usize = 16 << 20;
 /// How long open connections may go on after shutdown was asked for.
@@ -70,100 +74,39 @@ pub struct Upstreams {
     pub view: watch::Receiver<Arc<NodeView>>,
 }
 
-/// Listens on `path` with mode 0660, in place of a socket that a dead agent left.
-///
-/// # Errors
-/// When something else than a socket is there, a living process listens on it, or the directory can't be written.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            let text =
-                format!("{} exists and is no socket: remove it or choose another --socket", path.display());
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-            let text =
-                format!("{} is in use: another agent runs, or choose another --socket", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-        }
-        Ok(_) => std::fs::remove_file(path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-        }
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
-}
-
-/// Serves clients of `listener` until `shutdown`, then gives open connections a moment to finish.
-pub async fn serve(listener: UnixListener, upstreams: Upstreams, shutdown: CancellationToken) {
-    let composer = Arc::new(Composer::new(upstreams));
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
-    info!(socket = ?listener.local_addr().ok(), "serve Docker API");
-    loop {
-        let place = tokio::select! {
-            () = shutdown.cancelled() => break,
-            place = Arc::clone(&places).acquire_owned() => place,
-        };
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "accept Docker client");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let connection =
-            serve_connection(stream, Arc::clone(&composer), connections.clone(), shutdown.clone());
-        connections.spawn(async move {
-            connection.await;
-            drop(place);
-        });
-    }
-    connections.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
-        debug!(open = connections.len(), "drop Docker clients still connected");
-    }
-}
-
-async fn serve_connection(
-    stream: UnixStream,
-    composer: Arc<Composer>,
-    streams: TaskTracker,
+/// Serves clients of `listener`, as far as `door` admits them, until `shutdown`, then gives open connections a moment to finish.
+pub async fn serve(
+    listener: UnixListener,
+    upstreams: Upstreams,
+    door: Arc<Door>,
     shutdown: CancellationToken,
 ) {
-    let stop = shutdown.clone();
-    let service = service_fn(move |request| {
-        let (composer, streams, shutdown) = (Arc::clone(&composer), streams.clone(), shutdown.clone());
-        async move { Ok::<_, hyper::Error>(answer(request, &composer, &streams, &shutdown).await) }
+    let shared = Arc::new(Shared {
+        composer: Composer::new(upstreams),
+        streams: TaskTracker::new(),
+        door: Arc::clone(&door),
+        shutdown: shutdown.clone(),
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .preserve_header_case(true)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = served {
-        debug!(%error, "serve Docker client");
+    info!(socket = ?listener.local_addr().ok(), "serve Docker API");
+    let answering = Arc::clone(&shared);
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&answering);
+        async move { Ok::<_, Infallible>(shared.answer(request).await) }
+    });
+    http::serve(listener, door, route::kind_of, service, shutdown).await;
+    shared.streams.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, shared.streams.wait()).await.is_err() {
+        debug!(open = shared.streams.len(), "drop hijacked streams still connected");
     }
+}
+
+/// What every call needs.
+struct Shared {
+    composer: Composer,
+    /// Hijacked streams.
+    streams: TaskTracker,
+    door: Arc<Door>,
+    shutdown: CancellationToken,
 }
 
 /// Takes the rest of a request in: a client that is answered while it still writes sees a broken pipe instead of the answer.
@@ -176,31 +119,67 @@ async fn drain(body: Incoming) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    composer: &Composer,
-    streams: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> Response<Body> {
-    let route = Route::of(request.method(), request.uri());
-    let membership = Membership::of(request.method(), request.uri());
-    let answered = match route {
-        Route::Engine => forward(request, composer.engine(), streams, shutdown).await,
-        Route::Control => match composer.control().and_then(Upstream::present) {
-            Ok(control) => forward(request, control, streams, shutdown).await,
+impl Shared {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = match CallPath::of(request.uri()) {
+            Ok(path) => path,
             Err(error) => {
-                drain(request.into_body()).await;
-                Err(error)
+                let what = format!("{} {}", request.method(), request.uri().path());
+                self.door.refuse(Reason::Ambiguous, &what);
+                return error.into_response();
             }
-        },
-        Route::Ping => composer.ping(&request).await,
-        Route::Info => composer.info(&request).await,
-        Route::Events => composer.events(&request).await,
-        Route::NetworkList => composer.network_list(&request).await,
-        Route::NetworkCreate => composer.network_create(request).await,
-        Route::NetworkPrune => composer.network_prune(&request).await,
-        Route::NetworkOne => composer.network_one(&request).await,
-        Route::TaskContainers => composer.task_containers(&request).await,
-    };
-    answered.unwrap_or_else(|error: ApiError| error.about(membership).into_response())
+        };
+        let membership = Membership::of(request.method(), &path.parts());
+        let answered = self.route(request, &path).await;
+        answered.unwrap_or_else(|error: ApiError| error.about(membership).into_response())
+    }
+
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        path: &CallPath,
+    ) -> Result<Response<Body>, ApiError> {
+        let (composer, parts) = (&self.composer, path.parts());
+        if is_foreign_upgrade(&request, &parts) {
+            return Err(ApiError::Ambiguous("it asks to go on in HTTP/2"));
+        }
+        let route = Route::of(request.method(), &parts, request.uri());
+        // The engine decodes it by itself; whatever is decided here is decided on one spelling.
+        if route != Route::Engine
+            && let Some(uri) = path.respelled(request.uri())
+        {
+            *request.uri_mut() = uri;
+        }
+        match route {
+            Route::Engine => self.forward(request, composer.engine(), Limits::default()).await,
+            Route::Control => match composer.control().and_then(Upstream::present) {
+                Ok(control) => {
+                    let answer = (route::kind_of(&request) == Call::Short).then_some(CONTROL_ANSWER_TIMEOUT);
+                    let limits = Limits { answer, body_bytes: Some(CONTROL_BODY_BYTES_MAX) };
+                    self.forward(request, control, limits).await
+                }
+                Err(error) => {
+                    drain(request.into_body()).await;
+                    Err(error)
+                }
+            },
+            Route::Ping => composer.ping(&request).await,
+            Route::Info => composer.info(&request).await,
+            Route::Events => composer.events(&request).await,
+            Route::NetworkList => composer.network_list(&request).await,
+            Route::NetworkCreate => composer.network_create(request).await,
+            Route::NetworkPrune => composer.network_prune(&request).await,
+            Route::NetworkOne => composer.network_one(&request).await,
+            Route::TaskContainers => composer.task_containers(&request).await,
+        }
+    }
+
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        upstream: &Upstream,
+        limits: Limits,
+    ) -> Result<Response<Body>, ApiError> {
+        forward(request, upstream, limits, &self.streams, &self.shutdown).await
+    }
 }

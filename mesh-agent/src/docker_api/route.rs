@@ -1,8 +1,10 @@
 //! Which upstream answers a call. Pure: method and path in, [`Route`] out.
 
-use hyper::{Method, Uri};
+use hyper::{Method, Request, Uri};
+use mesh_admission::register::Call;
 
 use super::filters::Query;
+use super::path::CallPath;
 
 /// Who answers a call, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,10 +32,9 @@ pub(super) enum Route {
 }
 
 impl Route {
-    /// The route of a call; the version prefix may be there or not.
-    pub(super) fn of(method: &Method, uri: &Uri) -> Self {
-        let segments = segments(uri.path());
-        match (method.as_str(), segments.as_slice()) {
+    /// The route of a call by its path's parts behind the version, and its query.
+    pub(super) fn of(method: &Method, parts: &[&str], uri: &Uri) -> Self {
+        match (method.as_str(), parts) {
             ("GET" | "HEAD", ["_ping"]) => Self::Ping,
             ("GET", ["info"]) => Self::Info,
             ("GET", ["events"]) => Self::Events,
@@ -61,8 +62,8 @@ pub(super) enum Membership {
 
 impl Membership {
     /// Reads a call.
-    pub(super) fn of(method: &Method, uri: &Uri) -> Option<Self> {
-        match (method.as_str(), segments(uri.path()).as_slice()) {
+    pub(super) fn of(method: &Method, parts: &[&str]) -> Option<Self> {
+        match (method.as_str(), parts) {
             ("POST", ["swarm", "init" | "join"]) => Some(Self::Enter),
             ("POST", ["swarm", "leave"]) => Some(Self::Leave),
             _ => None,
@@ -70,21 +71,22 @@ impl Membership {
     }
 }
 
-/// The path's parts behind the version prefix.
-fn segments(path: &str) -> Vec<&str> {
-    let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    if parts.first().is_some_and(|first| is_version(first)) {
-        parts.remove(0);
+/// How long a call may be in service. What others may hold up must not take every place: `docker service ls` is short, and is
+/// answered whatever the engine does and however many follow events.
+pub(super) fn kind_of<B>(request: &Request<B>) -> Call {
+    let Ok(path) = CallPath::of(request.uri()) else { return Call::Short };
+    let parts = path.parts();
+    match (Route::of(request.method(), &parts, request.uri()), parts.as_slice()) {
+        (Route::Events, _)
+        | (Route::Control, [_, _, "logs"])
+        | (_, ["containers", _, "attach" | "logs" | "wait" | "stats" | "export" | "archive"])
+        | (_, ["containers", _, "attach", "ws"])
+        | (_, ["exec", _, "start"] | ["build" | "session" | "grpc"])
+        | (_, ["images", "create" | "load" | "get"] | ["images", .., "push" | "get"])
+        | (_, ["plugins", ..]) => Call::Stream,
+        (Route::Control | Route::Ping, _) => Call::Short,
+        _ => Call::Slow,
     }
-    parts
-}
-
-/// Whether `part` is `v1.41` or the like.
-fn is_version(part: &str) -> bool {
-    part.strip_prefix('v').and_then(|rest| rest.split_once('.')).is_some_and(|(major, minor)| {
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        digits(major) && digits(minor)
-    })
 }
 
 #[cfg(test)]
@@ -93,7 +95,9 @@ mod tests {
 
     fn check(method: &str, uri: &str, expected: Route) {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(Route::of(&method, &uri.parse().unwrap()), expected, "{method} {uri}");
+        let parsed: Uri = uri.parse().unwrap();
+        let path = CallPath::of(&parsed).unwrap();
+        assert_eq!(Route::of(&method, &path.parts(), &parsed), expected, "{method} {uri}");
     }
 
     #[test]
@@ -114,12 +118,45 @@ mod tests {
 
     #[test]
     fn calls_about_this_nodes_membership_are_told_apart() {
-        let of = |method: Method, uri: &str| Membership::of(&method, &uri.parse().unwrap());
+        let of = |method: Method, uri: &str| {
+            Membership::of(&method, &CallPath::of(&uri.parse().unwrap()).unwrap().parts())
+        };
         assert_eq!(of(Method::POST, "/v1.41/swarm/init"), Some(Membership::Enter));
         assert_eq!(of(Method::POST, "/swarm/join"), Some(Membership::Enter));
         assert_eq!(of(Method::POST, "/swarm/leave?force=1"), Some(Membership::Leave));
         assert_eq!(of(Method::POST, "/swarm/update"), None);
         assert_eq!(of(Method::GET, "/swarm"), None);
+    }
+
+    #[test]
+    fn no_spelling_of_a_swarm_call_reaches_the_engine() {
+        for path in ["/v1.41.0/swarm/init", "/v1.41/s%77arm/init", "/v1.41%2fswarm/init", "//swarm/init"] {
+            check("POST", path, Route::Control);
+        }
+        check("POST", "/v1.41.0/networks/prune", Route::NetworkPrune);
+        check("POST", "/v1.41/n%65tworks/create", Route::NetworkCreate);
+    }
+
+    #[test]
+    fn calls_are_told_apart_by_what_may_hold_them_up() {
+        let kind = |uri: &str| kind_of(&Request::get(uri).body(()).unwrap());
+        for uri in ["/_ping", "/v1.41/services", "/v1.41/services/create", "/nodes/x", "/a/../b"] {
+            assert_eq!(kind(uri), Call::Short, "{uri}");
+        }
+        for uri in ["/v1.41/info", "/containers/json", "/networks", "/images/json"] {
+            assert_eq!(kind(uri), Call::Slow, "{uri}");
+        }
+        for uri in [
+            "/events",
+            "/services/x/logs?follow=1",
+            "/v1.41/containers/x/attach",
+            "/containers/x/attach/ws",
+            "/exec/x/start",
+            "/build",
+            "/images/a/b/push",
+        ] {
+            assert_eq!(kind(uri), Call::Stream, "{uri}");
+        }
     }
 
     #[test]

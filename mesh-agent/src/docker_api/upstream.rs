@@ -20,6 +20,15 @@ use super::error::{ApiError, Peer};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What bounds a call that passes through.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Limits {
+    /// When the answer's head must have come.
+    pub(super) answer: Option<Duration>,
+    /// Bytes of the request's body.
+    pub(super) body_bytes: Option<u64>,
+}
+
 /// A server behind the socket.
 #[derive(Debug, Clone)]
 pub(super) struct Upstream {

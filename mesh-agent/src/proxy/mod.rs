@@ -34,6 +34,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use mesh_admission::door::Door;
+use mesh_admission::figures::Listener;
+use mesh_admission::refusals::Refusals;
 use mesh_state::ids::BackendId;
 use mesh_state::node::PortClash;
 use thiserror::Error;
@@ -105,6 +108,9 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
+    /// The counter of refusals can't be made.
+    #[error("make the counter of refusals")]
+    Counter(#[source] prometheus::Error),
     /// The system gives no thread, or no event queue.
     #[error("start the proxy's threads")]
     Workers(#[source] io::Error),
@@ -114,6 +120,9 @@ pub enum ProxyError {
 #[derive(Debug)]
 pub struct Proxy {
     settings: ProxySettings,
+    refusals: Refusals,
+    /// Counts and logs whom the relay turns away.
+    relay_door: Arc<Door>,
     ledger: Ledger,
     loads: Arc<Loads>,
     routes: ArcSwap<Routes>,
@@ -148,7 +157,10 @@ impl Proxy {
         let relay = accept::listen(address).map_err(|source| ProxyError::Relay { address, source })?;
         let room = || Arc::new(Semaphore::new(settings.connections_max));
         let waiting_room = room();
+        let refusals = Refusals::new().map_err(ProxyError::Counter)?;
         let proxy = Self {
+            relay_door: Door::new(Listener::Relay, Listener::Relay.figures(), refusals.clone()),
+            refusals,
             ledger: Ledger::default(),
             loads,
             routes: ArcSwap::default(),
@@ -165,6 +177,11 @@ impl Proxy {
             settings,
         };
         Ok((Arc::new(proxy), relay))
+    }
+
+    /// What the agent's listeners refuse is counted here.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Follows the view until `shutdown`, reporting each generation that new connections follow; then lets live connections

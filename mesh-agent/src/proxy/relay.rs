@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_admission::refusals::Reason;
 use mesh_state::spec::Protocol;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -93,7 +94,7 @@ pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
 async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted: OwnedSemaphorePermit) {
     let mut challenge: Challenge = rand::random();
     if let Err(error) = greet(proxy, &mut stream, peer, &challenge).await {
-        return refuse(stream, peer, &error).await;
+        return refuse(proxy, stream, peer, &error).await;
     }
     let mut room = accepted;
     loop {
@@ -106,7 +107,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
         let asked = match admitted {
             Ok(None) => return,
             Ok(Some(asked)) => asked,
-            Err(error) => return refuse(stream, peer, &error).await,
+            Err(error) => return refuse(proxy, stream, peer, &error).await,
         };
         if waits {
             let Ok(permit) = Arc::clone(&proxy.relay_room).acquire_owned().await else { return };
@@ -115,7 +116,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
         if asked.target.protocol == Protocol::Udp {
             return udp::relayed::carry(stream, &asked.target, asked.task).await;
         }
-        let Some(again) = session(stream, peer, &asked).await else { return };
+        let Some(again) = session(proxy, stream, peer, &asked).await else { return };
         if proxy.waiting_room.available_permits() == 0 {
             return;
         }
@@ -125,7 +126,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
 }
 
 /// Connects to the task and carries the session's bytes. Returns the connection if it can take another session.
-async fn session(stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
+async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
     let _waited_for = asked.target.entry.wait_for();
     match dial_task(asked.task, asked.target.tells_client.then_some(asked.ends)).await {
         Ok(task) => match carry(stream, task, &asked.target).await {
@@ -137,14 +138,17 @@ async fn session(stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<T
             }
         },
         Err(error) => {
-            refuse(stream, peer, &error.into()).await;
+            refuse(proxy, stream, peer, &error.into()).await;
             None
         }
     }
 }
 
-async fn refuse(mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
-    tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection");
+async fn refuse(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
+    match error {
+        RelayError::Stranger => proxy.relay_door.refuse(Reason::Stranger, &peer),
+        _ => tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection"),
+    }
     let told = match error.answer() {
         Some(answer) => stream.write_all(&[answer.to_byte()]).await.is_ok(),
         None => false,

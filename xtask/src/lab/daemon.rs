@@ -14,12 +14,18 @@ use anyhow::{Context, Result, bail};
 
 use super::cgroup;
 use super::component::{CommandLine, Component};
+use super::keeper;
 use super::layout::NodeLayout;
 use super::machine;
 
 /// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments: `cgroup.procs`, command.
 const BECOME: &str =
     r#"echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
+
+/// As [`BECOME`], and passes its input on as systemd passes a socket (sd_listen_fds(3)): everything between us and the daemon is
+/// exec'ed away, so the shell's process id is the daemon's.
+const BECOME_WITH_SOCKET: &str = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1
+echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
 
 /// What a daemon sees of our environment: nothing that could change what it does, but how loudly it tells of it.
 const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "RUST_LOG", "RUST_BACKTRACE"];
@@ -76,15 +82,19 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
     let entrance = cgroup::entrance(&node.cgroup().join(component.to_string()))?;
     let log = open_log(component, node)?;
     let errors = log.try_clone().context("share the log file")?;
+    let (script, input) = match component {
+        Component::Agent => (BECOME_WITH_SOCKET, Stdio::from(keeper::docker_socket(node)?)),
+        _ => (BECOME, Stdio::null()),
+    };
     let child = Command::new("setsid")
-        .args(["sh", "-ec", BECOME, "daemon"])
+        .args(["sh", "-ec", script, "daemon"])
         .arg(entrance)
         .args(machine::entrance(node))
         .arg(&line.program)
         .args(&line.args)
         .env_clear()
         .envs(KEPT_VARIABLES.iter().filter_map(|name| Some((name, env::var_os(name)?))))
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(log)
         .stderr(errors)
         .spawn()

@@ -17,6 +17,7 @@ pub mod record;
 mod cgroup;
 mod daemon;
 mod images;
+mod keeper;
 mod machine;
 mod network;
 mod pass_program;

@@ -98,7 +98,7 @@ pub(super) fn link_is_up(node: &NodeLayout) -> bool {
 /// Mounts a bpffs, making its directory.
 pub(super) fn mount_bpffs(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-    mount("bpf", directory, "bpf", MountFlags::empty(), None)
+    mount("bpf", directory, "bpf", MountFlags::empty(), Some(c"mode=0700"))
         .with_context(|| format!("mount a bpffs at {} (needs root)", directory.display()))
 }
 

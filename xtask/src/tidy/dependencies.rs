@@ -31,6 +31,9 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("mesh-state", "mesh-control", "the state is below both of its users"),
     ("mesh-state", "mesh-agent", "the state is below both of its users"),
     ("mesh-state", "mesh-ebpf", "the state knows nothing of packets"),
+    ("mesh-admission", "mesh-state", "admission knows listeners and figures, not what is asked"),
+    ("mesh-admission", "mesh-control", "admission is below both daemons"),
+    ("mesh-admission", "mesh-agent", "admission is below both daemons"),
     ("mesh-ebpf", "mesh-state", "kernel programs stand alone"),
 ];
 

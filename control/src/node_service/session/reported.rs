@@ -1,16 +1,21 @@
 //! What a node reports in its session, and which of it the store is seen to hold.
 
+use mesh_admission::figures::report::{LOADS, MESSAGE_BYTES, STATUSES, STATUSES_WAITING};
+use mesh_admission::refusals::Reason;
+use mesh_admission::text::Outside;
 use mesh_state::ids::TaskId;
 use mesh_state::node::PortClash;
 use mesh_state::proto;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, PortClashes, StatusAck, TaskStatuses};
+use mesh_state::report::{self, ReportError};
 use mesh_state::spec::Protocol;
 use mesh_state::task::TaskStatus;
+use prost::Message as _;
 use std::time::Duration;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::super::end::End;
 use super::super::mailbox::holds;
@@ -28,13 +33,18 @@ pub(super) struct Unacknowledged {
 
 impl Session {
     pub(super) fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
+        report::check_bytes("a message", message.encoded_len(), MESSAGE_BYTES)?;
+        if !self.rate.take(std::time::Instant::now()) {
+            return Err(End::TooFast);
+        }
         self.note_heard();
         match message.body {
             Some(Up::Heartbeat(heartbeat)) => {
+                report::check_entries("the list of loads", heartbeat.loads.len(), LOADS)?;
                 self.note_engine(heartbeat.engine_away);
                 self.loads.put(&self.node, heartbeat.loads);
             }
-            Some(Up::Statuses(statuses)) => self.take_statuses(statuses),
+            Some(Up::Statuses(statuses)) => self.take_statuses(statuses)?,
             Some(Up::TableAck(ack)) => {
                 let node = self.node.clone();
                 self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
@@ -49,17 +59,24 @@ impl Session {
         Ok(())
     }
 
-    fn take_statuses(&mut self, statuses: TaskStatuses) {
+    fn take_statuses(&mut self, statuses: TaskStatuses) -> Result<(), End> {
+        report::check_entries("the list of statuses", statuses.statuses.len(), STATUSES)?;
+        let waiting = self.unacknowledged.len() + statuses.statuses.len();
+        report::check_entries("the list of statuses that wait", waiting, STATUSES_WAITING)?;
         for reported in statuses.statuses {
-            let task = TaskId::from(reported.task_id);
-            let status: TaskStatus = match serde_json::from_str(&reported.status_json) {
+            let status = match report::read_status(&reported.task_id, &reported.status_json) {
                 Ok(status) => status,
-                Err(error) => {
-                    warn!(node = %self.node, %task, %error, "read a reported status");
+                // Of another version, maybe: the node's other tasks are told all the same.
+                Err(ReportError::Unreadable { source, .. }) => {
+                    let what = format!("node {}, task {}: {source}", self.node, reported.task_id);
+                    self.door.refuse(Reason::Unwritable, &what);
                     continue;
                 }
+                Err(error) => return Err(error.into()),
             };
-            debug!(node = %self.node, %task, state = status.state.as_str(), message = status.message, "a task's status came");
+            let task = TaskId::from(reported.task_id);
+            let message = Outside(&status.message);
+            debug!(node = %self.node, %task, state = status.state.as_str(), %message, "a task's status came");
             // A status sent again keeps the moment of its first report.
             let reported_at =
                 self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
@@ -67,6 +84,7 @@ impl Session {
             self.reports.leave_status(self.node.clone(), task, status);
         }
         self.snapshots.mark_changed();
+        Ok(())
     }
 
     /// Acknowledges what the store holds by now, and what it will never hold.
@@ -98,5 +116,7 @@ fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, End> {
         Some(PortClash { protocol, port: u16::try_from(clash.port).ok()?, reason: clash.reason })
     };
     let clashes: Option<Vec<PortClash>> = told.clashes.into_iter().map(clash).collect();
-    clashes.ok_or(End::Protocol("a port clash that can't be read came"))
+    let clashes = clashes.ok_or(End::Protocol("a port clash that can't be read came"))?;
+    report::check_clashes(&clashes)?;
+    Ok(clashes)
 }

@@ -1,0 +1,190 @@
+//! The socket itself: taken over from whoever kept it open, or made anew.
+//!
+//! Invariants: where a supervisor keeps the listening socket (systemd's socket unit or its store of descriptors), an agent that
+//! restarts goes on with the same file, so that whoever has it bind-mounted, or waits in its queue, notices nothing; the directory
+//! is never removed.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener, UnixStream as StdStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::net::UnixListener;
+use tracing::{debug, info, warn};
+
+/// The first descriptor that a supervisor passes (sd_listen_fds(3)).
+const FIRST_PASSED: RawFd = 3;
+/// The name of the socket in systemd's store of descriptors.
+const STORED_NAME: &str = "docker.sock";
+/// Who may use the socket beside its owner.
+const MODE: u32 = 0o660;
+
+/// The socket at `path`: the one that a supervisor passes to this process, else one that is bound there, for `group`.
+///
+/// # Errors
+/// As for [`bind`].
+pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
+    if let Some(passed) = passed(path)? {
+        info!(socket = %path.display(), "go on with the socket that was kept open");
+        return Ok(passed);
+    }
+    let listener = bind(path, group)?;
+    match store(listener.as_fd()) {
+        Ok(true) => debug!("the supervisor keeps the socket open"),
+        Ok(false) => {}
+        Err(error) => {
+            warn!(%error, "give the socket to the supervisor: it will be another file after a restart")
+        }
+    }
+    Ok(listener)
+}
+
+/// Listens on `path` with mode 0660 and `group` (empty: root's), in place of a socket that a dead agent left.
+///
+/// # Errors
+/// When something else than a socket is there, a living process listens on it, or the directory can't be written.
+pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let text =
+                format!("{} exists and is no socket: remove it or choose another --socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        Ok(_) if StdStream::connect(path).is_ok() => {
+            let text =
+                format!("{} is in use: another agent runs, or choose another --socket", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        Ok(_) => std::fs::remove_file(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    // The group before the mode: the one that the process runs with is never let in.
+    match gid_of(group, &std::fs::read_to_string("/etc/group").unwrap_or_default()) {
+        Some(gid) => std::os::unix::fs::chown(path, None, Some(gid))?,
+        None if group.is_empty() => {}
+        None => info!(group, "there is no such group: the socket is its owner's alone"),
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
+    Ok(listener)
+}
+
+/// The id of a group, out of `/etc/group`.
+fn gid_of(group: &str, groups: &str) -> Option<u32> {
+    let mut found = groups.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
+    });
+    if group.is_empty() { None } else { found.next() }
+}
+
+/// The listening socket at `path` that a supervisor passed to this process.
+fn passed(path: &Path) -> io::Result<Option<UnixListener>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let variable = |name| std::env::var(name).ok();
+    let count = passed_count(
+        variable("LISTEN_PID").as_deref(),
+        variable("LISTEN_FDS").as_deref(),
+        std::process::id(),
+    );
+    // They are taken once: a descriptor has one owner.
+    if count == 0 || TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let mut found = None;
+    for number in FIRST_PASSED..FIRST_PASSED + count {
+        // SAFETY: the supervisor opened these descriptors for this process and says so by its process id; nothing else in it knows
+        // their numbers, and `TAKEN` lets this happen once.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
+        if !rustix::net::sockopt::socket_acceptconn(&descriptor).unwrap_or(false) {
+            warn!(number, "a descriptor was passed that is no listening socket");
+            continue;
+        }
+        let listener = StdListener::from(descriptor);
+        let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+        if bound.as_deref() == Some(path) && path.exists() && found.is_none() {
+            listener.set_nonblocking(true)?;
+            found = Some(UnixListener::from_std(listener)?);
+        } else {
+            warn!(number, socket = ?bound, wanted = %path.display(), "a socket was passed that is not --socket's");
+        }
+    }
+    Ok(found)
+}
+
+/// How many descriptors were passed to the process `own`.
+fn passed_count(pid: Option<&str>, count: Option<&str>, own: u32) -> RawFd {
+    let for_us = pid.and_then(|pid| pid.parse().ok()) == Some(own);
+    count.filter(|_| for_us).and_then(|count| count.parse().ok()).unwrap_or(0).clamp(0, 64)
+}
+
+/// Gives the socket to the supervisor to keep; `false` if there is none that keeps descriptors.
+fn store(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(false) };
+    let address = match name.as_bytes() {
+        [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
+        _ => SocketAddr::from_pathname(&name)?,
+    };
+    let notify = UnixDatagram::unbound()?;
+    notify.connect_addr(&address)?;
+    let message = format!("FDSTORE=1\nFDNAME={STORED_NAME}");
+    let descriptors = [socket];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for the descriptor in the message"));
+    }
+    rustix::net::sendmsg(&notify, &[IoSlice::new(message.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_taken_only_if_they_are_for_this_process() {
+        assert_eq!(passed_count(Some("7"), Some("1"), 7), 1);
+        for (pid, count) in
+            [(Some("8"), Some("1")), (None, Some("1")), (Some("7"), None), (Some("7"), Some("x"))]
+        {
+            assert_eq!(passed_count(pid, count, 7), 0, "{pid:?}, {count:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_name() {
+        let groups = "root:x:0:\ndocker:x:998:a,b\ndocker2:x:5:\n";
+        assert_eq!(gid_of("docker", groups), Some(998));
+        assert_eq!(gid_of("nobody", groups), None);
+        assert_eq!(gid_of("", ":x:4:\n"), None);
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_its_owner_and_group() {
+        use std::os::unix::fs::MetadataExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/docker.sock");
+        let first = bind(&path, "root").unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.mode() & 0o777, MODE);
+        assert_eq!(bind(&path, "").unwrap_err().kind(), io::ErrorKind::AddrInUse, "another agent lives");
+        drop(first);
+        drop(bind(&path, "no-such-group").unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(bind(&path, "").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}
