@@ -318,6 +318,7 @@ pub(crate) fn dependency(name: &str) -> Dependency {
         id: name.into(),
         name: name.to_owned(),
         labels: mesh_state::spec::Labels::new(),
+        templating: None,
         extra: mesh_state::spec::Extra::new(),
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),

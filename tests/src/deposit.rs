@@ -23,7 +23,15 @@ impl Deposit {
     /// # Errors
     /// When the CLI says so.
     pub fn secret(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
-        Self::create(cluster, "secret", name, value)
+        Self::create(cluster, "secret", &[], name, value)
+    }
+
+    /// `docker secret|config create --template-driver golang NAME -`, the template on standard input.
+    ///
+    /// # Errors
+    /// When the CLI says so.
+    pub fn template(cluster: &Cluster, kind: &'static str, name: &str, template: &str) -> Result<Self> {
+        Self::create(cluster, kind, &["--template-driver", "golang"], name, template.as_bytes())
     }
 
     /// `docker config create NAME -`, the value on standard input.
@@ -31,11 +39,17 @@ impl Deposit {
     /// # Errors
     /// When the CLI says so.
     pub fn config(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
-        Self::create(cluster, "config", name, value)
+        Self::create(cluster, "config", &[], name, value)
     }
 
-    fn create(cluster: &Cluster, kind: &'static str, name: &str, value: &[u8]) -> Result<Self> {
-        let mut command = cluster.docker()?.command(&[kind, "create", name, "-"]);
+    fn create(
+        cluster: &Cluster,
+        kind: &'static str,
+        options: &[&str],
+        name: &str,
+        value: &[u8],
+    ) -> Result<Self> {
+        let mut command = cluster.docker()?.command(&[&[kind, "create"], options, &[name, "-"]].concat());
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         child.stdin.take().context("no standard input")?.write_all(value)?;

@@ -21,7 +21,7 @@ pub const LAB_VAR: &str = "MESH_LAB";
 const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
 /// Cluster tests of what does not depend on who takes the packets, and of applications: they run in the first lab only.
-const CONTROL_PLANE_TESTS: [&str; 11] = [
+const CONTROL_PLANE_TESTS: &[&str] = [
     "admission",
     "applications",
     "docker_cli",
@@ -32,6 +32,7 @@ const CONTROL_PLANE_TESTS: [&str; 11] = [
     "secrets",
     "service_flags",
     "service_logs",
+    "templates",
     "update_failures",
 ];
 /// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node in userspace.
@@ -164,7 +165,7 @@ fn cluster() -> Result<Outcome> {
         println!("── cluster: {}", datapath.as_str());
         let names = names
             .iter()
-            .filter(|name| !is_in(&MIXED_TESTS, name) && (number == 0 || !is_in(&CONTROL_PLANE_TESTS, name)));
+            .filter(|name| !is_in(&MIXED_TESTS, name) && (number == 0 || !is_in(CONTROL_PLANE_TESTS, name)));
         in_lab(&layout, &UpOptions::usual(datapath), &binaries, names)
             .with_context(|| format!("datapath {}", datapath.as_str()))?;
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_state::dependency::DependencyKind;
+use mesh_state::dependency::{DependencyKind, TemplateDriver};
 use mesh_state::ids::{DependencyId, NodeId};
 use mesh_state::proto;
 use mesh_state::proto::dependency::Found;
@@ -55,9 +55,13 @@ impl Deliveries {
     pub(super) fn follow(&mut self, node: &NodeId, snapshot: &ClusterSnapshot) {
         let needed = needed(node, snapshot);
         for (kind, id) in needed.difference(&self.needed) {
-            let name = snapshot.dependencies.get(&(*kind, id.clone())).map(|found| found.name.clone());
+            let object = snapshot.dependencies.get(&(*kind, id.clone()));
+            let name = object.map(|found| found.name.clone());
+            let driver = object.and_then(|found| found.templating).map_or("", TemplateDriver::as_str);
             let fetch = fetch(Arc::clone(&self.store), Arc::clone(&self.sealer), *kind, id.clone(), name);
-            self.fetches.spawn(fetch);
+            self.fetches.spawn(async move {
+                proto::Dependency { template_driver: driver.to_owned(), ..fetch.await }
+            });
         }
         self.needed = needed;
     }
@@ -114,7 +118,12 @@ async fn fetch(
             }
         }
     };
-    proto::Dependency { kind: kind.as_str().to_owned(), id: id.to_string(), found: Some(found) }
+    proto::Dependency {
+        kind: kind.as_str().to_owned(),
+        id: id.to_string(),
+        found: Some(found),
+        ..Default::default()
+    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,28 @@ impl std::fmt::Display for DependencyKind {
     }
 }
 
+/// A language for the data of secrets and configs (`--template-driver`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateDriver {
+    /// Go's text/template ([`crate::template`]).
+    Golang,
+}
+
+impl TemplateDriver {
+    /// `golang`, as in Docker's API and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Golang => "golang",
+        }
+    }
+
+    /// The driver of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        (name == Self::Golang.as_str()).then_some(Self::Golang)
+    }
+}
+
 /// A secret or a config, without its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependency {
@@ -85,6 +107,9 @@ pub struct Dependency {
     /// The user's labels.
     #[serde(default)]
     pub labels: Labels,
+    /// The language that the data is a template of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templating: Option<TemplateDriver>,
     /// Other fields of the spec that mesh keeps without reading them.
     #[serde(default, skip_serializing_if = "Extra::is_empty")]
     pub extra: Extra,

@@ -20,6 +20,7 @@ pub mod node;
 pub mod report;
 pub mod service;
 pub mod task;
+pub mod template;
 
 pub mod codec;
 pub mod keys;

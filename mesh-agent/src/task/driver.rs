@@ -211,7 +211,7 @@ impl Driver {
         }
         let dependencies = Arc::clone(&self.ground.dependencies);
         let placed = tokio::select! {
-            placed = dependencies.place(&self.id, &plan.files) => placed,
+            placed = dependencies.place(&self.id, &plan.files, &plan.payload) => placed,
             _ = self.goal.changed() => return Taken::Done,
         };
         match placed {

@@ -4,8 +4,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use mesh_state::dependency::DependencyKind;
+use mesh_state::dependency::{DependencyKind, TemplateDriver};
 use mesh_state::spec::{Extra, Labels};
+use mesh_state::template::{self, EngineError, TemplateError};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -45,11 +46,7 @@ impl DependencySpec {
     /// # Errors
     /// What is wrong, in Swarm's words where it has any.
     pub(super) fn check(&self, kind: DependencyKind) -> Result<(), ApiError> {
-        if is_driver(self.templating.as_ref()) {
-            return Err(ApiError::NotImplemented(format!(
-                "template drivers are not supported by mesh yet: write the {kind} out in full and create it without --template-driver"
-            )));
-        }
+        self.template_driver(kind)?;
         if is_driver(self.driver.as_ref()) {
             return Err(ApiError::NotImplemented(format!(
                 "{kind} drivers are not supported by mesh: create the {kind} from its data, without --driver"
@@ -69,7 +66,32 @@ impl DependencySpec {
             let message = format!("{kind} data must be larger than 0 and less than {limit} bytes");
             return Err(ApiError::BadRequest(message));
         }
+        if let Some(TemplateDriver::Golang) = self.template_driver(kind)? {
+            check_template(kind, &data)?;
+        }
         Ok(data)
+    }
+
+    /// The language that the data is a template of, if it is one.
+    ///
+    /// # Errors
+    /// It is a language that mesh can't expand, or has options, of which there are none.
+    pub(super) fn template_driver(&self, kind: DependencyKind) -> Result<Option<TemplateDriver>, ApiError> {
+        let Some(given) = self.templating.as_ref().filter(|given| is_driver(Some(given))) else {
+            return Ok(None);
+        };
+        let name = given.get("Name").and_then(Value::as_str).unwrap_or_default();
+        let Some(driver) = TemplateDriver::named(name) else {
+            return Err(ApiError::BadRequest(format!(
+                "unrecognized template driver {name:?}: create the {kind} with --template-driver golang, or without one"
+            )));
+        };
+        if given.get("Options").and_then(Value::as_object).is_some_and(|options| !options.is_empty()) {
+            return Err(ApiError::BadRequest(format!(
+                "template driver {name} has no options: remove Templating.Options"
+            )));
+        }
+        Ok(Some(driver))
     }
 
     /// The data, if any was sent.
@@ -83,10 +105,25 @@ impl DependencySpec {
         Ok(Some(Zeroizing::new(decoded)))
     }
 
-    /// Whether it asks for a driver of either sort.
+    /// Whether it asks for a plugin that would give the data.
     pub(super) fn has_driver(&self) -> bool {
-        is_driver(self.driver.as_ref()) || is_driver(self.templating.as_ref())
+        is_driver(self.driver.as_ref())
     }
+}
+
+/// Checks the syntax of a template, and the functions that it calls. What is wrong with a secret's
+/// is told by its place alone, as the text around it is part of the secret.
+fn check_template(kind: DependencyKind, data: &[u8]) -> Result<(), ApiError> {
+    let refused = |reason: String| ApiError::BadRequest(format!("{kind} template: {reason}"));
+    let text = std::str::from_utf8(data).map_err(|_| refused("the data is not UTF-8 text".to_owned()))?;
+    template::check_payload(text).map_err(|error| match (kind, error) {
+        (
+            DependencyKind::Secret,
+            TemplateError::Engine(EngineError::Parse { line, col, .. } | EngineError::Lex { line, col, .. }),
+        ) => refused(format!("syntax error in line {line}, column {col}")),
+        (DependencyKind::Secret, TemplateError::Engine(_)) => refused("it can't be parsed".to_owned()),
+        (_, error) => refused(error.to_string()),
+    })
 }
 
 /// Whether a driver is named: Go's clients also send empty ones.
@@ -159,10 +196,34 @@ mod tests {
             let spec: DependencySpec = serde_json::from_value(spec).unwrap();
             refusal(spec.check(DependencyKind::Secret))
         };
-        let (status, message) = check(json!({"Name": "a", "Templating": {"Name": "golang"}})).unwrap();
-        assert!(status == 501 && message.contains("--template-driver"), "{status} {message}");
+        let (status, message) = check(json!({"Name": "a", "Templating": {"Name": "jinja"}})).unwrap();
+        assert!(status == 400 && message.contains("--template-driver golang"), "{status} {message}");
+        let options = json!({"Name": "a", "Templating": {"Name": "golang", "Options": {"a": "b"}}});
+        let (status, message) = check(options).unwrap();
+        assert!(status == 400 && message.contains("no options"), "{status} {message}");
+        assert_eq!(check(json!({"Name": "a", "Templating": {"Name": "golang"}})), None);
         let (status, message) = check(json!({"Name": "a", "Driver": {"Name": "vault"}})).unwrap();
         assert!(status == 501 && message.contains("secret drivers are not supported"), "{status} {message}");
         assert_eq!(check(json!({"Name": "a", "Driver": {"Name": ""}, "Templating": null})), None);
+    }
+
+    #[test]
+    fn a_template_that_can_not_be_parsed_is_refused_and_never_quoted() {
+        let check = |kind, data: &[u8]| {
+            let templating =
+                json!({"Name": "a", "Templating": {"Name": "golang"}, "Data": BASE64.encode(data)});
+            let spec: DependencySpec = serde_json::from_value(templating).unwrap();
+            refusal(spec.checked_data(kind).map(drop))
+        };
+        assert_eq!(check(DependencyKind::Secret, br#"pw={{secret "db"}}"#), None);
+        let (status, message) = check(DependencyKind::Secret, b"{{hunter2 | nosuch").unwrap();
+        assert!(
+            status == 400 && message.contains("line 1") && !message.contains("hunter2"),
+            "{status} {message}"
+        );
+        let (status, message) = check(DependencyKind::Config, b"{{if}}").unwrap();
+        assert!(status == 400 && message.starts_with("config template: "), "{status} {message}");
+        let (_, message) = check(DependencyKind::Config, &[0xff]).unwrap();
+        assert_eq!(message, "config template: the data is not UTF-8 text");
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn create(
         id: id.clone(),
         name: spec.name.clone(),
         labels: spec.labels.clone(),
+        templating: spec.template_driver(kind)?,
         extra: spec.extra.clone(),
         created_at: now,
         updated_at: now,
@@ -62,7 +63,9 @@ pub(super) fn update(
     spec: &DependencySpec,
     same_data: bool,
 ) -> Result<Transaction, ApiError> {
-    if spec.name != current.name || !same_data || spec.has_driver() {
+    let templating = spec.template_driver(kind)?;
+    let same_templating = templating.is_none() || templating == current.templating;
+    if spec.name != current.name || !same_data || !same_templating || spec.has_driver() {
         return Err(ApiError::BadRequest("only updates to Labels are allowed".to_owned()));
     }
     if version != current.mod_revision {

@@ -29,8 +29,16 @@ struct Spec {
     labels: Labels,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    templating: Option<Templating>,
     #[serde(flatten)]
     extra: Extra,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Templating {
+    name: &'static str,
 }
 
 impl Dependency {
@@ -45,6 +53,7 @@ impl Dependency {
                 name: stored.name.clone(),
                 labels: stored.labels.clone(),
                 data: data.map(|data| BASE64.encode(data)),
+                templating: stored.templating.map(|driver| Templating { name: driver.as_str() }),
                 extra: stored.extra.clone(),
             },
         }

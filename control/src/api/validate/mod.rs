@@ -8,6 +8,7 @@ mod health;
 mod not_served;
 mod policies;
 mod references;
+mod templates;
 pub(crate) mod words;
 
 use std::collections::BTreeSet;
@@ -138,6 +139,14 @@ pub(crate) enum SpecError {
     /// A reference to a secret or config that can't be honoured.
     #[error(transparent)]
     Reference(#[from] references::MalformedReference),
+    /// A template in the spec that no task could expand (Swarm's words).
+    #[error("expanding {field} failed: {reason}")]
+    Template {
+        /// Which field holds it.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Something that Docker has and mesh doesn't serve yet.
     #[error("{feature} not supported by mesh yet: {instead}")]
     NotServed {
@@ -160,6 +169,7 @@ pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     let container = spec.task_template.container_spec.as_ref().ok_or(SpecError::RuntimeMissing)?;
     container_spec(container)?;
     references::check(spec, container)?;
+    templates::check(spec, container)?;
     policies::resources(spec.task_template.resources.as_ref())?;
     policies::placement(spec.task_template.placement.as_ref())?;
     policies::update("update", spec.update_config.as_ref())?;

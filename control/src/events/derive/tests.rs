@@ -114,6 +114,7 @@ fn a_secrets_life_is_told() {
         id: "s1".into(),
         name: "password".to_owned(),
         labels: mesh_state::spec::Labels::new(),
+        templating: None,
         extra: mesh_state::spec::Extra::default(),
         created_at: at,
         updated_at: at,

@@ -6,10 +6,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mesh_state::spec::{PortConfig, Resources};
 use mesh_state::task::Assignment;
+use mesh_state::template::TemplateContext;
 use serde_json::Value;
 
 use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent, none_left};
-use super::template::Context;
+use super::template::expand;
 use super::{PlanError, list};
 use crate::task::bridge::NETWORK_NAME;
 use crate::task::docker::model::{
@@ -22,7 +23,7 @@ pub(super) fn config(
     assignment: &Assignment,
     extras: &ContainerExtras,
     task: &TaskExtras,
-    context: &Context<'_>,
+    context: &TemplateContext,
 ) -> Result<HostConfig, PlanError> {
     let mounts = extras.mounts.iter().map(|given| mount(given, context)).collect::<Result<Vec<_>, _>>()?;
     let hosts = extras.hosts.iter().map(|line| host_entries(line)).collect::<Result<Vec<_>, _>>()?.concat();
@@ -170,7 +171,7 @@ fn selinux_labels(context: &SeLinux) -> Vec<String> {
 }
 
 /// A mount, in the engine's own type; a field that the type would lose is refused.
-fn mount(given: &Value, context: &Context<'_>) -> Result<Mount, PlanError> {
+fn mount(given: &Value, context: &TemplateContext) -> Result<Mount, PlanError> {
     let invalid = |reason: String| PlanError::Invalid { field: "ContainerSpec.Mounts".to_owned(), reason };
     let mut mount: Mount =
         serde_json::from_value(given.clone()).map_err(|error| invalid(error.to_string()))?;
@@ -179,7 +180,7 @@ fn mount(given: &Value, context: &Context<'_>) -> Result<Mount, PlanError> {
         return Err(PlanError::Unsupported(path));
     }
     for text in [&mut mount.source, &mut mount.target].into_iter().flatten() {
-        *text = context.expand("mounts", text)?;
+        *text = expand(context, "mounts", text)?;
     }
     if let Some(volume) = &mut mount.volume_options {
         expand_values(context, volume.labels.as_mut())?;
@@ -189,11 +190,11 @@ fn mount(given: &Value, context: &Context<'_>) -> Result<Mount, PlanError> {
 }
 
 fn expand_values(
-    context: &Context<'_>,
+    context: &TemplateContext,
     values: Option<&mut HashMap<String, String>>,
 ) -> Result<(), PlanError> {
     for value in values.into_iter().flat_map(HashMap::values_mut) {
-        *value = context.expand("mounts", value)?;
+        *value = expand(context, "mounts", value)?;
     }
     Ok(())
 }

@@ -19,16 +19,17 @@ use std::time::Duration;
 use mesh_state::ids::NodeId;
 use mesh_state::spec::{ContainerSpec, HealthConfig};
 use mesh_state::task::{Assignment, Task};
+use mesh_state::template::TemplateContext;
 use thiserror::Error;
 
 use super::bridge::NETWORK_NAME;
+use super::dependencies::expand::PayloadContext;
 use super::dependencies::files::FilePlan;
 use super::docker::model::{
     ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
 };
 use super::transition::stop_grace;
 use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
-use template::Context;
 
 /// Label that tells an agent its own containers from Swarm's: the node they were made for.
 pub const NODE_LABEL: &str = "mesh.node.id";
@@ -57,6 +58,8 @@ pub struct ContainerPlan {
     pub image: String,
     /// Secrets and configs that it finds as files; bound by `body`.
     pub files: Vec<FilePlan>,
+    /// The values for secrets and configs that are templates.
+    pub payload: PayloadContext,
     /// The engine's request.
     pub body: ContainerCreateBody,
 }
@@ -115,7 +118,7 @@ pub fn plan(
     let extras: ContainerExtras = read("ContainerSpec", &spec.extra)?;
     extras.check()?;
     let name = container_name(assignment);
-    let context = Context { assignment, node, task_name: &name };
+    let context = template::context(assignment, node, &name);
     let files = files::plan(spec, &assignment.task.id, files_root)?;
     let mut host_config = host::config(assignment, &extras, &wanted, &context)?;
     if !files.is_empty() {
@@ -124,7 +127,7 @@ pub fn plan(
     let body = ContainerCreateBody {
         image: Some(spec.image.clone()),
         labels: Some(labels(spec, assignment, node, &name)),
-        hostname: text(&context.expand("hostname", &spec.hostname)?),
+        hostname: text(&template::expand(&context, "hostname", &spec.hostname)?),
         env: list(&[expand_env(&context, &spec.env)?, generic_env(&assignment.task)].concat()),
         entrypoint: list(&spec.command),
         cmd: list(&spec.args),
@@ -142,7 +145,8 @@ pub fn plan(
         }),
         ..ContainerCreateBody::default()
     };
-    Ok(ContainerPlan { name, image: spec.image.clone(), files, body })
+    let payload = PayloadContext { context, env: spec.env.clone() };
+    Ok(ContainerPlan { name, image: spec.image.clone(), files, payload, body })
 }
 
 fn labels(
@@ -168,10 +172,10 @@ fn labels(
 }
 
 /// Templates are filled in behind the `=` only, as Swarm does.
-fn expand_env(context: &Context<'_>, env: &[String]) -> Result<Vec<String>, PlanError> {
+fn expand_env(context: &TemplateContext, env: &[String]) -> Result<Vec<String>, PlanError> {
     env.iter()
         .map(|entry| match entry.split_once('=') {
-            Some((key, value)) => Ok(format!("{key}={}", context.expand("env", value)?)),
+            Some((key, value)) => Ok(format!("{key}={}", template::expand(context, "env", value)?)),
             None => Ok(entry.clone()),
         })
         .collect()

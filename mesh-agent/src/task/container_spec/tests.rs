@@ -194,12 +194,16 @@ fn templates_are_filled_in_as_swarm_does() {
     check("Hostname", json!("{{.Service.Name}}-{{.Task.Slot}}"), "/Hostname", json!("web-3"));
     check(
         "Env",
-        json!([r#"T={{index .Service.Labels "tier"}}{{.Service.Labels.none}}"#]),
+        json!([r#"T={{index .Service.Labels "tier"}}{{index .Service.Labels "none"}}"#]),
         "/Env",
         json!(["T=front"]),
     );
+    check("Env", json!(["P={{.Node.Platform}}"]), "/Env", json!(["P={x86_64 linux}"]));
     let template = |env: &str| json!({"ContainerSpec": {"Image": "x", "Env": [env]}});
-    refused(template("A={{.Novel}}"), "expanding env failed: {{.Novel}} is unknown, known are .Service.ID");
+    refused(
+        template("A={{.Novel}}"),
+        "expanding env failed: can't evaluate field Novel: known are .Service.ID",
+    );
     refused(template("A={{.Task.ID"), "expanding env failed");
 }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use mesh_state::dependency::DependencyKind;
+use mesh_state::dependency::{DependencyKind, TemplateDriver};
 use mesh_state::ids::DependencyId;
 use mesh_state::proto;
 use zeroize::Zeroizing;
@@ -35,8 +35,10 @@ impl fmt::Debug for PrivateBytes {
 /// What became of an object that a task refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Here it is.
+    /// The data, as the task's file holds it.
     Data(PrivateBytes),
+    /// A template in Go's language: each task's file holds its own expansion.
+    Template(PrivateBytes),
     /// There is none, for this reason.
     Refused(String),
 }
@@ -56,7 +58,17 @@ impl Delivered {
     /// Reads a message; `None` for one of a kind that this agent doesn't know.
     pub fn read(message: proto::Dependency) -> Option<Self> {
         let found = match message.found? {
-            proto::dependency::Found::Data(data) => Found::Data(PrivateBytes::new(data)),
+            proto::dependency::Found::Data(data) => {
+                let data = PrivateBytes::new(data);
+                match (message.template_driver.as_str(), TemplateDriver::named(&message.template_driver)) {
+                    ("", _) => Found::Data(data),
+                    (_, Some(TemplateDriver::Golang)) => Found::Template(data),
+                    (other, None) => Found::Refused(format!(
+                        "{} {} uses the template driver {other:?}, which this agent doesn't know: upgrade mesh-agent",
+                        message.kind, message.id
+                    )),
+                }
+            }
             proto::dependency::Found::Refusal(reason) => Found::Refused(reason),
         };
         Some(Self { kind: DependencyKind::named(&message.kind)?, id: message.id.into(), found })
@@ -70,11 +82,24 @@ mod tests {
     #[test]
     fn a_message_is_read_and_never_shown() {
         let data = proto::dependency::Found::Data(b"value".to_vec());
-        let message = |kind: &str, found| proto::Dependency { kind: kind.into(), id: "d".into(), found };
+        let message = |kind: &str, found| proto::Dependency {
+            kind: kind.into(),
+            id: "d".into(),
+            found,
+            ..Default::default()
+        };
         let read = Delivered::read(message("secret", Some(data.clone()))).expect("a delivery");
         assert_eq!(read.found, Found::Data(PrivateBytes::new(b"value".to_vec())));
         let shown = format!("{read:?}");
         assert!(shown.contains("5 private bytes") && !shown.contains("118"), "shown as {shown}");
+        let driven = |driver: &str| {
+            let driver = driver.to_owned();
+            let message =
+                proto::Dependency { template_driver: driver, ..message("config", Some(data.clone())) };
+            Delivered::read(message).expect("a delivery").found
+        };
+        assert_eq!(driven("golang"), Found::Template(PrivateBytes::new(b"value".to_vec())));
+        assert!(matches!(driven("later"), Found::Refused(reason) if reason.contains("upgrade mesh-agent")));
         assert_eq!(Delivered::read(message("volume", Some(data))), None, "a kind of a later version");
         assert_eq!(Delivered::read(message("secret", None)), None);
     }

@@ -9,6 +9,7 @@
 //! Left to others: which files a task has and where ([`super::container_spec`]), what is sent (control).
 
 pub mod delivered;
+pub mod expand;
 pub mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,8 @@ use mesh_state::task::{Assignment, TaskState};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use delivered::{Delivered, Found, PrivateBytes};
+use delivered::{Delivered, Found};
+use expand::PayloadContext;
 use files::{FilePlan, TaskFiles};
 
 /// How long a task waits for a delivery before it says so.
@@ -84,12 +86,18 @@ impl Dependencies {
     }
 
     /// Puts a task's files where its container will find them. Safe to drop midway, and to repeat while there is no container.
-    pub(super) async fn place(&self, task: &TaskId, plans: &[FilePlan]) -> Result<(), Missing> {
+    pub(super) async fn place(
+        &self,
+        task: &TaskId,
+        plans: &[FilePlan],
+        payload: &PayloadContext,
+    ) -> Result<(), Missing> {
         if plans.is_empty() {
             return Ok(());
         }
-        let contents = tokio::time::timeout(PATIENCE, self.contents(plans)).await;
-        let contents = contents.map_err(|_| Missing::Waiting(self.awaited(plans)))??;
+        let contents = tokio::time::timeout(PATIENCE, self.delivered(plans)).await;
+        let found = contents.map_err(|_| Missing::Waiting(self.awaited(plans)))??;
+        let contents = expand::contents(plans, &found, payload).map_err(Missing::Refused)?;
         let (files, task, plans) = (self.files.clone(), task.clone(), plans.to_vec());
         let written = tokio::task::spawn_blocking(move || files.write(&task, &plans, &contents)).await;
         match written {
@@ -116,8 +124,8 @@ impl Dependencies {
         }
     }
 
-    /// What goes into the files, in their order, once all of it was delivered.
-    async fn contents(&self, plans: &[FilePlan]) -> Result<Vec<PrivateBytes>, Missing> {
+    /// The objects that the files hold, in the files' order, once all of them were delivered.
+    async fn delivered(&self, plans: &[FilePlan]) -> Result<Vec<Found>, Missing> {
         let mut held = self.held.subscribe();
         let complete = held.wait_for(|held| plans.iter().all(|plan| held.contains_key(&plan.dependency())));
         let Ok(held) = complete.await else {
@@ -126,8 +134,8 @@ impl Dependencies {
         let found = plans.iter().filter_map(|plan| held.get(&plan.dependency()));
         found
             .map(|found| match found {
-                Found::Data(data) => Ok(data.clone()),
                 Found::Refused(reason) => Err(Missing::Refused(reason.clone())),
+                delivered => Ok(delivered.clone()),
             })
             .collect()
     }
@@ -150,6 +158,7 @@ fn needed<'a>(tasks: impl Iterator<Item = (&'a Assignment, TaskState)>) -> BTree
 
 #[cfg(test)]
 mod tests {
+    use super::delivered::PrivateBytes;
     use super::*;
     use crate::task::worker::tests::assignment;
 
@@ -190,15 +199,15 @@ mod tests {
         let wanting = referring("t", "s");
         let tasks = || std::iter::once((&wanting, TaskState::Running));
         let plans = [plan("s")];
-        let contents = dependencies.contents(&plans);
+        let contents = dependencies.delivered(&plans);
         tokio::pin!(contents);
         assert!(futures::poll!(&mut contents).is_pending(), "nothing was delivered");
         dependencies.take(delivery("other", data("x")), tasks());
         assert!(futures::poll!(&mut contents).is_pending(), "something else was delivered");
-        let placed = dependencies.place(&"t".into(), &[plan("s")]).await;
+        let placed = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default()).await;
         assert_eq!(placed, Err(Missing::Waiting("waits for a manager to send secret s".to_owned())));
         dependencies.take(delivery("s", data("x")), tasks());
-        assert_eq!(contents.await, Ok(vec![PrivateBytes::new(b"x".to_vec())]));
+        assert_eq!(contents.await, Ok(vec![data("x")]));
     }
 
     #[tokio::test]
@@ -207,7 +216,7 @@ mod tests {
         let wanting = referring("t", "s");
         let refusal = Found::Refused("secret s was removed".to_owned());
         dependencies.take(delivery("s", refusal), std::iter::once((&wanting, TaskState::Running)));
-        let refused = dependencies.place(&"t".into(), &[plan("s")]).await;
+        let refused = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default()).await;
         assert_eq!(refused, Err(Missing::Refused("secret s was removed".to_owned())));
     }
 
