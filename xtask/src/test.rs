@@ -21,7 +21,7 @@ pub const LAB_VAR: &str = "MESH_LAB";
 const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
 const LAB_NAME: &str = "test";
 /// Cluster tests of what does not depend on who takes the packets, and of applications: they run in the first lab only.
-const CONTROL_PLANE_TESTS: &[&str] = [
+const CONTROL_PLANE_TESTS: &[&str] = &[
     "admission",
     "applications",
     "docker_cli",
