@@ -95,8 +95,12 @@ impl World {
         }
     }
 
+    /// A spec version is written once, with the write of the spec.
     fn write_service(&mut self, value: &Service) {
-        self.put(keys::spec(&value.id, value.spec_version), &value.spec);
+        let known = self.snapshot.specs.get(&(value.id.clone(), value.spec_version));
+        if known.is_none_or(|known| known.value != value.spec) {
+            self.put(keys::spec(&value.id, value.spec_version), &value.spec);
+        }
         self.put(keys::service(&value.id), value);
     }
 

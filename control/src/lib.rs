@@ -37,6 +37,7 @@ pub mod dependencies;
 pub mod seal;
 
 pub mod context;
+mod docker_json;
 pub mod logs;
 pub mod mesh_table;
 pub mod node_service;

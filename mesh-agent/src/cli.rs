@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
+use mesh_state::node::TUNNEL_PORT;
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves its docker.sock.
 #[derive(Debug, Parser)]
@@ -75,7 +76,7 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
     /// UDP port of the tunnel between nodes, the same on all of them.
-    #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = 4799, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = TUNNEL_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub vxlan_port: u16,
     /// Connections that kernel programs remember; holds for tables that are made anew.
     #[arg(long, env = "MESH_FLOWS_MAX", value_name = "COUNT", default_value_t = names::ESTABLISHED_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]

@@ -251,6 +251,30 @@ fn a_manager_answers_for_the_swarm() {
         let local = served.docker(&["network", "create", name]);
         assert!(local.status.success(), "docker network create: {}", stderr(&local));
     }
+    for arguments in [["create", "ingress"].as_slice(), &["create", "-d", "overlay", "local"]] {
+        let clash = served.docker(&[&["network"], arguments].concat());
+        let taken = format!("network with name {} already exists", arguments[arguments.len() - 1]);
+        assert!(stderr(&clash).contains(&taken), "network {arguments:?}: {}", stderr(&clash));
+    }
+    // What the engine's own socket lets through is told apart by nobody, so nobody's network is removed.
+    let beside = |arguments: &[&str]| assert!(docker(&engine.socket(), arguments, "").status.success());
+    beside(&["network", "create", "ingress"]);
+    for verb in ["inspect", "rm"] {
+        let said = stderr(&served.docker(&["network", verb, "ingress"]));
+        let expected = "network ingress is ambiguous (2 matches found based on name)";
+        assert!(said.contains(expected), "docker network {verb}: {said}");
+    }
+    beside(&["network", "rm", "ingress"]);
+    beside(&["create", "--name", "still", "busybox", "true"]);
+    for (network, expected) in
+        [("ingress", "not manually attachable"), ("nosuch", "network nosuch not found")]
+    {
+        let said = stderr(&served.docker(&["network", "connect", network, "still"]));
+        assert!(said.contains(expected), "docker network connect {network}: {said}");
+    }
+    let connected = served.docker(&["network", "connect", "local", "still"]);
+    assert!(connected.status.success(), "docker network connect local: {}", stderr(&connected));
+    beside(&["rm", "still"]);
     assert!(served.docker(&["network", "rm", "local"]).status.success());
     assert!(served.docker(&["network", "create", "--label", "mesh.network=", "ours"]).status.success());
     let pruned = stdout(&served.docker(&["network", "prune", "--force"]));

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use zeroize::Zeroize as _;
 
 use super::error::ApiError;
-use super::go_json::{self, Shape};
 use super::version;
+use crate::docker_json::{Shape, respell};
 
 /// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one transaction of at most
 /// 1.2 MB: a quarter of that is left to one spec.
@@ -35,7 +35,7 @@ const DRAINED_MAX: usize = 16 * 1024 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For bodies that have no words of their own.
-const UNCHECKED: fn(&Value) -> Result<(), String> = |_| Ok(());
+const UNCHECKED: fn(&Value) -> Result<(), ApiError> = |_| Ok(());
 
 /// Takes a request's body in before anything is answered: a client that is answered while it still writes sees a broken pipe
 /// instead of the answer.
@@ -89,7 +89,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Sha
 pub(crate) async fn read_checked_json<T: DeserializeOwned>(
     request: Request,
     shape: &Shape,
-    check: fn(&Value) -> Result<(), String>,
+    check: fn(&Value) -> Result<(), ApiError>,
 ) -> Result<T, ApiError> {
     parse(&take_json(request).await?, shape, check)
 }
@@ -130,7 +130,7 @@ fn foreign_content_type(request: &Request) -> Option<String> {
 fn parse<T: DeserializeOwned>(
     bytes: &[u8],
     shape: &Shape,
-    check: fn(&Value) -> Result<(), String>,
+    check: fn(&Value) -> Result<(), ApiError>,
 ) -> Result<T, ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::BadRequest("invalid JSON: got EOF while reading request body".to_owned()));
@@ -140,8 +140,8 @@ fn parse<T: DeserializeOwned>(
     if !value.is_object() {
         return Err(ApiError::BadRequest("invalid JSON: expected an object".to_owned()));
     }
-    go_json::normalise(&mut value, shape);
-    check(&value).map_err(ApiError::BadRequest)?;
+    respell::normalise(&mut value, shape);
+    check(&value)?;
     serde_path_to_error::deserialize(value)
         .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {}: {}", error.path(), error.inner())))
 }
@@ -186,8 +186,8 @@ impl<S: Sync> FromRequestParts<S> for Params {
 mod tests {
     use mesh_state::spec::ServiceSpec;
 
-    use super::super::shapes::SERVICE_SPEC;
     use super::*;
+    use crate::docker_json::shapes::SERVICE_SPEC;
 
     #[test]
     fn what_is_not_a_spec_is_refused_with_its_place() {

@@ -1,6 +1,7 @@
 //! What the API answers when it can't do what was asked: one error, one status, Docker's `{"message": …}`.
 //!
-//! Invariant: [`ApiError::status`] is the only place where a refusal gets its HTTP status.
+//! Invariants: [`ApiError::status`] is the only place where a refusal gets its HTTP status; what Swarm's manager says, the client gets to
+//! read as Swarm's engine passes it on, with the gRPC code in front ([`ApiError::code`]): some clients match whole messages.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -47,6 +48,33 @@ impl std::fmt::Display for Kind {
     }
 }
 
+/// gRPC's codes, as they stand in front of what Swarm's manager says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The request can't be right, whatever the cluster's state.
+    InvalidArgument,
+    /// There is one already.
+    AlreadyExists,
+    /// Not in this state.
+    FailedPrecondition,
+    /// Nobody does that.
+    Unimplemented,
+    /// An error without a code.
+    Unknown,
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::InvalidArgument => "InvalidArgument",
+            Self::AlreadyExists => "AlreadyExists",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::Unimplemented => "Unimplemented",
+            Self::Unknown => "Unknown",
+        })
+    }
+}
+
 /// Why a request was refused or failed.
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
@@ -59,7 +87,7 @@ pub(crate) enum ApiError {
         query: String,
     },
     /// The name or id prefix is not unique.
-    #[error("{kind} {query} is ambiguous ({matches} matches found)")]
+    #[error("{kind} {query} is ambiguous ({matches} matches found{})", basis(*.kind, *.by_name))]
     Ambiguous {
         /// What was looked for.
         kind: Kind,
@@ -67,6 +95,8 @@ pub(crate) enum ApiError {
         query: String,
         /// Objects that match.
         matches: usize,
+        /// Whether they share the name, rather than the beginning of their ids.
+        by_name: bool,
     },
     /// The name belongs to another object.
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
@@ -96,6 +126,15 @@ pub(crate) enum ApiError {
     /// The request itself can't be read.
     #[error("{0}")]
     BadRequest(String),
+    /// Swarm's manager would not take it.
+    #[error("{0}")]
+    Invalid(String),
+    /// It is not allowed, whoever asks.
+    #[error("{0}")]
+    Forbidden(String),
+    /// There is one already, and there can be one only.
+    #[error("{0}")]
+    AlreadyExists(String),
     /// The operation doesn't fit the object's present state.
     #[error("{0}")]
     Precondition(String),
@@ -114,7 +153,10 @@ pub(crate) enum ApiError {
     /// The object was written since the client read it.
     #[error("update out of sequence")]
     OutOfSequence,
-    /// Swarm doesn't serve it either, or mesh doesn't yet.
+    /// Swarm doesn't serve it either.
+    #[error("{0}")]
+    Unimplemented(&'static str),
+    /// mesh doesn't serve it, or not yet.
     #[error("{0}")]
     NotImplemented(String),
     /// No such path.
@@ -186,10 +228,14 @@ impl ApiError {
             | Self::Port(_)
             | Self::Reference(_)
             | Self::BadRequest(_)
+            | Self::Invalid(_)
             | Self::Precondition(_) => StatusCode::BAD_REQUEST,
-            Self::NameTaken { .. } | Self::Exists { .. } | Self::Contended | Self::Conflict(_) => {
-                StatusCode::CONFLICT
-            }
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NameTaken { .. }
+            | Self::Exists { .. }
+            | Self::AlreadyExists(_)
+            | Self::Contended
+            | Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Spec(error) => match error {
                 SpecError::Constraint(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 SpecError::NotServed { .. } => StatusCode::NOT_IMPLEMENTED,
@@ -199,12 +245,60 @@ impl ApiError {
             Self::OutOfSequence | Self::Encode(_) | Self::Seal(_) | Self::Unseal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Unimplemented(_) | Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Disconnected | Self::Store(_) | Self::NoCluster | Self::Unavailable(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }
+    }
+}
+
+impl ApiError {
+    /// The code under which Swarm's manager says it; none for what its engine says by itself, and for mesh's own words.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match self {
+            Self::NameTaken { .. } | Self::Exists { .. } | Self::AlreadyExists(_) => {
+                Some(Code::AlreadyExists)
+            }
+            Self::Invalid(_) | Self::Reference(_) | Self::Port(_) => Some(Code::InvalidArgument),
+            Self::Spec(error) => code_of_spec(error),
+            Self::Precondition(_) => Some(Code::FailedPrecondition),
+            Self::Unimplemented(_) => Some(Code::Unimplemented),
+            Self::OutOfSequence => Some(Code::Unknown),
+            _ => None,
+        }
+    }
+
+    /// What the client gets to read.
+    pub(crate) fn message(&self) -> String {
+        match self.code() {
+            Some(code) => format!("rpc error: code = {code} desc = {self}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+fn code_of_spec(error: &SpecError) -> Option<Code> {
+    match error {
+        SpecError::Constraint(_) => Some(Code::Unknown),
+        // The engine reads these words before it asks its manager.
+        SpecError::RuntimeMissing | SpecError::Modes | SpecError::Mode | SpecError::EndpointMode(_) => None,
+        // mesh's own words.
+        SpecError::Label(_)
+        | SpecError::ProxiedUdp(_)
+        | SpecError::SlotOfGlobal(_)
+        | SpecError::NotServed { .. } => None,
+        _ => Some(Code::InvalidArgument),
+    }
+}
+
+/// Of networks it is told what the matches have in common.
+fn basis(kind: Kind, by_name: bool) -> &'static str {
+    match (kind, by_name) {
+        (Kind::Network, true) => " based on name",
+        (Kind::Network, false) => " based on ID prefix",
+        _ => "",
     }
 }
 
@@ -219,6 +313,42 @@ impl IntoResponse for ApiError {
         if status.is_server_error() {
             tracing::warn!(%status, error = %self, "answer a request with an error");
         }
-        (status, Json(Message { message: self.to_string() })).into_response()
+        (status, Json(Message { message: self.message() })).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_swarms_manager_says_comes_with_its_code() {
+        let taken = ApiError::Exists { kind: Kind::Secret, name: "s1".to_owned() };
+        assert_eq!(taken.message(), "rpc error: code = AlreadyExists desc = secret s1 already exists");
+        assert_eq!(
+            ApiError::OutOfSequence.message(),
+            "rpc error: code = Unknown desc = update out of sequence"
+        );
+        let spec = |error: SpecError| ApiError::Spec(error).message();
+        assert_eq!(
+            spec(SpecError::NameNotDns),
+            "rpc error: code = InvalidArgument desc = name must be valid as a DNS name component"
+        );
+        assert_eq!(spec(SpecError::RuntimeMissing), "mismatched Runtime and *Spec fields");
+        let missing = ApiError::NotFound { kind: Kind::Service, query: "x".to_owned() };
+        assert_eq!(missing.message(), "service x not found", "the engine's own words");
+    }
+
+    #[test]
+    fn of_networks_it_is_told_what_the_matches_share() {
+        let ambiguous = |kind, by_name| {
+            ApiError::Ambiguous { kind, query: "x".to_owned(), matches: 2, by_name }.to_string()
+        };
+        assert_eq!(ambiguous(Kind::Network, true), "network x is ambiguous (2 matches found based on name)");
+        assert_eq!(
+            ambiguous(Kind::Network, false),
+            "network x is ambiguous (2 matches found based on ID prefix)"
+        );
+        assert_eq!(ambiguous(Kind::Node, true), "node x is ambiguous (2 matches found)");
     }
 }

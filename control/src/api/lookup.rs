@@ -20,16 +20,16 @@ pub(crate) fn find<'a, T>(
     if let Some(object) = objects.clone().find(|object| id_of(object) == query) {
         return Ok(object);
     }
-    let only = |mut matching: Vec<&'a T>| match matching.len() {
+    let only = |mut matching: Vec<&'a T>, by_name| match matching.len() {
         0 => Ok(None),
         1 => Ok(matching.pop()),
-        matches => Err(ApiError::Ambiguous { kind, query: query.to_owned(), matches }),
+        matches => Err(ApiError::Ambiguous { kind, query: query.to_owned(), matches, by_name }),
     };
-    let named = only(objects.clone().filter(|object| name_of(object) == query).collect())?;
+    let named = only(objects.clone().filter(|object| name_of(object) == query).collect(), true)?;
     if let Some(object) = named {
         return Ok(object);
     }
-    only(objects.filter(|object| id_of(object).starts_with(query)).collect())?.ok_or_else(not_found)
+    only(objects.filter(|object| id_of(object).starts_with(query)).collect(), false)?.ok_or_else(not_found)
 }
 
 #[cfg(test)]

@@ -34,11 +34,10 @@ mod dto;
 mod access;
 mod body;
 pub(crate) mod filters;
-mod go_json;
 mod lookup;
 mod moment;
 mod names;
-mod shapes;
+mod unknown;
 mod validate;
 
 use axum::Router;

@@ -15,8 +15,9 @@ use super::body::{Params, read_checked_json};
 use super::dto::runs_manager;
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
-use super::{dto, lookup, shapes, validate};
+use super::{dto, lookup, validate};
 use crate::context::ApiContext;
+use crate::docker_json::shapes;
 use crate::snapshot::{ClusterSnapshot, Stored, Versioned};
 
 const KNOWN_FILTERS: [&str; 6] = ["name", "id", "label", "node.label", "role", "membership"];

@@ -15,8 +15,9 @@ use zeroize::Zeroizing;
 use super::body::{Params, read_json};
 use super::error::ApiError;
 use super::swarm_spec::{Rotation, SwarmSpec, change};
-use super::{access, dto, shapes};
+use super::{access, dto};
 use crate::context::{ApiContext, MANAGER_TOKEN, WORKER_TOKEN};
+use crate::docker_json::shapes;
 
 /// `GET /swarm`
 pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dto::SwarmObject>, ApiError> {

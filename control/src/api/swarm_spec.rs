@@ -3,7 +3,7 @@
 //! Invariant: a client posts back the whole spec that it read, so what is as it is passes, whatever mesh makes of it.
 
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns};
+use mesh_state::cluster::{Cluster, Sealed};
 use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op};
 use mesh_state::{codec, keys};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::access::Transaction;
-use super::dto::CERTIFICATE_EXPIRY;
+use super::dto::{CERTIFICATE_EXPIRY, RAFT};
 use super::error::ApiError;
 use crate::snapshot::Versioned;
 
@@ -44,8 +44,26 @@ struct Orchestration {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Raft {
-    snapshot_interval: Option<u64>,
-    keep_old_snapshots: Option<u64>,
+    snapshot_interval: u64,
+    keep_old_snapshots: u64,
+    log_entries_for_slow_followers: u64,
+    election_tick: u64,
+    heartbeat_tick: u64,
+}
+
+impl Raft {
+    /// Whether it asks for other settings than those that are shown. Zero leaves a setting as it is.
+    fn differs(&self) -> bool {
+        [
+            (self.snapshot_interval, RAFT.snapshot_interval),
+            (self.keep_old_snapshots, RAFT.keep_old_snapshots),
+            (self.log_entries_for_slow_followers, RAFT.log_entries_for_slow_followers),
+            (self.election_tick, RAFT.election_tick),
+            (self.heartbeat_tick, RAFT.heartbeat_tick),
+        ]
+        .into_iter()
+        .any(|(asked, shown)| asked != 0 && asked != shown)
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -106,8 +124,13 @@ pub(crate) fn change(
             ApiError::BadRequest(format!("the task history retention limit can't be {limit}: use 0 or more"))
         })?;
     }
-    cluster.heartbeat_period_ns = heartbeat_period(spec.dispatcher.heartbeat_period)?;
-    cluster.labels = spec.labels.clone().unwrap_or_default();
+    // What is left out stays as it is, as in Swarm.
+    if let Some(period) = heartbeat_period(spec.dispatcher.heartbeat_period)? {
+        cluster.heartbeat_period_ns = period;
+    }
+    if let Some(labels) = &spec.labels {
+        cluster.labels.clone_from(labels);
+    }
     cluster.worker_token = rotation.worker.unwrap_or(cluster.worker_token);
     cluster.manager_token = rotation.manager.unwrap_or(cluster.manager_token);
     cluster.updated_at = Some(now);
@@ -117,21 +140,21 @@ pub(crate) fn change(
     })
 }
 
-fn heartbeat_period(asked: Option<i64>) -> Result<u64, ApiError> {
+fn heartbeat_period(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
     let Ok(period) = u64::try_from(asked.unwrap_or_default()) else {
         let message = "heartbeat time period cannot be a negative duration";
-        return Err(ApiError::BadRequest(message.to_owned()));
+        return Err(ApiError::Invalid(message.to_owned()));
     };
     match period {
-        0 => Ok(heartbeat_period_ns()),
-        HEARTBEAT_PERIOD_MIN_NS.. => Ok(period),
+        0 => Ok(None),
+        HEARTBEAT_PERIOD_MIN_NS.. => Ok(Some(period)),
         _ => Err(ApiError::BadRequest("the heartbeat period must be 1s or longer".to_owned())),
     }
 }
 
 fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
     if !matches!(spec.name.as_str(), "" | NAME) {
-        return Err(ApiError::BadRequest("modification of cluster name is not allowed".to_owned()));
+        return Err(ApiError::BadRequest(format!("swarm spec must be named \"{NAME}\"")));
     }
     let ca = &spec.ca_config;
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
@@ -139,10 +162,11 @@ fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
     let other_expiry = expiry != 0 && u64::try_from(expiry) != Ok(CERTIFICATE_EXPIRY);
     let rotates_ca =
         ca.force_rotate.unwrap_or_default() > 0 || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key);
-    let raft = spec.raft.snapshot_interval.unwrap_or_default() > 0
-        || spec.raft.keep_old_snapshots.unwrap_or_default() > 0;
     let refusals = [
-        (raft, "mesh keeps no raft log of its own: set --snapshot-count and --max-snapshots of etcd"),
+        (
+            spec.raft.differs(),
+            "mesh keeps no raft log of its own: set --snapshot-count and --max-snapshots of etcd",
+        ),
         (
             other_expiry,
             "a node's certificate is good for 90 days with mesh: leave --cert-expiry at 2160h0m0s",
@@ -193,7 +217,7 @@ mod tests {
         let spec = json!({
             "Name": "default", "Labels": {"site": "a"},
             "Orchestration": {"TaskHistoryRetentionLimit": 2}, "Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64},
-            "CAConfig": {"NodeCertExpiry": CERTIFICATE_EXPIRY}, "Raft": {"SnapshotInterval": 0, "ElectionTick": 3},
+            "CAConfig": {"NodeCertExpiry": CERTIFICATE_EXPIRY}, "Raft": {"SnapshotInterval": 10_000, "ElectionTick": 10, "HeartbeatTick": 0},
         });
         let fresh = Sealed("fresh".to_owned());
         let rotation = Rotation { worker: Some(fresh.clone()), manager: None };
@@ -202,19 +226,32 @@ mod tests {
         assert_eq!(cluster.labels["site"], "a");
         let before = &world.snapshot.cluster.as_ref().unwrap().value;
         assert_eq!((&cluster.worker_token, &cluster.manager_token), (&fresh, &before.manager_token));
+    }
+
+    #[test]
+    fn what_is_left_out_stays_as_it_is() {
+        let mut world = World::with_nodes([]);
+        let mut before = world.snapshot.cluster.as_ref().unwrap().value.clone();
+        before.heartbeat_period_ns = 7_000_000_000;
+        before.labels.insert("site".to_owned(), "a".to_owned());
+        world.put_cluster(&before);
         let kept = changed(&world, &json!({}), Rotation::default()).unwrap();
-        assert_eq!((kept.task_history_limit, kept.heartbeat_period_ns), (5, 5_000_000_000));
+        assert_eq!((kept.task_history_limit, kept.heartbeat_period_ns), (5, 7_000_000_000));
+        assert_eq!(kept.labels, before.labels);
+        let cleared = changed(&world, &json!({"Labels": {}}), Rotation::default()).unwrap();
+        assert!(cleared.labels.is_empty(), "left: {:?}", cleared.labels);
     }
 
     #[test]
     fn what_cant_be_done_is_refused_by_name() {
         let world = World::with_nodes([]);
         for (spec, expected) in [
-            (json!({"Name": "other"}), "modification of cluster name"),
+            (json!({"Name": "other"}), "must be named \"default\""),
             (json!({"Orchestration": {"TaskHistoryRetentionLimit": -1}}), "can't be -1"),
             (json!({"Dispatcher": {"HeartbeatPeriod": -5}}), "negative duration"),
             (json!({"Dispatcher": {"HeartbeatPeriod": 5}}), "1s or longer"),
             (json!({"Raft": {"SnapshotInterval": 100}}), "no raft log"),
+            (json!({"Raft": {"ElectionTick": 3}}), "no raft log"),
             (json!({"CAConfig": {"NodeCertExpiry": 3_600_000_000_000_u64}}), "90 days"),
             (json!({"CAConfig": {"ForceRotate": 1}}), "rotating the CA"),
             (json!({"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}), "external CAs"),

@@ -13,6 +13,7 @@ use mesh_state::proto;
 use mesh_state::spec::{PortConfig, PublishMode, ServiceSpec};
 use mesh_state::task::{Assignment, Drain, RegistryAuth, Task, TaskState};
 
+use crate::docker_json::{meaning, shapes};
 use crate::drain;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
@@ -47,7 +48,7 @@ pub fn tell(
             let sealed = service.and_then(|service| service.registry_auth.as_ref());
             assignment.registry_auth =
                 sealed.filter(|_| assignment.task.desired_state <= TaskState::Running).and_then(open);
-            let assignment_json = serde_json::to_string(&assignment)?;
+            let assignment_json = written(&assignment)?;
             set.push(proto::Assignment { task_id: task.id.to_string(), assignment_json });
         }
     }
@@ -56,6 +57,16 @@ pub fn tell(
     told.tasks = Some(now);
     let news = full || !set.is_empty() || !removed_task_ids.is_empty();
     Ok(news.then_some(proto::Assignments { full, set, removed_task_ids }))
+}
+
+/// An assignment as it is sent: without fields of the spec that Docker has not. They change nothing, and an agent refuses what it doesn't
+/// know.
+fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
+    let mut value = serde_json::to_value(assignment)?;
+    if let Some(spec) = value.get_mut("spec") {
+        meaning::keep_known(spec, &shapes::TASK_SPEC);
+    }
+    serde_json::to_string(&value)
 }
 
 fn assignment(
@@ -187,6 +198,9 @@ mod tests {
         host.publish_mode = PublishMode::Host;
         web.spec.endpoint_spec.get_or_insert_default().ports = vec![ingress(80, 80), host.clone()];
         web.spec.labels.insert("k".to_owned(), "v".to_owned());
+        let container = web.spec.task_template.container_spec.get_or_insert_default();
+        container.extra.insert("Extra".to_owned(), 1.into());
+        container.extra.insert("Init".to_owned(), true.into());
         world.put_service(&web);
         assign(&mut world, "t1", 1, "a", TaskState::Running);
         let message = tell(&mut Told::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
@@ -194,6 +208,12 @@ mod tests {
         assert_eq!((assignment.name.as_str(), assignment.service_name.as_str()), ("web.1", "web"));
         assert_eq!(assignment.host_ports, [host]);
         assert_eq!(assignment.service_labels.get("k").map(String::as_str), Some("v"));
-        assert_eq!(assignment.spec.container_spec.map(|container| container.image).as_deref(), Some("nginx"));
+        let container = assignment.spec.container_spec.unwrap();
+        assert_eq!(container.image, "nginx");
+        assert_eq!(
+            container.extra.keys().collect::<Vec<_>>(),
+            ["Init"],
+            "a field that Docker has not is not told"
+        );
     }
 }

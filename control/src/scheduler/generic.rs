@@ -1,26 +1,44 @@
 //! Generic resources of a node: what is free, and who gets which.
 //!
-//! Invariants: a kind that a node names one by one is given by name, each to one task at a time; a kind that it counts is given by number.
+//! Invariants: a kind that a node names one by one is given by name, each to one task at a time; a kind that it counts is given by number. A
+//! task that asks for one by its name gets that one, or waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_state::spec::{GenericResource, Resources};
 
-/// How many of each kind a task wants.
-pub type Wanted = BTreeMap<String, i64>;
+/// What a task wants, by kind.
+pub type Wanted = BTreeMap<String, OfKind>;
+
+/// What a task wants of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OfKind {
+    /// These, whatever else.
+    names: BTreeSet<String>,
+    /// And so many more.
+    count: i64,
+}
+
+impl OfKind {
+    fn total(&self) -> i64 {
+        self.count.saturating_add(i64::try_from(self.names.len()).unwrap_or(i64::MAX))
+    }
+}
 
 /// What tasks with these resources want.
 pub fn wanted(resources: Option<&Resources>) -> Wanted {
     let reservations = resources.and_then(|resources| resources.reservations.as_ref());
     let mut wanted = Wanted::new();
     for resource in reservations.into_iter().flat_map(|reserved| &reserved.generic_resources) {
-        let count = match resource {
-            GenericResource::Discrete(resource) => resource.value,
-            GenericResource::Named(_) => 1,
-        };
-        *wanted.entry(resource.kind().to_owned()).or_default() += count;
+        let of_kind = wanted.entry(resource.kind().to_owned()).or_default();
+        match resource {
+            GenericResource::Discrete(resource) => {
+                of_kind.count = of_kind.count.saturating_add(resource.value.max(0));
+            }
+            GenericResource::Named(resource) => drop(of_kind.names.insert(resource.value.clone())),
+        }
     }
-    wanted.retain(|_, count| *count > 0);
+    wanted.retain(|_, of_kind| of_kind.total() > 0);
     wanted
 }
 
@@ -50,10 +68,9 @@ impl Free {
 
     /// Whether there is enough of every kind.
     pub fn has(&self, wanted: &Wanted) -> bool {
-        wanted.iter().all(|(kind, count)| {
-            let named =
-                self.named.get(kind).map_or(0, |names| i64::try_from(names.len()).unwrap_or(i64::MAX));
-            self.counted.get(kind).copied().unwrap_or_default().max(named) >= *count
+        wanted.iter().all(|(kind, wanted)| {
+            let counted = self.counted.get(kind).copied().unwrap_or_default();
+            self.gives_by_name(kind, wanted) || (wanted.names.is_empty() && counted >= wanted.count)
         })
     }
 
@@ -73,20 +90,26 @@ impl Free {
         }
     }
 
+    /// Whether the node names enough of a kind, those asked for by name among them.
+    fn gives_by_name(&self, kind: &str, wanted: &OfKind) -> bool {
+        self.named.get(kind).is_some_and(|free| {
+            wanted.names.is_subset(free) && i64::try_from(free.len()).is_ok_and(|have| have >= wanted.total())
+        })
+    }
+
     /// What a task that wants this is given, if there is enough.
     pub fn choose(&self, wanted: &Wanted) -> Vec<GenericResource> {
         let mut given = Vec::new();
-        for (kind, count) in wanted {
-            match self
-                .named
-                .get(kind)
-                .filter(|names| i64::try_from(names.len()).is_ok_and(|have| have >= *count))
-            {
-                Some(names) => {
-                    let count = usize::try_from(*count).unwrap_or_default();
-                    given.extend(names.iter().take(count).map(|name| GenericResource::named(kind, name)));
+        for (kind, wanted) in wanted {
+            match self.named.get(kind).filter(|_| self.gives_by_name(kind, wanted)) {
+                Some(free) => {
+                    let count = usize::try_from(wanted.count).unwrap_or_default();
+                    let others = free.difference(&wanted.names).take(count);
+                    given.extend(
+                        wanted.names.iter().chain(others).map(|name| GenericResource::named(kind, name)),
+                    );
                 }
-                None => given.push(GenericResource::discrete(kind, *count)),
+                None => given.push(GenericResource::discrete(kind, wanted.count)),
             }
         }
         given
@@ -95,10 +118,35 @@ impl Free {
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::spec::ResourceReservations;
+
     use super::*;
 
     fn wants(kind: &str, count: i64) -> Wanted {
-        BTreeMap::from([(kind.to_owned(), count)])
+        BTreeMap::from([(kind.to_owned(), OfKind { names: BTreeSet::new(), count })])
+    }
+
+    #[test]
+    fn one_asked_for_by_name_is_that_one_or_none() {
+        let has = ["a", "b", "c"].map(|name| GenericResource::named("gpu", name));
+        let mut free = Free::all(&[has.as_slice(), &[GenericResource::discrete("ssd", 3)]].concat());
+        let asked = |resources: &[GenericResource]| {
+            let reservations = ResourceReservations {
+                generic_resources: resources.to_vec(),
+                ..ResourceReservations::default()
+            };
+            wanted(Some(&Resources { reservations: Some(reservations), ..Resources::default() }))
+        };
+        let b = asked(&[GenericResource::named("gpu", "b")]);
+        assert_eq!(free.choose(&b), [GenericResource::named("gpu", "b")]);
+        let b_and_another = asked(&[GenericResource::discrete("gpu", 1), GenericResource::named("gpu", "b")]);
+        assert!(free.has(&b_and_another));
+        let given = free.choose(&b_and_another);
+        assert_eq!(given, [GenericResource::named("gpu", "b"), GenericResource::named("gpu", "a")]);
+        free.take(&given);
+        assert!(!free.has(&b), "another task has it");
+        assert!(!free.has(&asked(&[GenericResource::named("gpu", "z")])), "no such one");
+        assert!(!free.has(&asked(&[GenericResource::named("ssd", "a")])), "a counted kind has no names");
     }
 
     #[test]

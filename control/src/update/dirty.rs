@@ -1,15 +1,19 @@
 //! Whether a task still matches its service's spec.
 //!
-//! Invariants: what doesn't change a task's container or its ports makes nothing dirty: labels, scale, update settings. A change of
-//! constraints alone spares the tasks whose nodes meet the new ones.
+//! Invariants: specs are compared by what they mean, never by how they are written (`docker_json`). What doesn't change a task's container
+//! or its ports makes nothing dirty: labels, scale, update settings. A change of constraints alone spares the tasks whose nodes meet the
+//! new ones.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use mesh_state::service::Service;
-use mesh_state::spec::{ServiceSpec, TaskSpec};
+use mesh_state::spec::ServiceSpec;
 use mesh_state::task::Task;
+use serde_json::{Map, Value};
 
+use crate::docker_json::meaning;
+use crate::docker_json::shapes::{ENDPOINT_SPEC, NETWORK_ATTACHMENTS, TASK_SPEC};
 use crate::scheduler::suits::Suits;
 use crate::snapshot::ClusterSnapshot;
 
@@ -63,27 +67,62 @@ impl<'a> Dirt<'a> {
     }
 }
 
-fn difference(old: &ServiceSpec, new: &ServiceSpec) -> Difference {
-    if old.endpoint_spec != new.endpoint_spec {
-        Difference::Template
-    } else if old.task_template == new.task_template {
-        Difference::Nothing
-    } else if without_constraints(&old.task_template) == without_constraints(&new.task_template) {
-        Difference::Constraints
-    } else {
-        Difference::Template
-    }
+/// Whether tasks of the spec `old` are to be replaced under the spec `new`, wherever they are.
+pub(crate) fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    difference(old, new) != Difference::Nothing
 }
 
-fn without_constraints(template: &TaskSpec) -> TaskSpec {
-    let mut bare = template.clone();
-    bare.placement.get_or_insert_default().constraints.clear();
-    bare
+fn difference(old: &ServiceSpec, new: &ServiceSpec) -> Difference {
+    if old == new {
+        return Difference::Nothing;
+    }
+    // What can't be compared is taken for different.
+    let (Ok(mut old), Ok(mut new)) = (Meant::by(old), Meant::by(new)) else { return Difference::Template };
+    if old == new {
+        return Difference::Nothing;
+    }
+    old.forget_constraints();
+    new.forget_constraints();
+    if old == new { Difference::Constraints } else { Difference::Template }
+}
+
+/// What a spec means to its tasks.
+#[derive(Debug, PartialEq)]
+struct Meant {
+    template: Map<String, Value>,
+    endpoint: Option<Value>,
+}
+
+impl Meant {
+    fn by(spec: &ServiceSpec) -> Result<Self, serde_json::Error> {
+        let template = meaning::of(&spec.task_template, &TASK_SPEC)?;
+        let mut template = match template {
+            Some(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        // Older clients name a service's networks beside the template.
+        if !template.contains_key("Networks")
+            && let Some(networks) = meaning::of(&spec.extra.get("Networks"), &NETWORK_ATTACHMENTS)?
+        {
+            template.insert("Networks".to_owned(), networks);
+        }
+        Ok(Self { template, endpoint: meaning::of(&spec.endpoint_spec, &ENDPOINT_SPEC)? })
+    }
+
+    fn forget_constraints(&mut self) {
+        if let Some(Value::Object(placement)) = self.template.get_mut("Placement") {
+            placement.remove("Constraints");
+            if placement.is_empty() {
+                self.template.remove("Placement");
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::spec::UpdateConfig;
+    use mesh_state::spec::{EndpointSpec, Resources, UpdateConfig};
+    use serde_json::json;
 
     use super::*;
     use crate::fixtures::{World, ingress, node, service, task};
@@ -115,6 +154,36 @@ mod tests {
             dirty_after(|spec| spec.endpoint_spec.get_or_insert_default().ports.push(ingress(80, 80))),
             "a port"
         );
+    }
+
+    #[test]
+    fn another_way_of_writing_the_same_makes_nothing_dirty() {
+        let container = |name: &'static str, value: Value| {
+            move |spec: &mut ServiceSpec| {
+                let container = spec.task_template.container_spec.get_or_insert_default();
+                container.extra.insert(name.to_owned(), value);
+            }
+        };
+        for (name, value) in [
+            ("TTY", json!(false)),
+            ("ReadOnly", json!(false)),
+            ("OpenStdin", json!(false)),
+            ("Mounts", Value::Null),
+            ("DNSConfig", json!({})),
+            ("Isolation", json!("default")),
+            ("Extra", json!(1)),
+        ] {
+            assert!(!dirty_after(container(name, value.clone())), "{name} = {value}");
+        }
+        assert!(dirty_after(container("TTY", json!(true))));
+        assert!(dirty_after(container("Init", json!(false))), "not the engine's choice any more");
+        assert!(!dirty_after(|spec| spec.task_template.resources = Some(Resources::default())));
+        assert!(!dirty_after(|spec| spec.endpoint_spec = Some(EndpointSpec::default())));
+        assert!(!dirty_after(|spec| drop(spec.extra.insert("Networks".to_owned(), json!([])))));
+        let beside = |spec: &mut ServiceSpec| {
+            spec.extra.insert("Networks".to_owned(), json!([{"Target": "n"}]));
+        };
+        assert!(dirty_after(beside), "a network named beside the template");
     }
 
     #[test]

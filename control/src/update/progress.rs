@@ -1,7 +1,8 @@
 //! Where each slot of a service stands in an update, read from its tasks.
 //!
-//! Invariant: the first task in a slot that was made from the current spec version is the one that the update is judged by; later ones
-//! are the restart policy's.
+//! Invariants: the first task in a slot that was made from the current spec version is the one that the update is judged by; later ones
+//! are the restart policy's. Of a slot that never had another task that is so only if no slot had one: then the update came before the
+//! service's first tasks. Else the slot is a larger scale's.
 
 use std::time::Duration;
 
@@ -68,7 +69,7 @@ pub fn steps<'a>(
     settings: &Settings,
 ) -> Vec<Step<'a>> {
     let dirt = Dirt::new(snapshot, service);
-    let judge = Judge { now, snapshot, service, settings, dirt };
+    let judge = Judge { now, snapshot, service, settings, dirt, came_first: came_first(snapshot, service) };
     let slots = slots::of(snapshot, &service.id);
     slots
         .into_iter()
@@ -106,6 +107,13 @@ struct Judge<'a, 's> {
     service: &'a Service,
     settings: &'s Settings,
     dirt: Dirt<'a>,
+    came_first: bool,
+}
+
+/// Whether an update goes on, and every task of the service was made from its current spec.
+fn came_first(snapshot: &ClusterSnapshot, service: &Service) -> bool {
+    service.update_status.as_ref().is_some_and(|status| status.state.goes_on())
+        && snapshot.tasks_of(&service.id).all(|task| task.spec_version == service.spec_version)
 }
 
 impl<'a> Judge<'a, '_> {
@@ -157,10 +165,10 @@ impl<'a> Judge<'a, '_> {
             && slots::filling(self.now, self.snapshot, self.service, tasks) == Filling::Ended
     }
 
-    /// The slot's first task of the current version, if it had tasks before.
+    /// The slot's first task of the current version, if it had tasks before or none had.
     fn judged(&self, tasks: &[&'a Stored<Task>]) -> Option<&'a Stored<Task>> {
         let first = tasks.iter().rposition(|task| task.spec_version == self.service.spec_version)?;
-        (first + 1 < tasks.len()).then(|| tasks[first])
+        (self.came_first || first + 1 < tasks.len()).then(|| tasks[first])
     }
 
     fn outcome(&self, task: &'a Stored<Task>) -> Phase<'a> {

@@ -14,9 +14,10 @@ use super::progress::{self, Phase, Step};
 use super::rollback;
 use super::settings::Settings;
 use crate::orchestrator::create::{Start, TaskMaker, stopped};
-use crate::orchestrator::slots;
+use crate::orchestrator::{global, slots};
 use crate::plan::{Action, Plan};
 use crate::restart::decide::after;
+use crate::scheduler::suits::Suits;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Takes every update one step further.
@@ -48,8 +49,7 @@ fn is_rolled(snapshot: &ClusterSnapshot, service: &Service) -> bool {
 
 /// The status of an update that is under way.
 fn goes_on(service: &Service) -> Option<&UpdateStatus> {
-    let status = service.update_status.as_ref();
-    status.filter(|status| matches!(status.state, UpdateState::Updating | UpdateState::RollbackStarted))
+    service.update_status.as_ref().filter(|status| status.state.goes_on())
 }
 
 struct Roll<'a> {
@@ -82,13 +82,7 @@ impl Roll<'_> {
                 matches!(status.state, UpdateState::Paused | UpdateState::RollbackPaused)
             });
         let dirty = steps.iter().any(|step| matches!(step.phase, Phase::Dirty { .. }));
-        (dirty && !waits).then(|| UpdateStatus {
-            state: UpdateState::Updating,
-            started_at: self.now,
-            completed_at: None,
-            message: "update in progress".to_owned(),
-            batch_at: None,
-        })
+        (dirty && !waits).then(|| UpdateStatus::begun(self.now))
     }
 
     fn write(&self, status: UpdateStatus, plan: &mut Plan) {
@@ -216,6 +210,21 @@ impl Roll<'_> {
         plan.reasons.append(&mut created.reasons);
     }
 
+    /// Whether the service was updated before it had any task, and still has none: the first ones are the update's.
+    fn lacks_its_first_tasks(&self) -> bool {
+        let service = &self.service.value;
+        if self.snapshot.tasks_of(&service.id).next().is_some() {
+            return false;
+        }
+        service.spec.mode.replicas().map_or_else(
+            || {
+                let suits = Suits::new(&service.spec.task_template);
+                self.snapshot.nodes.values().any(|node| global::takes_new(self.snapshot, node, &suits))
+            },
+            |replicas| replicas > 0,
+        )
+    }
+
     /// Ends the update once every slot is done and the last one was watched for long enough.
     fn end(&self, steps: &[Step<'_>], status: &UpdateStatus, plan: &mut Plan) {
         let watched = if self.settings.on_failure == FailureAction::Continue {
@@ -223,7 +232,7 @@ impl Roll<'_> {
         } else {
             self.settings.monitor
         };
-        let mut over = true;
+        let mut over = !self.lacks_its_first_tasks();
         for step in steps {
             over &= match step.phase {
                 Phase::Done { at } => !self.is_ahead(at, watched, plan),

@@ -48,6 +48,9 @@ pub struct NodeSpec {
     pub extra: Extra,
 }
 
+/// The UDP port of the tunnel between nodes, unless their agents are told another one.
+pub const TUNNEL_PORT: u16 = 4799;
+
 /// A node's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -78,6 +78,11 @@ pub enum UpdateState {
 }
 
 impl UpdateState {
+    /// Whether tasks are still being replaced.
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Updating | Self::RollbackStarted)
+    }
+
     /// Docker's spelling.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -106,4 +111,17 @@ pub struct UpdateStatus {
     /// When the last batch of slots was begun: the delay counts from its completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_at: Option<Timestamp>,
+}
+
+impl UpdateStatus {
+    /// An update that begins at `now`.
+    pub fn begun(now: Timestamp) -> Self {
+        Self {
+            state: UpdateState::Updating,
+            started_at: now,
+            completed_at: None,
+            message: "update in progress".to_owned(),
+            batch_at: None,
+        }
+    }
 }

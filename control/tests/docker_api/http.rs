@@ -50,7 +50,8 @@ async fn a_service_comes_back_as_it_was_given() {
     let mut given = published("web", 8080);
     given["TaskTemplate"]["ContainerSpec"]["Healthcheck"] = json!({"Test": ["NONE"], "Retries": 3});
     given["TaskTemplate"]["ContainerSpec"]["Novel"] = json!({"kept": [1]});
-    given["UpdateConfig"] = json!({"Parallelism": 2, "MaxFailureRatio": 0.1});
+    given["UpdateConfig"] =
+        json!({"Parallelism": 2, "MaxFailureRatio": 0.1, "FailureAction": "pause", "Order": "stop-first"});
     given["Later"] = json!("kept too");
     let id = cluster.create(&given).await;
     assert_eq!(id.len(), 25);
@@ -101,10 +102,12 @@ async fn what_is_taken_is_refused_and_free_again_after_removal() {
     let cluster = Cluster::start().await;
     let id = cluster.create(&published("myweb", 80)).await;
     let taken = cluster.post("/services/create", &spec("myweb", 1)).await;
-    let conflict = "name conflicts with an existing object: service myweb already exists";
+    let conflict = "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service myweb already exists";
     assert_eq!(taken.refusal(), (409, conflict));
     let clash = cluster.post("/services/create", &published("other", 80)).await;
-    let in_use = format!("port '80' is already in use by service 'myweb' ({id}) as an ingress port");
+    let in_use = format!(
+        "rpc error: code = InvalidArgument desc = port '80' is already in use by service 'myweb' ({id}) as an ingress port"
+    );
     assert_eq!(clash.refusal(), (400, in_use.as_str()));
     assert_eq!(cluster.delete("/services/myweb").await.status, 200);
     assert_eq!(cluster.get("/services/myweb").await.refusal(), (404, "service myweb not found"));
@@ -120,7 +123,8 @@ async fn a_rollback_returns_to_the_previous_spec() {
         let version = cluster.service(&id).await["Version"]["Index"].as_i64().unwrap();
         cluster.post(&format!("/services/{id}/update?version={version}&rollback=previous"), &json!({})).await
     };
-    let refused = format!("service {id} does not have a previous spec");
+    let refused =
+        format!("rpc error: code = FailedPrecondition desc = service {id} does not have a previous spec");
     assert_eq!(rollback().await.refusal(), (400, refused.as_str()));
     let changed =
         cluster.update(&id, |spec| spec["TaskTemplate"]["ContainerSpec"]["Image"] = json!("nginx:2"));

@@ -80,15 +80,26 @@ async fn nodes_are_filtered_labelled_and_drained() {
     let unknown = set(2, &|spec| spec["Availability"] = json!("sleepy")).await;
     assert_eq!(unknown.status, 400, "{}", unknown.body);
     let last = set(1, &|spec| spec["Role"] = json!("worker")).await;
-    assert_eq!(last.refusal(), (400, "attempting to demote the last manager of the swarm"));
+    assert_eq!(
+        last.refusal(),
+        (
+            400,
+            "rpc error: code = FailedPrecondition desc = attempting to demote the last manager of the swarm"
+        )
+    );
     assert_eq!(set(2, &|spec| spec["Role"] = json!("manager")).await.status, 200);
     let promoted = cluster.get("/nodes/node-2").await.body;
     assert_eq!(promoted["Spec"]["Role"], "manager");
     assert_eq!(promoted.get("ManagerStatus"), None, "the role alone makes no manager");
     assert_eq!(set(1, &|spec| spec["Role"] = json!("worker")).await.status, 400, "no other manager lives");
     assert_eq!(set(2, &|spec| spec["Role"] = json!("worker")).await.status, 200);
-    let stale = cluster.post(&format!("/nodes/{}/update?version=1", node_id(2)), &json!({})).await;
-    assert_eq!(stale.refusal(), (500, "update out of sequence"));
+    let stale = cluster
+        .post(
+            &format!("/nodes/{}/update?version=1", node_id(2)),
+            &json!({"Role": "worker", "Availability": "active"}),
+        )
+        .await;
+    assert_eq!(stale.refusal(), (500, "rpc error: code = Unknown desc = update out of sequence"));
 }
 
 #[tokio::test]
@@ -97,7 +108,14 @@ async fn only_a_node_that_is_down_is_removed_without_force() {
     let refused = cluster.delete("/nodes/node-3").await;
     assert_eq!(
         refused.refusal(),
-        (400, format!("node {} is not down and can't be removed", node_id(3)).as_str())
+        (
+            400,
+            format!(
+                "rpc error: code = FailedPrecondition desc = node {} is not down and can't be removed",
+                node_id(3)
+            )
+            .as_str()
+        )
     );
     cluster.believe(3, NodeState::Down).await;
     assert_eq!(cluster.delete("/nodes/node-3").await.status, 200);
@@ -143,7 +161,13 @@ async fn the_ingress_network_is_there_and_stays() {
     let stack = encoded(r#"{"label":{"com.docker.stack.namespace=x":true}}"#);
     assert_eq!(cluster.get(&format!("/networks?filters={stack}")).await.body, json!([]));
     let removed = cluster.delete("/networks/ingress").await;
-    assert_eq!(removed.refusal(), (400, "network ingress belongs to mesh and can't be removed"));
+    assert_eq!(
+        removed.refusal(),
+        (
+            400,
+            "rpc error: code = FailedPrecondition desc = network ingress belongs to mesh and can't be removed"
+        )
+    );
 }
 
 #[tokio::test]
@@ -167,7 +191,7 @@ async fn the_swarm_is_changed_as_far_as_mesh_can() {
     let locked = update(&|spec| spec["EncryptionConfig"]["AutoLockManagers"] = json!(true), "").await;
     assert_eq!(locked.status, 501, "{}", locked.body);
     let stale = cluster.post("/swarm/update?version=1", &json!({})).await;
-    assert_eq!(stale.refusal(), (500, "update out of sequence"));
+    assert_eq!(stale.refusal(), (500, "rpc error: code = Unknown desc = update out of sequence"));
     for (path, status, message) in [
         ("/swarm/init", 503, "This node is already part of a swarm."),
         ("/swarm/join", 503, "This node is already part of a swarm."),

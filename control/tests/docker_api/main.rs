@@ -11,6 +11,7 @@ mod cli;
 mod http;
 mod http_dependencies;
 mod http_failures;
+mod http_fidelity;
 mod http_nodes;
 mod http_streams;
 mod http_tasks;

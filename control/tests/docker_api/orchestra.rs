@@ -3,11 +3,13 @@
 use chrono::Utc;
 use mesh_control::context::ApiContext;
 use mesh_control::snapshot::ClusterSnapshot;
-use mesh_state::ids::TaskId;
+use mesh_control::update::dirty::Dirt;
+use mesh_state::ids::{BackendId, TaskId};
 use mesh_state::node::NodeState;
 use mesh_state::service::Service;
+use mesh_state::spec::PublishMode;
 use mesh_state::store::Op;
-use mesh_state::task::{ContainerStatus, Slot, Task, TaskState, TaskStatus};
+use mesh_state::task::{ContainerStatus, Slot, Task, TaskEndpoint, TaskState, TaskStatus};
 use mesh_state::{codec, keys};
 use tokio_util::sync::CancellationToken;
 
@@ -44,12 +46,9 @@ fn moves(snapshot: &ClusterSnapshot) -> Vec<Op> {
 fn moves_of(snapshot: &ClusterSnapshot, service: &Service) -> Vec<Op> {
     let mut ops = Vec::new();
     let slots = slots(snapshot, service);
+    let dirt = Dirt::new(snapshot, service);
     let wanted = |task: &Task| {
-        let same = snapshot.spec_of(task).is_some_and(|spec| {
-            spec.task_template == service.spec.task_template
-                && spec.endpoint_spec == service.spec.endpoint_spec
-        });
-        same && slots.contains(&task.slot) && task.desired_state == TaskState::Running
+        !dirt.is_on(task) && slots.contains(&task.slot) && task.desired_state == TaskState::Running
     };
     for task in snapshot.tasks_of(&service.id) {
         let desired_down = task.desired_state > TaskState::Running;
@@ -92,7 +91,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         spec_version: service.spec_version,
         node_id: Some(node),
         desired_state: TaskState::Running,
-        endpoints: Vec::new(),
+        endpoints: endpoints(service),
         created_at: Utc::now(),
         job_iteration: None,
         generic_resources: Vec::new(),
@@ -114,6 +113,18 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         ..TaskStatus::default()
     };
     vec![Op::put(keys::task(&id), codec::encode(&task).unwrap()), report(&id, &status)]
+}
+
+fn endpoints(service: &Service) -> Vec<TaskEndpoint> {
+    let ingress = service.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
+    ingress
+        .map(|port| TaskEndpoint {
+            backend_id: BackendId::new(1).unwrap(),
+            protocol: port.protocol,
+            published_port: port.published_port,
+            target_port: port.target_port,
+        })
+        .collect()
 }
 
 fn report(task: &TaskId, status: &TaskStatus) -> Op {

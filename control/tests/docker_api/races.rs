@@ -75,7 +75,7 @@ async fn an_update_stands_on_the_version_that_was_read(cluster: &Cluster) {
     assert_eq!(won.len(), 1, "expected one winner, saw {answers:?}");
     assert_eq!(won[0].body, json!({"Warnings": null}));
     for lost in answers.iter().filter(|answer| answer.status != 200) {
-        assert_eq!(lost.refusal(), (500, "update out of sequence"));
+        assert_eq!(lost.refusal(), (500, "rpc error: code = Unknown desc = update out of sequence"));
     }
     let after = cluster.service(&id).await;
     assert_eq!(after["PreviousSpec"], before["Spec"]);

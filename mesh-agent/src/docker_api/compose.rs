@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full, Limited};
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Request, Response, StatusCode, Uri};
@@ -17,27 +17,24 @@ use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
-use crate::task::bridge::{NETWORK_LABEL, NETWORK_NAME};
 
 /// Bytes of an answer that is read here.
-const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes of a request that is read here (`networks/create`).
-const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Deadline for the engine's part of a composed answer.
-const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deadline for the engine's part of a ping, which a manager can answer alone.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Deadline for a manager's part of an answer that is good without it.
-const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline for the manager's part.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
 const API_VERSION: HeaderName = HeaderName::from_static("api-version");
 const SWARM: HeaderName = HeaderName::from_static("swarm");
 
 /// Asks both upstreams and joins what they say.
 pub(super) struct Composer {
-    engine: Upstream,
+    pub(super) engine: Upstream,
     control: Option<Upstream>,
     upstreams: Upstreams,
 }
@@ -121,94 +118,6 @@ impl Composer {
         })
     }
 
-    /// `GET /networks`: the engine's, then the cluster's.
-    pub(super) async fn network_list(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request));
-        let (engine, cluster) = tokio::join!(engine, self.control_json(ASIDE_TIMEOUT, bodyless(request)));
-        let engine = engine?;
-        if engine.status() != StatusCode::OK {
-            return Ok(engine.map(BodyExt::boxed));
-        }
-        let (head, body) = engine.into_parts();
-        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
-        let cluster = match cluster {
-            Ok(networks) => networks,
-            Err(error) => {
-                debug!(%error, "list networks without the cluster's");
-                Value::Null
-            }
-        };
-        Ok(replaced(head, &joined_networks(local, cluster)))
-    }
-
-    /// `POST /networks/create`: overlay and swarm-scope ones are the cluster's.
-    pub(super) async fn network_create(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let (head, body) = request.into_parts();
-        let bytes = Limited::new(body, REQUEST_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
-            .to_bytes();
-        let is_clusters = is_cluster_network(&bytes);
-        let mut request = Request::from_parts(head, Full::new(bytes));
-        request.headers_mut().remove(TRANSFER_ENCODING);
-        request.headers_mut().remove(CONTENT_LENGTH);
-        let answered = match self.control() {
-            Ok(control) if is_clusters => control.call(request).await,
-            Err(error) if is_clusters => Err(error),
-            _ => self.engine.call(request).await,
-        };
-        match answered {
-            Err(ApiError::NotAManager) => Err(ApiError::NetworkOnWorker),
-            answered => Ok(answered?.map(BodyExt::boxed)),
-        }
-    }
-
-    /// `POST /networks/prune`: the engine's, without the network of mesh's tasks, which may have none just now, and the cluster's. Where
-    /// the client's own filter leaves no room for that, the network goes and the agent makes it again.
-    pub(super) async fn network_prune(
-        &self,
-        request: &Request<Incoming>,
-    ) -> Result<Response<Body>, ApiError> {
-        let mut asked = bodyless(request);
-        if let Some(query) = Query::of(request.uri()).with_filter("label!", NETWORK_LABEL) {
-            *asked.uri_mut() = with_query(request.uri(), &query)?;
-        }
-        let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
-        if engine.status() != StatusCode::OK {
-            return Ok(engine.map(BodyExt::boxed));
-        }
-        let (head, body) = engine.into_parts();
-        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
-        let cluster = match self.control_json(CONTROL_TIMEOUT, bodyless(request)).await {
-            Ok(pruned) => pruned,
-            Err(error) => {
-                debug!(%error, "prune networks without the cluster's");
-                Value::Null
-            }
-        };
-        Ok(replaced(head, &joined_pruned(&cluster, &local)))
-    }
-
-    /// `GET` and `DELETE /networks/{x}`: the engine's network of that name, else the cluster's.
-    pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
-        let cluster_only = Query::of(request.uri()).value("scope").as_deref() == Some("swarm");
-        if let (true, Ok(control)) = (cluster_only, self.control()) {
-            return Ok(control.call_within(CONTROL_TIMEOUT, bodyless(request)).await?.map(BodyExt::boxed));
-        }
-        let engine = self.engine.call(bodyless(request)).await?;
-        if engine.status() == StatusCode::NOT_FOUND
-            && let Ok(control) = self.control()
-            && let Ok(answer) = control.call_within(CONTROL_TIMEOUT, bodyless(request)).await
-        {
-            return Ok(answer.map(BodyExt::boxed));
-        }
-        Ok(engine.map(BodyExt::boxed))
-    }
-
     /// `GET /containers/json` with `is-task`: the engine knows Swarm's own tasks only, mesh's are known by their label.
     pub(super) async fn task_containers(
         &self,
@@ -246,7 +155,11 @@ impl Composer {
     }
 
     /// The manager's answer, if it is a 200.
-    async fn control_json(&self, limit: Duration, request: Request<Empty<Bytes>>) -> Result<Value, ApiError> {
+    pub(super) async fn control_json(
+        &self,
+        limit: Duration,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Value, ApiError> {
         let control = self.control()?;
         let response = control.call_within(limit, request).await?;
         let status = response.status();
@@ -261,7 +174,7 @@ impl Composer {
 }
 
 /// The same call without its body, for calls that have none.
-fn bodyless(request: &Request<Incoming>) -> Request<Empty<Bytes>> {
+pub(super) fn bodyless(request: &Request<Incoming>) -> Request<Empty<Bytes>> {
     let mut copy = Request::new(Empty::new());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -272,47 +185,17 @@ fn bodyless(request: &Request<Incoming>) -> Request<Empty<Bytes>> {
 }
 
 /// The same path with another query.
-fn with_query(uri: &Uri, query: &Query) -> Result<Uri, ApiError> {
+pub(super) fn with_query(uri: &Uri, query: &Query) -> Result<Uri, ApiError> {
     format!("{}?{}", uri.path(), query.encoded())
         .parse()
         .map_err(|error| ApiError::BadRequest(format!("cannot rewrite the filters: {error}")))
 }
 
 /// The upstream's head with another body.
-fn replaced(mut head: hyper::http::response::Parts, value: &Value) -> Response<Body> {
+pub(super) fn replaced(mut head: hyper::http::response::Parts, value: &Value) -> Response<Body> {
     head.headers.remove(CONTENT_LENGTH);
     head.headers.remove(TRANSFER_ENCODING);
     Response::from_parts(head, full(format!("{value}\n")))
-}
-
-/// Both lists; a network that both know is the engine's.
-fn joined_networks(local: Value, cluster: Value) -> Value {
-    let (Value::Array(mut networks), Value::Array(cluster)) = (local.clone(), cluster) else {
-        return local;
-    };
-    for network in cluster {
-        if !networks.iter().any(|known| known.get("Id") == network.get("Id")) {
-            networks.push(network);
-        }
-    }
-    Value::Array(networks)
-}
-
-/// What both have pruned for good, the cluster's first.
-fn joined_pruned(cluster: &Value, local: &Value) -> Value {
-    let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
-    let mut all = [names(cluster), names(local)].concat();
-    all.retain(|name| name != NETWORK_NAME);
-    json!({ "NetworksDeleted": if all.is_empty() { Value::Null } else { all.into() } })
-}
-
-/// Whether a network to create is the cluster's; one that only holds settings is not. What is no JSON is left for the engine to refuse.
-fn is_cluster_network(body: &[u8]) -> bool {
-    let Ok(request) = serde_json::from_slice::<Value>(body) else { return false };
-    if request["ConfigOnly"] == true {
-        return false;
-    }
-    request["Driver"] == "overlay" || request["Scope"] == "swarm" || request["Ingress"] == true
 }
 
 /// `1.41` as (1, 41): versions are compared as numbers.
@@ -332,30 +215,5 @@ mod tests {
         assert!(version("1.9") < version("1.41"), "1.9 is older than 1.41");
         assert!(version("1.41") < version("1.50"));
         assert!(version("nonsense") < version("1.24"));
-    }
-
-    #[test]
-    fn networks_are_joined_by_id() {
-        let local = json!([{"Id": "a", "Name": "mesh"}]);
-        let cluster = json!([{"Id": "a", "Name": "x"}, {"Id": "b", "Name": "ingress"}]);
-        let joined = joined_networks(local.clone(), cluster);
-        assert_eq!(joined, json!([{"Id": "a", "Name": "mesh"}, {"Id": "b", "Name": "ingress"}]));
-        assert_eq!(joined_networks(local.clone(), Value::Null), local);
-    }
-
-    #[test]
-    fn what_was_pruned_is_told_together() {
-        let pruned = |names: Value| json!({ "NetworksDeleted": names });
-        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])));
-        assert_eq!(joined, pruned(json!(["over", "local"])));
-        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null)), pruned(Value::Null));
-    }
-
-    #[test]
-    fn overlay_networks_are_the_clusters() {
-        assert!(is_cluster_network(br#"{"Name":"n","Driver":"overlay"}"#));
-        assert!(is_cluster_network(br#"{"Name":"n","Scope":"swarm","Driver":"bridge"}"#));
-        assert!(!is_cluster_network(br#"{"Name":"n","Driver":"bridge"}"#));
-        assert!(!is_cluster_network(b"{"));
     }
 }

@@ -47,6 +47,25 @@ pub(super) enum ApiError {
         "Cannot create a multi-host network from a worker node. Please create the network from a manager node."
     )]
     NetworkOnWorker,
+    /// The engine and the cluster would both have a network of this name.
+    #[error("network with name {0} already exists")]
+    NetworkExists(String),
+    /// The engine and the cluster each have a network that is meant.
+    #[error("network {query} is ambiguous (2 matches found based on {basis})")]
+    AmbiguousNetwork {
+        /// As the client named it.
+        query: String,
+        /// What the two have in common.
+        basis: &'static str,
+    },
+    /// Neither has such a network.
+    #[error("network {0} not found")]
+    NoSuchNetwork(String),
+    /// Only tasks are on the cluster's networks.
+    #[error(
+        "network {0} not manually attachable: containers that are no tasks can't join a network of the cluster's with mesh yet; run the container as a service"
+    )]
+    NotAttachable(String),
     /// The socket can't be connected.
     #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Unreachable {
@@ -129,8 +148,12 @@ impl ApiError {
         match self {
             Self::NotAManager | Self::Member => StatusCode::SERVICE_UNAVAILABLE,
             Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
-            Self::NetworkOnWorker => StatusCode::FORBIDDEN,
-            Self::BadRequest(_) | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
+            Self::NetworkOnWorker | Self::NotAttachable(_) => StatusCode::FORBIDDEN,
+            Self::NetworkExists(_) => StatusCode::CONFLICT,
+            Self::NoSuchNetwork(_) => StatusCode::NOT_FOUND,
+            Self::AmbiguousNetwork { .. } | Self::BadRequest(_) | Self::Ambiguous(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unreachable { peer, .. }
             | Self::Broken { peer, .. }

@@ -14,6 +14,7 @@ mod compose;
 mod error;
 mod events;
 mod filters;
+mod networks;
 mod passthrough;
 mod path;
 mod request_body;
@@ -170,6 +171,13 @@ impl Shared {
             Route::NetworkCreate => composer.network_create(request).await,
             Route::NetworkPrune => composer.network_prune(&request).await,
             Route::NetworkOne => composer.network_one(&request).await,
+            Route::NetworkConnect => match composer.connectable(&request).await {
+                Ok(()) => self.forward(request, composer.engine(), Limits::default()).await,
+                Err(error) => {
+                    drain(request.into_body()).await;
+                    Err(error)
+                }
+            },
             Route::TaskContainers => composer.task_containers(&request).await,
         }
     }

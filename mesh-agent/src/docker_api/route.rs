@@ -25,8 +25,10 @@ pub(super) enum Route {
     NetworkCreate,
     /// `POST /networks/prune`: of both, without what mesh's own tasks use.
     NetworkPrune,
-    /// One network, by id or name: the engine's, else the cluster's.
+    /// One network, by id or name: the engine's or the cluster's.
     NetworkOne,
+    /// `POST /networks/{x}/connect`: to a network of the engine's only.
+    NetworkConnect,
     /// `GET /containers/json` with the filter `is-task`: tasks' containers are known by their label.
     TaskContainers,
 }
@@ -43,6 +45,7 @@ impl Route {
             ("POST", ["networks", "create"]) => Self::NetworkCreate,
             ("POST", ["networks", "prune"]) => Self::NetworkPrune,
             ("GET" | "DELETE", ["networks", _]) => Self::NetworkOne,
+            ("POST", ["networks", _, "connect"]) => Self::NetworkConnect,
             ("GET", ["containers", "json"]) if Query::of(uri).filter("is-task").is_some() => {
                 Self::TaskContainers
             }
@@ -167,7 +170,7 @@ mod tests {
             check("GET", path, Route::Engine);
         }
         check("POST", "/v1.41/containers/x/attach?stream=1", Route::Engine);
-        check("POST", "/networks/x/connect", Route::Engine);
+        check("POST", "/networks/x/disconnect", Route::Engine);
         check("GET", "/distribution/nginx/json", Route::Engine);
         check("GET", "/v1.41/v1.41/services", Route::Engine);
         check("GET", "/", Route::Engine);
@@ -182,6 +185,7 @@ mod tests {
         check("POST", "/v1.50/networks/create", Route::NetworkCreate);
         check("POST", "/networks/prune?filters=%7B%7D", Route::NetworkPrune);
         check("DELETE", "/networks/abc", Route::NetworkOne);
+        check("POST", "/v1.41/networks/x/connect", Route::NetworkConnect);
         check(
             "GET",
             "/containers/json?filters=%7B%22is-task%22%3A%5B%22true%22%5D%7D",

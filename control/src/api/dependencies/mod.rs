@@ -21,9 +21,10 @@ use zeroize::Zeroizing;
 use super::body::{Params, read_private_json};
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
-use super::{access, dto, lookup, shapes};
+use super::{access, dto, lookup};
 use crate::context::ApiContext;
 use crate::dependencies::vault;
+use crate::docker_json::shapes;
 use crate::snapshot::{ClusterSnapshot, Stored};
 use spec::DependencySpec;
 

@@ -64,7 +64,7 @@ impl DependencySpec {
         let limit = kind.data_limit();
         if data.is_empty() || data.len() >= limit {
             let message = format!("{kind} data must be larger than 0 and less than {limit} bytes");
-            return Err(ApiError::BadRequest(message));
+            return Err(ApiError::Invalid(message));
         }
         if let Some(TemplateDriver::Golang) = self.template_driver(kind)? {
             check_template(kind, &data)?;
@@ -134,7 +134,7 @@ fn is_driver(given: Option<&Value>) -> bool {
 
 fn check_name(name: &str) -> Result<(), ApiError> {
     if name.is_empty() {
-        return Err(ApiError::BadRequest("name must be provided".to_owned()));
+        return Err(ApiError::Invalid("name must be provided".to_owned()));
     }
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let ends = [name.bytes().next(), name.bytes().next_back()];
@@ -144,7 +144,7 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     if good {
         return Ok(());
     }
-    Err(ApiError::BadRequest(format!(
+    Err(ApiError::Invalid(format!(
         "invalid name, only {NAME_LENGTH_MAX} [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]"
     )))
 }

@@ -66,7 +66,7 @@ pub(super) fn update(
     let templating = spec.template_driver(kind)?;
     let same_templating = templating.is_none() || templating == current.templating;
     if spec.name != current.name || !same_data || !same_templating || spec.has_driver() {
-        return Err(ApiError::BadRequest("only updates to Labels are allowed".to_owned()));
+        return Err(ApiError::Invalid("only updates to Labels are allowed".to_owned()));
     }
     if version != current.mod_revision {
         return Err(ApiError::OutOfSequence);
@@ -90,7 +90,7 @@ pub(super) fn remove(
 ) -> Result<Transaction, ApiError> {
     let users = references::users(snapshot, kind, &current.id);
     if !users.is_empty() {
-        return Err(ApiError::Precondition(format!(
+        return Err(ApiError::Invalid(format!(
             "{kind} '{}' is in use by the following service{}: {}",
             current.name,
             if users.len() == 1 { "" } else { "s" },

@@ -1,7 +1,7 @@
 //! What the API answers with: Docker's objects, spelled as Docker spells them.
 //!
-//! Invariants: domain types and these are two things; a spec goes out as its user wrote it, with the mode filled in and, on
-//! request, Swarm's defaults.
+//! Invariants: domain types and these are two things; a spec goes out as its user wrote it, with the fields that Swarm's objects always
+//! have and, on request, Swarm's defaults.
 
 #![expect(clippy::struct_field_names, reason = "the names are Docker's")]
 
@@ -9,6 +9,7 @@ mod dependency;
 mod network;
 mod node;
 mod service;
+mod shown;
 mod swarm;
 mod task;
 
@@ -16,7 +17,7 @@ pub(crate) use dependency::Dependency;
 pub(crate) use network::{AttachedNetwork, Network};
 pub(crate) use node::{Node, runs_manager};
 pub(crate) use service::Service;
-pub(crate) use swarm::{CERTIFICATE_EXPIRY, Cluster, JoinTokens, SwarmInfo, SwarmObject};
+pub(crate) use swarm::{CERTIFICATE_EXPIRY, Cluster, JoinTokens, RAFT, SwarmInfo, SwarmObject};
 pub(crate) use task::{Task, desired as desired_state};
 
 use serde::Serialize;

@@ -20,6 +20,8 @@ pub(crate) struct Network {
     created: Timestamp,
     scope: &'static str,
     driver: &'static str,
+    #[serde(rename = "EnableIPv4")]
+    enable_ipv4: bool,
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: bool,
     #[serde(rename = "IPAM")]
@@ -44,6 +46,7 @@ impl Network {
             created: network.created_at,
             scope: "swarm",
             driver: "overlay",
+            enable_ipv4: true,
             enable_ipv6: spec.enable_ipv6.unwrap_or(false),
             ipam: ipam(network),
             internal: spec.internal,
@@ -116,11 +119,11 @@ impl AttachedNetwork {
             spec: AttachedSpec {
                 name: network.name.clone(),
                 labels: network.spec.labels.clone().unwrap_or_default(),
-                driver_configuration: json!({"Name": "overlay"}),
+                driver_configuration: if network.ingress { json!({}) } else { json!({"Name": "overlay"}) },
                 internal: network.spec.internal,
                 attachable: network.spec.attachable,
                 ingress: network.ingress,
-                ipam_options: json!({"Driver": driver}),
+                ipam_options: json!({"Driver": if network.ingress { json!({}) } else { driver.clone() }}),
                 scope: "swarm",
             },
             driver_state: json!({"Name": "overlay"}),

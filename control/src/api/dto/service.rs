@@ -9,7 +9,7 @@ use mesh_state::task::TaskState;
 use mesh_state::{Timestamp, node::NodeState};
 use serde::Serialize;
 
-use super::Version;
+use super::{Version, shown};
 use crate::orchestrator::jobs;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
@@ -87,11 +87,11 @@ impl Service {
             created_at: stored.created_at,
             updated_at: stored.updated_at,
             endpoint: Endpoint {
-                spec: with_endpoint_mode(stored.spec.endpoint_spec.clone().unwrap_or_default()),
+                spec: shown::endpoint(stored.spec.endpoint_spec.clone().unwrap_or_default()),
                 ports: stored.ports.clone(),
             },
-            spec: with_mode(&stored.spec),
-            previous_spec: stored.previous_spec.as_ref().map(with_mode),
+            spec: shown::spec(&stored.spec),
+            previous_spec: stored.previous_spec.as_ref().map(shown::spec),
             update_status: stored.update_status.as_ref().map(update_status),
             service_status: None,
             job_status: stored.job.map(|job| JobStatus {
@@ -116,19 +116,6 @@ impl Service {
     }
 }
 
-fn with_mode(spec: &ServiceSpec) -> ServiceSpec {
-    let mut spec = spec.clone();
-    spec.mode = spec.mode.filled();
-    spec
-}
-
-fn with_endpoint_mode(mut endpoint: EndpointSpec) -> EndpointSpec {
-    if endpoint.mode.is_empty() {
-        "vip".clone_into(&mut endpoint.mode);
-    }
-    endpoint
-}
-
 fn insert_defaults(spec: &mut ServiceSpec) {
     let template = &mut spec.task_template;
     if let Some(container) = &mut template.container_spec {
@@ -142,7 +129,6 @@ fn insert_defaults(spec: &mut ServiceSpec) {
     template.placement.get_or_insert_default();
     insert_update_defaults(spec.update_config.get_or_insert_with(UpdateConfig::swarm_default));
     insert_update_defaults(spec.rollback_config.get_or_insert_with(UpdateConfig::swarm_default));
-    spec.endpoint_spec = spec.endpoint_spec.take().map(with_endpoint_mode);
 }
 
 fn insert_update_defaults(config: &mut UpdateConfig) {

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Cluster as StoredCluster;
-use mesh_state::node::{Node, NodeRole};
+use mesh_state::node::{Node, NodeRole, TUNNEL_PORT};
 use mesh_state::spec::Labels;
 use serde::Serialize;
 use x509_parser::pem::parse_x509_pem;
@@ -31,6 +31,7 @@ pub(crate) struct Cluster {
     root_rotation_in_progress: bool,
     default_addr_pool: Vec<String>,
     subnet_size: u8,
+    data_path_port: u16,
 }
 
 /// The cluster with its tokens, as `/swarm` shows it.
@@ -60,9 +61,11 @@ struct ClusterSpec {
     name: &'static str,
     labels: Labels,
     orchestration: Orchestration,
+    raft: Raft,
     dispatcher: Dispatcher,
     #[serde(rename = "CAConfig")]
     ca_config: CaConfig,
+    task_defaults: TaskDefaults,
     encryption_config: EncryptionConfig,
 }
 
@@ -71,6 +74,36 @@ struct ClusterSpec {
 struct Orchestration {
     task_history_retention_limit: u64,
 }
+
+/// Swarm's settings of its log of changes, with their defaults. mesh keeps none (etcd does), so none of them can be set; Swarm's clients
+/// find them all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Raft {
+    /// Entries between two snapshots.
+    pub(crate) snapshot_interval: u64,
+    /// Snapshots kept beside the newest.
+    pub(crate) keep_old_snapshots: u64,
+    /// Entries kept for managers that are behind.
+    pub(crate) log_entries_for_slow_followers: u64,
+    /// Ticks without a leader before an election.
+    pub(crate) election_tick: u64,
+    /// Ticks between a leader's heartbeats.
+    pub(crate) heartbeat_tick: u64,
+}
+
+/// What is shown, and the only thing that an update may hold.
+pub(crate) const RAFT: Raft = Raft {
+    snapshot_interval: 10_000,
+    keep_old_snapshots: 0,
+    log_entries_for_slow_followers: 500,
+    election_tick: 10,
+    heartbeat_tick: 1,
+};
+
+/// Defaults of tasks: there are none.
+#[derive(Debug, Clone, Serialize)]
+struct TaskDefaults {}
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -133,14 +166,17 @@ impl Cluster {
                 name: "default",
                 labels: stored.labels.clone(),
                 orchestration: Orchestration { task_history_retention_limit: stored.task_history_limit },
+                raft: RAFT,
                 dispatcher: Dispatcher { heartbeat_period: stored.heartbeat_period_ns },
                 ca_config: CaConfig { node_cert_expiry: CERTIFICATE_EXPIRY },
+                task_defaults: TaskDefaults {},
                 encryption_config: EncryptionConfig { auto_lock_managers: false },
             },
             tls_info: TlsInfo::of_ca(&stored.ca_certificate_pem),
             root_rotation_in_progress: false,
             default_addr_pool: vec![stored.subnet_pool.to_string()],
             subnet_size: stored.subnet_prefix,
+            data_path_port: TUNNEL_PORT,
         }
     }
 }

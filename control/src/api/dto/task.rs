@@ -8,7 +8,7 @@ use mesh_state::spec::{GenericResource, Labels, PortConfig, PublishMode, TaskSpe
 use mesh_state::task::{HostPort, Slot, Task as StoredTask, TaskState, TaskStatus};
 use serde::Serialize;
 
-use super::{AttachedNetwork, Version};
+use super::{AttachedNetwork, Version, shown};
 use crate::api::services::networks::named_by;
 use crate::port_clash;
 use crate::snapshot::{ClusterSnapshot, Versioned};
@@ -37,7 +37,9 @@ pub(crate) struct Task {
     #[serde(skip_serializing_if = "Option::is_none")]
     job_iteration: Option<Version>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    assigned_generic_resources: Vec<GenericResource>,
+    generic_resources: Vec<GenericResource>,
+    /// Cluster volumes, which mesh has none of: Swarm's clients find the field all the same.
+    volumes: Option<Vec<String>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +96,7 @@ impl Task {
             spec: snapshot
                 .spec_of(stored)
                 .or_else(|| service.map(|service| &service.spec))
-                .map(|spec| template(&spec.task_template))
+                .map(|spec| shown::template(&spec.task_template))
                 .unwrap_or_default(),
             service_id: stored.service_id.to_string(),
             slot: match stored.slot {
@@ -107,7 +109,8 @@ impl Task {
             job_iteration: stored
                 .job_iteration
                 .map(|iteration| Version { index: i64::try_from(iteration).unwrap_or(i64::MAX) }),
-            assigned_generic_resources: stored.generic_resources.clone(),
+            generic_resources: stored.generic_resources.clone(),
+            volumes: None,
             networks_attachments: attachments(snapshot, stored, status),
         }
     }
@@ -127,13 +130,6 @@ pub(crate) fn desired(task: &StoredTask) -> TaskState {
         TaskState::Running if task.job_iteration.is_some() => TaskState::Complete,
         state => state,
     }
-}
-
-/// The template as a task shows it: that it is a container's goes without saying.
-fn template(template: &TaskSpec) -> TaskSpec {
-    let mut template = template.clone();
-    template.extra.remove("Runtime");
-    template
 }
 
 impl Status {
@@ -178,7 +174,8 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
 }
 
 /// The task's address on its node's network, shown as an attachment to every network of its service, and to the ingress network if the
-/// service publishes a port or has no network: Docker's clients look for it there.
+/// mesh publishes a port of it: there Docker's clients look for what answers on such a port. A port that is published on the task's node only
+/// answers at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let Some(address) = status.container.as_ref().and_then(|container| container.address) else {
         return Vec::new();
@@ -190,7 +187,7 @@ fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatu
         (IpAddr::V6(_), _) => 128,
     };
     let named = snapshot.spec_of(task).map(named_by).unwrap_or_default();
-    let has_ingress = named.is_empty() || !task.endpoints.is_empty();
+    let has_ingress = !task.endpoints.is_empty();
     let own = named.into_iter().filter_map(|id| snapshot.networks.get(&id.into()));
     let ingress = snapshot.networks.values().find(|network| network.ingress && has_ingress);
     ingress

@@ -3,6 +3,7 @@
 //! Left to others: the local engine's networks (the node's socket adds them), and what tasks make of a network: they reach each other
 //! by their addresses, whatever their networks.
 
+mod options;
 mod write;
 
 use axum::Json;
@@ -17,9 +18,13 @@ use serde::Serialize;
 use super::body::{Params, read_json};
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
-use super::{access, dto, lookup, moment, shapes};
+use super::{access, dto, lookup, moment, unknown};
 use crate::context::ApiContext;
+use crate::docker_json::shapes;
 use crate::snapshot::{ClusterSnapshot, Stored};
+
+/// The scope of the cluster's networks.
+const SCOPE: &str = "swarm";
 
 const PRUNE_FILTERS: [&str; 3] = ["label", "label!", "until"];
 const KNOWN_FILTERS: [&str; 7] = ["name", "id", "label", "scope", "driver", "type", "dangling"];
@@ -50,7 +55,7 @@ pub(crate) async fn list(
     let matching = snapshot.networks.values().filter(|network| {
         filters.any("name", |name| network.name.contains(name))
             && filters.any("id", |id| network.id.as_str().starts_with(id))
-            && filters.any("scope", |scope| scope == "swarm")
+            && filters.any("scope", |scope| scope == SCOPE)
             && filters.any("driver", |driver| driver == "overlay")
             // The ingress network is a user's to Docker: it can be made anew.
             && filters.any("type", |kind| kind == "custom")
@@ -66,7 +71,12 @@ pub(crate) async fn list(
 pub(crate) async fn inspect(
     State(context): State<ApiContext>,
     Path(query): Path<String>,
+    params: Params,
 ) -> Result<Json<dto::Network>, ApiError> {
+    // All of the cluster's networks have one scope: under another none is found.
+    if !matches!(params.get("scope").unwrap_or_default(), "" | SCOPE) {
+        return Err(ApiError::NotFound { kind: Kind::Network, query });
+    }
     let snapshot = access::current(&context).await?;
     Ok(Json(dto::Network::new(find(&snapshot, &query)?)))
 }
@@ -77,9 +87,10 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<(StatusCode, Json<CreatedNetwork>), ApiError> {
     let spec: NetworkSpec = read_json(request, &shapes::NETWORK_SPEC).await?;
+    let warning = unknown::warning(&spec, &shapes::NETWORK_SPEC)?.unwrap_or_default();
     let id = NetworkId::random(&mut rand::rng());
     access::write(&context, |snapshot| write::create(snapshot, Utc::now(), &id, spec.clone())).await?;
-    Ok((StatusCode::CREATED, Json(CreatedNetwork { id: id.to_string(), warning: String::new() })))
+    Ok((StatusCode::CREATED, Json(CreatedNetwork { id: id.to_string(), warning })))
 }
 
 /// `DELETE /networks/{id}`

@@ -3,18 +3,16 @@
 //! Invariants: a network and its name's claim are written together; one that a service names stays. A service that begins to name a
 //! network writes it anew (`services::networks`), so that a removal at the same moment loses.
 
-use std::net::IpAddr;
-
-use ipnet::{IpNet, Ipv4Net};
 use mesh_state::Timestamp;
 use mesh_state::codec;
 use mesh_state::ids::NetworkId;
 use mesh_state::keys;
-use mesh_state::network::{IpamConfig, Network, NetworkSpec};
+use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::service::Service;
-use mesh_state::spec::Labels;
+use mesh_state::spec::{Labels, PublishMode};
 use mesh_state::store::{Compare, Op};
 
+use super::options;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::api::filters::Filters;
@@ -43,13 +41,13 @@ pub(super) fn create(
         return Err(ApiError::Conflict(format!("network with name {} already exists", spec.name)));
     }
     validate::network_name(&spec.name)?;
-    check(snapshot, &spec)?;
+    options::check(snapshot, &spec)?;
     let pool = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?.subnet_pool;
     let network = Network {
         id: id.clone(),
         name: spec.name.clone(),
         ingress: false,
-        subnet: asked_subnet(&spec).unwrap_or(pool),
+        subnet: pool,
         created_at: now,
         spec,
     };
@@ -112,56 +110,11 @@ pub(super) fn unused<'a>(
 /// A service that names the network; every one that publishes ports uses the ingress network.
 pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Service> {
     let uses = |service: &&'a Service| {
-        let publishes = network.ingress && !service.ports.is_empty();
+        let publishes =
+            network.ingress && service.ports.iter().any(|port| port.publish_mode == PublishMode::Ingress);
         publishes || named_by(&service.spec).contains(&network.id.as_str())
     };
     snapshot.services.values().map(|service| &service.value).find(uses)
-}
-
-fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
-    if !matches!(spec.driver.as_str(), "" | "overlay") {
-        return Err(ApiError::BadRequest(format!(
-            "a network of the cluster's has the driver overlay, not {}",
-            spec.driver
-        )));
-    }
-    if spec.config_only {
-        let message = "configuration network is not supported for swarm scoped networks";
-        return Err(ApiError::BadRequest(message.to_owned()));
-    }
-    if spec.ingress {
-        let present = snapshot.networks.values().find(|network| network.ingress);
-        let id = present.map_or("none", |network| network.id.as_str());
-        return Err(ApiError::Conflict(format!("ingress network ({id}) is already present")));
-    }
-    for config in spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()) {
-        addresses(config)?;
-    }
-    Ok(())
-}
-
-/// Whether a subnet's texts are addresses.
-fn addresses(config: &IpamConfig) -> Result<(), ApiError> {
-    let bad = |what: &str, text: &str| {
-        ApiError::BadRequest(format!("Invalid {what} {text} : invalid CIDR address: {text}"))
-    };
-    if !config.subnet.is_empty() && config.subnet.parse::<IpNet>().is_err() {
-        return Err(bad("subnet", &config.subnet));
-    }
-    if !config.ip_range.is_empty() && config.ip_range.parse::<IpNet>().is_err() {
-        return Err(bad("range", &config.ip_range));
-    }
-    if !config.gateway.is_empty() && config.gateway.parse::<IpAddr>().is_err() {
-        return Err(ApiError::BadRequest(format!("Invalid gateway {}", config.gateway)));
-    }
-    Ok(())
-}
-
-fn asked_subnet(spec: &NetworkSpec) -> Option<Ipv4Net> {
-    spec.ipam
-        .iter()
-        .flat_map(|ipam| ipam.config.iter().flatten())
-        .find_map(|config| config.subnet.parse().ok())
 }
 
 #[cfg(test)]
@@ -195,15 +148,13 @@ mod tests {
     #[test]
     fn a_request_is_kept_whole() {
         let world = with_network();
-        let spec = asked(
-            json!({"Name": "other", "Driver": "overlay", "Attachable": true, "Labels": {"a": "1"},
-            "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": "10.5.0.0/24"}]}, "Later": 7}),
-        );
+        let spec = asked(json!({"Name": "other", "Driver": "overlay", "Labels": {"a": "1"},
+            "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Later": 7}));
         let made = create(&world.snapshot, Timestamp::default(), &"n2".into(), spec.clone()).unwrap();
         let Op::Put { value, .. } = &made.ops[1] else { panic!("expected the network to be put: {made:?}") };
         let network: Network = codec::decode(value).unwrap();
         assert_eq!(network.spec, spec);
-        assert_eq!(network.subnet.to_string(), "10.5.0.0/24");
+        assert_eq!(network.subnet.to_string(), "10.128.0.0/12", "where its tasks' addresses come from");
         assert_eq!(network.spec.labels, Some(Labels::from([("a".to_owned(), "1".to_owned())])));
     }
 

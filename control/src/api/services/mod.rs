@@ -1,6 +1,5 @@
 //! `/services`: create, list, inspect, update, roll back, remove.
 
-mod defaults;
 pub(crate) mod networks;
 mod registry_auth;
 pub(crate) mod write;
@@ -22,8 +21,9 @@ use super::dto;
 use super::error::{ApiError, Kind};
 use super::filters::Filters;
 use super::validate::words;
-use super::{lookup, names, shapes};
+use super::{lookup, names, unknown};
 use crate::context::ApiContext;
+use crate::docker_json::shapes;
 use crate::snapshot::{ClusterSnapshot, Stored};
 use registry_auth::Choice;
 
@@ -40,6 +40,8 @@ pub(crate) async fn create(
     let auth = registry_auth::given(&context, request.headers())?;
     let spec: ServiceSpec = read_checked_json(request, &shapes::SERVICE_SPEC, words::in_service).await?;
     let network_warning = networks::has_networks(&spec).then(|| networks::WARNING.to_owned());
+    let told = network_warning.into_iter().chain(unknown::warning(&spec, &shapes::SERVICE_SPEC)?);
+    let told: Vec<String> = told.collect();
     let id = ServiceId::random(&mut rand::rng());
     let visible = access::write(&context, |snapshot| {
         let mut spec = spec.clone();
@@ -49,10 +51,7 @@ pub(crate) async fn create(
         write::create(snapshot, Utc::now(), &id, spec, auth.clone())
     })
     .await?;
-    Ok((
-        StatusCode::CREATED,
-        Json(dto::Created { id: id.to_string(), warnings: warnings(visible, network_warning) }),
-    ))
+    Ok((StatusCode::CREATED, Json(dto::Created { id: id.to_string(), warnings: warnings(visible, told) })))
 }
 
 /// `GET /services`
@@ -106,24 +105,23 @@ pub(crate) async fn update(
         other => return Err(ApiError::BadRequest(format!("unrecognized rollback option {other}"))),
     };
     // A rollback's body holds the spec that is to be left: mesh knows it already.
-    let spec = if to_previous {
+    let spec: Option<ServiceSpec> = if to_previous {
         None
     } else {
         Some(read_checked_json(request, &shapes::SERVICE_SPEC, words::in_service).await?)
     };
+    let told = spec.as_ref().map(|spec| unknown::warning(spec, &shapes::SERVICE_SPEC)).transpose()?.flatten();
     access::catch_up(&context, version).await?;
     let visible = access::write(&context, |snapshot| {
         let current = find(snapshot, &query)?;
         let now = Utc::now();
         match &spec {
-            Some(spec) => {
-                write::update(snapshot, now, current, version, ServiceSpec::clone(spec), auth.of(current))
-            }
+            Some(spec) => write::update(snapshot, now, current, version, spec.clone(), auth.of(current)),
             None => write::rollback(snapshot, now, current, version),
         }
     })
     .await?;
-    Ok(Json(dto::Updated { warnings: warnings(visible, None) }))
+    Ok(Json(dto::Updated { warnings: warnings(visible, told.into_iter().collect()) }))
 }
 
 /// `DELETE /services/{id}`
@@ -166,8 +164,9 @@ fn mode_of(spec: &ServiceSpec) -> &'static str {
 }
 
 /// What the user should know of a write.
-fn warnings(visible: Visible, other: Option<String>) -> Option<Vec<String>> {
-    let later = (visible == Visible::Later).then(|| NOT_YET_VISIBLE.to_owned());
-    let all: Vec<String> = other.into_iter().chain(later).collect();
+fn warnings(visible: Visible, mut all: Vec<String>) -> Option<Vec<String>> {
+    if visible == Visible::Later {
+        all.push(NOT_YET_VISIBLE.to_owned());
+    }
     (!all.is_empty()).then_some(all)
 }

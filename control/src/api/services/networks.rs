@@ -49,7 +49,7 @@ pub(crate) fn resolve(
         let Some(target) = attachment.get_mut("Target") else { continue };
         let network = networks::find(snapshot, target.as_str().unwrap_or_default())?;
         if network.ingress {
-            return Err(ApiError::BadRequest(
+            return Err(ApiError::Invalid(
                 "Service cannot be explicitly attached to the ingress network \"ingress\"".to_owned(),
             ));
         }

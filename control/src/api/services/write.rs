@@ -1,7 +1,7 @@
 //! What creating, updating, rolling back and removing a service writes: pure, one transaction each.
 //!
 //! Invariants: an object, its name's claim, its ports' claims, its references and its spec version are written together; a claim is taken only
-//! where none is (`Absent`); an update stands on the revision that its client read.
+//! where none is (`Absent`); an update stands on the spec that its client read. What is stored is what was sent, with the mode filled in.
 //!
 //! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
 
@@ -14,13 +14,14 @@ use mesh_state::service::{JobStatus, Service, UpdateState, UpdateStatus};
 use mesh_state::spec::{PortConfig, ServiceMode, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 
-use super::{defaults, networks};
+use super::networks;
 use crate::allocator::ports;
 use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
 use crate::dependencies::references;
 use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::update::dirty::replaces_tasks;
 use crate::update::rollback::next_version;
 
 /// The kind under which services claim their names.
@@ -37,7 +38,7 @@ pub(crate) fn create(
     mut spec: ServiceSpec,
     registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
-    defaults::fill(&mut spec);
+    spec.mode = spec.mode.filled();
     validate::service_spec(&spec)?;
     references::check(snapshot, &spec)?;
     if is_name_taken(snapshot, &spec.name) {
@@ -80,13 +81,13 @@ pub(crate) fn update(
     mut spec: ServiceSpec,
     registry_auth: Option<Sealed>,
 ) -> Result<Transaction, ApiError> {
-    defaults::fill(&mut spec);
+    spec.mode = spec.mode.filled();
     validate::service_spec(&spec)?;
     if spec.name != current.spec.name {
-        return Err(ApiError::NotImplemented("renaming services is not supported".to_owned()));
+        return Err(ApiError::Unimplemented("renaming services is not supported"));
     }
     if kind(&spec.mode) != kind(&current.spec.mode) {
-        return Err(ApiError::NotImplemented("service mode change is not allowed".to_owned()));
+        return Err(ApiError::Unimplemented("service mode change is not allowed"));
     }
     rewrite(snapshot, now, current, version, Wanted { spec, registry_auth, update_status: None })
 }
@@ -164,15 +165,16 @@ fn rewrite(
     wanted: Wanted,
 ) -> Result<Transaction, ApiError> {
     let Wanted { mut spec, registry_auth, update_status } = wanted;
-    if version != current.mod_revision {
+    if !knows_spec(snapshot, current, version) {
         return Err(ApiError::OutOfSequence);
     }
     references::check(snapshot, &spec)?;
     let mut transaction = Transaction {
-        compares: vec![Compare::ModRevision(keys::service(&current.id), version)],
+        compares: vec![Compare::ModRevision(keys::service(&current.id), current.mod_revision)],
         ops: Vec::new(),
     };
     networks::resolve(snapshot, Some(&current.spec), &mut spec, &mut transaction)?;
+    let update_status = update_status.or_else(|| status_after(snapshot, now, current, &spec));
     let service = Service {
         id: current.id.clone(),
         ports: ports::resolve(snapshot, Some(&current.id), asked_ports(&spec), &current.ports)?,
@@ -191,6 +193,30 @@ fn rewrite(
     write_service(&mut transaction, snapshot, &service)?;
     move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;
     Ok(transaction)
+}
+
+/// Whether a client that read the service at `version` read its present spec. The updater writes the service too, which is nothing
+/// that its user has to know of; each write of the spec writes a spec version with it, at the same revision.
+fn knows_spec(snapshot: &ClusterSnapshot, current: &Versioned<Service>, version: i64) -> bool {
+    let key = (current.id.clone(), current.spec_version);
+    let written = snapshot.specs.get(&key).map_or(current.mod_revision, |spec| spec.mod_revision);
+    (written..=current.mod_revision).contains(&version)
+}
+
+/// How the update stands once its user wrote `spec`. The updater begins one when it finds a task of an older spec; of a service that
+/// has no task yet it would never find any, and one that goes on would lose its end to a change of labels.
+fn status_after(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    current: &Versioned<Service>,
+    spec: &ServiceSpec,
+) -> Option<UpdateStatus> {
+    if !replaces_tasks(&current.spec, spec) {
+        return current.update_status.clone().filter(|status| status.state.goes_on());
+    }
+    let wants_tasks = spec.mode.replicas().is_none_or(|replicas| replicas > 0);
+    let has_none = snapshot.tasks_of(&current.id).next().is_none();
+    (wants_tasks && has_none).then(|| UpdateStatus::begun(now))
 }
 
 fn write_service(

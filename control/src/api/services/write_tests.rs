@@ -2,15 +2,16 @@
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
-use mesh_state::service::{Service, UpdateState};
+use mesh_state::service::{Service, UpdateState, UpdateStatus};
 use mesh_state::spec::{PortConfig, Protocol, ServiceSpec};
 use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
 use mesh_state::{codec, keys};
 
-use super::{defaults, write};
+use super::write;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::fixtures::{self, World, ingress};
+use crate::plan::Action;
 use crate::snapshot::{ClusterSnapshot, Stored};
 
 const ID: &str = "id1";
@@ -19,7 +20,6 @@ const ID: &str = "id1";
 fn web(ports: &[PortConfig]) -> ServiceSpec {
     let mut spec = fixtures::service("web", 1).spec;
     spec.endpoint_spec.get_or_insert_default().ports = ports.to_vec();
-    defaults::fill(&mut spec);
     spec
 }
 
@@ -123,8 +123,63 @@ fn an_update_is_refused_as_swarm_refuses_it() {
     let global = ServiceSpec { mode: fixtures::global("web").spec.mode, ..web(&[]) };
     assert_eq!(refusal(update(&world, global)), (501, "service mode change is not allowed".to_owned()));
     let current = current(&world);
-    let stale = write::update(&world.snapshot, world.now, current, current.mod_revision - 1, web(&[]), None);
+    let before = world.snapshot.specs[&(ID.into(), 1)].mod_revision - 1;
+    let stale = write::update(&world.snapshot, world.now, current, before, web(&[]), None);
     assert_eq!(refusal(stale), (500, "update out of sequence".to_owned()));
+}
+
+#[test]
+fn the_updaters_own_writes_are_no_news_to_a_user() {
+    let mut world = world(&stored(&[]));
+    let read_at = current(&world).mod_revision;
+    let mut rolling = current(&world).value.clone();
+    rolling.update_status = Some(UpdateStatus::begun(world.now));
+    world.commit_actions(&[Action::UpdateService { service: rolling, expected: read_at }]);
+    let by_one_who_read_at = |world: &World, version| {
+        let relabelled = ServiceSpec { labels: [("a".to_owned(), "b".to_owned())].into(), ..web(&[]) };
+        write::update(&world.snapshot, world.now, current(world), version, relabelled, None)
+    };
+    let accepted = by_one_who_read_at(&world, read_at).unwrap();
+    let stands_on = Compare::ModRevision(keys::service(&ID.into()), current(&world).mod_revision);
+    assert!(accepted.compares.contains(&stands_on), "{:?}", accepted.compares);
+    let written = written_service(&accepted);
+    world.put_service(&written);
+    let stale = (500, "update out of sequence".to_owned());
+    assert_eq!(refusal(by_one_who_read_at(&world, read_at)), stale, "another user was faster");
+    let ahead = current(&world).mod_revision + 1;
+    assert_eq!(refusal(by_one_who_read_at(&world, ahead)), stale, "a version that never was");
+}
+
+#[test]
+fn an_update_before_the_first_tasks_has_a_status_from_the_start() {
+    let mut world = world(&stored(&[]));
+    let changed = |change: fn(&mut ServiceSpec)| {
+        let mut spec = web(&[]);
+        change(&mut spec);
+        spec
+    };
+    let status = |world: &World, spec| written_service(&update(world, spec).unwrap()).update_status;
+    let image = |spec: &mut ServiceSpec| {
+        spec.task_template.container_spec.get_or_insert_default().image = "nginx:2".to_owned();
+    };
+    let begun = Some(UpdateStatus::begun(world.now));
+    assert_eq!(status(&world, changed(image)), begun);
+    assert_eq!(status(&world, changed(|spec| drop(spec.labels.insert("a".into(), "b".into())))), None);
+    let idle = |spec: &mut ServiceSpec| spec.mode.replicated.get_or_insert_default().replicas = Some(0);
+    let mut both = changed(image);
+    idle(&mut both);
+    assert_eq!(status(&world, both), None, "no task is wanted");
+
+    let mut rolling = current(&world).value.clone();
+    rolling.update_status.clone_from(&begun);
+    world.put_service(&rolling);
+    assert_eq!(
+        status(&world, changed(|spec| drop(spec.labels.insert("a".into(), "b".into())))),
+        begun,
+        "an update that goes on is still to be ended"
+    );
+    world.put_task(&fixtures::task("t", ID, 1));
+    assert_eq!(status(&world, changed(image)), None, "the updater finds the task");
 }
 
 #[test]

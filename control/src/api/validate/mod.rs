@@ -118,8 +118,10 @@ pub(crate) enum SpecError {
     /// A limit or reservation below what the engine can enforce.
     #[error("invalid memory value {0}: Must be at least 4MiB")]
     MemoryTooSmall(i64),
-    /// A generic resource that is asked for by name, or not in a number that can be given.
-    #[error("invalid generic resource {0}: ask for a kind and a number of at least 1, such as gpu=1")]
+    /// A generic resource that can't be given.
+    #[error(
+        "invalid generic resource {0}: ask for a kind and a number of at least 1, such as gpu=1, or for a kind and a name"
+    )]
     Generic(String),
     /// A negative count of processes.
     #[error("invalid pids limit {0}: must not be negative")]

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use super::SpecError;
 
+/// Limits of swap, which only engines newer than mesh asks for can keep.
+const SWAP: [&str; 2] = ["SwapBytes", "MemorySwappiness"];
+
 /// Refuses the first part of a spec that mesh doesn't serve.
 ///
 /// # Errors
@@ -17,6 +20,13 @@ pub(crate) fn in_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     }
     if is_given(&template.extra, "NetworkAttachmentSpec") {
         return refuse("network attachments are", "create a service with a container");
+    }
+    let resources = template.resources.iter().flat_map(|resources| &resources.extra);
+    if resources.into_iter().any(|(name, value)| SWAP.contains(&name.as_str()) && !value.is_null()) {
+        return refuse("swap limits are", "limit the task's memory, and set the swap of its node");
+    }
+    if has_driver_options(spec) {
+        return refuse("driver options of a service's networks are", "name the network without them");
     }
     let Some(container) = &template.container_spec else { return Ok(()) };
     if container.configs.iter().any(|config| is_given(&config.extra, "Runtime")) {
@@ -41,6 +51,13 @@ fn mounts(container: &Map<String, Value>) -> Result<(), SpecError> {
         }
     }
     Ok(())
+}
+
+fn has_driver_options(spec: &ServiceSpec) -> bool {
+    let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];
+    let mut attachments =
+        lists.into_iter().flatten().filter_map(Value::as_array).flatten().filter_map(Value::as_object);
+    attachments.any(|attachment| is_given(attachment, "DriverOpts"))
 }
 
 fn has_credential_spec(container: &Map<String, Value>) -> bool {

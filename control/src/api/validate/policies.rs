@@ -29,9 +29,11 @@ pub(crate) fn resources(resources: Option<&Resources>) -> Result<(), SpecError> 
         return Err(SpecError::PidsNegative(pids));
     }
     for resource in &reservations.generic_resources {
-        let is_countable =
-            matches!(resource, GenericResource::Discrete(some) if some.value > 0 && !some.kind.is_empty());
-        if !is_countable {
+        let can_be_given = match resource {
+            GenericResource::Discrete(some) => some.value > 0 && !some.kind.is_empty(),
+            GenericResource::Named(one) => !one.kind.is_empty() && !one.value.is_empty(),
+        };
+        if !can_be_given {
             return Err(SpecError::Generic(format!("{}={}", resource.kind(), resource.value())));
         }
     }

@@ -213,6 +213,13 @@ fn what_is_not_served_is_named() {
         ),
         ("TaskTemplate.ContainerSpec.Mounts", json!([{"Type": "cluster", "Target": "/a"}]), "mount types"),
         ("TaskTemplate.Runtime", json!("plugin"), "runtimes other than container are"),
+        ("TaskTemplate.Resources", json!({"SwapBytes": 0}), "swap limits are"),
+        ("TaskTemplate.Resources", json!({"MemorySwappiness": 60}), "swap limits are"),
+        (
+            "TaskTemplate.Networks",
+            json!([{"Target": "n", "DriverOpts": {"com.docker.network.endpoint.ifname": "x"}}]),
+            "driver options",
+        ),
     ] {
         let error = service_spec(&spec_with(pointer, value)).unwrap_err();
         assert!(matches!(error, SpecError::NotServed { .. }), "expected a 501 for {pointer}, saw {error:?}");

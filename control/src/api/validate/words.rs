@@ -4,6 +4,8 @@
 
 use serde_json::Value;
 
+use crate::api::error::ApiError;
+
 /// A field's place, the words that it may hold, and what Docker says of another one.
 type Words = (&'static str, &'static [&'static str], fn(&str) -> String);
 
@@ -38,17 +40,17 @@ const TIMES: [(&str, &str); 2] = [
 ///
 /// # Errors
 /// What Docker says of the first bad word or figure.
-pub(crate) fn in_service(spec: &Value) -> Result<(), String> {
+pub(crate) fn in_service(spec: &Value) -> Result<(), ApiError> {
     check(&SERVICE_WORDS, spec)?;
     let mounts = spec.pointer("/TaskTemplate/ContainerSpec/Mounts").and_then(Value::as_array);
     for kind in mounts.into_iter().flatten().filter_map(|mount| mount.get("Type").and_then(Value::as_str)) {
         if !MOUNT_TYPES.contains(&kind) {
-            return Err(format!("invalid MountType: {kind:?}"));
+            return Err(ApiError::BadRequest(format!("invalid MountType: {kind:?}")));
         }
     }
     let is_negative = |pointer| spec.pointer(pointer).and_then(Value::as_i64).is_some_and(|time| time < 0);
     match TIMES.into_iter().find(|(pointer, _)| is_negative(pointer)) {
-        Some((_, name)) => Err(format!("TaskSpec: {name} cannot be negative")),
+        Some((_, name)) => Err(ApiError::Invalid(format!("TaskSpec: {name} cannot be negative"))),
         None => Ok(()),
     }
 }
@@ -57,16 +59,23 @@ pub(crate) fn in_service(spec: &Value) -> Result<(), String> {
 ///
 /// # Errors
 /// What Docker says of the first bad word.
-pub(crate) fn in_node(spec: &Value) -> Result<(), String> {
-    check(&NODE_WORDS, spec)
+pub(crate) fn in_node(spec: &Value) -> Result<(), ApiError> {
+    // None of them has a default: a client that leaves the role out would demote a manager unasked.
+    for (pointer, words, refuse) in NODE_WORDS {
+        let word = spec.pointer(pointer).map_or(Some(""), Value::as_str);
+        if let Some(word) = word.filter(|word| !words.contains(word)) {
+            return Err(ApiError::BadRequest(refuse(word)));
+        }
+    }
+    Ok(())
 }
 
-fn check(fields: &[Words], spec: &Value) -> Result<(), String> {
+fn check(fields: &[Words], spec: &Value) -> Result<(), ApiError> {
     for (pointer, words, refuse) in fields {
         if let Some(word) = spec.pointer(pointer).and_then(Value::as_str)
             && !words.contains(&word)
         {
-            return Err(refuse(word));
+            return Err(ApiError::BadRequest(refuse(word)));
         }
     }
     Ok(())
@@ -77,6 +86,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn said(checked: Result<(), ApiError>) -> Option<String> {
+        checked.err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_node_without_role_or_availability_is_refused() {
+        for (spec, expected) in [
+            (json!({"Role": "manager"}), "invalid Availability: \"\""),
+            (json!({"Availability": "active"}), "invalid Role: \"\""),
+            (json!({}), "invalid Role: \"\""),
+            (json!({"Role": "manager", "Availability": "away"}), "invalid Availability: \"away\""),
+        ] {
+            assert_eq!(said(in_node(&spec)).as_deref(), Some(expected), "of {spec}");
+        }
+        assert_eq!(said(in_node(&json!({"Role": "worker", "Availability": "drain"}))), None);
+    }
 
     #[test]
     fn a_bad_word_is_refused_in_dockers_words() {
@@ -92,10 +118,10 @@ mod tests {
                 "invalid MountType: \"nfs\"",
             ),
         ] {
-            assert_eq!(in_service(&spec), Err(expected.to_owned()), "of {spec}");
+            assert_eq!(said(in_service(&spec)).as_deref(), Some(expected), "of {spec}");
         }
-        assert_eq!(in_node(&json!({"Role": "boss"})), Err("invalid Role: \"boss\"".to_owned()));
-        assert_eq!(in_service(&restart(json!({"Condition": "any", "Delay": 0}))), Ok(()));
-        assert_eq!(in_service(&json!({"Mode": 7})), Ok(()), "types are checked elsewhere");
+        assert_eq!(said(in_node(&json!({"Role": "boss"}))).as_deref(), Some("invalid Role: \"boss\""));
+        assert_eq!(said(in_service(&restart(json!({"Condition": "any", "Delay": 0})))), None);
+        assert_eq!(said(in_service(&json!({"Mode": 7}))), None, "types are checked elsewhere");
     }
 }

@@ -74,6 +74,29 @@ fn one_slot_after_the_other_is_replaced() {
 }
 
 #[test]
+fn an_update_before_the_first_tasks_ends_when_they_run() {
+    for replicated in [true, false] {
+        let mut world = World::with_nodes(["a", "b", "c"]);
+        let mut web = if replicated { service("web", 3) } else { global("web") };
+        // As the API writes it: there is no task yet that an updater could find dirty.
+        web.update_status = Some(UpdateStatus::begun(world.now));
+        world.put_service(&web);
+        let mut simulation = Simulation::new(world, 5);
+        simulation.second();
+        assert_eq!(status(&simulation).unwrap().state, UpdateState::Updating, "replicated: {replicated}");
+        simulation.settle(60);
+        simulation.check_settled("web", 3);
+        let ended = status(&simulation).unwrap();
+        assert_eq!((ended.state, ended.message.as_str()), (UpdateState::Completed, "update completed"));
+        let ran = simulation
+            .running("web")
+            .into_iter()
+            .map(|task| simulation.world.snapshot.status_of(&task).running_at.unwrap());
+        assert!(ran.max().unwrap() <= ended.completed_at.unwrap(), "completed before the tasks ran");
+    }
+}
+
+#[test]
 fn start_first_never_runs_fewer() {
     let mut simulation =
         settled(UpdateConfig { order: Some(UpdateOrder::StartFirst), parallelism: 2, ..one_at_a_time() });

@@ -3,33 +3,22 @@
 //! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options and unknown keys stay as they
 //! are. When a key comes twice in different cases, the exact spelling wins.
 //!
-//! Left to others: which keys there are (`shapes`) and what the values mean.
+//! Left to others: which keys there are (`shapes`) and what the values mean (`meaning`).
 
 use serde_json::{Map, Value};
 
-/// What is known of a value.
-#[derive(Debug)]
-pub(crate) enum Shape {
-    /// Nothing below it is known: a number, a text, a map of the user's.
-    Any,
-    /// A word of a closed list, compared in lower case; empty means absent.
-    Word,
-    /// An object with these fields, among others.
-    Object(&'static [(&'static str, &'static Shape)]),
-    /// A list of such values.
-    List(&'static Shape),
-}
+use super::Shape;
 
 /// Respells `value` as Docker documents it.
 pub(crate) fn normalise(value: &mut Value, shape: &Shape) {
     match (shape, value) {
-        (Shape::Word, Value::String(word)) => *word = word.to_lowercase(),
+        (Shape::Word(_), Value::String(word)) => *word = word.to_lowercase(),
         (Shape::List(element), Value::Array(items)) => {
             for item in items {
                 normalise(item, element);
             }
         }
-        (Shape::Object(fields), Value::Object(map)) => normalise_fields(map, fields),
+        (Shape::Object(fields) | Shape::Mark(fields), Value::Object(map)) => normalise_fields(map, fields),
         _ => {}
     }
 }
@@ -39,7 +28,7 @@ fn normalise_fields(map: &mut Map<String, Value>, fields: &[(&str, &Shape)]) {
         respell(map, name);
         let Some(value) = map.get_mut(*name) else { continue };
         normalise(value, shape);
-        let absent = value.is_null() || (matches!(shape, Shape::Word) && value.as_str() == Some(""));
+        let absent = value.is_null() || (matches!(shape, Shape::Word(_)) && value.as_str() == Some(""));
         if absent {
             map.remove(*name);
         }

@@ -1,6 +1,9 @@
-//! The fields of Docker's objects, as far as a client may send them: what [`super::go_json`] respells.
+//! The fields of Docker's objects, as far as a client may send them, and what each means when it is left out.
 
-use super::go_json::Shape::{self, Any, List, Object, Word};
+use super::Shape::{self, Any, Figure, List, Mark, Object, Said, Text, Word};
+
+/// Seconds in the nanoseconds of Docker's durations.
+const SECOND: i64 = 1_000_000_000;
 
 /// `ServiceSpec`.
 pub(crate) static SERVICE_SPEC: Shape = Object(&[
@@ -16,7 +19,7 @@ pub(crate) static SERVICE_SPEC: Shape = Object(&[
 
 /// `NodeSpec`.
 pub(crate) static NODE_SPEC: Shape =
-    Object(&[("Name", &Any), ("Labels", &Any), ("Role", &Word), ("Availability", &Word)]);
+    Object(&[("Name", &Any), ("Labels", &Any), ("Role", &Word("")), ("Availability", &Word(""))]);
 
 /// `SecretSpec` and `ConfigSpec`.
 pub(crate) static DEPENDENCY_SPEC: Shape = Object(&[
@@ -32,7 +35,16 @@ pub(crate) static SWARM_SPEC: Shape = Object(&[
     ("Name", &Any),
     ("Labels", &Any),
     ("Orchestration", &Object(&[("TaskHistoryRetentionLimit", &Any)])),
-    ("Raft", &Object(&[("SnapshotInterval", &Any), ("KeepOldSnapshots", &Any)])),
+    (
+        "Raft",
+        &Object(&[
+            ("SnapshotInterval", &Any),
+            ("KeepOldSnapshots", &Any),
+            ("LogEntriesForSlowFollowers", &Any),
+            ("ElectionTick", &Any),
+            ("HeartbeatTick", &Any),
+        ]),
+    ),
     ("Dispatcher", &Object(&[("HeartbeatPeriod", &Any)])),
     (
         "CAConfig",
@@ -82,52 +94,60 @@ pub(crate) static NETWORK_SPEC: Shape = Object(&[
 ]);
 
 static SERVICE_MODE: Shape = Object(&[
-    ("Replicated", &Object(&[("Replicas", &Any)])),
-    ("Global", &Object(&[])),
-    ("ReplicatedJob", &Object(&[("MaxConcurrent", &Any), ("TotalCompletions", &Any)])),
-    ("GlobalJob", &Object(&[])),
+    ("Replicated", &Mark(&[("Replicas", &Figure(1))])),
+    ("Global", &Mark(&[])),
+    ("ReplicatedJob", &Mark(&[("MaxConcurrent", &Figure(1)), ("TotalCompletions", &Said)])),
+    ("GlobalJob", &Mark(&[])),
 ]);
 
 static UPDATE_CONFIG: Shape = Object(&[
     ("Parallelism", &Any),
     ("Delay", &Any),
-    ("FailureAction", &Word),
-    ("Monitor", &Any),
+    ("FailureAction", &Word("pause")),
+    ("Monitor", &Figure(5 * SECOND)),
     ("MaxFailureRatio", &Any),
-    ("Order", &Word),
+    ("Order", &Word("stop-first")),
 ]);
 
-static NETWORK_ATTACHMENTS: Shape =
+/// The networks of a service.
+pub(crate) static NETWORK_ATTACHMENTS: Shape =
     List(&Object(&[("Target", &Any), ("Aliases", &Any), ("DriverOpts", &Any)]));
 
-static ENDPOINT_SPEC: Shape = Object(&[
-    ("Mode", &Word),
+/// `EndpointSpec`.
+pub(crate) static ENDPOINT_SPEC: Shape = Object(&[
+    ("Mode", &Word("vip")),
     (
         "Ports",
         &List(&Object(&[
             ("Name", &Any),
-            ("Protocol", &Word),
+            ("Protocol", &Word("tcp")),
             ("TargetPort", &Any),
             ("PublishedPort", &Any),
-            ("PublishMode", &Word),
+            ("PublishMode", &Word("ingress")),
         ])),
     ),
 ]);
 
-static TASK_SPEC: Shape = Object(&[
+/// `TaskSpec`.
+pub(crate) static TASK_SPEC: Shape = Object(&[
     ("ContainerSpec", &CONTAINER_SPEC),
     ("PluginSpec", &Any),
     ("NetworkAttachmentSpec", &Object(&[("ContainerID", &Any)])),
     ("Resources", &RESOURCES),
     (
         "RestartPolicy",
-        &Object(&[("Condition", &Word), ("Delay", &Any), ("MaxAttempts", &Any), ("Window", &Any)]),
+        &Object(&[
+            ("Condition", &Word("any")),
+            ("Delay", &Figure(5 * SECOND)),
+            ("MaxAttempts", &Any),
+            ("Window", &Any),
+        ]),
     ),
     ("Placement", &PLACEMENT),
     ("Networks", &NETWORK_ATTACHMENTS),
     ("LogDriver", &Object(&[("Name", &Any), ("Options", &Any)])),
     ("ForceUpdate", &Any),
-    ("Runtime", &Any),
+    ("Runtime", &Text("container")),
 ]);
 
 static RESOURCES: Shape = Object(&[
@@ -136,6 +156,8 @@ static RESOURCES: Shape = Object(&[
         "Reservations",
         &Object(&[("NanoCPUs", &Any), ("MemoryBytes", &Any), ("GenericResources", &GENERIC_RESOURCES)]),
     ),
+    ("SwapBytes", &Said),
+    ("MemorySwappiness", &Said),
 ]);
 
 static GENERIC_RESOURCES: Shape = List(&Object(&[
@@ -164,19 +186,19 @@ static CONTAINER_SPEC: Shape = Object(&[
         "Privileges",
         &Object(&[
             ("CredentialSpec", &Any),
-            ("SELinuxContext", &Any),
-            ("Seccomp", &Any),
-            ("AppArmor", &Any),
+            ("SELinuxContext", &SELINUX),
+            ("Seccomp", &Object(&[("Mode", &Text("default")), ("Profile", &Any)])),
+            ("AppArmor", &Object(&[("Mode", &Text("default"))])),
             ("NoNewPrivileges", &Any),
         ]),
     ),
-    ("Init", &Any),
+    ("Init", &Said),
     ("StopSignal", &Any),
     ("TTY", &Any),
     ("OpenStdin", &Any),
     ("ReadOnly", &Any),
     ("Mounts", &List(&MOUNT)),
-    ("StopGracePeriod", &Any),
+    ("StopGracePeriod", &Figure(10 * SECOND)),
     (
         "Healthcheck",
         &Object(&[
@@ -195,12 +217,12 @@ static CONTAINER_SPEC: Shape = Object(&[
         "Configs",
         &List(&Object(&[
             ("File", &FILE_TARGET),
-            ("Runtime", &Any),
+            ("Runtime", &Mark(&[])),
             ("ConfigID", &Any),
             ("ConfigName", &Any),
         ])),
     ),
-    ("Isolation", &Any),
+    ("Isolation", &Text("default")),
     ("Sysctls", &Any),
     ("CapabilityAdd", &Any),
     ("CapabilityDrop", &Any),
@@ -208,18 +230,22 @@ static CONTAINER_SPEC: Shape = Object(&[
     ("OomScoreAdj", &Any),
 ]);
 
-static FILE_TARGET: Shape = Object(&[("Name", &Any), ("UID", &Any), ("GID", &Any), ("Mode", &Any)]);
+static SELINUX: Shape =
+    Object(&[("Disable", &Any), ("User", &Any), ("Role", &Any), ("Type", &Any), ("Level", &Any)]);
+
+static FILE_TARGET: Shape =
+    Object(&[("Name", &Any), ("UID", &Text("0")), ("GID", &Text("0")), ("Mode", &Figure(0o444))]);
 
 static MOUNT: Shape = Object(&[
-    ("Type", &Word),
+    ("Type", &Word("")),
     ("Source", &Any),
     ("Target", &Any),
     ("ReadOnly", &Any),
-    ("Consistency", &Any),
+    ("Consistency", &Text("default")),
     (
         "BindOptions",
         &Object(&[
-            ("Propagation", &Any),
+            ("Propagation", &Text("rprivate")),
             ("NonRecursive", &Any),
             ("CreateMountpoint", &Any),
             ("ReadOnlyNonRecursive", &Any),

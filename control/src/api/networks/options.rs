@@ -1,0 +1,212 @@
+//! What a network may ask for: pure.
+//!
+//! Invariant: what mesh can't give is refused by the option's name. Nothing that a user asks of a network is taken and then left out.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mesh_state::network::{IpamConfig, NetworkSpec};
+use serde_json::Value;
+
+use crate::api::error::ApiError;
+use crate::snapshot::ClusterSnapshot;
+
+/// The option that asks for the tasks' traffic to be encrypted between nodes.
+const ENCRYPTED: &str = "encrypted";
+
+/// Checks a request to create a network.
+///
+/// # Errors
+/// The first thing that is wrong with it, or that mesh doesn't serve.
+pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
+    kind(snapshot, spec)?;
+    for config in spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()) {
+        addresses(config)?;
+    }
+    match unserved(spec) {
+        Some((option, reason)) => Err(ApiError::NotImplemented(format!(
+            "a network's option {option} is not served by mesh yet: {reason}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Whether it is a network that the cluster can have at all.
+fn kind(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
+    if !matches!(spec.driver.as_str(), "" | "overlay") {
+        return Err(ApiError::NotImplemented(format!(
+            "networks with the driver {} and the scope swarm are not served by mesh: create one with --driver overlay, \
+             or leave out --scope swarm to create a network of this node",
+            spec.driver
+        )));
+    }
+    if spec.config_only {
+        let message = "configuration network is not supported for swarm scoped networks";
+        return Err(ApiError::BadRequest(message.to_owned()));
+    }
+    if !matches!(text(spec, "Scope"), "" | "swarm") {
+        return Err(ApiError::Forbidden("cannot downgrade network scope for overlay networks".to_owned()));
+    }
+    if spec.ingress {
+        let present = snapshot.networks.values().find(|network| network.ingress);
+        let id = present.map_or("none", |network| network.id.as_str());
+        return Err(ApiError::AlreadyExists(format!("ingress network ({id}) is already present")));
+    }
+    Ok(())
+}
+
+/// The first option that would change nothing, by its flag, and what to do instead.
+fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
+    let ipam = spec.ipam.clone().unwrap_or_default();
+    let options = spec.options.iter().flatten();
+    let options = options.map(|(name, _)| {
+        let reason = if name == ENCRYPTED {
+            "what tasks on several nodes send each other crosses the nodes' network in clear. Create the network without it"
+        } else {
+            "it would change nothing. Create the network without it"
+        };
+        (format!("--opt {name}"), reason)
+    });
+    let ipam_options = ipam.options.iter().flatten().map(|(name, _)| {
+        (format!("--ipam-opt {name}"), "mesh gives out addresses by itself. Create the network without it")
+    });
+    let configs = ipam.config.iter().flatten().filter(|config| !is_empty(config)).map(|_| {
+        let reason = "each task has one address, out of its node's subnet. Create the network without a subnet of its own";
+        ("--subnet".to_owned(), reason)
+    });
+    let flags = [
+        (
+            spec.attachable,
+            "--attachable",
+            "containers that are no tasks can't join a network of the cluster's. Create the network without it, and run as a service what is to reach its tasks",
+        ),
+        (
+            spec.internal,
+            "--internal",
+            "its tasks would reach the outside all the same. Create the network without it",
+        ),
+        (
+            spec.enable_ipv6 == Some(true),
+            "--ipv6",
+            "a task's address on the cluster's networks is IPv4. Create the network without it",
+        ),
+        (
+            spec.extra.get("EnableIPv4") == Some(&Value::Bool(false)),
+            "--ipv4=false",
+            "a task's address on the cluster's networks is IPv4. Create the network without it",
+        ),
+        (
+            !matches!(ipam.driver.as_str(), "" | "default"),
+            "--ipam-driver",
+            "mesh gives out addresses by itself. Create the network without it",
+        ),
+        (config_from(spec), "--config-from", "give the network its settings directly"),
+    ];
+    let flags = flags.into_iter().filter(|(asked, ..)| *asked);
+    flags
+        .map(|(_, flag, reason)| (flag.to_owned(), reason))
+        .chain(options)
+        .chain(ipam_options)
+        .chain(configs)
+        .next()
+}
+
+fn text<'a>(spec: &'a NetworkSpec, field: &str) -> &'a str {
+    spec.extra.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn config_from(spec: &NetworkSpec) -> bool {
+    let name = spec.extra.get("ConfigFrom").and_then(|from| from.get("Network")).and_then(Value::as_str);
+    name.is_some_and(|name| !name.is_empty())
+}
+
+fn is_empty(config: &IpamConfig) -> bool {
+    let is_nothing = |value: &Value| {
+        value.is_null()
+            || value.as_object().is_some_and(serde_json::Map::is_empty)
+            || value == &Value::from("")
+    };
+    config.subnet.is_empty()
+        && config.ip_range.is_empty()
+        && config.gateway.is_empty()
+        && config.extra.values().all(is_nothing)
+}
+
+/// Whether a subnet's texts are addresses.
+fn addresses(config: &IpamConfig) -> Result<(), ApiError> {
+    let bad = |what: &str, text: &str| {
+        ApiError::BadRequest(format!("Invalid {what} {text} : invalid CIDR address: {text}"))
+    };
+    if !config.subnet.is_empty() && config.subnet.parse::<IpNet>().is_err() {
+        return Err(bad("subnet", &config.subnet));
+    }
+    if !config.ip_range.is_empty() && config.ip_range.parse::<IpNet>().is_err() {
+        return Err(bad("range", &config.ip_range));
+    }
+    if !config.gateway.is_empty() && config.gateway.parse::<IpAddr>().is_err() {
+        return Err(ApiError::BadRequest(format!("Invalid gateway {}", config.gateway)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    fn said(mut body: Value) -> Option<(u16, String)> {
+        body["Name"] = json!("net");
+        let spec: NetworkSpec = serde_json::from_value(body).unwrap();
+        let checked = check(&World::new().snapshot, &spec);
+        checked.err().map(|error| (error.status().as_u16(), error.to_string()))
+    }
+
+    #[test]
+    fn every_option_that_would_change_nothing_is_refused_by_name() {
+        let subnet = |config: Value| json!({"IPAM": {"Driver": "default", "Config": [config]}});
+        for (body, named) in [
+            (json!({"Options": {"encrypted": ""}}), "--opt encrypted"),
+            (
+                json!({"Options": {"com.docker.network.driver.mtu": "1400"}}),
+                "--opt com.docker.network.driver.mtu",
+            ),
+            (json!({"Internal": true}), "--internal"),
+            (json!({"Attachable": true}), "--attachable"),
+            (json!({"EnableIPv6": true}), "--ipv6"),
+            (json!({"EnableIPv4": false}), "--ipv4=false"),
+            (json!({"ConfigFrom": {"Network": "other"}}), "--config-from"),
+            (json!({"IPAM": {"Driver": "dhcp"}}), "--ipam-driver"),
+            (json!({"IPAM": {"Options": {"a": "b"}}}), "--ipam-opt a"),
+            (subnet(json!({"Subnet": "10.55.0.0/24"})), "--subnet"),
+            (subnet(json!({"Gateway": "10.55.0.1"})), "--subnet"),
+            (subnet(json!({"AuxiliaryAddresses": {"a": "10.55.0.9"}})), "--subnet"),
+            (json!({"Driver": "bridge", "Scope": "swarm"}), "driver bridge and the scope swarm"),
+        ] {
+            let (status, message) = said(body.clone()).unwrap_or_else(|| panic!("{body} was accepted"));
+            assert!(status == 501 && message.contains(named), "for {body}: {status} {message}");
+        }
+    }
+
+    #[test]
+    fn what_clients_send_without_being_asked_is_no_option() {
+        for body in [
+            json!({}),
+            json!({"CheckDuplicate": true, "Driver": "overlay", "Scope": "", "EnableIPv6": false, "EnableIPv4": true,
+                   "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": false, "Attachable": false,
+                   "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Options": {}, "Labels": {"a": "b"}}),
+            json!({"Scope": "swarm", "ConfigFrom": null, "IPAM": {"Driver": "", "Config": [{"AuxiliaryAddresses": null}]}}),
+        ] {
+            assert_eq!(said(body.clone()), None, "for {body}");
+        }
+    }
+
+    #[test]
+    fn a_scope_that_no_overlay_has_is_refused_as_by_swarm() {
+        for scope in ["local", "global"] {
+            let message = "cannot downgrade network scope for overlay networks".to_owned();
+            assert_eq!(said(json!({"Driver": "overlay", "Scope": scope})), Some((403, message)));
+        }
+    }
+}

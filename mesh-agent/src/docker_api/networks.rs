@@ -1,0 +1,363 @@
+//! Calls about networks: the engine has its own, the cluster has its own, and a client sees one list of both.
+//!
+//! Invariants: no name belongs to both, as far as their creators pass by here; where one does, a call that names it is refused, never
+//! answered by whichever comes first. Nothing is said to have been connected that wasn't.
+//!
+//! Left to others: what the cluster's networks are (mesh-control).
+
+use std::cmp::Ordering;
+
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::Body;
+use super::compose::{
+    ANSWER_BYTES_MAX, ASIDE_TIMEOUT, CONTROL_TIMEOUT, Composer, ENGINE_TIMEOUT, bodyless, replaced,
+    with_query,
+};
+use super::error::ApiError;
+use super::filters::{Query, percent_decode, percent_encode};
+use crate::task::bridge::{NETWORK_LABEL, NETWORK_NAME};
+
+/// Bytes of a request that is read here.
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
+
+/// The scope of the cluster's networks.
+const CLUSTER_SCOPE: &str = "swarm";
+
+impl Composer {
+    /// `GET /networks`: the engine's, then the cluster's.
+    pub(super) async fn network_list(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request));
+        let (engine, cluster) = tokio::join!(engine, self.control_json(ASIDE_TIMEOUT, bodyless(request)));
+        let engine = engine?;
+        if engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        let cluster = match cluster {
+            Ok(networks) => networks,
+            Err(error) => {
+                debug!(%error, "list networks without the cluster's");
+                Value::Null
+            }
+        };
+        Ok(replaced(head, &joined_networks(local, cluster)))
+    }
+
+    /// `POST /networks/create`: overlay and swarm-scope ones are the cluster's.
+    pub(super) async fn network_create(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (head, body) = request.into_parts();
+        let bytes = Limited::new(body, REQUEST_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
+            .to_bytes();
+        let asked = Asked::read(&bytes);
+        if self.is_name_taken(&head, &asked).await? {
+            return Err(ApiError::NetworkExists(asked.name));
+        }
+        let is_clusters = asked.is_clusters;
+        let mut request = Request::from_parts(head, Full::new(bytes));
+        request.headers_mut().remove(TRANSFER_ENCODING);
+        request.headers_mut().remove(CONTENT_LENGTH);
+        let answered = match self.control() {
+            Ok(control) if is_clusters => control.call(request).await,
+            Err(error) if is_clusters => Err(error),
+            _ => self.engine.call(request).await,
+        };
+        match answered {
+            Err(ApiError::NotAManager) => Err(ApiError::NetworkOnWorker),
+            answered => Ok(answered?.map(BodyExt::boxed)),
+        }
+    }
+
+    /// `POST /networks/prune`: the engine's, without the network of mesh's tasks, which may have none just now, and the cluster's. Where
+    /// the client's own filter leaves no room for that, the network goes and the agent makes it again.
+    pub(super) async fn network_prune(
+        &self,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let mut asked = bodyless(request);
+        if let Some(query) = Query::of(request.uri()).with_filter("label!", NETWORK_LABEL) {
+            *asked.uri_mut() = with_query(request.uri(), &query)?;
+        }
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
+        if engine.status() != StatusCode::OK {
+            return Ok(engine.map(BodyExt::boxed));
+        }
+        let (head, body) = engine.into_parts();
+        let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        let cluster = match self.control_json(CONTROL_TIMEOUT, bodyless(request)).await {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                debug!(%error, "prune networks without the cluster's");
+                Value::Null
+            }
+        };
+        Ok(replaced(head, &joined_pruned(&cluster, &local)))
+    }
+
+    /// `GET` and `DELETE /networks/{x}`: the one network that is meant, whoever has it.
+    pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let scope = Query::of(request.uri()).value("scope").unwrap_or_default();
+        let owner = match (scope.as_str(), self.control()) {
+            ("", _) => self.owner(request).await?,
+            (CLUSTER_SCOPE, Ok(_)) => Owner::Cluster,
+            _ => Owner::Engine,
+        };
+        let answer = match owner {
+            Owner::Cluster => self.control()?.call_within(CONTROL_TIMEOUT, bodyless(request)).await?,
+            Owner::Engine | Owner::Nobody => self.engine.call(bodyless(request)).await?,
+        };
+        Ok(answer.map(BodyExt::boxed))
+    }
+
+    /// Whether a container may be connected to the network that `POST /networks/{x}/connect` names: the engine has to have it. The engine
+    /// itself says yes to a network that it doesn't know while the container is stopped, and the container can't be started then.
+    pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
+        match self.owner(request).await? {
+            Owner::Engine => Ok(()),
+            Owner::Cluster => Err(ApiError::NotAttachable(named(request.uri()))),
+            Owner::Nobody => Err(ApiError::NoSuchNetwork(named(request.uri()))),
+        }
+    }
+
+    /// Who has the network that a path names.
+    ///
+    /// # Errors
+    /// Both have one that is meant equally; the engine can't be asked.
+    async fn owner(&self, request: &Request<Incoming>) -> Result<Owner, ApiError> {
+        let (prefix, segment) = split(request.uri());
+        let inspect = |uri: Uri| {
+            let mut asked = bodyless(request);
+            *asked.method_mut() = Method::GET;
+            *asked.uri_mut() = uri;
+            asked
+        };
+        let uri = path(&format!("{prefix}/networks/{segment}"))?;
+        let engine = self.engine.call_within(ENGINE_TIMEOUT, inspect(uri.clone())).await?;
+        let local = match engine.status() {
+            StatusCode::OK => Some(self.engine.read_json(engine.into_body(), ANSWER_BYTES_MAX).await?),
+            StatusCode::NOT_FOUND => None,
+            // What the engine can't tell apart it is to refuse itself.
+            _ => return Ok(Owner::Engine),
+        };
+        let cluster = match self.control_json(ASIDE_TIMEOUT, inspect(uri)).await {
+            Ok(network) => Some(network),
+            Err(error) => {
+                debug!(%error, "look for a network without the cluster's");
+                None
+            }
+        };
+        Owner::of(local.as_ref(), cluster.as_ref(), &percent_decode(segment))
+    }
+
+    /// Whether the name of a network to create belongs to one of the other sort: the engine's, or the cluster's. Each sees to its own.
+    async fn is_name_taken(&self, head: &Parts, asked: &Asked) -> Result<bool, ApiError> {
+        if asked.name.is_empty() {
+            return Ok(false);
+        }
+        let prefix = head.uri.path().split_once("/networks/").map_or("", |(prefix, _)| prefix);
+        let filters = json!({"name": {asked.name.as_str(): true}}).to_string();
+        let mut listing = Request::new(Empty::new());
+        *listing.uri_mut() = path(&format!("{prefix}/networks?filters={}", percent_encode(&filters)))?;
+        let listed = if asked.is_clusters {
+            let engine = self.engine.call_within(ENGINE_TIMEOUT, listing).await?;
+            self.engine.read_json(engine.into_body(), ANSWER_BYTES_MAX).await?
+        } else {
+            match self.control_json(ASIDE_TIMEOUT, listing).await {
+                Ok(networks) => networks,
+                Err(error) => {
+                    // A network of the engine's needs no manager.
+                    debug!(%error, "create a network without asking for the cluster's");
+                    Value::Null
+                }
+            }
+        };
+        Ok(listed.as_array().into_iter().flatten().any(|network| network["Name"] == asked.name.as_str()))
+    }
+}
+
+/// Who has a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The engine of this node.
+    Engine,
+    /// The cluster.
+    Cluster,
+    /// Neither.
+    Nobody,
+}
+
+impl Owner {
+    /// Who has what `query` means: a full id comes before a name, a name before the beginning of an id.
+    fn of(local: Option<&Value>, cluster: Option<&Value>, query: &str) -> Result<Self, ApiError> {
+        let by = |network: &Value| {
+            if network["Id"] == query {
+                Meant::ById
+            } else if network["Name"] == query {
+                Meant::ByName
+            } else {
+                Meant::ByPrefix
+            }
+        };
+        match (local.map(by), cluster.map(by)) {
+            (None, None) => Ok(Self::Nobody),
+            (Some(_), None) => Ok(Self::Engine),
+            (None, Some(_)) => Ok(Self::Cluster),
+            (Some(local), Some(cluster)) => match local.cmp(&cluster) {
+                Ordering::Less => Ok(Self::Engine),
+                Ordering::Greater => Ok(Self::Cluster),
+                Ordering::Equal => Err(ApiError::AmbiguousNetwork {
+                    query: query.to_owned(),
+                    basis: if local == Meant::ByPrefix { "ID prefix" } else { "name" },
+                }),
+            },
+        }
+    }
+}
+
+/// How a network is meant, the surest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Meant {
+    ById,
+    ByName,
+    ByPrefix,
+}
+
+/// A network to create, as far as it is read here.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    name: String,
+    is_clusters: bool,
+}
+
+impl Asked {
+    /// Reads a body: a network that only holds settings is the engine's, and what is no JSON is left for the engine to refuse.
+    fn read(body: &[u8]) -> Self {
+        let request = serde_json::from_slice::<Value>(body).unwrap_or_default();
+        // As Go reads it: in any case.
+        let field = |name: &str| {
+            let fields = request.as_object().into_iter().flatten();
+            let mut named = fields.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+            named.next().map(|(_, value)| value.clone()).unwrap_or_default()
+        };
+        let is_clusters = field("ConfigOnly") != true
+            && (field("Driver") == "overlay" || field("Scope") == CLUSTER_SCOPE || field("Ingress") == true);
+        Self { name: field("Name").as_str().unwrap_or_default().to_owned(), is_clusters }
+    }
+}
+
+/// The part of a path before `/networks/`, and the one behind it, still percent-encoded.
+fn split(uri: &Uri) -> (&str, &str) {
+    let (prefix, rest) = uri.path().split_once("/networks/").unwrap_or_default();
+    (prefix, rest.split('/').next().unwrap_or_default())
+}
+
+/// The network that a path names.
+fn named(uri: &Uri) -> String {
+    percent_decode(split(uri).1)
+}
+
+fn path(text: &str) -> Result<Uri, ApiError> {
+    text.parse().map_err(|error| ApiError::BadRequest(format!("cannot ask for the network: {error}")))
+}
+
+/// Both lists; a network that both know is the engine's.
+fn joined_networks(local: Value, cluster: Value) -> Value {
+    let (Value::Array(mut networks), Value::Array(cluster)) = (local.clone(), cluster) else {
+        return local;
+    };
+    for network in cluster {
+        if !networks.iter().any(|known| known.get("Id") == network.get("Id")) {
+            networks.push(network);
+        }
+    }
+    Value::Array(networks)
+}
+
+/// What both have pruned for good, the cluster's first.
+fn joined_pruned(cluster: &Value, local: &Value) -> Value {
+    let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
+    let mut all = [names(cluster), names(local)].concat();
+    all.retain(|name| name != NETWORK_NAME);
+    json!({ "NetworksDeleted": if all.is_empty() { Value::Null } else { all.into() } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_joined_by_id() {
+        let local = json!([{"Id": "a", "Name": "mesh"}]);
+        let cluster = json!([{"Id": "a", "Name": "x"}, {"Id": "b", "Name": "ingress"}]);
+        let joined = joined_networks(local.clone(), cluster);
+        assert_eq!(joined, json!([{"Id": "a", "Name": "mesh"}, {"Id": "b", "Name": "ingress"}]));
+        assert_eq!(joined_networks(local.clone(), Value::Null), local);
+    }
+
+    #[test]
+    fn what_was_pruned_is_told_together() {
+        let pruned = |names: Value| json!({ "NetworksDeleted": names });
+        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])));
+        assert_eq!(joined, pruned(json!(["over", "local"])));
+        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null)), pruned(Value::Null));
+    }
+
+    #[test]
+    fn overlay_networks_are_the_clusters() {
+        let is_clusters = |body: &[u8]| Asked::read(body).is_clusters;
+        assert!(is_clusters(br#"{"Name":"n","Driver":"overlay"}"#));
+        assert!(
+            is_clusters(br#"{"name":"n","driver":"overlay"}"#),
+            "Go's clients may write keys in any case"
+        );
+        assert!(is_clusters(br#"{"Name":"n","Scope":"swarm","Driver":"bridge"}"#));
+        assert!(!is_clusters(br#"{"Name":"n","Driver":"bridge"}"#));
+        assert!(!is_clusters(br#"{"Name":"n","Driver":"overlay","ConfigOnly":true}"#));
+        assert!(!is_clusters(b"{"));
+        assert_eq!(Asked::read(br#"{"NAME":"n"}"#).name, "n");
+    }
+
+    #[test]
+    fn a_network_that_is_meant_equally_is_ambiguous() {
+        let (bridge, overlay) = (json!({"Id": "ab1", "Name": "dup"}), json!({"Id": "ab2", "Name": "dup"}));
+        let owner =
+            |query: &str| Owner::of(Some(&bridge), Some(&overlay), query).map_err(|error| error.to_string());
+        assert_eq!(owner("ab1"), Ok(Owner::Engine));
+        assert_eq!(owner("ab2"), Ok(Owner::Cluster));
+        assert_eq!(owner("dup"), Err("network dup is ambiguous (2 matches found based on name)".to_owned()));
+        assert_eq!(
+            owner("ab"),
+            Err("network ab is ambiguous (2 matches found based on ID prefix)".to_owned())
+        );
+        let named_ab = json!({"Id": "zz", "Name": "ab"});
+        assert_eq!(Owner::of(Some(&bridge), Some(&named_ab), "ab").unwrap(), Owner::Cluster, "a name wins");
+        assert_eq!(Owner::of(Some(&bridge), None, "ab").unwrap(), Owner::Engine);
+        assert_eq!(Owner::of(None, None, "ab").unwrap(), Owner::Nobody);
+    }
+
+    #[test]
+    fn a_path_names_a_network_with_and_without_a_version() {
+        let split = |text: &'static str| {
+            let uri = Uri::from_static(text);
+            let (prefix, segment) = split(&uri);
+            (prefix.to_owned(), segment.to_owned())
+        };
+        let (none, version) = (String::new(), "/v1.41".to_owned());
+        assert_eq!(split("/networks/n?verbose=1"), (none, "n".to_owned()));
+        assert_eq!(split("/v1.41/networks/n/connect"), (version, "n".to_owned()));
+        assert_eq!(named(&Uri::from_static("/networks/a%20b/connect")), "a b");
+    }
+}
