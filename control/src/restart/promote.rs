@@ -1,22 +1,18 @@
-//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped or had a minute for it after
-//! their drain.
+//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped.
+//!
+//! Invariant: it waits for an older task for as long as that may still run, whatever stop grace period its service has: both may write
+//! to the same volume. Only a task whose node is down or no member any more isn't waited for, as nobody can know when it ends.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use mesh_state::Timestamp;
 use mesh_state::ids::ServiceId;
 use mesh_state::task::{Task, TaskState};
 use rand::RngCore;
 
-use super::decide::after;
-use crate::drain;
 use crate::orchestrator::slots;
 use crate::plan::{Action, Plan};
 use crate::snapshot::{ClusterSnapshot, Stored};
-
-/// An old task that has not stopped so long after the limit of its drain is not waited for any more.
-pub const STOP_WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Promotes what waits no longer; asks for a pass when the next one's time comes.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
@@ -43,9 +39,11 @@ fn promote(
     slot: &[&Stored<Task>],
     plan: &mut Plan,
 ) {
-    let delayed_until = task.start_after.filter(|moment| *moment > now);
-    let held_until = slot.iter().filter_map(|older| held_until(now, snapshot, older)).max();
-    if let Some(moment) = delayed_until.max(held_until) {
+    // Its end comes as a status, and its node's as a liveness: both bring a pass.
+    if slot.iter().any(|older| is_stopping(snapshot, older)) {
+        return;
+    }
+    if let Some(moment) = task.start_after.filter(|moment| *moment > now) {
         plan.wake_by(moment);
         return;
     }
@@ -56,11 +54,7 @@ fn promote(
     plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
 }
 
-/// Until when a task that was asked to stop is waited for.
-fn held_until(now: Timestamp, snapshot: &ClusterSnapshot, older: &Task) -> Option<Timestamp> {
-    if older.desired_state != TaskState::Shutdown || slots::has_stopped(snapshot, older) {
-        return None;
-    }
-    let asked_at = older.shutdown_at.unwrap_or(older.created_at);
-    after(asked_at, STOP_WAIT_MAX + drain::limit(snapshot, older)).filter(|moment| *moment > now)
+/// Whether a task was asked to stop and may still run.
+fn is_stopping(snapshot: &ClusterSnapshot, older: &Task) -> bool {
+    older.desired_state == TaskState::Shutdown && !slots::has_stopped(snapshot, older)
 }

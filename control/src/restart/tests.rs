@@ -183,17 +183,45 @@ fn a_lost_or_drained_node_brings_no_delay() {
 }
 
 #[test]
-fn a_task_that_does_not_stop_is_waited_for_one_minute() {
+fn a_task_that_does_not_stop_is_waited_for_until_it_has_or_its_node_is_lost() {
     let mut world = running(RestartPolicy::default());
+    world.update_service("web", |spec| {
+        let container = spec.task_template.container_spec.get_or_insert_default();
+        container.stop_grace_period = Some(7_200_000_000_000);
+    });
     world.update_node("a", |node| node.spec.availability = Availability::Drain);
     world.run(replace::plan);
-    assert_eq!(world.run(promote::plan).wake_at, Some(world.now + TimeDelta::minutes(1)));
-    world.pass(59);
-    world.run(promote::plan);
-    assert_eq!(only_wanted(&world).desired_state, TaskState::Ready);
-    world.pass(1);
+    for _ in 0..4 {
+        world.pass(3600);
+        let plan = world.run(promote::plan);
+        assert_eq!(plan.wake_at, None, "its end is heard of, not waited for by the clock");
+        assert_eq!(only_wanted(&world).desired_state, TaskState::Ready, "old and new would run together");
+    }
+    let mut lost = world.clone();
+    lost.set_liveness(&"a".into(), NodeState::Down);
+    lost.run(promote::plan);
+    assert_eq!(only_wanted(&lost).desired_state, TaskState::Running, "nobody can know when it ends");
+    world.report(&"t".into(), TaskState::Shutdown);
     world.run(promote::plan);
     assert_eq!(only_wanted(&world).desired_state, TaskState::Running);
+}
+
+#[test]
+fn both_a_delay_and_an_older_task_are_waited_for() {
+    let mut world = running(RestartPolicy::default());
+    let mut next = task("next", "web", 1);
+    next.desired_state = TaskState::Ready;
+    next.start_after = Some(world.now + TimeDelta::seconds(5));
+    world.put_task(&next);
+    let mut old = world.snapshot.tasks[&"t".into()].value.clone();
+    old.desired_state = TaskState::Shutdown;
+    world.put_task(&old);
+    world.pass(6);
+    assert_eq!(world.run(promote::plan).wake_at, None, "the delay is over, the old task is not");
+    assert_eq!(world.snapshot.tasks[&"next".into()].desired_state, TaskState::Ready);
+    world.report(&"t".into(), TaskState::Failed);
+    world.run(promote::plan);
+    assert_eq!(world.snapshot.tasks[&"next".into()].desired_state, TaskState::Running);
 }
 
 #[test]
