@@ -12,7 +12,7 @@ use mesh_state::ids::ServiceId;
 use mesh_state::keys;
 use mesh_state::service::{JobStatus, Service, UpdateState, UpdateStatus};
 use mesh_state::spec::{PortConfig, ServiceMode, ServiceSpec};
-use mesh_state::store::{Compare, Op};
+use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
 
 use super::networks;
 use crate::allocator::ports;
@@ -192,6 +192,7 @@ fn rewrite(
     };
     write_service(&mut transaction, snapshot, &service)?;
     move_claims(&mut transaction, &current.id, &current.ports, &service.ports)?;
+    refuse_too_many_changes(&transaction)?;
     Ok(transaction)
 }
 
@@ -217,6 +218,19 @@ fn status_after(
     let wants_tasks = spec.mode.replicas().is_none_or(|replicas| replicas > 0);
     let has_none = snapshot.tasks_of(&current.id).next().is_none();
     (wants_tasks && has_none).then(|| UpdateStatus::begun(now))
+}
+
+/// A service may hold nearly as many claims as one transaction may write, and an update gives up old ones as well. What is refused
+/// here has been changed by its user all at once, so it can be changed in two steps; so can what a rollback would change.
+fn refuse_too_many_changes(transaction: &Transaction) -> Result<(), ApiError> {
+    let writes = transaction.ops.len().max(transaction.compares.len());
+    if writes <= MAX_TXN_OPS {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(format!(
+        "the update changes too many published ports, secrets and configs at once ({writes} writes, at most {MAX_TXN_OPS}): make it in two \
+         steps, the first without some of the new ones"
+    )))
 }
 
 fn write_service(

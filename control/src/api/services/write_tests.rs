@@ -10,6 +10,7 @@ use mesh_state::{codec, keys};
 use super::write;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
+use crate::api::validate::INGRESS_PORTS_MAX;
 use crate::fixtures::{self, World, ingress};
 use crate::plan::Action;
 use crate::snapshot::{ClusterSnapshot, Stored};
@@ -227,11 +228,24 @@ fn a_removal_gives_up_every_claim() {
 }
 
 #[test]
-fn the_largest_service_fits_a_transaction_even_when_all_its_ports_change() {
-    let ports = |first: u16| (first..first + 60).map(|port| ingress(port, port)).collect::<Vec<_>>();
-    let transaction = update(&world(&stored(&ports(1000))), web(&ports(2000))).unwrap();
-    let ops = transaction.compares.len().max(transaction.ops.len());
-    assert!(ops <= MAX_TXN_OPS, "expected at most {MAX_TXN_OPS} operations, saw {ops}");
+fn the_largest_service_fits_a_transaction_and_a_larger_change_is_refused_with_the_next_step() {
+    let ports =
+        |first: u16, count: u16| (first..first + count).map(|port| ingress(port, port)).collect::<Vec<_>>();
+    let check = |transaction: &Transaction| {
+        let ops = transaction.compares.len().max(transaction.ops.len());
+        assert!(ops <= MAX_TXN_OPS, "expected at most {MAX_TXN_OPS} operations, saw {ops}");
+    };
+    let most = u16::try_from(INGRESS_PORTS_MAX).unwrap();
+    let largest = ports(1000, most);
+    let empty = World::new();
+    check(&write::create(&empty.snapshot, empty.now, &ID.into(), web(&largest), None).unwrap());
+    let world = world(&stored(&largest));
+    check(&write::remove(&world.snapshot, current(&world)).unwrap());
+    check(&update(&world, web(&largest)).unwrap());
+    check(&update(&world, web(&[&largest[50..], &ports(2000, 50)].concat())).unwrap());
+    let refused = update(&world, web(&ports(2000, most))).unwrap_err().to_string();
+    assert!(refused.contains("make it in two steps"), "{refused}");
+    check(&update(&world, web(&[])).unwrap());
 }
 
 #[test]

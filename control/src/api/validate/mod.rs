@@ -24,8 +24,9 @@ use crate::scheduler::constraint::ConstraintError;
 /// Characters of a service's name, as a DNS label.
 const NAME_LENGTH_MAX: usize = 63;
 
-/// Ingress ports of one service. An update that replaces them all writes two claims a port, and etcd takes 128 writes at once.
-const INGRESS_PORTS_MAX: usize = 60;
+/// Ingress ports of one service, and secrets and configs. Each is a claim of its own, and etcd takes 128 writes at once: that leaves room
+/// for the service itself and its networks. An update that changes more than there is room for is refused by what it would write.
+pub(crate) const INGRESS_PORTS_MAX: usize = 110;
 
 /// Replicas of one service: beyond this even a published port of each could not be told apart in the mesh.
 const REPLICAS_MAX: u64 = BackendId::MAX as u64;

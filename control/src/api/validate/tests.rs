@@ -145,8 +145,8 @@ fn ports_can_be_published_or_are_refused() {
     );
     check_ports(udp("host"), None);
     check_ports(
-        (1..=61).map(port).collect(),
-        Some("EndpointSpec: 61 ingress ports are too many: at most 60 a service"),
+        (1..=111).map(port).collect(),
+        Some("EndpointSpec: 111 ingress ports are too many: at most 110 a service"),
     );
     check(
         "EndpointSpec",
