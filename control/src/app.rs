@@ -3,6 +3,7 @@
 //! Invariants: whatever can be bound is bound before anything is promised; every part runs under one tracker, and one that ends
 //! without being asked ends the process with an error, for its supervisor to start it anew.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -13,6 +14,8 @@ use anyhow::{Context as _, bail};
 use chrono::Utc;
 use hyper_util::service::TowerToHyperService;
 use mesh_admission::http;
+use mesh_state::cluster::Manager;
+use mesh_state::node::OwnPort;
 use mesh_state::store::{EtcdStore, Store};
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -34,6 +37,7 @@ use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::sessions::Sessions;
 use crate::node_service::{self, tables};
+use crate::own_ports;
 use crate::planners;
 use crate::reconcile::Driver;
 use crate::{api, compaction};
@@ -91,14 +95,15 @@ impl Parts {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listeners = bind(&config).await?;
     let registry = Registry::new();
-    let store = EtcdStore::open(&config.etcd).await?;
-    let store: Arc<dyn Store> = Arc::new(metrics::store::CountedStore::register(store, &registry)?);
+    let etcd = EtcdStore::open(&config.etcd).await?;
+    let store: Arc<dyn Store> = Arc::new(metrics::store::CountedStore::register(etcd.clone(), &registry)?);
     let Some(opened) = shutdown.run_until_cancelled(open_cluster(store.as_ref(), &config)).await else {
         return Ok(());
     };
     let (ended, mut ends) = mpsc::unbounded_channel();
     let parts = Parts { tracker: TaskTracker::new(), shutdown: shutdown.child_token(), ended };
-    start(&config, listeners, store, opened?, &registry, &parts)?;
+    let own_ports = own_ports::of_manager(&config, etcd_ports(&etcd, &config).await);
+    start(&config, listeners, store, opened?, own_ports, &registry, &parts)?;
     info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
 
     let unexpected = tokio::select! {
@@ -154,7 +159,7 @@ fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
 async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<OpenedCluster> {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
     loop {
-        match bootstrap::open_cluster(store, &config.data_dir, Utc::now()).await {
+        match bootstrap::open_cluster(store, &config.data_dir, config.pool, Utc::now()).await {
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {
                 warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd, "waits for etcd");
@@ -165,11 +170,20 @@ async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<Open
     }
 }
 
+/// Ports of etcd's members: what etcd says of them, else what this manager was told.
+async fn etcd_ports(etcd: &EtcdStore, config: &Config) -> BTreeSet<u16> {
+    etcd.member_ports().await.unwrap_or_else(|error| {
+        warn!(%error, "ask etcd for its members' ports: only those of --etcd are kept from services");
+        own_ports::of_urls(&config.etcd)
+    })
+}
+
 fn start(
     config: &Config,
     listeners: Listeners,
     store: Arc<dyn Store>,
     opened: OpenedCluster,
+    own_ports: Vec<OwnPort>,
     registry: &Registry,
     parts: &Parts,
 ) -> anyhow::Result<()> {
@@ -192,7 +206,7 @@ fn start(
     let tokens =
         bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
     parts.start("the join tokens' files", tokens);
-    start_leadership(config, &store, &feed, registry, parts)?;
+    start_leadership(config, &store, &feed, own_ports, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
     let reports = Reports::default();
@@ -245,12 +259,17 @@ fn start_leadership(
     config: &Config,
     store: &Arc<dyn Store>,
     feed: &crate::watch::Feed,
+    own_ports: Vec<OwnPort>,
     registry: &Registry,
     parts: &Parts,
 ) -> anyhow::Result<()> {
-    let address = SocketAddr::new(config.advertise, config.node_listen.port()).to_string();
-    let (candidate, leadership) =
-        Candidate::new(Arc::clone(store), feed.clone(), config.name.clone(), address);
+    let manager = Manager {
+        name: config.name.clone(),
+        address: SocketAddr::new(config.advertise, config.node_listen.port()).to_string(),
+        since: Utc::now(),
+        own_ports,
+    };
+    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager);
     parts.start("the lease", candidate.run(parts.shutdown.clone()));
     let driver = Driver {
         store: Arc::clone(store),

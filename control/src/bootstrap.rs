@@ -10,7 +10,6 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, heartbeat_period_ns};
 use mesh_state::codec::{self, CodecError};
@@ -27,12 +26,9 @@ use zeroize::Zeroizing;
 use crate::ca::token::JoinTokens;
 use crate::ca::{self, Authority, CaError};
 use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
+use crate::pool::{PoolError, WantedPool};
 use crate::seal::{SealError, Sealer};
 
-/// Node subnets come out of 10.128.0.0/12 …
-const SUBNET_POOL: ([u8; 4], u8) = ([10, 128, 0, 0], 12);
-/// … and are so large.
-const SUBNET_PREFIX: u8 = 24;
 /// Terminal tasks kept in each slot, as Swarm keeps.
 const TASK_HISTORY_LIMIT: u64 = 5;
 /// The network of published ports.
@@ -65,6 +61,9 @@ pub enum BootstrapError {
     /// The CA.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The cluster has another pool than this manager was told.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// The join tokens.
     #[error("read the join tokens")]
     Token(#[from] TokenError),
@@ -105,6 +104,7 @@ pub struct OpenedCluster {
 pub async fn open_cluster(
     store: &dyn Store,
     data_dir: &Path,
+    pool: WantedPool,
     now: Timestamp,
 ) -> Result<OpenedCluster, BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "create", path: data_dir.to_owned(), source };
@@ -112,8 +112,9 @@ pub async fn open_cluster(
     let key_path = data_dir.join("key");
     let (sealer, cluster) = match store.get(keys::CLUSTER).await? {
         Some(item) => (load_key(&key_path)?, codec::decode(&item.value)?),
-        None => create_cluster(store, &key_path, now).await?,
+        None => create_cluster(store, &key_path, pool, now).await?,
     };
+    pool.check(&cluster)?;
     let ca_key = sealer.open(CA_KEY, &cluster.ca_key)?;
     let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
     let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
@@ -157,6 +158,7 @@ fn load_key(path: &Path) -> Result<Sealer, BootstrapError> {
 async fn create_cluster(
     store: &dyn Store,
     key_path: &Path,
+    pool: WantedPool,
     now: Timestamp,
 ) -> Result<(Sealer, Cluster), BootstrapError> {
     let existing = Sealer::load(key_path)?;
@@ -165,7 +167,7 @@ async fn create_cluster(
         Some(sealer) => sealer,
         None => Sealer::create(key_path)?,
     };
-    let cluster = new_cluster(&sealer, now)?;
+    let cluster = new_cluster(&sealer, pool, now)?;
     let network = Network {
         id: NetworkId::random(&mut rand::rng()),
         name: INGRESS_NETWORK.to_owned(),
@@ -197,19 +199,18 @@ async fn create_cluster(
     }
 }
 
-fn new_cluster(sealer: &Sealer, now: Timestamp) -> Result<Cluster, BootstrapError> {
+fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Cluster, BootstrapError> {
     let mut rng = rand::rng();
     let id = ClusterId::random(&mut rng);
     let authority = ca::create_authority(&id, now)?;
     let mut secret = |purpose| sealer.seal(purpose, Zeroizing::new(ids::random_text(&mut rng)).as_bytes());
     let (worker_token, manager_token) = (secret(WORKER_TOKEN)?, secret(MANAGER_TOKEN)?);
     let relay_key = Zeroizing::new(rng.random::<[u8; RELAY_KEY_BYTES]>());
-    let (pool, prefix) = SUBNET_POOL;
     Ok(Cluster {
         id,
         created_at: now,
-        subnet_pool: Ipv4Net::new_assert(pool.into(), prefix),
-        subnet_prefix: SUBNET_PREFIX,
+        subnet_pool: pool.pool(),
+        subnet_prefix: pool.prefix(),
         task_history_limit: TASK_HISTORY_LIMIT,
         heartbeat_period_ns: heartbeat_period_ns(),
         labels: Labels::new(),
@@ -242,7 +243,13 @@ mod tests {
     use super::*;
 
     async fn open(store: &MemoryStore, directory: &Path) -> Result<OpenedCluster, BootstrapError> {
-        open_cluster(store, directory, Timestamp::from_timestamp(1_800_000_000, 0).unwrap()).await
+        open_cluster(
+            store,
+            directory,
+            WantedPool::default(),
+            Timestamp::from_timestamp(1_800_000_000, 0).unwrap(),
+        )
+        .await
     }
 
     #[tokio::test]

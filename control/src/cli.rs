@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
+use ipnet::Ipv4Net;
 
 /// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves Docker's swarm API and the nodes.
 #[derive(Debug, Clone, Parser)]
@@ -42,6 +43,15 @@ pub struct Cli {
     /// Where /metrics, /healthz and /readyz are served [default: port 9465 of the address in --advertise].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
+
+    /// The addresses that tasks' networks come out of, as `docker swarm init --default-addr-pool`. Taken when the cluster is made;
+    /// choose one that no client and no route of the nodes is in.
+    #[arg(long, env = "MESH_DEFAULT_ADDR_POOL", value_name = "CIDR")]
+    pub default_addr_pool: Option<Ipv4Net>,
+
+    /// How long the prefix of each node's part of that pool is: 24 leaves room for 253 tasks on a node.
+    #[arg(long, env = "MESH_DEFAULT_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
+    pub default_addr_pool_mask_length: Option<u8>,
 
     /// What is logged: a level, or directives as in `info,mesh_control::reconcile=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::cli::Cli;
+use crate::pool::{PoolError, WantedPool};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where metrics and health are served.
     pub metrics_listen: SocketAddr,
+    /// What tasks' networks come out of.
+    pub pool: WantedPool,
 }
 
 /// What is wrong with the configuration.
@@ -41,6 +44,9 @@ pub enum ConfigError {
     /// An empty entry in `--etcd`.
     #[error("--etcd: an address is empty; give http://HOST:2379[,…]")]
     NoEtcd,
+    /// Tasks' networks can't come out of it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
 }
 
 /// Port of the metrics.
@@ -75,6 +81,7 @@ impl Config {
             metrics_listen: cli
                 .metrics_listen
                 .unwrap_or_else(|| SocketAddr::new(cli.advertise, METRICS_PORT)),
+            pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
         })
     }
 }

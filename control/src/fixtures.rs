@@ -245,7 +245,7 @@ impl World {
     }
 }
 
-fn cluster() -> Cluster {
+pub(crate) fn cluster() -> Cluster {
     let sealed = Sealed(String::new());
     Cluster {
         id: "c".into(),

@@ -74,15 +74,13 @@ struct Lease {
 }
 
 impl Candidate {
-    /// A candidate of this name and address, and where its leadership shows.
+    /// A candidate with this record, and where its leadership shows.
     pub fn new(
         store: Arc<dyn Store>,
         feed: Feed,
-        name: String,
-        address: String,
+        manager: Manager,
     ) -> (Self, watch::Receiver<Option<Leadership>>) {
         let (leadership, seen) = watch::channel(None);
-        let manager = Manager { name, address, since: Utc::now() };
         (Self { store, feed, manager, leadership }, seen)
     }
 
@@ -220,8 +218,13 @@ mod tests {
         let shutdown = CancellationToken::new();
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         tokio::spawn(follower.follow(Arc::clone(&shared), shutdown.clone()));
-        let (candidate, leadership) =
-            Candidate::new(shared, feed.clone(), name.to_owned(), "10.0.0.1".to_owned());
+        let manager = Manager {
+            name: name.to_owned(),
+            address: "10.0.0.1".to_owned(),
+            since: Utc::now(),
+            own_ports: Vec::new(),
+        };
+        let (candidate, leadership) = Candidate::new(shared, feed.clone(), manager);
         tokio::spawn(candidate.run(shutdown.clone()));
         Running { leadership, feed, shutdown }
     }

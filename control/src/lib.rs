@@ -41,6 +41,8 @@ mod docker_json;
 pub mod logs;
 pub mod mesh_table;
 pub mod node_service;
+pub mod own_ports;
+pub mod pool;
 pub mod port_clash;
 
 pub mod admin;

@@ -173,6 +173,7 @@ mod tests {
             name: name.to_owned(),
             address: String::new(),
             since: now,
+            own_ports: Vec::new(),
         };
         world.put(mesh_state::keys::manager("m1"), &manager("m1"));
         world.run(plan);

@@ -72,6 +72,7 @@ async fn main() -> Result<()> {
         listen_address: IpAddr::V4(node_address(own)),
         relay_listen: SocketAddr::new(node_address(own).into(), RELAY_PORT),
         relay_port: RELAY_PORT,
+        own_ports: std::collections::BTreeMap::new(),
         connections_max: 16_384,
         idle_limit: Duration::from_mins(10),
         udp_limits: UdpLimits::default(),

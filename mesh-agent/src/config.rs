@@ -4,11 +4,14 @@
 
 pub mod mtu;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
+use mesh_state::node::OwnPort;
+use mesh_state::spec::Protocol;
 use thiserror::Error;
 
 use crate::cli::{Datapath, MetricsBackends, RunArgs};
@@ -132,7 +135,7 @@ impl Config {
             Some(name) => name,
             None => machine_fact("/proc/sys/kernel/hostname")?,
         };
-        Ok(Self {
+        let mut config = Self {
             name,
             address,
             kernel: machine_fact("/proc/sys/kernel/osrelease")?,
@@ -153,6 +156,7 @@ impl Config {
                 listen_address: args.listen_address,
                 relay_listen: args.relay_listen,
                 relay_port: args.relay_listen.port(),
+                own_ports: BTreeMap::new(),
                 connections_max: usize::try_from(args.proxy_connections_max).unwrap_or(usize::MAX),
                 idle_limit: args.idle_timeout,
                 udp_limits: UdpLimits::default(),
@@ -162,7 +166,10 @@ impl Config {
                 .metrics_listen
                 .unwrap_or_else(|| SocketAddr::new(address.into(), METRICS_PORT)),
             metrics_backends: args.metrics_backends,
-        })
+        };
+        let own = config.own_ports();
+        config.proxy.own_ports = own.into_iter().map(|own| ((own.protocol, own.port), own.purpose)).collect();
+        Ok(config)
     }
 
     /// The join token out of its file.
@@ -174,6 +181,19 @@ impl Config {
         let text = fs::read_to_string(&path)
             .map_err(|source| ConfigError::TokenFile { path: path.clone(), source })?;
         text.trim().parse().map_err(|source| ConfigError::Token { path, source })
+    }
+
+    /// Ports of this node that no service may take: the agent's own, and those by which it reaches managers, as one may be here.
+    pub fn own_ports(&self) -> Vec<OwnPort> {
+        let own = [
+            OwnPort::new(Protocol::Udp, self.vxlan_port, "the tunnel between nodes"),
+            OwnPort::new(Protocol::Tcp, self.proxy.relay_port, "the relay between nodes"),
+            OwnPort::new(Protocol::Tcp, self.metrics_listen.port(), "agents' metrics"),
+        ];
+        let managers: BTreeSet<u16> = self.managers.iter().map(SocketAddr::port).collect();
+        let managers =
+            managers.into_iter().map(|port| OwnPort::new(Protocol::Tcp, port, "agents' streams to managers"));
+        own.into_iter().chain(managers).collect()
     }
 
     /// Address and port of the manager on this node, if it runs one.
@@ -257,6 +277,21 @@ mod tests {
         let token = format!("SWMTKN-1-{}-{}", "0f".repeat(32), "a".repeat(25));
         fs::write(&path, format!("{token}\n")).expect("the file is written");
         assert_eq!(config.join_token().expect("a token").as_str(), token);
+    }
+
+    #[test]
+    fn the_ports_that_mesh_needs_are_those_that_it_is_set_to() {
+        let flags = [
+            ["--manager", "10.0.0.1:7000,10.0.0.2:7000"],
+            ["--address", "10.0.0.9"],
+            ["--vxlan-port", "7001"],
+            ["--relay-listen", "0.0.0.0:7002"],
+            ["--metrics-listen", "[::]:7003"],
+        ];
+        let own = config(&flags.concat()).expect("good settings").own_ports();
+        let ports: Vec<(Protocol, u16)> = own.iter().map(|own| (own.protocol, own.port)).collect();
+        let tcp = |port| (Protocol::Tcp, port);
+        assert_eq!(ports, [(Protocol::Udp, 7001), tcp(7002), tcp(7003), tcp(7000)]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Published ports: automatic ones chosen, clashes found and worded as Swarm words them.
 //!
-//! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port clashes with an ingress port, because every
-//! node answers on that, and with nothing else; an automatic port stays the same for as long as the service asks for it in the same words.
+//! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port clashes with
+//! an ingress port, because every node answers on that, and with nothing else; a port that mesh itself
+//! needs is nobody's; an automatic port stays the same for as long as the service asks for it in the same
+//! words.
 //!
 //! Left to others: claiming what is resolved here, in the transaction that writes the service (its claim's key is the last word on a race).
 
@@ -11,6 +13,7 @@ use mesh_state::ids::ServiceId;
 use mesh_state::spec::{PortConfig, Protocol, PublishMode};
 use thiserror::Error;
 
+use crate::own_ports;
 use crate::snapshot::ClusterSnapshot;
 
 /// Automatic ports are chosen from here.
@@ -44,6 +47,18 @@ pub enum PortError {
         /// Transport.
         protocol: Protocol,
     },
+    /// A part of mesh itself needs the port.
+    #[error(
+        "port '{port}/{protocol}' is needed by mesh itself, for {purpose}: publish another port, or set mesh to another one"
+    )]
+    Own {
+        /// The published port.
+        port: u16,
+        /// Transport.
+        protocol: Protocol,
+        /// What mesh needs it for.
+        purpose: String,
+    },
     /// No automatic port is free.
     #[error(
         "no automatic {protocol} port is free: all of {FIRST_AUTOMATIC} to {LAST_AUTOMATIC} are published"
@@ -58,7 +73,7 @@ pub enum PortError {
 /// ones filled in, those it had already kept.
 ///
 /// # Errors
-/// A clash with another service or within `wanted`, or no automatic port left.
+/// A clash with another service, within `wanted` or with mesh itself, or no automatic port left.
 pub fn resolve(
     snapshot: &ClusterSnapshot,
     service: Option<&ServiceId>,
@@ -66,7 +81,12 @@ pub fn resolve(
     current: &[PortConfig],
 ) -> Result<Vec<PortConfig>, PortError> {
     let mut seen = BTreeSet::new();
+    let own = own_ports::reserved(snapshot);
     for port in wanted.iter().filter(|port| port.published_port != 0) {
+        if let Some(purpose) = own.get(&(port.protocol, port.published_port)) {
+            let (port, protocol) = (port.published_port, port.protocol);
+            return Err(PortError::Own { port, protocol, purpose: (*purpose).to_owned() });
+        }
         if !seen.insert((port.protocol, port.published_port)) {
             return Err(PortError::Duplicate { port: port.published_port, protocol: port.protocol });
         }
@@ -78,14 +98,15 @@ pub fn resolve(
             kept.entry((port.protocol, port.target_port)).or_default().push(port.published_port);
         }
     }
+    let is_taken = |seen: &BTreeSet<_>, port| seen.contains(&port) || own.contains_key(&port);
     let mut resolved = Vec::with_capacity(wanted.len());
     for port in wanted {
         let mut port = port.clone();
         if port.published_port == 0 && port.publish_mode == PublishMode::Ingress {
             let before = kept.get_mut(&(port.protocol, port.target_port)).and_then(Vec::pop);
             let published = before
-                .filter(|number| !seen.contains(&(port.protocol, *number)))
-                .or_else(|| lowest_free(snapshot, port.protocol, &seen))
+                .filter(|number| !is_taken(&seen, (port.protocol, *number)))
+                .or_else(|| lowest_free(snapshot, port.protocol, |number| is_taken(&seen, number)))
                 .ok_or(PortError::NoneFree { protocol: port.protocol })?;
             seen.insert((port.protocol, published));
             port.published_port = published;
@@ -104,13 +125,12 @@ pub fn claims(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
 fn lowest_free(
     snapshot: &ClusterSnapshot,
     protocol: Protocol,
-    seen: &BTreeSet<(Protocol, u16)>,
+    is_taken: impl Fn((Protocol, u16)) -> bool,
 ) -> Option<u16> {
     let name = protocol.as_str().to_owned();
     let range = (name.clone(), FIRST_AUTOMATIC)..=(name, LAST_AUTOMATIC);
     let claimed: BTreeSet<u16> = snapshot.ports.range(range).map(|((_, port), _)| *port).collect();
-    (FIRST_AUTOMATIC..=LAST_AUTOMATIC)
-        .find(|port| !claimed.contains(port) && !seen.contains(&(protocol, *port)))
+    (FIRST_AUTOMATIC..=LAST_AUTOMATIC).find(|port| !claimed.contains(port) && !is_taken((protocol, *port)))
 }
 
 fn refuse_clash(
@@ -150,8 +170,12 @@ fn in_use(port: &PortConfig, name: String, id: &ServiceId, mode: PublishMode) ->
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::cluster::Manager;
+    use mesh_state::keys;
+    use mesh_state::node::OwnPort;
+
     use super::*;
-    use crate::fixtures::{World, ingress, service};
+    use crate::fixtures::{World, ingress, node, service};
 
     fn world() -> World {
         let mut world = World::new();
@@ -192,6 +216,47 @@ mod tests {
             resolve(&world.snapshot, None, &[ingress(90, 1), ingress(90, 2)], &[]),
             Err(PortError::Duplicate { port: 90, .. })
         ));
+    }
+
+    #[test]
+    fn ports_that_mesh_needs_are_refused_by_name_and_never_given() {
+        let mut world = world();
+        let mut agent = node("n");
+        agent.description.own_ports = vec![
+            OwnPort::new(Protocol::Udp, 4799, "the tunnel between nodes"),
+            OwnPort::new(Protocol::Tcp, 30_001, "the relay between nodes"),
+        ];
+        world.add_node(&agent);
+        let manager = Manager {
+            name: "m".to_owned(),
+            address: String::new(),
+            since: world.now,
+            own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
+        };
+        world.put(keys::manager("m"), &manager);
+        let refused = |port, protocol, mode| {
+            let wanted = PortConfig { protocol, publish_mode: mode, ..ingress(port, 80) };
+            resolve(&world.snapshot, None, &[wanted], &[]).err().map(|error| error.to_string())
+        };
+        let expected = "port '2377/tcp' is needed by mesh itself, for agents' streams to managers: publish another port, \
+                        or set mesh to another one";
+        assert_eq!(refused(2377, Protocol::Tcp, PublishMode::Ingress).as_deref(), Some(expected));
+        assert_eq!(
+            refused(2377, Protocol::Tcp, PublishMode::Host).as_deref(),
+            Some(expected),
+            "in host mode"
+        );
+        assert!(
+            refused(4799, Protocol::Udp, PublishMode::Ingress).is_some(),
+            "the tunnel's port was given away"
+        );
+        assert_eq!(refused(4799, Protocol::Tcp, PublishMode::Ingress), None, "its number in TCP is free");
+
+        let given = resolve(&world.snapshot, None, &[ingress(0, 1), ingress(0, 2)], &[]).unwrap();
+        assert_eq!(numbers(&given), [30_002, 30_003], "30000 is a service's, 30001 the relay's");
+        let had = [ingress(30_001, 81)];
+        let moved = resolve(&world.snapshot, Some(&"web-id".into()), &[ingress(0, 81)], &had).unwrap();
+        assert_eq!(numbers(&moved), [30_002], "an automatic port that mesh needs since is left");
     }
 
     #[test]

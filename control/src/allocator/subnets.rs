@@ -1,8 +1,10 @@
 //! Node subnets out of the cluster's pool.
 //!
-//! Invariants: subnets of nodes never overlap; a node keeps its subnet; the lowest free one is given.
+//! Invariants: subnets of nodes never overlap; a node keeps its subnet; the lowest free one is given that holds no member's address: a
+//! node in it could not be reached by the tasks' nodes.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
@@ -26,7 +28,10 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
         ));
         return plan;
     };
-    let mut free = candidates.filter(|candidate| !overlaps(&used, *candidate));
+    let members: BTreeSet<Ipv4Addr> = snapshot.nodes.values().filter_map(|node| v4(node.address?)).collect();
+    let mut free = candidates
+        .filter(|candidate| !overlaps(&used, *candidate))
+        .filter(|candidate| members.range(candidate.network()..=candidate.broadcast()).next().is_none());
     for stored in snapshot.nodes.values().filter(|node| node.subnet.is_none()) {
         let Some(subnet) = free.next() else {
             plan.reasons.push(format!(
@@ -41,6 +46,13 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
         plan.actions.push(Action::UpdateNode { node, expected: stored.mod_revision });
     }
     plan
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
 }
 
 /// Whether `candidate` shares an address with one of `used`, which don't overlap each other.
@@ -117,5 +129,15 @@ mod tests {
         let plan = super::plan(world.now, &world.snapshot, &mut world.rng.clone());
         assert_eq!(given(&plan).len(), 1);
         assert!(plan.reasons.iter().any(|reason| reason.contains("used up")), "reasons: {:?}", plan.reasons);
+    }
+
+    #[test]
+    fn no_subnet_is_given_that_holds_a_members_address() {
+        let mut world = World::new();
+        let mut first = node("a");
+        first.subnet = None;
+        first.address = Some("10.128.0.5".parse().unwrap());
+        world.add_node(&first);
+        assert_eq!(given(&world.run(plan)), [("a".to_owned(), "10.128.1.0/24".to_owned())]);
     }
 }

@@ -182,7 +182,8 @@ mod tests {
         }
         for id in alive {
             let (name, since) = (format!("host-{id}"), world.now);
-            let manager = Manager { name: name.clone(), address: String::new(), since };
+            let manager =
+                Manager { name: name.clone(), address: String::new(), since, own_ports: Vec::new() };
             world.put(keys::manager(&name), &manager);
         }
         world

@@ -105,7 +105,8 @@ fn empty<'a>(snapshot: &ClusterSnapshot, node: &'a Node) -> Load<'a> {
     Load {
         node,
         takes_tasks: node.spec.availability == Availability::Active
-            && snapshot.node_state(&node.id) == NodeState::Ready,
+            && snapshot.node_state(&node.id) == NodeState::Ready
+            && node.description.unfit.is_empty(),
         free_nano_cpus: node.description.nano_cpus,
         free_memory_bytes: node.description.memory_bytes,
         free_generic: Free::all(&node.description.generic_resources),

@@ -338,3 +338,15 @@ proptest! {
         prop_assert_eq!(world.run(plan), Plan::default());
     }
 }
+
+#[test]
+fn an_unfit_node_takes_no_tasks() {
+    let unfit = |node: &mut Node| node.description.unfit = "it can't make its tasks' network".to_owned();
+    assert_eq!(refusal(unfit, |_| {}), "no suitable node (1 node not available for new tasks)");
+    let mut world = World::with_nodes(["a", "b"]);
+    world.update_node("a", unfit);
+    world.put_service(&service("web", 4));
+    wait(&mut world, "web", 1, 4);
+    world.run(plan);
+    assert_eq!(counts(&world, "web"), [("b".to_owned(), 4)].into(), "they are placed elsewhere");
+}

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::ClusterId;
+use crate::node::OwnPort;
 use crate::spec::Labels;
 
 /// Bytes sealed with the cluster's key file (XChaCha20-Poly1305): nonce, then ciphertext and tag, base64.
@@ -62,4 +63,7 @@ pub struct Manager {
     pub address: String,
     /// Since when it lives or, in `/leader`, leads; by its own clock.
     pub since: Timestamp,
+    /// Ports that it and its etcd need: no service may publish them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_ports: Vec<OwnPort>,
 }

@@ -116,6 +116,31 @@ pub struct NodeDescription {
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,
+    /// Why it can take no tasks; empty if it can.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub unfit: String,
+    /// Ports of the node that its agent needs: no service may publish them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub own_ports: Vec<OwnPort>,
+}
+
+/// A port that a part of mesh itself listens on or connects to. No service may publish it, as the service would take the cluster's
+/// own packets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OwnPort {
+    /// Transport.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// What it is for, as messages name it: `the tunnel between nodes`.
+    pub purpose: String,
+}
+
+impl OwnPort {
+    /// A port, and what it is for.
+    pub fn new(protocol: Protocol, port: u16, purpose: &str) -> Self {
+        Self { protocol, port, purpose: purpose.to_owned() }
+    }
 }
 
 /// A published port that a node's userspace can't listen on: the node's own connections to it fail, and in `--datapath userspace`

@@ -14,10 +14,12 @@ use mesh_control::api;
 use mesh_control::bootstrap::open_cluster;
 use mesh_control::context::ApiContext;
 use mesh_control::metrics::api::ApiMetrics;
+use mesh_control::pool::WantedPool;
 use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch;
 use mesh_state::cluster::Manager;
-use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
+use mesh_state::node::{Liveness, Node, NodeDescription, NodeRole, NodeSpec, NodeState, OwnPort};
+use mesh_state::spec::Protocol;
 use mesh_state::store::{MemoryStore, Op, Store};
 use mesh_state::{codec, keys};
 use prometheus::Registry;
@@ -67,8 +69,14 @@ impl Cluster {
     /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks played.
     pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let opened =
-            open_cluster(store.as_ref(), &directory.path().join("control"), Utc::now()).await.unwrap();
+        let opened = open_cluster(
+            store.as_ref(),
+            &directory.path().join("control"),
+            WantedPool::default(),
+            Utc::now(),
+        )
+        .await
+        .unwrap();
         let (follower, feed) = watch::feed();
         let shutdown = CancellationToken::new();
         tokio::spawn(follower.follow(store.clone(), shutdown.clone()));
@@ -88,8 +96,12 @@ impl Cluster {
         for number in 1..=3 {
             cluster.join(number).await;
         }
-        let manager =
-            Manager { name: "node-1".to_owned(), address: "10.77.0.11".to_owned(), since: Utc::now() };
+        let manager = Manager {
+            name: "node-1".to_owned(),
+            address: "10.77.0.11".to_owned(),
+            since: Utc::now(),
+            own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
+        };
         let manager = codec::encode(&manager).unwrap();
         let alive = Op::put(keys::manager("node-1"), manager.clone());
         cluster.write(vec![alive, Op::put(keys::LEADER, manager)]).await;

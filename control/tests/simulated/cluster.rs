@@ -13,6 +13,7 @@ use mesh_control::metrics::reconcile::ReconcileMetrics;
 use mesh_control::node_service::mailbox::Heard;
 use mesh_control::node_service::recorder::{Recorder, Reports};
 use mesh_control::planners;
+use mesh_control::pool::WantedPool;
 use mesh_control::reconcile::Driver;
 use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch::{Feed, feed};
@@ -47,9 +48,13 @@ impl Manager {
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let (follower, feed) = feed();
         let never = CancellationToken::new();
-        let address = "10.0.0.1:2377".to_owned();
-        let (candidate, leadership) =
-            Candidate::new(Arc::clone(&shared), feed.clone(), name.to_owned(), address);
+        let record = mesh_state::cluster::Manager {
+            name: name.to_owned(),
+            address: "10.0.0.1:2377".to_owned(),
+            since: clock::now(),
+            own_ports: Vec::new(),
+        };
+        let (candidate, leadership) = Candidate::new(Arc::clone(&shared), feed.clone(), record);
         let driver = Driver {
             store: Arc::clone(&shared),
             feed: feed.clone(),
@@ -102,7 +107,7 @@ impl Cluster {
     pub(crate) async fn start(nodes: usize, seed: u64) -> Self {
         let store = MemoryStore::new();
         let directory = tempfile::tempdir().unwrap();
-        open_cluster(&store, directory.path(), clock::now()).await.unwrap();
+        open_cluster(&store, directory.path(), WantedPool::default(), clock::now()).await.unwrap();
         let (follower, observer) = feed();
         let follower = follower.follow(Arc::new(store.clone()), CancellationToken::new());
         let parts = vec![

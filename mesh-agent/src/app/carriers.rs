@@ -2,10 +2,13 @@
 //!
 //! Invariant: a generation counts as applied only when both follow it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use mesh_state::ids::TaskId;
+use mesh_state::spec::Protocol;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +74,39 @@ pub(super) fn datapath_name(datapath: Option<&Datapath>) -> &'static str {
     let Some(datapath) = datapath else { return "userspace" };
     let has_xdp = datapath.stats().is_ok_and(|stats| stats.hooks.iter().any(|hook| hook.hook == "xdp"));
     if has_xdp { "xdp" } else { "tc" }
+}
+
+/// How soon the programs are told of the host's ports again after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Has the programs leave the host's own ports alone, until `shutdown`. Needs no table: those that an earlier agent left in the maps
+/// may hold a port by which managers are reached.
+pub(super) async fn leave_host_ports(
+    datapath: Arc<Datapath>,
+    mut ports: watch::Receiver<Arc<BTreeSet<(Protocol, u16)>>>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let (leaving, now) = (Arc::clone(&datapath), Arc::clone(&ports.borrow_and_update()));
+        let left = tokio::task::spawn_blocking(move || leaving.leave_to_host(&now)).await;
+        let failed = match left {
+            Ok(Ok(())) => false,
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = error_chain(&error),
+                    "leave the host's ports to the host: trying again"
+                );
+                true
+            }
+            // A panic in there ends the agent no less than one in here.
+            Err(_) => return,
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = ports.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if failed => {}
+        }
+    }
 }
 
 /// Reports the generation that both `first` and `second` follow, until `shutdown`.

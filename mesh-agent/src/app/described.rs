@@ -1,12 +1,13 @@
 //! What the node says of itself to managers, kept up to date with what its engine says.
 //!
-//! Invariant: an engine that starts after the agent, or is upgraded, is heard of; the node joins without it, too.
+//! Invariants: an engine that starts after the agent, or is upgraded, is heard of; the node joins without it, too; managers hear at once
+//! that the node can take no tasks, and why.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_state::node::NodeDescription;
+use mesh_state::node::{NodeDescription, OwnPort};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -28,12 +29,16 @@ pub(super) struct Described {
     pub(super) kernel: String,
     pub(super) datapath: &'static str,
     pub(super) manager: Option<SocketAddr>,
+    pub(super) own_ports: Vec<OwnPort>,
     pub(super) engine: Arc<dyn Runtime>,
+    /// Why it can take no tasks: it has no network for them, or one that is the host's.
+    pub(super) without_network: watch::Receiver<Option<String>>,
+    pub(super) overlaps: watch::Receiver<Option<String>>,
 }
 
 impl Described {
     /// Describes the node now, as far as its engine answers, and from then on.
-    pub(super) async fn follow(self, components: &Components) -> watch::Receiver<NodeDescription> {
+    pub(super) async fn follow(mut self, components: &Components) -> watch::Receiver<NodeDescription> {
         let first = self.ask().await;
         let answered = first.is_some();
         let (sender, receiver) = watch::channel(self.description(&first.unwrap_or_default()));
@@ -46,20 +51,35 @@ impl Described {
         receiver
     }
 
-    async fn keep(&self, description: &watch::Sender<NodeDescription>, mut answered: bool) {
+    async fn keep(&mut self, description: &watch::Sender<NodeDescription>, mut answered: bool) {
         loop {
-            sleep(if answered { REFRESH_INTERVAL } else { RETRY_INTERVAL }).await;
-            let facts = self.ask().await;
-            answered = facts.is_some();
-            // What an engine that is down said before still holds for the machine.
-            let Some(facts) = facts else { continue };
+            let pause = sleep(if answered { REFRESH_INTERVAL } else { RETRY_INTERVAL });
+            let unfit_changed = tokio::select! {
+                () = pause => false,
+                Ok(()) = self.without_network.changed() => true,
+                Ok(()) = self.overlaps.changed() => true,
+            };
+            let mut facts = None;
+            if !unfit_changed {
+                facts = self.ask().await;
+                answered = facts.is_some();
+            }
             description.send_if_modified(|current| {
-                let newest = self.description(&facts);
+                let newest = match &facts {
+                    Some(facts) => self.description(facts),
+                    // What an engine that is down said before still holds for the machine.
+                    None => NodeDescription { unfit: self.unfit_words(), ..current.clone() },
+                };
                 let changed = *current != newest;
                 *current = newest;
                 changed
             });
         }
+    }
+
+    fn unfit_words(&self) -> String {
+        let overlaps = self.overlaps.borrow().clone();
+        overlaps.or_else(|| self.without_network.borrow().clone()).unwrap_or_default()
     }
 
     async fn ask(&self) -> Option<EngineFacts> {
@@ -78,6 +98,8 @@ impl Described {
             datapath: self.datapath.to_owned(),
             kernel: self.kernel.clone(),
             manager_address: self.manager.map(|manager| manager.to_string()),
+            unfit: self.unfit_words(),
+            own_ports: self.own_ports.clone(),
             ..describe(&self.name, facts)
         }
     }

@@ -156,6 +156,7 @@ mod tests {
             listen_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             relay_listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             relay_port: 0,
+            own_ports: std::collections::BTreeMap::new(),
             connections_max: 1,
             idle_limit: Duration::from_secs(1),
             udp_limits: UdpLimits::default(),

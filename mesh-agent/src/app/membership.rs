@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::carriers::MeshNetwork;
 use super::described::Described;
+use super::overlap::watch_overlaps;
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
 use crate::control_link::identity::Identity;
@@ -112,6 +113,13 @@ impl Membership {
             Ok(())
         });
         let clashes = self.proxy.clashes();
+        let (unfit_sender, without_network) = watch::channel(None);
+        let (overlap_sender, overlaps) = watch::channel(None);
+        let (views, stop) = (self.state.view.subscribe(), shutdown.clone());
+        components.spawn("overlap watch", async move {
+            watch_overlaps(views, overlap_sender, stop).await;
+            Ok(())
+        });
         let parts = worker::Parts {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
@@ -123,6 +131,7 @@ impl Membership {
             },
             dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,
+            unfit: unfit_sender,
             cache: TaskCache::open(self.config.data_dir.join("tasks")).context("open the cache of tasks")?,
         };
         let stop = shutdown.clone();
@@ -143,7 +152,10 @@ impl Membership {
             kernel: self.config.kernel.clone(),
             datapath: self.datapath_name,
             manager: self.config.manager_here(),
+            own_ports: self.config.own_ports(),
             engine,
+            without_network,
+            overlaps,
         };
         let description = described.follow(components).await;
         let ends = Ends {

@@ -8,6 +8,7 @@ mod described;
 mod descriptors;
 mod health;
 mod membership;
+mod overlap;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -200,6 +201,11 @@ fn start_carriers(
         Ok(())
     });
     let Some(datapath) = datapath else { return Ok(proxy_applied) };
+    let (host_ports, leaving, stop) = (proxy.host_ports(), Arc::clone(&datapath), stopping.clone());
+    components.spawn("host ports", async move {
+        carriers::leave_host_ports(leaving, host_ports, stop).await;
+        Ok(())
+    });
     let (mut views, stop) = (views.clone(), stopping.clone());
     let passed_over = carriers::passed_over(&datapath, views.borrow().generation)?;
     let (by_programs, programs_applied) = watch::channel(passed_over.unwrap_or_default());

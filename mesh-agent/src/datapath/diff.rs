@@ -10,6 +10,7 @@
 mod allowed;
 mod codes;
 mod generation;
+mod host_ports;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -94,7 +95,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The writes that bring `contents` to what `view` and `facts` say. Without a view, services and backends stay as they are.
+/// The writes that bring `contents` to what `view` and `facts` say. Without a view, services and backends stay as they are, but for
+/// ports that are the host's own.
 pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &Held) -> Plan {
     let mut plan = Plan::default();
     plan.addresses(contents, facts, held);
@@ -107,13 +109,15 @@ pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &
     }
     if let Some(view) = view {
         let nodes = plan.nodes(contents, view, facts);
-        let ports = plan.ports(contents, view);
+        let ports = plan.ports(contents, view, facts);
         let mesh = Mesh { contents, view, facts, nodes, ports };
         let wanted = plan.backends(&mesh);
         let allowed = plan.allow(&mesh);
         plan.services(&mesh, &wanted, held);
         plan.disallow(&mesh, &allowed);
         plan.departures(&mesh, &wanted);
+    } else {
+        plan.give_up(contents, |frontend| facts.host_ports.contains(frontend));
     }
     if contents.config.generation != generation && !plan.writes.is_empty() {
         // First of all: an agent that dies in the middle leaves maps that are no longer the earlier table's.
@@ -191,13 +195,17 @@ impl Plan {
         numbers
     }
 
-    fn ports<'a>(&mut self, contents: &Contents, view: &'a NodeView) -> BTreeMap<Frontend, Port<'a>> {
+    fn ports<'a>(
+        &mut self,
+        contents: &Contents,
+        view: &'a NodeView,
+        facts: &Facts,
+    ) -> BTreeMap<Frontend, Port<'a>> {
         let mut services: BTreeMap<Frontend, &ServiceView> = BTreeMap::new();
         for (service, port) in view.frontends() {
             services.entry(frontend(port.protocol, port.published)).or_insert(service);
         }
-        let present =
-            contents.services.iter().map(|(frontend, service)| (*frontend, service.index)).collect();
+        let present = host_ports::indexes(contents, facts);
         let (indexes, refused) =
             assign(&present, services.keys().copied(), &BTreeSet::new(), 0..names::SERVICES_MAX);
         self.refused.extend(refused.into_iter().map(Refusal::Service));
@@ -245,7 +253,8 @@ impl Plan {
     fn services(&mut self, mesh: &Mesh<'_>, wanted: &Wanted, held: &Held) {
         let in_use = mesh.contents.services.values().map(slots_of).chain(held.slots.iter().cloned());
         let mut free = FreeSlots::new(names::SLOTS_MAX, in_use);
-        for (frontend, port) in &mesh.ports {
+        let ours = mesh.ports.iter().filter(|(frontend, _)| !mesh.facts.host_ports.contains(frontend));
+        for (frontend, port) in ours {
             let candidates = wanted.candidates.get(frontend).map_or(&[][..], Vec::as_slice);
             let lb = &port.service.lb;
             let members = compose(lb.policy, lb.prefer_local, candidates);
@@ -302,12 +311,8 @@ impl Plan {
     /// Takes away what nothing names any more: services, then their backends, then nodes.
     fn departures(&mut self, mesh: &Mesh<'_>, wanted: &Wanted) {
         let before = self.writes.len();
-        for (frontend, service) in &mesh.contents.services {
-            if !mesh.ports.contains_key(frontend) {
-                self.writes.push(Write::RemoveService(*frontend));
-                self.freed.push(slots_of(service));
-            }
-        }
+        let is_the_hosts = |frontend: &Frontend| mesh.facts.host_ports.contains(frontend);
+        self.give_up(mesh.contents, |frontend| !mesh.ports.contains_key(frontend) || is_the_hosts(frontend));
         for (id, backend) in mesh.contents.alive() {
             if !wanted.backends.contains_key(&id) {
                 self.writes.push(Write::Backend(id, taken_down(backend)));
@@ -320,7 +325,6 @@ impl Plan {
         for index in mesh.contents.nodes.keys().filter(|index| **index != 0 && !named.contains(index)) {
             self.writes.push(Write::Node(*index, Node::default()));
         }
-        self.freed.retain(|range| !range.is_empty());
         self.again |= !self.refused.is_empty() && self.writes.len() > before;
     }
 }

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ebpf::abi::{Address, Config, Mac, Node};
 
+use super::contents::Frontend;
+
 /// The node's own part of what the maps say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -23,6 +25,8 @@ pub struct Facts {
     pub weights: BTreeMap<u32, u32>,
     /// Backends that fail too often: no new flows for now.
     pub ejected: BTreeSet<u32>,
+    /// Ports that are the host's own here: no service takes their packets, whatever the table says.
+    pub host_ports: BTreeSet<Frontend>,
 }
 
 /// The outer Ethernet header of frames to a member node.

@@ -46,4 +46,5 @@ pub use durations::PortDurations;
 pub use engine::{Datapath, TaskLink, open, uninstall};
 pub use error::DatapathError;
 pub use evictions::{ByProtocol, Evictions};
+pub use network::host_networks::{HostNetwork, host_networks};
 pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};

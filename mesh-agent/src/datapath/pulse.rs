@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use mesh_state::ids::BackendId;
+use mesh_state::spec::Protocol;
+use tracing::{info, warn};
 
+use super::contents::Frontend;
+use super::diff::frontend;
 use super::engine::{Datapath, lock};
 use super::error::DatapathError;
 use super::sweep::monotonic_ns;
@@ -49,6 +53,24 @@ impl Datapath {
         });
         let counted: Result<_, DatapathError> = counted.collect();
         lock(&self.state)?.counted(counted)
+    }
+
+    /// Leaves exactly these ports to the host stack, with a table or without. Others that a service has are the service's again.
+    ///
+    /// # Errors
+    /// A map refuses a change; the next change of any kind tries again.
+    pub fn leave_to_host(&self, ports: &BTreeSet<(Protocol, u16)>) -> Result<(), DatapathError> {
+        let mut state = lock(&self.state)?;
+        let ports: BTreeSet<Frontend> =
+            ports.iter().map(|(protocol, port)| frontend(*protocol, *port)).collect();
+        for port in state.leave_to_host(ports) {
+            if state.facts().host_ports.contains(&port) {
+                warn!(%port, "a published port is the host's own here: its packets are left to the host");
+            } else {
+                info!(%port, "a published port is the host's own no longer: it is the service's");
+            }
+        }
+        state.reconcile(Instant::now()).map(drop)
     }
 
     /// Leaves exactly these backends out for now.

@@ -13,8 +13,8 @@ use mesh_ebpf::abi::{Address, Backend, BackendLoad};
 use mesh_state::ids::{BackendId, TaskId};
 use tracing::{error, info};
 
-use super::contents::{Contents, Write};
-use super::diff::{Held, Plan, Refusal, plan};
+use super::contents::{Contents, Frontend, Write};
+use super::diff::{Held, Plan, Refusal, frontend, plan};
 use super::error::DatapathError;
 use super::facts::{Facts, TaskPort};
 use super::fate::Terms;
@@ -152,6 +152,20 @@ impl State {
         let before = self.facts.clone();
         change(&mut self.facts);
         self.is_settled &= before == self.facts;
+    }
+
+    /// Leaves exactly these ports to the host. Takes effect with the next [`reconcile`](Self::reconcile). Returns those that maps or
+    /// view have and for which that is a change: most ports of a host are no service's.
+    pub(super) fn leave_to_host(&mut self, ports: BTreeSet<Frontend>) -> Vec<Frontend> {
+        let published = self.view.iter().flat_map(|view| view.frontends());
+        let known: BTreeSet<Frontend> =
+            published.map(|(_, port)| frontend(port.protocol, port.published)).collect();
+        let is_known = |port: &Frontend| known.contains(port) || self.contents.services.contains_key(port);
+        let changed = self.facts.host_ports.symmetric_difference(&ports).copied();
+        let changed: Vec<Frontend> = changed.filter(is_known).collect();
+        self.is_settled &= changed.is_empty();
+        self.facts.host_ports = ports;
+        changed
     }
 
     /// Whether a backend has gone since the last time this was asked.

@@ -6,6 +6,7 @@
 use std::future::pending;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// A socket that takes connections; several threads may, from one queue.
 #[derive(Debug)]
 pub struct Listening(Socket);
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Listening {
     /// The same queue, for another thread.

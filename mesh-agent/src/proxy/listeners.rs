@@ -1,22 +1,25 @@
 //! The sockets of the published ports: really bound on every node, opened and closed as services come and go.
 //!
-//! Invariants: a port that something else holds is said once and reported as long as it is held, tried again every few seconds, and harms no other port;
-//! closing a listener leaves its TCP connections alone.
+//! Invariants: a port that something else holds is said once and reported as long as it is held, tried again every few seconds, and
+//! harms no other port; a port that mesh itself needs is never bound, whether or not anything listens there now; closing a listener
+//! leaves its TCP connections alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_state::node::PortClash;
 use mesh_state::spec::Protocol;
+use rustix::fs::fstat;
 use socket2::Type;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{accept_until, bind, listen};
 use super::udp::sessions;
-use super::{Proxy, connection};
+use super::{Proxy, connection, host_sockets};
 use crate::view::NodeView;
 
 type Published = (Protocol, u16);
@@ -25,14 +28,34 @@ type Published = (Protocol, u16);
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     ports: BTreeMap<Published, Port>,
+    /// Sockets that were closed, until the kernel lists them no more.
+    closing: BTreeSet<u64>,
+    /// Ports that others hold at an address that other hosts reach.
+    held: BTreeSet<Published>,
+    /// When that was looked at.
+    looked_at: Option<Instant>,
+    /// Whether the kernel's list can't be read, which is said once.
+    is_blind: bool,
 }
+
+/// The host is looked at no more often than this, unless a port can't be bound: tables may come by the dozen.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Port {
-    /// Bound; cancelled to close it.
-    Open(CancellationToken),
+    /// Bound.
+    Open(Bound),
     /// Something else holds it, or it can't be bound.
     Clashes(String),
+}
+
+/// A bound port.
+#[derive(Debug)]
+struct Bound {
+    /// Cancelled to close it.
+    close: CancellationToken,
+    /// That of its socket.
+    inode: u64,
 }
 
 impl Listeners {
@@ -45,40 +68,85 @@ impl Listeners {
             .collect();
         self.ports.retain(|port, state| {
             let stays = wanted.contains_key(port);
-            if let (false, Port::Open(close)) = (stays, state) {
-                close.cancel();
+            if let (false, Port::Open(bound)) = (stays, state) {
+                bound.close.cancel();
+                self.closing.insert(bound.inode);
             }
             stays
         });
+        let mut has_failed = false;
         for (port, service) in wanted {
             if !matches!(self.ports.get(&port), Some(Port::Open(_))) {
-                self.open(proxy, port, service);
+                has_failed |= !self.open(proxy, port, service);
             }
         }
         let open = |(port, state): (&Published, &Port)| (*port, matches!(state, Port::Open(_)));
         proxy.ledger.set_listeners(self.ports.iter().map(open).collect());
+        if has_failed || self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL) {
+            self.look_at_the_host();
+            self.looked_at = Some(Instant::now());
+        }
+        proxy.tell_host_ports(self.held.iter().chain(proxy.settings.own_ports.keys()).copied().collect());
         proxy.tell_clashes(self.clashes());
     }
 
-    fn clashes(&self) -> Vec<PortClash> {
-        let clash = |(published, state): (&Published, &Port)| match state {
-            Port::Open(_) => None,
-            Port::Clashes(reason) => {
-                Some(PortClash { protocol: published.0, port: published.1, reason: reason.clone() })
+    /// Finds out which ports others hold. Where the kernel doesn't tell, those are taken that can't be bound because of that.
+    fn look_at_the_host(&mut self) {
+        match host_sockets::bound() {
+            Ok(sockets) => {
+                self.closing.retain(|inode| sockets.iter().any(|socket| socket.inode == *inode));
+                let open = self.ports.values().filter_map(|port| match port {
+                    Port::Open(bound) => Some(bound.inode),
+                    Port::Clashes(_) => None,
+                });
+                let own = open.chain(self.closing.iter().copied()).collect();
+                self.held = host_sockets::held_by_others(&sockets, &own);
+                self.is_blind = false;
             }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_blind, true) {
+                    tracing::warn!(
+                        %error,
+                        "the kernel doesn't list sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG): \
+                         only ports that can't be bound are left to the host"
+                    );
+                }
+                let in_use =
+                    |port: &Port| matches!(port, Port::Clashes(reason) if reason.starts_with(IN_USE));
+                let in_use =
+                    self.ports.iter().filter(|(_, port)| in_use(port)).map(|(published, _)| *published);
+                self.held = in_use.collect();
+            }
+        }
+    }
+
+    fn clashes(&self) -> Vec<PortClash> {
+        let clash = |(published, state): (&Published, &Port)| {
+            let reason = match state {
+                // Bound at another address than ours (`--listen-address`): the programs leave the port to it all the same.
+                Port::Open(_) => self.held.contains(published).then(|| in_use(published.1)),
+                Port::Clashes(reason) => Some(reason.clone()),
+            };
+            Some(PortClash { protocol: published.0, port: published.1, reason: reason? })
         };
         self.ports.iter().filter_map(clash).collect()
     }
 
-    fn open(&mut self, proxy: &Arc<Proxy>, published: Published, service: &str) {
+    /// Binds a port; whether it could.
+    fn open(&mut self, proxy: &Arc<Proxy>, published: Published, service: &str) -> bool {
         let (protocol, port) = (published.0.as_str(), published.1);
-        match start(proxy, published) {
-            Ok(close) => {
+        let own = proxy.settings.own_ports.get(&published);
+        let started = match own {
+            Some(purpose) => Err(format!("needed by mesh itself, for {purpose}: publish another port")),
+            None => start(proxy, published).map_err(|error| reason(&error, port)),
+        };
+        match started {
+            Ok(bound) => {
                 tracing::info!(port, protocol, service, "listen on a published port");
-                self.ports.insert(published, Port::Open(close));
+                self.ports.insert(published, Port::Open(bound));
+                true
             }
-            Err(error) => {
-                let reason = reason(&error, port);
+            Err(reason) => {
                 let known =
                     matches!(self.ports.get(&published), Some(Port::Clashes(before)) if *before == reason);
                 if !known {
@@ -91,17 +159,23 @@ impl Listeners {
                     );
                 }
                 self.ports.insert(published, Port::Clashes(reason));
+                false
             }
         }
     }
 }
 
+/// How a port's clash begins if another process holds it.
+const IN_USE: &str = "in use by another process";
+
+fn in_use(port: u16) -> String {
+    format!("{IN_USE}, see `ss -lntup sport = :{port}` there")
+}
+
 /// What keeps a port from being bound, with the next step.
 fn reason(error: &io::Error, port: u16) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("in use by another process, see `ss -lntup sport = :{port}` there")
-        }
+        io::ErrorKind::AddrInUse => in_use(port),
         io::ErrorKind::PermissionDenied => {
             "no right to listen there, give mesh-agent CAP_NET_BIND_SERVICE".to_owned()
         }
@@ -109,14 +183,17 @@ fn reason(error: &io::Error, port: u16) -> String {
     }
 }
 
-fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<CancellationToken> {
+fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<Bound> {
     let address = SocketAddr::new(proxy.settings.listen_address, port);
     let close = proxy.stop.child_token();
     if protocol == Protocol::Udp {
-        sessions::start(proxy, bind(address, Type::DGRAM)?, port, close.clone())?;
-        return Ok(close);
+        let socket = bind(address, Type::DGRAM)?;
+        let inode = fstat(&socket)?.st_ino;
+        sessions::start(proxy, socket, port, close.clone())?;
+        return Ok(Bound { close, inode });
     }
     let listening = listen(address)?;
+    let inode = fstat(&listening)?.st_ino;
     for worker in proxy.workers.iter() {
         let (serving, closing, acceptor) = (Arc::clone(proxy), close.clone(), worker.clone());
         let listening = listening.share()?;
@@ -136,5 +213,5 @@ fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<Cancella
         };
         worker.handle.spawn(proxy.tracker.track_future(accept));
     }
-    Ok(close)
+    Ok(Bound { close, inode })
 }

@@ -17,6 +17,7 @@ pub mod preamble;
 
 mod accept;
 mod connection;
+mod host_sockets;
 mod listeners;
 mod pipe;
 mod proxy_protocol;
@@ -27,7 +28,7 @@ mod udp;
 mod warm;
 mod workers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use mesh_admission::figures::Listener;
 use mesh_admission::refusals::Refusals;
 use mesh_state::ids::BackendId;
 use mesh_state::node::PortClash;
+use mesh_state::spec::Protocol;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -69,6 +71,8 @@ pub struct ProxySettings {
     pub relay_listen: SocketAddr,
     /// The port of every other node's relay.
     pub relay_port: u16,
+    /// Ports that no service may take on this node, as mesh itself needs them, with what for.
+    pub own_ports: BTreeMap<(Protocol, u16), String>,
     /// Connections served at once, of clients and of other nodes, each; as many between nodes may wait for use.
     pub connections_max: usize,
     /// A TCP connection without a byte for this long ends, if its service says nothing else.
@@ -140,6 +144,8 @@ pub struct Proxy {
     ejected: watch::Sender<BTreeSet<BackendId>>,
     /// Published ports that this node can't listen on.
     clashes: watch::Sender<Vec<PortClash>>,
+    /// Ports that are the host's own, or mesh's.
+    host_ports: watch::Sender<Arc<BTreeSet<(Protocol, u16)>>>,
 }
 
 impl Proxy {
@@ -174,6 +180,7 @@ impl Proxy {
             stop: CancellationToken::new(),
             ejected: watch::Sender::default(),
             clashes: watch::Sender::default(),
+            host_ports: watch::Sender::new(Arc::new(settings.own_ports.keys().copied().collect())),
             settings,
         };
         Ok((Arc::new(proxy), relay))
@@ -259,6 +266,20 @@ impl Proxy {
     /// Published ports that this node can't listen on.
     pub fn clashes(&self) -> watch::Receiver<Vec<PortClash>> {
         self.clashes.subscribe()
+    }
+
+    /// Ports of this node that are not for services to take, whatever the table says: other processes listen there, or mesh itself
+    /// needs them.
+    pub fn host_ports(&self) -> watch::Receiver<Arc<BTreeSet<(Protocol, u16)>>> {
+        self.host_ports.subscribe()
+    }
+
+    fn tell_host_ports(&self, ports: BTreeSet<(Protocol, u16)>) {
+        self.host_ports.send_if_modified(|present| {
+            let changed = **present != ports;
+            *present = Arc::new(ports);
+            changed
+        });
     }
 
     fn tell_clashes(&self, clashes: Vec<PortClash>) {

@@ -39,9 +39,6 @@ use super::runtime::{ContainerFacts, Health, Made, Phase, Runtime, RuntimeError}
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
-/// How long a pull may make no progress.
-const PULL_IDLE_TIMEOUT: Duration = Duration::from_mins(2);
-
 /// How the engine begins to say that it has no such image.
 const NO_IMAGE: &str = "No such image";
 /// Events that may change what there is to know of a container. Others come by the hundred: each health check makes three.
@@ -100,7 +97,12 @@ impl DockerEngine {
 
 #[async_trait]
 impl Runtime for DockerEngine {
-    async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
+    async fn pull_image(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+        patience: Duration,
+    ) -> Result<(), RuntimeError> {
         let credentials = auth.map(credentials).transpose()?;
         let client = self.client(CALL_TIMEOUT)?;
         let mut options =
@@ -112,7 +114,7 @@ impl Runtime for DockerEngine {
         }
         let mut progress = client.create_image(Some(options), None, credentials);
         loop {
-            match tokio::time::timeout(PULL_IDLE_TIMEOUT, progress.next()).await {
+            match tokio::time::timeout(patience, progress.next()).await {
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(error))) => return Err(failed(error)),
                 Ok(None) => return Ok(()),

@@ -2,6 +2,8 @@
 //!
 //! Invariants: nothing is decided here but when to look again; an engine that does not answer changes no status, it is only asked again.
 
+mod prepare;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,12 +13,12 @@ use mesh_state::task::{Assignment, TaskState, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::container_spec::{self, ContainerPlan, NodeIdentity};
-use super::dependencies::{Dependencies, Missing};
+use super::container_spec::{self, NodeIdentity};
+use super::dependencies::Dependencies;
 use super::drain::{DrainStage, Progress, Verdict};
 use super::listening;
 use super::network::{RunningTask, TaskNetwork};
-use super::runtime::{ContainerFacts, Made, Runtime, RuntimeError};
+use super::runtime::{ContainerFacts, Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
 use crate::control_link::backoff::Backoff;
 
@@ -42,8 +44,12 @@ pub(super) enum Update {
 /// Whether the network `mesh` is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BridgeState {
+    /// It is.
     Ready,
+    /// It will be, as far as is known: tasks wait.
     NotYet(String),
+    /// It was tried for a while in vain: tasks are rejected, so that they are placed elsewhere.
+    Unfit(String),
 }
 
 /// What every driver stands on.
@@ -194,67 +200,6 @@ impl Driver {
             Step::Forget => match self.ground.updates.send(Update::Gone(self.id.clone())).await {
                 Ok(()) | Err(_) => Taken::Gone,
             },
-        }
-    }
-
-    /// Places the task's secrets and configs and makes the container.
-    async fn prepare(&mut self, goal: &Goal) -> Taken {
-        let files_root = self.ground.dependencies.root();
-        let plan = match container_spec::plan(&goal.assignment, &self.ground.node, files_root) {
-            Ok(plan) => plan,
-            Err(error) => return self.fail(&error.to_string()).await,
-        };
-        let bridge = self.ground.bridge.borrow().clone();
-        if let BridgeState::NotYet(reason) = bridge {
-            self.note(&reason).await;
-            return Taken::Retry(reason);
-        }
-        let dependencies = Arc::clone(&self.ground.dependencies);
-        let placed = tokio::select! {
-            placed = dependencies.place(&self.id, &plan.files, &plan.payload) => placed,
-            _ = self.goal.changed() => return Taken::Done,
-        };
-        match placed {
-            Ok(()) => {}
-            Err(Missing::Waiting(reason)) => {
-                self.note(&reason).await;
-                return Taken::Retry(reason);
-            }
-            Err(Missing::Refused(reason)) => return self.fail(&reason).await,
-        }
-        self.make(goal, &plan).await
-    }
-
-    /// Makes the container, getting its image first if it is missing. A pull that fails is only logged: the engine's answer to the
-    /// creation decides.
-    async fn make(&mut self, goal: &Goal, plan: &ContainerPlan) -> Taken {
-        let runtime = Arc::clone(&self.ground.runtime);
-        let mut made = runtime.create(plan).await;
-        if let Ok(Made::NoImage(_)) = made {
-            let pulled = tokio::select! {
-                pulled = runtime.pull_image(&plan.image, goal.assignment.registry_auth.as_ref()) => pulled,
-                // The task may be called off meanwhile.
-                _ = self.goal.changed() => return Taken::Done,
-            };
-            if let Err(error) = pulled {
-                warn!(task = %self.id, image = plan.image, %error, "pull image");
-            }
-            made = runtime.create(plan).await;
-        }
-        match made {
-            Ok(Made::Container(id)) => {
-                self.sight = Sight::Made(ContainerFacts::made(id));
-                Taken::Done
-            }
-            Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {
-                match runtime.inspect(&plan.name).await {
-                    // Made before, by an agent that died before it could tell.
-                    Ok(Some(_)) => Taken::Done,
-                    Ok(None) => self.fail(&reason).await,
-                    Err(error) => Taken::Retry(error.to_string()),
-                }
-            }
-            Err(error) => Taken::Retry(error.to_string()),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use mesh_state::ids::TaskId;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::bridge::{BridgePlan, BridgeStep, decide};
@@ -19,8 +20,12 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
 /// How often the engine is asked for a sign of life.
 const PING_PERIOD: Duration = Duration::from_secs(1);
+/// An engine that doesn't answer a ping within this long hangs: it answers without looking at anything.
+const PING_DEADLINE: Duration = Duration::from_secs(3);
 /// So many failures in a row mean that it is away: one that is only slow answers in the end.
 const PING_FAILURES: u32 = 3;
+/// A node whose network can't be made for this long takes no tasks: those that wait there are rejected and placed elsewhere.
+const UNFIT_AFTER: Duration = Duration::from_secs(10);
 /// How often the network is looked at without cause.
 const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
 
@@ -64,41 +69,48 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
 pub async fn watch_engine(runtime: Arc<dyn Runtime>, away: watch::Sender<bool>) {
     let mut failures = 0;
     while !away.is_closed() {
-        failures = match runtime.ping().await {
-            Ok(()) => 0,
-            Err(_) => failures + 1,
+        let failure = match tokio::time::timeout(PING_DEADLINE, runtime.ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer to a ping within {PING_DEADLINE:?}: it hangs")),
         };
+        failures = if failure.is_some() { failures + 1 } else { 0 };
         let is_away = failures >= PING_FAILURES;
         if away.send_if_modified(|present| std::mem::replace(present, is_away) != is_away) {
-            warn!(is_away, "the Docker engine");
+            warn!(is_away, reason = failure, "the Docker engine");
         }
         tokio::time::sleep(PING_PERIOD).await;
     }
 }
 
-/// Keeps the network as `plan` wants it, and tells whether it is there.
+/// Keeps the network as `plan` wants it, and tells whether it is there, and whether the node is unfit without it.
 pub(super) async fn keep_bridge(
     runtime: Arc<dyn Runtime>,
     mut plan: watch::Receiver<BridgePlan>,
     state: watch::Sender<BridgeState>,
+    unfit: watch::Sender<Option<String>>,
 ) {
+    let mut failing_since: Option<Instant> = None;
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     let mut removals = None;
     loop {
         // Before the look at the network, so that no removal falls in between.
         let removed = removals.get_or_insert_with(|| runtime.bridge_removals());
         let wanted = *plan.borrow_and_update();
-        let (next, wait) = match ensure(&*runtime, &wanted).await {
-            Ok(BridgeState::Ready) => {
-                backoff.reset();
-                (BridgeState::Ready, BRIDGE_PERIOD)
-            }
-            Ok(not_yet) => (not_yet, backoff.next(&mut rand::rng())),
-            Err(error) => (
-                BridgeState::NotYet(format!("make the Docker network mesh: {error}")),
-                backoff.next(&mut rand::rng()),
-            ),
+        let trial = ensure(&*runtime, &wanted).await;
+        if matches!(trial, Trial::Failed(_)) {
+            failing_since.get_or_insert_with(Instant::now);
+        } else {
+            failing_since = None;
+        }
+        let next = judge(trial, failing_since.map(|since| since.elapsed()).unwrap_or_default());
+        let wait = if next == BridgeState::Ready {
+            backoff.reset();
+            BRIDGE_PERIOD
+        } else {
+            backoff.next(&mut rand::rng())
         };
+        tell_unfit(&unfit, &next);
         state.send_if_modified(|current| {
             let changed = *current != next;
             if changed {
@@ -120,7 +132,33 @@ pub(super) async fn keep_bridge(
     }
 }
 
-async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<BridgeState, RuntimeError> {
+/// How an attempt at the network went.
+enum Trial {
+    /// It is there.
+    There,
+    /// It is too early: nothing is wrong with this node.
+    Early(String),
+    /// It can't be made here.
+    Failed(String),
+}
+
+async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Trial {
+    match attempt(runtime, wanted).await {
+        Ok(None) => Trial::There,
+        Ok(Some(reason)) if wanted.subnet.is_none() => Trial::Early(reason),
+        Ok(Some(reason)) => Trial::Failed(reason),
+        // Whether the engine is away is another watch's; its tasks wait for it.
+        Err(error @ RuntimeError::Unavailable(_)) => Trial::Early(in_words(&error)),
+        Err(error) => Trial::Failed(in_words(&error)),
+    }
+}
+
+fn in_words(error: &RuntimeError) -> String {
+    format!("make the Docker network mesh: {error}")
+}
+
+/// Makes the network; returns why it must wait, if so.
+async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Option<String>, RuntimeError> {
     let found = runtime.bridge().await?;
     match decide(wanted, found.as_ref()) {
         BridgeStep::Keep => {}
@@ -129,7 +167,56 @@ async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<BridgeStat
             runtime.remove_bridge().await?;
             runtime.create_bridge(wanted).await?;
         }
-        BridgeStep::Wait(reason) => return Ok(BridgeState::NotYet(reason)),
+        BridgeStep::Wait(reason) => return Ok(Some(reason)),
     }
-    Ok(BridgeState::Ready)
+    Ok(None)
+}
+
+/// What tasks are told after an attempt, when attempts have failed for `failing`.
+fn judge(trial: Trial, failing: Duration) -> BridgeState {
+    match trial {
+        Trial::There => BridgeState::Ready,
+        Trial::Failed(reason) if failing >= UNFIT_AFTER => BridgeState::Unfit(reason),
+        Trial::Early(reason) | Trial::Failed(reason) => BridgeState::NotYet(reason),
+    }
+}
+
+fn tell_unfit(unfit: &watch::Sender<Option<String>>, state: &BridgeState) {
+    let why = match state {
+        BridgeState::Unfit(reason) => Some(reason.clone()),
+        BridgeState::Ready => None,
+        // As before: an engine that restarts mends nothing by that.
+        BridgeState::NotYet(_) => return,
+    };
+    unfit.send_if_modified(|present| {
+        let changed = *present != why;
+        *present = why;
+        changed
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_unfit_once_its_network_could_not_be_made_for_a_while() {
+        let failed = || Trial::Failed("no chain".to_owned());
+        let early = || Trial::Early("no subnet yet".to_owned());
+        let not_yet = |reason: &str| BridgeState::NotYet(reason.to_owned());
+        assert_eq!(judge(failed(), Duration::ZERO), not_yet("no chain"));
+        assert_eq!(judge(failed(), UNFIT_AFTER), BridgeState::Unfit("no chain".to_owned()));
+        assert_eq!(judge(early(), UNFIT_AFTER), not_yet("no subnet yet"), "that is not the node's fault");
+        assert_eq!(judge(Trial::There, UNFIT_AFTER), BridgeState::Ready);
+
+        let (unfit, seen) = watch::channel(None);
+        let tell = |state| {
+            tell_unfit(&unfit, &state);
+            seen.borrow().clone()
+        };
+        assert_eq!(tell(not_yet("no chain")), None);
+        assert_eq!(tell(BridgeState::Unfit("no chain".to_owned())).as_deref(), Some("no chain"));
+        assert_eq!(tell(not_yet("the engine is away")).as_deref(), Some("no chain"), "nothing is mended yet");
+        assert_eq!(tell(BridgeState::Ready), None);
+    }
 }

@@ -25,6 +25,7 @@ pub mod cache;
 mod drain;
 mod driver;
 pub mod engine_watch;
+mod image;
 mod listening;
 pub mod load;
 pub mod network;

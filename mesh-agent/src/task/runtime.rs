@@ -102,8 +102,13 @@ pub enum RuntimeError {
 /// A local container engine.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Gets the image from its registry.
-    async fn pull_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<(), RuntimeError>;
+    /// Gets the image from its registry, unless the engine has what the registry has. Gives up when nothing comes for `patience`.
+    async fn pull_image(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+        patience: Duration,
+    ) -> Result<(), RuntimeError>;
 
     /// Makes a container of an image that is here; it is not started.
     async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError>;

@@ -43,6 +43,8 @@ pub struct Parts {
     pub dependencies: Dependencies,
     /// The tasks' network as it should be.
     pub bridge: watch::Receiver<BridgePlan>,
+    /// Told why this node can take no tasks, or that it can.
+    pub unfit: watch::Sender<Option<String>>,
     /// What this node ran before.
     pub cache: TaskCache,
 }
@@ -61,7 +63,7 @@ pub async fn run(
         watch::channel(BridgeState::NotYet("the Docker network mesh is not made yet".to_owned()));
     let mut side = JoinSet::new();
     side.spawn(follow_events(Arc::clone(&parts.runtime), heard_in));
-    side.spawn(keep_bridge(Arc::clone(&parts.runtime), parts.bridge, bridge_in));
+    side.spawn(keep_bridge(Arc::clone(&parts.runtime), parts.bridge, bridge_in, parts.unfit));
     let ground = Ground {
         runtime: parts.runtime,
         network: parts.network,

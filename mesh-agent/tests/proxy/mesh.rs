@@ -1,5 +1,6 @@
 //! Two nodes, 127.0.0.1 and 127.0.0.2, in one process, and the tasks of one service.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -10,6 +11,7 @@ use mesh_agent::proxy::{Proxy, ProxySettings, UdpLimits};
 use mesh_agent::view::NodeView;
 use mesh_state::ids::NodeId;
 use mesh_state::proto;
+use mesh_state::spec::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -124,6 +126,17 @@ pub(crate) fn keys(bytes: &[u8]) -> RelayKeys {
 }
 
 pub(crate) async fn start_node(id: &str, address: Ipv4Addr, relay_port: u16, mesh: &Mesh) -> Node {
+    start_node_that_needs(BTreeMap::new(), id, address, relay_port, mesh).await
+}
+
+/// A node that needs some ports for itself.
+pub(crate) async fn start_node_that_needs(
+    own_ports: BTreeMap<(Protocol, u16), String>,
+    id: &str,
+    address: Ipv4Addr,
+    relay_port: u16,
+    mesh: &Mesh,
+) -> Node {
     let empty = NodeView::new(NodeId::from(id), address);
     let first = empty.apply(&mesh.table(1)).expect("a good table");
     let (view, view_receiver) = watch::channel(Arc::new(first));
@@ -133,6 +146,7 @@ pub(crate) async fn start_node(id: &str, address: Ipv4Addr, relay_port: u16, mes
         udp_limits: UdpLimits::default(),
         relay_listen: SocketAddr::new(address.into(), relay_port),
         relay_port,
+        own_ports,
         connections_max: 64,
         idle_limit: Duration::from_mins(1),
         drain_limit: Duration::from_millis(100),

@@ -84,6 +84,7 @@ impl Agent {
             },
             dependencies: Dependencies::new(files.clone()),
             bridge,
+            unfit: watch::Sender::new(None),
             cache: TaskCache::open(cache).unwrap(),
         };
         runtime.spawn(worker::run(parts, assigned, told, shutdown.clone()));

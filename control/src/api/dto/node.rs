@@ -113,7 +113,14 @@ impl Node {
         let stored = &node.value;
         let liveness = snapshot.liveness.get(&stored.id);
         let state = snapshot.node_state(&stored.id);
-        let message = liveness.map(|liveness| liveness.message.clone()).unwrap_or_default();
+        let said = liveness.map(|liveness| liveness.message.clone()).unwrap_or_default();
+        let (state_word, message) = match state {
+            NodeState::Down => ("down", said),
+            // Its tasks go on, and it takes no more.
+            _ if !stored.description.unfit.is_empty() => ("unknown", stored.description.unfit.clone()),
+            // A silent node keeps its tasks: to Docker's clients it is ready.
+            NodeState::Ready | NodeState::Silent => ("ready", said),
+        };
         Self {
             id: stored.id.to_string(),
             version: Version { index: node.mod_revision },
@@ -122,8 +129,7 @@ impl Node {
             spec: stored.spec.clone(),
             description: describe(snapshot, stored),
             status: Status {
-                // A silent node keeps its tasks: to Docker's clients it is ready.
-                state: if state == NodeState::Down { "down" } else { "ready" },
+                state: state_word,
                 message,
                 addr: stored.address.map(|address| address.to_string()).unwrap_or_default(),
             },

@@ -137,7 +137,12 @@ fn a_new_leader_is_told() {
     a.spec.role = NodeRole::Manager;
     told.put(keys::node(&id), &a);
     let name = a.description.hostname.clone();
-    let manager = Manager { name: name.clone(), address: String::new(), since: Timestamp::default() };
+    let manager = Manager {
+        name: name.clone(),
+        address: String::new(),
+        since: Timestamp::default(),
+        own_ports: Vec::new(),
+    };
     told.put(keys::manager(&name), &manager);
     told.put(keys::LEADER.to_owned(), &manager);
     told.delete(keys::LEADER.to_owned());

@@ -6,6 +6,7 @@
 //!
 //! Left to others: trying again (each caller knows its own patience), and running etcd.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,11 @@ pub struct EtcdAddressError {
     message: String,
 }
 
+/// The port in a URL like `http://10.0.0.1:2379`, if it names one.
+pub fn port_of(url: &str) -> Option<u16> {
+    url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
+}
+
 /// etcd, reached through one of its members, and through the next when that one is away.
 #[derive(Clone)]
 pub struct EtcdStore {
@@ -88,6 +94,18 @@ impl EtcdStore {
             return Err(refused("there is none".to_owned()));
         }
         Ok(Self { members: members.into(), current: Arc::new(tokio::sync::watch::Sender::new(0)) })
+    }
+
+    /// Ports at which the members of this etcd are reached, by clients and by each other.
+    ///
+    /// # Errors
+    /// [`StoreError`] when no member answers.
+    pub async fn member_ports(&self) -> Result<BTreeSet<u16>, StoreError> {
+        let list = async |mut client: Client| client.member_list().await;
+        let members = self.request("list members", REQUEST_DEADLINE, Repeat::Always, list).await?;
+        let urls =
+            members.members().iter().flat_map(|member| member.client_urls().iter().chain(member.peer_urls()));
+        Ok(urls.filter_map(|url| port_of(url)).collect())
     }
 
     /// Sends a request to the member in use, and to the others as long as members are away and `repeat` allows.

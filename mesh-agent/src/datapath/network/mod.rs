@@ -1,6 +1,7 @@
 //! The node's network configuration: what the kernel says of it, and the little that mesh adds.
 
 pub(super) mod host;
+pub(super) mod host_networks;
 pub(super) mod monitor;
 pub(super) mod netlink;
 pub(super) mod netns;

@@ -26,7 +26,7 @@ use crate::task::bridge::subnet6_of;
 use crate::view::NodeView;
 
 /// Who made a route, as `ip route` shows it: a number that no routing daemon uses.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 /// Time to live of outer packets.
 const OUTER_TTL: u8 = 64;
 

@@ -46,7 +46,7 @@ pub(super) fn config(
         oom_score_adj: extras.oom_score_adj,
         dns: list(&extras.dns_config.nameservers),
         dns_search: list(&extras.dns_config.search),
-        dns_options: list(&extras.dns_config.options),
+        dns_options: list(&dns_options(extras, assignment)),
         security_opt: list(&security(&extras.privileges)?),
         ulimits: ulimits(extras),
         log_config: task.log_driver.as_ref().map(|driver| HostConfigLogConfig {
@@ -59,6 +59,19 @@ pub(super) fn config(
         limit(&mut config, resources)?;
     }
     Ok(config)
+}
+
+/// The resolver's options. The engine answers names on the tasks' network itself and adds `ndots:0` there, by which names without a dot
+/// skip the search domains. A service without networks is on none for its user: its own DNS settings get the resolver's default instead.
+fn dns_options(extras: &ContainerExtras, assignment: &Assignment) -> Vec<String> {
+    let given = &extras.dns_config;
+    let mut options = given.options.clone();
+    let has_settings = ![&given.nameservers, &given.search, &given.options].into_iter().all(Vec::is_empty);
+    let on_networks = assignment.spec.extra.get("Networks").is_some_and(|networks| !is_absent(networks));
+    if has_settings && !on_networks && !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:1".to_owned());
+    }
+    options
 }
 
 /// Ports that host-mode publishing opens.

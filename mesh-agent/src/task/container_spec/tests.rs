@@ -85,6 +85,18 @@ fn fields_of_the_process_reach_the_container() {
 }
 
 #[test]
+fn dns_settings_of_a_service_without_networks_get_the_resolvers_own_ndots() {
+    let dns = json!({"Nameservers": ["192.0.2.53"], "Options": ["timeout:1"]});
+    check("DNSConfig", dns.clone(), "/HostConfig/DnsOptions", json!(["timeout:1", "ndots:1"]));
+    assert_eq!(made(json!({"DNSConfig": {}})).pointer("/HostConfig/DnsOptions"), None, "none were asked for");
+    let template =
+        json!({"ContainerSpec": {"Image": "x", "DNSConfig": dns}, "Networks": [{"Target": "back"}]});
+    let planned = plan(&assignment(template), &node(), Path::new("/files")).expect("a good template");
+    let options = planned.body.host_config.and_then(|host| host.dns_options);
+    assert_eq!(options, Some(vec!["timeout:1".to_owned()]), "on a network the engine answers names");
+}
+
+#[test]
 fn fields_of_the_host_reach_the_container() {
     check("ReadOnly", json!(true), "/HostConfig/ReadonlyRootfs", json!(true));
     check("Hosts", json!(["10.0.0.1 a b"]), "/HostConfig/ExtraHosts", json!(["a:10.0.0.1", "b:10.0.0.1"]));

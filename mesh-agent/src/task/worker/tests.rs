@@ -26,6 +26,10 @@ struct EngineState {
     away: bool,
     /// Whether the image is here; it is once it was asked for.
     has_image: bool,
+    /// What was pulled.
+    pulls: Vec<String>,
+    /// Whether calls are taken and never answered.
+    hangs: bool,
     containers: BTreeMap<String, (TaskId, ContainerFacts)>,
     starts: usize,
 }
@@ -53,8 +57,17 @@ impl Engine {
 
 #[async_trait]
 impl Runtime for Engine {
-    async fn pull_image(&self, _reference: &str, _auth: Option<&RegistryAuth>) -> Result<(), RuntimeError> {
-        self.with(|_| ())
+    async fn pull_image(
+        &self,
+        reference: &str,
+        _auth: Option<&RegistryAuth>,
+        _patience: Duration,
+    ) -> Result<(), RuntimeError> {
+        self.with(|state| state.pulls.push(reference.to_owned()))?;
+        if reference.starts_with("away.example/") {
+            return Err(RuntimeError::Refused("dial tcp: no route to host".to_owned()));
+        }
+        Ok(())
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError> {
@@ -121,7 +134,7 @@ impl Runtime for Engine {
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
-        self.with(|_| ())
+        if self.with(|state| state.hangs)? { std::future::pending().await } else { Ok(()) }
     }
 
     async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
@@ -197,7 +210,15 @@ impl Bench {
         let cache = TaskCache::open(directory.to_owned()).expect("the cache opens");
         let runtime = Arc::clone(engine) as Arc<dyn Runtime>;
         let dependencies = Dependencies::new(directory.join("files"));
-        let parts = Parts { runtime, network: Arc::new(NoNetwork), node, dependencies, bridge, cache };
+        let parts = Parts {
+            runtime,
+            network: Arc::new(NoNetwork),
+            node,
+            dependencies,
+            bridge,
+            unfit: watch::Sender::new(None),
+            cache,
+        };
         let worker = tokio::spawn(run(parts, assigned, told, shutdown.clone()));
         Self { engine: Arc::clone(engine), assignments, statuses, shutdown, worker, _bridge: bridge_in }
     }
@@ -256,6 +277,38 @@ async fn an_engine_is_away_after_a_few_failures_and_back_with_its_first_answer()
     drop(away);
     engine.set_away(true);
     watching.await.expect("the watch ends with its last listener");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_takes_calls_and_answers_none_is_away() {
+    let engine = Arc::new(Engine::default());
+    let (away_in, mut away) = watch::channel(false);
+    let _watching = tokio::spawn(watch_engine(Arc::clone(&engine) as Arc<dyn Runtime>, away_in));
+    let hang = |hangs| engine.with(|state| state.hangs = hangs).expect("the engine is there");
+    hang(true);
+    let begun = tokio::time::Instant::now();
+    away.wait_for(|away| *away).await.expect("it is watched");
+    assert!(begun.elapsed() <= Duration::from_secs(15), "noticed after {:?}", begun.elapsed());
+    hang(false);
+    away.wait_for(|away| !*away).await.expect("it is watched");
+}
+
+#[tokio::test]
+async fn a_tag_is_pulled_before_each_container_and_a_digest_only_if_it_is_missing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    engine.with(|state| state.has_image = true).expect("the engine is there");
+    let pinned = format!("x@sha256:{}", "0".repeat(64));
+    let mut bench = Bench::start(&engine, directory.path());
+    for (number, image) in ["x:1", "x:1", &pinned, "away.example/x:1"].into_iter().enumerate() {
+        let mut next = assignment(&format!("t{number}"));
+        next.spec.container_spec.as_mut().expect("a container").image = image.to_owned();
+        bench.assign(AssignmentChange::Delta { set: vec![next], removed: Vec::new() }).await;
+        bench.until(&format!("t{number}"), TaskState::Running).await;
+    }
+    let pulls = engine.with(|state| state.pulls.clone()).expect("the engine is there");
+    assert_eq!(pulls, ["x:1", "x:1", "away.example/x:1"], "the last one's local copy serves");
+    bench.end().await;
 }
 
 #[tokio::test]

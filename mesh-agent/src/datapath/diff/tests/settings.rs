@@ -69,3 +69,32 @@ fn an_ejected_backend_keeps_its_flows_and_gets_no_new_ones() {
     let slots: Vec<u32> = contents.services.values().flat_map(|service| contents.members(service)).collect();
     assert_eq!(slots, [2]);
 }
+
+#[test]
+fn a_port_of_the_hosts_own_is_left_to_it_while_its_flows_go_on() {
+    let (mut view, mut facts) = small_world();
+    // The port that the host takes has a higher index than the lowest that is free once it has left.
+    let second = view.services.values_mut().nth(1).unwrap();
+    second.ports.push(PortView { protocol: Protocol::Tcp, published: 22, target: 8080 });
+    let mut contents = Contents::default();
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("both ports");
+    view.services.values_mut().nth(1).unwrap().ports.clear();
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("one port");
+    let before = contents.clone();
+
+    facts.host_ports.insert(Frontend { protocol: protocol::TCP, port: 80 });
+    let unheard = plan(&contents, None, &facts, &Held::default());
+    let frontend = Frontend { protocol: protocol::TCP, port: 80 };
+    assert_eq!(unheard.writes, [Write::RemoveService(frontend)], "by an agent that was told no table yet");
+
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("the host's port");
+    assert!(contents.services.is_empty(), "services: {:?}", contents.services);
+    assert_eq!(contents.backends, before.backends, "flows that live go on");
+    let idle = plan(&contents, Some(&view), &facts, &Held::default());
+    assert_eq!(idle, Plan::default(), "nothing is left to do");
+
+    facts.host_ports.clear();
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("the service's again");
+    let members: Vec<u32> = contents.services.values().flat_map(|port| contents.members(port)).collect();
+    assert_eq!(members, [1, 2]);
+}

@@ -1,0 +1,146 @@
+//! Whether tasks' networks and the host's own overlap: clients and hosts at such addresses would get no answer, as packets to them go
+//! to tasks.
+//!
+//! Invariant: an address of the host, or a route of it that leads into a task network, makes the node unfit, which is said with the
+//! networks' names and what to do; a route that merely covers one (10.0.0.0/8 by a gateway, say) is said and no more, as
+//! no host of it need be there.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::datapath::{HostNetwork, host_networks};
+use crate::view::NodeView;
+
+/// How often the host's networks are looked at, whether or not a node came.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What overlaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Overlap {
+    /// The host's network is in the tasks', or the same.
+    Inside(HostNetwork, Ipv4Net),
+    /// The host has a way to a larger network.
+    Covers(HostNetwork, Ipv4Net),
+}
+
+/// Tells `unfit` why this node can take no tasks because of its networks, or that it can, until `shutdown`.
+pub(super) async fn watch_overlaps(
+    mut views: watch::Receiver<Arc<NodeView>>,
+    unfit: watch::Sender<Option<String>>,
+    shutdown: CancellationToken,
+) {
+    let mut covered = BTreeSet::new();
+    loop {
+        let subnets = task_subnets(&views.borrow_and_update());
+        match tokio::task::spawn_blocking(host_networks).await {
+            Ok(Ok(networks)) => tell(&find(&networks, &subnets), &unfit, &mut covered),
+            Ok(Err(error)) => tracing::warn!(%error, "can't compare the host's networks with the tasks'"),
+            // A panic in there ends the agent no less than one in here.
+            Err(_) => return,
+        }
+        let others = views.wait_for(|view| task_subnets(view) != subnets);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = others => if changed.is_err() { return },
+            () = sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
+
+/// The networks of all nodes' tasks.
+fn task_subnets(view: &NodeView) -> BTreeSet<Ipv4Net> {
+    view.nodes.values().filter_map(|node| node.subnet).chain(view.subnet).collect()
+}
+
+fn find(networks: &[HostNetwork], subnets: &BTreeSet<Ipv4Net>) -> Vec<Overlap> {
+    let pairs = networks.iter().flat_map(|host| subnets.iter().map(move |subnet| (host, *subnet)));
+    pairs
+        .filter_map(|(host, subnet)| {
+            if subnet.contains(&host.network) {
+                Some(Overlap::Inside(host.clone(), subnet))
+            } else if host.network.contains(&subnet) {
+                Some(Overlap::Covers(host.clone(), subnet))
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn tell(found: &[Overlap], unfit: &watch::Sender<Option<String>>, covered: &mut BTreeSet<String>) {
+    let mut why = None;
+    let mut covering = BTreeSet::new();
+    for overlap in found {
+        match overlap {
+            Overlap::Inside(host, subnet) => {
+                why.get_or_insert_with(|| {
+                    format!(
+                        "{} on {} is in the network {subnet} of tasks: take it off this node, or make the cluster with another \
+                         mesh-control --default-addr-pool",
+                        host.network, host.device
+                    )
+                });
+            }
+            Overlap::Covers(host, subnet) => {
+                covering.insert(format!("{} by {} covers {subnet}", host.network, host.device));
+            }
+        }
+    }
+    for route in covering.difference(covered) {
+        tracing::warn!(route, "a route of this host covers tasks' addresses: hosts at those get no answer");
+    }
+    *covered = covering;
+    unfit.send_if_modified(|present| {
+        let changed = *present != why;
+        if changed && let Some(why) = &why {
+            tracing::error!(why, "this node takes no tasks: its networks overlap with tasks'");
+        }
+        *present = why;
+        changed
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlaps(host: &str, subnet: &str) -> Vec<Overlap> {
+        let host = HostNetwork { network: host.parse().unwrap(), device: "eth0".to_owned() };
+        find(&[host], &[subnet.parse().unwrap()].into())
+    }
+
+    #[test]
+    fn what_is_in_a_task_network_makes_the_node_unfit_and_what_covers_it_is_only_said() {
+        for inside in ["10.128.0.5/32", "10.128.0.0/24", "10.128.0.64/26"] {
+            let found = overlaps(inside, "10.128.0.0/24");
+            assert!(matches!(found.as_slice(), [Overlap::Inside(..)]), "{inside}: {found:?}");
+        }
+        for covers in ["10.0.0.0/8", "10.128.0.0/20"] {
+            let found = overlaps(covers, "10.128.0.0/24");
+            assert!(matches!(found.as_slice(), [Overlap::Covers(..)]), "{covers}: {found:?}");
+        }
+        for apart in ["10.128.1.0/24", "192.168.0.0/16", "172.17.0.1/32"] {
+            assert_eq!(overlaps(apart, "10.128.0.0/24"), [], "{apart}");
+        }
+    }
+
+    #[test]
+    fn the_reason_names_both_networks_and_what_to_do_and_goes_with_the_overlap() {
+        let (unfit, seen) = watch::channel(None);
+        let mut covered = BTreeSet::new();
+        tell(&overlaps("10.128.0.5/32", "10.128.0.0/24"), &unfit, &mut covered);
+        let why = seen.borrow().clone().expect("it is unfit");
+        for word in ["10.128.0.5/32", "eth0", "10.128.0.0/24", "--default-addr-pool"] {
+            assert!(why.contains(word), "expected {word} in: {why}");
+        }
+        tell(&overlaps("10.0.0.0/8", "10.128.0.0/24"), &unfit, &mut covered);
+        assert_eq!(*seen.borrow(), None);
+        assert_eq!(covered.len(), 1, "a covering route is said once");
+    }
+}

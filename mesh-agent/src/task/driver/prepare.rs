@@ -1,0 +1,91 @@
+//! What comes before a container's start: its files, its image, and the container itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::{BridgeState, Driver, Goal, Sight, Taken};
+use crate::task::container_spec::{self, ContainerPlan};
+use crate::task::dependencies::Missing;
+use crate::task::image;
+use crate::task::runtime::{ContainerFacts, Made, RuntimeError};
+
+impl Driver {
+    /// Places the task's secrets and configs and makes the container.
+    pub(super) async fn prepare(&mut self, goal: &Goal) -> Taken {
+        let files_root = self.ground.dependencies.root();
+        let plan = match container_spec::plan(&goal.assignment, &self.ground.node, files_root) {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(&error.to_string()).await,
+        };
+        let bridge = self.ground.bridge.borrow().clone();
+        match bridge {
+            BridgeState::Ready => {}
+            BridgeState::NotYet(reason) => {
+                self.note(&reason).await;
+                return Taken::Retry(reason);
+            }
+            BridgeState::Unfit(reason) => return self.fail(&reason).await,
+        }
+        let dependencies = Arc::clone(&self.ground.dependencies);
+        let placed = tokio::select! {
+            placed = dependencies.place(&self.id, &plan.files, &plan.payload) => placed,
+            _ = self.goal.changed() => return Taken::Done,
+        };
+        match placed {
+            Ok(()) => {}
+            Err(Missing::Waiting(reason)) => {
+                self.note(&reason).await;
+                return Taken::Retry(reason);
+            }
+            Err(Missing::Refused(reason)) => return self.fail(&reason).await,
+        }
+        self.make(goal, &plan).await
+    }
+
+    /// Makes the container. A tag is pulled before, as it may have moved: all nodes are to run the same. What a digest names can't change:
+    /// it is pulled if it is missing. A pull that fails is only logged: the engine's answer to the creation decides, so that a copy that is
+    /// here serves while the registry is away.
+    async fn make(&mut self, goal: &Goal, plan: &ContainerPlan) -> Taken {
+        let runtime = Arc::clone(&self.ground.runtime);
+        if !image::is_pinned(&plan.image) && !self.pull(goal, plan, image::FRESHNESS_PATIENCE).await {
+            return Taken::Done;
+        }
+        let mut made = runtime.create(plan).await;
+        if let Ok(Made::NoImage(_)) = made {
+            if !self.pull(goal, plan, image::PULL_PATIENCE).await {
+                return Taken::Done;
+            }
+            made = runtime.create(plan).await;
+        }
+        match made {
+            Ok(Made::Container(id)) => {
+                self.sight = Sight::Made(ContainerFacts::made(id));
+                Taken::Done
+            }
+            Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {
+                match runtime.inspect(&plan.name).await {
+                    // Made before, by an agent that died before it could tell.
+                    Ok(Some(_)) => Taken::Done,
+                    Ok(None) => self.fail(&reason).await,
+                    Err(error) => Taken::Retry(error.to_string()),
+                }
+            }
+            Err(error) => Taken::Retry(error.to_string()),
+        }
+    }
+
+    /// Pulls the task's image; `false` if the task was called off meanwhile.
+    async fn pull(&mut self, goal: &Goal, plan: &ContainerPlan, patience: Duration) -> bool {
+        let (runtime, auth) = (Arc::clone(&self.ground.runtime), goal.assignment.registry_auth.as_ref());
+        let pulled = tokio::select! {
+            pulled = runtime.pull_image(&plan.image, auth, patience) => pulled,
+            _ = self.goal.changed() => return false,
+        };
+        if let Err(error) = pulled {
+            warn!(task = %self.id, image = plan.image, %error, "pull image");
+        }
+        true
+    }
+}
