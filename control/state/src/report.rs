@@ -109,6 +109,7 @@ pub fn check_clashes(clashes: &[PortClash]) -> Result<(), ReportError> {
 /// Cuts a description to what managers take: plugins first, labels next. Whether anything was lost.
 pub fn clip_description(description: &mut NodeDescription) -> bool {
     let mut cut = clip(&mut description.hostname, HOSTNAME_BYTES);
+    cut |= clip(&mut description.unfit, TEXT_BYTES);
     let words = [
         &mut description.architecture,
         &mut description.os,
