@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
+use mesh_ebpf::guard;
 use mesh_state::node::TUNNEL_PORT;
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves its docker.sock.
@@ -84,6 +85,10 @@ pub struct RunArgs {
     /// Unconfirmed connections that kernel programs remember; holds for tables that are made anew.
     #[arg(long, env = "MESH_HALF_OPEN_MAX", value_name = "COUNT", default_value_t = names::HALF_OPEN_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     pub half_open_max: u32,
+    /// SYNs a second for which each CPU remembers a connection. What comes beyond, a flood, is balanced all the same, by addresses and ports
+    /// alone, and remembered once the client has answered; 0: all are remembered.
+    #[arg(long, env = "MESH_SYN_GUARD_RATE", value_name = "COUNT", default_value_t = guard::RATE)]
+    pub syn_guard_rate: u32,
     /// Address that published ports are bound to; `::` takes IPv4 as well.
     #[arg(long, env = "MESH_LISTEN_ADDRESS", value_name = "IP", default_value = "::")]
     pub listen_address: IpAddr,

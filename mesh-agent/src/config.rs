@@ -59,6 +59,8 @@ pub struct Config {
     pub vxlan_port: u16,
     /// Sizes of the flow tables.
     pub tables: TableSizes,
+    /// SYNs a second that each CPU remembers; 0: all.
+    pub syn_guard_rate: u32,
     /// The userspace proxy.
     pub proxy: ProxySettings,
     /// Where /metrics is.
@@ -152,6 +154,7 @@ impl Config {
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,
             tables: TableSizes { established: args.flows_max, half_open: args.half_open_max },
+            syn_guard_rate: args.syn_guard_rate,
             proxy: ProxySettings {
                 listen_address: args.listen_address,
                 relay_listen: args.relay_listen,

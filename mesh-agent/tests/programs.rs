@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, FlowCell, Fragment, FragmentKey,
-    Live, Nat, NatKey, Node, Service, ServiceKey, flow_event, names,
+    Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, flow_event, names,
 };
 use mesh_ebpf::conntrack::is_established;
 use mesh_ebpf::flow_table::cell_count;
@@ -269,6 +269,12 @@ fn empty<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str) {
 /// Writes what the host's tables start with into the maps.
 fn fill(programs: &mut Ebpf, setup: &Setup) {
     set(programs, names::CONFIG, (0..).zip([setup.config]));
+    set(programs, names::SYN_GUARD_FIRED, (0..).zip([setup.guard_fired_ns]));
+    let map = programs.map_mut(names::SYN_GUARD).expect("map of the guard");
+    let mut guard: PerCpuArray<_, SynGuard> = PerCpuArray::try_from(map).expect("per-CPU array");
+    let cpus = aya::util::nr_cpus().expect("number of CPUs");
+    let alike = PerCpuValues::try_from(vec![setup.guard; cpus]).expect("a value for each CPU");
+    guard.set(0, alike, 0).expect("guard");
     set(programs, names::SLOTS, (0..).zip(setup.slots.iter().copied()));
     set(programs, names::BACKENDS, setup.backends.iter().copied());
     set(programs, names::NODES, (0..).zip(setup.nodes.iter().copied()));

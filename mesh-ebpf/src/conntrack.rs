@@ -36,7 +36,33 @@ pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
 /// What a packet tells of its flow, of which `before` was known.
 #[inline(always)]
 pub const fn packet_events(direction: Direction, header: &transport::Header, before: u32) -> u32 {
-    if header.is_udp() { datagram_events(direction, before) } else { events_of(direction, header.flags) }
+    if header.is_udp() {
+        datagram_events(direction, before)
+    } else {
+        proven(direction, before, events_of(direction, header.flags))
+    }
+}
+
+/// What counts of what a segment tells. A flow that began with another packet than a SYN is confirmed by its task, not by whoever sends
+/// ACKs: with the task's first segment that belongs to a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
+#[inline(always)]
+pub const fn proven(direction: Direction, before: u32, told: u32) -> u32 {
+    if before & (flow_event::UNPROVEN | flow_event::ACK) != flow_event::UNPROVEN {
+        return told;
+    }
+    match direction {
+        Direction::Reply if told & flow_event::SYN_ACK != 0 => 0,
+        Direction::Reply if told & flow_event::RESET != 0 => told,
+        Direction::Reply => told | flow_event::SYN_ACK | flow_event::ACK,
+        Direction::Request => told & !flow_event::ACK,
+    }
+}
+
+/// The events of a flow that begins with a packet that tells `told`, at the task's node: if that is no SYN, whoever sent it has to be
+/// believed by the task first.
+#[inline(always)]
+pub const fn beginning(told: u32) -> u32 {
+    if told & flow_event::ACK == 0 { told } else { told & !flow_event::ACK | flow_event::UNPROVEN }
 }
 
 /// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what the client sends after
@@ -117,7 +143,7 @@ pub const fn closes(before: u32, added: u32) -> bool {
 /// Whether the task's node has not answered the first SYN.
 #[inline(always)]
 pub const fn is_unanswered(events: u32) -> bool {
-    events & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET) == 0
+    events & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET | flow_event::UNPROVEN) == 0
 }
 
 /// How long after its first SYN a flow with these events goes to another task with the next.
@@ -143,7 +169,7 @@ pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
         if is_established(events) { UDP_STREAM_TIMEOUT_NS } else { UDP_TIMEOUT_NS }
     } else if may_be_replaced(events) {
         CLOSING_TIMEOUT_NS
-    } else if is_established(events) {
+    } else if is_established(events) || events & flow_event::UNPROVEN != 0 {
         ESTABLISHED_TIMEOUT_NS
     } else {
         HALF_OPEN_TIMEOUT_NS

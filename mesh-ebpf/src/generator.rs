@@ -31,6 +31,8 @@ pub struct Recipe {
     pub flows: u32,
     /// From one flow to the next, without a factor in common with `flows`, so that neighbours in time are none in tables.
     pub stride: u32,
+    /// Added to every flow's number: each CPU that sends has flows of its own.
+    pub offset: u32,
     /// Published ports that flows are spread over.
     pub services: u32,
     /// Lines of memory of the table that [`line`] is about.
@@ -53,15 +55,17 @@ pub struct Recipe {
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for Recipe {}
 
-const _: () = assert!(size_of::<Recipe>() == 40, "the recipe has hidden padding");
+const _: () = assert!(size_of::<Recipe>() == 44, "the recipe has hidden padding");
 
 /// The flow of the frame with this number.
 #[inline(always)]
 pub fn flow(recipe: &Recipe, number: u64) -> u32 {
-    if recipe.flows == 0 {
-        return number as u32;
-    }
-    (number.wrapping_mul(u64::from(recipe.stride)) % u64::from(recipe.flows)) as u32
+    let flow = if recipe.flows == 0 {
+        number as u32
+    } else {
+        (number.wrapping_mul(u64::from(recipe.stride)) % u64::from(recipe.flows)) as u32
+    };
+    flow.wrapping_add(recipe.offset)
 }
 
 /// The headers of the frame with this number.
@@ -139,6 +143,12 @@ mod tests {
         let ports: BTreeSet<_> = flows.iter().map(|(.., port)| *port).collect();
         assert_eq!(ports, (80..90).collect(), "and every published port");
         assert_eq!(ends(7), ends(1007), "then begins anew");
+        let beside = Recipe { offset: 1000, ..recipe };
+        let others = (0..1000).map(|number| {
+            let Segment { ip, transport } = segment(&beside, number);
+            (ip.source, transport.source_port_be, transport.destination_port_be.get())
+        });
+        assert!(others.into_iter().all(|flow| !flows.contains(&flow)), "those of another CPU are others");
     }
 
     #[test]

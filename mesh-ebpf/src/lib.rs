@@ -26,6 +26,7 @@ pub mod conntrack;
 pub mod csum;
 pub mod flow_table;
 pub mod generator;
+pub mod guard;
 #[cfg(target_arch = "bpf")]
 pub mod kernel;
 pub mod lookups;

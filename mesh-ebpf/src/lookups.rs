@@ -12,7 +12,7 @@ pub trait Lookups: Candidates {
     /// Flows of the ingress role.
     type Flows: FlowTable<FlowKey, Flow>;
     /// Translations of the backend role.
-    type Nats: Adopts<NatKey, Nat>;
+    type Nats: FlowTable<NatKey, Nat>;
 
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
@@ -46,6 +46,15 @@ pub trait Lookups: Candidates {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Keeps the ports of a packet that comes in fragments.
     fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// Whether the flow of one more SYN is to be remembered: see [`crate::guard`].
+    fn may_remember_syn(&self) -> bool;
+    /// Whether one more flow is to be remembered by a later packet.
+    fn may_remember_late(&self) -> bool;
+    /// Whether a SYN was not remembered within this time.
+    fn has_guarded(&self, within_ns: u64) -> bool;
+    /// Counts a SYN of the published port `service_index` that was forwarded but not remembered.
+    fn count_unremembered(&self, service_index: u32);
 
     /// Keeps what a reply told of the load of `backend`.
     fn keep_load(&self, backend: u32, load: u32);
@@ -109,12 +118,6 @@ pub trait FlowTable<K, V> {
     fn renew(&self, key: &K, entry: &Self::Entry, value: &V);
     /// Removes the flow.
     fn forget(&self, key: &K);
-}
-
-/// Flows that may be established when they are first seen.
-pub trait Adopts<K, V>: FlowTable<K, V> {
-    /// Puts a flow among the established ones, in the place of what was known of it.
-    fn adopt(&self, key: &K, value: &V);
 }
 
 /// What became of an attempt to add a flow.

@@ -38,13 +38,40 @@ pub fn select<C: Candidates>(
     client: &Address,
     avoided: u32,
 ) -> Option<u32> {
+    select_by(candidates, service, Chosen::ByPolicy, client, avoided)
+}
+
+/// What a new flow's backend is chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// The service's policy.
+    ByPolicy,
+    /// What names the flow, so that all of its packets get the same backend as long as the slots are the same, with nothing remembered: the
+    /// client's address, and, unless the policy goes by that alone, this mixture of the rest.
+    Alike(u32),
+}
+
+/// [`select`], by the policy or so that it can be chosen again.
+#[inline(always)]
+pub fn select_by<C: Candidates>(
+    candidates: &C,
+    service: &Service,
+    chosen: Chosen,
+    client: &Address,
+    avoided: u32,
+) -> Option<u32> {
     let count = service.slot_count;
     if count == 0 {
         return None;
     }
-    let policy = Policy::from_byte(service.policy);
+    let own = Policy::from_byte(service.policy);
+    let (policy, rest) = match chosen {
+        Chosen::Alike(rest) if !matches!(own, Policy::SourceHash) => (Policy::SourceHash, rest),
+        Chosen::ByPolicy | Chosen::Alike(_) => (own, 0),
+    };
     let start = match policy {
         Policy::RoundRobin => (candidates.next_turn(service.index) % u64::from(count)) as u32,
+        Policy::SourceHash if rest != 0 => mix(hash(client) ^ rest),
         Policy::SourceHash => hash(client),
         Policy::Random | Policy::LeastConnections | Policy::LeastLoad => candidates.random(),
     };
@@ -123,6 +150,12 @@ pub const fn hash(client: &Address) -> u32 {
     let hash = mix(hash ^ word(client, 4));
     let hash = mix(hash ^ word(client, 8));
     mix(hash ^ word(client, 12))
+}
+
+/// What tells this client's flows apart, for [`Chosen::Alike`]; never 0.
+#[inline(always)]
+pub const fn rest_of(client_port: u16, vip: u32) -> u32 {
+    mix(vip ^ (client_port as u32).rotate_left(15)) | 1
 }
 
 /// Four octets of an address, the first one the highest.

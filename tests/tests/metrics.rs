@@ -76,7 +76,7 @@ fn counters_count_what_was_sent() -> Result<()> {
 }
 
 /// Names that every agent shows once a service has been used.
-const BY_AGENTS: [&str; 27] = [
+const BY_AGENTS: [&str; 28] = [
     "mesh_build_info",
     "mesh_node_info",
     "mesh_frontend_connections_total",
@@ -95,6 +95,7 @@ const BY_AGENTS: [&str; 27] = [
     "mesh_backend_health_checks_total",
     "mesh_backend_connect_duration_seconds",
     "mesh_flow_duration_seconds",
+    "mesh_frontend_unremembered_syns_total",
     "mesh_lb_policy_info",
     "mesh_lb_policy_changes_total",
     "mesh_dataplane_attached",
@@ -108,9 +109,10 @@ const BY_AGENTS: [&str; 27] = [
 /// Names that agents show once loads are known: their own tasks' and, with replies, others'.
 const BY_LOAD: [&str; 2] = ["mesh_backend_load_ratio", "mesh_backend_load_age_seconds"];
 /// Names of kernel programs and their maps.
-const BY_PROGRAMS: [&str; 7] = [
+const BY_PROGRAMS: [&str; 8] = [
     "mesh_dropped_packets_total",
     "mesh_passed_packets_total",
+    "mesh_syn_guard_active",
     "mesh_conntrack_entries",
     "mesh_conntrack_evictions_total",
     "mesh_bpf_map_entries",

@@ -47,6 +47,7 @@ pub(super) fn open_datapath(
         bpffs: config.bpffs.clone(),
         vxlan_port: config.vxlan_port,
         tables: config.tables,
+        syn_guard_rate: config.syn_guard_rate,
         loads,
         ..DatapathConfig::default()
     };

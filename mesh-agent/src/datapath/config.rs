@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_ebpf::abi::names;
+use mesh_ebpf::guard;
 
 use crate::lb::loads::Loads;
 
@@ -35,6 +36,8 @@ pub struct DatapathConfig {
     pub vxlan_port: u16,
     /// Sizes of the flow tables. They hold for maps that are made anew; pinned ones keep theirs.
     pub tables: TableSizes,
+    /// SYNs a second for which each CPU remembers a flow; 0: all. Pinned maps take it over.
+    pub syn_guard_rate: u32,
     /// Loads of backends that are known here: measured, and told by managers.
     pub loads: Arc<Loads>,
     /// How often the flow tables are swept and connections recounted.
@@ -74,6 +77,7 @@ impl Default for DatapathConfig {
             bpffs: PathBuf::from("/sys/fs/bpf/mesh"),
             vxlan_port: 4799,
             tables: TableSizes::default(),
+            syn_guard_rate: guard::RATE,
             loads: Arc::default(),
             sweep_period: Duration::from_secs(5),
             resync_period: Duration::from_secs(30),

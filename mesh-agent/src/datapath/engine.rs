@@ -241,7 +241,8 @@ impl Datapath {
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
             tasks_ifindex: uplinks.tasks,
-            generation: 0,
+            syn_guard_rate: self.config.syn_guard_rate,
+            ..Config::default()
         };
         lock(&self.state)?.change_facts(|facts| {
             facts.config = config;

@@ -10,6 +10,7 @@ use mesh_ebpf::abi::{
     Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Timed,
     Traffic, drop_index, names,
 };
+use mesh_ebpf::guard;
 
 use super::attach::AttachedHook;
 use super::contents::{Contents, Frontend};
@@ -32,6 +33,8 @@ pub struct StatsSnapshot {
     pub drops: Vec<(DropReason, Direction, u64)>,
     /// Packets left to the host stack.
     pub passed: Vec<(Direction, u64)>,
+    /// Whether the guard against floods of SYNs decides how flows are balanced.
+    pub is_guarding: bool,
     /// Entries of the flow tables, as of the last sweep, by map name and protocol.
     pub conntrack: BTreeMap<&'static str, ByProtocol<u64>>,
     /// Flows forgotten before they ended.
@@ -91,6 +94,7 @@ pub(super) struct Counters {
     backend_stats: PerCpuArray<MapData, BackendStats>,
     drops: PerCpuArray<MapData, u64>,
     passed: PerCpuArray<MapData, u64>,
+    guard_fired_ns: Array<MapData, u64>,
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
     loads: Array<MapData, BackendLoad>,
@@ -108,6 +112,7 @@ impl Counters {
             backend_stats: loader::open(pins, names::BACKEND_STATS)?,
             drops: loader::open(pins, names::DROPS)?,
             passed: loader::open(pins, names::PASSED)?,
+            guard_fired_ns: loader::open(pins, names::SYN_GUARD_FIRED)?,
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             loads: loader::open(pins, names::LOADS)?,
@@ -138,6 +143,11 @@ impl Counters {
             let packets = sum(&self.passed, direction as u32, names::PASSED, |sum, value| sum + value)?;
             snapshot.passed.push((direction, packets));
         }
+        let fired_ns = self
+            .guard_fired_ns
+            .get(&0, 0)
+            .map_err(|error| DatapathError::map(names::SYN_GUARD_FIRED, "lookup", error))?;
+        snapshot.is_guarding = fired_ns != 0 && monotonic_ns().saturating_sub(fired_ns) < guard::ALIKE_NS;
         Ok(snapshot)
     }
 
@@ -235,6 +245,7 @@ fn add_frontends(a: FrontendStats, b: FrontendStats) -> FrontendStats {
         reply: add_traffic(a.reply, b.reply),
         opened: a.opened + b.opened,
         no_backend: a.no_backend + b.no_backend,
+        unremembered: a.unremembered + b.unremembered,
         ..FrontendStats::default()
     }
 }

@@ -36,6 +36,8 @@ families! {
     FRONTEND_BYTES = COUNTER "mesh_frontend_bytes_total", "Bytes of the published port: layer 3 by kernel programs, payload by the proxy.";
     /// L, reason
     FRONTEND_UNASSIGNED = COUNTER "mesh_frontend_unassigned_total", "New flows for which no backend could be selected.";
+    /// L
+    FRONTEND_UNREMEMBERED = COUNTER "mesh_frontend_unremembered_syns_total", "SYNs beyond what --syn-guard-rate has remembered: forwarded, without a flow.";
     /// L, state
     FRONTEND_BACKENDS = GAUGE "mesh_frontend_backends", "Backends of the published port by state.";
     /// B, task_id, container_id, address
@@ -72,6 +74,8 @@ families! {
     DROPPED = COUNTER "mesh_dropped_packets_total", "Packets that kernel programs did not forward.";
     /// direction
     PASSED = COUNTER "mesh_passed_packets_total", "Packets that kernel programs left to the host stack.";
+    /// –
+    SYN_GUARD_ACTIVE = GAUGE "mesh_syn_guard_active", "Whether SYNs came faster than --syn-guard-rate within the last 8 s: TCP flows are balanced by addresses and ports.";
     /// protocol, table
     CONNTRACK_ENTRIES = GAUGE "mesh_conntrack_entries", "Entries of the flow tables, as of the last sweep.";
     /// protocol, cause

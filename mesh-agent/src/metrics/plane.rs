@@ -57,6 +57,7 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     for (direction, count) in &kernel.passed {
         samples.add(&names::PASSED, &[("direction", direction_label(*direction))], number(*count));
     }
+    samples.add(&names::SYN_GUARD_ACTIVE, &[], f64::from(u8::from(kernel.is_guarding)));
     for (map, entries) in &kernel.conntrack {
         let table = map.to_lowercase();
         for (protocol, entries) in entries.named() {

@@ -77,6 +77,7 @@ fn kernel() -> StatsSnapshot {
                 reply: traffic(4, 4000),
                 opened: 10,
                 no_backend: 1,
+                unremembered: 12,
                 ..FrontendStats::default()
             },
             durations: PortDurations { connect: timed(&[1, 3]), flow: timed(&[250]) },
@@ -97,6 +98,7 @@ fn kernel() -> StatsSnapshot {
         }],
         drops: vec![(DropReason::NoFlow, Direction::Request, 5)],
         passed: vec![(Direction::Reply, 6)],
+        is_guarding: true,
         conntrack: BTreeMap::from([("FLOWS_ESTABLISHED", ByProtocol { tcp: 7, udp: 2 })]),
         evictions: ByProtocol {
             tcp: Evictions { lru: 1, ..Evictions::default() },
@@ -230,6 +232,8 @@ fn the_state_of_the_node_shows() {
             r#"mesh_lb_policy_changes_total{service="web",port="80",protocol="tcp"} 4"#,
             r#"mesh_dropped_packets_total{reason="no_flow",direction="request"} 5"#,
             r#"mesh_passed_packets_total{direction="reply"} 6"#,
+            r#"mesh_frontend_unremembered_syns_total{service="web",port="80",protocol="tcp"} 12"#,
+            "mesh_syn_guard_active 1",
             r#"mesh_conntrack_entries{protocol="tcp",table="flows_established"} 7"#,
             r#"mesh_conntrack_entries{protocol="udp",table="flows_established"} 2"#,
             r#"mesh_conntrack_evictions_total{protocol="tcp",cause="lru"} 1"#,

@@ -67,6 +67,7 @@ fn add_frontend(
     let proxy: FrontendFigures = seen.proxy.frontends.get(&key).copied().unwrap_or_default();
     let counted = kernel.map(|kernel| kernel.stats).unwrap_or_default();
     samples.add(&names::FRONTEND_CONNECTIONS, labels, number(counted.opened + proxy.opened));
+    samples.add(&names::FRONTEND_UNREMEMBERED, labels, number(counted.unremembered));
     for (direction, traffic, payload) in
         [(REQUEST, counted.request, proxy.request_bytes), (REPLY, counted.reply, proxy.reply_bytes)]
     {

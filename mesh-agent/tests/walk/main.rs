@@ -1,6 +1,7 @@
 //! The walk of a packet, for real: a client and two nodes in namespaces of their own, the compiled programs attached,
 //! TCP connections of the kernel's own stacks. Needs root; without it, says so and passes (fails where `CI` is set).
 
+mod flood;
 mod netns;
 mod node;
 

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Backend, BackendState, BackendStats, Be16, Config, Edge, Live, Mac, Mode, Node as Peer, Policy, Service,
+    Backend, BackendState, BackendStats, Be16, Config, Edge, FrontendStats, Live, Mac, Mode, Node as Peer, Policy, Service,
     ServiceKey, backend_flag, names, protocol,
 };
 
@@ -91,8 +91,20 @@ impl Node {
     }
 
     fn configure(&mut self) {
+        let config = self.config();
+        self.set(names::CONFIG, 0, config);
+        self.insert(names::ADDRESSES, config.address, 0u32);
+    }
+
+    /// Has each CPU remember so many SYNs a second.
+    pub(crate) fn guard(&mut self, syn_guard_rate: u32) {
+        let config = Config { syn_guard_rate, ..self.config() };
+        self.set(names::CONFIG, 0, config);
+    }
+
+    fn config(&self) -> Config {
         let tunnel_mtu = u32::from(MTU) - 50;
-        let config = Config {
+        Config {
             address: Self::address_of(self.number).into(),
             tunnel_ifindex: self.ifindex("mesh-vxlan0"),
             tunnel_port_be: Be16::new(TUNNEL_PORT),
@@ -100,9 +112,7 @@ impl Node {
             tunnel_mtu,
             uplink_ifindex: self.ifindex("eth0"),
             ..Config::default()
-        };
-        self.set(names::CONFIG, 0, config);
-        self.insert(names::ADDRESSES, config.address, 0u32);
+        }
     }
 
     /// Cuts the task off, or connects it again.
@@ -189,6 +199,22 @@ impl Node {
             sum.answered += cpu.answered;
         }
         sum
+    }
+
+    /// SYNs of the published port that were not remembered.
+    pub(crate) fn unremembered(&self) -> u64 {
+        self.frontend_stats().iter().map(|cpu| cpu.unremembered).sum()
+    }
+
+    /// Flows of the published port that were remembered.
+    pub(crate) fn opened(&self) -> u64 {
+        self.frontend_stats().iter().map(|cpu| cpu.opened).sum()
+    }
+
+    fn frontend_stats(&self) -> aya::maps::PerCpuValues<FrontendStats> {
+        let map = self.programs.map(names::FRONTEND_STATS).expect("map of stats");
+        let stats: PerCpuArray<&MapData, FrontendStats> = PerCpuArray::try_from(map).expect("per-CPU array");
+        stats.get(&0, 0).expect("stats")
     }
 
     /// Live connections of a backend.

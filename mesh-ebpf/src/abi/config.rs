@@ -5,7 +5,7 @@ use super::{Address, Be16};
 
 abi_struct! {
     /// Key 0 of [`super::names::CONFIG`]. All zeros (as after loading) makes every program pass everything.
-    pub struct Config [40] {
+    pub struct Config [48] {
         /// This node's address towards other nodes: source and only accepted destination of the tunnel; address index 0.
         pub address: Address,
         /// ifindex of the VXLAN device.
@@ -22,5 +22,9 @@ abi_struct! {
         pub tasks_ifindex: u32,
         /// Generation (its low 32 bits) of the newest table that changed a map. For the agent: the programs ignore it.
         pub generation: u32,
+        /// SYNs a second for which each CPU remembers a flow; what comes beyond is balanced without: see [`crate::guard`]. 0: no limit.
+        pub syn_guard_rate: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }

@@ -112,6 +112,8 @@ pub mod flow_event {
     /// Replies came in packets that stand for several (segmentation offload), which only the kernel's VXLAN device can take out of the
     /// tunnel: all that follow go by it too, for they must not overtake.
     pub const SEGMENTED: u32 = 1 << 9;
+    /// It was not the SYN that began it, and its task has said nothing since: whether there is such a connection is not known yet. Stays set.
+    pub const UNPROVEN: u32 = 1 << 10;
     /// All bits that are events, now or in time to come.
     pub const ALL: u32 = 0x7fff;
 }

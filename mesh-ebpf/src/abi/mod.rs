@@ -45,6 +45,7 @@
 //! finding `n` flows that are not closed, `drift = opened − closed − n`.
 //! [`names::DURATIONS`] has an entry only where userspace makes one: for every index of a published port and every [`Timed`]. What
 //! programs time without an entry is not kept. [`Timed::Swept`] and [`names::EVICTIONS`] are userspace's to write.
+//! [`names::SYN_GUARD`] and [`names::SYN_GUARD_FIRED`] are the programs' alone; the rate is in [`Config::syn_guard_rate`].
 //! Sweeping idle flows, by [`crate::conntrack::idle_timeout_ns`], is userspace's work too; after it, recount.
 
 mod address;
@@ -55,6 +56,7 @@ mod durations;
 mod edge;
 mod evicted;
 mod flow;
+mod guard;
 mod layout;
 pub mod names;
 mod service;
@@ -70,6 +72,7 @@ pub use evicted::Evicted;
 pub use flow::{
     FRAGMENT_MAX_AGE_NS, Flow, FlowCell, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event,
 };
+pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{

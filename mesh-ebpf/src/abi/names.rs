@@ -50,9 +50,14 @@ pub const EVICTIONS: &str = "EVICTIONS";
 
 /// Array of programs, by [`super::Edge`]: what hooks' programs continue in.
 pub const EDGES: &str = "EDGES";
+/// Per-CPU array, 1 entry of [`super::SynGuard`].
+pub const SYN_GUARD: &str = "SYN_GUARD";
+/// Array, 1 entry of `u64`: when a CPU last had more SYNs than it remembers, ns of the monotonic clock, up to
+/// [`crate::guard::FIRED_STEP_NS`] late.
+pub const SYN_GUARD_FIRED: &str = "SYN_GUARD_FIRED";
 
 /// Every map of the object.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 25] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -76,6 +81,8 @@ pub const MAPS: [&str; 23] = [
     DURATIONS,
     EVICTIONS,
     EDGES,
+    SYN_GUARD,
+    SYN_GUARD_FIRED,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.

@@ -59,8 +59,10 @@ abi_struct! {
         pub opened: u64,
         /// New flows refused as no backend was left.
         pub no_backend: u64,
+        /// SYNs that were forwarded without a flow, as more came than are remembered: see [`crate::guard`].
+        pub unremembered: u64,
         /// Zero.
-        pub reserved: [u64; 2],
+        pub reserved: u64,
     }
 }
 

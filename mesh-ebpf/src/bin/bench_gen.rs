@@ -6,17 +6,17 @@
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
-    use aya_ebpf::btf_maps::Array;
+    use aya_ebpf::btf_maps::{Array, PerCpuArray};
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{btf_map, xdp};
     use aya_ebpf::programs::XdpContext;
     use mesh_ebpf::generator::{self, HEADERS_LEN, LINES_MAX, Recipe};
 
     #[btf_map]
-    static RECIPE: Array<Recipe, 1> = Array::new();
-    /// Frames sent so far. One CPU generates at a time.
+    static RECIPE: PerCpuArray<Recipe, 1> = PerCpuArray::new();
+    /// Frames that this CPU has sent so far.
     #[btf_map]
-    static SENT: Array<u64, 1> = Array::new();
+    static SENT: PerCpuArray<u64, 1> = PerCpuArray::new();
 
     /// Overwrites the frame and sends it out of the recipe's interface.
     #[xdp]

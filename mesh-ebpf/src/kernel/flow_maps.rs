@@ -8,7 +8,7 @@ use super::{atomic, maps};
 use crate::abi::{Flow, FlowCell, FlowKey, Nat, NatKey};
 use crate::conntrack;
 use crate::flow_table::{self, Cells, Place};
-use crate::lookups::{Adopts, Entry, FlowTable, Opened};
+use crate::lookups::{Entry, FlowTable, Opened};
 
 /// `errno` of an entry that is already there.
 const EEXIST: i32 = 17;
@@ -152,7 +152,8 @@ impl FlowTable<NatKey, Nat> for NatTables {
     }
 }
 
-impl Adopts<NatKey, Nat> for NatTables {
+impl NatTables {
+    /// Puts a flow among the established ones, in the place of what was known of it.
     #[inline(always)]
     fn adopt(&self, key: &NatKey, value: &Nat) {
         // A table that refuses the entry leaves it half-open, which works as well until it is evicted.

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
     FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey,
-    names,
+    SynGuard, names,
 };
 use crate::flow_table::{cell_count, homes_for};
 use crate::parse::{fragment, icmp};
@@ -76,6 +76,10 @@ pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PRE
 pub(super) static EVICTIONS: Array<u64, { Evicted::COUNT }> = Array::new();
 #[btf_map]
 pub(super) static EDGES: ProgramArray<{ Edge::ALL.len() }> = ProgramArray::new();
+#[btf_map]
+pub(super) static SYN_GUARD: PerCpuArray<SynGuard, 1> = PerCpuArray::new();
+#[btf_map]
+pub(super) static SYN_GUARD_FIRED: Array<u64, 1> = Array::new();
 
 /// Read by [`super::flow_maps`]; userspace puts its own values here before it loads the programs.
 #[unsafe(no_mangle)]

@@ -4,6 +4,7 @@ mod act;
 pub(crate) mod atomic;
 mod durations;
 mod flow_maps;
+mod guard;
 mod maps;
 mod skb;
 mod sockets;

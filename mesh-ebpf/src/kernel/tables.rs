@@ -7,7 +7,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 use super::flow_maps::{FlowCells, NatTables};
-use super::{atomic, durations, maps, sockets};
+use super::guard::Kind;
+use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Fragment, FragmentKey, Node,
     Service, ServiceKey, Timed, Traffic, drop_index,
@@ -34,6 +35,12 @@ impl Kernel {
     #[inline(always)]
     pub fn count_passed(&self, direction: Direction) {
         add(maps::PASSED.get_ptr_mut(direction as u32), 1);
+    }
+
+    /// SYNs a second whose flows are remembered; 0: all.
+    #[inline(always)]
+    fn guard_rate(&self) -> u32 {
+        self.config.map_or(0, |config| config.syn_guard_rate)
     }
 
     /// The counters of a backend, on this CPU.
@@ -193,6 +200,34 @@ impl Lookups for Kernel {
     fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         // Where the table refuses it, the later fragments are left to the host stack.
         maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY)).ok();
+    }
+
+    #[inline(always)]
+    fn may_remember_syn(&self) -> bool {
+        let now_ns = self.now_ns();
+        let may = guard::may_remember(Kind::Syn, self.guard_rate(), now_ns);
+        if !may {
+            guard::fire(now_ns);
+        }
+        may
+    }
+
+    #[inline(always)]
+    fn may_remember_late(&self) -> bool {
+        guard::may_remember(Kind::Late, self.guard_rate(), self.now_ns())
+    }
+
+    #[inline(always)]
+    fn has_guarded(&self, within_ns: u64) -> bool {
+        guard::has_fired(within_ns, self.now_ns())
+    }
+
+    #[inline(always)]
+    fn count_unremembered(&self, service_index: u32) {
+        if let Some(stats) = maps::FRONTEND_STATS.get_ptr_mut(service_index) {
+            // SAFETY: a live per-CPU value.
+            unsafe { (*stats).unremembered += 1 }
+        }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
 use super::track::{self, Tracked};
+use super::guard::{self, Admission};
 use super::{At, drop, is_too_big, load, macs, outer, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
@@ -14,7 +15,6 @@ use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::Vni;
 use crate::rewrite;
-use crate::select;
 use crate::verdict::Fate;
 
 /// What becomes of a packet. Every field is always written: see [`Fate`].
@@ -304,10 +304,11 @@ fn open<'a, P: Packet, L: Lookups>(
     if service.flags & service_flag::ALLOW_LIST != 0 && !lookups.is_allowed(service.index, &key.client) {
         return Choice::none(drop(lookups, DropReason::NotAllowed, Direction::Request));
     }
-    if !segment.may_open() {
+    let admission = guard::admit(lookups, segment);
+    if let Admission::Refused = admission {
         return Choice::none(Fate::refuse(DropReason::NoFlow));
     }
-    let Some(id) = select::select(lookups, service, &key.client, avoided) else {
+    let Some(id) = guard::select(lookups, service, key, avoided, admission) else {
         if let At::Xdp = at
             && segment.is_udp()
         {
@@ -319,6 +320,27 @@ fn open<'a, P: Packet, L: Lookups>(
     let backend = lookups.backend(id);
     let is_remote = backend.is_some_and(|backend| !backend.is_local());
     let is_direct = is_remote && matches!(Mode::from_byte(service.mode), Mode::Dsr);
+    let events = admission.events(is_direct);
+    if admission.is_remembered() {
+        return remember(packet, lookups, key, service.index, id, events);
+    }
+    // What XDP leaves to TC comes by here once more.
+    if segment.may_open() && (is_remote || matches!(at, At::Tc)) {
+        lookups.count_unremembered(service.index);
+    }
+    towards(lookups, id, events)
+}
+
+/// Writes a new flow down.
+#[inline(always)]
+fn remember<'a, P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &'a L,
+    key: &FlowKey,
+    service_index: u32,
+    id: u32,
+    events: u32,
+) -> Choice<'a> {
     let Some((client_mac, node_mac)) = macs(packet) else {
         return Choice::none(Fate::PASS);
     };
@@ -327,26 +349,29 @@ fn open<'a, P: Packet, L: Lookups>(
         seen_ns: now_ns,
         opened_ns: now_ns,
         backend: id,
-        events: if is_direct { flow_event::SYN | flow_event::DSR } else { flow_event::SYN },
+        events,
         uplink: packet.ifindex(),
         client_mac,
         node_mac,
     };
-    let (id, backend, events) = match lookups.flows().open(key, &flow) {
+    let (id, events) = match lookups.flows().open(key, &flow) {
         Opened::Added => {
-            lookups.count_opened(service.index, id);
-            (id, backend, flow.events)
+            lookups.count_opened(service_index, id);
+            (id, events)
         }
         Opened::Exists => match track::find(lookups.flows(), key) {
-            Some(other) => {
-                let other = other.value();
-                (other.backend, lookups.backend(other.backend), other.events)
-            }
+            Some(other) => (other.value().backend, other.value().events),
             None => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
         },
         Opened::Refused => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
     };
-    match backend {
+    towards(lookups, id, events)
+}
+
+/// Towards the backend with this id.
+#[inline(always)]
+fn towards<L: Lookups>(lookups: &L, id: u32, events: u32) -> Choice<'_> {
+    match lookups.backend(id) {
         Some(backend) => Choice::of(id, backend, events),
         None => Choice::none(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
     }

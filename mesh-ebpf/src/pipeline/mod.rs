@@ -18,6 +18,9 @@
 
 mod errors;
 mod fragments;
+mod guard;
+#[cfg(test)]
+mod guarded;
 mod ingress;
 #[cfg(test)]
 mod malformed;

@@ -1,6 +1,6 @@
 //! The ingress role on the way back: a reply out of the tunnel goes to the client.
 
-use super::{At, drop, load, track};
+use super::{At, drop, guard, load, track};
 use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId, flow_event};
 use crate::lookups::{Entry, FlowTable, Lookups};
 use crate::packet::Packet;
@@ -20,7 +20,7 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
     let Some(flow) = track::find(lookups.flows(), &key) else {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+        return guard::forward_reply(packet, lookups, &segment, vni, at, true);
     };
     if is_left(&segment, flow.value().backend, vni.sender()) {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
@@ -65,7 +65,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
     let Some(flow) = track::find(lookups.flows(), &key) else {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+        return guard::forward_reply(packet, lookups, segment, vni, At::Tc, false);
     };
     if is_left(segment, flow.value().backend, vni.sender()) {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
@@ -136,7 +136,7 @@ fn account<P: Packet, L: Lookups>(
     if let Some(backend) = lookups.backend(id) {
         if noted.closes {
             track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
-        } else if noted.answers {
+        } else if noted.answers && flow.value().events & flow_event::UNPROVEN == 0 {
             track::time(lookups, Timed::Connect, backend.service_index, &flow.entry);
         }
         lookups.count_traffic(backend.service_index, id, Direction::Reply, load(packet, segment));

@@ -13,7 +13,7 @@ use crate::abi::{
     flow_event,
 };
 use crate::conntrack;
-use crate::lookups::{Adopts, FlowTable, Lookups, Opened};
+use crate::lookups::{FlowTable, Lookups, Opened};
 use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
@@ -120,7 +120,7 @@ fn fresh_entry<P: Packet, L: Lookups>(
         vip_port_be: segment.transport.destination_port_be,
         client_port_be: segment.transport.source_port_be,
         backend: id,
-        events: conntrack::packet_events(Direction::Request, &segment.transport, 0)
+        events: conntrack::beginning(conntrack::packet_events(Direction::Request, &segment.transport, 0))
             | if matches!(source, Source::Node { is_dsr: true, .. }) { flow_event::DSR } else { 0 },
         uplink: match source {
             Source::Uplink => packet.ifindex(),
@@ -194,10 +194,6 @@ fn port_at_task<L: Lookups>(
         return ClientPort { port_be: free, refused: Some(DropReason::PortClash) };
     }
     key.client_port_be = free;
-    if conntrack::is_established(fresh.events) {
-        nats.adopt(&key, fresh);
-        return ClientPort { port_be: free, refused: None };
-    }
     let refused = match nats.open(&key, fresh) {
         Opened::Added | Opened::Exists => None,
         Opened::Refused => Some(DropReason::TableFull),

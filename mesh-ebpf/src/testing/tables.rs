@@ -8,9 +8,11 @@ use std::vec::Vec;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
-    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, Timed,
+    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed,
+    TokenBucket,
 };
-use crate::lookups::{Adopts, Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::guard;
+use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
 
 /// What userspace has written into the maps before a packet comes.
@@ -44,6 +46,10 @@ pub struct Setup {
     pub live: Vec<(u32, Live)>,
     /// Measured loads by backend id.
     pub loads: Vec<(u32, BackendLoad)>,
+    /// This CPU's part of the guard against floods of SYNs.
+    pub guard: SynGuard,
+    /// When a SYN was last not remembered, ns of the monotonic clock; 0: never.
+    pub guard_fired_ns: u64,
 }
 
 /// What was counted; backend ids and service indexes are keys.
@@ -61,6 +67,8 @@ pub struct Counted {
     pub unanswered: HashMap<u32, u64>,
     /// Flows without backend, by service.
     pub no_backend: HashMap<u32, u64>,
+    /// SYNs that were forwarded but not remembered, by service.
+    pub unremembered: HashMap<u32, u64>,
     /// Durations, by what is timed and service.
     pub durations: HashMap<(Timed, u32), Histogram>,
     /// Packets, by backend and direction.
@@ -90,6 +98,10 @@ pub struct HostTables {
     pub told: RefCell<HashMap<u32, BackendLoad>>,
     /// What was counted.
     pub counted: RefCell<Counted>,
+    /// The guard against floods of SYNs.
+    pub guard: Cell<SynGuard>,
+    /// When it last fired.
+    pub guard_fired_ns: Cell<u64>,
     turns: RefCell<HashMap<u32, u64>>,
 }
 
@@ -102,9 +114,19 @@ impl HostTables {
             fragments: RefCell::new(setup.fragments.iter().copied().collect()),
             now_ns: Cell::new(1_000_000_000),
             seed: Cell::new(1),
+            guard: Cell::new(setup.guard),
+            guard_fired_ns: Cell::new(setup.guard_fired_ns),
             setup,
             ..Self::default()
         }
+    }
+
+    fn take(&self, bucket: impl FnOnce(&mut SynGuard) -> &mut TokenBucket) -> bool {
+        let rate = self.setup.config.syn_guard_rate;
+        let mut guard = self.guard.get();
+        let is_granted = rate == 0 || guard::take(bucket(&mut guard), rate, self.now_ns());
+        self.guard.set(guard);
+        is_granted
     }
 
     fn counted(&self, count: impl FnOnce(&mut Counted) -> &mut u64) {
@@ -132,6 +154,12 @@ impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
             entries.iter().map(|(key, value)| (*key, Rc::new(Cell::new(*value)))).collect()
         };
         Self { half_open: RefCell::new(table(half_open)), established: RefCell::new(table(established)) }
+    }
+
+    /// Puts a flow among the established ones.
+    fn adopt(&self, key: &K, value: &V) {
+        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
+        self.half_open.borrow_mut().remove(key);
     }
 }
 
@@ -164,16 +192,6 @@ where
 
     fn forget(&self, key: &K) {
         self.established.borrow_mut().remove(key);
-        self.half_open.borrow_mut().remove(key);
-    }
-}
-
-impl<K: Eq + Hash + Copy, V: Copy> Adopts<K, V> for HostFlows<K, V>
-where
-    Rc<Cell<V>>: Entry<V>,
-{
-    fn adopt(&self, key: &K, value: &V) {
-        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
         self.half_open.borrow_mut().remove(key);
     }
 }
@@ -316,6 +334,27 @@ impl Lookups for HostTables {
 
     fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
         self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn may_remember_syn(&self) -> bool {
+        let is_granted = self.take(|guard| &mut guard.syns);
+        if !is_granted {
+            self.guard_fired_ns.set(self.now_ns());
+        }
+        is_granted
+    }
+
+    fn may_remember_late(&self) -> bool {
+        self.take(|guard| &mut guard.late)
+    }
+
+    fn has_guarded(&self, within_ns: u64) -> bool {
+        let fired_ns = self.guard_fired_ns.get();
+        fired_ns != 0 && self.now_ns().saturating_sub(fired_ns) < within_ns
+    }
+
+    fn count_unremembered(&self, service_index: u32) {
+        self.counted(|counted| counted.unremembered.entry(service_index).or_default());
     }
 
     fn keep_load(&self, backend: u32, load: u32) {

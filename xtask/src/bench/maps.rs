@@ -1,7 +1,7 @@
 //! Writing the maps of loaded programs.
 
 use anyhow::{Context, Result, anyhow};
-use aya::maps::{Array, HashMap};
+use aya::maps::{Array, HashMap, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
 
 /// Writes elements of an array.
@@ -16,6 +16,20 @@ pub(super) fn set<V: Pod>(
         array.set(index, value, 0).with_context(|| format!("write map {map}"))?;
     }
     Ok(())
+}
+
+/// Writes element 0 of an array that has one for each CPU: what `value` makes of the CPU's number.
+pub(super) fn set_per_cpu<V: Pod>(
+    object: &mut Ebpf,
+    map: &'static str,
+    value: impl Fn(usize) -> V,
+) -> Result<()> {
+    let found = object.map_mut(map).ok_or_else(|| anyhow!("no map {map} in the object"))?;
+    let mut array: PerCpuArray<_, V> =
+        PerCpuArray::try_from(found).with_context(|| format!("open map {map}"))?;
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count CPUs")?;
+    let values = PerCpuValues::try_from((0..cpus).map(value).collect::<Vec<V>>())?;
+    array.set(0, values, 0).with_context(|| format!("write map {map}"))
 }
 
 /// Adds entries to a hash.

@@ -17,6 +17,8 @@ pub(super) struct Case {
     pub(super) is_spread: bool,
     /// Backends of each published port.
     pub(super) backends: u32,
+    /// CPUs that packets come in by at once, each with flows of its own.
+    pub(super) cpus: u32,
     /// The most that it may cost, as a multiple of a bare XDP_TX.
     pub(super) target: Option<f64>,
 }
@@ -29,18 +31,24 @@ pub(super) enum Kind {
     /// SYNs of new connections, with room in the table.
     Syn,
     /// SYNs of new connections, each of which drives another out of a full table.
+    Crowd,
+    /// The same under the guard, which remembers few of them.
     Flood,
     /// The packets by which clients confirm their connections.
     FirstAck,
 }
 
 const fn case(name: &'static str, kind: Kind, flows: u32) -> Case {
-    Case { name, kind, flows, services: 1, is_spread: false, backends: 3, target: None }
+    Case { name, kind, flows, services: 1, is_spread: false, backends: 3, cpus: 1, target: None }
 }
 
 impl Case {
     const fn at_most(self, target: f64) -> Self {
         Self { target: Some(target), ..self }
+    }
+
+    const fn on_two_cpus(self) -> Self {
+        Self { cpus: 2, ..self }
     }
 
     const fn services(self, services: u32) -> Self {
@@ -58,7 +66,7 @@ impl Case {
     /// Homes of the table of flows: as the agent makes it for a quarter more flows than there are, or, to be full, for fewer.
     pub(super) const fn homes(&self) -> u32 {
         match self.kind {
-            Kind::Flood => self.flows,
+            Kind::Crowd | Kind::Flood => self.flows,
             Kind::Hit | Kind::Syn | Kind::FirstAck => homes_for(self.flows + self.flows / 4),
         }
     }
@@ -77,14 +85,51 @@ impl Case {
 /// Flows wherever their number is not what is varied.
 const FLOWS: u32 = 100_000;
 
+/// Flows of a table that is full.
+const FULL: u32 = 65_536;
+
+const HIT: &str = "flow hit, 100 k flows";
+const SYN: &str = "SYN of a new flow";
+const CROWD: &str = "SYN into a full table, remembered";
+const FLOOD: &str = "flood: SYN into a full table, guarded";
+const HIT_ON_TWO: &str = "flow hit, 100 k flows, two CPUs";
+const SYN_ON_TWO: &str = "SYN of a new flow, two CPUs";
+const CROWD_ON_TWO: &str = "SYN into a full table, remembered, two CPUs";
+const FLOOD_ON_TWO: &str = "flood: SYN into a full table, guarded, two CPUs";
+
+/// What a case costs against another of the same round.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Relation {
+    /// The case's name.
+    pub(super) case: &'static str,
+    /// The other's.
+    pub(super) other: &'static str,
+    /// The most that it may cost, as a multiple.
+    pub(super) target: Option<f64>,
+}
+
+/// Costs that are held against each other.
+pub(super) const RELATIONS: [Relation; 5] = [
+    Relation { case: FLOOD, other: CROWD, target: Some(0.5) },
+    Relation { case: FLOOD_ON_TWO, other: CROWD_ON_TWO, target: Some(0.5) },
+    Relation { case: HIT_ON_TWO, other: HIT, target: Some(1.1) },
+    Relation { case: SYN_ON_TWO, other: SYN, target: None },
+    Relation { case: FLOOD_ON_TWO, other: FLOOD, target: None },
+];
+
 /// Everything that is measured.
-pub(super) const ALL: [Case; 18] = [
+pub(super) const ALL: [Case; 23] = [
     case("flow hit, 1 k flows", Kind::Hit, 1000).at_most(3.3),
-    case("flow hit, 100 k flows", Kind::Hit, FLOWS).at_most(5.6),
+    case(HIT, Kind::Hit, FLOWS).at_most(5.6),
     case("flow hit, 1 M flows", Kind::Hit, 1_000_000).at_most(7.2),
-    case("SYN of a new flow", Kind::Syn, FLOWS).at_most(11.0),
-    case("SYN into a full table", Kind::Flood, 65_536),
+    case(SYN, Kind::Syn, FLOWS).at_most(11.0),
+    case(CROWD, Kind::Crowd, FULL),
+    case(FLOOD, Kind::Flood, FULL),
     case("first ACK", Kind::FirstAck, FLOWS).at_most(15.0),
+    case(HIT_ON_TWO, Kind::Hit, FLOWS).on_two_cpus(),
+    case(SYN_ON_TWO, Kind::Syn, FLOWS).on_two_cpus(),
+    case(CROWD_ON_TWO, Kind::Crowd, FULL).on_two_cpus(),
+    case(FLOOD_ON_TWO, Kind::Flood, FULL).on_two_cpus(),
     case("hit, one of 1 service", Kind::Hit, FLOWS).services(1),
     case("hit, one of 1 000 services", Kind::Hit, FLOWS).services(1000),
     case("hit, one of 10 000 services", Kind::Hit, FLOWS).services(10_000),
@@ -112,8 +157,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_must_be_flat_is_measured() {
-        for name in FLAT.iter().copied().flatten() {
+    fn what_is_compared_is_measured() {
+        let related = RELATIONS.iter().flat_map(|relation| [&relation.case, &relation.other]);
+        for name in FLAT.iter().copied().flatten().chain(related) {
             assert_eq!(ALL.iter().filter(|case| case.name == *name).count(), 1, "cases called {name}");
         }
     }

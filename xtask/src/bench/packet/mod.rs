@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_ebpf::abi::{Mac, names};
 use mesh_ebpf::flow_table::cell_count;
 use mesh_ebpf::generator::Recipe;
+use mesh_ebpf::guard;
 use mesh_ebpf::parse::tcp::Flags;
 
 use self::case::{Case, Kind};
@@ -54,13 +55,14 @@ pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
 }
 
 fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
-    stay_on_one_cpu()?;
+    let cpus = cpus()?;
     let wanted = case::ALL.into_iter().filter(|case| case.name.contains(only));
+    let wanted = wanted.filter(|case| case.cpus as usize <= cpus.len());
     let cases: Vec<Case> = wanted.map(|case| if quick { case.quick() } else { case }).collect();
     ensure!(!cases.is_empty(), "no case has `{only}` in its name");
     let (rounds, frames) = if quick { (1, 5000) } else { (ROUNDS, FRAMES) };
     let mut outcomes: Vec<Outcome> = cases.iter().map(|case| Outcome::of(*case)).collect();
-    let mut rig = Rig::new(objects)?;
+    let mut rig = Rig::new(objects, cpus)?;
     for round in 1..=rounds {
         let begun = Instant::now();
         // Alternating, so that what a case leaves in caches falls on another one the next time.
@@ -68,6 +70,7 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
             if round % 2 == 1 { (0..cases.len()).collect() } else { (0..cases.len()).rev().collect() };
         for index in order {
             let recipe = recipe(&cases[index], Flags::ACK);
+            rig.use_cpus(cases[index].cpus);
             let bare = rig.baseline(BARE, &recipe, frames)?;
             let one_line = rig.baseline(ONE_LINE, &recipe, frames)?;
             let runs = measure(&mut rig, objects, &cases[index], frames)
@@ -97,10 +100,18 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
             rig.send(&syn, 0, WARM_UP)?;
             (syn, u64::from(WARM_UP), case.flows)
         }
-        Kind::Flood => {
+        Kind::Crowd => {
             let before = 3 * case.flows;
             rig.send(&syn, 0, before)?;
             (syn, u64::from(before), frames)
+        }
+        Kind::Flood => {
+            let before = 3 * case.flows;
+            rig.send(&syn, 0, before)?;
+            // The table is full; now the guard begins, and what it lets pass at once is used up.
+            tables::configure(&mut object, guard::RATE)?;
+            rig.send(&syn, u64::from(before), case.cpus * guard::RATE)?;
+            (syn, u64::from(before + guard::RATE), frames)
         }
         Kind::FirstAck => {
             rig.send(&syn, 0, WARM_UP + case.flows)?;
@@ -122,7 +133,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
 
 /// The case's packets, with these flags.
 fn recipe(case: &Case, flags: u8) -> Recipe {
-    let is_new = matches!(case.kind, Kind::Syn | Kind::Flood | Kind::FirstAck);
+    let is_new = matches!(case.kind, Kind::Syn | Kind::Crowd | Kind::Flood | Kind::FirstAck);
     Recipe {
         flows: if is_new { 0 } else { case.flows },
         stride: stride(case.flows),
@@ -143,13 +154,13 @@ fn stride(flows: u32) -> u32 {
     if far.is_multiple_of(5) { far + 2 } else { far }
 }
 
-/// Keeps this thread on one of the CPUs that it may run on: the kernel runs the other end's program there, too.
-fn stay_on_one_cpu() -> Result<()> {
+/// The CPUs that may be used, the last one first: the kernel's own work is on the first ones as a rule.
+fn cpus() -> Result<Vec<usize>> {
     let allowed = rustix::thread::sched_getaffinity(None).context("ask for the CPUs of this thread")?;
-    let last = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
-    let mut one = rustix::thread::CpuSet::new();
-    one.set(last.context("no CPU to run on")?);
-    rustix::thread::sched_setaffinity(None, &one).context("stay on one CPU")
+    let cpus: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).rev().filter(|cpu| allowed.is_set(*cpu)).collect();
+    ensure!(!cpus.is_empty(), "no CPU to run on");
+    Ok(cpus)
 }
 
 #[cfg(test)]

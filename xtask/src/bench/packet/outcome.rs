@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::case::{Case, FLAT};
+use super::case::{Case, FLAT, RELATIONS, Relation};
 use crate::bench::plot::{self, Bar};
 use crate::bench::samples::Samples;
 
@@ -18,6 +18,8 @@ pub(super) struct Outcome {
     one_line_ratio: Samples,
     cost_ns: Samples,
     ratio: Samples,
+    /// Nanoseconds of the case and of the one with a line of memory, round after round.
+    rounds: Vec<(f64, f64)>,
 }
 
 impl Outcome {
@@ -30,6 +32,7 @@ impl Outcome {
             one_line_ratio: Samples::default(),
             cost_ns: Samples::default(),
             ratio: Samples::default(),
+            rounds: Vec::new(),
         }
     }
 
@@ -40,6 +43,7 @@ impl Outcome {
         self.one_line_ratio.push(one_line_ns / baseline_ns);
         self.cost_ns.push(cost_ns);
         self.ratio.push(cost_ns / baseline_ns);
+        self.rounds.push((cost_ns, one_line_ns));
     }
 
     fn verdict(&self) -> String {
@@ -74,10 +78,39 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
         );
     }
     text.push('\n');
+    for relation in &RELATIONS {
+        text.push_str(&related(outcomes, relation));
+    }
     for names in FLAT {
         text.push_str(&flatness(outcomes, names));
     }
     text
+}
+
+/// What one case costs against another, and what the look at a line of memory alone does, round by round.
+fn related(outcomes: &[Outcome], relation: &Relation) -> String {
+    let rounds = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| &o.rounds);
+    let (Some(these), Some(those)) = (rounds(relation.case), rounds(relation.other)) else {
+        return String::new();
+    };
+    let (mut costs, mut lines) = (Samples::default(), Samples::default());
+    for ((cost, line), (other_cost, other_line)) in these.iter().zip(those) {
+        costs.push(cost / other_cost);
+        lines.push(line / other_line);
+    }
+    let verdict = relation.target.map_or_else(String::new, |target| {
+        let word = if costs.median() <= target { "met" } else { "missed" };
+        format!("; ≤ {target} {word}")
+    });
+    format!(
+        "- {}, against {}: {:.2} times ({:.2}–{:.2}); one line of memory alone {:.2} times{verdict}\n",
+        relation.case,
+        relation.other,
+        costs.median(),
+        costs.least(),
+        costs.most(),
+        lines.median()
+    )
 }
 
 /// Whether the cases of these names cost alike.
@@ -106,14 +139,15 @@ pub(super) fn section(table: &str, rounds: u32) -> String {
         "## What a packet costs\n\n\
          `cargo xtask bench packet`: live frames (`BPF_PROG_TEST_RUN`, 60 bytes, batches of 64) from one end of a veth pair meet \
          `mesh_xdp`, attached natively to the other. The generating program writes all headers of each frame. Flows come in an order \
-         that is no order in memory, in a table for a quarter more. Figures are the kernel's own (`run_time_ns` ÷ `run_cnt`), its clock's ~20 ns included, on one CPU. \
+         that is no order in memory, in a table for a quarter more. Figures are the kernel's own (`run_time_ns` ÷ `run_cnt`), its clock's ~20 ns included, on one CPU, or on two that send at once, each \
+         its own flows. \
          What the program does: look the flow up, or select and write it, note what was seen, put the tunnel's headers in front, count \
          for backend and published port. Each case stands beside a bare XDP_TX measured right before it, and beside one that does one thing \
          more: it looks at a line of memory that is the flow's, in a table as large as the case's. Medians of {rounds} \
          alternating rounds, tables made anew in each.\n\n\
          {table}\n\
          ![ratio to a bare XDP_TX](xtask/bench/packet.svg)\n\n\
-         Not shown: a real network card, whose driver adds its own cost to both; several CPUs on one table; the way back; TC, where the \
+         Not shown: a real network card, whose driver adds its own cost to both; more than two CPUs on one table; the way back; TC, where the \
          kernel's own work is far more than the program's. \"Spread\" services also cost what their counters cost in caches: \
          ten thousand services that all have traffic touch a few megabytes more.\n"
     )

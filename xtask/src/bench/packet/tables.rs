@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{
-    Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service, ServiceKey,
+    Address, Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service, ServiceKey,
     Timed, names, protocol,
 };
 use mesh_ebpf::flow_table::cell_count;
@@ -44,15 +44,8 @@ pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
 
 /// Services, backends and nodes of the case.
 pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
-    let config = Config {
-        address: ADDRESS.into(),
-        tunnel_port_be: Be16::new(4799),
-        tunnel_mtu: TUNNEL_MTU,
-        tunnel_mss: 1410,
-        ..Config::default()
-    };
-    set(object, names::CONFIG, [(0, config)])?;
-    insert(object, names::ADDRESSES, [(config.address, 0_u32)])?;
+    configure(object, 0)?;
+    insert(object, names::ADDRESSES, [(Address::from(ADDRESS), 0_u32)])?;
     let nodes = (1..=NODES).map(|index| (index, node(index, ifindex)));
     set(object, names::NODES, nodes.clone())?;
     insert(object, names::PEERS, nodes.map(|(index, node)| (node.address, index)))?;
@@ -71,6 +64,19 @@ pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
     });
     insert(object, names::SERVICES, services)?;
     make_histograms(object, case.services)
+}
+
+/// The node, whose CPUs remember so many SYNs a second; 0: all.
+pub(super) fn configure(object: &mut Ebpf, syn_guard_rate: u32) -> Result<()> {
+    let config = Config {
+        address: ADDRESS.into(),
+        tunnel_port_be: Be16::new(4799),
+        tunnel_mtu: TUNNEL_MTU,
+        tunnel_mss: 1410,
+        syn_guard_rate,
+        ..Config::default()
+    };
+    set(object, names::CONFIG, [(0, config)])
 }
 
 /// The histograms of published ports, which the program finds only if they are there.

@@ -1,0 +1,51 @@
+//! The guard against floods of SYNs, in this CPU's bucket and in the one word that all CPUs share.
+
+use super::maps;
+use crate::guard::{FIRED_STEP_NS, take};
+
+/// What a token is for.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// The flow of a SYN.
+    Syn,
+    /// A flow whose SYN was not remembered.
+    Late,
+}
+
+/// Takes a token out of this CPU's bucket; `rate` 0: there is no limit.
+#[inline(always)]
+pub(super) fn may_remember(kind: Kind, rate: u32, now_ns: u64) -> bool {
+    if rate == 0 {
+        return true;
+    }
+    let Some(guard) = maps::SYN_GUARD.get_ptr_mut(0) else { return true };
+    // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store that uses it.
+    let guard = unsafe { &mut *guard };
+    let bucket = match kind {
+        Kind::Syn => &mut guard.syns,
+        Kind::Late => &mut guard.late,
+    };
+    take(bucket, rate, now_ns)
+}
+
+/// Notes that a SYN was not remembered. The word's line of memory is written some times a second only, as all CPUs read it.
+#[inline(always)]
+pub(super) fn fire(now_ns: u64) {
+    if let Some(fired_ns) = maps::SYN_GUARD_FIRED.get_ptr_mut(0) {
+        // SAFETY: a live map value; of two CPUs' times any will do.
+        unsafe {
+            if now_ns.saturating_sub(*fired_ns) >= FIRED_STEP_NS {
+                *fired_ns = now_ns;
+            }
+        }
+    }
+}
+
+/// Whether a SYN was not remembered within this time.
+#[inline(always)]
+pub(super) fn has_fired(within_ns: u64, now_ns: u64) -> bool {
+    // 0 is never.
+    maps::SYN_GUARD_FIRED
+        .get(0)
+        .is_some_and(|fired_ns| *fired_ns != 0 && now_ns.saturating_sub(*fired_ns) < within_ns)
+}

@@ -1,0 +1,120 @@
+//! The guard against floods of SYNs, where packets meet it: see [`crate::guard`].
+
+use super::{At, drop, load};
+use crate::abi::{Direction, DropReason, FlowKey, Service, flow_event};
+use crate::guard::{ALIKE_NS, HONOURED_NS};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::Segment;
+use crate::parse::tcp::Flags;
+use crate::parse::vxlan::Vni;
+use crate::select::{self, Chosen};
+use crate::verdict::Fate;
+
+/// What is done with a packet that has no flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Nothing: it begins none.
+    Refused,
+    /// It begins a flow, whose backend the policy selects.
+    ByPolicy,
+    /// It begins a flow, whose backend is the one that the packet would get without.
+    Alike,
+    /// It belongs to a flow that was not remembered, and is from now on.
+    Late,
+    /// It is forwarded, and nothing is remembered.
+    Unremembered,
+}
+
+impl Admission {
+    /// Whether the packet's flow is remembered.
+    #[inline(always)]
+    pub(super) const fn is_remembered(self) -> bool {
+        matches!(self, Self::ByPolicy | Self::Alike | Self::Late)
+    }
+
+    /// The events that its flow begins with. Replies that go to the client directly prove nothing here.
+    #[inline(always)]
+    pub(super) const fn events(self, is_direct: bool) -> u32 {
+        let by = if is_direct {
+            flow_event::DSR
+        } else if matches!(self, Self::Late) {
+            flow_event::UNPROVEN
+        } else {
+            0
+        };
+        flow_event::SYN | by
+    }
+}
+
+/// What is done with this packet.
+#[inline(always)]
+pub(super) fn admit<L: Lookups>(lookups: &L, segment: &Segment) -> Admission {
+    let flags = segment.transport.flags;
+    if segment.is_udp() {
+        return Admission::ByPolicy;
+    }
+    if flags.is_opening() {
+        return if !lookups.may_remember_syn() {
+            Admission::Unremembered
+        } else if lookups.has_guarded(ALIKE_NS) {
+            Admission::Alike
+        } else {
+            Admission::ByPolicy
+        };
+    }
+    let may_belong = !flags.has(Flags::SYN) && flags.has(Flags::ACK | Flags::RST);
+    if !may_belong || !lookups.has_guarded(HONOURED_NS) {
+        Admission::Refused
+    } else if flags.has(Flags::RST | Flags::FIN) || !lookups.may_remember_late() {
+        Admission::Unremembered
+    } else {
+        Admission::Late
+    }
+}
+
+/// The backend of a packet that is admitted so.
+#[inline(always)]
+pub(super) fn select<L: Lookups>(
+    lookups: &L,
+    service: &Service,
+    key: &FlowKey,
+    avoided: u32,
+    admission: Admission,
+) -> Option<u32> {
+    let chosen = if matches!(admission, Admission::ByPolicy) {
+        Chosen::ByPolicy
+    } else {
+        Chosen::Alike(select::rest_of(key.client_port_be.get(), key.vip.0))
+    };
+    select::select_by(lookups, service, chosen, &key.client, avoided)
+}
+
+/// A reply, out of the tunnel or (`is_outer`) still in it, whose flow nobody knows: if it may be one that was not remembered, the kernel
+/// finds the way to the client.
+#[inline(always)]
+pub(super) fn forward_reply<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    segment: &Segment,
+    vni: Vni,
+    at: At,
+    is_outer: bool,
+) -> Fate {
+    let Some(config) = lookups.config() else {
+        return Fate::PASS;
+    };
+    if segment.is_udp() || config.uplink_ifindex == 0 || !lookups.has_guarded(HONOURED_NS) {
+        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    }
+    if let At::Xdp = at {
+        return Fate::PASS;
+    }
+    if is_outer && (packet.segment_size() != 0 || packet.pull_outer().is_none()) {
+        return Fate::PASS;
+    }
+    if let Some(backend) = lookups.backend(vni.sender()) {
+        lookups.count_traffic(backend.service_index, vni.sender(), Direction::Reply, load(packet, segment));
+    }
+    Fate::route(config.uplink_ifindex)
+}
