@@ -51,6 +51,8 @@ pub trait Lookups: Candidates {
     fn may_remember_syn(&self) -> bool;
     /// Whether one more flow is to be remembered by a later packet.
     fn may_remember_late(&self) -> bool;
+    /// A number that this flow has on this node, and that nobody else can tell.
+    fn flow_number(&self, key: &FlowKey) -> u32;
     /// Whether a SYN was not remembered within this time.
     fn has_guarded(&self, within_ns: u64) -> bool;
     /// Counts a SYN of the published port `service_index` that was forwarded but not remembered.

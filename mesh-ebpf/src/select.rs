@@ -46,8 +46,8 @@ pub fn select<C: Candidates>(
 pub enum Chosen {
     /// The service's policy.
     ByPolicy,
-    /// What names the flow, so that all of its packets get the same backend as long as the slots are the same, with nothing remembered: the
-    /// client's address, and, unless the policy goes by that alone, this mixture of the rest.
+    /// This number, which all packets of the flow have, so that they get the same backend as long as the slots are the same, with nothing
+    /// remembered; or, if that is the policy, the client's address.
     Alike(u32),
 }
 
@@ -65,15 +65,15 @@ pub fn select_by<C: Candidates>(
         return None;
     }
     let own = Policy::from_byte(service.policy);
-    let (policy, rest) = match chosen {
-        Chosen::Alike(rest) if !matches!(own, Policy::SourceHash) => (Policy::SourceHash, rest),
-        Chosen::ByPolicy | Chosen::Alike(_) => (own, 0),
+    let (policy, number) = match chosen {
+        Chosen::Alike(number) if !matches!(own, Policy::SourceHash) => (Policy::SourceHash, Some(number)),
+        Chosen::ByPolicy | Chosen::Alike(_) => (own, None),
     };
-    let start = match policy {
-        Policy::RoundRobin => (candidates.next_turn(service.index) % u64::from(count)) as u32,
-        Policy::SourceHash if rest != 0 => mix(hash(client) ^ rest),
-        Policy::SourceHash => hash(client),
-        Policy::Random | Policy::LeastConnections | Policy::LeastLoad => candidates.random(),
+    let start = match (policy, number) {
+        (Policy::SourceHash, Some(number)) => number,
+        (Policy::SourceHash, None) => hash(client),
+        (Policy::RoundRobin, _) => (candidates.next_turn(service.index) % u64::from(count)) as u32,
+        (Policy::Random | Policy::LeastConnections | Policy::LeastLoad, _) => candidates.random(),
     };
     let is_hashed = matches!(policy, Policy::SourceHash);
     let (first, spare) = probe(candidates, service, start, is_hashed, [avoided, 0]);
@@ -150,12 +150,6 @@ pub const fn hash(client: &Address) -> u32 {
     let hash = mix(hash ^ word(client, 4));
     let hash = mix(hash ^ word(client, 8));
     mix(hash ^ word(client, 12))
-}
-
-/// What tells this client's flows apart, for [`Chosen::Alike`]; never 0.
-#[inline(always)]
-pub const fn rest_of(client_port: u16, vip: u32) -> u32 {
-    mix(vip ^ (client_port as u32).rotate_left(15)) | 1
 }
 
 /// Four octets of an address, the first one the highest.

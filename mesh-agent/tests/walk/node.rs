@@ -8,8 +8,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Backend, BackendState, BackendStats, Be16, Config, Edge, FrontendStats, Live, Mac, Mode, Node as Peer, Policy, Service,
-    ServiceKey, backend_flag, names, protocol,
+    Backend, BackendState, BackendStats, Be16, Config, Edge, FrontendStats, Live, Mac, Mode, Node as Peer,
+    Policy, Service, ServiceKey, backend_flag, names, protocol,
 };
 
 use crate::netns::Netns;

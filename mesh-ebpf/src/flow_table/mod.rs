@@ -269,15 +269,28 @@ pub fn free_abandoned(cells: &impl Cells, index: u32) {
     Word::of(cell).clear(CLAIMED | EVENTS);
 }
 
-/// The home of a key: multilinear hashing (Carter and Wegman, 1979), whose factors are the secret.
+/// The home of a key.
 #[inline(always)]
 fn home(cells: &impl Cells, key: &FlowKey) -> u32 {
-    let (words, seed) = (key.words(), cells.seed());
-    let sum = words[0]
+    (((hash(key, cells.seed()) >> 32) * u64::from(cells.homes())) >> 32) as u32
+}
+
+/// A number that a key has for as long as the secret is the same, whatever stands in the table. Nobody without the secret can choose keys
+/// with the same number.
+#[inline(always)]
+pub const fn number(key: &FlowKey, seed: u64) -> u32 {
+    // The finalizer's factor of MurmurHash3, so that neighbours in the table differ.
+    (hash(key, seed).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
+}
+
+/// Multilinear hashing (Carter and Wegman, 1979), whose factors are the secret.
+#[inline(always)]
+const fn hash(key: &FlowKey, seed: u64) -> u64 {
+    let words = key.words();
+    words[0]
         .wrapping_mul(seed | 1)
         .wrapping_add(words[1].wrapping_mul(seed.rotate_left(21) | 1))
-        .wrapping_add(words[2].wrapping_mul(seed.rotate_left(43) | 1));
-    (((sum >> 32) * u64::from(cells.homes())) >> 32) as u32
+        .wrapping_add(words[2].wrapping_mul(seed.rotate_left(43) | 1))
 }
 
 /// Whether this key is the one in the cell.

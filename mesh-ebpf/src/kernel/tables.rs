@@ -10,9 +10,10 @@ use super::flow_maps::{FlowCells, NatTables};
 use super::guard::Kind;
 use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Fragment, FragmentKey, Node,
-    Service, ServiceKey, Timed, Traffic, drop_index,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, Fragment,
+    FragmentKey, Node, Service, ServiceKey, Timed, Traffic, drop_index,
 };
+use crate::flow_table::{self, Cells};
 use crate::lookups::{Connection, Load, Lookups};
 use crate::select::Candidates;
 
@@ -215,6 +216,11 @@ impl Lookups for Kernel {
     #[inline(always)]
     fn may_remember_late(&self) -> bool {
         guard::may_remember(Kind::Late, self.guard_rate(), self.now_ns())
+    }
+
+    #[inline(always)]
+    fn flow_number(&self, key: &FlowKey) -> u32 {
+        flow_table::number(key, FlowCells.seed())
     }
 
     #[inline(always)]

@@ -85,7 +85,7 @@ pub(super) fn select<L: Lookups>(
     let chosen = if matches!(admission, Admission::ByPolicy) {
         Chosen::ByPolicy
     } else {
-        Chosen::Alike(select::rest_of(key.client_port_be.get(), key.vip.0))
+        Chosen::Alike(lookups.flow_number(key))
     };
     select::select_by(lookups, service, chosen, &key.client, avoided)
 }

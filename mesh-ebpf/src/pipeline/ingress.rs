@@ -2,8 +2,8 @@
 //!
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
-use super::track::{self, Tracked};
 use super::guard::{self, Admission};
+use super::track::{self, Tracked};
 use super::{At, drop, is_too_big, load, macs, outer, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,

@@ -8,9 +8,9 @@ use std::vec::Vec;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
-    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed,
-    TokenBucket,
+    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
 };
+use crate::flow_table;
 use crate::guard;
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
@@ -346,6 +346,11 @@ impl Lookups for HostTables {
 
     fn may_remember_late(&self) -> bool {
         self.take(|guard| &mut guard.late)
+    }
+
+    fn flow_number(&self, key: &FlowKey) -> u32 {
+        const SEED: u64 = 0x9e6c_63d0_76cc_4f13;
+        flow_table::number(key, SEED)
     }
 
     fn has_guarded(&self, within_ns: u64) -> bool {

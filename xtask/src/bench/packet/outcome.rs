@@ -61,7 +61,7 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
          |---|---|---|---|---|---|---|---|\n",
     );
     for outcome in outcomes {
-        let Outcome { case, baseline_ns, one_line_ns, one_line_ratio, cost_ns, ratio } = outcome;
+        let Outcome { case, baseline_ns, one_line_ns, one_line_ratio, cost_ns, ratio, .. } = outcome;
         // Writing to a String can't fail.
         _ = writeln!(
             text,

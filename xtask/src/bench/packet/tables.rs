@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use aya::maps::{PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{
-    Address, Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service, ServiceKey,
-    Timed, names, protocol,
+    Address, Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service,
+    ServiceKey, Timed, names, protocol,
 };
 use mesh_ebpf::flow_table::cell_count;
 
