@@ -1,7 +1,8 @@
 //! The backend role: requests reach the task with their destination translated, its replies leave with their source
 //! translated back. This is the only place with translation state, one entry a flow.
 //!
-//! A request carries all that its entry is made of, so a lost entry is made again from any packet of the client.
+//! A request carries all that its entry is made of, so a lost entry is made again from any packet of the client: a half-open one, until the
+//! task has sent something that confirms that there is such a connection.
 //! Requests for a backend that is not here: a new connection is dropped, as this node's table may be a moment behind
 //! that of the ingress node and the client tries again; anything else, and whatever is for a backend that is down,
 //! gets a RST by the way it came.
