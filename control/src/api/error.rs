@@ -282,10 +282,12 @@ impl ApiError {
 fn code_of_spec(error: &SpecError) -> Option<Code> {
     match error {
         SpecError::Constraint(_) => Some(Code::Unknown),
-        // The engine reads these words before it asks its manager.
-        SpecError::RuntimeMissing | SpecError::Modes | SpecError::Mode | SpecError::EndpointMode(_) => None,
-        // mesh's own words.
-        SpecError::Label(_)
+        // Words that the engine reads before it asks its manager, and mesh's own.
+        SpecError::RuntimeMissing
+        | SpecError::Modes
+        | SpecError::Mode
+        | SpecError::EndpointMode(_)
+        | SpecError::Label(_)
         | SpecError::ProxiedUdp(_)
         | SpecError::SlotOfGlobal(_)
         | SpecError::NotServed { .. } => None,

@@ -96,7 +96,9 @@ pub(crate) fn keep_known(value: &mut Value, shape: &Shape) {
             }
         }
         (Shape::List(element), Value::Array(items)) => {
-            items.iter_mut().for_each(|item| keep_known(item, element));
+            for item in items {
+                keep_known(item, element);
+            }
         }
         _ => {}
     }
@@ -109,7 +111,7 @@ mod tests {
     use super::super::shapes::{ENDPOINT_SPEC, SERVICE_SPEC, TASK_SPEC};
     use super::*;
 
-    fn container(fields: Value) -> Option<Value> {
+    fn container(fields: &Value) -> Option<Value> {
         meaning(&json!({ "ContainerSpec": fields }), &TASK_SPEC)
     }
 
@@ -155,7 +157,7 @@ mod tests {
             (json!({"Secrets": [{"File": {"Mode": 0}}]}), json!({"Secrets": [{"File": {}}]})),
             (json!({"Mounts": [{}]}), json!({})),
         ] {
-            assert_ne!(container(one.clone()), container(other.clone()), "{one} and {other}");
+            assert_ne!(container(&one), container(&other), "{one} and {other}");
         }
         let delay = |policy: Value| meaning(&json!({ "RestartPolicy": policy }), &TASK_SPEC);
         assert_ne!(delay(json!({"Delay": 0})), delay(json!({})), "at once is not after five seconds");

@@ -204,11 +204,11 @@ impl Owner {
     fn of(local: Option<&Value>, cluster: Option<&Value>, query: &str) -> Result<Self, ApiError> {
         let by = |network: &Value| {
             if network["Id"] == query {
-                Meant::ById
+                Meant::Id
             } else if network["Name"] == query {
-                Meant::ByName
+                Meant::Name
             } else {
-                Meant::ByPrefix
+                Meant::Prefix
             }
         };
         match (local.map(by), cluster.map(by)) {
@@ -220,19 +220,19 @@ impl Owner {
                 Ordering::Greater => Ok(Self::Cluster),
                 Ordering::Equal => Err(ApiError::AmbiguousNetwork {
                     query: query.to_owned(),
-                    basis: if local == Meant::ByPrefix { "ID prefix" } else { "name" },
+                    basis: if local == Meant::Prefix { "ID prefix" } else { "name" },
                 }),
             },
         }
     }
 }
 
-/// How a network is meant, the surest first.
+/// By what a network is meant, the surest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Meant {
-    ById,
-    ByName,
-    ByPrefix,
+    Id,
+    Name,
+    Prefix,
 }
 
 /// A network to create, as far as it is read here.
