@@ -79,11 +79,8 @@ impl Membership for Admission {
         }
         let tokens = self.context.join_tokens().map_err(|error| Status::unavailable(error.to_string()))?;
         let Some(role) = tokens.role_of(&request.token) else {
-            let hostname = Outside(&request.hostname);
-            self.door.refuse(
-                Reason::Stranger,
-                &format_args!("a wrong join token of {peer:?}, hostname {hostname}"),
-            );
+            let what = format!("a wrong join token of {peer:?}, hostname {}", request.hostname);
+            self.door.refuse(Reason::Stranger, &what);
             return Err(Status::permission_denied(
                 "the join token is not this cluster's: get one with `docker swarm join-token worker`",
             ));
