@@ -1,7 +1,7 @@
 //! The agent's HTTP door for operators: `/metrics`, `/healthz`, `/readyz`.
 //!
 //! Invariants: `/healthz` says only that the event loop lives; `/readyz` turns good when the data plane is attached and has its
-//! first table, and losing the managers later doesn't turn it bad. A scrape reads maps off the async threads.
+//! first table, and bad while the host has a setting that mesh can't work with; losing the managers later doesn't turn it bad. A scrape reads maps off the async threads.
 
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::datapath::Datapath;
+
 /// What the door shows.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -25,6 +27,8 @@ pub struct Admin {
     pub registry: Registry,
     /// The generation of the table that carries traffic; 0 before the first.
     pub applied: watch::Receiver<u64>,
+    /// What watches the host's settings; none in userspace.
+    pub datapath: Option<Arc<Datapath>>,
 }
 
 /// Serves `listener`, as far as `door` admits clients, until `shutdown`.
@@ -42,6 +46,14 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    match admin.datapath.as_ref().map(|datapath| datapath.host_settings()) {
+        Some(Ok(host)) if !host.wrong.is_empty() => {
+            let wrong = host.wrong.iter().map(|(setting, advice)| format!("{setting}: {advice}\n"));
+            return (StatusCode::SERVICE_UNAVAILABLE, wrong.collect());
+        }
+        Some(Err(error)) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        Some(Ok(_)) | None => {}
+    }
     match *admin.applied.borrow() {
         0 => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -85,7 +97,7 @@ mod tests {
         let registry = Registry::new();
         let counter = prometheus::IntCounter::new("mesh_test_total", "A test.").expect("a counter");
         registry.register(Box::new(counter)).expect("it is registered");
-        let router = router(Admin { registry, applied: receiver });
+        let router = router(Admin { registry, applied: receiver, datapath: None });
         assert_eq!(get_path(&router, "/healthz").await.0, StatusCode::OK);
         assert_eq!(get_path(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         applied.send_replace(7);

@@ -43,7 +43,7 @@ pub struct RunArgs {
     /// The IPv4 address that other nodes reach this one on [default: the one that the managers are reached from].
     #[arg(long, env = "MESH_ADDRESS", value_name = "IPv4")]
     pub address: Option<Ipv4Addr>,
-    /// Uplinks, on which published ports are served by kernel programs [default: those with a default route].
+    /// Uplinks, on which published ports are served by kernel programs [default: those with a default route]; the one that has this node's address is one in any case.
     #[arg(long, env = "MESH_INTERFACE", value_name = "IF", value_delimiter = ',')]
     pub interface: Vec<String>,
     /// Managers to connect to.

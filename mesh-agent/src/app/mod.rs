@@ -259,7 +259,8 @@ fn start_admin(
     let progress = Progress::new(&registry)?;
     let collector = collector(progress.clone());
     let (views, applied) = (collector.view.clone(), collector.applied.clone());
-    let admin = Admin { registry: registry.clone(), applied: applied.clone() };
+    let admin =
+        Admin { registry: registry.clone(), applied: applied.clone(), datapath: collector.datapath.clone() };
     registry.register(Box::new(collector))?;
     let stop = stopping.clone();
     components.spawn("progress", async move {

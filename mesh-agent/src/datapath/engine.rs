@@ -27,6 +27,7 @@ use super::network::host::{self, TUNNEL_OVERHEAD};
 use super::network::netlink::Netlink;
 use super::network::netns::find_cable;
 use super::network::task_routes::{self, TaskRoutes, Tunnel};
+use super::network::upkeep::{self, Upkeep};
 use super::network::uplinks::{Routes, Uplinks};
 use super::pins::Pins;
 use super::provoke::{Forgotten, provoke};
@@ -59,6 +60,7 @@ pub struct Datapath {
     network: Mutex<Network>,
     sweeper: Mutex<Sweeper>,
     pub(super) flows: Mutex<Flows>,
+    pub(super) upkeep: Mutex<Upkeep>,
     census: Mutex<Census>,
     pub(super) counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
@@ -66,6 +68,12 @@ pub struct Datapath {
     lacks_neighbours: AtomicBool,
     /// Told when a sweep can't wait for its time.
     pub(super) sweep_now: Notify,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datapath").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// What is remembered of the node's network.
@@ -99,7 +107,9 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     }
     let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
     let uplinks = Uplinks::find(&mut netlink, &config)?;
-    host::prepare(config.vxlan_port, &uplinks.links);
+    host::prepare(&uplinks.links);
+    let mut upkeep = Upkeep::new();
+    upkeep.firewall.exempt(config.vxlan_port, std::iter::empty());
     let datapath = Datapath {
         state: Mutex::new(State::read(Maps::open(&pins)?)?),
         counters: Counters::open(&pins)?,
@@ -112,6 +122,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         }),
         sweeper: Mutex::new(sweeper),
         flows: Mutex::new(flows),
+        upkeep: Mutex::new(upkeep),
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
         lacks_neighbours: AtomicBool::new(false),
@@ -206,7 +217,8 @@ impl Datapath {
         };
         let snapshot = self.counters.read(&contents);
         let snapshot = lock(&self.state)?.counted(snapshot)?;
-        Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks))
+        let host = self.host_settings()?;
+        Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks, host))
     }
 
     /// Brings the maps to what `view` says, and returns the generation they stand for. Nodes that are new in it are reached through
@@ -244,6 +256,10 @@ impl Datapath {
             syn_guard_rate: self.config.syn_guard_rate,
             ..Config::default()
         };
+        let before = lock(&self.state)?.facts().config.tunnel_ifindex;
+        if before != 0 && before != tunnel.index {
+            lock(&self.upkeep)?.settings.note_restored(upkeep::TUNNEL);
+        }
         lock(&self.state)?.change_facts(|facts| {
             facts.config = config;
             facts.addresses.clone_from(&uplinks.addresses);
@@ -285,7 +301,7 @@ impl Datapath {
             };
             if let Some(subnets) = subnets {
                 let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };
-                task_routes.follow(&mut netlink, tunnel, subnets)?;
+                task_routes.follow(&mut netlink, tunnel, subnets, &mut *lock(&self.upkeep)?)?;
             }
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?

@@ -47,4 +47,5 @@ pub use engine::{Datapath, TaskLink, open, uninstall};
 pub use error::DatapathError;
 pub use evictions::{ByProtocol, Evictions};
 pub use network::host_networks::{HostNetwork, host_networks};
+pub use network::upkeep::HostSettings;
 pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};

@@ -11,6 +11,7 @@ use super::contents::Frontend;
 use super::diff::frontend;
 use super::engine::{Datapath, lock};
 use super::error::DatapathError;
+use super::network::upkeep::HostSettings;
 use super::sweep::monotonic_ns;
 use crate::lb::health::Handshakes;
 use crate::lb::loads::HEARSAY_AGE;
@@ -36,6 +37,23 @@ impl Datapath {
         let now = Instant::now();
         state.raise_weights(now);
         state.reconcile(now)
+    }
+
+    /// Looks after the host's settings; at all of them if `thoroughly`.
+    ///
+    /// # Errors
+    /// Another thread failed in the middle of a change.
+    pub(super) fn look_after_host(&self, thoroughly: bool) -> Result<(), DatapathError> {
+        lock(&self.upkeep)?.look(thoroughly);
+        Ok(())
+    }
+
+    /// What became of the host's settings.
+    ///
+    /// # Errors
+    /// Another thread failed in the middle of a change.
+    pub fn host_settings(&self) -> Result<HostSettings, DatapathError> {
+        Ok(lock(&self.upkeep)?.settings.clone())
     }
 
     /// How handshakes with these backends went, as the programs counted them.

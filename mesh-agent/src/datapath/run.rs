@@ -22,6 +22,9 @@ const NEIGHBOURS_MIN: Duration = Duration::from_millis(50);
 const NEIGHBOURS_MAX: Duration = Duration::from_secs(2);
 /// How often loads, health and rising weights are looked at.
 const PULSE_PERIOD: Duration = Duration::from_secs(1);
+/// How often the host's settings are looked at, and how many looks make one at those that cost a process.
+const HOST_PERIOD: Duration = Duration::from_secs(2);
+const THOROUGH_LOOK: u64 = 3;
 /// How long notices of the network are gathered before they are acted on.
 const NETWORK_SETTLE: Duration = Duration::from_millis(100);
 /// Wait after a failure; doubled up to the maximum.
@@ -48,6 +51,7 @@ impl Datapath {
         tokio::join!(
             Arc::clone(&self).follow(view, applied, shutdown.clone()),
             Arc::clone(&self).pulse_regularly(shutdown.clone()),
+            Arc::clone(&self).look_after_host_regularly(shutdown.clone()),
             self.sweep_regularly(shutdown),
         );
     }
@@ -124,6 +128,21 @@ impl Datapath {
             let since = std::mem::replace(&mut last, std::time::Instant::now());
             if let Err(failure) = self.off_runtime(move |datapath| datapath.pulse(since)).await {
                 error!(error = error_chain(&failure), "can't follow loads and health: trying again");
+            }
+        }
+    }
+
+    async fn look_after_host_regularly(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut period = ticks(HOST_PERIOD);
+        for look in 1.. {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = period.tick() => {}
+            }
+            let thoroughly = look % THOROUGH_LOOK == 0;
+            if let Err(failure) = self.off_runtime(move |datapath| datapath.look_after_host(thoroughly)).await
+            {
+                error!(error = error_chain(&failure), "can't look after the host's settings: trying again");
             }
         }
     }

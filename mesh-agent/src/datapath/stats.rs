@@ -18,6 +18,7 @@ use super::durations::{Durations, PortDurations};
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, Evictions};
 use super::loader;
+use super::network::upkeep::HostSettings;
 use super::pins::Pins;
 use super::state::MapErrors;
 use super::sweep::{Census, monotonic_ns};
@@ -45,6 +46,8 @@ pub struct StatsSnapshot {
     pub map_errors: BTreeMap<(&'static str, &'static str), u64>,
     /// Where programs run.
     pub hooks: Vec<AttachedHook>,
+    /// What became of the host's settings.
+    pub host: HostSettings,
 }
 
 /// A published port.
@@ -188,12 +191,14 @@ impl StatsSnapshot {
         capacities: &BTreeMap<&'static str, u32>,
         errors: &MapErrors,
         hooks: Vec<AttachedHook>,
+        host: HostSettings,
     ) -> Self {
         self.maps = fills(contents, census, capacities);
         self.conntrack = census.entries.clone();
         self.evictions = census.evictions;
         self.map_errors = errors.clone();
         self.hooks = hooks;
+        self.host = host;
         self
     }
 }

@@ -88,6 +88,10 @@ families! {
     MAP_ERRORS = COUNTER "mesh_bpf_map_operation_errors_total", "Failed operations on the map.";
     /// interface, hook, mode
     ATTACHED = GAUGE "mesh_dataplane_attached", "Where published ports are served: programs attached (1), and the proxy's sockets bound (1) or in use by others (0).";
+    /// setting
+    HOST_RESTORED = COUNTER "mesh_host_settings_restored_total", "Settings of the host that something else had changed and this agent set back.";
+    /// setting
+    HOST_WRONG = GAUGE "mesh_host_setting_wrong", "Settings of the host that are wrong and that this agent can't set back, always 1.";
     /// –
     STORE_REVISION = GAUGE "mesh_store_revision", "Generation of the newest mesh table heard of.";
     /// –

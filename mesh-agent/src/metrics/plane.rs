@@ -82,6 +82,12 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     for ((map, operation), count) in &errors {
         samples.add(&names::MAP_ERRORS, &[("map", *map), ("operation", *operation)], number(*count));
     }
+    for (setting, count) in &kernel.host.restored {
+        samples.add(&names::HOST_RESTORED, &[("setting", setting)], number(*count));
+    }
+    for setting in kernel.host.wrong.keys() {
+        samples.add(&names::HOST_WRONG, &[("setting", setting)], 1.0);
+    }
     for hook in &kernel.hooks {
         let labels = [("interface", hook.interface.as_str()), ("hook", hook.hook), ("mode", hook.mode)];
         samples.add(&names::ATTACHED, &labels, 1.0);

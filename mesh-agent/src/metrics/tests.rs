@@ -13,7 +13,8 @@ use prometheus::TextEncoder;
 use super::*;
 use crate::datapath::contents::Frontend;
 use crate::datapath::{
-    AttachedHook, BackendSnapshot, ByProtocol, Evictions, FrontendSnapshot, MapFill, PortDurations,
+    AttachedHook, BackendSnapshot, ByProtocol, Evictions, FrontendSnapshot, HostSettings, MapFill,
+    PortDurations,
 };
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 
@@ -107,6 +108,10 @@ fn kernel() -> StatsSnapshot {
         maps: vec![MapFill { map: "BACKENDS", entries: 3, capacity: 65_536 }],
         map_errors: BTreeMap::from([(("SLOTS", "update"), 1)]),
         hooks: vec![AttachedHook { interface: "eth0".into(), hook: "tc", mode: "tcx" }],
+        host: HostSettings {
+            restored: BTreeMap::from([("net.ipv4.ip_forward", 2)]),
+            wrong: BTreeMap::from([("iptables nat DOCKER", "restart the engine".to_owned())]),
+        },
     }
 }
 
@@ -241,6 +246,8 @@ fn the_state_of_the_node_shows() {
             r#"mesh_bpf_map_max_entries{map="BACKENDS"} 65536"#,
             r#"mesh_bpf_map_operation_errors_total{map="SLOTS",operation="update"} 1"#,
             r#"mesh_dataplane_attached{interface="eth0",hook="tc",mode="tcx"} 1"#,
+            r#"mesh_host_settings_restored_total{setting="net.ipv4.ip_forward"} 2"#,
+            r#"mesh_host_setting_wrong{setting="iptables nat DOCKER"} 1"#,
             r#"mesh_dataplane_attached{interface=":81/udp",hook="listener",mode="socket"} 0"#,
             "mesh_store_revision 9",
             "mesh_dataplane_revision 8",

@@ -3,22 +3,19 @@
 //! Invariants: everything is idempotent, has mesh's name, and is taken away by [`remove`].
 //!
 //! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
-//! * nftables table `ip mesh`: tunnel packets, and what tasks send to tasks of other nodes, are kept out of connection tracking, which a
-//!   Docker engine switches on: it would hide the tasks' addresses behind the node's.
+//! * nftables table `ip mesh`, see [`firewall`].
 //! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on uplinks where it was 1): XDP asks the kernel's FIB
 //!   for a client's next hop, which answers only if forwarding is on.
 //! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses as their source.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use ipnet::Ipv4Net;
 use tracing::warn;
 
+use super::firewall;
 use super::netlink::{Link, Netlink, Vxlan};
 use crate::datapath::error::DatapathError;
-use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
 /// Name of the tunnel device.
 pub(crate) const TUNNEL_DEVICE: &str = "mesh-vxlan0";
@@ -64,27 +61,10 @@ fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
     Ok(links.into_iter().find(|link| link.name == TUNNEL_DEVICE))
 }
 
-/// Puts settings and firewall table in place. What fails is said and does without: the data plane works, if slower.
-pub(crate) fn prepare(port: u16, uplinks: &[Link]) {
+/// Puts settings in place. What fails is said, here and in [`upkeep`](super::upkeep), which goes on trying.
+pub(crate) fn prepare(uplinks: &[Link]) {
     set("net/ipv4/ip_forward", "1");
     forward_ipv6(uplinks);
-    install(&notrack_rules(port, ""));
-}
-
-/// Keeps what tasks of this node send to those of others out of connection tracking, beside the tunnel's packets.
-pub(crate) fn exempt_tasks<'a>(port: u16, subnets: impl Iterator<Item = &'a Ipv4Net>) {
-    let subnets: Vec<String> = subnets.map(Ipv4Net::to_string).collect();
-    install(&notrack_rules(port, &subnets.join(", ")));
-}
-
-fn install(rules: &str) {
-    if let Err(error) = nft(rules) {
-        warn!(
-            %error,
-            "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
-             conntrack entries on both nodes, and tasks see nodes' addresses for those of other nodes' tasks"
-        );
-    }
 }
 
 /// Lets the FIB answer for IPv6 too. A node that forwards ignores routers' advertisements unless told otherwise: an uplink that
@@ -117,44 +97,8 @@ pub(crate) fn remove() -> Result<(), DatapathError> {
             .delete_link(link.index)
             .map_err(DatapathError::netlink(format!("deleting {TUNNEL_DEVICE}")))?;
     }
-    if let Err(error) = nft("table ip mesh\ndelete table ip mesh\n") {
-        warn!(%error, "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there");
-    }
+    firewall::remove();
     Ok(())
-}
-
-/// One transaction that replaces the table, whether it was there or not.
-fn notrack_rules(port: u16, subnets: &str) -> String {
-    let tasks = if subnets.is_empty() {
-        String::new()
-    } else {
-        format!("iifname \"{TASKS_DEVICE}\" ip daddr {{ {subnets} }} notrack; ")
-    };
-    format!(
-        "table ip mesh\n\
-         delete table ip mesh\n\
-         table ip mesh {{\n\
-         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; {tasks}}}\n\
-         chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack; }}\n\
-         }}\n"
-    )
-}
-
-fn nft(script: &str) -> io::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// Sets a kernel setting of this network namespace, unless it has the value.
@@ -165,21 +109,5 @@ fn set(name: &str, value: &str) {
     }
     if let Err(error) = std::fs::write(&path, value) {
         warn!(setting = name, value, %error, "can't change a kernel setting: set it by hand");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rules_replace_themselves_and_name_the_port() {
-        let rules = notrack_rules(4799, "");
-        let (declared, deleted) = (rules.find("table ip mesh\n"), rules.find("delete table ip mesh"));
-        assert!(declared < deleted, "a table must exist to be deleted: {rules}");
-        assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "both hooks: {rules}");
-        let tasks = "iifname \"mesh0\" ip daddr { 10.128.1.0/24, 10.128.2.0/24 } notrack;";
-        let rules = notrack_rules(4799, "10.128.1.0/24, 10.128.2.0/24");
-        assert!(rules.contains(tasks), "what tasks send to other nodes' tasks: {rules}");
     }
 }

@@ -1,9 +1,11 @@
 //! The node's network configuration: what the kernel says of it, and the little that mesh adds.
 
+pub(super) mod firewall;
 pub(super) mod host;
 pub(super) mod host_networks;
 pub(super) mod monitor;
 pub(super) mod netlink;
 pub(super) mod netns;
 pub(super) mod task_routes;
+pub(super) mod upkeep;
 pub(super) mod uplinks;

@@ -4,7 +4,7 @@
 //! is forwarded into the tunnel, and the other node's program hands it to its bridge.
 //!
 //! Invariants: a route on the tunnel device is one of these; it goes with the device, and a member's goes with the member. Packets
-//! between tasks are kept out of connection tracking (`host`), so that the engine doesn't hide their sources.
+//! between tasks are kept out of connection tracking (`firewall`), so that the engine doesn't hide their sources.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,8 +19,8 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::host;
 use super::netlink::Netlink;
+use super::upkeep::{self, Upkeep};
 use crate::datapath::error::DatapathError;
 use crate::task::bridge::subnet6_of;
 use crate::view::NodeView;
@@ -36,7 +36,10 @@ pub(crate) type Subnets = BTreeMap<Ipv4Net, Ipv4Addr>;
 /// The routes as they were last put in place.
 #[derive(Debug, Default)]
 pub(crate) struct TaskRoutes {
+    /// As they are, as far as is known.
     applied: Option<(u32, Subnets)>,
+    /// As they were last put in place, whatever has happened to them since.
+    last: Option<(u32, Subnets)>,
 }
 
 /// Where routes lead.
@@ -71,6 +74,7 @@ impl TaskRoutes {
         netlink: &mut Netlink,
         tunnel: Tunnel,
         wanted: Subnets,
+        upkeep: &mut Upkeep,
     ) -> Result<(), DatapathError> {
         if tunnel.ifindex == 0 || self.applied.as_ref() == Some(&(tunnel.ifindex, wanted.clone())) {
             return Ok(());
@@ -81,10 +85,17 @@ impl TaskRoutes {
         for subnet in present.iter().filter(|subnet| !routes.contains_key(subnet)) {
             netlink.delete_tunnel_route(tunnel.ifindex, *subnet).map_err(failed("deleting"))?;
         }
+        let was_applied = self.last.as_ref() == Some(&(tunnel.ifindex, wanted.clone()));
+        if was_applied && routes.keys().any(|subnet| !present.contains(subnet)) {
+            upkeep.settings.note_restored(upkeep::ROUTES);
+        }
         for (subnet, node) in &routes {
             netlink.put_tunnel_route(tunnel, *subnet, *node).map_err(failed("adding"))?;
         }
-        host::exempt_tasks(tunnel.port, wanted.keys());
+        if self.last.as_ref().is_none_or(|(_, subnets)| *subnets != wanted) {
+            upkeep.firewall.exempt(tunnel.port, wanted.keys());
+        }
+        self.last = Some((tunnel.ifindex, wanted.clone()));
         self.applied = Some((tunnel.ifindex, wanted));
         Ok(())
     }
@@ -190,6 +201,7 @@ mod tests {
                 hostname: id.to_owned(),
                 subnet,
                 in_userspace: false,
+                takes_cookies: true,
             };
             view.nodes.insert(node.id.clone(), node);
         }

@@ -10,11 +10,15 @@ use std::net::Ipv4Addr;
 use mesh_ebpf::abi::{Address, Node};
 use tracing::debug;
 
+use super::host::TUNNEL_DEVICE;
 use super::netlink::{Link, Netlink, Route};
 use crate::datapath::config::DatapathConfig;
 use crate::datapath::error::DatapathError;
 use crate::datapath::facts::Hop;
 use crate::task::bridge::DEVICE as TASKS_DEVICE;
+
+/// The device of addresses that are on no wire.
+const LOOPBACK: &str = "lo";
 
 /// What the node is known by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub(crate) struct Uplinks {
     pub(crate) links: Vec<Link>,
     /// This node's address towards the others.
     pub(crate) address: Ipv4Addr,
-    /// Every address on the uplinks.
+    /// Every address of the node's at which published ports answer, see [`answers`].
     pub(crate) addresses: BTreeSet<Address>,
     /// ifindex of the uplink by which clients are answered directly: that with a default route, else that with this node's address.
     pub(crate) direct: u32,
@@ -32,7 +36,7 @@ pub(crate) struct Uplinks {
 }
 
 impl Uplinks {
-    /// Finds the uplinks that `config` names, or else those with a default route.
+    /// Finds the uplinks that `config` names, or else those with a default route; and in any case that of the node's address.
     ///
     /// # Errors
     /// There is none, one is missing, or there is no address.
@@ -42,10 +46,12 @@ impl Uplinks {
         let tasks = links.iter().find(|link| link.name == TASKS_DEVICE).map_or(0, |link| link.index);
         let defaults =
             netlink.default_route_interfaces().map_err(DatapathError::netlink("listing default routes"))?;
-        let uplinks: Vec<Link> = if config.interfaces.is_empty() {
-            links.into_iter().filter(|link| defaults.contains(&link.index)).collect()
+        let is_own = |link: &&Link| link.name == TASKS_DEVICE || link.name == TUNNEL_DEVICE;
+        let own_devices: Vec<u32> = links.iter().filter(is_own).map(|link| link.index).collect();
+        let mut uplinks: Vec<Link> = if config.interfaces.is_empty() {
+            links.iter().filter(|link| defaults.contains(&link.index)).cloned().collect()
         } else {
-            named(links, &config.interfaces)?
+            named(links.clone(), &config.interfaces)?
         };
         let Some(first) = uplinks.first() else {
             return Err(DatapathError::NoUplink("no interface has a default route".to_owned()));
@@ -54,18 +60,23 @@ impl Uplinks {
         let address =
             config.address.or(on_first).ok_or_else(|| DatapathError::NoAddress(first.name.clone()))?;
         let owner = addresses.iter().find(|(_, found)| *found == address).map(|(index, _)| *index);
+        // The tunnel is taken from uplinks only, and its packets come by this one, unless the address is on no wire at all.
+        let is_missing =
+            |link: &&Link| Some(link.index) == owner && link.name != LOOPBACK && !uplinks.contains(link);
+        let missing = links.iter().find(is_missing).cloned();
+        uplinks.extend(missing);
         let direct = uplinks
             .iter()
             .find(|link| defaults.contains(&link.index))
             .or_else(|| uplinks.iter().find(|link| Some(link.index) == owner))
-            .unwrap_or(first)
-            .index;
+            .or(uplinks.first())
+            .map_or(0, |link| link.index);
         let addresses6 = netlink.addresses6().map_err(DatapathError::netlink("listing IPv6 addresses"))?;
         let addresses = addresses
             .into_iter()
             .map(|(index, address)| (index, Address::from(address)))
             .chain(addresses6.into_iter().map(|(index, address)| (index, Address::from(address))))
-            .filter(|(index, _)| uplinks.iter().any(|link| link.index == *index))
+            .filter(|(index, address)| answers(own_devices.contains(index), *address))
             .map(|(_, address)| address)
             .collect();
         Ok(Self { links: uplinks, address, addresses, direct, tasks })
@@ -88,6 +99,12 @@ impl Uplinks {
             ..Node::default()
         }
     }
+}
+
+/// Whether published ports answer at an address when its packets come in by an uplink: on whatever device it is (the loopback's, a dummy,
+/// another NIC, as virtual and anycast addresses are), but on none that mesh made, and not if it is the loopback's own.
+fn answers(is_on_own_device: bool, address: Address) -> bool {
+    !is_on_own_device && address.is_host()
 }
 
 fn named(links: Vec<Link>, names: &[String]) -> Result<Vec<Link>, DatapathError> {
@@ -161,4 +178,25 @@ impl Routes {
 
 fn is_unreachable(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_answer_at_every_address_that_is_the_nodes() {
+        let address = |text: &str| Address::from(text.parse::<std::net::IpAddr>().expect("an address"));
+        for (is_on_own_device, text, expected) in [
+            (false, "10.77.0.11", true),
+            (false, "192.0.2.80", true),
+            (false, "2001:db8::80", true),
+            (false, "127.0.0.1", false),
+            (false, "127.9.9.9", false),
+            (false, "::1", false),
+            (true, "10.128.1.1", false),
+        ] {
+            assert_eq!(answers(is_on_own_device, address(text)), expected, "{text}");
+        }
+    }
 }

@@ -1,0 +1,121 @@
+//! The nftables table `ip mesh`: tunnel packets, and what tasks send to tasks of other nodes, are kept out of connection tracking, which a
+//! Docker engine switches on: it would hide the tasks' addresses behind the node's.
+//!
+//! Invariant: replaced as a whole, in one transaction. Whether it is in place is told by what the kernel listed when it was put there,
+//! as the kernel writes rules in a way of its own.
+
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+use ipnet::Ipv4Net;
+use tracing::warn;
+
+use crate::task::bridge::DEVICE as TASKS_DEVICE;
+
+/// The table as it should be.
+#[derive(Debug, Default)]
+pub(crate) struct Firewall {
+    rules: String,
+    /// How the kernel listed it.
+    listed: Option<String>,
+}
+
+impl Firewall {
+    /// Keeps tunnel packets, and packets for these subnets, out of connection tracking. What fails is said and does without.
+    pub(crate) fn exempt<'a>(&mut self, port: u16, subnets: impl Iterator<Item = &'a Ipv4Net>) {
+        let subnets: Vec<String> = subnets.map(Ipv4Net::to_string).collect();
+        self.rules = notrack_rules(port, &subnets.join(", "));
+        if let Err(error) = self.install_again() {
+            warn!(
+                %error,
+                "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
+                 conntrack entries on both nodes, and tasks see nodes' addresses for those of other nodes' tasks"
+            );
+        }
+    }
+
+    /// Puts the table in place as it was last asked for.
+    ///
+    /// # Errors
+    /// nft refuses it.
+    pub(crate) fn install_again(&mut self) -> io::Result<()> {
+        self.listed = None;
+        run(&["-f", "-"], &self.rules)?;
+        self.listed = Some(list()?);
+        Ok(())
+    }
+
+    /// Whether the table is as it was put in place; also before it is.
+    ///
+    /// # Errors
+    /// nft can't be asked.
+    pub(crate) fn is_in_place(&self) -> io::Result<bool> {
+        if self.rules.is_empty() {
+            return Ok(true);
+        }
+        // A table that is gone is an error to nft, as is one that it may not see: putting it in place tells them apart.
+        let Some(listed) = &self.listed else { return Ok(false) };
+        Ok(list().is_ok_and(|present| present == *listed))
+    }
+}
+
+/// Takes the table away.
+pub(crate) fn remove() {
+    if let Err(error) = run(&["-f", "-"], "table ip mesh\ndelete table ip mesh\n") {
+        warn!(%error, "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there");
+    }
+}
+
+/// One transaction that replaces the table, whether it was there or not.
+fn notrack_rules(port: u16, subnets: &str) -> String {
+    let tasks = if subnets.is_empty() {
+        String::new()
+    } else {
+        format!("iifname \"{TASKS_DEVICE}\" ip daddr {{ {subnets} }} notrack; ")
+    };
+    format!(
+        "table ip mesh\n\
+         delete table ip mesh\n\
+         table ip mesh {{\n\
+         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; {tasks}}}\n\
+         chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack; }}\n\
+         }}\n"
+    )
+}
+
+fn list() -> io::Result<String> {
+    run(&["list", "table", "ip", "mesh"], "")
+}
+
+fn run(words: &[&str], script: &str) -> io::Result<String> {
+    let mut child = Command::new("nft")
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rules_replace_themselves_and_name_the_port() {
+        let rules = notrack_rules(4799, "");
+        let (declared, deleted) = (rules.find("table ip mesh\n"), rules.find("delete table ip mesh"));
+        assert!(declared < deleted, "a table must exist to be deleted: {rules}");
+        assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "both hooks: {rules}");
+        let tasks = "iifname \"mesh0\" ip daddr { 10.128.1.0/24, 10.128.2.0/24 } notrack;";
+        let rules = notrack_rules(4799, "10.128.1.0/24, 10.128.2.0/24");
+        assert!(rules.contains(tasks), "what tasks send to other nodes' tasks: {rules}");
+    }
+}
