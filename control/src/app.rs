@@ -268,6 +268,7 @@ fn start_leadership(
         address: SocketAddr::new(config.advertise, config.node_listen.port()).to_string(),
         since: Utc::now(),
         own_ports,
+        tells_member_keys: true,
     };
     let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager);
     parts.start("the lease", candidate.run(parts.shutdown.clone()));

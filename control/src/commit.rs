@@ -173,6 +173,10 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let key = keys::BACKEND_CURSOR.to_owned();
             write(key.clone(), last, vec![stands_at(&key, *expected)])
         }
+        Action::SetMemberKeys { keys: record, expected } => {
+            let key = keys::MEMBER_KEYS.to_owned();
+            write(key.clone(), record, vec![stands_at(&key, *expected)])
+        }
         Action::ClaimPort { protocol, port, service } => {
             let key = keys::port(*protocol, *port);
             write(key.clone(), service, vec![Compare::Absent(key)])

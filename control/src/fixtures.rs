@@ -208,6 +208,9 @@ impl World {
             Action::SetBackendCursor { expected, .. } => {
                 (*expected, snapshot.backend_cursor.as_ref().map(|found| found.mod_revision))
             }
+            Action::SetMemberKeys { expected, .. } => {
+                (*expected, snapshot.member_keys.as_ref().map(|found| found.mod_revision))
+            }
             Action::ClaimPort { protocol, port, .. } => {
                 (None, snapshot.ports.get(&(protocol.to_string(), *port)).map(|found| found.mod_revision))
             }
@@ -233,6 +236,7 @@ impl World {
             Action::SetLiveness { node, liveness, .. } => self.put(keys::liveness(&node), &liveness),
             Action::SetStatus { task, status, .. } => self.put(keys::status(&task), &status),
             Action::SetBackendCursor { last, .. } => self.put(keys::BACKEND_CURSOR.to_owned(), &last),
+            Action::SetMemberKeys { keys: record, .. } => self.put(keys::MEMBER_KEYS.to_owned(), &record),
             Action::ClaimPort { protocol, port, service } => self.put(keys::port(protocol, port), &service),
             Action::ReleasePort { protocol, port, .. } => self.delete(keys::port(protocol, port)),
         }

@@ -223,6 +223,7 @@ mod tests {
             address: "10.0.0.1".to_owned(),
             since: Utc::now(),
             own_ports: Vec::new(),
+            tells_member_keys: true,
         };
         let (candidate, leadership) = Candidate::new(shared, feed.clone(), manager);
         tokio::spawn(candidate.run(shutdown.clone()));

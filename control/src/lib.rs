@@ -20,6 +20,7 @@ pub mod allocator;
 pub mod drain;
 pub mod enforcer;
 pub mod liveness;
+pub mod member_keys;
 pub mod orchestrator;
 pub mod restart;
 pub mod scheduler;

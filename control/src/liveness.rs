@@ -174,6 +174,7 @@ mod tests {
             address: String::new(),
             since: now,
             own_ports: Vec::new(),
+            tells_member_keys: true,
         };
         world.put(mesh_state::keys::manager("m1"), &manager("m1"));
         world.run(plan);

@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
-use mesh_state::node::NodeState;
+use mesh_state::node::{Node, NodeState, is_member_address};
 use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
 use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
@@ -42,13 +42,17 @@ impl Table {
     pub fn of(snapshot: &ClusterSnapshot) -> Self {
         let mut entries = Entries::default();
         for node in snapshot.nodes.values() {
-            if let Some(IpAddr::V4(address)) = node.address {
+            if let Some(IpAddr::V4(address)) = node.address
+                && is_member_address(address)
+                && !is_left_to_another(snapshot, node)
+            {
                 let entry = MeshNode {
                     id: node.id.to_string(),
                     address: address.to_string(),
                     hostname: node.description.hostname.clone(),
                     subnet: node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
                     datapath: node.description.datapath.clone(),
+                    takes_cookies: node.description.takes_cookies,
                 };
                 entries.nodes.insert(entry.id.clone(), entry);
             }
@@ -121,6 +125,21 @@ impl Table {
             removed_backend_ids,
         }
     }
+}
+
+/// A message of the table without what only another node needs of its backends: their containers' ids.
+pub fn for_node(mut message: MeshTable, node: &NodeId) -> MeshTable {
+    for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
+        backend.container_id.clear();
+    }
+    message
+}
+
+/// Whether a node that is down had an address that another node has now: a machine that was set up anew.
+fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
+    let is_down = |id: &NodeId| snapshot.node_state(id) == NodeState::Down;
+    let shares = |other: &Node| other.id != node.id && other.address == node.address;
+    is_down(&node.id) && snapshot.nodes.values().any(|other| shares(other) && !is_down(&other.id))
 }
 
 impl Entries {

@@ -5,6 +5,7 @@
 
 use mesh_state::Timestamp;
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::member_keys::MemberKeys;
 use mesh_state::node::{Liveness, Node};
 use mesh_state::service::Service;
 use mesh_state::spec::Protocol;
@@ -78,6 +79,13 @@ pub enum Action {
         /// The id.
         last: BackendId,
         /// The cursor key's revision, `None` if there is none yet.
+        expected: Option<i64>,
+    },
+    /// The secrets that members share; `expected` is the record's revision, `None` if there is none yet.
+    SetMemberKeys {
+        /// The record as it is to be.
+        keys: MemberKeys,
+        /// The revision that the decision was taken on.
         expected: Option<i64>,
     },
     /// A published port claimed for a service (by a rollback); its key must not exist.

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::restart::{promote, replace};
 use crate::snapshot::ClusterSnapshot;
 use crate::update::roll;
-use crate::{allocator, enforcer, liveness, scheduler};
+use crate::{allocator, enforcer, liveness, member_keys, scheduler};
 
 /// One planner.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,7 @@ pub struct Planner {
 pub const ORDER: &[Planner] = &[
     Planner { name: "subnets", plan: allocator::subnets::plan },
     Planner { name: "liveness", plan: liveness::plan },
+    Planner { name: "member keys", plan: member_keys::plan },
     Planner { name: "enforcer", plan: enforcer::plan },
     Planner { name: "restart", plan: replace::plan },
     Planner { name: "replicated", plan: replicated::plan },

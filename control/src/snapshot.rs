@@ -16,6 +16,7 @@ use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
 use mesh_state::log_ask::LogAsk;
+use mesh_state::member_keys::MemberKeys;
 use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node, NodeState, PortClash};
 use mesh_state::service::Service;
@@ -87,6 +88,8 @@ pub struct ClusterSnapshot {
     pub log_asks: BTreeMap<(NodeId, String), Stored<LogAsk>>,
     /// The backend id given last.
     pub backend_cursor: Option<Stored<BackendId>>,
+    /// The secrets that members share, without the secrets.
+    pub member_keys: Option<Stored<MemberKeys>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
     pub mesh_revision: i64,
     /// When this manager heard of the newest change, set by the watch.
@@ -189,6 +192,7 @@ impl ClusterSnapshot {
             Key::Network(id) => keep(self.read(item), id, &mut self.networks),
             Key::LogAsk(node, ask) => keep(self.read(item), (node, ask), &mut self.log_asks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
+            Key::MemberKeys => self.member_keys = self.read(item).or(self.member_keys.take()),
             Key::Dependency(kind, id) => keep(self.read(item), (kind, id), &mut self.dependencies),
             Key::Reference(kind, id, service) => drop(self.references.insert((kind, id, service))),
         }
@@ -239,6 +243,7 @@ impl ClusterSnapshot {
             Key::Network(id) => drop(self.networks.remove(&id)),
             Key::LogAsk(node, ask) => drop(self.log_asks.remove(&(node, ask))),
             Key::BackendCursor => self.backend_cursor = None,
+            Key::MemberKeys => self.member_keys = None,
             Key::Dependency(kind, id) => drop(self.dependencies.remove(&(kind, id))),
             Key::Reference(kind, id, service) => drop(self.references.remove(&(kind, id, service))),
         }
@@ -260,9 +265,16 @@ impl ClusterSnapshot {
 }
 
 fn feeds_mesh_table(key: &Key) -> bool {
+    // A node that has acknowledged a table knows the secrets that were good when it was made.
     matches!(
         key,
-        Key::Service(_) | Key::Spec(..) | Key::Task(_) | Key::Status(_) | Key::Node(_) | Key::Liveness(_)
+        Key::Service(_)
+            | Key::Spec(..)
+            | Key::Task(_)
+            | Key::Status(_)
+            | Key::Node(_)
+            | Key::Liveness(_)
+            | Key::MemberKeys
     )
 }
 

@@ -18,6 +18,8 @@ use mesh_state::spec::Protocol;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::control_link::member_keys::MemberKeys;
+
 /// The mesh as this node last heard of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
@@ -31,6 +33,9 @@ pub struct NodeView {
     pub address: Ipv4Addr,
     /// The network of this node's tasks, once a manager gave one.
     pub subnet: Option<Ipv4Net>,
+    /// The secrets that members share, once a manager gave some.
+    #[serde(default)]
+    pub member_keys: MemberKeys,
     /// Every member node, this one included.
     pub nodes: BTreeMap<NodeId, PeerNode>,
     /// Services with published ports.
@@ -54,6 +59,9 @@ pub struct PeerNode {
     /// Whether it is in userspace: no tunnel ends there, its tasks are reached through its relay.
     #[serde(default)]
     pub in_userspace: bool,
+    /// Whether it takes tunnel packets that bear a cookie.
+    #[serde(default)]
+    pub takes_cookies: bool,
 }
 
 /// A service as far as the mesh needs it.
@@ -178,6 +186,7 @@ impl NodeView {
             node_id,
             address,
             subnet: None,
+            member_keys: MemberKeys::default(),
             nodes: BTreeMap::new(),
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
@@ -197,7 +206,8 @@ impl NodeView {
             return Err(ViewError::Stale { got: table.generation, ours: self.generation });
         }
         let mut next = if whole {
-            Self { subnet: self.subnet, ..Self::new(self.node_id.clone(), self.address) }
+            let (subnet, member_keys) = (self.subnet, self.member_keys.clone());
+            Self { subnet, member_keys, ..Self::new(self.node_id.clone(), self.address) }
         } else {
             self.clone()
         };
@@ -270,6 +280,7 @@ fn read_node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
             subnet => Some(parse("node", &node.id, "subnet", subnet)?),
         },
         in_userspace: node.datapath == "userspace",
+        takes_cookies: node.takes_cookies,
     })
 }
 

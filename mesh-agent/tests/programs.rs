@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, FlowCell, Fragment, FragmentKey,
-    Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, flow_event, names,
+    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK, flow_event, names,
 };
 use mesh_ebpf::conntrack::is_established;
 use mesh_ebpf::flow_table::cell_count;
@@ -138,6 +138,8 @@ impl Kernel {
         }
         classifier(&mut programs, names::PROGRAM_UPLINK);
         classifier(&mut programs, names::PROGRAM_TASK);
+        classifier(&mut programs, names::PROGRAM_EGRESS);
+        classifier(&mut programs, names::PROGRAM_DEVICE);
         let mut from_tunnel = Ebpf::load(&object(env!("MESH_FROM_TUNNEL_OBJECT"))).expect("maps are made");
         classifier(&mut from_tunnel, FROM_TUNNEL);
         let mut next = array(&mut from_tunnel, "NEXT");
@@ -149,18 +151,25 @@ impl Kernel {
         clear(&mut self.programs);
         fill(&mut self.programs, &fixture.setup);
         let mut packet = vec![0; OUTPUT_MAX];
+        // The kernel's `__sk_buff`, as far as the mark: length, type, mark.
+        let mut context = [0; 12];
+        let is_marked = fixture.hook == Hook::Egress { is_devices: true };
+        context[8..].copy_from_slice(&(if is_marked { TUNNEL_MARK } else { 0 }).to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(&fixture.input),
             data_out: Some(&mut packet),
+            ctx_in: is_marked.then_some(&context),
             ..TestRunOptions::new()
         };
         let classifier = match fixture.hook {
             Hook::Xdp => None,
             Hook::Uplink => Some(program(&mut self.programs, names::PROGRAM_UPLINK)),
             Hook::Task => Some(program(&mut self.programs, names::PROGRAM_TASK)),
+            Hook::Egress { .. } => Some(program(&mut self.programs, names::PROGRAM_EGRESS)),
             Hook::Tunnel(origin) => {
                 let peer = u32::from_be_bytes(origin.peer);
-                set(&mut self.from_tunnel, "ORIGIN", (0..).zip([peer, origin.vni.0]));
+                let mark = if origin.is_checked { TUNNEL_MARK } else { 0 };
+                set(&mut self.from_tunnel, "ORIGIN", (0..).zip([peer, origin.vni.0, mark]));
                 Some(program::<SchedClassifier>(&mut self.from_tunnel, FROM_TUNNEL))
             }
         };
@@ -234,6 +243,7 @@ fn clear(programs: &mut Ebpf) {
     set(programs, names::SLOTS, ids().map(|id| (id, 0u32)));
     set(programs, names::BACKENDS, ids().map(|id| (id, Backend::default())));
     set(programs, names::NODES, ids().map(|id| (id, Node::default())));
+    set(programs, names::MEMBERS, ids().map(|id| (id, Member::default())));
     set(programs, names::LOADS, ids().map(|id| (id, BackendLoad::default())));
     set(programs, names::LIVE, ids().map(|id| (id, Live::default())));
     set(programs, names::ROUND_ROBIN, ids().map(|id| (id, 0u64)));
@@ -278,6 +288,7 @@ fn fill(programs: &mut Ebpf, setup: &Setup) {
     set(programs, names::SLOTS, (0..).zip(setup.slots.iter().copied()));
     set(programs, names::BACKENDS, setup.backends.iter().copied());
     set(programs, names::NODES, (0..).zip(setup.nodes.iter().copied()));
+    set(programs, names::MEMBERS, (0..).zip(setup.members.iter().copied()));
     set(programs, names::LOADS, setup.loads.iter().copied());
     insert(programs, names::ADDRESSES, setup.addresses.iter().copied().zip(0u32..));
     insert(programs, names::PEERS, setup.nodes.iter().map(|node| node.address).zip(0u32..).skip(1));

@@ -2,8 +2,8 @@
 //! hash maps of a host test.
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Nat, NatKey,
-    Node, Service, ServiceKey, Timed,
+    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Member, Nat,
+    NatKey, Node, Service, ServiceKey, Timed,
 };
 use crate::select::Candidates;
 
@@ -34,6 +34,8 @@ pub trait Lookups: Candidates {
     fn node(&self, index: u32) -> Option<&Node>;
     /// Index of the member node with this address; `None`: no member has it.
     fn peer(&self, address: &Address) -> Option<u32>;
+    /// What is demanded of the node with this index; 0 is this node.
+    fn member(&self, index: u32) -> Option<&Member>;
     /// Whether a socket of this node owns the connection: not a listening one, nor an unconnected one of UDP.
     fn socket_owns(&self, connection: &Connection) -> bool;
 

@@ -43,6 +43,12 @@ pub trait Packet {
     /// ifindex of the interface it came in by.
     fn ifindex(&self) -> u32;
 
+    /// Marks a tunnel packet on its way into or out of the VXLAN device as one that mesh has let through.
+    fn mark(&mut self);
+
+    /// Whether it is marked; takes the mark off, which means nothing to the rest of the host.
+    fn take_mark(&mut self) -> bool;
+
     /// How many packets of the wire this one stands for (segmentation offload).
     fn segments(&self) -> u32;
 

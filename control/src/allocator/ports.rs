@@ -232,6 +232,7 @@ mod tests {
             address: String::new(),
             since: world.now,
             own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
+            tells_member_keys: true,
         };
         world.put(keys::manager("m"), &manager);
         let refused = |port, protocol, mode| {

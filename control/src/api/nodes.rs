@@ -182,8 +182,13 @@ mod tests {
         }
         for id in alive {
             let (name, since) = (format!("host-{id}"), world.now);
-            let manager =
-                Manager { name: name.clone(), address: String::new(), since, own_ports: Vec::new() };
+            let manager = Manager {
+                name: name.clone(),
+                address: String::new(),
+                since,
+                own_ports: Vec::new(),
+                tells_member_keys: true,
+            };
             world.put(keys::manager(&name), &manager);
         }
         world

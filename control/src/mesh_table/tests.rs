@@ -202,3 +202,28 @@ fn a_delta_holds_what_changed_and_nothing_else() {
     let same = newest.since(&newest);
     assert!(same.services.is_empty() && same.removed_service_ids.is_empty(), "a delta to itself: {same:?}");
 }
+
+#[test]
+fn a_node_learns_containers_of_its_own_tasks_only() {
+    let whole = Table::of(&world().snapshot).whole();
+    let containers = |node: &str| {
+        let told = for_node(whole.clone(), &node.into());
+        told.backends.into_iter().map(|backend| backend.container_id).collect::<Vec<_>>()
+    };
+    assert_eq!(containers("a"), ["c"]);
+    assert_eq!(containers("b"), [""]);
+}
+
+#[test]
+fn an_address_is_one_living_nodes() {
+    let mut world = world();
+    let addresses = |world: &World| {
+        let nodes = Table::of(&world.snapshot).whole().nodes;
+        nodes.into_iter().map(|node| (node.id, node.address)).collect::<Vec<_>>()
+    };
+    world.update_node("b", |node| node.address = Some("10.0.0.1".parse().unwrap()));
+    world.set_liveness(&"b".into(), NodeState::Down);
+    assert_eq!(addresses(&world), [("a".to_owned(), "10.0.0.1".to_owned())], "b left it to a");
+    world.update_node("a", |node| node.address = Some("127.0.0.1".parse().unwrap()));
+    assert_eq!(addresses(&world), [("b".to_owned(), "10.0.0.1".to_owned())], "a loopback's is nobody's");
+}

@@ -8,7 +8,7 @@ use mesh_state::report::ReportError;
 use thiserror::Error;
 use tonic::Status;
 
-use super::session::SEND_DEADLINE;
+use super::session::{AddressError, SEND_DEADLINE};
 use super::sessions::not_a_member;
 
 /// Why a session ended.
@@ -32,6 +32,8 @@ pub(super) enum End {
     Report(#[from] ReportError),
     #[error("the node sends messages faster than {MESSAGES_A_SECOND} a second")]
     TooFast,
+    #[error(transparent)]
+    Address(#[from] AddressError),
     #[error("encode assignments: {0}")]
     Encode(#[from] serde_json::Error),
 }
@@ -50,7 +52,9 @@ impl End {
     pub(super) fn status(&self, node: &NodeId) -> Status {
         match self {
             Self::Removed => not_a_member(node),
-            Self::Protocol(_) | Self::Report(_) => Status::invalid_argument(self.to_string()),
+            Self::Protocol(_) | Self::Report(_) | Self::Address(_) => {
+                Status::invalid_argument(self.to_string())
+            }
             Self::TooFast => Status::resource_exhausted(self.to_string()),
             Self::Encode(_) => Status::internal(self.to_string()),
             Self::Stopping => Status::unavailable(self.to_string()),

@@ -145,8 +145,10 @@ impl Mailbox {
             of_node && !holds(stored_status(snapshot, id), status)
         });
         self.acks.retain(|id, generation| {
-            snapshot.nodes.contains_key(id)
-                && snapshot.acks.get(id).is_none_or(|acked| acked.value < *generation)
+            let newest = u64::try_from(snapshot.revision).unwrap_or_default();
+            // One that is newer than the store is no table's: an earlier version took what nodes said.
+            let is_news = |acked: u64| acked < *generation || acked > newest;
+            snapshot.nodes.contains_key(id) && snapshot.acks.get(id).is_none_or(|acked| is_news(acked.value))
         });
         self.liveness.retain(|id, heard| {
             let ours =
@@ -358,6 +360,14 @@ mod tests {
         assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "the store holds it");
         mailbox.put_clashes("a".into(), Vec::new());
         assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key], "it is over");
+    }
+
+    #[test]
+    fn an_acknowledgement_of_no_table_is_put_right() {
+        let (mut world, mut mailbox) = (world(), Mailbox::default());
+        world.put(keys::ack(&"a".into()), &u64::MAX);
+        mailbox.put_ack("a".into(), 5);
+        assert_eq!(keys_of(&mut mailbox, &world, "m1"), [keys::ack(&"a".into())]);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //!
 //! Left to others: writing reports ([`super::recorder`]).
 
+mod address;
 mod hearing;
+mod member_keys;
 mod reported;
 
 use std::collections::BTreeMap;
@@ -42,9 +44,10 @@ use super::logs::SessionAsks;
 use super::recorder::Reports;
 use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
-use crate::mesh_table::Table;
+use crate::mesh_table::{Table, for_node};
 use crate::seal::Sealer;
 use crate::snapshot::ClusterSnapshot;
+pub(super) use address::AddressError;
 use reported::Unacknowledged;
 
 /// How often a node must speak.
@@ -83,6 +86,9 @@ pub(super) struct Session {
     told: Told,
     deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
+    /// Whether the node's agent knows what member keys are, and the numbers of those that it was told, the one in use first.
+    takes_cookies: bool,
+    told_keys: Option<(Vec<u64>, bool)>,
     unacknowledged: BTreeMap<TaskId, Unacknowledged>,
     /// Since when the node speaks and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
@@ -122,6 +128,8 @@ impl Session {
             told: Told::default(),
             deliveries: Deliveries::new(&shared.context),
             sent_table: None,
+            takes_cookies: false,
+            told_keys: None,
             unacknowledged: BTreeMap::new(),
             heard_since: None,
             engine_away: false,
@@ -194,8 +202,10 @@ impl Session {
         let description = report::read_description(&description_json)?;
         let address: Ipv4Addr =
             address.parse().map_err(|_| End::Protocol("the address in the hello is no IPv4 address"))?;
+        address::check(&self.snapshots.borrow(), &self.node, address)?;
         info!(node = %self.node, hostname = %Outside(&description.hostname), %address, table_generation, "a session begins");
         self.had_generation = table_generation;
+        self.takes_cookies = description.takes_cookies;
         self.last_heard = Instant::now();
         let node = self.node.clone();
         self.reports.leave(|mailbox| mailbox.put_description(node, description, IpAddr::V4(address)));
@@ -216,12 +226,13 @@ impl Session {
                 node_id: self.node.to_string(),
                 subnet: subnet.to_string(),
                 heartbeat_ms,
-                relay_key: self.relay_key.to_vec(),
+                relay_key: self.relay_key(&snapshot).to_vec(),
             };
             self.send(Down::Welcome(welcome)).await?;
             self.welcomed = true;
             self.note_heard();
         }
+        self.send_member_keys(&snapshot).await?;
         let sealer = Arc::clone(&self.sealer);
         let open = |sealed: &Sealed| match sealer.open(REGISTRY_AUTH, sealed) {
             Ok(opened) => Some(RegistryAuth(String::from_utf8_lossy(&opened).into_owned())),
@@ -240,7 +251,7 @@ impl Session {
         if self.sent_table.is_none() && revision >= self.had_generation {
             let table = Arc::new(Table::of(&snapshot));
             self.tables.mark_changed();
-            self.send(Down::Table(table.whole())).await?;
+            self.send(Down::Table(for_node(table.whole(), &self.node))).await?;
             self.sent_table = Some(table);
         }
         Ok(())
@@ -276,7 +287,10 @@ impl Session {
         if !news {
             return Ok(());
         }
-        let changes = table.since(sent);
+        let changes = for_node(table.since(sent), &self.node);
+        // A table's acknowledgement says that the keys of its time are known, too. The newest snapshot is at least as new.
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        self.send_member_keys(&snapshot).await?;
         self.sent_table = Some(table);
         self.send(Down::Table(changes)).await
     }

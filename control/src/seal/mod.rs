@@ -14,8 +14,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use hmac::{Hmac, Mac as _};
 use mesh_state::cluster::Sealed;
 use rand::RngCore as _;
+use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -65,6 +67,7 @@ pub enum SealError {
 /// Seals and opens with the cluster's key.
 pub struct Sealer {
     cipher: XChaCha20Poly1305,
+    key: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl std::fmt::Debug for Sealer {
@@ -76,7 +79,7 @@ impl std::fmt::Debug for Sealer {
 impl Sealer {
     /// A sealer with this key.
     pub fn new(key: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
-        Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)) }
+        Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)), key: key.clone() }
     }
 
     /// The sealer of the key file at `path`; `None` if there is no file.
@@ -148,6 +151,18 @@ impl Sealer {
         Ok([nonce.as_slice(), &ciphertext].concat())
     }
 
+    /// A secret of its own for `purpose` and `salt`: HMAC-SHA256 under the cluster's key.
+    pub fn derive(&self, purpose: &str, salt: &str) -> Zeroizing<Vec<u8>> {
+        let mut block = Zeroizing::new([0; 64]);
+        block[..KEY_BYTES].copy_from_slice(self.key.as_slice());
+        let mut mac = <Hmac<Sha256> as hmac::digest::KeyInit>::new(&(*block).into());
+        mac.update(purpose.as_bytes());
+        // No purpose has a zero byte: where it ends and the salt begins is told apart.
+        mac.update(&[0]);
+        mac.update(salt.as_bytes());
+        Zeroizing::new(mac.finalize().into_bytes().to_vec())
+    }
+
     /// Opens what [`Sealer::seal_bytes`] sealed for the same `purpose`.
     ///
     /// # Errors
@@ -176,6 +191,20 @@ mod tests {
         assert!(matches!(sealer(2).open("token", &sealed), Err(SealError::Open { .. })), "another key");
         assert!(matches!(sealer(1).open("ca", &sealed), Err(SealError::Open { .. })), "another purpose");
         assert_ne!(sealer(1).seal("token", b"abc").unwrap(), sealed, "each sealing has its own nonce");
+    }
+
+    #[test]
+    fn each_purpose_and_salt_has_a_secret_of_its_own() {
+        let derived = sealer(1).derive("relay", "abc");
+        assert_eq!(derived.len(), 32);
+        assert_eq!(sealer(1).derive("relay", "abc"), derived, "every manager derives the same");
+        for other in [
+            sealer(1).derive("relay", "abd"),
+            sealer(1).derive("rela", "yabc"),
+            sealer(2).derive("relay", "abc"),
+        ] {
+            assert_ne!(other, derived);
+        }
     }
 
     #[test]

@@ -66,4 +66,7 @@ pub struct Manager {
     /// Ports that it and its etcd need: no service may publish them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_ports: Vec<OwnPort>,
+    /// Whether it tells its nodes the secrets that members share, and that they change.
+    #[serde(default)]
+    pub tells_member_keys: bool,
 }

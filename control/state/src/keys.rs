@@ -17,6 +17,7 @@
 //! /mesh/v1/networks/{id}
 //! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, bound to a lease of seconds
 //! /mesh/v1/backend-cursor               the backend id given last
+//! /mesh/v1/member-keys                  which secrets members share, without the secrets
 //! /mesh/v1/{secrets,configs}/{id}       without the data
 //! /mesh/v1/refs/{secrets,configs}/{id}/{service}   guards removal
 //! /mesh/sealed/v1/{secrets,configs}/{id}           the data, sealed: read when needed, outside of what is watched
@@ -44,6 +45,9 @@ pub fn manager(name: &str) -> String {
 }
 /// The backend id given last.
 pub const BACKEND_CURSOR: &str = "/mesh/v1/backend-cursor";
+
+/// The secrets that members share.
+pub const MEMBER_KEYS: &str = "/mesh/v1/member-keys";
 
 /// A service.
 pub fn service(id: &ServiceId) -> String {
@@ -160,6 +164,8 @@ pub enum Key {
     LogAsk(NodeId, String),
     /// The backend id given last.
     BackendCursor,
+    /// The secrets that members share.
+    MemberKeys,
     /// A secret or a config.
     Dependency(DependencyKind, DependencyId),
     /// A service's reference to one.
@@ -180,6 +186,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
         ("backend-cursor", None, None) => Key::BackendCursor,
+        ("member-keys", None, None) => Key::MemberKeys,
         ("services", Some(id), None) => Key::Service(id.into()),
         ("specs", Some(service), Some(version)) => Key::Spec(service.into(), version.parse().ok()?),
         ("names", Some(kind), Some(name)) => Key::Name(kind.to_owned(), name.to_owned()),
@@ -209,6 +216,7 @@ mod tests {
             (LEADER.to_owned(), Key::Leader),
             (manager("m"), Key::Manager("m".into())),
             (BACKEND_CURSOR.to_owned(), Key::BackendCursor),
+            (MEMBER_KEYS.to_owned(), Key::MemberKeys),
             (service(&service_id), Key::Service(service_id.clone())),
             (spec(&service_id, 7), Key::Spec(service_id.clone(), 7)),
             (name("services", "web"), Key::Name("services".into(), "web".into())),

@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod dependency;
 pub mod lb;
 pub mod log_ask;
+pub mod member_keys;
 pub mod network;
 pub mod node;
 pub mod report;

@@ -1,6 +1,6 @@
 //! A member node: what its operator wants of it, what it says of itself, and whether it is heard.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,13 @@ pub struct Node {
     pub created_at: Timestamp,
     /// When its spec or description was last written.
     pub updated_at: Timestamp,
+}
+
+/// Whether a node may have this address towards the others: a single machine's, beyond its own link.
+pub fn is_member_address(address: Ipv4Addr) -> bool {
+    let [first, ..] = address.octets();
+    let is_of_a_group = first >= 224;
+    first != 0 && !is_of_a_group && !address.is_loopback() && !address.is_link_local()
 }
 
 /// What an operator wants of a node, in Docker's spelling.
@@ -113,6 +120,8 @@ pub struct NodeDescription {
     pub kernel: String,
     /// The datapath in force: `xdp`, `tc` or `userspace`.
     pub datapath: String,
+    /// Whether its agent knows member keys: it puts cookies on the tunnel packets that it sends, and takes those that bear one.
+    pub takes_cookies: bool,
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,
@@ -189,6 +198,30 @@ impl NodeState {
             Self::Ready => "ready",
             Self::Silent => "silent",
             Self::Down => "down",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_members_address_is_a_machines() {
+        for good in ["10.77.0.11", "192.168.1.1", "203.0.113.5", "100.64.0.1"] {
+            assert!(is_member_address(good.parse().unwrap()), "{good}");
+        }
+        for bad in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "240.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert!(!is_member_address(bad.parse().unwrap()), "{bad}");
         }
     }
 }

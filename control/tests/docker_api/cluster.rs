@@ -101,6 +101,7 @@ impl Cluster {
             address: "10.77.0.11".to_owned(),
             since: Utc::now(),
             own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
+            tells_member_keys: true,
         };
         let manager = codec::encode(&manager).unwrap();
         let alive = Op::put(keys::manager("node-1"), manager.clone());

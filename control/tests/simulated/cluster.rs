@@ -53,6 +53,7 @@ impl Manager {
             address: "10.0.0.1:2377".to_owned(),
             since: clock::now(),
             own_ports: Vec::new(),
+            tells_member_keys: true,
         };
         let (candidate, leadership) = Candidate::new(Arc::clone(&shared), feed.clone(), record);
         let driver = Driver {

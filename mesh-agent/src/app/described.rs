@@ -97,6 +97,7 @@ impl Described {
         NodeDescription {
             datapath: self.datapath.to_owned(),
             kernel: self.kernel.clone(),
+            takes_cookies: true,
             manager_address: self.manager.map(|manager| manager.to_string()),
             unfit: self.unfit_words(),
             own_ports: self.own_ports.clone(),

@@ -12,6 +12,7 @@ pub mod backoff;
 pub mod cache;
 pub mod identity;
 pub mod join;
+pub mod member_keys;
 pub mod private_file;
 pub mod relay_keys;
 pub mod token;
@@ -40,6 +41,7 @@ pub use assignments::AssignmentChange;
 use backoff::Backoff;
 use identity::Identity;
 use log_streams::LogStreams;
+use member_keys::{MemberKeys, MemberKeysError};
 use outbox::StatusOutbox;
 use relay_keys::{RelayKey, RelayKeys};
 use session::{Session, SessionError};
@@ -187,6 +189,24 @@ impl Link {
             }
             changed
         });
+    }
+
+    fn take_member_keys(&mut self, told: &proto::MemberKeys) -> Result<(), MemberKeysError> {
+        let keys = MemberKeys::new(&told.secrets, told.cookies_demanded)?;
+        let relay_keys = keys.relay_keys();
+        self.ends.relay_keys.send_if_modified(|present| {
+            let changed = *present != relay_keys;
+            *present = relay_keys;
+            changed
+        });
+        self.ends.view.send_if_modified(|view| {
+            let changed = view.member_keys != keys;
+            if changed {
+                Arc::make_mut(view).member_keys = keys;
+            }
+            changed
+        });
+        Ok(())
     }
 
     fn take_table(&mut self, table: &proto::MeshTable) -> Result<(), ViewError> {

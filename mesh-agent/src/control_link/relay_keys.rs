@@ -49,6 +49,11 @@ impl RelayKeys {
         Self { previous: self.current.clone(), current: Some(key) }
     }
 
+    /// A key in force, and another that is good for checking.
+    pub const fn of(current: Option<RelayKey>, other: Option<RelayKey>) -> Self {
+        Self { current, previous: other }
+    }
+
     /// The good keys, the one in force first.
     pub fn iter(&self) -> impl Iterator<Item = &RelayKey> {
         self.current.iter().chain(&self.previous)

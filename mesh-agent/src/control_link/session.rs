@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+use super::member_keys::MemberKeysError;
 use super::relay_keys::RelayKey;
 use super::{AssignmentChange, Link};
 use crate::lb::loads::{HEARSAY_AGE, LOAD_MAX, Loads};
@@ -77,6 +78,9 @@ pub(super) enum SessionError {
     /// A table that can't be taken.
     #[error("take the mesh table")]
     Table(#[from] ViewError),
+    /// Keys that can't be taken.
+    #[error("take the member keys")]
+    MemberKeys(#[from] MemberKeysError),
     /// The node says something else of itself now, and hello is said once a session.
     #[error("the node's description changed")]
     Redescribed,
@@ -195,6 +199,7 @@ impl<'a> Session<'a> {
                 Some(delivered) => self.pass_on(AssignmentChange::Dependency(delivered)).await,
                 None => Err(SessionError::Protocol { problem: "a dependency of an unknown kind came" }),
             },
+            Some(Down::MemberKeys(keys)) => Ok(self.link.take_member_keys(&keys)?),
             Some(Down::StatusAck(ack)) => {
                 for task in &ack.task_ids {
                     self.link.outbox.acknowledge(&TaskId::from(task.as_str()));

@@ -28,7 +28,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct AttachedHook {
     /// The interface.
     pub interface: String,
-    /// `xdp` or `tc`.
+    /// `xdp`, `tc` or `tc-egress`.
     pub hook: &'static str,
     /// `native` or `generic` for XDP, `tcx` for TC.
     pub mode: &'static str,
@@ -57,8 +57,9 @@ impl Hooks {
     pub(super) fn ensure(&mut self, uplinks: &[Link], tunnel: &Link) -> Result<(), DatapathError> {
         self.restore_pins()?;
         let mut wanted = BTreeSet::new();
-        wanted.insert(self.ensure_tc(names::PROGRAM_TUNNEL, tunnel)?);
+        // The uplinks first: what the tunnel device's program takes, theirs have marked.
         for uplink in uplinks {
+            wanted.insert(self.ensure_tc(names::PROGRAM_EGRESS, uplink)?);
             wanted.insert(self.ensure_tc(names::PROGRAM_UPLINK, uplink)?);
             let tries_xdp = match self.mode {
                 DatapathMode::Xdp => true,
@@ -70,6 +71,8 @@ impl Hooks {
                 wanted.extend(self.ensure_xdp(uplink)?);
             }
         }
+        wanted.insert(self.ensure_tc(names::PROGRAM_DEVICE, tunnel)?);
+        wanted.insert(self.ensure_tc(names::PROGRAM_TUNNEL, tunnel)?);
         let tasks = self.pins.task("");
         for pin in self.pins.links() {
             let is_gone = pin.starts_with(&tasks) && pinned_link_ifindex(&pin).is_ok_and(|index| index == 0);
@@ -141,7 +144,7 @@ impl Hooks {
     }
 
     fn ensure_tc(&mut self, program: &'static str, link: &Link) -> Result<PathBuf, DatapathError> {
-        let pin = self.pins.link(&link.name, "tc");
+        let pin = self.pins.link(&link.name, tc_hook(program).0);
         self.place_tc(program, link, &pin)?;
         Ok(pin)
     }
@@ -151,15 +154,15 @@ impl Hooks {
             return Ok(());
         }
         let classifier = loader::classifier(&mut self.ebpf, program)?;
-        renew(&self.pins, pin, link.index, |present| place_classifier(classifier, link, present)).map_err(
-            |source| DatapathError::Attach {
-                program,
-                interface: link.name.clone(),
-                advice: tc_advice(&source),
-                source,
-            },
-        )?;
-        self.note(pin, link, "tc", "tcx");
+        let (hook, direction) = tc_hook(program);
+        let place = |present| place_classifier(classifier, link, direction, present);
+        renew(&self.pins, pin, link.index, place).map_err(|source| DatapathError::Attach {
+            program,
+            interface: link.name.clone(),
+            advice: tc_advice(&source),
+            source,
+        })?;
+        self.note(pin, link, hook, "tcx");
         Ok(())
     }
 
@@ -240,16 +243,25 @@ fn renew(
     Ok(())
 }
 
+/// How a TC program's hook is called, and which way its packets go.
+fn tc_hook(program: &str) -> (&'static str, TcAttachType) {
+    match program {
+        names::PROGRAM_EGRESS | names::PROGRAM_DEVICE => ("tc-egress", TcAttachType::Egress),
+        _ => ("tc", TcAttachType::Ingress),
+    }
+}
+
 fn place_classifier(
     program: &mut SchedClassifier,
     link: &Link,
+    direction: TcAttachType,
     present: Option<FdLink>,
 ) -> Result<FdLink, BoxError> {
     let id = match present {
         Some(present) => program.attach_to_link(present.try_into()?)?,
         None => program.attach_with_options(
             &link.name,
-            TcAttachType::Ingress,
+            direction,
             TcAttachOptions::TcxOrder(LinkOrder::default()),
         )?,
     };

@@ -10,7 +10,8 @@ use std::fmt;
 
 use ipnet::IpNet;
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendState, Be16, Config, Node, Service, ServiceKey, names, protocol,
+    Address, AllowedKey, Backend, BackendState, Be16, Config, Member, Node, Service, ServiceKey, names,
+    protocol,
 };
 
 /// A published port, ordered: the map's key without its padding.
@@ -89,6 +90,8 @@ pub struct Contents {
     pub backends: BTreeMap<u32, Backend>,
     /// `NODES`, by index.
     pub nodes: BTreeMap<u32, Node>,
+    /// `MEMBERS`, by index.
+    pub members: BTreeMap<u32, Member>,
     /// `PEERS`: address of a member node → its index.
     pub peers: BTreeMap<Address, u32>,
     /// `ALLOWED`.
@@ -106,6 +109,8 @@ pub enum Write {
     RemoveAddress(Address),
     /// Replaces a node; all zeros takes it away.
     Node(u32, Node),
+    /// Replaces what is demanded of a node; all zeros takes it away.
+    Member(u32, Member),
     /// Lets a member node send through the tunnel.
     Peer(Address, u32),
     /// Takes that right away.
@@ -140,6 +145,7 @@ impl Write {
             Self::Config(_) => names::CONFIG,
             Self::Address(..) | Self::RemoveAddress(_) => names::ADDRESSES,
             Self::Node(..) => names::NODES,
+            Self::Member(..) => names::MEMBERS,
             Self::Peer(..) | Self::RemovePeer(_) => names::PEERS,
             Self::Allow(_) | Self::Disallow(_) => names::ALLOWED,
             Self::ResetBackend(_) => names::BACKEND_STATS,
@@ -167,6 +173,12 @@ impl Contents {
             }
             Write::Node(index, node) => {
                 self.nodes.insert(*index, *node);
+            }
+            Write::Member(index, member) if *member == Member::default() => {
+                self.members.remove(index);
+            }
+            Write::Member(index, member) => {
+                self.members.insert(*index, *member);
             }
             Write::Peer(address, index) => {
                 self.peers.insert(*address, *index);

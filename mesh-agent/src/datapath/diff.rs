@@ -11,6 +11,7 @@ mod allowed;
 mod codes;
 mod generation;
 mod host_ports;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -168,33 +169,6 @@ impl Plan {
         self.writes.extend(new.map(|(address, index)| Write::Address(*address, *index)));
     }
 
-    fn nodes(&mut self, contents: &Contents, view: &NodeView, facts: &Facts) -> BTreeMap<Address, u32> {
-        let others: BTreeSet<Address> = view
-            .nodes
-            .values()
-            .map(|node| Address::from(node.address))
-            .filter(|address| *address != facts.config.address)
-            .collect();
-        let (numbers, refused) = assign(&contents.peers, others, &BTreeSet::new(), 1..names::NODES_MAX);
-        self.refused.extend(refused.into_iter().map(Refusal::Node));
-        for (address, index) in &numbers {
-            let hop = facts.hops.get(address).copied().unwrap_or_default();
-            let node = Node {
-                address: *address,
-                mac: hop.mac,
-                source_mac: hop.source_mac,
-                ifindex: hop.ifindex,
-                ..Node::default()
-            };
-            if contents.nodes.get(index) != Some(&node) {
-                self.writes.push(Write::Node(*index, node));
-            }
-        }
-        let new = numbers.iter().filter(|(address, index)| contents.peers.get(address) != Some(index));
-        self.writes.extend(new.map(|(address, index)| Write::Peer(*address, *index)));
-        numbers
-    }
-
     fn ports<'a>(
         &mut self,
         contents: &Contents,
@@ -318,13 +292,7 @@ impl Plan {
                 self.writes.push(Write::Backend(id, taken_down(backend)));
             }
         }
-        for address in mesh.contents.peers.keys().filter(|address| !mesh.nodes.contains_key(address)) {
-            self.writes.push(Write::RemovePeer(*address));
-        }
-        let named: BTreeSet<u32> = mesh.nodes.values().copied().collect();
-        for index in mesh.contents.nodes.keys().filter(|index| **index != 0 && !named.contains(index)) {
-            self.writes.push(Write::Node(*index, Node::default()));
-        }
+        self.part_from(mesh.contents, &mesh.nodes);
         self.again |= !self.refused.is_empty() && self.writes.len() > before;
     }
 }
@@ -366,7 +334,8 @@ impl Mesh<'_> {
                 adopted.then_some((present.ifindex, present.task_mac, present.task_address6))?
             }
         };
-        Some(Backend { flags: backend_flag::LOCAL, ifindex, task_mac, task_address6, ..entry })
+        let listed = if port.service.lb.allow.is_empty() { 0 } else { backend_flag::ALLOW_LIST };
+        Some(Backend { flags: backend_flag::LOCAL | listed, ifindex, task_mac, task_address6, ..entry })
     }
 
     /// Its share of new flows now, in [`UNIT`]s.

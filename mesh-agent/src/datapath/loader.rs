@@ -38,7 +38,13 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
     loader.override_global(names::FLOW_SEED, &seed, true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
     FlowMap::open(pins)?.set_seed(seed);
-    for program in [names::PROGRAM_UPLINK, names::PROGRAM_TUNNEL, names::PROGRAM_TASK] {
+    for program in [
+        names::PROGRAM_EGRESS,
+        names::PROGRAM_DEVICE,
+        names::PROGRAM_UPLINK,
+        names::PROGRAM_TUNNEL,
+        names::PROGRAM_TASK,
+    ] {
         classifier(&mut ebpf, program)?
             .load()
             .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;

@@ -8,8 +8,8 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Live, Node, Service,
-    ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Live, Member, Node,
+    Service, ServiceKey, names,
 };
 
 use super::contents::{Allowed, Contents, Write};
@@ -29,6 +29,8 @@ pub(super) struct Maps {
     all_backends: Dump<u32, Backend>,
     nodes: Array<MapData, Node>,
     all_nodes: Dump<u32, Node>,
+    members: Array<MapData, Member>,
+    all_members: Dump<u32, Member>,
     peers: HashMap<MapData, Address, u32>,
     allowed: LpmTrie<MapData, AllowedKey, u32>,
     loads: Array<MapData, BackendLoad>,
@@ -54,6 +56,8 @@ impl Maps {
             all_backends: Dump::open(pins, names::BACKENDS)?,
             nodes: loader::open(pins, names::NODES)?,
             all_nodes: Dump::open(pins, names::NODES)?,
+            members: loader::open(pins, names::MEMBERS)?,
+            all_members: Dump::open(pins, names::MEMBERS)?,
             peers: loader::open(pins, names::PEERS)?,
             allowed: loader::open(pins, names::ALLOWED)?,
             loads: loader::open(pins, names::LOADS)?,
@@ -112,6 +116,11 @@ impl Maps {
                 contents.nodes.insert(index, node);
             }
         })?;
+        self.all_members.for_each(|index, member| {
+            if member != Member::default() {
+                contents.members.insert(index, member);
+            }
+        })?;
         Ok(contents)
     }
 
@@ -125,6 +134,7 @@ impl Maps {
             Write::Config(config) => self.config.set(0, config, 0),
             Write::Address(address, index) => self.addresses.insert(address, index, 0),
             Write::Node(index, node) => self.nodes.set(*index, node, 0),
+            Write::Member(index, member) => self.members.set(*index, member, 0),
             Write::Peer(address, index) => self.peers.insert(address, index, 0),
             Write::Backend(id, backend) => self.backends.set(*id, backend, 0),
             Write::Slots { base, backends } => {

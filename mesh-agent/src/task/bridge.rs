@@ -5,6 +5,7 @@
 use std::net::Ipv6Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use mesh_ebpf::abi::TASKS_PREFIX6;
 
 /// The network's name, and what tasks' addresses are looked up by.
 pub const NETWORK_NAME: &str = "mesh";
@@ -24,8 +25,6 @@ pub struct BridgePlan {
     pub mtu: u32,
 }
 
-/// The first 96 bits of tasks' IPv6 addresses; the rest is an IPv4 address of the node's subnet.
-const PREFIX6: u128 = 0xfd6d_6573_0068 << 80;
 /// How much longer than the IPv4 subnet's prefix the IPv6 one's is.
 const PREFIX6_BITS: u8 = 96;
 
@@ -38,7 +37,7 @@ impl BridgePlan {
 
 /// The IPv6 addresses that go with a node's IPv4 subnet: no two nodes' are the same, as their IPv4 subnets aren't.
 pub fn subnet6_of(subnet: Ipv4Net) -> Option<Ipv6Net> {
-    let address = Ipv6Addr::from(PREFIX6 | u128::from(u32::from(subnet.network())));
+    let address = Ipv6Addr::from(TASKS_PREFIX6 | u128::from(u32::from(subnet.network())));
     Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
 }
 

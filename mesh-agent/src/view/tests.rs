@@ -15,6 +15,7 @@ fn node(id: &str, last: u8) -> proto::MeshNode {
         hostname: id.into(),
         subnet: String::new(),
         datapath: "tc".into(),
+        takes_cookies: true,
     }
 }
 

@@ -97,6 +97,31 @@ async fn statuses_outlive_a_session_until_they_are_stored() {
 }
 
 #[tokio::test]
+async fn member_keys_come_before_what_stands_on_them() {
+    let ca = Arc::new(make_ca());
+    let mut manager = serve(&ca).await;
+    let identity = join(manager.address, &ca.token(), "test").await.expect("the node joins");
+    let mut agent = start_link(vec![manager.address], identity);
+    let session = next_session(&mut manager).await;
+    session
+        .say(Down::MemberKeys(proto::MemberKeys {
+            secrets: vec![vec![1; 32], vec![2; 32]],
+            cookies_demanded: true,
+        }))
+        .await;
+    session.say(Down::Table(table(5, 0))).await;
+    wait_for_generation(&mut agent, 5).await;
+    assert!(agent.view.borrow().member_keys.demand_cookies());
+    let good: Vec<u8> = agent.keys.borrow().iter().map(|key| key.as_bytes()[0]).collect();
+    assert_eq!(good, [1, 2], "what relay preambles are signed and checked with");
+    session
+        .say(Down::MemberKeys(proto::MemberKeys { secrets: vec![vec![2; 32]], cookies_demanded: true }))
+        .await;
+    agent.keys.wait_for(|keys| keys.iter().count() == 1).await.expect("the link lives");
+    assert_eq!(agent.view.borrow().generation, 5, "the table stays");
+}
+
+#[tokio::test]
 async fn a_new_description_is_told_by_a_new_session() {
     let ca = Arc::new(make_ca());
     let mut manager = serve(&ca).await;

@@ -34,6 +34,7 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
             hostname: String::new(),
             subnet: None,
             in_userspace: false,
+            takes_cookies: true,
         };
         view.nodes.insert(id, node);
     }

@@ -133,7 +133,7 @@ impl Node {
             source_mac: Self::mac_of(self.number),
             ifindex: self.ifindex("eth0"),
             flags: 0,
-            reserved: 0,
+            cookie: 0,
         };
         self.set(names::NODES, u32::from(number), peer);
         self.insert(names::PEERS, peer.address, u32::from(number));

@@ -43,6 +43,8 @@ abi_struct! {
 pub mod backend_flag {
     /// The task runs on this node.
     pub const LOCAL: u8 = 1;
+    /// Only clients in [`super::super::names::ALLOWED`] may open flows; looked at where the task is, for what comes by the tunnel.
+    pub const ALLOW_LIST: u8 = 2;
 }
 
 impl Backend {
@@ -87,7 +89,7 @@ abi_struct! {
         pub ifindex: u32,
         /// None defined yet: zero.
         pub flags: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// What tunnel packets for the node bear; 0: nothing.
+        pub cookie: u32,
     }
 }

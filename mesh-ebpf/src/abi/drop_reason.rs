@@ -56,6 +56,14 @@ drop_reasons! {
     TooBig = 12, "too_big";
     /// A later fragment of a packet whose first one was not seen.
     Fragment = 13, "fragment";
+    /// A tunnel packet from a member's address that doesn't bear the cookie which that member's do.
+    BadCookie = 14, "bad_cookie";
+    /// A packet of a task that claims an address out of another subnet than its node's.
+    ForeignSource = 15, "foreign_source";
+    /// A task's packet for another address than those of this node's tasks.
+    ForeignDestination = 16, "foreign_destination";
+    /// A tunnel packet that came in by another interface than the uplinks, or for another address than the node's.
+    NotByUplink = 17, "not_by_uplink";
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use super::{
     AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowCell, FlowKey,
-    Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
-    TokenBucket, Traffic, names,
+    Fragment, FragmentKey, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
+    SynGuard, TokenBucket, Traffic, names,
 };
 
 /// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
@@ -90,6 +90,7 @@ pub const ABI_HASH: u64 = {
         Histogram::LAYOUT_HASH,
         TokenBucket::LAYOUT_HASH,
         SynGuard::LAYOUT_HASH,
+        Member::LAYOUT_HASH,
         names::ALLOWED_MAX as u64,
         names::FRAGMENTS_MAX as u64,
         DropReason::ALL.len() as u64,

@@ -18,8 +18,9 @@
 //! 4. **[`names::ADDRESSES`]**: each address of this node on which published ports answer → its index, below
 //!    [`VipId::ADDRESSES_MAX`]. Index 0 is [`Config::address`]. An index is given to another address only when
 //!    no flow can name it any more.
-//! 5. **[`Node`]s** by node index in [`names::NODES`], then [`names::PEERS`] from address to index. Peers are
-//!    also the allow-list of the tunnel. Index 0 is this node itself. A node without MAC is still reached through TC.
+//! 5. **[`Node`]s** by node index in [`names::NODES`] and [`Member`]s in [`names::MEMBERS`], then [`names::PEERS`] from address to
+//!    index. Peers are also the allow-list of the tunnel, and a member's entry says what its packets must bear. Index 0 is
+//!    this node itself. A node without MAC is still reached through TC.
 //! 6. **[`Backend`]s** by id, before any slot names them. For a task of this node: [`backend_flag::LOCAL`],
 //!    the host-side veth's ifindex and the task's MAC; the state becomes active only once that veth has its program.
 //! 7. **Slots and services**: write the backend ids into a free range of [`names::SLOTS`] (active ones; the
@@ -29,8 +30,9 @@
 //! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is attached. Without them
 //!    what is rare is left to the host stack, the tunnel's packets to the VXLAN device, and what an ICMP error would answer is dropped.
 //! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
-//!    datapath: only the latter. In both, [`names::PROGRAM_TUNNEL`] (TC ingress of the VXLAN device) and
-//!    [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task).
+//!    datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each uplink), [`names::PROGRAM_DEVICE`] and
+//!    [`names::PROGRAM_TUNNEL`] (TC egress and ingress of the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task). The
+//!    uplinks come first: the VXLAN device's program takes what theirs have marked ([`TUNNEL_MARK`]).
 //!
 //! # Taking a backend away
 //!
@@ -58,6 +60,7 @@ mod evicted;
 mod flow;
 mod guard;
 mod layout;
+mod member;
 pub mod names;
 mod service;
 mod stats;
@@ -74,6 +77,7 @@ pub use flow::{
 };
 pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;
+pub use member::{Member, TASKS_PREFIX6, TUNNEL_MARK, member_flag, task_word};
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{
     BackendLoad, BackendStats, Direction, FrontendStats, LOAD_MAX_AGE_NS, Live, Traffic, drop_index,

@@ -14,6 +14,8 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const NODES: &str = "NODES";
 /// Hash, [`super::Address`] of a member node → node index (`u32`): who may send through the tunnel.
 pub const PEERS: &str = "PEERS";
+/// Array, node index → [`super::Member`]: what that node's tunnel packets must bear.
+pub const MEMBERS: &str = "MEMBERS";
 /// Array of [`super::FlowCell`]s, memory that userspace maps: the ingress node's flows, see [`crate::flow_table`].
 pub const FLOWS: &str = "FLOWS";
 /// LRU hash, [`super::NatKey`] → [`super::Nat`]: connections that the client has not yet confirmed.
@@ -57,7 +59,7 @@ pub const SYN_GUARD: &str = "SYN_GUARD";
 pub const SYN_GUARD_FIRED: &str = "SYN_GUARD_FIRED";
 
 /// Every map of the object.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 26] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -65,6 +67,7 @@ pub const MAPS: [&str; 25] = [
     BACKENDS,
     NODES,
     PEERS,
+    MEMBERS,
     FLOWS,
     NAT_HALF_OPEN,
     NAT_ESTABLISHED,
@@ -89,6 +92,10 @@ pub const MAPS: [&str; 25] = [
 pub const PROGRAM_XDP: &str = "mesh_xdp";
 /// TC ingress of an uplink: ingress role towards all backends, and local delivery.
 pub const PROGRAM_UPLINK: &str = "mesh_uplink";
+/// TC egress of an uplink: gives what the VXLAN device sends its cookie.
+pub const PROGRAM_EGRESS: &str = "mesh_egress";
+/// TC egress of the VXLAN device: marks what it sends, for [`PROGRAM_EGRESS`].
+pub const PROGRAM_DEVICE: &str = "mesh_device";
 /// TC ingress of the VXLAN device: backend role's requests, ingress role's replies.
 pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
 /// TC ingress of a task's host-side veth: the task's replies.
@@ -110,7 +117,7 @@ pub const ALLOWED_MAX: u32 = 1 << 16;
 pub const FRAGMENTS_MAX: u32 = 4096;
 /// Most entries of [`DURATIONS`].
 pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
-/// Entries of [`NODES`] and [`PEERS`]: node indexes are below this.
+/// Entries of [`NODES`], [`MEMBERS`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
 /// Default of the unconfirmed connections that there is room for: entries of [`NAT_HALF_OPEN`], and part of [`FLOWS`].
 pub const HALF_OPEN_MAX: u32 = 1 << 16;

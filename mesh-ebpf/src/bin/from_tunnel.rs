@@ -11,16 +11,16 @@ mod programs {
     use aya_ebpf::macros::{btf_map, classifier};
     use aya_ebpf::programs::TcContext;
 
-    /// The other node's IPv4 address, and the VNI, in host order.
+    /// The other node's IPv4 address, and the VNI, in host order; the packet's mark.
     #[btf_map]
-    static ORIGIN: Array<u32, 2> = Array::new();
+    static ORIGIN: Array<u32, 3> = Array::new();
     /// The program of the hook.
     #[btf_map]
     static NEXT: ProgramArray<1> = ProgramArray::new();
 
     #[classifier]
     fn mesh_from_tunnel(context: TcContext) -> i32 {
-        let (Some(peer), Some(vni)) = (ORIGIN.get(0), ORIGIN.get(1)) else {
+        let (Some(peer), Some(vni), Some(mark)) = (ORIGIN.get(0), ORIGIN.get(1), ORIGIN.get(2)) else {
             return TC_ACT_SHOT;
         };
         // SAFETY: all zeros is a valid key, and it has the size given.
@@ -29,6 +29,7 @@ mod programs {
             key.tunnel_id = *vni;
             // A key is written for a packet on its way out: what is its source there, a program reads as the other end.
             key.__bindgen_anon_3.local_ipv4 = *peer;
+            (*context.skb.skb).mark = *mark;
             let len = size_of::<bpf_tunnel_key>() as u32;
             if bpf_skb_set_tunnel_key(context.skb.skb, &raw mut key, len, 0) == 0 {
                 NEXT.tail_call(&context, 0);

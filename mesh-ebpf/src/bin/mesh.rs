@@ -5,6 +5,7 @@
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::EbpfContext;
+    use aya_ebpf::bindings::TC_ACT_UNSPEC;
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use mesh_ebpf::abi::Direction;
@@ -26,6 +27,20 @@ mod programs {
             None => Fate::PASS,
         };
         act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// On the way out: changes packets, and stops none.
+    #[classifier]
+    fn mesh_egress(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        pipeline::egress(&mut Skb::outgoing(context.skb.skb), &kernel);
+        TC_ACT_UNSPEC
+    }
+
+    #[classifier]
+    fn mesh_device(context: TcContext) -> i32 {
+        pipeline::device(&mut Skb::outgoing(context.skb.skb));
+        TC_ACT_UNSPEC
     }
 
     #[classifier]

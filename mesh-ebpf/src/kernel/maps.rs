@@ -6,8 +6,8 @@ use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
-    FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey,
-    SynGuard, names,
+    FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
+    ServiceKey, SynGuard, names,
 };
 use crate::flow_table::{cell_count, homes_for};
 use crate::parse::{fragment, icmp};
@@ -43,6 +43,8 @@ pub(super) static BACKENDS: Array<Backend, BACKENDS_MAX> = Array::new();
 pub(super) static NODES: Array<Node, NODES_MAX> = Array::new();
 #[btf_map]
 pub(super) static PEERS: HashMap<Address, u32, NODES_MAX> = HashMap::new();
+#[btf_map]
+pub(super) static MEMBERS: Array<Member, NODES_MAX> = Array::new();
 #[btf_map]
 pub(super) static FLOWS: Array<FlowCell, CELLS, MMAPABLE> = Array::new();
 #[btf_map]

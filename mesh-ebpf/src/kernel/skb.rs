@@ -14,7 +14,7 @@ use aya_ebpf::helpers::generated::{
 };
 
 use super::xdp::{load_between, store_between};
-use crate::abi::{Address, protocol};
+use crate::abi::{Address, TUNNEL_MARK, protocol};
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{eth, fragment, icmp, ipv4, ipv6, tcp, udp, vxlan};
@@ -54,6 +54,12 @@ impl Skb {
     #[inline(always)]
     pub fn in_tunnel(skb: *mut __sk_buff) -> Option<Self> {
         Self::flow_at(skb, OVERHEAD)
+    }
+
+    /// A packet on its way out, as it is: whoever put the tunnel's headers on it left them where programs can read them.
+    #[inline(always)]
+    pub fn outgoing(skb: *mut __sk_buff) -> Self {
+        Self { skb }
     }
 
     /// A packet whose frame begins at `frame`.
@@ -204,6 +210,17 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn mark(&mut self) {
+        // SAFETY: the context is valid for the program's run, and the mark is a program's to write.
+        unsafe { (*self.skb).mark = TUNNEL_MARK }
+    }
+
+    #[inline(always)]
+    fn take_mark(&mut self) -> bool {
+        take_mark(self.skb)
+    }
+
+    #[inline(always)]
     fn segments(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         let segments = unsafe { (*self.skb).gso_segs };
@@ -260,15 +277,31 @@ fn optional(checksum: Checksum) -> u64 {
     if checksum.is_optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
 }
 
-/// Where a packet out of the VXLAN device came from. One that came otherwise has the peer 0.0.0.0, which is no one.
+/// See [`Packet::take_mark`].
+#[inline(always)]
+fn take_mark(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid for the program's run, and the mark is a program's to write.
+    unsafe {
+        let is_marked = (*skb).mark == TUNNEL_MARK;
+        if is_marked {
+            (*skb).mark = 0;
+        }
+        is_marked
+    }
+}
+
+/// Where a packet out of the VXLAN device came from. One that came otherwise has the peer 0.0.0.0, which is no one. The uplink's
+/// mark is taken off: it means nothing to the rest of the host.
 #[inline(always)]
 pub fn origin(skb: *mut __sk_buff) -> Origin {
+    let is_checked = take_mark(skb);
     // SAFETY: all zeros is a valid key; the helper fills in at most the size given.
     unsafe {
         let mut key: bpf_tunnel_key = core::mem::zeroed();
         if bpf_skb_get_tunnel_key(skb, &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0) != 0 {
-            return Origin { peer: [0; 4], vni: Vni::request(0, false) };
+            return Origin { peer: [0; 4], vni: Vni::request(0, false), is_checked };
         }
-        Origin { peer: key.__bindgen_anon_1.remote_ipv4.to_be_bytes(), vni: Vni(key.tunnel_id) }
+        let peer = key.__bindgen_anon_1.remote_ipv4.to_be_bytes();
+        Origin { peer, vni: Vni(key.tunnel_id), is_checked }
     }
 }

@@ -11,7 +11,7 @@ use super::guard::Kind;
 use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, Fragment,
-    FragmentKey, Node, Service, ServiceKey, Timed, Traffic, drop_index,
+    FragmentKey, Member, Node, Service, ServiceKey, Timed, Traffic, drop_index,
 };
 use crate::flow_table::{self, Cells};
 use crate::lookups::{Connection, Load, Lookups};
@@ -173,6 +173,11 @@ impl Lookups for Kernel {
     fn peer(&self, address: &Address) -> Option<u32> {
         // SAFETY: a live value of a hash map; userspace writes whole words.
         maps::PEERS.get_ptr(address).map(|index| unsafe { *index })
+    }
+
+    #[inline(always)]
+    fn member(&self, index: u32) -> Option<&Member> {
+        maps::MEMBERS.get(index)
     }
 
     #[inline(always)]

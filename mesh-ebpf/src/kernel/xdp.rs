@@ -148,6 +148,15 @@ impl Packet for Xdp {
         unsafe { (*self.context).ingress_ifindex }
     }
 
+    /// What XDP leaves over meets the uplink's program at TC, which marks it.
+    #[inline(always)]
+    fn mark(&mut self) {}
+
+    #[inline(always)]
+    fn take_mark(&mut self) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn segments(&self) -> u32 {
         1

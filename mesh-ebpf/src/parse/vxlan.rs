@@ -1,5 +1,7 @@
 //! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
 //!
+//! What RFC 7348 reserves in the header holds a cookie that tells members from others, see [`header`].
+//!
 //! Towards the task's node it is the backend's id, with a bit that asks to answer the client directly. On the way back
 //! its top bit is set, the low seven bits are the backend's load, and the sixteen between are its id, or zero where none is told. What
 //! tasks send to each other's addresses has a VNI of its own.
@@ -96,11 +98,21 @@ impl Vni {
     pub const fn backend(self) -> u32 {
         self.0 & Self::BACKEND
     }
+}
 
-    /// As it lies in the header, reserved byte included.
-    #[inline(always)]
-    pub const fn to_bytes(self) -> [u8; 4] {
-        (self.0 << 8).to_be_bytes()
+/// A header. The cookie, 0 for none, lies in what RFC 7348 reserves: three bytes behind the flags, and the last one.
+#[inline(always)]
+pub const fn header(vni: Vni, cookie: u32) -> [u8; LEN] {
+    let ([c0, c1, c2, c3], [_, v0, v1, v2]) = (cookie.to_be_bytes(), vni.0.to_be_bytes());
+    [FLAG_VNI, c0, c1, c2, v0, v1, v2, c3]
+}
+
+/// The cookie of the header at `offset`; 0 if it has none.
+#[inline(always)]
+pub fn cookie<P: Packet>(packet: &P, offset: usize) -> u32 {
+    match packet.load::<LEN>(offset) {
+        Some(bytes) => u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[7]]),
+        None => 0,
     }
 }
 
@@ -112,4 +124,24 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Vni> {
         return None;
     }
     Some(Vni(u32::from_be_bytes([0, bytes[4], bytes[5], bytes[6]])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Frame;
+
+    #[test]
+    fn a_header_reads_back() {
+        for (vni, bearing) in [(Vni::request(0xffff, true), 0x0102_0304), (Vni::reply(127).of(9), 0)] {
+            let frame = Frame::new(header(vni, bearing).to_vec());
+            assert_eq!(parse(&frame, 0), Some(vni));
+            assert_eq!(cookie(&frame, 0), bearing);
+        }
+        assert_eq!(
+            header(Vni(0x0a_0b0c), 0),
+            [8, 0, 0, 0, 0x0a, 0x0b, 0x0c, 0],
+            "plain VXLAN without a cookie"
+        );
+    }
 }

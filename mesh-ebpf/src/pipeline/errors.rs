@@ -289,7 +289,7 @@ mod tests {
         let datagram = TcpBuilder::new("10.77.0.1:4000", "10.77.0.11:53").udp().payload(b"?").build();
         let first = ask(&tables, &datagram);
         assert_eq!(ask(&tables, &datagram), first, "a flow stays where it is");
-        let from_task = Hook::Tunnel(Origin { peer: PEER, vni: Vni::reply(0) });
+        let from_task = Hook::Tunnel(Origin::checked(PEER, Vni::reply(0)));
         let refusal = icmp_error(&datagram, 3, 3, [0; 4]);
         assert_eq!(from_task.run(&mut Frame::new(refusal.clone()), &tables), Verdict::Emit { ifindex: 1 });
         assert_eq!(tables.counted.borrow().refused.get(&first), Some(&1), "counted as refused");

@@ -5,7 +5,7 @@
 
 use super::{Origin, drop, ingress, is_tunnel, macs, reply, settle, settle_reply, target, track};
 use crate::abi::{
-    Backend, Config, Direction, DropReason, Flow, FlowKey, Fragment as Ports, NatKey, VipId, flow_event,
+    Backend, Config, Direction, DropReason, Edge, Flow, FlowKey, Fragment as Ports, NatKey, VipId, flow_event,
 };
 use crate::lookups::{FlowTable, Load, Lookups};
 use crate::packet::Packet;
@@ -29,7 +29,10 @@ pub fn uplink_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragm
     let Some(segment) = fragment.segment(packet) else {
         return Fate::PASS;
     };
-    if is_tunnel(config, &segment) || lookups.address_index(&segment.ip.destination).is_none() {
+    if is_tunnel(config, &segment) {
+        return Fate::go_on(Edge::Decapsulate);
+    }
+    if lookups.address_index(&segment.ip.destination).is_none() {
         return Fate::PASS;
     }
     lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
@@ -58,6 +61,9 @@ pub fn tunnel_fragment<P: Packet, L: Lookups>(
             return later_reply(packet, lookups, fragment);
         }
         return match lookups.backend(id).filter(|backend| backend.is_alive() && backend.is_local()) {
+            Some(backend) if !target::is_allowed(lookups, backend, &fragment.header().source) => {
+                drop(lookups, DropReason::NotAllowed, direction)
+            }
             Some(backend) => deliver(packet, lookups, fragment, backend),
             None => drop(lookups, DropReason::UnknownBackend, direction),
         };

@@ -3,6 +3,7 @@
 //! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel; leaves local
 //!   backends and all that is difficult to TC on the same uplink, which meets the same flow.
 //! * [`uplink`]: uplink, TC ingress. The same for remote and local backends. Tunnel packets for this node go on in [`decapsulate`].
+//! * [`device`], [`egress`]: VXLAN device and uplink, TC egress. What the device sends.
 //! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node; what tasks of other
 //!   nodes send to addresses of tasks here.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
@@ -24,6 +25,7 @@ mod guarded;
 mod ingress;
 #[cfg(test)]
 mod malformed;
+mod member;
 #[cfg(test)]
 mod model;
 mod outer;
@@ -35,6 +37,7 @@ mod track;
 
 pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
+pub use member::{device, egress};
 pub use outer::{decapsulate, outer_origin};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
@@ -72,8 +75,8 @@ pub fn xdp<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(vni) = vxlan::parse(packet, OUTER) else {
         return Fate::PASS;
     };
-    if lookups.peer(&segment.ip.source).is_none() {
-        return drop(lookups, DropReason::UnknownPeer, direction_of(vni));
+    if let Some(reason) = member::refusal(packet, lookups, &segment.ip.source) {
+        return drop(lookups, reason, direction_of(vni));
     }
     if vni.is_reply() { reply::forward_outer(packet, lookups, vni, At::Xdp) } else { Fate::PASS }
 }
@@ -104,9 +107,16 @@ pub struct Origin {
     pub peer: [u8; 4],
     /// Network identifier.
     pub vni: Vni,
+    /// Whether the program of an uplink has checked that a member sent it.
+    pub is_checked: bool,
 }
 
 impl Origin {
+    /// Of a packet that the program of an uplink has checked.
+    pub const fn checked(peer: [u8; 4], vni: Vni) -> Self {
+        Self { peer, vni, is_checked: true }
+    }
+
     /// The peer's address.
     #[inline(always)]
     const fn address(self) -> Address {
@@ -127,11 +137,14 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
-    if lookups.peer(&origin.address()).is_none() {
-        return drop(lookups, DropReason::UnknownPeer, direction);
+    if !origin.is_checked {
+        return drop(lookups, DropReason::NotByUplink, direction);
     }
+    let Some(sender) = lookups.peer(&origin.address()) else {
+        return drop(lookups, DropReason::UnknownPeer, direction);
+    };
     if origin.vni.is_between_tasks() {
-        return to_task(config);
+        return member::to_task(packet, lookups, config, sender);
     }
     let Some(segment) = Segment::parse(packet, 0) else {
         let fate = otherwise(packet, Edge::TunnelError, Edge::TunnelFragment);
@@ -155,13 +168,6 @@ fn to_target<P: Packet, L: Lookups>(
     let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
     let fate = target::deliver(packet, lookups, config, segment, origin.vni.backend(), &source);
     settle(packet, lookups, segment, fate, origin.peer)
-}
-
-/// A packet of another node's task, for a task of this node by its own address: the kernel finds its link. Without a bridge there are
-/// no tasks, and the host stack makes nothing of it, as it is addressed to no device of its.
-#[inline(always)]
-fn to_task(config: &Config) -> Fate {
-    if config.tasks_ifindex == 0 { Fate::PASS } else { Fate::route(config.tasks_ifindex) }
 }
 
 /// TC on the ingress of a task's host-side veth.

@@ -120,7 +120,7 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
 fn reply(tables: &HostTables, client: u16, flags: u8) {
     let packet =
         TcpBuilder::new("10.77.0.11:80", &std::format!("10.77.0.1:{}", 40000 + client)).flags(flags).build();
-    tunnel(&mut Frame::new(packet), tables, Origin { peer: v4(PEER), vni: Vni::reply(0) });
+    tunnel(&mut Frame::new(packet), tables, Origin::checked(v4(PEER), Vni::reply(0)));
 }
 
 /// What holds between any two packets.
@@ -154,7 +154,7 @@ fn replies_follow_a_client_that_moved() {
         assert!(matches!(from(mac, flags), Verdict::Tunnel(_)), "forwarded from {mac}");
     }
     let mut answer = Frame::new(TcpBuilder::new("10.77.0.11:80", "10.77.0.1:40000").build());
-    tunnel(&mut answer, &tables, Origin { peer: v4(PEER), vni: Vni::reply(0) });
+    tunnel(&mut answer, &tables, Origin::checked(v4(PEER), Vni::reply(0)));
     assert_eq!(&answer.bytes[..12], &[4, 4, 4, 4, 4, 4, 9, 9, 9, 9, 9, 9], "MACs of the reply");
 }
 

@@ -6,7 +6,7 @@
 //! both end in the same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been
 //! there ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
-use super::{At, OUTER, Origin, direction_of, drop, exceeds, reply, target, to_target};
+use super::{At, Origin, direction_of, drop, exceeds, member, reply, target, to_target};
 use crate::abi::{Address, Config, Direction, DropReason, Node};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -40,6 +40,7 @@ pub(super) fn headers<P: Packet>(
         source_port_be: rewrite::tunnel_source_port(packet, client, client_port_be),
         port_be: config.tunnel_port_be,
         vni,
+        cookie: node.cookie,
     }
 }
 
@@ -73,25 +74,42 @@ pub(super) fn enter<P: Packet, L: Lookups>(
 /// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has none.
 #[inline(always)]
 pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
-    match (packet.load::<4>(eth::LEN + ipv4::SOURCE), vxlan::parse(packet, OUTER)) {
-        (Some(peer), Some(vni)) => Origin { peer, vni },
-        _ => Origin { peer: [0; 4], vni: Vni::request(0, false) },
+    const SOURCE: usize = eth::LEN + ipv4::SOURCE;
+    // In one piece: where two may be missing, the verifier finds one of them undefined where the other is there.
+    match packet.load::<{ OVERHEAD - SOURCE }>(SOURCE) {
+        Some([p0, p1, p2, p3, .., flags, _, _, _, v0, v1, v2, _]) if flags & vxlan::FLAG_VNI != 0 => {
+            let vni = Vni(u32::from_be_bytes([0, v0, v1, v2]));
+            Origin { peer: [p0, p1, p2, p3], vni, is_checked: false }
+        }
+        _ => Origin { peer: [0; 4], vni: Vni::request(0, false), is_checked: false },
     }
 }
 
-/// Continues [`super::uplink`]: a tunnel packet for this node, from a member or not.
+/// Continues [`super::uplink`] and [`super::uplink_fragment`]: a tunnel packet for this node, from a member or not.
 #[inline(always)]
 pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let (Some(config), vni) = (lookups.config(), origin.vni) else {
         return Fate::PASS;
     };
-    if origin.peer == [0; 4] || vni.is_between_tasks() || is_congested(packet) {
+    if origin.peer == [0; 4] {
         return Fate::PASS;
     }
     let direction = direction_of(vni);
-    if lookups.peer(&origin.address()).is_none() {
-        return drop(lookups, DropReason::UnknownPeer, direction);
+    if let Some(reason) = member::refusal(packet, lookups, &origin.address()) {
+        return drop(lookups, reason, direction);
     }
+    let fate = if vni.is_between_tasks() || is_congested(packet) || is_fragment(packet) {
+        Fate::PASS
+    } else {
+        take_out(packet, lookups, config, origin)
+    };
+    if fate == Fate::PASS { member::to_device(packet, lookups, vni, direction) } else { fate }
+}
+
+/// A member's packet, out of the tunnel if the program can; [`Fate::PASS`]: it can't.
+#[inline(always)]
+fn take_out<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config, origin: Origin) -> Fate {
+    let vni = origin.vni;
     if vni.is_reply() {
         return reply::forward_outer(packet, lookups, vni, At::Tc);
     }
@@ -107,7 +125,7 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
     }
     match Segment::parse(packet, 0) {
         Some(segment) => to_target(packet, lookups, config, &segment, origin),
-        None => drop(lookups, DropReason::Malformed, direction),
+        None => drop(lookups, DropReason::Malformed, Direction::Request),
     }
 }
 
@@ -116,6 +134,14 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
 fn is_congested<P: Packet>(packet: &P) -> bool {
     const CONGESTION_EXPERIENCED: u8 = 0b11;
     packet.load::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
+}
+
+/// Whether this is the first fragment of a tunnel packet, which has the tunnel's headers. The kernel puts the packet together before the
+/// device takes it, with the mark of this one.
+#[inline(always)]
+fn is_fragment<P: Packet>(packet: &P) -> bool {
+    const FLAGS: usize = eth::LEN + 6;
+    packet.load::<2>(FLAGS).is_some_and(|flags| u16::from_be_bytes(flags) & ipv4::FRAGMENT != 0)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::track::{self, Tracked};
 use super::{drop, is_too_big, macs, reply};
 use crate::abi::{
     Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
-    flow_event,
+    backend_flag, flow_event,
 };
 use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
@@ -86,6 +86,12 @@ pub(super) fn backend_for<'a, L: Lookups>(lookups: &'a L, segment: &Segment, id:
     let backend = lookups.backend(id)?;
     let address = if segment.ip.is_v6 { &backend.task_address6 } else { &backend.task_address };
     if backend.is_alive() && backend.is_local() && !address.is_none() { Some(backend) } else { None }
+}
+
+/// Whether the backend's service has this client.
+#[inline(always)]
+pub(super) fn is_allowed<L: Lookups>(lookups: &L, backend: &Backend, client: &Address) -> bool {
+    backend.flags & backend_flag::ALLOW_LIST == 0 || lookups.is_allowed(backend.service_index, client)
 }
 
 /// A request whose backend is not here, or not any more.
@@ -193,6 +199,10 @@ fn port_at_task<L: Lookups>(
     }
     if !is_free {
         return ClientPort { port_be: free, refused: Some(DropReason::PortClash) };
+    }
+    // Its own ingress node has looked; another node's word is not enough.
+    if !fresh.via.is_none() && !is_allowed(lookups, backend, &segment.ip.source) {
+        return ClientPort { port_be: free, refused: Some(DropReason::NotAllowed) };
     }
     key.client_port_be = free;
     let refused = match nats.open(&key, fresh) {

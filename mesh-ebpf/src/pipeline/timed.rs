@@ -39,7 +39,7 @@ fn request(tables: &HostTables, flags: u8) {
 
 fn reply(tables: &HostTables, flags: u8) {
     let packet = TcpBuilder::new("10.77.0.11:80", "10.77.0.1:40000").flags(flags).build();
-    tunnel(&mut Frame::new(packet), tables, Origin { peer: v4("10.77.0.12"), vni: Vni::reply(0) });
+    tunnel(&mut Frame::new(packet), tables, Origin::checked(v4("10.77.0.12"), Vni::reply(0)));
 }
 
 fn wait(tables: &HostTables, milliseconds: u64) {

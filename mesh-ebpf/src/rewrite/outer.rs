@@ -24,6 +24,8 @@ pub struct Outer {
     pub port_be: Be16,
     /// What the other node is told.
     pub vni: Vni,
+    /// What tells it that a member speaks; 0: nothing.
+    pub cookie: u32,
 }
 
 /// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP packet has `inner_len` bytes. The frame
@@ -39,11 +41,12 @@ pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &Outer) -> 
 
     let ip = ipv4_header(ip_len, protocol::UDP, outer.source, outer.destination);
     let ([s0, s1], [d0, d1]) = (outer.source_port_be.0, outer.port_be.0);
-    let ([l0, l1], [v0, v1, v2, v3]) = (udp_len.to_be_bytes(), outer.vni.to_bytes());
+    let [l0, l1] = udp_len.to_be_bytes();
+    let [f, c0, c1, c2, v0, v1, v2, c3] = vxlan::header(outer.vni, outer.cookie);
     set_macs(packet, outer.destination_mac, outer.source_mac)?;
     packet.store(eth::TYPE, &eth::IPV4_BE)?;
     packet.overwrite(IP, &ip)?;
-    packet.overwrite(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, vxlan::FLAG_VNI, 0, 0, 0, v0, v1, v2, v3])
+    packet.overwrite(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, f, c0, c1, c2, v0, v1, v2, c3])
 }
 
 /// Outer source port: the same for a flow, spread over flows, so that the network between balances them. Where the kernel knows the flow

@@ -6,7 +6,7 @@ use std::vec::Vec;
 use crate::abi::Address;
 use crate::csum;
 use crate::parse::tcp::Flags;
-use crate::parse::vxlan::Vni;
+use crate::parse::vxlan::{self, OVERHEAD, Vni};
 use crate::parse::{eth, ipv4};
 
 /// The octets of an address in dotted form.
@@ -331,6 +331,23 @@ fn checksum_of(bytes: &[u8], start: u32) -> [u8; 2] {
     (!csum::fold(total)).to_be_bytes()
 }
 
+/// `frame`, a VXLAN packet, with this cookie.
+#[must_use]
+pub fn bearing(mut frame: Vec<u8>, cookie: u32) -> Vec<u8> {
+    const HEADER: usize = OVERHEAD - vxlan::LEN;
+    let [c0, c1, c2, c3] = cookie.to_be_bytes();
+    frame[HEADER + 1..HEADER + 4].copy_from_slice(&[c0, c1, c2]);
+    frame[HEADER + 7] = c3;
+    frame
+}
+
+/// `frame` without what a cookie in it would be: that of a VXLAN packet that is left to the device, or comes from it, may change.
+pub fn without_cookie(frame: &[u8]) -> Vec<u8> {
+    const HEADER: usize = OVERHEAD - vxlan::LEN;
+    let is_cookie = |at: usize| (HEADER..HEADER + 4).contains(&at) || at == HEADER + 7;
+    frame.iter().enumerate().filter(|(at, _)| !is_cookie(*at)).map(|(_, byte)| *byte).collect()
+}
+
 /// `inner` in a VXLAN packet to UDP port 4799, from outer `source_port`.
 ///
 /// # Panics
@@ -352,8 +369,8 @@ pub fn in_tunnel(
     frame.extend_from_slice(&source_port.to_be_bytes());
     frame.extend_from_slice(&4799u16.to_be_bytes());
     frame.extend_from_slice(&udp_len.to_be_bytes());
-    frame.extend_from_slice(&[0, 0, 0x08, 0, 0, 0]);
-    frame.extend_from_slice(&vni.to_bytes());
+    frame.extend_from_slice(&[0, 0]);
+    frame.extend_from_slice(&vxlan::header(vni, 0));
     frame.extend_from_slice(inner);
     frame
 }

@@ -20,12 +20,14 @@ pub struct Frame {
     pub ifindex: u32,
     /// Bytes of payload in each of the packets that it stands for; 0 if it stands for itself.
     pub segment_size: u32,
+    /// Whether mesh has marked it, see [`Packet::mark`].
+    pub is_marked: bool,
 }
 
 impl Frame {
     /// A frame that came in by [`IFINDEX`].
     pub const fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, ifindex: IFINDEX, segment_size: 0 }
+        Self { bytes, ifindex: IFINDEX, segment_size: 0, is_marked: false }
     }
 }
 
@@ -76,6 +78,14 @@ impl Packet for Frame {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    fn mark(&mut self) {
+        self.is_marked = true;
+    }
+
+    fn take_mark(&mut self) -> bool {
+        core::mem::take(&mut self.is_marked)
     }
 
     fn segments(&self) -> u32 {

@@ -3,16 +3,18 @@
 
 mod builder;
 mod cells;
+mod counted;
 pub mod fixtures;
 pub mod fragments;
 mod frame;
 mod run;
 mod tables;
 
-pub use builder::{IcmpBuilder, TcpBuilder, icmp_error, in_tunnel, v4};
+pub use builder::{IcmpBuilder, TcpBuilder, bearing, icmp_error, in_tunnel, v4, without_cookie};
 pub use cells::HostCells;
+pub use counted::Counted;
 pub use fixtures::Fixture;
 pub use fragments::fragments_of;
 pub use frame::{Frame, IFINDEX};
 pub use run::Hook;
-pub use tables::{Counted, HostTables, Setup};
+pub use tables::{HostTables, Setup};

@@ -18,6 +18,11 @@ pub enum Hook {
     Tunnel(Origin),
     /// TC ingress of a task's veth.
     Task,
+    /// TC egress of the uplink.
+    Egress {
+        /// The VXLAN device has sent it.
+        is_devices: bool,
+    },
 }
 
 impl Hook {
@@ -28,6 +33,11 @@ impl Hook {
             Self::Uplink => pipeline::uplink(packet, tables),
             Self::Tunnel(origin) => pipeline::tunnel(packet, tables, origin),
             Self::Task => pipeline::task(packet, tables),
+            Self::Egress { is_devices } => {
+                packet.is_marked = is_devices;
+                pipeline::egress(packet, tables);
+                Fate::PASS
+            }
         };
         loop {
             fate = match fate.verdict() {

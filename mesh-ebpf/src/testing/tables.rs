@@ -8,12 +8,13 @@ use std::vec::Vec;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
-    FragmentKey, Histogram, Live, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
+    FragmentKey, Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
 };
 use crate::flow_table;
 use crate::guard;
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
+use crate::testing::Counted;
 
 /// What userspace has written into the maps before a packet comes.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct Setup {
     pub backends: Vec<(u32, Backend)>,
     /// Nodes, by index.
     pub nodes: Vec<Node>,
+    /// What is demanded of them, by index. Those that are missing are as an agent that has just started leaves them.
+    pub members: Vec<Member>,
     /// Networks that may open flows, with their prefix lengths.
     pub allowed: Vec<(u32, AllowedKey)>,
     /// Half-open flows.
@@ -50,31 +53,6 @@ pub struct Setup {
     pub guard: SynGuard,
     /// When a SYN was last not remembered, ns of the monotonic clock; 0: never.
     pub guard_fired_ns: u64,
-}
-
-/// What was counted; backend ids and service indexes are keys.
-#[derive(Clone, Debug, Default)]
-pub struct Counted {
-    /// Flows opened, by backend.
-    pub opened: HashMap<u32, u64>,
-    /// Flows closed, by backend.
-    pub closed: HashMap<u32, u64>,
-    /// Handshakes answered, by backend.
-    pub answered: HashMap<u32, u64>,
-    /// Handshakes refused, by backend.
-    pub refused: HashMap<u32, u64>,
-    /// Handshakes left unanswered, by backend.
-    pub unanswered: HashMap<u32, u64>,
-    /// Flows without backend, by service.
-    pub no_backend: HashMap<u32, u64>,
-    /// SYNs that were forwarded but not remembered, by service.
-    pub unremembered: HashMap<u32, u64>,
-    /// Durations, by what is timed and service.
-    pub durations: HashMap<(Timed, u32), Histogram>,
-    /// Packets, by backend and direction.
-    pub packets: HashMap<(u32, Direction), u64>,
-    /// Drops.
-    pub drops: HashMap<(DropReason, Direction), u64>,
 }
 
 /// Lookups over a [`Setup`], with a clock and dice that tests set.
@@ -314,6 +292,11 @@ impl Lookups for HostTables {
     fn peer(&self, address: &Address) -> Option<u32> {
         let index = self.setup.nodes.iter().skip(1).position(|node| node.address == *address)?;
         u32::try_from(index + 1).ok()
+    }
+
+    fn member(&self, index: u32) -> Option<&Member> {
+        const UNWRITTEN: &Member = &Member { accepted: [0; 2], subnet: 0, mask: 0, flags: 0, reserved: 0 };
+        Some(self.setup.members.get(index as usize).unwrap_or(UNWRITTEN))
     }
 
     fn socket_owns(&self, connection: &Connection) -> bool {

@@ -5,5 +5,6 @@
 //!
 //! Left to others: what an answer should say.
 
+pub mod forged;
 pub mod http;
 pub mod load;

@@ -1,5 +1,6 @@
 //! `cargo xtask soak NAME`: what takes too long for the test run, each in a lab of its own.
 
+mod forged_tunnel;
 mod listeners;
 
 use anyhow::Result;
@@ -14,6 +15,8 @@ pub struct SoakArgs {
 
 #[derive(Debug, Subcommand)]
 enum Soak {
+    /// Forged tunnel packets from a client, all VNIs and random cookies, beside requests: none reaches a task (needs root)
+    ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
     /// Silent, half and false clients by the thousand on every listener: the API answers, logs stay small (needs root)
     Listeners(listeners::ListenersArgs),
 }
@@ -24,6 +27,7 @@ enum Soak {
 /// When something doesn't hold.
 pub fn run(args: &SoakArgs) -> Result<()> {
     match &args.soak {
+        Soak::ForgedTunnel(args) => forged_tunnel::run(args),
         Soak::Listeners(args) => listeners::run(args),
     }
 }

@@ -142,6 +142,7 @@ fn a_new_leader_is_told() {
         address: String::new(),
         since: Timestamp::default(),
         own_ports: Vec::new(),
+        tells_member_keys: true,
     };
     told.put(keys::manager(&name), &manager);
     told.put(keys::LEADER.to_owned(), &manager);

@@ -46,8 +46,11 @@ impl Session {
             }
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses)?,
             Some(Up::TableAck(ack)) => {
-                let node = self.node.clone();
-                self.reports.leave(|mailbox| mailbox.put_ack(node, ack.generation));
+                // Nobody holds a table that is newer than the store.
+                let newest = u64::try_from(self.snapshots.borrow().revision).unwrap_or_default();
+                let sent = self.sent_table.as_ref().map_or(0, |table| table.generation);
+                let (node, generation) = (self.node.clone(), ack.generation.min(newest.max(sent)));
+                self.reports.leave(|mailbox| mailbox.put_ack(node, generation));
             }
             Some(Up::PortClashes(told)) => {
                 let (node, clashes) = (self.node.clone(), port_clashes(told)?);

@@ -177,6 +177,7 @@ impl Session {
                 Down::Loads(loads) => self.loads.extend(loads.loads),
                 Down::Dependency(dependency) => self.dependencies.push(dependency),
                 Down::LogsWanted(wanted) => self.logs_wanted.push(wanted),
+                Down::MemberKeys(_) => panic!("keys for an agent that doesn't say that it knows them"),
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

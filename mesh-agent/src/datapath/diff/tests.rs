@@ -48,8 +48,14 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
     for number in 1..=nodes {
         let id = NodeId::from(format!("node{number}"));
         let address = node_address(number);
-        let node =
-            PeerNode { id: id.clone(), address, hostname: String::new(), subnet: None, in_userspace: false };
+        let node = PeerNode {
+            id: id.clone(),
+            address,
+            hostname: String::new(),
+            subnet: None,
+            in_userspace: false,
+            takes_cookies: false,
+        };
         view.nodes.insert(id, node);
     }
     for (number, published) in ports.iter().enumerate() {

@@ -109,6 +109,7 @@ fn node(index: u32, ifindex: u32) -> Node {
         mac: Mac(SOURCE_MAC),
         source_mac: Mac(NODE_MAC),
         ifindex,
+        cookie: index,
         ..Node::default()
     }
 }

@@ -1,0 +1,62 @@
+//! Whether a node may have the address that it says it has.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use mesh_state::ids::NodeId;
+use mesh_state::node::{NodeState, is_member_address};
+use thiserror::Error;
+
+use crate::snapshot::ClusterSnapshot;
+
+/// Why a node may not have an address.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(in super::super) enum AddressError {
+    /// No machine's, or good on that machine only.
+    #[error("{0} is no address that other nodes can reach: give the agent another with --address")]
+    Unusable(Ipv4Addr),
+    /// Another member that is heard has it.
+    #[error("{address} is node {other}'s: give the agent its own with --address, or remove that node")]
+    Taken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who has it.
+        other: NodeId,
+    },
+}
+
+/// Whether `node` may have `address`. A node that is down may have left it to a machine that was set up anew.
+pub(super) fn check(
+    snapshot: &ClusterSnapshot,
+    node: &NodeId,
+    address: Ipv4Addr,
+) -> Result<(), AddressError> {
+    if !is_member_address(address) {
+        return Err(AddressError::Unusable(address));
+    }
+    let has_it = |id: &NodeId| snapshot.nodes[id].address == Some(IpAddr::V4(address));
+    let lives = |id: &NodeId| snapshot.node_state(id) != NodeState::Down;
+    match snapshot.nodes.keys().find(|id| *id != node && has_it(id) && lives(id)) {
+        Some(other) => Err(AddressError::Taken { address, other: other.clone() }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::World;
+
+    #[test]
+    fn a_node_has_an_address_of_its_own() {
+        let mut world = World::with_nodes(["a", "b"]);
+        let address = Ipv4Addr::new(10, 77, 0, 11);
+        world.update_node("a", |node| node.address = Some(IpAddr::V4(address)));
+        let of = |world: &World, node: &str, address| check(&world.snapshot, &node.into(), address);
+        assert_eq!(of(&world, "a", address), Ok(()), "its own");
+        assert_eq!(of(&world, "b", address), Err(AddressError::Taken { address, other: "a".into() }));
+        assert_eq!(of(&world, "b", Ipv4Addr::new(10, 77, 0, 12)), Ok(()));
+        assert_eq!(of(&world, "b", Ipv4Addr::LOCALHOST), Err(AddressError::Unusable(Ipv4Addr::LOCALHOST)));
+        world.set_liveness(&"a".into(), NodeState::Down);
+        assert_eq!(of(&world, "b", address), Ok(()), "what a node that is down had");
+    }
+}

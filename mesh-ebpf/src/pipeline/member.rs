@@ -1,0 +1,130 @@
+//! Whether a tunnel packet may be taken from the member that it says it is from, and what the VXLAN device needs for that.
+//!
+//! A member's packets bear a cookie, which userspace works out for each pair of nodes out of the members' secret and puts into the
+//! maps: programs only compare it and write it. It lies in bits that the VXLAN device doesn't accept when they are set (RFC 7348
+//! calls them reserved), so it is taken off what is left to the device, and put on what the device sends, by [`egress`]. What the
+//! uplink's program has checked bears a mark on its way through the device, whose own program takes nothing else: the kernel's
+//! socket hands it packets of every interface, and of every address of the node. What the device sends bears the same mark as far as
+//! the uplink.
+
+use super::{OUTER, drop};
+use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_word};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::vxlan::{self, Vni};
+use crate::parse::{eth, ipv4, ipv6};
+use crate::verdict::Fate;
+
+/// Why a packet with the tunnel's headers, from `peer`, is not taken; `None` if it is.
+#[inline(always)]
+pub(super) fn refusal<P: Packet, L: Lookups>(packet: &P, lookups: &L, peer: &Address) -> Option<DropReason> {
+    match lookups.peer(peer).and_then(|index| lookups.member(index)) {
+        Some(member) if member.admits(vxlan::cookie(packet, OUTER)) => None,
+        Some(_) => Some(DropReason::BadCookie),
+        None => Some(DropReason::UnknownPeer),
+    }
+}
+
+/// Leaves a packet that was checked to the VXLAN device, and to its program.
+#[inline(always)]
+pub(super) fn to_device<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    vni: Vni,
+    direction: Direction,
+) -> Fate {
+    let is_plain = vxlan::cookie(packet, OUTER) == 0;
+    if !is_plain && packet.overwrite(OUTER, &vxlan::header(vni, 0)).is_none() {
+        return drop(lookups, DropReason::Resize, direction);
+    }
+    packet.mark();
+    Fate::PASS
+}
+
+/// A packet of a task of the node with index `sender`, for a task of this node by its own address: the kernel finds its link. Without
+/// a bridge there are no tasks, and the host stack makes nothing of it, as it is addressed to no device of its.
+#[inline(always)]
+pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &Config, sender: u32) -> Fate {
+    if config.tasks_ifindex == 0 {
+        return Fate::PASS;
+    }
+    let (Some(member), Some(own)) = (lookups.member(sender), lookups.member(0)) else {
+        return drop(lookups, DropReason::UnknownPeer, Direction::Request);
+    };
+    let Some([source, destination]) = task_words(packet) else {
+        return drop(lookups, DropReason::Malformed, Direction::Request);
+    };
+    if !member.may_have(source) {
+        return drop(lookups, DropReason::ForeignSource, Direction::Request);
+    }
+    if !own.may_have(destination) {
+        return drop(lookups, DropReason::ForeignDestination, Direction::Request);
+    }
+    Fate::route(config.tasks_ifindex)
+}
+
+/// What tells the two tasks apart that a packet is from and for, whatever else it holds; `None` if it is none of IP.
+#[inline(always)]
+fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
+    const IP: usize = eth::LEN;
+    match packet.load::<2>(eth::TYPE)? {
+        eth::IPV4_BE => {
+            let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load::<8>(IP + ipv4::SOURCE)?;
+            Some([u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([d0, d1, d2, d3])])
+        }
+        eth::IPV6_BE => {
+            let source = packet.load::<16>(IP + ipv6::SOURCE)?;
+            Some([task_word(source), task_word(packet.load::<16>(IP + ipv6::DESTINATION)?)])
+        }
+        _ => None,
+    }
+}
+
+/// TC on the egress of the VXLAN device: so that [`egress`] knows what the device sends from what others do, whose source address the
+/// host may have made its own (containers may send to any port).
+#[inline(always)]
+pub fn device<P: Packet>(packet: &mut P) {
+    packet.mark();
+}
+
+/// TC on the egress of an uplink: gives what the VXLAN device sends the cookie of the node that it goes to. What programs send bears
+/// one already.
+#[inline(always)]
+pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
+    if !packet.take_mark() {
+        return;
+    }
+    let Some(config) = lookups.config() else { return };
+    let Some(destination) = tunnel_destination(packet, config) else { return };
+    let Some(node) = lookups.peer(&Address::v4(destination)).and_then(|index| lookups.node(index)) else {
+        return;
+    };
+    if node.cookie == 0 || vxlan::cookie(packet, OUTER) != 0 {
+        return;
+    }
+    if let Some(vni) = vxlan::parse(packet, OUTER) {
+        // If the kernel refuses, the packet goes as it is, and the other node says why it doesn't take it.
+        packet.overwrite(OUTER, &vxlan::header(vni, node.cookie));
+    }
+}
+
+/// Where a tunnel packet of this node's goes; `None` for any other packet, and for a fragment that has no headers of the tunnel.
+#[inline(always)]
+fn tunnel_destination<P: Packet>(packet: &P, config: &Config) -> Option<[u8; 4]> {
+    const IP: usize = eth::LEN;
+    const FRAGMENT: usize = 6;
+    const DESTINATION_PORT: usize = 2;
+    if packet.load::<2>(eth::TYPE)? != eth::IPV4_BE {
+        return None;
+    }
+    let [version, ..] = packet.load::<1>(IP)?;
+    let [o0, o1, _, kind] = packet.load::<4>(IP + FRAGMENT)?;
+    let port_be = Be16(packet.load::<2>(IP + ipv4::LEN + DESTINATION_PORT)?);
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load::<8>(IP + ipv4::SOURCE)?;
+    let is_tunnel = version == 0x45
+        && kind == protocol::UDP
+        && u16::from_be_bytes([o0, o1]) & ipv4::FRAGMENT_OFFSET == 0
+        && port_be == config.tunnel_port_be
+        && [s0, s1, s2, s3] == config.address.v4_octets();
+    if is_tunnel { Some([d0, d1, d2, d3]) } else { None }
+}
