@@ -61,7 +61,7 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> u32 {
 
 fn reply(tables: &HostTables, client: u16, backend: u32, flags: u8) -> Verdict {
     let packet = TcpBuilder::new("10.77.0.11:80", &std::format!("10.77.0.1:{client}")).flags(flags).build();
-    let origin = Origin { peer: v4(PEER), vni: Vni::reply(0).of(backend) };
+    let origin = Origin::checked(v4(PEER), Vni::reply(0).of(backend));
     tunnel(&mut Frame::new(packet), tables, origin).verdict()
 }
 
