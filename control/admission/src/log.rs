@@ -73,7 +73,7 @@ mod tests {
         let mut written = Vec::new();
         let mut lines = BoundedLines(&mut written);
         lines.write_all(b"short\n").unwrap();
-        lines.write_all(&[b'x'; 4 << 20]).unwrap();
+        lines.write_all(&vec![b'x'; 4 << 20]).unwrap();
         assert!(written.len() < LOG_LINE_BYTES + 64, "{} bytes were written", written.len());
         assert!(written.starts_with(b"short\n") && written.ends_with(b"more bytes)\n"));
     }
