@@ -95,7 +95,7 @@ impl Parts {
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listeners = bind(&config).await?;
     let registry = Registry::new();
-    let etcd = EtcdStore::open(&config.etcd).await?;
+    let etcd = EtcdStore::open(config.etcd.clone()).await?;
     let store: Arc<dyn Store> = Arc::new(metrics::store::CountedStore::register(etcd.clone(), &registry)?);
     let Some(opened) = shutdown.run_until_cancelled(open_cluster(store.as_ref(), &config)).await else {
         return Ok(());
@@ -162,7 +162,7 @@ async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<Open
         match bootstrap::open_cluster(store, &config.data_dir, config.pool, Utc::now()).await {
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {
-                warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd, "waits for etcd");
+                warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd.addresses, "waits for etcd");
                 tokio::time::sleep(backoff.pause(&mut rand::rng())).await;
             }
             Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "mesh-control", version)]
 pub struct Cli {
-    /// Client addresses of the etcd cluster.
+    /// Client addresses of the etcd cluster: https://HOST:PORT, or http:// for an etcd on this machine.
     #[arg(
         long,
         env = "MESH_ETCD",
@@ -19,6 +19,30 @@ pub struct Cli {
         default_value = "http://127.0.0.1:2379"
     )]
     pub etcd: Vec<String>,
+
+    /// The CA that signed the certificates of etcd's members, PEM. `mesh etcd-certificates` makes one.
+    #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+
+    /// The certificate that this manager shows to etcd, PEM. Read anew whenever etcd is connected to anew.
+    #[arg(long, env = "MESH_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+
+    /// The key of that certificate, PEM; for its owner alone (mode 0600).
+    #[arg(long, env = "MESH_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+
+    /// This manager's user in etcd, if etcd's authentication is on and doesn't go by the certificate's common name.
+    #[arg(long, env = "MESH_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+
+    /// Holds that user's password; for its owner alone (mode 0600).
+    #[arg(long, env = "MESH_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
+
+    /// Speak plain text to an etcd on another machine. Whoever reaches that network can then read and change everything.
+    #[arg(long, env = "MESH_ETCD_INSECURE")]
+    pub etcd_insecure: bool,
 
     /// Holds the cluster's key file (`key`) and the join tokens; made with mode 0700. Further managers need the first one's `key`.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use mesh_state::store::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 use thiserror::Error;
 
 use crate::cli::Cli;
@@ -11,8 +12,8 @@ use crate::pool::{PoolError, WantedPool};
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// etcd's client addresses; at least one.
-    pub etcd: Vec<String>,
+    /// How etcd is reached.
+    pub etcd: EtcdAccess,
     /// Holds the key file and the join tokens.
     pub data_dir: PathBuf,
     /// This manager's name.
@@ -41,9 +42,9 @@ pub enum ConfigError {
     /// An address that nobody can connect to.
     #[error("--advertise {0}: give the address of this machine that agents reach")]
     Unspecified(IpAddr),
-    /// An empty entry in `--etcd`.
-    #[error("--etcd: an address is empty; give http://HOST:2379[,…]")]
-    NoEtcd,
+    /// An address of etcd that can't be used, or not as asked.
+    #[error("--etcd")]
+    Etcd(#[from] EtcdAccessError),
     /// Tasks' networks can't come out of it.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -68,11 +69,20 @@ impl Config {
         if cli.advertise.is_unspecified() {
             return Err(ConfigError::Unspecified(cli.advertise));
         }
-        if cli.etcd.is_empty() || cli.etcd.iter().any(|address| address.trim().is_empty()) {
-            return Err(ConfigError::NoEtcd);
-        }
+        let identity = cli.etcd_cert.zip(cli.etcd_key);
+        let etcd = EtcdAccess {
+            addresses: cli.etcd,
+            ca: cli.etcd_ca,
+            identity: identity.map(|(certificate, key)| EtcdIdentity { certificate, key }),
+            user: cli
+                .etcd_user
+                .zip(cli.etcd_password_file)
+                .map(|(name, password_file)| EtcdUser { name, password_file }),
+            allow_plain_text: cli.etcd_insecure,
+        };
+        etcd.check()?;
         Ok(Self {
-            etcd: cli.etcd,
+            etcd,
             data_dir: cli.data_dir,
             name,
             advertise: cli.advertise,
@@ -122,7 +132,31 @@ mod tests {
     fn addresses_that_lead_nowhere_are_refused() {
         let refused = config(&["--advertise", "0.0.0.0"], Some("a"));
         assert!(matches!(refused, Err(ConfigError::Unspecified(_))), "{refused:?}");
-        let refused = config(&["--advertise", "10.0.0.1", "--etcd", "http://a:1,"], Some("a"));
-        assert!(matches!(refused, Err(ConfigError::NoEtcd)), "{refused:?}");
+        let refused = config(&["--advertise", "10.0.0.1", "--etcd", "http://127.0.0.1:1,"], Some("a"));
+        assert!(matches!(refused, Err(ConfigError::Etcd(EtcdAccessError::BadAddress { .. }))), "{refused:?}");
+    }
+
+    #[test]
+    fn plain_text_to_another_machine_needs_a_word() {
+        let mut arguments = vec!["--advertise", "10.0.0.1", "--etcd", "http://10.0.0.2:2379"];
+        let refused = config(&arguments, Some("a"));
+        assert!(matches!(refused, Err(ConfigError::Etcd(EtcdAccessError::PlainText { .. }))), "{refused:?}");
+        arguments.push("--etcd-insecure");
+        assert!(config(&arguments, Some("a")).unwrap().etcd.allow_plain_text);
+    }
+
+    #[test]
+    fn certificates_and_a_user_for_etcd_are_taken() {
+        let mut arguments = vec!["--advertise", "10.0.0.1", "--etcd", "https://10.0.0.2:2379"];
+        arguments.extend(["--etcd-ca", "ca.pem", "--etcd-cert", "c.pem", "--etcd-key", "c.key"]);
+        arguments.extend(["--etcd-user", "mesh", "--etcd-password-file", "password"]);
+        let etcd = config(&arguments, Some("a")).unwrap().etcd;
+        let identity = EtcdIdentity { certificate: "c.pem".into(), key: "c.key".into() };
+        assert_eq!(etcd.identity, Some(identity));
+        assert_eq!(etcd.user, Some(EtcdUser { name: "mesh".to_owned(), password_file: "password".into() }));
+        for alone in [["--etcd-cert", "c.pem"], ["--etcd-key", "c.key"], ["--etcd-user", "mesh"]] {
+            let all = ["mesh-control", "--advertise", "10.0.0.1"].into_iter().chain(alone);
+            assert!(Cli::try_parse_from(all).is_err(), "{alone:?} alone was taken");
+        }
     }
 }

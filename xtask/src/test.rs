@@ -26,6 +26,7 @@ const CONTROL_PLANE_TESTS: &[&str] = &[
     "applications",
     "docker_cli",
     "engine_away",
+    "etcd_access",
     "interrupted_update",
     "jobs",
     "nodes",

@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::etcd_keys;
 use super::layout::{CLIENT_IP, NodeLayout, PREFIX_BITS};
 use super::record::Record;
 use crate::artifacts::Binaries;
+
+/// Where etcd tells its health in plain text, on loopback.
+pub(super) const ETCD_HEALTH_PORT: u16 = 2381;
 
 /// A daemon of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
@@ -107,24 +111,38 @@ fn dockerd(node: &NodeLayout) -> CommandLine {
 
 fn etcd(node: &NodeLayout, record: &Record) -> CommandLine {
     let peers =
-        managers(record).map(|m| format!("{}=http://{}:2380", m.name, m.ip)).collect::<Vec<_>>().join(",");
-    let client = format!("http://{}:2379", node.ip());
-    let peer = format!("http://{}:2380", node.ip());
+        managers(record).map(|m| format!("{}=https://{}:2380", m.name, m.ip)).collect::<Vec<_>>().join(",");
+    let client = format!("https://{}:2379", node.ip());
+    let peer = format!("https://{}:2380", node.ip());
     CommandLine::new("etcd")
         .flag("--name", node.name())
         .flag("--data-dir", node.state_dir().join("etcd"))
-        .flag("--listen-client-urls", format!("{client},http://127.0.0.1:2379"))
+        .flag("--listen-client-urls", format!("{client},https://127.0.0.1:2379"))
         .flag("--advertise-client-urls", client)
         .flag("--listen-peer-urls", &peer)
         .flag("--initial-advertise-peer-urls", peer)
         .flag("--initial-cluster", peers)
         .flag("--initial-cluster-state", "new")
         .flag("--initial-cluster-token", format!("mesh-lab-{}", node.lab().name()))
+        .switch("--client-cert-auth")
+        .flag("--trusted-ca-file", etcd_keys::ca(node))
+        .flag("--cert-file", etcd_keys::member_certificate(node))
+        .flag("--key-file", etcd_keys::member_key(node))
+        .switch("--peer-client-cert-auth")
+        .flag("--peer-trusted-ca-file", etcd_keys::ca(node))
+        .flag("--peer-cert-file", etcd_keys::member_certificate(node))
+        .flag("--peer-key-file", etcd_keys::member_key(node))
+        .flag("--peer-cert-allowed-cn", etcd_keys::MEMBER_NAME)
+        // Health, for who has no certificate: the lab.
+        .flag("--listen-metrics-urls", format!("http://127.0.0.1:{ETCD_HEALTH_PORT}"))
 }
 
 fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
     CommandLine::new(program)
         .flag("--etcd", record.etcd.join(","))
+        .flag("--etcd-ca", etcd_keys::ca(node))
+        .flag("--etcd-cert", etcd_keys::client_certificate(node))
+        .flag("--etcd-key", etcd_keys::client_key(node))
         .flag("--data-dir", node.control_dir())
         .flag("--name", node.name())
         .flag("--advertise", node.ip().to_string())

@@ -16,6 +16,7 @@ pub mod record;
 
 mod cgroup;
 mod daemon;
+mod etcd_keys;
 mod images;
 mod keeper;
 mod machine;
@@ -166,7 +167,7 @@ impl Lab {
     }
 
     /// A command that will run `words` on a node's machine, or in the client's namespace. On a node, `DOCKER_HOST` and
-    /// `MESH_HOST` name mesh's socket.
+    /// `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd and its certificate.
     ///
     /// # Errors
     /// When there is no such node.
@@ -177,6 +178,9 @@ impl Lab {
             let node = self.node(place).map_err(|e| anyhow!("{e}, client"))?;
             (machine::entrance(&node), Some(component::unix_url(&node.mesh_socket())))
         };
+        let is_manager = self.record.node(place).is_some_and(|node| node.manager);
+        let etcdctl =
+            self.layout.node_named(place).filter(|_| is_manager).map(|n| etcd_keys::etcdctl_variables(&n));
         let (program, args) = entrance.split_first().context("an entrance has a program")?;
         let mut command = Command::new(program);
         command.args(args);
@@ -185,6 +189,7 @@ impl Lab {
         if let Some(host) = mesh_host {
             command.env("DOCKER_HOST", &host).env("MESH_HOST", host).env_remove("DOCKER_CONTEXT");
         }
+        command.envs(etcdctl.into_iter().flatten()).env("ETCDCTL_API", "3");
         command.arg("--").args(words);
         Ok(command)
     }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::component::{Component, command_line, unix_url};
 use super::daemon;
+use super::etcd_keys;
 use super::layout::{CLIENT_IP, Layout, NodeLayout};
 use super::network;
 use super::record::{ClientRecord, NodeRecord, Pids, Record};
@@ -112,7 +113,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         .collect();
     Record {
         client: ClientRecord { netns: layout.client_netns(), ip: CLIENT_IP },
-        etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("http://{}:2379", n.ip)).collect(),
+        etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("https://{}:2379", n.ip)).collect(),
         nodes,
         datapath: options.datapath.as_str().to_owned(),
     }
@@ -135,6 +136,7 @@ fn start_control_plane(
     binaries: &Binaries,
 ) -> Result<()> {
     let managers = &nodes[..usize::from(options.managers)];
+    etcd_keys::hand_out(managers).context("make etcd's certificates")?;
     start_all(Component::Etcd, managers, record, binaries)?;
     if options.bare {
         return Ok(());
@@ -198,7 +200,7 @@ mod tests {
         let record = plan(&layout, &options);
         let managers: Vec<bool> = record.nodes.iter().map(|n| n.manager).collect();
         assert_eq!(managers, [true, true, true, false], "which nodes are managers");
-        let etcd = ["http://10.77.0.11:2379", "http://10.77.0.12:2379", "http://10.77.0.13:2379"];
+        let etcd = ["https://10.77.0.11:2379", "https://10.77.0.12:2379", "https://10.77.0.13:2379"];
         assert_eq!(record.etcd, etcd, "an etcd member for each manager");
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::component::Component;
+use super::component::{Component, ETCD_HEALTH_PORT};
 use super::daemon::Started;
 use super::layout::NodeLayout;
 use super::netns::Netns;
@@ -43,7 +43,8 @@ pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
     match component {
         Component::Dockerd => get_unix(&node.engine_socket(), "/_ping").map(drop),
         Component::Etcd => {
-            let health = get_inside(node, 2379, "/health")?;
+            let health = Netns::named(node.netns())
+                .run(|| get_tcp(Ipv4Addr::LOCALHOST, ETCD_HEALTH_PORT, "/health"))?;
             if !health.contains("true") {
                 bail!("etcd says {health}");
             }

@@ -19,7 +19,7 @@ pub struct Record {
     pub client: ClientRecord,
     /// The nodes, in the order of their numbers.
     pub nodes: Vec<NodeRecord>,
-    /// etcd's client URLs, reachable from the nodes' namespaces.
+    /// etcd's client URLs, reachable from the nodes' namespaces with a certificate (`cargo xtask lab exec node-1 -- etcdctl …`).
     pub etcd: Vec<String>,
     /// What `--datapath` said: auto, xdp, tc or userspace.
     pub datapath: String,
@@ -162,7 +162,7 @@ mod tests {
                 datapath: None,
                 pids: Pids { dockerd: Some(1), agent: None, control: Some(3), etcd: Some(4) },
             }],
-            etcd: vec!["http://10.77.0.11:2379".into()],
+            etcd: vec!["https://10.77.0.11:2379".into()],
             datapath: "xdp".into(),
         };
         let expected = serde_json::json!({
@@ -170,7 +170,7 @@ mod tests {
             "nodes": [{"name": "node-1", "netns": "mesh-node-1", "ip": "10.77.0.11", "manager": true,
                        "docker_host": "unix:///e.sock", "mesh_host": "unix:///d.sock",
                        "metrics": "http://10.77.0.11:9464/metrics", "pids": {"dockerd": 1, "control": 3, "etcd": 4}}],
-            "etcd": ["http://10.77.0.11:2379"], "datapath": "xdp"
+            "etcd": ["https://10.77.0.11:2379"], "datapath": "xdp"
         });
         assert_eq!(serde_json::to_value(&record).unwrap(), expected, "lab.json's shape");
         assert_eq!(serde_json::from_value::<Record>(expected).unwrap(), record, "it reads back the same");

@@ -1,7 +1,10 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_etcd_pki::{CA_FILE, CLIENT_FILE};
 use mesh_state::lb::Policy;
 
 use crate::client::Host;
@@ -57,6 +60,46 @@ pub(crate) enum Command {
         /// The role that it joins in.
         role: Role,
     },
+    /// Makes the certificates with which etcd's members and mesh-control know each other, or makes them anew with the CA that is in
+    /// the directory. Asks no server.
+    EtcdCertificates {
+        /// Holds the CA, and gets NAME.pem and NAME.key for each member, client.pem and client.key for mesh-control and etcdctl.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Days that they are good for.
+        #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u64).range(1..=7300))]
+        days: u64,
+        /// Members of etcd with the addresses and host names that they are reached at, as etcd-1=10.0.0.1,etcd-1.example.
+        #[arg(required = true, value_name = "NAME=ADDRESS[,ADDRESS]", value_parser = member)]
+        members: Vec<Member>,
+    },
+}
+
+/// A member of etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Names its files.
+    pub(crate) name: String,
+    /// Where clients and the other members reach it.
+    pub(crate) addresses: Vec<String>,
+}
+
+/// Reads `etcd-1=10.0.0.1,etcd-1.example`.
+fn member(text: &str) -> Result<Member, String> {
+    let is_plain = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with('.')
+            && word.chars().all(|character| character.is_ascii_alphanumeric() || "-_.:".contains(character))
+    };
+    let (name, addresses) = text.split_once('=').ok_or("expected NAME=ADDRESS, as etcd-1=10.0.0.1")?;
+    let addresses: Vec<String> = addresses.split(',').map(str::to_owned).collect();
+    if !is_plain(name) || !addresses.iter().all(|address| is_plain(address)) {
+        return Err("names and addresses have letters, digits, '-', '_', '.' and ':'".to_owned());
+    }
+    if [CA_FILE, CLIENT_FILE].contains(&name) {
+        return Err(format!("no member can be called {name}: that file is another's"));
+    }
+    Ok(Member { name: name.to_owned(), addresses })
 }
 
 /// Get or set.
@@ -106,6 +149,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn members_of_etcd_are_read_and_bad_ones_refused() {
+        let read = member("etcd-1=10.0.0.1,etcd-1.example").unwrap();
+        assert_eq!(read.name, "etcd-1");
+        assert_eq!(read.addresses, ["10.0.0.1", "etcd-1.example"]);
+        for bad in ["etcd-1", "=10.0.0.1", "a=", "../a=10.0.0.1", "a=10.0.0.1,", "ca=10.0.0.1", "client=a"] {
+            assert!(member(bad).is_err(), "{bad:?} was taken");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod cli;
 mod client;
+mod etcd_certificates;
 mod policy;
 mod service;
 mod status;
@@ -48,6 +49,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
             service::show(&client, service, cli.output).await
         }
         Command::Status => status::show(&client, cli.output).await,
+        Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Token { role } => token::show(&client, *role, cli.output).await,
     }
 }

@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::{
-    Change, Compare, EtcdStore, KeyValue, MAX_TXN_OPS, MemoryStore, Op, Store, StoreError, TxnOutcome,
-    WatchEvent,
+    Change, Compare, EtcdAccess, EtcdStore, KeyValue, MAX_TXN_OPS, MemoryStore, Op, Store, StoreError,
+    TxnOutcome, WatchEvent,
 };
 use crate::fixtures::EtcdProcess;
 
@@ -40,7 +40,8 @@ async fn an_etcd_that_is_gone_is_unavailable() {
 #[tokio::test]
 async fn a_watch_through_a_hung_member_ends() {
     let (mut hung, living) = (EtcdProcess::start().await.unwrap(), EtcdProcess::start().await.unwrap());
-    let store = EtcdStore::open(&[hung.url(), living.url()]).await.unwrap();
+    let access = EtcdAccess { addresses: vec![hung.url(), living.url()], ..living.access() };
+    let store = EtcdStore::open(access).await.unwrap();
     let mut stream = store.watch("/hung/", 1).await.unwrap();
     hung.suspend().unwrap();
     store.grant_lease(Duration::from_secs(5)).await.expect("the living member answers");
@@ -53,9 +54,9 @@ async fn a_watch_through_a_hung_member_ends() {
 #[tokio::test]
 async fn a_dead_member_is_passed_over() {
     let (etcd, dead) = (EtcdProcess::start().await.unwrap(), EtcdProcess::start().await.unwrap());
-    let addresses = [dead.url(), etcd.url()];
+    let access = EtcdAccess { addresses: vec![dead.url(), etcd.url()], ..etcd.access() };
     drop(dead);
-    let store = EtcdStore::open(&addresses).await.unwrap();
+    let store = EtcdStore::open(access).await.unwrap();
     for number in 0..50 {
         let key = format!("/dead/{number}");
         committed(&store, vec![Compare::Absent(key.clone())], vec![Op::put(key.clone(), vec![])]).await;

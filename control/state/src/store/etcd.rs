@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{
-    Client, CompareOp, ConnectOptions, Error as EtcdError, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
-};
+use etcd_client::{Client, CompareOp, Error as EtcdError, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use failures::{store_error, was_never_sent};
+use member::Member;
 use watch::Watch;
+
+pub use access::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 
 use super::{Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
 
@@ -40,16 +41,12 @@ const PAGE_KEYS: i64 = 1000;
 /// Largest answer that is read: a page of large values, or a large revision in a watch.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
+mod access;
+#[cfg(test)]
+mod admission_tests;
 mod failures;
+mod member;
 mod watch;
-
-/// etcd's addresses could not be understood.
-#[derive(Debug, thiserror::Error)]
-#[error("read etcd addresses {addresses:?}: {message}; give them as http://HOST:2379[,…]")]
-pub struct EtcdAddressError {
-    addresses: Vec<String>,
-    message: String,
-}
 
 /// The port in a URL like `http://10.0.0.1:2379`, if it names one.
 pub fn port_of(url: &str) -> Option<u16> {
@@ -59,8 +56,8 @@ pub fn port_of(url: &str) -> Option<u16> {
 /// etcd, reached through one of its members, and through the next when that one is away.
 #[derive(Clone)]
 pub struct EtcdStore {
-    /// A client for each member; at least one.
-    members: Arc<[Client]>,
+    /// At least one.
+    members: Arc<[Member]>,
     /// The member in use. Watches through another end, for their connection may be dead without knowing.
     current: Arc<tokio::sync::watch::Sender<usize>>,
 }
@@ -75,25 +72,24 @@ enum Repeat {
 }
 
 impl EtcdStore {
-    /// A store on the etcd members at `addresses` (`http://HOST:PORT`). Connects when first used.
+    /// A store on the members that `access` names. Connects when first used.
     ///
     /// # Errors
-    /// [`EtcdAddressError`] for an address that isn't one, or when there is none.
-    pub async fn open(addresses: &[String]) -> Result<Self, EtcdAddressError> {
-        let refused = |message: String| EtcdAddressError { addresses: addresses.to_vec(), message };
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_DEADLINE)
-            .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
-            .with_require_leader(true);
-        let mut members = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let client = Client::connect([address], Some(options.clone())).await;
-            members.push(client.map_err(|error| refused(error.to_string()))?);
+    /// [`EtcdAccessError`] for addresses that may not be used, and files that can't be read.
+    pub async fn open(access: EtcdAccess) -> Result<Self, EtcdAccessError> {
+        access.check()?;
+        let access = Arc::new(access);
+        let member = |address: &String| Member::new(address.clone(), Arc::clone(&access));
+        let members: Arc<[Member]> = access.addresses.iter().map(member).collect();
+        for (member, address) in members.iter().zip(&access.addresses) {
+            access.options(address).await?;
+            // With a user, a client can't be made before etcd answers.
+            if access.user.is_none() {
+                let made = member.client().await;
+                made.map_err(|error| EtcdAccessError::client(address, &error))?;
+            }
         }
-        if members.is_empty() {
-            return Err(refused("there is none".to_owned()));
-        }
-        Ok(Self { members: members.into(), current: Arc::new(tokio::sync::watch::Sender::new(0)) })
+        Ok(Self { members, current: Arc::new(tokio::sync::watch::Sender::new(0)) })
     }
 
     /// Ports at which the members of this etcd are reached, by clients and by each other.
@@ -122,19 +118,20 @@ impl EtcdStore {
         let mut left = self.members.len();
         loop {
             let used = *self.current.borrow();
-            let (failure, again) =
-                match tokio::time::timeout(deadline, send(self.members[used].clone())).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => {
-                        let failure = store_error(operation, &error);
-                        let away = matches!(failure, StoreError::Unavailable { .. });
-                        if !away {
-                            return Err(failure);
-                        }
-                        (failure, repeat == Repeat::Always || was_never_sent(&error))
+            let sent = async { send(self.members[used].client().await?).await };
+            let (failure, again) = match tokio::time::timeout(deadline, sent).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => {
+                    let failure = store_error(operation, &error);
+                    let away = matches!(failure, StoreError::Unavailable { .. });
+                    if !away {
+                        return Err(failure);
                     }
-                    Err(_) => (StoreError::Deadline { operation, deadline }, repeat == Repeat::Always),
-                };
+                    (failure, repeat == Repeat::Always || was_never_sent(&error))
+                }
+                Err(_) => (StoreError::Deadline { operation, deadline }, repeat == Repeat::Always),
+            };
+            self.members[used].forget();
             self.pass_over(used);
             left -= 1;
             if left == 0 || !again {

@@ -19,7 +19,7 @@ use futures::stream::BoxStream;
 use thiserror::Error;
 
 #[cfg(feature = "etcd")]
-pub use etcd::{EtcdAddressError, EtcdStore, port_of};
+pub use etcd::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdStore, EtcdUser, port_of};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use mesh_state::cluster::Cluster;
 use mesh_state::fixtures::EtcdProcess;
-use mesh_state::store::Store as _;
+use mesh_state::store::{EtcdAccess, Store as _};
 use mesh_state::{codec, keys};
 use tempfile::TempDir;
 
@@ -16,7 +16,7 @@ use super::eventually;
 /// A running manager.
 pub(crate) struct Manager {
     name: String,
-    etcd: String,
+    etcd: EtcdAccess,
     pub(crate) child: Child,
     pub(crate) directory: TempDir,
     pub(crate) nodes: SocketAddr,
@@ -32,8 +32,8 @@ impl Manager {
             std::fs::copy(first.data().join("key"), directory.path().join("data/key")).unwrap();
         }
         let (nodes, metrics) = (free_address(), free_address());
-        let child = run(name, &etcd.url(), &directory, nodes, metrics);
-        Self { name: name.to_owned(), etcd: etcd.url(), child, directory, nodes, metrics }
+        let child = run(name, &etcd.access(), &directory, nodes, metrics);
+        Self { name: name.to_owned(), etcd: etcd.access(), child, directory, nodes, metrics }
     }
 
     /// Starts it again after [`Manager::kill`], where it was.
@@ -107,10 +107,17 @@ pub(crate) async fn ca_pem(etcd: &EtcdProcess) -> String {
 }
 
 /// A mesh-control process whose log is kept.
-fn run(name: &str, etcd: &str, directory: &TempDir, nodes: SocketAddr, metrics: SocketAddr) -> Child {
+fn run(name: &str, etcd: &EtcdAccess, directory: &TempDir, nodes: SocketAddr, metrics: SocketAddr) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join("log"));
+    let (ca, identity) = (etcd.ca.as_ref().unwrap(), etcd.identity.as_ref().unwrap());
     Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-        .args(["--etcd", etcd, "--name", name, "--advertise", "127.0.0.1"])
+        .arg("--etcd-ca")
+        .arg(ca)
+        .arg("--etcd-cert")
+        .arg(&identity.certificate)
+        .arg("--etcd-key")
+        .arg(&identity.key)
+        .args(["--etcd", &etcd.addresses.join(","), "--name", name, "--advertise", "127.0.0.1"])
         .args(["--node-listen", &nodes.to_string(), "--metrics-listen", &metrics.to_string()])
         .args(["--log", "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info"])
         .arg("--data-dir")
