@@ -35,12 +35,14 @@ use crate::mesh_table::Table;
 use crate::metrics;
 use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::recorder::{Recorder, Reports};
+use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::sessions::Sessions;
-use crate::node_service::{self, tables};
+use crate::node_service::tables;
 use crate::own_ports;
+use crate::own_store::OwnStore;
 use crate::planners;
 use crate::reconcile::Driver;
-use crate::{api, compaction};
+use crate::{api, compaction, waiting};
 
 /// How long the parts may take to end when asked.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -96,14 +98,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let listeners = bind(&config).await?;
     let registry = Registry::new();
     let etcd = EtcdStore::open(config.etcd.clone()).await?;
-    let store: Arc<dyn Store> = Arc::new(metrics::store::CountedStore::register(etcd.clone(), &registry)?);
-    let Some(opened) = shutdown.run_until_cancelled(open_cluster(store.as_ref(), &config)).await else {
-        return Ok(());
+    let store = metrics::store::CountedStore::register(etcd.clone(), &registry)?;
+    let (waits_for, reason) = watch::channel("the cluster was not read from etcd yet".to_owned());
+    let opened = tokio::select! {
+        opened = open_cluster(&store, &config, waits_for) => opened?,
+        () = waiting::refuse(&listeners.docker, &listeners.admin, reason) => return Ok(()),
+        () = shutdown.cancelled() => return Ok(()),
     };
+    let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
+    let store: Arc<dyn Store> = Arc::new(store);
     let (ended, mut ends) = mpsc::unbounded_channel();
     let parts = Parts { tracker: TaskTracker::new(), shutdown: shutdown.child_token(), ended };
     let own_ports = own_ports::of_manager(&config, etcd_ports(&etcd, &config).await);
-    start(&config, listeners, store, opened?, own_ports, &registry, &parts)?;
+    start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
     info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
 
     let unexpected = tokio::select! {
@@ -155,14 +162,21 @@ fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Opens the cluster; waits for etcd as long as it takes, but for nothing else.
-async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<OpenedCluster> {
+/// Opens the cluster; waits for etcd, and for this manager's cluster in it, as long as it takes, but for nothing else. `waits_for`
+/// is told why.
+async fn open_cluster(
+    store: &dyn Store,
+    config: &Config,
+    waits_for: watch::Sender<String>,
+) -> anyhow::Result<OpenedCluster> {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
     loop {
-        match bootstrap::open_cluster(store, &config.data_dir, config.pool, Utc::now()).await {
+        let wanted = bootstrap::Wanted { pool: config.pool, new_cluster: config.new_cluster };
+        match bootstrap::open_cluster(store, &config.data_dir, wanted, Utc::now()).await {
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {
                 warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd.addresses, "waits for etcd");
+                waits_for.send_replace(chain(&error));
                 tokio::time::sleep(backoff.pause(&mut rand::rng())).await;
             }
             Err(error) => return Err(error.into()),
@@ -174,8 +188,14 @@ async fn open_cluster(store: &dyn Store, config: &Config) -> anyhow::Result<Open
 async fn etcd_ports(etcd: &EtcdStore, config: &Config) -> BTreeSet<u16> {
     etcd.member_ports().await.unwrap_or_else(|error| {
         warn!(%error, "ask etcd for its members' ports: only those of --etcd are kept from services");
-        own_ports::of_urls(&config.etcd)
+        own_ports::of_urls(&config.etcd.addresses)
     })
+}
+
+/// An error with what it stands on, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn start(
@@ -187,9 +207,9 @@ fn start(
     registry: &Registry,
     parts: &Parts,
 ) -> anyhow::Result<()> {
-    let OpenedCluster { sealer, authority, cluster } = opened;
+    let OpenedCluster { sealer, authority, cluster, .. } = opened;
+    let authority = Arc::new(authority);
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
-    let identity = authority.issue_server(config.advertise, Utc::now())?;
     let doors = Doors::open(registry)?;
     let (follower, feed) = crate::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
@@ -230,17 +250,24 @@ fn start(
         parts.shutdown.clone(),
     ));
     parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
-    let ca_pem = cluster.ca_certificate_pem;
     let admission = Admission {
         context: context.clone(),
-        authority: Arc::new(authority),
+        authority: Arc::clone(&authority),
         door: Arc::clone(&doors.nodes),
         rates: JoinRates::default(),
     };
-    let (nodes, shutdown) = (listeners.nodes, parts.shutdown.clone());
-    parts.start_server("the node service", async move {
-        node_service::serve(nodes, &identity, &ca_pem, admission, sessions, shutdown).await
-    });
+    let expiry = ServerExpiry::default();
+    let etcd_certificate = config.etcd.identity.as_ref().map(|identity| identity.certificate.clone());
+    metrics::certificates::register(Arc::clone(&expiry), authority.until(), etcd_certificate, registry)?;
+    let nodes = RenewingServer {
+        listener: listeners.nodes,
+        advertise: config.advertise,
+        admission: Arc::new(admission),
+        sessions,
+        expiry,
+        tracker: parts.tracker.clone(),
+    };
+    parts.start_server("the node service", nodes.serve(parts.shutdown.clone()));
 
     metrics::build::register(registry)?;
     metrics::store::register_feed(feed.clone(), registry)?;

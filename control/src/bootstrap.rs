@@ -1,7 +1,9 @@
 //! Makes the cluster's record when there is none, and opens it when there is one.
 //!
 //! Invariants: the record is created once, whoever comes first; the key file is made only for a cluster that doesn't exist yet; a
-//! manager without the right key file doesn't start.
+//! manager without the right key file doesn't start; a manager that has the key of a cluster waits for that cluster's record and makes
+//! no other one unasked. `DATA/cluster-id` says which cluster it is; a key that was made for a cluster which etcd may not have taken
+//! yet is `DATA/key.new`.
 //!
 //! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the others. It is the one secret that is
 //! not in etcd, so it must not go through etcd.
@@ -11,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, heartbeat_period_ns};
+use mesh_state::cluster::{Cluster, heartbeat_period_ns, node_cert_expiry_ns};
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{self, ClusterId, NetworkId};
 use mesh_state::keys;
@@ -55,6 +57,27 @@ pub enum BootstrapError {
         /// Where the key file is expected.
         path: PathBuf,
     },
+    /// There is a key to a cluster, and etcd holds none.
+    #[error(
+        "etcd holds no cluster, and {} is the key of one: restore a backup of etcd, or name that cluster's etcd; \
+         to give that cluster up and make a new one, give --new-cluster",
+        key.display()
+    )]
+    Missing {
+        /// The key file.
+        key: PathBuf,
+    },
+    /// etcd holds another cluster than this manager's.
+    #[error(
+        "etcd holds cluster {found}, and this manager is of cluster {own}: name that cluster's etcd, or give this manager a data \
+         directory of its own"
+    )]
+    OtherCluster {
+        /// This manager's cluster.
+        own: ClusterId,
+        /// The one in etcd.
+        found: ClusterId,
+    },
     /// The key file or what it seals.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -83,7 +106,12 @@ pub enum BootstrapError {
 impl BootstrapError {
     /// Whether a later attempt may succeed by itself.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Unavailable { .. } | StoreError::Deadline { .. }))
+        matches!(
+            self,
+            Self::Store(StoreError::Unavailable { .. } | StoreError::Deadline { .. })
+                | Self::Missing { .. }
+                | Self::OtherCluster { .. }
+        )
     }
 }
 
@@ -95,6 +123,39 @@ pub struct OpenedCluster {
     pub authority: Authority,
     /// The cluster's record.
     pub cluster: Cluster,
+    /// The store's revision at the record's creation.
+    pub created: i64,
+}
+
+/// What the cluster is to be, if it has to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Where tasks' addresses come from.
+    pub pool: WantedPool,
+    /// Whether it may be made though there is a key of another one.
+    pub new_cluster: bool,
+}
+
+impl From<WantedPool> for Wanted {
+    fn from(pool: WantedPool) -> Self {
+        Self { pool, new_cluster: false }
+    }
+}
+
+/// A record of a cluster, and the key to it.
+struct Found {
+    sealer: Sealer,
+    cluster: Cluster,
+    created: i64,
+}
+
+/// Files of a manager's data directory.
+struct Files {
+    key: PathBuf,
+    /// A key for a cluster that etcd may not have taken.
+    fresh_key: PathBuf,
+    /// The id of the cluster that the key is of.
+    cluster_id: PathBuf,
 }
 
 /// Opens the cluster of `store`, making it if there is none, and writes the join tokens to `data_dir`.
@@ -104,23 +165,36 @@ pub struct OpenedCluster {
 pub async fn open_cluster(
     store: &dyn Store,
     data_dir: &Path,
-    pool: WantedPool,
+    wanted: impl Into<Wanted>,
     now: Timestamp,
 ) -> Result<OpenedCluster, BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "create", path: data_dir.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
-    let key_path = data_dir.join("key");
-    let (sealer, cluster) = match store.get(keys::CLUSTER).await? {
-        Some(item) => (load_key(&key_path)?, codec::decode(&item.value)?),
-        None => create_cluster(store, &key_path, pool, now).await?,
+    let Wanted { pool, new_cluster } = wanted.into();
+    let files = Files {
+        key: data_dir.join("key"),
+        fresh_key: data_dir.join("key.new"),
+        cluster_id: data_dir.join("cluster-id"),
+    };
+    let Found { sealer, cluster, created } = match store.get(keys::CLUSTER).await? {
+        Some(item) => {
+            let cluster: Cluster = codec::decode(&item.value)?;
+            let sealer = key_of(&cluster, &files)?;
+            Found { sealer, cluster, created: item.create_revision }
+        }
+        None if files.key.exists() && !new_cluster => {
+            return Err(BootstrapError::Missing { key: files.key });
+        }
+        None => create_cluster(store, &files, pool, now).await?,
     };
     pool.check(&cluster)?;
     let ca_key = sealer.open(CA_KEY, &cluster.ca_key)?;
     let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
     let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
     let tokens = join_tokens(&cluster, &sealer)?;
+    write_private(&files.cluster_id, cluster.id.as_str())?;
     write_tokens(data_dir, &tokens)?;
-    Ok(OpenedCluster { sealer, authority, cluster })
+    Ok(OpenedCluster { sealer, authority, cluster, created })
 }
 
 /// Keeps the join tokens' files in `data_dir` true when tokens are rotated, until `shutdown`.
@@ -150,22 +224,52 @@ fn write_tokens(data_dir: &Path, tokens: &JoinTokens) -> Result<(), BootstrapErr
     write_private(&data_dir.join("join-token-manager"), &tokens.manager)
 }
 
-fn load_key(path: &Path) -> Result<Sealer, BootstrapError> {
-    Sealer::load(path)?.ok_or_else(|| BootstrapError::NoKey { path: path.to_owned() })
+/// The key to a cluster that exists.
+fn key_of(cluster: &Cluster, files: &Files) -> Result<Sealer, BootstrapError> {
+    let known = read_cluster_id(&files.cluster_id)?;
+    if let Some(own) = known.filter(|own| *own != cluster.id) {
+        return Err(BootstrapError::OtherCluster { own, found: cluster.id.clone() });
+    }
+    if let Some(sealer) = Sealer::load(&files.key)? {
+        return Ok(sealer);
+    }
+    // This manager may have made the cluster without hearing that etcd took it.
+    match Sealer::load(&files.fresh_key)? {
+        Some(sealer) if sealer.open(CA_KEY, &cluster.ca_key).is_ok() => {
+            keep_fresh_key(files)?;
+            Ok(sealer)
+        }
+        _ => Err(BootstrapError::NoKey { path: files.key.clone() }),
+    }
+}
+
+/// The id beside the key, if this manager has been of a cluster.
+fn read_cluster_id(path: &Path) -> Result<Option<ClusterId>, BootstrapError> {
+    match std::fs::read_to_string(path) {
+        Ok(id) => Ok(Some(ClusterId::from(id.trim()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(BootstrapError::File { operation: "read", path: path.to_owned(), source }),
+    }
+}
+
+fn keep_fresh_key(files: &Files) -> Result<(), BootstrapError> {
+    let failed = |source| BootstrapError::File { operation: "rename", path: files.fresh_key.clone(), source };
+    std::fs::rename(&files.fresh_key, &files.key).map_err(failed)
 }
 
 /// Makes the record, unless another manager is faster: then its record counts, and its key.
 async fn create_cluster(
     store: &dyn Store,
-    key_path: &Path,
+    files: &Files,
     pool: WantedPool,
     now: Timestamp,
-) -> Result<(Sealer, Cluster), BootstrapError> {
-    let existing = Sealer::load(key_path)?;
-    let made_key = existing.is_none();
-    let sealer = match existing {
-        Some(sealer) => sealer,
-        None => Sealer::create(key_path)?,
+) -> Result<Found, BootstrapError> {
+    let (sealer, is_fresh) = match Sealer::load(&files.key)? {
+        Some(sealer) => (sealer, false),
+        None => match Sealer::load(&files.fresh_key)? {
+            Some(sealer) => (sealer, true),
+            None => (Sealer::create(&files.fresh_key)?, true),
+        },
     };
     let cluster = new_cluster(&sealer, pool, now)?;
     let network = Network {
@@ -184,17 +288,23 @@ async fn create_cluster(
         Op::put(name, codec::encode(&network.id)?),
     ];
     match store.txn(compares, ops).await? {
-        TxnOutcome::Committed(revision) => {
-            tracing::info!(cluster = %cluster.id, revision, key = %key_path.display(), "made a new cluster; keep its key file safe");
-            Ok((sealer, cluster))
+        TxnOutcome::Committed(created) => {
+            if is_fresh {
+                keep_fresh_key(files)?;
+            }
+            tracing::info!(cluster = %cluster.id, revision = created, key = %files.key.display(), "made a new cluster; keep its key file safe");
+            Ok(Found { sealer, cluster, created })
         }
         TxnOutcome::Conflict => {
-            if made_key {
-                let failed =
-                    |source| BootstrapError::File { operation: "remove", path: key_path.to_owned(), source };
-                std::fs::remove_file(key_path).map_err(failed)?;
+            if is_fresh {
+                let failed = |source| BootstrapError::File {
+                    operation: "remove",
+                    path: files.fresh_key.clone(),
+                    source,
+                };
+                std::fs::remove_file(&files.fresh_key).map_err(failed)?;
             }
-            Err(BootstrapError::NoKey { path: key_path.to_owned() })
+            Err(BootstrapError::NoKey { path: files.key.clone() })
         }
     }
 }
@@ -213,6 +323,7 @@ fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Clus
         subnet_prefix: pool.prefix(),
         task_history_limit: TASK_HISTORY_LIMIT,
         heartbeat_period_ns: heartbeat_period_ns(),
+        node_cert_expiry_ns: node_cert_expiry_ns(),
         labels: Labels::new(),
         updated_at: None,
         ca_certificate_pem: authority.certificate_pem,
@@ -234,73 +345,4 @@ fn write_private(path: &Path, text: &str) -> Result<(), BootstrapError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use mesh_state::node::NodeRole;
-    use mesh_state::store::MemoryStore;
-
-    use super::*;
-
-    async fn open(store: &MemoryStore, directory: &Path) -> Result<OpenedCluster, BootstrapError> {
-        open_cluster(
-            store,
-            directory,
-            WantedPool::default(),
-            Timestamp::from_timestamp(1_800_000_000, 0).unwrap(),
-        )
-        .await
-    }
-
-    #[tokio::test]
-    async fn the_first_manager_makes_the_cluster_and_finds_it_again() {
-        let (store, directory) = (MemoryStore::new(), tempfile::tempdir().unwrap());
-        let data = directory.path().join("control");
-        let made = open(&store, &data).await.unwrap();
-        let found = open(&store, &data).await.unwrap();
-        assert_eq!(found.cluster, made.cluster, "the cluster found again");
-        assert_eq!(found.authority.digest(), made.authority.digest());
-
-        let tokens = join_tokens(&found.cluster, &found.sealer).unwrap();
-        for (file, role) in
-            [("join-token-worker", NodeRole::Worker), ("join-token-manager", NodeRole::Manager)]
-        {
-            let path = data.join(file);
-            let token = std::fs::read_to_string(&path).unwrap();
-            assert_eq!(tokens.role_of(&token), Some(role), "{file} holds {token}");
-            let permissions = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-            assert_eq!(permissions, 0o600, "mode of {file}");
-        }
-        let relay_key = found.sealer.open(RELAY_KEY, &found.cluster.relay_key).unwrap();
-        assert_eq!(relay_key.len(), RELAY_KEY_BYTES);
-    }
-
-    #[tokio::test]
-    async fn another_manager_needs_the_key_file() {
-        let store = MemoryStore::new();
-        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let made = open(&store, first.path()).await.unwrap();
-        let refused = open(&store, second.path()).await.map(|_| ()).unwrap_err();
-        assert!(
-            refused.to_string().contains("copy the key file"),
-            "the error doesn't say what to do: {refused}"
-        );
-        assert!(!second.path().join("key").exists(), "a key was made for a cluster that exists");
-
-        std::fs::write(second.path().join("key"), [9; 32]).unwrap();
-        let wrong = open(&store, second.path()).await.map(|_| ()).unwrap_err();
-        assert!(matches!(wrong, BootstrapError::Seal(SealError::Open { .. })), "a wrong key: {wrong:?}");
-
-        std::fs::copy(first.path().join("key"), second.path().join("key")).unwrap();
-        assert_eq!(open(&store, second.path()).await.unwrap().cluster, made.cluster);
-    }
-
-    #[tokio::test]
-    async fn a_store_that_is_away_is_worth_another_attempt() {
-        let (store, directory) = (MemoryStore::new(), tempfile::tempdir().unwrap());
-        store.set_reachable(false);
-        let error = open(&store, directory.path()).await.map(|_| ()).unwrap_err();
-        assert!(error.is_transient(), "{error:?}");
-        assert!(!directory.path().join("key").exists(), "a key was made before the store was asked");
-    }
-}
+mod tests;

@@ -48,6 +48,11 @@ pub struct Cli {
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]
     pub data_dir: PathBuf,
 
+    /// Make a new cluster in an etcd that holds none, though this manager has the key of a cluster. Without it such a manager waits:
+    /// an etcd that was emptied is no new cluster. Nodes of the old cluster have to join the new one.
+    #[arg(long, env = "MESH_NEW_CLUSTER")]
+    pub new_cluster: bool,
+
     /// This manager's name: the one that its node's agent uses. Default: the hostname.
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,

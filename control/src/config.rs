@@ -16,6 +16,8 @@ pub struct Config {
     pub etcd: EtcdAccess,
     /// Holds the key file and the join tokens.
     pub data_dir: PathBuf,
+    /// Whether a new cluster may be made though there is a key of one.
+    pub new_cluster: bool,
     /// This manager's name.
     pub name: String,
     /// Where agents and clients reach this manager.
@@ -84,6 +86,7 @@ impl Config {
         Ok(Self {
             etcd,
             data_dir: cli.data_dir,
+            new_cluster: cli.new_cluster,
             name,
             advertise: cli.advertise,
             node_listen: cli.node_listen,

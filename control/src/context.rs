@@ -15,6 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::MEMBER_LIFE;
 use crate::ca::token::{JoinTokens, certificate_digest};
 use crate::logs::broker::LogBroker;
 use crate::seal::{SealError, Sealer};
@@ -103,6 +104,14 @@ impl ApiContext {
         // A machine that was set up anew leaves its former node behind: the one that is heard counts, else the newest.
         let heard = |id| snapshot.node_state(id) == NodeState::Ready;
         own.max_by_key(|node| (heard(&node.id), node.created_at)).map(|node| node.id.clone())
+    }
+
+    /// How long nodes' certificates are good for.
+    pub fn certificate_life(&self) -> Duration {
+        self.snapshot()
+            .cluster
+            .as_ref()
+            .map_or(MEMBER_LIFE, |cluster| Duration::from_nanos(cluster.node_cert_expiry_ns))
     }
 
     /// The tokens that let nodes join.

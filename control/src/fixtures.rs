@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns};
+use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns, node_cert_expiry_ns};
 use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
@@ -258,6 +258,7 @@ pub(crate) fn cluster() -> Cluster {
         subnet_prefix: 24,
         task_history_limit: 5,
         heartbeat_period_ns: heartbeat_period_ns(),
+        node_cert_expiry_ns: node_cert_expiry_ns(),
         labels: Labels::new(),
         updated_at: None,
         ca_certificate_pem: String::new(),

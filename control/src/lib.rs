@@ -49,6 +49,8 @@ pub mod port_clash;
 pub mod admin;
 pub mod backoff;
 pub mod metrics;
+pub mod own_store;
+mod waiting;
 
 pub mod app;
 pub mod cli;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::access::Transaction;
-use super::dto::{CERTIFICATE_EXPIRY, RAFT};
+use super::dto::RAFT;
 use super::error::ApiError;
 use crate::snapshot::Versioned;
 
@@ -19,6 +19,10 @@ use crate::snapshot::Versioned;
 const NAME: &str = "default";
 /// Nodes speak twice a second, and are silent after two: a shorter period could not be kept.
 const HEARTBEAT_PERIOD_MIN_NS: u64 = 1_000_000_000;
+/// Swarm's shortest life of a node's certificate: an hour.
+const CERTIFICATE_MIN_NS: u64 = 3_600 * 1_000_000_000;
+/// The longest: ten years, half of the CA's.
+const CERTIFICATE_MAX_NS: u64 = 10 * 365 * 24 * CERTIFICATE_MIN_NS;
 
 /// Docker's `Spec` of a swarm.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -131,6 +135,9 @@ pub(crate) fn change(
     if let Some(labels) = &spec.labels {
         cluster.labels.clone_from(labels);
     }
+    if let Some(expiry) = certificate_expiry(spec.ca_config.node_cert_expiry)? {
+        cluster.node_cert_expiry_ns = expiry;
+    }
     cluster.worker_token = rotation.worker.unwrap_or(cluster.worker_token);
     cluster.manager_token = rotation.manager.unwrap_or(cluster.manager_token);
     cluster.updated_at = Some(now);
@@ -152,24 +159,32 @@ fn heartbeat_period(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
+/// Each node gets the new life when it renews its certificate.
+fn certificate_expiry(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
+    match u64::try_from(asked.unwrap_or_default()) {
+        Ok(0) => Ok(None),
+        Ok(expiry @ CERTIFICATE_MIN_NS..=CERTIFICATE_MAX_NS) => Ok(Some(expiry)),
+        Ok(longer) if longer > CERTIFICATE_MAX_NS => {
+            Err(ApiError::BadRequest("a node's certificate can be good for 87600h0m0s at most".to_owned()))
+        }
+        _ => Err(ApiError::BadRequest(
+            "minimum certificate expiry time must be greater than 1h0m0s".to_owned(),
+        )),
+    }
+}
+
 fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
     if !matches!(spec.name.as_str(), "" | NAME) {
         return Err(ApiError::BadRequest(format!("swarm spec must be named \"{NAME}\"")));
     }
     let ca = &spec.ca_config;
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let expiry = ca.node_cert_expiry.unwrap_or_default();
-    let other_expiry = expiry != 0 && u64::try_from(expiry) != Ok(CERTIFICATE_EXPIRY);
     let rotates_ca =
         ca.force_rotate.unwrap_or_default() > 0 || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key);
     let refusals = [
         (
             spec.raft.differs(),
             "mesh keeps no raft log of its own: set --snapshot-count and --max-snapshots of etcd",
-        ),
-        (
-            other_expiry,
-            "a node's certificate is good for 90 days with mesh: leave --cert-expiry at 2160h0m0s",
         ),
         (
             ca.external_cas.as_ref().is_some_and(|cas| !cas.is_empty()),
@@ -217,12 +232,13 @@ mod tests {
         let spec = json!({
             "Name": "default", "Labels": {"site": "a"},
             "Orchestration": {"TaskHistoryRetentionLimit": 2}, "Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64},
-            "CAConfig": {"NodeCertExpiry": CERTIFICATE_EXPIRY}, "Raft": {"SnapshotInterval": 10_000, "ElectionTick": 10, "HeartbeatTick": 0},
+            "CAConfig": {"NodeCertExpiry": 7_200_000_000_000_u64}, "Raft": {"SnapshotInterval": 10_000, "ElectionTick": 10, "HeartbeatTick": 0},
         });
         let fresh = Sealed("fresh".to_owned());
         let rotation = Rotation { worker: Some(fresh.clone()), manager: None };
         let cluster = changed(&world, &spec, rotation).unwrap();
         assert_eq!((cluster.task_history_limit, cluster.heartbeat_period_ns), (2, 10_000_000_000));
+        assert_eq!(cluster.node_cert_expiry_ns, 7_200_000_000_000, "two hours");
         assert_eq!(cluster.labels["site"], "a");
         let before = &world.snapshot.cluster.as_ref().unwrap().value;
         assert_eq!((&cluster.worker_token, &cluster.manager_token), (&fresh, &before.manager_token));
@@ -240,6 +256,7 @@ mod tests {
         assert_eq!(kept.labels, before.labels);
         let cleared = changed(&world, &json!({"Labels": {}}), Rotation::default()).unwrap();
         assert!(cleared.labels.is_empty(), "left: {:?}", cleared.labels);
+        assert_eq!(kept.node_cert_expiry_ns, before.node_cert_expiry_ns);
     }
 
     #[test]
@@ -252,7 +269,9 @@ mod tests {
             (json!({"Dispatcher": {"HeartbeatPeriod": 5}}), "1s or longer"),
             (json!({"Raft": {"SnapshotInterval": 100}}), "no raft log"),
             (json!({"Raft": {"ElectionTick": 3}}), "no raft log"),
-            (json!({"CAConfig": {"NodeCertExpiry": 3_600_000_000_000_u64}}), "90 days"),
+            (json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000_u64}}), "1h0m0s"),
+            (json!({"CAConfig": {"NodeCertExpiry": -1}}), "1h0m0s"),
+            (json!({"CAConfig": {"NodeCertExpiry": i64::MAX}}), "87600h"),
             (json!({"CAConfig": {"ForceRotate": 1}}), "rotating the CA"),
             (json!({"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}), "external CAs"),
             (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "autolock"),

@@ -3,14 +3,16 @@
 //! Invariants: P-256 throughout; the CA's key is opened in memory only; a member's certificate says who it is (CN = node id) and
 //! what it is (OU = role), whatever its request asked for.
 //!
-//! Left to others: who may join ([`token`], node service), renewal.
+//! Left to others: who may join ([`token`], node service), when certificates are renewed ([`mesh_state::renewal`]).
 
+pub mod expired;
 pub mod token;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use chrono::Datelike as _;
 use mesh_state::Timestamp;
+use mesh_state::cluster::node_cert_expiry_ns;
 use mesh_state::ids::{ClusterId, NodeId};
 use mesh_state::node::NodeRole;
 use rcgen::{
@@ -26,13 +28,15 @@ use zeroize::Zeroizing;
 /// The name that every manager's server certificate carries.
 pub const SERVER_NAME: &str = "mesh-manager";
 /// How long the CA is good for.
-const CA_DAYS: i64 = 20 * 365;
-/// How long a member's certificate is good for.
-const MEMBER_DAYS: i64 = 90;
-/// How long a server certificate is good for: a manager makes a new one, with a new key in memory, at each start.
-const SERVER_DAYS: i64 = 2 * 365;
-/// Certificates are dated back, for members whose clocks are behind.
-const SKEW_DAYS: i64 = 1;
+const CA_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
+/// How long a member's certificate is good for, unless the cluster says otherwise.
+pub const MEMBER_LIFE: Duration = Duration::from_nanos(node_cert_expiry_ns());
+/// How long a server certificate is good for. Its key is in memory only.
+const SERVER_LIFE: Duration = Duration::from_hours(90 * 24);
+/// Certificates are dated back by so much, for members whose clocks are behind, but by no more than …
+const SKEW: Duration = Duration::from_hours(24);
+/// … this part of their life, so that a short one isn't due for renewal at once.
+const SKEW_PART: u32 = 20;
 
 /// Why a certificate could not be made or read.
 #[derive(Debug, Error)]
@@ -90,6 +94,10 @@ pub struct ServerIdentity {
     pub chain_pem: String,
     /// The leaf's key.
     pub key_pem: Zeroizing<String>,
+    /// From when the leaf is good …
+    pub since: Timestamp,
+    /// … and until when.
+    pub until: Timestamp,
 }
 
 /// Makes the CA of a cluster.
@@ -99,7 +107,7 @@ pub struct ServerIdentity {
 pub fn create_authority(cluster: &ClusterId, now: Timestamp) -> Result<NewAuthority, CaError> {
     let failed = |source| CaError::Authority { operation: "create", source };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-    let mut params = params(&format!("mesh CA {cluster}"), "mesh-ca", now, CA_DAYS);
+    let mut params = params(&format!("mesh CA {cluster}"), "mesh-ca", now, CA_LIFE);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key).map_err(failed)?;
@@ -137,14 +145,25 @@ impl Authority {
     pub fn issue_server(&self, address: IpAddr, now: Timestamp) -> Result<ServerIdentity, CaError> {
         let failed = |source| CaError::Sign { name: SERVER_NAME.to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = params(SERVER_NAME, SERVER_NAME, now, SERVER_DAYS);
+        let mut params = params(SERVER_NAME, SERVER_NAME, now, SERVER_LIFE);
         let name = SERVER_NAME.try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::DnsName(name), SanType::IpAddress(address)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let chain_pem = format!("{}{}", leaf.pem(), self.certificate_pem);
-        Ok(ServerIdentity { chain_pem, key_pem: Zeroizing::new(key.serialize_pem()) })
+        let (since, until) = validity(now, SERVER_LIFE);
+        Ok(ServerIdentity { chain_pem, key_pem: Zeroizing::new(key.serialize_pem()), since, until })
+    }
+
+    /// Its certificate, read.
+    fn parsed(&self) -> Option<X509Certificate<'_>> {
+        X509Certificate::from_der(&self.certificate).ok().map(|(_, certificate)| certificate)
+    }
+
+    /// Until when the CA is good.
+    pub fn until(&self) -> Option<Timestamp> {
+        Timestamp::from_timestamp(self.parsed()?.validity().not_after.timestamp(), 0)
     }
 
     /// A member's certificate, PEM, for the key in its request. Nothing else of the request is taken over.
@@ -156,10 +175,11 @@ impl Authority {
         csr_pem: &str,
         node: &NodeId,
         role: NodeRole,
+        life: Duration,
         now: Timestamp,
     ) -> Result<String, CaError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?;
-        let mut params = params(node.as_str(), organizational_unit(role), now, MEMBER_DAYS);
+        let mut params = params(node.as_str(), organizational_unit(role), now, life);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let signed = params
@@ -177,26 +197,36 @@ fn organizational_unit(role: NodeRole) -> &'static str {
     }
 }
 
-fn params(name: &str, unit: &str, now: Timestamp, days: i64) -> CertificateParams {
+/// From when and until when a certificate is good that is made `now`, in whole seconds as certificates have them.
+fn validity(now: Timestamp, life: Duration) -> (Timestamp, Timestamp) {
+    let since = now - SKEW.min(life / SKEW_PART);
+    let whole = |moment: Timestamp| Timestamp::from_timestamp(moment.timestamp(), 0).unwrap_or(moment);
+    (whole(since), whole(now + life))
+}
+
+fn params(name: &str, unit: &str, now: Timestamp, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);
     subject.push(DnType::OrganizationalUnitName, unit);
     params.distinguished_name = subject;
-    let midnight = |moment: Timestamp| {
-        let byte = |number: u32| u8::try_from(number).unwrap_or(1);
-        rcgen::date_time_ymd(moment.year(), byte(moment.month()), byte(moment.day()))
+    let (since, until) = validity(now, life);
+    let date = |moment: Timestamp| {
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(moment.timestamp().max(0).cast_unsigned())
     };
-    params.not_before = midnight(now - chrono::Duration::days(SKEW_DAYS));
-    params.not_after = midnight(now + chrono::Duration::days(days));
+    params.not_before = date(since);
+    params.not_after = date(until);
     params
 }
 
 /// The node that a client certificate names: its common name. The chain was verified in the handshake.
 pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(NodeId::from(name))
+    common_name(&certificate)
+}
+
+fn common_name(certificate: &X509Certificate<'_>) -> Option<NodeId> {
+    Some(NodeId::from(certificate.subject().iter_common_name().next()?.as_str().ok()?))
 }
 
 #[cfg(test)]
@@ -223,7 +253,8 @@ mod tests {
     fn a_members_certificate_says_what_the_cluster_says_not_what_was_asked() {
         let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
         let authority = authority(now);
-        let pem = authority.sign_member(&request(), &"node1".into(), NodeRole::Worker, now).unwrap();
+        let pem =
+            authority.sign_member(&request(), &"node1".into(), NodeRole::Worker, MEMBER_LIFE, now).unwrap();
         let certificate = der(&pem);
         assert_eq!(node_of(&certificate), Some("node1".into()));
         let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
@@ -233,21 +264,27 @@ mod tests {
             parsed.subject_alternative_name().unwrap().is_none(),
             "names from the request were taken over"
         );
-        let days = (parsed.validity().not_after.timestamp() - now.timestamp()) / 86_400;
-        assert!(
-            (MEMBER_DAYS - 1..=MEMBER_DAYS).contains(&days),
-            "expected about {MEMBER_DAYS} days, saw {days}"
-        );
+        let seconds = parsed.validity().not_after.timestamp() - now.timestamp();
+        assert_eq!(seconds.unsigned_abs(), MEMBER_LIFE.as_secs(), "seconds of life");
         let ca = der(authority.certificate_pem());
         let (_, ca) = X509Certificate::from_der(&ca).unwrap();
         assert!(parsed.verify_signature(Some(ca.public_key())).is_ok(), "not signed by the CA");
     }
 
     #[test]
+    fn a_short_life_is_not_due_for_renewal_at_once() {
+        let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
+        for hours in [1, 24, 90 * 24] {
+            let (since, until) = validity(now, Duration::from_hours(hours));
+            assert!(since < now && (now - since) < (until - since) / 10, "{hours} hours begin at {since}");
+        }
+    }
+
+    #[test]
     fn a_request_that_is_none_is_refused() {
         let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
         for bad in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
-            let refused = authority(now).sign_member(bad, &"n".into(), NodeRole::Worker, now);
+            let refused = authority(now).sign_member(bad, &"n".into(), NodeRole::Worker, MEMBER_LIFE, now);
             assert!(matches!(refused, Err(CaError::Request(_))), "{bad:?} was signed");
         }
     }

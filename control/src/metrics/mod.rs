@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod build;
+pub mod certificates;
 pub mod cluster;
 pub mod reconcile;
 pub mod store;

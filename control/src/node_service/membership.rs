@@ -22,7 +22,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::{Availability, Node, NodeDescription, NodeRole, NodeSpec};
 use mesh_state::proto::membership_server::Membership;
-use mesh_state::proto::{JoinRequest, JoinResponse};
+use mesh_state::proto::{JoinRequest, JoinResponse, RenewExpiredRequest, RenewResponse};
 use mesh_state::store::{Compare, Op, TxnOutcome};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -88,7 +88,7 @@ impl Membership for Admission {
         let id = NodeId::random(&mut rand::rng());
         let certificate_pem = self
             .authority
-            .sign_member(&request.csr_pem, &id, role, Utc::now())
+            .sign_member(&request.csr_pem, &id, role, self.context.certificate_life(), Utc::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.record(&id, role, &request.hostname).await?;
         info!(node = %id, hostname = %Outside(&request.hostname), role = role.as_str(), ?peer, "a node joined");
@@ -97,6 +97,13 @@ impl Membership for Admission {
             certificate_pem,
             ca_pem: self.authority.certificate_pem().to_owned(),
         }))
+    }
+
+    async fn renew_expired(
+        &self,
+        request: Request<RenewExpiredRequest>,
+    ) -> Result<Response<RenewResponse>, Status> {
+        Admission::renew_expired(self, request.into_inner()).await
     }
 }
 

@@ -16,6 +16,8 @@ mod logs;
 pub mod mailbox;
 pub mod membership;
 pub mod recorder;
+mod renewal;
+pub mod renewing_server;
 pub mod session;
 pub mod sessions;
 pub mod tables;
@@ -44,21 +46,20 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams that one connection may open.
 const STREAMS_PER_CONNECTION: u32 = 16;
 
-/// Serves nodes on `listener` until `shutdown`.
+/// Serves nodes on `listener`: accepts until `shutdown`, then serves what it accepted to its end.
 ///
 /// # Errors
 /// The TLS identity can't be used, or the server failed.
 pub async fn serve(
     listener: TcpListener,
-    identity: &ServerIdentity,
-    ca_pem: &str,
-    admission: Admission,
+    identity: ServerIdentity,
+    admission: Arc<Admission>,
     sessions: Arc<Sessions>,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let tls = ServerTlsConfig::new()
         .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.as_bytes()))
-        .client_ca_root(Certificate::from_pem(ca_pem))
+        .client_ca_root(Certificate::from_pem(admission.authority.certificate_pem()))
         // Whoever joins has no certificate yet; sessions demand one themselves.
         .client_auth_optional(true)
         .timeout(REQUEST_DEADLINE);
@@ -68,9 +69,12 @@ pub async fn serve(
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_DEADLINE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_service(MembershipServer::new(admission).max_decoding_message_size(join::MESSAGE_BYTES))
         .add_service(
-            NodeServiceServer::new(SessionService(sessions)).max_decoding_message_size(report::WIRE_BYTES),
+            MembershipServer::from_arc(Arc::clone(&admission)).max_decoding_message_size(join::MESSAGE_BYTES),
+        )
+        .add_service(
+            NodeServiceServer::new(SessionService(sessions, admission))
+                .max_decoding_message_size(report::WIRE_BYTES),
         )
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await

@@ -18,7 +18,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
-use mesh_state::proto::{AgentMessage, ControlMessage, LogBatch, LogsTaken};
+use mesh_state::proto::{AgentMessage, ControlMessage, LogBatch, LogsTaken, RenewRequest, RenewResponse};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use super::loads::Loads;
 use super::logs;
 use super::mailbox::Heard;
+use super::membership::Admission;
 use super::recorder::Reports;
 use super::session::Session;
 use crate::ca;
@@ -188,8 +189,8 @@ pub(super) fn not_a_member(node: &NodeId) -> Status {
     ))
 }
 
-/// The gRPC face of [`Sessions`].
-pub struct SessionService(pub Arc<Sessions>);
+/// The gRPC face of [`Sessions`], and of what members renew their certificates with.
+pub struct SessionService(pub Arc<Sessions>, pub Arc<Admission>);
 
 #[tonic::async_trait]
 impl NodeService for SessionService {
@@ -211,6 +212,11 @@ impl NodeService for SessionService {
     ) -> Result<Response<LogsTaken>, Status> {
         let node = self.member(&request).await?;
         Ok(Response::new(logs::take(&self.0.context.logs, node, request.into_inner()).await?))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let node = self.member(&request).await?;
+        self.1.renew(&node, &request.get_ref().csr_pem).await
     }
 }
 

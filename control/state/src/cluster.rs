@@ -20,6 +20,11 @@ pub const fn heartbeat_period_ns() -> u64 {
     5_000_000_000
 }
 
+/// Swarm's life of a node's certificate: 90 days.
+pub const fn node_cert_expiry_ns() -> u64 {
+    90 * 24 * 3_600 * 1_000_000_000
+}
+
 /// The cluster's one record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -36,6 +41,9 @@ pub struct Cluster {
     /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of them.
     #[serde(default = "heartbeat_period_ns")]
     pub heartbeat_period_ns: u64,
+    /// Nanoseconds that a node's certificate is good for.
+    #[serde(default = "node_cert_expiry_ns")]
+    pub node_cert_expiry_ns: u64,
     /// Its operator's labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,

@@ -31,6 +31,8 @@ pub mod proto;
 
 pub mod origin;
 
+pub mod renewal;
+
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 

@@ -4,8 +4,10 @@
 
 mod admission;
 mod delivery;
+mod emptied;
 mod logs;
 mod propagation;
+mod renewal;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ use super::overlap::watch_overlaps;
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
 use crate::control_link::identity::Identity;
+use crate::control_link::renewal::Renewal;
 use crate::control_link::{Ends, Link, join_any};
 use crate::datapath::Datapath;
 use crate::metrics::NodeFacts;
@@ -56,7 +57,6 @@ impl Membership {
         let Some(identity) = self.identity(&shutdown).await? else { return Ok(()) };
         let role = identity.role()?;
         tracing::info!(node = %identity.node_id, role, "this node is a member");
-        self.node.send_modify(|facts| facts.role = role);
         let node_id = identity.node_id.clone();
         self.state.view.send_if_modified(|view| {
             let changed = view.node_id != node_id;
@@ -171,12 +171,40 @@ impl Membership {
             logs,
             engine_away,
         };
-        let link = Link::new(self.config.managers, identity, ends);
+        let (identity, renewed) = watch::channel(identity);
+        let renewal =
+            Renewal { managers: self.config.managers.clone(), data_dir: self.config.data_dir, identity };
+        let stop = shutdown.clone();
+        components.spawn("certificate", async move { Ok(renewal.run(stop).await?) });
+        components.spawn("certificate's facts", tell_facts(renewed.clone(), self.node, shutdown.clone()));
+        let link = Link::new(self.config.managers, renewed, ends);
         components.spawn("control link", async move {
             link.run(shutdown).await;
             Ok(())
         });
         Ok(())
+    }
+}
+
+/// Tells the metrics what the certificate in force says.
+async fn tell_facts(
+    mut identity: watch::Receiver<Identity>,
+    facts: watch::Sender<NodeFacts>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let (role, (_, until)) = {
+            let identity = identity.borrow_and_update();
+            (identity.role()?, identity.validity()?)
+        };
+        facts.send_modify(|facts| {
+            facts.role = role;
+            facts.certificate_until = Some(until);
+        });
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            changed = identity.changed() => if changed.is_err() { return Ok(()) },
+        }
     }
 }
 

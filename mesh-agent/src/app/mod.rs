@@ -108,6 +108,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         kernel: config.kernel.clone(),
         datapath: datapath_name.to_owned(),
         role: String::new(),
+        certificate_until: None,
     });
     let (connected, is_connected) = watch::channel(false);
     let ejected = start_health(&components, &proxy, datapath.clone(), &views);

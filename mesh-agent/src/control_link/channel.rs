@@ -31,6 +31,18 @@ pub(super) async fn connect_member(
     endpoint(manager)?.tls_config(tls)?.connect().await
 }
 
+/// Connects as a member whose certificate has expired, and which therefore shows none.
+pub(super) async fn connect_expired(
+    manager: SocketAddr,
+    identity: &Identity,
+) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new()
+        .domain_name(MANAGER_NAME)
+        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
+        .timeout(CONNECT_DEADLINE);
+    endpoint(manager)?.tls_config(tls)?.connect().await
+}
+
 /// Connects as a stranger: the manager proves itself by the CA that the token names.
 pub(super) async fn connect_stranger(
     manager: SocketAddr,

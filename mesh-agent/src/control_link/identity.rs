@@ -6,10 +6,13 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use mesh_state::Timestamp;
 use mesh_state::ids::NodeId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::parse_x509_pem;
+use x509_parser::time::ASN1Time;
 
 use super::private_file;
 
@@ -88,16 +91,39 @@ impl Identity {
     /// # Errors
     /// The certificate can't be read.
     pub fn role(&self) -> Result<String, IdentityError> {
+        self.read(|certificate| {
+            let unit = certificate.subject().iter_organizational_unit().next()?.as_str().ok()?;
+            Some(unit.trim_start_matches("mesh-").to_owned())
+        })
+    }
+
+    /// From when and until when the certificate is good.
+    ///
+    /// # Errors
+    /// The certificate can't be read.
+    pub fn validity(&self) -> Result<(Timestamp, Timestamp), IdentityError> {
+        self.read(|certificate| {
+            let moment = |time: ASN1Time| Timestamp::from_timestamp(time.timestamp(), 0);
+            Some((moment(certificate.validity().not_before)?, moment(certificate.validity().not_after)?))
+        })
+    }
+
+    /// Whether the certificate names this node and the public key, DER.
+    ///
+    /// # Errors
+    /// The certificate can't be read.
+    pub fn is_for(&self, public_key: &[u8]) -> Result<bool, IdentityError> {
+        self.read(|certificate| {
+            let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+            Some(name == self.node_id.as_str() && certificate.public_key().raw == public_key)
+        })
+    }
+
+    fn read<T>(&self, part: impl FnOnce(&X509Certificate<'_>) -> Option<T>) -> Result<T, IdentityError> {
         let (_, pem) =
             parse_x509_pem(self.certificate_pem.as_bytes()).map_err(|_| IdentityError::Certificate)?;
         let certificate = pem.parse_x509().map_err(|_| IdentityError::Certificate)?;
-        let unit = certificate
-            .subject()
-            .iter_organizational_unit()
-            .next()
-            .and_then(|unit| unit.as_str().ok())
-            .ok_or(IdentityError::Certificate)?;
-        Ok(unit.trim_start_matches("mesh-").to_owned())
+        part(&certificate).ok_or(IdentityError::Certificate)
     }
 }
 
@@ -109,7 +135,7 @@ impl fmt::Debug for Identity {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, KeyPair};
+    use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData as _};
 
     use super::*;
 
@@ -135,6 +161,22 @@ mod tests {
         std::fs::write(directory.path().join(FILE), "{").expect("the file is spoilt");
         let error = Identity::load(directory.path()).expect_err("a damaged file is an error");
         assert!(error.to_string().contains("remove it"), "expected the next step, saw: {error}");
+    }
+
+    #[test]
+    fn a_certificate_is_for_one_node_and_one_key() {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, "n1");
+        let certificate_pem = params.self_signed(&key).expect("a certificate").pem();
+        let identity = Identity { certificate_pem, ..identity() };
+        let (since, until) = identity.validity().expect("a validity");
+        assert!(since < until, "a certificate from {since} until {until}");
+        assert!(identity.is_for(&key.subject_public_key_info()).expect("read"), "its own key");
+        let other = KeyPair::generate().expect("another key");
+        assert!(!identity.is_for(&other.subject_public_key_info()).expect("read"), "another key");
+        let stranger = Identity { node_id: NodeId::from("n2"), ..identity };
+        assert!(!stranger.is_for(&key.subject_public_key_info()).expect("read"), "another node");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod join;
 pub mod member_keys;
 pub mod private_file;
 pub mod relay_keys;
+pub mod renewal;
 pub mod token;
 
 mod channel;
@@ -84,7 +85,7 @@ pub struct Ends {
 /// A member's link to its managers.
 pub struct Link {
     managers: Vec<SocketAddr>,
-    identity: Identity,
+    identity: watch::Receiver<Identity>,
     ends: Ends,
     outbox: StatusOutbox,
     log_streams: LogStreams,
@@ -93,8 +94,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link for `identity` to `managers`, idle until [`Link::run`].
-    pub fn new(managers: Vec<SocketAddr>, identity: Identity, ends: Ends) -> Self {
+    /// A link for `identity` to `managers`, idle until [`Link::run`]. A renewed identity serves for the next connection.
+    pub fn new(managers: Vec<SocketAddr>, identity: watch::Receiver<Identity>, ends: Ends) -> Self {
         let log_streams = LogStreams::new(Arc::clone(&ends.logs));
         Self { managers, identity, ends, outbox: StatusOutbox::default(), log_streams, last_failure: None }
     }
@@ -153,7 +154,8 @@ impl Link {
     }
 
     async fn open(&mut self, manager: SocketAddr) -> Result<Session<'_>, SessionError> {
-        let channel = channel::connect_member(manager, &self.identity).await?;
+        let identity = self.identity.borrow().clone();
+        let channel = channel::connect_member(manager, &identity).await?;
         Session::open(self, manager, channel).await
     }
 

@@ -211,7 +211,8 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Some(Down::LogsWanted(wanted)) => {
-                self.link.log_streams.want(wanted, self.manager, &self.link.identity);
+                let identity = self.link.identity.borrow().clone();
+                self.link.log_streams.want(wanted, self.manager, &identity);
                 Ok(())
             }
             Some(Down::Welcome(_)) => Err(SessionError::Protocol { problem: "a second welcome came" }),

@@ -98,6 +98,8 @@ families! {
     DATAPLANE_REVISION = GAUGE "mesh_dataplane_revision", "Generation of the mesh table that carries traffic.";
     /// –
     CONTROL_CONNECTED = GAUGE "mesh_control_connected", "Whether the stream to a manager is up.";
+    /// certificate
+    CERTIFICATE_LEFT = GAUGE "mesh_certificate_seconds_left", "Seconds until the certificate expires; negative once it has.";
     /// collector
     COLLECTOR_SUCCESS = GAUGE "mesh_collector_success", "Whether the collector could read its figures.";
     /// collector

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_state::Timestamp;
 use mesh_state::ids::{BackendId, ServiceId};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -42,6 +43,8 @@ pub struct NodeFacts {
     pub hostname: String,
     /// `worker` or `manager`; empty before it joined.
     pub role: String,
+    /// Until when its certificate is good.
+    pub certificate_until: Option<Timestamp>,
     /// The kernel's release.
     pub kernel: String,
     /// The datapath in force.
@@ -58,6 +61,8 @@ pub struct Observation<'a> {
     pub connected: bool,
     /// The node.
     pub node: &'a NodeFacts,
+    /// When this is.
+    pub now: Timestamp,
     /// The proxy's figures.
     pub proxy: &'a ProxyStats,
     /// The kernel programs' figures, if there are any and they could be read.
@@ -152,6 +157,7 @@ impl Collector for AgentCollector {
             applied: *self.applied.borrow(),
             connected: *self.connected.borrow(),
             node: &self.node.borrow().clone(),
+            now: chrono::Utc::now(),
             proxy: &proxy,
             kernel: kernel.as_ref(),
             loads: &self.loads.all(),

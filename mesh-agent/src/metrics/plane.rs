@@ -35,6 +35,10 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     samples.add(&names::STORE_REVISION, &[], number(seen.view.generation));
     samples.add(&names::DATAPLANE_REVISION, &[], number(seen.applied));
     samples.add(&names::CONTROL_CONNECTED, &[], f64::from(u8::from(seen.connected)));
+    if let Some(until) = seen.node.certificate_until {
+        let label = [("certificate", "node")];
+        samples.add(&names::CERTIFICATE_LEFT, &label, (until - seen.now).as_seconds_f64());
+    }
     for collector in seen.collectors {
         let label = [("collector", collector.name)];
         samples.add(&names::COLLECTOR_SUCCESS, &label, f64::from(u8::from(collector.success)));

@@ -146,6 +146,7 @@ fn rendered(
     let node = NodeFacts {
         hostname: "n1".into(),
         role: "worker".into(),
+        certificate_until: mesh_state::Timestamp::from_timestamp(1_800_000_090, 0),
         kernel: "6.18.0".into(),
         datapath: "tc".into(),
     };
@@ -154,6 +155,7 @@ fn rendered(
         applied: 8,
         connected: true,
         node: &node,
+        now: mesh_state::Timestamp::from_timestamp(1_800_000_000, 0).expect("a moment"),
         proxy: &proxy(),
         kernel,
         loads: &BTreeMap::new(),
@@ -177,6 +179,7 @@ fn figures_of_programs_and_proxy_are_added() {
     assert_lines(
         &text,
         &[
+            r#"mesh_certificate_seconds_left{certificate="node"} 90"#,
             r#"mesh_frontend_connections_total{service="web",port="80",protocol="tcp"} 15"#,
             r#"mesh_frontend_bytes_total{service="web",port="80",protocol="tcp",direction="reply"} 4000"#,
             r#"mesh_frontend_unassigned_total{service="web",port="80",protocol="tcp",reason="no_backend"} 3"#,

@@ -1,6 +1,7 @@
 //! The link against a manager of the test's own: real TLS, real gRPC, one process.
 
 mod manager;
+mod renewal;
 
 use std::sync::Arc;
 

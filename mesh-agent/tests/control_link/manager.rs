@@ -60,6 +60,39 @@ impl Ca {
         format!("SWMTKN-1-{}-{SECRET}", self.digest).parse().expect("a token")
     }
 
+    /// A member's certificate for the key in a request, good from `since` until `until`, seconds from now.
+    pub(crate) fn sign(&self, csr_pem: &str, since: i64, until: i64) -> Result<String, rcgen::Error> {
+        let mut csr = CertificateSigningRequestParams::from_pem(csr_pem)?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+        let moment = |offset: i64| {
+            let seconds = now.as_secs().checked_add_signed(offset).expect("a moment");
+            rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
+        };
+        csr.params.not_before = moment(since);
+        csr.params.not_after = moment(until);
+        csr.params.distinguished_name.push(DnType::CommonName, "node-of-test");
+        csr.params.distinguished_name.push(DnType::OrganizationalUnitName, "mesh-worker");
+        Ok(csr.signed_by(&self.issuer())?.pem())
+    }
+
+    /// A member whose certificate is good from `since` until `until`, seconds from now.
+    pub(crate) fn member(&self, since: i64, until: i64) -> Identity {
+        let key = KeyPair::generate().expect("a key");
+        let csr = CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem());
+        Identity {
+            node_id: "node-of-test".into(),
+            key_pem: key.serialize_pem(),
+            certificate_pem: self.sign(&csr.expect("a request"), since, until).expect("a certificate"),
+            ca_pem: self.pem.clone(),
+        }
+    }
+
+    fn renewed(&self, csr_pem: &str) -> Result<Response<proto::RenewResponse>, Status> {
+        let signed = self.sign(csr_pem, -60, 90 * 24 * 3600);
+        let certificate_pem = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(proto::RenewResponse { certificate_pem }))
+    }
+
     pub(crate) fn server_tls(&self) -> ServerTlsConfig {
         let key = KeyPair::generate().expect("a server key");
         let params = CertificateParams::new(vec!["mesh-manager".to_owned()]).expect("server parameters");
@@ -128,6 +161,13 @@ impl Membership for Manager {
             ca_pem: self.ca.pem.clone(),
         }))
     }
+
+    async fn renew_expired(
+        &self,
+        request: Request<proto::RenewExpiredRequest>,
+    ) -> Result<Response<proto::RenewResponse>, Status> {
+        self.ca.renewed(&request.into_inner().csr_pem)
+    }
 }
 
 #[tonic::async_trait]
@@ -159,6 +199,16 @@ impl NodeService for Manager {
         // Until the test has read enough.
         drop(told.await);
         Ok(Response::new(proto::LogsTaken {}))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<proto::RenewRequest>,
+    ) -> Result<Response<proto::RenewResponse>, Status> {
+        if request.peer_certs().is_none_or(|certificates| certificates.is_empty()) {
+            return Err(Status::unauthenticated("no client certificate"));
+        }
+        self.ca.renewed(&request.into_inner().csr_pem)
     }
 }
 
@@ -224,6 +274,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
         engine_away: watch::channel(false).1,
         connected: connected_sender,
     };
+    let (_, identity) = watch::channel(identity);
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
     Agent { clashes, statuses, assignments, view, applied, keys, connected, description, shutdown }
 }

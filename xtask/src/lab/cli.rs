@@ -125,6 +125,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
                 datapath: *datapath,
                 node_datapaths: node_datapath.iter().cloned().collect(),
                 bare: *bare,
+                turnable_clock: false,
             };
             up(&layout, &options)
         }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::etcd_keys;
 use super::layout::{CLIENT_IP, NodeLayout, PREFIX_BITS};
 use super::record::Record;
+use super::{clock, etcd_keys};
 use crate::artifacts::Binaries;
 
 /// Where etcd tells its health in plain text, on loopback.
@@ -82,9 +82,18 @@ pub(super) fn command_line(
     match component {
         Component::Dockerd => dockerd(node),
         Component::Etcd => etcd(node, record),
-        Component::Control => control(node, record, &binaries.control()),
-        Component::Agent => agent(node, record, &binaries.agent()),
+        Component::Control => with_clock(control(node, record, &binaries.control()), record),
+        Component::Agent => with_clock(agent(node, record, &binaries.agent()), record),
     }
+}
+
+/// The same program, with the lab's clock if it has one of its own.
+fn with_clock(line: CommandLine, record: &Record) -> CommandLine {
+    let Some(file) = &record.clock else { return line };
+    let mut args = clock::variables(file);
+    args.push(line.program.into_os_string());
+    args.extend(line.args);
+    CommandLine { program: "env".into(), args }
 }
 
 /// An engine that was killed leaves files with process ids, which others may have by now: the next one would take those for its

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod record;
 
 mod cgroup;
+mod clock;
 mod daemon;
 mod etcd_keys;
 mod images;
@@ -29,6 +30,7 @@ mod teardown;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -53,12 +55,21 @@ pub struct UpOptions {
     pub node_datapaths: BTreeMap<String, Datapath>,
     /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
     pub bare: bool,
+    /// Agents and control planes take the time from a file, which [`Lab::turn_clock`] writes (Debian's libfaketime).
+    pub turnable_clock: bool,
 }
 
 impl UpOptions {
     /// Three nodes, one of them the manager, all on one datapath.
     pub const fn usual(datapath: Datapath) -> Self {
-        Self { nodes: 3, managers: 1, datapath, node_datapaths: BTreeMap::new(), bare: false }
+        Self {
+            nodes: 3,
+            managers: 1,
+            datapath,
+            node_datapaths: BTreeMap::new(),
+            bare: false,
+            turnable_clock: false,
+        }
     }
 }
 
@@ -238,6 +249,15 @@ impl Lab {
         let nodes = names.iter().map(|name| self.node(name)).collect::<Result<Vec<_>>>()?;
         images::give(application, &nodes, &self.layout.name().to_string())
             .with_context(|| format!("give {application:?} to {}; next: cargo xtask setup", names.join(", ")))
+    }
+
+    /// Sets the clock of all agents and control planes ahead of the machine's. They see it within a second.
+    ///
+    /// # Errors
+    /// When the lab has no clock that can be turned.
+    pub fn turn_clock(&self, ahead: Duration) -> Result<()> {
+        let file = self.record.clock.as_ref().context("this lab's clocks are the machine's own")?;
+        clock::set(file, ahead)
     }
 
     /// Cuts a node's link, or heals it.

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -16,7 +17,7 @@ use super::etcd_keys;
 use super::layout::{CLIENT_IP, Layout, NodeLayout};
 use super::network;
 use super::record::{ClientRecord, NodeRecord, Pids, Record};
-use super::{Datapath, UpOptions, images, machine, ready};
+use super::{Datapath, UpOptions, clock, images, machine, ready};
 use crate::artifacts::Binaries;
 
 /// The cluster's key in a control plane's directory.
@@ -35,6 +36,9 @@ pub(super) fn raise(
     network::build_middle(layout, needs_pass_program(record))?;
     for node in &nodes {
         build_machine(node, record)?;
+    }
+    if let Some(file) = &record.clock {
+        clock::set(file, Duration::ZERO)?;
     }
     let archive = thread::scope(|scope| {
         let archive = scope.spawn(|| images::make(binaries, &layout.name().to_string()));
@@ -116,6 +120,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("https://{}:2379", n.ip)).collect(),
         nodes,
         datapath: options.datapath.as_str().to_owned(),
+        clock: options.turnable_clock.then(|| clock::file(layout)),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ pub struct Record {
     pub etcd: Vec<String>,
     /// What `--datapath` said: auto, xdp, tc or userspace.
     pub datapath: String,
+    /// What agents and control planes take the time from, if not the machine's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<PathBuf>,
 }
 
 impl Record {
@@ -164,6 +167,7 @@ mod tests {
             }],
             etcd: vec!["https://10.77.0.11:2379".into()],
             datapath: "xdp".into(),
+            clock: None,
         };
         let expected = serde_json::json!({
             "client": {"netns": "mesh-client", "ip": "10.77.0.1"},

@@ -60,6 +60,8 @@ const PACKAGES: &[Package] = &[
     // What `cargo xtask bench peers` holds mesh against.
     package("haproxy"),
     package("libnginx-mod-stream"),
+    // `cargo xtask soak clocks` turns its lab's clocks.
+    package("libfaketime"),
     // promtool checks our metrics.
     package_unless("prometheus", "promtool"),
 ];

@@ -1,5 +1,6 @@
 //! `cargo xtask soak NAME`: what takes too long for the test run, each in a lab of its own.
 
+mod clocks;
 mod forged_tunnel;
 mod listeners;
 
@@ -19,6 +20,8 @@ enum Soak {
     ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
     /// Silent, half and false clients by the thousand on every listener: the API answers, logs stay small (needs root)
     Listeners(listeners::ListenersArgs),
+    /// Clocks go on by 200 days under traffic: certificates are renewed, no node is down, no request fails (needs root)
+    Clocks(clocks::ClocksArgs),
 }
 
 /// Runs one of them.
@@ -29,5 +32,6 @@ pub fn run(args: &SoakArgs) -> Result<()> {
     match &args.soak {
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
         Soak::Listeners(args) => listeners::run(args),
+        Soak::Clocks(args) => clocks::run(args),
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use dependency::Dependency;
 pub(crate) use network::{AttachedNetwork, Network};
 pub(crate) use node::{Node, runs_manager};
 pub(crate) use service::Service;
-pub(crate) use swarm::{CERTIFICATE_EXPIRY, Cluster, JoinTokens, RAFT, SwarmInfo, SwarmObject};
+pub(crate) use swarm::{Cluster, JoinTokens, RAFT, SwarmInfo, SwarmObject};
 pub(crate) use task::{Task, desired as desired_state};
 
 use serde::Serialize;

@@ -13,9 +13,6 @@ use super::Version;
 use super::node::{manager_address, runs_manager};
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
-/// Nanoseconds that a node's certificate is good for: 90 days.
-pub(crate) const CERTIFICATE_EXPIRY: u64 = 90 * 24 * 3_600 * 1_000_000_000;
-
 /// The cluster, as `/info` shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -168,7 +165,7 @@ impl Cluster {
                 orchestration: Orchestration { task_history_retention_limit: stored.task_history_limit },
                 raft: RAFT,
                 dispatcher: Dispatcher { heartbeat_period: stored.heartbeat_period_ns },
-                ca_config: CaConfig { node_cert_expiry: CERTIFICATE_EXPIRY },
+                ca_config: CaConfig { node_cert_expiry: stored.node_cert_expiry_ns },
                 task_defaults: TaskDefaults {},
                 encryption_config: EncryptionConfig { auto_lock_managers: false },
             },

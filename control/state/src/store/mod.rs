@@ -114,7 +114,7 @@ impl Op {
 }
 
 /// Compares that etcd takes in a transaction, and, counted apart, writes.
-pub const MAX_TXN_OPS: usize = 128;
+pub const MAX_TXN_OPS: usize = 127;
 
 /// Bytes of keys and values kept below in one transaction; etcd's own limit is 1.5 MiB a request.
 pub const MAX_TXN_BYTES: usize = 1_200_000;
@@ -237,8 +237,10 @@ impl StoreError {
 /// Refuses a transaction that etcd would refuse, with the same answer from every store.
 #[cfg(any(feature = "etcd", feature = "memory"))]
 fn check_size(compares: &[Compare], ops: &[Op]) -> Result<(), StoreError> {
-    let count = compares.len().max(ops.len());
-    let bytes = compares.iter().map(Compare::size).chain(ops.iter().map(Op::size)).sum();
+    // A manager adds one compare to each of its writes, on the cluster's record, for which etcd has room.
+    let compares = compares.iter().filter(|compare| compare.key() != crate::keys::CLUSTER);
+    let count = compares.clone().count().max(ops.len());
+    let bytes = compares.map(Compare::size).chain(ops.iter().map(Op::size)).sum();
     if count > MAX_TXN_OPS || bytes > MAX_TXN_BYTES {
         return Err(StoreError::TooLarge { ops: count, bytes });
     }

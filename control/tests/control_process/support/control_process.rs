@@ -38,8 +38,13 @@ impl Manager {
 
     /// Starts it again after [`Manager::kill`], where it was.
     pub(crate) async fn resume(&mut self) {
-        self.child = run(&self.name, &self.etcd, &self.directory, self.nodes, self.metrics);
+        self.restart();
         self.ready().await;
+    }
+
+    /// Starts it again after [`Manager::kill`], and waits for nothing.
+    pub(crate) fn restart(&mut self) {
+        self.child = run(&self.name, &self.etcd, &self.directory, self.nodes, self.metrics);
     }
 
     async fn ready(&self) {

@@ -22,14 +22,15 @@ use super::DEADLINE;
 #[derive(Clone)]
 pub(crate) struct Member {
     pub(crate) id: String,
-    key_pem: String,
-    certificate_pem: String,
-    ca_pem: String,
+    pub(crate) key_pem: String,
+    pub(crate) certificate_pem: String,
+    pub(crate) ca_pem: String,
 }
 
-async fn connect(manager: SocketAddr, tls: ClientTlsConfig) -> Channel {
+pub(crate) async fn connect(manager: SocketAddr, tls: ClientTlsConfig) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(format!("https://{manager}")).unwrap();
-    endpoint.tls_config(tls.domain_name("mesh-manager")).unwrap().connect().await.unwrap()
+    let connected = endpoint.tls_config(tls.domain_name("mesh-manager")).unwrap().connect().await;
+    connected.map_err(|error| Status::unavailable(error.to_string()))
 }
 
 /// Asks `manager` for membership.
@@ -42,7 +43,7 @@ pub(crate) async fn join(
     let key = KeyPair::generate().unwrap();
     let csr_pem = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca_pem));
-    let mut client = MembershipClient::new(connect(manager, tls).await);
+    let mut client = MembershipClient::new(connect(manager, tls).await?);
     let request = JoinRequest { token: token.to_owned(), csr_pem, hostname: hostname.to_owned() };
     let answer = client.join(request).await?.into_inner();
     Ok(Member {
@@ -62,7 +63,7 @@ pub(crate) async fn publish_logs(
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&member.ca_pem))
         .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
-    let mut client = NodeServiceClient::new(connect(manager, tls).await);
+    let mut client = NodeServiceClient::new(connect(manager, tls).await?);
     Ok(client.publish_logs(tokio_stream::iter(batches)).await?.into_inner())
 }
 
@@ -102,7 +103,7 @@ impl Session {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&member.ca_pem))
             .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
-        let mut client = NodeServiceClient::new(connect(manager, tls).await);
+        let mut client = NodeServiceClient::new(connect(manager, tls).await?);
         let (up, messages) = mpsc::channel(64);
         let description = NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() };
         let hello = Hello {

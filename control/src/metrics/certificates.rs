@@ -1,0 +1,63 @@
+//! How long this manager's certificates are good for.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use chrono::Utc;
+use mesh_state::Timestamp;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use x509_parser::pem::parse_x509_pem;
+
+use crate::node_service::renewing_server::ServerExpiry;
+
+/// Reads clock and certificates when scraped.
+struct Certificates {
+    server: ServerExpiry,
+    ca: Option<Timestamp>,
+    etcd: Option<PathBuf>,
+    left: IntGaugeVec,
+}
+
+/// Registers `mesh_certificate_seconds_left`, for the nodes' server, the cluster's CA, and what is shown to etcd. The last one
+/// is a file that its operator replaces, so it is read at each scrape.
+///
+/// # Errors
+/// A family of the same name is registered already.
+pub fn register(
+    server: ServerExpiry,
+    ca: Option<Timestamp>,
+    etcd: Option<PathBuf>,
+    registry: &Registry,
+) -> Result<(), prometheus::Error> {
+    let help = "Seconds until the certificate expires; negative once it has.";
+    let left = IntGaugeVec::new(Opts::new("mesh_certificate_seconds_left", help), &["certificate"])?;
+    registry.register(Box::new(Certificates { server, ca, etcd, left }))
+}
+
+impl Collector for Certificates {
+    fn desc(&self) -> Vec<&Desc> {
+        self.left.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let now = Utc::now().timestamp();
+        let server = Some(self.server.load(Ordering::Relaxed)).filter(|until| *until > 0);
+        let etcd = self.etcd.as_ref().and_then(|path| std::fs::read(path).ok()).and_then(|pem| until(&pem));
+        let known = [("server", server), ("ca", self.ca.map(|until| until.timestamp())), ("etcd", etcd)];
+        self.left.reset();
+        for (certificate, until) in known {
+            if let Some(until) = until {
+                self.left.with_label_values(&[certificate]).set(until - now);
+            }
+        }
+        self.left.collect()
+    }
+}
+
+/// Until when the first certificate in a file is good.
+fn until(pem: &[u8]) -> Option<i64> {
+    let (_, pem) = parse_x509_pem(pem).ok()?;
+    Some(pem.parse_x509().ok()?.validity().not_after.timestamp())
+}

@@ -1,0 +1,99 @@
+//! The nodes' server, whose certificate is renewed while it serves.
+//!
+//! A TLS server keeps the certificate that it began with, so each certificate has a server of its own on the same socket: the
+//! new one accepts what comes from then on, and the one before serves its connections to their end. No session is cut.
+//!
+//! Invariant: at any time one server accepts.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use mesh_state::{Timestamp, renewal};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use super::membership::Admission;
+use super::sessions::Sessions;
+use crate::ca::CaError;
+
+/// How often the clock is looked at: it may be set, so a long sleep would miss the moment.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the nodes' server ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// No certificate could be made.
+    #[error("make the server's certificate")]
+    Certificate(#[from] CaError),
+    /// The socket can't be shared by the servers of two certificates.
+    #[error("share the nodes' socket")]
+    Socket(#[from] std::io::Error),
+    /// The server failed.
+    #[error("serve nodes")]
+    Server(#[from] tonic::transport::Error),
+    /// The server panicked.
+    #[error("the nodes' server panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+/// Until when the server's certificate is good, for metrics: seconds since 1970, 0 before there is one.
+pub type ServerExpiry = Arc<AtomicI64>;
+
+/// The nodes' server.
+pub struct RenewingServer {
+    /// Where nodes connect.
+    pub listener: TcpListener,
+    /// The address in the certificate.
+    pub advertise: IpAddr,
+    /// Admits nodes; its CA signs the server's certificates.
+    pub admission: Arc<Admission>,
+    /// The nodes' sessions.
+    pub sessions: Arc<Sessions>,
+    /// Told of each new certificate.
+    pub expiry: ServerExpiry,
+    /// Where servers run that still have connections.
+    pub tracker: TaskTracker,
+}
+
+impl RenewingServer {
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let socket = self.listener.into_std()?;
+        loop {
+            let now = Utc::now();
+            let identity = self.admission.authority.issue_server(self.advertise, now)?;
+            self.expiry.store(identity.until.timestamp(), Ordering::Relaxed);
+            let renewed_at = renewal::moment(identity.since, identity.until, &mut rand::rng());
+            info!(until = %identity.until, %renewed_at, "the nodes' server has a new certificate");
+            let accepting = shutdown.child_token();
+            let server = super::serve(
+                TcpListener::from_std(socket.try_clone()?)?,
+                identity,
+                Arc::clone(&self.admission),
+                Arc::clone(&self.sessions),
+                accepting.clone(),
+            );
+            let mut server = self.tracker.spawn(server);
+            tokio::select! {
+                ended = &mut server => return Ok(ended.map_err(ServeError::Panicked)??),
+                () = reached(renewed_at) => accepting.cancel(),
+            }
+        }
+    }
+}
+
+/// Waits until the clock shows `moment`, also if it is set meanwhile.
+async fn reached(moment: Timestamp) {
+    while Utc::now() < moment {
+        tokio::time::sleep(CLOCK_INTERVAL).await;
+    }
+}

@@ -1,0 +1,170 @@
+//! Renews this node's certificate before it expires, or shortly after.
+//!
+//! Invariants: the new certificate is on disk before it is used, and the old one stays until then; the moment is random within
+//! what is left, so that nodes that joined together don't renew together; managers that don't answer are asked again.
+//!
+//! Left to others: the session, which takes the new certificate with its next connection.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::Utc;
+use mesh_state::Timestamp;
+use mesh_state::proto::membership_client::MembershipClient;
+use mesh_state::proto::node_service_client::NodeServiceClient;
+use mesh_state::proto::{RenewExpiredRequest, RenewRequest, RenewResponse};
+use mesh_state::renewal;
+use rand::seq::SliceRandom;
+use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::channel;
+use super::identity::{Identity, IdentityError};
+use crate::error_chain;
+
+/// The longest wait for a manager's answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often the clock is looked at: it may be set, so a long sleep would miss the moment.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(60);
+
+/// Why a manager did not renew this node's certificate.
+#[derive(Debug, Error)]
+enum RenewalError {
+    /// The key or the request could not be made.
+    #[error("make a key and a certificate request")]
+    Request(#[from] rcgen::Error),
+    /// The certificate in force, or the new one, can't be read or stored.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The manager could not be reached.
+    #[error("connect to manager {manager}")]
+    Connect {
+        /// Which manager.
+        manager: SocketAddr,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The manager said no.
+    #[error("manager {manager} refused: {}", status.message())]
+    Refused {
+        /// Which manager.
+        manager: SocketAddr,
+        /// What it said.
+        status: Box<tonic::Status>,
+    },
+    /// The manager did not answer.
+    #[error("manager {manager} did not answer within {DEADLINE:?}")]
+    Deadline {
+        /// Which manager.
+        manager: SocketAddr,
+    },
+    /// The answer isn't a certificate of this node for its key.
+    #[error("manager {manager} sent a certificate that is not for this node's key")]
+    OtherKey {
+        /// Which manager.
+        manager: SocketAddr,
+    },
+}
+
+/// Keeps this node's certificate fresh.
+pub struct Renewal {
+    /// Who can renew it.
+    pub managers: Vec<SocketAddr>,
+    /// Where the identity is kept.
+    pub data_dir: PathBuf,
+    /// The identity in force, which this alone writes.
+    pub identity: watch::Sender<Identity>,
+}
+
+impl Renewal {
+    /// Renews the certificate whenever its time has come, until `shutdown`.
+    ///
+    /// # Errors
+    /// The certificate in force can't be read.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), IdentityError> {
+        loop {
+            let (since, until) = self.identity.borrow().validity()?;
+            let due = renewal::moment(since, until, &mut rand::rng());
+            tracing::debug!(%until, %due, "this node's certificate");
+            if shutdown.run_until_cancelled(reached(due)).await.is_none() {
+                return Ok(());
+            }
+            if shutdown.run_until_cancelled(self.renew()).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks one manager after the other until one renews the certificate.
+    async fn renew(&self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        loop {
+            let mut managers = self.managers.clone();
+            managers.shuffle(&mut rand::rng());
+            for manager in managers {
+                let identity = self.identity.borrow().clone();
+                match ask(manager, &identity).await.and_then(|fresh| self.keep(fresh)) {
+                    Ok(until) => {
+                        tracing::info!(%manager, %until, "this node's certificate was renewed");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %error_chain(&error), "renew the certificate; will try again");
+                    }
+                }
+            }
+            let wait = backoff.next(&mut rand::rng());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn keep(&self, fresh: Identity) -> Result<Timestamp, RenewalError> {
+        let (_, until) = fresh.validity()?;
+        fresh.store(&self.data_dir)?;
+        self.identity.send_replace(fresh);
+        Ok(until)
+    }
+}
+
+/// Waits until the clock shows `moment`, also if it is set meanwhile.
+async fn reached(moment: Timestamp) {
+    while Utc::now() < moment {
+        tokio::time::sleep(CLOCK_INTERVAL).await;
+    }
+}
+
+/// A new identity from one manager.
+async fn ask(manager: SocketAddr, identity: &Identity) -> Result<Identity, RenewalError> {
+    let (_, until) = identity.validity()?;
+    let expired = until <= Utc::now();
+    // An expired certificate no longer proves who connects, so its key signs the request.
+    let key = if expired { KeyPair::from_pem(&identity.key_pem)? } else { KeyPair::generate()? };
+    let csr_pem = CertificateParams::default().serialize_request(&key)?.pem()?;
+    let exchange = async {
+        let connect = |source| RenewalError::Connect { manager, source };
+        let answer = if expired {
+            let channel = channel::connect_expired(manager, identity).await.map_err(connect)?;
+            let request = RenewExpiredRequest { certificate_pem: identity.certificate_pem.clone(), csr_pem };
+            MembershipClient::new(channel).renew_expired(request).await
+        } else {
+            let channel = channel::connect_member(manager, identity).await.map_err(connect)?;
+            NodeServiceClient::new(channel).renew(RenewRequest { csr_pem }).await
+        };
+        answer.map_err(|status| RenewalError::Refused { manager, status: Box::new(status) })
+    };
+    let answer = tokio::time::timeout(DEADLINE, exchange).await;
+    let RenewResponse { certificate_pem } =
+        answer.map_err(|_| RenewalError::Deadline { manager })??.into_inner();
+    let fresh = Identity { key_pem: key.serialize_pem(), certificate_pem, ..identity.clone() };
+    if !fresh.is_for(&key.subject_public_key_info())? {
+        return Err(RenewalError::OtherKey { manager });
+    }
+    Ok(fresh)
+}
