@@ -49,7 +49,9 @@ fn judge(
             if snapshot.managers.is_empty() || snapshot.managers.contains_key(&liveness.manager) => {}
         NodeState::Ready => set(now, id, liveness, NodeState::Silent, "its manager is gone", plan),
         NodeState::Silent => {
-            match after(liveness.since, silence_max(snapshot)).filter(|moment| *moment > now) {
+            // The manager that wrote it may have another clock than this one.
+            let since = snapshot.liveness_since(id, liveness);
+            match after(since, silence_max(snapshot)).filter(|moment| *moment > now) {
                 Some(moment) => plan.wake_by(moment),
                 None => set(now, id, liveness, NodeState::Down, "heartbeat failure", plan),
             }
@@ -151,6 +153,25 @@ mod tests {
             (liveness.state, liveness.since, liveness.message.as_str()),
             (NodeState::Down, world.now, "heartbeat failure")
         );
+    }
+
+    #[test]
+    fn only_one_clock_says_how_long_a_node_is_silent() {
+        for skew in [-3600, 3600] {
+            let mut world = World::with_nodes(["a"]);
+            let node = "a".into();
+            world.set_liveness(&node, NodeState::Silent);
+            // As a manager wrote it whose clock is an hour off; this one saw it now.
+            let mut told = world.snapshot.liveness[&node].value.clone();
+            told.since = world.now + TimeDelta::seconds(skew);
+            world.put(mesh_state::keys::liveness(&node), &told);
+            world.snapshot.liveness_seen.insert(node, world.now);
+            assert_eq!(world.run(plan).wake_at, Some(world.now + TimeDelta::seconds(15)), "skew {skew} s");
+            assert_eq!(state(&world), NodeState::Silent, "down at once with a skew of {skew} s");
+            world.pass(15);
+            world.run(super::plan);
+            assert_eq!(state(&world), NodeState::Down, "never down with a skew of {skew} s");
+        }
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub struct ClusterSnapshot {
     pub nodes: BTreeMap<NodeId, Stored<Node>>,
     /// Whether nodes are heard.
     pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
+    /// When this manager's watch saw the state of each node's liveness change, by this manager's clock. What was there at the
+    /// first listing was seen then.
+    pub liveness_seen: BTreeMap<NodeId, Timestamp>,
     /// Mesh-table generations that nodes hold.
     pub acks: BTreeMap<NodeId, Stored<u64>>,
     /// Published ports that nodes can't listen on.
@@ -99,6 +102,8 @@ pub struct ClusterSnapshot {
     tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
 }
+
+mod seen;
 
 impl ClusterSnapshot {
     /// A snapshot of everything listed at `revision`.

@@ -118,7 +118,7 @@ pub(crate) fn of_change(
     let key = keys::parse(change.key());
     let subject = key.as_ref().and_then(|key| subject(snapshot, key, &change));
     let before = subject.as_ref().and_then(|subject| facts(snapshot, subject));
-    snapshot.apply(change);
+    snapshot.apply_seen(change, now);
     let subject = subject?;
     // What is not the object's own record is no news by itself.
     let own = matches!(key, Some(Key::Service(_) | Key::Node(_) | Key::Network(_) | Key::Dependency(..)));
