@@ -1,7 +1,7 @@
 //! Puts one manager together. Wiring only: what is started, in which order, and how it ends.
 //!
-//! Invariants: whatever can be bound is bound before anything is promised; every part runs under one tracker, and one that ends
-//! without being asked ends the process with an error, for its supervisor to start it anew.
+//! Invariants: whatever can be bound is bound before anything is promised; every part is a component of [`mesh_runtime`], so one that
+//! panics or ends without being asked ends the process with an error, for its supervisor to start it anew.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,18 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use chrono::Utc;
 use hyper_util::service::TowerToHyperService;
 use mesh_admission::http;
+use mesh_runtime::{Components, follow_signals};
 use mesh_state::cluster::Manager;
 use mesh_state::node::OwnPort;
 use mesh_state::store::{EtcdStore, Store};
 use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
@@ -57,78 +57,63 @@ struct Listeners {
     docker: UnixListener,
 }
 
-/// Runs parts, each of which is to end only when asked.
+/// The components, each of which is to end only when asked.
 struct Parts {
-    tracker: TaskTracker,
+    components: Components,
     shutdown: CancellationToken,
-    /// Names of parts that ended.
-    ended: mpsc::UnboundedSender<&'static str>,
 }
 
 impl Parts {
     fn start(&self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
-        let ended = self.ended.clone();
-        self.tracker.spawn(async move {
+        self.components.spawn(name, async move {
             part.await;
-            if ended.send(name).is_err() {
-                tracing::debug!(part = name, "ended last");
-            }
+            Ok(())
         });
     }
 
     /// Starts a part that may fail by itself.
-    fn start_server<E: std::fmt::Display>(
+    fn start_server<E: Into<anyhow::Error>>(
         &self,
         name: &'static str,
         part: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        self.start(name, async move {
-            if let Err(error) = part.await {
-                tracing::error!(part = name, %error, "failed");
-            }
-        });
+        self.components.spawn(name, async move { part.await.map_err(Into::into) });
     }
 }
 
-/// Runs a manager until `shutdown`.
+/// Runs a manager until it is told to stop.
 ///
 /// # Errors
 /// It can't start, or a part of it ended without being asked.
-pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config) -> anyhow::Result<()> {
     let listeners = bind(&config).await?;
+    let components = Components::new(config.debug_faults);
+    let shutdown = components.stopping().clone();
+    components.spawn("signals", follow_signals(shutdown.clone()));
     let registry = Registry::new();
     let etcd = EtcdStore::open(config.etcd.clone()).await?;
     let store = metrics::store::CountedStore::register(etcd.clone(), &registry)?;
     let (waits_for, reason) = watch::channel("the cluster was not read from etcd yet".to_owned());
     let opened = tokio::select! {
-        opened = open_cluster(&store, &config, waits_for) => opened?,
-        () = waiting::refuse(&listeners.docker, &listeners.admin, reason) => return Ok(()),
-        () = shutdown.cancelled() => return Ok(()),
-    };
-    let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
-    let store: Arc<dyn Store> = Arc::new(store);
-    let (ended, mut ends) = mpsc::unbounded_channel();
-    let parts = Parts { tracker: TaskTracker::new(), shutdown: shutdown.child_token(), ended };
-    let own_ports = own_ports::of_manager(&config, etcd_ports(&etcd, &config).await);
-    start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
-    info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
-
-    let unexpected = tokio::select! {
-        name = ends.recv() => name,
+        opened = open_cluster(&store, &config, waits_for) => Some(opened?),
+        () = waiting::refuse(&listeners.docker, &listeners.admin, reason) => None,
         () = shutdown.cancelled() => None,
     };
-    parts.shutdown.cancel();
-    parts.tracker.close();
-    if tokio::time::timeout(SHUTDOWN_GRACE, parts.tracker.wait()).await.is_err() {
-        warn!("some parts did not end within {SHUTDOWN_GRACE:?}");
+    if let Some(opened) = opened {
+        let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
+        let store: Arc<dyn Store> = Arc::new(store);
+        let parts = Parts { components: components.clone(), shutdown: shutdown.clone() };
+        let own_ports = own_ports::of_manager(&config, etcd_ports(&etcd, &config).await);
+        start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
+        info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
+    } else {
+        shutdown.cancel();
     }
+    let end = components.wait(SHUTDOWN_GRACE).await;
     if let Err(error) = std::fs::remove_file(&config.socket) {
         warn!(%error, socket = %config.socket.display(), "remove the socket");
     }
-    match unexpected {
-        Some(name) => bail!("{name} ended unexpectedly"),
-        None => Ok(()),
-    }
+    end
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
@@ -145,7 +130,14 @@ async fn bind(config: &Config) -> anyhow::Result<Listeners> {
 
 /// A socket that only its owner may use. It is bound under another name first, so that it never exists with other permissions, and
 /// takes the place of one that a manager left behind.
+///
+/// # Errors
+/// A living process listens on it, or the directory can't be written.
 fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let text = "in use: another mesh-control runs, or choose another --socket";
+        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+    }
     if let Some(directory) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
@@ -246,7 +238,7 @@ fn start(
         reports,
         relay_key,
         Arc::clone(&doors.nodes),
-        parts.tracker.clone(),
+        parts.components.tracker().clone(),
         parts.shutdown.clone(),
     ));
     parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
@@ -265,7 +257,7 @@ fn start(
         admission: Arc::new(admission),
         sessions,
         expiry,
-        tracker: parts.tracker.clone(),
+        tracker: parts.components.tracker().clone(),
     };
     parts.start_server("the node service", nodes.serve(parts.shutdown.clone()));
 
@@ -275,7 +267,9 @@ fn start(
     let docker = TowerToHyperService::new(docker);
     let docker = http::serve(listeners.docker, doors.docker, api::kind_of, docker, parts.shutdown.clone());
     parts.start("the Docker API", docker);
-    let admin = TowerToHyperService::new(admin::router(Admin { registry: registry.clone(), feed }));
+    let admin = TowerToHyperService::new(
+        admin::router(Admin { registry: registry.clone(), feed }).merge(parts.components.debug_routes()),
+    );
     let admin = http::serve(listeners.admin, doors.admin, http::all_short, admin, parts.shutdown.clone());
     parts.start("the metrics server", admin);
     Ok(())
@@ -312,4 +306,20 @@ fn start_leadership(
     let compaction = compaction::run(Arc::clone(store), feed.clone(), leadership, parts.shutdown.clone());
     parts.start("compaction", compaction);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_taken_from_a_dead_manager_and_not_from_a_living_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/control.sock");
+        let living = bind_socket(&path).unwrap();
+        let refused = bind_socket(&path).unwrap_err();
+        assert!(refused.to_string().contains("--socket"), "expected the next step, saw: {refused}");
+        drop(living);
+        bind_socket(&path).expect("nobody listens on it any more");
+    }
 }

@@ -85,6 +85,10 @@ pub struct Cli {
     /// What is logged: a level, or directives as in `info,mesh_control::reconcile=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
+
+    /// Lets whoever reaches the metrics listener make a part of this process panic. For tests.
+    #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
+    pub debug_faults: bool,
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// What tasks' networks come out of.
     pub pool: WantedPool,
+    /// Whether parts can be made to panic.
+    pub debug_faults: bool,
 }
 
 /// What is wrong with the configuration.
@@ -95,6 +97,7 @@ impl Config {
                 .metrics_listen
                 .unwrap_or_else(|| SocketAddr::new(cli.advertise, METRICS_PORT)),
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
+            debug_faults: cli.debug_faults,
         })
     }
 }

@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use mesh_state::lb::LbSettings;
-use mesh_state::node::NodeState;
 use mesh_state::task::{Drain, Task, TaskState};
 
 use crate::snapshot::{ClusterSnapshot, Stored};
@@ -41,16 +40,13 @@ fn is_announced(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> bool {
     if task.endpoints.is_empty() || snapshot.state_of(task) != TaskState::Running {
         return true;
     }
-    let mut heard = snapshot.nodes.keys().filter(|node| snapshot.node_state(node) == NodeState::Ready);
-    heard.all(|node| {
-        let acknowledged = snapshot.acks.get(node).and_then(|ack| i64::try_from(ack.value).ok());
-        acknowledged.is_some_and(|generation| generation >= task.mod_revision)
-    })
+    snapshot.acked_by_all() >= task.mod_revision
 }
 
 #[cfg(test)]
 mod tests {
     use mesh_state::keys;
+    use mesh_state::node::NodeState;
 
     use super::*;
     use crate::fixtures::{World, endpoint, service, task};

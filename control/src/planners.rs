@@ -9,7 +9,7 @@
 use mesh_state::Timestamp;
 use rand::RngCore;
 
-use crate::orchestrator::{global, jobs, reap, replicated};
+use crate::orchestrator::{global, jobs, reap, release, replicated};
 use crate::plan::Plan;
 use crate::restart::{promote, replace};
 use crate::snapshot::ClusterSnapshot;
@@ -39,6 +39,7 @@ pub const ORDER: &[Planner] = &[
     Planner { name: "promote", plan: promote::plan },
     Planner { name: "scheduler", plan: scheduler::plan },
     Planner { name: "reaper", plan: reap::plan },
+    Planner { name: "release", plan: release::plan },
 ];
 
 #[cfg(test)]

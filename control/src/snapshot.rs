@@ -6,8 +6,10 @@
 //!
 //! Left to others: reading etcd (the watch driver) and every decision.
 
+mod touched;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Manager};
@@ -24,6 +26,7 @@ use mesh_state::spec::ServiceSpec;
 use mesh_state::store::{Change, KeyValue};
 use mesh_state::task::{Task, TaskState, TaskStatus};
 use serde::de::DeserializeOwned;
+use touched::Touched;
 
 /// An object with the revisions it was created and last written at.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +104,8 @@ pub struct ClusterSnapshot {
     pub unreadable: BTreeMap<String, String>,
     tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    touched: Touched,
+    acked_by_all: OnceLock<i64>,
 }
 
 mod seen;
@@ -115,6 +120,7 @@ impl ClusterSnapshot {
         snapshot.revision = revision;
         // What was deleted before the listing left no trace in it; it is at most as new as the listing.
         snapshot.mesh_revision = revision;
+        snapshot.touched.all(revision);
         snapshot
     }
 
@@ -165,6 +171,46 @@ impl ClusterSnapshot {
         !self.nodes.contains_key(node) || self.node_state(node) == NodeState::Down
     }
 
+    /// The revision of the newest change of what `node` is told to run.
+    pub fn touched_at(&self, node: &NodeId) -> i64 {
+        self.touched.last(node)
+    }
+
+    /// The oldest of the mesh tables that nodes hold which are heard; the highest revision of all if none is heard. Worked out once.
+    pub fn acked_by_all(&self) -> i64 {
+        *self.acked_by_all.get_or_init(|| {
+            let heard = self.nodes.keys().filter(|node| self.node_state(node) == NodeState::Ready);
+            let acked = heard.map(|node| {
+                let acked = self.acks.get(node).map(|ack| i64::try_from(ack.value).unwrap_or(i64::MAX));
+                acked.unwrap_or(i64::MIN)
+            });
+            acked.min().unwrap_or(i64::MAX)
+        })
+    }
+
+    /// Notes that something has changed.
+    fn note(&mut self, key: &Key, revision: i64) {
+        self.revision = self.revision.max(revision);
+        if feeds_mesh_table(key) {
+            self.mesh_revision = self.mesh_revision.max(revision);
+        }
+        match key {
+            Key::Node(_) | Key::Liveness(_) | Key::Ack(_) => self.acked_by_all = OnceLock::new(),
+            Key::Status(task) | Key::Task(task) => {
+                if let Some(node) = self.tasks.get(task).and_then(|task| task.node_id.as_ref()) {
+                    self.touched.node(node, revision);
+                }
+            }
+            Key::Service(service) | Key::Spec(service, _) => {
+                let tasks = self.tasks_by_service.get(service).into_iter().flatten();
+                for node in tasks.filter_map(|id| self.tasks.get(id)?.node_id.as_ref()) {
+                    self.touched.node(node, revision);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The spec that a task was made from.
     pub fn spec_of<'a>(&'a self, task: &Task) -> Option<&'a ServiceSpec> {
         match self.services.get(&task.service_id) {
@@ -175,11 +221,8 @@ impl ClusterSnapshot {
 
     fn put(&mut self, item: &KeyValue) {
         let Some(key) = keys::parse(&item.key) else { return };
-        self.revision = self.revision.max(item.mod_revision);
         self.unreadable.remove(&item.key);
-        if feeds_mesh_table(&key) {
-            self.mesh_revision = self.mesh_revision.max(item.mod_revision);
-        }
+        self.note(&key, item.mod_revision);
         match key {
             Key::Cluster => self.cluster = self.read(item).or(self.cluster.take()),
             Key::Leader => self.leader = self.read(item).or(self.leader.take()),
@@ -208,6 +251,7 @@ impl ClusterSnapshot {
         self.unindex_task(&id);
         self.tasks_by_service.entry(stored.service_id.clone()).or_default().insert(id.clone());
         if let Some(node) = &stored.node_id {
+            self.touched.node(node, item.mod_revision);
             self.tasks_by_node.entry(node.clone()).or_default().insert(id.clone());
         }
         self.tasks.insert(id, stored);
@@ -225,9 +269,7 @@ impl ClusterSnapshot {
         self.revision = self.revision.max(mod_revision);
         self.unreadable.remove(text);
         let Some(key) = keys::parse(text) else { return };
-        if feeds_mesh_table(&key) {
-            self.mesh_revision = self.mesh_revision.max(mod_revision);
-        }
+        self.note(&key, mod_revision);
         match key {
             Key::Cluster => self.cluster = None,
             Key::Leader => self.leader = None,

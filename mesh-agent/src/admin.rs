@@ -1,7 +1,8 @@
 //! The agent's HTTP door for operators: `/metrics`, `/healthz`, `/readyz`.
 //!
 //! Invariants: `/healthz` says only that the event loop lives; `/readyz` turns good when the data plane is attached and has its
-//! first table, and bad while the host has a setting that mesh can't work with; losing the managers later doesn't turn it bad. A scrape reads maps off the async threads.
+//! first table, and bad while the host has a setting that mesh can't work with; losing the managers later doesn't turn it
+//! bad, but being removed from the cluster does. A scrape reads maps off the async threads.
 
 use std::sync::Arc;
 
@@ -29,6 +30,10 @@ pub struct Admin {
     pub applied: watch::Receiver<u64>,
     /// What watches the host's settings; none in userspace.
     pub datapath: Option<Arc<Datapath>>,
+    /// Whether the node's cluster doesn't know it any more, so that it carries nothing.
+    pub expelled: watch::Receiver<bool>,
+    /// Further routes, for tests.
+    pub debug: Router<Arc<Admin>>,
 }
 
 /// Serves `listener`, as far as `door` admits clients, until `shutdown`.
@@ -38,7 +43,9 @@ pub async fn serve(listener: TcpListener, admin: Admin, door: Arc<Door>, shutdow
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
+    admin
+        .debug
+        .clone()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -46,6 +53,10 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    if *admin.expelled.borrow() {
+        let text = "this node was removed from its cluster: remove its identity file and join again\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, text.to_owned());
+    }
     match admin.datapath.as_ref().map(|datapath| datapath.host_settings()) {
         Some(Ok(host)) if !host.wrong.is_empty() => {
             let wrong = host.wrong.iter().map(|(setting, advice)| format!("{setting}: {advice}\n"));
@@ -97,7 +108,14 @@ mod tests {
         let registry = Registry::new();
         let counter = prometheus::IntCounter::new("mesh_test_total", "A test.").expect("a counter");
         registry.register(Box::new(counter)).expect("it is registered");
-        let router = router(Admin { registry, applied: receiver, datapath: None });
+        let (expelled, is_expelled) = watch::channel(false);
+        let router = router(Admin {
+            registry,
+            applied: receiver,
+            datapath: None,
+            expelled: is_expelled,
+            debug: Router::new(),
+        });
         assert_eq!(get_path(&router, "/healthz").await.0, StatusCode::OK);
         assert_eq!(get_path(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         applied.send_replace(7);
@@ -105,5 +123,7 @@ mod tests {
         let (status, text) = get_path(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("mesh_test_total 0"), "expected the counter, saw: {text}");
+        expelled.send_replace(true);
+        assert_eq!(get_path(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE, "no member");
     }
 }

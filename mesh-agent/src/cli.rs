@@ -111,6 +111,9 @@ pub struct RunArgs {
     /// What to log: error, warn, info, debug or trace, also by module (`info,mesh_agent::proxy=debug`).
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
+    /// Lets whoever reaches the metrics listener make a part of this process panic. For tests.
+    #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
+    pub debug_faults: bool,
 }
 
 /// The flags of `uninstall`.

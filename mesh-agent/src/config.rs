@@ -67,6 +67,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// Of which backends there are series.
     pub metrics_backends: MetricsBackends,
+    /// Whether components can be made to panic.
+    pub debug_faults: bool,
 }
 
 /// Why the settings are no good.
@@ -169,6 +171,7 @@ impl Config {
                 .metrics_listen
                 .unwrap_or_else(|| SocketAddr::new(address.into(), METRICS_PORT)),
             metrics_backends: args.metrics_backends,
+            debug_faults: args.debug_faults,
         };
         let own = config.own_ports();
         config.proxy.own_ports = own.into_iter().map(|own| ((own.protocol, own.port), own.purpose)).collect();

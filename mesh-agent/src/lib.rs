@@ -16,7 +16,6 @@ pub mod docker_api;
 pub mod lb;
 pub mod metrics;
 pub mod proxy;
-pub mod shutdown;
 pub mod task;
 pub mod uninstall;
 pub mod view;

@@ -26,16 +26,12 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Run(args)) => *args,
         Some(Command::Uninstall(args)) => {
             start_log(&args.log)?;
-            return runtime()?.block_on(uninstall::run(&args));
+            return mesh_runtime::run(uninstall::run(&args));
         }
     };
     start_log(&args.log)?;
     let config = Config::new(args)?;
-    runtime()?.block_on(app::run(config))
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")
+    mesh_runtime::run(app::run(config))
 }
 
 /// Logs to stderr. Under systemd, which adds the time itself, lines come without it.

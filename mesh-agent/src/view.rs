@@ -193,6 +193,17 @@ impl NodeView {
         }
     }
 
+    /// This view without anything to forward, for a node that its cluster doesn't know any more.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self {
+            generation: self.generation,
+            committed_unix_ms: self.committed_unix_ms,
+            subnet: self.subnet,
+            ..Self::new(self.node_id.clone(), self.address)
+        }
+    }
+
     /// This view with the table, or the changes to it, that a manager sent.
     ///
     /// # Errors

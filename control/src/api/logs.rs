@@ -113,6 +113,7 @@ fn stream(context: &ApiContext, reading: Reading, request: &Request) -> Result<R
         store: context.store.clone(),
         manager: context.manager_name.clone(),
         address: context.node_address(),
+        stopping: context.stopping.clone(),
     };
     let reader = Reader::new(reading, context.logs.clone(), forwarder, context.feed.snapshots.clone());
     let stopping = context.stopping.clone();

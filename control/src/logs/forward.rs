@@ -12,6 +12,7 @@ use mesh_state::log_ask::{AskedLog, LogAsk};
 use mesh_state::proto::{LogsWanted, WantedLog};
 use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use mesh_state::{codec, keys};
+use tokio_util::sync::CancellationToken;
 
 use super::broker::Wanted;
 
@@ -27,6 +28,8 @@ pub(crate) struct Forwarder {
     pub(crate) manager: String,
     /// Where nodes reach it.
     pub(crate) address: SocketAddr,
+    /// Cancelled when it stops: what is under way is given up.
+    pub(crate) stopping: CancellationToken,
 }
 
 impl Forwarder {
@@ -40,12 +43,12 @@ impl Forwarder {
             stderr: wanted.stderr,
             follow: wanted.follow,
         };
-        let store = Arc::clone(&self.store);
+        let (store, stopping) = (Arc::clone(&self.store), self.stopping.clone());
         tokio::spawn(async move {
-            match put(store.as_ref(), &node, &ask_id, &ask).await {
-                Ok(true) => {}
-                Ok(false) => tracing::debug!(%node, "the node to be asked for logs is gone"),
-                Err(error) => tracing::warn!(%node, %error, "ask for logs through another manager"),
+            match stopping.run_until_cancelled(put(store.as_ref(), &node, &ask_id, &ask)).await {
+                Some(Ok(true)) | None => {}
+                Some(Ok(false)) => tracing::debug!(%node, "the node to be asked for logs is gone"),
+                Some(Err(error)) => tracing::warn!(%node, %error, "ask for logs through another manager"),
             }
         });
     }

@@ -1,6 +1,6 @@
 //! What a node is to run, and what changed of it since it was last told.
 //!
-//! Invariants: pure; a node is told of each of its tasks once for each write of the task, and once its drain is announced; a task that was observed at its end is
+//! Invariants: pure; nothing is looked at again before it may have changed; a node is told of each of its tasks once for each write of the task, and once its drain is announced; a task that was observed at its end is
 //! never shown as one to run, so a node that lost its memory doesn't run it again.
 //!
 //! Left to others: sending.
@@ -21,6 +21,25 @@ use crate::snapshot::{ClusterSnapshot, Stored};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Told {
     tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
+    basis: Option<Basis>,
+}
+
+/// What a look at a node's tasks stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Basis {
+    touched_at: i64,
+    /// The table that all nodes hold, if a task waits for them to hold a newer one.
+    acked_by_all: Option<i64>,
+}
+
+impl Told {
+    /// Whether the node's tasks have to be looked at: something that its assignments are made of has changed since the last look.
+    pub fn may_differ(&self, node: &NodeId, snapshot: &ClusterSnapshot) -> bool {
+        self.basis.is_none_or(|basis| {
+            basis.touched_at != snapshot.touched_at(node)
+                || basis.acked_by_all.is_some_and(|acked| acked != snapshot.acked_by_all())
+        })
+    }
 }
 
 /// What to tell `node` now: everything the first time, then what changed; nothing if nothing did. `open` opens sealed credentials.
@@ -33,6 +52,9 @@ pub fn tell(
     snapshot: &ClusterSnapshot,
     open: &dyn Fn(&Sealed) -> Option<RegistryAuth>,
 ) -> Result<Option<proto::Assignments>, serde_json::Error> {
+    if !told.may_differ(node, snapshot) {
+        return Ok(None);
+    }
     let full = told.tasks.is_none();
     let known = told.tasks.take().unwrap_or_default();
     let mut now = BTreeMap::new();
@@ -54,6 +76,11 @@ pub fn tell(
     }
     let gone = known.keys().filter(|id| !now.contains_key(id));
     let removed_task_ids: Vec<String> = gone.map(ToString::to_string).collect();
+    let is_awaited = now.iter().any(|(id, (_, drain))| {
+        !drain.announced && snapshot.tasks.get(id).is_some_and(|task| task.desired_state > TaskState::Running)
+    });
+    let acked_by_all = is_awaited.then(|| snapshot.acked_by_all());
+    told.basis = Some(Basis { touched_at: snapshot.touched_at(node), acked_by_all });
     told.tasks = Some(now);
     let news = full || !set.is_empty() || !removed_task_ids.is_empty();
     Ok(news.then_some(proto::Assignments { full, set, removed_task_ids }))
@@ -168,6 +195,52 @@ mod tests {
         assert_eq!(told(&mut known, &world), Some((false, set("t1", TaskState::Shutdown), vec![])));
         world.delete(mesh_state::keys::task(&"t1".into()));
         assert_eq!(told(&mut known, &world), Some((false, vec![], vec!["t1".to_owned()])));
+    }
+
+    #[test]
+    fn a_nodes_tasks_are_looked_at_only_when_they_may_differ() {
+        let (mut world, mut known) = (world(), Told::default());
+        world.put_service(&service("other", 1));
+        let mut elsewhere = task("t3", "other", 1);
+        elsewhere.node_id = Some("b".into());
+        world.put_task(&elsewhere);
+        told(&mut known, &world);
+        let looks = |known: &mut Told, world: &World| {
+            let looks = known.may_differ(&"a".into(), &world.snapshot);
+            tell(known, &"a".into(), &world.snapshot, &opened).unwrap();
+            looks
+        };
+        assert!(!looks(&mut known, &world), "nothing changed");
+        world.report(&"t3".into(), TaskState::Running);
+        world.put_service(&service("other", 2));
+        world.put(mesh_state::keys::ack(&"b".into()), &9_u64);
+        world.set_liveness(&"b".into(), mesh_state::node::NodeState::Silent);
+        assert!(!looks(&mut known, &world), "others' tasks, acknowledgements and liveness are not its own");
+        world.report(&"t1".into(), TaskState::Running);
+        assert!(looks(&mut known, &world), "a status of its own task");
+        world.update_service("web", |spec| drop(spec.labels.insert("x".to_owned(), "y".to_owned())));
+        assert!(looks(&mut known, &world), "its task's service");
+        assign(&mut world, "t1", 1, "b", TaskState::Running);
+        assert!(looks(&mut known, &world), "its task went elsewhere");
+        assert!(!looks(&mut known, &world));
+        let listed = ClusterSnapshot::from_listing(world.snapshot.revision + 1, Vec::new());
+        assert!(known.may_differ(&"a".into(), &listed), "what was missed while the watch was down");
+    }
+
+    #[test]
+    fn a_drain_that_waits_for_acknowledgements_is_looked_at_when_they_come() {
+        let (mut world, mut known) = (world(), Told::default());
+        world.report(&"t1".into(), TaskState::Running);
+        let mut served = world.snapshot.tasks[&"t1".into()].value.clone();
+        served.endpoints = vec![crate::fixtures::endpoint(7, 80)];
+        served.desired_state = TaskState::Shutdown;
+        world.put_task(&served);
+        told(&mut known, &world);
+        let revision = u64::try_from(world.snapshot.revision).unwrap();
+        world.put(mesh_state::keys::ack(&"a".into()), &revision);
+        assert_eq!(told(&mut known, &world), None, "b has yet to acknowledge");
+        world.put(mesh_state::keys::ack(&"b".into()), &revision);
+        assert!(told(&mut known, &world).is_some(), "the drain is announced");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! Left to others: sending.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use mesh_state::proto;
 use mesh_state::proto::dependency::Found;
 use mesh_state::store::Store;
 use mesh_state::task::TaskState;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tracing::{error, warn};
 
 use crate::backoff::Backoff;
@@ -38,6 +38,9 @@ pub(super) struct Deliveries {
     /// What the node needs, and was sent or is about to be.
     needed: BTreeSet<Named>,
     fetches: JoinSet<proto::Dependency>,
+    /// Which fetch is whose.
+    fetched: BTreeMap<Id, Named>,
+    has_failed: bool,
 }
 
 impl Deliveries {
@@ -48,6 +51,8 @@ impl Deliveries {
             sealer: Arc::clone(&context.sealer),
             needed: BTreeSet::new(),
             fetches: JoinSet::new(),
+            fetched: BTreeMap::new(),
+            has_failed: false,
         }
     }
 
@@ -59,11 +64,13 @@ impl Deliveries {
             let name = object.map(|found| found.name.clone());
             let driver = object.and_then(|found| found.templating).map_or("", TemplateDriver::as_str);
             let fetch = fetch(Arc::clone(&self.store), Arc::clone(&self.sealer), *kind, id.clone(), name);
-            self.fetches.spawn(async move {
-                proto::Dependency { template_driver: driver.to_owned(), ..fetch.await }
-            });
+            let fetch =
+                async move { proto::Dependency { template_driver: driver.to_owned(), ..fetch.await } };
+            let id_of_fetch = self.fetches.spawn(fetch).id();
+            self.fetched.insert(id_of_fetch, (*kind, id.clone()));
         }
         self.needed = needed;
+        self.has_failed = false;
     }
 
     /// Whether [`Self::next`] has anything to wait for.
@@ -71,12 +78,24 @@ impl Deliveries {
         !self.fetches.is_empty()
     }
 
+    /// Whether something was not fetched, so that [`Self::follow`] has to begin again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed
+    }
+
     /// The next object that is ready to be sent. Safe to drop midway.
     pub(super) async fn next(&mut self) -> Option<proto::Dependency> {
-        match self.fetches.join_next().await? {
-            Ok(found) => Some(found),
+        match self.fetches.join_next_with_id().await? {
+            Ok((id, found)) => {
+                self.fetched.remove(&id);
+                Some(found)
+            }
             Err(failure) => {
-                error!(error = %failure, "fetch a secret or config");
+                error!(error = %failure, "fetch a secret or config; it is begun again");
+                if let Some(named) = self.fetched.remove(&failure.id()) {
+                    self.needed.remove(&named);
+                }
+                self.has_failed = true;
                 None
             }
         }
@@ -167,5 +186,26 @@ mod tests {
         assert_eq!(needs(&world, "a"), 1, "another task has yet to start");
         assign(&mut world, "t3", "web", "a", TaskState::Shutdown);
         assert_eq!(needs(&world, "a"), 0, "one has its files, the other is called off");
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_was_cut_off_is_begun_again() {
+        let mut world = world();
+        assign(&mut world, "t1", "web", "a", TaskState::Running);
+        let mut deliveries = Deliveries {
+            store: Arc::new(mesh_state::store::MemoryStore::new()),
+            sealer: Arc::new(Sealer::new(&zeroize::Zeroizing::new([7; 32]))),
+            needed: BTreeSet::new(),
+            fetches: JoinSet::new(),
+            fetched: BTreeMap::new(),
+            has_failed: false,
+        };
+        deliveries.follow(&"a".into(), &world.snapshot);
+        deliveries.fetches.abort_all();
+        assert!(deliveries.next().await.is_none() && deliveries.has_failed());
+        deliveries.follow(&"a".into(), &world.snapshot);
+        let found = deliveries.next().await.expect("it is fetched again");
+        assert!(matches!(found.found, Some(Found::Refusal(_))), "the store holds no data of it");
+        assert!(!deliveries.has_failed());
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tonic::Status;
 
 use super::session::{AddressError, SEND_DEADLINE};
-use super::sessions::not_a_member;
+use super::sessions::{no_cluster, not_a_member};
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -20,6 +20,8 @@ pub(super) enum End {
     Broken(Box<Status>),
     #[error("the node was removed from the cluster")]
     Removed,
+    #[error("the cluster's record is gone from etcd")]
+    NoCluster,
     #[error("the node has a newer session, here or with another manager")]
     Superseded,
     #[error("this manager stops")]
@@ -52,6 +54,7 @@ impl End {
     pub(super) fn status(&self, node: &NodeId) -> Status {
         match self {
             Self::Removed => not_a_member(node),
+            Self::NoCluster => no_cluster(),
             Self::Protocol(_) | Self::Report(_) | Self::Address(_) => {
                 Status::invalid_argument(self.to_string())
             }

@@ -11,6 +11,7 @@
 pub mod assignments;
 mod deliveries;
 mod end;
+mod ends;
 pub mod loads;
 mod logs;
 pub mod mailbox;

@@ -108,7 +108,10 @@ impl Recorder {
                 return;
             }
             if let Some(pause) = pause {
-                tokio::time::sleep(pause).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = shutdown.cancelled() => {}
+                }
                 continue;
             }
             let waits = !self.reports.with(|mailbox| mailbox.is_empty());

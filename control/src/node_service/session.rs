@@ -241,10 +241,13 @@ impl Session {
                 None
             }
         };
+        let may_differ = self.told.may_differ(&self.node, &snapshot);
         if let Some(assignments) = assignments::tell(&mut self.told, &self.node, &snapshot, &open)? {
             self.send(Down::Assignments(assignments)).await?;
         }
-        self.deliveries.follow(&self.node, &snapshot);
+        if may_differ || self.deliveries.has_failed() {
+            self.deliveries.follow(&self.node, &snapshot);
+        }
         self.send_log_asks().await?;
         // A node must not be sent back in time: it had its table from a manager that was further.
         let revision = u64::try_from(snapshot.revision).unwrap_or_default();
@@ -261,7 +264,7 @@ impl Session {
     fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
         let member = snapshot.nodes.contains_key(&self.node);
         if self.was_member && !member {
-            return Err(End::Removed);
+            return Err(if snapshot.cluster.is_some() { End::Removed } else { End::NoCluster });
         }
         self.was_member = member;
         let liveness = snapshot.liveness.get(&self.node);

@@ -18,7 +18,9 @@ use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
-use mesh_state::proto::{AgentMessage, ControlMessage, LogBatch, LogsTaken, RenewRequest, RenewResponse};
+use mesh_state::proto::{
+    AgentMessage, ControlMessage, EndsTaken, LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 use zeroize::Zeroizing;
 
+use super::ends;
 use super::loads::Loads;
 use super::logs;
 use super::mailbox::Heard;
@@ -124,18 +127,12 @@ impl Sessions {
         node: NodeId,
         incoming: Streaming<AgentMessage>,
     ) -> mpsc::Receiver<Result<ControlMessage, Status>> {
-        let token = shared.enter(&node);
+        let place = Place::take(Arc::clone(shared), node.clone());
         let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
-        let session = Session::new(node.clone(), shared, outgoing, Arc::clone(&token));
-        let sessions = Arc::clone(shared);
+        let session = Session::new(node, shared, outgoing, Arc::clone(&place.token));
         shared.tracker.spawn(async move {
             let was_heard = session.run(incoming).await;
-            let newest = sessions.leave(&node, &token);
-            if newest && was_heard && !sessions.shutdown.is_cancelled() {
-                info!(%node, "is silent: its session ended");
-                let heard = Heard { state: NodeState::Silent, since: Utc::now() };
-                sessions.reports.leave(|mailbox| mailbox.put_heard(node, heard));
-            }
+            place.leave(was_heard);
         });
         messages
     }
@@ -150,25 +147,6 @@ impl Sessions {
         Err(Status::resource_exhausted("this node opens sessions too often: it is to wait a few seconds"))
     }
 
-    /// Makes room for a new session of `node`: the one before ends.
-    fn enter(&self, node: &NodeId) -> Arc<CancellationToken> {
-        let token = Arc::new(self.shutdown.child_token());
-        if let Some(before) = self.live().insert(node.clone(), Arc::clone(&token)) {
-            before.cancel();
-        }
-        token
-    }
-
-    /// Forgets a session; `true` if no newer one took its place.
-    fn leave(&self, node: &NodeId, token: &Arc<CancellationToken>) -> bool {
-        let mut live = self.live();
-        let newest = live.get(node).is_some_and(|current| Arc::ptr_eq(current, token));
-        if newest {
-            live.remove(node);
-        }
-        newest
-    }
-
     /// Refuses a node that is no member. The snapshot may be behind a node that joined through another manager just now.
     async fn check_member(&self, node: &NodeId) -> Result<(), Status> {
         if self.context.snapshot().nodes.contains_key(node) {
@@ -176,8 +154,55 @@ impl Sessions {
         }
         match self.context.store.get(&keys::node(node)).await {
             Ok(Some(_)) => Ok(()),
+            // Nodes give up what they run when a manager doesn't know them: one without a cluster must not say so.
+            Ok(None) if self.context.snapshot().cluster.is_none() => Err(no_cluster()),
             Ok(None) => Err(not_a_member(node)),
             Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+}
+
+/// A session's place among those of this manager. However it is lost, the session counts as ended from then on.
+struct Place {
+    sessions: Arc<Sessions>,
+    node: NodeId,
+    token: Arc<CancellationToken>,
+    /// Whether the node was heard to the last, and nothing says otherwise.
+    was_heard: bool,
+}
+
+impl Place {
+    /// Makes room for a new session of `node`: the one before ends.
+    fn take(sessions: Arc<Sessions>, node: NodeId) -> Self {
+        let token = Arc::new(sessions.shutdown.child_token());
+        if let Some(before) = sessions.live().insert(node.clone(), Arc::clone(&token)) {
+            before.cancel();
+        }
+        Self { sessions, node, token, was_heard: true }
+    }
+
+    /// The session ended in order, and says whether its node was heard to the last.
+    fn leave(mut self, was_heard: bool) {
+        self.was_heard = was_heard;
+    }
+
+    /// Forgets the session; `true` if no newer one took its place.
+    fn forget(&self) -> bool {
+        let mut live = self.sessions.live();
+        let newest = live.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.token));
+        if newest {
+            live.remove(&self.node);
+        }
+        newest
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.forget() && self.was_heard && !self.sessions.shutdown.is_cancelled() {
+            info!(node = %self.node, "is silent: its session ended");
+            let heard = Heard { state: NodeState::Silent, since: Utc::now() };
+            self.sessions.reports.leave(|mailbox| mailbox.put_heard(self.node.clone(), heard));
         }
     }
 }
@@ -187,6 +212,11 @@ pub(super) fn not_a_member(node: &NodeId) -> Status {
     Status::permission_denied(format!(
         "node {node} is no member of this cluster: remove its identity file and let it join again with a token"
     ))
+}
+
+/// The answer of a manager that sees no cluster in the store: it judges nobody.
+pub(super) fn no_cluster() -> Status {
+    Status::unavailable("this manager finds no cluster's record in etcd")
 }
 
 /// The gRPC face of [`Sessions`], and of what members renew their certificates with.
@@ -218,6 +248,12 @@ impl NodeService for SessionService {
         let node = self.member(&request).await?;
         self.1.renew(&node, &request.get_ref().csr_pem).await
     }
+
+    async fn report_ends(&self, request: Request<TaskStatuses>) -> Result<Response<EndsTaken>, Status> {
+        let node = self.member(&request).await?;
+        ends::take(&self.0.reports, &self.0.context.snapshot(), &node, request.into_inner())?;
+        Ok(Response::new(EndsTaken {}))
+    }
 }
 
 impl SessionService {
@@ -233,5 +269,75 @@ impl SessionService {
             self.0.door.prove(address);
         }
         Ok(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_admission::figures::Listener;
+    use mesh_admission::refusals::Refusals;
+    use mesh_state::store::MemoryStore;
+
+    use super::*;
+    use crate::fixtures::World;
+    use crate::node_service::mailbox::Mailbox;
+    use crate::seal::Sealer;
+
+    /// Sessions of manager m1, by which node `a` is heard.
+    fn sessions(world: World) -> Arc<Sessions> {
+        let (_, mut feed) = crate::watch::feed();
+        feed.snapshots = watch::channel(Arc::new(world.snapshot)).1;
+        let context = ApiContext {
+            store: Arc::new(MemoryStore::new()),
+            feed,
+            manager_name: "m1".to_owned(),
+            advertise: [127, 0, 0, 1].into(),
+            node_port: 0,
+            sealer: Arc::new(Sealer::new(&Zeroizing::new([7; 32]))),
+            logs: Arc::default(),
+            stopping: CancellationToken::new(),
+        };
+        let (_, tables) = watch::channel(Arc::new(Table::default()));
+        let key = Zeroizing::new(Vec::new());
+        let (reports, stop) = (Reports::default(), CancellationToken::new());
+        let refusals = Refusals::register(&prometheus::Registry::new()).unwrap();
+        let door = Door::new(Listener::Nodes, Listener::Nodes.figures(), refusals);
+        Arc::new(Sessions::new(context, tables, reports, key, door, TaskTracker::new(), stop))
+    }
+
+    /// Whether the node's silence waits to be written.
+    fn reports_silence(sessions: &Sessions) -> bool {
+        let mut taken = Mailbox::default();
+        let mut seen = false;
+        sessions.reports.leave(|mailbox| {
+            seen = !mailbox.is_empty();
+            std::mem::swap(mailbox, &mut taken);
+        });
+        seen
+    }
+
+    #[tokio::test]
+    async fn a_session_that_panics_leaves_its_place_and_its_node_is_silent() {
+        let sessions = sessions(World::with_nodes(["a"]));
+        let place = Place::take(Arc::clone(&sessions), "a".into());
+        let session = tokio::spawn(async move {
+            let _place = place;
+            panic!("a session panics");
+        });
+        assert!(session.await.expect_err("it panics").is_panic());
+        assert!(sessions.live().is_empty(), "the dead session still has its place");
+        assert!(reports_silence(&sessions), "nobody says that the node is not heard any more");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_a_newer_one_replaced_says_nothing_of_its_node() {
+        let sessions = sessions(World::with_nodes(["a"]));
+        let (older, newer) =
+            (Place::take(Arc::clone(&sessions), "a".into()), Place::take(Arc::clone(&sessions), "a".into()));
+        assert!(older.token.is_cancelled() && !newer.token.is_cancelled());
+        drop(older);
+        assert!(!reports_silence(&sessions), "the node has a session");
+        newer.leave(false);
+        assert!(!reports_silence(&sessions), "its silence was reported by the session itself");
     }
 }

@@ -12,6 +12,7 @@ pub mod slots;
 pub mod global;
 pub mod jobs;
 pub mod reap;
+pub mod release;
 pub mod replicated;
 
 #[cfg(test)]

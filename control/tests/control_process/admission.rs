@@ -32,8 +32,11 @@ async fn a_poison_report_ends_its_own_session_and_holds_up_no_other() {
 
     let status =
         TaskStatus { state: TaskState::Running, message: "x".repeat(1_500_000), ..TaskStatus::default() };
-    let reported =
-        proto::TaskStatus { task_id: task.clone(), status_json: serde_json::to_string(&status).unwrap() };
+    let reported = proto::TaskStatus {
+        task_id: task.clone(),
+        status_json: serde_json::to_string(&status).unwrap(),
+        number: 0,
+    };
     let message = Up::Statuses(proto::TaskStatuses { statuses: vec![reported] });
     poisoned.up.send(AgentMessage { body: Some(message) }).await.unwrap();
     let end = poisoned.until("the end", |_| None::<()>).await.unwrap_err();

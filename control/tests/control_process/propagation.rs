@@ -11,7 +11,7 @@ use mesh_state::task::TaskState;
 use serde_json::json;
 
 use crate::support::control_process::{Manager, ca_pem};
-use crate::support::node::{Session, join};
+use crate::support::node::{Member, Session, join, report_end};
 use crate::{create, run_task, service};
 
 /// Prints the middle and the worst of durations, and returns the middle.
@@ -29,6 +29,8 @@ struct Running {
     service_id: String,
     spec: serde_json::Value,
     tasks: BTreeSet<String>,
+    /// The node that runs them.
+    runs: Member,
 }
 
 /// Runs tasks on a node of manager `first`; the other node has its session with manager `second`.
@@ -57,7 +59,7 @@ async fn run_tasks(etcd: &EtcdProcess, first: &Manager, second: &Manager) -> Run
     let all = |seen: &Session| tasks.iter().all(|task| seen.backend_of(task).is_some()).then_some(());
     node.until("all backends", all).await.unwrap();
     other.until("all backends", all).await.unwrap();
-    Running { node, other, service_id, spec, tasks }
+    Running { node, other, service_id, spec, tasks, runs }
 }
 
 /// Lets every task die, and says how long it took the other node to hear of each.
@@ -81,7 +83,7 @@ async fn removals(node: &mut Session, other: &mut Session, tasks: &BTreeSet<Stri
 async fn changes_reach_the_other_nodes_at_once() {
     let etcd = EtcdProcess::start().await.unwrap();
     let manager = Manager::start("m1", &etcd, None).await;
-    let Running { mut node, mut other, service_id, mut spec, tasks } =
+    let Running { mut node, mut other, service_id, mut spec, tasks, .. } =
         run_tasks(&etcd, &manager, &manager).await;
     let mut policies = Vec::new();
     for policy in ["least-load", "random"].into_iter().cycle().take(30) {
@@ -135,6 +137,27 @@ async fn a_dead_task_reaches_the_nodes_of_another_manager() {
     let took = removals(&mut running.node, &mut running.other, &running.tasks).await;
     let removal = summary("dead task, at a node of another manager", took);
     assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
+}
+
+/// Without the store, managers don't hear of each other's nodes: the dead task's node tells every manager.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_task_leaves_the_table_of_another_managers_nodes_without_etcd() {
+    let mut etcd = EtcdProcess::start().await.unwrap();
+    let first = Manager::start("m1", &etcd, None).await;
+    let second = Manager::start("m2", &etcd, Some(&first)).await;
+    let Running { node: _node, mut other, runs, tasks, .. } = run_tasks(&etcd, &first, &second).await;
+    etcd.stop();
+    let task = tasks.first().unwrap();
+    let backend = other.backend_of(task).unwrap().id;
+    let gone = |seen: &Session| {
+        seen.tables.iter().any(|table| table.removed_backend_ids.contains(&backend)).then_some(())
+    };
+    let reported = Instant::now();
+    report_end(second.nodes, &runs, task).await.unwrap();
+    other.until("the removal", gone).await.unwrap();
+    let took = reported.elapsed();
+    assert!(took < Duration::from_millis(500), "a dead task took {took:?}");
+    etcd.resume().await.unwrap();
 }
 
 /// A container that dies while etcd is away leaves the table all the same.

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_runtime::Components;
 use mesh_state::node::{NodeDescription, OwnPort};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::error_chain;
-use crate::shutdown::Components;
 use crate::task::description::{EngineFacts, describe};
 use crate::task::runtime::Runtime;
 

@@ -3,9 +3,11 @@
 //! Invariant: nothing here is waited for by what carries traffic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
+use mesh_runtime::Components;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +22,6 @@ use crate::control_link::{Ends, Link, join_any};
 use crate::datapath::Datapath;
 use crate::metrics::NodeFacts;
 use crate::proxy::Proxy;
-use crate::shutdown::Components;
 use crate::task::bridge::BridgePlan;
 use crate::task::cache::TaskCache;
 use crate::task::container_spec::NodeIdentity;
@@ -35,6 +36,9 @@ use crate::view::NodeView;
 
 /// What the tunnel adds to a packet, bytes.
 const TUNNEL_BYTES: u32 = 50;
+
+/// A node that its cluster doesn't know any more gives up its tasks and its table after this.
+const EXPULSION_GRACE: Duration = Duration::from_secs(30);
 
 /// What membership stands on.
 pub(super) struct Membership {
@@ -167,6 +171,8 @@ impl Membership {
             clashes,
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
+            expelled: self.state.expelled,
+            expulsion_grace: EXPULSION_GRACE,
             loads,
             logs,
             engine_away,

@@ -18,6 +18,7 @@ use anyhow::Context;
 use mesh_admission::door::Door;
 use mesh_admission::figures::Listener;
 use mesh_admission::refusals::Refusals;
+use mesh_runtime::{Components, follow_signals};
 use mesh_state::ids::{BackendId, NodeId};
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
@@ -37,7 +38,6 @@ use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
 use crate::proxy::{Listening, Proxy, carry_over};
-use crate::shutdown::{Components, follow_signals};
 use crate::view::NodeView;
 use health::PassiveHealth;
 use membership::Membership;
@@ -52,6 +52,7 @@ struct State {
     view: watch::Sender<Arc<NodeView>>,
     relay_keys: watch::Sender<RelayKeys>,
     connected: watch::Sender<bool>,
+    expelled: watch::Sender<bool>,
     applied: watch::Receiver<u64>,
     loads: Arc<Loads>,
 }
@@ -99,7 +100,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         "mesh-agent starts"
     );
 
-    let components = Components::default();
+    let components = Components::new(config.debug_faults);
     let stopping = components.stopping().clone();
     components.spawn("signals", follow_signals(stopping.clone()));
     let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
@@ -111,6 +112,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         certificate_until: None,
     });
     let (connected, is_connected) = watch::channel(false);
+    let (expelled, is_expelled) = watch::channel(false);
     let ejected = start_health(&components, &proxy, datapath.clone(), &views);
     let collector = |progress| AgentCollector {
         view: views.clone(),
@@ -128,7 +130,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let refusals = proxy.refusals().clone();
     let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
     let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
-    start_admin(&components, sockets.metrics, metrics_door, &refusals, collector)?;
+    start_admin(&components, sockets.metrics, metrics_door, &refusals, is_expelled, collector)?;
     let upstreams = Upstreams {
         engine: config.engine.clone(),
         control: config.control_socket.clone(),
@@ -144,7 +146,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         cache::keep(directory, views, keys, stop).await;
         Ok(())
     });
-    let state = State { view, relay_keys, connected, applied, loads: Arc::clone(&loads) };
+    let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
     let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
@@ -251,6 +253,7 @@ fn start_admin(
     listener: TcpListener,
     door: Arc<Door>,
     refusals: &Refusals,
+    expelled: watch::Receiver<bool>,
     collector: impl FnOnce(Progress) -> AgentCollector,
 ) -> anyhow::Result<()> {
     let stopping = components.stopping();
@@ -260,8 +263,13 @@ fn start_admin(
     let progress = Progress::new(&registry)?;
     let collector = collector(progress.clone());
     let (views, applied) = (collector.view.clone(), collector.applied.clone());
-    let admin =
-        Admin { registry: registry.clone(), applied: applied.clone(), datapath: collector.datapath.clone() };
+    let admin = Admin {
+        registry: registry.clone(),
+        applied: applied.clone(),
+        datapath: collector.datapath.clone(),
+        expelled,
+        debug: components.debug_routes(),
+    };
     registry.register(Box::new(collector))?;
     let stop = stopping.clone();
     components.spawn("progress", async move {

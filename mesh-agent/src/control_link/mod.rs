@@ -19,10 +19,12 @@ pub mod renewal;
 pub mod token;
 
 mod channel;
+mod ends;
 mod log_streams;
 mod outbox;
 mod pinned_ca;
 mod session;
+mod standing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ use mesh_state::report;
 use mesh_state::task::TaskStatus;
 use rand::seq::SliceRandom;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use assignments::AssignmentChange;
@@ -46,6 +49,7 @@ use member_keys::{MemberKeys, MemberKeysError};
 use outbox::StatusOutbox;
 use relay_keys::{RelayKey, RelayKeys};
 use session::{Session, SessionError};
+use standing::Standing;
 use token::JoinToken;
 
 use crate::error_chain;
@@ -55,6 +59,8 @@ use crate::view::{NodeView, ViewError};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
+/// How long the task worker may take to hear that nothing is this node's any more.
+const GIVE_UP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The link's ends towards the rest of the agent.
 pub struct Ends {
@@ -80,6 +86,10 @@ pub struct Ends {
     pub engine_away: watch::Receiver<bool>,
     /// Whether a manager has welcomed this node.
     pub connected: watch::Sender<bool>,
+    /// Whether the node gave up what it had, as its cluster doesn't know it any more.
+    pub expelled: watch::Sender<bool>,
+    /// How long managers may refuse this node before it gives up what it has.
+    pub expulsion_grace: Duration,
 }
 
 /// A member's link to its managers.
@@ -89,6 +99,8 @@ pub struct Link {
     ends: Ends,
     outbox: StatusOutbox,
     log_streams: LogStreams,
+    ends_told: ends::Ends,
+    standing: Standing,
     /// Why the last try failed, so that a long outage fills no log.
     last_failure: Option<String>,
 }
@@ -97,7 +109,16 @@ impl Link {
     /// A link for `identity` to `managers`, idle until [`Link::run`]. A renewed identity serves for the next connection.
     pub fn new(managers: Vec<SocketAddr>, identity: watch::Receiver<Identity>, ends: Ends) -> Self {
         let log_streams = LogStreams::new(Arc::clone(&ends.logs));
-        Self { managers, identity, ends, outbox: StatusOutbox::default(), log_streams, last_failure: None }
+        Self {
+            managers,
+            identity,
+            ends,
+            outbox: StatusOutbox::default(),
+            log_streams,
+            ends_told: ends::Ends::default(),
+            standing: Standing::default(),
+            last_failure: None,
+        }
     }
 
     /// Keeps a session with one manager or another until `shutdown`.
@@ -126,6 +147,7 @@ impl Link {
         let session = match shutdown.run_until_cancelled(self.open(manager)).await {
             Some(Ok(session)) => session,
             Some(Err(error)) => {
+                self.hear_refusal(&error).await;
                 let failure = format!("{manager}: {}", error_chain(&error));
                 if self.last_failure.as_ref() == Some(&failure) {
                     tracing::debug!(error = failure, "open a session, again");
@@ -148,9 +170,39 @@ impl Link {
             Err(SessionError::Redescribed) => {
                 tracing::info!("the node's description changed: say hello again");
             }
-            Err(error) => tracing::warn!(%manager, error = %error_chain(&error), "the session ended"),
+            Err(error) => {
+                tracing::warn!(%manager, error = %error_chain(&error), "the session ended");
+                self.hear_refusal(&error).await;
+            }
         }
         true
+    }
+
+    /// Gives tasks and table up, if a manager has been refusing this node as no member for long enough.
+    async fn hear_refusal(&mut self, error: &SessionError) {
+        if !error.is_no_member() || !self.standing.refused(Instant::now(), self.ends.expulsion_grace) {
+            return;
+        }
+        if *self.ends.expelled.borrow() {
+            return;
+        }
+        tracing::error!(
+            "this node was removed from its cluster: it ends its tasks and answers on no published port any more; to join \
+             again, remove its identity file and start the agent with a join token"
+        );
+        self.ends.view.send_modify(|view| *view = Arc::new(view.emptied()));
+        let nothing = AssignmentChange::Full(Vec::new());
+        match tokio::time::timeout(GIVE_UP_DEADLINE, self.ends.assignments.send(nothing)).await {
+            Ok(Ok(())) => drop(self.ends.expelled.send_replace(true)),
+            // Managers go on refusing: this is tried again.
+            _ => tracing::error!("end the tasks of this node; will try again"),
+        }
+    }
+
+    /// A manager welcomed this node, and sends it everything anew.
+    fn note_welcome(&mut self) {
+        self.standing.welcomed();
+        self.ends.expelled.send_replace(false);
     }
 
     async fn open(&mut self, manager: SocketAddr) -> Result<Session<'_>, SessionError> {
@@ -178,6 +230,7 @@ impl Link {
     }
 
     fn welcome(&mut self, subnet: Option<Ipv4Net>, key: RelayKey) {
+        self.note_welcome();
         self.ends.relay_keys.send_if_modified(|keys| {
             let rotated = keys.rotated(key);
             let changed = rotated != *keys;

@@ -12,11 +12,14 @@ use mesh_state::task::TaskStatus;
 #[derive(Debug, Default)]
 pub(super) struct StatusOutbox {
     tasks: BTreeMap<TaskId, Entry>,
+    last_number: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     newest: TaskStatus,
+    /// Of the newest status among all.
+    number: u64,
     progress: Progress,
 }
 
@@ -33,36 +36,42 @@ enum Progress {
 impl StatusOutbox {
     /// Takes a status to be sent.
     pub(super) fn put(&mut self, task: TaskId, status: TaskStatus) {
+        let number = self.last_number + 1;
         match self.tasks.get_mut(&task) {
-            Some(entry) if entry.newest == status => {}
+            Some(entry) if entry.newest == status => return,
             Some(entry) => {
                 entry.newest = status;
+                entry.number = number;
                 if entry.progress == Progress::UnderWay {
                     entry.progress = Progress::WaitsBehind;
                 }
             }
             None => {
-                self.tasks.insert(task, Entry { newest: status, progress: Progress::Waits });
+                self.tasks.insert(task, Entry { newest: status, number, progress: Progress::Waits });
             }
         }
+        self.last_number = number;
     }
 
-    /// What may be sent now, at most `limit` statuses; they count as under way from here on.
-    pub(super) fn take(&mut self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
+    /// What may be sent now, at most `limit` statuses with their numbers; they count as under way from here on.
+    pub(super) fn take(&mut self, limit: usize) -> Vec<(TaskId, TaskStatus, u64)> {
         self.tasks
             .iter_mut()
             .filter(|(_, entry)| entry.progress == Progress::Waits)
             .take(limit)
             .map(|(task, entry)| {
                 entry.progress = Progress::UnderWay;
-                (task.clone(), entry.newest.clone())
+                (task.clone(), entry.newest.clone(), entry.number)
             })
             .collect()
     }
 
-    /// The manager has stored what was under way for `task`.
-    pub(super) fn acknowledge(&mut self, task: &TaskId) {
+    /// The manager has stored the status with this `number` of `task`; without one, whatever was under way. What was sent again may be
+    /// acknowledged late, when a newer status is under way: that one stays.
+    pub(super) fn acknowledge(&mut self, task: &TaskId, number: Option<u64>) {
         match self.tasks.get_mut(task) {
+            Some(Entry { progress: Progress::UnderWay, number: newest, .. })
+                if number.is_some_and(|number| number != *newest) => {}
             Some(entry) if entry.progress == Progress::WaitsBehind => entry.progress = Progress::Waits,
             Some(entry) if entry.progress == Progress::UnderWay => {
                 self.tasks.remove(task);
@@ -99,8 +108,8 @@ mod tests {
         TaskStatus { state, ..TaskStatus::default() }
     }
 
-    fn states(sent: &[(TaskId, TaskStatus)]) -> Vec<(&str, TaskState)> {
-        sent.iter().map(|(task, status)| (task.as_str(), status.state)).collect()
+    fn states(sent: &[(TaskId, TaskStatus, u64)]) -> Vec<(&str, TaskState)> {
+        sent.iter().map(|(task, status, _)| (task.as_str(), status.state)).collect()
     }
 
     #[test]
@@ -111,7 +120,7 @@ mod tests {
         assert_eq!(outbox.take(9), [], "it is under way");
         outbox.resend();
         assert_eq!(states(&outbox.take(9)), [("a", TaskState::Preparing)], "a new session sends it again");
-        outbox.acknowledge(&task);
+        outbox.acknowledge(&task, None);
         assert!(!outbox.has_waiting() && !outbox.has_under_way(), "nothing is left");
     }
 
@@ -123,11 +132,25 @@ mod tests {
         outbox.put(task.clone(), status(TaskState::Running));
         outbox.put(task.clone(), status(TaskState::Failed));
         assert_eq!(outbox.take(9), [], "one at a time");
-        outbox.acknowledge(&task);
+        outbox.acknowledge(&task, None);
         assert_eq!(states(&outbox.take(9)), [("a", TaskState::Failed)], "the newest follows");
-        outbox.acknowledge(&task);
-        outbox.acknowledge(&task);
+        outbox.acknowledge(&task, None);
+        outbox.acknowledge(&task, None);
         assert!(!outbox.has_waiting() && !outbox.has_under_way());
+    }
+
+    #[test]
+    fn a_late_acknowledgement_of_what_was_sent_again_forgets_nothing_newer() {
+        let (mut outbox, task) = (StatusOutbox::default(), TaskId::from("a"));
+        outbox.put(task.clone(), status(TaskState::Starting));
+        let first = outbox.take(9)[0].2;
+        outbox.put(task.clone(), status(TaskState::Running));
+        outbox.resend();
+        let second = outbox.take(9)[0].2;
+        outbox.acknowledge(&task, Some(first));
+        assert!(outbox.has_under_way(), "the newer status is not stored");
+        outbox.acknowledge(&task, Some(second));
+        assert!(!outbox.has_waiting() && !outbox.has_under_way(), "nothing is left");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+use super::ends::is_sudden;
 use super::member_keys::MemberKeysError;
 use super::relay_keys::RelayKey;
 use super::{AssignmentChange, Link};
@@ -92,6 +93,13 @@ pub(super) enum SessionError {
 impl From<tonic::Status> for SessionError {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Box::new(status))
+    }
+}
+
+impl SessionError {
+    /// Whether a manager says that this node is no member of its cluster.
+    pub(super) fn is_no_member(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code() == tonic::Code::PermissionDenied)
     }
 }
 
@@ -163,6 +171,7 @@ impl<'a> Session<'a> {
                     let (task, status) = status.ok_or(SessionError::Stopping)?;
                     // An end takes a backend away from every node.
                     let wait = if status.state.is_terminal() { Duration::ZERO } else { BATCH_WAIT };
+                    self.tell_others(&task, &status);
                     self.link.outbox.put(task, status);
                     let due = Instant::now() + wait;
                     flush_at = Some(flush_at.map_or(due, |earlier| earlier.min(due)));
@@ -171,6 +180,7 @@ impl<'a> Session<'a> {
                     self.send_statuses().await?;
                     flush_at = self.link.outbox.has_waiting().then(Instant::now);
                 }
+                () = self.link.ends_told.go_on(&self.link.identity), if self.link.ends_told.is_busy() => {}
                 _ = resend.tick(), if self.link.outbox.has_under_way() => {
                     self.link.outbox.resend();
                     flush_at = Some(Instant::now());
@@ -201,8 +211,9 @@ impl<'a> Session<'a> {
             },
             Some(Down::MemberKeys(keys)) => Ok(self.link.take_member_keys(&keys)?),
             Some(Down::StatusAck(ack)) => {
+                let mut numbers = ack.numbers.iter().copied();
                 for task in &ack.task_ids {
-                    self.link.outbox.acknowledge(&TaskId::from(task.as_str()));
+                    self.link.outbox.acknowledge(&TaskId::from(task.as_str()), numbers.next());
                 }
                 Ok(())
             }
@@ -233,6 +244,18 @@ impl<'a> Session<'a> {
             BackendId::new(load.backend_id).filter(|_| level > 0).map(|id| (id, level))
         });
         self.link.ends.loads.set_if_older(levels, HEARSAY_AGE, std::time::Instant::now());
+    }
+
+    /// Tells the managers without a session of this node that a task has died.
+    fn tell_others(&mut self, task: &TaskId, status: &TaskStatus) {
+        if !is_sudden(status) {
+            return;
+        }
+        if let Some(written) = write_status((task.clone(), status.clone(), 0)) {
+            let link = &mut *self.link;
+            let others = link.managers.iter().copied().filter(|manager| *manager != self.manager);
+            link.ends_told.tell(others, &link.identity, task, &written.status_json);
+        }
     }
 
     async fn send_statuses(&mut self) -> Result<(), SessionError> {
@@ -333,10 +356,10 @@ async fn send(up: &mpsc::Sender<AgentMessage>, body: Up) -> Result<(), SessionEr
 }
 
 /// A status as the wire has it, cut to what managers take.
-fn write_status((task, mut status): (TaskId, TaskStatus)) -> Option<proto::TaskStatus> {
+fn write_status((task, mut status, number): (TaskId, TaskStatus, u64)) -> Option<proto::TaskStatus> {
     report::clip_status(&mut status);
     match serde_json::to_string(&status) {
-        Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json }),
+        Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json, number }),
         Err(error) => {
             tracing::error!(%task, %error, "write a task's status");
             None

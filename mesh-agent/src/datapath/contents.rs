@@ -214,6 +214,24 @@ impl Contents {
         (service.slot_base..end).map(|slot| self.slots.get(&slot).copied().unwrap_or_default())
     }
 
+    /// The maps in which the two differ; of `SLOTS`, what a service names counts.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let members_of = |contents: &Self| -> Vec<u32> {
+            contents.services.values().flat_map(|service| contents.members(service)).collect()
+        };
+        let maps = [
+            (names::CONFIG, self.config == other.config),
+            (names::ADDRESSES, self.addresses == other.addresses),
+            (names::SERVICES, self.services == other.services),
+            (names::SLOTS, members_of(self) == members_of(other)),
+            (names::BACKENDS, self.backends == other.backends),
+            (names::NODES, self.nodes == other.nodes),
+            (names::PEERS, self.peers == other.peers),
+            (names::ALLOWED, self.allowed == other.allowed),
+        ];
+        maps.into_iter().filter(|(_, same)| !same).map(|(map, _)| map).collect()
+    }
+
     /// The backends whose flows go on.
     pub fn alive(&self) -> impl Iterator<Item = (u32, &Backend)> {
         self.backends.iter().filter(|(_, backend)| backend.is_alive()).map(|(id, backend)| (*id, backend))
@@ -223,4 +241,27 @@ impl Contents {
 /// `backend` as it is once its flows are to end.
 pub fn taken_down(backend: &Backend) -> Backend {
     Backend { state: BackendState::Down as u8, ..*backend }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_map_that_was_changed_is_named() {
+        let frontend = Frontend { protocol: 6, port: 80 };
+        let service = Service { slot_base: 4, slot_count: 2, ..Service::default() };
+        let ours = Contents {
+            services: BTreeMap::from([(frontend, service)]),
+            slots: BTreeMap::from([(4, 7), (5, 8), (99, 1)]),
+            ..Contents::default()
+        };
+        let mut found = ours.clone();
+        found.slots.remove(&99);
+        assert_eq!(ours.differing(&found), [""; 0], "no service names the slot");
+        found.slots.insert(5, 9);
+        found.peers.insert(Address::from(std::net::Ipv4Addr::LOCALHOST), 3);
+        found.nodes.insert(1, Node { ifindex: 3, ..Node::default() });
+        assert_eq!(ours.differing(&found), [names::SLOTS, names::NODES, names::PEERS]);
+    }
 }

@@ -24,7 +24,8 @@ use mesh_state::ids::BackendId;
 use mesh_state::lb::Mode;
 
 pub use self::codes::frontend;
-use self::codes::{mode_byte, policy_byte, protocol_number, state_byte};
+pub(crate) use self::codes::protocol_number;
+use self::codes::{mode_byte, policy_byte, state_byte};
 use self::generation::generation_of;
 pub use self::generation::is_ahead;
 use super::contents::{Contents, Frontend, Write, taken_down};

@@ -105,14 +105,14 @@ impl Datapath {
     pub fn flows_left(&self, task: &Draining) -> Result<u64, DatapathError> {
         let wanted = task.backends.iter().map(|id| id.get()).collect();
         let draining = {
-            let state = lock(&self.state)?;
+            let state = lock(&self.state);
             let is_ours = |backend: &mesh_ebpf::abi::Backend| {
                 backend.is_local() && backend.state == BackendState::Draining as u8
             };
             state.contents().alive().filter(|(_, backend)| is_ours(backend)).map(|(id, _)| id).collect()
         };
         let since = u64::try_from(task.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        lock(&self.flows)?.left(&wanted, draining, monotonic_ns().saturating_sub(since))
+        lock(&self.flows).left(&wanted, draining, monotonic_ns().saturating_sub(since))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mesh_ebpf::abi::{Address, Be16, Config, names};
@@ -132,7 +132,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     // Before anything is planned: flows hold on to address indexes.
     datapath.sweep()?;
     datapath.refresh_links()?;
-    info!(address = %lock(&datapath.network)?.uplinks.address, "data plane ready");
+    info!(address = %lock(&datapath.network).uplinks.address, "data plane ready");
     Ok(Arc::new(datapath))
 }
 
@@ -152,7 +152,7 @@ impl Datapath {
     /// # Errors
     /// Another thread failed in the middle of a change.
     pub fn address(&self) -> Result<Ipv4Addr, DatapathError> {
-        Ok(lock(&self.network)?.uplinks.address)
+        Ok(lock(&self.network).uplinks.address)
     }
 
     /// Whether the maps follow a newer table than that of `generation`: an earlier agent was killed before its disk had that one.
@@ -160,7 +160,7 @@ impl Datapath {
     /// # Errors
     /// Another thread failed in the middle of a change.
     pub fn is_ahead_of(&self, generation: u64) -> Result<bool, DatapathError> {
-        Ok(is_ahead(&lock(&self.state)?.contents().config, generation))
+        Ok(is_ahead(&lock(&self.state).contents().config, generation))
     }
 
     /// Plugs a task in: its program on the host's end of its cable, and its backends pointed there. Repeating it is harmless.
@@ -169,15 +169,15 @@ impl Datapath {
     /// The cable can't be found, or takes no program: the task gets no connections through this node.
     pub fn attach_task(&self, task: &TaskLink) -> Result<(), DatapathError> {
         let cable = find_cable(task.task_id.as_str(), task.pid, task.address)?;
-        lock(&self.hooks)?.attach_task(task.task_id.as_str(), &cable.host_end)?;
+        lock(&self.hooks).attach_task(task.task_id.as_str(), &cable.host_end)?;
         let address = Address::from(task.address);
-        lock(&self.tasks)?.insert(task.task_id.clone(), address);
+        lock(&self.tasks).insert(task.task_id.clone(), address);
         let port = TaskPort::Attached {
             ifindex: cable.host_end.index,
             mac: cable.task_mac,
             address6: task.address6.map(Address::from).unwrap_or_default(),
         };
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         state.change_facts(|facts| _ = facts.ports.insert(address, port));
         state.reconcile(Instant::now()).map(drop)
     }
@@ -187,9 +187,9 @@ impl Datapath {
     /// # Errors
     /// A map refuses the change.
     pub fn detach_task(&self, task: &TaskId) -> Result<(), DatapathError> {
-        lock(&self.hooks)?.detach_task(task.as_str());
-        let plugged = lock(&self.tasks)?.remove(task);
-        let mut state = lock(&self.state)?;
+        lock(&self.hooks).detach_task(task.as_str());
+        let plugged = lock(&self.tasks).remove(task);
+        let mut state = lock(&self.state);
         let Some(address) = plugged.or_else(|| state.address_of(task)) else { return Ok(()) };
         state.change_facts(|facts| _ = facts.ports.insert(address, TaskPort::Gone));
         let written = state.reconcile(Instant::now());
@@ -209,14 +209,14 @@ impl Datapath {
     /// # Errors
     /// A map can't be read.
     pub fn stats(&self) -> Result<StatsSnapshot, DatapathError> {
-        let hooks = lock(&self.hooks)?.attached();
-        let census = lock(&self.census)?.clone();
+        let hooks = lock(&self.hooks).attached();
+        let census = lock(&self.census).clone();
         let (contents, errors) = {
-            let state = lock(&self.state)?;
+            let state = lock(&self.state);
             (state.contents().clone(), state.errors().clone())
         };
         let snapshot = self.counters.read(&contents);
-        let snapshot = lock(&self.state)?.counted(snapshot)?;
+        let snapshot = lock(&self.state).counted(snapshot)?;
         let host = self.host_settings()?;
         Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks, host))
     }
@@ -227,7 +227,7 @@ impl Datapath {
     /// # Errors
     /// A map refuses a write; what was applied stays, the rest waits for the next call.
     pub(super) fn apply(&self, view: Arc<NodeView>) -> Result<u64, DatapathError> {
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         let now = Instant::now();
         state.set_view(view, now);
         let generation = state.reconcile(now);
@@ -256,24 +256,24 @@ impl Datapath {
             syn_guard_rate: self.config.syn_guard_rate,
             ..Config::default()
         };
-        let before = lock(&self.state)?.facts().config.tunnel_ifindex;
+        let before = lock(&self.state).facts().config.tunnel_ifindex;
         if before != 0 && before != tunnel.index {
-            lock(&self.upkeep)?.settings.note_restored(upkeep::TUNNEL);
+            lock(&self.upkeep).settings.note_restored(upkeep::TUNNEL);
         }
-        lock(&self.state)?.change_facts(|facts| {
+        lock(&self.state).change_facts(|facts| {
             facts.config = config;
             facts.addresses.clone_from(&uplinks.addresses);
             facts.own = uplinks.own_node();
         });
         let links = uplinks.links.clone();
         {
-            let mut network = lock(&self.network)?;
+            let mut network = lock(&self.network);
             network.uplinks = uplinks;
             network.routes.forget();
             network.task_routes.forget();
         }
         let generation = self.refresh_neighbours()?;
-        lock(&self.hooks)?.ensure(&links, &tunnel)?;
+        lock(&self.hooks).ensure(&links, &tunnel)?;
         Ok(generation)
     }
 
@@ -289,10 +289,10 @@ impl Datapath {
     pub(super) fn refresh_neighbours(&self) -> Result<u64, DatapathError> {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let hops = {
-            let mut network = lock(&self.network)?;
+            let mut network = lock(&self.network);
             let Network { uplinks, routes, task_routes } = &mut *network;
             let (nodes, subnets, ifindex): (BTreeSet<Ipv4Addr>, _, _) = {
-                let state = lock(&self.state)?;
+                let state = lock(&self.state);
                 let nodes = match state.view() {
                     Some(view) => view.nodes.values().map(|node| node.address).collect(),
                     None => state.contents().peers.keys().filter_map(as_ipv4).collect(),
@@ -301,13 +301,13 @@ impl Datapath {
             };
             if let Some(subnets) = subnets {
                 let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };
-                task_routes.follow(&mut netlink, tunnel, subnets, &mut *lock(&self.upkeep)?)?;
+                task_routes.follow(&mut netlink, tunnel, subnets, &mut *lock(&self.upkeep))?;
             }
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?
         };
         self.lacks_neighbours.store(hops.values().any(|hop| hop.mac.is_none()), Ordering::Relaxed);
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         state.change_facts(|facts| facts.hops = hops);
         state.reconcile(Instant::now())
     }
@@ -317,7 +317,7 @@ impl Datapath {
     /// # Errors
     /// A map can't be read or written.
     pub(super) fn resync(&self) -> Result<u64, DatapathError> {
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         state.resync()?;
         state.reconcile(Instant::now())
     }
@@ -328,11 +328,11 @@ impl Datapath {
     /// A table can't be read.
     pub(super) fn sweep(&self) -> Result<(), DatapathError> {
         let (terms, known) = {
-            let state = lock(&self.state)?;
+            let state = lock(&self.state);
             (state.terms(monotonic_ns()), state.owners())
         };
-        let census = lock(&self.sweeper)?.sweep(&terms, &known);
-        let mut state = lock(&self.state)?;
+        let census = lock(&self.sweeper).sweep(&terms, &known);
+        let mut state = lock(&self.state);
         let mut census = state.counted(census)?;
         state.hold_address_indexes(census.address_indexes.clone());
         let lost: Vec<Forgotten> = std::mem::take(&mut census.lost)
@@ -344,7 +344,7 @@ impl Datapath {
             })
             .collect();
         drop(state);
-        *lock(&self.census)? = census;
+        *lock(&self.census) = census;
         provoke(&lost);
         Ok(())
     }
@@ -357,6 +357,8 @@ fn as_ipv4(address: &Address) -> Option<Ipv4Addr> {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, DatapathError> {
-    mutex.lock().map_err(|_| DatapathError::Interrupted)
+/// Locks. A poisoned lock is as good as any other: a panic ends the process before another thread can have the lock
+/// ([`mesh_runtime::crash`]).
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -97,8 +97,8 @@ pub enum DatapathError {
         #[source]
         source: Option<io::Error>,
     },
-    /// A lock was poisoned: another thread failed in the middle of a change.
-    #[error("the data plane stopped in the middle of a change: restart the agent, it resumes from the maps")]
+    /// Blocking work was not carried out, as the agent stops.
+    #[error("the agent stops before this was done: the next one resumes from the maps")]
     Interrupted,
 }
 

@@ -3,6 +3,7 @@
 //! Invariants: what is written here is what [`Contents::apply`] does to the model, and nothing else writes these maps.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -25,6 +26,7 @@ pub(super) struct Maps {
     addresses: HashMap<MapData, Address, u32>,
     services: HashMap<MapData, ServiceKey, Service>,
     slots: Array<MapData, u32>,
+    all_slots: Dump<u32, u32>,
     backends: Array<MapData, Backend>,
     all_backends: Dump<u32, Backend>,
     nodes: Array<MapData, Node>,
@@ -52,6 +54,7 @@ impl Maps {
             addresses: loader::open(pins, names::ADDRESSES)?,
             services: loader::open(pins, names::SERVICES)?,
             slots: loader::open(pins, names::SLOTS)?,
+            all_slots: Dump::open(pins, names::SLOTS)?,
             backends: loader::open(pins, names::BACKENDS)?,
             all_backends: Dump::open(pins, names::BACKENDS)?,
             nodes: loader::open(pins, names::NODES)?,
@@ -94,13 +97,9 @@ impl Maps {
             let (key, service) = entry.map_err(|error| DatapathError::map(names::SERVICES, "dump", error))?;
             contents.services.insert(key.into(), service);
             let end = service.slot_base.saturating_add(service.slot_count).min(names::SLOTS_MAX);
-            for slot in service.slot_base..end {
-                let backend = self
-                    .slots
-                    .get(&slot, 0)
-                    .map_err(|error| DatapathError::map(names::SLOTS, "lookup", error))?;
+            self.all_slots.for_each_in_range(service.slot_base..end, |slot, backend| {
                 contents.slots.insert(slot, backend);
-            }
+            })?;
         }
         for key in self.allowed.keys() {
             let key = key.map_err(|error| DatapathError::map(names::ALLOWED, "dump", error))?;
@@ -291,5 +290,20 @@ impl<K: Pod + Default, V: Pod + Default> Dump<K, V> {
     pub(super) fn capacity(&self) -> Result<u32, DatapathError> {
         let info = self.data.info().map_err(|error| DatapathError::map(self.map, "lookup", error))?;
         Ok(info.max_entries())
+    }
+}
+
+impl<V: Pod + Default> Dump<u32, V> {
+    /// Calls `visit` with the entries of a range of an array map.
+    ///
+    /// # Errors
+    /// The kernel refuses a batch.
+    pub(super) fn for_each_in_range(
+        &self,
+        range: Range<u32>,
+        visit: impl FnMut(u32, V),
+    ) -> Result<(), DatapathError> {
+        syscall::for_each_in_range(self.data.fd(), range, visit)
+            .map_err(|source| DatapathError::MapOperation { map: self.map, operation: "dump", source })
     }
 }

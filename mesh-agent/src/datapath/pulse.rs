@@ -22,7 +22,7 @@ impl Datapath {
     /// # Errors
     /// A map refuses one.
     pub fn note_own_loads(&self, loads: &[(BackendId, u8)]) -> Result<(), DatapathError> {
-        lock(&self.state)?.note_loads(loads, monotonic_ns(), 0)
+        lock(&self.state).note_loads(loads, monotonic_ns(), 0)
     }
 
     /// Does what is due every second; `since` is when it was done last.
@@ -32,7 +32,7 @@ impl Datapath {
     pub(super) fn pulse(&self, since: Instant) -> Result<u64, DatapathError> {
         let heard = self.config.loads.changed_since(since);
         let age_ns = u64::try_from(HEARSAY_AGE.as_nanos()).unwrap_or(u64::MAX);
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         state.note_loads(&heard, monotonic_ns(), age_ns)?;
         let now = Instant::now();
         state.raise_weights(now);
@@ -44,7 +44,7 @@ impl Datapath {
     /// # Errors
     /// Another thread failed in the middle of a change.
     pub(super) fn look_after_host(&self, thoroughly: bool) -> Result<(), DatapathError> {
-        lock(&self.upkeep)?.look(thoroughly);
+        lock(&self.upkeep).look(thoroughly);
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl Datapath {
     /// # Errors
     /// Another thread failed in the middle of a change.
     pub fn host_settings(&self) -> Result<HostSettings, DatapathError> {
-        Ok(lock(&self.upkeep)?.settings.clone())
+        Ok(lock(&self.upkeep).settings.clone())
     }
 
     /// How handshakes with these backends went, as the programs counted them.
@@ -70,7 +70,7 @@ impl Datapath {
             Ok((*id, Handshakes { answered: stats.answered, failed }))
         });
         let counted: Result<_, DatapathError> = counted.collect();
-        lock(&self.state)?.counted(counted)
+        lock(&self.state).counted(counted)
     }
 
     /// Leaves exactly these ports to the host stack, with a table or without. Others that a service has are the service's again.
@@ -78,7 +78,7 @@ impl Datapath {
     /// # Errors
     /// A map refuses a change; the next change of any kind tries again.
     pub fn leave_to_host(&self, ports: &BTreeSet<(Protocol, u16)>) -> Result<(), DatapathError> {
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         let ports: BTreeSet<Frontend> =
             ports.iter().map(|(protocol, port)| frontend(*protocol, *port)).collect();
         for port in state.leave_to_host(ports) {
@@ -96,7 +96,7 @@ impl Datapath {
     /// # Errors
     /// A map refuses a change; the next change of any kind tries again.
     pub fn eject(&self, backends: &BTreeSet<BackendId>) -> Result<(), DatapathError> {
-        let mut state = lock(&self.state)?;
+        let mut state = lock(&self.state);
         state.change_facts(|facts| facts.ejected = backends.iter().map(|id| id.get()).collect());
         state.reconcile(Instant::now()).map(drop)
     }

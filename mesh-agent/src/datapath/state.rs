@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mesh_ebpf::abi::{Address, Backend, BackendLoad};
 use mesh_state::ids::{BackendId, TaskId};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::contents::{Contents, Frontend, Write};
 use super::diff::{Held, Plan, Refusal, frontend, plan};
@@ -38,6 +38,8 @@ pub(super) struct State {
     contents: Contents,
     facts: Facts,
     view: Option<Arc<NodeView>>,
+    /// The newest generation of which nothing is left to be written.
+    carried: u64,
     resting: Vec<(Instant, Range<u32>)>,
     address_indexes: BTreeSet<u32>,
     ramps: Ramps,
@@ -61,6 +63,7 @@ impl State {
             contents,
             facts: Facts::default(),
             view: None,
+            carried: 0,
             resting: Vec::new(),
             address_indexes: BTreeSet::new(),
             ramps: Ramps::default(),
@@ -209,23 +212,24 @@ impl State {
     pub(super) fn resync(&mut self) -> Result<(), DatapathError> {
         let contents = self.maps.read();
         let contents = self.counted(contents)?;
-        let matches =
-            contents.services == self.contents.services && contents.backends == self.contents.backends;
-        if !matches {
-            error!("the maps were changed by something else than this agent: putting them right");
+        for map in contents.differing(&self.contents) {
+            error!(map, "the map was changed by something else than this agent: putting it right");
+            *self.errors.entry((map, "drift")).or_default() += 1;
         }
         self.contents = contents;
         self.is_settled = false;
         Ok(())
     }
 
-    /// Writes what is missing, and returns the generation that the maps now stand for.
+    /// Writes what is missing, and returns the generation that the maps now stand for. It is an older one than the view's while a part
+    /// of the view has yet to be written.
     ///
     /// # Errors
     /// A map refuses a write; the rest waits for the next attempt.
     pub(super) fn reconcile(&mut self, now: Instant) -> Result<u64, DatapathError> {
+        let mut is_carried = self.is_settled;
         for _ in 0..PLANS_MAX {
-            if self.is_settled {
+            if is_carried {
                 break;
             }
             self.resting.retain(|(since, _)| now.duration_since(*since) < SLOTS_REST);
@@ -234,14 +238,17 @@ impl State {
                 address_indexes: self.address_indexes.clone(),
             };
             let plan = plan(&self.contents, self.view.as_deref(), &self.facts, &held);
-            let is_last = !plan.again;
+            is_carried = !plan.again;
             self.carry_out(plan, now)?;
-            self.is_settled = is_last && self.refused.is_empty();
-            if is_last {
-                break;
-            }
+            self.is_settled = is_carried && self.refused.is_empty();
         }
-        Ok(self.view.as_ref().map(|view| view.generation).unwrap_or_default())
+        let newest = self.view.as_ref().map(|view| view.generation).unwrap_or_default();
+        if is_carried {
+            self.carried = newest;
+        } else {
+            warn!(newest, carried = self.carried, "a part of the table waits for room in the maps");
+        }
+        Ok(self.carried)
     }
 
     fn carry_out(&mut self, plan: Plan, now: Instant) -> Result<(), DatapathError> {

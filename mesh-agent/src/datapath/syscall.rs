@@ -4,6 +4,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -92,10 +93,34 @@ pub(super) fn for_each_entry<K: Pod + Default, V: Pod + Default>(
     let mut values = vec![V::default(); BATCH];
     let buffers = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
     let mut cursor = Cursor::default();
-    while let Some(count) = cursor.next(&map, buffers)? {
+    while let Some(count) = cursor.next(&map, buffers, BATCH)? {
         for (key, value) in keys.iter().zip(&values).take(count) {
             visit(*key, *value);
         }
+    }
+    Ok(())
+}
+
+/// Calls `visit` with the entries of a range of an array map, `BATCH` entries a system call.
+///
+/// # Errors
+/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+pub(super) fn for_each_in_range<V: Pod + Default>(
+    map: impl AsFd,
+    range: Range<u32>,
+    mut visit: impl FnMut(u32, V),
+) -> io::Result<()> {
+    let mut left = range.len();
+    let room = left.min(BATCH);
+    let (mut keys, mut values) = (vec![0_u32; room], vec![V::default(); room]);
+    let buffers = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
+    let mut cursor = range.start.checked_sub(1).map_or_else(Cursor::default, Cursor::behind);
+    while left > 0 {
+        let Some(count) = cursor.next(&map, buffers, left.min(room))? else { break };
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            visit(*key, *value);
+        }
+        left = left.saturating_sub(count.max(1));
     }
     Ok(())
 }
@@ -116,7 +141,7 @@ pub(super) fn for_each_raw(
     let mut values = vec![0_u8; value_size * BATCH];
     let buffers = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
     let mut cursor = Cursor::default();
-    while let Some(count) = cursor.next(&map, buffers)? {
+    while let Some(count) = cursor.next(&map, buffers, BATCH)? {
         for (key, value) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(count) {
             visit(key, value);
         }
@@ -154,8 +179,20 @@ impl Default for Cursor {
 }
 
 impl Cursor {
-    /// Fills the buffers, of `BATCH` keys and values, with the next entries; returns how many there are, none at the end.
-    fn next(&mut self, map: &impl AsFd, (keys, values): (u64, u64)) -> io::Result<Option<usize>> {
+    /// A walk over an array map that goes on behind the entry `index`.
+    fn behind(index: u32) -> Self {
+        let mut cursor = Self { is_begun: true, ..Self::default() };
+        cursor.at[..size_of::<u32>()].copy_from_slice(&index.to_ne_bytes());
+        cursor
+    }
+
+    /// Fills the buffers, which have room for `room` keys and values, with the next entries; returns how many there are, none at the end.
+    fn next(
+        &mut self,
+        map: &impl AsFd,
+        (keys, values): (u64, u64),
+        room: usize,
+    ) -> io::Result<Option<usize>> {
         if self.is_over {
             return Ok(None);
         }
@@ -164,7 +201,7 @@ impl Cursor {
             out_batch: self.next.as_mut_ptr() as u64,
             keys,
             values,
-            count: u32::try_from(BATCH).unwrap_or_default(),
+            count: u32::try_from(room).unwrap_or_default(),
             map_fd: raw_fd(map),
             elem_flags: 0,
             flags: 0,
@@ -175,7 +212,7 @@ impl Cursor {
         }
         self.at = self.next;
         self.is_begun = true;
-        Ok(Some(usize::try_from(attr.count).unwrap_or_default().min(BATCH)))
+        Ok(Some(usize::try_from(attr.count).unwrap_or_default().min(room)))
     }
 }
 

@@ -4,13 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use mesh_ebpf::abi;
-use mesh_state::spec::Protocol;
-
 use super::Observation;
 use super::catalogue as names;
 use super::samples::{Bounds, Labels, Samples, number};
 use crate::cli::MetricsBackends;
+use crate::datapath::diff::protocol_number;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
 use crate::lb::loads::LOAD_MAX;
 use crate::lb::ramp::UNIT;
@@ -204,12 +202,5 @@ fn state_label(state: BackendState) -> &'static str {
         BackendState::Active => "active",
         BackendState::Draining | BackendState::Retired => "draining",
         BackendState::Silent => "unhealthy",
-    }
-}
-
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Udp => abi::protocol::UDP,
-        Protocol::Tcp | Protocol::Sctp => abi::protocol::TCP,
     }
 }

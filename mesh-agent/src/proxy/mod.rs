@@ -215,12 +215,19 @@ impl Proxy {
             listeners.follow(&self, &view);
             applied
                 .send_if_modified(|applied| std::mem::replace(applied, view.generation) != view.generation);
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                changed = views.changed() => if changed.is_err() { break },
-                changed = ejected.changed() => if changed.is_err() { break },
-                _ = retry.tick() => {}
-                () = sleep(RISE_INTERVAL), if ramps.is_rising(&view, now) => {}
+            let is_rising = ramps.is_rising(&view, now);
+            // What is selected from stays as it is while only ports that could not be bound are tried again.
+            let goes_on = loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break false,
+                    changed = views.changed() => break changed.is_ok(),
+                    changed = ejected.changed() => break changed.is_ok(),
+                    _ = retry.tick() => listeners.follow(&self, &view),
+                    () = sleep(RISE_INTERVAL), if is_rising => break true,
+                }
+            };
+            if !goes_on {
+                break;
             }
         }
         self.stop.cancel();
@@ -306,5 +313,58 @@ impl Proxy {
     /// What the backend's node measures, if anything young enough is known.
     fn load(&self, id: BackendId) -> Option<u8> {
         self.loads.fresh(id, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh_state::proto;
+
+    use super::*;
+
+    /// A view of a service on `port`, without backends.
+    fn view(port: u16) -> NodeView {
+        let service = proto::MeshService {
+            id: "s".into(),
+            policy: "round-robin".into(),
+            ports: vec![proto::MeshPort { protocol: "tcp".into(), published: port.into(), target: 80 }],
+            ..proto::MeshService::default()
+        };
+        let table = proto::MeshTable { generation: 1, services: vec![service], ..Default::default() };
+        NodeView::new("n".into(), Ipv4Addr::LOCALHOST).apply(&table).expect("a good table")
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_taken_is_bound_later_and_nothing_else_is_made_anew() {
+        let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = taken.local_addr().expect("its address").port();
+        let settings = ProxySettings {
+            listen_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            relay_listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            relay_port: 0,
+            connections_max: 1,
+            idle_limit: Duration::from_secs(1),
+            udp_limits: UdpLimits::default(),
+            drain_limit: Duration::ZERO,
+            own_ports: BTreeMap::new(),
+        };
+        let (_view, views) = watch::channel(Arc::new(view(port)));
+        let (_keys, keys) = watch::channel(RelayKeys::default());
+        let (proxy, relay) = Proxy::bind(settings, views, keys, Arc::default()).expect("some port is free");
+        let (applied, mut is_applied) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(Arc::clone(&proxy).run(relay, applied, stop.clone()));
+        is_applied.wait_for(|generation| *generation == 1).await.expect("it runs");
+        let mut clashes = proxy.clashes();
+        clashes.wait_for(|clashes| clashes.len() == 1).await.expect("it runs");
+        let before = Arc::clone(&proxy.routes());
+        drop(taken);
+        let freed = timeout(Duration::from_secs(20), clashes.wait_for(Vec::is_empty)).await;
+        assert!(freed.is_ok(), "the port was never bound");
+        assert!(Arc::ptr_eq(&before, &proxy.routes()), "the routes were made anew");
+        stop.cancel();
+        running.await.expect("it ends");
     }
 }

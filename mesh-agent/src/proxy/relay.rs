@@ -27,6 +27,9 @@ use crate::error_chain;
 /// A member's connection may wait for its use for this long; proxies give up theirs sooner.
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// A session may wait for room for this long; the proxy that asks for it waits no longer for its answer.
+const ROOM_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Why a relayed connection was not served.
 #[derive(Debug, Error)]
 enum RelayError {
@@ -42,6 +45,8 @@ enum RelayError {
     Replayed,
     #[error("backend {0} doesn't run here")]
     NotHere(u32),
+    #[error("no room for a session within {ROOM_DEADLINE:?}")]
+    NoRoom,
     #[error("reach the task")]
     Dial(#[from] DialError),
 }
@@ -53,6 +58,7 @@ impl RelayError {
             Self::Stranger | Self::Challenge(_) | Self::Read(_) => None,
             Self::Preamble(_) | Self::Replayed => Some(Answer::Denied),
             Self::NotHere(_) => Some(Answer::UnknownBackend),
+            Self::NoRoom => Some(Answer::Timeout),
             Self::Dial(error) => Some(match error.reason() {
                 FailureReason::Timeout => Answer::Timeout,
                 FailureReason::Reset => Answer::Refused,
@@ -110,7 +116,13 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
             Err(error) => return refuse(proxy, stream, peer, &error).await,
         };
         if waits {
-            let Ok(permit) = Arc::clone(&proxy.relay_room).acquire_owned().await else { return };
+            let permit = tokio::select! {
+                permit = timeout(ROOM_DEADLINE, Arc::clone(&proxy.relay_room).acquire_owned()) => permit,
+                () = proxy.stop.cancelled() => return,
+            };
+            let Ok(Ok(permit)) = permit else {
+                return refuse(proxy, stream, peer, &RelayError::NoRoom).await;
+            };
             room = permit;
         }
         if asked.target.protocol == Protocol::Udp {

@@ -269,11 +269,11 @@ impl Worker {
 
     /// Asks the engine for its task containers, once it is known which are this node's. The answer comes back to the loop, so a
     /// task that came meanwhile is not taken for an orphan.
-    fn list_containers(&self, answer: &mpsc::Sender<Vec<(TaskId, String)>>) {
+    fn list_containers(&mut self, answer: &mpsc::Sender<Vec<(TaskId, String)>>) {
         let Ok(permit) = answer.clone().try_reserve_owned() else { return };
         if self.complete {
             let runtime = Arc::clone(&self.ground.runtime);
-            tokio::spawn(async move {
+            self.drivers.spawn(async move {
                 match runtime.task_containers().await {
                     Ok(containers) => drop(permit.send(containers)),
                     Err(error) => warn!(%error, "list the tasks' containers"),

@@ -85,7 +85,7 @@ async fn statuses_outlive_a_session_until_they_are_stored() {
         agent.statuses.send((TaskId::from(task), running.clone())).await.expect("the link takes statuses");
     }
     assert_eq!(session.hear(statuses).await.len(), 2, "statuses are batched");
-    session.say(Down::StatusAck(proto::StatusAck { task_ids: vec!["a".into()] })).await;
+    session.say(Down::StatusAck(proto::StatusAck { task_ids: vec!["a".into()], numbers: vec![] })).await;
     session.say(Down::Table(table(2, 0))).await;
     let mut view = agent.view.clone();
     view.wait_for(|view| view.generation == 2).await.expect("the acknowledgement was read before the table");
@@ -159,6 +159,64 @@ async fn a_lost_delta_brings_the_whole_table_from_any_manager() {
     assert_eq!(session.hello.table_generation, 5, "all of it is applied: changes are enough");
     agent.shutdown.cancel();
     first.server.abort();
+}
+
+#[tokio::test]
+async fn a_node_that_its_cluster_does_not_know_any_more_gives_everything_up() {
+    let ca = Arc::new(make_ca());
+    let mut manager = serve(&ca).await;
+    let identity = join(manager.address, &ca.token(), "test").await.expect("the node joins");
+    let mut agent = start_link(vec![manager.address], identity);
+    let session = next_session(&mut manager).await;
+    session.say(Down::Table(table(5, 0))).await;
+    wait_for_generation(&mut agent, 5).await;
+    let refusal = || Err(tonic::Status::permission_denied("no member of this cluster"));
+    let refused = tokio::time::Instant::now();
+    session.down.send(refusal()).await.expect("the agent listens");
+    let refusing = async {
+        while let Some(session) = manager.sessions.recv().await {
+            // The agent may have given the call up.
+            drop(session.down.send(refusal()).await);
+        }
+    };
+    let told = async {
+        let change = agent.assignments.recv().await;
+        assert_eq!(change, Some(AssignmentChange::Full(vec![])), "no task is this node's any more");
+        agent.expelled.wait_for(|expelled| *expelled).await.expect("the link lives");
+    };
+    tokio::select! {
+        () = refusing => panic!("the link ended"),
+        told = timeout(SOON * 2, told) => told.expect("it gives up"),
+    }
+    assert!(refused.elapsed() >= EXPULSION_GRACE, "given up after {:?}", refused.elapsed());
+    assert!(agent.view.borrow().nodes.is_empty(), "nothing is forwarded any more");
+
+    // An operator brings the cluster's store back from a backup that knows the node.
+    let session = next_session(&mut manager).await;
+    session.say(Down::Table(table(5, 0))).await;
+    agent.view.wait_for(|view| !view.nodes.is_empty()).await.expect("the link lives");
+    assert!(!*agent.expelled.borrow(), "it is a member again");
+    agent.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn the_death_of_a_task_is_told_to_every_manager() {
+    let ca = Arc::new(make_ca());
+    let (mut first, mut second) = (serve(&ca).await, serve(&ca).await);
+    let identity = join(first.address, &ca.token(), "test").await.expect("the node joins");
+    let agent = start_link(vec![first.address, second.address], identity);
+    let (other, _session) = tokio::select! {
+        session = next_session(&mut first) => (&mut second, session),
+        session = next_session(&mut second) => (&mut first, session),
+    };
+    for (task, state) in [("stopped", TaskState::Shutdown), ("dead", TaskState::Failed)] {
+        let status = TaskStatus { state, ..TaskStatus::default() };
+        agent.statuses.send((TaskId::from(task), status)).await.expect("the link takes statuses");
+    }
+    let told = timeout(SOON, other.ends.recv()).await.expect("soon").expect("ends");
+    let tasks: Vec<_> = told.statuses.iter().map(|status| status.task_id.as_str()).collect();
+    assert_eq!(tasks, ["dead"], "one that was asked to stop has left the table before");
+    agent.shutdown.cancel();
 }
 
 fn wanted(ask: &str, follow: bool, tail: i64, tasks: &[&str]) -> Down {

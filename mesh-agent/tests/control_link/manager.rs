@@ -35,6 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) const SECRET: &str = "abcdefghijklmnopqrstuvwx1";
 pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const EXPULSION_GRACE: Duration = Duration::from_millis(500);
 
 pub(crate) struct Ca {
     pub(crate) params: CertificateParams,
@@ -137,6 +138,7 @@ pub(crate) struct Manager {
     pub(crate) ca: Arc<Ca>,
     pub(crate) sessions: mpsc::Sender<SessionOfTest>,
     pub(crate) logs: mpsc::Sender<LogsOfTest>,
+    pub(crate) ends: mpsc::Sender<proto::TaskStatuses>,
 }
 
 #[tonic::async_trait]
@@ -210,12 +212,21 @@ impl NodeService for Manager {
         }
         self.ca.renewed(&request.into_inner().csr_pem)
     }
+
+    async fn report_ends(
+        &self,
+        request: Request<proto::TaskStatuses>,
+    ) -> Result<Response<proto::EndsTaken>, Status> {
+        self.ends.send(request.into_inner()).await.expect("the test waits for ends");
+        Ok(Response::new(proto::EndsTaken {}))
+    }
 }
 
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) sessions: mpsc::Receiver<SessionOfTest>,
     pub(crate) logs: mpsc::Receiver<LogsOfTest>,
+    pub(crate) ends: mpsc::Receiver<proto::TaskStatuses>,
     pub(crate) server: JoinHandle<()>,
 }
 
@@ -224,7 +235,13 @@ pub(crate) async fn serve(ca: &Arc<Ca>) -> Running {
     let address = listener.local_addr().expect("its address");
     let (sender, sessions) = mpsc::channel(4);
     let (log_sender, logs) = mpsc::channel(4);
-    let manager = || Manager { ca: Arc::clone(ca), sessions: sender.clone(), logs: log_sender.clone() };
+    let (end_sender, ends) = mpsc::channel(4);
+    let manager = || Manager {
+        ca: Arc::clone(ca),
+        sessions: sender.clone(),
+        logs: log_sender.clone(),
+        ends: end_sender.clone(),
+    };
     let router = Server::builder()
         .tls_config(ca.server_tls())
         .expect("TLS settings")
@@ -233,7 +250,7 @@ pub(crate) async fn serve(ca: &Arc<Ca>) -> Running {
     let server = tokio::spawn(async move {
         router.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server serves");
     });
-    Running { address, sessions, logs, server }
+    Running { address, sessions, logs, ends, server }
 }
 
 /// The agent's side of a link under test.
@@ -245,6 +262,7 @@ pub(crate) struct Agent {
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) keys: watch::Receiver<RelayKeys>,
     pub(crate) connected: watch::Receiver<bool>,
+    pub(crate) expelled: watch::Receiver<bool>,
     pub(crate) description: watch::Sender<NodeDescription>,
     pub(crate) shutdown: CancellationToken,
 }
@@ -258,6 +276,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
     let (clashes, clashes_receiver) = watch::channel(Vec::new());
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
+    let (expelled_sender, expelled) = watch::channel(false);
     let shutdown = CancellationToken::new();
     let (description, descriptions) =
         watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
@@ -273,10 +292,12 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
         relay_keys: keys_sender,
         engine_away: watch::channel(false).1,
         connected: connected_sender,
+        expelled: expelled_sender,
+        expulsion_grace: EXPULSION_GRACE,
     };
     let (_, identity) = watch::channel(identity);
     tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
-    Agent { clashes, statuses, assignments, view, applied, keys, connected, description, shutdown }
+    Agent { clashes, statuses, assignments, view, applied, keys, connected, expelled, description, shutdown }
 }
 
 /// A source whose tasks count for ever, in lines; `gone` has no container and `broken` no engine.

@@ -38,18 +38,33 @@ pub fn get(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Res
     parse(&bytes).with_context(|| format!("understand the answer of http://{server}{path}"))
 }
 
+/// Posts `body` to `path` of `server`.
+///
+/// # Errors
+/// When the connection fails, is cut, or the answer is not whole within `deadline`.
+pub fn post(server: impl Into<SocketAddr>, path: &str, body: &str, deadline: Duration) -> Result<Response> {
+    let server = server.into();
+    let head = format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", body.len());
+    let mut stream = request(server, &format!("POST {path}"), &head, body, deadline)?;
+    let bytes = read_to_end(&mut stream, deadline).with_context(|| format!("read http://{server}{path}"))?;
+    parse(&bytes).with_context(|| format!("understand the answer of http://{server}{path}"))
+}
+
 /// Sends the request and returns the connection; the caller reads from it, or holds it.
 ///
 /// # Errors
 /// When the connection can't be made or written to within `deadline`.
 pub fn open(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<TcpStream> {
-    let server = server.into();
+    request(server.into(), &format!("GET {path}"), "", "", deadline)
+}
+
+fn request(server: SocketAddr, line: &str, head: &str, body: &str, deadline: Duration) -> Result<TcpStream> {
     let mut stream =
         TcpStream::connect_timeout(&server, deadline).with_context(|| format!("connect to {server}"))?;
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
     stream.set_write_timeout(Some(deadline)).context("set the write deadline")?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).with_context(|| format!("ask {server} for {path}"))?;
+    let text = format!("{line} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n{head}\r\n{body}");
+    stream.write_all(text.as_bytes()).with_context(|| format!("send {line} to {server}"))?;
     Ok(stream)
 }
 

@@ -157,6 +157,7 @@ fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
         .flag("--advertise", node.ip().to_string())
         .flag("--socket", node.control_socket())
         .flag("--log", "info")
+        .switch("--debug-faults")
 }
 
 fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
@@ -175,6 +176,7 @@ fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
         .flag("--data-dir", node.state_dir().join("agent"))
         .flag("--datapath", datapath)
         .flag("--bpffs", node.bpf_dir())
+        .switch("--debug-faults")
 }
 
 fn managers(record: &Record) -> impl Iterator<Item = &super::record::NodeRecord> {

@@ -34,6 +34,8 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("mesh-admission", "mesh-state", "admission knows listeners and figures, not what is asked"),
     ("mesh-admission", "mesh-control", "admission is below both daemons"),
     ("mesh-admission", "mesh-agent", "admission is below both daemons"),
+    ("mesh-runtime", "mesh-state", "how a daemon ends is no matter of what it does"),
+    ("mesh-state", "mesh-runtime", "nouns don't run"),
     ("mesh-ebpf", "mesh-state", "kernel programs stand alone"),
 ];
 

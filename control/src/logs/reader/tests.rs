@@ -41,6 +41,7 @@ impl Played {
             store: Arc::new(MemoryStore::new()),
             manager: "m1".to_owned(),
             address: "127.0.0.1:2377".parse().unwrap(),
+            stopping: CancellationToken::new(),
         };
         let (sender, out) = mpsc::channel(4);
         tokio::spawn(

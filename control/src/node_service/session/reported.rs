@@ -28,6 +28,8 @@ const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
 /// A status that waits for the store.
 pub(super) struct Unacknowledged {
     status: TaskStatus,
+    /// The agent's number of it.
+    number: u64,
     reported_at: Instant,
 }
 
@@ -83,7 +85,8 @@ impl Session {
             // A status sent again keeps the moment of its first report.
             let reported_at =
                 self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
-            self.unacknowledged.insert(task.clone(), Unacknowledged { status: status.clone(), reported_at });
+            let (number, waiting) = (reported.number, status.clone());
+            self.unacknowledged.insert(task.clone(), Unacknowledged { status: waiting, number, reported_at });
             self.reports.leave_status(self.node.clone(), task, status);
         }
         self.snapshots.mark_changed();
@@ -92,7 +95,7 @@ impl Session {
 
     /// Acknowledges what the store holds by now, and what it will never hold.
     pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
-        let mut done = Vec::new();
+        let mut done = StatusAck::default();
         self.unacknowledged.retain(|id, waiting| {
             let stored = snapshot.statuses.get(id).map(|stored| &stored.value);
             let task = snapshot.tasks.get(id);
@@ -100,14 +103,15 @@ impl Session {
             let gone = task.is_none() && waiting.reported_at.elapsed() >= UNKNOWN_TASK_GRACE;
             let settled = elsewhere || gone || holds(stored, &waiting.status);
             if settled {
-                done.push(id.to_string());
+                done.task_ids.push(id.to_string());
+                done.numbers.push(waiting.number);
             }
             !settled
         });
-        if done.is_empty() {
+        if done.task_ids.is_empty() {
             return Ok(());
         }
-        self.send(Down::StatusAck(StatusAck { task_ids: done })).await
+        self.send(Down::StatusAck(done)).await
     }
 }
 

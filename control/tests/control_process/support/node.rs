@@ -67,6 +67,18 @@ pub(crate) async fn publish_logs(
     Ok(client.publish_logs(tokio_stream::iter(batches)).await?.into_inner())
 }
 
+/// Tells `manager`, which holds no session of `member`, that a task has failed.
+pub(crate) async fn report_end(manager: SocketAddr, member: &Member, task: &str) -> Result<(), Status> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&member.ca_pem))
+        .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
+    let mut client = NodeServiceClient::new(connect(manager, tls).await?);
+    let status = TaskStatus { state: TaskState::Failed, ..TaskStatus::default() };
+    let status_json = serde_json::to_string(&status).unwrap();
+    let statuses = vec![proto::TaskStatus { task_id: task.to_owned(), status_json, number: 0 }];
+    client.report_ends(proto::TaskStatuses { statuses }).await.map(drop)
+}
+
 /// A session of a member, with heartbeats until it is dropped.
 pub(crate) struct Session {
     pub(crate) up: mpsc::Sender<AgentMessage>,
@@ -201,7 +213,7 @@ impl Session {
             ..TaskStatus::default()
         };
         let status_json = serde_json::to_string(&status).unwrap();
-        let statuses = vec![proto::TaskStatus { task_id: task.to_owned(), status_json }];
+        let statuses = vec![proto::TaskStatus { task_id: task.to_owned(), status_json, number: 0 }];
         let message = AgentMessage { body: Some(Up::Statuses(proto::TaskStatuses { statuses })) };
         self.up.send(message).await.unwrap();
     }

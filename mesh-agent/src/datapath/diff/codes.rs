@@ -12,7 +12,8 @@ pub fn frontend(transport: Protocol, port: u16) -> Frontend {
     Frontend { protocol: protocol_number(transport), port }
 }
 
-pub(super) const fn protocol_number(transport: Protocol) -> u8 {
+/// The number of a transport in IP headers and in the maps.
+pub(crate) const fn protocol_number(transport: Protocol) -> u8 {
     match transport {
         Protocol::Tcp => protocol::TCP,
         Protocol::Udp => protocol::UDP,

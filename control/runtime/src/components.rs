@@ -1,29 +1,54 @@
-//! Living and dying together: the agent's components, and how all of them end.
+//! Living and dying together: a daemon's components, and how all of them end.
 //!
-//! Invariants: a component that ends while the agent is not stopping is a fault, whatever it returned: the others are told to
-//! stop, and the agent's exit code says so. Nothing waits for ever.
+//! Invariants: a component that ends while the daemon is not stopping is a fault, whatever it returned: the others are told to
+//! stop, and the daemon ends with an error. Nothing waits for ever.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use axum::Router;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The agent's components.
+use crate::faults::Faults;
+
+/// After a fault the other components have so long to end: what they do may stand on the one that is dead.
+const FAULT_LIMIT: Duration = Duration::from_millis(500);
+
+/// A daemon's components.
 #[derive(Debug, Clone, Default)]
 pub struct Components {
     tracker: TaskTracker,
     root: CancellationToken,
     fault: Arc<OnceLock<String>>,
+    faults: Option<Faults>,
 }
 
 impl Components {
-    /// Cancelled when the agent stops.
+    /// No components yet. With `debug_faults` each can be made to panic, see [`crate::faults`].
+    pub fn new(debug_faults: bool) -> Self {
+        if debug_faults {
+            tracing::warn!("--debug-faults: whoever reaches the metrics listener can make this daemon panic");
+        }
+        Self { faults: debug_faults.then(Faults::default), ..Self::default() }
+    }
+
+    /// Cancelled when the daemon stops.
     pub fn stopping(&self) -> &CancellationToken {
         &self.root
+    }
+
+    /// Tracks tasks that components start and that are to be waited for at the end.
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// The routes by which a component is made to panic; none without `debug_faults`.
+    pub fn debug_routes<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
+        self.faults.clone().map_or_else(Router::new, Faults::router)
     }
 
     /// Starts a component. It must end once [`Components::stopping`] is cancelled, and not before.
@@ -32,7 +57,10 @@ impl Components {
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let (root, fault) = (self.root.clone(), Arc::clone(&self.fault));
-        let running = tokio::spawn(component);
+        let running = match &self.faults {
+            Some(faults) => tokio::spawn(faults.wrap(name, component)),
+            None => tokio::spawn(component),
+        };
         self.tracker.spawn(async move {
             let end = match running.await {
                 Ok(Ok(())) if root.is_cancelled() => return,
@@ -43,7 +71,7 @@ impl Components {
             tracing::error!(
                 component = name,
                 error = format!("{end:#}"),
-                "a component failed: the agent stops"
+                "a component failed: the process ends"
             );
             // The first fault is the one to report; later ones are its consequences.
             let _first = fault.get_or_init(|| format!("{name}: {end:#}"));
@@ -51,18 +79,18 @@ impl Components {
         });
     }
 
-    /// Waits until the agent is told to stop or a component fails, then for all components.
+    /// Waits until the daemon is told to stop or a component fails, then for all components.
     ///
     /// # Errors
-    /// A component failed, or did not end within `limit`.
+    /// A component failed, or did not end within `limit`. After a failure the others are waited for half a second at most.
     pub async fn wait(self, limit: Duration) -> anyhow::Result<()> {
         self.root.cancelled().await;
         self.tracker.close();
-        if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
-            return Err(anyhow!("{} components did not end within {limit:?}", self.tracker.len()));
-        }
+        let limit = if self.fault.get().is_some() { limit.min(FAULT_LIMIT) } else { limit };
+        let ended = tokio::time::timeout(limit, self.tracker.wait()).await.is_ok();
         match self.fault.get() {
             Some(fault) => Err(anyhow!("{fault}")),
+            None if !ended => Err(anyhow!("{} components did not end within {limit:?}", self.tracker.len())),
             None => Ok(()),
         }
     }
@@ -80,7 +108,7 @@ pub async fn follow_signals(root: CancellationToken) -> anyhow::Result<()> {
         _ = interrupt.recv() => "SIGINT",
         () = root.cancelled() => return Ok(()),
     };
-    tracing::info!(signal = name, "stop; programs, pins and tasks stay");
+    tracing::info!(signal = name, "asked to stop");
     root.cancel();
     Ok(())
 }
@@ -125,6 +153,17 @@ mod tests {
                 "expected the component and {expected:?}, saw: {error}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_fault_a_process_ends_within_a_second_whatever_hangs() {
+        let components = Components::default();
+        components.spawn("stubborn", std::future::pending());
+        components.spawn("faulty", async { Err(anyhow!("broken")) });
+        let begun = tokio::time::Instant::now();
+        let error = components.wait(LIMIT).await.expect_err("a fault").to_string();
+        assert!(error.contains("faulty"), "expected the first fault, saw: {error}");
+        assert!(begun.elapsed() <= Duration::from_secs(1), "it took {:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,111 @@
+//! Tells managers without a session of ours that a task has ended.
+//!
+//! A manager tells other managers of an end by way of the store, which may be away. So the node of a task that dies tells every
+//! manager itself, and the task leaves the table of all nodes at once. Tasks that were asked to stop have left it before.
+//!
+//! Invariants: one call a manager at a time; what comes meanwhile goes with the next one; a manager that can't be reached is told
+//! nothing, as it hears of the end by way of the store. The session's status is what counts, and it is sent until it is stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_state::ids::TaskId;
+use mesh_state::proto;
+use mesh_state::proto::node_service_client::NodeServiceClient;
+use mesh_state::task::{TaskState, TaskStatus};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::channel;
+use super::identity::Identity;
+use crate::error_chain;
+
+/// The longest that one call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Ends in one call; a manager takes no more.
+const ENDS_MAX: usize = 256;
+
+/// Whether a task ended by itself, so that nodes may still send it connections.
+pub(super) fn is_sudden(status: &TaskStatus) -> bool {
+    matches!(status.state, TaskState::Complete | TaskState::Failed)
+}
+
+/// Ends that are to be told.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    waiting: BTreeMap<SocketAddr, Vec<proto::TaskStatus>>,
+    under_way: BTreeSet<SocketAddr>,
+    calls: JoinSet<SocketAddr>,
+}
+
+#[derive(Debug, Error)]
+enum CallError {
+    #[error("connect")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("manager: {} ({:?})", .0.message(), .0.code())]
+    Refused(Box<tonic::Status>),
+    #[error("no answer within {DEADLINE:?}")]
+    Late,
+}
+
+impl Ends {
+    /// Tells `managers` that `task` has ended.
+    pub(super) fn tell(
+        &mut self,
+        managers: impl Iterator<Item = SocketAddr>,
+        identity: &watch::Receiver<Identity>,
+        task: &TaskId,
+        status_json: &str,
+    ) {
+        for manager in managers {
+            let waiting = self.waiting.entry(manager).or_default();
+            if waiting.len() < ENDS_MAX {
+                let status_json = status_json.to_owned();
+                waiting.push(proto::TaskStatus { task_id: task.to_string(), status_json, number: 0 });
+            }
+            self.call(manager, identity);
+        }
+    }
+
+    /// Whether a call is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// Waits for the end of a call, and makes the next one to the same manager. Safe to drop midway.
+    pub(super) async fn go_on(&mut self, identity: &watch::Receiver<Identity>) {
+        if let Some(Ok(manager)) = self.calls.join_next().await {
+            self.under_way.remove(&manager);
+            self.call(manager, identity);
+        }
+    }
+
+    fn call(&mut self, manager: SocketAddr, identity: &watch::Receiver<Identity>) {
+        if self.under_way.contains(&manager) {
+            return;
+        }
+        let Some(statuses) = self.waiting.remove(&manager) else { return };
+        self.under_way.insert(manager);
+        let identity = identity.borrow().clone();
+        self.calls.spawn(async move {
+            let called = timeout(DEADLINE, report(manager, &identity, statuses)).await;
+            if let Err(error) = called.unwrap_or(Err(CallError::Late)) {
+                tracing::debug!(%manager, error = error_chain(&error), "tell of the ends of tasks");
+            }
+            manager
+        });
+    }
+}
+
+async fn report(
+    manager: SocketAddr,
+    identity: &Identity,
+    statuses: Vec<proto::TaskStatus>,
+) -> Result<(), CallError> {
+    let channel = channel::connect_member(manager, identity).await?;
+    let told = NodeServiceClient::new(channel).report_ends(proto::TaskStatuses { statuses }).await;
+    told.map(drop).map_err(|status| CallError::Refused(Box::new(status)))
+}
