@@ -13,7 +13,7 @@ use mesh_ebpf::abi::{
     Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK, flow_event, names,
 };
 use mesh_ebpf::conntrack::is_established;
-use mesh_ebpf::flow_table::cell_count;
+use mesh_ebpf::flow_table::{cell_count, factors};
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
 use mesh_ebpf::testing::{Fixture, Frame, Hook, HostCells, HostTables, Setup};
@@ -128,7 +128,8 @@ impl Kernel {
         }
         loader.map_max_entries(names::FLOWS, cell_count(HOMES));
         loader.override_global(names::FLOW_HOMES, &HOMES, true);
-        loader.override_global(names::FLOW_SEED, &SEED, true);
+        let factors = factors(SEED);
+        loader.override_global(names::FLOW_FACTORS, &factors[..], true);
         let mut programs = loader.load(&object(env!("MESH_PROGRAMS_OBJECT"))).expect("maps are made");
         let xdp: &mut Xdp = program(&mut programs, names::PROGRAM_XDP);
         xdp.load().expect("verifier accepts mesh_xdp");

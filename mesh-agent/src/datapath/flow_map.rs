@@ -24,7 +24,9 @@ pub(super) type Claimed = BTreeMap<u32, [u64; 3]>;
 pub(super) struct FlowMap {
     cells: NonNull<FlowCell>,
     homes: u32,
+    /// What its hash is made of, see [`flow_table::factors`].
     seed: u64,
+    factors: [u64; 3],
     /// Keeps the map.
     _data: MapData,
 }
@@ -61,8 +63,9 @@ impl FlowMap {
         // SAFETY: new memory, of which nothing else knows.
         let cells = unsafe { mmap(std::ptr::null_mut(), bytes(count), read_write, shared, data.fd(), 0) }?;
         let cells = NonNull::new(cells.cast()).ok_or_else(|| io::Error::other("a table at address 0"))?;
-        let mut table = Self { cells, homes: homes_of(count), seed: 0, _data: data };
+        let mut table = Self { cells, homes: homes_of(count), seed: 0, factors: [0; 3], _data: data };
         table.seed = table.header().map_or(0, |header| flow_table::read(header).opened_ns);
+        table.factors = flow_table::factors(table.seed);
         Ok(table)
     }
 
@@ -73,6 +76,12 @@ impl FlowMap {
             unsafe { (&raw mut (*header.as_ptr()).flow.opened_ns).write_volatile(seed) };
         }
         self.seed = seed;
+        self.factors = flow_table::factors(seed);
+    }
+
+    /// The seed of its hash.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
     }
 
     fn header(&self) -> Option<NonNull<FlowCell>> {
@@ -126,8 +135,8 @@ impl Cells for FlowMap {
         self.homes
     }
 
-    fn seed(&self) -> u64 {
-        self.seed
+    fn factors(&self) -> [u64; 3] {
+        self.factors
     }
 }
 

@@ -6,7 +6,7 @@ use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{Edge, names};
-use mesh_ebpf::flow_table::{Cells, cell_count, homes_for};
+use mesh_ebpf::flow_table::{Cells, cell_count, factors, homes_for};
 
 use super::config::TableSizes;
 use super::error::DatapathError;
@@ -35,7 +35,8 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
     };
     loader.map_max_entries(names::FLOWS, cell_count(homes));
     loader.override_global(names::FLOW_HOMES, &homes, true);
-    loader.override_global(names::FLOW_SEED, &seed, true);
+    let factors = factors(seed);
+    loader.override_global(names::FLOW_FACTORS, &factors[..], true);
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
     FlowMap::open(pins)?.set_seed(seed);
     for program in [

@@ -64,6 +64,8 @@ drop_reasons! {
     ForeignDestination = 16, "foreign_destination";
     /// A tunnel packet that came in by another interface than the uplinks, or for another address than the node's.
     NotByUplink = 17, "not_by_uplink";
+    /// A new connection whose flow another CPU added and removed at the same moment; the client tries again.
+    Raced = 18, "raced";
 }
 
 #[cfg(test)]

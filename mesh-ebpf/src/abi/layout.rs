@@ -7,7 +7,7 @@ use super::{
 };
 
 /// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
-const REVISION: u64 = 2;
+const REVISION: u64 = 3;
 
 /// Declares a `repr(C)` struct of the given size without hidden padding, and hashes its layout.
 macro_rules! abi_struct {

@@ -8,7 +8,7 @@
 //!
 //! 1. **Load** the object. Before loading it may size [`names::NAT_HALF_OPEN`], [`names::NAT_ESTABLISHED`] and [`names::FLOWS`], the
 //!    last together with [`names::FLOW_HOMES`] ([`crate::flow_table::cell_count`]); all other maps keep the sizes of the object. It gives
-//!    [`names::FLOW_SEED`] a secret. Maps of *one* object serve all programs; pin them by name under
+//!    [`names::FLOW_FACTORS`] a secret. Maps of *one* object serve all programs; pin them by name under
 //!    `DIR/<ABI_HASH as 16 hex digits>/`.
 //! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], source ports
 //!    [`SOURCE_PORT_MIN`](crate::parse::vxlan::SOURCE_PORT_MIN) to [`SOURCE_PORT_MAX`](crate::parse::vxlan::SOURCE_PORT_MAX), no learning,

@@ -126,5 +126,6 @@ pub const ESTABLISHED_MAX: u32 = 1 << 18;
 
 /// Constant of the programs, `u32`: home cells of [`FLOWS`]. Set before loading, to fit the map.
 pub const FLOW_HOMES: &str = "FLOW_HOMES";
-/// Constant of the programs, `u64`: the secret of [`FLOWS`]' hash. Set before loading; it lasts as long as the map.
-pub const FLOW_SEED: &str = "FLOW_SEED";
+/// Constant of the programs, three `u64`: the secret of [`FLOWS`]' hash, see [`crate::flow_table::factors`]. Set before loading; it lasts as
+/// long as the map.
+pub const FLOW_FACTORS: &str = "FLOW_FACTORS";

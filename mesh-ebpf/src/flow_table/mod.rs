@@ -67,8 +67,8 @@ pub trait Cells {
     fn cell(&self, index: u32) -> Option<NonNull<FlowCell>>;
     /// How many of the cells are homes.
     fn homes(&self) -> u32;
-    /// The secret of the hash, without which nobody can choose keys that crowd together.
-    fn seed(&self) -> u64;
+    /// The secret of the hash, without which nobody can choose keys that crowd together: see [`factors`].
+    fn factors(&self) -> [u64; 3];
 
     /// [`search`] over these cells. The kernel's are searched by a function of its own, which the verifier follows once.
     #[inline(always)]
@@ -143,12 +143,21 @@ pub fn insert(cells: &impl Cells, key: &FlowKey, flow: &Flow, now_ns: u64) -> Op
     let place = Place { cell, index, home };
     write(cell, key, flow);
     note_hop(cells, &place, true);
-    Word::of(cell).flip(CLAIMED | flow.events & EVENTS);
+    publish(cell, flow.events);
     if has_twin(cells, key, &place) {
         remove(cells, key, &place);
         return Opened::Exists;
     }
     Opened::Added
+}
+
+/// Says that a flow stands in a cell that is claimed and written, and gives the cell free: its events are these, whatever a packet of the flow
+/// that stood there before has left in the word meanwhile (see [`add_events`]).
+#[inline(always)]
+fn publish(cell: NonNull<FlowCell>, events: u32) {
+    let word = Word::of(cell);
+    word.set(events & EVENTS);
+    word.clear(CLAIMED | EVENTS & !events);
 }
 
 /// Removes the flow from this place, unless another stands there by now, or somebody else is about it.
@@ -269,28 +278,47 @@ pub fn free_abandoned(cells: &impl Cells, index: u32) {
     Word::of(cell).clear(CLAIMED | EVENTS);
 }
 
+/// What the words of a key are multiplied by, made of a table's seed. Each factor is mixed from the seed by itself (SplitMix64; Steele, Lea and
+/// Flood, 2014): were one the rotation of another, keys whose words make up for the shift would share a home under every seed.
+pub const fn factors(seed: u64) -> [u64; 3] {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    [
+        mixed(seed.wrapping_add(STEP)) | 1,
+        mixed(seed.wrapping_add(STEP.wrapping_mul(2))) | 1,
+        mixed(seed.wrapping_add(STEP.wrapping_mul(3))) | 1,
+    ]
+}
+
+/// A number in whose place each bit depends on all bits of `number`.
+const fn mixed(number: u64) -> u64 {
+    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ number >> 31
+}
+
 /// The home of a key.
 #[inline(always)]
 fn home(cells: &impl Cells, key: &FlowKey) -> u32 {
-    (((hash(key, cells.seed()) >> 32) * u64::from(cells.homes())) >> 32) as u32
+    (((hash(key, cells.factors()) >> 32) * u64::from(cells.homes())) >> 32) as u32
 }
 
 /// A number that a key has for as long as the secret is the same, whatever stands in the table. Nobody without the secret can choose keys
 /// with the same number.
 #[inline(always)]
-pub const fn number(key: &FlowKey, seed: u64) -> u32 {
+pub const fn number(key: &FlowKey, factors: [u64; 3]) -> u32 {
     // The finalizer's factor of MurmurHash3, so that neighbours in the table differ.
-    (hash(key, seed).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
+    (hash(key, factors).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
 }
 
-/// Multilinear hashing (Carter and Wegman, 1979), whose factors are the secret.
+/// The words of a key times the table's secret factors, added up (multilinear hashing; Carter and Wegman, 1979). The factors come out of a seed
+/// of 64 bits and are odd, so the proof for independent ones holds nearly, not strictly.
 #[inline(always)]
-const fn hash(key: &FlowKey, seed: u64) -> u64 {
+const fn hash(key: &FlowKey, factors: [u64; 3]) -> u64 {
     let words = key.words();
     words[0]
-        .wrapping_mul(seed | 1)
-        .wrapping_add(words[1].wrapping_mul(seed.rotate_left(21) | 1))
-        .wrapping_add(words[2].wrapping_mul(seed.rotate_left(43) | 1))
+        .wrapping_mul(factors[0])
+        .wrapping_add(words[1].wrapping_mul(factors[1]))
+        .wrapping_add(words[2].wrapping_mul(factors[2]))
 }
 
 /// Whether this key is the one in the cell.

@@ -153,6 +153,24 @@ fn keys_that_differ_little_have_different_homes() {
 }
 
 #[test]
+fn keys_that_make_up_for_a_shift_of_the_seed_dont_crowd_together() {
+    let distinct = |seed: u64| {
+        let cells = HostCells::new(1 << 16, seed);
+        let homes = (0..256_u64).map(|step| {
+            let [_, client, rest] = key(0).words();
+            // The end of an IPv6 address, and a port: both are the client's to choose.
+            let words = [1, client.wrapping_sub(step << 22), rest.wrapping_add(step)];
+            // SAFETY: any bit pattern is a key.
+            home(&cells, &unsafe { core::mem::transmute::<[u64; 3], FlowKey>(words) })
+        });
+        homes.collect::<std::collections::HashSet<_>>().len()
+    };
+    for seed in [0, 1, SEED, u64::MAX] {
+        assert!(distinct(seed) > 200, "256 keys share {} homes under the seed {seed:#x}", distinct(seed));
+    }
+}
+
+#[test]
 fn a_flood_takes_nothing_from_established_flows() {
     let cells = HostCells::new(64, SEED);
     let established = flow_event::SYN | flow_event::ACK;
@@ -275,4 +293,21 @@ fn events_of_a_flow_that_has_gone_bring_nothing_back() {
     assert_eq!(add_events(place.cell, flow_event::CLIENT_FIN), 0, "events before");
     assert!(find(&cells, &key(1)).is_none(), "it is gone");
     check(&cells);
+}
+
+#[test]
+fn a_new_flow_has_none_of_the_events_that_came_too_late_for_the_one_before_it() {
+    for late in [flow_event::SYN, flow_event::SYN | flow_event::ACK, flow_event::RESET] {
+        let cells = HostCells::new(8, SEED);
+        let home = home(&cells, &key(1));
+        let index = vacate(&cells, home, 1);
+        let cell = cells.cell(index).expect("a cell");
+        write(cell, &key(1), &flow(7, flow_event::SYN, 1));
+        // A packet of the flow that stood there before, on another CPU.
+        add_events(cell, late);
+        publish(cell, flow_event::SYN);
+        let found = find(&cells, &key(1)).map(|place| read(place.cell));
+        assert_eq!(found, Some(flow(7, flow_event::SYN, 1)), "after a late {late:#b}");
+        check(&cells);
+    }
 }

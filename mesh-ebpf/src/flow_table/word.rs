@@ -64,13 +64,6 @@ impl Word {
         // SAFETY: a live cell's word, aligned.
         unsafe { atomic::fetch_and(self.0, !bits) }
     }
-
-    /// Turns bits over; returns the word as it was.
-    #[inline(always)]
-    pub(super) fn flip(self, bits: u32) -> u32 {
-        // SAFETY: a live cell's word, aligned.
-        unsafe { atomic::fetch_xor(self.0, bits) }
-    }
 }
 
 #[cfg(target_arch = "bpf")]
@@ -88,10 +81,5 @@ mod atomic {
     pub(super) unsafe fn fetch_and(field: *mut u32, bits: u32) -> u32 {
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(field) }.fetch_and(bits, Ordering::SeqCst)
-    }
-
-    pub(super) unsafe fn fetch_xor(field: *mut u32, bits: u32) -> u32 {
-        // SAFETY: as above.
-        unsafe { AtomicU32::from_ptr(field) }.fetch_xor(bits, Ordering::SeqCst)
     }
 }

@@ -34,7 +34,3 @@ fetch! {
     /// Keeps of `word` only these bits; returns what it was.
     pub(crate) fetch_and, u32, wreg, "{value} = atomic_fetch_and((u32 *)({word} + 0), {value})"
 }
-fetch! {
-    /// Turns bits of `word` over; returns what it was.
-    pub(crate) fetch_xor, u32, wreg, "{value} = atomic_fetch_xor((u32 *)({word} + 0), {value})"
-}

@@ -29,9 +29,9 @@ impl Cells for FlowCells {
     }
 
     #[inline(always)]
-    fn seed(&self) -> u64 {
+    fn factors(&self) -> [u64; 3] {
         // SAFETY: as above.
-        unsafe { (&raw const maps::FLOW_SEED).read_volatile() }
+        unsafe { (&raw const maps::FLOW_FACTORS).read_volatile() }
     }
 
     #[inline(always)]

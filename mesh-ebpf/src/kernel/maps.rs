@@ -9,7 +9,7 @@ use crate::abi::{
     FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
     ServiceKey, SynGuard, names,
 };
-use crate::flow_table::{cell_count, homes_for};
+use crate::flow_table::{cell_count, factors, homes_for};
 use crate::parse::{fragment, icmp};
 
 const ADDRESSES_MAX: usize = names::ADDRESSES_MAX as usize;
@@ -87,7 +87,7 @@ pub(super) static SYN_GUARD_FIRED: Array<u64, 1> = Array::new();
 #[unsafe(no_mangle)]
 pub(super) static FLOW_HOMES: u32 = HOMES;
 #[unsafe(no_mangle)]
-pub(super) static FLOW_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(super) static FLOW_FACTORS: [u64; 3] = factors(0);
 
 /// Where an ICMP error or a fragment is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither
 /// named nor pinned.

@@ -361,7 +361,7 @@ fn remember<'a, P: Packet, L: Lookups>(
         }
         Opened::Exists => match track::find(lookups.flows(), key) {
             Some(other) => (other.value().backend, other.value().events),
-            None => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
+            None => return Choice::none(drop(lookups, DropReason::Raced, Direction::Request)),
         },
         Opened::Refused => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
     };

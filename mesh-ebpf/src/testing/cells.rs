@@ -12,7 +12,7 @@ use crate::lookups::Opened;
 pub struct HostCells {
     cells: Box<[UnsafeCell<FlowCell>]>,
     homes: u32,
-    seed: u64,
+    factors: [u64; 3],
 }
 
 // SAFETY: what is written while others read is written whole, and made out by the word of its cell; see `flow_table`.
@@ -22,7 +22,7 @@ impl HostCells {
     /// An empty table.
     pub fn new(homes: u32, seed: u64) -> Self {
         let cells = (0..cell_count(homes)).map(|_| UnsafeCell::new(FlowCell::default())).collect();
-        Self { cells, homes, seed }
+        Self { cells, homes, factors: flow_table::factors(seed) }
     }
 
     /// The same with these flows in it.
@@ -50,7 +50,7 @@ impl Cells for HostCells {
         self.homes
     }
 
-    fn seed(&self) -> u64 {
-        self.seed
+    fn factors(&self) -> [u64; 3] {
+        self.factors
     }
 }

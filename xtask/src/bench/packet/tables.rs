@@ -10,7 +10,7 @@ use mesh_ebpf::abi::{
     Address, Backend, BackendState, Be16, Config, FrontendStats, Histogram, Mac, Node, Policy, Service,
     ServiceKey, Timed, names, protocol,
 };
-use mesh_ebpf::flow_table::cell_count;
+use mesh_ebpf::flow_table::{cell_count, factors};
 
 use super::case::Case;
 use super::rig::{NODE_MAC, SOURCE_MAC};
@@ -35,7 +35,8 @@ pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
     let homes = case.homes();
     loader.map_max_entries(names::FLOWS, cell_count(homes));
     loader.override_global(names::FLOW_HOMES, &homes, true);
-    loader.override_global(names::FLOW_SEED, &SEED, true);
+    let factors = factors(SEED);
+    loader.override_global(names::FLOW_FACTORS, &factors[..], true);
     for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
         loader.map_max_entries(table, 64);
     }
