@@ -225,7 +225,7 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn flow_number(&self, key: &FlowKey) -> u32 {
-        flow_table::number(key, FlowCells.seed())
+        flow_table::number(key, FlowCells.factors())
     }
 
     #[inline(always)]
@@ -280,6 +280,14 @@ impl Lookups for Kernel {
         if let Some(live) = maps::LIVE.get_ptr_mut(backend) {
             // SAFETY: a live map value, its counters 8-byte aligned.
             unsafe { atomic::fetch_add(&raw mut (*live).closed, 1) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_revived(&self, backend: u32) {
+        if let Some(live) = maps::LIVE.get_ptr_mut(backend) {
+            // SAFETY: a live map value, its counters 8-byte aligned.
+            unsafe { atomic::fetch_add(&raw mut (*live).opened, 1) };
         }
     }
 
