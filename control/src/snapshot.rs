@@ -188,29 +188,6 @@ impl ClusterSnapshot {
         })
     }
 
-    /// Notes that something has changed.
-    fn note(&mut self, key: &Key, revision: i64) {
-        self.revision = self.revision.max(revision);
-        if feeds_mesh_table(key) {
-            self.mesh_revision = self.mesh_revision.max(revision);
-        }
-        match key {
-            Key::Node(_) | Key::Liveness(_) | Key::Ack(_) => self.acked_by_all = OnceLock::new(),
-            Key::Status(task) | Key::Task(task) => {
-                if let Some(node) = self.tasks.get(task).and_then(|task| task.node_id.as_ref()) {
-                    self.touched.node(node, revision);
-                }
-            }
-            Key::Service(service) | Key::Spec(service, _) => {
-                let tasks = self.tasks_by_service.get(service).into_iter().flatten();
-                for node in tasks.filter_map(|id| self.tasks.get(id)?.node_id.as_ref()) {
-                    self.touched.node(node, revision);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// The spec that a task was made from.
     pub fn spec_of<'a>(&'a self, task: &Task) -> Option<&'a ServiceSpec> {
         match self.services.get(&task.service_id) {

@@ -4,8 +4,12 @@
 //! their specs. What was missed while the watch was down touches everybody.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use mesh_state::ids::NodeId;
+use mesh_state::keys::Key;
+
+use super::{ClusterSnapshot, feeds_mesh_table};
 
 /// The revision at which each node was touched last.
 #[derive(Debug, Clone, Default)]
@@ -33,5 +37,30 @@ impl Touched {
     /// When the node was touched last.
     pub(super) fn last(&self, node: &NodeId) -> i64 {
         self.by_node.get(node).copied().unwrap_or_default().max(self.floor)
+    }
+}
+
+impl ClusterSnapshot {
+    /// Notes that something has changed.
+    pub(super) fn note(&mut self, key: &Key, revision: i64) {
+        self.revision = self.revision.max(revision);
+        if feeds_mesh_table(key) {
+            self.mesh_revision = self.mesh_revision.max(revision);
+        }
+        match key {
+            Key::Node(_) | Key::Liveness(_) | Key::Ack(_) => self.acked_by_all = OnceLock::new(),
+            Key::Status(task) | Key::Task(task) => {
+                if let Some(node) = self.tasks.get(task).and_then(|task| task.node_id.as_ref()) {
+                    self.touched.node(node, revision);
+                }
+            }
+            Key::Service(service) | Key::Spec(service, _) => {
+                let tasks = self.tasks_by_service.get(service).into_iter().flatten();
+                for node in tasks.filter_map(|id| self.tasks.get(id)?.node_id.as_ref()) {
+                    self.touched.node(node, revision);
+                }
+            }
+            _ => {}
+        }
     }
 }
