@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-//! What a repeated SYN means.
-=======
 //! When a repeated SYN goes elsewhere.
->>>>>>> ae74acf (conntrack, pipeline: flows judge what they are told, and know the node's own)
 
 use super::*;
 
