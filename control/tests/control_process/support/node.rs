@@ -1,6 +1,7 @@
 //! A node played by the test: joins, keeps a session, and runs tasks in name only.
 
-use std::net::SocketAddr;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_state::node::NodeDescription;
@@ -79,6 +80,14 @@ pub(crate) async fn report_end(manager: SocketAddr, member: &Member, task: &str)
     client.report_ends(proto::TaskStatuses { statuses }).await.map(drop)
 }
 
+/// An address that no other member of the test has.
+fn address_of(member: &Member) -> Ipv4Addr {
+    let mut hasher = DefaultHasher::new();
+    member.id.hash(&mut hasher);
+    let [.., high, low] = hasher.finish().to_be_bytes();
+    Ipv4Addr::new(10, 77, high, low)
+}
+
 /// A session of a member, with heartbeats until it is dropped.
 pub(crate) struct Session {
     pub(crate) up: mpsc::Sender<AgentMessage>,
@@ -120,7 +129,7 @@ impl Session {
         let description = NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() };
         let hello = Hello {
             description_json: serde_json::to_string(&description).unwrap(),
-            address: "127.0.0.1".to_owned(),
+            address: address_of(member).to_string(),
             table_generation,
         };
         up.send(AgentMessage { body: Some(Up::Hello(hello)) }).await.unwrap();
