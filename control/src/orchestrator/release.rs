@@ -29,17 +29,16 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     let mut plan = Plan::default();
     for task in snapshot.tasks.values().filter(|task| holds_ports(snapshot, task)) {
         let asked_at = task.shutdown_at.unwrap_or(task.created_at);
-        match after(asked_at, limit(snapshot, task)).filter(|moment| *moment > now) {
-            Some(moment) => plan.wake_by(moment),
-            None => {
-                plan.reasons.push(format!(
-                    "task {} gives up its published ports: it was to go, and the time for its flows has passed",
-                    task.id
-                ));
-                let released = Task { endpoints: Vec::new(), ..task.value.clone() };
-                plan.actions.push(Action::UpdateTask { task: released, expected: task.mod_revision });
-            }
+        if let Some(moment) = after(asked_at, limit(snapshot, task)).filter(|moment| *moment > now) {
+            plan.wake_by(moment);
+            continue;
         }
+        plan.reasons.push(format!(
+            "task {} gives up its published ports: it was to go, and the time for its flows has passed",
+            task.id
+        ));
+        let released = Task { endpoints: Vec::new(), ..task.value.clone() };
+        plan.actions.push(Action::UpdateTask { task: released, expected: task.mod_revision });
     }
     plan
 }
