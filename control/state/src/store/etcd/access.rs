@@ -3,6 +3,7 @@
 //! Invariants: nothing is sent to etcd in plain text over a network unless somebody said so; keys and passwords come from files,
 //! never from a command line, and are read anew for each connection that is made anew, so that they can be replaced on disk.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,9 @@ use tonic::transport::Uri;
 use zeroize::Zeroizing;
 
 use super::{CONNECT_DEADLINE, PING_DEADLINE, PING_INTERVAL};
+
+/// How a certificate begins in PEM.
+const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// How etcd is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -144,7 +148,13 @@ impl EtcdAccess {
             .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
             .with_require_leader(true);
         if let (true, Some(ca)) = (address.starts_with("https"), &self.ca) {
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&*read(ca).await?));
+            let authority = read(ca).await?;
+            // TLS would pass over what it can't read, and then believe nobody.
+            if !authority.windows(PEM_CERTIFICATE.len()).any(|text| text == PEM_CERTIFICATE) {
+                let source = std::io::Error::new(ErrorKind::InvalidData, "it holds no certificate in PEM");
+                return Err(EtcdAccessError::File { path: ca.clone(), source });
+            }
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&*authority));
             if let Some(EtcdIdentity { certificate, key }) = &self.identity {
                 tls = tls.identity(Identity::from_pem(&*read(certificate).await?, &*read(key).await?));
             }

@@ -115,8 +115,18 @@ async fn files_that_are_none_are_told_at_once() {
     let refused = EtcdStore::open(missing.clone()).await.map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("/nowhere/ca.pem"), "the error names no file: {refused}");
     let directory = tempfile::tempdir().unwrap();
-    let ca = directory.path().join("ca.pem");
-    std::fs::write(&ca, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-    let refused = EtcdStore::open(EtcdAccess { ca: Some(ca), ..missing }).await.map(|_| ()).unwrap_err();
-    assert!(matches!(refused, EtcdAccessError::Client { .. }), "a CA that is none: {refused:?}");
+    let file = |name: &str| directory.path().join(name);
+    std::fs::write(file("ca.pem"), "not a certificate").unwrap();
+    let no_ca = EtcdAccess { ca: Some(file("ca.pem")), ..missing };
+    let refused = EtcdStore::open(no_ca.clone()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, EtcdAccessError::File { .. }), "a CA that is none: {refused:?}");
+
+    let (authority, ca) = EtcdAuthority::create(chrono::Utc::now()).unwrap();
+    std::fs::write(file("ca.pem"), ca.certificate_pem).unwrap();
+    authority.issue_client(1, chrono::Utc::now()).unwrap().write(directory.path(), "client").unwrap();
+    std::fs::write(file("client.key"), "not a key").unwrap();
+    let identity = EtcdIdentity { certificate: file("client.pem"), key: file("client.key") };
+    let no_key = EtcdAccess { identity: Some(identity), ..no_ca };
+    let refused = EtcdStore::open(no_key).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, EtcdAccessError::Client { .. }), "a key that is none: {refused:?}");
 }
