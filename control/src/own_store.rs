@@ -56,12 +56,12 @@ fn check_record(
     Err(StoreError::Unavailable { operation, message })
 }
 
-/// The cluster's record after a change; `None` if the change is to something else.
-fn changed_record(change: &Change) -> Option<Option<&[u8]>> {
+/// Whether a change leaves the record of `cluster` in the store.
+fn check_change(cluster: &ClusterId, change: &Change) -> Result<(), StoreError> {
     match change {
-        Change::Put(item) if item.key == keys::CLUSTER => Some(Some(&item.value)),
-        Change::Deleted { key, .. } if key == keys::CLUSTER => Some(None),
-        Change::Put(_) | Change::Deleted { .. } => None,
+        Change::Put(item) if item.key == keys::CLUSTER => check_record("watch", cluster, Some(&item.value)),
+        Change::Deleted { key, .. } if key == keys::CLUSTER => check_record("watch", cluster, None),
+        Change::Put(_) | Change::Deleted { .. } => Ok(()),
     }
 }
 
@@ -104,9 +104,7 @@ impl<S: Store> Store for OwnStore<S> {
         let checked = events.map(move |event| {
             let event = event?;
             if let WatchEvent::Changes { changes, .. } = &event {
-                for record in changes.iter().filter_map(changed_record) {
-                    check_record("watch", &cluster, record)?;
-                }
+                changes.iter().try_for_each(|change| check_change(&cluster, change))?;
             }
             Ok(event)
         });
@@ -150,7 +148,7 @@ mod tests {
         OwnStore::new(store.clone(), "ours".into(), created)
     }
 
-    fn is_away<T: std::fmt::Debug>(outcome: Result<T, StoreError>) {
+    fn is_away<T: std::fmt::Debug>(outcome: &Result<T, StoreError>) {
         assert!(
             matches!(outcome, Err(StoreError::Unavailable { .. })),
             "expected it to be away: {outcome:?}"
@@ -182,9 +180,9 @@ mod tests {
             if let Some(other) = other {
                 store.txn(vec![], vec![record(other)]).await.unwrap();
             }
-            is_away(events.next().await.unwrap());
-            is_away(own.get("/mesh/v1/nodes/n1").await);
-            is_away(own.list(keys::ROOT).await);
+            is_away(&events.next().await.unwrap());
+            is_away(&own.get("/mesh/v1/nodes/n1").await);
+            is_away(&own.list(keys::ROOT).await);
             let written = own.txn(vec![], vec![Op::put("/mesh/v1/x", vec![1])]).await.unwrap();
             assert_eq!(written, TxnOutcome::Conflict, "a write into a store that is not ours");
 

@@ -289,8 +289,8 @@ mod tests {
         client.write(directory.path(), CLIENT_FILE).unwrap();
         client.write(directory.path(), CLIENT_FILE).unwrap();
         for file in ["ca.key", "client.key"] {
-            let mode = std::fs::metadata(directory.path().join(file)).unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode, 0o600, "mode of {file}");
+            let permissions = std::fs::metadata(directory.path().join(file)).unwrap().permissions();
+            assert_eq!(permissions.mode() & 0o777, 0o600, "mode of {file}");
         }
         std::fs::remove_file(directory.path().join("ca.key")).unwrap();
         let refused = EtcdAuthority::open(directory.path(), now()).map(|_| ()).unwrap_err();

@@ -86,6 +86,22 @@ impl Membership {
         Ok(joined)
     }
 
+    /// Starts measuring the loads of this node's tasks.
+    fn measure_loads(&self, components: &Components) -> Arc<LoadMeter> {
+        let meter = Arc::new(LoadMeter::default());
+        let measuring = Arc::clone(&meter).run(
+            self.state.view.subscribe(),
+            Arc::clone(&self.state.loads),
+            self.datapath.clone(),
+            components.stopping().clone(),
+        );
+        components.spawn("load meter", async move {
+            measuring.await;
+            Ok(())
+        });
+        meter
+    }
+
     async fn start(
         self,
         components: &Components,
@@ -104,18 +120,8 @@ impl Membership {
         });
         components.spawn("task network", follow_subnet(views, bridge_sender, shutdown.clone()));
 
-        let meter = Arc::new(LoadMeter::default());
+        let meter = self.measure_loads(components);
         let loads = Arc::clone(&self.state.loads);
-        let measuring = Arc::clone(&meter).run(
-            self.state.view.subscribe(),
-            Arc::clone(&loads),
-            self.datapath.clone(),
-            shutdown.clone(),
-        );
-        components.spawn("load meter", async move {
-            measuring.await;
-            Ok(())
-        });
         let clashes = self.proxy.clashes();
         let (unfit_sender, without_network) = watch::channel(None);
         let (overlap_sender, overlaps) = watch::channel(None);
@@ -177,19 +183,30 @@ impl Membership {
             logs,
             engine_away,
         };
-        let (identity, renewed) = watch::channel(identity);
-        let renewal =
-            Renewal { managers: self.config.managers.clone(), data_dir: self.config.data_dir, identity };
-        let stop = shutdown.clone();
-        components.spawn("certificate", async move { Ok(renewal.run(stop).await?) });
-        components.spawn("certificate's facts", tell_facts(renewed.clone(), self.node, shutdown.clone()));
-        let link = Link::new(self.config.managers, renewed, ends);
+        let identity = keep_renewed(components, &self.config, identity, self.node);
+        let link = Link::new(self.config.managers, identity, ends);
         components.spawn("control link", async move {
             link.run(shutdown).await;
             Ok(())
         });
         Ok(())
     }
+}
+
+/// Starts keeping the certificate fresh. Returns the identity in force.
+fn keep_renewed(
+    components: &Components,
+    config: &Config,
+    identity: Identity,
+    facts: watch::Sender<NodeFacts>,
+) -> watch::Receiver<Identity> {
+    let stop = components.stopping();
+    let (identity, renewed) = watch::channel(identity);
+    let renewal = Renewal { managers: config.managers.clone(), data_dir: config.data_dir.clone(), identity };
+    let stopped = stop.clone();
+    components.spawn("certificate", async move { Ok(renewal.run(stopped).await?) });
+    components.spawn("certificate's facts", tell_facts(renewed.clone(), facts, stop.clone()));
+    renewed
 }
 
 /// Tells the metrics what the certificate in force says.

@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How often the clock is looked at: it may be set, so a long sleep would miss the moment.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_CAP: Duration = Duration::from_secs(60);
+const RETRY_CAP: Duration = Duration::from_mins(1);
 
 /// Why a manager did not renew this node's certificate.
 #[derive(Debug, Error)]

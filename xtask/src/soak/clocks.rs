@@ -26,7 +26,7 @@ const STEP: u32 = 10;
 /// A certificate with fewer days than this should have been renewed: a fifth of its life.
 const DAYS_LEFT_MIN: f64 = 18.0;
 /// How long renewals may take after a step.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long the cluster is watched after a step: nodes that are silent go down within it.
 const WATCH: Duration = Duration::from_secs(3);
 /// Requests a second.
@@ -137,6 +137,8 @@ fn sleeps_past_its_end(lab: &mut Lab, cluster: &Cluster, binaries: &artifacts::B
         day += STEP / 2;
         slept += STEP / 2;
         lab.turn_clock(DAY * day)?;
+        // Until everybody has seen the new time.
+        thread::sleep(WATCH);
         for other in &others {
             fresh(cluster, other, 9464, "node", day)?;
         }

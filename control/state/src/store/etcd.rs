@@ -118,8 +118,8 @@ impl EtcdStore {
         let mut left = self.members.len();
         loop {
             let used = *self.current.borrow();
-            let sent = async { send(self.members[used].client().await?).await };
-            let (failure, again) = match tokio::time::timeout(deadline, sent).await {
+            let request = async { send(self.members[used].client().await?).await };
+            let (failure, again) = match tokio::time::timeout(deadline, request).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => {
                     let failure = store_error(operation, &error);
