@@ -111,7 +111,7 @@ fn on_host(fixture: &Fixture) -> Outcome {
         ],
         closed: tables.flows.all().iter().filter(|flow| is_closed(flow.events)).count()
             + tables.nats.all().iter().filter(|nat| is_closed(nat.events)).count(),
-        ways: ways(tables.flows.all()),
+        ways: ways(&tables.flows.all()),
         loads: [1, 2].map(|id| tables.load(id).unwrap_or(0)),
     }
 }
@@ -231,7 +231,7 @@ impl Kernel {
             closed: standing(programs).iter().filter(|flow| is_closed(flow.events)).count()
                 + closed_nats(programs, names::NAT_HALF_OPEN)
                 + closed_nats(programs, names::NAT_ESTABLISHED),
-            ways: ways(standing(programs)),
+            ways: ways(&standing(programs)),
             loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
         }
     }
@@ -344,7 +344,7 @@ fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterato
 }
 
 /// What is kept of flows' clients, in an order that doesn't depend on the table's.
-fn ways(flows: Vec<Flow>) -> Vec<(u16, Mac)> {
+fn ways(flows: &[Flow]) -> Vec<(u16, Mac)> {
     let mut ways: Vec<_> = flows.iter().map(|flow| (flow.sequence, flow.client_mac)).collect();
     ways.sort_unstable_by_key(|(sequence, mac)| (*sequence, mac.0));
     ways

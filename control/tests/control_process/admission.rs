@@ -20,7 +20,7 @@ async fn a_poison_report_ends_its_own_session_and_holds_up_no_other() {
     let (token, ca) = (manager.join_token(), ca_pem(&etcd).await);
     let poisoner = join(manager.nodes, &token, &ca, "node-1").await.unwrap();
     let good = join(manager.nodes, &token, &ca, "node-2").await.unwrap();
-    let mut poisoned = Session::open(manager.nodes, &poisoner, 0).await.unwrap();
+    let mut hostile = Session::open(manager.nodes, &poisoner, 0).await.unwrap();
     let mut session = Session::open(manager.nodes, &good, 0).await.unwrap();
     let mut spec = service("web", 8080);
     spec["TaskTemplate"]["Placement"] = serde_json::json!({"Constraints": [format!("node.id=={}", good.id)]});
@@ -38,8 +38,8 @@ async fn a_poison_report_ends_its_own_session_and_holds_up_no_other() {
         number: 0,
     };
     let message = Up::Statuses(proto::TaskStatuses { statuses: vec![reported] });
-    poisoned.up.send(AgentMessage { body: Some(message) }).await.unwrap();
-    let end = poisoned.until("the end", |_| None::<()>).await.unwrap_err();
+    hostile.up.send(AgentMessage { body: Some(message) }).await.unwrap();
+    let end = hostile.until("the end", |_| None::<()>).await.unwrap_err();
     assert_eq!(end.code(), Code::InvalidArgument, "{end}");
     assert!(end.message().contains("a task's status has 15"), "the node is told: {}", end.message());
 

@@ -229,8 +229,11 @@ async fn secrets_and_configs_are_kept_shown_and_used() {
     docker.ok("secret rm old").await;
     let gone = docker.refused("service rollback -d web").await;
     assert!(gone.contains("secret not found: old"), "saw {gone}");
-    let driver = docker.refused(&format!("config create --template-driver golang t {file}")).await;
-    assert!(driver.contains("template drivers are not supported by mesh yet"), "saw {driver}");
+    let driver = docker.refused(&format!("config create --template-driver jinja t {file}")).await;
+    assert!(driver.contains("unrecognized template driver"), "saw {driver}");
+    docker.ok(&format!("config create --template-driver golang t {file}")).await;
+    let templating = docker.inspect("config inspect t").await[0]["Spec"]["Templating"].clone();
+    assert_eq!(templating, json!({"Name": "golang"}));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,14 +91,14 @@ async fn what_is_not_served_says_so() {
     let mut job = spec("job", 1);
     job["Mode"] = json!({"ReplicatedJob": {}});
     job["UpdateConfig"] = json!({"Parallelism": 1});
-    let templating = json!({"Name": "x", "Data": "eA==", "Templating": {"Name": "golang"}});
+    let templating = json!({"Name": "x", "Data": "eA==", "Templating": {"Name": "jinja"}});
     let mut unreadable = spec("constraint", 1);
     unreadable["TaskTemplate"]["Placement"]["Constraints"] = json!(["node.role=worker"]);
     for (path, body, status, named) in [
         ("/services/create", &job, 400, "Jobs may not have an update config"),
         ("/services/create", &unreadable, 500, "constraint expected one operator from ==, !="),
-        ("/secrets/create", &templating, 501, "template drivers"),
-        ("/configs/create", &templating, 501, "template drivers"),
+        ("/secrets/create", &templating, 400, "unrecognized template driver"),
+        ("/configs/create", &templating, 400, "unrecognized template driver"),
         ("/swarm/init", &json!({}), 503, "This node is already part of a swarm"),
     ] {
         let answer = cluster.post(path, body).await;

@@ -11,6 +11,7 @@ mod membership;
 mod overlap;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,15 +142,25 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         docker_api::serve(sockets.docker, upstreams, docker_door, stop).await;
         Ok(())
     });
-    let (directory, stop) = (config.data_dir.clone(), stopping.clone());
-    components.spawn("cache", async move {
-        cache::keep(directory, views, keys, stop).await;
-        Ok(())
-    });
+    start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
     let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
+}
+
+/// Starts what keeps the newest view and keys on disk, for a start without a manager.
+fn start_cache(
+    components: &Components,
+    directory: PathBuf,
+    views: watch::Receiver<Arc<NodeView>>,
+    keys: watch::Receiver<RelayKeys>,
+) {
+    let stop = components.stopping().clone();
+    components.spawn("cache", async move {
+        cache::keep(directory, views, keys, stop).await;
+        Ok(())
+    });
 }
 
 /// The view and the keys to start with: the cached ones of a member, else empty ones.

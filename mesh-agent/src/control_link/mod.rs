@@ -192,10 +192,12 @@ impl Link {
         );
         self.ends.view.send_modify(|view| *view = Arc::new(view.emptied()));
         let nothing = AssignmentChange::Full(Vec::new());
-        match tokio::time::timeout(GIVE_UP_DEADLINE, self.ends.assignments.send(nothing)).await {
-            Ok(Ok(())) => drop(self.ends.expelled.send_replace(true)),
+        let sent = tokio::time::timeout(GIVE_UP_DEADLINE, self.ends.assignments.send(nothing)).await;
+        if let Ok(Ok(())) = sent {
+            self.ends.expelled.send_replace(true);
+        } else {
             // Managers go on refusing: this is tried again.
-            _ => tracing::error!("end the tasks of this node; will try again"),
+            tracing::error!("end the tasks of this node; will try again");
         }
     }
 

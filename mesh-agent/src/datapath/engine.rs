@@ -301,7 +301,7 @@ impl Datapath {
             };
             if let Some(subnets) = subnets {
                 let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };
-                task_routes.follow(&mut netlink, tunnel, subnets, &mut *lock(&self.upkeep))?;
+                task_routes.follow(&mut netlink, tunnel, subnets, &mut lock(&self.upkeep))?;
             }
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?

@@ -40,12 +40,8 @@ impl Datapath {
     }
 
     /// Looks after the host's settings; at all of them if `thoroughly`.
-    ///
-    /// # Errors
-    /// Another thread failed in the middle of a change.
-    pub(super) fn look_after_host(&self, thoroughly: bool) -> Result<(), DatapathError> {
+    pub(super) fn look_after_host(&self, thoroughly: bool) {
         lock(&self.upkeep).look(thoroughly);
-        Ok(())
     }
 
     /// What became of the host's settings.

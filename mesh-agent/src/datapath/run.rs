@@ -140,7 +140,12 @@ impl Datapath {
                 _ = period.tick() => {}
             }
             let thoroughly = look % THOROUGH_LOOK == 0;
-            if let Err(failure) = self.off_runtime(move |datapath| datapath.look_after_host(thoroughly)).await
+            if let Err(failure) = self
+                .off_runtime(move |datapath| {
+                    datapath.look_after_host(thoroughly);
+                    Ok(())
+                })
+                .await
             {
                 error!(error = error_chain(&failure), "can't look after the host's settings: trying again");
             }

@@ -82,11 +82,16 @@ pub(super) fn kind_of<B>(request: &Request<B>) -> Call {
     match (Route::of(request.method(), &parts, request.uri()), parts.as_slice()) {
         (Route::Events, _)
         | (Route::Control, [_, _, "logs"])
-        | (_, ["containers", _, "attach" | "logs" | "wait" | "stats" | "export" | "archive"])
-        | (_, ["containers", _, "attach", "ws"])
-        | (_, ["exec", _, "start"] | ["build" | "session" | "grpc"])
-        | (_, ["images", "create" | "load" | "get"] | ["images", .., "push" | "get"])
-        | (_, ["plugins", ..]) => Call::Stream,
+        | (
+            _,
+            ["containers", _, "attach" | "logs" | "wait" | "stats" | "export" | "archive"]
+            | ["containers", _, "attach", "ws"]
+            | ["exec", _, "start"]
+            | ["build" | "session" | "grpc"]
+            | ["images", "create" | "load" | "get"]
+            | ["images", .., "push" | "get"]
+            | ["plugins", ..],
+        ) => Call::Stream,
         (Route::Control | Route::Ping, _) => Call::Short,
         _ => Call::Slow,
     }

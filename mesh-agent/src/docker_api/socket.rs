@@ -39,7 +39,7 @@ pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
         Ok(true) => debug!("the supervisor keeps the socket open"),
         Ok(false) => {}
         Err(error) => {
-            warn!(%error, "give the socket to the supervisor: it will be another file after a restart")
+            warn!(%error, "give the socket to the supervisor: it will be another file after a restart");
         }
     }
     Ok(listener)

@@ -78,10 +78,12 @@ fn list(family: i32, protocol: Protocol) -> io::Result<Vec<HostSocket>> {
 }
 
 fn request(family: i32, protocol: i32, states: u32) -> Vec<u8> {
-    #[expect(clippy::cast_sign_loss, reason = "a set of flags")]
+    #[expect(clippy::cast_possible_truncation, reason = "flags of 16 bits")]
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    #[expect(clippy::cast_possible_truncation, reason = "less than a hundred")]
+    let length = (HEADER + REQUEST) as u32;
     let mut request = Vec::with_capacity(HEADER + REQUEST);
-    request.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend(length.to_ne_bytes());
     request.extend(BY_FAMILY.to_ne_bytes());
     request.extend(flags.to_ne_bytes());
     request.extend([0; 8]);

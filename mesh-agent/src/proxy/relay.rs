@@ -157,9 +157,10 @@ async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Ask
 }
 
 async fn refuse(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, error: &RelayError) {
-    match error {
-        RelayError::Stranger => proxy.relay_door.refuse(Reason::Stranger, &peer),
-        _ => tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection"),
+    if let RelayError::Stranger = error {
+        proxy.relay_door.refuse(Reason::Stranger, &peer);
+    } else {
+        tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection");
     }
     let told = match error.answer() {
         Some(answer) => stream.write_all(&[answer.to_byte()]).await.is_ok(),

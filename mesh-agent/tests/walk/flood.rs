@@ -83,7 +83,8 @@ fn syn(number: u32, to: SocketAddrV4) -> [u8; 40] {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    packet[36..38].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let folded = u16::try_from(sum).expect("the carries are folded in");
+    packet[36..38].copy_from_slice(&(!folded).to_be_bytes());
     packet
 }
 

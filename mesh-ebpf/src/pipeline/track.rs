@@ -108,12 +108,12 @@ pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Opti
     Some(Tracked::new(entry, is_established))
 }
 
+/// A flow that was found in the table of `L`.
+type FoundFlow<L> = Tracked<Flow, <<L as Lookups>::Flows as FlowTable<FlowKey, Flow>>::Entry>;
+
 /// The flow with this key that a client began.
 #[inline(always)]
-pub(super) fn find_flow<L: Lookups>(
-    lookups: &L,
-    key: &FlowKey,
-) -> Option<Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>> {
+pub(super) fn find_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option<FoundFlow<L>> {
     let flow = find(lookups.flows(), key)?;
     if conntrack::is_outgoing(flow.value().events) { None } else { Some(flow) }
 }

@@ -23,7 +23,7 @@ use crate::lab::{Datapath, Lab, UpOptions};
 use crate::setup;
 
 const LAB: &str = "forged";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Requests a second to the service that anyone may ask.
 const REQUESTS: u32 = 100;
 /// Nobody in the lab has an address like it, and no service allows it.

@@ -65,7 +65,12 @@ pub(super) fn run(args: &ListenersArgs) -> Result<()> {
     let stop = AtomicBool::new(false);
     let held = Held::default();
     let seen = thread::scope(|scope| {
-        let outside = scope.spawn(|| lab.client().run(|| hold_outside(node.ip(), &held, &stop)));
+        let outside = scope.spawn(|| {
+            lab.client().run(|| {
+                hold_outside(node.ip(), &held, &stop);
+                Ok(())
+            })
+        });
         let inside = scope.spawn(|| hold_inside(&node, &held, &stop));
         let seen = start_flood(&lab, &node, &flood, args.seconds).and_then(|mut flood| {
             let seen = watch(&node, Duration::from_secs(args.seconds));
@@ -122,7 +127,7 @@ fn watch(node: &NodeLayout, length: Duration) -> Result<Seen> {
 }
 
 /// Keeps silent and half connections open from the client's namespace; what is closed is opened again.
-fn hold_outside(ip: Ipv4Addr, held: &Held, stop: &AtomicBool) -> Result<()> {
+fn hold_outside(ip: Ipv4Addr, held: &Held, stop: &AtomicBool) {
     let mut silent: Vec<Vec<TcpStream>> = PORTS.iter().map(|_| Vec::new()).collect();
     let mut half: Vec<Vec<TcpStream>> = vec![Vec::new(), Vec::new()];
     while !stop.load(Ordering::Relaxed) {
@@ -134,11 +139,10 @@ fn hold_outside(ip: Ipv4Addr, held: &Held, stop: &AtomicBool) -> Result<()> {
         }
         thread::sleep(PAUSE);
     }
-    Ok(())
 }
 
 fn refill(connections: &mut Vec<TcpStream>, count: usize, ip: Ipv4Addr, port: u16, said: &[u8], held: &Held) {
-    connections.retain(|stream| is_open(stream));
+    connections.retain(is_open);
     let address = SocketAddr::from((ip, port));
     for _ in connections.len()..count {
         // A listener that takes no more for now is what this is about.

@@ -43,7 +43,7 @@ mod tests {
 
     use super::*;
 
-    fn refusal(container: Value) -> Option<String> {
+    fn refusal(container: &Value) -> Option<String> {
         let spec =
             json!({"Name": "web", "Labels": {"tier": "front"}, "TaskTemplate": {"ContainerSpec": container}});
         let spec: ServiceSpec = serde_json::from_value(spec).expect("a spec");
@@ -64,7 +64,7 @@ mod tests {
             (mount(json!({"VolumeOptions": {"Labels": {"a": bad}}})), "mounts"),
             (mount(json!({"VolumeOptions": {"DriverConfig": {"Options": {"a": bad}}}})), "mounts"),
         ] {
-            let message = refusal(container.clone()).unwrap_or_else(|| panic!("accepted: {container}"));
+            let message = refusal(&container).unwrap_or_else(|| panic!("accepted: {container}"));
             assert!(message.starts_with(&format!("expanding {field} failed: ")), "{container}: {message}");
         }
     }
@@ -78,6 +78,6 @@ mod tests {
             // Only what follows the `=` is a template.
             "{{.Nope}}",
         ];
-        assert_eq!(refusal(json!({"Hostname": "{{.Service.Name}}-{{.Task.Slot}}", "Env": env})), None);
+        assert_eq!(refusal(&json!({"Hostname": "{{.Service.Name}}-{{.Task.Slot}}", "Env": env})), None);
     }
 }

@@ -53,7 +53,7 @@ fn it_is_gos_language() {
     check(r#"{{printf "%s-%5s" .Service.Name .Task.Slot}}"#, "web-    3");
     check(r#"{{join "," .Service.Name "x"}}"#, "web,x");
     check("a {{- /* nothing */ -}} b", "ab");
-    check(r#"{{$n := .Node}}{{$n.Hostname}}"#, "alpha");
+    check("{{$n := .Node}}{{$n.Hostname}}", "alpha");
     refused("{{nosuch 1}}", r#"function "nosuch" not defined"#);
 }
 

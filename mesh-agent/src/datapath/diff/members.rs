@@ -149,8 +149,8 @@ mod tests {
     /// Whether the node with `receives` takes what the one with `sends` sends, both told whether cookies are demanded.
     fn is_taken(sends: &[u8], receives: &[u8], is_demanded: bool) -> bool {
         let sender = planned(OWN, sends, is_demanded);
-        let receiver = planned(PEER, receives, is_demanded);
-        receiver.members[&1].admits(sender.nodes[&1].cookie)
+        let peer = planned(PEER, receives, is_demanded);
+        peer.members[&1].admits(sender.nodes[&1].cookie)
     }
 
     #[test]

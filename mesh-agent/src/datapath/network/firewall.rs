@@ -46,16 +46,13 @@ impl Firewall {
     }
 
     /// Whether the table is as it was put in place; also before it is.
-    ///
-    /// # Errors
-    /// nft can't be asked.
-    pub(crate) fn is_in_place(&self) -> io::Result<bool> {
+    pub(crate) fn is_in_place(&self) -> bool {
         if self.rules.is_empty() {
-            return Ok(true);
+            return true;
         }
         // A table that is gone is an error to nft, as is one that it may not see: putting it in place tells them apart.
-        let Some(listed) = &self.listed else { return Ok(false) };
-        Ok(list().is_ok_and(|present| present == *listed))
+        let Some(listed) = &self.listed else { return false };
+        list().is_ok_and(|present| present == *listed)
     }
 }
 

@@ -36,12 +36,12 @@ pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
         netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect();
     let addresses = netlink.addresses()?.into_iter().map(|(index, address)| (index, Ipv4Net::from(address)));
     let routes = routes(&mut netlink)?;
-    let named = addresses.chain(routes).filter_map(|(index, network)| {
+    let networks = addresses.chain(routes).filter_map(|(index, network)| {
         let device = names.get(&index)?;
         let is_mesh = [DEVICE, TUNNEL_DEVICE].contains(&device.as_str());
         (!is_mesh).then(|| HostNetwork { network, device: device.clone() })
     });
-    let mut found: Vec<HostNetwork> = named.collect();
+    let mut found: Vec<HostNetwork> = networks.collect();
     found.sort();
     found.dedup();
     Ok(found)

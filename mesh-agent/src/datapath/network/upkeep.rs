@@ -125,10 +125,8 @@ impl Upkeep {
     }
 
     fn rules(&mut self) -> Found {
-        match self.firewall.is_in_place() {
-            Ok(true) => return Found::Right,
-            Ok(false) => {}
-            Err(error) => return Found::Wrong(format!("{error}; is nftables installed?")),
+        if self.firewall.is_in_place() {
+            return Found::Right;
         }
         match self.firewall.install_again() {
             Ok(()) => Found::Restored,

@@ -90,11 +90,11 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
 /// What one case costs against another, and what the look at a line of memory alone does, round by round.
 fn related(outcomes: &[Outcome], relation: &Relation) -> String {
     let rounds = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| &o.rounds);
-    let (Some(these), Some(those)) = (rounds(relation.case), rounds(relation.other)) else {
+    let (Some(costs_of), Some(baseline)) = (rounds(relation.case), rounds(relation.other)) else {
         return String::new();
     };
     let (mut costs, mut lines) = (Samples::default(), Samples::default());
-    for ((cost, line), (other_cost, other_line)) in these.iter().zip(those) {
+    for ((cost, line), (other_cost, other_line)) in costs_of.iter().zip(baseline) {
         costs.push(cost / other_cost);
         lines.push(line / other_line);
     }
