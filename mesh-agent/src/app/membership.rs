@@ -151,12 +151,7 @@ impl Membership {
         });
 
         let logs = Arc::clone(&engine) as Arc<dyn LogSource>;
-        let (away, engine_away) = watch::channel(false);
-        let (watched, stop) = (Arc::clone(&engine) as Arc<dyn Runtime>, shutdown.clone());
-        components.spawn("engine watch", async move {
-            stop.run_until_cancelled(watch_engine(watched, away)).await;
-            Ok(())
-        });
+        let engine_away = start_engine_watch(components, Arc::clone(&engine) as Arc<dyn Runtime>);
         let described = Described {
             name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
@@ -207,6 +202,17 @@ fn keep_renewed(
     components.spawn("certificate", async move { Ok(renewal.run(stopped).await?) });
     components.spawn("certificate's facts", tell_facts(renewed.clone(), facts, stop.clone()));
     renewed
+}
+
+/// Starts what asks the engine whether it lives; the receiver holds `true` while it does not answer.
+fn start_engine_watch(components: &Components, engine: Arc<dyn Runtime>) -> watch::Receiver<bool> {
+    let (away, engine_away) = watch::channel(false);
+    let stop = components.stopping().clone();
+    components.spawn("engine watch", async move {
+        stop.run_until_cancelled(watch_engine(engine, away)).await;
+        Ok(())
+    });
+    engine_away
 }
 
 /// Tells the metrics what the certificate in force says.
