@@ -152,8 +152,16 @@ fn check_hooks(node: &Node, mode: DatapathMode) {
         hooks.iter().map(|hook| format!("{} {} {}", hook.interface, hook.hook, hook.mode)).collect();
     seen.sort_unstable();
     let expected: &[&str] = match mode {
-        DatapathMode::Xdp => &["eth0 tc tcx", "eth0 xdp native", "mesh-vxlan0 tc tcx"],
-        DatapathMode::Tc | DatapathMode::Auto => &["eth0 tc tcx", "mesh-vxlan0 tc tcx"],
+        DatapathMode::Xdp => &[
+            "eth0 tc tcx",
+            "eth0 tc-egress tcx",
+            "eth0 xdp native",
+            "mesh-vxlan0 tc tcx",
+            "mesh-vxlan0 tc-egress tcx",
+        ],
+        DatapathMode::Tc | DatapathMode::Auto => {
+            &["eth0 tc tcx", "eth0 tc-egress tcx", "mesh-vxlan0 tc tcx", "mesh-vxlan0 tc-egress tcx"]
+        }
     };
     assert_eq!(seen, expected, "attached programs");
 }
