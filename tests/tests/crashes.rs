@@ -73,7 +73,7 @@ fn a_part_of_a_manager_that_panics_ends_the_manager_and_costs_no_connection() ->
     }
     let report = load.stop()?;
     ensure!(report.failures.is_empty(), "connections failed: {:?}", report.failures);
-    ensure!(report.answered() >= 50, "expected load to go on, saw {} answers", report.answered());
+    ensure!(report.answered() >= 20, "expected load to go on, saw {} answers", report.answered());
     // Somebody plans again.
     cluster.docker()?.run(&["service", "scale", "--detach", &format!("{}=4", service.name())])?;
     cluster.wait_running(service.name(), 4, PATIENCE).map(drop)

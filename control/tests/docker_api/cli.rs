@@ -288,7 +288,6 @@ async fn what_is_wrong_is_said() {
         ("swarm init", "This node is already part of a swarm."),
         ("swarm leave", "You are attempting to leave the swarm"),
         ("swarm update --autolock", "autolock is not supported by mesh yet"),
-        ("swarm update --cert-expiry 720h", "is good for 90 days"),
         ("swarm ca --rotate --detach", "rotating the CA is not supported by mesh yet"),
         ("secret inspect x", "secret x not found"),
     ] {

@@ -104,7 +104,8 @@ fn lines(body: Incoming, decoder: LogDecoder) -> LogStream {
             }
         }
     });
-    read.boxed()
+    // A reader that takes a last batch of lines asks once more after the end.
+    read.fuse().boxed()
 }
 
 async fn refusal(status: StatusCode, body: Incoming) -> String {
