@@ -144,7 +144,7 @@ fn a_stranger_reaches_no_task_through_the_tunnel() -> Result<()> {
     if cluster.record.datapath == "userspace" {
         return Ok(());
     }
-    let service = Service::create(&cluster, "shy", &["nginx"])?;
+    let service = Service::create(&cluster, "shy", &["-p", "8194:80", "nginx"])?;
     let docker = cluster.docker()?;
     let address = *addresses(&docker, service.name())?.first().context("the task has no address")?;
     let rows = docker.tasks(service.name())?;

@@ -59,7 +59,7 @@ fn a_spec_is_expanded_by_gos_rules_and_refused_when_it_can_not_be() -> Result<()
         "10000",
     ];
     let service = Service::create(&cluster, "formatted", &arguments)?;
-    let seen = inside(&cluster, &service, &["printenv", "FMT"])?;
+    let seen = inside(&cluster, &service, &["sh", "-c", "echo \"$FMT\""])?;
     ensure!(seen == "{{.Host}} map[a:b] linux\n", "the environment holds {seen:?}");
     for template in ["A={{.Nope}}", "A={{"] {
         let refused = cluster
