@@ -101,7 +101,7 @@ fn a_part_of_an_agent_that_panics_ends_the_agent_and_costs_no_connection() -> Re
     if cluster.record.datapath != "userspace" {
         ensure!(report.failures.is_empty(), "connections failed: {:?}", report.failures);
     }
-    ensure!(report.answered() > 100, "expected load to go on, saw {} answers", report.answered());
+    ensure!(report.answered() >= 20, "expected load to go on, saw {} answers", report.answered());
     ensure!(cluster.containers(service.name())? == containers, "containers were replaced");
     Ok(())
 }
