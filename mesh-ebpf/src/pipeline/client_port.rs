@@ -7,8 +7,7 @@ use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
 use crate::parse::{Segment, transport};
 
-/// Ports tried for a client whose own port is taken at the task: by another connection, or by what the task still remembers of one
-/// that has ended (`TIME_WAIT`): its client's clock and sequence numbers towards another address are others, so the task would not take the SYN.
+/// Ports tried for a client whose own port is taken at the task by another connection.
 const PORT_ATTEMPTS: u32 = 4;
 
 /// The client's port as the task sees it. Both fields are always written: see [`Fate`](crate::verdict::Fate).
@@ -54,16 +53,10 @@ pub(super) fn port_at_task<L: Lookups>(
             Some(other) if !conntrack::is_closed(other.value().events) => {}
             _ if is_free => {}
             ended => {
-                is_free = !ended.as_ref().is_some_and(|entry| {
-                    let nat = entry.value();
-                    conntrack::is_remembered(nat.events, fresh.seen_ns.saturating_sub(nat.seen_ns))
-                });
-                if is_free || !is_unclaimed {
-                    (is_stale, free) = (ended.is_some(), key.client_port_be);
-                }
-                is_unclaimed = true;
+                (is_stale, free) = (ended.is_some(), key.client_port_be);
+                (is_free, is_unclaimed) = (true, true);
                 // A new connection has no entry further on, as long as its own port is free.
-                if is_free && flags.is_opening() {
+                if flags.is_opening() {
                     break;
                 }
             }
@@ -210,56 +203,17 @@ mod tests {
         }
     }
 
-    fn wait(tables: &HostTables, ns: u64) {
-        tables.now_ns.set(tables.now_ns.get() + ns);
-    }
-
     const FINS: u32 = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
 
     #[test]
-    fn a_port_that_the_task_remembers_is_not_given_to_a_connection_by_another_node() {
+    fn a_port_of_a_live_connection_is_not_given_to_a_connection_by_another_node() {
         let tables = node();
         assert_eq!(seen(&tables, "10.77.0.12", Flags::SYN), 40000, "nobody has the port");
-        tell(&tables, FINS);
-        wait(&tables, conntrack::CLOSED_TIMEOUT_NS);
-        assert_eq!(seen(&tables, "10.77.0.12", Flags::SYN), 40000, "by the same node it goes on");
-        tell(&tables, FINS);
-        wait(&tables, conntrack::TIME_WAIT_NS - 1);
         let other = seen(&tables, "10.77.0.13", Flags::SYN);
-        assert_ne!(other, 40000, "by another node it would meet the task's memory");
+        assert_ne!(other, 40000, "it is another connection's");
         assert_eq!(seen(&tables, "10.77.0.13", Flags::SYN), other, "its repeated SYN goes the same way");
         assert_eq!(seen(&tables, "10.77.0.13", Flags::ACK), other, "and what follows");
-        wait(&tables, 1);
-        assert_eq!(seen(&tables, "10.77.0.14", Flags::SYN), 40000, "once the task has forgotten it");
-    }
-
-    #[test]
-    fn of_a_connection_that_was_reset_the_task_remembers_nothing() {
-        let tables = node();
-        seen(&tables, "10.77.0.12", Flags::SYN);
-        tell(&tables, FINS | flow_event::RESET);
-        assert_eq!(seen(&tables, "10.77.0.13", Flags::SYN), 40000);
-    }
-
-    #[test]
-    fn a_client_whose_ports_the_task_remembers_all_gets_its_own() {
-        let tables = node();
-        let called = |last| Called {
-            vip: Address::v4([10, 77, 0, last]),
-            vip_port_be: Be16::new(80),
-            client_port_be: Be16::new(40000),
-        };
-        seen(&tables, "10.77.0.12", Flags::SYN);
-        let (key, nat) = {
-            let nats = tables.nats.half_open.borrow();
-            let (key, nat) = nats.iter().next().expect("an entry");
-            (*key, nat.get())
-        };
-        for attempt in 0..PORT_ATTEMPTS {
-            let key = NatKey { client_port_be: candidate_port(&called(13), attempt), ..key };
-            let entry = std::rc::Rc::new(core::cell::Cell::new(Nat { events: nat.events | FINS, ..nat }));
-            tables.nats.established.borrow_mut().insert(key, entry);
-        }
-        assert_eq!(seen(&tables, "10.77.0.13", Flags::SYN), 40000, "the task decides");
+        tell(&tables, FINS);
+        assert_eq!(seen(&tables, "10.77.0.14", Flags::SYN), 40000, "once the connection has ended");
     }
 }
