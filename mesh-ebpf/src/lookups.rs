@@ -67,8 +67,6 @@ pub trait Lookups: Candidates {
     fn count_opened(&self, service_index: u32, backend: u32);
     /// Counts a flow of `backend` that ended.
     fn count_closed(&self, backend: u32);
-    /// Counts a flow of `backend` that had been counted as ended and goes on.
-    fn count_revived(&self, backend: u32);
     /// Counts a handshake that the task answered.
     fn count_answered(&self, backend: u32);
     /// Counts a handshake that the task refused.
@@ -145,8 +143,4 @@ pub trait Entry<V> {
     fn touch(&self, now_ns: u64);
     /// Adds events, atomically; returns those it had before.
     fn add_events(&self, events: u32) -> u32;
-    /// Takes events away, atomically; returns those it had before.
-    fn clear_events(&self, events: u32) -> u32;
-    /// Notes where its client is in its sequence numbers.
-    fn set_sequence(&self, sequence: u16);
 }

@@ -92,7 +92,7 @@ pub const MAPS: [&str; 26] = [
 pub const PROGRAM_XDP: &str = "mesh_xdp";
 /// TC ingress of an uplink: ingress role towards all backends, and local delivery.
 pub const PROGRAM_UPLINK: &str = "mesh_uplink";
-/// TC egress of an uplink: gives what the VXLAN device sends its cookie; remembers connections that the node forwards from a published port.
+/// TC egress of an uplink: gives what the VXLAN device sends its cookie.
 pub const PROGRAM_EGRESS: &str = "mesh_egress";
 /// TC egress of the VXLAN device: marks what it sends, for [`PROGRAM_EGRESS`].
 pub const PROGRAM_DEVICE: &str = "mesh_device";

@@ -107,16 +107,6 @@ impl Entry<Flow> for Place {
     fn add_events(&self, events: u32) -> u32 {
         flow_table::add_events(self.cell, events)
     }
-
-    #[inline(always)]
-    fn clear_events(&self, events: u32) -> u32 {
-        flow_table::clear_events(self.cell, events)
-    }
-
-    #[inline(always)]
-    fn set_sequence(&self, sequence: u16) {
-        flow_table::set_sequence(self.cell, sequence);
-    }
 }
 
 /// The translations of the backend role: a half-open and an established table.
@@ -193,17 +183,5 @@ impl Entry<Nat> for NatEntry {
     fn add_events(&self, events: u32) -> u32 {
         // SAFETY: a live map value, the field 4-byte aligned.
         unsafe { atomic::fetch_or(&raw mut (*self.0.as_ptr()).events, events) }
-    }
-
-    #[inline(always)]
-    fn clear_events(&self, events: u32) -> u32 {
-        // SAFETY: as above.
-        unsafe { atomic::fetch_and(&raw mut (*self.0.as_ptr()).events, !events) }
-    }
-
-    #[inline(always)]
-    fn set_sequence(&self, sequence: u16) {
-        // SAFETY: a live map value; of two writers' numbers, which are close to each other, any will do.
-        unsafe { (*self.0.as_ptr()).sequence = sequence }
     }
 }

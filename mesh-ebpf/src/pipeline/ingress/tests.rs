@@ -1,4 +1,4 @@
-//! When a repeated SYN goes elsewhere.
+//! What a repeated SYN means.
 
 use super::*;
 
