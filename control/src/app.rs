@@ -38,6 +38,7 @@ use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::sessions::Sessions;
 use crate::node_service::tables;
+use crate::own_node::OwnNode;
 use crate::own_ports;
 use crate::own_store::OwnStore;
 use crate::planners;
@@ -203,12 +204,14 @@ fn start(
     let authority = Arc::new(authority);
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
+    let own_node = OwnNode::load(&config.data_dir)?;
     let (follower, feed) = crate::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
     let context = ApiContext {
         store: Arc::clone(&store),
         feed: feed.clone(),
         manager_name: config.name.clone(),
+        own_node: own_node.clone(),
         advertise: config.advertise,
         node_port: config.node_listen.port(),
         sealer: Arc::new(sealer),
@@ -218,7 +221,7 @@ fn start(
     let tokens =
         bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
     parts.start("the join tokens' files", tokens);
-    start_leadership(config, &store, &feed, own_ports, registry, parts)?;
+    start_leadership(config, &store, &feed, own_ports, &own_node, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
     let reports = Reports::default();
@@ -281,18 +284,19 @@ fn start_leadership(
     store: &Arc<dyn Store>,
     feed: &crate::watch::Feed,
     own_ports: Vec<OwnPort>,
+    own_node: &OwnNode,
     registry: &Registry,
     parts: &Parts,
 ) -> anyhow::Result<()> {
     let manager = Manager {
         name: config.name.clone(),
         address: SocketAddr::new(config.advertise, config.node_listen.port()).to_string(),
-        since: Utc::now(),
         own_ports,
         tells_member_keys: true,
+        ..Manager::default()
     };
-    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager);
-    parts.start("the lease", candidate.run(parts.shutdown.clone()));
+    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager, own_node.follow());
+    parts.start_server("the lease", candidate.run(parts.shutdown.clone()));
     let driver = Driver {
         store: Arc::clone(store),
         feed: feed.clone(),

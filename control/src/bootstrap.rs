@@ -8,8 +8,7 @@
 //! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the others. It is the one secret that is
 //! not in etcd, so it must not go through etcd.
 
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use mesh_state::Timestamp;
@@ -29,6 +28,7 @@ use crate::ca::token::JoinTokens;
 use crate::ca::{self, Authority, CaError};
 use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::pool::{PoolError, WantedPool};
+use crate::private_file;
 use crate::seal::{SealError, Sealer};
 
 /// Terminal tasks kept in each slot, as Swarm keeps.
@@ -337,11 +337,7 @@ fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Clus
 /// Replaces a file that only its owner may read.
 fn write_private(path: &Path, text: &str) -> Result<(), BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "write", path: path.to_owned(), source };
-    let fresh = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    let mut file =
-        options.write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(failed)?;
-    writeln!(file, "{text}").and_then(|()| std::fs::rename(&fresh, path)).map_err(failed)
+    private_file::replace(path, text).map_err(failed)
 }
 
 #[cfg(test)]

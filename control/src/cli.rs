@@ -53,7 +53,7 @@ pub struct Cli {
     #[arg(long, env = "MESH_NEW_CLUSTER")]
     pub new_cluster: bool,
 
-    /// This manager's name: the one that its node's agent uses. Default: the hostname.
+    /// This manager's name, which no other manager may have. Default: the hostname.
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,
 

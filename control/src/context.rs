@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_state::cluster::{Cluster, Sealed};
-use mesh_state::ids::NodeId;
-use mesh_state::node::NodeState;
 use mesh_state::store::Store;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -18,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::MEMBER_LIFE;
 use crate::ca::token::{JoinTokens, certificate_digest};
 use crate::logs::broker::LogBroker;
+use crate::own_node::OwnNode;
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::ClusterSnapshot;
 use crate::watch::{Feed, NotSeen};
@@ -41,8 +40,10 @@ pub struct ApiContext {
     pub store: Arc<dyn Store>,
     /// Where everything is read.
     pub feed: Feed,
-    /// This manager's name: the hostname of the node that it runs on.
+    /// This manager's name, which no other manager has.
     pub manager_name: String,
+    /// The node that it runs on.
+    pub own_node: OwnNode,
     /// The address that agents and clients reach this manager at.
     pub advertise: IpAddr,
     /// The node service's port at that address.
@@ -95,15 +96,6 @@ impl ApiContext {
     /// Where agents reach this manager's node service.
     pub fn node_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise, self.node_port)
-    }
-
-    /// The node that this manager runs on, once its agent has joined: the one of the manager's name.
-    pub fn own_node(&self) -> Option<NodeId> {
-        let snapshot = self.snapshot();
-        let own = snapshot.nodes.values().filter(|node| node.description.hostname == self.manager_name);
-        // A machine that was set up anew leaves its former node behind: the one that is heard counts, else the newest.
-        let heard = |id| snapshot.node_state(id) == NodeState::Ready;
-        own.max_by_key(|node| (heard(&node.id), node.created_at)).map(|node| node.id.clone())
     }
 
     /// How long nodes' certificates are good for.

@@ -1,6 +1,6 @@
-//! This manager's lease: it says that the manager lives, and, for one manager at a time, that it leads.
+//! This manager's lease: it says that the manager lives and on which node, and, for one manager at a time, that it leads.
 //!
-//! Invariants: leadership is given up on our own clock before the lease can have ended in etcd; whoever writes as the leader
+//! Invariants: no two managers live under one name; leadership is given up on our own clock before the lease can have ended in etcd; whoever writes as the leader
 //! compares [`Leadership::fence`], so even a leader that was asleep through its end writes nothing.
 //!
 //! Left to others: what a leader does.
@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use mesh_state::Timestamp;
 use mesh_state::cluster::Manager;
 use mesh_state::codec::{self, CodecError};
+use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use thiserror::Error;
@@ -29,6 +31,8 @@ const LEASE_TTL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_PERIOD: Duration = Duration::from_millis(1500);
 /// Leadership is given up so long before the lease can end in etcd.
 const SAFETY_MARGIN: Duration = Duration::from_millis(700);
+/// A manager that lives under this one's name for so long is no dead one, whose lease would have ended.
+const NAME_WAIT: Duration = Duration::from_secs(10);
 /// Pauses between attempts to get a lease.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
@@ -57,6 +61,18 @@ enum LeaseError {
     Ended,
     #[error("the lease could not be prolonged in time")]
     Late,
+    #[error("the record of this manager's name was written meanwhile")]
+    Overtaken,
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+}
+
+/// Another manager lives under this one's name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("another manager, at {address}, is called {name}: give each a --name of its own")]
+pub struct NameTaken {
+    name: String,
+    address: String,
 }
 
 /// Keeps this manager's lease and stands for election.
@@ -64,6 +80,7 @@ pub struct Candidate {
     store: Arc<dyn Store>,
     feed: Feed,
     manager: Manager,
+    own_node: watch::Receiver<Option<NodeId>>,
     leadership: watch::Sender<Option<Leadership>>,
 }
 
@@ -74,35 +91,49 @@ struct Lease {
 }
 
 impl Candidate {
-    /// A candidate with this record, and where its leadership shows.
+    /// A candidate with this record, which runs on `own_node`, and where its leadership shows.
     pub fn new(
         store: Arc<dyn Store>,
         feed: Feed,
         manager: Manager,
+        own_node: watch::Receiver<Option<NodeId>>,
     ) -> (Self, watch::Receiver<Option<Leadership>>) {
         let (leadership, seen) = watch::channel(None);
-        (Self { store, feed, manager, leadership }, seen)
+        (Self { store, feed, manager, own_node, leadership }, seen)
     }
 
     /// Lives, and leads when it can, until `shutdown`; then gives its keys up at once.
-    pub async fn run(self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// [`NameTaken`], once the other manager's lease can't be a dead one's any more.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), NameTaken> {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
+        let mut taken_since = None;
         loop {
             let mut held = None;
             let end = tokio::select! {
                 end = self.live(&mut held, &mut backoff) => end,
                 () = shutdown.cancelled() => {
                     self.resign(held).await;
-                    return;
+                    return Ok(());
                 }
             };
             let Err(error) = end;
+            if let LeaseError::NameTaken(taken) = &error {
+                let since = *taken_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > NAME_WAIT {
+                    self.resign(held).await;
+                    return Err(taken.clone());
+                }
+            } else {
+                taken_since = None;
+            }
             warn!(%error, "no lease: this manager counts as gone until it has one");
             self.resign(held).await;
             let pause = backoff.pause(&mut rand::rng());
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
             }
         }
     }
@@ -122,19 +153,44 @@ impl Candidate {
         }
     }
 
-    /// What others read of this manager, as of now.
-    fn record(&self) -> Result<Vec<u8>, CodecError> {
-        codec::encode(&Manager { since: Utc::now(), ..self.manager.clone() })
+    /// What others read of this manager while it lives under `lease`.
+    fn presence(&mut self, since: Timestamp, lease: i64) -> Result<Op, CodecError> {
+        let node = self.own_node.borrow_and_update().clone();
+        let record = codec::encode(&Manager { since, node, ..self.manager.clone() })?;
+        Ok(Op::put_leased(keys::manager(&self.manager.name), record, lease))
+    }
+
+    /// Says that this manager lives, unless another one does under its name. One at the same address is this one before its restart.
+    async fn appear(&mut self, since: Timestamp, lease: i64) -> Result<(), LeaseError> {
+        let (name, address) = (&self.manager.name, &self.manager.address);
+        let key = keys::manager(name);
+        let unchanged = match self.feed.snapshot().managers.get(name) {
+            None => Compare::Absent(key),
+            Some(known) if known.address == *address => Compare::ModRevision(key, known.mod_revision),
+            Some(other) => {
+                let (name, address) = (name.clone(), other.address.clone());
+                return Err(NameTaken { name, address }.into());
+            }
+        };
+        let presence = self.presence(since, lease)?;
+        match self.store.txn(vec![unchanged], vec![presence]).await? {
+            TxnOutcome::Committed(_) => Ok(()),
+            TxnOutcome::Conflict => Err(LeaseError::Overtaken),
+        }
     }
 
     /// One lease, from its grant to its loss.
-    async fn live(&self, held: &mut Option<i64>, backoff: &mut Backoff) -> Result<Infallible, LeaseError> {
+    async fn live(
+        &mut self,
+        held: &mut Option<i64>,
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, LeaseError> {
         let asked_at = Instant::now();
         let id = self.store.grant_lease(LEASE_TTL).await?;
         *held = Some(id);
         let mut lease = Lease { id, certain_until: asked_at + LEASE_TTL - SAFETY_MARGIN };
-        let presence = Op::put_leased(keys::manager(&self.manager.name), self.record()?, id);
-        self.store.txn(vec![], vec![presence]).await?;
+        let since = Utc::now();
+        self.appear(since, id).await?;
         backoff.reset();
 
         let mut snapshots = self.feed.snapshots.clone();
@@ -156,14 +212,23 @@ impl Candidate {
             tokio::select! {
                 _ = prolong.tick() => self.prolong(&mut lease).await?,
                 Ok(()) = snapshots.changed() => {}
+                Ok(()) = self.own_node.changed() => {
+                    let presence = self.presence(since, id)?;
+                    self.store.txn(vec![], vec![presence]).await?;
+                }
             }
         }
+    }
+
+    /// What others read of this manager as the leader.
+    fn seat(&self) -> Result<Vec<u8>, CodecError> {
+        codec::encode(&Manager { since: Utc::now(), ..self.manager.clone() })
     }
 
     /// Tries for the empty leader's seat.
     async fn take_seat(&self, lease: &Lease) -> Result<(), LeaseError> {
         let free = Compare::Absent(keys::LEADER.to_owned());
-        let sit = Op::put_leased(keys::LEADER, self.record()?, lease.id);
+        let sit = Op::put_leased(keys::LEADER, self.seat()?, lease.id);
         match tokio::time::timeout_at(lease.certain_until, self.store.txn(vec![free], vec![sit])).await {
             Ok(Ok(TxnOutcome::Committed(create_revision))) => {
                 info!(create_revision, "leads");
@@ -203,6 +268,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use mesh_state::store::MemoryStore;
+    use tokio::task::JoinHandle;
 
     use super::*;
     use crate::watch::feed;
@@ -211,23 +277,24 @@ mod tests {
         leadership: watch::Receiver<Option<Leadership>>,
         feed: Feed,
         shutdown: CancellationToken,
+        node: watch::Sender<Option<NodeId>>,
+        end: JoinHandle<Result<(), NameTaken>>,
     }
 
     fn manager(name: &str, store: &MemoryStore) -> Running {
+        manager_at("10.0.0.1", name, store)
+    }
+
+    fn manager_at(address: &str, name: &str, store: &MemoryStore) -> Running {
         let (follower, feed) = feed();
         let shutdown = CancellationToken::new();
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         tokio::spawn(follower.follow(Arc::clone(&shared), shutdown.clone()));
-        let manager = Manager {
-            name: name.to_owned(),
-            address: "10.0.0.1".to_owned(),
-            since: Utc::now(),
-            own_ports: Vec::new(),
-            tells_member_keys: true,
-        };
-        let (candidate, leadership) = Candidate::new(shared, feed.clone(), manager);
-        tokio::spawn(candidate.run(shutdown.clone()));
-        Running { leadership, feed, shutdown }
+        let manager = Manager { name: name.to_owned(), address: address.to_owned(), ..Manager::default() };
+        let node = watch::Sender::new(None);
+        let (candidate, leadership) = Candidate::new(shared, feed.clone(), manager, node.subscribe());
+        let end = tokio::spawn(candidate.run(shutdown.clone()));
+        Running { leadership, feed, shutdown, node, end }
     }
 
     impl Running {
@@ -235,6 +302,45 @@ mod tests {
             let leads = self.leadership.wait_for(Option::is_some);
             let leads = tokio::time::timeout(Duration::from_secs(30), leads).await;
             leads.expect("no leadership within 30 s").unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_node_is_told_as_soon_as_it_is_known() {
+        let store = MemoryStore::new();
+        let mut only = manager("a", &store);
+        only.leads().await;
+        assert_eq!(only.feed.snapshot().managers["a"].node, None);
+        let since = only.feed.snapshot().managers["a"].since;
+        only.node.send_replace(Some("n1".into()));
+        let mut snapshots = only.feed.snapshots.clone();
+        let told = snapshots.wait_for(|snapshot| snapshot.manager_on(&"n1".into()).is_some()).await.unwrap();
+        assert_eq!(told.managers["a"].since, since, "it has lived since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_two_managers_live_under_one_name() {
+        let store = MemoryStore::new();
+        let mut first = manager("a", &store);
+        let term = first.leads().await;
+        let second = manager_at("10.0.0.2", "a", &store);
+        let refused = second.end.await.unwrap().unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "another manager, at 10.0.0.1, is called a: give each a --name of its own"
+        );
+        assert_eq!(*first.leadership.borrow(), Some(term), "the first goes on");
+        assert_eq!(first.feed.snapshot().managers["a"].address, "10.0.0.1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manager_that_died_is_no_other_of_its_name() {
+        let store = MemoryStore::new();
+        for address in ["10.0.0.1", "10.0.0.1", "10.0.0.2"] {
+            let mut next = manager_at(address, "a", &store);
+            next.leads().await;
+            // Its lease stays behind.
+            next.end.abort();
         }
     }
 

@@ -42,9 +42,11 @@ mod docker_json;
 pub mod logs;
 pub mod mesh_table;
 pub mod node_service;
+pub mod own_node;
 pub mod own_ports;
 pub mod pool;
 pub mod port_clash;
+mod private_file;
 
 pub mod admin;
 pub mod backoff;

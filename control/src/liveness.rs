@@ -189,14 +189,8 @@ mod tests {
         let mut world = World::with_nodes(["a"]);
         world.run(plan);
         assert_eq!(state(&world), NodeState::Ready, "no manager is known at all");
-        let now = world.now;
-        let manager = |name: &str| mesh_state::cluster::Manager {
-            name: name.to_owned(),
-            address: String::new(),
-            since: now,
-            own_ports: Vec::new(),
-            tells_member_keys: true,
-        };
+        let manager =
+            |name: &str| mesh_state::cluster::Manager { name: name.to_owned(), ..Default::default() };
         world.put(mesh_state::keys::manager("m1"), &manager("m1"));
         world.run(plan);
         assert_eq!(state(&world), NodeState::Ready, "its manager lives");

@@ -215,13 +215,7 @@ mod tests {
     #[test]
     fn nothing_begins_while_a_manager_would_not_tell() {
         let mut world = world(&["a"]);
-        let older = mesh_state::cluster::Manager {
-            name: "m".into(),
-            address: String::new(),
-            since: world.now,
-            own_ports: Vec::new(),
-            tells_member_keys: false,
-        };
+        let older = mesh_state::cluster::Manager { name: "m".into(), ..Default::default() };
         world.put(keys::manager("m"), &older);
         assert_eq!(plan(world.now, &world.snapshot, &mut world.rng.clone()), Plan::default());
     }

@@ -6,6 +6,7 @@
 //!
 //! Left to others: reading etcd (the watch driver) and every decision.
 
+mod managers;
 mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};

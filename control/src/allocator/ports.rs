@@ -229,10 +229,8 @@ mod tests {
         world.add_node(&agent);
         let manager = Manager {
             name: "m".to_owned(),
-            address: String::new(),
-            since: world.now,
             own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
-            tells_member_keys: true,
+            ..Manager::default()
         };
         world.put(keys::manager("m"), &manager);
         let refused = |port, protocol, mode| {

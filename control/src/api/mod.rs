@@ -27,6 +27,7 @@ mod swarm;
 mod swarm_spec;
 
 mod events;
+mod own_node;
 mod system;
 
 mod dto;
@@ -59,10 +60,11 @@ pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
     Router::new().fallback_service(from_fn(body::take_in).layer(routed))
 }
 
-/// How long a call may be in service: events, and logs that are followed, have no end.
+/// How long a call may be in service: events, logs that are followed, and the call of the node's own agent have no end.
 pub fn kind_of<B>(request: &Request<B>) -> Call {
     let path = version::unversioned(request.uri().path());
-    if path == "/events" || path.ends_with("/logs") { Call::Stream } else { Call::Short }
+    let has_no_end = path == "/events" || path.ends_with("/logs") || path.starts_with(own_node::PATH);
+    if has_no_end { Call::Stream } else { Call::Short }
 }
 
 fn routes(context: ApiContext) -> Router {
@@ -71,6 +73,7 @@ fn routes(context: ApiContext) -> Router {
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/events", get(events::stream))
+        .route("/mesh/node/{id}", post(own_node::tell))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/update", post(swarm::update))
         .route("/swarm/unlockkey", get(swarm::unlock_key))

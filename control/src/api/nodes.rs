@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use chrono::Utc;
 use mesh_state::Timestamp;
 use mesh_state::codec;
+use mesh_state::ids::NodeId;
 use mesh_state::keys;
 use mesh_state::node::{Node, NodeRole, NodeSpec, NodeState};
 use mesh_state::store::{Compare, Op};
@@ -19,6 +20,10 @@ use super::{dto, lookup, validate};
 use crate::context::ApiContext;
 use crate::docker_json::shapes;
 use crate::snapshot::{ClusterSnapshot, Stored, Versioned};
+
+/// What `self` is answered with before this machine's agent has told its node's id.
+const OWN_NODE_UNKNOWN: &str = "this manager doesn't know its node yet: start mesh-agent on this machine, with this manager's socket as \
+                                its --control-socket";
 
 const KNOWN_FILTERS: [&str; 6] = ["name", "id", "label", "node.label", "role", "membership"];
 
@@ -54,7 +59,7 @@ pub(crate) async fn inspect(
     Path(query): Path<String>,
 ) -> Result<Json<dto::Node>, ApiError> {
     let snapshot = access::current(&context).await?;
-    Ok(Json(dto::Node::new(&snapshot, find(&snapshot, &query, &context.manager_name)?)))
+    Ok(Json(dto::Node::new(&snapshot, find(&snapshot, &query, context.own_node.id().as_ref())?)))
 }
 
 /// `POST /nodes/{id}/update`
@@ -68,7 +73,7 @@ pub(crate) async fn update(
     let spec: NodeSpec = read_checked_json(request, &shapes::NODE_SPEC, validate::words::in_node).await?;
     access::catch_up(&context, version).await?;
     access::write(&context, |snapshot| {
-        let current = find(snapshot, &query, &context.manager_name)?;
+        let current = find(snapshot, &query, context.own_node.id().as_ref())?;
         write_spec(snapshot, Utc::now(), current, version, spec.clone())
     })
     .await?;
@@ -83,7 +88,7 @@ pub(crate) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let force = params.flag("force");
     access::write(&context, |snapshot| {
-        let current = find(snapshot, &query, &context.manager_name)?;
+        let current = find(snapshot, &query, context.own_node.id().as_ref())?;
         forget(snapshot, current, force)
     })
     .await?;
@@ -94,9 +99,13 @@ pub(crate) async fn remove(
 pub(crate) fn find<'a>(
     snapshot: &'a ClusterSnapshot,
     query: &str,
-    manager_name: &str,
+    own: Option<&NodeId>,
 ) -> Result<&'a Stored<Node>, ApiError> {
-    let query = if query == "self" { manager_name } else { query };
+    let query = match (query, own) {
+        ("self", Some(own)) => own.as_str(),
+        ("self", None) => return Err(ApiError::Unavailable(OWN_NODE_UNKNOWN.to_owned())),
+        (named, _) => named,
+    };
     lookup::find(Kind::Node, query, snapshot.nodes.values(), |node| node.id.as_str(), |node| name_of(node))
 }
 
@@ -132,9 +141,8 @@ fn write_spec(
 
 /// Whether no other node is a manager that is alive.
 fn is_last(snapshot: &ClusterSnapshot, node: &Node) -> bool {
-    let alive = |other: &Node| snapshot.managers.contains_key(&other.description.hostname);
     let mut others = snapshot.nodes.values().filter(|other| other.id != node.id);
-    !others.any(|other| other.spec.role == NodeRole::Manager && alive(other))
+    !others.any(|other| other.spec.role == NodeRole::Manager && snapshot.manager_on(&other.id).is_some())
 }
 
 /// A node taken out of the cluster. Its tasks are replaced elsewhere, and its certificate is refused from then on.
@@ -171,25 +179,19 @@ mod tests {
     use super::*;
     use crate::fixtures::World;
 
-    /// Nodes a and b; mesh-control is alive on those named, whose names are their hostnames.
+    /// Nodes a and b, which have one hostname; mesh-control is alive on those named.
     fn world(managers: &[&str], alive: &[&str]) -> World {
         let mut world = World::with_nodes(["a", "b"]);
         for id in ["a", "b"] {
             world.update_node(id, |node| {
-                node.description.hostname = format!("host-{id}");
+                node.description.hostname = "host".to_owned();
                 node.spec.role = if managers.contains(&id) { NodeRole::Manager } else { NodeRole::Worker };
             });
         }
         for id in alive {
-            let (name, since) = (format!("host-{id}"), world.now);
-            let manager = Manager {
-                name: name.clone(),
-                address: String::new(),
-                since,
-                own_ports: Vec::new(),
-                tells_member_keys: true,
-            };
-            world.put(keys::manager(&name), &manager);
+            let name = if *id == "a" { "host" } else { "other" };
+            let manager = Manager { name: name.to_owned(), node: Some((*id).into()), ..Manager::default() };
+            world.put(keys::manager(name), &manager);
         }
         world
     }

@@ -106,7 +106,7 @@ pub(crate) struct Info {
 pub(crate) async fn info(State(context): State<ApiContext>) -> Json<Info> {
     let error = if context.is_store_connected() { String::new() } else { ApiError::Disconnected.to_string() };
     let snapshot = context.snapshot();
-    let own = context.own_node().and_then(|id| snapshot.nodes.get(&id));
+    let own = context.own_node.id().and_then(|id| snapshot.nodes.get(&id));
     let said = own.map(|node| node.description.clone()).unwrap_or_default();
     Json(Info {
         id: own.map(|node| node.id.to_string()).unwrap_or_default(),

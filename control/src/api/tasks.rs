@@ -25,7 +25,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<dto::Task>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
     let snapshot = access::current(&context).await?;
-    let selection = Selection::read(&filters, &snapshot, &context.manager_name)?;
+    let selection = Selection::read(&filters, &snapshot, context.own_node.id().as_ref())?;
     Ok(Json(
         snapshot
             .tasks
@@ -65,7 +65,7 @@ impl<'a> Selection<'a> {
     fn read(
         filters: &'a Filters,
         snapshot: &'a ClusterSnapshot,
-        manager_name: &str,
+        own_node: Option<&NodeId>,
     ) -> Result<Self, ApiError> {
         let judges = || {
             let services = snapshot.services.values();
@@ -79,7 +79,7 @@ impl<'a> Selection<'a> {
                 .map(|query| services::find(snapshot, query).map(|service| service.id.clone()))
                 .collect::<Result<_, _>>()?,
             nodes: nodes
-                .map(|query| nodes::find(snapshot, query, manager_name).map(|node| node.id.clone()))
+                .map(|query| nodes::find(snapshot, query, own_node).map(|node| node.id.clone()))
                 .collect::<Result<_, _>>()?,
             desired: filters.parsed("desired-state", desired_state)?,
             up_to_date: filters.flag("_up-to-date").then(judges),

@@ -156,19 +156,19 @@ pub(crate) fn after_listing(old: &ClusterSnapshot, new: &ClusterSnapshot, now: T
 }
 
 fn subject(snapshot: &ClusterSnapshot, key: &Key, change: &Change) -> Option<Subject> {
-    let node_called = |name: &str| {
-        let node = snapshot.nodes.values().find(|node| node.description.hostname == name)?;
-        Some(Subject::Node(node.id.clone()))
-    };
+    let node_of = |name: &str| Some(Subject::Node(snapshot.node_of_manager(name)?.clone()));
     match key {
         Key::Service(id) => Some(Subject::Service(id.clone())),
         Key::Node(id) | Key::Liveness(id) => Some(Subject::Node(id.clone())),
         Key::Network(id) => Some(Subject::Network(id.clone())),
         Key::Dependency(kind, id) => Some(Subject::Dependency(*kind, id.clone())),
-        Key::Manager(name) => node_called(name),
+        Key::Manager(name) => match change {
+            Change::Put(item) => codec::decode::<Manager>(&item.value).ok()?.node.map(Subject::Node),
+            Change::Deleted { .. } => node_of(name),
+        },
         Key::Leader => match change {
-            Change::Put(item) => node_called(&codec::decode::<Manager>(&item.value).ok()?.name),
-            Change::Deleted { .. } => node_called(&snapshot.leader.as_ref()?.name),
+            Change::Put(item) => node_of(&codec::decode::<Manager>(&item.value).ok()?.name),
+            Change::Deleted { .. } => node_of(&snapshot.leader.as_ref()?.name),
         },
         _ => None,
     }
@@ -187,11 +187,8 @@ fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
         Subject::Node(id) => {
             let node = snapshot.nodes.get(id)?.clone();
             let liveness = snapshot.liveness.get(id);
-            let name = &node.description.hostname;
-            let standing = (node.spec.role == NodeRole::Manager).then(|| {
-                let leads = snapshot.leader.as_ref().is_some_and(|leader| &leader.name == name);
-                (leads, snapshot.managers.contains_key(name))
-            });
+            let standing = (node.spec.role == NodeRole::Manager)
+                .then(|| (snapshot.is_led_from(id), snapshot.manager_on(id).is_some()));
             // A silent node is ready to Docker's clients, and one that was never heard is not known yet.
             let state = match liveness.map(|liveness| liveness.state) {
                 None => "unknown",

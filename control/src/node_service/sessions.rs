@@ -281,16 +281,19 @@ mod tests {
     use super::*;
     use crate::fixtures::World;
     use crate::node_service::mailbox::Mailbox;
+    use crate::own_node::OwnNode;
     use crate::seal::Sealer;
 
     /// Sessions of manager m1, by which node `a` is heard.
     fn sessions(world: World) -> Arc<Sessions> {
+        let directory = tempfile::tempdir().unwrap();
         let (_, mut feed) = crate::watch::feed();
         feed.snapshots = watch::channel(Arc::new(world.snapshot)).1;
         let context = ApiContext {
             store: Arc::new(MemoryStore::new()),
             feed,
             manager_name: "m1".to_owned(),
+            own_node: OwnNode::load(directory.path()).unwrap(),
             advertise: [127, 0, 0, 1].into(),
             node_port: 0,
             sealer: Arc::new(Sealer::new(&Zeroizing::new([7; 32]))),

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, NodeId};
 use crate::node::OwnPort;
 use crate::spec::Labels;
 
@@ -63,10 +63,13 @@ pub struct Cluster {
 }
 
 /// A manager: in `/managers/{name}` while it lives, and in `/leader` while it leads, bound to its lease in both.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Manager {
-    /// Its name: the name of the node that it runs on.
+    /// Its name, which no other manager has. Nodes may have any hostname, this one too.
     pub name: String,
+    /// The node that it runs on; absent until that node's agent has said so. In `/managers/{name}` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
     /// Where agents and clients reach it: its advertised address.
     pub address: String,
     /// Since when it lives or, in `/leader`, leads; by its own clock.

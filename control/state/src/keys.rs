@@ -3,7 +3,7 @@
 //! ```text
 //! /mesh/v1/cluster                      one record
 //! /mesh/v1/leader                       election, bound to a lease
-//! /mesh/v1/managers/{name}              a manager that is alive, bound to its lease
+//! /mesh/v1/managers/{name}              a manager that is alive, and its node, bound to its lease
 //! /mesh/v1/services/{id}
 //! /mesh/v1/specs/{service}/{version}    immutable
 //! /mesh/v1/names/{kind}/{name} → id     created iff absent, with the object

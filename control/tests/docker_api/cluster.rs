@@ -14,6 +14,7 @@ use mesh_control::api;
 use mesh_control::bootstrap::open_cluster;
 use mesh_control::context::ApiContext;
 use mesh_control::metrics::api::ApiMetrics;
+use mesh_control::own_node::OwnNode;
 use mesh_control::pool::WantedPool;
 use mesh_control::snapshot::ClusterSnapshot;
 use mesh_control::watch;
@@ -80,10 +81,13 @@ impl Cluster {
         let (follower, feed) = watch::feed();
         let shutdown = CancellationToken::new();
         tokio::spawn(follower.follow(store.clone(), shutdown.clone()));
+        let own_node = OwnNode::load(directory.path()).unwrap();
+        own_node.learn(&node_id(1)).unwrap();
         let context = ApiContext {
             store: store.clone(),
             feed,
             manager_name: "node-1".to_owned(),
+            own_node,
             advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
             node_port: 2377,
             sealer: Arc::new(opened.sealer),
@@ -98,6 +102,7 @@ impl Cluster {
         }
         let manager = Manager {
             name: "node-1".to_owned(),
+            node: Some(node_id(1).as_str().into()),
             address: "10.77.0.11".to_owned(),
             since: Utc::now(),
             own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
@@ -134,6 +139,13 @@ impl Cluster {
         };
         self.write(vec![Op::put(keys::node(&node.id), codec::encode(&node).unwrap())]).await;
         self.believe(number, NodeState::Ready).await;
+    }
+
+    /// Gives a node a hostname.
+    pub(crate) async fn rename(&self, number: u8, hostname: &str) {
+        let mut node = self.context.snapshot().nodes[&node_id(number).as_str().into()].value.clone();
+        hostname.clone_into(&mut node.description.hostname);
+        self.write(vec![Op::put(keys::node(&node.id), codec::encode(&node).unwrap())]).await;
     }
 
     /// Sets what the cluster believes of a node.
@@ -209,6 +221,12 @@ impl Cluster {
             .body(Body::from(body.to_string()))
             .unwrap();
         self.send(request).await
+    }
+
+    /// The status of a call whose answer may have no end.
+    pub(crate) async fn status_of_post(&self, path: &str) -> StatusCode {
+        let request = Request::post(path).body(Body::empty()).unwrap();
+        self.router.clone().oneshot(request).await.unwrap().status()
     }
 
     /// Creates a service and returns its id.

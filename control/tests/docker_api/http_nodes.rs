@@ -45,6 +45,50 @@ async fn nodes_have_dockers_shape_and_say_who_leads() {
 }
 
 #[tokio::test]
+async fn a_worker_with_a_managers_hostname_is_not_that_manager() {
+    let cluster = Cluster::start().await;
+    cluster.rename(2, "node-1").await;
+    let info = cluster.get("/info").await.body;
+    assert_eq!(info["Swarm"]["NodeID"], node_id(1));
+    assert_eq!(info["Swarm"]["Managers"], 1);
+    assert_eq!(info["Swarm"]["RemoteManagers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(1));
+    let nodes = cluster.get("/nodes").await.body;
+    let of_one_name: Vec<_> =
+        nodes.as_array().unwrap().iter().filter(|node| node["Description"]["Hostname"] == "node-1").collect();
+    assert_eq!(of_one_name.len(), 2, "both are shown");
+    for node in of_one_name {
+        let is_manager = node["ID"] == node_id(1);
+        assert_eq!(node.get("ManagerStatus").is_some(), is_manager, "{node}");
+    }
+    assert_eq!(
+        cluster.get("/nodes/node-1").await.refusal(),
+        (400, "node node-1 is ambiguous (2 matches found)")
+    );
+    // A promoted worker is a manager by its role alone, and keeps nothing from being removed.
+    let worker = cluster.get(&format!("/nodes/{}", node_id(2))).await.body;
+    let mut spec = worker["Spec"].clone();
+    spec["Role"] = json!("manager");
+    let path = format!("/nodes/{}/update?version={}", node_id(2), worker["Version"]["Index"]);
+    assert_eq!(cluster.post(&path, &spec).await.status, 200);
+    let last = cluster.get("/nodes/self").await.body;
+    let mut spec = last["Spec"].clone();
+    spec["Role"] = json!("worker");
+    let path = format!("/nodes/{}/update?version={}", node_id(1), last["Version"]["Index"]);
+    assert_eq!(cluster.post(&path, &spec).await.status, 400, "the other one runs no manager");
+}
+
+#[tokio::test]
+async fn the_managers_node_is_told_by_its_agent_only() {
+    let cluster = Cluster::start().await;
+    let tell = async |id: &str| cluster.status_of_post(&format!("/mesh/node/{id}")).await;
+    assert_eq!(tell(&node_id(2)).await, 200, "the machine was set up anew");
+    assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(2));
+    assert_eq!(tell("no%20id").await, 400);
+    assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(2));
+}
+
+#[tokio::test]
 async fn nodes_are_filtered_labelled_and_drained() {
     let cluster = Cluster::start().await;
     let set = async |number: u8, change: &dyn Fn(&mut serde_json::Value)| {

@@ -52,10 +52,11 @@ impl Manager {
             name: name.to_owned(),
             address: "10.0.0.1:2377".to_owned(),
             since: clock::now(),
-            own_ports: Vec::new(),
             tells_member_keys: true,
+            ..mesh_state::cluster::Manager::default()
         };
-        let (candidate, leadership) = Candidate::new(Arc::clone(&shared), feed.clone(), record);
+        let (candidate, leadership) =
+            Candidate::new(Arc::clone(&shared), feed.clone(), record, watch::channel(None).1);
         let driver = Driver {
             store: Arc::clone(&shared),
             feed: feed.clone(),

@@ -142,11 +142,22 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         docker_api::serve(sockets.docker, upstreams, docker_door, stop).await;
         Ok(())
     });
+    start_telling_manager(&components, &config, views.clone());
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
     let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
+}
+
+/// Starts telling the manager on this machine, if there is to be one, which node it runs on.
+fn start_telling_manager(components: &Components, config: &Config, views: watch::Receiver<Arc<NodeView>>) {
+    let Some(control) = config.control_socket.clone() else { return };
+    let stop = components.stopping().clone();
+    components.spawn("manager's node", async move {
+        docker_api::tell_manager(control, views, stop).await;
+        Ok(())
+    });
 }
 
 /// Starts what keeps the newest view and keys on disk, for a start without a manager.

@@ -142,7 +142,14 @@ impl Composer {
 
     async fn swarm_section(&self, request: &Request<Incoming>) -> Result<Value, ApiError> {
         let mut info = self.control_json(ASIDE_TIMEOUT, bodyless(request)).await?;
-        Ok(info.get_mut("Swarm").map(Value::take).unwrap_or_default())
+        let mut section = info.get_mut("Swarm").map(Value::take).unwrap_or_default();
+        let view = self.upstreams.view.borrow();
+        // Nobody knows better which node this is. A manager that was started a moment ago may not have been told yet.
+        if let Some(fields) = section.as_object_mut().filter(|_| !view.node_id.is_empty()) {
+            fields.insert("NodeID".to_owned(), json!(view.node_id));
+            fields.insert("NodeAddr".to_owned(), json!(view.address));
+        }
+        Ok(section)
     }
 
     /// What `docker info` says of the swarm without asking a manager.

@@ -178,6 +178,10 @@ mod tests {
         check("POST", "/networks/x/disconnect", Route::Engine);
         check("GET", "/distribution/nginx/json", Route::Engine);
         check("GET", "/v1.41/v1.41/services", Route::Engine);
+        // What agents tell managers is no client's to say.
+        for path in ["/mesh/node/n1", "/v1.41/mesh/node/n1", "/v1.41/m%65sh/node/n1", "//mesh/node/n1"] {
+            check("POST", path, Route::Engine);
+        }
         check("GET", "/", Route::Engine);
     }
 

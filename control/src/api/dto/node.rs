@@ -149,7 +149,7 @@ impl Node {
 
 /// Whether mesh-control is alive on a node, or its agent says that it belongs there. A role alone makes no manager.
 pub(crate) fn runs_manager(snapshot: &ClusterSnapshot, node: &StoredNode) -> bool {
-    snapshot.managers.contains_key(&node.description.hostname) || node.description.manager_address.is_some()
+    snapshot.manager_on(&node.id).is_some() || node.description.manager_address.is_some()
 }
 
 /// Where a manager's node is reached by other nodes.
@@ -160,10 +160,9 @@ pub(crate) fn manager_address(node: &StoredNode) -> String {
 
 /// A manager is reachable while it keeps its lease in etcd, whatever its node's agent does.
 fn manager_status(snapshot: &ClusterSnapshot, node: &StoredNode) -> ManagerStatus {
-    let name = &node.description.hostname;
-    let alive = snapshot.managers.contains_key(name);
+    let alive = snapshot.manager_on(&node.id).is_some();
     ManagerStatus {
-        leader: snapshot.leader.as_ref().is_some_and(|leader| &leader.name == name),
+        leader: snapshot.is_led_from(&node.id),
         reachability: if alive { "reachable" } else { "unreachable" },
         addr: manager_address(node),
     }

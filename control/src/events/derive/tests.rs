@@ -137,18 +137,17 @@ fn a_new_leader_is_told() {
     a.spec.role = NodeRole::Manager;
     told.put(keys::node(&id), &a);
     let name = a.description.hostname.clone();
-    let manager = Manager {
-        name: name.clone(),
-        address: String::new(),
-        since: Timestamp::default(),
-        own_ports: Vec::new(),
-        tells_member_keys: true,
-    };
+    let mut namesake = node("b");
+    namesake.description.hostname.clone_from(&name);
+    namesake.spec.role = NodeRole::Manager;
+    told.put(keys::node(&namesake.id), &namesake);
+    let manager = Manager { name: name.clone(), node: Some(id), ..Manager::default() };
+    told.put(keys::manager(&name), &manager);
     told.put(keys::manager(&name), &manager);
     told.put(keys::LEADER.to_owned(), &manager);
     told.delete(keys::LEADER.to_owned());
     assert_eq!(
-        told.events[1..],
+        told.events[2..],
         [
             format!("node update name={name} reachability.new=reachable reachability.old=unreachable"),
             format!("node update leader.new=true leader.old=false name={name}"),

@@ -1,0 +1,48 @@
+//! Which node runs which manager. A manager's record names its node by id; hostnames say nothing.
+
+use mesh_state::cluster::Manager;
+use mesh_state::ids::NodeId;
+
+use super::{ClusterSnapshot, Stored};
+
+impl ClusterSnapshot {
+    /// The living manager that runs on a node.
+    pub fn manager_on(&self, node: &NodeId) -> Option<&Stored<Manager>> {
+        self.managers.values().find(|manager| manager.node.as_ref() == Some(node))
+    }
+
+    /// The node that a living manager runs on, once its agent has said so.
+    pub fn node_of_manager(&self, name: &str) -> Option<&NodeId> {
+        self.managers.get(name)?.node.as_ref()
+    }
+
+    /// Whether the manager that leads runs on a node.
+    pub fn is_led_from(&self, node: &NodeId) -> bool {
+        self.leader.as_ref().is_some_and(|leader| self.node_of_manager(&leader.name) == Some(node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::keys;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    #[test]
+    fn a_node_of_the_same_hostname_runs_no_manager() {
+        let mut world = World::with_nodes(["a", "b"]);
+        for id in ["a", "b"] {
+            world.update_node(id, |node| node.description.hostname = "same".to_owned());
+        }
+        let manager = Manager { name: "same".to_owned(), ..Manager::default() };
+        world.put(keys::manager("same"), &manager);
+        world.put(keys::LEADER.to_owned(), &manager);
+        let seen = |world: &World| ["a", "b"].map(|id| world.snapshot.manager_on(&id.into()).is_some());
+        assert_eq!(seen(&world), [false, false], "no agent has told it");
+        world.put(keys::manager("same"), &Manager { node: Some("a".into()), ..manager });
+        assert_eq!(seen(&world), [true, false]);
+        assert_eq!(["a", "b"].map(|id| world.snapshot.is_led_from(&id.into())), [true, false]);
+        assert_eq!(world.snapshot.node_of_manager("same"), Some(&"a".into()));
+    }
+}
