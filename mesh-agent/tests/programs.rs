@@ -9,14 +9,15 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, FlowCell, Fragment, FragmentKey,
-    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK, flow_event, names,
+    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowCell, Fragment,
+    FragmentKey, Live, Mac, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK,
+    flow_event, names,
 };
-use mesh_ebpf::conntrack::is_established;
+use mesh_ebpf::conntrack::{is_closed, is_established};
 use mesh_ebpf::flow_table::{cell_count, factors};
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
-use mesh_ebpf::testing::{Fixture, Frame, Hook, HostCells, HostTables, Setup};
+use mesh_ebpf::testing::{Fixture, Frame, Hook, HostCells, HostTables, IFINDEX, Setup};
 use mesh_ebpf::verdict::Verdict;
 
 /// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
@@ -39,8 +40,26 @@ struct Outcome {
     drops: Vec<(&'static str, u64)>,
     /// Entries of the half-open and established tables of flows, then of translations; packets in fragments.
     tables: [usize; 5],
+    /// Flows and translations that have ended.
+    closed: usize,
+    /// Where the clients of flows are in their sequence numbers, and where replies to them go.
+    ways: Vec<(u16, Mac)>,
     /// Loads of both backends, whatever their age.
     loads: [u32; 2],
+}
+
+/// The context (`__sk_buff`) that tells the egress program where a packet comes from: from the VXLAN device, or from another interface.
+fn context_of(hook: Hook) -> Option<[u8; 192]> {
+    const MARK: usize = 8;
+    const INGRESS_IFINDEX: usize = 36;
+    let (at, number) = match hook {
+        Hook::Egress { is_devices: true } => (MARK, TUNNEL_MARK),
+        Hook::Forwarded => (INGRESS_IFINDEX, IFINDEX),
+        _ => return None,
+    };
+    let mut context = [0; 192];
+    context[at..at + 4].copy_from_slice(&number.to_ne_bytes());
+    Some(context)
 }
 
 /// The return value that carries out a verdict at a hook.
@@ -90,6 +109,9 @@ fn on_host(fixture: &Fixture) -> Outcome {
             tables.nats.established.borrow().len(),
             tables.fragments.borrow().len(),
         ],
+        closed: tables.flows.all().iter().filter(|flow| is_closed(flow.events)).count()
+            + tables.nats.all().iter().filter(|nat| is_closed(nat.events)).count(),
+        ways: ways(&tables.flows.all()),
         loads: [1, 2].map(|id| tables.load(id).unwrap_or(0)),
     }
 }
@@ -152,21 +174,18 @@ impl Kernel {
         clear(&mut self.programs);
         fill(&mut self.programs, &fixture.setup);
         let mut packet = vec![0; OUTPUT_MAX];
-        // The kernel's `__sk_buff`, as far as the mark: length, type, mark.
-        let mut context = [0; 12];
-        let is_marked = fixture.hook == Hook::Egress { is_devices: true };
-        context[8..].copy_from_slice(&(if is_marked { TUNNEL_MARK } else { 0 }).to_ne_bytes());
+        let context = context_of(fixture.hook);
         let options = TestRunOptions {
             data_in: Some(&fixture.input),
             data_out: Some(&mut packet),
-            ctx_in: is_marked.then_some(&context),
+            ctx_in: context.as_ref().map(|context| &context[..]),
             ..TestRunOptions::new()
         };
         let classifier = match fixture.hook {
             Hook::Xdp => None,
             Hook::Uplink => Some(program(&mut self.programs, names::PROGRAM_UPLINK)),
             Hook::Task => Some(program(&mut self.programs, names::PROGRAM_TASK)),
-            Hook::Egress { .. } => Some(program(&mut self.programs, names::PROGRAM_EGRESS)),
+            Hook::Egress { .. } | Hook::Forwarded => Some(program(&mut self.programs, names::PROGRAM_EGRESS)),
             Hook::Tunnel(origin) => {
                 let peer = u32::from_be_bytes(origin.peer);
                 let mark = if origin.is_checked { TUNNEL_MARK } else { 0 };
@@ -209,6 +228,10 @@ impl Kernel {
                 entries::<NatKey, Nat>(programs, names::NAT_ESTABLISHED),
                 entries::<FragmentKey, Fragment>(programs, names::FRAGMENTS),
             ],
+            closed: standing(programs).iter().filter(|flow| is_closed(flow.events)).count()
+                + closed_nats(programs, names::NAT_HALF_OPEN)
+                + closed_nats(programs, names::NAT_ESTABLISHED),
+            ways: ways(&standing(programs)),
             loads: [1, 2].map(|id| loads.get(&id, 0).expect("loads").load),
         }
     }
@@ -320,13 +343,33 @@ fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterato
     }
 }
 
-/// Half-open and established flows.
-fn flows(programs: &Ebpf) -> [usize; 2] {
+/// What is kept of flows' clients, in an order that doesn't depend on the table's.
+fn ways(flows: &[Flow]) -> Vec<(u16, Mac)> {
+    let mut ways: Vec<_> = flows.iter().map(|flow| (flow.sequence, flow.client_mac)).collect();
+    ways.sort_unstable_by_key(|(sequence, mac)| (*sequence, mac.0));
+    ways
+}
+
+/// The flows in the kernel's table.
+fn standing(programs: &Ebpf) -> Vec<Flow> {
     let map = programs.map(names::FLOWS).expect("map of flows");
     let cells: Array<&MapData, FlowCell> = Array::try_from(map).expect("array");
-    let events = cells.iter().map(|cell| cell.expect("cell").flow.events & flow_event::ALL);
-    let (established, half_open): (Vec<u32>, _) =
-        events.filter(|events| *events != 0).partition(|events| is_established(*events));
+    let flows = cells.iter().map(|cell| {
+        let flow = cell.expect("cell").flow;
+        Flow { events: flow.events & flow_event::ALL, ..flow }
+    });
+    flows.filter(|flow| flow.events != 0).collect()
+}
+
+fn closed_nats(programs: &Ebpf, name: &str) -> usize {
+    let map: HashMap<&MapData, NatKey, Nat> = HashMap::try_from(programs.map(name).expect(name)).expect(name);
+    map.iter().filter(|entry| is_closed(entry.as_ref().expect(name).1.events)).count()
+}
+
+/// Half-open and established flows.
+fn flows(programs: &Ebpf) -> [usize; 2] {
+    let (established, half_open): (Vec<Flow>, Vec<Flow>) =
+        standing(programs).into_iter().partition(|flow| is_established(flow.events));
     [half_open.len(), established.len()]
 }
 

@@ -1,9 +1,16 @@
 //! What mesh remembers of a flow: a growing set of events, from which all else follows. Events are those of TCP; a UDP
 //! flow's datagrams stand for them, see [`datagram_events`].
 //!
-//! Events are only ever added, so that two CPUs noting a FIN of either side at the same moment lose neither, and
-//! exactly one of them sees the flow close. Sequence numbers are not checked: that is the endpoints' work, and a
-//! forged RST only shortens how long an idle flow is remembered.
+//! Events are added and taken away by atomic steps, so that two CPUs noting a FIN of either side at the same moment lose neither, and
+//! exactly one of them sees the flow close.
+//!
+//! Anyone can send a packet in a client's name. So what a client's segment tells counts only if its sequence number is close to where the
+//! client was last seen (RFC 9293, 3.10.7.4; the endpoint checks it exactly, and answers some by a challenge, RFC 5961), and a flow
+//! whose supposedly closed end goes on was not closed: see [`judge`]. What a task sends, nobody else can send in its place.
+
+mod judge;
+
+pub use judge::{Known, STILL_UNDER_WAY_NS, Told, is_clients, judge};
 
 use crate::abi::{Direction, flow_event, protocol};
 use crate::parse::tcp::Flags;
@@ -28,26 +35,24 @@ pub const DSR_CLOSING_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long a closed flow is remembered, for retransmitted last packets.
 pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
+/// How long an endpoint remembers a connection that both sides have closed: Linux' `TIME_WAIT`, and a second for its timer.
+pub const TIME_WAIT_NS: u64 = 61 * SECOND_NS;
+
+/// How long this node's own connection ([`flow_event::OUTGOING`]) is remembered: as long as Linux' connection tracking does, which translates it.
+pub const OUTGOING_TIMEOUT_NS: u64 = 5 * 24 * 3600 * SECOND_NS;
+/// The same for one that isn't established, or has ended; longer than the longest wait between two SYNs.
+pub const OUTGOING_BRIEF_TIMEOUT_NS: u64 = 120 * SECOND_NS;
+
 /// How long a UDP flow is remembered that went one way only, or to and fro once.
 pub const UDP_TIMEOUT_NS: u64 = 30 * SECOND_NS;
 /// How long a UDP flow is remembered whose client went on after a reply.
 pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
 
-/// What a packet tells of its flow, of which `before` was known.
-#[inline(always)]
-pub const fn packet_events(direction: Direction, header: &transport::Header, before: u32) -> u32 {
-    if header.is_udp() {
-        datagram_events(direction, before)
-    } else {
-        proven(direction, before, events_of(direction, header.flags))
-    }
-}
-
 /// What counts of what a segment tells. A flow that began with another packet than a SYN is confirmed by its task, not by whoever sends
 /// ACKs: with the task's first segment that belongs to a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
 #[inline(always)]
 pub const fn proven(direction: Direction, before: u32, told: u32) -> u32 {
-    if before & (flow_event::UNPROVEN | flow_event::ACK) != flow_event::UNPROVEN {
+    if !is_unproven(before) {
         return told;
     }
     match direction {
@@ -58,10 +63,20 @@ pub const fn proven(direction: Direction, before: u32, told: u32) -> u32 {
     }
 }
 
-/// The events of a flow that begins with a packet that tells `told`, at the task's node: if that is no SYN, whoever sent it has to be
-/// believed by the task first.
+/// Whether the flow's task has yet to show that there is such a connection.
 #[inline(always)]
-pub const fn beginning(told: u32) -> u32 {
+pub const fn is_unproven(events: u32) -> bool {
+    events & (flow_event::UNPROVEN | flow_event::ACK) == flow_event::UNPROVEN
+}
+
+/// The events of a flow that begins with this packet, at the task's node: if that is no SYN, whoever sent it has to be believed by the
+/// task first.
+#[inline(always)]
+pub const fn beginning(header: &transport::Header) -> u32 {
+    if header.is_udp() {
+        return flow_event::SYN;
+    }
+    let told = events_of(Direction::Request, header.flags);
     if told & flow_event::ACK == 0 { told } else { told & !flow_event::ACK | flow_event::UNPROVEN }
 }
 
@@ -79,10 +94,9 @@ pub const fn datagram_events(direction: Direction, before: u32) -> u32 {
 /// What a segment tells of its flow.
 #[inline(always)]
 pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
-    if flags.has(Flags::RST) {
-        return flow_event::RESET;
-    }
     match direction {
+        Direction::Request if flags.has(Flags::RST) => flow_event::RESET,
+        Direction::Reply if flags.has(Flags::RST) => flow_event::RESET | flow_event::TASK_RESET,
         Direction::Request if flags.has(Flags::SYN) => flow_event::SYN,
         Direction::Request if flags.has(Flags::FIN) => flow_event::ACK | flow_event::CLIENT_FIN,
         Direction::Request if flags.has(Flags::ACK) => flow_event::ACK,
@@ -122,16 +136,40 @@ pub const fn is_closed(events: u32) -> bool {
     events & flow_event::RESET != 0 || events & fins == fins
 }
 
-/// Whether a SYN now begins a new flow rather than repeating that of this one.
-#[inline(always)]
-pub const fn may_be_replaced(events: u32) -> bool {
+/// Whether one side has closed.
+const fn is_closing(events: u32) -> bool {
     events & (flow_event::CLIENT_FIN | flow_event::TASK_FIN | flow_event::RESET) != 0
+}
+
+/// Whether taking `cleared` away shows that a flow goes on which had been counted as ended.
+#[inline(always)]
+pub const fn revives(before: u32, cleared: u32) -> bool {
+    is_closed(before) && !is_closed(before & !cleared)
+}
+
+/// Whether the task refused the connection.
+#[inline(always)]
+pub const fn is_refused(events: u32) -> bool {
+    events & flow_event::TASK_RESET != 0 && events & (flow_event::SYN_ACK | flow_event::ACK) == 0
+}
+
+/// Whether this is a connection of this node's own.
+#[inline(always)]
+pub const fn is_outgoing(events: u32) -> bool {
+    events & flow_event::OUTGOING != 0
 }
 
 /// Whether the flow belongs into the established table.
 #[inline(always)]
 pub const fn is_established(events: u32) -> bool {
     events & flow_event::ACK != 0
+}
+
+/// Whether the client has confirmed the flow and it has not ended: a flow that is worth keeping however long
+/// it is idle.
+#[inline(always)]
+pub const fn is_lasting(events: u32) -> bool {
+    is_established(events) && !is_closed(events)
 }
 
 /// Whether adding `added` to `before` is what closes the flow.
@@ -161,18 +199,42 @@ pub const fn is_refusal(before: u32) -> bool {
 /// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.
 pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     let is_reset = events & flow_event::RESET != 0;
-    if is_closed(events) && events & flow_event::DSR != 0 && !is_reset {
+    if is_outgoing(events) {
+        outgoing_timeout_ns(ip_protocol, events)
+    } else if is_closed(events) && events & flow_event::DSR != 0 && !is_reset {
         DSR_CLOSING_TIMEOUT_NS
     } else if is_closed(events) {
         CLOSED_TIMEOUT_NS
     } else if ip_protocol == protocol::UDP {
         if is_established(events) { UDP_STREAM_TIMEOUT_NS } else { UDP_TIMEOUT_NS }
-    } else if may_be_replaced(events) {
+    } else if is_closing(events) {
         CLOSING_TIMEOUT_NS
     } else if is_established(events) || events & flow_event::UNPROVEN != 0 {
         ESTABLISHED_TIMEOUT_NS
     } else {
         HALF_OPEN_TIMEOUT_NS
+    }
+}
+
+/// The same for a translation: it is remembered for as long as its task may remember the connection.
+pub const fn translation_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
+    let usual_ns = idle_timeout_ns(ip_protocol, events);
+    if is_remembered(events, 0) && usual_ns < TIME_WAIT_NS { TIME_WAIT_NS } else { usual_ns }
+}
+
+/// Whether an endpoint may remember a connection with these events, of which nothing was seen for so long, though it has ended.
+#[inline(always)]
+pub const fn is_remembered(events: u32, idle_ns: u64) -> bool {
+    is_closed(events) && events & flow_event::RESET == 0 && idle_ns < TIME_WAIT_NS
+}
+
+const fn outgoing_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
+    if ip_protocol == protocol::UDP {
+        UDP_STREAM_TIMEOUT_NS
+    } else if is_established(events) && !is_closed(events) {
+        OUTGOING_TIMEOUT_NS
+    } else {
+        OUTGOING_BRIEF_TIMEOUT_NS
     }
 }
 
@@ -205,7 +267,6 @@ mod tests {
         assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), ESTABLISHED_TIMEOUT_NS);
         walk.push((Request, FIN));
         assert!(!is_closed(after(&walk)), "the task may still send");
-        assert!(may_be_replaced(after(&walk)), "a SYN now is a new flow");
         assert_eq!(idle_timeout_ns(protocol::TCP, after(&walk)), CLOSING_TIMEOUT_NS);
         assert!(closes(after(&walk), events_of(Reply, FIN)), "second FIN closes");
         walk.push((Reply, FIN));
@@ -230,7 +291,7 @@ mod tests {
         assert!(!answers(events, events_of(Direction::Request, ACK)), "counted once");
         let fin = at_ingress(events, events_of(Direction::Request, FIN));
         assert!(closes(events, fin), "over for counting");
-        assert!(may_be_replaced(events | fin), "a SYN now is a new flow");
+        assert!(is_closed(events | fin), "a SYN now is a new flow");
         assert_eq!(
             idle_timeout_ns(protocol::TCP, events | fin),
             DSR_CLOSING_TIMEOUT_NS,
@@ -269,7 +330,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(is_closed(events), reset || (client_fin && task_fin));
-            prop_assert_eq!(may_be_replaced(events), reset || client_fin || task_fin);
+            prop_assert_eq!(is_closing(events), reset || client_fin || task_fin);
             prop_assert_eq!(is_established(events), acked);
             prop_assert_eq!(closures, u32::from(is_closed(events)), "closed exactly once");
         }

@@ -67,6 +67,8 @@ pub trait Lookups: Candidates {
     fn count_opened(&self, service_index: u32, backend: u32);
     /// Counts a flow of `backend` that ended.
     fn count_closed(&self, backend: u32);
+    /// Counts a flow of `backend` that had been counted as ended and goes on.
+    fn count_revived(&self, backend: u32);
     /// Counts a handshake that the task answered.
     fn count_answered(&self, backend: u32);
     /// Counts a handshake that the task refused.
@@ -116,8 +118,10 @@ pub trait FlowTable<K, V> {
     fn find(&self, key: &K) -> Option<(Self::Entry, bool)>;
     /// Adds a half-open flow, unless there is one.
     fn open(&self, key: &K, value: &V) -> Opened;
-    /// Makes a half-open flow an established one, as it is now.
-    fn confirm(&self, key: &K, entry: &Self::Entry);
+    /// Puts the flow where one with these events belongs: one that its client has confirmed is kept however
+    /// long it is idle; one that has ended must not push such a one out, but is still found until it is swept
+    /// or its memory is needed.
+    fn settle(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32);
     /// Puts what is known of an established flow anew.
     fn renew(&self, key: &K, entry: &Self::Entry, value: &V);
     /// Removes the flow.
@@ -143,4 +147,8 @@ pub trait Entry<V> {
     fn touch(&self, now_ns: u64);
     /// Adds events, atomically; returns those it had before.
     fn add_events(&self, events: u32) -> u32;
+    /// Takes events away, atomically; returns those it had before.
+    fn clear_events(&self, events: u32) -> u32;
+    /// Notes where its client is in its sequence numbers.
+    fn set_sequence(&self, sequence: u16);
 }

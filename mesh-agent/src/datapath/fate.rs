@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ebpf::abi::{Flow, FlowKey, Nat, NatKey};
-use mesh_ebpf::conntrack::{ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed};
+use mesh_ebpf::conntrack::{
+    ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed, is_outgoing, translation_timeout_ns,
+};
 
 /// What becomes of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(super) trait Tracked: Copy {
     fn events(&self) -> u32;
     /// The backend's id.
     fn backend(&self) -> u32;
+    /// How long it is remembered after its last packet.
+    fn timeout_ns(&self, protocol: u8) -> u64;
 }
 
 impl Tracked for Flow {
@@ -44,7 +48,10 @@ impl Tracked for Flow {
         self.events
     }
     fn backend(&self) -> u32 {
-        self.backend
+        self.backend_id()
+    }
+    fn timeout_ns(&self, protocol: u8) -> u64 {
+        idle_timeout_ns(protocol, self.events)
     }
 }
 
@@ -60,6 +67,9 @@ impl Tracked for Nat {
     }
     fn backend(&self) -> u32 {
         self.backend
+    }
+    fn timeout_ns(&self, protocol: u8) -> u64 {
+        translation_timeout_ns(protocol, self.events)
     }
 }
 
@@ -99,14 +109,14 @@ const TICK_NS: u64 = 10_000_000;
 pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
     let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());
-    let usual_ns = idle_timeout_ns(protocol, flow.events());
+    let usual_ns = flow.timeout_ns(protocol);
     let limit_ns = match terms.idle_ns.get(&flow.backend()) {
         Some(limit_ns) if usual_ns == ESTABLISHED_TIMEOUT_NS => *limit_ns,
         _ => usual_ns,
     };
     if is_closed(flow.events()) {
         if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
-    } else if !terms.alive.contains(&flow.backend()) && age_ns > TICK_NS {
+    } else if !is_outgoing(flow.events()) && !terms.alive.contains(&flow.backend()) && age_ns > TICK_NS {
         Fate::BackendGone
     } else if idle_ns > limit_ns {
         Fate::Idle
@@ -117,9 +127,11 @@ pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
 
 #[cfg(test)]
 mod tests {
-    use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, RESET, SYN, TASK_FIN};
+    use mesh_ebpf::abi::flow_event::{ACK, CLIENT_FIN, OUTGOING, RESET, SYN, TASK_FIN};
     use mesh_ebpf::abi::protocol::TCP;
-    use mesh_ebpf::conntrack::{CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS};
+    use mesh_ebpf::conntrack::{
+        CLOSED_TIMEOUT_NS, HALF_OPEN_TIMEOUT_NS, OUTGOING_BRIEF_TIMEOUT_NS, OUTGOING_TIMEOUT_NS, TIME_WAIT_NS,
+    };
 
     use super::*;
 
@@ -157,6 +169,27 @@ mod tests {
         ] {
             assert_eq!(fate(TCP, &flow(opened_ns), &terms), expected, "opened at {opened_ns} of {now_ns}");
         }
+    }
+
+    #[test]
+    fn a_translation_is_remembered_as_long_as_its_task_remembers_the_connection() {
+        let fate_of = |events, idle_ns| {
+            let nat = Nat { seen_ns: 1000, events, backend: 7, ..Nat::default() };
+            fate(TCP, &nat, &Terms { now_ns: 1000 + idle_ns, ..Terms::default() })
+        };
+        let closed = SYN | ACK | CLIENT_FIN | TASK_FIN;
+        assert_eq!(fate_of(closed, TIME_WAIT_NS), Fate::Keep);
+        assert_eq!(fate_of(closed, TIME_WAIT_NS + 1), Fate::Closed);
+        assert_eq!(fate_of(closed | RESET, CLOSED_TIMEOUT_NS + 1), Fate::Closed, "nobody remembers a RST");
+    }
+
+    #[test]
+    fn a_connection_of_this_nodes_own_has_no_backend_and_lasts() {
+        let events = OUTGOING | ACK;
+        check(events, false, ESTABLISHED_TIMEOUT_NS + 1, Fate::Keep);
+        check(events, false, OUTGOING_TIMEOUT_NS + 1, Fate::Idle);
+        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS, Fate::Keep);
+        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS + 1, Fate::Idle);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use aya::maps::{Array, HashMap, MapData};
 use mesh_ebpf::abi::{
     Evicted, Flow, FlowKey, Fragment, FragmentKey, Histogram, Live, Nat, NatKey, names, protocol,
 };
-use mesh_ebpf::conntrack::{is_closed, is_established};
+use mesh_ebpf::conntrack::{is_closed, is_established, is_outgoing};
 use mesh_ebpf::flow_table;
 
 use super::durations::Durations;
@@ -178,7 +178,7 @@ impl Sweeper {
         let mut census = Census::default();
         let mut lives = BTreeMap::new();
         self.sweep_flows(terms, &mut census, |key, flow| {
-            if let (Some(owner), true) = (known.get(&flow.backend), has_lived(key, flow)) {
+            if let (Some(owner), true) = (known.get(&flow.backend_id()), has_lived(key, flow)) {
                 let lives: &mut Histogram = lives.entry(owner.service_index).or_default();
                 lives.add(flow.seen_ns.saturating_sub(flow.opened_ns));
             }
@@ -222,6 +222,9 @@ impl Sweeper {
                 Fate::Idle => Evicted::Timeout,
                 Fate::BackendGone => Evicted::BackendGone,
             };
+            if is_outgoing(flow.events) {
+                continue;
+            }
             self.evictions.add(key.protocol(), cause, 1);
             lose(census, key, &flow);
             lost(&key, &flow);
@@ -288,8 +291,8 @@ impl Sweeper {
 /// Adds a flow of the ingress side to the counts.
 fn count(census: &mut Census, key: &FlowKey, flow: &Flow) {
     census.address_indexes.insert(key.vip.address_index());
-    if !is_closed(flow.events) {
-        *census.live.entry(flow.backend).or_default() += 1;
+    if !is_closed(flow.events) && !is_outgoing(flow.events) {
+        *census.live.entry(flow.backend_id()).or_default() += 1;
     }
 }
 

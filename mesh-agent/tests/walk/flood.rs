@@ -15,7 +15,7 @@ use crate::node::{Datapath, Node, PUBLISHED};
 use crate::{CLIENT, Cluster, eventually, greet, is_privileged};
 
 /// Connections that live when the flood comes, and those that clients make meanwhile.
-const LIVE: usize = 200;
+const LIVE: usize = 1000;
 const NEW: usize = 100;
 /// SYNs a second that a CPU remembers: hardly any.
 const RATE: u32 = 4;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mesh_ebpf::abi::{BackendState, Mac, Policy};
 use netns::Netns;
-use node::{Datapath, Node, PUBLISHED, TASK_PORT};
+use node::{Datapath, Node, PUBLISHED, TASK_PORT, TRANSLATIONS};
 use socket2::{Domain, Socket, Type};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -66,16 +66,22 @@ impl Cluster {
         })
     }
 
-    /// One conversation: what the task says of itself and of its peer.
+    /// One conversation, from a port that no task remembers: what the task says of itself and of its peer.
     fn ask(&self, number: u8) -> Greeting {
+        let (greeting, local) = self.converse(number);
+        assert_eq!(SocketAddr::V4(greeting.peer), local, "the task sees the client's own address");
+        greeting
+    }
+
+    /// One conversation: what the task says, and the client's own address.
+    fn converse(&self, number: u8) -> (Greeting, SocketAddr) {
         let mut stream = self.connect(number, 0).expect("connection");
         let local = stream.local_addr().expect("local address");
         let greeting = greet(&mut stream);
-        assert_eq!(SocketAddr::V4(greeting.peer), local, "the task sees the client's own address");
         stream.shutdown(Shutdown::Write).expect("shutdown");
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).expect("the task closes too");
-        greeting
+        (greeting, local)
     }
 
     fn drops(&self) -> Vec<Vec<(&'static str, u64)>> {
@@ -227,6 +233,24 @@ fn clashing_ports_are_kept_apart(cluster: &mut Cluster) {
     }
 }
 
+/// More connections end than the task's node has room for, while one is idle.
+fn ended_connections_push_no_idle_one_out(cluster: &mut Cluster) {
+    for node in &mut cluster.nodes {
+        node.publish(&[2], Policy::RoundRobin);
+    }
+    let mut idle = cluster.connect(1, 51_000).expect("the idle connection");
+    assert_eq!(greet(&mut idle).task, 2);
+    for _ in 0..TRANSLATIONS / 2 + TRANSLATIONS / 10 {
+        cluster.converse(1);
+        cluster.converse(2);
+    }
+    let mut other = cluster.connect(2, 51_000).expect("a connection by the other node");
+    assert_ne!(greet(&mut other).peer.port(), 51_000, "the task's node remembers whose port it is");
+    idle.write_all(b"on").expect("write");
+    let mut back = [0; 2];
+    idle.read_exact(&mut back).expect("the idle connection goes on");
+}
+
 fn without_backend_a_connection_is_refused_at_once(cluster: &mut Cluster) {
     cluster.nodes[0].publish(&[], Policy::RoundRobin);
     let start = Instant::now();
@@ -334,6 +358,7 @@ fn walk(datapath: Datapath) {
     bulk_arrives_intact(&cluster);
     the_tunnel_is_whose_it_should_be(&mut cluster, datapath);
     clashing_ports_are_kept_apart(&mut cluster);
+    ended_connections_push_no_idle_one_out(&mut cluster);
     without_backend_a_connection_is_refused_at_once(&mut cluster);
     a_flow_lives_as_long_as_its_backend(&mut cluster);
     the_tasks_node_refuses_for_a_dead_backend(&mut cluster);

@@ -17,6 +17,8 @@ use crate::netns::Netns;
 /// Published port, and the tasks' port.
 pub(crate) const PUBLISHED: u16 = 80;
 /// Port that tasks listen on.
+/// Entries of each table of translations.
+pub(crate) const TRANSLATIONS: u32 = 4096;
 pub(crate) const TASK_PORT: u16 = 8080;
 /// UDP port of the tunnel.
 const TUNNEL_PORT: u16 = 4799;
@@ -267,7 +269,7 @@ fn load(datapath: Datapath) -> (Ebpf, ProgramArray<MapData>) {
     let object = fs::read(env!("MESH_PROGRAMS_OBJECT")).expect("compiled programs");
     let mut loader = EbpfLoader::new();
     for table in [names::NAT_HALF_OPEN, names::NAT_ESTABLISHED] {
-        loader.map_max_entries(table, 4096);
+        loader.map_max_entries(table, TRANSLATIONS);
     }
     let mut programs = loader.load(&object).expect("programs load");
     let edges = continue_by(&mut programs);

@@ -20,6 +20,14 @@ abi_struct! {
     }
 }
 
+impl Flow {
+    /// The backend's id.
+    #[inline(always)]
+    pub const fn backend_id(&self) -> u32 {
+        self.backend as u32
+    }
+}
+
 impl FlowKey {
     /// Its 24 bytes as they lie in memory, a word at a time.
     #[inline(always)]
@@ -69,9 +77,11 @@ abi_struct! {
         pub seen_ns: u64,
         /// When the flow began, same clock, but between its ticks too: what is read from the last tick may be before it.
         pub opened_ns: u64,
-        /// The backend's id.
-        pub backend: u32,
-        /// What has been seen of it: bits of [`flow_event`], which are only ever added. In a cell the table has the other bits.
+        /// The backend's id; 0: a connection of this node's own, see [`flow_event::OUTGOING`].
+        pub backend: u16,
+        /// TCP: where the client is in its sequence numbers, their upper half. See [`crate::conntrack`].
+        pub sequence: u16,
+        /// What has been seen of it: bits of [`flow_event`]. In a cell the table has the other bits.
         pub events: u32,
         /// ifindex of the uplink over which the client is reached.
         pub uplink: u32,
@@ -107,6 +117,8 @@ pub mod flow_event {
     pub const TASK_FIN: u32 = 1 << 4;
     /// RST of either side.
     pub const RESET: u32 = 1 << 5;
+    /// With [`RESET`]: it was the task's.
+    pub const TASK_RESET: u32 = 1 << 6;
     /// The task's node answers the client directly: the ingress node sees no replies. Set when the flow begins.
     pub const DSR: u32 = 1 << 8;
     /// Replies came in packets that stand for several (segmentation offload), which only the kernel's VXLAN device can take out of the
@@ -114,6 +126,9 @@ pub mod flow_event {
     pub const SEGMENTED: u32 = 1 << 9;
     /// It was not the SYN that began it, and its task has said nothing since: whether there is such a connection is not known yet. Stays set.
     pub const UNPROVEN: u32 = 1 << 10;
+    /// No client began it, but this node: a container behind the node's address, from a port that is published. Its "client" is who it
+    /// speaks to, its "task" is the node.
+    pub const OUTGOING: u32 = 1 << 11;
     /// All bits that are events, now or in time to come.
     pub const ALL: u32 = 0x7fff;
 }
@@ -173,8 +188,10 @@ abi_struct! {
         pub client_mac: Mac,
         /// Local ones: where replies come from.
         pub node_mac: Mac,
+        /// TCP: where the client is in its sequence numbers, their upper half.
+        pub sequence: u16,
         /// Zero.
-        pub reserved: u32,
+        pub reserved: u16,
     }
 }
 

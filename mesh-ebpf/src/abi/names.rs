@@ -18,9 +18,10 @@ pub const PEERS: &str = "PEERS";
 pub const MEMBERS: &str = "MEMBERS";
 /// Array of [`super::FlowCell`]s, memory that userspace maps: the ingress node's flows, see [`crate::flow_table`].
 pub const FLOWS: &str = "FLOWS";
-/// LRU hash, [`super::NatKey`] → [`super::Nat`]: connections that the client has not yet confirmed.
+/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of connections that the client has not
+/// confirmed yet, or that have ended.
 pub const NAT_HALF_OPEN: &str = "NAT_HALF_OPEN";
-/// LRU hash, [`super::NatKey`] → [`super::Nat`].
+/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of connections that go on.
 pub const NAT_ESTABLISHED: &str = "NAT_ESTABLISHED";
 /// Array, service index → number of flows given out so far (`u64`).
 pub const ROUND_ROBIN: &str = "ROUND_ROBIN";
@@ -92,7 +93,7 @@ pub const MAPS: [&str; 26] = [
 pub const PROGRAM_XDP: &str = "mesh_xdp";
 /// TC ingress of an uplink: ingress role towards all backends, and local delivery.
 pub const PROGRAM_UPLINK: &str = "mesh_uplink";
-/// TC egress of an uplink: gives what the VXLAN device sends its cookie.
+/// TC egress of an uplink: gives what the VXLAN device sends its cookie; remembers connections that the node forwards from a published port.
 pub const PROGRAM_EGRESS: &str = "mesh_egress";
 /// TC egress of the VXLAN device: marks what it sends, for [`PROGRAM_EGRESS`].
 pub const PROGRAM_DEVICE: &str = "mesh_device";

@@ -9,7 +9,9 @@ mod programs {
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
     use mesh_ebpf::abi::Direction;
-    use mesh_ebpf::kernel::{Kernel, Skb, Xdp, act_skb, act_xdp, error, fragment, handed_over, origin};
+    use mesh_ebpf::kernel::{
+        Kernel, Skb, Xdp, act_skb, act_xdp, error, fragment, handed_over, is_forwarded, origin,
+    };
     use mesh_ebpf::pipeline;
     use mesh_ebpf::verdict::Fate;
 
@@ -29,10 +31,17 @@ mod programs {
         act_skb(&context, &kernel, Direction::Request, fate)
     }
 
-    /// On the way out: changes packets, and stops none.
+    /// On the way out: changes packets, and stops none. Connections of this host's own sockets are not remembered, as the ingress hooks ask
+    /// for those.
     #[classifier]
     fn mesh_egress(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
+        if is_forwarded(context.skb.skb) {
+            if let Some(packet) = Skb::of_flow(context.skb.skb) {
+                pipeline::forwarded(&packet, &kernel);
+            }
+            return TC_ACT_UNSPEC;
+        }
         pipeline::egress(&mut Skb::outgoing(context.skb.skb), &kernel);
         TC_ACT_UNSPEC
     }

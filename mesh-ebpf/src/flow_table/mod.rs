@@ -224,6 +224,19 @@ pub fn add_events(cell: NonNull<FlowCell>, events: u32) -> u32 {
     before & EVENTS
 }
 
+/// Takes events from the flow in this cell, which its packets belie; returns those it had before.
+#[inline(always)]
+pub fn clear_events(cell: NonNull<FlowCell>, events: u32) -> u32 {
+    Word::of(cell).clear(events & EVENTS) & EVENTS
+}
+
+/// Notes where the client of the flow in this cell is in its sequence numbers.
+#[inline(always)]
+pub fn set_sequence(cell: NonNull<FlowCell>, sequence: u16) {
+    // SAFETY: a live cell; of two writers' numbers, which are close to each other, any will do.
+    unsafe { (&raw mut (*cell.as_ptr()).flow.sequence).write_volatile(sequence) };
+}
+
 /// The flow in the cell with this index, if there is one, and its key.
 pub fn at(cells: &impl Cells, index: u32) -> Option<(FlowKey, Flow)> {
     let cell = cells.cell(index)?;
@@ -340,6 +353,7 @@ fn write(cell: NonNull<FlowCell>, key: &FlowKey, flow: &Flow) {
         (&raw mut (*own).seen_ns).write_volatile(flow.seen_ns);
         (&raw mut (*own).opened_ns).write_volatile(flow.opened_ns);
         (&raw mut (*own).backend).write_volatile(flow.backend);
+        (&raw mut (*own).sequence).write_volatile(flow.sequence);
         (&raw mut (*own).uplink).write_volatile(flow.uplink);
         (&raw mut (*own).client_mac).write_volatile(flow.client_mac);
         (&raw mut (*own).node_mac).write_volatile(flow.node_mac);

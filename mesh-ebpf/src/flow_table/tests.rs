@@ -24,6 +24,7 @@ fn key(number: u32) -> FlowKey {
 }
 
 fn flow(backend: u32, events: u32, seen_ns: u64) -> Flow {
+    let backend = u16::try_from(backend).expect("an id of a test");
     Flow { seen_ns, opened_ns: seen_ns, backend, events, ..Flow::default() }
 }
 

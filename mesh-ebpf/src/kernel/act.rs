@@ -8,6 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 
 use super::maps;
+use super::skb::mark_own;
 use super::tables::Kernel;
 use crate::abi::{Direction, DropReason, Edge};
 use crate::lookups::Lookups;
@@ -57,9 +58,18 @@ pub fn act_skb<C: EbpfContext>(context: &C, kernel: &Kernel, direction: Directio
                 maps::EDGES.tail_call(context, Edge::Refuse as u32);
                 TC_ACT_SHOT
             }
-            Verdict::Bounce => bpf_redirect((*skb).ifindex, 0) as i32,
-            Verdict::Emit { ifindex } => bpf_redirect(ifindex, 0) as i32,
-            Verdict::Route { ifindex } => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32,
+            Verdict::Bounce => {
+                mark_own(skb);
+                bpf_redirect((*skb).ifindex, 0) as i32
+            }
+            Verdict::Emit { ifindex } => {
+                mark_own(skb);
+                bpf_redirect(ifindex, 0) as i32
+            }
+            Verdict::Route { ifindex } => {
+                mark_own(skb);
+                bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+            }
             Verdict::Deliver { ifindex } => {
                 // Packets out of a VXLAN device count as somebody else's, until kernels of late.
                 bpf_skb_change_type(skb, PACKET_HOST);

@@ -75,8 +75,8 @@ impl FlowTable<FlowKey, Flow> for FlowCells {
     }
 
     #[inline(always)]
-    fn confirm(&self, _: &FlowKey, _: &Place) {
-        // Its events say so already.
+    fn settle(&self, _: &FlowKey, _: &Place, _: bool, _: u32) {
+        // A flow stays in its cell. A full table gives up those that have ended first, by their events.
     }
 
     #[inline(always)]
@@ -107,9 +107,21 @@ impl Entry<Flow> for Place {
     fn add_events(&self, events: u32) -> u32 {
         flow_table::add_events(self.cell, events)
     }
+
+    #[inline(always)]
+    fn clear_events(&self, events: u32) -> u32 {
+        flow_table::clear_events(self.cell, events)
+    }
+
+    #[inline(always)]
+    fn set_sequence(&self, sequence: u16) {
+        flow_table::set_sequence(self.cell, sequence);
+    }
 }
 
-/// The translations of the backend role: a half-open and an established table.
+/// The translations of the backend role: a table of the established ones, and one of those that are not
+/// confirmed yet or have ended. Each evicts its least recently used entry when it is full, so neither a
+/// flood of SYNs nor a row of short connections pushes out a connection that is idle.
 pub struct NatTables;
 
 impl FlowTable<NatKey, Nat> for NatTables {
@@ -134,9 +146,17 @@ impl FlowTable<NatKey, Nat> for NatTables {
     }
 
     #[inline(always)]
-    fn confirm(&self, key: &NatKey, entry: &NatEntry) {
+    fn settle(&self, key: &NatKey, entry: &NatEntry, is_established: bool, events: u32) {
         // SAFETY: a live map value. The kernel copies it out of the one map into the other.
-        self.adopt(key, unsafe { entry.0.as_ref() });
+        let value = unsafe { entry.0.as_ref() };
+        if !is_established && conntrack::is_lasting(events) {
+            self.adopt(key, value);
+        } else if is_established && conntrack::is_closed(events) {
+            // Where the other table refuses the entry, it stays in this one until it is swept.
+            if maps::NAT_HALF_OPEN.insert(key, value, u64::from(BPF_ANY)).is_ok() {
+                maps::NAT_ESTABLISHED.remove(key).ok();
+            }
+        }
     }
 
     #[inline(always)]
@@ -183,5 +203,17 @@ impl Entry<Nat> for NatEntry {
     fn add_events(&self, events: u32) -> u32 {
         // SAFETY: a live map value, the field 4-byte aligned.
         unsafe { atomic::fetch_or(&raw mut (*self.0.as_ptr()).events, events) }
+    }
+
+    #[inline(always)]
+    fn clear_events(&self, events: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { atomic::fetch_and(&raw mut (*self.0.as_ptr()).events, !events) }
+    }
+
+    #[inline(always)]
+    fn set_sequence(&self, sequence: u16) {
+        // SAFETY: a live map value; of two writers' numbers, which are close to each other, any will do.
+        unsafe { (*self.0.as_ptr()).sequence = sequence }
     }
 }

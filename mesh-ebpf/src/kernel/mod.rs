@@ -13,6 +13,6 @@ mod xdp;
 
 pub use act::{act_skb, act_xdp, handed_over};
 pub use maps::{error, fragment};
-pub use skb::{Skb, origin};
+pub use skb::{Skb, is_forwarded, origin};
 pub use tables::Kernel;
 pub use xdp::Xdp;

@@ -284,6 +284,14 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
+    fn count_revived(&self, backend: u32) {
+        if let Some(live) = maps::LIVE.get_ptr_mut(backend) {
+            // SAFETY: a live map value, its counters 8-byte aligned.
+            unsafe { atomic::fetch_add(&raw mut (*live).opened, 1) };
+        }
+    }
+
+    #[inline(always)]
     fn count_answered(&self, backend: u32) {
         if let Some(stats) = self.backend_stats(backend) {
             // SAFETY: a live per-CPU value.

@@ -24,8 +24,16 @@ impl Flags {
     pub const SYN: u8 = 1 << 1;
     /// Reset.
     pub const RST: u8 = 1 << 2;
+    /// Data that the receiver is not to keep waiting for: the last segment of a write has it.
+    pub const PSH: u8 = 1 << 3;
     /// The acknowledgement number is valid.
     pub const ACK: u8 = 1 << 4;
+
+    /// Whether all that the segment is for is to carry on: data or an acknowledgement, and neither beginning nor end.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        self.0 & (Self::SYN | Self::RST | Self::FIN | Self::ACK) == Self::ACK
+    }
 
     /// Whether any of these bits is set.
     #[inline(always)]
@@ -55,5 +63,7 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
         destination_port_be: Be16([bytes[2], bytes[3]]),
         len,
         flags: Flags(bytes[13]),
+        sequence: u16::from_be_bytes([bytes[4], bytes[5]]),
+        acknowledged: u16::from_be_bytes([bytes[8], bytes[9]]),
     })
 }

@@ -20,6 +20,10 @@ pub struct Header {
     pub len: usize,
     /// TCP: control bits.
     pub flags: Flags,
+    /// TCP: the upper half of the sequence number.
+    pub sequence: u16,
+    /// TCP: the upper half of the acknowledgement number.
+    pub acknowledged: u16,
 }
 
 impl Header {

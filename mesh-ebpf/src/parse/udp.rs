@@ -21,5 +21,7 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
         destination_port_be: Be16([bytes[2], bytes[3]]),
         len: LEN,
         flags: Flags::NONE,
+        sequence: 0,
+        acknowledged: 0,
     })
 }

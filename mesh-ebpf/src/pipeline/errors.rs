@@ -6,7 +6,8 @@
 //! An error follows its flow and the translation of it, but makes none. What has no flow is somebody else's. Callers lend the place
 //! where the error is taken apart.
 
-use super::target::{self, Called};
+use super::client_port::{self, Called};
+use super::target;
 use super::track::{self, Tracked};
 use super::{Origin, drop, macs};
 use crate::abi::{
@@ -39,10 +40,10 @@ pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &
         reserved: [0; 2],
         vip: VipId::new(address_index, quote.protocol, quote.source_port_be.get()),
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return Fate::PASS;
     };
-    let (id, events) = (flow.value().backend, flow.value().events);
+    let (id, events) = (flow.value().backend_id(), flow.value().events);
     let Some(backend) = lookups.backend(id).filter(|backend| backend.is_alive()) else {
         return Fate::PASS;
     };
@@ -132,7 +133,7 @@ pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mu
                 reserved: [0; 2],
                 vip: VipId::new(address_index, quote.protocol, nat.vip_port_be.get()),
             };
-            if let Some(flow) = track::find(lookups.flows(), &key) {
+            if let Some(flow) = track::find_flow(lookups, &key) {
                 account(lookups, error, &flow);
             }
         }
@@ -162,7 +163,7 @@ fn deliver<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error, ba
         vip_port_be: quote.source_port_be,
         client_port_be: quote.destination_port_be,
     };
-    if !target::find_port(lookups, &mut key, &connection) {
+    if !client_port::find_port(lookups, &mut key, &connection) {
         return drop(lookups, DropReason::NoFlow, Direction::Request);
     }
     let to = Translation {
@@ -198,7 +199,7 @@ fn to_client<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error) 
         reserved: [0; 2],
         vip: VipId::new(address_index, quote.protocol, quote.destination_port_be.get()),
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(lookups, error, &flow);
@@ -222,7 +223,7 @@ fn account<L: Lookups>(
     error: &Error,
     flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) {
-    let id = flow.value().backend;
+    let id = flow.value().backend_id();
     let Some(backend) = lookups.backend(id) else {
         return;
     };

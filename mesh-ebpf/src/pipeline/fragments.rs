@@ -127,10 +127,10 @@ fn later_request<P: Packet, L: Lookups>(
         reserved: [0; 2],
         vip: VipId::new(address_index, ip.protocol, ports.destination_port_be.get()),
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return Fate::PASS;
     };
-    let id = flow.value().backend;
+    let id = flow.value().backend_id();
     let Some(backend) = lookups.backend(id).filter(|backend| backend.is_alive()) else {
         return drop(lookups, DropReason::BackendGone, Direction::Request);
     };
@@ -194,7 +194,7 @@ fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &Fr
         reserved: [0; 2],
         vip: VipId::new(address_index, ip.protocol, ports.source_port_be.get()),
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(lookups, &flow, fragment);
@@ -240,7 +240,7 @@ fn later_answer<P: Packet, L: Lookups>(
                 reserved: [0; 2],
                 vip: VipId::new(address_index, ip.protocol, nat.vip_port_be.get()),
             };
-            if let Some(flow) = track::find(lookups.flows(), &key) {
+            if let Some(flow) = track::find_flow(lookups, &key) {
                 account(lookups, &flow, fragment);
             }
         }
@@ -257,7 +257,7 @@ fn account<L: Lookups>(
     flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
     fragment: &Fragment,
 ) {
-    let id = flow.value().backend;
+    let id = flow.value().backend_id();
     if let Some(backend) = lookups.backend(id) {
         count(lookups, id, backend, Direction::Reply, fragment);
     }

@@ -4,7 +4,7 @@
 
 use super::guard::{self, Admission};
 use super::track::{self, Tracked};
-use super::{At, drop, is_too_big, load, macs, outer, target};
+use super::{At, drop, is_too_big, load, macs, outer, outgoing, target};
 use crate::abi::{
     Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
     flow_event, service_flag,
@@ -119,6 +119,12 @@ fn choose<'a, P: Packet, L: Lookups>(
     };
     let mut avoided = 0;
     if let Some(flow) = track::find(lookups.flows(), &key) {
+        if conntrack::is_outgoing(flow.value().events) {
+            if outgoing::owns(lookups, segment, &key, &flow) {
+                return Choice::none(Fate::PASS);
+            }
+            return open(packet, lookups, segment, &key, 0, at);
+        }
         let known = go_on(packet, lookups, segment, &key, &flow);
         if !known.is_anew {
             return known.choice;
@@ -159,7 +165,7 @@ fn go_on<'a, P: Packet, L: Lookups>(
     key: &FlowKey,
     flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) -> Known<'a> {
-    let id = flow.value().backend;
+    let id = flow.value().backend_id();
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
     let now_ns = lookups.now_ns();
     if segment.is_udp() {
@@ -176,7 +182,8 @@ fn go_on<'a, P: Packet, L: Lookups>(
         if let Again::Retries | Again::Begins = again {
             let events = flow.value().events;
             give_up(lookups, key, id, events);
-            return Known::anew(if conntrack::is_unanswered(events) { id } else { 0 });
+            let is_to_avoid = conntrack::is_unanswered(events) || conntrack::is_refused(events);
+            return Known::anew(if is_to_avoid { id } else { 0 });
         }
     }
     let Some(backend) = backend else {
@@ -193,6 +200,9 @@ fn go_on<'a, P: Packet, L: Lookups>(
     if noted.closes {
         lookups.count_closed(id);
         track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
+    }
+    if noted.revives {
+        lookups.count_revived(id);
     }
     // Of a directly answered flow only: when its task answered is not seen here, so that is not timed.
     if noted.answers {
@@ -229,10 +239,8 @@ fn follow<P: Packet, L: Lookups>(
     };
     let (known, uplink) = (&flow.value(), packet.ifindex());
     let has_moved = known.client_mac != client_mac || known.node_mac != node_mac || known.uplink != uplink;
-    if has_moved {
-        let events =
-            known.events | conntrack::packet_events(Direction::Request, &segment.transport, known.events);
-        let moved = Flow { seen_ns: now_ns, events, uplink, client_mac, node_mac, ..*known };
+    if has_moved && conntrack::is_clients(&segment.transport, known.sequence) {
+        let moved = Flow { seen_ns: now_ns, uplink, client_mac, node_mac, ..*known };
         lookups.flows().renew(key, &flow.entry, &moved);
     }
 }
@@ -253,7 +261,7 @@ fn again(flow: &Flow, backend: Option<&Backend>, now_ns: u64) -> Again {
     let Some(backend) = backend else {
         return Again::Begins;
     };
-    if conntrack::may_be_replaced(flow.events) {
+    if conntrack::is_closed(flow.events) {
         return Again::Begins;
     }
     let is_leaving = backend.state == BackendState::Draining as u8 && !is_dsr(flow.events);
@@ -322,7 +330,7 @@ fn open<'a, P: Packet, L: Lookups>(
     let is_direct = is_remote && matches!(Mode::from_byte(service.mode), Mode::Dsr);
     let events = admission.events(is_direct);
     if admission.is_remembered() {
-        return remember(packet, lookups, key, service.index, id, events);
+        return remember(packet, lookups, key, service.index, id, events, transport.sequence);
     }
     // What XDP leaves to TC comes by here once more.
     if segment.may_open() && (is_remote || matches!(at, At::Tc)) {
@@ -340,6 +348,7 @@ fn remember<'a, P: Packet, L: Lookups>(
     service_index: u32,
     id: u32,
     events: u32,
+    sequence: u16,
 ) -> Choice<'a> {
     let Some((client_mac, node_mac)) = macs(packet) else {
         return Choice::none(Fate::PASS);
@@ -348,7 +357,9 @@ fn remember<'a, P: Packet, L: Lookups>(
     let flow = Flow {
         seen_ns: now_ns,
         opened_ns: now_ns,
-        backend: id,
+        // Backend ids have 16 bits.
+        backend: id as u16,
+        sequence,
         events,
         uplink: packet.ifindex(),
         client_mac,
@@ -360,7 +371,7 @@ fn remember<'a, P: Packet, L: Lookups>(
             (id, events)
         }
         Opened::Exists => match track::find(lookups.flows(), key) {
-            Some(other) => (other.value().backend, other.value().events),
+            Some(other) => (other.value().backend_id(), other.value().events),
             None => return Choice::none(drop(lookups, DropReason::Raced, Direction::Request)),
         },
         Opened::Refused => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),

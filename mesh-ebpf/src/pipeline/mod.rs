@@ -7,6 +7,7 @@
 //! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node; what tasks of other
 //!   nodes send to addresses of tasks here.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
+//! * [`forwarded`]: uplink, TC egress. Remembers connections that the node forwards from a published port; changes no packet.
 //!
 //! What is rare or long has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
 //!
@@ -17,6 +18,7 @@
 //! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where they are decided.
 //! Passed packets are the programs' to count: XDP leaves them to TC.
 
+mod client_port;
 mod errors;
 mod fragments;
 mod guard;
@@ -29,6 +31,7 @@ mod member;
 #[cfg(test)]
 mod model;
 mod outer;
+mod outgoing;
 mod reply;
 mod target;
 #[cfg(test)]
@@ -39,6 +42,7 @@ pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
 pub use outer::{decapsulate, outer_origin};
+pub use outgoing::forwarded;
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Load, Lookups};

@@ -107,12 +107,12 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
     };
     let alive = |id| tables.backend(id).is_some_and(Backend::is_alive);
     prop_assert!(alive(sent.vni.backend()), "{verdict:?} to a backend that is gone");
-    let pinned = before.filter(|flow| alive(flow.backend) && !conntrack::may_be_replaced(flow.events));
+    let pinned = before.filter(|flow| alive(flow.backend_id()) && !conntrack::is_closed(flow.events));
     let known = tables.flows.find(&key(client));
     let asks = known.is_some_and(|(flow, _)| flow.get().events & flow_event::DSR != 0);
     prop_assert_eq!(sent.vni.is_dsr(), asks, "a flow keeps the mode it began with");
     if let Some(flow) = pinned {
-        prop_assert_eq!(sent.vni.backend(), flow.backend, "a live flow keeps its backend");
+        prop_assert_eq!(sent.vni.backend(), flow.backend_id(), "a live flow keeps its backend");
     }
     Ok(())
 }
@@ -134,7 +134,7 @@ fn check(tables: &HostTables) -> Result<(), TestCaseError> {
     }
     for id in 1..=BACKENDS {
         let flows = half_open.values().chain(established.values()).map(|flow| flow.get());
-        let open = flows.filter(|flow| flow.backend == id && !conntrack::is_closed(flow.events)).count();
+        let open = flows.filter(|flow| flow.backend_id() == id && !conntrack::is_closed(flow.events)).count();
         prop_assert_eq!(tables.live(id), open as u64, "live connections of {} against its flows", id);
     }
     let replies = tables.counted.borrow().drops.keys().filter(|(_, way)| *way == Direction::Reply).count();

@@ -19,10 +19,10 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
     let Some(key) = key(lookups, &segment) else {
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return guard::forward_reply(packet, lookups, &segment, vni, at, true);
     };
-    if is_left(&segment, flow.value().backend, vni.sender()) {
+    if is_left(&segment, flow.value().backend_id(), vni.sender()) {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     }
     let is_for_next = match at {
@@ -33,7 +33,7 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
         return Fate::PASS;
     }
     account(packet, lookups, &segment, &key, &flow);
-    keep_load(lookups, flow.value().backend, vni);
+    keep_load(lookups, flow.value().backend_id(), vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) if matches!(at, At::Xdp) => Fate::BOUNCE,
         Some(()) => Fate::emit(flow.value().uplink),
@@ -64,14 +64,14 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     let Some(key) = key(lookups, segment) else {
         return drop(lookups, DropReason::Malformed, Direction::Reply);
     };
-    let Some(flow) = track::find(lookups.flows(), &key) else {
+    let Some(flow) = track::find_flow(lookups, &key) else {
         return guard::forward_reply(packet, lookups, segment, vni, At::Tc, false);
     };
-    if is_left(segment, flow.value().backend, vni.sender()) {
+    if is_left(segment, flow.value().backend_id(), vni.sender()) {
         return drop(lookups, DropReason::NoFlow, Direction::Reply);
     }
     account(packet, lookups, segment, &key, &flow);
-    keep_load(lookups, flow.value().backend, vni);
+    keep_load(lookups, flow.value().backend_id(), vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Fate::emit(flow.value().uplink),
         None => drop(lookups, DropReason::Malformed, Direction::Reply),
@@ -102,10 +102,10 @@ pub(super) fn account_local<P: Packet, L: Lookups>(
     key: &FlowKey,
     sender: u32,
 ) -> bool {
-    let Some(flow) = track::find(lookups.flows(), key) else {
+    let Some(flow) = track::find_flow(lookups, key) else {
         return true;
     };
-    if is_left(segment, flow.value().backend, sender) {
+    if is_left(segment, flow.value().backend_id(), sender) {
         return false;
     }
     account(packet, lookups, segment, key, &flow);
@@ -121,11 +121,14 @@ fn account<P: Packet, L: Lookups>(
     key: &FlowKey,
     flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) {
-    let id = flow.value().backend;
+    let id = flow.value().backend_id();
     let noted =
         track::note(lookups.flows(), key, flow, Direction::Reply, &segment.transport, lookups.now_ns());
     if noted.closes {
         lookups.count_closed(id);
+    }
+    if noted.revives {
+        lookups.count_revived(id);
     }
     if noted.answers {
         lookups.count_answered(id);

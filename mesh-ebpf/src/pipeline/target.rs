@@ -7,23 +7,21 @@
 //! that of the ingress node and the client tries again; anything else, and whatever is for a backend that is down,
 //! gets a RST by the way it came.
 
-use super::track::{self, Tracked};
+use super::client_port::port_at_task;
+use super::track;
 use super::{drop, is_too_big, macs, reply};
 use crate::abi::{
-    Address, Backend, BackendState, Be16, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId,
-    backend_flag, flow_event,
+    Address, Backend, BackendState, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId, backend_flag,
+    flow_event,
 };
 use crate::conntrack;
-use crate::lookups::{FlowTable, Lookups, Opened};
+use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
-use crate::parse::{Segment, ipv4, ipv6, transport};
+use crate::parse::{Segment, ipv4, ipv6};
 use crate::rewrite::{self, End, Translation};
 use crate::verdict::Fate;
-
-/// Ports tried for a client whose own port is taken at the task.
-const PORT_ATTEMPTS: u32 = 4;
 
 /// How a request came to the task's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +125,8 @@ fn fresh_entry<P: Packet, L: Lookups>(
         vip_port_be: segment.transport.destination_port_be,
         client_port_be: segment.transport.source_port_be,
         backend: id,
-        events: conntrack::beginning(conntrack::packet_events(Direction::Request, &segment.transport, 0))
-            | if matches!(source, Source::Node { is_dsr: true, .. }) { flow_event::DSR } else { 0 },
+        events: conntrack::beginning(&segment.transport)
+            | if is_to_answer_directly(lookups, segment, source) { flow_event::DSR } else { 0 },
         uplink: match source {
             Source::Uplink => packet.ifindex(),
             // Whether or not it came by that: the way may change from packet to packet.
@@ -136,145 +134,16 @@ fn fresh_entry<P: Packet, L: Lookups>(
         },
         client_mac,
         node_mac,
+        sequence: segment.transport.sequence,
         reserved: 0,
     })
 }
 
-/// The client's port as the task sees it. Both fields are always written: see [`Fate`].
-struct ClientPort {
-    port_be: Be16,
-    /// Why there is none.
-    refused: Option<DropReason>,
-}
-
-/// The client's port as the task sees it, its entry found or made: the client's own, unless that is taken by another
-/// connection of the same client (to another address or published port of the same task).
+/// Whether the ingress node asks for a direct answer, and the client is elsewhere. A client of this node's (its host, a container behind the
+/// node's address, the task itself) is not to be reached by an uplink: it is answered by the way that it came.
 #[inline(always)]
-fn port_at_task<L: Lookups>(
-    lookups: &L,
-    backend: &Backend,
-    segment: &Segment,
-    fresh: &mut Nat,
-) -> ClientPort {
-    let nats = lookups.nats();
-    let flags = segment.transport.flags;
-    let mut key = NatKey {
-        client: segment.ip.source,
-        client_port_be: segment.transport.source_port_be,
-        task_port_be: backend.task_port_be,
-        task: NatKey::task(segment.ip.protocol, backend.ifindex),
-    };
-    // Not an `Option`, whose port would be undefined as long as there is none: see `Fate`.
-    let (mut is_free, mut free) = (false, fresh.client_port_be);
-    let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
-        key.client_port_be = candidate_port(&Called::of(fresh), attempt);
-        match track::find(nats, &key) {
-            Some(found) if Called::of(&found.value()) == Called::of(fresh) => {
-                if flags.is_opening() && conntrack::may_be_replaced(found.value().events) {
-                    nats.forget(&key);
-                    (is_free, free) = (true, key.client_port_be);
-                    break;
-                }
-                go_on(lookups, &key, &found, fresh, &segment.transport);
-                return ClientPort { port_be: key.client_port_be, refused: None };
-            }
-            Some(other) => {
-                if !is_free && conntrack::is_closed(other.value().events) {
-                    nats.forget(&key);
-                    (is_free, free) = (true, key.client_port_be);
-                }
-            }
-            None => {
-                if !is_free {
-                    (is_free, free) = (true, key.client_port_be);
-                }
-                // A new connection has no entry further on, as long as its own port is free.
-                if flags.is_opening() {
-                    break;
-                }
-            }
-        }
-        attempt += 1;
-    }
-    if !is_free {
-        return ClientPort { port_be: free, refused: Some(DropReason::PortClash) };
-    }
-    // Its own ingress node has looked; another node's word is not enough.
-    if !fresh.via.is_none() && !is_allowed(lookups, backend, &segment.ip.source) {
-        return ClientPort { port_be: free, refused: Some(DropReason::NotAllowed) };
-    }
-    key.client_port_be = free;
-    let refused = match nats.open(&key, fresh) {
-        Opened::Added | Opened::Exists => None,
-        Opened::Refused => Some(DropReason::TableFull),
-    };
-    ClientPort { port_be: free, refused }
-}
-
-/// Notes a packet of a known connection; follows it if it now comes by another way.
-#[inline(always)]
-fn go_on<L: Lookups>(
-    lookups: &L,
-    key: &NatKey,
-    found: &Tracked<Nat, <L::Nats as FlowTable<NatKey, Nat>>::Entry>,
-    fresh: &mut Nat,
-    header: &transport::Header,
-) {
-    track::note(lookups.nats(), key, found, Direction::Request, header, fresh.seen_ns);
-    if !found.is_established {
-        return;
-    }
-    let known = &found.value();
-    let has_moved =
-        known.via != fresh.via || known.client_mac != fresh.client_mac || known.uplink != fresh.uplink;
-    if has_moved {
-        fresh.events |= known.events;
-        fresh.opened_ns = known.opened_ns;
-        lookups.nats().renew(key, &found.entry, fresh);
-    }
-}
-
-/// A connection as its client sees it, beside the client's address and the protocol.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Called {
-    pub(super) vip: Address,
-    pub(super) vip_port_be: Be16,
-    pub(super) client_port_be: Be16,
-}
-
-impl Called {
-    #[inline(always)]
-    const fn of(nat: &Nat) -> Self {
-        Self { vip: nat.vip, vip_port_be: nat.vip_port_be, client_port_be: nat.client_port_be }
-    }
-}
-
-/// The client's port to try at the task: its own first, then some that depend on the connection only.
-#[inline(always)]
-fn candidate_port(connection: &Called, attempt: u32) -> Be16 {
-    const UPPER_HALF: u16 = 0x8000;
-    if attempt == 0 {
-        return connection.client_port_be;
-    }
-    let ports = u32::from(connection.client_port_be.get()) << 16 | u32::from(connection.vip_port_be.get());
-    let seed = ports ^ connection.vip.word() ^ attempt.rotate_right(8);
-    Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
-}
-
-/// Puts the client's port as the task sees it into `key`, which is that of the connection otherwise; `false` if the connection
-/// has no entry.
-#[inline(always)]
-pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &Called) -> bool {
-    let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
-        key.client_port_be = candidate_port(connection, attempt);
-        if track::find(lookups.nats(), key).is_some_and(|found| Called::of(&found.value()) == *connection) {
-            return true;
-        }
-        attempt += 1;
-    }
-    false
+fn is_to_answer_directly<L: Lookups>(lookups: &L, segment: &Segment, source: &Source) -> bool {
+    matches!(source, Source::Node { is_dsr: true, .. }) && lookups.address_index(&segment.ip.source).is_none()
 }
 
 /// Whether replies go back to the ingress node.

@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use crate::abi::{Direction, Flow, Nat, Timed, flow_event};
+use crate::abi::{Direction, Flow, FlowKey, Nat, Timed, flow_event};
 use crate::conntrack;
 use crate::lookups::{Entry, FlowTable, Lookups};
 use crate::parse::tcp::Flags;
@@ -41,12 +41,18 @@ pub(super) struct Noted {
     pub(super) answers: bool,
     /// It is the task's refusal of the connection.
     pub(super) refuses: bool,
+    /// It shows that a flow goes on which had been counted as ended.
+    pub(super) revives: bool,
 }
 
 /// Values that hold events.
 pub(super) trait Events: Copy {
     /// The events seen so far.
     fn events(&self) -> u32;
+    /// Where the client is in its sequence numbers, their upper half.
+    fn sequence(&self) -> u16;
+    /// When the last packet was seen.
+    fn seen_ns(&self) -> u64;
     /// What a packet that tells `added` adds to them.
     fn made_of(&self, added: u32) -> u32;
 }
@@ -55,6 +61,16 @@ impl Events for Flow {
     #[inline(always)]
     fn events(&self) -> u32 {
         self.events
+    }
+
+    #[inline(always)]
+    fn sequence(&self) -> u16 {
+        self.sequence
+    }
+
+    #[inline(always)]
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
     }
 
     #[inline(always)]
@@ -70,6 +86,16 @@ impl Events for Nat {
     }
 
     #[inline(always)]
+    fn sequence(&self) -> u16 {
+        self.sequence
+    }
+
+    #[inline(always)]
+    fn seen_ns(&self) -> u64 {
+        self.seen_ns
+    }
+
+    #[inline(always)]
     fn made_of(&self, added: u32) -> u32 {
         added
     }
@@ -82,6 +108,16 @@ pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Opti
     Some(Tracked::new(entry, is_established))
 }
 
+/// A flow that was found in the table of `L`.
+type FoundFlow<L> = Tracked<Flow, <<L as Lookups>::Flows as FlowTable<FlowKey, Flow>>::Entry>;
+
+/// The flow with this key that a client began.
+#[inline(always)]
+pub(super) fn find_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option<FoundFlow<L>> {
+    let flow = find(lookups.flows(), key)?;
+    if conntrack::is_outgoing(flow.value().events) { None } else { Some(flow) }
+}
+
 /// Notes a segment of the flow, and has it established with the first packet by which the client confirms it.
 #[inline(always)]
 pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
@@ -92,22 +128,30 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
     header: &transport::Header,
     now_ns: u64,
 ) -> Noted {
-    let seen = flow.value().events();
-    let added = flow.value().made_of(conntrack::packet_events(direction, header, seen));
+    let (seen, sequence) = (flow.value().events(), flow.value().sequence());
+    let idle_ns = now_ns.saturating_sub(flow.value().seen_ns());
+    let told = conntrack::judge(direction, header, &conntrack::Known { events: seen, sequence, idle_ns });
+    let added = flow.value().made_of(told.added);
     flow.entry.touch(now_ns);
-    if added & !seen == 0 && flow.is_established {
-        return Noted { closes: false, answers: false, refuses: false };
+    if told.sequence != sequence {
+        flow.entry.set_sequence(told.sequence);
+    }
+    if added & !seen == 0 && told.cleared == 0 && flow.is_established {
+        return Noted { closes: false, answers: false, refuses: false, revives: false };
+    }
+    let mut revives = false;
+    if told.cleared != 0 {
+        revives = conntrack::revives(flow.entry.clear_events(told.cleared), told.cleared);
     }
     let before = flow.entry.add_events(added);
-    if !flow.is_established && conntrack::is_established(added) {
-        table.confirm(key, &flow.entry);
-    }
+    table.settle(key, &flow.entry, flow.is_established, before | added);
     Noted {
         closes: conntrack::closes(before, added),
         answers: conntrack::answers(before, added),
         refuses: matches!(direction, Direction::Reply)
             && header.flags.has(Flags::RST)
             && conntrack::is_refusal(before),
+        revives,
     }
 }
 

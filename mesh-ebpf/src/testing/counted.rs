@@ -11,6 +11,8 @@ pub struct Counted {
     pub opened: HashMap<u32, u64>,
     /// Flows closed, by backend.
     pub closed: HashMap<u32, u64>,
+    /// Flows that went on after they had been counted as closed, by backend.
+    pub revived: HashMap<u32, u64>,
     /// Handshakes answered, by backend.
     pub answered: HashMap<u32, u64>,
     /// Handshakes refused, by backend.

@@ -8,6 +8,7 @@ pub mod fixtures;
 pub mod fragments;
 mod frame;
 mod run;
+mod setup;
 mod tables;
 
 pub use builder::{IcmpBuilder, TcpBuilder, bearing, icmp_error, in_tunnel, v4, without_cookie};
@@ -17,4 +18,5 @@ pub use fixtures::Fixture;
 pub use fragments::fragments_of;
 pub use frame::{Frame, IFINDEX};
 pub use run::Hook;
-pub use tables::{HostTables, Setup};
+pub use setup::Setup;
+pub use tables::HostTables;

@@ -23,6 +23,8 @@ pub enum Hook {
         /// The VXLAN device has sent it.
         is_devices: bool,
     },
+    /// The same, of a packet that came in by another interface.
+    Forwarded,
 }
 
 impl Hook {
@@ -33,6 +35,10 @@ impl Hook {
             Self::Uplink => pipeline::uplink(packet, tables),
             Self::Tunnel(origin) => pipeline::tunnel(packet, tables, origin),
             Self::Task => pipeline::task(packet, tables),
+            Self::Forwarded => {
+                pipeline::forwarded(packet, tables);
+                Fate::PASS
+            }
             Self::Egress { is_devices } => {
                 packet.is_marked = is_devices;
                 pipeline::egress(packet, tables);

@@ -6,54 +6,17 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use super::Setup;
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment,
-    FragmentKey, Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
+    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Live,
+    Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
 };
+use crate::conntrack;
 use crate::flow_table;
 use crate::guard;
 use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
 use crate::select::Candidates;
 use crate::testing::Counted;
-
-/// What userspace has written into the maps before a packet comes.
-#[derive(Clone, Debug, Default)]
-pub struct Setup {
-    /// The node.
-    pub config: Config,
-    /// Its addresses, by index.
-    pub addresses: Vec<Address>,
-    /// Published ports; their slots are those of [`Setup::slots`] that they name.
-    pub services: Vec<(ServiceKey, Service)>,
-    /// Backend ids, by slot.
-    pub slots: Vec<u32>,
-    /// Backends with their ids.
-    pub backends: Vec<(u32, Backend)>,
-    /// Nodes, by index.
-    pub nodes: Vec<Node>,
-    /// What is demanded of them, by index. Those that are missing are as an agent that has just started leaves them.
-    pub members: Vec<Member>,
-    /// Networks that may open flows, with their prefix lengths.
-    pub allowed: Vec<(u32, AllowedKey)>,
-    /// Half-open flows.
-    pub flows_half_open: Vec<(FlowKey, Flow)>,
-    /// Established flows.
-    pub flows_established: Vec<(FlowKey, Flow)>,
-    /// Half-open translations.
-    pub nats_half_open: Vec<(NatKey, Nat)>,
-    /// Established translations.
-    pub nats_established: Vec<(NatKey, Nat)>,
-    /// Ports of packets that come in fragments.
-    pub fragments: Vec<(FragmentKey, Fragment)>,
-    /// Live connections by backend id.
-    pub live: Vec<(u32, Live)>,
-    /// Measured loads by backend id.
-    pub loads: Vec<(u32, BackendLoad)>,
-    /// This CPU's part of the guard against floods of SYNs.
-    pub guard: SynGuard,
-    /// When a SYN was last not remembered, ns of the monotonic clock; 0: never.
-    pub guard_fired_ns: u64,
-}
 
 /// Lookups over a [`Setup`], with a clock and dice that tests set.
 #[derive(Default)]
@@ -88,7 +51,10 @@ impl HostTables {
     pub fn new(setup: Setup) -> Self {
         Self {
             flows: HostFlows::new(&setup.flows_half_open, &setup.flows_established),
-            nats: HostFlows::new(&setup.nats_half_open, &setup.nats_established),
+            nats: HostFlows {
+                retires_ended: true,
+                ..HostFlows::new(&setup.nats_half_open, &setup.nats_established)
+            },
             fragments: RefCell::new(setup.fragments.iter().copied().collect()),
             now_ns: Cell::new(1_000_000_000),
             seed: Cell::new(1),
@@ -118,11 +84,14 @@ pub struct HostFlows<K, V> {
     pub half_open: RefCell<HashMap<K, Rc<Cell<V>>>>,
     /// Confirmed ones.
     pub established: RefCell<HashMap<K, Rc<Cell<V>>>>,
+    /// Whether a confirmed flow that ends moves to the unconfirmed ones, as in the kernel's tables of
+    /// translations.
+    retires_ended: bool,
 }
 
 impl<K, V> Default for HostFlows<K, V> {
     fn default() -> Self {
-        Self { half_open: RefCell::default(), established: RefCell::default() }
+        Self { half_open: RefCell::default(), established: RefCell::default(), retires_ended: false }
     }
 }
 
@@ -131,7 +100,17 @@ impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
         let table = |entries: &[(K, V)]| {
             entries.iter().map(|(key, value)| (*key, Rc::new(Cell::new(*value)))).collect()
         };
-        Self { half_open: RefCell::new(table(half_open)), established: RefCell::new(table(established)) }
+        Self {
+            half_open: RefCell::new(table(half_open)),
+            established: RefCell::new(table(established)),
+            retires_ended: false,
+        }
+    }
+
+    /// What stands in either.
+    pub fn all(&self) -> Vec<V> {
+        let (half_open, established) = (self.half_open.borrow(), self.established.borrow());
+        half_open.values().chain(established.values()).map(|entry| entry.get()).collect()
     }
 
     /// Puts a flow among the established ones.
@@ -160,8 +139,14 @@ where
         Opened::Added
     }
 
-    fn confirm(&self, key: &K, entry: &Self::Entry) {
-        self.adopt(key, &Cell::get(entry));
+    fn settle(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32) {
+        let is_ended = self.retires_ended && conntrack::is_closed(events);
+        if !is_established && conntrack::is_established(events) && !is_ended {
+            self.adopt(key, &Cell::get(entry));
+        } else if is_established && is_ended {
+            self.established.borrow_mut().remove(key);
+            self.half_open.borrow_mut().insert(*key, entry.clone());
+        }
     }
 
     fn renew(&self, key: &K, _: &Self::Entry, value: &V) {
@@ -189,6 +174,16 @@ macro_rules! entry_of {
                 let before = Cell::get(self);
                 self.set($value { events: before.events | events, ..before });
                 before.events
+            }
+
+            fn clear_events(&self, events: u32) -> u32 {
+                let before = Cell::get(self);
+                self.set($value { events: before.events & !events, ..before });
+                before.events
+            }
+
+            fn set_sequence(&self, sequence: u16) {
+                self.set($value { sequence, ..Cell::get(self) });
             }
         }
     };
@@ -223,8 +218,8 @@ impl Candidates for HostTables {
             self.setup.live.iter().find(|(own, _)| *own == id).map(|(_, live)| *live).unwrap_or_default();
         let counted = self.counted.borrow();
         let count = |by: &HashMap<u32, u64>| by.get(&id).copied().unwrap_or(0);
-        Live { opened: start.opened + count(&counted.opened), closed: start.closed + count(&counted.closed) }
-            .count(0)
+        let opened = start.opened + count(&counted.opened) + count(&counted.revived);
+        Live { opened, closed: start.closed + count(&counted.closed) }.count(0)
     }
 
     fn is_alive(&self, id: u32) -> bool {
@@ -356,6 +351,10 @@ impl Lookups for HostTables {
 
     fn count_closed(&self, backend: u32) {
         self.counted(|counted| counted.closed.entry(backend).or_default());
+    }
+
+    fn count_revived(&self, backend: u32) {
+        self.counted(|counted| counted.revived.entry(backend).or_default());
     }
 
     fn count_answered(&self, backend: u32) {

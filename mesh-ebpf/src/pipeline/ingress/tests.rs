@@ -1,4 +1,4 @@
-//! What a repeated SYN means.
+//! When a repeated SYN goes elsewhere.
 
 use super::*;
 

@@ -1,0 +1,251 @@
+//! What counts of what a packet tells: a client's segment must be where the client is, and who goes on has not ended.
+//!
+//! A flow keeps the upper half of the client's sequence number only, so that hardly any packet has to write it. Whoever doesn't see the
+//! connection hits the range that is believed with one packet in 9 000; an endpoint checks exactly, and what it says then revives the flow.
+
+use super::{SECOND_NS, datagram_events, events_of, is_established, is_unproven, proven};
+use crate::abi::{Direction, flow_event};
+use crate::parse::tcp::Flags;
+use crate::parse::transport;
+
+/// How long after a supposed end the other end's packets show that there was none: what was on its way then has arrived or is lost.
+pub const STILL_UNDER_WAY_NS: u64 = SECOND_NS;
+
+/// How far behind the furthest segment seen of the client another one may be and still be believed to end the connection, in units of
+/// 64 KiB. An answer to what the task has sent has the number that the task was waiting for, which may be some data behind.
+const BEHIND: u16 = 4;
+/// How far ahead likewise: the longest segment that the kernel hands over in one piece, and as much again for one that was lost.
+const AHEAD: u16 = 2;
+/// How far ahead a segment may be that carries on: what was lost in between was not seen here. In units of 64 KiB.
+const FAR_AHEAD: u16 = 16;
+/// A distance, in units of 64 KiB, that no window of TCP's reaches (RFC 7323): 1 GiB.
+const BEYOND_ANY_WINDOW: u16 = 1 << 14;
+
+/// What is known of a flow when one of its packets comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Its events.
+    pub events: u32,
+    /// TCP: where the client is in its sequence numbers, their upper half.
+    pub sequence: u16,
+    /// How long ago the packet before this one was seen, ns.
+    pub idle_ns: u64,
+}
+
+/// What a packet changes in that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Events to add.
+    pub added: u32,
+    /// Events that it belies.
+    pub cleared: u32,
+    /// Where the client is now.
+    pub sequence: u16,
+}
+
+/// What a packet tells of its flow.
+#[inline(always)]
+pub const fn judge(direction: Direction, header: &transport::Header, known: &Known) -> Told {
+    let sequence = known.sequence;
+    if header.is_udp() {
+        return Told { added: datagram_events(direction, known.events), cleared: 0, sequence };
+    }
+    match direction {
+        Direction::Request => judge_client(header, known),
+        Direction::Reply => Told {
+            added: proven(direction, known.events, events_of(direction, header.flags)),
+            cleared: belied_by_task(header.flags, known),
+            sequence: acknowledged(header, known),
+        },
+    }
+}
+
+/// What a client's segment tells: nothing, if it isn't where the client is.
+#[inline(always)]
+const fn judge_client(header: &transport::Header, known: &Known) -> Told {
+    let flags = header.flags;
+    let distance = header.sequence.wrapping_sub(known.sequence).wrapping_add(BEHIND);
+    let is_near = distance <= BEHIND + AHEAD;
+    if flags.is_plain() {
+        if distance > BEHIND + FAR_AHEAD {
+            return Told { added: 0, cleared: 0, sequence: known.sequence };
+        }
+        let sequence = if distance > BEHIND { header.sequence } else { known.sequence };
+        let added = proven(Direction::Request, known.events, flow_event::ACK);
+        return Told { added, cleared: belied_by_client(flags, known), sequence };
+    }
+    let is_first = flags.has(Flags::SYN) && !flags.has(Flags::RST);
+    if is_first {
+        // On a live flow it is the endpoint's to challenge (RFC 5961, 4).
+        let sequence = if is_established(known.events) { known.sequence } else { header.sequence };
+        return Told { added: flow_event::SYN, cleared: 0, sequence };
+    }
+    let told = if is_near { events_of(Direction::Request, flags) } else { 0 };
+    let added = proven(Direction::Request, known.events, told);
+    Told { added, cleared: 0, sequence: known.sequence }
+}
+
+/// Whether a packet may be the client's: one that anybody could send in its name is not to lead replies elsewhere.
+#[inline(always)]
+pub const fn is_clients(header: &transport::Header, sequence: u16) -> bool {
+    header.is_udp() || header.sequence.wrapping_sub(sequence).wrapping_add(BEHIND) <= BEHIND + FAR_AHEAD
+}
+
+/// Where the client is, by what its task has acknowledged: a task that took a SYN, or is ahead of what was seen here, knows better.
+#[inline(always)]
+const fn acknowledged(header: &transport::Header, known: &Known) -> u16 {
+    let sequence = known.sequence;
+    let distance = header.acknowledged.wrapping_sub(sequence);
+    let is_ahead = distance != 0 && distance < 1 << 15;
+    let is_elsewhere = distance >= 1 << 15 && distance < BEYOND_ANY_WINDOW.wrapping_neg();
+    let is_new = header.flags.has(Flags::SYN) || is_unproven(known.events);
+    if header.flags.has(Flags::ACK) && (is_new || is_ahead || is_elsewhere) {
+        header.acknowledged
+    } else {
+        sequence
+    }
+}
+
+/// Events that a client's segment belies which carries on: its own RST, as who has reset a connection says no more of it; the task's, if
+/// it isn't one that was under way when the task reset the connection; its own FIN, if new data follows.
+#[inline(always)]
+const fn belied_by_client(flags: Flags, known: &Known) -> u32 {
+    let is_late = known.idle_ns >= STILL_UNDER_WAY_NS;
+    let is_own = known.events & flow_event::TASK_RESET == 0;
+    let reset =
+        if is_own || is_late { known.events & (flow_event::RESET | flow_event::TASK_RESET) } else { 0 };
+    let has_closed = known.events & flow_event::CLIENT_FIN != 0;
+    if !(has_closed && is_late && flags.has(Flags::PSH)) {
+        return reset;
+    }
+    // Of a directly answered flow the client's FIN stood for both.
+    let both = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
+    reset | if known.events & flow_event::DSR != 0 { both } else { flow_event::CLIENT_FIN }
+}
+
+/// The same for a task's segment.
+#[inline(always)]
+const fn belied_by_task(flags: Flags, known: &Known) -> u32 {
+    let is_late = known.idle_ns >= STILL_UNDER_WAY_NS;
+    let is_own = known.events & flow_event::TASK_RESET != 0;
+    if flags.is_plain() && (is_own || is_late) {
+        known.events & (flow_event::RESET | flow_event::TASK_RESET)
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{Be16, protocol};
+
+    const UNIT: u32 = 1 << 16;
+    /// Close to where sequence numbers begin anew.
+    const HERE: u32 = 0u32.wrapping_sub(3 * UNIT);
+    const ESTABLISHED: u32 = flow_event::SYN | flow_event::SYN_ACK | flow_event::ACK;
+
+    fn header(flags: u8, sequence: u32, acknowledged: u32) -> transport::Header {
+        transport::Header {
+            offset: 0,
+            protocol: protocol::TCP,
+            source_port_be: Be16::default(),
+            destination_port_be: Be16::default(),
+            len: 20,
+            flags: Flags(flags),
+            sequence: (sequence >> 16) as u16,
+            acknowledged: (acknowledged >> 16) as u16,
+        }
+    }
+
+    fn known(events: u32, idle_ns: u64) -> Known {
+        Known { events, sequence: (HERE >> 16) as u16, idle_ns }
+    }
+
+    fn request(flags: u8, sequence: u32, events: u32, idle_ns: u64) -> Told {
+        judge(Direction::Request, &header(flags, sequence, 0), &known(events, idle_ns))
+    }
+
+    fn reply(flags: u8, acknowledged: u32, events: u32, idle_ns: u64) -> Told {
+        judge(Direction::Reply, &header(flags, 77, acknowledged), &known(events, idle_ns))
+    }
+
+    #[test]
+    fn an_end_counts_only_where_the_client_is() {
+        for (sequence, counts) in [
+            (HERE, true),
+            (HERE.wrapping_add(2 * UNIT), true),
+            (HERE.wrapping_sub(4 * UNIT), true),
+            (HERE.wrapping_add(3 * UNIT), false),
+            (HERE.wrapping_sub(5 * UNIT), false),
+            (12345 * UNIT, false),
+        ] {
+            let added = |flags| request(flags, sequence, ESTABLISHED, 0).added;
+            assert_eq!(added(Flags::RST), if counts { flow_event::RESET } else { 0 }, "RST {sequence:#x}");
+            let fin = flow_event::ACK | flow_event::CLIENT_FIN;
+            assert_eq!(added(Flags::FIN | Flags::ACK), if counts { fin } else { 0 }, "FIN {sequence:#x}");
+        }
+        let task = reply(Flags::RST, 0, ESTABLISHED, 0);
+        assert_eq!(task.added, flow_event::RESET | flow_event::TASK_RESET, "what a task sends is its own");
+    }
+
+    #[test]
+    fn the_client_is_followed_and_nobody_else() {
+        let at = |told: Told| told.sequence;
+        let here = (HERE >> 16) as u16;
+        let go_on = |distance: u32| request(Flags::ACK, HERE.wrapping_add(distance), ESTABLISHED, 0);
+        assert_eq!(at(go_on(5 * UNIT)), here.wrapping_add(5), "past the end of the numbers");
+        assert_eq!(at(go_on(0)), here);
+        assert_eq!(at(go_on(UNIT.wrapping_neg())), here, "an old segment leads nowhere");
+        assert_eq!(at(go_on(17 * UNIT)), here, "nor one far ahead");
+        assert_eq!(at(request(Flags::SYN, 9 * UNIT, ESTABLISHED, 0)), here, "nor a SYN on a live flow");
+        assert_eq!(at(request(Flags::SYN, 9 * UNIT, flow_event::SYN, 0)), 9, "of one that begins it does");
+    }
+
+    #[test]
+    fn the_task_knows_where_its_client_is() {
+        let at = |flags, distance: u32| reply(flags, HERE.wrapping_add(distance), ESTABLISHED, 0).sequence;
+        let here = (HERE >> 16) as u16;
+        assert_eq!(at(Flags::ACK, 40 * UNIT), here.wrapping_add(40), "segments that were not seen here");
+        assert_eq!(at(Flags::ACK, (40 * UNIT).wrapping_neg()), here, "it is behind by what is under way");
+        assert_eq!(at(Flags::ACK, 0x9000_0000), here.wrapping_add(0x9000), "no window is that large");
+        assert_eq!(
+            at(Flags::SYN | Flags::ACK, UNIT.wrapping_neg()),
+            here.wrapping_sub(1),
+            "it took this SYN"
+        );
+        assert_eq!(at(Flags::RST, 40 * UNIT), here, "a RST without ACK acknowledges nothing");
+    }
+
+    #[test]
+    fn who_goes_on_has_not_ended() {
+        let (reset, both) = (flow_event::RESET, flow_event::RESET | flow_event::TASK_RESET);
+        let late = STILL_UNDER_WAY_NS;
+        let client = |flags, events, idle_ns| request(flags, HERE, ESTABLISHED | events, idle_ns).cleared;
+        let task = |events, idle_ns| reply(Flags::ACK, HERE, ESTABLISHED | events, idle_ns).cleared;
+        assert_eq!(client(Flags::ACK, reset, 0), reset, "a client that has not reset it");
+        assert_eq!(client(Flags::ACK, both, late - 1), 0, "what was under way when the task did");
+        assert_eq!(client(Flags::ACK, both, late), both, "later the task would have answered by a RST");
+        assert_eq!(client(Flags::RST, reset, late), 0);
+        assert_eq!(task(both, 0), both, "a task that has not reset it");
+        assert_eq!(task(reset, late - 1), 0, "what was under way when the client did");
+        assert_eq!(task(reset, late), reset);
+        let elsewhere = request(Flags::ACK, 12345 * UNIT, ESTABLISHED | reset, late);
+        assert_eq!(elsewhere.cleared, 0, "somebody else's packet proves nothing");
+    }
+
+    #[test]
+    fn new_data_after_a_fin_belies_it() {
+        let (fin, both) = (flow_event::CLIENT_FIN, flow_event::CLIENT_FIN | flow_event::TASK_FIN);
+        let data = Flags::PSH | Flags::ACK;
+        let cleared = |flags, events, idle_ns| request(flags, HERE, ESTABLISHED | events, idle_ns).cleared;
+        assert_eq!(cleared(data, fin, STILL_UNDER_WAY_NS), fin);
+        assert_eq!(cleared(data, fin, 0), 0, "it may be older than the FIN");
+        assert_eq!(cleared(Flags::ACK, fin, STILL_UNDER_WAY_NS), 0, "who has closed acknowledges still");
+        assert_eq!(
+            cleared(data, both | flow_event::DSR, STILL_UNDER_WAY_NS),
+            both,
+            "where it stood for both"
+        );
+    }
+}
