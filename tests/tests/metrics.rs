@@ -76,7 +76,7 @@ fn counters_count_what_was_sent() -> Result<()> {
 }
 
 /// Names that every agent shows once a service has been used.
-const BY_AGENTS: [&str; 28] = [
+const BY_AGENTS: [&str; 29] = [
     "mesh_build_info",
     "mesh_node_info",
     "mesh_frontend_connections_total",
@@ -103,6 +103,7 @@ const BY_AGENTS: [&str; 28] = [
     "mesh_dataplane_revision",
     "mesh_control_connected",
     "mesh_config_propagation_seconds",
+    "mesh_proxy_counters_kept",
     "mesh_collector_success",
     "mesh_collector_duration_seconds",
 ];

@@ -38,7 +38,8 @@ use crate::error_chain;
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
-use crate::proxy::{Listening, Proxy, carry_over};
+use crate::proxy::carry_over::{self, Kept};
+use crate::proxy::{Listening, Proxy};
 use crate::view::NodeView;
 use health::PassiveHealth;
 use membership::Membership;
@@ -112,6 +113,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         role: String::new(),
         certificate_until: None,
     });
+    let kept = start_keeping_counters(&components, config.data_dir.clone(), &proxy);
     let (connected, is_connected) = watch::channel(false);
     let (expelled, is_expelled) = watch::channel(false);
     let ejected = start_health(&components, &proxy, datapath.clone(), &views);
@@ -121,7 +123,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         connected: is_connected,
         node: node_facts,
         proxy: Arc::clone(&proxy),
-        data_dir: config.data_dir.clone(),
+        kept,
         datapath: datapath.clone(),
         loads: Arc::clone(&loads),
         ejected,
@@ -172,6 +174,21 @@ fn start_cache(
         cache::keep(directory, views, keys, stop).await;
         Ok(())
     });
+}
+
+/// Starts what keeps the proxy's counters on disk. Returns what of them scrapes show.
+fn start_keeping_counters(
+    components: &Components,
+    directory: PathBuf,
+    proxy: &Arc<Proxy>,
+) -> watch::Receiver<Kept> {
+    let (sender, kept) = watch::channel(Kept::Yes(Arc::new(proxy.ledger().stats())));
+    let (proxy, stop) = (Arc::clone(proxy), components.stopping().clone());
+    components.spawn("counters", async move {
+        carry_over::keep(directory, move || proxy.ledger().stats(), sender, stop).await;
+        Ok(())
+    });
+    kept
 }
 
 /// The view and the keys to start with: the cached ones of a member, else empty ones.

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes `directory` (mode 0700) and its parents, if they don't exist.
 ///
@@ -21,12 +21,28 @@ pub fn create_private_dir(directory: &Path) -> io::Result<()> {
 /// As the file system says; the old file is then still there.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(contents)?;
+    let (fresh, file) = write_beside(path, contents)?;
     file.sync_all()?;
     fs::rename(&fresh, path)?;
     File::open(directory)?.sync_all()
+}
+
+/// Replaces `path` (mode 0600) by `contents` without a flush: the file outlives the process, but may be older, or empty, after a
+/// power cut. For what is worth nothing then.
+///
+/// # Errors
+/// As the file system says; the old file is then still there.
+pub fn replace_unflushed(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let (fresh, _) = write_beside(path, contents)?;
+    fs::rename(&fresh, path)
+}
+
+/// Writes `contents` to a new file beside `path`; returns its path and the open file.
+fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(contents)?;
+    Ok((fresh, file))
 }
 
 /// The contents of `path`, or nothing if there is no such file.
@@ -55,8 +71,10 @@ mod tests {
         let path = directory.join("file.json");
         assert_eq!(read(&path).expect("absence is no error"), None);
         replace(&path, b"one").expect("the file is made");
-        replace(&path, b"two").expect("the file is replaced");
-        assert_eq!(read(&path).expect("the file is read").as_deref(), Some(b"two".as_slice()));
+        for (how, contents) in [(replace as fn(&Path, &[u8]) -> _, b"two"), (replace_unflushed, b"six")] {
+            how(&path, contents).expect("the file is replaced");
+            assert_eq!(read(&path).expect("the file is read").as_deref(), Some(contents.as_slice()));
+        }
         let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(&directory)), (0o600, 0o700), "modes of the file and its directory");
         assert_eq!(fs::read_dir(&directory).expect("it is listed").count(), 1, "nothing else is left behind");

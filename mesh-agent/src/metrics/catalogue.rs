@@ -93,6 +93,8 @@ families! {
     /// setting
     HOST_WRONG = GAUGE "mesh_host_setting_wrong", "Settings of the host that are wrong and that this agent can't set back, always 1.";
     /// –
+    PROXY_KEPT = GAUGE "mesh_proxy_counters_kept", "Whether the userspace proxy's counters are on disk; 0: the disk takes nothing, and they fall when the agent starts again.";
+    /// –
     STORE_REVISION = GAUGE "mesh_store_revision", "Generation of the newest mesh table heard of.";
     /// –
     DATAPLANE_REVISION = GAUGE "mesh_dataplane_revision", "Generation of the mesh table that carries traffic.";

@@ -3,8 +3,8 @@
 //! Purpose: [`families`] is pure, from what was observed to metric families; [`AgentCollector`] observes. Names are in
 //! `catalogue`.
 //!
-//! Invariants: a scrape reads maps on a blocking thread; a data plane that can't be read costs its own families only, and
-//! `mesh_collector_success` says so.
+//! Invariants: a scrape reads maps on a blocking thread, and writes nothing; a data plane that can't be read costs its own families
+//! only, and `mesh_collector_success` says so.
 //!
 //! Left to others: serving them (`admin`).
 
@@ -16,7 +16,6 @@ mod samples;
 mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,9 @@ use crate::cli::MetricsBackends;
 use crate::datapath::{Datapath, StatsSnapshot};
 use crate::error_chain;
 use crate::lb::loads::{Load, Loads};
+use crate::proxy::Proxy;
+use crate::proxy::carry_over::Kept;
 use crate::proxy::ledger::ProxyStats;
-use crate::proxy::{Proxy, carry_over};
 use crate::view::NodeView;
 use progress::Progress;
 use samples::Samples;
@@ -65,6 +65,8 @@ pub struct Observation<'a> {
     pub now: Timestamp,
     /// The proxy's figures.
     pub proxy: &'a ProxyStats,
+    /// Whether the proxy's counters are on disk, for the agent's next start.
+    pub is_proxy_kept: bool,
     /// The kernel programs' figures, if there are any and they could be read.
     pub kernel: Option<&'a StatsSnapshot>,
     /// Loads that are known here.
@@ -113,8 +115,8 @@ pub struct AgentCollector {
     pub node: watch::Receiver<NodeFacts>,
     /// The proxy.
     pub proxy: Arc<Proxy>,
-    /// Where the proxy's counters are kept across restarts.
-    pub data_dir: PathBuf,
+    /// The proxy's counters as they are on disk.
+    pub kept: watch::Receiver<Kept>,
     /// The kernel data plane, if there is one.
     pub datapath: Option<Arc<Datapath>>,
     /// Loads that are known here.
@@ -132,7 +134,7 @@ impl Collector for AgentCollector {
         descriptions().iter().collect()
     }
 
-    /// Blocking: reads maps, and keeps what the proxy counted.
+    /// Blocking: reads maps.
     fn collect(&self) -> Vec<MetricFamily> {
         let mut collectors = Vec::new();
         let kernel = self.datapath.as_ref().and_then(|datapath| {
@@ -146,12 +148,9 @@ impl Collector for AgentCollector {
             stats.ok()
         });
         let start = Instant::now();
-        let proxy = self.proxy.ledger().stats();
-        let kept = carry_over::store(&self.data_dir, &proxy);
-        if let Err(error) = &kept {
-            tracing::warn!(error = %error_chain(error), "keep the proxy's counters for the next start");
-        }
-        collectors.push(Reading { name: "proxy", success: kept.is_ok(), duration: start.elapsed() });
+        let kept = self.kept.borrow().clone();
+        let proxy = kept.shown(self.proxy.ledger().stats());
+        collectors.push(Reading { name: "proxy", success: true, duration: start.elapsed() });
         families(&Observation {
             view: &Arc::clone(&self.view.borrow()),
             applied: *self.applied.borrow(),
@@ -159,6 +158,7 @@ impl Collector for AgentCollector {
             node: &self.node.borrow().clone(),
             now: chrono::Utc::now(),
             proxy: &proxy,
+            is_proxy_kept: kept != Kept::No,
             kernel: kernel.as_ref(),
             loads: &self.loads.all(),
             ejected: &self.ejected.borrow().clone(),
