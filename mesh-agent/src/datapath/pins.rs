@@ -1,9 +1,12 @@
 //! Where maps and links are pinned: `DIR/<abi hash>/{maps,links,tasks}/`.
 //!
 //! Invariants: a pinned map is only ever met by programs of the same layouts, as the layouts' hash is in its path. Links of another
-//! hash are found too, so that a new version can take them over without a gap.
+//! hash are found too, so that a new version can take them over without a gap. Nobody but root gets to a pin: whoever opens one
+//! reads and writes the map.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_ebpf::abi::ABI_HASH;
@@ -28,7 +31,8 @@ impl Pins {
         Self { root: root.to_owned(), current: root.join(format!("{ABI_HASH:016x}")) }
     }
 
-    /// Makes the directories, and mounts a BPF file system at the root if it lies on none.
+    /// Makes the directories, and mounts a BPF file system at the root if it lies on none. Those of mesh's own get mode 0700; a mount
+    /// point that somebody else made at the root keeps the mode it has.
     ///
     /// # Errors
     /// A directory or the mount is refused.
@@ -42,11 +46,18 @@ impl Pins {
             rustix::mount::mount("bpf", &self.root, "bpf", MountFlags::empty(), Some(c"mode=0700"))
                 .map_err(|error| failed(&self.root)(error.into()))?;
         }
-        for directory in ["maps", "links", "tasks"] {
-            let path = self.current.join(directory);
+        if !is_mount_point(&self.root).map_err(failed(&self.root))? {
+            make_private(&self.root).map_err(failed(&self.root))?;
+        }
+        for path in [
+            self.current.clone(),
+            self.current.join("maps"),
+            self.current.join("links"),
+            self.current.join("tasks"),
+        ] {
             std::fs::create_dir_all(&path).map_err(failed(&path))?;
         }
-        Ok(())
+        make_private(&self.current).map_err(failed(&self.current))
     }
 
     /// A map's pin.
@@ -141,6 +152,15 @@ fn versions(root: &Path) -> Vec<PathBuf> {
     versions
 }
 
+/// Takes what rights others have to a directory.
+fn make_private(directory: &Path) -> io::Result<()> {
+    const PRIVATE: u32 = 0o700;
+    if std::fs::metadata(directory)?.permissions().mode() & 0o777 == PRIVATE {
+        return Ok(());
+    }
+    std::fs::set_permissions(directory, Permissions::from_mode(PRIVATE))
+}
+
 fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(u32::try_from(rustix::fs::statfs(path)?.f_type).is_ok_and(|kind| kind == BPF_FS_MAGIC))
 }
@@ -162,5 +182,39 @@ mod tests {
         let link = pins.link("eth0.100", "tc");
         let name = link.file_name().and_then(|name| name.to_str());
         assert_eq!(name, Some("eth0%100-tc"), "BPF file systems refuse dots");
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).expect("it exists").permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn nobody_but_root_gets_to_a_pin() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "CI must run the privileged tests as root");
+            eprintln!("skipped: this test needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let own = Pins::new(&directory.path().join("own"));
+        own.prepare().expect("it is mounted");
+        assert_eq!([mode(&own.root), mode(&own.current)], [0o700; 2], "a mount of mesh's own");
+        own.remove().expect("it is unmounted");
+
+        let shared = directory.path().join("shared");
+        std::fs::create_dir(&shared).expect("a directory");
+        rustix::mount::mount("bpf", &shared, "bpf", MountFlags::empty(), Some(c"mode=1777"))
+            .expect("a mount");
+        let below = Pins::new(&shared.join("mesh"));
+        std::fs::create_dir(&below.root).expect("an earlier agent's directory");
+        std::fs::set_permissions(&below.root, Permissions::from_mode(0o755)).expect("with its mode");
+        let at = Pins::new(&shared);
+        let prepared = below.prepare().and_then(|()| at.prepare());
+        let modes =
+            prepared.map(|()| [mode(&below.root), mode(&below.current), mode(&shared), mode(&at.current)]);
+        let removed = below.remove();
+        rustix::mount::unmount(&shared, rustix::mount::UnmountFlags::DETACH).expect("it is unmounted");
+        assert_eq!(modes.expect("it is prepared"), [0o700, 0o700, 0o777, 0o700], "on a mount of others");
+        removed.expect("what is mesh's own goes");
     }
 }

@@ -7,6 +7,7 @@ mod capacity;
 mod figures;
 mod netlab;
 mod node;
+mod pins;
 mod settings;
 mod traffic;
 
