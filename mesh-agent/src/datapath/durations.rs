@@ -1,7 +1,8 @@
 //! The programs' histograms: made for every published port, summed over CPUs, removed with their port.
 //!
 //! Invariants: a port has its histograms before the programs know it; a port that comes in another's place begins at zero. Where
-//! no packet ends a flow, the sweep adds to a histogram of its own, which the programs don't write.
+//! no packet ends a flow, the sweep adds to a histogram of its own, which the programs don't write. There is one [`Durations`], in
+//! [`super::tallies`]; whoever only reads has [`Timings`].
 
 use std::collections::BTreeSet;
 use std::thread::sleep;
@@ -31,11 +32,54 @@ pub struct PortDurations {
     pub flow: Histogram,
 }
 
-/// The map of histograms.
-pub(super) struct Durations {
+/// The map of histograms, to read.
+pub(super) struct Timings {
     map: PerCpuHashMap<MapData, u32, Histogram>,
+}
+
+impl Timings {
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    /// It isn't pinned, or isn't of the expected kind.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self { map: loader::open(pins, names::DURATIONS)? })
+    }
+
+    /// What was timed of the published port with this index; nothing if it has no histograms yet.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub(super) fn read(&self, service_index: u32) -> Result<PortDurations, DatapathError> {
+        let sum = |timed: Timed| -> Result<Histogram, DatapathError> {
+            let values = self.get(timed.key(service_index))?;
+            Ok(values.iter().flat_map(|values| values.iter()).fold(Histogram::default(), Histogram::plus))
+        };
+        Ok(PortDurations { connect: sum(Timed::Connect)?, flow: sum(Timed::Flow)?.plus(&sum(Timed::Swept)?) })
+    }
+
+    /// Whether no published port has histograms.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> Result<bool, MapError> {
+        self.map.keys().next().transpose().map(|key| key.is_none())
+    }
+
+    fn get(&self, key: u32) -> Result<Option<PerCpuValues<Histogram>>, DatapathError> {
+        match self.map.get(&key, 0) {
+            Ok(values) => Ok(Some(values)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(DatapathError::map(names::DURATIONS, "lookup", error)),
+        }
+    }
+}
+
+/// The map of histograms, to write.
+pub(super) struct Durations {
+    timings: Timings,
     /// Indexes of published ports that have theirs.
     made: BTreeSet<u32>,
+    /// Indexes whose port began or went since [`Durations::begin_walk`].
+    renewed: BTreeSet<u32>,
 }
 
 impl Durations {
@@ -44,13 +88,19 @@ impl Durations {
     /// # Errors
     /// It isn't pinned, isn't of the expected kind, or can't be read.
     pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        let map: PerCpuHashMap<MapData, u32, Histogram> = loader::open(pins, names::DURATIONS)?;
-        let made = map
+        let timings = Timings::open(pins)?;
+        let made = timings
+            .map
             .keys()
             .map(|key| key.map(Timed::service_index))
             .collect::<Result<_, _>>()
             .map_err(|error| DatapathError::map(names::DURATIONS, "dump", error))?;
-        Ok(Self { map, made })
+        Ok(Self { timings, made, renewed: BTreeSet::new() })
+    }
+
+    /// Has [`Durations::add_swept`] pass over ports that begin or go from now on: what a walk finds is of those before them.
+    pub(super) fn begin_walk(&mut self) {
+        self.renewed.clear();
     }
 
     /// Has the published port with this index begin at zero.
@@ -58,6 +108,7 @@ impl Durations {
     /// # Errors
     /// The map refuses the entries.
     pub(super) fn reset(&mut self, service_index: u32) -> Result<(), DatapathError> {
+        self.renewed.insert(service_index);
         for timed in Timed::ALL {
             self.set(timed.key(service_index), &zeros(names::DURATIONS)?)?;
         }
@@ -77,34 +128,25 @@ impl Durations {
         }
         let over: Vec<u32> = self.made.difference(&wanted).copied().collect();
         for service_index in over {
+            self.renewed.insert(service_index);
             for timed in Timed::ALL {
-                deleted(names::DURATIONS, self.map.remove(&timed.key(service_index)))?;
+                deleted(names::DURATIONS, self.timings.map.remove(&timed.key(service_index)))?;
             }
             self.made.remove(&service_index);
         }
         Ok(())
     }
 
-    /// What was timed of the published port with this index; nothing if it has no histograms yet.
-    ///
-    /// # Errors
-    /// The map can't be read.
-    pub(super) fn read(&self, service_index: u32) -> Result<PortDurations, DatapathError> {
-        let sum = |timed: Timed| -> Result<Histogram, DatapathError> {
-            let values = self.get(timed.key(service_index))?;
-            Ok(values.iter().flat_map(|values| values.iter()).fold(Histogram::default(), Histogram::plus))
-        };
-        Ok(PortDurations { connect: sum(Timed::Connect)?, flow: sum(Timed::Flow)?.plus(&sum(Timed::Swept)?) })
-    }
-
-    /// Adds lives of flows that no packet ended.
+    /// Adds lives of flows that no packet ended, unless their port has gone since the walk that found them began.
     ///
     /// # Errors
     /// The map can't be read, or refuses the change.
     pub(super) fn add_swept(&mut self, service_index: u32, lives: &Histogram) -> Result<(), DatapathError> {
+        if self.renewed.contains(&service_index) || !self.made.contains(&service_index) {
+            return Ok(());
+        }
         let key = Timed::Swept.key(service_index);
-        // Without histograms the port has gone: nobody will ask.
-        let Some(values) = self.get(key)? else { return Ok(()) };
+        let Some(values) = self.timings.get(key)? else { return Ok(()) };
         let mut values = values.to_vec();
         if let Some(first) = values.first_mut() {
             *first = first.plus(lives);
@@ -112,18 +154,10 @@ impl Durations {
         self.set(key, &values)
     }
 
-    fn get(&self, key: u32) -> Result<Option<PerCpuValues<Histogram>>, DatapathError> {
-        match self.map.get(&key, 0) {
-            Ok(values) => Ok(Some(values)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(DatapathError::map(names::DURATIONS, "lookup", error)),
-        }
-    }
-
     fn set(&mut self, key: u32, values: &[Histogram]) -> Result<(), DatapathError> {
         let mut pauses = 0..PAUSES_MAX;
         loop {
-            match self.map.insert(key, per_cpu(names::DURATIONS, values.to_vec())?, 0) {
+            match self.timings.map.insert(key, per_cpu(names::DURATIONS, values.to_vec())?, 0) {
                 Err(error) if is_out_of_memory(&error) && pauses.next().is_some() => sleep(PAUSE),
                 result => {
                     return result.map_err(|error| DatapathError::map(names::DURATIONS, "update", error));

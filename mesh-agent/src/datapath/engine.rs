@@ -1,7 +1,7 @@
 //! The data plane as one object: opened once, driven by `run`, asked by metrics and the task worker.
 //!
 //! Invariants: opening adopts whatever is pinned, so that no packet meets a gap; nothing is detached but by [`uninstall`]. Locks are
-//! held for maps, hooks and sweeper apart, never across a wait. Every method here blocks for system calls: call them off the runtime.
+//! taken in the order of [`Datapath`]'s fields, if more than one is held, and never across a wait. Every method here blocks for system calls: call them off the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,9 +31,11 @@ use super::network::upkeep::{self, Upkeep};
 use super::network::uplinks::{Routes, Uplinks};
 use super::pins::Pins;
 use super::provoke::{Forgotten, provoke};
+use super::published::Published;
 use super::state::State;
 use super::stats::{Counters, StatsSnapshot};
 use super::sweep::{Census, Sweeper, monotonic_ns};
+use super::tallies::Tallies;
 use crate::view::NodeView;
 
 /// IPv4 and TCP headers without options, bytes.
@@ -55,16 +57,19 @@ pub struct TaskLink {
 /// The node's data plane.
 pub struct Datapath {
     pub(super) config: DatapathConfig,
-    hooks: Mutex<Hooks>,
-    pub(super) state: Mutex<State>,
-    network: Mutex<Network>,
+    /// The tallies that it shares with `state` have a lock of their own, which is taken inside of both.
     sweeper: Mutex<Sweeper>,
-    pub(super) flows: Mutex<Flows>,
+    network: Mutex<Network>,
+    pub(super) state: Mutex<State>,
     pub(super) upkeep: Mutex<Upkeep>,
+    hooks: Mutex<Hooks>,
+    pub(super) flows: Mutex<Flows>,
     census: Mutex<Census>,
+    tasks: Mutex<BTreeMap<TaskId, Address>>,
+    /// What figures need of `state`, without its lock.
+    pub(super) published: Arc<Published>,
     pub(super) counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
-    tasks: Mutex<BTreeMap<TaskId, Address>>,
     lacks_neighbours: AtomicBool,
     /// Told when a sweep can't wait for its time.
     pub(super) sweep_now: Notify,
@@ -94,7 +99,8 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     pins.prepare()?;
     let ebpf = loader::load(&pins, config.tables)?;
     carry_over(&pins);
-    let sweeper = Sweeper::open(&pins)?;
+    let tallies = Arc::new(Mutex::new(Tallies::open(&pins)?));
+    let sweeper = Sweeper::open(&pins, Arc::clone(&tallies))?;
     let flows = Flows::open(&pins)?;
     let capacities = sweeper.capacities()?;
     if capacities.get(names::FLOWS) != Some(&config.tables.flows())
@@ -110,8 +116,10 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     host::prepare(&uplinks.links);
     let mut upkeep = Upkeep::new();
     upkeep.firewall.exempt(config.vxlan_port, std::iter::empty());
+    let published = Arc::<Published>::default();
     let datapath = Datapath {
-        state: Mutex::new(State::read(Maps::open(&pins)?)?),
+        state: Mutex::new(State::read(Maps::open(&pins, tallies)?, Arc::clone(&published))?),
+        published,
         counters: Counters::open(&pins)?,
         capacities,
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
@@ -204,21 +212,17 @@ impl Datapath {
         }
     }
 
-    /// Figures, read from the live maps.
+    /// Figures, read from the live maps. Waits for no change of the tables, and holds up none.
     ///
     /// # Errors
     /// A map can't be read.
     pub fn stats(&self) -> Result<StatsSnapshot, DatapathError> {
         let hooks = lock(&self.hooks).attached();
         let census = lock(&self.census).clone();
-        let (contents, errors) = {
-            let state = lock(&self.state);
-            (state.contents().clone(), state.errors().clone())
-        };
-        let snapshot = self.counters.read(&contents);
-        let snapshot = lock(&self.state).counted(snapshot)?;
-        let host = self.host_settings()?;
-        Ok(snapshot.with(&contents, &census, &self.capacities, &errors, hooks, host))
+        let outline = self.published.outline();
+        let snapshot = self.published.counted(self.counters.read(&outline))?;
+        let (errors, host) = (self.published.errors(), self.host_settings()?);
+        Ok(snapshot.with(&outline, &census, &self.capacities, errors, hooks, host))
     }
 
     /// Brings the maps to what `view` says, and returns the generation they stand for. Nodes that are new in it are reached through
@@ -327,13 +331,17 @@ impl Datapath {
     /// # Errors
     /// A table can't be read.
     pub(super) fn sweep(&self) -> Result<(), DatapathError> {
-        let (terms, known) = {
-            let state = lock(&self.state);
-            (state.terms(monotonic_ns()), state.owners())
+        let census = {
+            let mut sweeper = lock(&self.sweeper);
+            let (terms, known) = {
+                let state = lock(&self.state);
+                sweeper.begin();
+                (state.terms(monotonic_ns()), state.owners())
+            };
+            sweeper.sweep(&terms, &known)
         };
-        let census = lock(&self.sweeper).sweep(&terms, &known);
+        let mut census = self.published.counted(census)?;
         let mut state = lock(&self.state);
-        let mut census = state.counted(census)?;
         state.hold_address_indexes(census.address_indexes.clone());
         let lost: Vec<Forgotten> = std::mem::take(&mut census.lost)
             .into_iter()

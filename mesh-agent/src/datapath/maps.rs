@@ -1,24 +1,27 @@
 //! Typed handles of the pinned maps: reads their contents, carries out one write.
 //!
-//! Invariants: what is written here is what [`Contents::apply`] does to the model, and nothing else writes these maps.
+//! Invariants: what is written here is what [`Contents::apply`] does to the model, and nothing else in this process writes these
+//! maps; what the sweep writes too is in [`Tallies`].
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Live, Member, Node,
-    Service, ServiceKey, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Member, Node, Service,
+    ServiceKey, names,
 };
 
 use super::contents::{Allowed, Contents, Write};
-use super::durations::Durations;
+use super::engine::lock;
 use super::error::DatapathError;
 use super::loader;
 use super::pins::Pins;
 use super::syscall;
+use super::tallies::Tallies;
 
 /// The maps that userspace writes, and the counters it resets.
 pub(super) struct Maps {
@@ -36,11 +39,9 @@ pub(super) struct Maps {
     peers: HashMap<MapData, Address, u32>,
     allowed: LpmTrie<MapData, AllowedKey, u32>,
     loads: Array<MapData, BackendLoad>,
-    live: Array<MapData, Live>,
-    live_drift: Array<MapData, i64>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     frontend_stats: PerCpuArray<MapData, FrontendStats>,
-    durations: Durations,
+    tallies: Arc<Mutex<Tallies>>,
 }
 
 impl Maps {
@@ -48,7 +49,7 @@ impl Maps {
     ///
     /// # Errors
     /// A map isn't pinned, or isn't of the expected kind.
-    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+    pub(super) fn open(pins: &Pins, tallies: Arc<Mutex<Tallies>>) -> Result<Self, DatapathError> {
         Ok(Self {
             config: loader::open(pins, names::CONFIG)?,
             addresses: loader::open(pins, names::ADDRESSES)?,
@@ -64,11 +65,9 @@ impl Maps {
             peers: loader::open(pins, names::PEERS)?,
             allowed: loader::open(pins, names::ALLOWED)?,
             loads: loader::open(pins, names::LOADS)?,
-            live: loader::open(pins, names::LIVE)?,
-            live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             backend_stats: loader::open(pins, names::BACKEND_STATS)?,
             frontend_stats: loader::open(pins, names::FRONTEND_STATS)?,
-            durations: Durations::open(pins)?,
+            tallies,
         })
     }
 
@@ -155,13 +154,9 @@ impl Maps {
         updated.map_err(|error| DatapathError::map(map, "update", error))
     }
 
-    /// Counters of a backend begin at zero, and so do its live connections: the drift takes off all that was counted.
+    /// Counters of a backend begin at zero, and so do its live connections.
     fn reset_backend(&mut self, id: u32) -> Result<(), DatapathError> {
-        let live = self.live.get(&id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
-        let drift = live.opened.wrapping_sub(live.closed).cast_signed();
-        self.live_drift
-            .set(id, drift, 0)
-            .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+        lock(&self.tallies).reset_backend(id)?;
         self.set_load(id, BackendLoad::default())?;
         self.backend_stats
             .set(id, zeros(names::BACKEND_STATS)?, 0)
@@ -189,11 +184,11 @@ impl Maps {
     /// # Errors
     /// The map refuses a change.
     pub(super) fn follow_durations(&mut self, contents: &Contents) -> Result<(), DatapathError> {
-        self.durations.follow(contents)
+        lock(&self.tallies).follow(contents)
     }
 
     fn reset_frontend(&mut self, index: u32) -> Result<(), DatapathError> {
-        self.durations.reset(index)?;
+        lock(&self.tallies).reset_port(index)?;
         self.frontend_stats
             .set(index, zeros(names::FRONTEND_STATS)?, 0)
             .map_err(|error| DatapathError::map(names::FRONTEND_STATS, "update", error))

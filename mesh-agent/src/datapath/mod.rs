@@ -8,8 +8,8 @@
 //!
 //! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
 //! [`contents`] and [`facts`] ([`index`]: which number is whose); `pulse` does what is due every
-//! second; `sweep` (over `flow_map`), `drain` and `stats` read flows and
-//! counters; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
+//! second; `sweep` (over `flow_map`), `drain` and `stats` (of what `state` has `published`) read flows and
+//! counters, `tallies` has those that both table and sweep change; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
 
@@ -33,12 +33,16 @@ mod maps;
 mod network;
 mod pins;
 mod provoke;
+mod published;
 mod pulse;
 mod run;
 mod state;
 mod stats;
 mod sweep;
 mod syscall;
+mod tallies;
+#[cfg(test)]
+mod testing;
 
 pub use attach::AttachedHook;
 pub use config::{DatapathConfig, DatapathMode, TableSizes};

@@ -66,7 +66,7 @@ impl Datapath {
             Ok((*id, Handshakes { answered: stats.answered, failed }))
         });
         let counted: Result<_, DatapathError> = counted.collect();
-        lock(&self.state).counted(counted)
+        self.published.counted(counted)
     }
 
     /// Leaves exactly these ports to the host stack, with a table or without. Others that a service has are the service's again.

@@ -19,6 +19,7 @@ use super::error::DatapathError;
 use super::facts::{Facts, TaskPort};
 use super::fate::Terms;
 use super::maps::Maps;
+use super::published::Published;
 use super::sweep::Owner;
 use crate::lb::ramp::Ramps;
 use crate::view::{BackendView, NodeView};
@@ -48,7 +49,9 @@ pub(super) struct State {
     has_gone: bool,
     /// Whether the maps stand for view and facts, so that there is nothing to plan.
     is_settled: bool,
-    errors: MapErrors,
+    published: Arc<Published>,
+    /// Whether the maps hold what was published last.
+    is_published: bool,
 }
 
 impl State {
@@ -56,8 +59,9 @@ impl State {
     ///
     /// # Errors
     /// A map can't be read.
-    pub(super) fn read(maps: Maps) -> Result<Self, DatapathError> {
+    pub(super) fn read(maps: Maps, published: Arc<Published>) -> Result<Self, DatapathError> {
         let contents = maps.read()?;
+        published.publish(&contents);
         Ok(Self {
             maps,
             contents,
@@ -70,7 +74,8 @@ impl State {
             refused: BTreeSet::new(),
             has_gone: false,
             is_settled: false,
-            errors: MapErrors::new(),
+            published,
+            is_published: true,
         })
     }
 
@@ -214,10 +219,11 @@ impl State {
         let contents = self.counted(contents)?;
         for map in contents.differing(&self.contents) {
             error!(map, "the map was changed by something else than this agent: putting it right");
-            *self.errors.entry((map, "drift")).or_default() += 1;
+            self.published.count(map, "drift");
         }
         self.contents = contents;
         self.is_settled = false;
+        self.is_published = false;
         Ok(())
     }
 
@@ -227,6 +233,14 @@ impl State {
     /// # Errors
     /// A map refuses a write; the rest waits for the next attempt.
     pub(super) fn reconcile(&mut self, now: Instant) -> Result<u64, DatapathError> {
+        let written = self.write(now);
+        if !std::mem::replace(&mut self.is_published, true) {
+            self.published.publish(&self.contents);
+        }
+        written
+    }
+
+    fn write(&mut self, now: Instant) -> Result<u64, DatapathError> {
         let mut is_carried = self.is_settled;
         for _ in 0..PLANS_MAX {
             if is_carried {
@@ -258,6 +272,7 @@ impl State {
             let written = self.maps.write(write);
             self.counted(written)?;
             self.contents.apply(write);
+            self.is_published = false;
             self.has_gone |= matches!(write, Write::Backend(_, backend) if !backend.is_alive());
         }
         let followed = self.maps.follow_durations(&self.contents);
@@ -268,22 +283,13 @@ impl State {
         let refused: BTreeSet<Refusal> = plan.refused.into_iter().collect();
         for refusal in refused.difference(&self.refused) {
             error!(map = refusal.map(), "the map is full: left out {refusal}; all else is in force");
-            *self.errors.entry((refusal.map(), "update")).or_default() += 1;
+            self.published.count(refusal.map(), "update");
         }
         self.refused = refused;
         Ok(())
     }
 
-    /// Counts a failure of a map operation.
-    pub(super) fn counted<T>(&mut self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
-        if let Err(DatapathError::MapOperation { map, operation, .. }) = &result {
-            *self.errors.entry((map, operation)).or_default() += 1;
-        }
-        result
-    }
-
-    /// Failures so far.
-    pub(super) fn errors(&self) -> &MapErrors {
-        &self.errors
+    fn counted<T>(&self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
+        self.published.counted(result)
     }
 }

@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use aya::maps::{Array, MapData, PerCpuArray};
 use mesh_ebpf::abi::{
-    Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Timed,
-    Traffic, drop_index, names,
+    Backend, BackendLoad, BackendStats, Direction, DropReason, FrontendStats, Live, Policy, Service, Traffic,
+    drop_index, names,
 };
 use mesh_ebpf::guard;
 
 use super::attach::AttachedHook;
-use super::contents::{Contents, Frontend};
-use super::durations::{Durations, PortDurations};
+use super::contents::Frontend;
+use super::durations::{PortDurations, Timings};
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, Evictions};
 use super::loader;
 use super::network::upkeep::HostSettings;
 use super::pins::Pins;
+use super::published::Outline;
 use super::state::MapErrors;
 use super::sweep::{Census, monotonic_ns};
 
@@ -101,7 +102,7 @@ pub(super) struct Counters {
     live: Array<MapData, Live>,
     live_drift: Array<MapData, i64>,
     loads: Array<MapData, BackendLoad>,
-    durations: Durations,
+    timings: Timings,
 }
 
 impl Counters {
@@ -119,21 +120,21 @@ impl Counters {
             live: loader::open(pins, names::LIVE)?,
             live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             loads: loader::open(pins, names::LOADS)?,
-            durations: Durations::open(pins)?,
+            timings: Timings::open(pins)?,
         })
     }
 
-    /// The counters of what `contents` names.
+    /// The counters of what `outline` names.
     ///
     /// # Errors
     /// A map can't be read.
-    pub(super) fn read(&self, contents: &Contents) -> Result<StatsSnapshot, DatapathError> {
+    pub(super) fn read(&self, outline: &Outline) -> Result<StatsSnapshot, DatapathError> {
         let mut snapshot = StatsSnapshot::default();
-        for (frontend, service) in &contents.services {
+        for (frontend, service) in &outline.frontends {
             snapshot.frontends.push(self.frontend(*frontend, service)?);
         }
-        for (id, backend) in contents.alive() {
-            snapshot.backends.push(self.backend(id, backend)?);
+        for (id, backend) in &outline.backends {
+            snapshot.backends.push(self.backend(*id, backend)?);
         }
         for reason in DropReason::ALL {
             for direction in Direction::ALL {
@@ -157,7 +158,7 @@ impl Counters {
     fn frontend(&self, frontend: Frontend, service: &Service) -> Result<FrontendSnapshot, DatapathError> {
         let stats = sum(&self.frontend_stats, service.index, names::FRONTEND_STATS, add_frontends)?;
         let policy = Policy::from_byte(service.policy);
-        let durations = self.durations.read(service.index)?;
+        let durations = self.timings.read(service.index)?;
         Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats, durations })
     }
 
@@ -186,17 +187,17 @@ impl StatsSnapshot {
     /// Adds what isn't counted in maps.
     pub(super) fn with(
         mut self,
-        contents: &Contents,
+        outline: &Outline,
         census: &Census,
         capacities: &BTreeMap<&'static str, u32>,
-        errors: &MapErrors,
+        errors: MapErrors,
         hooks: Vec<AttachedHook>,
         host: HostSettings,
     ) -> Self {
-        self.maps = fills(contents, census, capacities);
+        self.maps = fills(outline, census, capacities);
         self.conntrack = census.entries.clone();
         self.evictions = census.evictions;
-        self.map_errors = errors.clone();
+        self.map_errors = errors;
         self.hooks = hooks;
         self.host = host;
         self
@@ -208,22 +209,12 @@ fn known_load(load: BackendLoad) -> Option<(u32, Duration)> {
     (load.load != 0).then_some((load.load, age))
 }
 
-fn fills(contents: &Contents, census: &Census, capacities: &BTreeMap<&'static str, u32>) -> Vec<MapFill> {
-    let slots: u64 = contents.services.values().map(|service| u64::from(service.slot_count)).sum();
-    let counts = [
-        (names::ADDRESSES, contents.addresses.len() as u64, names::ADDRESSES_MAX),
-        (names::SERVICES, contents.services.len() as u64, names::SERVICES_MAX),
-        (names::SLOTS, slots, names::SLOTS_MAX),
-        (names::BACKENDS, contents.alive().count() as u64, names::BACKENDS_MAX),
-        (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
-        (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
-        (names::ALLOWED, contents.allowed.len() as u64, names::ALLOWED_MAX),
-        (names::FRAGMENTS, census.fragments, names::FRAGMENTS_MAX),
-        (names::DURATIONS, contents.services.len() as u64 * Timed::ALL.len() as u64, names::DURATIONS_MAX),
-    ];
+fn fills(outline: &Outline, census: &Census, capacities: &BTreeMap<&'static str, u32>) -> Vec<MapFill> {
+    let tables = outline.fills.iter().copied();
+    let fragments = (names::FRAGMENTS, census.fragments, names::FRAGMENTS_MAX);
     let flows = capacities.iter().map(|(map, capacity)| (*map, census.entries_of(map), *capacity));
-    counts
-        .into_iter()
+    tables
+        .chain([fragments])
         .chain(flows)
         .map(|(map, entries, capacity)| MapFill { map, entries, capacity: u64::from(capacity) })
         .collect()

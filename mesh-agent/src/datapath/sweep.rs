@@ -4,19 +4,20 @@
 //! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
-//! the walk's feet. A cell that two walks in a row find claimed was left so by an agent that was killed, and is freed.
+//! the walk's feet, and not at all if its backend began anew meanwhile ([`Tallies`]). A cell that two walks in a row find claimed was left so by an agent that was killed, and is freed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{HashMap, MapData};
 use mesh_ebpf::abi::{
     Evicted, Flow, FlowKey, Fragment, FragmentKey, Histogram, Live, Nat, NatKey, names, protocol,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established, is_outgoing};
 use mesh_ebpf::flow_table;
 
-use super::durations::Durations;
+use super::engine::lock;
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
 use super::fate::{Fate, Keyed, Terms, fate};
@@ -24,6 +25,7 @@ use super::flow_map::{Claimed, FlowMap};
 use super::loader;
 use super::maps::{Dump, deleted};
 use super::pins::Pins;
+use super::tallies::Tallies;
 
 /// What flows are counted under: one table has them all.
 const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
@@ -68,16 +70,6 @@ pub(super) struct Owner {
     pub(super) protocol: u8,
     /// The index of the backend's published port.
     pub(super) service_index: u32,
-}
-
-/// How much to take off a backend's count so that it says `counted`; none if it is right already, as far as anyone can tell: flows that
-/// came or went during the walk may have been met or not.
-fn corrected_drift(before: Live, after: Live, counted: u64, present: i64) -> Option<i64> {
-    let moved =
-        after.opened.wrapping_sub(before.opened).saturating_add(after.closed.wrapping_sub(before.closed));
-    let tracked = after.opened.wrapping_sub(after.closed).cast_signed();
-    let drift = tracked.wrapping_sub_unsigned(counted);
-    (drift.abs_diff(present) > moved).then_some(drift)
 }
 
 /// One table of translations.
@@ -128,10 +120,8 @@ pub(super) struct Sweeper {
     nat_half_open: Table,
     nat_established: Table,
     fragments: Dump<FragmentKey, Fragment>,
-    live: Array<MapData, Live>,
-    live_drift: Array<MapData, i64>,
     evictions: EvictionLedger,
-    durations: Durations,
+    tallies: Arc<Mutex<Tallies>>,
 }
 
 impl Sweeper {
@@ -139,17 +129,15 @@ impl Sweeper {
     ///
     /// # Errors
     /// One isn't pinned, or isn't of the expected kind.
-    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+    pub(super) fn open(pins: &Pins, tallies: Arc<Mutex<Tallies>>) -> Result<Self, DatapathError> {
         Ok(Self {
             flows: FlowMap::open(pins)?,
             claimed: Claimed::new(),
             nat_half_open: Table::open(pins, names::NAT_HALF_OPEN)?,
             nat_established: Table::open(pins, names::NAT_ESTABLISHED)?,
             fragments: Dump::open(pins, names::FRAGMENTS)?,
-            live: loader::open(pins, names::LIVE)?,
-            live_drift: loader::open(pins, names::LIVE_DRIFT)?,
             evictions: EvictionLedger::open(pins)?,
-            durations: Durations::open(pins)?,
+            tallies,
         })
     }
 
@@ -165,6 +153,11 @@ impl Sweeper {
         ]))
     }
 
+    /// Begins a walk: what is reset from now on is none of its business. To be called before it is asked which backends are known.
+    pub(super) fn begin(&self) {
+        lock(&self.tallies).begin_walk();
+    }
+
     /// Walks all tables once. The counts of `known` backends are corrected.
     ///
     /// # Errors
@@ -174,7 +167,7 @@ impl Sweeper {
         terms: &Terms,
         known: &BTreeMap<u32, Owner>,
     ) -> Result<Census, DatapathError> {
-        let before = self.live_counts(known)?;
+        let before = lock(&self.tallies).live_counts(known.keys().copied())?;
         let mut census = Census::default();
         let mut lives = BTreeMap::new();
         self.sweep_flows(terms, &mut census, |key, flow| {
@@ -185,7 +178,7 @@ impl Sweeper {
         });
         self.correct(&before, &census, known)?;
         for (service_index, lives) in &lives {
-            self.durations.add_swept(*service_index, lives)?;
+            lock(&self.tallies).add_swept(*service_index, lives)?;
         }
         // The NAT tables hold the same connections seen from the other side: they are not counted twice.
         self.nat_half_open.sweep(terms, &mut census)?;
@@ -253,15 +246,6 @@ impl Sweeper {
         })
     }
 
-    fn live_counts(&self, known: &BTreeMap<u32, Owner>) -> Result<BTreeMap<u32, Live>, DatapathError> {
-        let count = |id: &u32| {
-            let live =
-                self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
-            Ok((*id, live))
-        };
-        known.keys().map(count).collect()
-    }
-
     /// Writes the correction of each backend whose count is wrong.
     fn correct(
         &mut self,
@@ -270,19 +254,10 @@ impl Sweeper {
         known: &BTreeMap<u32, Owner>,
     ) -> Result<(), DatapathError> {
         for (id, before) in before {
-            let after =
-                self.live.get(id, 0).map_err(|error| DatapathError::map(names::LIVE, "lookup", error))?;
             let counted = census.live.get(id).copied().unwrap_or_default();
-            let present = self
-                .live_drift
-                .get(id, 0)
-                .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "lookup", error))?;
-            let Some(drift) = corrected_drift(*before, after, counted, present) else { continue };
-            self.live_drift
-                .set(*id, drift, 0)
-                .map_err(|error| DatapathError::map(names::LIVE_DRIFT, "update", error))?;
+            let Some(missed) = lock(&self.tallies).correct(*id, *before, counted)? else { continue };
             let protocol = known.get(id).map_or(protocol::TCP, |owner| owner.protocol);
-            self.evictions.miss(protocol, drift.wrapping_sub(present));
+            self.evictions.miss(protocol, missed);
         }
         Ok(())
     }
@@ -318,26 +293,4 @@ pub(super) fn monotonic_ns() -> u64 {
     }
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_correction_makes_the_count_right() {
-        let live = Live { opened: 9, closed: 2 };
-        assert_eq!(corrected_drift(live, live, 4, 0), Some(3), "7 tracked, 4 found");
-        assert_eq!(live.count(3), 4);
-        assert_eq!(corrected_drift(live, live, 4, 3), None, "right already");
-        let behind = Live { opened: 3, closed: 5 };
-        assert_eq!(corrected_drift(behind, behind, 2, 0), Some(-4), "more closed than opened");
-    }
-
-    #[test]
-    fn flows_that_move_during_the_walk_correct_nothing_but_great_errors_are_mended_all_the_same() {
-        let (before, after) = (Live { opened: 9, closed: 2 }, Live { opened: 10, closed: 3 });
-        assert_eq!(corrected_drift(before, after, 5, 0), None, "off by 2, and 2 flows moved");
-        assert_eq!(corrected_drift(before, after, 1, 0), Some(6), "off by 6, and 2 flows moved");
-    }
 }

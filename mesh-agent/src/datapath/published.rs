@@ -1,0 +1,114 @@
+//! What a scrape needs to know of the tables, published whenever the maps have changed.
+//!
+//! Invariants: a scrape takes no lock that writing a table holds, and copies nothing that grows with the slots, so that neither waits
+//! for the other. What is published is what the maps held after the last change.
+
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use mesh_ebpf::abi::{Backend, Service, Timed, names};
+
+use super::contents::{Contents, Frontend};
+use super::engine::lock;
+use super::error::DatapathError;
+use super::state::MapErrors;
+
+/// The published ports and backends whose figures are read, and how full the tables are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Outline {
+    /// Published ports.
+    pub(super) frontends: Vec<(Frontend, Service)>,
+    /// Backends whose flows go on.
+    pub(super) backends: Vec<(u32, Backend)>,
+    /// Entries in use and most entries, by map.
+    pub(super) fills: Vec<(&'static str, u64, u32)>,
+}
+
+impl From<&Contents> for Outline {
+    fn from(contents: &Contents) -> Self {
+        let frontends: Vec<_> = contents.services.iter().map(|(port, service)| (*port, *service)).collect();
+        let backends: Vec<_> = contents.alive().map(|(id, backend)| (id, *backend)).collect();
+        let slots = frontends.iter().map(|(_, service)| u64::from(service.slot_count)).sum();
+        let ports = frontends.len() as u64;
+        let fills = vec![
+            (names::ADDRESSES, contents.addresses.len() as u64, names::ADDRESSES_MAX),
+            (names::SERVICES, ports, names::SERVICES_MAX),
+            (names::SLOTS, slots, names::SLOTS_MAX),
+            (names::BACKENDS, backends.len() as u64, names::BACKENDS_MAX),
+            (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
+            (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
+            (names::ALLOWED, contents.allowed.len() as u64, names::ALLOWED_MAX),
+            (names::DURATIONS, ports * Timed::ALL.len() as u64, names::DURATIONS_MAX),
+        ];
+        Self { frontends, backends, fills }
+    }
+}
+
+/// The newest outline, and failed map operations so far.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    outline: ArcSwap<Outline>,
+    errors: Mutex<MapErrors>,
+}
+
+impl Published {
+    /// Publishes what the maps hold now.
+    pub(super) fn publish(&self, contents: &Contents) {
+        self.outline.store(Arc::new(Outline::from(contents)));
+    }
+
+    /// What the maps held after the last change.
+    pub(super) fn outline(&self) -> Arc<Outline> {
+        self.outline.load_full()
+    }
+
+    /// Counts a failure of a map operation.
+    pub(super) fn counted<T>(&self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
+        if let Err(DatapathError::MapOperation { map, operation, .. }) = &result {
+            self.count(map, operation);
+        }
+        result
+    }
+
+    /// Counts what failed on a map.
+    pub(super) fn count(&self, map: &'static str, operation: &'static str) {
+        *lock(&self.errors).entry((map, operation)).or_default() += 1;
+    }
+
+    /// Failures so far.
+    pub(super) fn errors(&self) -> MapErrors {
+        lock(&self.errors).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mesh_ebpf::abi::BackendState;
+
+    use super::*;
+
+    #[test]
+    fn the_outline_has_what_figures_are_read_for() {
+        let frontend = Frontend { protocol: 6, port: 80 };
+        let service = Service { slot_base: 4, slot_count: 2, index: 1, ..Service::default() };
+        let alive = Backend { state: BackendState::Active as u8, ..Backend::default() };
+        let gone = Backend { state: BackendState::Down as u8, ..Backend::default() };
+        let contents = Contents {
+            services: BTreeMap::from([(frontend, service)]),
+            slots: BTreeMap::from([(4, 7), (5, 7), (99, 1)]),
+            backends: BTreeMap::from([(7, alive), (8, gone)]),
+            ..Contents::default()
+        };
+        let outline = Outline::from(&contents);
+        assert_eq!(outline.frontends, [(frontend, service)]);
+        assert_eq!(outline.backends, [(7, alive)], "of those whose flows go on");
+        let filled =
+            |map| outline.fills.iter().find(|(name, ..)| *name == map).map(|(_, entries, _)| *entries);
+        assert_eq!(
+            [names::SERVICES, names::SLOTS, names::BACKENDS, names::DURATIONS].map(filled),
+            [Some(1), Some(2), Some(1), Some(Timed::ALL.len() as u64)]
+        );
+    }
+}
