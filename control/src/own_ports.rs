@@ -3,9 +3,11 @@
 //! Pure. Managers tell theirs in `/managers/{name}`, agents theirs in the node's description; together they are what the cluster
 //! is set to, whatever that is.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_state::node::OwnPort;
+use mesh_state::ids::NodeId;
+use mesh_state::node::{NodeDescription, OwnPort, TUNNEL_PORT};
 use mesh_state::spec::Protocol;
 
 use crate::config::Config;
@@ -36,12 +38,67 @@ pub fn reserved(snapshot: &ClusterSnapshot) -> BTreeMap<(Protocol, u16), &str> {
     agents.chain(managers).map(|own| ((own.protocol, own.port), own.purpose.as_str())).collect()
 }
 
+/// The UDP port of the cluster's tunnel: the one that most nodes are set to, of equally many the lowest.
+pub fn tunnel(snapshot: &ClusterSnapshot) -> u16 {
+    tunnel_of(snapshot.nodes.values().filter_map(|node| node.value.description.tunnel_port()))
+}
+
+/// The cluster's tunnel port if `node`, which describes itself so, is set to another one than most other nodes: it exchanges no
+/// packets with them.
+pub fn other_tunnel(snapshot: &ClusterSnapshot, node: &NodeId, described: &NodeDescription) -> Option<u16> {
+    let own = described.tunnel_port()?;
+    let others = snapshot.nodes.iter().filter(|(id, _)| *id != node);
+    let mut ports = others.filter_map(|(_, other)| other.value.description.tunnel_port()).peekable();
+    ports.peek()?;
+    let cluster = tunnel_of(ports);
+    (cluster != own).then_some(cluster)
+}
+
+fn tunnel_of(ports: impl Iterator<Item = u16>) -> u16 {
+    let mut nodes = BTreeMap::<u16, usize>::new();
+    for port in ports {
+        *nodes.entry(port).or_default() += 1;
+    }
+    let most = nodes.into_iter().max_by_key(|(port, nodes)| (*nodes, Reverse(*port)));
+    most.map_or(TUNNEL_PORT, |(port, _)| port)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
     use super::*;
     use crate::cli::Cli;
+    use crate::fixtures::World;
+
+    #[test]
+    fn the_tunnels_port_is_the_one_that_most_nodes_are_set_to() {
+        let mut world = World::with_nodes(["a", "b", "c", "d"]);
+        assert_eq!(tunnel(&world.snapshot), TUNNEL_PORT, "nobody said");
+        let described = |datapath: &str, port| NodeDescription {
+            datapath: datapath.to_owned(),
+            own_ports: vec![
+                OwnPort::new(Protocol::Tcp, port, "the relay between nodes"),
+                OwnPort::new(Protocol::Udp, port, OwnPort::TUNNEL),
+            ],
+            ..NodeDescription::default()
+        };
+        let nodes =
+            [("a", "tc", 4790), ("b", "userspace", 4799), ("c", "xdp", 4790), ("d", "userspace", 4799)];
+        for (node, datapath, port) in nodes {
+            world.update_node(node, |node| node.description = described(datapath, port));
+        }
+        assert_eq!(tunnel(&world.snapshot), 4790, "those in userspace have no tunnel");
+        let differs = |node: &str, datapath, port| {
+            other_tunnel(&world.snapshot, &node.into(), &described(datapath, port))
+        };
+        assert_eq!(differs("d", "tc", 4799), Some(4790));
+        assert_eq!(differs("d", "tc", 4790), None);
+        assert_eq!(differs("d", "userspace", 4799), None, "it has no tunnel");
+        world.update_node("a", |node| node.description = described("userspace", 4790));
+        let alone = other_tunnel(&world.snapshot, &"c".into(), &described("tc", 4799));
+        assert_eq!(alone, None, "the only node with a tunnel sets its port");
+    }
 
     #[test]
     fn a_manager_names_its_ports_and_its_etcds_whatever_they_are_set_to() {

@@ -192,7 +192,7 @@ impl Config {
     /// Ports of this node that no service may take: the agent's own, and those by which it reaches managers, as one may be here.
     pub fn own_ports(&self) -> Vec<OwnPort> {
         let own = [
-            OwnPort::new(Protocol::Udp, self.vxlan_port, "the tunnel between nodes"),
+            OwnPort::new(Protocol::Udp, self.vxlan_port, OwnPort::TUNNEL),
             OwnPort::new(Protocol::Tcp, self.proxy.relay_port, "the relay between nodes"),
             OwnPort::new(Protocol::Tcp, self.metrics_listen.port(), "agents' metrics"),
         ];

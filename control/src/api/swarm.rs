@@ -22,10 +22,10 @@ use crate::docker_json::shapes;
 /// `GET /swarm`
 pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dto::SwarmObject>, ApiError> {
     let snapshot = access::current(&context).await?;
-    let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
+    let cluster = dto::Cluster::of(&snapshot).ok_or(ApiError::NoCluster)?;
     let tokens = context.join_tokens().map_err(|error| ApiError::Unseal(error.to_string()))?;
     Ok(Json(dto::SwarmObject {
-        cluster: dto::Cluster::new(cluster),
+        cluster,
         join_tokens: dto::JoinTokens { worker: tokens.worker, manager: tokens.manager },
     }))
 }

@@ -45,6 +45,7 @@ use super::recorder::Reports;
 use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
 use crate::mesh_table::{Table, for_node};
+use crate::own_ports;
 use crate::seal::Sealer;
 use crate::snapshot::ClusterSnapshot;
 pub(super) use address::AddressError;
@@ -204,6 +205,16 @@ impl Session {
             address.parse().map_err(|_| End::Protocol("the address in the hello is no IPv4 address"))?;
         address::check(&self.snapshots.borrow(), &self.node, address)?;
         info!(node = %self.node, hostname = %Outside(&description.hostname), %address, table_generation, "a session begins");
+        if let Some(cluster) = own_ports::other_tunnel(&self.snapshots.borrow(), &self.node, &description) {
+            warn!(
+                node = %self.node,
+                hostname = %Outside(&description.hostname),
+                port = description.tunnel_port(),
+                cluster,
+                "its tunnel has another port than the cluster's, so no packets pass between it and other nodes: start its \
+                 agent with the cluster's port (--vxlan-port, MESH_VXLAN_PORT)"
+            );
+        }
         self.had_generation = table_generation;
         self.takes_cookies = description.takes_cookies;
         self.last_heard = Instant::now();

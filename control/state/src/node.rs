@@ -133,6 +133,15 @@ pub struct NodeDescription {
     pub own_ports: Vec<OwnPort>,
 }
 
+impl NodeDescription {
+    /// The UDP port of the tunnel as the node's agent is set to it; none if it says nothing, or has no tunnel.
+    pub fn tunnel_port(&self) -> Option<u16> {
+        let is_tunnel = |own: &&OwnPort| own.protocol == Protocol::Udp && own.purpose == OwnPort::TUNNEL;
+        let own = self.own_ports.iter().find(is_tunnel)?;
+        (self.datapath != "userspace").then_some(own.port)
+    }
+}
+
 /// A port that a part of mesh itself listens on or connects to. No service may publish it, as the service would take the cluster's
 /// own packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -146,6 +155,9 @@ pub struct OwnPort {
 }
 
 impl OwnPort {
+    /// The purpose of the tunnel's port.
+    pub const TUNNEL: &str = "the tunnel between nodes";
+
     /// A port, and what it is for.
     pub fn new(protocol: Protocol, port: u16, purpose: &str) -> Self {
         Self { protocol, port, purpose: purpose.to_owned() }

@@ -61,6 +61,9 @@ impl Drop for Cluster {
     }
 }
 
+/// The port that the nodes' tunnel is set to: not the usual one.
+pub(crate) const TUNNEL_PORT: u16 = 4790;
+
 impl Cluster {
     /// A cluster over a store in memory.
     pub(crate) async fn start() -> Self {
@@ -130,6 +133,7 @@ impl Cluster {
                 memory_bytes: 1 << 30,
                 engine_version: "20.10.24".to_owned(),
                 manager_address: (number == 1).then(|| "10.77.0.11:2377".to_owned()),
+                own_ports: vec![OwnPort::new(Protocol::Udp, TUNNEL_PORT, OwnPort::TUNNEL)],
                 ..NodeDescription::default()
             },
             address: Some(Ipv4Addr::new(10, 77, 0, 10 + number).into()),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, published, spec};
+use crate::cluster::{Cluster, TUNNEL_PORT, published, spec};
 use crate::http::encoded;
 
 /// Swarm's settings that other clients read without asking whether they are there.
@@ -12,7 +12,7 @@ fn check_cluster(cluster: &Value) {
     let raft = json!({"SnapshotInterval": 10_000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500,
                       "ElectionTick": 10, "HeartbeatTick": 1});
     assert_eq!(spec["Raft"], raft);
-    assert_eq!(cluster["DataPathPort"], 4799);
+    assert_eq!(cluster["DataPathPort"], TUNNEL_PORT, "the one that the nodes are set to");
     let fields = [
         "ID",
         "Version",

@@ -4,13 +4,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Cluster as StoredCluster;
-use mesh_state::node::{Node, NodeRole, TUNNEL_PORT};
+use mesh_state::node::{Node, NodeRole};
 use mesh_state::spec::Labels;
 use serde::Serialize;
 use x509_parser::pem::parse_x509_pem;
 
 use super::Version;
 use super::node::{manager_address, runs_manager};
+use crate::own_ports;
 use crate::snapshot::{ClusterSnapshot, Versioned};
 
 /// The cluster, as `/info` shows it.
@@ -151,8 +152,12 @@ impl TlsInfo {
 }
 
 impl Cluster {
-    /// The cluster as it is stored.
-    pub(crate) fn new(cluster: &Versioned<StoredCluster>) -> Self {
+    /// The cluster of the snapshot, if it has one.
+    pub(crate) fn of(snapshot: &ClusterSnapshot) -> Option<Self> {
+        snapshot.cluster.as_ref().map(|cluster| Self::new(cluster, own_ports::tunnel(snapshot)))
+    }
+
+    fn new(cluster: &Versioned<StoredCluster>, data_path_port: u16) -> Self {
         let stored = &cluster.value;
         Self {
             id: stored.id.to_string(),
@@ -173,7 +178,7 @@ impl Cluster {
             root_rotation_in_progress: false,
             default_addr_pool: vec![stored.subnet_pool.to_string()],
             subnet_size: stored.subnet_prefix,
-            data_path_port: TUNNEL_PORT,
+            data_path_port,
         }
     }
 }
@@ -234,7 +239,7 @@ impl SwarmInfo {
                 .collect(),
             nodes: snapshot.nodes.len(),
             managers: managers().count(),
-            cluster: snapshot.cluster.as_ref().map(|cluster| Cluster::new(cluster)),
+            cluster: Cluster::of(snapshot),
             mesh: MeshInfo { leader: snapshot.leader.as_ref().map(|leader| leader.name.clone()) },
         }
     }
