@@ -148,19 +148,16 @@ impl World {
     pub(crate) fn put(&mut self, key: String, value: &impl Serialize) {
         let revision = self.snapshot.revision + 1;
         let created = *self.created.entry(key.clone()).or_insert(revision);
-        self.snapshot.apply(Change::Put(KeyValue {
-            key,
-            value: codec::encode(value).unwrap(),
-            create_revision: created,
-            mod_revision: revision,
-        }));
+        let value = codec::encode(value).unwrap();
+        let item = KeyValue { key, value, create_revision: created, mod_revision: revision };
+        self.snapshot.apply_seen(Change::Put(item), self.now);
         assert!(self.snapshot.unreadable.is_empty(), "unreadable: {:?}", self.snapshot.unreadable);
     }
 
     pub(crate) fn delete(&mut self, key: String) {
         self.created.remove(&key);
         let mod_revision = self.snapshot.revision + 1;
-        self.snapshot.apply(Change::Deleted { key, mod_revision });
+        self.snapshot.apply_seen(Change::Deleted { key, mod_revision }, self.now);
     }
 
     /// Runs one planner and commits what it planned.

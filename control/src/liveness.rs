@@ -56,7 +56,9 @@ fn judge(
                 None => set(now, id, liveness, NodeState::Down, "heartbeat failure", plan),
             }
         }
-        NodeState::Down => judge_tasks(now, snapshot, id, liveness.since, plan),
+        NodeState::Down => {
+            judge_tasks(now, snapshot, id, snapshot.liveness_since(id, liveness), plan);
+        }
     }
 }
 

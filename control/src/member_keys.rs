@@ -82,7 +82,7 @@ impl Step<'_> {
             let reason = if are_able { "all nodes send cookies" } else { "a node sends no cookies" };
             return Some((keys, reason.to_owned()));
         }
-        let limit = self.stored.changed_at + STEP_LIMIT;
+        let limit = self.snapshot.member_keys_since(self.stored.changed_at) + STEP_LIMIT;
         if !is_known && self.now < limit {
             plan.wake_by(limit);
             return None;

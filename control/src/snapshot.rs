@@ -77,6 +77,10 @@ pub struct ClusterSnapshot {
     /// When this manager's watch saw the state of each node's liveness change, by this manager's clock. What was there at the
     /// first listing was seen then.
     pub liveness_seen: BTreeMap<NodeId, Timestamp>,
+    /// When it saw the steps of each task.
+    pub tasks_seen: BTreeMap<TaskId, seen::TaskSeen>,
+    /// When it saw the members' keys change.
+    pub member_keys_seen: Option<Timestamp>,
     /// Mesh-table generations that nodes hold.
     pub acks: BTreeMap<NodeId, Stored<u64>>,
     /// Published ports that nodes can't listen on.

@@ -120,7 +120,7 @@ impl Follower {
         let mut events = store.watch(keys::ROOT, listing.revision + 1).await?;
         let mut snapshot = ClusterSnapshot::from_listing(listing.revision, listing.items);
         snapshot.received_at = Utc::now();
-        snapshot.see_liveness(&self.snapshots.borrow(), snapshot.received_at);
+        snapshot.see_listing(&self.snapshots.borrow(), snapshot.received_at);
         info!(revision = snapshot.revision, "following the store");
         let snapshot = Arc::new(snapshot);
         let before = self.snapshots.send_replace(Arc::clone(&snapshot));

@@ -28,7 +28,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(10);
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     for task in snapshot.tasks.values().filter(|task| holds_ports(snapshot, task)) {
-        let asked_at = task.shutdown_at.unwrap_or(task.created_at);
+        let asked_at = snapshot.asked_to_stop_at(task).unwrap_or(task.created_at).min(now);
         if let Some(moment) = after(asked_at, limit(snapshot, task)).filter(|moment| *moment > now) {
             plan.wake_by(moment);
             continue;

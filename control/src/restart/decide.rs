@@ -46,7 +46,7 @@ pub fn verdict(
     }
     if let Some(most) = policy.max_attempts.filter(|most| *most > 0) {
         let window = policy.window.filter(|nanos| *nanos > 0).map(Duration::from_nanos);
-        let not_before = window.and_then(|window| before(status.timestamp, window));
+        let not_before = window.and_then(|window| before(snapshot.ended_at(task), window));
         // The first of these ends was not yet a restart's.
         if history::ends(snapshot, task, slot, not_before) > most {
             return Verdict::Leave;
@@ -55,9 +55,9 @@ pub fn verdict(
     if left_by_its_node(snapshot, task) {
         return Verdict::Replace { after: None };
     }
-    // A task that ended before it was to run counts as if it had ended then. A node whose clock runs ahead must not hold the replacement
-    // back.
-    let ended = status.timestamp.max(task.start_after.unwrap_or(status.timestamp)).min(now);
+    // A task that ended before it was to run counts as if it had ended then.
+    let ended = snapshot.ended_at(task);
+    let ended = snapshot.may_start_at(task).map_or(ended, |moment| moment.max(ended)).min(now);
     Verdict::Replace { after: after(ended, policy.delay()) }
 }
 

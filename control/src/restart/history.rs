@@ -10,8 +10,8 @@ pub fn ended_by_itself(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     matches!(snapshot.state_of(task), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
-/// How many tasks of a slot, made from the same spec version as `task`, ended by themselves up to its end and, if a moment is given,
-/// not before it.
+/// How many tasks of a slot, made from the same spec version as `task`, ended by themselves up to its end and, if a moment of this
+/// manager's clock is given, not before it.
 pub fn ends(
     snapshot: &ClusterSnapshot,
     task: &Stored<Task>,
@@ -22,7 +22,7 @@ pub fn ends(
         other.spec_version == task.spec_version
             && other.create_revision <= task.create_revision
             && ended_by_itself(snapshot, other)
-            && not_before.is_none_or(|moment| snapshot.status_of(other).timestamp >= moment)
+            && not_before.is_none_or(|moment| snapshot.ended_at(other) >= moment)
     });
     u64::try_from(counted.count()).unwrap_or(u64::MAX)
 }

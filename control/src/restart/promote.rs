@@ -43,7 +43,7 @@ fn promote(
     if slot.iter().any(|older| is_stopping(snapshot, older)) {
         return;
     }
-    if let Some(moment) = task.start_after.filter(|moment| *moment > now) {
+    if let Some(moment) = snapshot.may_start_at(task).filter(|moment| *moment > now) {
         plan.wake_by(moment);
         return;
     }

@@ -55,7 +55,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
 
 /// The end of the delay that a task still waits for; on a node that is gone or drained it waits for nothing.
 fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Option<Timestamp> {
-    task.start_after.filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
+    snapshot.may_start_at(task).filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
 }
 
 fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {

@@ -211,6 +211,7 @@ fn both_a_delay_and_an_older_task_are_waited_for() {
     let mut world = running(RestartPolicy::default());
     let mut next = task("next", "web", 1);
     next.desired_state = TaskState::Ready;
+    next.created_at = world.now;
     next.start_after = Some(world.now + TimeDelta::seconds(5));
     world.put_task(&next);
     let mut old = world.snapshot.tasks[&"t".into()].value.clone();

@@ -127,7 +127,7 @@ fn count<'a>(
     let status = snapshot.status_of(task);
     if status.state.is_terminal() {
         let failed = matches!(status.state, TaskState::Failed | TaskState::Rejected);
-        if failed && now.signed_duration_since(status.timestamp) < FAILURE_MEMORY {
+        if failed && now.signed_duration_since(snapshot.ended_at(task)) < FAILURE_MEMORY {
             *load.failures.entry((&task.service_id, task.spec_version)).or_default() += 1;
         }
         return;

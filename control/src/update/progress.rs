@@ -174,14 +174,15 @@ impl<'a> Judge<'a, '_> {
     fn outcome(&self, task: &'a Stored<Task>) -> Phase<'a> {
         let status = self.snapshot.status_of(task);
         if ended_by_itself(self.snapshot, task) {
-            return Phase::Done { at: status.timestamp };
+            return Phase::Done { at: self.snapshot.ended_at(task) };
         }
         if !slots::is_wanted(task) || status.state.is_terminal() {
-            return Phase::Done { at: task.shutdown_at.unwrap_or(status.timestamp) };
+            let ended = || self.snapshot.ended_at(task);
+            return Phase::Done { at: self.snapshot.asked_to_stop_at(task).unwrap_or_else(ended) };
         }
         match self.arrival(task) {
             Arrival::Comes { until } => Phase::Underway { until },
-            Arrival::Up => Phase::Done { at: status.running_at.unwrap_or(status.timestamp) },
+            Arrival::Up => Phase::Done { at: self.snapshot.ran_at(task) },
         }
     }
 
@@ -189,9 +190,10 @@ impl<'a> Judge<'a, '_> {
     fn failure(&self, tasks: &[&'a Stored<Task>]) -> Option<(Timestamp, &'a TaskId)> {
         let task = self.judged(tasks).filter(|task| ended_by_itself(self.snapshot, task))?;
         let status = self.snapshot.status_of(task);
+        // Both moments are of the task's node.
         let ran_for = status.running_at.map(|ran| status.timestamp.signed_duration_since(ran));
         let soon = ran_for.is_none_or(|span| span.to_std().unwrap_or_default() <= self.settings.monitor);
-        soon.then_some((status.timestamp, &task.id))
+        soon.then_some((self.snapshot.ended_at(task), &task.id))
     }
 
     fn arrival(&self, task: &Stored<Task>) -> Arrival {
@@ -202,7 +204,7 @@ impl<'a> Judge<'a, '_> {
         if task.endpoints.is_empty() || self.is_known_everywhere(&task.id) {
             return Arrival::Up;
         }
-        match after(status.running_at.unwrap_or(status.timestamp).min(self.now), ACK_WAIT_MAX) {
+        match after(self.snapshot.ran_at(task).min(self.now), ACK_WAIT_MAX) {
             Some(moment) if moment > self.now => Arrival::Comes { until: Some(moment) },
             _ => Arrival::Up,
         }

@@ -157,13 +157,20 @@ pub struct TaskStatus {
     /// When it first ran; absent if it never did. Kept by [`TaskStatus::advance`], nobody else writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_at: Option<Timestamp>,
+    /// When the manager that stored it first stored this state, by that manager's clock: the other stamps are of the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded_at: Option<Timestamp>,
+    /// The same of its first run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_recorded_at: Option<Timestamp>,
     /// Its container, once made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerStatus>,
 }
 
 impl TaskStatus {
-    /// The newer of the two: a state never falls, and a terminal one is final. The moment of the first run stays.
+    /// The newer of the two: a state never falls, and a terminal one is final. The moment of the first run stays, and so does what a
+    /// manager recorded: nobody else may say it.
     #[must_use]
     pub fn advance(self, newer: Self) -> Self {
         let terminal = self.state.is_terminal();
@@ -171,7 +178,24 @@ impl TaskStatus {
             return self;
         }
         let first_run = (newer.state == TaskState::Running).then_some(newer.timestamp);
-        Self { running_at: self.running_at.or(newer.running_at).or(first_run), ..newer }
+        Self {
+            running_at: self.running_at.or(newer.running_at).or(first_run),
+            recorded_at: self.recorded_at.filter(|_| newer.state == self.state),
+            ran_recorded_at: self.ran_recorded_at,
+            ..newer
+        }
+    }
+
+    /// The status as a manager stores it at `now` over the one that is stored.
+    #[must_use]
+    pub fn recorded(self, stored: Option<&Self>, now: Timestamp) -> Self {
+        let known = stored.filter(|stored| stored.state == self.state);
+        let ran = stored.and_then(|stored| stored.ran_recorded_at);
+        Self {
+            recorded_at: known.map_or(Some(now), |known| known.recorded_at),
+            ran_recorded_at: ran.or(self.running_at.map(|_| now)),
+            ..self
+        }
     }
 }
 

@@ -198,9 +198,9 @@ fn status(now: Timestamp, situation: &Situation<'_>, state: TaskState, message: 
         state,
         timestamp: now,
         message: message.to_owned(),
-        err: String::new(),
         running_at: situation.last.running_at,
         container,
+        ..TaskStatus::default()
     }
 }
 

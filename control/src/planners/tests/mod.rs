@@ -2,6 +2,7 @@
 
 mod simulator;
 
+mod clocks;
 mod converge;
 mod scale;
 mod updates;

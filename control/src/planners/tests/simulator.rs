@@ -9,7 +9,7 @@ use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::node::NodeState;
 use mesh_state::spec::UpdateOrder;
-use mesh_state::task::{Slot, Task, TaskState};
+use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng};
 
@@ -26,6 +26,8 @@ pub(super) struct Behaviour {
     pub(super) cuts_percent: u32,
     /// Tasks with this image never get as far as running.
     pub(super) broken_image: Option<String>,
+    /// How far the clocks of nodes are ahead of the leader's.
+    pub(super) ahead: BTreeMap<NodeId, TimeDelta>,
 }
 
 /// A simulated cluster.
@@ -45,7 +47,8 @@ pub(super) struct Simulation {
 
 impl Simulation {
     pub(super) fn new(world: World, seed: u64) -> Self {
-        let behaviour = Behaviour { failures_per_mille: 0, cuts_percent: 0, broken_image: None };
+        let behaviour =
+            Behaviour { failures_per_mille: 0, cuts_percent: 0, broken_image: None, ahead: BTreeMap::new() };
         Self {
             world,
             behaviour,
@@ -74,6 +77,15 @@ impl Simulation {
                 self.world.report(&task, TaskState::Failed);
             }
         }
+    }
+
+    /// Another manager leads, which has seen everything that the one before saw, by a clock that is so far ahead.
+    pub(super) fn lead_by_a_clock_ahead(&mut self, ahead: TimeDelta) {
+        self.world.now += ahead;
+        self.world.snapshot.as_seen_by_a_clock_ahead(ahead);
+        self.dead.values_mut().for_each(|since| *since += ahead);
+        // The nodes' clocks are what they were.
+        self.behaviour.ahead.values_mut().for_each(|node| *node -= ahead);
     }
 
     /// Lets one second pass: planners, then nodes.
@@ -210,7 +222,10 @@ impl Simulation {
         };
         // Some are slow.
         if self.dice.random_range(0..4) > 0 {
-            self.world.report(&task.id, next);
+            let ahead = task.node_id.as_ref().and_then(|node| self.behaviour.ahead.get(node));
+            let timestamp = self.world.now + ahead.copied().unwrap_or_default();
+            self.world
+                .report_status(&task.id, TaskStatus { state: next, timestamp, ..TaskStatus::default() });
         }
     }
 
