@@ -24,16 +24,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admin::{self, Admin};
+use crate::api;
 use crate::backoff::Backoff;
 use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::doors::Doors;
-use crate::leader::Candidate;
-use crate::mesh_table::Table;
+use crate::leader::compaction;
+use crate::leader::driver::Driver;
+use crate::leader::election::Candidate;
 use crate::metrics;
+use crate::metrics::admin::{self, Admin};
 use crate::node_service::membership::{Admission, JoinRates};
+use crate::node_service::mesh_table::Table;
 use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::sessions::Sessions;
@@ -42,8 +45,7 @@ use crate::own_node::OwnNode;
 use crate::own_ports;
 use crate::own_store::OwnStore;
 use crate::planners;
-use crate::reconcile::Driver;
-use crate::{api, compaction, waiting};
+use crate::waiting;
 
 /// How long the parts may take to end when asked.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -205,7 +207,7 @@ fn start(
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
-    let (follower, feed) = crate::watch::feed();
+    let (follower, feed) = crate::feed::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
     let context = ApiContext {
         store: Arc::clone(&store),
@@ -282,7 +284,7 @@ fn start(
 fn start_leadership(
     config: &Config,
     store: &Arc<dyn Store>,
-    feed: &crate::watch::Feed,
+    feed: &crate::feed::watch::Feed,
     own_ports: Vec<OwnPort>,
     own_node: &OwnNode,
     registry: &Registry,
@@ -302,7 +304,7 @@ fn start_leadership(
         feed: feed.clone(),
         leadership: leadership.clone(),
         planners: planners::ORDER,
-        metrics: metrics::reconcile::ReconcileMetrics::register(registry)?,
+        metrics: crate::leader::metrics::ReconcileMetrics::register(registry)?,
         clock: Utc::now,
     };
     parts.start("the planners' driver", driver.run(parts.shutdown.clone()));

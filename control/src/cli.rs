@@ -82,7 +82,7 @@ pub struct Cli {
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
     pub default_addr_pool_mask_length: Option<u8>,
 
-    /// What is logged: a level, or directives as in `info,mesh_control::reconcile=debug`.
+    /// What is logged: a level, or directives as in `info,mesh_control::leader::driver=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
 

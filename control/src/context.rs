@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::MEMBER_LIFE;
 use crate::ca::token::{JoinTokens, certificate_digest};
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::feed::watch::{Feed, NotSeen};
 use crate::logs::broker::LogBroker;
 use crate::own_node::OwnNode;
 use crate::seal::{SealError, Sealer};
-use crate::snapshot::ClusterSnapshot;
-use crate::watch::{Feed, NotSeen};
 
 /// What worker token secrets are sealed for.
 pub const WORKER_TOKEN: &str = "worker token";

@@ -3,14 +3,14 @@
 //! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that isn't heard is not waited for.
 //!
 //! Left to others: counting live flows and stopping the container (the task's agent), and what the table says
-//! ([`crate::mesh_table`]).
+//! ([`crate::node_service::mesh_table`]).
 
 use std::time::Duration;
 
 use mesh_state::lb::LbSettings;
 use mesh_state::task::{Drain, Task, TaskState};
 
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// How long live flows of a task are waited for: what its service's labels say now, or said when the service was removed. A task
 /// that the mesh doesn't reach has none.

@@ -11,11 +11,11 @@ use mesh_state::ids::ServiceId;
 use mesh_state::task::TaskState;
 use rand::RngCore;
 
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::orchestrator::create::stopped;
 use crate::orchestrator::slots;
 use crate::plan::{Action, Plan};
 use crate::scheduler::suits::Suits;
-use crate::snapshot::ClusterSnapshot;
 
 /// What `docker service ps` shows of such a task.
 pub const ERROR: &str = "assigned node no longer meets constraints";

@@ -20,8 +20,8 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use serde::Serialize;
 
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::{Action, Plan};
-use crate::snapshot::ClusterSnapshot;
 
 /// A cluster without nodes or services, some time after the epoch.
 #[derive(Debug, Clone)]

@@ -2,16 +2,14 @@
 //!
 //! Purpose: keep all state in etcd, decide what runs where, serve Docker's swarm API and the nodes' streams.
 //!
-//! Invariants: every decision is a pure function of a [`snapshot::ClusterSnapshot`] and a moment, and goes out as a
+//! Invariants: every decision is a pure function of a [`feed::snapshot::ClusterSnapshot`] and a moment, and goes out as a
 //! [`plan::Plan`]; only the leader's driver commits plans, fenced by its leadership; nothing is kept that etcd doesn't hold.
 //!
 //! Left to others: packets and containers (mesh-agent).
 
 pub mod api;
 
-pub mod events;
-pub mod snapshot;
-pub mod watch;
+pub mod feed;
 
 pub mod plan;
 pub mod planners;
@@ -26,11 +24,7 @@ pub mod restart;
 pub mod scheduler;
 pub mod update;
 
-pub mod commit;
 pub mod leader;
-pub mod reconcile;
-
-pub mod compaction;
 
 pub mod bootstrap;
 pub mod ca;
@@ -40,15 +34,12 @@ pub mod seal;
 pub mod context;
 mod docker_json;
 pub mod logs;
-pub mod mesh_table;
 pub mod node_service;
 pub mod own_node;
 pub mod own_ports;
 pub mod pool;
-pub mod port_clash;
 mod private_file;
 
-pub mod admin;
 pub mod backoff;
 pub mod metrics;
 pub mod own_store;

@@ -14,9 +14,9 @@ use mesh_state::node::{Liveness, NodeState};
 use mesh_state::task::{Task, TaskState, TaskStatus};
 use rand::RngCore;
 
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::restart::decide::after;
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// A node is down when it has been silent for so many heartbeats of the cluster's.
 const HEARTBEATS_MISSED: u64 = 3;

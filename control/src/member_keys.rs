@@ -21,8 +21,8 @@ use mesh_state::member_keys::{MemberKey, MemberKeys};
 use mesh_state::node::NodeState;
 use rand::RngCore;
 
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// A step follows the one before after this at the latest.
 const STEP_LIMIT: TimeDelta = TimeDelta::seconds(30);

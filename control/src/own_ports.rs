@@ -11,7 +11,7 @@ use mesh_state::node::{NodeDescription, OwnPort, TUNNEL_PORT};
 use mesh_state::spec::Protocol;
 
 use crate::config::Config;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// Ports of a node's agent that are taken into account: more than it has, so that no node can keep all ports from services.
 const NODE_PORTS_MAX: usize = 16;

@@ -9,12 +9,16 @@
 use mesh_state::Timestamp;
 use rand::RngCore;
 
+use crate::allocator;
+use crate::enforcer;
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::liveness;
+use crate::member_keys;
 use crate::orchestrator::{global, jobs, reap, release, replicated};
 use crate::plan::Plan;
 use crate::restart::{promote, replace};
-use crate::snapshot::ClusterSnapshot;
+use crate::scheduler;
 use crate::update::roll;
-use crate::{allocator, enforcer, liveness, member_keys, scheduler};
 
 /// One planner.
 #[derive(Debug, Clone, Copy)]

@@ -11,8 +11,8 @@ use mesh_state::spec::PublishMode;
 use mesh_state::task::TaskEndpoint;
 use thiserror::Error;
 
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Action;
-use crate::snapshot::ClusterSnapshot;
 
 /// All ids are in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

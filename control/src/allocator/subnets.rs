@@ -10,8 +10,8 @@ use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use rand::RngCore;
 
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::{Action, Plan};
-use crate::snapshot::ClusterSnapshot;
 
 /// Gives each node without a subnet the lowest free one.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {

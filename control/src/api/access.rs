@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::error::ApiError;
 use crate::context::ApiContext;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// How long a request waits for a watch that is being set up anew, before it is refused.
 const RECONNECT_GRACE: Duration = Duration::from_secs(2);

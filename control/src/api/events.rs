@@ -2,6 +2,8 @@
 //!
 //! Left to others: the engine's events, which the agent's socket merges with these.
 
+mod select;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,12 +21,13 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+use self::select::{KNOWN, Selection};
 use super::body::Params;
 use super::error::ApiError;
 use super::filters::Filters;
 use super::moment;
 use crate::context::ApiContext;
-use crate::events::{KNOWN, Selection, SwarmEvent};
+use crate::feed::events::SwarmEvent;
 
 /// Docker's message.
 #[derive(Debug, Serialize)]

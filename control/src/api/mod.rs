@@ -34,10 +34,11 @@ mod dto;
 
 mod access;
 mod body;
-pub(crate) mod filters;
+mod filters;
 mod lookup;
 mod moment;
 mod names;
+mod port_clash;
 mod unknown;
 mod validate;
 

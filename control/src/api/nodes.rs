@@ -19,7 +19,7 @@ use super::filters::Filters;
 use super::{dto, lookup, validate};
 use crate::context::ApiContext;
 use crate::docker_json::shapes;
-use crate::snapshot::{ClusterSnapshot, Stored, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Stored, Versioned};
 
 /// What `self` is answered with before this machine's agent has told its node's id.
 const OWN_NODE_UNKNOWN: &str = "this manager doesn't know its node yet: start mesh-agent on this machine, with this manager's socket as \

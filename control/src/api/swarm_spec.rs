@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::access::Transaction;
 use super::dto::RAFT;
 use super::error::ApiError;
-use crate::snapshot::Versioned;
+use crate::feed::snapshot::Versioned;
 
 /// The only name that Swarm, too, lets a cluster have.
 const NAME: &str = "default";

@@ -12,7 +12,7 @@ use super::error::{ApiError, Kind};
 use super::filters::Filters;
 use super::{access, dto, lookup, nodes, services};
 use crate::context::ApiContext;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::update::dirty::Dirt;
 
 const KNOWN_FILTERS: [&str; 8] =

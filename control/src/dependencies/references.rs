@@ -12,7 +12,7 @@ use mesh_state::spec::{ContainerSpec, Reference, ServiceSpec};
 use mesh_state::store::{Compare, Op};
 use thiserror::Error;
 
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// A kind and an id.
 pub type Named = (DependencyKind, DependencyId);
@@ -121,8 +121,8 @@ mod tests {
     use mesh_state::spec::SecretReference;
 
     use super::*;
-    use crate::commit::transactions;
     use crate::fixtures::{self, World};
+    use crate::leader::commit::transactions;
     use crate::plan::{Action, Plan};
     use crate::update::rollback;
 

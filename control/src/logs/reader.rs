@@ -21,7 +21,7 @@ use super::broker::{Ask, LogBroker, News, NewsOfAsk, Wanted};
 use super::forward::Forwarder;
 use super::frame::{Format, Origin};
 use super::selection::{Selection, Subject, select};
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// A node that doesn't begin to tell within this isn't there.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);

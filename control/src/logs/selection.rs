@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::task::{Task, TaskState};
 
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// What a client named.
 #[derive(Debug, Clone, PartialEq, Eq)]

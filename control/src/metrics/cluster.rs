@@ -9,9 +9,9 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::sync::watch;
 
-use crate::leader::Leadership;
-use crate::snapshot::ClusterSnapshot;
-use crate::watch::Feed;
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::feed::watch::Feed;
+use crate::leader::election::Leadership;
 
 /// Reads the snapshot when scraped.
 struct ClusterCollector {

@@ -2,9 +2,9 @@
 //!
 //! Invariant: every family passes `promtool check metrics`.
 
+pub mod admin;
 pub mod api;
 pub mod build;
 pub mod certificates;
 pub mod cluster;
-pub mod reconcile;
 pub mod store;

@@ -9,7 +9,7 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
 
 /// A store whose failures are counted by operation.
 pub struct CountedStore<S> {

@@ -15,7 +15,7 @@ use mesh_state::task::{Assignment, Drain, RegistryAuth, Task, TaskState};
 
 use crate::docker_json::{meaning, shapes};
 use crate::drain;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// What a node was told: its tasks, each with the revision of the task that it was told of, and how it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

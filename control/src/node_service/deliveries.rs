@@ -23,8 +23,8 @@ use crate::backoff::Backoff;
 use crate::context::ApiContext;
 use crate::dependencies::references::{Named, of_spec};
 use crate::dependencies::vault::{self, VaultError};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::Sealer;
-use crate::snapshot::ClusterSnapshot;
 
 /// First pause before the store is asked again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);

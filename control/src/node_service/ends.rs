@@ -10,7 +10,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::recorder::Reports;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// Ends in one call.
 const ENDS_MAX: usize = 256;

@@ -14,7 +14,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::proto::{self, BackendLoad};
 use tokio::time::Instant;
 
-use crate::mesh_table::Table;
+use crate::node_service::mesh_table::Table;
 
 /// A load that was measured longer ago says nothing any more.
 const FRESH: Duration = Duration::from_secs(5);

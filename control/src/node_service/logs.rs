@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::logs::broker::{LogBroker, News, Told};
 use crate::logs::forward;
-use crate::snapshot::ClusterSnapshot;
 
 /// A node's first batch must come within this.
 const FIRST_DEADLINE: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ use mesh_state::store::{Compare, MAX_TXN_BYTES, Op};
 use mesh_state::task::TaskStatus;
 use serde::Serialize;
 
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// Reports that wait for the store.
 #[derive(Debug, Clone, PartialEq, Default)]

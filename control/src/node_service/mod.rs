@@ -16,6 +16,7 @@ pub mod loads;
 mod logs;
 pub mod mailbox;
 pub mod membership;
+pub mod mesh_table;
 pub mod recorder;
 mod renewal;
 pub mod renewing_server;

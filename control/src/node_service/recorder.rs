@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use super::mailbox::{Entry, Mailbox, Sorted, Unwritable};
 use crate::backoff::Backoff;
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
 
 /// How long what was written may take to show.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);

@@ -44,10 +44,10 @@ use super::logs::SessionAsks;
 use super::recorder::Reports;
 use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
-use crate::mesh_table::{Table, for_node};
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::node_service::mesh_table::{Table, for_node};
 use crate::own_ports;
 use crate::seal::Sealer;
-use crate::snapshot::ClusterSnapshot;
 pub(super) use address::AddressError;
 use reported::Unacknowledged;
 

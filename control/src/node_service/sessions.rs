@@ -38,7 +38,7 @@ use super::recorder::Reports;
 use super::session::Session;
 use crate::ca;
 use crate::context::ApiContext;
-use crate::mesh_table::Table;
+use crate::node_service::mesh_table::Table;
 
 /// Messages that may wait for a slow node.
 const OUTGOING_MESSAGES: usize = 64;
@@ -287,7 +287,7 @@ mod tests {
     /// Sessions of manager m1, by which node `a` is heard.
     fn sessions(world: World) -> Arc<Sessions> {
         let directory = tempfile::tempdir().unwrap();
-        let (_, mut feed) = crate::watch::feed();
+        let (_, mut feed) = crate::feed::watch::feed();
         feed.snapshots = watch::channel(Arc::new(world.snapshot)).1;
         let context = ApiContext {
             store: Arc::new(MemoryStore::new()),

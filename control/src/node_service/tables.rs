@@ -5,7 +5,7 @@
 //! out of the table before the store holds the report, under the generation that is in force: an end is final, and what holds the
 //! report until it is stored ([`super::mailbox`]) keeps the task out of every table made meanwhile.
 //!
-//! Left to others: what is in a table ([`crate::mesh_table`]).
+//! Left to others: what is in a table ([`crate::node_service::mesh_table`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::recorder::Reports;
-use crate::mesh_table::Table;
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
+use crate::node_service::mesh_table::Table;
 
 /// How far a published generation may be behind the revision that its contents are still right at.
 const GENERATION_LAG: Duration = Duration::from_millis(500);
@@ -68,8 +68,8 @@ mod tests {
     use mesh_state::{codec, keys};
 
     use super::*;
+    use crate::feed::watch;
     use crate::fixtures::{endpoint, ingress, node, service, task};
-    use crate::watch;
 
     fn status(state: TaskState) -> TaskStatus {
         let container =

@@ -10,8 +10,8 @@ use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use rand::RngCore;
 
 use crate::allocator::backend_ids::BackendIds;
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Makes a plan's new tasks.
 pub struct TaskMaker<'a> {

@@ -14,9 +14,9 @@ use rand::RngCore;
 
 use super::create::{TaskMaker, stopped};
 use super::slots::{self, Filling};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
-use crate::snapshot::ClusterSnapshot;
 use crate::update::dirty::Dirt;
 
 /// Gives every eligible node its task of every global service.

@@ -17,9 +17,9 @@ use rand::RngCore;
 use super::create::{Start, TaskMaker, stopped};
 use super::global;
 use super::slots::{self, Filling, SlotTasks};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
-use crate::snapshot::ClusterSnapshot;
 
 /// Fills the slots of all jobs, and stops what is left of their earlier executions.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {

@@ -14,9 +14,9 @@ use rand::RngCore;
 
 use super::create::stopped;
 use super::slots::{self, SlotTasks};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::restart::{decide, history};
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Terminal tasks kept in each slot when the cluster's record says nothing, as in Swarm.
 const HISTORY_LIMIT: u64 = 5;

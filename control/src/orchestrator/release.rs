@@ -17,9 +17,9 @@ use mesh_state::task::{Task, TaskState};
 use rand::RngCore;
 
 use crate::drain;
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::{Action, Plan};
 use crate::restart::decide::after;
-use crate::snapshot::ClusterSnapshot;
 
 /// A node that is heard counts the drain's limit from when it was told, which is so much later at most.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{World, endpoint, ingress, service, task};
-    use crate::mesh_table::Table;
+    use crate::node_service::mesh_table::Table;
     use crate::orchestrator::reap;
 
     /// A service on port 80 whose one task runs on node `a`, with the drain's limit of 20 s.

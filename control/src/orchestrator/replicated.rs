@@ -15,8 +15,8 @@ use rand::RngCore;
 
 use super::create::{Start, TaskMaker, stopped};
 use super::slots::{self, Filling, SlotTasks};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
-use crate::snapshot::ClusterSnapshot;
 use crate::update::dirty::Dirt;
 
 /// Fills and drops the slots of all replicated services.

@@ -12,9 +12,9 @@ use mesh_state::ids::ServiceId;
 use mesh_state::service::Service;
 use mesh_state::task::{Slot, Task, TaskState};
 
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::create::Start;
 use crate::restart::decide::{Verdict, verdict};
-use crate::snapshot::{ClusterSnapshot, Stored};
 use crate::update::dirty::Dirt;
 
 /// The tasks of one slot, newest first.

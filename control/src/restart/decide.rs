@@ -12,7 +12,7 @@ use mesh_state::spec::{RestartCondition, RestartPolicy};
 use mesh_state::task::{Task, TaskState};
 
 use super::history;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// What follows a task's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

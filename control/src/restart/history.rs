@@ -3,7 +3,7 @@
 use mesh_state::Timestamp;
 use mesh_state::task::{Task, TaskState};
 
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// Whether a task ended without having been asked to: what restart policies count and updates judge.
 pub fn ended_by_itself(snapshot: &ClusterSnapshot, task: &Task) -> bool {

@@ -10,9 +10,9 @@ use mesh_state::ids::ServiceId;
 use mesh_state::task::{Task, TaskState};
 use rand::RngCore;
 
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::slots;
 use crate::plan::{Action, Plan};
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Promotes what waits no longer; asks for a pass when the next one's time comes.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {

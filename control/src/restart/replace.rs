@@ -14,11 +14,11 @@ use mesh_state::task::{Slot, Task, TaskState};
 use rand::RngCore;
 
 use super::decide::{Verdict, left_by_its_node, verdict};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::create::{TaskMaker, stopped};
 use crate::orchestrator::{global, jobs, slots};
 use crate::plan::Plan;
 use crate::scheduler::suits::Suits;
-use crate::snapshot::{ClusterSnapshot, Stored};
 use crate::update::dirty::Dirt;
 
 /// Why a wanted task can't go on.

@@ -14,8 +14,8 @@ use mesh_state::task::{Task, TaskState};
 
 use super::filter::Needs;
 use super::generic::Free;
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::orchestrator::slots;
-use crate::snapshot::ClusterSnapshot;
 
 /// Failures older than this are forgiven.
 const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);

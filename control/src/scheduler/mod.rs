@@ -23,9 +23,9 @@ use mesh_state::spec::GenericResource;
 use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use rand::RngCore;
 
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::slots;
 use crate::plan::{Action, Plan};
-use crate::snapshot::{ClusterSnapshot, Stored};
 use explain::Refusals;
 use filter::Needs;
 use load::Loads;

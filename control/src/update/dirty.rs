@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::docker_json::meaning;
 use crate::docker_json::shapes::{ENDPOINT_SPEC, NETWORK_ATTACHMENTS, TASK_SPEC};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::scheduler::suits::Suits;
-use crate::snapshot::ClusterSnapshot;
 
 /// How an older version of a spec differs from the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

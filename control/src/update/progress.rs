@@ -15,10 +15,10 @@ use mesh_state::task::{Slot, Task, TaskState};
 
 use super::dirty::Dirt;
 use super::settings::Settings;
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::slots::{self, Filling, SlotTasks};
 use crate::restart::decide::after;
 use crate::restart::history::ended_by_itself;
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// A running task whose backends some node has not acknowledged is waited for no longer than this.
 pub const ACK_WAIT_MAX: Duration = Duration::from_secs(10);

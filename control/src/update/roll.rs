@@ -13,12 +13,12 @@ use super::dirty::Dirt;
 use super::progress::{self, Phase, Step};
 use super::rollback;
 use super::settings::Settings;
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::orchestrator::create::{Start, TaskMaker, stopped};
 use crate::orchestrator::{global, slots};
 use crate::plan::{Action, Plan};
 use crate::restart::decide::after;
 use crate::scheduler::suits::Suits;
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Takes every update one step further.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use crate::allocator::ports::{self, PortError};
 use crate::dependencies::references::{self, ReferenceError};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 /// Why a service can't be rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

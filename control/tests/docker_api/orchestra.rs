@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 use mesh_control::context::ApiContext;
-use mesh_control::snapshot::ClusterSnapshot;
+use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_control::update::dirty::Dirt;
 use mesh_state::ids::{BackendId, TaskId};
 use mesh_state::node::NodeState;

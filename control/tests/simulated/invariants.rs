@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_control::snapshot::ClusterSnapshot;
+use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_state::task::TaskState;
 
 /// Panics with what is wrong between two snapshots.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_control::node_service::mailbox::Heard;
 use mesh_control::node_service::recorder::Reports;
-use mesh_control::snapshot::ClusterSnapshot;
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::node::NodeState;
 use mesh_state::task::{ContainerStatus, Task, TaskState, TaskStatus};

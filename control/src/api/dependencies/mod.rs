@@ -25,7 +25,7 @@ use super::{access, dto, lookup};
 use crate::context::ApiContext;
 use crate::dependencies::vault;
 use crate::docker_json::shapes;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use spec::DependencySpec;
 
 const KNOWN_FILTERS: [&str; 4] = ["id", "name", "names", "label"];

@@ -14,7 +14,7 @@ use super::spec::DependencySpec;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::dependencies::references;
-use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
 /// A new object with its sealed data.
 ///

@@ -8,7 +8,7 @@ use mesh_state::spec::{Extra, Labels};
 use serde::Serialize;
 
 use super::Version;
-use crate::snapshot::Versioned;
+use crate::feed::snapshot::Versioned;
 
 /// A secret, or a config with its data.
 #[derive(Debug, Serialize)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Version;
-use crate::snapshot::Versioned;
+use crate::feed::snapshot::Versioned;
 
 /// A cluster-wide network.
 #[derive(Debug, Serialize)]

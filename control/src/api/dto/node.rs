@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Version;
 use super::swarm::TlsInfo;
-use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
 /// The port on which a manager talks to nodes, where a node's own record doesn't say.
 const MANAGER_PORT: u16 = 2377;

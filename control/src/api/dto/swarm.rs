@@ -11,8 +11,8 @@ use x509_parser::pem::parse_x509_pem;
 
 use super::Version;
 use super::node::{manager_address, runs_manager};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::own_ports;
-use crate::snapshot::{ClusterSnapshot, Versioned};
 
 /// The cluster, as `/info` shows it.
 #[derive(Debug, Clone, Serialize)]

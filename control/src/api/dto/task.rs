@@ -9,9 +9,9 @@ use mesh_state::task::{HostPort, Slot, Task as StoredTask, TaskState, TaskStatus
 use serde::Serialize;
 
 use super::{AttachedNetwork, Version, shown};
+use crate::api::port_clash;
 use crate::api::services::networks::named_by;
-use crate::port_clash;
-use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
 /// A task.
 #[derive(Debug, Serialize)]

@@ -21,7 +21,7 @@ use super::filters::Filters;
 use super::{access, dto, lookup, moment, unknown};
 use crate::context::ApiContext;
 use crate::docker_json::shapes;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// The scope of the cluster's networks.
 const SCOPE: &str = "swarm";

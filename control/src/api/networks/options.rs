@@ -9,7 +9,7 @@ use mesh_state::network::{IpamConfig, NetworkSpec};
 use serde_json::Value;
 
 use crate::api::error::ApiError;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// The option that asks for the tasks' traffic to be encrypted between nodes.
 const ENCRYPTED: &str = "encrypted";

@@ -18,7 +18,7 @@ use crate::api::error::ApiError;
 use crate::api::filters::Filters;
 use crate::api::services::networks::named_by;
 use crate::api::validate;
-use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
 /// The kind under which networks claim their names.
 const NAME_KIND: &str = "networks";

@@ -24,7 +24,7 @@ use super::validate::words;
 use super::{lookup, names, unknown};
 use crate::context::ApiContext;
 use crate::docker_json::shapes;
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use registry_auth::Choice;
 
 const KNOWN_FILTERS: [&str; 5] = ["name", "id", "label", "mode", "runtime"];

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::api::networks;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// What a user is told who puts a service on a network.
 pub(crate) const WARNING: &str = "the service's tasks reach those of other services by their addresses, whatever their networks: names, virtual IPs \

@@ -20,7 +20,7 @@ use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
 use crate::dependencies::references;
-use crate::snapshot::{ClusterSnapshot, Versioned};
+use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::update::dirty::replaces_tasks;
 use crate::update::rollback::next_version;
 

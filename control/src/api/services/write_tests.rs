@@ -11,9 +11,9 @@ use super::write;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::api::validate::INGRESS_PORTS_MAX;
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::fixtures::{self, World, ingress};
 use crate::plan::Action;
-use crate::snapshot::{ClusterSnapshot, Stored};
 
 const ID: &str = "id1";
 

@@ -6,7 +6,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::node::{NodeState, is_member_address};
 use thiserror::Error;
 
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// Why a node may not have an address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

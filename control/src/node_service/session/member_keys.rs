@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::super::end::End;
 use super::Session;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// What members' secrets are derived for.
 const PURPOSE: &str = "member key";

@@ -20,7 +20,7 @@ use tracing::debug;
 use super::super::end::End;
 use super::super::mailbox::holds;
 use super::Session;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
 const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);

@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::events;
-use crate::events::log::EventLog;
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::events;
+use crate::feed::events::log::EventLog;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// First pause before the store is tried again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);

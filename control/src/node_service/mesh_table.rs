@@ -17,7 +17,7 @@ use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
 use mesh_state::task::{Task, TaskEndpoint, TaskState};
 
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// The whole table at one generation.
 #[derive(Debug, Clone, PartialEq, Default)]

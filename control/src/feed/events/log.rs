@@ -53,7 +53,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::events::{Action, Kind};
+    use crate::feed::events::{Action, Kind};
 
     fn event(id: usize) -> SwarmEvent {
         let (kind, action) = (Kind::Service, Action::Create);

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
 
 /// What the endpoints read.
 #[derive(Clone)]

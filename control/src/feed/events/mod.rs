@@ -10,8 +10,6 @@
 
 mod derive;
 pub mod log;
-mod select;
 
 pub use derive::{Action, Kind, SwarmEvent};
 pub(crate) use derive::{after_listing, of_change};
-pub(crate) use select::{KNOWN, Selection};

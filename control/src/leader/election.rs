@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
 
 /// A manager that is not heard for so long is gone.
 const LEASE_TTL: Duration = Duration::from_secs(5);
@@ -271,7 +271,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::watch::feed;
+    use crate::feed::watch::feed;
 
     struct Running {
         leadership: watch::Receiver<Option<Leadership>>,

@@ -14,7 +14,7 @@ use mesh_state::node::{Availability, Node, NodeRole, NodeState};
 use mesh_state::service::Service;
 use mesh_state::store::Change;
 
-use crate::snapshot::{ClusterSnapshot, Stored};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

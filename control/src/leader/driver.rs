@@ -3,7 +3,7 @@
 //! Invariants: planners run on the leader only, one after the other, each on a snapshot that holds what the ones before it wrote; a
 //! change wakes the driver, and so do a moment that a plan asked for and a period, so a missed wake-up costs time and nothing else.
 //!
-//! Left to others: decisions ([`crate::planners`]) and transactions ([`crate::commit`]).
+//! Left to others: decisions ([`crate::planners`]) and transactions ([`crate::leader::commit`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::commit::{self, CommitError, CommitOutcome};
-use crate::leader::Leadership;
-use crate::metrics::reconcile::{PassResult, ReconcileMetrics};
+use crate::feed::watch::{Feed, NotSeen};
+use crate::leader::commit::{self, CommitError, CommitOutcome};
+use crate::leader::election::Leadership;
+use crate::leader::metrics::{PassResult, ReconcileMetrics};
 use crate::plan::Plan;
 use crate::planners::Planner;
-use crate::watch::{Feed, NotSeen};
 
 /// Changes that come closer together than this, or so soon after a pass, are planned on together.
 const QUIET: Duration = Duration::from_millis(20);

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::leader::Leadership;
-use crate::watch::Feed;
+use crate::feed::watch::Feed;
+use crate::leader::election::Leadership;
 
 /// History kept.
 const KEPT: Duration = Duration::from_mins(10);

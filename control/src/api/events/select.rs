@@ -2,8 +2,8 @@
 
 use mesh_state::Timestamp;
 
-use super::SwarmEvent;
 use crate::api::filters::Filters;
+use crate::feed::events::SwarmEvent;
 
 /// Filters that name an object of the engine's: no event of the cluster's is about one.
 const ENGINES: [&str; 5] = ["container", "daemon", "image", "plugin", "volume"];
@@ -67,7 +67,7 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
-    use crate::events::{Action, Kind};
+    use crate::feed::events::{Action, Kind};
 
     fn event() -> SwarmEvent {
         let attributes = [("name", "web"), ("replicas.new", "2")];

@@ -11,8 +11,8 @@ use mesh_state::store::{Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreErr
 use thiserror::Error;
 
 use crate::dependencies::references;
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Action;
-use crate::snapshot::ClusterSnapshot;
 
 /// Why a plan was not committed.
 #[derive(Debug, Error)]

@@ -5,10 +5,10 @@
 use mesh_state::node::PortClash;
 use mesh_state::task::{Task, TaskState};
 
-use crate::snapshot::ClusterSnapshot;
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// What is wrong with the published ports of a running task's service; nothing in most clusters.
-pub fn of_task(snapshot: &ClusterSnapshot, task: &Task) -> Option<String> {
+pub(crate) fn of_task(snapshot: &ClusterSnapshot, task: &Task) -> Option<String> {
     if snapshot.clashes.is_empty() || snapshot.state_of(task) != TaskState::Running {
         return None;
     }
