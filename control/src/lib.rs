@@ -13,23 +13,14 @@ pub mod feed;
 
 pub mod plan;
 pub mod planners;
-
-pub mod allocator;
-pub mod drain;
-pub mod enforcer;
-pub mod liveness;
-pub mod member_keys;
-pub mod orchestrator;
-pub mod restart;
-pub mod scheduler;
-pub mod update;
+pub mod slots;
 
 pub mod leader;
 
 pub mod bootstrap;
 pub mod ca;
-pub mod dependencies;
 pub mod seal;
+pub mod vault;
 
 pub mod context;
 mod docker_json;

@@ -13,10 +13,10 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::validate::SpecError;
-use crate::allocator::ports::PortError;
-use crate::dependencies::references::ReferenceError;
-use crate::dependencies::vault::VaultError;
 use crate::seal::SealError;
+use crate::slots::ports::PortError;
+use crate::slots::references::ReferenceError;
+use crate::vault::VaultError;
 
 /// What a path names, as Docker's messages call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

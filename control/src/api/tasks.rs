@@ -13,7 +13,7 @@ use super::filters::Filters;
 use super::{access, dto, lookup, nodes, services};
 use crate::context::ApiContext;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
-use crate::update::dirty::Dirt;
+use crate::slots::outdated::Dirt;
 
 const KNOWN_FILTERS: [&str; 8] =
     ["name", "id", "label", "service", "node", "desired-state", "_up-to-date", "runtime"];

@@ -5,7 +5,7 @@
 //! Invariants: pure; a table a shape ([`shapes`]) is all that is known of an object. What a client sent is never changed by a
 //! comparison: what is stored, and what is compared, are different things.
 //!
-//! Left to others: whether a value is good (`api::validate`), and what follows from a difference (`update::dirty`).
+//! Left to others: whether a value is good (`api::validate`), and what follows from a difference (`slots::outdated`).
 
 pub(crate) mod meaning;
 pub(crate) mod respell;

@@ -10,9 +10,9 @@ use mesh_state::keys;
 use mesh_state::store::{Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Store, StoreError, TxnOutcome};
 use thiserror::Error;
 
-use crate::dependencies::references;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Action;
+use crate::slots::references;
 
 /// Why a plan was not committed.
 #[derive(Debug, Error)]

@@ -14,8 +14,8 @@ use mesh_state::spec::{PortConfig, PublishMode, ServiceSpec};
 use mesh_state::task::{Assignment, Drain, RegistryAuth, Task, TaskState};
 
 use crate::docker_json::{meaning, shapes};
-use crate::drain;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::slots::drain;
 
 /// What a node was told: its tasks, each with the revision of the task that it was told of, and how it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

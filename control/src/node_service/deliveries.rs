@@ -21,10 +21,10 @@ use tracing::{error, warn};
 
 use crate::backoff::Backoff;
 use crate::context::ApiContext;
-use crate::dependencies::references::{Named, of_spec};
-use crate::dependencies::vault::{self, VaultError};
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::Sealer;
+use crate::slots::references::{Named, of_spec};
+use crate::vault::{self, VaultError};
 
 /// First pause before the store is asked again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);

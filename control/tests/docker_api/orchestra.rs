@@ -3,7 +3,7 @@
 use chrono::Utc;
 use mesh_control::context::ApiContext;
 use mesh_control::feed::snapshot::ClusterSnapshot;
-use mesh_control::update::dirty::Dirt;
+use mesh_control::slots::outdated::Dirt;
 use mesh_state::ids::{BackendId, TaskId};
 use mesh_state::node::NodeState;
 use mesh_state::service::Service;

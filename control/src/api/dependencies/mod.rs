@@ -23,9 +23,9 @@ use super::error::{ApiError, Kind};
 use super::filters::Filters;
 use super::{access, dto, lookup};
 use crate::context::ApiContext;
-use crate::dependencies::vault;
 use crate::docker_json::shapes;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::vault;
 use spec::DependencySpec;
 
 const KNOWN_FILTERS: [&str; 4] = ["id", "name", "names", "label"];

@@ -13,8 +13,8 @@ use mesh_state::store::{Compare, Op};
 use super::spec::DependencySpec;
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
-use crate::dependencies::references;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
+use crate::slots::references;
 
 /// A new object with its sealed data.
 ///

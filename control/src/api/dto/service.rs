@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Version, shown};
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::orchestrator::jobs;
+use crate::planners::jobs;
 
 /// Swarm's grace between the stop signal and SIGKILL, nanoseconds.
 const STOP_GRACE_PERIOD: i64 = 10_000_000_000;

@@ -15,14 +15,14 @@ use mesh_state::spec::{PortConfig, ServiceMode, ServiceSpec};
 use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
 
 use super::networks;
-use crate::allocator::ports;
 use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
-use crate::dependencies::references;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::update::dirty::replaces_tasks;
-use crate::update::rollback::next_version;
+use crate::planners::updater::rollback::next_version;
+use crate::slots::outdated::replaces_tasks;
+use crate::slots::ports;
+use crate::slots::references;
 
 /// The kind under which services claim their names.
 pub(crate) const NAME_KIND: &str = "services";

@@ -19,7 +19,7 @@ use mesh_state::node::NodeSpec;
 use mesh_state::spec::{ContainerSpec, EndpointSpec, Protocol, PublishMode, ReplicatedJobMode, ServiceSpec};
 use thiserror::Error;
 
-use crate::scheduler::constraint::ConstraintError;
+use crate::slots::constraint::ConstraintError;
 
 /// Characters of a service's name, as a DNS label.
 const NAME_LENGTH_MAX: usize = 63;

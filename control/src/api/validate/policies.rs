@@ -3,7 +3,7 @@
 use mesh_state::spec::{GenericResource, Placement, Resources, UpdateConfig};
 
 use super::SpecError;
-use crate::scheduler::constraint;
+use crate::slots::constraint;
 
 /// The least share of a CPU that the engine can enforce, in billionths.
 const NANO_CPUS_MIN: i64 = 1_000_000;

@@ -7,7 +7,7 @@ use mesh_state::spec::{ContainerSpec, PublishMode, Reference, ServiceSpec};
 use thiserror::Error;
 
 use super::INGRESS_PORTS_MAX;
-use crate::dependencies::references::of_spec;
+use crate::slots::references::of_spec;
 
 /// Why a reference is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::simulator::Simulation;
 use crate::fixtures::{World, global, ingress, service};
-use crate::update::dirty::Dirt;
+use crate::slots::outdated::Dirt;
 
 fn scale(world: &mut World, id: &str, replicas: u64) {
     world.update_service(id, |spec| {

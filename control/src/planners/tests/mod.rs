@@ -4,5 +4,7 @@ mod simulator;
 
 mod clocks;
 mod converge;
+mod replicas;
+mod restarts;
 mod scale;
 mod updates;

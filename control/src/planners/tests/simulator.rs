@@ -15,7 +15,7 @@ use rand::{Rng as _, SeedableRng};
 
 use crate::fixtures::World;
 use crate::planners::{ORDER, Planner};
-use crate::scheduler::suits::Suits;
+use crate::slots::eligible::Suits;
 
 /// How the nodes of a simulation behave.
 #[derive(Debug, Clone)]

@@ -1,0 +1,83 @@
+//! Global services: one task on every node that is up, active and meets the constraints.
+//!
+//! Invariants: a paused node keeps its task and gets no new one; a node that may not have the task loses it; a slot of a node that is
+//! no member any more is removed with its history.
+//!
+//! Left to others: replacing a task that ended (restart), and stopping those on nodes that are down or drained (restart too).
+
+use mesh_state::Timestamp;
+use mesh_state::node::{Availability, Node, NodeState};
+use mesh_state::service::Service;
+use mesh_state::spec::ServiceSpec;
+use mesh_state::task::{Slot, TaskState};
+use rand::RngCore;
+
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::plan::Plan;
+use crate::slots::create::{TaskMaker, stopped};
+use crate::slots::eligible::Suits;
+use crate::slots::outdated::Dirt;
+use crate::slots::{self, Filling};
+
+/// Gives every eligible node its task of every global service.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let mut maker = TaskMaker::new(now, snapshot, ids);
+    for stored in snapshot.services.values().filter(|stored| is_global(&stored.spec)) {
+        plan_service(now, snapshot, &stored.value, &mut maker, &mut plan);
+    }
+    maker.finish(&mut plan);
+    plan
+}
+
+/// Whether a service wants one task on each node.
+pub fn is_global(spec: &ServiceSpec) -> bool {
+    spec.mode.global.is_some() && spec.mode.replicated.is_none()
+}
+
+/// Whether a node may be given a new task of a global service.
+pub fn takes_new(snapshot: &ClusterSnapshot, node: &Node, suits: &Suits) -> bool {
+    node.spec.availability == Availability::Active
+        && snapshot.node_state(&node.id) == NodeState::Ready
+        && suits.node(node)
+}
+
+fn plan_service(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+    maker: &mut TaskMaker<'_>,
+    plan: &mut Plan,
+) {
+    let suits = Suits::new(&service.spec.task_template);
+    let dirt = Dirt::new(snapshot, service);
+    let slots = slots::of(snapshot, &service.id);
+    for (slot, tasks) in &slots {
+        let node = match slot {
+            Slot::Node(id) => snapshot.nodes.get(id),
+            Slot::Number(_) => None,
+        };
+        let Some(node) = node else {
+            plan.reasons.push(format!("{} is dropped: its node is gone", service.task_name(slot)));
+            plan.actions.extend(tasks.iter().map(|task| stopped(now, task, TaskState::Remove)));
+            continue;
+        };
+        if node.spec.availability == Availability::Drain || !suits.node(node) {
+            for task in tasks.iter().filter(|task| slots::is_wanted(task)) {
+                plan.reasons.push(format!("{} stops: its node may not run it", service.task_name(slot)));
+                plan.actions.push(stopped(now, task, TaskState::Shutdown));
+            }
+        } else {
+            let surplus = slots::surplus(snapshot, &dirt, tasks);
+            plan.actions.extend(surplus.into_iter().map(|task| stopped(now, task, TaskState::Shutdown)));
+        }
+    }
+    for node in snapshot.nodes.values().filter(|node| takes_new(snapshot, node, &suits)) {
+        let slot = Slot::Node(node.id.clone());
+        let tasks = slots.get(&slot).map(Vec::as_slice).unwrap_or_default();
+        if let Filling::Vacant(start) = slots::filling(now, snapshot, service, tasks) {
+            plan.reasons.push(format!("{} has no task", service.task_name(&slot)));
+            maker.create(plan, service, &slot, start);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Jobs: services whose tasks run to their end, once each time that the job is executed.
+//!
+//! Invariants: a slot of an execution is completed once and never filled again; no more slots than the spec allows are filled at a time; a
+//! task of an earlier execution is no part of the present one. A slot whose tasks failed as often as the restart policy bears is given
+//! up, and the others go on.
+//!
+//! Left to others: replacing a task that failed or whose node is lost (restart), where a task runs (scheduler).
+
+use std::collections::BTreeMap;
+
+use mesh_state::Timestamp;
+use mesh_state::ids::NodeId;
+use mesh_state::service::Service;
+use mesh_state::task::{Slot, Task, TaskState};
+use rand::RngCore;
+
+use crate::feed::snapshot::ClusterSnapshot;
+use crate::plan::Plan;
+use crate::planners::global;
+use crate::slots::create::{Start, TaskMaker, stopped};
+use crate::slots::eligible::Suits;
+use crate::slots::{self, Filling, SlotTasks};
+
+/// Fills the slots of all jobs, and stops what is left of their earlier executions.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let mut maker = TaskMaker::new(now, snapshot, ids);
+    for service in snapshot.services.values() {
+        let mode = &service.spec.mode;
+        if !mode.is_job() {
+            continue;
+        }
+        end_earlier_executions(now, snapshot, &service.value, &mut plan);
+        let slots = Slots::of(now, snapshot, &service.value);
+        let vacant = match mode.replicated_job.as_ref() {
+            Some(job) => slots.to_fill(job.total_completions(), job.max_concurrent()),
+            None => slots.to_fill_on(eligible_nodes(snapshot, &service.value)),
+        };
+        for (slot, start) in vacant {
+            plan.reasons.push(format!("job {} fills slot {slot}", service.spec.name));
+            if !maker.create(&mut plan, &service.value, &slot, start) {
+                break;
+            }
+        }
+    }
+    maker.finish(&mut plan);
+    plan
+}
+
+/// Whether a task belongs to the present execution of its job; a task of another service always does.
+pub fn is_current(service: &Service, task: &Task) -> bool {
+    !service.spec.mode.is_job() || task.job_iteration == service.job.as_ref().map(|job| job.iteration)
+}
+
+/// Tasks of earlier executions stop, those that ended become history.
+fn end_earlier_executions(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, plan: &mut Plan) {
+    for task in snapshot.tasks_of(&service.id) {
+        if slots::is_wanted(task) && !is_current(service, task) {
+            plan.reasons.push(format!("task {} is of an earlier execution of its job", task.id));
+            plan.actions.push(stopped(now, task, TaskState::Shutdown));
+        }
+    }
+}
+
+/// Nodes that a global job runs on: those that were there when it was executed.
+fn eligible_nodes<'a>(
+    snapshot: &'a ClusterSnapshot,
+    service: &'a Service,
+) -> impl Iterator<Item = NodeId> + use<'a> {
+    let suits = Suits::new(&service.spec.task_template);
+    // Each execution writes a version of the spec. The store's order tells which nodes were there; clocks of managers don't.
+    let version = snapshot.specs.get(&(service.id.clone(), service.spec_version));
+    let executed_at = version.map_or(i64::MAX, |spec| spec.create_revision);
+    let nodes = snapshot
+        .nodes
+        .values()
+        .filter(move |node| node.create_revision < executed_at && global::takes_new(snapshot, node, &suits));
+    nodes.map(|node| node.id.clone())
+}
+
+/// How the slots of a job's present execution stand.
+struct Slots {
+    filled: u64,
+    completed: u64,
+    /// Slots that are done with, one way or the other, or at work.
+    taken: BTreeMap<Slot, Taken>,
+    /// Slots that were left vacant, and how a task may start there.
+    vacant: BTreeMap<Slot, Start>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    AtWork,
+    Completed,
+    GivenUp,
+}
+
+impl Slots {
+    fn of(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service) -> Self {
+        let mut slots = Self { filled: 0, completed: 0, taken: BTreeMap::new(), vacant: BTreeMap::new() };
+        for (slot, tasks) in slots::of(snapshot, &service.id) {
+            let current: SlotTasks<'_> =
+                tasks.iter().copied().filter(|task| is_current(service, task)).collect();
+            if current.is_empty() {
+                // An earlier execution's task may still be stopping there.
+                slots.vacant.insert(slot.clone(), slots::start(now, snapshot, &tasks, None));
+                continue;
+            }
+            let is_complete = current.iter().any(|task| snapshot.state_of(task) == TaskState::Complete);
+            let taken = match slots::filling(now, snapshot, service, &current) {
+                _ if is_complete => Taken::Completed,
+                Filling::Wanted => Taken::AtWork,
+                Filling::Ended => Taken::GivenUp,
+                Filling::Vacant(start) => {
+                    slots.vacant.insert(slot.clone(), start);
+                    continue;
+                }
+            };
+            slots.filled += u64::from(taken == Taken::AtWork);
+            slots.completed += u64::from(taken == Taken::Completed);
+            slots.taken.insert(slot.clone(), taken);
+        }
+        slots
+    }
+
+    /// The slots of a replicated job that get a task now, the lowest first. They count from 0, as clients that wait for a job expect.
+    fn to_fill(&self, total: u64, at_once: u64) -> Vec<(Slot, Start)> {
+        let room = at_once.saturating_sub(self.filled);
+        let given_up = self.taken.values().filter(|taken| **taken == Taken::GivenUp).count() as u64;
+        let missing = total.saturating_sub(self.completed + self.filled + given_up);
+        let count = usize::try_from(room.min(missing)).unwrap_or(usize::MAX);
+        let free = (0..total).map(Slot::Number).filter(|slot| !self.taken.contains_key(slot));
+        free.take(count).map(|slot| self.start(slot)).collect()
+    }
+
+    /// The slots of a global job that get a task now.
+    fn to_fill_on(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<(Slot, Start)> {
+        let free = nodes.map(Slot::Node).filter(|slot| !self.taken.contains_key(slot));
+        free.map(|slot| self.start(slot)).collect()
+    }
+
+    fn start(&self, slot: Slot) -> (Slot, Start) {
+        let start = self.vacant.get(&slot).copied().unwrap_or(Start::Now);
+        (slot, start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixtures::{World, node, service};
+    use mesh_state::service::JobStatus;
+    use mesh_state::spec::{GlobalJobMode, ReplicatedJobMode, RestartCondition, ServiceMode};
+
+    fn job(total: u64, at_once: u64) -> Service {
+        let mode = ReplicatedJobMode { max_concurrent: Some(at_once), total_completions: Some(total) };
+        let mut value = service("job", 1);
+        value.spec.mode = ServiceMode { replicated_job: Some(mode), ..ServiceMode::default() };
+        value.job = Some(JobStatus { iteration: 0, last_execution: Timestamp::default() });
+        value
+    }
+
+    fn world(value: &Service) -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        world.put_service(value);
+        world
+    }
+
+    /// Current tasks that are at work, by slot.
+    fn at_work(world: &World) -> Vec<Task> {
+        let mut tasks = world.wanted("job");
+        tasks.retain(|task| !world.snapshot.state_of(task).is_terminal());
+        tasks.sort_by_key(|task| task.slot.clone());
+        tasks
+    }
+
+    fn slots(world: &World) -> Vec<Slot> {
+        at_work(world).into_iter().map(|task| task.slot).collect()
+    }
+
+    fn execute_again(world: &mut World) {
+        let mut value = world.snapshot.services[&"job".into()].value.clone();
+        value.spec.task_template.force_update += 1;
+        value.spec_version += 1;
+        value.job.as_mut().unwrap().iteration += 1;
+        world.put_service(&value);
+    }
+
+    #[test]
+    fn a_job_fills_as_many_slots_as_it_may_and_each_once() {
+        let mut world = world(&job(3, 2));
+        world.run(plan);
+        assert_eq!(slots(&world), [Slot::Number(0), Slot::Number(1)]);
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
+        world.report(&at_work(&world)[0].id, TaskState::Complete);
+        world.run(plan);
+        assert_eq!(slots(&world), [Slot::Number(1), Slot::Number(2)]);
+        for task in at_work(&world) {
+            world.report(&task.id, TaskState::Complete);
+        }
+        assert_eq!(world.run(plan), Plan::default(), "the job is done");
+        assert_eq!(world.run(crate::planners::restart::plan), Plan::default(), "what is complete stays");
+    }
+
+    #[test]
+    fn a_failed_task_is_replaced_in_its_slot_and_a_policy_gives_it_up() {
+        let mut value = job(2, 1);
+        let policy = value.spec.task_template.restart_policy.get_or_insert_default();
+        (policy.max_attempts, policy.delay) = (Some(1), Some(0));
+        let mut world = world(&value);
+        world.run(plan);
+        for attempt in 0..2 {
+            let tried = at_work(&world);
+            assert_eq!(slots(&world), [Slot::Number(0)], "attempt {attempt}");
+            world.report(&tried[0].id, TaskState::Failed);
+            world.run(crate::planners::restart::plan);
+            assert_eq!(
+                world.run(plan).actions.len(),
+                attempt,
+                "the slot is the restart policy's until it gives up"
+            );
+        }
+        assert_eq!(slots(&world), [Slot::Number(1)], "the next slot has its turn");
+    }
+
+    #[test]
+    fn another_execution_stops_the_earlier_one() {
+        let mut world = world(&job(2, 2));
+        world.run(plan);
+        let first = at_work(&world);
+        world.report(&first[0].id, TaskState::Complete);
+        execute_again(&mut world);
+        world.run(plan);
+        let desired: Vec<_> = first.iter().map(|task| world.snapshot.tasks[&task.id].desired_state).collect();
+        assert_eq!(desired, [TaskState::Shutdown, TaskState::Shutdown]);
+        let second = at_work(&world);
+        assert_eq!(slots(&world), [Slot::Number(0), Slot::Number(1)]);
+        assert!(second.iter().all(|task| task.job_iteration == Some(1)), "{second:#?}");
+        assert_eq!(world.run(crate::planners::updater::plan), Plan::default(), "a job is not rolled");
+    }
+
+    #[test]
+    fn a_global_job_runs_on_the_nodes_that_were_there() {
+        let mut value = job(1, 1);
+        value.spec.mode = ServiceMode { global_job: Some(GlobalJobMode {}), ..ServiceMode::default() };
+        let mut world = world(&value);
+        // Whatever the clock said of the manager that admitted it.
+        let late = node("late");
+        assert!(late.created_at <= world.now);
+        world.add_node(&late);
+        world.run(plan);
+        assert_eq!(slots(&world), [Slot::Node("a".into()), Slot::Node("b".into())]);
+        for task in at_work(&world) {
+            world.report(&task.id, TaskState::Complete);
+        }
+        assert_eq!(world.run(plan), Plan::default());
+    }
+
+    proptest! {
+        /// Whatever happens to its tasks, a job never has more at work than it may, completes no slot twice, and ends.
+        #[test]
+        fn a_job_ends(
+            total in 0_u64..7,
+            at_once in 1_u64..5,
+            ends in prop::collection::vec((any::<usize>(), any::<bool>()), 40),
+            restarts in prop::sample::select(vec![RestartCondition::Any, RestartCondition::OnFailure, RestartCondition::None]),
+        ) {
+            let mut value = job(total, at_once);
+            let policy = value.spec.task_template.restart_policy.get_or_insert_default();
+            (policy.condition, policy.delay) = (Some(restarts), Some(0));
+            let mut world = world(&value);
+            let step = |world: &mut World| {
+                world.pass(1);
+                world.run(crate::planners::restart::plan);
+                world.run(plan);
+                world.run(crate::planners::promote::plan);
+                at_work(world)
+            };
+            let mut ends = ends.into_iter();
+            loop {
+                let running = step(&mut world);
+                prop_assert!(running.len() as u64 <= at_once.min(total), "{} at work", running.len());
+                if running.is_empty() {
+                    break;
+                }
+                let (which, fails) = ends.next().unwrap_or_default();
+                let task = &running[which % running.len()];
+                world.report(&task.id, if fails { TaskState::Failed } else { TaskState::Complete });
+            }
+            let mut completed: Vec<Slot> = world
+                .snapshot
+                .tasks_of(&"job".into())
+                .filter(|task| world.snapshot.state_of(task) == TaskState::Complete)
+                .map(|task| task.slot.clone())
+                .collect();
+            completed.sort();
+            let count = completed.len() as u64;
+            completed.dedup();
+            prop_assert_eq!(completed.len() as u64, count, "a slot was completed twice");
+            if restarts != RestartCondition::None {
+                prop_assert_eq!(count, total);
+            }
+        }
+    }
+}

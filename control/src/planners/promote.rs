@@ -1,0 +1,60 @@
+//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped.
+//!
+//! Invariant: it waits for an older task for as long as that may still run, whatever stop grace period its service has: both may write
+//! to the same volume. Only a task whose node is down or no member any more isn't waited for, as nobody can know when it ends.
+
+use std::collections::BTreeSet;
+
+use mesh_state::Timestamp;
+use mesh_state::ids::ServiceId;
+use mesh_state::task::{Task, TaskState};
+use rand::RngCore;
+
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::plan::{Action, Plan};
+use crate::slots;
+
+/// Promotes what waits no longer; asks for a pass when the next one's time comes.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let waiting = snapshot.tasks.values().filter(|task| task.desired_state == TaskState::Ready);
+    let services: BTreeSet<&ServiceId> = waiting.map(|task| &task.service_id).collect();
+    for service in services {
+        for tasks in slots::of(snapshot, service).values() {
+            let may_run = |task: &&&Stored<Task>| {
+                task.desired_state == TaskState::Ready && !snapshot.state_of(task).is_terminal()
+            };
+            for task in tasks.iter().filter(may_run) {
+                promote(now, snapshot, task, tasks, &mut plan);
+            }
+        }
+    }
+    plan
+}
+
+fn promote(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    task: &Stored<Task>,
+    slot: &[&Stored<Task>],
+    plan: &mut Plan,
+) {
+    // Its end comes as a status, and its node's as a liveness: both bring a pass.
+    if slot.iter().any(|older| is_stopping(snapshot, older)) {
+        return;
+    }
+    if let Some(moment) = snapshot.may_start_at(task).filter(|moment| *moment > now) {
+        plan.wake_by(moment);
+        return;
+    }
+    let mut value = task.value.clone();
+    value.desired_state = TaskState::Running;
+    value.start_after = None;
+    plan.reasons.push(format!("task {} in slot {} may run", value.id, value.slot));
+    plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
+}
+
+/// Whether a task was asked to stop and may still run.
+fn is_stopping(snapshot: &ClusterSnapshot, older: &Task) -> bool {
+    older.desired_state == TaskState::Shutdown && !slots::has_stopped(snapshot, older)
+}

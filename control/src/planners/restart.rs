@@ -1,0 +1,136 @@
+//! Replaces tasks that ended, that are on a lost node or on a drained one.
+//!
+//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
+//! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict. A task that
+//! ends while its restart delay goes on is replaced when the delay is over: an image that doesn't exist costs one task a delay.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_state::Timestamp;
+use mesh_state::ids::ServiceId;
+use mesh_state::node::Availability;
+use mesh_state::service::Service;
+use mesh_state::task::{Slot, Task, TaskState};
+use rand::RngCore;
+
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::plan::Plan;
+use crate::planners::global;
+use crate::planners::jobs;
+use crate::slots;
+use crate::slots::create::{TaskMaker, stopped};
+use crate::slots::eligible::Suits;
+use crate::slots::outdated::Dirt;
+use crate::slots::restart_policy::{Verdict, left_by_its_node, verdict};
+
+/// Why a wanted task can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Ended,
+    NodeDown,
+    NodeDrained,
+}
+
+/// Stops and replaces what can't go on.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let mut lost: BTreeMap<&ServiceId, Vec<(&Stored<Task>, Loss)>> = BTreeMap::new();
+    for task in snapshot.tasks.values().filter(|task| slots::is_wanted(task)) {
+        if let Some(loss) = loss_of(snapshot, task) {
+            if let Some(moment) = delayed_until(now, snapshot, task).filter(|_| loss == Loss::Ended) {
+                plan.wake_by(moment);
+                continue;
+            }
+            lost.entry(&task.service_id).or_default().push((task, loss));
+        }
+    }
+    let mut maker = TaskMaker::new(now, snapshot, ids);
+    for (service, tasks) in lost {
+        // The tasks of a removed service are the reaper's.
+        if let Some(service) = snapshot.services.get(service) {
+            replace(now, snapshot, &service.value, &tasks, &mut maker, &mut plan);
+        }
+    }
+    maker.finish(&mut plan);
+    plan
+}
+
+/// The end of the delay that a task still waits for; on a node that is gone or drained it waits for nothing.
+fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Option<Timestamp> {
+    snapshot.may_start_at(task).filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
+}
+
+fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {
+    let state = snapshot.state_of(task);
+    if state == TaskState::Complete && task.job_iteration.is_some() {
+        // This is what a job's task is for.
+        return None;
+    }
+    if state.is_terminal() {
+        return Some(Loss::Ended);
+    }
+    let id = task.node_id.as_ref()?;
+    if snapshot.is_lost(id) {
+        return Some(Loss::NodeDown);
+    }
+    let drained = snapshot.nodes.get(id).is_some_and(|node| node.spec.availability == Availability::Drain);
+    drained.then_some(Loss::NodeDrained)
+}
+
+fn replace(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    service: &Service,
+    lost: &[(&Stored<Task>, Loss)],
+    maker: &mut TaskMaker<'_>,
+    plan: &mut Plan,
+) {
+    let slots = slots::of(snapshot, &service.id);
+    let suits = Suits::new(&service.spec.task_template);
+    let dirt = Dirt::new(snapshot, service);
+    let ids: BTreeSet<_> = lost.iter().map(|(task, _)| &task.id).collect();
+    let mut done: BTreeSet<&Slot> = BTreeSet::new();
+    for (task, loss) in lost {
+        let name = service.task_name(&task.slot);
+        plan.actions.push(stopped(now, task, TaskState::Shutdown));
+        let tasks = slots.get(&task.slot).map(Vec::as_slice).unwrap_or_default();
+        // An old task that an update is about to stop doesn't fill the slot for its successor.
+        let filled = tasks.iter().any(|other| {
+            let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
+            goes_on && (!dirt.is_on(other) || dirt.is_on(task))
+        });
+        let is_over = !jobs::is_current(service, task);
+        if filled || is_over || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits)
+        {
+            plan.reasons.push(format!("{name} {}", in_words(*loss)));
+            continue;
+        }
+        match verdict(now, snapshot, service, task, tasks) {
+            Verdict::Leave => {
+                plan.reasons.push(format!("{name} {} and its policy wants no restart", in_words(*loss)));
+            }
+            Verdict::Replace { after } => {
+                // The tasks that stop in this very plan hold their places until they have stopped.
+                let start = slots::start(now, snapshot, tasks, after);
+                plan.reasons.push(format!("{name} {}: it is replaced", in_words(*loss)));
+                maker.create(plan, service, &task.slot, start);
+            }
+        }
+    }
+}
+
+fn in_words(loss: Loss) -> &'static str {
+    match loss {
+        Loss::Ended => "ended",
+        Loss::NodeDown => "was on a node that is down",
+        Loss::NodeDrained => "is on a drained node",
+    }
+}
+
+/// Whether a slot may have a task at all now: one of a global service needs its own node.
+fn may_return(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot, suits: &Suits) -> bool {
+    match slot {
+        Slot::Number(_) => !global::is_global(&service.spec),
+        Slot::Node(id) => snapshot.nodes.get(id).is_some_and(|node| global::takes_new(snapshot, node, suits)),
+    }
+}

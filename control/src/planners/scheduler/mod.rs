@@ -1,0 +1,159 @@
+//! Where tasks run.
+//!
+//! Invariants: a task gets a node once and keeps it; it gets one that passes every filter, and among those one of the least loaded; a task
+//! that finds none says why.
+//!
+//! Left to others: making and stopping tasks. A node that stops fitting is the enforcer's, a node that goes down the restart planner's.
+
+pub mod explain;
+pub mod filter;
+pub mod generic;
+pub mod load;
+pub mod place;
+pub mod score;
+
+use std::collections::BTreeMap;
+
+use mesh_state::Timestamp;
+use mesh_state::ids::{NodeId, ServiceId};
+use mesh_state::spec::GenericResource;
+use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
+use rand::RngCore;
+
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::plan::{Action, Plan};
+use crate::slots;
+use explain::Refusals;
+use filter::Needs;
+use load::Loads;
+use place::Placement;
+
+/// Gives nodes to the tasks that wait for one.
+pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    let mut fixed: Vec<&Stored<Task>> = Vec::new();
+    let mut groups: BTreeMap<(&ServiceId, u64), Vec<&Stored<Task>>> = BTreeMap::new();
+    for task in snapshot.tasks.values().filter(|task| waits(task)) {
+        match task.slot {
+            Slot::Node(_) => fixed.push(task),
+            Slot::Number(_) => groups.entry((&task.service_id, task.spec_version)).or_default().push(task),
+        }
+    }
+    if fixed.is_empty() && groups.is_empty() {
+        return plan;
+    }
+    let mut loads = Loads::new(now, snapshot);
+    for task in fixed {
+        place_fixed(now, snapshot, task, &mut loads, &mut plan);
+    }
+    // Whoever waits longest chooses first.
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.sort_by_key(|tasks| tasks.iter().map(|task| task.create_revision).min());
+    for tasks in groups {
+        place_group(now, snapshot, tasks, &mut loads, &mut plan);
+    }
+    plan
+}
+
+fn waits(task: &Task) -> bool {
+    task.node_id.is_none() && slots::is_wanted(task) && !task.leader_status.state.is_terminal()
+}
+
+/// Places a task whose slot is a node: there or nowhere.
+fn place_fixed<'a>(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    task: &'a Stored<Task>,
+    loads: &mut Loads<'a>,
+    plan: &mut Plan,
+) {
+    let Slot::Node(id) = &task.slot else { return };
+    let Some(spec) = snapshot.spec_of(task) else { return };
+    let needs = Needs::new(&task.service_id, spec);
+    let mut refusals = Refusals::default();
+    if let Some(load) = loads.of(id) {
+        match filter::refusal(&needs, load) {
+            None => {
+                let generic = load.take(&needs);
+                assign(now, snapshot, task, load.node.id.clone(), generic, plan);
+                return;
+            }
+            Some(refusal) => refusals.add(refusal),
+        }
+    }
+    refuse(now, task, &refusals, plan);
+}
+
+/// Places tasks that are alike, the longest waiting first.
+fn place_group<'a>(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    mut tasks: Vec<&'a Stored<Task>>,
+    loads: &mut Loads<'a>,
+    plan: &mut Plan,
+) {
+    tasks.sort_by_key(|task| (task.create_revision, &task.slot));
+    let Some(&first) = tasks.first() else { return };
+    let Some(spec) = snapshot.spec_of(first) else {
+        plan.reasons.push(format!(
+            "tasks of service {} wait: version {} of its spec is missing",
+            first.service_id, first.spec_version
+        ));
+        return;
+    };
+    let needs = Needs::new(&first.service_id, spec);
+    let mut placement = Placement::new(&needs, first.spec_version, spec, loads);
+    let mut unplaced = Vec::new();
+    for task in tasks {
+        match placement.place() {
+            Some((node, generic)) => assign(now, snapshot, task, node, generic, plan),
+            None => unplaced.push(task),
+        }
+    }
+    if unplaced.is_empty() {
+        return;
+    }
+    let mut refusals = Refusals::default();
+    loads.iter().filter_map(|load| filter::refusal(&needs, load)).for_each(|refusal| refusals.add(refusal));
+    for task in unplaced {
+        refuse(now, task, &refusals, plan);
+    }
+}
+
+fn assign(
+    now: Timestamp,
+    snapshot: &ClusterSnapshot,
+    task: &Stored<Task>,
+    node: NodeId,
+    generic: Vec<GenericResource>,
+    plan: &mut Plan,
+) {
+    let name = snapshot.nodes.get(&node).map_or("", |node| node.description.hostname.as_str());
+    plan.reasons.push(format!("task {} in slot {} goes to node {name}", task.id, task.slot));
+    let mut value = task.value.clone();
+    value.node_id = Some(node);
+    value.generic_resources = generic;
+    value.leader_status = TaskStatus {
+        state: TaskState::Assigned,
+        timestamp: now,
+        message: "scheduler assigned task to node".to_owned(),
+        ..TaskStatus::default()
+    };
+    plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
+}
+
+/// Writes why a task waits, unless it says so already.
+fn refuse(now: Timestamp, task: &Stored<Task>, refusals: &Refusals, plan: &mut Plan) {
+    let err = refusals.to_string();
+    if task.leader_status.err == err {
+        return;
+    }
+    plan.reasons.push(format!("task {} in slot {} waits: {err}", task.id, task.slot));
+    let mut value = task.value.clone();
+    value.leader_status.err = err;
+    value.leader_status.timestamp = now;
+    plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Places tasks that are alike, one after the other, each on the best node left.
+//!
+//! Invariants: every node that is given passes the filters at that moment; spread preferences make a tree whose branches fill evenly,
+//! nodes within a branch by [`Score`]. A pass costs one filtering of all nodes and a logarithm a task.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_state::ids::NodeId;
+use mesh_state::spec::{GenericResource, ServiceSpec};
+
+use super::filter::{self, Needs};
+use super::load::{Load, Loads};
+use super::score::Score;
+use crate::slots::constraint::label_value;
+
+/// The nodes that fit, in the order of their worth.
+#[derive(Debug)]
+pub struct Placement<'n, 'l, 'a> {
+    needs: &'n Needs<'a>,
+    spec_version: u64,
+    levels: Vec<String>,
+    loads: &'l mut Loads<'a>,
+    tree: Branch,
+}
+
+/// A level of the tree of preferences, or below the last one the nodes.
+#[derive(Debug, Default)]
+struct Branch {
+    /// Tasks of the service on all nodes below, whether those nodes fit or not.
+    tasks: u32,
+    children: BTreeMap<String, Branch>,
+    nodes: BTreeSet<(Score, NodeId)>,
+}
+
+impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
+    /// A placement of tasks made from `spec` upon `loads`.
+    pub fn new(
+        needs: &'n Needs<'a>,
+        spec_version: u64,
+        spec: &ServiceSpec,
+        loads: &'l mut Loads<'a>,
+    ) -> Self {
+        let levels = levels(spec);
+        let mut tree = Branch::default();
+        for load in loads.iter() {
+            let fits = filter::refusal(needs, load).is_none();
+            let score = Score::new(load, needs.service, spec_version);
+            tree.add(
+                &path(&levels, load),
+                load.tasks_of(needs.service),
+                fits.then(|| (score, load.node.id.clone())),
+            );
+        }
+        Self { needs, spec_version, levels, loads, tree }
+    }
+
+    /// The node for the next task, and which of its generic resources the task gets; `None` if no node can take one more.
+    pub fn place(&mut self) -> Option<(NodeId, Vec<GenericResource>)> {
+        loop {
+            let (score, id) = self.tree.best()?;
+            let load = self.loads.of(&id)?;
+            let path = path(&self.levels, load);
+            self.tree.remove(&path, &(score, id.clone()));
+            // What the tasks before it took may have used the node up.
+            if filter::refusal(self.needs, load).is_some() {
+                continue;
+            }
+            let generic = load.take(self.needs);
+            let score = Score::new(load, self.needs.service, self.spec_version);
+            self.tree.add(&path, 1, Some((score, id.clone())));
+            return Some((id, generic));
+        }
+    }
+}
+
+impl Branch {
+    /// Adds a node's tasks along its path, and the node at its end if it fits.
+    fn add(&mut self, path: &[String], tasks: u32, node: Option<(Score, NodeId)>) {
+        self.tasks += tasks;
+        match path.split_first() {
+            Some((first, rest)) => self.children.entry(first.clone()).or_default().add(rest, tasks, node),
+            None => self.nodes.extend(node),
+        }
+    }
+
+    fn remove(&mut self, path: &[String], node: &(Score, NodeId)) {
+        match path.split_first() {
+            Some((first, rest)) => {
+                if let Some(child) = self.children.get_mut(first) {
+                    child.remove(rest, node);
+                }
+            }
+            None => drop(self.nodes.remove(node)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.children.values().all(Self::is_empty)
+    }
+
+    /// The best node of the branch with the fewest tasks; of equal branches, of the one whose node is better.
+    fn best(&self) -> Option<(Score, NodeId)> {
+        if self.children.is_empty() {
+            return self.nodes.first().cloned();
+        }
+        let open = self.children.values().filter(|child| !child.is_empty());
+        let fewest = open.clone().map(|child| child.tasks).min()?;
+        open.filter(|child| child.tasks == fewest).filter_map(Self::best).min()
+    }
+}
+
+/// The labels to spread over, outermost first.
+fn levels(spec: &ServiceSpec) -> Vec<String> {
+    let placement = spec.task_template.placement.as_ref();
+    let preferences = placement.into_iter().flat_map(|placement| &placement.preferences);
+    preferences
+        .filter_map(|preference| preference.spread.as_ref())
+        .map(|over| over.spread_descriptor.clone())
+        .collect()
+}
+
+/// A node's values of the labels; a key that is no label is one branch for all.
+fn path(levels: &[String], load: &Load<'_>) -> Vec<String> {
+    levels.iter().map(|key| label_value(key, load.node).unwrap_or_default().to_owned()).collect()
+}

@@ -1,0 +1,101 @@
+//! Whether a node may run a task at all: what about it can't be used up.
+//!
+//! Left to others: what can (resources, ports, places), which is the scheduler's.
+
+use mesh_state::node::Node;
+use mesh_state::spec::TaskSpec;
+use serde_json::Value;
+
+use super::constraint::{self, Constraint};
+
+/// A task's constraints and platforms, read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suits {
+    /// `None` when they can't be read: then no node meets them.
+    constraints: Option<Vec<Constraint>>,
+    platforms: Vec<Platform>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+impl Suits {
+    /// What `spec` asks of a node.
+    pub fn new(spec: &TaskSpec) -> Self {
+        let Some(placement) = &spec.placement else {
+            return Self { constraints: Some(Vec::new()), platforms: Vec::new() };
+        };
+        let platforms = placement.extra.get("Platforms").and_then(Value::as_array);
+        Self {
+            constraints: constraint::parse_all(&placement.constraints).ok(),
+            platforms: platforms.into_iter().flatten().map(Platform::read).collect(),
+        }
+    }
+
+    /// Whether `node` meets everything.
+    pub fn node(&self, node: &Node) -> bool {
+        self.constraints_hold(node) && self.platform_fits(node)
+    }
+
+    /// Whether all constraints hold.
+    pub fn constraints_hold(&self, node: &Node) -> bool {
+        self.constraints.as_ref().is_some_and(|constraints| constraints.iter().all(|one| one.holds(node)))
+    }
+
+    /// Whether the image has a build for the node; none listed means that it has.
+    pub fn platform_fits(&self, node: &Node) -> bool {
+        let architecture = architecture(&node.description.architecture);
+        self.platforms.is_empty()
+            || self.platforms.iter().any(|platform| {
+                (platform.architecture.is_empty() || platform.architecture == architecture)
+                    && (platform.os.is_empty() || platform.os.eq_ignore_ascii_case(&node.description.os))
+            })
+    }
+}
+
+impl Platform {
+    fn read(value: &Value) -> Self {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        Self { architecture: architecture(text("Architecture")), os: text("OS").to_owned() }
+    }
+}
+
+/// One spelling for each architecture: images say `amd64` where kernels say `x86_64`.
+fn architecture(name: &str) -> String {
+    match name {
+        "x86_64" => "amd64".to_owned(),
+        "aarch64" => "arm64".to_owned(),
+        other => other.to_ascii_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::node;
+
+    #[test]
+    fn platforms_are_compared_across_spellings() {
+        let mut seen = node("n");
+        seen.description.architecture = "x86_64".to_owned();
+        seen.description.os = "linux".to_owned();
+        let fits = |platforms: &str| {
+            let text = format!(r#"{{"Placement":{{"Platforms":{platforms}}}}}"#);
+            Suits::new(&serde_json::from_str(&text).unwrap()).node(&seen)
+        };
+        assert!(fits("[]"));
+        assert!(fits(r#"[{"Architecture":"amd64","OS":"linux"}]"#));
+        assert!(fits(r#"[{"Architecture":"arm64","OS":"linux"},{"OS":"linux"}]"#));
+        assert!(!fits(r#"[{"Architecture":"arm64","OS":"linux"}]"#));
+        assert!(!fits(r#"[{"OS":"windows"}]"#));
+    }
+
+    #[test]
+    fn unreadable_constraints_hold_nowhere() {
+        let spec = serde_json::from_str(r#"{"Placement":{"Constraints":["nonsense"]}}"#).unwrap();
+        assert!(!Suits::new(&spec).node(&node("n")));
+    }
+}
