@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod app;
 pub mod cli;
+mod codes;
 pub mod config;
 pub mod control_link;
 pub mod datapath;

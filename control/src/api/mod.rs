@@ -100,3 +100,28 @@ fn routes(context: ApiContext) -> Router {
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .with_state(context)
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::api_paths::CONTROL_SEGMENTS;
+
+    use super::*;
+
+    /// Paths that the agent's socket answers together with the control plane, and the one between the two.
+    const SHARED: [&str; 6] = ["_ping", "version", "info", "events", "networks", "mesh"];
+
+    /// A route whose first segment the agent doesn't know would go to the engine.
+    #[test]
+    fn the_agent_knows_the_first_segment_of_every_route() {
+        let own = include_str!("mod.rs").split(".route(\"/").skip(1);
+        let own = own.filter_map(|rest| rest.split(['/', '"']).next()).filter(|first| !first.contains('('));
+        let dependencies = [DependencyKind::Secret, DependencyKind::Config].map(DependencyKind::plural);
+        let mut seen = 0;
+        for first in own.chain(dependencies) {
+            let is_known = CONTROL_SEGMENTS.contains(&first) || SHARED.contains(&first);
+            assert!(is_known, "/{first} is in no list: the agent would pass it to the engine");
+            seen += 1;
+        }
+        assert!(seen > 20, "{seen} routes were found");
+    }
+}

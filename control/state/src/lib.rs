@@ -29,6 +29,7 @@ pub mod store;
 
 pub mod proto;
 
+pub mod api_paths;
 pub mod origin;
 
 pub mod renewal;

@@ -8,7 +8,6 @@
 //! Left to others: carrying the writes out (`apply`), deciding what is held back (`state`, `sweep`).
 
 mod allowed;
-mod codes;
 mod generation;
 mod host_ports;
 mod members;
@@ -22,15 +21,14 @@ use mesh_ebpf::abi::{
 };
 use mesh_state::ids::BackendId;
 use mesh_state::lb::Mode;
+use mesh_state::spec::Protocol;
 
-pub use self::codes::frontend;
-pub(crate) use self::codes::protocol_number;
-use self::codes::{mode_byte, policy_byte, state_byte};
 use self::generation::generation_of;
 pub use self::generation::is_ahead;
 use super::contents::{Contents, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
+use crate::codes::{self, protocol_number};
 use crate::lb::ramp::UNIT;
 use crate::lb::slots::{Candidate, compose};
 use crate::view::{BackendView, NodeView, ServiceView};
@@ -268,9 +266,13 @@ impl Plan {
             slot_base: slots.start,
             slot_count: slots.end - slots.start,
             generation: generation_of(mesh.view),
-            policy: policy_byte(port.service.lb.policy),
+            policy: codes::policy(port.service.lb.policy) as u8,
             // Userspace nodes end no tunnel: such a port is this node's proxy's, which chooses among all of its backends.
-            mode: mode_byte(if mesh.reaches_userspace(members) { Mode::Proxy } else { port.service.lb.mode }),
+            mode: codes::mode(if mesh.reaches_userspace(members) {
+                Mode::Proxy
+            } else {
+                port.service.lb.mode
+            }) as u8,
             flags: if port.service.lb.allow.is_empty() { 0 } else { service_flag::ALLOW_LIST },
             ..Service::default()
         };
@@ -317,7 +319,7 @@ impl Mesh<'_> {
             task_port_be: Be16::new(backend.target),
             published_port_be: Be16::new(backend.published),
             protocol: protocol_number(backend.protocol),
-            state: state_byte(backend.state),
+            state: codes::state(backend.state) as u8,
             weight: u16::try_from(self.weight(backend)).unwrap_or(u16::MAX),
             ..Backend::default()
         };
@@ -354,6 +356,11 @@ fn is_same_backend(a: &Backend, b: &Backend) -> bool {
 
 fn slots_of(service: &Service) -> Range<u32> {
     service.slot_base..service.slot_base.saturating_add(service.slot_count)
+}
+
+/// The map's key of a published port.
+pub fn frontend(transport: Protocol, port: u16) -> Frontend {
+    Frontend { protocol: protocol_number(transport), port }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use hyper::{Method, Request, Uri};
 use mesh_admission::register::Call;
+use mesh_state::api_paths::CONTROL_SEGMENTS;
 
 use super::filters::Query;
 use super::path::CallPath;
@@ -40,7 +41,7 @@ impl Route {
             ("GET" | "HEAD", ["_ping"]) => Self::Ping,
             ("GET", ["info"]) => Self::Info,
             ("GET", ["events"]) => Self::Events,
-            (_, ["services" | "tasks" | "nodes" | "swarm" | "secrets" | "configs", ..]) => Self::Control,
+            (_, [first, ..]) if CONTROL_SEGMENTS.contains(first) => Self::Control,
             ("GET", ["networks"]) => Self::NetworkList,
             ("POST", ["networks", "create"]) => Self::NetworkCreate,
             ("POST", ["networks", "prune"]) => Self::NetworkPrune,

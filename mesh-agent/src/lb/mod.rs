@@ -21,6 +21,7 @@ use mesh_state::ids::{BackendId, ServiceId};
 use mesh_state::lb::{LbSettings, Policy};
 use mesh_state::spec::Protocol;
 
+use crate::codes;
 use crate::view::{BackendView, NodeView, PortView};
 use ramp::Ramps;
 use slots::{Candidate, compose};
@@ -121,7 +122,7 @@ impl Frontend {
     fn choose(&self, slots: &[u32], odds: &Odds<'_>, avoided: u32) -> Option<BackendId> {
         let service = Service {
             slot_count: u32::try_from(slots.len()).unwrap_or(u32::MAX),
-            policy: policy(self.settings.policy) as u8,
+            policy: codes::policy(self.settings.policy) as u8,
             ..Service::default()
         };
         let table = Table { slots, weights: &self.weights, odds };
@@ -164,16 +165,6 @@ impl Candidates for Table<'_> {
 
     fn load(&self, id: u32) -> Option<u32> {
         BackendId::new(id).and_then(self.odds.load).map(u32::from)
-    }
-}
-
-fn policy(policy: Policy) -> abi::Policy {
-    match policy {
-        Policy::RoundRobin => abi::Policy::RoundRobin,
-        Policy::Random => abi::Policy::Random,
-        Policy::LeastConnections => abi::Policy::LeastConnections,
-        Policy::LeastLoad => abi::Policy::LeastLoad,
-        Policy::SourceHash => abi::Policy::SourceHash,
     }
 }
 

@@ -8,7 +8,7 @@ use super::Observation;
 use super::catalogue as names;
 use super::samples::{Bounds, Labels, Samples, number};
 use crate::cli::MetricsBackends;
-use crate::datapath::diff::protocol_number;
+use crate::codes::protocol_number;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
 use crate::lb::loads::LOAD_MAX;
 use crate::lb::ramp::UNIT;

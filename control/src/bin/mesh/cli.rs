@@ -115,7 +115,7 @@ pub(crate) enum PolicyCommand {
         /// Name, id or the beginning of an id.
         service: String,
         /// The policy.
-        #[arg(value_parser = PossibleValuesParser::new(Policy::ALL.map(Policy::as_str)).try_map(|text| text.parse::<Policy>()))]
+        #[arg(value_parser = PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.as_str())).try_map(|text| text.parse::<Policy>()))]
         policy: Policy,
     },
 }

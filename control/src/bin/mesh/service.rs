@@ -14,19 +14,6 @@ use crate::cli::Output;
 use crate::client::{Client, segment};
 use crate::table;
 
-/// Every label of services with what holds without it, in the order in which they are shown.
-const DEFAULTS: [(&str, &str); 9] = [
-    (lb::POLICY_LABEL, "round-robin"),
-    (lb::MODE_LABEL, "tunnel"),
-    (lb::PREFER_LOCAL_LABEL, "false"),
-    (lb::SLOW_START_LABEL, "0s"),
-    (lb::ALLOW_LABEL, "all"),
-    (lb::IDLE_TIMEOUT_LABEL, "2h"),
-    (lb::DRAIN_TIMEOUT_LABEL, "30s"),
-    (lb::LOAD_HTTP_LABEL, "none"),
-    (lb::WEIGHT_LABEL, "1"),
-];
-
 /// A service as the mesh serves it.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Shown {
@@ -93,11 +80,11 @@ impl Shown {
     }
 
     fn table(&self) -> String {
-        let mut settings: Vec<[String; 2]> = DEFAULTS
+        let mut settings: Vec<[String; 2]> = lb::SERVICE_LABELS
             .iter()
-            .map(|(label, default)| {
-                let value = self.labels.get(*label).cloned();
-                [(*label).to_owned(), value.unwrap_or_else(|| format!("{default} (default)"))]
+            .map(|label| {
+                let value = self.labels.get(label.key).cloned();
+                [label.key.to_owned(), value.unwrap_or_else(|| format!("{} (default)", label.default))]
             })
             .collect();
         let slots = self.settings.slot_weights.iter();
@@ -166,17 +153,5 @@ TASK     NODE     STATE     WEIGHT
 web.2    node-2   running   1
 web.10   node-1   running   12";
         assert_eq!(shown.table(), expected);
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_settings() {
-        let said = DEFAULTS.into_iter().filter(|(_, value)| !matches!(*value, "all" | "none"));
-        let said: Labels = said.map(|(label, value)| (label.to_owned(), value.to_owned())).collect();
-        let mut read = LbSettings::from_labels(&said).unwrap();
-        assert_eq!(
-            (read.weight.take(), read.idle_timeout_s.take(), read.drain_timeout_s.take()),
-            (NonZeroU32::new(1), NonZeroU32::new(7200), Some(30))
-        );
-        assert_eq!(read, LbSettings::default());
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants: pure; a label that mesh owns and can't read is an error that lists the good values; it is never ignored.
 
 mod choice;
+mod labels;
 mod value;
 
 use std::collections::BTreeMap;
@@ -17,41 +18,16 @@ use crate::spec::Labels;
 use crate::task::Slot;
 
 pub use choice::{Mode, Policy};
+pub use labels::{
+    ALLOW_LABEL, DRAIN_TIMEOUT_LABEL, IDLE_TIMEOUT_LABEL, LOAD_HTTP_LABEL, MODE_LABEL, POLICY_LABEL,
+    PREFER_LOCAL_LABEL, SERVICE_LABELS, SLOW_START_LABEL, ServiceLabel, WEIGHT_LABEL, markdown,
+};
 pub use value::go_duration;
 
 use value::Given;
 
 /// Labels with this prefix belong to mesh.
 pub const LABEL_PREFIX: &str = "mesh.lb.";
-/// The label that chooses the selection policy.
-pub const POLICY_LABEL: &str = "mesh.lb.policy";
-/// The label that chooses how packets travel.
-pub const MODE_LABEL: &str = "mesh.lb.mode";
-/// The label that makes nodes prefer their own tasks.
-pub const PREFER_LOCAL_LABEL: &str = "mesh.lb.prefer-local";
-/// The label that lets a new backend's weight rise slowly.
-pub const SLOW_START_LABEL: &str = "mesh.lb.slow-start";
-/// The label that lists whose connections are taken.
-pub const ALLOW_LABEL: &str = "mesh.lb.allow";
-/// The label that says when an idle TCP flow ends.
-pub const IDLE_TIMEOUT_LABEL: &str = "mesh.lb.idle-timeout";
-/// The label that says how long a task that is to stop waits for its live flows.
-pub const DRAIN_TIMEOUT_LABEL: &str = "mesh.lb.drain-timeout";
-/// The label that says where tasks tell their own load.
-pub const LOAD_HTTP_LABEL: &str = "mesh.lb.load-http";
-/// The label that weighs a service's tasks, or, on a node, the tasks there. With `.SLOT` after it, one task.
-pub const WEIGHT_LABEL: &str = "mesh.lb.weight";
-
-/// The labels of services, for messages.
-const SERVICE_LABELS: &str = "mesh.lb.policy, mesh.lb.mode, mesh.lb.prefer-local, mesh.lb.slow-start, mesh.lb.allow, \
-                              mesh.lb.idle-timeout, mesh.lb.drain-timeout, mesh.lb.load-http, mesh.lb.weight and mesh.lb.weight.SLOT";
-
-/// Seconds of the longest slow start: an hour.
-const SLOW_START_MAX_S: u32 = 3600;
-/// Seconds of the longest idle timeout: a week.
-const IDLE_TIMEOUT_MAX_S: u32 = 7 * 24 * 3600;
-/// Seconds of the longest drain: an hour.
-const DRAIN_TIMEOUT_MAX_S: u32 = 3600;
 /// Seconds that live flows have without a label.
 const DRAIN_TIMEOUT_DEFAULT_S: u32 = 30;
 /// The heaviest weight that a backend can have in effect.
@@ -82,11 +58,13 @@ pub enum LabelError {
     },
     /// Services have no such label.
     #[error(
-        "unknown label {key}: labels that begin with {LABEL_PREFIX} belong to mesh; those of a service are {SERVICE_LABELS}"
+        "unknown label {key}: labels that begin with {LABEL_PREFIX} belong to mesh; those of a service are {good}"
     )]
     Unknown {
         /// The label's key.
         key: String,
+        /// All keys that services have.
+        good: String,
     },
     /// Nodes have no such label.
     #[error(
@@ -146,30 +124,6 @@ impl LbSettings {
         Ok(settings)
     }
 
-    fn read(&mut self, given: Given<'_>) -> Result<(), LabelError> {
-        match given.key {
-            POLICY_LABEL => self.policy = given.value.parse()?,
-            MODE_LABEL => self.mode = given.value.parse()?,
-            PREFER_LOCAL_LABEL => self.prefer_local = given.switch()?,
-            SLOW_START_LABEL => self.slow_start_s = given.seconds(0, SLOW_START_MAX_S, "0s to 1h")?,
-            ALLOW_LABEL => self.allow = given.networks()?,
-            IDLE_TIMEOUT_LABEL => {
-                let seconds = given.seconds(1, IDLE_TIMEOUT_MAX_S, "1s to 168h")?;
-                self.idle_timeout_s = NonZeroU32::new(seconds);
-            }
-            DRAIN_TIMEOUT_LABEL => {
-                self.drain_timeout_s = Some(given.seconds(0, DRAIN_TIMEOUT_MAX_S, "0s to 1h")?);
-            }
-            LOAD_HTTP_LABEL => self.load_http = Some(given.load_http()?),
-            WEIGHT_LABEL => self.weight = Some(given.weight()?),
-            key => {
-                let slot = weighed_slot(key).ok_or_else(|| LabelError::Unknown { key: key.to_owned() })?;
-                self.slot_weights.insert(slot, given.weight()?);
-            }
-        }
-        Ok(())
-    }
-
     /// How long live flows of a task have to end before it is stopped.
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_DEFAULT_S).into())
@@ -184,12 +138,6 @@ impl LbSettings {
         let weight = own.or(self.weight).unwrap_or(NonZeroU32::MIN).saturating_mul(node);
         NonZeroU32::new(weight.get().min(EFFECTIVE_WEIGHT_MAX)).unwrap_or(NonZeroU32::MIN)
     }
-}
-
-/// The slot that a key of the form `mesh.lb.weight.SLOT` names; slots count from 1.
-fn weighed_slot(key: &str) -> Option<u64> {
-    let slot = key.strip_prefix(WEIGHT_LABEL)?.strip_prefix('.')?;
-    value::whole_number(slot).filter(|slot| *slot != 0)
 }
 
 /// Reads a node's labels: the weight that tasks on it are given, 1 without a label.

@@ -52,10 +52,10 @@ fn every_label_is_read() {
 #[test]
 fn policies_and_modes_have_names() {
     for policy in Policy::ALL {
-        assert_eq!(read(POLICY_LABEL, policy.as_str()).map(|settings| settings.policy), Ok(policy));
+        assert_eq!(read(POLICY_LABEL, policy.as_str()).map(|settings| settings.policy), Ok(*policy));
     }
     for mode in Mode::ALL {
-        assert_eq!(read(MODE_LABEL, mode.as_str()).map(|settings| settings.mode), Ok(mode));
+        assert_eq!(read(MODE_LABEL, mode.as_str()).map(|settings| settings.mode), Ok(*mode));
     }
 }
 
