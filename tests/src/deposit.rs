@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cluster::{Cluster, eventually};
+use mesh_lab::cluster::{Cluster, eventually};
 
 use crate::PATIENCE;
 

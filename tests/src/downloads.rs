@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use xtask::client::http;
-use xtask::lab::netns::Netns;
+use mesh_lab::client::http;
+use mesh_lab::netns::Netns;
 
 /// Bytes of one download: far more than what sockets on the way hold.
 const BYTES: usize = 24_000_000;

@@ -1,9 +1,9 @@
 //! Breaking and mending parts of the lab, with the developer commands' own means.
 
 use anyhow::{Result, ensure};
-use xtask::artifacts::Binaries;
-use xtask::cluster::{Cluster, eventually};
-use xtask::lab::{Application, Lab, Part};
+use mesh_lab::artifacts::Binaries;
+use mesh_lab::cluster::{Cluster, eventually};
+use mesh_lab::{Application, Lab, Part};
 
 use crate::PATIENCE;
 

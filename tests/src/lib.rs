@@ -15,9 +15,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xtask::client::http;
-use xtask::cluster::{Cluster, eventually, samples};
-use xtask::lab::layout::Layout;
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, eventually, samples};
+use mesh_lab::layout::Layout;
 
 /// How long a cluster may take to do what it does in its own time.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, eventually};
+use mesh_lab::netns::Netns;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::client::http;
-use xtask::cluster::{Cluster, eventually};
-use xtask::lab::netns::Netns;
 
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 

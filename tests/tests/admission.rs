@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Part;
+use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
+use mesh_lab::component::Component;
 use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, cluster};
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::cluster::{Cluster, Docker, eventually, samples};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
 
 /// An engine's call through a node's socket while mesh-control hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);

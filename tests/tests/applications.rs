@@ -7,11 +7,11 @@ use std::time::Duration;
 use std::{env, fs, process};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Application;
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
-use xtask::client::http;
-use xtask::cluster::{Cluster, Docker, eventually};
-use xtask::lab::Application;
 
 /// How long a database may take to be made on a busy machine.
 const DATABASE_PATIENCE: Duration = Duration::from_mins(1);

@@ -6,13 +6,13 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Part;
+use mesh_lab::client::http;
+use mesh_lab::client::load::Load;
+use mesh_lab::cluster::{Cluster, TaskRow, eventually};
+use mesh_lab::component::Component;
+use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
-use xtask::client::http;
-use xtask::client::load::Load;
-use xtask::cluster::{Cluster, TaskRow, eventually};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
-use xtask::lab::record::NodeRecord;
 
 /// How long a process may live on after one of its parts panicked.
 const END_MAX: Duration = Duration::from_secs(1);

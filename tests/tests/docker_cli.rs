@@ -7,8 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::cluster::{Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Docker, eventually};
 
 #[test]
 fn the_engine_answers_behind_the_socket() -> Result<()> {

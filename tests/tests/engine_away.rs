@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Part;
+use mesh_lab::cluster::{TaskRow, eventually};
+use mesh_lab::component::Component;
 use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{TaskRow, eventually};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
 
 /// An engine is missed after a few seconds, and its node is down after three heartbeats of 5 s.
 const DOWN_WITHIN: Duration = Duration::from_mins(1);

@@ -4,9 +4,9 @@
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Lab;
+use mesh_lab::cluster::Cluster;
 use mesh_tests::{cluster, lab};
-use xtask::cluster::Cluster;
-use xtask::lab::Lab;
 
 /// What every cluster has in etcd.
 const CLUSTER_RECORD: &str = "/mesh/v1/cluster";

@@ -6,12 +6,12 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Part;
+use mesh_lab::client::http;
+use mesh_lab::client::load::{Load, ask};
+use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
+use mesh_lab::component::Component;
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, lab};
-use xtask::client::http;
-use xtask::client::load::{Load, ask};
-use xtask::cluster::{Cluster, Docker, eventually, samples};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
 
 /// How long after a task's death new connections may still fail.
 const TABLE_LAG_MAX: Duration = Duration::from_secs(1);
@@ -126,7 +126,7 @@ fn a_node_without_power_is_left_out_at_once_and_its_tasks_move() -> Result<()> {
     Ok(())
 }
 
-fn ids(rows: &[xtask::cluster::TaskRow]) -> BTreeSet<&str> {
+fn ids(rows: &[mesh_lab::cluster::TaskRow]) -> BTreeSet<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }
 

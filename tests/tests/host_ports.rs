@@ -9,12 +9,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_lab::Part;
+use mesh_lab::client::load::ask;
+use mesh_lab::cluster::eventually;
+use mesh_lab::component::Component;
+use mesh_lab::netns::Netns;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
-use xtask::client::load::ask;
-use xtask::cluster::eventually;
-use xtask::lab::Part;
-use xtask::lab::component::Component;
-use xtask::lab::netns::Netns;
 
 /// What the host's own server says to everyone.
 const GREETING: &str = "SSH-2.0-host\r\n";
@@ -83,7 +83,7 @@ fn a_port_of_the_host_stays_the_hosts_before_and_after_a_restart_of_its_agent() 
 }
 
 fn restart_agent(
-    cluster: &xtask::cluster::Cluster,
+    cluster: &mesh_lab::cluster::Cluster,
     node: &str,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<()> {

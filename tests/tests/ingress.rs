@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::load::ask;
+use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
+use mesh_lab::netns::Netns;
 use mesh_tests::{PATIENCE, Service, cluster, datagram_task};
-use xtask::client::load::ask;
-use xtask::cluster::{Cluster, Docker, eventually, samples};
-use xtask::lab::netns::Netns;
 
 const REQUESTS: usize = 1000;
 

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::Part;
+use mesh_lab::cluster::{Cluster, Docker, eventually};
+use mesh_lab::component::Component;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
-use xtask::cluster::{Cluster, Docker, eventually};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
 
 const REPLICAS: usize = 4;
 const KILLS: u64 = 3;

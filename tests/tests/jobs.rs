@@ -2,8 +2,8 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Result, ensure};
+use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Cluster, eventually};
 
 /// Waits for a line of `docker service ls`.
 fn replicas(cluster: &Cluster, service: &str, expected: &str) -> Result<()> {

@@ -4,10 +4,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::forged::{Forged, Forger, VNI_DIRECT, VNI_REPLY, VNI_TASKS};
+use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
+use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::client::forged::{Forged, Forger, VNI_DIRECT, VNI_REPLY, VNI_TASKS};
-use xtask::cluster::{Cluster, Docker, eventually, samples};
-use xtask::lab::record::NodeRecord;
 
 /// Who the forged packets say they are from, inside.
 const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 5), 40_000);

@@ -6,10 +6,10 @@ use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::client::load::ask;
+use mesh_lab::cluster::{eventually, samples};
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, datagram_task};
-use xtask::client::http;
-use xtask::client::load::ask;
-use xtask::cluster::{eventually, samples};
 
 #[test]
 fn promtool_accepts_every_exposition() -> Result<()> {

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, eventually};
+use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, datagram_task};
-use xtask::client::http;
-use xtask::cluster::{Cluster, eventually};
-use xtask::lab::record::NodeRecord;
 
 /// Tasks that tell which node they run on where they would tell their name.
 const TELLS_NODE: [&str; 2] = ["--env", "WHOAMI_TASK={{.Node.Hostname}}"];

@@ -2,8 +2,8 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Cluster, Docker, eventually};
 
 /// A worker, by name.
 fn worker(cluster: &Cluster) -> Result<String> {

@@ -7,9 +7,9 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, TaskRow, eventually, samples};
 use mesh_tests::{PATIENCE, Service, answering_task, cluster};
-use xtask::client::http;
-use xtask::cluster::{Cluster, TaskRow, eventually, samples};
 
 /// Connections that pin a backend.
 const PINNED: usize = 50;
@@ -144,7 +144,7 @@ struct Propagated {
 
 /// What `mesh_config_propagation_seconds` says on each node.
 fn propagated(cluster: &Cluster) -> Result<Vec<(String, Propagated)>> {
-    let of = |node: &xtask::lab::record::NodeRecord| {
+    let of = |node: &mesh_lab::record::NodeRecord| {
         let text = cluster.metrics(node)?;
         let one =
             |name: &str, labels: &[(&str, &str)]| -> f64 { samples(&text, name, labels).into_iter().sum() };

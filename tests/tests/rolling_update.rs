@@ -7,11 +7,11 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use mesh_lab::client::load::Load;
+use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::downloads::Downloads;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::client::load::Load;
-use xtask::cluster::{Cluster, eventually};
 
 const PORT: u16 = 8100;
 /// How long an update may take: every batch of tasks waits for its downloads.

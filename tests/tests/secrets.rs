@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_lab::Part;
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, Docker, eventually};
+use mesh_lab::component::Component;
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
-use xtask::client::http;
-use xtask::cluster::{Cluster, Docker, eventually};
-use xtask::lab::Part;
-use xtask::lab::component::Component;
 
 /// A value that must be nowhere but in the tasks' files.
 const VALUE: &str = "tr0ub4dor-and-3-horses";

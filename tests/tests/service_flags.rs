@@ -4,9 +4,9 @@
 use std::net::SocketAddrV4;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::{Value, json};
-use xtask::cluster::{Cluster, Docker, eventually};
 
 const FLAGS: &[&str] = &[
     "--env=A=b",

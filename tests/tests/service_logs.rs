@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Cluster, Docker, eventually};
 
 /// Shells and sleeps don't heed SIGTERM as a container's first process.
 const QUICK: &str = "--stop-grace-period=1s";

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::Value;
-use xtask::cluster::{Cluster, Docker, eventually};
 
 const COMPOSE: &str = r#"
 version: "3.8"

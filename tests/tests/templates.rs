@@ -2,9 +2,9 @@
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::cluster::{Cluster, Docker};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Cluster, Docker};
 
 /// Runs a command in the one task of a service.
 fn inside(cluster: &Cluster, service: &Service, words: &[&str]) -> Result<String> {

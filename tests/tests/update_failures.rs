@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::cluster::{Cluster, eventually};
 
 /// Nobody listens there, so that a pull fails at once.
 const NO_SUCH_IMAGE: &str = "127.0.0.1:1/nope:1";
@@ -117,7 +117,10 @@ fn an_unhealthy_task_fails_and_continue_goes_on() -> Result<()> {
     let rows = docker.tasks(service.name())?;
     let unhealthy = rows.iter().filter(|row| row.error.contains("unhealthy container")).count();
     ensure!(unhealthy >= 2, "expected both slots to have failed as unhealthy, saw {rows:#?}");
-    ensure!(!rows.iter().any(xtask::cluster::TaskRow::is_running), "what is unhealthy never runs: {rows:#?}");
+    ensure!(
+        !rows.iter().any(mesh_lab::cluster::TaskRow::is_running),
+        "what is unhealthy never runs: {rows:#?}"
+    );
     // A crash loop is backed off: a new task no sooner than the restart delay, and a history of bounded length.
     std::thread::sleep(Duration::from_secs(3));
     let rows = docker.tasks(service.name())?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use crate::command::Program;
-use crate::workspace;
+use mesh_checkout::command::Program;
+use mesh_checkout::workspace;
 
 /// Longest packet that is tried: all headers, and some data.
 const PACKET_MAX: u32 = 400;

@@ -1,9 +1,10 @@
 //! Formatter, linter, house rules, and cargo-deny.
 
 use anyhow::{Context, Result};
+use mesh_checkout::command::Program;
+use mesh_checkout::{setup, workspace};
 
-use crate::command::Program;
-use crate::{setup, tidy, workspace};
+use crate::tidy;
 
 /// Everything that can be said of the sources without running them, the quickest first.
 ///

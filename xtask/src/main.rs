@@ -1,11 +1,16 @@
-//! `cargo xtask`: parses the command line and calls the library. No work happens here.
+//! `cargo xtask`: parses the command line and calls the library, or hands it to a nested package's program. No work
+//! happens here.
 
+use std::env;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
-use xtask::{artifacts, bench, demo, fuzz, lab, lint, setup, soak, swarm_diff, test, tidy};
+use clap::{Args, Parser, Subcommand};
+use xtask::nested::Nested;
+use xtask::{fuzz, lint, test, tidy};
 
+use mesh_checkout::setup;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
 struct Cli {
@@ -13,34 +18,43 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Verb {
     /// Install what is missing to build, run and test mesh (Debian packages, bpf-linker)
     Setup,
     /// Build mesh-agent, mesh-control, mesh and whoami for the lab
-    Build,
+    #[command(disable_help_flag = true)]
+    Build(Passed),
     /// A cluster on this machine: a network namespace per node, each with its own Docker engine
-    Lab(lab::cli::LabArgs),
+    #[command(disable_help_flag = true)]
+    Lab(Passed),
     /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every step held
-    Demo {
-        /// What the agents forward packets with
-        #[arg(long, value_enum, default_value_t = lab::Datapath::Auto)]
-        datapath: lab::Datapath,
-    },
+    #[command(disable_help_flag = true)]
+    Demo(Passed),
     /// Everything a clean checkout must pass, the quickest first
     Test(test::TestArgs),
     /// The same docker commands against a real Swarm and against mesh; fails on a difference without a listed reason
-    SwarmDiff(swarm_diff::SwarmDiffArgs),
+    #[command(disable_help_flag = true)]
+    SwarmDiff(Passed),
     /// Measure mesh, and write BENCHMARKS.md and its plots
-    Bench(bench::BenchArgs),
+    #[command(disable_help_flag = true)]
+    Bench(Passed),
     /// Look for packets that break the pipeline, with cargo-fuzz (installed if missing)
     Fuzz(fuzz::FuzzArgs),
     /// What takes too long for the test run, each in a lab of its own
-    Soak(soak::SoakArgs),
+    #[command(disable_help_flag = true)]
+    Soak(Passed),
     /// Formatter, house rules, cargo-deny, clippy
     Lint,
     /// The house rules alone: sizes, names, module docs, dependencies
     Tidy,
+}
+
+/// Arguments that a nested package's program reads, `--help` among them. It gets them as they were typed ([`typed`]).
+#[derive(Debug, Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<OsString>,
 }
 
 fn main() -> ExitCode {
@@ -56,29 +70,26 @@ fn main() -> ExitCode {
 fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Setup => setup::ensure(),
-        Verb::Build => {
+        Verb::Build(_) | Verb::Lab(_) | Verb::Demo(_) | Verb::Soak(_) => Nested::Lab.exec(typed()),
+        Verb::SwarmDiff(_) => {
             setup::ensure()?;
-            let binaries = artifacts::build()?;
-            println!("built {}", binaries.directory().display());
-            Ok(())
+            Nested::SwarmDiff.exec(typed())
         }
-        Verb::Lab(args) => lab::cli::run(args),
-        Verb::Demo { datapath } => demo::run(*datapath),
+        Verb::Bench(_) => {
+            setup::ensure()?;
+            Nested::Bench.exec(typed())
+        }
         Verb::Test(args) => test::run(args),
-        Verb::SwarmDiff(args) => {
-            setup::ensure()?;
-            swarm_diff::run(args)
-        }
-        Verb::Bench(args) => {
-            setup::ensure()?;
-            bench::run(args)
-        }
         Verb::Fuzz(args) => fuzz::run(args),
-        Verb::Soak(args) => soak::run(args),
         Verb::Lint => {
             setup::ensure()?;
             lint::check()
         }
         Verb::Tidy => tidy::check(),
     }
+}
+
+/// The command and its arguments. Not from clap, which takes a `--` away.
+fn typed() -> impl Iterator<Item = OsString> {
+    env::args_os().skip(1)
 }

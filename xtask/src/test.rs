@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use mesh_checkout::command::Program;
+use mesh_checkout::{setup, workspace};
 use serde::Deserialize;
 
-use crate::command::Program;
-use crate::lab::layout::{LabName, Layout};
-use crate::lab::{Datapath, Lab, UpOptions};
-use crate::swarm_diff::{self, SwarmDiffArgs};
-use crate::{artifacts, lint, setup, tidy, workspace};
+use crate::nested::Nested;
+use crate::{lint, tidy};
 
 /// The variable that tells cluster tests the name of their lab.
 pub const LAB_VAR: &str = "MESH_LAB";
 
-const CLUSTER_DATAPATHS: [Datapath; 3] = [Datapath::Tc, Datapath::Xdp, Datapath::Userspace];
+const CLUSTER_DATAPATHS: [&str; 3] = ["tc", "xdp", "userspace"];
 const LAB_NAME: &str = "test";
 /// Cluster tests of what does not depend on who takes the packets, and of applications: they run in the first lab only.
 const CONTROL_PLANE_TESTS: &[&str] = &[
@@ -131,9 +130,9 @@ impl Step {
             Self::Unit => cargo_test(&["--lib", "--bins"])?,
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
-            Self::Lab => interface_tests(|package| package == "xtask")?,
+            Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,
             Self::Cluster => return cluster(),
-            Self::SwarmDiff => swarm_diff::run(&SwarmDiffArgs::default())?,
+            Self::SwarmDiff => Nested::SwarmDiff.run(["swarm-diff"])?,
         }
         Ok(Outcome::Passed)
     }
@@ -149,7 +148,9 @@ impl Step {
 }
 
 /// Packages whose tests in `tests/` need root and have a step of their own.
-const ROOTS_TESTS: [&str; 3] = ["mesh-agent", "mesh-tests", "xtask"];
+const ROOTS_TESTS: [&str; 4] = ["mesh-agent", "mesh-bench", "mesh-lab", "mesh-tests"];
+/// Those of the lab step.
+const LAB_TESTS: [&str; 2] = ["mesh-bench", "mesh-lab"];
 
 /// Runs the tests in `tests/` of the packages that are `wanted`.
 fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
@@ -158,39 +159,29 @@ fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 fn cluster() -> Result<Outcome> {
-    let binaries = artifacts::build()?;
-    let layout = Layout::new(LAB_NAME.parse::<LabName>()?);
     let names = test_targets(|package| package == "mesh-tests")?;
     let is_in = |list: &[&str], name: &String| list.contains(&name.as_str());
     for (number, datapath) in CLUSTER_DATAPATHS.into_iter().enumerate() {
-        println!("── cluster: {}", datapath.as_str());
+        println!("── cluster: {datapath}");
         let names = names
             .iter()
             .filter(|name| !is_in(&MIXED_TESTS, name) && (number == 0 || !is_in(CONTROL_PLANE_TESTS, name)));
-        in_lab(&layout, &UpOptions::usual(datapath), &binaries, names)
-            .with_context(|| format!("datapath {}", datapath.as_str()))?;
+        in_lab(&["--datapath", datapath], names).with_context(|| format!("datapath {datapath}"))?;
     }
     println!("── cluster: mixed");
-    let mut options = UpOptions::usual(Datapath::Tc);
-    options.node_datapaths.insert("node-3".to_owned(), Datapath::Userspace);
     let names = names.iter().filter(|name| is_in(&MIXED_TESTS, name));
-    in_lab(&layout, &options, &binaries, names).context("a mixed cluster")?;
+    in_lab(&["--datapath", "tc", "--node-datapath", "node-3=userspace"], names).context("a mixed cluster")?;
     Ok(Outcome::Passed)
 }
 
-/// Runs cluster tests in a lab of their own.
-fn in_lab<'a>(
-    layout: &Layout,
-    options: &UpOptions,
-    binaries: &artifacts::Binaries,
-    names: impl Iterator<Item = &'a String>,
-) -> Result<()> {
-    Lab::up(layout, options, binaries)?;
+/// Runs cluster tests in a lab of their own, made with these options.
+fn in_lab<'a>(options: &[&str], names: impl Iterator<Item = &'a String>) -> Result<()> {
+    Nested::Lab.run(["lab", "--name", LAB_NAME, "up"].iter().chain(options))?;
     if let Err(error) = cluster_tests(names) {
         println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
         return Err(error);
     }
-    Lab::down(layout)
+    Nested::Lab.run(["lab", "--name", LAB_NAME, "down"])
 }
 
 /// One test at a time: they share the lab, and some break it.

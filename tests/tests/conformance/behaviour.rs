@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use xtask::cluster::Cluster;
-use xtask::lab::layout::ip6_of;
-use xtask::lab::record::NodeRecord;
+use mesh_lab::cluster::Cluster;
+use mesh_lab::layout::ip6_of;
+use mesh_lab::record::NodeRecord;
 
 use crate::ends;
 use crate::table::Outcome;

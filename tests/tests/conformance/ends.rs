@@ -1,8 +1,8 @@
 //! The services under test.
 
 use anyhow::{Context, Result};
-use xtask::cluster::Cluster;
-use xtask::lab::record::NodeRecord;
+use mesh_lab::cluster::Cluster;
+use mesh_lab::record::NodeRecord;
 
 /// The service with one task.
 pub(crate) const SERVICE: &str = "conform";

@@ -5,8 +5,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_lab::cluster::{Docker, eventually};
 use mesh_tests::PATIENCE;
-use xtask::cluster::{Docker, eventually};
 
 use crate::behaviour::{Case, Family, Placed};
 use crate::ends::{self, CLOSED, SERVICE, UDP_ECHO};

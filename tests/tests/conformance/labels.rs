@@ -4,9 +4,9 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{eventually, samples};
 use mesh_tests::PATIENCE;
-use xtask::client::http;
-use xtask::cluster::{eventually, samples};
 
 use crate::behaviour::{Case, Placed};
 use crate::ends::{HTTP, PROXIED_HTTP, SERVICE};

@@ -5,9 +5,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Docker, eventually};
 use mesh_tests::PATIENCE;
-use xtask::client::http;
-use xtask::cluster::{Docker, eventually};
 
 use crate::behaviour::Case;
 use crate::ends::{self, HTTP, NOBODY, SERVICE};

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::eventually;
 use mesh_tests::PATIENCE;
 use serde_json::Value;
-use xtask::client::http;
-use xtask::cluster::eventually;
 
 use crate::behaviour::Case;
 use crate::ends::{ECHO, HTTP, UDP_ECHO};

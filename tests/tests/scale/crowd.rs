@@ -9,9 +9,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use mesh_lab::netns::Netns;
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use xtask::lab::netns::Netns;
 
 const WORD: [u8; 4] = *b"word";
 const BACKLOG: i32 = 4096;

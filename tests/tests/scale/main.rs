@@ -9,10 +9,10 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use mesh_lab::client::http;
+use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
+use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, cluster};
-use xtask::client::http;
-use xtask::cluster::{Cluster, Docker, eventually, samples};
-use xtask::lab::record::NodeRecord;
 
 use crowd::{Crowd, Place};
 

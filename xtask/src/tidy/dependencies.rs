@@ -37,6 +37,17 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("mesh-runtime", "mesh-state", "how a daemon ends is no matter of what it does"),
     ("mesh-state", "mesh-runtime", "nouns don't run"),
     ("mesh-ebpf", "mesh-state", "kernel programs stand alone"),
+    ("xtask", "mesh-lab", "it builds and starts the lab when asked, so that tidy waits for little"),
+    ("xtask", "mesh-swarm-diff", "it builds and starts the suite when asked, so that tidy waits for little"),
+    ("xtask", "mesh-bench", "it builds and starts measurements when asked, so that tidy waits for little"),
+    ("xtask", "mesh-ebpf", "tidy must not compile kernel programs"),
+    ("xtask", "aya", "tidy must not compile kernel programs"),
+    ("mesh-checkout", "mesh-lab", "the checkout is below the lab"),
+    ("mesh-lab", "mesh-ebpf", "a lab runs binaries, and knows no maps"),
+    ("mesh-lab", "aya", "a lab runs binaries, and knows no maps"),
+    ("mesh-lab", "mesh-bench", "the lab is below what measures it"),
+    ("mesh-lab", "mesh-swarm-diff", "the lab is below what compares it"),
+    ("mesh-tests", "xtask", "tests know the lab, not its commands"),
 ];
 
 /// Reads `cargo metadata --no-deps`.

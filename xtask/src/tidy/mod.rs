@@ -8,10 +8,10 @@ mod source;
 use std::fs;
 
 use anyhow::{Context, Result, bail};
+use mesh_checkout::command::Program;
+use mesh_checkout::workspace;
 
 use self::source::SourceFile;
-use crate::command::Program;
-use crate::workspace;
 
 /// A place that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]

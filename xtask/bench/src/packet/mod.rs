@@ -1,0 +1,181 @@
+//! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and counters included.
+//!
+//! Live frames from one end of a veth pair meet the attached program at the other; the kernel counts its run time. Every case stands
+//! beside a bare XDP_TX that was measured right before it, with tables made anew in each round, and beside one that looks at a line of memory
+//! for each flow: less than that no program costs that remembers flows.
+//!
+//! Invariant: a case counts only if the program forwarded what it was given.
+
+mod case;
+mod outcome;
+mod rig;
+mod tables;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use mesh_ebpf::abi::{Mac, names};
+use mesh_ebpf::flow_table::cell_count;
+use mesh_ebpf::generator::Recipe;
+use mesh_ebpf::parse::tcp::Flags;
+use mesh_lab::netns::Netns;
+
+use self::case::{Case, Kind};
+use self::outcome::Outcome;
+use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
+use super::objects::{self, Objects};
+use super::{leftovers, report};
+
+/// Rounds of a measured run; odd, so that a median was seen.
+const ROUNDS: u32 = 7;
+/// Frames that are measured of a case that can have as many as it likes.
+const FRAMES: u32 = 300_000;
+/// SYNs a second that are remembered in a flood: so few that hardly any of those measured is, however slow the machine.
+const GUARD_RATE: u32 = 1000;
+/// Frames before those that are measured, where each is of a new flow.
+const WARM_UP: u32 = 4096;
+
+/// Measures all cases, or those that have `only` in their names, and shows them; writes the report if it was a whole run.
+pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
+    let begun = Instant::now();
+    let objects = objects::compile()?;
+    let netns = Netns::named(leftovers::clear("mesh-bench-")?);
+    netns.add()?;
+    let measured =
+        rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick, only.unwrap_or_default())));
+    netns.delete()?;
+    let outcomes = measured?;
+    let text = outcome::text(&outcomes);
+    println!("{text}");
+    if !quick && only.is_none() {
+        let plots = [("packet.svg", outcome::plot(&outcomes))];
+        report::write("packet", &outcome::section(&text, ROUNDS), &plots)?;
+    }
+    println!("took {} s", begun.elapsed().as_secs());
+    Ok(())
+}
+
+fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
+    let cpus = cpus()?;
+    let wanted = case::ALL.into_iter().filter(|case| case.name.contains(only));
+    let wanted = wanted.filter(|case| case.cpus as usize <= cpus.len());
+    let cases: Vec<Case> = wanted.map(|case| if quick { case.quick() } else { case }).collect();
+    ensure!(!cases.is_empty(), "no case has `{only}` in its name");
+    let (rounds, frames) = if quick { (1, 5000) } else { (ROUNDS, FRAMES) };
+    let mut outcomes: Vec<Outcome> = cases.iter().map(|case| Outcome::of(*case)).collect();
+    let mut rig = Rig::new(objects, cpus)?;
+    for round in 1..=rounds {
+        let begun = Instant::now();
+        // Alternating, so that what a case leaves in caches falls on another one the next time.
+        let order: Vec<usize> =
+            if round % 2 == 1 { (0..cases.len()).collect() } else { (0..cases.len()).rev().collect() };
+        for index in order {
+            let recipe = recipe(&cases[index], Flags::ACK);
+            rig.use_cpus(cases[index].cpus);
+            let bare = rig.baseline(BARE, &recipe, frames)?;
+            let one_line = rig.baseline(ONE_LINE, &recipe, frames)?;
+            let runs = measure(&mut rig, objects, &cases[index], frames)
+                .with_context(|| format!("measure `{}`", cases[index].name))?;
+            outcomes[index].add(bare.mean_ns, one_line.mean_ns, runs.mean_ns);
+        }
+        println!("packet: round {round} of {rounds}, {:.0} s", begun.elapsed().as_secs_f64());
+    }
+    Ok(outcomes)
+}
+
+/// One case, over tables of its own.
+fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result<rig::Runs> {
+    let mut object = tables::load(&objects.programs, case)?;
+    tables::fill(&mut object, case, rig.node_ifindex)?;
+    rig::attach(&mut object, names::PROGRAM_XDP)?;
+    let (syn, ack) = (recipe(case, Flags::SYN), recipe(case, Flags::ACK));
+    let (measured, first, count) = match case.kind {
+        Kind::Hit => {
+            // Twice: a frame that was lost on the way would leave a flow out.
+            for step in [&syn, &syn, &ack, &ack] {
+                rig.send(step, 0, case.flows)?;
+            }
+            (ack, 0, frames.max(2 * case.flows))
+        }
+        Kind::Syn => {
+            rig.send(&syn, 0, WARM_UP)?;
+            (syn, u64::from(WARM_UP), case.flows)
+        }
+        Kind::Crowd => {
+            let before = 3 * case.flows;
+            rig.send(&syn, 0, before)?;
+            (syn, u64::from(before), frames)
+        }
+        Kind::Flood => {
+            let before = 3 * case.flows;
+            rig.send(&syn, 0, before)?;
+            // The table is full; now the guard begins, and what it lets pass at once is used up.
+            tables::configure(&mut object, GUARD_RATE)?;
+            rig.send(&syn, u64::from(before), WARM_UP)?;
+            (syn, u64::from(before + WARM_UP), frames)
+        }
+        Kind::FirstAck => {
+            rig.send(&syn, 0, WARM_UP + case.flows)?;
+            rig.send(&syn, 0, WARM_UP + case.flows)?;
+            rig.send(&ack, 0, WARM_UP)?;
+            (ack, u64::from(WARM_UP), case.flows)
+        }
+    };
+    let before = tables::forwarded(&object, case)?;
+    let runs = rig.measure(&mut object, names::PROGRAM_XDP, &measured, first, count)?;
+    let forwarded = tables::forwarded(&object, case)? - before;
+    ensure!(
+        forwarded * 1000 >= runs.count * 999,
+        "the program forwarded {forwarded} of {} packets: it did something else than what is measured",
+        runs.count
+    );
+    Ok(runs)
+}
+
+/// The case's packets, with these flags.
+fn recipe(case: &Case, flags: u8) -> Recipe {
+    let is_new = matches!(case.kind, Kind::Syn | Kind::Crowd | Kind::Flood | Kind::FirstAck);
+    Recipe {
+        flows: if is_new { 0 } else { case.flows },
+        stride: stride(case.flows),
+        services: if case.is_spread { case.services } else { 1 },
+        lines: cell_count(case.homes()),
+        node: tables::ADDRESS.octets(),
+        port: if case.is_spread { tables::FIRST_PORT } else { tables::port(case.services / 2) },
+        flags: u16::from(flags),
+        node_mac: Mac(NODE_MAC),
+        client_mac: Mac(SOURCE_MAC),
+        ..Recipe::default()
+    }
+}
+
+/// A step without a common factor with `flows`, a number of the form 2^a·5^b, that leads far away.
+fn stride(flows: u32) -> u32 {
+    let far = (flows / 8 * 5) | 1;
+    if far.is_multiple_of(5) { far + 2 } else { far }
+}
+
+/// The CPUs that may be used, the last one first: the kernel's own work is on the first ones as a rule.
+fn cpus() -> Result<Vec<usize>> {
+    let allowed = rustix::thread::sched_getaffinity(None).context("ask for the CPUs of this thread")?;
+    let cpus: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).rev().filter(|cpu| allowed.is_set(*cpu)).collect();
+    ensure!(!cpus.is_empty(), "no CPU to run on");
+    Ok(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strides_visit_every_flow() {
+        for flows in [1000, 2000, 65_536, 100_000, 1_000_000] {
+            let (mut a, mut b) = (flows, stride(flows));
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            assert_eq!(a, 1, "common factor of {flows} and its stride {}", stride(flows));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What clients are measured with, built by itself, and one measurement.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use mesh_checkout::command::Program;
+use mesh_checkout::workspace;
+use mesh_lab::netns::Netns;
+
+/// Programs that a run needs beside xtask.
+#[derive(Debug)]
+pub(super) struct Binaries {
+    /// Server and clients.
+    pub(super) load: PathBuf,
+    /// mesh's userspace proxy alone.
+    pub(super) proxy: PathBuf,
+}
+
+/// Builds them: optimised, unless it is only a `quick` look.
+pub(super) fn build(quick: bool) -> Result<Binaries> {
+    let (profile, directory) = if quick { ("dev", "debug") } else { ("release", "release") };
+    println!("peers: building bench-load and mesh's proxy ({profile})");
+    // With the features that the whole workspace has: cargo would build the dependencies once more for a package alone.
+    let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
+    Program::cargo()
+        .args(build)
+        .args(["--bin", "bench-load", "--example", "bench_proxy"])
+        .current_dir(workspace::root())
+        .run_shown()?;
+    let directory = workspace::target_dir().join(directory);
+    Ok(Binaries { load: directory.join("bench-load"), proxy: directory.join("examples/bench_proxy") })
+}
+
+/// Where what is confined runs.
+pub(super) const FIRST_CPU: &str = "0";
+
+/// The CPU that is furthest from [`FIRST_CPU`].
+pub(super) fn last_cpu() -> String {
+    (thread::available_parallelism().map_or(1, usize::from) - 1).to_string()
+}
+
+/// Where the two ends of a measurement run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Where the scheduler puts them.
+    Anywhere,
+    /// Each on a CPU of its own.
+    Apart,
+    /// Both on one.
+    Together,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metric {
+    /// New connections a second, one request on each.
+    New,
+    /// Requests a second over connections that stay open.
+    KeepAlive,
+    /// Gbit/s from the task to the client.
+    Down,
+    /// Gbit/s from the client to the task.
+    Up,
+    /// Gbit/s from the task to the client with both on one CPU: what the way costs, without what CPUs gain from each other.
+    DownOneCpu,
+}
+
+impl Metric {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] = [Self::New, Self::KeepAlive, Self::Down, Self::Up, Self::DownOneCpu];
+
+    /// What it is called in tables and plots.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new connections/s",
+            Self::KeepAlive => "keep-alive requests/s",
+            Self::Down => "bulk to the client, Gbit/s",
+            Self::Up => "bulk to the task, Gbit/s",
+            Self::DownOneCpu => "bulk to the client on one CPU, Gbit/s",
+        }
+    }
+
+    /// Where its ends run, if the kernel alone is between them. Without a word the scheduler would put them on one CPU in one moment
+    /// and on two in the next, a difference greater than that of any two ways. Proxies need room for themselves.
+    pub(super) const fn place(self, is_proxied: bool) -> Place {
+        match self {
+            Self::DownOneCpu => Place::Together,
+            Self::Down | Self::Up if !is_proxied => Place::Apart,
+            Self::New | Self::KeepAlive | Self::Down | Self::Up => Place::Anywhere,
+        }
+    }
+
+    const fn role(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::KeepAlive => "keep-alive",
+            Self::Down | Self::DownOneCpu => "down",
+            Self::Up => "up",
+        }
+    }
+
+    const fn connections(self) -> u32 {
+        match self {
+            Self::New | Self::KeepAlive => 32,
+            Self::Down | Self::Up | Self::DownOneCpu => 4,
+        }
+    }
+}
+
+/// What one measurement saw.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// In the metric's unit.
+    pub(super) value: f64,
+    /// 99 of 100 answers came within so many milliseconds; 0 for bulk.
+    pub(super) p99_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    answers: f64,
+    bytes: f64,
+    failed: u64,
+    p99_us: f64,
+    ms: f64,
+}
+
+/// Asks `destination` from `client`, which runs as `place` says, for `ms` milliseconds.
+pub(super) fn measure(
+    binaries: &Binaries,
+    client: &Netns,
+    destination: SocketAddrV4,
+    metric: Metric,
+    place: Place,
+    ms: u32,
+) -> Result<Seen> {
+    let confined = |cpu: &str| Program::new("taskset").args(["-c", cpu]).arg(&binaries.load);
+    let said = client.run(|| {
+        let load = match place {
+            Place::Anywhere => Program::new(&binaries.load),
+            Place::Apart => confined(&last_cpu()),
+            Place::Together => confined(FIRST_CPU),
+        };
+        load.args([metric.role(), &destination.to_string(), "--ms", &ms.to_string()])
+            .args(["--parallel", &metric.connections().to_string()])
+            .output()
+    })?;
+    let said: Said = serde_json::from_str(&said).context("understand bench-load")?;
+    let value = match metric {
+        Metric::New | Metric::KeepAlive => said.answers / said.ms * 1e3,
+        Metric::Down | Metric::Up | Metric::DownOneCpu => said.bytes * 8.0 / said.ms / 1e6,
+    };
+    ensure!(value > 0.0, "nothing came through ({} failed)", said.failed);
+    // Of thousands of connections one may lose a packet; more would be another measurement.
+    let failed_max = said.answers / 1000.0 + 1.0;
+    #[expect(clippy::cast_precision_loss, reason = "few fail")]
+    let failed = said.failed as f64;
+    ensure!(failed <= failed_max, "{} failed of {}", said.failed, said.answers + failed);
+    Ok(Seen { value, p99_ms: said.p99_us / 1e3 })
+}

@@ -1,0 +1,93 @@
+//! Builds the binaries that a lab runs, and tells where they are.
+//!
+//! The agent's own build script compiles the kernel programs; nothing is done for them here.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use mesh_checkout::command::Program;
+use mesh_checkout::workspace;
+
+/// The binaries of one build.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    directory: PathBuf,
+    whoami: PathBuf,
+}
+
+impl Binaries {
+    /// Where [`build`] puts them, whether or not they have been built.
+    pub fn expected() -> Self {
+        let target = workspace::target_dir();
+        Self {
+            directory: target.join("debug"),
+            whoami: target.join(static_target()).join("debug").join("whoami"),
+        }
+    }
+
+    /// The directory that holds all of them but `whoami`.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The node's agent.
+    pub fn agent(&self) -> PathBuf {
+        self.directory.join("mesh-agent")
+    }
+
+    /// The manager's control plane.
+    pub fn control(&self) -> PathBuf {
+        self.directory.join("mesh-control")
+    }
+
+    /// The operator's command.
+    pub fn mesh(&self) -> PathBuf {
+        self.directory.join("mesh")
+    }
+
+    /// The test server, statically linked so that it makes an image by itself.
+    pub fn whoami(&self) -> &Path {
+        &self.whoami
+    }
+}
+
+/// Builds everything a lab runs, in the dev profile.
+///
+/// # Errors
+/// When cargo fails; its own messages are on the terminal.
+pub fn build() -> Result<Binaries> {
+    Program::cargo()
+        .args(["build", "--quiet", "--bins", "--workspace"])
+        .current_dir(workspace::root())
+        .run_shown()?;
+    build_whoami()?;
+    Ok(Binaries::expected())
+}
+
+/// Builds only the test server, which is all that a bare lab needs.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_whoami() -> Result<Binaries> {
+    // With --target, the flags reach neither build scripts nor the artifacts of ordinary builds.
+    Program::cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "mesh-tests",
+            "--bin",
+            "whoami",
+            "--target",
+            &static_target(),
+        ])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(workspace::root())
+        .run_shown()?;
+    Ok(Binaries::expected())
+}
+
+fn static_target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}

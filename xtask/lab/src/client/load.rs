@@ -1,0 +1,131 @@
+//! Load on a published port: new connections at a steady rate, every outcome kept.
+//!
+//! Invariant: a request that was begun is counted, as answered or as failed.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use super::http;
+use crate::netns::Netns;
+
+/// Threads that send; each keeps its share of the rate.
+const WORKERS: u32 = 16;
+
+/// What load saw.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Requests answered with 200, by the answer's first line.
+    pub answers: BTreeMap<String, u64>,
+    /// Requests that failed: when (since the load began) and how.
+    pub failures: Vec<(Duration, String)>,
+}
+
+impl Report {
+    /// Requests answered with 200.
+    pub fn answered(&self) -> u64 {
+        self.answers.values().sum()
+    }
+
+    /// Failures that began later than `since` after the load's begin.
+    pub fn failures_after(&self, since: Duration) -> Vec<&(Duration, String)> {
+        self.failures.iter().filter(|(at, _)| *at >= since).collect()
+    }
+
+    fn absorb(&mut self, other: Self) {
+        for (answer, count) in other.answers {
+            *self.answers.entry(answer).or_default() += count;
+        }
+        self.failures.extend(other.failures);
+    }
+}
+
+/// Load that runs until it is stopped.
+#[derive(Debug)]
+pub struct Load {
+    begun: Instant,
+    stop: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<Result<Report>>>,
+}
+
+impl Load {
+    /// Begins to open `per_second` connections a second from `client` to the `servers` in turn, asking each for `path`.
+    pub fn start(client: &Netns, servers: &[SocketAddrV4], path: &str, per_second: u32) -> Self {
+        let begun = Instant::now();
+        let stop = Arc::new(AtomicBool::new(false));
+        let pause = Duration::from_secs(1) * WORKERS / per_second.max(1);
+        let workers = (0..WORKERS)
+            .map(|number| {
+                let (client, servers) = (client.clone(), servers.to_vec());
+                let (path, stop) = (path.to_owned(), Arc::clone(&stop));
+                let first = begun + pause * number / WORKERS;
+                std::thread::spawn(move || {
+                    client.run(|| Ok(send(&servers, number as usize, &path, begun, first, pause, &stop)))
+                })
+            })
+            .collect();
+        Self { begun, stop, workers }
+    }
+
+    /// How long the load has run.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Ends the load and tells what it saw.
+    ///
+    /// # Errors
+    /// When the client's namespace could not be entered.
+    pub fn stop(self) -> Result<Report> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut report = Report::default();
+        for worker in self.workers {
+            report.absorb(worker.join().map_err(|_| anyhow!("a load worker panicked"))??);
+        }
+        Ok(report)
+    }
+}
+
+/// One worker: a request each `pause`, begun late rather than left out when the last one took longer.
+fn send(
+    servers: &[SocketAddrV4],
+    offset: usize,
+    path: &str,
+    begun: Instant,
+    first: Instant,
+    pause: Duration,
+    stop: &AtomicBool,
+) -> Report {
+    let mut report = Report::default();
+    let mut due = first;
+    for server in servers.iter().cycle().skip(offset) {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let at = begun.elapsed();
+        match ask(*server, path) {
+            Ok(answer) => *report.answers.entry(answer).or_default() += 1,
+            Err(error) => report.failures.push((at, format!("{server}: {error:#}"))),
+        }
+        due = (due + pause).max(Instant::now());
+    }
+    report
+}
+
+/// The first line of a 200 answer.
+///
+/// # Errors
+/// Any other outcome.
+pub fn ask(server: impl Into<SocketAddr>, path: &str) -> Result<String> {
+    let response = http::get(server, path, http::DEADLINE)?;
+    if response.status != 200 {
+        return Err(anyhow!("status {}", response.status));
+    }
+    Ok(response.text().lines().next().unwrap_or_default().to_owned())
+}

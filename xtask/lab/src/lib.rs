@@ -1,0 +1,304 @@
+//! A whole cluster on one machine: a network namespace per node with a Docker engine, mesh-agent, and on managers etcd
+//! and mesh-control; a client namespace; one bridge between them.
+//!
+//! Code map: [`artifacts`] builds what runs in it. [`layout`] names everything, [`component`] knows command lines, `network`
+//! and `machine` make a node, `daemon` and [`ready`] start what runs on it, `images` fills its engine, `teardown` removes it
+//! all, [`record`] is what readers see. [`client`] and [`cluster`] look at a running lab from outside: tests do so by them.
+//! [`cli`] is the command, [`demo`] tells the lab's story, [`soak`] holds out in it.
+//!
+//! Invariants: nothing of a lab is visible outside of its namespaces but its directories and cgroups; `teardown` finds what
+//! is there without the record; one command at a time changes a lab (a lock beside the record).
+
+pub mod artifacts;
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod component;
+pub mod demo;
+pub mod layout;
+pub mod netns;
+pub mod ready;
+pub mod record;
+pub mod soak;
+
+mod cgroup;
+mod clock;
+mod daemon;
+mod etcd_keys;
+mod images;
+mod keeper;
+mod machine;
+mod network;
+mod pass_program;
+mod raise;
+mod teardown;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use self::component::Component;
+pub use self::images::Application;
+use self::layout::{Layout, NodeLayout};
+use self::netns::Netns;
+use self::record::Record;
+use crate::artifacts::Binaries;
+
+/// What kind of lab to make.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// How many nodes.
+    pub nodes: u8,
+    /// How many of them are managers: the first ones.
+    pub managers: u8,
+    /// The agents' `--datapath`.
+    pub datapath: Datapath,
+    /// Nodes whose agents are told another one.
+    pub node_datapaths: BTreeMap<String, Datapath>,
+    /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
+    pub bare: bool,
+    /// Agents and control planes take the time from a file, which [`Lab::turn_clock`] writes (Debian's libfaketime).
+    pub turnable_clock: bool,
+}
+
+impl UpOptions {
+    /// Three nodes, one of them the manager, all on one datapath.
+    pub const fn usual(datapath: Datapath) -> Self {
+        Self {
+            nodes: 3,
+            managers: 1,
+            datapath,
+            node_datapaths: BTreeMap::new(),
+            bare: false,
+            turnable_clock: false,
+        }
+    }
+}
+
+/// The agents' datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Datapath {
+    /// What suits the uplink
+    Auto,
+    /// XDP on the uplink, TC at the tasks
+    Xdp,
+    /// TC for both
+    Tc,
+    /// The userspace proxy
+    Userspace,
+}
+
+impl Datapath {
+    /// As the agent's flag spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+/// What of a node to break or mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// One daemon.
+    One(Component),
+    /// The whole node: its power.
+    All,
+}
+
+/// A lab that is up.
+#[derive(Debug)]
+pub struct Lab {
+    layout: Layout,
+    record: Record,
+}
+
+impl Lab {
+    /// Makes the lab, after removing what an earlier one of that name left; returns when every part is ready.
+    /// The binaries must have been built.
+    ///
+    /// # Errors
+    /// When a part can't be made or isn't ready in time. What was made stays for inspection; [`Lab::down`] removes it.
+    pub fn up(layout: &Layout, options: &UpOptions, binaries: &Binaries) -> Result<Self> {
+        require_root()?;
+        let _lock = lock(layout)?;
+        teardown::remove(layout).context("clear what an earlier lab left")?;
+        let mut record = raise::plan(layout, options);
+        let raised = raise::raise(layout, options, &mut record, binaries);
+        record.store(&layout.record_file())?;
+        raised?;
+        Ok(Self { layout: layout.clone(), record })
+    }
+
+    /// The lab of that name, as its record tells.
+    ///
+    /// # Errors
+    /// When it isn't up.
+    pub fn open(layout: &Layout) -> Result<Self> {
+        Ok(Self { layout: layout.clone(), record: Record::load(&layout.record_file())? })
+    }
+
+    /// Removes every trace of a lab; none there is no error.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn down(layout: &Layout) -> Result<()> {
+        require_root()?;
+        let lock = lock(layout)?;
+        teardown::remove(layout)?;
+        fs::remove_dir_all(layout.record_dir()).context("remove the lab's record")?;
+        drop(lock);
+        Ok(())
+    }
+
+    /// What `lab.json` says.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Names and paths.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The layout of one of the lab's nodes.
+    ///
+    /// # Errors
+    /// When there is no such node; the message lists those that there are.
+    pub fn node(&self, name: &str) -> Result<NodeLayout> {
+        let known = || self.record.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.record.node(name).and_then(|_| self.layout.node_named(name));
+        found.ok_or_else(|| anyhow!("no node `{name}` in this lab; there are: {}", known()))
+    }
+
+    /// The client's network namespace.
+    pub fn client(&self) -> Netns {
+        Netns::named(self.layout.client_netns())
+    }
+
+    /// A command that will run `words` on a node's machine, or in the client's namespace. On a node, `DOCKER_HOST` and
+    /// `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd and its certificate.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn command(&self, place: &str, words: &[String]) -> Result<Command> {
+        let (entrance, mesh_host) = if place == "client" {
+            (vec!["nsenter".to_owned(), format!("--net={}", self.client().path().display())], None)
+        } else {
+            let node = self.node(place).map_err(|e| anyhow!("{e}, client"))?;
+            (machine::entrance(&node), Some(component::unix_url(&node.mesh_socket())))
+        };
+        let is_manager = self.record.node(place).is_some_and(|node| node.manager);
+        let etcdctl =
+            self.layout.node_named(place).filter(|_| is_manager).map(|n| etcd_keys::etcdctl_variables(&n));
+        let (program, args) = entrance.split_first().context("an entrance has a program")?;
+        let mut command = Command::new(program);
+        command.args(args);
+        let here = std::env::current_dir().context("find the working directory")?;
+        command.arg(format!("--wd={}", here.display()));
+        if let Some(host) = mesh_host {
+            command.env("DOCKER_HOST", &host).env("MESH_HOST", host).env_remove("DOCKER_CONTEXT");
+        }
+        command.envs(etcdctl.into_iter().flatten()).env("ETCDCTL_API", "3");
+        command.arg("--").args(words);
+        Ok(command)
+    }
+
+    /// Kills a daemon without a warning, or cuts a node's power: all its processes die, its link goes down.
+    ///
+    /// # Errors
+    /// When the node runs no such part, or it can't be killed.
+    pub fn kill(&mut self, name: &str, part: Part) -> Result<()> {
+        let node = self.node(name)?;
+        self.change(|record| match part {
+            Part::One(component) => {
+                let pids = &mut record.node_mut(name)?.pids;
+                let Some(pid) = pids.get(component) else { bail!("{name} runs no {component}") };
+                daemon::kill(component, &node, pid)?;
+                pids.set(component, None);
+                Ok(())
+            }
+            Part::All => {
+                network::set_link(&node, false)?;
+                cgroup::kill(&node.cgroup())?;
+                teardown::kill_inside(&[Netns::named(node.netns())])?;
+                record.node_mut(name)?.pids = record::Pids::default();
+                Ok(())
+            }
+        })
+    }
+
+    /// Starts a daemon that was killed, or gives a node its power back; returns when it is ready.
+    ///
+    /// # Errors
+    /// When it runs already, the node is no manager and the daemon is theirs, or it isn't ready in time.
+    pub fn start(&mut self, name: &str, part: Part, binaries: &Binaries) -> Result<()> {
+        let node = self.node(name)?;
+        self.change(|record| match part {
+            Part::One(component) => raise::restart(component, &node, record, binaries),
+            Part::All => raise::reboot(&node, record, binaries),
+        })
+    }
+
+    /// Makes an application's image and gives it to the engines of these nodes.
+    ///
+    /// # Errors
+    /// When there is no such node, a package of the application is missing, or an engine doesn't take it.
+    pub fn give(&self, application: Application, names: &[&str]) -> Result<()> {
+        let nodes = names.iter().map(|name| self.node(name)).collect::<Result<Vec<_>>>()?;
+        images::give(application, &nodes, &self.layout.name().to_string())
+            .with_context(|| format!("give {application:?} to {}; next: cargo xtask setup", names.join(", ")))
+    }
+
+    /// Sets the clock of all agents and control planes ahead of the machine's. They see it within a second.
+    ///
+    /// # Errors
+    /// When the lab has no clock that can be turned.
+    pub fn turn_clock(&self, ahead: Duration) -> Result<()> {
+        let file = self.record.clock.as_ref().context("this lab's clocks are the machine's own")?;
+        clock::set(file, ahead)
+    }
+
+    /// Cuts a node's link, or heals it.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn partition(&self, name: &str, heal: bool) -> Result<()> {
+        network::set_link(&self.node(name)?, heal)
+    }
+
+    /// Changes the record under the lock, starting from what the file says now.
+    fn change(&mut self, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<()> {
+        require_root()?;
+        let _lock = lock(&self.layout)?;
+        let file = self.layout.record_file();
+        self.record = Record::load(&file)?;
+        let done = change(&mut self.record);
+        self.record.store(&file)?;
+        done
+    }
+}
+
+fn require_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("a lab needs root: it makes namespaces, mounts and engines; next: run it with sudo");
+    }
+    Ok(())
+}
+
+/// Waits for other commands on the same lab.
+fn lock(layout: &Layout) -> Result<File> {
+    let directory = layout.record_dir();
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let path = directory.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
+}

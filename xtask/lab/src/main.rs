@@ -1,0 +1,55 @@
+//! The commands of `cargo xtask` that need a lab. `xtask` builds and starts this program; no work happens here.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mesh_checkout::setup;
+use mesh_lab::{Datapath, artifacts, cli, demo, soak};
+
+#[derive(Parser)]
+#[command(bin_name = "xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Build mesh-agent, mesh-control, mesh and whoami for the lab
+    Build,
+    /// A cluster on this machine: a network namespace per node, each with its own Docker engine
+    Lab(cli::LabArgs),
+    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every step held
+    Demo {
+        /// What the agents forward packets with
+        #[arg(long, value_enum, default_value_t = Datapath::Auto)]
+        datapath: Datapath,
+    },
+    /// What takes too long for the test run, each in a lab of its own
+    Soak(soak::SoakArgs),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Build => {
+            setup::ensure()?;
+            let binaries = artifacts::build()?;
+            println!("built {}", binaries.directory().display());
+            Ok(())
+        }
+        Verb::Lab(args) => cli::run(args),
+        Verb::Demo { datapath } => demo::run(*datapath),
+        Verb::Soak(args) => soak::run(args),
+    }
+}

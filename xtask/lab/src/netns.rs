@@ -1,0 +1,110 @@
+//! Network namespaces by name, as `ip netns` keeps them.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::statfs;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use mesh_checkout::command::Program;
+
+const DIRECTORY: &str = "/run/netns";
+
+/// The file system that namespaces are files of.
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
+/// A named network namespace, which may or may not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// The namespace of that name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Its name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds it.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(&self.name)
+    }
+
+    /// Names of all that there are.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn list() -> Result<Vec<Self>> {
+        let entries = match fs::read_dir(DIRECTORY) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e).context("list /run/netns"),
+        };
+        entries
+            .map(|entry| Ok(Self::named(entry.context("list /run/netns")?.file_name().to_string_lossy())))
+            .collect()
+    }
+
+    /// Makes it, with its loopback up.
+    pub fn add(&self) -> Result<()> {
+        Program::new("ip").args(["netns", "add", &self.name]).run()?;
+        self.ip(&["link", "set", "lo", "up"])
+    }
+
+    /// True if a namespace is behind the name: a file that a reboot has left is none.
+    pub(super) fn is_live(&self) -> bool {
+        statfs(self.path()).is_ok_and(|found| found.f_type == NSFS_MAGIC)
+    }
+
+    /// Removes it, or the file that is left of it; its devices go with it once no process is left inside.
+    pub fn delete(&self) -> Result<()> {
+        if self.is_live() {
+            return Program::new("ip").args(["netns", "delete", &self.name]).run();
+        }
+        match fs::remove_file(self.path()) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("remove {}", self.path().display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs an `ip` command inside.
+    pub fn ip(&self, args: &[&str]) -> Result<()> {
+        Program::new("ip").args(["-netns", &self.name]).args(args).run()
+    }
+
+    /// Runs `work` on a thread that stands inside, so that its sockets and `/proc/sys/net` are the namespace's.
+    ///
+    /// # Errors
+    /// When the namespace can't be entered, and those of `work`.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let file =
+            File::open(self.path()).with_context(|| format!("open network namespace {}", self.name))?;
+        let inside = || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("enter network namespace {} (needs root)", self.name))?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|_| Err(anyhow!("work in network namespace {} panicked", self.name)))
+    }
+
+    /// Writes a sysctl of the namespace, if this kernel has it.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        self.run(|| match fs::write(&path, value) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("set {key} = {value}")),
+        })
+    }
+}
