@@ -42,9 +42,9 @@ use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::sessions::Sessions;
 use crate::node_service::tables;
 use crate::own_node::OwnNode;
-use crate::own_ports;
 use crate::own_store::OwnStore;
 use crate::planners;
+use crate::slots::own_ports;
 use crate::waiting;
 
 /// How long the parts may take to end when asked.
@@ -106,7 +106,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
         let store: Arc<dyn Store> = Arc::new(store);
         let parts = Parts { components: components.clone(), shutdown: shutdown.clone() };
-        let own_ports = own_ports::of_manager(&config, etcd_ports(&etcd, &config).await);
+        let own_ports = {
+            let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
+            own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, &config).await)
+        };
         start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
         info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
     } else {

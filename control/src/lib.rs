@@ -27,7 +27,6 @@ mod docker_json;
 pub mod logs;
 pub mod node_service;
 pub mod own_node;
-pub mod own_ports;
 pub mod pool;
 mod private_file;
 

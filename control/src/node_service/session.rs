@@ -46,8 +46,8 @@ use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::node_service::mesh_table::{Table, for_node};
-use crate::own_ports;
 use crate::seal::Sealer;
+use crate::slots::own_ports;
 pub(super) use address::AddressError;
 use reported::Unacknowledged;
 

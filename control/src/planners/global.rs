@@ -6,16 +6,15 @@
 //! Left to others: replacing a task that ended (restart), and stopping those on nodes that are down or drained (restart too).
 
 use mesh_state::Timestamp;
-use mesh_state::node::{Availability, Node, NodeState};
+use mesh_state::node::Availability;
 use mesh_state::service::Service;
-use mesh_state::spec::ServiceSpec;
 use mesh_state::task::{Slot, TaskState};
 use rand::RngCore;
 
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
 use crate::slots::create::{TaskMaker, stopped};
-use crate::slots::eligible::Suits;
+use crate::slots::eligible::{Suits, takes_new};
 use crate::slots::outdated::Dirt;
 use crate::slots::{self, Filling};
 
@@ -23,23 +22,11 @@ use crate::slots::{self, Filling};
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let mut maker = TaskMaker::new(now, snapshot, ids);
-    for stored in snapshot.services.values().filter(|stored| is_global(&stored.spec)) {
+    for stored in snapshot.services.values().filter(|stored| slots::is_global(&stored.spec)) {
         plan_service(now, snapshot, &stored.value, &mut maker, &mut plan);
     }
     maker.finish(&mut plan);
     plan
-}
-
-/// Whether a service wants one task on each node.
-pub fn is_global(spec: &ServiceSpec) -> bool {
-    spec.mode.global.is_some() && spec.mode.replicated.is_none()
-}
-
-/// Whether a node may be given a new task of a global service.
-pub fn takes_new(snapshot: &ClusterSnapshot, node: &Node, suits: &Suits) -> bool {
-    node.spec.availability == Availability::Active
-        && snapshot.node_state(&node.id) == NodeState::Ready
-        && suits.node(node)
 }
 
 fn plan_service(

@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use mesh_state::Timestamp;
 use mesh_state::ids::NodeId;
 use mesh_state::service::Service;
-use mesh_state::task::{Slot, Task, TaskState};
+use mesh_state::task::{Slot, TaskState};
 use rand::RngCore;
 
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
-use crate::planners::global;
 use crate::slots::create::{Start, TaskMaker, stopped};
-use crate::slots::eligible::Suits;
+use crate::slots::eligible::{Suits, takes_new};
+use crate::slots::outdated::is_current;
 use crate::slots::{self, Filling, SlotTasks};
 
 /// Fills the slots of all jobs, and stops what is left of their earlier executions.
@@ -47,11 +47,6 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// Whether a task belongs to the present execution of its job; a task of another service always does.
-pub fn is_current(service: &Service, task: &Task) -> bool {
-    !service.spec.mode.is_job() || task.job_iteration == service.job.as_ref().map(|job| job.iteration)
-}
-
 /// Tasks of earlier executions stop, those that ended become history.
 fn end_earlier_executions(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, plan: &mut Plan) {
     for task in snapshot.tasks_of(&service.id) {
@@ -74,7 +69,7 @@ fn eligible_nodes<'a>(
     let nodes = snapshot
         .nodes
         .values()
-        .filter(move |node| node.create_revision < executed_at && global::takes_new(snapshot, node, &suits));
+        .filter(move |node| node.create_revision < executed_at && takes_new(snapshot, node, &suits));
     nodes.map(|node| node.id.clone())
 }
 
@@ -153,6 +148,7 @@ mod tests {
     use crate::fixtures::{World, node, service};
     use mesh_state::service::JobStatus;
     use mesh_state::spec::{GlobalJobMode, ReplicatedJobMode, RestartCondition, ServiceMode};
+    use mesh_state::task::Task;
 
     fn job(total: u64, at_once: u64) -> Service {
         let mode = ReplicatedJobMode { max_concurrent: Some(at_once), total_completions: Some(total) };

@@ -39,7 +39,7 @@ pub struct Planner {
 pub const ORDER: &[Planner] = &[
     Planner { name: "subnets", plan: subnets::plan },
     Planner { name: "liveness", plan: liveness::plan },
-    Planner { name: "member keys", plan: member_keys::plan },
+    Planner { name: "member_keys", plan: member_keys::plan },
     Planner { name: "enforcer", plan: enforcer::plan },
     Planner { name: "restart", plan: restart::plan },
     Planner { name: "replicated", plan: replicated::plan },

@@ -15,12 +15,10 @@ use rand::RngCore;
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::Plan;
-use crate::planners::global;
-use crate::planners::jobs;
 use crate::slots;
 use crate::slots::create::{TaskMaker, stopped};
-use crate::slots::eligible::Suits;
-use crate::slots::outdated::Dirt;
+use crate::slots::eligible::{Suits, takes_new};
+use crate::slots::outdated::{Dirt, is_current};
 use crate::slots::restart_policy::{Verdict, left_by_its_node, verdict};
 
 /// Why a wanted task can't go on.
@@ -99,7 +97,7 @@ fn replace(
             let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
             goes_on && (!dirt.is_on(other) || dirt.is_on(task))
         });
-        let is_over = !jobs::is_current(service, task);
+        let is_over = !is_current(service, task);
         if filled || is_over || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits)
         {
             plan.reasons.push(format!("{name} {}", in_words(*loss)));
@@ -130,7 +128,7 @@ fn in_words(loss: Loss) -> &'static str {
 /// Whether a slot may have a task at all now: one of a global service needs its own node.
 fn may_return(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot, suits: &Suits) -> bool {
     match slot {
-        Slot::Number(_) => !global::is_global(&service.spec),
-        Slot::Node(id) => snapshot.nodes.get(id).is_some_and(|node| global::takes_new(snapshot, node, suits)),
+        Slot::Number(_) => !slots::is_global(&service.spec),
+        Slot::Node(id) => snapshot.nodes.get(id).is_some_and(|node| takes_new(snapshot, node, suits)),
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Left to others: what can (resources, ports, places), which is the scheduler's.
 
-use mesh_state::node::Node;
+use mesh_state::node::{Availability, Node, NodeState};
 use mesh_state::spec::TaskSpec;
 use serde_json::Value;
 
 use super::constraint::{self, Constraint};
+use crate::feed::snapshot::ClusterSnapshot;
 
 /// A task's constraints and platforms, read once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +71,13 @@ fn architecture(name: &str) -> String {
         "aarch64" => "arm64".to_owned(),
         other => other.to_ascii_lowercase(),
     }
+}
+
+/// Whether a node may be given a new task of a global service.
+pub fn takes_new(snapshot: &ClusterSnapshot, node: &Node, suits: &Suits) -> bool {
+    node.spec.availability == Availability::Active
+        && snapshot.node_state(&node.id) == NodeState::Ready
+        && suits.node(node)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Purpose: this file says which tasks stand in a slot and what fills it. Beside it: how a task is made and stopped ([`create`]),
 //! whether it was made from an older spec ([`outdated`]), whether and when it is restarted ([`restart_policy`], [`history`]), whether a
-//! node may run it ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`ports`]), what it refers to ([`references`]) and
+//! node may run it ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`ports`], never one of [`own_ports`]), what it refers to ([`references`]) and
 //! how long it drains ([`drain`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be removed belong to no slot any more.
@@ -18,6 +18,7 @@ pub mod drain;
 pub mod eligible;
 pub mod history;
 pub mod outdated;
+pub mod own_ports;
 pub mod ports;
 pub mod references;
 pub mod restart_policy;
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use mesh_state::Timestamp;
 use mesh_state::ids::ServiceId;
 use mesh_state::service::Service;
+use mesh_state::spec::ServiceSpec;
 use mesh_state::task::{Slot, Task, TaskState};
 
 use self::create::Start;
@@ -47,6 +49,11 @@ pub enum Filling {
     Ended,
     /// Nothing; a new task may start so.
     Vacant(Start),
+}
+
+/// Whether a service wants one task on each node.
+pub fn is_global(spec: &ServiceSpec) -> bool {
+    spec.mode.global.is_some() && spec.mode.replicated.is_none()
 }
 
 /// The slots of a service.

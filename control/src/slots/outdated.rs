@@ -119,6 +119,18 @@ impl Meant {
     }
 }
 
+/// Whether a task belongs to the present execution of its job; a task of another service always does.
+pub fn is_current(service: &Service, task: &Task) -> bool {
+    !service.spec.mode.is_job() || task.job_iteration == service.job.as_ref().map(|job| job.iteration)
+}
+
+/// A version that no spec of the service has or had.
+pub fn next_version(snapshot: &ClusterSnapshot, service: &Service) -> u64 {
+    let range = (service.id.clone(), 0)..=(service.id.clone(), u64::MAX);
+    let newest = snapshot.specs.range(range).next_back().map_or(0, |((_, version), _)| *version);
+    newest.max(service.spec_version) + 1
+}
+
 #[cfg(test)]
 mod tests {
     use mesh_state::spec::{EndpointSpec, Resources, UpdateConfig};

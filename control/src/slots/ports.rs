@@ -13,8 +13,8 @@ use mesh_state::ids::ServiceId;
 use mesh_state::spec::{PortConfig, Protocol, PublishMode};
 use thiserror::Error;
 
+use super::own_ports;
 use crate::feed::snapshot::ClusterSnapshot;
-use crate::own_ports;
 
 /// Automatic ports are chosen from here.
 pub const FIRST_AUTOMATIC: u16 = 30_000;

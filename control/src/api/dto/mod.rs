@@ -12,6 +12,7 @@ mod service;
 mod shown;
 mod swarm;
 mod task;
+mod tls_info;
 
 pub(crate) use dependency::Dependency;
 pub(crate) use network::{AttachedNetwork, Network};

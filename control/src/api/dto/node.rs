@@ -6,7 +6,7 @@ use mesh_state::spec::{GenericResource, Labels};
 use serde::Serialize;
 
 use super::Version;
-use super::swarm::TlsInfo;
+use super::tls_info::TlsInfo;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
 /// The port on which a manager talks to nodes, where a node's own record doesn't say.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Version, shown};
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::planners::jobs;
+use crate::slots::outdated::is_current;
 
 /// Swarm's grace between the stop signal and SIGKILL, nanoseconds.
 const STOP_GRACE_PERIOD: i64 = 10_000_000_000;
@@ -148,7 +148,7 @@ fn update_status(status: &StoredUpdateStatus) -> UpdateStatus {
 
 /// A task on a node that is down isn't counted as running: nobody knows, and its replacement is counted elsewhere.
 fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> ServiceStatus {
-    let tasks = || snapshot.tasks_of(&service.id).filter(|task| jobs::is_current(service, task));
+    let tasks = || snapshot.tasks_of(&service.id).filter(|task| is_current(service, task));
     let heard = |node: Option<&_>| node.is_some_and(|node| snapshot.node_state(node) != NodeState::Down);
     let running = tasks()
         .filter(|task| snapshot.state_of(task) == TaskState::Running && heard(task.node_id.as_ref()))

@@ -1,18 +1,16 @@
 //! `Swarm` and its part of `/info`.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Cluster as StoredCluster;
 use mesh_state::node::{Node, NodeRole};
 use mesh_state::spec::Labels;
 use serde::Serialize;
-use x509_parser::pem::parse_x509_pem;
 
 use super::Version;
 use super::node::{manager_address, runs_manager};
+use super::tls_info::TlsInfo;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::own_ports;
+use crate::slots::own_ports;
 
 /// The cluster, as `/info` shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -119,36 +117,6 @@ struct CaConfig {
 #[serde(rename_all = "PascalCase")]
 struct EncryptionConfig {
     auto_lock_managers: bool,
-}
-
-/// The CA that nodes trust.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct TlsInfo {
-    trust_root: String,
-    cert_issuer_subject: String,
-    cert_issuer_public_key: String,
-}
-
-impl TlsInfo {
-    /// Reads a CA's certificate, PEM; what can't be read stays empty.
-    pub(crate) fn of_ca(certificate_pem: &str) -> Self {
-        let (subject, public_key) = parse_x509_pem(certificate_pem.as_bytes())
-            .ok()
-            .and_then(|(_, pem)| {
-                let certificate = pem.parse_x509().ok()?;
-                Some((
-                    BASE64.encode(certificate.subject().as_raw()),
-                    BASE64.encode(certificate.public_key().raw),
-                ))
-            })
-            .unwrap_or_default();
-        Self {
-            trust_root: certificate_pem.to_owned(),
-            cert_issuer_subject: subject,
-            cert_issuer_public_key: public_key,
-        }
-    }
 }
 
 impl Cluster {

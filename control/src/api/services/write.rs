@@ -19,8 +19,7 @@ use crate::api::access::Transaction;
 use crate::api::error::{ApiError, Kind};
 use crate::api::validate;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::planners::updater::rollback::next_version;
-use crate::slots::outdated::replaces_tasks;
+use crate::slots::outdated::{next_version, replaces_tasks};
 use crate::slots::ports;
 use crate::slots::references;
 

@@ -12,8 +12,8 @@ use mesh_state::node::{Availability, Node, NodeState};
 use mesh_state::spec::{GenericResource, Protocol};
 use mesh_state::task::{Task, TaskState};
 
-use super::filter::Needs;
 use super::generic::Free;
+use super::needs::Needs;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::slots;
 

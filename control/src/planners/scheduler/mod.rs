@@ -9,6 +9,7 @@ pub mod explain;
 pub mod filter;
 pub mod generic;
 pub mod load;
+pub mod needs;
 pub mod place;
 pub mod score;
 
@@ -24,8 +25,8 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots;
 use explain::Refusals;
-use filter::Needs;
 use load::Loads;
+use needs::Needs;
 use place::Placement;
 
 /// Gives nodes to the tasks that wait for one.

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_state::ids::NodeId;
 use mesh_state::spec::{GenericResource, ServiceSpec};
 
-use super::filter::{self, Needs};
+use super::filter;
 use super::load::{Load, Loads};
+use super::needs::Needs;
 use super::score::Score;
 use crate::slots::constraint::label_value;
 

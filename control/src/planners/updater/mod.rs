@@ -24,10 +24,9 @@ use self::progress::{Phase, Step};
 use self::settings::Settings;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
-use crate::planners::global;
 use crate::slots;
 use crate::slots::create::{Start, TaskMaker, stopped};
-use crate::slots::eligible::Suits;
+use crate::slots::eligible::{Suits, takes_new};
 use crate::slots::outdated::Dirt;
 use crate::slots::restart_policy::after;
 
@@ -230,7 +229,7 @@ impl Roll<'_> {
         service.spec.mode.replicas().map_or_else(
             || {
                 let suits = Suits::new(&service.spec.task_template);
-                self.snapshot.nodes.values().any(|node| global::takes_new(self.snapshot, node, &suits))
+                self.snapshot.nodes.values().any(|node| takes_new(self.snapshot, node, &suits))
             },
             |replicas| replicas > 0,
         )

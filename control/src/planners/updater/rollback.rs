@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
+use crate::slots::outdated::next_version;
 use crate::slots::ports::{self, PortError};
 use crate::slots::references::{self, ReferenceError};
 
@@ -61,13 +62,6 @@ pub fn plan(
     };
     plan.actions.push(Action::UpdateService { service: rolled_back, expected: service.mod_revision });
     Ok(())
-}
-
-/// A version that no spec of the service has or had.
-pub fn next_version(snapshot: &ClusterSnapshot, service: &Service) -> u64 {
-    let range = (service.id.clone(), 0)..=(service.id.clone(), u64::MAX);
-    let newest = snapshot.specs.range(range).next_back().map_or(0, |((_, version), _)| *version);
-    newest.max(service.spec_version) + 1
 }
 
 fn move_claims(snapshot: &ClusterSnapshot, service: &Service, wanted: &[PortConfig], plan: &mut Plan) {

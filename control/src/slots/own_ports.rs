@@ -10,17 +10,16 @@ use mesh_state::ids::NodeId;
 use mesh_state::node::{NodeDescription, OwnPort, TUNNEL_PORT};
 use mesh_state::spec::Protocol;
 
-use crate::config::Config;
 use crate::feed::snapshot::ClusterSnapshot;
 
 /// Ports of a node's agent that are taken into account: more than it has, so that no node can keep all ports from services.
 const NODE_PORTS_MAX: usize = 16;
 
-/// What this manager listens on, and what its etcd does.
-pub fn of_manager(config: &Config, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
+/// What a manager listens on for nodes and for metrics, and what its etcd does.
+pub fn of_manager(nodes: u16, metrics: u16, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
     let own = [
-        OwnPort::new(Protocol::Tcp, config.node_listen.port(), "agents' streams to managers"),
-        OwnPort::new(Protocol::Tcp, config.metrics_listen.port(), "managers' metrics"),
+        OwnPort::new(Protocol::Tcp, nodes, "agents' streams to managers"),
+        OwnPort::new(Protocol::Tcp, metrics, "managers' metrics"),
     ];
     own.into_iter().chain(etcd.into_iter().map(|port| OwnPort::new(Protocol::Tcp, port, "etcd"))).collect()
 }
@@ -65,10 +64,7 @@ fn tunnel_of(ports: impl Iterator<Item = u16>) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
-    use crate::cli::Cli;
     use crate::fixtures::World;
 
     #[test]
@@ -102,12 +98,8 @@ mod tests {
 
     #[test]
     fn a_manager_names_its_ports_and_its_etcds_whatever_they_are_set_to() {
-        let flags =
-            ["--advertise", "10.0.0.1", "--node-listen", "0.0.0.0:7000", "--metrics-listen", "[::]:7001"];
-        let cli = Cli::try_parse_from(["mesh-control"].iter().chain(&flags)).unwrap();
-        let config = Config::new(cli, Some("a".to_owned())).unwrap();
         let urls = ["http://10.0.0.1:7002", "https://[fd00::1]:7003/", "http://etcd"];
-        let own = of_manager(&config, of_urls(&urls.map(str::to_owned)));
+        let own = of_manager(7000, 7001, of_urls(&urls.map(str::to_owned)));
         let ports: Vec<(u16, &str)> = own.iter().map(|own| (own.port, own.purpose.as_str())).collect();
         let expected = [
             (7000, "agents' streams to managers"),
