@@ -1,8 +1,11 @@
-//! The house rules that neither the compiler nor clippy knows: sizes, names, module docs, and who may depend on whom.
+//! The house rules that neither the compiler nor clippy knows: sizes, names, module docs, which crate and which module may use
+//! which, and which modules are pure.
 //!
 //! Every rule is a pure function from a source file, or from the packages' dependencies, to findings; only [`check`] reads files.
 
 mod dependencies;
+mod floors;
+mod imports;
 mod source;
 
 use std::fs;
@@ -35,7 +38,9 @@ pub fn check() -> Result<()> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e).with_context(|| format!("read {path}")),
         };
-        findings.extend(source::findings(&SourceFile { path: &path, text: &text }));
+        let file = SourceFile { path: &path, text: &text };
+        findings.extend(source::findings(&file));
+        findings.extend(floors::findings(&file));
     }
     for finding in &findings {
         eprintln!("{}: {}", finding.place, finding.message);
