@@ -46,8 +46,8 @@ enum Verb {
     Soak(Passed),
     /// Formatter, house rules, cargo-deny, clippy
     Lint,
-    /// The house rules alone: sizes, names, module docs, dependencies
-    Tidy,
+    /// The house rules alone: sizes, names, module docs, dependencies, decisions, links
+    Tidy(tidy::TidyArgs),
 }
 
 /// Arguments that a nested package's program reads, `--help` among them. It gets them as they were typed ([`typed`]).
@@ -85,7 +85,7 @@ fn run(verb: &Verb) -> Result<()> {
             setup::ensure()?;
             lint::check()
         }
-        Verb::Tidy => tidy::check(),
+        Verb::Tidy(args) => tidy::run(args),
     }
 }
 

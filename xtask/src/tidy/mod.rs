@@ -1,20 +1,36 @@
-//! The house rules that neither the compiler nor clippy knows: sizes, names, module docs, which crate and which module may use
-//! which, and which modules are pure.
+//! The house rules that neither the compiler nor clippy knows: of source files and rooms, of pages, and of who may depend on whom.
 //!
-//! Every rule is a pure function from a source file, or from the packages' dependencies, to findings; only [`check`] reads files.
+//! Every rule is a pure function from the checkout's files, or from the packages' dependencies, to findings; only [`run`]
+//! reads and writes files.
 
+mod decisions;
 mod dependencies;
 mod floors;
 mod imports;
+mod links;
 mod source;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use mesh_checkout::command::Program;
 use mesh_checkout::workspace;
 
 use self::source::SourceFile;
+
+/// Kinds of files whose text is looked at, by what follows the dot in their names.
+const READ: [&str; 5] = ["rs", "md", "toml", "proto", "yml"];
+
+/// Arguments of `cargo xtask tidy`.
+#[derive(Debug, Args)]
+pub struct TidyArgs {
+    /// First write what is made of other files: the index of decisions
+    #[arg(long)]
+    write: bool,
+}
 
 /// A place that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,35 +41,111 @@ struct Finding {
     message: String,
 }
 
-/// Checks every rule on every source file that is or could be committed.
+/// The files that are or could be committed.
+#[derive(Debug, Default)]
+struct Checkout {
+    /// Text of the files that are [`READ`], by path from the checkout's root.
+    texts: BTreeMap<String, String>,
+    /// Paths of all files, and of all directories that hold one.
+    paths: BTreeSet<String>,
+}
+
+impl Checkout {
+    /// These files and their texts.
+    #[cfg(test)]
+    fn of(files: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut checkout = Self::default();
+        for (path, text) in files {
+            checkout.add(&path);
+            checkout.texts.insert(path, text);
+        }
+        checkout
+    }
+
+    /// A file, and the directories that hold it; the checkout's root is the empty path.
+    fn add(&mut self, path: &str) {
+        self.paths.insert(path.to_owned());
+        let ends = path.match_indices('/').map(|(at, _)| at);
+        self.paths.extend(ends.chain([0]).map(|end| path[..end].to_owned()));
+    }
+
+    fn holds(&self, path: &str) -> bool {
+        self.paths.contains(path)
+    }
+
+    fn text(&self, path: &str) -> Option<&str> {
+        self.texts.get(path).map(String::as_str)
+    }
+
+    fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.texts.iter().map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+}
+
+/// Checks every rule, after writing what is asked for.
+///
+/// # Errors
+/// As [`check`], and when a file can't be written.
+pub fn run(args: &TidyArgs) -> Result<()> {
+    if args.write
+        && let Some(index) = decisions::index(&read()?)
+    {
+        fs::write(workspace::root().join(decisions::INDEX), index)
+            .with_context(|| format!("write {}", decisions::INDEX))?;
+    }
+    check()
+}
+
+/// Checks every rule on every file that is or could be committed.
 ///
 /// # Errors
 /// When a rule is broken (all findings are printed), or a file can't be read.
 pub fn check() -> Result<()> {
+    let checkout = read()?;
     let mut findings = dependencies::findings(&package_dependencies()?);
-    for path in source_paths()? {
-        let text = match fs::read_to_string(workspace::root().join(&path)) {
-            Ok(text) => text,
-            // Deleted, but not yet committed so.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e).with_context(|| format!("read {path}")),
-        };
-        let file = SourceFile { path: &path, text: &text };
+    for (path, text) in checkout.texts().filter(|(path, _)| kind(path) == Some("rs")) {
+        let file = SourceFile { path, text };
         findings.extend(source::findings(&file));
         findings.extend(floors::findings(&file));
     }
+    findings.extend(decisions::findings(&checkout));
+    findings.extend(links::findings(&checkout));
     for finding in &findings {
         eprintln!("{}: {}", finding.place, finding.message);
     }
     if findings.is_empty() { Ok(()) } else { bail!("{} places break the house rules", findings.len()) }
 }
 
-fn source_paths() -> Result<Vec<String>> {
+/// `rs` of `src/lib.rs`.
+fn kind(path: &str) -> Option<&str> {
+    path.rsplit_once('.').map(|(_, kind)| kind)
+}
+
+fn read() -> Result<Checkout> {
     let listed = Program::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "*.rs"])
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
         .current_dir(workspace::root())
         .output()?;
-    Ok(listed.lines().map(str::to_owned).collect())
+    let mut checkout = Checkout::default();
+    for path in listed.lines() {
+        let file = workspace::root().join(path);
+        if !kind(path).is_some_and(|kind| READ.contains(&kind)) {
+            // What is deleted, but not yet committed so, is listed too.
+            if file.exists() {
+                checkout.add(path);
+            }
+            continue;
+        }
+        match fs::read_to_string(&file) {
+            Ok(text) => {
+                checkout.add(path);
+                checkout.texts.insert(path.to_owned(), text);
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| format!("read {path}")),
+        }
+    }
+    Ok(checkout)
 }
 
 fn package_dependencies() -> Result<Vec<dependencies::Package>> {
