@@ -60,7 +60,7 @@ pub(super) async fn serve(
         pipe::reset(&client);
         return;
     };
-    if let Err(error) = carry(warm, client, connected, &route).await {
+    if let Err(error) = carry(proxy, warm, client, connected, &route).await {
         tracing::debug!(%peer, published, error = %error_chain(&error), "a proxied connection ended");
     }
 }
@@ -120,6 +120,7 @@ async fn dial(
 }
 
 async fn carry(
+    proxy: &Proxy,
     warm: &Arc<Warm>,
     client: TcpStream,
     connected: Connected,
@@ -132,6 +133,7 @@ async fn carry(
         gone: backend.gone(),
         request: &[backend.request_bytes(), frontend.request_bytes()],
         reply: &[backend.reply_bytes(), frontend.reply_bytes()],
+        pipes: Some(&proxy.pipes),
     };
     let client = Leg::Plain(client);
     let result = match link {

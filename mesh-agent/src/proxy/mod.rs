@@ -98,6 +98,13 @@ impl Default for UdpLimits {
     }
 }
 
+/// How many kernel pipes there may be beside so many connections: one for each of eight ways that carry much at the same time.
+pub const fn pipes_beside(connections: usize) -> usize {
+    const PIPES_MAX: usize = 4096;
+    let pipes = connections / 8;
+    if pipes < PIPES_MAX { pipes } else { PIPES_MAX }
+}
+
 /// Why the proxy could not start.
 #[derive(Debug, Error)]
 pub enum ProxyError {
@@ -137,6 +144,8 @@ pub struct Proxy {
     relay_room: Arc<Semaphore>,
     /// For connections between nodes without a session, at both ends.
     waiting_room: Arc<Semaphore>,
+    /// For the kernel pipes of long ways.
+    pipes: Arc<Semaphore>,
     tracker: TaskTracker,
     /// No new connections.
     stop: CancellationToken,
@@ -176,6 +185,7 @@ impl Proxy {
             room: room(),
             relay_room: room(),
             waiting_room,
+            pipes: Arc::new(Semaphore::new(pipes_beside(settings.connections_max))),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
             ejected: watch::Sender::default(),

@@ -18,12 +18,14 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use self::conduit::Conduit;
@@ -76,6 +78,8 @@ pub(super) struct Terms<'a> {
     pub(super) request: &'a [&'a AtomicU64],
     /// Counters of bytes to the client.
     pub(super) reply: &'a [&'a AtomicU64],
+    /// Room for the kernel pipes of long ways; without, bytes are copied.
+    pub(super) pipes: Option<&'a Arc<Semaphore>>,
 }
 
 /// One of the two connections.
@@ -103,9 +107,10 @@ pub(super) async fn carry(
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
         let source = Source::new(client_read, client_framed);
-        let mut request = Way::new(source, Sink::new(backend_write, backend_framed), terms.request);
+        let mut request =
+            Way::new(source, Sink::new(backend_write, backend_framed), terms.request, terms.pipes);
         let source = Source::new(backend_read, backend_framed);
-        let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply);
+        let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply, terms.pipes);
         let watch = terms.idle_limit / WATCHES;
         let (mut is_watched, mut quiet) = (false, 0);
         let mut gone = pin!(terms.gone.told());
@@ -184,13 +189,19 @@ struct Way<'a> {
     appetite: usize,
     /// The short cut of a way with much to carry.
     conduit: Option<Conduit>,
+    pipes: Option<&'a Arc<Semaphore>>,
     has_moved: bool,
     is_read: bool,
     is_over: bool,
 }
 
 impl<'a> Way<'a> {
-    fn new(from: Source<'a>, to: Sink<'a>, counters: &'a [&'a AtomicU64]) -> Self {
+    fn new(
+        from: Source<'a>,
+        to: Sink<'a>,
+        counters: &'a [&'a AtomicU64],
+        pipes: Option<&'a Arc<Semaphore>>,
+    ) -> Self {
         Self {
             from,
             to,
@@ -198,6 +209,7 @@ impl<'a> Way<'a> {
             kept: Kept::default(),
             appetite: READ_MIN,
             conduit: None,
+            pipes,
             has_moved: false,
             is_read: false,
             is_over: false,
@@ -256,8 +268,8 @@ impl<'a> Way<'a> {
             self.kept.keep(&bytes[written..]);
             self.appetite = READ_MIN;
         } else if bytes.len() == READ_MAX && self.from.plain().is_some() && self.to.plain().is_some() {
-            // Without a descriptor bytes are copied, as before.
-            self.conduit = Conduit::new().ok();
+            // Without room for a pipe bytes are copied, as before.
+            self.conduit = self.pipes.and_then(Conduit::within);
         } else if bytes.len() == self.appetite {
             self.appetite = (2 * self.appetite).min(READ_MAX);
         }
@@ -271,7 +283,13 @@ impl<'a> Way<'a> {
             return Poll::Ready(Ok(()));
         };
         if conduit.held() == 0 {
-            self.is_read = ready!(conduit.poll_fill(cx, from))? == 0;
+            let Poll::Ready(taken) = conduit.poll_fill(cx, from) else {
+                if conduit.is_to_be_given_up() {
+                    self.conduit = None;
+                }
+                return Poll::Pending;
+            };
+            self.is_read = taken? == 0;
             self.has_moved = true;
         }
         while conduit.held() > 0 {

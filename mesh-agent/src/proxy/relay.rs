@@ -225,6 +225,8 @@ async fn carry(
         // Traffic is counted where the backend was selected.
         request: &[],
         reply: &[],
+        // Sessions are framed: their bytes are copied anyway.
+        pipes: None,
     };
     pipe::carry(Leg::Framed(stream), Leg::Plain(task), &terms).await
 }

@@ -1,14 +1,17 @@
 //! A kernel pipe between two connections: pages move from one to the other, and no byte is copied (splice(2)).
 //!
 //! Invariants: a way's bytes are in its pipe or in its buffer, never in both; what one turn put into the pipe leaves it before more is put in.
+//! Pipes together keep to their room, so that they never take the descriptors of anything else.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The pipe's size, bytes: so many pages' references.
 const SIZE: usize = 256 << 10;
@@ -21,19 +24,25 @@ pub(super) struct Conduit {
     inlet: OwnedFd,
     outlet: OwnedFd,
     held: usize,
+    place: OwnedSemaphorePermit,
 }
 
 impl Conduit {
-    /// An empty pipe.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub(super) fn new() -> io::Result<Self> {
-        let (outlet, inlet) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+    /// An empty pipe; none without room for it.
+    pub(super) fn within(room: &Arc<Semaphore>) -> Option<Self> {
+        let place = Arc::clone(room).try_acquire_owned().ok()?;
+        let (outlet, inlet) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)
+            .inspect_err(|error| tracing::debug!(%error, "bytes are copied for want of a pipe"))
+            .ok()?;
         if let Err(error) = fcntl_setpipe_size(&inlet, SIZE) {
             tracing::debug!(%error, "a pipe stays small, and takes less at a time");
         }
-        Ok(Self { inlet, outlet, held: 0 })
+        Some(Self { inlet, outlet, held: 0, place })
+    }
+
+    /// Whether others wait for room while this one is empty.
+    pub(super) fn is_to_be_given_up(&self) -> bool {
+        self.held == 0 && self.place.semaphore().available_permits() == 0
     }
 
     /// Bytes that still have to leave.

@@ -1,7 +1,6 @@
 //! Ends of connections, without a mesh around them.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -16,6 +15,8 @@ struct Carried {
     client: TcpStream,
     backend: TcpStream,
     gone: Arc<Gone>,
+    /// Room for two pipes.
+    pipes: Arc<Semaphore>,
     end: JoinHandle<Result<Option<TcpStream>, PipeError>>,
 }
 
@@ -40,12 +41,14 @@ async fn start_to(leg: fn(TcpStream) -> Leg) -> Carried {
     let (client, client_side) = pair().await;
     let (backend, backend_side) = pair().await;
     let gone = Arc::new(Gone::default());
-    let told = Arc::clone(&gone);
+    let pipes = Arc::new(Semaphore::new(2));
+    let (told, room) = (Arc::clone(&gone), Arc::clone(&pipes));
     let end = tokio::spawn(async move {
-        let terms = Terms { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[] };
+        let terms =
+            Terms { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[], pipes: Some(&room) };
         carry(Leg::Plain(client_side), leg(backend_side), &terms).await
     });
-    Carried { client, backend, gone, end }
+    Carried { client, backend, gone, pipes, end }
 }
 
 async fn assert_reset(stream: &mut TcpStream, whose: &str) {
@@ -66,7 +69,7 @@ async fn a_connection_without_a_byte_ends_after_the_limit() {
 
 #[tokio::test]
 async fn both_sides_hear_that_the_backend_is_gone() {
-    let Carried { mut client, mut backend, gone, end } = start().await;
+    let Carried { mut client, mut backend, gone, end, .. } = start().await;
     client.write_all(b"!").await.expect("the byte is taken");
     assert_eq!(backend.read_u8().await.expect("it arrives"), b'!');
     gone.tell();
@@ -166,4 +169,46 @@ async fn a_long_session_takes_its_connection_along() {
     let again = end.await.expect("no panic").expect("a proper end");
     assert!(again.is_none(), "there is nothing to give back");
     assert_eq!(writing.await.expect("no panic"), [0; 4], "the request's end");
+}
+
+/// Carries bytes from the client until `holds` says so; returns how many.
+async fn send_until(client: &mut TcpStream, backend: &mut TcpStream, holds: impl Fn() -> bool) -> usize {
+    let (some, mut read, mut sent) = (vec![7; 1 << 20], vec![0; 1 << 20], 0);
+    while !holds() {
+        assert!(sent < 1 << 30, "not within {sent} bytes");
+        let (written, received) = tokio::join!(client.write_all(&some), backend.read_exact(&mut read));
+        written.expect("the bytes are taken");
+        received.expect("the bytes come");
+        assert!(read == some, "other bytes came");
+        sent += some.len();
+    }
+    sent
+}
+
+#[tokio::test]
+async fn a_pipe_that_rests_is_given_up_when_no_other_has_room() {
+    let Carried { mut client, mut backend, pipes, end, .. } = start().await;
+    send_until(&mut client, &mut backend, || pipes.available_permits() == 1).await;
+    let _others = pipes.try_acquire().expect("room for another pipe");
+    client.write_all(b"!").await.expect("the byte is taken");
+    assert_eq!(backend.read_u8().await.expect("it arrives"), b'!');
+    while pipes.available_permits() == 0 {
+        tokio::task::yield_now().await;
+    }
+    client.shutdown().await.expect("the request ends");
+    backend.shutdown().await.expect("the reply ends");
+    end.await.expect("no panic").expect("a proper end");
+}
+
+#[tokio::test]
+async fn without_room_for_a_pipe_bytes_are_copied() {
+    let Carried { mut client, mut backend, pipes, end, .. } = start().await;
+    let taken = pipes.try_acquire_many(2).expect("it is free");
+    let started = std::cell::Cell::new(0);
+    let sent = send_until(&mut client, &mut backend, || started.replace(started.get() + 1) == 32).await;
+    assert_eq!(sent, 32 << 20);
+    drop(taken);
+    client.shutdown().await.expect("the request ends");
+    backend.shutdown().await.expect("the reply ends");
+    end.await.expect("no panic").expect("a proper end");
 }
