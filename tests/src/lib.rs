@@ -10,6 +10,7 @@
 pub mod deposit;
 pub mod downloads;
 pub mod lab;
+pub mod resolver;
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;

@@ -1,12 +1,16 @@
 //! Every flag of `docker service create` reaches the task's container, and every change of one does.
 #![cfg(feature = "cluster")]
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::cluster::{Cluster, Docker, eventually};
+use mesh_tests::resolver::{ANSWER, Resolver};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::{Value, json};
+
+/// What `--dns` names below.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 
 const FLAGS: &[&str] = &[
     "--env=A=b",
@@ -116,8 +120,32 @@ fn every_flag_reaches_the_container() -> Result<()> {
         ports.iter().find(|port| port["TargetPort"] == 83).and_then(|port| port["PublishedPort"].as_u64());
     ensure!(automatic.is_some_and(|port| port >= 30_000), "expected a port from 30000 for 83, saw {ports:?}");
 
+    questions_reach_the_given_resolver(&cluster, &node, &seen)?;
     unread_flags_restart_nothing(&cluster, service.name())?;
     flags_are_taken_back(&cluster, service.name())
+}
+
+/// `resolv.conf` names the engine's resolver, which answers for names of tasks: all else goes to the resolver of `--dns`, by the
+/// domains and options that were given.
+fn questions_reach_the_given_resolver(cluster: &Cluster, node: &str, container: &Value) -> Result<()> {
+    let client = cluster.client();
+    client.ip(&["address", "add", &format!("{RESOLVER}/32"), "dev", "lo"])?;
+    let asked = Resolver::start(&client, RESOLVER).and_then(|resolver| {
+        let docker = Docker::towards(&cluster.node(node)?.mesh_host);
+        let container = container["Id"].as_str().context("the container has no id")?;
+        let settings = docker.run(&["exec", container, "cat", "/etc/resolv.conf"])?;
+        ensure!(
+            settings.contains("search example.com") && settings.contains("options ndots:2"),
+            "resolv.conf: {settings}"
+        );
+        let said = docker.run(&["exec", container, "nslookup", "asked"])?;
+        ensure!(said.contains(&ANSWER.to_string()), "nslookup said: {said}");
+        Ok(resolver.asked())
+    });
+    client.ip(&["address", "delete", &format!("{RESOLVER}/32"), "dev", "lo"])?;
+    let asked = asked?;
+    ensure!(asked.iter().any(|name| name == "asked.example.com"), "the resolver was asked for {asked:?}");
+    Ok(())
 }
 
 /// What isn't the container's leaves it alone, and the spec comes back as it was.

@@ -79,6 +79,9 @@ impl Netns {
     }
 
     /// Runs an `ip` command inside.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
     pub fn ip(&self, args: &[&str]) -> Result<()> {
         Program::new("ip").args(["-netns", &self.name]).args(args).run()
     }

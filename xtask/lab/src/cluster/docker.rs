@@ -1,9 +1,24 @@
 //! The unmodified `docker` command, towards one socket.
+//!
+//! Invariant: a command may take as long as what it waits for, but not longer than its server is there: a socket may be open while
+//! nobody takes what comes in, as one is that systemd keeps for an agent.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
+
+/// How often the server of a command that runs is asked whether it is there.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a server may be away under a command: an agent that starts again is back sooner.
+const AWAY_MAX: Duration = Duration::from_secs(15);
+/// What no HTTP server reads as a request: it refuses it itself, whatever becomes of requests behind it.
+const NO_REQUEST: &[u8] = b"\0\r\n\r\n";
 
 /// The docker CLI with its `DOCKER_HOST`.
 #[derive(Debug, Clone)]
@@ -109,6 +124,99 @@ impl Docker {
     }
 
     fn output(&self, args: &[&str]) -> Result<Output> {
-        self.command(args).output().with_context(|| format!("start `docker {}`", args.join(" ")))
+        self.output_while_served(args, LOOK, AWAY_MAX)
+    }
+
+    /// Runs it to its end, or until nobody has answered at its socket for `away_max`.
+    fn output_while_served(&self, args: &[&str], look: Duration, away_max: Duration) -> Result<Output> {
+        let words = || format!("`docker {}`", args.join(" "));
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("start {}", words()))?;
+        // Before anybody waits for it: its number is nobody else's yet.
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+            .with_context(|| format!("hold {}", words()))?;
+        let (sender, ended) = mpsc::channel();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        let mut heard = Instant::now();
+        loop {
+            match ended.recv_timeout(look) {
+                Ok(output) => return output.with_context(|| format!("wait for {}", words())),
+                Err(RecvTimeoutError::Disconnected) => bail!("the thread that waits for {} ended", words()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.is_served(look) {
+                heard = Instant::now();
+            } else if heard.elapsed() >= away_max {
+                pidfd_send_signal(&process, Signal::KILL).with_context(|| format!("end {}", words()))?;
+                bail!(
+                    "{} waits for nobody: nothing has answered at {} for {:?}; next: see whether its agent \
+                     (or engine) runs, and its log",
+                    words(),
+                    self.host,
+                    heard.elapsed()
+                );
+            }
+        }
+    }
+
+    /// Whether somebody answers at the socket within `limit`. Of what is no Unix socket nothing is known.
+    fn is_served(&self, limit: Duration) -> bool {
+        let Some(path) = self.host.strip_prefix("unix://") else { return true };
+        let ask = || -> std::io::Result<usize> {
+            let mut stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.set_write_timeout(Some(limit))?;
+            stream.write_all(NO_REQUEST)?;
+            stream.read(&mut [0])
+        };
+        ask().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const LOOK: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn a_command_at_a_socket_that_nobody_serves_ends_and_says_so() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("docker.sock");
+        let _kept_open = UnixListener::bind(&path).expect("a socket");
+        let docker = Docker::towards(&format!("unix://{}", path.display()));
+        let begun = Instant::now();
+        let error = docker.output_while_served(&["ps"], LOOK, LOOK * 5).expect_err("nobody answers");
+        assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+        let said = format!("{error:#}");
+        assert!(said.contains("nothing has answered at unix://") && said.contains("`docker ps`"), "{said}");
+    }
+
+    #[test]
+    fn a_command_may_take_its_time_while_its_server_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("docker.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let docker = Docker::towards(&format!("unix://{}", path.display()));
+        let until = Instant::now() + LOOK * 15;
+        // Refuses what is no request at once, and leaves the command without an answer for a while.
+        let server = std::thread::spawn(move || {
+            let mut unanswered = Vec::new();
+            while Instant::now() < until {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut first = [9];
+                if stream.read(&mut first).is_ok_and(|length| length == 1) && first == [0] {
+                    stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").expect("it is taken");
+                } else {
+                    unanswered.push(stream);
+                }
+            }
+        });
+        let output = docker.output_while_served(&["ps"], LOOK, LOOK * 5).expect("it ends by itself");
+        assert!(!output.status.success() && Instant::now() >= until, "its server went: {output:?}");
+        server.join().expect("no panic");
     }
 }
