@@ -5,8 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api;
-use crate::backoff::Backoff;
 use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
@@ -46,6 +43,9 @@ use crate::own_store::OwnStore;
 use crate::planners;
 use crate::slots::own_ports;
 use crate::waiting;
+use mesh_runtime::backoff::Backoff;
+use mesh_runtime::error_chain;
+use mesh_runtime::unix_socket::{self, Access};
 
 /// How long the parts may take to end when asked.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -117,10 +117,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let end = components.wait(SHUTDOWN_GRACE).await;
     if let Err(error) = std::fs::remove_file(&config.socket) {
-        warn!(%error, socket = %config.socket.display(), "remove the socket");
+        warn!(error = error_chain(&error), socket = %config.socket.display(), "remove the socket");
     }
     end
 }
+
+/// Who may use the manager's socket: root, as the node's agent is.
+const OWNERS_ALONE: Access = Access { mode: 0o600, gid: None };
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
     let tcp = async |flag: &str, address: SocketAddr| {
@@ -129,35 +132,9 @@ async fn bind(config: &Config) -> anyhow::Result<Listeners> {
     Ok(Listeners {
         nodes: tcp("--node-listen", config.node_listen).await?,
         admin: tcp("--metrics-listen", config.metrics_listen).await?,
-        docker: bind_socket(&config.socket)
+        docker: unix_socket::bind(&config.socket, OWNERS_ALONE)
             .with_context(|| format!("listen on {}", config.socket.display()))?,
     })
-}
-
-/// A socket that only its owner may use. It is bound under another name first, so that it never exists with other permissions, and
-/// takes the place of one that a manager left behind.
-///
-/// # Errors
-/// A living process listens on it, or the directory can't be written.
-fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let text = "in use: another mesh-control runs, or choose another --socket";
-        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
-    }
-    if let Some(directory) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    }
-    let mut fresh = path.as_os_str().to_owned();
-    fresh.push(".new");
-    if let Err(error) = std::fs::remove_file(&fresh)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let listener = UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, path)?;
-    Ok(listener)
 }
 
 /// Opens the cluster; waits for etcd, and for this manager's cluster in it, as long as it takes, but for nothing else. `waits_for`
@@ -174,7 +151,7 @@ async fn open_cluster(
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {
                 warn!(error = &error as &dyn std::error::Error, etcd = ?config.etcd.addresses, "waits for etcd");
-                waits_for.send_replace(chain(&error));
+                waits_for.send_replace(error_chain(&error));
                 tokio::time::sleep(backoff.pause(&mut rand::rng())).await;
             }
             Err(error) => return Err(error.into()),
@@ -185,15 +162,12 @@ async fn open_cluster(
 /// Ports of etcd's members: what etcd says of them, else what this manager was told.
 async fn etcd_ports(etcd: &EtcdStore, config: &Config) -> BTreeSet<u16> {
     etcd.member_ports().await.unwrap_or_else(|error| {
-        warn!(%error, "ask etcd for its members' ports: only those of --etcd are kept from services");
+        warn!(
+            error = error_chain(&error),
+            "ask etcd for its members' ports: only those of --etcd are kept from services"
+        );
         own_ports::of_urls(&config.etcd.addresses)
     })
-}
-
-/// An error with what it stands on, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn start(
@@ -315,20 +289,4 @@ fn start_leadership(
     let compaction = compaction::run(Arc::clone(store), feed.clone(), leadership, parts.shutdown.clone());
     parts.start("compaction", compaction);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_is_taken_from_a_dead_manager_and_not_from_a_living_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("run/control.sock");
-        let living = bind_socket(&path).unwrap();
-        let refused = bind_socket(&path).unwrap_err();
-        assert!(refused.to_string().contains("--socket"), "expected the next step, saw: {refused}");
-        drop(living);
-        bind_socket(&path).expect("nobody listens on it any more");
-    }
 }

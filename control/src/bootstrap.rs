@@ -28,8 +28,8 @@ use crate::ca::token::JoinTokens;
 use crate::ca::{self, Authority, CaError};
 use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::pool::{PoolError, WantedPool};
-use crate::private_file;
 use crate::seal::{SealError, Sealer};
+use mesh_runtime::private_file;
 
 /// Terminal tasks kept in each slot, as Swarm keeps.
 const TASK_HISTORY_LIMIT: u64 = 5;
@@ -337,7 +337,7 @@ fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Clus
 /// Replaces a file that only its owner may read.
 fn write_private(path: &Path, text: &str) -> Result<(), BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "write", path: path.to_owned(), source };
-    private_file::replace(path, text).map_err(failed)
+    private_file::replace(path, format!("{text}\n").as_bytes()).map_err(failed)
 }
 
 #[cfg(test)]

@@ -28,9 +28,7 @@ pub mod logs;
 pub mod node_service;
 pub mod own_node;
 pub mod pool;
-mod private_file;
 
-pub mod backoff;
 pub mod metrics;
 pub mod own_store;
 mod waiting;

@@ -11,7 +11,7 @@ use mesh_state::ids::{ID_LENGTH, NodeId};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::private_file;
+use mesh_runtime::private_file;
 
 /// The file in the data directory.
 const FILE: &str = "node";
@@ -83,7 +83,7 @@ impl OwnNode {
         if self.known.borrow().as_ref() == Some(&id) {
             return Ok(false);
         }
-        private_file::replace(&self.file, id.as_str())
+        private_file::replace(&self.file, format!("{id}\n").as_bytes())
             .map_err(|source| OwnNodeError::Write { path: self.file.to_path_buf(), source })?;
         self.known.send_replace(Some(id));
         Ok(true)

@@ -46,7 +46,7 @@ where
         match accept().await {
             Ok(stream) => drop(clients.spawn(answer(stream, reason.clone()))),
             Err(error) => {
-                debug!(%error, "accept a client");
+                debug!(error = mesh_runtime::error_chain(&error), "accept a client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -67,7 +67,9 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(REQUEST_DEADLINE, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "answer a client that came too early"),
+        Ok(Err(error)) => {
+            debug!(error = mesh_runtime::error_chain(&error), "answer a client that came too early");
+        }
         Err(_) => debug!("a client sent no request"),
     }
 }

@@ -118,7 +118,7 @@ fn line(event: &SwarmEvent) -> Bytes {
             bytes.into()
         }
         Err(error) => {
-            tracing::error!(%error, "write an event down");
+            tracing::error!(error = mesh_runtime::error_chain(&error), "write an event down");
             Bytes::new()
         }
     }

@@ -18,10 +18,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::backoff::Backoff;
 use crate::feed::events;
 use crate::feed::events::log::EventLog;
 use crate::feed::snapshot::ClusterSnapshot;
+use mesh_runtime::backoff::Backoff;
 
 /// First pause before the store is tried again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
@@ -104,7 +104,10 @@ impl Follower {
             self.connected.send_replace(false);
             match end {
                 Ok(()) => info!("the watch was compacted away: listing again"),
-                Err(error) => warn!(%error, "lost the watch on the store: trying again"),
+                Err(error) => warn!(
+                    error = mesh_runtime::error_chain(&error),
+                    "lost the watch on the store: trying again"
+                ),
             }
             let pause = backoff.pause(&mut rand::rng());
             tokio::select! {

@@ -22,8 +22,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::backoff::Backoff;
 use crate::feed::watch::Feed;
+use mesh_runtime::backoff::Backoff;
 
 /// A manager that is not heard for so long is gone.
 const LEASE_TTL: Duration = Duration::from_secs(5);
@@ -128,7 +128,10 @@ impl Candidate {
             } else {
                 taken_since = None;
             }
-            warn!(%error, "no lease: this manager counts as gone until it has one");
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "no lease: this manager counts as gone until it has one"
+            );
             self.resign(held).await;
             let pause = backoff.pause(&mut rand::rng());
             tokio::select! {
@@ -143,7 +146,10 @@ impl Candidate {
         if let Some(lease) = held
             && let Err(error) = self.store.revoke_lease(lease).await
         {
-            warn!(%error, "give up this manager's lease; it ends by itself within {LEASE_TTL:?}");
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "give up this manager's lease; it ends by itself within {LEASE_TTL:?}"
+            );
         }
     }
 
@@ -252,7 +258,9 @@ impl Candidate {
                     return Ok(());
                 }
                 Ok(Ok(false)) => return Err(LeaseError::Ended),
-                Ok(Err(error)) => warn!(%error, "prolong this manager's lease"),
+                Ok(Err(error)) => {
+                    warn!(error = mesh_runtime::error_chain(&error), "prolong this manager's lease");
+                }
                 Err(_) => return Err(LeaseError::Late),
             }
             let again_at = Instant::now() + backoff.pause(&mut rand::rng());

@@ -48,7 +48,9 @@ impl Forwarder {
             match stopping.run_until_cancelled(put(store.as_ref(), &node, &ask_id, &ask)).await {
                 Some(Ok(true)) | None => {}
                 Some(Ok(false)) => tracing::debug!(%node, "the node to be asked for logs is gone"),
-                Some(Err(error)) => tracing::warn!(%node, %error, "ask for logs through another manager"),
+                Some(Err(error)) => {
+                    tracing::warn!(%node, error = mesh_runtime::error_chain(&error), "ask for logs through another manager");
+                }
             }
         });
     }
@@ -58,7 +60,7 @@ async fn put(store: &dyn Store, node: &NodeId, ask_id: &str, ask: &LogAsk) -> Re
     let value = match codec::encode(ask) {
         Ok(value) => value,
         Err(error) => {
-            tracing::error!(%error, "write an ask down");
+            tracing::error!(error = mesh_runtime::error_chain(&error), "write an ask down");
             return Ok(false);
         }
     };

@@ -19,12 +19,12 @@ use mesh_state::task::TaskState;
 use tokio::task::{Id, JoinSet};
 use tracing::{error, warn};
 
-use crate::backoff::Backoff;
 use crate::context::ApiContext;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::Sealer;
 use crate::slots::references::{Named, of_spec};
 use crate::vault::{self, VaultError};
+use mesh_runtime::backoff::Backoff;
 
 /// First pause before the store is asked again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);

@@ -42,7 +42,9 @@ pub(super) fn take(
                 reports.leave_status(node.clone(), task, status);
             }
             Ok(_) => {}
-            Err(error) => debug!(%node, %task, %error, "read the end that a node tells of"),
+            Err(error) => {
+                debug!(%node, %task, error = mesh_runtime::error_chain(&error), "read the end that a node tells of");
+            }
         }
     }
     Ok(())

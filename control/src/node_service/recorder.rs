@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::mailbox::{Entry, Mailbox, Sorted, Unwritable};
-use crate::backoff::Backoff;
 use crate::feed::watch::Feed;
+use mesh_runtime::backoff::Backoff;
 
 /// How long what was written may take to show.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);
@@ -155,7 +155,9 @@ impl Recorder {
         match self.write(&batch).await {
             Ok(TxnOutcome::Committed(revision)) => return Ok((Some(revision), None)),
             Ok(TxnOutcome::Conflict) => {}
-            Err(error) if is_of_its_entries(&error) => debug!(%error, "write entries one by one"),
+            Err(error) if is_of_its_entries(&error) => {
+                debug!(error = mesh_runtime::error_chain(&error), "write entries one by one");
+            }
             Err(error) => return Err(error),
         }
         let (mut last, mut refused) = (None, None);

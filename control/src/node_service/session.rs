@@ -248,7 +248,7 @@ impl Session {
         let open = |sealed: &Sealed| match sealer.open(REGISTRY_AUTH, sealed) {
             Ok(opened) => Some(RegistryAuth(String::from_utf8_lossy(&opened).into_owned())),
             Err(error) => {
-                warn!(%error, "the node pulls without credentials");
+                warn!(error = mesh_runtime::error_chain(&error), "the node pulls without credentials");
                 None
             }
         };

@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::cli;
 use crate::config::Config;
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
-use crate::error_chain;
 use crate::lb::loads::Loads;
 use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
 use crate::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
+use mesh_runtime::error_chain;
 
 /// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
 ///
@@ -175,7 +175,7 @@ impl TaskNetwork for MeshNetwork {
         self.meter.stopped(task_id);
         let (task, id) = (task_id.clone(), task_id.clone());
         if let Err(error) = self.blocking(move |datapath| datapath.detach_task(&id)).await {
-            tracing::warn!(%task, %error, "take a task off the mesh");
+            tracing::warn!(%task, error = error_chain(&error), "take a task off the mesh");
         }
     }
 }

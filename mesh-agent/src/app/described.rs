@@ -12,9 +12,9 @@ use mesh_state::node::{NodeDescription, OwnPort};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::error_chain;
 use crate::task::description::{EngineFacts, describe};
 use crate::task::runtime::Runtime;
+use mesh_runtime::error_chain;
 
 /// How long the engine may take to answer.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(5);

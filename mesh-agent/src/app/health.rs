@@ -12,10 +12,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::datapath::{Datapath, DatapathError};
-use crate::error_chain;
 use crate::lb::health::{Counted, Health};
 use crate::proxy::Proxy;
 use crate::view::{BackendState, NodeView};
+use mesh_runtime::error_chain;
 
 /// How often handshakes are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

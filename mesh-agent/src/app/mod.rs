@@ -30,11 +30,9 @@ use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::control_link::cache::{self, Cached};
 use crate::control_link::identity::Identity;
-use crate::control_link::private_file::create_private_dir;
 use crate::control_link::relay_keys::RelayKeys;
 use crate::datapath::Datapath;
 use crate::docker_api::{self, Upstreams};
-use crate::error_chain;
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
@@ -43,6 +41,8 @@ use crate::proxy::{Listening, Proxy};
 use crate::view::NodeView;
 use health::PassiveHealth;
 use membership::Membership;
+use mesh_runtime::error_chain;
+use mesh_runtime::private_file::create_private_dir;
 
 /// The longest wait for all components to end.
 const STOP_LIMIT: Duration = Duration::from_secs(15);

@@ -40,7 +40,10 @@ pub(super) async fn watch_overlaps(
         let subnets = task_subnets(&views.borrow_and_update());
         match tokio::task::spawn_blocking(host_networks).await {
             Ok(Ok(networks)) => tell(&find(&networks, &subnets), &unfit, &mut covered),
-            Ok(Err(error)) => tracing::warn!(%error, "can't compare the host's networks with the tasks'"),
+            Ok(Err(error)) => tracing::warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't compare the host's networks with the tasks'"
+            ),
             // A panic in there ends the agent no less than one in here.
             Err(_) => return,
         }

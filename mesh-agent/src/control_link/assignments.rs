@@ -37,7 +37,11 @@ impl AssignmentChange {
 fn read_one(assignment: &proto::Assignment) -> Option<Assignment> {
     serde_json::from_str(&assignment.assignment_json)
         .inspect_err(|error| {
-            tracing::error!(task = assignment.task_id, %error, "read an assignment: the task will not run here");
+            tracing::error!(
+                task = assignment.task_id,
+                error = mesh_runtime::error_chain(&error),
+                "read an assignment: the task will not run here"
+            );
         })
         .ok()
 }

@@ -13,9 +13,9 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::private_file;
 use super::relay_keys::RelayKeys;
 use crate::view::NodeView;
+use mesh_runtime::private_file;
 
 const FILE: &str = "mesh-cache.json";
 const FORMAT: u32 = 1;
@@ -128,9 +128,11 @@ pub async fn keep(
             match tokio::task::spawn_blocking(move || store(&directory, &table, &keys)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::error!(error = %crate::error_chain(&error), "keep the mesh table on disk");
+                    tracing::error!(error = %mesh_runtime::error_chain(&error), "keep the mesh table on disk");
                 }
-                Err(error) => tracing::error!(%error, "keep the mesh table on disk"),
+                Err(error) => {
+                    tracing::error!(error = mesh_runtime::error_chain(&error), "keep the mesh table on disk");
+                }
             }
         }
         if ended {

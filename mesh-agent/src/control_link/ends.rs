@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::channel;
 use super::identity::Identity;
-use crate::error_chain;
+use mesh_runtime::error_chain;
 
 /// The longest that one call may take.
 const DEADLINE: Duration = Duration::from_secs(5);

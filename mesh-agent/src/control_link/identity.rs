@@ -14,7 +14,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::time::ASN1Time;
 
-use super::private_file;
+use mesh_runtime::private_file;
 
 const FILE: &str = "identity.json";
 

@@ -21,9 +21,9 @@ use tonic::transport::Channel;
 
 use super::channel;
 use super::identity::Identity;
-use crate::error_chain;
 use crate::task::logs::{LogRequest, LogSource, LogStream};
 use crate::task::runtime::RuntimeError;
+use mesh_runtime::error_chain;
 
 /// Streams at one time, over all managers.
 const STREAMS_MAX: usize = 256;
@@ -68,7 +68,7 @@ impl LogStreams {
         let logs = std::mem::take(&mut wanted.logs);
         if let Some(stream) = self.additions.get(&wanted.ask_id) {
             if let Err(error) = stream.try_send(logs) {
-                tracing::warn!(%error, "logs that are wanted, too, are not sent");
+                tracing::warn!(error = error_chain(&error), "logs that are wanted, too, are not sent");
             }
             return;
         }

@@ -8,12 +8,10 @@
 //! Left to others: running tasks (`task`), carrying traffic (`datapath`, `proxy`).
 
 pub mod assignments;
-pub mod backoff;
 pub mod cache;
 pub mod identity;
 pub mod join;
 pub mod member_keys;
-pub mod private_file;
 pub mod relay_keys;
 pub mod renewal;
 pub mod token;
@@ -42,20 +40,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use assignments::AssignmentChange;
-use backoff::Backoff;
 use identity::Identity;
 use log_streams::LogStreams;
 use member_keys::{MemberKeys, MemberKeysError};
+use mesh_runtime::backoff::Backoff;
 use outbox::StatusOutbox;
 use relay_keys::{RelayKey, RelayKeys};
 use session::{Session, SessionError};
 use standing::Standing;
 use token::JoinToken;
 
-use crate::error_chain;
 use crate::lb::loads::Loads;
 use crate::task::logs::LogSource;
 use crate::view::{NodeView, ViewError};
+use mesh_runtime::error_chain;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
@@ -135,7 +133,7 @@ impl Link {
                     return;
                 }
             }
-            let wait = backoff.next(&mut rand::rng());
+            let wait = backoff.pause(&mut rand::rng());
             if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
@@ -296,7 +294,7 @@ pub async fn join_any(
                 }
             }
         }
-        let wait = backoff.next(&mut rand::rng());
+        let wait = backoff.pause(&mut rand::rng());
         shutdown.run_until_cancelled(tokio::time::sleep(wait)).await?;
     }
 }

@@ -21,10 +21,10 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::channel;
 use super::identity::{Identity, IdentityError};
-use crate::error_chain;
+use mesh_runtime::backoff::Backoff;
+use mesh_runtime::error_chain;
 
 /// The longest wait for a manager's answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -120,7 +120,7 @@ impl Renewal {
                     }
                 }
             }
-            let wait = backoff.next(&mut rand::rng());
+            let wait = backoff.pause(&mut rand::rng());
             tokio::time::sleep(wait).await;
         }
     }

@@ -361,7 +361,7 @@ fn write_status((task, mut status, number): (TaskId, TaskStatus, u64)) -> Option
     match serde_json::to_string(&status) {
         Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json, number }),
         Err(error) => {
-            tracing::error!(%task, %error, "write a task's status");
+            tracing::error!(%task, error = mesh_runtime::error_chain(&error), "write a task's status");
             None
         }
     }

@@ -19,7 +19,7 @@ use super::loader;
 use super::network::netlink::{Link, is_veth};
 use super::pins::Pins;
 use super::syscall::pinned_link_ifindex;
-use crate::error_chain;
+use mesh_runtime::error_chain;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -319,6 +319,6 @@ fn xdp_advice(error: &BoxError) -> &'static str {
 
 fn remove(pin: &Path) {
     if let Err(error) = std::fs::remove_file(pin) {
-        warn!(pin = %pin.display(), %error, "can't remove the pin of a link");
+        warn!(pin = %pin.display(), error = error_chain(&error), "can't remove the pin of a link");
     }
 }

@@ -54,7 +54,11 @@ pub(super) fn carry_over(pins: &Pins) {
             let copy = if *map == names::FLOWS { copy_flows } else { copy };
             match copy(&maps.join(map), &pins.map(map)) {
                 Ok(entries) => copied += entries,
-                Err(error) => warn!(map, %error, "can't take over what another version of mesh remembers"),
+                Err(error) => warn!(
+                    map,
+                    error = mesh_runtime::error_chain(&error),
+                    "can't take over what another version of mesh remembers"
+                ),
             }
         }
         info!(pins = %other.display(), entries = copied, "took over from another version of mesh");

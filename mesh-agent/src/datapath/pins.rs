@@ -100,7 +100,7 @@ impl Pins {
                 continue;
             }
             if let Err(error) = std::fs::remove_dir_all(&other) {
-                warn!(pins = %other.display(), %error, "can't remove what another version of mesh left");
+                warn!(pins = %other.display(), error = mesh_runtime::error_chain(&error), "can't remove what another version of mesh left");
             }
         }
     }

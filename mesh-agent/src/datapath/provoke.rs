@@ -41,7 +41,7 @@ pub(super) fn provoke(forgotten: &[Forgotten]) {
             _ => continue,
         };
         if let Err(error) = sent {
-            debug!(client = %connection.client, %error, "a client is not told that its connection is over");
+            debug!(client = %connection.client, error = mesh_runtime::error_chain(&error), "a client is not told that its connection is over");
         }
     }
 }

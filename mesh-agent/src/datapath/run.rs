@@ -14,8 +14,8 @@ use tracing::{error, warn};
 use super::Datapath;
 use super::error::DatapathError;
 use super::network::monitor::Monitor;
-use crate::error_chain;
 use crate::view::NodeView;
+use mesh_runtime::error_chain;
 
 /// How often the neighbour table is looked at; more often, in doubling steps, after a member node's MAC was found missing.
 const NEIGHBOURS_MIN: Duration = Duration::from_millis(50);
@@ -64,7 +64,10 @@ impl Datapath {
     ) {
         let monitor = Monitor::open()
             .inspect_err(|error| {
-                warn!(%error, "can't watch the network: changes are found by looking every now and then");
+                warn!(
+                    error = error_chain(&error),
+                    "can't watch the network: changes are found by looking every now and then"
+                );
             })
             .ok();
         let mut neighbours_wait = NEIGHBOURS_MIN;
@@ -180,7 +183,7 @@ impl Datapath {
 async fn noticed(monitor: Option<&Monitor>) {
     let Some(monitor) = monitor else { return std::future::pending().await };
     if let Err(error) = monitor.changed().await {
-        warn!(%error, "the watch on the network failed");
+        warn!(error = error_chain(&error), "the watch on the network failed");
     }
     sleep(NETWORK_SETTLE).await;
 }

@@ -72,7 +72,7 @@ impl Composer {
         let (answer, other) = match (engine, control) {
             (Ok(engine), control) => (engine, control.ok()),
             (Err(error), Ok(control)) => {
-                debug!(%error, "answer ping without the engine");
+                debug!(error = mesh_runtime::error_chain(&error), "answer ping without the engine");
                 (control, None)
             }
             (Err(error), Err(_)) => return Err(error),

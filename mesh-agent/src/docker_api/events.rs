@@ -139,7 +139,7 @@ impl Cluster {
                 State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
             Err(error) => {
-                debug!(%error, "no events of the cluster yet");
+                debug!(error = mesh_runtime::error_chain(&error), "no events of the cluster yet");
                 State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
         };

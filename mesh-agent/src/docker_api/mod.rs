@@ -117,7 +117,7 @@ async fn drain(body: Incoming) {
     let taken = Limited::new(body, DRAINED_BYTES_MAX).collect();
     match tokio::time::timeout(DRAIN_TIMEOUT, taken).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => debug!(%error, "take a refused request in"),
+        Ok(Err(error)) => debug!(error = mesh_runtime::error_chain(&*error), "take a refused request in"),
         Err(_) => debug!("a refused request doesn't end"),
     }
 }

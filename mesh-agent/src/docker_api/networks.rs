@@ -44,7 +44,7 @@ impl Composer {
         let cluster = match cluster {
             Ok(networks) => networks,
             Err(error) => {
-                debug!(%error, "list networks without the cluster's");
+                debug!(error = mesh_runtime::error_chain(&error), "list networks without the cluster's");
                 Value::Null
             }
         };
@@ -100,7 +100,7 @@ impl Composer {
         let cluster = match self.control_json(CONTROL_TIMEOUT, bodyless(request)).await {
             Ok(pruned) => pruned,
             Err(error) => {
-                debug!(%error, "prune networks without the cluster's");
+                debug!(error = mesh_runtime::error_chain(&error), "prune networks without the cluster's");
                 Value::Null
             }
         };
@@ -155,7 +155,7 @@ impl Composer {
         let cluster = match self.control_json(ASIDE_TIMEOUT, inspect(uri)).await {
             Ok(network) => Some(network),
             Err(error) => {
-                debug!(%error, "look for a network without the cluster's");
+                debug!(error = mesh_runtime::error_chain(&error), "look for a network without the cluster's");
                 None
             }
         };
@@ -179,7 +179,10 @@ impl Composer {
                 Ok(networks) => networks,
                 Err(error) => {
                     // A network of the engine's needs no manager.
-                    debug!(%error, "create a network without asking for the cluster's");
+                    debug!(
+                        error = mesh_runtime::error_chain(&error),
+                        "create a network without asking for the cluster's"
+                    );
                     Value::Null
                 }
             }

@@ -21,8 +21,8 @@ use tracing::{debug, info};
 use super::compose::CONTROL_TIMEOUT;
 use super::error::{ApiError, Peer};
 use super::upstream::Upstream;
-use crate::control_link::backoff::Backoff;
 use crate::view::NodeView;
+use mesh_runtime::backoff::Backoff;
 
 /// Pauses between attempts to reach the manager.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(200);
@@ -54,9 +54,14 @@ async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
                 debug!("the manager on this machine has ended");
             }
             // The agent may be there long before the manager.
-            Err(error) => debug!(%error, "tell the manager on this machine its node"),
+            Err(error) => {
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "tell the manager on this machine its node"
+                );
+            }
         }
-        let pause = backoff.next(&mut rand::rng());
+        let pause = backoff.pause(&mut rand::rng());
         tokio::time::sleep(pause).await;
     }
 }

@@ -73,14 +73,14 @@ async fn join(client: OnUpgrade, server: OnUpgrade) {
     let (client, server) = match tokio::try_join!(client, server) {
         Ok(both) => both,
         Err(error) => {
-            debug!(%error, "join hijacked stream");
+            debug!(error = mesh_runtime::error_chain(&error), "join hijacked stream");
             return;
         }
     };
     let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
     match tokio::io::copy_bidirectional(&mut client, &mut server).await {
         Ok((sent, received)) => debug!(sent, received, "hijacked stream ended"),
-        Err(error) => debug!(%error, "hijacked stream broke"),
+        Err(error) => debug!(error = mesh_runtime::error_chain(&error), "hijacked stream broke"),
     }
 }
 

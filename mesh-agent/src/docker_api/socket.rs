@@ -9,11 +9,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mesh_runtime::unix_socket::{self, Access};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::net::UnixListener;
 use tracing::{debug, info, warn};
@@ -39,45 +39,26 @@ pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
         Ok(true) => debug!("the supervisor keeps the socket open"),
         Ok(false) => {}
         Err(error) => {
-            warn!(%error, "give the socket to the supervisor: it will be another file after a restart");
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "give the socket to the supervisor: it will be another file after a restart"
+            );
         }
     }
     Ok(listener)
 }
 
-/// Listens on `path` with mode 0660 and `group` (empty: root's), in place of a socket that a dead agent left.
+/// Listens on `path` with mode 0660 and `group` (empty: this process's, alone), in place of a socket that a dead
+/// agent left.
 ///
 /// # Errors
-/// When something else than a socket is there, a living process listens on it, or the directory can't be written.
+/// As for [`unix_socket::bind`].
 pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            let text =
-                format!("{} exists and is no socket: remove it or choose another --socket", path.display());
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        Ok(_) if StdStream::connect(path).is_ok() => {
-            let text =
-                format!("{} is in use: another agent runs, or choose another --socket", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-        }
-        Ok(_) => std::fs::remove_file(path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-        }
-        Err(error) => return Err(error),
+    let gid = gid_of(group, &std::fs::read_to_string("/etc/group").unwrap_or_default());
+    if gid.is_none() && !group.is_empty() {
+        info!(group, "there is no such group: the socket is its owner's alone");
     }
-    let listener = UnixListener::bind(path)?;
-    // The group before the mode: the one that the process runs with is never let in.
-    match gid_of(group, &std::fs::read_to_string("/etc/group").unwrap_or_default()) {
-        Some(gid) => std::os::unix::fs::chown(path, None, Some(gid))?,
-        None if group.is_empty() => {}
-        None => info!(group, "there is no such group: the socket is its owner's alone"),
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
-    Ok(listener)
+    unix_socket::bind(path, Access { mode: MODE, gid })
 }
 
 /// The id of a group, out of `/etc/group`.
@@ -180,11 +161,7 @@ mod tests {
         let first = bind(&path, "root").unwrap();
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.mode() & 0o777, MODE);
-        assert_eq!(bind(&path, "").unwrap_err().kind(), io::ErrorKind::AddrInUse, "another agent lives");
         drop(first);
         drop(bind(&path, "no-such-group").unwrap());
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(bind(&path, "").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 }

@@ -76,7 +76,7 @@ impl Upstream {
         let peer = self.peer;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                debug!(%error, ?peer, "connection to upstream ended");
+                debug!(error = mesh_runtime::error_chain(&error), ?peer, "connection to upstream ended");
             }
         });
         *request.uri_mut() = origin_form(request.uri());

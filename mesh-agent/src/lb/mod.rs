@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use mesh_ebpf::abi::{self, Service};
+use mesh_ebpf::abi::Service;
 use mesh_ebpf::select::{Candidates, select};
 use mesh_state::ids::{BackendId, ServiceId};
-use mesh_state::lb::{LbSettings, Policy};
+use mesh_state::lb::LbSettings;
 use mesh_state::spec::Protocol;
 
 use crate::codes;

@@ -27,12 +27,12 @@ use tokio::sync::watch;
 
 use crate::cli::MetricsBackends;
 use crate::datapath::{Datapath, StatsSnapshot};
-use crate::error_chain;
 use crate::lb::loads::{Load, Loads};
 use crate::proxy::Proxy;
 use crate::proxy::carry_over::Kept;
 use crate::proxy::ledger::ProxyStats;
 use crate::view::NodeView;
+use mesh_runtime::error_chain;
 use progress::Progress;
 use samples::Samples;
 

@@ -101,7 +101,7 @@ pub(super) async fn accept_until(
         let queue = match unsafe { AsyncFd::register_with_interest(listening.0, Interest::READABLE) } {
             Ok(queue) => queue,
             Err(error) => {
-                tracing::error!(%error, "watch a listening socket");
+                tracing::error!(error = mesh_runtime::error_chain(&error), "watch a listening socket");
                 return pending().await;
             }
         };
@@ -109,7 +109,7 @@ pub(super) async fn accept_until(
             match accept_all(&queue, room, &mut serve).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "accept a connection");
+                    tracing::warn!(error = mesh_runtime::error_chain(&error), "accept a connection");
                     tokio::time::sleep(ERROR_PAUSE).await;
                 }
             }

@@ -21,8 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{BackendFigures, FrontendFigures, ProxyStats};
-use crate::control_link::private_file;
-use crate::error_chain;
+use mesh_runtime::error_chain;
+use mesh_runtime::private_file;
 
 const FILE: &str = "proxy-counters.json";
 /// How often counters that have changed are kept, and so how old the proxy's counters in a scrape may be. Short, as it costs no flush:

@@ -17,7 +17,7 @@ use super::ledger::Opened;
 use super::pipe::{self, Leg, Terms};
 use super::routes::{Place, Route, Target};
 use super::warm::{Greeted, Warm};
-use crate::error_chain;
+use mesh_runtime::error_chain;
 
 /// Backends tried for one connection.
 pub(super) const ATTEMPTS_MAX: usize = 4;

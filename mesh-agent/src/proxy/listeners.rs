@@ -106,7 +106,7 @@ impl Listeners {
             Err(error) => {
                 if !std::mem::replace(&mut self.is_blind, true) {
                     tracing::warn!(
-                        %error,
+                        error = mesh_runtime::error_chain(&error),
                         "the kernel doesn't list sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG): \
                          only ports that can't be bound are left to the host"
                     );
@@ -204,7 +204,7 @@ fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<Bound> {
                 home.handle.spawn(serving.tracker.track_future(async move {
                     match TcpStream::from_std(stream) {
                         Ok(stream) => connection::serve(&proxy, &warm, stream, peer, port).await,
-                        Err(error) => tracing::warn!(%peer, %error, "watch a connection"),
+                        Err(error) => tracing::warn!(%peer, error = mesh_runtime::error_chain(&error), "watch a connection"),
                     }
                     drop((permit, counted));
                 }));

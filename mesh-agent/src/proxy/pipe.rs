@@ -166,7 +166,10 @@ impl Leg {
 /// Makes the close of a connection, when it is dropped, a RST instead of a FIN.
 pub(super) fn reset(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
-        tracing::debug!(%error, "a connection is closed by FIN instead of RST");
+        tracing::debug!(
+            error = mesh_runtime::error_chain(&error),
+            "a connection is closed by FIN instead of RST"
+        );
     }
 }
 

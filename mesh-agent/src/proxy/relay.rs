@@ -22,7 +22,7 @@ use super::pipe::{self, Leg, Terms};
 use super::preamble::{self, Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
 use super::routes::{Place, Target};
 use super::{Proxy, udp};
-use crate::error_chain;
+use mesh_runtime::error_chain;
 
 /// A member's connection may wait for its use for this long; proxies give up theirs sooner.
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(30);
@@ -88,7 +88,7 @@ pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
             worker.handle.spawn(serving.tracker.track_future(async move {
                 match TcpStream::from_std(stream) {
                     Ok(stream) => serve(&proxy, stream, peer, permit).await,
-                    Err(error) => tracing::warn!(%peer, %error, "give a relayed connection to a thread"),
+                    Err(error) => tracing::warn!(%peer, error = error_chain(&error), "give a relayed connection to a thread"),
                 }
             }));
         })
@@ -145,7 +145,7 @@ async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Ask
             Ok(again) => again,
             Err(error) => {
                 let backend = asked.target.id.get();
-                tracing::debug!(%peer, backend, %error, "a relayed connection ended");
+                tracing::debug!(%peer, backend, error = error_chain(&error), "a relayed connection ended");
                 None
             }
         },

@@ -15,9 +15,9 @@ use mesh_state::spec::Protocol;
 
 use super::dial::DialError;
 use super::ledger::{BackendEntry, FrontendEntry, Ledger};
-use crate::error_chain;
 use crate::lb::{Frontend, Odds, Selector};
 use crate::view::{BackendView, NodeView};
+use mesh_runtime::error_chain;
 
 /// Every published port of one view.
 #[derive(Debug, Default)]

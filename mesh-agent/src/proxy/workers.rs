@@ -39,7 +39,7 @@ fn allowed_cpus() -> Vec<usize> {
     match sched_getaffinity(None) {
         Ok(allowed) => (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect(),
         Err(error) => {
-            tracing::debug!(%error, "the proxy's threads run on any CPU");
+            tracing::debug!(error = mesh_runtime::error_chain(&error), "the proxy's threads run on any CPU");
             Vec::new()
         }
     }
@@ -56,7 +56,11 @@ fn keep_to(cpu: Option<usize>) {
     let mut own = CpuSet::new();
     own.set(cpu);
     if let Err(error) = sched_setaffinity(None, &own) {
-        tracing::debug!(cpu, %error, "a thread of the proxy runs on any CPU");
+        tracing::debug!(
+            cpu,
+            error = mesh_runtime::error_chain(&error),
+            "a thread of the proxy runs on any CPU"
+        );
     }
 }
 

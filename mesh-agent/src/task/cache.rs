@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::warn;
 
-use crate::control_link::private_file;
+use mesh_runtime::private_file;
 
 /// One task, as it was last known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +68,9 @@ impl TaskCache {
             if path.extension().is_some_and(|extension| extension == "json") {
                 match read(&path) {
                     Ok(task) => tasks.push(task),
-                    Err(error) => warn!(path = %path.display(), %error, "pass over a cached task"),
+                    Err(error) => {
+                        warn!(path = %path.display(), %error, "pass over a cached task");
+                    }
                 }
             }
         }
@@ -102,7 +104,7 @@ impl TaskCache {
 
 fn read(path: &Path) -> Result<CachedTask, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    codec::decode(&bytes).map_err(|error| crate::error_chain(&error))
+    codec::decode(&bytes).map_err(|error| mesh_runtime::error_chain(&error))
 }
 
 #[cfg(test)]

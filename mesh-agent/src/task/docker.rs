@@ -274,7 +274,7 @@ fn failed(error: Error) -> RuntimeError {
     match error {
         Error::DockerResponseServerError { message, .. } => RuntimeError::Refused(message),
         Error::DockerStreamError { error } => RuntimeError::Refused(error),
-        other => RuntimeError::Unavailable(crate::error_chain(&other)),
+        other => RuntimeError::Unavailable(mesh_runtime::error_chain(&other)),
     }
 }
 

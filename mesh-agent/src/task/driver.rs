@@ -20,7 +20,7 @@ use super::listening;
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{ContainerFacts, Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
-use crate::control_link::backoff::Backoff;
+use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
@@ -134,7 +134,7 @@ impl Driver {
                         warn!(task = %self.id, reason, "task can't go on, try again until it can");
                         trouble = reason;
                     }
-                    let wait = backoff.next(&mut rand::rng());
+                    let wait = backoff.pause(&mut rand::rng());
                     tokio::time::timeout(wait, self.goal.changed()).await.is_ok_and(|changed| changed.is_ok())
                         || !self.ground.updates.is_closed()
                 }
@@ -263,7 +263,7 @@ impl Driver {
                 Some(draining) => match self.ground.network.flows_left(&draining).await {
                     Ok(flows) => Some(flows),
                     Err(error) => {
-                        warn!(task = %self.id, %error, "count the task's flows");
+                        warn!(task = %self.id, error = mesh_runtime::error_chain(&error), "count the task's flows");
                         None
                     }
                 },

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::bridge::{BridgePlan, BridgeStep, decide};
 use super::driver::BridgeState;
 use super::runtime::{Runtime, RuntimeError};
-use crate::control_link::backoff::Backoff;
+use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
@@ -55,12 +55,12 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "follow the engine's events");
+                    warn!(error = mesh_runtime::error_chain(&error), "follow the engine's events");
                     break;
                 }
             }
         }
-        let wait = backoff.next(&mut rand::rng());
+        let wait = backoff.pause(&mut rand::rng());
         tokio::time::sleep(wait).await;
     }
 }
@@ -108,7 +108,7 @@ pub(super) async fn keep_bridge(
             backoff.reset();
             BRIDGE_PERIOD
         } else {
-            backoff.next(&mut rand::rng())
+            backoff.pause(&mut rand::rng())
         };
         tell_unfit(&unfit, &next);
         state.send_if_modified(|current| {

@@ -100,7 +100,7 @@ pub async fn run(
             }
             Some(ended) = worker.drivers.join_next(), if !worker.drivers.is_empty() => {
                 if let Err(error) = ended && error.is_panic() {
-                    error!(%error, "a task's driver ended by itself");
+                    error!(error = mesh_runtime::error_chain(&error), "a task's driver ended by itself");
                 }
             }
             () = worker.writer.done(), if worker.writer.busy() => worker.write(),
@@ -160,8 +160,8 @@ impl Worker {
                     self.drive(task.assignment, task.status);
                 }
             }
-            Ok(Err(error)) => warn!(error = crate::error_chain(&error), "resume without cached tasks"),
-            Err(error) => warn!(%error, "resume without cached tasks"),
+            Ok(Err(error)) => warn!(error = mesh_runtime::error_chain(&error), "resume without cached tasks"),
+            Err(error) => warn!(error = mesh_runtime::error_chain(&error), "resume without cached tasks"),
         }
     }
 
@@ -276,7 +276,9 @@ impl Worker {
             self.drivers.spawn(async move {
                 match runtime.task_containers().await {
                     Ok(containers) => drop(permit.send(containers)),
-                    Err(error) => warn!(%error, "list the tasks' containers"),
+                    Err(error) => {
+                        warn!(error = mesh_runtime::error_chain(&error), "list the tasks' containers");
+                    }
                 }
             });
         }
@@ -293,7 +295,7 @@ impl Worker {
                 let ground = self.ground.clone();
                 self.drivers.spawn(async move {
                     if let Err(error) = end_orphan(&ground, &task, &container).await {
-                        warn!(%task, container, %error, "end a container that no task owns");
+                        warn!(%task, container, error = mesh_runtime::error_chain(&error), "end a container that no task owns");
                     }
                 });
             }
@@ -362,7 +364,7 @@ impl Writer {
                     None => cache.remove(&id),
                 };
                 if let Err(error) = written {
-                    error!(task = %id, error = crate::error_chain(&error), "cache task: a restarted agent would not know it");
+                    error!(task = %id, error = mesh_runtime::error_chain(&error), "cache task: a restarted agent would not know it");
                 }
             }
         }));
@@ -372,7 +374,7 @@ impl Writer {
     async fn done(&mut self) {
         if let Some(batch) = &mut self.batch {
             if let Err(error) = batch.await {
-                error!(%error, "cache tasks");
+                error!(error = mesh_runtime::error_chain(&error), "cache tasks");
             }
             self.batch = None;
         }

@@ -33,7 +33,7 @@ async fn a_node_joins_with_a_good_token_only() {
 
     let stranger =
         join(manager.address, &make_ca().token(), "test").await.expect_err("another CA is refused");
-    let text = mesh_agent::error_chain(&stranger);
+    let text = mesh_runtime::error_chain(&stranger);
     assert!(text.contains("not the one that the join token names"), "expected the reason, saw: {text}");
 }
 

@@ -83,8 +83,8 @@ impl Node {
     pub(crate) fn start(lab: &Netlab, node: usize, config: &DatapathConfig) -> Self {
         let config = config.clone();
         lab.nodes[node].call(move || {
-            let datapath =
-                datapath::open(config).unwrap_or_else(|error| panic!("{}", mesh_agent::error_chain(&error)));
+            let datapath = datapath::open(config)
+                .unwrap_or_else(|error| panic!("{}", mesh_runtime::error_chain(&error)));
             let nothing = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
             let (views, view) = watch::channel(Arc::new(nothing));
             let (applied, applications) = watch::channel(0);

@@ -27,7 +27,7 @@ impl Firewall {
         self.rules = notrack_rules(port, &subnets.join(", "));
         if let Err(error) = self.install_again() {
             warn!(
-                %error,
+                error = mesh_runtime::error_chain(&error),
                 "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
                  conntrack entries on both nodes, and tasks see nodes' addresses for those of other nodes' tasks"
             );
@@ -59,7 +59,10 @@ impl Firewall {
 /// Takes the table away.
 pub(crate) fn remove() {
     if let Err(error) = run(&["-f", "-"], "table ip mesh\ndelete table ip mesh\n") {
-        warn!(%error, "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there");
+        warn!(
+            error = mesh_runtime::error_chain(&error),
+            "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there"
+        );
     }
 }
 

@@ -108,6 +108,11 @@ fn set(name: &str, value: &str) {
         return;
     }
     if let Err(error) = std::fs::write(&path, value) {
-        warn!(setting = name, value, %error, "can't change a kernel setting: set it by hand");
+        warn!(
+            setting = name,
+            value,
+            error = mesh_runtime::error_chain(&error),
+            "can't change a kernel setting: set it by hand"
+        );
     }
 }

@@ -152,7 +152,7 @@ impl Routes {
                 && let Err(error) = netlink.resolve(route.ifindex, route.next_hop)
             {
                 // The link is down, most likely: it will be asked for again.
-                debug!(neighbour = %route.next_hop, %error, "the kernel can't resolve a neighbour now");
+                debug!(neighbour = %route.next_hop, error = mesh_runtime::error_chain(&error), "the kernel can't resolve a neighbour now");
             }
             let mac = neighbour.map(|neighbour| neighbour.mac).unwrap_or_default();
             hops.insert(Address::from(*node), Hop { ifindex: route.ifindex, mac, source_mac: uplink.mac });

@@ -35,7 +35,10 @@ impl Conduit {
             .inspect_err(|error| tracing::debug!(%error, "bytes are copied for want of a pipe"))
             .ok()?;
         if let Err(error) = fcntl_setpipe_size(&inlet, SIZE) {
-            tracing::debug!(%error, "a pipe stays small, and takes less at a time");
+            tracing::debug!(
+                error = mesh_runtime::error_chain(&error),
+                "a pipe stays small, and takes less at a time"
+            );
         }
         Some(Self { inlet, outlet, held: 0, place })
     }

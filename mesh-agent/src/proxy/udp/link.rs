@@ -78,7 +78,7 @@ impl Sender {
             Self::Task(socket) => match socket.send(datagram).await {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
                 Err(error) => {
-                    tracing::debug!(%error, "drop a datagram to a task");
+                    tracing::debug!(error = mesh_runtime::error_chain(&error), "drop a datagram to a task");
                     Ok(())
                 }
                 Ok(_) => Ok(()),

@@ -18,13 +18,17 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
     let linked = to_task(task).await;
     let answer = if linked.is_ok() { Answer::Connected } else { Answer::Unreachable };
     if let Err(error) = stream.write_all(&[answer.to_byte()]).await {
-        tracing::debug!(%error, "answer a relayed flow");
+        tracing::debug!(error = mesh_runtime::error_chain(&error), "answer a relayed flow");
         return;
     }
     let (mut to_task, mut from_task) = match linked {
         Ok(link) => link,
         Err(error) => {
-            tracing::debug!(backend = target.id.get(), %error, "make a socket towards a task");
+            tracing::debug!(
+                backend = target.id.get(),
+                error = mesh_runtime::error_chain(&error),
+                "make a socket towards a task"
+            );
             return;
         }
     };
@@ -37,7 +41,7 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
     };
     tokio::select! {
         ended = both => if let Err(error) = ended {
-            tracing::debug!(backend = target.id.get(), %error, "a relayed flow ended");
+            tracing::debug!(backend = target.id.get(), error = mesh_runtime::error_chain(&error), "a relayed flow ended");
         },
         () = target.entry.gone().told() => {}
     }

@@ -43,7 +43,13 @@ pub(in crate::proxy) fn start(
     let serve = async move {
         let port = match UdpPort::new(socket) {
             Ok(port) => port,
-            Err(error) => return tracing::error!(published, %error, "serve a published UDP port"),
+            Err(error) => {
+                return tracing::error!(
+                    published,
+                    error = mesh_runtime::error_chain(&error),
+                    "serve a published UDP port"
+                );
+            }
         };
         let flows = Arc::new(Flows { proxy: serving, warm, port, published, live: Mutex::default() });
         tokio::select! {
@@ -82,7 +88,11 @@ impl Flows {
             match self.port.receive(&mut buffer).await {
                 Ok((length, way)) => self.take(&buffer[..length], way),
                 Err(error) => {
-                    tracing::debug!(published = self.published, %error, "receive a datagram");
+                    tracing::debug!(
+                        published = self.published,
+                        error = mesh_runtime::error_chain(&error),
+                        "receive a datagram"
+                    );
                     sleep(ERROR_PAUSE).await;
                 }
             }
@@ -207,7 +217,7 @@ impl Flow {
                     frontend.time_connect(began.elapsed());
                 }
                 if let Err(error) = flows.port.answer(&datagram, way) {
-                    tracing::debug!(client = %way.client, %error, "drop a datagram to a client");
+                    tracing::debug!(client = %way.client, error = mesh_runtime::error_chain(&error), "drop a datagram to a client");
                     continue;
                 }
                 backend.count_reply(datagram.len());

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::delivered::PrivateBytes;
-use crate::control_link::private_file::create_private_dir;
+use mesh_runtime::private_file::create_private_dir;
 
 /// `f_type` of tmpfs (statfs(2)).
 const TMPFS: FsWord = 0x0102_1994;

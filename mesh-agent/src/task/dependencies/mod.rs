@@ -102,7 +102,7 @@ impl Dependencies {
         let written = tokio::task::spawn_blocking(move || files.write(&task, &plans, &contents)).await;
         match written {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(failure)) => Err(Missing::Refused(crate::error_chain(&failure))),
+            Ok(Err(failure)) => Err(Missing::Refused(mesh_runtime::error_chain(&failure))),
             Err(failure) => Err(Missing::Waiting(format!("write the task's files: {failure}"))),
         }
     }
@@ -112,7 +112,9 @@ impl Dependencies {
         let (files, owner) = (self.files.clone(), task.clone());
         match tokio::task::spawn_blocking(move || files.remove(&owner)).await {
             Ok(Ok(())) => {}
-            Ok(Err(failure)) => warn!(%task, error = crate::error_chain(&failure), "remove the task's files"),
+            Ok(Err(failure)) => {
+                warn!(%task, error = mesh_runtime::error_chain(&failure), "remove the task's files");
+            }
             Err(failure) => error!(%task, error = %failure, "remove the task's files"),
         }
     }
@@ -120,7 +122,7 @@ impl Dependencies {
     /// Takes the files of all tasks away that are not in `living`. Blocking, for an instant.
     pub(super) fn sweep(&self, living: &BTreeSet<TaskId>) {
         if let Err(failure) = self.files.sweep(living) {
-            warn!(error = crate::error_chain(&failure), "sweep tasks' files");
+            warn!(error = mesh_runtime::error_chain(&failure), "sweep tasks' files");
         }
     }
 

@@ -19,10 +19,10 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{CALL_TIMEOUT, DockerEngine, InspectContainerOptions, failed_or_absent, present};
-use crate::error_chain;
 use crate::task::container_spec::{NODE_LABEL, TASK_ID_LABEL};
 use crate::task::logs::{LogDecoder, LogRequest, LogSource, LogStream};
 use crate::task::runtime::RuntimeError;
+use mesh_runtime::error_chain;
 
 /// Bytes of an error's body that are read.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
@@ -78,7 +78,7 @@ impl DockerEngine {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "the engine's log stream broke off");
+                tracing::debug!(error = error_chain(&error), "the engine's log stream broke off");
             }
         });
         let request =

@@ -84,7 +84,7 @@ impl Driver {
             _ = self.goal.changed() => return false,
         };
         if let Err(error) = pulled {
-            warn!(task = %self.id, image = plan.image, %error, "pull image");
+            warn!(task = %self.id, image = plan.image, error = mesh_runtime::error_chain(&error), "pull image");
         }
         true
     }

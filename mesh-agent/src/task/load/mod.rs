@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use self::cgroup::CpuAccount;
 use super::network::RunningTask;
 use crate::datapath::Datapath;
-use crate::error_chain;
 use crate::lb::loads::{LOAD_MAX, Loads};
 use crate::view::NodeView;
+use mesh_runtime::error_chain;
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// In this time a change of the CPU's use shows by two thirds.
@@ -138,7 +138,7 @@ async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
         .map(|(task, (address, port, path))| async move {
             let answer = http::ask(SocketAddr::new(address, port), &path).await;
             if let Err(error) = &answer {
-                tracing::debug!(%task, %error, "ask a task for its load");
+                tracing::debug!(%task, error = error_chain(&error), "ask a task for its load");
             }
             answer.ok().map(|ratio| (task, ratio))
         })

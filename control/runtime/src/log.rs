@@ -1,0 +1,26 @@
+//! A daemon's log: lines to stderr, each bounded in length.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use mesh_admission::log::bounded_stderr;
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging. Lines have no time where systemd's journal adds it, and colours on a terminal only.
+///
+/// # Errors
+/// `level` is neither a level, such as `info`, nor a list of `module=level` pairs.
+pub fn start(level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("--log {level}: expected a level such as info, or module=level pairs"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(bounded_stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.without_time().init();
+    } else {
+        builder.init();
+    }
+    Ok(())
+}
