@@ -281,6 +281,7 @@ pub(crate) fn node(id: &str) -> Node {
         subnet: Some("10.129.0.0/24".parse().unwrap()),
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
+        spec_written_after: None,
     }
 }
 

@@ -124,7 +124,7 @@ fn write_spec(
     spec: NodeSpec,
 ) -> Result<Transaction, ApiError> {
     validate::node_spec(&spec)?;
-    if version != current.mod_revision {
+    if !knows_spec(current, version) {
         return Err(ApiError::OutOfSequence);
     }
     if current.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker && is_last(snapshot, current) {
@@ -132,11 +132,25 @@ fn write_spec(
         return Err(ApiError::Precondition(message.to_owned()));
     }
     let key = keys::node(&current.id);
-    let node = Node { spec, updated_at: now, ..current.value.clone() };
+    let node = Node {
+        spec,
+        updated_at: now,
+        spec_written_after: Some(current.mod_revision),
+        ..current.value.clone()
+    };
     Ok(Transaction {
-        compares: vec![Compare::ModRevision(key.clone(), version)],
+        compares: vec![Compare::ModRevision(key.clone(), current.mod_revision)],
         ops: vec![Op::put(key, codec::encode(&node)?)],
     })
+}
+
+/// Whether a client that read the node at `version` read its present spec. What the node says of itself and the subnet that it is given
+/// are in the same record, and are nothing that a user has to know of.
+fn knows_spec(current: &Versioned<Node>, version: i64) -> bool {
+    match current.spec_written_after {
+        Some(before) => (before + 1..=current.mod_revision).contains(&version),
+        None => version == current.mod_revision,
+    }
 }
 
 /// Whether no other node is a manager that is alive.
@@ -214,6 +228,42 @@ mod tests {
         assert_eq!(change_role(&promoted_only, NodeRole::Worker), last, "b runs no manager");
         assert_eq!(change_role(&world(&["a", "b"], &["a", "b"]), NodeRole::Worker), "written");
         assert_eq!(change_role(&world(&["b"], &["b"]), NodeRole::Manager), "written");
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_is_no_news_to_a_user() {
+        let mut world = world(&["a"], &["a"]);
+        world.update_node("b", |node| node.spec_written_after = Some(0));
+        let update = |world: &World, version: i64, zone: &str| {
+            let node = world.snapshot.nodes[&"b".into()].clone();
+            let labels = [("zone".to_owned(), zone.to_owned())].into();
+            write_spec(&world.snapshot, world.now, &node, version, NodeSpec { labels, ..NodeSpec::default() })
+        };
+        let revision = |world: &World| world.snapshot.nodes[&"b".into()].mod_revision;
+        let read_at = revision(&world);
+        world.update_node("b", |node| node.description.kernel = "6.18".to_owned());
+        world.update_node("b", |node| node.subnet = None);
+        assert!(revision(&world) > read_at);
+        let written = update(&world, read_at, "x").unwrap();
+        let stands_on = Compare::ModRevision(keys::node(&"b".into()), revision(&world));
+        assert_eq!(written.compares, [stands_on], "the record has not changed since this was decided");
+        let Op::Put { value, .. } = &written.ops[0] else { panic!("a node was deleted") };
+        let node: Node = codec::decode(value).unwrap();
+        assert_eq!(node.description.kernel, "6.18", "what the node says stays");
+        world.put_node(&node);
+        let stale = "update out of sequence";
+        assert_eq!(outcome(update(&world, read_at, "y")), stale, "another user was faster");
+        assert_eq!(outcome(update(&world, revision(&world), "y")), "written");
+        assert_eq!(outcome(update(&world, revision(&world) + 1, "y")), stale, "a version that never was");
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_known_by_its_last_write_only() {
+        let mut world = world(&["a"], &["a"]);
+        let read_at = world.snapshot.nodes[&"b".into()].mod_revision;
+        world.update_node("b", |node| node.description.kernel = "6.18".to_owned());
+        let node = world.snapshot.nodes[&"b".into()].clone();
+        assert!(!knows_spec(&node, read_at) && knows_spec(&node, node.mod_revision));
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Admission {
             subnet: None,
             created_at: now,
             updated_at: now,
+            spec_written_after: Some(0),
         };
         let value = codec::encode(&node).map_err(|error| Status::internal(error.to_string()))?;
         let key = keys::node(id);

@@ -28,6 +28,10 @@ pub struct Node {
     pub created_at: Timestamp,
     /// When its spec or description was last written.
     pub updated_at: Timestamp,
+    /// The revision of this record before its spec was last written: whoever read it at a newer one knows the present spec. Absent in
+    /// records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_written_after: Option<i64>,
 }
 
 /// Whether a node may have this address towards the others: a single machine's, beyond its own link.

@@ -140,6 +140,7 @@ impl Cluster {
             subnet: Some(format!("10.128.{number}.0/24").parse().unwrap()),
             created_at: Utc::now(),
             updated_at: Utc::now(),
+            spec_written_after: Some(0),
         };
         self.write(vec![Op::put(keys::node(&node.id), codec::encode(&node).unwrap())]).await;
         self.believe(number, NodeState::Ready).await;

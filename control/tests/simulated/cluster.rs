@@ -141,6 +141,7 @@ impl Cluster {
             subnet: None,
             created_at: clock::now(),
             updated_at: clock::now(),
+            spec_written_after: Some(0),
         };
         self.put(keys::node(&id), &record).await;
         let rng = StdRng::seed_from_u64(seed * 1000 + u64::try_from(number).unwrap());
