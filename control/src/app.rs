@@ -27,6 +27,7 @@ use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::doors::Doors;
+use crate::feed::clocks::{self, Clocks};
 use crate::leader::compaction;
 use crate::leader::driver::Driver;
 use crate::leader::election::Candidate;
@@ -184,23 +185,29 @@ fn start(
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
+    let clocks = Arc::<Clocks>::default();
     let (follower, feed) = crate::feed::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
     let context = ApiContext {
         store: Arc::clone(&store),
         feed: feed.clone(),
         manager_name: config.name.clone(),
-        own_node: own_node.clone(),
+        own_node,
         advertise: config.advertise,
         node_port: config.node_listen.port(),
         sealer: Arc::new(sealer),
+        clocks: Arc::clone(&clocks),
         logs: Arc::default(),
         stopping: parts.shutdown.clone(),
     };
     let tokens =
         bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
     parts.start("the join tokens' files", tokens);
-    start_leadership(config, &store, &feed, own_ports, &own_node, registry, parts)?;
+    metrics::clocks::register(Arc::clone(&clocks), registry)?;
+    let following =
+        clocks::follow_managers(feed.clone(), config.name.clone(), clocks, parts.shutdown.clone());
+    parts.start("the managers' clocks", following);
+    start_leadership(config, &context, own_ports, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
     let reports = Reports::default();
@@ -260,10 +267,8 @@ fn start(
 /// The lease, and what the leader does.
 fn start_leadership(
     config: &Config,
-    store: &Arc<dyn Store>,
-    feed: &crate::feed::watch::Feed,
+    context: &ApiContext,
     own_ports: Vec<OwnPort>,
-    own_node: &OwnNode,
     registry: &Registry,
     parts: &Parts,
 ) -> anyhow::Result<()> {
@@ -274,7 +279,9 @@ fn start_leadership(
         tells_member_keys: true,
         ..Manager::default()
     };
-    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager, own_node.follow());
+    let (store, feed) = (&context.store, &context.feed);
+    let (own_node, clocks) = (context.own_node.follow(), Arc::clone(&context.clocks));
+    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager, own_node, clocks);
     parts.start_server("the lease", candidate.run(parts.shutdown.clone()));
     let driver = Driver {
         store: Arc::clone(store),

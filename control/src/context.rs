@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ca::MEMBER_LIFE;
 use crate::ca::token::{JoinTokens, certificate_digest};
+use crate::feed::clocks::Clocks;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::{Feed, NotSeen};
 use crate::logs::broker::LogBroker;
@@ -50,6 +51,8 @@ pub struct ApiContext {
     pub node_port: u16,
     /// Seals and opens with the cluster's key.
     pub sealer: Arc<Sealer>,
+    /// How far others' clocks are from this manager's.
+    pub clocks: Arc<Clocks>,
     /// What is asked of nodes' logs.
     pub logs: Arc<LogBroker>,
     /// Cancelled when the manager stops: answers that have no end end then.

@@ -25,8 +25,8 @@ use crate::control_link::member_keys::MemberKeys;
 pub struct NodeView {
     /// Which table this is; 0 before the first.
     pub generation: u64,
-    /// When the newest change in it was committed, milliseconds since 1970.
-    pub committed_unix_ms: u64,
+    /// When the newest change in it was committed, milliseconds since 1970 by this node's clock.
+    pub committed_unix_ms: i64,
     /// This node; empty before it joined.
     pub node_id: NodeId,
     /// Where this node forwards and tunnels.

@@ -121,7 +121,7 @@ const BY_PROGRAMS: [&str; 8] = [
     "mesh_bpf_map_operation_errors_total",
 ];
 /// Names that the leader's control shows.
-const BY_CONTROL: [&str; 12] = [
+const BY_CONTROL: [&str; 13] = [
     "mesh_build_info",
     "mesh_store_connected",
     "mesh_store_revision",
@@ -132,6 +132,7 @@ const BY_CONTROL: [&str; 12] = [
     "mesh_service_tasks_desired",
     "mesh_nodes",
     "mesh_leader",
+    "mesh_clock_skew_seconds",
     "mesh_api_requests_total",
     "mesh_api_request_duration_seconds",
 ];

@@ -79,6 +79,8 @@ pub struct ClusterSnapshot {
     pub liveness_seen: BTreeMap<NodeId, Timestamp>,
     /// When it saw the steps of each task.
     pub tasks_seen: BTreeMap<TaskId, seen::TaskSeen>,
+    /// When it saw each manager's record written. One that was there at a listing is left out.
+    pub managers_seen: BTreeMap<String, Timestamp>,
     /// When it saw the members' keys change.
     pub member_keys_seen: Option<Timestamp>,
     /// Mesh-table generations that nodes hold.

@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::feed::clocks::Clocks;
 use crate::feed::watch::Feed;
 use mesh_runtime::backoff::Backoff;
 
@@ -29,6 +30,8 @@ use mesh_runtime::backoff::Backoff;
 const LEASE_TTL: Duration = Duration::from_secs(5);
 /// How often the lease is prolonged, and an empty leader's seat tried for.
 const KEEP_ALIVE_PERIOD: Duration = Duration::from_millis(1500);
+/// How often a manager writes its record anew.
+const RECORD_PERIOD: Duration = Duration::from_secs(30);
 /// Leadership is given up so long before the lease can end in etcd.
 const SAFETY_MARGIN: Duration = Duration::from_millis(700);
 /// A manager that lives under this one's name for so long is no dead one, whose lease would have ended.
@@ -81,6 +84,7 @@ pub struct Candidate {
     feed: Feed,
     manager: Manager,
     own_node: watch::Receiver<Option<NodeId>>,
+    clocks: Arc<Clocks>,
     leadership: watch::Sender<Option<Leadership>>,
 }
 
@@ -97,9 +101,10 @@ impl Candidate {
         feed: Feed,
         manager: Manager,
         own_node: watch::Receiver<Option<NodeId>>,
+        clocks: Arc<Clocks>,
     ) -> (Self, watch::Receiver<Option<Leadership>>) {
         let (leadership, seen) = watch::channel(None);
-        (Self { store, feed, manager, own_node, leadership }, seen)
+        (Self { store, feed, manager, own_node, clocks, leadership }, seen)
     }
 
     /// Lives, and leads when it can, until `shutdown`; then gives its keys up at once.
@@ -162,7 +167,9 @@ impl Candidate {
     /// What others read of this manager while it lives under `lease`.
     fn presence(&mut self, since: Timestamp, lease: i64) -> Result<Op, CodecError> {
         let node = self.own_node.borrow_and_update().clone();
-        let record = codec::encode(&Manager { since, node, ..self.manager.clone() })?;
+        let nodes_off = self.clocks.nodes_off(&self.feed.snapshot());
+        let written_at = Some(Utc::now());
+        let record = codec::encode(&Manager { since, node, written_at, nodes_off, ..self.manager.clone() })?;
         Ok(Op::put_leased(keys::manager(&self.manager.name), record, lease))
     }
 
@@ -185,6 +192,16 @@ impl Candidate {
         }
     }
 
+    /// Writes this manager's record anew: its node, the time by its clock, whose clocks are off.
+    async fn say_again(&mut self, since: Timestamp, lease: &Lease) -> Result<(), LeaseError> {
+        let presence = self.presence(since, lease.id)?;
+        let written = self.store.txn(vec![], vec![presence]);
+        match tokio::time::timeout_at(lease.certain_until, written).await {
+            Ok(written) => written.map(drop).map_err(Into::into),
+            Err(_) => Err(LeaseError::Late),
+        }
+    }
+
     /// One lease, from its grant to its loss.
     async fn live(
         &mut self,
@@ -202,6 +219,8 @@ impl Candidate {
         let mut snapshots = self.feed.snapshots.clone();
         let mut prolong = tokio::time::interval_at(asked_at + KEEP_ALIVE_PERIOD, KEEP_ALIVE_PERIOD);
         prolong.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut say_again = tokio::time::interval_at(asked_at + RECORD_PERIOD, RECORD_PERIOD);
+        say_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             let seat = snapshot.leader.as_ref().map(|leader| leader.create_revision);
@@ -218,10 +237,8 @@ impl Candidate {
             tokio::select! {
                 _ = prolong.tick() => self.prolong(&mut lease).await?,
                 Ok(()) = snapshots.changed() => {}
-                Ok(()) = self.own_node.changed() => {
-                    let presence = self.presence(since, id)?;
-                    self.store.txn(vec![], vec![presence]).await?;
-                }
+                Ok(()) = self.own_node.changed() => self.say_again(since, &lease).await?,
+                _ = say_again.tick() => self.say_again(since, &lease).await?,
             }
         }
     }
@@ -274,123 +291,4 @@ impl Candidate {
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh_state::store::MemoryStore;
-    use tokio::task::JoinHandle;
-
-    use super::*;
-    use crate::feed::watch::feed;
-
-    struct Running {
-        leadership: watch::Receiver<Option<Leadership>>,
-        feed: Feed,
-        shutdown: CancellationToken,
-        node: watch::Sender<Option<NodeId>>,
-        end: JoinHandle<Result<(), NameTaken>>,
-    }
-
-    fn manager(name: &str, store: &MemoryStore) -> Running {
-        manager_at("10.0.0.1", name, store)
-    }
-
-    fn manager_at(address: &str, name: &str, store: &MemoryStore) -> Running {
-        let (follower, feed) = feed();
-        let shutdown = CancellationToken::new();
-        let shared: Arc<dyn Store> = Arc::new(store.clone());
-        tokio::spawn(follower.follow(Arc::clone(&shared), shutdown.clone()));
-        let manager = Manager { name: name.to_owned(), address: address.to_owned(), ..Manager::default() };
-        let node = watch::Sender::new(None);
-        let (candidate, leadership) = Candidate::new(shared, feed.clone(), manager, node.subscribe());
-        let end = tokio::spawn(candidate.run(shutdown.clone()));
-        Running { leadership, feed, shutdown, node, end }
-    }
-
-    impl Running {
-        async fn leads(&mut self) -> Leadership {
-            let leads = self.leadership.wait_for(Option::is_some);
-            let leads = tokio::time::timeout(Duration::from_secs(30), leads).await;
-            leads.expect("no leadership within 30 s").unwrap().unwrap()
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn its_node_is_told_as_soon_as_it_is_known() {
-        let store = MemoryStore::new();
-        let mut only = manager("a", &store);
-        only.leads().await;
-        assert_eq!(only.feed.snapshot().managers["a"].node, None);
-        let since = only.feed.snapshot().managers["a"].since;
-        only.node.send_replace(Some("n1".into()));
-        let mut snapshots = only.feed.snapshots.clone();
-        let told = snapshots.wait_for(|snapshot| snapshot.manager_on(&"n1".into()).is_some()).await.unwrap();
-        assert_eq!(told.managers["a"].since, since, "it has lived since");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_two_managers_live_under_one_name() {
-        let store = MemoryStore::new();
-        let mut first = manager("a", &store);
-        let term = first.leads().await;
-        let second = manager_at("10.0.0.2", "a", &store);
-        let refused = second.end.await.unwrap().unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "another manager, at 10.0.0.1, is called a: give each a --name of its own"
-        );
-        assert_eq!(*first.leadership.borrow(), Some(term), "the first goes on");
-        assert_eq!(first.feed.snapshot().managers["a"].address, "10.0.0.1");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_manager_that_died_is_no_other_of_its_name() {
-        let store = MemoryStore::new();
-        for address in ["10.0.0.1", "10.0.0.1", "10.0.0.2"] {
-            let mut next = manager_at(address, "a", &store);
-            next.leads().await;
-            // Its lease stays behind.
-            next.end.abort();
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_leads_and_the_next_takes_over_when_it_goes() {
-        let store = MemoryStore::new();
-        let mut first = manager("a", &store);
-        let term = first.leads().await;
-        let mut second = manager("b", &store);
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        assert_eq!(*second.leadership.borrow(), None, "two lead");
-        assert_eq!(second.feed.snapshot().managers.len(), 2, "both live");
-
-        first.shutdown.cancel();
-        let next = second.leads().await;
-        assert_ne!(next.fence(), term.fence(), "each term has a fence of its own");
-        let fenced = store.txn(vec![term.fence()], vec![Op::put("/x", vec![])]).await.unwrap();
-        assert_eq!(fenced, TxnOutcome::Conflict, "the former leader's write");
-        assert_eq!(second.feed.snapshot().managers.len(), 1, "the one that left is gone");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_leader_cut_off_steps_down_before_its_lease_ends_and_leads_again() {
-        let store = MemoryStore::new();
-        let mut only = manager("a", &store);
-        let term = only.leads().await;
-        store.set_reachable(false);
-        let cut_at = Instant::now();
-        only.leadership.wait_for(Option::is_none).await.unwrap();
-        assert!(cut_at.elapsed() < LEASE_TTL, "stepped down after {:?}", cut_at.elapsed());
-        store.set_reachable(true);
-        assert_ne!(only.leads().await, term, "a new term");
-        assert_eq!(only.feed.snapshot().managers.len(), 1, "it lives again");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_leader_whose_seat_was_taken_steps_down() {
-        let store = MemoryStore::new();
-        let mut only = manager("a", &store);
-        let term = only.leads().await;
-        store.txn(vec![], vec![Op::delete(keys::LEADER)]).await.unwrap();
-        only.leadership.wait_for(|now| *now != Some(term)).await.unwrap();
-        assert_ne!(only.leads().await, term, "a new term");
-    }
-}
+mod tests;

@@ -6,5 +6,6 @@ pub mod admin;
 pub mod api;
 pub mod build;
 pub mod certificates;
+pub mod clocks;
 pub mod cluster;
 pub mod store;

@@ -14,7 +14,7 @@ use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::keys;
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeState, PortClash};
-use mesh_state::store::{Compare, MAX_TXN_BYTES, Op};
+use mesh_state::store::{Compare, MAX_TXN_BYTES, Op, generation_of};
 use mesh_state::task::TaskStatus;
 use serde::Serialize;
 
@@ -145,7 +145,7 @@ impl Mailbox {
             of_node && !holds(stored_status(snapshot, id), status)
         });
         self.acks.retain(|id, generation| {
-            let newest = u64::try_from(snapshot.revision).unwrap_or_default();
+            let newest = generation_of(snapshot.revision);
             // One that is newer than the store is no table's: an earlier version took what nodes said.
             let is_news = |acked: u64| acked < *generation || acked > newest;
             snapshot.nodes.contains_key(id) && snapshot.acks.get(id).is_none_or(|acked| is_news(acked.value))

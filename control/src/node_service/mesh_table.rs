@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
+use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::{Node, NodeState, is_member_address};
 use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
 use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
+use mesh_state::store::generation_of;
 use mesh_state::task::{Task, TaskEndpoint, TaskState};
 
 use crate::feed::snapshot::ClusterSnapshot;
@@ -25,7 +27,7 @@ pub struct Table {
     /// The revision that it was made of.
     pub generation: u64,
     /// When its newest change was heard of, milliseconds since 1970.
-    pub committed_unix_ms: u64,
+    pub committed_unix_ms: i64,
     entries: Entries,
 }
 
@@ -67,8 +69,8 @@ impl Table {
             entries.add(snapshot, service, spec, ports);
         }
         Self {
-            generation: u64::try_from(snapshot.revision).unwrap_or_default(),
-            committed_unix_ms: u64::try_from(snapshot.received_at.timestamp_millis()).unwrap_or_default(),
+            generation: generation_of(snapshot.revision),
+            committed_unix_ms: snapshot.received_at.timestamp_millis(),
             entries,
         }
     }
@@ -117,6 +119,8 @@ impl Table {
             generation: self.generation,
             base_generation: base.generation,
             committed_unix_ms: self.committed_unix_ms,
+            // Whoever sends it says when.
+            sent_unix_ms: 0,
             nodes,
             removed_node_ids,
             services,
@@ -128,7 +132,8 @@ impl Table {
 }
 
 /// A message of the table without what only another node needs of its backends: their containers' ids.
-pub fn for_node(mut message: MeshTable, node: &NodeId) -> MeshTable {
+pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTable {
+    message.sent_unix_ms = now.timestamp_millis();
     for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
         backend.container_id.clear();
     }

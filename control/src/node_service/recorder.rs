@@ -212,3 +212,41 @@ fn batches(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
     }
     cut
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_admission::figures::Listener;
+    use mesh_admission::refusals::Refusals;
+    use mesh_state::store::MemoryStore;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_after_a_failure_ends_with_the_manager() {
+        let store = MemoryStore::new();
+        store.set_reachable(false);
+        let (_, mut feed) = crate::feed::watch::feed();
+        feed.snapshots = tokio::sync::watch::channel(Arc::new(World::with_nodes(["a"]).snapshot)).1;
+        let refusals = Refusals::register(&prometheus::Registry::new()).unwrap();
+        let reports = Reports::default();
+        let recorder = Recorder {
+            store: Arc::new(store),
+            feed,
+            manager: "m1".to_owned(),
+            reports: reports.clone(),
+            door: Door::new(Listener::Nodes, Listener::Nodes.figures(), refusals),
+        };
+        reports.leave(|mailbox| mailbox.put_ack("a".into(), 1));
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(recorder.run(shutdown.clone()));
+        // By now the pauses are the longest.
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(!reports.with(|mailbox| mailbox.is_empty()), "the report waits for the store");
+        let asked = Instant::now();
+        shutdown.cancel();
+        running.await.unwrap();
+        assert!(asked.elapsed() < PAUSE_SHORTEST, "it ended after {:?}", asked.elapsed());
+    }
+}

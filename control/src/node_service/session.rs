@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use mesh_admission::door::Door;
 use mesh_admission::figures::report::{MESSAGES_A_SECOND, MESSAGES_AT_ONCE};
 use mesh_admission::rate::Bucket;
@@ -28,6 +29,7 @@ use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, ControlMessage, Hello, Welcome};
 use mesh_state::report;
+use mesh_state::store::generation_of;
 use mesh_state::task::RegistryAuth;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -44,6 +46,7 @@ use super::logs::SessionAsks;
 use super::recorder::Reports;
 use super::sessions::Sessions;
 use crate::context::REGISTRY_AUTH;
+use crate::feed::clocks::Clocks;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::node_service::mesh_table::{Table, for_node};
 use crate::seal::Sealer;
@@ -72,6 +75,7 @@ pub(super) struct Session {
     door: Arc<Door>,
     rate: Bucket,
     loads: Arc<Loads>,
+    clocks: Arc<Clocks>,
     told_loads: ToldLoads,
     log_asks: SessionAsks,
     relay_key: Zeroizing<Vec<u8>>,
@@ -117,6 +121,7 @@ impl Session {
             door: Arc::clone(&shared.door),
             rate: Bucket::new(MESSAGES_A_SECOND, MESSAGES_AT_ONCE, std::time::Instant::now()),
             loads: Arc::clone(&shared.loads),
+            clocks: Arc::clone(&shared.context.clocks),
             told_loads: ToldLoads::default(),
             log_asks: SessionAsks::new(Arc::clone(&shared.context.logs)),
             relay_key: shared.relay_key.clone(),
@@ -261,11 +266,11 @@ impl Session {
         }
         self.send_log_asks().await?;
         // A node must not be sent back in time: it had its table from a manager that was further.
-        let revision = u64::try_from(snapshot.revision).unwrap_or_default();
+        let revision = generation_of(snapshot.revision);
         if self.sent_table.is_none() && revision >= self.had_generation {
             let table = Arc::new(Table::of(&snapshot));
             self.tables.mark_changed();
-            self.send(Down::Table(for_node(table.whole(), &self.node))).await?;
+            self.send(Down::Table(for_node(table.whole(), &self.node, Utc::now()))).await?;
             self.sent_table = Some(table);
         }
         Ok(())
@@ -301,7 +306,7 @@ impl Session {
         if !news {
             return Ok(());
         }
-        let changes = for_node(table.since(sent), &self.node);
+        let changes = for_node(table.since(sent), &self.node, Utc::now());
         // A table's acknowledgement says that the keys of its time are known, too. The newest snapshot is at least as new.
         let snapshot = Arc::clone(&self.snapshots.borrow());
         self.send_member_keys(&snapshot).await?;

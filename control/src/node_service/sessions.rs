@@ -38,6 +38,7 @@ use super::recorder::Reports;
 use super::session::Session;
 use crate::ca;
 use crate::context::ApiContext;
+use crate::feed::clocks::Peer;
 use crate::node_service::mesh_table::Table;
 
 /// Messages that may wait for a slow node.
@@ -192,6 +193,7 @@ impl Place {
         let newest = live.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.token));
         if newest {
             live.remove(&self.node);
+            self.sessions.context.clocks.forget(&Peer::Node(self.node.clone()));
         }
         newest
     }
@@ -297,6 +299,7 @@ mod tests {
             advertise: [127, 0, 0, 1].into(),
             node_port: 0,
             sealer: Arc::new(Sealer::new(&Zeroizing::new([7; 32]))),
+            clocks: Arc::default(),
             logs: Arc::default(),
             stopping: CancellationToken::new(),
         };

@@ -44,8 +44,7 @@ pub async fn publish(
             behind = table.says_the_same(&last) && published_at.elapsed() < GENERATION_LAG;
             if !behind {
                 if table.generation == last.generation {
-                    table.committed_unix_ms =
-                        u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
+                    table.committed_unix_ms = Utc::now().timestamp_millis();
                 }
                 tables.send_replace(Arc::new(table));
                 published_at = Instant::now();

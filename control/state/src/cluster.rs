@@ -2,6 +2,8 @@
 //!
 //! Invariant: nothing here opens without the key file, which is never in etcd.
 
+use std::collections::BTreeMap;
+
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +72,12 @@ pub struct Manager {
     /// The node that it runs on; absent until that node's agent has said so. In `/managers/{name}` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
+    /// When it wrote this record, by its own clock: others compare theirs. It writes it anew every half a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<Timestamp>,
+    /// Nodes whose clocks are more than a second ahead of its own or behind it, in milliseconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes_off: BTreeMap<NodeId, i64>,
     /// Where agents and clients reach it: its advertised address.
     pub address: String,
     /// Since when it lives or, in `/leader`, leads; by its own clock.

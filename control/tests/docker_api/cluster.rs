@@ -94,6 +94,7 @@ impl Cluster {
             advertise: Ipv4Addr::new(10, 77, 0, 11).into(),
             node_port: 2377,
             sealer: Arc::new(opened.sealer),
+            clocks: Arc::default(),
             logs: Arc::default(),
             stopping: shutdown.clone(),
         };
@@ -110,6 +111,7 @@ impl Cluster {
             since: Utc::now(),
             own_ports: vec![OwnPort::new(Protocol::Tcp, 2377, "agents' streams to managers")],
             tells_member_keys: true,
+            ..Manager::default()
         };
         let manager = codec::encode(&manager).unwrap();
         let alive = Op::put(keys::manager("node-1"), manager.clone());

@@ -56,7 +56,7 @@ impl Manager {
             ..mesh_state::cluster::Manager::default()
         };
         let (candidate, leadership) =
-            Candidate::new(Arc::clone(&shared), feed.clone(), record, watch::channel(None).1);
+            Candidate::new(Arc::clone(&shared), feed.clone(), record, watch::channel(None).1, Arc::default());
         let driver = Driver {
             store: Arc::clone(&shared),
             feed: feed.clone(),

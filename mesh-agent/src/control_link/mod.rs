@@ -20,6 +20,7 @@ mod channel;
 mod ends;
 mod log_streams;
 mod outbox;
+mod own_clock;
 mod pinned_ca;
 mod session;
 mod standing;
@@ -264,8 +265,9 @@ impl Link {
         Ok(())
     }
 
-    fn take_table(&mut self, table: &proto::MeshTable) -> Result<(), ViewError> {
-        let next = self.ends.view.borrow().apply(table)?;
+    fn take_table(&mut self, mut table: proto::MeshTable) -> Result<(), ViewError> {
+        table.committed_unix_ms = own_clock::committed_ms(&table, chrono::Utc::now().timestamp_millis());
+        let next = self.ends.view.borrow().apply(&table)?;
         tracing::debug!(
             generation = next.generation,
             base = table.base_generation,

@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
 
     async fn receive(&mut self, message: proto::ControlMessage) -> Result<(), SessionError> {
         match message.body {
-            Some(Down::Table(table)) => Ok(self.link.take_table(&table)?),
+            Some(Down::Table(table)) => Ok(self.link.take_table(table)?),
             Some(Down::Assignments(assignments)) => self.pass_on(AssignmentChange::read(assignments)).await,
             // The same way as assignments, so that a task is known before what it depends on.
             Some(Down::Dependency(message)) => match Delivered::read(message) {
@@ -333,8 +333,11 @@ async fn beat(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let mut heartbeat =
-            proto::Heartbeat { engine_away: *engine_away.borrow(), ..proto::Heartbeat::default() };
+        let mut heartbeat = proto::Heartbeat {
+            engine_away: *engine_away.borrow(),
+            unix_ms: chrono::Utc::now().timestamp_millis(),
+            ..proto::Heartbeat::default()
+        };
         if let Some((measured, levels)) = loads.own_since(told) {
             told = Some(measured);
             let load =

@@ -82,7 +82,7 @@ impl Tally {
     /// make it too small for a while.
     fn work_out_lru(&mut self) {
         let own = self.now.timeout - self.before.timeout + self.now.backend_gone - self.before.backend_gone;
-        let by_kernel = u64::try_from(self.missing.saturating_sub_unsigned(own)).unwrap_or_default();
+        let by_kernel = self.missing.saturating_sub_unsigned(own).max(0).cast_unsigned();
         self.now.lru = self.now.lru.max(self.before.lru + by_kernel);
     }
 }

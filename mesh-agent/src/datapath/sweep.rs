@@ -291,6 +291,6 @@ pub(super) fn monotonic_ns() -> u64 {
     if result != 0 {
         return 0;
     }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or_default())
+    // This clock counts from the start of the machine.
+    time.tv_sec.cast_unsigned().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.cast_unsigned())
 }

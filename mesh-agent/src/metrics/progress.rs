@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use mesh_state::ids::ServiceId;
 use mesh_state::lb::Policy;
@@ -75,9 +75,10 @@ impl Progress {
     }
 }
 
-fn seconds_since(unix_ms: u64) -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(std::time::Duration::from_millis(unix_ms)).as_secs_f64()
+/// Never less than nothing: the clock may have been put back.
+fn seconds_since(unix_ms: i64) -> f64 {
+    let passed = chrono::Utc::now().timestamp_millis().saturating_sub(unix_ms);
+    Duration::from_millis(passed.max(0).cast_unsigned()).as_secs_f64()
 }
 
 /// Policies as last seen, and how often each changed.

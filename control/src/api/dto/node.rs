@@ -105,6 +105,9 @@ struct MeshStatus {
     datapath: String,
     agent_version: String,
     kernel: String,
+    /// How far its clock is ahead of its manager's; absent within a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_ahead_ms: Option<i64>,
 }
 
 impl Node {
@@ -142,6 +145,7 @@ impl Node {
                 datapath: stored.description.datapath.clone(),
                 agent_version: stored.description.agent_version.clone(),
                 kernel: stored.description.kernel.clone(),
+                clock_ahead_ms: snapshot.clock_ahead_ms(&stored.id),
             },
         }
     }

@@ -1,6 +1,7 @@
 //! `mesh status`: nodes, the leader, services.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_state::lb::node_weight;
@@ -12,6 +13,9 @@ use crate::client::{Client, ClientError};
 use crate::policy::policy_of;
 use crate::service::labels_of;
 use crate::table;
+
+/// A node's clock that differs by more from its manager's is warned of.
+const CLOCK_WARNED_BEYOND: Duration = Duration::from_secs(5);
 
 /// The cluster at a glance.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +39,8 @@ struct Node {
     leader: bool,
     subnet: String,
     datapath: String,
+    /// How far its clock is ahead of its manager's, milliseconds; 0 within a second.
+    clock_ahead_ms: i64,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -115,8 +121,9 @@ impl Status {
         } else {
             ""
         };
+        let clocks: String = self.nodes.iter().filter_map(Node::clock_warning).collect();
         format!(
-            "{}\n{leaderless}\n{}",
+            "{}\n{leaderless}{clocks}\n{}",
             table::render(node_headings, &nodes),
             table::render(service_headings, &services)
         )
@@ -137,7 +144,20 @@ impl Node {
             leader: node["ManagerStatus"]["Leader"].as_bool().unwrap_or(false),
             subnet: text(&node["Mesh"]["Subnet"]),
             datapath: text(&node["Mesh"]["Datapath"]),
+            clock_ahead_ms: node["Mesh"]["ClockAheadMs"].as_i64().unwrap_or(0),
         }
+    }
+}
+
+impl Node {
+    /// What is to be said of a clock that is five seconds off.
+    fn clock_warning(&self) -> Option<String> {
+        let off = Duration::from_millis(self.clock_ahead_ms.unsigned_abs());
+        let way = if self.clock_ahead_ms > 0 { "ahead of" } else { "behind" };
+        let (name, seconds) = (&self.name, off.as_secs_f64());
+        (off > CLOCK_WARNED_BEYOND).then(|| {
+            format!("\nthe clock of {name} is {seconds:.1} s {way} its manager's: set both by NTP\n")
+        })
     }
 }
 
@@ -203,6 +223,21 @@ node-2   10.0.0.2   worker   silent   active         1
 SERVICE   MODE         TASKS   PORTS            POLICY
 web       replicated   1/2     *:8080->80/tcp   least-connections";
         assert_eq!(status.table(), expected);
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_warned_of() {
+        for (ahead_ms, expected) in [
+            (5_000, None),
+            (12_340, Some("the clock of node-2 is 12.3 s ahead of its manager's: set both by NTP")),
+            (-7_000, Some("the clock of node-2 is 7.0 s behind its manager's: set both by NTP")),
+        ] {
+            let mut status = status();
+            status.nodes[1].clock_ahead_ms = ahead_ms;
+            let table = status.table();
+            let said = table.lines().find(|line| line.starts_with("the clock"));
+            assert_eq!(said, expected, "{ahead_ms} ms");
+        }
     }
 
     #[test]

@@ -71,6 +71,14 @@ impl ClusterSnapshot {
                     Some(after) => self.tasks_seen.entry(id).or_default().note(before, after, now),
                 }
             }
+            Some(Key::Manager(name)) => {
+                self.apply(change);
+                if self.managers.contains_key(&name) {
+                    self.managers_seen.insert(name, now);
+                } else {
+                    self.managers_seen.remove(&name);
+                }
+            }
             Some(Key::MemberKeys) => {
                 self.apply(change);
                 self.member_keys_seen = self.member_keys.as_ref().map(|_| now);
@@ -104,6 +112,12 @@ impl ClusterSnapshot {
                 (id, seen)
             })
             .collect();
+        let same = |name: &String| {
+            let revision = |snapshot: &Self| snapshot.managers.get(name).map(|manager| manager.mod_revision);
+            revision(self).is_some() && revision(before) == revision(self)
+        };
+        let managers = before.managers_seen.iter().filter(|(name, _)| same(name));
+        self.managers_seen = managers.map(|(name, seen)| (name.clone(), *seen)).collect();
         let revision = |snapshot: &Self| snapshot.member_keys.as_ref().map(|keys| keys.mod_revision);
         let told = self.member_keys.as_ref().map(|keys| keys.changed_at.min(now));
         self.member_keys_seen = match before.member_keys_seen {

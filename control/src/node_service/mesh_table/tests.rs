@@ -207,7 +207,9 @@ fn a_delta_holds_what_changed_and_nothing_else() {
 fn a_node_learns_containers_of_its_own_tasks_only() {
     let whole = Table::of(&world().snapshot).whole();
     let containers = |node: &str| {
-        let told = for_node(whole.clone(), &node.into());
+        let moment = Timestamp::from_timestamp_millis(1234).unwrap();
+        let told = for_node(whole.clone(), &node.into(), moment);
+        assert_eq!(told.sent_unix_ms, 1234, "its receiver works out how old the table is");
         told.backends.into_iter().map(|backend| backend.container_id).collect::<Vec<_>>()
     };
     assert_eq!(containers("a"), ["c"]);

@@ -1,8 +1,10 @@
 //! What a node reports in its session, and which of it the store is seen to hold.
 
+use chrono::Utc;
 use mesh_admission::figures::report::{LOADS, MESSAGE_BYTES, STATUSES, STATUSES_WAITING};
 use mesh_admission::refusals::Reason;
 use mesh_admission::text::Outside;
+use mesh_state::Timestamp;
 use mesh_state::ids::TaskId;
 use mesh_state::node::PortClash;
 use mesh_state::proto;
@@ -11,6 +13,7 @@ use mesh_state::proto::control_message::Body as Down;
 use mesh_state::proto::{AgentMessage, PortClashes, StatusAck, TaskStatuses};
 use mesh_state::report::{self, ReportError};
 use mesh_state::spec::Protocol;
+use mesh_state::store::generation_of;
 use mesh_state::task::TaskStatus;
 use prost::Message as _;
 use std::time::Duration;
@@ -20,6 +23,7 @@ use tracing::debug;
 use super::super::end::End;
 use super::super::mailbox::holds;
 use super::Session;
+use crate::feed::clocks::Peer;
 use crate::feed::snapshot::ClusterSnapshot;
 
 /// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
@@ -44,12 +48,13 @@ impl Session {
             Some(Up::Heartbeat(heartbeat)) => {
                 report::check_entries("the list of loads", heartbeat.loads.len(), LOADS)?;
                 self.note_engine(heartbeat.engine_away);
+                self.note_time(heartbeat.unix_ms)?;
                 self.loads.put(&self.node, heartbeat.loads);
             }
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses)?,
             Some(Up::TableAck(ack)) => {
                 // Nobody holds a table that is newer than the store.
-                let newest = u64::try_from(self.snapshots.borrow().revision).unwrap_or_default();
+                let newest = generation_of(self.snapshots.borrow().revision);
                 let sent = self.sent_table.as_ref().map_or(0, |table| table.generation);
                 let (node, generation) = (self.node.clone(), ack.generation.min(newest.max(sent)));
                 self.reports.leave(|mailbox| mailbox.put_ack(node, generation));
@@ -61,6 +66,17 @@ impl Session {
             Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
             None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
         }
+        Ok(())
+    }
+
+    /// The node says the time by its clock. Older agents don't.
+    fn note_time(&self, unix_ms: i64) -> Result<(), End> {
+        if unix_ms == 0 {
+            return Ok(());
+        }
+        let told = Timestamp::from_timestamp_millis(unix_ms)
+            .ok_or(End::Protocol("a heartbeat came with a time that is none"))?;
+        self.clocks.tell(&Peer::Node(self.node.clone()), told, Utc::now());
         Ok(())
     }
 

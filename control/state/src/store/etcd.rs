@@ -48,6 +48,11 @@ mod failures;
 mod member;
 mod watch;
 
+/// The revision that an answer tells.
+fn told(operation: &'static str, revision: Option<i64>) -> Result<i64, StoreError> {
+    revision.filter(|revision| *revision >= 0).ok_or(StoreError::NoRevision { operation })
+}
+
 /// The port in a URL like `http://10.0.0.1:2379`, if it names one.
 pub fn port_of(url: &str) -> Option<u16> {
     url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
@@ -235,7 +240,7 @@ impl Store for EtcdStore {
         loop {
             let answer = self.page(&from, &end, revision).await?;
             if revision == 0 {
-                revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                revision = told("list", answer.header().map(etcd_client::ResponseHeader::revision))?;
             }
             items.extend(answer.kvs().iter().map(key_value));
             let Some(last) = answer.kvs().last().filter(|_| answer.more()) else {
@@ -256,7 +261,7 @@ impl Store for EtcdStore {
             async move { client.kv_client().txn(request).await }
         };
         let answer = self.request("txn", REQUEST_DEADLINE, Repeat::Unsent, send).await?;
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let revision = told("txn", answer.header().map(etcd_client::ResponseHeader::revision))?;
         Ok(if answer.succeeded() { TxnOutcome::Committed(revision) } else { TxnOutcome::Conflict })
     }
 
@@ -311,6 +316,21 @@ impl Store for EtcdStore {
         match self.request("compact", REQUEST_DEADLINE, Repeat::Always, send).await {
             Err(StoreError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),
             other => other.map(drop),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_a_revision_is_an_error_and_not_the_beginning() {
+        assert_eq!(told("list", Some(7)).unwrap(), 7);
+        for none in [None, Some(-1)] {
+            let error = told("list", none).unwrap_err();
+            assert_eq!(error.to_string(), "etcd's answer to list tells no revision", "{none:?}");
+            assert_eq!(error.operation(), "list");
         }
     }
 }

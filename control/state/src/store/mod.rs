@@ -113,6 +113,12 @@ impl Op {
     }
 }
 
+/// The generation of the mesh table that is made of the store at `revision`. No store tells a negative one
+/// ([`StoreError::NoRevision`]).
+pub fn generation_of(revision: i64) -> u64 {
+    revision.cast_unsigned()
+}
+
 /// Compares that etcd takes in a transaction, and, counted apart, writes.
 pub const MAX_TXN_OPS: usize = 127;
 
@@ -210,6 +216,12 @@ pub enum StoreError {
         /// etcd's words.
         message: String,
     },
+    /// etcd's answer tells no revision, or one below 0: nothing that is read of it can be put in order.
+    #[error("etcd's answer to {operation} tells no revision")]
+    NoRevision {
+        /// The operation, as in metrics.
+        operation: &'static str,
+    },
     /// The transaction exceeds [`MAX_TXN_OPS`] or [`MAX_TXN_BYTES`]: the caller must cut it.
     #[error(
         "transaction of {ops} operations and {bytes} bytes is too large: at most {MAX_TXN_OPS} and {MAX_TXN_BYTES}"
@@ -228,7 +240,8 @@ impl StoreError {
         match self {
             Self::Unavailable { operation, .. }
             | Self::Deadline { operation, .. }
-            | Self::Refused { operation, .. } => operation,
+            | Self::Refused { operation, .. }
+            | Self::NoRevision { operation } => operation,
             Self::TooLarge { .. } => "txn",
         }
     }

@@ -143,6 +143,7 @@ impl ClusterSnapshot {
     pub(crate) fn as_seen_by_a_clock_ahead(&mut self, ahead: TimeDelta) {
         let shift = |moment: &mut Timestamp| *moment += ahead;
         self.liveness_seen.values_mut().for_each(shift);
+        self.managers_seen.values_mut().for_each(shift);
         self.member_keys_seen.iter_mut().for_each(shift);
         for TaskSeen { made, asked_to_stop, ran, ended } in self.tasks_seen.values_mut() {
             [made, asked_to_stop, ran, ended].into_iter().flatten().for_each(shift);

@@ -6,7 +6,7 @@ use etcd_client::{EventType, WatchResponse, WatchStream};
 use tokio::sync::watch;
 
 use super::failures::store_error;
-use super::key_value;
+use super::{key_value, told};
 use crate::store::{Change, StoreError, WatchEvent};
 
 /// An event, or why the watch ended.
@@ -44,8 +44,10 @@ impl Watch {
                 };
                 return Some((item, None));
             }
-            if let Some(event) = changes(&answer) {
-                return Some((Ok(event), Some(self)));
+            match changes(&answer) {
+                Some(Ok(event)) => return Some((Ok(event), Some(self))),
+                Some(Err(error)) => return Some((Err(error), None)),
+                None => {}
             }
         }
     }
@@ -53,7 +55,7 @@ impl Watch {
 
 /// The changes in an answer, if there are any. The answer's header may tell of a later revision whose events are still to come,
 /// so the revision reached is the events' own.
-fn changes(answer: &WatchResponse) -> Option<WatchEvent> {
+fn changes(answer: &WatchResponse) -> Option<Result<WatchEvent, StoreError>> {
     let changes: Vec<Change> = answer
         .events()
         .iter()
@@ -65,6 +67,7 @@ fn changes(answer: &WatchResponse) -> Option<WatchEvent> {
             })
         })
         .collect();
-    let revision = changes.iter().map(Change::mod_revision).max()?;
-    Some(WatchEvent::Changes { revision, changes })
+    let revisions = changes.iter().map(Change::mod_revision);
+    let (oldest, revision) = (revisions.clone().min()?, revisions.max()?);
+    Some(told("watch", Some(oldest)).map(|_| WatchEvent::Changes { revision, changes }))
 }
