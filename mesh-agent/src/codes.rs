@@ -57,6 +57,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn protocols_have_the_numbers_of_iana() {
+        let numbers = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(protocol_number);
+        assert_eq!(numbers, [6, 17, 132]);
+    }
+
+    #[test]
     fn no_two_policies_and_no_two_modes_share_a_number() {
         let policies: std::collections::BTreeSet<u8> =
             lb::Policy::ALL.iter().map(|choice| policy(*choice) as u8).collect();

@@ -21,6 +21,27 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_PROGRAMS_OBJECT"))
 /// # Errors
 /// The kernel refuses the object, a map or a program.
 pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError> {
+    let mut ebpf = make_maps(pins, sizes)?;
+    for program in [
+        names::PROGRAM_EGRESS,
+        names::PROGRAM_DEVICE,
+        names::PROGRAM_UPLINK,
+        names::PROGRAM_TUNNEL,
+        names::PROGRAM_TASK,
+    ] {
+        classifier(&mut ebpf, program)?
+            .load()
+            .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;
+    }
+    load_edges(&mut ebpf, pins)?;
+    Ok(ebpf)
+}
+
+/// Creates and pins the maps that aren't there yet; no program is loaded.
+///
+/// # Errors
+/// The kernel refuses the object or a map.
+pub(super) fn make_maps(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     for map in names::MAPS {
         loader.map_pin_path(map, pins.map(map));
@@ -37,20 +58,8 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
     loader.override_global(names::FLOW_HOMES, &homes, true);
     let factors = factors(seed);
     loader.override_global(names::FLOW_FACTORS, &factors[..], true);
-    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+    let ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
     FlowMap::open(pins)?.set_seed(seed);
-    for program in [
-        names::PROGRAM_EGRESS,
-        names::PROGRAM_DEVICE,
-        names::PROGRAM_UPLINK,
-        names::PROGRAM_TUNNEL,
-        names::PROGRAM_TASK,
-    ] {
-        classifier(&mut ebpf, program)?
-            .load()
-            .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;
-    }
-    load_edges(&mut ebpf, pins)?;
     Ok(ebpf)
 }
 

@@ -302,3 +302,29 @@ impl<V: Pod + Default> Dump<u32, V> {
             .map_err(|source| DatapathError::MapOperation { map: self.map, operation: "dump", source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::pinned;
+    use super::*;
+
+    #[test]
+    fn a_range_is_read_whole_and_nothing_beside_it() {
+        let Some(pins) = pinned("slots") else { return };
+        let mut slots: Array<MapData, u32> = loader::open(&pins, names::SLOTS).expect("it is pinned");
+        for slot in 0..10_000 {
+            slots.set(slot, slot + 1, 0).expect("the map takes it");
+        }
+        let dump = Dump::<u32, u32>::open(&pins, names::SLOTS).expect("it is pinned");
+        for range in
+            [0..0, 0..1, 0..9000, 5..5, 4095..4097, 100..9999, names::SLOTS_MAX - 1..names::SLOTS_MAX]
+        {
+            let mut read = Vec::new();
+            dump.for_each_in_range(range.clone(), |slot, backend| read.push((slot, backend)))
+                .expect("it is read");
+            let value = |slot: u32| if slot < 10_000 { slot + 1 } else { 0 };
+            let expected: Vec<(u32, u32)> = range.clone().map(|slot| (slot, value(slot))).collect();
+            assert!(read == expected, "{range:?}: {} entries, or others", read.len());
+        }
+    }
+}

@@ -233,16 +233,17 @@ impl State {
     /// # Errors
     /// A map refuses a write; the rest waits for the next attempt.
     pub(super) fn reconcile(&mut self, now: Instant) -> Result<u64, DatapathError> {
-        let written = self.write(now);
+        let written = self.write(now, PLANS_MAX);
         if !std::mem::replace(&mut self.is_published, true) {
             self.published.publish(&self.contents);
         }
         written
     }
 
-    fn write(&mut self, now: Instant) -> Result<u64, DatapathError> {
+    /// Carries out so many plans at most.
+    fn write(&mut self, now: Instant, plans_max: usize) -> Result<u64, DatapathError> {
         let mut is_carried = self.is_settled;
-        for _ in 0..PLANS_MAX {
+        for _ in 0..plans_max {
             if is_carried {
                 break;
             }
@@ -291,5 +292,88 @@ impl State {
 
     fn counted<T>(&self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
         self.published.counted(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Mutex;
+
+    use mesh_state::ids::NodeId;
+    use mesh_state::proto;
+
+    use super::super::tallies::Tallies;
+    use super::super::testing::pinned;
+    use super::*;
+
+    const HERE: &str = "10.77.0.11";
+
+    /// One service whose backend 7 is the task with this address.
+    fn view(generation: u64, task: &str) -> Arc<NodeView> {
+        let node = |id: &str, address: &str| proto::MeshNode {
+            id: id.into(),
+            address: address.into(),
+            ..proto::MeshNode::default()
+        };
+        let backend = proto::MeshBackend {
+            id: 7,
+            service_id: "s".into(),
+            task_id: task.into(),
+            node_id: "there".into(),
+            address: task.into(),
+            protocol: "tcp".into(),
+            published: 80,
+            target: 8080,
+            state: proto::BackendState::Active.into(),
+            weight: 1,
+            ..proto::MeshBackend::default()
+        };
+        let table = proto::MeshTable {
+            generation,
+            nodes: vec![node("here", HERE), node("there", "10.77.0.12")],
+            services: vec![proto::MeshService {
+                id: "s".into(),
+                policy: "round-robin".into(),
+                ports: vec![proto::MeshPort { protocol: "tcp".into(), published: 80, target: 8080 }],
+                ..proto::MeshService::default()
+            }],
+            backends: vec![backend],
+            ..proto::MeshTable::default()
+        };
+        let here: Ipv4Addr = HERE.parse().expect("an address");
+        Arc::new(NodeView::new(NodeId::from("here"), here).apply(&table).expect("a good table"))
+    }
+
+    #[test]
+    fn a_table_that_is_partly_written_does_not_count() {
+        let Some(pins) = pinned("part") else { return };
+        let tallies = Arc::new(Mutex::new(Tallies::open(&pins).expect("the maps are pinned")));
+        let maps = Maps::open(&pins, tallies).expect("the maps are pinned");
+        let published = Arc::<Published>::default();
+        let mut state = State::read(maps, Arc::clone(&published)).expect("the maps are read");
+        let now = Instant::now();
+        state.set_view(view(1, "10.128.1.2"), now);
+        assert_eq!(state.reconcile(now).expect("it is written"), 1);
+        let address = |state: &State| state.contents().backends.get(&7).map(|backend| backend.task_address);
+        let [before, after] = ["10.128.1.2", "10.128.1.3"]
+            .map(|task: &str| Some(Address::from(task.parse::<Ipv4Addr>().expect("an address"))));
+        assert_eq!(address(&state), before);
+
+        // The id of one task is another's in the next table: the first has to be forgotten before.
+        state.set_view(view(2, "10.128.1.3"), now);
+        assert_eq!(state.write(now, 1).expect("a part is written"), 1, "the rest is yet to come");
+        assert_eq!(address(&state), before);
+        assert_eq!(state.reconcile(now).expect("the rest is written"), 2);
+        assert_eq!(address(&state), after);
+        let outline = published.outline();
+        assert_eq!(
+            outline
+                .backends
+                .iter()
+                .map(|(id, backend)| (*id, Some(backend.task_address)))
+                .collect::<Vec<_>>(),
+            [(7, after)]
+        );
     }
 }

@@ -6,7 +6,7 @@ use super::config::TableSizes;
 use super::loader;
 use super::pins::Pins;
 
-/// The pins of freshly loaded programs, which go when this is dropped.
+/// The pins of freshly made maps, which go when this is dropped.
 pub(super) struct Pinned {
     pins: Pins,
     directory: tempfile::TempDir,
@@ -28,7 +28,7 @@ impl Drop for Pinned {
     }
 }
 
-/// Loads the programs and pins their maps; nothing without root, which CI must have.
+/// Makes the maps and pins them; nothing without root, which CI must have.
 pub(super) fn pinned(name: &str) -> Option<Pinned> {
     let is_root = rustix::process::geteuid().is_root();
     assert!(is_root || std::env::var_os("CI").is_none(), "CI must run the privileged tests as root");
@@ -39,6 +39,6 @@ pub(super) fn pinned(name: &str) -> Option<Pinned> {
     let directory = tempfile::Builder::new().prefix(name).tempdir().expect("a directory");
     let pins = Pins::new(&directory.path().join("bpf"));
     pins.prepare().expect("a BPF file system");
-    loader::load(&pins, TableSizes { half_open: 4096, established: 8192 }).expect("the programs are loaded");
+    loader::make_maps(&pins, TableSizes { half_open: 4096, established: 8192 }).expect("the maps are made");
     Some(Pinned { pins, directory })
 }

@@ -137,6 +137,28 @@ pub(crate) async fn start_node_that_needs(
     relay_port: u16,
     mesh: &Mesh,
 ) -> Node {
+    start(own_ports, 64, id, address, relay_port, mesh).await
+}
+
+/// A node of which clients and other nodes may have so many connections each.
+pub(crate) async fn start_node_with_room(
+    connections_max: usize,
+    id: &str,
+    address: Ipv4Addr,
+    relay_port: u16,
+    mesh: &Mesh,
+) -> Node {
+    start(BTreeMap::new(), connections_max, id, address, relay_port, mesh).await
+}
+
+async fn start(
+    own_ports: BTreeMap<(Protocol, u16), String>,
+    connections_max: usize,
+    id: &str,
+    address: Ipv4Addr,
+    relay_port: u16,
+    mesh: &Mesh,
+) -> Node {
     let empty = NodeView::new(NodeId::from(id), address);
     let first = empty.apply(&mesh.table(1)).expect("a good table");
     let (view, view_receiver) = watch::channel(Arc::new(first));
@@ -147,7 +169,7 @@ pub(crate) async fn start_node_that_needs(
         relay_listen: SocketAddr::new(address.into(), relay_port),
         relay_port,
         own_ports,
-        connections_max: 64,
+        connections_max,
         idle_limit: Duration::from_mins(1),
         drain_limit: Duration::from_millis(100),
     };

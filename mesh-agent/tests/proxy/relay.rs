@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_agent::control_link::relay_keys::RelayKey;
 use mesh_agent::proxy::preamble::{self, Answer, CHALLENGE_LENGTH, Challenge, Preamble};
@@ -11,7 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::mesh::{Backend, SOON, ask_name, keys, start_nodes, start_task};
+use crate::mesh::{
+    Backend, Mesh, SOON, ask_name, free_port, keys, start_node_with_room, start_nodes, start_task,
+};
 
 /// A connection to a relay, and its challenge; none if the relay hangs up, maybe at once.
 async fn greet(relay: SocketAddr) -> Option<(TcpStream, Challenge)> {
@@ -85,6 +88,42 @@ async fn a_connection_carries_one_session_after_another() {
     }
     let early = preamble(1, preamble::next(challenge)).sign(&key);
     assert_eq!(ask(&mut stream, &early).await, Some(Answer::Denied.to_byte()), "not the next challenge");
+}
+
+#[tokio::test]
+async fn a_session_waits_for_room_for_a_while_and_not_beyond_the_agents_stop() {
+    const ROOM: usize = 2;
+    const ROOM_DEADLINE: Duration = Duration::from_secs(5);
+    let mesh = Mesh::tcp(vec![Backend { id: 1, node: "b", task: start_task("there").await }]);
+    let b = start_node_with_room(ROOM, "b", Ipv4Addr::new(127, 0, 0, 2), free_port(), &mesh).await;
+    let relay = b.proxy.relay_address();
+    let key = RelayKey::from_bytes(&[1; 32]).expect("a key");
+    // Those that wait for use first: they leave the sessions' room to the next two, which stay in theirs.
+    let (mut patient, first) = greet(relay).await.expect("a member is greeted");
+    let (mut second, its) = greet(relay).await.expect("a member is greeted");
+    let mut sessions = Vec::new();
+    for _ in 0..ROOM {
+        let (mut stream, challenge) = greet(relay).await.expect("a member is greeted");
+        let asked = preamble(1, challenge).sign(&key);
+        assert_eq!(ask(&mut stream, &asked).await, Some(Answer::Connected.to_byte()));
+        sessions.push(stream);
+    }
+
+    let begun = Instant::now();
+    patient.write_all(&preamble(1, first).sign(&key)).await.expect("the relay reads");
+    let answer = timeout(2 * ROOM_DEADLINE, patient.read_u8()).await.expect("an answer after the deadline");
+    assert_eq!(answer.ok(), Some(Answer::Timeout.to_byte()), "no session has ended");
+    assert!(begun.elapsed() >= ROOM_DEADLINE, "it had no room after {:?}", begun.elapsed());
+
+    second.write_all(&preamble(1, its).sign(&key)).await.expect("the relay reads");
+    b.shutdown.cancel();
+    let stopped = timeout(ROOM_DEADLINE / 2, async {
+        let end = second.read_u8().await;
+        b.running.await.expect("no panic");
+        end
+    });
+    let end = stopped.await.expect("it waits no longer than the agent");
+    assert!(end.is_err(), "answered with {end:?}");
 }
 
 /// What a session brings until its end.
