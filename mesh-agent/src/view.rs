@@ -160,7 +160,7 @@ pub enum ViewError {
     #[error(
         "{kind} {id}: bad {field} {value:?}: manager and agent are of different versions, upgrade the older"
     )]
-    Entry {
+    InvalidField {
         /// `node`, `service` or `backend`.
         kind: &'static str,
         /// Its id.
@@ -317,7 +317,7 @@ fn read_settings(service: &proto::MeshService) -> Result<LbSettings, ViewError> 
         return Ok(LbSettings { policy, ..LbSettings::default() });
     }
     let settings: LbSettings =
-        serde_json::from_str(&service.settings_json).map_err(|_| ViewError::Entry {
+        serde_json::from_str(&service.settings_json).map_err(|_| ViewError::InvalidField {
             kind: "service",
             id: service.id.clone(),
             field: "settings",
@@ -328,7 +328,8 @@ fn read_settings(service: &proto::MeshService) -> Result<LbSettings, ViewError> 
 
 fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> {
     let id = backend.id.to_string();
-    let entry = |field, value: String| ViewError::Entry { kind: "backend", id: id.clone(), field, value };
+    let entry =
+        |field, value: String| ViewError::InvalidField { kind: "backend", id: id.clone(), field, value };
     let state = match backend.state() {
         proto::BackendState::Active => BackendState::Active,
         proto::BackendState::Draining => BackendState::Draining,
@@ -353,19 +354,29 @@ fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> 
 }
 
 fn parse<T: FromStr>(kind: &'static str, id: &str, field: &'static str, text: &str) -> Result<T, ViewError> {
-    text.parse().map_err(|_| ViewError::Entry { kind, id: id.to_owned(), field, value: text.to_owned() })
+    text.parse().map_err(|_| ViewError::InvalidField {
+        kind,
+        id: id.to_owned(),
+        field,
+        value: text.to_owned(),
+    })
 }
 
 fn read_protocol(kind: &'static str, id: &str, text: &str) -> Result<Protocol, ViewError> {
     match text {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
-        _ => Err(ViewError::Entry { kind, id: id.to_owned(), field: "protocol", value: text.to_owned() }),
+        _ => Err(ViewError::InvalidField {
+            kind,
+            id: id.to_owned(),
+            field: "protocol",
+            value: text.to_owned(),
+        }),
     }
 }
 
 fn read_port(kind: &'static str, id: &str, field: &'static str, port: u32) -> Result<u16, ViewError> {
-    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| ViewError::Entry {
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| ViewError::InvalidField {
         kind,
         id: id.to_owned(),
         field,

@@ -18,7 +18,7 @@ use super::{QUEUE, State};
 use crate::config::{Config, mtu};
 use crate::control_link::identity::Identity;
 use crate::control_link::renewal::Renewal;
-use crate::control_link::{Ends, Link, join_any};
+use crate::control_link::{Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
 use crate::metrics::NodeFacts;
 use crate::proxy::Proxy;
@@ -163,7 +163,7 @@ impl Membership {
             overlaps,
         };
         let description = described.follow(components).await;
-        let ends = Ends {
+        let channels = LinkChannels {
             description,
             statuses,
             assignments: assignment_sender,
@@ -179,7 +179,7 @@ impl Membership {
             engine_away,
         };
         let identity = keep_renewed(components, &self.config, identity, self.node);
-        let link = Link::new(self.config.managers, identity, ends);
+        let link = Link::new(self.config.managers, identity, channels);
         components.spawn("control link", async move {
             link.run(shutdown).await;
             Ok(())

@@ -1,4 +1,5 @@
-//! What a manager wants this node to run and what that depends on, read from the wire.
+//! Parses what a manager assigns to this node: tasks, and the secrets and configs that they depend
+//! on.
 
 use mesh_state::ids::TaskId;
 use mesh_state::proto;
@@ -6,24 +7,25 @@ use mesh_state::task::Assignment;
 
 use crate::task::dependencies::delivered::Delivered;
 
-/// A change to what this node must run.
+/// A change to the tasks that this node must run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AssignmentChange {
-    /// All of it: tasks that are not named here are no longer this node's.
+    /// The complete set: tasks that are not named here are no longer this node's.
     Full(Vec<Assignment>),
     /// Tasks that are new or changed, and tasks that are no longer this node's.
     Delta {
-        /// New or changed.
+        /// New or changed tasks.
         set: Vec<Assignment>,
-        /// No longer this node's.
+        /// Tasks that are no longer this node's.
         removed: Vec<TaskId>,
     },
-    /// A secret or config for tasks that were named before.
+    /// A secret or config for tasks that were assigned before.
     Dependency(Delivered),
 }
 
 impl AssignmentChange {
-    /// Reads a message. An assignment that can't be read is logged and left out: the others must not wait for it.
+    /// Parses a message. An assignment that can't be parsed is logged and left out: the others must
+    /// not wait for it.
     pub(super) fn read(message: proto::Assignments) -> Self {
         let set = message.set.iter().filter_map(read_one).collect();
         if message.full {
@@ -40,7 +42,7 @@ fn read_one(assignment: &proto::Assignment) -> Option<Assignment> {
             tracing::error!(
                 task = assignment.task_id,
                 error = mesh_runtime::error_chain(&error),
-                "read an assignment: the task will not run here"
+                "can't parse an assignment: its task doesn't run here"
             );
         })
         .ok()

@@ -1,7 +1,8 @@
-//! What a manager last said, on disk: an agent that starts without any manager forwards as before.
+//! The last mesh table and relay keys on disk, so that an agent that starts while no manager
+//! answers forwards as before.
 //!
-//! Invariants: replaced as a whole; readable by this agent only, as it holds the relay keys. A cache that can't be read is no
-//! reason not to start.
+//! Invariants: the file is replaced as a whole; only this agent can read it, as it holds the relay
+//! keys. An unreadable cache does not keep the agent from starting.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,15 +21,16 @@ use mesh_runtime::private_file;
 const FILE: &str = "mesh-cache.json";
 const FORMAT: u32 = 1;
 
-/// At most one write in this time. An agent that is killed begins again with a table that is as old at most.
+/// The least time between two writes. An agent that is killed starts with a table that is older by
+/// this at most.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is kept.
+/// The contents of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cached {
-    /// The last table, and this node's subnet.
+    /// The last mesh table, and this node's subnet.
     pub view: NodeView,
-    /// The keys for relayed connections.
+    /// The keys of relayed connections.
     pub relay_keys: RelayKeys,
 }
 
@@ -47,33 +49,33 @@ pub enum CacheError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file holds no valid cache.
     #[error("{} can't be read", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// Another version of mesh-agent wrote it.
+    /// Another version of mesh-agent wrote the file.
     #[error("{} has format {format}, this agent knows {FORMAT}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// Its format.
+        /// The file's format.
         format: u32,
     },
 }
 
-/// What was kept in `data_dir`, if anything. Blocking.
+/// Loads the cache in `data_dir`, if there is one. Blocks.
 ///
 /// # Errors
-/// The file is there and can't be used.
+/// The file exists and can't be used.
 pub fn load(data_dir: &Path) -> Result<Option<Cached>, CacheError> {
     #[derive(Deserialize)]
     struct Probe {
@@ -92,7 +94,7 @@ pub fn load(data_dir: &Path) -> Result<Option<Cached>, CacheError> {
     Ok(Some(Cached { view: envelope.view, relay_keys: envelope.relay_keys }))
 }
 
-/// Replaces what is kept in `data_dir`. Blocking.
+/// Replaces the cache in `data_dir`. Blocks.
 ///
 /// # Errors
 /// The file can't be written.
@@ -104,7 +106,8 @@ pub fn store(data_dir: &Path, view: &NodeView, relay_keys: &RelayKeys) -> Result
         .map_err(|source| CacheError::File { path, source })
 }
 
-/// Keeps the cache up to date until `shutdown`; a failed write is logged and tried again with the next change.
+/// Stores each new table and key until `shutdown`; a failed write is logged and tried again with
+/// the next change.
 pub async fn keep(
     data_dir: PathBuf,
     mut view: watch::Receiver<Arc<NodeView>>,
@@ -128,10 +131,13 @@ pub async fn keep(
             match tokio::task::spawn_blocking(move || store(&directory, &table, &keys)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::error!(error = %mesh_runtime::error_chain(&error), "keep the mesh table on disk");
+                    tracing::error!(error = %mesh_runtime::error_chain(&error), "can't store the mesh table on disk");
                 }
                 Err(error) => {
-                    tracing::error!(error = mesh_runtime::error_chain(&error), "keep the mesh table on disk");
+                    tracing::error!(
+                        error = mesh_runtime::error_chain(&error),
+                        "can't store the mesh table on disk"
+                    );
                 }
             }
         }

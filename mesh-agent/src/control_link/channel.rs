@@ -1,6 +1,7 @@
-//! Connections to managers: deadlines, keep-alives and whom to believe.
+//! gRPC connections to managers: deadlines, keep-alives, and verification of the manager.
 //!
-//! Invariant: a manager that vanishes without a word is noticed within three seconds, whatever the stream does.
+//! Invariant: a manager that vanishes without closing its connections is noticed within three
+//! seconds, whatever the stream does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use super::identity::Identity;
 use super::pinned_ca::PinnedCa;
 use super::token::JoinToken;
 
-/// The name in every manager's certificate.
+/// The DNS name in every manager's certificate.
 const MANAGER_NAME: &str = "mesh-manager";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Connects as a member: both sides show certificates of the cluster's CA.
+/// Connects as a member, with mutual TLS by the cluster's CA.
 pub(super) async fn connect_member(
     manager: SocketAddr,
     identity: &Identity,
@@ -31,7 +32,7 @@ pub(super) async fn connect_member(
     endpoint(manager)?.tls_config(tls)?.connect().await
 }
 
-/// Connects as a member whose certificate has expired, and which therefore shows none.
+/// Connects as a member whose certificate has expired, and which therefore sends none.
 pub(super) async fn connect_expired(
     manager: SocketAddr,
     identity: &Identity,
@@ -43,7 +44,8 @@ pub(super) async fn connect_expired(
     endpoint(manager)?.tls_config(tls)?.connect().await
 }
 
-/// Connects as a stranger: the manager proves itself by the CA that the token names.
+/// Connects before this node is a member: the manager must prove that it has the CA that the token
+/// names.
 pub(super) async fn connect_stranger(
     manager: SocketAddr,
     token: &JoinToken,

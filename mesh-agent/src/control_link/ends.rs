@@ -1,10 +1,12 @@
-//! Tells managers without a session of ours that a task has ended.
+//! Reports to the managers without a session of this node that a task has ended.
 //!
-//! A manager tells other managers of an end by way of the store, which may be away. So the node of a task that dies tells every
-//! manager itself, and the task leaves the table of all nodes at once. Tasks that were asked to stop have left it before.
+//! Managers learn of an ended task from one another through the store, which may be unavailable. So
+//! the node of a task that dies reports the end to every manager itself, and all nodes remove the
+//! task from their tables at once. Tasks that were asked to stop were removed before.
 //!
-//! Invariants: one call a manager at a time; what comes meanwhile goes with the next one; a manager that can't be reached is told
-//! nothing, as it hears of the end by way of the store. The session's status is what counts, and it is sent until it is stored.
+//! Invariants: one call at a time to each manager; ends that are reported meanwhile go with the
+//! next call; a manager that can't be reached gets no second call, as it learns of the end through
+//! the store. The status that the session sends is authoritative, and is sent until it is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,9 +25,9 @@ use super::channel;
 use super::identity::Identity;
 use mesh_runtime::error_chain;
 
-/// The longest that one call may take.
+/// The deadline of one call.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Ends in one call; a manager takes no more.
+/// The most ends in one call; managers accept no more.
 const ENDS_MAX: usize = 256;
 
 /// Whether a task ended by itself, so that nodes may still send it connections.
@@ -33,9 +35,9 @@ pub(super) fn is_sudden(status: &TaskStatus) -> bool {
     matches!(status.state, TaskState::Complete | TaskState::Failed)
 }
 
-/// Ends that are to be told.
+/// Ends that are still to be reported, by manager.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct EndReports {
     waiting: BTreeMap<SocketAddr, Vec<proto::TaskStatus>>,
     under_way: BTreeSet<SocketAddr>,
     calls: JoinSet<SocketAddr>,
@@ -51,8 +53,8 @@ enum CallError {
     Late,
 }
 
-impl Ends {
-    /// Tells `managers` that `task` has ended.
+impl EndReports {
+    /// Reports to `managers` that `task` has ended.
     pub(super) fn tell(
         &mut self,
         managers: impl Iterator<Item = SocketAddr>,
@@ -75,7 +77,7 @@ impl Ends {
         !self.calls.is_empty()
     }
 
-    /// Waits for the end of a call, and makes the next one to the same manager. Safe to drop midway.
+    /// Waits until a call ends, and starts the next one to the same manager. Cancel-safe.
     pub(super) async fn go_on(&mut self, identity: &watch::Receiver<Identity>) {
         if let Some(Ok(manager)) = self.calls.join_next().await {
             self.under_way.remove(&manager);
@@ -93,7 +95,7 @@ impl Ends {
         self.calls.spawn(async move {
             let called = timeout(DEADLINE, report(manager, &identity, statuses)).await;
             if let Err(error) = called.unwrap_or(Err(CallError::Late)) {
-                tracing::debug!(%manager, error = error_chain(&error), "tell of the ends of tasks");
+                tracing::debug!(%manager, error = error_chain(&error), "can't report ended tasks to a manager");
             }
             manager
         });

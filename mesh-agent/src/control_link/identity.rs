@@ -1,4 +1,4 @@
-//! Who this node is: its key, its certificate and the cluster's CA, in one private file.
+//! The node's identity: its key, its certificate and the cluster's CA, in one private file.
 //!
 //! Invariants: the key never leaves the node; the file holds all parts or does not exist.
 
@@ -18,10 +18,10 @@ use mesh_runtime::private_file;
 
 const FILE: &str = "identity.json";
 
-/// A member's proof of membership.
+/// The key and certificate that prove this node's membership.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The node's id, also the certificate's common name.
+    /// The node's id, which is also the certificate's common name.
     pub node_id: NodeId,
     /// The private key, PEM.
     pub key_pem: String,
@@ -39,20 +39,20 @@ pub enum IdentityError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file holds no valid identity.
     #[error("{} is damaged: remove it, and the node joins again as a new one", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// The certificate could not be read.
+    /// The certificate can't be parsed.
     #[error(
         "the node's certificate can't be read: remove {FILE} from the data directory, and the node joins again as a new one"
     )]
@@ -60,7 +60,7 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    /// The identity in `data_dir`, if the node has joined.
+    /// Loads the identity in `data_dir`, if the node has joined.
     ///
     /// # Errors
     /// The file can't be read, or is damaged.
@@ -89,7 +89,7 @@ impl Identity {
     /// The role in the certificate: `worker` or `manager`.
     ///
     /// # Errors
-    /// The certificate can't be read.
+    /// The certificate can't be parsed.
     pub fn role(&self) -> Result<String, IdentityError> {
         self.read(|certificate| {
             let unit = certificate.subject().iter_organizational_unit().next()?.as_str().ok()?;
@@ -97,10 +97,10 @@ impl Identity {
         })
     }
 
-    /// From when and until when the certificate is good.
+    /// The times between which the certificate is valid.
     ///
     /// # Errors
-    /// The certificate can't be read.
+    /// The certificate can't be parsed.
     pub fn validity(&self) -> Result<(Timestamp, Timestamp), IdentityError> {
         self.read(|certificate| {
             let moment = |time: ASN1Time| Timestamp::from_timestamp(time.timestamp(), 0);
@@ -108,10 +108,10 @@ impl Identity {
         })
     }
 
-    /// Whether the certificate names this node and the public key, DER.
+    /// Whether the certificate names this node and the public key (DER).
     ///
     /// # Errors
-    /// The certificate can't be read.
+    /// The certificate can't be parsed.
     pub fn is_for(&self, public_key: &[u8]) -> Result<bool, IdentityError> {
         self.read(|certificate| {
             let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;

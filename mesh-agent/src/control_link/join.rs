@@ -1,6 +1,7 @@
-//! Becoming a member: a key, a request for a certificate, and a manager that signs it.
+//! Joins the cluster: makes a key and a certificate request, which a manager signs.
 //!
-//! Invariants: the key is made here and never sent; the manager is believed only by the CA digest in the token.
+//! Invariants: the key is made here and never sent; only the CA digest in the token proves the
+//! manager.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,30 +28,30 @@ pub enum JoinError {
     /// The manager could not be reached, or is not of the cluster that the token names.
     #[error("connect to manager {manager}")]
     Connect {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
-        /// Why.
+        /// The transport's error.
         #[source]
         source: tonic::transport::Error,
     },
-    /// The manager said no.
+    /// The manager refused the request.
     #[error("manager {manager} refused: {}", status.message())]
     Refused {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
-        /// What it said.
+        /// The manager's answer.
         status: Box<tonic::Status>,
     },
-    /// The manager did not answer.
+    /// The manager did not answer in time.
     #[error("manager {manager} did not answer within {JOIN_DEADLINE:?}")]
     Deadline {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
     },
-    /// The answer holds another CA than the one pinned.
+    /// The answer holds another CA than the one that the token pins.
     #[error("manager {manager} sent another CA than it proved itself with")]
     OtherCa {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
     },
 }
@@ -58,7 +59,8 @@ pub enum JoinError {
 /// Asks one manager to admit this node.
 ///
 /// # Errors
-/// See [`JoinError`]; another manager, or a later try, may succeed unless the token was refused.
+/// See [`JoinError`]; another manager, or a later attempt, may succeed unless the token was
+/// refused.
 pub async fn join(manager: SocketAddr, token: &JoinToken, hostname: &str) -> Result<Identity, JoinError> {
     let key = KeyPair::generate()?;
     let csr_pem = CertificateParams::new(vec![hostname.to_owned()])?.serialize_request(&key)?.pem()?;

@@ -1,8 +1,9 @@
-//! Logs that managers want: read from the engine, sent on connections of their own.
+//! Streams tasks' logs to the managers that ask for them, each on a connection of its own.
 //!
-//! Invariants: a reader that stops reading holds up its own stream and nothing else: the session has another connection, and queues are
-//! bounded, so that the engine's reading waits too; a stream ends when its manager wants no more or can't be reached; streams outlive
-//! sessions, for a session begins anew whenever the node's description changes.
+//! Invariants: a reader that stops reading blocks its own stream and nothing else: the session has
+//! another connection, and queues are bounded, so backpressure reaches the engine; a stream ends
+//! when its manager wants no more or can't be reached; streams outlive sessions, as a session
+//! begins anew whenever the node's description changes.
 //!
 //! Left to others: reading a task's log ([`LogSource`]).
 
@@ -25,23 +26,23 @@ use crate::task::logs::{LogRequest, LogSource, LogStream};
 use crate::task::runtime::RuntimeError;
 use mesh_runtime::error_chain;
 
-/// Streams at one time, over all managers.
+/// The most streams at one time, over all managers.
 const STREAMS_MAX: usize = 256;
-/// Additions to a stream that wait for it.
+/// Added tasks that may wait in a stream's queue.
 const ADDITIONS_WAITING: usize = 64;
-/// Batches that wait for the connection.
+/// Batches that may wait for the connection.
 const BATCHES_WAITING: usize = 4;
-/// Lines of one batch.
+/// The most lines of one batch.
 const BATCH_LINES: usize = 512;
-/// Bytes of lines after which a batch is sent.
+/// The size in bytes at which a batch is sent.
 const BATCH_BYTES: usize = 128 << 10;
 
-/// This node's streams.
+/// The log streams of this node.
 pub(super) struct LogStreams {
     source: Arc<dyn LogSource>,
-    /// Where to send what is asked in addition, by ask.
+    /// The queue of tasks that are added to a stream, by the stream's id.
     additions: BTreeMap<String, mpsc::Sender<Vec<WantedLog>>>,
-    /// Ends all of them with the link.
+    /// The streams' tasks; dropping the link aborts them.
     running: JoinSet<()>,
 }
 
@@ -50,7 +51,8 @@ impl LogStreams {
         Self { source, additions: BTreeMap::new(), running: JoinSet::new() }
     }
 
-    /// Sends what is `wanted` to the manager that wants it: the one that says so, unless it names another.
+    /// Sends the `wanted` logs to the manager that wants them: the one that says so, unless it
+    /// names another.
     pub(super) fn want(&mut self, mut wanted: LogsWanted, said_by: SocketAddr, identity: &Identity) {
         while self.running.try_join_next().is_some() {}
         self.additions.retain(|_, stream| !stream.is_closed());
@@ -59,21 +61,21 @@ impl LogStreams {
             named => named.parse(),
         };
         let Ok(manager) = manager else {
-            tracing::warn!(
-                manager = wanted.manager,
-                "logs are wanted by a manager whose address can't be read"
-            );
+            tracing::warn!(manager = wanted.manager, "can't parse the address of a manager that wants logs");
             return;
         };
         let logs = std::mem::take(&mut wanted.logs);
         if let Some(stream) = self.additions.get(&wanted.ask_id) {
             if let Err(error) = stream.try_send(logs) {
-                tracing::warn!(error = error_chain(&error), "logs that are wanted, too, are not sent");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "can't add tasks to a log stream: their logs are not sent"
+                );
             }
             return;
         }
         if self.additions.len() >= STREAMS_MAX {
-            tracing::warn!(STREAMS_MAX, "logs are not sent: as many streams are being sent as may be");
+            tracing::warn!(STREAMS_MAX, "too many log streams: these logs are not sent");
             return;
         }
         let (sender, additions) = mpsc::channel(ADDITIONS_WAITING);
@@ -97,7 +99,7 @@ impl LogStreams {
 struct Publication {
     source: Arc<dyn LogSource>,
     wanted: LogsWanted,
-    /// Tasks that are read; the others ended. Named twice, one is read once.
+    /// Tasks whose logs are read; others ended. A task that is named twice is read once.
     tasks: BTreeSet<TaskId>,
     readers: JoinSet<Result<TaskId, TaskId>>,
 }
@@ -107,7 +109,7 @@ impl Publication {
         Self { source, wanted, tasks: BTreeSet::new(), readers: JoinSet::new() }
     }
 
-    /// Sends until everything is told or the manager wants no more.
+    /// Sends until all logs have ended or the manager wants no more.
     async fn run(
         mut self,
         channel: Channel,
@@ -116,7 +118,7 @@ impl Publication {
     ) -> Result<(), String> {
         let (sender, batches) = mpsc::channel(BATCHES_WAITING);
         let greeting = LogBatch { ask_id: self.wanted.ask_id.clone(), ..LogBatch::default() };
-        // There is room: it is the first.
+        // The first message always has room.
         sender.send(greeting).await.map_err(|error| error.to_string())?;
         self.read(first, &sender);
         let mut sender = Some(sender);
@@ -124,7 +126,7 @@ impl Publication {
         let mut call = std::pin::pin!(client.publish_logs(ReceiverStream::new(batches)));
         loop {
             if self.readers.is_empty() && !self.wanted.follow {
-                // Everything is told: the node's half of the stream closes.
+                // All logs have ended: the node closes its half of the stream.
                 sender = None;
             }
             tokio::select! {
@@ -137,7 +139,7 @@ impl Publication {
                     }
                 }
                 Some(ended) = self.readers.join_next() => {
-                    // It may be asked for again.
+                    // A task whose reading failed may be asked for again.
                     if let Ok(Err(broken)) = ended {
                         self.tasks.remove(&broken);
                     }
@@ -165,7 +167,7 @@ impl Publication {
                 let error = told.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 let again = matches!(told, Err(RuntimeError::Unavailable(_)));
                 let end = LogEnd { task_id: task.to_string(), error, again };
-                // Nobody listens any more: then nobody misses the end.
+                // If the send fails, the manager has closed the stream, and doesn't need this end.
                 drop(sender.send(LogBatch { ends: vec![end], ..LogBatch::default() }).await);
                 if again { Err(task) } else { Ok(task) }
             });
@@ -173,7 +175,7 @@ impl Publication {
     }
 }
 
-/// Sends one task's log to its end. A task without a container has said nothing.
+/// Sends one task's log to its end. A task without a container has no lines.
 async fn tell(
     source: &dyn LogSource,
     task: &TaskId,
@@ -193,7 +195,8 @@ async fn tell(
     Ok(())
 }
 
-/// Lines that are there, at least one; with the error that ended them. `None` at the end.
+/// Reads the lines that are available, at least one, and the error that ended them. `None` at the
+/// end.
 async fn next_batch(
     task: &TaskId,
     lines: &mut LogStream,

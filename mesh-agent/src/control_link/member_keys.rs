@@ -1,7 +1,9 @@
-//! The secrets that members share: what relay preambles are signed with, and what the tunnel's cookies are made of.
+//! The secrets that all members share: relay preambles are signed with them, and tunnel cookies are
+//! derived from them.
 //!
-//! Invariants: at most [`LIVE_MAX`] are good at a time; a change cuts nothing, as all members know a secret before one uses it, and use
-//! it before the one before it is forgotten. When that is so, the managers know.
+//! Invariants: at most [`LIVE_MAX`] secrets are valid at a time; a rotation breaks no connection,
+//! as all members know a secret before one uses it, and use it before the previous one is dropped.
+//! The managers time these steps.
 
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
@@ -11,40 +13,40 @@ use thiserror::Error;
 
 use super::relay_keys::{RelayKey, RelayKeys};
 
-/// Secrets that are good at a time.
+/// The most secrets that are valid at a time.
 pub const LIVE_MAX: usize = 2;
 
-/// What the tunnel's key is derived under, so that it is no relay key.
+/// The label of the tunnel key's derivation, so that it differs from the relay key.
 const TUNNEL_PURPOSE: &[u8] = b"mesh tunnel cookie 1";
 
-/// The good secrets.
+/// The valid secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemberKeys {
-    /// The one in use first.
+    /// The secret in use comes first.
     secrets: Vec<RelayKey>,
-    /// Whether all members send cookies, so that a packet without one is nobody's.
+    /// Whether all members send cookies, so that nodes drop tunnel packets without one.
     cookies_demanded: bool,
 }
 
-/// Why keys that a manager sent are no good.
+/// Why a manager's keys are invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MemberKeysError {
-    /// Too few or too many.
+    /// There are too few or too many keys.
     #[error("{0} member keys came, 1 to {LIVE_MAX} are good")]
     Number(usize),
-    /// One of another length.
+    /// A key has the wrong length.
     #[error("a member key is not of 32 bytes")]
     Length,
 }
 
-/// A secret for cookies.
+/// The key of tunnel cookies.
 pub struct TunnelKey([u8; 32]);
 
 impl MemberKeys {
-    /// The keys that a manager sent, the one in use first.
+    /// Parses the keys that a manager sent, the one in use first.
     ///
     /// # Errors
-    /// There are too few or too many, or one is of another length.
+    /// There are too few or too many keys, or one has the wrong length.
     pub fn new(secrets: &[Vec<u8>], cookies_demanded: bool) -> Result<Self, MemberKeysError> {
         if !(1..=LIVE_MAX).contains(&secrets.len()) {
             return Err(MemberKeysError::Number(secrets.len()));
@@ -54,24 +56,24 @@ impl MemberKeys {
         Ok(Self { secrets: secrets.ok_or(MemberKeysError::Length)?, cookies_demanded })
     }
 
-    /// What relay preambles are signed and checked with.
+    /// The keys with which relay preambles are signed and verified.
     pub fn relay_keys(&self) -> RelayKeys {
         RelayKeys::of(self.secrets.first().cloned(), self.secrets.get(1).cloned())
     }
 
-    /// What cookies are made of, the key in use first; none before a manager gave one.
+    /// The keys of tunnel cookies, the one in use first; none before a manager has sent keys.
     pub fn tunnel_keys(&self) -> Vec<TunnelKey> {
         self.secrets.iter().map(|secret| TunnelKey(mac(secret.as_bytes(), TUNNEL_PURPOSE))).collect()
     }
 
-    /// Whether a tunnel packet without a cookie is refused.
+    /// Whether tunnel packets without a cookie are dropped.
     pub fn demand_cookies(&self) -> bool {
         self.cookies_demanded && !self.secrets.is_empty()
     }
 }
 
 impl TunnelKey {
-    /// The cookie of what the node at `from` sends to the one at `to`. Never 0.
+    /// The cookie of packets from node `from` to node `to`. Never 0.
     pub fn cookie(&self, from: [u8; 4], to: [u8; 4]) -> u32 {
         let [f0, f1, f2, f3] = from;
         let [t0, t1, t2, t3] = to;

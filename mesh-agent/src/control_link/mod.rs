@@ -1,11 +1,14 @@
-//! The node's link to the control plane: join once, then one session after the other with whichever manager answers.
+//! The node's link to the control plane: it joins once, then keeps one session after the other with
+//! whichever manager answers.
 //!
-//! Purpose: what managers say becomes the node's view, its assignments and its relay keys; what the node does goes up to them.
+//! Purpose: managers' messages become the node's view, its assignments and its relay keys; task
+//! statuses and loads go up to the managers.
 //!
-//! Invariants: losing every manager changes nothing on the node; statuses outlive sessions; waits between tries are jittered
-//! and capped at [`RETRY_CAP`].
+//! Invariants: losing every manager changes nothing on the node; statuses outlive sessions; waits
+//! between attempts are jittered and capped at [`RETRY_CAP`].
 //!
-//! Left to others: running tasks (`task`), carrying traffic (`datapath`, `proxy`).
+//! Left to others: running tasks ([`crate::task`]), carrying traffic ([`crate::datapath`],
+//! [`crate::proxy`]).
 
 pub mod assignments;
 pub mod cache;
@@ -58,36 +61,36 @@ use mesh_runtime::error_chain;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
-/// How long the task worker may take to hear that nothing is this node's any more.
+/// How long the task worker may take to accept that this node has no tasks any more.
 const GIVE_UP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The link's ends towards the rest of the agent.
-pub struct Ends {
-    /// What the node says of itself; a change is told by a new session.
+/// The channels between the link and the rest of the agent.
+pub struct LinkChannels {
+    /// The node's description; a change of it begins a new session.
     pub description: watch::Receiver<NodeDescription>,
-    /// Observed states of its tasks.
+    /// Observed states of the node's tasks.
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
-    /// Where its assignments go.
+    /// Takes the node's assignments.
     pub assignments: mpsc::Sender<AssignmentChange>,
-    /// The view, which the link alone writes.
+    /// The view, which only the link writes.
     pub view: watch::Sender<Arc<NodeView>>,
-    /// The generation that carries traffic.
+    /// The generation of the mesh table that carries traffic.
     pub applied: watch::Receiver<u64>,
-    /// Published ports that this node can't listen on.
+    /// Published ports on which this node can't listen.
     pub clashes: watch::Receiver<Vec<PortClash>>,
-    /// The relay keys, which the link alone writes.
+    /// The relay keys, which only the link writes.
     pub relay_keys: watch::Sender<RelayKeys>,
-    /// Loads: this node's own go up, others' come down.
+    /// Loads of backends: this node's own go up to managers, others' come down.
     pub loads: Arc<Loads>,
-    /// Where tasks' logs are read.
+    /// The source of tasks' logs.
     pub logs: Arc<dyn LogSource>,
-    /// Whether the engine doesn't answer; heartbeats tell.
+    /// Whether the container engine doesn't answer; heartbeats report it.
     pub engine_away: watch::Receiver<bool>,
     /// Whether a manager has welcomed this node.
     pub connected: watch::Sender<bool>,
-    /// Whether the node gave up what it had, as its cluster doesn't know it any more.
+    /// Whether the node gave up its tasks and table because its cluster doesn't know it any more.
     pub expelled: watch::Sender<bool>,
-    /// How long managers may refuse this node before it gives up what it has.
+    /// How long managers may refuse this node before it gives up its tasks and table.
     pub expulsion_grace: Duration,
 }
 
@@ -95,26 +98,31 @@ pub struct Ends {
 pub struct Link {
     managers: Vec<SocketAddr>,
     identity: watch::Receiver<Identity>,
-    ends: Ends,
+    channels: LinkChannels,
     outbox: StatusOutbox,
     log_streams: LogStreams,
-    ends_told: ends::Ends,
+    end_reports: ends::EndReports,
     standing: Standing,
-    /// Why the last try failed, so that a long outage fills no log.
+    /// Why the last attempt failed; a repeated reason is logged at level debug only.
     last_failure: Option<String>,
 }
 
 impl Link {
-    /// A link for `identity` to `managers`, idle until [`Link::run`]. A renewed identity serves for the next connection.
-    pub fn new(managers: Vec<SocketAddr>, identity: watch::Receiver<Identity>, ends: Ends) -> Self {
-        let log_streams = LogStreams::new(Arc::clone(&ends.logs));
+    /// Makes a link for `identity` to `managers`, idle until [`Link::run`]. The next connection
+    /// uses a renewed identity.
+    pub fn new(
+        managers: Vec<SocketAddr>,
+        identity: watch::Receiver<Identity>,
+        channels: LinkChannels,
+    ) -> Self {
+        let log_streams = LogStreams::new(Arc::clone(&channels.logs));
         Self {
             managers,
             identity,
-            ends,
+            channels,
             outbox: StatusOutbox::default(),
             log_streams,
-            ends_told: ends::Ends::default(),
+            end_reports: ends::EndReports::default(),
             standing: Standing::default(),
             last_failure: None,
         }
@@ -141,7 +149,7 @@ impl Link {
         }
     }
 
-    /// One session with one manager; whether it welcomed this node.
+    /// Serves one session with one manager; returns whether the manager welcomed this node.
     async fn serve(&mut self, manager: SocketAddr, shutdown: &CancellationToken) -> bool {
         let session = match shutdown.run_until_cancelled(self.open(manager)).await {
             Some(Ok(session)) => session,
@@ -149,9 +157,9 @@ impl Link {
                 self.hear_refusal(&error).await;
                 let failure = format!("{manager}: {}", error_chain(&error));
                 if self.last_failure.as_ref() == Some(&failure) {
-                    tracing::debug!(error = failure, "open a session, again");
+                    tracing::debug!(error = failure, "still can't open a session");
                 } else {
-                    tracing::warn!(error = failure, "open a session; will try again");
+                    tracing::warn!(error = failure, "can't open a session; will try again");
                     self.last_failure = Some(failure);
                 }
                 return false;
@@ -166,7 +174,7 @@ impl Link {
         self.last_failure = None;
         match result {
             Ok(()) => {}
-            Err(SessionError::Redescribed) => {
+            Err(SessionError::DescriptionChanged) => {
                 tracing::info!("the node's description changed: say hello again");
             }
             Err(error) => {
@@ -177,33 +185,33 @@ impl Link {
         true
     }
 
-    /// Gives tasks and table up, if a manager has been refusing this node as no member for long enough.
+    /// Gives tasks and table up if managers have refused this node as no member for long enough.
     async fn hear_refusal(&mut self, error: &SessionError) {
-        if !error.is_no_member() || !self.standing.refused(Instant::now(), self.ends.expulsion_grace) {
+        if !error.is_no_member() || !self.standing.refused(Instant::now(), self.channels.expulsion_grace) {
             return;
         }
-        if *self.ends.expelled.borrow() {
+        if *self.channels.expelled.borrow() {
             return;
         }
         tracing::error!(
             "this node was removed from its cluster: it ends its tasks and answers on no published port any more; to join \
              again, remove its identity file and start the agent with a join token"
         );
-        self.ends.view.send_modify(|view| *view = Arc::new(view.emptied()));
+        self.channels.view.send_modify(|view| *view = Arc::new(view.emptied()));
         let nothing = AssignmentChange::Full(Vec::new());
-        let sent = tokio::time::timeout(GIVE_UP_DEADLINE, self.ends.assignments.send(nothing)).await;
+        let sent = tokio::time::timeout(GIVE_UP_DEADLINE, self.channels.assignments.send(nothing)).await;
         if let Ok(Ok(())) = sent {
-            self.ends.expelled.send_replace(true);
+            self.channels.expelled.send_replace(true);
         } else {
-            // Managers go on refusing: this is tried again.
-            tracing::error!("end the tasks of this node; will try again");
+            // Managers keep refusing, so this is tried again.
+            tracing::error!("can't end the tasks of this node; will try again");
         }
     }
 
-    /// A manager welcomed this node, and sends it everything anew.
+    /// Records that a manager welcomed this node; the manager sends it everything anew.
     fn note_welcome(&mut self) {
         self.standing.welcomed();
-        self.ends.expelled.send_replace(false);
+        self.channels.expelled.send_replace(false);
     }
 
     async fn open(&mut self, manager: SocketAddr) -> Result<Session<'_>, SessionError> {
@@ -212,12 +220,12 @@ impl Link {
         Session::open(self, manager, channel).await
     }
 
-    /// The first message of a session. A manager may send only what changed since the named generation, so it is named only if
-    /// all of it is applied.
+    /// The first message of a session. It names a generation only if all of its table is applied,
+    /// as the manager may then send only what changed since.
     fn hello(&mut self) -> Result<proto::Hello, serde_json::Error> {
-        let view = self.ends.view.borrow();
-        let applied = *self.ends.applied.borrow();
-        let mut description = self.ends.description.borrow_and_update().clone();
+        let view = self.channels.view.borrow();
+        let applied = *self.channels.applied.borrow();
+        let mut description = self.channels.description.borrow_and_update().clone();
         if report::clip_description(&mut description) {
             tracing::warn!(
                 "this node's engine says more than managers take: some of its labels or plugins are left out"
@@ -232,13 +240,13 @@ impl Link {
 
     fn welcome(&mut self, subnet: Option<Ipv4Net>, key: RelayKey) {
         self.note_welcome();
-        self.ends.relay_keys.send_if_modified(|keys| {
+        self.channels.relay_keys.send_if_modified(|keys| {
             let rotated = keys.rotated(key);
             let changed = rotated != *keys;
             *keys = rotated;
             changed
         });
-        self.ends.view.send_if_modified(|view| {
+        self.channels.view.send_if_modified(|view| {
             let changed = subnet.is_some() && view.subnet != subnet;
             if changed {
                 Arc::make_mut(view).subnet = subnet;
@@ -250,12 +258,12 @@ impl Link {
     fn take_member_keys(&mut self, told: &proto::MemberKeys) -> Result<(), MemberKeysError> {
         let keys = MemberKeys::new(&told.secrets, told.cookies_demanded)?;
         let relay_keys = keys.relay_keys();
-        self.ends.relay_keys.send_if_modified(|present| {
+        self.channels.relay_keys.send_if_modified(|present| {
             let changed = *present != relay_keys;
             *present = relay_keys;
             changed
         });
-        self.ends.view.send_if_modified(|view| {
+        self.channels.view.send_if_modified(|view| {
             let changed = view.member_keys != keys;
             if changed {
                 Arc::make_mut(view).member_keys = keys;
@@ -267,14 +275,14 @@ impl Link {
 
     fn take_table(&mut self, mut table: proto::MeshTable) -> Result<(), ViewError> {
         table.committed_unix_ms = own_clock::committed_ms(&table, chrono::Utc::now().timestamp_millis());
-        let next = self.ends.view.borrow().apply(&table)?;
+        let next = self.channels.view.borrow().apply(&table)?;
         tracing::debug!(
             generation = next.generation,
             base = table.base_generation,
             backends = next.backends.len(),
-            "a mesh table came"
+            "received a mesh table"
         );
-        self.ends.view.send_replace(Arc::new(next));
+        self.channels.view.send_replace(Arc::new(next));
         Ok(())
     }
 }
@@ -292,7 +300,7 @@ pub async fn join_any(
             match shutdown.run_until_cancelled(join::join(*manager, token, hostname)).await? {
                 Ok(identity) => return Some(identity),
                 Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "join the cluster; will try again");
+                    tracing::warn!(error = %error_chain(&error), "can't join the cluster; will try again");
                 }
             }
         }

@@ -1,24 +1,26 @@
-//! Task statuses on their way to a manager: kept until the manager says that they are stored.
+//! The queue of task statuses for a manager: each is kept until the manager acknowledges that it is
+//! stored.
 //!
-//! Invariants: pure. At most one status a task is under way; a newer one waits for its acknowledgement and replaces what
-//! waited. Nothing is forgotten before it is acknowledged, and a new session sends all of it again.
+//! Invariants: pure. At most one status of a task is in flight; a newer one waits for its ack and
+//! replaces the one that waited. No status is dropped before its ack, and a new session sends all
+//! of them again.
 
 use std::collections::BTreeMap;
 
 use mesh_state::ids::TaskId;
 use mesh_state::task::TaskStatus;
 
-/// The newest status of every task that a manager doesn't have yet.
+/// The newest status of every task that the manager has not acknowledged.
 #[derive(Debug, Default)]
 pub(super) struct StatusOutbox {
-    tasks: BTreeMap<TaskId, Entry>,
+    tasks: BTreeMap<TaskId, PendingStatus>,
     last_number: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PendingStatus {
     newest: TaskStatus,
-    /// Of the newest status among all.
+    /// The number of the newest status of all tasks.
     number: u64,
     progress: Progress,
 }
@@ -29,12 +31,12 @@ enum Progress {
     Waits,
     /// Sent, not acknowledged.
     UnderWay,
-    /// An older status is sent and not acknowledged; the newest waits for that.
+    /// An older status is in flight; the newest waits for its ack.
     WaitsBehind,
 }
 
 impl StatusOutbox {
-    /// Takes a status to be sent.
+    /// Queues a status.
     pub(super) fn put(&mut self, task: TaskId, status: TaskStatus) {
         let number = self.last_number + 1;
         match self.tasks.get_mut(&task) {
@@ -47,13 +49,13 @@ impl StatusOutbox {
                 }
             }
             None => {
-                self.tasks.insert(task, Entry { newest: status, number, progress: Progress::Waits });
+                self.tasks.insert(task, PendingStatus { newest: status, number, progress: Progress::Waits });
             }
         }
         self.last_number = number;
     }
 
-    /// What may be sent now, at most `limit` statuses with their numbers; they count as under way from here on.
+    /// Takes at most `limit` statuses with their numbers; they count as in flight from here on.
     pub(super) fn take(&mut self, limit: usize) -> Vec<(TaskId, TaskStatus, u64)> {
         self.tasks
             .iter_mut()
@@ -66,11 +68,12 @@ impl StatusOutbox {
             .collect()
     }
 
-    /// The manager has stored the status with this `number` of `task`; without one, whatever was under way. What was sent again may be
-    /// acknowledged late, when a newer status is under way: that one stays.
+    /// Handles an ack: the manager has stored the status `number` of `task`, or, without a number,
+    /// the one in flight. The late ack of an older status, which was sent again, does not remove a
+    /// newer one.
     pub(super) fn acknowledge(&mut self, task: &TaskId, number: Option<u64>) {
         match self.tasks.get_mut(task) {
-            Some(Entry { progress: Progress::UnderWay, number: newest, .. })
+            Some(PendingStatus { progress: Progress::UnderWay, number: newest, .. })
                 if number.is_some_and(|number| number != *newest) => {}
             Some(entry) if entry.progress == Progress::WaitsBehind => entry.progress = Progress::Waits,
             Some(entry) if entry.progress == Progress::UnderWay => {
@@ -80,19 +83,19 @@ impl StatusOutbox {
         }
     }
 
-    /// What was under way may be lost: all of it is to be sent again.
+    /// Queues all statuses in flight again, as they may be lost.
     pub(super) fn resend(&mut self) {
         for entry in self.tasks.values_mut() {
             entry.progress = Progress::Waits;
         }
     }
 
-    /// Whether something may be sent now.
+    /// Whether a status can be sent now.
     pub(super) fn has_waiting(&self) -> bool {
         self.tasks.values().any(|entry| entry.progress == Progress::Waits)
     }
 
-    /// Whether an acknowledgement is awaited.
+    /// Whether an ack is awaited.
     pub(super) fn has_under_way(&self) -> bool {
         self.tasks.values().any(|entry| entry.progress != Progress::Waits)
     }

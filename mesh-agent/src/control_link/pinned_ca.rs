@@ -1,7 +1,9 @@
-//! Trust before membership: a server is believed if its chain ends in the CA whose digest the join token holds.
+//! Verifies managers before this node is a member: a server's chain must end in the CA whose digest
+//! the join token holds.
 //!
-//! Invariants: the CA certificate comes from the server but counts only if its SHA-256 is the pinned one; everything else
-//! (chain, name, validity, signature) is checked as usual against that one root.
+//! Invariants: the CA certificate comes from the server but counts only if its SHA-256 is the
+//! pinned one; everything else (chain, name, validity, signature) is checked as usual against that
+//! one root.
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use thiserror::Error as ThisError;
 
 use super::token::certificate_digest;
 
-/// Verifies servers against a CA known by its digest only.
+/// Verifies servers against a CA of which only the digest is known.
 #[derive(Debug)]
 pub(super) struct PinnedCa {
     digest: String,

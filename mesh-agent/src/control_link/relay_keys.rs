@@ -1,13 +1,15 @@
-//! The keys that authenticate relayed connections between members: the one in force and the one before it.
+//! The keys that authenticate relayed connections between members: the current and the previous
+//! one.
 //!
-//! Invariant: a change of keys cuts nothing: the key before stays good for checking until the next change.
+//! Invariant: a rotation breaks no connection: the previous key stays valid for verification until
+//! the next rotation.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Bytes of a key.
+/// Length of a key in bytes.
 pub const KEY_LENGTH: usize = 32;
 
 /// One key.
@@ -15,12 +17,12 @@ pub const KEY_LENGTH: usize = 32;
 pub struct RelayKey([u8; KEY_LENGTH]);
 
 impl RelayKey {
-    /// The key of these bytes, if they are 32.
+    /// Makes a key of these bytes, if they are 32.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Its bytes.
+    /// The key's bytes.
     pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
         &self.0
     }
@@ -32,7 +34,7 @@ impl fmt::Debug for RelayKey {
     }
 }
 
-/// The keys in use; none before a manager gave one.
+/// The valid keys; none before a manager has sent one.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RelayKeys {
     current: Option<RelayKey>,
@@ -40,7 +42,7 @@ pub struct RelayKeys {
 }
 
 impl RelayKeys {
-    /// These keys after a manager named `key` as the one in force.
+    /// The keys after a manager made `key` the current one.
     #[must_use]
     pub fn rotated(&self, key: RelayKey) -> Self {
         if self.current.as_ref() == Some(&key) {
@@ -49,12 +51,12 @@ impl RelayKeys {
         Self { previous: self.current.clone(), current: Some(key) }
     }
 
-    /// A key in force, and another that is good for checking.
+    /// A current key, and another one that is valid for verification.
     pub const fn of(current: Option<RelayKey>, other: Option<RelayKey>) -> Self {
         Self { current, previous: other }
     }
 
-    /// The good keys, the one in force first.
+    /// The valid keys, the current one first.
     pub fn iter(&self) -> impl Iterator<Item = &RelayKey> {
         self.current.iter().chain(&self.previous)
     }

@@ -1,9 +1,10 @@
 //! Renews this node's certificate before it expires, or shortly after.
 //!
-//! Invariants: the new certificate is on disk before it is used, and the old one stays until then; the moment is random within
-//! what is left, so that nodes that joined together don't renew together; managers that don't answer are asked again.
+//! Invariants: the new certificate is on disk before it is used, and the old one stays until then;
+//! the renewal's time is random within the rest of the validity, so that nodes that joined together
+//! don't renew together; managers that don't answer are asked again.
 //!
-//! Left to others: the session, which takes the new certificate with its next connection.
+//! Left to others: the session, whose next connection uses the new certificate.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,9 +27,9 @@ use super::identity::{Identity, IdentityError};
 use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
 
-/// The longest wait for a manager's answer.
+/// The deadline of a manager's answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often the clock is looked at: it may be set, so a long sleep would miss the moment.
+/// How often the clock is read: it may be set, and one long sleep would miss the renewal's time.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_mins(1);
@@ -39,55 +40,55 @@ enum RenewalError {
     /// The key or the request could not be made.
     #[error("make a key and a certificate request")]
     Request(#[from] rcgen::Error),
-    /// The certificate in force, or the new one, can't be read or stored.
+    /// The current certificate, or the new one, can't be read or stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The manager could not be reached.
     #[error("connect to manager {manager}")]
     Connect {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
-        /// Why.
+        /// The transport's error.
         #[source]
         source: tonic::transport::Error,
     },
-    /// The manager said no.
+    /// The manager refused the request.
     #[error("manager {manager} refused: {}", status.message())]
     Refused {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
-        /// What it said.
+        /// The manager's answer.
         status: Box<tonic::Status>,
     },
-    /// The manager did not answer.
+    /// The manager did not answer in time.
     #[error("manager {manager} did not answer within {DEADLINE:?}")]
     Deadline {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
     },
     /// The answer isn't a certificate of this node for its key.
     #[error("manager {manager} sent a certificate that is not for this node's key")]
     OtherKey {
-        /// Which manager.
+        /// The manager's address.
         manager: SocketAddr,
     },
 }
 
-/// Keeps this node's certificate fresh.
+/// Renews this node's certificate again and again.
 pub struct Renewal {
-    /// Who can renew it.
+    /// The managers that can renew it.
     pub managers: Vec<SocketAddr>,
-    /// Where the identity is kept.
+    /// The directory of the identity's file.
     pub data_dir: PathBuf,
-    /// The identity in force, which this alone writes.
+    /// The current identity, which only this component writes.
     pub identity: watch::Sender<Identity>,
 }
 
 impl Renewal {
-    /// Renews the certificate whenever its time has come, until `shutdown`.
+    /// Renews the certificate whenever it is due, until `shutdown`.
     ///
     /// # Errors
-    /// The certificate in force can't be read.
+    /// The current certificate can't be parsed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), IdentityError> {
         loop {
             let (since, until) = self.identity.borrow().validity()?;
@@ -116,7 +117,7 @@ impl Renewal {
                         return;
                     }
                     Err(error) => {
-                        tracing::warn!(error = %error_chain(&error), "renew the certificate; will try again");
+                        tracing::warn!(error = %error_chain(&error), "can't renew the certificate; will try again");
                     }
                 }
             }
@@ -133,18 +134,18 @@ impl Renewal {
     }
 }
 
-/// Waits until the clock shows `moment`, also if it is set meanwhile.
+/// Waits until the clock shows `moment`, even if the clock is set meanwhile.
 async fn reached(moment: Timestamp) {
     while Utc::now() < moment {
         tokio::time::sleep(CLOCK_INTERVAL).await;
     }
 }
 
-/// A new identity from one manager.
+/// Asks one manager for a new certificate.
 async fn ask(manager: SocketAddr, identity: &Identity) -> Result<Identity, RenewalError> {
     let (_, until) = identity.validity()?;
     let expired = until <= Utc::now();
-    // An expired certificate no longer proves who connects, so its key signs the request.
+    // A client can't authenticate with an expired certificate, so its key signs the request.
     let key = if expired { KeyPair::from_pem(&identity.key_pem)? } else { KeyPair::generate()? };
     let csr_pem = CertificateParams::default().serialize_request(&key)?.pem()?;
     let exchange = async {

@@ -1,9 +1,10 @@
-//! One session with one manager: assignments, what they depend on and the mesh table down; statuses, acknowledgements and heartbeats up.
+//! One session with one manager. Down come assignments, secrets, configs and the mesh table; up go
+//! statuses, acks and heartbeats.
 //!
-//! Invariants: heartbeats go out whatever else is slow; every wait has a deadline; a message that can't be taken ends the
-//! session, so that the next one starts from a whole table.
+//! Invariants: heartbeats go out whatever else is slow; every wait has a deadline; an invalid
+//! message ends the session, so that the next one starts with a whole table.
 //!
-//! Left to others: which manager to try and when (`control_link`).
+//! Left to others: which manager to try and when ([`super`]).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,29 +35,29 @@ use crate::lb::loads::{HEARSAY_AGE, LOAD_MAX, Loads};
 use crate::task::dependencies::delivered::Delivered;
 use crate::view::ViewError;
 
-/// The longest wait for a manager's first message, and for room in the stream.
+/// The deadline of a manager's first message, and of room in the stream.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Statuses wait at most this long for company; the end of a task doesn't.
+/// How long statuses wait for more of them to fill a batch; the end of a task doesn't wait.
 const BATCH_WAIT: Duration = Duration::from_millis(20);
-/// Statuses in one message.
+/// The most statuses in one message.
 const BATCH_LIMIT: usize = 256;
-/// Bytes of statuses after which a message is sent.
+/// The size in bytes at which a message of statuses is sent.
 const BATCH_BYTES: usize = 1 << 20;
-/// Unacknowledged statuses are sent again after this.
+/// How long after sending unacknowledged statuses are sent again.
 const RESEND_INTERVAL: Duration = Duration::from_secs(10);
-/// Messages that wait for the stream.
+/// Messages that may wait for the stream.
 const UP_CAPACITY: usize = 64;
-/// Good heartbeat intervals, milliseconds; a manager's wish is cut to it.
+/// Valid heartbeat intervals in milliseconds; a manager's wish is clamped to them.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 
 /// Why a session ended, or never began.
 #[derive(Debug, Error)]
 pub(super) enum SessionError {
-    /// No connection.
+    /// The connection failed.
     #[error("connect")]
     Connect(#[from] tonic::transport::Error),
-    /// What the node says of itself can't be written.
-    #[error("describe the node")]
+    /// The node's description can't be encoded.
+    #[error("encode the node's description")]
     Describe(#[from] serde_json::Error),
     /// The stream failed, or the manager refused it.
     #[error("manager: {} ({:?})", .0.message(), .0.code())]
@@ -64,28 +65,28 @@ pub(super) enum SessionError {
     /// The manager closed the stream.
     #[error("the manager closed the stream")]
     Closed,
-    /// Nothing moved for too long.
+    /// The manager sent nothing, or read nothing, before the deadline.
     #[error("{step}: nothing within {DEADLINE:?}")]
     Deadline {
-        /// What was waited for.
+        /// The step that timed out.
         step: &'static str,
     },
-    /// A message came out of order, or without what it must hold.
+    /// A message came out of order, or lacks a mandatory field.
     #[error("{problem}: manager and agent are of different versions, upgrade the older")]
     Protocol {
-        /// What was wrong.
+        /// What is wrong with the message.
         problem: &'static str,
     },
-    /// A table that can't be taken.
-    #[error("take the mesh table")]
+    /// The mesh table is invalid.
+    #[error("apply the mesh table")]
     Table(#[from] ViewError),
-    /// Keys that can't be taken.
-    #[error("take the member keys")]
+    /// The member keys are invalid.
+    #[error("parse the member keys")]
     MemberKeys(#[from] MemberKeysError),
-    /// The node says something else of itself now, and hello is said once a session.
+    /// The node's description changed; a session sends it only once, so a new one begins.
     #[error("the node's description changed")]
-    Redescribed,
-    /// A part of this agent is gone.
+    DescriptionChanged,
+    /// Another component of this agent has stopped.
     #[error("the agent stops")]
     Stopping,
 }
@@ -113,7 +114,7 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Says hello and waits for the welcome.
+    /// Sends the hello and waits for the welcome.
     pub(super) async fn open(
         link: &'a mut Link,
         manager: SocketAddr,
@@ -139,14 +140,14 @@ impl<'a> Session<'a> {
         Ok(Self { link, manager, up, down, heartbeat_interval: Duration::from_millis(heartbeat_ms.into()) })
     }
 
-    /// Where to say whether this node has a manager.
+    /// The channel that says whether this node has a manager.
     pub(super) fn connected(&self) -> watch::Sender<bool> {
-        self.link.ends.connected.clone()
+        self.link.channels.connected.clone()
     }
 
     /// Serves the session until it fails or `shutdown`.
     pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), SessionError> {
-        let (loads, away) = (Arc::clone(&self.link.ends.loads), self.link.ends.engine_away.clone());
+        let (loads, away) = (Arc::clone(&self.link.channels.loads), self.link.channels.engine_away.clone());
         let beats = tokio::spawn(beat(self.up.clone(), loads, away, self.heartbeat_interval));
         let result = self.exchange(shutdown).await;
         beats.abort();
@@ -167,9 +168,9 @@ impl<'a> Session<'a> {
                     self.receive(message).await?;
                     flush_at = flush_at.or_else(|| self.link.outbox.has_waiting().then(Instant::now));
                 }
-                status = self.link.ends.statuses.recv() => {
+                status = self.link.channels.statuses.recv() => {
                     let (task, status) = status.ok_or(SessionError::Stopping)?;
-                    // An end takes a backend away from every node.
+                    // An ended task's backends must leave the tables of all nodes at once.
                     let wait = if status.state.is_terminal() { Duration::ZERO } else { BATCH_WAIT };
                     self.tell_others(&task, &status);
                     self.link.outbox.put(task, status);
@@ -180,19 +181,19 @@ impl<'a> Session<'a> {
                     self.send_statuses().await?;
                     flush_at = self.link.outbox.has_waiting().then(Instant::now);
                 }
-                () = self.link.ends_told.go_on(&self.link.identity), if self.link.ends_told.is_busy() => {}
+                () = self.link.end_reports.go_on(&self.link.identity), if self.link.end_reports.is_busy() => {}
                 _ = resend.tick(), if self.link.outbox.has_under_way() => {
                     self.link.outbox.resend();
                     flush_at = Some(Instant::now());
                 }
-                changed = self.link.ends.description.changed() => {
-                    return Err(changed.map_or(SessionError::Stopping, |()| SessionError::Redescribed));
+                changed = self.link.channels.description.changed() => {
+                    return Err(changed.map_or(SessionError::Stopping, |()| SessionError::DescriptionChanged));
                 }
-                changed = self.link.ends.applied.changed() => {
+                changed = self.link.channels.applied.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
                     self.send_table_ack().await?;
                 }
-                changed = self.link.ends.clashes.changed() => {
+                changed = self.link.channels.clashes.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
                     self.send_clashes().await?;
                 }
@@ -204,7 +205,8 @@ impl<'a> Session<'a> {
         match message.body {
             Some(Down::Table(table)) => Ok(self.link.take_table(table)?),
             Some(Down::Assignments(assignments)) => self.pass_on(AssignmentChange::read(assignments)).await,
-            // The same way as assignments, so that a task is known before what it depends on.
+            // Through the same channel as assignments, so that the worker knows a task before its
+            // secrets.
             Some(Down::Dependency(message)) => match Delivered::read(message) {
                 Some(delivered) => self.pass_on(AssignmentChange::Dependency(delivered)).await,
                 None => Err(SessionError::Protocol { problem: "a dependency of an unknown kind came" }),
@@ -232,7 +234,7 @@ impl<'a> Session<'a> {
     }
 
     async fn pass_on(&self, change: AssignmentChange) -> Result<(), SessionError> {
-        timeout(DEADLINE, self.link.ends.assignments.send(change))
+        timeout(DEADLINE, self.link.channels.assignments.send(change))
             .await
             .map_err(|_| SessionError::Deadline { step: "pass assignments to the task worker" })?
             .map_err(|_| SessionError::Stopping)
@@ -243,10 +245,10 @@ impl<'a> Session<'a> {
             let level = u8::try_from(load.load).unwrap_or(LOAD_MAX);
             BackendId::new(load.backend_id).filter(|_| level > 0).map(|id| (id, level))
         });
-        self.link.ends.loads.set_if_older(levels, HEARSAY_AGE, std::time::Instant::now());
+        self.link.channels.loads.set_if_older(levels, HEARSAY_AGE, std::time::Instant::now());
     }
 
-    /// Tells the managers without a session of this node that a task has died.
+    /// Reports to the managers without a session of this node that a task has died.
     fn tell_others(&mut self, task: &TaskId, status: &TaskStatus) {
         if !is_sudden(status) {
             return;
@@ -254,7 +256,7 @@ impl<'a> Session<'a> {
         if let Some(written) = write_status((task.clone(), status.clone(), 0)) {
             let link = &mut *self.link;
             let others = link.managers.iter().copied().filter(|manager| *manager != self.manager);
-            link.ends_told.tell(others, &link.identity, task, &written.status_json);
+            link.end_reports.tell(others, &link.identity, task, &written.status_json);
         }
     }
 
@@ -275,23 +277,23 @@ impl<'a> Session<'a> {
     }
 
     async fn send_table_ack(&mut self) -> Result<(), SessionError> {
-        let generation = *self.link.ends.applied.borrow_and_update();
+        let generation = *self.link.channels.applied.borrow_and_update();
         if generation == 0 {
             return Ok(());
         }
         send(&self.up, Up::TableAck(proto::TableAck { generation })).await
     }
 
-    /// Also if there are none: the manager may know of earlier ones.
+    /// An empty list is sent too: the manager may know of earlier clashes.
     async fn send_clashes(&mut self) -> Result<(), SessionError> {
-        let mut clashes = self.link.ends.clashes.borrow_and_update().clone();
+        let mut clashes = self.link.channels.clashes.borrow_and_update().clone();
         report::clip_clashes(&mut clashes);
         let told = write_clashes(&clashes);
         send(&self.up, Up::PortClashes(told)).await
     }
 }
 
-/// The clashes as the wire has them.
+/// Encodes the clashes.
 fn write_clashes(clashes: &[PortClash]) -> proto::PortClashes {
     let clash = |clash: &PortClash| proto::PortClash {
         protocol: clash.protocol.to_string(),
@@ -301,7 +303,7 @@ fn write_clashes(clashes: &[PortClash]) -> proto::PortClashes {
     proto::PortClashes { clashes: clashes.iter().map(clash).collect() }
 }
 
-/// Tables of large clusters are larger than gRPC's usual 4 MiB.
+/// Tables of large clusters exceed gRPC's default limit of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 fn welcome_node(link: &mut Link, welcome: &proto::Welcome) -> Result<(), SessionError> {
@@ -321,7 +323,8 @@ fn welcome_node(link: &mut Link, welcome: &proto::Welcome) -> Result<(), Session
     Ok(())
 }
 
-/// Heartbeats until the stream is gone. A task of its own: a busy session doesn't make the node silent.
+/// Sends heartbeats until the stream is gone. It is a task of its own, so that a busy session
+/// doesn't make the node silent.
 async fn beat(
     up: mpsc::Sender<AgentMessage>,
     loads: Arc<Loads>,
@@ -358,13 +361,13 @@ async fn send(up: &mpsc::Sender<AgentMessage>, body: Up) -> Result<(), SessionEr
         .map_err(|_| SessionError::Closed)
 }
 
-/// A status as the wire has it, cut to what managers take.
+/// Encodes a status, cut to the sizes that managers accept.
 fn write_status((task, mut status, number): (TaskId, TaskStatus, u64)) -> Option<proto::TaskStatus> {
     report::clip_status(&mut status);
     match serde_json::to_string(&status) {
         Ok(status_json) => Some(proto::TaskStatus { task_id: task.to_string(), status_json, number }),
         Err(error) => {
-            tracing::error!(%task, error = mesh_runtime::error_chain(&error), "write a task's status");
+            tracing::error!(%task, error = mesh_runtime::error_chain(&error), "can't encode a task's status");
             None
         }
     }

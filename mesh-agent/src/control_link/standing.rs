@@ -1,28 +1,31 @@
-//! Whether the cluster still knows this node.
+//! Decides whether the cluster still knows this node.
 //!
-//! A manager that has proved itself by its certificate may refuse this node as no member: somebody removed it by force. What it runs is
-//! then replaced elsewhere, so after a grace time it gives its tasks and its table up. Losing every manager is another matter: a node
-//! that nobody refuses goes on for ever.
+//! A manager that has proved itself by its certificate may refuse this node as no member: somebody
+//! removed it by force. Its tasks are then replaced elsewhere, so after a grace time the node gives
+//! up its tasks and its table. Losing every manager is different: a node that nobody refuses goes
+//! on for ever.
 //!
-//! Invariants: pure; a node is expelled by two refusals that lie at least the grace time apart, with no welcome between them.
+//! Invariants: pure; a node is expelled by two refusals that are at least the grace time apart,
+//! with no welcome between them.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How the cluster stands to this node.
+/// The refusals of this node since its last welcome.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
     refused_since: Option<Instant>,
 }
 
 impl Standing {
-    /// A manager welcomed this node.
+    /// Records that a manager welcomed this node.
     pub(super) fn welcomed(&mut self) {
         self.refused_since = None;
     }
 
-    /// A manager refused this node as no member. Whether it has to give up what it has.
+    /// Records that a manager refused this node as no member; returns whether the node must give up
+    /// its tasks and table.
     pub(super) fn refused(&mut self, now: Instant, grace: Duration) -> bool {
         now.duration_since(*self.refused_since.get_or_insert(now)) >= grace
     }

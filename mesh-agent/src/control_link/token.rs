@@ -1,4 +1,5 @@
-//! The join token, `SWMTKN-1-<digest of the CA>-<secret>`: what it tells a node before the node trusts anything.
+//! The join token, `SWMTKN-1-<digest of the CA>-<secret>`: it tells a node which CA to trust, and
+//! proves to managers that the node may join.
 //!
 //! Invariant: pure. The secret half is never shown: [`JoinToken`]'s `Debug` leaves it out.
 //!
@@ -15,13 +16,13 @@ const PREFIX: &str = "SWMTKN-1-";
 const DIGEST_LENGTH: usize = 64;
 const SECRET_LENGTH: usize = 25;
 
-/// A join token that has the right form.
+/// A join token of valid form.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     text: String,
 }
 
-/// A token that has not the right form.
+/// The token's form is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
     "not a join token: expected SWMTKN-1-<64 hex digits>-<25 characters>, as `docker swarm join-token worker` shows it"

@@ -1,10 +1,11 @@
-//! Passive health: a backend whose handshakes fail gets no new flows for a while.
+//! Passive health check: ejects backends whose handshakes fail, for a while.
 //!
-//! Pure: told what kernel programs and proxy counted, once a second, and the time.
+//! Pure: its inputs are the counters of kernel programs and proxy, once a second, and the time.
 //!
-//! A backend is ejected when, in the last [`WINDOW`] looks, at least [`FAILURES_MIN`] handshakes failed and they were at least half of all.
-//! Ejection lasts [`EJECTION_MIN`], twice as long each next time up to [`EJECTION_MAX`]; a backend that stays good for
-//! [`GOOD_PERIOD`] after its return starts from the shortest again.
+//! A backend is ejected when, over the last [`WINDOW`] checks, at least [`FAILURES_MIN`] handshakes
+//! failed and they were at least half of all. Ejection lasts [`EJECTION_MIN`], twice as long each
+//! next time up to [`EJECTION_MAX`]; a backend that stays good for [`GOOD_PERIOD`] after its return
+//! starts from the shortest again.
 //!
 //! Invariant: at most half of a published port's backends are ejected, those that failed first.
 
@@ -14,42 +15,43 @@ use std::time::{Duration, Instant};
 use mesh_state::ids::BackendId;
 use mesh_state::spec::Protocol;
 
-/// Looks that count.
+/// The number of checks in the sliding window.
 const WINDOW: usize = 10;
-/// Fewer failures say nothing.
+/// Fewer failures than this prove nothing.
 const FAILURES_MIN: u64 = 3;
 const EJECTION_MIN: Duration = Duration::from_secs(10);
 const EJECTION_MAX: Duration = Duration::from_mins(5);
 const GOOD_PERIOD: Duration = Duration::from_mins(1);
 
-/// What was counted of an active backend since its id was given out.
+/// The counters of an active backend since its id was assigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
-    /// Its id.
+    /// The backend's id.
     pub id: BackendId,
-    /// Its published port.
+    /// The backend's published port.
     pub port: (Protocol, u16),
-    /// How its handshakes went.
+    /// Counts of completed and failed handshakes.
     pub handshakes: Handshakes,
 }
 
-/// Handshakes that went well, and that did not. Only ever more.
+/// Counts of completed and failed handshakes. They only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Handshakes {
-    /// The backend took the flow.
+    /// Handshakes that the backend answered.
     pub answered: u64,
-    /// Refused, left unanswered, or never reached.
+    /// Handshakes that the backend refused or did not answer, or that never reached it.
     pub failed: u64,
 }
 
 impl Handshakes {
-    /// Both counts added.
+    /// The sums of both counts.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self { answered: self.answered + other.answered, failed: self.failed + other.failed }
     }
 
-    /// What came since `before`. Counters that go back are another backend's: nothing is known of what came.
+    /// The increase since `before`. Counters that fall belong to another backend, so the increase
+    /// is unknown and counts as none.
     fn since(self, before: Self) -> Self {
         Self {
             answered: self.answered.saturating_sub(before.answered),
@@ -58,7 +60,7 @@ impl Handshakes {
     }
 }
 
-/// What is remembered of all backends.
+/// The state of the check, for all backends.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     backends: BTreeMap<BackendId, Record>,
@@ -68,9 +70,9 @@ pub struct Health {
 #[derive(Debug, Clone, Default)]
 struct Record {
     port: Option<(Protocol, u16)>,
-    /// The counters at the last look.
+    /// The counters at the last check.
     last: Option<Handshakes>,
-    /// What the last looks found, the newest at the back.
+    /// The increases of the last checks, the newest at the back.
     window: VecDeque<Handshakes>,
     ejection: Option<Ejection>,
 }
@@ -82,7 +84,7 @@ struct Ejection {
 }
 
 impl Health {
-    /// Takes one look at the backends that are active; others are forgotten.
+    /// Runs one check over the active backends, and drops the state of others.
     pub fn observe(&mut self, counted: &[Counted], now: Instant) {
         let active: BTreeSet<BackendId> = counted.iter().map(|backend| backend.id).collect();
         self.backends.retain(|id, _| active.contains(id));
@@ -154,7 +156,7 @@ impl Record {
 mod tests {
     use super::*;
 
-    /// Backends of one port with their counters, looked at second by second.
+    /// Backends of one port with their counters, checked second by second.
     struct Bench {
         health: Health,
         counted: Vec<Counted>,
@@ -179,7 +181,7 @@ mod tests {
             bench
         }
 
-        /// Each second every backend gets four flows; those of `failing` fail.
+        /// In each second every backend gets four flows; those of `failing` fail.
         fn seconds(&mut self, seconds: u32, failing: &[u32]) {
             for _ in 0..seconds {
                 self.now += Duration::from_secs(1);

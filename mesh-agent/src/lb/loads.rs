@@ -1,9 +1,11 @@
-//! How loaded backends are, as their own nodes measure it: one table for all of the agent.
+//! The loads of backends, as their own nodes measure them: one table for the whole agent.
 //!
-//! Invariants: a load is 1 (idle) to 127 (saturated), with the moment it was measured or heard of; an old figure is no figure. Locks are
-//! held for a look or a write, never across a wait.
+//! Invariants: a load is 1 (idle) to 127 (saturated), with the time when it was measured or
+//! received; a load that is too old isn't used. Locks are held for one read or write, never across
+//! an await.
 //!
-//! Left to others: measuring (`task::load`), the kernel's table (`datapath`), telling managers (`control_link`).
+//! Left to others: measuring ([`crate::task::load`]), the kernel's table ([`crate::datapath`]),
+//! sending loads to managers ([`crate::control_link`]).
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -14,57 +16,59 @@ use mesh_state::ids::BackendId;
 
 /// The largest load: saturated.
 pub const LOAD_MAX: u8 = 127;
-/// A figure older than this is not used.
+/// Loads that are older than this are not used.
 pub const MAX_AGE: Duration = Duration::from_nanos(LOAD_MAX_AGE_NS);
 
-/// What managers tell counts only where nothing as young as this is known: replies bring fresher figures.
+/// A load from a manager is used only if no load younger than this is known: replies of the
+/// backend's node carry fresher ones.
 pub const HEARSAY_AGE: Duration = Duration::from_secs(2);
 
-/// A figure and when it was true.
+/// A load, and when it was true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// 1 (idle) to 127 (saturated).
+    /// From 1 (idle) to 127 (saturated).
     pub level: u8,
-    /// When it was measured, or heard of.
+    /// When the load was measured or received.
     pub seen: Instant,
 }
 
-/// Levels of this node's own backends, and when they were measured.
+/// Loads of this node's own backends, and when they were measured.
 pub type Measured = (Instant, Vec<(BackendId, u8)>);
 
 /// Loads by backend.
 #[derive(Debug, Default)]
 pub struct Loads {
     table: RwLock<BTreeMap<BackendId, Load>>,
-    /// This node's own, and when they were measured.
+    /// The loads of this node's own backends, and when they were measured.
     own: RwLock<Option<Measured>>,
 }
 
 impl Loads {
-    /// The newest figure of a backend, however old.
+    /// The newest load of a backend, however old.
     pub fn newest(&self, backend: BackendId) -> Option<Load> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).get(&backend).copied()
     }
 
-    /// The level of a backend, if a figure young enough is known.
+    /// The load of a backend, if a recent enough one is known.
     pub fn fresh(&self, backend: BackendId, now: Instant) -> Option<u8> {
         let load = self.newest(backend)?;
         (now.saturating_duration_since(load.seen) <= MAX_AGE).then_some(load.level)
     }
 
-    /// Takes what was measured of all of this node's own backends.
+    /// Stores the measured loads of all of this node's own backends.
     pub fn set_own(&self, levels: &[(BackendId, u8)], now: Instant) {
         self.set(levels.iter().copied(), now);
         *self.own.write().unwrap_or_else(PoisonError::into_inner) = Some((now, levels.to_vec()));
     }
 
-    /// This node's own figures, if they were measured later than `since`, and when.
+    /// The loads of this node's own backends and when they were measured, if that was later than
+    /// `since`.
     pub fn own_since(&self, since: Option<Instant>) -> Option<Measured> {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
         own.clone().filter(|(measured, _)| since.is_none_or(|since| *measured > since))
     }
 
-    /// Takes figures, whatever is known.
+    /// Stores loads, and replaces those that are known.
     pub fn set(&self, levels: impl IntoIterator<Item = (BackendId, u8)>, now: Instant) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         for (backend, level) in levels {
@@ -72,7 +76,7 @@ impl Loads {
         }
     }
 
-    /// Takes figures for backends of which nothing younger than `age` is known.
+    /// Stores loads of backends of which no load younger than `age` is known.
     pub fn set_if_older(
         &self,
         levels: impl IntoIterator<Item = (BackendId, u8)>,
@@ -89,18 +93,18 @@ impl Loads {
         }
     }
 
-    /// The levels that became known at `since` or later.
+    /// The loads that became known at `since` or later.
     pub fn changed_since(&self, since: Instant) -> Vec<(BackendId, u8)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.iter().filter(|(_, load)| load.seen >= since).map(|(id, load)| (*id, load.level)).collect()
     }
 
-    /// Every figure.
+    /// All loads.
     pub fn all(&self) -> BTreeMap<BackendId, Load> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Forgets backends that are gone.
+    /// Removes backends that are gone.
     pub fn retain(&self, is_kept: impl Fn(BackendId) -> bool) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).retain(|backend, _| is_kept(*backend));
     }

@@ -1,10 +1,11 @@
-//! Which backend a new proxied connection gets: the kernel programs' choice, over userspace's tables.
+//! Selects the backend of a new proxied connection, in userspace by the same rules as the kernel
+//! programs.
 //!
-//! Invariants: pure; a [`Selector`] is built from one view and replaced as a whole. Slots come from [`slots`] and the choice from
-//! [`mesh_ebpf::select`], as the programs' do. Work for one selection doesn't grow with the number of backends, unless backends
-//! refuse.
+//! Invariants: pure; a [`Selector`] is built from one view and replaced as a whole. Slots come from
+//! [`slots`] and the choice from [`mesh_ebpf::select`], as for the programs. The cost of one
+//! selection doesn't grow with the number of backends, unless backends refuse.
 //!
-//! Left to others: counting turns and live connections (`proxy::ledger`), connecting.
+//! Left to others: counting turns and live connections ([`crate::proxy`]), connecting.
 
 pub mod health;
 pub mod loads;
@@ -26,14 +27,14 @@ use crate::view::{BackendView, NodeView, PortView};
 use ramp::Ramps;
 use slots::{Candidate, compose};
 
-/// A published port and the backends that new connections may get.
+/// A published port, and the backends that can get new connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frontend {
-    /// The service.
+    /// The service's id.
     pub service: ServiceId,
     /// The published port.
     pub port: PortView,
-    /// What the service's labels say.
+    /// The load-balancing settings from the service's labels.
     pub settings: LbSettings,
     slots: Vec<u32>,
     weights: HashMap<u32, u32>,
@@ -45,22 +46,24 @@ pub struct Selector {
     frontends: BTreeMap<(Protocol, u16), Frontend>,
 }
 
-/// What a selection stands on beside the slots.
-pub struct Odds<'a> {
-    /// How many turns the published port has had before this one.
+/// The inputs of one selection, beside the slots.
+pub struct SelectionInput<'a> {
+    /// The number of earlier selections for the published port.
     pub turn: u64,
-    /// The client.
+    /// The client's address.
     pub client: IpAddr,
-    /// Live connections of a backend.
+    /// Returns the number of live connections of a backend.
     pub live: &'a dyn Fn(BackendId) -> u64,
-    /// What a backend's node measures, 1 (idle) to 127 (saturated), if anything young enough is known.
+    /// Returns the load that a backend's node measured, 1 (idle) to 127 (saturated), if a recent
+    /// one is known.
     pub load: &'a dyn Fn(BackendId) -> Option<u8>,
     /// Backends that have just refused this connection.
     pub refused: &'a [BackendId],
 }
 
 impl Selector {
-    /// The selector of a view, with the weights that backends have by `now`, without those that are `ejected`.
+    /// The selector of a view, with the backends' weights at `now`, and without backends that are
+    /// `ejected`.
     pub fn new(view: &NodeView, ramps: &Ramps, ejected: &BTreeSet<BackendId>, now: Instant) -> Self {
         let frontends = view
             .frontends_with_backends()
@@ -80,7 +83,7 @@ impl Selector {
         Self { frontends }
     }
 
-    /// The published port, if there is one.
+    /// A published port of the view, if it is published.
     pub fn frontend(&self, protocol: Protocol, published: u16) -> Option<&Frontend> {
         self.frontends.get(&(protocol, published))
     }
@@ -102,39 +105,39 @@ impl Frontend {
         }
     }
 
-    /// Whether a client with this address may connect.
+    /// Whether the service's allow-list admits a client with this address.
     pub fn admits(&self, client: IpAddr) -> bool {
         self.settings.allow.is_empty() || self.settings.allow.iter().any(|network| network.contains(&client))
     }
 
     /// The backend for a new connection; `None` if there is none, or all have refused.
-    pub fn select(&self, odds: &Odds<'_>) -> Option<BackendId> {
-        let avoided = odds.refused.last().map_or(0, |id| id.get());
-        let chosen = self.choose(&self.slots, odds, avoided)?;
-        if !odds.refused.contains(&chosen) {
+    pub fn select(&self, input: &SelectionInput<'_>) -> Option<BackendId> {
+        let avoided = input.refused.last().map_or(0, |id| id.get());
+        let chosen = self.choose(&self.slots, input, avoided)?;
+        if !input.refused.contains(&chosen) {
             return Some(chosen);
         }
-        let is_left = |id: &u32| !odds.refused.iter().any(|refused| refused.get() == *id);
+        let is_left = |id: &u32| !input.refused.iter().any(|refused| refused.get() == *id);
         let left: Vec<u32> = self.slots.iter().copied().filter(is_left).collect();
-        self.choose(&left, odds, 0)
+        self.choose(&left, input, 0)
     }
 
-    fn choose(&self, slots: &[u32], odds: &Odds<'_>, avoided: u32) -> Option<BackendId> {
+    fn choose(&self, slots: &[u32], input: &SelectionInput<'_>, avoided: u32) -> Option<BackendId> {
         let service = Service {
             slot_count: u32::try_from(slots.len()).unwrap_or(u32::MAX),
             policy: codes::policy(self.settings.policy) as u8,
             ..Service::default()
         };
-        let table = Table { slots, weights: &self.weights, odds };
-        select(&table, &service, &odds.client.into(), avoided).and_then(BackendId::new)
+        let table = Table { slots, weights: &self.weights, input };
+        select(&table, &service, &input.client.into(), avoided).and_then(BackendId::new)
     }
 }
 
-/// What [`select`] asks, answered out of a view and a ledger.
+/// Gives [`select`] access to a view and a ledger.
 struct Table<'a> {
     slots: &'a [u32],
     weights: &'a HashMap<u32, u32>,
-    odds: &'a Odds<'a>,
+    input: &'a SelectionInput<'a>,
 }
 
 impl Candidates for Table<'_> {
@@ -143,14 +146,14 @@ impl Candidates for Table<'_> {
     }
 
     fn next_turn(&self, _service_index: u32) -> u64 {
-        self.odds.turn
+        self.input.turn
     }
 
     fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(usize::try_from(index).ok()?).copied()
     }
 
-    /// Slots hold what the view holds.
+    /// Slots hold only backends that the view holds.
     fn is_alive(&self, _id: u32) -> bool {
         true
     }
@@ -160,11 +163,11 @@ impl Candidates for Table<'_> {
     }
 
     fn live(&self, id: u32) -> u64 {
-        BackendId::new(id).map_or(0, self.odds.live)
+        BackendId::new(id).map_or(0, self.input.live)
     }
 
     fn load(&self, id: u32) -> Option<u32> {
-        BackendId::new(id).and_then(self.odds.load).map(u32::from)
+        BackendId::new(id).and_then(self.input.load).map(u32::from)
     }
 }
 
@@ -213,8 +216,8 @@ mod tests {
     fn pick(selector: &Selector, turn: u64, live: &dyn Fn(BackendId) -> u64, refused: &[u32]) -> Option<u32> {
         let refused: Vec<_> = refused.iter().filter_map(|id| BackendId::new(*id)).collect();
         let client = Ipv4Addr::LOCALHOST.into();
-        let odds = Odds { turn, client, live, load: &|_| None, refused: &refused };
-        selector.frontend(Protocol::Tcp, 80)?.select(&odds).map(BackendId::get)
+        let input = SelectionInput { turn, client, live, load: &|_| None, refused: &refused };
+        selector.frontend(Protocol::Tcp, 80)?.select(&input).map(BackendId::get)
     }
 
     use proto::BackendState::{Active, Draining, Silent};

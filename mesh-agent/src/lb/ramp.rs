@@ -1,7 +1,9 @@
-//! Slow start: the weight of a backend rises from almost nothing to its full value over the first seconds of its life.
+//! Slow start: the weight of a backend rises from almost nothing to its full value over the first
+//! seconds of its life.
 //!
-//! Pure: told the time. Invariants: backends of the first view are old; a backend's life begins when it is first seen active here; weights
-//! of all backends are in the same unit, [`UNIT`] for a weight of 1.
+//! Pure: the time is an input. Invariants: backends of the first view are old; a backend's life
+//! begins when it is first seen active here; weights of all backends are in the same unit, [`UNIT`]
+//! for a weight of 1.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,19 +12,20 @@ use mesh_state::ids::BackendId;
 
 use crate::view::{BackendState, BackendView, NodeView};
 
-/// What a full weight of 1 is. Its sixteenths are the steps of a rising weight.
+/// A full weight of 1. A rising weight grows in steps of one sixteenth of it.
 pub const UNIT: u32 = 16;
 
-/// When backends were first seen active, of those that were not there from the beginning.
+/// When each backend was first seen active.
 #[derive(Debug, Clone, Default)]
 pub struct Ramps {
     is_begun: bool,
-    /// None: from the beginning.
+    /// `None` for backends that were there in the first view.
     since: BTreeMap<BackendId, Option<Instant>>,
 }
 
 impl Ramps {
-    /// Notes which backends are active in a view that is about to be applied, and forgets those that are gone.
+    /// Records which backends are active in a view that is about to be applied, and drops those
+    /// that are gone.
     pub fn observe(&mut self, view: &NodeView, now: Instant) {
         self.since.retain(|id, _| view.backends.contains_key(id));
         let since = self.is_begun.then_some(now);
@@ -32,7 +35,8 @@ impl Ramps {
         self.is_begun = true;
     }
 
-    /// The weight of a backend now, in [`UNIT`]s, if its service's weights rise over `slow_start_s` seconds.
+    /// The weight of a backend now, in [`UNIT`]s, if its service's weights rise over `slow_start_s`
+    /// seconds.
     pub fn weight(&self, backend: &BackendView, slow_start_s: u32, now: Instant) -> u32 {
         let full = u64::from(backend.weight.get()) * u64::from(UNIT);
         let rise = Duration::from_secs(slow_start_s.into()).as_millis();
@@ -49,7 +53,7 @@ impl Ramps {
         self.age(backend.id, now).is_some_and(|age| age < rise)
     }
 
-    /// Whether some weight is still rising.
+    /// Whether any weight is still rising.
     pub fn is_rising(&self, view: &NodeView, now: Instant) -> bool {
         view.backends.values().any(|backend| {
             let service = view.services.get(&backend.service_id);

@@ -1,9 +1,11 @@
-//! Who gets new flows: the selectable backends of a published port, laid out in slots by weight.
+//! Lays out the selectable backends of a published port in slots, by weight.
 //!
-//! Pure. Invariants: only the best state that occurs is selectable; every selectable backend has at least one slot; equal input
-//! gives equal slots on every node. Kernel maps and userspace are filled by the same [`compose`].
+//! Pure. Invariants: only the best state that occurs is selectable; every selectable backend has at
+//! least one slot; equal input gives equal slots on every node. Kernel maps and userspace are
+//! filled by the same [`compose`].
 //!
-//! Left to others: weights of backends that have just begun (`ramp`), and leaving out those that fail (`health`).
+//! Left to others: weights in slow start ([`super::ramp`]), and ejecting backends that fail
+//! ([`super::health`]).
 
 mod maglev;
 
@@ -11,24 +13,25 @@ use mesh_state::lb::Policy;
 
 use crate::view::BackendState;
 
-/// Most slots that the weights of one published port may ask for beyond one for each backend.
+/// The most slots that weights may add for one published port, beyond one for each backend.
 const WEIGHT_SLOTS_MAX: u64 = 1 << 14;
 
 /// One backend of a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its id.
+    /// The backend's id.
     pub id: u32,
-    /// Whether it takes new flows.
+    /// Decides whether the backend gets new flows.
     pub state: BackendState,
-    /// Its share, in any unit that is the same for all candidates.
+    /// The backend's share, in any unit that is the same for all candidates.
     pub weight: u32,
     /// Whether its task runs on this node.
     pub is_local: bool,
 }
 
-/// The ids to fill a port's slots with: the active backends (with `prefer_local` this node's active ones, if it has any), else the
-/// draining, else the silent ones, else none; retired ones never. They are interleaved by weight, or a Maglev table if the policy needs one.
+/// The backend ids of a port's slots: the active backends (with `prefer_local` this node's active
+/// ones, if it has any), else the draining ones, else the silent ones, else none; retired ones
+/// never. They are interleaved by weight, or form a Maglev table if the policy needs one.
 pub fn compose(policy: Policy, prefer_local: bool, candidates: &[Candidate]) -> Vec<u32> {
     let states = candidates.iter().map(|candidate| candidate.state);
     let Some(best) = states.filter(|state| *state != BackendState::Retired).min() else {
@@ -50,7 +53,7 @@ pub fn compose(policy: Policy, prefer_local: bool, candidates: &[Candidate]) -> 
     }
 }
 
-/// Weights in lowest terms, and scaled down where they would take too many slots.
+/// Weights in lowest terms, scaled down if they would take too many slots.
 fn scaled(weighted: &[(u32, u64)]) -> Vec<(u32, u64)> {
     let divisor = weighted.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
     let sum: u64 = weighted.iter().map(|(_, weight)| weight / divisor).sum();
@@ -67,7 +70,7 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Each id as often as its weight says, its repeats spread evenly: the k-th of w stands at (2k + 1) / 2w of the way.
+/// Repeats each id by its weight, evenly spread: the k-th of w stands at (2k + 1) / 2w of the way.
 fn interleave(weighted: &[(u32, u64)]) -> Vec<u32> {
     let mut placed: Vec<(u64, u32)> = weighted
         .iter()

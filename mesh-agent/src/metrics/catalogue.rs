@@ -1,7 +1,7 @@
-//! The names, kinds and help texts of the agent's metrics: the catalogue that dashboards and alerts rely on.
+//! The names, kinds and help texts of the agent's metrics, on which dashboards and alerts rely.
 //!
-//! Invariant: a name is written here and nowhere else. `L` in comments is (service, port, protocol), `B` is `L` with (task,
-//! backend_node).
+//! Invariant: a name is written here and nowhere else. `L` in comments is (service, port,
+//! protocol), `B` is `L` with (task, backend_node).
 
 use prometheus::proto::MetricType;
 
@@ -18,7 +18,7 @@ macro_rules! families {
         $($(#[doc = $doc])+ pub(super) const $constant: Family =
             Family { name: $name, kind: MetricType::$kind, help: $help };)+
 
-        /// Every family that the collector gives.
+        /// Every family of the collector.
         pub(super) const ALL: &[Family] = &[$($constant),+];
     };
 }
@@ -37,7 +37,7 @@ families! {
     /// L, reason
     FRONTEND_UNASSIGNED = COUNTER "mesh_frontend_unassigned_total", "New flows for which no backend could be selected.";
     /// L
-    FRONTEND_UNREMEMBERED = COUNTER "mesh_frontend_unremembered_syns_total", "SYNs beyond what --syn-guard-rate has remembered: forwarded, without a flow.";
+    FRONTEND_UNREMEMBERED = COUNTER "mesh_frontend_unremembered_syns_total", "SYNs above --syn-guard-rate: forwarded without a flow entry.";
     /// L, state
     FRONTEND_BACKENDS = GAUGE "mesh_frontend_backends", "Backends of the published port by state.";
     /// B, task_id, container_id, address
@@ -61,7 +61,7 @@ families! {
     /// B
     BACKEND_LOAD_AGE = GAUGE "mesh_backend_load_age_seconds", "Age of the backend's load.";
     /// B, result
-    BACKEND_HEALTH_CHECKS = COUNTER "mesh_backend_health_checks_total", "Handshakes with the backend by result: what passive health goes by.";
+    BACKEND_HEALTH_CHECKS = COUNTER "mesh_backend_health_checks_total", "Handshakes with the backend by result, on which the passive health check decides.";
     /// L
     CONNECT_DURATION = HISTOGRAM "mesh_backend_connect_duration_seconds", "Time from a client's SYN to the backend's SYN-ACK, as this node sees them; of UDP from the first datagram to the first reply.";
     /// L
@@ -69,7 +69,7 @@ families! {
     /// L, policy
     POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
     /// L
-    POLICY_CHANGES = COUNTER "mesh_lb_policy_changes_total", "Switches of the selection policy since the agent started.";
+    POLICY_CHANGES = COUNTER "mesh_lb_policy_changes_total", "Changes of the selection policy since the agent started.";
     /// reason, direction
     DROPPED = COUNTER "mesh_dropped_packets_total", "Packets that kernel programs did not forward.";
     /// direction
@@ -79,7 +79,7 @@ families! {
     /// protocol, table
     CONNTRACK_ENTRIES = GAUGE "mesh_conntrack_entries", "Entries of the flow tables, as of the last sweep.";
     /// protocol, cause
-    CONNTRACK_EVICTIONS = COUNTER "mesh_conntrack_evictions_total", "Flows forgotten before they were seen to end; of UDP every flow, as nothing ends one.";
+    CONNTRACK_EVICTIONS = COUNTER "mesh_conntrack_evictions_total", "Flow entries evicted before the flow was seen to end; for UDP every entry, as nothing marks a flow's end.";
     /// map
     MAP_ENTRIES = GAUGE "mesh_bpf_map_entries", "Entries of the map in use.";
     /// map
@@ -89,11 +89,11 @@ families! {
     /// interface, hook, mode
     ATTACHED = GAUGE "mesh_dataplane_attached", "Where published ports are served: programs attached (1), and the proxy's sockets bound (1) or in use by others (0).";
     /// setting
-    HOST_RESTORED = COUNTER "mesh_host_settings_restored_total", "Settings of the host that something else had changed and this agent set back.";
+    HOST_RESTORED = COUNTER "mesh_host_settings_restored_total", "Settings of the host that another program had changed and this agent restored.";
     /// setting
-    HOST_WRONG = GAUGE "mesh_host_setting_wrong", "Settings of the host that are wrong and that this agent can't set back, always 1.";
+    HOST_WRONG = GAUGE "mesh_host_setting_wrong", "Settings of the host that are wrong and that this agent can't restore, always 1.";
     /// –
-    PROXY_KEPT = GAUGE "mesh_proxy_counters_kept", "Whether the userspace proxy's counters are on disk; 0: the disk takes nothing, and they fall when the agent starts again.";
+    PROXY_KEPT = GAUGE "mesh_proxy_counters_kept", "Whether the userspace proxy's counters are on disk; 0: the disk refuses writes, and the counters fall at the agent's next start.";
     /// –
     STORE_REVISION = GAUGE "mesh_store_revision", "Generation of the newest mesh table heard of.";
     /// –
@@ -103,7 +103,7 @@ families! {
     /// certificate
     CERTIFICATE_LEFT = GAUGE "mesh_certificate_seconds_left", "Seconds until the certificate expires; negative once it has.";
     /// collector
-    COLLECTOR_SUCCESS = GAUGE "mesh_collector_success", "Whether the collector could read its figures.";
+    COLLECTOR_SUCCESS = GAUGE "mesh_collector_success", "Whether the collector could read its source in this scrape.";
     /// collector
-    COLLECTOR_DURATION = GAUGE "mesh_collector_duration_seconds", "How long the collector took to read its figures.";
+    COLLECTOR_DURATION = GAUGE "mesh_collector_duration_seconds", "How long the collector took to read its source.";
 }

@@ -1,12 +1,13 @@
-//! The agent's metrics: figures of the kernel programs and of the proxy, read when Prometheus asks.
+//! The agent's metrics: counters of the kernel programs and of the proxy, read when Prometheus
+//! scrapes.
 //!
-//! Purpose: [`families`] is pure, from what was observed to metric families; [`AgentCollector`] observes. Names are in
-//! `catalogue`.
+//! Purpose: [`families`] is pure, from an observation to metric families; [`AgentCollector`]
+//! observes. The names are in [`catalogue`].
 //!
-//! Invariants: a scrape reads maps on a blocking thread, and writes nothing; a data plane that can't be read costs its own families
-//! only, and `mesh_collector_success` says so.
+//! Invariants: a scrape reads maps on a blocking thread, and writes nothing; a data plane that
+//! can't be read costs its own families only, and `mesh_collector_success` says so.
 //!
-//! Left to others: serving them (`admin`).
+//! Left to others: serving metrics ([`crate::admin`]).
 
 pub mod progress;
 
@@ -36,59 +37,59 @@ use mesh_runtime::error_chain;
 use progress::Progress;
 use samples::Samples;
 
-/// What is known of the node beside its view.
+/// The node's properties that its view doesn't hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
-    /// Its hostname.
+    /// The node's hostname.
     pub hostname: String,
-    /// `worker` or `manager`; empty before it joined.
+    /// `worker` or `manager`; empty before the node has joined.
     pub role: String,
-    /// Until when its certificate is good.
+    /// When the node's certificate expires.
     pub certificate_until: Option<Timestamp>,
     /// The kernel's release.
     pub kernel: String,
-    /// The datapath in force.
+    /// The data path in use.
     pub datapath: String,
 }
 
-/// Everything that one scrape stands on.
+/// The inputs of one scrape.
 pub struct Observation<'a> {
-    /// The mesh.
+    /// The view of the mesh.
     pub view: &'a NodeView,
-    /// The generation that carries traffic.
+    /// The generation of the mesh table that carries traffic.
     pub applied: u64,
     /// Whether the stream to a manager is up.
     pub connected: bool,
-    /// The node.
+    /// The node's properties.
     pub node: &'a NodeFacts,
-    /// When this is.
+    /// The time of the scrape.
     pub now: Timestamp,
-    /// The proxy's figures.
+    /// The proxy's counters.
     pub proxy: &'a ProxyStats,
     /// Whether the proxy's counters are on disk, for the agent's next start.
     pub is_proxy_kept: bool,
-    /// The kernel programs' figures, if there are any and they could be read.
+    /// The kernel programs' counters, if there are programs and their maps could be read.
     pub kernel: Option<&'a StatsSnapshot>,
-    /// Loads that are known here.
+    /// The known loads of backends.
     pub loads: &'a BTreeMap<BackendId, Load>,
-    /// Backends that get no new flows for now.
+    /// Backends that the health check has ejected for now.
     pub ejected: &'a BTreeSet<BackendId>,
-    /// Switches of policies.
+    /// The number of policy changes of each service.
     pub policy_changes: &'a BTreeMap<ServiceId, u64>,
-    /// Of which backends there are series.
+    /// The backends that have series.
     pub backends: MetricsBackends,
-    /// How reading went.
+    /// The results of the collectors.
     pub collectors: &'a [Reading],
 }
 
-/// How reading one source went.
+/// The result of reading one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// The source.
+    /// The source's name.
     pub name: &'static str,
-    /// Whether it could be read.
+    /// Whether the source could be read.
     pub success: bool,
-    /// How long it took.
+    /// How long reading took.
     pub duration: Duration,
 }
 
@@ -103,15 +104,15 @@ pub fn families(seen: &Observation<'_>) -> Vec<MetricFamily> {
     samples.into_families()
 }
 
-/// Observes the running agent.
+/// Collects the metrics of the running agent.
 pub struct AgentCollector {
-    /// The mesh.
+    /// The view of the mesh.
     pub view: watch::Receiver<Arc<NodeView>>,
-    /// The generation that carries traffic.
+    /// The generation of the mesh table that carries traffic.
     pub applied: watch::Receiver<u64>,
     /// Whether the stream to a manager is up.
     pub connected: watch::Receiver<bool>,
-    /// The node.
+    /// The node's properties.
     pub node: watch::Receiver<NodeFacts>,
     /// The proxy.
     pub proxy: Arc<Proxy>,
@@ -119,13 +120,13 @@ pub struct AgentCollector {
     pub kept: watch::Receiver<Kept>,
     /// The kernel data plane, if there is one.
     pub datapath: Option<Arc<Datapath>>,
-    /// Loads that are known here.
+    /// The known loads of backends.
     pub loads: Arc<Loads>,
-    /// Backends that get no new flows for now.
+    /// Backends that the health check has ejected for now.
     pub ejected: watch::Receiver<BTreeSet<BackendId>>,
-    /// Switches of policies.
+    /// Counts policy changes.
     pub progress: Progress,
-    /// Of which backends there are series.
+    /// The backends that have series.
     pub backends: MetricsBackends,
 }
 
@@ -134,14 +135,14 @@ impl Collector for AgentCollector {
         descriptions().iter().collect()
     }
 
-    /// Blocking: reads maps.
+    /// Blocks while it reads maps.
     fn collect(&self) -> Vec<MetricFamily> {
         let mut collectors = Vec::new();
         let kernel = self.datapath.as_ref().and_then(|datapath| {
             let start = Instant::now();
             let stats = datapath.stats();
             if let Err(error) = &stats {
-                tracing::warn!(error = %error_chain(error), "read the data plane's figures");
+                tracing::warn!(error = %error_chain(error), "can't read the data plane's counters");
             }
             let reading = Reading { name: "datapath", success: stats.is_ok(), duration: start.elapsed() };
             collectors.push(reading);
@@ -169,7 +170,7 @@ impl Collector for AgentCollector {
     }
 }
 
-/// The descriptions that the registry wants of a collector.
+/// The descriptions that the registry requires of a collector.
 fn descriptions() -> &'static [Desc] {
     static DESCRIPTIONS: std::sync::LazyLock<Vec<Desc>> = std::sync::LazyLock::new(|| {
         let describe = |family: &catalogue::Family| {

@@ -14,7 +14,7 @@ use super::catalogue as names;
 use super::samples::{Samples, number};
 use crate::datapath::StatsSnapshot;
 
-/// Adds what is known of the agent and its node.
+/// Adds the families of the agent and its node.
 pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     let abi = format!("{ABI_HASH:016x}");
     let build = [
@@ -53,7 +53,7 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     }
 }
 
-/// Adds what the kernel programs and their maps tell.
+/// Adds the families of the kernel programs and their maps.
 pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     for (reason, direction, count) in &kernel.drops {
         let labels = [("reason", reason.label()), ("direction", direction_label(*direction))];
@@ -80,7 +80,7 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
         samples.add(&names::MAP_ENTRIES, &[("map", fill.map)], number(fill.entries));
         samples.add(&names::MAP_MAX_ENTRIES, &[("map", fill.map)], number(fill.capacity));
     }
-    // An error that was never seen is no series that an alert could watch.
+    // Errors start at 0: an alert can't watch a series that doesn't exist before the first error.
     let none = kernel.maps.iter().map(|fill| ((fill.map, "update"), 0));
     let mut errors: BTreeMap<(&str, &str), u64> = none.collect();
     errors.extend(kernel.map_errors.iter().map(|(failed, count)| (*failed, *count)));

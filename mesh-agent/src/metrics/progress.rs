@@ -1,4 +1,5 @@
-//! How the node follows its tables: how long a change takes to carry traffic, and how often policies switch.
+//! How the node follows its mesh tables: how long a change takes to carry traffic, and how often
+//! policies change.
 //!
 //! Invariant: one component counts; a scrape only reads.
 
@@ -14,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::view::NodeView;
 
-/// Bounds of the propagation histogram, seconds.
+/// Bounds of the propagation histogram, in seconds.
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// What was counted so far.
+/// The counters of this module.
 #[derive(Debug, Clone)]
 pub struct Progress {
     propagation: HistogramVec,
@@ -25,7 +26,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing counted; the histogram shows in `registry`.
+    /// Counters at zero; the histogram is registered in `registry`.
     ///
     /// # Errors
     /// The registry has a metric of that name.
@@ -40,21 +41,21 @@ impl Progress {
         Ok(Self { propagation, policies: Arc::default() })
     }
 
-    /// Counts what `applied` and `view` show until `shutdown`.
+    /// Counts the changes of `applied` and `view` until `shutdown`.
     pub async fn follow(
         self,
         mut view: watch::Receiver<Arc<NodeView>>,
         mut applied: watch::Receiver<u64>,
         shutdown: CancellationToken,
     ) {
-        // What the agent starts with was committed long ago.
+        // The table with which the agent starts was committed long ago.
         let mut carried = Arc::clone(&view.borrow());
         loop {
             let newest = Arc::clone(&view.borrow_and_update());
             self.policies.lock().unwrap_or_else(PoisonError::into_inner).observe(&newest);
             let generation = *applied.borrow_and_update();
             if generation == newest.generation && generation > carried.generation {
-                // A generation alone is sent when it suits the manager.
+                // A manager may send a new generation without any change.
                 if !newest.says_the_same(&carried) {
                     let propagation = self.propagation.with_label_values(&["table"]);
                     propagation.observe(seconds_since(newest.committed_unix_ms));
@@ -69,7 +70,7 @@ impl Progress {
         }
     }
 
-    /// Switches of each service's policy.
+    /// The number of policy changes of each service.
     pub fn policy_changes(&self) -> BTreeMap<ServiceId, u64> {
         self.policies.lock().unwrap_or_else(PoisonError::into_inner).counts()
     }
@@ -81,7 +82,7 @@ fn seconds_since(unix_ms: i64) -> f64 {
     Duration::from_millis(passed.max(0).cast_unsigned()).as_secs_f64()
 }
 
-/// Policies as last seen, and how often each changed.
+/// The policies as last seen, and how often each changed.
 #[derive(Debug, Default)]
 struct PolicyChanges {
     services: BTreeMap<ServiceId, (Policy, u64)>,

@@ -1,4 +1,4 @@
-//! Samples on their way to Prometheus: families filled one value at a time.
+//! Collects samples into metric families, one value at a time.
 //!
 //! Invariant: families come out in the catalogue's order, and only those with a sample.
 
@@ -12,14 +12,14 @@ use super::catalogue::{ALL, Family};
 /// A sample's labels.
 pub(super) type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-/// Which buckets of a histogram are shown; the others are in the next one's.
+/// Which buckets of a histogram are shown; counts of the others go to the next one that is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// The first one.
+    /// Index of the first bucket.
     pub(super) first: usize,
-    /// The last one, beside infinity.
+    /// Index of the last bucket before infinity.
     pub(super) last: usize,
-    /// Every so many.
+    /// The distance between two buckets that are shown.
     pub(super) step: usize,
 }
 
@@ -84,13 +84,13 @@ impl Samples {
     }
 }
 
-/// A count as Prometheus takes it.
+/// Converts a count to Prometheus's type.
 #[expect(clippy::cast_precision_loss, reason = "Prometheus knows floats only; exact up to 2^53")]
 pub(super) fn number(count: u64) -> f64 {
     count as f64
 }
 
-/// Nanoseconds in Prometheus's unit.
+/// Converts nanoseconds to seconds, Prometheus's unit.
 fn seconds(nanoseconds: u64) -> f64 {
     number(nanoseconds) / 1e9
 }

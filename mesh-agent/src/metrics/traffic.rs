@@ -1,6 +1,8 @@
-//! Families of published ports and their backends: figures of the kernel programs and of the proxy, added.
+//! Families of published ports and their backends: sums of the counters of the kernel programs and
+//! of the proxy.
 //!
-//! Invariants: pure; what is not in the view has no series, so that series vanish with their service or backend.
+//! Invariants: pure; only what is in the view has series, so that series vanish with their service
+//! or backend.
 
 use std::collections::BTreeMap;
 
@@ -94,7 +96,7 @@ fn add_frontend(
 }
 
 fn add_states(samples: &mut Samples, seen: &Observation<'_>, backends: &[&BackendView], labels: &Labels<'_>) {
-    // What fails too often is as good as silent.
+    // A backend that the health check ejected is shown like a silent one.
     let shown = |backend: &BackendView| match backend.state {
         BackendState::Active if seen.ejected.contains(&backend.id) => state_label(BackendState::Silent),
         state => state_label(state),
@@ -154,7 +156,7 @@ fn add_backend(
     }
 }
 
-/// Adds what selection goes by.
+/// Adds the families of weights and loads, by which backends are selected.
 fn add_shares(
     samples: &mut Samples,
     seen: &Observation<'_>,
@@ -196,7 +198,7 @@ fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a>
     labels.iter().chain(more).copied().collect()
 }
 
-/// Silent backends are the catalogue's unhealthy ones: their node is not heard, or their handshakes fail.
+/// The catalogue calls silent backends unhealthy: their node is silent, or their handshakes fail.
 fn state_label(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",

@@ -1,7 +1,8 @@
-//! Taking connections from a bound socket, as many as there is room for.
+//! Accepts connections from a listening socket, as many as there is room for.
 //!
-//! Invariants: room is taken before a connection is, so that a full proxy leaves new clients in the kernel's queue; a socket that
-//! nobody connects to takes no room; an error of `accept` never ends a listener, nor lets it spin.
+//! Invariants: a listener takes a permit before it accepts, so that a full proxy leaves new clients
+//! in the kernel's backlog; a socket without clients takes no permit; an error of `accept` neither
+//! ends a listener nor makes it spin.
 
 use std::future::pending;
 use std::io;
@@ -17,12 +18,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Connections that the kernel may hold before they are accepted.
+/// The backlog: connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
-/// How long to wait after an error of `accept` (no descriptors left, say).
+/// How long a listener waits after an error of `accept` (no file descriptors left, say).
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// A socket that takes connections; several threads may, from one queue.
+/// A listening socket. Several threads may accept from its one backlog.
 #[derive(Debug)]
 pub struct Listening(Socket);
 
@@ -33,10 +34,10 @@ impl AsFd for Listening {
 }
 
 impl Listening {
-    /// The same queue, for another thread.
+    /// Duplicates the descriptor for another thread, which then accepts from the same backlog.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// The process has no file descriptor left.
     pub(super) fn share(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
@@ -45,19 +46,20 @@ impl Listening {
 /// Listens for connections to `address`; see [`bind`].
 ///
 /// # Errors
-/// As the kernel says; an address in use is [`io::ErrorKind::AddrInUse`].
+/// The kernel's error; an address in use is [`io::ErrorKind::AddrInUse`].
 pub(super) fn listen(address: SocketAddr) -> io::Result<Listening> {
     let socket = bind(address, Type::STREAM)?;
-    // What is accepted inherits it.
+    // Accepted sockets inherit this option.
     socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     Ok(Listening(socket))
 }
 
-/// Binds `address`, for IPv6's "any" with IPv4 as well; where there is no IPv6, IPv4's "any" is bound instead.
+/// Binds `address`. IPv6's wildcard takes IPv4 as well; on a host without IPv6, IPv4's wildcard is
+/// bound instead.
 ///
 /// # Errors
-/// As the kernel says; an address in use is [`io::ErrorKind::AddrInUse`].
+/// The kernel's error; an address in use is [`io::ErrorKind::AddrInUse`].
 pub(super) fn bind(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let any_v6 = address.is_ipv6() && address.ip().is_unspecified();
     match bind_one(address, kind) {
@@ -81,7 +83,7 @@ fn bind_one(address: SocketAddr, kind: Type) -> io::Result<Socket> {
         socket.set_only_v6(false)?;
     }
     if kind == Type::STREAM {
-        // For UDP it would let two sockets have one port.
+        // For UDP this option would let two sockets share one port.
         socket.set_reuse_address(true)?;
     }
     socket.set_nonblocking(true)?;
@@ -89,7 +91,8 @@ fn bind_one(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepts until `stop`, giving each connection, its peer and its share of `room` to `serve`, on whose thread of choice it is to be watched.
+/// Accepts until `stop` and gives each connection, its peer and its permit of `room` to `serve`.
+/// `serve` chooses the thread whose event loop watches the connection.
 pub(super) async fn accept_until(
     listening: Listening,
     room: &Arc<Semaphore>,
@@ -97,7 +100,8 @@ pub(super) async fn accept_until(
     mut serve: impl FnMut(std::net::TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let accept = async {
-        // SAFETY: the socket owns its descriptor, and nothing closes it before the queue is dropped.
+        // SAFETY: the socket owns its descriptor, and nothing closes it before the queue is
+        // dropped.
         let queue = match unsafe { AsyncFd::register_with_interest(listening.0, Interest::READABLE) } {
             Ok(queue) => queue,
             Err(error) => {
@@ -121,7 +125,7 @@ pub(super) async fn accept_until(
     }
 }
 
-/// Accepts for ever; ends well only without a room.
+/// Accepts for ever; returns `Ok` only when `room` is closed.
 async fn accept_all(
     queue: &AsyncFd<Socket>,
     room: &Arc<Semaphore>,
@@ -133,7 +137,7 @@ async fn accept_all(
             let Ok(permit) = Arc::clone(room).acquire_owned().await else { return Ok(()) };
             match ready.try_io(|queue| accept_one(queue.get_ref())) {
                 Ok(Ok((stream, peer))) => serve(stream, peer, permit),
-                // It ended in the queue.
+                // The client aborted the connection while it was in the backlog.
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Ok(Err(error)) => return Err(error),
                 Err(_nothing_waits) => break,

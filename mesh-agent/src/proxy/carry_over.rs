@@ -1,10 +1,12 @@
-//! The proxy's counters across a restart of the agent.
+//! Carries the proxy's counters over a restart of the agent.
 //!
-//! Why: they are added to counters in the kernel's maps, which outlive the agent. A sum that falls looks to Prometheus like a
-//! counter that began anew, and all that the kernel ever counted would count again.
+//! Why: a scrape adds them to counters in the kernel's maps, which outlive the agent. Prometheus
+//! reads a sum that falls as a counter reset, and would count all that the kernel ever counted
+//! again.
 //!
-//! Invariant: a scrape shows counters as they were last kept on disk, so no counter falls below what was shown, however the agent
-//! ends. A scrape writes nothing: [`keep`] does, every [`PERIOD`] and when the agent stops. While the disk takes nothing, scrapes
+//! Invariant: a scrape shows the counters as they were last stored on disk, so no counter falls
+//! below a value that was shown, however the agent ends. A scrape writes nothing: [`keep`] stores
+//! the counters every [`PERIOD`] and when the agent stops. While the disk refuses writes, scrapes
 //! show the counters as they are, and `mesh_proxy_counters_kept` is 0.
 
 use std::io;
@@ -25,13 +27,14 @@ use mesh_runtime::error_chain;
 use mesh_runtime::private_file;
 
 const FILE: &str = "proxy-counters.json";
-/// How often counters that have changed are kept, and so how old the proxy's counters in a scrape may be. Short, as it costs no flush:
-/// after a power cut the kernel's counters begin at zero too.
+/// How often changed counters are stored, and so how old the proxy's counters in a scrape may be.
+/// It is short because storing needs no flush: after a power cut the kernel's counters begin at
+/// zero too.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How often a disk that takes nothing is complained of.
+/// How often the log repeats that the disk refuses writes.
 const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Why counters could not be kept or taken up again.
+/// Why counters could not be stored or loaded.
 #[derive(Debug, Error)]
 #[error("access {}", path.display())]
 pub struct CarryOverError {
@@ -40,24 +43,26 @@ pub struct CarryOverError {
     source: io::Error,
 }
 
-/// What the file holds.
+/// The contents of the file.
 #[derive(Serialize, Deserialize)]
 struct Counters {
     backends: Vec<(BackendId, BackendFigures)>,
     frontends: Vec<(ServiceId, Protocol, u16, FrontendFigures)>,
 }
 
-/// Where a scrape gets the proxy's counters from.
+/// The source of the proxy's counters in a scrape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kept {
-    /// These are on disk.
+    /// The counters as they are on disk.
     Yes(Arc<ProxyStats>),
-    /// The disk takes nothing: the counters as they are now, which the next start may not know.
+    /// The disk refuses writes: scrapes show the current counters, which the next start may not
+    /// know.
     No,
 }
 
 impl Kept {
-    /// What a scrape shows when the ledger says `now`: counters as kept, all else (live connections, listeners) as it is.
+    /// What a scrape shows when the ledger holds `now`: counters as stored, and everything else
+    /// (live connections, listeners) as it is.
     pub fn shown(&self, now: ProxyStats) -> ProxyStats {
         let Self::Yes(kept) = self else { return now };
         let backends = now.backends.into_iter().map(|(id, figures)| {
@@ -72,7 +77,8 @@ impl Kept {
     }
 }
 
-/// Keeps what `read` gives in `data_dir` until `shutdown`, and once more then; tells `kept` what scrapes may show.
+/// Stores what `read` returns in `data_dir` every [`PERIOD`] and once more at `shutdown`; publishes
+/// in `kept` what scrapes may show.
 pub async fn keep(
     data_dir: PathBuf,
     read: impl Fn() -> ProxyStats + Send,
@@ -92,7 +98,7 @@ pub async fn keep(
         if !is_kept {
             let (directory, stats) = (data_dir.clone(), Arc::clone(&now));
             let storing = tokio::task::spawn_blocking(move || store(&directory, &stats));
-            // A panic in there ends the agent no less than one in here.
+            // A panic in the blocking task ends this future, and with it the agent.
             let Ok(stored) = storing.await else { return };
             complaints.note(stored.as_ref().err(), Instant::now());
             kept.send_replace(if stored.is_ok() { Kept::Yes(now) } else { Kept::No });
@@ -103,7 +109,7 @@ pub async fn keep(
     }
 }
 
-/// Whether both say the same but for what no counter is.
+/// Whether all counters are equal; gauges don't matter.
 fn counts_alike(before: &ProxyStats, now: &ProxyStats) -> bool {
     let is_alike = |(a, b): ((&BackendId, &BackendFigures), (&BackendId, &BackendFigures))| {
         a.0 == b.0 && *a.1 == BackendFigures { live: a.1.live, ..*b.1 }
@@ -113,7 +119,8 @@ fn counts_alike(before: &ProxyStats, now: &ProxyStats) -> bool {
         && before.backends.iter().zip(&now.backends).all(is_alike)
 }
 
-/// Says that the disk takes nothing, and that it does again; the former once in [`COMPLAINT_INTERVAL`].
+/// Logs that the disk refuses writes, at most once in [`COMPLAINT_INTERVAL`], and that it works
+/// again.
 #[derive(Debug, Default)]
 struct Complaints {
     last: Option<Instant>,
@@ -144,7 +151,7 @@ impl Complaints {
     }
 }
 
-/// Keeps the counters of `stats` in `data_dir`. Blocking.
+/// Stores the counters of `stats` in `data_dir`. Blocks.
 ///
 /// # Errors
 /// The file can't be written.
@@ -164,10 +171,10 @@ pub fn store(data_dir: &Path, stats: &ProxyStats) -> Result<(), CarryOverError> 
         .map_err(|source| CarryOverError { path, source })
 }
 
-/// What was kept in `data_dir`; nothing at the first start. Blocking.
+/// Loads the counters that were stored in `data_dir`; zeros at the first start. Blocks.
 ///
 /// # Errors
-/// The file is there and can't be read.
+/// The file exists and can't be read.
 pub fn load(data_dir: &Path) -> Result<ProxyStats, CarryOverError> {
     let path = data_dir.join(FILE);
     let read = || {
@@ -231,7 +238,7 @@ mod tests {
             Self { ledger, kept, stop, task }
         }
 
-        /// Connections to the backend as a scrape shows them: all, and those that are live.
+        /// Connections to the backend as a scrape shows them: (opened, live).
         fn shown(&self) -> (u64, u64) {
             let shown = self.kept.borrow().shown(self.ledger.stats());
             shown.backends.get(&backend()).map_or((0, 0), |figures| (figures.opened, figures.live))

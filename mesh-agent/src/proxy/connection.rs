@@ -1,7 +1,9 @@
-//! One client's connection: select a backend, connect to it or to another, carry the bytes.
+//! One client's connection: selects a backend, connects to it or to another one, and carries the
+//! bytes.
 //!
-//! Invariants: a connection keeps its backend whatever the view says later, unless the backend is gone; at most
-//! [`ATTEMPTS_MAX`] backends are tried; a client for whom none is left gets a RST, not a silent close.
+//! Invariants: a connection keeps its backend through every change of the view, unless the backend
+//! is gone; at most [`ATTEMPTS_MAX`] backends are tried; a client for whom no backend is left gets
+//! a RST, not a FIN.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,17 +14,17 @@ use mesh_state::spec::Protocol;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::dial::{self, Asking, DialError, Ends};
+use super::dial::{self, Asking, ConnectionAddresses, DialError};
 use super::ledger::Opened;
-use super::pipe::{self, Leg, Terms};
+use super::pipe::{self, Leg, PipeContext};
 use super::routes::{Place, Route, Target};
 use super::warm::{Greeted, Warm};
 use mesh_runtime::error_chain;
 
-/// Backends tried for one connection.
+/// The most backends that are tried for one connection.
 pub(super) const ATTEMPTS_MAX: usize = 4;
 
-/// A backend that took the connection.
+/// A backend that accepted the connection.
 struct Connected {
     target: Arc<Target>,
     link: Link,
@@ -30,11 +32,11 @@ struct Connected {
     began: Instant,
 }
 
-/// The way to a backend.
+/// The connection to a backend.
 enum Link {
-    /// To a task here.
+    /// To a task on this node.
     Task(TcpStream),
-    /// Through the relay of this address.
+    /// Through the relay at this address.
     Relay(SocketAddr, Greeted),
 }
 
@@ -101,18 +103,18 @@ async fn dial(
     client: &TcpStream,
     peer: SocketAddr,
 ) -> Result<Link, DialError> {
-    let ends = || {
+    let addresses = || {
         let destination = client.local_addr().unwrap_or(peer);
-        Ends { client: peer, destination }
+        ConnectionAddresses { client: peer, destination }
     };
     match &target.place {
         Place::Here(address) => {
-            dial::dial_task(*address, target.tells_client.then(ends)).await.map(Link::Task)
+            dial::dial_task(*address, target.tells_client.then(addresses)).await.map(Link::Task)
         }
         Place::Relay(relay) => {
             let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
             let asking = Asking { source, keys: &keys, warm };
-            let greeted = dial::dial_relay(&asking, *relay, target.id, ends()).await?;
+            let greeted = dial::dial_relay(&asking, *relay, target.id, addresses()).await?;
             Ok(Link::Relay(*relay, greeted))
         }
         Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
@@ -128,7 +130,7 @@ async fn carry(
 ) -> Result<(), pipe::PipeError> {
     let Connected { target, link, opened, began } = connected;
     let (backend, frontend) = (&target.entry, &route.counters);
-    let terms = Terms {
+    let context = PipeContext {
         idle_limit: route.idle_limit,
         gone: backend.gone(),
         request: &[backend.request_bytes(), frontend.request_bytes()],
@@ -137,9 +139,9 @@ async fn carry(
     };
     let client = Leg::Plain(client);
     let result = match link {
-        Link::Task(stream) => pipe::carry(client, Leg::Plain(stream), &terms).await.map(drop),
+        Link::Task(stream) => pipe::carry(client, Leg::Plain(stream), &context).await.map(drop),
         Link::Relay(relay, Greeted { stream, challenge }) => {
-            pipe::carry(client, Leg::Framed(stream), &terms).await.map(|again| {
+            pipe::carry(client, Leg::Framed(stream), &context).await.map(|again| {
                 if let Some(stream) = again {
                     warm.give(relay, Greeted { stream, challenge });
                 }

@@ -1,6 +1,8 @@
-//! Connecting to a backend: directly if its task runs here, through its node's relay if not.
+//! Connects to a backend: directly if its task runs on this node, else through the relay of the
+//! task's node.
 //!
-//! Invariants: every attempt has a deadline; a remote backend counts as connected only once its relay says so.
+//! Invariants: every attempt has a deadline; a remote backend counts as connected only once its
+//! relay says so.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,10 +23,11 @@ use super::sockopt::{Switch, switch_on};
 use super::warm::{self, Greeted, Warm};
 use crate::control_link::relay_keys::{RelayKey, RelayKeys};
 
-/// A task that does not answer within this is passed over. A SYN is repeated after a second: one may be lost, as when many
-/// come at once to a task that accepts slowly.
+/// The deadline of a connection to a task. It leaves time for one retransmitted SYN, which the
+/// kernel sends after a second: a SYN may be dropped when many reach a task that accepts slowly.
 const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
-/// A relay has its own deadline for the task, and needs time to say so.
+/// The deadline of a relay's answer. It is longer than [`CONNECT_DEADLINE`], which the relay
+/// applies to the task, so that the relay can report the timeout.
 const ANSWER_DEADLINE: Duration = Duration::from_millis(3500);
 
 /// Why a backend could not be connected to.
@@ -35,47 +38,47 @@ pub enum DialError {
     Connect {
         /// The task's or the relay's address.
         address: SocketAddr,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Nothing answered in time.
+    /// The task or the relay did not answer in time.
     #[error("no answer from {address} in time")]
     Deadline {
         /// The task's or the relay's address.
         address: SocketAddr,
     },
-    /// The view names no such node.
+    /// The backend's node is not in the view.
     #[error("node {0} is not in the mesh table")]
     UnknownNode(NodeId),
-    /// No manager has given a relay key yet.
+    /// No manager has sent a relay key yet.
     #[error("no relay key yet: a manager must be reached once")]
     NoKey,
-    /// The task refused a datagram.
+    /// The task refused a datagram (ICMP port unreachable).
     #[error("backend {} refuses datagrams", backend.get())]
     Refused {
-        /// The backend.
+        /// The backend's id.
         backend: BackendId,
     },
-    /// The relay said no.
+    /// The relay answered, but did not connect.
     #[error("relay {relay} answered {answer:?}")]
     Relay {
-        /// The relay.
+        /// The relay's address.
         relay: SocketAddr,
-        /// Its answer; `None` if this version doesn't know it.
+        /// The relay's answer; `None` if this version doesn't know it.
         answer: Option<Answer>,
     },
 }
 
-/// Why an attempt failed, as metrics tell it apart.
+/// Why an attempt failed, as a label of metrics.
 #[repr(usize)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureReason {
-    /// No answer.
+    /// The peer did not answer in time.
     Timeout = 0,
-    /// The task refused.
+    /// The task refused the connection.
     Reset = 1,
-    /// No way to the task.
+    /// There is no route, key or relay to the task.
     Unreachable = 2,
 }
 
@@ -83,7 +86,7 @@ impl FailureReason {
     /// Every reason, in the order of the numbers.
     pub const ALL: [Self; 3] = [Self::Timeout, Self::Reset, Self::Unreachable];
 
-    /// The metric's label.
+    /// The value of the metrics' label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
@@ -94,7 +97,7 @@ impl FailureReason {
 }
 
 impl DialError {
-    /// The reason, for counters.
+    /// Classifies the error for the counters.
     pub fn reason(&self) -> FailureReason {
         match self {
             Self::Deadline { .. } | Self::Relay { answer: Some(Answer::Timeout), .. } => {
@@ -111,41 +114,44 @@ impl DialError {
     }
 }
 
-/// Who connected to what.
+/// The two addresses of a client's connection, as the client sees them.
 #[derive(Debug, Clone, Copy)]
-pub struct Ends {
-    /// The client.
+pub struct ConnectionAddresses {
+    /// The client's address.
     pub client: SocketAddr,
-    /// What it connected to.
+    /// The published address and port that the client connected to.
     pub destination: SocketAddr,
 }
 
-/// Connects to a task on this node; tells it who connected, if its service wants that.
+/// Connects to a task on this node, and sends it a PROXY header if `header` is given.
 ///
 /// # Errors
-/// It can't be reached, or refuses.
-pub(super) async fn dial_task(address: SocketAddr, tells: Option<Ends>) -> Result<TcpStream, DialError> {
+/// The task can't be reached, or refuses.
+pub(super) async fn dial_task(
+    address: SocketAddr,
+    header: Option<ConnectionAddresses>,
+) -> Result<TcpStream, DialError> {
     let mut stream = connect(address, None).await?;
-    if let Some(ends) = tells {
-        let header = Header::new(ends);
-        // The socket is new, so that its buffer takes this at once.
+    if let Some(addresses) = header {
+        let header = Header::new(addresses);
+        // The socket is new, so its send buffer takes the header at once.
         stream.write_all(header.bytes()).await.map_err(|source| DialError::Connect { address, source })?;
     }
     Ok(stream)
 }
 
-/// How relays are asked.
+/// What every request to a relay needs.
 pub(super) struct Asking<'a> {
-    /// This node's address.
+    /// This node's address, which the relay checks against the members.
     pub(super) source: Option<IpAddr>,
-    /// The good keys.
+    /// The valid relay keys, newest first.
     pub(super) keys: &'a RelayKeys,
-    /// Connections that wait.
+    /// The pool of idle connections to relays.
     pub(super) warm: &'a Arc<Warm>,
 }
 
-/// Connects to a task on another node, through that node's relay. What comes back answers to the next session's challenge, once this one
-/// has ended.
+/// Connects to a task on another node through that node's relay. The returned challenge is the one
+/// that the connection's next session must answer.
 ///
 /// # Errors
 /// The relay or the task can't be reached, or refuses.
@@ -153,12 +159,12 @@ pub(super) async fn dial_relay(
     asking: &Asking<'_>,
     relay: SocketAddr,
     backend: BackendId,
-    ends: Ends,
+    addresses: ConnectionAddresses,
 ) -> Result<Greeted, DialError> {
     let mut last = DialError::NoKey;
-    // While keys rotate the other node may still hold only the key before.
+    // While keys rotate, the other node may still hold only the previous key.
     for key in asking.keys.iter() {
-        match ask_relay(asking, relay, backend, key, ends).await {
+        match ask_relay(asking, relay, backend, key, addresses).await {
             Err(error @ DialError::Relay { answer: Some(Answer::Denied), .. }) => last = error,
             result => return result,
         }
@@ -171,16 +177,17 @@ async fn ask_relay(
     relay: SocketAddr,
     backend: BackendId,
     key: &RelayKey,
-    ends: Ends,
+    addresses: ConnectionAddresses,
 ) -> Result<Greeted, DialError> {
     if let Some(greeted) = asking.warm.take(relay, asking.source) {
-        match ask(greeted, relay, backend, key, ends).await {
-            // It broke while it waited: its relay was restarted, say.
+        match ask(greeted, relay, backend, key, addresses).await {
+            // The pooled connection broke while it was idle, for example because its relay
+            // restarted.
             Err(DialError::Connect { .. }) => {}
             result => return result,
         }
     }
-    ask(warm::open(relay, asking.source).await?, relay, backend, key, ends).await
+    ask(warm::open(relay, asking.source).await?, relay, backend, key, addresses).await
 }
 
 async fn ask(
@@ -188,10 +195,10 @@ async fn ask(
     relay: SocketAddr,
     backend: BackendId,
     key: &RelayKey,
-    ends: Ends,
+    addresses: ConnectionAddresses,
 ) -> Result<Greeted, DialError> {
     let Greeted { mut stream, challenge } = greeted;
-    let Ends { client, destination } = ends;
+    let ConnectionAddresses { client, destination } = addresses;
     let asked = Preamble { backend, client, destination, challenge }.sign(key);
     let exchange = async {
         stream.write_all(&asked).await?;
@@ -210,7 +217,7 @@ async fn ask(
 /// Connects to `address`, from `source` if given.
 ///
 /// # Errors
-/// Nobody is there, or answers in time.
+/// The connection is refused, or not accepted in time.
 pub(super) async fn connect(address: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, DialError> {
     let failed = |source| DialError::Connect { address, source };
     let stream = begin(address, source).map_err(failed)?;
@@ -218,7 +225,8 @@ pub(super) async fn connect(address: SocketAddr, source: Option<IpAddr>) -> Resu
         .await
         .map_err(|_| DialError::Deadline { address })?
         .map_err(failed)?;
-    // The event tells whether there is an error to ask for.
+    // The event says whether there can be a socket error to fetch; without one the syscall is
+    // saved.
     if (ready.is_error() || ready.is_write_closed())
         && let Some(error) = stream.take_error().map_err(failed)?
     {
@@ -231,7 +239,8 @@ fn begin(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new_raw(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     if let Some(source) = source {
-        // The port is chosen by the connection's other end too, so that there are enough of them.
+        // The kernel chooses the port at connect(2), when it knows the peer, so that each peer has
+        // a whole range of ports.
         switch_on(&socket, Switch::BindAddressNoPort)?;
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }

@@ -1,8 +1,8 @@
-//! Which ports of this node some socket holds, as the kernel tells (`sock_diag`): TCP sockets that listen, UDP sockets that are bound and
-//! not connected.
+//! Lists the ports of this node that sockets hold, by `sock_diag`: TCP sockets that listen, UDP
+//! sockets that are bound and not connected.
 //!
-//! Only those are listed, so the cost doesn't depend on how many connections the node has. Which of them may take a client's packet,
-//! and from whom, is decided by pure functions.
+//! The kernel lists only those, so the cost doesn't depend on how many connections the node has.
+//! Pure functions decide which of the sockets can receive a client's packet, and from whom.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,29 +12,29 @@ use mesh_state::spec::Protocol;
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-/// A socket that takes what comes to its port.
+/// A socket that receives what arrives at its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostSocket {
     pub(super) protocol: Protocol,
     pub(super) port: u16,
     pub(super) address: IpAddr,
-    /// What tells it from others: that of its descriptor.
+    /// The inode of the socket, which identifies it.
     pub(super) inode: u64,
 }
 
 /// `SOCK_DIAG_BY_FAMILY` of `linux/sock_diag.h`.
 const BY_FAMILY: u16 = 20;
-/// States of `net/tcp_states.h`; a UDP socket that is not connected is "closed".
+/// States of `net/tcp_states.h`; a UDP socket that is not connected is in state "closed".
 const CLOSED: u32 = 7;
 const LISTENS: u32 = 10;
-/// Bytes of a netlink header.
+/// Length of a netlink header in bytes.
 const HEADER: usize = 16;
-/// Bytes of `inet_diag_req_v2`.
+/// Length of `inet_diag_req_v2` in bytes.
 const REQUEST: usize = 56;
-/// Bytes of `inet_diag_msg`.
+/// Length of `inet_diag_msg` in bytes.
 const ANSWER: usize = 72;
 
-/// Every socket of the thread's network namespace that takes what comes to its port.
+/// Lists the listening sockets and unconnected UDP sockets of the thread's network namespace.
 ///
 /// # Errors
 /// The kernel has no `sock_diag` for TCP or UDP.
@@ -47,13 +47,14 @@ pub(super) fn bound() -> io::Result<Vec<HostSocket>> {
     Ok(found)
 }
 
-/// The ports that sockets other than `own` (by inode) hold at an address that other hosts reach.
+/// The ports that sockets other than `own` (by inode) hold at an address that other hosts can
+/// reach.
 pub(super) fn held_by_others(sockets: &[HostSocket], own: &BTreeSet<u64>) -> BTreeSet<(Protocol, u16)> {
     let others = sockets.iter().filter(|socket| !own.contains(&socket.inode) && is_reached(socket.address));
     others.map(|socket| (socket.protocol, socket.port)).collect()
 }
 
-/// Whether a packet of another host to one of this node's addresses may be for a socket that is bound to this one.
+/// Whether a socket bound to `address` may receive packets that other hosts send to this node.
 fn is_reached(address: IpAddr) -> bool {
     let address = address.to_canonical();
     !address.is_loopback() && !address.is_multicast()
@@ -93,7 +94,7 @@ fn request(family: i32, protocol: i32, states: u32) -> Vec<u8> {
     request
 }
 
-/// Adds the sockets that a datagram tells of; `true` once it says that there are no more.
+/// Adds the sockets that a netlink datagram lists; returns `true` at the end of the dump.
 fn read(datagram: &[u8], protocol: Protocol, found: &mut Vec<HostSocket>) -> io::Result<bool> {
     let malformed = || io::Error::other("sock_diag's answer is cut short");
     let mut rest = datagram;
@@ -114,7 +115,7 @@ fn read(datagram: &[u8], protocol: Protocol, found: &mut Vec<HostSocket>) -> io:
     Ok(false)
 }
 
-/// What an `inet_diag_msg` tells of.
+/// Parses one `inet_diag_msg`.
 fn socket(message: &[u8], protocol: Protocol) -> Option<HostSocket> {
     let address = if i32::from(*message.first()?) == libc::AF_INET6 {
         IpAddr::V6(Ipv6Addr::from(bytes::<16>(message, 8)?))

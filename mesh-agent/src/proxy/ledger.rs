@@ -1,9 +1,10 @@
-//! What the proxy counts, and which of its connections must end: one entry a backend, one a published port.
+//! Counters of the proxy, and the signal that ends its connections: one entry for each backend, one
+//! for each published port.
 //!
-//! Invariants: counters only grow; live connections are never negative; an entry lives as long as its backend is in the view or
-//! a connection holds it. No lock is held while anything waits.
+//! Invariants: counters only grow; the number of live connections is never negative; an entry lives
+//! as long as its backend is in the view or a connection holds it. No lock is held across an await.
 //!
-//! Left to others: turning figures into metrics (`metrics`).
+//! Left to others: turning figures into metrics ([`crate::metrics`]).
 
 pub use frontend::{FrontendEntry, FrontendFigures};
 pub use gone::Gone;
@@ -25,7 +26,7 @@ use super::dial::FailureReason;
 use crate::lb::health::Handshakes;
 use crate::view::NodeView;
 
-/// Names a published port of a service.
+/// Identifies a published port of a service.
 pub type FrontendKey = (ServiceId, Protocol, u16);
 
 /// Counters of one backend.
@@ -37,49 +38,49 @@ pub struct BackendEntry {
     request_bytes: AtomicU64,
     reply_bytes: AtomicU64,
     failures: [AtomicU64; FailureReason::ALL.len()],
-    /// Connections that live and began before the drain, those relayed for other nodes included.
+    /// Live connections that began before the drain, including those relayed for other nodes.
     waited_for: AtomicU64,
     drains: AtomicBool,
     gone: Gone,
 }
 
-/// Figures of one backend, as this node's proxy saw it.
+/// Counters of one backend on this node's proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BackendFigures {
-    /// Connections assigned to it by this node.
+    /// Connections that this node assigned to the backend.
     pub opened: u64,
-    /// Those of them that it accepted.
+    /// Of those: connections that the backend accepted.
     #[serde(default)]
     pub answered: u64,
-    /// Those of them that are live.
+    /// Of those: connections that are live.
     pub live: u64,
-    /// Payload from clients to the task, bytes.
+    /// Payload bytes from clients to the task.
     pub request_bytes: u64,
-    /// Payload from the task to clients, bytes.
+    /// Payload bytes from the task to clients.
     pub reply_bytes: u64,
     /// Failed attempts to connect, by [`FailureReason`].
     pub failures: [u64; FailureReason::ALL.len()],
 }
 
 impl BackendFigures {
-    /// How connecting to it went.
+    /// Completed and failed handshakes, for passive health checks.
     pub fn handshakes(&self) -> Handshakes {
         Handshakes { answered: self.answered, failed: self.failures.iter().sum() }
     }
 }
 
-/// All figures at one moment.
+/// All counters at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProxyStats {
-    /// By backend.
+    /// Counters by backend.
     pub backends: BTreeMap<BackendId, BackendFigures>,
-    /// By published port.
+    /// Counters by published port.
     pub frontends: BTreeMap<FrontendKey, FrontendFigures>,
-    /// Published ports, and whether this node listens on them.
+    /// Whether this node listens on each published port.
     pub listeners: BTreeMap<(Protocol, u16), bool>,
 }
 
-/// The entries by name.
+/// All entries, by backend and by published port.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<Entries>,
@@ -94,7 +95,7 @@ struct Entries {
 }
 
 impl Ledger {
-    /// The backend's entry.
+    /// The backend's entry; it is made on first use.
     pub fn backend(&self, id: BackendId) -> Arc<BackendEntry> {
         let mut entries = self.lock();
         let entry = Arc::clone(entries.backends.entry(id).or_default());
@@ -104,7 +105,7 @@ impl Ledger {
         entry
     }
 
-    /// The published port's entry.
+    /// The published port's entry; it is made on first use.
     pub fn frontend(&self, key: &FrontendKey) -> Arc<FrontendEntry> {
         let mut entries = self.lock();
         if let Some(entry) = entries.frontends.get(key) {
@@ -113,7 +114,7 @@ impl Ledger {
         Arc::clone(entries.frontends.entry(key.clone()).or_default())
     }
 
-    /// Goes on counting where an earlier agent's proxy was. Its connections are gone.
+    /// Adds the counters of an earlier agent's proxy. Its connections ended with it.
     pub fn resume(&self, before: &ProxyStats) {
         let mut entries = self.lock();
         for (id, figures) in &before.backends {
@@ -124,7 +125,7 @@ impl Ledger {
         }
     }
 
-    /// Ends all connections, those to come included.
+    /// Ends all connections, including later ones.
     pub fn cut(&self) {
         let mut entries = self.lock();
         entries.is_cut = true;
@@ -133,12 +134,13 @@ impl Ledger {
         }
     }
 
-    /// Notes on which published ports this node listens.
+    /// Stores on which published ports this node listens.
     pub fn set_listeners(&self, listeners: BTreeMap<(Protocol, u16), bool>) {
         self.lock().listeners = listeners;
     }
 
-    /// Forgets what the view doesn't hold any more; connections of backends that are gone end at once.
+    /// Removes entries that the view doesn't hold any more; connections of removed backends end at
+    /// once.
     pub fn follow(&self, view: &NodeView) {
         let mut entries = self.lock();
         entries.backends.retain(|id, entry| {
@@ -155,18 +157,19 @@ impl Ledger {
         });
     }
 
-    /// Connections to these backends that a drain waits for, from now on without later ones.
+    /// The number of connections to these backends that a drain waits for. From the first call on,
+    /// new connections don't count.
     pub fn drain(&self, backends: &[BackendId]) -> u64 {
         let entries = self.lock();
         backends.iter().filter_map(|id| entries.backends.get(id)).map(|entry| entry.drain()).sum()
     }
 
-    /// How connecting to the backend went.
+    /// Completed and failed handshakes with the backend.
     pub fn handshakes(&self, id: BackendId) -> Handshakes {
         self.lock().backends.get(&id).map(|entry| entry.figures().handshakes()).unwrap_or_default()
     }
 
-    /// All figures now.
+    /// A copy of all counters.
     pub fn stats(&self) -> ProxyStats {
         let entries = self.lock();
         ProxyStats {
@@ -194,7 +197,7 @@ impl BackendEntry {
         }
     }
 
-    /// Told once the backend is gone, or all connections must end.
+    /// The signal that the backend is gone, or that all connections must end.
     pub fn gone(&self) -> &Gone {
         &self.gone
     }
@@ -205,14 +208,15 @@ impl BackendEntry {
         Opened { waited_for: Some(self.wait_for()), entry: Arc::clone(self) }
     }
 
-    /// Counts a UDP flow assigned to the backend, until the guard is dropped. No drain waits for it: whether it goes on is known by
-    /// its timeout only, and its next datagram finds another backend.
+    /// Counts a UDP flow assigned to the backend, until the guard is dropped. A drain doesn't wait
+    /// for UDP flows: only their timeout shows that they ended, and the client's next datagram
+    /// selects another backend.
     pub fn open_flow(self: &Arc<Self>) -> Opened {
         self.opened.fetch_add(1, Ordering::Relaxed);
         Opened { waited_for: None, entry: Arc::clone(self) }
     }
 
-    /// Has a drain wait for a connection until the guard is dropped, if none has begun yet.
+    /// Makes a drain wait for a connection until the guard is dropped, unless the drain has begun.
     pub fn wait_for(self: &Arc<Self>) -> WaitedFor {
         let counted = !self.drains.load(Ordering::Acquire);
         if counted {
@@ -221,7 +225,8 @@ impl BackendEntry {
         WaitedFor { entry: Arc::clone(self), counted }
     }
 
-    /// Connections that a drain of the backend waits for; later ones are not among them from now on.
+    /// The number of connections that a drain of the backend waits for. From the first call on, new
+    /// connections don't count.
     pub fn drain(&self) -> u64 {
         self.drains.store(true, Ordering::Release);
         self.waited_for.load(Ordering::Acquire)
@@ -247,19 +252,20 @@ impl BackendEntry {
         self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
 
-    /// Bytes from clients.
+    /// The counter of bytes from clients.
     pub fn request_bytes(&self) -> &AtomicU64 {
         &self.request_bytes
     }
 
-    /// Bytes to clients.
+    /// The counter of bytes to clients.
     pub fn reply_bytes(&self) -> &AtomicU64 {
         &self.reply_bytes
     }
 
     /// Live connections that this node assigned to the backend.
     pub fn live(&self) -> u64 {
-        // Closed first: a connection that opens and closes in between must not make it negative.
+        // `closed` is read first: a connection that opens and closes between the two reads must not
+        // make the difference negative.
         let closed = self.closed.load(Ordering::Acquire);
         self.opened.load(Ordering::Acquire).saturating_sub(closed)
     }
@@ -276,7 +282,7 @@ impl BackendEntry {
     }
 }
 
-/// A connection that this node assigned to a backend; dropped when it ends.
+/// Guard of a connection that this node assigned to a backend; dropping it counts the end.
 #[derive(Debug)]
 pub struct Opened {
     entry: Arc<BackendEntry>,
@@ -284,7 +290,7 @@ pub struct Opened {
     waited_for: Option<WaitedFor>,
 }
 
-/// A connection that a drain of its backend waits for, if it began before the drain; dropped when it ends.
+/// Guard of a connection that a drain of its backend waits for, if it began before the drain.
 #[derive(Debug)]
 pub struct WaitedFor {
     entry: Arc<BackendEntry>,

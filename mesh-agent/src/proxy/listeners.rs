@@ -1,8 +1,10 @@
-//! The sockets of the published ports: really bound on every node, opened and closed as services come and go.
+//! The listening sockets of the published ports: bound on every node, opened and closed as services
+//! come and go.
 //!
-//! Invariants: a port that something else holds is said once and reported as long as it is held, tried again every few seconds, and
-//! harms no other port; a port that mesh itself needs is never bound, whether or not anything listens there now; closing a listener
-//! leaves its TCP connections alone.
+//! Invariants: a port that another process holds is logged once, reported as long as it is held,
+//! tried again every few seconds, and affects no other port; a port that mesh itself needs is never
+//! bound, whether or not anything listens there now; closing a listener leaves its TCP connections
+//! alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,42 +26,43 @@ use crate::view::NodeView;
 
 type Published = (Protocol, u16);
 
-/// The published ports that this node listens on.
+/// The published ports on which this node listens.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     ports: BTreeMap<Published, Port>,
-    /// Sockets that were closed, until the kernel lists them no more.
+    /// Inodes of closed sockets that the kernel may still list.
     closing: BTreeSet<u64>,
-    /// Ports that others hold at an address that other hosts reach.
+    /// Ports that other processes hold at an address that other hosts can reach.
     held: BTreeSet<Published>,
-    /// When that was looked at.
+    /// When the host's sockets were last listed.
     looked_at: Option<Instant>,
-    /// Whether the kernel's list can't be read, which is said once.
+    /// Whether the kernel's list can't be read; the log says so once.
     is_blind: bool,
 }
 
-/// The host is looked at no more often than this, unless a port can't be bound: tables may come by the dozen.
+/// The least time between two listings of the host's sockets, unless a port can't be bound: tables
+/// may arrive by the dozen.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Port {
-    /// Bound.
+    /// The port is bound.
     Open(Bound),
-    /// Something else holds it, or it can't be bound.
+    /// The port can't be bound; the reason.
     Clashes(String),
 }
 
 /// A bound port.
 #[derive(Debug)]
 struct Bound {
-    /// Cancelled to close it.
+    /// Cancelled to close the socket.
     close: CancellationToken,
-    /// That of its socket.
+    /// The socket's inode.
     inode: u64,
 }
 
 impl Listeners {
-    /// Closes what the view doesn't publish any more, and opens what is missing.
+    /// Closes ports that the view doesn't publish any more, and opens those that are missing.
     pub(super) fn follow(&mut self, proxy: &Arc<Proxy>, view: &NodeView) {
         let wanted: BTreeMap<Published, &str> = view
             .frontends()
@@ -90,7 +93,8 @@ impl Listeners {
         proxy.tell_clashes(self.clashes());
     }
 
-    /// Finds out which ports others hold. Where the kernel doesn't tell, those are taken that can't be bound because of that.
+    /// Lists the ports that other processes hold. Where the kernel can't list sockets, ports count
+    /// as held if binding them failed with "address in use".
     fn look_at_the_host(&mut self) {
         match host_sockets::bound() {
             Ok(sockets) => {
@@ -123,7 +127,8 @@ impl Listeners {
     fn clashes(&self) -> Vec<PortClash> {
         let clash = |(published, state): (&Published, &Port)| {
             let reason = match state {
-                // Bound at another address than ours (`--listen-address`): the programs leave the port to it all the same.
+                // With `--listen-address`, another process may hold the port at another address;
+                // the programs leave the port to it all the same.
                 Port::Open(_) => self.held.contains(published).then(|| in_use(published.1)),
                 Port::Clashes(reason) => Some(reason.clone()),
             };
@@ -132,7 +137,7 @@ impl Listeners {
         self.ports.iter().filter_map(clash).collect()
     }
 
-    /// Binds a port; whether it could.
+    /// Binds a port; returns whether it succeeded.
     fn open(&mut self, proxy: &Arc<Proxy>, published: Published, service: &str) -> bool {
         let (protocol, port) = (published.0.as_str(), published.1);
         let own = proxy.settings.own_ports.get(&published);
@@ -165,14 +170,14 @@ impl Listeners {
     }
 }
 
-/// How a port's clash begins if another process holds it.
+/// The beginning of a clash's reason if another process holds the port.
 const IN_USE: &str = "in use by another process";
 
 fn in_use(port: u16) -> String {
     format!("{IN_USE}, see `ss -lntup sport = :{port}` there")
 }
 
-/// What keeps a port from being bound, with the next step.
+/// Why a port can't be bound, with the next step.
 fn reason(error: &io::Error, port: u16) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => in_use(port),
@@ -204,7 +209,7 @@ fn start(proxy: &Arc<Proxy>, (protocol, port): Published) -> io::Result<Bound> {
                 home.handle.spawn(serving.tracker.track_future(async move {
                     match TcpStream::from_std(stream) {
                         Ok(stream) => connection::serve(&proxy, &warm, stream, peer, port).await,
-                        Err(error) => tracing::warn!(%peer, error = mesh_runtime::error_chain(&error), "watch a connection"),
+                        Err(error) => tracing::warn!(%peer, error = mesh_runtime::error_chain(&error), "register a connection with the event loop"),
                     }
                     drop((permit, counted));
                 }));

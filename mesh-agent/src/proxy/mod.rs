@@ -1,12 +1,15 @@
 //! The userspace proxy: published ports as sockets, and the relay between nodes.
 //!
-//! Purpose: every node answers on every published port. In `--datapath userspace` this is all of the data plane; otherwise it
-//! serves what the kernel programs leave over: the host's own connections, loopback.
+//! Purpose: every node answers on every published port. With `--datapath userspace` the proxy is
+//! the whole data plane; otherwise it serves connections that the kernel programs don't see: those
+//! of the host itself, and over loopback.
 //!
-//! Invariants: a connection keeps its backend through every change of the view; what ends it is its ends, idleness, or its
-//! backend's disappearance. The number of connections is capped. Connections live on the proxy's own threads (`workers`).
+//! Invariants: a connection keeps its backend through every change of the view; it ends when client
+//! or backend end it, when it is idle for too long, or when its backend is gone. The number of
+//! connections is capped. Connections live on the proxy's own threads ([`workers`]).
 //!
-//! Left to others: which backend (`lb`), the packets of other hosts where programs are attached (`datapath`).
+//! Left to others: selecting the backend ([`crate::lb`]), the packets of other hosts where programs
+//! are attached ([`crate::datapath`]).
 
 pub use accept::Listening;
 
@@ -54,30 +57,31 @@ use crate::lb::ramp::Ramps;
 use crate::view::NodeView;
 use ledger::Ledger;
 use listeners::Listeners;
-use routes::{Ground, Routes};
+use routes::{RouteInputs, Routes};
 use workers::Workers;
 
-/// Published ports that could not be bound are tried again after this.
+/// How often ports that could not be bound are tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// How often the weights of new backends rise.
+/// How often the weights of backends in slow start are raised.
 const RISE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How the proxy works.
+/// The proxy's settings.
 #[derive(Debug, Clone)]
 pub struct ProxySettings {
-    /// Where published ports listen; IPv6's "any" takes IPv4 as well.
+    /// The address on which published ports listen; IPv6's wildcard takes IPv4 as well.
     pub listen_address: IpAddr,
-    /// Where other nodes' proxies connect to.
+    /// The address to which other nodes' proxies connect.
     pub relay_listen: SocketAddr,
     /// The port of every other node's relay.
     pub relay_port: u16,
-    /// Ports that no service may take on this node, as mesh itself needs them, with what for.
+    /// Ports that mesh itself needs on this node, and for what; services can't take them.
     pub own_ports: BTreeMap<(Protocol, u16), String>,
-    /// Connections served at once, of clients and of other nodes, each; as many between nodes may wait for use.
+    /// The most connections of clients, and the most of other nodes, that are served at once. As
+    /// many connections between nodes may wait in the pools.
     pub connections_max: usize,
-    /// A TCP connection without a byte for this long ends, if its service says nothing else.
+    /// An idle TCP connection ends after this, unless its service sets another limit.
     pub idle_limit: Duration,
-    /// A UDP flow without a datagram for this long ends.
+    /// Idle limits of UDP flows.
     pub udp_limits: UdpLimits,
     /// How long live connections may go on once the agent stops.
     pub drain_limit: Duration,
@@ -86,9 +90,9 @@ pub struct ProxySettings {
 /// How long UDP flows live without a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpLimits {
-    /// Before the client has spoken again after an answer.
+    /// The limit until the client has sent again after an answer.
     pub new: Duration,
-    /// From then on.
+    /// The limit from then on.
     pub established: Duration,
 }
 
@@ -98,7 +102,8 @@ impl Default for UdpLimits {
     }
 }
 
-/// How many kernel pipes there may be beside so many connections: one for each of eight ways that carry much at the same time.
+/// The most kernel pipes beside `connections` connections: one for each of eight directions that
+/// carry much at the same time.
 pub const fn pipes_beside(connections: usize) -> usize {
     const PIPES_MAX: usize = 4096;
     let pipes = connections / 8;
@@ -113,16 +118,16 @@ pub enum ProxyError {
         "listen on {address} for other nodes: choose another with --relay-listen, the same port on all nodes"
     )]
     Relay {
-        /// The address.
+        /// The relay's address.
         address: SocketAddr,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The counter of refusals can't be made.
+    /// The counter of refusals can't be registered.
     #[error("make the counter of refusals")]
     Counter(#[source] prometheus::Error),
-    /// The system gives no thread, or no event queue.
+    /// The system refuses a thread or an event queue.
     #[error("start the proxy's threads")]
     Workers(#[source] io::Error),
 }
@@ -132,7 +137,7 @@ pub enum ProxyError {
 pub struct Proxy {
     settings: ProxySettings,
     refusals: Refusals,
-    /// Counts and logs whom the relay turns away.
+    /// Counts and logs peers that the relay refuses.
     relay_door: Arc<Door>,
     ledger: Ledger,
     loads: Arc<Loads>,
@@ -142,23 +147,23 @@ pub struct Proxy {
     relay_keys: watch::Receiver<RelayKeys>,
     room: Arc<Semaphore>,
     relay_room: Arc<Semaphore>,
-    /// For connections between nodes without a session, at both ends.
+    /// Permits of connections between nodes that have no session, at both ends.
     waiting_room: Arc<Semaphore>,
-    /// For the kernel pipes of long ways.
+    /// Permits of kernel pipes, for directions that carry much.
     pipes: Arc<Semaphore>,
     tracker: TaskTracker,
-    /// No new connections.
+    /// Cancelled when no new connections are to be accepted.
     stop: CancellationToken,
-    /// Backends that get no new connections for now.
+    /// Backends that the health check has ejected for now.
     ejected: watch::Sender<BTreeSet<BackendId>>,
-    /// Published ports that this node can't listen on.
+    /// Published ports on which this node can't listen.
     clashes: watch::Sender<Vec<PortClash>>,
-    /// Ports that are the host's own, or mesh's.
+    /// Ports that belong to the host or to mesh.
     host_ports: watch::Sender<Arc<BTreeSet<(Protocol, u16)>>>,
 }
 
 impl Proxy {
-    /// Binds the relay's port. Published ports are bound by [`Proxy::run`].
+    /// Binds the relay's port. [`Proxy::run`] binds published ports.
     ///
     /// # Errors
     /// The relay's port can't be bound.
@@ -196,13 +201,13 @@ impl Proxy {
         Ok((Arc::new(proxy), relay))
     }
 
-    /// What the agent's listeners refuse is counted here.
+    /// The counter of clients that the agent's listeners refuse.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// Follows the view until `shutdown`, reporting each generation that new connections follow; then lets live connections
-    /// end within the drain limit.
+    /// Follows the view until `shutdown`, and reports each generation once new connections follow
+    /// it; then drains: live connections may end within the drain limit.
     pub async fn run(
         self: Arc<Self>,
         relay: Listening,
@@ -226,7 +231,7 @@ impl Proxy {
             applied
                 .send_if_modified(|applied| std::mem::replace(applied, view.generation) != view.generation);
             let is_rising = ramps.is_rising(&view, now);
-            // What is selected from stays as it is while only ports that could not be bound are tried again.
+            // The routes stay as they are when only ports that could not be bound are tried again.
             let goes_on = loop {
                 tokio::select! {
                     () = shutdown.cancelled() => break false,
@@ -255,21 +260,21 @@ impl Proxy {
 
     fn follow(&self, view: &NodeView, ramps: &Ramps, ejected: &BTreeSet<BackendId>, now: Instant) {
         self.ledger.follow(view);
-        let ground = Ground {
+        let inputs = RouteInputs {
             view,
             ledger: &self.ledger,
             relay_port: self.settings.relay_port,
             idle_limit: self.settings.idle_limit,
         };
-        self.routes.store(Arc::new(Routes::new(&ground, Selector::new(view, ramps, ejected, now))));
+        self.routes.store(Arc::new(Routes::new(&inputs, Selector::new(view, ramps, ejected, now))));
     }
 
-    /// Where other nodes' proxies connect to.
+    /// The address to which other nodes' proxies connect.
     pub fn relay_address(&self) -> SocketAddr {
         self.settings.relay_listen
     }
 
-    /// Leaves exactly these backends out for now.
+    /// Replaces the set of backends that the health check has ejected.
     pub fn eject(&self, backends: &BTreeSet<BackendId>) {
         self.ejected.send_if_modified(|present| {
             let changed = present != backends;
@@ -280,13 +285,13 @@ impl Proxy {
         });
     }
 
-    /// Published ports that this node can't listen on.
+    /// Published ports on which this node can't listen.
     pub fn clashes(&self) -> watch::Receiver<Vec<PortClash>> {
         self.clashes.subscribe()
     }
 
-    /// Ports of this node that are not for services to take, whatever the table says: other processes listen there, or mesh itself
-    /// needs them.
+    /// Ports of this node that services can't take, whatever the table says: other processes listen
+    /// there, or mesh itself needs them.
     pub fn host_ports(&self) -> watch::Receiver<Arc<BTreeSet<(Protocol, u16)>>> {
         self.host_ports.subscribe()
     }
@@ -307,7 +312,7 @@ impl Proxy {
         });
     }
 
-    /// The figures.
+    /// The proxy's counters.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -320,7 +325,7 @@ impl Proxy {
         self.routes.load()
     }
 
-    /// What the backend's node measures, if anything young enough is known.
+    /// The load that the backend's node measured, if it is recent enough.
     fn load(&self, id: BackendId) -> Option<u8> {
         self.loads.fresh(id, Instant::now())
     }

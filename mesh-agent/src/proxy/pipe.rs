@@ -1,13 +1,15 @@
-//! Carries bytes both ways between two connections until both ways have ended.
+//! Carries bytes both ways between two connections until both directions have ended.
 //!
-//! Purpose: one task a connection, and no memory of its own while its ends keep up: bytes go through a buffer of the thread, and
-//! only what the other end doesn't take yet is kept.
+//! Purpose: one task per connection, and no buffer of its own while both peers keep up: bytes go
+//! through a buffer of the thread, and only what the receiver's socket doesn't take yet is kept.
 //!
-//! Between nodes the bytes are framed, and a connection whose session has ended properly is given back, for the next one.
+//! Between nodes the bytes are framed, and a connection whose session ended properly returns to the
+//! pool for the next one.
 //!
-//! Invariants: an end of one way is passed on (half-close) while the other goes on; an abortive end of one connection aborts the
-//! other, so that nobody takes a cut-off reply for a whole one; bytes are counted as they are written; bytes kept by all
-//! connections together are bounded.
+//! Invariants: the end of one direction is passed on (half-close) while the other goes on; an
+//! abortive end of one connection resets the other, so that nobody takes a cut-off reply for a
+//! complete one; bytes are counted as they are written; the bytes kept by all connections together
+//! are bounded.
 
 mod conduit;
 mod ends;
@@ -29,22 +31,24 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use self::conduit::Conduit;
-use self::ends::{Sink, Source};
+use self::ends::{ByteSink, ByteSource};
 use super::ledger::Gone;
 
-/// The thread's buffer: the most that one read takes.
+/// Size of the thread's buffer: the most that one read takes.
 const READ_MAX: usize = 256 << 10;
-/// What the first read of a connection takes, and each after one that the other end didn't keep up with.
+/// Size of a connection's first read, and of each read after one that the receiver did not keep up
+/// with.
 const READ_MIN: usize = 16 << 10;
-/// What a read takes while connections keep more than [`KEPT_MAX`] together.
+/// Size of reads while connections keep more than [`KEPT_MAX`] together (backpressure).
 const READ_SCARCE: usize = 4 << 10;
-/// Bytes that all connections may keep for slow ends before reads become small.
+/// Bytes that all connections may keep for slow receivers before reads become small.
 const KEPT_MAX: usize = 256 << 20;
-/// Reads of one way before other connections get their turn.
+/// Reads of one direction before other connections get their turn.
 const ROUNDS: usize = 8;
 
-/// How often within its limit an idle connection is looked at: it lasts that much longer at most. Whether bytes came is all that is noted of
-/// them, as to ask what time it is would cost more.
+/// How often within its limit an idle connection is checked; it lasts longer by one such interval
+/// at most. A connection records only whether bytes came: reading the clock for each would cost
+/// more.
 const WATCHES: u32 = 8;
 
 /// Bytes kept by all connections.
@@ -57,48 +61,49 @@ thread_local! {
 /// Why a connection did not end by itself.
 #[derive(Debug, Error)]
 pub(super) enum PipeError {
-    /// One of the two connections failed.
+    /// One of the two sockets failed.
     #[error("a side failed")]
     Broken(#[from] io::Error),
-    /// No byte for too long.
+    /// No byte was carried for this long.
     #[error("idle for {0:?}")]
     Idle(Duration),
-    /// Its backend left the mesh, or the agent stops.
+    /// The backend left the mesh, or the agent stops.
     #[error("its backend is gone, or the agent stops")]
     Gone,
 }
 
-/// What bounds a connection and what counts it.
-pub(super) struct Terms<'a> {
-    /// No byte either way for this long ends it.
+/// Limits and counters of one connection.
+pub(super) struct PipeContext<'a> {
+    /// An idle connection ends after this.
     pub(super) idle_limit: Duration,
-    /// Told when the connection must end.
+    /// The signal that ends the connection.
     pub(super) gone: &'a Gone,
     /// Counters of bytes from the client.
     pub(super) request: &'a [&'a AtomicU64],
     /// Counters of bytes to the client.
     pub(super) reply: &'a [&'a AtomicU64],
-    /// Room for the kernel pipes of long ways; without, bytes are copied.
+    /// Permits of kernel pipes for directions that carry much; `None` means that bytes are copied.
     pub(super) pipes: Option<&'a Arc<Semaphore>>,
 }
 
 /// One of the two connections.
 pub(super) enum Leg {
-    /// A client's or a task's: it ends with what is carried.
+    /// A client's or a task's connection: it ends with the session.
     Plain(TcpStream),
-    /// One between nodes: what is carried is one of its sessions.
+    /// A connection between nodes: its bytes are framed, and it carries one session after another.
     Framed(TcpStream),
 }
 
-/// Carries bytes between `client` and `backend` until both have ended. After an error both are reset. Returns a connection between nodes
-/// that can carry another session.
+/// Carries bytes between `client` and `backend` until both directions have ended. After an error
+/// both connections are reset. Returns the connection between nodes if it can carry another
+/// session.
 ///
 /// # Errors
-/// Why they were reset.
+/// Why the connections were reset.
 pub(super) async fn carry(
     client: Leg,
     backend: Leg,
-    terms: &Terms<'_>,
+    context: &PipeContext<'_>,
 ) -> Result<Option<TcpStream>, PipeError> {
     let (mut client, client_framed) = client.open();
     let (mut backend, backend_framed) = backend.open();
@@ -106,14 +111,15 @@ pub(super) async fn carry(
     let result = {
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
-        let source = Source::new(client_read, client_framed);
+        let source = ByteSource::new(client_read, client_framed);
         let mut request =
-            Way::new(source, Sink::new(backend_write, backend_framed), terms.request, terms.pipes);
-        let source = Source::new(backend_read, backend_framed);
-        let mut reply = Way::new(source, Sink::new(client_write, client_framed), terms.reply, terms.pipes);
-        let watch = terms.idle_limit / WATCHES;
+            Way::new(source, ByteSink::new(backend_write, backend_framed), context.request, context.pipes);
+        let source = ByteSource::new(backend_read, backend_framed);
+        let mut reply =
+            Way::new(source, ByteSink::new(client_write, client_framed), context.reply, context.pipes);
+        let watch = context.idle_limit / WATCHES;
         let (mut is_watched, mut quiet) = (false, 0);
-        let mut gone = pin!(terms.gone.told());
+        let mut gone = pin!(context.gone.told());
         let mut idle = pin!(sleep(watch));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
@@ -121,12 +127,13 @@ pub(super) async fn carry(
                 backend_again = reply.from.has_ended_framed() && request.to.has_ended_framed();
                 return Poll::Ready(ended.map_err(PipeError::from));
             }
-            if terms.gone.is_told() {
+            if context.gone.is_told() {
                 return Poll::Ready(Err(PipeError::Gone));
             }
             if request.take_moved() | reply.take_moved() {
                 quiet = 0;
-                // Both wake this task already, the same task for the connection's whole life.
+                // Both sockets already wake this task, which is the same for the connection's whole
+                // life.
                 if is_watched && !idle.is_elapsed() {
                     return Poll::Pending;
                 }
@@ -137,7 +144,7 @@ pub(super) async fn carry(
             while idle.as_mut().poll(cx).is_ready() {
                 quiet += 1;
                 if quiet > WATCHES {
-                    return Poll::Ready(Err(PipeError::Idle(terms.idle_limit)));
+                    return Poll::Ready(Err(PipeError::Idle(context.idle_limit)));
                 }
                 idle.as_mut().reset(Instant::now() + watch);
             }
@@ -163,7 +170,7 @@ impl Leg {
     }
 }
 
-/// Makes the close of a connection, when it is dropped, a RST instead of a FIN.
+/// Makes closing the connection send a RST instead of a FIN.
 pub(super) fn reset(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
         tracing::debug!(
@@ -175,22 +182,22 @@ pub(super) fn reset(stream: &TcpStream) {
 
 fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     BUFFER.with_borrow_mut(|buffer| {
-        // The last end needs no passing on: both connections are closed then.
+        // The last end needs no half-close: both connections are closed next.
         let asked = request.poll(cx, buffer, reply.is_over)?;
         let answered = reply.poll(cx, buffer, request.is_over)?;
         if asked.is_ready() && answered.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
 }
 
-/// One way of a connection.
+/// One direction of a connection.
 struct Way<'a> {
-    from: Source<'a>,
-    to: Sink<'a>,
+    from: ByteSource<'a>,
+    to: ByteSink<'a>,
     counters: &'a [&'a AtomicU64],
     kept: Kept,
-    /// What the next read takes at most.
-    appetite: usize,
-    /// The short cut of a way with much to carry.
+    /// The most that the next read takes.
+    read_size: usize,
+    /// The kernel pipe of a direction that carries much.
     conduit: Option<Conduit>,
     pipes: Option<&'a Arc<Semaphore>>,
     has_moved: bool,
@@ -200,8 +207,8 @@ struct Way<'a> {
 
 impl<'a> Way<'a> {
     fn new(
-        from: Source<'a>,
-        to: Sink<'a>,
+        from: ByteSource<'a>,
+        to: ByteSink<'a>,
         counters: &'a [&'a AtomicU64],
         pipes: Option<&'a Arc<Semaphore>>,
     ) -> Self {
@@ -210,7 +217,7 @@ impl<'a> Way<'a> {
             to,
             counters,
             kept: Kept::default(),
-            appetite: READ_MIN,
+            read_size: READ_MIN,
             conduit: None,
             pipes,
             has_moved: false,
@@ -223,7 +230,8 @@ impl<'a> Way<'a> {
         std::mem::take(&mut self.has_moved)
     }
 
-    /// Moves what can be moved now. Ready once the end was passed on, or has only to be.
+    /// Moves what can be moved now. Ready once the end was passed on, or when only that is left to
+    /// do.
     fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], is_last: bool) -> Poll<io::Result<()>> {
         for _ in 0..ROUNDS {
             if self.is_over {
@@ -247,7 +255,7 @@ impl<'a> Way<'a> {
                 ready!(self.splice(cx))?;
                 continue;
             }
-            let size = if KEPT.load(Ordering::Relaxed) > KEPT_MAX { READ_SCARCE } else { self.appetite };
+            let size = if KEPT.load(Ordering::Relaxed) > KEPT_MAX { READ_SCARCE } else { self.read_size };
             let length = ready!(self.from.poll_read(cx, &mut buffer[..size]))?;
             self.pass(cx, &buffer[..length])?;
         }
@@ -255,7 +263,7 @@ impl<'a> Way<'a> {
         Poll::Pending
     }
 
-    /// Writes what was read, and keeps what isn't taken.
+    /// Writes what was read, and keeps what the socket doesn't take.
     fn pass(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         self.has_moved = true;
         if bytes.is_empty() {
@@ -269,12 +277,12 @@ impl<'a> Way<'a> {
         self.count(written);
         if written < bytes.len() {
             self.kept.keep(&bytes[written..]);
-            self.appetite = READ_MIN;
+            self.read_size = READ_MIN;
         } else if bytes.len() == READ_MAX && self.from.plain().is_some() && self.to.plain().is_some() {
-            // Without room for a pipe bytes are copied, as before.
+            // Without a permit for a pipe, bytes are copied as before.
             self.conduit = self.pipes.and_then(Conduit::within);
-        } else if bytes.len() == self.appetite {
-            self.appetite = (2 * self.appetite).min(READ_MAX);
+        } else if bytes.len() == self.read_size {
+            self.read_size = (2 * self.read_size).min(READ_MAX);
         }
         Ok(())
     }
@@ -315,7 +323,7 @@ fn count(counters: &[&AtomicU64], written: usize) {
     }
 }
 
-/// Bytes that the other end hasn't taken yet.
+/// Bytes that the receiver's socket hasn't taken yet.
 #[derive(Default)]
 struct Kept {
     bytes: Vec<u8>,

@@ -1,7 +1,8 @@
-//! What a node says to another's relay before the bytes of a session, and what the relay answers.
+//! What a node sends to another node's relay before the bytes of a session, and the relay's answer.
 //!
-//! The relay begins, with a challenge of 16 random bytes; so connections can wait, ready, for use, and no preamble is good twice. A
-//! connection whose session has ended (`pipe`) takes another preamble; it answers to the [`next`] challenge, which both sides know.
+//! The relay begins with a challenge of 16 random bytes; so connections can wait in a pool, ready
+//! for use, and no preamble is valid twice. A connection whose session has ended ([`super::pipe`])
+//! takes another preamble; that one answers the [`next`] challenge, which both sides can compute.
 //!
 //! | offset | length | field |
 //! |---|---|---|
@@ -14,9 +15,11 @@
 //! | 48 | 16 | the challenge |
 //! | 64 | 32 | HMAC-SHA256 of all before it, under the relay key |
 //!
-//! Numbers are in network order. Invariant: pure; nothing of a preamble is looked at before its MAC is found good.
+//! Numbers are in network order. Invariants: pure; no field of a preamble is used before its MAC is
+//! verified.
 //!
-//! Left to others: whether the sender is a member, and whether the challenge is the one that was sent (`relay`).
+//! Left to others: whether the sender is a member, and whether the challenge is the one that was
+//! sent ([`super::relay`]).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -27,43 +30,43 @@ use thiserror::Error;
 
 use crate::control_link::relay_keys::RelayKey;
 
-/// Bytes of a preamble.
+/// Length of a preamble in bytes.
 pub const PREAMBLE_LENGTH: usize = 96;
-/// Bytes of a challenge.
+/// Length of a challenge in bytes.
 pub const CHALLENGE_LENGTH: usize = 16;
 
 const MAGIC: &[u8; 4] = b"mesh";
 const VERSION: u8 = 3;
 const SIGNED_LENGTH: usize = 64;
 
-/// What a relay sends to whoever connects: random, never twice.
+/// Random bytes that a relay sends to each new connection; never the same twice.
 pub type Challenge = [u8; CHALLENGE_LENGTH];
 
-/// The challenge of the session after the one that `challenge` was for.
+/// The challenge of the session that follows the one with `challenge`.
 pub fn next(challenge: Challenge) -> Challenge {
     u128::from_be_bytes(challenge).wrapping_add(1).to_be_bytes()
 }
 
-/// Which session is relayed.
+/// The request to relay one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preamble {
-    /// For which backend.
+    /// The backend to connect to.
     pub backend: BackendId,
-    /// Who connected.
+    /// The client's address.
     pub client: SocketAddr,
-    /// To what.
+    /// The published address that the client connected to.
     pub destination: SocketAddr,
-    /// What the relay sent, or the one that is next.
+    /// The challenge that the relay sent, or the next one after it.
     pub challenge: Challenge,
 }
 
-/// Why bytes are no preamble.
+/// Why bytes are no valid preamble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum PreambleError {
-    /// No good key made this MAC.
+    /// No valid key made this MAC.
     #[error("the MAC is wrong: the sender holds none of the relay keys")]
     Forged,
-    /// It was made by a member, but by another version of mesh.
+    /// A member made it, but with another version of mesh.
     #[error("magic {magic:02x?}, version {version}: upgrade the older agent")]
     Version {
         /// The first four bytes.
@@ -77,7 +80,7 @@ pub enum PreambleError {
 }
 
 impl Preamble {
-    /// The bytes, signed with `key`.
+    /// The bytes of the preamble, with a MAC by `key`.
     pub fn sign(&self, key: &RelayKey) -> [u8; PREAMBLE_LENGTH] {
         let mut bytes = [0; PREAMBLE_LENGTH];
         bytes[..4].copy_from_slice(MAGIC);
@@ -91,7 +94,7 @@ impl Preamble {
         bytes
     }
 
-    /// Reads bytes that one of `keys` signed.
+    /// Verifies and parses bytes whose MAC is by one of `keys`.
     ///
     /// # Errors
     /// See [`PreambleError`].
@@ -117,13 +120,13 @@ impl Preamble {
     }
 }
 
-/// What a relay answers: one byte.
+/// A relay's answer: one byte.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// The backend is connected; the session's frames follow.
     Connected = 0,
-    /// The preamble was not taken.
+    /// The relay refused the preamble.
     Denied = 1,
     /// This node runs no such backend.
     UnknownBackend = 2,
@@ -133,7 +136,7 @@ pub enum Answer {
     Unreachable = 4,
     /// The task did not answer in time.
     Timeout = 5,
-    /// The relay has no room.
+    /// The relay is full.
     Busy = 6,
 }
 
@@ -153,7 +156,7 @@ impl Answer {
         self as u8
     }
 
-    /// The answer of a byte; unknown ones come from newer agents.
+    /// Parses a byte; unknown ones come from newer agents.
     pub fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|answer| answer.to_byte() == byte)
     }
@@ -251,7 +254,8 @@ mod tests {
 
     #[test]
     fn the_mac_is_plain_hmac_sha256() {
-        // RFC 4231 has no case with a 32-byte key, so the oracle is the crate's own reading of a short key.
+        // RFC 4231 has no case with a 32-byte key, so the oracle is the crate's own reading of a
+        // short key.
         let mut oracle = Hmac::<Sha256>::new_from_slice(key(5).as_bytes()).expect("any length is good");
         oracle.update(b"text");
         assert!(mac(&key(5), b"text").verify_slice(&oracle.finalize().into_bytes()).is_ok());

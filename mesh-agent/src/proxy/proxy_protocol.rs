@@ -1,4 +1,5 @@
-//! The PROXY protocol, version 2, as far as mesh speaks it: what a task is told of a client before its first byte.
+//! The header of the PROXY protocol, version 2: tells a task the client's address before the
+//! connection's first byte.
 //!
 //! | offset | length | field |
 //! |---|---|---|
@@ -9,11 +10,11 @@
 //! | 16 | 2 × 4 or 2 × 16 | the client's address, the published address |
 //! | … | 2 + 2 | the client's port, the published port |
 //!
-//! Pure. Left to others: reading it, which is the task's part.
+//! Pure. Left to others: reading the header, which is the task's part.
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::dial::Ends;
+use super::dial::ConnectionAddresses;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const VERSION_AND_COMMAND: u8 = 0x21;
@@ -29,9 +30,9 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header that tells of `ends`.
-    pub(super) fn new(ends: Ends) -> Self {
-        let (client, published) = (canonical(ends.client), canonical(ends.destination));
+    /// The header of a connection with these addresses.
+    pub(super) fn new(addresses: ConnectionAddresses) -> Self {
+        let (client, published) = (canonical(addresses.client), canonical(addresses.destination));
         let mut header = Self { bytes: [0; LENGTH_MAX], length: 0 };
         header.push(&SIGNATURE);
         match (client.ip(), published.ip()) {
@@ -51,7 +52,7 @@ impl Header {
         header
     }
 
-    /// The bytes.
+    /// The header's bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -80,7 +81,9 @@ mod tests {
 
     fn header(client: &str, destination: &str) -> Vec<u8> {
         let parse = |text: &str| text.parse().expect("an address");
-        Header::new(Ends { client: parse(client), destination: parse(destination) }).bytes().to_vec()
+        Header::new(ConnectionAddresses { client: parse(client), destination: parse(destination) })
+            .bytes()
+            .to_vec()
     }
 
     #[test]

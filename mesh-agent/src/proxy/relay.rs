@@ -1,7 +1,9 @@
-//! The relay: other nodes' proxies reach this node's tasks through it, in one session after another on a connection.
+//! The relay: other nodes' proxies reach this node's tasks through it, with one session after
+//! another on a connection.
 //!
-//! Invariants: only member nodes are listened to at all; nothing is connected before a preamble is found good and an answer to
-//! this session's own challenge; only tasks of this node are reached, so that connections never travel in circles.
+//! Invariants: the relay reads nothing from peers that are no member nodes; it connects to nothing
+//! before a preamble is valid and answers this session's own challenge; it reaches tasks of this
+//! node only, so connections never travel in circles.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,17 +19,17 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::accept::{Listening, accept_until};
-use super::dial::{DialError, Ends, FailureReason, dial_task};
-use super::pipe::{self, Leg, Terms};
+use super::dial::{ConnectionAddresses, DialError, FailureReason, dial_task};
+use super::pipe::{self, Leg, PipeContext};
 use super::preamble::{self, Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
 use super::routes::{Place, Target};
 use super::{Proxy, udp};
 use mesh_runtime::error_chain;
 
-/// A member's connection may wait for its use for this long; proxies give up theirs sooner.
+/// How long a member's connection may wait in a pool; proxies close theirs sooner.
 const PREAMBLE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A session may wait for room for this long; the proxy that asks for it waits no longer for its answer.
+/// How long a session may wait for a permit; the proxy that asks waits no longer for its answer.
 const ROOM_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a relayed connection was not served.
@@ -41,7 +43,7 @@ enum RelayError {
     Read(#[source] io::Error),
     #[error("refuse the preamble")]
     Preamble(#[from] PreambleError),
-    #[error("the preamble answers to another challenge")]
+    #[error("the preamble answers another challenge")]
     Replayed,
     #[error("backend {0} doesn't run here")]
     NotHere(u32),
@@ -52,7 +54,7 @@ enum RelayError {
 }
 
 impl RelayError {
-    /// What the other node is told; strangers are told nothing.
+    /// The answer to the other node; peers that are no members get none.
     fn answer(&self) -> Option<Answer> {
         match self {
             Self::Stranger | Self::Challenge(_) | Self::Read(_) => None,
@@ -68,15 +70,16 @@ impl RelayError {
     }
 }
 
-/// What a connection asks for.
+/// A verified request for one session.
 struct Asked {
     target: Arc<Target>,
     task: SocketAddr,
-    ends: Ends,
+    addresses: ConnectionAddresses,
 }
 
-/// Serves the relay's port until the agent stops. One thread accepts; connections live on each thread in turn, as they are few and stay
-/// for long: left to whichever thread is awake, many sessions would share one.
+/// Serves the relay's port until the agent stops. One thread accepts and gives connections to all
+/// threads in turn, as they are few and live long: if each lived on the thread that happened to be
+/// awake, one thread could carry many of them.
 pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
     let Some(acceptor) = proxy.workers.next() else {
         return tracing::error!("the proxy has no threads: other nodes reach no task here");
@@ -104,7 +107,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
     }
     let mut room = accepted;
     loop {
-        // What waits takes no session's room.
+        // A connection that waits in a pool holds no session's permit.
         let waits = Arc::clone(&proxy.waiting_room).try_acquire_owned().map(|waiting| room = waiting).is_ok();
         let admitted = tokio::select! {
             admitted = admit(proxy, &mut stream, peer, challenge) => admitted,
@@ -137,10 +140,11 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
     }
 }
 
-/// Connects to the task and carries the session's bytes. Returns the connection if it can take another session.
+/// Connects to the task and carries the session's bytes. Returns the connection if it can carry
+/// another session.
 async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
     let _waited_for = asked.target.entry.wait_for();
-    match dial_task(asked.task, asked.target.tells_client.then_some(asked.ends)).await {
+    match dial_task(asked.task, asked.target.tells_client.then_some(asked.addresses)).await {
         Ok(task) => match carry(stream, task, &asked.target).await {
             Ok(again) => again,
             Err(error) => {
@@ -184,7 +188,8 @@ async fn greet(
     stream.write_all(challenge).await.map_err(RelayError::Challenge)
 }
 
-/// What a member asks for; `None` if it hangs up, or says nothing for too long.
+/// Reads and verifies a member's request; `None` if the member hangs up, or sends nothing for too
+/// long.
 async fn admit(
     proxy: &Proxy,
     stream: &mut TcpStream,
@@ -198,7 +203,7 @@ async fn admit(
         Ok(Err(error)) => return Err(RelayError::Read(error)),
         Ok(Ok(_)) => {}
     }
-    // It may have been one when it connected only.
+    // The peer may have left the mesh since it connected.
     if !proxy.routes().is_member(peer.ip()) {
         return Err(RelayError::Stranger);
     }
@@ -209,8 +214,8 @@ async fn admit(
     let not_here = RelayError::NotHere(preamble.backend.get());
     let Some(target) = proxy.routes().local(preamble.backend).cloned() else { return Err(not_here) };
     let Place::Here(task) = target.place else { return Err(not_here) };
-    let ends = Ends { client: preamble.client, destination: preamble.destination };
-    Ok(Some(Asked { target, task, ends }))
+    let addresses = ConnectionAddresses { client: preamble.client, destination: preamble.destination };
+    Ok(Some(Asked { target, task, addresses }))
 }
 
 async fn carry(
@@ -219,14 +224,14 @@ async fn carry(
     target: &Target,
 ) -> Result<Option<TcpStream>, pipe::PipeError> {
     stream.write_all(&[Answer::Connected.to_byte()]).await?;
-    let terms = Terms {
+    let context = PipeContext {
         idle_limit: target.idle_limit,
         gone: target.entry.gone(),
-        // Traffic is counted where the backend was selected.
+        // The node that selected the backend counts the traffic.
         request: &[],
         reply: &[],
-        // Sessions are framed: their bytes are copied anyway.
+        // Sessions are framed, so their bytes are copied anyway.
         pipes: None,
     };
-    pipe::carry(Leg::Framed(stream), Leg::Plain(task), &terms).await
+    pipe::carry(Leg::Framed(stream), Leg::Plain(task), &context).await
 }

@@ -1,8 +1,10 @@
-//! Where new connections of a published port may go: one view, its ledger entries and its addresses, put together once.
+//! The routes of new connections: each published port of one view with its backends, counters and
+//! addresses.
 //!
-//! Invariants: built from one view and replaced as a whole; a connection finds all it needs without a lock or an allocation.
+//! Invariants: built from one view and replaced as a whole; a connection finds all it needs without
+//! a lock or an allocation.
 //!
-//! Left to others: choosing (`lb`), connecting (`dial`).
+//! Left to others: choosing ([`crate::lb`]), connecting ([`super::dial`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +17,17 @@ use mesh_state::spec::Protocol;
 
 use super::dial::DialError;
 use super::ledger::{BackendEntry, FrontendEntry, Ledger};
-use crate::lb::{Frontend, Odds, Selector};
+use crate::lb::{Frontend, SelectionInput, Selector};
 use crate::view::{BackendView, NodeView};
 use mesh_runtime::error_chain;
 
-/// Every published port of one view.
+/// The routes of every published port of one view.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     ports: BTreeMap<(Protocol, u16), Arc<Route>>,
-    /// This node's own backends: what its relay serves.
+    /// This node's own backends, which its relay serves.
     local: HashMap<BackendId, Arc<Target>>,
-    /// Member nodes' addresses.
+    /// The addresses of member nodes.
     members: Vec<IpAddr>,
     /// This node's address.
     pub(super) address: Option<IpAddr>,
@@ -36,60 +38,60 @@ pub(super) struct Routes {
 pub(super) struct Route {
     frontend: Frontend,
     targets: HashMap<BackendId, Arc<Target>>,
-    /// What it counts.
+    /// The port's counters.
     pub(super) counters: Arc<FrontendEntry>,
-    /// A connection without a byte for this long ends.
+    /// An idle connection ends after this.
     pub(super) idle_limit: Duration,
 }
 
-/// A backend and the way to it.
+/// A backend, and how to reach it.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// Its id.
+    /// The backend's id.
     pub(super) id: BackendId,
-    /// Its task's name.
+    /// The name of the backend's task.
     pub(super) task_name: String,
-    /// Transport.
+    /// The backend's transport protocol.
     pub(super) protocol: Protocol,
-    /// The way to it.
+    /// How to reach the backend.
     pub(super) place: Place,
-    /// What it counts, and whether it is gone.
+    /// The backend's counters, and the signal that it is gone.
     pub(super) entry: Arc<BackendEntry>,
-    /// A connection without a byte for this long ends.
+    /// An idle connection ends after this.
     pub(super) idle_limit: Duration,
-    /// Whether the task is told the client's address by the PROXY protocol.
+    /// Whether mesh sends the task a PROXY header with the client's address.
     pub(super) tells_client: bool,
 }
 
-/// The way to a task.
+/// How to reach a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It runs here.
+    /// The task runs on this node, at this address.
     Here(SocketAddr),
-    /// Through this relay.
+    /// The task runs on another node, with this relay.
     Relay(SocketAddr),
-    /// On a node that the view doesn't hold.
+    /// The task's node is not in the view.
     Nowhere(NodeId),
 }
 
-/// What routes are made of.
-pub(super) struct Ground<'a> {
-    /// The mesh.
+/// What routes are built from.
+pub(super) struct RouteInputs<'a> {
+    /// The view of the mesh.
     pub(super) view: &'a NodeView,
     /// The counters.
     pub(super) ledger: &'a Ledger,
     /// The port of every other node's relay.
     pub(super) relay_port: u16,
-    /// For services that say nothing.
+    /// The idle limit of services that set none.
     pub(super) idle_limit: Duration,
 }
 
 impl Routes {
-    /// The routes of a view whose choices `selector` makes.
-    pub(super) fn new(ground: &Ground<'_>, selector: Selector) -> Self {
-        let view = ground.view;
+    /// Builds the routes of a view; `selector` chooses among its backends.
+    pub(super) fn new(inputs: &RouteInputs<'_>, selector: Selector) -> Self {
+        let view = inputs.view;
         let targets: HashMap<BackendId, Arc<Target>> =
-            view.backends.values().map(|backend| (backend.id, Arc::new(ground.target(backend)))).collect();
+            view.backends.values().map(|backend| (backend.id, Arc::new(inputs.target(backend)))).collect();
         let mut of_port: HashMap<(Protocol, u16), HashMap<BackendId, Arc<Target>>> = HashMap::new();
         for backend in view.backends.values() {
             let port = of_port.entry((backend.protocol, backend.published)).or_default();
@@ -100,8 +102,8 @@ impl Routes {
             let key = (frontend.service.clone(), port.0, port.1);
             let route = Route {
                 targets: of_port.remove(&port).unwrap_or_default(),
-                counters: ground.ledger.frontend(&key),
-                idle_limit: ground.idle_limit(frontend.settings.idle_timeout_s),
+                counters: inputs.ledger.frontend(&key),
+                idle_limit: inputs.idle_limit(frontend.settings.idle_timeout_s),
                 frontend,
             };
             (port, Arc::new(route))
@@ -113,12 +115,12 @@ impl Routes {
         Self { ports, local, members, address: Some(view.address.into()) }
     }
 
-    /// The published port, if there is one.
+    /// The route of a published port, if it is published.
     pub(super) fn route(&self, protocol: Protocol, published: u16) -> Option<&Arc<Route>> {
         self.ports.get(&(protocol, published))
     }
 
-    /// This node's backend of this id.
+    /// This node's backend with this id.
     pub(super) fn local(&self, id: BackendId) -> Option<&Arc<Target>> {
         self.local.get(&id)
     }
@@ -130,12 +132,12 @@ impl Routes {
 }
 
 impl Route {
-    /// Whether a client with this address may connect.
+    /// Whether the service's allow-list admits the client.
     pub(super) fn admits(&self, client: IpAddr) -> bool {
         self.frontend.admits(client)
     }
 
-    /// The backend for the next connection of `client`, none of `refused`.
+    /// Selects the backend for the next connection of `client`, none of `refused`.
     pub(super) fn select(
         &self,
         client: IpAddr,
@@ -144,25 +146,25 @@ impl Route {
         load: &dyn Fn(BackendId) -> Option<u8>,
     ) -> Option<&Arc<Target>> {
         let live = |id| self.targets.get(&id).map_or(0, |target| target.entry.live());
-        let id = self.frontend.select(&Odds { turn, client, live: &live, load, refused })?;
+        let id = self.frontend.select(&SelectionInput { turn, client, live: &live, load, refused })?;
         self.targets.get(&id)
     }
 }
 
 impl Target {
-    /// Counts and tells that it could not be connected to.
+    /// Counts and logs that the backend could not be connected to.
     pub(super) fn note_failure(&self, error: &DialError) {
         self.entry.count_failure(error.reason());
         tracing::debug!(
             backend = self.id.get(),
             task = self.task_name,
             error = %error_chain(error),
-            "connect to a backend; another is tried"
+            "can't connect to a backend; try another"
         );
     }
 }
 
-impl Ground<'_> {
+impl RouteInputs<'_> {
     fn target(&self, backend: &BackendView) -> Target {
         let settings = self.view.services.get(&backend.service_id).map(|service| &service.lb);
         let place = if self.view.is_local(backend) {

@@ -3,21 +3,21 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Whole-number options that are switched on.
+/// Boolean socket options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switch {
-    /// A bound address, but a port only once it is known where to.
+    /// `IP_BIND_ADDRESS_NO_PORT`: bind the address, and choose the port at connect(2).
     BindAddressNoPort,
-    /// Tell where an IPv4 datagram was sent to.
+    /// `IP_PKTINFO`: report the destination of each IPv4 datagram.
     PacketInfo4,
-    /// Tell where a datagram was sent to, on an IPv6 socket.
+    /// `IPV6_RECVPKTINFO`: report the destination of each datagram of an IPv6 socket.
     PacketInfo6,
 }
 
 /// Switches an option on.
 ///
 /// # Errors
-/// As the kernel says.
+/// The kernel's error.
 pub(super) fn switch_on(socket: &impl AsFd, switch: Switch) -> io::Result<()> {
     let (level, name) = match switch {
         Switch::BindAddressNoPort => (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
@@ -27,7 +27,8 @@ pub(super) fn switch_on(socket: &impl AsFd, switch: Switch) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the descriptor is borrowed for the call, and the kernel reads `length` bytes of `on`, which lives until it returns.
+    // SAFETY: the descriptor is borrowed for the call, and the kernel reads `length` bytes of `on`,
+    // which lives until it returns.
     let result = unsafe { libc::setsockopt(fd, level, name, (&raw const on).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,11 +1,12 @@
-//! Connections to other nodes' relays that wait for use: opened before they are needed, so that a remote task costs no extra round
-//! trip, and given back after a session, so that the next one costs no handshake.
+//! A pool of connections to other nodes' relays: opened before they are needed, so that a remote
+//! task costs no extra round trip, and given back after a session, so that the next one costs no
+//! handshake.
 //!
-//! Invariants: one pool a thread; a connection is taken by one session at a time; as many are opened as were lately missing, within a
-//! limit; what was used last is used first, none waits for longer than relays allow, and all together take no more descriptors
-//! than they may.
+//! Invariants: one pool per thread; a connection carries one session at a time; the pool opens as
+//! many as were lately missing, within a limit; the connection used last is used first, none waits
+//! for longer than relays allow, and a semaphore bounds the file descriptors of all pools together.
 //!
-//! Left to others: what is said over them (`dial`).
+//! Left to others: what is sent over them ([`super::dial`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -21,26 +22,27 @@ use tokio::time::{Instant, sleep, timeout};
 use super::dial::{DialError, connect};
 use super::preamble::{CHALLENGE_LENGTH, Challenge};
 
-/// Connections to one relay that are opened before they are needed, at first and at most.
+/// Connections to one relay that the pool opens in advance, at first and at most.
 const WANTED_MIN: usize = 1;
 const WANTED_MAX: usize = 32;
-/// A connection waits for this long at most; relays give it longer.
+/// How long a connection waits in the pool at most; relays allow more.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
-/// How often those that waited too long are looked for.
+/// How often the pool closes connections that waited too long.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
-/// A relay greets at once.
+/// The deadline of a relay's challenge, which it sends at once.
 const CHALLENGE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A connection to a relay that has sent its challenge; its session, if it has one, is the one before that challenge.
+/// A connection to a relay that has sent its challenge. If it already carried a session, the
+/// challenge is the next one after that session's.
 #[derive(Debug)]
 pub(super) struct Greeted {
     /// The connection.
     pub(super) stream: TcpStream,
-    /// What a preamble must answer to.
+    /// The challenge that the preamble must answer.
     pub(super) challenge: Challenge,
 }
 
-/// The connections that wait, by relay.
+/// The idle connections of one thread, by relay.
 #[derive(Debug)]
 pub(super) struct Warm {
     room: Arc<Semaphore>,
@@ -56,7 +58,7 @@ struct Waiting {
 
 #[derive(Debug)]
 struct Pool {
-    /// The one used last is at the end.
+    /// Idle connections; the one used last is at the end.
     ready: Vec<Waiting>,
     wanted: usize,
     opening: usize,
@@ -70,12 +72,13 @@ impl Default for Pool {
 }
 
 impl Warm {
-    /// No connections yet, and `room` for those of all threads.
+    /// An empty pool; the pools of all threads share the permits of `room`.
     pub(super) fn new(room: Arc<Semaphore>) -> Self {
         Self { room, pools: Mutex::default() }
     }
 
-    /// A waiting connection to `relay`, if there is one; others are opened from `source` in its place.
+    /// Takes an idle connection to `relay`, if there is one, and opens others from `source` in its
+    /// place.
     pub(super) fn take(self: &Arc<Self>, relay: SocketAddr, source: Option<IpAddr>) -> Option<Greeted> {
         let (taken, missing) = self.lock().entry(relay).or_default().take();
         for _ in 0..missing {
@@ -85,7 +88,7 @@ impl Warm {
         taken
     }
 
-    /// Has a connection wait for a session, or for another one, if there is room.
+    /// Puts a connection into the pool, for its first session or the next one, if there is room.
     pub(super) fn give(self: &Arc<Self>, relay: SocketAddr, greeted: Greeted) {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else { return };
         let is_watched = {
@@ -110,7 +113,7 @@ impl Warm {
         }
     }
 
-    /// Closes what waits for too long, until nothing waits.
+    /// Closes connections that wait for too long, until none is left.
     async fn watch(&self, relay: SocketAddr) {
         loop {
             sleep(EXPIRY_INTERVAL).await;
@@ -130,7 +133,7 @@ impl Warm {
 }
 
 impl Pool {
-    /// A connection, and how many are to be opened.
+    /// Takes a connection; also returns how many are to be opened.
     fn take(&mut self) -> (Option<Greeted>, usize) {
         let mut taken = None;
         while taken.is_none()
@@ -156,7 +159,7 @@ impl Pool {
 }
 
 impl Waiting {
-    /// Whether it is young, and the relay hasn't hung up.
+    /// Whether it is young enough and the relay hasn't closed it.
     fn is_good(&self) -> bool {
         let hears = self.greeted.stream.try_read(&mut [0]);
         self.since.elapsed() < WAIT_LIMIT
@@ -164,10 +167,10 @@ impl Waiting {
     }
 }
 
-/// Connects to a relay and hears its challenge.
+/// Connects to a relay and reads its challenge.
 ///
 /// # Errors
-/// It can't be reached, or says nothing.
+/// The relay can't be reached, or sends no challenge in time.
 pub(super) async fn open(relay: SocketAddr, source: Option<IpAddr>) -> Result<Greeted, DialError> {
     let mut stream = connect(relay, source).await?;
     let mut challenge = [0; CHALLENGE_LENGTH];

@@ -1,11 +1,14 @@
 //! The proxy's threads: one event loop each, so that a connection's life stays on one core.
 //!
-//! All threads accept, and a connection lives where it was accepted: that costs no thread a wake-up. But of connections that come together
-//! the one thread that is awake may take nearly all, and if they stay, the others idle beside it; so from one that has far more than
-//! another they go there. With a thread for each CPU, each keeps to its own: their sockets' packets are worked on where they were sent, and
-//! a thread that moves takes its connections' lines along.
+//! All threads accept, and a connection lives on the thread that accepted it: that costs no wake-up
+//! of another thread. But of connections that arrive together, the one thread that is awake may
+//! accept nearly all, and while they last the other threads idle; so a thread that has far more
+//! connections than another gives new ones to it. With one thread per CPU, each thread is pinned to
+//! its CPU: its sockets' packets are processed where they were sent, and a thread that moved would
+//! drag its connections' cache lines along.
 //!
-//! Invariants: what is spawned on a worker stays there; the threads end once they are told to, with all that still runs on them.
+//! Invariants: what is spawned on a worker stays there; [`Workers::stop`] ends the threads with all
+//! that still runs on them.
 
 use std::io;
 use std::sync::Arc;
@@ -21,13 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::warm::Warm;
 
-/// More threads than this don't help a proxy whose work is the kernel's.
+/// More threads than this don't help a proxy whose work is mostly the kernel's.
 const WORKERS_MAX: usize = 16;
 
 /// How often an event loop wakes up by itself.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Keeps a loop's next timer near. A connection's deadlines are later then, and setting one doesn't wake the loop up.
+/// Keeps the event loop's next timer near. Deadlines of connections are later than that, so setting
+/// one doesn't wake the loop.
 async fn tick() {
     loop {
         sleep(TICK).await;
@@ -45,12 +49,13 @@ fn allowed_cpus() -> Vec<usize> {
     }
 }
 
-/// The CPU of each of `count` threads. Fewer threads than CPUs run wherever one is idle.
+/// The CPU of each of `count` threads; none if there are fewer threads than CPUs: then the
+/// scheduler places them.
 fn cpus_for(count: usize, allowed: &[usize]) -> &[usize] {
     if count == allowed.len() { allowed } else { &[] }
 }
 
-/// Has the calling thread run on this CPU only.
+/// Pins the calling thread to this CPU.
 fn keep_to(cpu: Option<usize>) {
     let Some(cpu) = cpu else { return };
     let mut own = CpuSet::new();
@@ -64,26 +69,26 @@ fn keep_to(cpu: Option<usize>) {
     }
 }
 
-/// One thread and what only its connections use.
+/// One thread, and what only its connections use.
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
-    /// Spawns on the thread.
+    /// Spawns tasks on the thread.
     pub(super) handle: Handle,
-    /// Relay connections that wait for use.
+    /// The thread's pool of connections to relays.
     pub(super) warm: Arc<Warm>,
     index: usize,
     connections: Arc<AtomicUsize>,
 }
 
 impl Worker {
-    /// Counts a connection as the thread's until what is returned is dropped.
+    /// Counts a connection as the thread's until the returned guard is dropped.
     pub(super) fn count(&self) -> Counted {
         self.connections.fetch_add(1, Ordering::Relaxed);
         Counted(Arc::clone(&self.connections))
     }
 }
 
-/// A connection that lives on a thread.
+/// Guard of a connection that lives on a thread.
 #[derive(Debug)]
 pub(super) struct Counted(Arc<AtomicUsize>);
 
@@ -93,8 +98,8 @@ impl Drop for Counted {
     }
 }
 
-/// The thread that a connection is to live on which thread `own` has accepted, with so many connections on each: its own, unless it has
-/// a quarter more than the idlest, and two.
+/// The thread for a connection that thread `own` accepted, given each thread's number of
+/// connections: `own`, unless it has more than the idlest by a quarter and two.
 fn home(own: usize, mut connections: impl Iterator<Item = usize> + Clone) -> usize {
     let least = connections.clone().enumerate().min_by_key(|(_, count)| *count);
     match (least, connections.nth(own)) {
@@ -103,7 +108,7 @@ fn home(own: usize, mut connections: impl Iterator<Item = usize> + Clone) -> usi
     }
 }
 
-/// The threads.
+/// All threads.
 #[derive(Debug)]
 pub(super) struct Workers {
     all: Vec<Worker>,
@@ -112,10 +117,10 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts a thread for each core, with `waiting_room` for connections to relays that wait for use.
+    /// Starts a thread for each core; their pools of relay connections share `waiting_room`.
     ///
     /// # Errors
-    /// The system gives no thread, or no event queue.
+    /// The system refuses a thread or an event queue.
     pub(super) fn start(waiting_room: &Arc<Semaphore>) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let allowed = allowed_cpus();
@@ -136,18 +141,18 @@ impl Workers {
         Ok(Self { all: workers, next: AtomicUsize::default(), stop })
     }
 
-    /// All of them.
+    /// Iterates over the threads.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Worker> {
         self.all.iter()
     }
 
-    /// One of them, each in its turn.
+    /// The next thread in round-robin order.
     pub(super) fn next(&self) -> Option<&Worker> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.all.get(turn % self.all.len().max(1))
     }
 
-    /// The one on which a connection is to live that `acceptor` has accepted.
+    /// The thread for a connection that `acceptor` accepted.
     pub(super) fn home<'a>(&'a self, acceptor: &'a Worker) -> &'a Worker {
         let counts = self.all.iter().map(|worker| worker.connections.load(Ordering::Relaxed));
         self.all.get(home(acceptor.index, counts)).unwrap_or(acceptor)

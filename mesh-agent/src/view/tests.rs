@@ -136,7 +136,7 @@ fn an_entry_that_cannot_be_read_is_named() {
         let mut table = whole(5);
         spoil(&mut table);
         match own_view().apply(&table) {
-            Err(ViewError::Entry { field, .. }) => assert_eq!(field, expected),
+            Err(ViewError::InvalidField { field, .. }) => assert_eq!(field, expected),
             other => panic!("expected the {expected} to be refused, saw {other:?}"),
         }
     }

@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use mesh_agent::control_link::identity::Identity;
 use mesh_agent::control_link::relay_keys::RelayKeys;
 use mesh_agent::control_link::token::{JoinToken, certificate_digest};
-use mesh_agent::control_link::{AssignmentChange, Ends, Link};
+use mesh_agent::control_link::{AssignmentChange, Link, LinkChannels};
 use mesh_agent::task::logs::{LogLine, LogRequest, LogSource, LogStream};
 use mesh_agent::task::runtime::RuntimeError;
 use mesh_agent::view::NodeView;
@@ -280,7 +280,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
     let shutdown = CancellationToken::new();
     let (description, descriptions) =
         watch::channel(NodeDescription { hostname: "test".into(), ..NodeDescription::default() });
-    let ends = Ends {
+    let channels = LinkChannels {
         loads: Arc::default(),
         logs: Arc::new(Counting),
         description: descriptions,
@@ -296,7 +296,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
         expulsion_grace: EXPULSION_GRACE,
     };
     let (_, identity) = watch::channel(identity);
-    tokio::spawn(Link::new(managers, identity, ends).run(shutdown.clone()));
+    tokio::spawn(Link::new(managers, identity, channels).run(shutdown.clone()));
     Agent { clashes, statuses, assignments, view, applied, keys, connected, expelled, description, shutdown }
 }
 

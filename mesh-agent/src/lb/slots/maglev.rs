@@ -1,19 +1,20 @@
-//! Weighted Maglev tables: slots by which a client's hash finds the same backend on every node, and mostly the same one when
-//! backends come and go.
+//! Weighted Maglev tables: slots by which a client's hash finds the same backend on every node, and
+//! mostly the same one when backends come and go.
 //!
-//! Pure. Each backend walks the slots in an order of its own, which follows from its id alone, and in turns that follow from the
-//! weights takes the first one that is free.
+//! Pure. Each backend visits the slots in an order that follows from its id alone. The backends
+//! take turns in proportion to their weights, and in each turn a backend takes its next free slot.
 //!
-//! Invariants: every backend has a slot; shares differ from weights by a few slots; the size of a table is one of a few primes far
-//! apart, so that it seldom changes, as another size moves nearly all clients.
+//! Invariants: every backend has a slot; shares differ from weights by a few slots; the size of a
+//! table is one of a few primes far apart, so that it seldom changes, as another size moves nearly
+//! all clients.
 
 /// Sizes of tables: primes, so that every stride visits every slot.
 const SIZES: [u32; 3] = [1021, 16_381, 65_537];
 
-/// Slots a backend that a table should have at least.
+/// The least number of slots per backend that a table should have.
 const SLOTS_EACH: usize = 100;
 
-/// The backend id of each slot, for ids with their weights. No backends, no slots.
+/// The backend id of each slot, for (id, weight) pairs; empty without backends.
 pub(super) fn table(weighted: &[(u32, u64)]) -> Vec<u32> {
     let Some(heaviest) = weighted.iter().map(|(_, weight)| *weight).max() else { return Vec::new() };
     let [.., largest] = SIZES;
@@ -41,11 +42,11 @@ pub(super) fn table(weighted: &[(u32, u64)]) -> Vec<u32> {
     slots
 }
 
-/// A backend on its way through the slots.
+/// A backend's walk through the slots.
 struct Walk {
     id: u32,
     weight: u64,
-    /// Turns it has earned, in units of the heaviest weight.
+    /// Turns that the backend has earned, in units of the heaviest weight.
     credit: u64,
     at: u32,
     stride: u32,
@@ -57,11 +58,11 @@ impl Walk {
         let hash = mix(u64::from(id));
         let start = reduce(hash, size);
         let stride = 1 + reduce(mix(hash), size - 1);
-        // Its first turn comes at once, so that none is left without a slot.
+        // The first turn comes at once, so that no backend is left without a slot.
         Self { id, weight, credit: heaviest - weight, at: start, stride, size }
     }
 
-    /// Takes the next slot of its order that is free; there must be one.
+    /// Takes the next free slot in the backend's order; there must be one.
     fn take(&mut self, slots: &mut [u32]) {
         loop {
             let slot = &mut slots[self.at as usize];
@@ -78,7 +79,8 @@ fn reduce(number: u64, size: u32) -> u32 {
     u32::try_from(number % u64::from(size)).unwrap_or_default()
 }
 
-/// A fixed hash (the finalizer of splitmix64): every node and every version of mesh must get the same tables.
+/// A fixed hash (the finalizer of splitmix64): every node and every version of mesh must compute
+/// the same tables.
 const fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -114,7 +116,8 @@ mod tests {
         assert_eq!(sum, 16_638_767_790_528_388_112, "nodes of another version would disagree");
     }
 
-    /// Slots that move from one backend that stays to another, when one goes: few, but for rare pairs of backends with like walks.
+    /// Slots that move between backends that stay, when another one goes: few, except for rare
+    /// pairs of backends with similar walks.
     #[test]
     fn a_backend_that_goes_moves_hardly_any_others() {
         for count in [3_u32, 9, 20, 160] {

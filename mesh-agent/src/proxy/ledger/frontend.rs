@@ -1,4 +1,4 @@
-//! What the proxy counts of one published port.
+//! Counters of one published port.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::timings::{TimingFigures, Timings};
 
-/// Counters of one published port.
+/// Live counters of one published port.
 #[derive(Debug, Default)]
 pub struct FrontendEntry {
     turns: AtomicU64,
@@ -22,29 +22,29 @@ pub struct FrontendEntry {
     lived: Timings,
 }
 
-/// Figures of one published port, as this node's proxy saw it.
+/// Counters of one published port on this node's proxy, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FrontendFigures {
-    /// Connections accepted.
+    /// Connections that this node accepted from clients.
     pub opened: u64,
-    /// Connections refused, as there was no backend.
+    /// Connections refused because there was no backend.
     pub no_backend: u64,
-    /// Connections refused, as every backend tried refused.
+    /// Connections refused because every backend that was tried failed.
     pub all_refused: u64,
-    /// Connections refused, as the service's allow-list doesn't hold the client.
+    /// Connections refused because the service's allow-list doesn't hold the client.
     #[serde(default)]
     pub denied: u64,
-    /// UDP flows refused, as the proxy had no room.
+    /// UDP flows refused because the proxy was full.
     #[serde(default)]
     pub no_room: u64,
-    /// Payload from clients, bytes.
+    /// Payload bytes from clients.
     pub request_bytes: u64,
-    /// Payload to clients, bytes.
+    /// Payload bytes to clients.
     pub reply_bytes: u64,
-    /// How long backends took to accept.
+    /// How long backends took to accept connections.
     #[serde(default)]
     pub connect: TimingFigures,
-    /// How long connections lasted that have ended.
+    /// How long ended connections lasted.
     #[serde(default)]
     pub lived: TimingFigures,
 }
@@ -65,7 +65,7 @@ impl FrontendEntry {
         }
     }
 
-    /// The number of turns before this one.
+    /// Returns the round-robin counter and increments it.
     pub fn next_turn(&self) -> u64 {
         self.turns.fetch_add(1, Ordering::Relaxed)
     }
@@ -75,7 +75,8 @@ impl FrontendEntry {
         self.opened.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection for which there was no backend, or (`tried`) none that took it.
+    /// Counts a connection that was refused: for want of a backend, or (`tried`) because all that
+    /// were tried failed.
     pub fn count_unassigned(&self, tried: bool) {
         let counter = if tried { &self.all_refused } else { &self.no_backend };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -86,17 +87,17 @@ impl FrontendEntry {
         self.denied.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a UDP flow for which there was no room.
+    /// Counts a UDP flow that was refused because the proxy was full.
     pub fn count_no_room(&self) {
         self.no_room.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes how long a backend took to accept a connection, its node's relay included.
+    /// Records how long a backend took to accept a connection, including its node's relay.
     pub fn time_connect(&self, took: Duration) {
         self.connect.add(took);
     }
 
-    /// Notes how long a connection lasted.
+    /// Records how long a connection lasted.
     pub fn time_life(&self, lasted: Duration) {
         self.lived.add(lasted);
     }
@@ -111,12 +112,12 @@ impl FrontendEntry {
         self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
 
-    /// Bytes from clients.
+    /// The counter of bytes from clients.
     pub fn request_bytes(&self) -> &AtomicU64 {
         &self.request_bytes
     }
 
-    /// Bytes to clients.
+    /// The counter of bytes to clients.
     pub fn reply_bytes(&self) -> &AtomicU64 {
         &self.reply_bytes
     }

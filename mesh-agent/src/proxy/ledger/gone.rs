@@ -1,12 +1,13 @@
-//! The word to a backend's connections that they must end.
+//! The signal to a backend's connections that they must end.
 //!
-//! Invariant: once told it stays told; whoever waits is woken after the word can be seen.
+//! Invariant: the signal is never withdrawn; waiters are woken after it can be seen.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// Whether a backend is gone. Connections look at it with every byte they carry, on all threads: looking takes no lock.
+/// Whether a backend is gone. Connections on all threads check it with every read, so checking
+/// takes no lock.
 #[derive(Debug, Default)]
 pub struct Gone {
     is_told: AtomicBool,
@@ -14,18 +15,18 @@ pub struct Gone {
 }
 
 impl Gone {
-    /// Tells all connections, those to come included.
+    /// Ends all connections, including later ones.
     pub fn tell(&self) {
         self.is_told.store(true, Ordering::Release);
         self.waiting.cancel();
     }
 
-    /// Whether it was told.
+    /// Whether the signal was given.
     pub fn is_told(&self) -> bool {
         self.is_told.load(Ordering::Acquire)
     }
 
-    /// Ready once it is told.
+    /// Completes once the signal is given.
     pub fn told(&self) -> WaitForCancellationFuture<'_> {
         self.waiting.cancelled()
     }

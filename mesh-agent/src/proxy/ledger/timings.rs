@@ -1,4 +1,4 @@
-//! Histograms that many threads add to, in the kernel programs' buckets.
+//! Histograms that many threads add to, with the same buckets as the kernel programs'.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use mesh_ebpf::abi::{BUCKETS, Histogram};
 use serde::{Deserialize, Serialize};
 
-/// Durations of one kind.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub(super) struct Timings {
     sum_ns: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// What a histogram holds at one moment.
+/// The contents of a histogram at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TimingFigures {
     sum_ns: u64,

@@ -1,7 +1,9 @@
-//! A kernel pipe between two connections: pages move from one to the other, and no byte is copied (splice(2)).
+//! A kernel pipe between two connections: pages move from one socket to the other without being
+//! copied (splice(2)).
 //!
-//! Invariants: a way's bytes are in its pipe or in its buffer, never in both; what one turn put into the pipe leaves it before more is put in.
-//! Pipes together keep to their room, so that they never take the descriptors of anything else.
+//! Invariants: a direction's bytes are in its pipe or in its buffer, never in both; what one turn
+//! put into the pipe leaves it before more is put in. A semaphore bounds the number of pipes, so
+//! that they never use up the file descriptors of anything else.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,12 +15,12 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The pipe's size, bytes: so many pages' references.
+/// The pipe's size in bytes; it holds references to that many bytes' pages.
 const SIZE: usize = 256 << 10;
-/// The most that one turn takes.
+/// The most bytes that one turn takes.
 const TURN: usize = 1 << 20;
 
-/// A pipe, and what is in it.
+/// A pipe, and the number of bytes in it.
 #[derive(Debug)]
 pub(super) struct Conduit {
     inlet: OwnedFd,
@@ -28,32 +30,32 @@ pub(super) struct Conduit {
 }
 
 impl Conduit {
-    /// An empty pipe; none without room for it.
+    /// Opens an empty pipe; `None` without a permit.
     pub(super) fn within(room: &Arc<Semaphore>) -> Option<Self> {
         let place = Arc::clone(room).try_acquire_owned().ok()?;
         let (outlet, inlet) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)
-            .inspect_err(|error| tracing::debug!(%error, "bytes are copied for want of a pipe"))
+            .inspect_err(|error| tracing::debug!(%error, "copy bytes: the kernel gives no pipe"))
             .ok()?;
         if let Err(error) = fcntl_setpipe_size(&inlet, SIZE) {
             tracing::debug!(
                 error = mesh_runtime::error_chain(&error),
-                "a pipe stays small, and takes less at a time"
+                "can't enlarge a pipe: it moves fewer bytes at a time"
             );
         }
         Some(Self { inlet, outlet, held: 0, place })
     }
 
-    /// Whether others wait for room while this one is empty.
+    /// Whether the pipe is empty while others wait for a permit.
     pub(super) fn is_to_be_given_up(&self) -> bool {
         self.held == 0 && self.place.semaphore().available_permits() == 0
     }
 
-    /// Bytes that still have to leave.
+    /// Bytes in the pipe.
     pub(super) fn held(&self) -> usize {
         self.held
     }
 
-    /// Takes bytes out of `from`; none means its end.
+    /// Splices bytes from `from` into the pipe; 0 means end of file.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {
         loop {
             ready!(from.poll_read_ready(cx))?;
@@ -69,7 +71,7 @@ impl Conduit {
         }
     }
 
-    /// Passes bytes on to `to`; returns how many.
+    /// Splices bytes from the pipe to `to`; returns how many.
     pub(super) fn poll_empty(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         loop {
             ready!(to.poll_write_ready(cx))?;

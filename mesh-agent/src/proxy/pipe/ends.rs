@@ -1,7 +1,9 @@
-//! The two ends of a way: where its bytes come from and where they go, with frames around them between nodes.
+//! The two ends of one direction: where its bytes are read and where they are written, framed if
+//! the connection is between nodes.
 //!
-//! Invariants: a connection between nodes that ends within a frame, or between two, ends its session as broken, never as whole; the
-//! end of a session's way is told in its frames, that of any other by half-closing.
+//! Invariants: a connection between nodes that ends within a frame, or between two, ends its
+//! session as broken, never as complete; a frame marks the end of a session's direction, a
+//! half-close that of any other.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,24 +16,24 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::framing::{Incoming, Outgoing};
 use super::socket;
 
-/// Where bytes come from.
-pub(super) struct Source<'a> {
+/// The socket from which a direction's bytes are read.
+pub(super) struct ByteSource<'a> {
     half: ReadHalf<'a>,
     frames: Option<Incoming>,
 }
 
-/// Where bytes go.
-pub(super) struct Sink<'a> {
+/// The socket to which a direction's bytes are written.
+pub(super) struct ByteSink<'a> {
     half: WriteHalf<'a>,
     frames: Option<Outgoing>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ByteSource<'a> {
     pub(super) fn new(half: ReadHalf<'a>, is_framed: bool) -> Self {
         Self { half, frames: is_framed.then(Incoming::default) }
     }
 
-    /// Reads into `buffer`, from its front; none means the end.
+    /// Reads payload to the front of `buffer`; 0 means the end.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             if self.has_ended_framed() {
@@ -52,24 +54,26 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The connection, if all that comes is payload.
+    /// The connection, if it carries nothing but payload.
     pub(super) fn plain(&self) -> Option<&TcpStream> {
         let is_plain = self.frames.as_ref().is_none_or(Incoming::is_plain);
         is_plain.then(|| self.half.as_ref())
     }
 
-    /// Whether the session's way has ended and the connection can be read on.
+    /// Whether the session's direction has ended and the connection can be read for another
+    /// session.
     pub(super) fn has_ended_framed(&self) -> bool {
         self.frames.as_ref().is_some_and(Incoming::has_ended)
     }
 }
 
-impl<'a> Sink<'a> {
+impl<'a> ByteSink<'a> {
     pub(super) fn new(half: WriteHalf<'a>, is_framed: bool) -> Self {
         Self { half, frames: is_framed.then(Outgoing::default) }
     }
 
-    /// Writes some of `bytes`. What isn't taken must come first the next time, unchanged: a frame may have been begun for it.
+    /// Writes some of `bytes`. The caller must pass what isn't taken first the next time,
+    /// unchanged: a frame may have been begun for it.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Some(frames) = &mut self.frames else { return socket::poll_send(cx, self.half.as_ref(), bytes) };
         loop {
@@ -89,7 +93,7 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Tells the end of the way.
+    /// Writes the end of the direction.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(frames) = &mut self.frames {
             frames.end();
@@ -102,25 +106,25 @@ impl<'a> Sink<'a> {
             }
         }
         match ready!(Pin::new(&mut self.half).poll_shutdown(cx)) {
-            // The other side has closed both ways already.
+            // The peer has closed both directions already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
         }
     }
 
-    /// The connection, if all that goes is payload.
+    /// The connection, if it carries nothing but payload.
     pub(super) fn plain(&self) -> Option<&TcpStream> {
         let is_plain =
             self.frames.as_ref().is_none_or(|frames| frames.is_plain() && frames.ahead().is_empty());
         is_plain.then(|| self.half.as_ref())
     }
 
-    /// Whether the end must be told even if both connections are over with it.
+    /// Whether the end must be written even if both directions are over.
     pub(super) fn tells_end(&self) -> bool {
         self.frames.as_ref().is_some_and(|frames| !frames.is_plain())
     }
 
-    /// Whether the session's way has ended and the connection can be written on.
+    /// Whether the session's direction has ended and the connection can carry another session.
     pub(super) fn has_ended_framed(&self) -> bool {
         self.frames.as_ref().is_some_and(Outgoing::has_ended)
     }

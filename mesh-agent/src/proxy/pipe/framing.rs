@@ -1,30 +1,34 @@
-//! Where a session on a connection between nodes ends, so that the connection may carry the next one.
+//! Marks where a session ends on a connection between nodes, so that the connection can carry the
+//! next one.
 //!
-//! A frame is a length (4 bytes, network order) and so many bytes. Length 0 ends the session's way. Length [`PLAIN`] says that all that
-//! follows, to the end of the connection's way, belongs to the session: a way with much to carry pays for no more frames, and the
-//! connection isn't used again.
+//! A frame is a length (4 bytes, network order) and that many bytes. Length 0 ends the session's
+//! direction. Length [`PLAIN`] says that everything that follows on the connection belongs to the
+//! session: a direction that carries much pays for no more frames, and the connection isn't used
+//! again.
 //!
-//! Invariants: pure; a frame that was begun is written whole; nothing behind a session's end is taken.
+//! Invariants: pure; a frame that was begun is written whole; nothing behind a session's end is
+//! delivered.
 //!
-//! Left to others: reading and writing (`ends`), what stands before the frames (`preamble`).
+//! Left to others: reading and writing ([`super::ends`]), what precedes the frames
+//! ([`crate::proxy::preamble`]).
 
 use thiserror::Error;
 
 const HEADER_LENGTH: usize = 4;
 /// The length that ends the framing instead of the session.
 const PLAIN: u32 = u32::MAX;
-/// Payload of a way, bytes, after which it goes on plainly.
+/// Payload bytes of a direction after which it goes on without frames.
 const FRAMED_MAX: u64 = 64 << 10;
 
-/// Why bytes are no session's.
+/// Why bytes can't belong to the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(super) enum FramingError {
-    /// The other node went on after it had ended the session's way.
+    /// The other node sent bytes after it had ended the session's direction.
     #[error("{0} bytes follow a session's end")]
     Excess(usize),
 }
 
-/// How far a way is.
+/// How far a direction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Stage {
     #[default]
@@ -33,21 +37,21 @@ enum Stage {
     Ended,
 }
 
-/// One way's frames as they are written.
+/// The frames of one direction, on the writing side.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     stage: Stage,
     header: [u8; HEADER_LENGTH],
     /// Bytes of the header that are still to be written.
     unsent: usize,
-    /// Payload that the frame still needs.
+    /// Payload bytes that the current frame still needs.
     owed: usize,
-    /// Payload of all frames.
+    /// Payload bytes of all frames.
     total: u64,
 }
 
 impl Outgoing {
-    /// Begins a frame for `length` bytes, if none is being written.
+    /// Begins a frame for `length` bytes, unless one is being written.
     pub(super) fn announce(&mut self, length: usize) {
         if self.stage != Stage::Framed || self.unsent > 0 || self.owed > 0 {
             return;
@@ -65,7 +69,7 @@ impl Outgoing {
         }
     }
 
-    /// Ends the session's way; a plain one has no end but the connection's.
+    /// Ends the session's direction; without frames, it ends with the connection only.
     pub(super) fn end(&mut self) {
         if self.stage == Stage::Framed {
             self.put(0);
@@ -73,17 +77,17 @@ impl Outgoing {
         }
     }
 
-    /// What must be written before payload.
+    /// The header bytes that must be written before payload.
     pub(super) fn ahead(&self) -> &[u8] {
         &self.header[HEADER_LENGTH - self.unsent..]
     }
 
-    /// Payload that may follow.
+    /// Payload bytes that may follow.
     pub(super) fn room(&self) -> usize {
         if self.stage == Stage::Plain { usize::MAX } else { self.owed }
     }
 
-    /// Notes that `count` bytes were written, of what is ahead first; returns how many were payload.
+    /// Records that `count` bytes were written, header first; returns how many were payload.
     pub(super) fn wrote(&mut self, count: usize) -> usize {
         let of_header = count.min(self.unsent);
         self.unsent -= of_header;
@@ -92,12 +96,12 @@ impl Outgoing {
         payload
     }
 
-    /// Whether no frames are written any more, though the session goes on.
+    /// Whether the session goes on without frames.
     pub(super) fn is_plain(&self) -> bool {
         self.stage == Stage::Plain
     }
 
-    /// Whether the session's way ended and its connection's goes on.
+    /// Whether the session's direction ended while the connection goes on.
     pub(super) fn has_ended(&self) -> bool {
         self.stage == Stage::Ended && self.unsent == 0
     }
@@ -108,22 +112,22 @@ impl Outgoing {
     }
 }
 
-/// One way's frames as they are read.
+/// The frames of one direction, on the reading side.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     stage: Stage,
     header: [u8; HEADER_LENGTH],
     /// Bytes of the next header that were read.
     held: usize,
-    /// Payload that the frame still brings.
+    /// Payload bytes that are still to come in the current frame.
     owed: usize,
 }
 
 impl Incoming {
-    /// Leaves the payload of `bytes` at their front; returns its length.
+    /// Strips frame headers: moves the payload in `bytes` to the front and returns its length.
     ///
     /// # Errors
-    /// Something follows the session's end.
+    /// Bytes follow the session's end.
     pub(super) fn take(&mut self, bytes: &mut [u8]) -> Result<usize, FramingError> {
         let (mut read, mut payload) = (0, 0);
         while read < bytes.len() {
@@ -147,12 +151,12 @@ impl Incoming {
         Ok(payload)
     }
 
-    /// Whether the connection's end is the session's.
+    /// Whether the session goes on without frames, and so ends with the connection.
     pub(super) fn is_plain(&self) -> bool {
         self.stage == Stage::Plain
     }
 
-    /// Whether the session's way ended and its connection's goes on.
+    /// Whether the session's direction ended while the connection goes on.
     pub(super) fn has_ended(&self) -> bool {
         self.stage == Stage::Ended
     }

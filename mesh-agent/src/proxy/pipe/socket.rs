@@ -1,8 +1,10 @@
-//! recv(2) and send(2) on a connection of the event loop, without the C library between: its calls are points at which a thread may be
-//! cancelled, which it has to note before and after each, and no thread here ever is.
+//! recv(2) and send(2) on a socket of the event loop, as raw system calls: the C library's wrappers
+//! are thread cancellation points with extra work around each call, and no thread here is ever
+//! cancelled.
 //!
-//! Invariant: what comes up short has emptied, or filled, the socket's buffer, so that the next call waits for the event without trying:
-//! events are told at edges, and one that comes meanwhile is not lost.
+//! Invariant: a short read (or write) has emptied (or filled) the socket's buffer, so the next call
+//! waits for the event without trying: events are edge-triggered, and one that arrives meanwhile is
+//! not lost.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -11,7 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Receives into `buffer`; none means the end.
+/// Receives into `buffer`; 0 means end of file.
 pub(super) fn poll_recv(
     cx: &mut Context<'_>,
     stream: &TcpStream,
@@ -38,7 +40,7 @@ pub(super) fn poll_send(cx: &mut Context<'_>, stream: &TcpStream, bytes: &[u8]) 
     }
 }
 
-/// One call, of at most `size` bytes; `None` if it would block.
+/// One call for at most `size` bytes; `None` if it would block.
 fn attempt(
     stream: &TcpStream,
     interest: Interest,
@@ -49,7 +51,8 @@ fn attempt(
     let result = stream.try_io(interest, || {
         let length = call()?;
         moved = Some(length);
-        // Within the closure, so that the event loop forgets the event that was there before the call, and none that came since.
+        // Within the closure, so that the event loop clears the event that preceded the call, and
+        // none that came since.
         if 0 < length && length < size { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match (moved, result) {

@@ -44,9 +44,9 @@ async fn start_to(leg: fn(TcpStream) -> Leg) -> Carried {
     let pipes = Arc::new(Semaphore::new(2));
     let (told, room) = (Arc::clone(&gone), Arc::clone(&pipes));
     let end = tokio::spawn(async move {
-        let terms =
-            Terms { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[], pipes: Some(&room) };
-        carry(Leg::Plain(client_side), leg(backend_side), &terms).await
+        let context =
+            PipeContext { idle_limit: IDLE_LIMIT, gone: &told, request: &[], reply: &[], pipes: Some(&room) };
+        carry(Leg::Plain(client_side), leg(backend_side), &context).await
     });
     Carried { client, backend, gone, pipes, end }
 }

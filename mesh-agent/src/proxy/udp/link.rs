@@ -1,9 +1,11 @@
-//! The way between a flow and its task: a socket towards the task, or frames on a connection between nodes.
+//! The link between a UDP flow and its task: a socket connected to the task, or frames on a
+//! connection between nodes.
 //!
 //! A frame is a datagram's length (2 bytes, network order) and its bytes.
 //!
-//! Invariants: a datagram that the kernel doesn't take is dropped, as any may be; only a task's refusal and the end of the
-//! connection are errors. Receiving may be given up at any moment without losing bytes. A flow that waits keeps little memory.
+//! Invariants: a datagram that the kernel doesn't take is dropped, as any may be; only a task's
+//! refusal and the end of the connection are errors. Receiving can be cancelled at any await
+//! without losing bytes. A flow that waits keeps little memory.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,33 +16,33 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 
-/// The most bytes that a datagram has.
+/// The most bytes in a datagram.
 pub(super) const DATAGRAM_MAX: usize = 65_535;
 const LENGTH_BYTES: usize = 2;
-/// Room for frames at first; larger ones make more.
+/// Initial size of the buffer of frames; it grows for larger ones.
 const FRAMES_ROOM: usize = 2 << 10;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; DATAGRAM_MAX]);
 }
 
-/// Takes datagrams away.
+/// The sending half of a link.
 pub(super) enum Sender {
-    /// To a task here.
+    /// To a task on this node.
     Task(Arc<UdpSocket>),
-    /// To another node, and the frame being written.
+    /// To another node; the buffer holds the frame being written.
     Node(OwnedWriteHalf, Vec<u8>),
 }
 
-/// Brings datagrams.
+/// The receiving half of a link.
 pub(super) enum Receiver {
-    /// From a task here.
+    /// From a task on this node.
     Task(Arc<UdpSocket>),
     /// From another node.
     Node(Frames),
 }
 
-/// Frames out of a connection.
+/// Reads frames from a connection.
 pub(super) struct Frames {
     stream: OwnedReadHalf,
     bytes: Vec<u8>,
@@ -48,10 +50,10 @@ pub(super) struct Frames {
     taken: usize,
 }
 
-/// A link to a task on this node.
+/// Opens a link to a task on this node.
 ///
 /// # Errors
-/// No descriptor is left, or there is no way to the task.
+/// No file descriptor is left, or there is no route to the task.
 pub(super) async fn to_task(task: SocketAddr) -> io::Result<(Sender, Receiver)> {
     let any: SocketAddr =
         if task.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
@@ -61,7 +63,7 @@ pub(super) async fn to_task(task: SocketAddr) -> io::Result<(Sender, Receiver)> 
     Ok((Sender::Task(Arc::clone(&socket)), Receiver::Task(socket)))
 }
 
-/// A link over a connection between nodes.
+/// Makes a link of a connection between nodes.
 pub(super) fn to_node(stream: TcpStream) -> (Sender, Receiver) {
     let (read, write) = stream.into_split();
     let frames = Frames { stream: read, bytes: vec![0; FRAMES_ROOM], filled: 0, taken: 0 };
@@ -95,7 +97,7 @@ impl Sender {
 }
 
 impl Receiver {
-    /// Puts the next datagram into `datagram`; false once the other node has ended.
+    /// Receives the next datagram into `datagram`; `false` once the other node has ended the link.
     ///
     /// # Errors
     /// The task refuses, or the connection broke.

@@ -1,7 +1,7 @@
-//! The owner's side of a relayed UDP flow: from frames to the task and back.
+//! A relayed UDP flow on the task's node: from frames to the task and back.
 //!
-//! Left to others: who may ask (`relay`), and how long a flow lives (`sessions`, on the node that took it): the connection's end is
-//! the flow's.
+//! Left to others: which peers may ask ([`crate::proxy::relay`]), and how long a flow lives
+//! ([`super::sessions`], on the node that took it): the flow ends with its connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,10 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
     let linked = to_task(task).await;
     let answer = if linked.is_ok() { Answer::Connected } else { Answer::Unreachable };
     if let Err(error) = stream.write_all(&[answer.to_byte()]).await {
-        tracing::debug!(error = mesh_runtime::error_chain(&error), "answer a relayed flow");
+        tracing::debug!(
+            error = mesh_runtime::error_chain(&error),
+            "send the answer to a relayed flow's node"
+        );
         return;
     }
     let (mut to_task, mut from_task) = match linked {
@@ -27,7 +30,7 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
             tracing::debug!(
                 backend = target.id.get(),
                 error = mesh_runtime::error_chain(&error),
-                "make a socket towards a task"
+                "open a socket to a task"
             );
             return;
         }

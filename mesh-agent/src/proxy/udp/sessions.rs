@@ -1,7 +1,9 @@
-//! The flows of one published UDP port: each a task of its own, fed by the port's.
+//! The flows of one published UDP port: a task for each flow, which the port's task gives its
+//! datagrams.
 //!
-//! Invariants: a flow keeps its backend until it is idle, refused or its backend is gone; idle means no datagram for 30 s, or for
-//! three minutes once the client has spoken after an answer. What a flow's queue doesn't hold is dropped.
+//! Invariants: a flow keeps its backend until the flow is idle, the backend refuses, or the backend
+//! is gone; idle means no datagram for 30 s, or for three minutes once the client has sent again
+//! after an answer. A datagram for which a flow's queue has no room is dropped.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,20 +20,20 @@ use tokio_util::sync::CancellationToken;
 use super::link::{DATAGRAM_MAX, Receiver, Sender, to_node, to_task};
 use super::socket::{UdpPort, Way};
 use crate::proxy::connection::ATTEMPTS_MAX;
-use crate::proxy::dial::{Asking, DialError, Ends, dial_relay};
+use crate::proxy::dial::{Asking, ConnectionAddresses, DialError, dial_relay};
 use crate::proxy::routes::{Place, Route, Target};
 use crate::proxy::warm::Warm;
 use crate::proxy::{Proxy, UdpLimits};
 
-/// Datagrams that may wait for a flow's task.
+/// Datagrams that may wait in a flow's queue.
 const QUEUE: usize = 64;
-/// After an error that will not go away by itself at once.
+/// The pause after an error that doesn't go away at once by itself.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves a bound UDP port on one of the proxy's threads until `close`.
 ///
 /// # Errors
-/// There is no thread.
+/// No thread runs.
 pub(in crate::proxy) fn start(
     proxy: &Arc<Proxy>,
     socket: Socket,
@@ -56,7 +58,7 @@ pub(in crate::proxy) fn start(
             () = flows.receive() => {}
             () = close.cancelled() => {}
         }
-        // Their queues end, and with them the flows.
+        // This closes the flows' queues, which ends the flows.
         flows.live().clear();
     };
     worker.handle.spawn(proxy.tracker.track_future(serve));
@@ -72,10 +74,10 @@ struct Flows {
     live: Mutex<HashMap<Way, mpsc::Sender<Vec<u8>>>>,
 }
 
-/// Why a flow, or its way to one backend, ended.
+/// Why a flow, or its link to one backend, ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It was idle, its backend is gone, or the port is closed.
+enum FlowEnd {
+    /// The flow was idle, its backend is gone, or the port is closed.
     Over,
     /// The task refused.
     Refused,
@@ -99,7 +101,7 @@ impl Flows {
         }
     }
 
-    /// Gives a datagram to its flow, a new one if need be.
+    /// Queues a datagram for its flow; a new flow is opened if there is none.
     fn take(self: &Arc<Self>, datagram: &[u8], way: Way) {
         let known = self.live().get(&way).cloned();
         let mut datagram = datagram.to_vec();
@@ -118,7 +120,7 @@ impl Flows {
         };
         route.counters.count_opened();
         let (queue, waiting) = mpsc::channel(QUEUE);
-        // A new queue has room.
+        // A new queue always has room.
         if queue.try_send(datagram).is_ok() {
             self.live().insert(way, queue.clone());
             let flow = Flow { flows: Arc::clone(self), way, route, waiting };
@@ -152,7 +154,7 @@ impl Flow {
         drop(permit);
     }
 
-    /// Goes from backend to backend until one serves the flow to its end.
+    /// Tries backends until one serves the flow to its end.
     async fn serve(&mut self) {
         let proxy = Arc::clone(&self.flows.proxy);
         let turn = self.route.counters.next_turn();
@@ -164,8 +166,8 @@ impl Flow {
             let opened = target.entry.open_flow();
             let error = match self.link(&target).await {
                 Ok((to, from)) => match self.carry(&target, to, from).await {
-                    End::Over => return,
-                    End::Refused => DialError::Refused { backend: target.id },
+                    FlowEnd::Over => return,
+                    FlowEnd::Refused => DialError::Refused { backend: target.id },
                 },
                 Err(error) => error,
             };
@@ -184,16 +186,16 @@ impl Flow {
             }
             Place::Relay(relay) => {
                 let destination = (self.way.to, self.flows.published).into();
-                let ends = Ends { client: self.way.client, destination };
+                let addresses = ConnectionAddresses { client: self.way.client, destination };
                 let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
                 let asking = Asking { source, keys: &keys, warm: &self.flows.warm };
-                dial_relay(&asking, *relay, target.id, ends).await.map(|greeted| to_node(greeted.stream))
+                dial_relay(&asking, *relay, target.id, addresses).await.map(|greeted| to_node(greeted.stream))
             }
             Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
         }
     }
 
-    async fn carry(&mut self, target: &Target, mut to: Sender, mut from: Receiver) -> End {
+    async fn carry(&mut self, target: &Target, mut to: Sender, mut from: Receiver) -> FlowEnd {
         let life = Life::new(self.flows.proxy.settings.udp_limits);
         let began = Instant::now();
         let (backend, frontend) = (&target.entry, &self.route.counters);
@@ -202,12 +204,12 @@ impl Flow {
             while let Some(datagram) = waiting.recv().await {
                 life.asked();
                 if to.send(&datagram).await.is_err() {
-                    return End::Refused;
+                    return FlowEnd::Refused;
                 }
                 backend.count_request(datagram.len());
                 frontend.count_request(datagram.len());
             }
-            End::Over
+            FlowEnd::Over
         };
         let answers = async {
             let mut datagram = Vec::new();
@@ -223,29 +225,29 @@ impl Flow {
                 backend.count_reply(datagram.len());
                 frontend.count_reply(datagram.len());
             }
-            End::Refused
+            FlowEnd::Refused
         };
         let end = tokio::select! {
             end = asks => end,
             end = answers => end,
-            () = life.ends() => End::Over,
-            () = backend.gone().told() => End::Over,
+            () = life.ends() => FlowEnd::Over,
+            () = backend.gone().told() => FlowEnd::Over,
         };
-        if end == End::Over {
-            // The idle time at the end is not part of it.
+        if end == FlowEnd::Over {
+            // The idle time at the end doesn't count.
             frontend.time_life(life.last().saturating_duration_since(began));
         }
         end
     }
 }
 
-/// When a flow is idle.
+/// Tracks when a flow becomes idle.
 struct Life {
     limits: UdpLimits,
     heard: Mutex<Heard>,
 }
 
-/// What a flow has heard.
+/// The datagrams of a flow so far.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     last: Instant,
@@ -265,14 +267,14 @@ impl Life {
         heard.is_established = heard.is_answered;
     }
 
-    /// Returns whether it was the first answer.
+    /// Records an answer; returns whether it was the first.
     fn answered(&self) -> bool {
         let mut heard = self.heard();
         heard.last = Instant::now();
         !std::mem::replace(&mut heard.is_answered, true)
     }
 
-    /// When the last datagram was seen, either way.
+    /// When the last datagram was seen in either direction.
     fn last(&self) -> Instant {
         self.heard().last
     }

@@ -1,6 +1,8 @@
-//! A published UDP port: datagrams with the address that they were sent to, and answers from there.
+//! A published UDP port: receives datagrams with their destination address, and sends answers from
+//! that address.
 //!
-//! Invariant: an answer's source is the address that the client spoke to, however many addresses the node has.
+//! Invariant: an answer's source is the address that the client sent to, however many addresses the
+//! node has.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -14,10 +16,10 @@ use crate::proxy::sockopt::{Switch, switch_on};
 
 /// Room for one control message with an IPv6 address and one with an IPv4 address.
 const CONTROL_BYTES: usize = 96;
-/// A control message's length (8), level (4) and type (4) stand before its data, which is padded to 8.
+/// A control message's length (8), level (4) and type (4) precede its data, which is padded to 8.
 const CONTROL_HEADER: usize = 16;
 
-/// The bytes of control messages, aligned as the kernel wants them.
+/// The bytes of control messages, aligned as the kernel requires.
 #[repr(align(8))]
 struct Control<T>([T; CONTROL_BYTES]);
 
@@ -28,20 +30,20 @@ pub(super) struct UdpPort {
     is_v6: bool,
 }
 
-/// Where a datagram came from and went to.
+/// The two addresses of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Way {
-    /// The client.
+    /// The client's address.
     pub(super) client: SocketAddr,
-    /// Which of this node's addresses it spoke to.
+    /// The address of this node that the client sent to.
     pub(super) to: IpAddr,
 }
 
 impl UdpPort {
-    /// Serves a bound socket. On the thread that will wait for it.
+    /// Registers a bound socket with the calling thread's event loop.
     ///
     /// # Errors
-    /// The kernel doesn't tell destinations, or the event queue is full.
+    /// The kernel doesn't report destinations, or the event queue is full.
     pub(super) fn new(socket: Socket) -> io::Result<Self> {
         let is_v6 = socket.local_addr()?.is_ipv6();
         switch_on(&socket, if is_v6 { Switch::PacketInfo6 } else { Switch::PacketInfo4 })?;
@@ -50,10 +52,10 @@ impl UdpPort {
         Ok(Self { socket, is_v6 })
     }
 
-    /// The next datagram's length and way.
+    /// Receives the next datagram: its length and addresses.
     ///
     /// # Errors
-    /// As the kernel says; errors of earlier answers come up here too.
+    /// The kernel's error; errors of earlier answers are reported here too.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
         loop {
             let mut ready = self.socket.readable().await?;
@@ -64,10 +66,11 @@ impl UdpPort {
         }
     }
 
-    /// Answers a client from the address that it spoke to. Never waits: without room in the socket's queue it fails.
+    /// Sends an answer to a client from the address that it sent to. Never waits: it fails if the
+    /// socket's send queue is full.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// The kernel's error.
     pub(super) fn answer(&self, bytes: &[u8], way: Way) -> io::Result<()> {
         let client = SockAddr::from(if self.is_v6 { mapped(way.client) } else { way.client });
         let mut control = Control([0; CONTROL_BYTES]);
@@ -78,7 +81,7 @@ impl UdpPort {
         self.socket.get_ref().sendmsg(&message, 0).map(|_| ())
     }
 
-    /// Writes the control message that names the source of an answer; tells its length.
+    /// Writes the control message with the source address of an answer; returns its length.
     fn source(&self, address: IpAddr, control: &mut [u8; CONTROL_BYTES]) -> usize {
         match (self.is_v6, address) {
             (true, address) => {
@@ -99,7 +102,8 @@ impl UdpPort {
 fn receive_one(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
     let mut peer = SockAddr::from(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
     let mut control = Control([MaybeUninit::new(0_u8); CONTROL_BYTES]);
-    // SAFETY: `u8` and `MaybeUninit<u8>` have one layout, and the kernel only ever writes bytes that are initialised.
+    // SAFETY: `u8` and `MaybeUninit<u8>` have one layout, and the kernel only ever writes bytes
+    // that are initialised.
     let bytes = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
     let mut buffers = [MaybeUninitSlice::new(bytes)];
     let mut message =
@@ -115,7 +119,7 @@ fn receive_one(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
     Ok((length, Way { client, to: to.to_canonical() }))
 }
 
-/// The destination out of the control messages.
+/// Reads the destination from the control messages.
 fn read_destination(mut control: &[u8]) -> Option<IpAddr> {
     loop {
         let length = usize::from_ne_bytes(control.get(..8)?.try_into().ok()?);
@@ -132,7 +136,7 @@ fn read_destination(mut control: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Writes one control message; tells its length with padding.
+/// Writes one control message; returns its length with padding.
 fn write_control(control: &mut [u8; CONTROL_BYTES], level: i32, kind: i32, data: &[u8]) -> usize {
     let length = CONTROL_HEADER + data.len();
     control[..8].copy_from_slice(&length.to_ne_bytes());
