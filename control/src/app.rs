@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chrono::Utc;
 use hyper_util::service::TowerToHyperService;
+use mesh_admission::door::Door;
 use mesh_admission::http;
 use mesh_runtime::{Components, follow_signals};
 use mesh_state::cluster::Manager;
@@ -28,6 +29,7 @@ use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::doors::Doors;
 use crate::feed::clocks::{self, Clocks};
+use crate::feed::watch::Feed;
 use crate::leader::compaction;
 use crate::leader::driver::Driver;
 use crate::leader::election::Candidate;
@@ -250,17 +252,39 @@ fn start(
     };
     parts.start_server("the node service", nodes.serve(parts.shutdown.clone()));
 
+    start_docker_api(listeners.docker, doors.docker, context, registry, parts)?;
+    start_admin(listeners.admin, doors.admin, feed, registry, parts)
+}
+
+fn start_docker_api(
+    listener: UnixListener,
+    door: Arc<Door>,
+    context: ApiContext,
+    registry: &Registry,
+    parts: &Parts,
+) -> anyhow::Result<()> {
+    let router = api::router(context, metrics::api::ApiMetrics::register(registry)?);
+    let router = TowerToHyperService::new(router);
+    let serving = http::serve(listener, door, api::kind_of, router, parts.shutdown.clone());
+    parts.start("the Docker API", serving);
+    Ok(())
+}
+
+/// Metrics and health.
+fn start_admin(
+    listener: TcpListener,
+    door: Arc<Door>,
+    feed: Feed,
+    registry: &Registry,
+    parts: &Parts,
+) -> anyhow::Result<()> {
     metrics::build::register(registry)?;
     metrics::store::register_feed(feed.clone(), registry)?;
-    let docker = api::router(context, metrics::api::ApiMetrics::register(registry)?);
-    let docker = TowerToHyperService::new(docker);
-    let docker = http::serve(listeners.docker, doors.docker, api::kind_of, docker, parts.shutdown.clone());
-    parts.start("the Docker API", docker);
-    let admin = TowerToHyperService::new(
-        admin::router(Admin { registry: registry.clone(), feed }).merge(parts.components.debug_routes()),
-    );
-    let admin = http::serve(listeners.admin, doors.admin, http::all_short, admin, parts.shutdown.clone());
-    parts.start("the metrics server", admin);
+    let router =
+        admin::router(Admin { registry: registry.clone(), feed }).merge(parts.components.debug_routes());
+    let router = TowerToHyperService::new(router);
+    let serving = http::serve(listener, door, http::all_short, router, parts.shutdown.clone());
+    parts.start("the metrics server", serving);
     Ok(())
 }
 

@@ -124,21 +124,11 @@ impl Membership {
         let loads = Arc::clone(&self.state.loads);
         let clashes = self.proxy.clashes();
         let (unfit_sender, without_network) = watch::channel(None);
-        let (overlap_sender, overlaps) = watch::channel(None);
-        let (views, stop) = (self.state.view.subscribe(), shutdown.clone());
-        components.spawn("overlap watch", async move {
-            watch_overlaps(views, overlap_sender, stop).await;
-            Ok(())
-        });
+        let overlaps = start_overlap_watch(components, self.state.view.subscribe());
         let parts = worker::Parts {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
-            node: NodeIdentity {
-                id: identity.node_id.clone(),
-                hostname: self.config.name.clone(),
-                architecture: std::env::consts::ARCH.to_owned(),
-                os: std::env::consts::OS.to_owned(),
-            },
+            node: node_of(&identity, &self.config),
             dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,
             unfit: unfit_sender,
@@ -186,6 +176,30 @@ impl Membership {
         });
         Ok(())
     }
+}
+
+/// What containers are told of their node.
+fn node_of(identity: &Identity, config: &Config) -> NodeIdentity {
+    NodeIdentity {
+        id: identity.node_id.clone(),
+        hostname: config.name.clone(),
+        architecture: std::env::consts::ARCH.to_owned(),
+        os: std::env::consts::OS.to_owned(),
+    }
+}
+
+/// Starts comparing the host's networks with the tasks'. Returns why this node can take no tasks because of them.
+fn start_overlap_watch(
+    components: &Components,
+    views: watch::Receiver<Arc<NodeView>>,
+) -> watch::Receiver<Option<String>> {
+    let (unfit, overlaps) = watch::channel(None);
+    let stop = components.stopping().clone();
+    components.spawn("overlap watch", async move {
+        watch_overlaps(views, unfit, stop).await;
+        Ok(())
+    });
+    overlaps
 }
 
 /// Starts keeping the certificate fresh. Returns the identity in force.

@@ -103,16 +103,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     );
 
     let components = Components::new(config.debug_faults);
-    let stopping = components.stopping().clone();
-    components.spawn("signals", follow_signals(stopping.clone()));
+    components.spawn("signals", follow_signals(components.stopping().clone()));
     let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
-    let (node, node_facts) = watch::channel(NodeFacts {
-        hostname: config.name.clone(),
-        kernel: config.kernel.clone(),
-        datapath: datapath_name.to_owned(),
-        role: String::new(),
-        certificate_until: None,
-    });
+    let (node, node_facts) = watch::channel(first_facts(&config, datapath_name));
     let kept = start_keeping_counters(&components, config.data_dir.clone(), &proxy);
     let (connected, is_connected) = watch::channel(false);
     let (expelled, is_expelled) = watch::channel(false);
@@ -139,17 +132,33 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         control: config.control_socket.clone(),
         view: views.clone(),
     };
-    let stop = stopping.clone();
-    components.spawn("docker API", async move {
-        docker_api::serve(sockets.docker, upstreams, docker_door, stop).await;
-        Ok(())
-    });
+    start_docker_api(&components, sockets.docker, docker_door, upstreams);
     start_telling_manager(&components, &config, views.clone());
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
     let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
+}
+
+/// What metrics say of this node before it has joined.
+fn first_facts(config: &Config, datapath_name: &str) -> NodeFacts {
+    NodeFacts {
+        hostname: config.name.clone(),
+        kernel: config.kernel.clone(),
+        datapath: datapath_name.to_owned(),
+        role: String::new(),
+        certificate_until: None,
+    }
+}
+
+/// Starts serving the node's `docker` commands.
+fn start_docker_api(components: &Components, socket: UnixListener, door: Arc<Door>, upstreams: Upstreams) {
+    let stop = components.stopping().clone();
+    components.spawn("docker API", async move {
+        docker_api::serve(socket, upstreams, door, stop).await;
+        Ok(())
+    });
 }
 
 /// Starts telling the manager on this machine, if there is to be one, which node it runs on.
