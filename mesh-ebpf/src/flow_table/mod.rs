@@ -15,15 +15,18 @@
 //! * A flow that goes while another CPU is at it may get that packet's events or time too late. They are lost, or, if its cell was taken
 //!   again in that same moment, are the next flow's. The kernel's LRU maps have it no other way.
 
+mod hash;
 mod room;
 #[cfg(test)]
 mod tests;
 mod word;
 
+pub use hash::{factors, number};
 pub use room::{CROWDED_IDLE_NS, vacate};
 
 use core::ptr::NonNull;
 
+use self::hash::hash;
 use self::word::{CLAIMED, EVENTS, Word, hop, hops, is_taken};
 use crate::abi::{Flow, FlowCell, FlowKey};
 use crate::lookups::Opened;
@@ -291,47 +294,10 @@ pub fn free_abandoned(cells: &impl Cells, index: u32) {
     Word::of(cell).clear(CLAIMED | EVENTS);
 }
 
-/// What the words of a key are multiplied by, made of a table's seed. Each factor is mixed from the seed by itself (SplitMix64; Steele, Lea and
-/// Flood, 2014): were one the rotation of another, keys whose words make up for the shift would share a home under every seed.
-pub const fn factors(seed: u64) -> [u64; 3] {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    [
-        mixed(seed.wrapping_add(STEP)) | 1,
-        mixed(seed.wrapping_add(STEP.wrapping_mul(2))) | 1,
-        mixed(seed.wrapping_add(STEP.wrapping_mul(3))) | 1,
-    ]
-}
-
-/// A number in whose place each bit depends on all bits of `number`.
-const fn mixed(number: u64) -> u64 {
-    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ number >> 31
-}
-
 /// The home of a key.
 #[inline(always)]
 fn home(cells: &impl Cells, key: &FlowKey) -> u32 {
     (((hash(key, cells.factors()) >> 32) * u64::from(cells.homes())) >> 32) as u32
-}
-
-/// A number that a key has for as long as the secret is the same, whatever stands in the table. Nobody without the secret can choose keys
-/// with the same number.
-#[inline(always)]
-pub const fn number(key: &FlowKey, factors: [u64; 3]) -> u32 {
-    // The finalizer's factor of MurmurHash3, so that neighbours in the table differ.
-    (hash(key, factors).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
-}
-
-/// The words of a key times the table's secret factors, added up (multilinear hashing; Carter and Wegman, 1979). The factors come out of a seed
-/// of 64 bits and are odd, so the proof for independent ones holds nearly, not strictly.
-#[inline(always)]
-const fn hash(key: &FlowKey, factors: [u64; 3]) -> u64 {
-    let words = key.words();
-    words[0]
-        .wrapping_mul(factors[0])
-        .wrapping_add(words[1].wrapping_mul(factors[1]))
-        .wrapping_add(words[2].wrapping_mul(factors[2]))
 }
 
 /// Whether this key is the one in the cell.
