@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequestParts, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -38,10 +38,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const UNCHECKED: fn(&Value) -> Result<(), ApiError> = |_| Ok(());
 
 /// Takes a request's body in before anything is answered: a client that is answered while it still writes sees a broken pipe
-/// instead of the answer.
+/// instead of the answer. A body whose announced length is beyond what would be read is refused before it comes.
 pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match timeout(BODY_TIMEOUT, read_limited(body, limit_of(head.uri.path()))).await {
+    let limit = limit_of(head.uri.path());
+    if body.size_hint().lower() > DRAINED_MAX as u64 {
+        return ApiError::BodyTooLarge { limit }.into_response();
+    }
+    match timeout(BODY_TIMEOUT, read_limited(body, limit)).await {
         Ok(Ok(bytes)) => next.run(Request::from_parts(head, Body::from(bytes))).await,
         Ok(Err(error)) => error.into_response(),
         Err(_) => {

@@ -1,10 +1,15 @@
 //! What is refused, and what happens when etcd is away.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use mesh_state::store::MemoryStore;
 use serde_json::json;
 
@@ -63,6 +68,33 @@ async fn a_body_is_taken_in_before_anything_is_answered() {
         assert!(answer.status.as_u16() >= 400, "POST {path} was answered {}", answer.status);
         assert_eq!(taken.load(Ordering::SeqCst), 8 * 1024, "POST {path} left bytes unread");
     }
+}
+
+/// A body that says how long it is, and never comes.
+struct Announced(u64);
+
+impl hyper::body::Body for Announced {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_an_announced_gigabyte_is_refused_at_once() {
+    let cluster = Cluster::start().await;
+    let asked = post_raw(&cluster, "application/json", Body::new(Announced(1 << 30)));
+    let seen = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("an answer before the body");
+    assert_eq!(seen, (413, "request body is larger than 262144 bytes".to_owned()));
 }
 
 #[tokio::test]
