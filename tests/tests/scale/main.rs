@@ -52,7 +52,7 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             })
             .collect::<Result<Vec<_>>>()
     })?;
-    let evicted_before = evicted(&cluster, node)?;
+    let (evicted_before, expired_before) = (ended(&cluster, node, "lru")?, ended(&cluster, node, "timeout")?);
     let has_programs = cluster.record.datapath != "userspace";
     let begun = Instant::now();
     let flood = || {
@@ -86,11 +86,16 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
     ensure!(asked > 0, "the flood was over before a connection was tried on {}", service.name());
     if has_programs {
         eventually("what the flood evicted in the figures", PATIENCE, || {
-            let evicted = evicted(&cluster, node)? - evicted_before;
+            let evicted = ended(&cluster, node, "lru")? - evicted_before;
+            let expired = ended(&cluster, node, "timeout")? - expired_before;
             let opened = opened(&cluster, node, &service)?;
-            let too_many = opened - CELLS;
-            ensure!(too_many > 0.0, "the flood opened only {opened} flows");
-            ensure!(evicted >= too_many / 2.0, "half-open flows evicted: {evicted} of {opened}");
+            ensure!(opened > CELLS, "the flood opened only {opened} flows");
+            // On a busy machine the flood takes longer than a SYN is remembered: what expires makes room, too.
+            let too_many = opened - CELLS - expired;
+            ensure!(
+                evicted > 0.0 && evicted >= too_many / 2.0,
+                "half-open flows evicted: {evicted} of {opened}, and {expired} expired"
+            );
             Ok(())
         })?;
     }
@@ -103,9 +108,9 @@ fn opened(cluster: &Cluster, node: &NodeRecord, service: &Service) -> Result<f64
     Ok(samples(&cluster.metrics(node)?, "mesh_frontend_connections_total", &labels).into_iter().sum())
 }
 
-/// Flows that a node's tables evicted for want of room.
-fn evicted(cluster: &Cluster, node: &NodeRecord) -> Result<f64> {
-    let labels = [("cause", "lru")];
+/// Flows that a node's tables gave up for a cause: `lru` for want of room, `timeout` for want of an answer.
+fn ended(cluster: &Cluster, node: &NodeRecord, cause: &str) -> Result<f64> {
+    let labels = [("cause", cause)];
     Ok(samples(&cluster.metrics(node)?, "mesh_conntrack_evictions_total", &labels).into_iter().sum())
 }
 
