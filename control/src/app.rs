@@ -39,6 +39,7 @@ use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::mesh_table::Table;
 use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
+use crate::node_service::session_context::SessionContext;
 use crate::node_service::sessions::Sessions;
 use crate::node_service::tables;
 use crate::own_node::OwnNode;
@@ -223,15 +224,16 @@ fn start(
         door: Arc::clone(&doors.nodes),
     };
     parts.start("the recorder", recorder.run(parts.shutdown.clone()));
-    let sessions = Arc::new(Sessions::new(
-        context.clone(),
-        tables_seen,
+    let shared = SessionContext {
+        cluster: context.clone(),
+        tables: tables_seen,
         reports,
+        loads: Arc::default(),
         relay_key,
-        Arc::clone(&doors.nodes),
-        parts.components.tracker().clone(),
-        parts.shutdown.clone(),
-    ));
+        door: Arc::clone(&doors.nodes),
+        shutdown: parts.shutdown.clone(),
+    };
+    let sessions = Arc::new(Sessions::new(shared, parts.components.tracker().clone()));
     parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
     let admission = Admission {
         context: context.clone(),

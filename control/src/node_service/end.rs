@@ -1,5 +1,7 @@
 //! Why sessions end, and what nodes are told of it.
 
+use std::time::Duration;
+
 use mesh_admission::figures::report::MESSAGES_A_SECOND;
 use mesh_admission::refusals::Reason;
 use mesh_admission::text::Outside;
@@ -8,8 +10,10 @@ use mesh_state::report::ReportError;
 use thiserror::Error;
 use tonic::Status;
 
-use super::session::{AddressError, SEND_DEADLINE};
-use super::sessions::{no_cluster, not_a_member};
+use super::address::AddressError;
+
+/// A node that takes no message for so long is cut off.
+pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug, Error)]
@@ -64,4 +68,16 @@ impl End {
             _ => Status::aborted(self.to_string()),
         }
     }
+}
+
+/// The answer to a node that was removed, or never was.
+pub(super) fn not_a_member(node: &NodeId) -> Status {
+    Status::permission_denied(format!(
+        "node {node} is no member of this cluster: remove its identity file and let it join again with a token"
+    ))
+}
+
+/// The answer of a manager that sees no cluster in the store: it judges nobody.
+pub(super) fn no_cluster() -> Status {
+    Status::unavailable("this manager finds no cluster's record in etcd")
 }

@@ -8,6 +8,7 @@
 //!
 //! Left to others: what nodes are to run, and when a silent one is down.
 
+mod address;
 pub mod assignments;
 mod deliveries;
 mod end;
@@ -21,6 +22,7 @@ pub mod recorder;
 mod renewal;
 pub mod renewing_server;
 pub mod session;
+pub mod session_context;
 pub mod sessions;
 pub mod tables;
 
@@ -65,7 +67,7 @@ pub async fn serve(
         // Whoever joins has no certificate yet; sessions demand one themselves.
         .client_auth_optional(true)
         .timeout(REQUEST_DEADLINE);
-    let incoming = accept::proven(listener, Arc::clone(&sessions.door), PING_INTERVAL);
+    let incoming = accept::proven(listener, Arc::clone(&sessions.context.door), PING_INTERVAL);
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(PING_INTERVAL))

@@ -11,8 +11,8 @@ use mesh_state::{codec, keys};
 use tonic::{Response, Status};
 use tracing::info;
 
+use super::end::not_a_member;
 use super::membership::Admission;
-use super::sessions::not_a_member;
 
 /// Longest certificate or request taken, bytes: far more than one of a P-256 key has.
 const PEM_BYTES: usize = 8 << 10;

@@ -5,12 +5,11 @@
 //!
 //! Left to others: writing reports ([`super::recorder`]).
 
-mod address;
 mod hearing;
 mod member_keys;
 mod reported;
+mod unacknowledged;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use mesh_admission::rate::Bucket;
 use mesh_admission::text::Outside;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
-use mesh_state::ids::{NodeId, TaskId};
+use mesh_state::ids::NodeId;
 use mesh_state::node::NodeState;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
@@ -38,21 +37,21 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
+use super::address;
 use super::assignments::{self, Told};
 use super::deliveries::Deliveries;
-use super::end::End;
+use super::end::{End, SEND_DEADLINE};
 use super::loads::{Loads, ToldLoads};
 use super::logs::SessionAsks;
 use super::recorder::Reports;
-use super::sessions::Sessions;
+use super::session_context::SessionContext;
 use crate::context::REGISTRY_AUTH;
 use crate::feed::clocks::Clocks;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::node_service::mesh_table::{Table, for_node};
 use crate::seal::Sealer;
 use crate::slots::own_ports;
-pub(super) use address::AddressError;
-use reported::Unacknowledged;
+use unacknowledged::Unacknowledged;
 
 /// How often a node must speak.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -60,8 +59,6 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(2);
 /// The first message must come within this.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// A node that takes no message for so long is cut off.
-pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -94,7 +91,7 @@ pub(super) struct Session {
     /// Whether the node's agent knows what member keys are, and the numbers of those that it was told, the one in use first.
     takes_cookies: bool,
     told_keys: Option<(Vec<u64>, bool)>,
-    unacknowledged: BTreeMap<TaskId, Unacknowledged>,
+    unacknowledged: Unacknowledged,
     /// Since when the node speaks and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
     /// Whether the node's engine doesn't answer.
@@ -108,35 +105,35 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         node: NodeId,
-        shared: &Sessions,
+        shared: &SessionContext,
         outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
         token: Arc<CancellationToken>,
     ) -> Self {
         Self {
             node,
-            manager: shared.context.manager_name.clone(),
-            snapshots: shared.context.feed.snapshots.clone(),
+            manager: shared.cluster.manager_name.clone(),
+            snapshots: shared.cluster.feed.snapshots.clone(),
             tables: shared.tables.clone(),
             reports: shared.reports.clone(),
             door: Arc::clone(&shared.door),
             rate: Bucket::new(MESSAGES_A_SECOND, MESSAGES_AT_ONCE, std::time::Instant::now()),
             loads: Arc::clone(&shared.loads),
-            clocks: Arc::clone(&shared.context.clocks),
+            clocks: Arc::clone(&shared.cluster.clocks),
             told_loads: ToldLoads::default(),
-            log_asks: SessionAsks::new(Arc::clone(&shared.context.logs)),
+            log_asks: SessionAsks::new(Arc::clone(&shared.cluster.logs)),
             relay_key: shared.relay_key.clone(),
-            sealer: Arc::clone(&shared.context.sealer),
+            sealer: Arc::clone(&shared.cluster.sealer),
             outgoing,
             token,
             stopping: shared.shutdown.clone(),
             had_generation: 0,
             welcomed: false,
             told: Told::default(),
-            deliveries: Deliveries::new(&shared.context),
+            deliveries: Deliveries::new(&shared.cluster),
             sent_table: None,
             takes_cookies: false,
             told_keys: None,
-            unacknowledged: BTreeMap::new(),
+            unacknowledged: Unacknowledged::default(),
             heard_since: None,
             engine_away: false,
             last_heard: Instant::now(),

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
-use mesh_admission::door::Door;
 use mesh_admission::figures::report::{SESSIONS_A_SECOND, SESSIONS_AT_ONCE};
 use mesh_admission::rate::Rates;
 use mesh_admission::refusals::Reason;
@@ -21,25 +20,22 @@ use mesh_state::proto::node_service_server::NodeService;
 use mesh_state::proto::{
     AgentMessage, ControlMessage, EndsTaken, LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
-use zeroize::Zeroizing;
 
+use super::end::{no_cluster, not_a_member};
 use super::ends;
-use super::loads::Loads;
 use super::logs;
 use super::mailbox::Heard;
 use super::membership::Admission;
-use super::recorder::Reports;
 use super::session::Session;
+use super::session_context::SessionContext;
 use crate::ca;
-use crate::context::ApiContext;
 use crate::feed::clocks::Peer;
-use crate::node_service::mesh_table::Table;
 
 /// Messages that may wait for a slow node.
 const OUTGOING_MESSAGES: usize = 64;
@@ -50,47 +46,21 @@ const NODES_REMEMBERED: usize = 16_384;
 /// How often nodes without a session are looked for.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 
-/// What sessions share.
+/// The sessions of this manager.
 pub struct Sessions {
-    /// The cluster.
-    pub context: ApiContext,
-    /// The newest mesh table.
-    pub tables: watch::Receiver<Arc<Table>>,
-    /// Where nodes' reports go.
-    pub reports: Reports,
-    /// What nodes measured of their backends.
-    pub loads: Arc<Loads>,
-    /// Authenticates relay preambles between members.
-    pub relay_key: Zeroizing<Vec<u8>>,
-    /// The node service's admission.
-    pub door: Arc<Door>,
+    pub(super) context: SessionContext,
     opened: Mutex<Rates<NodeId>>,
     tracker: TaskTracker,
-    pub(super) shutdown: CancellationToken,
     live: Mutex<BTreeMap<NodeId, Arc<CancellationToken>>>,
 }
 
 impl Sessions {
-    /// No sessions yet. They end with `shutdown` and are tracked by `tracker`.
-    pub fn new(
-        context: ApiContext,
-        tables: watch::Receiver<Arc<Table>>,
-        reports: Reports,
-        relay_key: Zeroizing<Vec<u8>>,
-        door: Arc<Door>,
-        tracker: TaskTracker,
-        shutdown: CancellationToken,
-    ) -> Self {
+    /// No sessions yet. Those that come are tracked by `tracker`.
+    pub fn new(context: SessionContext, tracker: TaskTracker) -> Self {
         Self {
             context,
-            tables,
-            reports,
-            loads: Arc::default(),
-            relay_key,
-            door,
             opened: Mutex::new(Rates::new(SESSIONS_A_SECOND, SESSIONS_AT_ONCE, NODES_REMEMBERED)),
             tracker,
-            shutdown,
             live: Mutex::default(),
         }
     }
@@ -101,19 +71,20 @@ impl Sessions {
         loop {
             tokio::select! {
                 _ = ticks.tick() => self.report_absent(),
-                () = self.shutdown.cancelled() => return,
+                () = self.context.shutdown.cancelled() => return,
             }
         }
     }
 
     fn report_absent(&self) {
-        let snapshot = self.context.snapshot();
+        let snapshot = self.context.cluster.snapshot();
         let live = self.live();
         for (node, liveness) in &snapshot.liveness {
-            let ours = liveness.state == NodeState::Ready && liveness.manager == self.context.manager_name;
+            let ours =
+                liveness.state == NodeState::Ready && liveness.manager == self.context.cluster.manager_name;
             if ours && !live.contains_key(node) {
                 let heard = Heard { state: NodeState::Silent, since: Utc::now() };
-                self.reports.leave(|mailbox| mailbox.put_heard(node.clone(), heard));
+                self.context.reports.leave(|mailbox| mailbox.put_heard(node.clone(), heard));
             }
         }
     }
@@ -130,7 +101,7 @@ impl Sessions {
     ) -> mpsc::Receiver<Result<ControlMessage, Status>> {
         let place = Place::take(Arc::clone(shared), node.clone());
         let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
-        let session = Session::new(node, shared, outgoing, Arc::clone(&place.token));
+        let session = Session::new(node, &shared.context, outgoing, Arc::clone(&place.token));
         shared.tracker.spawn(async move {
             let was_heard = session.run(incoming).await;
             place.leave(was_heard);
@@ -144,19 +115,19 @@ impl Sessions {
         if opened.take(node, std::time::Instant::now()) {
             return Ok(());
         }
-        self.door.refuse(Reason::Rate, &format_args!("sessions of node {node}"));
+        self.context.door.refuse(Reason::Rate, &format_args!("sessions of node {node}"));
         Err(Status::resource_exhausted("this node opens sessions too often: it is to wait a few seconds"))
     }
 
     /// Refuses a node that is no member. The snapshot may be behind a node that joined through another manager just now.
     async fn check_member(&self, node: &NodeId) -> Result<(), Status> {
-        if self.context.snapshot().nodes.contains_key(node) {
+        if self.context.cluster.snapshot().nodes.contains_key(node) {
             return Ok(());
         }
-        match self.context.store.get(&keys::node(node)).await {
+        match self.context.cluster.store.get(&keys::node(node)).await {
             Ok(Some(_)) => Ok(()),
             // Nodes give up what they run when a manager doesn't know them: one without a cluster must not say so.
-            Ok(None) if self.context.snapshot().cluster.is_none() => Err(no_cluster()),
+            Ok(None) if self.context.cluster.snapshot().cluster.is_none() => Err(no_cluster()),
             Ok(None) => Err(not_a_member(node)),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
@@ -175,7 +146,7 @@ struct Place {
 impl Place {
     /// Makes room for a new session of `node`: the one before ends.
     fn take(sessions: Arc<Sessions>, node: NodeId) -> Self {
-        let token = Arc::new(sessions.shutdown.child_token());
+        let token = Arc::new(sessions.context.shutdown.child_token());
         if let Some(before) = sessions.live().insert(node.clone(), Arc::clone(&token)) {
             before.cancel();
         }
@@ -193,7 +164,7 @@ impl Place {
         let newest = live.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.token));
         if newest {
             live.remove(&self.node);
-            self.sessions.context.clocks.forget(&Peer::Node(self.node.clone()));
+            self.sessions.context.cluster.clocks.forget(&Peer::Node(self.node.clone()));
         }
         newest
     }
@@ -201,24 +172,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.forget() && self.was_heard && !self.sessions.shutdown.is_cancelled() {
+        if self.forget() && self.was_heard && !self.sessions.context.shutdown.is_cancelled() {
             info!(node = %self.node, "is silent: its session ended");
             let heard = Heard { state: NodeState::Silent, since: Utc::now() };
-            self.sessions.reports.leave(|mailbox| mailbox.put_heard(self.node.clone(), heard));
+            self.sessions.context.reports.leave(|mailbox| mailbox.put_heard(self.node.clone(), heard));
         }
     }
-}
-
-/// The answer to a node that was removed, or never was.
-pub(super) fn not_a_member(node: &NodeId) -> Status {
-    Status::permission_denied(format!(
-        "node {node} is no member of this cluster: remove its identity file and let it join again with a token"
-    ))
-}
-
-/// The answer of a manager that sees no cluster in the store: it judges nobody.
-pub(super) fn no_cluster() -> Status {
-    Status::unavailable("this manager finds no cluster's record in etcd")
 }
 
 /// The gRPC face of [`Sessions`], and of what members renew their certificates with.
@@ -243,7 +202,7 @@ impl NodeService for SessionService {
         request: Request<Streaming<LogBatch>>,
     ) -> Result<Response<LogsTaken>, Status> {
         let node = self.member(&request).await?;
-        Ok(Response::new(logs::take(&self.0.context.logs, node, request.into_inner()).await?))
+        Ok(Response::new(logs::take(&self.0.context.cluster.logs, node, request.into_inner()).await?))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
@@ -253,7 +212,7 @@ impl NodeService for SessionService {
 
     async fn report_ends(&self, request: Request<TaskStatuses>) -> Result<Response<EndsTaken>, Status> {
         let node = self.member(&request).await?;
-        ends::take(&self.0.reports, &self.0.context.snapshot(), &node, request.into_inner())?;
+        ends::take(&self.0.context.reports, &self.0.context.cluster.snapshot(), &node, request.into_inner())?;
         Ok(Response::new(EndsTaken {}))
     }
 }
@@ -268,7 +227,7 @@ impl SessionService {
         })?;
         self.0.check_member(&node).await?;
         if let Some(address) = request.remote_addr() {
-            self.0.door.prove(address);
+            self.0.context.door.prove(address);
         }
         Ok(node)
     }
@@ -276,13 +235,19 @@ impl SessionService {
 
 #[cfg(test)]
 mod tests {
+    use mesh_admission::door::Door;
     use mesh_admission::figures::Listener;
     use mesh_admission::refusals::Refusals;
     use mesh_state::store::MemoryStore;
+    use tokio::sync::watch;
+    use zeroize::Zeroizing;
 
     use super::*;
+    use crate::context::ApiContext;
     use crate::fixtures::World;
     use crate::node_service::mailbox::Mailbox;
+    use crate::node_service::mesh_table::Table;
+    use crate::node_service::recorder::Reports;
     use crate::own_node::OwnNode;
     use crate::seal::Sealer;
 
@@ -303,19 +268,25 @@ mod tests {
             logs: Arc::default(),
             stopping: CancellationToken::new(),
         };
-        let (_, tables) = watch::channel(Arc::new(Table::default()));
-        let key = Zeroizing::new(Vec::new());
-        let (reports, stop) = (Reports::default(), CancellationToken::new());
         let refusals = Refusals::register(&prometheus::Registry::new()).unwrap();
         let door = Door::new(Listener::Nodes, Listener::Nodes.figures(), refusals);
-        Arc::new(Sessions::new(context, tables, reports, key, door, TaskTracker::new(), stop))
+        let context = SessionContext {
+            cluster: context,
+            tables: watch::channel(Arc::new(Table::default())).1,
+            reports: Reports::default(),
+            loads: Arc::default(),
+            relay_key: Zeroizing::new(Vec::new()),
+            door,
+            shutdown: CancellationToken::new(),
+        };
+        Arc::new(Sessions::new(context, TaskTracker::new()))
     }
 
     /// Whether the node's silence waits to be written.
     fn reports_silence(sessions: &Sessions) -> bool {
         let mut taken = Mailbox::default();
         let mut seen = false;
-        sessions.reports.leave(|mailbox| {
+        sessions.context.reports.leave(|mailbox| {
             seen = !mailbox.is_empty();
             std::mem::swap(mailbox, &mut taken);
         });

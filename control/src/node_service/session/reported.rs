@@ -10,32 +10,17 @@ use mesh_state::node::PortClash;
 use mesh_state::proto;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
-use mesh_state::proto::{AgentMessage, PortClashes, StatusAck, TaskStatuses};
+use mesh_state::proto::{AgentMessage, PortClashes, TaskStatuses};
 use mesh_state::report::{self, ReportError};
 use mesh_state::spec::Protocol;
 use mesh_state::store::generation_of;
-use mesh_state::task::TaskStatus;
 use prost::Message as _;
-use std::time::Duration;
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::super::end::End;
-use super::super::mailbox::holds;
 use super::Session;
 use crate::feed::clocks::Peer;
 use crate::feed::snapshot::ClusterSnapshot;
-
-/// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
-const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
-
-/// A status that waits for the store.
-pub(super) struct Unacknowledged {
-    status: TaskStatus,
-    /// The agent's number of it.
-    number: u64,
-    reported_at: Instant,
-}
 
 impl Session {
     pub(super) fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
@@ -98,11 +83,7 @@ impl Session {
             let task = TaskId::from(reported.task_id);
             let message = Outside(&status.message);
             debug!(node = %self.node, %task, state = status.state.as_str(), %message, "a task's status came");
-            // A status sent again keeps the moment of its first report.
-            let reported_at =
-                self.unacknowledged.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
-            let (number, waiting) = (reported.number, status.clone());
-            self.unacknowledged.insert(task.clone(), Unacknowledged { status: waiting, number, reported_at });
+            self.unacknowledged.put(task.clone(), reported.number, status.clone());
             self.reports.leave_status(self.node.clone(), task, status);
         }
         self.snapshots.mark_changed();
@@ -111,19 +92,7 @@ impl Session {
 
     /// Acknowledges what the store holds by now, and what it will never hold.
     pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
-        let mut done = StatusAck::default();
-        self.unacknowledged.retain(|id, waiting| {
-            let stored = snapshot.statuses.get(id).map(|stored| &stored.value);
-            let task = snapshot.tasks.get(id);
-            let elsewhere = task.is_some_and(|task| task.node_id.as_ref() != Some(&self.node));
-            let gone = task.is_none() && waiting.reported_at.elapsed() >= UNKNOWN_TASK_GRACE;
-            let settled = elsewhere || gone || holds(stored, &waiting.status);
-            if settled {
-                done.task_ids.push(id.to_string());
-                done.numbers.push(waiting.number);
-            }
-            !settled
-        });
+        let done = self.unacknowledged.settle(&self.node, snapshot);
         if done.task_ids.is_empty() {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use crate::feed::snapshot::ClusterSnapshot;
 
 /// Why a node may not have an address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(in super::super) enum AddressError {
+pub(super) enum AddressError {
     /// No machine's, or good on that machine only.
     #[error("{0} is no address that other nodes can reach: give the agent another with --address")]
     Unusable(Ipv4Addr),
