@@ -1,8 +1,23 @@
 //! Stops tasks whose node no longer meets their constraints, after a label or a role was changed.
 //!
-//! Invariant: a task is judged by the spec that it was made from: a changed spec is the updater's.
+//! It decides from the spec that each task was made from, and from its node as it is now. A changed
+//! spec is the updater's: judged by the new one, all tasks would stop at once instead of a few at a
+//! time.
 //!
-//! Left to others: filling the slot again (orchestrators).
+//! It looks at constraints alone. What a node can run out of (CPUs, memory, host ports) and the
+//! platform were checked when the task was placed. A node that reports fewer CPUs than before keeps
+//! its tasks: they run, and stopping them would be an outage that nobody asked for. The scheduler
+//! just places nothing more there. A constraint, however, is an order of the user, and so is its
+//! breach.
+//!
+//! It can't see whether another node has room. A task may therefore stop that finds no other place,
+//! and its slot waits with the scheduler's reason. That is what the user asked for, too: the task
+//! must not run there.
+//!
+//! Invariants: a task is judged by the spec that it was made from; a task whose spec is not stored
+//! is left alone.
+//!
+//! Left to others: filling the slot again (`replicated`, `global`).
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,26 @@
 //! Jobs: services whose tasks run to their end, once each time that the job is executed.
 //!
-//! Invariants: a slot of an execution is completed once and never filled again; no more slots than the spec allows are filled at a time; a
-//! task of an earlier execution is no part of the present one. A slot whose tasks failed as often as the restart policy bears is given
-//! up, and the others go on.
+//! It decides from the tasks of the present execution alone. Each task carries the number of its
+//! execution, and a slot is read from its tasks: completed, filled, given up (its tasks failed as
+//! often as the restart policy bears), or vacant. A replicated job fills the lowest free slots, no
+//! more at a time than the spec allows and no more in all than are missing. A global job fills one
+//! slot for each node.
 //!
-//! Left to others: replacing a task that failed or whose node is lost (restart), where a task runs (scheduler).
+//! A global job runs on the nodes that were members when it was executed. Otherwise it would never
+//! be complete: each node that joins later would begin it anew. The store's order says which nodes
+//! were there (the create revisions of the node and of the spec version), as clocks of managers may
+//! differ.
+//!
+//! It can't see work, only exits. A task that exits with 0 has completed, and a task whose node is
+//! lost is run again, although it may have done all its work before. So a job's work should bear to
+//! be done twice; the same holds in Swarm.
+//!
+//! Invariants: a slot of an execution is completed once and never filled again; no more slots than
+//! the spec allows are filled at a time; a task of an earlier execution is no part of the present
+//! one. A slot that is given up does not end the job: the other slots go on.
+//!
+//! Left to others: replacing a task that failed or whose node is lost (`restart`), where a task
+//! runs (`scheduler`).
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,27 @@
 //! Which nodes are down, and which of their tasks are given up.
 //!
-//! Invariants: `ready` and `silent` are written by the manager that holds a node's stream; `down` is written here alone, and only by
-//! the passing of time. A node whose manager died without a word is silent from the moment that is seen.
+//! It decides from one key per node, which the manager that holds the node's stream writes: ready,
+//! or silent. A ready node whose manager has no lease any more becomes silent here, as nobody is
+//! left to say so. A node that stays silent for three of the cluster's heartbeats is down. Its
+//! tasks are orphaned after 24 hours, as in Swarm; those of a removed node at once.
 //!
-//! Left to others: replacing the tasks of a node that is down (restart), and taking a silent one out of the mesh (the mesh table).
+//! Silence is measured by this manager's clock, from the moment at which its own watch saw the node
+//! fall silent. The moment in the record is from another machine's clock and is used only by a
+//! manager that began after it was written. A new leader has followed the same watch, so it judges
+//! much as the one before.
+//!
+//! It can't tell a dead node from one that no manager reaches. Containers behind a partition go on,
+//! and a replacement is started elsewhere, so a service may have more tasks than it asks for, and
+//! two tasks may hold one slot, until the node is back and stops its own. That is Swarm's answer as
+//! well: the other one, to wait, makes every lost machine an outage. Clients hardly notice: a
+//! backend of a node that is silent or down is selected only when its service has no other.
+//!
+//! Invariants: `ready` and `silent` are written by the manager that holds a node's stream, but for
+//! a node without one; `down` is written here alone, and only by the passing of time. With no
+//! manager in the store, nobody is judged.
+//!
+//! Left to others: replacing the tasks of a node that is down (`restart`), and selecting other
+//! backends than a silent node's (the mesh table).
 
 use std::time::Duration;
 

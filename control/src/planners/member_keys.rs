@@ -1,16 +1,24 @@
 //! When the secrets that members share change, in steps that no packet and no connection notices.
 //!
-//! A new secret is *announced*: members accept it and still use the one before. Once all of them know it, it is *in use*, and the one
-//! before is still accepted. Once all of them use it, the one before is *forgotten*. A step follows when every node that is heard has
-//! acknowledged a mesh table as new as the step before, or after [`STEP_LIMIT`].
+//! A new secret is *announced*: members accept it and still use the one before. Once all of them
+//! know it, it is *in use*, and the one before is still accepted. Once all of them use it, the one
+//! before is *forgotten*. A step follows when every node that is heard has acknowledged a mesh
+//! table as new as the step before, or after [`STEP_LIMIT`].
 //!
-//! A removed node makes a new secret due at once. Time does, too, but a secret that is only old waits for nodes that are not heard:
-//! their programs go on with the cookies that they have.
+//! A removed node makes a new secret due at once. Time does, too, but a secret that is only old
+//! waits for nodes that are not heard: their programs go on with the cookies that they have.
 //!
-//! Invariants: pure; at most two secrets are good; nothing changes while a manager or a node doesn't know what these are; cookies are
-//! demanded only while every node sends them.
+//! It can't see whether a node uses a secret, only that its agent acknowledged a table that was
+//! sent after it. Agents apply both in order, so one implies the other. It can't see why a node
+//! that is heard acknowledges nothing either. After [`STEP_LIMIT`] the step is taken without it:
+//! one node with a broken agent loses tunnel packets then, where otherwise a removed node's secret
+//! would stay good for ever.
 //!
-//! Left to others: deriving the secrets ([`crate::seal`]) and telling nodes ([`crate::node_service`]).
+//! Invariants: pure; at most two secrets are good; nothing changes while a manager or a node
+//! doesn't know what these are; cookies are demanded only while every node sends them.
+//!
+//! Left to others: deriving the secrets ([`crate::seal`]) and telling nodes
+//! ([`crate::node_service`]).
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,23 @@
 //! The planners in the order in which the leader's driver runs them.
 //!
-//! Invariants: a planner is pure; it sees the writes of the planners before it only once they are committed and in the snapshot; planning
-//! on a plan's result plans nothing, but for an update whose next step is at hand. Each writes what it owns and takes no decision for
-//! another.
+//! Each planner is one file, named as the planner is in logs and metrics. It takes a moment, a
+//! snapshot and a source of ids, and returns a [`Plan`]: writes with the revisions that they stand
+//! on, their reasons, and a moment at which time alone may change its mind. What more than one
+//! planner needs is in [`crate::slots`]; no planner calls another, so each can be read, tested and
+//! replaced alone. They meet in the store only.
+//!
+//! Why small planners and not one: each owns one kind of decision, and a decision is explained by
+//! one file. The price is that a change takes several passes (a node goes down, its tasks are
+//! replaced, the new tasks are placed). A pass takes milliseconds, and each commit wakes the next
+//! one.
+//!
+//! A planner sees the writes of the planners before it only once they are committed and in the
+//! snapshot. It may plan on a snapshot that is behind; then the compares of its plan fail, nothing
+//! is written, and it plans again on the newer one.
+//!
+//! Invariants: a planner is pure (`cargo xtask tidy` refuses clocks and I/O here); planning on a
+//! plan's result plans nothing, but for an update whose next step is at hand. Each writes what it
+//! owns and takes no decision for another.
 //!
 //! Left to others: committing ([`crate::plan`] says how) and waking.
 

@@ -1,7 +1,24 @@
-//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have stopped.
+//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have
+//! stopped.
 //!
-//! Invariant: it waits for an older task for as long as that may still run, whatever stop grace period its service has: both may write
-//! to the same volume. Only a task whose node is down or no member any more isn't waited for, as nobody can know when it ends.
+//! A replacement is prepared (its image pulled, its container made) while its predecessor still
+//! drains. This planner turns its desired state from ready to running. It decides from the slot
+//! alone: are all older tasks that were asked to stop observed to have stopped, and has the restart
+//! delay passed?
+//!
+//! There is no limit on the wait for an older task, whatever stop grace period its service has:
+//! both tasks may write to the same volume, and two databases on one volume are worse than one that
+//! starts late. Only a task whose node is down or no member any more isn't waited for. Nobody can
+//! know when it ends, and to wait for it would leave the slot empty for as long as the machine is
+//! away.
+//!
+//! It can't see processes, only what nodes report. An agent that reports a container's end before
+//! the end would break the rule; agents report what their engine says, and the engine waits for the
+//! container's processes. It can't see shared volumes either, so it treats every slot as if it had
+//! one: a stop-first update is slower by the old task's stop.
+//!
+//! Invariant: a task runs only after every older task of its slot that was asked to stop has ended,
+//! or is on a lost node.
 
 use std::collections::BTreeSet;
 

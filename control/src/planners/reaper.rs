@@ -1,9 +1,26 @@
-//! What may be forgotten: tasks of removed services and dropped slots, history beyond its limit, spec versions without tasks.
+//! What may be forgotten: tasks of removed services and dropped slots, history beyond its limit,
+//! spec versions without tasks.
 //!
-//! Invariants: no task is forgotten while its node may still run it, unless that node is no member any more; a slot's newest task stays
-//! for as long as the slot does; the attempts that a restart policy counts stay.
+//! It decides from what still refers to a record. A task may go once no node can hold anything of
+//! it: it ended, it was never placed, or its node is no member any more. Until then its record is
+//! the only thing that tells its agent to stop it, and tells the mesh table that its flows are
+//! draining. A spec version may go once no task was made from it and its service neither has it nor
+//! may return to it.
 //!
-//! Left to others: deciding that a slot is dropped (orchestrators).
+//! Of each slot, the newest ended tasks stay, as many as the cluster's task history limit says, for
+//! `docker service ps`. Ends that the restart policy counts stay in any case: were they forgotten,
+//! a task that may restart three times would restart for ever.
+//!
+//! It can't see what a node that is down still runs. So the tasks of a removed service stay, each
+//! with its record, until the node comes back, is removed, or was down for 24 hours. They cost a
+//! key each; a task that nobody remembers would run for ever.
+//!
+//! Invariants: no task is forgotten while its node may still run it, unless that node is no member
+//! any more; a slot's newest task stays for as long as the slot does; the attempts that a restart
+//! policy counts stay.
+//!
+//! Left to others: deciding that a slot is dropped (`replicated`, `global`), letting go of ports
+//! that a task on a lost node holds (`release`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,13 +1,23 @@
 //! Lets go of published ports that only a task which can't or won't stop still holds.
 //!
-//! A removed service, or a dropped slot, stays in the mesh table until its tasks have stopped, so that their live flows may end. The
-//! node of such a task may be down, and its engine may hang: nobody would ever tell of the task's end. So once the drain's limit has
-//! passed, the leader takes the task's backends away, and with them the ports that the mesh table holds for it. The task's record stays
-//! until its node tells of its end, or is given up.
+//! A removed service, or a dropped slot, stays in the mesh table until its tasks have stopped, so
+//! that their live flows may end. The node of such a task may be down, and its engine may hang:
+//! nobody would ever tell of the task's end, and the ports would be refused to every other service.
+//! So once the drain's limit has passed, the leader takes the task's backends away, and with them
+//! the ports that the mesh table holds for it. The task's record stays until its node tells of its
+//! end, or is given up.
 //!
-//! Invariant: pure; a task loses its backends only after it was asked to go and its drain's limit has passed.
+//! It decides from the moment at which the task was asked to go, by this manager's clock, and from
+//! the drain limit of the spec that the task was made from. It can't see live flows. A node that is
+//! heard counts them and stops the task itself when they end or the limit passes, which it counts
+//! from when it was told. So such a node has ten seconds more: then whoever still has a flow there
+//! has had the whole limit, as on any other node. Of a node that is down nobody can count flows,
+//! and most have died with it.
 //!
-//! Left to others: asking tasks to go, and forgetting them ([`crate::planners::reaper`]).
+//! Invariant: pure; a task loses its backends only after it was asked to go and its drain's limit
+//! has passed.
+//!
+//! Left to others: asking tasks to go, and forgetting them (`reaper`).
 
 use std::time::Duration;
 

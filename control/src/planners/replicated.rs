@@ -1,9 +1,25 @@
 //! Replicated services: as many filled slots as the spec asks for.
 //!
-//! Invariants: vacant numbers are filled from the lowest; too many slots lose those first that don't run, then those on crowded nodes,
-//! then high numbers; what is dropped gets desired `remove`, its history too.
+//! It decides from the number of replicas and from what fills each slot. A slot counts as filled
+//! while a task in it is wanted, whatever the task's observed state, and also when its last task
+//! ended and the restart policy leaves it so: a service of `--restart-condition none` whose tasks
+//! are done must not begin anew. How a task fares is not its business, so a failing task never
+//! makes it create another beside it.
 //!
-//! Left to others: a task's end (restart), its spec (update), its node (scheduler).
+//! Too few filled slots: the lowest vacant numbers are filled, with the delay that their history
+//! demands. Too many: it drops first those whose task doesn't run, then those on nodes that have
+//! most of the service's tasks, then high numbers. This keeps the spread over nodes, and keeps the
+//! tasks that serve.
+//!
+//! It can't see connections or load, so the task that it drops may be the busiest one. Its flows
+//! drain like any other's, and the alternative, to weigh live load, would make one scale-down
+//! differ from the next for reasons that nobody can look up.
+//!
+//! Invariants: vacant numbers are filled from the lowest; too many slots lose those first that
+//! don't run, then those on crowded nodes, then high numbers; what is dropped gets desired
+//! `remove`, its history too.
+//!
+//! Left to others: a task's end (`restart`), its spec (`updater`), its node (`scheduler`).
 
 use std::collections::BTreeMap;
 

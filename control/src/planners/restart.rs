@@ -1,8 +1,27 @@
 //! Replaces tasks that ended, that are on a lost node or on a drained one.
 //!
-//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a slot in which another task is wanted
-//! gets none. A plan that was cut between the two leaves a vacant slot, which the orchestrator fills under the same verdict. A task that
-//! ends while its restart delay goes on is replaced when the delay is over: an image that doesn't exist costs one task a delay.
+//! It decides for each wanted task that can't go on: stop it, and put another one into its slot if
+//! the restart policy says so. The policy is that of the spec which the task was made from, and its
+//! attempts are counted in the slot's history, so the decision stands on the store alone and a new
+//! leader decides alike. A task never comes back to life: a new task with an id of its own takes
+//! its slot, and the old one stays as history.
+//!
+//! The replacement starts after the restart delay, counted from the end that this manager saw. A
+//! task that ends while its own delay still goes on is replaced when that is over: an image that
+//! doesn't exist costs one task a delay, not one a pass. A task whose node is down or drained is
+//! replaced without a delay: it did not fail.
+//!
+//! It can't see why a task ended. A container killed by the kernel for its memory is restarted like
+//! one that crashed, and so is one that its user stopped by `docker stop` on the node, as in Swarm.
+//! It can't see either whether a node that is down will be back in a second: its tasks are replaced
+//! at once and not moved back, as to move a task is an outage of its own.
+//!
+//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a
+//! slot in which another task is wanted gets none. A plan that was cut between the two leaves a
+//! vacant slot, which `replicated`, `global` or `jobs` fills under the same verdict.
+//!
+//! Left to others: slots that have no task at all (`replicated`, `global`, `jobs`), the
+//! replacement's node (`scheduler`), the moment at which it runs (`promote`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,22 @@
 //! Node subnets out of the cluster's pool.
 //!
-//! Invariants: subnets of nodes never overlap; a node keeps its subnet; the lowest free one is given that holds no member's address: a
-//! node in it could not be reached by the tasks' nodes.
+//! Each node needs addresses for its tasks that no other node gives out. It decides from the pool
+//! and the prefix in the cluster's record, the subnets that nodes have, and the addresses of
+//! members. A node without a subnet gets the lowest free one that holds no member's address: a node
+//! in it could not be reached by the tasks' nodes. The lowest, and not the next one, so that the
+//! pool is used densely and routes stay readable.
+//!
+//! It can't see the networks of the hosts. A subnet may overlap with one that a host is attached
+//! to; the agent notices, and makes its node unfit with the reason (`--default-addr-pool` is the
+//! remedy). To ask all nodes before a subnet is given would make each join wait for the slowest
+//! member.
+//!
+//! A removed node's subnet is free at once, although that node may not have noticed its removal
+//! yet. The next owner gets none of its packets: between nodes, packets go to the node's own
+//! address in a tunnel and not by a route to its subnet.
+//!
+//! Invariants: subnets of nodes never overlap; a node keeps its subnet for as long as it is a
+//! member. If the pool is used up, the plan says so and the node waits without a session.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

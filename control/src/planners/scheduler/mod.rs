@@ -1,9 +1,34 @@
 //! Where tasks run.
 //!
-//! Invariants: a task gets a node once and keeps it; it gets one that passes every filter, and among those one of the least loaded; a task
+//! It decides from the specs of tasks and from what nodes report of themselves: state, reservations
+//! already held, labels, plugins, platform, host ports. A task is placed on a node that passes all
+//! filters ([`filter`]). Among those, branches of the spread preferences fill evenly, and within a
+//! branch the lowest score wins ([`score`]), in this order:
+//!
+//! 1. *Recent failures* of this version of the spec on the node, if there were five in five
+//!    minutes. A broken node (full disk, bad kernel) ends tasks fast, so it always has the fewest
+//!    tasks; without this rule it would attract every replacement.
+//! 2. *Tasks of this service* on the node: a node's loss then takes as few tasks of one service as
+//!    can be.
+//! 3. *Tasks of all services* on the node, so that nodes fill evenly.
+//!
+//! It can't see what tasks really use. Reservations are promises: a service that reserves nothing
+//! counts as a task and nothing more. Measured use would be a moment's value at the time of
+//! placing, wrong a minute later, and would make two equal passes differ. It can't see which node
+//! has the image either; a pull costs seconds once, and a placement lasts. It is greedy: tasks are
+//! placed one after the other, those that wait longest first, and none is moved to make room. So a
+//! big task may wait although a better packing had a place for it. The message on the task says
+//! which filters refused how many nodes.
+//!
+//! Two tasks of one pass never take the same room, as each placement is counted before the next
+//! one. Two passes don't either: the driver waits until its snapshot has the first before the
+//! second.
+//!
+//! Invariants: a task gets a node once and keeps it; it gets one that passes every filter; a task
 //! that finds none says why.
 //!
-//! Left to others: making and stopping tasks. A node that stops fitting is the enforcer's, a node that goes down the restart planner's.
+//! Left to others: making and stopping tasks. A node that stops fitting is the enforcer's, a node
+//! that goes down the restart planner's.
 
 pub mod explain;
 pub mod filter;

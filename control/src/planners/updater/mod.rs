@@ -1,11 +1,29 @@
-//! The updater: begins, continues, judges and ends rolling updates. Slots whose tasks no longer match their service's spec get new
-//! tasks, a few at a time.
+//! The updater: begins, continues, judges and ends rolling updates. Slots whose tasks no longer
+//! match their service's spec get new tasks, a few at a time.
 //!
-//! Invariants: where an update stands is read from the tasks and from [`UpdateStatus`] alone, so a new leader goes on where the old
-//! one stopped; every batch rewrites the service under a compare, so an update that races with its user begins anew.
+//! It decides from each slot's tasks, old and new ([`progress`]), and from the service's update
+//! settings ([`settings`]). A slot waits, is underway, or is done. As many slots may be underway at
+//! a time as `parallelism` says, and a slot keeps its place for the update's delay after its new
+//! task serves. A task that dies before it ran for the monitor's time is a failure, and too many
+//! failures pause the update or roll it back ([`rollback`]).
 //!
-//! Left to others: the number of slots (`replicated`, `global`), tasks that die meanwhile (`restart`), the moment at which a prepared
-//! task may run (`promote`).
+//! "Serves" means more than "runs": every node that is heard has acknowledged a mesh table with the
+//! new task. Only then may the old task of a start-first update go, or the next slot begin;
+//! otherwise a node would forward to a task that has stopped. A node that acknowledges nothing is
+//! waited for ten seconds at most, so that one hung agent can't stop every update.
+//!
+//! It can't see whether the new version answers well, only that its container runs and is healthy
+//! if it has a health check. So a broken version without a health check rolls over the whole
+//! service; `monitor` catches those that exit. It can't see the user's intention either: a spec
+//! that is changed in the middle of an update makes the half-done slots outdated once more, and
+//! they are replaced again.
+//!
+//! Invariants: where an update stands is read from the tasks and from [`UpdateStatus`] alone, so a
+//! new leader goes on where the old one stopped; every batch rewrites the service under a compare,
+//! so an update that races with its user begins anew.
+//!
+//! Left to others: the number of slots (`replicated`, `global`), tasks that die meanwhile
+//! (`restart`), the moment at which a prepared task may run (`promote`).
 
 pub mod progress;
 pub mod rollback;
