@@ -6,14 +6,15 @@
 //! Left to others: how long anybody waits (`task::drain`), forgetting flows (`sweep`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use mesh_ebpf::abi::flow_event::TASK_FIN;
-use mesh_ebpf::abi::{BackendState, Nat, NatKey, names, protocol};
+use mesh_ebpf::abi::{Nat, NatKey, names, protocol};
 use mesh_ebpf::conntrack::{is_closed, is_established};
 
-use super::engine::{Datapath, lock};
 use super::error::DatapathError;
+use super::lock::lock;
 use super::maps::Dump;
 use super::pins::Pins;
 use super::sweep::monotonic_ns;
@@ -24,8 +25,13 @@ const WALK_AGE: Duration = Duration::from_millis(100);
 /// A handshake, a UDP flow or a connection that the task has closed may be silent for this long; it is over then.
 const QUIET_NS: u64 = 5_000_000_000;
 
+/// Counts the flows that drains wait for.
+pub(super) struct DrainCount {
+    flows: Mutex<Flows>,
+}
+
 /// The NAT tables, and what was last found in them.
-pub(super) struct Flows {
+struct Flows {
     half_open: Dump<NatKey, Nat>,
     established: Dump<NatKey, Nat>,
     walk: Option<Walk>,
@@ -48,11 +54,7 @@ const fn goes_on(ip_protocol: u8, events: u32, idle_ns: u64) -> bool {
 }
 
 impl Flows {
-    /// Opens the pinned tables.
-    ///
-    /// # Errors
-    /// One isn't pinned, or isn't of the expected kind.
-    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+    fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Ok(Self {
             half_open: Dump::open(pins, names::NAT_HALF_OPEN)?,
             established: Dump::open(pins, names::NAT_ESTABLISHED)?,
@@ -97,20 +99,21 @@ impl Flows {
     }
 }
 
-impl Datapath {
-    /// How many flows through the programs a drain still waits for.
+impl DrainCount {
+    /// Opens the pinned tables.
+    ///
+    /// # Errors
+    /// One isn't pinned, or isn't of the expected kind.
+    pub(super) fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Ok(Self { flows: Mutex::new(Flows::open(pins)?) })
+    }
+
+    /// How many flows `task` still waits for. A walk that is needed looks for all of `draining`, too.
     ///
     /// # Errors
     /// A table can't be read.
-    pub fn flows_left(&self, task: &Draining) -> Result<u64, DatapathError> {
+    pub(super) fn left(&self, task: &Draining, draining: BTreeSet<u32>) -> Result<u64, DatapathError> {
         let wanted = task.backends.iter().map(|id| id.get()).collect();
-        let draining = {
-            let state = lock(&self.state);
-            let is_ours = |backend: &mesh_ebpf::abi::Backend| {
-                backend.is_local() && backend.state == BackendState::Draining as u8
-            };
-            state.contents().alive().filter(|(_, backend)| is_ours(backend)).map(|(id, _)| id).collect()
-        };
         let since = u64::try_from(task.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         lock(&self.flows).left(&wanted, draining, monotonic_ns().saturating_sub(since))
     }

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use mesh_ebpf::abi::{Address, Be16, Config, names};
+use mesh_ebpf::abi::{Address, Backend, BackendState, Be16, Config, names};
 use mesh_state::ids::TaskId;
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -18,10 +18,11 @@ use super::attach::Hooks;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
 use super::diff::is_ahead;
-use super::drain::Flows;
+use super::drain::DrainCount;
 use super::error::DatapathError;
 use super::facts::TaskPort;
 use super::loader;
+use super::lock::lock;
 use super::maps::Maps;
 use super::network::host::{self, TUNNEL_OVERHEAD};
 use super::network::netlink::Netlink;
@@ -36,6 +37,7 @@ use super::state::State;
 use super::stats::{Counters, StatsSnapshot};
 use super::sweep::{Census, Sweeper, monotonic_ns};
 use super::tallies::Tallies;
+use crate::task::network::Draining;
 use crate::view::NodeView;
 
 /// IPv4 and TCP headers without options, bytes.
@@ -63,7 +65,7 @@ pub struct Datapath {
     pub(super) state: Mutex<State>,
     pub(super) upkeep: Mutex<Upkeep>,
     hooks: Mutex<Hooks>,
-    pub(super) flows: Mutex<Flows>,
+    drains: DrainCount,
     census: Mutex<Census>,
     tasks: Mutex<BTreeMap<TaskId, Address>>,
     /// What figures need of `state`, without its lock.
@@ -101,7 +103,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     carry_over(&pins);
     let tallies = Arc::new(Mutex::new(Tallies::open(&pins)?));
     let sweeper = Sweeper::open(&pins, Arc::clone(&tallies))?;
-    let flows = Flows::open(&pins)?;
+    let drains = DrainCount::open(&pins)?;
     let capacities = sweeper.capacities()?;
     if capacities.get(names::FLOWS) != Some(&config.tables.flows())
         || capacities.get(names::NAT_ESTABLISHED) != Some(&config.tables.established)
@@ -129,7 +131,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
             task_routes: TaskRoutes::default(),
         }),
         sweeper: Mutex::new(sweeper),
-        flows: Mutex::new(flows),
+        drains,
         upkeep: Mutex::new(upkeep),
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
@@ -223,6 +225,19 @@ impl Datapath {
         let snapshot = self.published.counted(self.counters.read(&outline))?;
         let (errors, host) = (self.published.errors(), self.host_settings()?);
         Ok(snapshot.with(&outline, &census, &self.capacities, errors, hooks, host))
+    }
+
+    /// How many flows through the programs a drain still waits for.
+    ///
+    /// # Errors
+    /// A table can't be read.
+    pub fn flows_left(&self, task: &Draining) -> Result<u64, DatapathError> {
+        let is_ours = |backend: &Backend| backend.is_local() && backend.state == BackendState::Draining as u8;
+        let draining = {
+            let state = lock(&self.state);
+            state.contents().alive().filter(|(_, backend)| is_ours(backend)).map(|(id, _)| id).collect()
+        };
+        self.drains.left(task, draining)
     }
 
     /// Brings the maps to what `view` says, and returns the generation they stand for. Nodes that are new in it are reached through
@@ -363,10 +378,4 @@ fn as_ipv4(address: &Address) -> Option<Ipv4Addr> {
         std::net::IpAddr::V4(v4) => Some(v4),
         std::net::IpAddr::V6(_) => None,
     }
-}
-
-/// Locks. A poisoned lock is as good as any other: a panic ends the process before another thread can have the lock
-/// ([`mesh_runtime::crash`]).
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

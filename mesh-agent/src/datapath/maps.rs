@@ -16,9 +16,9 @@ use mesh_ebpf::abi::{
 };
 
 use super::contents::{Allowed, Contents, Write};
-use super::engine::lock;
 use super::error::DatapathError;
 use super::loader;
+use super::lock::lock;
 use super::pins::Pins;
 use super::syscall;
 use super::tallies::Tallies;

@@ -29,6 +29,7 @@ mod evictions;
 mod fate;
 mod flow_map;
 mod loader;
+mod lock;
 mod maps;
 mod network;
 mod pins;

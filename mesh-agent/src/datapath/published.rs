@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use mesh_ebpf::abi::{Backend, Service, Timed, names};
 
 use super::contents::{Contents, Frontend};
-use super::engine::lock;
 use super::error::DatapathError;
+use super::lock::lock;
 use super::state::MapErrors;
 
 /// The published ports and backends whose figures are read, and how full the tables are.

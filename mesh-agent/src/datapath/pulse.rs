@@ -9,8 +9,9 @@ use tracing::{info, warn};
 
 use super::contents::Frontend;
 use super::diff::frontend;
-use super::engine::{Datapath, lock};
+use super::engine::Datapath;
 use super::error::DatapathError;
+use super::lock::lock;
 use super::network::upkeep::HostSettings;
 use super::sweep::monotonic_ns;
 use crate::lb::health::Handshakes;

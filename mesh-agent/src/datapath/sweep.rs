@@ -17,12 +17,12 @@ use mesh_ebpf::abi::{
 use mesh_ebpf::conntrack::{is_closed, is_established, is_outgoing};
 use mesh_ebpf::flow_table;
 
-use super::engine::lock;
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
 use super::fate::{Fate, Keyed, Terms, fate};
 use super::flow_map::{Claimed, FlowMap};
 use super::loader;
+use super::lock::lock;
 use super::maps::{Dump, deleted};
 use super::pins::Pins;
 use super::tallies::Tallies;

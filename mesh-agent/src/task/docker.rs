@@ -33,9 +33,10 @@ use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
 use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_LABEL, NETWORK_NAME};
+use super::container::{ContainerFacts, Health, Phase};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
-use super::runtime::{ContainerFacts, Health, Made, Phase, Runtime, RuntimeError};
+use super::runtime::{Made, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);

@@ -13,12 +13,13 @@ use mesh_state::task::{Assignment, TaskState, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
+use super::container::ContainerFacts;
 use super::container_spec::{self, NodeIdentity};
 use super::dependencies::Dependencies;
 use super::drain::{DrainStage, Progress, Verdict};
 use super::listening;
 use super::network::{RunningTask, TaskNetwork};
-use super::runtime::{ContainerFacts, Runtime, RuntimeError};
+use super::runtime::{Runtime, RuntimeError};
 use super::transition::{Link, Situation, Step, failure, next, start_failure};
 use mesh_runtime::backoff::Backoff;
 

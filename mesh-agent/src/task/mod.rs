@@ -15,6 +15,7 @@
 pub mod runtime;
 pub mod transition;
 
+pub mod container;
 pub mod container_spec;
 pub mod dependencies;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mesh_state::Timestamp;
 use mesh_state::task::{ContainerStatus, TaskState, TaskStatus};
 
-use super::runtime::{ContainerFacts, Health, Phase};
+use super::container::{ContainerFacts, Health, Phase};
 
 /// What ends a container that has a failing health check (Swarm's words).
 const UNHEALTHY: &str = "dockerexec: unhealthy container";

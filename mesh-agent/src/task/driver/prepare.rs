@@ -6,10 +6,11 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::{BridgeState, Driver, Goal, Sight, Taken};
+use crate::task::container::ContainerFacts;
 use crate::task::container_spec::{self, ContainerPlan};
 use crate::task::dependencies::Missing;
 use crate::task::image;
-use crate::task::runtime::{ContainerFacts, Made, RuntimeError};
+use crate::task::runtime::{Made, RuntimeError};
 
 impl Driver {
     /// Places the task's secrets and configs and makes the container.

@@ -9,11 +9,12 @@ use mesh_state::task::{RegistryAuth, Slot, Task};
 
 use super::*;
 use crate::task::bridge::BridgeFacts;
+use crate::task::container::{ContainerFacts, Phase};
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
 use crate::task::engine_watch::watch_engine;
 use crate::task::network::{Draining, RunningTask, TaskNetworkError};
-use crate::task::runtime::{ContainerFacts, Made, Phase};
+use crate::task::runtime::Made;
 
 /// An engine in memory. Containers are kept by name; an id is a name.
 #[derive(Default)]
