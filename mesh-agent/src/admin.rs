@@ -1,8 +1,9 @@
-//! The agent's HTTP door for operators: `/metrics`, `/healthz`, `/readyz`.
+//! The agent's HTTP endpoints for operators: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Invariants: `/healthz` says only that the event loop lives; `/readyz` turns good when the data plane is attached and has its
-//! first table, and bad while the host has a setting that mesh can't work with; losing the managers later doesn't turn it
-//! bad, but being removed from the cluster does. A scrape reads maps off the async threads.
+//! Invariants: `/healthz` says only that the event loop lives; `/readyz` turns good when the data
+//! plane is attached and has its first table, and bad while the host has a setting with which mesh
+//! can't work; losing the managers later doesn't turn it bad, but being removed from the cluster
+//! does. A scrape reads maps off the async threads.
 
 use std::sync::Arc;
 
@@ -21,14 +22,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::datapath::Datapath;
 
-/// What the door shows.
+/// What the endpoints show.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Every metric of the agent.
     pub registry: Registry,
-    /// The generation of the table that carries traffic; 0 before the first.
+    /// The generation of the mesh table that carries traffic; 0 before the first.
     pub applied: watch::Receiver<u64>,
-    /// What watches the host's settings; none in userspace.
+    /// The data plane, which watches the host's settings; `None` in userspace.
     pub datapath: Option<Arc<Datapath>>,
     /// Whether the node's cluster doesn't know it any more, so that it carries nothing.
     pub expelled: watch::Receiver<bool>,
@@ -36,7 +37,7 @@ pub struct Admin {
     pub debug: Router<Arc<Admin>>,
 }
 
-/// Serves `listener`, as far as `door` admits clients, until `shutdown`.
+/// Serves clients of `listener` that `door` admits until `shutdown`.
 pub async fn serve(listener: TcpListener, admin: Admin, door: Arc<Door>, shutdown: CancellationToken) {
     let router = TowerToHyperService::new(router(admin));
     http::serve(listener, door, http::all_short, router, shutdown).await;

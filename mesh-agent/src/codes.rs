@@ -1,4 +1,4 @@
-//! The numbers by which the maps and the kernel's programs know what the mesh table names.
+//! Translates the names of the mesh table to the numbers of the maps and the kernel programs.
 //!
 //! The only place that translates: a new policy, mode, state or protocol has one arm here.
 
@@ -24,8 +24,8 @@ pub(crate) const fn protocol_number(transport: Protocol) -> u8 {
 pub(crate) const fn state(state: view::BackendState) -> BackendState {
     match state {
         view::BackendState::Active => BackendState::Active,
-        // A silent node's flows may still pass, so only new ones go elsewhere. A retired backend is in no
-        // slot, and its flows live on.
+        // A silent node's flows may still pass, so only new flows go elsewhere. A retired backend
+        // is in no slot, and its flows live on.
         view::BackendState::Draining | view::BackendState::Silent | view::BackendState::Retired => {
             BackendState::Draining
         }

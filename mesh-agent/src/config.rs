@@ -1,6 +1,7 @@
-//! Settings in force: flags checked against each other and completed by what the machine says.
+//! The settings in force: flags checked against each other, and completed with what the machine
+//! says.
 //!
-//! Invariant: a [`Config`] is complete; nobody below reads flags, variables or the hostname again.
+//! Invariant: a [`Config`] is complete; no other module reads flags, variables or the hostname.
 
 pub mod mtu;
 
@@ -19,7 +20,7 @@ use crate::control_link::token::{JoinToken, TokenError};
 use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
-/// Port of the metrics.
+/// The default port of the metrics.
 const METRICS_PORT: u16 = 9464;
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -29,101 +30,101 @@ const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 pub struct Config {
     /// This node's name.
     pub name: String,
-    /// Where other nodes reach it.
+    /// The address on which other nodes reach this one.
     pub address: Ipv4Addr,
     /// The kernel's release.
     pub kernel: String,
-    /// Uplinks; empty for those with a default route.
+    /// The uplinks; empty for those with a default route.
     pub interfaces: Vec<String>,
-    /// Managers to connect to.
+    /// The managers to connect to.
     pub managers: Vec<SocketAddr>,
-    /// File with the join token.
+    /// The file with the join token.
     pub join_token_file: Option<PathBuf>,
     /// The local engine's socket.
     pub engine: PathBuf,
-    /// The docker.sock to serve.
+    /// The path of the docker.sock to serve.
     pub socket: PathBuf,
-    /// Who may use it beside root.
+    /// The group that may use that socket, beside root.
     pub socket_group: String,
     /// The local manager's socket.
     pub control_socket: Option<PathBuf>,
-    /// Where state is kept.
+    /// The directory of the agent's state.
     pub data_dir: PathBuf,
-    /// Where tasks' secrets and configs are.
+    /// The directory of tasks' secrets and configs.
     pub task_files: PathBuf,
     /// Who takes the packets of published ports.
     pub datapath: Datapath,
-    /// Where pins are.
+    /// The directory of pinned programs and maps.
     pub bpffs: PathBuf,
     /// UDP port of the tunnel.
     pub vxlan_port: u16,
     /// Sizes of the flow tables.
     pub tables: TableSizes,
-    /// SYNs a second that each CPU remembers; 0: all.
+    /// SYNs per second for which each CPU makes flow entries; 0: all.
     pub syn_guard_rate: u32,
-    /// The userspace proxy.
+    /// Settings of the userspace proxy.
     pub proxy: ProxySettings,
-    /// Where /metrics is.
+    /// The address of /metrics.
     pub metrics_listen: SocketAddr,
-    /// Of which backends there are series.
+    /// The backends that have series.
     pub metrics_backends: MetricsBackends,
     /// Whether components can be made to panic.
     pub debug_faults: bool,
 }
 
-/// Why the settings are no good.
+/// Why the settings are invalid.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// Nobody to connect to.
+    /// No manager is named.
     #[error("no manager: name at least one with --manager IP:2377")]
     NoManager,
-    /// The node's address can't be told.
-    #[error("can't tell which address other nodes reach this one on: give it with --address")]
+    /// The node's address can't be found out.
+    #[error("can't find out on which address other nodes reach this one: give it with --address")]
     NoAddress {
-        /// Why the kernel doesn't say.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The address is good on this machine only.
+    /// The address is reachable on this machine only.
     #[error("address {0} is good on this machine only: give one that other nodes reach with --address")]
     LocalAddress(Ipv4Addr),
     /// A fact of the machine can't be read.
     #[error("read {path}: give the node's name with --name")]
     Machine {
-        /// Which file.
+        /// The file.
         path: &'static str,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// No join token was named.
+    /// No file with a join token is named.
     #[error("this node has not joined yet: name a file with the join token with --join-token-file")]
     NoToken,
-    /// The token can't be read.
+    /// The token's file can't be read.
     #[error("read join token {}", path.display())]
     TokenFile {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The file holds no token.
+    /// The file holds no valid token.
     #[error("read join token {}", path.display())]
     Token {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: TokenError,
     },
 }
 
 impl Config {
-    /// Completes the flags by what the machine says. Blocking, for an instant.
+    /// Completes the flags with what the machine says. Blocks for an instant.
     ///
     /// # Errors
-    /// What is missing or wrong, and which flag mends it.
+    /// What is missing or wrong, and which flag fixes it.
     pub fn new(args: RunArgs) -> Result<Self, ConfigError> {
         if args.manager.is_empty() {
             return Err(ConfigError::NoManager);
@@ -178,7 +179,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The join token out of its file.
+    /// Reads the join token from its file.
     ///
     /// # Errors
     /// There is no file, or no token in it.
@@ -189,7 +190,8 @@ impl Config {
         text.trim().parse().map_err(|source| ConfigError::Token { path, source })
     }
 
-    /// Ports of this node that no service may take: the agent's own, and those by which it reaches managers, as one may be here.
+    /// Ports of this node that no service can take: the agent's own, and those by which it reaches
+    /// managers, as one may run here.
     pub fn own_ports(&self) -> Vec<OwnPort> {
         let own = [
             OwnPort::new(Protocol::Udp, self.vxlan_port, OwnPort::TUNNEL),
@@ -211,7 +213,7 @@ impl Config {
     }
 }
 
-/// The address from which the first IPv4 manager would be reached. Nothing is sent.
+/// The local address from which the first IPv4 manager would be reached. Sends no packet.
 fn address_towards(managers: &[SocketAddr]) -> Result<Ipv4Addr, ConfigError> {
     let ask = || {
         let manager = managers

@@ -1,10 +1,11 @@
-//! mesh-agent: the node's half of mesh.
+//! mesh-agent: the part of mesh that runs on every node.
 //!
-//! Purpose: run what the control plane assigns to this node and carry the traffic of published ports to the tasks, by kernel
-//! programs and by a userspace proxy.
+//! Purpose: runs what the control plane assigns to this node, and carries the traffic of published
+//! ports to the tasks, by kernel programs and by a userspace proxy.
 //!
-//! Invariants: whatever the agent was last told is on its disk, so it works on without any manager; only one part writes each
-//! state, and the others follow it through `watch` channels.
+//! Invariants: the newest mesh table and assignments are on the agent's disk, so it works on
+//! without any manager; each state has one writer, and the other components follow it through
+//! `watch` channels.
 
 pub mod admin;
 pub mod app;

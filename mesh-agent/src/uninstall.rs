@@ -1,4 +1,4 @@
-//! `mesh-agent uninstall`: mesh's traces taken off the node.
+//! `mesh-agent uninstall`: removes what mesh has installed on the node.
 //!
 //! Left to others: tasks (Docker's), the data directory (the operator's).
 
@@ -8,10 +8,11 @@ use crate::cli::UninstallArgs;
 use crate::datapath::{self, DatapathConfig};
 use crate::task::dependencies::files::TaskFiles;
 
-/// Detaches programs, removes their pins, the tunnel device, the firewall table and the tmpfs of tasks that are gone.
+/// Detaches programs, removes their pins, the tunnel device, the firewall table and the tmpfs of
+/// tasks that are gone.
 ///
 /// # Errors
-/// Something could not be removed; what could is gone.
+/// Something could not be removed; everything else is removed.
 pub async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     let config = DatapathConfig { bpffs: args.bpffs.clone(), ..DatapathConfig::default() };
     tokio::task::spawn_blocking(move || datapath::uninstall(&config))

@@ -1,9 +1,11 @@
-//! What this node knows of the mesh: one immutable view, made from the tables that a manager sends.
+//! The node's view of the mesh: one immutable value, made from the tables that a manager sends.
 //!
-//! Invariants: a view is never changed, only replaced; [`NodeView::apply`] is pure, and either takes a whole message or none of
-//! it. Generations only rise, and a delta is taken only on the generation it was made for.
+//! Invariants: a view is never changed, only replaced; [`NodeView::apply`] is pure, and applies
+//! either a whole message or none of it. Generations only rise, and a delta is applied only to the
+//! generation it was made for.
 //!
-//! Left to others: receiving tables (`control_link`), and following the view (`datapath`, `proxy`, `metrics`).
+//! Left to others: receiving tables ([`crate::control_link`]), and following the view
+//! ([`crate::datapath`], [`crate::proxy`], [`crate::metrics`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,58 +22,59 @@ use thiserror::Error;
 
 use crate::control_link::member_keys::MemberKeys;
 
-/// The mesh as this node last heard of it.
+/// The mesh as a manager last described it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeView {
-    /// Which table this is; 0 before the first.
+    /// The generation of the mesh table; 0 before the first.
     pub generation: u64,
     /// When the newest change in it was committed, milliseconds since 1970 by this node's clock.
     pub committed_unix_ms: i64,
-    /// This node; empty before it joined.
+    /// This node's id; empty before it has joined.
     pub node_id: NodeId,
-    /// Where this node forwards and tunnels.
+    /// The address by which other nodes reach this one, which its tunnel uses as well.
     pub address: Ipv4Addr,
-    /// The network of this node's tasks, once a manager gave one.
+    /// The network of this node's tasks, once a manager has assigned one.
     pub subnet: Option<Ipv4Net>,
-    /// The secrets that members share, once a manager gave some.
+    /// The secrets that members share, once a manager has sent some.
     #[serde(default)]
     pub member_keys: MemberKeys,
     /// Every member node, this one included.
     pub nodes: BTreeMap<NodeId, PeerNode>,
     /// Services with published ports.
     pub services: BTreeMap<ServiceId, ServiceView>,
-    /// Their backends.
+    /// The backends of these services.
     pub backends: BTreeMap<BackendId, BackendView>,
 }
 
 /// A member node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerNode {
-    /// Its id.
+    /// The node's id.
     pub id: NodeId,
-    /// Where it forwards and tunnels.
+    /// The address by which other nodes reach it, which its tunnel uses as well.
     pub address: Ipv4Addr,
-    /// Its hostname.
+    /// The node's hostname.
     pub hostname: String,
     /// The network of its tasks, once it has one.
     #[serde(default)]
     pub subnet: Option<Ipv4Net>,
-    /// Whether it is in userspace: no tunnel ends there, its tasks are reached through its relay.
+    /// Whether its data path is in userspace: no tunnel ends there, its tasks are reached through
+    /// its relay.
     #[serde(default)]
     pub in_userspace: bool,
-    /// Whether it takes tunnel packets that bear a cookie.
+    /// Whether it accepts tunnel packets that bear a cookie.
     #[serde(default)]
     pub takes_cookies: bool,
 }
 
-/// A service as far as the mesh needs it.
+/// The part of a service that the mesh needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceView {
-    /// Its id.
+    /// The service's id.
     pub id: ServiceId,
-    /// Its name.
+    /// The service's name.
     pub name: String,
-    /// What its labels say to the data plane.
+    /// The load-balancing settings from its labels.
     pub lb: LbSettings,
     /// Its published ports.
     pub ports: Vec<PortView>,
@@ -80,53 +83,54 @@ pub struct ServiceView {
 /// A published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortView {
-    /// Transport.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// The port that every node answers on.
+    /// The port on which every node answers.
     pub published: u16,
-    /// The port that tasks listen on.
+    /// The port on which tasks listen.
     pub target: u16,
 }
 
 /// A backend: one published port of one task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendView {
-    /// Its id in maps and on the wire.
+    /// The backend's id in maps and on the wire.
     pub id: BackendId,
     /// The service it belongs to.
     pub service_id: ServiceId,
-    /// Its task.
+    /// The id of its task.
     pub task_id: TaskId,
-    /// The task's name, `web.3`.
+    /// The task's name, for example `web.3`.
     pub task_name: String,
     /// The node that runs the task.
     pub node_id: NodeId,
     /// The task's address, unique in the cluster.
     pub address: IpAddr,
-    /// Transport.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// The port that nodes answer on.
+    /// The port on which nodes answer.
     pub published: u16,
-    /// The port that the task listens on.
+    /// The port on which the task listens.
     pub target: u16,
-    /// Whether it takes new flows.
+    /// Decides whether the backend gets new flows.
     pub state: BackendState,
-    /// Its share of new flows; 1 is the usual one.
+    /// Its share of new flows; 1 is the default.
     pub weight: NonZeroU32,
     /// The task's container.
     pub container_id: String,
 }
 
-/// Whether a backend takes new flows. The order is the order of preference: the best state that any backend has is used.
+/// Whether a backend gets new flows. The order is the order of preference: the best state that any
+/// backend has is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BackendState {
-    /// It does.
+    /// It gets new flows.
     Active,
-    /// Only if none is active; its flows live.
+    /// It gets new flows only if no backend is active; its flows live on.
     Draining,
-    /// Its node is silent: only if there is neither an active nor a draining one.
+    /// Its node is silent: it gets new flows only if no backend is active or draining.
     Silent,
-    /// Never: its slot or its service is gone; its flows live.
+    /// It gets no new flows: its slot or its service is gone; its flows live on.
     Retired,
 }
 
@@ -135,15 +139,16 @@ impl BackendState {
     pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Silent, Self::Retired];
 }
 
-/// Why a table was refused. The view it was meant for stays as it is.
+/// Why a table was refused. The view stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ViewError {
-    /// A delta for another generation than ours: the stream lost a message. A new session brings the whole table.
+    /// A delta for another generation than ours: the stream lost a message. A new session brings
+    /// the whole table.
     #[error("a delta on generation {base} doesn't fit our generation {ours}: ask for the whole table")]
     Gap {
-        /// What the delta stands on.
+        /// The generation to which the delta applies.
         base: u64,
-        /// What we hold.
+        /// The generation of our view.
         ours: u64,
     },
     /// An older table than ours, from a manager that lags behind.
@@ -151,34 +156,34 @@ pub enum ViewError {
         "table of generation {got} is older than ours, {ours}: wait for the manager to catch up, or ask another"
     )]
     Stale {
-        /// What came.
+        /// The table's generation.
         got: u64,
-        /// What we hold.
+        /// The generation of our view.
         ours: u64,
     },
-    /// An entry that can't be read.
+    /// A field with an invalid value.
     #[error(
         "{kind} {id}: bad {field} {value:?}: manager and agent are of different versions, upgrade the older"
     )]
     InvalidField {
         /// `node`, `service` or `backend`.
         kind: &'static str,
-        /// Its id.
+        /// The id of that node, service or backend.
         id: String,
-        /// The field.
+        /// The field's name.
         field: &'static str,
-        /// What it held.
+        /// The field's value.
         value: String,
     },
 }
 
 impl NodeView {
-    /// Whether the backend's task runs on a node that is in userspace.
+    /// Whether the backend's task runs on a node whose data path is in userspace.
     pub fn is_in_userspace(&self, backend: &BackendView) -> bool {
         self.nodes.get(&backend.node_id).is_some_and(|node| node.in_userspace)
     }
 
-    /// The view of a node that has heard of no table yet.
+    /// The view of a node that has received no table yet.
     pub fn new(node_id: NodeId, address: Ipv4Addr) -> Self {
         Self {
             generation: 0,
@@ -204,10 +209,10 @@ impl NodeView {
         }
     }
 
-    /// This view with the table, or the changes to it, that a manager sent.
+    /// Applies a whole table, or a delta, that a manager sent.
     ///
     /// # Errors
-    /// The message doesn't fit this view, or holds an entry that can't be read; see [`ViewError`].
+    /// The message doesn't fit this view, or has a field with an invalid value; see [`ViewError`].
     pub fn apply(&self, table: &proto::MeshTable) -> Result<Self, ViewError> {
         let whole = table.base_generation == 0;
         if !whole && table.base_generation != self.generation {
@@ -265,7 +270,8 @@ impl NodeView {
         self.services.values().flat_map(|service| service.ports.iter().map(move |port| (service, *port)))
     }
 
-    /// Every published port with its service and its backends in the order of their ids. One pass over the backends.
+    /// Every published port with its service and its backends in the order of their ids. One pass
+    /// over the backends.
     pub fn frontends_with_backends(
         &self,
     ) -> impl Iterator<Item = (&ServiceView, PortView, Vec<&BackendView>)> {

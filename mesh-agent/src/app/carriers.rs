@@ -1,6 +1,7 @@
-//! What carries traffic on this node: the kernel programs, if there are any, and the proxy.
+//! Starts and joins the two carriers of traffic on this node: the kernel programs, if there are
+//! any, and the proxy.
 //!
-//! Invariant: a generation counts as applied only when both follow it.
+//! Invariant: a generation of the mesh table counts as applied only when both follow it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::task::load::LoadMeter;
 use crate::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 use mesh_runtime::error_chain;
 
-/// Loads and attaches the kernel programs, unless the proxy is to do it all. Blocking.
+/// Loads and attaches the kernel programs, unless `--datapath userspace`. Blocks.
 ///
 /// # Errors
 /// The node lacks something that the programs need.
@@ -54,34 +55,34 @@ pub(super) fn open_datapath(
     crate::datapath::open(settings).map(Some)
 }
 
-/// The generation of the table on disk, `cached`, if the programs must not follow it: their maps follow a newer one, and go on as
-/// they are until a manager's table comes.
+/// The generation `cached` of the table on disk, if the programs must not follow it: their maps
+/// hold a newer table, and stay as they are until a manager sends one.
 ///
 /// # Errors
-/// The data plane failed already.
+/// The data plane has already failed.
 pub(super) fn passed_over(datapath: &Datapath, cached: u64) -> Result<Option<u64>, DatapathError> {
     let is_older = cached > 0 && datapath.is_ahead_of(cached)?;
     if is_older {
         tracing::warn!(
             cached,
-            "the table on disk is older than the one in force: the programs keep theirs until a manager is reached"
+            "the table on disk is older than the kernel maps': the programs keep theirs until a manager sends one"
         );
     }
     Ok(is_older.then_some(cached))
 }
 
-/// The datapath in force, as the cluster names it.
+/// The data path in use, by the name that the cluster gives it.
 pub(super) fn datapath_name(datapath: Option<&Datapath>) -> &'static str {
     let Some(datapath) = datapath else { return "userspace" };
     let has_xdp = datapath.stats().is_ok_and(|stats| stats.hooks.iter().any(|hook| hook.hook == "xdp"));
     if has_xdp { "xdp" } else { "tc" }
 }
 
-/// How soon the programs are told of the host's ports again after a failure.
+/// How long after a failure the programs are given the host's ports again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Has the programs leave the host's own ports alone, until `shutdown`. Needs no table: those that an earlier agent left in the maps
-/// may hold a port by which managers are reached.
+/// Makes the programs leave the host's own ports alone, until `shutdown`. This needs no table:
+/// services that an earlier agent left in the maps may hold a port by which managers are reached.
 pub(super) async fn leave_host_ports(
     datapath: Arc<Datapath>,
     mut ports: watch::Receiver<Arc<BTreeSet<(Protocol, u16)>>>,
@@ -99,7 +100,7 @@ pub(super) async fn leave_host_ports(
                 );
                 true
             }
-            // A panic in there ends the agent no less than one in here.
+            // A panic in the blocking task ends this future, and with it the agent.
             Err(_) => return,
         };
         tokio::select! {
@@ -128,10 +129,10 @@ pub(super) async fn report_applied(
     }
 }
 
-/// Connects tasks to the kernel programs; the proxy reaches them without.
+/// Connects tasks to the kernel programs; the proxy reaches tasks without that.
 pub(super) struct MeshNetwork {
     pub(super) datapath: Option<Arc<Datapath>>,
-    /// Carries what the programs leave over.
+    /// Carries the connections that the programs don't see.
     pub(super) proxy: Arc<Proxy>,
     /// Measures the tasks' loads, with programs or without.
     pub(super) meter: Arc<LoadMeter>,
@@ -175,7 +176,7 @@ impl TaskNetwork for MeshNetwork {
         self.meter.stopped(task_id);
         let (task, id) = (task_id.clone(), task_id.clone());
         if let Err(error) = self.blocking(move |datapath| datapath.detach_task(&id)).await {
-            tracing::warn!(%task, error = error_chain(&error), "take a task off the mesh");
+            tracing::warn!(%task, error = error_chain(&error), "can't detach a task from the mesh");
         }
     }
 }

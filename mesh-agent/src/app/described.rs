@@ -1,7 +1,8 @@
-//! What the node says of itself to managers, kept up to date with what its engine says.
+//! Keeps the node's description for managers up to date with what its engine reports.
 //!
-//! Invariants: an engine that starts after the agent, or is upgraded, is heard of; the node joins without it, too; managers hear at once
-//! that the node can take no tasks, and why.
+//! Invariants: the description follows an engine that starts after the agent, or is upgraded; the
+//! node joins without an engine, too; managers learn at once that the node can take no tasks, and
+//! why.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,14 +17,14 @@ use crate::task::description::{EngineFacts, describe};
 use crate::task::runtime::Runtime;
 use mesh_runtime::error_chain;
 
-/// How long the engine may take to answer.
+/// The deadline of the engine's answer.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(5);
-/// How soon an engine that doesn't answer is asked again.
+/// How long after a failure the engine is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How often an engine that answers is asked again.
 const REFRESH_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What a description is made of.
+/// The inputs of a description.
 pub(super) struct Described {
     pub(super) name: String,
     pub(super) kernel: String,
@@ -31,13 +32,14 @@ pub(super) struct Described {
     pub(super) manager: Option<SocketAddr>,
     pub(super) own_ports: Vec<OwnPort>,
     pub(super) engine: Arc<dyn Runtime>,
-    /// Why it can take no tasks: it has no network for them, or one that is the host's.
+    /// Why the node can take no tasks: it has no network for them, or one that overlaps with the
+    /// host's.
     pub(super) without_network: watch::Receiver<Option<String>>,
     pub(super) overlaps: watch::Receiver<Option<String>>,
 }
 
 impl Described {
-    /// Describes the node now, as far as its engine answers, and from then on.
+    /// Describes the node now, as far as its engine answers, and follows changes from then on.
     pub(super) async fn follow(mut self, components: &Components) -> watch::Receiver<NodeDescription> {
         let first = self.ask().await;
         let answered = first.is_some();
@@ -67,7 +69,7 @@ impl Described {
             description.send_if_modified(|current| {
                 let newest = match &facts {
                     Some(facts) => self.description(facts),
-                    // What an engine that is down said before still holds for the machine.
+                    // The engine is down: its last answer still describes the machine.
                     None => NodeDescription { unfit: self.unfit_words(), ..current.clone() },
                 };
                 let changed = *current != newest;
@@ -86,7 +88,7 @@ impl Described {
         match timeout(ENGINE_DEADLINE, self.engine.engine()).await {
             Ok(Ok(facts)) => Some(facts),
             Ok(Err(error)) => {
-                tracing::debug!(error = %error_chain(&error), "ask the engine about this machine");
+                tracing::debug!(error = %error_chain(&error), "the engine doesn't describe this machine");
                 None
             }
             Err(_) => None,

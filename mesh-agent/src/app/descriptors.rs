@@ -1,33 +1,37 @@
-//! How many connections the limit of open files leaves room for: the proxy's, and those of the agent's own listeners.
+//! Computes how many connections the limit of open files (`RLIMIT_NOFILE`) allows: the proxy's, and
+//! those of the agent's own listeners.
 //!
-//! Invariant: connections never take the last descriptors; the rest of the agent needs some.
+//! Invariant: connections never use up the file descriptors; the rest of the agent needs some.
 
 use mesh_admission::descriptors::{self, Want};
 use mesh_admission::figures::{Figures, Listener};
 
 use crate::proxy::pipes_beside;
 
-/// For all that is no connection of a client's.
+/// Reserved for everything that is no client's connection.
 const OTHERS: usize = 512;
-/// The agent's own listeners: a client of docker.sock takes a connection to the engine and one to mesh-control beside its own.
+/// The agent's own listeners: a client of docker.sock takes a connection to the engine and one to
+/// mesh-control beside its own.
 const WANTS: [Want; 2] = [(Listener::DockerSocket, 3), (Listener::AgentMetrics, 1)];
-/// A proxied connection takes two; clients and other nodes have as many connections each, and as many between nodes may wait for use.
+/// A proxied connection takes two; clients and other nodes have as many connections each, and as
+/// many between nodes may wait in the pools.
 const OF_ONE_CONNECTION: usize = 5;
 /// A pipe has two ends.
 const OF_ONE_PIPE: usize = 2;
 
-/// How the descriptors are shared out.
+/// How the file descriptors are divided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Room {
-    /// Proxied connections.
+    /// The most proxied connections.
     pub(super) connections: usize,
-    /// What docker.sock admits.
+    /// The limits of docker.sock.
     pub(super) docker: Figures,
-    /// What the metrics' listener admits.
+    /// The limits of the metrics listener.
     pub(super) metrics: Figures,
 }
 
-/// Raises the limit of open files as far as `connections_max` needs and the system allows; tells how many connections fit.
+/// Raises the limit of open files as far as `connections_max` needs and the system allows; returns
+/// how many connections fit.
 pub(super) fn make_room(connections_max: usize) -> Room {
     let wanted = reserved() + taken_by(connections_max);
     let files = usize::try_from(descriptors::raise(wanted as u64)).unwrap_or(usize::MAX);
@@ -43,14 +47,14 @@ pub(super) fn make_room(connections_max: usize) -> Room {
     room
 }
 
-/// Descriptors of so many connections and the pipes beside them.
+/// File descriptors of that many connections and the pipes beside them.
 fn taken_by(connections: usize) -> usize {
     OF_ONE_CONNECTION.saturating_mul(connections) + OF_ONE_PIPE * pipes_beside(connections)
 }
 
-/// The most connections that `files` descriptors are enough for.
+/// The most connections for which `files` descriptors are enough.
 fn connections_within(files: usize) -> usize {
-    // With a pipe for each of eight connections; beyond the most pipes, connections alone.
+    // One pipe for each eight connections; beyond the most pipes, connections alone.
     let with_pipes = files.saturating_mul(4) / (4 * OF_ONE_CONNECTION + OF_ONE_PIPE / 2);
     let beyond = files.saturating_sub(OF_ONE_PIPE * pipes_beside(usize::MAX)) / OF_ONE_CONNECTION;
     with_pipes.max(beyond)

@@ -1,6 +1,8 @@
-//! Passive health, once a second: what kernel programs and proxy counted goes to [`Health`], and both leave out whom it ejects.
+//! Passive health check, once a second: [`Health`] gets the handshake counters of kernel programs
+//! and proxy, and both leave out the backends that it ejects.
 //!
-//! Invariant: programs and proxy of a node leave out the same backends. When the programs' counters can't be read, nothing changes.
+//! Invariant: programs and proxy of a node leave out the same backends. When the programs' counters
+//! can't be read, nothing changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,20 +19,20 @@ use crate::proxy::Proxy;
 use crate::view::{BackendState, NodeView};
 use mesh_runtime::error_chain;
 
-/// How often handshakes are looked at.
+/// How often handshakes are checked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks at handshakes, and leaves out whose fail.
+/// Passive health check: ejects backends whose handshakes fail.
 pub(super) struct PassiveHealth {
     pub(super) views: watch::Receiver<Arc<NodeView>>,
     pub(super) proxy: Arc<Proxy>,
     pub(super) datapath: Option<Arc<Datapath>>,
-    /// Whom it leaves out.
+    /// The ejected backends.
     pub(super) ejected: watch::Sender<BTreeSet<BackendId>>,
 }
 
 impl PassiveHealth {
-    /// Looks until `shutdown`.
+    /// Checks once a second until `shutdown`.
     pub(super) async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let mut health = Health::default();
@@ -46,7 +48,7 @@ impl PassiveHealth {
                 let result = looking.look(&mut health);
                 (health, result)
             });
-            // A panic in there ends the agent no less than one in here.
+            // A panic in the blocking task ends this future, and with it the agent.
             let Ok((after, result)) = looked.await else { return };
             health = after;
             if let Err(error) = result {
@@ -55,7 +57,7 @@ impl PassiveHealth {
         }
     }
 
-    /// One look. Blocking.
+    /// One check. Blocks.
     fn look(&self, health: &mut Health) -> Result<(), DatapathError> {
         let view = Arc::clone(&self.views.borrow());
         let counted = self.counted(&view)?;
@@ -69,7 +71,7 @@ impl PassiveHealth {
         Ok(())
     }
 
-    /// How handshakes with every active backend went.
+    /// The handshake counters of every active backend.
     fn counted(&self, view: &NodeView) -> Result<Vec<Counted>, DatapathError> {
         let active = || view.backends.values().filter(|backend| backend.state == BackendState::Active);
         let ids: Vec<BackendId> = active().map(|backend| backend.id).collect();
@@ -89,7 +91,7 @@ impl PassiveHealth {
         Ok(counted.collect())
     }
 
-    /// Says who comes and goes.
+    /// Logs which backends were ejected and which may have new flows again.
     fn tell(&self, view: &NodeView, ejected: &BTreeSet<BackendId>) {
         let task = |id: &BackendId| view.backends.get(id).map(|backend| backend.task_name.clone());
         self.ejected.send_if_modified(|present| {

@@ -1,6 +1,6 @@
 //! The part of the agent that needs a cluster: joining, the link to managers, and the task worker.
 //!
-//! Invariant: nothing here is waited for by what carries traffic.
+//! Invariant: what carries traffic never waits for this module.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,13 +34,13 @@ use crate::task::runtime::Runtime;
 use crate::task::worker;
 use crate::view::NodeView;
 
-/// What the tunnel adds to a packet, bytes.
+/// Bytes that the tunnel adds to a packet.
 const TUNNEL_BYTES: u32 = 50;
 
-/// A node that its cluster doesn't know any more gives up its tasks and its table after this.
+/// How long managers must refuse this node as no member before it gives up its tasks and its table.
 const EXPULSION_GRACE: Duration = Duration::from_secs(30);
 
-/// What membership stands on.
+/// The dependencies of this module.
 pub(super) struct Membership {
     pub(super) config: Config,
     pub(super) identity: Option<Identity>,
@@ -178,7 +178,7 @@ impl Membership {
     }
 }
 
-/// What containers are told of their node.
+/// The node's properties for its containers' templates and labels.
 fn node_of(identity: &Identity, config: &Config) -> NodeIdentity {
     NodeIdentity {
         id: identity.node_id.clone(),
@@ -188,7 +188,8 @@ fn node_of(identity: &Identity, config: &Config) -> NodeIdentity {
     }
 }
 
-/// Starts comparing the host's networks with the tasks'. Returns why this node can take no tasks because of them.
+/// Starts comparing the host's networks with the tasks'. Returns the channel of why this node can
+/// take no tasks because of them.
 fn start_overlap_watch(
     components: &Components,
     views: watch::Receiver<Arc<NodeView>>,
@@ -202,7 +203,7 @@ fn start_overlap_watch(
     overlaps
 }
 
-/// Starts keeping the certificate fresh. Returns the identity in force.
+/// Starts renewing the certificate. Returns the current identity.
 fn keep_renewed(
     components: &Components,
     config: &Config,
@@ -218,7 +219,7 @@ fn keep_renewed(
     renewed
 }
 
-/// Starts what asks the engine whether it lives; the receiver holds `true` while it does not answer.
+/// Starts checking whether the engine answers; the receiver holds `true` while it does not.
 fn start_engine_watch(components: &Components, engine: Arc<dyn Runtime>) -> watch::Receiver<bool> {
     let (away, engine_away) = watch::channel(false);
     let stop = components.stopping().clone();
@@ -229,7 +230,7 @@ fn start_engine_watch(components: &Components, engine: Arc<dyn Runtime>) -> watc
     engine_away
 }
 
-/// Tells the metrics what the certificate in force says.
+/// Publishes the current certificate's properties for the metrics.
 async fn tell_facts(
     mut identity: watch::Receiver<Identity>,
     facts: watch::Sender<NodeFacts>,
@@ -251,12 +252,12 @@ async fn tell_facts(
     }
 }
 
-/// Whether the node's kernel knows IPv6.
+/// Whether the node's kernel supports IPv6.
 fn has_ipv6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Passes the node's subnet on to whoever makes the tasks' network.
+/// Publishes the node's subnet for the component that makes the tasks' network.
 async fn follow_subnet(
     mut views: watch::Receiver<Arc<NodeView>>,
     bridge: watch::Sender<BridgePlan>,

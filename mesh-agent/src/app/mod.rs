@@ -1,7 +1,8 @@
-//! The agent, wired: which components there are and what passes between them. No decisions.
+//! Wires the agent: which components there are, and the channels between them. No decisions.
 //!
-//! Invariants: sockets are bound before anything runs, so that a clash is an error at once; a node that has joined carries traffic
-//! from its cached table before any manager is reached; stopping leaves programs, pins and tasks as they are.
+//! Invariants: sockets are bound before anything runs, so that a clash is an error at once; a node
+//! that has joined carries traffic from its cached table before any manager is reached; stopping
+//! leaves programs, pins and tasks as they are.
 
 mod carriers;
 mod described;
@@ -44,12 +45,12 @@ use membership::Membership;
 use mesh_runtime::error_chain;
 use mesh_runtime::private_file::create_private_dir;
 
-/// The longest wait for all components to end.
+/// How long stopping waits for all components to end.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-/// Task statuses and assignments that may wait.
+/// Task statuses and assignments that may wait in their queues.
 const QUEUE: usize = 256;
 
-/// What the components share: each part has one writer.
+/// State that the components share; each item has one writer.
 struct State {
     view: watch::Sender<Arc<NodeView>>,
     relay_keys: watch::Sender<RelayKeys>,
@@ -66,10 +67,10 @@ struct Sockets {
     relay: Listening,
 }
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until it gets a signal to stop.
 ///
 /// # Errors
-/// It can't start, or a component failed.
+/// The agent can't start, or a component failed.
 pub async fn run(mut config: Config) -> anyhow::Result<()> {
     create_private_dir(&config.data_dir)
         .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
@@ -77,7 +78,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     config.proxy.connections_max = room.connections;
     let identity = Identity::load(&config.data_dir)?;
     if identity.is_none() {
-        // A bad token is an error at once, not once a manager answers.
+        // A bad token is an error at once, not only when a manager answers.
         config.join_token()?;
     }
     let (first_view, first_keys) = first_state(&config, identity.as_ref());
@@ -141,7 +142,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     components.wait(STOP_LIMIT).await
 }
 
-/// What metrics say of this node before it has joined.
+/// The node's properties in metrics before it has joined.
 fn first_facts(config: &Config, datapath_name: &str) -> NodeFacts {
     NodeFacts {
         hostname: config.name.clone(),
@@ -161,7 +162,7 @@ fn start_docker_api(components: &Components, socket: UnixListener, door: Arc<Doo
     });
 }
 
-/// Starts telling the manager on this machine, if there is to be one, which node it runs on.
+/// Starts sending the node's id to the manager on this machine, if one is configured.
 fn start_telling_manager(components: &Components, config: &Config, views: watch::Receiver<Arc<NodeView>>) {
     let Some(control) = config.control_socket.clone() else { return };
     let stop = components.stopping().clone();
@@ -171,7 +172,7 @@ fn start_telling_manager(components: &Components, config: &Config, views: watch:
     });
 }
 
-/// Starts what keeps the newest view and keys on disk, for a start without a manager.
+/// Starts storing the newest view and keys on disk, for a start without a manager.
 fn start_cache(
     components: &Components,
     directory: PathBuf,
@@ -185,7 +186,7 @@ fn start_cache(
     });
 }
 
-/// Starts what keeps the proxy's counters on disk. Returns what of them scrapes show.
+/// Starts storing the proxy's counters on disk. Returns the channel of what scrapes show of them.
 fn start_keeping_counters(
     components: &Components,
     directory: PathBuf,
@@ -200,7 +201,7 @@ fn start_keeping_counters(
     kept
 }
 
-/// The view and the keys to start with: the cached ones of a member, else empty ones.
+/// The view and the keys at the start: a member's cached ones, else empty ones.
 fn first_state(config: &Config, identity: Option<&Identity>) -> (NodeView, RelayKeys) {
     let node_id = identity.map_or_else(NodeId::default, |identity| identity.node_id.clone());
     let empty = || (NodeView::new(node_id.clone(), config.address), RelayKeys::default());
@@ -233,10 +234,11 @@ fn bind_docker(config: &Config) -> anyhow::Result<UnixListener> {
         .with_context(|| format!("serve the Docker API on {}", config.socket.display()))
 }
 
-/// Starts the proxy and the kernel data plane. Returns the generation that both carry.
+/// Starts the proxy and the kernel data plane. Returns the channel of the generation that both
+/// carry.
 ///
 /// # Errors
-/// The data plane failed already.
+/// The data plane has already failed.
 fn start_carriers(
     components: &Components,
     proxy: &Arc<Proxy>,
@@ -261,7 +263,8 @@ fn start_carriers(
     let passed_over = carriers::passed_over(&datapath, views.borrow().generation)?;
     let (by_programs, programs_applied) = watch::channel(passed_over.unwrap_or_default());
     components.spawn("datapath", async move {
-        // Before the first table there is nothing to follow, and the maps may hold an earlier agent's.
+        // Before the first table there is nothing to follow, and the maps may hold an earlier
+        // agent's.
         let is_followed = |view: &Arc<NodeView>| view.generation > 0 && passed_over != Some(view.generation);
         let first = async { views.wait_for(is_followed).await.is_ok() };
         if stop.run_until_cancelled(first).await == Some(true) {
@@ -278,7 +281,7 @@ fn start_carriers(
     Ok(both_applied)
 }
 
-/// Starts passive health. Returns whom it leaves out.
+/// Starts the passive health check. Returns the channel of ejected backends.
 fn start_health(
     components: &Components,
     proxy: &Arc<Proxy>,

@@ -1,9 +1,9 @@
-//! Whether tasks' networks and the host's own overlap: clients and hosts at such addresses would get no answer, as packets to them go
-//! to tasks.
+//! Detects whether tasks' networks and the host's own overlap: clients and hosts at such addresses
+//! would get no answer, as packets to them go to tasks.
 //!
-//! Invariant: an address of the host, or a route of it that leads into a task network, makes the node unfit, which is said with the
-//! networks' names and what to do; a route that merely covers one (10.0.0.0/8 by a gateway, say) is said and no more, as
-//! no host of it need be there.
+//! Invariant: an address of the host, or a route of it that leads into a task network, makes the
+//! node unfit, and the reason names the networks and the next step; a route that merely covers one
+//! (10.0.0.0/8 by a gateway, say) is only logged, as no host of it need be there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,19 +17,20 @@ use tokio_util::sync::CancellationToken;
 use crate::datapath::{HostNetwork, host_networks};
 use crate::view::NodeView;
 
-/// How often the host's networks are looked at, whether or not a node came.
+/// How often the host's networks are compared, in addition to each change of the nodes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What overlaps.
+/// An overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Overlap {
-    /// The host's network is in the tasks', or the same.
+    /// The host's network is inside the tasks' network, or equal to it.
     Inside(HostNetwork, Ipv4Net),
-    /// The host has a way to a larger network.
+    /// The host has a route to a larger network.
     Covers(HostNetwork, Ipv4Net),
 }
 
-/// Tells `unfit` why this node can take no tasks because of its networks, or that it can, until `shutdown`.
+/// Publishes in `unfit` why this node can take no tasks because of its networks, or `None` if it
+/// can, until `shutdown`.
 pub(super) async fn watch_overlaps(
     mut views: watch::Receiver<Arc<NodeView>>,
     unfit: watch::Sender<Option<String>>,
@@ -44,7 +45,7 @@ pub(super) async fn watch_overlaps(
                 error = mesh_runtime::error_chain(&error),
                 "can't compare the host's networks with the tasks'"
             ),
-            // A panic in there ends the agent no less than one in here.
+            // A panic in the blocking task ends this future, and with it the agent.
             Err(_) => return,
         }
         let others = views.wait_for(|view| task_subnets(view) != subnets);

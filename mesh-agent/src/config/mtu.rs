@@ -1,14 +1,14 @@
-//! The largest packet that fits the way to other nodes.
+//! Finds the largest packet that fits the path to other nodes.
 //!
-//! Invariant: the reading of `/proc/net/route` is pure.
+//! Invariant: parsing `/proc/net/route` is pure.
 
 use std::fs;
 use std::net::Ipv4Addr;
 
-/// Of an Ethernet whose MTU can't be told, bytes.
+/// The MTU of an Ethernet, in bytes, for when the interface's can't be read.
 const USUAL_MTU: u32 = 1500;
 
-/// The MTU of the interface whose network `address` is in, bytes. Blocking, for an instant.
+/// The MTU in bytes of the interface whose network `address` is in. Blocks for an instant.
 pub fn of_uplink(address: Ipv4Addr) -> u32 {
     fs::read_to_string("/proc/net/route")
         .ok()
@@ -36,7 +36,7 @@ fn interface_of(routes: &str, address: Ipv4Addr) -> Option<&str> {
         .map(|(_, interface)| interface)
 }
 
-/// An address as the kernel prints it there: hex of its bytes in memory.
+/// Parses an address as the kernel prints it there: hex of its bytes in memory.
 fn little_endian(hex: &str) -> Option<u32> {
     u32::from_str_radix(hex, 16).ok().map(u32::swap_bytes)
 }

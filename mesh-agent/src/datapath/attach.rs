@@ -1,7 +1,8 @@
-//! Puts programs onto interfaces, by links that outlive the agent.
+//! Attaches programs to interfaces, by links that outlive the agent.
 //!
-//! Invariants: every link is pinned; a link that is there already keeps its place and only gets the new program, in one step, so no
-//! packet passes without a program. Nothing here detaches a link unless its interface is gone or no longer wanted.
+//! Invariants: every link is pinned; a link that exists keeps its place and only gets the new
+//! program, in one step, so no packet passes without a program. This module detaches a link only if
+//! its interface is gone or no longer wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,41 +24,42 @@ use mesh_runtime::error_chain;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where a program runs.
+/// An interface with a program.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AttachedHook {
-    /// The interface.
+    /// The interface's name.
     pub interface: String,
-    /// `xdp`, `tc` or `tc-egress`.
+    /// The hook: `xdp`, `tc` or `tc-egress`.
     pub hook: &'static str,
-    /// `native` or `generic` for XDP, `tcx` for TC.
+    /// The mode: `native` or `generic` for XDP, `tcx` for TC.
     pub mode: &'static str,
 }
 
-/// The loaded programs and where they are attached.
+/// The loaded programs, and where they are attached.
 pub(super) struct Hooks {
     ebpf: Ebpf,
     pins: Pins,
     mode: DatapathMode,
-    /// What each link in place was made for: pin → interface, and how it shows.
+    /// The links in place, by pin: the interface for which each was made, and how metrics show it.
     placed: BTreeMap<PathBuf, (Link, AttachedHook)>,
 }
 
 impl Hooks {
-    /// Nothing attached yet.
+    /// Programs that are not attached yet.
     pub(super) fn new(ebpf: Ebpf, pins: Pins, mode: DatapathMode) -> Self {
         Self { ebpf, pins, mode, placed: BTreeMap::new() }
     }
 
-    /// Attaches what the uplinks and the tunnel device need, adopting what is there, and takes away links of this version that are
-    /// on other interfaces.
+    /// Attaches the programs that the uplinks and the tunnel device need, adopts links that exist,
+    /// and removes this version's links on other interfaces.
     ///
     /// # Errors
-    /// A program can't be attached; those attached before stay.
+    /// A program can't be attached; those that were attached before stay.
     pub(super) fn ensure(&mut self, uplinks: &[Link], tunnel: &Link) -> Result<(), DatapathError> {
         self.restore_pins()?;
         let mut wanted = BTreeSet::new();
-        // The uplinks first: what the tunnel device's program takes, theirs have marked.
+        // The uplinks first: the tunnel device's program accepts only packets that the uplinks'
+        // programs have marked.
         for uplink in uplinks {
             wanted.insert(self.ensure_tc(names::PROGRAM_EGRESS, uplink)?);
             wanted.insert(self.ensure_tc(names::PROGRAM_UPLINK, uplink)?);
@@ -85,9 +87,9 @@ impl Hooks {
         Ok(())
     }
 
-    /// Makes pins again that somebody has removed under the running agent. Maps live on by the agent's descriptors, and the next agent
-    /// must find them; a link ends with its pin, so a task's program is attached anew. Links of uplinks are looked after by
-    /// [`Hooks::ensure`].
+    /// Makes pins again that somebody has removed under the running agent. Maps live on by the
+    /// agent's descriptors, and the next agent must find them; a link ends with its pin, so a
+    /// task's program is attached anew. [`Hooks::ensure`] restores the uplinks' links.
     fn restore_pins(&mut self) -> Result<(), DatapathError> {
         self.pins.prepare()?;
         for (name, map) in self.ebpf.maps() {
@@ -110,7 +112,7 @@ impl Hooks {
             warn!(interface = link.name, pin = %pin.display(), "a task's pin was removed: attaching its program again");
             if let Err(error) = self.place_tc(names::PROGRAM_TASK, &link, &pin) {
                 // The task may have ended: its interface is gone then.
-                warn!(interface = link.name, error = %error_chain(&error), "attach a task's program again");
+                warn!(interface = link.name, error = %error_chain(&error), "can't attach a task's program again");
             }
         }
         Ok(())
@@ -125,7 +127,7 @@ impl Hooks {
         self.place_tc(names::PROGRAM_TASK, veth, &pin)
     }
 
-    /// Takes a task's program off its veth, if both are still there.
+    /// Detaches a task's program from its veth, if both still exist.
     pub(super) fn detach_task(&mut self, task: &str) {
         let pin = self.pins.task(task);
         self.placed.remove(&pin);
@@ -136,7 +138,7 @@ impl Hooks {
         }
     }
 
-    /// Where programs run now; tasks' veths included.
+    /// Where programs are attached now, including tasks' veths.
     pub(super) fn attached(&self) -> Vec<AttachedHook> {
         let mut attached: Vec<_> = self.placed.values().map(|(_, hook)| hook.clone()).collect();
         attached.sort_unstable();
@@ -166,7 +168,8 @@ impl Hooks {
         Ok(())
     }
 
-    /// Attaches XDP natively. Where the driver can't: nothing in `auto`, generic mode in `xdp`.
+    /// Attaches XDP in native mode. If the driver has none: nothing in `auto`, generic mode in
+    /// `xdp`.
     fn ensure_xdp(&mut self, link: &Link) -> Result<Option<PathBuf>, DatapathError> {
         let pin = self.pins.link(&link.name, "xdp");
         if self.is_placed(&pin, link) {
@@ -218,8 +221,8 @@ impl Hooks {
     }
 }
 
-/// Gives a pinned link the new program if it is on the right interface, else makes and pins a new link. `place` updates the link it
-/// is given, or attaches a new one.
+/// Gives a pinned link the new program if it is on the right interface, else makes and pins a new
+/// link. `place` updates the link it is given, or attaches a new one.
 fn renew(
     pins: &Pins,
     pin: &Path,
@@ -236,14 +239,14 @@ fn renew(
             }
             return Ok(());
         }
-        // The interface it was on has gone, or another has its name now.
+        // The link's interface has gone, or another interface has its name now.
         std::fs::remove_file(&present)?;
     }
     place(None)?.pin(pin)?;
     Ok(())
 }
 
-/// How a TC program's hook is called, and which way its packets go.
+/// The hook's name for a TC program, and the direction of its packets.
 fn tc_hook(program: &str) -> (&'static str, TcAttachType) {
     match program {
         names::PROGRAM_EGRESS | names::PROGRAM_DEVICE => ("tc-egress", TcAttachType::Egress),
@@ -268,7 +271,8 @@ fn place_classifier(
     Ok(program.take_link(id)?.try_into()?)
 }
 
-/// aya falls back to netlink where the kernel has no XDP links; such a link can't be pinned and is refused here.
+/// aya falls back to netlink where the kernel has no XDP links; such a link can't be pinned and is
+/// refused here.
 fn place_xdp(
     program: &mut Xdp,
     ifindex: u32,
@@ -293,7 +297,8 @@ fn is_unsupported(error: &BoxError) -> bool {
     errno(error) == Some(libc::EOPNOTSUPP)
 }
 
-/// What to do about a TC program that can't be attached: only a kernel that doesn't know the command is too old.
+/// The next step if a TC program can't be attached: only a kernel that doesn't know the command is
+/// too old.
 fn tc_advice(error: &BoxError) -> &'static str {
     match errno(error) {
         Some(libc::EINVAL | libc::EOPNOTSUPP) => {

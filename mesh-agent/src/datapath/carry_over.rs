@@ -1,7 +1,9 @@
-//! Takes over what another version of mesh remembers, before its programs are replaced: flows, and the numbers that they are written in.
+//! Copies the state of another version of mesh before its programs are replaced: flows, and the
+//! indexes and ids that flows hold.
 //!
-//! Entries are copied as they are (flows to the places that are theirs in the new table), so only between maps whose keys and values have
-//! the same sizes; of other maps it is said what is lost. The old programs go on until the links are swapped: flows that begin in that moment are the ones that are missed.
+//! Entries are copied unchanged (flows to their places in the new table), so only between maps
+//! whose keys and values have the same sizes; for other maps the log says what is lost. The old
+//! programs run until the links are swapped: flows that begin in that moment are missed.
 
 use std::io;
 use std::path::Path;
@@ -14,7 +16,8 @@ use super::flow_map::FlowMap;
 use super::pins::Pins;
 use super::syscall::{for_each_raw, update_raw};
 
-/// What flows are written in: indexes of addresses, ids of backends; and who serves until the table comes.
+/// The tables that flows refer to (indexes of addresses, ids of backends), and those that serve
+/// until the mesh table comes.
 const TABLES: [&str; 7] = [
     names::ADDRESSES,
     names::NODES,
@@ -25,13 +28,14 @@ const TABLES: [&str; 7] = [
     names::SERVICES,
 ];
 
-/// The flows.
+/// The flow tables.
 const FLOWS: [&str; 3] = [names::FLOWS, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
 
-/// What userspace counted. Other versions may not have it.
+/// Counters of userspace. Other versions may not have them.
 const COUNTS: [&str; 1] = [names::EVICTIONS];
 
-/// Copies what can be copied of every other version whose programs still run. What fails is said: the node serves all the same.
+/// Copies what can be copied from every other version whose programs still run. Failures are only
+/// logged: the node serves all the same.
 pub(super) fn carry_over(pins: &Pins) {
     for other in pins.others() {
         let maps = other.join("maps");
@@ -80,7 +84,7 @@ fn copy_flows(from: &Path, to: &Path) -> io::Result<u64> {
     Ok(to.take_over(&from))
 }
 
-/// Copies the entries that say anything; returns how many.
+/// Copies the entries that are not all zeros; returns how many.
 fn copy(from: &Path, to: &Path) -> io::Result<u64> {
     let open = |path: &Path| MapData::from_pin(path).map_err(io::Error::other);
     let (from, to) = (open(from)?, open(to)?);
@@ -88,7 +92,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<u64> {
     let sizes = (info.key_size() as usize, info.value_size() as usize);
     let (mut copied, mut result) = (0, Ok(()));
     for_each_raw(from.fd(), sizes, |key, value| {
-        // Arrays are full of zeros that say nothing.
+        // Arrays are full of zeros, which mean no entry.
         if result.is_ok() && value.iter().any(|byte| *byte != 0) {
             result = update_raw(to.fd(), key, value);
             copied += 1;

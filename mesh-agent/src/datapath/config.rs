@@ -1,4 +1,4 @@
-//! What the operator chooses about the data plane.
+//! The operator's settings of the data plane.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use mesh_ebpf::guard;
 
 use crate::lb::loads::Loads;
 
-/// Which programs take the published ports' packets.
+/// Which programs take the packets of published ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DatapathMode {
     /// XDP on uplinks whose driver runs it natively, TC on veth and all others.
@@ -28,35 +28,35 @@ pub struct DatapathConfig {
     pub mode: DatapathMode,
     /// The uplinks; empty: those with a default route.
     pub interfaces: Vec<String>,
-    /// This node's address towards the others; none: the first of the first uplink.
+    /// The address by which other nodes reach this one; none: the first of the first uplink.
     pub address: Option<Ipv4Addr>,
-    /// Where to pin, below a BPF file system; one is mounted there if there is none.
+    /// The directory for pins, below a BPF file system; one is mounted there if there is none.
     pub bpffs: PathBuf,
     /// UDP port of the tunnel, the same on every node.
     pub vxlan_port: u16,
-    /// Sizes of the flow tables. They hold for maps that are made anew; pinned ones keep theirs.
+    /// Sizes of the flow tables. They apply to maps that are made anew; pinned ones keep theirs.
     pub tables: TableSizes,
-    /// SYNs a second for which each CPU remembers a flow; 0: all. Pinned maps take it over.
+    /// SYNs per second for which each CPU makes flow entries; 0: all. Applies to pinned maps, too.
     pub syn_guard_rate: u32,
-    /// Loads of backends that are known here: measured, and told by managers.
+    /// The known loads of backends: measured here, and sent by managers.
     pub loads: Arc<Loads>,
     /// How often the flow tables are swept and connections recounted.
     pub sweep_period: Duration,
-    /// How often everything is read back and compared, whatever changed or not.
+    /// How often all maps are read back and compared, whether anything changed or not.
     pub resync_period: Duration,
 }
 
-/// How many connections there is room for.
+/// The number of connections for which the tables have room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableSizes {
-    /// Unconfirmed ones.
+    /// Connections without a completed handshake.
     pub half_open: u32,
-    /// Others.
+    /// All other connections.
     pub established: u32,
 }
 
 impl TableSizes {
-    /// Flows that the ingress role's table has room for.
+    /// Room of the ingress role's flow table.
     pub(super) fn flows(self) -> u32 {
         self.half_open.saturating_add(self.established)
     }

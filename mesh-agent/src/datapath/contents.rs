@@ -1,9 +1,10 @@
-//! What the maps hold, and one write to them: the model that planning works on.
+//! The contents of the maps, and one write to them: the model on which planning works.
 //!
-//! Invariants: [`Contents::apply`] changes the model exactly as the same [`Write`] changes the maps, so a mirror that applies what
-//! was written stays equal to them.
+//! Invariants: [`Contents::apply`] changes the model exactly as the same [`Write`] changes the
+//! maps, so a mirror to which every write is applied stays equal to them.
 //!
-//! Left to others: reading and writing the kernel's maps (`maps`), deciding what to write (`diff`).
+//! Left to others: reading and writing the kernel's maps ([`super::maps`]), deciding what to write
+//! ([`super::diff`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,7 +15,7 @@ use mesh_ebpf::abi::{
     protocol,
 };
 
-/// A published port, ordered: the map's key without its padding.
+/// A published port: the map's key without its padding, so that it can be sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// IP protocol number.
@@ -42,20 +43,21 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// A network whose clients may open flows to a published port: a key of the trie, in an order.
+/// A network whose clients may open flows to a published port: a key of the trie, so that it can be
+/// sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Allowed {
     service_index: u32,
-    /// Bits of the network, those of the IPv4 mapping included.
+    /// Prefix length of the network, including the IPv4 mapping's bits.
     prefix: u32,
     network: [u8; 16],
 }
 
-/// Bits that stand before the network in a key.
+/// Bits of a key before the network's address.
 const INDEX_BITS: u32 = u32::BITS;
 
 impl Allowed {
-    /// `network` for the published port with this index.
+    /// Allows `network` for the published port with this index.
     pub fn new(service_index: u32, network: IpNet) -> Self {
         let mapping = if network.addr().is_ipv4() { 96 } else { 0 };
         let prefix = mapping + u32::from(network.prefix_len());
@@ -68,7 +70,7 @@ impl Allowed {
         (INDEX_BITS + self.prefix, key)
     }
 
-    /// What a key of the map stands for.
+    /// Converts a key of the map.
     pub const fn from_key(bits: u32, key: AllowedKey) -> Self {
         let service_index = u32::from_be_bytes(key.service_index_be);
         Self { service_index, prefix: bits.saturating_sub(INDEX_BITS), network: key.network }
@@ -105,21 +107,21 @@ pub enum Write {
     Config(Config),
     /// Gives an address of this node its index.
     Address(Address, u32),
-    /// Takes an address away.
+    /// Removes an address.
     RemoveAddress(Address),
-    /// Replaces a node; all zeros takes it away.
+    /// Replaces a node; all zeros removes it.
     Node(u32, Node),
-    /// Replaces what is demanded of a node; all zeros takes it away.
+    /// Replaces the conditions on a node's tunnel packets; all zeros removes them.
     Member(u32, Member),
     /// Lets a member node send through the tunnel.
     Peer(Address, u32),
-    /// Takes that right away.
+    /// Refuses that node's tunnel packets from now on.
     RemovePeer(Address),
     /// Lets the clients of a network open flows to a published port.
     Allow(Allowed),
-    /// Takes that right away.
+    /// Refuses those clients from now on.
     Disallow(Allowed),
-    /// Starts the counters of a backend's id anew.
+    /// Resets the counters of a backend's id to zero.
     ResetBackend(u32),
     /// Replaces a backend.
     Backend(u32, Backend),
@@ -130,16 +132,16 @@ pub enum Write {
         /// The backend ids, in order.
         backends: Vec<u32>,
     },
-    /// Starts the counters of a service index anew.
+    /// Resets the counters of a service index to zero.
     ResetFrontend(u32),
     /// Replaces a service, and with it the range of slots in use: the swap.
     Service(Frontend, Service),
-    /// Takes a published port away.
+    /// Removes a published port.
     RemoveService(Frontend),
 }
 
 impl Write {
-    /// The map that is written first by it: the label under which a failure is counted.
+    /// The map that this writes first; a failure is counted under its name.
     pub const fn map(&self) -> &'static str {
         match self {
             Self::Config(_) => names::CONFIG,
@@ -214,7 +216,7 @@ impl Contents {
         (service.slot_base..end).map(|slot| self.slots.get(&slot).copied().unwrap_or_default())
     }
 
-    /// The maps in which the two differ; of `SLOTS`, what a service names counts.
+    /// The maps in which the two differ; in `SLOTS`, only slots that a service names count.
     pub fn differing(&self, other: &Self) -> Vec<&'static str> {
         let members_of = |contents: &Self| -> Vec<u32> {
             contents.services.values().flat_map(|service| contents.members(service)).collect()
@@ -238,7 +240,7 @@ impl Contents {
     }
 }
 
-/// `backend` as it is once its flows are to end.
+/// The entry of `backend` once its flows are to end.
 pub fn taken_down(backend: &Backend) -> Backend {
     Backend { state: BackendState::Down as u8, ..*backend }
 }

@@ -1,11 +1,14 @@
-//! From what the maps hold to what they should hold: the writes, in an order that is safe at every step.
+//! Plans the writes from the maps' contents to the desired contents, in an order that is safe at
+//! every step.
 //!
-//! Pure. Invariants: a backend is written before a slot names it, slots before the service that points at them, and in reverse when
-//! something goes; replacing a service's entry is the one swap. Slots in use, or used until a moment ago, are never rewritten. What
-//! has an index keeps it, also over restarts, as the indexes are read back from the maps. What finds no room is refused by name, and
-//! all else goes ahead.
+//! Pure. Invariants: a backend is written before a slot names it, slots before the service that
+//! points at them, and in reverse when something goes; replacing a service's entry is the one swap.
+//! Slots in use, or used until a moment ago, are never rewritten. What has an index keeps it, also
+//! over restarts, as the indexes are read back from the maps. What finds no room is refused by
+//! name, and all else goes ahead.
 //!
-//! Left to others: carrying the writes out (`apply`), deciding what is held back (`state`, `sweep`).
+//! Left to others: carrying the writes out ([`super::maps`]), deciding what is held back
+//! ([`super::state`], [`super::sweep`]).
 
 mod allowed;
 mod generation;
@@ -33,7 +36,7 @@ use crate::lb::ramp::UNIT;
 use crate::lb::slots::{Candidate, compose};
 use crate::view::{BackendView, NodeView, ServiceView};
 
-/// What must not be given out yet.
+/// Numbers that must not be given out yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
     /// Slots that a program may still be reading.
@@ -42,14 +45,14 @@ pub struct Held {
     pub address_indexes: BTreeSet<u32>,
 }
 
-/// What to write.
+/// A plan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The writes, in order.
     pub writes: Vec<Write>,
     /// Slots that are free once the writes are done and no program reads them any more.
     pub freed: Vec<Range<u32>>,
-    /// What found no room.
+    /// Everything that found no room.
     pub refused: Vec<Refusal>,
     /// Whether another plan, made after these writes, may get further.
     pub again: bool,
@@ -62,7 +65,7 @@ pub enum Refusal {
     Address(Address),
     /// A member node.
     Node(Address),
-    /// A published port; userspace serves it.
+    /// A published port; the userspace proxy serves it.
     Service(Frontend),
     /// The slots of a published port, which keeps the ones it has.
     Slots(Frontend),
@@ -95,8 +98,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The writes that bring `contents` to what `view` and `facts` say. Without a view, services and backends stay as they are, but for
-/// ports that are the host's own.
+/// Plans the writes that bring `contents` to `view` and `facts`. Without a view, services and
+/// backends stay as they are, except for ports that belong to the host.
 pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &Held) -> Plan {
     let mut plan = Plan::default();
     plan.addresses(contents, facts, held);
@@ -120,7 +123,8 @@ pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &
         plan.give_up(contents, |frontend| facts.host_ports.contains(frontend));
     }
     if contents.config.generation != generation && !plan.writes.is_empty() {
-        // First of all: an agent that dies in the middle leaves maps that are no longer the earlier table's.
+        // First of all: an agent that dies in the middle leaves maps that are marked as no longer
+        // the earlier table's.
         plan.writes.insert(0, Write::Config(Config { generation, ..contents.config }));
     }
     plan
@@ -142,9 +146,9 @@ struct Port<'a> {
     index: u32,
 }
 
-/// Backends that are to live, and who of them gets new flows.
+/// Backends that should be in the maps, and those of them that can get new flows.
 #[derive(Default)]
-struct Wanted {
+struct DesiredBackends {
     backends: BTreeMap<u32, Backend>,
     candidates: BTreeMap<Frontend, Vec<Candidate>>,
 }
@@ -190,15 +194,15 @@ impl Plan {
             .collect()
     }
 
-    fn backends(&mut self, mesh: &Mesh<'_>) -> Wanted {
-        let mut wanted = Wanted::default();
+    fn backends(&mut self, mesh: &Mesh<'_>) -> DesiredBackends {
+        let mut wanted = DesiredBackends::default();
         for backend in mesh.view.backends.values() {
             let id = backend.id.get();
             let Some(value) = mesh.backend(backend) else { continue };
             let present = mesh.contents.backends.get(&id).copied().unwrap_or_default();
             if !is_same_backend(&present, &value) {
                 if present.is_alive() {
-                    // The id names another task until now: first let everything forget that one.
+                    // The id belongs to another task until now: that one must leave all maps first.
                     self.again = true;
                     continue;
                 }
@@ -223,7 +227,7 @@ impl Plan {
         wanted
     }
 
-    fn services(&mut self, mesh: &Mesh<'_>, wanted: &Wanted, held: &Held) {
+    fn services(&mut self, mesh: &Mesh<'_>, wanted: &DesiredBackends, held: &Held) {
         let in_use = mesh.contents.services.values().map(slots_of).chain(held.slots.iter().cloned());
         let mut free = FreeSlots::new(names::SLOTS_MAX, in_use);
         let ours = mesh.ports.iter().filter(|(frontend, _)| !mesh.facts.host_ports.contains(frontend));
@@ -267,7 +271,8 @@ impl Plan {
             slot_count: slots.end - slots.start,
             generation: generation_of(mesh.view),
             policy: codes::policy(port.service.lb.policy) as u8,
-            // Userspace nodes end no tunnel: such a port is this node's proxy's, which chooses among all of its backends.
+            // Userspace nodes end no tunnel: this node's proxy serves such a port, and chooses
+            // among all of its backends.
             mode: codes::mode(if mesh.reaches_userspace(members) {
                 Mode::Proxy
             } else {
@@ -285,8 +290,8 @@ impl Plan {
         self.writes.push(Write::Service(frontend, value));
     }
 
-    /// Takes away what nothing names any more: services, then their backends, then nodes.
-    fn departures(&mut self, mesh: &Mesh<'_>, wanted: &Wanted) {
+    /// Removes what nothing names any more: services, then their backends, then nodes.
+    fn departures(&mut self, mesh: &Mesh<'_>, wanted: &DesiredBackends) {
         let before = self.writes.len();
         let is_the_hosts = |frontend: &Frontend| mesh.facts.host_ports.contains(frontend);
         self.give_up(mesh.contents, |frontend| !mesh.ports.contains_key(frontend) || is_the_hosts(frontend));
@@ -301,13 +306,14 @@ impl Plan {
 }
 
 impl Mesh<'_> {
-    /// Whether the task of one of these backends runs on a node that is in userspace.
+    /// Whether the task of one of these backends runs on a node whose data path is in userspace.
     fn reaches_userspace(&self, members: &[u32]) -> bool {
         let backend = |id: &u32| BackendId::new(*id).and_then(|id| self.view.backends.get(&id));
         members.iter().filter_map(backend).any(|backend| self.view.is_in_userspace(backend))
     }
 
-    /// The map's entry for a backend; none if it can't get packets here: its port, node or link isn't known.
+    /// The map's entry of a backend; `None` if it can't get packets here because its port, node or
+    /// link isn't known.
     fn backend(&self, backend: &BackendView) -> Option<Backend> {
         let port = self.ports.get(&frontend(backend.protocol, backend.published))?;
         if port.service.id != backend.service_id {
@@ -330,7 +336,8 @@ impl Mesh<'_> {
         let (ifindex, task_mac, task_address6) = match self.facts.ports.get(&entry.task_address) {
             Some(TaskPort::Attached { ifindex, mac, address6 }) => (*ifindex, *mac, *address6),
             Some(TaskPort::Gone) => return None,
-            // After a restart of the agent: the task's program is pinned and the map knows its link.
+            // After a restart of the agent the task's program is pinned, and the map knows its
+            // link.
             None => {
                 let present = self.contents.backends.get(&backend.id.get())?;
                 let adopted = present.is_local() && present.is_alive() && is_same_backend(present, &entry);
@@ -341,7 +348,7 @@ impl Mesh<'_> {
         Some(Backend { flags: backend_flag::LOCAL | listed, ifindex, task_mac, task_address6, ..entry })
     }
 
-    /// Its share of new flows now, in [`UNIT`]s.
+    /// The backend's share of new flows now, in [`UNIT`]s.
     fn weight(&self, backend: &BackendView) -> u32 {
         let rising = self.facts.weights.get(&backend.id.get()).copied();
         rising.unwrap_or_else(|| backend.weight.get().saturating_mul(UNIT))

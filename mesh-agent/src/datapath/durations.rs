@@ -1,8 +1,10 @@
-//! The programs' histograms: made for every published port, summed over CPUs, removed with their port.
+//! The programs' histograms of durations: made for every published port, summed over CPUs, removed
+//! with their port.
 //!
-//! Invariants: a port has its histograms before the programs know it; a port that comes in another's place begins at zero. Where
-//! no packet ends a flow, the sweep adds to a histogram of its own, which the programs don't write. There is one [`Durations`], in
-//! [`super::tallies`]; whoever only reads has [`Timings`].
+//! Invariants: a port has its histograms before the programs know it; a port that takes another's
+//! index begins at zero. If no packet ends a flow, the sweep adds to a histogram of its own, which
+//! the programs don't write. There is one [`Durations`], in [`super::tallies`]; readers use
+//! [`Timings`].
 
 use std::collections::BTreeSet;
 use std::thread::sleep;
@@ -17,22 +19,22 @@ use super::loader;
 use super::maps::{deleted, per_cpu, zeros};
 use super::pins::Pins;
 
-/// The kernel takes per-CPU entries out of a small stock, which it fills up behind the one who asks: thousands of new ports at once
-/// find it empty.
+/// The pause between attempts to make an entry. The kernel takes per-CPU entries from a small stock
+/// that it refills in the background: thousands of new ports at once find it empty.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How often an entry is waited for.
+/// The most attempts to make an entry.
 const PAUSES_MAX: u32 = 1000;
 
-/// What was timed of one published port.
+/// The histograms of one published port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PortDurations {
-    /// From SYN to SYN-ACK.
+    /// Time from SYN to SYN-ACK.
     pub connect: Histogram,
-    /// Lives of flows that have ended.
+    /// Lifetimes of ended flows.
     pub flow: Histogram,
 }
 
-/// The map of histograms, to read.
+/// The map of histograms, for reading.
 pub(super) struct Timings {
     map: PerCpuHashMap<MapData, u32, Histogram>,
 }
@@ -46,7 +48,7 @@ impl Timings {
         Ok(Self { map: loader::open(pins, names::DURATIONS)? })
     }
 
-    /// What was timed of the published port with this index; nothing if it has no histograms yet.
+    /// The histograms of the published port with this index; empty if it has none yet.
     ///
     /// # Errors
     /// The map can't be read.
@@ -73,17 +75,17 @@ impl Timings {
     }
 }
 
-/// The map of histograms, to write.
+/// The map of histograms, for writing.
 pub(super) struct Durations {
     timings: Timings,
-    /// Indexes of published ports that have theirs.
+    /// Indexes of published ports that have histograms.
     made: BTreeSet<u32>,
     /// Indexes whose port began or went since [`Durations::begin_walk`].
     renewed: BTreeSet<u32>,
 }
 
 impl Durations {
-    /// Opens the pinned map, with what it holds.
+    /// Opens the pinned map, and lists the ports that have histograms.
     ///
     /// # Errors
     /// It isn't pinned, isn't of the expected kind, or can't be read.
@@ -98,12 +100,13 @@ impl Durations {
         Ok(Self { timings, made, renewed: BTreeSet::new() })
     }
 
-    /// Has [`Durations::add_swept`] pass over ports that begin or go from now on: what a walk finds is of those before them.
+    /// Begins a walk: [`Durations::add_swept`] skips ports that begin or go from now on, as the
+    /// walk's flows belong to the ports before them.
     pub(super) fn begin_walk(&mut self) {
         self.renewed.clear();
     }
 
-    /// Has the published port with this index begin at zero.
+    /// Resets the histograms of the published port with this index to zero.
     ///
     /// # Errors
     /// The map refuses the entries.
@@ -116,7 +119,8 @@ impl Durations {
         Ok(())
     }
 
-    /// Makes what the published ports in `contents` lack, and removes what belongs to none of them.
+    /// Makes the histograms that the published ports in `contents` lack, and removes those that
+    /// belong to none of them.
     ///
     /// # Errors
     /// The map refuses a change.
@@ -137,7 +141,8 @@ impl Durations {
         Ok(())
     }
 
-    /// Adds lives of flows that no packet ended, unless their port has gone since the walk that found them began.
+    /// Adds the lifetimes of flows that no packet ended, unless their port has gone since the walk
+    /// that found them began.
     ///
     /// # Errors
     /// The map can't be read, or refuses the change.

@@ -1,4 +1,4 @@
-//! What can go wrong in the data plane, each with the next step.
+//! Errors of the data plane, each with the next step.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
 
-/// A failed step of the data plane.
+/// A failed operation of the data plane.
 #[derive(Debug, Error)]
 pub enum DatapathError {
-    /// Nowhere to pin to.
+    /// There is no directory for pins.
     #[error(
         "can't prepare the bpffs directory {}: run as root, or mount bpf there and pass it with --bpffs",
         path.display()
@@ -19,7 +19,7 @@ pub enum DatapathError {
     Bpffs {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -29,10 +29,10 @@ pub enum DatapathError {
          --datapath userspace works without"
     )]
     Load(#[source] Box<EbpfError>),
-    /// One program was refused.
+    /// The kernel refused one program.
     #[error("the kernel refuses program {program}: --datapath userspace works without it")]
     Program {
-        /// Its name in the object.
+        /// The program's name in the object.
         program: &'static str,
         /// The reason, with the verifier's log.
         #[source]
@@ -41,20 +41,20 @@ pub enum DatapathError {
     /// A program couldn't be attached.
     #[error("can't attach {program} to {interface}: {advice}")]
     Attach {
-        /// Its name in the object.
+        /// The program's name in the object.
         program: &'static str,
         /// The interface.
         interface: String,
-        /// What to do.
+        /// The next step.
         advice: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A map is not what the object says.
+    /// A map is not of the kind that the object declares.
     #[error("map {map} can't be opened: run `mesh-agent uninstall` and start the agent again")]
     Map {
-        /// Its name.
+        /// The map's name.
         map: &'static str,
         /// The reason.
         #[source]
@@ -65,44 +65,44 @@ pub enum DatapathError {
     MapOperation {
         /// The map's name.
         map: &'static str,
-        /// `lookup`, `update`, `delete` or `dump`.
+        /// The operation: `lookup`, `update`, `delete` or `dump`.
         operation: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// No interface to take traffic from.
+    /// There is no interface on which clients arrive.
     #[error("no uplink: {0}; name the interface that clients arrive on with --interface")]
     NoUplink(String),
     /// The uplink has no address.
     #[error("uplink {0} has no IPv4 address: give it one, or pass the node's address with --address")]
     NoAddress(String),
-    /// The kernel refused a question or a change of its network configuration.
+    /// The kernel refused a query or a change of its network configuration.
     #[error("{action} failed")]
     Netlink {
-        /// What was asked for.
+        /// The query or change.
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The task's end of the cable can't be found.
+    /// The task's end of its veth pair can't be found.
     #[error("task {task}: {reason}")]
     TaskLink {
         /// The task's id.
         task: String,
-        /// What is wrong, and what to look at.
+        /// What is wrong, and where to look.
         reason: String,
-        /// What the system said.
+        /// The kernel's error.
         #[source]
         source: Option<io::Error>,
     },
-    /// Blocking work was not carried out, as the agent stops.
+    /// Blocking work was not carried out because the agent stops.
     #[error("the agent stops before this was done: the next one resumes from the maps")]
     Interrupted,
 }
 
-/// A full map deserves more than an error number.
+/// The next step if a map is full; otherwise empty.
 fn full_map_advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => ": the map is full, what was applied before stays in force",
@@ -111,12 +111,12 @@ fn full_map_advice(source: &io::Error) -> &'static str {
 }
 
 impl DatapathError {
-    /// Names what was asked of the kernel's network configuration.
+    /// Wraps the error of a network query or change, `action`.
     pub(super) fn netlink(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Netlink { action: action.into(), source }
     }
 
-    /// Names the map operation that failed.
+    /// Wraps the error of a map operation.
     pub(super) fn map(map: &'static str, operation: &'static str, error: MapError) -> Self {
         let source = match error {
             MapError::SyscallError(error) => error.io_error,

@@ -1,7 +1,8 @@
-//! Flows that were forgotten before they ended, by protocol and cause: counted over restarts of the agent.
+//! Counts evicted flow entries, by protocol and cause, over restarts of the agent.
 //!
-//! Why a map: the counters stand beside those of the programs, which outlive the agent. Who evicts for want of room is the kernel,
-//! and it tells nobody: that count is worked out from what is missing.
+//! Why a map: the counters belong to those of the programs, which outlive the agent. When a table
+//! is full the kernel evicts entries without reporting it: that count is computed from the entries
+//! that are missing.
 //!
 //! Invariant: a count never falls.
 
@@ -12,35 +13,35 @@ use super::error::DatapathError;
 use super::loader;
 use super::pins::Pins;
 
-/// Something for each protocol that flows have.
+/// A value for each protocol that flows have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ByProtocol<T> {
-    /// TCP's.
+    /// The value for TCP.
     pub tcp: T,
-    /// UDP's.
+    /// The value for UDP.
     pub udp: T,
 }
 
 impl<T> ByProtocol<T> {
-    /// That of an IP protocol number.
+    /// The value for an IP protocol number.
     pub fn of_mut(&mut self, ip_protocol: u8) -> &mut T {
         if ip_protocol == protocol::UDP { &mut self.udp } else { &mut self.tcp }
     }
 
-    /// Both, with the protocols' names.
+    /// Both values, with the protocols' names.
     pub fn named(&self) -> [(&'static str, &T); 2] {
         [("tcp", &self.tcp), ("udp", &self.udp)]
     }
 }
 
-/// Why flows were forgotten before they were seen to end.
+/// Numbers of flow entries that were evicted before the flow was seen to end, by cause.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evictions {
-    /// By the kernel, as the table was full. Worked out from what is missing.
+    /// Evicted by the kernel from a full table (LRU). Computed from the entries that are missing.
     pub lru: u64,
     /// Idle for too long.
     pub timeout: u64,
-    /// Their backend is gone.
+    /// The backend is gone.
     pub backend_gone: u64,
 }
 
@@ -66,10 +67,10 @@ impl Evictions {
 /// The counts of one protocol.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Tally {
-    /// As an earlier agent left them.
+    /// The counts of earlier agents.
     before: Evictions,
     now: Evictions,
-    /// Flows that were counted in and never out, since the agent started.
+    /// Flows that were counted as opened and never as ended, since the agent started.
     missing: i64,
 }
 
@@ -78,8 +79,8 @@ impl Tally {
         Self { before, now: before, missing: 0 }
     }
 
-    /// Of what is missing, this agent has forgotten some itself; the rest was the kernel. Counts that move under a walk's feet may
-    /// make it too small for a while.
+    /// Computes the kernel's share: the missing flows, less those that this agent evicted. Flows
+    /// that change during a walk may make it too small for a while.
     fn work_out_lru(&mut self) {
         let own = self.now.timeout - self.before.timeout + self.now.backend_gone - self.before.backend_gone;
         let by_kernel = self.missing.saturating_sub_unsigned(own).max(0).cast_unsigned();
@@ -87,7 +88,7 @@ impl Tally {
     }
 }
 
-/// The counts, and the map that keeps them.
+/// The counts, and the map that stores them.
 pub(super) struct EvictionLedger {
     map: Array<MapData, u64>,
     tallies: ByProtocol<Tally>,
@@ -95,7 +96,7 @@ pub(super) struct EvictionLedger {
 }
 
 impl EvictionLedger {
-    /// Goes on where the pinned map is.
+    /// Continues with the counts in the pinned map.
     ///
     /// # Errors
     /// It isn't pinned, or can't be read.
@@ -114,18 +115,19 @@ impl EvictionLedger {
         Ok(Self { map, tallies, written })
     }
 
-    /// Counts flows that the agent has forgotten.
+    /// Counts flows that the agent evicted.
     pub(super) fn add(&mut self, ip_protocol: u8, cause: Evicted, flows: u64) {
         *self.tallies.of_mut(ip_protocol).now.of_mut(cause) += flows;
     }
 
-    /// Counts flows that were found missing (or, below zero, found after all), whoever has forgotten them.
+    /// Counts flows that were found missing (or, below zero, found after all), whoever evicted
+    /// them.
     pub(super) fn miss(&mut self, ip_protocol: u8, flows: i64) {
         let missing = &mut self.tallies.of_mut(ip_protocol).missing;
         *missing = missing.saturating_add(flows);
     }
 
-    /// Closes a walk: works out the kernel's share, and keeps what has changed.
+    /// Ends a walk: computes the kernel's share, and stores the counts that have changed.
     ///
     /// # Errors
     /// The map refuses it; the next walk tries again.

@@ -1,6 +1,8 @@
-//! What this node knows by itself: its interfaces, how it reaches the others, and where its tasks are plugged in.
+//! What this node knows by itself: its interfaces, how it reaches the other nodes, and the veths of
+//! its tasks.
 //!
-//! Plain data, gathered by `uplinks`, `neighbours` and `tasks`, and read by `diff`.
+//! Plain data: [`super::engine`] gathers it with the help of [`super::network`], [`super::diff`]
+//! reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +10,7 @@ use mesh_ebpf::abi::{Address, Config, Mac, Node};
 
 use super::contents::Frontend;
 
-/// The node's own part of what the maps say.
+/// The node's own part of the maps' desired contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The programs' configuration; its address is this node's.
@@ -19,22 +21,22 @@ pub struct Facts {
     pub own: Node,
     /// How the other member nodes are reached. A node that is missing here is reached through TC.
     pub hops: BTreeMap<Address, Hop>,
-    /// Where this node's tasks are plugged in, by task address.
+    /// The links of this node's tasks, by task address.
     pub ports: BTreeMap<Address, TaskPort>,
-    /// Weights that still rise, by backend id, in units of [`crate::lb::ramp::UNIT`].
+    /// Weights in slow start, by backend id, in units of [`crate::lb::ramp::UNIT`].
     pub weights: BTreeMap<u32, u32>,
-    /// Backends that fail too often: no new flows for now.
+    /// Backends that the health check has ejected for now.
     pub ejected: BTreeSet<u32>,
-    /// Ports that are the host's own here: no service takes their packets, whatever the table says.
+    /// Ports that belong to the host: no service takes their packets, whatever the table says.
     pub host_ports: BTreeSet<Frontend>,
 }
 
 /// The outer Ethernet header of frames to a member node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hop {
-    /// The uplink.
+    /// The uplink's index.
     pub ifindex: u32,
-    /// The node's MAC, or the next hop's; none as long as it isn't resolved.
+    /// The MAC of the node or of the next hop; none as long as it isn't resolved.
     pub mac: Mac,
     /// The uplink's MAC.
     pub source_mac: Mac,
@@ -45,13 +47,13 @@ pub struct Hop {
 pub enum TaskPort {
     /// Its host-side veth has its program.
     Attached {
-        /// ifindex of that veth.
+        /// Index of that veth.
         ifindex: u32,
         /// The task's own MAC.
         mac: Mac,
-        /// Its IPv6 address; none without one.
+        /// The task's IPv6 address; none without one.
         address6: Address,
     },
-    /// The task has gone; the table may not say so yet.
+    /// The task has gone, though the table may still hold it.
     Gone,
 }

@@ -1,7 +1,9 @@
-//! The programs' table of flows in this process's memory: the same cells, and the same code over them ([`flow_table`]).
+//! Maps the programs' flow table into this process's memory: the same cells, and the same code over
+//! them ([`flow_table`]).
 //!
-//! Invariants: what is read here may be changing; what is removed here is claimed first, as programs do it. The table's seed lies in its
-//! last cell, so that every agent gives its programs the one that the flows in it were placed by.
+//! Invariants: an entry may change while it is read; an entry is claimed before it is removed, as
+//! the programs do. The table's seed is stored in its last cell, so that every agent gives its
+//! programs the seed by which the flows were placed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,21 +19,22 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::error::DatapathError;
 use super::pins::Pins;
 
-/// Cells that somebody was changing, by index, with the words of their keys.
+/// Claimed cells by index, with the words of their keys.
 pub(super) type Claimed = BTreeMap<u32, [u64; 3]>;
 
 /// The table.
 pub(super) struct FlowMap {
     cells: NonNull<FlowCell>,
     homes: u32,
-    /// What its hash is made of, see [`flow_table::factors`].
+    /// The seed of the hash; see [`flow_table::factors`].
     seed: u64,
     factors: [u64; 3],
-    /// Keeps the map.
+    /// Owns the file descriptor that keeps the mmap valid.
     _data: MapData,
 }
 
-// SAFETY: the memory is shared with the kernel anyway, and changed by `flow_table` only, which is made for that.
+// SAFETY: the memory is shared with the kernel anyway, and changed by `flow_table` only, which is
+// made for that.
 unsafe impl Send for FlowMap {}
 
 impl FlowMap {
@@ -88,7 +91,7 @@ impl FlowMap {
         self.cell(header_index(self.homes))
     }
 
-    /// Calls `visit` with every flow and where it stands; returns the cells that somebody was changing.
+    /// Calls `visit` with every flow and its cell's index; returns the cells that are claimed.
     pub(super) fn for_each(&self, mut visit: impl FnMut(u32, FlowKey, Flow)) -> Claimed {
         let mut claimed = Claimed::new();
         for index in 0..header_index(self.homes) {
@@ -102,7 +105,7 @@ impl FlowMap {
         claimed
     }
 
-    /// Puts the flows of another table into this one; returns how many found a place.
+    /// Copies the flows of another table into this one; returns how many found a place.
     pub(super) fn take_over(&self, other: &Self) -> u64 {
         let mut taken = 0;
         other.for_each(|_, key, flow| {
@@ -111,7 +114,7 @@ impl FlowMap {
         taken
     }
 
-    /// Flows that there is room for.
+    /// The number of flows for which the table has room.
     pub(super) fn room(&self) -> u32 {
         room_of(cell_count(self.homes))
     }

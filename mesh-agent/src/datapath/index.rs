@@ -1,13 +1,15 @@
-//! Small numbers for things: indexes of addresses, nodes and published ports, and free ranges of slots.
+//! Assigns small numbers: indexes of addresses, nodes and published ports, and ranges of slots.
 //!
-//! Pure. Invariants: what has a number keeps it; a number in use, even by something about to go, is given to nothing else.
+//! Pure. Invariants: what has a number keeps it; a number in use, even by something about to go, is
+//! given to nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// Numbers for `wanted`: the present ones where there are any, else the lowest that is in `range` and neither in use nor `held`.
+/// Assigns numbers to `wanted`: the present ones where there are any, else the lowest that is in
+/// `range` and neither in use nor `held`.
 ///
-/// Returns the numbers, and those that found none.
+/// Returns the numbers, and the keys for which none was left.
 pub fn assign<K: Copy + Ord>(
     present: &BTreeMap<K, u32>,
     wanted: impl IntoIterator<Item = K>,
@@ -38,7 +40,8 @@ pub struct FreeSlots {
 }
 
 impl FreeSlots {
-    /// What is free of `limit` slots when `used` ranges are not. They may overlap and come in any order.
+    /// The slots below `limit` that are not in the `used` ranges, which may overlap and come in any
+    /// order.
     pub fn new(limit: u32, used: impl IntoIterator<Item = Range<u32>>) -> Self {
         let mut used: Vec<Range<u32>> = used.into_iter().filter(|range| !range.is_empty()).collect();
         used.sort_unstable_by_key(|range| range.start);
@@ -55,7 +58,7 @@ impl FreeSlots {
         Self { gaps }
     }
 
-    /// Takes the first range of `length` slots; nothing if none is long enough.
+    /// Takes the first range of `length` slots; `None` if none is long enough.
     pub fn take(&mut self, length: u32) -> Option<Range<u32>> {
         let gap = self.gaps.iter_mut().find(|gap| gap.end - gap.start >= length)?;
         let taken = gap.start..gap.start + length;

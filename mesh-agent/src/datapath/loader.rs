@@ -1,6 +1,7 @@
 //! Loads the embedded programs onto pinned maps.
 //!
-//! Invariants: maps that are pinned already are used as they are, with what they hold; programs are always this binary's.
+//! Invariants: maps that are pinned already are used with their contents; programs are always this
+//! binary's.
 
 use aya::maps::{Map, MapData, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
@@ -16,7 +17,7 @@ use super::pins::Pins;
 /// The programs, compiled by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_PROGRAMS_OBJECT"));
 
-/// Loads the object; creates and pins the maps that aren't there yet.
+/// Loads the object; creates and pins the maps that don't exist yet.
 ///
 /// # Errors
 /// The kernel refuses the object, a map or a program.
@@ -37,7 +38,7 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
     Ok(ebpf)
 }
 
-/// Creates and pins the maps that aren't there yet; no program is loaded.
+/// Creates and pins the maps that don't exist yet; loads no program.
 ///
 /// # Errors
 /// The kernel refuses the object or a map.
@@ -63,8 +64,9 @@ pub(super) fn make_maps(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, Datapath
     Ok(ebpf)
 }
 
-/// Loads what the hooks' programs continue in, and puts it into the pinned array, each in one step in the place of what an
-/// earlier agent put there: that agent's hooks continue in these until they are replaced.
+/// Loads the programs to which the hooks' programs tail-call, and puts each into the pinned program
+/// array, in one step in the place of an earlier agent's: that agent's hooks tail-call these until
+/// the hooks are replaced.
 fn load_edges(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), DatapathError> {
     let mut edges: ProgramArray<MapData> = open(pins, names::EDGES)?;
     for edge in Edge::ALL {
@@ -88,7 +90,7 @@ pub(super) fn classifier<'a>(
     found.try_into().map_err(|source| DatapathError::Program { program, source: Box::new(source) })
 }
 
-/// The XDP program, loaded on first use: kernels and nodes that run the TC datapath only need not accept it.
+/// The XDP program, loaded on first use: kernels and nodes that run TC only need not accept it.
 pub(super) fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
     let program = names::PROGRAM_XDP;
     let failed = |source| DatapathError::Program { program, source: Box::new(source) };

@@ -1,8 +1,8 @@
-//! Where maps and links are pinned: `DIR/<abi hash>/{maps,links,tasks}/`.
+//! The pins of maps and links: `DIR/<abi hash>/{maps,links,tasks}/`.
 //!
-//! Invariants: a pinned map is only ever met by programs of the same layouts, as the layouts' hash is in its path. Links of another
-//! hash are found too, so that a new version can take them over without a gap. Nobody but root gets to a pin: whoever opens one
-//! reads and writes the map.
+//! Invariants: a pinned map is used only by programs of the same layouts, as the layouts' hash is
+//! in its path. Links of another hash are found too, so that a new version can take them over
+//! without a gap. Only root can open a pin: whoever opens one can read and write the map.
 
 use std::fs::Permissions;
 use std::io;
@@ -31,8 +31,9 @@ impl Pins {
         Self { root: root.to_owned(), current: root.join(format!("{ABI_HASH:016x}")) }
     }
 
-    /// Makes the directories, and mounts a BPF file system at the root if it lies on none. Those of mesh's own get mode 0700; a mount
-    /// point that somebody else made at the root keeps the mode it has.
+    /// Makes the directories, and mounts a BPF file system at the root unless it is on one. Those
+    /// that mesh makes get mode 0700; a mount point that somebody else made at the root keeps its
+    /// mode.
     ///
     /// # Errors
     /// A directory or the mount is refused.
@@ -75,7 +76,7 @@ impl Pins {
         self.current.join("tasks").join(file_name(task))
     }
 
-    /// The pins that hold links, tasks' included.
+    /// The directories of links' pins, tasks' included.
     pub(super) fn links(&self) -> Vec<PathBuf> {
         ["links", "tasks"].iter().flat_map(|directory| entries(&self.current.join(directory))).collect()
     }
@@ -105,7 +106,7 @@ impl Pins {
         }
     }
 
-    /// Removes every pin, of all versions, and the mount if there is one of our own.
+    /// Removes every pin, of all versions, and the mount if it is mesh's.
     ///
     /// # Errors
     /// Something can't be removed.
@@ -141,7 +142,8 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
 }
 
-/// The directories that versions of mesh made: a file system may have entries of its own at its root.
+/// The directories that versions of mesh made: a file system may have entries of its own at its
+/// root.
 fn versions(root: &Path) -> Vec<PathBuf> {
     let is_version = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -152,7 +154,7 @@ fn versions(root: &Path) -> Vec<PathBuf> {
     versions
 }
 
-/// Takes what rights others have to a directory.
+/// Removes others' permissions on a directory.
 fn make_private(directory: &Path) -> io::Result<()> {
     const PRIVATE: u32 = 0o700;
     if std::fs::metadata(directory)?.permissions().mode() & 0o777 == PRIVATE {

@@ -1,9 +1,12 @@
-//! Lets clients of forgotten connections learn it, who may be waiting for data in silence.
+//! Sends a bare ACK to clients whose flow entry was evicted, so that they get a RST instead of
+//! waiting for data in silence.
 //!
-//! A RST that a client believes needs its sequence number, which nobody here knows. But any segment out of its window makes the client
-//! say where it is (RFC 9293, 3.10.7.4), and to that the programs answer with a RST, as they know no flow.
+//! A client accepts a RST only with the right sequence number, which nobody here knows. But it
+//! answers any segment outside of its window with an ACK (RFC 9293, 3.10.7.4), and the programs
+//! answer that one with a RST, as they have no flow entry for it.
 //!
-//! Invariants: best effort: a client that is not reached learns with its next packet. Nothing is sent that isn't a bare ACK.
+//! Invariants: best effort: a client that is not reached gets the RST at its next packet. Nothing
+//! is sent but bare ACKs.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,22 +15,23 @@ use mesh_ebpf::abi::protocol::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
-/// The most that one sweep provokes, so that a great loss makes no storm; the others learn with their next packets.
+/// The most ACKs of one sweep, so that a great loss makes no storm; the other clients get the RST
+/// at their next packets.
 const AT_ONCE: usize = 16_384;
 
 const TCP_HEADER: usize = 20;
 const ACK: u8 = 1 << 4;
 
-/// A connection that was forgotten.
+/// A connection whose flow entry was evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Forgotten {
-    /// The client.
+    /// The client's address.
     pub(super) client: SocketAddr,
-    /// What it spoke to.
+    /// The published address to which the client connected.
     pub(super) vip: SocketAddr,
 }
 
-/// Sends each client a segment that it must object to.
+/// Sends each client an ACK outside of its window.
 pub(super) fn provoke(forgotten: &[Forgotten]) {
     let (mut ipv4, mut ipv6) = (None, None);
     for connection in forgotten.iter().take(AT_ONCE) {
@@ -41,7 +45,7 @@ pub(super) fn provoke(forgotten: &[Forgotten]) {
             _ => continue,
         };
         if let Err(error) = sent {
-            debug!(client = %connection.client, error = mesh_runtime::error_chain(&error), "a client is not told that its connection is over");
+            debug!(client = %connection.client, error = mesh_runtime::error_chain(&error), "can't send a client the ACK that shows it that its connection is lost");
         }
     }
 }
@@ -51,17 +55,17 @@ fn send(socket: &mut Option<Socket>, domain: Domain, client: SocketAddr, packet:
     let open = if let Some(open) = socket {
         open
     } else {
-        // Of this protocol, the kernel takes packets with their IP headers.
+        // A raw socket of this protocol takes packets with their IP headers.
         let opened =
             Socket::new(domain, Type::from(libc::SOCK_RAW), Some(Protocol::from(libc::IPPROTO_RAW)))?;
         opened.set_nonblocking(true)?;
         socket.insert(opened)
     };
-    // Raw sockets want no port.
+    // Raw sockets require port 0.
     open.send_to(packet, &SocketAddr::new(client.ip(), 0).into()).map(drop)
 }
 
-/// The kernel fills in length, identification and checksum of the IPv4 header.
+/// An IPv4 packet; the kernel fills in length, identification and checksum of the header.
 fn packet4(connection: &Forgotten, client: Ipv4Addr, vip: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, TCP, 0, 0];
     packet.extend(vip.octets());
@@ -80,7 +84,7 @@ fn packet6(connection: &Forgotten, client: Ipv6Addr, vip: Ipv6Addr) -> Vec<u8> {
     packet
 }
 
-/// A bare ACK with any numbers; `addresses` are those of the pseudo-header.
+/// A bare ACK with random numbers; `addresses` are those of the pseudo-header.
 fn segment(connection: &Forgotten, addresses: &[u8]) -> [u8; TCP_HEADER] {
     let mut segment = [0; TCP_HEADER];
     segment[0..2].copy_from_slice(&connection.vip.port().to_be_bytes());

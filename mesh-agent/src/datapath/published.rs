@@ -1,7 +1,8 @@
-//! What a scrape needs to know of the tables, published whenever the maps have changed.
+//! The outline of the tables that a scrape needs, published whenever the maps have changed.
 //!
-//! Invariants: a scrape takes no lock that writing a table holds, and copies nothing that grows with the slots, so that neither waits
-//! for the other. What is published is what the maps held after the last change.
+//! Invariants: a scrape takes no lock under which a table is written, and copies nothing that grows
+//! with the number of slots, so that neither waits for the other. The outline is what the maps held
+//! after the last change.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +14,7 @@ use super::error::DatapathError;
 use super::lock::lock;
 use super::state::MapErrors;
 
-/// The published ports and backends whose figures are read, and how full the tables are.
+/// The published ports and backends whose counters are read, and how full the tables are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Outline {
     /// Published ports.
@@ -52,17 +53,17 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// Publishes what the maps hold now.
+    /// Publishes the outline of `contents`.
     pub(super) fn publish(&self, contents: &Contents) {
         self.outline.store(Arc::new(Outline::from(contents)));
     }
 
-    /// What the maps held after the last change.
+    /// The outline after the last change.
     pub(super) fn outline(&self) -> Arc<Outline> {
         self.outline.load_full()
     }
 
-    /// Counts a failure of a map operation.
+    /// Counts a failure of a map operation, and passes the result on.
     pub(super) fn counted<T>(&self, result: Result<T, DatapathError>) -> Result<T, DatapathError> {
         if let Err(DatapathError::MapOperation { map, operation, .. }) = &result {
             self.count(map, operation);
@@ -70,7 +71,7 @@ impl Published {
         result
     }
 
-    /// Counts what failed on a map.
+    /// Counts a failed operation on a map.
     pub(super) fn count(&self, map: &'static str, operation: &'static str) {
         *lock(&self.errors).entry((map, operation)).or_default() += 1;
     }

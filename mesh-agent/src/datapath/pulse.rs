@@ -1,4 +1,5 @@
-//! What is done once a second: loads to the maps, weights that rise; and what passive health asks and says.
+//! Once-a-second work: writes loads and slow-start weights to the maps, and serves the passive
+//! health check.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::lb::health::Handshakes;
 use crate::lb::loads::HEARSAY_AGE;
 
 impl Datapath {
-    /// Writes loads of this node's own backends, which nobody knows better.
+    /// Writes the loads of this node's own backends, which replace any others.
     ///
     /// # Errors
     /// A map refuses one.
@@ -26,7 +27,7 @@ impl Datapath {
         lock(&self.state).note_loads(loads, monotonic_ns(), 0)
     }
 
-    /// Does what is due every second; `since` is when it was done last.
+    /// Does the work of one second; `since` is when it was done last.
     ///
     /// # Errors
     /// A map can't be read or written.
@@ -40,12 +41,12 @@ impl Datapath {
         state.reconcile(now)
     }
 
-    /// Looks after the host's settings; at all of them if `thoroughly`.
+    /// Checks the host's settings; all of them if `thoroughly`.
     pub(super) fn look_after_host(&self, thoroughly: bool) {
         lock(&self.upkeep).look(thoroughly);
     }
 
-    /// What became of the host's settings.
+    /// The state of the host's settings.
     ///
     /// # Errors
     /// Another thread failed in the middle of a change.
@@ -53,7 +54,7 @@ impl Datapath {
         Ok(lock(&self.upkeep).settings.clone())
     }
 
-    /// How handshakes with these backends went, as the programs counted them.
+    /// The programs' handshake counters of these backends.
     ///
     /// # Errors
     /// A map can't be read.
@@ -70,7 +71,8 @@ impl Datapath {
         self.published.counted(counted)
     }
 
-    /// Leaves exactly these ports to the host stack, with a table or without. Others that a service has are the service's again.
+    /// Leaves exactly these ports to the host stack, with a table or without. Ports that were left
+    /// to it before belong to their services again.
     ///
     /// # Errors
     /// A map refuses a change; the next change of any kind tries again.
@@ -82,13 +84,13 @@ impl Datapath {
             if state.facts().host_ports.contains(&port) {
                 warn!(%port, "a published port is the host's own here: its packets are left to the host");
             } else {
-                info!(%port, "a published port is the host's own no longer: it is the service's");
+                info!(%port, "a published port is no longer the host's own: its packets go to the service");
             }
         }
         state.reconcile(Instant::now()).map(drop)
     }
 
-    /// Leaves exactly these backends out for now.
+    /// Replaces the set of backends that the health check has ejected.
     ///
     /// # Errors
     /// A map refuses a change; the next change of any kind tries again.

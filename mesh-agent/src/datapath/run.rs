@@ -1,7 +1,8 @@
-//! Drives the data plane: on every new view, on every change of the node's network, and on a period whatever happened.
+//! Drives the data plane: on every new view, on every change of the node's network, and
+//! periodically.
 //!
-//! Invariants: views are applied in order, the newest one wins; a failure is said, counted and tried again, and what was in force
-//! stays in force; shutting down leaves everything attached.
+//! Invariants: views are applied in order, the newest one wins; a failure is logged, counted and
+//! retried, and what was in force stays in force; shutting down leaves everything attached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,17 @@ use super::network::monitor::Monitor;
 use crate::view::NodeView;
 use mesh_runtime::error_chain;
 
-/// How often the neighbour table is looked at; more often, in doubling steps, after a member node's MAC was found missing.
+/// The shortest interval between reads of the neighbour table, used after a member node's MAC was
+/// found missing; it doubles up to the maximum.
 const NEIGHBOURS_MIN: Duration = Duration::from_millis(50);
 const NEIGHBOURS_MAX: Duration = Duration::from_secs(2);
-/// How often loads, health and rising weights are looked at.
+/// How often loads, health and slow-start weights are handled.
 const PULSE_PERIOD: Duration = Duration::from_secs(1);
-/// How often the host's settings are looked at, and how many looks make one at those that cost a process.
+/// How often the host's settings are checked, and how many checks make one of those that need a
+/// process.
 const HOST_PERIOD: Duration = Duration::from_secs(2);
 const THOROUGH_LOOK: u64 = 3;
-/// How long notices of the network are gathered before they are acted on.
+/// How long notifications of network changes are gathered before they are handled.
 const NETWORK_SETTLE: Duration = Duration::from_millis(100);
 /// Wait after a failure; doubled up to the maximum.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -41,7 +44,8 @@ enum Work {
 }
 
 impl Datapath {
-    /// Follows `view` and the node's network until `shutdown`, telling `applied` which generation is in force.
+    /// Follows `view` and the node's network until `shutdown`, and publishes in `applied` which
+    /// generation is in force.
     pub async fn run(
         self: Arc<Self>,
         view: watch::Receiver<Arc<NodeView>>,
@@ -66,7 +70,7 @@ impl Datapath {
             .inspect_err(|error| {
                 warn!(
                     error = error_chain(&error),
-                    "can't watch the network: changes are found by looking every now and then"
+                    "can't subscribe to network changes: they are found by periodic checks"
                 );
             })
             .ok();
@@ -150,7 +154,7 @@ impl Datapath {
                 })
                 .await
             {
-                error!(error = error_chain(&failure), "can't look after the host's settings: trying again");
+                error!(error = error_chain(&failure), "can't check the host's settings: trying again");
             }
         }
     }
@@ -179,11 +183,12 @@ impl Datapath {
     }
 }
 
-/// Ends a moment after the network's first notice, so that a burst is one; never without a monitor.
+/// Completes a moment after the network's first notification, so that a burst is handled once;
+/// never without a monitor.
 async fn noticed(monitor: Option<&Monitor>) {
     let Some(monitor) = monitor else { return std::future::pending().await };
     if let Err(error) = monitor.changed().await {
-        warn!(error = error_chain(&error), "the watch on the network failed");
+        warn!(error = error_chain(&error), "the subscription to network changes failed");
     }
     sleep(NETWORK_SETTLE).await;
 }
@@ -211,7 +216,7 @@ impl Retry {
         *self = Self { wait: Some(wait), at: Some(Instant::now() + wait) };
     }
 
-    /// Ends when it is time; never if nothing failed.
+    /// Completes when the time has come; never if nothing failed.
     async fn due(&self) {
         match self.at {
             Some(at) => sleep_until(at).await,

@@ -1,8 +1,10 @@
-//! The maps and their mirror: brings them to what the table and the node's own facts say, again and again.
+//! The maps and their mirror: brings them to the desired contents, which follow from the table and
+//! the node's own facts.
 //!
-//! Invariants: the mirror holds what the maps hold, as nobody else writes them, and is read back from them regularly. Writes stop at the
-//! first that fails, so the order that keeps every step safe is never left; what was applied stays in force. A view of generation 0
-//! means "nothing heard yet" and is not applied.
+//! Invariants: the mirror holds what the maps hold, as nobody else writes them, and is read back
+//! from them regularly. Writes stop at the first that fails, so the order that keeps every step
+//! safe is never left; what was applied stays in force. A view of generation 0 means "no table
+//! received yet" and is not applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -27,13 +29,14 @@ use crate::view::{BackendView, NodeView};
 /// How long slots rest before they are used again. No program runs nearly that long.
 const SLOTS_REST: Duration = Duration::from_secs(1);
 
-/// Plans in a row that one change may need: a swap, what waited for it, and one to see that nothing is left.
+/// The most plans in a row for one change: a swap, what waited for it, and one to see that nothing
+/// is left.
 const PLANS_MAX: usize = 4;
 
 /// Failed map operations, by map and operation.
 pub(super) type MapErrors = BTreeMap<(&'static str, &'static str), u64>;
 
-/// The maps, what they hold, and what they should.
+/// The maps, their contents, and the desired contents.
 pub(super) struct State {
     maps: Maps,
     contents: Contents,
@@ -45,17 +48,17 @@ pub(super) struct State {
     address_indexes: BTreeSet<u32>,
     ramps: Ramps,
     refused: BTreeSet<Refusal>,
-    /// Whether a backend has gone since this was asked for.
+    /// Whether a backend has gone since [`State::take_gone`].
     has_gone: bool,
-    /// Whether the maps stand for view and facts, so that there is nothing to plan.
+    /// Whether the maps hold what view and facts demand, so that there is nothing to plan.
     is_settled: bool,
     published: Arc<Published>,
-    /// Whether the maps hold what was published last.
+    /// Whether the published outline is that of the maps.
     is_published: bool,
 }
 
 impl State {
-    /// Starts from what the maps hold.
+    /// Starts with the maps' contents.
     ///
     /// # Errors
     /// A map can't be read.
@@ -79,7 +82,7 @@ impl State {
         })
     }
 
-    /// What the maps hold.
+    /// The contents of the maps.
     pub(super) fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -94,13 +97,13 @@ impl State {
         self.view.as_deref()
     }
 
-    /// The address of a task, as far as the view knows it.
+    /// The address of a task, if the view holds it.
     pub(super) fn address_of(&self, task: &TaskId) -> Option<Address> {
         let backends = self.view.as_ref()?.backends.values();
         backends.into_iter().find(|backend| backend.task_id == *task).map(|backend| backend.address.into())
     }
 
-    /// Takes a newer view. It is applied by the next [`reconcile`](Self::reconcile).
+    /// Takes a newer view. The next [`reconcile`](Self::reconcile) applies it.
     pub(super) fn set_view(&mut self, view: Arc<NodeView>, now: Instant) {
         let is_known = self.view.as_ref().is_some_and(|present| Arc::ptr_eq(present, &view));
         if view.generation == 0 || is_known {
@@ -117,7 +120,7 @@ impl State {
         self.raise_weights(now);
     }
 
-    /// Works out anew whose weight still rises.
+    /// Computes the weights in slow start again.
     pub(super) fn raise_weights(&mut self, now: Instant) {
         let Some(view) = self.view.clone() else { return };
         let slow_start = |backend: &BackendView| {
@@ -132,7 +135,8 @@ impl State {
         self.change_facts(|facts| facts.weights = weights);
     }
 
-    /// Writes loads that are known since `seen_ns`, where the maps know nothing younger than `age_ns` before that.
+    /// Writes loads that are known since `seen_ns`, where the maps hold nothing younger than
+    /// `age_ns` before that.
     ///
     /// # Errors
     /// The map can't be read or written.
@@ -155,15 +159,15 @@ impl State {
         Ok(())
     }
 
-    /// Changes the node's own facts. They take effect with the next [`reconcile`](Self::reconcile).
+    /// Changes the node's own facts. The next [`reconcile`](Self::reconcile) applies them.
     pub(super) fn change_facts(&mut self, change: impl FnOnce(&mut Facts)) {
         let before = self.facts.clone();
         change(&mut self.facts);
         self.is_settled &= before == self.facts;
     }
 
-    /// Leaves exactly these ports to the host. Takes effect with the next [`reconcile`](Self::reconcile). Returns those that maps or
-    /// view have and for which that is a change: most ports of a host are no service's.
+    /// Leaves exactly these ports to the host. The next [`reconcile`](Self::reconcile) applies it.
+    /// Returns the changed ports that maps or view have: most ports of a host are no service's.
     pub(super) fn leave_to_host(&mut self, ports: BTreeSet<Frontend>) -> Vec<Frontend> {
         let published = self.view.iter().flat_map(|view| view.frontends());
         let known: BTreeSet<Frontend> =
@@ -176,12 +180,12 @@ impl State {
         changed
     }
 
-    /// Whether a backend has gone since the last time this was asked.
+    /// Whether a backend has gone since the last call.
     pub(super) fn take_gone(&mut self) -> bool {
         std::mem::take(&mut self.has_gone)
     }
 
-    /// What a sweep at `now_ns` goes by.
+    /// The terms of a sweep at `now_ns`.
     pub(super) fn terms(&self, now_ns: u64) -> Terms {
         let alive = self.contents.alive().map(|(id, _)| id).collect();
         let idle_ns = self.view.iter().flat_map(|view| {
@@ -193,7 +197,7 @@ impl State {
         Terms { alive, idle_ns: idle_ns.collect(), now_ns }
     }
 
-    /// Whose flows a sweep counts: those of every backend that the maps know, gone or not.
+    /// The owners of the flows that a sweep counts: every backend in the maps, gone or not.
     pub(super) fn owners(&self) -> BTreeMap<u32, Owner> {
         let owner =
             |backend: &Backend| Owner { protocol: backend.protocol, service_index: backend.service_index };
@@ -205,12 +209,12 @@ impl State {
         self.contents.addresses.iter().find(|(_, found)| **found == index).map(|(address, _)| *address)
     }
 
-    /// The address indexes that flows name: they are not given to other addresses.
+    /// Stores the address indexes that flows name: they are not given to other addresses.
     pub(super) fn hold_address_indexes(&mut self, indexes: BTreeSet<u32>) {
         self.address_indexes = indexes;
     }
 
-    /// Reads the maps back, whatever the mirror says.
+    /// Reads the maps back into the mirror.
     ///
     /// # Errors
     /// A map can't be read; the mirror stays.
@@ -218,7 +222,7 @@ impl State {
         let contents = self.maps.read();
         let contents = self.counted(contents)?;
         for map in contents.differing(&self.contents) {
-            error!(map, "the map was changed by something else than this agent: putting it right");
+            error!(map, "another program changed the map: restoring it");
             self.published.count(map, "drift");
         }
         self.contents = contents;
@@ -227,8 +231,8 @@ impl State {
         Ok(())
     }
 
-    /// Writes what is missing, and returns the generation that the maps now stand for. It is an older one than the view's while a part
-    /// of the view has yet to be written.
+    /// Writes what is missing, and returns the generation that the maps now follow. It is older
+    /// than the view's while a part of the view is still to be written.
     ///
     /// # Errors
     /// A map refuses a write; the rest waits for the next attempt.
@@ -240,7 +244,7 @@ impl State {
         written
     }
 
-    /// Carries out so many plans at most.
+    /// Carries out at most `plans_max` plans.
     fn write(&mut self, now: Instant, plans_max: usize) -> Result<u64, DatapathError> {
         let mut is_carried = self.is_settled;
         for _ in 0..plans_max {
@@ -267,7 +271,7 @@ impl State {
     }
 
     fn carry_out(&mut self, plan: Plan, now: Instant) -> Result<(), DatapathError> {
-        // Before the writes: should one fail, the swaps before it have freed their slots all the same.
+        // Before the writes: if one fails, the swaps before it have freed their slots all the same.
         self.resting.extend(plan.freed.into_iter().map(|range| (now, range)));
         for write in &plan.writes {
             let written = self.maps.write(write);
@@ -360,7 +364,8 @@ mod tests {
             .map(|task: &str| Some(Address::from(task.parse::<Ipv4Addr>().expect("an address"))));
         assert_eq!(address(&state), before);
 
-        // The id of one task is another's in the next table: the first has to be forgotten before.
+        // In the next table the id of one task is another's: the first task must leave the maps
+        // before.
         state.set_view(view(2, "10.128.1.3"), now);
         assert_eq!(state.write(now, 1).expect("a part is written"), 1, "the rest is yet to come");
         assert_eq!(address(&state), before);

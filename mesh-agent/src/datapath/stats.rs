@@ -1,6 +1,7 @@
-//! Figures of the data plane, read from the live maps.
+//! Counters of the data plane, read from the live maps.
 //!
-//! Invariants: a figure is the sum over all CPUs at the moment of reading; counters never go back while their backend or port lives.
+//! Invariants: a count is the sum over all CPUs at the moment of reading; counters never fall while
+//! their backend or port lives.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use super::published::Outline;
 use super::state::MapErrors;
 use super::sweep::{Census, monotonic_ns};
 
-/// Everything the data plane can tell at one moment.
+/// All counters of the data plane at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct StatsSnapshot {
     /// Published ports.
@@ -35,19 +36,19 @@ pub struct StatsSnapshot {
     pub drops: Vec<(DropReason, Direction, u64)>,
     /// Packets left to the host stack.
     pub passed: Vec<(Direction, u64)>,
-    /// Whether the guard against floods of SYNs decides how flows are balanced.
+    /// Whether the SYN-flood guard is active and decides how flows are balanced.
     pub is_guarding: bool,
     /// Entries of the flow tables, as of the last sweep, by map name and protocol.
     pub conntrack: BTreeMap<&'static str, ByProtocol<u64>>,
-    /// Flows forgotten before they ended.
+    /// Flow entries evicted before the flow ended.
     pub evictions: ByProtocol<Evictions>,
     /// How full the maps are.
     pub maps: Vec<MapFill>,
     /// Failed operations, by map and operation.
     pub map_errors: BTreeMap<(&'static str, &'static str), u64>,
-    /// Where programs run.
+    /// Where programs are attached.
     pub hooks: Vec<AttachedHook>,
-    /// What became of the host's settings.
+    /// The state of the host's settings.
     pub host: HostSettings,
 }
 
@@ -58,41 +59,41 @@ pub struct FrontendSnapshot {
     pub frontend: Frontend,
     /// The policy in force.
     pub policy: Policy,
-    /// Its slots; 0: new connections are refused.
+    /// The number of its slots; 0: new connections are refused.
     pub slots: u32,
     /// Its counters.
     pub stats: FrontendStats,
-    /// What was timed.
+    /// Its histograms.
     pub durations: PortDurations,
 }
 
 /// A backend.
 #[derive(Debug, Clone, Copy)]
 pub struct BackendSnapshot {
-    /// Its id.
+    /// The backend's id.
     pub id: u32,
-    /// Its entry.
+    /// The backend's entry.
     pub backend: Backend,
     /// Its counters.
     pub stats: BackendStats,
     /// Live connections through this node.
     pub live: u64,
-    /// Its load, 1 (idle) to 127 (saturated), and how old that figure is; none if it was never known.
+    /// Its load, 1 (idle) to 127 (saturated), and the load's age; none if it was never known.
     pub load: Option<(u32, Duration)>,
 }
 
 /// How full a map is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapFill {
-    /// Its name.
+    /// The map's name.
     pub map: &'static str,
     /// Entries in use.
     pub entries: u64,
-    /// Most entries.
+    /// The most entries.
     pub capacity: u64,
 }
 
-/// The maps that only the programs count in.
+/// The counters that only the programs write.
 pub(super) struct Counters {
     frontend_stats: PerCpuArray<MapData, FrontendStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
@@ -124,7 +125,7 @@ impl Counters {
         })
     }
 
-    /// The counters of what `outline` names.
+    /// The counters of the ports and backends in `outline`.
     ///
     /// # Errors
     /// A map can't be read.

@@ -1,6 +1,8 @@
-//! The few bpf(2) commands that aya has no word for: whole batches of a map, entries of any size, where a pinned link is attached.
+//! The few bpf(2) commands that aya doesn't offer: batches of a map, entries of any size, the
+//! interface of a pinned link.
 //!
-//! Invariants: only types without padding and without invalid bit patterns (aya's `Pod`) are read from the kernel.
+//! Invariants: only types without padding and without invalid bit patterns (aya's `Pod`) are read
+//! from the kernel.
 
 use std::ffi::CString;
 use std::io;
@@ -16,10 +18,10 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// Entries a batch; a hash bucket with more than that could not be read, which is far beyond any real one.
+/// Entries per batch; a hash bucket with more could not be read, but no real one comes near.
 const BATCH: usize = 4096;
 
-/// Bytes of a cursor: four for hashes, a key for other kinds.
+/// Length of a cursor in bytes: four for hashes, a key for other kinds.
 const CURSOR_BYTES: usize = 64;
 
 /// The part of `union bpf_attr` for single entries.
@@ -53,7 +55,7 @@ struct ObjectAttr {
     flags: u32,
 }
 
-/// The part of `union bpf_attr` for asking about an object.
+/// The part of `union bpf_attr` for querying an object.
 #[repr(C)]
 struct InfoAttr {
     fd: u32,
@@ -75,16 +77,18 @@ struct LinkInfo {
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is a live, exclusively borrowed prefix of `union bpf_attr` for this command, its size is passed along, and the
-    // callers keep the memory that it points at alive for the call.
+    // SAFETY: `attr` is a live, exclusively borrowed prefix of `union bpf_attr` for this command,
+    // its size is passed along, and the callers keep the memory that it points at alive for the
+    // call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Calls `visit` with every entry of a map, `BATCH` entries a system call. The map may change meanwhile.
+/// Calls `visit` with every entry of a map, `BATCH` entries per system call. The map may change
+/// meanwhile.
 ///
 /// # Errors
-/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+/// The kernel's error of `BPF_MAP_LOOKUP_BATCH`.
 pub(super) fn for_each_entry<K: Pod + Default, V: Pod + Default>(
     map: impl AsFd,
     mut visit: impl FnMut(K, V),
@@ -101,10 +105,10 @@ pub(super) fn for_each_entry<K: Pod + Default, V: Pod + Default>(
     Ok(())
 }
 
-/// Calls `visit` with the entries of a range of an array map, `BATCH` entries a system call.
+/// Calls `visit` with the entries of a range of an array map, `BATCH` entries per system call.
 ///
 /// # Errors
-/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+/// The kernel's error of `BPF_MAP_LOOKUP_BATCH`.
 pub(super) fn for_each_in_range<V: Pod + Default>(
     map: impl AsFd,
     range: Range<u32>,
@@ -128,7 +132,7 @@ pub(super) fn for_each_in_range<V: Pod + Default>(
 /// Calls `visit` with every entry of a map whose keys and values have these sizes.
 ///
 /// # Errors
-/// What the kernel says to `BPF_MAP_LOOKUP_BATCH`.
+/// The kernel's error of `BPF_MAP_LOOKUP_BATCH`.
 pub(super) fn for_each_raw(
     map: impl AsFd,
     (key_size, value_size): (usize, usize),
@@ -149,10 +153,10 @@ pub(super) fn for_each_raw(
     Ok(())
 }
 
-/// Writes one entry. The key and the value must be of the map's sizes.
+/// Writes one entry. The key and the value must have the map's sizes.
 ///
 /// # Errors
-/// What the kernel says to `BPF_MAP_UPDATE_ELEM`.
+/// The kernel's error of `BPF_MAP_UPDATE_ELEM`.
 pub(super) fn update_raw(map: impl AsFd, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: raw_fd(&map),
@@ -164,7 +168,7 @@ pub(super) fn update_raw(map: impl AsFd, key: &[u8], value: &[u8]) -> io::Result
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
-/// Where a walk over a map is: a bucket for hashes, the last key for others.
+/// The position of a walk over a map: a bucket for hashes, the last key for others.
 struct Cursor {
     at: [u8; CURSOR_BYTES],
     next: [u8; CURSOR_BYTES],
@@ -179,14 +183,15 @@ impl Default for Cursor {
 }
 
 impl Cursor {
-    /// A walk over an array map that goes on behind the entry `index`.
+    /// A walk over an array map that starts behind the entry `index`.
     fn behind(index: u32) -> Self {
         let mut cursor = Self { is_begun: true, ..Self::default() };
         cursor.at[..size_of::<u32>()].copy_from_slice(&index.to_ne_bytes());
         cursor
     }
 
-    /// Fills the buffers, which have room for `room` keys and values, with the next entries; returns how many there are, none at the end.
+    /// Fills the buffers, which have room for `room` keys and values, with the next entries;
+    /// returns how many there are, 0 at the end.
     fn next(
         &mut self,
         map: &impl AsFd,
@@ -216,7 +221,8 @@ impl Cursor {
     }
 }
 
-/// The interface that a pinned XDP or TCX link is attached to; 0 once that interface is gone.
+/// The index of the interface to which a pinned XDP or TCX link is attached; 0 once that interface
+/// is gone.
 ///
 /// # Errors
 /// The pin can't be opened (absent: `NotFound`), or is no link.

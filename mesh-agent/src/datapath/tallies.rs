@@ -1,9 +1,10 @@
-//! What both the writing of tables and the sweep change: the histograms of published ports, and how far the counts of live
-//! connections are off.
+//! The counts that both table writes and the sweep change: the histograms of published ports, and
+//! the corrections (drift) of the counts of live connections.
 //!
-//! Invariants: these maps have one owner in userspace, [`Tallies`], behind one lock, which is the last to be taken (see `engine`).
-//! A walk over the flows takes seconds, and ports and backends begin anew meanwhile under the same numbers: what it found of those
-//! is not written.
+//! Invariants: these maps have one owner in userspace, [`Tallies`], behind one lock, which is the
+//! last to be taken (see [`super::engine`]). A walk over the flows takes seconds, and meanwhile
+//! ports and backends begin anew under the same numbers: the walk's results for those are not
+//! written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,13 +40,14 @@ impl Tallies {
         })
     }
 
-    /// Begins a walk over the flows: what is reset from now on is passed over by [`Tallies::add_swept`] and [`Tallies::correct`].
+    /// Begins a walk over the flows: [`Tallies::add_swept`] and [`Tallies::correct`] skip what is
+    /// reset from now on.
     pub(super) fn begin_walk(&mut self) {
         self.renewed.clear();
         self.durations.begin_walk();
     }
 
-    /// Has the published port with this index begin at zero.
+    /// Resets the histograms of the published port with this index to zero.
     ///
     /// # Errors
     /// The map refuses the entries.
@@ -53,7 +55,8 @@ impl Tallies {
         self.durations.reset(service_index)
     }
 
-    /// Makes what the published ports in `contents` lack, and removes what belongs to none of them.
+    /// Makes the histograms that the published ports in `contents` lack, and removes those that
+    /// belong to none of them.
     ///
     /// # Errors
     /// The map refuses a change.
@@ -61,7 +64,7 @@ impl Tallies {
         self.durations.follow(contents)
     }
 
-    /// Has the backend begin without live connections: the drift takes off all that was counted.
+    /// Resets the backend's live connections to zero: the drift cancels all that was counted.
     ///
     /// # Errors
     /// A map can't be read or written.
@@ -71,7 +74,7 @@ impl Tallies {
         self.set_drift(id, live.opened.wrapping_sub(live.closed).cast_signed())
     }
 
-    /// What the programs have counted of these backends' connections.
+    /// The programs' counts of these backends' connections.
     ///
     /// # Errors
     /// The map can't be read.
@@ -82,7 +85,8 @@ impl Tallies {
         backends.map(|id| Ok((id, self.live_of(id)?))).collect()
     }
 
-    /// Adds lives of flows that no packet ended, unless their port has gone since the walk began.
+    /// Adds the lifetimes of flows that no packet ended, unless their port has gone since the walk
+    /// began.
     ///
     /// # Errors
     /// The map can't be read, or refuses the change.
@@ -90,8 +94,8 @@ impl Tallies {
         self.durations.add_swept(service_index, lives)
     }
 
-    /// Corrects a backend's count to what a walk `counted`, if it is wrong. `before` is what the programs had counted when the walk
-    /// began. Returns by how much it was off, if at all.
+    /// Corrects a backend's count to `counted`, the result of a walk, if it is wrong. `before` is
+    /// what the programs had counted when the walk began. Returns the error of the count, if any.
     ///
     /// # Errors
     /// A map can't be read or written.
@@ -125,8 +129,8 @@ impl Tallies {
     }
 }
 
-/// How much to take off a backend's count so that it says `counted`; none if it is right already, as far as anyone can tell: flows
-/// that came or went during the walk may have been met or not.
+/// The drift by which a backend's count becomes `counted`; `None` if the count may be right
+/// already: a walk may have met flows that came or went during it, or not.
 fn corrected_drift(before: Live, after: Live, counted: u64, present: i64) -> Option<i64> {
     let moved =
         after.opened.wrapping_sub(before.opened).saturating_add(after.closed.wrapping_sub(before.closed));

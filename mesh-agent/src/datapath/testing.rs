@@ -6,7 +6,7 @@ use super::config::TableSizes;
 use super::loader;
 use super::pins::Pins;
 
-/// The pins of freshly made maps, which go when this is dropped.
+/// The pins of freshly made maps; dropping this removes them.
 pub(super) struct Pinned {
     pins: Pins,
     directory: tempfile::TempDir,
@@ -28,7 +28,7 @@ impl Drop for Pinned {
     }
 }
 
-/// Makes the maps and pins them; nothing without root, which CI must have.
+/// Makes the maps and pins them; `None` without root, which CI must have.
 pub(super) fn pinned(name: &str) -> Option<Pinned> {
     let is_root = rustix::process::geteuid().is_root();
     assert!(is_root || std::env::var_os("CI").is_none(), "CI must run the privileged tests as root");

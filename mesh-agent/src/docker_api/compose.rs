@@ -1,7 +1,7 @@
-//! Answers made of the engine's and the manager's.
+//! Composes answers from the engine's answer and the manager's.
 //!
-//! Invariant: the engine's answer is the base; a manager that can't be asked leaves it as it is, except where the swarm's part is the
-//! whole question.
+//! Invariant: the engine's answer is the base; if the manager can't be asked the base is returned
+//! unchanged, except where the call is about the swarm only.
 
 use std::time::Duration;
 
@@ -18,21 +18,21 @@ use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
 
-/// Bytes of an answer that is read here.
+/// The most bytes of an answer that is read here.
 pub(super) const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Deadline for the engine's part of a composed answer.
+/// Deadline of the engine's part of a composed answer.
 pub(super) const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Deadline for the engine's part of a ping, which a manager can answer alone.
+/// Deadline of the engine's part of a ping, which a manager can answer alone.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Deadline for a manager's part of an answer that is good without it.
+/// Deadline of the manager's part of an answer that is complete without it.
 pub(super) const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Deadline for the manager's part.
+/// Deadline of the manager's part.
 pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
 const API_VERSION: HeaderName = HeaderName::from_static("api-version");
 const SWARM: HeaderName = HeaderName::from_static("swarm");
 
-/// Asks both upstreams and joins what they say.
+/// Asks both upstreams and merges their answers.
 pub(super) struct Composer {
     pub(super) engine: Upstream,
     control: Option<Upstream>,
@@ -58,7 +58,8 @@ impl Composer {
         self.control.as_ref().ok_or(ApiError::NotAManager)
     }
 
-    /// `/_ping`: the engine's headers, the lower of both API versions, and the node's place in the swarm.
+    /// `/_ping`: the engine's headers, the lower of both API versions, and the node's place in the
+    /// swarm.
     pub(super) async fn ping(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let control = async {
             match self.control() {
@@ -72,7 +73,10 @@ impl Composer {
         let (answer, other) = match (engine, control) {
             (Ok(engine), control) => (engine, control.ok()),
             (Err(error), Ok(control)) => {
-                debug!(error = mesh_runtime::error_chain(&error), "answer ping without the engine");
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "answer ping without the engine, which can't be asked"
+                );
                 (control, None)
             }
             (Err(error), Err(_)) => return Err(error),
@@ -88,7 +92,7 @@ impl Composer {
         Ok(answer)
     }
 
-    /// `/info`: the engine's answer with the swarm's section in place of its own.
+    /// `/info`: the engine's answer, with its swarm section replaced by mesh's.
     pub(super) async fn info(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let engine = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request));
         let (engine, section) = tokio::join!(engine, self.swarm_section(request));
@@ -118,7 +122,8 @@ impl Composer {
         })
     }
 
-    /// `GET /containers/json` with `is-task`: the engine knows Swarm's own tasks only, mesh's are known by their label.
+    /// `GET /containers/json` with `is-task`: the engine's filter finds Swarm's own tasks only;
+    /// mesh's tasks have a label.
     pub(super) async fn task_containers(
         &self,
         request: &Request<Incoming>,
@@ -144,7 +149,8 @@ impl Composer {
         let mut info = self.control_json(ASIDE_TIMEOUT, bodyless(request)).await?;
         let mut section = info.get_mut("Swarm").map(Value::take).unwrap_or_default();
         let view = self.upstreams.view.borrow();
-        // Nobody knows better which node this is. A manager that was started a moment ago may not have been told yet.
+        // The agent knows its own node id best: a manager that has just started may not know yet on
+        // which node it runs.
         if let Some(fields) = section.as_object_mut().filter(|_| !view.node_id.is_empty()) {
             fields.insert("NodeID".to_owned(), json!(view.node_id));
             fields.insert("NodeAddr".to_owned(), json!(view.address));
@@ -152,7 +158,7 @@ impl Composer {
         Ok(section)
     }
 
-    /// What `docker info` says of the swarm without asking a manager.
+    /// The swarm section of `docker info` when no manager is asked.
     fn local_section(&self, state: &str, error: &str) -> Value {
         let view = self.upstreams.view.borrow();
         json!({
@@ -161,7 +167,7 @@ impl Composer {
         })
     }
 
-    /// The manager's answer, if it is a 200.
+    /// The manager's answer, if its status is 200.
     pub(super) async fn control_json(
         &self,
         limit: Duration,

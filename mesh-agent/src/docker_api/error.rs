@@ -1,6 +1,7 @@
-//! What clients get when an upstream can't answer: Docker's `{"message": …}`.
+//! Errors of the Docker API: clients get Docker's `{"message": …}`.
 //!
-//! Invariant: one explicit map from error to status ([`ApiError::status`]); the message names the socket and the next step.
+//! Invariant: one explicit map from error to status ([`ApiError::status`]); the message names the
+//! socket and the next step.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ use super::route::Membership;
 pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                                         Please run this command on a manager node or promote the current node to a manager.";
 
-/// Which of the two is meant.
+/// The upstreams of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
     /// The local Docker engine.
@@ -29,91 +30,91 @@ pub(super) enum Peer {
 /// Why a call was not answered by its upstream.
 #[derive(Debug, Error)]
 pub(super) enum ApiError {
-    /// No manager runs here.
+    /// No manager runs on this node.
     #[error("{NOT_A_MANAGER}")]
     NotAManager,
-    /// The node is a member, and no second cluster's.
+    /// The node is already a member of a cluster.
     #[error(
         "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
     )]
     Member,
-    /// A node leaves when it is removed.
+    /// mesh doesn't serve `POST /swarm/leave`: a manager removes the node.
     #[error(
         "leaving is not served by mesh: stop mesh-agent on this node, then remove it on a manager with docker node rm"
     )]
     CannotLeave,
-    /// A network of the cluster's is asked for where no manager runs.
+    /// A cluster network is to be created where no manager runs.
     #[error(
         "Cannot create a multi-host network from a worker node. Please create the network from a manager node."
     )]
     NetworkOnWorker,
-    /// The engine and the cluster would both have a network of this name.
+    /// The other of engine and cluster already has a network of this name.
     #[error("network with name {0} already exists")]
     NetworkExists(String),
-    /// The engine and the cluster each have a network that is meant.
+    /// The engine and the cluster each have a network that matches.
     #[error("network {query} is ambiguous (2 matches found based on {basis})")]
     AmbiguousNetwork {
-        /// As the client named it.
+        /// The network as the client named it.
         query: String,
-        /// What the two have in common.
+        /// What matches: id, name or the beginning of an id.
         basis: &'static str,
     },
-    /// Neither has such a network.
+    /// Neither the engine nor the cluster has such a network.
     #[error("network {0} not found")]
     NoSuchNetwork(String),
-    /// Only tasks are on the cluster's networks.
+    /// Only tasks can join a cluster network.
     #[error(
         "network {0} not manually attachable: containers that are no tasks can't join a network of the cluster's with mesh yet; run the container as a service"
     )]
     NotAttachable(String),
-    /// The socket can't be connected.
+    /// The socket can't be connected to.
     #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Unreachable {
-        /// Who was called.
+        /// The upstream that was called.
         peer: Peer,
-        /// Where.
+        /// Its socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The peer broke off before it answered.
+    /// The upstream closed the connection before it answered.
     #[error("{} at unix://{} broke off: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Broken {
-        /// Who was called.
+        /// The upstream that was called.
         peer: Peer,
-        /// Where.
+        /// Its socket.
         socket: PathBuf,
-        /// What went wrong on the connection.
+        /// The connection's error.
         source: hyper::Error,
     },
-    /// The peer did not answer in time.
+    /// The upstream did not answer in time.
     #[error("{} at unix://{} gave no answer within {seconds} s; {}", .peer.title(), .socket.display(), .peer.advice())]
     Late {
-        /// Who was called.
+        /// The upstream that was called.
         peer: Peer,
-        /// Where.
+        /// Its socket.
         socket: PathBuf,
         /// The deadline.
         seconds: u64,
     },
-    /// An answer that must be read here is too long or breaks off.
+    /// An answer that must be read here is too long or incomplete.
     #[error("cannot read the answer of {}: {reason}", .peer.title())]
     Unreadable {
-        /// Who answered.
+        /// The upstream that answered.
         peer: Peer,
-        /// What is wrong with it.
+        /// What is wrong with the answer.
         reason: String,
     },
-    /// The path can be read in more than one way.
+    /// The path can be parsed in more than one way.
     #[error("the path of this call can be read in more than one way: {0}; spell it out")]
     Ambiguous(&'static str),
-    /// The body is longer than any that the cluster takes.
+    /// The body is longer than the cluster accepts.
     #[error("the request's body is larger than {most} bytes")]
     TooLarge {
-        /// How long it may be.
+        /// The most bytes that are accepted.
         most: u64,
     },
-    /// A request that must be read here is too long, breaks off, or is no JSON.
+    /// A request that must be read here is too long, incomplete, or not JSON.
     #[error("{0}")]
     BadRequest(String),
 }
@@ -135,7 +136,7 @@ impl Peer {
 }
 
 impl ApiError {
-    /// A worker answers by itself for its own membership.
+    /// Replaces the error by a worker's own answer, if the call is about the node's membership.
     pub(super) fn about(self, membership: Option<Membership>) -> Self {
         match (self, membership) {
             (Self::NotAManager, Some(Membership::Enter)) => Self::Member,
@@ -165,14 +166,14 @@ impl ApiError {
         }
     }
 
-    /// The answer that a client gets.
+    /// The response for the client.
     pub(super) fn into_response(self) -> Response<Body> {
         let status = self.status();
         json_response(status, &serde_json::json!({ "message": self.to_string() }))
     }
 }
 
-/// An answer made here.
+/// A response with a JSON body.
 pub(super) fn json_response(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
     let mut response = Response::new(full(format!("{value}\n")));
     *response.status_mut() = status;

@@ -1,7 +1,9 @@
-//! `GET /events`: the engine's events and the cluster's in one stream.
+//! `GET /events`: merges the engine's events and the cluster's into one stream.
 //!
-//! Invariants: an event is passed on whole, never mixed with another; the engine's stream is the base: when it ends the answer ends,
-//! while a manager that goes away is asked again until it is back, and one that doesn't answer holds nothing up; nothing is buffered but the line that is coming in.
+//! Invariants: an event is passed on whole, never mixed with another; the engine's stream is the
+//! base: when it ends the answer ends, while a manager that goes away is asked again until it is
+//! back, and one that doesn't answer delays nothing; only the line that is being received is
+//! buffered.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,16 +23,16 @@ use super::error::{ApiError, Peer, full};
 use super::filters::Query;
 use super::upstream::Upstream;
 
-/// Bytes of one event. Labels are in it.
+/// The most bytes of one event, which includes labels.
 const EVENT_BYTES_MAX: usize = 1 << 20;
-/// How long a manager may take to begin.
+/// How long a manager may take to begin its answer.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the answer to a question about the past waits for a manager.
+/// How long the answer about past events waits for a manager.
 const PAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How soon a manager that went away is asked again.
+/// How long after its end a manager's stream is asked for again.
 const CONTROL_PAUSE: Duration = Duration::from_secs(2);
 
-/// Answers `request` out of both; `engine` has answered already.
+/// Answers `request` with events of both; `engine` is the engine's answer.
 pub(super) async fn merged(
     request: &Request<Empty<Bytes>>,
     engine: Response<Incoming>,
@@ -66,7 +68,7 @@ struct Events {
 }
 
 impl Events {
-    /// The next event of either; `None` at the engine's end.
+    /// The next event of either stream; `None` at the end of the engine's.
     async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         tokio::select! {
             line = self.engine.next() => line,
@@ -74,7 +76,7 @@ impl Events {
         }
     }
 
-    /// All of a past that both know whole, in the order of time.
+    /// All events up to a moment that has passed, sorted by time.
     async fn sorted(mut self) -> Bytes {
         let mut lines = Vec::new();
         while let Some(Ok(line)) = self.engine.next().await {
@@ -90,19 +92,19 @@ impl Events {
     }
 }
 
-/// The cluster's events, as long as a manager tells them.
+/// The cluster's events, as long as a manager sends them.
 struct Cluster {
     uri: Uri,
     control: Upstream,
     state: State,
 }
 
-/// How far asking the manager has come. Waiting for it can be given up and begun again.
+/// The state of the manager's stream. Waiting on it is cancel-safe.
 enum State {
     Asking(AbortOnDropHandle<Result<Response<Incoming>, ApiError>>),
     Telling(Lines),
     Pausing(Instant),
-    /// Asking is no use.
+    /// The manager refused the request; asking again is of no use.
     Refused,
 }
 
@@ -120,11 +122,12 @@ impl Cluster {
         self.state = State::Asking(AbortOnDropHandle::new(tokio::spawn(async move {
             control.call_within(CONTROL_TIMEOUT, request).await
         })));
-        // A manager that comes back knows nothing older than itself, and what it told before would come twice.
+        // A manager that comes back knows nothing older than itself, and would repeat what it has
+        // already sent.
         self.uri = without_since(&self.uri);
     }
 
-    /// Takes the manager's answer in, if it is being asked.
+    /// Waits for the manager's answer, if it is being asked.
     async fn settle(&mut self) {
         let State::Asking(answer) = &mut self.state else { return };
         let answer = answer.await.unwrap_or_else(|error| {
@@ -132,14 +135,17 @@ impl Cluster {
         });
         self.state = match answer {
             Ok(answer) if answer.status() == StatusCode::OK => State::Telling(Lines::new(answer.into_body())),
-            // What the manager refuses it will refuse again; the engine has taken it.
+            // What the manager refuses it will refuse again; the engine has accepted it.
             Ok(answer) if answer.status().is_client_error() => State::Refused,
             Ok(answer) => {
-                debug!(status = %answer.status(), "no events of the cluster yet");
+                debug!(status = %answer.status(), "can't get the cluster's events; will ask again");
                 State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
             Err(error) => {
-                debug!(error = mesh_runtime::error_chain(&error), "no events of the cluster yet");
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "can't get the cluster's events; will ask again"
+                );
                 State::Pausing(Instant::now() + CONTROL_PAUSE)
             }
         };
@@ -166,7 +172,7 @@ impl Cluster {
     }
 }
 
-/// A body's lines. Waiting for one can be given up and begun again.
+/// The lines of a body. Waiting for one is cancel-safe.
 struct Lines {
     body: Incoming,
     buffer: BytesMut,
@@ -187,14 +193,14 @@ impl Lines {
                     self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 }
                 Some(Err(error)) => return Some(Err(error)),
-                // What is left is no whole event.
+                // The rest is no complete event.
                 None => return None,
             }
         }
     }
 }
 
-/// A line with its end, or as much of an endless one as is kept.
+/// A line with its end, or, if the line is too long, as much of it as may be buffered.
 fn take_line(buffer: &mut BytesMut) -> Option<Bytes> {
     let end = buffer.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
     let length = end.or((buffer.len() > EVENT_BYTES_MAX).then_some(buffer.len()))?;

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use hyper::Uri;
 use serde_json::{Map, Value};
 
-/// Label that every task's container carries.
+/// The label of every task's container.
 const TASK_LABEL: &str = "com.docker.swarm.task";
 
-/// A call's query: pairs in their order, still percent-encoded.
+/// A call's query: key-value pairs in their order, still percent-encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Query {
     pairs: Vec<(String, String)>,
@@ -35,13 +35,14 @@ impl Query {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| percent_decode(value))
     }
 
-    /// The values of one filter, in either of Docker's spellings (`{"k":{"v":true}}`, `{"k":["v"]}`).
+    /// The values of one filter, in either of Docker's spellings (`{"k":{"v":true}}`,
+    /// `{"k":["v"]}`).
     pub(super) fn filter(&self, name: &str) -> Option<Vec<String>> {
         self.filters().and_then(|filters| filters.get(name).map(filter_values))
     }
 
-    /// The same query, where the filter `is-task=true` became the label that tasks' containers carry. `is-task=false` has no such
-    /// label: the filter is dropped, and the answer must be sifted.
+    /// Replaces the filter `is-task=true` by the label of tasks' containers. No label expresses
+    /// `is-task=false`: the filter is dropped, and the caller must filter the answer.
     #[must_use]
     pub(super) fn with_task_filter_as_label(&self, wanted: bool) -> Self {
         let mut filters = self.filters().unwrap_or_default();
@@ -52,7 +53,8 @@ impl Query {
         self.with_filters(filters)
     }
 
-    /// The same query with the filter `name`; none if it has that filter already, or its filters can't be read.
+    /// Adds the filter `name`; `None` if the query has that filter already, or its filters can't be
+    /// parsed.
     pub(super) fn with_filter(&self, name: &str, value: &str) -> Option<Self> {
         let mut filters = if self.value("filters").is_none_or(|text| text.is_empty()) {
             Map::default()

@@ -1,14 +1,16 @@
-//! The node's `docker.sock`: one Docker API made of the local engine and the cluster.
+//! The node's `docker.sock`: one Docker API in front of the local engine and the cluster.
 //!
-//! Purpose: a Docker client that points here sees a Swarm. Calls about services, tasks, nodes, secrets, configs and the swarm go to
-//! the manager on this node, or get Swarm's "not a manager" answer; every other call passes to the local engine, hijacked streams
-//! included. A few answers are made of both ([`compose`]).
+//! Purpose: a Docker client of this socket sees a Swarm. Calls about services, tasks, nodes,
+//! secrets, configs and the swarm go to the manager on this node, or get Swarm's "not a manager"
+//! answer; every other call passes to the local engine, hijacked streams included. A few answers
+//! are composed of both ([`compose`]).
 //!
-//! Invariants: what passes through is not read, changed or buffered; only composed answers are, up to a bound. Nothing here keeps
-//! state: each call asks the engine and the manager anew, and a call that the engine can answer waits for no manager.
+//! Invariants: what passes through is not read, changed or buffered; only composed answers are, up
+//! to a bound. This module keeps no state: each call asks the engine and the manager anew, and a
+//! call that the engine can answer waits for no manager.
 //!
-//! Left to others: what the swarm calls mean (mesh-control), running tasks (`task`), and checking who may open the socket: the file's
-//! mode does it, as with the engine's own.
+//! Left to others: what the swarm calls mean (mesh-control), running tasks ([`crate::task`]), and
+//! access control: the file's mode decides who may open the socket, as with the engine's own.
 
 mod compose;
 mod error;
@@ -57,27 +59,29 @@ use upstream::{Limits, Upstream};
 /// Bodies of answers: streamed from an upstream, or made here.
 type Body = BoxBody<Bytes, hyper::Error>;
 
-/// Bytes of a request's body that mesh-control reads before it refuses a longer one.
+/// The most bytes of a request's body that mesh-control accepts.
 const CONTROL_BODY_BYTES_MAX: u64 = 16 << 20;
-/// How long mesh-control may take to begin an answer that has an end, its request's body included.
+/// How long mesh-control may take to begin an answer, including the time for the request's body. It
+/// doesn't apply to streams.
 const CONTROL_ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
-/// Bytes of a request that is refused unread.
+/// The most bytes of a refused request that are read and dropped.
 const DRAINED_BYTES_MAX: usize = 16 << 20;
-/// How long open connections may go on after shutdown was asked for.
+/// How long open connections may go on after shutdown was requested.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the socket stands on.
+/// The upstreams of the socket.
 #[derive(Debug, Clone)]
 pub struct Upstreams {
     /// The local engine's socket.
     pub engine: PathBuf,
     /// The socket of the manager on this node; it need not exist.
     pub control: Option<PathBuf>,
-    /// Who this node is, for `docker info` on a worker.
+    /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
 }
 
-/// Serves clients of `listener`, as far as `door` admits them, until `shutdown`, then gives open connections a moment to finish.
+/// Serves clients of `listener` that `door` admits until `shutdown`, then gives open connections a
+/// moment to finish.
 pub async fn serve(
     listener: UnixListener,
     upstreams: Upstreams,
@@ -112,12 +116,15 @@ struct Shared {
     shutdown: CancellationToken,
 }
 
-/// Takes the rest of a request in: a client that is answered while it still writes sees a broken pipe instead of the answer.
+/// Reads the rest of a request: a client that is answered while it still writes would see a broken
+/// pipe instead of the answer.
 async fn drain(body: Incoming) {
     let taken = Limited::new(body, DRAINED_BYTES_MAX).collect();
     match tokio::time::timeout(DRAIN_TIMEOUT, taken).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => debug!(error = mesh_runtime::error_chain(&*error), "take a refused request in"),
+        Ok(Err(error)) => {
+            debug!(error = mesh_runtime::error_chain(&*error), "can't read the rest of a refused request")
+        }
         Err(_) => debug!("a refused request doesn't end"),
     }
 }
@@ -147,7 +154,7 @@ impl Shared {
             return Err(ApiError::Ambiguous("it asks to go on in HTTP/2"));
         }
         let route = Route::of(request.method(), &parts, request.uri());
-        // The engine decodes it by itself; whatever is decided here is decided on one spelling.
+        // The engine decodes the path itself; after respelling, both decide on one spelling.
         if route != Route::Engine
             && let Some(uri) = path.respelled(request.uri())
         {

@@ -1,9 +1,10 @@
-//! Calls about networks: the engine has its own, the cluster has its own, and a client sees one list of both.
+//! Calls about networks: merges the engine's networks and the cluster's into one list.
 //!
-//! Invariants: no name belongs to both, as far as their creators pass by here; where one does, a call that names it is refused, never
-//! answered by whichever comes first. Nothing is said to have been connected that wasn't.
+//! Invariants: engine and cluster have no network of the same name, as far as creators use this
+//! socket; where they do, a call that names it is refused, never answered by whichever comes first.
+//! A container is never reported as connected to a network that it did not join.
 //!
-//! Left to others: what the cluster's networks are (mesh-control).
+//! Left to others: the cluster's networks themselves (mesh-control).
 
 use std::cmp::Ordering;
 
@@ -24,7 +25,7 @@ use super::error::ApiError;
 use super::filters::{Query, percent_decode, percent_encode};
 use crate::task::bridge::{NETWORK_LABEL, NETWORK_NAME};
 
-/// Bytes of a request that is read here.
+/// The most bytes of a request that is read here.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// The scope of the cluster's networks.
@@ -44,14 +45,17 @@ impl Composer {
         let cluster = match cluster {
             Ok(networks) => networks,
             Err(error) => {
-                debug!(error = mesh_runtime::error_chain(&error), "list networks without the cluster's");
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "list networks without the cluster's: the manager can't be asked"
+                );
                 Value::Null
             }
         };
         Ok(replaced(head, &joined_networks(local, cluster)))
     }
 
-    /// `POST /networks/create`: overlay and swarm-scope ones are the cluster's.
+    /// `POST /networks/create`: networks of driver overlay or scope swarm are the cluster's.
     pub(super) async fn network_create(
         &self,
         request: Request<Incoming>,
@@ -81,8 +85,9 @@ impl Composer {
         }
     }
 
-    /// `POST /networks/prune`: the engine's, without the network of mesh's tasks, which may have none just now, and the cluster's. Where
-    /// the client's own filter leaves no room for that, the network goes and the agent makes it again.
+    /// `POST /networks/prune`: prunes the engine's networks, except the one of mesh's tasks, which
+    /// may have no tasks just now, and the cluster's. If the client's own filter can't be combined
+    /// with that exception, the engine removes the network and the agent makes it again.
     pub(super) async fn network_prune(
         &self,
         request: &Request<Incoming>,
@@ -100,14 +105,17 @@ impl Composer {
         let cluster = match self.control_json(CONTROL_TIMEOUT, bodyless(request)).await {
             Ok(pruned) => pruned,
             Err(error) => {
-                debug!(error = mesh_runtime::error_chain(&error), "prune networks without the cluster's");
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "prune networks without the cluster's: the manager can't be asked"
+                );
                 Value::Null
             }
         };
         Ok(replaced(head, &joined_pruned(&cluster, &local)))
     }
 
-    /// `GET` and `DELETE /networks/{x}`: the one network that is meant, whoever has it.
+    /// `GET` and `DELETE /networks/{x}`: goes to whoever has the network.
     pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let scope = Query::of(request.uri()).value("scope").unwrap_or_default();
         let owner = match (scope.as_str(), self.control()) {
@@ -122,8 +130,9 @@ impl Composer {
         Ok(answer.map(BodyExt::boxed))
     }
 
-    /// Whether a container may be connected to the network that `POST /networks/{x}/connect` names: the engine has to have it. The engine
-    /// itself says yes to a network that it doesn't know while the container is stopped, and the container can't be started then.
+    /// Checks that a container may join the network that `POST /networks/{x}/connect` names: the
+    /// engine must have it. For a stopped container the engine itself accepts a network that it
+    /// doesn't know, and the container can't be started then.
     pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
         match self.owner(request).await? {
             Owner::Engine => Ok(()),
@@ -132,10 +141,10 @@ impl Composer {
         }
     }
 
-    /// Who has the network that a path names.
+    /// Decides who has the network that a path names.
     ///
     /// # Errors
-    /// Both have one that is meant equally; the engine can't be asked.
+    /// Both have a network that matches equally well, or the engine can't be asked.
     async fn owner(&self, request: &Request<Incoming>) -> Result<Owner, ApiError> {
         let (prefix, segment) = split(request.uri());
         let inspect = |uri: Uri| {
@@ -149,20 +158,24 @@ impl Composer {
         let local = match engine.status() {
             StatusCode::OK => Some(self.engine.read_json(engine.into_body(), ANSWER_BYTES_MAX).await?),
             StatusCode::NOT_FOUND => None,
-            // What the engine can't tell apart it is to refuse itself.
+            // If the engine has several that match, it refuses the call itself.
             _ => return Ok(Owner::Engine),
         };
         let cluster = match self.control_json(ASIDE_TIMEOUT, inspect(uri)).await {
             Ok(network) => Some(network),
             Err(error) => {
-                debug!(error = mesh_runtime::error_chain(&error), "look for a network without the cluster's");
+                debug!(
+                    error = mesh_runtime::error_chain(&error),
+                    "look for a network in the engine only: the manager can't be asked"
+                );
                 None
             }
         };
         Owner::of(local.as_ref(), cluster.as_ref(), &percent_decode(segment))
     }
 
-    /// Whether the name of a network to create belongs to one of the other sort: the engine's, or the cluster's. Each sees to its own.
+    /// Whether the other of engine and cluster has a network of the name to create. Each checks its
+    /// own names.
     async fn is_name_taken(&self, head: &Parts, asked: &Asked) -> Result<bool, ApiError> {
         if asked.name.is_empty() {
             return Ok(false);
@@ -178,7 +191,7 @@ impl Composer {
             match self.control_json(ASIDE_TIMEOUT, listing).await {
                 Ok(networks) => networks,
                 Err(error) => {
-                    // A network of the engine's needs no manager.
+                    // Creating an engine network needs no manager.
                     debug!(
                         error = mesh_runtime::error_chain(&error),
                         "create a network without asking for the cluster's"
@@ -203,7 +216,8 @@ enum Owner {
 }
 
 impl Owner {
-    /// Who has what `query` means: a full id comes before a name, a name before the beginning of an id.
+    /// Decides whose network `query` names: a full id comes before a name, a name before the
+    /// beginning of an id.
     fn of(local: Option<&Value>, cluster: Option<&Value>, query: &str) -> Result<Self, ApiError> {
         let by = |network: &Value| {
             if network["Id"] == query {
@@ -230,7 +244,7 @@ impl Owner {
     }
 }
 
-/// By what a network is meant, the surest first.
+/// How a query matches a network, the best match first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Meant {
     Id,
@@ -238,7 +252,7 @@ enum Meant {
     Prefix,
 }
 
-/// A network to create, as far as it is read here.
+/// The fields of a network to create that are read here.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
     name: String,
@@ -246,10 +260,11 @@ struct Asked {
 }
 
 impl Asked {
-    /// Reads a body: a network that only holds settings is the engine's, and what is no JSON is left for the engine to refuse.
+    /// Parses a body. A network that only holds settings is the engine's; the engine refuses what
+    /// is not JSON.
     fn read(body: &[u8]) -> Self {
         let request = serde_json::from_slice::<Value>(body).unwrap_or_default();
-        // As Go reads it: in any case.
+        // Field names match in any case, as in Go.
         let field = |name: &str| {
             let fields = request.as_object().into_iter().flatten();
             let mut named = fields.filter(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -276,7 +291,7 @@ fn path(text: &str) -> Result<Uri, ApiError> {
     text.parse().map_err(|error| ApiError::BadRequest(format!("cannot ask for the network: {error}")))
 }
 
-/// Both lists; a network that both know is the engine's.
+/// Both lists; a network that is in both is shown as the engine's.
 fn joined_networks(local: Value, cluster: Value) -> Value {
     let (Value::Array(mut networks), Value::Array(cluster)) = (local.clone(), cluster) else {
         return local;
@@ -289,7 +304,7 @@ fn joined_networks(local: Value, cluster: Value) -> Value {
     Value::Array(networks)
 }
 
-/// What both have pruned for good, the cluster's first.
+/// The networks that both have pruned, the cluster's first.
 fn joined_pruned(cluster: &Value, local: &Value) -> Value {
     let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
     let mut all = [names(cluster), names(local)].concat();

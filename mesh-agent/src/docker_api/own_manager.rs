@@ -1,9 +1,10 @@
-//! Tells the manager on this machine which node it runs on.
+//! Sends the manager on this machine the id of the node on which it runs.
 //!
-//! A manager can't find that out by itself: any node may have its hostname. The call goes over the control socket, which only root may
-//! open, and stays open: its end says that the manager has ended, and the next one is told anew.
+//! A manager can't find that out by itself: any node may have its hostname. The call goes over the
+//! control socket, which only root can open, and stays open: its end shows that the manager has
+//! ended, and the agent calls the next one.
 //!
-//! Left to others: what the manager does with it (mesh-control's `own_node`).
+//! Left to others: what the manager does with the id (mesh-control's `own_node`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ use mesh_runtime::backoff::Backoff;
 const PAUSE_SHORTEST: Duration = Duration::from_millis(200);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
-/// Tells the manager behind `control` this node's id, once it has one, and each manager after it, until `shutdown`.
+/// Sends this node's id, once it has one, to the manager behind `control` and to each manager that
+/// follows it, until `shutdown`.
 pub async fn tell_manager(
     control: PathBuf,
     views: watch::Receiver<Arc<NodeView>>,
@@ -40,7 +42,8 @@ pub async fn tell_manager(
 
 async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
-    // Before it has joined the node has no id, and its process ends before it can have another one.
+    // The node has no id before it joins. A node that joins another cluster does so in another
+    // process, so the id is read once.
     let Ok(node) = views.wait_for(|view| !view.node_id.is_empty()).await.map(|view| view.node_id.clone())
     else {
         return;
@@ -53,11 +56,11 @@ async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
                 while let Some(Ok(_)) = open.frame().await {}
                 debug!("the manager on this machine has ended");
             }
-            // The agent may be there long before the manager.
+            // The agent may start long before the manager.
             Err(error) => {
                 debug!(
                     error = mesh_runtime::error_chain(&error),
-                    "tell the manager on this machine its node"
+                    "can't send the manager on this machine its node's id; will try again"
                 );
             }
         }
@@ -93,7 +96,8 @@ mod tests {
 
     use super::*;
 
-    /// A manager that says what it is told and keeps the call open for as long as the result lives.
+    /// A manager that reports the id it received, and keeps the call open for as long as the result
+    /// lives.
     fn manager(listener: UnixListener, told: mpsc::Sender<String>) -> CancellationToken {
         let ends = CancellationToken::new();
         let end = ends.clone();

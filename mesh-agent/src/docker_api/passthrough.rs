@@ -1,7 +1,9 @@
-//! Calls that pass through: bodies stream both ways, and a hijacked connection is joined to the upstream's byte for byte.
+//! Calls that pass through: bodies stream both ways, and a hijacked connection is spliced to the
+//! upstream's byte for byte.
 //!
-//! Invariants: an upgrade is joined only after the upstream agreed to it (101), and each direction ends by itself: a client that closes
-//! its input still gets the rest of the output; a joined stream counts as a call in service until both ends have closed.
+//! Invariants: an upgrade is joined only after the upstream agreed to it (101), and each direction
+//! ends by itself: a client that closes its input still gets the rest of the output; a joined
+//! stream counts as a call in service until both ends have closed.
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -19,8 +21,8 @@ use super::error::{ApiError, full};
 use super::request_body::{Fault, Watch, Watched};
 use super::upstream::{Limits, Upstream};
 
-/// Sends `request` to `upstream` and its answer back, both untouched. Upgraded streams live in `streams` until both ends closed or
-/// `shutdown`.
+/// Sends `request` to `upstream` and its answer back, both unchanged. Upgraded streams live in
+/// `streams` until both ends closed or `shutdown`.
 pub(super) async fn forward(
     mut request: Request<Incoming>,
     upstream: &Upstream,
@@ -60,7 +62,8 @@ pub(super) async fn forward(
     Ok(response.map(|_| full("")))
 }
 
-/// Whether a call asks to go on in HTTP/2 where no client does: behind it, calls would pass that nobody routes.
+/// Whether a call asks to upgrade to HTTP/2 where no client does: calls inside that connection
+/// would bypass routing.
 pub(super) fn is_foreign_upgrade<B>(request: &Request<B>, parts: &[&str]) -> bool {
     let mut upgrades = request.headers().get_all(UPGRADE).iter();
     let asks_for_http2 =
@@ -73,7 +76,7 @@ async fn join(client: OnUpgrade, server: OnUpgrade) {
     let (client, server) = match tokio::try_join!(client, server) {
         Ok(both) => both,
         Err(error) => {
-            debug!(error = mesh_runtime::error_chain(&error), "join hijacked stream");
+            debug!(error = mesh_runtime::error_chain(&error), "can't upgrade a hijacked stream");
             return;
         }
     };

@@ -1,9 +1,10 @@
-//! What a call's path says, read as the engine would read it. Pure.
+//! Parses a call's path as the engine would. Pure.
 //!
-//! Purpose: the engine decodes a path before it routes it, and takes any `v` with digits and dots for a version. Routing here by
-//! other rules would let `/v1.41/s%77arm/init` past mesh and reach the engine's own swarm.
+//! Purpose: the engine decodes a path before it routes it, and takes any `v` with digits and dots
+//! for a version. Routing here by other rules would let `/v1.41/s%77arm/init` past mesh and reach
+//! the engine's own swarm.
 //!
-//! Invariant: a path that could be read in two ways is refused, never guessed at.
+//! Invariant: a path that can be parsed in two ways is refused, never guessed at.
 
 use hyper::Uri;
 use hyper::http::uri::PathAndQuery;
@@ -11,7 +12,7 @@ use hyper::http::uri::PathAndQuery;
 use super::error::ApiError;
 use super::filters::percent_encode;
 
-/// A path's decoded parts.
+/// The decoded parts of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CallPath {
     version: Option<String>,
@@ -21,10 +22,11 @@ pub(super) struct CallPath {
 }
 
 impl CallPath {
-    /// Reads the path of `uri`.
+    /// Parses the path of `uri`.
     ///
     /// # Errors
-    /// [`ApiError::Ambiguous`]: it has parts such as `..`, control characters, or an encoding that is none.
+    /// [`ApiError::Ambiguous`]: it has parts such as `..`, control characters, or an invalid
+    /// encoding.
     pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
         let decoded =
             decode(uri.path()).ok_or(ApiError::Ambiguous("it has a percent sign that encodes nothing"))?;
@@ -45,7 +47,7 @@ impl CallPath {
         self.parts.iter().map(String::as_str).collect()
     }
 
-    /// `uri` with its path spelled in the one usual way; `None` if it is already.
+    /// `uri` with its path in canonical spelling; `None` if it has that already.
     pub(super) fn respelled(&self, uri: &Uri) -> Option<Uri> {
         if !self.encoded {
             return None;
@@ -63,14 +65,14 @@ impl CallPath {
     }
 }
 
-/// `v1.41` and whatever else the engine takes for a version: `v1`, `v1.41.0`, `v.`.
+/// Whether the engine takes a part for a version: `v1.41`, but also `v1`, `v1.41.0`, `v.`.
 fn is_version(part: &str) -> bool {
     part.strip_prefix('v').is_some_and(|rest| {
         !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
     })
 }
 
-/// The path without its percent-encoding; `None` if that is none, or doesn't give UTF-8.
+/// Decodes percent-encoding; `None` if it is invalid, or the result is not UTF-8.
 fn decode(path: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.bytes();
@@ -150,7 +152,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a path is encoded, it is read the same.
+        /// However a path is encoded, it is parsed the same.
         #[test]
         fn encoding_changes_nothing(mask in prop::collection::vec(any::<bool>(), 20)) {
             let path = "/v1.41/swarm/init";

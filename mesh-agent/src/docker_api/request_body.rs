@@ -1,6 +1,7 @@
-//! A request's body on its way to an upstream, watched: when the call fails, it tells whether the client was at fault.
+//! Watches a request's body on its way to an upstream: when the call fails, the watch says whether
+//! the client was at fault.
 //!
-//! Invariant: what passes is neither changed nor kept.
+//! Invariant: the bytes are neither changed nor kept.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,13 +14,13 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 /// What was wrong with a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It broke off, or its chunks are none.
+    /// The body is incomplete, or its chunks are invalid.
     Broken,
-    /// It is longer than it may be.
+    /// The body is longer than the limit.
     TooLarge,
 }
 
-/// Tells afterwards what was wrong with a body.
+/// Reports what was wrong with a body, after the call.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watch(Arc<AtomicU8>);
 

@@ -1,4 +1,4 @@
-//! Which upstream answers a call. Pure: method and path in, [`Route`] out.
+//! Decides which upstream answers a call. Pure: method and path in, [`Route`] out.
 
 use hyper::{Method, Request, Uri};
 use mesh_admission::register::Call;
@@ -10,27 +10,27 @@ use super::path::CallPath;
 /// Who answers a call, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route {
-    /// The engine, untouched.
+    /// The engine answers; the call passes through.
     Engine,
-    /// The manager on this node, untouched.
+    /// The manager on this node answers; the call passes through.
     Control,
-    /// `/_ping`: the engine's answer with the node's place in the swarm in its headers.
+    /// `/_ping`: the engine's answer, with the node's place in the swarm in its headers.
     Ping,
-    /// `/info`: the engine's answer with the swarm's section.
+    /// `/info`: the engine's answer with mesh's swarm section.
     Info,
-    /// `GET /events`: of both.
+    /// `GET /events`: merged from both.
     Events,
-    /// `GET /networks`: of both.
+    /// `GET /networks`: merged from both.
     NetworkList,
-    /// `POST /networks/create`: the body tells whose.
+    /// `POST /networks/create`: the body decides which of the two.
     NetworkCreate,
-    /// `POST /networks/prune`: of both, without what mesh's own tasks use.
+    /// `POST /networks/prune`: merged from both, without the network of mesh's own tasks.
     NetworkPrune,
     /// One network, by id or name: the engine's or the cluster's.
     NetworkOne,
-    /// `POST /networks/{x}/connect`: to a network of the engine's only.
+    /// `POST /networks/{x}/connect`: the engine's networks only.
     NetworkConnect,
-    /// `GET /containers/json` with the filter `is-task`: tasks' containers are known by their label.
+    /// `GET /containers/json` with the filter `is-task`, which becomes a filter on tasks' label.
     TaskContainers,
 }
 
@@ -55,7 +55,7 @@ impl Route {
     }
 }
 
-/// What a call asks of this node's own membership.
+/// A call about this node's own membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Membership {
     /// `POST /swarm/init`, `POST /swarm/join`.
@@ -65,7 +65,7 @@ pub(super) enum Membership {
 }
 
 impl Membership {
-    /// Reads a call.
+    /// The membership call that this is, if it is one.
     pub(super) fn of(method: &Method, parts: &[&str]) -> Option<Self> {
         match (method.as_str(), parts) {
             ("POST", ["swarm", "init" | "join"]) => Some(Self::Enter),
@@ -75,8 +75,9 @@ impl Membership {
     }
 }
 
-/// How long a call may be in service. What others may hold up must not take every place: `docker service ls` is short, and is
-/// answered whatever the engine does and however many follow events.
+/// Classifies a call by how long it may last, so that slow calls can't take every place: `docker
+/// service ls` is short, and is answered whatever the engine does and however many clients follow
+/// events.
 pub(super) fn kind_of<B>(request: &Request<B>) -> Call {
     let Ok(path) = CallPath::of(request.uri()) else { return Call::Short };
     let parts = path.parts();
@@ -179,7 +180,7 @@ mod tests {
         check("POST", "/networks/x/disconnect", Route::Engine);
         check("GET", "/distribution/nginx/json", Route::Engine);
         check("GET", "/v1.41/v1.41/services", Route::Engine);
-        // What agents tell managers is no client's to say.
+        // Clients can't make the calls by which agents report to managers.
         for path in ["/mesh/node/n1", "/v1.41/mesh/node/n1", "/v1.41/m%65sh/node/n1", "//mesh/node/n1"] {
             check("POST", path, Route::Engine);
         }

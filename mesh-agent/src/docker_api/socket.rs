@@ -1,8 +1,9 @@
-//! The socket itself: taken over from whoever kept it open, or made anew.
+//! The listening socket of `docker.sock`: inherited from the supervisor, or bound.
 //!
-//! Invariants: where a supervisor keeps the listening socket (systemd's socket unit or its store of descriptors), an agent that
-//! restarts goes on with the same file, so that whoever has it bind-mounted, or waits in its queue, notices nothing; the directory
-//! is never removed.
+//! Invariants: where a supervisor keeps the listening socket (systemd's socket unit or its file
+//! descriptor store), an agent that restarts goes on with the same socket file, so that containers
+//! with it bind-mounted, and clients in its backlog, notice nothing; the directory is never
+//! removed.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -18,20 +19,21 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::net::UnixListener;
 use tracing::{debug, info, warn};
 
-/// The first descriptor that a supervisor passes (sd_listen_fds(3)).
+/// The first file descriptor that a supervisor passes (sd_listen_fds(3)).
 const FIRST_PASSED: RawFd = 3;
-/// The name of the socket in systemd's store of descriptors.
+/// The name of the socket in systemd's file descriptor store.
 const STORED_NAME: &str = "docker.sock";
-/// Who may use the socket beside its owner.
+/// The file's mode: owner and group may connect.
 const MODE: u32 = 0o660;
 
-/// The socket at `path`: the one that a supervisor passes to this process, else one that is bound there, for `group`.
+/// Opens the socket at `path`: the one that a supervisor passes to this process, else one that is
+/// bound there, for `group`.
 ///
 /// # Errors
 /// As for [`bind`].
 pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
     if let Some(passed) = passed(path)? {
-        info!(socket = %path.display(), "go on with the socket that was kept open");
+        info!(socket = %path.display(), "use the listening socket that the supervisor kept open");
         return Ok(passed);
     }
     let listener = bind(path, group)?;
@@ -41,27 +43,27 @@ pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
         Err(error) => {
             warn!(
                 error = mesh_runtime::error_chain(&error),
-                "give the socket to the supervisor: it will be another file after a restart"
+                "can't give the socket to the supervisor: it will be another file after a restart"
             );
         }
     }
     Ok(listener)
 }
 
-/// Listens on `path` with mode 0660 and `group` (empty: this process's, alone), in place of a socket that a dead
-/// agent left.
+/// Listens on `path` with mode 0660 and `group` (empty: this process's own), and replaces a socket
+/// that a dead agent left.
 ///
 /// # Errors
 /// As for [`unix_socket::bind`].
 pub fn bind(path: &Path, group: &str) -> io::Result<UnixListener> {
     let gid = gid_of(group, &std::fs::read_to_string("/etc/group").unwrap_or_default());
     if gid.is_none() && !group.is_empty() {
-        info!(group, "there is no such group: the socket is its owner's alone");
+        info!(group, "there is no such group: only its owner can use the socket");
     }
     unix_socket::bind(path, Access { mode: MODE, gid })
 }
 
-/// The id of a group, out of `/etc/group`.
+/// The id of a group, from the contents of `/etc/group`.
 fn gid_of(group: &str, groups: &str) -> Option<u32> {
     let mut found = groups.lines().filter_map(|line| {
         let mut fields = line.split(':');
@@ -85,12 +87,12 @@ fn passed(path: &Path) -> io::Result<Option<UnixListener>> {
     }
     let mut found = None;
     for number in FIRST_PASSED..FIRST_PASSED + count {
-        // SAFETY: the supervisor opened these descriptors for this process and says so by its process id; nothing else in it knows
-        // their numbers, and `TAKEN` lets this happen once.
+        // SAFETY: the supervisor opened these descriptors for this process and says so by its
+        // process id; nothing else in it knows their numbers, and `TAKEN` lets this happen once.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
         if !rustix::net::sockopt::socket_acceptconn(&descriptor).unwrap_or(false) {
-            warn!(number, "a descriptor was passed that is no listening socket");
+            warn!(number, "the supervisor passed a descriptor that is no listening socket");
             continue;
         }
         let listener = StdListener::from(descriptor);
@@ -99,7 +101,7 @@ fn passed(path: &Path) -> io::Result<Option<UnixListener>> {
             listener.set_nonblocking(true)?;
             found = Some(UnixListener::from_std(listener)?);
         } else {
-            warn!(number, socket = ?bound, wanted = %path.display(), "a socket was passed that is not --socket's");
+            warn!(number, socket = ?bound, wanted = %path.display(), "the supervisor passed a socket with another path than --socket");
         }
     }
     Ok(found)
@@ -111,7 +113,7 @@ fn passed_count(pid: Option<&str>, count: Option<&str>, own: u32) -> RawFd {
     count.filter(|_| for_us).and_then(|count| count.parse().ok()).unwrap_or(0).clamp(0, 64)
 }
 
-/// Gives the socket to the supervisor to keep; `false` if there is none that keeps descriptors.
+/// Gives the socket to the supervisor's file descriptor store; `false` if there is none.
 fn store(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(false) };
     let address = match name.as_bytes() {

@@ -1,7 +1,7 @@
 //! One call to the engine or to the manager on this node, over its unix socket.
 //!
-//! Invariant: a connection carries one call, so a client that goes away takes its call with it, and a hijacked stream has a connection
-//! of its own.
+//! Invariant: a connection carries one call, so a client that goes away cancels its call, and a
+//! hijacked stream has a connection of its own.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,16 +20,16 @@ use super::error::{ApiError, Peer};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What bounds a call that passes through.
+/// Limits of a call that passes through.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Limits {
-    /// When the answer's head must have come.
+    /// The deadline of the answer's head.
     pub(super) answer: Option<Duration>,
-    /// Bytes of the request's body.
+    /// The most bytes of the request's body.
     pub(super) body_bytes: Option<u64>,
 }
 
-/// A server behind the socket.
+/// A server behind a unix socket.
 #[derive(Debug, Clone)]
 pub(super) struct Upstream {
     peer: Peer,
@@ -41,7 +41,7 @@ impl Upstream {
         Self { peer, socket }
     }
 
-    /// Whether there is a socket to call at all: mesh-control runs on managers only.
+    /// Checks that the socket exists: mesh-control runs on managers only.
     ///
     /// # Errors
     /// [`ApiError::NotAManager`].
@@ -53,11 +53,12 @@ impl Upstream {
         }
     }
 
-    /// Sends `request` and returns the head of the answer with its body still streaming. There is no deadline on the answer:
-    /// `docker wait` takes as long as the container.
+    /// Sends `request` and returns the head of the answer with its body still streaming. There is
+    /// no deadline on the answer: `docker wait` takes as long as the container.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] when control's socket does not exist, else that the peer can't be reached or broke off.
+    /// [`ApiError::NotAManager`] if control's socket does not exist, else that the upstream can't
+    /// be reached or closed the connection.
     pub(super) async fn call<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, ApiError>
     where
         B: HttpBody + Send + 'static,
@@ -84,7 +85,7 @@ impl Upstream {
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }
 
-    /// As [`Upstream::call`], with a deadline on the answer's head.
+    /// Like [`Upstream::call`], with a deadline on the answer's head.
     pub(super) async fn call_within<B>(
         &self,
         limit: Duration,
@@ -108,7 +109,7 @@ impl Upstream {
             .map_err(|error| ApiError::Unreadable { peer: self.peer, reason: error.to_string() })
     }
 
-    /// The answer that was read, as JSON.
+    /// Reads an answer and parses it as JSON.
     pub(super) async fn read_json(
         &self,
         body: Incoming,
@@ -131,7 +132,7 @@ impl Upstream {
     }
 }
 
-/// Path and query alone, as a server wants them (RFC 9112 §3.2.1).
+/// Path and query alone, which is what servers expect (RFC 9112 §3.2.1).
 fn origin_form(uri: &Uri) -> Uri {
     uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
 }

@@ -1,15 +1,16 @@
-//! The Docker network of this node's tasks: a bridge named [`NETWORK_NAME`] on the subnet that control gave.
+//! The Docker network of this node's tasks: a bridge named [`NETWORK_NAME`] on the subnet that
+//! control assigned.
 //!
-//! Invariants: [`decide`] is pure; a network that containers use is never taken from under them.
+//! Invariants: [`decide`] is pure; a network that containers use is never removed.
 
 use std::net::Ipv6Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_ebpf::abi::TASKS_PREFIX6;
 
-/// The network's name, and what tasks' addresses are looked up by.
+/// The network's name, under which tasks' addresses are found in the engine's answers.
 pub const NETWORK_NAME: &str = "mesh";
-/// What keeps the network from being pruned while it has no tasks.
+/// The label that keeps `docker network prune` from removing the network while it has no tasks.
 pub const NETWORK_LABEL: &str = "mesh.network";
 /// The bridge device.
 pub const DEVICE: &str = "mesh0";
@@ -17,62 +18,64 @@ pub const DEVICE: &str = "mesh0";
 /// The network as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BridgePlan {
-    /// Its addresses; absent until control gave them.
+    /// Its subnet; absent until control has assigned one.
     pub subnet: Option<Ipv4Net>,
     /// Whether it has IPv6 addresses as well.
     pub with_ipv6: bool,
-    /// Its MTU in bytes: the uplink's less what the tunnel adds.
+    /// Its MTU in bytes: the uplink's, less what the tunnel adds.
     pub mtu: u32,
 }
 
-/// How much longer than the IPv4 subnet's prefix the IPv6 one's is.
+/// How much longer the IPv6 prefix is than the IPv4 subnet's.
 const PREFIX6_BITS: u8 = 96;
 
 impl BridgePlan {
-    /// Its IPv6 addresses.
+    /// The IPv6 subnet.
     pub fn subnet6(&self) -> Option<Ipv6Net> {
         subnet6_of(self.subnet.filter(|_| self.with_ipv6)?)
     }
 }
 
-/// The IPv6 addresses that go with a node's IPv4 subnet: no two nodes' are the same, as their IPv4 subnets aren't.
+/// The IPv6 subnet that belongs to a node's IPv4 subnet. It is unique in the cluster, as the IPv4
+/// subnets are.
 pub fn subnet6_of(subnet: Ipv4Net) -> Option<Ipv6Net> {
     let address = Ipv6Addr::from(TASKS_PREFIX6 | u128::from(u32::from(subnet.network())));
     Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
 }
 
-/// The network as it is.
+/// The network as the engine reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BridgeFacts {
-    /// Its addresses.
+    /// Its subnet.
     pub subnet: Option<Ipv4Net>,
     /// Whether it has IPv6 addresses as well.
     pub has_ipv6: bool,
-    /// Containers on it that have not ended.
+    /// The number of containers on it that have not ended.
     pub users: usize,
 }
 
 /// What to do about the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BridgeStep {
-    /// It is as it should be.
+    /// Nothing: it is as it should be.
     Keep,
-    /// Make it.
+    /// Create it.
     Create,
-    /// Remove it and make it anew: no container uses it.
+    /// Remove it and create it anew: no container uses it.
     Recreate,
-    /// Nothing can be done now, and why.
+    /// Wait, for this reason: nothing can be done now.
     Wait(String),
 }
 
-/// What to do about the network.
+/// Decides what to do about the network.
 pub fn decide(plan: &BridgePlan, facts: Option<&BridgeFacts>) -> BridgeStep {
     match (plan.subnet, facts) {
         (None, None) => BridgeStep::Wait("no manager has given this node a subnet yet".to_owned()),
         (None, Some(_)) => BridgeStep::Keep,
         (Some(_), None) => BridgeStep::Create,
         (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => {
-            // Without IPv6 it serves all the same: it gets it once nothing uses it.
+            // A network without IPv6 can be used as well; it is made anew with IPv6 once no
+            // container uses it.
             let lacks_ipv6 = plan.with_ipv6 && !facts.has_ipv6;
             if lacks_ipv6 && facts.users == 0 { BridgeStep::Recreate } else { BridgeStep::Keep }
         }

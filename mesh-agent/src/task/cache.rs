@@ -1,7 +1,8 @@
-//! What this node runs, on its disk: a restarted agent goes on from here, with or without a manager.
+//! This node's tasks on its disk: a restarted agent continues from here, with or without a manager.
 //!
-//! Invariants: one private file a task, replaced whole; a file that can't be read is passed over, for the containers' labels and the next
-//! full list from control repair what it held. Blocking: run off the async threads.
+//! Invariants: one private file per task, replaced as a whole; a file that can't be parsed is
+//! skipped, as the containers' labels and the next full list from control restore what it held.
+//! Blocks: run it off the async threads.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,29 +16,29 @@ use tracing::warn;
 
 use mesh_runtime::private_file;
 
-/// One task, as it was last known.
+/// One task and its last status.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CachedTask {
-    /// What it is.
+    /// The task as control assigned it.
     pub assignment: Assignment,
-    /// What was last told of it.
+    /// The status that was last reported.
     pub status: TaskStatus,
 }
 
 /// Why the cache could not be used.
 #[derive(Debug, Error)]
 pub enum CacheError {
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("{verb} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the file system said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A task has no stored form.
+    /// A task can't be encoded.
     #[error("encode task to cache")]
     Encode(#[source] codec::CodecError),
 }
@@ -49,7 +50,7 @@ pub struct TaskCache {
 }
 
 impl TaskCache {
-    /// The cache in `directory`, made (mode 0700) if it doesn't exist.
+    /// Opens the cache in `directory`, which is made (mode 0700) if it doesn't exist.
     pub fn open(directory: PathBuf) -> Result<Self, CacheError> {
         private_file::create_private_dir(&directory).map_err(|source| CacheError::Io {
             verb: "make directory",
@@ -59,7 +60,7 @@ impl TaskCache {
         Ok(Self { directory })
     }
 
-    /// Every task that can be read.
+    /// Loads every task that can be parsed.
     pub fn load(&self) -> Result<Vec<CachedTask>, CacheError> {
         let failed = |source| CacheError::Io { verb: "list directory", path: self.directory.clone(), source };
         let mut tasks = Vec::new();
@@ -69,7 +70,7 @@ impl TaskCache {
                 match read(&path) {
                     Ok(task) => tasks.push(task),
                     Err(error) => {
-                        warn!(path = %path.display(), %error, "pass over a cached task");
+                        warn!(path = %path.display(), %error, "skip a cached task that can't be loaded");
                     }
                 }
             }
@@ -84,7 +85,7 @@ impl TaskCache {
         private_file::replace(&path, &bytes).map_err(|source| CacheError::Io { verb: "write", path, source })
     }
 
-    /// Forgets one task; one that is not there is forgotten.
+    /// Removes one task; succeeds if it is not there.
     pub fn remove(&self, task: &TaskId) -> Result<(), CacheError> {
         let path = self.path(task);
         match std::fs::remove_file(&path) {
@@ -96,7 +97,8 @@ impl TaskCache {
     }
 
     fn path(&self, task: &TaskId) -> PathBuf {
-        // Ids are control's; whatever else came would not leave this directory.
+        // Ids come from control and are alphanumeric; filtering keeps any other id from leaving
+        // this directory.
         let name: String = task.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
         self.directory.join(format!("{name}.json"))
     }

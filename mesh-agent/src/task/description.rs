@@ -1,20 +1,20 @@
-//! What the node tells managers of itself, from what its engine says. Pure.
+//! Describes the node to managers, from what its engine reports. Pure.
 
 use mesh_state::node::NodeDescription;
 use mesh_state::spec::{GenericResource, Labels};
 
-/// What the engine says of itself and its machine.
+/// What the engine reports of itself and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineFacts {
     /// The engine's version.
     pub version: String,
     /// The machine's architecture as the kernel calls it (`x86_64`).
     pub architecture: String,
-    /// `linux`.
+    /// The operating system: `linux`.
     pub os: String,
-    /// Kernel release.
+    /// The kernel's release.
     pub kernel: String,
-    /// CPUs.
+    /// The number of CPUs.
     pub cpus: i64,
     /// Bytes of memory.
     pub memory_bytes: i64,
@@ -22,11 +22,12 @@ pub struct EngineFacts {
     pub labels: Vec<String>,
     /// Plugins as (type, name).
     pub plugins: Vec<(String, String)>,
-    /// Resources that its operator named.
+    /// The generic resources that the engine's operator configured.
     pub generic_resources: Vec<GenericResource>,
 }
 
-/// The node's description. What is not the engine's (datapath, the manager's address) is left empty for the caller.
+/// The node's description. The fields that the engine doesn't know (data path, the manager's
+/// address) are left empty for the caller.
 pub fn describe(hostname: &str, engine: &EngineFacts) -> NodeDescription {
     let mut plugins = engine.plugins.clone();
     plugins.sort();

@@ -1,8 +1,9 @@
-//! A task's drain: its live flows have a while to end before it is asked to stop.
+//! A task's drain: before the task is asked to stop, its live flows get time to end.
 //!
-//! Invariants: pure; a drain ends: when its flows have ended, or with its limit, which counts from the moment the agent was told to stop
-//! the task, managers or no managers. Flows that began after every node knew of the drain are not waited for: they came because no other
-//! backend was there.
+//! Invariants: pure; a drain always ends: when its flows have ended, or at its limit, which counts
+//! from the moment the agent was told to stop the task, with or without managers. Flows that began
+//! after every node knew of the drain are not waited for: they came because no other backend was
+//! there.
 //!
 //! Left to others: counting flows ([`super::network`]).
 
@@ -16,54 +17,55 @@ use super::network::Draining;
 /// How far a task's drain is.
 #[derive(Debug, Default)]
 pub(super) enum DrainStage {
-    /// It is not to stop.
+    /// The task is not to stop.
     #[default]
     Ahead,
-    /// Its flows end.
+    /// The drain waits for flows to end.
     Underway(Progress),
-    /// It may be stopped.
+    /// The task may be stopped.
     Over,
 }
 
 /// How often flows are counted.
 pub(super) const COUNT_INTERVAL: Duration = Duration::from_millis(100);
-/// For so long no flow must go on: one may be on its way from a node that had just selected the task.
+/// How long the number of flows must be zero: a SYN may be on its way from a node that had just
+/// selected the task.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// Where a drain stands.
+/// The times of a drain's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Progress {
     begun: Instant,
-    /// Since when every node knows.
+    /// When every node had learned of the drain.
     announced: Option<Instant>,
-    /// Since when no flow goes on.
+    /// Since when there are no flows.
     quiet: Option<Instant>,
 }
 
-/// What a drain waits for.
+/// What to do next in a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing: the task may be stopped.
+    /// Stop the task: its flows have ended.
     Over,
-    /// Nothing more, though this many flows go on: its limit has passed.
+    /// Stop the task at its limit, though this many flows go on.
     Late {
-        /// How many.
+        /// The number of flows that go on.
         flows: u64,
     },
-    /// Flows end or the limit passes; look again then.
+    /// Wait for flows or the limit; judge again after the pause.
     Wait {
-        /// For how long, unless something changes before.
+        /// The pause, which ends early if something changes.
         pause: Duration,
     },
 }
 
 impl Progress {
-    /// A drain that begins.
+    /// A drain that begins at `now`.
     pub(super) fn begin(now: Instant) -> Self {
         Self { begun: now, announced: None, quiet: None }
     }
 
-    /// What is to be counted; nothing before every node knows.
+    /// The flows to count; `None` before every node knows of the drain.
     pub(super) fn counts(&mut self, now: Instant, assignment: &Assignment) -> Option<Draining> {
         if !assignment.drain.announced {
             return None;
@@ -72,7 +74,7 @@ impl Progress {
         Some(Draining { backends: backends(assignment), since })
     }
 
-    /// What follows from `flows`, the flows that go on, if they could be counted.
+    /// Judges the drain by `flows`, the number of flows that go on, if they could be counted.
     pub(super) fn judge(&mut self, now: Instant, drain: Drain, flows: Option<u64>) -> Verdict {
         let limit = self.begun + Duration::from_secs(drain.limit_s.into());
         if flows == Some(0) {

@@ -1,6 +1,8 @@
-//! Loops beside the worker: hearing what happens to containers, keeping the network `mesh`, and noticing that the engine is gone.
+//! Loops beside the worker: follow the engine's events, maintain the network `mesh`, and detect
+//! that the engine doesn't answer.
 //!
-//! Invariant: whenever the event stream begins again the worker is told so, for anything may have happened meanwhile.
+//! Invariant: whenever the event stream begins again the worker learns of it, for anything may have
+//! happened meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,18 +20,20 @@ use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
-/// How often the engine is asked for a sign of life.
+/// How often the engine is pinged.
 const PING_PERIOD: Duration = Duration::from_secs(1);
-/// An engine that doesn't answer a ping within this long hangs: it answers without looking at anything.
+/// An engine that doesn't answer a ping within this time hangs: answering needs no work.
 const PING_DEADLINE: Duration = Duration::from_secs(3);
-/// So many failures in a row mean that it is away: one that is only slow answers in the end.
+/// This many failed pings in a row mean that the engine is away; one that is only slow answers one
+/// of them.
 const PING_FAILURES: u32 = 3;
-/// A node whose network can't be made for this long takes no tasks: those that wait there are rejected and placed elsewhere.
+/// How long making the network must fail before the node takes no tasks: those that wait there are
+/// rejected and placed elsewhere.
 const UNFIT_AFTER: Duration = Duration::from_secs(10);
-/// How often the network is looked at without cause.
+/// How often the network is inspected without an event.
 const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
 
-/// What was heard of the engine.
+/// A message of the engine's event stream.
 #[derive(Debug)]
 pub(super) enum Heard {
     /// Something happened to a task's container.
@@ -55,7 +59,10 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
                     }
                 }
                 Err(error) => {
-                    warn!(error = mesh_runtime::error_chain(&error), "follow the engine's events");
+                    warn!(
+                        error = mesh_runtime::error_chain(&error),
+                        "can't follow the engine's events; will try again"
+                    );
                     break;
                 }
             }
@@ -65,7 +72,7 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
     }
 }
 
-/// Tells whether the engine is away, until nobody listens.
+/// Publishes whether the engine is away, until nobody listens.
 pub async fn watch_engine(runtime: Arc<dyn Runtime>, away: watch::Sender<bool>) {
     let mut failures = 0;
     while !away.is_closed() {
@@ -83,7 +90,8 @@ pub async fn watch_engine(runtime: Arc<dyn Runtime>, away: watch::Sender<bool>) 
     }
 }
 
-/// Keeps the network as `plan` wants it, and tells whether it is there, and whether the node is unfit without it.
+/// Maintains the network as `plan` describes it, and publishes whether it exists, and whether the
+/// node is unfit without it.
 pub(super) async fn keep_bridge(
     runtime: Arc<dyn Runtime>,
     mut plan: watch::Receiver<BridgePlan>,
@@ -94,7 +102,7 @@ pub(super) async fn keep_bridge(
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     let mut removals = None;
     loop {
-        // Before the look at the network, so that no removal falls in between.
+        // Subscribed before the network is inspected, so that no removal is missed in between.
         let removed = removals.get_or_insert_with(|| runtime.bridge_removals());
         let wanted = *plan.borrow_and_update();
         let trial = ensure(&*runtime, &wanted).await;
@@ -132,13 +140,13 @@ pub(super) async fn keep_bridge(
     }
 }
 
-/// How an attempt at the network went.
+/// The result of an attempt to make the network.
 enum Trial {
-    /// It is there.
+    /// The network exists.
     There,
     /// It is too early: nothing is wrong with this node.
     Early(String),
-    /// It can't be made here.
+    /// The network can't be made here.
     Failed(String),
 }
 
@@ -147,7 +155,7 @@ async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Trial {
         Ok(None) => Trial::There,
         Ok(Some(reason)) if wanted.subnet.is_none() => Trial::Early(reason),
         Ok(Some(reason)) => Trial::Failed(reason),
-        // Whether the engine is away is another watch's; its tasks wait for it.
+        // [`watch_engine`] reports that the engine is away; its tasks wait for it.
         Err(error @ RuntimeError::Unavailable(_)) => Trial::Early(in_words(&error)),
         Err(error) => Trial::Failed(in_words(&error)),
     }
@@ -172,7 +180,7 @@ async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Option<St
     Ok(None)
 }
 
-/// What tasks are told after an attempt, when attempts have failed for `failing`.
+/// What drivers learn after an attempt, when attempts have failed for `failing`.
 fn judge(trial: Trial, failing: Duration) -> BridgeState {
     match trial {
         Trial::There => BridgeState::Ready,
@@ -185,7 +193,7 @@ fn tell_unfit(unfit: &watch::Sender<Option<String>>, state: &BridgeState) {
     let why = match state {
         BridgeState::Unfit(reason) => Some(reason.clone()),
         BridgeState::Ready => None,
-        // As before: an engine that restarts mends nothing by that.
+        // The state stays: that an engine restarts doesn't mend the network.
         BridgeState::NotYet(_) => return,
     };
     unfit.send_if_modified(|present| {

@@ -1,10 +1,11 @@
-//! Which images are asked for at their registry, and for how long. Pure.
+//! Decides which images are pulled, and how long a registry may stay silent. Pure.
 
 use std::time::Duration;
 
-/// How long a registry may say nothing while an image that is missing is pulled.
+/// How long a registry may send nothing while a missing image is pulled.
 pub(super) const PULL_PATIENCE: Duration = Duration::from_mins(2);
-/// How long a registry may say nothing when it is asked whether a tag has moved. A copy that is here serves then.
+/// How long a registry may send nothing when it is asked whether a tag has moved. After that the
+/// local copy is used.
 pub(super) const FRESHNESS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether a reference names one image for ever: it holds a digest, or is an image's id.

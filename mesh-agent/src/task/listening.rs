@@ -1,7 +1,9 @@
-//! Whether a task's process listens on its published ports yet: a client sent there before would be refused.
+//! Checks whether a task's process listens on its published ports yet: a client sent there before
+//! would be refused.
 //!
-//! It is looked up in the task's network namespace and not tried out: a connection that says nothing counts against its sender with some
-//! servers. A process that never listens keeps its task from running for [`LIMIT`] only.
+//! The sockets are looked up in the task's network namespace rather than tried: some servers hold
+//! an empty connection against its sender. A process that never listens delays its task by
+//! [`LIMIT`] only.
 
 use std::fs;
 use std::time::Duration;
@@ -9,18 +11,19 @@ use std::time::Duration;
 use mesh_state::spec::Protocol;
 use mesh_state::task::TaskEndpoint;
 
-/// How long a task is waited for. Swarm waits for nothing: what takes longer to be ready needs a health check there and here.
+/// How long a task is waited for. Swarm doesn't wait at all: a task that takes longer to be ready
+/// needs a health check, with Swarm and with mesh.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
-/// Time between two looks.
+/// Time between two checks.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
-/// Whether the process listens on all target ports; also if that can't be told.
+/// Whether the process listens on all target ports; `true` if that can't be read.
 pub(super) fn on_all(pid: u32, endpoints: &[TaskEndpoint]) -> bool {
     endpoints.iter().all(|endpoint| {
         let tables = match endpoint.protocol {
             Protocol::Tcp => ["tcp", "tcp6"],
             Protocol::Udp => ["udp", "udp6"],
-            // The mesh carries none: no task has such an endpoint.
+            // The mesh carries no SCTP: no task has such an endpoint.
             Protocol::Sctp => return true,
         };
         let mut read = tables
@@ -31,9 +34,10 @@ pub(super) fn on_all(pid: u32, endpoints: &[TaskEndpoint]) -> bool {
     })
 }
 
-/// Whether a table of the kernel's (`/proc/PID/net/tcp` and its like, see proc(5)) has a socket that takes what comes to `port`.
+/// Whether a table of the kernel's (`/proc/PID/net/tcp` and its like, see proc(5)) has a socket
+/// that receives what arrives at `port`.
 fn has(table: &str, protocol: Protocol, port: u16) -> bool {
-    // Of include/net/tcp_states.h: TCP_LISTEN; an unconnected UDP socket shows as TCP_CLOSE.
+    // From include/net/tcp_states.h: TCP_LISTEN; an unconnected UDP socket shows as TCP_CLOSE.
     let wanted = match protocol {
         Protocol::Tcp => "0A",
         Protocol::Udp => "07",

@@ -1,9 +1,11 @@
-//! What tasks wrote: the seam to whoever has it, and reading the engine's stream of it. The reading is pure.
+//! Tasks' logs: the interface to their source, and parsing of the engine's log stream. The parsing
+//! is pure.
 //!
-//! Invariants: a stream may break anywhere: a piece comes out whole or not at all, and bytes from outside bound no buffer
-//! ([`FRAME_BYTES_MAX`], [`LINE_BYTES_MAX`]).
+//! Invariants: a stream may break anywhere: a frame is delivered whole or not at all; buffers are
+//! bounded whatever bytes come ([`FRAME_BYTES_MAX`], [`LINE_BYTES_MAX`]).
 //!
-//! Left to others: asking the engine (`docker`), sending lines to managers (`control_link`).
+//! Left to others: asking the engine ([`super::docker`]), sending lines to managers
+//! ([`crate::control_link`]).
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -13,25 +15,27 @@ use mesh_state::ids::TaskId;
 
 use super::runtime::RuntimeError;
 
-/// Bytes of one frame. Engines cut what a container writes after 16 KiB; some log drivers join it again.
+/// The most bytes of one frame. Engines cut a container's output after 16 KiB; some log drivers
+/// join it again.
 const FRAME_BYTES_MAX: usize = 4 << 20;
-/// Bytes of a line of a terminal's, which has no frames; a longer one is cut.
+/// The most bytes of a terminal's line, which has no frame; a longer one is cut.
 const LINE_BYTES_MAX: usize = 64 << 10;
-/// Bytes of a frame's head: stream, three zeroes, length (Docker's API, "Attach to a container").
+/// Length of a frame's header: stream, three zeroes, length (Docker's API, "Attach to a
+/// container").
 const HEAD_BYTES: usize = 8;
 
-/// What of a task's log is wanted.
+/// The part of a task's log that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRequest {
-    /// What it wrote to stdout.
+    /// Whether to send what the task wrote to stdout.
     pub stdout: bool,
-    /// What it wrote to stderr.
+    /// Whether to send what the task wrote to stderr.
     pub stderr: bool,
-    /// What it will write, too.
+    /// Whether to send later lines as well.
     pub follow: bool,
-    /// From this moment on, `seconds[.nanoseconds]`; empty: from the beginning.
+    /// The earliest time, `seconds[.nanoseconds]`; empty: from the beginning.
     pub since: String,
-    /// So many lines of the past; absent: all.
+    /// The most past lines; absent: all.
     pub tail: Option<u64>,
 }
 
@@ -40,28 +44,28 @@ pub struct LogRequest {
 pub struct LogLine {
     /// Whether it was written to stderr.
     pub stderr: bool,
-    /// When, in Unix nanoseconds.
+    /// The time of the line in Unix nanoseconds.
     pub unix_ns: i64,
-    /// What the log driver says of it, `key=value,…`; usually empty.
+    /// Details from the log driver, `key=value,…`; usually empty.
     pub details: String,
-    /// Its bytes, with the newline if there is one.
+    /// The line's bytes, with the newline if there is one.
     pub data: Bytes,
 }
 
 /// A task's lines, as they come.
 pub type LogStream = BoxStream<'static, Result<LogLine, RuntimeError>>;
 
-/// Whoever has the logs of this node's tasks.
+/// A source of the logs of this node's tasks.
 #[async_trait]
 pub trait LogSource: Send + Sync + 'static {
     /// A task's log; absent if the task has no container here.
     async fn task_log(&self, task: &TaskId, request: &LogRequest) -> Result<Option<LogStream>, RuntimeError>;
 }
 
-/// Reads an engine's log stream that was asked for with times and details.
+/// Parses an engine's log stream that was requested with times and details.
 #[derive(Debug)]
 pub(super) struct LogDecoder {
-    /// A terminal's stream has lines, any other has frames.
+    /// A terminal's stream consists of lines, any other of frames.
     terminal: bool,
     buffer: BytesMut,
     /// The time of the last line that had one.
@@ -73,7 +77,7 @@ impl LogDecoder {
         Self { terminal, buffer: BytesMut::new(), last_ns: 0 }
     }
 
-    /// Takes bytes of the stream in.
+    /// Adds bytes of the stream.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
@@ -81,12 +85,12 @@ impl LogDecoder {
     /// The next whole line, if it has come.
     ///
     /// # Errors
-    /// The stream is none, or the engine says in it what went wrong: nothing more can be read.
+    /// The bytes are no log stream, or the engine sent an error: nothing more can be read.
     pub(super) fn line(&mut self) -> Result<Option<LogLine>, RuntimeError> {
         if self.terminal { Ok(self.terminal_line()) } else { self.framed_line() }
     }
 
-    /// What is left when the stream has ended: a terminal's last line may have no newline.
+    /// The rest when the stream has ended: a terminal's last line may have no newline.
     pub(super) fn rest(&mut self) -> Option<LogLine> {
         let rest = self.buffer.split().freeze();
         (self.terminal && !rest.is_empty()).then(|| self.read(false, rest))
@@ -118,7 +122,7 @@ impl LogDecoder {
         Ok(Some(self.read(stream == 2, payload)))
     }
 
-    /// Takes time and details off. What has no time is a cut line's rest.
+    /// Strips time and details. A line without a time is the rest of a cut one.
     fn read(&mut self, stderr: bool, mut data: Bytes) -> LogLine {
         let mut details = String::new();
         if let Some((at, unix_ns)) = word(&data).and_then(|at| Some((at, nanoseconds(&data[..at])?))) {
@@ -133,12 +137,12 @@ impl LogDecoder {
     }
 }
 
-/// Where the first word ends.
+/// The end of the first word.
 fn word(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b' ')
 }
 
-/// RFC 3339 as Unix nanoseconds.
+/// Parses RFC 3339 to Unix nanoseconds.
 fn nanoseconds(text: &[u8]) -> Option<i64> {
     let at: Timestamp = std::str::from_utf8(text).ok()?.parse().ok()?;
     at.timestamp_nanos_opt()
@@ -160,7 +164,7 @@ mod tests {
         bytes
     }
 
-    /// Everything in `bytes`, which come in pieces of `piece`.
+    /// Every line in `bytes`, which come in pieces of `piece`.
     fn decoded(terminal: bool, bytes: &[u8], piece: usize) -> Result<Vec<LogLine>, RuntimeError> {
         let mut decoder = LogDecoder::new(terminal);
         let mut lines = Vec::new();

@@ -1,8 +1,9 @@
-//! The set of this node's tasks: one driver each, kept in step with what control assigned, cached on disk.
+//! Owns the set of this node's tasks: one driver each, kept in step with what control assigned,
+//! cached on disk.
 //!
-//! Invariants: this loop alone owns the set. It never waits for the engine, the disk or a manager: drivers do the engine's work, a
-//! writer the disk's, and statuses wait by task, the latest of each. Containers that no task owns are ended only after a
-//! full list from control said so.
+//! Invariants: this loop alone owns the set. It never waits for the engine, the disk or a manager:
+//! drivers call the engine, a writer the disk, and of each task only the latest status waits to be
+//! sent. Containers that no task owns are stopped only after a full list from control.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,15 +28,15 @@ use super::runtime::{Runtime, RuntimeError};
 use super::transition::{Link, stop_grace};
 use crate::control_link::AssignmentChange;
 
-/// Every container is looked at this often, whatever the events said.
+/// How often every container is inspected, whatever the events said.
 const FULL_PASS: Duration = Duration::from_secs(30);
 const CHANNEL_CAPACITY: usize = 256;
 
-/// What the worker stands on.
+/// Dependencies of the worker.
 pub struct Parts {
-    /// The engine.
+    /// The container engine.
     pub runtime: Arc<dyn Runtime>,
-    /// What connects tasks to the mesh.
+    /// Connects tasks to the mesh.
     pub network: Arc<dyn TaskNetwork>,
     /// This node, for labels and templates.
     pub node: NodeIdentity,
@@ -43,13 +44,14 @@ pub struct Parts {
     pub dependencies: Dependencies,
     /// The tasks' network as it should be.
     pub bridge: watch::Receiver<BridgePlan>,
-    /// Told why this node can take no tasks, or that it can.
+    /// Publishes why this node can take no tasks; `None` if it can.
     pub unfit: watch::Sender<Option<String>>,
-    /// What this node ran before.
+    /// The tasks that this node ran before.
     pub cache: TaskCache,
 }
 
-/// Runs what is assigned until `shutdown`. Containers are left as they are then: the next agent adopts them.
+/// Runs the assigned tasks until `shutdown`. Containers keep running then: the next agent adopts
+/// them.
 pub async fn run(
     parts: Parts,
     mut assignments: mpsc::Receiver<AssignmentChange>,
@@ -109,12 +111,12 @@ pub async fn run(
     worker.flush().await;
 }
 
-/// A task that this node knows.
+/// A task of this node, with its driver's channels.
 struct Known {
     goal: watch::Sender<Goal>,
     nudge: Arc<Notify>,
     status: TaskStatus,
-    /// Whether control wants to hear of it; not so once it was taken from this node.
+    /// Whether the status is reported to control; not so once the task was taken from this node.
     ours: bool,
 }
 
@@ -125,10 +127,10 @@ struct Worker {
     drivers: JoinSet<()>,
     /// The latest status of each task that waits for the link to control.
     outgoing: BTreeMap<TaskId, TaskStatus>,
-    /// Tasks whose cached form is old.
+    /// Tasks whose cached form is out of date.
     dirty: BTreeSet<TaskId>,
     writer: Writer,
-    /// Whether a full list came, so that what is not in it is nobody's.
+    /// Whether a full list came, so that containers that are not in it are orphans.
     complete: bool,
 }
 
@@ -150,7 +152,7 @@ impl Worker {
         !self.outgoing.is_empty()
     }
 
-    /// Goes on with what this node ran before.
+    /// Continues with the tasks that this node ran before.
     async fn resume(&mut self) {
         let cache = self.cache.clone();
         match tokio::task::spawn_blocking(move || cache.load()).await {
@@ -204,13 +206,14 @@ impl Worker {
         self.tasks.values().map(|known| known.goal.borrow().clone()).collect()
     }
 
-    /// The task is no longer this node's: its container ends and goes, and control hears no more of it.
+    /// The task is no longer this node's: its container is stopped and removed, and its status is
+    /// reported no more.
     fn take_away(&mut self, id: &TaskId) {
         if let Some(known) = self.tasks.get_mut(id) {
             known.ours = false;
             known.goal.send_modify(|goal| {
                 goal.desired = TaskState::Remove;
-                // Nobody is left who would announce its drain.
+                // No manager would announce its drain to other nodes any more.
                 Arc::make_mut(&mut goal.assignment).drain.limit_s = 0;
             });
             self.outgoing.remove(id);
@@ -267,8 +270,8 @@ impl Worker {
         }
     }
 
-    /// Asks the engine for its task containers, once it is known which are this node's. The answer comes back to the loop, so a
-    /// task that came meanwhile is not taken for an orphan.
+    /// Asks the engine for its task containers, once it is known which tasks are this node's. The
+    /// answer comes back to the loop, so a task that came meanwhile is not taken for an orphan.
     fn list_containers(&mut self, answer: &mpsc::Sender<Vec<(TaskId, String)>>) {
         let Ok(permit) = answer.clone().try_reserve_owned() else { return };
         if self.complete {
@@ -277,7 +280,7 @@ impl Worker {
                 match runtime.task_containers().await {
                     Ok(containers) => drop(permit.send(containers)),
                     Err(error) => {
-                        warn!(error = mesh_runtime::error_chain(&error), "list the tasks' containers");
+                        warn!(error = mesh_runtime::error_chain(&error), "can't list the tasks' containers");
                     }
                 }
             });
@@ -287,7 +290,8 @@ impl Worker {
     fn end_orphans(&mut self, containers: Vec<(TaskId, String)>) {
         let living = self.tasks.iter().filter(|(_, known)| !known.status.state.is_terminal());
         let living: BTreeSet<TaskId> = living.map(|(id, _)| id.clone()).collect();
-        // At once, before another task can be known; the files are in memory, so it takes no time to speak of.
+        // Swept at once, before another task can be added; the files are in memory, so it takes no
+        // time to speak of.
         self.ground.dependencies.sweep(&living);
         for (task, container) in containers {
             if !self.tasks.contains_key(&task) {
@@ -302,7 +306,7 @@ impl Worker {
         }
     }
 
-    /// Hands the cached forms that are old to the writer, unless it is at work.
+    /// Gives the out-of-date cached forms to the writer, unless it is busy.
     fn write(&mut self) {
         if self.dirty.is_empty() || self.writer.busy() {
             return;
@@ -329,12 +333,12 @@ impl Worker {
     }
 }
 
-/// What tasks are, each with how far it is to go.
+/// The tasks, each with its desired state.
 fn in_force(goals: &[Goal]) -> impl Iterator<Item = (&Assignment, TaskState)> {
     goals.iter().map(|goal| (goal.assignment.as_ref(), goal.desired))
 }
 
-/// What may be written to disk.
+/// The part of an assignment that may be written to disk.
 fn without_credentials(assignment: &Assignment) -> Assignment {
     Assignment { registry_auth: None, ..assignment.clone() }
 }
@@ -345,7 +349,7 @@ async fn end_orphan(ground: &Ground, task: &TaskId, container: &str) -> Result<(
     ground.runtime.remove(container).await
 }
 
-/// One batch of disk writes at a time, off the async threads.
+/// Runs one batch of disk writes at a time, off the async threads.
 #[derive(Default)]
 struct Writer {
     batch: Option<tokio::task::JoinHandle<()>>,
@@ -364,17 +368,17 @@ impl Writer {
                     None => cache.remove(&id),
                 };
                 if let Err(error) = written {
-                    error!(task = %id, error = mesh_runtime::error_chain(&error), "cache task: a restarted agent would not know it");
+                    error!(task = %id, error = mesh_runtime::error_chain(&error), "can't cache a task: a restarted agent would not know it");
                 }
             }
         }));
     }
 
-    /// Returns when the batch is written. Safe to drop midway.
+    /// Returns when the batch is written. Cancel-safe.
     async fn done(&mut self) {
         if let Some(batch) = &mut self.batch {
             if let Err(error) = batch.await {
-                error!(error = mesh_runtime::error_chain(&error), "cache tasks");
+                error!(error = mesh_runtime::error_chain(&error), "can't cache tasks");
             }
             self.batch = None;
         }

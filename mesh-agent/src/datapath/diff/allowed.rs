@@ -1,4 +1,5 @@
-//! Allow-lists: networks are known before the service that asks for them, and forgotten after it.
+//! Plans allow-lists: networks are written before the service that needs them, and removed after
+//! it.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +9,8 @@ use super::{Mesh, Plan, Refusal};
 use crate::datapath::contents::{Allowed, Write};
 
 impl Plan {
-    /// Adds the networks that services with an allow-list want and the map lacks. Returns all that are wanted. A service whose
-    /// list finds no room refuses its clients.
+    /// Adds the networks that services with an allow-list need and the map lacks. Returns all that
+    /// are needed. A service whose list finds no room refuses its clients.
     pub(super) fn allow(&mut self, mesh: &Mesh<'_>) -> BTreeSet<Allowed> {
         let mut wanted: BTreeSet<Allowed> = BTreeSet::new();
         for (frontend, port) in &mesh.ports {
@@ -25,7 +26,7 @@ impl Plan {
         wanted
     }
 
-    /// Takes away the networks that nothing wants any more.
+    /// Removes the networks that no service needs any more.
     pub(super) fn disallow(&mut self, mesh: &Mesh<'_>, wanted: &BTreeSet<Allowed>) {
         self.writes.extend(mesh.contents.allowed.difference(wanted).copied().map(Write::Disallow));
     }

@@ -1,17 +1,19 @@
-//! Which table the maps follow, as the maps themselves say it: an agent's memory and its disk may be older.
+//! The generation that the maps follow, as recorded in the maps themselves: an agent's memory and
+//! its disk may be older.
 
 use mesh_ebpf::abi::Config;
 
 use crate::view::NodeView;
 
-/// What the maps say of a view's generation: its low 32 bits.
+/// The generation of a view as the maps record it: its low 32 bits.
 pub(super) fn generation_of(view: &NodeView) -> u32 {
     u32::try_from(view.generation & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// Whether maps with this configuration follow a newer table than that of `generation`.
 pub fn is_ahead(config: &Config, generation: u64) -> bool {
-    // Two tables that meet here are a moment apart: far less than half of the numbers that 32 bits tell apart.
+    // Tables that are compared here are close in time: their distance is far below half of the
+    // range of 32 bits.
     let ahead = u64::from(config.generation).wrapping_sub(generation) & u64::from(u32::MAX);
     (1..1 << 31).contains(&ahead)
 }

@@ -1,6 +1,8 @@
-//! Ports that are the host's own: the programs have no entry for them, so their packets reach the host stack.
+//! Plans ports that belong to the host: the programs have no entry for them, so their packets reach
+//! the host stack.
 //!
-//! Their backends stay: flows that live go on, and packets that other nodes send through the tunnel reach tasks here all the same.
+//! Their backends stay: existing flows go on, and packets that other nodes send through the tunnel
+//! still reach tasks here.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +10,8 @@ use super::{Plan, slots_of};
 use crate::datapath::contents::{Contents, Frontend, Write};
 use crate::datapath::facts::Facts;
 
-/// The index of each published port that has one. That of a port without an entry is the one that its backends name.
+/// The index of each published port that has one. For a port without an entry it is the one that
+/// its backends name.
 pub(super) fn indexes(contents: &Contents, facts: &Facts) -> BTreeMap<Frontend, u32> {
     let left = contents.alive().map(|(_, backend)| {
         let frontend = Frontend { protocol: backend.protocol, port: backend.published_port_be.get() };
@@ -20,7 +23,7 @@ pub(super) fn indexes(contents: &Contents, facts: &Facts) -> BTreeMap<Frontend, 
 }
 
 impl Plan {
-    /// Takes away the entries of these published ports.
+    /// Removes the entries of these published ports.
     pub(super) fn give_up(&mut self, contents: &Contents, is_left: impl Fn(&Frontend) -> bool) {
         for (frontend, service) in contents.services.iter().filter(|(frontend, _)| is_left(frontend)) {
             self.writes.push(Write::RemoveService(*frontend));

@@ -1,7 +1,9 @@
-//! Who may send through the tunnel, and what that node's packets must be like; what this node's bear.
+//! Plans the entries of member nodes: which nodes may send through the tunnel, the conditions on
+//! their packets, and the cookies of this node's packets.
 //!
-//! Invariants: what is demanded of a node is written before its packets are taken, and forgotten after it; a cookie is demanded only
-//! while managers say that all members send them, and sent only to nodes that take them.
+//! Invariants: the conditions on a node's packets are written before its packets are accepted, and
+//! removed after; a cookie is demanded only while managers say that all members send them, and sent
+//! only to nodes that accept them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -17,7 +19,8 @@ use crate::datapath::index::assign;
 use crate::view::{NodeView, PeerNode};
 
 impl Plan {
-    /// Writes the other member nodes, and what is demanded of each. Returns their indexes.
+    /// Plans the other member nodes, and the conditions on the packets of each. Returns their
+    /// indexes.
     pub(super) fn nodes(
         &mut self,
         contents: &Contents,
@@ -57,7 +60,7 @@ impl Plan {
         numbers
     }
 
-    /// Forgets the members that are none any more.
+    /// Removes nodes that are members no more.
     pub(super) fn part_from(&mut self, contents: &Contents, nodes: &BTreeMap<Address, u32>) {
         for address in contents.peers.keys().filter(|address| !nodes.contains_key(address)) {
             self.writes.push(Write::RemovePeer(*address));
@@ -77,13 +80,13 @@ impl Plan {
     }
 }
 
-/// What this node's packets to a peer bear.
+/// The cookie in this node's packets to a peer; 0 for none.
 fn sent(keys: &[TunnelKey], facts: &Facts, peer: &PeerNode) -> u32 {
     let key = keys.first().filter(|_| peer.takes_cookies);
     key.map_or(0, |key| key.cookie(facts.config.address.v4_octets(), peer.address.octets()))
 }
 
-/// What a peer's packets to this node must be like.
+/// The conditions on a peer's packets to this node.
 fn demanded(keys: &[TunnelKey], view: &NodeView, facts: &Facts, peer: &PeerNode) -> Member {
     let cookie = |key: &TunnelKey| key.cookie(peer.address.octets(), facts.config.address.v4_octets());
     let Some(current) = keys.first().map(cookie) else { return with_subnet(peer.subnet) };
@@ -146,7 +149,8 @@ mod tests {
         contents
     }
 
-    /// Whether the node with `receives` takes what the one with `sends` sends, both told whether cookies are demanded.
+    /// Whether the node with `receives` accepts what the one with `sends` sends, if both know
+    /// whether cookies are demanded.
     fn is_taken(sends: &[u8], receives: &[u8], is_demanded: bool) -> bool {
         let sender = planned(OWN, sends, is_demanded);
         let peer = planned(PEER, receives, is_demanded);

@@ -1,8 +1,9 @@
-//! The nftables table `ip mesh`: tunnel packets, and what tasks send to tasks of other nodes, are kept out of connection tracking, which a
-//! Docker engine switches on: it would hide the tasks' addresses behind the node's.
+//! The nftables table `ip mesh`: exempts tunnel packets, and packets from tasks to tasks of other
+//! nodes, from connection tracking (notrack). A Docker engine switches tracking on, and its NAT
+//! would replace the tasks' addresses by the node's.
 //!
-//! Invariant: replaced as a whole, in one transaction. Whether it is in place is told by what the kernel listed when it was put there,
-//! as the kernel writes rules in a way of its own.
+//! Invariant: the table is replaced as a whole, in one transaction. To see whether it is in place,
+//! compare with the kernel's listing at that time, as the kernel formats rules in its own way.
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -16,12 +17,13 @@ use crate::task::bridge::DEVICE as TASKS_DEVICE;
 #[derive(Debug, Default)]
 pub(crate) struct Firewall {
     rules: String,
-    /// How the kernel listed it.
+    /// The kernel's listing of the table, right after it was put in place.
     listed: Option<String>,
 }
 
 impl Firewall {
-    /// Keeps tunnel packets, and packets for these subnets, out of connection tracking. What fails is said and does without.
+    /// Exempts tunnel packets, and packets to these subnets, from connection tracking. A failure is
+    /// logged, and the node works without.
     pub(crate) fn exempt<'a>(&mut self, port: u16, subnets: impl Iterator<Item = &'a Ipv4Net>) {
         let subnets: Vec<String> = subnets.map(Ipv4Net::to_string).collect();
         self.rules = notrack_rules(port, &subnets.join(", "));
@@ -34,7 +36,7 @@ impl Firewall {
         }
     }
 
-    /// Puts the table in place as it was last asked for.
+    /// Puts the last requested table in place again.
     ///
     /// # Errors
     /// nft refuses it.
@@ -45,18 +47,19 @@ impl Firewall {
         Ok(())
     }
 
-    /// Whether the table is as it was put in place; also before it is.
+    /// Whether the table is unchanged since it was put in place; `true` before it was.
     pub(crate) fn is_in_place(&self) -> bool {
         if self.rules.is_empty() {
             return true;
         }
-        // A table that is gone is an error to nft, as is one that it may not see: putting it in place tells them apart.
+        // To nft a missing table is an error, and so is one that it may not see: putting the table
+        // in place tells them apart.
         let Some(listed) = &self.listed else { return false };
         list().is_ok_and(|present| present == *listed)
     }
 }
 
-/// Takes the table away.
+/// Removes the table.
 pub(crate) fn remove() {
     if let Err(error) = run(&["-f", "-"], "table ip mesh\ndelete table ip mesh\n") {
         warn!(
@@ -66,7 +69,7 @@ pub(crate) fn remove() {
     }
 }
 
-/// One transaction that replaces the table, whether it was there or not.
+/// One transaction that replaces the table, whether it existed or not.
 fn notrack_rules(port: u16, subnets: &str) -> String {
     let tasks = if subnets.is_empty() {
         String::new()

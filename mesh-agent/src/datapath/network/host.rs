@@ -1,12 +1,15 @@
-//! What mesh adds to the node's network: the tunnel device, one table of nftables, a few settings.
+//! Everything that mesh adds to the node's network: the tunnel device, one nftables table, a few
+//! settings.
 //!
-//! Invariants: everything is idempotent, has mesh's name, and is taken away by [`remove`].
+//! Invariants: everything is idempotent, has mesh's name, and is removed by [`remove`].
 //!
 //! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
 //! * nftables table `ip mesh`, see [`firewall`].
-//! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on uplinks where it was 1): XDP asks the kernel's FIB
-//!   for a client's next hop, which answers only if forwarding is on.
-//! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses as their source.
+//! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on
+//!   uplinks where it was 1): XDP asks the kernel's FIB for a client's next hop, which answers only
+//!   if forwarding is on.
+//! * `net.ipv4.conf.mesh-vxlan0.rp_filter = 0`: packets out of the tunnel have clients' addresses
+//!   as their source.
 
 use std::io;
 use std::path::Path;
@@ -23,10 +26,10 @@ pub(crate) const TUNNEL_DEVICE: &str = "mesh-vxlan0";
 /// Bytes that the tunnel puts in front of a packet: outer IPv4, UDP, VXLAN, inner Ethernet.
 pub(crate) const TUNNEL_OVERHEAD: u32 = 50;
 
-/// The tunnel device, made or put right if need be.
+/// Finds the tunnel device; makes it, or corrects it, if need be.
 ///
 /// # Errors
-/// The kernel refuses the device, most likely as another VXLAN device has the port.
+/// The kernel refuses the device, most likely because another VXLAN device has the port.
 pub(crate) fn ensure_tunnel(
     netlink: &mut Netlink,
     port: u16,
@@ -61,14 +64,14 @@ fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
     Ok(links.into_iter().find(|link| link.name == TUNNEL_DEVICE))
 }
 
-/// Puts settings in place. What fails is said, here and in [`upkeep`](super::upkeep), which goes on trying.
+/// Puts settings in place. A failure is logged, and [`upkeep`](super::upkeep) tries again.
 pub(crate) fn prepare(uplinks: &[Link]) {
     set("net/ipv4/ip_forward", "1");
     forward_ipv6(uplinks);
 }
 
-/// Lets the FIB answer for IPv6 too. A node that forwards ignores routers' advertisements unless told otherwise: an uplink that
-/// learns routes from them goes on doing so.
+/// Lets the FIB answer for IPv6 too. A node that forwards ignores router advertisements unless
+/// configured otherwise: an uplink that learns routes from them keeps doing so.
 fn forward_ipv6(uplinks: &[Link]) {
     const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
     let present = std::fs::read_to_string(Path::new("/proc/sys").join(FORWARDING));
@@ -86,7 +89,7 @@ fn forward_ipv6(uplinks: &[Link]) {
     set(FORWARDING, "1");
 }
 
-/// Takes the tunnel device and the firewall table away. The settings stay, as others may rely on them.
+/// Removes the tunnel device and the firewall table. The settings stay, as others may rely on them.
 ///
 /// # Errors
 /// The kernel refuses to delete the device.

@@ -1,4 +1,4 @@
-//! Where the host's own packets go by its addresses and routes, without what mesh has added.
+//! The networks that the host's own addresses and routes reach, without what mesh has added.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,19 +17,19 @@ use crate::task::bridge::DEVICE;
 /// The kernel's table of ordinary routes.
 const MAIN_TABLE: u8 = 254;
 
-/// Addresses that belong to the host or that it has a way to.
+/// A network that the host belongs to, or has a route to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostNetwork {
-    /// The addresses.
+    /// The network.
     pub network: Ipv4Net,
-    /// By which device.
+    /// The device of the address or route.
     pub device: String,
 }
 
-/// Every IPv4 address and route of the host's own, default routes aside.
+/// Every IPv4 address and route of the host's own, except default routes.
 ///
 /// # Errors
-/// The kernel refuses a question.
+/// The kernel refuses a query.
 pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
     let mut netlink = Netlink::open()?;
     let names: BTreeMap<u32, String> =
@@ -47,7 +47,7 @@ pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
     Ok(found)
 }
 
-/// Routes of the main table but for default ones and mesh's, by device.
+/// Routes of the main table, except default routes and mesh's, by device.
 fn routes(netlink: &mut Netlink) -> io::Result<Vec<(u32, Ipv4Net)>> {
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;

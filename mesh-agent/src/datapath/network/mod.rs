@@ -1,4 +1,4 @@
-//! The node's network configuration: what the kernel says of it, and the little that mesh adds.
+//! The node's network configuration: queries of the kernel, and the little that mesh adds.
 
 pub(super) mod firewall;
 pub(super) mod host;

@@ -1,7 +1,8 @@
-//! A small synchronous rtnetlink client: one question, all answers.
+//! A small synchronous rtnetlink client: one request, all answers.
 //!
-//! Synchronous, as every question is answered by the kernel at once, and as a socket belongs to the network namespace of the thread
-//! that opens it: a thread that entered a task's namespace asks there and nowhere else.
+//! Synchronous, as the kernel answers every request at once, and as a socket belongs to the network
+//! namespace of the thread that opens it: a thread that entered a task's namespace queries that one
+//! and no other.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,50 +30,50 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVxlan};
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Link {
-    /// Its index.
+    /// The interface's index.
     pub(crate) index: u32,
-    /// Its name.
+    /// The interface's name.
     pub(crate) name: String,
-    /// Its Ethernet address.
+    /// The interface's Ethernet address.
     pub(crate) mac: Mac,
-    /// Largest packet, bytes.
+    /// The interface's MTU in bytes.
     pub(crate) mtu: u32,
     /// Kind of a software device: `veth`, `vxlan`, `bridge`; none for hardware.
     pub(crate) kind: Option<String>,
-    /// Whether it is administratively up.
+    /// Whether the interface is administratively up.
     pub(crate) is_up: bool,
-    /// Whether neighbours on it are asked for their Ethernet addresses.
+    /// Whether neighbours on it are resolved to Ethernet addresses.
     pub(crate) has_arp: bool,
-    /// Index of the other end, for a veth, in that end's namespace.
+    /// For a veth: the index of the other end, in that end's namespace.
     pub(crate) peer: Option<u32>,
-    /// What makes a VXLAN device the one that it is.
+    /// The fixed attributes of a VXLAN device.
     pub(crate) vxlan: Option<Vxlan>,
     /// Whether an XDP program runs in the driver (true) or generically (false).
     pub(crate) is_xdp_native: Option<bool>,
 }
 
-/// What can't be changed of a VXLAN device.
+/// The attributes of a VXLAN device that can't be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Vxlan {
     /// UDP port.
     pub(crate) port: u16,
     /// Whether each packet says where it goes (collect-metadata mode).
     pub(crate) is_external: bool,
-    /// First and last source port of what it sends.
+    /// First and last source port of the packets it sends.
     pub(crate) source_ports: (u16, u16),
 }
 
 impl Vxlan {
-    /// The tunnel device on this port.
+    /// The attributes of the tunnel device on this port.
     pub(crate) const fn tunnel(port: u16) -> Self {
         Self { port, is_external: true, source_ports: (SOURCE_PORT_MIN, SOURCE_PORT_MAX) }
     }
 }
 
-/// Where packets to an address go.
+/// The kernel's route to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// The interface.
+    /// The interface's index.
     pub(crate) ifindex: u32,
     /// The gateway, or the address itself if it is on the link.
     pub(crate) next_hop: Ipv4Addr,
@@ -88,7 +89,7 @@ impl Netlink {
     /// Opens a socket.
     ///
     /// # Errors
-    /// The system refuses the socket.
+    /// The kernel refuses the socket.
     pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -145,7 +146,7 @@ impl Netlink {
             .collect())
     }
 
-    /// Every IPv4 address, with the interface that has it.
+    /// Every IPv4 address, with its interface.
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Addr)>> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
@@ -159,7 +160,8 @@ impl Netlink {
             .collect())
     }
 
-    /// Every IPv6 address that others can use, with the interface that has it: none of a single link's, none still being checked.
+    /// Every IPv6 address that other hosts can use, with its interface: no link-local ones, none
+    /// that is tentative.
     pub(crate) fn addresses6(&mut self) -> io::Result<Vec<(u32, Ipv6Addr)>> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet6;
@@ -192,7 +194,7 @@ impl Netlink {
         Ok(interfaces)
     }
 
-    /// How packets to `address` leave this node.
+    /// The route from this node to `address`.
     pub(crate) fn route_to(&mut self, address: Ipv4Addr) -> io::Result<Option<Route>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
@@ -232,8 +234,8 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewNeighbour(request), flags).map(drop)
     }
 
-    /// Creates a VXLAN device in collect-metadata mode, up. Nobody is asked for Ethernet addresses on it: the tunnel's other end is all
-    /// that a route needs to name.
+    /// Creates a VXLAN device in collect-metadata mode, up, without ARP: a route over it needs to
+    /// name only the tunnel's other end.
     pub(crate) fn add_vxlan(&mut self, name: &str, port: u16, mtu: u32) -> io::Result<()> {
         let Vxlan { port, is_external, source_ports: (first, last) } = Vxlan::tunnel(port);
         let message = LinkMessageBuilder::<LinkVxlan>::new(name)
@@ -264,9 +266,9 @@ impl Netlink {
 /// An entry of the neighbour table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Neighbour {
-    /// Its Ethernet address.
+    /// The neighbour's Ethernet address.
     pub(crate) mac: Mac,
-    /// Whether the kernel has lately seen it alive (or was told never to ask).
+    /// Whether the kernel has lately confirmed that it is reachable, or the entry is permanent.
     pub(crate) is_confirmed: bool,
 }
 
@@ -383,7 +385,7 @@ fn read_mac(bytes: &[u8]) -> Option<Mac> {
     bytes.try_into().ok().map(Mac)
 }
 
-/// Whether a link is one end of a virtual cable.
+/// Whether a link is one end of a veth pair.
 pub(crate) fn is_veth(link: &Link) -> bool {
     link.kind.as_deref() == Some(&InfoKind::Veth.to_string())
 }

@@ -1,6 +1,7 @@
-//! Finds the host's end of a task's virtual cable by asking inside the task's network namespace.
+//! Finds the host's end of a task's veth pair by a query inside the task's network namespace.
 //!
-//! Invariants: only a thread made for it enters another namespace, and it ends there; no thread of the runtime ever does.
+//! Invariants: only a thread made for it enters another namespace, and it ends there; no thread of
+//! the runtime ever does.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::netlink::{Link, Netlink, is_veth};
 use crate::datapath::error::DatapathError;
 
-/// Where a task is plugged in.
+/// A task's veth pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TaskCable {
     /// The host's end, in this namespace.
@@ -22,10 +23,10 @@ pub(crate) struct TaskCable {
     pub(crate) task_mac: Mac,
 }
 
-/// Finds the cable of the task whose process is `pid` and whose address is `address`.
+/// Finds the veth pair of the task whose process is `pid` and whose address is `address`.
 ///
 /// # Errors
-/// The process or its address is gone, or it isn't plugged in by a veth into this namespace.
+/// The process or its address is gone, or no veth connects it to this namespace.
 pub(crate) fn find_cable(task: &str, pid: u32, address: Ipv4Addr) -> Result<TaskCable, DatapathError> {
     let failed = |reason: String, source| DatapathError::TaskLink { task: task.to_owned(), reason, source };
     let inside = ask_inside(pid, address)

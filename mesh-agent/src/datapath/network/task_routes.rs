@@ -1,10 +1,13 @@
-//! Routes to the tasks of other nodes: each member's subnet through the tunnel, under the VNI of what tasks send to each other.
+//! Routes to the tasks of other nodes: each member's subnet through the tunnel, under the VNI of
+//! packets between tasks.
 //!
-//! The kernel's own routes do it (`ip route` shows them, `encap ip id … dst NODE dev mesh-vxlan0`): a task's packet leaves by its bridge,
-//! is forwarded into the tunnel, and the other node's program hands it to its bridge.
+//! The kernel's own routes do it (`ip route` shows them, `encap ip id … dst NODE dev mesh-vxlan0`):
+//! a task's packet leaves by its bridge, is forwarded into the tunnel, and the other node's program
+//! passes it to that node's bridge.
 //!
-//! Invariants: a route on the tunnel device is one of these; it goes with the device, and a member's goes with the member. Packets
-//! between tasks are kept out of connection tracking (`firewall`), so that the engine doesn't hide their sources.
+//! Invariants: every route on the tunnel device is one of these; it goes with the device, and a
+//! member's goes with the member. Packets between tasks are exempt from connection tracking
+//! ([`super::firewall`]), so that the engine's NAT doesn't hide their sources.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +28,7 @@ use crate::datapath::error::DatapathError;
 use crate::task::bridge::subnet6_of;
 use crate::view::NodeView;
 
-/// Who made a route, as `ip route` shows it: a number that no routing daemon uses.
+/// The originator of the routes, as `ip route` shows it: a number that no routing daemon uses.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(109);
 /// Time to live of outer packets.
 const OUTER_TTL: u8 = 64;
@@ -36,18 +39,18 @@ pub(crate) type Subnets = BTreeMap<Ipv4Net, Ipv4Addr>;
 /// The routes as they were last put in place.
 #[derive(Debug, Default)]
 pub(crate) struct TaskRoutes {
-    /// As they are, as far as is known.
+    /// The routes as they are, if that is known.
     applied: Option<(u32, Subnets)>,
-    /// As they were last put in place, whatever has happened to them since.
+    /// The routes as they were last put in place, whatever has happened to them since.
     last: Option<(u32, Subnets)>,
 }
 
-/// Where routes lead.
+/// The tunnel of the routes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tunnel {
-    /// The tunnel device.
+    /// The tunnel device's index.
     pub(crate) ifindex: u32,
-    /// Its UDP port.
+    /// The tunnel's UDP port.
     pub(crate) port: u16,
     /// This node's address.
     pub(crate) local: Ipv4Addr,
@@ -60,7 +63,8 @@ pub(crate) fn wanted(view: &NodeView) -> Subnets {
 }
 
 impl TaskRoutes {
-    /// Makes every look at the routes a fresh one: devices or addresses have changed.
+    /// Makes the next call of [`TaskRoutes::follow`] read the kernel's routes, as devices or
+    /// addresses have changed.
     pub(crate) fn forget(&mut self) {
         self.applied = None;
     }
@@ -68,7 +72,7 @@ impl TaskRoutes {
     /// Puts the routes in place, if they aren't.
     ///
     /// # Errors
-    /// The kernel refuses a question or a route; it is tried again.
+    /// The kernel refuses a query or a route; the next call tries again.
     pub(crate) fn follow(
         &mut self,
         netlink: &mut Netlink,
@@ -101,7 +105,7 @@ impl TaskRoutes {
     }
 }
 
-/// The routes for these subnets: tasks have an IPv6 address too where the kernel knows IPv6.
+/// The routes of these subnets: tasks have an IPv6 address too where the kernel supports IPv6.
 fn routes(subnets: &Subnets) -> BTreeMap<IpNet, Ipv4Addr> {
     let has_ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
     let v4 = subnets.iter().map(|(subnet, node)| (IpNet::V4(*subnet), *node));
@@ -110,7 +114,8 @@ fn routes(subnets: &Subnets) -> BTreeMap<IpNet, Ipv4Addr> {
 }
 
 impl Netlink {
-    /// Destinations of the routes over a device, of both families; none that the kernel makes by itself.
+    /// Destinations of the routes over a device, of both families, except those that the kernel
+    /// makes by itself.
     fn tunnel_routes(&mut self, ifindex: u32) -> io::Result<Vec<IpNet>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -145,7 +150,7 @@ impl Netlink {
 
     fn delete_tunnel_route(&mut self, ifindex: u32, subnet: IpNet) -> io::Result<()> {
         match self.ask(RouteNetlinkMessage::DelRoute(route_to(ifindex, subnet)), NLM_F_ACK) {
-            // Gone already, with a device or by somebody's hand.
+            // The route is gone already, with its device or by somebody's hand.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             done => done.map(drop),
         }

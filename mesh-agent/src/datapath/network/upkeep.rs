@@ -1,10 +1,11 @@
-//! Settings of the host that mesh stands on: looked at regularly, set back when something else has changed them, and named when that
-//! fails.
+//! Watches settings of the host on which mesh depends: checks them regularly, restores what another
+//! program has changed, and reports what it can't restore.
 //!
-//! Invariants: a setting is one line of the table in [`Upkeep::settings`]; a node with a wrong setting says so in `/readyz`; what was set
-//! back is counted.
+//! Invariants: a setting is one line of the table in [`Upkeep::settings`]; a node with a wrong
+//! setting says so in `/readyz`; each restoration is counted.
 //!
-//! Left to others: interfaces, addresses and routes, of whose changes the kernel tells (`monitor`); they are counted here, too.
+//! Left to others: interfaces, addresses and routes, whose changes the kernel reports
+//! ([`super::monitor`]); their restorations are counted here, too.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,45 +18,45 @@ use super::firewall::Firewall;
 use super::host::TUNNEL_DEVICE;
 use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
-/// The tunnel device, when it had to be made again.
+/// Name of the tunnel device, as a setting that was restored.
 pub(crate) const TUNNEL: &str = "device mesh-vxlan0";
-/// Routes to tasks of other nodes, when some had to be made again.
+/// Name of the routes to tasks of other nodes, as a setting that was restored.
 pub(crate) const ROUTES: &str = "routes to tasks";
-/// The table of nftables.
+/// Name of the nftables table.
 const RULES: &str = "nft table ip mesh";
 
-/// What became of the host's settings.
+/// The state of the host's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostSettings {
-    /// How often each was set back.
+    /// How often each setting was restored.
     pub restored: BTreeMap<&'static str, u64>,
-    /// Those that are wrong now, with what to do.
+    /// The settings that are wrong now, with the next step.
     pub wrong: BTreeMap<&'static str, String>,
 }
 
-/// What a look at a setting found.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Found {
-    /// It is as it should be, or not there.
+    /// The setting is as it should be, or does not exist.
     Right,
-    /// Something else had changed it: it is set back.
+    /// Another program had changed it; it was restored.
     Restored,
-    /// It is wrong and stays so, with what to do.
+    /// It is wrong and can't be restored; the next step.
     Wrong(String),
 }
 
-/// A setting and how it should be.
+/// A setting and its required value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Setting {
-    /// A file below `/proc/sys`; that of a device may not be there.
+    /// A file below `/proc/sys`; a device's may not exist.
     Sysctl { file: String, value: &'static str },
-    /// The firewall table of mesh's own.
+    /// mesh's own firewall table.
     Rules,
-    /// A chain that the engine makes when it starts, and then only: tasks need it for the way out.
+    /// A chain that the engine makes only when it starts: tasks need it for outgoing traffic.
     EngineChain { table: &'static str, chain: &'static str },
 }
 
-/// The host's settings and what is known of them.
+/// The host's settings and their state.
 pub(crate) struct Upkeep {
     root: PathBuf,
     pub(crate) firewall: Firewall,
@@ -64,7 +65,7 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Looks below `/proc/sys`.
+    /// Checks below `/proc/sys`.
     pub(crate) fn new() -> Self {
         Self::below(PathBuf::from("/proc/sys"))
     }
@@ -74,7 +75,7 @@ impl Upkeep {
         Self { root, firewall, seen_chains: Vec::new(), settings }
     }
 
-    /// The table: by what name each is known, and how it should be.
+    /// The table of settings: each one's name and required value.
     fn settings() -> [(&'static str, Setting); 7] {
         let sysctl = |file: String, value| Setting::Sysctl { file, value };
         [
@@ -97,7 +98,8 @@ impl Upkeep {
         ]
     }
 
-    /// Looks at every setting once; at those that cost a process of their own only if `thoroughly`. Blocking.
+    /// Checks every setting once; those that need a process of their own only if `thoroughly`.
+    /// Blocks.
     pub(crate) fn look(&mut self, thoroughly: bool) {
         for (name, setting) in Self::settings() {
             let found = match &setting {
@@ -134,7 +136,7 @@ impl Upkeep {
         }
     }
 
-    /// A chain that was never there is none that the engine makes here.
+    /// A chain that never existed is one that the engine doesn't make here.
     fn engine_chain(&mut self, name: &'static str, table: &str, chain: &str) -> Found {
         if has_chain(table, chain) {
             if !self.seen_chains.contains(&name) {
@@ -161,9 +163,9 @@ fn has_chain(table: &str, chain: &str) -> bool {
 }
 
 impl HostSettings {
-    /// Counts what had to be set back.
+    /// Counts that a setting was restored.
     pub(crate) fn note_restored(&mut self, name: &'static str) {
-        warn!(setting = name, "something else had changed a setting that mesh needs: it is set back");
+        warn!(setting = name, "another program had changed a setting that mesh needs: restored it");
         *self.restored.entry(name).or_default() += 1;
     }
 
@@ -220,7 +222,7 @@ mod tests {
     fn what_can_not_be_set_back_is_named_until_it_is_right() {
         let (root, mut upkeep) = host("0");
         let file = root.path().join("net/ipv4/ip_forward");
-        // Not even root writes a directory.
+        // Not even root can write to a directory.
         std::fs::remove_file(&file).expect("the file");
         std::fs::create_dir(&file).expect("a directory in its place");
         upkeep.look(false);

@@ -1,7 +1,8 @@
-//! The node's uplinks, its addresses on them, and how it reaches the other member nodes.
+//! The node's uplinks, its addresses on them, and its paths to the other member nodes.
 //!
-//! Invariants: an address is one the kernel has now; a MAC is one the kernel's neighbour table has now. Neighbours of member nodes are
-//! kept resolved by asking the kernel to use them, so nothing is invented here and nothing is left behind.
+//! Invariants: an address is one the kernel has now; a MAC is one the kernel's neighbour table has
+//! now. Neighbours of member nodes are kept resolved by asking the kernel to use them, so no entry
+//! is invented here and none is left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,26 +18,28 @@ use crate::datapath::error::DatapathError;
 use crate::datapath::facts::Hop;
 use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
-/// The device of addresses that are on no wire.
+/// The loopback device.
 const LOOPBACK: &str = "lo";
 
-/// What the node is known by.
+/// The node's uplinks and addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplinks {
-    /// The interfaces that clients and member nodes are reached over.
+    /// The interfaces over which clients and member nodes are reached.
     pub(crate) links: Vec<Link>,
-    /// This node's address towards the others.
+    /// The address by which other nodes reach this one.
     pub(crate) address: Ipv4Addr,
-    /// Every address of the node's at which published ports answer, see [`answers`].
+    /// Every address of the node at which published ports answer; see [`answers`].
     pub(crate) addresses: BTreeSet<Address>,
-    /// ifindex of the uplink by which clients are answered directly: that with a default route, else that with this node's address.
+    /// Index of the uplink by which clients are answered directly (DSR): the one with a default
+    /// route, else the one with this node's address.
     pub(crate) direct: u32,
-    /// ifindex of the bridge of this node's tasks; 0 until the engine has made it.
+    /// Index of the bridge of this node's tasks; 0 until the engine has made it.
     pub(crate) tasks: u32,
 }
 
 impl Uplinks {
-    /// Finds the uplinks that `config` names, or else those with a default route; and in any case that of the node's address.
+    /// Finds the uplinks that `config` names, or else those with a default route; and in any case
+    /// the one with the node's address.
     ///
     /// # Errors
     /// There is none, one is missing, or there is no address.
@@ -60,7 +63,8 @@ impl Uplinks {
         let address =
             config.address.or(on_first).ok_or_else(|| DatapathError::NoAddress(first.name.clone()))?;
         let owner = addresses.iter().find(|(_, found)| *found == address).map(|(index, _)| *index);
-        // The tunnel is taken from uplinks only, and its packets come by this one, unless the address is on no wire at all.
+        // Tunnel packets are accepted from uplinks only and arrive at this address, so its
+        // interface must be one, unless that is the loopback device.
         let is_missing =
             |link: &&Link| Some(link.index) == owner && link.name != LOOPBACK && !uplinks.contains(link);
         let missing = links.iter().find(is_missing).cloned();
@@ -82,7 +86,7 @@ impl Uplinks {
         Ok(Self { links: uplinks, address, addresses, direct, tasks })
     }
 
-    /// The smallest MTU of the uplinks, bytes.
+    /// The smallest MTU of the uplinks in bytes.
     pub(crate) fn mtu(&self) -> u32 {
         self.links.iter().map(|link| link.mtu).min().unwrap_or_default()
     }
@@ -101,8 +105,9 @@ impl Uplinks {
     }
 }
 
-/// Whether published ports answer at an address when its packets come in by an uplink: on whatever device it is (the loopback's, a dummy,
-/// another NIC, as virtual and anycast addresses are), but on none that mesh made, and not if it is the loopback's own.
+/// Whether published ports answer at an address when its packets arrive at an uplink: whatever
+/// device has it (the loopback's, a dummy, another NIC, as virtual and anycast addresses have), but
+/// no device that mesh made, and not the loopback's own addresses.
 fn answers(is_on_own_device: bool, address: Address) -> bool {
     !is_on_own_device && address.is_host()
 }
@@ -117,22 +122,23 @@ fn named(links: Vec<Link>, names: &[String]) -> Result<Vec<Link>, DatapathError>
         .collect()
 }
 
-/// Routes to member nodes, remembered until routes change.
+/// Routes to member nodes, cached until routes change.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     known: BTreeMap<Ipv4Addr, Option<Route>>,
 }
 
 impl Routes {
-    /// Forgets everything; for when links, addresses or routes have changed.
+    /// Drops the cache, when links, addresses or routes have changed.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
     }
 
-    /// The outer Ethernet header for each node, as far as it is known now; makes the kernel resolve or confirm the rest.
+    /// The outer Ethernet header for each node, as far as it is known now; makes the kernel resolve
+    /// or confirm the rest.
     ///
     /// # Errors
-    /// The kernel refuses a question. That a single node can't be reached is no error.
+    /// The kernel refuses a query. That a single node can't be reached is no error.
     pub(crate) fn hops(
         &mut self,
         netlink: &mut Netlink,
@@ -151,7 +157,7 @@ impl Routes {
             if !neighbour.is_some_and(|neighbour| neighbour.is_confirmed)
                 && let Err(error) = netlink.resolve(route.ifindex, route.next_hop)
             {
-                // The link is down, most likely: it will be asked for again.
+                // Most likely the link is down; the next call tries again.
                 debug!(neighbour = %route.next_hop, error = mesh_runtime::error_chain(&error), "the kernel can't resolve a neighbour now");
             }
             let mac = neighbour.map(|neighbour| neighbour.mac).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The fields that a spec carries without control reading them, read at last.
+//! Parses the fields of a spec that control stores without parsing them.
 //!
-//! Invariant: a field that is neither known here nor empty is refused by its path. Go writes absent lists as `null` and absent texts
-//! as `""`: those count as absent.
+//! Invariant: a field that is neither known here nor empty is refused by its path. Go writes absent
+//! lists as `null` and absent texts as `""`: those count as absent.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::PlanError;
 
-/// `ContainerSpec` beyond the fields that control reads.
+/// The fields of `ContainerSpec` that control doesn't parse.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct ContainerExtras {
@@ -37,7 +37,7 @@ pub(super) struct ContainerExtras {
     pub(super) rest: Extra,
 }
 
-/// Name servers of the container.
+/// DNS settings of the container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct DnsConfig {
@@ -98,11 +98,12 @@ pub(super) struct AppArmor {
     pub(super) mode: String,
 }
 
-/// `TaskTemplate` beyond the fields that control reads.
+/// The fields of `TaskTemplate` that control doesn't parse.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct TaskExtras {
-    /// Known, and nothing to be done about: every task is on its node's one network, which reaches all others.
+    /// Accepted and ignored: every task is on its node's one network, from which it reaches all
+    /// others.
     #[serde(rename = "Networks")]
     _networks: IgnoredAny,
     pub(super) log_driver: Option<LogDriver>,
@@ -111,7 +112,7 @@ pub(super) struct TaskExtras {
     rest: Extra,
 }
 
-/// Where the container's output goes.
+/// The log driver of the container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct LogDriver {
@@ -119,7 +120,7 @@ pub(super) struct LogDriver {
     pub(super) options: HashMap<String, String>,
 }
 
-/// Times of a health check, nanoseconds.
+/// Intervals and timeouts of a health check, nanoseconds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct HealthExtras {
@@ -132,9 +133,9 @@ pub(super) struct HealthExtras {
     rest: Extra,
 }
 
-/// Fields that this reader does not know.
+/// Access to the fields that a type does not know.
 pub(super) trait Rest {
-    /// Them.
+    /// The fields that this type does not know.
     fn rest(&self) -> &Extra;
 }
 
@@ -150,7 +151,7 @@ macro_rules! rest {
 rest!(ContainerExtras, TaskExtras, HealthExtras);
 
 impl ContainerExtras {
-    /// Refuses what can't be honoured within known fields.
+    /// Refuses values of known fields that can't be honoured.
     pub(super) fn check(&self) -> Result<(), PlanError> {
         none_left("ContainerSpec.DNSConfig", &self.dns_config.rest)?;
         none_left("ContainerSpec.Privileges", &self.privileges.rest)?;
@@ -161,7 +162,7 @@ impl ContainerExtras {
     }
 }
 
-/// Reads the fields of an object at `path`; a field that no one knows is refused.
+/// Parses the fields of the object at `path`; refuses unknown fields.
 pub(super) fn read<T: DeserializeOwned + Rest>(path: &str, fields: &Extra) -> Result<T, PlanError> {
     let parsed: T = serde_json::from_value(without_nulls(&Value::Object(fields.clone())))
         .map_err(|error| PlanError::Invalid { field: path.to_owned(), reason: error.to_string() })?;
@@ -169,7 +170,7 @@ pub(super) fn read<T: DeserializeOwned + Rest>(path: &str, fields: &Extra) -> Re
     Ok(parsed)
 }
 
-/// Refuses the first field that holds something.
+/// Refuses the first field that is not empty.
 pub(super) fn none_left(path: &str, fields: &Extra) -> Result<(), PlanError> {
     match fields.iter().find(|(_, value)| !is_absent(value)) {
         Some((key, _)) => Err(PlanError::Unsupported(format!("{path}.{key}"))),

@@ -1,4 +1,4 @@
-//! The files of a container's secrets and configs: pure.
+//! The files of a container's secrets and configs. Pure.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::extras::none_left;
 use crate::task::dependencies::files::{FilePlan, directory};
 use crate::task::docker::model::{Mount, MountType};
 
-/// The files, secrets first, each below `root`.
+/// Plans the files, secrets first, each below `root`.
 pub(super) fn plan(spec: &ContainerSpec, task: &TaskId, root: &Path) -> Result<Vec<FilePlan>, PlanError> {
     for secret in &spec.secrets {
         none_left("ContainerSpec.Secrets", &secret.extra)?;

@@ -1,4 +1,4 @@
-//! The part of a container that the host gives: limits, mounts, security, ports, names.
+//! The host's settings of a container: limits, mounts, security, ports, names.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::task::docker::model::{
     RestartPolicyNameEnum,
 };
 
-/// The host's part of a task's container.
+/// The host configuration of a task's container.
 pub(super) fn config(
     assignment: &Assignment,
     extras: &ContainerExtras,
@@ -29,7 +29,7 @@ pub(super) fn config(
     let hosts = extras.hosts.iter().map(|line| host_entries(line)).collect::<Result<Vec<_>, _>>()?.concat();
     let mut config = HostConfig {
         network_mode: Some(NETWORK_NAME.to_owned()),
-        // Replacement is control's: the engine must not revive what ended.
+        // Control replaces tasks: the engine must not restart what has ended.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
@@ -61,8 +61,9 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// The resolver's options. The engine answers names on the tasks' network itself and adds `ndots:0` there, by which names without a dot
-/// skip the search domains. A service without networks is on none for its user: its own DNS settings get the resolver's default instead.
+/// The resolver's options. On the tasks' network the engine answers names itself and adds
+/// `ndots:0`, by which names without a dot skip the search domains. For its user, a service without
+/// networks is not on such a network: its own DNS settings get the resolver's default instead.
 fn dns_options(extras: &ContainerExtras, assignment: &Assignment) -> Vec<String> {
     let given = &extras.dns_config;
     let mut options = given.options.clone();
@@ -74,7 +75,7 @@ fn dns_options(extras: &ContainerExtras, assignment: &Assignment) -> Vec<String>
     options
 }
 
-/// Ports that host-mode publishing opens.
+/// The ports that host-mode publishing opens.
 pub(super) fn exposed_ports(ports: &[PortConfig]) -> Option<Vec<String>> {
     (!ports.is_empty()).then(|| ports.iter().map(port_name).collect())
 }
@@ -103,7 +104,8 @@ fn limit(config: &mut HostConfig, resources: &Resources) -> Result<(), PlanError
     }
     if let Some(reserved) = &resources.reservations {
         none_left("Resources.Reservations", &reserved.extra)?;
-        // Reserved CPU only steers the scheduler; reserved memory also tells the kernel whom to spare.
+        // Reserved CPU matters to the scheduler only; reserved memory is also the kernel's soft
+        // limit.
         config.memory_reservation = positive(reserved.memory_bytes);
     }
     Ok(())
@@ -122,7 +124,7 @@ fn ulimits(extras: &ContainerExtras) -> Option<Vec<ResourcesUlimits>> {
     (!extras.ulimits.is_empty()).then(|| limits.collect())
 }
 
-/// `10.0.0.1 a b` (hosts(5), as specs write it) as the engine's `a:10.0.0.1`.
+/// Translates `10.0.0.1 a b` (hosts(5), as specs write it) to the engine's `a:10.0.0.1`.
 fn host_entries(line: &str) -> Result<Vec<String>, PlanError> {
     let mut words = line.split_whitespace();
     let (Some(address), names) = (words.next(), words.collect::<Vec<_>>()) else { return Ok(Vec::new()) };
@@ -133,7 +135,7 @@ fn host_entries(line: &str) -> Result<Vec<String>, PlanError> {
     Ok(names.into_iter().map(|name| format!("{name}:{address}")).collect())
 }
 
-/// The engine's spelling of the privileges.
+/// Translates the privileges to the engine's security options.
 fn security(privileges: &Privileges) -> Result<Vec<String>, PlanError> {
     let mut options = Vec::new();
     if privileges.no_gain {
@@ -183,7 +185,7 @@ fn selinux_labels(context: &SeLinux) -> Vec<String> {
     parts.iter().filter(|(_, v)| !v.is_empty()).map(|(key, value)| format!("label={key}:{value}")).collect()
 }
 
-/// A mount, in the engine's own type; a field that the type would lose is refused.
+/// Parses a mount to the engine's own type; refuses a field that the type would lose.
 fn mount(given: &Value, context: &TemplateContext) -> Result<Mount, PlanError> {
     let invalid = |reason: String| PlanError::Invalid { field: "ContainerSpec.Mounts".to_owned(), reason };
     let mut mount: Mount =
@@ -212,7 +214,7 @@ fn expand_values(
     Ok(())
 }
 
-/// The first field of `given` that holds something and is not in `kept`.
+/// The first field of `given` that is not empty and not in `kept`.
 fn lost(path: &str, given: &Value, kept: &Value) -> Option<String> {
     let (Value::Object(given), Value::Object(kept)) = (given, kept) else { return None };
     given.iter().filter(|(_, value)| !is_absent(value)).find_map(|(key, value)| {

@@ -1,9 +1,10 @@
-//! What a task's container is. Pure: an assignment and the node go in, the engine's own request comes out.
+//! Plans a task's container. Pure: from the assignment and the node to the engine's own request.
 //!
-//! Invariant: every field of the spec reaches the container or is refused by name ([`PlanError::Unsupported`]); none is dropped
-//! silently.
+//! Invariant: every field of the spec reaches the container or is refused by name
+//! ([`PlanError::Unsupported`]); none is dropped silently.
 //!
-//! Left to others: placement, restart and update policies, which are control's and never the container's.
+//! Left to others: placement, restart and update policies, which are control's and never the
+//! container's.
 
 mod extras;
 mod files;
@@ -31,32 +32,33 @@ use super::docker::model::{
 use super::transition::stop_grace;
 use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
 
-/// Label that tells an agent its own containers from Swarm's: the node they were made for.
+/// The label by which an agent finds its own containers among Swarm's: the id of the node they were
+/// made for.
 pub const NODE_LABEL: &str = "mesh.node.id";
-/// Label with the task's id.
+/// The label with the task's id.
 pub const TASK_ID_LABEL: &str = "com.docker.swarm.task.id";
 
 /// The node, as templates and labels name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeIdentity {
-    /// Its id.
+    /// The node's id.
     pub id: NodeId,
-    /// Its hostname.
+    /// The node's hostname.
     pub hostname: String,
-    /// `x86_64`.
+    /// The machine's architecture, for example `x86_64`.
     pub architecture: String,
-    /// `linux`.
+    /// The operating system: `linux`.
     pub os: String,
 }
 
 /// A container to make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerPlan {
-    /// Its name: `{task name}.{task id}`.
+    /// The container's name: `{task name}.{task id}`.
     pub name: String,
-    /// Its image.
+    /// The container's image.
     pub image: String,
-    /// Secrets and configs that it finds as files; bound by `body`.
+    /// The files of its secrets and configs, which `body` bind-mounts.
     pub files: Vec<FilePlan>,
     /// The values for secrets and configs that are templates.
     pub payload: PayloadContext,
@@ -67,23 +69,23 @@ pub struct ContainerPlan {
 /// Why no container can be made of a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PlanError {
-    /// The spec asks for what this agent can't give.
+    /// The spec asks for something that this agent doesn't support.
     #[error("mesh cannot honour {0} yet: remove it from the service")]
     Unsupported(String),
-    /// A field holds what it can't hold.
+    /// A field has an invalid value.
     #[error("{field}: {reason}")]
     Invalid {
-        /// Its path.
+        /// The field's path.
         field: String,
-        /// What is wrong.
+        /// What is wrong with the value.
         reason: String,
     },
-    /// A template can't be filled in (Swarm's words).
+    /// A template can't be expanded (Swarm's words).
     #[error("expanding {field} failed: {reason}")]
     Template {
-        /// The field that holds it.
+        /// The field that holds the template.
         field: &'static str,
-        /// What is wrong.
+        /// What is wrong with the template.
         reason: String,
     },
 }
@@ -93,15 +95,15 @@ pub fn container_name(assignment: &Assignment) -> String {
     format!("{}.{}", assignment.name, assignment.task.id)
 }
 
-/// The time between stop signal and kill that the spec wants.
+/// The time between stop signal and kill that the spec sets.
 pub fn grace(assignment: &Assignment) -> Duration {
     stop_grace(assignment.spec.container_spec.as_ref().and_then(|spec| spec.stop_grace_period))
 }
 
-/// The container of a task on `node`, its secrets and configs below `files_root`.
+/// Plans the container of a task on `node`, with its secrets and configs below `files_root`.
 ///
 /// # Errors
-/// What the spec asks and the agent can't do, by the field's name.
+/// The spec asks for something that the agent can't do; the error names the field.
 pub fn plan(
     assignment: &Assignment,
     node: &NodeIdentity,
@@ -171,7 +173,7 @@ fn labels(
     labels
 }
 
-/// Templates are filled in behind the `=` only, as Swarm does.
+/// Templates are expanded behind the `=` only, as in Swarm.
 fn expand_env(context: &TemplateContext, env: &[String]) -> Result<Vec<String>, PlanError> {
     env.iter()
         .map(|entry| match entry.split_once('=') {
@@ -181,7 +183,7 @@ fn expand_env(context: &TemplateContext, env: &[String]) -> Result<Vec<String>, 
         .collect()
 }
 
-/// How a task learns which generic resources are its own: `DOCKER_RESOURCE_GPU=a,b`.
+/// The variables that name a task's own generic resources: `DOCKER_RESOURCE_GPU=a,b`.
 fn generic_env(task: &Task) -> Vec<String> {
     let mut kinds: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for resource in &task.generic_resources {
@@ -205,7 +207,7 @@ fn health(check: &HealthConfig) -> Result<EngineHealth, PlanError> {
     })
 }
 
-/// The engine takes seconds; a grace is never rounded down.
+/// The engine takes whole seconds; a grace period is never rounded down.
 fn whole_seconds(grace: Duration) -> i64 {
     let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
     i64::try_from(seconds).unwrap_or(i64::MAX)

@@ -25,7 +25,7 @@ pub(super) fn context(assignment: &Assignment, node: &NodeIdentity, task_name: &
     }
 }
 
-/// `text` with its templates expanded; `field` names it in errors.
+/// Expands the templates in `text`; `field` names it in errors.
 ///
 /// # Errors
 /// [`PlanError::Template`] when the template can't be parsed or executed.

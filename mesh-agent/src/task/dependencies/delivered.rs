@@ -1,6 +1,6 @@
 //! A secret or config as control sends it.
 //!
-//! Invariant: its bytes are never shown by `Debug`, and wiped when the last holder lets go.
+//! Invariant: `Debug` never shows its bytes, and they are zeroized when the last holder drops them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use mesh_state::ids::DependencyId;
 use mesh_state::proto;
 use zeroize::Zeroizing;
 
-/// Bytes that are nobody's business.
+/// Secret bytes: zeroized on drop, redacted in `Debug`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateBytes(Arc<Zeroizing<Vec<u8>>>);
 
 impl PrivateBytes {
-    /// These bytes.
+    /// Wraps secret bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Zeroizing::new(bytes)))
     }
 
-    /// Them.
+    /// The raw bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.0
     }
@@ -32,30 +32,30 @@ impl fmt::Debug for PrivateBytes {
     }
 }
 
-/// What became of an object that a task refers to.
+/// The contents of an object that a task refers to, or why there are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// The data, as the task's file holds it.
     Data(PrivateBytes),
     /// A template in Go's language: each task's file holds its own expansion.
     Template(PrivateBytes),
-    /// There is none, for this reason.
+    /// The object can't be used, for this reason.
     Refused(String),
 }
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
-    /// Which kind.
+    /// Whether it is a secret or a config.
     pub kind: DependencyKind,
-    /// Which.
+    /// The object's id.
     pub id: DependencyId,
-    /// The object.
+    /// The object's contents.
     pub found: Found,
 }
 
 impl Delivered {
-    /// Reads a message; `None` for one of a kind that this agent doesn't know.
+    /// Parses a message; `None` if its kind is one that this agent doesn't know.
     pub fn read(message: proto::Dependency) -> Option<Self> {
         let found = match message.found? {
             proto::dependency::Found::Data(data) => {

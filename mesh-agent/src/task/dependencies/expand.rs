@@ -1,11 +1,12 @@
-//! What a task's files hold: the data as it was delivered, or the task's own expansion of a template.
+//! The contents of a task's files: the data as it was delivered, or the task's own expansion of a
+//! template.
 //!
-//! Purpose: a secret or config that was created with `--template-driver golang` is expanded for each
-//! task, on its node, in memory. Its template may name the task's service, node and slot, and call
-//! `secret`, `config` and `env`, as in swarmkit's `template` package.
+//! Purpose: a secret or config that was created with `--template-driver golang` is expanded for
+//! each task, on its node, in memory. Its template may name the task's service, node and slot, and
+//! call `secret`, `config` and `env`, as in swarmkit's `template` package.
 //!
-//! Invariant: `secret` and `config` reach only what the task itself refers to, and give it as it was
-//! delivered: an expansion is never expanded again.
+//! Invariant: `secret` and `config` reach only what the task itself refers to, and return it as it
+//! was delivered: an expansion is never expanded again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub struct PayloadContext {
 /// The contents of the files, in the order of `plans`; `found` holds one object for each plan.
 ///
 /// # Errors
-/// Which object is refused or can't be expanded, and why: for the task's error.
+/// An object is refused or can't be expanded; the text is for the task's error.
 pub(super) fn contents(
     plans: &[FilePlan],
     found: &[Found],

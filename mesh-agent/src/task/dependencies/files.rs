@@ -1,7 +1,8 @@
 //! Tasks' files on a tmpfs: a private directory for each task, a file for each reference.
 //!
-//! Invariants: nothing is written where a disk is behind; only root reaches the directories, a task sees its files by bind mounts alone;
-//! a file has its owner and mode before it has contents. Blocking.
+//! Invariants: nothing is written to a file system on a disk; only root can open the directories, a
+//! task sees its files through bind mounts alone; a file has its owner and mode before it has
+//! contents. Blocks.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -25,27 +26,27 @@ const TMPFS: FsWord = 0x0102_1994;
 /// `f_type` of ramfs, which is never swapped out either.
 const RAMFS: FsWord = 0x8584_58f6;
 
-/// A file that a task finds a secret or config in.
+/// The file of a secret or config in a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilePlan {
-    /// Which kind.
+    /// Whether it holds a secret or a config.
     pub kind: DependencyKind,
-    /// Which object.
+    /// The id of the object that it holds.
     pub id: DependencyId,
-    /// Its name, for messages.
+    /// The object's name, for messages.
     pub name: String,
-    /// The file on this node.
+    /// The file's path on this node.
     pub source: PathBuf,
-    /// Its path in the task.
+    /// The file's path in the task.
     pub target: String,
-    /// Its owner and group.
+    /// The file's owner and group.
     pub owner: (u32, u32),
-    /// Its permission bits.
+    /// The file's permission bits.
     pub permissions: u32,
 }
 
 impl FilePlan {
-    /// The object that it holds.
+    /// The kind and id of the object that the file holds.
     pub(super) fn dependency(&self) -> (DependencyKind, DependencyId) {
         (self.kind, self.id.clone())
     }
@@ -54,25 +55,25 @@ impl FilePlan {
 /// Why files can't be written or removed.
 #[derive(Debug, Error)]
 pub enum FilesError {
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("{verb} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         verb: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the file system said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// No tmpfs can be had.
+    /// No tmpfs can be mounted.
     #[error(
         "mount a tmpfs at {}, as secrets must not be on a disk: run mesh-agent as root, or name a directory on a tmpfs with --task-files",
         path.display()
     )]
     NoTmpfs {
-        /// Where.
+        /// The mount point.
         path: PathBuf,
-        /// Why not.
+        /// The kernel's error.
         source: Errno,
     },
 }
@@ -84,7 +85,8 @@ pub struct TaskFiles {
 }
 
 impl TaskFiles {
-    /// Files below `root`, which is made a tmpfs when the first file is written, if it isn't on one.
+    /// Files below `root`; unless it is on a tmpfs already, one is mounted there when the first
+    /// file is written.
     pub fn new(root: PathBuf) -> Self {
         Self { root }
     }
@@ -93,10 +95,10 @@ impl TaskFiles {
         &self.root
     }
 
-    /// Writes all files of a task, in place of those that an earlier attempt left.
+    /// Writes all files of a task, and replaces those that an earlier attempt left.
     ///
     /// # Errors
-    /// [`FilesError`]; what was written is taken away with the task.
+    /// [`FilesError`]; what was written is removed with the task.
     pub fn write(
         &self,
         task: &TaskId,
@@ -113,7 +115,7 @@ impl TaskFiles {
         Ok(())
     }
 
-    /// Takes a task's files away; one that has none is fine.
+    /// Removes a task's files; succeeds if it has none.
     ///
     /// # Errors
     /// [`FilesError::Io`]
@@ -127,7 +129,7 @@ impl TaskFiles {
         }
     }
 
-    /// Takes the files of all tasks away that are not in `living`.
+    /// Removes the files of all tasks that are not in `living`.
     ///
     /// # Errors
     /// [`FilesError::Io`]
@@ -146,7 +148,8 @@ impl TaskFiles {
         Ok(())
     }
 
-    /// Takes the directory away, and the tmpfs that was mounted for it. Files of tasks stay, and all of it then.
+    /// Removes the directory, and the tmpfs that was mounted for it. If files of tasks are left,
+    /// everything stays.
     ///
     /// # Errors
     /// [`FilesError::Io`]
@@ -172,7 +175,7 @@ impl TaskFiles {
         if [TMPFS, RAMFS].contains(&found.f_type) {
             return Ok(());
         }
-        // Not `noexec`: a config may be a script that a task starts.
+        // Not `noexec`: a config may be a script that a task executes.
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         let make = |options| mount("mesh-task-files", &self.root, "tmpfs", flags, Some(options));
         // Kernels before 6.4 don't know `noswap`.
@@ -182,9 +185,10 @@ impl TaskFiles {
     }
 }
 
-/// Where a task's files are.
+/// The directory of a task's files.
 pub fn directory(root: &Path, task: &TaskId) -> PathBuf {
-    // Ids are control's; whatever else came would not leave the root, nor be the root itself.
+    // Ids come from control and are alphanumeric; filtering keeps any other id from leaving the
+    // root, or being the root itself.
     let name: String = task.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
     root.join(format!("task-{name}"))
 }
@@ -193,7 +197,7 @@ fn write(plan: &FilePlan, data: &PrivateBytes) -> io::Result<()> {
     let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&plan.source)?;
     let (owner, group) = plan.owner;
     fchown(&file, Some(owner), Some(group))?;
-    // After the owner: a change of owner takes set-id bits away, were there any.
+    // After the owner: changing the owner clears set-id bits.
     file.set_permissions(Permissions::from_mode(plan.permissions))?;
     file.write_all(data.as_slice())
 }
@@ -232,7 +236,7 @@ mod tests {
         let files = TaskFiles::new(root.path().join("tasks"));
         let bytes = [PrivateBytes::new(b"value".to_vec())];
         for (task, permissions) in [("a", 0o440), ("b", 0o444)] {
-            // The second attempt replaces what the first left.
+            // The second attempt replaces what the first one left.
             for _ in 0..2 {
                 files.write(&task.into(), &[plan(files.root(), task, permissions)], &bytes).expect("written");
             }

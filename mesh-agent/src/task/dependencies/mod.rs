@@ -1,12 +1,14 @@
 //! Secrets and configs of this node's tasks: what control delivered, and the files that tasks see.
 //!
-//! Purpose: [`Dependencies`] holds in memory what tasks that are to run refer to, and puts a task's files into a tmpfs before its
-//! container is made ([`files`]).
+//! Purpose: [`Dependencies`] holds the objects in memory to which tasks refer that are to run, and
+//! writes a task's files to a tmpfs before its container is made ([`files`]).
 //!
-//! Invariants: nothing is on a disk; a task's files live until it has ended and outlive the agent, so that a restarted one needs
-//! nothing of them and no manager; memory is wiped when no task refers to it.
+//! Invariants: nothing is on a disk; a task's files live until it has ended and outlive the agent,
+//! so that a restarted agent needs neither the objects nor a manager; memory is zeroized when no
+//! task refers to an object.
 //!
-//! Left to others: which files a task has and where ([`super::container_spec`]), what is sent (control).
+//! Left to others: which files a task has and where ([`super::container_spec`]), which objects are
+//! sent (control).
 
 pub mod delivered;
 pub mod expand;
@@ -27,22 +29,22 @@ use delivered::{Delivered, Found};
 use expand::PayloadContext;
 use files::{FilePlan, TaskFiles};
 
-/// How long a task waits for a delivery before it says so.
+/// How long a task waits for a delivery before its status says so.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A kind and an id.
 type Named = (DependencyKind, DependencyId);
 
-/// Why a task's files are not there.
+/// Why a task's files can't be written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// They may come yet.
+    /// Objects were not delivered yet.
     Waiting(String),
-    /// They will not.
+    /// An object is refused, or can't be written.
     Refused(String),
 }
 
-/// What this node's tasks depend on.
+/// The objects of this node's tasks.
 #[derive(Debug)]
 pub struct Dependencies {
     files: TaskFiles,
@@ -50,17 +52,17 @@ pub struct Dependencies {
 }
 
 impl Dependencies {
-    /// Nothing held, files below `root`.
+    /// No objects, and files below `root`.
     pub fn new(root: PathBuf) -> Self {
         Self { files: TaskFiles::new(root), held: watch::Sender::default() }
     }
 
-    /// Where files are.
+    /// The directory of all tasks' files.
     pub(super) fn root(&self) -> &Path {
         self.files.root()
     }
 
-    /// Takes a delivery, if any of `tasks` is to run and refers to it.
+    /// Stores a delivery, if any of `tasks` is to run and refers to it.
     pub(super) fn take<'a>(
         &self,
         delivered: Delivered,
@@ -72,7 +74,8 @@ impl Dependencies {
         }
     }
 
-    /// Forgets what none of `tasks` needs: control delivers it again for the next that does.
+    /// Drops the objects that none of `tasks` needs; control delivers them again for the next task
+    /// that does.
     pub(super) fn keep_needed<'a>(&self, tasks: impl Iterator<Item = (&'a Assignment, TaskState)>) {
         if self.held.borrow().is_empty() {
             return;
@@ -80,12 +83,13 @@ impl Dependencies {
         let needed = needed(tasks);
         self.held.send_if_modified(|held| {
             held.retain(|name, _| needed.contains(name));
-            // Nobody waits for what is no longer needed.
+            // An object that no task needs has no waiters.
             false
         });
     }
 
-    /// Puts a task's files where its container will find them. Safe to drop midway, and to repeat while there is no container.
+    /// Writes a task's files where its container will find them. Cancel-safe, and repeatable while
+    /// there is no container.
     pub(super) async fn place(
         &self,
         task: &TaskId,
@@ -107,26 +111,27 @@ impl Dependencies {
         }
     }
 
-    /// Takes a task's files away. Logs what can't be removed: the task has ended all the same, and the next sweep tries again.
+    /// Removes a task's files. A failure is only logged: the task has ended all the same, and the
+    /// next sweep tries again.
     pub(super) async fn remove(&self, task: &TaskId) {
         let (files, owner) = (self.files.clone(), task.clone());
         match tokio::task::spawn_blocking(move || files.remove(&owner)).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => {
-                warn!(%task, error = mesh_runtime::error_chain(&failure), "remove the task's files");
+                warn!(%task, error = mesh_runtime::error_chain(&failure), "can't remove the task's files");
             }
-            Err(failure) => error!(%task, error = %failure, "remove the task's files"),
+            Err(failure) => error!(%task, error = %failure, "can't remove the task's files"),
         }
     }
 
-    /// Takes the files of all tasks away that are not in `living`. Blocking, for an instant.
+    /// Removes the files of all tasks that are not in `living`. Blocks for an instant.
     pub(super) fn sweep(&self, living: &BTreeSet<TaskId>) {
         if let Err(failure) = self.files.sweep(living) {
-            warn!(error = mesh_runtime::error_chain(&failure), "sweep tasks' files");
+            warn!(error = mesh_runtime::error_chain(&failure), "can't sweep tasks' files");
         }
     }
 
-    /// The objects that the files hold, in the files' order, once all of them were delivered.
+    /// The objects of the files, in the files' order, once all of them were delivered.
     async fn delivered(&self, plans: &[FilePlan]) -> Result<Vec<Found>, Missing> {
         let mut held = self.held.subscribe();
         let complete = held.wait_for(|held| plans.iter().all(|plan| held.contains_key(&plan.dependency())));
@@ -142,7 +147,7 @@ impl Dependencies {
             .collect()
     }
 
-    /// What is still to come, in words.
+    /// The names of the objects that are still to come.
     fn awaited(&self, plans: &[FilePlan]) -> String {
         let held = self.held.borrow();
         let missing = plans.iter().filter(|plan| !held.contains_key(&plan.dependency()));

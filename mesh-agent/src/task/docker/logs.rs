@@ -1,7 +1,7 @@
-//! Tasks' logs from a real Docker engine.
+//! Reads tasks' logs from a real Docker engine.
 //!
-//! bollard's reading of logs can't ask for details and panics on an engine's own error frame, so the stream is read here, over the same
-//! hyper that bollard stands on.
+//! bollard can't request details and panics on an engine's own error frame, so the stream is parsed
+//! here, over the same hyper that bollard uses.
 
 use std::io;
 
@@ -31,7 +31,7 @@ const REFUSAL_BYTES_MAX: usize = 64 << 10;
 impl LogSource for DockerEngine {
     async fn task_log(&self, task: &TaskId, request: &LogRequest) -> Result<Option<LogStream>, RuntimeError> {
         let containers = self.list(("label", format!("{TASK_ID_LABEL}={task}"))).await?;
-        // Swarm's own tasks on the same engine have the label, too.
+        // Swarm's own tasks on the same engine have this label, too.
         let own = containers.into_iter().find(|container| {
             container.labels.as_ref().is_some_and(|labels| labels.contains_key(NODE_LABEL))
         });
@@ -46,7 +46,7 @@ impl LogSource for DockerEngine {
 }
 
 impl DockerEngine {
-    /// The stream of a container's log; absent if the container is gone.
+    /// Opens the stream of a container's log; absent if the container is gone.
     async fn open_log(&self, id: &str, request: &LogRequest) -> Result<Option<Incoming>, RuntimeError> {
         let flag = |on: bool| u8::from(on);
         let tail = request.tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
@@ -57,7 +57,8 @@ impl DockerEngine {
             flag(request.follow),
             request.since,
         );
-        // An engine may answer only once there is a line to tell, so whoever follows waits without a deadline.
+        // An engine may answer only once it has a line to send, so a following reader waits without
+        // a deadline.
         let answered = if request.follow {
             self.get(&path).await?
         } else {
@@ -87,7 +88,7 @@ impl DockerEngine {
     }
 }
 
-/// The lines of a stream; its connection is closed when they are dropped.
+/// The lines of a stream; dropping them closes its connection.
 fn lines(body: Incoming, decoder: LogDecoder) -> LogStream {
     let read = stream::unfold(Some((body, decoder)), async |open| {
         let (mut body, mut decoder) = open?;
@@ -104,7 +105,7 @@ fn lines(body: Incoming, decoder: LogDecoder) -> LogStream {
             }
         }
     });
-    // A reader that takes a last batch of lines asks once more after the end.
+    // A reader that batches lines polls once more after the end.
     read.fuse().boxed()
 }
 

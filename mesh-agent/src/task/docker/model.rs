@@ -1,4 +1,5 @@
-//! The engine's own request types, for those who say what a container is. They are data alone: nothing here speaks to an engine.
+//! The engine's own request types, for the modules that plan containers. They are data alone:
+//! nothing here calls an engine.
 
 pub use bollard::models::{
     ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,

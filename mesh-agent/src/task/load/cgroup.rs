@@ -1,4 +1,5 @@
-//! A container's CPU time and limit, out of its control group: version 2, or 1 where the engine still uses that.
+//! Reads a container's CPU time and limit from its control group: version 2, or 1 where the engine
+//! still uses that.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -8,23 +9,23 @@ use std::time::Duration;
 /// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Where a container's CPU time is counted.
+/// The files that count a container's CPU time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CpuAccount {
-    /// The group's directory.
+    /// Version 2: the group's directory.
     Unified(PathBuf),
-    /// The group's directories in the hierarchies of `cpuacct` and `cpu`.
+    /// Version 1: the group's directories in the hierarchies of `cpuacct` and `cpu`.
     Split { time: PathBuf, limit: PathBuf },
 }
 
 impl CpuAccount {
-    /// The account of a process's control group.
+    /// Finds the control group of a process.
     pub(super) fn of_process(pid: u32) -> Option<Self> {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         Self::find(Path::new(MOUNT), &groups)
     }
 
-    /// The account that a process's list of groups names.
+    /// Finds the directories in a process's list of groups.
     fn find(mount: &Path, groups: &str) -> Option<Self> {
         let group = |wanted: &str| {
             groups.lines().find_map(|line| {
@@ -62,7 +63,7 @@ impl CpuAccount {
         }
     }
 
-    /// CPUs that it may use: its limit, else all of the machine's.
+    /// The number of CPUs that it may use: its limit, else all of the machine's.
     pub(super) fn limit(&self) -> f64 {
         let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
         let (quota, period) = match self {
@@ -83,7 +84,7 @@ impl CpuAccount {
     }
 }
 
-/// The machine's CPUs.
+/// The number of the machine's CPUs.
 fn machine() -> f64 {
     let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     u32::try_from(cpus).map_or(1.0, f64::from)

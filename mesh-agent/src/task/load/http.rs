@@ -1,4 +1,4 @@
-//! A task's own figure: a GET over HTTP/1.0, answered by a number from 0 to 1.
+//! Asks a task for its own load: a GET over HTTP/1.0, answered with a number from 0 to 1.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A task that takes longer says nothing this time.
+/// A task that takes longer has no load this time.
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// Longer answers are no numbers.
+/// The most bytes of an answer that are read.
 const ANSWER_MAX: u64 = 4096;
 
 /// Asks a task for its load.
@@ -31,7 +31,7 @@ async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// The number in a good answer.
+/// Parses the number in a successful answer.
 fn read(answer: &str) -> Option<f64> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split_whitespace().nth(1)?;

@@ -1,11 +1,13 @@
-//! How loaded this node's tasks are: once a second, CPU against its limit, and what a task itself says over HTTP.
+//! Measures the loads of this node's tasks once a second: CPU time against its limit, and the load
+//! that a task itself reports over HTTP.
 //!
 //! Purpose: the levels of this node's backends for the selection by load, here and on other nodes.
 //!
-//! Invariants: a burst of work shows within two seconds; a task of which nothing can be read has no level. Nothing here waits for
-//! managers.
+//! Invariants: a burst of work shows within two seconds; a task of which nothing can be read has no
+//! level. Nothing here waits for managers.
 //!
-//! Left to others: keeping levels (`lb::loads`), the kernel's table (`datapath`), telling managers (`control_link`).
+//! Left to others: keeping levels ([`crate::lb::loads`]), the kernel's table ([`crate::datapath`]),
+//! sending them to managers ([`crate::control_link`]).
 
 mod cgroup;
 mod http;
@@ -30,9 +32,9 @@ use crate::view::NodeView;
 use mesh_runtime::error_chain;
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// In this time a change of the CPU's use shows by two thirds.
+/// The time constant of smoothing: after it, a change of CPU usage shows by two thirds.
 const SMOOTHING: Duration = Duration::from_secs(1);
-/// Tasks asked over HTTP at once.
+/// The most tasks that are asked over HTTP at once.
 const ASKED_AT_ONCE: usize = 64;
 
 /// The tasks whose load is measured.
@@ -41,7 +43,7 @@ pub struct LoadMeter {
     tasks: Mutex<BTreeMap<TaskId, Gauge>>,
 }
 
-/// One task's CPU.
+/// The CPU usage of one task.
 #[derive(Debug)]
 struct Gauge {
     pid: u32,
@@ -62,12 +64,12 @@ impl LoadMeter {
         tasks.insert(task.task_id.clone(), Gauge { pid: task.pid, account, last: None, ratio: None });
     }
 
-    /// Measures a task no longer.
+    /// Stops measuring a task.
     pub fn stopped(&self, task: &TaskId) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
     }
 
-    /// Takes a look at every task: its use of CPU against its limit, smoothed.
+    /// Measures the smoothed CPU usage of every task against its limit.
     fn measure(&self, now: Instant) -> BTreeMap<TaskId, f64> {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let measured = tasks.iter_mut().filter_map(|(id, gauge)| {
@@ -78,7 +80,8 @@ impl LoadMeter {
         measured.collect()
     }
 
-    /// Measures until `shutdown`: levels go to `loads` and, if there is one, to the kernel data plane.
+    /// Measures until `shutdown`: levels go to `loads` and, if there is one, to the kernel data
+    /// plane.
     pub async fn run(
         self: Arc<Self>,
         views: watch::Receiver<Arc<NodeView>>,
@@ -103,7 +106,10 @@ impl LoadMeter {
             let Some(datapath) = datapath.clone() else { continue };
             let noted = tokio::task::spawn_blocking(move || datapath.note_own_loads(&levels)).await;
             if let Ok(Err(error)) = noted {
-                tracing::warn!(error = error_chain(&error), "write the loads of this node's tasks");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "can't write the loads of this node's tasks to the kernel's table"
+                );
             }
         }
     }
@@ -123,7 +129,7 @@ impl Gauge {
     }
 }
 
-/// What tasks of services that ask for it say of themselves.
+/// Asks the tasks of services that request it for their load.
 async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
     let mut wanted: BTreeMap<TaskId, (IpAddr, u16, String)> = BTreeMap::new();
     for backend in view.backends.values().filter(|backend| view.is_local(backend)) {
@@ -134,11 +140,12 @@ async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
         }
     }
     stream::iter(wanted)
-        // No async closure: rustc 1.95 crashes on this one in incremental builds (`evaluate_obligation`).
+        // No async closure: rustc 1.95 crashes on this one in incremental builds
+        // (`evaluate_obligation`).
         .map(|(task, (address, port, path))| async move {
             let answer = http::ask(SocketAddr::new(address, port), &path).await;
             if let Err(error) = &answer {
-                tracing::debug!(%task, error = error_chain(&error), "ask a task for its load");
+                tracing::debug!(%task, error = error_chain(&error), "a task doesn't report its load");
             }
             answer.ok().map(|ratio| (task, ratio))
         })
@@ -148,7 +155,7 @@ async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
         .await
 }
 
-/// The levels of this node's backends of which anything is known: the worse of both figures.
+/// The levels of this node's backends: the higher one of CPU usage and reported load.
 fn levels(
     view: &NodeView,
     measured: &BTreeMap<TaskId, f64>,
@@ -164,7 +171,7 @@ fn levels(
         .collect()
 }
 
-/// 1 for idle, [`LOAD_MAX`] for saturated.
+/// Scales a ratio to 1 (idle) to [`LOAD_MAX`] (saturated).
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 126")]
 fn level(ratio: f64) -> u8 {
     let steps = f64::from(LOAD_MAX - 1);
