@@ -65,12 +65,12 @@ struct Listeners {
 }
 
 /// The components, each of which is to end only when asked.
-struct Parts {
+struct DaemonParts {
     components: Components,
     shutdown: CancellationToken,
 }
 
-impl Parts {
+impl DaemonParts {
     fn start(&self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
         self.components.spawn(name, async move {
             part.await;
@@ -109,7 +109,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(opened) = opened {
         let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
         let store: Arc<dyn Store> = Arc::new(store);
-        let parts = Parts { components: components.clone(), shutdown: shutdown.clone() };
+        let parts = DaemonParts { components: components.clone(), shutdown: shutdown.clone() };
         let own_ports = {
             let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
             own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, &config).await)
@@ -150,7 +150,7 @@ async fn open_cluster(
 ) -> anyhow::Result<OpenedCluster> {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
     loop {
-        let wanted = bootstrap::Wanted { pool: config.pool, new_cluster: config.new_cluster };
+        let wanted = bootstrap::BootstrapOptions { pool: config.pool, new_cluster: config.new_cluster };
         match bootstrap::open_cluster(store, &config.data_dir, wanted, Utc::now()).await {
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {
@@ -181,7 +181,7 @@ fn start(
     opened: OpenedCluster,
     own_ports: Vec<OwnPort>,
     registry: &Registry,
-    parts: &Parts,
+    parts: &DaemonParts,
 ) -> anyhow::Result<()> {
     let OpenedCluster { sealer, authority, cluster, .. } = opened;
     let authority = Arc::new(authority);
@@ -263,7 +263,7 @@ fn start_docker_api(
     door: Arc<Door>,
     context: ApiContext,
     registry: &Registry,
-    parts: &Parts,
+    parts: &DaemonParts,
 ) -> anyhow::Result<()> {
     let router = api::router(context, metrics::api::ApiMetrics::register(registry)?);
     let router = TowerToHyperService::new(router);
@@ -278,7 +278,7 @@ fn start_admin(
     door: Arc<Door>,
     feed: Feed,
     registry: &Registry,
-    parts: &Parts,
+    parts: &DaemonParts,
 ) -> anyhow::Result<()> {
     metrics::build::register(registry)?;
     metrics::store::register_feed(feed.clone(), registry)?;
@@ -296,7 +296,7 @@ fn start_leadership(
     context: &ApiContext,
     own_ports: Vec<OwnPort>,
     registry: &Registry,
-    parts: &Parts,
+    parts: &DaemonParts,
 ) -> anyhow::Result<()> {
     let manager = Manager {
         name: config.name.clone(),

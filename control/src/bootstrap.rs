@@ -129,14 +129,14 @@ pub struct OpenedCluster {
 
 /// What the cluster is to be, if it has to be made.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct BootstrapOptions {
     /// Where tasks' addresses come from.
     pub pool: WantedPool,
     /// Whether it may be made though there is a key of another one.
     pub new_cluster: bool,
 }
 
-impl From<WantedPool> for Wanted {
+impl From<WantedPool> for BootstrapOptions {
     fn from(pool: WantedPool) -> Self {
         Self { pool, new_cluster: false }
     }
@@ -165,12 +165,12 @@ struct Files {
 pub async fn open_cluster(
     store: &dyn Store,
     data_dir: &Path,
-    wanted: impl Into<Wanted>,
+    wanted: impl Into<BootstrapOptions>,
     now: Timestamp,
 ) -> Result<OpenedCluster, BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "create", path: data_dir.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
-    let Wanted { pool, new_cluster } = wanted.into();
+    let BootstrapOptions { pool, new_cluster } = wanted.into();
     let files = Files {
         key: data_dir.join("key"),
         fresh_key: data_dir.join("key.new"),

@@ -17,7 +17,7 @@ use crate::ca::MEMBER_LIFE;
 use crate::ca::token::{JoinTokens, certificate_digest};
 use crate::feed::clocks::Clocks;
 use crate::feed::snapshot::ClusterSnapshot;
-use crate::feed::watch::{Feed, NotSeen};
+use crate::feed::watch::{Feed, RevisionTimeout};
 use crate::logs::broker::LogBroker;
 use crate::own_node::OwnNode;
 use crate::seal::{SealError, Sealer};
@@ -87,12 +87,12 @@ impl ApiContext {
     /// The first snapshot that holds what was written at `revision`.
     ///
     /// # Errors
-    /// [`NotSeen`] when it doesn't come within `deadline`.
+    /// [`RevisionTimeout`] when it doesn't come within `deadline`.
     pub async fn wait_for_revision(
         &self,
         revision: i64,
         deadline: Duration,
-    ) -> Result<Arc<ClusterSnapshot>, NotSeen> {
+    ) -> Result<Arc<ClusterSnapshot>, RevisionTimeout> {
         self.feed.wait_for_revision(revision, deadline).await
     }
 

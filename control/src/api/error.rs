@@ -20,7 +20,7 @@ use crate::vault::VaultError;
 
 /// What a path names, as Docker's messages call it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ObjectKind {
     /// A service.
     Service,
     /// A task.
@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     Config,
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Service => "service",
@@ -82,7 +82,7 @@ pub(crate) enum ApiError {
     #[error("{kind} {query} not found")]
     NotFound {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the client named it.
         query: String,
     },
@@ -90,7 +90,7 @@ pub(crate) enum ApiError {
     #[error("{kind} {query} is ambiguous ({matches} matches found{})", basis(*.kind, *.by_name))]
     Ambiguous {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the client named it.
         query: String,
         /// Objects that match.
@@ -102,7 +102,7 @@ pub(crate) enum ApiError {
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
     NameTaken {
         /// What was to be created.
-        kind: Kind,
+        kind: ObjectKind,
         /// The name.
         name: String,
     },
@@ -110,7 +110,7 @@ pub(crate) enum ApiError {
     #[error("{kind} {name} already exists")]
     Exists {
         /// What was to be created.
-        kind: Kind,
+        kind: ObjectKind,
         /// The name.
         name: String,
     },
@@ -201,7 +201,7 @@ impl From<StoreError> for ApiError {
     }
 }
 
-impl From<DependencyKind> for Kind {
+impl From<DependencyKind> for ObjectKind {
     fn from(kind: DependencyKind) -> Self {
         match kind {
             DependencyKind::Secret => Self::Secret,
@@ -296,10 +296,10 @@ fn code_of_spec(error: &SpecError) -> Option<Code> {
 }
 
 /// Of networks it is told what the matches have in common.
-fn basis(kind: Kind, by_name: bool) -> &'static str {
+fn basis(kind: ObjectKind, by_name: bool) -> &'static str {
     match (kind, by_name) {
-        (Kind::Network, true) => " based on name",
-        (Kind::Network, false) => " based on ID prefix",
+        (ObjectKind::Network, true) => " based on name",
+        (ObjectKind::Network, false) => " based on ID prefix",
         _ => "",
     }
 }
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn what_swarms_manager_says_comes_with_its_code() {
-        let taken = ApiError::Exists { kind: Kind::Secret, name: "s1".to_owned() };
+        let taken = ApiError::Exists { kind: ObjectKind::Secret, name: "s1".to_owned() };
         assert_eq!(taken.message(), "rpc error: code = AlreadyExists desc = secret s1 already exists");
         assert_eq!(
             ApiError::OutOfSequence.message(),
@@ -337,7 +337,7 @@ mod tests {
             "rpc error: code = InvalidArgument desc = name must be valid as a DNS name component"
         );
         assert_eq!(spec(SpecError::RuntimeMissing), "mismatched Runtime and *Spec fields");
-        let missing = ApiError::NotFound { kind: Kind::Service, query: "x".to_owned() };
+        let missing = ApiError::NotFound { kind: ObjectKind::Service, query: "x".to_owned() };
         assert_eq!(missing.message(), "service x not found", "the engine's own words");
     }
 
@@ -346,11 +346,14 @@ mod tests {
         let ambiguous = |kind, by_name| {
             ApiError::Ambiguous { kind, query: "x".to_owned(), matches: 2, by_name }.to_string()
         };
-        assert_eq!(ambiguous(Kind::Network, true), "network x is ambiguous (2 matches found based on name)");
         assert_eq!(
-            ambiguous(Kind::Network, false),
+            ambiguous(ObjectKind::Network, true),
+            "network x is ambiguous (2 matches found based on name)"
+        );
+        assert_eq!(
+            ambiguous(ObjectKind::Network, false),
             "network x is ambiguous (2 matches found based on ID prefix)"
         );
-        assert_eq!(ambiguous(Kind::Node, true), "node x is ambiguous (2 matches found)");
+        assert_eq!(ambiguous(ObjectKind::Node, true), "node x is ambiguous (2 matches found)");
     }
 }

@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::version::{ApiVersion, RAW_STREAM, frames_media_type};
 use super::{access, moment, services, tasks};
 use crate::context::ApiContext;
-use crate::logs::broker::{READERS_MAX, Wanted};
+use crate::logs::broker::{LogSelection, READERS_MAX};
 use crate::logs::forward::Forwarder;
 use crate::logs::frame::Format;
 use crate::logs::reader::{Reader, Reading};
@@ -89,7 +89,7 @@ fn reading(
     Ok(Reading {
         subject,
         service: service.clone(),
-        wanted: Wanted { stdout, stderr, follow: params.flag("follow") },
+        wanted: LogSelection { stdout, stderr, follow: params.flag("follow") },
         since: moment::parse("since", params.get("since").unwrap_or_default())?,
         tail,
         format: Format {

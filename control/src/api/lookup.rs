@@ -1,13 +1,13 @@
 //! Which object a client means: a full id, else an exact name, else an id prefix that only one object has.
 
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 
 /// Finds the one object that `query` names.
 ///
 /// # Errors
 /// [`ApiError::NotFound`], or [`ApiError::Ambiguous`] when several objects have the name or the prefix.
 pub(crate) fn find<'a, T>(
-    kind: Kind,
+    kind: ObjectKind,
     query: &str,
     objects: impl Iterator<Item = &'a T> + Clone,
     id_of: impl Fn(&T) -> &str,
@@ -42,7 +42,7 @@ mod tests {
         [("abc1", "web"), ("abc2", "db"), ("xyz1", "abc1"), ("xyz2", "abc"), ("qq", "twin")];
 
     fn check(query: &str, expected: Result<&str, &str>) {
-        let seen = find(Kind::Service, query, OBJECTS.iter(), |object| object.0, |object| object.1)
+        let seen = find(ObjectKind::Service, query, OBJECTS.iter(), |object| object.0, |object| object.1)
             .map(|object| object.0)
             .map_err(|error| error.to_string());
         assert_eq!(seen, expected.map_err(str::to_owned), "looking for {query:?}");
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn two_objects_of_one_name_are_ambiguous() {
         let twins = [("a", "twin"), ("b", "twin")];
-        let seen = find(Kind::Node, "twin", twins.iter(), |object| object.0, |object| object.1);
+        let seen = find(ObjectKind::Node, "twin", twins.iter(), |object| object.0, |object| object.1);
         assert_eq!(
             seen.map_err(|error| error.to_string()),
             Err("node twin is ambiguous (2 matches found)".to_owned())

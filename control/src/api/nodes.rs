@@ -14,7 +14,7 @@ use mesh_state::store::{Compare, Op};
 use super::access::{self, Transaction};
 use super::body::{Params, read_checked_json};
 use super::dto::runs_manager;
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 use super::filters::Filters;
 use super::{dto, lookup, validate};
 use crate::context::ApiContext;
@@ -106,7 +106,13 @@ pub(crate) fn find<'a>(
         ("self", None) => return Err(ApiError::Unavailable(OWN_NODE_UNKNOWN.to_owned())),
         (named, _) => named,
     };
-    lookup::find(Kind::Node, query, snapshot.nodes.values(), |node| node.id.as_str(), |node| name_of(node))
+    lookup::find(
+        ObjectKind::Node,
+        query,
+        snapshot.nodes.values(),
+        |node| node.id.as_str(),
+        |node| name_of(node),
+    )
 }
 
 fn name_of(node: &Node) -> &str {

@@ -8,12 +8,12 @@ use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::task::{Task, TaskState};
 
 use super::body::Params;
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 use super::filters::Filters;
 use super::{access, dto, lookup, nodes, services};
 use crate::context::ApiContext;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 
 const KNOWN_FILTERS: [&str; 8] =
     ["name", "id", "label", "service", "node", "desired-state", "_up-to-date", "runtime"];
@@ -48,7 +48,7 @@ pub(crate) async fn inspect(
 /// The task that a client names. Tasks have no names of their own here: their ids are what clients hold.
 pub(super) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
     let tasks = snapshot.tasks.values();
-    lookup::find(Kind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
+    lookup::find(ObjectKind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
 }
 
 /// What a list's filters select, names resolved to ids.
@@ -58,7 +58,7 @@ struct Selection<'a> {
     nodes: Vec<NodeId>,
     desired: Vec<TaskState>,
     /// Judges by service, if only tasks that are as their service wants them are asked for: the CLI waits for these.
-    up_to_date: Option<BTreeMap<ServiceId, Dirt<'a>>>,
+    up_to_date: Option<BTreeMap<ServiceId, OutdatedTasks<'a>>>,
 }
 
 impl<'a> Selection<'a> {
@@ -69,7 +69,7 @@ impl<'a> Selection<'a> {
     ) -> Result<Self, ApiError> {
         let judges = || {
             let services = snapshot.services.values();
-            services.map(|service| (service.id.clone(), Dirt::new(snapshot, service))).collect()
+            services.map(|service| (service.id.clone(), OutdatedTasks::new(snapshot, service))).collect()
         };
         let services = filters.values("service").iter();
         let nodes = filters.values("node").iter();
@@ -101,10 +101,9 @@ impl<'a> Selection<'a> {
             })
             && (self.filters.values("label").is_empty()
                 || service.is_some_and(|service| self.filters.labels("label", &service.spec.labels)))
-            && self
-                .up_to_date
-                .as_ref()
-                .is_none_or(|judges| judges.get(&task.service_id).is_some_and(|dirt| !dirt.is_on(task)))
+            && self.up_to_date.as_ref().is_none_or(|judges| {
+                judges.get(&task.service_id).is_some_and(|outdated| !outdated.contains(task))
+            })
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Feed {
 /// A revision was not seen in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("revision {wanted} was not seen within {deadline:?}; the watch on etcd is behind or down")]
-pub struct NotSeen {
+pub struct RevisionTimeout {
     /// The revision that was waited for.
     pub wanted: i64,
     /// For how long.
@@ -60,17 +60,17 @@ impl Feed {
     /// The first snapshot that holds `revision`, so that one reads what one wrote.
     ///
     /// # Errors
-    /// [`NotSeen`] when it doesn't come within `deadline`.
+    /// [`RevisionTimeout`] when it doesn't come within `deadline`.
     pub async fn wait_for_revision(
         &self,
         wanted: i64,
         deadline: Duration,
-    ) -> Result<Arc<ClusterSnapshot>, NotSeen> {
+    ) -> Result<Arc<ClusterSnapshot>, RevisionTimeout> {
         let mut snapshots = self.snapshots.clone();
         let seen = snapshots.wait_for(|snapshot| snapshot.revision >= wanted);
         match tokio::time::timeout(deadline, seen).await {
             Ok(Ok(snapshot)) => Ok(Arc::clone(&snapshot)),
-            _ => Err(NotSeen { wanted, deadline }),
+            _ => Err(RevisionTimeout { wanted, deadline }),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::feed::watch::{Feed, NotSeen};
+use crate::feed::watch::{Feed, RevisionTimeout};
 use crate::leader::commit::{self, CommitError, CommitOutcome};
 use crate::leader::election::Leadership;
 use crate::leader::metrics::{PassResult, ReconcileMetrics};
@@ -40,7 +40,7 @@ enum PassError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     #[error(transparent)]
-    NotSeen(#[from] NotSeen),
+    RevisionTimeout(#[from] RevisionTimeout),
 }
 
 /// Runs planners while this manager leads.

@@ -35,7 +35,7 @@ pub type NewsOfAsk = (String, News);
 
 /// What is asked of all tasks alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct LogSelection {
     /// What they write to stdout.
     pub(crate) stdout: bool,
     /// What they write to stderr.
@@ -45,9 +45,9 @@ pub(crate) struct Wanted {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct OpenLogRequest {
     node: NodeId,
-    wanted: Wanted,
+    wanted: LogSelection,
     logs: Vec<WantedLog>,
     reader: mpsc::Sender<NewsOfAsk>,
     dropped: CancellationToken,
@@ -57,7 +57,7 @@ struct Entry {
 /// What one manager asks of nodes.
 #[derive(Debug)]
 pub struct LogBroker {
-    asks: Mutex<BTreeMap<String, Entry>>,
+    asks: Mutex<BTreeMap<String, OpenLogRequest>>,
     changed: watch::Sender<()>,
     places: Arc<Semaphore>,
 }
@@ -79,13 +79,13 @@ impl LogBroker {
     pub(crate) fn ask(
         self: &Arc<Self>,
         node: NodeId,
-        wanted: Wanted,
+        wanted: LogSelection,
         logs: Vec<WantedLog>,
         reader: mpsc::Sender<NewsOfAsk>,
     ) -> Ask {
         let id = ids::random_text(&mut rand::rng());
         let dropped = CancellationToken::new();
-        let entry = Entry { node, wanted, logs, reader, dropped, opened: false };
+        let entry = OpenLogRequest { node, wanted, logs, reader, dropped, opened: false };
         self.asks().insert(id.clone(), entry);
         self.changed.send_replace(());
         Ask { id, broker: Arc::clone(self) }
@@ -97,7 +97,7 @@ impl LogBroker {
     }
 
     /// What `node` is asked and was not told yet by the session that `told` belongs to.
-    pub fn untold(&self, node: &NodeId, told: &mut Told) -> Vec<LogsWanted> {
+    pub fn untold(&self, node: &NodeId, told: &mut SentLogRequests) -> Vec<LogsWanted> {
         let asks = self.asks();
         told.0.retain(|id, _| asks.contains_key(id));
         let mut untold = Vec::new();
@@ -119,12 +119,12 @@ impl LogBroker {
         Some((entry.reader.clone(), entry.dropped.clone()))
     }
 
-    fn asks(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn asks(&self) -> MutexGuard<'_, BTreeMap<String, OpenLogRequest>> {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entry {
+impl OpenLogRequest {
     fn message(&self, id: &str, known: usize) -> LogsWanted {
         LogsWanted {
             ask_id: id.to_owned(),
@@ -139,7 +139,7 @@ impl Entry {
 
 /// What one session has told its node: asks, and how many of their logs.
 #[derive(Debug, Default)]
-pub struct Told(BTreeMap<String, usize>);
+pub struct SentLogRequests(BTreeMap<String, usize>);
 
 /// An ask that stands until this is dropped.
 #[derive(Debug)]
@@ -175,7 +175,7 @@ impl Drop for Ask {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { stdout: true, stderr: false, follow: true };
+    const WANTED: LogSelection = LogSelection { stdout: true, stderr: false, follow: true };
 
     fn logs<const N: usize>(tasks: [&str; N]) -> Vec<WantedLog> {
         let log = |task: &str| WantedLog { task_id: task.to_owned(), since: String::new(), tail: -1 };
@@ -194,15 +194,19 @@ mod tests {
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
         let ask = broker.ask(a.clone(), WANTED, logs(["t1", "t2"]), reader);
         assert!(changes.has_changed().unwrap(), "sessions don't hear of the ask");
-        let mut told = Told::default();
+        let mut told = SentLogRequests::default();
         assert_eq!(names(&broker.untold(&a, &mut told)), ["t1", "t2"]);
         assert!(broker.untold(&a, &mut told).is_empty(), "told twice");
-        assert!(broker.untold(&b, &mut Told::default()).is_empty(), "told to another node");
+        assert!(broker.untold(&b, &mut SentLogRequests::default()).is_empty(), "told to another node");
         ask.extend(logs(["t3"]));
         assert_eq!(names(&broker.untold(&a, &mut told)), ["t3"]);
-        assert_eq!(names(&broker.untold(&a, &mut Told::default())), ["t1", "t2", "t3"], "to a new session");
+        assert_eq!(
+            names(&broker.untold(&a, &mut SentLogRequests::default())),
+            ["t1", "t2", "t3"],
+            "to a new session"
+        );
         drop(ask);
-        assert!(broker.untold(&a, &mut Told::default()).is_empty(), "told after its end");
+        assert!(broker.untold(&a, &mut SentLogRequests::default()).is_empty(), "told after its end");
     }
 
     #[test]

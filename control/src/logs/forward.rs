@@ -14,7 +14,7 @@ use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use mesh_state::{codec, keys};
 use tokio_util::sync::CancellationToken;
 
-use super::broker::Wanted;
+use super::broker::LogSelection;
 
 /// How long an ask may wait to be heard.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// Leaves an ask for the manager of `node`, in the background. One that isn't heard is an ask that isn't answered.
-    pub(crate) fn leave(&self, node: NodeId, ask_id: String, wanted: Wanted, logs: &[WantedLog]) {
+    pub(crate) fn leave(&self, node: NodeId, ask_id: String, wanted: LogSelection, logs: &[WantedLog]) {
         let ask = LogAsk {
             manager: self.manager.clone(),
             address: self.address.to_string(),

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Ask, LogBroker, News, NewsOfAsk, Wanted};
+use super::broker::{Ask, LogBroker, LogSelection, News, NewsOfAsk};
 use super::forward::Forwarder;
 use super::frame::{Format, Origin};
 use super::selection::{Selection, Subject, select};
@@ -40,7 +40,7 @@ pub(crate) struct Reading {
     /// The service that all of it belongs to.
     pub(crate) service: ServiceId,
     /// Which outputs, and whether what comes too.
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: LogSelection,
     /// From which moment on, Unix nanoseconds; absent: from the beginning.
     pub(crate) since: Option<i64>,
     /// So many lines of each task's past; negative: all.

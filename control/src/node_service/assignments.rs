@@ -19,7 +19,7 @@ use crate::slots::drain;
 
 /// What a node was told: its tasks, each with the revision of the task that it was told of, and how it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Told {
+pub struct SentAssignments {
     tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
     basis: Option<Basis>,
 }
@@ -32,7 +32,7 @@ struct Basis {
     acked_by_all: Option<i64>,
 }
 
-impl Told {
+impl SentAssignments {
     /// Whether the node's tasks have to be looked at: something that its assignments are made of has changed since the last look.
     pub fn may_differ(&self, node: &NodeId, snapshot: &ClusterSnapshot) -> bool {
         self.basis.is_none_or(|basis| {
@@ -47,7 +47,7 @@ impl Told {
 /// # Errors
 /// An assignment has no JSON form.
 pub fn tell(
-    told: &mut Told,
+    told: &mut SentAssignments,
     node: &NodeId,
     snapshot: &ClusterSnapshot,
     open: &dyn Fn(&Sealed) -> Option<RegistryAuth>,
@@ -167,7 +167,9 @@ mod tests {
         web.registry_auth = Some(Sealed("x".to_owned()));
         world.put_service(&web);
         let auth = |world: &World| {
-            let message = tell(&mut Told::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
+            let message = tell(&mut SentAssignments::default(), &"a".into(), &world.snapshot, &opened)
+                .unwrap()
+                .unwrap();
             serde_json::from_str::<Assignment>(&message.set[0].assignment_json).unwrap().registry_auth
         };
         assert_eq!(auth(&world), Some(RegistryAuth("x".to_owned())));
@@ -175,7 +177,7 @@ mod tests {
         assert_eq!(auth(&world), None, "it needs no image any more");
     }
 
-    fn told(told: &mut Told, world: &World) -> Option<Said> {
+    fn told(told: &mut SentAssignments, world: &World) -> Option<Said> {
         tell(told, &"a".into(), &world.snapshot, &opened).unwrap().as_ref().map(read)
     }
 
@@ -185,7 +187,7 @@ mod tests {
 
     #[test]
     fn everything_first_then_what_changed() {
-        let (mut world, mut known) = (world(), Told::default());
+        let (mut world, mut known) = (world(), SentAssignments::default());
         assert_eq!(told(&mut known, &world), Some((true, set("t1", TaskState::Running), vec![])));
         assert_eq!(told(&mut known, &world), None, "nothing changed");
         world.report(&"t1".into(), TaskState::Running);
@@ -199,13 +201,13 @@ mod tests {
 
     #[test]
     fn a_nodes_tasks_are_looked_at_only_when_they_may_differ() {
-        let (mut world, mut known) = (world(), Told::default());
+        let (mut world, mut known) = (world(), SentAssignments::default());
         world.put_service(&service("other", 1));
         let mut elsewhere = task("t3", "other", 1);
         elsewhere.node_id = Some("b".into());
         world.put_task(&elsewhere);
         told(&mut known, &world);
-        let looks = |known: &mut Told, world: &World| {
+        let looks = |known: &mut SentAssignments, world: &World| {
             let looks = known.may_differ(&"a".into(), &world.snapshot);
             tell(known, &"a".into(), &world.snapshot, &opened).unwrap();
             looks
@@ -229,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_drain_that_waits_for_acknowledgements_is_looked_at_when_they_come() {
-        let (mut world, mut known) = (world(), Told::default());
+        let (mut world, mut known) = (world(), SentAssignments::default());
         world.report(&"t1".into(), TaskState::Running);
         let mut served = world.snapshot.tasks[&"t1".into()].value.clone();
         served.endpoints = vec![crate::fixtures::endpoint(7, 80)];
@@ -245,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_node_without_tasks_is_told_so_once() {
-        let mut known = Told::default();
+        let mut known = SentAssignments::default();
         let world = World::with_nodes(["a"]);
         assert_eq!(told(&mut known, &world), Some((true, vec![], vec![])));
         assert_eq!(told(&mut known, &world), None);
@@ -255,7 +257,7 @@ mod tests {
     fn a_task_that_ended_is_never_one_to_run() {
         let mut world = world();
         world.report(&"t1".into(), TaskState::Failed);
-        let seen = told(&mut Told::default(), &world);
+        let seen = told(&mut SentAssignments::default(), &world);
         assert_eq!(
             seen,
             Some((true, set("t1", TaskState::Shutdown), vec![])),
@@ -276,7 +278,8 @@ mod tests {
         container.extra.insert("Init".to_owned(), true.into());
         world.put_service(&web);
         assign(&mut world, "t1", 1, "a", TaskState::Running);
-        let message = tell(&mut Told::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
+        let message =
+            tell(&mut SentAssignments::default(), &"a".into(), &world.snapshot, &opened).unwrap().unwrap();
         let assignment: Assignment = serde_json::from_str(&message.set[0].assignment_json).unwrap();
         assert_eq!((assignment.name.as_str(), assignment.service_name.as_str()), ("web.1", "web"));
         assert_eq!(assignment.host_ports, [host]);

@@ -17,7 +17,7 @@ pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug, Error)]
-pub(super) enum End {
+pub(super) enum SessionEnd {
     #[error("the node closed its stream")]
     Closed,
     #[error("the stream broke: {}", Outside(.0.message()))]
@@ -44,7 +44,7 @@ pub(super) enum End {
     Encode(#[from] serde_json::Error),
 }
 
-impl End {
+impl SessionEnd {
     /// Under which reason it counts, if the node was refused something.
     pub(super) fn refusal(&self) -> Option<Reason> {
         match self {

@@ -38,7 +38,7 @@ struct Measured {
 
 /// What a node was told, by backend.
 #[derive(Debug, Default)]
-pub struct ToldLoads(BTreeMap<u32, (u32, Instant)>);
+pub struct SentLoads(BTreeMap<u32, (u32, Instant)>);
 
 impl Loads {
     /// Keeps what `node` measured in place of what it measured before.
@@ -53,7 +53,7 @@ impl Loads {
     }
 
     /// What to tell `node`: loads of others' backends that it was not told, or not lately; nothing if there are none.
-    pub fn tell(&self, told: &mut ToldLoads, node: &NodeId, table: &Table) -> Option<proto::Loads> {
+    pub fn tell(&self, told: &mut SentLoads, node: &NodeId, table: &Table) -> Option<proto::Loads> {
         let now = Instant::now();
         let mut fresh = BTreeMap::new();
         {
@@ -117,7 +117,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_is_told_what_is_new_or_was_told_long_ago() {
-        let (table, loads, mut told) = (table(), Loads::default(), ToldLoads::default());
+        let (table, loads, mut told) = (table(), Loads::default(), SentLoads::default());
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
         let mut tell = |loads: &Loads| loads.tell(&mut told, &a, &table).map(|message| message.loads);
         assert_eq!(tell(&loads), None);
@@ -142,7 +142,7 @@ mod tests {
     async fn a_node_speaks_for_its_own_backends() {
         let (table, loads) = (table(), Loads::default());
         loads.put(&"b".into(), measured(&[(7, 50), (8, 0), (9, 50), (8, 128)]));
-        let seen = loads.tell(&mut ToldLoads::default(), &"c".into(), &table);
+        let seen = loads.tell(&mut SentLoads::default(), &"c".into(), &table);
         assert_eq!(seen, None, "another's backend, an unknown one, and figures that are no loads");
     }
 }

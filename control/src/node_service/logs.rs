@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use tracing::debug;
 
 use crate::feed::snapshot::ClusterSnapshot;
-use crate::logs::broker::{LogBroker, News, Told};
+use crate::logs::broker::{LogBroker, News, SentLogRequests};
 use crate::logs::forward;
 
 /// A node's first batch must come within this.
@@ -25,7 +25,7 @@ const FIRST_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) struct SessionAsks {
     broker: Arc<LogBroker>,
     changes: watch::Receiver<()>,
-    told: Told,
+    told: SentLogRequests,
     /// Other managers' asks that were told, with the revision they were read at.
     told_for_others: BTreeMap<String, i64>,
 }
@@ -35,7 +35,7 @@ impl SessionAsks {
     pub(super) fn new(broker: Arc<LogBroker>) -> Self {
         let mut changes = broker.changes();
         changes.mark_changed();
-        Self { broker, changes, told: Told::default(), told_for_others: BTreeMap::new() }
+        Self { broker, changes, told: SentLogRequests::default(), told_for_others: BTreeMap::new() }
     }
 
     /// Waits until something else is asked.

@@ -41,14 +41,14 @@ pub struct Heard {
 
 /// One write with what it stands on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct PendingWrite {
     /// What must hold.
     pub compares: Vec<Compare>,
     /// What is written.
     pub op: Op,
 }
 
-impl Entry {
+impl PendingWrite {
     /// Bytes that it takes of a transaction.
     pub fn size(&self) -> usize {
         self.op.size() + self.compares.iter().map(Compare::size).sum::<usize>()
@@ -68,14 +68,14 @@ pub struct Unwritable {
 #[derive(Debug, Default)]
 pub struct Sorted {
     /// The writes, in their order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<PendingWrite>,
     /// What was dropped.
     pub dropped: Vec<Unwritable>,
 }
 
 impl Sorted {
     /// Takes one write in; `false` if it can't be written, ever.
-    fn take(&mut self, key: String, entry: Result<Entry, CodecError>) -> bool {
+    fn take(&mut self, key: String, entry: Result<PendingWrite, CodecError>) -> bool {
         let reason = match entry {
             Ok(entry) if entry.size() <= MAX_TXN_BYTES => {
                 self.entries.push(entry);
@@ -220,12 +220,15 @@ fn write<T, V: Serialize>(
     stored: Option<&Stored<T>>,
     owner: String,
     value: &V,
-) -> Result<Entry, CodecError> {
+) -> Result<PendingWrite, CodecError> {
     let stands = match stored {
         Some(stored) => Compare::ModRevision(key.clone(), stored.mod_revision),
         None => Compare::Absent(key.clone()),
     };
-    Ok(Entry { compares: vec![stands, Compare::Exists(owner)], op: Op::put(key, codec::encode(value)?) })
+    Ok(PendingWrite {
+        compares: vec![stands, Compare::Exists(owner)],
+        op: Op::put(key, codec::encode(value)?),
+    })
 }
 
 fn stored_status<'a>(snapshot: &'a ClusterSnapshot, task: &TaskId) -> Option<&'a TaskStatus> {

@@ -94,7 +94,7 @@ impl Table {
     }
 
     /// Whether both say the same, whatever their generations.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn same_entries(&self, other: &Self) -> bool {
         self.entries == other.entries
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::mailbox::{Entry, Mailbox, Sorted, Unwritable};
+use super::mailbox::{Mailbox, PendingWrite, Sorted, Unwritable};
 use crate::feed::watch::Feed;
 use mesh_runtime::backoff::Backoff;
 
@@ -151,7 +151,10 @@ impl Recorder {
 
     /// One transaction; on a conflict or a refusal each entry by itself, so that one that can't be written doesn't hold up the
     /// others. The last revision written, and the last refusal of a single entry.
-    async fn write_batch(&self, batch: Vec<Entry>) -> Result<(Option<i64>, Option<StoreError>), StoreError> {
+    async fn write_batch(
+        &self,
+        batch: Vec<PendingWrite>,
+    ) -> Result<(Option<i64>, Option<StoreError>), StoreError> {
         match self.write(&batch).await {
             Ok(TxnOutcome::Committed(revision)) => return Ok((Some(revision), None)),
             Ok(TxnOutcome::Conflict) => {}
@@ -175,7 +178,7 @@ impl Recorder {
         Ok((last, refused))
     }
 
-    async fn write(&self, entries: &[Entry]) -> Result<TxnOutcome, StoreError> {
+    async fn write(&self, entries: &[PendingWrite]) -> Result<TxnOutcome, StoreError> {
         let compares = entries.iter().flat_map(|entry| entry.compares.clone()).collect();
         let ops = entries.iter().map(|entry| entry.op.clone()).collect();
         self.store.txn(compares, ops).await
@@ -194,8 +197,8 @@ fn key_of(op: &Op) -> &str {
 }
 
 /// Cuts entries into transactions' worth. Two entries on one key (a description) never share one: keys are unique by kind and id.
-fn batches(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
-    let mut cut: Vec<Vec<Entry>> = Vec::new();
+fn batches(entries: Vec<PendingWrite>) -> Vec<Vec<PendingWrite>> {
+    let mut cut: Vec<Vec<PendingWrite>> = Vec::new();
     let mut bytes = 0;
     for entry in entries {
         let size = entry.size();

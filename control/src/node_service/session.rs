@@ -38,10 +38,10 @@ use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::address;
-use super::assignments::{self, Told};
+use super::assignments::{self, SentAssignments};
 use super::deliveries::Deliveries;
-use super::end::{End, SEND_DEADLINE};
-use super::loads::{Loads, ToldLoads};
+use super::end::{SEND_DEADLINE, SessionEnd};
+use super::loads::{Loads, SentLoads};
 use super::logs::SessionAsks;
 use super::recorder::Reports;
 use super::session_context::SessionContext;
@@ -73,7 +73,7 @@ pub(super) struct Session {
     rate: Bucket,
     loads: Arc<Loads>,
     clocks: Arc<Clocks>,
-    told_loads: ToldLoads,
+    told_loads: SentLoads,
     log_asks: SessionAsks,
     relay_key: Zeroizing<Vec<u8>>,
     sealer: Arc<Sealer>,
@@ -85,7 +85,7 @@ pub(super) struct Session {
     /// The newest table that the node had when it came.
     had_generation: u64,
     welcomed: bool,
-    told: Told,
+    told: SentAssignments,
     deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
     /// Whether the node's agent knows what member keys are, and the numbers of those that it was told, the one in use first.
@@ -119,7 +119,7 @@ impl Session {
             rate: Bucket::new(MESSAGES_A_SECOND, MESSAGES_AT_ONCE, std::time::Instant::now()),
             loads: Arc::clone(&shared.loads),
             clocks: Arc::clone(&shared.cluster.clocks),
-            told_loads: ToldLoads::default(),
+            told_loads: SentLoads::default(),
             log_asks: SessionAsks::new(Arc::clone(&shared.cluster.logs)),
             relay_key: shared.relay_key.clone(),
             sealer: Arc::clone(&shared.cluster.sealer),
@@ -128,7 +128,7 @@ impl Session {
             stopping: shared.shutdown.clone(),
             had_generation: 0,
             welcomed: false,
-            told: Told::default(),
+            told: SentAssignments::default(),
             deliveries: Deliveries::new(&shared.cluster),
             sent_table: None,
             takes_cookies: false,
@@ -147,7 +147,7 @@ impl Session {
         let token = Arc::clone(&self.token);
         let end = tokio::select! {
             Err(end) = self.serve(&mut incoming) => end,
-            () = token.cancelled() => if self.stopping.is_cancelled() { End::Stopping } else { End::Superseded },
+            () = token.cancelled() => if self.stopping.is_cancelled() { SessionEnd::Stopping } else { SessionEnd::Superseded },
         };
         info!(node = %self.node, reason = %end, "a session ended");
         if let Some(reason) = end.refusal() {
@@ -157,10 +157,10 @@ impl Session {
         if self.outgoing.try_send(Err(end.status(&self.node))).is_err() {
             debug!(node = %self.node, "could not tell the node why");
         }
-        self.heard_since.is_some() && !matches!(end, End::Removed | End::Superseded)
+        self.heard_since.is_some() && !matches!(end, SessionEnd::Removed | SessionEnd::Superseded)
     }
 
-    async fn serve(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<Infallible, End> {
+    async fn serve(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<Infallible, SessionEnd> {
         self.greet(incoming).await?;
         self.follow().await?;
         let mut tick = tokio::time::interval(TICK);
@@ -175,8 +175,8 @@ impl Session {
                 () = self.log_asks.changed(), if self.welcomed => self.send_log_asks().await?,
                 message = incoming.message() => match message {
                     Ok(Some(message)) => self.receive(message)?,
-                    Ok(None) => return Err(End::Closed),
-                    Err(status) => return Err(End::Broken(Box::new(status))),
+                    Ok(None) => return Err(SessionEnd::Closed),
+                    Err(status) => return Err(SessionEnd::Broken(Box::new(status))),
                 },
                 Some(found) = self.deliveries.next(), if self.deliveries.is_waiting() => {
                     self.send(Down::Dependency(found)).await?;
@@ -191,20 +191,21 @@ impl Session {
     }
 
     /// Takes the node's first message.
-    async fn greet(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<(), End> {
+    async fn greet(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<(), SessionEnd> {
         let first = tokio::time::timeout(HELLO_DEADLINE, incoming.message());
         let message = match first.await {
             Ok(Ok(Some(message))) => message,
-            Ok(Ok(None)) => return Err(End::Closed),
-            Ok(Err(status)) => return Err(End::Broken(Box::new(status))),
-            Err(_) => return Err(End::Protocol("no hello came in time")),
+            Ok(Ok(None)) => return Err(SessionEnd::Closed),
+            Ok(Err(status)) => return Err(SessionEnd::Broken(Box::new(status))),
+            Err(_) => return Err(SessionEnd::Protocol("no hello came in time")),
         };
         let Some(Up::Hello(Hello { description_json, address, table_generation })) = message.body else {
-            return Err(End::Protocol("the first message must be a hello"));
+            return Err(SessionEnd::Protocol("the first message must be a hello"));
         };
         let description = report::read_description(&description_json)?;
-        let address: Ipv4Addr =
-            address.parse().map_err(|_| End::Protocol("the address in the hello is no IPv4 address"))?;
+        let address: Ipv4Addr = address
+            .parse()
+            .map_err(|_| SessionEnd::Protocol("the address in the hello is no IPv4 address"))?;
         address::check(&self.snapshots.borrow(), &self.node, address)?;
         info!(node = %self.node, hostname = %Outside(&description.hostname), %address, table_generation, "a session begins");
         if let Some(cluster) = own_ports::other_tunnel(&self.snapshots.borrow(), &self.node, &description) {
@@ -226,7 +227,7 @@ impl Session {
     }
 
     /// Does what the newest snapshot asks for.
-    async fn follow(&mut self) -> Result<(), End> {
+    async fn follow(&mut self) -> Result<(), SessionEnd> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         self.check_standing(&snapshot)?;
         self.acknowledge(&snapshot).await?;
@@ -274,17 +275,17 @@ impl Session {
     }
 
     /// Whether this session may go on; if the node is heard and the store says otherwise, says so again.
-    fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+    fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let member = snapshot.nodes.contains_key(&self.node);
         if self.was_member && !member {
-            return Err(if snapshot.cluster.is_some() { End::Removed } else { End::NoCluster });
+            return Err(if snapshot.cluster.is_some() { SessionEnd::Removed } else { SessionEnd::NoCluster });
         }
         self.was_member = member;
         let liveness = snapshot.liveness.get(&self.node);
         let ready = liveness.is_some_and(|liveness| liveness.state == NodeState::Ready);
         let ours = liveness.is_some_and(|liveness| liveness.manager == self.manager);
         if ready && !ours && self.was_ours {
-            return Err(End::Superseded);
+            return Err(SessionEnd::Superseded);
         }
         self.was_ours |= ready && ours;
         if member && !(ready && ours) {
@@ -294,12 +295,12 @@ impl Session {
     }
 
     /// Sends what changed since the table that the node has.
-    async fn send_table(&mut self) -> Result<(), End> {
+    async fn send_table(&mut self) -> Result<(), SessionEnd> {
         let table = Arc::clone(&self.tables.borrow_and_update());
         let Some(sent) = &self.sent_table else { return Ok(()) };
         // A backend that ended leaves the table of a generation that the node has already.
         let news = table.generation > sent.generation
-            || (table.generation == sent.generation && !table.says_the_same(sent));
+            || (table.generation == sent.generation && !table.same_entries(sent));
         if !news {
             return Ok(());
         }
@@ -311,7 +312,7 @@ impl Session {
         self.send(Down::Table(changes)).await
     }
 
-    async fn send_log_asks(&mut self) -> Result<(), End> {
+    async fn send_log_asks(&mut self) -> Result<(), SessionEnd> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
         for ask in self.log_asks.untold(&self.node, &self.manager, &snapshot) {
             self.send(ask).await?;
@@ -330,12 +331,12 @@ impl Session {
         }
     }
 
-    async fn send(&self, body: Down) -> Result<(), End> {
+    async fn send(&self, body: Down) -> Result<(), SessionEnd> {
         let message = ControlMessage { body: Some(body) };
         match tokio::time::timeout(SEND_DEADLINE, self.outgoing.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Closed),
-            Err(_) => Err(End::Slow),
+            Ok(Err(_)) => Err(SessionEnd::Closed),
+            Err(_) => Err(SessionEnd::Slow),
         }
     }
 }

@@ -41,7 +41,7 @@ pub async fn publish(
         if source != made_of {
             let mut table = Table::of(&snapshot).without(&ended);
             let last = Arc::clone(&tables.borrow());
-            behind = table.says_the_same(&last) && published_at.elapsed() < GENERATION_LAG;
+            behind = table.same_entries(&last) && published_at.elapsed() < GENERATION_LAG;
             if !behind {
                 if table.generation == last.generation {
                     table.committed_unix_ms = Utc::now().timestamp_millis();

@@ -30,7 +30,7 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
 use crate::slots::create::{TaskMaker, stopped};
 use crate::slots::eligible::{Suits, takes_new};
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 use crate::slots::{self, Filling};
 
 /// Gives every eligible node its task of every global service.
@@ -52,7 +52,7 @@ fn plan_service(
     plan: &mut Plan,
 ) {
     let suits = Suits::new(&service.spec.task_template);
-    let dirt = Dirt::new(snapshot, service);
+    let outdated = OutdatedTasks::new(snapshot, service);
     let slots = slots::of(snapshot, &service.id);
     for (slot, tasks) in &slots {
         let node = match slot {
@@ -70,7 +70,7 @@ fn plan_service(
                 plan.actions.push(stopped(now, task, TaskState::Shutdown));
             }
         } else {
-            let surplus = slots::surplus(snapshot, &dirt, tasks);
+            let surplus = slots::surplus(snapshot, &outdated, tasks);
             plan.actions.extend(surplus.into_iter().map(|task| stopped(now, task, TaskState::Shutdown)));
         }
     }

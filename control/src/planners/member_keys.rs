@@ -60,7 +60,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
         plan.actions.push(Action::SetMemberKeys { keys, expected: None });
         return plan;
     };
-    let step = Step { now, snapshot, stored };
+    let step = KeyStep { now, snapshot, stored };
     if let Some((keys, reason)) = step.next(&mut plan, ids) {
         plan.reasons.push(reason);
         let keys = MemberKeys { changed_at: now, ..keys };
@@ -70,13 +70,13 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
 }
 
 /// What a decision stands on.
-struct Step<'a> {
+struct KeyStep<'a> {
     now: Timestamp,
     snapshot: &'a ClusterSnapshot,
     stored: &'a Stored<MemberKeys>,
 }
 
-impl Step<'_> {
+impl KeyStep<'_> {
     /// The record after the next step, and why.
     fn next(&self, plan: &mut Plan, ids: &mut dyn RngCore) -> Option<(MemberKeys, String)> {
         let (mut keys, members) = (self.stored.value.clone(), nodes(self.snapshot));

@@ -32,7 +32,7 @@ use rand::RngCore;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Plan;
 use crate::slots::create::{Start, TaskMaker, stopped};
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 use crate::slots::{self, Filling, SlotTasks};
 
 /// Fills and drops the slots of all replicated services.
@@ -77,8 +77,8 @@ fn plan_service(
         ));
         drop_slots(now, &slots, &dropped, plan);
     } else {
-        let dirt = Dirt::new(snapshot, service);
-        let surplus = filled.iter().flat_map(|(_, tasks)| slots::surplus(snapshot, &dirt, tasks));
+        let outdated = OutdatedTasks::new(snapshot, service);
+        let surplus = filled.iter().flat_map(|(_, tasks)| slots::surplus(snapshot, &outdated, tasks));
         plan.actions.extend(surplus.map(|task| stopped(now, task, TaskState::Shutdown)));
     }
     let mut missing = wanted.saturating_sub(filled.len());

@@ -37,7 +37,7 @@ use crate::plan::Plan;
 use crate::slots;
 use crate::slots::create::{TaskMaker, stopped};
 use crate::slots::eligible::{Suits, takes_new};
-use crate::slots::outdated::{Dirt, is_current};
+use crate::slots::outdated::{OutdatedTasks, is_current};
 use crate::slots::restart_policy::{Verdict, left_by_its_node, verdict};
 
 /// Why a wanted task can't go on.
@@ -104,7 +104,7 @@ fn replace(
 ) {
     let slots = slots::of(snapshot, &service.id);
     let suits = Suits::new(&service.spec.task_template);
-    let dirt = Dirt::new(snapshot, service);
+    let outdated = OutdatedTasks::new(snapshot, service);
     let ids: BTreeSet<_> = lost.iter().map(|(task, _)| &task.id).collect();
     let mut done: BTreeSet<&Slot> = BTreeSet::new();
     for (task, loss) in lost {
@@ -114,7 +114,7 @@ fn replace(
         // An old task that an update is about to stop doesn't fill the slot for its successor.
         let filled = tasks.iter().any(|other| {
             let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
-            goes_on && (!dirt.is_on(other) || dirt.is_on(task))
+            goes_on && (!outdated.contains(other) || outdated.contains(task))
         });
         let is_over = !is_current(service, task);
         if filled || is_over || !done.insert(&task.slot) || !may_return(snapshot, service, &task.slot, &suits)

@@ -33,7 +33,7 @@ use mesh_state::spec::ServiceSpec;
 use mesh_state::task::{Slot, Task, TaskState};
 
 use self::create::Start;
-use self::outdated::Dirt;
+use self::outdated::OutdatedTasks;
 use self::restart_policy::{Verdict, verdict};
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
@@ -118,11 +118,11 @@ pub fn most_useful<'a>(snapshot: &ClusterSnapshot, tasks: &[&'a Stored<Task>]) -
 /// surplus: the updater sees to them.
 pub fn surplus<'a>(
     snapshot: &ClusterSnapshot,
-    dirt: &Dirt<'_>,
+    outdated: &OutdatedTasks<'_>,
     tasks: &[&'a Stored<Task>],
 ) -> Vec<&'a Stored<Task>> {
     let clean: SlotTasks<'a> =
-        tasks.iter().copied().filter(|task| is_wanted(task) && !dirt.is_on(task)).collect();
+        tasks.iter().copied().filter(|task| is_wanted(task) && !outdated.contains(task)).collect();
     let stays = most_useful(snapshot, &clean).map(|task| &task.id);
     clean.into_iter().filter(|task| Some(&task.id) != stays).collect()
 }

@@ -25,24 +25,24 @@ enum Difference {
     Template,
 }
 
-/// Judges the tasks of one service; each version of its spec is compared once.
+/// The tasks of a service that its current spec replaces. Each version of the spec is compared once.
 #[derive(Debug)]
-pub struct Dirt<'a> {
+pub struct OutdatedTasks<'a> {
     snapshot: &'a ClusterSnapshot,
     service: &'a Service,
     suits: Suits,
     versions: RefCell<BTreeMap<u64, Difference>>,
 }
 
-impl<'a> Dirt<'a> {
-    /// A judge of the tasks of `service`.
+impl<'a> OutdatedTasks<'a> {
+    /// The outdated tasks of `service`.
     pub fn new(snapshot: &'a ClusterSnapshot, service: &'a Service) -> Self {
         let suits = Suits::new(&service.spec.task_template);
         Self { snapshot, service, suits, versions: RefCell::default() }
     }
 
-    /// Whether `task` is to be replaced by one made from the current spec.
-    pub fn is_on(&self, task: &Task) -> bool {
+    /// Whether the task was created from an older spec that differs in its template or ports.
+    pub fn contains(&self, task: &Task) -> bool {
         if task.spec_version == self.service.spec_version {
             return false;
         }
@@ -151,7 +151,7 @@ mod tests {
         world.put_task(&old);
         world.update_service("web", change);
         let stored = &world.snapshot.services[&"web".into()];
-        Dirt::new(&world.snapshot, stored).is_on(&old)
+        OutdatedTasks::new(&world.snapshot, stored).contains(&old)
     }
 
     #[test]

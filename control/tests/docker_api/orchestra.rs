@@ -3,7 +3,7 @@
 use chrono::Utc;
 use mesh_control::context::ApiContext;
 use mesh_control::feed::snapshot::ClusterSnapshot;
-use mesh_control::slots::outdated::Dirt;
+use mesh_control::slots::outdated::OutdatedTasks;
 use mesh_state::ids::{BackendId, TaskId};
 use mesh_state::node::NodeState;
 use mesh_state::service::Service;
@@ -46,9 +46,9 @@ fn moves(snapshot: &ClusterSnapshot) -> Vec<Op> {
 fn moves_of(snapshot: &ClusterSnapshot, service: &Service) -> Vec<Op> {
     let mut ops = Vec::new();
     let slots = slots(snapshot, service);
-    let dirt = Dirt::new(snapshot, service);
+    let outdated = OutdatedTasks::new(snapshot, service);
     let wanted = |task: &Task| {
-        !dirt.is_on(task) && slots.contains(&task.slot) && task.desired_state == TaskState::Running
+        !outdated.contains(task) && slots.contains(&task.slot) && task.desired_state == TaskState::Running
     };
     for task in snapshot.tasks_of(&service.id) {
         let desired_down = task.desired_state > TaskState::Running;

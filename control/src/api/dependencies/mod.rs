@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::body::{Params, read_private_json};
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 use super::filters::Filters;
 use super::{access, dto, lookup};
 use crate::context::ApiContext;
@@ -180,5 +180,5 @@ fn find<'a>(
 }
 
 fn not_found(kind: DependencyKind, query: &str) -> ApiError {
-    ApiError::NotFound { kind: Kind::from(kind), query: query.to_owned() }
+    ApiError::NotFound { kind: ObjectKind::from(kind), query: query.to_owned() }
 }

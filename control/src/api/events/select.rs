@@ -67,12 +67,12 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
-    use crate::feed::events::{Action, Kind};
+    use crate::feed::events::{Action, EventKind};
 
     fn event() -> SwarmEvent {
         let attributes = [("name", "web"), ("replicas.new", "2")];
         let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let (kind, action) = (Kind::Service, Action::Update);
+        let (kind, action) = (EventKind::Service, Action::Update);
         SwarmEvent { kind, action, id: "abc".to_owned(), attributes, at: Timestamp::default() }
     }
 

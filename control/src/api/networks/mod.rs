@@ -16,7 +16,7 @@ use mesh_state::spec::Labels;
 use serde::Serialize;
 
 use super::body::{Params, read_json};
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 use super::filters::Filters;
 use super::{access, dto, lookup, moment, unknown};
 use crate::context::ApiContext;
@@ -75,7 +75,7 @@ pub(crate) async fn inspect(
 ) -> Result<Json<dto::Network>, ApiError> {
     // All of the cluster's networks have one scope: under another none is found.
     if !matches!(params.get("scope").unwrap_or_default(), "" | SCOPE) {
-        return Err(ApiError::NotFound { kind: Kind::Network, query });
+        return Err(ApiError::NotFound { kind: ObjectKind::Network, query });
     }
     let snapshot = access::current(&context).await?;
     Ok(Json(dto::Network::new(find(&snapshot, &query)?)))
@@ -128,5 +128,5 @@ pub(crate) async fn prune(
 /// The network that a client names.
 pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Network>, ApiError> {
     let networks = snapshot.networks.values();
-    lookup::find(Kind::Network, query, networks, |network| network.id.as_str(), |network| &network.name)
+    lookup::find(ObjectKind::Network, query, networks, |network| network.id.as_str(), |network| &network.name)
 }

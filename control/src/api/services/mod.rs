@@ -18,7 +18,7 @@ use mesh_state::spec::ServiceSpec;
 use super::access::{self, Visible};
 use super::body::{Params, read_checked_json};
 use super::dto;
-use super::error::{ApiError, Kind};
+use super::error::{ApiError, ObjectKind};
 use super::filters::Filters;
 use super::validate::words;
 use super::{lookup, names, unknown};
@@ -132,7 +132,7 @@ pub(crate) async fn remove(
     let id = find(&*access::current(&context).await?, &query)?.id.clone();
     access::write(&context, |snapshot| match snapshot.services.get(&id) {
         Some(current) => write::remove(snapshot, current),
-        None => Err(ApiError::NotFound { kind: Kind::Service, query: query.clone() }),
+        None => Err(ApiError::NotFound { kind: ObjectKind::Service, query: query.clone() }),
     })
     .await?;
     Ok(StatusCode::OK)
@@ -141,7 +141,7 @@ pub(crate) async fn remove(
 /// The service that a client names.
 pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Service>, ApiError> {
     lookup::find(
-        Kind::Service,
+        ObjectKind::Service,
         query,
         snapshot.services.values(),
         |service| service.id.as_str(),

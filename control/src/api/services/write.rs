@@ -16,7 +16,7 @@ use mesh_state::store::{Compare, MAX_TXN_OPS, Op};
 
 use super::networks;
 use crate::api::access::Transaction;
-use crate::api::error::{ApiError, Kind};
+use crate::api::error::{ApiError, ObjectKind};
 use crate::api::validate;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::slots::outdated::{next_version, replaces_tasks};
@@ -41,7 +41,7 @@ pub(crate) fn create(
     validate::service_spec(&spec)?;
     references::check(snapshot, &spec)?;
     if is_name_taken(snapshot, &spec.name) {
-        return Err(ApiError::NameTaken { kind: Kind::Service, name: spec.name });
+        return Err(ApiError::NameTaken { kind: ObjectKind::Service, name: spec.name });
     }
     let mut transaction = Transaction::default();
     networks::resolve(snapshot, None, &mut spec, &mut transaction)?;
@@ -88,7 +88,7 @@ pub(crate) fn update(
     if kind(&spec.mode) != kind(&current.spec.mode) {
         return Err(ApiError::Unimplemented("service mode change is not allowed"));
     }
-    rewrite(snapshot, now, current, version, Wanted { spec, registry_auth, update_status: None })
+    rewrite(snapshot, now, current, version, Rewrite { spec, registry_auth, update_status: None })
 }
 
 /// A service with its previous spec back, at its user's request.
@@ -112,7 +112,7 @@ pub(crate) fn rollback(
         batch_at: None,
     };
     let registry_auth = current.previous_registry_auth.clone();
-    let wanted = Wanted { spec: previous, registry_auth, update_status: Some(status) };
+    let wanted = Rewrite { spec: previous, registry_auth, update_status: Some(status) };
     rewrite(snapshot, now, current, version, wanted)
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn is_name_taken(snapshot: &ClusterSnapshot, name: &str) -> bool {
 }
 
 /// What a service is to become.
-struct Wanted {
+struct Rewrite {
     spec: ServiceSpec,
     registry_auth: Option<Sealed>,
     update_status: Option<UpdateStatus>,
@@ -161,9 +161,9 @@ fn rewrite(
     now: Timestamp,
     current: &Versioned<Service>,
     version: i64,
-    wanted: Wanted,
+    wanted: Rewrite,
 ) -> Result<Transaction, ApiError> {
-    let Wanted { mut spec, registry_auth, update_status } = wanted;
+    let Rewrite { mut spec, registry_auth, update_status } = wanted;
     if !knows_spec(snapshot, current, version) {
         return Err(ApiError::OutOfSequence);
     }

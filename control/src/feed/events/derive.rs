@@ -18,7 +18,7 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventKind {
     /// A service.
     Service,
     /// A node.
@@ -31,7 +31,7 @@ pub enum Kind {
     Config,
 }
 
-impl Kind {
+impl EventKind {
     /// Docker's spelling.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ impl Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwarmEvent {
     /// What it is about.
-    pub kind: Kind,
+    pub kind: EventKind,
     /// What happened.
     pub action: Action,
     /// The object's id.
@@ -224,11 +224,11 @@ fn event(
     };
     attributes.retain(|_, value: &mut String| !value.is_empty());
     let (kind, id) = match subject {
-        Subject::Service(id) => (Kind::Service, id.to_string()),
-        Subject::Node(id) => (Kind::Node, id.to_string()),
-        Subject::Network(id) => (Kind::Network, id.to_string()),
-        Subject::Dependency(DependencyKind::Secret, id) => (Kind::Secret, id.to_string()),
-        Subject::Dependency(DependencyKind::Config, id) => (Kind::Config, id.to_string()),
+        Subject::Service(id) => (EventKind::Service, id.to_string()),
+        Subject::Node(id) => (EventKind::Node, id.to_string()),
+        Subject::Network(id) => (EventKind::Network, id.to_string()),
+        Subject::Dependency(DependencyKind::Secret, id) => (EventKind::Secret, id.to_string()),
+        Subject::Dependency(DependencyKind::Config, id) => (EventKind::Config, id.to_string()),
     };
     Some(SwarmEvent { kind, action, id, attributes, at })
 }

@@ -53,10 +53,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::feed::events::{Action, Kind};
+    use crate::feed::events::{Action, EventKind};
 
     fn event(id: usize) -> SwarmEvent {
-        let (kind, action) = (Kind::Service, Action::Create);
+        let (kind, action) = (EventKind::Service, Action::Create);
         let (attributes, at) = (BTreeMap::new(), mesh_state::Timestamp::default());
         SwarmEvent { kind, action, id: id.to_string(), attributes, at }
     }

@@ -11,5 +11,5 @@
 mod derive;
 pub mod log;
 
-pub use derive::{Action, Kind, SwarmEvent};
+pub use derive::{Action, EventKind, SwarmEvent};
 pub(crate) use derive::{after_listing, of_change};

@@ -32,7 +32,7 @@ impl Played {
         let reading = Reading {
             subject: Subject::Service("web".into()),
             service: "web".into(),
-            wanted: Wanted { stdout: true, stderr: true, follow },
+            wanted: LogSelection { stdout: true, stderr: true, follow },
             since: Some(1_500_000_000),
             tail: 10,
             format: Format { raw: true, timestamps: false, details: false },
@@ -59,7 +59,7 @@ impl Played {
         let node = NodeId::from(node);
         let mut changes = self.broker.changes();
         loop {
-            let mut asks = self.broker.untold(&node, &mut super::super::broker::Told::default());
+            let mut asks = self.broker.untold(&node, &mut super::super::broker::SentLogRequests::default());
             let open = asks.pop().and_then(|ask| Some((self.broker.open(&ask.ask_id, &node)?, ask)));
             if let Some(((news, dropped), ask)) = open {
                 let opened = Node { id: ask.ask_id, logs: ask.logs, news, dropped };
@@ -201,7 +201,7 @@ async fn a_log_that_broke_off_is_asked_for_again_and_one_that_cant_be_read_is_no
     let played = Played::start(true, |_| {});
     let a = played.open("a").await;
     let end = |again| LogEnd { task_id: "on-a".to_owned(), error: "no engine".to_owned(), again };
-    let mut told = super::super::broker::Told::default();
+    let mut told = super::super::broker::SentLogRequests::default();
     let node = NodeId::from("a");
     assert_eq!(played.broker.untold(&node, &mut told).len(), 1, "a is asked");
     let mut changes = played.broker.changes();

@@ -28,7 +28,7 @@ fn heard(state: NodeState) -> Heard {
 fn keys_of(mailbox: &mut Mailbox, world: &World, manager: &str) -> Vec<String> {
     mailbox.settle(&world.snapshot, manager);
     let entries = mailbox.entries(&world.snapshot, manager, world.now).entries;
-    let key = |entry: Entry| match entry.op {
+    let key = |entry: PendingWrite| match entry.op {
         Op::Put { key, .. } | Op::Delete { key } => key,
     };
     entries.into_iter().map(key).collect()

@@ -189,7 +189,7 @@ fn a_delta_holds_what_changed_and_nothing_else() {
     web.ports = vec![ingress(80, 8080)];
     world.put_service(&web);
     let new = Table::of(&world.snapshot);
-    assert!(!new.says_the_same(&old));
+    assert!(!new.same_entries(&old));
     let delta = new.since(&old);
     assert_eq!((delta.base_generation, delta.generation), (old.generation, new.generation));
     assert_eq!(delta.services[0].policy, "least-connections");

@@ -5,7 +5,7 @@ use mesh_state::proto;
 use mesh_state::proto::control_message::Body as Down;
 use zeroize::Zeroizing;
 
-use super::super::end::End;
+use super::super::end::SessionEnd;
 use super::Session;
 use crate::feed::snapshot::ClusterSnapshot;
 
@@ -14,7 +14,7 @@ const PURPOSE: &str = "member key";
 
 impl Session {
     /// Tells the node what changed. An agent that doesn't know them would end the session.
-    pub(super) async fn send_member_keys(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+    pub(super) async fn send_member_keys(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let Some(stored) = &snapshot.member_keys else { return Ok(()) };
         if !self.takes_cookies || self.told_keys.as_ref() == Some(&told(stored)) {
             return Ok(());

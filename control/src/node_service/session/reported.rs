@@ -17,16 +17,16 @@ use mesh_state::store::generation_of;
 use prost::Message as _;
 use tracing::debug;
 
-use super::super::end::End;
+use super::super::end::SessionEnd;
 use super::Session;
 use crate::feed::clocks::Peer;
 use crate::feed::snapshot::ClusterSnapshot;
 
 impl Session {
-    pub(super) fn receive(&mut self, message: AgentMessage) -> Result<(), End> {
+    pub(super) fn receive(&mut self, message: AgentMessage) -> Result<(), SessionEnd> {
         report::check_bytes("a message", message.encoded_len(), MESSAGE_BYTES)?;
         if !self.rate.take(std::time::Instant::now()) {
-            return Err(End::TooFast);
+            return Err(SessionEnd::TooFast);
         }
         self.note_heard();
         match message.body {
@@ -48,24 +48,26 @@ impl Session {
                 let (node, clashes) = (self.node.clone(), port_clashes(told)?);
                 self.reports.leave(|mailbox| mailbox.put_clashes(node, clashes));
             }
-            Some(Up::Hello(_)) => return Err(End::Protocol("a second hello came")),
-            None => return Err(End::Protocol("a message of an unknown kind came: upgrade this manager")),
+            Some(Up::Hello(_)) => return Err(SessionEnd::Protocol("a second hello came")),
+            None => {
+                return Err(SessionEnd::Protocol("a message of an unknown kind came: upgrade this manager"));
+            }
         }
         Ok(())
     }
 
     /// The node says the time by its clock. Older agents don't.
-    fn note_time(&self, unix_ms: i64) -> Result<(), End> {
+    fn note_time(&self, unix_ms: i64) -> Result<(), SessionEnd> {
         if unix_ms == 0 {
             return Ok(());
         }
         let told = Timestamp::from_timestamp_millis(unix_ms)
-            .ok_or(End::Protocol("a heartbeat came with a time that is none"))?;
+            .ok_or(SessionEnd::Protocol("a heartbeat came with a time that is none"))?;
         self.clocks.tell(&Peer::Node(self.node.clone()), told, Utc::now());
         Ok(())
     }
 
-    fn take_statuses(&mut self, statuses: TaskStatuses) -> Result<(), End> {
+    fn take_statuses(&mut self, statuses: TaskStatuses) -> Result<(), SessionEnd> {
         report::check_entries("the list of statuses", statuses.statuses.len(), STATUSES)?;
         let waiting = self.unacknowledged.len() + statuses.statuses.len();
         report::check_entries("the list of statuses that wait", waiting, STATUSES_WAITING)?;
@@ -91,7 +93,7 @@ impl Session {
     }
 
     /// Acknowledges what the store holds by now, and what it will never hold.
-    pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), End> {
+    pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let done = self.unacknowledged.settle(&self.node, snapshot);
         if done.task_ids.is_empty() {
             return Ok(());
@@ -101,14 +103,14 @@ impl Session {
 }
 
 /// What a node can't listen on, as it is stored.
-fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, End> {
+fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, SessionEnd> {
     let clash = |clash: proto::PortClash| {
         let known = [Protocol::Tcp, Protocol::Udp];
         let protocol = known.into_iter().find(|protocol| protocol.as_str() == clash.protocol)?;
         Some(PortClash { protocol, port: u16::try_from(clash.port).ok()?, reason: clash.reason })
     };
     let clashes: Option<Vec<PortClash>> = told.clashes.into_iter().map(clash).collect();
-    let clashes = clashes.ok_or(End::Protocol("a port clash that can't be read came"))?;
+    let clashes = clashes.ok_or(SessionEnd::Protocol("a port clash that can't be read came"))?;
     report::check_clashes(&clashes)?;
     Ok(clashes)
 }

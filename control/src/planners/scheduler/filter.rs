@@ -5,24 +5,24 @@
 use mesh_state::node::Node;
 
 use super::explain::Refusal;
-use super::load::Load;
 use super::needs::Needs;
+use super::usage::NodeUsage;
 
 /// Why a node can't take one more such task; `None` if it can.
-pub fn refusal(needs: &Needs<'_>, load: &Load<'_>) -> Option<Refusal> {
-    if !load.takes_tasks {
+pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
+    if !usage.takes_tasks {
         Some(Refusal::Ready)
-    } else if !has_resources(needs, load) {
+    } else if !has_resources(needs, usage) {
         Some(Refusal::Resources)
-    } else if !has_plugins(needs, load.node) {
+    } else if !has_plugins(needs, usage.node) {
         Some(Refusal::Plugin)
-    } else if !needs.suits.constraints_hold(load.node) {
+    } else if !needs.suits.constraints_hold(usage.node) {
         Some(Refusal::Constraints)
-    } else if !needs.suits.platform_fits(load.node) {
+    } else if !needs.suits.platform_fits(usage.node) {
         Some(Refusal::Platform)
-    } else if needs.host_ports.iter().any(|port| load.host_ports.contains(port)) {
+    } else if needs.host_ports.iter().any(|port| usage.host_ports.contains(port)) {
         Some(Refusal::HostPort)
-    } else if needs.max_replicas > 0 && u64::from(load.tasks_of(needs.service)) >= needs.max_replicas {
+    } else if needs.max_replicas > 0 && u64::from(usage.tasks_of(needs.service)) >= needs.max_replicas {
         Some(Refusal::MaxReplicas)
     } else {
         None
@@ -30,10 +30,10 @@ pub fn refusal(needs: &Needs<'_>, load: &Load<'_>) -> Option<Refusal> {
 }
 
 /// A task that reserves nothing fits even a node that shrank below what it carries.
-fn has_resources(needs: &Needs<'_>, load: &Load<'_>) -> bool {
-    (needs.nano_cpus <= 0 || needs.nano_cpus <= load.free_nano_cpus)
-        && (needs.memory_bytes <= 0 || needs.memory_bytes <= load.free_memory_bytes)
-        && load.free_generic.has(&needs.generic)
+fn has_resources(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> bool {
+    (needs.nano_cpus <= 0 || needs.nano_cpus <= usage.free_nano_cpus)
+        && (needs.memory_bytes <= 0 || needs.memory_bytes <= usage.free_memory_bytes)
+        && usage.free_generic.has(&needs.generic)
 }
 
 fn has_plugins(needs: &Needs<'_>, node: &Node) -> bool {

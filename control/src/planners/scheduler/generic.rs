@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_state::spec::{GenericResource, Resources};
 
 /// What a task wants, by kind.
-pub type Wanted = BTreeMap<String, OfKind>;
+pub type WantedResources = BTreeMap<String, OfKind>;
 
 /// What a task wants of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,9 +26,9 @@ impl OfKind {
 }
 
 /// What tasks with these resources want.
-pub fn wanted(resources: Option<&Resources>) -> Wanted {
+pub fn wanted(resources: Option<&Resources>) -> WantedResources {
     let reservations = resources.and_then(|resources| resources.reservations.as_ref());
-    let mut wanted = Wanted::new();
+    let mut wanted = WantedResources::new();
     for resource in reservations.into_iter().flat_map(|reserved| &reserved.generic_resources) {
         let of_kind = wanted.entry(resource.kind().to_owned()).or_default();
         match resource {
@@ -67,7 +67,7 @@ impl Free {
     }
 
     /// Whether there is enough of every kind.
-    pub fn has(&self, wanted: &Wanted) -> bool {
+    pub fn has(&self, wanted: &WantedResources) -> bool {
         wanted.iter().all(|(kind, wanted)| {
             let counted = self.counted.get(kind).copied().unwrap_or_default();
             self.gives_by_name(kind, wanted) || (wanted.names.is_empty() && counted >= wanted.count)
@@ -98,7 +98,7 @@ impl Free {
     }
 
     /// What a task that wants this is given, if there is enough.
-    pub fn choose(&self, wanted: &Wanted) -> Vec<GenericResource> {
+    pub fn choose(&self, wanted: &WantedResources) -> Vec<GenericResource> {
         let mut given = Vec::new();
         for (kind, wanted) in wanted {
             match self.named.get(kind).filter(|_| self.gives_by_name(kind, wanted)) {
@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    fn wants(kind: &str, count: i64) -> Wanted {
+    fn wants(kind: &str, count: i64) -> WantedResources {
         BTreeMap::from([(kind.to_owned(), OfKind { names: BTreeSet::new(), count })])
     }
 

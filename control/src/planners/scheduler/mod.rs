@@ -33,10 +33,10 @@
 pub mod explain;
 pub mod filter;
 pub mod generic;
-pub mod load;
 pub mod needs;
 pub mod place;
 pub mod score;
+pub mod usage;
 
 use std::collections::BTreeMap;
 
@@ -50,9 +50,9 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots;
 use explain::Refusals;
-use load::Loads;
 use needs::Needs;
 use place::Placement;
+use usage::NodeUsages;
 
 /// Gives nodes to the tasks that wait for one.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
@@ -68,15 +68,15 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     if fixed.is_empty() && groups.is_empty() {
         return plan;
     }
-    let mut loads = Loads::new(now, snapshot);
+    let mut usages = NodeUsages::new(now, snapshot);
     for task in fixed {
-        place_fixed(now, snapshot, task, &mut loads, &mut plan);
+        place_fixed(now, snapshot, task, &mut usages, &mut plan);
     }
     // Whoever waits longest chooses first.
     let mut groups: Vec<_> = groups.into_values().collect();
     groups.sort_by_key(|tasks| tasks.iter().map(|task| task.create_revision).min());
     for tasks in groups {
-        place_group(now, snapshot, tasks, &mut loads, &mut plan);
+        place_group(now, snapshot, tasks, &mut usages, &mut plan);
     }
     plan
 }
@@ -90,18 +90,18 @@ fn place_fixed<'a>(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
     task: &'a Stored<Task>,
-    loads: &mut Loads<'a>,
+    usages: &mut NodeUsages<'a>,
     plan: &mut Plan,
 ) {
     let Slot::Node(id) = &task.slot else { return };
     let Some(spec) = snapshot.spec_of(task) else { return };
     let needs = Needs::new(&task.service_id, spec);
     let mut refusals = Refusals::default();
-    if let Some(load) = loads.of(id) {
-        match filter::refusal(&needs, load) {
+    if let Some(usage) = usages.of(id) {
+        match filter::refusal(&needs, usage) {
             None => {
-                let generic = load.take(&needs);
-                assign(now, snapshot, task, load.node.id.clone(), generic, plan);
+                let generic = usage.take(&needs);
+                assign(now, snapshot, task, usage.node.id.clone(), generic, plan);
                 return;
             }
             Some(refusal) => refusals.add(refusal),
@@ -115,7 +115,7 @@ fn place_group<'a>(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
     mut tasks: Vec<&'a Stored<Task>>,
-    loads: &mut Loads<'a>,
+    usages: &mut NodeUsages<'a>,
     plan: &mut Plan,
 ) {
     tasks.sort_by_key(|task| (task.create_revision, &task.slot));
@@ -128,7 +128,7 @@ fn place_group<'a>(
         return;
     };
     let needs = Needs::new(&first.service_id, spec);
-    let mut placement = Placement::new(&needs, first.spec_version, spec, loads);
+    let mut placement = Placement::new(&needs, first.spec_version, spec, usages);
     let mut unplaced = Vec::new();
     for task in tasks {
         match placement.place() {
@@ -140,7 +140,10 @@ fn place_group<'a>(
         return;
     }
     let mut refusals = Refusals::default();
-    loads.iter().filter_map(|load| filter::refusal(&needs, load)).for_each(|refusal| refusals.add(refusal));
+    usages
+        .iter()
+        .filter_map(|usage| filter::refusal(&needs, usage))
+        .for_each(|refusal| refusals.add(refusal));
     for task in unplaced {
         refuse(now, task, &refusals, plan);
     }

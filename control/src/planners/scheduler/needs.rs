@@ -1,12 +1,12 @@
 //! What a task needs of a node, read from its service's spec.
 //!
-//! Left to others: whether a node has it ([`super::filter`]), and what is left of it ([`super::load`]).
+//! Left to others: whether a node has it ([`super::filter`]), and what is left of it ([`super::usage`]).
 
 use mesh_state::ids::ServiceId;
 use mesh_state::spec::{Protocol, PublishMode, ServiceSpec, TaskSpec};
 use serde_json::Value;
 
-use super::generic::{self, Wanted};
+use super::generic::{self, WantedResources};
 use crate::slots::eligible::Suits;
 
 /// What a task needs of a node, read once from its spec.
@@ -25,7 +25,7 @@ pub struct Needs<'a> {
     /// Engine plugins as (type, name).
     pub plugins: Vec<(&'static str, String)>,
     /// Generic resources.
-    pub generic: Wanted,
+    pub generic: WantedResources,
     /// Constraints and platforms.
     pub suits: Suits,
 }

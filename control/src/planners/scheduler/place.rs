@@ -9,9 +9,9 @@ use mesh_state::ids::NodeId;
 use mesh_state::spec::{GenericResource, ServiceSpec};
 
 use super::filter;
-use super::load::{Load, Loads};
 use super::needs::Needs;
 use super::score::Score;
+use super::usage::{NodeUsage, NodeUsages};
 use crate::slots::constraint::label_value;
 
 /// The nodes that fit, in the order of their worth.
@@ -20,7 +20,7 @@ pub struct Placement<'n, 'l, 'a> {
     needs: &'n Needs<'a>,
     spec_version: u64,
     levels: Vec<String>,
-    loads: &'l mut Loads<'a>,
+    usages: &'l mut NodeUsages<'a>,
     tree: Branch,
 }
 
@@ -34,40 +34,40 @@ struct Branch {
 }
 
 impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
-    /// A placement of tasks made from `spec` upon `loads`.
+    /// A placement of tasks made from `spec` upon `usages`.
     pub fn new(
         needs: &'n Needs<'a>,
         spec_version: u64,
         spec: &ServiceSpec,
-        loads: &'l mut Loads<'a>,
+        usages: &'l mut NodeUsages<'a>,
     ) -> Self {
         let levels = levels(spec);
         let mut tree = Branch::default();
-        for load in loads.iter() {
-            let fits = filter::refusal(needs, load).is_none();
-            let score = Score::new(load, needs.service, spec_version);
+        for usage in usages.iter() {
+            let fits = filter::refusal(needs, usage).is_none();
+            let score = Score::new(usage, needs.service, spec_version);
             tree.add(
-                &path(&levels, load),
-                load.tasks_of(needs.service),
-                fits.then(|| (score, load.node.id.clone())),
+                &path(&levels, usage),
+                usage.tasks_of(needs.service),
+                fits.then(|| (score, usage.node.id.clone())),
             );
         }
-        Self { needs, spec_version, levels, loads, tree }
+        Self { needs, spec_version, levels, usages, tree }
     }
 
     /// The node for the next task, and which of its generic resources the task gets; `None` if no node can take one more.
     pub fn place(&mut self) -> Option<(NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
-            let load = self.loads.of(&id)?;
-            let path = path(&self.levels, load);
+            let usage = self.usages.of(&id)?;
+            let path = path(&self.levels, usage);
             self.tree.remove(&path, &(score, id.clone()));
             // What the tasks before it took may have used the node up.
-            if filter::refusal(self.needs, load).is_some() {
+            if filter::refusal(self.needs, usage).is_some() {
                 continue;
             }
-            let generic = load.take(self.needs);
-            let score = Score::new(load, self.needs.service, self.spec_version);
+            let generic = usage.take(self.needs);
+            let score = Score::new(usage, self.needs.service, self.spec_version);
             self.tree.add(&path, 1, Some((score, id.clone())));
             return Some((id, generic));
         }
@@ -121,6 +121,6 @@ fn levels(spec: &ServiceSpec) -> Vec<String> {
 }
 
 /// A node's values of the labels; a key that is no label is one branch for all.
-fn path(levels: &[String], load: &Load<'_>) -> Vec<String> {
-    levels.iter().map(|key| label_value(key, load.node).unwrap_or_default().to_owned()).collect()
+fn path(levels: &[String], usage: &NodeUsage<'_>) -> Vec<String> {
+    levels.iter().map(|key| label_value(key, usage.node).unwrap_or_default().to_owned()).collect()
 }

@@ -1,6 +1,6 @@
 //! Which of the nodes that fit is the best.
 
-use super::load::Load;
+use super::usage::NodeUsage;
 use mesh_state::ids::ServiceId;
 
 /// So many recent failures make a node a last resort.
@@ -18,13 +18,13 @@ pub struct Score {
 }
 
 impl Score {
-    /// The score of a node that carries `load`.
-    pub fn new(load: &Load<'_>, service: &ServiceId, spec_version: u64) -> Self {
-        let failures = load.failures_of(service, spec_version);
+    /// The score of a node that carries `usage`.
+    pub fn new(usage: &NodeUsage<'_>, service: &ServiceId, spec_version: u64) -> Self {
+        let failures = usage.failures_of(service, spec_version);
         Self {
             failures: if failures >= FAILURES_MAX { failures } else { 0 },
-            service_tasks: load.tasks_of(service),
-            tasks: load.tasks,
+            service_tasks: usage.tasks_of(service),
+            tasks: usage.tasks,
         }
     }
 }

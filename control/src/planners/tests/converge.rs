@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::simulator::Simulation;
 use crate::fixtures::{World, global, ingress, service};
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 
 fn scale(world: &mut World, id: &str, replicas: u64) {
     world.update_service(id, |spec| {
@@ -179,7 +179,7 @@ proptest! {
         simulation.check_settled("web", usize::try_from(wanted).unwrap());
         simulation.check_settled("agent", NODES.len());
         let web = &simulation.world.snapshot.services[&"web".into()];
-        let dirt = Dirt::new(&simulation.world.snapshot, web);
-        prop_assert!(!simulation.running("web").iter().any(|task| dirt.is_on(task)), "{}", simulation.describe());
+        let outdated = OutdatedTasks::new(&simulation.world.snapshot, web);
+        prop_assert!(!simulation.running("web").iter().any(|task| outdated.contains(task)), "{}", simulation.describe());
     }
 }

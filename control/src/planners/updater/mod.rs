@@ -38,14 +38,14 @@ use mesh_state::spec::{FailureAction, UpdateOrder};
 use mesh_state::task::TaskState;
 use rand::RngCore;
 
-use self::progress::{Phase, Step};
+use self::progress::{Phase, SlotStep};
 use self::settings::Settings;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots;
 use crate::slots::create::{Start, TaskMaker, stopped};
 use crate::slots::eligible::{Suits, takes_new};
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 use crate::slots::restart_policy::after;
 
 /// Takes every update one step further.
@@ -70,8 +70,10 @@ fn is_concerned(snapshot: &ClusterSnapshot, service: &Service) -> bool {
 
 fn is_rolled(snapshot: &ClusterSnapshot, service: &Service) -> bool {
     goes_on(service).is_some() || {
-        let dirt = Dirt::new(snapshot, service);
-        snapshot.tasks_of(&service.id).any(|task| task.desired_state != TaskState::Remove && dirt.is_on(task))
+        let outdated = OutdatedTasks::new(snapshot, service);
+        snapshot
+            .tasks_of(&service.id)
+            .any(|task| task.desired_state != TaskState::Remove && outdated.contains(task))
     }
 }
 
@@ -104,7 +106,7 @@ impl Roll<'_> {
     }
 
     /// The status of an update that begins now, if it is to: not while a failed one waits for its user.
-    fn begun(&self, steps: &[Step<'_>]) -> Option<UpdateStatus> {
+    fn begun(&self, steps: &[SlotStep<'_>]) -> Option<UpdateStatus> {
         let waits =
             self.service.update_status.as_ref().is_some_and(|status| {
                 matches!(status.state, UpdateState::Paused | UpdateState::RollbackPaused)
@@ -120,7 +122,7 @@ impl Roll<'_> {
     }
 
     /// The last of the failed tasks, if they are more than is borne.
-    fn too_many_failures<'s>(&self, steps: &[Step<'s>]) -> Option<&'s TaskId> {
+    fn too_many_failures<'s>(&self, steps: &[SlotStep<'s>]) -> Option<&'s TaskId> {
         let mut failures: Vec<(Timestamp, &TaskId)> = steps.iter().filter_map(|step| step.failed).collect();
         failures.sort_unstable();
         #[expect(clippy::cast_precision_loss, reason = "slots are far below 2^23")]
@@ -157,7 +159,7 @@ impl Roll<'_> {
         self.write(UpdateStatus { state: UpdateState::Paused, message, ..status.clone() }, plan);
     }
 
-    fn stop_superseded(&self, steps: &[Step<'_>], plan: &mut Plan) {
+    fn stop_superseded(&self, steps: &[SlotStep<'_>], plan: &mut Plan) {
         for step in steps {
             if let Phase::Superseded { old } = &step.phase {
                 plan.reasons.push(format!("{}: the old task stops", self.service.task_name(step.slot)));
@@ -169,13 +171,13 @@ impl Roll<'_> {
     /// Takes as many dirty slots as there are free places, those first whose task doesn't run anyway.
     fn begin_batch(
         &self,
-        steps: &[Step<'_>],
+        steps: &[SlotStep<'_>],
         status: &UpdateStatus,
         maker: &mut TaskMaker<'_>,
         plan: &mut Plan,
     ) {
         let occupied = steps.iter().filter(|step| self.occupies(step, plan)).count();
-        let mut waiting: Vec<(bool, &Step<'_>)> = steps
+        let mut waiting: Vec<(bool, &SlotStep<'_>)> = steps
             .iter()
             .filter_map(|step| match step.phase {
                 Phase::Dirty { runs } => Some((runs, step)),
@@ -199,7 +201,7 @@ impl Roll<'_> {
     }
 
     /// Whether a slot takes one of the places: while it is underway, and for the delay after it.
-    fn occupies(&self, step: &Step<'_>, plan: &mut Plan) -> bool {
+    fn occupies(&self, step: &SlotStep<'_>, plan: &mut Plan) -> bool {
         match &step.phase {
             Phase::Dirty { .. } => false,
             Phase::Superseded { .. } => true,
@@ -222,7 +224,7 @@ impl Roll<'_> {
         end.is_some()
     }
 
-    fn replace(&self, step: &Step<'_>, maker: &mut TaskMaker<'_>, plan: &mut Plan) {
+    fn replace(&self, step: &SlotStep<'_>, maker: &mut TaskMaker<'_>, plan: &mut Plan) {
         let old: Vec<_> = step.tasks.iter().filter(|task| slots::is_wanted(task)).collect();
         let (start, stays) = match self.settings.order {
             // One old task goes on meanwhile: the one that serves.
@@ -254,7 +256,7 @@ impl Roll<'_> {
     }
 
     /// Ends the update once every slot is done and the last one was watched for long enough.
-    fn end(&self, steps: &[Step<'_>], status: &UpdateStatus, plan: &mut Plan) {
+    fn end(&self, steps: &[SlotStep<'_>], status: &UpdateStatus, plan: &mut Plan) {
         let watched = if self.settings.on_failure == FailureAction::Continue {
             Duration::ZERO
         } else {

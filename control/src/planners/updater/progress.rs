@@ -16,7 +16,7 @@ use mesh_state::task::{Slot, Task, TaskState};
 use super::settings::Settings;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::slots::history::ended_by_itself;
-use crate::slots::outdated::Dirt;
+use crate::slots::outdated::OutdatedTasks;
 use crate::slots::restart_policy::after;
 use crate::slots::{self, Filling, SlotTasks};
 
@@ -50,7 +50,7 @@ pub enum Phase<'a> {
 
 /// A slot that an update has to do with.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step<'a> {
+pub struct SlotStep<'a> {
     /// The slot.
     pub slot: &'a Slot,
     /// Its tasks, newest first.
@@ -67,15 +67,16 @@ pub fn steps<'a>(
     snapshot: &'a ClusterSnapshot,
     service: &'a Service,
     settings: &Settings,
-) -> Vec<Step<'a>> {
-    let dirt = Dirt::new(snapshot, service);
-    let judge = Judge { now, snapshot, service, settings, dirt, came_first: came_first(snapshot, service) };
+) -> Vec<SlotStep<'a>> {
+    let outdated = OutdatedTasks::new(snapshot, service);
+    let judge =
+        Judge { now, snapshot, service, settings, outdated, came_first: came_first(snapshot, service) };
     let slots = slots::of(snapshot, &service.id);
     slots
         .into_iter()
         .filter_map(|(slot, tasks)| {
             let (phase, failed) = (judge.phase(&tasks)?, judge.failure(&tasks));
-            Some(Step { slot, tasks, phase, failed })
+            Some(SlotStep { slot, tasks, phase, failed })
         })
         .collect()
 }
@@ -106,7 +107,7 @@ struct Judge<'a, 's> {
     snapshot: &'a ClusterSnapshot,
     service: &'a Service,
     settings: &'s Settings,
-    dirt: Dirt<'a>,
+    outdated: OutdatedTasks<'a>,
     came_first: bool,
 }
 
@@ -119,7 +120,7 @@ fn came_first(snapshot: &ClusterSnapshot, service: &Service) -> bool {
 impl<'a> Judge<'a, '_> {
     fn phase(&self, tasks: &[&'a Stored<Task>]) -> Option<Phase<'a>> {
         let wanted = tasks.iter().copied().filter(|task| slots::is_wanted(task));
-        let (old, new): (Vec<_>, Vec<_>) = wanted.partition(|task| self.dirt.is_on(task));
+        let (old, new): (Vec<_>, Vec<_>) = wanted.partition(|task| self.outdated.contains(task));
         if new.is_empty() {
             return self.phase_without_new(tasks, &old);
         }
@@ -161,7 +162,7 @@ impl<'a> Judge<'a, '_> {
 
     /// Whether a slot without wanted tasks ended with a task of an old spec: it is updated all the same.
     fn ended_dirty(&self, tasks: &[&Stored<Task>]) -> bool {
-        tasks.first().is_some_and(|newest| self.dirt.is_on(newest))
+        tasks.first().is_some_and(|newest| self.outdated.contains(newest))
             && slots::filling(self.now, self.snapshot, self.service, tasks) == Filling::Ended
     }
 

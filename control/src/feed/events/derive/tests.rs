@@ -9,12 +9,12 @@ use crate::fixtures::{node, service};
 
 /// A store that is written to, and what is told of it.
 #[derive(Default)]
-struct Told {
+struct Derived {
     snapshot: ClusterSnapshot,
     events: Vec<String>,
 }
 
-impl Told {
+impl Derived {
     fn tell(&mut self, change: Change) {
         let event = of_change(&mut self.snapshot, change, Timestamp::default());
         self.events.extend(event.map(|event| line(&event)));
@@ -39,7 +39,7 @@ fn line(event: &SwarmEvent) -> String {
 
 #[test]
 fn a_services_life_is_told() {
-    let mut told = Told::default();
+    let mut told = Derived::default();
     let key = keys::service(&"web".into());
     let mut web = service("web", 1);
     told.put(key.clone(), &web);
@@ -74,7 +74,7 @@ fn a_services_life_is_told() {
 
 #[test]
 fn a_nodes_life_is_told_as_dockers_clients_see_it() {
-    let mut told = Told::default();
+    let mut told = Derived::default();
     let id = NodeId::from("a");
     let mut a = node("a");
     told.put(keys::node(&id), &a);
@@ -107,7 +107,7 @@ fn a_nodes_life_is_told_as_dockers_clients_see_it() {
 
 #[test]
 fn a_secrets_life_is_told() {
-    let mut told = Told::default();
+    let mut told = Derived::default();
     let key = keys::dependency(DependencyKind::Secret, &"s1".into());
     let at = Timestamp::default();
     let secret = Dependency {
@@ -131,7 +131,7 @@ fn a_secrets_life_is_told() {
 
 #[test]
 fn a_new_leader_is_told() {
-    let mut told = Told::default();
+    let mut told = Derived::default();
     let id = NodeId::from("a");
     let mut a = node("a");
     a.spec.role = NodeRole::Manager;
@@ -158,7 +158,7 @@ fn a_new_leader_is_told() {
 
 #[test]
 fn what_was_missed_is_told_after_a_new_listing() {
-    let (mut before, mut after) = (Told::default(), Told::default());
+    let (mut before, mut after) = (Derived::default(), Derived::default());
     for id in ["gone", "kept"] {
         before.put(keys::service(&id.into()), &service(id, 1));
     }

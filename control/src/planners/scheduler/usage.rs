@@ -1,6 +1,6 @@
 //! What each node carries, kept up to date while a pass places tasks.
 //!
-//! Invariants: a task holds its resources and host ports until it is observed to have ended; it counts as load while it is wanted and
+//! Invariants: a task holds its resources and host ports until it is observed to have ended; it counts as usage while it is wanted and
 //! has not ended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +20,9 @@ use crate::slots;
 /// Failures older than this are forgiven.
 const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);
 
-/// One node's load.
+/// One node's usage.
 #[derive(Debug, Clone)]
-pub struct Load<'a> {
+pub struct NodeUsage<'a> {
     /// The node.
     pub node: &'a Node,
     /// Whether it takes new tasks.
@@ -41,7 +41,7 @@ pub struct Load<'a> {
     failures: BTreeMap<(&'a ServiceId, u64), u32>,
 }
 
-impl<'a> Load<'a> {
+impl<'a> NodeUsage<'a> {
     /// Wanted tasks of one service.
     pub fn tasks_of(&self, service: &ServiceId) -> u32 {
         self.by_service.get(service).copied().unwrap_or_default()
@@ -69,40 +69,40 @@ impl<'a> Load<'a> {
     }
 }
 
-/// The loads of all nodes.
+/// The usages of all nodes.
 #[derive(Debug)]
-pub struct Loads<'a>(BTreeMap<&'a NodeId, Load<'a>>);
+pub struct NodeUsages<'a>(BTreeMap<&'a NodeId, NodeUsage<'a>>);
 
-impl<'a> Loads<'a> {
+impl<'a> NodeUsages<'a> {
     /// What `snapshot` shows.
     pub fn new(now: Timestamp, snapshot: &'a ClusterSnapshot) -> Self {
         let mut specs: BTreeMap<(&ServiceId, u64), Option<Needs<'a>>> = BTreeMap::new();
-        let loads = snapshot.nodes.values().map(|stored| {
-            let mut load = empty(snapshot, &stored.value);
+        let usages = snapshot.nodes.values().map(|stored| {
+            let mut usage = empty(snapshot, &stored.value);
             for task in snapshot.tasks_on(&stored.id) {
                 let needs = specs
                     .entry((&task.service_id, task.spec_version))
                     .or_insert_with(|| snapshot.spec_of(task).map(|spec| Needs::new(&task.service_id, spec)));
-                count(now, snapshot, &task.value, needs.as_ref(), &mut load);
+                count(now, snapshot, &task.value, needs.as_ref(), &mut usage);
             }
-            (&stored.value.id, load)
+            (&stored.value.id, usage)
         });
-        Self(loads.collect())
+        Self(usages.collect())
     }
 
-    /// One node's load.
-    pub fn of(&mut self, node: &NodeId) -> Option<&mut Load<'a>> {
+    /// One node's usage.
+    pub fn of(&mut self, node: &NodeId) -> Option<&mut NodeUsage<'a>> {
         self.0.get_mut(node)
     }
 
-    /// All loads, by node id.
-    pub fn iter(&self) -> impl Iterator<Item = &Load<'a>> {
+    /// All usages, by node id.
+    pub fn iter(&self) -> impl Iterator<Item = &NodeUsage<'a>> {
         self.0.values()
     }
 }
 
-fn empty<'a>(snapshot: &ClusterSnapshot, node: &'a Node) -> Load<'a> {
-    Load {
+fn empty<'a>(snapshot: &ClusterSnapshot, node: &'a Node) -> NodeUsage<'a> {
+    NodeUsage {
         node,
         takes_tasks: node.spec.availability == Availability::Active
             && snapshot.node_state(&node.id) == NodeState::Ready
@@ -122,22 +122,22 @@ fn count<'a>(
     snapshot: &ClusterSnapshot,
     task: &'a Task,
     needs: Option<&Needs<'a>>,
-    load: &mut Load<'a>,
+    usage: &mut NodeUsage<'a>,
 ) {
     let status = snapshot.status_of(task);
     if status.state.is_terminal() {
         let failed = matches!(status.state, TaskState::Failed | TaskState::Rejected);
         if failed && now.signed_duration_since(snapshot.ended_at(task)) < FAILURE_MEMORY {
-            *load.failures.entry((&task.service_id, task.spec_version)).or_default() += 1;
+            *usage.failures.entry((&task.service_id, task.spec_version)).or_default() += 1;
         }
         return;
     }
-    load.free_generic.take(&task.generic_resources);
+    usage.free_generic.take(&task.generic_resources);
     if let Some(needs) = needs {
-        load.hold(needs);
+        usage.hold(needs);
     }
     if slots::is_wanted(task) {
-        load.tasks += 1;
-        *load.by_service.entry(&task.service_id).or_default() += 1;
+        usage.tasks += 1;
+        *usage.by_service.entry(&task.service_id).or_default() += 1;
     }
 }
