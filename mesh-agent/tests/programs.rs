@@ -9,8 +9,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowCell, Fragment,
-    FragmentKey, Live, Mac, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK,
+    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowCell, FragmentKey,
+    FragmentPorts, Live, Mac, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK,
     flow_event, names,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established};
@@ -83,7 +83,7 @@ fn return_value(hook: Hook, verdict: Verdict) -> i32 {
             | Verdict::Emit { .. }
             | Verdict::Route { .. }
             | Verdict::Deliver { .. }
-            | Verdict::Tunnel(_),
+            | Verdict::ViaDevice(_),
         ) => TC_REDIRECT,
         (_, verdict) => panic!("{verdict:?} is no end"),
     }
@@ -226,7 +226,7 @@ impl Kernel {
                 established,
                 entries::<NatKey, Nat>(programs, names::NAT_HALF_OPEN),
                 entries::<NatKey, Nat>(programs, names::NAT_ESTABLISHED),
-                entries::<FragmentKey, Fragment>(programs, names::FRAGMENTS),
+                entries::<FragmentKey, FragmentPorts>(programs, names::FRAGMENTS),
             ],
             closed: standing(programs).iter().filter(|flow| is_closed(flow.events)).count()
                 + closed_nats(programs, names::NAT_HALF_OPEN)
@@ -276,7 +276,7 @@ fn clear(programs: &mut Ebpf) {
     empty::<ServiceKey, Service>(programs, names::SERVICES);
     empty::<NatKey, Nat>(programs, names::NAT_HALF_OPEN);
     empty::<NatKey, Nat>(programs, names::NAT_ESTABLISHED);
-    empty::<FragmentKey, Fragment>(programs, names::FRAGMENTS);
+    empty::<FragmentKey, FragmentPorts>(programs, names::FRAGMENTS);
     let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
     let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
     let keys: Vec<_> = allowed.keys().map(|key| key.expect("key")).collect();

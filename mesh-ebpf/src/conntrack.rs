@@ -10,7 +10,7 @@
 
 mod judge;
 
-pub use judge::{Known, STILL_UNDER_WAY_NS, Told, is_clients, judge};
+pub use judge::{FlowState, Judgement, STILL_UNDER_WAY_NS, is_clients, judge};
 
 use crate::abi::{Direction, flow_event, protocol};
 use crate::parse::tcp::Flags;
@@ -51,15 +51,15 @@ pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
 /// What counts of what a segment tells. A flow that began with another packet than a SYN is confirmed by its task, not by whoever sends
 /// ACKs: with the task's first segment that belongs to a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
 #[inline(always)]
-pub const fn proven(direction: Direction, before: u32, told: u32) -> u32 {
+pub const fn proven(direction: Direction, before: u32, events: u32) -> u32 {
     if !is_unproven(before) {
-        return told;
+        return events;
     }
     match direction {
-        Direction::Reply if told & flow_event::SYN_ACK != 0 => 0,
-        Direction::Reply if told & flow_event::RESET != 0 => told,
-        Direction::Reply => told | flow_event::SYN_ACK | flow_event::ACK,
-        Direction::Request => told & !flow_event::ACK,
+        Direction::Reply if events & flow_event::SYN_ACK != 0 => 0,
+        Direction::Reply if events & flow_event::RESET != 0 => events,
+        Direction::Reply => events | flow_event::SYN_ACK | flow_event::ACK,
+        Direction::Request => events & !flow_event::ACK,
     }
 }
 
@@ -76,8 +76,8 @@ pub const fn beginning(header: &transport::Header) -> u32 {
     if header.is_udp() {
         return flow_event::SYN;
     }
-    let told = events_of(Direction::Request, header.flags);
-    if told & flow_event::ACK == 0 { told } else { told & !flow_event::ACK | flow_event::UNPROVEN }
+    let events = events_of(Direction::Request, header.flags);
+    if events & flow_event::ACK == 0 { events } else { events & !flow_event::ACK | flow_event::UNPROVEN }
 }
 
 /// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what the client sends after

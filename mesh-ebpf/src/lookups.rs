@@ -2,8 +2,8 @@
 //! hash maps of a host test.
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Member, Nat,
-    NatKey, Node, Service, ServiceKey, Timed,
+    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Member,
+    Nat, NatKey, Node, Service, ServiceKey, Timed,
 };
 use crate::select::Candidates;
 
@@ -45,16 +45,16 @@ pub trait Lookups: Candidates {
     fn nats(&self) -> &Self::Nats;
 
     /// The ports of the packet that a later fragment belongs to.
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn fragment_ports(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Keeps the ports of a packet that comes in fragments.
-    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    fn keep_fragment_ports(&self, key: &FragmentKey, ports: &FragmentPorts);
 
     /// Whether the flow of one more SYN is to be remembered: see [`crate::guard`].
     fn may_remember_syn(&self) -> bool;
     /// Whether one more flow is to be remembered by a later packet.
     fn may_remember_late(&self) -> bool;
     /// A number that this flow has on this node, and that nobody else can tell.
-    fn flow_number(&self, key: &FlowKey) -> u32;
+    fn keyed_hash(&self, key: &FlowKey) -> u32;
     /// Whether a SYN was not remembered within this time.
     fn has_guarded(&self, within_ns: u64) -> bool;
     /// Counts a SYN of the published port `service_index` that was forwarded but not remembered.
@@ -80,14 +80,14 @@ pub trait Lookups: Candidates {
     /// Keeps how long something of the published port `service_index` took.
     fn keep_duration(&self, timed: Timed, service_index: u32, duration_ns: u64);
     /// Counts traffic that is forwarded.
-    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, load: Load);
+    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, count: PacketCount);
     /// Counts a packet that is not.
     fn count_drop(&self, reason: DropReason, direction: Direction);
 }
 
 /// One packet's share of the traffic counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load {
+pub struct PacketCount {
     /// Packets.
     pub packets: u32,
     /// Bytes from the IP header on.
@@ -121,9 +121,9 @@ pub trait FlowTable<K, V> {
     /// Puts the flow where one with these events belongs: one that its client has confirmed is kept however
     /// long it is idle; one that has ended must not push such a one out, but is still found until it is swept
     /// or its memory is needed.
-    fn settle(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32);
+    fn reclassify(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32);
     /// Puts what is known of an established flow anew.
-    fn renew(&self, key: &K, entry: &Self::Entry, value: &V);
+    fn replace(&self, key: &K, entry: &Self::Entry, value: &V);
     /// Removes the flow.
     fn forget(&self, key: &K);
 }

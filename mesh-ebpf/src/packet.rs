@@ -9,14 +9,14 @@ use crate::abi::Address;
 /// A packet at the hook of a program.
 pub trait Packet {
     /// The `N` bytes at `offset`.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    fn read_bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
     /// Overwrites the `N` bytes at `offset`, in a way that leaves the sum over the packet as it was: checksums over
     /// them are the caller's concern.
-    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
+    fn write_bytes<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
     /// Overwrites the `N` bytes at `offset`, an even one, whatever that does to the sum over the packet.
-    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
+    fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
     /// Accounts in a transport checksum for the bytes `old`, at an even offset of what it covers, becoming `new`.
     fn patch_transport_checksum(

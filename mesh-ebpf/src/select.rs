@@ -38,17 +38,17 @@ pub fn select<C: Candidates>(
     client: &Address,
     avoided: u32,
 ) -> Option<u32> {
-    select_by(candidates, service, Chosen::ByPolicy, client, avoided)
+    select_by(candidates, service, Selection::ByPolicy, client, avoided)
 }
 
 /// What a new flow's backend is chosen by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chosen {
+pub enum Selection {
     /// The service's policy.
     ByPolicy,
     /// This number, which all packets of the flow have, so that they get the same backend as long as the slots are the same, with nothing
     /// remembered; or, if that is the policy, the client's address.
-    Alike(u32),
+    ByFlowHash(u32),
 }
 
 /// [`select`], by the policy or so that it can be chosen again.
@@ -56,7 +56,7 @@ pub enum Chosen {
 pub fn select_by<C: Candidates>(
     candidates: &C,
     service: &Service,
-    chosen: Chosen,
+    by: Selection,
     client: &Address,
     avoided: u32,
 ) -> Option<u32> {
@@ -65,12 +65,14 @@ pub fn select_by<C: Candidates>(
         return None;
     }
     let own = Policy::from_byte(service.policy);
-    let (policy, number) = match chosen {
-        Chosen::Alike(number) if !matches!(own, Policy::SourceHash) => (Policy::SourceHash, Some(number)),
-        Chosen::ByPolicy | Chosen::Alike(_) => (own, None),
+    let (policy, flow_hash) = match by {
+        Selection::ByFlowHash(flow_hash) if !matches!(own, Policy::SourceHash) => {
+            (Policy::SourceHash, Some(flow_hash))
+        }
+        Selection::ByPolicy | Selection::ByFlowHash(_) => (own, None),
     };
-    let start = match (policy, number) {
-        (Policy::SourceHash, Some(number)) => number,
+    let start = match (policy, flow_hash) {
+        (Policy::SourceHash, Some(flow_hash)) => flow_hash,
         (Policy::SourceHash, None) => hash(client),
         (Policy::RoundRobin, _) => (candidates.next_turn(service.index) % u64::from(count)) as u32,
         (Policy::Random | Policy::LeastConnections | Policy::LeastLoad, _) => candidates.random(),

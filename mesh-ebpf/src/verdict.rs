@@ -30,7 +30,7 @@ pub enum Verdict {
         ifindex: u32,
     },
     /// Through the kernel's VXLAN device, which puts the outer headers on.
-    Tunnel(Tunnel),
+    ViaDevice(Tunnel),
     /// To another program, which decides: nothing has been done so far.
     Continue(Edge),
     /// To the program that makes an ICMP error of it; already counted.
@@ -79,7 +79,7 @@ mod kind {
     pub(super) const EMIT: u32 = 4;
     pub(super) const ROUTE: u32 = 5;
     pub(super) const DELIVER: u32 = 6;
-    pub(super) const TUNNEL: u32 = 7;
+    pub(super) const VIA_DEVICE: u32 = 7;
     pub(super) const CONTINUE: u32 = 8;
     pub(super) const ANSWER: u32 = 9;
 }
@@ -127,13 +127,13 @@ impl Fate {
 
     /// See [`Verdict::Tunnel`].
     #[inline(always)]
-    pub const fn tunnel(peer: [u8; 4], vni: Vni) -> Self {
-        Self { kind: kind::TUNNEL, detail: 0, peer: u32::from_ne_bytes(peer), vni: vni.0 }
+    pub const fn via_device(peer: [u8; 4], vni: Vni) -> Self {
+        Self { kind: kind::VIA_DEVICE, detail: 0, peer: u32::from_ne_bytes(peer), vni: vni.0 }
     }
 
     /// See [`Verdict::Continue`].
     #[inline(always)]
-    pub const fn go_on(edge: Edge) -> Self {
+    pub const fn tail_call(edge: Edge) -> Self {
         Self::of(kind::CONTINUE, edge as u32)
     }
 
@@ -143,16 +143,16 @@ impl Fate {
         Self { kind: kind::ANSWER, detail: reason as u32, peer: u32::from_ne_bytes(back), vni: 0 }
     }
 
-    /// Whether the packet goes on its way to a task.
+    /// Whether the packet was forwarded towards a task: it is delivered here or sent to another node.
     #[inline(always)]
     pub const fn is_forwarded(&self) -> bool {
-        self.kind == kind::DELIVER || self.kind == kind::TUNNEL
+        self.kind == kind::DELIVER || self.kind == kind::VIA_DEVICE
     }
 
-    /// Where the VXLAN device sends the packet, if it does.
+    /// Where the VXLAN device sends the packet; `None` if the packet doesn't go to the device.
     #[inline(always)]
-    pub fn tunnelled(&self) -> Option<Tunnel> {
-        if self.kind == kind::TUNNEL {
+    fn tunnel(&self) -> Option<Tunnel> {
+        if self.kind == kind::VIA_DEVICE {
             Some(Tunnel { peer: self.peer.to_ne_bytes(), vni: Vni(self.vni) })
         } else {
             None
@@ -176,12 +176,53 @@ impl Fate {
             kind::EMIT => Verdict::Emit { ifindex },
             kind::ROUTE => Verdict::Route { ifindex },
             kind::DELIVER => Verdict::Deliver { ifindex },
-            kind::TUNNEL => Verdict::Tunnel(Tunnel { peer, vni: Vni(self.vni) }),
+            kind::VIA_DEVICE => Verdict::ViaDevice(Tunnel { peer, vni: Vni(self.vni) }),
             kind::CONTINUE => Verdict::Continue(Edge::from_number(self.detail)),
             kind::ANSWER => {
                 Verdict::Answer(Answer { reason: DropReason::from_number(self.detail), back: peer })
             }
             _ => Verdict::Pass,
         }
+    }
+}
+
+/// Where a packet goes before it is decided who encapsulates it: to another node, or, with a final
+/// [`Fate`], anywhere else.
+///
+/// A type of its own, so that "to that node" is not mistaken for "by the VXLAN device": the program
+/// encapsulates what it can by itself, and [`Self::by_device`] is for the rest. It carries a fate's
+/// four words, as no other shape passes the verifier as cheaply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination(Fate);
+
+impl Destination {
+    /// The packet goes to the node with this IPv4 address, through the tunnel.
+    #[inline(always)]
+    pub const fn node(peer: [u8; 4], vni: Vni) -> Self {
+        Self(Fate::via_device(peer, vni))
+    }
+
+    /// The packet doesn't go to another node; its fate is final.
+    #[inline(always)]
+    pub const fn decided(fate: Fate) -> Self {
+        Self(fate)
+    }
+
+    /// The other node and the VNI; `None` if the packet doesn't go to another node.
+    #[inline(always)]
+    pub fn tunnel(&self) -> Option<Tunnel> {
+        self.0.tunnel()
+    }
+
+    /// The fate of a packet that the VXLAN device encapsulates if it goes to another node.
+    #[inline(always)]
+    pub const fn by_device(self) -> Fate {
+        self.0
+    }
+
+    /// Whether the packet was forwarded towards a task: see [`Fate::is_forwarded`].
+    #[inline(always)]
+    pub const fn is_forwarded(&self) -> bool {
+        self.0.is_forwarded()
     }
 }

@@ -26,7 +26,7 @@ mod durations;
 mod engine;
 mod error;
 mod evictions;
-mod fate;
+mod expiry;
 mod flow_map;
 mod loader;
 mod lock;

@@ -152,7 +152,8 @@ impl Counters {
             .guard_fired_ns
             .get(&0, 0)
             .map_err(|error| DatapathError::map(names::SYN_GUARD_FIRED, "lookup", error))?;
-        snapshot.is_guarding = fired_ns != 0 && monotonic_ns().saturating_sub(fired_ns) < guard::ALIKE_NS;
+        snapshot.is_guarding =
+            fired_ns != 0 && monotonic_ns().saturating_sub(fired_ns) < guard::HASHED_SELECTION_NS;
         Ok(snapshot)
     }
 

@@ -1,6 +1,6 @@
 //! Forgets flows that are over, and counts the ones that are not.
 //!
-//! One walk over the tables of flows and translations: what is over goes ([`super::fate`]). What is left is counted: entries, live connections of
+//! One walk over the tables of flows and translations: what is over goes ([`super::expiry`]). What is left is counted: entries, live connections of
 //! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
 //!
 //! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, MapData};
 use mesh_ebpf::abi::{
-    Evicted, Flow, FlowKey, Fragment, FragmentKey, Histogram, Live, Nat, NatKey, names, protocol,
+    Evicted, Flow, FlowKey, FragmentKey, FragmentPorts, Histogram, Live, Nat, NatKey, names, protocol,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established, is_outgoing};
 use mesh_ebpf::flow_table;
 
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
-use super::fate::{Fate, Keyed, Terms, fate};
+use super::expiry::{FlowExpiry, Keyed, Terms, expiry};
 use super::flow_map::{Claimed, FlowMap};
 use super::loader;
 use super::lock::lock;
@@ -89,7 +89,7 @@ impl Table {
         let mut over = Vec::new();
         let mut left = ByProtocol::default();
         self.dump.for_each(|key, nat| {
-            if fate(key.protocol(), &nat, terms) == Fate::Keep {
+            if expiry(key.protocol(), &nat, terms) == FlowExpiry::Keep {
                 *left.of_mut(key.protocol()) += 1;
             } else {
                 over.push(key);
@@ -97,8 +97,10 @@ impl Table {
         })?;
         for key in over {
             // It may have come back to life since the batch was read, or be gone by itself.
-            let is_over =
-                self.entries.get(&key, 0).is_ok_and(|nat| fate(key.protocol(), &nat, terms) != Fate::Keep);
+            let is_over = self
+                .entries
+                .get(&key, 0)
+                .is_ok_and(|nat| expiry(key.protocol(), &nat, terms) != FlowExpiry::Keep);
             if is_over {
                 deleted(self.map, self.entries.remove(&key))?;
             }
@@ -119,7 +121,7 @@ pub(super) struct Sweeper {
     claimed: Claimed,
     nat_half_open: Table,
     nat_established: Table,
-    fragments: Dump<FragmentKey, Fragment>,
+    fragments: Dump<FragmentKey, FragmentPorts>,
     evictions: EvictionLedger,
     tallies: Arc<Mutex<Tallies>>,
 }
@@ -193,7 +195,7 @@ impl Sweeper {
         let (mut half_open, mut established) = (ByProtocol::default(), ByProtocol::default());
         let mut over = Vec::new();
         let claimed = self.flows.for_each(|index, key, flow| {
-            if fate(key.protocol(), &flow, terms) != Fate::Keep {
+            if expiry(key.protocol(), &flow, terms) != FlowExpiry::Keep {
                 over.push((index, key));
                 return;
             }
@@ -203,17 +205,17 @@ impl Sweeper {
         });
         self.free_abandoned(claimed);
         for (index, key) in over {
-            let mut fate_now = Fate::Keep;
+            let mut expiry_now = FlowExpiry::Keep;
             // It may have come back to life since it was met.
             let is_over = |flow: &Flow| {
-                fate_now = fate(key.protocol(), flow, terms);
-                fate_now != Fate::Keep
+                expiry_now = expiry(key.protocol(), flow, terms);
+                expiry_now != FlowExpiry::Keep
             };
             let Some(flow) = flow_table::remove_if(&self.flows, index, &key, is_over) else { continue };
-            let cause = match fate_now {
-                Fate::Keep | Fate::Closed => continue,
-                Fate::Idle => Evicted::Timeout,
-                Fate::BackendGone => Evicted::BackendGone,
+            let cause = match expiry_now {
+                FlowExpiry::Keep | FlowExpiry::Closed => continue,
+                FlowExpiry::Idle => Evicted::Timeout,
+                FlowExpiry::BackendGone => Evicted::BackendGone,
             };
             if is_outgoing(flow.events) {
                 continue;

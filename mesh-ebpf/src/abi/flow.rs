@@ -213,7 +213,7 @@ abi_struct! {
 
 abi_struct! {
     /// Value of [`super::names::FRAGMENTS`]: what only the first fragment tells.
-    pub struct Fragment [16] {
+    pub struct FragmentPorts [16] {
         /// When it was seen, ns of the monotonic clock.
         pub seen_ns: u64,
         /// Source port.
@@ -228,7 +228,7 @@ abi_struct! {
 /// How long a packet's later fragments are waited for, in nanoseconds: as long as Linux does (`net.ipv4.ipfrag_time`).
 pub const FRAGMENT_MAX_AGE_NS: u64 = 30_000_000_000;
 
-impl Fragment {
+impl FragmentPorts {
     /// Whether it may still be that of the packet of a fragment seen at `now_ns`: identifications come again.
     #[inline(always)]
     pub const fn is_fresh(&self, now_ns: u64) -> bool {

@@ -2,8 +2,8 @@
 
 use super::{
     AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowCell, FlowKey,
-    Fragment, FragmentKey, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
-    SynGuard, TokenBucket, Traffic, names,
+    FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
+    ServiceKey, SynGuard, TokenBucket, Traffic, names,
 };
 
 /// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
@@ -86,7 +86,7 @@ pub const ABI_HASH: u64 = {
         BackendLoad::LAYOUT_HASH,
         AllowedKey::LAYOUT_HASH,
         FragmentKey::LAYOUT_HASH,
-        Fragment::LAYOUT_HASH,
+        FragmentPorts::LAYOUT_HASH,
         Histogram::LAYOUT_HASH,
         TokenBucket::LAYOUT_HASH,
         SynGuard::LAYOUT_HASH,

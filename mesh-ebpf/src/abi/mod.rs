@@ -73,7 +73,7 @@ pub use durations::{BUCKETS, Histogram, Timed};
 pub use edge::Edge;
 pub use evicted::Evicted;
 pub use flow::{
-    FRAGMENT_MAX_AGE_NS, Flow, FlowCell, FlowKey, Fragment, FragmentKey, Nat, NatKey, VipId, flow_event,
+    FRAGMENT_MAX_AGE_NS, Flow, FlowCell, FlowKey, FragmentKey, FragmentPorts, Nat, NatKey, VipId, flow_event,
 };
 pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;

@@ -43,7 +43,7 @@ pub const LOADS: &str = "LOADS";
 /// LPM trie, [`super::AllowedKey`] → `u32` 1: networks that may open flows, for services with
 /// [`super::service_flag::ALLOW_LIST`].
 pub const ALLOWED: &str = "ALLOWED";
-/// LRU hash, [`super::FragmentKey`] → [`super::Fragment`]: the ports of packets that come in fragments.
+/// LRU hash, [`super::FragmentKey`] → [`super::FragmentPorts`]: the ports of packets that come in fragments.
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// Per-CPU hash, [`super::Timed::key`] → [`super::Histogram`]. Userspace makes the entries.
 pub const DURATIONS: &str = "DURATIONS";

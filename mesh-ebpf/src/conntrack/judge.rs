@@ -23,7 +23,7 @@ const BEYOND_ANY_WINDOW: u16 = 1 << 14;
 
 /// What is known of a flow when one of its packets comes.
 #[derive(Clone, Copy, Debug)]
-pub struct Known {
+pub struct FlowState {
     /// Its events.
     pub events: u32,
     /// TCP: where the client is in its sequence numbers, their upper half.
@@ -34,7 +34,7 @@ pub struct Known {
 
 /// What a packet changes in that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Judgement {
     /// Events to add.
     pub added: u32,
     /// Events that it belies.
@@ -45,44 +45,44 @@ pub struct Told {
 
 /// What a packet tells of its flow.
 #[inline(always)]
-pub const fn judge(direction: Direction, header: &transport::Header, known: &Known) -> Told {
-    let sequence = known.sequence;
+pub const fn judge(direction: Direction, header: &transport::Header, flow: &FlowState) -> Judgement {
+    let sequence = flow.sequence;
     if header.is_udp() {
-        return Told { added: datagram_events(direction, known.events), cleared: 0, sequence };
+        return Judgement { added: datagram_events(direction, flow.events), cleared: 0, sequence };
     }
     match direction {
-        Direction::Request => judge_client(header, known),
-        Direction::Reply => Told {
-            added: proven(direction, known.events, events_of(direction, header.flags)),
-            cleared: belied_by_task(header.flags, known),
-            sequence: acknowledged(header, known),
+        Direction::Request => judge_client(header, flow),
+        Direction::Reply => Judgement {
+            added: proven(direction, flow.events, events_of(direction, header.flags)),
+            cleared: belied_by_task(header.flags, flow),
+            sequence: acknowledged(header, flow),
         },
     }
 }
 
 /// What a client's segment tells: nothing, if it isn't where the client is.
 #[inline(always)]
-const fn judge_client(header: &transport::Header, known: &Known) -> Told {
+const fn judge_client(header: &transport::Header, flow: &FlowState) -> Judgement {
     let flags = header.flags;
-    let distance = header.sequence.wrapping_sub(known.sequence).wrapping_add(BEHIND);
+    let distance = header.sequence.wrapping_sub(flow.sequence).wrapping_add(BEHIND);
     let is_near = distance <= BEHIND + AHEAD;
     if flags.is_plain() {
         if distance > BEHIND + FAR_AHEAD {
-            return Told { added: 0, cleared: 0, sequence: known.sequence };
+            return Judgement { added: 0, cleared: 0, sequence: flow.sequence };
         }
-        let sequence = if distance > BEHIND { header.sequence } else { known.sequence };
-        let added = proven(Direction::Request, known.events, flow_event::ACK);
-        return Told { added, cleared: belied_by_client(flags, known), sequence };
+        let sequence = if distance > BEHIND { header.sequence } else { flow.sequence };
+        let added = proven(Direction::Request, flow.events, flow_event::ACK);
+        return Judgement { added, cleared: belied_by_client(flags, flow), sequence };
     }
     let is_first = flags.has(Flags::SYN) && !flags.has(Flags::RST);
     if is_first {
         // On a live flow it is the endpoint's to challenge (RFC 5961, 4).
-        let sequence = if is_established(known.events) { known.sequence } else { header.sequence };
-        return Told { added: flow_event::SYN, cleared: 0, sequence };
+        let sequence = if is_established(flow.events) { flow.sequence } else { header.sequence };
+        return Judgement { added: flow_event::SYN, cleared: 0, sequence };
     }
     let told = if is_near { events_of(Direction::Request, flags) } else { 0 };
-    let added = proven(Direction::Request, known.events, told);
-    Told { added, cleared: 0, sequence: known.sequence }
+    let added = proven(Direction::Request, flow.events, told);
+    Judgement { added, cleared: 0, sequence: flow.sequence }
 }
 
 /// Whether a packet may be the client's: one that anybody could send in its name is not to lead replies elsewhere.
@@ -93,12 +93,12 @@ pub const fn is_clients(header: &transport::Header, sequence: u16) -> bool {
 
 /// Where the client is, by what its task has acknowledged: a task that took a SYN, or is ahead of what was seen here, knows better.
 #[inline(always)]
-const fn acknowledged(header: &transport::Header, known: &Known) -> u16 {
-    let sequence = known.sequence;
+const fn acknowledged(header: &transport::Header, flow: &FlowState) -> u16 {
+    let sequence = flow.sequence;
     let distance = header.acknowledged.wrapping_sub(sequence);
     let is_ahead = distance != 0 && distance < 1 << 15;
     let is_elsewhere = distance >= 1 << 15 && distance < BEYOND_ANY_WINDOW.wrapping_neg();
-    let is_new = header.flags.has(Flags::SYN) || is_unproven(known.events);
+    let is_new = header.flags.has(Flags::SYN) || is_unproven(flow.events);
     if header.flags.has(Flags::ACK) && (is_new || is_ahead || is_elsewhere) {
         header.acknowledged
     } else {
@@ -109,27 +109,27 @@ const fn acknowledged(header: &transport::Header, known: &Known) -> u16 {
 /// Events that a client's segment belies which carries on: its own RST, as who has reset a connection says no more of it; the task's, if
 /// it isn't one that was under way when the task reset the connection; its own FIN, if new data follows.
 #[inline(always)]
-const fn belied_by_client(flags: Flags, known: &Known) -> u32 {
-    let is_late = known.idle_ns >= STILL_UNDER_WAY_NS;
-    let is_own = known.events & flow_event::TASK_RESET == 0;
+const fn belied_by_client(flags: Flags, flow: &FlowState) -> u32 {
+    let is_late = flow.idle_ns >= STILL_UNDER_WAY_NS;
+    let is_own = flow.events & flow_event::TASK_RESET == 0;
     let reset =
-        if is_own || is_late { known.events & (flow_event::RESET | flow_event::TASK_RESET) } else { 0 };
-    let has_closed = known.events & flow_event::CLIENT_FIN != 0;
+        if is_own || is_late { flow.events & (flow_event::RESET | flow_event::TASK_RESET) } else { 0 };
+    let has_closed = flow.events & flow_event::CLIENT_FIN != 0;
     if !(has_closed && is_late && flags.has(Flags::PSH)) {
         return reset;
     }
     // Of a directly answered flow the client's FIN stood for both.
     let both = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
-    reset | if known.events & flow_event::DSR != 0 { both } else { flow_event::CLIENT_FIN }
+    reset | if flow.events & flow_event::DSR != 0 { both } else { flow_event::CLIENT_FIN }
 }
 
 /// The same for a task's segment.
 #[inline(always)]
-const fn belied_by_task(flags: Flags, known: &Known) -> u32 {
-    let is_late = known.idle_ns >= STILL_UNDER_WAY_NS;
-    let is_own = known.events & flow_event::TASK_RESET != 0;
+const fn belied_by_task(flags: Flags, flow: &FlowState) -> u32 {
+    let is_late = flow.idle_ns >= STILL_UNDER_WAY_NS;
+    let is_own = flow.events & flow_event::TASK_RESET != 0;
     if flags.is_plain() && (is_own || is_late) {
-        known.events & (flow_event::RESET | flow_event::TASK_RESET)
+        flow.events & (flow_event::RESET | flow_event::TASK_RESET)
     } else {
         0
     }
@@ -158,15 +158,15 @@ mod tests {
         }
     }
 
-    fn known(events: u32, idle_ns: u64) -> Known {
-        Known { events, sequence: (HERE >> 16) as u16, idle_ns }
+    fn known(events: u32, idle_ns: u64) -> FlowState {
+        FlowState { events, sequence: (HERE >> 16) as u16, idle_ns }
     }
 
-    fn request(flags: u8, sequence: u32, events: u32, idle_ns: u64) -> Told {
+    fn request(flags: u8, sequence: u32, events: u32, idle_ns: u64) -> Judgement {
         judge(Direction::Request, &header(flags, sequence, 0), &known(events, idle_ns))
     }
 
-    fn reply(flags: u8, acknowledged: u32, events: u32, idle_ns: u64) -> Told {
+    fn reply(flags: u8, acknowledged: u32, events: u32, idle_ns: u64) -> Judgement {
         judge(Direction::Reply, &header(flags, 77, acknowledged), &known(events, idle_ns))
     }
 
@@ -191,13 +191,13 @@ mod tests {
 
     #[test]
     fn the_client_is_followed_and_nobody_else() {
-        let at = |told: Told| told.sequence;
+        let at = |judgement: Judgement| judgement.sequence;
         let here = (HERE >> 16) as u16;
-        let go_on = |distance: u32| request(Flags::ACK, HERE.wrapping_add(distance), ESTABLISHED, 0);
-        assert_eq!(at(go_on(5 * UNIT)), here.wrapping_add(5), "past the end of the numbers");
-        assert_eq!(at(go_on(0)), here);
-        assert_eq!(at(go_on(UNIT.wrapping_neg())), here, "an old segment leads nowhere");
-        assert_eq!(at(go_on(17 * UNIT)), here, "nor one far ahead");
+        let client_acks = |distance: u32| request(Flags::ACK, HERE.wrapping_add(distance), ESTABLISHED, 0);
+        assert_eq!(at(client_acks(5 * UNIT)), here.wrapping_add(5), "past the end of the numbers");
+        assert_eq!(at(client_acks(0)), here);
+        assert_eq!(at(client_acks(UNIT.wrapping_neg())), here, "an old segment leads nowhere");
+        assert_eq!(at(client_acks(17 * UNIT)), here, "nor one far ahead");
         assert_eq!(at(request(Flags::SYN, 9 * UNIT, ESTABLISHED, 0)), here, "nor a SYN on a live flow");
         assert_eq!(at(request(Flags::SYN, 9 * UNIT, flow_event::SYN, 0)), 9, "of one that begins it does");
     }

@@ -24,7 +24,7 @@ const fn mixed(number: u64) -> u64 {
 /// A number that a key has for as long as the secret is the same, whatever stands in the table. Nobody without the secret can choose keys
 /// with the same number.
 #[inline(always)]
-pub const fn number(key: &FlowKey, factors: [u64; 3]) -> u32 {
+pub const fn keyed_hash(key: &FlowKey, factors: [u64; 3]) -> u32 {
     // The finalizer's factor of MurmurHash3, so that neighbours in the table differ.
     (hash(key, factors).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
 }

@@ -21,7 +21,7 @@ mod room;
 mod tests;
 mod word;
 
-pub use hash::{factors, number};
+pub use hash::{factors, keyed_hash};
 pub use room::{CROWDED_IDLE_NS, vacate};
 
 use core::ptr::NonNull;
@@ -109,7 +109,7 @@ pub struct Place {
 pub fn find(cells: &impl Cells, key: &FlowKey) -> Option<Place> {
     let home = home(cells, key);
     let cell = cells.cell(home)?;
-    let word = Word::of(cell).load();
+    let word = Word::of(cell).get();
     if is_taken(word) && holds(cell, key.words()) {
         return Some(Place { cell, index: home, home });
     }
@@ -128,7 +128,7 @@ pub fn search(cells: &impl Cells, key: [u64; 3], home: u32, hops: u32) -> u32 {
     for distance in 1..NEIGHBOURS {
         if left & 1 != 0 {
             let Some(cell) = cells.cell(home + distance) else { return NOWHERE };
-            if is_taken(Word::of(cell).load()) && holds(cell, key) {
+            if is_taken(Word::of(cell).get()) && holds(cell, key) {
                 return home + distance;
             }
         }
@@ -181,7 +181,7 @@ pub fn remove(cells: &impl Cells, key: &FlowKey, place: &Place) {
 
 /// Puts what is known of a flow in the place of what was; events are added. Its time of opening stays.
 #[inline(always)]
-pub fn renew(place: &Place, flow: &Flow) {
+pub fn replace(place: &Place, flow: &Flow) {
     // SAFETY: a live cell; a client whose packets come by two ways at once may get either's.
     unsafe {
         let own = &raw mut (*place.cell.as_ptr()).flow;
@@ -243,7 +243,7 @@ pub fn set_sequence(cell: NonNull<FlowCell>, sequence: u16) {
 /// The flow in the cell with this index, if there is one, and its key.
 pub fn at(cells: &impl Cells, index: u32) -> Option<(FlowKey, Flow)> {
     let cell = cells.cell(index)?;
-    if !is_taken(Word::of(cell).load()) {
+    if !is_taken(Word::of(cell).get()) {
         return None;
     }
     // SAFETY: a live cell.
@@ -280,7 +280,7 @@ pub fn remove_if(
 pub fn claimed(cells: &impl Cells, index: u32) -> Option<[u64; 3]> {
     let cell = cells.cell(index)?;
     // SAFETY: a live cell, whose key is as large and as aligned as three words.
-    (Word::of(cell).load() & CLAIMED != 0)
+    (Word::of(cell).get() & CLAIMED != 0)
         .then(|| unsafe { (&raw const (*cell.as_ptr()).key).cast::<[u64; 3]>().read_volatile() })
 }
 
@@ -345,7 +345,7 @@ fn note_hop(cells: &impl Cells, place: &Place, is_there: bool) {
 #[inline(always)]
 fn has_twin(cells: &impl Cells, key: &FlowKey, own: &Place) -> bool {
     let Some(cell) = cells.cell(own.home) else { return false };
-    let word = Word::of(cell).load();
+    let word = Word::of(cell).get();
     if own.index != own.home && is_taken(word) && holds(cell, key.words()) {
         return true;
     }

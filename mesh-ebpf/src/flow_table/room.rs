@@ -20,7 +20,7 @@ fn vacancy(cells: &impl Cells, home: u32) -> u32 {
     for distance in 0..NEIGHBOURS {
         let Some(cell) = cells.cell(home + distance) else { return NOWHERE };
         let word = Word::of(cell);
-        if word.load() & (EVENTS | CLAIMED) != 0 {
+        if word.get() & (EVENTS | CLAIMED) != 0 {
             continue;
         }
         let before = word.set(CLAIMED);

@@ -34,7 +34,7 @@ fn check(cells: &HostCells) {
     let mut keys = HashMap::new();
     let mut expected: HashMap<u32, u32> = HashMap::new();
     for index in 0..cell_count(cells.homes()) {
-        let word = Word::of(cells.cell(index).expect("a cell")).load();
+        let word = Word::of(cells.cell(index).expect("a cell")).get();
         assert_eq!(word & CLAIMED, 0, "cell {index} is claimed by nobody");
         let Some((key, _)) = at(cells, index) else { continue };
         let home = home(cells, &key);
@@ -45,7 +45,7 @@ fn check(cells: &HostCells) {
         *expected.entry(home).or_default() |= if index == home { 0 } else { hop(index - home) };
     }
     for home in 0..cells.homes() {
-        let word = Word::of(cells.cell(home).expect("a cell")).load();
+        let word = Word::of(cells.cell(home).expect("a cell")).get();
         let said = hops(word) << 17;
         assert_eq!(said, expected.get(&home).copied().unwrap_or(0), "where flows of {home} stand");
     }
@@ -134,7 +134,7 @@ fn as_many_as_there_is_room_for_find_a_place_by_themselves() {
         insert(&cells, &key(number), &flow(1, flow_event::SYN, 1), 1);
     }
     assert!(crowded <= 250, "of 50 000 flows {crowded} found all neighbours taken, 250 expected at most");
-    let far = (0..homes).map(|home| hops(Word::of(cells.cell(home).expect("a cell")).load()).count_ones());
+    let far = (0..homes).map(|home| hops(Word::of(cells.cell(home).expect("a cell")).get()).count_ones());
     let far: u32 = far.sum();
     assert!(far <= 20_000, "{far} of 50 000 flows stand away from home, 20 000 expected at most");
     check(&cells);

@@ -46,7 +46,7 @@ impl Word {
     }
 
     #[inline(always)]
-    pub(super) fn load(self) -> u32 {
+    pub(super) fn get(self) -> u32 {
         // SAFETY: a live cell's word, aligned; others write it whole.
         unsafe { self.0.read_volatile() }
     }

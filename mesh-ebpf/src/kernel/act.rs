@@ -30,7 +30,7 @@ pub fn act_xdp(fate: Fate) -> u32 {
         | Verdict::Emit { .. }
         | Verdict::Route { .. }
         | Verdict::Deliver { .. }
-        | Verdict::Tunnel(_)
+        | Verdict::ViaDevice(_)
         | Verdict::Continue(_) => XDP_PASS,
     }
 }
@@ -75,7 +75,7 @@ pub fn act_skb<C: EbpfContext>(context: &C, kernel: &Kernel, direction: Directio
                 bpf_skb_change_type(skb, PACKET_HOST);
                 bpf_redirect_peer(ifindex, 0) as i32
             }
-            Verdict::Tunnel(tunnel) => match through(skb, kernel, &tunnel) {
+            Verdict::ViaDevice(tunnel) => match through(skb, kernel, &tunnel) {
                 Some(ifindex) => bpf_redirect(ifindex, 0) as i32,
                 None => {
                     kernel.count_drop(DropReason::Resize, direction);

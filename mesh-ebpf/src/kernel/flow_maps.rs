@@ -75,13 +75,13 @@ impl FlowTable<FlowKey, Flow> for FlowCells {
     }
 
     #[inline(always)]
-    fn settle(&self, _: &FlowKey, _: &Place, _: bool, _: u32) {
+    fn reclassify(&self, _: &FlowKey, _: &Place, _: bool, _: u32) {
         // A flow stays in its cell. A full table gives up those that have ended first, by their events.
     }
 
     #[inline(always)]
-    fn renew(&self, _: &FlowKey, place: &Place, flow: &Flow) {
-        flow_table::renew(place, flow);
+    fn replace(&self, _: &FlowKey, place: &Place, flow: &Flow) {
+        flow_table::replace(place, flow);
     }
 
     #[inline(always)]
@@ -146,7 +146,7 @@ impl FlowTable<NatKey, Nat> for NatTables {
     }
 
     #[inline(always)]
-    fn settle(&self, key: &NatKey, entry: &NatEntry, is_established: bool, events: u32) {
+    fn reclassify(&self, key: &NatKey, entry: &NatEntry, is_established: bool, events: u32) {
         // SAFETY: a live map value. The kernel copies it out of the one map into the other.
         let value = unsafe { entry.0.as_ref() };
         if !is_established && conntrack::is_lasting(events) {
@@ -160,7 +160,7 @@ impl FlowTable<NatKey, Nat> for NatTables {
     }
 
     #[inline(always)]
-    fn renew(&self, key: &NatKey, _: &NatEntry, value: &Nat) {
+    fn replace(&self, key: &NatKey, _: &NatEntry, value: &Nat) {
         self.adopt(key, value);
     }
 

@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
-    FlowCell, Fragment, FragmentKey, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
+    FlowCell, FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
     ServiceKey, SynGuard, names,
 };
 use crate::flow_table::{cell_count, factors, homes_for};
@@ -70,7 +70,7 @@ pub(super) static LOADS: Array<BackendLoad, BACKENDS_MAX> = Array::new();
 #[btf_map]
 pub(super) static ALLOWED: LpmTrie<AllowedKey, u32, ALLOWED_MAX> = LpmTrie::new();
 #[btf_map]
-pub(super) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, FRAGMENTS_MAX> = LruHashMap::new();
+pub(super) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, FRAGMENTS_MAX> = LruHashMap::new();
 // Published ports in use are few among the possible ones, and a histogram is large on machines with many CPUs.
 #[btf_map]
 pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PREALLOC> = PerCpuHashMap::new();
@@ -94,7 +94,7 @@ pub(super) static FLOW_FACTORS: [u64; 3] = factors(0);
 #[btf_map]
 static ERROR: PerCpuArray<icmp::Error, 1> = PerCpuArray::new();
 #[btf_map]
-static FRAGMENT: PerCpuArray<fragment::Fragment, 1> = PerCpuArray::new();
+static FRAGMENT: PerCpuArray<fragment::FragmentHeader, 1> = PerCpuArray::new();
 
 /// This CPU's place for an ICMP error.
 #[inline(always)]
@@ -105,7 +105,7 @@ pub fn error() -> Option<&'static mut icmp::Error> {
 
 /// This CPU's place for a fragment.
 #[inline(always)]
-pub fn fragment() -> Option<&'static mut fragment::Fragment> {
+pub fn fragment() -> Option<&'static mut fragment::FragmentHeader> {
     // SAFETY: as in `error`.
     FRAGMENT.get_ptr_mut(0).map(|fragment| unsafe { &mut *fragment })
 }

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
-use super::xdp::{load_between, store_between};
+use super::xdp::{read_between, write_between};
 use crate::abi::{Address, TUNNEL_MARK, protocol};
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::{OVERHEAD, Vni};
@@ -79,22 +79,22 @@ impl Skb {
     #[inline(always)]
     fn has_headers(&self, frame: usize) -> Option<bool> {
         let network = frame + eth::LEN;
-        let kind = self.load::<2>(frame + eth::TYPE)?;
+        let kind = self.read_bytes::<2>(frame + eth::TYPE)?;
         let (protocol, transport) = if kind == eth::IPV4_BE {
-            let [version, _, _, _, _, _, pieces, offset] = self.load::<8>(network)?;
+            let [version, _, _, _, _, _, pieces, offset] = self.read_bytes::<8>(network)?;
             let is_plain = version == 0x45 && u16::from_be_bytes([pieces, offset]) & ipv4::FRAGMENT == 0;
             if !is_plain {
                 return None;
             }
-            (self.load::<1>(network + ipv4::PROTOCOL)?, network + ipv4::LEN)
+            (self.read_bytes::<1>(network + ipv4::PROTOCOL)?, network + ipv4::LEN)
         } else if kind == eth::IPV6_BE {
-            (self.load::<1>(network + ipv6::NEXT_HEADER)?, network + ipv6::LEN)
+            (self.read_bytes::<1>(network + ipv6::NEXT_HEADER)?, network + ipv6::LEN)
         } else {
             return None;
         };
         match protocol {
             [protocol::TCP] => Some(!tcp::parse(self, transport)?.flags.has(tcp::Flags::SYN)),
-            [protocol::UDP] => Some(self.load::<{ udp::LEN + vxlan::LEN }>(transport).is_some()),
+            [protocol::UDP] => Some(self.read_bytes::<{ udp::LEN + vxlan::LEN }>(transport).is_some()),
             _ => None,
         }
     }
@@ -124,17 +124,17 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        load_between(self.bounds(), offset)
+    fn read_bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        read_between(self.bounds(), offset)
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
-        store_between(self.bounds(), offset, bytes)
+    fn write_bytes<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        write_between(self.bounds(), offset, bytes)
     }
 
     #[inline(always)]
-    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+    fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
         let (from, flags) = (bytes.as_ptr().cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
         // SAFETY: the context is valid, and the bytes have the length given; the helper checks the offset.
         let result = unsafe { bpf_skb_store_bytes(self.skb, offset as u32, from, N as u32, flags) };
@@ -181,12 +181,12 @@ impl Packet for Skb {
     /// A change to what the checksum covers, other than the pseudo header, leaves a pending one alone.
     #[inline(always)]
     fn is_checksum_pending(&mut self, offset: usize) -> Option<bool> {
-        let before = self.load::<2>(offset)?;
+        let before = self.read_bytes::<2>(offset)?;
         // SAFETY: the context is valid; the helper checks the offset.
         if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, 1, 2) } != 0 {
             return None;
         }
-        Some(self.load::<2>(offset)? == before)
+        Some(self.read_bytes::<2>(offset)? == before)
     }
 
     /// A checksum that starts before the data is forgotten by the next change of it: so the data starts later.
@@ -194,7 +194,7 @@ impl Packet for Skb {
     fn drop_pending_checksum(&mut self) -> Option<()> {
         const PAST_THE_TRANSPORT_HEADER: i32 = 80;
         adjust_room(self.skb, -PAST_THE_TRANSPORT_HEADER, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
-        self.overwrite(eth::LEN, &[0; 2])
+        self.write_and_resum(eth::LEN, &[0; 2])
     }
 
     #[inline(always)]
@@ -248,18 +248,18 @@ impl Packet for Skb {
             | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
             | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
             | (eth::LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
-        let inner = self.load::<{ eth::LEN }>(0)?;
+        let inner = self.read_bytes::<{ eth::LEN }>(0)?;
         adjust_room(self.skb, OVERHEAD as i32, FLAGS)?;
-        self.overwrite(OVERHEAD, &inner)
+        self.write_and_resum(OVERHEAD, &inner)
     }
 
     #[inline(always)]
     fn pull_outer(&mut self) -> Option<()> {
-        let inner = self.load::<{ eth::LEN }>(OVERHEAD)?;
+        let inner = self.read_bytes::<{ eth::LEN }>(OVERHEAD)?;
         let is_v6 = [inner[eth::TYPE], inner[eth::TYPE + 1]] == eth::IPV6_BE;
         let version = if is_v6 { DECAP_L3_IPV6 } else { 0 };
         adjust_room(self.skb, -(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | version)?;
-        self.store(0, &inner)
+        self.write_bytes(0, &inner)
     }
 }
 

@@ -10,11 +10,11 @@ use super::flow_maps::{FlowCells, NatTables};
 use super::guard::Kind;
 use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, Fragment,
-    FragmentKey, Member, Node, Service, ServiceKey, Timed, Traffic, drop_index,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, FragmentKey,
+    FragmentPorts, Member, Node, Service, ServiceKey, Timed, Traffic, drop_index,
 };
 use crate::flow_table::{self, Cells};
-use crate::lookups::{Connection, Load, Lookups};
+use crate::lookups::{Connection, Lookups, PacketCount};
 use crate::select::Candidates;
 
 /// The kernel as one program run sees it.
@@ -65,11 +65,11 @@ fn add(counter: Option<*mut u64>, count: u64) {
 /// # Safety
 /// `traffic` points into a live per-CPU map value.
 #[inline(always)]
-unsafe fn add_traffic(traffic: *mut Traffic, load: Load) {
+unsafe fn add_traffic(traffic: *mut Traffic, count: PacketCount) {
     // SAFETY: as the caller promises.
     unsafe {
-        (*traffic).packets += u64::from(load.packets);
-        (*traffic).bytes += u64::from(load.bytes);
+        (*traffic).packets += u64::from(count.packets);
+        (*traffic).bytes += u64::from(count.bytes);
     }
 }
 
@@ -197,15 +197,15 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+    fn fragment_ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         // SAFETY: the value is copied at once.
         unsafe { maps::FRAGMENTS.get(key) }.copied()
     }
 
     #[inline(always)]
-    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+    fn keep_fragment_ports(&self, key: &FragmentKey, ports: &FragmentPorts) {
         // Where the table refuses it, the later fragments are left to the host stack.
-        maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY)).ok();
+        maps::FRAGMENTS.insert(key, ports, u64::from(BPF_ANY)).ok();
     }
 
     #[inline(always)]
@@ -224,8 +224,8 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
-    fn flow_number(&self, key: &FlowKey) -> u32 {
-        flow_table::number(key, FlowCells.factors())
+    fn keyed_hash(&self, key: &FlowKey) -> u32 {
+        flow_table::keyed_hash(key, FlowCells.factors())
     }
 
     #[inline(always)]
@@ -329,13 +329,13 @@ impl Lookups for Kernel {
     }
 
     #[inline(always)]
-    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, load: Load) {
+    fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, count: PacketCount) {
         if let Some(stats) = self.backend_stats(backend) {
             // SAFETY: a live per-CPU value.
             unsafe {
                 match direction {
-                    Direction::Request => add_traffic(&raw mut (*stats).request, load),
-                    Direction::Reply => add_traffic(&raw mut (*stats).reply, load),
+                    Direction::Request => add_traffic(&raw mut (*stats).request, count),
+                    Direction::Reply => add_traffic(&raw mut (*stats).reply, count),
                 }
             }
         }
@@ -343,8 +343,8 @@ impl Lookups for Kernel {
             // SAFETY: a live per-CPU value.
             unsafe {
                 match direction {
-                    Direction::Request => add_traffic(&raw mut (*stats).request, load),
-                    Direction::Reply => add_traffic(&raw mut (*stats).reply, load),
+                    Direction::Request => add_traffic(&raw mut (*stats).request, count),
+                    Direction::Reply => add_traffic(&raw mut (*stats).reply, count),
                 }
             }
         }

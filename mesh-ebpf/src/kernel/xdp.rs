@@ -29,7 +29,7 @@ impl Xdp {
 
 /// The bytes at `offset` of a packet with these bounds.
 #[inline(always)]
-pub(super) fn load_between<const N: usize>(
+pub(super) fn read_between<const N: usize>(
     (data, data_end): (usize, usize),
     offset: usize,
 ) -> Option<[u8; N]> {
@@ -39,7 +39,7 @@ pub(super) fn load_between<const N: usize>(
     }
     let mut bytes = [0; N];
     let mut done = 0;
-    macro_rules! load_words {
+    macro_rules! read_words {
         ($word:ty) => {
             while done + size_of::<$word>() <= N {
                 // SAFETY: within the packet. Packets are seldom aligned, which the instruction does not ask for, and told of
@@ -50,16 +50,16 @@ pub(super) fn load_between<const N: usize>(
             }
         };
     }
-    load_words!(u64);
-    load_words!(u32);
-    load_words!(u16);
-    load_words!(u8);
+    read_words!(u64);
+    read_words!(u32);
+    read_words!(u16);
+    read_words!(u8);
     Some(bytes)
 }
 
 /// Overwrites the bytes at `offset` of a packet with these bounds.
 #[inline(always)]
-pub(super) fn store_between<const N: usize>(
+pub(super) fn write_between<const N: usize>(
     (data, data_end): (usize, usize),
     offset: usize,
     bytes: &[u8; N],
@@ -69,38 +69,38 @@ pub(super) fn store_between<const N: usize>(
         return None;
     }
     let mut done = 0;
-    macro_rules! store_words {
+    macro_rules! write_words {
         ($word:ty) => {
             while done + size_of::<$word>() <= N {
                 let mut word = [0; size_of::<$word>()];
                 word.copy_from_slice(&bytes[done..done + size_of::<$word>()]);
-                // SAFETY: within the packet; for alignment see `load_between`.
+                // SAFETY: within the packet; for alignment see `read_between`.
                 unsafe { *((at + done) as *mut $word) = <$word>::from_ne_bytes(word) };
                 done += size_of::<$word>();
             }
         };
     }
-    store_words!(u64);
-    store_words!(u32);
-    store_words!(u16);
-    store_words!(u8);
+    write_words!(u64);
+    write_words!(u32);
+    write_words!(u16);
+    write_words!(u8);
     Some(())
 }
 
 impl Packet for Xdp {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        load_between(self.bounds(), offset)
+    fn read_bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        read_between(self.bounds(), offset)
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
-        store_between(self.bounds(), offset, bytes)
+    fn write_bytes<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        write_between(self.bounds(), offset, bytes)
     }
 
     #[inline(always)]
-    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
-        self.store(offset, bytes)
+    fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        self.write_bytes(offset, bytes)
     }
 
     #[inline(always)]
@@ -111,16 +111,16 @@ impl Packet for Xdp {
         new: [u8; 4],
         _: Covered,
     ) -> Option<()> {
-        let before = self.load::<2>(checksum.offset)?;
+        let before = self.read_bytes::<2>(checksum.offset)?;
         let patched = csum::replace_optional(before, checksum.is_optional, &old, &new);
-        self.store(checksum.offset, &patched)
+        self.write_bytes(checksum.offset, &patched)
     }
 
     #[inline(always)]
     fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()> {
-        let before = self.load::<2>(checksum.offset)?;
+        let before = self.read_bytes::<2>(checksum.offset)?;
         let patched = csum::replace_optional(before, checksum.is_optional, &old.0, &new.0);
-        self.store(checksum.offset, &patched)
+        self.write_bytes(checksum.offset, &patched)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Fragments (RFC 791, RFC 8200 section 4.5).
 
 use super::{Segment, eth, ip, ipv4, ipv6, transport};
-use crate::abi::{Fragment as Ports, FragmentKey, protocol};
+use crate::abi::{FragmentKey, FragmentPorts, protocol};
 use crate::packet::Packet;
 
 /// Number of IPv6's fragment header.
@@ -14,7 +14,7 @@ pub const OFFSET_V6: u16 = 0xfff8;
 /// A fragment of a TCP or UDP packet, in a frame without VLAN tag. In the kernel it lies in a map, as a program's stack is short.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fragment {
+pub struct FragmentHeader {
     /// The key of its packet: addresses, identification, protocol.
     pub key: FragmentKey,
     /// Length of its IP header and payload, in bytes.
@@ -29,7 +29,7 @@ pub struct Fragment {
     pub dont_fragment: bool,
 }
 
-impl Fragment {
+impl FragmentHeader {
     /// Its IP header; the protocol is that of the whole packet.
     #[inline(always)]
     pub const fn header(&self) -> ip::Header {
@@ -74,8 +74,8 @@ impl Fragment {
 
 /// The ports of a packet whose first fragment this is.
 #[inline(always)]
-pub const fn ports(segment: &Segment, now_ns: u64) -> Ports {
-    Ports {
+pub const fn ports(segment: &Segment, now_ns: u64) -> FragmentPorts {
+    FragmentPorts {
         seen_ns: now_ns,
         source_port_be: segment.transport.source_port_be,
         destination_port_be: segment.transport.destination_port_be,
@@ -85,8 +85,8 @@ pub const fn ports(segment: &Segment, now_ns: u64) -> Ports {
 
 /// Reads the frame into `fragment`; `false` if it is none of TCP or UDP.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
-    let is_read = match packet.load::<2>(eth::TYPE) {
+pub fn parse<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
+    let is_read = match packet.read_bytes::<2>(eth::TYPE) {
         Some(eth::IPV4_BE) => parse_v4(packet, fragment),
         Some(eth::IPV6_BE) => parse_v6(packet, fragment),
         _ => false,
@@ -95,8 +95,8 @@ pub fn parse<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
 }
 
 #[inline(always)]
-fn parse_v4<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
-    let Some([_, _, _, _, i0, i1, f0, f1]) = packet.load::<8>(eth::LEN) else {
+fn parse_v4<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
+    let Some([_, _, _, _, i0, i1, f0, f1]) = packet.read_bytes::<8>(eth::LEN) else {
         return false;
     };
     let Some(ip) = ipv4::parse_fragment(packet, eth::LEN) else {
@@ -108,11 +108,11 @@ fn parse_v4<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
 }
 
 #[inline(always)]
-fn parse_v6<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
+fn parse_v6<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
     let Some(ip) = ipv6::parse(packet, eth::LEN) else {
         return false;
     };
-    let Some([next, _, f0, f1, i0, i1, i2, i3]) = packet.load::<LEN_V6>(eth::LEN + ipv6::LEN) else {
+    let Some([next, _, f0, f1, i0, i1, i2, i3]) = packet.read_bytes::<LEN_V6>(eth::LEN + ipv6::LEN) else {
         return false;
     };
     if ip.protocol != HEADER_V6 {
@@ -126,12 +126,12 @@ fn parse_v6<P: Packet>(packet: &P, fragment: &mut Fragment) -> bool {
 /// Whether the frame, which is no whole packet of TCP or UDP, is a fragment of one.
 #[inline(always)]
 pub fn is_fragment<P: Packet>(packet: &P) -> bool {
-    match packet.load::<2>(eth::TYPE) {
-        Some(eth::IPV4_BE) => packet.load::<10>(eth::LEN).is_some_and(|bytes| {
+    match packet.read_bytes::<2>(eth::TYPE) {
+        Some(eth::IPV4_BE) => packet.read_bytes::<10>(eth::LEN).is_some_and(|bytes| {
             let fragment = u16::from_be_bytes([bytes[6], bytes[7]]);
             fragment & ipv4::FRAGMENT != 0 && is_ours(bytes[ipv4::PROTOCOL])
         }),
-        Some(eth::IPV6_BE) => packet.load::<1>(eth::LEN + ipv6::NEXT_HEADER) == Some([HEADER_V6]),
+        Some(eth::IPV6_BE) => packet.read_bytes::<1>(eth::LEN + ipv6::NEXT_HEADER) == Some([HEADER_V6]),
         _ => false,
     }
 }

@@ -140,7 +140,7 @@ impl Error {
         transport: usize,
         next_protocol: u8,
     ) -> bool {
-        let Some([s0, s1, d0, d1, ..]) = packet.load::<QUOTED>(transport) else {
+        let Some([s0, s1, d0, d1, ..]) = packet.read_bytes::<QUOTED>(transport) else {
             return false;
         };
         self.quote = Quote {
@@ -160,7 +160,7 @@ impl Error {
 /// Reads the frame into `error`; `false` if it is no error, also where the quotation doesn't tell the ports.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, error: &mut Error) -> bool {
-    match packet.load::<2>(eth::TYPE) {
+    match packet.read_bytes::<2>(eth::TYPE) {
         Some(eth::IPV4_BE) => parse_v4(packet, error),
         Some(eth::IPV6_BE) => parse_v6(packet, error),
         _ => false,
@@ -172,7 +172,7 @@ fn parse_v4<P: Packet>(packet: &P, error: &mut Error) -> bool {
     let Some(ip) = ipv4::parse(packet, eth::LEN) else {
         return false;
     };
-    let Some([kind, code]) = packet.load::<2>(ip.payload()) else {
+    let Some([kind, code]) = packet.read_bytes::<2>(ip.payload()) else {
         return false;
     };
     if ip.protocol != PROTOCOL_V4 || !is_error_v4(kind) {
@@ -191,7 +191,7 @@ fn parse_v6<P: Packet>(packet: &P, error: &mut Error) -> bool {
     let Some(ip) = ipv6::parse(packet, eth::LEN) else {
         return false;
     };
-    let Some([kind, code]) = packet.load::<2>(ip.payload()) else {
+    let Some([kind, code]) = packet.read_bytes::<2>(ip.payload()) else {
         return false;
     };
     if ip.protocol != PROTOCOL_V6 || !is_error_v6(kind) {
@@ -205,7 +205,7 @@ fn parse_v6<P: Packet>(packet: &P, error: &mut Error) -> bool {
     if quoted.protocol != fragment::HEADER_V6 {
         return error.quote(packet, &quoted, quoted.payload(), quoted.protocol);
     }
-    let Some([next, _, offset_high, offset_low]) = packet.load::<4>(quoted.payload()) else {
+    let Some([next, _, offset_high, offset_low]) = packet.read_bytes::<4>(quoted.payload()) else {
         return false;
     };
     if u16::from_be_bytes([offset_high, offset_low]) & fragment::OFFSET_V6 != 0 {
@@ -218,14 +218,14 @@ fn parse_v6<P: Packet>(packet: &P, error: &mut Error) -> bool {
 #[inline(always)]
 pub fn is_error<P: Packet>(packet: &P) -> bool {
     let at = eth::LEN;
-    match packet.load::<2>(eth::TYPE) {
+    match packet.read_bytes::<2>(eth::TYPE) {
         Some(eth::IPV4_BE) => {
-            packet.load::<1>(at + ipv4::PROTOCOL) == Some([PROTOCOL_V4])
-                && packet.load::<1>(at + ipv4::LEN).is_some_and(|[kind]| is_error_v4(kind))
+            packet.read_bytes::<1>(at + ipv4::PROTOCOL) == Some([PROTOCOL_V4])
+                && packet.read_bytes::<1>(at + ipv4::LEN).is_some_and(|[kind]| is_error_v4(kind))
         }
         Some(eth::IPV6_BE) => {
-            packet.load::<1>(at + ipv6::NEXT_HEADER) == Some([PROTOCOL_V6])
-                && packet.load::<1>(at + ipv6::LEN).is_some_and(|[kind]| is_error_v6(kind))
+            packet.read_bytes::<1>(at + ipv6::NEXT_HEADER) == Some([PROTOCOL_V6])
+                && packet.read_bytes::<1>(at + ipv6::LEN).is_some_and(|[kind]| is_error_v6(kind))
         }
         _ => false,
     }

@@ -56,7 +56,7 @@ impl Header {
 /// The IP header of the frame at `offset`; `None` for anything but a plain one.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
-    match packet.load::<2>(offset + eth::TYPE)? {
+    match packet.read_bytes::<2>(offset + eth::TYPE)? {
         eth::IPV4_BE => ipv4::parse(packet, offset + eth::LEN),
         eth::IPV6_BE => ipv6::parse(packet, offset + eth::LEN),
         _ => None,

@@ -49,7 +49,7 @@ pub fn parse_fragment<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
 /// The header at `offset`, if it has none of these bits of flags and fragment offset.
 #[inline(always)]
 fn parse_without<P: Packet>(packet: &P, offset: usize, bits: u16) -> Option<Header> {
-    let bytes = packet.load::<LEN>(offset)?;
+    let bytes = packet.read_bytes::<LEN>(offset)?;
     let total_len = u16::from_be_bytes([bytes[2], bytes[3]]);
     let fragment = u16::from_be_bytes([bytes[6], bytes[7]]);
     if bytes[0] != VERSION_IHL || fragment & bits != 0 || usize::from(total_len) < LEN {

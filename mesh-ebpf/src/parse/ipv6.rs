@@ -16,7 +16,7 @@ pub const DESTINATION: usize = 24;
 /// The header at `offset`. What follows it, extension headers too, is the caller's to know by the protocol.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
-    let [version, _, _, _, len_high, len_low, protocol, ttl] = packet.load::<8>(offset)?;
+    let [version, _, _, _, len_high, len_low, protocol, ttl] = packet.read_bytes::<8>(offset)?;
     if version >> 4 != 6 {
         return None;
     }
@@ -28,7 +28,7 @@ pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
         ttl,
         protocol,
         dont_fragment: true,
-        source: Address(packet.load::<16>(offset + SOURCE)?),
-        destination: Address(packet.load::<16>(offset + DESTINATION)?),
+        source: Address(packet.read_bytes::<16>(offset + SOURCE)?),
+        destination: Address(packet.read_bytes::<16>(offset + DESTINATION)?),
     })
 }

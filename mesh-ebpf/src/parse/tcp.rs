@@ -51,7 +51,7 @@ impl Flags {
 /// The header at `offset`.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
-    let bytes = packet.load::<LEN>(offset)?;
+    let bytes = packet.read_bytes::<LEN>(offset)?;
     let len = usize::from(bytes[12] >> 4) * 4;
     if len < LEN {
         return None;

@@ -13,7 +13,7 @@ pub const CHECKSUM: usize = 6;
 /// The header at `offset`.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
-    let bytes = packet.load::<LEN>(offset)?;
+    let bytes = packet.read_bytes::<LEN>(offset)?;
     Some(Header {
         offset,
         protocol: protocol::UDP,

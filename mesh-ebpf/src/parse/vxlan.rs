@@ -110,7 +110,7 @@ pub const fn header(vni: Vni, cookie: u32) -> [u8; LEN] {
 /// The cookie of the header at `offset`; 0 if it has none.
 #[inline(always)]
 pub fn cookie<P: Packet>(packet: &P, offset: usize) -> u32 {
-    match packet.load::<LEN>(offset) {
+    match packet.read_bytes::<LEN>(offset) {
         Some(bytes) => u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[7]]),
         None => 0,
     }
@@ -119,7 +119,7 @@ pub fn cookie<P: Packet>(packet: &P, offset: usize) -> u32 {
 /// The VNI of the header at `offset`; `None` if it has none.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Vni> {
-    let bytes = packet.load::<LEN>(offset)?;
+    let bytes = packet.read_bytes::<LEN>(offset)?;
     if bytes[0] & FLAG_VNI == 0 {
         return None;
     }

@@ -1,7 +1,7 @@
 //! The client's port as the task sees it: the translation that a task's node makes where two connections would be one.
 
-use super::target::is_allowed;
-use super::track::{self, Tracked};
+use super::flow_ref::{self, FlowRef};
+use super::owner::is_allowed;
 use crate::abi::{Address, Backend, Be16, Direction, DropReason, Nat, NatKey};
 use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
@@ -41,14 +41,14 @@ pub(super) fn port_at_task<L: Lookups>(
     let (mut is_unclaimed, mut is_stale) = (false, false);
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        key.client_port_be = candidate_port(&Called::of(fresh), attempt);
-        match track::find(nats, &key) {
-            Some(found) if Called::of(&found.value()) == Called::of(fresh) => {
+        key.client_port_be = candidate_port(&OriginalTuple::of(fresh), attempt);
+        match flow_ref::find(nats, &key) {
+            Some(found) if OriginalTuple::of(&found.value()) == OriginalTuple::of(fresh) => {
                 if flags.is_opening() && conntrack::is_closed(found.value().events) {
                     (is_unclaimed, is_stale, free) = (true, true, key.client_port_be);
                     break;
                 }
-                go_on(lookups, &key, &found, fresh, &segment.transport);
+                refresh_nat(lookups, &key, &found, fresh, &segment.transport);
                 return ClientPort { port_be: key.client_port_be, refused: None };
             }
             Some(other) if !conntrack::is_closed(other.value().events) => {}
@@ -90,14 +90,14 @@ pub(super) fn port_at_task<L: Lookups>(
 
 /// Notes a packet of a known connection; follows it if it now comes by another way.
 #[inline(always)]
-fn go_on<L: Lookups>(
+fn refresh_nat<L: Lookups>(
     lookups: &L,
     key: &NatKey,
-    found: &Tracked<Nat, <L::Nats as FlowTable<NatKey, Nat>>::Entry>,
+    found: &FlowRef<Nat, <L::Nats as FlowTable<NatKey, Nat>>::Entry>,
     fresh: &mut Nat,
     header: &transport::Header,
 ) {
-    track::note(lookups.nats(), key, found, Direction::Request, header, fresh.seen_ns);
+    flow_ref::record_segment(lookups.nats(), key, found, Direction::Request, header, fresh.seen_ns);
     if !found.is_established {
         return;
     }
@@ -108,19 +108,19 @@ fn go_on<L: Lookups>(
         fresh.events = known.events;
         fresh.sequence = known.sequence;
         fresh.opened_ns = known.opened_ns;
-        lookups.nats().renew(key, &found.entry, fresh);
+        lookups.nats().replace(key, &found.entry, fresh);
     }
 }
 
 /// A connection as its client sees it, beside the client's address and the protocol.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Called {
+pub(super) struct OriginalTuple {
     pub(super) vip: Address,
     pub(super) vip_port_be: Be16,
     pub(super) client_port_be: Be16,
 }
 
-impl Called {
+impl OriginalTuple {
     #[inline(always)]
     pub(super) const fn of(nat: &Nat) -> Self {
         Self { vip: nat.vip, vip_port_be: nat.vip_port_be, client_port_be: nat.client_port_be }
@@ -129,7 +129,7 @@ impl Called {
 
 /// The client's port to try at the task: its own first, then some that depend on the connection only.
 #[inline(always)]
-fn candidate_port(connection: &Called, attempt: u32) -> Be16 {
+fn candidate_port(connection: &OriginalTuple, attempt: u32) -> Be16 {
     const UPPER_HALF: u16 = 0x8000;
     if attempt == 0 {
         return connection.client_port_be;
@@ -142,11 +142,13 @@ fn candidate_port(connection: &Called, attempt: u32) -> Be16 {
 /// Puts the client's port as the task sees it into `key`, which is that of the connection otherwise; `false` if the connection
 /// has no entry.
 #[inline(always)]
-pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &Called) -> bool {
+pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &OriginalTuple) -> bool {
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         key.client_port_be = candidate_port(connection, attempt);
-        if track::find(lookups.nats(), key).is_some_and(|found| Called::of(&found.value()) == *connection) {
+        if flow_ref::find(lookups.nats(), key)
+            .is_some_and(|found| OriginalTuple::of(&found.value()) == *connection)
+        {
             return true;
         }
         attempt += 1;
@@ -244,7 +246,7 @@ mod tests {
     #[test]
     fn a_client_whose_ports_the_task_remembers_all_gets_its_own() {
         let tables = node();
-        let called = |last| Called {
+        let called = |last| OriginalTuple {
             vip: Address::v4([10, 77, 0, last]),
             vip_port_be: Be16::new(80),
             client_port_be: Be16::new(40000),

@@ -6,19 +6,19 @@
 //! An error follows its flow and the translation of it, but makes none. What has no flow is somebody else's. Callers lend the place
 //! where the error is taken apart.
 
-use super::client_port::{self, Called};
-use super::target;
-use super::track::{self, Tracked};
-use super::{Origin, drop, macs};
+use super::client_port::{self, OriginalTuple};
+use super::flow_ref::{self, FlowRef};
+use super::owner;
+use super::{Origin, dropped, macs};
 use crate::abi::{
     Address, Backend, Direction, DropReason, Flow, FlowKey, NatKey, Timed, VipId, flow_event, protocol,
 };
 use crate::conntrack;
-use crate::lookups::{FlowTable, Load, Lookups};
+use crate::lookups::{FlowTable, Lookups, PacketCount};
 use crate::packet::Packet;
 use crate::parse::icmp::{self, Error};
 use crate::parse::vxlan::Vni;
-use crate::rewrite::{self, End, Translation};
+use crate::rewrite::{self, Side, Translation};
 use crate::verdict::Fate;
 
 /// Continues [`super::uplink`]: an error from the network about what a task sent.
@@ -40,7 +40,7 @@ pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &
         reserved: [0; 2],
         vip: VipId::new(address_index, quote.protocol, quote.source_port_be.get()),
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
         return Fate::PASS;
     };
     let (id, events) = (flow.value().backend_id(), flow.value().events);
@@ -53,9 +53,9 @@ pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
             Some(node) => {
                 let is_dsr = events & flow_event::DSR != 0;
-                Fate::tunnel(node.address.v4_octets(), Vni::request(id, is_dsr))
+                Fate::via_device(node.address.v4_octets(), Vni::request(id, is_dsr))
             }
-            None => drop(lookups, DropReason::UnknownNode, Direction::Request),
+            None => dropped(lookups, DropReason::UnknownNode, Direction::Request),
         }
     };
     if fate.is_forwarded() {
@@ -75,18 +75,18 @@ pub fn tunnel_error<P: Packet, L: Lookups>(
     let is_reply = origin.vni.is_reply();
     let direction = if is_reply { Direction::Reply } else { Direction::Request };
     if !icmp::parse(packet, error) {
-        return drop(lookups, DropReason::Malformed, direction);
+        return dropped(lookups, DropReason::Malformed, direction);
     }
     if is_reply {
         return to_client(packet, lookups, error);
     }
     if error.destination != error.quote.source {
-        return drop(lookups, DropReason::Malformed, direction);
+        return dropped(lookups, DropReason::Malformed, direction);
     }
     match lookups.backend(origin.vni.backend()).filter(|backend| backend.is_alive() && backend.is_local()) {
         Some(backend) => deliver(packet, lookups, error, backend),
         // As its sender repeats what is lost, the next error may find the backend known.
-        None => drop(lookups, DropReason::UnknownBackend, direction),
+        None => dropped(lookups, DropReason::UnknownBackend, direction),
     }
 }
 
@@ -109,21 +109,21 @@ pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mu
     if error.destination != quote.source {
         return Fate::PASS;
     }
-    let Some(found) = track::find(lookups.nats(), &key) else {
+    let Some(found) = flow_ref::find(lookups.nats(), &key) else {
         return Fate::PASS;
     };
     if error.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Reply);
+        return dropped(lookups, DropReason::TtlExpired, Direction::Reply);
     }
     let nat = &found.value();
     let to = Translation {
-        end: End::Source,
+        side: Side::Source,
         address: nat.vip,
         port_be: nat.vip_port_be,
         client_port_be: nat.client_port_be,
     };
     if rewrite::translate_error(packet, error, &to).is_none() {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     }
     if nat.via.is_none() {
         if let Some(address_index) = lookups.address_index(&nat.vip) {
@@ -133,15 +133,15 @@ pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mu
                 reserved: [0; 2],
                 vip: VipId::new(address_index, quote.protocol, nat.vip_port_be.get()),
             };
-            if let Some(flow) = track::find_flow(lookups, &key) {
+            if let Some(flow) = flow_ref::find_client_flow(lookups, &key) {
                 account(lookups, error, &flow);
             }
         }
         if rewrite::set_macs(packet, nat.client_mac, nat.node_mac).is_none() {
-            return drop(lookups, DropReason::Malformed, Direction::Reply);
+            return dropped(lookups, DropReason::Malformed, Direction::Reply);
         }
     }
-    target::way_back(lookups, config, nat)
+    owner::way_back(lookups, config, nat).by_device()
 }
 
 /// An error for a task of this node.
@@ -150,7 +150,7 @@ fn deliver<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error, ba
     let quote = &error.quote;
     let address = if error.is_v6 { backend.task_address6 } else { backend.task_address };
     if error.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Request);
+        return dropped(lookups, DropReason::TtlExpired, Direction::Request);
     }
     let mut key = NatKey {
         client: quote.destination,
@@ -158,23 +158,23 @@ fn deliver<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error, ba
         task_port_be: backend.task_port_be,
         task: NatKey::task(quote.protocol, backend.ifindex),
     };
-    let connection = Called {
+    let connection = OriginalTuple {
         vip: quote.source,
         vip_port_be: quote.source_port_be,
         client_port_be: quote.destination_port_be,
     };
     if !client_port::find_port(lookups, &mut key, &connection) {
-        return drop(lookups, DropReason::NoFlow, Direction::Request);
+        return dropped(lookups, DropReason::NoFlow, Direction::Request);
     }
     let to = Translation {
-        end: End::Destination,
+        side: Side::Destination,
         address,
         port_be: backend.task_port_be,
         client_port_be: key.client_port_be,
     };
     match into_task(packet, error, backend, &to) {
         Some(()) => Fate::deliver(backend.ifindex),
-        None => drop(lookups, DropReason::Malformed, Direction::Request),
+        None => dropped(lookups, DropReason::Malformed, Direction::Request),
     }
 }
 
@@ -191,7 +191,7 @@ fn to_client<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error) 
     let quote = &error.quote;
     let is_whole = error.source == quote.destination && error.destination == quote.source;
     let Some(address_index) = vip_index(lookups, &quote.destination, is_whole) else {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     };
     let key = FlowKey {
         client: quote.source,
@@ -199,13 +199,13 @@ fn to_client<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error) 
         reserved: [0; 2],
         vip: VipId::new(address_index, quote.protocol, quote.destination_port_be.get()),
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
+        return dropped(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(lookups, error, &flow);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Fate::emit(flow.value().uplink),
-        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
@@ -221,7 +221,7 @@ fn vip_index<L: Lookups>(lookups: &L, address: &Address, holds: bool) -> Option<
 fn account<L: Lookups>(
     lookups: &L,
     error: &Error,
-    flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    flow: &FlowRef<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) {
     let id = flow.value().backend_id();
     let Some(backend) = lookups.backend(id) else {
@@ -231,10 +231,10 @@ fn account<L: Lookups>(
     if !error.is_refusal || error.quote.protocol != protocol::UDP {
         return;
     }
-    let before = track::reset(&flow.entry);
+    let before = flow_ref::mark_reset(&flow.entry);
     if !conntrack::is_closed(before) {
         lookups.count_closed(id);
-        track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
+        flow_ref::record_duration(lookups, Timed::Flow, backend.service_index, &flow.entry);
     }
     if conntrack::is_refusal(before) {
         lookups.count_refused(id);
@@ -243,8 +243,8 @@ fn account<L: Lookups>(
 
 #[inline(always)]
 fn count<L: Lookups>(lookups: &L, id: u32, backend: &Backend, direction: Direction, error: &Error) {
-    let load = Load { packets: 1, bytes: error.total_len };
-    lookups.count_traffic(backend.service_index, id, direction, load);
+    let packet = PacketCount { packets: 1, bytes: error.total_len };
+    lookups.count_traffic(backend.service_index, id, direction, packet);
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
     /// The backend that the client's next datagram goes to.
     fn ask(tables: &HostTables, datagram: &[u8]) -> u32 {
         match Hook::Uplink.run(&mut Frame::new(datagram.to_vec()), tables) {
-            Verdict::Tunnel(tunnel) => tunnel.vni.backend(),
+            Verdict::ViaDevice(tunnel) => tunnel.vni.backend(),
             other => panic!("a datagram met {other:?}"),
         }
     }

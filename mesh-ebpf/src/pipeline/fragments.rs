@@ -3,20 +3,25 @@
 //! A later fragment makes no flow, notes nothing of its own, and is not answered. One whose first was not seen (or that came
 //! before it) is left to the host stack. At the task's node requests need no ports: the tunnel names the backend.
 
-use super::{Origin, drop, ingress, is_tunnel, macs, reply, settle, settle_reply, target, track};
+use super::flow_ref::{self, FlowRef};
+use super::{Origin, answer_refusal, answer_refused_reply, dropped, ingress, is_tunnel, macs, owner, reply};
 use crate::abi::{
-    Backend, Config, Direction, DropReason, Edge, Flow, FlowKey, Fragment as Ports, NatKey, VipId, flow_event,
+    Backend, Config, Direction, DropReason, Edge, Flow, FlowKey, FragmentPorts, NatKey, VipId, flow_event,
 };
-use crate::lookups::{FlowTable, Load, Lookups};
+use crate::lookups::{FlowTable, Lookups, PacketCount};
 use crate::packet::Packet;
-use crate::parse::fragment::{self, Fragment};
+use crate::parse::fragment::{self, FragmentHeader};
 use crate::parse::vxlan::Vni;
-use crate::rewrite::{self, End};
+use crate::rewrite::{self, Side};
 use crate::verdict::Fate;
 
 /// Continues [`super::uplink`].
 #[inline(always)]
-pub fn uplink_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut Fragment) -> Fate {
+pub fn uplink_fragment<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    fragment: &mut FragmentHeader,
+) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
@@ -30,14 +35,14 @@ pub fn uplink_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragm
         return Fate::PASS;
     };
     if is_tunnel(config, &segment) {
-        return Fate::go_on(Edge::Decapsulate);
+        return Fate::tail_call(Edge::Decapsulate);
     }
     if lookups.address_index(&segment.ip.destination).is_none() {
         return Fate::PASS;
     }
-    lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
-    let fate = ingress::forward(packet, lookups, config, &segment);
-    settle(packet, lookups, &segment, fate, [0; 4])
+    lookups.keep_fragment_ports(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+    let fate = ingress::forward(packet, lookups, config, &segment).by_device();
+    answer_refusal(packet, lookups, &segment, fate, [0; 4])
 }
 
 /// Continues [`super::tunnel`].
@@ -46,14 +51,14 @@ pub fn tunnel_fragment<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     origin: Origin,
-    fragment: &mut Fragment,
+    fragment: &mut FragmentHeader,
 ) -> Fate {
     let direction = if origin.vni.is_reply() { Direction::Reply } else { Direction::Request };
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
     if !fragment::parse(packet, fragment) {
-        return drop(lookups, DropReason::Malformed, direction);
+        return dropped(lookups, DropReason::Malformed, direction);
     }
     let id = origin.vni.backend();
     if !fragment.is_first {
@@ -61,28 +66,32 @@ pub fn tunnel_fragment<P: Packet, L: Lookups>(
             return later_reply(packet, lookups, fragment);
         }
         return match lookups.backend(id).filter(|backend| backend.is_alive() && backend.is_local()) {
-            Some(backend) if !target::is_allowed(lookups, backend, &fragment.header().source) => {
-                drop(lookups, DropReason::NotAllowed, direction)
+            Some(backend) if !owner::is_allowed(lookups, backend, &fragment.header().source) => {
+                dropped(lookups, DropReason::NotAllowed, direction)
             }
             Some(backend) => deliver(packet, lookups, fragment, backend),
-            None => drop(lookups, DropReason::UnknownBackend, direction),
+            None => dropped(lookups, DropReason::UnknownBackend, direction),
         };
     }
     let Some(segment) = fragment.segment(packet) else {
-        return drop(lookups, DropReason::Malformed, direction);
+        return dropped(lookups, DropReason::Malformed, direction);
     };
     if origin.vni.is_reply() {
-        lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+        lookups.keep_fragment_ports(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
         return reply::forward(packet, lookups, &segment, origin.vni);
     }
-    let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
-    let fate = target::deliver(packet, lookups, config, &segment, id, &source);
-    settle(packet, lookups, &segment, fate, origin.peer)
+    let source = owner::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let fate = owner::deliver(packet, lookups, config, &segment, id, &source);
+    answer_refusal(packet, lookups, &segment, fate, origin.peer)
 }
 
 /// Continues [`super::task`].
 #[inline(always)]
-pub fn task_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut Fragment) -> Fate {
+pub fn task_fragment<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    fragment: &mut FragmentHeader,
+) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };
@@ -95,15 +104,15 @@ pub fn task_fragment<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragmen
     let Some(segment) = fragment.segment(packet) else {
         return Fate::PASS;
     };
-    lookups.keep_fragment(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
-    let fate = target::answer(packet, lookups, config, &segment);
-    settle_reply(lookups, fate)
+    lookups.keep_fragment_ports(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
+    let destination = owner::answer(packet, lookups, config, &segment);
+    answer_refused_reply(lookups, destination.by_device())
 }
 
 /// What the first fragment told, if it was seen.
 #[inline(always)]
-fn ports<L: Lookups>(lookups: &L, fragment: &Fragment) -> Option<Ports> {
-    lookups.fragment(&fragment.key).filter(|ports| ports.is_fresh(lookups.now_ns()))
+fn ports<L: Lookups>(lookups: &L, fragment: &FragmentHeader) -> Option<FragmentPorts> {
+    lookups.fragment_ports(&fragment.key).filter(|ports| ports.is_fresh(lookups.now_ns()))
 }
 
 /// A client's.
@@ -112,7 +121,7 @@ fn later_request<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
-    fragment: &Fragment,
+    fragment: &FragmentHeader,
 ) -> Fate {
     let Some(ports) = ports(lookups, fragment) else {
         return Fate::PASS;
@@ -127,25 +136,25 @@ fn later_request<P: Packet, L: Lookups>(
         reserved: [0; 2],
         vip: VipId::new(address_index, ip.protocol, ports.destination_port_be.get()),
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
         return Fate::PASS;
     };
     let id = flow.value().backend_id();
     let Some(backend) = lookups.backend(id).filter(|backend| backend.is_alive()) else {
-        return drop(lookups, DropReason::BackendGone, Direction::Request);
+        return dropped(lookups, DropReason::BackendGone, Direction::Request);
     };
     let fate = if backend.is_local() {
         deliver(packet, lookups, fragment, backend)
     } else if ip.dont_fragment && ip.total_len > config.tunnel_mtu {
         // Whoever sent it was told when the first one came.
-        drop(lookups, DropReason::TooBig, Direction::Request)
+        dropped(lookups, DropReason::TooBig, Direction::Request)
     } else {
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
             Some(node) => {
                 let is_dsr = flow.value().events & flow_event::DSR != 0;
-                Fate::tunnel(node.address.v4_octets(), Vni::request(id, is_dsr))
+                Fate::via_device(node.address.v4_octets(), Vni::request(id, is_dsr))
             }
-            None => drop(lookups, DropReason::UnknownNode, Direction::Request),
+            None => dropped(lookups, DropReason::UnknownNode, Direction::Request),
         }
     };
     if fate.is_forwarded() {
@@ -159,34 +168,34 @@ fn later_request<P: Packet, L: Lookups>(
 fn deliver<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
-    fragment: &Fragment,
+    fragment: &FragmentHeader,
     backend: &Backend,
 ) -> Fate {
     let ip = &fragment.header();
     if ip.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Request);
+        return dropped(lookups, DropReason::TtlExpired, Direction::Request);
     }
     let address = if ip.is_v6 { backend.task_address6 } else { backend.task_address };
     let Some((_, node_mac)) = macs(packet) else {
-        return drop(lookups, DropReason::Malformed, Direction::Request);
+        return dropped(lookups, DropReason::Malformed, Direction::Request);
     };
-    let is_changed = rewrite::translate_address(packet, ip, End::Destination, &address).is_some()
+    let is_changed = rewrite::translate_address(packet, ip, Side::Destination, &address).is_some()
         && rewrite::set_macs(packet, backend.task_mac, node_mac).is_some();
     if !is_changed {
-        return drop(lookups, DropReason::Malformed, Direction::Request);
+        return dropped(lookups, DropReason::Malformed, Direction::Request);
     }
     Fate::deliver(backend.ifindex)
 }
 
 /// A task's, out of the tunnel.
 #[inline(always)]
-fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &Fragment) -> Fate {
+fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &FragmentHeader) -> Fate {
     let ip = &fragment.header();
     let Some(address_index) = lookups.address_index(&ip.source) else {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     };
     let Some(ports) = ports(lookups, fragment) else {
-        return drop(lookups, DropReason::Fragment, Direction::Reply);
+        return dropped(lookups, DropReason::Fragment, Direction::Reply);
     };
     let key = FlowKey {
         client: ip.destination,
@@ -194,13 +203,13 @@ fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &Fr
         reserved: [0; 2],
         vip: VipId::new(address_index, ip.protocol, ports.source_port_be.get()),
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
+        return dropped(lookups, DropReason::NoFlow, Direction::Reply);
     };
     account(lookups, &flow, fragment);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Fate::emit(flow.value().uplink),
-        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
@@ -210,7 +219,7 @@ fn later_answer<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
-    fragment: &Fragment,
+    fragment: &FragmentHeader,
 ) -> Fate {
     let Some(ports) = ports(lookups, fragment) else {
         return Fate::PASS;
@@ -222,15 +231,15 @@ fn later_answer<P: Packet, L: Lookups>(
         task_port_be: ports.source_port_be,
         task: NatKey::task(ip.protocol, packet.ifindex()),
     };
-    let Some(found) = track::find(lookups.nats(), &key) else {
+    let Some(found) = flow_ref::find(lookups.nats(), &key) else {
         return Fate::PASS;
     };
     if ip.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Reply);
+        return dropped(lookups, DropReason::TtlExpired, Direction::Reply);
     }
     let nat = &found.value();
-    if rewrite::translate_address(packet, ip, End::Source, &nat.vip).is_none() {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+    if rewrite::translate_address(packet, ip, Side::Source, &nat.vip).is_none() {
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     }
     if nat.via.is_none() {
         if let Some(address_index) = lookups.address_index(&nat.vip) {
@@ -240,22 +249,22 @@ fn later_answer<P: Packet, L: Lookups>(
                 reserved: [0; 2],
                 vip: VipId::new(address_index, ip.protocol, nat.vip_port_be.get()),
             };
-            if let Some(flow) = track::find_flow(lookups, &key) {
+            if let Some(flow) = flow_ref::find_client_flow(lookups, &key) {
                 account(lookups, &flow, fragment);
             }
         }
         if rewrite::set_macs(packet, nat.client_mac, nat.node_mac).is_none() {
-            return drop(lookups, DropReason::Malformed, Direction::Reply);
+            return dropped(lookups, DropReason::Malformed, Direction::Reply);
         }
     }
-    target::way_back(lookups, config, nat)
+    owner::way_back(lookups, config, nat).by_device()
 }
 
 #[inline(always)]
 fn account<L: Lookups>(
     lookups: &L,
-    flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
-    fragment: &Fragment,
+    flow: &FlowRef<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    fragment: &FragmentHeader,
 ) {
     let id = flow.value().backend_id();
     if let Some(backend) = lookups.backend(id) {
@@ -264,7 +273,13 @@ fn account<L: Lookups>(
 }
 
 #[inline(always)]
-fn count<L: Lookups>(lookups: &L, id: u32, backend: &Backend, direction: Direction, fragment: &Fragment) {
-    let load = Load { packets: 1, bytes: fragment.total_len };
-    lookups.count_traffic(backend.service_index, id, direction, load);
+fn count<L: Lookups>(
+    lookups: &L,
+    id: u32,
+    backend: &Backend,
+    direction: Direction,
+    fragment: &FragmentHeader,
+) {
+    let packet = PacketCount { packets: 1, bytes: fragment.total_len };
+    lookups.count_traffic(backend.service_index, id, direction, packet);
 }

@@ -1,14 +1,14 @@
 //! The guard against floods of SYNs, where packets meet it: see [`crate::guard`].
 
-use super::{At, drop, load};
+use super::{At, dropped, packet_count};
 use crate::abi::{Direction, DropReason, FlowKey, Service, flow_event};
-use crate::guard::{ALIKE_NS, HONOURED_NS};
+use crate::guard::{HASHED_SELECTION_NS, HONOURED_NS};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
-use crate::select::{self, Chosen};
+use crate::select::{self, Selection};
 use crate::verdict::Fate;
 
 /// What is done with a packet that has no flow.
@@ -19,18 +19,18 @@ pub(super) enum Admission {
     /// It begins a flow, whose backend the policy selects.
     ByPolicy,
     /// It begins a flow, whose backend is the one that the packet would get without.
-    Alike,
+    ByFlowHash,
     /// It belongs to a flow that was not remembered, and is from now on.
-    Late,
+    LateFlow,
     /// It is forwarded, and nothing is remembered.
-    Unremembered,
+    Stateless,
 }
 
 impl Admission {
     /// Whether the packet's flow is remembered.
     #[inline(always)]
-    pub(super) const fn is_remembered(self) -> bool {
-        matches!(self, Self::ByPolicy | Self::Alike | Self::Late)
+    pub(super) const fn creates_flow(self) -> bool {
+        matches!(self, Self::ByPolicy | Self::ByFlowHash | Self::LateFlow)
     }
 
     /// The events that its flow begins with. Replies that go to the client directly prove nothing here.
@@ -38,7 +38,7 @@ impl Admission {
     pub(super) const fn events(self, is_direct: bool) -> u32 {
         let by = if is_direct {
             flow_event::DSR
-        } else if matches!(self, Self::Late) {
+        } else if matches!(self, Self::LateFlow) {
             flow_event::UNPROVEN
         } else {
             0
@@ -56,9 +56,9 @@ pub(super) fn admit<L: Lookups>(lookups: &L, segment: &Segment) -> Admission {
     }
     if flags.is_opening() {
         return if !lookups.may_remember_syn() {
-            Admission::Unremembered
-        } else if lookups.has_guarded(ALIKE_NS) {
-            Admission::Alike
+            Admission::Stateless
+        } else if lookups.has_guarded(HASHED_SELECTION_NS) {
+            Admission::ByFlowHash
         } else {
             Admission::ByPolicy
         };
@@ -67,9 +67,9 @@ pub(super) fn admit<L: Lookups>(lookups: &L, segment: &Segment) -> Admission {
     if !may_belong || !lookups.has_guarded(HONOURED_NS) {
         Admission::Refused
     } else if flags.has(Flags::RST | Flags::FIN) || !lookups.may_remember_late() {
-        Admission::Unremembered
+        Admission::Stateless
     } else {
-        Admission::Late
+        Admission::LateFlow
     }
 }
 
@@ -82,12 +82,12 @@ pub(super) fn select<L: Lookups>(
     avoided: u32,
     admission: Admission,
 ) -> Option<u32> {
-    let chosen = if matches!(admission, Admission::ByPolicy) {
-        Chosen::ByPolicy
+    let by = if matches!(admission, Admission::ByPolicy) {
+        Selection::ByPolicy
     } else {
-        Chosen::Alike(lookups.flow_number(key))
+        Selection::ByFlowHash(lookups.keyed_hash(key))
     };
-    select::select_by(lookups, service, chosen, &key.client, avoided)
+    select::select_by(lookups, service, by, &key.client, avoided)
 }
 
 /// A reply, out of the tunnel or (`is_outer`) still in it, whose flow nobody knows: if it may be one that was not remembered, the kernel
@@ -105,7 +105,7 @@ pub(super) fn forward_reply<P: Packet, L: Lookups>(
         return Fate::PASS;
     };
     if segment.is_udp() || config.uplink_ifindex == 0 || !lookups.has_guarded(HONOURED_NS) {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+        return dropped(lookups, DropReason::NoFlow, Direction::Reply);
     }
     if let At::Xdp = at {
         return Fate::PASS;
@@ -114,7 +114,12 @@ pub(super) fn forward_reply<P: Packet, L: Lookups>(
         return Fate::PASS;
     }
     if let Some(backend) = lookups.backend(vni.sender()) {
-        lookups.count_traffic(backend.service_index, vni.sender(), Direction::Reply, load(packet, segment));
+        lookups.count_traffic(
+            backend.service_index,
+            vni.sender(),
+            Direction::Reply,
+            packet_count(packet, segment),
+        );
     }
     Fate::route(config.uplink_ifindex)
 }

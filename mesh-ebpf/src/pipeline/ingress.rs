@@ -2,12 +2,11 @@
 //!
 //! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
 
+use super::flow_ref;
 use super::guard::{self, Admission};
-use super::track::{self, Tracked};
-use super::{At, drop, is_too_big, load, macs, outer, outgoing, target};
+use super::{At, dropped, encapsulation, existing_flow, is_too_big, macs, outgoing, owner, packet_count};
 use crate::abi::{
-    Backend, BackendState, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, Timed, VipId,
-    flow_event, service_flag,
+    Backend, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId, flow_event, service_flag,
 };
 use crate::conntrack;
 use crate::lookups::{Connection, FlowTable, Lookups, Opened};
@@ -15,7 +14,7 @@ use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::Vni;
 use crate::rewrite;
-use crate::verdict::Fate;
+use crate::verdict::{Destination, Fate};
 
 /// What becomes of a packet. Every field is always written: see [`Fate`].
 #[derive(Clone, Copy)]
@@ -31,13 +30,13 @@ pub(super) struct Choice<'a> {
 impl<'a> Choice<'a> {
     /// The packet goes to this backend, as part of a flow with these events.
     #[inline(always)]
-    const fn of(id: u32, backend: &'a Backend, events: u32) -> Self {
+    pub(super) const fn of(id: u32, backend: &'a Backend, events: u32) -> Self {
         Self { backend: Some(backend), id, is_dsr: is_dsr(events), fate: Fate::PASS }
     }
 
     /// The packet is not forwarded.
     #[inline(always)]
-    const fn none(fate: Fate) -> Self {
+    pub(super) const fn none(fate: Fate) -> Self {
         Self { backend: None, id: 0, is_dsr: false, fate }
     }
 }
@@ -64,11 +63,16 @@ pub(super) fn forward_xdp<P: Packet, L: Lookups>(
         return Fate::PASS;
     }
     let vni = Vni::request(choice.id, choice.is_dsr);
-    let outer = outer::headers(packet, config, segment, node, vni, Direction::Request);
+    let outer = encapsulation::outer_headers(packet, config, segment, node, vni, Direction::Request);
     if packet.push_outer().is_none() || rewrite::write_outer(packet, segment.ip.total_len, &outer).is_none() {
-        return drop(lookups, DropReason::Resize, Direction::Request);
+        return dropped(lookups, DropReason::Resize, Direction::Request);
     }
-    lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));
+    lookups.count_traffic(
+        backend.service_index,
+        choice.id,
+        Direction::Request,
+        packet_count(packet, segment),
+    );
     Fate::BOUNCE
 }
 
@@ -79,24 +83,32 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     lookups: &L,
     config: &Config,
     segment: &Segment,
-) -> Fate {
+) -> Destination {
     let choice = choose(packet, lookups, segment, At::Tc);
     let Some(backend) = choice.backend else {
-        return choice.fate;
+        return Destination::decided(choice.fate);
     };
-    let fate = if backend.is_local() {
-        target::deliver(packet, lookups, config, segment, choice.id, &target::Source::Uplink)
+    let destination = if backend.is_local() {
+        let source = owner::Source::Uplink;
+        Destination::decided(owner::deliver(packet, lookups, config, segment, choice.id, &source))
     } else {
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
-            Some(_) if is_too_big(packet, config, segment) => Fate::refuse(DropReason::TooBig),
-            Some(node) => Fate::tunnel(node.address.v4_octets(), Vni::request(choice.id, choice.is_dsr)),
-            None => drop(lookups, DropReason::UnknownNode, Direction::Request),
+            Some(_) if is_too_big(packet, config, segment) => {
+                Destination::decided(Fate::refuse(DropReason::TooBig))
+            }
+            Some(node) => Destination::node(node.address.v4_octets(), Vni::request(choice.id, choice.is_dsr)),
+            None => Destination::decided(dropped(lookups, DropReason::UnknownNode, Direction::Request)),
         }
     };
-    if fate.is_forwarded() {
-        lookups.count_traffic(backend.service_index, choice.id, Direction::Request, load(packet, segment));
+    if destination.is_forwarded() {
+        lookups.count_traffic(
+            backend.service_index,
+            choice.id,
+            Direction::Request,
+            packet_count(packet, segment),
+        );
     }
-    fate
+    destination
 }
 
 /// The backend for the packet: that of its flow, or a new one's.
@@ -118,159 +130,20 @@ fn choose<'a, P: Packet, L: Lookups>(
         vip: VipId::new(address_index, segment.ip.protocol, transport.destination_port_be.get()),
     };
     let mut avoided = 0;
-    if let Some(flow) = track::find(lookups.flows(), &key) {
+    if let Some(flow) = flow_ref::find(lookups.flows(), &key) {
         if conntrack::is_outgoing(flow.value().events) {
             if outgoing::owns(lookups, segment, &key, &flow) {
                 return Choice::none(Fate::PASS);
             }
             return open(packet, lookups, segment, &key, 0, at);
         }
-        let known = go_on(packet, lookups, segment, &key, &flow);
-        if !known.is_anew {
-            return known.choice;
+        let existing = existing_flow::continue_flow(packet, lookups, segment, &key, &flow);
+        if !existing.is_superseded {
+            return existing.choice;
         }
-        avoided = known.avoided;
+        avoided = existing.avoided;
     }
     open(packet, lookups, segment, &key, avoided, at)
-}
-
-/// What a packet of a flow that is known does. Every field is always written: see [`Fate`].
-struct Known<'a> {
-    /// Unless it begins a new flow.
-    choice: Choice<'a>,
-    /// It begins a new flow in the place of that one.
-    is_anew: bool,
-    /// If possible with another backend than this; 0: with any.
-    avoided: u32,
-}
-
-impl<'a> Known<'a> {
-    #[inline(always)]
-    const fn goes(choice: Choice<'a>) -> Self {
-        Self { choice, is_anew: false, avoided: 0 }
-    }
-
-    #[inline(always)]
-    const fn anew(avoided: u32) -> Self {
-        Self { choice: Choice::none(Fate::PASS), is_anew: true, avoided }
-    }
-}
-
-/// A packet of a flow that is known.
-#[inline(always)]
-fn go_on<'a, P: Packet, L: Lookups>(
-    packet: &mut P,
-    lookups: &'a L,
-    segment: &Segment,
-    key: &FlowKey,
-    flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
-) -> Known<'a> {
-    let id = flow.value().backend_id();
-    let backend = lookups.backend(id).filter(|backend| backend.is_alive());
-    let now_ns = lookups.now_ns();
-    if segment.is_udp() {
-        // Nobody repeats a datagram because of a RST: the next one finds another backend at once.
-        if backend.is_none() || conntrack::is_closed(flow.value().events) {
-            give_up(lookups, key, id, flow.value().events);
-            return Known::anew(id);
-        }
-    } else if segment.transport.flags.is_opening() {
-        let again = again(&flow.value(), backend, now_ns);
-        if let Again::Retries = again {
-            lookups.count_unanswered(id);
-        }
-        if let Again::Retries | Again::Begins = again {
-            let events = flow.value().events;
-            give_up(lookups, key, id, events);
-            let is_to_avoid = conntrack::is_unanswered(events) || conntrack::is_refused(events);
-            return Known::anew(if is_to_avoid { id } else { 0 });
-        }
-    }
-    let Some(backend) = backend else {
-        let before = track::reset(&flow.entry);
-        if !conntrack::is_closed(before) {
-            lookups.count_closed(id);
-            if let Some(gone) = lookups.backend(id) {
-                track::time(lookups, Timed::Flow, gone.service_index, &flow.entry);
-            }
-        }
-        return Known::goes(Choice::none(Fate::refuse(DropReason::BackendGone)));
-    };
-    let noted = track::note(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
-    if noted.closes {
-        lookups.count_closed(id);
-        track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
-    }
-    if noted.revives {
-        lookups.count_revived(id);
-    }
-    // Of a directly answered flow only: when its task answered is not seen here, so that is not timed.
-    if noted.answers {
-        lookups.count_answered(id);
-    }
-    follow(packet, lookups, segment, key, flow, now_ns);
-    Known::goes(Choice::of(id, backend, flow.value().events))
-}
-
-/// Forgets a flow in whose place another begins.
-#[inline(always)]
-fn give_up<L: Lookups>(lookups: &L, key: &FlowKey, backend: u32, events: u32) {
-    lookups.flows().forget(key);
-    if !conntrack::is_closed(events) {
-        lookups.count_closed(backend);
-    }
-}
-
-/// Follows a client whose packets now come by another way (a gateway that failed over): replies go where they come from.
-#[inline(always)]
-fn follow<P: Packet, L: Lookups>(
-    packet: &P,
-    lookups: &L,
-    segment: &Segment,
-    key: &FlowKey,
-    flow: &Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
-    now_ns: u64,
-) {
-    if !flow.is_established {
-        return;
-    }
-    let Some((client_mac, node_mac)) = macs(packet) else {
-        return;
-    };
-    let (known, uplink) = (&flow.value(), packet.ifindex());
-    let has_moved = known.client_mac != client_mac || known.node_mac != node_mac || known.uplink != uplink;
-    if has_moved && conntrack::is_clients(&segment.transport, known.sequence) {
-        let moved = Flow { seen_ns: now_ns, uplink, client_mac, node_mac, ..*known };
-        lookups.flows().renew(key, &flow.entry, &moved);
-    }
-}
-
-/// What a SYN on a flow that is known means.
-enum Again {
-    /// It is the same SYN once more.
-    Repeats,
-    /// The flow is over, or its backend is gone: a new one begins.
-    Begins,
-    /// The backend did not answer the first one, and is leaving or has had its time: another may do better. Answers
-    /// of tunnelled flows come by here, so "not answered" is what the client sees too; of others nobody knows, so they get more time.
-    Retries,
-}
-
-#[inline(always)]
-fn again(flow: &Flow, backend: Option<&Backend>, now_ns: u64) -> Again {
-    let Some(backend) = backend else {
-        return Again::Begins;
-    };
-    if conntrack::is_closed(flow.events) {
-        return Again::Begins;
-    }
-    let is_leaving = backend.state == BackendState::Draining as u8 && !is_dsr(flow.events);
-    let is_late = now_ns.saturating_sub(flow.opened_ns) >= conntrack::answer_timeout_ns(flow.events);
-    if conntrack::is_unanswered(flow.events) && (is_leaving || is_late) {
-        Again::Retries
-    } else {
-        Again::Repeats
-    }
 }
 
 /// A packet that no flow is known for, or whose backend, now `avoided`, left it unanswered (0: none did).
@@ -310,7 +183,7 @@ fn open<'a, P: Packet, L: Lookups>(
         }
     }
     if service.flags & service_flag::ALLOW_LIST != 0 && !lookups.is_allowed(service.index, &key.client) {
-        return Choice::none(drop(lookups, DropReason::NotAllowed, Direction::Request));
+        return Choice::none(dropped(lookups, DropReason::NotAllowed, Direction::Request));
     }
     let admission = guard::admit(lookups, segment);
     if let Admission::Refused = admission {
@@ -329,19 +202,19 @@ fn open<'a, P: Packet, L: Lookups>(
     let is_remote = backend.is_some_and(|backend| !backend.is_local());
     let is_direct = is_remote && matches!(Mode::from_byte(service.mode), Mode::Dsr);
     let events = admission.events(is_direct);
-    if admission.is_remembered() {
-        return remember(packet, lookups, key, service.index, id, events, transport.sequence);
+    if admission.creates_flow() {
+        return record_flow(packet, lookups, key, service.index, id, events, transport.sequence);
     }
     // What XDP leaves to TC comes by here once more.
     if segment.may_open() && (is_remote || matches!(at, At::Tc)) {
         lookups.count_unremembered(service.index);
     }
-    towards(lookups, id, events)
+    forward_to(lookups, id, events)
 }
 
 /// Writes a new flow down.
 #[inline(always)]
-fn remember<'a, P: Packet, L: Lookups>(
+fn record_flow<'a, P: Packet, L: Lookups>(
     packet: &P,
     lookups: &'a L,
     key: &FlowKey,
@@ -370,29 +243,26 @@ fn remember<'a, P: Packet, L: Lookups>(
             lookups.count_opened(service_index, id);
             (id, events)
         }
-        Opened::Exists => match track::find(lookups.flows(), key) {
+        Opened::Exists => match flow_ref::find(lookups.flows(), key) {
             Some(other) => (other.value().backend_id(), other.value().events),
-            None => return Choice::none(drop(lookups, DropReason::Raced, Direction::Request)),
+            None => return Choice::none(dropped(lookups, DropReason::Raced, Direction::Request)),
         },
-        Opened::Refused => return Choice::none(drop(lookups, DropReason::TableFull, Direction::Request)),
+        Opened::Refused => return Choice::none(dropped(lookups, DropReason::TableFull, Direction::Request)),
     };
-    towards(lookups, id, events)
+    forward_to(lookups, id, events)
 }
 
 /// Towards the backend with this id.
 #[inline(always)]
-fn towards<L: Lookups>(lookups: &L, id: u32, events: u32) -> Choice<'_> {
+fn forward_to<L: Lookups>(lookups: &L, id: u32, events: u32) -> Choice<'_> {
     match lookups.backend(id) {
         Some(backend) => Choice::of(id, backend, events),
-        None => Choice::none(drop(lookups, DropReason::UnknownBackend, Direction::Request)),
+        None => Choice::none(dropped(lookups, DropReason::UnknownBackend, Direction::Request)),
     }
 }
 
 /// Whether a flow with these events is answered by its task's node directly.
 #[inline(always)]
-const fn is_dsr(events: u32) -> bool {
+pub(super) const fn is_dsr(events: u32) -> bool {
     events & flow_event::DSR != 0
 }
-
-#[cfg(test)]
-mod tests;

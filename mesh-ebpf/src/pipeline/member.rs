@@ -7,7 +7,7 @@
 //! socket hands it packets of every interface, and of every address of the node. What the device sends bears the same mark as far as
 //! the uplink.
 
-use super::{OUTER, drop};
+use super::{OUTER, dropped};
 use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_word};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -34,8 +34,8 @@ pub(super) fn to_device<P: Packet, L: Lookups>(
     direction: Direction,
 ) -> Fate {
     let is_plain = vxlan::cookie(packet, OUTER) == 0;
-    if !is_plain && packet.overwrite(OUTER, &vxlan::header(vni, 0)).is_none() {
-        return drop(lookups, DropReason::Resize, direction);
+    if !is_plain && packet.write_and_resum(OUTER, &vxlan::header(vni, 0)).is_none() {
+        return dropped(lookups, DropReason::Resize, direction);
     }
     packet.mark();
     Fate::PASS
@@ -49,16 +49,16 @@ pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &C
         return Fate::PASS;
     }
     let (Some(member), Some(own)) = (lookups.member(sender), lookups.member(0)) else {
-        return drop(lookups, DropReason::UnknownPeer, Direction::Request);
+        return dropped(lookups, DropReason::UnknownPeer, Direction::Request);
     };
     let Some([source, destination]) = task_words(packet) else {
-        return drop(lookups, DropReason::Malformed, Direction::Request);
+        return dropped(lookups, DropReason::Malformed, Direction::Request);
     };
     if !member.may_have(source) {
-        return drop(lookups, DropReason::ForeignSource, Direction::Request);
+        return dropped(lookups, DropReason::ForeignSource, Direction::Request);
     }
     if !own.may_have(destination) {
-        return drop(lookups, DropReason::ForeignDestination, Direction::Request);
+        return dropped(lookups, DropReason::ForeignDestination, Direction::Request);
     }
     Fate::route(config.tasks_ifindex)
 }
@@ -67,14 +67,14 @@ pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &C
 #[inline(always)]
 fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
     const IP: usize = eth::LEN;
-    match packet.load::<2>(eth::TYPE)? {
+    match packet.read_bytes::<2>(eth::TYPE)? {
         eth::IPV4_BE => {
-            let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load::<8>(IP + ipv4::SOURCE)?;
+            let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(IP + ipv4::SOURCE)?;
             Some([u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([d0, d1, d2, d3])])
         }
         eth::IPV6_BE => {
-            let source = packet.load::<16>(IP + ipv6::SOURCE)?;
-            Some([task_word(source), task_word(packet.load::<16>(IP + ipv6::DESTINATION)?)])
+            let source = packet.read_bytes::<16>(IP + ipv6::SOURCE)?;
+            Some([task_word(source), task_word(packet.read_bytes::<16>(IP + ipv6::DESTINATION)?)])
         }
         _ => None,
     }
@@ -104,7 +104,7 @@ pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
     }
     if let Some(vni) = vxlan::parse(packet, OUTER) {
         // If the kernel refuses, the packet goes as it is, and the other node says why it doesn't take it.
-        packet.overwrite(OUTER, &vxlan::header(vni, node.cookie));
+        packet.write_and_resum(OUTER, &vxlan::header(vni, node.cookie));
     }
 }
 
@@ -114,13 +114,13 @@ fn tunnel_destination<P: Packet>(packet: &P, config: &Config) -> Option<[u8; 4]>
     const IP: usize = eth::LEN;
     const FRAGMENT: usize = 6;
     const DESTINATION_PORT: usize = 2;
-    if packet.load::<2>(eth::TYPE)? != eth::IPV4_BE {
+    if packet.read_bytes::<2>(eth::TYPE)? != eth::IPV4_BE {
         return None;
     }
-    let [version, ..] = packet.load::<1>(IP)?;
-    let [o0, o1, _, kind] = packet.load::<4>(IP + FRAGMENT)?;
-    let port_be = Be16(packet.load::<2>(IP + ipv4::LEN + DESTINATION_PORT)?);
-    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.load::<8>(IP + ipv4::SOURCE)?;
+    let [version, ..] = packet.read_bytes::<1>(IP)?;
+    let [o0, o1, _, kind] = packet.read_bytes::<4>(IP + FRAGMENT)?;
+    let port_be = Be16(packet.read_bytes::<2>(IP + ipv4::LEN + DESTINATION_PORT)?);
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(IP + ipv4::SOURCE)?;
     let is_tunnel = version == 0x45
         && kind == protocol::UDP
         && u16::from_be_bytes([o0, o1]) & ipv4::FRAGMENT_OFFSET == 0

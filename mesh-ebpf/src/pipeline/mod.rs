@@ -19,35 +19,36 @@
 //! Passed packets are the programs' to count: XDP leaves them to TC.
 
 mod client_port;
+#[cfg(test)]
+mod duration_tests;
+mod encapsulation;
 mod errors;
+mod existing_flow;
+mod flow_ref;
 mod fragments;
 mod guard;
-#[cfg(test)]
-mod guarded;
 mod ingress;
 #[cfg(test)]
-mod malformed;
+mod malformed_tests;
 mod member;
 #[cfg(test)]
-mod model;
-mod outer;
+mod model_tests;
 mod outgoing;
+mod owner;
 mod reply;
-mod target;
 #[cfg(test)]
-mod timed;
-mod track;
+mod syn_flood_tests;
 
+pub use encapsulation::{decapsulate, outer_origin};
 pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
-pub use outer::{decapsulate, outer_origin};
 pub use outgoing::forwarded;
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
-use crate::lookups::{Load, Lookups};
+use crate::lookups::{Lookups, PacketCount};
 use crate::packet::Packet;
-use crate::parse::fragment::{self, Fragment};
+use crate::parse::fragment::{self, FragmentHeader};
 use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{Segment, eth, icmp, vxlan};
 use crate::rewrite;
@@ -74,13 +75,13 @@ pub fn xdp<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     };
     if !is_tunnel(config, &segment) {
         let fate = ingress::forward_xdp(packet, lookups, config, &segment);
-        return settle(packet, lookups, &segment, fate, [0; 4]);
+        return answer_refusal(packet, lookups, &segment, fate, [0; 4]);
     }
     let Some(vni) = vxlan::parse(packet, OUTER) else {
         return Fate::PASS;
     };
     if let Some(reason) = member::refusal(packet, lookups, &segment.ip.source) {
-        return drop(lookups, reason, direction_of(vni));
+        return dropped(lookups, reason, direction_of(vni));
     }
     if vni.is_reply() { reply::forward_outer(packet, lookups, vni, At::Xdp) } else { Fate::PASS }
 }
@@ -92,16 +93,16 @@ pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return otherwise(packet, Edge::UplinkError, Edge::UplinkFragment);
+        return dispatch_uncommon(packet, Edge::UplinkError, Edge::UplinkFragment);
     };
     if is_tunnel(config, &segment) {
-        return Fate::go_on(Edge::Decapsulate);
+        return Fate::tail_call(Edge::Decapsulate);
     }
-    let fate = ingress::forward(packet, lookups, config, &segment);
-    if let Some(tunnel) = fate.tunnelled() {
-        return outer::enter(packet, lookups, config, &segment, &tunnel, Direction::Request);
+    let destination = ingress::forward(packet, lookups, config, &segment);
+    if let Some(tunnel) = destination.tunnel() {
+        return encapsulation::encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Request);
     }
-    settle(packet, lookups, &segment, fate, [0; 4])
+    answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])
 }
 
 /// Where a packet of the tunnel came from, as the VXLAN device or its own outer headers tell.
@@ -142,36 +143,36 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
         return Fate::PASS;
     };
     if !origin.is_checked {
-        return drop(lookups, DropReason::NotByUplink, direction);
+        return dropped(lookups, DropReason::NotByUplink, direction);
     }
     let Some(sender) = lookups.peer(&origin.address()) else {
-        return drop(lookups, DropReason::UnknownPeer, direction);
+        return dropped(lookups, DropReason::UnknownPeer, direction);
     };
     if origin.vni.is_between_tasks() {
         return member::to_task(packet, lookups, config, sender);
     }
     let Some(segment) = Segment::parse(packet, 0) else {
-        let fate = otherwise(packet, Edge::TunnelError, Edge::TunnelFragment);
-        return if fate == Fate::PASS { drop(lookups, DropReason::Malformed, direction) } else { fate };
+        let fate = dispatch_uncommon(packet, Edge::TunnelError, Edge::TunnelFragment);
+        return if fate == Fate::PASS { dropped(lookups, DropReason::Malformed, direction) } else { fate };
     };
     if origin.vni.is_reply() {
         return reply::forward(packet, lookups, &segment, origin.vni);
     }
-    to_target(packet, lookups, config, &segment, origin)
+    deliver_tunnelled(packet, lookups, config, &segment, origin)
 }
 
 /// A request out of the tunnel, for a task of this node.
 #[inline(always)]
-fn to_target<P: Packet, L: Lookups>(
+fn deliver_tunnelled<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
     segment: &Segment,
     origin: Origin,
 ) -> Fate {
-    let source = target::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
-    let fate = target::deliver(packet, lookups, config, segment, origin.vni.backend(), &source);
-    settle(packet, lookups, segment, fate, origin.peer)
+    let source = owner::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let fate = owner::deliver(packet, lookups, config, segment, origin.vni.backend(), &source);
+    answer_refusal(packet, lookups, segment, fate, origin.peer)
 }
 
 /// TC on the ingress of a task's host-side veth.
@@ -181,22 +182,22 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return otherwise(packet, Edge::TaskError, Edge::TaskFragment);
+        return dispatch_uncommon(packet, Edge::TaskError, Edge::TaskFragment);
     };
-    let fate = target::answer(packet, lookups, config, &segment);
-    if let Some(tunnel) = fate.tunnelled() {
-        return outer::enter(packet, lookups, config, &segment, &tunnel, Direction::Reply);
+    let destination = owner::answer(packet, lookups, config, &segment);
+    if let Some(tunnel) = destination.tunnel() {
+        return encapsulation::encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Reply);
     }
-    settle_reply(lookups, fate)
+    answer_refused_reply(lookups, destination.by_device())
 }
 
 /// What becomes of a packet that is none of whole TCP or UDP.
 #[inline(always)]
-fn otherwise<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate {
+fn dispatch_uncommon<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate {
     if fragment::is_fragment(packet) {
-        Fate::go_on(fragment)
+        Fate::tail_call(fragment)
     } else if icmp::is_error(packet) {
-        Fate::go_on(error)
+        Fate::tail_call(error)
     } else {
         Fate::PASS
     }
@@ -208,7 +209,7 @@ pub fn refuse<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     answer: &Answer,
-    fragment: &mut Fragment,
+    fragment: &mut FragmentHeader,
 ) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::dropped(answer.reason);
@@ -224,7 +225,7 @@ pub fn refuse<P: Packet, L: Lookups>(
             && fragment.is_first
             && rewrite::answer_fragment_with_error(packet, &fragment.header(), &error).is_some()
     };
-    if is_made { sent_back(answer.back) } else { Fate::dropped(answer.reason) }
+    if is_made { send_back(answer.back) } else { Fate::dropped(answer.reason) }
 }
 
 /// Whether this is a tunnel packet for this node.
@@ -243,7 +244,7 @@ fn direction_of(vni: Vni) -> Direction {
 
 /// Counts and returns a drop.
 #[inline(always)]
-fn drop<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Fate {
+fn dropped<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Fate {
     lookups.count_drop(reason, direction);
     Fate::dropped(reason)
 }
@@ -252,7 +253,7 @@ fn drop<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Fa
 /// the node `back`, or, where that is 0.0.0.0, out of its interface. TCP that nobody takes gets its RST here, in one place, as
 /// that code is long; ICMP errors are made by a program of their own, see [`refuse`].
 #[inline(always)]
-fn settle<P: Packet, L: Lookups>(
+fn answer_refusal<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     segment: &Segment,
@@ -267,14 +268,14 @@ fn settle<P: Packet, L: Lookups>(
         return Fate::answer(reason, back);
     }
     match rewrite::answer_with_reset(packet, segment) {
-        Some(()) => sent_back(back),
+        Some(()) => send_back(back),
         None => Fate::dropped(reason),
     }
 }
 
 /// The same for what a task sends, which is refused for its size only.
 #[inline(always)]
-fn settle_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
+fn answer_refused_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
     let Some(reason) = fate.refusal() else {
         return fate;
     };
@@ -284,14 +285,14 @@ fn settle_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
 
 /// The fate of an answer.
 #[inline(always)]
-fn sent_back(back: [u8; 4]) -> Fate {
-    if back == [0; 4] { Fate::BOUNCE } else { Fate::tunnel(back, Vni::reply(0)) }
+fn send_back(back: [u8; 4]) -> Fate {
+    if back == [0; 4] { Fate::BOUNCE } else { Fate::via_device(back, Vni::reply(0)) }
 }
 
 /// The packet's share of the traffic counters.
 #[inline(always)]
-fn load<P: Packet>(packet: &P, segment: &Segment) -> Load {
-    Load { packets: packet.segments(), bytes: segment.ip.total_len }
+fn packet_count<P: Packet>(packet: &P, segment: &Segment) -> PacketCount {
+    PacketCount { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
 /// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is, by the VXLAN device, in its
@@ -313,7 +314,7 @@ fn exceeds<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
 /// Source and destination MAC of the frame.
 #[inline(always)]
 fn macs<P: Packet>(packet: &P) -> Option<(Mac, Mac)> {
-    Some((Mac(packet.load::<6>(eth::SOURCE)?), Mac(packet.load::<6>(eth::DESTINATION)?)))
+    Some((Mac(packet.read_bytes::<6>(eth::SOURCE)?), Mac(packet.read_bytes::<6>(eth::DESTINATION)?)))
 }
 
 const _: () = assert!(OVERHEAD == 50, "Config::tunnel_mtu and the MTU of tasks assume 50 bytes");

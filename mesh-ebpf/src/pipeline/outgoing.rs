@@ -4,7 +4,7 @@
 //! uplink's egress hook remembers it as a flow ([`flow_event::OUTGOING`]) in the table that the ingress hooks look into anyway: a reply
 //! belongs to who began, and nothing else costs more than before. A client's flow of the same name that is there already stays.
 
-use super::track;
+use super::flow_ref::{self, FlowRef};
 use crate::abi::{Direction, Flow, FlowKey, Mac, ServiceKey, VipId, flow_event};
 use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups};
@@ -44,13 +44,20 @@ fn key(segment: &Segment, address_index: u32) -> FlowKey {
 #[inline(always)]
 fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, key: &FlowKey) {
     let (flags, now_ns) = (segment.transport.flags, lookups.now_ns());
-    if let Some(flow) = track::find(lookups.flows(), key) {
+    if let Some(flow) = flow_ref::find(lookups.flows(), key) {
         let events = flow.value().events;
         if !conntrack::is_outgoing(events) {
             return;
         }
         if !(flags.is_opening() && conntrack::is_closed(events)) {
-            track::note(lookups.flows(), key, &flow, Direction::Reply, &segment.transport, now_ns);
+            flow_ref::record_segment(
+                lookups.flows(),
+                key,
+                &flow,
+                Direction::Reply,
+                &segment.transport,
+                now_ns,
+            );
             return;
         }
         lookups.flows().forget(key);
@@ -80,13 +87,13 @@ pub(super) fn owns<L: Lookups>(
     lookups: &L,
     segment: &Segment,
     key: &FlowKey,
-    flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    flow: &FlowRef<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) -> bool {
     if segment.transport.flags.is_opening() && conntrack::is_closed(flow.value().events) {
         lookups.flows().forget(key);
         return false;
     }
     let now_ns = lookups.now_ns();
-    track::note(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
+    flow_ref::record_segment(lookups.flows(), key, flow, Direction::Request, &segment.transport, now_ns);
     true
 }

@@ -1,6 +1,7 @@
 //! The ingress role on the way back: a reply out of the tunnel goes to the client.
 
-use super::{At, drop, guard, load, track};
+use super::flow_ref::{self, FlowRef};
+use super::{At, dropped, guard, packet_count};
 use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId, flow_event};
 use crate::lookups::{Entry, FlowTable, Lookups};
 use crate::packet::Packet;
@@ -17,13 +18,13 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
         return Fate::PASS;
     };
     let Some(key) = key(lookups, &segment) else {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
         return guard::forward_reply(packet, lookups, &segment, vni, at, true);
     };
-    if is_left(&segment, flow.value().backend_id(), vni.sender()) {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    if is_stale(&segment, flow.value().backend_id(), vni.sender()) {
+        return dropped(lookups, DropReason::NoFlow, Direction::Reply);
     }
     let is_for_next = match at {
         At::Xdp => flow.value().uplink != packet.ifindex(),
@@ -37,14 +38,14 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) if matches!(at, At::Xdp) => Fate::BOUNCE,
         Some(()) => Fate::emit(flow.value().uplink),
-        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
 /// Whether the packet is one that only the VXLAN device can take out of the tunnel, or may follow one: such a packet waits there for a
 /// moment, and must not be overtaken.
 #[inline(always)]
-fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &track::Tracked<Flow, E>) -> bool {
+fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>) -> bool {
     let is_marked = flow.value().events & flow_event::SEGMENTED != 0;
     let is_segmented = packet.segment_size() != 0;
     if is_segmented && !is_marked {
@@ -62,26 +63,26 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     vni: Vni,
 ) -> Fate {
     let Some(key) = key(lookups, segment) else {
-        return drop(lookups, DropReason::Malformed, Direction::Reply);
+        return dropped(lookups, DropReason::Malformed, Direction::Reply);
     };
-    let Some(flow) = track::find_flow(lookups, &key) else {
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
         return guard::forward_reply(packet, lookups, segment, vni, At::Tc, false);
     };
-    if is_left(segment, flow.value().backend_id(), vni.sender()) {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+    if is_stale(segment, flow.value().backend_id(), vni.sender()) {
+        return dropped(lookups, DropReason::NoFlow, Direction::Reply);
     }
     account(packet, lookups, segment, &key, &flow);
     keep_load(lookups, flow.value().backend_id(), vni);
     match rewrite::set_macs(packet, flow.value().client_mac, flow.value().node_mac) {
         Some(()) => Fate::emit(flow.value().uplink),
-        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
     }
 }
 
 /// Whether `sender` (0: it isn't told) is a backend that the connection has left: its repeated SYN went to another, and an answer of the
 /// first one's, come late, would be confirmed to the other, which knows nothing of it. A datagram answers a question, whoever sends it.
 #[inline(always)]
-fn is_left(segment: &Segment, backend: u32, sender: u32) -> bool {
+fn is_stale(segment: &Segment, backend: u32, sender: u32) -> bool {
     !segment.is_udp() && sender != 0 && sender != backend
 }
 
@@ -102,10 +103,10 @@ pub(super) fn account_local<P: Packet, L: Lookups>(
     key: &FlowKey,
     sender: u32,
 ) -> bool {
-    let Some(flow) = track::find_flow(lookups, key) else {
+    let Some(flow) = flow_ref::find_client_flow(lookups, key) else {
         return true;
     };
-    if is_left(segment, flow.value().backend_id(), sender) {
+    if is_stale(segment, flow.value().backend_id(), sender) {
         return false;
     }
     account(packet, lookups, segment, key, &flow);
@@ -119,30 +120,36 @@ fn account<P: Packet, L: Lookups>(
     lookups: &L,
     segment: &Segment,
     key: &FlowKey,
-    flow: &track::Tracked<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
+    flow: &FlowRef<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,
 ) {
     let id = flow.value().backend_id();
-    let noted =
-        track::note(lookups.flows(), key, flow, Direction::Reply, &segment.transport, lookups.now_ns());
-    if noted.closes {
+    let transition = flow_ref::record_segment(
+        lookups.flows(),
+        key,
+        flow,
+        Direction::Reply,
+        &segment.transport,
+        lookups.now_ns(),
+    );
+    if transition.closes {
         lookups.count_closed(id);
     }
-    if noted.revives {
+    if transition.revives {
         lookups.count_revived(id);
     }
-    if noted.answers {
+    if transition.answers {
         lookups.count_answered(id);
     }
-    if noted.refuses {
+    if transition.refuses {
         lookups.count_refused(id);
     }
     if let Some(backend) = lookups.backend(id) {
-        if noted.closes {
-            track::time(lookups, Timed::Flow, backend.service_index, &flow.entry);
-        } else if noted.answers && flow.value().events & flow_event::UNPROVEN == 0 {
-            track::time(lookups, Timed::Connect, backend.service_index, &flow.entry);
+        if transition.closes {
+            flow_ref::record_duration(lookups, Timed::Flow, backend.service_index, &flow.entry);
+        } else if transition.answers && flow.value().events & flow_event::UNPROVEN == 0 {
+            flow_ref::record_duration(lookups, Timed::Connect, backend.service_index, &flow.entry);
         }
-        lookups.count_traffic(backend.service_index, id, Direction::Reply, load(packet, segment));
+        lookups.count_traffic(backend.service_index, id, Direction::Reply, packet_count(packet, segment));
     }
 }
 

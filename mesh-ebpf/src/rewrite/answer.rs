@@ -19,7 +19,7 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     if segment.is_udp() || transport.flags.has(Flags::RST) {
         return None;
     }
-    let mut tcp = reset(segment, packet.load::<8>(transport.offset + tcp::SEQUENCE)?);
+    let mut tcp = reset(segment, packet.read_bytes::<8>(transport.offset + tcp::SEQUENCE)?);
     let is_pending = packet.is_checksum_pending(transport.checksum().offset)?;
     let pseudo = csum::pseudo_header(&ip.destination, &ip.source, ip.protocol, tcp::LEN as u32);
     let sum = csum::fold(pseudo);
@@ -29,7 +29,7 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     tcp[tcp::CHECKSUM] = high;
     tcp[tcp::CHECKSUM + 1] = low;
     turn_around(packet, ip, ip.protocol, tcp::LEN)?;
-    packet.overwrite(ip.offset + ip.base_len(), &tcp)
+    packet.write_and_resum(ip.offset + ip.base_len(), &tcp)
 }
 
 /// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`, without checksum.
@@ -107,7 +107,7 @@ fn quote<const QUOTE: usize, P: Packet>(
     [kind, code, rest @ ..]: [u8; 6],
     pseudo: u16,
 ) -> Option<()> {
-    let quotation = packet.load::<QUOTE>(ip.offset)?;
+    let quotation = packet.read_bytes::<QUOTE>(ip.offset)?;
     let is_pending = match pending_at {
         Some(at) => packet.is_checksum_pending(at)?,
         None => false,
@@ -123,10 +123,10 @@ fn quote<const QUOTE: usize, P: Packet>(
     header[icmp::CHECKSUM + 1] = low;
     turn_around(packet, ip, protocol, icmp::LEN + QUOTE)?;
     let at = ip.offset + ip.base_len();
-    packet.overwrite(at, &header)?;
-    packet.overwrite(at + icmp::LEN, &quotation)?;
+    packet.write_and_resum(at, &header)?;
+    packet.write_and_resum(at + icmp::LEN, &quotation)?;
     match pending_at {
-        Some(at) if is_pending => packet.overwrite(at, &pseudo.to_be_bytes()),
+        Some(at) if is_pending => packet.write_and_resum(at, &pseudo.to_be_bytes()),
         _ => Some(()),
     }
 }
@@ -134,17 +134,21 @@ fn quote<const QUOTE: usize, P: Packet>(
 /// Gives the packet this length, and the headers of an answer in front of it.
 #[inline(always)]
 fn turn_around<P: Packet>(packet: &mut P, ip: &ip::Header, protocol: u8, payload_len: usize) -> Option<()> {
-    let (source, destination) = (packet.load::<6>(eth::SOURCE)?, packet.load::<6>(eth::DESTINATION)?);
+    let (source, destination) =
+        (packet.read_bytes::<6>(eth::SOURCE)?, packet.read_bytes::<6>(eth::DESTINATION)?);
     if !ip.source.is_host() {
         return None;
     }
     packet.resize(ip.offset + ip.base_len() + payload_len)?;
     set_macs(packet, Mac(source), Mac(destination))?;
     if ip.is_v6 {
-        packet.overwrite(ip.offset, &ipv6_header(payload_len as u16, protocol, &ip.destination, &ip.source))
+        packet.write_and_resum(
+            ip.offset,
+            &ipv6_header(payload_len as u16, protocol, &ip.destination, &ip.source),
+        )
     } else {
         let len = (ipv4::LEN + payload_len) as u16;
-        packet.overwrite(
+        packet.write_and_resum(
             ip.offset,
             &ipv4_header(len, protocol, ip.destination.v4_octets(), ip.source.v4_octets()),
         )

@@ -3,11 +3,11 @@
 
 mod answer;
 mod headers;
-mod outer;
+mod outer_headers;
 mod quote;
 
 pub use answer::{answer_fragment_with_error, answer_with_error, answer_with_reset};
-pub use outer::{Outer, tunnel_source_port, write_outer};
+pub use outer_headers::{OuterHeaders, tunnel_source_port, write_outer};
 pub use quote::translate_error;
 
 use crate::abi::{Address, Be16, Mac};
@@ -20,7 +20,7 @@ const OPTIONS_MAX: usize = 10;
 
 /// Which end of a packet a translation gives another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Side {
     /// Source: SNAT.
     Source,
     /// Destination: DNAT.
@@ -31,7 +31,7 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The end that changes.
-    pub end: End,
+    pub side: Side,
     /// Its new address, of the packet's version.
     pub address: Address,
     /// Its new port.
@@ -45,16 +45,16 @@ pub struct Translation {
 pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation) -> Option<()> {
     let (ip, transport) = (&segment.ip, &segment.transport);
     let (source, destination) = (transport.source_port_be, transport.destination_port_be);
-    let (old_address, old_port, port_offset, old_client_port, client_port_offset) = match to.end {
-        End::Source => (ip.source, source, 0, destination, 2),
-        End::Destination => (ip.destination, destination, 2, source, 0),
+    let (old_address, old_port, port_offset, old_client_port, client_port_offset) = match to.side {
+        Side::Source => (ip.source, source, 0, destination, 2),
+        Side::Destination => (ip.destination, destination, 2, source, 0),
     };
     if ip.is_v6 {
-        translate_ipv6(packet, ip, to.end, &to.address)?;
+        translate_ipv6(packet, ip, to.side, &to.address)?;
         packet.patch_pseudo_header(transport.checksum(), &old_address, &to.address)?;
     } else {
         let (old, new) = (old_address.v4_octets(), to.address.v4_octets());
-        translate_ipv4(packet, ip, to.end, old, new)?;
+        translate_ipv4(packet, ip, to.side, old, new)?;
         packet.patch_transport_checksum(transport.checksum(), old, new, Covered::PseudoHeader)?;
     }
     replace_port(packet, transport, port_offset, old_port, to.port_be)?;
@@ -69,32 +69,32 @@ pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation)
 fn translate_ipv4<P: Packet>(
     packet: &mut P,
     ip: &ip::Header,
-    end: End,
+    side: Side,
     old: [u8; 4],
     new: [u8; 4],
 ) -> Option<()> {
     let old_hop = [ip.ttl, ip.protocol];
     let new_hop = [ip.ttl - 1, ip.protocol];
-    let checksum = packet.load::<2>(ip.offset + ipv4::CHECKSUM)?;
+    let checksum = packet.read_bytes::<2>(ip.offset + ipv4::CHECKSUM)?;
     let checksum = csum::replace(csum::replace(checksum, &old, &new), &old_hop, &new_hop);
-    let at = match end {
-        End::Source => ipv4::SOURCE,
-        End::Destination => ipv4::DESTINATION,
+    let at = match side {
+        Side::Source => ipv4::SOURCE,
+        Side::Destination => ipv4::DESTINATION,
     };
-    packet.store(ip.offset + ipv4::TTL, &new_hop)?;
-    packet.store(ip.offset + ipv4::CHECKSUM, &checksum)?;
-    packet.store(ip.offset + at, &new)
+    packet.write_bytes(ip.offset + ipv4::TTL, &new_hop)?;
+    packet.write_bytes(ip.offset + ipv4::CHECKSUM, &checksum)?;
+    packet.write_bytes(ip.offset + at, &new)
 }
 
 /// Replaces an address of the IPv6 header, for which the checksum of the transport accounts, and takes one hop off.
 #[inline(always)]
-fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, end: End, new: &Address) -> Option<()> {
-    let at = match end {
-        End::Source => ipv6::SOURCE,
-        End::Destination => ipv6::DESTINATION,
+fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, side: Side, new: &Address) -> Option<()> {
+    let at = match side {
+        Side::Source => ipv6::SOURCE,
+        Side::Destination => ipv6::DESTINATION,
     };
-    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
-    packet.store(ip.offset + at, &new.0)
+    packet.write_and_resum(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
+    packet.write_bytes(ip.offset + at, &new.0)
 }
 
 /// Translates an address of a packet without transport header, a later fragment, and takes one hop off its time to live, which
@@ -103,22 +103,22 @@ fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, end: End, new: &Ad
 pub fn translate_address<P: Packet>(
     packet: &mut P,
     ip: &ip::Header,
-    end: End,
+    side: Side,
     address: &Address,
 ) -> Option<()> {
     if !ip.is_v6 {
-        let old = match end {
-            End::Source => ip.source,
-            End::Destination => ip.destination,
+        let old = match side {
+            Side::Source => ip.source,
+            Side::Destination => ip.destination,
         };
-        return translate_ipv4(packet, ip, end, old.v4_octets(), address.v4_octets());
+        return translate_ipv4(packet, ip, side, old.v4_octets(), address.v4_octets());
     }
-    let at = match end {
-        End::Source => ipv6::SOURCE,
-        End::Destination => ipv6::DESTINATION,
+    let at = match side {
+        Side::Source => ipv6::SOURCE,
+        Side::Destination => ipv6::DESTINATION,
     };
-    packet.overwrite(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
-    packet.overwrite(ip.offset + at, &address.0)
+    packet.write_and_resum(ip.offset + ipv6::NEXT_HEADER, &[ip.next_header(), ip.ttl - 1])?;
+    packet.write_and_resum(ip.offset + at, &address.0)
 }
 
 /// Replaces the port at `port_offset` of the transport header.
@@ -132,7 +132,7 @@ fn replace_port<P: Packet>(
 ) -> Option<()> {
     let word = |port: Be16| [port.0[0], port.0[1], 0, 0];
     packet.patch_transport_checksum(header.checksum(), word(old), word(new), Covered::Segment)?;
-    packet.store(header.offset + port_offset, &new.0)
+    packet.write_bytes(header.offset + port_offset, &new.0)
 }
 
 /// Lowers the MSS option of a SYN or SYN-ACK to `mss_max`, so that what the other side sends fits the tunnel.
@@ -145,7 +145,7 @@ pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max:
         if at + 4 > end {
             break;
         }
-        let [kind, len, high, low] = packet.load::<4>(at)?;
+        let [kind, len, high, low] = packet.read_bytes::<4>(at)?;
         match (kind, len) {
             (1, _) => at += 1, // no operation
             (2, 4) => {
@@ -175,12 +175,12 @@ fn replace_mss<P: Packet>(
     let odd = (at - header.offset) & 1 == 1;
     let word = |[high, low]: [u8; 2]| if odd { [low, high, 0, 0] } else { [high, low, 0, 0] };
     packet.patch_transport_checksum(header.checksum(), word(old), word(new), Covered::Segment)?;
-    packet.store(at, &new)
+    packet.write_bytes(at, &new)
 }
 
 /// Overwrites both Ethernet addresses.
 #[inline(always)]
 pub fn set_macs<P: Packet>(packet: &mut P, destination: Mac, source: Mac) -> Option<()> {
-    packet.store(eth::DESTINATION, &destination.0)?;
-    packet.store(eth::SOURCE, &source.0)
+    packet.write_bytes(eth::DESTINATION, &destination.0)?;
+    packet.write_bytes(eth::SOURCE, &source.0)
 }

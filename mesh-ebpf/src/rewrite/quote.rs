@@ -1,7 +1,7 @@
 //! ICMP errors on their way to an end of a flow: translated like the flow's packets, and the packet that they quote, which
 //! went the other way, with them.
 
-use super::{End, Translation, translate_ipv4, translate_ipv6};
+use super::{Side, Translation, translate_ipv4, translate_ipv6};
 use crate::abi::{Address, protocol};
 use crate::csum;
 use crate::packet::{Covered, Packet};
@@ -13,27 +13,27 @@ use crate::parse::{ipv4, ipv6, tcp, udp};
 #[inline(always)]
 pub fn translate_error<P: Packet>(packet: &mut P, error: &Error, to: &Translation) -> Option<()> {
     let (ip, quote) = (&error.header(), &error.quote);
-    let (old, old_quoted) = match to.end {
-        End::Source => (ip.source, quote.destination),
-        End::Destination => (ip.destination, quote.source),
+    let (old, old_quoted) = match to.side {
+        Side::Source => (ip.source, quote.destination),
+        Side::Destination => (ip.destination, quote.source),
     };
     if ip.is_v6 {
-        translate_ipv6(packet, ip, to.end, &to.address)?;
+        translate_ipv6(packet, ip, to.side, &to.address)?;
         packet.patch_pseudo_header(error.checksum(), &old, &to.address)?;
     } else {
         // ICMP for IPv4 has no pseudo header.
-        translate_ipv4(packet, ip, to.end, old.v4_octets(), to.address.v4_octets())?;
+        translate_ipv4(packet, ip, to.side, old.v4_octets(), to.address.v4_octets())?;
     }
-    let old_ports = packet.load::<4>(quote.transport())?;
+    let old_ports = packet.read_bytes::<4>(quote.transport())?;
     let ([p0, p1], [c0, c1]) = (to.port_be.0, to.client_port_be.0);
-    let ports = match to.end {
-        End::Source => [c0, c1, p0, p1],
-        End::Destination => [p0, p1, c0, c1],
+    let ports = match to.side {
+        Side::Source => [c0, c1, p0, p1],
+        Side::Destination => [p0, p1, c0, c1],
     };
     replace_quoted_address(packet, error, to, &old_quoted)?;
     replace_quoted_checksum(packet, error, (&old_quoted, &to.address), (old_ports, ports))?;
     packet.patch_transport_checksum(error.checksum(), old_ports, ports, Covered::Segment)?;
-    packet.store(quote.transport(), &ports)
+    packet.write_bytes(quote.transport(), &ports)
 }
 
 /// Replaces an address of the quoted IP header. For IPv4 the header's own checksum makes up for it.
@@ -47,13 +47,13 @@ fn replace_quoted_address<P: Packet>(
     let at = error.quote.offset();
     if !error.is_v6 {
         let (old, new) = (old.v4_octets(), to.address.v4_octets());
-        let checksum = packet.load::<2>(at + ipv4::CHECKSUM)?;
-        packet.store(at + ipv4::CHECKSUM, &csum::replace(checksum, &old, &new))?;
-        let place = match to.end {
-            End::Source => ipv4::DESTINATION,
-            End::Destination => ipv4::SOURCE,
+        let checksum = packet.read_bytes::<2>(at + ipv4::CHECKSUM)?;
+        packet.write_bytes(at + ipv4::CHECKSUM, &csum::replace(checksum, &old, &new))?;
+        let place = match to.side {
+            Side::Source => ipv4::DESTINATION,
+            Side::Destination => ipv4::SOURCE,
         };
-        return packet.store(at + place, &new);
+        return packet.write_bytes(at + place, &new);
     }
     for word in [0, 4, 8, 12] {
         let bytes = |of: &Address| [of.0[word], of.0[word + 1], of.0[word + 2], of.0[word + 3]];
@@ -64,11 +64,11 @@ fn replace_quoted_address<P: Packet>(
             Covered::Segment,
         )?;
     }
-    let place = match to.end {
-        End::Source => ipv6::DESTINATION,
-        End::Destination => ipv6::SOURCE,
+    let place = match to.side {
+        Side::Source => ipv6::DESTINATION,
+        Side::Destination => ipv6::SOURCE,
     };
-    packet.store(at + place, &to.address.0)
+    packet.write_bytes(at + place, &to.address.0)
 }
 
 /// Corrects the checksum of the quoted transport header, if that much is quoted.
@@ -84,7 +84,7 @@ fn replace_quoted_checksum<P: Packet>(
     if !error.reaches(at + 2) {
         return Some(());
     }
-    let Some(checksum) = packet.load::<2>(at) else {
+    let Some(checksum) = packet.read_bytes::<2>(at) else {
         return Some(());
     };
     let patched = csum::replace_optional(checksum, is_udp, &old_ports, &ports);
@@ -95,5 +95,5 @@ fn replace_quoted_checksum<P: Packet>(
     };
     let word = |[high, low]: [u8; 2]| [high, low, 0, 0];
     packet.patch_transport_checksum(error.checksum(), word(checksum), word(patched), Covered::Segment)?;
-    packet.store(at, &patched)
+    packet.write_bytes(at, &patched)
 }

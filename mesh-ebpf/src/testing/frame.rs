@@ -32,17 +32,17 @@ impl Frame {
 }
 
 impl Packet for Frame {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+    fn read_bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 
-    fn store<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+    fn write_bytes<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
         self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(bytes);
         Some(())
     }
 
-    fn overwrite<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
-        self.store(offset, bytes)
+    fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
+        self.write_bytes(offset, bytes)
     }
 
     fn patch_transport_checksum(
@@ -52,15 +52,15 @@ impl Packet for Frame {
         new: [u8; 4],
         _: Covered,
     ) -> Option<()> {
-        let before = self.load::<2>(checksum.offset)?;
+        let before = self.read_bytes::<2>(checksum.offset)?;
         let patched = csum::replace_optional(before, checksum.is_optional, &old, &new);
-        self.store(checksum.offset, &patched)
+        self.write_bytes(checksum.offset, &patched)
     }
 
     fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()> {
-        let before = self.load::<2>(checksum.offset)?;
+        let before = self.read_bytes::<2>(checksum.offset)?;
         let patched = csum::replace_optional(before, checksum.is_optional, &old.0, &new.0);
-        self.store(checksum.offset, &patched)
+        self.write_bytes(checksum.offset, &patched)
     }
 
     fn is_checksum_pending(&mut self, _: usize) -> Option<bool> {

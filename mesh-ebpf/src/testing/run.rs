@@ -2,7 +2,7 @@
 
 use super::{Frame, HostTables};
 use crate::abi::Edge;
-use crate::parse::fragment::Fragment;
+use crate::parse::fragment::FragmentHeader;
 use crate::parse::icmp::Error;
 use crate::pipeline::{self, Origin};
 use crate::verdict::{Fate, Verdict};
@@ -47,17 +47,17 @@ impl Hook {
         };
         loop {
             fate = match fate.verdict() {
-                Verdict::Continue(edge) => self.goes_on(edge, packet, tables),
+                Verdict::Continue(edge) => self.run_edge(edge, packet, tables),
                 Verdict::Answer(answer) => {
-                    pipeline::refuse(packet, tables, &answer, &mut Fragment::default())
+                    pipeline::refuse(packet, tables, &answer, &mut FragmentHeader::default())
                 }
                 verdict => return verdict,
             };
         }
     }
 
-    fn goes_on(self, edge: Edge, packet: &mut Frame, tables: &HostTables) -> Fate {
-        let (error, fragment) = (&mut Error::default(), &mut Fragment::default());
+    fn run_edge(self, edge: Edge, packet: &mut Frame, tables: &HostTables) -> Fate {
+        let (error, fragment) = (&mut Error::default(), &mut FragmentHeader::default());
         match (edge, self) {
             (Edge::UplinkError, Self::Uplink) => pipeline::uplink_error(packet, tables, error),
             (Edge::TunnelError, Self::Tunnel(origin)) => {

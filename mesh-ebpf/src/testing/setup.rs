@@ -3,8 +3,8 @@
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Flow, FlowKey, Fragment, FragmentKey, Live, Member,
-    Nat, NatKey, Node, Service, ServiceKey, SynGuard,
+    Address, AllowedKey, Backend, BackendLoad, Config, Flow, FlowKey, FragmentKey, FragmentPorts, Live,
+    Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
 };
 
 /// What userspace has written into the maps before a packet comes.
@@ -35,7 +35,7 @@ pub struct Setup {
     /// Established translations.
     pub nats_established: Vec<(NatKey, Nat)>,
     /// Ports of packets that come in fragments.
-    pub fragments: Vec<(FragmentKey, Fragment)>,
+    pub fragments: Vec<(FragmentKey, FragmentPorts)>,
     /// Live connections by backend id.
     pub live: Vec<(u32, Live)>,
     /// Measured loads by backend id.

@@ -8,13 +8,13 @@ use std::vec::Vec;
 
 use super::Setup;
 use crate::abi::{
-    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, Fragment, FragmentKey, Live,
-    Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
+    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
 };
 use crate::conntrack;
 use crate::flow_table;
 use crate::guard;
-use crate::lookups::{Connection, Entry, FlowTable, Load, Lookups, Opened};
+use crate::lookups::{Connection, Entry, FlowTable, Lookups, Opened, PacketCount};
 use crate::select::Candidates;
 use crate::testing::Counted;
 
@@ -28,7 +28,7 @@ pub struct HostTables {
     /// Translations of the backend role.
     pub nats: HostFlows<NatKey, Nat>,
     /// Ports of packets that come in fragments.
-    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     /// Connections that sockets own.
     pub sockets: Vec<Connection>,
     /// The clock.
@@ -139,7 +139,7 @@ where
         Opened::Added
     }
 
-    fn settle(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32) {
+    fn reclassify(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32) {
         let is_ended = self.retires_ended && conntrack::is_closed(events);
         if !is_established && conntrack::is_established(events) && !is_ended {
             self.adopt(key, &Cell::get(entry));
@@ -149,7 +149,7 @@ where
         }
     }
 
-    fn renew(&self, key: &K, _: &Self::Entry, value: &V) {
+    fn replace(&self, key: &K, _: &Self::Entry, value: &V) {
         self.adopt(key, value);
     }
 
@@ -306,12 +306,12 @@ impl Lookups for HostTables {
         &self.nats
     }
 
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+    fn fragment_ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         self.fragments.borrow().get(key).copied()
     }
 
-    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
-        self.fragments.borrow_mut().insert(*key, *fragment);
+    fn keep_fragment_ports(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
     }
 
     fn may_remember_syn(&self) -> bool {
@@ -326,9 +326,9 @@ impl Lookups for HostTables {
         self.take(|guard| &mut guard.late)
     }
 
-    fn flow_number(&self, key: &FlowKey) -> u32 {
+    fn keyed_hash(&self, key: &FlowKey) -> u32 {
         const SEED: u64 = 0x9e6c_63d0_76cc_4f13;
-        flow_table::number(key, flow_table::factors(SEED))
+        flow_table::keyed_hash(key, flow_table::factors(SEED))
     }
 
     fn has_guarded(&self, within_ns: u64) -> bool {
@@ -378,7 +378,7 @@ impl Lookups for HostTables {
         counted.durations.entry((timed, service_index)).or_default().add(duration_ns);
     }
 
-    fn count_traffic(&self, _: u32, backend: u32, direction: Direction, _: Load) {
+    fn count_traffic(&self, _: u32, backend: u32, direction: Direction, _: PacketCount) {
         self.counted(|counted| counted.packets.entry((backend, direction)).or_default());
     }
 

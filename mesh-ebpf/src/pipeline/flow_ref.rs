@@ -11,7 +11,7 @@ use crate::parse::transport;
 /// A flow as found in its tables.
 ///
 /// Its value is read where it is needed, and not kept: a program's stack has 512 bytes.
-pub(super) struct Tracked<V, E> {
+pub(super) struct FlowRef<V, E> {
     /// The live entry.
     pub(super) entry: E,
     /// Whether its client had confirmed it.
@@ -19,7 +19,7 @@ pub(super) struct Tracked<V, E> {
     value: PhantomData<V>,
 }
 
-impl<V, E: Entry<V>> Tracked<V, E> {
+impl<V, E: Entry<V>> FlowRef<V, E> {
     #[inline(always)]
     const fn new(entry: E, is_established: bool) -> Self {
         Self { entry, is_established, value: PhantomData }
@@ -34,7 +34,7 @@ impl<V, E: Entry<V>> Tracked<V, E> {
 
 /// What a segment did to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Noted {
+pub(super) struct Transition {
     /// It was this segment that ended it.
     pub(super) closes: bool,
     /// It is the first to show that the task took the connection.
@@ -54,7 +54,7 @@ pub(super) trait Events: Copy {
     /// When the last packet was seen.
     fn seen_ns(&self) -> u64;
     /// What a packet that tells `added` adds to them.
-    fn made_of(&self, added: u32) -> u32;
+    fn events_to_add(&self, added: u32) -> u32;
 }
 
 impl Events for Flow {
@@ -74,7 +74,7 @@ impl Events for Flow {
     }
 
     #[inline(always)]
-    fn made_of(&self, added: u32) -> u32 {
+    fn events_to_add(&self, added: u32) -> u32 {
         conntrack::at_ingress(self.events, added)
     }
 }
@@ -96,56 +96,57 @@ impl Events for Nat {
     }
 
     #[inline(always)]
-    fn made_of(&self, added: u32) -> u32 {
+    fn events_to_add(&self, added: u32) -> u32 {
         added
     }
 }
 
 /// The flow with this key.
 #[inline(always)]
-pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Option<Tracked<V, T::Entry>> {
+pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Option<FlowRef<V, T::Entry>> {
     let (entry, is_established) = table.find(key)?;
-    Some(Tracked::new(entry, is_established))
+    Some(FlowRef::new(entry, is_established))
 }
 
 /// A flow that was found in the table of `L`.
-type FoundFlow<L> = Tracked<Flow, <<L as Lookups>::Flows as FlowTable<FlowKey, Flow>>::Entry>;
+type FoundFlow<L> = FlowRef<Flow, <<L as Lookups>::Flows as FlowTable<FlowKey, Flow>>::Entry>;
 
 /// The flow with this key that a client began.
 #[inline(always)]
-pub(super) fn find_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option<FoundFlow<L>> {
+pub(super) fn find_client_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option<FoundFlow<L>> {
     let flow = find(lookups.flows(), key)?;
     if conntrack::is_outgoing(flow.value().events) { None } else { Some(flow) }
 }
 
 /// Notes a segment of the flow, and has it established with the first packet by which the client confirms it.
 #[inline(always)]
-pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
+pub(super) fn record_segment<K, V: Events, T: FlowTable<K, V>>(
     table: &T,
     key: &K,
-    flow: &Tracked<V, T::Entry>,
+    flow: &FlowRef<V, T::Entry>,
     direction: Direction,
     header: &transport::Header,
     now_ns: u64,
-) -> Noted {
+) -> Transition {
     let (seen, sequence) = (flow.value().events(), flow.value().sequence());
     let idle_ns = now_ns.saturating_sub(flow.value().seen_ns());
-    let told = conntrack::judge(direction, header, &conntrack::Known { events: seen, sequence, idle_ns });
-    let added = flow.value().made_of(told.added);
+    let judgement =
+        conntrack::judge(direction, header, &conntrack::FlowState { events: seen, sequence, idle_ns });
+    let added = flow.value().events_to_add(judgement.added);
     flow.entry.touch(now_ns);
-    if told.sequence != sequence {
-        flow.entry.set_sequence(told.sequence);
+    if judgement.sequence != sequence {
+        flow.entry.set_sequence(judgement.sequence);
     }
-    if added & !seen == 0 && told.cleared == 0 && flow.is_established {
-        return Noted { closes: false, answers: false, refuses: false, revives: false };
+    if added & !seen == 0 && judgement.cleared == 0 && flow.is_established {
+        return Transition { closes: false, answers: false, refuses: false, revives: false };
     }
     let mut revives = false;
-    if told.cleared != 0 {
-        revives = conntrack::revives(flow.entry.clear_events(told.cleared), told.cleared);
+    if judgement.cleared != 0 {
+        revives = conntrack::revives(flow.entry.clear_events(judgement.cleared), judgement.cleared);
     }
     let before = flow.entry.add_events(added);
-    table.settle(key, &flow.entry, flow.is_established, before | added);
-    Noted {
+    table.reclassify(key, &flow.entry, flow.is_established, before | added);
+    Transition {
         closes: conntrack::closes(before, added),
         answers: conntrack::answers(before, added),
         refuses: matches!(direction, Direction::Reply)
@@ -157,13 +158,18 @@ pub(super) fn note<K, V: Events, T: FlowTable<K, V>>(
 
 /// Keeps how long it is since the flow began.
 #[inline(always)]
-pub(super) fn time<L: Lookups>(lookups: &L, timed: Timed, service_index: u32, entry: &impl Entry<Flow>) {
+pub(super) fn record_duration<L: Lookups>(
+    lookups: &L,
+    timed: Timed,
+    service_index: u32,
+    entry: &impl Entry<Flow>,
+) {
     let duration_ns = lookups.precise_ns().saturating_sub(entry.get().opened_ns);
     lookups.keep_duration(timed, service_index, duration_ns);
 }
 
 /// Marks the flow as ended; returns the events it had before.
 #[inline(always)]
-pub(super) fn reset<V, E: Entry<V>>(entry: &E) -> u32 {
+pub(super) fn mark_reset<V, E: Entry<V>>(entry: &E) -> u32 {
     entry.add_events(flow_event::RESET)
 }

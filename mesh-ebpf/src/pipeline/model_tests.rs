@@ -102,7 +102,7 @@ fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseEr
     let packet =
         TcpBuilder::new(&std::format!("10.77.0.1:{}", 40000 + client), "10.77.0.11:80").flags(flags).build();
     let verdict = uplink(&mut Frame::new(packet), tables).verdict();
-    let Verdict::Tunnel(sent) = verdict else {
+    let Verdict::ViaDevice(sent) = verdict else {
         return Ok(());
     };
     let alive = |id| tables.backend(id).is_some_and(Backend::is_alive);
@@ -151,7 +151,7 @@ fn replies_follow_a_client_that_moved() {
         uplink(&mut Frame::new(packet.build()), &tables).verdict()
     };
     for (mac, flags) in [(2, Flags::SYN), (2, Flags::ACK), (4, Flags::ACK)] {
-        assert!(matches!(from(mac, flags), Verdict::Tunnel(_)), "forwarded from {mac}");
+        assert!(matches!(from(mac, flags), Verdict::ViaDevice(_)), "forwarded from {mac}");
     }
     let mut answer = Frame::new(TcpBuilder::new("10.77.0.11:80", "10.77.0.1:40000").build());
     tunnel(&mut answer, &tables, Origin::checked(v4(PEER), Vni::reply(0)));

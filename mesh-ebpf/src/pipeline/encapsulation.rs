@@ -6,13 +6,13 @@
 //! both end in the same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been
 //! there ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
-use super::{At, Origin, direction_of, drop, exceeds, member, reply, target, to_target};
+use super::{At, Origin, deliver_tunnelled, direction_of, dropped, exceeds, member, owner, reply};
 use crate::abi::{Address, Config, Direction, DropReason, Node};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::vxlan::{self, OVERHEAD, Vni};
 use crate::parse::{Segment, eth, ipv4};
-use crate::rewrite::{self, Outer};
+use crate::rewrite::{self, OuterHeaders};
 use crate::verdict::{Fate, Tunnel};
 
 /// The longest IP packet that can be told of in the tunnel's headers.
@@ -20,19 +20,19 @@ const LONGEST: u32 = u16::MAX as u32 - OVERHEAD as u32;
 
 /// The tunnel's headers for a packet that is going `direction`.
 #[inline(always)]
-pub(super) fn headers<P: Packet>(
+pub(super) fn outer_headers<P: Packet>(
     packet: &P,
     config: &Config,
     segment: &Segment,
     node: &Node,
     vni: Vni,
     direction: Direction,
-) -> Outer {
+) -> OuterHeaders {
     let (client, client_port_be) = match direction {
         Direction::Request => (&segment.ip.source, segment.transport.source_port_be),
         Direction::Reply => (&segment.ip.destination, segment.transport.destination_port_be),
     };
-    Outer {
+    OuterHeaders {
         destination_mac: node.mac,
         source_mac: node.source_mac,
         source: config.address.v4_octets(),
@@ -46,7 +46,7 @@ pub(super) fn headers<P: Packet>(
 
 /// TC: into the tunnel, by this program if it can, or else by the VXLAN device.
 #[inline(always)]
-pub(super) fn enter<P: Packet, L: Lookups>(
+pub(super) fn encapsulate<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
@@ -54,20 +54,20 @@ pub(super) fn enter<P: Packet, L: Lookups>(
     tunnel: &Tunnel,
     direction: Direction,
 ) -> Fate {
-    let by_device = Fate::tunnel(tunnel.peer, tunnel.vni);
+    let by_device = Fate::via_device(tunnel.peer, tunnel.vni);
     if exceeds(packet, config, segment) || segment.ip.total_len > LONGEST {
         return by_device;
     }
     let Some(node) = lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) else {
         return by_device;
     };
-    let outer = headers(packet, config, segment, node, tunnel.vni, direction);
+    let outer = outer_headers(packet, config, segment, node, tunnel.vni, direction);
     if node.mac.is_none() || packet.push_outer().is_none() {
         return by_device;
     }
     match rewrite::write_outer(packet, segment.ip.total_len, &outer) {
         Some(()) => Fate::emit(node.ifindex),
-        None => drop(lookups, DropReason::Resize, direction),
+        None => dropped(lookups, DropReason::Resize, direction),
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn enter<P: Packet, L: Lookups>(
 pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
     const SOURCE: usize = eth::LEN + ipv4::SOURCE;
     // In one piece: where two may be missing, the verifier finds one of them undefined where the other is there.
-    match packet.load::<{ OVERHEAD - SOURCE }>(SOURCE) {
+    match packet.read_bytes::<{ OVERHEAD - SOURCE }>(SOURCE) {
         Some([p0, p1, p2, p3, .., flags, _, _, _, v0, v1, v2, _]) if flags & vxlan::FLAG_VNI != 0 => {
             let vni = Vni(u32::from_be_bytes([0, v0, v1, v2]));
             Origin { peer: [p0, p1, p2, p3], vni, is_checked: false }
@@ -96,19 +96,24 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
     }
     let direction = direction_of(vni);
     if let Some(reason) = member::refusal(packet, lookups, &origin.address()) {
-        return drop(lookups, reason, direction);
+        return dropped(lookups, reason, direction);
     }
     let fate = if vni.is_between_tasks() || is_congested(packet) || is_fragment(packet) {
         Fate::PASS
     } else {
-        take_out(packet, lookups, config, origin)
+        forward_inner(packet, lookups, config, origin)
     };
     if fate == Fate::PASS { member::to_device(packet, lookups, vni, direction) } else { fate }
 }
 
 /// A member's packet, out of the tunnel if the program can; [`Fate::PASS`]: it can't.
 #[inline(always)]
-fn take_out<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config, origin: Origin) -> Fate {
+fn forward_inner<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    origin: Origin,
+) -> Fate {
     let vni = origin.vni;
     if vni.is_reply() {
         return reply::forward_outer(packet, lookups, vni, At::Tc);
@@ -119,13 +124,13 @@ fn take_out<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config,
     // A task takes TCP that stands for several as it is: nobody between here and there cuts it.
     let is_in_pieces = packet.segment_size() != 0 && inner.is_udp();
     // The kernel does not shorten a packet to an answer that it knows to have come in a tunnel.
-    let is_refused = target::backend_for(lookups, &inner, vni.backend()).is_none();
+    let is_refused = owner::backend_for(lookups, &inner, vni.backend()).is_none();
     if is_in_pieces || is_refused || packet.pull_outer().is_none() {
         return Fate::PASS;
     }
     match Segment::parse(packet, 0) {
-        Some(segment) => to_target(packet, lookups, config, &segment, origin),
-        None => drop(lookups, DropReason::Malformed, Direction::Request),
+        Some(segment) => deliver_tunnelled(packet, lookups, config, &segment, origin),
+        None => dropped(lookups, DropReason::Malformed, Direction::Request),
     }
 }
 
@@ -133,7 +138,7 @@ fn take_out<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config,
 #[inline(always)]
 fn is_congested<P: Packet>(packet: &P) -> bool {
     const CONGESTION_EXPERIENCED: u8 = 0b11;
-    packet.load::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
+    packet.read_bytes::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
 }
 
 /// Whether this is the first fragment of a tunnel packet, which has the tunnel's headers. The kernel puts the packet together before the
@@ -141,7 +146,7 @@ fn is_congested<P: Packet>(packet: &P) -> bool {
 #[inline(always)]
 fn is_fragment<P: Packet>(packet: &P) -> bool {
     const FLAGS: usize = eth::LEN + 6;
-    packet.load::<2>(FLAGS).is_some_and(|flags| u16::from_be_bytes(flags) & ipv4::FRAGMENT != 0)
+    packet.read_bytes::<2>(FLAGS).is_some_and(|flags| u16::from_be_bytes(flags) & ipv4::FRAGMENT != 0)
 }
 
 #[cfg(test)]
@@ -196,14 +201,14 @@ mod tests {
         let mut several = frame(&fixture, 1420);
         let verdict = Hook::Uplink.run(&mut several, &tables);
         assert!(
-            matches!(verdict, Verdict::Tunnel(_)),
+            matches!(verdict, Verdict::ViaDevice(_)),
             "44 bytes of headers and 1420 are too many: {verdict:?}"
         );
     }
 
     #[test]
     fn a_task_takes_what_stands_for_several() {
-        let (fixture, tables) = like(Hook::Uplink, "target: a lost translation is made again, with");
+        let (fixture, tables) = like(Hook::Uplink, "owner: a lost translation is made again, with");
         let mut several = frame(&fixture, 1398);
         assert_eq!(Hook::Uplink.run(&mut several, &tables), fixture.verdict, "verdict");
         assert_eq!(several.bytes, fixture.output, "packet");
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn congestion_marks_are_for_the_device() {
         for name in
-            ["tunnel: a reply goes to the client, with", "target: a lost translation is made again, with"]
+            ["tunnel: a reply goes to the client, with", "owner: a lost translation is made again, with"]
         {
             let (fixture, tables) = like(Hook::Uplink, name);
             let mut marked = frame(&fixture, 0);

@@ -54,7 +54,7 @@ fn key(client: u16) -> FlowKey {
 fn request(tables: &HostTables, client: u16, flags: u8) -> u32 {
     let packet = TcpBuilder::new(&std::format!("10.77.0.1:{client}"), "10.77.0.11:80").flags(flags).build();
     match uplink(&mut Frame::new(packet), tables).verdict() {
-        Verdict::Tunnel(tunnel) => tunnel.vni.backend(),
+        Verdict::ViaDevice(tunnel) => tunnel.vni.backend(),
         _ => 0,
     }
 }

@@ -9,7 +9,7 @@ use crate::parse::{eth, ipv4, udp};
 
 /// Both ends of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outer {
+pub struct OuterHeaders {
     /// Next hop.
     pub destination_mac: Mac,
     /// This node's uplink.
@@ -31,7 +31,7 @@ pub struct Outer {
 /// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP packet has `inner_len` bytes. The frame
 /// stays as it is and becomes the inner one.
 #[inline(always)]
-pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &Outer) -> Option<()> {
+pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &OuterHeaders) -> Option<()> {
     const IP: usize = eth::LEN;
     const UDP: usize = IP + ipv4::LEN;
 
@@ -44,9 +44,9 @@ pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &Outer) -> 
     let [l0, l1] = udp_len.to_be_bytes();
     let [f, c0, c1, c2, v0, v1, v2, c3] = vxlan::header(outer.vni, outer.cookie);
     set_macs(packet, outer.destination_mac, outer.source_mac)?;
-    packet.store(eth::TYPE, &eth::IPV4_BE)?;
-    packet.overwrite(IP, &ip)?;
-    packet.overwrite(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, f, c0, c1, c2, v0, v1, v2, c3])
+    packet.write_bytes(eth::TYPE, &eth::IPV4_BE)?;
+    packet.write_and_resum(IP, &ip)?;
+    packet.write_and_resum(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, f, c0, c1, c2, v0, v1, v2, c3])
 }
 
 /// Outer source port: the same for a flow, spread over flows, so that the network between balances them. Where the kernel knows the flow

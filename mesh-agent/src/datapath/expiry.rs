@@ -1,7 +1,7 @@
-//! Which flows are over: closed ones after a short linger, idle ones after their timeout (their service's, if it has one), flows of
-//! backends that are gone at once.
+//! Decides when the sweep removes a flow or a translation: a closed one after a short linger, an
+//! idle one after its timeout (its service's, if it sets one), one whose backend is gone at once.
 //!
-//! Pure.
+//! Pure: the clock and the live backends come in as [`Terms`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,34 +10,34 @@ use mesh_ebpf::conntrack::{
     ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed, is_outgoing, translation_timeout_ns,
 };
 
-/// What becomes of a flow.
+/// Whether the sweep removes a flow, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It goes on.
+pub(super) enum FlowExpiry {
+    /// The flow stays in its table.
     Keep,
-    /// It has ended.
+    /// Both sides closed the connection, or one reset it, and the linger is over.
     Closed,
-    /// Nothing of it was seen for too long.
+    /// No packet of the flow was seen for longer than its timeout.
     Idle,
-    /// It can't go on.
+    /// The backend is no longer in the mesh table.
     BackendGone,
 }
 
-/// The part of a table's value that its fate depends on.
-pub(super) trait Tracked: Copy {
-    /// When it began.
+/// The fields of a flow or translation that [`expiry`] reads.
+pub(super) trait Activity: Copy {
+    /// When the flow began, ns of the monotonic clock.
     fn opened_ns(&self) -> u64;
-    /// When its last packet was seen.
+    /// When its last packet was seen, ns of the same clock.
     fn seen_ns(&self) -> u64;
-    /// What has been seen of it.
+    /// The TCP events seen so far: bits of `flow_event`.
     fn events(&self) -> u32;
     /// The backend's id.
     fn backend(&self) -> u32;
-    /// How long it is remembered after its last packet.
+    /// How long the entry is kept after its last packet.
     fn timeout_ns(&self, protocol: u8) -> u64;
 }
 
-impl Tracked for Flow {
+impl Activity for Flow {
     fn opened_ns(&self) -> u64 {
         self.opened_ns
     }
@@ -55,7 +55,7 @@ impl Tracked for Flow {
     }
 }
 
-impl Tracked for Nat {
+impl Activity for Nat {
     fn opened_ns(&self) -> u64 {
         self.opened_ns
     }
@@ -73,18 +73,18 @@ impl Tracked for Nat {
     }
 }
 
-/// What flows' fates depend on.
+/// What [`expiry`] decides by: the time, the live backends and their idle timeouts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Terms {
-    /// Backends whose flows go on, as of [`now_ns`](Self::now_ns).
+    /// Backends that are active or draining, as of [`now_ns`](Self::now_ns).
     pub(super) alive: BTreeSet<u32>,
-    /// Of backends whose service says so: how long an established connection may be idle.
+    /// Idle timeout of established connections, by backend, where the service sets one.
     pub(super) idle_ns: BTreeMap<u32, u64>,
-    /// The clock.
+    /// The time of the decision, ns of the monotonic clock.
     pub(super) now_ns: u64,
 }
 
-/// The part of a table's key that a flow's fate depends on.
+/// A key that names the IP protocol of its flow.
 pub(super) trait Keyed {
     /// IP protocol number.
     fn protocol(&self) -> u8;
@@ -102,11 +102,13 @@ impl Keyed for NatKey {
     }
 }
 
-/// The longest between two ticks of the clock that flows' times may be read from, in nanoseconds (`CONFIG_HZ` is 100 at least).
+/// The longest time between two ticks of the coarse clock that programs read flows' times from, in
+/// nanoseconds (`CONFIG_HZ` is 100 at least).
 const TICK_NS: u64 = 10_000_000;
 
-/// What becomes of a flow of this protocol. The backend of one that began after the terms were made may be younger than they are, too.
-pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
+/// Decides whether the sweep removes a flow of this IP protocol. A flow that began after `terms` was
+/// built is kept: its backend may be newer than `terms` as well.
+pub(super) fn expiry(protocol: u8, flow: &impl Activity, terms: &Terms) -> FlowExpiry {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
     let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());
     let usual_ns = flow.timeout_ns(protocol);
@@ -115,13 +117,13 @@ pub(super) fn fate(protocol: u8, flow: &impl Tracked, terms: &Terms) -> Fate {
         _ => usual_ns,
     };
     if is_closed(flow.events()) {
-        if idle_ns > usual_ns { Fate::Closed } else { Fate::Keep }
+        if idle_ns > usual_ns { FlowExpiry::Closed } else { FlowExpiry::Keep }
     } else if !is_outgoing(flow.events()) && !terms.alive.contains(&flow.backend()) && age_ns > TICK_NS {
-        Fate::BackendGone
+        FlowExpiry::BackendGone
     } else if idle_ns > limit_ns {
-        Fate::Idle
+        FlowExpiry::Idle
     } else {
-        Fate::Keep
+        FlowExpiry::Keep
     }
 }
 
@@ -136,24 +138,24 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: Fate) {
+    fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: FlowExpiry) {
         let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
         let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
-        let seen = fate(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
+        let seen = expiry(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
         assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
     }
 
     #[test]
     fn flows_go_when_their_time_has_come_and_not_before() {
-        check(SYN, true, HALF_OPEN_TIMEOUT_NS, Fate::Keep);
-        check(SYN, true, HALF_OPEN_TIMEOUT_NS + 1, Fate::Idle);
-        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS, Fate::Keep);
-        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS + 1, Fate::Idle);
-        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, Fate::Keep);
-        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, Fate::Closed);
-        check(SYN | ACK, false, TICK_NS + 1, Fate::BackendGone);
-        check(SYN | ACK | RESET, false, 0, Fate::Keep);
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS, FlowExpiry::Keep);
+        check(SYN, true, HALF_OPEN_TIMEOUT_NS + 1, FlowExpiry::Idle);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS, FlowExpiry::Keep);
+        check(SYN | ACK, true, ESTABLISHED_TIMEOUT_NS + 1, FlowExpiry::Idle);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS, FlowExpiry::Keep);
+        check(SYN | ACK | RESET, true, CLOSED_TIMEOUT_NS + 1, FlowExpiry::Closed);
+        check(SYN | ACK | CLIENT_FIN | TASK_FIN, false, CLOSED_TIMEOUT_NS + 1, FlowExpiry::Closed);
+        check(SYN | ACK, false, TICK_NS + 1, FlowExpiry::BackendGone);
+        check(SYN | ACK | RESET, false, 0, FlowExpiry::Keep);
     }
 
     #[test]
@@ -163,33 +165,37 @@ mod tests {
         let now_ns = 5 * TICK_NS;
         let terms = Terms { now_ns, ..Terms::default() };
         for (opened_ns, expected) in [
-            (now_ns + 1, Fate::Keep),
-            (now_ns - TICK_NS, Fate::Keep),
-            (now_ns - TICK_NS - 1, Fate::BackendGone),
+            (now_ns + 1, FlowExpiry::Keep),
+            (now_ns - TICK_NS, FlowExpiry::Keep),
+            (now_ns - TICK_NS - 1, FlowExpiry::BackendGone),
         ] {
-            assert_eq!(fate(TCP, &flow(opened_ns), &terms), expected, "opened at {opened_ns} of {now_ns}");
+            assert_eq!(expiry(TCP, &flow(opened_ns), &terms), expected, "opened at {opened_ns} of {now_ns}");
         }
     }
 
     #[test]
     fn a_translation_is_remembered_as_long_as_its_task_remembers_the_connection() {
-        let fate_of = |events, idle_ns| {
+        let expiry_of = |events, idle_ns| {
             let nat = Nat { seen_ns: 1000, events, backend: 7, ..Nat::default() };
-            fate(TCP, &nat, &Terms { now_ns: 1000 + idle_ns, ..Terms::default() })
+            expiry(TCP, &nat, &Terms { now_ns: 1000 + idle_ns, ..Terms::default() })
         };
         let closed = SYN | ACK | CLIENT_FIN | TASK_FIN;
-        assert_eq!(fate_of(closed, TIME_WAIT_NS), Fate::Keep);
-        assert_eq!(fate_of(closed, TIME_WAIT_NS + 1), Fate::Closed);
-        assert_eq!(fate_of(closed | RESET, CLOSED_TIMEOUT_NS + 1), Fate::Closed, "nobody remembers a RST");
+        assert_eq!(expiry_of(closed, TIME_WAIT_NS), FlowExpiry::Keep);
+        assert_eq!(expiry_of(closed, TIME_WAIT_NS + 1), FlowExpiry::Closed);
+        assert_eq!(
+            expiry_of(closed | RESET, CLOSED_TIMEOUT_NS + 1),
+            FlowExpiry::Closed,
+            "nobody remembers a RST"
+        );
     }
 
     #[test]
     fn a_connection_of_this_nodes_own_has_no_backend_and_lasts() {
         let events = OUTGOING | ACK;
-        check(events, false, ESTABLISHED_TIMEOUT_NS + 1, Fate::Keep);
-        check(events, false, OUTGOING_TIMEOUT_NS + 1, Fate::Idle);
-        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS, Fate::Keep);
-        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS + 1, Fate::Idle);
+        check(events, false, ESTABLISHED_TIMEOUT_NS + 1, FlowExpiry::Keep);
+        check(events, false, OUTGOING_TIMEOUT_NS + 1, FlowExpiry::Idle);
+        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS, FlowExpiry::Keep);
+        check(OUTGOING, false, OUTGOING_BRIEF_TIMEOUT_NS + 1, FlowExpiry::Idle);
     }
 
     #[test]
@@ -200,15 +206,19 @@ mod tests {
             now_ns: 1000 + idle_ns,
         };
         let flow = |events| Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
-        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(50)), Fate::Keep);
-        assert_eq!(fate(TCP, &flow(SYN | ACK), &terms(51)), Fate::Idle);
-        assert_eq!(fate(TCP, &flow(SYN), &terms(51)), Fate::Keep, "half-open ones have a time of their own");
+        assert_eq!(expiry(TCP, &flow(SYN | ACK), &terms(50)), FlowExpiry::Keep);
+        assert_eq!(expiry(TCP, &flow(SYN | ACK), &terms(51)), FlowExpiry::Idle);
+        assert_eq!(
+            expiry(TCP, &flow(SYN), &terms(51)),
+            FlowExpiry::Keep,
+            "half-open ones have a time of their own"
+        );
     }
 
     #[test]
     fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
         let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
         let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
-        assert_eq!(fate(TCP, &flow, &terms), Fate::Keep);
+        assert_eq!(expiry(TCP, &flow, &terms), FlowExpiry::Keep);
     }
 }

@@ -8,8 +8,8 @@
 //! gets a RST by the way it came.
 
 use super::client_port::port_at_task;
-use super::track;
-use super::{drop, is_too_big, macs, reply};
+use super::flow_ref;
+use super::{dropped, is_too_big, macs, reply};
 use crate::abi::{
     Address, Backend, BackendState, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId, backend_flag,
     flow_event,
@@ -20,8 +20,8 @@ use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::vxlan::Vni;
 use crate::parse::{Segment, ipv4, ipv6};
-use crate::rewrite::{self, End, Translation};
-use crate::verdict::Fate;
+use crate::rewrite::{self, Side, Translation};
+use crate::verdict::{Destination, Fate};
 
 /// How a request came to the task's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,24 +57,24 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
         return Fate::refuse(DropReason::NoBackend);
     }
     if segment.ip.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Request);
+        return dropped(lookups, DropReason::TtlExpired, Direction::Request);
     }
     let Some(mut fresh) = fresh_entry(packet, lookups, config, segment, id, source) else {
-        return drop(lookups, DropReason::Malformed, Direction::Request);
+        return dropped(lookups, DropReason::Malformed, Direction::Request);
     };
     let client = port_at_task(lookups, backend, segment, &mut fresh);
     if let Some(reason) = client.refused {
-        return drop(lookups, reason, Direction::Request);
+        return dropped(lookups, reason, Direction::Request);
     }
     let to = Translation {
-        end: End::Destination,
+        side: Side::Destination,
         address,
         port_be: backend.task_port_be,
         client_port_be: client.port_be,
     };
     match rewrite_request(packet, config, segment, backend, &to, answers_by_tunnel(config, &fresh)) {
         Some(()) => Fate::deliver(backend.ifindex),
-        None => drop(lookups, DropReason::Malformed, Direction::Request),
+        None => dropped(lookups, DropReason::Malformed, Direction::Request),
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) fn is_allowed<L: Lookups>(lookups: &L, backend: &Backend, client: &Ad
 fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Fate {
     let is_down = backend.is_some_and(|backend| backend.state == BackendState::Down as u8);
     if segment.transport.flags.is_opening() && !is_down {
-        return drop(lookups, DropReason::UnknownBackend, Direction::Request);
+        return dropped(lookups, DropReason::UnknownBackend, Direction::Request);
     }
     Fate::refuse(DropReason::BackendGone)
 }
@@ -193,30 +193,37 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     lookups: &L,
     config: &Config,
     segment: &Segment,
-) -> Fate {
+) -> Destination {
     let key = NatKey {
         client: segment.ip.destination,
         client_port_be: segment.transport.destination_port_be,
         task_port_be: segment.transport.source_port_be,
         task: NatKey::task(segment.ip.protocol, packet.ifindex()),
     };
-    let Some(found) = track::find(lookups.nats(), &key) else {
-        return Fate::PASS;
+    let Some(found) = flow_ref::find(lookups.nats(), &key) else {
+        return Destination::decided(Fate::PASS);
     };
     if segment.ip.ttl <= 1 {
-        return drop(lookups, DropReason::TtlExpired, Direction::Reply);
+        return Destination::decided(dropped(lookups, DropReason::TtlExpired, Direction::Reply));
     }
     let nat = &found.value();
     if answers_by_tunnel(config, nat) && is_too_big(packet, config, segment) {
-        return Fate::refuse(DropReason::TooBig);
+        return Destination::decided(Fate::refuse(DropReason::TooBig));
     }
-    track::note(lookups.nats(), &key, &found, Direction::Reply, &segment.transport, lookups.now_ns());
+    flow_ref::record_segment(
+        lookups.nats(),
+        &key,
+        &found,
+        Direction::Reply,
+        &segment.transport,
+        lookups.now_ns(),
+    );
     if nat.via.is_none() && !account(packet, lookups, segment, nat) {
-        return drop(lookups, DropReason::NoFlow, Direction::Reply);
+        return Destination::decided(dropped(lookups, DropReason::NoFlow, Direction::Reply));
     }
     match send_back(packet, config, segment, nat) {
         Some(()) => way_back(lookups, config, nat),
-        None => drop(lookups, DropReason::Malformed, Direction::Reply),
+        None => Destination::decided(dropped(lookups, DropReason::Malformed, Direction::Reply)),
     }
 }
 
@@ -239,7 +246,7 @@ fn account<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, na
 #[inline(always)]
 fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat: &Nat) -> Option<()> {
     let to = Translation {
-        end: End::Source,
+        side: Side::Source,
         address: nat.vip,
         port_be: nat.vip_port_be,
         client_port_be: nat.client_port_be,
@@ -255,13 +262,13 @@ fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat:
 
 /// Where what a task sends to the client goes.
 #[inline(always)]
-pub(super) fn way_back<L: Lookups>(lookups: &L, config: &Config, nat: &Nat) -> Fate {
+pub(super) fn way_back<L: Lookups>(lookups: &L, config: &Config, nat: &Nat) -> Destination {
     if nat.via.is_none() {
-        return Fate::emit(nat.uplink);
+        return Destination::decided(Fate::emit(nat.uplink));
     }
     if answers_directly(config, nat) {
-        return Fate::route(config.uplink_ifindex);
+        return Destination::decided(Fate::route(config.uplink_ifindex));
     }
     let load = lookups.load(nat.backend).unwrap_or(0);
-    Fate::tunnel(nat.via.v4_octets(), Vni::reply(load).of(nat.backend))
+    Destination::node(nat.via.v4_octets(), Vni::reply(load).of(nat.backend))
 }
