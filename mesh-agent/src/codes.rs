@@ -76,9 +76,11 @@ mod tests {
     fn the_programs_read_back_what_is_written() {
         for choice in lb::Policy::ALL {
             assert_eq!(Policy::from_byte(policy(*choice) as u8), policy(*choice), "{choice}");
+            assert_eq!(policy(*choice).name(), choice.as_str(), "one name for programs and label");
         }
         for choice in lb::Mode::ALL {
             assert_eq!(Mode::from_byte(mode(*choice) as u8), mode(*choice), "{choice}");
+            assert_eq!(mode(*choice).name(), choice.as_str(), "one name for programs and label");
         }
     }
 }

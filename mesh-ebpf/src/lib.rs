@@ -38,3 +38,21 @@ pub mod select;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod verdict;
+
+/// What every object of kernel programs needs besides its programs: the licence, which the kernel reads
+/// before it lets a program call helpers that are for GPL programs only, and a panic handler, which the
+/// compiler demands. Nothing panics, or the verifier would refuse the handler's loop.
+#[cfg(target_arch = "bpf")]
+#[macro_export]
+macro_rules! object {
+    () => {
+        #[panic_handler]
+        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+            loop {}
+        }
+
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = "license")]
+        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+    };
+}

@@ -1,5 +1,6 @@
 //! Where packets go: backends (a task's published port) and the nodes they run on.
 
+use super::closed_list::closed_list;
 use super::layout::abi_struct;
 use super::{Address, Be16, Mac};
 
@@ -61,19 +62,21 @@ impl Backend {
     }
 }
 
-/// State of a backend; [`Backend::state`]. New flows go where the slots point, whatever the state, as long as
-/// the backend is alive.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BackendState {
-    /// The id is not in use, or not known yet on this node.
-    Absent = 0,
-    /// Takes new flows.
-    Active = 1,
-    /// Keeps its flows; no slot names it (unless no other backend is left).
-    Draining = 2,
-    /// Gone: its flows get a RST.
-    Down = 3,
+closed_list! {
+    /// State of a backend; [`Backend::state`]. New flows go where the slots point, whatever the state, as
+    /// long as the backend is alive.
+    pub enum BackendState: u8 {
+        /// The id is not in use, or not known yet on this node.
+        Absent = 0 => "absent",
+        /// The backend takes new flows.
+        Active = 1 => "active",
+        /// The backend keeps its flows; no slot names it, unless no other backend is left.
+        Draining = 2 => "draining",
+        /// The backend is gone: its flows get a RST.
+        Down = 3 => "down",
+    }
+    /// The state in one word: for logs and tests.
+    name: name;
 }
 
 abi_struct! {

@@ -1,71 +1,52 @@
 //! The one closed list of reasons for which a packet is not forwarded: counter index and metric label.
 
-macro_rules! drop_reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident = $index:literal, $label:literal;)+) => {
-        /// Why a packet was not forwarded. The number is the counter's index, see [`super::drop_index`].
-        #[repr(u8)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum DropReason {
-            $($(#[doc = $doc])+ $name = $index,)+
-        }
+use super::closed_list::closed_list;
 
-        impl DropReason {
-            /// Every reason, in the order of the numbers.
-            pub const ALL: [Self; [$($index),+].len()] = [$(Self::$name),+];
-
-            /// The metric's label.
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$name => $label,)+ }
-            }
-
-            /// The one with this number; of a number that none has, [`Self::Malformed`].
-            #[inline(always)]
-            pub const fn from_number(number: u32) -> Self {
-                match number { $($index => Self::$name,)+ _ => Self::Malformed }
-            }
-        }
-    };
-}
-
-drop_reasons! {
-    /// A tunnel packet from an address that is no member node.
-    UnknownPeer = 0, "unknown_peer";
-    /// A new connection to a published port with no backend left; answered by a RST.
-    NoBackend = 1, "no_backend";
-    /// The flow's backend is gone; answered by a RST.
-    BackendGone = 2, "backend_gone";
-    /// A packet of a connection that neither mesh nor a local socket knows; a client's is answered by a RST.
-    NoFlow = 3, "no_flow";
-    /// A new connection out of the tunnel for a backend that is not (yet) known here; the client tries again.
-    UnknownBackend = 4, "unknown_backend";
-    /// No hop left (TTL).
-    TtlExpired = 5, "ttl_expired";
-    /// A tunnel packet whose inner packet no ingress node of ours would send.
-    Malformed = 6, "malformed";
-    /// All ports tried for a client with two connections to one task are taken.
-    PortClash = 7, "port_clash";
-    /// A flow table refused the entry.
-    TableFull = 8, "table_full";
-    /// The kernel could not make room for, or take away, a header.
-    Resize = 9, "resize";
-    /// The node that runs the backend is not known here.
-    UnknownNode = 10, "unknown_node";
-    /// The client is not in the published port's allow-list; not answered, as firewalls do.
-    NotAllowed = 11, "not_allowed";
-    /// Too large for the tunnel and not to be fragmented; answered by ICMP.
-    TooBig = 12, "too_big";
-    /// A later fragment of a packet whose first one was not seen.
-    Fragment = 13, "fragment";
-    /// A tunnel packet from a member's address that doesn't bear the cookie which that member's do.
-    BadCookie = 14, "bad_cookie";
-    /// A packet of a task that claims an address out of another subnet than its node's.
-    ForeignSource = 15, "foreign_source";
-    /// A task's packet for another address than those of this node's tasks.
-    ForeignDestination = 16, "foreign_destination";
-    /// A tunnel packet that came in by another interface than the uplinks, or for another address than the node's.
-    NotByUplink = 17, "not_by_uplink";
-    /// A new connection whose flow another CPU added and removed at the same moment; the client tries again.
-    Raced = 18, "raced";
+closed_list! {
+    /// Why a packet was not forwarded. The number is the counter's index, see [`super::drop_index`].
+    pub enum DropReason: u8 {
+        /// A tunnel packet from an address that is no member node.
+        UnknownPeer = 0 => "unknown_peer",
+        /// A new connection to a published port with no backend left; answered by a RST.
+        NoBackend = 1 => "no_backend",
+        /// The flow's backend is gone; answered by a RST.
+        BackendGone = 2 => "backend_gone",
+        /// A packet of a connection that neither mesh nor a local socket knows; a client's is answered by a RST.
+        NoFlow = 3 => "no_flow",
+        /// A new connection out of the tunnel for a backend that is not (yet) known here; the client tries again.
+        UnknownBackend = 4 => "unknown_backend",
+        /// No hop left (TTL).
+        TtlExpired = 5 => "ttl_expired",
+        /// A tunnel packet whose inner packet no ingress node of ours would send.
+        Malformed = 6 => "malformed",
+        /// All ports tried for a client with two connections to one task are taken.
+        PortClash = 7 => "port_clash",
+        /// A flow table refused the entry.
+        TableFull = 8 => "table_full",
+        /// The kernel could not make room for, or take away, a header.
+        Resize = 9 => "resize",
+        /// The node that runs the backend is not known here.
+        UnknownNode = 10 => "unknown_node",
+        /// The client is not in the published port's allow-list; not answered, as firewalls do.
+        NotAllowed = 11 => "not_allowed",
+        /// Too large for the tunnel and not to be fragmented; answered by ICMP.
+        TooBig = 12 => "too_big",
+        /// A later fragment of a packet whose first one was not seen.
+        Fragment = 13 => "fragment",
+        /// A tunnel packet from a member's address that doesn't bear the cookie which that member's do.
+        BadCookie = 14 => "bad_cookie",
+        /// A packet of a task that claims an address out of another subnet than its node's.
+        ForeignSource = 15 => "foreign_source",
+        /// A task's packet for another address than those of this node's tasks.
+        ForeignDestination = 16 => "foreign_destination",
+        /// A tunnel packet that came in by another interface than the uplinks, or for another address than the node's.
+        NotByUplink = 17 => "not_by_uplink",
+        /// A new connection whose flow another CPU added and removed at the same moment; the client tries again.
+        Raced = 18 => "raced",
+    }
+    /// The reason as the metric's label `reason`.
+    name: label;
+    read: from_number(u32), unknown is Malformed;
 }
 
 #[cfg(test)]

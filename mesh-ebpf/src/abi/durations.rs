@@ -1,5 +1,6 @@
 //! Histograms of durations, in powers of two, for kernel programs, the agent and its proxy alike.
 
+use super::closed_list::closed_list;
 use super::layout::abi_struct;
 
 /// Buckets of a [`Histogram`]; the last one takes what is above all bounds.
@@ -58,22 +59,23 @@ impl Histogram {
     }
 }
 
-/// What is timed.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Timed {
-    /// From the client's SYN to the task's SYN-ACK, as the ingress node sees them. By the programs.
-    Connect = 0,
-    /// The life of a flow that a packet ended. By the programs.
-    Flow = 1,
-    /// The life of a flow that ended without a packet: idle, or its backend gone. By userspace, on the first CPU.
-    Swept = 2,
+closed_list! {
+    /// What a histogram of durations measures.
+    pub enum Timed: u32 {
+        /// Handshakes: from the client's SYN to the task's SYN-ACK, as the ingress node sees them.
+        /// Written by the programs.
+        Connect = 0 => "connect",
+        /// Lifetimes of flows that a packet ended. Written by the programs.
+        Flow = 1 => "flow",
+        /// Lifetimes of flows that the sweep ended, as they were idle or their backend was gone.
+        /// Written by userspace, in the first CPU's histogram.
+        Swept = 2 => "swept",
+    }
+    /// What is timed, in one word: for logs and tests.
+    name: name;
 }
 
 impl Timed {
-    /// All of them, in the order of the numbers.
-    pub const ALL: [Self; 3] = [Self::Connect, Self::Flow, Self::Swept];
-
     /// The key in [`super::names::DURATIONS`] for the published port with this [`super::Service::index`].
     #[inline(always)]
     pub const fn key(self, service_index: u32) -> u32 {

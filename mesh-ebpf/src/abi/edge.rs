@@ -1,83 +1,34 @@
 //! The programs behind the tail call: what would not fit the stack of the hooks' own programs.
 
-/// A program that another one continues in. The number is its index in [`super::names::EDGES`].
-///
-/// What is handed over lies in the packet's control block (`__sk_buff::cb`), and is part of the ABI as much as a map's
-/// layout: see [`Self::Refuse`].
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Edge {
-    /// Makes an ICMP error of a packet. Words of the control block: a [`super::DropReason`]; the node whose tunnel the
-    /// error goes back through, as its address lies in memory, 0: out of the interface that the packet came in by.
-    Refuse = 0,
-    /// An ICMP error at the uplink.
-    UplinkError = 1,
-    /// An ICMP error out of the tunnel.
-    TunnelError = 2,
-    /// An ICMP error of a task.
-    TaskError = 3,
-    /// A fragment at the uplink.
-    UplinkFragment = 4,
-    /// A fragment out of the tunnel.
-    TunnelFragment = 5,
-    /// A fragment of a task.
-    TaskFragment = 6,
-    /// A tunnel packet at the uplink. Not rare, but long.
-    Decapsulate = 7,
-}
+use super::closed_list::closed_list;
 
-impl Edge {
-    /// Every one, in the order of the numbers.
-    pub const ALL: [Self; 8] = [
-        Self::Refuse,
-        Self::UplinkError,
-        Self::TunnelError,
-        Self::TaskError,
-        Self::UplinkFragment,
-        Self::TunnelFragment,
-        Self::TaskFragment,
-        Self::Decapsulate,
-    ];
-
+closed_list! {
+    /// A program that another one continues in by a tail call. The number is its index in
+    /// [`super::names::EDGES`].
+    ///
+    /// A program hands its arguments over in the packet's control block (`__sk_buff::cb`). Their layout
+    /// is part of the ABI as much as a map's: see [`Self::Refuse`].
+    pub enum Edge: u32 {
+        /// Makes an ICMP error of a packet. Words of the control block: a [`super::DropReason`]; the
+        /// IPv4 address (as it lies in memory) of the node whose tunnel the error goes back through, or
+        /// 0 to send the error out of the interface that the packet came in by.
+        Refuse = 0 => "mesh_refuse",
+        /// Forwards an ICMP error that came in by an uplink.
+        UplinkError = 1 => "mesh_uplink_err",
+        /// Forwards an ICMP error that came out of the tunnel.
+        TunnelError = 2 => "mesh_tunnel_err",
+        /// Forwards an ICMP error that a task sent.
+        TaskError = 3 => "mesh_task_err",
+        /// Forwards an IP fragment that came in by an uplink.
+        UplinkFragment = 4 => "mesh_uplink_fra",
+        /// Forwards an IP fragment that came out of the tunnel.
+        TunnelFragment = 5 => "mesh_tunnel_fra",
+        /// Forwards an IP fragment that a task sent.
+        TaskFragment = 6 => "mesh_task_fra",
+        /// Decapsulates a tunnel packet that came in by an uplink. Not rare, but long.
+        Decapsulate = 7 => "mesh_decap",
+    }
     /// The program's name in the object; the kernel shows 15 characters of it.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Refuse => "mesh_refuse",
-            Self::UplinkError => "mesh_uplink_err",
-            Self::TunnelError => "mesh_tunnel_err",
-            Self::TaskError => "mesh_task_err",
-            Self::UplinkFragment => "mesh_uplink_fra",
-            Self::TunnelFragment => "mesh_tunnel_fra",
-            Self::TaskFragment => "mesh_task_fra",
-            Self::Decapsulate => "mesh_decap",
-        }
-    }
-
-    /// The one with this number; of a number that none has, [`Self::Refuse`].
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Self {
-        match number {
-            1 => Self::UplinkError,
-            2 => Self::TunnelError,
-            3 => Self::TaskError,
-            4 => Self::UplinkFragment,
-            5 => Self::TunnelFragment,
-            6 => Self::TaskFragment,
-            7 => Self::Decapsulate,
-            _ => Self::Refuse,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_dense_and_come_back() {
-        for (index, edge) in Edge::ALL.into_iter().enumerate() {
-            assert_eq!(edge as usize, index, "{edge:?}");
-            assert_eq!(Edge::from_number(edge as u32), edge);
-        }
-    }
+    name: program;
+    read: from_number(u32), unknown is Refuse;
 }

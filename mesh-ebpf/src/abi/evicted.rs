@@ -1,22 +1,23 @@
 //! Why flows were forgotten before they ended: indexes of counters that userspace keeps in a map, to outlive it.
 
+use super::closed_list::closed_list;
 use super::protocol;
 
-/// Why a flow was forgotten before it was seen to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Evicted {
-    /// By programs or the kernel, as there was no room.
-    Lru = 0,
-    /// Idle for too long.
-    Timeout = 1,
-    /// Its backend is gone.
-    BackendGone = 2,
+closed_list! {
+    /// Why a flow's entry was removed before the flow was seen to end.
+    pub enum Evicted: u32 {
+        /// A program or the kernel evicted the entry, as the table had no room for a new one.
+        Lru = 0 => "lru",
+        /// The sweep removed the entry: the flow was idle for longer than its timeout.
+        Timeout = 1 => "timeout",
+        /// The sweep removed the entry: the flow's backend is gone.
+        BackendGone = 2 => "backend_gone",
+    }
+    /// The cause as the metric's label `cause`.
+    name: label;
 }
 
 impl Evicted {
-    /// Every cause, in the order of the numbers.
-    pub const ALL: [Self; 3] = [Self::Lru, Self::Timeout, Self::BackendGone];
-
     /// Entries of [`super::names::EVICTIONS`].
     pub const COUNT: usize = 2 * Self::ALL.len();
 
@@ -24,15 +25,6 @@ impl Evicted {
     pub const fn index(self, ip_protocol: u8) -> u32 {
         let udp = (ip_protocol == protocol::UDP) as u32;
         udp * Self::ALL.len() as u32 + self as u32
-    }
-
-    /// The metric's label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Lru => "lru",
-            Self::Timeout => "timeout",
-            Self::BackendGone => "backend_gone",
-        }
     }
 }
 

@@ -52,6 +52,7 @@
 
 mod address;
 mod backend;
+mod closed_list;
 mod config;
 mod drop_reason;
 mod durations;

@@ -1,6 +1,7 @@
 //! Published ports: what is looked up by destination port, and how it spreads over its slots.
 
 use super::Be16;
+use super::closed_list::closed_list;
 use super::layout::abi_struct;
 
 /// IP protocol numbers used in keys.
@@ -60,62 +61,42 @@ pub mod service_flag {
     pub const ALLOW_LIST: u16 = 1;
 }
 
-/// How a service's packets get to remote tasks and back; [`Service::mode`]. A flow keeps the mode it began with.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Through the tunnel, both ways.
-    Tunnel = 0,
-    /// Through the tunnel to the task; its node answers the client directly.
-    Dsr = 1,
-    /// Userspace's: the programs leave new flows to its listener.
-    Proxy = 2,
-}
-
-impl Mode {
-    /// The mode of a stored byte; an unknown one is the tunnel, so that traffic goes on.
-    #[inline(always)]
-    pub const fn from_byte(byte: u8) -> Self {
-        match byte {
-            1 => Self::Dsr,
-            2 => Self::Proxy,
-            _ => Self::Tunnel,
-        }
+closed_list! {
+    /// How a service's packets get to remote tasks and back; [`Service::mode`]. A flow keeps the mode
+    /// that it began with.
+    pub enum Mode: u8 {
+        /// Requests and replies both go through the tunnel.
+        Tunnel = 0 => "tunnel",
+        /// Direct server return: requests go through the tunnel; the task's node answers the client
+        /// directly.
+        Dsr = 1 => "dsr",
+        /// The userspace proxy terminates new connections; the programs leave their packets to its
+        /// listener.
+        Proxy = 2 => "proxy",
     }
+    /// The mode as users write it in the label `mesh.lb.mode`.
+    name: name;
+    read: from_byte(u8), unknown is Tunnel;
 }
 
-/// How a new flow gets its backend; [`Service::policy`].
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Policy {
-    /// One after the other, exact over all CPUs of a node.
-    RoundRobin = 0,
-    /// The less loaded by live connections of two distinct slots drawn at random.
-    LeastConnections = 1,
-    /// A slot drawn at random.
-    Random = 2,
-    /// The less loaded, by what the tasks' nodes measure, of two distinct slots drawn at random.
-    LeastLoad = 3,
-    /// The slot of the client's address; the slots are a Maglev table, alike on all nodes.
-    SourceHash = 4,
-}
-
-impl Policy {
-    /// Every policy.
-    pub const ALL: [Self; 5] =
-        [Self::RoundRobin, Self::LeastConnections, Self::Random, Self::LeastLoad, Self::SourceHash];
-
-    /// The policy of a stored byte; an unknown one is round-robin, so that traffic goes on.
-    #[inline(always)]
-    pub const fn from_byte(byte: u8) -> Self {
-        match byte {
-            1 => Self::LeastConnections,
-            2 => Self::Random,
-            3 => Self::LeastLoad,
-            4 => Self::SourceHash,
-            _ => Self::RoundRobin,
-        }
+closed_list! {
+    /// How a new flow gets its backend; [`Service::policy`].
+    pub enum Policy: u8 {
+        /// Slots take turns; the turns are exact over all CPUs of a node.
+        RoundRobin = 0 => "round-robin",
+        /// The one of two distinct slots drawn at random that has fewer live connections.
+        LeastConnections = 1 => "least-connections",
+        /// A slot drawn at random.
+        Random = 2 => "random",
+        /// The one of two distinct slots drawn at random whose node measures the lower load.
+        LeastLoad = 3 => "least-load",
+        /// The slot that the client's address hashes to; the slots are a Maglev table, the same on all
+        /// nodes.
+        SourceHash = 4 => "source-hash",
     }
+    /// The policy as users write it in the label `mesh.lb.policy`.
+    name: name;
+    read: from_byte(u8), unknown is RoundRobin;
 }
 
 abi_struct! {

@@ -1,21 +1,19 @@
 //! Counters. All of them only grow.
 
 use super::DropReason;
+use super::closed_list::closed_list;
 use super::layout::abi_struct;
 
-/// Which way a packet goes; also the counter's index.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From the client to the task.
-    Request = 0,
-    /// From the task to the client.
-    Reply = 1,
-}
-
-impl Direction {
-    /// Both directions, in the order of the numbers.
-    pub const ALL: [Self; 2] = [Self::Request, Self::Reply];
+closed_list! {
+    /// Which way a packet goes; the number is the index of the counter.
+    pub enum Direction: u8 {
+        /// From the client to the task.
+        Request = 0 => "request",
+        /// From the task to the client.
+        Reply = 1 => "reply",
+    }
+    /// The direction as the metric's label `direction`.
+    name: label;
 }
 
 abi_struct! {

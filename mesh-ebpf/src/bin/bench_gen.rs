@@ -12,6 +12,8 @@ mod programs {
     use aya_ebpf::programs::XdpContext;
     use mesh_ebpf::generator::{self, HEADERS_LEN, LINES_MAX, Recipe};
 
+    mesh_ebpf::object!();
+
     #[btf_map]
     static RECIPE: PerCpuArray<Recipe, 1> = PerCpuArray::new();
     /// Frames that this CPU has sent so far.
@@ -75,16 +77,6 @@ mod programs {
     fn bench_sink(_: XdpContext) -> u32 {
         XDP_DROP
     }
-
-    /// Unreachable: there is nothing here that could panic.
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        loop {}
-    }
-
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "license")]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 }
 
 /// The programs run in the kernel only.

@@ -11,6 +11,8 @@ mod programs {
     use aya_ebpf::macros::{btf_map, classifier};
     use aya_ebpf::programs::TcContext;
 
+    mesh_ebpf::object!();
+
     /// The other node's IPv4 address, and the VNI, in host order; the packet's mark.
     #[btf_map]
     static ORIGIN: Array<u32, 3> = Array::new();
@@ -37,16 +39,6 @@ mod programs {
         }
         TC_ACT_SHOT
     }
-
-    /// Unreachable: there is nothing here that could panic.
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        loop {}
-    }
-
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "license")]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 }
 
 /// The program runs in the kernel only.

@@ -1,4 +1,5 @@
-//! The kernel programs: one for each hook, and those that they continue in. All of them share the maps of this one object.
+//! The kernel programs: one for each hook, and those that they continue in by a tail call. All of
+//! them share the maps of this one object.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -15,24 +16,81 @@ mod programs {
     use mesh_ebpf::pipeline;
     use mesh_ebpf::verdict::Fate;
 
+    mesh_ebpf::object!();
+
     #[xdp(frags)]
     fn mesh_xdp(context: XdpContext) -> u32 {
         let kernel = Kernel::new(context.as_ptr());
         act_xdp(pipeline::xdp(&mut Xdp::new(context.ctx), &kernel))
     }
 
-    #[classifier]
-    fn mesh_uplink(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match Skb::of_flow(context.skb.skb) {
-            Some(mut packet) => pipeline::uplink(&mut packet, &kernel),
-            None => Fate::PASS,
+    /// Declares TC programs, one a row: name, the direction that its drops are counted for, how it makes
+    /// its packet, the CPU's scratch place that it needs, if any, and the pipeline's function.
+    ///
+    /// `tunnelled` in place of a direction: the packet comes out of the VXLAN device, whose metadata say
+    /// from which node and in which direction. A packet that can't be made is left to the host stack.
+    macro_rules! programs {
+        ($($(#[$doc:meta])* $name:ident: $direction:ident, $packet:ident $(, $scratch:ident)? => $run:ident;)+) => {
+            $(
+                $(#[$doc])*
+                #[classifier]
+                fn $name(context: TcContext) -> i32 {
+                    let kernel = Kernel::new(context.as_ptr());
+                    program_body!(context, kernel, $direction, $packet, $run $(, $scratch)?)
+                }
+            )+
         };
-        act_skb(&context, &kernel, Direction::Request, fate)
     }
 
-    /// On the way out: changes packets, and stops none. Connections of this host's own sockets are not remembered, as the ingress hooks ask
-    /// for those.
+    macro_rules! program_body {
+        ($context:ident, $kernel:ident, tunnelled, $packet:ident, $run:ident $(, $scratch:ident)?) => {{
+            let origin = origin($context.skb.skb);
+            let fate = program_body!(@fate $context, $kernel, $packet, $run, [origin,] $($scratch)?);
+            act_skb(&$context, &$kernel, origin.direction(), fate)
+        }};
+        ($context:ident, $kernel:ident, $direction:ident, $packet:ident, $run:ident $(, $scratch:ident)?) => {{
+            let fate = program_body!(@fate $context, $kernel, $packet, $run, [] $($scratch)?);
+            act_skb(&$context, &$kernel, Direction::$direction, fate)
+        }};
+        (@fate $context:ident, $kernel:ident, $packet:ident, $run:ident, [$($origin:tt)*] $scratch:ident) => {
+            match (Skb::$packet($context.skb.skb), $scratch()) {
+                (Some(mut packet), Some(scratch)) => {
+                    pipeline::$run(&mut packet, &$kernel, $($origin)* scratch)
+                }
+                _ => Fate::PASS,
+            }
+        };
+        (@fate $context:ident, $kernel:ident, $packet:ident, $run:ident, [$($origin:tt)*]) => {
+            match Skb::$packet($context.skb.skb) {
+                Some(mut packet) => pipeline::$run(&mut packet, &$kernel, $($origin)*),
+                None => Fate::PASS,
+            }
+        };
+    }
+
+    programs! {
+        /// TC ingress of an uplink.
+        mesh_uplink: Request, of_flow => uplink;
+        /// TC ingress of the VXLAN device.
+        mesh_tunnel: tunnelled, of_flow => tunnel;
+        /// TC ingress of a task's host-side veth.
+        mesh_task: Reply, of_flow => task;
+        /// Tail call [`mesh_ebpf::abi::Edge::UplinkError`].
+        mesh_uplink_err: Request, new, error => uplink_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::TunnelError`].
+        mesh_tunnel_err: tunnelled, new, error => tunnel_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::TaskError`].
+        mesh_task_err: Reply, new, error => task_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::UplinkFragment`].
+        mesh_uplink_fra: Request, new, fragment => uplink_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::TunnelFragment`].
+        mesh_tunnel_fra: tunnelled, new, fragment => tunnel_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::TaskFragment`].
+        mesh_task_fra: Reply, new, fragment => task_fragment;
+    }
+
+    /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of this
+    /// host's own sockets, as the ingress hooks ask the kernel for those.
     #[classifier]
     fn mesh_egress(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
@@ -46,34 +104,14 @@ mod programs {
         TC_ACT_UNSPEC
     }
 
+    /// TC egress of the VXLAN device.
     #[classifier]
     fn mesh_device(context: TcContext) -> i32 {
         pipeline::device(&mut Skb::outgoing(context.skb.skb));
         TC_ACT_UNSPEC
     }
 
-    #[classifier]
-    fn mesh_tunnel(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let origin = origin(context.skb.skb);
-        let fate = match Skb::of_flow(context.skb.skb) {
-            Some(mut packet) => pipeline::tunnel(&mut packet, &kernel, origin),
-            None => Fate::PASS,
-        };
-        act_skb(&context, &kernel, origin.direction(), fate)
-    }
-
-    #[classifier]
-    fn mesh_task(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match Skb::of_flow(context.skb.skb) {
-            Some(mut packet) => pipeline::task(&mut packet, &kernel),
-            None => Fate::PASS,
-        };
-        act_skb(&context, &kernel, Direction::Reply, fate)
-    }
-
-    /// Continues the others: [`mesh_ebpf::abi::Edge::Refuse`].
+    /// Tail call [`mesh_ebpf::abi::Edge::Refuse`]: answers a packet that another program refused.
     #[classifier]
     fn mesh_refuse(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
@@ -85,77 +123,7 @@ mod programs {
         act_skb(&context, &kernel, Direction::Request, fate)
     }
 
-    /// [`mesh_ebpf::abi::Edge::UplinkError`].
-    #[classifier]
-    fn mesh_uplink_err(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match (Skb::new(context.skb.skb), error()) {
-            (Some(mut packet), Some(error)) => pipeline::uplink_error(&mut packet, &kernel, error),
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, Direction::Request, fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::TunnelError`].
-    #[classifier]
-    fn mesh_tunnel_err(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let origin = origin(context.skb.skb);
-        let fate = match (Skb::new(context.skb.skb), error()) {
-            (Some(mut packet), Some(error)) => pipeline::tunnel_error(&mut packet, &kernel, origin, error),
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, origin.direction(), fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::TaskError`].
-    #[classifier]
-    fn mesh_task_err(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match (Skb::new(context.skb.skb), error()) {
-            (Some(mut packet), Some(error)) => pipeline::task_error(&mut packet, &kernel, error),
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, Direction::Reply, fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::UplinkFragment`].
-    #[classifier]
-    fn mesh_uplink_fra(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match (Skb::new(context.skb.skb), fragment()) {
-            (Some(mut packet), Some(fragment)) => pipeline::uplink_fragment(&mut packet, &kernel, fragment),
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, Direction::Request, fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::TaskFragment`].
-    #[classifier]
-    fn mesh_task_fra(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let fate = match (Skb::new(context.skb.skb), fragment()) {
-            (Some(mut packet), Some(fragment)) => pipeline::task_fragment(&mut packet, &kernel, fragment),
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, Direction::Reply, fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::TunnelFragment`].
-    #[classifier]
-    fn mesh_tunnel_fra(context: TcContext) -> i32 {
-        let kernel = Kernel::new(context.as_ptr());
-        let origin = origin(context.skb.skb);
-        let fate = match (Skb::new(context.skb.skb), fragment()) {
-            (Some(mut packet), Some(fragment)) => {
-                pipeline::tunnel_fragment(&mut packet, &kernel, origin, fragment)
-            }
-            _ => Fate::PASS,
-        };
-        act_skb(&context, &kernel, origin.direction(), fate)
-    }
-
-    /// [`mesh_ebpf::abi::Edge::Decapsulate`].
+    /// Tail call [`mesh_ebpf::abi::Edge::Decapsulate`].
     #[classifier]
     fn mesh_decap(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());
@@ -166,16 +134,6 @@ mod programs {
         let fate = pipeline::decapsulate(&mut packet, &kernel, origin);
         act_skb(&context, &kernel, origin.direction(), fate)
     }
-
-    /// Unreachable: the programs have no panicking paths, and the verifier would refuse the loop.
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        loop {}
-    }
-
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "license")]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 }
 
 /// The programs run in the kernel only.

@@ -9,20 +9,12 @@ mod programs {
     use aya_ebpf::macros::xdp;
     use aya_ebpf::programs::XdpContext;
 
+    mesh_ebpf::object!();
+
     #[xdp(frags)]
     fn mesh_pass(_: XdpContext) -> u32 {
         XDP_PASS
     }
-
-    /// Unreachable: there is nothing here that could panic.
-    #[panic_handler]
-    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        loop {}
-    }
-
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "license")]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 }
 
 /// The program runs in the kernel only.
