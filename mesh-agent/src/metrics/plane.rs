@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_ebpf::abi::{ABI_HASH, Direction, Evicted};
+use mesh_ebpf::abi::{ABI_HASH, Evicted};
 
 use mesh_state::origin;
 use mesh_state::spec::Protocol;
@@ -56,11 +56,11 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
 /// Adds the families of the kernel programs and their maps.
 pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     for (reason, direction, count) in &kernel.drops {
-        let labels = [("reason", reason.label()), ("direction", direction_label(*direction))];
+        let labels = [("reason", reason.label()), ("direction", direction.label())];
         samples.add(&names::DROPPED, &labels, number(*count));
     }
     for (direction, count) in &kernel.passed {
-        samples.add(&names::PASSED, &[("direction", direction_label(*direction))], number(*count));
+        samples.add(&names::PASSED, &[("direction", direction.label())], number(*count));
     }
     samples.add(&names::SYN_GUARD_ACTIVE, &[], f64::from(u8::from(kernel.is_guarding)));
     for (map, entries) in &kernel.conntrack {
@@ -96,12 +96,5 @@ pub(super) fn add_kernel(samples: &mut Samples, kernel: &StatsSnapshot) {
     for hook in &kernel.hooks {
         let labels = [("interface", hook.interface.as_str()), ("hook", hook.hook), ("mode", hook.mode)];
         samples.add(&names::ATTACHED, &labels, 1.0);
-    }
-}
-
-fn direction_label(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Request => "request",
-        Direction::Reply => "reply",
     }
 }
