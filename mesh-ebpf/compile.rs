@@ -1,7 +1,9 @@
-//! Compiles the kernel programs of this package from source: part of `mesh-agent`'s build script, and of `cargo xtask bench`.
+//! Compiles the kernel programs of this package from source: part of `mesh-agent`'s build script,
+//! and of `cargo xtask bench`.
 //!
-//! The programs need their own toolchain: Debian's `rustc-web` (with a prebuilt `core` for the target) and
-//! `bpf-linker` against the same LLVM. `cargo xtask setup` installs both; nothing is downloaded here.
+//! The programs need their own toolchain: Debian's `rustc-web` (with a prebuilt `core` for the
+//! target) and `bpf-linker` against the same LLVM. `cargo xtask setup` installs both; nothing is
+//! downloaded here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +14,8 @@ const CARGO: &str = "/usr/bin/cargo";
 const RUSTC: &str = "/usr/bin/rustc";
 const LINKER: &str = "bpf-linker";
 const TARGET: &str = "bpfel-unknown-none";
-/// Atomic read-modify-write instructions need the third generation; BTF is what names map types to people and tools.
+/// Atomic read-modify-write instructions need the third generation; BTF is what names map types to
+/// people and tools.
 const RUSTFLAGS: &str = "-C target-cpu=v3 -C linker=bpf-linker -C link-arg=--btf";
 /// What cargo sets for whoever calls this, and the inner build must not see.
 const OUTER_BUILD: [&str; 9] = [

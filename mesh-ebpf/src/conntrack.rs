@@ -1,12 +1,14 @@
-//! What mesh remembers of a flow: a growing set of events, from which all else follows. Events are those of TCP; a UDP
-//! flow's datagrams stand for them, see [`datagram_events`].
+//! What mesh remembers of a flow: a growing set of events, from which all else follows. Events are
+//! those of TCP; a UDP flow's datagrams stand for them, see [`datagram_events`].
 //!
-//! Events are added and taken away by atomic steps, so that two CPUs noting a FIN of either side at the same moment lose neither, and
-//! exactly one of them sees the flow close.
+//! Events are added and taken away by atomic steps, so that two CPUs noting a FIN of either side at
+//! the same moment lose neither, and exactly one of them sees the flow close.
 //!
-//! Anyone can send a packet in a client's name. So what a client's segment tells counts only if its sequence number is close to where the
-//! client was last seen (RFC 9293, 3.10.7.4; the endpoint checks it exactly, and answers some by a challenge, RFC 5961), and a flow
-//! whose supposedly closed end goes on was not closed: see [`judge`]. What a task sends, nobody else can send in its place.
+//! Anyone can send a packet in a client's name. So what a client's segment tells counts only if its
+//! sequence number is close to where the client was last seen (RFC 9293, 3.10.7.4; the endpoint
+//! checks it exactly, and answers some by a challenge, RFC 5961), and a flow whose supposedly
+//! closed end goes on was not closed: see [`judge`]. What a task sends, nobody else can send in its
+//! place.
 
 mod judge;
 
@@ -18,10 +20,12 @@ use crate::parse::transport;
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
-/// How long a task has to answer a SYN before a repeated one goes elsewhere. Clients repeat after a second (RFC 6298).
+/// How long a task has to answer a SYN before a repeated one goes elsewhere. Clients repeat after a
+/// second (RFC 6298).
 pub const ANSWER_TIMEOUT_NS: u64 = SECOND_NS / 2;
-/// The same for a task that answers the client directly: its answer isn't seen here, and may have been lost on its way. It is repeated with
-/// the client's first repetition, so it is the second, after three seconds, that tells of a task without answer.
+/// The same for a task that answers the client directly: its answer isn't seen here, and may have
+/// been lost on its way. It is repeated with the client's first repetition, so it is the second,
+/// after three seconds, that tells of a task without answer.
 pub const DSR_ANSWER_TIMEOUT_NS: u64 = 2 * SECOND_NS;
 /// How long an unconfirmed flow is remembered.
 pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
@@ -29,18 +33,21 @@ pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 pub const ESTABLISHED_TIMEOUT_NS: u64 = 2 * 3600 * SECOND_NS;
 /// How long an idle flow is remembered after one side's FIN.
 pub const CLOSING_TIMEOUT_NS: u64 = 600 * SECOND_NS;
-/// How long an idle flow is remembered whose client has closed, and whose task answers the client directly: whether the task has
-/// closed too is not seen.
+/// How long an idle flow is remembered whose client has closed, and whose task answers the client
+/// directly: whether the task has closed too is not seen.
 pub const DSR_CLOSING_TIMEOUT_NS: u64 = 60 * SECOND_NS;
 /// How long a closed flow is remembered, for retransmitted last packets.
 pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
-/// How long an endpoint remembers a connection that both sides have closed: Linux' `TIME_WAIT`, and a second for its timer.
+/// How long an endpoint remembers a connection that both sides have closed: Linux' `TIME_WAIT`, and
+/// a second for its timer.
 pub const TIME_WAIT_NS: u64 = 61 * SECOND_NS;
 
-/// How long this node's own connection ([`flow_event::OUTGOING`]) is remembered: as long as Linux' connection tracking does, which translates it.
+/// How long this node's own connection ([`flow_event::OUTGOING`]) is remembered: as long as Linux'
+/// connection tracking does, which translates it.
 pub const OUTGOING_TIMEOUT_NS: u64 = 5 * 24 * 3600 * SECOND_NS;
-/// The same for one that isn't established, or has ended; longer than the longest wait between two SYNs.
+/// The same for one that isn't established, or has ended; longer than the longest wait between two
+/// SYNs.
 pub const OUTGOING_BRIEF_TIMEOUT_NS: u64 = 120 * SECOND_NS;
 
 /// How long a UDP flow is remembered that went one way only, or to and fro once.
@@ -48,8 +55,9 @@ pub const UDP_TIMEOUT_NS: u64 = 30 * SECOND_NS;
 /// How long a UDP flow is remembered whose client went on after a reply.
 pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
 
-/// What counts of what a segment tells. A flow that began with another packet than a SYN is confirmed by its task, not by whoever sends
-/// ACKs: with the task's first segment that belongs to a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
+/// What counts of what a segment tells. A flow that began with another packet than a SYN is
+/// confirmed by its task, not by whoever sends ACKs: with the task's first segment that belongs to
+/// a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
 #[inline(always)]
 pub const fn proven(direction: Direction, before: u32, events: u32) -> u32 {
     if !is_unproven(before) {
@@ -69,8 +77,8 @@ pub const fn is_unproven(events: u32) -> bool {
     events & (flow_event::UNPROVEN | flow_event::ACK) == flow_event::UNPROVEN
 }
 
-/// The events of a flow that begins with this packet, at the task's node: if that is no SYN, whoever sent it has to be believed by the
-/// task first.
+/// The events of a flow that begins with this packet, at the task's node: if that is no SYN,
+/// whoever sent it has to be believed by the task first.
 #[inline(always)]
 pub const fn beginning(header: &transport::Header) -> u32 {
     if header.is_udp() {
@@ -80,8 +88,9 @@ pub const fn beginning(header: &transport::Header) -> u32 {
     if events & flow_event::ACK == 0 { events } else { events & !flow_event::ACK | flow_event::UNPROVEN }
 }
 
-/// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what the client sends after
-/// one its ACK. Where replies go another way, every further datagram is taken for one after a reply.
+/// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what
+/// the client sends after one its ACK. Where replies go another way, every further datagram is
+/// taken for one after a reply.
 #[inline(always)]
 pub const fn datagram_events(direction: Direction, before: u32) -> u32 {
     match direction {
@@ -106,8 +115,9 @@ pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
     }
 }
 
-/// What the ingress node makes of a segment that tells `added`, in a flow with these events. Of a flow whose replies go to the
-/// client directly it sees no FIN of the task: the client's counts for both.
+/// What the ingress node makes of a segment that tells `added`, in a flow with these events. Of a
+/// flow whose replies go to the client directly it sees no FIN of the task: the client's counts for
+/// both.
 #[inline(always)]
 pub const fn at_ingress(events: u32, added: u32) -> u32 {
     if events & flow_event::DSR != 0 && added & flow_event::CLIENT_FIN != 0 {
@@ -117,8 +127,8 @@ pub const fn at_ingress(events: u32, added: u32) -> u32 {
     }
 }
 
-/// Whether adding `added` to `before` shows that the task took the connection: by its SYN-ACK, or, where that goes to the client
-/// directly, by the client's confirmation.
+/// Whether adding `added` to `before` shows that the task took the connection: by its SYN-ACK, or,
+/// where that goes to the client directly, by the client's confirmation.
 #[inline(always)]
 pub const fn answers(before: u32, added: u32) -> bool {
     let telling = if before & flow_event::DSR == 0 {
@@ -165,8 +175,8 @@ pub const fn is_established(events: u32) -> bool {
     events & flow_event::ACK != 0
 }
 
-/// Whether the client has confirmed the flow and it has not ended: a flow that is worth keeping however long
-/// it is idle.
+/// Whether the client has confirmed the flow and it has not ended: a flow that is worth keeping
+/// however long it is idle.
 #[inline(always)]
 pub const fn is_lasting(events: u32) -> bool {
     is_established(events) && !is_closed(events)
@@ -216,13 +226,15 @@ pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     }
 }
 
-/// The same for a translation: it is remembered for as long as its task may remember the connection.
+/// The same for a translation: it is remembered for as long as its task may remember the
+/// connection.
 pub const fn translation_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     let usual_ns = idle_timeout_ns(ip_protocol, events);
     if is_remembered(events, 0) && usual_ns < TIME_WAIT_NS { TIME_WAIT_NS } else { usual_ns }
 }
 
-/// Whether an endpoint may remember a connection with these events, of which nothing was seen for so long, though it has ended.
+/// Whether an endpoint may remember a connection with these events, of which nothing was seen for
+/// so long, though it has ended.
 #[inline(always)]
 pub const fn is_remembered(events: u32, idle_ns: u64) -> bool {
     is_closed(events) && events & flow_event::RESET == 0 && idle_ns < TIME_WAIT_NS

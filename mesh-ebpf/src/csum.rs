@@ -22,7 +22,8 @@ pub fn fold(total: u32) -> u16 {
     (total & 0xffff) as u16
 }
 
-/// The checksum after the bytes `old`, at an even offset of what it covers, became `new`: RFC 1624, equation 3.
+/// The checksum after the bytes `old`, at an even offset of what it covers, became `new`: RFC 1624,
+/// equation 3.
 #[inline(always)]
 pub fn replace<const N: usize>(checksum: [u8; 2], old: &[u8; N], new: &[u8; N]) -> [u8; 2] {
     let words = N.div_ceil(2) as u32;
@@ -32,7 +33,8 @@ pub fn replace<const N: usize>(checksum: [u8; 2], old: &[u8; N], new: &[u8; N]) 
     (!fold(total)).to_be_bytes()
 }
 
-/// The same for a checksum that may be absent: 0 is none and stays so, and a computed 0 is written as its twin 0xffff.
+/// The same for a checksum that may be absent: 0 is none and stays so, and a computed 0 is written
+/// as its twin 0xffff.
 #[inline(always)]
 pub fn replace_optional<const N: usize>(
     checksum: [u8; 2],
@@ -52,8 +54,8 @@ pub fn replace_optional<const N: usize>(
     }
 }
 
-/// The sum over the TCP, UDP or ICMPv6 pseudo header: addresses, protocol, length of header and data. The prefix of
-/// v4-mapped addresses adds a multiple of 0xffff, which is nothing.
+/// The sum over the TCP, UDP or ICMPv6 pseudo header: addresses, protocol, length of header and
+/// data. The prefix of v4-mapped addresses adds a multiple of 0xffff, which is nothing.
 #[inline(always)]
 pub fn pseudo_header(source: &Address, destination: &Address, protocol: u8, len: u32) -> u32 {
     sum(&source.0) + sum(&destination.0) + u32::from(protocol) + len
@@ -65,7 +67,8 @@ mod tests {
 
     use super::*;
 
-    /// From scratch, in another way than the code above: 64-bit accumulation, folded until nothing is left.
+    /// From scratch, in another way than the code above: 64-bit accumulation, folded until nothing
+    /// is left.
     fn oracle(bytes: &[u8]) -> u16 {
         let mut total: u64 = 0;
         for pair in bytes.chunks(2) {
@@ -96,7 +99,8 @@ mod tests {
 
         #[test]
         fn replacing_equals_recomputing(mut bytes: [u8; 32], new: [u8; 4], word in 0usize..7) {
-            // A packet that is all zeros has the checksum 0xffff, which incremental updates cannot tell from 0.
+            // A packet that is all zeros has the checksum 0xffff, which incremental updates cannot
+            // tell from 0.
             prop_assume!(bytes[4 * 7..].iter().any(|byte| *byte != 0));
             let before = oracle(&bytes).to_be_bytes();
             let at = word * 4;

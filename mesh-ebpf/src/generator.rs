@@ -1,9 +1,12 @@
-//! Packets for measurements: the frame that a client of a published port would send, made from a number.
+//! Packets for measurements: the frame that a client of a published port would send, made from a
+//! number.
 //!
-//! Purpose: `bin/bench_gen` sends what [`headers`] makes, millions a second, towards the attached programs. Every header is
-//! written anew for each frame, as the kernel gives a frame's memory back with whatever became of it.
+//! Purpose: `bin/bench_gen` sends what [`headers`] makes, millions a second, towards the attached
+//! programs. Every header is written anew for each frame, as the kernel gives a frame's memory back
+//! with whatever became of it.
 //!
-//! What the memory alone costs is measured by [`line`]: where in a table of so many lines a frame's flow would stand.
+//! What the memory alone costs is measured by [`line`]: where in a table of so many lines a frame's
+//! flow would stand.
 //!
 //! Left to others: checksums of TCP, which nothing on the way to the task looks at.
 
@@ -29,7 +32,8 @@ const CLIENT_PORT: u16 = 40_000;
 pub struct Recipe {
     /// So many flows, over and over; 0: every frame begins another.
     pub flows: u32,
-    /// From one flow to the next, without a factor in common with `flows`, so that neighbours in time are none in tables.
+    /// From one flow to the next, without a factor in common with `flows`, so that neighbours in
+    /// time are none in tables.
     pub stride: u32,
     /// Added to every flow's number: each CPU that sends has flows of its own.
     pub offset: u32,
@@ -51,7 +55,8 @@ pub struct Recipe {
     pub client_mac: Mac,
 }
 
-// SAFETY: the struct is `repr(C)`, of integers and byte arrays only, and without padding (asserted below).
+// SAFETY: the struct is `repr(C)`, of integers and byte arrays only, and without padding (asserted
+// below).
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for Recipe {}
 
@@ -89,10 +94,12 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     bytes
 }
 
-/// Most lines of the table that [`line`] is about: as many as a table of a million flows and a quarter has.
+/// Most lines of the table that [`line`] is about: as many as a table of a million flows and a
+/// quarter has.
 pub const LINES_MAX: u32 = cell_count(homes_for(1_250_000));
 
-/// Where the flow of a client's address and port stands in a table of so many lines: anywhere, and always there.
+/// Where the flow of a client's address and port stands in a table of so many lines: anywhere, and
+/// always there.
 #[inline(always)]
 pub fn line(client: u32, port: u16, lines: u32) -> u32 {
     // The finalizer of MurmurHash3: what differs in one bit of either is far away.
@@ -154,7 +161,8 @@ mod tests {
     #[test]
     fn flows_stand_all_over_the_lines() {
         let lines: BTreeSet<_> = (0..1000).map(|flow| line(NETWORK | flow, CLIENT_PORT, 2500)).collect();
-        // Thrown at random, 1000 would share some of 2500 lines: 824 of them are expected to be hit.
+        // Thrown at random, 1000 would share some of 2500 lines: 824 of them are expected to be
+        // hit.
         assert!((700..=1000).contains(&lines.len()), "{} lines for 1000 flows", lines.len());
         let (least, most) = (lines.first().copied(), lines.last().copied());
         assert!(least < Some(250) && most > Some(2250) && most < Some(2500), "from {least:?} to {most:?}");

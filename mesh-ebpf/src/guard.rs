@@ -1,11 +1,14 @@
-//! The guard against floods of SYNs: how many of them are remembered, and for how long what was not is honoured.
+//! The guard against floods of SYNs: how many of them are remembered, and for how long what was not
+//! is honoured.
 //!
-//! Remembering a SYN costs several times what forwarding it costs, and the table of flows has an end. So each CPU remembers flows at
-//! a rate ([`crate::abi::Config::syn_guard_rate`]). A SYN beyond it is forwarded all the same, to a backend that its addresses and ports
-//! name ([`crate::select::Selection::ByFlowHash`]), and nothing is written. The client's ACK names the same backend, and its flow is remembered then,
-//! out of a bucket of its own.
+//! Remembering a SYN costs several times what forwarding it costs, and the table of flows has an
+//! end. So each CPU remembers flows at a rate ([`crate::abi::Config::syn_guard_rate`]). A SYN
+//! beyond it is forwarded all the same, to a backend that its addresses and ports name
+//! ([`crate::select::Selection::ByFlowHash`]), and nothing is written. The client's ACK names the
+//! same backend, and its flow is remembered then, out of a bucket of its own.
 //!
-//! That holds for a while after the last SYN that was not remembered. Outside of it a packet without a flow is refused.
+//! That holds for a while after the last SYN that was not remembered. Outside of it a packet
+//! without a flow is refused.
 
 use crate::abi::TokenBucket;
 
@@ -13,12 +16,15 @@ use crate::abi::TokenBucket;
 const SECOND_NS: u64 = 1_000_000_000;
 /// How often a bucket is filled, about: two divisions.
 const FILL_NS: u64 = 1 << 23;
-/// How far [`crate::abi::names::SYN_GUARD_FIRED`] may be behind: its line of memory is read by all CPUs with each SYN.
+/// How far [`crate::abi::names::SYN_GUARD_FIRED`] may be behind: its line of memory is read by all
+/// CPUs with each SYN.
 pub const FIRED_STEP_NS: u64 = 1 << 26;
-/// How long after the last SYN that was not remembered backends are chosen by addresses and ports alone, for SYNs that are remembered
-/// too: the same SYN may have come before, unremembered, and its answer be on its way. Within this time a client repeats it three times.
+/// How long after the last SYN that was not remembered backends are chosen by addresses and ports
+/// alone, for SYNs that are remembered too: the same SYN may have come before, unremembered, and
+/// its answer be on its way. Within this time a client repeats it three times.
 pub const HASHED_SELECTION_NS: u64 = 8 * SECOND_NS;
-/// How long after it a packet without a flow may belong to a connection: as long as an unconfirmed flow would be remembered.
+/// How long after it a packet without a flow may belong to a connection: as long as an unconfirmed
+/// flow would be remembered.
 pub const HONOURED_NS: u64 = crate::conntrack::HALF_OPEN_TIMEOUT_NS;
 /// The usual rate, as that of Katran: a CPU forwards some millions of packets a second.
 pub const RATE: u32 = 100_000;

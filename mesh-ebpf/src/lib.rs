@@ -1,11 +1,12 @@
-//! Packet logic of mesh, shared by kernel programs and host tests.
+//! Packet logic of mesh, shared by the kernel programs and by host tests.
 //!
-//! The crate compiles for two targets. For `bpfel-unknown-none` it is the kernel side: thin programs in `bin/`
-//! over [`pipeline`]. For the host it is the very same pipeline over hash maps, so that every rule is tested
-//! without a kernel, plus [`abi`]: the layouts through which `mesh-agent` speaks to the programs.
+//! The crate compiles for two targets. For `bpfel-unknown-none` it is the kernel side: thin
+//! programs in `bin/` over [`pipeline`]. For the host it is the same pipeline over hash maps, so
+//! that every rule is tested without a kernel, plus [`abi`]: the layouts through which `mesh-agent`
+//! and the programs share maps.
 //!
-//! Invariants: parsing never touches maps, selection never touches packets, nothing loops over backends, and
-//! every dropped packet has a reason from [`abi::DropReason`].
+//! Invariants: parsing never touches maps; selection never touches packets; nothing loops over
+//! backends; every dropped packet has a reason from [`abi::DropReason`].
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -39,9 +40,9 @@ pub mod select;
 pub mod testing;
 pub mod verdict;
 
-/// What every object of kernel programs needs besides its programs: the licence, which the kernel reads
-/// before it lets a program call helpers that are for GPL programs only, and a panic handler, which the
-/// compiler demands. Nothing panics, or the verifier would refuse the handler's loop.
+/// What every object of kernel programs needs besides its programs: the licence, which the kernel
+/// reads before it lets a program call helpers that are for GPL programs only, and a panic handler,
+/// which the compiler demands. Nothing panics, or the verifier would refuse the handler's loop.
 #[cfg(target_arch = "bpf")]
 #[macro_export]
 macro_rules! object {

@@ -1,5 +1,5 @@
-//! What the packet logic asks of the world: the seam between the pipeline and the kernel's maps and sockets, or the
-//! hash maps of a host test.
+//! The interface between the pipeline and its tables: the kernel's maps and sockets, or the hash
+//! maps of a host test.
 
 use crate::abi::{
     Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Member,
@@ -7,148 +7,153 @@ use crate::abi::{
 };
 use crate::select::Candidates;
 
-/// Tables, clock, dice and counters of one program run.
+/// Tables, clock, random numbers and counters that one program run uses.
 pub trait Lookups: Candidates {
-    /// Flows of the ingress role.
+    /// The flow table of the ingress role.
     type Flows: FlowTable<FlowKey, Flow>;
-    /// Translations of the backend role.
+    /// The translations of the owner's role.
     type Nats: FlowTable<NatKey, Nat>;
 
-    /// Nanoseconds of the monotonic clock.
+    /// The monotonic clock as of its last tick, in nanoseconds.
     fn now_ns(&self) -> u64;
 
-    /// The same clock between its ticks, for what is measured. It costs ten times as much.
+    /// The monotonic clock between its ticks, for measuring durations. Reading it costs ten times
+    /// as much as [`Self::now_ns`].
     fn precise_ns(&self) -> u64;
 
-    /// What this node is; `None` until userspace has said so.
+    /// The settings of this node; `None` until userspace has written them.
     fn config(&self) -> Option<&Config>;
-    /// Index of an address of this node; `None` for any other address.
+    /// The index of an address of this node; `None` for any other address.
     fn address_index(&self, address: &Address) -> Option<u32>;
-    /// The published port.
+    /// The published port with this key.
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
-    /// Whether the allow-list of the published port `service_index` has the client.
+    /// Whether the client is on the allow-list of the published port `service_index`.
     fn is_allowed(&self, service_index: u32, client: &Address) -> bool;
     /// The backend with this id.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The node with this index.
     fn node(&self, index: u32) -> Option<&Node>;
-    /// Index of the member node with this address; `None`: no member has it.
+    /// The index of the member node with this address; `None` if no member has it.
     fn peer(&self, address: &Address) -> Option<u32>;
-    /// What is demanded of the node with this index; 0 is this node.
+    /// What tunnel packets of the node with this index must bear; 0 is this node.
     fn member(&self, index: u32) -> Option<&Member>;
-    /// Whether a socket of this node owns the connection: not a listening one, nor an unconnected one of UDP.
+    /// Whether a connected socket of this node owns the connection. Listening TCP sockets and
+    /// unconnected UDP sockets don't count.
     fn socket_owns(&self, connection: &Connection) -> bool;
 
-    /// Flows of the ingress role.
+    /// The flow table of the ingress role.
     fn flows(&self) -> &Self::Flows;
-    /// Translations of the backend role.
+    /// The translations of the owner's role.
     fn nats(&self) -> &Self::Nats;
 
     /// The ports of the packet that a later fragment belongs to.
     fn fragment_ports(&self, key: &FragmentKey) -> Option<FragmentPorts>;
-    /// Keeps the ports of a packet that comes in fragments.
+    /// Stores the ports of a fragmented packet.
     fn keep_fragment_ports(&self, key: &FragmentKey, ports: &FragmentPorts);
 
-    /// Whether the flow of one more SYN is to be remembered: see [`crate::guard`].
+    /// Whether one more SYN may create a flow: see [`crate::guard`].
     fn may_remember_syn(&self) -> bool;
-    /// Whether one more flow is to be remembered by a later packet.
+    /// Whether a later packet may create a flow whose SYN created none.
     fn may_remember_late(&self) -> bool;
-    /// A number that this flow has on this node, and that nobody else can tell.
+    /// A hash of the flow's key under this node's secret, so that nobody else can predict it.
     fn keyed_hash(&self, key: &FlowKey) -> u32;
-    /// Whether a SYN was not remembered within this time.
+    /// Whether a SYN was forwarded without a flow within this time.
     fn has_guarded(&self, within_ns: u64) -> bool;
-    /// Counts a SYN of the published port `service_index` that was forwarded but not remembered.
+    /// Counts a SYN of the published port `service_index` that was forwarded without a flow.
     fn count_unremembered(&self, service_index: u32);
 
-    /// Keeps what a reply told of the load of `backend`.
+    /// Stores the load of `backend` that a reply carried.
     fn keep_load(&self, backend: u32, load: u32);
 
     /// Counts a flow assigned to `backend`, of the published port `service_index`.
     fn count_opened(&self, service_index: u32, backend: u32);
     /// Counts a flow of `backend` that ended.
     fn count_closed(&self, backend: u32);
-    /// Counts a flow of `backend` that had been counted as ended and goes on.
+    /// Counts a flow of `backend` that was counted as ended, but goes on.
     fn count_revived(&self, backend: u32);
     /// Counts a handshake that the task answered.
     fn count_answered(&self, backend: u32);
     /// Counts a handshake that the task refused.
     fn count_refused(&self, backend: u32);
-    /// Counts a handshake that the task left unanswered until the client tried again.
+    /// Counts a handshake that the task left unanswered until the client retransmitted its SYN.
     fn count_unanswered(&self, backend: u32);
     /// Counts a flow for which the published port had no backend.
     fn count_no_backend(&self, service_index: u32);
-    /// Keeps how long something of the published port `service_index` took.
+    /// Adds a duration to the histogram of the published port `service_index`.
     fn keep_duration(&self, timed: Timed, service_index: u32, duration_ns: u64);
-    /// Counts traffic that is forwarded.
+    /// Counts a forwarded packet.
     fn count_traffic(&self, service_index: u32, backend: u32, direction: Direction, count: PacketCount);
-    /// Counts a packet that is not.
+    /// Counts a packet that is not forwarded.
     fn count_drop(&self, reason: DropReason, direction: Direction);
 }
 
-/// One packet's share of the traffic counters.
+/// What one packet adds to the traffic counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketCount {
-    /// Packets.
+    /// Packets on the wire: more than one for a packet that stands for several (segmentation
+    /// offload).
     pub packets: u32,
-    /// Bytes from the IP header on.
+    /// Bytes, from the IP header on.
     pub bytes: u32,
 }
 
-/// The two ends of a TCP connection, or of a connected UDP socket, as its socket on this node would see them.
+/// The addresses and ports of a TCP connection or connected UDP socket, as seen by its socket on
+/// this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Connection {
     /// IP protocol number.
     pub protocol: u8,
-    /// The other end's address.
+    /// The remote address.
     pub remote: Address,
-    /// The other end's port.
+    /// The remote port.
     pub remote_port_be: Be16,
-    /// This end's address.
+    /// The local address.
     pub local: Address,
-    /// This end's port.
+    /// The local port.
     pub local_port_be: Be16,
 }
 
-/// The flows of one kind: half-open ones, and those that their clients have confirmed.
+/// A table of flows or translations: half-open ones, and established ones that their clients have
+/// confirmed.
 pub trait FlowTable<K, V> {
-    /// A live entry, see [`Entry`].
+    /// A handle on an entry of the table, see [`Entry`].
     type Entry: Entry<V>;
 
-    /// The flow with this key, and whether it is established.
+    /// The entry with this key, and whether it is established.
     fn find(&self, key: &K) -> Option<(Self::Entry, bool)>;
-    /// Adds a half-open flow, unless there is one.
+    /// Adds a half-open entry, unless the key has one.
     fn open(&self, key: &K, value: &V) -> Opened;
-    /// Puts the flow where one with these events belongs: one that its client has confirmed is kept however
-    /// long it is idle; one that has ended must not push such a one out, but is still found until it is swept
-    /// or its memory is needed.
+    /// Moves the entry to the table that its events call for: an established one is kept however
+    /// long it is idle; a closed one must not evict such an entry, but can be found until it is
+    /// swept or its memory is needed.
     fn reclassify(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32);
-    /// Puts what is known of an established flow anew.
+    /// Overwrites an established entry.
     fn replace(&self, key: &K, entry: &Self::Entry, value: &V);
-    /// Removes the flow.
+    /// Removes the entry.
     fn forget(&self, key: &K);
 }
 
-/// What became of an attempt to add a flow.
+/// The result of adding an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// It is there now.
+    /// The table holds the entry now.
     Added,
-    /// Another CPU was faster.
+    /// The key had an entry already, or another CPU added one at the same moment.
     Exists,
-    /// The table refused it.
+    /// The table had no room for the entry.
     Refused,
 }
 
-/// A flow in its table, which other CPUs may be changing at the same time.
+/// An entry of a table, which other CPUs may be changing at the same time.
 pub trait Entry<V> {
-    /// A copy of it.
+    /// A copy of the entry.
     fn get(&self) -> V;
-    /// Notes that a packet of it was seen.
+    /// Sets the time of the last packet.
     fn touch(&self, now_ns: u64);
-    /// Adds events, atomically; returns those it had before.
+    /// Adds events atomically; returns the events before.
     fn add_events(&self, events: u32) -> u32;
-    /// Takes events away, atomically; returns those it had before.
+    /// Removes events atomically; returns the events before.
     fn clear_events(&self, events: u32) -> u32;
-    /// Notes where its client is in its sequence numbers.
+    /// Sets the upper half of the client's current sequence number.
     fn set_sequence(&self, sequence: u16);
 }

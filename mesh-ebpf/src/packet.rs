@@ -1,8 +1,9 @@
-//! What the packet logic asks of a packet: the seam between the pipeline and a kernel context or a host buffer.
+//! The interface between the pipeline and a packet: a kernel context or a host buffer.
 //!
-//! Offsets count from the start of the Ethernet header. Every access is checked; `None` means "not that long", or
-//! that the kernel refused. A checksum over the transport header of a forwarded packet is never written by the
-//! pipeline: in TC it may be one that the device has yet to finish, and only the implementation knows.
+//! Offsets count from the start of the Ethernet header. Every access is checked; `None` means that
+//! the packet is too short, or that the kernel refused. The pipeline never writes a checksum over
+//! the transport header of a forwarded packet: in TC the device may still have to finish it, and
+//! only the implementation knows.
 
 use crate::abi::Address;
 
@@ -11,14 +12,17 @@ pub trait Packet {
     /// The `N` bytes at `offset`.
     fn read_bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Overwrites the `N` bytes at `offset`, in a way that leaves the sum over the packet as it was: checksums over
-    /// them are the caller's concern.
+    /// Overwrites the `N` bytes at `offset`, and leaves the kernel's sum over the packet
+    /// (`skb->csum`) alone. So the caller must change other bytes, such as a checksum, that make up
+    /// for the difference.
     fn write_bytes<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
-    /// Overwrites the `N` bytes at `offset`, an even one, whatever that does to the sum over the packet.
+    /// Overwrites the `N` bytes at `offset`, which must be even, and updates the kernel's sum over
+    /// the packet (`skb->csum`).
     fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()>;
 
-    /// Accounts in a transport checksum for the bytes `old`, at an even offset of what it covers, becoming `new`.
+    /// Updates a transport checksum after the bytes `old`, at an even offset of what it covers,
+    /// became `new`.
     fn patch_transport_checksum(
         &mut self,
         checksum: Checksum,
@@ -27,55 +31,62 @@ pub trait Packet {
         part: Covered,
     ) -> Option<()>;
 
-    /// The same for an IPv6 address of the pseudo header.
+    /// Updates a transport checksum after an IPv6 address of the pseudo header changed from `old`
+    /// to `new`.
     fn patch_pseudo_header(&mut self, checksum: Checksum, old: &Address, new: &Address) -> Option<()>;
 
-    /// Whether the device has yet to finish the transport checksum at `offset`. The field is undefined afterwards.
+    /// Whether the device still has to finish the transport checksum at `offset`. The field is
+    /// undefined after this call.
     fn is_checksum_pending(&mut self, offset: usize) -> Option<bool>;
 
-    /// Has the device forget the transport checksum that it has yet to finish, at the price of the first bytes after the Ethernet
-    /// header, which are lost, and of as many in all. The packet must have a thousand bytes.
+    /// Makes the device forget the transport checksum that it still has to finish. This destroys
+    /// the first bytes after the Ethernet header, and shortens the packet by as many. The packet
+    /// must have a thousand bytes.
     fn drop_pending_checksum(&mut self) -> Option<()>;
 
-    /// Cuts the packet, or lengthens it with undefined bytes, to this length from the Ethernet header on.
+    /// Cuts the packet, or lengthens it with undefined bytes, to this length, counted from the
+    /// Ethernet header on.
     fn resize(&mut self, len: usize) -> Option<()>;
 
-    /// ifindex of the interface it came in by.
+    /// ifindex of the interface that the packet came in by.
     fn ifindex(&self) -> u32;
 
-    /// Marks a tunnel packet on its way into or out of the VXLAN device as one that mesh has let through.
+    /// Marks a tunnel packet on its way into or out of the VXLAN device as one that mesh has
+    /// checked: see [`crate::abi::TUNNEL_MARK`].
     fn mark(&mut self);
 
-    /// Whether it is marked; takes the mark off, which means nothing to the rest of the host.
+    /// Whether the packet has that mark. Clears it, as it means nothing to the rest of the host.
     fn take_mark(&mut self) -> bool;
 
-    /// How many packets of the wire this one stands for (segmentation offload).
+    /// How many packets on the wire this one stands for (segmentation offload).
     fn segments(&self) -> u32;
 
-    /// Bytes of payload in each of them; 0 if it stands for itself.
+    /// Bytes of payload in each of those packets; 0 if the packet stands for itself only.
     fn segment_size(&self) -> u32;
 
-    /// What the kernel's own tunnels take a flow's outer source port from; `None` where the kernel knows of no flow yet.
+    /// The hash from which the kernel's own tunnels derive a flow's outer source port; `None` at
+    /// XDP, where the kernel knows of no flow yet.
     fn flow_hash(&self) -> Option<u32>;
 
-    /// Makes room for [`crate::parse::vxlan::OVERHEAD`] bytes in front; their content is undefined.
-    /// If it can't, the packet is as before; not for one that stands for several.
+    /// Adds [`crate::parse::vxlan::OVERHEAD`] undefined bytes in front of the packet. If the kernel
+    /// refuses, the packet is unchanged. Must not be called on a packet that stands for several.
     fn push_outer(&mut self) -> Option<()>;
 
-    /// Takes the first [`crate::parse::vxlan::OVERHEAD`] bytes away. If it can't, the packet is as before.
+    /// Removes the first [`crate::parse::vxlan::OVERHEAD`] bytes. If the kernel refuses, the packet
+    /// is unchanged.
     fn pull_outer(&mut self) -> Option<()>;
 }
 
-/// A transport checksum in a packet.
+/// Where a transport checksum is, and its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum {
-    /// Where it is.
+    /// Offset of the checksum in the frame.
     pub offset: usize,
-    /// Whether 0 means that there is none: UDP's, which writes a 0 that was computed as 0xffff.
+    /// Whether 0 means "no checksum", as in UDP, where a computed 0 is written as 0xffff.
     pub is_optional: bool,
 }
 
-/// Which part of what a transport checksum covers has changed.
+/// Which of the bytes that a transport checksum covers have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Covered {
     /// An address of the pseudo header.

@@ -1,7 +1,8 @@
-//! Which backend a new flow gets. Never touches packets; constant work, whatever the number of backends.
+//! Which backend a new flow gets. Never touches packets; constant work, whatever the number of
+//! backends.
 //!
-//! The kernel's programs and the userspace proxy select by this one function, each over its own tables: see
-//! [`Candidates`].
+//! The kernel's programs and the userspace proxy select by this one function, each over its own
+//! tables: see [`Candidates`].
 
 use crate::abi::{Address, Policy, Service};
 
@@ -24,13 +25,14 @@ pub trait Candidates {
     fn weight(&self, id: u32) -> u32;
     /// Live connections of the backend.
     fn live(&self, id: u32) -> u64;
-    /// What its node measures, 1 (idle) to 127 (saturated); `None` if nothing young enough is known.
+    /// What its node measures, 1 (idle) to 127 (saturated); `None` if nothing young enough is
+    /// known.
     fn load(&self, id: u32) -> Option<u32>;
 }
 
-/// The id of a living backend for a new flow of `service`, another one than `avoided` if there is one close by; `None` if it
-/// has none. `client` is the client's address; `avoided` is the backend that has just left the flow's first SYN unanswered, 0
-/// for a flow that had none.
+/// The id of a living backend for a new flow of `service`, another one than `avoided` if there is
+/// one close by; `None` if it has none. `client` is the client's address; `avoided` is the backend
+/// that has just left the flow's first SYN unanswered, 0 for a flow that had none.
 #[inline(always)]
 pub fn select<C: Candidates>(
     candidates: &C,
@@ -46,8 +48,9 @@ pub fn select<C: Candidates>(
 pub enum Selection {
     /// The service's policy.
     ByPolicy,
-    /// This number, which all packets of the flow have, so that they get the same backend as long as the slots are the same, with nothing
-    /// remembered; or, if that is the policy, the client's address.
+    /// This number, which all packets of the flow have, so that they get the same backend as long
+    /// as the slots are the same, with nothing remembered; or, if that is the policy, the client's
+    /// address.
     ByFlowHash(u32),
 }
 
@@ -94,9 +97,10 @@ pub fn select_by<C: Candidates>(
     }
 }
 
-/// Looks through a few slots, from number `start` modulo their count on, for a living backend that is none of `others`; also
-/// tells the last living one passed over. The next look is at the slot beside, but for hashed clients first where another hash
-/// points: else all clients of a backend that is gone would go to its neighbour.
+/// Looks through a few slots, from number `start` modulo their count on, for a living backend that
+/// is none of `others`; also tells the last living one passed over. The next look is at the slot
+/// beside, but for hashed clients first where another hash points: else all clients of a backend
+/// that is gone would go to its neighbour.
 #[inline(always)]
 fn probe<C: Candidates>(
     candidates: &C,
@@ -140,12 +144,14 @@ fn is_better<C: Candidates>(candidates: &C, policy: Policy, one: u32, other: u32
     if mine | its == 0 {
         return false; // Else the heavier of two idle ones would get all of the traffic.
     }
-    // Connections for each unit of weight, the new one included; counts are cut, so that products fit their type.
+    // Connections for each unit of weight, the new one included; counts are cut, so that products
+    // fit their type.
     let with_one = |live: u64| live.min(u32::MAX.into()) + 1;
     with_one(mine) * u64::from(candidates.weight(other)) < with_one(its) * u64::from(candidates.weight(one))
 }
 
-/// The client's number, alike on all nodes: [`Policy::SourceHash`] takes the slot of this number modulo their count.
+/// The client's number, alike on all nodes: [`Policy::SourceHash`] takes the slot of this number
+/// modulo their count.
 #[inline(always)]
 pub const fn hash(client: &Address) -> u32 {
     let hash = mix(word(client, 0));
@@ -160,7 +166,8 @@ const fn word(address: &Address, at: usize) -> u32 {
     u32::from_be_bytes([address.0[at], address.0[at + 1], address.0[at + 2], address.0[at + 3]])
 }
 
-/// A permutation of the 32-bit numbers in which every bit depends on every bit, by turns of shift and multiplication.
+/// A permutation of the 32-bit numbers in which every bit depends on every bit, by turns of shift
+/// and multiplication.
 #[inline(always)]
 const fn mix(number: u32) -> u32 {
     let number = (number ^ number >> 16).wrapping_mul(0x7feb_352d);

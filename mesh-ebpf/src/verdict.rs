@@ -1,71 +1,76 @@
-//! What is to become of a packet. The pipeline decides; the hook's program carries it out.
+//! What happens to a packet: the pipeline decides, the hook's program carries it out.
 
 use crate::abi::{DropReason, Edge};
 use crate::parse::vxlan::Vni;
 
-/// The fate of a packet, for those who look at it: see [`Fate`].
+/// What happens to a packet, as an enum for tests and for the programs' last step. The pipeline
+/// carries it as [`Fate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The next program, then the host stack.
+    /// The packet goes on to the next program of the hook, then to the host stack.
     Pass,
-    /// Nowhere; already counted.
+    /// The packet is dropped; the drop is counted already.
     Drop(DropReason),
-    /// Back to its sender as a RST or ICMP error. A step on the way: the pipeline's last one makes a drop or an answer of it.
+    /// The sender is to get a RST or ICMP error. An intermediate step: the last step of the
+    /// pipeline turns it into a drop or an answer.
     Refuse(DropReason),
-    /// Out of the interface it came in by; the frame is complete.
+    /// The packet leaves by the interface that it came in by; the frame is complete.
     Bounce,
-    /// Out of another interface; the frame is complete.
+    /// The packet leaves by another interface; the frame is complete.
     Emit {
-        /// The interface.
+        /// ifindex of the interface.
         ifindex: u32,
     },
-    /// Out of an interface, the destination looked up there by the kernel, which puts the Ethernet header on.
+    /// The packet leaves by an interface; the kernel looks the next hop up and writes the Ethernet
+    /// header.
     Route {
-        /// The interface.
+        /// ifindex of the interface.
         ifindex: u32,
     },
-    /// Into the network namespace of a task of this node; the frame is complete.
+    /// The packet goes into the network namespace of a task of this node; the frame is complete.
     Deliver {
-        /// The task's host-side veth.
+        /// ifindex of the task's host-side veth.
         ifindex: u32,
     },
-    /// Through the kernel's VXLAN device, which puts the outer headers on.
+    /// The packet goes through the kernel's VXLAN device, which writes the outer headers.
     ViaDevice(Tunnel),
-    /// To another program, which decides: nothing has been done so far.
+    /// Another program decides, by a tail call; nothing has been done so far.
     Continue(Edge),
-    /// To the program that makes an ICMP error of it; already counted.
+    /// The program [`Edge::Refuse`] makes an ICMP error of the packet; the drop is counted already.
     Answer(Answer),
 }
 
-/// Where the VXLAN device sends a packet.
+/// Where the tunnel takes a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The other node's IPv4 address.
+    /// IPv4 address of the other node.
     pub peer: [u8; 4],
-    /// What the other node is told.
+    /// The VNI, which tells the other node what the packet is for.
     pub vni: Vni,
 }
 
-/// An ICMP error that is to be made of a packet.
+/// An ICMP error that [`Edge::Refuse`] makes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Why.
+    /// Why the packet is refused.
     pub reason: DropReason,
-    /// The node whose tunnel it goes back through; 0.0.0.0: out of the interface that the packet came in by.
+    /// The IPv4 address of the node whose tunnel the error goes back through; 0.0.0.0: it leaves by
+    /// the interface that the packet came in by.
     pub back: [u8; 4],
 }
 
-/// A [`Verdict`] as programs carry it: four words, all of them always written.
+/// A [`Verdict`] as programs carry it: four `u32`s, all of them always written.
 ///
-/// Fields that a variant of an enum doesn't have are undefined where paths with different variants meet, and the verifier
-/// refuses a program that so much as copies an undefined register. The same holds for what carries a fate: no function
-/// returns one in a `Result` or an `Option`.
+/// It is not an enum because fields that a variant doesn't have are undefined where paths with
+/// different variants meet, and the verifier refuses a program that copies an undefined register.
+/// The same holds for types that contain a fate: no function returns one in a `Result` or an
+/// `Option`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fate {
     kind: u32,
-    /// Interface, reason or edge.
+    /// An ifindex, a [`DropReason`] or an [`Edge`], depending on `kind`.
     detail: u32,
-    /// The other node, as its address lies in memory.
+    /// The other node's IPv4 address, as it lies in memory.
     peer: u32,
     vni: u32,
 }
@@ -125,7 +130,7 @@ impl Fate {
         Self::of(kind::DELIVER, ifindex)
     }
 
-    /// See [`Verdict::Tunnel`].
+    /// See [`Verdict::ViaDevice`].
     #[inline(always)]
     pub const fn via_device(peer: [u8; 4], vni: Vni) -> Self {
         Self { kind: kind::VIA_DEVICE, detail: 0, peer: u32::from_ne_bytes(peer), vni: vni.0 }
@@ -143,7 +148,8 @@ impl Fate {
         Self { kind: kind::ANSWER, detail: reason as u32, peer: u32::from_ne_bytes(back), vni: 0 }
     }
 
-    /// Whether the packet was forwarded towards a task: it is delivered here or sent to another node.
+    /// Whether the packet was forwarded towards a task: it is delivered here or sent to another
+    /// node.
     #[inline(always)]
     pub const fn is_forwarded(&self) -> bool {
         self.kind == kind::DELIVER || self.kind == kind::VIA_DEVICE
@@ -159,13 +165,13 @@ impl Fate {
         }
     }
 
-    /// Why the packet is refused, if it is.
+    /// Why the packet is refused; `None` if it isn't.
     #[inline(always)]
     pub fn refusal(&self) -> Option<DropReason> {
         if self.kind == kind::REFUSE { Some(DropReason::from_number(self.detail)) } else { None }
     }
 
-    /// The verdict.
+    /// The fate as an enum.
     #[inline(always)]
     pub fn verdict(&self) -> Verdict {
         let (ifindex, peer) = (self.detail, self.peer.to_ne_bytes());

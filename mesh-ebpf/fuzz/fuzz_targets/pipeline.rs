@@ -1,6 +1,8 @@
-//! Any bytes, at any hook, with any fixture's tables: nothing panics, and what is passed to the host stack is as it came.
+//! Any bytes, at any hook, with any fixture's tables: nothing panics, and what is passed to the
+//! host stack is as it came.
 //!
-//! The first byte chooses the fixture, the second whether the rest is the packet itself or is laid over the fixture's.
+//! The first byte chooses the fixture, the second whether the rest is the packet itself or is laid
+//! over the fixture's.
 
 #![no_main]
 

@@ -1,6 +1,7 @@
 //! Addresses and ports as they lie in map keys: byte arrays in network order.
 //!
-//! Aligned beyond bytes, as the kernel's instruction set reads unaligned words byte by byte.
+//! They are aligned to more than a byte, as the kernel's instruction set reads unaligned words byte
+//! by byte.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,22 +24,24 @@ impl PartialEq for Address {
 }
 
 impl Address {
-    /// No address.
+    /// The absence of an address: all zeros.
     pub const NONE: Self = Self([0; 16]);
-    /// The loopback's of IPv6.
+    /// The IPv6 loopback address, `::1`.
     const LOOPBACK6: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
     /// The v4-mapped form of `octets`.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        // In words from the start: made of bytes, the compiler takes apart what came out of the packet in one piece.
+        // Built from words: if it were built from bytes, the compiler would split the four octets
+        // that were read from the packet as one word.
         let address = u32::from_ne_bytes(octets) as u64;
         let half =
             if cfg!(target_endian = "little") { address << 32 | 0xffff_0000 } else { 0xffff << 32 | address };
         Self::from_words([0, half])
     }
 
-    /// Both halves, as they lie in memory: what the kernel compares and copies in two steps instead of sixteen.
+    /// Both halves as they lie in memory, so that the kernel compares and copies an address in two
+    /// steps instead of sixteen.
     #[inline(always)]
     const fn words(&self) -> [u64; 2] {
         // SAFETY: both are 16 bytes, aligned alike, and any bit pattern is valid for either.
@@ -63,7 +66,8 @@ impl Address {
         self.0[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
     }
 
-    /// Whether packets of the wire may come from it: not a group's, not nobody's, not the loopback's (RFC 1812 section 5.3.7).
+    /// Whether this may be the source of a packet on the wire: not a multicast, unspecified or
+    /// loopback address (RFC 1812 section 5.3.7).
     #[inline(always)]
     pub fn is_host(&self) -> bool {
         if self.is_v4() {
@@ -73,14 +77,15 @@ impl Address {
         }
     }
 
-    /// A number that stands for the address where addresses are spread: the four octets of IPv4, a mix of the sixteen
-    /// of IPv6.
+    /// A hash of the address for spreading load: the four octets of an IPv4 address, or a mix of
+    /// the sixteen octets of an IPv6 address.
     #[inline(always)]
     pub fn word(&self) -> u32 {
         let word =
             |at: usize| u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]]);
         let (high, low) = (word(0), word(12));
-        // A v4-mapped address begins with zeros, and the rest of it that is left out here is constant.
+        // A v4-mapped address begins with zeros, and the other octets that are left out here are
+        // constant.
         if high == 0 && word(4) == 0 { low } else { mix(mix(mix(high) ^ word(4)) ^ word(8)) ^ low }
     }
 
@@ -91,7 +96,7 @@ impl Address {
     }
 }
 
-/// Spreads each bit over the word.
+/// Mixes the bits of a word, so that each input bit changes many output bits.
 #[inline(always)]
 const fn mix(word: u32) -> u32 {
     let word = (word ^ word >> 16).wrapping_mul(0x85eb_ca6b);
@@ -137,13 +142,13 @@ impl fmt::Display for Address {
 pub struct Be16(pub [u8; 2]);
 
 impl Be16 {
-    /// From host order.
+    /// Converts from host order.
     #[inline(always)]
     pub const fn new(value: u16) -> Self {
         Self(value.to_be_bytes())
     }
 
-    /// In host order.
+    /// The number in host order.
     #[inline(always)]
     pub const fn get(self) -> u16 {
         u16::from_be_bytes(self.0)
@@ -156,7 +161,7 @@ impl Be16 {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Not known.
+    /// The MAC address that stands for "not known": all zeros.
     pub const NONE: Self = Self([0; 6]);
 
     /// Whether the address is not known.

@@ -1,41 +1,45 @@
-//! Where packets go: backends (a task's published port) and the nodes they run on.
+//! Where packets go: backends (a published port of a task) and the nodes that run them.
 
 use super::closed_list::closed_list;
 use super::layout::abi_struct;
 use super::{Address, Be16, Mac};
 
 abi_struct! {
-    /// Entry of [`super::names::BACKENDS`]; the key is the backend's id, 1..=65535. 0 is never a backend.
+    /// Entry of [`super::names::BACKENDS`]; the key is the backend's id, 1..=65535. No backend has
+    /// the id 0.
     ///
-    /// Everything a state change touches lies in one 8-byte word, which the kernel copies whole.
+    /// All fields that a state change touches lie in one 8-byte word, which the kernel copies
+    /// whole.
     pub struct Backend [64] {
-        /// Address of the task, unique in the cluster.
+        /// The task's IPv4 address, unique in the cluster.
         pub task_address: Address,
-        /// Local ones: the task's IPv6 address; [`Address::NONE`] without one.
+        /// The task's IPv6 address, of a local backend only; [`Address::NONE`] if the task has
+        /// none.
         pub task_address6: Address,
-        /// Index of its node in [`super::names::NODES`]; 0, this node, for local ones.
+        /// Index of the backend's node in [`super::names::NODES`]; 0 is this node.
         pub node: u32,
-        /// Index of its published port, as [`super::Service::index`].
+        /// Index of the backend's published port: [`super::Service::index`].
         pub service_index: u32,
-        /// Port in the task.
+        /// The port that the task listens on.
         pub task_port_be: Be16,
-        /// Published port, for people and tests.
+        /// The published port. Only people and tests read it.
         pub published_port_be: Be16,
-        /// IP protocol number.
+        /// IP protocol number of the published port.
         pub protocol: u8,
-        /// A [`BackendState`].
+        /// The backend's [`BackendState`].
         pub state: u8,
-        /// See [`backend_flag`].
+        /// Bits of [`backend_flag`].
         pub flags: u8,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u8,
-        /// Local ones: ifindex of the host-side veth. It names the task in [`super::NatKey`].
+        /// ifindex of the task's host-side veth, of a local backend only. It names the task in
+        /// [`super::NatKey`].
         pub ifindex: u32,
-        /// Local ones: the task's own MAC.
+        /// The MAC address of the task's own interface, of a local backend only.
         pub task_mac: Mac,
-        /// Its share of new flows against others'; 0 counts as 1.
+        /// The backend's share of new flows, relative to the weights of the others; 0 counts as 1.
         pub weight: u16,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved_tail: u32,
     }
 }
@@ -44,12 +48,13 @@ abi_struct! {
 pub mod backend_flag {
     /// The task runs on this node.
     pub const LOCAL: u8 = 1;
-    /// Only clients in [`super::super::names::ALLOWED`] may open flows; looked at where the task is, for what comes by the tunnel.
+    /// Only clients in [`super::super::names::ALLOWED`] may open flows. The task's node checks this
+    /// for packets out of the tunnel.
     pub const ALLOW_LIST: u8 = 2;
 }
 
 impl Backend {
-    /// Whether flows of this backend may go on.
+    /// Whether the backend still serves its flows: it is active or draining.
     #[inline(always)]
     pub const fn is_alive(&self) -> bool {
         self.state == BackendState::Active as u8 || self.state == BackendState::Draining as u8
@@ -63,8 +68,8 @@ impl Backend {
 }
 
 closed_list! {
-    /// State of a backend; [`Backend::state`]. New flows go where the slots point, whatever the state, as
-    /// long as the backend is alive.
+    /// State of a backend; [`Backend::state`]. New flows go where the slots point, whatever the
+    /// state, as long as the backend is alive.
     pub enum BackendState: u8 {
         /// The id is not in use, or not known yet on this node.
         Absent = 0 => "absent",
@@ -80,19 +85,21 @@ closed_list! {
 }
 
 abi_struct! {
-    /// Entry of [`super::names::NODES`]; the key is the node's index, given by userspace. 0 is this node.
+    /// Entry of [`super::names::NODES`]; the key is the node's index, which userspace assigns. 0 is
+    /// this node.
     pub struct Node [40] {
-        /// Address of the node.
+        /// The node's address towards other nodes.
         pub address: Address,
-        /// Destination MAC of outer frames: the node's, or the next hop's. [`Mac::NONE`]: XDP leaves it to TC.
+        /// Destination MAC address of outer frames: the node's, or that of the next hop towards it.
+        /// While it is [`Mac::NONE`], XDP leaves the node's packets to TC.
         pub mac: Mac,
-        /// Source MAC of outer frames: that of the uplink `ifindex`.
+        /// Source MAC address of outer frames: that of the uplink `ifindex`.
         pub source_mac: Mac,
-        /// Uplink over which the node is reached.
+        /// ifindex of the uplink over which the node is reached.
         pub ifindex: u32,
-        /// None defined yet: zero.
+        /// No flag is defined yet: always zero.
         pub flags: u32,
-        /// What tunnel packets for the node bear; 0: nothing.
+        /// The cookie that this node writes into tunnel packets for that node; 0: none.
         pub cookie: u32,
     }
 }

@@ -16,8 +16,9 @@
 /// }
 /// ```
 ///
-/// Numbers are dense and start at 0: the compiler checks it. A list that is read from a map or from a
-/// packet says in `read` what an unknown number means, as an agent of another version may write one.
+/// Numbers are dense and start at 0: the compiler checks it. A list that is read from a map or from
+/// a packet says in `read` what an unknown number means, as an agent of another version may write
+/// one.
 macro_rules! closed_list {
     (
         $(#[$meta:meta])*

@@ -1,30 +1,39 @@
-//! What the programs know of the node they run on; one live-updatable array entry.
+//! Settings of the node that the programs run on: one array entry, which may be rewritten at any
+//! time.
 
 use super::layout::abi_struct;
 use super::{Address, Be16};
 
 abi_struct! {
-    /// Key 0 of [`super::names::CONFIG`]. All zeros (as after loading) makes every program pass everything.
+    /// Entry 0 of [`super::names::CONFIG`]. While it is all zeros, as after loading, every program
+    /// passes every packet to the host stack.
     pub struct Config [48] {
-        /// This node's address towards other nodes: source and only accepted destination of the tunnel; address index 0.
+        /// This node's address towards other nodes: source of the tunnel packets that it sends, and
+        /// the only destination of those that it accepts. Its address index is 0.
         pub address: Address,
-        /// ifindex of the VXLAN device.
+        /// ifindex of the kernel's VXLAN device.
         pub tunnel_ifindex: u32,
-        /// UDP destination port of the tunnel.
+        /// UDP destination port of tunnel packets.
         pub tunnel_port_be: Be16,
-        /// Largest TCP segment (MSS) whose packet still fits the tunnel: uplink MTU − 50 − 40. 0: no clamping.
+        /// Largest TCP segment (MSS) whose packet still fits the tunnel: uplink MTU − 50 − 40. 0
+        /// turns MSS clamping off.
         pub tunnel_mss: u16,
-        /// Largest IP packet, in bytes, that XDP may encapsulate: uplink MTU − 50. Larger ones are left to TC.
+        /// Largest IP packet, in bytes, that fits the tunnel: uplink MTU − 50. XDP leaves larger
+        /// ones to TC.
         pub tunnel_mtu: u32,
-        /// Uplink by which clients are answered directly ([`super::Mode::Dsr`]). 0: they are answered through the tunnel.
+        /// ifindex of the uplink by which this node answers clients of other nodes directly
+        /// ([`super::Mode::Dsr`]). 0: it answers them through the tunnel.
         pub uplink_ifindex: u32,
-        /// ifindex of the bridge that this node's tasks are on: where tasks of other nodes reach them by their addresses. 0: not yet.
+        /// ifindex of the bridge that this node's tasks are connected to. Tasks of other nodes
+        /// reach them over it by their own addresses. 0: there is no bridge yet.
         pub tasks_ifindex: u32,
-        /// Generation (its low 32 bits) of the newest table that changed a map. For the agent: the programs ignore it.
+        /// The low 32 bits of the generation of the newest mesh table that changed a map. Only the
+        /// agent reads it.
         pub generation: u32,
-        /// SYNs a second for which each CPU remembers a flow; what comes beyond is balanced without: see [`crate::guard`]. 0: no limit.
+        /// SYNs a second for which each CPU creates flows. It balances SYNs beyond that rate
+        /// without a flow: see [`crate::guard`]. 0: no limit.
         pub syn_guard_rate: u32,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u32,
     }
 }

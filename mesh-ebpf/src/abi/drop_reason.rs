@@ -1,47 +1,56 @@
-//! The one closed list of reasons for which a packet is not forwarded: counter index and metric label.
+//! The one closed list of reasons for which a packet is not forwarded: counter index and metric
+//! label.
 
 use super::closed_list::closed_list;
 
 closed_list! {
-    /// Why a packet was not forwarded. The number is the counter's index, see [`super::drop_index`].
+    /// Why a packet was not forwarded. The number is the counter's index, see
+    /// [`super::drop_index`].
     pub enum DropReason: u8 {
-        /// A tunnel packet from an address that is no member node.
+        /// A tunnel packet from an address that no member node has.
         UnknownPeer = 0 => "unknown_peer",
-        /// A new connection to a published port with no backend left; answered by a RST.
+        /// A new connection to a published port that has no backend left; answered by a RST.
         NoBackend = 1 => "no_backend",
         /// The flow's backend is gone; answered by a RST.
         BackendGone = 2 => "backend_gone",
-        /// A packet of a connection that neither mesh nor a local socket knows; a client's is answered by a RST.
+        /// A packet of a connection that neither mesh nor a local socket knows; a client's is
+        /// answered by a RST.
         NoFlow = 3 => "no_flow",
-        /// A new connection out of the tunnel for a backend that is not (yet) known here; the client tries again.
+        /// A new connection out of the tunnel for a backend that is not (yet) known here; the
+        /// client retransmits its SYN.
         UnknownBackend = 4 => "unknown_backend",
-        /// No hop left (TTL).
+        /// The packet's TTL or hop limit would reach 0.
         TtlExpired = 5 => "ttl_expired",
-        /// A tunnel packet whose inner packet no ingress node of ours would send.
+        /// A tunnel packet whose inner packet no ingress node of the cluster would send.
         Malformed = 6 => "malformed",
-        /// All ports tried for a client with two connections to one task are taken.
+        /// Two connections of a client would look alike to the task, and all other client ports
+        /// tried for the second one are taken.
         PortClash = 7 => "port_clash",
-        /// A flow table refused the entry.
+        /// A flow table had no room for the entry.
         TableFull = 8 => "table_full",
-        /// The kernel could not make room for, or take away, a header.
+        /// The kernel could not add or remove a header.
         Resize = 9 => "resize",
-        /// The node that runs the backend is not known here.
+        /// The node that runs the backend is not in this node's maps.
         UnknownNode = 10 => "unknown_node",
-        /// The client is not in the published port's allow-list; not answered, as firewalls do.
+        /// The client is not on the published port's allow-list. It gets no answer, as from a
+        /// firewall.
         NotAllowed = 11 => "not_allowed",
-        /// Too large for the tunnel and not to be fragmented; answered by ICMP.
+        /// Too large for the tunnel, and the sender forbids fragmentation; answered by ICMP.
         TooBig = 12 => "too_big",
-        /// A later fragment of a packet whose first one was not seen.
+        /// A later fragment of a packet whose first fragment was not seen.
         Fragment = 13 => "fragment",
-        /// A tunnel packet from a member's address that doesn't bear the cookie which that member's do.
+        /// A tunnel packet from a member's address without the cookie that this member's packets
+        /// bear.
         BadCookie = 14 => "bad_cookie",
-        /// A packet of a task that claims an address out of another subnet than its node's.
+        /// A packet between tasks whose source address is not in the sending node's task subnet.
         ForeignSource = 15 => "foreign_source",
-        /// A task's packet for another address than those of this node's tasks.
+        /// A packet between tasks whose destination is not an address of this node's tasks.
         ForeignDestination = 16 => "foreign_destination",
-        /// A tunnel packet that came in by another interface than the uplinks, or for another address than the node's.
+        /// A tunnel packet that came in by an interface other than an uplink, or for another
+        /// address than the node's.
         NotByUplink = 17 => "not_by_uplink",
-        /// A new connection whose flow another CPU added and removed at the same moment; the client tries again.
+        /// A new connection whose flow another CPU added and removed at the same moment; the client
+        /// retransmits its SYN.
         Raced = 18 => "raced",
     }
     /// The reason as the metric's label `reason`.

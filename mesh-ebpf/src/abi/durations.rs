@@ -1,9 +1,9 @@
-//! Histograms of durations, in powers of two, for kernel programs, the agent and its proxy alike.
+//! Histograms of durations with bounds at powers of two, shared by programs, agent and proxy.
 
 use super::closed_list::closed_list;
 use super::layout::abi_struct;
 
-/// Buckets of a [`Histogram`]; the last one takes what is above all bounds.
+/// Buckets of a [`Histogram`]; the last one counts durations above all bounds.
 pub const BUCKETS: usize = 31;
 
 /// log2 of the lowest bound in nanoseconds: 16 µs.
@@ -14,36 +14,38 @@ abi_struct! {
     pub struct Histogram [256] {
         /// Sum of all durations, in nanoseconds.
         pub sum_ns: u64,
-        /// How many durations are above the bound before and not above [`Histogram::bound_ns`].
+        /// For each bucket, how many durations are above the bound of the bucket before it and not
+        /// above its own, [`Histogram::bound_ns`].
         pub buckets: [u64; BUCKETS],
     }
 }
 
 impl Histogram {
-    /// The bucket of a duration; always below [`BUCKETS`].
+    /// The index of the bucket that counts a duration; always below [`BUCKETS`].
     #[inline(always)]
     pub const fn bucket(duration_ns: u64) -> usize {
         if duration_ns > Self::bound_ns(BUCKETS - 2) {
             return BUCKETS - 1;
         }
-        // Bounds belong to the bucket below them, as Prometheus has it.
+        // A duration that equals a bound belongs to the bucket below it, as in Prometheus.
         let above = (duration_ns.saturating_sub(1) >> LOWEST_BITS) as u32;
         (u32::BITS - above.leading_zeros()) as usize
     }
 
-    /// The upper bound of a bucket in nanoseconds; the last one has none, and says the greatest number.
+    /// The upper bound of a bucket in nanoseconds; the last bucket has none, for which the function
+    /// returns `u64::MAX`.
     #[inline(always)]
     pub const fn bound_ns(bucket: usize) -> u64 {
         if bucket >= BUCKETS - 1 { u64::MAX } else { 1 << (LOWEST_BITS + bucket as u32) }
     }
 
-    /// Adds a duration.
+    /// Counts a duration.
     pub fn add(&mut self, duration_ns: u64) {
         self.sum_ns = self.sum_ns.wrapping_add(duration_ns);
         self.buckets[Self::bucket(duration_ns)] += 1;
     }
 
-    /// Adds what another one holds.
+    /// The sum of both histograms.
     #[must_use]
     pub fn plus(mut self, other: &Self) -> Self {
         self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
@@ -53,7 +55,7 @@ impl Histogram {
         self
     }
 
-    /// How many durations it holds.
+    /// How many durations the histogram counts.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
@@ -76,13 +78,14 @@ closed_list! {
 }
 
 impl Timed {
-    /// The key in [`super::names::DURATIONS`] for the published port with this [`super::Service::index`].
+    /// The key in [`super::names::DURATIONS`] for the published port with this
+    /// [`super::Service::index`].
     #[inline(always)]
     pub const fn key(self, service_index: u32) -> u32 {
         service_index << 2 | self as u32
     }
 
-    /// The published port's index in a key.
+    /// The [`super::Service::index`] that a key was made from.
     pub const fn service_index(key: u32) -> u32 {
         key >> 2
     }
@@ -117,7 +120,7 @@ mod tests {
     }
 
     proptest! {
-        /// The oracle walks the bounds.
+        /// The oracle searches the bounds one by one.
         #[test]
         fn a_duration_is_in_the_first_bucket_that_holds_it(duration_ns: u64, shift in 0..64_u32) {
             let duration_ns = duration_ns >> shift;

@@ -6,12 +6,12 @@ closed_list! {
     /// A program that another one continues in by a tail call. The number is its index in
     /// [`super::names::EDGES`].
     ///
-    /// A program hands its arguments over in the packet's control block (`__sk_buff::cb`). Their layout
-    /// is part of the ABI as much as a map's: see [`Self::Refuse`].
+    /// A program hands its arguments over in the packet's control block (`__sk_buff::cb`). Their
+    /// layout is part of the ABI as much as a map's: see [`Self::Refuse`].
     pub enum Edge: u32 {
-        /// Makes an ICMP error of a packet. Words of the control block: a [`super::DropReason`]; the
-        /// IPv4 address (as it lies in memory) of the node whose tunnel the error goes back through, or
-        /// 0 to send the error out of the interface that the packet came in by.
+        /// Makes an ICMP error of a packet. Words of the control block: a [`super::DropReason`];
+        /// the IPv4 address (as it lies in memory) of the node whose tunnel the error goes back
+        /// through, or 0 to send the error out of the interface that the packet came in by.
         Refuse = 0 => "mesh_refuse",
         /// Forwards an ICMP error that came in by an uplink.
         UplinkError = 1 => "mesh_uplink_err",

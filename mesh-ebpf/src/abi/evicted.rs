@@ -1,4 +1,5 @@
-//! Why flows were forgotten before they ended: indexes of counters that userspace keeps in a map, to outlive it.
+//! Causes for which flows were removed before they ended: indexes of counters that userspace keeps
+//! in a map, so that they outlive the agent.
 
 use super::closed_list::closed_list;
 use super::protocol;
@@ -18,10 +19,10 @@ closed_list! {
 }
 
 impl Evicted {
-    /// Entries of [`super::names::EVICTIONS`].
+    /// The number of entries of [`super::names::EVICTIONS`]: one for each cause and protocol.
     pub const COUNT: usize = 2 * Self::ALL.len();
 
-    /// The entry of [`super::names::EVICTIONS`] for flows of this IP protocol.
+    /// The index in [`super::names::EVICTIONS`] for flows of this IP protocol.
     pub const fn index(self, ip_protocol: u8) -> u32 {
         let udp = (ip_protocol == protocol::UDP) as u32;
         udp * Self::ALL.len() as u32 + self as u32

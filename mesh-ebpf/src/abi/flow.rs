@@ -1,27 +1,28 @@
-//! Flows: the choice of a backend at the ingress node, and the address translation at the task's node.
+//! Flows: the choice of a backend at the ingress node, and the address translation (NAT) at the
+//! task's node.
 //!
-//! Flows stand in cells of one table ([`crate::flow_table`]), translations in two LRU tables, half-open and established. In neither does
-//! a flood of SYNs evict anything established.
+//! Flows stand in the cells of one table ([`crate::flow_table`]), translations in two LRU maps,
+//! half-open and established. In neither does a SYN flood evict an established connection.
 
 use super::layout::abi_struct;
 use super::{Address, Be16, Mac, protocol};
 
 abi_struct! {
-    /// What names a flow of the ingress node, in both directions.
+    /// Key of a flow at the ingress node, the same for both directions.
     pub struct FlowKey [24] {
         /// The client's address.
         pub client: Address,
-        /// The client's port.
+        /// The client's own port.
         pub client_port_be: Be16,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: [u8; 2],
-        /// What the client spoke to.
+        /// The published port and address that the client connects to.
         pub vip: VipId,
     }
 }
 
 impl Flow {
-    /// The backend's id.
+    /// The backend's id, of 16 bits, as a map key.
     #[inline(always)]
     pub const fn backend_id(&self) -> u32 {
         self.backend as u32
@@ -29,7 +30,7 @@ impl Flow {
 }
 
 impl FlowKey {
-    /// Its 24 bytes as they lie in memory, a word at a time.
+    /// The key's 24 bytes as three words, as they lie in memory.
     #[inline(always)]
     pub(crate) const fn words(&self) -> [u64; 3] {
         // SAFETY: both are 24 bytes, aligned alike, and any bit pattern is valid for either.
@@ -37,8 +38,8 @@ impl FlowKey {
     }
 }
 
-/// A published port on one address of this node: address index (15 bits), UDP (1 bit), port (16 bits). Computed,
-/// so that no lookup is needed for it.
+/// A published port on one address of this node: address index (15 bits), UDP (1 bit), port (16
+/// bits). It is computed, so that no map lookup is needed for it.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VipId(pub u32);
@@ -59,7 +60,7 @@ impl VipId {
         self.0 >> 17
     }
 
-    /// IP protocol number.
+    /// IP protocol number: TCP or UDP.
     pub const fn protocol(self) -> u8 {
         if self.0 >> 16 & 1 == 1 { protocol::UDP } else { protocol::TCP }
     }
@@ -71,165 +72,184 @@ impl VipId {
 }
 
 abi_struct! {
-    /// What the ingress node remembers of a flow.
+    /// A flow as the ingress node knows it.
     pub struct Flow [40] {
-        /// When the last packet was seen, ns of the monotonic clock as of its last tick (`bpf_ktime_get_coarse_ns`).
+        /// When the last packet was seen, ns of the monotonic clock as of its last tick
+        /// (`bpf_ktime_get_coarse_ns`).
         pub seen_ns: u64,
-        /// When the flow began, same clock, but between its ticks too: what is read from the last tick may be before it.
+        /// When the flow began, ns of the same clock, but precise between its ticks: a coarse
+        /// reading taken later may be earlier than this.
         pub opened_ns: u64,
-        /// The backend's id; 0: a connection of this node's own, see [`flow_event::OUTGOING`].
+        /// The backend's id; 0 for a connection that this node began itself, see
+        /// [`flow_event::OUTGOING`].
         pub backend: u16,
-        /// TCP: where the client is in its sequence numbers, their upper half. See [`crate::conntrack`].
+        /// TCP only: the upper half of the client's current sequence number. See
+        /// [`crate::conntrack`].
         pub sequence: u16,
-        /// What has been seen of it: bits of [`flow_event`]. In a cell the table has the other bits.
+        /// The TCP events seen so far: bits of [`flow_event`]. In a cell of the flow table, the
+        /// table uses the other bits.
         pub events: u32,
         /// ifindex of the uplink over which the client is reached.
         pub uplink: u32,
-        /// Source MAC of the client's frames: where replies go.
+        /// Source MAC address of the client's frames: replies go to it.
         pub client_mac: Mac,
-        /// Destination MAC of the client's frames: where replies come from.
+        /// Destination MAC address of the client's frames: replies come from it.
         pub node_mac: Mac,
     }
 }
 
 abi_struct! {
-    /// Entry of [`super::names::FLOWS`]: a cache line, in which a flow may stand. See [`crate::flow_table`].
+    /// Entry of [`super::names::FLOWS`]: a cache line that holds at most one flow. See
+    /// [`crate::flow_table`].
     pub struct FlowCell [64] {
         /// The flow's key.
         pub key: FlowKey,
-        /// The flow. Its [`events`](Flow::events) are the cell's word.
+        /// The flow. Its [`events`](Flow::events) field is the cell's word.
         pub flow: Flow,
     }
 }
 
-/// What has been seen of a flow, in words of TCP (a UDP flow's datagrams stand for them): bits of [`Flow::events`] and [`Nat::events`]. A flow is closed once
+/// Flow state as a bit set of TCP events: bits of [`Flow::events`] and [`Nat::events`]. UDP flows
+/// map datagrams to the same bits, see [`crate::conntrack::datagram_events`]. A flow is closed once
 /// it has [`RESET`](flow_event::RESET) or both FINs.
 pub mod flow_event {
-    /// The client's SYN. Set on every TCP flow that began while mesh was looking.
+    /// The client's SYN. Every TCP flow that began while mesh was running has it.
     pub const SYN: u32 = 1;
     /// The task's SYN-ACK.
     pub const SYN_ACK: u32 = 1 << 1;
-    /// A later packet of the client: the flow is established.
+    /// A packet of the client after the SYN-ACK: the flow is established.
     pub const ACK: u32 = 1 << 2;
-    /// FIN of the client.
+    /// The client's FIN.
     pub const CLIENT_FIN: u32 = 1 << 3;
-    /// FIN of the task.
+    /// The task's FIN.
     pub const TASK_FIN: u32 = 1 << 4;
-    /// RST of either side.
+    /// A RST of either side.
     pub const RESET: u32 = 1 << 5;
-    /// With [`RESET`]: it was the task's.
+    /// The RST was the task's. Set together with [`RESET`].
     pub const TASK_RESET: u32 = 1 << 6;
-    /// The task's node answers the client directly: the ingress node sees no replies. Set when the flow begins.
+    /// Direct server return: the task's node answers the client directly, so the ingress node sees
+    /// no replies. Set when the flow begins.
     pub const DSR: u32 = 1 << 8;
-    /// Replies came in packets that stand for several (segmentation offload), which only the kernel's VXLAN device can take out of the
-    /// tunnel: all that follow go by it too, for they must not overtake.
+    /// A reply came in a packet that stands for several (segmentation offload), which only the
+    /// kernel's VXLAN device can decapsulate. All later replies go through the device too, as they
+    /// must not overtake it.
     pub const SEGMENTED: u32 = 1 << 9;
-    /// It was not the SYN that began it, and its task has said nothing since: whether there is such a connection is not known yet. Stays set.
+    /// The flow began with another packet than a SYN, and its task has not sent a segment of it
+    /// since: whether the connection exists is not known yet. The bit stays set afterwards.
     pub const UNPROVEN: u32 = 1 << 10;
-    /// No client began it, but this node: a container behind the node's address, from a port that is published. Its "client" is who it
-    /// speaks to, its "task" is the node.
+    /// This node began the connection, not a client: a container behind the node's address, from a
+    /// port that is published. The flow's "client" is the remote end, its "task" is the node.
     pub const OUTGOING: u32 = 1 << 11;
-    /// All bits that are events, now or in time to come.
+    /// All bits that are reserved for events, now and in future.
     pub const ALL: u32 = 0x7fff;
 }
 
 abi_struct! {
-    /// Key of [`super::names::NAT_HALF_OPEN`] and [`super::names::NAT_ESTABLISHED`]: a connection as the task sees it.
+    /// Key of [`super::names::NAT_HALF_OPEN`] and [`super::names::NAT_ESTABLISHED`]: a connection
+    /// as the task sees it.
     pub struct NatKey [24] {
         /// The client's address.
         pub client: Address,
-        /// The client's port as the task sees it; another than the client's own after a port clash.
+        /// The client's port as the task sees it; it differs from the client's own after a port
+        /// clash.
         pub client_port_be: Be16,
-        /// Port in the task.
+        /// The port that the task listens on.
         pub task_port_be: Be16,
-        /// The task: ifindex of its host-side veth, with the top bit set for UDP. See [`NatKey::task`].
+        /// The task: ifindex of its host-side veth, with the top bit set for UDP. See
+        /// [`NatKey::task`].
         pub task: u32,
     }
 }
 
 impl NatKey {
-    /// Set in [`NatKey::task`] for UDP.
+    /// The bit of [`NatKey::task`] that is set for UDP.
     const UDP: u32 = 1 << 31;
 
-    /// What stands for a task in keys of this protocol, by the ifindex of its host-side veth.
+    /// The [`task`](Self::task) field of a key, from the IP protocol and the ifindex of the task's
+    /// host-side veth.
     #[inline(always)]
     pub const fn task(ip_protocol: u8, ifindex: u32) -> u32 {
         if ip_protocol == protocol::UDP { ifindex | Self::UDP } else { ifindex }
     }
 
-    /// IP protocol number.
+    /// IP protocol number: TCP or UDP.
     pub const fn protocol(&self) -> u8 {
         if self.task & Self::UDP != 0 { protocol::UDP } else { protocol::TCP }
     }
 }
 
 abi_struct! {
-    /// Value of the NAT tables of the task's node.
+    /// A translation: value of the NAT tables at the task's node.
     pub struct Nat [80] {
         /// When the last packet was seen, ns of the monotonic clock.
         pub seen_ns: u64,
-        /// When the flow began here, same clock.
+        /// When this node created the translation, ns of the same clock.
         pub opened_ns: u64,
-        /// Address that the client spoke to.
+        /// The address that the client connects to.
         pub vip: Address,
-        /// Ingress node that the replies go back to; [`Address::NONE`]: this node is the ingress node itself.
+        /// Address of the ingress node that replies go back to; [`Address::NONE`]: this node is the
+        /// ingress node.
         pub via: Address,
-        /// Port that the client spoke to.
+        /// The published port that the client connects to.
         pub vip_port_be: Be16,
         /// The client's own port.
         pub client_port_be: Be16,
-        /// The backend's id.
+        /// The backend's id, of 16 bits, as a map key.
         pub backend: u32,
-        /// What has been seen of it: bits of [`flow_event`].
+        /// The TCP events seen so far: bits of [`flow_event`].
         pub events: u32,
-        /// Local ones: ifindex of the uplink over which the client is reached.
+        /// ifindex of the uplink over which the client is reached, if this node is the ingress
+        /// node; else that of the VXLAN device.
         pub uplink: u32,
-        /// Local ones: where replies go.
+        /// MAC address that replies go to, if this node is the ingress node.
         pub client_mac: Mac,
-        /// Local ones: where replies come from.
+        /// MAC address that replies come from, if this node is the ingress node.
         pub node_mac: Mac,
-        /// TCP: where the client is in its sequence numbers, their upper half.
+        /// TCP only: the upper half of the client's current sequence number.
         pub sequence: u16,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u16,
     }
 }
 
 abi_struct! {
-    /// Key of [`super::names::FRAGMENTS`]: the fragments of one packet, as they come in.
+    /// Key of [`super::names::FRAGMENTS`]: what all fragments of one packet have in common.
     pub struct FragmentKey [40] {
-        /// Source address.
+        /// Source address of the packet.
         pub source: Address,
-        /// Destination address.
+        /// Destination address of the packet.
         pub destination: Address,
-        /// Identification: 32 bits of IPv6, 16 of IPv4.
+        /// The packet's identification: 32 bits for IPv6, 16 for IPv4.
         pub id_be: [u8; 4],
-        /// IP protocol number.
+        /// IP protocol number: TCP or UDP.
         pub protocol: u8,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: [u8; 3],
     }
 }
 
 abi_struct! {
-    /// Value of [`super::names::FRAGMENTS`]: what only the first fragment tells.
+    /// Value of [`super::names::FRAGMENTS`]: the ports of a fragmented packet, which only its first
+    /// fragment carries.
     pub struct FragmentPorts [16] {
-        /// When it was seen, ns of the monotonic clock.
+        /// When the first fragment was seen, ns of the monotonic clock.
         pub seen_ns: u64,
-        /// Source port.
+        /// Source port of the packet.
         pub source_port_be: Be16,
-        /// Destination port.
+        /// Destination port of the packet.
         pub destination_port_be: Be16,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u32,
     }
 }
 
-/// How long a packet's later fragments are waited for, in nanoseconds: as long as Linux does (`net.ipv4.ipfrag_time`).
+/// How long after its first fragment a packet's later fragments are accepted, in nanoseconds: as
+/// long as Linux does (`net.ipv4.ipfrag_time`).
 pub const FRAGMENT_MAX_AGE_NS: u64 = 30_000_000_000;
 
 impl FragmentPorts {
-    /// Whether it may still be that of the packet of a fragment seen at `now_ns`: identifications come again.
+    /// Whether the ports may belong to the packet of a fragment seen at `now_ns`. After that time
+    /// another packet may have the same identification.
     #[inline(always)]
     pub const fn is_fresh(&self, now_ns: u64) -> bool {
         now_ns.saturating_sub(self.seen_ns) <= FRAGMENT_MAX_AGE_NS

@@ -1,15 +1,15 @@
-//! The guard against floods of SYNs: how many flows a CPU may still begin to remember.
+//! The SYN guard: how many flows a CPU may still create.
 
 use super::layout::abi_struct;
 
 abi_struct! {
     /// A token bucket; its arithmetic is in [`crate::guard`].
     pub struct TokenBucket [16] {
-        /// Up to when it was filled, ns of the monotonic clock as of its last tick.
+        /// The time up to which tokens were added, ns of the monotonic clock as of its last tick.
         pub filled_ns: u64,
-        /// Tokens left.
+        /// Tokens that are left.
         pub left: u32,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u32,
     }
 }
@@ -17,10 +17,11 @@ abi_struct! {
 abi_struct! {
     /// Per-CPU entry 0 of [`super::names::SYN_GUARD`].
     pub struct SynGuard [32] {
-        /// A token for each SYN whose flow is remembered.
+        /// Each flow that a SYN creates takes one of these tokens.
         pub syns: TokenBucket,
-        /// A token for each flow that is remembered by a later packet, as its SYN was not. Apart from those of SYNs, so that a flood of
-        /// SYNs doesn't keep its clients' ACKs from being remembered.
+        /// Each flow that a later packet creates, as its SYN created none, takes one of these
+        /// tokens. They are separate from those of SYNs, so that a SYN flood doesn't keep its
+        /// clients' ACKs from creating flows.
         pub late: TokenBucket,
     }
 }

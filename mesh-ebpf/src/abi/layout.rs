@@ -6,7 +6,8 @@ use super::{
     ServiceKey, SynGuard, TokenBucket, Traffic, names,
 };
 
-/// Raised when a value's meaning, or what programs hand over to an [`Edge`], changes while no layout does.
+/// Raise this number when a value's meaning, or what programs hand over to an [`Edge`], changes
+/// while no layout does.
 const REVISION: u64 = 3;
 
 /// Declares a `repr(C)` struct of the given size without hidden padding, and hashes its layout.
@@ -36,7 +37,8 @@ macro_rules! abi_struct {
             };
         }
 
-        // SAFETY: the struct is `repr(C)`, without padding (asserted above), and of integers and byte arrays only.
+        // SAFETY: the struct is `repr(C)`, without padding (asserted above), and of integers and
+        // byte arrays only.
         #[cfg(feature = "userspace")]
         unsafe impl aya::Pod for $name {}
     };
@@ -47,7 +49,7 @@ pub(super) use abi_struct;
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for super::Address {}
 
-/// FNV-1a's offset basis.
+/// Offset basis of the FNV-1a hash.
 pub(super) const SEED: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a over `bytes`, continuing from `hash`.
@@ -65,7 +67,8 @@ pub(super) const fn hash_number(hash: u64, number: u64) -> u64 {
     hash_bytes(hash, &number.to_le_bytes())
 }
 
-/// Hash over every layout, map name and fixed size; pins live under it, as 16 hex digits.
+/// Hash over every layout, map name and fixed size. Pins live in a directory named by its 16 hex
+/// digits.
 pub const ABI_HASH: u64 = {
     let layouts = [
         REVISION,

@@ -1,50 +1,54 @@
-//! What a node demands of the tunnel packets that another member sends it.
+//! What a node requires of the tunnel packets that another member sends it.
 
 use super::layout::abi_struct;
 
-/// The first 96 bits of the IPv6 addresses of tasks; the other 32 are an IPv4 address out of their node's subnet.
+/// The first 96 bits of every task's IPv6 address; the other 32 are an IPv4 address from the task
+/// subnet of its node.
 pub const TASKS_PREFIX6: u128 = 0xfd6d_6573_0068 << 80;
 
-/// The mark (`skb->mark`) of a tunnel packet between an uplink and the VXLAN device: on the way in the program of the uplink has checked
-/// it, on the way out the device has sent it. Others of the host may use the tunnel's port, too, but not the mark: the kernel takes
-/// it off whatever comes from another network namespace.
+/// The mark (`skb->mark`) of a tunnel packet between an uplink and the VXLAN device. On the way in
+/// it says that the uplink's program has checked the packet, on the way out that the device sent
+/// it. Other processes of the host may use the tunnel's port, but can't set the mark from a
+/// container: the kernel clears it on packets from another network namespace.
 pub const TUNNEL_MARK: u32 = 0x6d65_7368;
 
 abi_struct! {
-    /// Entry of [`super::names::MEMBERS`]; the key is the node's index, 0 is this node. All zeros means "not written yet": an
-    /// agent that takes over from another version writes its first table a moment after its programs run.
+    /// Entry of [`super::names::MEMBERS`]; the key is the node's index, 0 is this node. All zeros
+    /// means "not written yet": an agent that takes over from another version writes its first
+    /// table a moment after its programs run.
     pub struct Member [24] {
-        /// Cookies that the node's packets may bear; one that isn't in use repeats the other.
+        /// The cookies that the node's packets may bear. If only one is in use, both fields hold
+        /// it.
         pub accepted: [u32; 2],
-        /// The subnet of its tasks, as its octets lie in memory.
+        /// The subnet of the node's tasks, as its octets lie in memory.
         pub subnet: u32,
-        /// The subnet's mask, likewise.
+        /// The mask of that subnet, as its octets lie in memory.
         pub mask: u32,
-        /// See [`member_flag`].
+        /// Bits of [`member_flag`].
         pub flags: u32,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u32,
     }
 }
 
 /// Bits of [`Member::flags`].
 pub mod member_flag {
-    /// The entry was written.
+    /// Userspace has written the entry.
     pub const WRITTEN: u32 = 1;
-    /// The node has a subnet.
+    /// The node has a task subnet.
     pub const SUBNET: u32 = 2;
-    /// Its packets must bear a cookie.
+    /// The node's packets must bear a cookie.
     pub const COOKIE: u32 = 4;
 }
 
 impl Member {
-    /// Whether a packet that bears this cookie (0: none) may come from the node.
+    /// Whether a packet with this cookie (0: none) may come from the node.
     #[inline(always)]
     pub const fn admits(&self, cookie: u32) -> bool {
         self.flags & member_flag::COOKIE == 0 || cookie == self.accepted[0] || cookie == self.accepted[1]
     }
 
-    /// Whether a task of the node may have this address; see [`task_word`].
+    /// Whether a task of the node may have this address, given as [`task_word`].
     #[inline(always)]
     pub const fn may_have(&self, task: u32) -> bool {
         if self.flags & member_flag::WRITTEN == 0 {
@@ -54,8 +58,8 @@ impl Member {
     }
 }
 
-/// What tells tasks apart in an IPv6 address: its last four octets as they lie in memory; 0, which no subnet of tasks holds, if it
-/// doesn't begin as those of tasks do.
+/// The part of an IPv6 address that identifies a task: its last four octets as they lie in memory.
+/// If the address doesn't begin with [`TASKS_PREFIX6`], it is 0, which no task subnet contains.
 #[inline(always)]
 pub const fn task_word(address: [u8; 16]) -> u32 {
     const PREFIX: [u8; 16] = TASKS_PREFIX6.to_be_bytes();

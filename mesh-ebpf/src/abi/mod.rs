@@ -1,54 +1,65 @@
-//! The layouts that the kernel programs and `mesh-agent` share: map keys, map values, names, and their hash.
+//! The layouts that the kernel programs and `mesh-agent` share: map keys, map values, names, and
+//! their hash.
 //!
-//! Every type here is `repr(C)`, holds only integers and byte arrays, and has its padding spelled out, so that
-//! any bit pattern is a valid value and keys hash the same on both sides. Pins live under [`ABI_HASH`]: a
-//! changed layout never meets an old map.
+//! Every type here is `repr(C)`, holds only integers and byte arrays, and has its padding spelled
+//! out, so that any bit pattern is a valid value and keys hash the same on both sides. Pins live
+//! under [`ABI_HASH`]: a changed layout never meets an old map.
 //!
 //! # How a loader sets things up
 //!
-//! 1. **Load** the object. Before loading it may size [`names::NAT_HALF_OPEN`], [`names::NAT_ESTABLISHED`] and [`names::FLOWS`], the
-//!    last together with [`names::FLOW_HOMES`] ([`crate::flow_table::cell_count`]); all other maps keep the sizes of the object. It gives
-//!    [`names::FLOW_FACTORS`] a secret. Maps of *one* object serve all programs; pin them by name under
-//!    `DIR/<ABI_HASH as 16 hex digits>/`.
-//! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`], source ports
-//!    [`SOURCE_PORT_MIN`](crate::parse::vxlan::SOURCE_PORT_MIN) to [`SOURCE_PORT_MAX`](crate::parse::vxlan::SOURCE_PORT_MAX), no learning,
-//!    up.
-//! 3. **[`Config`]** at key 0 of [`names::CONFIG`]; rewriting it takes effect with the next packet. As long as it
-//!    is zero ([`Config::address`] unset), the programs pass everything.
-//! 4. **[`names::ADDRESSES`]**: each address of this node on which published ports answer → its index, below
-//!    [`VipId::ADDRESSES_MAX`]. Index 0 is [`Config::address`]. An index is given to another address only when
-//!    no flow can name it any more.
-//! 5. **[`Node`]s** by node index in [`names::NODES`] and [`Member`]s in [`names::MEMBERS`], then [`names::PEERS`] from address to
-//!    index. Peers are also the allow-list of the tunnel, and a member's entry says what its packets must bear. Index 0 is
-//!    this node itself. A node without MAC is still reached through TC.
-//! 6. **[`Backend`]s** by id, before any slot names them. For a task of this node: [`backend_flag::LOCAL`],
-//!    the host-side veth's ifindex and the task's MAC; the state becomes active only once that veth has its program.
-//! 7. **Slots and services**: write the backend ids into a free range of [`names::SLOTS`] (active ones; the
-//!    draining ones if none is active; a weight of n is n entries), then replace the value in
-//!    [`names::SERVICES`]: that single update is the swap. The old range may be reused after a few milliseconds
-//!    (no program runs longer). Without slots, new connections get a RST.
-//! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is attached. Without them
-//!    what is rare is left to the host stack, the tunnel's packets to the VXLAN device, and what an ICMP error would answer is dropped.
-//! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each uplink; `tc`
-//!    datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each uplink), [`names::PROGRAM_DEVICE`] and
-//!    [`names::PROGRAM_TUNNEL`] (TC egress and ingress of the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each task). The
-//!    uplinks come first: the VXLAN device's program takes what theirs have marked ([`TUNNEL_MARK`]).
+//! 1. **Load** the object. Before loading it may size [`names::NAT_HALF_OPEN`],
+//!    [`names::NAT_ESTABLISHED`] and [`names::FLOWS`], the last together with [`names::FLOW_HOMES`]
+//!    ([`crate::flow_table::cell_count`]); all other maps keep the sizes of the object. It sets
+//!    [`names::FLOW_FACTORS`] to a secret. Maps of *one* object serve all programs; pin them by
+//!    name under `DIR/<ABI_HASH as 16 hex digits>/`.
+//! 2. **VXLAN device**: external (collect-metadata) mode, UDP port [`Config::tunnel_port_be`],
+//!    source ports [`SOURCE_PORT_MIN`](crate::parse::vxlan::SOURCE_PORT_MIN) to
+//!    [`SOURCE_PORT_MAX`](crate::parse::vxlan::SOURCE_PORT_MAX), no learning, up.
+//! 3. **[`Config`]** at key 0 of [`names::CONFIG`]; rewriting it takes effect with the next packet.
+//!    As long as it is zero ([`Config::address`] unset), the programs pass everything.
+//! 4. **[`names::ADDRESSES`]**: each address of this node on which published ports answer → its
+//!    index, below [`VipId::ADDRESSES_MAX`]. Index 0 is [`Config::address`]. Give an index to
+//!    another address only when no flow can name it any more.
+//! 5. **[`Node`]s** by node index in [`names::NODES`] and [`Member`]s in [`names::MEMBERS`], then
+//!    [`names::PEERS`] from address to index. Peers are also the allow-list of the tunnel, and a
+//!    member's entry says what its packets must bear. Index 0 is this node itself. Packets for a
+//!    node whose MAC address is not known go through TC.
+//! 6. **[`Backend`]s** by id, before any slot names them. For a task of this node:
+//!    [`backend_flag::LOCAL`], the host-side veth's ifindex and the task's MAC; the state becomes
+//!    active only once that veth has its program.
+//! 7. **Slots and services**: write the backend ids into a free range of [`names::SLOTS`] (active
+//!    ones; the draining ones if none is active; a weight of n is n entries), then replace the
+//!    value in [`names::SERVICES`]: that single update is the swap. The old range may be reused
+//!    after a few milliseconds (no program runs longer). Without slots, new connections get a RST.
+//! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is
+//!    attached. Without them, programs leave ICMP errors and fragments to the host stack and the
+//!    tunnel's packets to the VXLAN device, and drop what they would answer with an ICMP error.
+//! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each
+//!    uplink; `tc` datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each
+//!    uplink), [`names::PROGRAM_DEVICE`] and [`names::PROGRAM_TUNNEL`] (TC egress and ingress of
+//!    the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each
+//!    task). Attach to the uplinks first: the VXLAN device's program accepts only packets that
+//!    theirs have marked ([`TUNNEL_MARK`]).
 //!
 //! # Taking a backend away
 //!
-//! First replace the services that name it, then set its state to down: its flows get a RST at the next packet.
-//! While it is [`BackendState::Draining`], its flows live and no new ones come.
+//! First replace the services that name the backend, then set its state to down: its flows get a
+//! RST at the next packet. While it is [`BackendState::Draining`], its flows go on and it gets no
+//! new ones.
 //!
 //! # Counting
 //!
-//! All counters are per CPU and summed by the reader. Traffic of a backend is counted at the ingress node only,
-//! where the backend was selected. [`Live`] is the exception, shared over CPUs, as the least-connections policy
-//! reads it; [`names::LIVE_DRIFT`] is its correction and belongs to userspace: after a walk over the flow tables
-//! finding `n` flows that are not closed, `drift = opened − closed − n`.
-//! [`names::DURATIONS`] has an entry only where userspace makes one: for every index of a published port and every [`Timed`]. What
-//! programs time without an entry is not kept. [`Timed::Swept`] and [`names::EVICTIONS`] are userspace's to write.
-//! [`names::SYN_GUARD`] and [`names::SYN_GUARD_FIRED`] are the programs' alone; the rate is in [`Config::syn_guard_rate`].
-//! Sweeping idle flows, by [`crate::conntrack::idle_timeout_ns`], is userspace's work too; after it, recount.
+//! All counters are per CPU, and the reader adds them up. Only the ingress node, which selected the
+//! backend, counts a backend's traffic. [`Live`] is the exception: all CPUs share it, as the
+//! least-connections policy reads it. Its correction, [`names::LIVE_DRIFT`], belongs to userspace:
+//! after a walk over the flow tables that found `n` flows that are not closed,
+//! `drift = opened − closed − n`.
+//!
+//! Userspace creates the entries of [`names::DURATIONS`], one for every index of a published port
+//! and every [`Timed`]; programs discard a duration that has no entry. Only userspace writes
+//! [`Timed::Swept`] and [`names::EVICTIONS`]. Only programs write [`names::SYN_GUARD`] and
+//! [`names::SYN_GUARD_FIRED`]; the rate is in [`Config::syn_guard_rate`]. Userspace also sweeps
+//! idle flows, by [`crate::conntrack::idle_timeout_ns`], and recounts afterwards.
 
 mod address;
 mod backend;

@@ -16,18 +16,20 @@ pub const NODES: &str = "NODES";
 pub const PEERS: &str = "PEERS";
 /// Array, node index → [`super::Member`]: what that node's tunnel packets must bear.
 pub const MEMBERS: &str = "MEMBERS";
-/// Array of [`super::FlowCell`]s, memory that userspace maps: the ingress node's flows, see [`crate::flow_table`].
+/// Array of [`super::FlowCell`]s, mapped into userspace's memory: the ingress node's flows, see
+/// [`crate::flow_table`].
 pub const FLOWS: &str = "FLOWS";
-/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of connections that the client has not
-/// confirmed yet, or that have ended.
+/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of connections that the client has
+/// not confirmed yet, or that have ended.
 pub const NAT_HALF_OPEN: &str = "NAT_HALF_OPEN";
-/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of connections that go on.
+/// LRU hash, [`super::NatKey`] → [`super::Nat`]: translations of established connections.
 pub const NAT_ESTABLISHED: &str = "NAT_ESTABLISHED";
-/// Array, service index → number of flows given out so far (`u64`).
+/// Array, service index → number of flows assigned so far (`u64`).
 pub const ROUND_ROBIN: &str = "ROUND_ROBIN";
 /// Array, backend id → [`super::Live`].
 pub const LIVE: &str = "LIVE";
-/// Array, backend id → `i64`, written by userspace only: how many of `opened − closed` are no flows any more.
+/// Array, backend id → `i64`, written by userspace only: how much `opened − closed` exceeds the
+/// live flows.
 pub const LIVE_DRIFT: &str = "LIVE_DRIFT";
 /// Per-CPU array, backend id → [`super::BackendStats`].
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
@@ -35,7 +37,8 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const FRONTEND_STATS: &str = "FRONTEND_STATS";
 /// Per-CPU array of `u64`, index by [`super::drop_index`].
 pub const DROPS: &str = "DROPS";
-/// Per-CPU array of `u64`, index by [`super::Direction`]: packets left to the host stack.
+/// Per-CPU array of `u64`, index by [`super::Direction`]: packets that TC programs passed to the
+/// host stack.
 pub const PASSED: &str = "PASSED";
 
 /// Array, backend id → [`super::BackendLoad`].
@@ -43,20 +46,21 @@ pub const LOADS: &str = "LOADS";
 /// LPM trie, [`super::AllowedKey`] → `u32` 1: networks that may open flows, for services with
 /// [`super::service_flag::ALLOW_LIST`].
 pub const ALLOWED: &str = "ALLOWED";
-/// LRU hash, [`super::FragmentKey`] → [`super::FragmentPorts`]: the ports of packets that come in fragments.
+/// LRU hash, [`super::FragmentKey`] → [`super::FragmentPorts`]: the ports of packets that come in
+/// fragments.
 pub const FRAGMENTS: &str = "FRAGMENTS";
-/// Per-CPU hash, [`super::Timed::key`] → [`super::Histogram`]. Userspace makes the entries.
+/// Per-CPU hash, [`super::Timed::key`] → [`super::Histogram`]. Userspace creates the entries.
 pub const DURATIONS: &str = "DURATIONS";
-/// Array of `u64`, written by userspace only, so that they outlive it: flows forgotten before they ended, by
-/// [`super::Evicted::index`].
+/// Array of `u64`, written by userspace only: flows removed before they ended, by
+/// [`super::Evicted::index`]. The counters are in a map so that they outlive the agent.
 pub const EVICTIONS: &str = "EVICTIONS";
 
-/// Array of programs, by [`super::Edge`]: what hooks' programs continue in.
+/// Array of programs, by [`super::Edge`]: the tail calls of the hooks' programs.
 pub const EDGES: &str = "EDGES";
 /// Per-CPU array, 1 entry of [`super::SynGuard`].
 pub const SYN_GUARD: &str = "SYN_GUARD";
-/// Array, 1 entry of `u64`: when a CPU last had more SYNs than it remembers, ns of the monotonic clock, up to
-/// [`crate::guard::FIRED_STEP_NS`] late.
+/// Array, 1 entry of `u64`: when a CPU last forwarded a SYN without creating a flow, ns of the
+/// monotonic clock, up to [`crate::guard::FIRED_STEP_NS`] late.
 pub const SYN_GUARD_FIRED: &str = "SYN_GUARD_FIRED";
 
 /// Every map of the object.
@@ -93,15 +97,17 @@ pub const MAPS: [&str; 26] = [
 pub const PROGRAM_XDP: &str = "mesh_xdp";
 /// TC ingress of an uplink: ingress role towards all backends, and local delivery.
 pub const PROGRAM_UPLINK: &str = "mesh_uplink";
-/// TC egress of an uplink: gives what the VXLAN device sends its cookie; remembers connections that the node forwards from a published port.
+/// TC egress of an uplink: writes the cookie into packets that the VXLAN device sends, and records
+/// connections that the node forwards from a published port.
 pub const PROGRAM_EGRESS: &str = "mesh_egress";
-/// TC egress of the VXLAN device: marks what it sends, for [`PROGRAM_EGRESS`].
+/// TC egress of the VXLAN device: marks the packets that the device sends, for [`PROGRAM_EGRESS`].
 pub const PROGRAM_DEVICE: &str = "mesh_device";
-/// TC ingress of the VXLAN device: backend role's requests, ingress role's replies.
+/// TC ingress of the VXLAN device: requests for this node's tasks, and replies for this node's
+/// clients.
 pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
 /// TC ingress of a task's host-side veth: the task's replies.
 pub const PROGRAM_TASK: &str = "mesh_task";
-/// XDP that passes everything, in an object of its own: for the far ends of veth uplinks.
+/// XDP program that passes everything, in an object of its own, for the far ends of veth uplinks.
 pub const PROGRAM_PASS: &str = "mesh_pass";
 
 /// Entries of [`ADDRESSES`].
@@ -110,7 +116,8 @@ pub const ADDRESSES_MAX: u32 = 1024;
 pub const SERVICES_MAX: u32 = 1 << 14;
 /// Entries of [`SLOTS`].
 pub const SLOTS_MAX: u32 = 1 << 20;
-/// Entries of [`BACKENDS`], [`LIVE`], [`LIVE_DRIFT`] and [`BACKEND_STATS`]: backend ids are below this.
+/// Entries of [`BACKENDS`], [`LIVE`], [`LIVE_DRIFT`] and [`BACKEND_STATS`]: backend ids are below
+/// this.
 pub const BACKENDS_MAX: u32 = 1 << 16;
 /// Entries of [`ALLOWED`].
 pub const ALLOWED_MAX: u32 = 1 << 16;
@@ -120,13 +127,15 @@ pub const FRAGMENTS_MAX: u32 = 4096;
 pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
 /// Entries of [`NODES`], [`MEMBERS`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
-/// Default of the unconfirmed connections that there is room for: entries of [`NAT_HALF_OPEN`], and part of [`FLOWS`].
+/// Default number of half-open connections that there is room for: entries of [`NAT_HALF_OPEN`],
+/// and part of [`FLOWS`].
 pub const HALF_OPEN_MAX: u32 = 1 << 16;
-/// Default of the other connections: entries of [`NAT_ESTABLISHED`], and part of [`FLOWS`].
+/// Default number of established connections that there is room for: entries of
+/// [`NAT_ESTABLISHED`], and part of [`FLOWS`].
 pub const ESTABLISHED_MAX: u32 = 1 << 18;
 
-/// Constant of the programs, `u32`: home cells of [`FLOWS`]. Set before loading, to fit the map.
+/// Constant of the programs, `u32`: home cells of [`FLOWS`]. The loader sets it to fit the map.
 pub const FLOW_HOMES: &str = "FLOW_HOMES";
-/// Constant of the programs, three `u64`: the secret of [`FLOWS`]' hash, see [`crate::flow_table::factors`]. Set before loading; it lasts as
-/// long as the map.
+/// Constant of the programs, three `u64`: the secret of the hash of [`FLOWS`], see
+/// [`crate::flow_table::factors`]. The loader sets it; it stays the same as long as the map exists.
 pub const FLOW_FACTORS: &str = "FLOW_FACTORS";

@@ -1,4 +1,4 @@
-//! Published ports: what is looked up by destination port, and how it spreads over its slots.
+//! Published ports: looked up by destination port, and spread over slots.
 
 use super::Be16;
 use super::closed_list::closed_list;
@@ -6,21 +6,21 @@ use super::layout::abi_struct;
 
 /// IP protocol numbers used in keys.
 pub mod protocol {
-    /// TCP.
+    /// Transmission Control Protocol.
     pub const TCP: u8 = 6;
-    /// UDP.
+    /// User Datagram Protocol.
     pub const UDP: u8 = 17;
 }
 
 abi_struct! {
-    /// Key of [`super::names::SERVICES`]. The address is not part of it: a published port answers on every
-    /// address in [`super::names::ADDRESSES`], and on no other.
+    /// Key of [`super::names::SERVICES`]. The address is not part of it: a published port answers
+    /// on every address in [`super::names::ADDRESSES`], and on no other.
     pub struct ServiceKey [4] {
-        /// Published port.
+        /// The published port.
         pub port_be: Be16,
         /// IP protocol number, see [`protocol`].
         pub protocol: u8,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u8,
     }
 }
@@ -34,23 +34,25 @@ impl ServiceKey {
 }
 
 abi_struct! {
-    /// Value of [`super::names::SERVICES`]: one published port. Replacing it is the atomic swap of its slots.
+    /// Value of [`super::names::SERVICES`]: one published port. Replacing it is the atomic swap of
+    /// its slots.
     pub struct Service [32] {
-        /// Index of this published port in [`super::names::ROUND_ROBIN`] and [`super::names::FRONTEND_STATS`].
+        /// Index of this published port in [`super::names::ROUND_ROBIN`] and
+        /// [`super::names::FRONTEND_STATS`].
         pub index: u32,
         /// First slot in [`super::names::SLOTS`].
         pub slot_base: u32,
-        /// Number of slots; 0: no backend, new connections are refused.
+        /// Number of slots; 0: there is no backend, and new connections are refused.
         pub slot_count: u32,
-        /// Table generation this value comes from; for people and tests, the programs ignore it.
+        /// Generation of the mesh table that this value comes from. Only people and tests read it.
         pub generation: u32,
-        /// A [`Policy`].
+        /// The service's [`Policy`].
         pub policy: u8,
-        /// A [`Mode`].
+        /// The service's [`Mode`].
         pub mode: u8,
-        /// See [`service_flag`].
+        /// Bits of [`service_flag`].
         pub flags: u16,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: [u32; 3],
     }
 }
@@ -62,8 +64,8 @@ pub mod service_flag {
 }
 
 closed_list! {
-    /// How a service's packets get to remote tasks and back; [`Service::mode`]. A flow keeps the mode
-    /// that it began with.
+    /// How a service's packets get to remote tasks and back; [`Service::mode`]. A flow keeps the
+    /// mode that it began with.
     pub enum Mode: u8 {
         /// Requests and replies both go through the tunnel.
         Tunnel = 0 => "tunnel",
@@ -90,8 +92,8 @@ closed_list! {
         Random = 2 => "random",
         /// The one of two distinct slots drawn at random whose node measures the lower load.
         LeastLoad = 3 => "least-load",
-        /// The slot that the client's address hashes to; the slots are a Maglev table, the same on all
-        /// nodes.
+        /// The slot that the client's address hashes to; the slots are a Maglev table, the same on
+        /// all nodes.
         SourceHash = 4 => "source-hash",
     }
     /// The policy as users write it in the label `mesh.lb.policy`.
@@ -100,10 +102,11 @@ closed_list! {
 }
 
 abi_struct! {
-    /// Key of [`super::names::ALLOWED`] after its prefix length: a network that may open flows to a published port.
-    /// The prefix length, in bits, counts the 32 of `service_index` and, for IPv4, the 96 of the mapping.
+    /// Key of [`super::names::ALLOWED`] after its prefix length: a network that may open flows to a
+    /// published port. The prefix length, in bits, counts the 32 of `service_index_be` and, for
+    /// IPv4, the 96 of the v4-mapped prefix.
     pub struct AllowedKey [20] {
-        /// [`Service::index`], in network order, as prefixes are matched from the first byte on.
+        /// [`Service::index`] in network order, as a trie matches prefixes from the first byte on.
         pub service_index_be: [u8; 4],
         /// The network's address.
         pub network: [u8; 16],
@@ -111,6 +114,6 @@ abi_struct! {
 }
 
 impl AllowedKey {
-    /// Length of the prefix that is a whole key: one client.
+    /// Prefix length of a whole key, that is of a single client.
     pub const BITS: u32 = 8 * size_of::<Self>() as u32;
 }

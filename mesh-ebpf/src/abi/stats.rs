@@ -1,4 +1,4 @@
-//! Counters. All of them only grow.
+//! Counters of traffic, flows and loads. Counters only grow.
 
 use super::DropReason;
 use super::closed_list::closed_list;
@@ -19,29 +19,32 @@ closed_list! {
 abi_struct! {
     /// Packets and bytes (layer 3) of one direction.
     pub struct Traffic [16] {
-        /// Packets.
+        /// The number of packets.
         pub packets: u64,
-        /// Bytes from the IP header on.
+        /// The number of bytes, from the IP header on.
         pub bytes: u64,
     }
 }
 
 abi_struct! {
-    /// Per-CPU entry of [`super::names::BACKEND_STATS`], by backend id; counted at the ingress node.
+    /// Per-CPU entry of [`super::names::BACKEND_STATS`], by backend id; counted at the ingress
+    /// node.
     pub struct BackendStats [72] {
-        /// Client to task.
+        /// Traffic from clients to the task.
         pub request: Traffic,
-        /// Task to client.
+        /// Traffic from the task to clients.
         pub reply: Traffic,
         /// Flows assigned to the backend.
         pub opened: u64,
-        /// Flows seen to end (both FINs or a RST, or replaced by a new one). Evicted and idle ones are not here.
+        /// Flows seen to end by both FINs or a RST, and flows replaced by a new one. Evicted and
+        /// idle flows are not counted here.
         pub closed: u64,
         /// Handshakes that the task answered with a RST.
         pub refused: u64,
-        /// Handshakes that the task left unanswered until the client tried again.
+        /// Handshakes that the task left unanswered until the client retransmitted its SYN.
         pub unanswered: u64,
-        /// Handshakes that the task answered. Where its node answers the client directly: that the client confirmed.
+        /// Handshakes that the task answered. For flows whose task's node answers the client
+        /// directly, it counts those that the client confirmed.
         pub answered: u64,
     }
 }
@@ -49,60 +52,64 @@ abi_struct! {
 abi_struct! {
     /// Per-CPU entry of [`super::names::FRONTEND_STATS`], by [`super::Service::index`].
     pub struct FrontendStats [64] {
-        /// Client to task.
+        /// Traffic from clients to the task.
         pub request: Traffic,
-        /// Task to client.
+        /// Traffic from the task to clients.
         pub reply: Traffic,
-        /// New flows accepted.
+        /// New flows that got a backend.
         pub opened: u64,
-        /// New flows refused as no backend was left.
+        /// New flows refused because no backend was left.
         pub no_backend: u64,
-        /// SYNs that were forwarded without a flow, as more came than are remembered: see [`crate::guard`].
+        /// SYNs that were forwarded without a flow, as they exceeded the guard's rate: see
+        /// [`crate::guard`].
         pub unremembered: u64,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u64,
     }
 }
 
 abi_struct! {
-    /// Entry of [`super::names::LIVE`], by backend id, shared over CPUs and written atomically by the programs only.
-    /// Live connections are `max(opened − closed − drift, 0)`, see [`super::names::LIVE_DRIFT`].
+    /// Entry of [`super::names::LIVE`], by backend id, shared by all CPUs; only programs write it,
+    /// atomically. Live connections are `max(opened − closed − drift, 0)`, see
+    /// [`super::names::LIVE_DRIFT`].
     pub struct Live [16] {
         /// Flows assigned to the backend.
         pub opened: u64,
-        /// Flows seen to end.
+        /// Flows of the backend that were seen to end.
         pub closed: u64,
     }
 }
 
 abi_struct! {
-    /// Entry of [`super::names::LOADS`], by backend id: the newest figure known here. Written by the owner's agent for
-    /// its own backends, by the programs from replies, and by the agent from what managers tell of idle ones.
+    /// Entry of [`super::names::LOADS`], by backend id: the newest load known on this node. The
+    /// agent writes the loads of its own backends and those of idle ones that managers report;
+    /// programs write what replies carry.
     pub struct BackendLoad [16] {
-        /// When it was measured or heard of, ns of the monotonic clock; 0: never.
+        /// When the load was measured or received, ns of the monotonic clock; 0: never.
         pub seen_ns: u64,
-        /// 0: not known; else 1 (idle) to 127 (saturated).
+        /// The load from 1 (idle) to 127 (saturated); 0: not known.
         pub load: u32,
-        /// Zero.
+        /// Padding; always zero.
         pub reserved: u32,
     }
 }
 
-/// A load older than this, in nanoseconds, is not used.
+/// A load older than this, in nanoseconds, is ignored.
 pub const LOAD_MAX_AGE_NS: u64 = 5_000_000_000;
 
-/// A load that was written within this time, in nanoseconds, is not written again.
+/// A load that was written less than this long ago, in nanoseconds, is not written again.
 const REWRITE_AGE_NS: u64 = 10_000_000;
 
 impl BackendLoad {
-    /// Whether writing `load` at `now_ns` would change little: replies come by the thousands, and each write takes the cache
-    /// line from the other CPUs.
+    /// Whether the entry held the same `load` a moment before `now_ns`, so that writing it again
+    /// can be skipped. Replies come by the thousands, and each write takes the cache line away from
+    /// the other CPUs.
     #[inline(always)]
     pub const fn has_just(&self, load: u32, now_ns: u64) -> bool {
         self.load == load && now_ns.saturating_sub(self.seen_ns) < REWRITE_AGE_NS
     }
 
-    /// The figure, if it is known and young enough at `now_ns`.
+    /// The load, if it is known and at most [`LOAD_MAX_AGE_NS`] old at `now_ns`.
     #[inline(always)]
     pub const fn fresh(&self, now_ns: u64) -> Option<u32> {
         if self.load == 0 || now_ns.saturating_sub(self.seen_ns) > LOAD_MAX_AGE_NS {
@@ -114,7 +121,8 @@ impl BackendLoad {
 }
 
 impl Live {
-    /// Live connections, corrected by what the last recount found too many. Never negative.
+    /// The number of live connections, corrected by the surplus that the last recount found. Never
+    /// negative.
     #[inline(always)]
     pub const fn count(&self, drift: i64) -> u64 {
         let tracked = self.opened.wrapping_sub(self.closed).cast_signed();
@@ -123,7 +131,7 @@ impl Live {
     }
 }
 
-/// Index in [`super::names::DROPS`] of a reason and direction.
+/// The index in [`super::names::DROPS`] of a reason and direction.
 #[inline(always)]
 pub const fn drop_index(reason: DropReason, direction: Direction) -> u32 {
     (reason as u32) << 1 | direction as u32

@@ -1,5 +1,5 @@
-//! Programs for `cargo xtask bench packet`: a source of frames, the bare XDP_TX that everything is held against, the same
-//! with one line of memory, and a sink.
+//! Programs for `cargo xtask bench packet`: a source of frames; the bare XDP_TX that everything is
+//! compared with; the same with one access to a cache line; and a sink.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -16,7 +16,7 @@ mod programs {
 
     #[btf_map]
     static RECIPE: PerCpuArray<Recipe, 1> = PerCpuArray::new();
-    /// Frames that this CPU has sent so far.
+    /// The number of frames that this CPU has sent so far.
     #[btf_map]
     static SENT: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -39,17 +39,18 @@ mod programs {
         }
     }
 
-    /// The least that an XDP program can do to send a frame on.
+    /// The least that an XDP program can do to send a frame on: XDP_TX.
     #[xdp(frags)]
     fn bench_bounce(_: XdpContext) -> u32 {
         XDP_TX
     }
 
-    /// A cache line each.
+    /// An array of cache lines, as many as the flow table has cells.
     #[btf_map]
     static LINES: Array<[u64; 8], { LINES_MAX as usize }> = Array::new();
 
-    /// The least that a program can do that remembers something of each flow: look at one line of memory.
+    /// The least that a program with a state for each flow can do: read one cache line, then
+    /// XDP_TX.
     #[xdp(frags)]
     fn bench_line(context: XdpContext) -> u32 {
         let at = context.data();
@@ -65,14 +66,14 @@ mod programs {
             )
         };
         match LINES.get(generator::line(u32::from_be(client), u16::from_be(port), recipe.lines)) {
-            // Never, but the program has to look.
+            // Never true, but the compiler must not drop the read.
             Some(line) if line[0] == u64::MAX => XDP_DROP,
             Some(_) => XDP_TX,
             None => XDP_ABORTED,
         }
     }
 
-    /// Takes what comes back.
+    /// Drops the frames that come back.
     #[xdp(frags)]
     fn bench_sink(_: XdpContext) -> u32 {
         XDP_DROP

@@ -1,5 +1,6 @@
-//! For tests: lets a packet come in as if the kernel's VXLAN device had taken it out of the tunnel, and goes on in the program
-//! of that hook. A test run (`BPF_PROG_TEST_RUN`) can't say by itself where a packet came from.
+//! For tests: gives a packet the metadata of one that the kernel's VXLAN device has decapsulated,
+//! and tail-calls the program of that hook. A test run (`BPF_PROG_TEST_RUN`) can't set them by
+//! itself.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -13,10 +14,10 @@ mod programs {
 
     mesh_ebpf::object!();
 
-    /// The other node's IPv4 address, and the VNI, in host order; the packet's mark.
+    /// The other node's IPv4 address and the VNI, both in host order, and the packet's mark.
     #[btf_map]
     static ORIGIN: Array<u32, 3> = Array::new();
-    /// The program of the hook.
+    /// The program under test.
     #[btf_map]
     static NEXT: ProgramArray<1> = ProgramArray::new();
 
@@ -29,7 +30,8 @@ mod programs {
         unsafe {
             let mut key: bpf_tunnel_key = core::mem::zeroed();
             key.tunnel_id = *vni;
-            // A key is written for a packet on its way out: what is its source there, a program reads as the other end.
+            // A tunnel key is written for a packet on its way out: its local address is what the
+            // program reads as the remote one.
             key.__bindgen_anon_3.local_ipv4 = *peer;
             (*context.skb.skb).mark = *mark;
             let len = size_of::<bpf_tunnel_key>() as u32;

@@ -24,11 +24,13 @@ mod programs {
         act_xdp(pipeline::xdp(&mut Xdp::new(context.ctx), &kernel))
     }
 
-    /// Declares TC programs, one a row: name, the direction that its drops are counted for, how it makes
-    /// its packet, the CPU's scratch place that it needs, if any, and the pipeline's function.
+    /// Declares TC programs, one a row: name, the direction that its drops are counted for, the
+    /// constructor of its packet, the CPU's scratch space if the program needs one, and the
+    /// pipeline's function.
     ///
-    /// `tunnelled` in place of a direction: the packet comes out of the VXLAN device, whose metadata say
-    /// from which node and in which direction. A packet that can't be made is left to the host stack.
+    /// `tunnelled` in place of a direction means that the packet comes out of the VXLAN device,
+    /// whose metadata say from which node and in which direction. A packet that the constructor
+    /// refuses is left to the host stack.
     macro_rules! programs {
         ($($(#[$doc:meta])* $name:ident: $direction:ident, $packet:ident $(, $scratch:ident)? => $run:ident;)+) => {
             $(
@@ -89,8 +91,8 @@ mod programs {
         mesh_task_fra: Reply, new, fragment => task_fragment;
     }
 
-    /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of this
-    /// host's own sockets, as the ingress hooks ask the kernel for those.
+    /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of
+    /// this host's own sockets, as the ingress hooks ask the kernel for those.
     #[classifier]
     fn mesh_egress(context: TcContext) -> i32 {
         let kernel = Kernel::new(context.as_ptr());

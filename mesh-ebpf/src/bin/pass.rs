@@ -1,5 +1,6 @@
-//! An XDP program that passes everything. A veth only takes frames from an XDP program on its other end if it runs
-//! one itself: this is for the far ends of veth uplinks, as in labs.
+//! An XDP program that passes everything. A veth accepts frames from an XDP program on its other
+//! end only if it runs an XDP program itself: this one is for the far ends of veth uplinks, as in
+//! labs.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

@@ -1,22 +1,28 @@
-//! What counts of what a packet tells: a client's segment must be where the client is, and who goes on has not ended.
+//! What counts of what a packet tells: a client's segment must be where the client is, and who goes
+//! on has not ended.
 //!
-//! A flow keeps the upper half of the client's sequence number only, so that hardly any packet has to write it. Whoever doesn't see the
-//! connection hits the range that is believed with one packet in 9 000; an endpoint checks exactly, and what it says then revives the flow.
+//! A flow keeps the upper half of the client's sequence number only, so that hardly any packet has
+//! to write it. Whoever doesn't see the connection hits the range that is believed with one packet
+//! in 9 000; an endpoint checks exactly, and what it says then revives the flow.
 
 use super::{SECOND_NS, datagram_events, events_of, is_established, is_unproven, proven};
 use crate::abi::{Direction, flow_event};
 use crate::parse::tcp::Flags;
 use crate::parse::transport;
 
-/// How long after a supposed end the other end's packets show that there was none: what was on its way then has arrived or is lost.
+/// How long after a supposed end the other end's packets show that there was none: what was on its
+/// way then has arrived or is lost.
 pub const STILL_UNDER_WAY_NS: u64 = SECOND_NS;
 
-/// How far behind the furthest segment seen of the client another one may be and still be believed to end the connection, in units of
-/// 64 KiB. An answer to what the task has sent has the number that the task was waiting for, which may be some data behind.
+/// How far behind the furthest segment seen of the client another one may be and still be believed
+/// to end the connection, in units of 64 KiB. An answer to what the task has sent has the number
+/// that the task was waiting for, which may be some data behind.
 const BEHIND: u16 = 4;
-/// How far ahead likewise: the longest segment that the kernel hands over in one piece, and as much again for one that was lost.
+/// How far ahead likewise: the longest segment that the kernel hands over in one piece, and as much
+/// again for one that was lost.
 const AHEAD: u16 = 2;
-/// How far ahead a segment may be that carries on: what was lost in between was not seen here. In units of 64 KiB.
+/// How far ahead a segment may be that carries on: what was lost in between was not seen here. In
+/// units of 64 KiB.
 const FAR_AHEAD: u16 = 16;
 /// A distance, in units of 64 KiB, that no window of TCP's reaches (RFC 7323): 1 GiB.
 const BEYOND_ANY_WINDOW: u16 = 1 << 14;
@@ -85,13 +91,15 @@ const fn judge_client(header: &transport::Header, flow: &FlowState) -> Judgement
     Judgement { added, cleared: 0, sequence: flow.sequence }
 }
 
-/// Whether a packet may be the client's: one that anybody could send in its name is not to lead replies elsewhere.
+/// Whether a packet may be the client's: one that anybody could send in its name is not to lead
+/// replies elsewhere.
 #[inline(always)]
 pub const fn is_clients(header: &transport::Header, sequence: u16) -> bool {
     header.is_udp() || header.sequence.wrapping_sub(sequence).wrapping_add(BEHIND) <= BEHIND + FAR_AHEAD
 }
 
-/// Where the client is, by what its task has acknowledged: a task that took a SYN, or is ahead of what was seen here, knows better.
+/// Where the client is, by what its task has acknowledged: a task that took a SYN, or is ahead of
+/// what was seen here, knows better.
 #[inline(always)]
 const fn acknowledged(header: &transport::Header, flow: &FlowState) -> u16 {
     let sequence = flow.sequence;
@@ -106,8 +114,9 @@ const fn acknowledged(header: &transport::Header, flow: &FlowState) -> u16 {
     }
 }
 
-/// Events that a client's segment belies which carries on: its own RST, as who has reset a connection says no more of it; the task's, if
-/// it isn't one that was under way when the task reset the connection; its own FIN, if new data follows.
+/// Events that a client's segment belies which carries on: its own RST, as who has reset a
+/// connection says no more of it; the task's, if it isn't one that was under way when the task
+/// reset the connection; its own FIN, if new data follows.
 #[inline(always)]
 const fn belied_by_client(flags: Flags, flow: &FlowState) -> u32 {
     let is_late = flow.idle_ns >= STILL_UNDER_WAY_NS;

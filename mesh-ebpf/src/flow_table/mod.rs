@@ -1,19 +1,26 @@
-//! The table of flows: cells of one cache line, and where in them a flow is. The same code works on the kernel's map, on the map as
-//! userspace has it in its memory, and on a test's.
+//! The flow table of the ingress node: an array of cells, each a cache line that holds at most one
+//! flow. The same code works on the kernel's map, on userspace's memory mapping of it, and on a
+//! test's table.
 //!
-//! Hopscotch hashing (Herlihy, Shavit and Tzafrir, 2008) in its simplest form: a key has a home, and its flow stands there or in one of the
-//! [`NEIGHBOURS`] − 1 cells after it; the home's word says in which. So a flow that is there, and one that isn't, cost one line of memory
-//! each, nearly always. The kernel's hash maps take three, and theirs depend on each other.
+//! It uses hopscotch hashing (Herlihy, Shavit and Tzafrir, 2008) in its simplest form: a key hashes
+//! to a home cell, and its flow stands there or in one of the [`NEIGHBOURS`] − 1 cells after it;
+//! the home's word says in which of them. So looking up a flow, whether it exists or not, nearly
+//! always reads one cache line. The kernel's hash maps read three, each address depending on the
+//! line before.
 //!
-//! Where all neighbours are taken one of them has to go, see [`vacate`]: a closed flow, or else one that its client has not confirmed,
-//! or else one that was idle for long, the least recently seen of its kind. A new flow for which none of them may go is refused.
+//! If all neighbours are taken, a new flow evicts one of them, see [`vacate`]: a closed flow, else
+//! one that its client has not confirmed, else one that has been idle for long; of one kind, the
+//! least recently seen. If none of them may go, the new flow is refused.
 //!
 //! Invariants:
-//! * Nobody waits: a cell is changed by who has claimed it, and what somebody else has claimed is left alone.
-//! * A cell's key and flow are written before its events say that a flow stands there, and only while none do.
-//! * A key stands in one cell at most. Of two CPUs that add it at the same moment at most one succeeds.
-//! * A flow that goes while another CPU is at it may get that packet's events or time too late. They are lost, or, if its cell was taken
-//!   again in that same moment, are the next flow's. The kernel's LRU maps have it no other way.
+//! * Nobody waits: only the CPU that has claimed a cell changes it; the others leave it alone.
+//! * A cell's key and flow are written before its events say that a flow stands there, and only
+//!   while its events say that none does.
+//! * A key stands in one cell at most. Of two CPUs that add it at the same moment at most one
+//!   succeeds.
+//! * While one CPU removes a flow, another may still write a packet's events or time to its cell.
+//!   They are lost, or, if the cell was taken again at that moment, they go to the next flow. The
+//!   kernel's LRU maps behave the same.
 
 mod hash;
 mod room;
@@ -31,49 +38,54 @@ use self::word::{CLAIMED, EVENTS, Word, hop, hops, is_taken};
 use crate::abi::{Flow, FlowCell, FlowKey};
 use crate::lookups::Opened;
 
-/// Cells in which a flow may stand: its home, and those after it.
+/// The number of cells in which a flow may stand: its home and those after it.
 pub const NEIGHBOURS: u32 = 16;
 
-/// How far a flow's time of its last packet may be behind: an eighth of a second. Timeouts are of seconds, and a line of memory that is only
-/// read costs less than one that has to be written back, for each packet.
+/// How far a flow's time of its last packet may lag behind: an eighth of a second. Timeouts are of
+/// seconds, and a cache line that each packet only reads costs less than one that has to be written
+/// back.
 pub const SEEN_NS: u64 = 1 << 27;
 
-/// Homes of a table that has room for so many flows: twice as many, so that hardly any is without a free neighbour.
+/// The number of homes of a table with room for so many flows: twice as many, so that hardly any is
+/// without a free neighbour.
 pub const fn homes_for(flows: u32) -> u32 {
     flows.saturating_mul(2)
 }
 
-/// Flows that a table with so many cells has room for.
+/// The number of flows that a table with so many cells has room for.
 pub const fn room_of(cells: u32) -> u32 {
     homes_of(cells) / 2
 }
 
-/// Cells of a table with so many homes: the last home has neighbours too, and after them comes one that only userspace uses, see
-/// [`header_index`].
+/// The number of cells of a table with so many homes: the last home has neighbours too, and after
+/// them comes one cell that only userspace uses, see [`header_index`].
 pub const fn cell_count(homes: u32) -> u32 {
     homes.saturating_add(NEIGHBOURS)
 }
 
-/// Homes of a table with so many cells.
+/// The number of homes of a table with so many cells.
 pub const fn homes_of(cells: u32) -> u32 {
     cells.saturating_sub(NEIGHBOURS)
 }
 
-/// The cell in which no flow ever stands: userspace keeps the table's seed there, as [`Flow::opened_ns`].
+/// The index of the header cell, in which no flow ever stands: userspace stores the table's seed
+/// there, as [`Flow::opened_ns`].
 pub const fn header_index(homes: u32) -> u32 {
     cell_count(homes) - 1
 }
 
-/// The cells of a table.
+/// The cells of a flow table, in whatever memory they are.
 pub trait Cells {
-    /// The cell with this index, alive as long as `self`; `None` beyond the table.
+    /// The cell with this index, valid as long as `self`; `None` beyond the table.
     fn cell(&self, index: u32) -> Option<NonNull<FlowCell>>;
-    /// How many of the cells are homes.
+    /// The number of cells that are homes.
     fn homes(&self) -> u32;
-    /// The secret of the hash, without which nobody can choose keys that crowd together: see [`factors`].
+    /// The secret of the hash, see [`factors`]. Nobody without it can choose keys that share a
+    /// home.
     fn factors(&self) -> [u64; 3];
 
-    /// [`search`] over these cells. The kernel's are searched by a function of its own, which the verifier follows once.
+    /// [`search`] over these cells. In the kernel it is a function of its own, which the verifier
+    /// checks once.
     #[inline(always)]
     fn search(&self, key: [u64; 3], home: u32, hops: u32) -> u32
     where
@@ -82,7 +94,7 @@ pub trait Cells {
         search(self, key, home, hops)
     }
 
-    /// [`vacate`] over these cells; likewise.
+    /// [`vacate`] over these cells; in the kernel a function of its own, too.
     #[inline(always)]
     fn vacate(&self, home: u32, now_ns: u64) -> u32
     where
@@ -92,19 +104,19 @@ pub trait Cells {
     }
 }
 
-/// No cell.
+/// The index that stands for "no cell".
 pub const NOWHERE: u32 = u32::MAX;
 
-/// Where a flow stands.
+/// The place of a flow in the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// The cell.
+    /// The cell that the flow stands in.
     pub cell: NonNull<FlowCell>,
     index: u32,
     home: u32,
 }
 
-/// The flow with this key.
+/// Finds the flow with this key.
 #[inline(always)]
 pub fn find(cells: &impl Cells, key: &FlowKey) -> Option<Place> {
     let home = home(cells, key);
@@ -120,8 +132,8 @@ pub fn find(cells: &impl Cells, key: &FlowKey) -> Option<Place> {
     Some(Place { cell: cells.cell(index)?, index, home })
 }
 
-/// The cell, of those after `home` that `hops` names (bit n for the cell n + 1 after it), in which the flow with this key stands;
-/// [`NOWHERE`]: in none.
+/// Searches the cells after `home` that `hops` names (bit n for the cell n + 1 after it) for the
+/// flow with this key; returns the cell's index, or [`NOWHERE`].
 #[inline(always)]
 pub fn search(cells: &impl Cells, key: [u64; 3], home: u32, hops: u32) -> u32 {
     let mut left = hops;
@@ -137,7 +149,7 @@ pub fn search(cells: &impl Cells, key: [u64; 3], home: u32, hops: u32) -> u32 {
     NOWHERE
 }
 
-/// Adds a flow that isn't there, `now_ns` being the time.
+/// Adds a flow that the table doesn't hold yet, `now_ns` being the time.
 #[inline(always)]
 pub fn insert(cells: &impl Cells, key: &FlowKey, flow: &Flow, now_ns: u64) -> Opened {
     let home = home(cells, key);
@@ -154,8 +166,9 @@ pub fn insert(cells: &impl Cells, key: &FlowKey, flow: &Flow, now_ns: u64) -> Op
     Opened::Added
 }
 
-/// Says that a flow stands in a cell that is claimed and written, and gives the cell free: its events are these, whatever a packet of the flow
-/// that stood there before has left in the word meanwhile (see [`add_events`]).
+/// Publishes the flow in a cell that is claimed and written, and ends the claim: the word's events
+/// become `events`, whatever events a late packet of the cell's previous flow has left there
+/// meanwhile (see [`add_events`]).
 #[inline(always)]
 fn publish(cell: NonNull<FlowCell>, events: u32) {
     let word = Word::of(cell);
@@ -163,7 +176,8 @@ fn publish(cell: NonNull<FlowCell>, events: u32) {
     word.clear(CLAIMED | EVENTS & !events);
 }
 
-/// Removes the flow from this place, unless another stands there by now, or somebody else is about it.
+/// Removes the flow from this place, unless another flow stands there by now, or another CPU has
+/// claimed the cell.
 #[inline(always)]
 pub fn remove(cells: &impl Cells, key: &FlowKey, place: &Place) {
     let word = Word::of(place.cell);
@@ -179,10 +193,11 @@ pub fn remove(cells: &impl Cells, key: &FlowKey, place: &Place) {
     }
 }
 
-/// Puts what is known of a flow in the place of what was; events are added. Its time of opening stays.
+/// Overwrites a flow; events are added. The time when it began stays.
 #[inline(always)]
 pub fn replace(place: &Place, flow: &Flow) {
-    // SAFETY: a live cell; a client whose packets come by two ways at once may get either's.
+    // SAFETY: a live cell; of two CPUs that write at once, either's values may remain in each
+    // field.
     unsafe {
         let own = &raw mut (*place.cell.as_ptr()).flow;
         (&raw mut (*own).seen_ns).write_volatile(flow.seen_ns);
@@ -196,17 +211,18 @@ pub fn replace(place: &Place, flow: &Flow) {
 /// A copy of the flow in this cell.
 #[inline(always)]
 pub fn read(cell: NonNull<FlowCell>) -> Flow {
-    // SAFETY: a live cell; a field that is being written is the old or the new one. Not a volatile read, which would be one of every field
-    // wherever one is asked for.
+    // SAFETY: a live cell; a field that is being written reads as the old or the new value. The
+    // read is not volatile: a volatile one would read every field wherever one of them is needed.
     let mut flow = unsafe { (*cell.as_ptr()).flow };
     flow.events &= EVENTS;
     flow
 }
 
-/// Notes that a packet of the flow in this cell was seen, if that is worth the write: see [`SEEN_NS`].
+/// Sets the time of the last packet, if it has changed enough to be worth the write: see
+/// [`SEEN_NS`].
 #[inline(always)]
 pub fn touch(cell: NonNull<FlowCell>, now_ns: u64) {
-    // SAFETY: a live cell; any of two writers' timestamps will do.
+    // SAFETY: a live cell; of two writers' timestamps either will do.
     let seen_ns = unsafe { &raw mut (*cell.as_ptr()).flow.seen_ns };
     // SAFETY: as above.
     unsafe {
@@ -216,7 +232,8 @@ pub fn touch(cell: NonNull<FlowCell>, now_ns: u64) {
     }
 }
 
-/// Adds events to the flow in this cell; returns those it had before. A flow that has gone meanwhile gets none.
+/// Adds events to the flow in this cell; returns the events before. If the flow was removed
+/// meanwhile, the cell stays free.
 #[inline(always)]
 pub fn add_events(cell: NonNull<FlowCell>, events: u32) -> u32 {
     let word = Word::of(cell);
@@ -227,20 +244,21 @@ pub fn add_events(cell: NonNull<FlowCell>, events: u32) -> u32 {
     before & EVENTS
 }
 
-/// Takes events from the flow in this cell, which its packets belie; returns those it had before.
+/// Removes events, which its packets contradict, from the flow in this cell; returns the events
+/// before.
 #[inline(always)]
 pub fn clear_events(cell: NonNull<FlowCell>, events: u32) -> u32 {
     Word::of(cell).clear(events & EVENTS) & EVENTS
 }
 
-/// Notes where the client of the flow in this cell is in its sequence numbers.
+/// Sets the upper half of the client's current sequence number.
 #[inline(always)]
 pub fn set_sequence(cell: NonNull<FlowCell>, sequence: u16) {
-    // SAFETY: a live cell; of two writers' numbers, which are close to each other, any will do.
+    // SAFETY: a live cell; of two writers' numbers, which are close to each other, either will do.
     unsafe { (&raw mut (*cell.as_ptr()).flow.sequence).write_volatile(sequence) };
 }
 
-/// The flow in the cell with this index, if there is one, and its key.
+/// The key and the flow in the cell with this index, if it holds one.
 pub fn at(cells: &impl Cells, index: u32) -> Option<(FlowKey, Flow)> {
     let cell = cells.cell(index)?;
     if !is_taken(Word::of(cell).get()) {
@@ -249,11 +267,12 @@ pub fn at(cells: &impl Cells, index: u32) -> Option<(FlowKey, Flow)> {
     // SAFETY: a live cell.
     let key = unsafe { (&raw const (*cell.as_ptr()).key).read_volatile() };
     let flow = read(cell);
-    // It went while it was read, or is one that has just come.
+    // Checked again: the flow may have been removed while it was read.
     is_taken(flow.events).then_some((key, flow))
 }
 
-/// Removes the flow in the cell with this index if it is the one with this key and `is_over` says so; returns it as it was.
+/// Removes the flow in the cell with this index if it has this key and `is_over` agrees; returns
+/// the flow as it was.
 pub fn remove_if(
     cells: &impl Cells,
     index: u32,
@@ -276,7 +295,7 @@ pub fn remove_if(
     Some(flow)
 }
 
-/// The key in the cell with this index, if somebody is changing what the cell holds.
+/// The key in the cell with this index, if the cell is claimed.
 pub fn claimed(cells: &impl Cells, index: u32) -> Option<[u64; 3]> {
     let cell = cells.cell(index)?;
     // SAFETY: a live cell, whose key is as large and as aligned as three words.
@@ -284,8 +303,9 @@ pub fn claimed(cells: &impl Cells, index: u32) -> Option<[u64; 3]> {
         .then(|| unsafe { (&raw const (*cell.as_ptr()).key).cast::<[u64; 3]>().read_volatile() })
 }
 
-/// Frees a cell that was claimed by somebody who died over it, with whatever stands in it: it was being removed. That it is so only time can
-/// tell, see [`claimed`]: whoever lives has a cell for less than a microsecond.
+/// Frees a cell whose claimant died, and with it the flow that was being removed. Only time can
+/// tell that the claimant died, see [`claimed`]: a live one holds a claim for less than a
+/// microsecond.
 pub fn free_abandoned(cells: &impl Cells, index: u32) {
     let Some(cell) = cells.cell(index).filter(|_| claimed(cells, index).is_some()) else { return };
     // SAFETY: a live cell, whose key nobody writes while it is claimed.
@@ -294,13 +314,13 @@ pub fn free_abandoned(cells: &impl Cells, index: u32) {
     Word::of(cell).clear(CLAIMED | EVENTS);
 }
 
-/// The home of a key.
+/// The index of a key's home cell.
 #[inline(always)]
 fn home(cells: &impl Cells, key: &FlowKey) -> u32 {
     (((hash(key, cells.factors()) >> 32) * u64::from(cells.homes())) >> 32) as u32
 }
 
-/// Whether this key is the one in the cell.
+/// Whether the cell holds this key.
 #[inline(always)]
 fn holds(cell: NonNull<FlowCell>, words: [u64; 3]) -> bool {
     // SAFETY: a live cell, whose key is as large and as aligned as three words.
@@ -308,7 +328,7 @@ fn holds(cell: NonNull<FlowCell>, words: [u64; 3]) -> bool {
     (own[0] ^ words[0]) | (own[1] ^ words[1]) | (own[2] ^ words[2]) == 0
 }
 
-/// Writes all but the word of a cell that is claimed and free.
+/// Writes all but the word of a cell, which is claimed and free.
 #[inline(always)]
 fn write(cell: NonNull<FlowCell>, key: &FlowKey, flow: &Flow) {
     // SAFETY: a live cell, which nobody else writes while it is claimed.
@@ -326,7 +346,7 @@ fn write(cell: NonNull<FlowCell>, key: &FlowKey, flow: &Flow) {
     }
 }
 
-/// Notes in its home's word that a flow stands, or doesn't stand any more, where it does.
+/// Records in the home's word whether a flow stands in this place.
 #[inline(always)]
 fn note_hop(cells: &impl Cells, place: &Place, is_there: bool) {
     let distance = place.index.wrapping_sub(place.home);
@@ -341,7 +361,7 @@ fn note_hop(cells: &impl Cells, place: &Place, is_there: bool) {
     }
 }
 
-/// Whether the key stands in another place, too: another CPU had it at the same moment.
+/// Whether the key also stands in another place, as another CPU added it at the same moment.
 #[inline(always)]
 fn has_twin(cells: &impl Cells, key: &FlowKey, own: &Place) -> bool {
     let Some(cell) = cells.cell(own.home) else { return false };

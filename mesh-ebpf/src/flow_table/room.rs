@@ -1,20 +1,22 @@
-//! A place for a new flow: a free cell, or that of the neighbour that can best be done without.
+//! Finds a cell for a new flow: a free one, or that of the neighbour that is least worth keeping.
 
 use super::word::{CLAIMED, EVENTS, Word};
 use super::{Cells, NEIGHBOURS, NOWHERE, Place, note_hop, read};
 use crate::abi::{Flow, flow_event};
 
-/// How long an established flow must have been idle so that a new one may have its place, where there is no other: a minute.
+/// How long an established flow must have been idle before a new flow may evict it, if there is no
+/// other room: a minute.
 pub const CROWDED_IDLE_NS: u64 = 60_000_000_000;
 
-/// Claims a free cell near `home`, or, where there is none, makes one free; [`NOWHERE`]: none can be had.
+/// Claims a free cell near `home`; if there is none, evicts a flow. Returns the cell's index, or
+/// [`NOWHERE`] if no flow may be evicted.
 #[inline(always)]
 pub fn vacate(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
     let index = vacancy(cells, home);
     if index == NOWHERE { crowd_out(cells, home, now_ns) } else { index }
 }
 
-/// Claims a free cell near `home`.
+/// Claims a free cell near `home`; returns its index, or [`NOWHERE`].
 #[inline(always)]
 fn vacancy(cells: &impl Cells, home: u32) -> u32 {
     for distance in 0..NEIGHBOURS {
@@ -34,7 +36,8 @@ fn vacancy(cells: &impl Cells, home: u32) -> u32 {
     NOWHERE
 }
 
-/// Claims the cell near `home` whose flow can best be done without, and removes that flow.
+/// Claims the cell near `home` whose flow is least worth keeping, and removes that flow; returns
+/// the cell's index, or [`NOWHERE`].
 #[inline(always)]
 fn crowd_out(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
     let mut least = u64::MAX >> 1;
@@ -51,7 +54,7 @@ fn crowd_out(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
     if word.set(CLAIMED) & CLAIMED != 0 {
         return NOWHERE;
     }
-    // Its client may have confirmed it in this moment.
+    // The client may have confirmed the flow meanwhile.
     if worth(&read(cell), now_ns) >> KIND > least >> KIND {
         word.clear(CLAIMED);
         return NOWHERE;
@@ -63,15 +66,17 @@ fn crowd_out(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
     index
 }
 
-/// Bits of [`worth`] below the flow's kind: its time in microseconds, and room for a distance.
+/// The number of bits of [`worth`] below the flow's kind: its time in microseconds, and room for a
+/// distance.
 pub(super) const KIND: u32 = 60;
-/// The kind that stays.
+/// The kind of flow that is never evicted.
 pub(super) const BUSY: u64 = 3;
 
-/// How much a flow is worth keeping against its neighbours: its kind (0 closed, 1 unconfirmed, 2 idle, 3 busy), and within a kind when it was
-/// seen. The lowest four bits are 0.
+/// How much a flow is worth keeping, compared with its neighbours: its kind (0 closed, 1 half-open,
+/// 2 idle, 3 busy), and within a kind the time of its last packet. The lowest four bits are 0.
 ///
-/// Without a branch, as is [`less`]: the verifier would follow each, in each of sixteen cells, to the end of the program.
+/// It has no branch, and neither has [`less`]: the verifier would follow each, in each of sixteen
+/// cells, to the end of the program.
 #[inline(always)]
 pub(super) const fn worth(flow: &Flow, now_ns: u64) -> u64 {
     let events = flow.events as u64;
@@ -81,11 +86,11 @@ pub(super) const fn worth(flow: &Flow, now_ns: u64) -> u64 {
     let is_busy = now_ns.saturating_sub(flow.seen_ns).wrapping_sub(CROWDED_IDLE_NS) >> 63;
     let is_established = bit(events, flow_event::ACK);
     let kind = (1 + is_established + (is_established & is_busy)) & is_open.wrapping_neg();
-    // A little more than a microsecond each: 2^56 of them are beyond all uptimes.
+    // Units of a little more than a microsecond: 2^56 of them exceed all uptimes.
     kind << KIND | flow.seen_ns >> 10 << 4
 }
 
-/// 1 if the bit is set, 0 if not.
+/// 1 if the bit of this event is set, else 0.
 #[inline(always)]
 const fn bit(events: u64, event: u32) -> u64 {
     events >> event.trailing_zeros() & 1

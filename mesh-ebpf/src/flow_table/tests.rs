@@ -1,4 +1,4 @@
-//! The table against a map that is right by itself, and against several threads.
+//! Tests of the flow table: against a model, and with several threads.
 
 use std::collections::HashMap;
 use std::vec::Vec;
@@ -28,7 +28,8 @@ fn flow(backend: u32, events: u32, seen_ns: u64) -> Flow {
     Flow { seen_ns, opened_ns: seen_ns, backend, events, ..Flow::default() }
 }
 
-/// What must hold whenever nobody is at work: nothing is claimed, no key stands twice, and homes' words say where flows stand.
+/// What must hold whenever no operation is under way: no cell is claimed, no key stands twice, and
+/// homes' words say where flows stand.
 #[track_caller]
 fn check(cells: &HostCells) {
     let mut keys = HashMap::new();
@@ -71,7 +72,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever is done, what the table finds is what was put there last, and only what may be crowded out is missing.
+    /// After any steps the table finds what was added last, and only flows that may be evicted are
+    /// missing.
     #[test]
     fn finds_what_was_put_there(steps in steps(), seed in any::<u64>(), homes in 1..80_u32) {
         let cells = HostCells::new(homes, seed);
@@ -81,7 +83,7 @@ proptest! {
                 Step::Insert { number } => {
                     let fresh = flow(number + 1, flow_event::SYN, now);
                     match insert(&cells, &key(number), &fresh, now) {
-                        // Where there is no room, it may be itself that has to go.
+                        // If there is no room, the flow that has to go may be this one.
                         Opened::Added => {
                             let known = model.insert(number, fresh);
                             prop_assert!(
@@ -103,7 +105,7 @@ proptest! {
                 Step::Confirm { number } => tell(&cells, &mut model, number, flow_event::ACK),
                 Step::Close { number } => tell(&cells, &mut model, number, flow_event::RESET),
             }
-            // What was crowded out had not been confirmed, or had ended.
+            // Evicted flows were half-open or had ended.
             model.retain(|number, flow| {
                 let found = find(&cells, &key(*number)).map(|place| read(place.cell));
                 let may_go = !conntrack::is_established(flow.events) || conntrack::is_closed(flow.events);
@@ -159,7 +161,7 @@ fn keys_that_make_up_for_a_shift_of_the_seed_dont_crowd_together() {
         let cells = HostCells::new(1 << 16, seed);
         let homes = (0..256_u64).map(|step| {
             let [_, client, rest] = key(0).words();
-            // The end of an IPv6 address, and a port: both are the client's to choose.
+            // The end of an IPv6 address and a port: a client chooses both.
             let words = [1, client.wrapping_sub(step << 22), rest.wrapping_add(step)];
             // SAFETY: any bit pattern is a key.
             home(&cells, &unsafe { core::mem::transmute::<[u64; 3], FlowKey>(words) })
@@ -190,7 +192,7 @@ fn a_flood_takes_nothing_from_established_flows() {
         let found = find(&cells, &key(*number)).map(|place| read(place.cell));
         assert_eq!(found, Some(flow(1, established, 1)), "established flow {number}");
     }
-    // The last to come has crowded out one that came before.
+    // The last SYN has evicted an earlier one.
     assert!(find(&cells, &key(2999)).is_some(), "the last SYN is remembered");
     check(&cells);
 }
@@ -238,7 +240,7 @@ fn threads_leave_the_table_whole() {
                     dice ^= dice << 13;
                     dice ^= dice >> 17;
                     dice ^= dice << 5;
-                    // More flows than cells, so that they crowd each other out.
+                    // More flows than cells, so that they evict each other.
                     let key = key(dice >> 8 & 127);
                     match dice & 3 {
                         0 | 1 => _ = insert(cells, &key, &flow(thread, events, now), now),
@@ -271,7 +273,7 @@ fn a_cell_whose_claimant_died_is_freed_with_what_stands_in_it() {
         remove(&cells, &key(number), &place);
         assert!(find(&cells, &key(number)).is_some(), "{number} is somebody else's to remove");
         assert_eq!(claimed(&cells, place.index), Some(key(number).words()));
-        // As far as a removal may have come.
+        // The state that an interrupted removal may leave.
         if number == 2 {
             note_hop(&cells, &place, false);
         }
@@ -304,7 +306,7 @@ fn a_new_flow_has_none_of_the_events_that_came_too_late_for_the_one_before_it() 
         let index = vacate(&cells, home, 1);
         let cell = cells.cell(index).expect("a cell");
         write(cell, &key(1), &flow(7, flow_event::SYN, 1));
-        // A packet of the flow that stood there before, on another CPU.
+        // A late packet, on another CPU, of the flow that stood there before.
         add_events(cell, late);
         publish(cell, flow_event::SYN);
         let found = find(&cells, &key(1)).map(|place| read(place.cell));

@@ -1,44 +1,45 @@
-//! The word of a cell, and what is done to it in one step: in the kernel by its instructions, elsewhere by the processor's.
+//! The word of a cell, and the atomic operations on it: BPF instructions in the kernel, the
+//! processor's elsewhere.
 //!
-//! | bits | |
+//! | bits | meaning |
 //! |---|---|
 //! | 0–14 | events of the flow that stands in the cell; none: the cell is free |
-//! | 15 | somebody is changing what the cell holds |
+//! | 15 | claimed: one CPU is changing what the cell holds |
 //! | 17–31 | where flows stand whose home this cell is: bit 16 + n for the nth cell after it |
 
 use core::ptr::NonNull;
 
 use crate::abi::{FlowCell, flow_event};
 
-/// The events.
+/// The bits that are events.
 pub(super) const EVENTS: u32 = flow_event::ALL;
-/// Somebody is changing what the cell holds.
+/// The bit by which a CPU claims the cell: it is changing what the cell holds.
 pub(super) const CLAIMED: u32 = 1 << 15;
 
-/// Says that a flow stands so many cells after its home, in the home's word.
+/// The bit of a home's word that says that a flow stands `distance` cells after it.
 #[inline(always)]
 pub(super) const fn hop(distance: u32) -> u32 {
     1 << 16 << distance
 }
 
-/// Where flows with this home may be: bit n for the cell n + 1 after it.
+/// The hops in a home's word: bit n for the cell n + 1 after it.
 #[inline(always)]
 pub(super) const fn hops(word: u32) -> u32 {
     word >> 17
 }
 
-/// Whether a flow stands in the cell.
+/// Whether a flow stands in the cell with this word.
 #[inline(always)]
 pub(super) const fn is_taken(word: u32) -> bool {
     word & EVENTS != 0
 }
 
-/// A cell of a table.
+/// A pointer to the word of a cell.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Word(*mut u32);
 
 impl Word {
-    /// The word of `cell`, which is to be one that [`Cells`](super::Cells) gave.
+    /// The word of `cell`, which must be one that [`Cells`](super::Cells) returned.
     #[inline(always)]
     pub(super) const fn of(cell: NonNull<FlowCell>) -> Self {
         // SAFETY: the field lies in the cell.
@@ -51,14 +52,14 @@ impl Word {
         unsafe { self.0.read_volatile() }
     }
 
-    /// Sets bits; returns the word as it was.
+    /// Sets bits; returns the word before.
     #[inline(always)]
     pub(super) fn set(self, bits: u32) -> u32 {
         // SAFETY: a live cell's word, aligned.
         unsafe { atomic::fetch_or(self.0, bits) }
     }
 
-    /// Clears bits; returns the word as it was.
+    /// Clears bits; returns the word before.
     #[inline(always)]
     pub(super) fn clear(self, bits: u32) -> u32 {
         // SAFETY: a live cell's word, aligned.
@@ -74,7 +75,8 @@ mod atomic {
     use core::sync::atomic::{AtomicU32, Ordering};
 
     pub(super) unsafe fn fetch_or(field: *mut u32, bits: u32) -> u32 {
-        // SAFETY: as the caller promises; the kernel's programs, too, change it by atomic instructions only.
+        // SAFETY: as the caller promises; the kernel's programs change the word by atomic
+        // instructions only, too.
         unsafe { AtomicU32::from_ptr(field) }.fetch_or(bits, Ordering::SeqCst)
     }
 

@@ -1,4 +1,4 @@
-//! Carrying out verdicts.
+//! Carries out what the pipeline decided about a packet.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
@@ -19,13 +19,13 @@ const PACKET_HOST: u32 = 0;
 /// Time to live of outer packets.
 const OUTER_TTL: u8 = 64;
 
-/// The XDP program's return value that carries out the packet's fate.
+/// Carries out the fate of an XDP packet; returns the program's return value.
 #[inline(always)]
 pub fn act_xdp(fate: Fate) -> u32 {
     match fate.verdict() {
         Verdict::Bounce => XDP_TX,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::Answer(_) => XDP_DROP,
-        // The rest is TC's to do, on the same uplink.
+        // TC on the same uplink does the rest.
         Verdict::Pass
         | Verdict::Emit { .. }
         | Verdict::Route { .. }
@@ -49,7 +49,7 @@ pub fn act_skb<C: EbpfContext>(context: &C, kernel: &Kernel, direction: Directio
             Verdict::Drop(_) | Verdict::Refuse(_) => TC_ACT_SHOT,
             Verdict::Continue(edge) => {
                 maps::EDGES.tail_call(context, edge as u32);
-                // Userspace has not put that program there: the host stack may know what to do.
+                // Userspace has not stored that program: the host stack may know what to do.
                 kernel.count_passed(direction);
                 TC_ACT_UNSPEC
             }
@@ -71,7 +71,7 @@ pub fn act_skb<C: EbpfContext>(context: &C, kernel: &Kernel, direction: Directio
                 bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
             }
             Verdict::Deliver { ifindex } => {
-                // Packets out of a VXLAN device count as somebody else's, until kernels of late.
+                // Older kernels class packets out of a VXLAN device as "for another host".
                 bpf_skb_change_type(skb, PACKET_HOST);
                 bpf_redirect_peer(ifindex, 0) as i32
             }
@@ -86,17 +86,18 @@ pub fn act_skb<C: EbpfContext>(context: &C, kernel: &Kernel, direction: Directio
     }
 }
 
-/// Leaves what [`Edge::Refuse`] is to know.
+/// Writes the arguments of [`Edge::Refuse`] into the control block.
 #[inline(always)]
 fn hand_over(skb: *mut __sk_buff, answer: &Answer) {
-    // SAFETY: the context is valid for the program's run, and its control block is the program's to write.
+    // SAFETY: the context is valid for the program's run, and its control block is the program's to
+    // write.
     unsafe {
         (*skb).cb[0] = answer.reason as u32;
         (*skb).cb[1] = u32::from_ne_bytes(answer.back);
     }
 }
 
-/// What was left for [`Edge::Refuse`].
+/// Reads the arguments of [`Edge::Refuse`] from the control block.
 #[inline(always)]
 pub fn handed_over(skb: *mut __sk_buff) -> Answer {
     // SAFETY: the context is valid for the program's run.
@@ -104,7 +105,8 @@ pub fn handed_over(skb: *mut __sk_buff) -> Answer {
     Answer { reason: DropReason::from_number(reason), back: back.to_ne_bytes() }
 }
 
-/// Tells the VXLAN device, whose ifindex it returns, where the packet goes.
+/// Sets the tunnel metadata that tell the VXLAN device where the packet goes; returns the device's
+/// ifindex.
 #[inline(always)]
 fn through(skb: *mut __sk_buff, kernel: &Kernel, tunnel: &Tunnel) -> Option<u32> {
     let config = kernel.config()?;

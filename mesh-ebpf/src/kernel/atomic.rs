@@ -1,9 +1,10 @@
-//! Atomic read-modify-write on map values. The compiler's atomics stop at loads and stores for this target, so these
-//! are the instructions themselves (`-C target-cpu=v3`).
+//! Atomic read-modify-write on map values. The compiler's atomics for this target stop at loads and
+//! stores, so these are the instructions themselves (`-C target-cpu=v3`).
 
 use core::arch::asm;
 
-/// A function that carries out one atomic instruction on a word in memory and returns what the word was.
+/// Declares a function that executes one atomic instruction on a word in memory and returns the
+/// word's value before.
 macro_rules! fetch {
     ($(#[$doc:meta])+ $view:vis $name:ident, $word:ty, $register:ident, $instruction:literal) => {
         $(#[$doc])+
@@ -23,14 +24,14 @@ macro_rules! fetch {
 }
 
 fetch! {
-    /// Adds to `word`; returns what it was.
+    /// Adds to `word`; returns its value before.
     pub(super) fetch_add, u64, reg, "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})"
 }
 fetch! {
-    /// Sets bits in `word`; returns what it was.
+    /// Sets bits in `word`; returns its value before.
     pub(crate) fetch_or, u32, wreg, "{value} = atomic_fetch_or((u32 *)({word} + 0), {value})"
 }
 fetch! {
-    /// Keeps of `word` only these bits; returns what it was.
+    /// Clears all bits of `word` but these; returns its value before.
     pub(crate) fetch_and, u32, wreg, "{value} = atomic_fetch_and((u32 *)({word} + 0), {value})"
 }

@@ -1,4 +1,5 @@
-//! The flow tables as the pipeline uses them: the cells of [`flow_table`] over an array map, and two LRU maps of translations.
+//! The pipeline's flow tables over kernel maps: the cells of [`flow_table`] in an array map, and
+//! two LRU maps of translations.
 
 use core::ptr::NonNull;
 
@@ -10,10 +11,10 @@ use crate::conntrack;
 use crate::flow_table::{self, Cells, Place};
 use crate::lookups::{Entry, FlowTable, Opened};
 
-/// `errno` of an entry that is already there.
+/// `errno` of inserting an entry whose key exists.
 const EEXIST: i32 = 17;
 
-/// The flows of the ingress role.
+/// The cells of the ingress role's flow table.
 pub struct FlowCells;
 
 impl Cells for FlowCells {
@@ -24,7 +25,8 @@ impl Cells for FlowCells {
 
     #[inline(always)]
     fn homes(&self) -> u32 {
-        // SAFETY: a constant, read where userspace may have put another value before the program was loaded.
+        // SAFETY: a constant; the volatile read fetches the value that userspace may have put in
+        // its place before it loaded the program.
         unsafe { (&raw const maps::FLOW_HOMES).read_volatile() }
     }
 
@@ -45,15 +47,15 @@ impl Cells for FlowCells {
     }
 }
 
-/// [`flow_table::search`] as a function that the verifier knows by its types alone: with its loop in the programs, in several places,
-/// they would be too long for it.
+/// [`flow_table::search`] as a global function, which the verifier checks once by its types: with
+/// its loop inlined in several places, the programs would exceed the verifier's limits.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn mesh_search_flow(a: u64, b: u64, c: u64, home: u32, hops: u32) -> u32 {
     flow_table::search(&FlowCells, [a, b, c], home, hops)
 }
 
-/// [`flow_table::vacate`], likewise.
+/// [`flow_table::vacate`] as a global function, for the same reason.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(super) extern "C" fn mesh_vacate_flow(home: u32, now_ns: u64) -> u32 {
@@ -76,7 +78,7 @@ impl FlowTable<FlowKey, Flow> for FlowCells {
 
     #[inline(always)]
     fn reclassify(&self, _: &FlowKey, _: &Place, _: bool, _: u32) {
-        // A flow stays in its cell. A full table gives up those that have ended first, by their events.
+        // A flow stays in its cell. A full table evicts closed flows first, by their events.
     }
 
     #[inline(always)]
@@ -119,9 +121,9 @@ impl Entry<Flow> for Place {
     }
 }
 
-/// The translations of the backend role: a table of the established ones, and one of those that are not
-/// confirmed yet or have ended. Each evicts its least recently used entry when it is full, so neither a
-/// flood of SYNs nor a row of short connections pushes out a connection that is idle.
+/// The translations of the owner's role: a map of established ones, and a map of those that are
+/// half-open or closed. Each evicts its least recently used entry when it is full, so neither a SYN
+/// flood nor many short connections push out a connection that is idle.
 pub struct NatTables;
 
 impl FlowTable<NatKey, Nat> for NatTables {
@@ -147,12 +149,12 @@ impl FlowTable<NatKey, Nat> for NatTables {
 
     #[inline(always)]
     fn reclassify(&self, key: &NatKey, entry: &NatEntry, is_established: bool, events: u32) {
-        // SAFETY: a live map value. The kernel copies it out of the one map into the other.
+        // SAFETY: a live map value. The kernel copies it from one map into the other.
         let value = unsafe { entry.0.as_ref() };
         if !is_established && conntrack::is_lasting(events) {
             self.adopt(key, value);
         } else if is_established && conntrack::is_closed(events) {
-            // Where the other table refuses the entry, it stays in this one until it is swept.
+            // If the other map refuses the entry, it stays in this one until it is swept.
             if maps::NAT_HALF_OPEN.insert(key, value, u64::from(BPF_ANY)).is_ok() {
                 maps::NAT_ESTABLISHED.remove(key).ok();
             }
@@ -166,24 +168,26 @@ impl FlowTable<NatKey, Nat> for NatTables {
 
     #[inline(always)]
     fn forget(&self, key: &NatKey) {
-        // Not being there is as good as being removed.
+        // An entry that doesn't exist is as good as a removed one.
         maps::NAT_ESTABLISHED.remove(key).ok();
         maps::NAT_HALF_OPEN.remove(key).ok();
     }
 }
 
 impl NatTables {
-    /// Puts a flow among the established ones, in the place of what was known of it.
+    /// Stores the entry as established, in place of what was stored for its key.
     #[inline(always)]
     fn adopt(&self, key: &NatKey, value: &Nat) {
-        // A table that refuses the entry leaves it half-open, which works as well until it is evicted.
+        // If the map refuses the entry, it stays half-open, which works as well until it is
+        // evicted.
         if maps::NAT_ESTABLISHED.insert(key, value, u64::from(BPF_ANY)).is_ok() {
             maps::NAT_HALF_OPEN.remove(key).ok();
         }
     }
 }
 
-/// A live value of a table of translations. An evicted one stays readable until the program ends.
+/// A live value of one of the maps of translations. It stays readable after an eviction until the
+/// program ends.
 pub struct NatEntry(NonNull<Nat>);
 
 impl Entry<Nat> for NatEntry {
@@ -213,7 +217,8 @@ impl Entry<Nat> for NatEntry {
 
     #[inline(always)]
     fn set_sequence(&self, sequence: u16) {
-        // SAFETY: a live map value; of two writers' numbers, which are close to each other, any will do.
+        // SAFETY: a live map value; of two writers' numbers, which are close to each other, any
+        // will do.
         unsafe { (*self.0.as_ptr()).sequence = sequence }
     }
 }

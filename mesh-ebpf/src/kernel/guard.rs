@@ -1,25 +1,26 @@
-//! The guard against floods of SYNs, in this CPU's bucket and in the one word that all CPUs share.
+//! The SYN guard's state: this CPU's token buckets, and one word that all CPUs share.
 
 use super::maps;
 use crate::guard::{FIRED_STEP_NS, take};
 
-/// What a token is for.
+/// Which bucket a token is taken from.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// The flow of a SYN.
+    /// For a flow that a SYN creates.
     Syn,
-    /// A flow whose SYN was not remembered.
+    /// For a flow that a later packet creates, as its SYN created none.
     Late,
 }
 
-/// Takes a token out of this CPU's bucket; `rate` 0: there is no limit.
+/// Takes a token from this CPU's bucket; `false` if it is empty. A `rate` of 0 means no limit.
 #[inline(always)]
 pub(super) fn may_remember(kind: Kind, rate: u32, now_ns: u64) -> bool {
     if rate == 0 {
         return true;
     }
     let Some(guard) = maps::SYN_GUARD.get_ptr_mut(0) else { return true };
-    // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store that uses it.
+    // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store that
+    // uses it.
     let guard = unsafe { &mut *guard };
     let bucket = match kind {
         Kind::Syn => &mut guard.syns,
@@ -28,7 +29,8 @@ pub(super) fn may_remember(kind: Kind, rate: u32, now_ns: u64) -> bool {
     take(bucket, rate, now_ns)
 }
 
-/// Notes that a SYN was not remembered. The word's line of memory is written some times a second only, as all CPUs read it.
+/// Records that a SYN was forwarded without a flow. The word's cache line is written only some
+/// times a second, as all CPUs read it.
 #[inline(always)]
 pub(super) fn fire(now_ns: u64) {
     if let Some(fired_ns) = maps::SYN_GUARD_FIRED.get_ptr_mut(0) {
@@ -41,10 +43,10 @@ pub(super) fn fire(now_ns: u64) {
     }
 }
 
-/// Whether a SYN was not remembered within this time.
+/// Whether a SYN was forwarded without a flow within this time.
 #[inline(always)]
 pub(super) fn has_fired(within_ns: u64, now_ns: u64) -> bool {
-    // 0 is never.
+    // 0 means that it never happened.
     maps::SYN_GUARD_FIRED
         .get(0)
         .is_some_and(|fired_ns| *fired_ns != 0 && now_ns.saturating_sub(*fired_ns) < within_ns)

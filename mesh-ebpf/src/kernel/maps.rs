@@ -1,4 +1,4 @@
-//! The maps; their names are those of [`crate::abi::names`].
+//! The maps of the object; their names are those in [`crate::abi::names`].
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray};
@@ -71,7 +71,8 @@ pub(super) static LOADS: Array<BackendLoad, BACKENDS_MAX> = Array::new();
 pub(super) static ALLOWED: LpmTrie<AllowedKey, u32, ALLOWED_MAX> = LpmTrie::new();
 #[btf_map]
 pub(super) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, FRAGMENTS_MAX> = LruHashMap::new();
-// Published ports in use are few among the possible ones, and a histogram is large on machines with many CPUs.
+// Without preallocation: few of the possible published ports are in use, and a histogram is large
+// on machines with many CPUs.
 #[btf_map]
 pub(super) static DURATIONS: PerCpuHashMap<u32, Histogram, DURATIONS_MAX, NO_PREALLOC> = PerCpuHashMap::new();
 #[btf_map]
@@ -83,27 +84,28 @@ pub(super) static SYN_GUARD: PerCpuArray<SynGuard, 1> = PerCpuArray::new();
 #[btf_map]
 pub(super) static SYN_GUARD_FIRED: Array<u64, 1> = Array::new();
 
-/// Read by [`super::flow_maps`]; userspace puts its own values here before it loads the programs.
+/// Read by [`super::flow_maps`]; userspace replaces the value before it loads the programs.
 #[unsafe(no_mangle)]
 pub(super) static FLOW_HOMES: u32 = HOMES;
 #[unsafe(no_mangle)]
 pub(super) static FLOW_FACTORS: [u64; 3] = factors(0);
 
-/// Where an ICMP error or a fragment is taken apart: no other program runs on this CPU meanwhile. Of no interest to userspace, so neither
-/// named nor pinned.
+/// Scratch space for parsing an ICMP error or a fragment: no other program runs on this CPU
+/// meanwhile. Userspace doesn't need these maps, so they are neither in `names` nor pinned.
 #[btf_map]
 static ERROR: PerCpuArray<icmp::Error, 1> = PerCpuArray::new();
 #[btf_map]
 static FRAGMENT: PerCpuArray<fragment::FragmentHeader, 1> = PerCpuArray::new();
 
-/// This CPU's place for an ICMP error.
+/// This CPU's scratch space for an ICMP error.
 #[inline(always)]
 pub fn error() -> Option<&'static mut icmp::Error> {
-    // SAFETY: zeros are a valid value, and the program that calls this once is the only one on this CPU until it ends.
+    // SAFETY: zeros are a valid value, and the program, which calls this once, is the only one on
+    // this CPU until it ends.
     ERROR.get_ptr_mut(0).map(|error| unsafe { &mut *error })
 }
 
-/// This CPU's place for a fragment.
+/// This CPU's scratch space for a fragment.
 #[inline(always)]
 pub fn fragment() -> Option<&'static mut fragment::FragmentHeader> {
     // SAFETY: as in `error`.

@@ -1,4 +1,5 @@
-//! The kernel's side of the seams: packets at their hooks, maps, sockets, counters, and carrying out verdicts.
+//! The kernel's implementations of the pipeline's interfaces: packets at their hooks, maps,
+//! sockets, counters; and the step that carries out verdicts.
 
 mod act;
 pub(crate) mod atomic;

@@ -1,7 +1,7 @@
 //! A packet at a TC hook.
 //!
-//! Its transport checksum may be one that the device has yet to finish (`CHECKSUM_PARTIAL`), so it is only changed
-//! through the kernel's helper.
+//! The device may still have to finish its transport checksum (`CHECKSUM_PARTIAL`), so the checksum
+//! is changed through the kernel's helper only.
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
@@ -20,12 +20,12 @@ use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::parse::{eth, fragment, icmp, ipv4, ipv6, tcp, udp, vxlan};
 use crate::pipeline::Origin;
 
-/// `BPF_F_IPV6`, newer than the bindings: no header checksum makes up for a changed address.
+/// `BPF_F_IPV6`, newer than the bindings: no IP header checksum makes up for a changed address.
 const IPV6: u64 = 1 << 7;
-/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`, newer than the bindings: what is left is IPv6.
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`, newer than the bindings: the inner packet is IPv6.
 const DECAP_L3_IPV6: u64 = 1 << 8;
-/// Bytes that parsing may look at: all headers with the longest TCP options, or those of an ICMP error and, quoted, of a first
-/// fragment as far as TCP's checksum.
+/// Bytes that parsing may read: all headers with the longest TCP options, or those of an ICMP error
+/// and the quoted headers of a first fragment as far as TCP's checksum.
 const HEADERS_MAX: u32 =
     (eth::LEN + ipv6::LEN + icmp::LEN + ipv6::LEN + fragment::LEN_V6 + tcp::CHECKSUM + 2) as u32;
 const _: () = assert!(HEADERS_MAX as usize >= eth::LEN + ipv6::LEN + 60, "the longest TCP header");
@@ -36,33 +36,36 @@ pub struct Skb {
 }
 
 impl Skb {
-    /// The packet of this context, with its headers where programs can read them. `None` for a VLAN's: the kernel has
-    /// taken the tag out of the frame by now, which looks like one of the untagged network.
+    /// The packet of this context, with all its headers where programs can read them. `None` for a
+    /// packet with a VLAN tag: the kernel has removed the tag from the frame, which now looks like
+    /// one of the untagged network.
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Option<Self> {
         Self::readable(skb, HEADERS_MAX)
     }
 
-    /// The same for one that most often is TCP's or UDP's, of which fewer headers are enough. What TCP sends it holds until it is
-    /// answered: moving more of a 64 KiB packet to its front would cost a new head, and a reference to each of its pages.
+    /// The packet of this context, which usually is a TCP or UDP packet, with as few headers pulled
+    /// as that needs. A sender's TCP stack holds a packet until it is acknowledged: pulling more
+    /// bytes of a 64 KiB packet would cost a new head and a reference to each of its pages.
     #[inline(always)]
     pub fn of_flow(skb: *mut __sk_buff) -> Option<Self> {
         Self::flow_at(skb, 0)
     }
 
-    /// The same for one with the tunnel's headers in front.
+    /// The packet of this context, a tunnel packet with its outer headers, likewise.
     #[inline(always)]
     pub fn in_tunnel(skb: *mut __sk_buff) -> Option<Self> {
         Self::flow_at(skb, OVERHEAD)
     }
 
-    /// A packet on its way out, as it is: whoever put the tunnel's headers on it left them where programs can read them.
+    /// The packet of this context on its way out. Nothing is pulled: whoever wrote the tunnel's
+    /// headers left them where programs can read them.
     #[inline(always)]
     pub fn outgoing(skb: *mut __sk_buff) -> Self {
         Self { skb }
     }
 
-    /// A packet whose frame begins at `frame`.
+    /// The packet of this context, whose (inner) frame begins at `frame`.
     #[inline(always)]
     fn flow_at(skb: *mut __sk_buff, frame: usize) -> Option<Self> {
         // SAFETY: the context is valid for the program's run.
@@ -74,8 +77,9 @@ impl Skb {
         Self::readable(skb, frame as u32 + HEADERS_MAX)
     }
 
-    /// Whether all that is read of a TCP or UDP packet, whose frame begins at `frame`, is where programs can read it: of TCP the
-    /// header without options (those of a SYN are read too), of UDP VXLAN's header behind it. `None` for other packets.
+    /// Whether all bytes that are read of a TCP or UDP packet, whose frame begins at `frame`, are
+    /// readable without pulling: for TCP the header without options (a SYN's options are read too),
+    /// for UDP also a VXLAN header behind it. `None` for other packets.
     #[inline(always)]
     fn has_headers(&self, frame: usize) -> Option<bool> {
         let network = frame + eth::LEN;
@@ -108,7 +112,8 @@ impl Skb {
             }
             let wanted = if (*skb).len < headers_max { (*skb).len } else { headers_max };
             if (*skb).data_end - (*skb).data < wanted {
-                // If that fails, parsing finds the packet too short and leaves it to the host stack.
+                // If the pull fails, parsing finds the packet too short and leaves it to the host
+                // stack.
                 bpf_skb_pull_data(skb, wanted);
             }
         }
@@ -136,7 +141,8 @@ impl Packet for Skb {
     #[inline(always)]
     fn write_and_resum<const N: usize>(&mut self, offset: usize, bytes: &[u8; N]) -> Option<()> {
         let (from, flags) = (bytes.as_ptr().cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
-        // SAFETY: the context is valid, and the bytes have the length given; the helper checks the offset.
+        // SAFETY: the context is valid, and the bytes have the length given; the helper checks the
+        // offset.
         let result = unsafe { bpf_skb_store_bytes(self.skb, offset as u32, from, N as u32, flags) };
         (result == 0).then_some(())
     }
@@ -167,18 +173,20 @@ impl Packet for Skb {
         let (from, to) = (old.0.as_mut_ptr().cast(), new.0.as_mut_ptr().cast());
         let flags = u64::from(BPF_F_PSEUDO_HDR) | optional(checksum);
         let at = checksum.offset as u32;
-        // SAFETY: the context is valid, and the addresses have the length given; the helper checks the offset.
+        // SAFETY: the context is valid, and the addresses have the length given; the helper checks
+        // the offset.
         unsafe {
             let difference = bpf_csum_diff(from, LEN, to, LEN, 0).cast_unsigned();
             if bpf_l4_csum_replace(self.skb, at, 0, difference, flags | IPV6) == 0 {
                 return Some(());
             }
-            // Kernels before that flag get the sum over the frame wrong then, and compute it anew.
+            // Kernels without that flag get the sum over the frame wrong with it, and recompute it
+            // without.
             (bpf_l4_csum_replace(self.skb, at, 0, difference, flags) == 0).then_some(())
         }
     }
 
-    /// A change to what the checksum covers, other than the pseudo header, leaves a pending one alone.
+    /// The helper doesn't change a pending checksum when bytes other than the pseudo header change.
     #[inline(always)]
     fn is_checksum_pending(&mut self, offset: usize) -> Option<bool> {
         let before = self.read_bytes::<2>(offset)?;
@@ -189,7 +197,8 @@ impl Packet for Skb {
         Some(self.read_bytes::<2>(offset)? == before)
     }
 
-    /// A checksum that starts before the data is forgotten by the next change of it: so the data starts later.
+    /// The kernel forgets a pending checksum that starts before the packet's data once the data
+    /// changes: so this moves the start of the data behind it.
     #[inline(always)]
     fn drop_pending_checksum(&mut self) -> Option<()> {
         const PAST_THE_TRANSPORT_HEADER: i32 = 80;
@@ -241,8 +250,8 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn push_outer(&mut self) -> Option<()> {
-        // The kernel makes room behind the first Ethernet header, and is told what is there so that devices can finish the inner
-        // packet's checksum.
+        // The kernel makes room behind the first Ethernet header. The flags tell it what will be
+        // there, so that devices can finish the inner packet's checksum.
         const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
             | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
             | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
@@ -263,7 +272,7 @@ impl Packet for Skb {
     }
 }
 
-/// Makes room behind the Ethernet header, or takes some away.
+/// Adds (or, if negative, removes) `room` bytes behind the Ethernet header.
 #[inline(always)]
 fn adjust_room(skb: *mut __sk_buff, room: i32, flags: u64) -> Option<()> {
     // SAFETY: the context is valid for the program's run; the helper checks the rest.
@@ -271,7 +280,7 @@ fn adjust_room(skb: *mut __sk_buff, room: i32, flags: u64) -> Option<()> {
     (result == 0).then_some(())
 }
 
-/// Makes the helper treat a 0 as UDP does.
+/// The flag that makes the helper treat a checksum of 0 as UDP does.
 #[inline(always)]
 fn optional(checksum: Checksum) -> u64 {
     if checksum.is_optional { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
@@ -290,8 +299,9 @@ fn take_mark(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Where a packet out of the VXLAN device came from. One that came otherwise has the peer 0.0.0.0, which is no one. The uplink's
-/// mark is taken off: it means nothing to the rest of the host.
+/// The node and VNI that a packet out of the VXLAN device came from. A packet that came otherwise
+/// gets the peer 0.0.0.0, which no node has. Clears the uplink's mark, as it means nothing to the
+/// rest of the host.
 #[inline(always)]
 pub fn origin(skb: *mut __sk_buff) -> Origin {
     let is_checked = take_mark(skb);
@@ -306,17 +316,20 @@ pub fn origin(skb: *mut __sk_buff) -> Origin {
     }
 }
 
-/// Marks a packet that mesh sends out of an interface, for [`is_forwarded`]. The field is the programs' own: nothing else in today's kernels uses it.
+/// The value of `tc_index` by which [`is_forwarded`] recognises a packet that mesh sent. Nothing
+/// else in today's kernels uses the field.
 const OWN: u16 = 0x6d73;
 
-/// Marks a packet as one that mesh itself sends on: no connection of this node's begins with it.
+/// Marks a packet as sent by mesh, so that the egress hook doesn't record it as a connection of
+/// this node.
 #[inline(always)]
 pub(super) fn mark_own(skb: *mut __sk_buff) {
     // SAFETY: the context is valid for the program's run.
     unsafe { (*skb).tc_index = u32::from(OWN) }
 }
 
-/// Whether a packet on its way out came in by another interface, and not by a program of mesh's.
+/// Whether the host forwards this outgoing packet: it came in by another interface, and no program
+/// of mesh sent it.
 #[inline(always)]
 pub fn is_forwarded(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid for the program's run.

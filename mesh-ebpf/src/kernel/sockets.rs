@@ -1,4 +1,4 @@
-//! Whether a socket of this node owns a packet.
+//! Looks up whether a socket of this node owns a connection.
 
 use core::ffi::c_void;
 
@@ -13,10 +13,11 @@ const ESTABLISHED: u32 = 1;
 /// The kernel's number of the listening state.
 const LISTEN: u32 = 10;
 
-/// See [`crate::lookups::Lookups::socket_owns`]. The lookups fall back to a listening socket, or one that takes datagrams of
-/// anyone, which is not an owner: every node binds every published port.
+/// See [`crate::lookups::Lookups::socket_owns`]. The kernel's lookups fall back to a listening or
+/// unconnected socket, which is not an owner: every node binds every published port.
 ///
 /// # Safety
+///
 /// `context` is that of the present program run.
 #[inline(always)]
 pub(super) unsafe fn owns(context: *mut c_void, connection: &Connection) -> bool {
@@ -43,7 +44,7 @@ pub(super) unsafe fn owns(context: *mut c_void, connection: &Connection) -> bool
     }
 }
 
-/// The connection as the kernel's lookups take it, and the length of that.
+/// The connection in the form that the kernel's lookups take, and the length of that form.
 #[inline(always)]
 fn tuple(connection: &Connection) -> (bpf_sock_tuple, u32) {
     // SAFETY: all zeros is a valid tuple.

@@ -21,12 +21,12 @@ use crate::select::Candidates;
 pub struct Kernel {
     /// The program's context, for the socket lookup.
     context: *mut c_void,
-    /// Looked up once: it is asked for several times a packet.
+    /// Looked up once, as the pipeline reads it several times for each packet.
     config: Option<&'static Config>,
 }
 
 impl Kernel {
-    /// For a program run with this context.
+    /// The tables of a program run with this context.
     #[inline(always)]
     pub fn new(context: *mut c_void) -> Self {
         Self { context, config: maps::CONFIG.get(0).filter(|config| !config.address.is_none()) }
@@ -38,7 +38,7 @@ impl Kernel {
         add(maps::PASSED.get_ptr_mut(direction as u32), 1);
     }
 
-    /// SYNs a second whose flows are remembered; 0: all.
+    /// SYNs a second that may create flows; 0: no limit.
     #[inline(always)]
     fn guard_rate(&self) -> u32 {
         self.config.map_or(0, |config| config.syn_guard_rate)
@@ -51,11 +51,12 @@ impl Kernel {
     }
 }
 
-/// Adds to a counter of this CPU, if there is one.
+/// Adds to a counter of this CPU, if the counter exists.
 #[inline(always)]
 fn add(counter: Option<*mut u64>, count: u64) {
     if let Some(counter) = counter {
-        // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store that uses it.
+        // SAFETY: a live per-CPU map value; nothing else on this CPU runs between load and store
+        // that uses it.
         unsafe { *counter += count }
     }
 }
@@ -76,7 +77,7 @@ unsafe fn add_traffic(traffic: *mut Traffic, count: PacketCount) {
 impl Candidates for Kernel {
     #[inline(always)]
     fn random(&self) -> u32 {
-        // SAFETY: no arguments.
+        // SAFETY: the helper takes no arguments.
         unsafe { bpf_get_prandom_u32() }
     }
 
@@ -122,14 +123,14 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // A tick's precision is enough for timeouts, at a tenth of the price.
-        // SAFETY: no arguments.
+        // The precision of a tick is enough for timeouts, at a tenth of the cost.
+        // SAFETY: the helper takes no arguments.
         unsafe { bpf_ktime_get_coarse_ns() }
     }
 
     #[inline(always)]
     fn precise_ns(&self) -> u64 {
-        // SAFETY: no arguments.
+        // SAFETY: the helper takes no arguments.
         unsafe { bpf_ktime_get_ns() }
     }
 
@@ -204,7 +205,7 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn keep_fragment_ports(&self, key: &FragmentKey, ports: &FragmentPorts) {
-        // Where the table refuses it, the later fragments are left to the host stack.
+        // If the map refuses the entry, the later fragments are left to the host stack.
         maps::FRAGMENTS.insert(key, ports, u64::from(BPF_ANY)).ok();
     }
 

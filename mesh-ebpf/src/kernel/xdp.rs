@@ -1,4 +1,4 @@
-//! A packet at an XDP hook. Checksums are finished here, and updated by hand.
+//! A packet at an XDP hook. Its checksums are finished, so the program updates them by itself.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
@@ -42,8 +42,9 @@ pub(super) fn read_between<const N: usize>(
     macro_rules! read_words {
         ($word:ty) => {
             while done + size_of::<$word>() <= N {
-                // SAFETY: within the packet. Packets are seldom aligned, which the instruction does not ask for, and told of
-                // which the compiler would read byte by byte.
+                // SAFETY: within the packet. Packets are seldom aligned. The instruction doesn't
+                // require it, but for an unaligned read the compiler would emit one instruction a
+                // byte.
                 let word = unsafe { *((at + done) as *const $word) };
                 bytes[done..done + size_of::<$word>()].copy_from_slice(&word.to_ne_bytes());
                 done += size_of::<$word>();
@@ -148,7 +149,7 @@ impl Packet for Xdp {
         unsafe { (*self.context).ingress_ifindex }
     }
 
-    /// What XDP leaves over meets the uplink's program at TC, which marks it.
+    /// What XDP passes meets the uplink's TC program, which sets the mark.
     #[inline(always)]
     fn mark(&mut self) {}
 

@@ -11,7 +11,8 @@ pub const LEN_V6: usize = 8;
 /// Bits of the offset in IPv6's fragment header; the lowest of all tells that more follow.
 pub const OFFSET_V6: u16 = 0xfff8;
 
-/// A fragment of a TCP or UDP packet, in a frame without VLAN tag. In the kernel it lies in a map, as a program's stack is short.
+/// A fragment of a TCP or UDP packet, in a frame without VLAN tag. In the kernel it lies in a map,
+/// as a program's stack is short.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentHeader {
@@ -46,7 +47,8 @@ impl FragmentHeader {
         }
     }
 
-    /// The first one as what can be known of its packet; `None` if the transport header goes on in the next.
+    /// The first one as what can be known of its packet; `None` if the transport header goes on in
+    /// the next.
     #[inline(always)]
     pub fn segment<P: Packet>(&self, packet: &P) -> Option<Segment> {
         let ip = self.header();

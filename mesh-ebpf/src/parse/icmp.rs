@@ -24,7 +24,8 @@ pub struct Kind {
     pub v6: [u8; 6],
 }
 
-/// Too big for the way, which takes packets of `mtu` bytes, and not to be fragmented (RFC 1191, RFC 4443 section 3.2).
+/// Too big for the way, which takes packets of `mtu` bytes, and not to be fragmented (RFC 1191, RFC
+/// 4443 section 3.2).
 #[inline(always)]
 pub const fn too_big(mtu: u32) -> Kind {
     let [m0, m1, m2, m3] = mtu.to_be_bytes();
@@ -36,8 +37,8 @@ pub const PORT_UNREACHABLE: Kind = Kind { v4: [3, 3, 0, 0, 0, 0], v6: [1, 4, 0, 
 
 /// An error about a TCP or UDP packet, in a frame without VLAN tag.
 ///
-/// In the kernel it lies in a map, as a program's stack is short: offsets are bytes, so that the verifier knows their bounds
-/// when they come from there.
+/// In the kernel it lies in a map, as a program's stack is short: offsets are bytes, so that the
+/// verifier knows their bounds when they come from there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Error {
@@ -57,7 +58,8 @@ pub struct Error {
     pub is_refusal: bool,
 }
 
-/// A quoted packet: whole, or as little as its IP header and [`QUOTED`] bytes more. It has the IP version of the error.
+/// A quoted packet: whole, or as little as its IP header and [`QUOTED`] bytes more. It has the IP
+/// version of the error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quote {
@@ -131,7 +133,8 @@ impl Error {
         self.is_v6 = header.is_v6;
     }
 
-    /// Takes the ends of the quoted packet with this IP header; `false` if they aren't there, or not of TCP or UDP.
+    /// Takes the ends of the quoted packet with this IP header; `false` if they aren't there, or
+    /// not of TCP or UDP.
     #[inline(always)]
     fn quote<P: Packet>(
         &mut self,
@@ -157,7 +160,8 @@ impl Error {
     }
 }
 
-/// Reads the frame into `error`; `false` if it is no error, also where the quotation doesn't tell the ports.
+/// Reads the frame into `error`; `false` if it is no error, also where the quotation doesn't tell
+/// the ports.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, error: &mut Error) -> bool {
     match packet.read_bytes::<2>(eth::TYPE) {
@@ -231,7 +235,8 @@ pub fn is_error<P: Packet>(packet: &P) -> bool {
     }
 }
 
-/// Unreachable, time exceeded, parameter problem. Not redirects, which are for hosts on the same link.
+/// Unreachable, time exceeded, parameter problem. Not redirects, which are for hosts on the same
+/// link.
 #[inline(always)]
 const fn is_error_v4(kind: u8) -> bool {
     matches!(kind, 3 | 11 | 12)

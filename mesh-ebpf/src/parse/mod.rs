@@ -1,7 +1,8 @@
-//! Parsing: from bytes to the few fields that decisions need. Never touches maps, never changes a packet.
+//! Parsing: from bytes to the few fields that decisions need. Never touches maps, never changes a
+//! packet.
 //!
-//! Whatever is not plain IP over Ethernet (VLAN tags, IP options, extension headers, fragments, truncated headers) is
-//! `None`, and left to the host stack.
+//! Whatever is not plain IP over Ethernet (VLAN tags, IP options, extension headers, fragments,
+//! truncated headers) is `None`, and left to the host stack.
 
 pub mod eth;
 pub mod fragment;

@@ -29,7 +29,8 @@ impl Flags {
     /// The acknowledgement number is valid.
     pub const ACK: u8 = 1 << 4;
 
-    /// Whether all that the segment is for is to carry on: data or an acknowledgement, and neither beginning nor end.
+    /// Whether all that the segment is for is to carry on: data or an acknowledgement, and neither
+    /// beginning nor end.
     #[inline(always)]
     pub const fn is_plain(self) -> bool {
         self.0 & (Self::SYN | Self::RST | Self::FIN | Self::ACK) == Self::ACK

@@ -1,10 +1,12 @@
 //! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
 //!
-//! What RFC 7348 reserves in the header holds a cookie that tells members from others, see [`header`].
+//! What RFC 7348 reserves in the header holds a cookie that tells members from others, see
+//! [`header`].
 //!
-//! Towards the task's node it is the backend's id, with a bit that asks to answer the client directly. On the way back
-//! its top bit is set, the low seven bits are the backend's load, and the sixteen between are its id, or zero where none is told. What
-//! tasks send to each other's addresses has a VNI of its own.
+//! Towards the task's node it is the backend's id, with a bit that asks to answer the client
+//! directly. On the way back its top bit is set, the low seven bits are the backend's load, and the
+//! sixteen between are its id, or zero where none is told. What tasks send to each other's
+//! addresses has a VNI of its own.
 
 use super::{eth, ipv4, udp};
 use crate::packet::Packet;
@@ -28,8 +30,8 @@ impl Vni {
     /// Set on the way from the task to the client.
     const REPLY: u32 = 1 << 23;
 
-    /// Set towards the task's node that is to answer the client directly. On every packet, so that a lost entry is made
-    /// again alike.
+    /// Set towards the task's node that is to answer the client directly. On every packet, so that
+    /// a lost entry is made again alike.
     const DSR: u32 = 1 << 22;
     /// Set on packets of tasks to tasks, by their own addresses: nothing in them is translated.
     const TASKS: u32 = 1 << 21;
@@ -100,7 +102,8 @@ impl Vni {
     }
 }
 
-/// A header. The cookie, 0 for none, lies in what RFC 7348 reserves: three bytes behind the flags, and the last one.
+/// A header. The cookie, 0 for none, lies in what RFC 7348 reserves: three bytes behind the flags,
+/// and the last one.
 #[inline(always)]
 pub const fn header(vni: Vni, cookie: u32) -> [u8; LEN] {
     let ([c0, c1, c2, c3], [_, v0, v1, v2]) = (cookie.to_be_bytes(), vni.0.to_be_bytes());

@@ -1,4 +1,5 @@
-//! The client's port as the task sees it: the translation that a task's node makes where two connections would be one.
+//! The client's port as the task sees it: the translation that a task's node makes where two
+//! connections would be one.
 
 use super::flow_ref::{self, FlowRef};
 use super::owner::is_allowed;
@@ -7,19 +8,22 @@ use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
 use crate::parse::{Segment, transport};
 
-/// Ports tried for a client whose own port is taken at the task: by another connection, or by what the task still remembers of one
-/// that has ended (`TIME_WAIT`): its client's clock and sequence numbers towards another address are others, so the task would not take the SYN.
+/// Ports tried for a client whose own port is taken at the task: by another connection, or by what
+/// the task still remembers of one that has ended (`TIME_WAIT`): its client's clock and sequence
+/// numbers towards another address are others, so the task would not take the SYN.
 const PORT_ATTEMPTS: u32 = 4;
 
-/// The client's port as the task sees it. Both fields are always written: see [`Fate`](crate::verdict::Fate).
+/// The client's port as the task sees it. Both fields are always written: see
+/// [`Fate`](crate::verdict::Fate).
 pub(super) struct ClientPort {
     pub(super) port_be: Be16,
     /// Why there is none.
     pub(super) refused: Option<DropReason>,
 }
 
-/// The client's port as the task sees it, its entry found or made: the client's own, unless that is taken by another
-/// connection of the same client (to another address or published port of the same task).
+/// The client's port as the task sees it, its entry found or made: the client's own, unless that is
+/// taken by another connection of the same client (to another address or published port of the same
+/// task).
 #[inline(always)]
 pub(super) fn port_at_task<L: Lookups>(
     lookups: &L,
@@ -127,7 +131,8 @@ impl OriginalTuple {
     }
 }
 
-/// The client's port to try at the task: its own first, then some that depend on the connection only.
+/// The client's port to try at the task: its own first, then some that depend on the connection
+/// only.
 #[inline(always)]
 fn candidate_port(connection: &OriginalTuple, attempt: u32) -> Be16 {
     const UPPER_HALF: u16 = 0x8000;
@@ -139,8 +144,8 @@ fn candidate_port(connection: &OriginalTuple, attempt: u32) -> Be16 {
     Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
 }
 
-/// Puts the client's port as the task sees it into `key`, which is that of the connection otherwise; `false` if the connection
-/// has no entry.
+/// Puts the client's port as the task sees it into `key`, which is that of the connection
+/// otherwise; `false` if the connection has no entry.
 #[inline(always)]
 pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &OriginalTuple) -> bool {
     let mut attempt = 0;

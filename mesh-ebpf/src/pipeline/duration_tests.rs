@@ -1,4 +1,5 @@
-//! What the ingress node times: handshakes from SYN to SYN-ACK, flows from SYN to the packet that ends them.
+//! What the ingress node times: handshakes from SYN to SYN-ACK, flows from SYN to the packet that
+//! ends them.
 
 use std::vec::Vec;
 

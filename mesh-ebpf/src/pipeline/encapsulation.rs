@@ -1,10 +1,12 @@
 //! Tunnel packets that programs make, and take apart, by themselves.
 //!
-//! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a socket, a queue for each packet. It is
-//! left what only it can do: taking out packets that stand for several (segmentation offload), those to be fragmented, those to be
-//! refused, nodes whose MAC is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on the way in
-//! both end in the same queue of the uplink with the same source port, and on the way out a flow stays with the device once it has been
-//! there ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
+//! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a
+//! socket, a queue for each packet. It is left what only it can do: taking out packets that stand
+//! for several (segmentation offload), those to be fragmented, those to be refused, nodes whose MAC
+//! is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on
+//! the way in both end in the same queue of the uplink with the same source port, and on the way
+//! out a flow stays with the device once it has been there
+//! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
 use super::{At, Origin, deliver_tunnelled, direction_of, dropped, exceeds, member, owner, reply};
 use crate::abi::{Address, Config, Direction, DropReason, Node};
@@ -71,11 +73,13 @@ pub(super) fn encapsulate<P: Packet, L: Lookups>(
     }
 }
 
-/// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has none.
+/// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has
+/// none.
 #[inline(always)]
 pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
     const SOURCE: usize = eth::LEN + ipv4::SOURCE;
-    // In one piece: where two may be missing, the verifier finds one of them undefined where the other is there.
+    // In one piece: where two may be missing, the verifier finds one of them undefined where the
+    // other is there.
     match packet.read_bytes::<{ OVERHEAD - SOURCE }>(SOURCE) {
         Some([p0, p1, p2, p3, .., flags, _, _, _, v0, v1, v2, _]) if flags & vxlan::FLAG_VNI != 0 => {
             let vni = Vni(u32::from_be_bytes([0, v0, v1, v2]));
@@ -85,7 +89,8 @@ pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
     }
 }
 
-/// Continues [`super::uplink`] and [`super::uplink_fragment`]: a tunnel packet for this node, from a member or not.
+/// Continues [`super::uplink`] and [`super::uplink_fragment`]: a tunnel packet for this node, from
+/// a member or not.
 #[inline(always)]
 pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let (Some(config), vni) = (lookups.config(), origin.vni) else {
@@ -134,15 +139,16 @@ fn forward_inner<P: Packet, L: Lookups>(
     }
 }
 
-/// Whether the network marked the packet (ECN, RFC 3168): the device knows how to tell the inner one (RFC 6040).
+/// Whether the network marked the packet (ECN, RFC 3168): the device knows how to tell the inner
+/// one (RFC 6040).
 #[inline(always)]
 fn is_congested<P: Packet>(packet: &P) -> bool {
     const CONGESTION_EXPERIENCED: u8 = 0b11;
     packet.read_bytes::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
 }
 
-/// Whether this is the first fragment of a tunnel packet, which has the tunnel's headers. The kernel puts the packet together before the
-/// device takes it, with the mark of this one.
+/// Whether this is the first fragment of a tunnel packet, which has the tunnel's headers. The
+/// kernel puts the packet together before the device takes it, with the mark of this one.
 #[inline(always)]
 fn is_fragment<P: Packet>(packet: &P) -> bool {
     const FLAGS: usize = eth::LEN + 6;
@@ -158,7 +164,8 @@ mod tests {
     use crate::testing::{Fixture, Frame, Hook, HostTables, fixtures};
     use crate::verdict::Verdict;
 
-    /// A fixture and its tables; fixtures of `hook` whose names begin so are alike in what matters here.
+    /// A fixture and its tables; fixtures of `hook` whose names begin so are alike in what matters
+    /// here.
     fn like(hook: Hook, name: &str) -> (Fixture, HostTables) {
         let is_it = |fixture: &Fixture| fixture.hook == hook && fixture.name.starts_with(name);
         let fixture = fixtures::all().into_iter().find(is_it).expect("a fixture of that name");

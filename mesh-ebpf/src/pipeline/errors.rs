@@ -1,10 +1,11 @@
 //! ICMP errors about a flow, to whom they concern: by the packet that they quote.
 //!
-//! * From the network (a router, the client) to a published port: to the task, like the client's packets.
+//! * From the network (a router, the client) to a published port: to the task, like the client's
+//!   packets.
 //! * From a task: to the client, like the task's replies.
 //!
-//! An error follows its flow and the translation of it, but makes none. What has no flow is somebody else's. Callers lend the place
-//! where the error is taken apart.
+//! An error follows its flow and the translation of it, but makes none. What has no flow is
+//! somebody else's. Callers lend the place where the error is taken apart.
 
 use super::client_port::{self, OriginalTuple};
 use super::flow_ref::{self, FlowRef};
@@ -64,7 +65,8 @@ pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &
     fate
 }
 
-/// Continues [`super::tunnel`]: an error for a task of this node, or from a task for a client of this node.
+/// Continues [`super::tunnel`]: an error for a task of this node, or from a task for a client of
+/// this node.
 #[inline(always)]
 pub fn tunnel_error<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -215,8 +217,8 @@ fn vip_index<L: Lookups>(lookups: &L, address: &Address, holds: bool) -> Option<
     if holds { lookups.address_index(address) } else { None }
 }
 
-/// Counts an error of a task, and what it says of the flow: where nobody listens on a UDP port, it is what a RST is to TCP, and
-/// the client's next datagram finds another backend.
+/// Counts an error of a task, and what it says of the flow: where nobody listens on a UDP port, it
+/// is what a RST is to TCP, and the client's next datagram finds another backend.
 #[inline(always)]
 fn account<L: Lookups>(
     lookups: &L,

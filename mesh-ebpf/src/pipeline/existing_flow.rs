@@ -1,4 +1,5 @@
-//! Packets of a flow that the ingress node knows already: the flow continues at its backend, or a new one takes its place.
+//! Packets of a flow that the ingress node knows already: the flow continues at its backend, or a
+//! new one takes its place.
 
 use super::flow_ref::{self, FlowRef};
 use super::ingress::{Choice, is_dsr};
@@ -81,7 +82,8 @@ pub(super) fn continue_flow<'a, P: Packet, L: Lookups>(
     if transition.revives {
         lookups.count_revived(id);
     }
-    // Of a directly answered flow only: when its task answered is not seen here, so that is not timed.
+    // Of a directly answered flow only: when its task answered is not seen here, so that is not
+    // timed.
     if transition.answers {
         lookups.count_answered(id);
     }
@@ -98,7 +100,8 @@ fn forget_flow<L: Lookups>(lookups: &L, key: &FlowKey, backend: u32, events: u32
     }
 }
 
-/// Follows a client whose packets now come by another way (a gateway that failed over): replies go where they come from.
+/// Follows a client whose packets now come by another way (a gateway that failed over): replies go
+/// where they come from.
 #[inline(always)]
 fn follow_client<P: Packet, L: Lookups>(
     packet: &P,
@@ -128,8 +131,9 @@ enum RepeatedSyn {
     Retransmission,
     /// The flow is over, or its backend is gone: a new one begins.
     NewConnection,
-    /// The backend did not answer the first one, and is leaving or has had its time: another may do better. Answers
-    /// of tunnelled flows come by here, so "not answered" is what the client sees too; of others nobody knows, so they get more time.
+    /// The backend did not answer the first one, and is leaving or has had its time: another may do
+    /// better. Answers of tunnelled flows come by here, so "not answered" is what the client sees
+    /// too; of others nobody knows, so they get more time.
     ReselectBackend,
 }
 

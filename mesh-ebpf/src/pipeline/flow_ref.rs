@@ -118,7 +118,8 @@ pub(super) fn find_client_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option
     if conntrack::is_outgoing(flow.value().events) { None } else { Some(flow) }
 }
 
-/// Notes a segment of the flow, and has it established with the first packet by which the client confirms it.
+/// Notes a segment of the flow, and has it established with the first packet by which the client
+/// confirms it.
 #[inline(always)]
 pub(super) fn record_segment<K, V: Events, T: FlowTable<K, V>>(
     table: &T,

@@ -1,7 +1,9 @@
-//! Fragments of packets: the first one goes the way of a whole packet, and leaves its ports for the others, which follow by them.
+//! Fragments of packets: the first one goes the way of a whole packet, and leaves its ports for the
+//! others, which follow by them.
 //!
-//! A later fragment makes no flow, notes nothing of its own, and is not answered. One whose first was not seen (or that came
-//! before it) is left to the host stack. At the task's node requests need no ports: the tunnel names the backend.
+//! A later fragment makes no flow, notes nothing of its own, and is not answered. One whose first
+//! was not seen (or that came before it) is left to the host stack. At the task's node requests
+//! need no ports: the tunnel names the backend.
 
 use super::flow_ref::{self, FlowRef};
 use super::{Origin, answer_refusal, answer_refused_reply, dropped, ingress, is_tunnel, macs, owner, reply};

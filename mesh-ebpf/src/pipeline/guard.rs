@@ -33,7 +33,8 @@ impl Admission {
         matches!(self, Self::ByPolicy | Self::ByFlowHash | Self::LateFlow)
     }
 
-    /// The events that its flow begins with. Replies that go to the client directly prove nothing here.
+    /// The events that its flow begins with. Replies that go to the client directly prove nothing
+    /// here.
     #[inline(always)]
     pub(super) const fn events(self, is_direct: bool) -> u32 {
         let by = if is_direct {
@@ -90,8 +91,8 @@ pub(super) fn select<L: Lookups>(
     select::select_by(lookups, service, by, &key.client, avoided)
 }
 
-/// A reply, out of the tunnel or (`is_outer`) still in it, whose flow nobody knows: if it may be one that was not remembered, the kernel
-/// finds the way to the client.
+/// A reply, out of the tunnel or (`is_outer`) still in it, whose flow nobody knows: if it may be
+/// one that was not remembered, the kernel finds the way to the client.
 #[inline(always)]
 pub(super) fn forward_reply<P: Packet, L: Lookups>(
     packet: &mut P,

@@ -146,7 +146,8 @@ fn choose<'a, P: Packet, L: Lookups>(
     open(packet, lookups, segment, &key, avoided, at)
 }
 
-/// A packet that no flow is known for, or whose backend, now `avoided`, left it unanswered (0: none did).
+/// A packet that no flow is known for, or whose backend, now `avoided`, left it unanswered (0: none
+/// did).
 #[inline(always)]
 fn open<'a, P: Packet, L: Lookups>(
     packet: &mut P,

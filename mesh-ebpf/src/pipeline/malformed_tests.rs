@@ -1,4 +1,5 @@
-//! Packets that nobody should send: every fixture's, with bytes changed, cut off and added, through its program.
+//! Packets that nobody should send: every fixture's, with bytes changed, cut off and added, through
+//! its program.
 
 use std::sync::LazyLock;
 use std::vec::Vec;
@@ -24,7 +25,8 @@ fn run(fixture: &Fixture, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
     (verdict, packet.bytes)
 }
 
-/// What a packet that is passed keeps: all, but for the cookie of one that the VXLAN device gets, or has sent.
+/// What a packet that is passed keeps: all, but for the cookie of one that the VXLAN device gets,
+/// or has sent.
 fn kept(fixture: &Fixture, packet: &[u8]) -> Vec<u8> {
     if matches!(fixture.hook, Hook::Uplink | Hook::Egress { .. }) {
         without_cookie(packet)
@@ -33,7 +35,8 @@ fn kept(fixture: &Fixture, packet: &[u8]) -> Vec<u8> {
     }
 }
 
-/// How far the TCP checksum of a plain IPv4 frame is from right: the folded sum over all that it covers. 0xffff is right.
+/// How far the TCP checksum of a plain IPv4 frame is from right: the folded sum over all that it
+/// covers. 0xffff is right.
 fn residue(frame: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let segment = &frame[TCP..];
@@ -97,7 +100,8 @@ proptest! {
         }
     }
 
-    /// A wrong checksum stays as wrong as it was: it is the receiver's to find, and a right one stays right.
+    /// A wrong checksum stays as wrong as it was: it is the receiver's to find, and a right one
+    /// stays right.
     #[test]
     fn a_checksum_stays_as_right_or_wrong_as_it_was(
         pick: prop::sample::Index,

@@ -1,11 +1,13 @@
-//! Whether a tunnel packet may be taken from the member that it says it is from, and what the VXLAN device needs for that.
+//! Whether a tunnel packet may be taken from the member that it says it is from, and what the VXLAN
+//! device needs for that.
 //!
-//! A member's packets bear a cookie, which userspace works out for each pair of nodes out of the members' secret and puts into the
-//! maps: programs only compare it and write it. It lies in bits that the VXLAN device doesn't accept when they are set (RFC 7348
-//! calls them reserved), so it is taken off what is left to the device, and put on what the device sends, by [`egress`]. What the
-//! uplink's program has checked bears a mark on its way through the device, whose own program takes nothing else: the kernel's
-//! socket hands it packets of every interface, and of every address of the node. What the device sends bears the same mark as far as
-//! the uplink.
+//! A member's packets bear a cookie, which userspace works out for each pair of nodes out of the
+//! members' secret and puts into the maps: programs only compare it and write it. It lies in bits
+//! that the VXLAN device doesn't accept when they are set (RFC 7348 calls them reserved), so it is
+//! taken off what is left to the device, and put on what the device sends, by [`egress`]. What the
+//! uplink's program has checked bears a mark on its way through the device, whose own program takes
+//! nothing else: the kernel's socket hands it packets of every interface, and of every address of
+//! the node. What the device sends bears the same mark as far as the uplink.
 
 use super::{OUTER, dropped};
 use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_word};
@@ -41,8 +43,9 @@ pub(super) fn to_device<P: Packet, L: Lookups>(
     Fate::PASS
 }
 
-/// A packet of a task of the node with index `sender`, for a task of this node by its own address: the kernel finds its link. Without
-/// a bridge there are no tasks, and the host stack makes nothing of it, as it is addressed to no device of its.
+/// A packet of a task of the node with index `sender`, for a task of this node by its own address:
+/// the kernel finds its link. Without a bridge there are no tasks, and the host stack makes nothing
+/// of it, as it is addressed to no device of its.
 #[inline(always)]
 pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &Config, sender: u32) -> Fate {
     if config.tasks_ifindex == 0 {
@@ -63,7 +66,8 @@ pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &C
     Fate::route(config.tasks_ifindex)
 }
 
-/// What tells the two tasks apart that a packet is from and for, whatever else it holds; `None` if it is none of IP.
+/// What tells the two tasks apart that a packet is from and for, whatever else it holds; `None` if
+/// it is none of IP.
 #[inline(always)]
 fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
     const IP: usize = eth::LEN;
@@ -80,15 +84,16 @@ fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
     }
 }
 
-/// TC on the egress of the VXLAN device: so that [`egress`] knows what the device sends from what others do, whose source address the
-/// host may have made its own (containers may send to any port).
+/// TC on the egress of the VXLAN device: so that [`egress`] knows what the device sends from what
+/// others do, whose source address the host may have made its own (containers may send to any
+/// port).
 #[inline(always)]
 pub fn device<P: Packet>(packet: &mut P) {
     packet.mark();
 }
 
-/// TC on the egress of an uplink: gives what the VXLAN device sends the cookie of the node that it goes to. What programs send bears
-/// one already.
+/// TC on the egress of an uplink: gives what the VXLAN device sends the cookie of the node that it
+/// goes to. What programs send bears one already.
 #[inline(always)]
 pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
     if !packet.take_mark() {
@@ -103,12 +108,14 @@ pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
         return;
     }
     if let Some(vni) = vxlan::parse(packet, OUTER) {
-        // If the kernel refuses, the packet goes as it is, and the other node says why it doesn't take it.
+        // If the kernel refuses, the packet goes as it is, and the other node says why it doesn't
+        // take it.
         packet.write_and_resum(OUTER, &vxlan::header(vni, node.cookie));
     }
 }
 
-/// Where a tunnel packet of this node's goes; `None` for any other packet, and for a fragment that has no headers of the tunnel.
+/// Where a tunnel packet of this node's goes; `None` for any other packet, and for a fragment that
+/// has no headers of the tunnel.
 #[inline(always)]
 fn tunnel_destination<P: Packet>(packet: &P, config: &Config) -> Option<[u8; 4]> {
     const IP: usize = eth::LEN;

@@ -1,22 +1,27 @@
-//! From packet to verdict: one entry function for each hook, joining parsing, lookups, selection and rewriting.
+//! From packet to verdict: one entry function for each hook, joining parsing, lookups, selection
+//! and rewriting.
 //!
-//! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel; leaves local
-//!   backends and all that is difficult to TC on the same uplink, which meets the same flow.
-//! * [`uplink`]: uplink, TC ingress. The same for remote and local backends. Tunnel packets for this node go on in [`decapsulate`].
+//! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel;
+//!   leaves local backends and all that is difficult to TC on the same uplink, which meets the same
+//!   flow.
+//! * [`uplink`]: uplink, TC ingress. The same for remote and local backends. Tunnel packets for
+//!   this node go on in [`decapsulate`].
 //! * [`device`], [`egress`]: VXLAN device and uplink, TC egress. What the device sends.
-//! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of this node; what tasks of other
-//!   nodes send to addresses of tasks here.
+//! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of
+//!   this node; what tasks of other nodes send to addresses of tasks here.
 //! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
-//! * [`forwarded`]: uplink, TC egress. Remembers connections that the node forwards from a published port; changes no packet.
+//! * [`forwarded`]: uplink, TC egress. Remembers connections that the node forwards from a
+//!   published port; changes no packet.
 //!
-//! What is rare or long has functions, and programs, of its own, in which those of the hooks continue (a program's stack has 512 bytes):
+//! What is rare or long has functions, and programs, of its own, in which those of the hooks
+//! continue (a program's stack has 512 bytes):
 //!
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in there.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: likewise fragments.
 //!
-//! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where they are decided.
-//! Passed packets are the programs' to count: XDP leaves them to TC.
+//! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where
+//! they are decided. Passed packets are the programs' to count: XDP leaves them to TC.
 
 mod client_port;
 #[cfg(test)]
@@ -57,7 +62,8 @@ use crate::verdict::{Answer, Fate};
 /// Where the VXLAN header of a tunnel packet is.
 const OUTER: usize = OVERHEAD - vxlan::LEN;
 
-/// The hook on an uplink that a packet is at. ICMP errors, which may be longer than what they answer, are left to TC.
+/// The hook on an uplink that a packet is at. ICMP errors, which may be longer than what they
+/// answer, are left to TC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Xdp,
@@ -203,7 +209,8 @@ fn dispatch_uncommon<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate
     }
 }
 
-/// Continues the other programs ([`crate::abi::Edge::Refuse`]): makes an ICMP error of a packet that is counted already.
+/// Continues the other programs ([`crate::abi::Edge::Refuse`]): makes an ICMP error of a packet
+/// that is counted already.
 #[inline(always)]
 pub fn refuse<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -249,9 +256,10 @@ fn dropped<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) ->
     Fate::dropped(reason)
 }
 
-/// The last step of every program: counts a refused packet, and has it answered by the way it came: through the tunnel of
-/// the node `back`, or, where that is 0.0.0.0, out of its interface. TCP that nobody takes gets its RST here, in one place, as
-/// that code is long; ICMP errors are made by a program of their own, see [`refuse`].
+/// The last step of every program: counts a refused packet, and has it answered by the way it came:
+/// through the tunnel of the node `back`, or, where that is 0.0.0.0, out of its interface. TCP that
+/// nobody takes gets its RST here, in one place, as that code is long; ICMP errors are made by a
+/// program of their own, see [`refuse`].
 #[inline(always)]
 fn answer_refusal<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -295,14 +303,15 @@ fn packet_count<P: Packet>(packet: &P, segment: &Segment) -> PacketCount {
     PacketCount { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
-/// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is, by the VXLAN device, in its
-/// outer packets.
+/// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is,
+/// by the VXLAN device, in its outer packets.
 #[inline(always)]
 fn is_too_big<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
     segment.ip.total_len > config.tunnel_mtu && segment.ip.dont_fragment && exceeds(packet, config, segment)
 }
 
-/// Whether the packet is longer than the tunnel takes. Of one that stands for several (segmentation offload) the size of those counts.
+/// Whether the packet is longer than the tunnel takes. Of one that stands for several (segmentation
+/// offload) the size of those counts.
 #[inline(always)]
 fn exceeds<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
     match packet.segment_size() {

@@ -1,4 +1,5 @@
-//! Random nights at the ingress node: clients, tasks and userspace act in any order, and what must always hold, holds.
+//! Random nights at the ingress node: clients, tasks and userspace act in any order, and what must
+//! always hold, holds.
 
 use std::vec::Vec;
 

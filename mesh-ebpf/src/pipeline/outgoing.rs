@@ -1,8 +1,11 @@
-//! Connections that this node began itself, from a port that is published: a container's, which the host translates to the node's address.
+//! Connections that this node began itself, from a port that is published: a container's, which the
+//! host translates to the node's address.
 //!
-//! What comes back for such a connection looks like a client's packet for the published port, and no socket of the host owns it. So the
-//! uplink's egress hook remembers it as a flow ([`flow_event::OUTGOING`]) in the table that the ingress hooks look into anyway: a reply
-//! belongs to who began, and nothing else costs more than before. A client's flow of the same name that is there already stays.
+//! What comes back for such a connection looks like a client's packet for the published port, and
+//! no socket of the host owns it. So the uplink's egress hook remembers it as a flow
+//! ([`flow_event::OUTGOING`]) in the table that the ingress hooks look into anyway: a reply belongs
+//! to who began, and nothing else costs more than before. A client's flow of the same name that is
+//! there already stays.
 
 use super::flow_ref::{self, FlowRef};
 use crate::abi::{Direction, Flow, FlowKey, Mac, ServiceKey, VipId, flow_event};
@@ -62,7 +65,8 @@ fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, k
         }
         lookups.flows().forget(key);
     }
-    // A connection that is older than mesh, or was forgotten, goes on with any packet; one that is ending needs no memory.
+    // A connection that is older than mesh, or was forgotten, goes on with any packet; one that is
+    // ending needs no memory.
     if !(segment.is_udp() || flags.is_opening() || flags.is_plain()) {
         return;
     }
@@ -80,8 +84,8 @@ fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, k
     let _opened = lookups.flows().open(key, &flow);
 }
 
-/// Whether a packet from outside belongs to a connection of this node's, which the host stack knows. `false` if that has ended and the
-/// packet begins a client's flow of the same name.
+/// Whether a packet from outside belongs to a connection of this node's, which the host stack
+/// knows. `false` if that has ended and the packet begins a client's flow of the same name.
 #[inline(always)]
 pub(super) fn owns<L: Lookups>(
     lookups: &L,

@@ -1,11 +1,12 @@
-//! The backend role: requests reach the task with their destination translated, its replies leave with their source
-//! translated back. This is the only place with translation state, one entry a flow.
+//! The backend role: requests reach the task with their destination translated, its replies leave
+//! with their source translated back. This is the only place with translation state, one entry a
+//! flow.
 //!
-//! A request carries all that its entry is made of, so a lost entry is made again from any packet of the client: a half-open one, until the
-//! task has sent something that confirms that there is such a connection.
-//! Requests for a backend that is not here: a new connection is dropped, as this node's table may be a moment behind
-//! that of the ingress node and the client tries again; anything else, and whatever is for a backend that is down,
-//! gets a RST by the way it came.
+//! A request carries all that its entry is made of, so a lost entry is made again from any packet
+//! of the client: a half-open one, until the task has sent something that confirms that there is
+//! such a connection. Requests for a backend that is not here: a new connection is dropped, as this
+//! node's table may be a moment behind that of the ingress node and the client tries again;
+//! anything else, and whatever is for a backend that is down, gets a RST by the way it came.
 
 use super::client_port::port_at_task;
 use super::flow_ref;
@@ -47,7 +48,8 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     id: u32,
     source: &Source,
 ) -> Fate {
-    // Not by `backend_for`: the verifier loses an address that is chosen by the packet's version twice.
+    // Not by `backend_for`: the verifier loses an address that is chosen by the packet's version
+    // twice.
     let backend = match lookups.backend(id) {
         Some(backend) if backend.is_alive() && backend.is_local() => backend,
         other => return turn_away(lookups, segment, other),
@@ -139,8 +141,9 @@ fn fresh_entry<P: Packet, L: Lookups>(
     })
 }
 
-/// Whether the ingress node asks for a direct answer, and the client is elsewhere. A client of this node's (its host, a container behind the
-/// node's address, the task itself) is not to be reached by an uplink: it is answered by the way that it came.
+/// Whether the ingress node asks for a direct answer, and the client is elsewhere. A client of this
+/// node's (its host, a container behind the node's address, the task itself) is not to be reached
+/// by an uplink: it is answered by the way that it came.
 #[inline(always)]
 fn is_to_answer_directly<L: Lookups>(lookups: &L, segment: &Segment, source: &Source) -> bool {
     matches!(source, Source::Node { is_dsr: true, .. }) && lookups.address_index(&segment.ip.source).is_none()
@@ -152,7 +155,8 @@ fn answers_by_tunnel(config: &Config, nat: &Nat) -> bool {
     !nat.via.is_none() && !answers_directly(config, nat)
 }
 
-/// Whether replies go to the client by an uplink of this node, though its requests come through the tunnel.
+/// Whether replies go to the client by an uplink of this node, though its requests come through the
+/// tunnel.
 #[inline(always)]
 fn answers_directly(config: &Config, nat: &Nat) -> bool {
     nat.events & flow_event::DSR != 0 && config.uplink_ifindex != 0
@@ -186,7 +190,8 @@ fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> O
     rewrite::clamp_mss(packet, &segment.transport, config.tunnel_mss.saturating_sub(longer))
 }
 
-/// What a task of this node sends: a reply, if there is an entry for it; its own business otherwise.
+/// What a task of this node sends: a reply, if there is an entry for it; its own business
+/// otherwise.
 #[inline(always)]
 pub(super) fn answer<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -227,7 +232,8 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     }
 }
 
-/// Notes and counts a reply for a client of this node's; `false` if the client's connection has left this task.
+/// Notes and counts a reply for a client of this node's; `false` if the client's connection has
+/// left this task.
 #[inline(always)]
 fn account<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, nat: &Nat) -> bool {
     let Some(address_index) = lookups.address_index(&nat.vip) else {

@@ -10,8 +10,8 @@ use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::rewrite;
 use crate::verdict::Fate;
 
-/// The packet still has its outer headers. What XDP can't send out of the same uplink is left to TC, and what TC can't take out of the
-/// tunnel to the VXLAN device.
+/// The packet still has its outer headers. What XDP can't send out of the same uplink is left to
+/// TC, and what TC can't take out of the tunnel to the VXLAN device.
 #[inline(always)]
 pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni, at: At) -> Fate {
     let Some(segment) = Segment::parse(packet, OVERHEAD) else {
@@ -42,8 +42,8 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
     }
 }
 
-/// Whether the packet is one that only the VXLAN device can take out of the tunnel, or may follow one: such a packet waits there for a
-/// moment, and must not be overtaken.
+/// Whether the packet is one that only the VXLAN device can take out of the tunnel, or may follow
+/// one: such a packet waits there for a moment, and must not be overtaken.
 #[inline(always)]
 fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>) -> bool {
     let is_marked = flow.value().events & flow_event::SEGMENTED != 0;
@@ -79,8 +79,9 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     }
 }
 
-/// Whether `sender` (0: it isn't told) is a backend that the connection has left: its repeated SYN went to another, and an answer of the
-/// first one's, come late, would be confirmed to the other, which knows nothing of it. A datagram answers a question, whoever sends it.
+/// Whether `sender` (0: it isn't told) is a backend that the connection has left: its repeated SYN
+/// went to another, and an answer of the first one's, come late, would be confirmed to the other,
+/// which knows nothing of it. A datagram answers a question, whoever sends it.
 #[inline(always)]
 fn is_stale(segment: &Segment, backend: u32, sender: u32) -> bool {
     !segment.is_udp() && sender != 0 && sender != backend
@@ -94,7 +95,8 @@ fn keep_load<L: Lookups>(lookups: &L, backend: u32, vni: Vni) {
     }
 }
 
-/// The reply of a task of this node, the backend `sender`: notes and counts it. `false` if the connection has left it.
+/// The reply of a task of this node, the backend `sender`: notes and counts it. `false` if the
+/// connection has left it.
 #[inline(always)]
 pub(super) fn account_local<P: Packet, L: Lookups>(
     packet: &P,

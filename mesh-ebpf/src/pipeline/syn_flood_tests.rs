@@ -1,4 +1,5 @@
-//! A flood of SYNs as the ingress node lives through it: who is remembered when, and that every client's packets reach one backend.
+//! A flood of SYNs as the ingress node lives through it: who is remembered when, and that every
+//! client's packets reach one backend.
 
 use std::vec::Vec;
 

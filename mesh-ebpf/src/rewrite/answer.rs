@@ -1,5 +1,5 @@
-//! Answers to packets that are not forwarded: a RST for TCP that nobody takes, an ICMP error for all else. The answer takes the
-//! packet's place, with the ends exchanged.
+//! Answers to packets that are not forwarded: a RST for TCP that nobody takes, an ICMP error for
+//! all else. The answer takes the packet's place, with the ends exchanged.
 
 use super::headers::{ipv4_header, ipv6_header};
 use super::set_macs;
@@ -12,7 +12,8 @@ use crate::parse::{Segment, eth, fragment, icmp, ip, ipv4, ipv6, tcp};
 /// Bytes that a packet must have for [`Packet::drop_pending_checksum`].
 const DROPPABLE: u32 = 1000;
 
-/// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers others.
+/// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers
+/// others.
 #[inline(always)]
 pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
     let (ip, transport) = (&segment.ip, &segment.transport);
@@ -32,7 +33,8 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     packet.write_and_resum(ip.offset + ip.base_len(), &tcp)
 }
 
-/// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`, without checksum.
+/// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`,
+/// without checksum.
 #[inline(always)]
 fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
     let transport = &segment.transport;
@@ -51,7 +53,8 @@ fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
     [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, 0x50, control, 0, 0, 0, 0, 0, 0]
 }
 
-/// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC 4443).
+/// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC
+/// 4443).
 #[inline(always)]
 pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
     let pending_at = Some(segment.transport.checksum().offset);
@@ -95,9 +98,11 @@ pub fn answer_fragment_with_error<P: Packet>(
 
 /// The same, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
 ///
-/// Where the device has yet to finish the checksum of the packet that is answered, at `pending_at` (never that of a fragment), it will do so all the same, at the
-/// place of that packet's checksum: in the quotation for TCP, in the ICMP header for UDP. It sums the ICMP message, whose own checksum is right already: to
-/// arrive at the bytes written there it must find the sum over the pseudo header in their place.
+/// Where the device has yet to finish the checksum of the packet that is answered, at `pending_at`
+/// (never that of a fragment), it will do so all the same, at the place of that packet's checksum:
+/// in the quotation for TCP, in the ICMP header for UDP. It sums the ICMP message, whose own
+/// checksum is right already: to arrive at the bytes written there it must find the sum over the
+/// pseudo header in their place.
 #[inline(always)]
 fn quote<const QUOTE: usize, P: Packet>(
     packet: &mut P,
@@ -112,8 +117,9 @@ fn quote<const QUOTE: usize, P: Packet>(
         Some(at) => packet.is_checksum_pending(at)?,
         None => false,
     };
-    // For UDP that place is in the ICMP header, where the MTU is; and a checksum that no device finishes, as between virtual ones,
-    // stays as it is seeded. What is big enough to be too big is rid of it instead.
+    // For UDP that place is in the ICMP header, where the MTU is; and a checksum that no device
+    // finishes, as between virtual ones, stays as it is seeded. What is big enough to be too big is
+    // rid of it instead.
     let is_pending = is_pending && !(ip.total_len >= DROPPABLE && packet.drop_pending_checksum().is_some());
     let [r0, r1, r2, r3] = rest;
     let mut header = [kind, code, 0, 0, r0, r1, r2, r3];

@@ -1,5 +1,5 @@
-//! Changes to packets: address translation, of packets and of those that ICMP errors quote, MSS clamping, the outer headers of
-//! the tunnel, and the answers to packets that are not forwarded.
+//! Changes to packets: address translation, of packets and of those that ICMP errors quote, MSS
+//! clamping, the outer headers of the tunnel, and the answers to packets that are not forwarded.
 
 mod answer;
 mod headers;
@@ -86,7 +86,8 @@ fn translate_ipv4<P: Packet>(
     packet.write_bytes(ip.offset + at, &new)
 }
 
-/// Replaces an address of the IPv6 header, for which the checksum of the transport accounts, and takes one hop off.
+/// Replaces an address of the IPv6 header, for which the checksum of the transport accounts, and
+/// takes one hop off.
 #[inline(always)]
 fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, side: Side, new: &Address) -> Option<()> {
     let at = match side {
@@ -97,8 +98,9 @@ fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, side: Side, new: &
     packet.write_bytes(ip.offset + at, &new.0)
 }
 
-/// Translates an address of a packet without transport header, a later fragment, and takes one hop off its time to live, which
-/// must not be 0. The checksum that covers the address is in the first one.
+/// Translates an address of a packet without transport header, a later fragment, and takes one hop
+/// off its time to live, which must not be 0. The checksum that covers the address is in the first
+/// one.
 #[inline(always)]
 pub fn translate_address<P: Packet>(
     packet: &mut P,
@@ -135,8 +137,8 @@ fn replace_port<P: Packet>(
     packet.write_bytes(header.offset + port_offset, &new.0)
 }
 
-/// Lowers the MSS option of a SYN or SYN-ACK to `mss_max`, so that what the other side sends fits the tunnel.
-/// A packet without that option, or with malformed ones, is left as it is.
+/// Lowers the MSS option of a SYN or SYN-ACK to `mss_max`, so that what the other side sends fits
+/// the tunnel. A packet without that option, or with malformed ones, is left as it is.
 #[inline(always)]
 pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max: u16) -> Option<()> {
     let end = header.offset + header.len;
@@ -162,8 +164,8 @@ pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max:
     Some(())
 }
 
-/// Replaces the MSS at `at`. At an odd offset its bytes belong to two words of the checksum, which comes to the same
-/// as one word with the bytes swapped.
+/// Replaces the MSS at `at`. At an odd offset its bytes belong to two words of the checksum, which
+/// comes to the same as one word with the bytes swapped.
 #[inline(always)]
 fn replace_mss<P: Packet>(
     packet: &mut P,

@@ -28,8 +28,8 @@ pub struct OuterHeaders {
     pub cookie: u32,
 }
 
-/// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP packet has `inner_len` bytes. The frame
-/// stays as it is and becomes the inner one.
+/// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP
+/// packet has `inner_len` bytes. The frame stays as it is and becomes the inner one.
 #[inline(always)]
 pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &OuterHeaders) -> Option<()> {
     const IP: usize = eth::LEN;
@@ -49,8 +49,9 @@ pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &OuterHeade
     packet.write_and_resum(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, f, c0, c1, c2, v0, v1, v2, c3])
 }
 
-/// Outer source port: the same for a flow, spread over flows, so that the network between balances them. Where the kernel knows the flow
-/// it is the port that its VXLAN device would choose, as the rest of the flow may go by that.
+/// Outer source port: the same for a flow, spread over flows, so that the network between balances
+/// them. Where the kernel knows the flow it is the port that its VXLAN device would choose, as the
+/// rest of the flow may go by that.
 #[inline(always)]
 pub fn tunnel_source_port<P: Packet>(packet: &P, client: &Address, client_port_be: Be16) -> Be16 {
     const PORTS: u64 = (SOURCE_PORT_MAX - SOURCE_PORT_MIN) as u64;

@@ -1,5 +1,5 @@
-//! ICMP errors on their way to an end of a flow: translated like the flow's packets, and the packet that they quote, which
-//! went the other way, with them.
+//! ICMP errors on their way to an end of a flow: translated like the flow's packets, and the packet
+//! that they quote, which went the other way, with them.
 
 use super::{Side, Translation, translate_ipv4, translate_ipv6};
 use crate::abi::{Address, protocol};
@@ -8,8 +8,9 @@ use crate::packet::{Covered, Packet};
 use crate::parse::icmp::Error;
 use crate::parse::{ipv4, ipv6, tcp, udp};
 
-/// Translates the error, whose end `to` names, and in the quoted packet the opposite one. `to`'s ports are those of the quoted
-/// packet. Takes one hop off the error's time to live, which must not be 0.
+/// Translates the error, whose end `to` names, and in the quoted packet the opposite one. `to`'s
+/// ports are those of the quoted packet. Takes one hop off the error's time to live, which must not
+/// be 0.
 #[inline(always)]
 pub fn translate_error<P: Packet>(packet: &mut P, error: &Error, to: &Translation) -> Option<()> {
     let (ip, quote) = (&error.header(), &error.quote);

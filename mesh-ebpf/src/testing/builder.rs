@@ -203,8 +203,8 @@ impl TcpBuilder {
     }
 }
 
-/// The ICMP error of this type and code that answers `frame`, from the address that it was sent to: `rest` are the four
-/// bytes after the checksum.
+/// The ICMP error of this type and code that answers `frame`, from the address that it was sent to:
+/// `rest` are the four bytes after the checksum.
 pub fn icmp_error(frame: &[u8], kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {
     IcmpBuilder::new(frame, kind, code).rest(rest).build()
 }
@@ -341,7 +341,8 @@ pub fn bearing(mut frame: Vec<u8>, cookie: u32) -> Vec<u8> {
     frame
 }
 
-/// `frame` without what a cookie in it would be: that of a VXLAN packet that is left to the device, or comes from it, may change.
+/// `frame` without what a cookie in it would be: that of a VXLAN packet that is left to the device,
+/// or comes from it, may change.
 pub fn without_cookie(frame: &[u8]) -> Vec<u8> {
     const HEADER: usize = OVERHEAD - vxlan::LEN;
     let is_cookie = |at: usize| (HEADER..HEADER + 4).contains(&at) || at == HEADER + 7;

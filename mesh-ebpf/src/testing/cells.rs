@@ -1,4 +1,5 @@
-//! A table of flows in this process's memory: for tests of the table itself, and to fill the kernel's with.
+//! A table of flows in this process's memory: for tests of the table itself, and to fill the
+//! kernel's with.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -15,7 +16,8 @@ pub struct HostCells {
     factors: [u64; 3],
 }
 
-// SAFETY: what is written while others read is written whole, and made out by the word of its cell; see `flow_table`.
+// SAFETY: what is written while others read is written whole, and made out by the word of its cell;
+// see `flow_table`.
 unsafe impl Sync for HostCells {}
 
 impl HostCells {

@@ -8,7 +8,8 @@ use crate::csum;
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::OVERHEAD;
 
-/// ifindex that frames come in by, unless said otherwise: the loopback's, which a kernel test run uses too.
+/// ifindex that frames come in by, unless said otherwise: the loopback's, which a kernel test run
+/// uses too.
 pub const IFINDEX: u32 = 1;
 
 /// A packet in memory.

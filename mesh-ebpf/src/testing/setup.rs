@@ -22,7 +22,8 @@ pub struct Setup {
     pub backends: Vec<(u32, Backend)>,
     /// Nodes, by index.
     pub nodes: Vec<Node>,
-    /// What is demanded of them, by index. Those that are missing are as an agent that has just started leaves them.
+    /// What is demanded of them, by index. Those that are missing are as an agent that has just
+    /// started leaves them.
     pub members: Vec<Member>,
     /// Networks that may open flows, with their prefix lengths.
     pub allowed: Vec<(u32, AllowedKey)>,

@@ -1,4 +1,5 @@
-//! The pipeline's lookups over hash maps of the host, and the setup that fills them (or, in a kernel test, the maps).
+//! The pipeline's lookups over hash maps of the host, and the setup that fills them (or, in a
+//! kernel test, the maps).
 
 use core::cell::{Cell, RefCell};
 use core::hash::Hash;
@@ -84,8 +85,8 @@ pub struct HostFlows<K, V> {
     pub half_open: RefCell<HashMap<K, Rc<Cell<V>>>>,
     /// Confirmed ones.
     pub established: RefCell<HashMap<K, Rc<Cell<V>>>>,
-    /// Whether a confirmed flow that ends moves to the unconfirmed ones, as in the kernel's tables of
-    /// translations.
+    /// Whether a confirmed flow that ends moves to the unconfirmed ones, as in the kernel's tables
+    /// of translations.
     retires_ended: bool,
 }
 
