@@ -1,14 +1,14 @@
-//! What mesh remembers of a flow: a growing set of events, from which all else follows. Events are
-//! those of TCP; a UDP flow's datagrams stand for them, see [`datagram_events`].
+//! Flow state as a growing set of TCP events; all other state follows from it. UDP flows reuse the
+//! same events, see [`datagram_events`].
 //!
-//! Events are added and taken away by atomic steps, so that two CPUs noting a FIN of either side at
-//! the same moment lose neither, and exactly one of them sees the flow close.
+//! Events are added and removed by atomic operations, so that two CPUs that record a FIN of either
+//! side at the same moment lose neither, and exactly one of them sees the flow close.
 //!
-//! Anyone can send a packet in a client's name. So what a client's segment tells counts only if its
-//! sequence number is close to where the client was last seen (RFC 9293, 3.10.7.4; the endpoint
-//! checks it exactly, and answers some by a challenge, RFC 5961), and a flow whose supposedly
-//! closed end goes on was not closed: see [`judge`]. What a task sends, nobody else can send in its
-//! place.
+//! Anyone can send a packet in a client's name. So a client's segment counts only if its sequence
+//! number is close to where the client was last seen (RFC 9293, section 3.10.7.4; the endpoint
+//! checks it exactly, and answers some segments with a challenge ACK, RFC 5961). And if an end that
+//! supposedly closed goes on, it had not closed: see [`judge`]. Nobody else can send in place of a
+//! task, so a task's segments always count.
 
 mod judge;
 
@@ -20,44 +20,45 @@ use crate::parse::transport;
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
-/// How long a task has to answer a SYN before a repeated one goes elsewhere. Clients repeat after a
-/// second (RFC 6298).
+/// How long a task has to answer a SYN before a retransmitted SYN goes to another task. Clients
+/// retransmit after a second (RFC 6298).
 pub const ANSWER_TIMEOUT_NS: u64 = SECOND_NS / 2;
-/// The same for a task that answers the client directly: its answer isn't seen here, and may have
-/// been lost on its way. It is repeated with the client's first repetition, so it is the second,
-/// after three seconds, that tells of a task without answer.
+/// How long a task that answers its client directly has to answer a SYN. The ingress node doesn't
+/// see its SYN-ACK, which may have been lost on the way. The task retransmits it when the client
+/// first retransmits its SYN, so only the second retransmission, after three seconds, shows that
+/// the task doesn't answer.
 pub const DSR_ANSWER_TIMEOUT_NS: u64 = 2 * SECOND_NS;
-/// How long an unconfirmed flow is remembered.
+/// Timeout of a half-open flow.
 pub const HALF_OPEN_TIMEOUT_NS: u64 = 60 * SECOND_NS;
-/// How long an idle flow is remembered.
+/// Timeout of an established flow that is idle.
 pub const ESTABLISHED_TIMEOUT_NS: u64 = 2 * 3600 * SECOND_NS;
-/// How long an idle flow is remembered after one side's FIN.
+/// Timeout of a flow that is idle after one side's FIN.
 pub const CLOSING_TIMEOUT_NS: u64 = 600 * SECOND_NS;
-/// How long an idle flow is remembered whose client has closed, and whose task answers the client
-/// directly: whether the task has closed too is not seen.
+/// Timeout of an idle flow whose client sent a FIN and whose task answers the client directly: the
+/// ingress node doesn't see whether the task has closed too.
 pub const DSR_CLOSING_TIMEOUT_NS: u64 = 60 * SECOND_NS;
-/// How long a closed flow is remembered, for retransmitted last packets.
+/// Timeout of a closed flow: retransmissions of its last packets still find it.
 pub const CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
 /// How long an endpoint remembers a connection that both sides have closed: Linux' `TIME_WAIT`, and
 /// a second for its timer.
 pub const TIME_WAIT_NS: u64 = 61 * SECOND_NS;
 
-/// How long this node's own connection ([`flow_event::OUTGOING`]) is remembered: as long as Linux'
-/// connection tracking does, which translates it.
+/// Timeout of an established connection that this node began ([`flow_event::OUTGOING`]): that of
+/// Linux' connection tracking, which translates it.
 pub const OUTGOING_TIMEOUT_NS: u64 = 5 * 24 * 3600 * SECOND_NS;
-/// The same for one that isn't established, or has ended; longer than the longest wait between two
-/// SYNs.
+/// Timeout of such a connection before it is established and after it has ended; longer than the
+/// longest wait between two SYNs.
 pub const OUTGOING_BRIEF_TIMEOUT_NS: u64 = 120 * SECOND_NS;
 
-/// How long a UDP flow is remembered that went one way only, or to and fro once.
+/// Timeout of a UDP flow with packets one way only, or with one request and its reply.
 pub const UDP_TIMEOUT_NS: u64 = 30 * SECOND_NS;
-/// How long a UDP flow is remembered whose client went on after a reply.
+/// Timeout of a UDP flow whose client sent more after a reply.
 pub const UDP_STREAM_TIMEOUT_NS: u64 = 180 * SECOND_NS;
 
-/// What counts of what a segment tells. A flow that began with another packet than a SYN is
-/// confirmed by its task, not by whoever sends ACKs: with the task's first segment that belongs to
-/// a connection, which a SYN-ACK (somebody's SYN) and a RST don't.
+/// The events of a segment that count. A flow that began with another packet than a SYN is
+/// confirmed by its task, not by whoever sends ACKs: by the task's first segment that belongs to a
+/// connection. A SYN-ACK (which answers anybody's SYN) and a RST don't confirm it.
 #[inline(always)]
 pub const fn proven(direction: Direction, before: u32, events: u32) -> u32 {
     if !is_unproven(before) {
@@ -71,14 +72,14 @@ pub const fn proven(direction: Direction, before: u32, events: u32) -> u32 {
     }
 }
 
-/// Whether the flow's task has yet to show that there is such a connection.
+/// Whether the task still has to confirm that the connection exists.
 #[inline(always)]
 pub const fn is_unproven(events: u32) -> bool {
     events & (flow_event::UNPROVEN | flow_event::ACK) == flow_event::UNPROVEN
 }
 
-/// The events of a flow that begins with this packet, at the task's node: if that is no SYN,
-/// whoever sent it has to be believed by the task first.
+/// The first events of a flow that begins with this packet at the task's node. Unless the packet is
+/// a SYN, the task first has to confirm that the connection exists.
 #[inline(always)]
 pub const fn beginning(header: &transport::Header) -> u32 {
     if header.is_udp() {
@@ -88,9 +89,9 @@ pub const fn beginning(header: &transport::Header) -> u32 {
     if events & flow_event::ACK == 0 { events } else { events & !flow_event::ACK | flow_event::UNPROVEN }
 }
 
-/// What a datagram tells of its flow: the client's first is its SYN, a reply the SYN-ACK, and what
-/// the client sends after one its ACK. Where replies go another way, every further datagram is
-/// taken for one after a reply.
+/// The events that a datagram stands for: the client's first is a SYN, a reply a SYN-ACK, and what
+/// the client sends after a reply an ACK. If replies go another way, every further datagram of the
+/// client counts as sent after a reply.
 #[inline(always)]
 pub const fn datagram_events(direction: Direction, before: u32) -> u32 {
     match direction {
@@ -100,7 +101,7 @@ pub const fn datagram_events(direction: Direction, before: u32) -> u32 {
     }
 }
 
-/// What a segment tells of its flow.
+/// The events that a segment stands for.
 #[inline(always)]
 pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
     match direction {
@@ -115,9 +116,9 @@ pub const fn events_of(direction: Direction, flags: Flags) -> u32 {
     }
 }
 
-/// What the ingress node makes of a segment that tells `added`, in a flow with these events. Of a
-/// flow whose replies go to the client directly it sees no FIN of the task: the client's counts for
-/// both.
+/// The events that a segment with `added` adds at the ingress node, to a flow with these events. If
+/// replies go to the client directly, the node sees no FIN of the task, so the client's FIN counts
+/// for both.
 #[inline(always)]
 pub const fn at_ingress(events: u32, added: u32) -> u32 {
     if events & flow_event::DSR != 0 && added & flow_event::CLIENT_FIN != 0 {
@@ -127,8 +128,8 @@ pub const fn at_ingress(events: u32, added: u32) -> u32 {
     }
 }
 
-/// Whether adding `added` to `before` shows that the task took the connection: by its SYN-ACK, or,
-/// where that goes to the client directly, by the client's confirmation.
+/// Whether adding `added` to `before` shows that the task accepted the connection: by its SYN-ACK,
+/// or, if that goes to the client directly, by the client's ACK.
 #[inline(always)]
 pub const fn answers(before: u32, added: u32) -> bool {
     let telling = if before & flow_event::DSR == 0 {
@@ -139,19 +140,19 @@ pub const fn answers(before: u32, added: u32) -> bool {
     before & telling == 0 && added & telling != 0
 }
 
-/// Whether the flow has ended: a RST, or FINs of both sides.
+/// Whether the flow has ended: by a RST, or by FINs of both sides.
 #[inline(always)]
 pub const fn is_closed(events: u32) -> bool {
     let fins = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
     events & flow_event::RESET != 0 || events & fins == fins
 }
 
-/// Whether one side has closed.
+/// Whether at least one side has closed the flow.
 const fn is_closing(events: u32) -> bool {
     events & (flow_event::CLIENT_FIN | flow_event::TASK_FIN | flow_event::RESET) != 0
 }
 
-/// Whether taking `cleared` away shows that a flow goes on which had been counted as ended.
+/// Whether removing `cleared` shows that a flow goes on that was counted as ended.
 #[inline(always)]
 pub const fn revives(before: u32, cleared: u32) -> bool {
     is_closed(before) && !is_closed(before & !cleared)
@@ -163,50 +164,50 @@ pub const fn is_refused(events: u32) -> bool {
     events & flow_event::TASK_RESET != 0 && events & (flow_event::SYN_ACK | flow_event::ACK) == 0
 }
 
-/// Whether this is a connection of this node's own.
+/// Whether this node began the connection: see [`flow_event::OUTGOING`].
 #[inline(always)]
 pub const fn is_outgoing(events: u32) -> bool {
     events & flow_event::OUTGOING != 0
 }
 
-/// Whether the flow belongs into the established table.
+/// Whether the client has confirmed the flow.
 #[inline(always)]
 pub const fn is_established(events: u32) -> bool {
     events & flow_event::ACK != 0
 }
 
-/// Whether the client has confirmed the flow and it has not ended: a flow that is worth keeping
+/// Whether the client has confirmed the flow and it has not ended: such a flow is worth keeping
 /// however long it is idle.
 #[inline(always)]
 pub const fn is_lasting(events: u32) -> bool {
     is_established(events) && !is_closed(events)
 }
 
-/// Whether adding `added` to `before` is what closes the flow.
+/// Whether adding `added` to `before` closes the flow.
 #[inline(always)]
 pub const fn closes(before: u32, added: u32) -> bool {
     !is_closed(before) && is_closed(before | added)
 }
 
-/// Whether the task's node has not answered the first SYN.
+/// Whether the task has not answered the SYN yet.
 #[inline(always)]
 pub const fn is_unanswered(events: u32) -> bool {
     events & (flow_event::SYN_ACK | flow_event::ACK | flow_event::RESET | flow_event::UNPROVEN) == 0
 }
 
-/// How long after its first SYN a flow with these events goes to another task with the next.
+/// How long after the first SYN a retransmitted one goes to another task.
 #[inline(always)]
 pub const fn answer_timeout_ns(events: u32) -> u64 {
     if events & flow_event::DSR != 0 { DSR_ANSWER_TIMEOUT_NS } else { ANSWER_TIMEOUT_NS }
 }
 
-/// Whether a RST seen from the task in this state means that it took no connection.
+/// Whether a RST of the task in this state refuses the connection.
 #[inline(always)]
 pub const fn is_refusal(before: u32) -> bool {
     is_unanswered(before)
 }
 
-/// How long after its last packet a flow with these events is forgotten; userspace sweeps by it.
+/// How long after its last packet the sweep removes a flow with these events.
 pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     let is_reset = events & flow_event::RESET != 0;
     if is_outgoing(events) {
@@ -226,15 +227,15 @@ pub const fn idle_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     }
 }
 
-/// The same for a translation: it is remembered for as long as its task may remember the
-/// connection.
+/// How long after its last packet the sweep removes a translation: it is kept for as long as the
+/// task may remember the connection.
 pub const fn translation_timeout_ns(ip_protocol: u8, events: u32) -> u64 {
     let usual_ns = idle_timeout_ns(ip_protocol, events);
     if is_remembered(events, 0) && usual_ns < TIME_WAIT_NS { TIME_WAIT_NS } else { usual_ns }
 }
 
-/// Whether an endpoint may remember a connection with these events, of which nothing was seen for
-/// so long, though it has ended.
+/// Whether an endpoint may still remember an ended connection with these events that has been idle
+/// for so long (`TIME_WAIT`).
 #[inline(always)]
 pub const fn is_remembered(events: u32, idle_ns: u64) -> bool {
     is_closed(events) && events & flow_event::RESET == 0 && idle_ns < TIME_WAIT_NS
@@ -323,7 +324,7 @@ mod tests {
     }
 
     proptest! {
-        /// The model: the naive machine with one bool for each thing that matters.
+        /// The model: a naive state machine with one bool for each thing that matters.
         #[test]
         fn agrees_with_the_model(segments in prop::collection::vec(segment(), 0..12)) {
             let (mut events, mut closures) = (0, 0);

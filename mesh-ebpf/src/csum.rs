@@ -33,8 +33,8 @@ pub fn replace<const N: usize>(checksum: [u8; 2], old: &[u8; N], new: &[u8; N]) 
     (!fold(total)).to_be_bytes()
 }
 
-/// The same for a checksum that may be absent: 0 is none and stays so, and a computed 0 is written
-/// as its twin 0xffff.
+/// [`replace`] for a checksum that may be absent: 0 means "none" and stays 0, and a computed 0 is
+/// written as 0xffff, which is equivalent.
 #[inline(always)]
 pub fn replace_optional<const N: usize>(
     checksum: [u8; 2],
@@ -55,7 +55,7 @@ pub fn replace_optional<const N: usize>(
 }
 
 /// The sum over the TCP, UDP or ICMPv6 pseudo header: addresses, protocol, length of header and
-/// data. The prefix of v4-mapped addresses adds a multiple of 0xffff, which is nothing.
+/// data. The prefix of v4-mapped addresses adds a multiple of 0xffff, which changes nothing.
 #[inline(always)]
 pub fn pseudo_header(source: &Address, destination: &Address, protocol: u8, len: u32) -> u32 {
     sum(&source.0) + sum(&destination.0) + u32::from(protocol) + len
@@ -67,8 +67,8 @@ mod tests {
 
     use super::*;
 
-    /// From scratch, in another way than the code above: 64-bit accumulation, folded until nothing
-    /// is left.
+    /// Computes the checksum in another way than the code above: 64-bit accumulation, folded until
+    /// nothing is left.
     fn oracle(bytes: &[u8]) -> u16 {
         let mut total: u64 = 0;
         for pair in bytes.chunks(2) {

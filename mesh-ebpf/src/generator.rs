@@ -1,57 +1,58 @@
-//! Packets for measurements: the frame that a client of a published port would send, made from a
+//! Frames for benchmarks: the packet that a client of a published port would send, made from a
 //! number.
 //!
-//! Purpose: `bin/bench_gen` sends what [`headers`] makes, millions a second, towards the attached
-//! programs. Every header is written anew for each frame, as the kernel gives a frame's memory back
-//! with whatever became of it.
+//! Purpose: `bin/bench_gen` sends the frames that [`headers`] makes, millions a second, towards the
+//! attached programs. It writes every header of each frame, as the kernel returns a frame's memory
+//! with whatever it contained last.
 //!
-//! What the memory alone costs is measured by [`line`]: where in a table of so many lines a frame's
-//! flow would stand.
+//! [`line`] serves to measure what the memory access alone costs: it says where in a table of so
+//! many cache lines a frame's flow would stand.
 //!
-//! Left to others: checksums of TCP, which nothing on the way to the task looks at.
+//! Left to others: TCP checksums, which nothing on the way to the task checks.
 
 use crate::abi::{Be16, Mac, protocol};
 use crate::csum;
 use crate::flow_table::{cell_count, homes_for};
-use crate::parse::{eth, ipv4, tcp};
+use crate::parse::{eth, ipv4, tcp, transport};
 
-/// Bytes that [`headers`] makes: Ethernet, IPv4, TCP.
+/// The number of bytes that [`headers`] makes: Ethernet, IPv4, TCP.
 pub const HEADERS_LEN: usize = eth::LEN + ipv4::LEN + tcp::LEN;
-/// Length of a frame: the shortest that Ethernet knows, without its checksum.
+/// Length of a frame: the shortest that Ethernet allows, without its checksum.
 pub const FRAME_LEN: usize = 60;
-/// Flows have clients of their own, out of 11.0.0.0/8; further ones differ in the port.
+/// The number of client addresses, all of 11.0.0.0/8. Each flow has its own; further flows differ
+/// in the port.
 const CLIENTS: u32 = 1 << 24;
-/// First octet of every client's address.
+/// The network of the clients' addresses.
 const NETWORK: u32 = 11 << 24;
-/// The clients' first port.
+/// The first client port.
 const CLIENT_PORT: u16 = 40_000;
 
-/// What to send. Alike in the kernel and in userspace.
+/// What the generator sends. The layout is the same in the kernel and in userspace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recipe {
-    /// So many flows, over and over; 0: every frame begins another.
+    /// The number of flows, which repeat; 0: every frame begins another flow.
     pub flows: u32,
-    /// From one flow to the next, without a factor in common with `flows`, so that neighbours in
-    /// time are none in tables.
+    /// The step from one flow to the next, coprime with `flows`, so that flows that follow each
+    /// other in time are not neighbours in tables.
     pub stride: u32,
-    /// Added to every flow's number: each CPU that sends has flows of its own.
+    /// Added to every flow's number, so that each CPU that sends has flows of its own.
     pub offset: u32,
-    /// Published ports that flows are spread over.
+    /// The number of published ports that flows are spread over.
     pub services: u32,
-    /// Lines of memory of the table that [`line`] is about.
+    /// The number of cache lines of the table that [`line`] addresses.
     pub lines: u32,
-    /// Where the frames leave.
+    /// ifindex of the interface that the frames leave by.
     pub ifindex: u32,
-    /// The node's address.
+    /// IPv4 address of the node under test.
     pub node: [u8; 4],
     /// The first published port.
     pub port: u16,
-    /// Bits of [`tcp::Flags`].
+    /// TCP flags of each frame: bits of [`tcp::Flags`].
     pub flags: u16,
-    /// The node's MAC.
+    /// MAC address of the node.
     pub node_mac: Mac,
-    /// The clients' MAC: that of their gateway.
+    /// MAC address of the clients: that of their gateway.
     pub client_mac: Mac,
 }
 
@@ -62,7 +63,7 @@ unsafe impl aya::Pod for Recipe {}
 
 const _: () = assert!(size_of::<Recipe>() == 44, "the recipe has hidden padding");
 
-/// The flow of the frame with this number.
+/// The number of the flow that the frame with this number belongs to.
 #[inline(always)]
 pub fn flow(recipe: &Recipe, number: u64) -> u32 {
     let flow = if recipe.flows == 0 {
@@ -76,33 +77,34 @@ pub fn flow(recipe: &Recipe, number: u64) -> u32 {
 /// The headers of the frame with this number.
 #[inline(always)]
 pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
+    const TCP: usize = eth::LEN + ipv4::LEN;
     let flow = flow(recipe, number);
     let services = if recipe.services == 0 { 1 } else { recipe.services };
     let client = (NETWORK | (flow % CLIENTS)).to_be_bytes();
     let source = Be16::new(CLIENT_PORT.wrapping_add((flow / CLIENTS) as u16));
     let destination = Be16::new(recipe.port.wrapping_add((flow % services) as u16));
     let mut bytes = [0; HEADERS_LEN];
-    bytes[..6].copy_from_slice(&recipe.node_mac.0);
-    bytes[6..12].copy_from_slice(&recipe.client_mac.0);
-    bytes[12..14].copy_from_slice(&eth::IPV4_BE);
-    bytes[14..34].copy_from_slice(&ip_header(&client, &recipe.node));
-    bytes[34..36].copy_from_slice(&source.0);
-    bytes[36..38].copy_from_slice(&destination.0);
-    bytes[46] = 0x50;
-    bytes[47] = recipe.flags as u8;
-    bytes[48] = 0xff;
+    bytes[eth::DESTINATION..eth::SOURCE].copy_from_slice(&recipe.node_mac.0);
+    bytes[eth::SOURCE..eth::TYPE].copy_from_slice(&recipe.client_mac.0);
+    bytes[eth::TYPE..eth::LEN].copy_from_slice(&eth::IPV4_BE);
+    bytes[eth::LEN..TCP].copy_from_slice(&ip_header(&client, &recipe.node));
+    bytes[TCP..TCP + 2].copy_from_slice(&source.0);
+    bytes[TCP + transport::DESTINATION_PORT..TCP + tcp::SEQUENCE].copy_from_slice(&destination.0);
+    bytes[TCP + tcp::DATA_OFFSET] = 0x50;
+    bytes[TCP + tcp::FLAGS] = recipe.flags as u8;
+    bytes[TCP + tcp::WINDOW] = 0xff;
     bytes
 }
 
-/// Most lines of the table that [`line`] is about: as many as a table of a million flows and a
-/// quarter has.
+/// The most cache lines that [`line`] is used with: as many as a flow table for 1.25 million flows
+/// has.
 pub const LINES_MAX: u32 = cell_count(homes_for(1_250_000));
 
-/// Where the flow of a client's address and port stands in a table of so many lines: anywhere, and
-/// always there.
+/// The index of the cache line at which the flow of a client's address and port would stand in a
+/// table of so many lines. It is spread evenly, and always the same.
 #[inline(always)]
 pub fn line(client: u32, port: u16, lines: u32) -> u32 {
-    // The finalizer of MurmurHash3: what differs in one bit of either is far away.
+    // The finalizer of MurmurHash3: inputs that differ in one bit are far apart.
     let mut mixed = u64::from(client) << 16 | u64::from(port);
     mixed = (mixed ^ mixed >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     mixed = (mixed ^ mixed >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -114,8 +116,28 @@ pub fn line(client: u32, port: u16, lines: u32) -> u32 {
 fn ip_header(source: &[u8; 4], destination: &[u8; 4]) -> [u8; ipv4::LEN] {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (*source, *destination);
     let [l0, l1] = ((FRAME_LEN - eth::LEN) as u16).to_be_bytes();
-    let mut header =
-        [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, protocol::TCP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+    let mut header = [
+        ipv4::VERSION_IHL,
+        0,
+        l0,
+        l1,
+        0,
+        0,
+        0x40,
+        0,
+        64,
+        protocol::TCP,
+        0,
+        0,
+        s0,
+        s1,
+        s2,
+        s3,
+        d0,
+        d1,
+        d2,
+        d3,
+    ];
     let [c0, c1] = (!csum::fold(csum::sum(&header))).to_be_bytes();
     header[ipv4::CHECKSUM] = c0;
     header[ipv4::CHECKSUM + 1] = c1;
@@ -161,8 +183,7 @@ mod tests {
     #[test]
     fn flows_stand_all_over_the_lines() {
         let lines: BTreeSet<_> = (0..1000).map(|flow| line(NETWORK | flow, CLIENT_PORT, 2500)).collect();
-        // Thrown at random, 1000 would share some of 2500 lines: 824 of them are expected to be
-        // hit.
+        // At random, 1000 flows would share some of 2500 lines: 824 lines are expected to be hit.
         assert!((700..=1000).contains(&lines.len()), "{} lines for 1000 flows", lines.len());
         let (least, most) = (lines.first().copied(), lines.last().copied());
         assert!(least < Some(250) && most > Some(2250) && most < Some(2500), "from {least:?} to {most:?}");

@@ -1,41 +1,41 @@
-//! The guard against floods of SYNs: how many of them are remembered, and for how long what was not
-//! is honoured.
+//! The SYN guard: limits how many flows SYNs create, and for how long packets without a flow are
+//! accepted afterwards.
 //!
-//! Remembering a SYN costs several times what forwarding it costs, and the table of flows has an
-//! end. So each CPU remembers flows at a rate ([`crate::abi::Config::syn_guard_rate`]). A SYN
-//! beyond it is forwarded all the same, to a backend that its addresses and ports name
-//! ([`crate::select::Selection::ByFlowHash`]), and nothing is written. The client's ACK names the
-//! same backend, and its flow is remembered then, out of a bucket of its own.
+//! Creating a flow costs several times as much as forwarding a SYN, and the flow table is finite.
+//! So each CPU creates flows for SYNs up to a rate ([`crate::abi::Config::syn_guard_rate`]). It
+//! forwards a SYN beyond that rate without writing anything, to the backend that a hash of its
+//! addresses and ports selects ([`crate::select::Selection::ByFlowHash`]). The client's ACK selects
+//! the same backend, and creates the flow then, with a token from a bucket of its own.
 //!
-//! That holds for a while after the last SYN that was not remembered. Outside of it a packet
-//! without a flow is refused.
+//! The guard accepts packets without a flow for a while after the last SYN that created none.
+//! Otherwise it refuses them.
 
 use crate::abi::TokenBucket;
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
-/// How often a bucket is filled, about: two divisions.
+/// The least time between two refills of a bucket, as a refill takes two divisions.
 const FILL_NS: u64 = 1 << 23;
-/// How far [`crate::abi::names::SYN_GUARD_FIRED`] may be behind: its line of memory is read by all
-/// CPUs with each SYN.
+/// How far [`crate::abi::names::SYN_GUARD_FIRED`] may lag behind: all CPUs read its cache line with
+/// each SYN, so it is written seldom.
 pub const FIRED_STEP_NS: u64 = 1 << 26;
-/// How long after the last SYN that was not remembered backends are chosen by addresses and ports
-/// alone, for SYNs that are remembered too: the same SYN may have come before, unremembered, and
-/// its answer be on its way. Within this time a client repeats it three times.
+/// How long after the last SYN without a flow backends are selected by the flow's hash, also for
+/// SYNs that create a flow: the same SYN may have come before without creating one, and its answer
+/// may be on its way. A client retransmits three times within this time.
 pub const HASHED_SELECTION_NS: u64 = 8 * SECOND_NS;
-/// How long after it a packet without a flow may belong to a connection: as long as an unconfirmed
-/// flow would be remembered.
+/// How long after the last SYN without a flow a packet without a flow may belong to a connection:
+/// the timeout of a half-open flow.
 pub const HONOURED_NS: u64 = crate::conntrack::HALF_OPEN_TIMEOUT_NS;
-/// The usual rate, as that of Katran: a CPU forwards some millions of packets a second.
+/// The default rate, that of Katran: a CPU forwards some millions of packets a second.
 pub const RATE: u32 = 100_000;
 
-/// The most that a bucket holds: what a quarter of a second gives.
+/// The capacity of a bucket: what a quarter of a second adds.
 #[inline(always)]
 const fn capacity(rate: u32) -> u32 {
     if rate < 4 { 1 } else { rate / 4 }
 }
 
-/// Takes a token out of a bucket that gets `rate` of them a second; `false` if there is none.
+/// Takes a token from a bucket that gets `rate` tokens a second; `false` if it is empty.
 #[inline(always)]
 pub const fn take(bucket: &mut TokenBucket, rate: u32, now_ns: u64) -> bool {
     let elapsed_ns = now_ns.saturating_sub(bucket.filled_ns);
@@ -49,7 +49,8 @@ pub const fn take(bucket: &mut TokenBucket, rate: u32, now_ns: u64) -> bool {
     true
 }
 
-/// Adds the tokens of the time that has passed. Time that is no whole token stays for the next.
+/// Adds the tokens for the time that has passed. Time that is less than a token counts for the next
+/// refill.
 #[inline(always)]
 const fn fill(bucket: &mut TokenBucket, rate: u32, now_ns: u64, elapsed_ns: u64) {
     let most = capacity(rate);
@@ -89,7 +90,7 @@ mod tests {
     }
 
     proptest! {
-        /// Over any time no more than the rate gives, and what a full bucket holds.
+        /// Over any time the bucket grants at most what the rate adds and what a full bucket holds.
         #[test]
         fn the_rate_is_kept(rate in 1_u32..1_000_000, steps in prop::collection::vec((0_u64..40_000_000, 1_u32..3000), 1..60)) {
             let mut bucket = TokenBucket::default();

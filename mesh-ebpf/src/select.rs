@@ -1,38 +1,38 @@
-//! Which backend a new flow gets. Never touches packets; constant work, whatever the number of
-//! backends.
+//! Selects the backend of a new flow. Never touches packets; does constant work, whatever the
+//! number of backends.
 //!
-//! The kernel's programs and the userspace proxy select by this one function, each over its own
-//! tables: see [`Candidates`].
+//! The kernel's programs and the userspace proxy share this function, each over its own tables: see
+//! [`Candidates`].
 
 use crate::abi::{Address, Policy, Service};
 
-/// Slots tried when the first choice has just gone and the table does not know yet.
+/// The number of slots tried when the selected backend is gone, but the slots still name it.
 const ATTEMPTS: u32 = 6;
-/// How many of them are drawn by rehashing, where slots are hashed to.
+/// For hashed clients, how many of these are selected by rehashing.
 const REHASHES: u32 = 3;
 
-/// What selection asks of the tables.
+/// The tables that selection reads.
 pub trait Candidates {
     /// A random number.
     fn random(&self) -> u32;
-    /// How many turns the published port has had before this one.
+    /// How many times the published port has taken a turn before this one (round robin).
     fn next_turn(&self, service_index: u32) -> u64;
-    /// The backend id in a slot.
+    /// The id of the backend in this slot.
     fn slot(&self, index: u32) -> Option<u32>;
-    /// Whether the backend may have flows.
+    /// Whether the backend is active or draining.
     fn is_alive(&self, id: u32) -> bool;
-    /// Its share of new flows against others', at least 1.
+    /// The backend's weight, at least 1.
     fn weight(&self, id: u32) -> u32;
-    /// Live connections of the backend.
+    /// The number of live connections of the backend.
     fn live(&self, id: u32) -> u64;
-    /// What its node measures, 1 (idle) to 127 (saturated); `None` if nothing young enough is
-    /// known.
+    /// The load that the backend's node measures, from 1 (idle) to 127 (saturated); `None` if it is
+    /// unknown or outdated.
     fn load(&self, id: u32) -> Option<u32>;
 }
 
-/// The id of a living backend for a new flow of `service`, another one than `avoided` if there is
-/// one close by; `None` if it has none. `client` is the client's address; `avoided` is the backend
-/// that has just left the flow's first SYN unanswered, 0 for a flow that had none.
+/// Selects a live backend by the service's policy; returns its id, or `None` if the service has no
+/// backend. `client` is the client's address. `avoided` is the backend that has just left the
+/// flow's first SYN unanswered (0: none did): another one is selected if there is one close by.
 #[inline(always)]
 pub fn select<C: Candidates>(
     candidates: &C,
@@ -43,18 +43,18 @@ pub fn select<C: Candidates>(
     select_by(candidates, service, Selection::ByPolicy, client, avoided)
 }
 
-/// What a new flow's backend is chosen by.
+/// How a new flow's backend is selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// The service's policy.
+    /// By the service's policy.
     ByPolicy,
-    /// This number, which all packets of the flow have, so that they get the same backend as long
-    /// as the slots are the same, with nothing remembered; or, if that is the policy, the client's
-    /// address.
+    /// By this hash of the flow's key: all packets of the flow get the same backend as long as the
+    /// slots are the same, without a flow table. If the policy is [`Policy::SourceHash`], by the
+    /// client's address all the same.
     ByFlowHash(u32),
 }
 
-/// [`select`], by the policy or so that it can be chosen again.
+/// [`select`] with the way of selecting given.
 #[inline(always)]
 pub fn select_by<C: Candidates>(
     candidates: &C,
@@ -88,7 +88,7 @@ pub fn select_by<C: Candidates>(
     match policy {
         Policy::RoundRobin | Policy::Random | Policy::SourceHash => Some(first),
         Policy::LeastConnections | Policy::LeastLoad => {
-            // As the first is drawn from all slots alike, keeping it on a tie favours none.
+            // The first one is drawn from all slots, so keeping it on a tie favours no backend.
             match probe(candidates, service, candidates.random(), false, [avoided, first]) {
                 (Some(second), _) if is_better(candidates, policy, second, first) => Some(second),
                 _ => Some(first),
@@ -97,10 +97,10 @@ pub fn select_by<C: Candidates>(
     }
 }
 
-/// Looks through a few slots, from number `start` modulo their count on, for a living backend that
-/// is none of `others`; also tells the last living one passed over. The next look is at the slot
-/// beside, but for hashed clients first where another hash points: else all clients of a backend
-/// that is gone would go to its neighbour.
+/// Searches a few slots, from slot `start` modulo their count on, for a live backend that is none
+/// of `others`; also returns the last live one that it skipped. It continues at the next slot, but
+/// for hashed clients it first rehashes a few times: otherwise all clients of a backend that is
+/// gone would go to its neighbour.
 #[inline(always)]
 fn probe<C: Candidates>(
     candidates: &C,
@@ -131,7 +131,7 @@ fn probe<C: Candidates>(
     (None, spare)
 }
 
-/// Whether a new flow is better off with `one` than with `other`.
+/// Whether `one` is a better backend for a new flow than `other`.
 #[inline(always)]
 fn is_better<C: Candidates>(candidates: &C, policy: Policy, one: u32, other: u32) -> bool {
     if matches!(policy, Policy::LeastLoad)
@@ -144,14 +144,14 @@ fn is_better<C: Candidates>(candidates: &C, policy: Policy, one: u32, other: u32
     if mine | its == 0 {
         return false; // Else the heavier of two idle ones would get all of the traffic.
     }
-    // Connections for each unit of weight, the new one included; counts are cut, so that products
-    // fit their type.
+    // Compares connections per unit of weight, the new one included. Counts are capped so that the
+    // products fit their type.
     let with_one = |live: u64| live.min(u32::MAX.into()) + 1;
     with_one(mine) * u64::from(candidates.weight(other)) < with_one(its) * u64::from(candidates.weight(one))
 }
 
-/// The client's number, alike on all nodes: [`Policy::SourceHash`] takes the slot of this number
-/// modulo their count.
+/// The hash of a client's address, the same on all nodes: [`Policy::SourceHash`] selects the slot
+/// with this number modulo the slot count.
 #[inline(always)]
 pub const fn hash(client: &Address) -> u32 {
     let hash = mix(word(client, 0));
@@ -160,14 +160,14 @@ pub const fn hash(client: &Address) -> u32 {
     mix(hash ^ word(client, 12))
 }
 
-/// Four octets of an address, the first one the highest.
+/// Four octets of an address as a big-endian number.
 #[inline(always)]
 const fn word(address: &Address, at: usize) -> u32 {
     u32::from_be_bytes([address.0[at], address.0[at + 1], address.0[at + 2], address.0[at + 3]])
 }
 
-/// A permutation of the 32-bit numbers in which every bit depends on every bit, by turns of shift
-/// and multiplication.
+/// A permutation of the 32-bit numbers in which every bit depends on every bit: alternating shifts
+/// and multiplications.
 #[inline(always)]
 const fn mix(number: u32) -> u32 {
     let number = (number ^ number >> 16).wrapping_mul(0x7feb_352d);

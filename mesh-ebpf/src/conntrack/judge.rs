@@ -1,55 +1,55 @@
-//! What counts of what a packet tells: a client's segment must be where the client is, and who goes
-//! on has not ended.
+//! Judges which events of a packet count: a client's segment must have a sequence number close to
+//! the client's, and an end that goes on has not closed.
 //!
-//! A flow keeps the upper half of the client's sequence number only, so that hardly any packet has
-//! to write it. Whoever doesn't see the connection hits the range that is believed with one packet
-//! in 9 000; an endpoint checks exactly, and what it says then revives the flow.
+//! A flow stores only the upper half of the client's sequence number, so that hardly any packet has
+//! to write it. A blind attacker hits the accepted range with one packet in 9 000. An endpoint
+//! checks exactly, and its next packets then revive the flow.
 
 use super::{SECOND_NS, datagram_events, events_of, is_established, is_unproven, proven};
 use crate::abi::{Direction, flow_event};
 use crate::parse::tcp::Flags;
 use crate::parse::transport;
 
-/// How long after a supposed end the other end's packets show that there was none: what was on its
-/// way then has arrived or is lost.
+/// How long after a supposed end the packets of the other end show that there was none: packets
+/// that were in flight at that time have arrived by then, or are lost.
 pub const STILL_UNDER_WAY_NS: u64 = SECOND_NS;
 
-/// How far behind the furthest segment seen of the client another one may be and still be believed
-/// to end the connection, in units of 64 KiB. An answer to what the task has sent has the number
-/// that the task was waiting for, which may be some data behind.
+/// How far behind the furthest segment of the client a segment may be that ends the connection, in
+/// units of 64 KiB. A RST that answers the task's packet has the number that the task was waiting
+/// for, which may be some data behind.
 const BEHIND: u16 = 4;
-/// How far ahead likewise: the longest segment that the kernel hands over in one piece, and as much
-/// again for one that was lost.
+/// How far ahead of it such a segment may be: the longest segment that the kernel hands over in one
+/// piece, and as much again for one that was lost.
 const AHEAD: u16 = 2;
-/// How far ahead a segment may be that carries on: what was lost in between was not seen here. In
-/// units of 64 KiB.
+/// How far ahead of it a plain data segment or ACK may be, in units of 64 KiB: segments in between
+/// may have been lost before this node.
 const FAR_AHEAD: u16 = 16;
-/// A distance, in units of 64 KiB, that no window of TCP's reaches (RFC 7323): 1 GiB.
+/// A distance, in units of 64 KiB, that no TCP window reaches (RFC 7323): 1 GiB.
 const BEYOND_ANY_WINDOW: u16 = 1 << 14;
 
-/// What is known of a flow when one of its packets comes.
+/// The state of a flow before a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct FlowState {
-    /// Its events.
+    /// The events seen so far.
     pub events: u32,
-    /// TCP: where the client is in its sequence numbers, their upper half.
+    /// TCP only: the upper half of the client's current sequence number.
     pub sequence: u16,
-    /// How long ago the packet before this one was seen, ns.
+    /// How long ago the previous packet was seen, in nanoseconds.
     pub idle_ns: u64,
 }
 
-/// What a packet changes in that.
+/// What a packet changes in the state of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
     /// Events to add.
     pub added: u32,
-    /// Events that it belies.
+    /// Events to remove, as the packet contradicts them.
     pub cleared: u32,
-    /// Where the client is now.
+    /// The upper half of the client's current sequence number.
     pub sequence: u16,
 }
 
-/// What a packet tells of its flow.
+/// Judges what a packet changes in the state of its flow.
 #[inline(always)]
 pub const fn judge(direction: Direction, header: &transport::Header, flow: &FlowState) -> Judgement {
     let sequence = flow.sequence;
@@ -66,7 +66,8 @@ pub const fn judge(direction: Direction, header: &transport::Header, flow: &Flow
     }
 }
 
-/// What a client's segment tells: nothing, if it isn't where the client is.
+/// Judges a client's segment: it changes nothing if its sequence number is not close to the
+/// client's.
 #[inline(always)]
 const fn judge_client(header: &transport::Header, flow: &FlowState) -> Judgement {
     let flags = header.flags;
@@ -82,7 +83,7 @@ const fn judge_client(header: &transport::Header, flow: &FlowState) -> Judgement
     }
     let is_first = flags.has(Flags::SYN) && !flags.has(Flags::RST);
     if is_first {
-        // On a live flow it is the endpoint's to challenge (RFC 5961, 4).
+        // On a live flow the endpoint answers a SYN with a challenge ACK (RFC 5961, section 4).
         let sequence = if is_established(flow.events) { flow.sequence } else { header.sequence };
         return Judgement { added: flow_event::SYN, cleared: 0, sequence };
     }
@@ -91,15 +92,15 @@ const fn judge_client(header: &transport::Header, flow: &FlowState) -> Judgement
     Judgement { added, cleared: 0, sequence: flow.sequence }
 }
 
-/// Whether a packet may be the client's: one that anybody could send in its name is not to lead
-/// replies elsewhere.
+/// Whether a packet may be the client's, by its sequence number: a packet that anybody could send
+/// in its name must not redirect replies.
 #[inline(always)]
 pub const fn is_clients(header: &transport::Header, sequence: u16) -> bool {
     header.is_udp() || header.sequence.wrapping_sub(sequence).wrapping_add(BEHIND) <= BEHIND + FAR_AHEAD
 }
 
-/// Where the client is, by what its task has acknowledged: a task that took a SYN, or is ahead of
-/// what was seen here, knows better.
+/// The client's current sequence number by what its task acknowledged. The task knows better if it
+/// accepted a SYN, or acknowledges more than this node has seen.
 #[inline(always)]
 const fn acknowledged(header: &transport::Header, flow: &FlowState) -> u16 {
     let sequence = flow.sequence;
@@ -114,9 +115,9 @@ const fn acknowledged(header: &transport::Header, flow: &FlowState) -> u16 {
     }
 }
 
-/// Events that a client's segment belies which carries on: its own RST, as who has reset a
-/// connection says no more of it; the task's, if it isn't one that was under way when the task
-/// reset the connection; its own FIN, if new data follows.
+/// Events that a client's data segment or ACK contradicts: its own RST, as an end that has reset a
+/// connection sends no more; the task's RST, unless the segment may have been in flight when the
+/// task sent it; its own FIN, if new data follows.
 #[inline(always)]
 const fn belied_by_client(flags: Flags, flow: &FlowState) -> u32 {
     let is_late = flow.idle_ns >= STILL_UNDER_WAY_NS;
@@ -127,12 +128,12 @@ const fn belied_by_client(flags: Flags, flow: &FlowState) -> u32 {
     if !(has_closed && is_late && flags.has(Flags::PSH)) {
         return reset;
     }
-    // Of a directly answered flow the client's FIN stood for both.
+    // If the task answers the client directly, the client's FIN stood for both.
     let both = flow_event::CLIENT_FIN | flow_event::TASK_FIN;
     reset | if flow.events & flow_event::DSR != 0 { both } else { flow_event::CLIENT_FIN }
 }
 
-/// The same for a task's segment.
+/// Events that a task's data segment or ACK contradicts.
 #[inline(always)]
 const fn belied_by_task(flags: Flags, flow: &FlowState) -> u32 {
     let is_late = flow.idle_ns >= STILL_UNDER_WAY_NS;
@@ -150,7 +151,7 @@ mod tests {
     use crate::abi::{Be16, protocol};
 
     const UNIT: u32 = 1 << 16;
-    /// Close to where sequence numbers begin anew.
+    /// A sequence number shortly before the numbers wrap around.
     const HERE: u32 = 0u32.wrapping_sub(3 * UNIT);
     const ESTABLISHED: u32 = flow_event::SYN | flow_event::SYN_ACK | flow_event::ACK;
 

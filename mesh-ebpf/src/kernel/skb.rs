@@ -17,7 +17,7 @@ use super::xdp::{read_between, write_between};
 use crate::abi::{Address, TUNNEL_MARK, protocol};
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::{OVERHEAD, Vni};
-use crate::parse::{eth, fragment, icmp, ipv4, ipv6, tcp, udp, vxlan};
+use crate::parse::{eth, fragment, icmp, ipv4, ipv6, pair, tcp, udp, vxlan};
 use crate::pipeline::Origin;
 
 /// `BPF_F_IPV6`, newer than the bindings: no IP header checksum makes up for a changed address.
@@ -85,8 +85,9 @@ impl Skb {
         let network = frame + eth::LEN;
         let kind = self.read_bytes::<2>(frame + eth::TYPE)?;
         let (protocol, transport) = if kind == eth::IPV4_BE {
-            let [version, _, _, _, _, _, pieces, offset] = self.read_bytes::<8>(network)?;
-            let is_plain = version == 0x45 && u16::from_be_bytes([pieces, offset]) & ipv4::FRAGMENT == 0;
+            let start = self.read_bytes::<8>(network)?;
+            let is_plain = start[ipv4::VERSION] == ipv4::VERSION_IHL
+                && u16::from_be_bytes(pair(&start, ipv4::FLAGS)) & ipv4::FRAGMENT == 0;
             if !is_plain {
                 return None;
             }

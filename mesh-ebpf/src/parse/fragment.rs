@@ -1,37 +1,38 @@
-//! Fragments (RFC 791, RFC 8200 section 4.5).
+//! IP fragments (RFC 791, RFC 8200 section 4.5).
 
-use super::{Segment, eth, ip, ipv4, ipv6, transport};
+use super::{Segment, eth, ip, ipv4, ipv6, pair, transport};
 use crate::abi::{FragmentKey, FragmentPorts, protocol};
 use crate::packet::Packet;
 
-/// Number of IPv6's fragment header.
+/// Next-header number of IPv6's fragment header.
 pub const HEADER_V6: u8 = 44;
 /// Length of IPv6's fragment header.
 pub const LEN_V6: usize = 8;
-/// Bits of the offset in IPv6's fragment header; the lowest of all tells that more follow.
+/// The bits of IPv6's fragment header that hold the offset; the lowest bit of the field says that
+/// more fragments follow.
 pub const OFFSET_V6: u16 = 0xfff8;
 
-/// A fragment of a TCP or UDP packet, in a frame without VLAN tag. In the kernel it lies in a map,
-/// as a program's stack is short.
+/// The header fields of a fragment of a TCP or UDP packet, in a frame without a VLAN tag. In the
+/// kernel it lies in a map, as a program's stack is small.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FragmentHeader {
-    /// The key of its packet: addresses, identification, protocol.
+    /// The key of the packet that it belongs to: addresses, identification, protocol.
     pub key: FragmentKey,
-    /// Length of its IP header and payload, in bytes.
+    /// Length of the fragment's IP header and payload, in bytes.
     pub total_len: u32,
     /// Time to live, or hop limit.
     pub ttl: u8,
-    /// Whether it is one of IPv6.
+    /// Whether the packet is IPv6.
     pub is_v6: bool,
-    /// Whether the packet begins here.
+    /// Whether this is the first fragment.
     pub is_first: bool,
-    /// Whether routers must not fragment it further; those of IPv6 never do.
+    /// Whether routers must not fragment it further; IPv6 routers never do.
     pub dont_fragment: bool,
 }
 
 impl FragmentHeader {
-    /// Its IP header; the protocol is that of the whole packet.
+    /// The fragment's IP header, with the protocol of the whole packet.
     #[inline(always)]
     pub const fn header(&self) -> ip::Header {
         ip::Header {
@@ -47,8 +48,8 @@ impl FragmentHeader {
         }
     }
 
-    /// The first one as what can be known of its packet; `None` if the transport header goes on in
-    /// the next.
+    /// The first fragment as a packet, with the transport header of the whole packet; `None` if
+    /// that header continues in the next fragment.
     #[inline(always)]
     pub fn segment<P: Packet>(&self, packet: &P) -> Option<Segment> {
         let ip = self.header();
@@ -56,7 +57,7 @@ impl FragmentHeader {
         Some(Segment { ip, transport })
     }
 
-    /// Takes what its IP header tells.
+    /// Stores the fields of an IP header.
     #[inline(always)]
     const fn take(&mut self, ip: &ip::Header, ip_protocol: u8, id_be: [u8; 4], is_first: bool) {
         self.key = FragmentKey {
@@ -74,7 +75,7 @@ impl FragmentHeader {
     }
 }
 
-/// The ports of a packet whose first fragment this is.
+/// The ports of the packet whose first fragment this is.
 #[inline(always)]
 pub const fn ports(segment: &Segment, now_ns: u64) -> FragmentPorts {
     FragmentPorts {
@@ -85,7 +86,7 @@ pub const fn ports(segment: &Segment, now_ns: u64) -> FragmentPorts {
     }
 }
 
-/// Reads the frame into `fragment`; `false` if it is none of TCP or UDP.
+/// Parses the frame into `fragment`; `false` if it is no TCP or UDP packet.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
     let is_read = match packet.read_bytes::<2>(eth::TYPE) {
@@ -98,13 +99,14 @@ pub fn parse<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
 
 #[inline(always)]
 fn parse_v4<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
-    let Some([_, _, _, _, i0, i1, f0, f1]) = packet.read_bytes::<8>(eth::LEN) else {
+    let Some(start) = packet.read_bytes::<8>(eth::LEN) else {
         return false;
     };
+    let [i0, i1] = pair(&start, ipv4::ID);
     let Some(ip) = ipv4::parse_fragment(packet, eth::LEN) else {
         return false;
     };
-    let is_first = u16::from_be_bytes([f0, f1]) & ipv4::FRAGMENT_OFFSET == 0;
+    let is_first = u16::from_be_bytes(pair(&start, ipv4::FLAGS)) & ipv4::FRAGMENT_OFFSET == 0;
     fragment.take(&ip, ip.protocol, [0, 0, i0, i1], is_first);
     true
 }
@@ -125,12 +127,12 @@ fn parse_v6<P: Packet>(packet: &P, fragment: &mut FragmentHeader) -> bool {
     true
 }
 
-/// Whether the frame, which is no whole packet of TCP or UDP, is a fragment of one.
+/// Whether the frame, which is no whole TCP or UDP packet, is a fragment of one.
 #[inline(always)]
 pub fn is_fragment<P: Packet>(packet: &P) -> bool {
     match packet.read_bytes::<2>(eth::TYPE) {
         Some(eth::IPV4_BE) => packet.read_bytes::<10>(eth::LEN).is_some_and(|bytes| {
-            let fragment = u16::from_be_bytes([bytes[6], bytes[7]]);
+            let fragment = u16::from_be_bytes(pair(&bytes, ipv4::FLAGS));
             fragment & ipv4::FRAGMENT != 0 && is_ours(bytes[ipv4::PROTOCOL])
         }),
         Some(eth::IPV6_BE) => packet.read_bytes::<1>(eth::LEN + ipv6::NEXT_HEADER) == Some([HEADER_V6]),

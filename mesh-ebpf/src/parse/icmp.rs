@@ -1,10 +1,10 @@
-//! ICMP errors (RFC 792, RFC 4443): what they say, and the packet that they quote.
+//! ICMP errors (RFC 792, RFC 4443): their kinds, and the packet that they quote.
 
 use super::{eth, fragment, ip, ipv4, ipv6};
 use crate::abi::{Address, Be16, protocol};
 use crate::packet::{Checksum, Packet};
 
-/// Length of the header of an error.
+/// Length of the header of an ICMP error.
 pub const LEN: usize = 8;
 /// Offset of the checksum.
 pub const CHECKSUM: usize = 2;
@@ -12,81 +12,103 @@ pub const CHECKSUM: usize = 2;
 pub const PROTOCOL_V4: u8 = 1;
 /// Protocol number of ICMP for IPv6.
 pub const PROTOCOL_V6: u8 = 58;
-/// Bytes of the transport header that an error quotes at least: the ports are in them.
+/// The least number of bytes of the transport header that an error quotes: they contain the ports.
 pub const QUOTED: usize = 8;
 
-/// What an error says, in both versions: type, code, and the four bytes that follow the checksum.
+/// Type of "destination unreachable", for IPv4.
+const UNREACHABLE_V4: u8 = 3;
+/// Its code for "port unreachable".
+const PORT_UNREACHABLE_V4: u8 = 3;
+/// Its code for "fragmentation needed and don't fragment set".
+const FRAGMENTATION_NEEDED_V4: u8 = 4;
+/// Type of "time exceeded", for IPv4.
+const TIME_EXCEEDED_V4: u8 = 11;
+/// Type of "parameter problem", for IPv4.
+const PARAMETER_PROBLEM_V4: u8 = 12;
+/// Type of "destination unreachable", for IPv6.
+const UNREACHABLE_V6: u8 = 1;
+/// Its code for "port unreachable".
+const PORT_UNREACHABLE_V6: u8 = 4;
+/// Type of "packet too big", for IPv6.
+const TOO_BIG_V6: u8 = 2;
+/// Type of "parameter problem", for IPv6; "time exceeded" is before it.
+const PARAMETER_PROBLEM_V6: u8 = 4;
+
+/// The kind of an error for both IP versions: type, code, and the four bytes after the checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// For IPv4.
+    /// The bytes for IPv4.
     pub v4: [u8; 6],
-    /// For IPv6.
+    /// The bytes for IPv6.
     pub v6: [u8; 6],
 }
 
-/// Too big for the way, which takes packets of `mtu` bytes, and not to be fragmented (RFC 1191, RFC
-/// 4443 section 3.2).
+/// "Packet too big" (RFC 1191, RFC 4443 section 3.2): the path takes packets of `mtu` bytes, and
+/// this one must not be fragmented.
 #[inline(always)]
 pub const fn too_big(mtu: u32) -> Kind {
     let [m0, m1, m2, m3] = mtu.to_be_bytes();
-    Kind { v4: [3, 4, 0, 0, m2, m3], v6: [2, 0, m0, m1, m2, m3] }
+    Kind { v4: [UNREACHABLE_V4, FRAGMENTATION_NEEDED_V4, 0, 0, m2, m3], v6: [TOO_BIG_V6, 0, m0, m1, m2, m3] }
 }
 
-/// Nobody listens on that port.
-pub const PORT_UNREACHABLE: Kind = Kind { v4: [3, 3, 0, 0, 0, 0], v6: [1, 4, 0, 0, 0, 0] };
+/// "Port unreachable": nobody listens on that port.
+pub const PORT_UNREACHABLE: Kind = Kind {
+    v4: [UNREACHABLE_V4, PORT_UNREACHABLE_V4, 0, 0, 0, 0],
+    v6: [UNREACHABLE_V6, PORT_UNREACHABLE_V6, 0, 0, 0, 0],
+};
 
-/// An error about a TCP or UDP packet, in a frame without VLAN tag.
+/// An ICMP error about a TCP or UDP packet, in a frame without a VLAN tag.
 ///
-/// In the kernel it lies in a map, as a program's stack is short: offsets are bytes, so that the
-/// verifier knows their bounds when they come from there.
+/// In the kernel it lies in a map, as a program's stack is small. Offsets are bytes, so that the
+/// verifier knows their bounds when they are read from the map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Error {
-    /// Its source address.
+    /// Source address of the error.
     pub source: Address,
-    /// Its destination address.
+    /// Destination address of the error.
     pub destination: Address,
-    /// The packet that it is about.
+    /// The quoted packet that the error is about.
     pub quote: Quote,
-    /// Length of its IP header and payload, in bytes.
+    /// Length of the error's IP header and payload, in bytes.
     pub total_len: u32,
     /// Time to live, or hop limit.
     pub ttl: u8,
-    /// Whether it is one of IPv6.
+    /// Whether the packet is IPv6.
     pub is_v6: bool,
-    /// Nobody listens on the port that the quoted packet was for.
+    /// Whether it says "port unreachable": nobody listens on the quoted packet's destination port.
     pub is_refusal: bool,
 }
 
-/// A quoted packet: whole, or as little as its IP header and [`QUOTED`] bytes more. It has the IP
-/// version of the error.
+/// A quoted packet: whole, or at least its IP header and [`QUOTED`] bytes more. Its IP version is
+/// that of the error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quote {
-    /// Source address.
+    /// Source address of the quoted packet.
     pub source: Address,
-    /// Destination address.
+    /// Destination address of the quoted packet.
     pub destination: Address,
-    /// Source port.
+    /// Source port of the quoted packet.
     pub source_port_be: Be16,
-    /// Destination port.
+    /// Destination port of the quoted packet.
     pub destination_port_be: Be16,
-    /// Where its IP header starts.
+    /// Offset of the quoted IP header.
     offset: u8,
-    /// Where its transport header starts.
+    /// Offset of the quoted transport header.
     transport: u8,
-    /// Protocol number, that of TCP or UDP.
+    /// IP protocol number: TCP or UDP.
     pub protocol: u8,
 }
 
 impl Quote {
-    /// Where its IP header starts.
+    /// Offset of the quoted IP header.
     #[inline(always)]
     pub const fn offset(&self) -> usize {
         self.offset as usize
     }
 
-    /// Where its transport header starts.
+    /// Offset of the quoted transport header.
     #[inline(always)]
     pub const fn transport(&self) -> usize {
         self.transport as usize
@@ -94,7 +116,7 @@ impl Quote {
 }
 
 impl Error {
-    /// Its IP header, as far as it is changed on the way.
+    /// The error's IP header, as far as translation changes it.
     #[inline(always)]
     pub const fn header(&self) -> ip::Header {
         ip::Header {
@@ -110,20 +132,20 @@ impl Error {
         }
     }
 
-    /// Where its checksum is.
+    /// Where the error's ICMP checksum is.
     #[inline(always)]
     pub const fn checksum(&self) -> Checksum {
         let header_len = if self.is_v6 { ipv6::LEN } else { ipv4::LEN };
         Checksum { offset: eth::LEN + header_len + CHECKSUM, is_optional: false }
     }
 
-    /// Whether it has these many bytes, from the Ethernet header on.
+    /// Whether the packet reaches `end`, counted from the Ethernet header on.
     #[inline(always)]
     pub const fn reaches(&self, end: usize) -> bool {
         eth::LEN + self.total_len as usize >= end
     }
 
-    /// Takes its own IP header.
+    /// Stores the fields of the error's IP header.
     #[inline(always)]
     const fn take(&mut self, header: &ip::Header) {
         self.source = header.source;
@@ -133,8 +155,8 @@ impl Error {
         self.is_v6 = header.is_v6;
     }
 
-    /// Takes the ends of the quoted packet with this IP header; `false` if they aren't there, or
-    /// not of TCP or UDP.
+    /// Stores the addresses and ports of the quoted packet with this IP header; `false` if they are
+    /// missing, or the packet is neither TCP nor UDP.
     #[inline(always)]
     fn quote<P: Packet>(
         &mut self,
@@ -160,8 +182,7 @@ impl Error {
     }
 }
 
-/// Reads the frame into `error`; `false` if it is no error, also where the quotation doesn't tell
-/// the ports.
+/// Parses the frame into `error`; `false` if it is no error, or if it doesn't quote the ports.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, error: &mut Error) -> bool {
     match packet.read_bytes::<2>(eth::TYPE) {
@@ -186,7 +207,7 @@ fn parse_v4<P: Packet>(packet: &P, error: &mut Error) -> bool {
         return false;
     };
     error.take(&ip);
-    error.is_refusal = [kind, code] == [3, 3];
+    error.is_refusal = [kind, code] == [UNREACHABLE_V4, PORT_UNREACHABLE_V4];
     error.quote(packet, &quoted, quoted.payload(), quoted.protocol)
 }
 
@@ -205,7 +226,7 @@ fn parse_v6<P: Packet>(packet: &P, error: &mut Error) -> bool {
         return false;
     };
     error.take(&ip);
-    error.is_refusal = [kind, code] == [1, 4];
+    error.is_refusal = [kind, code] == [UNREACHABLE_V6, PORT_UNREACHABLE_V6];
     if quoted.protocol != fragment::HEADER_V6 {
         return error.quote(packet, &quoted, quoted.payload(), quoted.protocol);
     }
@@ -218,7 +239,7 @@ fn parse_v6<P: Packet>(packet: &P, error: &mut Error) -> bool {
     error.quote(packet, &quoted, quoted.payload() + fragment::LEN_V6, next)
 }
 
-/// Whether the frame, which is none of TCP or UDP, is an error worth a closer look.
+/// Whether the frame, which is neither TCP nor UDP, looks like an ICMP error.
 #[inline(always)]
 pub fn is_error<P: Packet>(packet: &P) -> bool {
     let at = eth::LEN;
@@ -235,15 +256,15 @@ pub fn is_error<P: Packet>(packet: &P) -> bool {
     }
 }
 
-/// Unreachable, time exceeded, parameter problem. Not redirects, which are for hosts on the same
-/// link.
+/// Destination unreachable, time exceeded, parameter problem. Not redirects, which are for hosts on
+/// the same link.
 #[inline(always)]
 const fn is_error_v4(kind: u8) -> bool {
-    matches!(kind, 3 | 11 | 12)
+    matches!(kind, UNREACHABLE_V4 | TIME_EXCEEDED_V4 | PARAMETER_PROBLEM_V4)
 }
 
-/// Unreachable, too big, time exceeded, parameter problem.
+/// Destination unreachable, packet too big, time exceeded, parameter problem.
 #[inline(always)]
 const fn is_error_v6(kind: u8) -> bool {
-    matches!(kind, 1..=4)
+    matches!(kind, UNREACHABLE_V6..=PARAMETER_PROBLEM_V6)
 }

@@ -13,8 +13,8 @@ pub const SOURCE: usize = 8;
 /// Offset of the destination address.
 pub const DESTINATION: usize = 24;
 
-/// The header at `offset`. What follows it, extension headers too, is the caller's to know by the
-/// protocol.
+/// Parses the header at `offset`. By the protocol the caller sees whether an extension header
+/// follows.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Header> {
     let [version, _, _, _, len_high, len_low, protocol, ttl] = packet.read_bytes::<8>(offset)?;

@@ -1,8 +1,9 @@
 //! Parsing: from bytes to the few fields that decisions need. Never touches maps, never changes a
 //! packet.
 //!
-//! Whatever is not plain IP over Ethernet (VLAN tags, IP options, extension headers, fragments,
-//! truncated headers) is `None`, and left to the host stack.
+//! Parsers return `None` for everything but plain IP over Ethernet (VLAN tags, IP options,
+//! extension headers, fragments, truncated headers), and the pipeline leaves such packets to the
+//! host stack.
 
 pub mod eth;
 pub mod fragment;
@@ -17,17 +18,29 @@ pub mod vxlan;
 
 use crate::packet::Packet;
 
+/// The two bytes at offset `at` of a header.
+#[inline(always)]
+pub(crate) const fn pair<const N: usize>(header: &[u8; N], at: usize) -> [u8; 2] {
+    [header[at], header[at + 1]]
+}
+
+/// The four bytes at offset `at` of a header.
+#[inline(always)]
+pub(crate) const fn quad<const N: usize>(header: &[u8; N], at: usize) -> [u8; 4] {
+    [header[at], header[at + 1], header[at + 2], header[at + 3]]
+}
+
 /// A whole TCP or UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its IP header.
+    /// The packet's IP header.
     pub ip: ip::Header,
-    /// Its TCP or UDP header.
+    /// The packet's TCP or UDP header.
     pub transport: transport::Header,
 }
 
 impl Segment {
-    /// The packet whose Ethernet header is at `offset`.
+    /// Parses the packet whose Ethernet header is at `offset`.
     #[inline(always)]
     pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
         let ip = ip::parse(packet, offset)?;
@@ -35,7 +48,7 @@ impl Segment {
         Some(Self { ip, transport })
     }
 
-    /// Whether this is UDP.
+    /// Whether the packet is UDP.
     #[inline(always)]
     pub const fn is_udp(&self) -> bool {
         self.transport.is_udp()
@@ -47,13 +60,13 @@ impl Segment {
         self.is_udp() || self.transport.flags.is_opening()
     }
 
-    /// Bytes of the IP and the transport header.
+    /// Length of the IP and transport headers, in bytes.
     #[inline(always)]
     pub const fn headers_len(&self) -> u32 {
         (self.ip.header_len() + self.transport.len) as u32
     }
 
-    /// Bytes of payload.
+    /// Length of the payload, in bytes.
     #[inline(always)]
     pub const fn payload_len(&self) -> u32 {
         self.ip.total_len.saturating_sub(self.headers_len())

@@ -1,16 +1,21 @@
-//! What decisions need of a TCP or UDP header.
+//! TCP and UDP headers, reduced to the fields that decisions need.
 
 use super::tcp::Flags;
 use super::{ip, tcp, udp};
 use crate::abi::{Be16, protocol};
 use crate::packet::{Checksum, Packet};
 
-/// The fields of a header that decisions need.
+/// Offset of the source port, in TCP and UDP headers.
+pub const SOURCE_PORT: usize = 0;
+/// Offset of the destination port, in TCP and UDP headers.
+pub const DESTINATION_PORT: usize = 2;
+
+/// The fields of a TCP or UDP header that decisions need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Where the header starts.
+    /// Offset of the header in the frame.
     pub offset: usize,
-    /// Protocol number, that of TCP or UDP.
+    /// IP protocol number: TCP or UDP.
     pub protocol: u8,
     /// Source port.
     pub source_port_be: Be16,
@@ -18,22 +23,22 @@ pub struct Header {
     pub destination_port_be: Be16,
     /// Length of the header, with options: 8, or 20..=60.
     pub len: usize,
-    /// TCP: control bits.
+    /// TCP only: control bits.
     pub flags: Flags,
-    /// TCP: the upper half of the sequence number.
+    /// TCP only: the upper half of the sequence number.
     pub sequence: u16,
-    /// TCP: the upper half of the acknowledgement number.
+    /// TCP only: the upper half of the acknowledgement number.
     pub acknowledged: u16,
 }
 
 impl Header {
-    /// Whether it is one of UDP.
+    /// Whether this is a UDP header.
     #[inline(always)]
     pub const fn is_udp(&self) -> bool {
         self.protocol == protocol::UDP
     }
 
-    /// Where its checksum is.
+    /// Where the header's checksum is.
     #[inline(always)]
     pub const fn checksum(&self) -> Checksum {
         let at = if self.is_udp() { udp::CHECKSUM } else { tcp::CHECKSUM };
@@ -41,7 +46,8 @@ impl Header {
     }
 }
 
-/// The header that follows `ip`; `None` for other protocols, and if the packet ends before it.
+/// Parses the header that follows `ip`; `None` for other protocols, and if the packet ends before
+/// it.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, ip: &ip::Header) -> Option<Header> {
     let header = match ip.protocol {

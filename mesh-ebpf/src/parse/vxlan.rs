@@ -1,25 +1,32 @@
-//! VXLAN headers (RFC 7348), and what mesh says in their network identifier (VNI, 24 bits).
+//! VXLAN headers (RFC 7348), and the meaning of their network identifier (VNI, 24 bits).
 //!
-//! What RFC 7348 reserves in the header holds a cookie that tells members from others, see
-//! [`header`].
+//! The bits that RFC 7348 reserves hold a cookie that only members know, see [`header`].
 //!
-//! Towards the task's node it is the backend's id, with a bit that asks to answer the client
-//! directly. On the way back its top bit is set, the low seven bits are the backend's load, and the
-//! sixteen between are its id, or zero where none is told. What tasks send to each other's
-//! addresses has a VNI of its own.
+//! Towards the task's node the VNI is the backend's id, with a bit that asks that node to answer
+//! the client directly. On the way back its top bit is set, the low seven bits are the backend's
+//! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets that
+//! tasks send to each other's addresses have a VNI of their own.
 
-use super::{eth, ipv4, udp};
+use super::{eth, ipv4, pair, udp};
 use crate::packet::Packet;
 
 /// Length of the header.
 pub const LEN: usize = 8;
-/// Bytes that a tunnelled frame has in front of it: Ethernet, IPv4, UDP, VXLAN.
+/// Length of the outer headers of a tunnelled frame: Ethernet, IPv4, UDP, VXLAN.
 pub const OVERHEAD: usize = eth::LEN + ipv4::LEN + udp::LEN + LEN;
-/// The smallest of outer source ports: dynamic ones (RFC 6335, section 6).
+/// The lowest outer source port; they are dynamic ports (RFC 6335, section 6).
 pub const SOURCE_PORT_MIN: u16 = 0xc000;
-/// The largest of them.
+/// The highest outer source port.
 pub const SOURCE_PORT_MAX: u16 = 0xffff;
-/// First byte of a header with a valid VNI.
+/// Offset of the flags.
+const FLAGS: usize = 0;
+/// Offset of the first three bytes of the cookie; the fourth one is at [`COOKIE_LAST`].
+const COOKIE: usize = 1;
+/// Offset of the VNI, three bytes.
+const VNI: usize = 4;
+/// Offset of the last byte of the cookie.
+const COOKIE_LAST: usize = 7;
+/// Bit of the first byte that says that the VNI is valid.
 pub const FLAG_VNI: u8 = 0x08;
 
 /// A VXLAN network identifier as mesh uses it.
@@ -30,54 +37,55 @@ impl Vni {
     /// Set on the way from the task to the client.
     const REPLY: u32 = 1 << 23;
 
-    /// Set towards the task's node that is to answer the client directly. On every packet, so that
-    /// a lost entry is made again alike.
+    /// Asks the task's node to answer the client directly. Every packet has it, so that a lost
+    /// translation is restored the same.
     const DSR: u32 = 1 << 22;
-    /// Set on packets of tasks to tasks, by their own addresses: nothing in them is translated.
+    /// Set on packets between tasks, by their own addresses: nothing in them is translated.
     const TASKS: u32 = 1 << 21;
-    /// Bits of a load.
+    /// Mask of a load.
     const LOAD: u32 = 0x7f;
-    /// Bits of a backend's id.
+    /// Mask of a backend's id.
     const BACKEND: u32 = 0xffff;
 
-    /// Towards the task's node.
+    /// The VNI of a request: towards the task's node.
     #[inline(always)]
     pub const fn request(backend: u32, is_dsr: bool) -> Self {
         Self(backend & Self::BACKEND | if is_dsr { Self::DSR } else { 0 })
     }
 
-    /// Towards the ingress node, with the backend's load: see [`crate::abi::BackendLoad::load`].
+    /// The VNI of a reply: towards the ingress node, with the backend's load, see
+    /// [`crate::abi::BackendLoad::load`].
     #[inline(always)]
     pub const fn reply(load: u32) -> Self {
         Self(Self::REPLY | load & Self::LOAD)
     }
 
-    /// The same for a reply of this backend's.
+    /// Adds the id of the backend that sends a reply.
     #[must_use]
     #[inline(always)]
     pub const fn of(self, backend: u32) -> Self {
         Self(self.0 | (backend & Self::BACKEND) << Self::LOAD.trailing_ones())
     }
 
-    /// From a task to a task of another node, by its address.
+    /// The VNI of a packet from a task to a task of another node, by their own addresses.
     #[inline(always)]
     pub const fn between_tasks() -> Self {
         Self(Self::TASKS)
     }
 
-    /// Whether the packet is for a task's own address.
+    /// Whether the packet goes from task to task, by their own addresses.
     #[inline(always)]
     pub const fn is_between_tasks(self) -> bool {
         self.0 & (Self::REPLY | Self::TASKS) == Self::TASKS
     }
 
-    /// Whether the client is to be answered directly.
+    /// Whether the task's node is to answer the client directly.
     #[inline(always)]
     pub const fn is_dsr(self) -> bool {
         self.0 & (Self::REPLY | Self::DSR) == Self::DSR
     }
 
-    /// The load that a reply tells; 0: none.
+    /// The load that a reply carries; 0: none.
     #[inline(always)]
     pub const fn load(self) -> u32 {
         self.0 & Self::LOAD
@@ -89,7 +97,7 @@ impl Vni {
         self.0 & Self::REPLY != 0
     }
 
-    /// The backend that sends a reply; 0: it isn't told.
+    /// The id of the backend that sends a reply; 0: not given.
     #[inline(always)]
     pub const fn sender(self) -> u32 {
         self.0 >> Self::LOAD.trailing_ones() & Self::BACKEND
@@ -102,8 +110,8 @@ impl Vni {
     }
 }
 
-/// A header. The cookie, 0 for none, lies in what RFC 7348 reserves: three bytes behind the flags,
-/// and the last one.
+/// Builds a header. The cookie, 0 for none, goes into the bytes that RFC 7348 reserves: the three
+/// behind the flags, and the last one.
 #[inline(always)]
 pub const fn header(vni: Vni, cookie: u32) -> [u8; LEN] {
     let ([c0, c1, c2, c3], [_, v0, v1, v2]) = (cookie.to_be_bytes(), vni.0.to_be_bytes());
@@ -114,7 +122,10 @@ pub const fn header(vni: Vni, cookie: u32) -> [u8; LEN] {
 #[inline(always)]
 pub fn cookie<P: Packet>(packet: &P, offset: usize) -> u32 {
     match packet.read_bytes::<LEN>(offset) {
-        Some(bytes) => u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[7]]),
+        Some(bytes) => {
+            let [c0, c1] = pair(&bytes, COOKIE);
+            u32::from_be_bytes([c0, c1, bytes[COOKIE + 2], bytes[COOKIE_LAST]])
+        }
         None => 0,
     }
 }
@@ -123,10 +134,10 @@ pub fn cookie<P: Packet>(packet: &P, offset: usize) -> u32 {
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P, offset: usize) -> Option<Vni> {
     let bytes = packet.read_bytes::<LEN>(offset)?;
-    if bytes[0] & FLAG_VNI == 0 {
+    if bytes[FLAGS] & FLAG_VNI == 0 {
         return None;
     }
-    Some(Vni(u32::from_be_bytes([0, bytes[4], bytes[5], bytes[6]])))
+    Some(Vni(u32::from_be_bytes([0, bytes[VNI], bytes[VNI + 1], bytes[VNI + 2]])))
 }
 
 #[cfg(test)]

@@ -151,7 +151,7 @@ fn is_congested<P: Packet>(packet: &P) -> bool {
 /// kernel puts the packet together before the device takes it, with the mark of this one.
 #[inline(always)]
 fn is_fragment<P: Packet>(packet: &P) -> bool {
-    const FLAGS: usize = eth::LEN + 6;
+    const FLAGS: usize = eth::LEN + ipv4::FLAGS;
     packet.read_bytes::<2>(FLAGS).is_some_and(|flags| u16::from_be_bytes(flags) & ipv4::FRAGMENT != 0)
 }
 

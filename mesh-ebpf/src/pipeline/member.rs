@@ -14,7 +14,7 @@ use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_wo
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::vxlan::{self, Vni};
-use crate::parse::{eth, ipv4, ipv6};
+use crate::parse::{eth, ipv4, ipv6, transport};
 use crate::verdict::Fate;
 
 /// Why a packet with the tunnel's headers, from `peer`, is not taken; `None` if it is.
@@ -119,16 +119,14 @@ pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
 #[inline(always)]
 fn tunnel_destination<P: Packet>(packet: &P, config: &Config) -> Option<[u8; 4]> {
     const IP: usize = eth::LEN;
-    const FRAGMENT: usize = 6;
-    const DESTINATION_PORT: usize = 2;
     if packet.read_bytes::<2>(eth::TYPE)? != eth::IPV4_BE {
         return None;
     }
     let [version, ..] = packet.read_bytes::<1>(IP)?;
-    let [o0, o1, _, kind] = packet.read_bytes::<4>(IP + FRAGMENT)?;
-    let port_be = Be16(packet.read_bytes::<2>(IP + ipv4::LEN + DESTINATION_PORT)?);
+    let [o0, o1, _, kind] = packet.read_bytes::<4>(IP + ipv4::FLAGS)?;
+    let port_be = Be16(packet.read_bytes::<2>(IP + ipv4::LEN + transport::DESTINATION_PORT)?);
     let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(IP + ipv4::SOURCE)?;
-    let is_tunnel = version == 0x45
+    let is_tunnel = version == ipv4::VERSION_IHL
         && kind == protocol::UDP
         && u16::from_be_bytes([o0, o1]) & ipv4::FRAGMENT_OFFSET == 0
         && port_be == config.tunnel_port_be

@@ -19,7 +19,8 @@ pub(super) fn ipv4_header(
 ) -> [u8; ipv4::LEN] {
     let ([l0, l1], [f0, f1]) = (total_len.to_be_bytes(), DONT_FRAGMENT);
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source, destination);
-    let mut header = [0x45, 0, l0, l1, 0, 0, f0, f1, TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+    let mut header =
+        [ipv4::VERSION_IHL, 0, l0, l1, 0, 0, f0, f1, TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
     let [c0, c1] = (!csum::fold(csum::sum(&header))).to_be_bytes();
     header[ipv4::CHECKSUM] = c0;
     header[ipv4::CHECKSUM + 1] = c1;

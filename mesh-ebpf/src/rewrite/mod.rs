@@ -13,6 +13,7 @@ pub use quote::translate_error;
 use crate::abi::{Address, Be16, Mac};
 use crate::csum;
 use crate::packet::{Covered, Packet};
+use crate::parse::transport::{DESTINATION_PORT, SOURCE_PORT};
 use crate::parse::{Segment, eth, ip, ipv4, ipv6, tcp, transport};
 
 /// TCP options looked through for the MSS; more than any stack sends.
@@ -46,8 +47,8 @@ pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation)
     let (ip, transport) = (&segment.ip, &segment.transport);
     let (source, destination) = (transport.source_port_be, transport.destination_port_be);
     let (old_address, old_port, port_offset, old_client_port, client_port_offset) = match to.side {
-        Side::Source => (ip.source, source, 0, destination, 2),
-        Side::Destination => (ip.destination, destination, 2, source, 0),
+        Side::Source => (ip.source, source, SOURCE_PORT, destination, DESTINATION_PORT),
+        Side::Destination => (ip.destination, destination, DESTINATION_PORT, source, SOURCE_PORT),
     };
     if ip.is_v6 {
         translate_ipv6(packet, ip, to.side, &to.address)?;
@@ -149,15 +150,15 @@ pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max:
         }
         let [kind, len, high, low] = packet.read_bytes::<4>(at)?;
         match (kind, len) {
-            (1, _) => at += 1, // no operation
-            (2, 4) => {
+            (tcp::OPTION_NOP, _) => at += 1,
+            (tcp::OPTION_MSS, tcp::OPTION_MSS_LEN) => {
                 let old = [high, low];
                 if u16::from_be_bytes(old) > mss_max {
                     replace_mss(packet, header, at + 2, old, mss_max.to_be_bytes())?;
                 }
                 break;
             }
-            (0, _) | (_, 0 | 1) => break,
+            (tcp::OPTION_END, _) | (_, 0 | 1) => break,
             (_, len) => at += usize::from(len),
         }
     }

@@ -1,4 +1,4 @@
-//! Selection over the host's tables: shares, avoidance, stability.
+//! Tests of selection over the host's tables: shares, avoidance, stability.
 
 use core::net::Ipv4Addr;
 use std::vec;
@@ -27,12 +27,12 @@ fn service(policy: Policy, slot_count: u32) -> Service {
     Service { slot_base: 5, slot_count, policy: policy as u8, ..Service::default() }
 }
 
-/// The client with this number.
+/// The address of the client with this number.
 fn client(number: u32) -> Address {
     Ipv4Addr::from_bits(0x0a00_0000 + number).into()
 }
 
-/// Backends 1..=n of these weights, each with as many slots, spread; and their service.
+/// Backends 1..=n with these weights, each with as many slots, spread evenly; and their service.
 fn weighted(policy: Policy, weights: &[u16]) -> (HostTables, Service) {
     let mut tables = tables(&vec![0; weights.len()]);
     let mut slots = Vec::new();
@@ -47,14 +47,14 @@ fn weighted(policy: Policy, weights: &[u16]) -> (HostTables, Service) {
     (tables, service(policy, slot_count))
 }
 
-/// Sets the backends' loads as known this moment; 0: not known.
+/// Sets the backends' loads as measured at this moment; 0: not known.
 fn set_loads(tables: &mut HostTables, loads: &[u32]) {
     let seen_ns = tables.now_ns();
     let entry = |load: &u32| BackendLoad { seen_ns, load: *load, reserved: 0 };
     tables.setup.loads = (1..).zip(loads.iter().map(entry)).collect();
 }
 
-/// How often each of the backends was chosen in `rounds`; index 0 is "none".
+/// How often each backend was selected in `rounds`; index 0 counts "none".
 fn choices(tables: &HostTables, service: &Service, rounds: usize) -> Vec<usize> {
     let mut counts = vec![0; tables.setup.backends.len() + 1];
     for _ in 0..rounds {
@@ -163,7 +163,8 @@ fn an_old_load_is_not_used() {
     assert_eq!(choices(&tables, &service(Policy::LeastLoad, 2), 10), [0, 0, 10], "by connections");
 }
 
-/// A changed hash sends every client elsewhere, and nodes of two versions apart.
+/// A changed hash would move every client to another backend, and make nodes of two versions
+/// differ.
 #[test]
 fn the_hash_stays_what_it_is() {
     assert_eq!(hash(&client(1)), 0x8a73_7f06);
@@ -203,7 +204,7 @@ fn clients_of_a_dead_backend_spread_and_others_stay() {
 }
 
 proptest! {
-    /// Of connections that last, each backend gets its part.
+    /// If connections last, each backend gets its share of them.
     #[test]
     fn shares_follow_weights(
         weights in prop::collection::vec(1u16..6, 1..6),
@@ -220,7 +221,7 @@ proptest! {
         }
         for (id, weight) in weights.iter().enumerate() {
             let (count, due) = (counts[id + 1], 300 * u32::from(*weight));
-            // Random ones vary by the root of their number, others by a few.
+            // Random shares vary by the square root of their size, others by a few.
             let apart = count.abs_diff(due);
             let allowed = match policy {
                 Policy::RoundRobin => 0,
@@ -231,7 +232,7 @@ proptest! {
         }
     }
 
-    /// Whatever their weights and connections.
+    /// The saturated one of two backends gets no new flow, whatever their weights and connections.
     #[test]
     fn the_saturated_of_two_gets_nothing(weights in prop::collection::vec(1u16..5, 2..3), live in 0u64..100, other in 1u32..127) {
         let (mut tables, service) = weighted(Policy::LeastLoad, &weights);
@@ -242,7 +243,7 @@ proptest! {
         }
     }
 
-    /// Every client's number depends on every byte of its address.
+    /// The hash of a client depends on every byte of its address.
     #[test]
     fn other_addresses_hash_otherwise(bytes: [u8; 16], at in 0usize..16, change in 1u8..) {
         let mut other = bytes;
