@@ -1,5 +1,5 @@
-//! The client's port as the task sees it: the translation that a task's node makes where two
-//! connections would be one.
+//! The client's port as the task sees it: this node changes the port if two connections would look
+//! the same to the task.
 
 use super::flow_ref::{self, FlowRef};
 use super::owner::is_allowed;
@@ -8,22 +8,23 @@ use crate::conntrack;
 use crate::lookups::{FlowTable, Lookups, Opened};
 use crate::parse::{Segment, transport};
 
-/// Ports tried for a client whose own port is taken at the task: by another connection, or by what
-/// the task still remembers of one that has ended (`TIME_WAIT`): its client's clock and sequence
-/// numbers towards another address are others, so the task would not take the SYN.
+/// The number of ports tried for a client whose own port is taken at the task, by another
+/// connection or by one that has ended and that the task still remembers (`TIME_WAIT`): the
+/// client's clock and sequence numbers towards another address are unrelated, so the task would not
+/// accept the SYN.
 const PORT_ATTEMPTS: u32 = 4;
 
 /// The client's port as the task sees it. Both fields are always written: see
 /// [`Fate`](crate::verdict::Fate).
 pub(super) struct ClientPort {
     pub(super) port_be: Be16,
-    /// Why there is none.
+    /// Why there is no port for the client; `None` if there is one.
     pub(super) refused: Option<DropReason>,
 }
 
-/// The client's port as the task sees it, its entry found or made: the client's own, unless that is
-/// taken by another connection of the same client (to another address or published port of the same
-/// task).
+/// Finds or creates the translation of a connection, and returns the client's port as the task sees
+/// it: the client's own, unless another connection of the same client (to another address or
+/// published port of the same task) has it.
 #[inline(always)]
 pub(super) fn port_at_task<L: Lookups>(
     lookups: &L,
@@ -39,9 +40,10 @@ pub(super) fn port_at_task<L: Lookups>(
         task_port_be: backend.task_port_be,
         task: NatKey::task(segment.ip.protocol, backend.ifindex),
     };
-    // Not an `Option`, whose port would be undefined as long as there is none: see `Fate`.
+    // Not an `Option`: its port would be undefined while it is `None`, see `Fate`.
     let (mut is_free, mut free) = (false, fresh.client_port_be);
-    // The first that no live connection has, should the task remember something of all.
+    // The first port that no live connection has, in case the task may remember a connection on
+    // each.
     let (mut is_unclaimed, mut is_stale) = (false, false);
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
@@ -66,7 +68,7 @@ pub(super) fn port_at_task<L: Lookups>(
                     (is_stale, free) = (ended.is_some(), key.client_port_be);
                 }
                 is_unclaimed = true;
-                // A new connection has no entry further on, as long as its own port is free.
+                // A new connection has no entry at a further port if its own port is free.
                 if is_free && flags.is_opening() {
                     break;
                 }
@@ -77,7 +79,8 @@ pub(super) fn port_at_task<L: Lookups>(
     if !is_unclaimed {
         return ClientPort { port_be: free, refused: Some(DropReason::PortClash) };
     }
-    // Its own ingress node has looked; another node's word is not enough.
+    // This node checked the allow-list if it is the ingress node; it doesn't trust another node's
+    // check.
     if !fresh.via.is_none() && !is_allowed(lookups, backend, &segment.ip.source) {
         return ClientPort { port_be: free, refused: Some(DropReason::NotAllowed) };
     }
@@ -92,7 +95,8 @@ pub(super) fn port_at_task<L: Lookups>(
     ClientPort { port_be: free, refused }
 }
 
-/// Notes a packet of a known connection; follows it if it now comes by another way.
+/// Records a packet of a connection that has a translation; updates the translation if the packet
+/// came by another way.
 #[inline(always)]
 fn refresh_nat<L: Lookups>(
     lookups: &L,
@@ -116,7 +120,8 @@ fn refresh_nat<L: Lookups>(
     }
 }
 
-/// A connection as its client sees it, beside the client's address and the protocol.
+/// The part of a connection's tuple that translation changes: VIP, VIP port and client port, as the
+/// client sees them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct OriginalTuple {
     pub(super) vip: Address,
@@ -131,7 +136,7 @@ impl OriginalTuple {
     }
 }
 
-/// The client's port to try at the task: its own first, then some that depend on the connection
+/// The client's port to try at the task: first its own, then ports that depend on the connection
 /// only.
 #[inline(always)]
 fn candidate_port(connection: &OriginalTuple, attempt: u32) -> Be16 {
@@ -144,8 +149,8 @@ fn candidate_port(connection: &OriginalTuple, attempt: u32) -> Be16 {
     Be16::new(UPPER_HALF | (seed.wrapping_mul(0x9e37_79b1) >> 17) as u16)
 }
 
-/// Puts the client's port as the task sees it into `key`, which is that of the connection
-/// otherwise; `false` if the connection has no entry.
+/// Sets the client's port in `key`, whose other fields are set, to that of the connection's
+/// translation; `false` if it has none.
 #[inline(always)]
 pub(super) fn find_port<L: Lookups>(lookups: &L, key: &mut NatKey, connection: &OriginalTuple) -> bool {
     let mut attempt = 0;
@@ -176,7 +181,7 @@ mod tests {
     const CLIENT: &str = "10.77.0.1:40000";
     const TASK: Address = Address::v4([10, 128, 1, 2]);
 
-    /// A node with the task.
+    /// A node with one task.
     fn node() -> HostTables {
         let backend = Backend {
             task_address: TASK,
@@ -198,7 +203,8 @@ mod tests {
         })
     }
 
-    /// The client's port that the task sees in its packet to port 80 of the node with this address.
+    /// The client's port that the task sees in the client's packet to port 80 of the node with this
+    /// address.
     fn seen(tables: &HostTables, vip: &str, flags: u8) -> u16 {
         let packet = TcpBuilder::new(CLIENT, &std::format!("{vip}:80")).flags(flags).build();
         let hook =
@@ -208,7 +214,7 @@ mod tests {
         u16::from_be_bytes([frame.bytes[34], frame.bytes[35]])
     }
 
-    /// What stands in the tables has seen these events, too.
+    /// Adds these events to all translations.
     fn tell(tables: &HostTables, events: u32) {
         for nats in [&tables.nats.half_open, &tables.nats.established] {
             for nat in nats.borrow().values() {

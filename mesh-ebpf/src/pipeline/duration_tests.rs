@@ -1,5 +1,5 @@
-//! What the ingress node times: handshakes from SYN to SYN-ACK, flows from SYN to the packet that
-//! ends them.
+//! Tests of the durations that the ingress node measures: handshakes from SYN to SYN-ACK, flows
+//! from SYN to the packet that ends them.
 
 use std::vec::Vec;
 
@@ -14,7 +14,7 @@ const MILLISECOND_NS: u64 = 1_000_000;
 const ACK: u8 = Flags::ACK;
 const FIN: u8 = Flags::FIN | Flags::ACK;
 
-/// Port 80 in `mode`, its one backend on another node.
+/// A node with port 80 in `mode`, whose one backend is on another node.
 fn node(mode: Mode) -> HostTables {
     let state = BackendState::Active as u8;
     let backend = Backend { node: 1, state, service_index: INDEX, ..Backend::default() };
@@ -47,7 +47,7 @@ fn wait(tables: &HostTables, milliseconds: u64) {
     tables.now_ns.set(tables.now_ns.get() + milliseconds * MILLISECOND_NS);
 }
 
-/// What was kept, as (count, milliseconds).
+/// Checks the histogram, as (count, sum in milliseconds).
 #[track_caller]
 fn check(tables: &HostTables, timed: Timed, expected: (u64, u64), when: &str) {
     let kept = tables.counted.borrow().durations.get(&(timed, INDEX)).copied().unwrap_or_default();

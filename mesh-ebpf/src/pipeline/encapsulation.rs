@@ -1,11 +1,11 @@
-//! Tunnel packets that programs make, and take apart, by themselves.
+//! Tunnel packets that programs encapsulate and decapsulate by themselves.
 //!
 //! The kernel's VXLAN device can do all of it, at several times the cost: a route, a firewall, a
-//! socket, a queue for each packet. It is left what only it can do: taking out packets that stand
-//! for several (segmentation offload), those to be fragmented, those to be refused, nodes whose MAC
-//! is not known yet, congestion marks. Packets of a flow that go by both ways keep their order: on
-//! the way in both end in the same queue of the uplink with the same source port, and on the way
-//! out a flow stays with the device once it has been there
+//! socket, a queue for each packet. Programs leave to it what only it can do: decapsulating packets
+//! that stand for several (segmentation offload), packets to be fragmented, packets to be refused,
+//! nodes whose MAC address is not known yet, congestion marks. Packets of a flow that use both ways
+//! keep their order: on the way in, both ways end in the same queue of the uplink with the same
+//! source port; on the way out, a flow stays with the device once the device had a packet of it
 //! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
 use super::{At, Origin, deliver_tunnelled, direction_of, dropped, exceeds, member, owner, reply};
@@ -17,10 +17,10 @@ use crate::parse::{Segment, eth, ipv4};
 use crate::rewrite::{self, OuterHeaders};
 use crate::verdict::{Fate, Tunnel};
 
-/// The longest IP packet that can be told of in the tunnel's headers.
+/// The longest IP packet whose length fits the tunnel's headers.
 const LONGEST: u32 = u16::MAX as u32 - OVERHEAD as u32;
 
-/// The tunnel's headers for a packet that is going `direction`.
+/// The outer headers of a packet that goes in `direction`.
 #[inline(always)]
 pub(super) fn outer_headers<P: Packet>(
     packet: &P,
@@ -46,7 +46,8 @@ pub(super) fn outer_headers<P: Packet>(
     }
 }
 
-/// TC: into the tunnel, by this program if it can, or else by the VXLAN device.
+/// TC: sends a packet into the tunnel, encapsulated by this program if it can, else by the VXLAN
+/// device.
 #[inline(always)]
 pub(super) fn encapsulate<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -73,13 +74,13 @@ pub(super) fn encapsulate<P: Packet, L: Lookups>(
     }
 }
 
-/// Where a packet with the tunnel's headers came from; the peer 0.0.0.0, which is no one, if it has
-/// none.
+/// Reads where a tunnel packet came from out of its outer headers. A packet without them gets the
+/// peer 0.0.0.0, which no node has.
 #[inline(always)]
 pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
     const SOURCE: usize = eth::LEN + ipv4::SOURCE;
-    // In one piece: where two may be missing, the verifier finds one of them undefined where the
-    // other is there.
+    // Read in one piece: with two reads, the verifier finds the second one's bytes undefined on the
+    // path where only the first one fails.
     match packet.read_bytes::<{ OVERHEAD - SOURCE }>(SOURCE) {
         Some([p0, p1, p2, p3, .., flags, _, _, _, v0, v1, v2, _]) if flags & vxlan::FLAG_VNI != 0 => {
             let vni = Vni(u32::from_be_bytes([0, v0, v1, v2]));
@@ -89,8 +90,8 @@ pub fn outer_origin<P: Packet>(packet: &P) -> Origin {
     }
 }
 
-/// Continues [`super::uplink`] and [`super::uplink_fragment`]: a tunnel packet for this node, from
-/// a member or not.
+/// Tail call of [`super::uplink`] and [`super::uplink_fragment`]: a packet with the tunnel's
+/// headers for this node, from a member or not.
 #[inline(always)]
 pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let (Some(config), vni) = (lookups.config(), origin.vni) else {
@@ -111,7 +112,7 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
     if fate == Fate::PASS { member::to_device(packet, lookups, vni, direction) } else { fate }
 }
 
-/// A member's packet, out of the tunnel if the program can; [`Fate::PASS`]: it can't.
+/// Decapsulates a member's packet and forwards it, if the program can; [`Fate::PASS`] if it can't.
 #[inline(always)]
 fn forward_inner<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -126,9 +127,11 @@ fn forward_inner<P: Packet, L: Lookups>(
     let Some(inner) = Segment::parse(packet, OVERHEAD) else {
         return Fate::PASS;
     };
-    // A task takes TCP that stands for several as it is: nobody between here and there cuts it.
+    // The task accepts a TCP packet that stands for several as it is, as nothing between here and
+    // the task segments it.
     let is_in_pieces = packet.segment_size() != 0 && inner.is_udp();
-    // The kernel does not shorten a packet to an answer that it knows to have come in a tunnel.
+    // A refused packet is left to the device: the kernel doesn't let a program shorten a packet
+    // that came in a tunnel to an answer.
     let is_refused = owner::backend_for(lookups, &inner, vni.backend()).is_none();
     if is_in_pieces || is_refused || packet.pull_outer().is_none() {
         return Fate::PASS;
@@ -139,16 +142,16 @@ fn forward_inner<P: Packet, L: Lookups>(
     }
 }
 
-/// Whether the network marked the packet (ECN, RFC 3168): the device knows how to tell the inner
-/// one (RFC 6040).
+/// Whether the network set a congestion mark on the packet (ECN, RFC 3168): the device copies it to
+/// the inner packet (RFC 6040).
 #[inline(always)]
 fn is_congested<P: Packet>(packet: &P) -> bool {
     const CONGESTION_EXPERIENCED: u8 = 0b11;
     packet.read_bytes::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
 }
 
-/// Whether this is the first fragment of a tunnel packet, which has the tunnel's headers. The
-/// kernel puts the packet together before the device takes it, with the mark of this one.
+/// Whether this is the first fragment of a tunnel packet, the one with the tunnel's headers. The
+/// kernel reassembles the packet, with the mark of this fragment, before the device gets it.
 #[inline(always)]
 fn is_fragment<P: Packet>(packet: &P) -> bool {
     const FLAGS: usize = eth::LEN + ipv4::FLAGS;
@@ -164,8 +167,7 @@ mod tests {
     use crate::testing::{Fixture, Frame, Hook, HostTables, fixtures};
     use crate::verdict::Verdict;
 
-    /// A fixture and its tables; fixtures of `hook` whose names begin so are alike in what matters
-    /// here.
+    /// A fixture of this hook whose name begins with `name`, and its tables.
     fn like(hook: Hook, name: &str) -> (Fixture, HostTables) {
         let is_it = |fixture: &Fixture| fixture.hook == hook && fixture.name.starts_with(name);
         let fixture = fixtures::all().into_iter().find(is_it).expect("a fixture of that name");

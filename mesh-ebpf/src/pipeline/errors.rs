@@ -1,11 +1,12 @@
-//! ICMP errors about a flow, to whom they concern: by the packet that they quote.
+//! ICMP errors about a flow: delivers them to the end that the error concerns, by the packet that
+//! it quotes.
 //!
-//! * From the network (a router, the client) to a published port: to the task, like the client's
-//!   packets.
-//! * From a task: to the client, like the task's replies.
+//! * An error from the network (a router, the client) to a published port goes to the task, like
+//!   the client's packets.
+//! * An error from a task goes to the client, like the task's replies.
 //!
-//! An error follows its flow and the translation of it, but makes none. What has no flow is
-//! somebody else's. Callers lend the place where the error is taken apart.
+//! An error uses its flow and its translation, but creates none. An error without a flow is left to
+//! the host stack. Callers provide the memory into which the error is parsed.
 
 use super::client_port::{self, OriginalTuple};
 use super::flow_ref::{self, FlowRef};
@@ -22,7 +23,7 @@ use crate::parse::vxlan::Vni;
 use crate::rewrite::{self, Side, Translation};
 use crate::verdict::Fate;
 
-/// Continues [`super::uplink`]: an error from the network about what a task sent.
+/// Tail call of [`super::uplink`]: an error from the network about a packet that a task sent.
 #[inline(always)]
 pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
     if !icmp::parse(packet, error) {
@@ -65,7 +66,7 @@ pub fn uplink_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &
     fate
 }
 
-/// Continues [`super::tunnel`]: an error for a task of this node, or from a task for a client of
+/// Tail call of [`super::tunnel`]: an error for a task of this node, or from a task for a client of
 /// this node.
 #[inline(always)]
 pub fn tunnel_error<P: Packet, L: Lookups>(
@@ -87,12 +88,12 @@ pub fn tunnel_error<P: Packet, L: Lookups>(
     }
     match lookups.backend(origin.vni.backend()).filter(|backend| backend.is_alive() && backend.is_local()) {
         Some(backend) => deliver(packet, lookups, error, backend),
-        // As its sender repeats what is lost, the next error may find the backend known.
+        // The sender retransmits lost packets, so the next error may find the backend known.
         None => dropped(lookups, DropReason::UnknownBackend, direction),
     }
 }
 
-/// Continues [`super::task`]: an error of the task about what a client sent.
+/// Tail call of [`super::task`]: an error of the task about a packet that a client sent.
 #[inline(always)]
 pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
     let Some(config) = lookups.config() else {
@@ -146,7 +147,7 @@ pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mu
     owner::way_back(lookups, config, nat).by_device()
 }
 
-/// An error for a task of this node.
+/// Translates an error for a task of this node and delivers it.
 #[inline(always)]
 fn deliver<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error, backend: &Backend) -> Fate {
     let quote = &error.quote;
@@ -187,7 +188,7 @@ fn into_task<P: Packet>(packet: &mut P, error: &Error, backend: &Backend, to: &T
     rewrite::set_macs(packet, backend.task_mac, node_mac)
 }
 
-/// An error out of the tunnel about what a client of this node sent.
+/// Forwards a task's error, which came out of the tunnel, to a client of this node.
 #[inline(always)]
 fn to_client<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error) -> Fate {
     let quote = &error.quote;
@@ -211,14 +212,14 @@ fn to_client<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &Error) 
     }
 }
 
-/// Index of an address of this node, as long as `holds`.
+/// The index of an address of this node, if `holds` is true.
 #[inline(always)]
 fn vip_index<L: Lookups>(lookups: &L, address: &Address, holds: bool) -> Option<u32> {
     if holds { lookups.address_index(address) } else { None }
 }
 
-/// Counts an error of a task, and what it says of the flow: where nobody listens on a UDP port, it
-/// is what a RST is to TCP, and the client's next datagram finds another backend.
+/// Counts a task's error and updates its flow: "port unreachable" is to UDP what a RST is to TCP,
+/// so the client's next datagram selects another backend.
 #[inline(always)]
 fn account<L: Lookups>(
     lookups: &L,
@@ -263,7 +264,7 @@ mod tests {
 
     const PEER: [u8; 4] = [10, 77, 0, 12];
 
-    /// A node with a UDP port on two backends of another node.
+    /// A node with a UDP port whose two backends are on another node.
     fn node() -> HostTables {
         let backend = Backend { node: 1, state: BackendState::Active as u8, ..Backend::default() };
         let key = ServiceKey { port_be: Be16::new(53), protocol: protocol::UDP, reserved: 0 };
@@ -278,7 +279,7 @@ mod tests {
         })
     }
 
-    /// The backend that the client's next datagram goes to.
+    /// The backend that a datagram of the client is sent to.
     fn ask(tables: &HostTables, datagram: &[u8]) -> u32 {
         match Hook::Uplink.run(&mut Frame::new(datagram.to_vec()), tables) {
             Verdict::ViaDevice(tunnel) => tunnel.vni.backend(),

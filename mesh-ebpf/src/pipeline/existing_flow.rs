@@ -1,5 +1,5 @@
 //! Packets of a flow that the ingress node knows already: the flow continues at its backend, or a
-//! new one takes its place.
+//! new flow takes its place.
 
 use super::flow_ref::{self, FlowRef};
 use super::ingress::{Choice, is_dsr};
@@ -11,13 +11,14 @@ use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::verdict::Fate;
 
-/// What a packet of a flow that is known does. Every field is always written: see [`Fate`].
+/// Decision for a packet of an existing flow: forward it, or create a new flow in the place of the
+/// old one. Every field is always written: see [`Fate`].
 pub(super) struct ExistingFlow<'a> {
-    /// Unless it begins a new flow.
+    /// What happens to the packet, unless a new flow takes the place of the old one.
     pub(super) choice: Choice<'a>,
-    /// It begins a new flow in the place of that one.
+    /// A new flow takes the place of the old one.
     pub(super) is_superseded: bool,
-    /// If possible with another backend than this; 0: with any.
+    /// The backend that the new flow should avoid if there is another one; 0: none.
     pub(super) avoided: u32,
 }
 
@@ -33,7 +34,7 @@ impl<'a> ExistingFlow<'a> {
     }
 }
 
-/// A packet of a flow that is known.
+/// Decides about a packet of an existing flow.
 #[inline(always)]
 pub(super) fn continue_flow<'a, P: Packet, L: Lookups>(
     packet: &mut P,
@@ -46,7 +47,8 @@ pub(super) fn continue_flow<'a, P: Packet, L: Lookups>(
     let backend = lookups.backend(id).filter(|backend| backend.is_alive());
     let now_ns = lookups.now_ns();
     if segment.is_udp() {
-        // Nobody repeats a datagram because of a RST: the next one finds another backend at once.
+        // UDP has no RST that makes the client retry: the next datagram selects another backend at
+        // once.
         if backend.is_none() || conntrack::is_closed(flow.value().events) {
             forget_flow(lookups, key, id, flow.value().events);
             return ExistingFlow::superseded(id);
@@ -82,8 +84,8 @@ pub(super) fn continue_flow<'a, P: Packet, L: Lookups>(
     if transition.revives {
         lookups.count_revived(id);
     }
-    // Of a directly answered flow only: when its task answered is not seen here, so that is not
-    // timed.
+    // True only for a flow whose task answers the client directly. This node doesn't see when the
+    // task answered, so it doesn't time the handshake.
     if transition.answers {
         lookups.count_answered(id);
     }
@@ -91,7 +93,7 @@ pub(super) fn continue_flow<'a, P: Packet, L: Lookups>(
     ExistingFlow::continues(Choice::of(id, backend, flow.value().events))
 }
 
-/// Forgets a flow in whose place another begins.
+/// Removes a flow that a new one replaces.
 #[inline(always)]
 fn forget_flow<L: Lookups>(lookups: &L, key: &FlowKey, backend: u32, events: u32) {
     lookups.flows().forget(key);
@@ -100,8 +102,8 @@ fn forget_flow<L: Lookups>(lookups: &L, key: &FlowKey, backend: u32, events: u32
     }
 }
 
-/// Follows a client whose packets now come by another way (a gateway that failed over): replies go
-/// where they come from.
+/// Updates the flow of a client whose packets now come by another way (a gateway that failed over):
+/// replies go back the way that the packets come.
 #[inline(always)]
 fn follow_client<P: Packet, L: Lookups>(
     packet: &P,
@@ -125,15 +127,16 @@ fn follow_client<P: Packet, L: Lookups>(
     }
 }
 
-/// What a SYN on a flow that is known means.
+/// How to treat a SYN that matches an existing flow.
 enum RepeatedSyn {
-    /// It is the same SYN once more.
+    /// A retransmission: it goes to the same backend.
     Retransmission,
-    /// The flow is over, or its backend is gone: a new one begins.
+    /// The first SYN of a new connection: the flow has ended, or its backend is gone.
     NewConnection,
-    /// The backend did not answer the first one, and is leaving or has had its time: another may do
-    /// better. Answers of tunnelled flows come by here, so "not answered" is what the client sees
-    /// too; of others nobody knows, so they get more time.
+    /// A retransmission that selects another backend, as the flow's backend did not answer the
+    /// first SYN, and drains or has had its time. Replies of tunnelled flows pass this node, so the
+    /// client sees as little of an answer as this node does. If the task answers the client
+    /// directly, nobody here knows, so it gets more time.
     ReselectBackend,
 }
 

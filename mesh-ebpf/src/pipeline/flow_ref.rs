@@ -1,4 +1,4 @@
-//! Following a flow: noting events, confirming it.
+//! A reference to a flow or translation in its table, and the updates that packets make through it.
 
 use core::marker::PhantomData;
 
@@ -8,13 +8,13 @@ use crate::lookups::{Entry, FlowTable, Lookups};
 use crate::parse::tcp::Flags;
 use crate::parse::transport;
 
-/// A flow as found in its tables.
+/// A flow or translation that was found in its table.
 ///
-/// Its value is read where it is needed, and not kept: a program's stack has 512 bytes.
+/// It doesn't hold the value, which is read where it is needed: a program's stack has 512 bytes.
 pub(super) struct FlowRef<V, E> {
-    /// The live entry.
+    /// The table's handle on the entry.
     pub(super) entry: E,
-    /// Whether its client had confirmed it.
+    /// Whether the flow was established when it was found.
     pub(super) is_established: bool,
     value: PhantomData<V>,
 }
@@ -25,35 +25,35 @@ impl<V, E: Entry<V>> FlowRef<V, E> {
         Self { entry, is_established, value: PhantomData }
     }
 
-    /// A copy of it, as it is now.
+    /// A copy of the value as it is now.
     #[inline(always)]
     pub(super) fn value(&self) -> V {
         self.entry.get()
     }
 }
 
-/// What a segment did to its flow.
+/// What a segment changed in the state of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Transition {
-    /// It was this segment that ended it.
+    /// The segment closed the flow.
     pub(super) closes: bool,
-    /// It is the first to show that the task took the connection.
+    /// The segment is the first that shows that the task accepted the connection.
     pub(super) answers: bool,
-    /// It is the task's refusal of the connection.
+    /// The segment is the task's RST that refuses the connection.
     pub(super) refuses: bool,
-    /// It shows that a flow goes on which had been counted as ended.
+    /// The segment shows that a flow goes on that was counted as ended.
     pub(super) revives: bool,
 }
 
-/// Values that hold events.
+/// Table values that hold a flow's events.
 pub(super) trait Events: Copy {
     /// The events seen so far.
     fn events(&self) -> u32;
-    /// Where the client is in its sequence numbers, their upper half.
+    /// The upper half of the client's current sequence number.
     fn sequence(&self) -> u16;
-    /// When the last packet was seen.
+    /// When the last packet was seen, ns of the monotonic clock.
     fn seen_ns(&self) -> u64;
-    /// What a packet that tells `added` adds to them.
+    /// The events that a packet with the events `added` adds to this value.
     fn events_to_add(&self, added: u32) -> u32;
 }
 
@@ -101,25 +101,25 @@ impl Events for Nat {
     }
 }
 
-/// The flow with this key.
+/// Finds the flow or translation with this key.
 #[inline(always)]
 pub(super) fn find<K, V: Events, T: FlowTable<K, V>>(table: &T, key: &K) -> Option<FlowRef<V, T::Entry>> {
     let (entry, is_established) = table.find(key)?;
     Some(FlowRef::new(entry, is_established))
 }
 
-/// A flow that was found in the table of `L`.
+/// A flow that was found in the flow table of `L`.
 type FoundFlow<L> = FlowRef<Flow, <<L as Lookups>::Flows as FlowTable<FlowKey, Flow>>::Entry>;
 
-/// The flow with this key that a client began.
+/// Finds the flow with this key, if a client began it.
 #[inline(always)]
 pub(super) fn find_client_flow<L: Lookups>(lookups: &L, key: &FlowKey) -> Option<FoundFlow<L>> {
     let flow = find(lookups.flows(), key)?;
     if conntrack::is_outgoing(flow.value().events) { None } else { Some(flow) }
 }
 
-/// Notes a segment of the flow, and has it established with the first packet by which the client
-/// confirms it.
+/// Records a segment of the flow: time, sequence number and events. Moves the entry to the table of
+/// its new state.
 #[inline(always)]
 pub(super) fn record_segment<K, V: Events, T: FlowTable<K, V>>(
     table: &T,
@@ -157,7 +157,7 @@ pub(super) fn record_segment<K, V: Events, T: FlowTable<K, V>>(
     }
 }
 
-/// Keeps how long it is since the flow began.
+/// Adds the time since the flow began to a histogram.
 #[inline(always)]
 pub(super) fn record_duration<L: Lookups>(
     lookups: &L,
@@ -169,7 +169,7 @@ pub(super) fn record_duration<L: Lookups>(
     lookups.keep_duration(timed, service_index, duration_ns);
 }
 
-/// Marks the flow as ended; returns the events it had before.
+/// Marks the flow as reset; returns the events before.
 #[inline(always)]
 pub(super) fn mark_reset<V, E: Entry<V>>(entry: &E) -> u32 {
     entry.add_events(flow_event::RESET)

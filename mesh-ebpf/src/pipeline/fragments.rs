@@ -1,9 +1,9 @@
-//! Fragments of packets: the first one goes the way of a whole packet, and leaves its ports for the
-//! others, which follow by them.
+//! Fragments: the first one is forwarded like a whole packet, and its ports are stored for the
+//! others, which follow it.
 //!
-//! A later fragment makes no flow, notes nothing of its own, and is not answered. One whose first
-//! was not seen (or that came before it) is left to the host stack. At the task's node requests
-//! need no ports: the tunnel names the backend.
+//! A later fragment creates no flow, adds no event, and is never answered. If the first fragment
+//! was not seen before it, it is left to the host stack. At the task's node, requests need no
+//! ports: the tunnel names the backend.
 
 use super::flow_ref::{self, FlowRef};
 use super::{Origin, answer_refusal, answer_refused_reply, dropped, ingress, is_tunnel, macs, owner, reply};
@@ -17,7 +17,7 @@ use crate::parse::vxlan::Vni;
 use crate::rewrite::{self, Side};
 use crate::verdict::Fate;
 
-/// Continues [`super::uplink`].
+/// Tail call of [`super::uplink`]: a fragment that came in by an uplink.
 #[inline(always)]
 pub fn uplink_fragment<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -47,7 +47,7 @@ pub fn uplink_fragment<P: Packet, L: Lookups>(
     answer_refusal(packet, lookups, &segment, fate, [0; 4])
 }
 
-/// Continues [`super::tunnel`].
+/// Tail call of [`super::tunnel`]: a fragment that came out of the tunnel.
 #[inline(always)]
 pub fn tunnel_fragment<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -87,7 +87,7 @@ pub fn tunnel_fragment<P: Packet, L: Lookups>(
     answer_refusal(packet, lookups, &segment, fate, origin.peer)
 }
 
-/// Continues [`super::task`].
+/// Tail call of [`super::task`]: a fragment that a task sent.
 #[inline(always)]
 pub fn task_fragment<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -111,13 +111,13 @@ pub fn task_fragment<P: Packet, L: Lookups>(
     answer_refused_reply(lookups, destination.by_device())
 }
 
-/// What the first fragment told, if it was seen.
+/// The ports that the first fragment carried, if it was seen.
 #[inline(always)]
 fn ports<L: Lookups>(lookups: &L, fragment: &FragmentHeader) -> Option<FragmentPorts> {
     lookups.fragment_ports(&fragment.key).filter(|ports| ports.is_fresh(lookups.now_ns()))
 }
 
-/// A client's.
+/// Forwards a later fragment of a client's packet.
 #[inline(always)]
 fn later_request<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -148,7 +148,7 @@ fn later_request<P: Packet, L: Lookups>(
     let fate = if backend.is_local() {
         deliver(packet, lookups, fragment, backend)
     } else if ip.dont_fragment && ip.total_len > config.tunnel_mtu {
-        // Whoever sent it was told when the first one came.
+        // The sender got an ICMP error for the first fragment.
         dropped(lookups, DropReason::TooBig, Direction::Request)
     } else {
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
@@ -165,7 +165,7 @@ fn later_request<P: Packet, L: Lookups>(
     fate
 }
 
-/// A client's, for a task of this node.
+/// Translates a later fragment of a client's packet and delivers it to a task of this node.
 #[inline(always)]
 fn deliver<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -189,7 +189,7 @@ fn deliver<P: Packet, L: Lookups>(
     Fate::deliver(backend.ifindex)
 }
 
-/// A task's, out of the tunnel.
+/// Forwards a later fragment of a task's packet, which came out of the tunnel, to the client.
 #[inline(always)]
 fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &FragmentHeader) -> Fate {
     let ip = &fragment.header();
@@ -215,7 +215,7 @@ fn later_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &Fr
     }
 }
 
-/// A task's.
+/// Translates a later fragment of a packet that a task of this node sent, and sends it back.
 #[inline(always)]
 fn later_answer<P: Packet, L: Lookups>(
     packet: &mut P,

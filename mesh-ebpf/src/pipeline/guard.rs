@@ -1,4 +1,4 @@
-//! The guard against floods of SYNs, where packets meet it: see [`crate::guard`].
+//! The SYN guard's decisions about packets: see [`crate::guard`].
 
 use super::{At, dropped, packet_count};
 use crate::abi::{Direction, DropReason, FlowKey, Service, flow_event};
@@ -11,30 +11,31 @@ use crate::parse::vxlan::Vni;
 use crate::select::{self, Selection};
 use crate::verdict::Fate;
 
-/// What is done with a packet that has no flow.
+/// How to treat a packet without a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Nothing: it begins none.
+    /// The packet is refused: it can't begin a flow.
     Refused,
-    /// It begins a flow, whose backend the policy selects.
+    /// The packet creates a flow, whose backend the policy selects.
     ByPolicy,
-    /// It begins a flow, whose backend is the one that the packet would get without.
+    /// The packet creates a flow, whose backend the flow's hash selects, as it would without a
+    /// flow.
     ByFlowHash,
-    /// It belongs to a flow that was not remembered, and is from now on.
+    /// The packet belongs to a connection whose SYN created no flow; it creates the flow now.
     LateFlow,
-    /// It is forwarded, and nothing is remembered.
+    /// The packet is forwarded by the flow's hash, without a flow.
     Stateless,
 }
 
 impl Admission {
-    /// Whether the packet's flow is remembered.
+    /// Whether the packet creates a flow.
     #[inline(always)]
     pub(super) const fn creates_flow(self) -> bool {
         matches!(self, Self::ByPolicy | Self::ByFlowHash | Self::LateFlow)
     }
 
-    /// The events that its flow begins with. Replies that go to the client directly prove nothing
-    /// here.
+    /// The first events of the flow. If replies go to the client directly, the flow can't be
+    /// confirmed by its task here, so it isn't marked as unproven.
     #[inline(always)]
     pub(super) const fn events(self, is_direct: bool) -> u32 {
         let by = if is_direct {
@@ -48,7 +49,7 @@ impl Admission {
     }
 }
 
-/// What is done with this packet.
+/// Decides how to treat a packet without a flow.
 #[inline(always)]
 pub(super) fn admit<L: Lookups>(lookups: &L, segment: &Segment) -> Admission {
     let flags = segment.transport.flags;
@@ -74,7 +75,7 @@ pub(super) fn admit<L: Lookups>(lookups: &L, segment: &Segment) -> Admission {
     }
 }
 
-/// The backend of a packet that is admitted so.
+/// Selects the backend of a packet with this admission.
 #[inline(always)]
 pub(super) fn select<L: Lookups>(
     lookups: &L,
@@ -91,8 +92,8 @@ pub(super) fn select<L: Lookups>(
     select::select_by(lookups, service, by, &key.client, avoided)
 }
 
-/// A reply, out of the tunnel or (`is_outer`) still in it, whose flow nobody knows: if it may be
-/// one that was not remembered, the kernel finds the way to the client.
+/// Handles a reply without a flow, decapsulated or (`is_outer`) still with its outer headers: if
+/// the flow's SYN may have created none, the kernel routes the reply to the client.
 #[inline(always)]
 pub(super) fn forward_reply<P: Packet, L: Lookups>(
     packet: &mut P,

@@ -1,6 +1,6 @@
-//! The ingress role: a client's packet for a published port finds its backend.
+//! The ingress role: finds the backend of a client's packet for a published port.
 //!
-//! Nothing inside the packet changes here, and the only state is the flow's choice of a backend.
+//! It doesn't change the packet's content, and its only state is the flow's backend.
 
 use super::flow_ref;
 use super::guard::{self, Admission};
@@ -16,13 +16,14 @@ use crate::parse::vxlan::Vni;
 use crate::rewrite;
 use crate::verdict::{Destination, Fate};
 
-/// What becomes of a packet. Every field is always written: see [`Fate`].
+/// What happens to a packet. Every field is always written: see [`Fate`].
 #[derive(Clone, Copy)]
 pub(super) struct Choice<'a> {
-    /// The backend that it goes to; `None`: it is not forwarded, but as [`fate`](Self::fate) says.
+    /// The backend that the packet goes to; `None`: the packet isn't forwarded, its fate is
+    /// [`fate`](Self::fate).
     backend: Option<&'a Backend>,
     id: u32,
-    /// The task's node is to answer the client directly.
+    /// Whether the task's node is to answer the client directly.
     is_dsr: bool,
     fate: Fate,
 }
@@ -41,7 +42,7 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// XDP: sends on what is for another node, leaves the rest to TC.
+/// XDP: forwards packets for other nodes, and passes the rest to TC.
 #[inline(always)]
 pub(super) fn forward_xdp<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -76,7 +77,7 @@ pub(super) fn forward_xdp<P: Packet, L: Lookups>(
     Fate::BOUNCE
 }
 
-/// TC: sends on through the tunnel, or delivers to a task of this node.
+/// TC: forwards a packet to another node, or delivers it to a task of this node.
 #[inline(always)]
 pub(super) fn forward<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -111,7 +112,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     destination
 }
 
-/// The backend for the packet: that of its flow, or a new one's.
+/// Chooses the backend of a packet: that of its flow, or one for a new flow.
 #[inline(always)]
 fn choose<'a, P: Packet, L: Lookups>(
     packet: &mut P,
@@ -146,8 +147,8 @@ fn choose<'a, P: Packet, L: Lookups>(
     open(packet, lookups, segment, &key, avoided, at)
 }
 
-/// A packet that no flow is known for, or whose backend, now `avoided`, left it unanswered (0: none
-/// did).
+/// Opens a flow for a packet that has none, or whose flow's backend, `avoided`, left its SYN
+/// unanswered (0: none did).
 #[inline(always)]
 fn open<'a, P: Packet, L: Lookups>(
     packet: &mut P,
@@ -159,7 +160,7 @@ fn open<'a, P: Packet, L: Lookups>(
 ) -> Choice<'a> {
     let (ip, transport) = (&segment.ip, &segment.transport);
     if !ip.source.is_host() || ip.source == ip.destination {
-        // Martians: the host stack drops and counts them.
+        // Martians (RFC 1812, section 5.3.7): the host stack drops and counts them.
         return Choice::none(Fate::PASS);
     }
     let service_key =
@@ -170,7 +171,7 @@ fn open<'a, P: Packet, L: Lookups>(
     if let Mode::Proxy = Mode::from_byte(service.mode) {
         return Choice::none(Fate::PASS);
     }
-    // A new TCP connection is nobody's; a datagram may be for a connected socket of the host.
+    // No socket owns a new TCP connection; a datagram may be for a connected socket of the host.
     if !transport.flags.is_opening() {
         let connection = Connection {
             protocol: ip.protocol,
@@ -206,14 +207,14 @@ fn open<'a, P: Packet, L: Lookups>(
     if admission.creates_flow() {
         return record_flow(packet, lookups, key, service.index, id, events, transport.sequence);
     }
-    // What XDP leaves to TC comes by here once more.
+    // A packet that XDP passes to TC comes through here again, and must be counted once.
     if segment.may_open() && (is_remote || matches!(at, At::Tc)) {
         lookups.count_unremembered(service.index);
     }
     forward_to(lookups, id, events)
 }
 
-/// Writes a new flow down.
+/// Stores a new flow.
 #[inline(always)]
 fn record_flow<'a, P: Packet, L: Lookups>(
     packet: &P,
@@ -231,7 +232,7 @@ fn record_flow<'a, P: Packet, L: Lookups>(
     let flow = Flow {
         seen_ns: now_ns,
         opened_ns: now_ns,
-        // Backend ids have 16 bits.
+        // The cast loses nothing: backend ids have 16 bits.
         backend: id as u16,
         sequence,
         events,
@@ -253,7 +254,7 @@ fn record_flow<'a, P: Packet, L: Lookups>(
     forward_to(lookups, id, events)
 }
 
-/// Towards the backend with this id.
+/// The choice of the backend with this id.
 #[inline(always)]
 fn forward_to<L: Lookups>(lookups: &L, id: u32, events: u32) -> Choice<'_> {
     match lookups.backend(id) {
@@ -262,7 +263,7 @@ fn forward_to<L: Lookups>(lookups: &L, id: u32, events: u32) -> Choice<'_> {
     }
 }
 
-/// Whether a flow with these events is answered by its task's node directly.
+/// Whether the task's node answers the client of a flow with these events directly.
 #[inline(always)]
 pub(super) const fn is_dsr(events: u32) -> bool {
     events & flow_event::DSR != 0

@@ -1,5 +1,5 @@
-//! Packets that nobody should send: every fixture's, with bytes changed, cut off and added, through
-//! its program.
+//! Property tests with malformed packets: every fixture's packet, with bytes changed, cut off and
+//! added, through the fixture's program.
 
 use std::sync::LazyLock;
 use std::vec::Vec;
@@ -11,13 +11,13 @@ use crate::testing::fixtures::{self, Fixture};
 use crate::testing::{Frame, Hook, HostTables, without_cookie};
 use crate::verdict::Verdict;
 
-/// Where the headers are in a plain frame of TCP over IPv4.
+/// Offset of the IP header in a plain frame; the TCP header's is below.
 const IP: usize = 14;
 const TCP: usize = 34;
 
 static FIXTURES: LazyLock<Vec<Fixture>> = LazyLock::new(fixtures::all);
 
-/// What becomes of `bytes` where the fixture's packet comes in.
+/// Runs `bytes` at the fixture's hook; returns the verdict and the packet after it.
 fn run(fixture: &Fixture, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
     let tables = HostTables::new(fixture.setup.clone());
     let mut packet = Frame::new(bytes);
@@ -25,8 +25,8 @@ fn run(fixture: &Fixture, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
     (verdict, packet.bytes)
 }
 
-/// What a packet that is passed keeps: all, but for the cookie of one that the VXLAN device gets,
-/// or has sent.
+/// The part of a passed packet that must not change: all but the cookie of a packet that the VXLAN
+/// device gets, or has sent.
 fn kept(fixture: &Fixture, packet: &[u8]) -> Vec<u8> {
     if matches!(fixture.hook, Hook::Uplink | Hook::Egress { .. }) {
         without_cookie(packet)
@@ -35,8 +35,8 @@ fn kept(fixture: &Fixture, packet: &[u8]) -> Vec<u8> {
     }
 }
 
-/// How far the TCP checksum of a plain IPv4 frame is from right: the folded sum over all that it
-/// covers. 0xffff is right.
+/// The error of the TCP checksum of a plain IPv4 frame: the folded sum over all that it covers.
+/// 0xffff means that it is correct.
 fn residue(frame: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let segment = &frame[TCP..];
@@ -54,7 +54,7 @@ enum Harm {
 
 fn harm() -> impl Strategy<Value = Harm> {
     prop_oneof![
-        // Most of what decides is in the first bytes: outer and inner headers.
+        // Most bytes that decisions depend on are among the first: outer and inner headers.
         6 => (0_usize..130, any::<u8>()).prop_map(|(at, value)| Harm::Overwrite { at, value }),
         1 => (0_usize..160).prop_map(|len| Harm::Truncate { len }),
         1 => prop::collection::vec(any::<u8>(), 0..80).prop_map(|bytes| Harm::Extend { bytes }),
@@ -79,7 +79,7 @@ fn harmed(mut bytes: Vec<u8>, harms: &[Harm]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40_000))]
 
-    /// Nothing panics, and what is passed to the host stack is as it came.
+    /// Nothing panics, and packets are passed to the host stack unchanged.
     #[test]
     fn harmed_packets_break_nothing(pick: prop::sample::Index, harms in prop::collection::vec(harm(), 1..6)) {
         let fixture = pick.get(&FIXTURES);
@@ -90,7 +90,7 @@ proptest! {
         }
     }
 
-    /// Noise is no packet.
+    /// Random bytes cause no panic, and are passed unchanged or dropped.
     #[test]
     fn noise_breaks_nothing(pick: prop::sample::Index, noise in prop::collection::vec(any::<u8>(), 0..200)) {
         let fixture = pick.get(&FIXTURES);
@@ -100,8 +100,8 @@ proptest! {
         }
     }
 
-    /// A wrong checksum stays as wrong as it was: it is the receiver's to find, and a right one
-    /// stays right.
+    /// A wrong checksum stays as wrong as it was, so that the receiver detects it, and a correct
+    /// one stays correct.
     #[test]
     fn a_checksum_stays_as_right_or_wrong_as_it_was(
         pick: prop::sample::Index,
@@ -127,7 +127,7 @@ proptest! {
     }
 }
 
-/// Whether the fixture is a whole packet of TCP over plain IPv4 that is delivered to a task.
+/// Whether the fixture is a whole TCP packet over plain IPv4 that is delivered to a task.
 fn is_plain_delivery(fixture: &Fixture) -> bool {
     let input = &fixture.input;
     matches!(fixture.verdict, Verdict::Deliver { .. })

@@ -1,13 +1,14 @@
-//! Whether a tunnel packet may be taken from the member that it says it is from, and what the VXLAN
-//! device needs for that.
+//! Checks which member sent a tunnel packet, and prepares packets to and from the VXLAN device for
+//! that check.
 //!
-//! A member's packets bear a cookie, which userspace works out for each pair of nodes out of the
-//! members' secret and puts into the maps: programs only compare it and write it. It lies in bits
-//! that the VXLAN device doesn't accept when they are set (RFC 7348 calls them reserved), so it is
-//! taken off what is left to the device, and put on what the device sends, by [`egress`]. What the
-//! uplink's program has checked bears a mark on its way through the device, whose own program takes
-//! nothing else: the kernel's socket hands it packets of every interface, and of every address of
-//! the node. What the device sends bears the same mark as far as the uplink.
+//! A member's packets bear a cookie. Userspace derives it for each pair of nodes from the members'
+//! secret and writes it to the maps; programs only compare and copy it. It occupies bits that RFC
+//! 7348 reserves, and the VXLAN device rejects packets in which they are set. So programs clear it
+//! in packets that they leave to the device, and [`egress`] sets it in packets that the device
+//! sends. A packet that the uplink's program has checked bears a mark on its way through the
+//! device, whose own program accepts only such packets: the kernel's socket would hand it packets
+//! of every interface and of every address of the node. Packets that the device sends bear the same
+//! mark as far as the uplink.
 
 use super::{OUTER, dropped};
 use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_word};
@@ -17,7 +18,7 @@ use crate::parse::vxlan::{self, Vni};
 use crate::parse::{eth, ipv4, ipv6, transport};
 use crate::verdict::Fate;
 
-/// Why a packet with the tunnel's headers, from `peer`, is not taken; `None` if it is.
+/// Why a packet with the tunnel's headers, from `peer`, is refused; `None` if it is accepted.
 #[inline(always)]
 pub(super) fn refusal<P: Packet, L: Lookups>(packet: &P, lookups: &L, peer: &Address) -> Option<DropReason> {
     match lookups.peer(peer).and_then(|index| lookups.member(index)) {
@@ -27,7 +28,7 @@ pub(super) fn refusal<P: Packet, L: Lookups>(packet: &P, lookups: &L, peer: &Add
     }
 }
 
-/// Leaves a packet that was checked to the VXLAN device, and to its program.
+/// Passes a checked packet to the VXLAN device and its program.
 #[inline(always)]
 pub(super) fn to_device<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -43,9 +44,10 @@ pub(super) fn to_device<P: Packet, L: Lookups>(
     Fate::PASS
 }
 
-/// A packet of a task of the node with index `sender`, for a task of this node by its own address:
-/// the kernel finds its link. Without a bridge there are no tasks, and the host stack makes nothing
-/// of it, as it is addressed to no device of its.
+/// Forwards a packet from a task of the node with index `sender` to a task of this node, by their
+/// own addresses; the kernel finds the task's interface. Without a bridge there are no tasks: the
+/// packet is passed to the host stack, which discards it, as it is addressed to no device of the
+/// host.
 #[inline(always)]
 pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &Config, sender: u32) -> Fate {
     if config.tasks_ifindex == 0 {
@@ -66,8 +68,8 @@ pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &C
     Fate::route(config.tasks_ifindex)
 }
 
-/// What tells the two tasks apart that a packet is from and for, whatever else it holds; `None` if
-/// it is none of IP.
+/// The parts of source and destination address that identify the two tasks, see [`task_word`];
+/// `None` if the packet isn't IP.
 #[inline(always)]
 fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
     const IP: usize = eth::LEN;
@@ -84,16 +86,16 @@ fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
     }
 }
 
-/// TC on the egress of the VXLAN device: so that [`egress`] knows what the device sends from what
-/// others do, whose source address the host may have made its own (containers may send to any
-/// port).
+/// Entry of TC egress on the VXLAN device: marks the packet, so that [`egress`] can tell the
+/// device's packets from those of others (containers may send to any port, and the host may
+/// translate their source address to its own).
 #[inline(always)]
 pub fn device<P: Packet>(packet: &mut P) {
     packet.mark();
 }
 
-/// TC on the egress of an uplink: gives what the VXLAN device sends the cookie of the node that it
-/// goes to. What programs send bears one already.
+/// Entry of TC egress on an uplink: writes into packets of the VXLAN device the cookie of the node
+/// that they go to. Packets that programs encapsulated bear it already.
 #[inline(always)]
 pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
     if !packet.take_mark() {
@@ -108,14 +110,14 @@ pub fn egress<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) {
         return;
     }
     if let Some(vni) = vxlan::parse(packet, OUTER) {
-        // If the kernel refuses, the packet goes as it is, and the other node says why it doesn't
-        // take it.
+        // If the kernel refuses, the packet goes without a cookie, and the other node reports why
+        // it rejects it.
         packet.write_and_resum(OUTER, &vxlan::header(vni, node.cookie));
     }
 }
 
-/// Where a tunnel packet of this node's goes; `None` for any other packet, and for a fragment that
-/// has no headers of the tunnel.
+/// The node that a tunnel packet of this node goes to; `None` for any other packet, and for a
+/// fragment without the tunnel's headers.
 #[inline(always)]
 fn tunnel_destination<P: Packet>(packet: &P, config: &Config) -> Option<[u8; 4]> {
     const IP: usize = eth::LEN;

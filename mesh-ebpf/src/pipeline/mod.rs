@@ -1,27 +1,29 @@
-//! From packet to verdict: one entry function for each hook, joining parsing, lookups, selection
+//! From packet to fate: one entry function for each hook, which joins parsing, lookups, selection
 //! and rewriting.
 //!
-//! * [`xdp`]: uplink, XDP. Encapsulates for remote backends and takes replies out of the tunnel;
-//!   leaves local backends and all that is difficult to TC on the same uplink, which meets the same
-//!   flow.
-//! * [`uplink`]: uplink, TC ingress. The same for remote and local backends. Tunnel packets for
-//!   this node go on in [`decapsulate`].
-//! * [`device`], [`egress`]: VXLAN device and uplink, TC egress. What the device sends.
-//! * [`tunnel`]: VXLAN device, TC ingress. Requests for tasks of this node; replies for clients of
-//!   this node; what tasks of other nodes send to addresses of tasks here.
-//! * [`task`]: host-side veth of a task, TC ingress. The task's replies.
-//! * [`forwarded`]: uplink, TC egress. Remembers connections that the node forwards from a
-//!   published port; changes no packet.
+//! * [`xdp`]: uplink, XDP. Encapsulates requests for remote backends and decapsulates replies. It
+//!   passes packets for local backends and everything difficult to TC on the same uplink, which
+//!   finds the same flow.
+//! * [`uplink`]: uplink, TC ingress. Does the same for remote and local backends. Tunnel packets
+//!   for this node continue in [`decapsulate`].
+//! * [`device`], [`egress`]: VXLAN device and uplink, TC egress. Handle packets that the device
+//!   sends.
+//! * [`tunnel`]: VXLAN device, TC ingress. Handles requests for tasks of this node, replies for
+//!   clients of this node, and packets from tasks of other nodes to tasks here.
+//! * [`task`]: host-side veth of a task, TC ingress. Handles the task's replies.
+//! * [`forwarded`]: uplink, TC egress. Records connections that the node forwards from a published
+//!   port; changes no packet.
 //!
-//! What is rare or long has functions, and programs, of its own, in which those of the hooks
-//! continue (a program's stack has 512 bytes):
+//! Rare or long paths have functions and programs of their own, which the hooks' programs
+//! tail-call, as a program's stack has 512 bytes:
 //!
 //! * [`refuse`]: makes an ICMP error of a packet.
-//! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in there.
-//! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: likewise fragments.
+//! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
+//! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
 //!
-//! Traffic is counted by whoever forwards it, once, at the ingress node. Drops are counted where
-//! they are decided. Passed packets are the programs' to count: XDP leaves them to TC.
+//! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are
+//! counted where they are decided. The programs count passed packets, except those that XDP passes
+//! to TC.
 
 mod client_port;
 #[cfg(test)]
@@ -59,18 +61,18 @@ use crate::parse::{Segment, eth, icmp, vxlan};
 use crate::rewrite;
 use crate::verdict::{Answer, Fate};
 
-/// Where the VXLAN header of a tunnel packet is.
+/// Offset of the VXLAN header in a tunnel packet.
 const OUTER: usize = OVERHEAD - vxlan::LEN;
 
-/// The hook on an uplink that a packet is at. ICMP errors, which may be longer than what they
-/// answer, are left to TC.
+/// The hook of an uplink at which a packet is. ICMP errors, which may be longer than the packets
+/// that they answer, are left to TC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Xdp,
     Tc,
 }
 
-/// XDP on an uplink.
+/// Entry of XDP on an uplink.
 #[inline(always)]
 pub fn xdp<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
@@ -92,7 +94,7 @@ pub fn xdp<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     if vni.is_reply() { reply::forward_outer(packet, lookups, vni, At::Xdp) } else { Fate::PASS }
 }
 
-/// TC on the ingress of an uplink.
+/// Entry of TC ingress on an uplink.
 #[inline(always)]
 pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
@@ -111,24 +113,24 @@ pub fn uplink<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])
 }
 
-/// Where a packet of the tunnel came from, as the VXLAN device or its own outer headers tell.
+/// Where a tunnel packet came from, by the VXLAN device's metadata or by its own outer headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Outer source address.
+    /// Outer source address: the node that sent it.
     pub peer: [u8; 4],
-    /// Network identifier.
+    /// Network identifier of the packet.
     pub vni: Vni,
-    /// Whether the program of an uplink has checked that a member sent it.
+    /// Whether an uplink's program has checked that a member sent the packet.
     pub is_checked: bool,
 }
 
 impl Origin {
-    /// Of a packet that the program of an uplink has checked.
+    /// The origin of a packet that an uplink's program has checked.
     pub const fn checked(peer: [u8; 4], vni: Vni) -> Self {
         Self { peer, vni, is_checked: true }
     }
 
-    /// The peer's address.
+    /// The address of the node that sent the packet.
     #[inline(always)]
     const fn address(self) -> Address {
         Address::v4(self.peer)
@@ -141,7 +143,7 @@ impl Origin {
     }
 }
 
-/// TC on the ingress of the VXLAN device.
+/// Entry of TC ingress on the VXLAN device.
 #[inline(always)]
 pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let direction = direction_of(origin.vni);
@@ -167,7 +169,7 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     deliver_tunnelled(packet, lookups, config, &segment, origin)
 }
 
-/// A request out of the tunnel, for a task of this node.
+/// Delivers a request out of the tunnel to a task of this node.
 #[inline(always)]
 fn deliver_tunnelled<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -181,7 +183,7 @@ fn deliver_tunnelled<P: Packet, L: Lookups>(
     answer_refusal(packet, lookups, segment, fate, origin.peer)
 }
 
-/// TC on the ingress of a task's host-side veth.
+/// Entry of TC ingress on a task's host-side veth.
 #[inline(always)]
 pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     let Some(config) = lookups.config() else {
@@ -197,7 +199,8 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     answer_refused_reply(lookups, destination.by_device())
 }
 
-/// What becomes of a packet that is none of whole TCP or UDP.
+/// Dispatches a packet that is no whole TCP or UDP packet: fragments and ICMP errors to their
+/// tail-call programs, the rest to the host stack.
 #[inline(always)]
 fn dispatch_uncommon<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate {
     if fragment::is_fragment(packet) {
@@ -209,8 +212,8 @@ fn dispatch_uncommon<P: Packet>(packet: &P, error: Edge, fragment: Edge) -> Fate
     }
 }
 
-/// Continues the other programs ([`crate::abi::Edge::Refuse`]): makes an ICMP error of a packet
-/// that is counted already.
+/// Tail call [`crate::abi::Edge::Refuse`]: makes an ICMP error of a packet whose drop is counted
+/// already.
 #[inline(always)]
 pub fn refuse<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -249,17 +252,17 @@ fn direction_of(vni: Vni) -> Direction {
     if vni.is_reply() { Direction::Reply } else { Direction::Request }
 }
 
-/// Counts and returns a drop.
+/// Counts a drop and returns its fate.
 #[inline(always)]
 fn dropped<L: Lookups>(lookups: &L, reason: DropReason, direction: Direction) -> Fate {
     lookups.count_drop(reason, direction);
     Fate::dropped(reason)
 }
 
-/// The last step of every program: counts a refused packet, and has it answered by the way it came:
-/// through the tunnel of the node `back`, or, where that is 0.0.0.0, out of its interface. TCP that
-/// nobody takes gets its RST here, in one place, as that code is long; ICMP errors are made by a
-/// program of their own, see [`refuse`].
+/// The last step of every program: counts a refused packet and answers it by the way that it came,
+/// through the tunnel of the node `back`, or, if that is 0.0.0.0, by its interface. This is the one
+/// place that answers TCP with a RST, as that code is long. Another program makes ICMP errors, see
+/// [`refuse`].
 #[inline(always)]
 fn answer_refusal<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -281,7 +284,8 @@ fn answer_refusal<P: Packet, L: Lookups>(
     }
 }
 
-/// The same for what a task sends, which is refused for its size only.
+/// The last step for a task's packet, which is refused only for its size: counts it and has it
+/// answered with an ICMP error.
 #[inline(always)]
 fn answer_refused_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
     let Some(reason) = fate.refusal() else {
@@ -291,26 +295,27 @@ fn answer_refused_reply<L: Lookups>(lookups: &L, fate: Fate) -> Fate {
     Fate::answer(reason, [0; 4])
 }
 
-/// The fate of an answer.
+/// The fate of an answer that goes back to the node `back`, or, if that is 0.0.0.0, by its
+/// interface.
 #[inline(always)]
 fn send_back(back: [u8; 4]) -> Fate {
     if back == [0; 4] { Fate::BOUNCE } else { Fate::via_device(back, Vni::reply(0)) }
 }
 
-/// The packet's share of the traffic counters.
+/// What the packet adds to the traffic counters.
 #[inline(always)]
 fn packet_count<P: Packet>(packet: &P, segment: &Segment) -> PacketCount {
     PacketCount { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
-/// Whether the tunnel can't take the packet, and nobody may fragment it. What may be fragmented is,
-/// by the VXLAN device, in its outer packets.
+/// Whether the packet exceeds the tunnel's MTU and must not be fragmented. If it may be fragmented,
+/// the VXLAN device fragments its outer packets.
 #[inline(always)]
 fn is_too_big<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
     segment.ip.total_len > config.tunnel_mtu && segment.ip.dont_fragment && exceeds(packet, config, segment)
 }
 
-/// Whether the packet is longer than the tunnel takes. Of one that stands for several (segmentation
+/// Whether the packet exceeds the tunnel's MTU. For a packet that stands for several (segmentation
 /// offload) the size of those counts.
 #[inline(always)]
 fn exceeds<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {

@@ -1,5 +1,5 @@
-//! Random nights at the ingress node: clients, tasks and userspace act in any order, and what must
-//! always hold, holds.
+//! Property test of the ingress node: clients, tasks and userspace act in random order, and
+//! invariants hold after each step.
 
 use std::vec::Vec;
 
@@ -23,18 +23,18 @@ const PEER: &str = "10.77.0.12";
 const BACKENDS: u32 = 3;
 const CLIENTS: u16 = 4;
 
-/// One thing that happens.
+/// One step of a random run.
 #[derive(Clone, Debug)]
 enum Event {
-    /// A client's packet.
+    /// A client sends a packet.
     Request { client: u16, flags: u8 },
-    /// A task's packet for a client.
+    /// A task sends a packet to a client.
     Reply { client: u16, flags: u8 },
     /// Userspace gives the published port these backends.
     Publish { backends: Vec<u32> },
     /// Time passes, longer than a task may take to answer.
     Wait,
-    /// The service's owner changes its mode.
+    /// The user changes the service's mode.
     SetMode { mode: Mode },
     /// Userspace changes a backend's state.
     SetState { backend: u32, state: BackendState },
@@ -69,7 +69,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A node with all its backends on another.
+/// A node whose backends are all on another node.
 fn node() -> HostTables {
     let backend = Backend { node: 1, state: BackendState::Active as u8, ..Backend::default() };
     HostTables::new(Setup {
@@ -97,7 +97,8 @@ fn key(client: u16) -> FlowKey {
     }
 }
 
-/// A client's packet: forwarded to a living backend, and to that of its live flow, if it has one.
+/// Sends a client's packet and checks that it goes to a live backend, and to that of its live flow
+/// if it has one.
 fn request(tables: &HostTables, client: u16, flags: u8) -> Result<(), TestCaseError> {
     let before = tables.flows.established.borrow().get(&key(client)).map(|entry| entry.get());
     let packet =
@@ -124,7 +125,7 @@ fn reply(tables: &HostTables, client: u16, flags: u8) {
     tunnel(&mut Frame::new(packet), tables, Origin::checked(v4(PEER), Vni::reply(0)));
 }
 
-/// What holds between any two packets.
+/// Checks the invariants that hold between any two packets.
 fn check(tables: &HostTables) -> Result<(), TestCaseError> {
     let (half_open, established) = (tables.flows.half_open.borrow(), tables.flows.established.borrow());
     for key in half_open.keys() {

@@ -1,11 +1,10 @@
-//! Connections that this node began itself, from a port that is published: a container's, which the
-//! host translates to the node's address.
+//! Connections that this node began itself from a published port: a container's, whose address the
+//! host translates to the node's.
 //!
-//! What comes back for such a connection looks like a client's packet for the published port, and
-//! no socket of the host owns it. So the uplink's egress hook remembers it as a flow
-//! ([`flow_event::OUTGOING`]) in the table that the ingress hooks look into anyway: a reply belongs
-//! to who began, and nothing else costs more than before. A client's flow of the same name that is
-//! there already stays.
+//! Replies to such a connection look like a client's packets for the published port, and no socket
+//! of the host owns it. So the uplink's egress hook stores it as a flow ([`flow_event::OUTGOING`])
+//! in the table that the ingress hooks search anyway: they pass its replies to the host stack, and
+//! nothing else gets slower. A client's flow with the same key that exists already is kept.
 
 use super::flow_ref::{self, FlowRef};
 use crate::abi::{Direction, Flow, FlowKey, Mac, ServiceKey, VipId, flow_event};
@@ -14,7 +13,7 @@ use crate::lookups::{FlowTable, Lookups};
 use crate::packet::Packet;
 use crate::parse::Segment;
 
-/// TC on the egress of an uplink: a packet that this node forwards.
+/// Entry of TC egress on an uplink for a packet that this node forwards: records its connection.
 #[inline(always)]
 pub fn forwarded<P: Packet, L: Lookups>(packet: &P, lookups: &L) {
     if lookups.config().is_none() {
@@ -32,7 +31,7 @@ pub fn forwarded<P: Packet, L: Lookups>(packet: &P, lookups: &L) {
     }
 }
 
-/// The flow that the packet's answers will name.
+/// The key that the packet's replies will have.
 #[inline(always)]
 fn key(segment: &Segment, address_index: u32) -> FlowKey {
     FlowKey {
@@ -43,7 +42,7 @@ fn key(segment: &Segment, address_index: u32) -> FlowKey {
     }
 }
 
-/// Notes a packet of a connection of this node's, or the connection.
+/// Records a packet of this node's own connection; creates the flow if there is none.
 #[inline(always)]
 fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, key: &FlowKey) {
     let (flags, now_ns) = (segment.transport.flags, lookups.now_ns());
@@ -65,8 +64,8 @@ fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, k
         }
         lookups.flows().forget(key);
     }
-    // A connection that is older than mesh, or was forgotten, goes on with any packet; one that is
-    // ending needs no memory.
+    // A connection that is older than mesh, or whose flow was evicted, is stored at any packet,
+    // unless the packet ends it.
     if !(segment.is_udp() || flags.is_opening() || flags.is_plain()) {
         return;
     }
@@ -80,12 +79,13 @@ fn remember<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, k
         client_mac: Mac::NONE,
         node_mac: Mac::NONE,
     };
-    // In a table without room for it the connection is as badly off as it would be without this.
+    // If the table has no room, the connection works as it would without this function.
     let _opened = lookups.flows().open(key, &flow);
 }
 
-/// Whether a packet from outside belongs to a connection of this node's, which the host stack
-/// knows. `false` if that has ended and the packet begins a client's flow of the same name.
+/// Whether a packet from outside belongs to this node's own connection, which the host stack
+/// handles. `false` if that connection has ended and the packet begins a client's flow with the
+/// same key.
 #[inline(always)]
 pub(super) fn owns<L: Lookups>(
     lookups: &L,

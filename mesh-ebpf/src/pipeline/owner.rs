@@ -1,12 +1,15 @@
-//! The backend role: requests reach the task with their destination translated, its replies leave
-//! with their source translated back. This is the only place with translation state, one entry a
-//! flow.
+//! The owner's role, at the node that runs the task: translates the destination of requests to the
+//! task, and the source of its replies back. Only this role has translation state, one entry
+//! for each flow.
 //!
-//! A request carries all that its entry is made of, so a lost entry is made again from any packet
-//! of the client: a half-open one, until the task has sent something that confirms that there is
-//! such a connection. Requests for a backend that is not here: a new connection is dropped, as this
-//! node's table may be a moment behind that of the ingress node and the client tries again;
-//! anything else, and whatever is for a backend that is down, gets a RST by the way it came.
+//! A request carries everything that its entry consists of, so any packet of the client restores a
+//! lost entry: as a half-open one, until the task has sent a segment that confirms that the
+//! connection exists.
+//!
+//! If the backend of a request is not on this node, a new connection is dropped: this node's mesh
+//! table may be a moment behind that of the ingress node, and the client retransmits its SYN. Any
+//! other packet, and any packet for a backend that is down, is answered by a RST by the way that it
+//! came.
 
 use super::client_port::port_at_task;
 use super::flow_ref;
@@ -24,21 +27,21 @@ use crate::parse::{Segment, ipv4, ipv6};
 use crate::rewrite::{self, Side, Translation};
 use crate::verdict::{Destination, Fate};
 
-/// How a request came to the task's node.
+/// The way by which a request reached the task's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// By this node's own uplink.
+    /// By an uplink of this node, which is the ingress node.
     Uplink,
-    /// Through the tunnel.
+    /// Through the tunnel, from another node.
     Node {
-        /// From this node.
+        /// IPv4 address of the ingress node.
         peer: [u8; 4],
-        /// Which asks to answer the client directly.
+        /// Whether the ingress node asks to answer the client directly.
         is_dsr: bool,
     },
 }
 
-/// A request for a task of this node.
+/// Translates a request for a task of this node and delivers it.
 #[inline(always)]
 pub(super) fn deliver<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -48,7 +51,7 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     id: u32,
     source: &Source,
 ) -> Fate {
-    // Not by `backend_for`: the verifier loses an address that is chosen by the packet's version
+    // Not by `backend_for`: the verifier loses track of an address that is chosen by the IP version
     // twice.
     let backend = match lookups.backend(id) {
         Some(backend) if backend.is_alive() && backend.is_local() => backend,
@@ -80,7 +83,8 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     }
 }
 
-/// The backend with this id, if it is here, alive, and has an address of the packet's version.
+/// The backend with this id, if it is on this node, live, and has an address of the packet's IP
+/// version.
 #[inline(always)]
 pub(super) fn backend_for<'a, L: Lookups>(lookups: &'a L, segment: &Segment, id: u32) -> Option<&'a Backend> {
     let backend = lookups.backend(id)?;
@@ -88,13 +92,13 @@ pub(super) fn backend_for<'a, L: Lookups>(lookups: &'a L, segment: &Segment, id:
     if backend.is_alive() && backend.is_local() && !address.is_none() { Some(backend) } else { None }
 }
 
-/// Whether the backend's service has this client.
+/// Whether the allow-list of the backend's published port, if it has one, contains this client.
 #[inline(always)]
 pub(super) fn is_allowed<L: Lookups>(lookups: &L, backend: &Backend, client: &Address) -> bool {
     backend.flags & backend_flag::ALLOW_LIST == 0 || lookups.is_allowed(backend.service_index, client)
 }
 
-/// A request whose backend is not here, or not any more.
+/// The fate of a request whose backend is not on this node, or no longer live.
 #[inline(always)]
 fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backend>) -> Fate {
     let is_down = backend.is_some_and(|backend| backend.state == BackendState::Down as u8);
@@ -104,7 +108,7 @@ fn turn_away<L: Lookups>(lookups: &L, segment: &Segment, backend: Option<&Backen
     Fate::refuse(DropReason::BackendGone)
 }
 
-/// The entry that this packet would make.
+/// The translation that this packet would create.
 #[inline(always)]
 fn fresh_entry<P: Packet, L: Lookups>(
     packet: &P,
@@ -131,7 +135,8 @@ fn fresh_entry<P: Packet, L: Lookups>(
             | if is_to_answer_directly(lookups, segment, source) { flow_event::DSR } else { 0 },
         uplink: match source {
             Source::Uplink => packet.ifindex(),
-            // Whether or not it came by that: the way may change from packet to packet.
+            // The VXLAN device, even if this packet was decapsulated by a program: the way may
+            // change from packet to packet.
             Source::Node { .. } => config.tunnel_ifindex,
         },
         client_mac,
@@ -141,15 +146,15 @@ fn fresh_entry<P: Packet, L: Lookups>(
     })
 }
 
-/// Whether the ingress node asks for a direct answer, and the client is elsewhere. A client of this
-/// node's (its host, a container behind the node's address, the task itself) is not to be reached
-/// by an uplink: it is answered by the way that it came.
+/// Whether the ingress node asks for a direct answer and the client is elsewhere. A client on this
+/// node (its host, a container behind the node's address, the task itself) can't be reached by an
+/// uplink: it is answered by the way that its packets came.
 #[inline(always)]
 fn is_to_answer_directly<L: Lookups>(lookups: &L, segment: &Segment, source: &Source) -> bool {
     matches!(source, Source::Node { is_dsr: true, .. }) && lookups.address_index(&segment.ip.source).is_none()
 }
 
-/// Whether replies go back to the ingress node.
+/// Whether replies go back to the ingress node through the tunnel.
 #[inline(always)]
 fn answers_by_tunnel(config: &Config, nat: &Nat) -> bool {
     !nat.via.is_none() && !answers_directly(config, nat)
@@ -162,7 +167,7 @@ fn answers_directly(config: &Config, nat: &Nat) -> bool {
     nat.events & flow_event::DSR != 0 && config.uplink_ifindex != 0
 }
 
-/// Addresses the request to the task.
+/// Rewrites the request's headers for the task.
 #[inline(always)]
 fn rewrite_request<P: Packet>(
     packet: &mut P,
@@ -180,7 +185,7 @@ fn rewrite_request<P: Packet>(
     rewrite::set_macs(packet, backend.task_mac, node_mac)
 }
 
-/// Lowers the MSS that a SYN or SYN-ACK announces to what fits the tunnel.
+/// Lowers the MSS that a SYN or SYN-ACK announces to one whose packets fit the tunnel.
 #[inline(always)]
 fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
     if !segment.transport.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
@@ -190,8 +195,8 @@ fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> O
     rewrite::clamp_mss(packet, &segment.transport, config.tunnel_mss.saturating_sub(longer))
 }
 
-/// What a task of this node sends: a reply, if there is an entry for it; its own business
-/// otherwise.
+/// Handles a packet that a task of this node sends: a reply if there is a translation for it, else
+/// traffic of its own, which is passed.
 #[inline(always)]
 pub(super) fn answer<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -232,8 +237,8 @@ pub(super) fn answer<P: Packet, L: Lookups>(
     }
 }
 
-/// Notes and counts a reply for a client of this node's; `false` if the client's connection has
-/// left this task.
+/// Records and counts a reply for a client of this node; `false` if the client's connection has
+/// moved to another task.
 #[inline(always)]
 fn account<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, nat: &Nat) -> bool {
     let Some(address_index) = lookups.address_index(&nat.vip) else {
@@ -248,7 +253,7 @@ fn account<P: Packet, L: Lookups>(packet: &P, lookups: &L, segment: &Segment, na
     reply::account_local(packet, lookups, segment, &key, nat.backend)
 }
 
-/// Translates a reply, and does all else that its way back to the client asks for.
+/// Rewrites a reply's headers for its way back to the client.
 #[inline(always)]
 fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat: &Nat) -> Option<()> {
     let to = Translation {
@@ -258,7 +263,7 @@ fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat:
         client_port_be: nat.client_port_be,
     };
     if !nat.via.is_none() {
-        // The client's packets come through the tunnel, whichever way these go.
+        // The client's packets come through the tunnel, whichever way these replies go.
         clamp_mss(packet, config, segment)?;
         return rewrite::translate(packet, segment, &to);
     }
@@ -266,7 +271,7 @@ fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat:
     rewrite::set_macs(packet, nat.client_mac, nat.node_mac)
 }
 
-/// Where what a task sends to the client goes.
+/// Where a task's packet for the client goes.
 #[inline(always)]
 pub(super) fn way_back<L: Lookups>(lookups: &L, config: &Config, nat: &Nat) -> Destination {
     if nat.via.is_none() {

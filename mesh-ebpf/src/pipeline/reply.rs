@@ -1,4 +1,4 @@
-//! The ingress role on the way back: a reply out of the tunnel goes to the client.
+//! The ingress role for replies: forwards a reply out of the tunnel to the client.
 
 use super::flow_ref::{self, FlowRef};
 use super::{At, dropped, guard, packet_count};
@@ -10,8 +10,8 @@ use crate::parse::vxlan::{OVERHEAD, Vni};
 use crate::rewrite;
 use crate::verdict::Fate;
 
-/// The packet still has its outer headers. What XDP can't send out of the same uplink is left to
-/// TC, and what TC can't take out of the tunnel to the VXLAN device.
+/// Handles a reply that still has its outer headers. XDP passes what it can't send out of the same
+/// uplink to TC, and TC passes what it can't decapsulate to the VXLAN device.
 #[inline(always)]
 pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, vni: Vni, at: At) -> Fate {
     let Some(segment) = Segment::parse(packet, OVERHEAD) else {
@@ -42,8 +42,9 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
     }
 }
 
-/// Whether the packet is one that only the VXLAN device can take out of the tunnel, or may follow
-/// one: such a packet waits there for a moment, and must not be overtaken.
+/// Whether the VXLAN device must decapsulate this packet: because only it can, or because it may
+/// have an earlier packet of the flow. Such a packet waits in the device for a moment and must not
+/// be overtaken.
 #[inline(always)]
 fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>) -> bool {
     let is_marked = flow.value().events & flow_event::SEGMENTED != 0;
@@ -54,7 +55,7 @@ fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>)
     is_segmented || is_marked
 }
 
-/// TC on the VXLAN device, which has taken the outer headers off.
+/// Handles a reply that the VXLAN device has decapsulated, in TC.
 #[inline(always)]
 pub(super) fn forward<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -79,15 +80,16 @@ pub(super) fn forward<P: Packet, L: Lookups>(
     }
 }
 
-/// Whether `sender` (0: it isn't told) is a backend that the connection has left: its repeated SYN
-/// went to another, and an answer of the first one's, come late, would be confirmed to the other,
-/// which knows nothing of it. A datagram answers a question, whoever sends it.
+/// Whether the reply comes from a backend, `sender` (0: not given), that the connection has left:
+/// the client's retransmitted SYN went to another backend. The client would acknowledge the first
+/// backend's late SYN-ACK, and the acknowledgement would go to the other, which knows nothing of
+/// it. A datagram is never stale: it answers a request, whoever sends it.
 #[inline(always)]
 fn is_stale(segment: &Segment, backend: u32, sender: u32) -> bool {
     !segment.is_udp() && sender != 0 && sender != backend
 }
 
-/// Keeps what the task's node tells of the backend's load, if anything.
+/// Stores the load that the reply carries, if any.
 #[inline(always)]
 fn keep_load<L: Lookups>(lookups: &L, backend: u32, vni: Vni) {
     if vni.load() != 0 {
@@ -95,8 +97,8 @@ fn keep_load<L: Lookups>(lookups: &L, backend: u32, vni: Vni) {
     }
 }
 
-/// The reply of a task of this node, the backend `sender`: notes and counts it. `false` if the
-/// connection has left it.
+/// Records and counts a reply of a task of this node, the backend `sender`; `false` if the
+/// connection has left that backend.
 #[inline(always)]
 pub(super) fn account_local<P: Packet, L: Lookups>(
     packet: &P,
@@ -115,7 +117,7 @@ pub(super) fn account_local<P: Packet, L: Lookups>(
     true
 }
 
-/// Notes the reply on its flow, and counts it.
+/// Records the reply in its flow, and counts it.
 #[inline(always)]
 fn account<P: Packet, L: Lookups>(
     packet: &P,
@@ -155,7 +157,7 @@ fn account<P: Packet, L: Lookups>(
     }
 }
 
-/// The flow that a reply, its source already the published port, belongs to.
+/// The key of the flow that a reply belongs to; its source is already the published port.
 #[inline(always)]
 fn key<L: Lookups>(lookups: &L, segment: &Segment) -> Option<FlowKey> {
     let address_index = lookups.address_index(&segment.ip.source)?;

@@ -1,5 +1,5 @@
-//! A flood of SYNs as the ingress node lives through it: who is remembered when, and that every
-//! client's packets reach one backend.
+//! Tests of the ingress node in a SYN flood: which packets create flows, and that all packets of a
+//! client reach one backend.
 
 use std::vec::Vec;
 
@@ -21,7 +21,7 @@ const PEER: &str = "10.77.0.12";
 const UPLINK: u32 = 7;
 const RATE: u32 = 4;
 
-/// A node whose backends, four of them, are on another; it remembers one SYN at once.
+/// A node whose four backends are on another node; the guard lets one SYN create a flow at a time.
 fn node(policy: Policy, mode: Mode) -> HostTables {
     let backend = Backend { node: 1, state: BackendState::Active as u8, ..Backend::default() };
     let service = Service { slot_count: 4, policy: policy as u8, mode: mode as u8, ..Service::default() };
@@ -51,7 +51,7 @@ fn key(client: u16) -> FlowKey {
     }
 }
 
-/// Where a packet of this client goes; 0: nowhere.
+/// The backend that a packet of this client is sent to; 0: none.
 fn request(tables: &HostTables, client: u16, flags: u8) -> u32 {
     let packet = TcpBuilder::new(&std::format!("10.77.0.1:{client}"), "10.77.0.11:80").flags(flags).build();
     match uplink(&mut Frame::new(packet), tables).verdict() {
@@ -70,7 +70,7 @@ fn events(tables: &HostTables, client: u16) -> Option<u32> {
     tables.flows.find(&key(client)).map(|(flow, _)| flow.get().events)
 }
 
-/// Has SYNs sent until they aren't remembered any more.
+/// Sends SYNs until they create no flows any more.
 fn flood(tables: &HostTables) {
     for client in 1..100 {
         request(tables, client, Flags::SYN);

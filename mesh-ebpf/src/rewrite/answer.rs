@@ -1,5 +1,5 @@
-//! Answers to packets that are not forwarded: a RST for TCP that nobody takes, an ICMP error for
-//! all else. The answer takes the packet's place, with the ends exchanged.
+//! Answers to packets that are not forwarded: a RST for TCP, an ICMP error for the rest. The answer
+//! is built in the packet's place, with source and destination exchanged.
 
 use super::headers::{ipv4_header, ipv6_header};
 use super::set_macs;
@@ -9,11 +9,11 @@ use crate::packet::Packet;
 use crate::parse::tcp::Flags;
 use crate::parse::{Segment, eth, fragment, icmp, ip, ipv4, ipv6, tcp};
 
-/// Bytes that a packet must have for [`Packet::drop_pending_checksum`].
+/// The least length of a packet for [`Packet::drop_pending_checksum`].
 const DROPPABLE: u32 = 1000;
 
-/// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). Nothing answers
-/// others.
+/// Turns a TCP packet into the RST that answers it (RFC 9293, section 3.10.7.1). `None` for UDP and
+/// for a RST, which must not be answered by a RST.
 #[inline(always)]
 pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option<()> {
     let (ip, transport) = (&segment.ip, &segment.transport);
@@ -24,7 +24,7 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     let is_pending = packet.is_checksum_pending(transport.checksum().offset)?;
     let pseudo = csum::pseudo_header(&ip.destination, &ip.source, ip.protocol, tcp::LEN as u32);
     let sum = csum::fold(pseudo);
-    // A checksum that the device is to finish holds the sum over the pseudo header so far.
+    // A checksum that the device will finish holds the sum over the pseudo header.
     let checksum = if is_pending { sum } else { !csum::fold(u32::from(sum) + csum::sum(&tcp)) };
     let [high, low] = checksum.to_be_bytes();
     tcp[tcp::CHECKSUM] = high;
@@ -33,8 +33,8 @@ pub fn answer_with_reset<P: Packet>(packet: &mut P, segment: &Segment) -> Option
     packet.write_and_resum(ip.offset + ip.base_len(), &tcp)
 }
 
-/// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`,
-/// without checksum.
+/// The RST that answers `segment`, whose sequence and acknowledgement numbers are `numbers`;
+/// without a checksum.
 #[inline(always)]
 fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
     let transport = &segment.transport;
@@ -53,8 +53,7 @@ fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
     [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, 0x50, control, 0, 0, 0, 0, 0, 0]
 }
 
-/// Turns the packet into the ICMP error that answers it, with its own headers quoted (RFC 792, RFC
-/// 4443).
+/// Turns the packet into the ICMP error that answers it and quotes its headers (RFC 792, RFC 4443).
 #[inline(always)]
 pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
     let pending_at = Some(segment.transport.checksum().offset);
@@ -79,7 +78,7 @@ pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &i
     }
 }
 
-/// The same for a first fragment, with this IP header.
+/// Turns a first fragment with this IP header into the ICMP error that answers it.
 #[inline(always)]
 pub fn answer_fragment_with_error<P: Packet>(
     packet: &mut P,
@@ -96,13 +95,13 @@ pub fn answer_fragment_with_error<P: Packet>(
     }
 }
 
-/// The same, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
+/// Builds the ICMP error, quoting `QUOTE` bytes; `pseudo` is the sum over the pseudo header.
 ///
-/// Where the device has yet to finish the checksum of the packet that is answered, at `pending_at`
-/// (never that of a fragment), it will do so all the same, at the place of that packet's checksum:
-/// in the quotation for TCP, in the ICMP header for UDP. It sums the ICMP message, whose own
-/// checksum is right already: to arrive at the bytes written there it must find the sum over the
-/// pseudo header in their place.
+/// If the device still has to finish the checksum of the answered packet, at `pending_at` (`None`
+/// for a fragment, which has none), it will do so in the answer too, at the same offset: that is in
+/// the quotation for TCP, and in the ICMP header for UDP. It sums the ICMP message, whose own
+/// checksum is already correct, so the result is what it finds there only if that is the sum over
+/// the pseudo header.
 #[inline(always)]
 fn quote<const QUOTE: usize, P: Packet>(
     packet: &mut P,
@@ -117,9 +116,9 @@ fn quote<const QUOTE: usize, P: Packet>(
         Some(at) => packet.is_checksum_pending(at)?,
         None => false,
     };
-    // For UDP that place is in the ICMP header, where the MTU is; and a checksum that no device
-    // finishes, as between virtual ones, stays as it is seeded. What is big enough to be too big is
-    // rid of it instead.
+    // For UDP that offset is in the ICMP header, where the MTU is. And a checksum that no device
+    // finishes, as between virtual ones, keeps its seed. A packet that is large enough to be too
+    // big gets rid of the pending checksum instead.
     let is_pending = is_pending && !(ip.total_len >= DROPPABLE && packet.drop_pending_checksum().is_some());
     let [r0, r1, r2, r3] = rest;
     let mut header = [kind, code, 0, 0, r0, r1, r2, r3];
@@ -137,7 +136,7 @@ fn quote<const QUOTE: usize, P: Packet>(
     }
 }
 
-/// Gives the packet this length, and the headers of an answer in front of it.
+/// Sets the packet's length and writes the headers of an answer in front of it.
 #[inline(always)]
 fn turn_around<P: Packet>(packet: &mut P, ip: &ip::Header, protocol: u8, payload_len: usize) -> Option<()> {
     let (source, destination) =

@@ -1,15 +1,15 @@
-//! IP headers of packets that begin here.
+//! IP headers of packets that this node creates.
 
 use crate::abi::Address;
 use crate::csum;
 use crate::parse::{ipv4, ipv6};
 
-/// Time to live.
+/// TTL or hop limit of these packets.
 const TTL: u8 = 64;
-/// "Don't fragment", no offset.
+/// Flags and fragment offset of these packets: "don't fragment", no offset.
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0x00];
 
-/// A complete IPv4 header.
+/// Builds a complete IPv4 header.
 #[inline(always)]
 pub(super) fn ipv4_header(
     total_len: u16,
@@ -27,7 +27,7 @@ pub(super) fn ipv4_header(
     header
 }
 
-/// A complete IPv6 header.
+/// Builds a complete IPv6 header.
 #[inline(always)]
 pub(super) fn ipv6_header(
     payload_len: u16,

@@ -1,5 +1,5 @@
-//! Changes to packets: address translation, of packets and of those that ICMP errors quote, MSS
-//! clamping, the outer headers of the tunnel, and the answers to packets that are not forwarded.
+//! Changes to packets: address translation of packets and of those that ICMP errors quote, MSS
+//! clamping, the tunnel's outer headers, and answers to packets that are not forwarded.
 
 mod answer;
 mod headers;
@@ -16,32 +16,32 @@ use crate::packet::{Covered, Packet};
 use crate::parse::transport::{DESTINATION_PORT, SOURCE_PORT};
 use crate::parse::{Segment, eth, ip, ipv4, ipv6, tcp, transport};
 
-/// TCP options looked through for the MSS; more than any stack sends.
+/// The number of TCP options that are searched for the MSS; more than any stack sends.
 const OPTIONS_MAX: usize = 10;
 
-/// Which end of a packet a translation gives another address.
+/// Which address of a packet a translation replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Source: SNAT.
+    /// The source address: SNAT.
     Source,
-    /// Destination: DNAT.
+    /// The destination address: DNAT.
     Destination,
 }
 
 /// A translation of one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// The end that changes.
+    /// The side whose address and port are replaced.
     pub side: Side,
-    /// Its new address, of the packet's version.
+    /// The new address, of the packet's IP version.
     pub address: Address,
-    /// Its new port.
+    /// The new port of that side.
     pub port_be: Be16,
-    /// The port of the other end, the client's; mostly as it was.
+    /// The port of the other side, the client's; mostly unchanged.
     pub client_port_be: Be16,
 }
 
-/// Translates the packet and takes one hop off its time to live, which must not be 0.
+/// Translates the packet and decrements its TTL, which must not be 0.
 #[inline(always)]
 pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation) -> Option<()> {
     let (ip, transport) = (&segment.ip, &segment.transport);
@@ -65,7 +65,7 @@ pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation)
     Some(())
 }
 
-/// Replaces an address of the IPv4 header, and takes one hop off.
+/// Replaces an address of the IPv4 header and decrements the TTL.
 #[inline(always)]
 fn translate_ipv4<P: Packet>(
     packet: &mut P,
@@ -87,8 +87,8 @@ fn translate_ipv4<P: Packet>(
     packet.write_bytes(ip.offset + at, &new)
 }
 
-/// Replaces an address of the IPv6 header, for which the checksum of the transport accounts, and
-/// takes one hop off.
+/// Replaces an address of the IPv6 header and decrements the hop limit. The caller updates the
+/// transport checksum.
 #[inline(always)]
 fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, side: Side, new: &Address) -> Option<()> {
     let at = match side {
@@ -99,9 +99,8 @@ fn translate_ipv6<P: Packet>(packet: &mut P, ip: &ip::Header, side: Side, new: &
     packet.write_bytes(ip.offset + at, &new.0)
 }
 
-/// Translates an address of a packet without transport header, a later fragment, and takes one hop
-/// off its time to live, which must not be 0. The checksum that covers the address is in the first
-/// one.
+/// Replaces an address of a later fragment, which has no transport header, and decrements its TTL,
+/// which must not be 0. The checksum that covers the address is in the first fragment.
 #[inline(always)]
 pub fn translate_address<P: Packet>(
     packet: &mut P,
@@ -166,7 +165,7 @@ pub fn clamp_mss<P: Packet>(packet: &mut P, header: &transport::Header, mss_max:
 }
 
 /// Replaces the MSS at `at`. At an odd offset its bytes belong to two words of the checksum, which
-/// comes to the same as one word with the bytes swapped.
+/// has the same effect as one word with the bytes swapped.
 #[inline(always)]
 fn replace_mss<P: Packet>(
     packet: &mut P,

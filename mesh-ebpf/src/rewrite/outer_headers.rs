@@ -1,4 +1,4 @@
-//! The outer headers of the tunnel.
+//! The outer headers of tunnel packets.
 
 use super::headers::ipv4_header;
 use super::set_macs;
@@ -7,29 +7,29 @@ use crate::packet::Packet;
 use crate::parse::vxlan::{self, SOURCE_PORT_MAX, SOURCE_PORT_MIN, Vni};
 use crate::parse::{eth, ipv4, udp};
 
-/// Both ends of the tunnel.
+/// The fields of a tunnel packet's outer headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OuterHeaders {
-    /// Next hop.
+    /// MAC address of the next hop.
     pub destination_mac: Mac,
-    /// This node's uplink.
+    /// MAC address of this node's uplink.
     pub source_mac: Mac,
-    /// This node.
+    /// IPv4 address of this node.
     pub source: [u8; 4],
-    /// The other node.
+    /// IPv4 address of the other node.
     pub destination: [u8; 4],
-    /// See [`tunnel_source_port`].
+    /// Outer UDP source port, see [`tunnel_source_port`].
     pub source_port_be: Be16,
-    /// UDP port of the tunnel.
+    /// UDP destination port of the tunnel.
     pub port_be: Be16,
-    /// What the other node is told.
+    /// The VNI, which tells the other node what the packet is for.
     pub vni: Vni,
-    /// What tells it that a member speaks; 0: nothing.
+    /// The cookie by which the other node recognises a member; 0: none.
     pub cookie: u32,
 }
 
-/// Writes the outer headers into the room in front of a frame ([`Packet::push_outer`]) whose IP
-/// packet has `inner_len` bytes. The frame stays as it is and becomes the inner one.
+/// Writes the outer headers into the room that [`Packet::push_outer`] made in front of a frame
+/// whose IP packet has `inner_len` bytes. The frame becomes the inner one, unchanged.
 #[inline(always)]
 pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &OuterHeaders) -> Option<()> {
     const IP: usize = eth::LEN;
@@ -49,9 +49,9 @@ pub fn write_outer<P: Packet>(packet: &mut P, inner_len: u32, outer: &OuterHeade
     packet.write_and_resum(UDP, &[s0, s1, d0, d1, l0, l1, 0, 0, f, c0, c1, c2, v0, v1, v2, c3])
 }
 
-/// Outer source port: the same for a flow, spread over flows, so that the network between balances
-/// them. Where the kernel knows the flow it is the port that its VXLAN device would choose, as the
-/// rest of the flow may go by that.
+/// The outer source port: constant for a flow and spread over flows, so that the network balances
+/// flows over its paths. If the kernel knows the flow, it is the port that its VXLAN device would
+/// choose, as other packets of the flow may go through that.
 #[inline(always)]
 pub fn tunnel_source_port<P: Packet>(packet: &P, client: &Address, client_port_be: Be16) -> Be16 {
     const PORTS: u64 = (SOURCE_PORT_MAX - SOURCE_PORT_MIN) as u64;

@@ -1,5 +1,5 @@
-//! ICMP errors on their way to an end of a flow: translated like the flow's packets, and the packet
-//! that they quote, which went the other way, with them.
+//! Translation of ICMP errors: the error like a packet of its flow, and the packet that it quotes,
+//! which went the other way, inversely.
 
 use super::{Side, Translation, translate_ipv4, translate_ipv6};
 use crate::abi::{Address, protocol};
@@ -8,9 +8,8 @@ use crate::packet::{Covered, Packet};
 use crate::parse::icmp::Error;
 use crate::parse::{ipv4, ipv6, tcp, udp};
 
-/// Translates the error, whose end `to` names, and in the quoted packet the opposite one. `to`'s
-/// ports are those of the quoted packet. Takes one hop off the error's time to live, which must not
-/// be 0.
+/// Translates one side of the error, `to.side`, and the opposite side of the quoted packet. The
+/// ports of `to` are those of the quoted packet. Decrements the error's TTL, which must not be 0.
 #[inline(always)]
 pub fn translate_error<P: Packet>(packet: &mut P, error: &Error, to: &Translation) -> Option<()> {
     let (ip, quote) = (&error.header(), &error.quote);
@@ -22,7 +21,7 @@ pub fn translate_error<P: Packet>(packet: &mut P, error: &Error, to: &Translatio
         translate_ipv6(packet, ip, to.side, &to.address)?;
         packet.patch_pseudo_header(error.checksum(), &old, &to.address)?;
     } else {
-        // ICMP for IPv4 has no pseudo header.
+        // ICMP for IPv4 has no pseudo header in its checksum.
         translate_ipv4(packet, ip, to.side, old.v4_octets(), to.address.v4_octets())?;
     }
     let old_ports = packet.read_bytes::<4>(quote.transport())?;
@@ -37,7 +36,8 @@ pub fn translate_error<P: Packet>(packet: &mut P, error: &Error, to: &Translatio
     packet.write_bytes(quote.transport(), &ports)
 }
 
-/// Replaces an address of the quoted IP header. For IPv4 the header's own checksum makes up for it.
+/// Replaces an address of the quoted IP header. For IPv4 that header's own checksum makes up for
+/// the change.
 #[inline(always)]
 fn replace_quoted_address<P: Packet>(
     packet: &mut P,
@@ -72,7 +72,7 @@ fn replace_quoted_address<P: Packet>(
     packet.write_bytes(at + place, &to.address.0)
 }
 
-/// Corrects the checksum of the quoted transport header, if that much is quoted.
+/// Updates the checksum of the quoted transport header, if the quotation contains it.
 #[inline(always)]
 fn replace_quoted_checksum<P: Packet>(
     packet: &mut P,
