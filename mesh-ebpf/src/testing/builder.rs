@@ -1,4 +1,5 @@
-//! A fluent builder of TCP and UDP packets of either IP version, whole and with right checksums.
+//! A fluent builder of TCP and UDP packets of either IP version, complete and with correct
+//! checksums.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::vec::Vec;
@@ -9,15 +10,15 @@ use crate::parse::tcp::Flags;
 use crate::parse::vxlan::{self, OVERHEAD, Vni};
 use crate::parse::{eth, ipv4};
 
-/// The octets of an address in dotted form.
+/// The octets of an IPv4 address in dotted form.
 ///
 /// # Panics
-/// If it is none: test data is wrong.
+/// If it is no IPv4 address: test data is wrong.
 pub fn v4(address: &str) -> [u8; 4] {
     address.parse::<Ipv4Addr>().expect("IPv4 address in test data").octets()
 }
 
-/// A TCP packet to be; or one of UDP, see [`TcpBuilder::udp`].
+/// Builds a TCP packet, or a UDP packet, see [`TcpBuilder::udp`].
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct TcpBuilder {
@@ -38,7 +39,7 @@ pub struct TcpBuilder {
 }
 
 impl TcpBuilder {
-    /// From `source` to `destination`, both `address:port`.
+    /// A packet from `source` to `destination`, both `address:port`.
     ///
     /// # Panics
     /// If one is malformed: test data is wrong.
@@ -61,81 +62,81 @@ impl TcpBuilder {
         }
     }
 
-    /// A datagram of UDP instead; what is particular to TCP is ignored.
+    /// Makes it a UDP datagram; TCP's own fields are ignored.
     pub const fn udp(mut self) -> Self {
         self.is_udp = true;
         self
     }
 
-    /// UDP: no checksum.
+    /// Leaves the UDP checksum 0, which means "none".
     pub const fn without_checksum(mut self) -> Self {
         self.has_checksum = false;
         self
     }
 
-    /// IPv4: routers may fragment it.
+    /// Clears IPv4's don't-fragment flag.
     pub const fn may_fragment(mut self) -> Self {
         self.may_fragment = true;
         self
     }
 
-    /// A first SYN.
+    /// Makes it a client's first SYN.
     pub fn syn(mut self) -> Self {
         self.acknowledged = 0;
         self.flags(Flags::SYN)
     }
 
-    /// These control bits, and no others.
+    /// Sets the control bits to these.
     pub const fn flags(mut self, flags: u8) -> Self {
         self.flags = flags;
         self
     }
 
-    /// Sequence and acknowledgement number.
+    /// Sets sequence and acknowledgement number.
     pub const fn numbers(mut self, sequence: u32, acknowledged: u32) -> Self {
         self.sequence = sequence;
         self.acknowledged = acknowledged;
         self
     }
 
-    /// The RST that answers a packet of the connection, with these numbers.
+    /// Makes it a RST that answers a packet of the connection, with these numbers.
     pub const fn answer(mut self, flags: u8, sequence: u32, acknowledged: u32) -> Self {
         self.window = 0;
         self.flags(flags).numbers(sequence, acknowledged)
     }
 
-    /// Source and destination MAC.
+    /// Sets source and destination MAC address.
     pub const fn macs(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
         self.source_mac = source;
         self.destination_mac = destination;
         self
     }
 
-    /// Time to live.
+    /// Sets the TTL or hop limit.
     pub const fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// The MSS option.
+    /// Adds the MSS option.
     pub fn mss(self, mss: u16) -> Self {
         let [high, low] = mss.to_be_bytes();
         self.options(&[2, 4, high, low])
     }
 
-    /// More options, padded to four bytes when built.
+    /// Adds options; they are padded to four bytes when the packet is built.
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options.extend_from_slice(options);
         self
     }
 
-    /// Data.
+    /// Adds payload.
     pub fn payload(mut self, payload: &[u8]) -> Self {
         self.payload.extend_from_slice(payload);
         self
     }
 
-    /// The frame.
+    /// Builds the frame.
     ///
     /// # Panics
     /// If it is longer than IP allows: test data is wrong.
@@ -172,7 +173,7 @@ impl TcpBuilder {
         frame
     }
 
-    /// TCP header and data, and where the checksum goes.
+    /// TCP header and payload, and the offset of the checksum.
     fn segment(&self) -> (Vec<u8>, usize) {
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), 0);
@@ -190,7 +191,7 @@ impl TcpBuilder {
         (tcp, 16)
     }
 
-    /// UDP header and data, and where the checksum goes.
+    /// UDP header and payload, and the offset of the checksum.
     fn datagram(&self) -> (Vec<u8>, usize) {
         let len = u16::try_from(8 + self.payload.len()).expect("payload in test data");
         let mut udp = Vec::new();
@@ -203,13 +204,13 @@ impl TcpBuilder {
     }
 }
 
-/// The ICMP error of this type and code that answers `frame`, from the address that it was sent to:
+/// The ICMP error of this type and code that answers `frame`, from the address that it was sent to;
 /// `rest` are the four bytes after the checksum.
 pub fn icmp_error(frame: &[u8], kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {
     IcmpBuilder::new(frame, kind, code).rest(rest).build()
 }
 
-/// An ICMP error to be.
+/// Builds an ICMP error.
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct IcmpBuilder {
@@ -221,42 +222,42 @@ pub struct IcmpBuilder {
 }
 
 impl IcmpBuilder {
-    /// About `frame`, of this type and code, back to where it came from, from where it went.
+    /// An error about `frame`, of this type and code, from the frame's destination to its source.
     pub fn new(frame: &[u8], kind: u8, code: u8) -> Self {
         Self { frame: frame.to_vec(), head: [kind, code, 0, 0, 0, 0, 0, 0], source: None, ttl: 64, quoted: 8 }
     }
 
-    /// The four bytes after the checksum.
+    /// Sets the four bytes after the checksum.
     pub fn rest(mut self, rest: [u8; 4]) -> Self {
         self.head[4..].copy_from_slice(&rest);
         self
     }
 
-    /// From this address instead.
+    /// Sets the error's source address.
     ///
     /// # Panics
-    /// If it is none: test data is wrong.
+    /// If it is no address: test data is wrong.
     pub fn from(mut self, source: &str) -> Self {
         self.source = Some(source.parse().expect("address in test data"));
         self
     }
 
-    /// Time to live.
+    /// Sets the TTL or hop limit.
     pub const fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Bytes quoted after the IP header, if there are as many.
+    /// Sets how many bytes are quoted after the IP header, if the frame has as many.
     pub const fn quoting(mut self, bytes: usize) -> Self {
         self.quoted = bytes;
         self
     }
 
-    /// The frame, between the same MACs as the one that it is about.
+    /// Builds the frame, between the same MAC addresses as the one that it is about.
     ///
     /// # Panics
-    /// If that one is no IP: test data is wrong.
+    /// If that one is no IP packet: test data is wrong.
     pub fn build(&self) -> Vec<u8> {
         let frame = &self.frame;
         let is_v6 = frame[12..14] == eth::IPV6_BE;
@@ -295,7 +296,7 @@ impl IcmpBuilder {
     }
 }
 
-/// An IPv6 header.
+/// Builds an IPv6 header.
 fn ipv6_header(payload_len: u16, protocol: u8, ttl: u8, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
     let mut header = Vec::from([0x60, 0, 0, 0]);
     header.extend_from_slice(&payload_len.to_be_bytes());
@@ -305,7 +306,7 @@ fn ipv6_header(payload_len: u16, protocol: u8, ttl: u8, source: Ipv6Addr, destin
     header
 }
 
-/// An IPv4 header with its checksum.
+/// Builds an IPv4 header with its checksum.
 fn ipv4_header(
     total_len: u16,
     flags: u8,
@@ -324,7 +325,7 @@ fn ipv4_header(
     header
 }
 
-/// The checksum of bytes, from scratch, added to `start`.
+/// The checksum over bytes, added to the sum `start`.
 fn checksum_of(bytes: &[u8], start: u32) -> [u8; 2] {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let total = bytes.chunks(2).fold(start, |total, pair| total + word(pair));
@@ -341,15 +342,15 @@ pub fn bearing(mut frame: Vec<u8>, cookie: u32) -> Vec<u8> {
     frame
 }
 
-/// `frame` without what a cookie in it would be: that of a VXLAN packet that is left to the device,
-/// or comes from it, may change.
+/// `frame` without the bytes of a cookie, which may change in a VXLAN packet that is left to the
+/// device or comes from it.
 pub fn without_cookie(frame: &[u8]) -> Vec<u8> {
     const HEADER: usize = OVERHEAD - vxlan::LEN;
     let is_cookie = |at: usize| (HEADER..HEADER + 4).contains(&at) || at == HEADER + 7;
     frame.iter().enumerate().filter(|(at, _)| !is_cookie(*at)).map(|(_, byte)| *byte).collect()
 }
 
-/// `inner` in a VXLAN packet to UDP port 4799, from outer `source_port`.
+/// `inner` in a VXLAN packet to UDP port 4799, from the outer port `source_port`.
 ///
 /// # Panics
 /// If it is longer than IPv4 allows: test data is wrong.

@@ -1,5 +1,5 @@
-//! A table of flows in this process's memory: for tests of the table itself, and to fill the
-//! kernel's with.
+//! A flow table in this process's memory: for tests of the table itself, and to fill the kernel's
+//! map with.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -9,15 +9,15 @@ use crate::abi::{Flow, FlowCell, FlowKey};
 use crate::flow_table::{self, Cells, cell_count};
 use crate::lookups::Opened;
 
-/// The table.
+/// A flow table in memory.
 pub struct HostCells {
     cells: Box<[UnsafeCell<FlowCell>]>,
     homes: u32,
     factors: [u64; 3],
 }
 
-// SAFETY: what is written while others read is written whole, and made out by the word of its cell;
-// see `flow_table`.
+// SAFETY: fields that are written while others read them are written whole, and the word of the
+// cell says what they mean; see `flow_table`.
 unsafe impl Sync for HostCells {}
 
 impl HostCells {
@@ -27,7 +27,7 @@ impl HostCells {
         Self { cells, homes, factors: flow_table::factors(seed) }
     }
 
-    /// The same with these flows in it.
+    /// A table with these flows.
     pub fn with<'a>(homes: u32, seed: u64, flows: impl IntoIterator<Item = &'a (FlowKey, Flow)>) -> Self {
         let table = Self::new(homes, seed);
         for (key, flow) in flows {
@@ -37,7 +37,7 @@ impl HostCells {
         table
     }
 
-    /// The cells as they are.
+    /// Copies of all cells.
     pub fn contents(&mut self) -> impl Iterator<Item = FlowCell> {
         self.cells.iter_mut().map(|cell| *cell.get_mut())
     }

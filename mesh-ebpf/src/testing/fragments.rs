@@ -1,17 +1,17 @@
-//! Cutting packets of test data into fragments.
+//! Cuts packets of test data into fragments.
 
 use std::vec::Vec;
 
 use crate::csum;
 use crate::parse::{eth, fragment, ipv4, ipv6};
 
-/// Identification of the packets that are cut here, as IPv6 has it.
+/// Identification of the packets that are cut here, in IPv6's form.
 pub const ID: [u8; 4] = [0, 0, 0xab, 0xcd];
 
-/// `frame`, with a plain IP packet in it, as fragments with up to `size` bytes of its payload each.
+/// The plain IP packet in `frame` as fragments with up to `size` bytes of its payload each.
 ///
 /// # Panics
-/// If `size` isn't a multiple of 8, or the frame no IP: test data is wrong.
+/// If `size` isn't a multiple of 8, or the frame is no IP packet: test data is wrong.
 pub fn fragments_of(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
     assert_eq!(size % 8, 0, "offsets count in eights");
     let is_v6 = frame[12..14] == eth::IPV6_BE;

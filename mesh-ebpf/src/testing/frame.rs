@@ -1,4 +1,4 @@
-//! A packet in a buffer of the host, with finished checksums, like XDP sees it.
+//! A packet in the host's memory, with finished checksums, as at XDP.
 
 use std::vec;
 use std::vec::Vec;
@@ -8,18 +8,17 @@ use crate::csum;
 use crate::packet::{Checksum, Covered, Packet};
 use crate::parse::vxlan::OVERHEAD;
 
-/// ifindex that frames come in by, unless said otherwise: the loopback's, which a kernel test run
-/// uses too.
+/// The default ifindex that frames come in by: the loopback's, which a kernel test run uses too.
 pub const IFINDEX: u32 = 1;
 
-/// A packet in memory.
+/// A packet in the host's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Its bytes, from the Ethernet header on.
+    /// The packet's bytes, from the Ethernet header on.
     pub bytes: Vec<u8>,
-    /// Interface it came in by.
+    /// ifindex of the interface that it came in by.
     pub ifindex: u32,
-    /// Bytes of payload in each of the packets that it stands for; 0 if it stands for itself.
+    /// Bytes of payload in each of the packets that it stands for; 0 if it stands for itself only.
     pub segment_size: u32,
     /// Whether mesh has marked it, see [`Packet::mark`].
     pub is_marked: bool,

@@ -1,5 +1,5 @@
-//! What tests need to run the packet logic without a kernel, and to hold the kernel against it: a
-//! frame, tables, a packet builder, and one list of fixtures for both.
+//! Test support: runs the packet logic without a kernel and compares the kernel with it. A frame,
+//! tables, a packet builder, and one list of fixtures for both.
 
 mod builder;
 mod cells;

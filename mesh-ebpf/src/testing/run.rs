@@ -1,4 +1,4 @@
-//! The programs of a hook over a frame in memory: its own, and those that it continues in.
+//! Runs a hook's program, and those that it tail-calls, over a frame in memory.
 
 use super::{Frame, HostTables};
 use crate::abi::Edge;
@@ -7,7 +7,7 @@ use crate::parse::icmp::Error;
 use crate::pipeline::{self, Origin};
 use crate::verdict::{Fate, Verdict};
 
-/// Where a packet comes in.
+/// The hook at which a packet comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// XDP on the uplink.
@@ -20,15 +20,15 @@ pub enum Hook {
     Task,
     /// TC egress of the uplink.
     Egress {
-        /// The VXLAN device has sent it.
+        /// Whether the VXLAN device has sent the packet.
         is_devices: bool,
     },
-    /// The same, of a packet that came in by another interface.
+    /// TC egress of the uplink, for a packet that came in by another interface.
     Forwarded,
 }
 
 impl Hook {
-    /// What becomes of `packet` here.
+    /// Runs `packet` at this hook; returns the verdict.
     pub fn run(self, packet: &mut Frame, tables: &HostTables) -> Verdict {
         let mut fate = match self {
             Self::Xdp => pipeline::xdp(packet, tables),

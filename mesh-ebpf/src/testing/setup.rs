@@ -1,4 +1,4 @@
-//! What tests start with.
+//! The state of the maps that a test starts with.
 
 use std::vec::Vec;
 
@@ -7,23 +7,23 @@ use crate::abi::{
     Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
 };
 
-/// What userspace has written into the maps before a packet comes.
+/// What userspace has written to the maps before the packet comes.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
-    /// The node.
+    /// Settings of the node.
     pub config: Config,
-    /// Its addresses, by index.
+    /// Addresses of the node, by index.
     pub addresses: Vec<Address>,
-    /// Published ports; their slots are those of [`Setup::slots`] that they name.
+    /// Published ports; each names a range of [`Setup::slots`].
     pub services: Vec<(ServiceKey, Service)>,
     /// Backend ids, by slot.
     pub slots: Vec<u32>,
     /// Backends with their ids.
     pub backends: Vec<(u32, Backend)>,
-    /// Nodes, by index.
+    /// Nodes, by index; 0 is this node.
     pub nodes: Vec<Node>,
-    /// What is demanded of them, by index. Those that are missing are as an agent that has just
-    /// started leaves them.
+    /// What their tunnel packets must bear, by index. A missing entry is as an agent that has just
+    /// started leaves it.
     pub members: Vec<Member>,
     /// Networks that may open flows, with their prefix lengths.
     pub allowed: Vec<(u32, AllowedKey)>,
@@ -35,14 +35,14 @@ pub struct Setup {
     pub nats_half_open: Vec<(NatKey, Nat)>,
     /// Established translations.
     pub nats_established: Vec<(NatKey, Nat)>,
-    /// Ports of packets that come in fragments.
+    /// Ports of fragmented packets.
     pub fragments: Vec<(FragmentKey, FragmentPorts)>,
     /// Live connections by backend id.
     pub live: Vec<(u32, Live)>,
     /// Measured loads by backend id.
     pub loads: Vec<(u32, BackendLoad)>,
-    /// This CPU's part of the guard against floods of SYNs.
+    /// The SYN guard's token buckets on this CPU.
     pub guard: SynGuard,
-    /// When a SYN was last not remembered, ns of the monotonic clock; 0: never.
+    /// When a SYN was last forwarded without a flow, ns of the monotonic clock; 0: never.
     pub guard_fired_ns: u64,
 }

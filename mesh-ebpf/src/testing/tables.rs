@@ -1,5 +1,4 @@
-//! The pipeline's lookups over hash maps of the host, and the setup that fills them (or, in a
-//! kernel test, the maps).
+//! The pipeline's lookups over hash maps of the host, filled from a [`Setup`].
 
 use core::cell::{Cell, RefCell};
 use core::hash::Hash;
@@ -19,36 +18,36 @@ use crate::lookups::{Connection, Entry, FlowTable, Lookups, Opened, PacketCount}
 use crate::select::Candidates;
 use crate::testing::Counted;
 
-/// Lookups over a [`Setup`], with a clock and dice that tests set.
+/// Lookups over a [`Setup`], with a clock and random numbers that tests control.
 #[derive(Default)]
 pub struct HostTables {
-    /// What userspace wrote.
+    /// What userspace has written to the maps.
     pub setup: Setup,
-    /// Flows of the ingress role.
+    /// The flow table of the ingress role.
     pub flows: HostFlows<FlowKey, Flow>,
-    /// Translations of the backend role.
+    /// The translations of the owner's role.
     pub nats: HostFlows<NatKey, Nat>,
-    /// Ports of packets that come in fragments.
+    /// Ports of fragmented packets.
     pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
-    /// Connections that sockets own.
+    /// Connections that sockets of this node own.
     pub sockets: Vec<Connection>,
-    /// The clock.
+    /// The monotonic clock, in nanoseconds.
     pub now_ns: Cell<u64>,
-    /// State of the dice.
+    /// State of the random numbers.
     pub seed: Cell<u32>,
-    /// Loads told by replies, by backend id; newer than those of the setup.
+    /// Loads that replies carried, by backend id; they are newer than those of the setup.
     pub told: RefCell<HashMap<u32, BackendLoad>>,
-    /// What was counted.
+    /// What the pipeline has counted.
     pub counted: RefCell<Counted>,
-    /// The guard against floods of SYNs.
+    /// The SYN guard's token buckets.
     pub guard: Cell<SynGuard>,
-    /// When it last fired.
+    /// When a SYN was last forwarded without a flow; 0: never.
     pub guard_fired_ns: Cell<u64>,
     turns: RefCell<HashMap<u32, u64>>,
 }
 
 impl HostTables {
-    /// The tables as `setup` says, at a second after boot.
+    /// The tables of `setup`, a second after boot.
     pub fn new(setup: Setup) -> Self {
         Self {
             flows: HostFlows::new(&setup.flows_half_open, &setup.flows_established),
@@ -81,12 +80,12 @@ impl HostTables {
 
 /// A half-open and an established table.
 pub struct HostFlows<K, V> {
-    /// Unconfirmed ones.
+    /// Half-open entries.
     pub half_open: RefCell<HashMap<K, Rc<Cell<V>>>>,
-    /// Confirmed ones.
+    /// Established entries.
     pub established: RefCell<HashMap<K, Rc<Cell<V>>>>,
-    /// Whether a confirmed flow that ends moves to the unconfirmed ones, as in the kernel's tables
-    /// of translations.
+    /// Whether a closed entry moves from the established to the half-open ones, as in the kernel's
+    /// maps of translations.
     retires_ended: bool,
 }
 
@@ -108,13 +107,13 @@ impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
         }
     }
 
-    /// What stands in either.
+    /// The values of both tables.
     pub fn all(&self) -> Vec<V> {
         let (half_open, established) = (self.half_open.borrow(), self.established.borrow());
         half_open.values().chain(established.values()).map(|entry| entry.get()).collect()
     }
 
-    /// Puts a flow among the established ones.
+    /// Stores an entry as established.
     fn adopt(&self, key: &K, value: &V) {
         self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
         self.half_open.borrow_mut().remove(key);
