@@ -256,7 +256,7 @@ impl NodeView {
     }
 
     /// Whether both views hold the same nodes, services and backends, whatever their generations.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn has_same_entries(&self, other: &Self) -> bool {
         self.backends == other.backends && self.services == other.services && self.nodes == other.nodes
     }
 

@@ -96,7 +96,7 @@ pub(super) async fn leave_host_ports(
             Ok(Err(error)) => {
                 tracing::error!(
                     error = error_chain(&error),
-                    "leave the host's ports to the host: trying again"
+                    "can't leave the host's ports to the host: trying again"
                 );
                 true
             }

@@ -63,7 +63,7 @@ impl PassiveHealth {
         let counted = self.counted(&view)?;
         health.observe(&counted, Instant::now());
         let ejected = health.ejected();
-        self.tell(&view, ejected);
+        self.log_changes(&view, ejected);
         self.proxy.eject(ejected);
         if let Some(datapath) = &self.datapath {
             datapath.eject(ejected)?;
@@ -92,7 +92,7 @@ impl PassiveHealth {
     }
 
     /// Logs which backends were ejected and which may have new flows again.
-    fn tell(&self, view: &NodeView, ejected: &BTreeSet<BackendId>) {
+    fn log_changes(&self, view: &NodeView, ejected: &BTreeSet<BackendId>) {
         let task = |id: &BackendId| view.backends.get(id).map(|backend| backend.task_name.clone());
         self.ejected.send_if_modified(|present| {
             for id in ejected.difference(present) {

@@ -125,7 +125,7 @@ impl Membership {
         let clashes = self.proxy.clashes();
         let (unfit_sender, without_network) = watch::channel(None);
         let overlaps = start_overlap_watch(components, self.state.view.subscribe());
-        let parts = worker::Parts {
+        let deps = worker::WorkerDeps {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
             node: node_of(&identity, &self.config),
@@ -136,7 +136,7 @@ impl Membership {
         };
         let stop = shutdown.clone();
         components.spawn("task worker", async move {
-            worker::run(parts, assignments, status_sender, stop).await;
+            worker::run(deps, assignments, status_sender, stop).await;
             Ok(())
         });
 

@@ -40,7 +40,7 @@ pub(super) async fn watch_overlaps(
     loop {
         let subnets = task_subnets(&views.borrow_and_update());
         match tokio::task::spawn_blocking(host_networks).await {
-            Ok(Ok(networks)) => tell(&find(&networks, &subnets), &unfit, &mut covered),
+            Ok(Ok(networks)) => report(&find(&networks, &subnets), &unfit, &mut covered),
             Ok(Err(error)) => tracing::warn!(
                 error = mesh_runtime::error_chain(&error),
                 "can't compare the host's networks with the tasks'"
@@ -77,7 +77,7 @@ fn find(networks: &[HostNetwork], subnets: &BTreeSet<Ipv4Net>) -> Vec<Overlap> {
         .collect()
 }
 
-fn tell(found: &[Overlap], unfit: &watch::Sender<Option<String>>, covered: &mut BTreeSet<String>) {
+fn report(found: &[Overlap], unfit: &watch::Sender<Option<String>>, covered: &mut BTreeSet<String>) {
     let mut why = None;
     let mut covering = BTreeSet::new();
     for overlap in found {
@@ -138,12 +138,12 @@ mod tests {
     fn the_reason_names_both_networks_and_what_to_do_and_goes_with_the_overlap() {
         let (unfit, seen) = watch::channel(None);
         let mut covered = BTreeSet::new();
-        tell(&overlaps("10.128.0.5/32", "10.128.0.0/24"), &unfit, &mut covered);
+        report(&overlaps("10.128.0.5/32", "10.128.0.0/24"), &unfit, &mut covered);
         let why = seen.borrow().clone().expect("it is unfit");
         for word in ["10.128.0.5/32", "eth0", "10.128.0.0/24", "--default-addr-pool"] {
             assert!(why.contains(word), "expected {word} in: {why}");
         }
-        tell(&overlaps("10.0.0.0/8", "10.128.0.0/24"), &unfit, &mut covered);
+        report(&overlaps("10.0.0.0/8", "10.128.0.0/24"), &unfit, &mut covered);
         assert_eq!(*seen.borrow(), None);
         assert_eq!(covered.len(), 1, "a covering route is said once");
     }

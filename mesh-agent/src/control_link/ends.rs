@@ -55,7 +55,7 @@ enum CallError {
 
 impl EndReports {
     /// Reports to `managers` that `task` has ended.
-    pub(super) fn tell(
+    pub(super) fn report(
         &mut self,
         managers: impl Iterator<Item = SocketAddr>,
         identity: &watch::Receiver<Identity>,

@@ -163,7 +163,7 @@ impl Publication {
             };
             let (source, sender) = (Arc::clone(&self.source), sender.clone());
             self.readers.spawn(async move {
-                let told = tell(source.as_ref(), &task, &request, &sender).await;
+                let told = send_task_log(source.as_ref(), &task, &request, &sender).await;
                 let error = told.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 let again = matches!(told, Err(RuntimeError::Unavailable(_)));
                 let end = LogEnd { task_id: task.to_string(), error, again };
@@ -176,7 +176,7 @@ impl Publication {
 }
 
 /// Sends one task's log to its end. A task without a container has no lines.
-async fn tell(
+async fn send_task_log(
     source: &dyn LogSource,
     task: &TaskId,
     request: &LogRequest,

@@ -1,9 +1,10 @@
-//! Moments that a manager tells by its clock, by this node's.
+//! Converts times on a manager's clock to this node's clock.
 
 use mesh_state::proto::MeshTable;
 
-/// When the newest change in a table was committed, by the clock of this node that says `now_ms`: as long ago as it was by the
-/// manager's clock when it sent the table. An older manager doesn't say when that was, and is taken at its word.
+/// When the newest change in a table was committed, on this node's clock, which reads `now_ms`. The
+/// change's age is taken from the manager's clock, as it was when the manager sent the table. An
+/// older manager doesn't say when it sent the table: then its time is used unconverted.
 pub(super) fn committed_ms(table: &MeshTable, now_ms: i64) -> i64 {
     match table.sent_unix_ms {
         0 => table.committed_unix_ms,

@@ -256,7 +256,7 @@ impl<'a> Session<'a> {
         if let Some(written) = write_status((task.clone(), status.clone(), 0)) {
             let link = &mut *self.link;
             let others = link.managers.iter().copied().filter(|manager| *manager != self.manager);
-            link.end_reports.tell(others, &link.identity, task, &written.status_json);
+            link.end_reports.report(others, &link.identity, task, &written.status_json);
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) fn carry_over(pins: &Pins) {
                 Err(error) => warn!(
                     map,
                     error = mesh_runtime::error_chain(&error),
-                    "can't take over what another version of mesh remembers"
+                    "can't take over the state of another version of mesh"
                 ),
             }
         }

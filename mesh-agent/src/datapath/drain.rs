@@ -1,9 +1,9 @@
-//! How many flows to a draining task of this node go on: what its drain waits for.
+//! Counts the flows to a draining task of this node that go on: its drain waits for them.
 //!
-//! Invariants: a walk over the NAT tables serves everybody who asks within [`WALK_AGE`], so that many tasks that drain at once cost no
-//! more than one; flows that began after the drain are not among those that it waits for.
+//! Invariants: one walk over the NAT tables serves all callers within [`WALK_AGE`], so that many
+//! tasks that drain at once cost no more than one; flows that began after the drain don't count.
 //!
-//! Left to others: how long anybody waits (`task::drain`), forgetting flows (`sweep`).
+//! Left to others: how long a drain lasts ([`crate::task`]), evicting flows ([`super::sweep`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -22,7 +22,8 @@ use crate::task::network::Draining;
 
 /// How old a walk's result may be.
 const WALK_AGE: Duration = Duration::from_millis(100);
-/// A handshake, a UDP flow or a connection that the task has closed may be silent for this long; it is over then.
+/// A handshake, a UDP flow or a connection that the task has closed counts as over after this much
+/// silence.
 const QUIET_NS: u64 = 5_000_000_000;
 
 /// Counts the flows that drains wait for.
@@ -30,21 +31,22 @@ pub(super) struct DrainCount {
     flows: Mutex<Flows>,
 }
 
-/// The NAT tables, and what was last found in them.
+/// The NAT tables, and the result of the last walk.
 struct Flows {
     half_open: Dump<NatKey, Nat>,
     established: Dump<NatKey, Nat>,
     walk: Option<Walk>,
 }
 
-/// What a walk found.
+/// The result of a walk.
 struct Walk {
     at: Instant,
-    /// When each flow that goes on began, by the backends that were looked for.
+    /// When each flow that goes on began, by backend.
     began_ns: BTreeMap<u32, Vec<u64>>,
 }
 
-/// Whether a flow goes on. An established TCP connection does until both sides have closed it, however long it is silent.
+/// Whether a flow goes on. An established TCP connection does until both sides have closed it,
+/// however long it is silent.
 const fn goes_on(ip_protocol: u8, events: u32, idle_ns: u64) -> bool {
     if is_closed(events) {
         return false;
@@ -62,7 +64,8 @@ impl Flows {
         })
     }
 
-    /// Flows to `wanted` that go on and began before `before_ns`. A walk looks for all of `draining`.
+    /// The number of flows to `wanted` that go on and began before `before_ns`. If a walk is
+    /// needed, it covers all of `draining`.
     fn left(
         &mut self,
         wanted: &BTreeSet<u32>,
@@ -108,7 +111,8 @@ impl DrainCount {
         Ok(Self { flows: Mutex::new(Flows::open(pins)?) })
     }
 
-    /// How many flows `task` still waits for. A walk that is needed looks for all of `draining`, too.
+    /// The number of flows that the drain of `task` still waits for. If a walk is needed, it covers
+    /// all of `draining`, too.
     ///
     /// # Errors
     /// A table can't be read.

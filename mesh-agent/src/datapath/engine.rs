@@ -1,7 +1,10 @@
-//! The data plane as one object: opened once, driven by `run`, asked by metrics and the task worker.
+//! The data plane as one object: opened once, driven by [`super::run`], queried by metrics and the
+//! task worker.
 //!
-//! Invariants: opening adopts whatever is pinned, so that no packet meets a gap; nothing is detached but by [`uninstall`]. Locks are
-//! taken in the order of [`Datapath`]'s fields, if more than one is held, and never across a wait. Every method here blocks for system calls: call them off the runtime.
+//! Invariants: opening adopts whatever is pinned, so that no packet meets a gap; only [`uninstall`]
+//! detaches programs. Locks are taken in the order of [`Datapath`]'s fields, if more than one is
+//! held, and never across an await. Every method here blocks for system calls: call them off the
+//! runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -43,10 +46,10 @@ use crate::view::NodeView;
 /// IPv4 and TCP headers without options, bytes.
 const TCP_HEADERS: u32 = 40;
 
-/// A task of this node that is to be plugged into the mesh.
+/// A task of this node that is to be connected to the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskLink {
-    /// The task.
+    /// The task's id.
     pub task_id: TaskId,
     /// A process in its network namespace.
     pub pid: u32,
@@ -59,7 +62,8 @@ pub struct TaskLink {
 /// The node's data plane.
 pub struct Datapath {
     pub(super) config: DatapathConfig,
-    /// The tallies that it shares with `state` have a lock of their own, which is taken inside of both.
+    /// The sweeper and `state` share the tallies, which have a lock of their own; it is taken
+    /// inside of both.
     sweeper: Mutex<Sweeper>,
     network: Mutex<Network>,
     pub(super) state: Mutex<State>,
@@ -68,12 +72,12 @@ pub struct Datapath {
     drains: DrainCount,
     census: Mutex<Census>,
     tasks: Mutex<BTreeMap<TaskId, Address>>,
-    /// What figures need of `state`, without its lock.
+    /// What a scrape needs of `state`, without its lock.
     pub(super) published: Arc<Published>,
     pub(super) counters: Counters,
     capacities: BTreeMap<&'static str, u32>,
     lacks_neighbours: AtomicBool,
-    /// Told when a sweep can't wait for its time.
+    /// Notified when a sweep can't wait for its period.
     pub(super) sweep_now: Notify,
 }
 
@@ -83,7 +87,7 @@ impl std::fmt::Debug for Datapath {
     }
 }
 
-/// What is remembered of the node's network.
+/// The last known state of the node's network.
 struct Network {
     uplinks: Uplinks,
     routes: Routes,
@@ -95,7 +99,7 @@ struct Network {
 /// Until a view comes, services and backends stay as the maps have them.
 ///
 /// # Errors
-/// The node lacks a privilege, a kernel feature or an uplink; each error names what to do.
+/// The node lacks a privilege, a kernel feature or an uplink; each error names the next step.
 pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let pins = Pins::new(&config.bpffs);
     pins.prepare()?;
@@ -146,10 +150,11 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     Ok(Arc::new(datapath))
 }
 
-/// Takes everything away that mesh has put on this node: links and maps of every version, the tunnel device, the firewall table.
+/// Removes everything that mesh has put on this node: links and maps of every version, the tunnel
+/// device, the firewall table.
 ///
 /// # Errors
-/// Something could not be removed; what could is gone.
+/// Something could not be removed; everything else is removed.
 pub fn uninstall(config: &DatapathConfig) -> Result<(), DatapathError> {
     let pins = Pins::new(&config.bpffs).remove();
     host::remove()?;
@@ -157,7 +162,7 @@ pub fn uninstall(config: &DatapathConfig) -> Result<(), DatapathError> {
 }
 
 impl Datapath {
-    /// This node's address towards the others.
+    /// The address by which other nodes reach this one.
     ///
     /// # Errors
     /// Another thread failed in the middle of a change.
@@ -165,7 +170,8 @@ impl Datapath {
         Ok(lock(&self.network).uplinks.address)
     }
 
-    /// Whether the maps follow a newer table than that of `generation`: an earlier agent was killed before its disk had that one.
+    /// Whether the maps follow a newer table than that of `generation`: an earlier agent was killed
+    /// before it had stored that one.
     ///
     /// # Errors
     /// Another thread failed in the middle of a change.
@@ -173,10 +179,12 @@ impl Datapath {
         Ok(is_ahead(&lock(&self.state).contents().config, generation))
     }
 
-    /// Plugs a task in: its program on the host's end of its cable, and its backends pointed there. Repeating it is harmless.
+    /// Connects a task: attaches its program to the host's end of its veth pair, and points its
+    /// backends there. Repeating it is harmless.
     ///
     /// # Errors
-    /// The cable can't be found, or takes no program: the task gets no connections through this node.
+    /// The veth can't be found, or takes no program: the task gets no connections through this
+    /// node.
     pub fn attach_task(&self, task: &TaskLink) -> Result<(), DatapathError> {
         let cable = find_cable(task.task_id.as_str(), task.pid, task.address)?;
         lock(&self.hooks).attach_task(task.task_id.as_str(), &cable.host_end)?;
@@ -192,7 +200,8 @@ impl Datapath {
         state.reconcile(Instant::now()).map(drop)
     }
 
-    /// Unplugs a task, also one that an earlier agent plugged in: its connections get a RST at their next packet.
+    /// Disconnects a task, also one that an earlier agent connected: its connections get a RST at
+    /// their next packet.
     ///
     /// # Errors
     /// A map refuses the change.
@@ -207,14 +216,14 @@ impl Datapath {
         written.map(drop)
     }
 
-    /// Has the flow tables swept now, if a backend has gone: clients in wait are to learn it.
+    /// Starts a sweep now if a backend has gone: clients that wait for it are to get a RST.
     fn sweep_if_gone(&self, state: &mut State) {
         if state.take_gone() {
             self.sweep_now.notify_one();
         }
     }
 
-    /// Figures, read from the live maps. Waits for no change of the tables, and holds up none.
+    /// Counters, read from the live maps. Neither waits for changes of the tables nor delays them.
     ///
     /// # Errors
     /// A map can't be read.
@@ -227,7 +236,7 @@ impl Datapath {
         Ok(snapshot.with(&outline, &census, &self.capacities, errors, hooks, host))
     }
 
-    /// How many flows through the programs a drain still waits for.
+    /// The number of flows through the programs for which a drain still waits.
     ///
     /// # Errors
     /// A table can't be read.
@@ -240,8 +249,9 @@ impl Datapath {
         self.drains.left(task, draining)
     }
 
-    /// Brings the maps to what `view` says, and returns the generation they stand for. Nodes that are new in it are reached through
-    /// TC until [`refresh_neighbours`](Self::refresh_neighbours) has their MACs.
+    /// Brings the maps to `view`, and returns the generation that they follow. Nodes that are new
+    /// in it are reached through TC until [`refresh_neighbours`](Self::refresh_neighbours) has
+    /// their MACs.
     ///
     /// # Errors
     /// A map refuses a write; what was applied stays, the rest waits for the next call.
@@ -257,7 +267,7 @@ impl Datapath {
     /// Follows interfaces, addresses and routes: tunnel device, programs, the node's own entries.
     ///
     /// # Errors
-    /// The kernel refuses a question or a change; what was in force stays.
+    /// The kernel refuses a query or a change; what was in force stays.
     pub(super) fn refresh_links(&self) -> Result<u64, DatapathError> {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let uplinks = Uplinks::find(&mut netlink, &self.config)?;
@@ -296,7 +306,8 @@ impl Datapath {
         Ok(generation)
     }
 
-    /// Whether some member node's MAC was missing at the last look: until it is there, XDP leaves that node to TC.
+    /// Whether a member node's MAC was missing at the last check: until it is known, XDP leaves
+    /// that node to TC.
     pub(super) fn lacks_neighbours(&self) -> bool {
         self.lacks_neighbours.load(Ordering::Relaxed)
     }
@@ -304,7 +315,7 @@ impl Datapath {
     /// Follows the neighbour table, and reconciles.
     ///
     /// # Errors
-    /// The kernel refuses a question, or a map a write.
+    /// The kernel refuses a query, or a map a write.
     pub(super) fn refresh_neighbours(&self) -> Result<u64, DatapathError> {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let hops = {
@@ -331,7 +342,7 @@ impl Datapath {
         state.reconcile(Instant::now())
     }
 
-    /// Reads the maps back and puts them right.
+    /// Reads the maps back and corrects them.
     ///
     /// # Errors
     /// A map can't be read or written.
@@ -341,7 +352,7 @@ impl Datapath {
         state.reconcile(Instant::now())
     }
 
-    /// Forgets flows that are over and counts the others.
+    /// Evicts flows that are over and counts the others.
     ///
     /// # Errors
     /// A table can't be read.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks. A poisoned lock is as good as any other: a panic ends the process before another thread can have the lock
+/// Locks. Poisoning is ignored: a panic ends the process before another thread can take the lock
 /// ([`mesh_runtime::crash`]).
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,8 @@
 //! Typed handles of the pinned maps: reads their contents, carries out one write.
 //!
-//! Invariants: what is written here is what [`Contents::apply`] does to the model, and nothing else in this process writes these
-//! maps; what the sweep writes too is in [`Tallies`].
+//! Invariants: a write changes the maps exactly as [`Contents::apply`] changes the model. In this
+//! process only [`Maps`] writes them, except for the maps of [`Tallies`], which the sweep writes
+//! too.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -154,7 +155,7 @@ impl Maps {
         updated.map_err(|error| DatapathError::map(map, "update", error))
     }
 
-    /// Counters of a backend begin at zero, and so do its live connections.
+    /// Resets the counters of a backend to zero, and its live connections as well.
     fn reset_backend(&mut self, id: u32) -> Result<(), DatapathError> {
         lock(&self.tallies).reset_backend(id)?;
         self.set_load(id, BackendLoad::default())?;
@@ -200,7 +201,7 @@ fn trie_key(allowed: Allowed) -> Key<AllowedKey> {
     Key::new(bits, key)
 }
 
-/// One zero for every CPU.
+/// A zero for every CPU.
 pub(super) fn zeros<V: Pod + Default>(map: &'static str) -> Result<PerCpuValues<V>, DatapathError> {
     let cpus = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::MapOperation {
         map,
@@ -219,7 +220,7 @@ pub(super) fn per_cpu<V: Pod>(map: &'static str, values: Vec<V>) -> Result<PerCp
     })
 }
 
-/// What is gone already was to be gone.
+/// Succeeds if the entry is already gone.
 pub(super) fn deleted(
     map: &'static str,
     result: Result<(), aya::maps::MapError>,
@@ -234,7 +235,7 @@ pub(super) fn deleted(
     }
 }
 
-/// A map that is read whole.
+/// A map that is read as a whole.
 pub(super) struct Dump<K, V> {
     map: &'static str,
     data: MapData,
@@ -242,7 +243,7 @@ pub(super) struct Dump<K, V> {
 }
 
 impl<K: Pod + Default, V: Pod + Default> Dump<K, V> {
-    /// Opens a pinned map, checking the sizes of its keys and values.
+    /// Opens a pinned map, and checks the sizes of its keys and values.
     ///
     /// # Errors
     /// It isn't pinned, or has entries of other sizes.
@@ -278,10 +279,10 @@ impl<K: Pod + Default, V: Pod + Default> Dump<K, V> {
         })
     }
 
-    /// Most entries that the map holds.
+    /// The most entries that the map holds.
     ///
     /// # Errors
-    /// The kernel doesn't tell.
+    /// The kernel doesn't report it.
     pub(super) fn capacity(&self) -> Result<u32, DatapathError> {
         let info = self.data.info().map_err(|error| DatapathError::map(self.map, "lookup", error))?;
         Ok(info.max_entries())

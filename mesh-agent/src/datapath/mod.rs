@@ -1,17 +1,22 @@
 //! The kernel data plane of this node, seen from userspace.
 //!
-//! Purpose: put the programs of `mesh-ebpf` onto uplinks, tunnel device and tasks' veths; write the maps that they read from the
-//! view of the mesh and from what the node knows by itself; sweep what they leave behind; read what they count.
+//! Purpose: attaches the programs of `mesh-ebpf` to uplinks, tunnel device and tasks' veths; writes
+//! the maps that they read, from the view of the mesh and from what the node knows by itself;
+//! sweeps the flow tables; reads the counters.
 //!
-//! Invariants: an agent that starts adopts what is pinned: programs are replaced in one step, maps keep what they hold, and an agent
-//! that stops leaves everything running. Only [`uninstall`] takes anything away. Only this module touches aya.
+//! Invariants: an agent that starts adopts what is pinned: programs are replaced in one step, maps
+//! keep their contents, and an agent that stops leaves everything running. Only [`uninstall`]
+//! removes anything. Only this module uses aya.
 //!
-//! In reading order: `engine` joins the parts, `run` drives them; `state` brings the maps to what [`diff`] plans over
-//! [`contents`] and [`facts`] ([`index`]: which number is whose); `pulse` does what is due every
-//! second; `sweep` (over `flow_map`), `drain` and `stats` (of what `state` has `published`) read flows and
-//! counters, `tallies` has those that both table and sweep change; `loader`, `attach` and `pins` deal with the kernel's objects, `network` with the node's interfaces.
+//! In reading order: [`engine`] joins the parts, [`run`] drives them; [`state`] brings the maps to
+//! what [`diff`] plans over [`contents`] and [`facts`] ([`index`] assigns the numbers); [`pulse`]
+//! does the work of every second; [`sweep`] (over [`flow_map`]), [`drain`] and [`stats`] (of what
+//! [`state`] has [`published`]) read flows and counters, [`tallies`] owns the counts that both
+//! table writes and the sweep change; [`loader`], [`attach`] and [`pins`] deal with the kernel's
+//! objects, [`network`] with the node's interfaces.
 //!
-//! Left to others: which backends there are (the control plane), the bound userspace listeners (`proxy`), rendering metrics.
+//! Left to others: which backends there are (the control plane), the published ports' sockets
+//! ([`crate::proxy`]), rendering metrics ([`crate::metrics`]).
 
 pub mod contents;
 pub mod diff;

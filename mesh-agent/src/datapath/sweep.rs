@@ -1,10 +1,13 @@
-//! Forgets flows that are over, and counts the ones that are not.
+//! Evicts flow entries that are over, and counts the others.
 //!
-//! One walk over the tables of flows and translations: what is over goes ([`super::expiry`]). What is left is counted: entries, live connections of
-//! each backend (whose correction is written for the least-connections policy), and the address indexes still in use.
+//! One walk over the tables of flows and translations: entries that are over are removed
+//! ([`super::expiry`]). The others are counted: entries, live connections of each backend (whose
+//! correction is written for the least-connections policy), and the address indexes still in use.
 //!
-//! Invariants: a flow is looked at again right before it is forgotten; a count is corrected only by more than what flows changed under
-//! the walk's feet, and not at all if its backend began anew meanwhile ([`Tallies`]). A cell that two walks in a row find claimed was left so by an agent that was killed, and is freed.
+//! Invariants: an entry is checked again right before it is removed; a count is corrected only by
+//! more than what flows changed during the walk, and not at all if its backend began anew meanwhile
+//! ([`Tallies`]). A cell that two walks in a row find claimed was left so by an agent that was
+//! killed, and is freed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -27,28 +30,29 @@ use super::maps::{Dump, deleted};
 use super::pins::Pins;
 use super::tallies::Tallies;
 
-/// What flows are counted under: one table has them all.
+/// The name under which half-open flows are counted: one table holds all flows.
 const FLOWS_HALF_OPEN: &str = "FLOWS_HALF_OPEN";
 const FLOWS_ESTABLISHED: &str = "FLOWS_ESTABLISHED";
 
-/// How often a cell that seems to be abandoned is looked at before it is freed, and how long after the last time.
+/// How often a cell that seems to be abandoned is checked before it is freed, and how long after
+/// the last time.
 const CLAIM_LOOKS: u32 = 100;
 const CLAIM_LOOK: Duration = Duration::from_micros(10);
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Census {
     /// Entries left, by map (flows by kind) and protocol.
     pub(super) entries: BTreeMap<&'static str, ByProtocol<u64>>,
-    /// Packets whose later fragments are waited for.
+    /// Fragmented packets whose later fragments are expected.
     pub(super) fragments: u64,
     /// Connections that are not closed, by backend.
     pub(super) live: BTreeMap<u32, u64>,
     /// Address indexes that flows name.
     pub(super) address_indexes: BTreeSet<u32>,
-    /// Forgotten so far, before they ended.
+    /// Entries evicted so far before their flows ended.
     pub(super) evictions: ByProtocol<Evictions>,
-    /// Connections that were forgotten before they ended, and whose clients don't know.
+    /// Connections that were evicted before they ended, and whose clients don't know.
     pub(super) lost: Vec<FlowKey>,
 }
 
@@ -63,7 +67,7 @@ impl Census {
     }
 }
 
-/// Whose flows are counted.
+/// The owner of counted flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Owner {
     /// IP protocol number.
@@ -84,7 +88,7 @@ impl Table {
         Ok(Self { map, dump: Dump::open(pins, map)?, entries: loader::open(pins, map)? })
     }
 
-    /// Forgets what is over, and counts the rest.
+    /// Removes entries that are over, and counts the others.
     fn sweep(&mut self, terms: &Terms, census: &mut Census) -> Result<(), DatapathError> {
         let mut over = Vec::new();
         let mut left = ByProtocol::default();
@@ -96,7 +100,7 @@ impl Table {
             }
         })?;
         for key in over {
-            // It may have come back to life since the batch was read, or be gone by itself.
+            // The flow may have become active since the batch was read, or its entry may be gone.
             let is_over = self
                 .entries
                 .get(&key, 0)
@@ -114,10 +118,10 @@ impl Table {
     }
 }
 
-/// The flow tables and the counts that are made from them.
+/// The flow tables, and the counts that are made from them.
 pub(super) struct Sweeper {
     flows: FlowMap,
-    /// What the last walk found claimed.
+    /// The cells that the last walk found claimed.
     claimed: Claimed,
     nat_half_open: Table,
     nat_established: Table,
@@ -143,10 +147,10 @@ impl Sweeper {
         })
     }
 
-    /// Most flows or translations of each table.
+    /// The most flows or translations of each table.
     ///
     /// # Errors
-    /// The kernel doesn't tell.
+    /// The kernel doesn't report it.
     pub(super) fn capacities(&self) -> Result<BTreeMap<&'static str, u32>, DatapathError> {
         Ok(BTreeMap::from([
             (names::FLOWS, self.flows.room()),
@@ -155,7 +159,8 @@ impl Sweeper {
         ]))
     }
 
-    /// Begins a walk: what is reset from now on is none of its business. To be called before it is asked which backends are known.
+    /// Begins a walk: its results for what is reset from now on are dropped. Call it before asking
+    /// which backends are known.
     pub(super) fn begin(&self) {
         lock(&self.tallies).begin_walk();
     }
@@ -182,7 +187,8 @@ impl Sweeper {
         for (service_index, lives) in &lives {
             lock(&self.tallies).add_swept(*service_index, lives)?;
         }
-        // The NAT tables hold the same connections seen from the other side: they are not counted twice.
+        // The NAT tables hold the same connections seen from the other side: they are not counted
+        // twice.
         self.nat_half_open.sweep(terms, &mut census)?;
         self.nat_established.sweep(terms, &mut census)?;
         self.fragments.for_each(|_, _| census.fragments += 1)?;
@@ -190,7 +196,7 @@ impl Sweeper {
         Ok(census)
     }
 
-    /// Forgets flows that are over, showing those that ended early to `lost`, and counts the rest.
+    /// Removes flows that are over, shows those that ended early to `lost`, and counts the rest.
     fn sweep_flows(&mut self, terms: &Terms, census: &mut Census, mut lost: impl FnMut(&FlowKey, &Flow)) {
         let (mut half_open, mut established) = (ByProtocol::default(), ByProtocol::default());
         let mut over = Vec::new();
@@ -206,7 +212,7 @@ impl Sweeper {
         self.free_abandoned(claimed);
         for (index, key) in over {
             let mut expiry_now = FlowExpiry::Keep;
-            // It may have come back to life since it was met.
+            // The flow may have become active since it was read.
             let is_over = |flow: &Flow| {
                 expiry_now = expiry(key.protocol(), flow, terms);
                 expiry_now != FlowExpiry::Keep
@@ -228,8 +234,9 @@ impl Sweeper {
         census.entries.insert(FLOWS_ESTABLISHED, established);
     }
 
-    /// Frees what is claimed as it was when the last walk came by, and stays so: nobody who lives takes so long. Of a flow that begins anew
-    /// with every packet (a flood of one SYN) two walks may find the claims of two programs.
+    /// Frees cells that were claimed at the last walk and stay so: no live program or agent takes
+    /// so long. Of a flow that begins anew with every packet (a flood of one SYN) two walks may
+    /// find the claims of two programs.
     fn free_abandoned(&mut self, claimed: Claimed) {
         for (index, key) in &claimed {
             if self.claimed.get(index) == Some(key) && self.stays_claimed(*index, key) {
@@ -240,7 +247,7 @@ impl Sweeper {
         self.claimed = claimed;
     }
 
-    /// Whether the cell is claimed for this key whenever it is looked at, for a while.
+    /// Whether the cell stays claimed for this key during several checks.
     fn stays_claimed(&self, index: u32, key: &[u64; 3]) -> bool {
         (0..CLAIM_LOOKS).all(|_| {
             std::thread::sleep(CLAIM_LOOK);
@@ -278,7 +285,7 @@ fn has_lived(key: &FlowKey, flow: &Flow) -> bool {
     key.vip.protocol() == protocol::UDP || is_established(flow.events)
 }
 
-/// Notes a connection that ended early: its client is to learn it.
+/// Records a connection that ended early, so that its client is sent an ACK ([`super::provoke`]).
 fn lose(census: &mut Census, key: FlowKey, flow: &Flow) {
     if key.vip.protocol() == protocol::TCP && is_established(flow.events) {
         census.lost.push(key);

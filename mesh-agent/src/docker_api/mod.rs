@@ -123,7 +123,7 @@ async fn drain(body: Incoming) {
     match tokio::time::timeout(DRAIN_TIMEOUT, taken).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            debug!(error = mesh_runtime::error_chain(&*error), "can't read the rest of a refused request")
+            debug!(error = mesh_runtime::error_chain(&*error), "can't read the rest of a refused request");
         }
         Err(_) => debug!("a refused request doesn't end"),
     }

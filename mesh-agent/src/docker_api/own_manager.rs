@@ -37,10 +37,10 @@ pub async fn tell_manager(
     shutdown: CancellationToken,
 ) {
     let manager = Upstream::new(Peer::Control, control);
-    shutdown.run_until_cancelled(tell(&manager, views)).await;
+    shutdown.run_until_cancelled(keep_informed(&manager, views)).await;
 }
 
-async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
+async fn keep_informed(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
     // The node has no id before it joins. A node that joins another cluster does so in another
     // process, so the id is read once.
@@ -49,7 +49,7 @@ async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
         return;
     };
     loop {
-        match told(manager, &node).await {
+        match send_node_id(manager, &node).await {
             Ok(mut open) => {
                 info!(%node, "the manager on this machine knows its node");
                 backoff.reset();
@@ -70,7 +70,7 @@ async fn tell(manager: &Upstream, mut views: watch::Receiver<Arc<NodeView>>) {
 }
 
 /// One call. Its answer ends with the manager.
-async fn told(manager: &Upstream, node: &NodeId) -> Result<Incoming, ApiError> {
+async fn send_node_id(manager: &Upstream, node: &NodeId) -> Result<Incoming, ApiError> {
     let unreadable = |reason: String| ApiError::Unreadable { peer: Peer::Control, reason };
     let uri: Uri = format!("/mesh/node/{node}").parse().map_err(|error| unreadable(format!("{error}")))?;
     let mut request = Request::new(Empty::<Bytes>::new());

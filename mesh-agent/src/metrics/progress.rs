@@ -56,7 +56,7 @@ impl Progress {
             let generation = *applied.borrow_and_update();
             if generation == newest.generation && generation > carried.generation {
                 // A manager may send a new generation without any change.
-                if !newest.says_the_same(&carried) {
+                if !newest.has_same_entries(&carried) {
                     let propagation = self.propagation.with_label_values(&["table"]);
                     propagation.observe(seconds_since(newest.committed_unix_ms));
                 }

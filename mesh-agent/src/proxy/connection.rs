@@ -109,7 +109,7 @@ async fn dial(
     };
     match &target.place {
         Place::Here(address) => {
-            dial::dial_task(*address, target.tells_client.then(addresses)).await.map(Link::Task)
+            dial::dial_task(*address, target.sends_proxy_header.then(addresses)).await.map(Link::Task)
         }
         Place::Relay(relay) => {
             let (keys, source) = (proxy.relay_keys(), proxy.routes().address);

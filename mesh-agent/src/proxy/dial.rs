@@ -78,7 +78,7 @@ pub enum FailureReason {
     Timeout = 0,
     /// The task refused the connection.
     Reset = 1,
-    /// There is no route, key or relay to the task.
+    /// There is no way to the task: no route, no key, or its relay does not connect.
     Unreachable = 2,
 }
 

@@ -100,7 +100,7 @@ impl Ledger {
         let mut entries = self.lock();
         let entry = Arc::clone(entries.backends.entry(id).or_default());
         if entries.is_cut {
-            entry.gone.tell();
+            entry.gone.signal();
         }
         entry
     }
@@ -130,7 +130,7 @@ impl Ledger {
         let mut entries = self.lock();
         entries.is_cut = true;
         for entry in entries.backends.values() {
-            entry.gone.tell();
+            entry.gone.signal();
         }
     }
 
@@ -146,7 +146,7 @@ impl Ledger {
         entries.backends.retain(|id, entry| {
             let stays = view.backends.contains_key(id);
             if !stays {
-                entry.gone.tell();
+                entry.gone.signal();
             }
             stays
         });
@@ -327,10 +327,10 @@ mod tests {
         let open = entry.open();
         assert_eq!(entry.live(), 1);
         ledger.follow(&NodeView::new(NodeId::from("n"), Ipv4Addr::LOCALHOST));
-        assert!(entry.gone().is_told(), "its connections are told");
+        assert!(entry.gone().is_signalled(), "its connections are told");
         assert_eq!(ledger.stats().backends.len(), 0, "its figures vanish");
         drop(open);
-        assert!(!ledger.backend(id).gone().is_told(), "a later backend of this id starts afresh");
+        assert!(!ledger.backend(id).gone().is_signalled(), "a later backend of this id starts afresh");
     }
 
     #[test]
@@ -338,9 +338,9 @@ mod tests {
         let ledger = Ledger::default();
         let [before, after] = [1, 2].map(|id| BackendId::new(id).expect("an id"));
         let entry = ledger.backend(before);
-        assert!(!entry.gone().is_told());
+        assert!(!entry.gone().is_signalled());
         ledger.cut();
-        assert!(entry.gone().is_told() && ledger.backend(after).gone().is_told());
+        assert!(entry.gone().is_signalled() && ledger.backend(after).gone().is_signalled());
     }
 
     #[test]

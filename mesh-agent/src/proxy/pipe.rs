@@ -119,7 +119,7 @@ pub(super) async fn carry(
             Way::new(source, ByteSink::new(client_write, client_framed), context.reply, context.pipes);
         let watch = context.idle_limit / WATCHES;
         let (mut is_watched, mut quiet) = (false, 0);
-        let mut gone = pin!(context.gone.told());
+        let mut gone = pin!(context.gone.signalled());
         let mut idle = pin!(sleep(watch));
         poll_fn(|cx| {
             if let Poll::Ready(ended) = poll_both(&mut request, &mut reply, cx) {
@@ -127,7 +127,7 @@ pub(super) async fn carry(
                 backend_again = reply.from.has_ended_framed() && request.to.has_ended_framed();
                 return Poll::Ready(ended.map_err(PipeError::from));
             }
-            if context.gone.is_told() {
+            if context.gone.is_signalled() {
                 return Poll::Ready(Err(PipeError::Gone));
             }
             if request.take_moved() | reply.take_moved() {
@@ -242,7 +242,7 @@ impl<'a> Way<'a> {
                 self.kept.drop_front(written);
                 self.count(written);
             }
-            if self.is_read && is_last && !self.to.tells_end() {
+            if self.is_read && is_last && !self.to.must_write_end() {
                 self.is_over = true;
                 return Poll::Ready(Ok(()));
             }

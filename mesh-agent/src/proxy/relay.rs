@@ -91,7 +91,7 @@ pub(super) fn start(proxy: &Arc<Proxy>, listening: Listening) {
             worker.handle.spawn(serving.tracker.track_future(async move {
                 match TcpStream::from_std(stream) {
                     Ok(stream) => serve(&proxy, stream, peer, permit).await,
-                    Err(error) => tracing::warn!(%peer, error = error_chain(&error), "give a relayed connection to a thread"),
+                    Err(error) => tracing::warn!(%peer, error = error_chain(&error), "can't give a relayed connection to a thread"),
                 }
             }));
         })
@@ -144,7 +144,7 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
 /// another session.
 async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
     let _waited_for = asked.target.entry.wait_for();
-    match dial_task(asked.task, asked.target.tells_client.then_some(asked.addresses)).await {
+    match dial_task(asked.task, asked.target.sends_proxy_header.then_some(asked.addresses)).await {
         Ok(task) => match carry(stream, task, &asked.target).await {
             Ok(again) => again,
             Err(error) => {

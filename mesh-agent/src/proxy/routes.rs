@@ -60,7 +60,7 @@ pub(super) struct Target {
     /// An idle connection ends after this.
     pub(super) idle_limit: Duration,
     /// Whether mesh sends the task a PROXY header with the client's address.
-    pub(super) tells_client: bool,
+    pub(super) sends_proxy_header: bool,
 }
 
 /// How to reach a task.
@@ -182,7 +182,7 @@ impl RouteInputs<'_> {
             place,
             entry: self.ledger.backend(backend.id),
             idle_limit: self.idle_limit(settings.and_then(|settings| settings.idle_timeout_s)),
-            tells_client: backend.protocol == Protocol::Tcp
+            sends_proxy_header: backend.protocol == Protocol::Tcp
                 && settings.is_some_and(|settings| settings.mode == Mode::Proxy),
         }
     }

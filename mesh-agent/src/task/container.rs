@@ -1,19 +1,20 @@
-//! What is known of a task's container: plain data, which the engine's adapter fills in and [`super::transition`] reads.
+//! The known facts of a task's container: plain data, which the engine's adapter
+//! ([`super::docker`]) fills in and [`super::transition`] reads.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_state::task::HostPort;
 
-/// What the engine says of a container.
+/// What the engine reports of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFacts {
-    /// Its id.
+    /// The container's id.
     pub id: String,
-    /// How far it is.
+    /// The container's phase.
     pub phase: Phase,
     /// Its first process in the node's pid namespace; 0 unless it runs.
     pub pid: i64,
-    /// Its exit code, once it ended.
+    /// Its exit code, once it has ended.
     pub exit_code: i64,
     /// Why the engine could not start it; empty otherwise.
     pub error: String,
@@ -27,10 +28,10 @@ pub struct ContainerFacts {
     pub host_ports: Vec<HostPort>,
 }
 
-/// How far a container is.
+/// The phases of a container's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Made, never started.
+    /// Created, never started.
     Created,
     /// Runs (or is paused).
     Running,
@@ -39,7 +40,7 @@ pub enum Phase {
 }
 
 impl ContainerFacts {
-    /// What there is to know of a container that was just made.
+    /// The facts of a container that was just created.
     pub const fn made(id: String) -> Self {
         Self {
             id,
@@ -55,15 +56,15 @@ impl ContainerFacts {
     }
 }
 
-/// What a container's health check says.
+/// The result of a container's health check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// It has no health check.
     Unchecked,
-    /// Too early to say.
+    /// The check has no result yet.
     Starting,
-    /// It passes.
+    /// The check passes.
     Healthy,
-    /// It failed too often.
+    /// The check failed too often.
     Unhealthy,
 }

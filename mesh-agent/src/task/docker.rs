@@ -1,7 +1,7 @@
-//! The seam to a real Docker engine, over bollard.
+//! The implementation of [`Runtime`] for a real Docker engine, over bollard.
 //!
-//! Invariants: paths carry no API version, so the engine answers in its own, whichever that is. A client is made anew for each call: the
-//! engine may be away, come back, or be another. Every call has a deadline.
+//! Invariants: paths carry no API version, so the engine answers in its own. A client is made anew
+//! for each call: the engine may stop, come back, or be replaced. Every call has a deadline.
 
 mod logs;
 pub mod model;
@@ -40,11 +40,11 @@ use super::runtime::{Made, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
-/// How the engine begins to say that it has no such image.
+/// How the engine's answer begins if it has no such image.
 const NO_IMAGE: &str = "No such image";
-/// Events that may change what there is to know of a container. Others come by the hundred: each health check makes three.
-const TELLING_EVENTS: [&str; 7] = ["start", "die", "destroy", "health_status", "pause", "unpause", "rename"];
-/// Events of this long before a subscription are asked for too: what happened while the stream was down or being opened.
+/// Events that can change a container's facts. Others come by the hundred: three per health check.
+const RELEVANT_EVENTS: [&str; 7] = ["start", "die", "destroy", "health_status", "pause", "unpause", "rename"];
+/// Events are requested from this long before the subscription, when the stream was down.
 const EVENTS_OVERLAP: Duration = Duration::from_secs(5);
 
 /// A Docker engine behind a unix socket.
@@ -110,7 +110,7 @@ impl Runtime for DockerEngine {
             CreateImageOptions { from_image: Some(reference.to_owned()), ..CreateImageOptions::default() };
         let last = reference.rsplit('/').next().unwrap_or(reference);
         if !last.contains(':') && !last.contains('@') {
-            // Without a tag the engine would pull every one.
+            // Without a tag the engine would pull every tag.
             options.tag = Some("latest".to_owned());
         }
         let mut progress = client.create_image(Some(options), None, credentials);
@@ -177,7 +177,7 @@ impl Runtime for DockerEngine {
     fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>> {
         let since =
             SystemTime::now().checked_sub(EVENTS_OVERLAP).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        let filters = [("type", &["container"][..]), ("label", &[NODE_LABEL]), ("event", &TELLING_EVENTS)];
+        let filters = [("type", &["container"][..]), ("label", &[NODE_LABEL]), ("event", &RELEVANT_EVENTS)];
         self.follow(&filters, since)
             .filter_map(async |event| match event {
                 Ok(event) => {
@@ -238,7 +238,7 @@ impl Runtime for DockerEngine {
     }
 }
 
-/// What a client's `X-Registry-Auth` says: JSON in base64, in either alphabet, padded or not.
+/// Parses a client's `X-Registry-Auth`: JSON in base64, in either alphabet, padded or not.
 fn credentials(auth: &RegistryAuth) -> Result<DockerCredentials, RuntimeError> {
     let plain: String = auth.0.trim_end_matches('=').replace('-', "+").replace('_', "/");
     let decoded = Zeroizing::new(STANDARD_NO_PAD.decode(plain).unwrap_or_default());
@@ -250,7 +250,7 @@ fn credentials(auth: &RegistryAuth) -> Result<DockerCredentials, RuntimeError> {
     })
 }
 
-/// An answer that is an error for the caller, or the absence of what was asked for.
+/// The engine's answer is an error for the caller, or says that the object doesn't exist.
 enum NoAnswer {
     Absent,
     Failed(RuntimeError),
@@ -311,7 +311,8 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
     }
 }
 
-/// The engine's bindings, each port once: for IPv6 it may have chosen another, which Docker's clients don't look for.
+/// The engine's bindings, each port once: for IPv6 it may have chosen another port, which Docker's
+/// clients don't look for.
 fn host_ports(bindings: PortMap) -> Vec<HostPort> {
     let bound = |(port, bindings): (String, Option<Vec<PortBinding>>)| {
         let (target, protocol) = port.split_once('/')?;

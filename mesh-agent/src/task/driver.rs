@@ -1,6 +1,8 @@
-//! Walks one task: looks at its container, asks [`transition`](super::transition) for the next step, takes it, and looks again.
+//! Drives one task: inspects its container, asks [`transition`](super::transition) for the next
+//! step, takes it, and inspects again.
 //!
-//! Invariants: nothing is decided here but when to look again; an engine that does not answer changes no status, it is only asked again.
+//! Invariants: this module decides nothing but when to inspect again; an engine that does not
+//! answer changes no status, the driver only asks it again.
 
 mod prepare;
 
@@ -20,42 +22,43 @@ use super::drain::{DrainStage, Progress, Verdict};
 use super::listening;
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{Runtime, RuntimeError};
-use super::transition::{Link, Situation, Step, failure, next, start_failure};
+use super::transition::{Link, Situation, TaskStep, failure, next, start_failure};
 use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
 
-/// What a task is and how far it is to go.
+/// A task, and the state that it is to reach.
 #[derive(Debug, Clone)]
 pub(super) struct Goal {
     pub(super) assignment: Arc<Assignment>,
     pub(super) desired: TaskState,
 }
 
-/// What a driver tells the worker.
+/// A driver's message to the worker.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// The task came to this.
+    /// The task's new status.
     Status(TaskId, TaskStatus),
-    /// The task left no trace.
+    /// The task's container and files are gone.
     Gone(TaskId),
 }
 
-/// Whether the network `mesh` is there.
+/// Whether the network `mesh` exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BridgeState {
-    /// It is.
+    /// It exists.
     Ready,
-    /// It will be, as far as is known: tasks wait.
+    /// It doesn't exist yet, for this reason: tasks wait.
     NotYet(String),
-    /// It was tried for a while in vain: tasks are rejected, so that they are placed elsewhere.
+    /// Making it has failed for a while, for this reason: tasks are rejected, so that they are
+    /// placed elsewhere.
     Unfit(String),
 }
 
-/// What every driver stands on.
+/// Dependencies shared by all task drivers.
 #[derive(Clone)]
-pub(super) struct Ground {
+pub(super) struct DriverContext {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) network: Arc<dyn TaskNetwork>,
     pub(super) node: Arc<NodeIdentity>,
@@ -64,51 +67,52 @@ pub(super) struct Ground {
     pub(super) updates: mpsc::Sender<Update>,
 }
 
-/// One task on its way.
+/// The driver of one task.
 pub(super) struct Driver {
-    pub(super) ground: Ground,
+    pub(super) context: DriverContext,
     pub(super) id: TaskId,
     pub(super) goal: watch::Receiver<Goal>,
-    /// Told when the container may have changed.
+    /// Notified when the container may have changed.
     pub(super) nudge: Arc<Notify>,
     pub(super) last: TaskStatus,
     pub(super) link: Link,
-    /// Its drain, once it is to stop.
+    /// The task's drain, once it is to stop.
     pub(super) drain: DrainStage,
-    /// When waiting for it to listen ends, once that has begun.
+    /// When the driver stops waiting for the task to listen, once it has begun to.
     pub(super) listens_until: Option<Instant>,
-    /// What is known of its container without a look.
+    /// What is known of the task's container without asking the engine.
     pub(super) sight: Sight,
 }
 
 /// What is known of a container without asking the engine.
 #[derive(Debug, Default)]
 pub(super) enum Sight {
-    /// Nothing.
+    /// Nothing is known.
     #[default]
     None,
-    /// There is none: this node hears of the task for the first time. Should it have forgotten the task, the name is taken.
+    /// There is no container: the task is new to this node. If the node has lost its record of an
+    /// earlier container, creating another fails because its name is taken.
     Absent,
-    /// It was made this moment.
+    /// The container was created just now.
     Made(ContainerFacts),
 }
 
-/// What taking a step came to.
+/// The result of a step.
 enum Taken {
-    /// A status: what was seen of the container still holds.
-    Told,
-    /// Something was done: look at the container again.
+    /// A status was reported: what was seen of the container still holds.
+    Reported,
+    /// The container has changed: inspect it again.
     Done,
-    /// There is nothing to do.
+    /// There was nothing to do.
     Idle,
-    /// It can't be done now.
+    /// The step is impossible now, for this reason.
     Retry(String),
-    /// There is nothing left.
+    /// The container and its files are gone.
     Gone,
 }
 
 impl Driver {
-    /// Walks until the task left no trace, or its worker is gone.
+    /// Drives the task until its container is gone, or its worker is.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut trouble = String::new();
@@ -119,7 +123,7 @@ impl Driver {
                 Err(error) => Taken::Retry(format!("look at the container: {error}")),
             };
             let alive = match taken {
-                Taken::Told | Taken::Done => {
+                Taken::Reported | Taken::Done => {
                     backoff.reset();
                     true
                 }
@@ -137,7 +141,7 @@ impl Driver {
                     }
                     let wait = backoff.pause(&mut rand::rng());
                     tokio::time::timeout(wait, self.goal.changed()).await.is_ok_and(|changed| changed.is_ok())
-                        || !self.ground.updates.is_closed()
+                        || !self.context.updates.is_closed()
                 }
                 Taken::Gone => return,
             };
@@ -150,9 +154,9 @@ impl Driver {
     async fn look(&mut self, goal: &Goal) -> Result<Option<ContainerFacts>, RuntimeError> {
         match std::mem::take(&mut self.sight) {
             Sight::Made(facts) => Ok(Some(facts)),
-            // What is to end must not be missed.
+            // A container that is to end must not be missed.
             Sight::Absent if goal.desired < TaskState::Shutdown => Ok(None),
-            Sight::Absent | Sight::None => self.ground.runtime.inspect(&self.container(goal)).await,
+            Sight::Absent | Sight::None => self.context.runtime.inspect(&self.container(goal)).await,
         }
     }
 
@@ -169,36 +173,36 @@ impl Driver {
             let step = next(now(), &situation);
             debug!(task = %self.id, ?step, "next step");
             match self.take(step, goal, seen).await {
-                Taken::Told => {}
+                Taken::Reported => {}
                 other => return other,
             }
         }
     }
 
-    async fn take(&mut self, step: Step, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
+    async fn take(&mut self, step: TaskStep, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         let container = self.container(goal);
         match step {
-            Step::Report(status) => self.tell(status).await,
-            Step::Prepare => self.prepare(goal).await,
-            Step::Start => match self.ground.runtime.start(&container).await {
+            TaskStep::Report(status) => self.report(status).await,
+            TaskStep::Prepare => self.prepare(goal).await,
+            TaskStep::Start => match self.context.runtime.start(&container).await {
                 Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
                 other => done(other),
             },
-            Step::Join => self.join(goal, seen).await,
-            Step::Leave => {
-                self.ground.network.stopped(&self.id).await;
+            TaskStep::Join => self.join(goal, seen).await,
+            TaskStep::Leave => {
+                self.context.network.stopped(&self.id).await;
                 self.link = Link::Apart;
-                Taken::Told
+                Taken::Reported
             }
-            Step::Drain => self.drain(goal).await,
-            Step::Stop => {
+            TaskStep::Drain => self.drain(goal).await,
+            TaskStep::Stop => {
                 let grace = container_spec::grace(&goal.assignment);
                 info!(task = %self.id, container, ?grace, "stop container");
-                done(self.ground.runtime.stop(&container, grace).await)
+                done(self.context.runtime.stop(&container, grace).await)
             }
-            Step::Remove => done(self.ground.runtime.remove(&container).await),
-            Step::Wait => Taken::Idle,
-            Step::Forget => match self.ground.updates.send(Update::Gone(self.id.clone())).await {
+            TaskStep::Remove => done(self.context.runtime.remove(&container).await),
+            TaskStep::Wait => Taken::Idle,
+            TaskStep::Forget => match self.context.updates.send(Update::Gone(self.id.clone())).await {
                 Ok(()) | Err(_) => Taken::Gone,
             },
         }
@@ -211,7 +215,7 @@ impl Driver {
             self.note(reason).await;
             return Taken::Retry(reason.to_owned());
         };
-        // Later, as after a restart of the agent, it has clients already.
+        // If it ran before, as after a restart of the agent, it has clients already.
         if self.last.state < TaskState::Running && !self.until_listening(pid, goal).await {
             return Taken::Done;
         }
@@ -222,10 +226,10 @@ impl Driver {
             address,
             address6: seen.address6,
         };
-        match self.ground.network.started(&task).await {
+        match self.context.network.started(&task).await {
             Ok(()) => {
                 self.link = Link::Joined { pid: seen.pid, address: seen.address };
-                Taken::Told
+                Taken::Reported
             }
             Err(error) => {
                 self.note(&error.to_string()).await;
@@ -234,7 +238,7 @@ impl Driver {
         }
     }
 
-    /// Waits until the task listens, or has been waited for long enough; `false` if something changed before.
+    /// Waits until the task listens, or the limit has passed; `false` if something changed before.
     async fn until_listening(&mut self, pid: u32, goal: &Goal) -> bool {
         let until = *self.listens_until.get_or_insert_with(|| Instant::now() + listening::LIMIT);
         while !listening::on_all(pid, &goal.assignment.task.endpoints) {
@@ -261,19 +265,19 @@ impl Driver {
         let taken = loop {
             let flows = match progress.counts(Instant::now(), &goal.assignment) {
                 None => None,
-                Some(draining) => match self.ground.network.flows_left(&draining).await {
+                Some(draining) => match self.context.network.flows_left(&draining).await {
                     Ok(flows) => Some(flows),
                     Err(error) => {
-                        warn!(task = %self.id, error = mesh_runtime::error_chain(&error), "count the task's flows");
+                        warn!(task = %self.id, error = mesh_runtime::error_chain(&error), "can't count the task's flows");
                         None
                     }
                 },
             };
             match progress.judge(Instant::now(), goal.assignment.drain, flows) {
-                Verdict::Over => break Taken::Told,
+                Verdict::Over => break Taken::Reported,
                 Verdict::Late { flows } => {
-                    info!(task = %self.id, flows, "the drain's limit has passed");
-                    break Taken::Told;
+                    info!(task = %self.id, flows, "the drain's limit has passed: stop the task though flows go on");
+                    break Taken::Reported;
                 }
                 Verdict::Wait { pause } => match tokio::time::timeout(pause, self.until_changed()).await {
                     Err(_) => {}
@@ -283,36 +287,36 @@ impl Driver {
             }
         };
         self.drain =
-            if matches!(taken, Taken::Told) { DrainStage::Over } else { DrainStage::Underway(progress) };
+            if matches!(taken, Taken::Reported) { DrainStage::Over } else { DrainStage::Underway(progress) };
         taken
     }
 
-    /// Tells why the task waits, without changing how far it is.
+    /// Reports why the task waits, without changing its state.
     async fn note(&mut self, reason: &str) {
         if self.last.err != reason {
             let status = TaskStatus { err: reason.to_owned(), timestamp: now(), ..self.last.clone() };
-            self.tell(status).await;
+            self.report(status).await;
         }
     }
 
     async fn fail(&mut self, reason: &str) -> Taken {
         let status = failure(now(), &self.last, reason);
-        self.tell(status).await
+        self.report(status).await
     }
 
-    async fn tell(&mut self, status: TaskStatus) -> Taken {
+    async fn report(&mut self, status: TaskStatus) -> Taken {
         info!(task = %self.id, state = status.state.as_str(), err = status.err, "task");
         self.last = std::mem::take(&mut self.last).advance(status);
         if self.last.state.is_terminal() {
-            self.ground.dependencies.remove(&self.id).await;
+            self.context.dependencies.remove(&self.id).await;
         }
-        match self.ground.updates.send(Update::Status(self.id.clone(), self.last.clone())).await {
-            Ok(()) => Taken::Told,
+        match self.context.updates.send(Update::Status(self.id.clone(), self.last.clone())).await {
+            Ok(()) => Taken::Reported,
             Err(_) => Taken::Gone,
         }
     }
 
-    /// Whether something may have changed; false when the worker is gone.
+    /// Waits until something may have changed; `false` when the worker is gone.
     async fn until_changed(&mut self) -> bool {
         tokio::select! {
             () = self.nudge.notified() => true,

@@ -1,16 +1,19 @@
-//! Running what control assigned to this node.
+//! Runs the tasks that control assigned to this node.
 //!
-//! Purpose: one container for each task, brought as far as its desired state, and an account of how far it came. [`transition`]
-//! decides (pure), [`container_spec`] says what the container is (pure), [`runtime`] is the seam to the engine and [`docker`] the
-//! only implementation on a real one, [`dependencies`] keeps secrets and configs, [`driver`] walks one task, [`drain`] says how long its
-//! flows are waited for (pure), [`listening`] whether it may have any, [`worker`] keeps the set of them, [`cache`] lets a restarted agent go
-//! on where it was.
+//! Purpose: one container for each task, brought to its desired state, and a report of its observed
+//! state. [`transition`] decides the next step (pure), [`container_spec`] plans the container
+//! (pure), [`runtime`] is the interface of an engine and [`docker`] its only implementation,
+//! [`dependencies`] holds secrets and configs, [`driver`] drives one task, [`drain`] decides how
+//! long its flows are waited for (pure), [`listening`] whether it may have any, [`worker`] owns the
+//! set of drivers, [`cache`] lets a restarted agent continue.
 //!
-//! Invariants: an observed state only rises; a container that runs is never restarted by the agent, whatever happened to the agent; a
-//! failed task stays failed, its replacement is another task and control's decision; nothing is reported that was not seen.
+//! Invariants: an observed state only rises; the agent never restarts a running container, whatever
+//! happened to the agent; a failed task stays failed, its replacement is another task and control's
+//! decision; only what was observed is reported.
 //!
-//! Left to others: which tasks exist and where (mesh-control), what connects them to the mesh ([`network::TaskNetwork`] is implemented
-//! by the data plane and the proxy), getting assignments and sending statuses (`control_link`).
+//! Left to others: which tasks exist and where (mesh-control), connecting them to the mesh (the
+//! data plane and the proxy implement [`network::TaskNetwork`]), receiving assignments and sending
+//! statuses ([`crate::control_link`]).
 
 pub mod runtime;
 pub mod transition;

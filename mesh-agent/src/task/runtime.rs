@@ -1,6 +1,7 @@
-//! The seam to the engine: what the agent needs of one, and what it hears back.
+//! The interface of a container engine: the calls that the agent needs, and their results.
 //!
-//! Invariant: an absent container is a value (`None`), never an error; an error says that the engine could not be asked or refused.
+//! Invariant: an absent container is a value (`None`), never an error; an error says that the
+//! engine could not be reached or refused.
 
 use std::time::Duration;
 
@@ -15,22 +16,23 @@ use super::container::ContainerFacts;
 use super::container_spec::ContainerPlan;
 use super::description::EngineFacts;
 
-/// What came of asking for a container.
+/// The result of creating a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Made {
-    /// It was made, with this id.
+    /// The container was created; its id.
     Container(String),
-    /// Its image is not here; the engine's words.
+    /// The engine doesn't have the image; the engine's words.
     NoImage(String),
 }
 
 /// Why the engine did not do as asked.
 #[derive(Debug, Error)]
 pub enum RuntimeError {
-    /// The engine can't be reached, or broke off. Worth trying again; nothing is known of the container.
+    /// The engine can't be reached, or closed the connection: try again; nothing is known of the
+    /// container.
     #[error("the Docker engine does not answer: {0}")]
     Unavailable(String),
-    /// The engine answered no; the text is its own.
+    /// The engine refused; the text is its own.
     #[error("{0}")]
     Refused(String),
 }
@@ -38,7 +40,8 @@ pub enum RuntimeError {
 /// A local container engine.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Gets the image from its registry, unless the engine has what the registry has. Gives up when nothing comes for `patience`.
+    /// Pulls the image from its registry, unless the engine has it already. Gives up when the
+    /// registry sends nothing for `patience`.
     async fn pull_image(
         &self,
         reference: &str,
@@ -46,42 +49,45 @@ pub trait Runtime: Send + Sync + 'static {
         patience: Duration,
     ) -> Result<(), RuntimeError>;
 
-    /// Makes a container of an image that is here; it is not started.
+    /// Creates a container from a local image, without starting it.
     async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError>;
 
     /// Starts a container.
     async fn start(&self, container: &str) -> Result<(), RuntimeError>;
 
-    /// Asks a container to end, and kills it after `grace`. Returns when it has ended; one that is gone has ended.
+    /// Asks a container to stop, and kills it after `grace`. Returns when it has ended; succeeds if
+    /// it is gone.
     async fn stop(&self, container: &str, grace: Duration) -> Result<(), RuntimeError>;
 
-    /// Removes a container with its anonymous volumes. One that is gone is removed.
+    /// Removes a container with its anonymous volumes; succeeds if it is gone.
     async fn remove(&self, container: &str) -> Result<(), RuntimeError>;
 
-    /// What there is to know of a container, by id or name.
+    /// Inspects a container, by id or name.
     async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError>;
 
     /// Every container that an agent made, with its task.
     async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError>;
 
-    /// Tasks whose container may have come to something else, as it happens. The stream ends or fails when the engine goes away.
+    /// The tasks whose containers may have changed, as it happens. The stream ends or fails when
+    /// the engine goes away.
     fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>>;
 
-    /// The network `mesh` was removed, as it happens, by whomever. Ends or fails when the engine goes away.
+    /// An item for each removal of the network `mesh`, whoever removed it. Ends or fails when the
+    /// engine goes away.
     fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>>;
 
-    /// The network `mesh` as it is.
+    /// Inspects the network `mesh`.
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError>;
 
-    /// Makes the network `mesh`.
+    /// Creates the network `mesh`.
     async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError>;
 
     /// Removes the network `mesh`.
     async fn remove_bridge(&self) -> Result<(), RuntimeError>;
 
-    /// Whether the engine answers at all.
+    /// Checks that the engine answers.
     async fn ping(&self) -> Result<(), RuntimeError>;
 
-    /// What the engine says of itself and its machine.
+    /// What the engine reports of itself and its machine.
     async fn engine(&self) -> Result<EngineFacts, RuntimeError>;
 }

@@ -1,9 +1,12 @@
-//! The next step of a task. Pure: what is wanted, what was seen and what was last told go in; one [`Step`] comes out.
+//! Decides the next step of a task. Pure: from the desired state, the observed container and the
+//! last reported status to one [`TaskStep`].
 //!
-//! Invariants: the state that a step reports is never below the last; a terminal state is final; steps are chosen from what is
-//! observed, so a task whose agent died midway goes on from there, and nothing is done twice.
+//! Invariants: the state that a step reports is never below the last; a terminal state is final;
+//! steps are chosen from what is observed, so a task whose agent died midway continues, and nothing
+//! is done twice.
 //!
-//! The walk: accepted → preparing → ready → starting → running → complete | failed | shutdown; rejected when it can't come to starting.
+//! The states: accepted → preparing → ready → starting → running → complete | failed | shutdown;
+//! rejected if it can't reach starting.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,50 +16,50 @@ use mesh_state::task::{ContainerStatus, TaskState, TaskStatus};
 
 use super::container::{ContainerFacts, Health, Phase};
 
-/// What ends a container that has a failing health check (Swarm's words).
+/// The error of a task whose container was stopped because its health check failed (Swarm's words).
 const UNHEALTHY: &str = "dockerexec: unhealthy container";
 /// Exit code of a container that is gone: it was killed.
 const KILLED: i64 = 137;
-/// Stop grace of a spec that names none.
+/// The grace period of a spec that sets none.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
-/// How far the task's container is connected to the mesh.
+/// Whether the task's container is connected to the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// The agent has just started and doesn't know.
     Unknown,
     /// Not connected.
     Apart,
-    /// Connected, with the container's process and address of that moment.
+    /// Connected, with the container's process and address at that moment.
     Joined {
         /// The container's first process.
         pid: i64,
-        /// Its address.
+        /// The container's address.
         address: Option<std::net::Ipv4Addr>,
     },
 }
 
-/// Everything that the next step depends on.
+/// The inputs of the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
-    /// How far the task is to go.
+    /// The desired state.
     pub desired: TaskState,
-    /// What the engine says of its container; `None` if there is none.
+    /// What the engine reports of its container; `None` if there is none.
     pub container: Option<&'a ContainerFacts>,
-    /// What was last told of the task.
+    /// The status that was last reported.
     pub last: &'a TaskStatus,
-    /// Its connection to the mesh.
+    /// The task's connection to the mesh.
     pub link: Link,
-    /// Whether its flows are still to end before it is stopped.
+    /// Whether the drain of its flows is not over yet.
     pub drains: bool,
 }
 
-/// What to do next.
+/// What to do next for a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Tell this, then decide again.
+pub enum TaskStep {
+    /// Report this status, then decide again.
     Report(TaskStatus),
-    /// Get the image if it is missing and make the container.
+    /// Pull the image if it is missing and create the container.
     Prepare,
     /// Start the container.
     Start,
@@ -64,37 +67,38 @@ pub enum Step {
     Join,
     /// Disconnect it.
     Leave,
-    /// Let the task's flows end.
+    /// Wait for the task's flows to end.
     Drain,
-    /// Ask the container to end, kill it after the grace period.
+    /// Ask the container to stop, kill it after the grace period.
     Stop,
     /// Remove the container.
     Remove,
     /// Nothing until something changes.
     Wait,
-    /// Nothing ever again: the container is gone and nothing is left to tell.
+    /// Nothing ever again: the container is gone and everything is reported.
     Forget,
 }
 
-/// The next step.
-pub fn next(now: Timestamp, situation: &Situation<'_>) -> Step {
+/// Decides the next step.
+pub fn next(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
     if situation.desired >= TaskState::Shutdown {
         return wind_down(now, situation);
     }
-    let told = |state, message: &str| Step::Report(status(now, situation, state, message));
+    let told = |state, message: &str| TaskStep::Report(status(now, situation, state, message));
     match situation.last.state {
         TaskState::New | TaskState::Pending | TaskState::Assigned => told(TaskState::Accepted, "accepted"),
         TaskState::Accepted => told(TaskState::Preparing, "preparing"),
-        TaskState::Preparing if situation.container.is_none() => Step::Prepare,
+        TaskState::Preparing if situation.container.is_none() => TaskStep::Prepare,
         TaskState::Preparing => told(TaskState::Ready, "prepared"),
-        TaskState::Ready if situation.desired < TaskState::Running => Step::Wait,
+        TaskState::Ready if situation.desired < TaskState::Running => TaskStep::Wait,
         TaskState::Ready => told(TaskState::Starting, "starting"),
         TaskState::Starting | TaskState::Running => keep_running(now, situation),
-        _ => leave_or(situation, Step::Wait),
+        _ => leave_or(situation, TaskStep::Wait),
     }
 }
 
-/// The status after a step failed with the engine's own words: rejected before the start, failed after it.
+/// The status after a step failed with the engine's own words: rejected before the start, failed
+/// after it.
 pub fn failure(now: Timestamp, last: &TaskStatus, err: &str) -> TaskStatus {
     let state = if last.state < TaskState::Starting { TaskState::Rejected } else { TaskState::Failed };
     TaskStatus { state, timestamp: now, err: err.to_owned(), ..last.clone() }
@@ -110,46 +114,46 @@ pub fn stop_grace(nanoseconds: Option<i64>) -> Duration {
     nanoseconds.and_then(|grace| u64::try_from(grace).ok()).map_or(DEFAULT_GRACE, Duration::from_nanos)
 }
 
-fn keep_running(now: Timestamp, situation: &Situation<'_>) -> Step {
+fn keep_running(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
     let Some(container) = situation.container else {
         return leave_or(situation, ended(now, situation, KILLED));
     };
     match container.phase {
-        Phase::Created if container.error.is_empty() => Step::Start,
-        Phase::Created => Step::Report(failure(now, situation.last, &start_failure(&container.error))),
+        Phase::Created if container.error.is_empty() => TaskStep::Start,
+        Phase::Created => TaskStep::Report(failure(now, situation.last, &start_failure(&container.error))),
         Phase::Exited => leave_or(situation, ended(now, situation, container.exit_code)),
-        Phase::Running if situation.last.err == UNHEALTHY => Step::Stop,
+        Phase::Running if situation.last.err == UNHEALTHY => TaskStep::Stop,
         Phase::Running => match container.health {
             Health::Unhealthy => {
                 let told = status(now, situation, situation.last.state, &situation.last.message);
-                Step::Report(TaskStatus { err: UNHEALTHY.to_owned(), ..told })
+                TaskStep::Report(TaskStatus { err: UNHEALTHY.to_owned(), ..told })
             }
-            Health::Starting if situation.last.state == TaskState::Starting => Step::Wait,
+            Health::Starting if situation.last.state == TaskState::Starting => TaskStep::Wait,
             Health::Unchecked | Health::Starting | Health::Healthy => run(now, situation, container),
         },
     }
 }
 
-/// The container runs and may serve: connect it, then tell.
-fn run(now: Timestamp, situation: &Situation<'_>, container: &ContainerFacts) -> Step {
+/// The container runs and may serve: connect it, then report.
+fn run(now: Timestamp, situation: &Situation<'_>, container: &ContainerFacts) -> TaskStep {
     let current = Link::Joined { pid: container.pid, address: container.address };
     let told = status(now, situation, TaskState::Running, "started");
     if situation.link != current {
-        Step::Join
+        TaskStep::Join
     } else if situation.last.state == TaskState::Running
         && situation.last.container == told.container
         && situation.last.err.is_empty()
     {
-        Step::Wait
+        TaskStep::Wait
     } else {
-        Step::Report(told)
+        TaskStep::Report(told)
     }
 }
 
-fn ended(now: Timestamp, situation: &Situation<'_>, exit_code: i64) -> Step {
+fn ended(now: Timestamp, situation: &Situation<'_>, exit_code: i64) -> TaskStep {
     let last = situation.last;
     if exit_code == 0 && last.err != UNHEALTHY {
-        return Step::Report(status(now, situation, TaskState::Complete, "finished"));
+        return TaskStep::Report(status(now, situation, TaskState::Complete, "finished"));
     }
     let cause = if last.err == UNHEALTHY { format!(": {UNHEALTHY}") } else { String::new() };
     let mut told = status(now, situation, TaskState::Failed, &last.message);
@@ -158,31 +162,32 @@ fn ended(now: Timestamp, situation: &Situation<'_>, exit_code: i64) -> Step {
         container.exit_code = exit_code;
         container.pid = 0;
     }
-    Step::Report(told)
+    TaskStep::Report(told)
 }
 
-/// Desired shutdown: the container ends and stays, as Swarm leaves it for its logs. Desired remove: it goes too.
-fn wind_down(now: Timestamp, situation: &Situation<'_>) -> Step {
+/// Desired shutdown: the container is stopped and stays, as Swarm leaves it for its logs. Desired
+/// remove: it is removed too.
+fn wind_down(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
     let running = situation.container.is_some_and(|container| container.phase == Phase::Running);
     if running {
-        // What is not connected to the mesh, or not yet, has no flows.
+        // A task that is not connected to the mesh has no flows.
         let has_flows = situation.last.state == TaskState::Running && situation.link != Link::Apart;
-        return if situation.drains && has_flows { Step::Drain } else { Step::Stop };
+        return if situation.drains && has_flows { TaskStep::Drain } else { TaskStep::Stop };
     }
     if situation.link != Link::Apart {
-        return Step::Leave;
+        return TaskStep::Leave;
     }
     if !situation.last.state.is_terminal() {
-        return Step::Report(status(now, situation, TaskState::Shutdown, "shutdown"));
+        return TaskStep::Report(status(now, situation, TaskState::Shutdown, "shutdown"));
     }
     if situation.desired < TaskState::Remove {
-        return Step::Wait;
+        return TaskStep::Wait;
     }
-    if situation.container.is_some() { Step::Remove } else { Step::Forget }
+    if situation.container.is_some() { TaskStep::Remove } else { TaskStep::Forget }
 }
 
-fn leave_or(situation: &Situation<'_>, step: Step) -> Step {
-    if situation.link == Link::Apart { step } else { Step::Leave }
+fn leave_or(situation: &Situation<'_>, step: TaskStep) -> TaskStep {
+    if situation.link == Link::Apart { step } else { TaskStep::Leave }
 }
 
 fn status(now: Timestamp, situation: &Situation<'_>, state: TaskState, message: &str) -> TaskStatus {

@@ -21,7 +21,7 @@ use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
 use super::dependencies::Dependencies;
 use super::drain::DrainStage;
-use super::driver::{BridgeState, Driver, Goal, Ground, Sight, Update};
+use super::driver::{BridgeState, Driver, DriverContext, Goal, Sight, Update};
 use super::engine_watch::{Heard, follow_events, keep_bridge};
 use super::network::TaskNetwork;
 use super::runtime::{Runtime, RuntimeError};
@@ -33,7 +33,7 @@ const FULL_PASS: Duration = Duration::from_secs(30);
 const CHANNEL_CAPACITY: usize = 256;
 
 /// Dependencies of the worker.
-pub struct Parts {
+pub struct WorkerDeps {
     /// The container engine.
     pub runtime: Arc<dyn Runtime>,
     /// Connects tasks to the mesh.
@@ -53,7 +53,7 @@ pub struct Parts {
 /// Runs the assigned tasks until `shutdown`. Containers keep running then: the next agent adopts
 /// them.
 pub async fn run(
-    parts: Parts,
+    deps: WorkerDeps,
     mut assignments: mpsc::Receiver<AssignmentChange>,
     statuses: mpsc::Sender<(TaskId, TaskStatus)>,
     shutdown: CancellationToken,
@@ -64,17 +64,17 @@ pub async fn run(
     let (bridge_in, bridge) =
         watch::channel(BridgeState::NotYet("the Docker network mesh is not made yet".to_owned()));
     let mut side = JoinSet::new();
-    side.spawn(follow_events(Arc::clone(&parts.runtime), heard_in));
-    side.spawn(keep_bridge(Arc::clone(&parts.runtime), parts.bridge, bridge_in, parts.unfit));
-    let ground = Ground {
-        runtime: parts.runtime,
-        network: parts.network,
-        node: Arc::new(parts.node),
-        dependencies: Arc::new(parts.dependencies),
+    side.spawn(follow_events(Arc::clone(&deps.runtime), heard_in));
+    side.spawn(keep_bridge(Arc::clone(&deps.runtime), deps.bridge, bridge_in, deps.unfit));
+    let context = DriverContext {
+        runtime: deps.runtime,
+        network: deps.network,
+        node: Arc::new(deps.node),
+        dependencies: Arc::new(deps.dependencies),
         bridge,
         updates: updates_in,
     };
-    let mut worker = Worker::new(ground, parts.cache);
+    let mut worker = Worker::new(context, deps.cache);
     worker.resume().await;
     let mut full_pass = tokio::time::interval(FULL_PASS);
     full_pass.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -112,7 +112,7 @@ pub async fn run(
 }
 
 /// A task of this node, with its driver's channels.
-struct Known {
+struct KnownTask {
     goal: watch::Sender<Goal>,
     nudge: Arc<Notify>,
     status: TaskStatus,
@@ -121,9 +121,9 @@ struct Known {
 }
 
 struct Worker {
-    ground: Ground,
+    context: DriverContext,
     cache: TaskCache,
-    tasks: BTreeMap<TaskId, Known>,
+    tasks: BTreeMap<TaskId, KnownTask>,
     drivers: JoinSet<()>,
     /// The latest status of each task that waits for the link to control.
     outgoing: BTreeMap<TaskId, TaskStatus>,
@@ -135,9 +135,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(ground: Ground, cache: TaskCache) -> Self {
+    fn new(context: DriverContext, cache: TaskCache) -> Self {
         Self {
-            ground,
+            context,
             cache,
             tasks: BTreeMap::new(),
             drivers: JoinSet::new(),
@@ -162,8 +162,14 @@ impl Worker {
                     self.drive(task.assignment, task.status);
                 }
             }
-            Ok(Err(error)) => warn!(error = mesh_runtime::error_chain(&error), "resume without cached tasks"),
-            Err(error) => warn!(error = mesh_runtime::error_chain(&error), "resume without cached tasks"),
+            Ok(Err(error)) => warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't load the cached tasks: start without them"
+            ),
+            Err(error) => warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't load the cached tasks: start without them"
+            ),
         }
     }
 
@@ -181,7 +187,7 @@ impl Worker {
             AssignmentChange::Delta { set, removed } => (set, removed),
             AssignmentChange::Dependency(delivered) => {
                 let goals = self.goals();
-                return self.ground.dependencies.take(delivered, in_force(&goals));
+                return self.context.dependencies.take(delivered, in_force(&goals));
             }
         };
         for id in removed {
@@ -198,7 +204,7 @@ impl Worker {
             }
             self.dirty.insert(id);
         }
-        self.ground.dependencies.keep_needed(in_force(&self.goals()));
+        self.context.dependencies.keep_needed(in_force(&self.goals()));
         self.write();
     }
 
@@ -227,7 +233,7 @@ impl Worker {
         let nudge = Arc::new(Notify::new());
         let link = if status.state < TaskState::Starting { Link::Apart } else { Link::Unknown };
         let driver = Driver {
-            ground: self.ground.clone(),
+            context: self.context.clone(),
             id: id.clone(),
             goal,
             nudge: Arc::clone(&nudge),
@@ -237,7 +243,7 @@ impl Worker {
             listens_until: None,
             sight: if status.state == TaskState::Assigned { Sight::Absent } else { Sight::None },
         };
-        self.tasks.insert(id, Known { goal: goal_in, nudge, status, ours: true });
+        self.tasks.insert(id, KnownTask { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());
     }
 
@@ -275,7 +281,7 @@ impl Worker {
     fn list_containers(&mut self, answer: &mpsc::Sender<Vec<(TaskId, String)>>) {
         let Ok(permit) = answer.clone().try_reserve_owned() else { return };
         if self.complete {
-            let runtime = Arc::clone(&self.ground.runtime);
+            let runtime = Arc::clone(&self.context.runtime);
             self.drivers.spawn(async move {
                 match runtime.task_containers().await {
                     Ok(containers) => drop(permit.send(containers)),
@@ -292,14 +298,14 @@ impl Worker {
         let living: BTreeSet<TaskId> = living.map(|(id, _)| id.clone()).collect();
         // Swept at once, before another task can be added; the files are in memory, so it takes no
         // time to speak of.
-        self.ground.dependencies.sweep(&living);
+        self.context.dependencies.sweep(&living);
         for (task, container) in containers {
             if !self.tasks.contains_key(&task) {
-                info!(%task, container, "end a container that no task owns");
-                let ground = self.ground.clone();
+                info!(%task, container, "stop a container that no task owns");
+                let context = self.context.clone();
                 self.drivers.spawn(async move {
-                    if let Err(error) = end_orphan(&ground, &task, &container).await {
-                        warn!(%task, container, error = mesh_runtime::error_chain(&error), "end a container that no task owns");
+                    if let Err(error) = end_orphan(&context, &task, &container).await {
+                        warn!(%task, container, error = mesh_runtime::error_chain(&error), "can't stop a container that no task owns");
                     }
                 });
             }
@@ -343,10 +349,10 @@ fn without_credentials(assignment: &Assignment) -> Assignment {
     Assignment { registry_auth: None, ..assignment.clone() }
 }
 
-async fn end_orphan(ground: &Ground, task: &TaskId, container: &str) -> Result<(), RuntimeError> {
-    ground.runtime.stop(container, stop_grace(None)).await?;
-    ground.network.stopped(task).await;
-    ground.runtime.remove(container).await
+async fn end_orphan(context: &DriverContext, task: &TaskId, container: &str) -> Result<(), RuntimeError> {
+    context.runtime.stop(container, stop_grace(None)).await?;
+    context.network.stopped(task).await;
+    context.runtime.remove(container).await
 }
 
 /// Runs one batch of disk writes at a time, off the async threads.

@@ -20,7 +20,7 @@ use mesh_agent::task::dependencies::Dependencies;
 use mesh_agent::task::docker::DockerEngine;
 use mesh_agent::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
 use mesh_agent::task::runtime::Runtime as _;
-use mesh_agent::task::worker::{self, Parts};
+use mesh_agent::task::worker::{self, WorkerDeps};
 use mesh_state::ids::TaskId;
 use mesh_state::task::{Assignment, Slot, Task, TaskState, TaskStatus};
 use tokio::sync::{mpsc, watch};
@@ -73,7 +73,7 @@ impl Agent {
         let shutdown = CancellationToken::new();
         let name = engine.path("").file_name().map(ToOwned::to_owned).unwrap_or_default();
         let files = std::path::Path::new("/dev/shm").join(name);
-        let parts = Parts {
+        let deps = WorkerDeps {
             runtime: Arc::new(DockerEngine::new(engine.socket())),
             network: Arc::clone(&links) as Arc<dyn TaskNetwork>,
             node: NodeIdentity {
@@ -87,7 +87,7 @@ impl Agent {
             unfit: watch::Sender::new(None),
             cache: TaskCache::open(cache).unwrap(),
         };
-        runtime.spawn(worker::run(parts, assigned, told, shutdown.clone()));
+        runtime.spawn(worker::run(deps, assigned, told, shutdown.clone()));
         Self { runtime, assignments, statuses, seen: Vec::new(), links, shutdown, files, _bridge: bridge_in }
     }
 

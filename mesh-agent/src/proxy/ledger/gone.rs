@@ -6,28 +6,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// Whether a backend is gone. Connections on all threads check it with every read, so checking
-/// takes no lock.
+/// Whether a backend is gone. Connections on all threads check it whenever they carry bytes, so
+/// checking takes no lock.
 #[derive(Debug, Default)]
 pub struct Gone {
-    is_told: AtomicBool,
+    is_signalled: AtomicBool,
     waiting: CancellationToken,
 }
 
 impl Gone {
     /// Ends all connections, including later ones.
-    pub fn tell(&self) {
-        self.is_told.store(true, Ordering::Release);
+    pub fn signal(&self) {
+        self.is_signalled.store(true, Ordering::Release);
         self.waiting.cancel();
     }
 
     /// Whether the signal was given.
-    pub fn is_told(&self) -> bool {
-        self.is_told.load(Ordering::Acquire)
+    pub fn is_signalled(&self) -> bool {
+        self.is_signalled.load(Ordering::Acquire)
     }
 
     /// Completes once the signal is given.
-    pub fn told(&self) -> WaitForCancellationFuture<'_> {
+    pub fn signalled(&self) -> WaitForCancellationFuture<'_> {
         self.waiting.cancelled()
     }
 }

@@ -120,7 +120,7 @@ impl<'a> ByteSink<'a> {
     }
 
     /// Whether the end must be written even if both directions are over.
-    pub(super) fn tells_end(&self) -> bool {
+    pub(super) fn must_write_end(&self) -> bool {
         self.frames.as_ref().is_some_and(|frames| !frames.is_plain())
     }
 

@@ -72,7 +72,7 @@ async fn both_sides_hear_that_the_backend_is_gone() {
     let Carried { mut client, mut backend, gone, end, .. } = start().await;
     client.write_all(b"!").await.expect("the byte is taken");
     assert_eq!(backend.read_u8().await.expect("it arrives"), b'!');
-    gone.tell();
+    gone.signal();
     assert!(matches!(end.await.expect("no panic"), Err(PipeError::Gone)));
     assert_reset(&mut client, "the client's").await;
     assert_reset(&mut backend, "the backend's").await;

@@ -46,7 +46,7 @@ pub(in crate::proxy) async fn carry(mut stream: TcpStream, target: &Target, task
         ended = both => if let Err(error) = ended {
             tracing::debug!(backend = target.id.get(), error = mesh_runtime::error_chain(&error), "a relayed flow ended");
         },
-        () = target.entry.gone().told() => {}
+        () = target.entry.gone().signalled() => {}
     }
 }
 

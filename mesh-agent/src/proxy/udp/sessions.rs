@@ -49,7 +49,7 @@ pub(in crate::proxy) fn start(
                 return tracing::error!(
                     published,
                     error = mesh_runtime::error_chain(&error),
-                    "serve a published UDP port"
+                    "can't serve a published UDP port"
                 );
             }
         };
@@ -231,7 +231,7 @@ impl Flow {
             end = asks => end,
             end = answers => end,
             () = life.ends() => FlowEnd::Over,
-            () = backend.gone().told() => FlowEnd::Over,
+            () = backend.gone().signalled() => FlowEnd::Over,
         };
         if end == FlowEnd::Over {
             // The idle time at the end doesn't count.

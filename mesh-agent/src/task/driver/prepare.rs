@@ -1,4 +1,4 @@
-//! What comes before a container's start: its files, its image, and the container itself.
+//! The steps before a container's start: its files, its image, and the container itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::task::image;
 use crate::task::runtime::{Made, RuntimeError};
 
 impl Driver {
-    /// Places the task's secrets and configs and makes the container.
+    /// Writes the task's secrets and configs and creates the container.
     pub(super) async fn prepare(&mut self, goal: &Goal) -> Taken {
-        let files_root = self.ground.dependencies.root();
-        let plan = match container_spec::plan(&goal.assignment, &self.ground.node, files_root) {
+        let files_root = self.context.dependencies.root();
+        let plan = match container_spec::plan(&goal.assignment, &self.context.node, files_root) {
             Ok(plan) => plan,
             Err(error) => return self.fail(&error.to_string()).await,
         };
-        let bridge = self.ground.bridge.borrow().clone();
+        let bridge = self.context.bridge.borrow().clone();
         match bridge {
             BridgeState::Ready => {}
             BridgeState::NotYet(reason) => {
@@ -29,7 +29,7 @@ impl Driver {
             }
             BridgeState::Unfit(reason) => return self.fail(&reason).await,
         }
-        let dependencies = Arc::clone(&self.ground.dependencies);
+        let dependencies = Arc::clone(&self.context.dependencies);
         let placed = tokio::select! {
             placed = dependencies.place(&self.id, &plan.files, &plan.payload) => placed,
             _ = self.goal.changed() => return Taken::Done,
@@ -45,11 +45,12 @@ impl Driver {
         self.make(goal, &plan).await
     }
 
-    /// Makes the container. A tag is pulled before, as it may have moved: all nodes are to run the same. What a digest names can't change:
-    /// it is pulled if it is missing. A pull that fails is only logged: the engine's answer to the creation decides, so that a copy that is
-    /// here serves while the registry is away.
+    /// Creates the container. A tag is pulled before, as it may have moved: all nodes must run the
+    /// same image. A digest can't move: it is pulled only if it is missing. A pull that fails is
+    /// only logged: the engine's answer to the creation decides, so that a local copy is used while
+    /// the registry is down.
     async fn make(&mut self, goal: &Goal, plan: &ContainerPlan) -> Taken {
-        let runtime = Arc::clone(&self.ground.runtime);
+        let runtime = Arc::clone(&self.context.runtime);
         if !image::is_pinned(&plan.image) && !self.pull(goal, plan, image::FRESHNESS_PATIENCE).await {
             return Taken::Done;
         }
@@ -67,7 +68,7 @@ impl Driver {
             }
             Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {
                 match runtime.inspect(&plan.name).await {
-                    // Made before, by an agent that died before it could tell.
+                    // An agent that died before it could report has created it.
                     Ok(Some(_)) => Taken::Done,
                     Ok(None) => self.fail(&reason).await,
                     Err(error) => Taken::Retry(error.to_string()),
@@ -77,15 +78,15 @@ impl Driver {
         }
     }
 
-    /// Pulls the task's image; `false` if the task was called off meanwhile.
+    /// Pulls the task's image; `false` if the task was cancelled meanwhile.
     async fn pull(&mut self, goal: &Goal, plan: &ContainerPlan, patience: Duration) -> bool {
-        let (runtime, auth) = (Arc::clone(&self.ground.runtime), goal.assignment.registry_auth.as_ref());
+        let (runtime, auth) = (Arc::clone(&self.context.runtime), goal.assignment.registry_auth.as_ref());
         let pulled = tokio::select! {
             pulled = runtime.pull_image(&plan.image, auth, patience) => pulled,
             _ = self.goal.changed() => return false,
         };
         if let Err(error) = pulled {
-            warn!(task = %self.id, image = plan.image, error = mesh_runtime::error_chain(&error), "pull image");
+            warn!(task = %self.id, image = plan.image, error = mesh_runtime::error_chain(&error), "can't pull the image");
         }
         true
     }

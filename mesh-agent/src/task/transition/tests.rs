@@ -28,14 +28,14 @@ fn last(state: TaskState) -> TaskStatus {
 
 const JOINED: Link = Link::Joined { pid: 42, address: Some(ADDRESS) };
 
-fn step(desired: TaskState, container: Option<&ContainerFacts>, last: &TaskStatus, link: Link) -> Step {
+fn step(desired: TaskState, container: Option<&ContainerFacts>, last: &TaskStatus, link: Link) -> TaskStep {
     next(now(), &Situation { desired, container, last, link, drains: false })
 }
 
 #[track_caller]
-fn reported(step: Step) -> TaskStatus {
+fn reported(step: TaskStep) -> TaskStatus {
     match step {
-        Step::Report(status) => status,
+        TaskStep::Report(status) => status,
         other => panic!("expected a report, got {other:?}"),
     }
 }
@@ -47,14 +47,14 @@ fn a_task_walks_from_assigned_to_running_in_swarms_words() {
     let mut words = Vec::new();
     for _ in 0..20 {
         match step(TaskState::Running, made.as_ref(), &status, link) {
-            Step::Report(told) => {
+            TaskStep::Report(told) => {
                 words.push(format!("{} {}", told.state.as_str(), told.message));
                 status = told;
             }
-            Step::Prepare => made = Some(container(Phase::Created)),
-            Step::Start => made = Some(container(Phase::Running)),
-            Step::Join => link = JOINED,
-            Step::Wait => break,
+            TaskStep::Prepare => made = Some(container(Phase::Created)),
+            TaskStep::Start => made = Some(container(Phase::Running)),
+            TaskStep::Join => link = JOINED,
+            TaskStep::Wait => break,
             other => panic!("unexpected {other:?} at {status:?}"),
         }
     }
@@ -73,8 +73,8 @@ fn a_task_walks_from_assigned_to_running_in_swarms_words() {
 #[test]
 fn desired_ready_stops_before_the_start() {
     let made = container(Phase::Created);
-    assert_eq!(step(TaskState::Ready, Some(&made), &last(TaskState::Ready), Link::Apart), Step::Wait);
-    assert_eq!(step(TaskState::Ready, None, &last(TaskState::Preparing), Link::Apart), Step::Prepare);
+    assert_eq!(step(TaskState::Ready, Some(&made), &last(TaskState::Ready), Link::Apart), TaskStep::Wait);
+    assert_eq!(step(TaskState::Ready, None, &last(TaskState::Preparing), Link::Apart), TaskStep::Prepare);
 }
 
 #[test]
@@ -84,10 +84,10 @@ fn a_running_task_drains_before_it_is_stopped() {
         let last = last(state);
         next(now(), &Situation { desired: TaskState::Shutdown, container, last: &last, link, drains: true })
     };
-    assert_eq!(at(Some(&running), TaskState::Running, JOINED), Step::Drain);
-    assert_eq!(at(Some(&running), TaskState::Running, Link::Unknown), Step::Drain, "the agent is new");
-    assert_eq!(at(Some(&running), TaskState::Starting, Link::Apart), Step::Stop, "nobody was sent to it");
-    assert_eq!(at(Some(&exited), TaskState::Running, JOINED), Step::Leave, "it ended meanwhile");
+    assert_eq!(at(Some(&running), TaskState::Running, JOINED), TaskStep::Drain);
+    assert_eq!(at(Some(&running), TaskState::Running, Link::Unknown), TaskStep::Drain, "the agent is new");
+    assert_eq!(at(Some(&running), TaskState::Starting, Link::Apart), TaskStep::Stop, "nobody was sent to it");
+    assert_eq!(at(Some(&exited), TaskState::Running, JOINED), TaskStep::Leave, "it ended meanwhile");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn exit_codes_become_swarms_ends() {
 
 #[test]
 fn a_container_that_is_gone_was_killed() {
-    assert_eq!(step(TaskState::Running, None, &last(TaskState::Running), JOINED), Step::Leave);
+    assert_eq!(step(TaskState::Running, None, &last(TaskState::Running), JOINED), TaskStep::Leave);
     let told = reported(step(TaskState::Running, None, &last(TaskState::Running), Link::Apart));
     assert_eq!((told.state, told.err.as_str()), (TaskState::Failed, "task: non-zero exit (137)"));
 }
@@ -112,14 +112,20 @@ fn a_container_that_is_gone_was_killed() {
 fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
     let mut checked = container(Phase::Running);
     checked.health = Health::Starting;
-    assert_eq!(step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart), Step::Wait);
+    assert_eq!(
+        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart),
+        TaskStep::Wait
+    );
     checked.health = Health::Healthy;
-    assert_eq!(step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart), Step::Join);
+    assert_eq!(
+        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart),
+        TaskStep::Join
+    );
 
     checked.health = Health::Unhealthy;
     let told = reported(step(TaskState::Running, Some(&checked), &last(TaskState::Running), JOINED));
     assert_eq!((told.state, told.err.as_str()), (TaskState::Running, UNHEALTHY));
-    assert_eq!(step(TaskState::Running, Some(&checked), &told, JOINED), Step::Stop);
+    assert_eq!(step(TaskState::Running, Some(&checked), &told, JOINED), TaskStep::Stop);
     let mut stopped = container(Phase::Exited);
     stopped.exit_code = 137;
     let end = reported(step(TaskState::Running, Some(&stopped), &told, Link::Apart));
@@ -132,11 +138,14 @@ fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
 #[test]
 fn a_restarted_agent_adopts_what_runs() {
     let runs = container(Phase::Running);
-    assert_eq!(step(TaskState::Running, Some(&runs), &last(TaskState::Running), Link::Unknown), Step::Join);
+    assert_eq!(
+        step(TaskState::Running, Some(&runs), &last(TaskState::Running), Link::Unknown),
+        TaskStep::Join
+    );
     let mut known = last(TaskState::Running);
     known.container =
         reported(step(TaskState::Running, Some(&runs), &last(TaskState::Starting), JOINED)).container;
-    assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), Step::Wait);
+    assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), TaskStep::Wait);
     // Without any memory of it, too.
     let told = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Preparing), Link::Apart));
     assert_eq!(told.state, TaskState::Ready);
@@ -146,7 +155,7 @@ fn a_restarted_agent_adopts_what_runs() {
 fn a_trouble_that_passed_is_no_longer_told() {
     let runs = container(Phase::Running);
     let mut known = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Starting), JOINED));
-    assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), Step::Wait);
+    assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), TaskStep::Wait);
     known.err = "connect the task to the mesh: no device".to_owned();
     let told = reported(step(TaskState::Running, Some(&runs), &known, JOINED));
     assert_eq!(told.err, "");
@@ -156,7 +165,7 @@ fn a_trouble_that_passed_is_no_longer_told() {
 fn a_container_with_another_process_is_joined_and_told_again() {
     let mut other = container(Phase::Running);
     other.pid = 43;
-    assert_eq!(step(TaskState::Running, Some(&other), &last(TaskState::Running), JOINED), Step::Join);
+    assert_eq!(step(TaskState::Running, Some(&other), &last(TaskState::Running), JOINED), TaskStep::Join);
     let link = Link::Joined { pid: 43, address: Some(ADDRESS) };
     let told = reported(step(TaskState::Running, Some(&other), &last(TaskState::Running), link));
     assert_eq!(told.container.map(|seen| seen.pid), Some(43));
@@ -167,13 +176,13 @@ fn shutdown_ends_the_container_and_keeps_it_and_remove_takes_it() {
     let runs = container(Phase::Running);
     let ended = container(Phase::Exited);
     let running = last(TaskState::Running);
-    assert_eq!(step(TaskState::Shutdown, Some(&runs), &running, JOINED), Step::Stop);
-    assert_eq!(step(TaskState::Shutdown, Some(&ended), &running, JOINED), Step::Leave);
+    assert_eq!(step(TaskState::Shutdown, Some(&runs), &running, JOINED), TaskStep::Stop);
+    assert_eq!(step(TaskState::Shutdown, Some(&ended), &running, JOINED), TaskStep::Leave);
     let told = reported(step(TaskState::Shutdown, Some(&ended), &running, Link::Apart));
     assert_eq!((told.state, told.message.as_str()), (TaskState::Shutdown, "shutdown"));
-    assert_eq!(step(TaskState::Shutdown, Some(&ended), &told, Link::Apart), Step::Wait);
-    assert_eq!(step(TaskState::Remove, Some(&ended), &told, Link::Apart), Step::Remove);
-    assert_eq!(step(TaskState::Remove, None, &told, Link::Apart), Step::Forget);
+    assert_eq!(step(TaskState::Shutdown, Some(&ended), &told, Link::Apart), TaskStep::Wait);
+    assert_eq!(step(TaskState::Remove, Some(&ended), &told, Link::Apart), TaskStep::Remove);
+    assert_eq!(step(TaskState::Remove, None, &told, Link::Apart), TaskStep::Forget);
 }
 
 #[test]
@@ -232,15 +241,15 @@ proptest! {
     ) {
         let last = last(observed);
         let step = step(desired, container.as_ref(), &last, link);
-        if let Step::Report(told) = &step {
+        if let TaskStep::Report(told) = &step {
             prop_assert!(told.state >= observed, "{observed:?} fell to {:?}", told.state);
             prop_assert!(!observed.is_terminal(), "told {told:?} after the end {observed:?}");
             prop_assert_ne!(told, &last, "a report that changes nothing would repeat for ever");
         }
         if observed.is_terminal() {
-            prop_assert!(!matches!(step, Step::Start | Step::Prepare | Step::Join), "{step:?} after {observed:?}");
+            prop_assert!(!matches!(step, TaskStep::Start | TaskStep::Prepare | TaskStep::Join), "{step:?} after {observed:?}");
         }
-        if step == Step::Start {
+        if step == TaskStep::Start {
             prop_assert_eq!(container.map(|c| c.phase), Some(Phase::Created), "only a fresh container is started");
         }
     }

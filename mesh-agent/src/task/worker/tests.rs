@@ -211,7 +211,7 @@ impl Bench {
         let cache = TaskCache::open(directory.to_owned()).expect("the cache opens");
         let runtime = Arc::clone(engine) as Arc<dyn Runtime>;
         let dependencies = Dependencies::new(directory.join("files"));
-        let parts = Parts {
+        let deps = WorkerDeps {
             runtime,
             network: Arc::new(NoNetwork),
             node,
@@ -220,7 +220,7 @@ impl Bench {
             unfit: watch::Sender::new(None),
             cache,
         };
-        let worker = tokio::spawn(run(parts, assigned, told, shutdown.clone()));
+        let worker = tokio::spawn(run(deps, assigned, told, shutdown.clone()));
         Self { engine: Arc::clone(engine), assignments, statuses, shutdown, worker, _bridge: bridge_in }
     }
 
