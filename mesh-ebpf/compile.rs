@@ -17,7 +17,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// Atomic read-modify-write instructions need the third generation; BTF is what names map types to
 /// people and tools.
 const RUSTFLAGS: &str = "-C target-cpu=v3 -C linker=bpf-linker -C link-arg=--btf";
-/// What cargo sets for whoever calls this, and the inner build must not see.
+/// Variables that cargo sets for the calling build script, and that the inner build must not see.
 const OUTER_BUILD: [&str; 9] = [
     "CARGO",
     "CARGO_BUILD_TARGET",
@@ -29,7 +29,7 @@ const OUTER_BUILD: [&str; 9] = [
     "RUSTUP_TOOLCHAIN",
     "TARGET",
 ];
-/// The next step, whatever went wrong.
+/// What the user should do if the toolchain is missing.
 const SETUP: &str = "Run `cargo xtask setup`, which installs the Debian packages rustc-web, cargo-web and \
                      libstd-rust-web-dev-bpf, and bpf-linker";
 
