@@ -1,6 +1,6 @@
-//! The command line: every flag also as an environment variable.
+//! The command line: every flag can also be set by an environment variable.
 //!
-//! Invariant: text only; what it means, and whether it is good, is `config`'s.
+//! Invariant: text only; [`crate::config`] parses the values and checks them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,11 +11,12 @@ use mesh_ebpf::abi::names;
 use mesh_ebpf::guard;
 use mesh_state::node::TUNNEL_PORT;
 
-/// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves its docker.sock.
+/// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves
+/// its docker.sock.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do; `run` if absent.
+    /// The command; `run` if absent.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// The flags of `run`.
@@ -23,14 +24,15 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent (the default).
     Run(Box<RunArgs>),
-    /// Take mesh's traces off this node: attached programs, their pins, the tunnel device, the firewall table and the tmpfs of tasks.
+    /// Remove what mesh has put on this node: attached programs, their pins, the tunnel device, the
+    /// firewall table and the tmpfs of tasks.
     ///
-    /// The agent must not run. Tasks, and what is in the data directory, stay.
+    /// The agent must not run. Tasks and the contents of the data directory stay.
     Uninstall(UninstallArgs),
 }
 
@@ -40,10 +42,12 @@ pub struct RunArgs {
     /// This node's name in the cluster [default: the hostname].
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,
-    /// The IPv4 address that other nodes reach this one on [default: the one that the managers are reached from].
+    /// The IPv4 address on which other nodes reach this one [default: the local address of
+    /// connections to the managers].
     #[arg(long, env = "MESH_ADDRESS", value_name = "IPv4")]
     pub address: Option<Ipv4Addr>,
-    /// Uplinks, on which published ports are served by kernel programs [default: those with a default route]; the one that has this node's address is one in any case.
+    /// Uplinks, on which kernel programs serve published ports [default: those with a default
+    /// route]; the one with this node's address is added in any case.
     #[arg(long, env = "MESH_INTERFACE", value_name = "IF", value_delimiter = ',')]
     pub interface: Vec<String>,
     /// Managers to connect to.
@@ -58,60 +62,69 @@ pub struct RunArgs {
     /// The docker.sock that mesh serves.
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/docker.sock")]
     pub socket: PathBuf,
-    /// Group that may use it beside root; empty for none. A socket that systemd passes keeps the group that its unit names.
+    /// Group that may use that socket beside root; empty for none. A socket that systemd passes
+    /// keeps the group that its unit names.
     #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP", default_value = "docker")]
     pub socket_group: String,
     /// Socket of the manager on this node, if it is to run one.
     #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH")]
     pub control_socket: Option<PathBuf>,
-    /// Where the node's identity and what it was last told are kept.
+    /// Directory of the node's identity, and of its latest mesh table and tasks.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
     pub data_dir: PathBuf,
-    /// Where tasks' secrets and configs are while they run: a directory on a tmpfs; if it isn't on one, one is mounted there.
+    /// Directory of tasks' secrets and configs while the tasks run. It is on a tmpfs; if it isn't,
+    /// one is mounted there.
     #[arg(long, env = "MESH_TASK_FILES", value_name = "DIR", default_value = "/run/mesh/tasks")]
     pub task_files: PathBuf,
-    /// Who takes the packets of published ports.
+    /// Which data path takes the packets of published ports.
     #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
-    /// Where kernel programs and maps are pinned.
+    /// Directory in which kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
     /// UDP port of the tunnel between nodes, the same on all of them.
     #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = TUNNEL_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub vxlan_port: u16,
-    /// Connections that kernel programs remember; holds for tables that are made anew.
+    /// Room for connections in the kernel programs' flow tables; applies to tables that are made
+    /// anew.
     #[arg(long, env = "MESH_FLOWS_MAX", value_name = "COUNT", default_value_t = names::ESTABLISHED_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     pub flows_max: u32,
-    /// Unconfirmed connections that kernel programs remember; holds for tables that are made anew.
+    /// Room for unconfirmed connections in the kernel programs' flow tables; applies to tables that
+    /// are made anew.
     #[arg(long, env = "MESH_HALF_OPEN_MAX", value_name = "COUNT", default_value_t = names::HALF_OPEN_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     pub half_open_max: u32,
-    /// SYNs a second for which each CPU remembers a connection. What comes beyond, a flood, is balanced all the same, by addresses and ports
-    /// alone, and remembered once the client has answered; 0: all are remembered.
+    /// SYNs per second for which each CPU makes a flow entry. Further SYNs, a flood, are balanced
+    /// by addresses and ports alone, and get an entry once the client has answered; 0: every SYN
+    /// gets one.
     #[arg(long, env = "MESH_SYN_GUARD_RATE", value_name = "COUNT", default_value_t = guard::RATE)]
     pub syn_guard_rate: u32,
-    /// Address that published ports are bound to; `::` takes IPv4 as well.
+    /// Address to which published ports are bound; `::` takes IPv4 as well.
     #[arg(long, env = "MESH_LISTEN_ADDRESS", value_name = "IP", default_value = "::")]
     pub listen_address: IpAddr,
-    /// Where proxied connections from other nodes come in; the same port on all of them.
+    /// Address on which the relay accepts proxied connections of other nodes; the same port on all
+    /// nodes.
     #[arg(long, env = "MESH_RELAY_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:4800")]
     pub relay_listen: SocketAddr,
-    /// Proxied connections and UDP flows served at once, of clients and of other nodes each; fewer if the limit of open files is too
-    /// low. Further TCP clients wait in the kernel's queue.
+    /// The most proxied connections and UDP flows at once, of clients and of other nodes each;
+    /// fewer if the limit of open files is too low. Further TCP clients wait in the kernel's
+    /// backlog.
     #[arg(long, env = "MESH_PROXY_CONNECTIONS_MAX", value_name = "COUNT", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub proxy_connections_max: u32,
-    /// A proxied TCP connection without a byte for this long ends, if its service has no `mesh.lb.idle-timeout`.
+    /// Idle limit of proxied TCP connections whose service has no `mesh.lb.idle-timeout`.
     #[arg(long, env = "MESH_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2h", value_parser = humantime::parse_duration)]
     pub idle_timeout: Duration,
-    /// Where /metrics, /healthz and /readyz are served [default: port 9464 of the address in --address].
+    /// Address of /metrics, /healthz and /readyz [default: port 9464 of the address in --address].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
-    /// Of which backends there are series: those this node has sent a connection to, all, its own, or none.
+    /// The backends that have series: those to which this node has sent a connection, all, its own,
+    /// or none.
     #[arg(long, env = "MESH_METRICS_BACKENDS", value_enum, default_value_t = MetricsBackends::Seen)]
     pub metrics_backends: MetricsBackends,
-    /// What to log: error, warn, info, debug or trace, also by module (`info,mesh_agent::proxy=debug`).
+    /// What to log: error, warn, info, debug or trace, also by module
+    /// (`info,mesh_agent::proxy=debug`).
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
-    /// Lets whoever reaches the metrics listener make a part of this process panic. For tests.
+    /// Lets every client of the metrics listener make a part of this process panic. For tests.
     #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
     pub debug_faults: bool,
 }
@@ -119,10 +132,10 @@ pub struct RunArgs {
 /// The flags of `uninstall`.
 #[derive(Debug, Clone, Args)]
 pub struct UninstallArgs {
-    /// Where kernel programs and maps are pinned.
+    /// Directory in which kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
-    /// Where tasks' secrets and configs are.
+    /// Directory of tasks' secrets and configs.
     #[arg(long, env = "MESH_TASK_FILES", value_name = "DIR", default_value = "/run/mesh/tasks")]
     pub task_files: PathBuf,
     /// What to log.
@@ -130,7 +143,7 @@ pub struct UninstallArgs {
     pub log: String,
 }
 
-/// Who takes the packets of published ports.
+/// The data paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Datapath {
     /// XDP on uplinks whose driver runs it natively, TC on all others.
@@ -143,20 +156,20 @@ pub enum Datapath {
     Userspace,
 }
 
-/// Of which backends there are series.
+/// The backends that have series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MetricsBackends {
-    /// Those that this node has sent a connection to.
+    /// Those to which this node has sent a connection.
     Seen,
-    /// All.
+    /// All backends.
     All,
-    /// Those whose task runs here.
+    /// Those whose task runs on this node.
     Local,
-    /// None.
+    /// No backends.
     Off,
 }
 
-/// The managers' usual port.
+/// The managers' default port.
 const MANAGER_PORT: u16 = 2377;
 
 fn manager(text: &str) -> Result<SocketAddr, String> {

@@ -1,4 +1,5 @@
-//! mesh-agent, the binary: reads the command line, starts logging and the runtime, and runs the agent.
+//! mesh-agent, the binary: parses the command line, starts logging and the runtime, and runs the
+//! agent.
 
 use std::process::ExitCode;
 

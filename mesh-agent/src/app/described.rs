@@ -25,7 +25,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const REFRESH_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The inputs of a description.
-pub(super) struct Described {
+pub(super) struct DescriptionFollower {
     pub(super) name: String,
     pub(super) kernel: String,
     pub(super) datapath: &'static str,
@@ -38,7 +38,7 @@ pub(super) struct Described {
     pub(super) overlaps: watch::Receiver<Option<String>>,
 }
 
-impl Described {
+impl DescriptionFollower {
     /// Describes the node now, as far as its engine answers, and follows changes from then on.
     pub(super) async fn follow(mut self, components: &Components) -> watch::Receiver<NodeDescription> {
         let first = self.ask().await;

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::carriers::MeshNetwork;
-use super::described::Described;
+use super::described::DescriptionFollower;
 use super::overlap::watch_overlaps;
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
@@ -142,7 +142,7 @@ impl Membership {
 
         let logs = Arc::clone(&engine) as Arc<dyn LogSource>;
         let engine_away = start_engine_watch(components, Arc::clone(&engine) as Arc<dyn Runtime>);
-        let described = Described {
+        let described = DescriptionFollower {
             name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
             datapath: self.datapath_name,

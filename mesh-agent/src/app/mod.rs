@@ -37,7 +37,7 @@ use crate::docker_api::{self, Upstreams};
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
-use crate::proxy::carry_over::{self, Kept};
+use crate::proxy::carry_over::{self, StoredCounters};
 use crate::proxy::{Listening, Proxy};
 use crate::view::NodeView;
 use health::PassiveHealth;
@@ -191,8 +191,8 @@ fn start_keeping_counters(
     components: &Components,
     directory: PathBuf,
     proxy: &Arc<Proxy>,
-) -> watch::Receiver<Kept> {
-    let (sender, kept) = watch::channel(Kept::Yes(Arc::new(proxy.ledger().stats())));
+) -> watch::Receiver<StoredCounters> {
+    let (sender, kept) = watch::channel(StoredCounters::Yes(Arc::new(proxy.ledger().stats())));
     let (proxy, stop) = (Arc::clone(proxy), components.stopping().clone());
     components.spawn("counters", async move {
         carry_over::keep(directory, move || proxy.ledger().stats(), sender, stop).await;

@@ -22,11 +22,11 @@ struct PendingStatus {
     newest: TaskStatus,
     /// The number of the newest status of all tasks.
     number: u64,
-    progress: Progress,
+    progress: SendProgress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum SendProgress {
     /// Not sent.
     Waits,
     /// Sent, not acknowledged.
@@ -44,12 +44,13 @@ impl StatusOutbox {
             Some(entry) => {
                 entry.newest = status;
                 entry.number = number;
-                if entry.progress == Progress::UnderWay {
-                    entry.progress = Progress::WaitsBehind;
+                if entry.progress == SendProgress::UnderWay {
+                    entry.progress = SendProgress::WaitsBehind;
                 }
             }
             None => {
-                self.tasks.insert(task, PendingStatus { newest: status, number, progress: Progress::Waits });
+                self.tasks
+                    .insert(task, PendingStatus { newest: status, number, progress: SendProgress::Waits });
             }
         }
         self.last_number = number;
@@ -59,10 +60,10 @@ impl StatusOutbox {
     pub(super) fn take(&mut self, limit: usize) -> Vec<(TaskId, TaskStatus, u64)> {
         self.tasks
             .iter_mut()
-            .filter(|(_, entry)| entry.progress == Progress::Waits)
+            .filter(|(_, entry)| entry.progress == SendProgress::Waits)
             .take(limit)
             .map(|(task, entry)| {
-                entry.progress = Progress::UnderWay;
+                entry.progress = SendProgress::UnderWay;
                 (task.clone(), entry.newest.clone(), entry.number)
             })
             .collect()
@@ -73,10 +74,12 @@ impl StatusOutbox {
     /// newer one.
     pub(super) fn acknowledge(&mut self, task: &TaskId, number: Option<u64>) {
         match self.tasks.get_mut(task) {
-            Some(PendingStatus { progress: Progress::UnderWay, number: newest, .. })
+            Some(PendingStatus { progress: SendProgress::UnderWay, number: newest, .. })
                 if number.is_some_and(|number| number != *newest) => {}
-            Some(entry) if entry.progress == Progress::WaitsBehind => entry.progress = Progress::Waits,
-            Some(entry) if entry.progress == Progress::UnderWay => {
+            Some(entry) if entry.progress == SendProgress::WaitsBehind => {
+                entry.progress = SendProgress::Waits;
+            }
+            Some(entry) if entry.progress == SendProgress::UnderWay => {
                 self.tasks.remove(task);
             }
             _ => {}
@@ -86,18 +89,18 @@ impl StatusOutbox {
     /// Queues all statuses in flight again, as they may be lost.
     pub(super) fn resend(&mut self) {
         for entry in self.tasks.values_mut() {
-            entry.progress = Progress::Waits;
+            entry.progress = SendProgress::Waits;
         }
     }
 
     /// Whether a status can be sent now.
     pub(super) fn has_waiting(&self) -> bool {
-        self.tasks.values().any(|entry| entry.progress == Progress::Waits)
+        self.tasks.values().any(|entry| entry.progress == SendProgress::Waits)
     }
 
     /// Whether an ack is awaited.
     pub(super) fn has_under_way(&self) -> bool {
-        self.tasks.values().any(|entry| entry.progress != Progress::Waits)
+        self.tasks.values().any(|entry| entry.progress != SendProgress::Waits)
     }
 }
 

@@ -32,7 +32,7 @@ use super::network::netlink::Netlink;
 use super::network::netns::find_cable;
 use super::network::task_routes::{self, TaskRoutes, Tunnel};
 use super::network::upkeep::{self, Upkeep};
-use super::network::uplinks::{Routes, Uplinks};
+use super::network::uplinks::{MemberRoutes, Uplinks};
 use super::pins::Pins;
 use super::provoke::{Forgotten, provoke};
 use super::published::Published;
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Datapath {
 /// The last known state of the node's network.
 struct Network {
     uplinks: Uplinks,
-    routes: Routes,
+    routes: MemberRoutes,
     task_routes: TaskRoutes,
 }
 
@@ -131,7 +131,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
         network: Mutex::new(Network {
             uplinks,
-            routes: Routes::default(),
+            routes: MemberRoutes::default(),
             task_routes: TaskRoutes::default(),
         }),
         sweeper: Mutex::new(sweeper),

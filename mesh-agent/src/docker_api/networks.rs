@@ -66,7 +66,7 @@ impl Composer {
             .await
             .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
             .to_bytes();
-        let asked = Asked::read(&bytes);
+        let asked = NetworkRequest::read(&bytes);
         if self.is_name_taken(&head, &asked).await? {
             return Err(ApiError::NetworkExists(asked.name));
         }
@@ -176,7 +176,7 @@ impl Composer {
 
     /// Whether the other of engine and cluster has a network of the name to create. Each checks its
     /// own names.
-    async fn is_name_taken(&self, head: &Parts, asked: &Asked) -> Result<bool, ApiError> {
+    async fn is_name_taken(&self, head: &Parts, asked: &NetworkRequest) -> Result<bool, ApiError> {
         if asked.name.is_empty() {
             return Ok(false);
         }
@@ -221,11 +221,11 @@ impl Owner {
     fn of(local: Option<&Value>, cluster: Option<&Value>, query: &str) -> Result<Self, ApiError> {
         let by = |network: &Value| {
             if network["Id"] == query {
-                Meant::Id
+                MatchKind::Id
             } else if network["Name"] == query {
-                Meant::Name
+                MatchKind::Name
             } else {
-                Meant::Prefix
+                MatchKind::Prefix
             }
         };
         match (local.map(by), cluster.map(by)) {
@@ -237,7 +237,7 @@ impl Owner {
                 Ordering::Greater => Ok(Self::Cluster),
                 Ordering::Equal => Err(ApiError::AmbiguousNetwork {
                     query: query.to_owned(),
-                    basis: if local == Meant::Prefix { "ID prefix" } else { "name" },
+                    basis: if local == MatchKind::Prefix { "ID prefix" } else { "name" },
                 }),
             },
         }
@@ -246,7 +246,7 @@ impl Owner {
 
 /// How a query matches a network, the best match first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Meant {
+enum MatchKind {
     Id,
     Name,
     Prefix,
@@ -254,12 +254,12 @@ enum Meant {
 
 /// The fields of a network to create that are read here.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
+struct NetworkRequest {
     name: String,
     is_clusters: bool,
 }
 
-impl Asked {
+impl NetworkRequest {
     /// Parses a body. A network that only holds settings is the engine's; the engine refuses what
     /// is not JSON.
     fn read(body: &[u8]) -> Self {
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn overlay_networks_are_the_clusters() {
-        let is_clusters = |body: &[u8]| Asked::read(body).is_clusters;
+        let is_clusters = |body: &[u8]| NetworkRequest::read(body).is_clusters;
         assert!(is_clusters(br#"{"Name":"n","Driver":"overlay"}"#));
         assert!(
             is_clusters(br#"{"name":"n","driver":"overlay"}"#),
@@ -345,7 +345,7 @@ mod tests {
         assert!(!is_clusters(br#"{"Name":"n","Driver":"bridge"}"#));
         assert!(!is_clusters(br#"{"Name":"n","Driver":"overlay","ConfigOnly":true}"#));
         assert!(!is_clusters(b"{"));
-        assert_eq!(Asked::read(br#"{"NAME":"n"}"#).name, "n");
+        assert_eq!(NetworkRequest::read(br#"{"NAME":"n"}"#).name, "n");
     }
 
     #[test]

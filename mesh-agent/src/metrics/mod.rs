@@ -30,7 +30,7 @@ use crate::cli::MetricsBackends;
 use crate::datapath::{Datapath, StatsSnapshot};
 use crate::lb::loads::{Load, Loads};
 use crate::proxy::Proxy;
-use crate::proxy::carry_over::Kept;
+use crate::proxy::carry_over::StoredCounters;
 use crate::proxy::ledger::ProxyStats;
 use crate::view::NodeView;
 use mesh_runtime::error_chain;
@@ -117,7 +117,7 @@ pub struct AgentCollector {
     /// The proxy.
     pub proxy: Arc<Proxy>,
     /// The proxy's counters as they are on disk.
-    pub kept: watch::Receiver<Kept>,
+    pub kept: watch::Receiver<StoredCounters>,
     /// The kernel data plane, if there is one.
     pub datapath: Option<Arc<Datapath>>,
     /// The known loads of backends.
@@ -159,7 +159,7 @@ impl Collector for AgentCollector {
             node: &self.node.borrow().clone(),
             now: chrono::Utc::now(),
             proxy: &proxy,
-            is_proxy_kept: kept != Kept::No,
+            is_proxy_kept: kept != StoredCounters::No,
             kernel: kernel.as_ref(),
             loads: &self.loads.all(),
             ejected: &self.ejected.borrow().clone(),

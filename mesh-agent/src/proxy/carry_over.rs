@@ -52,7 +52,7 @@ struct Counters {
 
 /// The source of the proxy's counters in a scrape.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum StoredCounters {
     /// The counters as they are on disk.
     Yes(Arc<ProxyStats>),
     /// The disk refuses writes: scrapes show the current counters, which the next start may not
@@ -60,7 +60,7 @@ pub enum Kept {
     No,
 }
 
-impl Kept {
+impl StoredCounters {
     /// What a scrape shows when the ledger holds `now`: counters as stored, and everything else
     /// (live connections, listeners) as it is.
     pub fn shown(&self, now: ProxyStats) -> ProxyStats {
@@ -82,7 +82,7 @@ impl Kept {
 pub async fn keep(
     data_dir: PathBuf,
     read: impl Fn() -> ProxyStats + Send,
-    kept: watch::Sender<Kept>,
+    kept: watch::Sender<StoredCounters>,
     shutdown: CancellationToken,
 ) {
     let mut period = interval(PERIOD);
@@ -94,14 +94,14 @@ pub async fn keep(
             _ = period.tick() => false,
         };
         let now = Arc::new(read());
-        let is_kept = matches!(&*kept.borrow(), Kept::Yes(before) if counts_alike(before, &now));
+        let is_kept = matches!(&*kept.borrow(), StoredCounters::Yes(before) if counts_alike(before, &now));
         if !is_kept {
             let (directory, stats) = (data_dir.clone(), Arc::clone(&now));
             let storing = tokio::task::spawn_blocking(move || store(&directory, &stats));
             // A panic in the blocking task ends this future, and with it the agent.
             let Ok(stored) = storing.await else { return };
             complaints.note(stored.as_ref().err(), Instant::now());
-            kept.send_replace(if stored.is_ok() { Kept::Yes(now) } else { Kept::No });
+            kept.send_replace(if stored.is_ok() { StoredCounters::Yes(now) } else { StoredCounters::No });
         }
         if is_last {
             return;
@@ -224,7 +224,7 @@ mod tests {
     /// A running [`keep`] over a ledger.
     struct Running {
         ledger: Arc<Ledger>,
-        kept: watch::Receiver<Kept>,
+        kept: watch::Receiver<StoredCounters>,
         stop: CancellationToken,
         task: tokio::task::JoinHandle<()>,
     }
@@ -232,7 +232,7 @@ mod tests {
     impl Running {
         fn start(directory: PathBuf) -> Self {
             let ledger = Arc::new(Ledger::default());
-            let (sender, kept) = watch::channel(Kept::Yes(Arc::default()));
+            let (sender, kept) = watch::channel(StoredCounters::Yes(Arc::default()));
             let (read, stop) = (Arc::clone(&ledger), CancellationToken::new());
             let task = tokio::spawn(keep(directory, move || read.stats(), sender, stop.clone()));
             Self { ledger, kept, stop, task }
@@ -290,11 +290,11 @@ mod tests {
         let directory = root.path().join("later");
         let mut running = Running::start(directory.clone());
         let _first = running.ledger.backend(backend()).open();
-        running.kept.wait_for(|kept| *kept == Kept::No).await.expect("it runs on");
+        running.kept.wait_for(|kept| *kept == StoredCounters::No).await.expect("it runs on");
         let _second = running.ledger.backend(backend()).open();
         assert_eq!(running.shown(), (2, 2));
         std::fs::create_dir(&directory).expect("the disk is mended");
-        running.kept.wait_for(|kept| *kept != Kept::No).await.expect("it runs on");
+        running.kept.wait_for(|kept| *kept != StoredCounters::No).await.expect("it runs on");
         assert_eq!((running.shown(), on_disk(&directory)), ((2, 2), 2));
         running.stop().await;
     }

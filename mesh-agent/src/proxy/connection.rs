@@ -14,7 +14,7 @@ use mesh_state::spec::Protocol;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::dial::{self, Asking, ConnectionAddresses, DialError};
+use super::dial::{self, ConnectionAddresses, DialError, RelayAccess};
 use super::ledger::Opened;
 use super::pipe::{self, Leg, PipeContext};
 use super::routes::{Place, Route, Target};
@@ -27,13 +27,13 @@ pub(super) const ATTEMPTS_MAX: usize = 4;
 /// A backend that accepted the connection.
 struct Connected {
     target: Arc<Target>,
-    link: Link,
+    link: BackendLink,
     opened: Opened,
     began: Instant,
 }
 
 /// The connection to a backend.
-enum Link {
+enum BackendLink {
     /// To a task on this node.
     Task(TcpStream),
     /// Through the relay at this address.
@@ -102,20 +102,20 @@ async fn dial(
     target: &Target,
     client: &TcpStream,
     peer: SocketAddr,
-) -> Result<Link, DialError> {
+) -> Result<BackendLink, DialError> {
     let addresses = || {
         let destination = client.local_addr().unwrap_or(peer);
         ConnectionAddresses { client: peer, destination }
     };
     match &target.place {
         Place::Here(address) => {
-            dial::dial_task(*address, target.sends_proxy_header.then(addresses)).await.map(Link::Task)
+            dial::dial_task(*address, target.sends_proxy_header.then(addresses)).await.map(BackendLink::Task)
         }
         Place::Relay(relay) => {
             let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
-            let asking = Asking { source, keys: &keys, warm };
-            let greeted = dial::dial_relay(&asking, *relay, target.id, addresses()).await?;
-            Ok(Link::Relay(*relay, greeted))
+            let access = RelayAccess { source, keys: &keys, warm };
+            let greeted = dial::dial_relay(&access, *relay, target.id, addresses()).await?;
+            Ok(BackendLink::Relay(*relay, greeted))
         }
         Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
     }
@@ -139,8 +139,8 @@ async fn carry(
     };
     let client = Leg::Plain(client);
     let result = match link {
-        Link::Task(stream) => pipe::carry(client, Leg::Plain(stream), &context).await.map(drop),
-        Link::Relay(relay, Greeted { stream, challenge }) => {
+        BackendLink::Task(stream) => pipe::carry(client, Leg::Plain(stream), &context).await.map(drop),
+        BackendLink::Relay(relay, Greeted { stream, challenge }) => {
             pipe::carry(client, Leg::Framed(stream), &context).await.map(|again| {
                 if let Some(stream) = again {
                     warm.give(relay, Greeted { stream, challenge });

@@ -141,7 +141,7 @@ pub(super) async fn dial_task(
 }
 
 /// What every request to a relay needs.
-pub(super) struct Asking<'a> {
+pub(super) struct RelayAccess<'a> {
     /// This node's address, which the relay checks against the members.
     pub(super) source: Option<IpAddr>,
     /// The valid relay keys, newest first.
@@ -156,15 +156,15 @@ pub(super) struct Asking<'a> {
 /// # Errors
 /// The relay or the task can't be reached, or refuses.
 pub(super) async fn dial_relay(
-    asking: &Asking<'_>,
+    access: &RelayAccess<'_>,
     relay: SocketAddr,
     backend: BackendId,
     addresses: ConnectionAddresses,
 ) -> Result<Greeted, DialError> {
     let mut last = DialError::NoKey;
     // While keys rotate, the other node may still hold only the previous key.
-    for key in asking.keys.iter() {
-        match ask_relay(asking, relay, backend, key, addresses).await {
+    for key in access.keys.iter() {
+        match ask_relay(access, relay, backend, key, addresses).await {
             Err(error @ DialError::Relay { answer: Some(Answer::Denied), .. }) => last = error,
             result => return result,
         }
@@ -173,13 +173,13 @@ pub(super) async fn dial_relay(
 }
 
 async fn ask_relay(
-    asking: &Asking<'_>,
+    access: &RelayAccess<'_>,
     relay: SocketAddr,
     backend: BackendId,
     key: &RelayKey,
     addresses: ConnectionAddresses,
 ) -> Result<Greeted, DialError> {
-    if let Some(greeted) = asking.warm.take(relay, asking.source) {
+    if let Some(greeted) = access.warm.take(relay, access.source) {
         match ask(greeted, relay, backend, key, addresses).await {
             // The pooled connection broke while it was idle, for example because its relay
             // restarted.
@@ -187,7 +187,7 @@ async fn ask_relay(
             result => return result,
         }
     }
-    ask(warm::open(relay, asking.source).await?, relay, backend, key, addresses).await
+    ask(warm::open(relay, access.source).await?, relay, backend, key, addresses).await
 }
 
 async fn ask(

@@ -112,11 +112,19 @@ pub(super) async fn carry(
         let (client_read, client_write) = client.split();
         let (backend_read, backend_write) = backend.split();
         let source = ByteSource::new(client_read, client_framed);
-        let mut request =
-            Way::new(source, ByteSink::new(backend_write, backend_framed), context.request, context.pipes);
+        let mut request = PipeDirection::new(
+            source,
+            ByteSink::new(backend_write, backend_framed),
+            context.request,
+            context.pipes,
+        );
         let source = ByteSource::new(backend_read, backend_framed);
-        let mut reply =
-            Way::new(source, ByteSink::new(client_write, client_framed), context.reply, context.pipes);
+        let mut reply = PipeDirection::new(
+            source,
+            ByteSink::new(client_write, client_framed),
+            context.reply,
+            context.pipes,
+        );
         let watch = context.idle_limit / WATCHES;
         let (mut is_watched, mut quiet) = (false, 0);
         let mut gone = pin!(context.gone.signalled());
@@ -180,7 +188,11 @@ pub(super) fn reset(stream: &TcpStream) {
     }
 }
 
-fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+fn poll_both(
+    request: &mut PipeDirection<'_>,
+    reply: &mut PipeDirection<'_>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
     BUFFER.with_borrow_mut(|buffer| {
         // The last end needs no half-close: both connections are closed next.
         let asked = request.poll(cx, buffer, reply.is_over)?;
@@ -190,11 +202,11 @@ fn poll_both(request: &mut Way<'_>, reply: &mut Way<'_>, cx: &mut Context<'_>) -
 }
 
 /// One direction of a connection.
-struct Way<'a> {
+struct PipeDirection<'a> {
     from: ByteSource<'a>,
     to: ByteSink<'a>,
     counters: &'a [&'a AtomicU64],
-    kept: Kept,
+    kept: Backlog,
     /// The most that the next read takes.
     read_size: usize,
     /// The kernel pipe of a direction that carries much.
@@ -205,7 +217,7 @@ struct Way<'a> {
     is_over: bool,
 }
 
-impl<'a> Way<'a> {
+impl<'a> PipeDirection<'a> {
     fn new(
         from: ByteSource<'a>,
         to: ByteSink<'a>,
@@ -216,7 +228,7 @@ impl<'a> Way<'a> {
             from,
             to,
             counters,
-            kept: Kept::default(),
+            kept: Backlog::default(),
             read_size: READ_MIN,
             conduit: None,
             pipes,
@@ -325,12 +337,12 @@ fn count(counters: &[&AtomicU64], written: usize) {
 
 /// Bytes that the receiver's socket hasn't taken yet.
 #[derive(Default)]
-struct Kept {
+struct Backlog {
     bytes: Vec<u8>,
     sent: usize,
 }
 
-impl Kept {
+impl Backlog {
     fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -358,7 +370,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Backlog {
     fn drop(&mut self) {
         self.clear();
     }

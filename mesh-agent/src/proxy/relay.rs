@@ -71,7 +71,7 @@ impl RelayError {
 }
 
 /// A verified request for one session.
-struct Asked {
+struct SessionRequest {
     target: Arc<Target>,
     task: SocketAddr,
     addresses: ConnectionAddresses,
@@ -142,7 +142,12 @@ async fn serve(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, accepted:
 
 /// Connects to the task and carries the session's bytes. Returns the connection if it can carry
 /// another session.
-async fn session(proxy: &Proxy, stream: TcpStream, peer: SocketAddr, asked: &Asked) -> Option<TcpStream> {
+async fn session(
+    proxy: &Proxy,
+    stream: TcpStream,
+    peer: SocketAddr,
+    asked: &SessionRequest,
+) -> Option<TcpStream> {
     let _waited_for = asked.target.entry.wait_for();
     match dial_task(asked.task, asked.target.sends_proxy_header.then_some(asked.addresses)).await {
         Ok(task) => match carry(stream, task, &asked.target).await {
@@ -195,7 +200,7 @@ async fn admit(
     stream: &mut TcpStream,
     peer: SocketAddr,
     challenge: Challenge,
-) -> Result<Option<Asked>, RelayError> {
+) -> Result<Option<SessionRequest>, RelayError> {
     let mut bytes = [0; PREAMBLE_LENGTH];
     match timeout(PREAMBLE_DEADLINE, stream.read_exact(&mut bytes)).await {
         Err(_) => return Ok(None),
@@ -215,7 +220,7 @@ async fn admit(
     let Some(target) = proxy.routes().local(preamble.backend).cloned() else { return Err(not_here) };
     let Place::Here(task) = target.place else { return Err(not_here) };
     let addresses = ConnectionAddresses { client: preamble.client, destination: preamble.destination };
-    Ok(Some(Asked { target, task, addresses }))
+    Ok(Some(SessionRequest { target, task, addresses }))
 }
 
 async fn carry(

@@ -21,7 +21,7 @@ pub(super) enum DrainStage {
     #[default]
     Ahead,
     /// The drain waits for flows to end.
-    Underway(Progress),
+    Underway(DrainProgress),
     /// The task may be stopped.
     Over,
 }
@@ -34,7 +34,7 @@ const QUIET: Duration = Duration::from_millis(250);
 
 /// The times of a drain's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(super) struct DrainProgress {
     begun: Instant,
     /// When every node had learned of the drain.
     announced: Option<Instant>,
@@ -44,7 +44,7 @@ pub(super) struct Progress {
 
 /// What to do next in a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum DrainVerdict {
     /// Stop the task: its flows have ended.
     Over,
     /// Stop the task at its limit, though this many flows go on.
@@ -59,7 +59,7 @@ pub(super) enum Verdict {
     },
 }
 
-impl Progress {
+impl DrainProgress {
     /// A drain that begins at `now`.
     pub(super) fn begin(now: Instant) -> Self {
         Self { begun: now, announced: None, quiet: None }
@@ -75,20 +75,20 @@ impl Progress {
     }
 
     /// Judges the drain by `flows`, the number of flows that go on, if they could be counted.
-    pub(super) fn judge(&mut self, now: Instant, drain: Drain, flows: Option<u64>) -> Verdict {
+    pub(super) fn judge(&mut self, now: Instant, drain: Drain, flows: Option<u64>) -> DrainVerdict {
         let limit = self.begun + Duration::from_secs(drain.limit_s.into());
         if flows == Some(0) {
             let quiet = *self.quiet.get_or_insert(now);
             if now >= quiet + QUIET {
-                return Verdict::Over;
+                return DrainVerdict::Over;
             }
         } else {
             self.quiet = None;
         }
         if now >= limit {
-            return Verdict::Late { flows: flows.unwrap_or_default() };
+            return DrainVerdict::Late { flows: flows.unwrap_or_default() };
         }
-        Verdict::Wait { pause: COUNT_INTERVAL.min(limit - now) }
+        DrainVerdict::Wait { pause: COUNT_INTERVAL.min(limit - now) }
     }
 }
 
@@ -107,35 +107,38 @@ mod tests {
     #[test]
     fn a_drain_is_over_once_no_flow_went_on_for_a_moment() {
         let begun = Instant::now();
-        let mut progress = Progress::begin(begun);
+        let mut progress = DrainProgress::begin(begun);
         let later = |ms| begun + Duration::from_millis(ms);
-        let wait = Verdict::Wait { pause: COUNT_INTERVAL };
+        let wait = DrainVerdict::Wait { pause: COUNT_INTERVAL };
         assert_eq!(progress.judge(later(0), LIMIT, Some(2)), wait);
         assert_eq!(progress.judge(later(100), LIMIT, Some(0)), wait, "one may be on its way");
         assert_eq!(progress.judge(later(200), LIMIT, Some(1)), wait);
         assert_eq!(progress.judge(later(300), LIMIT, Some(0)), wait);
         assert_eq!(progress.judge(later(549), LIMIT, Some(0)), wait);
-        assert_eq!(progress.judge(later(550), LIMIT, Some(0)), Verdict::Over);
+        assert_eq!(progress.judge(later(550), LIMIT, Some(0)), DrainVerdict::Over);
     }
 
     #[test]
     fn a_drain_ends_with_its_limit_whatever_is_known() {
         let begun = Instant::now();
-        let mut progress = Progress::begin(begun);
+        let mut progress = DrainProgress::begin(begun);
         let just_before = begun + Duration::from_millis(29_950);
-        let wait = Verdict::Wait { pause: Duration::from_millis(50) };
+        let wait = DrainVerdict::Wait { pause: Duration::from_millis(50) };
         assert_eq!(progress.judge(just_before, LIMIT, None), wait, "nobody could be told");
         let end = begun + Duration::from_secs(30);
-        assert_eq!(progress.clone().judge(end, LIMIT, None), Verdict::Late { flows: 0 });
-        assert_eq!(progress.judge(end, LIMIT, Some(3)), Verdict::Late { flows: 3 });
+        assert_eq!(progress.clone().judge(end, LIMIT, None), DrainVerdict::Late { flows: 0 });
+        assert_eq!(progress.judge(end, LIMIT, Some(3)), DrainVerdict::Late { flows: 3 });
         let at_once = Drain { limit_s: 0, ..LIMIT };
-        assert_eq!(Progress::begin(begun).judge(begun, at_once, Some(3)), Verdict::Late { flows: 3 });
+        assert_eq!(
+            DrainProgress::begin(begun).judge(begun, at_once, Some(3)),
+            DrainVerdict::Late { flows: 3 }
+        );
     }
 
     #[test]
     fn nothing_is_counted_before_every_node_knows() {
         let begun = Instant::now();
-        let mut progress = Progress::begin(begun);
+        let mut progress = DrainProgress::begin(begun);
         let mut told = assignment("t");
         assert_eq!(progress.counts(begun, &told), None);
         told.drain.announced = true;

@@ -18,11 +18,11 @@ use tracing::{debug, info, warn};
 use super::container::ContainerFacts;
 use super::container_spec::{self, NodeIdentity};
 use super::dependencies::Dependencies;
-use super::drain::{DrainStage, Progress, Verdict};
+use super::drain::{DrainProgress, DrainStage, DrainVerdict};
 use super::listening;
 use super::network::{RunningTask, TaskNetwork};
 use super::runtime::{Runtime, RuntimeError};
-use super::transition::{Link, Situation, TaskStep, failure, next, start_failure};
+use super::transition::{MeshLink, Situation, TaskStep, failure, next, start_failure};
 use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub(super) struct Goal {
 
 /// A driver's message to the worker.
 #[derive(Debug)]
-pub(super) enum Update {
+pub(super) enum DriverUpdate {
     /// The task's new status.
     Status(TaskId, TaskStatus),
     /// The task's container and files are gone.
@@ -64,7 +64,7 @@ pub(super) struct DriverContext {
     pub(super) node: Arc<NodeIdentity>,
     pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
-    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) updates: mpsc::Sender<DriverUpdate>,
 }
 
 /// The driver of one task.
@@ -75,18 +75,18 @@ pub(super) struct Driver {
     /// Notified when the container may have changed.
     pub(super) nudge: Arc<Notify>,
     pub(super) last: TaskStatus,
-    pub(super) link: Link,
+    pub(super) link: MeshLink,
     /// The task's drain, once it is to stop.
     pub(super) drain: DrainStage,
     /// When the driver stops waiting for the task to listen, once it has begun to.
     pub(super) listens_until: Option<Instant>,
     /// What is known of the task's container without asking the engine.
-    pub(super) sight: Sight,
+    pub(super) known: KnownContainer,
 }
 
 /// What is known of a container without asking the engine.
 #[derive(Debug, Default)]
-pub(super) enum Sight {
+pub(super) enum KnownContainer {
     /// Nothing is known.
     #[default]
     None,
@@ -152,11 +152,13 @@ impl Driver {
     }
 
     async fn look(&mut self, goal: &Goal) -> Result<Option<ContainerFacts>, RuntimeError> {
-        match std::mem::take(&mut self.sight) {
-            Sight::Made(facts) => Ok(Some(facts)),
+        match std::mem::take(&mut self.known) {
+            KnownContainer::Made(facts) => Ok(Some(facts)),
             // A container that is to end must not be missed.
-            Sight::Absent if goal.desired < TaskState::Shutdown => Ok(None),
-            Sight::Absent | Sight::None => self.context.runtime.inspect(&self.container(goal)).await,
+            KnownContainer::Absent if goal.desired < TaskState::Shutdown => Ok(None),
+            KnownContainer::Absent | KnownContainer::None => {
+                self.context.runtime.inspect(&self.container(goal)).await
+            }
         }
     }
 
@@ -191,7 +193,7 @@ impl Driver {
             TaskStep::Join => self.join(goal, seen).await,
             TaskStep::Leave => {
                 self.context.network.stopped(&self.id).await;
-                self.link = Link::Apart;
+                self.link = MeshLink::Apart;
                 Taken::Reported
             }
             TaskStep::Drain => self.drain(goal).await,
@@ -202,7 +204,7 @@ impl Driver {
             }
             TaskStep::Remove => done(self.context.runtime.remove(&container).await),
             TaskStep::Wait => Taken::Idle,
-            TaskStep::Forget => match self.context.updates.send(Update::Gone(self.id.clone())).await {
+            TaskStep::Forget => match self.context.updates.send(DriverUpdate::Gone(self.id.clone())).await {
                 Ok(()) | Err(_) => Taken::Gone,
             },
         }
@@ -228,7 +230,7 @@ impl Driver {
         };
         match self.context.network.started(&task).await {
             Ok(()) => {
-                self.link = Link::Joined { pid: seen.pid, address: seen.address };
+                self.link = MeshLink::Joined { pid: seen.pid, address: seen.address };
                 Taken::Reported
             }
             Err(error) => {
@@ -259,7 +261,7 @@ impl Driver {
             DrainStage::Underway(progress) => progress,
             DrainStage::Ahead | DrainStage::Over => {
                 info!(task = %self.id, limit_s = goal.assignment.drain.limit_s, "drain task");
-                Progress::begin(Instant::now())
+                DrainProgress::begin(Instant::now())
             }
         };
         let taken = loop {
@@ -274,12 +276,13 @@ impl Driver {
                 },
             };
             match progress.judge(Instant::now(), goal.assignment.drain, flows) {
-                Verdict::Over => break Taken::Reported,
-                Verdict::Late { flows } => {
+                DrainVerdict::Over => break Taken::Reported,
+                DrainVerdict::Late { flows } => {
                     info!(task = %self.id, flows, "the drain's limit has passed: stop the task though flows go on");
                     break Taken::Reported;
                 }
-                Verdict::Wait { pause } => match tokio::time::timeout(pause, self.until_changed()).await {
+                DrainVerdict::Wait { pause } => match tokio::time::timeout(pause, self.until_changed()).await
+                {
                     Err(_) => {}
                     Ok(true) => break Taken::Done,
                     Ok(false) => break Taken::Gone,
@@ -310,7 +313,7 @@ impl Driver {
         if self.last.state.is_terminal() {
             self.context.dependencies.remove(&self.id).await;
         }
-        match self.context.updates.send(Update::Status(self.id.clone(), self.last.clone())).await {
+        match self.context.updates.send(DriverUpdate::Status(self.id.clone(), self.last.clone())).await {
             Ok(()) => Taken::Reported,
             Err(_) => Taken::Gone,
         }

@@ -35,7 +35,7 @@ const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
 
 /// A message of the engine's event stream.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum EngineEvent {
     /// Something happened to a task's container.
     Task(TaskId),
     /// The event stream begins, or begins again.
@@ -43,18 +43,18 @@ pub(super) enum Heard {
 }
 
 /// Follows the engine's events until the worker is gone.
-pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender<Heard>) {
+pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender<EngineEvent>) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         let mut events = runtime.events();
-        if heard.send(Heard::Resumed).await.is_err() {
+        if heard.send(EngineEvent::Resumed).await.is_err() {
             return;
         }
         while let Some(event) = events.next().await {
             match event {
                 Ok(task) => {
                     backoff.reset();
-                    if heard.send(Heard::Task(task)).await.is_err() {
+                    if heard.send(EngineEvent::Task(task)).await.is_err() {
                         return;
                     }
                 }

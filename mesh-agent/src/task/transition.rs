@@ -25,7 +25,7 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
 /// Whether the task's container is connected to the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
+pub enum MeshLink {
     /// The agent has just started and doesn't know.
     Unknown,
     /// Not connected.
@@ -49,7 +49,7 @@ pub struct Situation<'a> {
     /// The status that was last reported.
     pub last: &'a TaskStatus,
     /// The task's connection to the mesh.
-    pub link: Link,
+    pub link: MeshLink,
     /// Whether the drain of its flows is not over yet.
     pub drains: bool,
 }
@@ -136,7 +136,7 @@ fn keep_running(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
 
 /// The container runs and may serve: connect it, then report.
 fn run(now: Timestamp, situation: &Situation<'_>, container: &ContainerFacts) -> TaskStep {
-    let current = Link::Joined { pid: container.pid, address: container.address };
+    let current = MeshLink::Joined { pid: container.pid, address: container.address };
     let told = status(now, situation, TaskState::Running, "started");
     if situation.link != current {
         TaskStep::Join
@@ -171,10 +171,10 @@ fn wind_down(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
     let running = situation.container.is_some_and(|container| container.phase == Phase::Running);
     if running {
         // A task that is not connected to the mesh has no flows.
-        let has_flows = situation.last.state == TaskState::Running && situation.link != Link::Apart;
+        let has_flows = situation.last.state == TaskState::Running && situation.link != MeshLink::Apart;
         return if situation.drains && has_flows { TaskStep::Drain } else { TaskStep::Stop };
     }
-    if situation.link != Link::Apart {
+    if situation.link != MeshLink::Apart {
         return TaskStep::Leave;
     }
     if !situation.last.state.is_terminal() {
@@ -187,7 +187,7 @@ fn wind_down(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
 }
 
 fn leave_or(situation: &Situation<'_>, step: TaskStep) -> TaskStep {
-    if situation.link == Link::Apart { step } else { TaskStep::Leave }
+    if situation.link == MeshLink::Apart { step } else { TaskStep::Leave }
 }
 
 fn status(now: Timestamp, situation: &Situation<'_>, state: TaskState, message: &str) -> TaskStatus {

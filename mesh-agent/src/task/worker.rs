@@ -21,11 +21,11 @@ use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
 use super::dependencies::Dependencies;
 use super::drain::DrainStage;
-use super::driver::{BridgeState, Driver, DriverContext, Goal, Sight, Update};
-use super::engine_watch::{Heard, follow_events, keep_bridge};
+use super::driver::{BridgeState, Driver, DriverContext, DriverUpdate, Goal, KnownContainer};
+use super::engine_watch::{EngineEvent, follow_events, keep_bridge};
 use super::network::TaskNetwork;
 use super::runtime::{Runtime, RuntimeError};
-use super::transition::{Link, stop_grace};
+use super::transition::{MeshLink, stop_grace};
 use crate::control_link::AssignmentChange;
 
 /// How often every container is inspected, whatever the events said.
@@ -92,7 +92,7 @@ pub async fn run(
             Some(heard) = heard.recv() => worker.nudge(&heard),
             Some(containers) = listed.recv() => worker.end_orphans(containers),
             _ = full_pass.tick() => {
-                worker.nudge(&Heard::Resumed);
+                worker.nudge(&EngineEvent::Resumed);
                 worker.list_containers(&orphans_in);
             }
             Ok(permit) = statuses.reserve(), if worker.has_outgoing() => {
@@ -231,7 +231,7 @@ impl Worker {
         let desired = assignment.task.desired_state;
         let (goal_in, goal) = watch::channel(Goal { assignment: Arc::new(assignment), desired });
         let nudge = Arc::new(Notify::new());
-        let link = if status.state < TaskState::Starting { Link::Apart } else { Link::Unknown };
+        let link = if status.state < TaskState::Starting { MeshLink::Apart } else { MeshLink::Unknown };
         let driver = Driver {
             context: self.context.clone(),
             id: id.clone(),
@@ -241,15 +241,19 @@ impl Worker {
             link,
             drain: DrainStage::default(),
             listens_until: None,
-            sight: if status.state == TaskState::Assigned { Sight::Absent } else { Sight::None },
+            known: if status.state == TaskState::Assigned {
+                KnownContainer::Absent
+            } else {
+                KnownContainer::None
+            },
         };
         self.tasks.insert(id, KnownTask { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());
     }
 
-    fn observe(&mut self, update: Update) {
+    fn observe(&mut self, update: DriverUpdate) {
         match update {
-            Update::Status(id, status) => {
+            DriverUpdate::Status(id, status) => {
                 let Some(known) = self.tasks.get_mut(&id) else { return };
                 known.status = status.clone();
                 if known.ours {
@@ -257,7 +261,7 @@ impl Worker {
                 }
                 self.dirty.insert(id);
             }
-            Update::Gone(id) => {
+            DriverUpdate::Gone(id) => {
                 self.tasks.remove(&id);
                 self.dirty.insert(id);
             }
@@ -265,14 +269,14 @@ impl Worker {
         self.write();
     }
 
-    fn nudge(&self, heard: &Heard) {
+    fn nudge(&self, heard: &EngineEvent) {
         match heard {
-            Heard::Task(id) => {
+            EngineEvent::Task(id) => {
                 if let Some(known) = self.tasks.get(id) {
                     known.nudge.notify_one();
                 }
             }
-            Heard::Resumed => self.tasks.values().for_each(|known| known.nudge.notify_one()),
+            EngineEvent::Resumed => self.tasks.values().for_each(|known| known.nudge.notify_one()),
         }
     }
 

@@ -3,14 +3,14 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use mesh_agent::control_link::AssignmentChange;
-use mesh_agent::task::dependencies::delivered::{Delivered, Found, PrivateBytes};
+use mesh_agent::task::dependencies::delivered::{Delivered, ObjectData, PrivateBytes};
 use mesh_state::dependency::DependencyKind;
 use mesh_state::task::TaskState;
 
 use crate::engine::{self, stderr, stdout};
 use crate::{Agent, assignment, set};
 
-fn delivery(id: &str, found: Found) -> AssignmentChange {
+fn delivery(id: &str, found: ObjectData) -> AssignmentChange {
     AssignmentChange::Dependency(Delivered { kind: DependencyKind::Secret, id: id.into(), found })
 }
 
@@ -33,7 +33,7 @@ fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
     let waiting = agent.until("t1", TaskState::Preparing);
     // The node's network may still be in the making, which is said.
     assert!(!waiting.err.contains("manager"), "a delivery is on its way, but: {}", waiting.err);
-    let data = |text: &str| Found::Data(PrivateBytes::new(text.as_bytes().to_vec()));
+    let data = |text: &str| ObjectData::Data(PrivateBytes::new(text.as_bytes().to_vec()));
     agent.assign(delivery("s", data("s3cr3t")));
     agent.assign(AssignmentChange::Dependency(Delivered {
         kind: DependencyKind::Config,
@@ -63,7 +63,7 @@ fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
     agent.assign(set(referring("t2", TaskState::Running)));
     let late = agent.until_err("t2", "waits for a manager to send config app, secret db");
     assert_eq!(late.state, TaskState::Preparing);
-    agent.assign(delivery("s", Found::Refused("secret db was removed".to_owned())));
+    agent.assign(delivery("s", ObjectData::Refused("secret db was removed".to_owned())));
     agent.assign(AssignmentChange::Dependency(Delivered {
         kind: DependencyKind::Config,
         id: "s".into(),

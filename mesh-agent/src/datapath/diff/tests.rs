@@ -1,7 +1,8 @@
-//! Random tables, applied step by step to a model of the maps, against an oracle that works everything out anew.
+//! Random tables, applied step by step to a model of the maps, against an oracle that computes the
+//! result from scratch.
 //!
-//! Invariants checked: no step leaves a service pointing at a backend that is absent or down, no slot in use is rewritten, indexes stay,
-//! and the end is what the table and the node's facts say.
+//! Invariants checked: no step leaves a service pointing at a backend that is absent or down, no
+//! slot in use is rewritten, indexes stay, and the end is what the table and the node's facts say.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
@@ -121,7 +122,7 @@ fn facts_of(nodes: u8, drawn: &BTreeMap<u32, Drawn>) -> Facts {
     }
 }
 
-/// Some services with some backends, drawn at random: what the table and the node's own facts say at one moment.
+/// Random services with random backends: the table and the node's own facts at one moment.
 fn worlds() -> impl Strategy<Value = (NodeView, Facts)> {
     let published = prop::sample::subsequence(vec![80, 81, 82, 443], 0..=2);
     let drawn = (

@@ -36,7 +36,7 @@ pub struct HostSettings {
 
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Found {
+enum CheckResult {
     /// The setting is as it should be, or does not exist.
     Right,
     /// Another program had changed it; it was restored.
@@ -112,44 +112,44 @@ impl Upkeep {
         }
     }
 
-    fn sysctl(&self, file: &str, value: &str) -> Found {
+    fn sysctl(&self, file: &str, value: &str) -> CheckResult {
         let path = self.root.join(file);
         match std::fs::read_to_string(&path) {
-            Ok(present) if present.trim() == value => return Found::Right,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Right,
+            Ok(present) if present.trim() == value => return CheckResult::Right,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return CheckResult::Right,
             _ => {}
         }
         match std::fs::write(&path, value).and_then(|()| std::fs::read_to_string(&path)) {
-            Ok(present) if present.trim() == value => Found::Restored,
-            Ok(present) => Found::Wrong(format!("it is {}, and must be {value}", present.trim())),
-            Err(error) => Found::Wrong(format!("it must be {value}: {error}; set it by hand")),
+            Ok(present) if present.trim() == value => CheckResult::Restored,
+            Ok(present) => CheckResult::Wrong(format!("it is {}, and must be {value}", present.trim())),
+            Err(error) => CheckResult::Wrong(format!("it must be {value}: {error}; set it by hand")),
         }
     }
 
-    fn rules(&mut self) -> Found {
+    fn rules(&mut self) -> CheckResult {
         if self.firewall.is_in_place() {
-            return Found::Right;
+            return CheckResult::Right;
         }
         match self.firewall.install_again() {
-            Ok(()) => Found::Restored,
-            Err(error) => Found::Wrong(format!("{error}; is nftables installed?")),
+            Ok(()) => CheckResult::Restored,
+            Err(error) => CheckResult::Wrong(format!("{error}; is nftables installed?")),
         }
     }
 
     /// A chain that never existed is one that the engine doesn't make here.
-    fn engine_chain(&mut self, name: &'static str, table: &str, chain: &str) -> Found {
+    fn engine_chain(&mut self, name: &'static str, table: &str, chain: &str) -> CheckResult {
         if has_chain(table, chain) {
             if !self.seen_chains.contains(&name) {
                 self.seen_chains.push(name);
             }
-            return Found::Right;
+            return CheckResult::Right;
         }
         if !self.seen_chains.contains(&name) {
-            return Found::Right;
+            return CheckResult::Right;
         }
         let advice =
             "it is gone, and only the engine can make it: restart the engine (systemctl restart docker)";
-        Found::Wrong(advice.to_owned())
+        CheckResult::Wrong(advice.to_owned())
     }
 }
 
@@ -169,11 +169,11 @@ impl HostSettings {
         *self.restored.entry(name).or_default() += 1;
     }
 
-    fn note(&mut self, name: &'static str, found: Found) {
+    fn note(&mut self, name: &'static str, found: CheckResult) {
         match found {
-            Found::Right => {}
-            Found::Restored => self.note_restored(name),
-            Found::Wrong(advice) => {
+            CheckResult::Right => {}
+            CheckResult::Restored => self.note_restored(name),
+            CheckResult::Wrong(advice) => {
                 if self.wrong.insert(name, advice.clone()).as_ref() != Some(&advice) {
                     error!(
                         setting = name,

@@ -124,11 +124,11 @@ fn named(links: Vec<Link>, names: &[String]) -> Result<Vec<Link>, DatapathError>
 
 /// Routes to member nodes, cached until routes change.
 #[derive(Debug, Default)]
-pub(crate) struct Routes {
+pub(crate) struct MemberRoutes {
     known: BTreeMap<Ipv4Addr, Option<Route>>,
 }
 
-impl Routes {
+impl MemberRoutes {
     /// Drops the cache, when links, addresses or routes have changed.
     pub(crate) fn forget(&mut self) {
         self.known.clear();

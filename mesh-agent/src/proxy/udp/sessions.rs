@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{DATAGRAM_MAX, Receiver, Sender, to_node, to_task};
-use super::socket::{UdpPort, Way};
+use super::socket::{DatagramAddresses, UdpPort};
 use crate::proxy::connection::ATTEMPTS_MAX;
-use crate::proxy::dial::{Asking, ConnectionAddresses, DialError, dial_relay};
+use crate::proxy::dial::{ConnectionAddresses, DialError, RelayAccess, dial_relay};
 use crate::proxy::routes::{Place, Route, Target};
 use crate::proxy::warm::Warm;
 use crate::proxy::{Proxy, UdpLimits};
@@ -71,7 +71,7 @@ struct Flows {
     warm: Arc<Warm>,
     port: UdpPort,
     published: u16,
-    live: Mutex<HashMap<Way, mpsc::Sender<Vec<u8>>>>,
+    live: Mutex<HashMap<DatagramAddresses, mpsc::Sender<Vec<u8>>>>,
 }
 
 /// Why a flow, or its link to one backend, ended.
@@ -88,7 +88,7 @@ impl Flows {
         let mut buffer = vec![0; DATAGRAM_MAX];
         loop {
             match self.port.receive(&mut buffer).await {
-                Ok((length, way)) => self.take(&buffer[..length], way),
+                Ok((length, addresses)) => self.take(&buffer[..length], addresses),
                 Err(error) => {
                     tracing::debug!(
                         published = self.published,
@@ -102,8 +102,8 @@ impl Flows {
     }
 
     /// Queues a datagram for its flow; a new flow is opened if there is none.
-    fn take(self: &Arc<Self>, datagram: &[u8], way: Way) {
-        let known = self.live().get(&way).cloned();
+    fn take(self: &Arc<Self>, datagram: &[u8], addresses: DatagramAddresses) {
+        let known = self.live().get(&addresses).cloned();
         let mut datagram = datagram.to_vec();
         if let Some(queue) = known {
             match queue.try_send(datagram) {
@@ -112,7 +112,7 @@ impl Flows {
             }
         }
         let Some(route) = self.proxy.routes().route(Protocol::Udp, self.published).cloned() else { return };
-        if !route.admits(way.client.ip()) {
+        if !route.admits(addresses.client.ip()) {
             return route.counters.count_denied();
         }
         let Ok(permit) = Arc::clone(&self.proxy.room).try_acquire_owned() else {
@@ -122,13 +122,13 @@ impl Flows {
         let (queue, waiting) = mpsc::channel(QUEUE);
         // A new queue always has room.
         if queue.try_send(datagram).is_ok() {
-            self.live().insert(way, queue.clone());
-            let flow = Flow { flows: Arc::clone(self), way, route, waiting };
+            self.live().insert(addresses, queue.clone());
+            let flow = Flow { flows: Arc::clone(self), addresses, route, waiting };
             tokio::spawn(self.proxy.tracker.track_future(flow.run(queue.downgrade(), permit)));
         }
     }
 
-    fn live(&self) -> MutexGuard<'_, HashMap<Way, mpsc::Sender<Vec<u8>>>> {
+    fn live(&self) -> MutexGuard<'_, HashMap<DatagramAddresses, mpsc::Sender<Vec<u8>>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,7 +136,7 @@ impl Flows {
 /// A client's flow.
 struct Flow {
     flows: Arc<Flows>,
-    way: Way,
+    addresses: DatagramAddresses,
     route: Arc<Route>,
     waiting: mpsc::Receiver<Vec<u8>>,
 }
@@ -147,9 +147,9 @@ impl Flow {
         self.waiting.close();
         let mut live = self.flows.live();
         if let Some(own) = own.upgrade()
-            && live.get(&self.way).is_some_and(|queue| queue.same_channel(&own))
+            && live.get(&self.addresses).is_some_and(|queue| queue.same_channel(&own))
         {
-            live.remove(&self.way);
+            live.remove(&self.addresses);
         }
         drop(permit);
     }
@@ -160,7 +160,7 @@ impl Flow {
         let turn = self.route.counters.next_turn();
         let mut refused: Vec<BackendId> = Vec::new();
         while refused.len() < ATTEMPTS_MAX {
-            let client = self.way.client.ip();
+            let client = self.addresses.client.ip();
             let selected = self.route.select(client, turn, &refused, &|id| proxy.load(id)).cloned();
             let Some(target) = selected else { break };
             let opened = target.entry.open_flow();
@@ -185,11 +185,11 @@ impl Flow {
                 to_task(*task).await.map_err(|source| DialError::Connect { address: *task, source })
             }
             Place::Relay(relay) => {
-                let destination = (self.way.to, self.flows.published).into();
-                let addresses = ConnectionAddresses { client: self.way.client, destination };
+                let destination = (self.addresses.to, self.flows.published).into();
+                let addresses = ConnectionAddresses { client: self.addresses.client, destination };
                 let (keys, source) = (proxy.relay_keys(), proxy.routes().address);
-                let asking = Asking { source, keys: &keys, warm: &self.flows.warm };
-                dial_relay(&asking, *relay, target.id, addresses).await.map(|greeted| to_node(greeted.stream))
+                let access = RelayAccess { source, keys: &keys, warm: &self.flows.warm };
+                dial_relay(&access, *relay, target.id, addresses).await.map(|greeted| to_node(greeted.stream))
             }
             Place::Nowhere(node) => Err(DialError::UnknownNode(node.clone())),
         }
@@ -199,7 +199,7 @@ impl Flow {
         let life = Life::new(self.flows.proxy.settings.udp_limits);
         let began = Instant::now();
         let (backend, frontend) = (&target.entry, &self.route.counters);
-        let (flows, way, waiting) = (&self.flows, self.way, &mut self.waiting);
+        let (flows, addresses, waiting) = (&self.flows, self.addresses, &mut self.waiting);
         let asks = async {
             while let Some(datagram) = waiting.recv().await {
                 life.asked();
@@ -218,8 +218,8 @@ impl Flow {
                     backend.count_answered();
                     frontend.time_connect(began.elapsed());
                 }
-                if let Err(error) = flows.port.answer(&datagram, way) {
-                    tracing::debug!(client = %way.client, error = mesh_runtime::error_chain(&error), "drop a datagram to a client");
+                if let Err(error) = flows.port.answer(&datagram, addresses) {
+                    tracing::debug!(client = %addresses.client, error = mesh_runtime::error_chain(&error), "drop a datagram to a client");
                     continue;
                 }
                 backend.count_reply(datagram.len());
@@ -244,12 +244,12 @@ impl Flow {
 /// Tracks when a flow becomes idle.
 struct Life {
     limits: UdpLimits,
-    heard: Mutex<Heard>,
+    heard: Mutex<FlowActivity>,
 }
 
 /// The datagrams of a flow so far.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct FlowActivity {
     last: Instant,
     is_answered: bool,
     is_established: bool,
@@ -257,7 +257,7 @@ struct Heard {
 
 impl Life {
     fn new(limits: UdpLimits) -> Self {
-        let heard = Heard { last: Instant::now(), is_answered: false, is_established: false };
+        let heard = FlowActivity { last: Instant::now(), is_answered: false, is_established: false };
         Self { limits, heard: Mutex::new(heard) }
     }
 
@@ -279,7 +279,7 @@ impl Life {
         self.heard().last
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn heard(&self) -> MutexGuard<'_, FlowActivity> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

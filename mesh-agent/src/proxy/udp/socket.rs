@@ -32,7 +32,7 @@ pub(super) struct UdpPort {
 
 /// The two addresses of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Way {
+pub(super) struct DatagramAddresses {
     /// The client's address.
     pub(super) client: SocketAddr,
     /// The address of this node that the client sent to.
@@ -56,7 +56,7 @@ impl UdpPort {
     ///
     /// # Errors
     /// The kernel's error; errors of earlier answers are reported here too.
-    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
+    pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, DatagramAddresses)> {
         loop {
             let mut ready = self.socket.readable().await?;
             match ready.try_io(|socket| receive_one(socket.get_ref(), buffer)) {
@@ -71,10 +71,10 @@ impl UdpPort {
     ///
     /// # Errors
     /// The kernel's error.
-    pub(super) fn answer(&self, bytes: &[u8], way: Way) -> io::Result<()> {
-        let client = SockAddr::from(if self.is_v6 { mapped(way.client) } else { way.client });
+    pub(super) fn answer(&self, bytes: &[u8], addresses: DatagramAddresses) -> io::Result<()> {
+        let client = SockAddr::from(if self.is_v6 { mapped(addresses.client) } else { addresses.client });
         let mut control = Control([0; CONTROL_BYTES]);
-        let length = self.source(way.to, &mut control.0);
+        let length = self.source(addresses.to, &mut control.0);
         let buffers = [IoSlice::new(bytes)];
         let message =
             MsgHdr::new().with_addr(&client).with_buffers(&buffers).with_control(&control.0[..length]);
@@ -99,7 +99,7 @@ impl UdpPort {
     }
 }
 
-fn receive_one(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
+fn receive_one(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, DatagramAddresses)> {
     let mut peer = SockAddr::from(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
     let mut control = Control([MaybeUninit::new(0_u8); CONTROL_BYTES]);
     // SAFETY: `u8` and `MaybeUninit<u8>` have one layout, and the kernel only ever writes bytes
@@ -116,7 +116,7 @@ fn receive_one(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Way)> {
     let to = read_destination(&control[..control_length])
         .ok_or_else(|| io::Error::other("a datagram without a destination"))?;
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    Ok((length, Way { client, to: to.to_canonical() }))
+    Ok((length, DatagramAddresses { client, to: to.to_canonical() }))
 }
 
 /// Reads the destination from the control messages.
@@ -180,10 +180,10 @@ mod tests {
                 UdpSocket::bind((if to.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).await.expect("a client");
             client.send_to(b"hello", (to, port)).await.expect("it is sent");
             let mut buffer = [0; 100];
-            let (length, way) = published.receive(&mut buffer).await.expect("a datagram");
-            let expected = Way { client: client.local_addr().expect("its address"), to };
-            assert_eq!((&buffer[..length], way), (&b"hello"[..], expected), "{listen} from {to}");
-            published.answer(b"hi", way).expect("it is answered");
+            let (length, addresses) = published.receive(&mut buffer).await.expect("a datagram");
+            let expected = DatagramAddresses { client: client.local_addr().expect("its address"), to };
+            assert_eq!((&buffer[..length], addresses), (&b"hello"[..], expected), "{listen} from {to}");
+            published.answer(b"hi", addresses).expect("it is answered");
             let (length, from) = client.recv_from(&mut buffer).await.expect("an answer");
             assert_eq!((length, from), (2, SocketAddr::new(to, port)), "{listen} from {to}");
         }

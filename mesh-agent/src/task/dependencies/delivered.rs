@@ -34,7 +34,7 @@ impl fmt::Debug for PrivateBytes {
 
 /// The contents of an object that a task refers to, or why there are none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum ObjectData {
     /// The data, as the task's file holds it.
     Data(PrivateBytes),
     /// A template in Go's language: each task's file holds its own expansion.
@@ -51,7 +51,7 @@ pub struct Delivered {
     /// The object's id.
     pub id: DependencyId,
     /// The object's contents.
-    pub found: Found,
+    pub found: ObjectData,
 }
 
 impl Delivered {
@@ -61,15 +61,15 @@ impl Delivered {
             proto::dependency::Found::Data(data) => {
                 let data = PrivateBytes::new(data);
                 match (message.template_driver.as_str(), TemplateDriver::named(&message.template_driver)) {
-                    ("", _) => Found::Data(data),
-                    (_, Some(TemplateDriver::Golang)) => Found::Template(data),
-                    (other, None) => Found::Refused(format!(
+                    ("", _) => ObjectData::Data(data),
+                    (_, Some(TemplateDriver::Golang)) => ObjectData::Template(data),
+                    (other, None) => ObjectData::Refused(format!(
                         "{} {} uses the template driver {other:?}, which this agent doesn't know: upgrade mesh-agent",
                         message.kind, message.id
                     )),
                 }
             }
-            proto::dependency::Found::Refusal(reason) => Found::Refused(reason),
+            proto::dependency::Found::Refusal(reason) => ObjectData::Refused(reason),
         };
         Some(Self { kind: DependencyKind::named(&message.kind)?, id: message.id.into(), found })
     }
@@ -89,7 +89,7 @@ mod tests {
             ..Default::default()
         };
         let read = Delivered::read(message("secret", Some(data.clone()))).expect("a delivery");
-        assert_eq!(read.found, Found::Data(PrivateBytes::new(b"value".to_vec())));
+        assert_eq!(read.found, ObjectData::Data(PrivateBytes::new(b"value".to_vec())));
         let shown = format!("{read:?}");
         assert!(shown.contains("5 private bytes") && !shown.contains("118"), "shown as {shown}");
         let driven = |driver: &str| {
@@ -98,8 +98,10 @@ mod tests {
                 proto::Dependency { template_driver: driver, ..message("config", Some(data.clone())) };
             Delivered::read(message).expect("a delivery").found
         };
-        assert_eq!(driven("golang"), Found::Template(PrivateBytes::new(b"value".to_vec())));
-        assert!(matches!(driven("later"), Found::Refused(reason) if reason.contains("upgrade mesh-agent")));
+        assert_eq!(driven("golang"), ObjectData::Template(PrivateBytes::new(b"value".to_vec())));
+        assert!(
+            matches!(driven("later"), ObjectData::Refused(reason) if reason.contains("upgrade mesh-agent"))
+        );
         assert_eq!(Delivered::read(message("volume", Some(data))), None, "a kind of a later version");
         assert_eq!(Delivered::read(message("secret", None)), None);
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use mesh_state::dependency::DependencyKind;
 use mesh_state::template::{PayloadFunction, PayloadFunctions, TemplateContext, expand_payload};
 
-use super::delivered::{Found, PrivateBytes};
+use super::delivered::{ObjectData, PrivateBytes};
 use super::files::FilePlan;
 
 /// The values that a task's secrets and configs may name if they are templates.
@@ -32,14 +32,14 @@ pub struct PayloadContext {
 /// An object is refused or can't be expanded; the text is for the task's error.
 pub(super) fn contents(
     plans: &[FilePlan],
-    found: &[Found],
+    found: &[ObjectData],
     payload: &PayloadContext,
 ) -> Result<Vec<PrivateBytes>, String> {
     let functions = functions(plans, found, payload);
-    let content = |(plan, found): (&FilePlan, &Found)| match found {
-        Found::Data(data) => Ok(data.clone()),
-        Found::Refused(reason) => Err(reason.clone()),
-        Found::Template(data) => expand(data, payload, &functions)
+    let content = |(plan, found): (&FilePlan, &ObjectData)| match found {
+        ObjectData::Data(data) => Ok(data.clone()),
+        ObjectData::Refused(reason) => Err(reason.clone()),
+        ObjectData::Template(data) => expand(data, payload, &functions)
             .map_err(|reason| format!("expanding {} {} failed: {reason}", plan.kind, plan.name)),
     };
     plans.iter().zip(found).map(content).collect()
@@ -58,14 +58,16 @@ fn expand(
     }
 }
 
-fn functions(plans: &[FilePlan], found: &[Found], payload: &PayloadContext) -> PayloadFunctions {
+fn functions(plans: &[FilePlan], found: &[ObjectData], payload: &PayloadContext) -> PayloadFunctions {
     let of_kind = |kind: DependencyKind| -> PayloadFunction {
         let files = plans.iter().zip(found).filter(|(plan, _)| plan.kind == kind);
-        let by_path: BTreeMap<String, Found> =
+        let by_path: BTreeMap<String, ObjectData> =
             files.map(|(plan, found)| (plan.target.clone(), found.clone())).collect();
         Arc::new(move |target| match by_path.get(&kind.target_path(target)) {
-            Some(Found::Data(data) | Found::Template(data)) => String::from_utf8(data.as_slice().to_vec())
-                .map_err(|_| format!("{kind} target {target} is not UTF-8 text")),
+            Some(ObjectData::Data(data) | ObjectData::Template(data)) => {
+                String::from_utf8(data.as_slice().to_vec())
+                    .map_err(|_| format!("{kind} target {target} is not UTF-8 text"))
+            }
             _ => Err(format!("{kind} target {target} not found")),
         })
     };
@@ -107,10 +109,10 @@ mod tests {
         ];
         let bytes = |text: &[u8]| PrivateBytes::new(text.to_vec());
         let found = [
-            Found::Template(bytes(template.as_bytes())),
-            Found::Data(bytes(b"hunter2")),
-            Found::Template(bytes(b"{{.Task.Slot}}")),
-            Found::Data(bytes(&[0xff])),
+            ObjectData::Template(bytes(template.as_bytes())),
+            ObjectData::Data(bytes(b"hunter2")),
+            ObjectData::Template(bytes(b"{{.Task.Slot}}")),
+            ObjectData::Data(bytes(&[0xff])),
         ];
         let context = TemplateContext {
             service_name: "web".to_owned(),

@@ -25,7 +25,7 @@ use mesh_state::task::{Assignment, TaskState};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use delivered::{Delivered, Found};
+use delivered::{Delivered, ObjectData};
 use expand::PayloadContext;
 use files::{FilePlan, TaskFiles};
 
@@ -48,7 +48,7 @@ pub(super) enum Missing {
 #[derive(Debug)]
 pub struct Dependencies {
     files: TaskFiles,
-    held: watch::Sender<BTreeMap<Named, Found>>,
+    held: watch::Sender<BTreeMap<Named, ObjectData>>,
 }
 
 impl Dependencies {
@@ -132,7 +132,7 @@ impl Dependencies {
     }
 
     /// The objects of the files, in the files' order, once all of them were delivered.
-    async fn delivered(&self, plans: &[FilePlan]) -> Result<Vec<Found>, Missing> {
+    async fn delivered(&self, plans: &[FilePlan]) -> Result<Vec<ObjectData>, Missing> {
         let mut held = self.held.subscribe();
         let complete = held.wait_for(|held| plans.iter().all(|plan| held.contains_key(&plan.dependency())));
         let Ok(held) = complete.await else {
@@ -141,7 +141,7 @@ impl Dependencies {
         let found = plans.iter().filter_map(|plan| held.get(&plan.dependency()));
         found
             .map(|found| match found {
-                Found::Refused(reason) => Err(Missing::Refused(reason.clone())),
+                ObjectData::Refused(reason) => Err(Missing::Refused(reason.clone())),
                 delivered => Ok(delivered.clone()),
             })
             .collect()
@@ -180,12 +180,12 @@ mod tests {
         assignment
     }
 
-    fn delivery(id: &str, found: Found) -> Delivered {
+    fn delivery(id: &str, found: ObjectData) -> Delivered {
         Delivered { kind: DependencyKind::Secret, id: id.into(), found }
     }
 
-    fn data(text: &str) -> Found {
-        Found::Data(PrivateBytes::new(text.as_bytes().to_vec()))
+    fn data(text: &str) -> ObjectData {
+        ObjectData::Data(PrivateBytes::new(text.as_bytes().to_vec()))
     }
 
     fn plan(id: &str) -> FilePlan {
@@ -221,7 +221,7 @@ mod tests {
     async fn a_refusal_is_passed_on() {
         let dependencies = Dependencies::new("/nowhere".into());
         let wanting = referring("t", "s");
-        let refusal = Found::Refused("secret s was removed".to_owned());
+        let refusal = ObjectData::Refused("secret s was removed".to_owned());
         dependencies.take(delivery("s", refusal), std::iter::once((&wanting, TaskState::Running)));
         let refused = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default()).await;
         assert_eq!(refused, Err(Missing::Refused("secret s was removed".to_owned())));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::{BridgeState, Driver, Goal, Sight, Taken};
+use super::{BridgeState, Driver, Goal, KnownContainer, Taken};
 use crate::task::container::ContainerFacts;
 use crate::task::container_spec::{self, ContainerPlan};
 use crate::task::dependencies::Missing;
@@ -63,7 +63,7 @@ impl Driver {
         }
         match made {
             Ok(Made::Container(id)) => {
-                self.sight = Sight::Made(ContainerFacts::made(id));
+                self.known = KnownContainer::Made(ContainerFacts::made(id));
                 Taken::Done
             }
             Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {

@@ -26,9 +26,14 @@ fn last(state: TaskState) -> TaskStatus {
     TaskStatus { state, message: "before".to_owned(), ..TaskStatus::default() }
 }
 
-const JOINED: Link = Link::Joined { pid: 42, address: Some(ADDRESS) };
+const JOINED: MeshLink = MeshLink::Joined { pid: 42, address: Some(ADDRESS) };
 
-fn step(desired: TaskState, container: Option<&ContainerFacts>, last: &TaskStatus, link: Link) -> TaskStep {
+fn step(
+    desired: TaskState,
+    container: Option<&ContainerFacts>,
+    last: &TaskStatus,
+    link: MeshLink,
+) -> TaskStep {
     next(now(), &Situation { desired, container, last, link, drains: false })
 }
 
@@ -43,7 +48,7 @@ fn reported(step: TaskStep) -> TaskStatus {
 #[test]
 fn a_task_walks_from_assigned_to_running_in_swarms_words() {
     let mut status = last(TaskState::Assigned);
-    let (mut made, mut link) = (None, Link::Apart);
+    let (mut made, mut link) = (None, MeshLink::Apart);
     let mut words = Vec::new();
     for _ in 0..20 {
         match step(TaskState::Running, made.as_ref(), &status, link) {
@@ -73,8 +78,8 @@ fn a_task_walks_from_assigned_to_running_in_swarms_words() {
 #[test]
 fn desired_ready_stops_before_the_start() {
     let made = container(Phase::Created);
-    assert_eq!(step(TaskState::Ready, Some(&made), &last(TaskState::Ready), Link::Apart), TaskStep::Wait);
-    assert_eq!(step(TaskState::Ready, None, &last(TaskState::Preparing), Link::Apart), TaskStep::Prepare);
+    assert_eq!(step(TaskState::Ready, Some(&made), &last(TaskState::Ready), MeshLink::Apart), TaskStep::Wait);
+    assert_eq!(step(TaskState::Ready, None, &last(TaskState::Preparing), MeshLink::Apart), TaskStep::Prepare);
 }
 
 #[test]
@@ -85,18 +90,26 @@ fn a_running_task_drains_before_it_is_stopped() {
         next(now(), &Situation { desired: TaskState::Shutdown, container, last: &last, link, drains: true })
     };
     assert_eq!(at(Some(&running), TaskState::Running, JOINED), TaskStep::Drain);
-    assert_eq!(at(Some(&running), TaskState::Running, Link::Unknown), TaskStep::Drain, "the agent is new");
-    assert_eq!(at(Some(&running), TaskState::Starting, Link::Apart), TaskStep::Stop, "nobody was sent to it");
+    assert_eq!(
+        at(Some(&running), TaskState::Running, MeshLink::Unknown),
+        TaskStep::Drain,
+        "the agent is new"
+    );
+    assert_eq!(
+        at(Some(&running), TaskState::Starting, MeshLink::Apart),
+        TaskStep::Stop,
+        "nobody was sent to it"
+    );
     assert_eq!(at(Some(&exited), TaskState::Running, JOINED), TaskStep::Leave, "it ended meanwhile");
 }
 
 #[test]
 fn exit_codes_become_swarms_ends() {
     let mut done = container(Phase::Exited);
-    let told = reported(step(TaskState::Running, Some(&done), &last(TaskState::Running), Link::Apart));
+    let told = reported(step(TaskState::Running, Some(&done), &last(TaskState::Running), MeshLink::Apart));
     assert_eq!((told.state, told.message.as_str(), told.err.as_str()), (TaskState::Complete, "finished", ""));
     done.exit_code = 3;
-    let told = reported(step(TaskState::Running, Some(&done), &last(TaskState::Running), Link::Apart));
+    let told = reported(step(TaskState::Running, Some(&done), &last(TaskState::Running), MeshLink::Apart));
     assert_eq!((told.state, told.message.as_str()), (TaskState::Failed, "before"));
     assert_eq!(told.err, "task: non-zero exit (3)");
 }
@@ -104,7 +117,7 @@ fn exit_codes_become_swarms_ends() {
 #[test]
 fn a_container_that_is_gone_was_killed() {
     assert_eq!(step(TaskState::Running, None, &last(TaskState::Running), JOINED), TaskStep::Leave);
-    let told = reported(step(TaskState::Running, None, &last(TaskState::Running), Link::Apart));
+    let told = reported(step(TaskState::Running, None, &last(TaskState::Running), MeshLink::Apart));
     assert_eq!((told.state, told.err.as_str()), (TaskState::Failed, "task: non-zero exit (137)"));
 }
 
@@ -113,12 +126,12 @@ fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
     let mut checked = container(Phase::Running);
     checked.health = Health::Starting;
     assert_eq!(
-        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart),
+        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), MeshLink::Apart),
         TaskStep::Wait
     );
     checked.health = Health::Healthy;
     assert_eq!(
-        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), Link::Apart),
+        step(TaskState::Running, Some(&checked), &last(TaskState::Starting), MeshLink::Apart),
         TaskStep::Join
     );
 
@@ -128,10 +141,10 @@ fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
     assert_eq!(step(TaskState::Running, Some(&checked), &told, JOINED), TaskStep::Stop);
     let mut stopped = container(Phase::Exited);
     stopped.exit_code = 137;
-    let end = reported(step(TaskState::Running, Some(&stopped), &told, Link::Apart));
+    let end = reported(step(TaskState::Running, Some(&stopped), &told, MeshLink::Apart));
     assert_eq!(end.err, "task: non-zero exit (137): dockerexec: unhealthy container");
     stopped.exit_code = 0;
-    let end = reported(step(TaskState::Running, Some(&stopped), &told, Link::Apart));
+    let end = reported(step(TaskState::Running, Some(&stopped), &told, MeshLink::Apart));
     assert_eq!(end.state, TaskState::Failed, "a container that was ended for its health did not complete");
 }
 
@@ -139,7 +152,7 @@ fn running_waits_for_health_and_an_unhealthy_container_is_ended() {
 fn a_restarted_agent_adopts_what_runs() {
     let runs = container(Phase::Running);
     assert_eq!(
-        step(TaskState::Running, Some(&runs), &last(TaskState::Running), Link::Unknown),
+        step(TaskState::Running, Some(&runs), &last(TaskState::Running), MeshLink::Unknown),
         TaskStep::Join
     );
     let mut known = last(TaskState::Running);
@@ -147,7 +160,7 @@ fn a_restarted_agent_adopts_what_runs() {
         reported(step(TaskState::Running, Some(&runs), &last(TaskState::Starting), JOINED)).container;
     assert_eq!(step(TaskState::Running, Some(&runs), &known, JOINED), TaskStep::Wait);
     // Without any memory of it, too.
-    let told = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Preparing), Link::Apart));
+    let told = reported(step(TaskState::Running, Some(&runs), &last(TaskState::Preparing), MeshLink::Apart));
     assert_eq!(told.state, TaskState::Ready);
 }
 
@@ -166,7 +179,7 @@ fn a_container_with_another_process_is_joined_and_told_again() {
     let mut other = container(Phase::Running);
     other.pid = 43;
     assert_eq!(step(TaskState::Running, Some(&other), &last(TaskState::Running), JOINED), TaskStep::Join);
-    let link = Link::Joined { pid: 43, address: Some(ADDRESS) };
+    let link = MeshLink::Joined { pid: 43, address: Some(ADDRESS) };
     let told = reported(step(TaskState::Running, Some(&other), &last(TaskState::Running), link));
     assert_eq!(told.container.map(|seen| seen.pid), Some(43));
 }
@@ -178,11 +191,11 @@ fn shutdown_ends_the_container_and_keeps_it_and_remove_takes_it() {
     let running = last(TaskState::Running);
     assert_eq!(step(TaskState::Shutdown, Some(&runs), &running, JOINED), TaskStep::Stop);
     assert_eq!(step(TaskState::Shutdown, Some(&ended), &running, JOINED), TaskStep::Leave);
-    let told = reported(step(TaskState::Shutdown, Some(&ended), &running, Link::Apart));
+    let told = reported(step(TaskState::Shutdown, Some(&ended), &running, MeshLink::Apart));
     assert_eq!((told.state, told.message.as_str()), (TaskState::Shutdown, "shutdown"));
-    assert_eq!(step(TaskState::Shutdown, Some(&ended), &told, Link::Apart), TaskStep::Wait);
-    assert_eq!(step(TaskState::Remove, Some(&ended), &told, Link::Apart), TaskStep::Remove);
-    assert_eq!(step(TaskState::Remove, None, &told, Link::Apart), TaskStep::Forget);
+    assert_eq!(step(TaskState::Shutdown, Some(&ended), &told, MeshLink::Apart), TaskStep::Wait);
+    assert_eq!(step(TaskState::Remove, Some(&ended), &told, MeshLink::Apart), TaskStep::Remove);
+    assert_eq!(step(TaskState::Remove, None, &told, MeshLink::Apart), TaskStep::Forget);
 }
 
 #[test]
@@ -191,7 +204,7 @@ fn failures_are_rejections_before_the_start() {
     assert_eq!(failure(now(), &last(TaskState::Starting), "x").state, TaskState::Failed);
     let mut broken = container(Phase::Created);
     broken.error = "no such file".to_owned();
-    let told = reported(step(TaskState::Running, Some(&broken), &last(TaskState::Starting), Link::Apart));
+    let told = reported(step(TaskState::Running, Some(&broken), &last(TaskState::Starting), MeshLink::Apart));
     assert_eq!(told.err, "starting container failed: no such file");
 }
 
@@ -237,7 +250,7 @@ proptest! {
         desired in prop::sample::select(vec![TaskState::Ready, TaskState::Running, TaskState::Shutdown, TaskState::Remove]),
         observed in prop::sample::select(STATES.to_vec()),
         container in any_container(),
-        link in prop::sample::select(vec![Link::Unknown, Link::Apart, JOINED]),
+        link in prop::sample::select(vec![MeshLink::Unknown, MeshLink::Apart, JOINED]),
     ) {
         let last = last(observed);
         let step = step(desired, container.as_ref(), &last, link);

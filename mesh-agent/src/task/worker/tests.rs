@@ -1,4 +1,5 @@
-//! The worker on an engine in memory: what must hold when the engine or the link to control stands still.
+//! Tests of the worker on an engine in memory: what must hold while the engine or the link to
+//! control hangs.
 
 use std::sync::Mutex;
 
