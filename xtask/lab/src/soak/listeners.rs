@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_checkout::command::Program;
 use mesh_checkout::{setup, workspace};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::artifacts;
 use crate::client::http;
@@ -29,6 +29,10 @@ const LEAKED: usize = 1_100;
 const HALF: usize = 1_000;
 /// Calls to join in a second.
 const JOINS: u32 = 100;
+/// Open files: what is held at once, with room …
+const FILES_MIN: u64 = 12_000;
+/// … and what is asked for.
+const FILES_WANTED: u64 = 65_536;
 /// How soon `service ls` must be answered.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How much all logs of mesh may grow.
@@ -55,8 +59,7 @@ pub(super) struct ListenersArgs {
 /// When an answer was late or missing, a log grew, or nothing was refused at all.
 pub(super) fn run(args: &ListenersArgs) -> Result<()> {
     setup::ensure()?;
-    let files = Rlimit { current: Some(65_536), maximum: Some(1 << 20) };
-    setrlimit(Resource::Nofile, files).context("raise the limit of open files (needs root)")?;
+    raise_files()?;
     let flood = build_flood()?;
     let layout = Layout::new(args.name.clone());
     let lab = Lab::up(&layout, &UpOptions::usual(Datapath::Tc), &artifacts::build()?)?;
@@ -98,6 +101,18 @@ pub(super) fn run(args: &ListenersArgs) -> Result<()> {
         ensure!(count > 0.0, "the listener at {port} says that it refused nothing");
     }
     Lab::down(&layout)
+}
+
+/// Raises the limit of open files as far as this machine lets us.
+fn raise_files() -> Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let most = maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
+    ensure!(
+        most >= FILES_MIN,
+        "at most {most} files may be open, and this needs {FILES_MIN}: raise ulimit -Hn"
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum })
+        .context("raise the limit of open files")
 }
 
 #[derive(Debug, Default)]
