@@ -1,6 +1,6 @@
-//! Compiles the kernel programs of `mesh-ebpf` from source, and tells the crate where the objects are:
-//! `env!("MESH_PROGRAMS_OBJECT")` for the data plane, `env!("MESH_PASS_OBJECT")` for the far ends of veth uplinks, and
-//! `env!("MESH_FROM_TUNNEL_OBJECT")` for tests of the tunnel's hook.
+//! Compiles the kernel programs of `mesh-ebpf` from source, and passes the objects' paths to the
+//! crate: `env!("MESH_PROGRAMS_OBJECT")` for the data plane, `env!("MESH_PASS_OBJECT")` for the far
+//! ends of veth uplinks, and `env!("MESH_FROM_TUNNEL_OBJECT")` for tests of the tunnel's hook.
 
 #[path = "../mesh-ebpf/compile.rs"]
 mod compile;
@@ -8,7 +8,7 @@ mod compile;
 use std::env;
 use std::path::PathBuf;
 
-/// Objects, and the variables that tell where they are.
+/// Objects, and the variables with their paths.
 const OBJECTS: [(&str, &str); 3] = [
     ("mesh-programs", "MESH_PROGRAMS_OBJECT"),
     ("mesh-pass", "MESH_PASS_OBJECT"),

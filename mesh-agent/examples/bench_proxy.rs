@@ -1,7 +1,8 @@
-//! The userspace data plane alone, for `cargo xtask bench peers`: no manager, no engine, a mesh of two nodes and one task.
+//! The userspace data plane alone, for `cargo xtask bench peers`: no manager, no engine, a mesh of
+//! two nodes and one task.
 //!
-//! Arguments: the number of this node, 1 or 2, and that of the task's node. Nodes are 10.99.0.1N, tasks 10.128.N.2:8080, the
-//! published port is 80.
+//! Arguments: the number of this node, 1 or 2, and that of the task's node. Nodes are 10.99.0.1N,
+//! tasks 10.128.N.2:8080, the published port is 80.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

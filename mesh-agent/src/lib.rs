@@ -7,6 +7,11 @@
 //! without any manager; each state has one writer, and the other components follow it through
 //! `watch` channels.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "module docs are a map of the source, so they name private modules too"
+)]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -1,4 +1,5 @@
-//! The node's `docker.sock` with the unmodified `docker` CLI on one side and a real engine on the other.
+//! The node's `docker.sock` with the unmodified `docker` CLI on one side and a real engine on the
+//! other.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -53,7 +54,8 @@ impl Served {
         docker(&self.socket, arguments, "")
     }
 
-    /// A manager's socket that knows one network and echoes the call's path as an error for the rest.
+    /// A manager's socket that knows one network and echoes the call's path as an error for the
+    /// rest.
     fn start_control(&self, path: &Path) {
         let _guard = self.runtime.enter();
         let listener = UnixListener::bind(path).unwrap();
@@ -108,7 +110,7 @@ fn the_cli_works_on_containers_through_the_socket() {
     let failed = served.docker(&["run", "--rm", "busybox", "sh", "-c", "exit 7"]);
     assert_eq!(failed.status.code(), Some(7), "exit code of docker run: {}", stderr(&failed));
 
-    // Stdin travels in, its end is seen inside, and the output still comes back after it.
+    // Stdin is forwarded, its end is seen inside, and the output still comes back after it.
     let piped = docker(&served.socket, &["run", "-i", "--rm", "busybox", "wc", "-c"], &"x".repeat(300_000));
     assert_eq!(stdout(&piped), "300000", "docker run -i: {}", stderr(&piped));
 
@@ -144,7 +146,7 @@ fn the_cli_works_on_containers_through_the_socket() {
     );
 }
 
-/// The build context travels in one streamed body.
+/// The build context is sent in one streamed body.
 fn build_image(engine: &Engine, served: &Served) {
     let context = engine.path("context");
     std::fs::create_dir(&context).unwrap();
@@ -172,7 +174,8 @@ fn follow_logs(served: &Served) {
 
 /// `docker run -it` under a pseudo-terminal.
 fn attach_with_terminal(served: &Served) {
-    // `timeout` stays outside: inside it would make a process group of its own, which may not read the terminal.
+    // `timeout` stays outside: inside it would make a process group of its own, which may not read
+    // the terminal.
     let command = format!("exec docker -H unix://{} run -it --rm busybox sh", served.socket.display());
     let mut script = Command::new("timeout")
         .args(["--kill-after=5", "30", "script", "-qec", &command, "/dev/null"])
@@ -256,7 +259,8 @@ fn a_manager_answers_for_the_swarm() {
         let taken = format!("network with name {} already exists", arguments[arguments.len() - 1]);
         assert!(stderr(&clash).contains(&taken), "network {arguments:?}: {}", stderr(&clash));
     }
-    // What the engine's own socket lets through is told apart by nobody, so nobody's network is removed.
+    // Networks made on the engine's own socket may clash with the cluster's. Nobody can tell which
+    // one a name means, so nobody's network is removed.
     let beside = |arguments: &[&str]| assert!(docker(&engine.socket(), arguments, "").status.success());
     beside(&["network", "create", "ingress"]);
     for verb in ["inspect", "rm"] {

@@ -1,6 +1,6 @@
-//! One list of fixtures through the host's pipeline and through the compiled programs in the kernel
-//! (`BPF_PROG_TEST_RUN`): same verdict, same bytes, same drops, same flows. Needs root; without it, says so and passes
-//! (fails where `CI` is set).
+//! Runs one list of fixtures through the host's pipeline and through the compiled programs in the
+//! kernel (`BPF_PROG_TEST_RUN`): same verdict, same bytes, same drops, same flows. Needs root;
+//! without it, the tests print so and pass (they fail where `CI` is set).
 
 use std::fs;
 
@@ -22,15 +22,15 @@ use mesh_ebpf::verdict::Verdict;
 
 /// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
 const OUTPUT_MAX: usize = 2048;
-/// Backends, nodes, slots and services of fixtures have smaller numbers.
+/// Upper bound of the numbers of backends, nodes, slots and services in fixtures.
 const IDS_MAX: u32 = 16;
-/// Homes of the table of flows, and its secret.
+/// Homes of the flow table, and its seed.
 const HOMES: u32 = 64;
 const SEED: u64 = 0x0123_4567_89ab_cdef;
 /// The program that gives a packet an origin.
 const FROM_TUNNEL: &str = "mesh_from_tunnel";
 
-/// What a program run left behind.
+/// The effects of one program run.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     /// The program's return value.
@@ -38,7 +38,8 @@ struct Outcome {
     packet: Vec<u8>,
     /// Drops by reason, both directions.
     drops: Vec<(&'static str, u64)>,
-    /// Entries of the half-open and established tables of flows, then of translations; packets in fragments.
+    /// Entries of the half-open and established tables of flows, then of translations; packets in
+    /// fragments.
     tables: [usize; 5],
     /// Flows and translations that have ended.
     closed: usize,
@@ -48,7 +49,8 @@ struct Outcome {
     loads: [u32; 2],
 }
 
-/// The context (`__sk_buff`) that tells the egress program where a packet comes from: from the VXLAN device, or from another interface.
+/// The context (`__sk_buff`) by which the egress program sees where a packet comes from: from the
+/// VXLAN device, or from another interface.
 fn context_of(hook: Hook) -> Option<[u8; 192]> {
     const MARK: usize = 8;
     const INGRESS_IFINDEX: usize = 36;
@@ -116,7 +118,7 @@ fn on_host(fixture: &Fixture) -> Outcome {
     }
 }
 
-/// TC takes the outer source port from the kernel's hash of the flow, which has a secret.
+/// TC takes the outer source port from the kernel's hash of the flow, which has a secret seed.
 fn without_source_port(hook: Hook, mut packet: Vec<u8>) -> Vec<u8> {
     const PORTS: usize = 14 + 20;
     let is_outer = packet.get(PORTS + 2..PORTS + 4) == Some(&4799u16.to_be_bytes());
@@ -137,7 +139,7 @@ struct Kernel {
     programs: Ebpf,
     /// Gives packets an origin before they come to the tunnel's hook.
     from_tunnel: Ebpf,
-    /// What programs continue by: an array forgets its programs when it is dropped.
+    /// The programs to which others tail-call: an array removes its programs when it is dropped.
     _arrays: [ProgramArray<MapData>; 2],
 }
 
@@ -260,7 +262,7 @@ fn enter(array: &mut ProgramArray<MapData>, index: u32, program: &SchedClassifie
     array.set(index, program.fd().expect("loaded"), 0).expect("place in the array");
 }
 
-/// Takes out of the maps what fixtures put there, and what programs do.
+/// Removes from the maps what fixtures and programs have put there.
 fn clear(programs: &mut Ebpf) {
     let ids = || 0..IDS_MAX;
     set(programs, names::CONFIG, [(0, Config::default())].into_iter());
@@ -300,7 +302,7 @@ fn empty<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str) {
     }
 }
 
-/// Writes what the host's tables start with into the maps.
+/// Copies the initial entries of the host's tables into the maps.
 fn fill(programs: &mut Ebpf, setup: &Setup) {
     set(programs, names::CONFIG, (0..).zip([setup.config]));
     set(programs, names::SYN_GUARD_FIRED, (0..).zip([setup.guard_fired_ns]));
@@ -343,7 +345,7 @@ fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterato
     }
 }
 
-/// What is kept of flows' clients, in an order that doesn't depend on the table's.
+/// The sequence numbers and MACs of flows' clients, in an order that doesn't depend on the table's.
 fn ways(flows: &[Flow]) -> Vec<(u16, Mac)> {
     let mut ways: Vec<_> = flows.iter().map(|flow| (flow.sequence, flow.client_mac)).collect();
     ways.sort_unstable_by_key(|(sequence, mac)| (*sequence, mac.0));

@@ -20,7 +20,7 @@ pub mod renewal;
 pub mod token;
 
 mod channel;
-mod ends;
+mod end_reports;
 mod log_streams;
 mod outbox;
 mod own_clock;
@@ -44,6 +44,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use assignments::AssignmentChange;
+use end_reports::EndReports;
 use identity::Identity;
 use log_streams::LogStreams;
 use member_keys::{MemberKeys, MemberKeysError};
@@ -101,7 +102,7 @@ pub struct Link {
     channels: LinkChannels,
     outbox: StatusOutbox,
     log_streams: LogStreams,
-    end_reports: ends::EndReports,
+    end_reports: EndReports,
     standing: Standing,
     /// Why the last attempt failed; a repeated reason is logged at level debug only.
     last_failure: Option<String>,
@@ -122,7 +123,7 @@ impl Link {
             channels,
             outbox: StatusOutbox::default(),
             log_streams,
-            end_reports: ends::EndReports::default(),
+            end_reports: EndReports::default(),
             standing: Standing::default(),
             last_failure: None,
         }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::ends::is_sudden;
+use super::end_reports::is_sudden;
 use super::member_keys::MemberKeysError;
 use super::relay_keys::RelayKey;
 use super::{AssignmentChange, Link};

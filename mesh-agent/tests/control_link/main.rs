@@ -1,4 +1,4 @@
-//! The link against a manager of the test's own: real TLS, real gRPC, one process.
+//! The link against a manager made for the test: real TLS, real gRPC, one process.
 
 mod manager;
 mod renewal;
@@ -175,7 +175,7 @@ async fn a_node_that_its_cluster_does_not_know_any_more_gives_everything_up() {
     session.down.send(refusal()).await.expect("the agent listens");
     let refusing = async {
         while let Some(session) = manager.sessions.recv().await {
-            // The agent may have given the call up.
+            // The agent may have cancelled the call.
             drop(session.down.send(refusal()).await);
         }
     };

@@ -1,4 +1,4 @@
-//! A manager of the test's own, and a link that speaks with it.
+//! A manager for tests, and a link that connects to it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -61,7 +61,8 @@ impl Ca {
         format!("SWMTKN-1-{}-{SECRET}", self.digest).parse().expect("a token")
     }
 
-    /// A member's certificate for the key in a request, good from `since` until `until`, seconds from now.
+    /// Signs a member's certificate for the key in a request, valid from `since` until `until`,
+    /// seconds from now.
     pub(crate) fn sign(&self, csr_pem: &str, since: i64, until: i64) -> Result<String, rcgen::Error> {
         let mut csr = CertificateSigningRequestParams::from_pem(csr_pem)?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
@@ -76,7 +77,7 @@ impl Ca {
         Ok(csr.signed_by(&self.issuer())?.pem())
     }
 
-    /// A member whose certificate is good from `since` until `until`, seconds from now.
+    /// A member whose certificate is valid from `since` until `until`, seconds from now.
     pub(crate) fn member(&self, since: i64, until: i64) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let csr = CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem());
@@ -105,7 +106,8 @@ impl Ca {
     }
 }
 
-/// What the manager saw of one session: its hello, then the test speaks through these.
+/// One session as the manager sees it: its hello, and channels through which the test sends and
+/// receives.
 pub(crate) struct SessionOfTest {
     pub(crate) hello: proto::Hello,
     pub(crate) up: Streaming<AgentMessage>,
@@ -117,7 +119,7 @@ impl SessionOfTest {
         self.down.send(Ok(ControlMessage { body: Some(body) })).await.expect("the agent listens");
     }
 
-    /// The next message that `pick` takes; others (heartbeats) are passed over.
+    /// The next message that `pick` takes; others (heartbeats) are skipped.
     pub(crate) async fn hear<T>(&mut self, pick: impl Fn(Up) -> Option<T>) -> T {
         let heard = async {
             loop {
@@ -300,7 +302,8 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
     Agent { clashes, statuses, assignments, view, applied, keys, connected, expelled, description, shutdown }
 }
 
-/// A source whose tasks count for ever, in lines; `gone` has no container and `broken` no engine.
+/// A log source whose tasks count for ever, in lines; `gone` has no container and `broken` no
+/// engine.
 pub(crate) struct Counting;
 
 #[tonic::async_trait]

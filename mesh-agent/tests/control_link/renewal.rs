@@ -12,7 +12,8 @@ use crate::manager::{SOON, make_ca, serve};
 
 const DAY: i64 = 24 * 3600;
 
-/// What `identity` is renewed to by a real manager, the second of two addresses; and what is on disk then.
+/// The identity that `identity` gets from a real manager, the second of two addresses, and the one
+/// on disk then.
 async fn renewed(since: i64, until: i64) -> (Identity, Identity) {
     let ca = Arc::new(make_ca());
     let manager = serve(&ca).await;

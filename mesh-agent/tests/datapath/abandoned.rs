@@ -1,4 +1,4 @@
-//! A cell of the flow table that an agent was killed over.
+//! A cell of the flow table that an agent had claimed when it was killed.
 
 use std::path::Path;
 use std::ptr::NonNull;
@@ -14,10 +14,10 @@ use crate::netlab::{NODES, Netlab};
 use crate::node::{Traces, configs};
 use crate::{can_run, connect, echo, eventually, start};
 
-/// The bit of a cell's word that says that somebody is changing it.
+/// The bit of a cell's word that marks the cell as claimed.
 const CLAIMED: u32 = 1 << 15;
 
-/// The programs' table of flows, as another process has it in its memory.
+/// The programs' flow table, as another process maps it.
 struct Table {
     cells: NonNull<FlowCell>,
     count: usize,
@@ -36,7 +36,7 @@ impl Table {
         Self { cells, count, _data: data }
     }
 
-    /// The words of all cells but the last, in which no flow stands.
+    /// The words of all cells but the last, which holds no flow.
     fn words(&self) -> impl Iterator<Item = &AtomicU32> {
         let offset = std::mem::offset_of!(FlowCell, flow) + std::mem::offset_of!(Flow, events);
         // SAFETY: within the mapped memory, aligned, and changed by atomic instructions only.

@@ -1,4 +1,4 @@
-//! What the kernel times and userspace counts, and that both go on where an earlier agent was.
+//! Counters of the kernel and of userspace, which continue where an earlier agent stopped.
 
 use std::io::{ErrorKind, Read};
 use std::num::NonZeroU32;
@@ -12,7 +12,7 @@ use crate::{DEADLINE, can_run, check_client_address, connect, echo, eventually, 
 
 const CONNECTIONS: u64 = 10;
 
-/// Handshakes and lives that were timed, and flows forgotten.
+/// Handshakes and lifetimes that were measured, and evicted flow entries.
 fn figures(node: &Node) -> (u64, u64, Evictions) {
     let stats = node.datapath.stats().expect("figures");
     let durations = stats.frontends.first().expect("the published port").durations;

@@ -1,6 +1,7 @@
-//! The data plane on real kernels parts: two nodes in namespaces of their own, a task on the second, a client that speaks to both.
+//! The data plane on real kernel parts: two nodes in namespaces of their own, a task on the second,
+//! a client that connects to both.
 //!
-//! Needs root. Without it the tests say so and pass on a developer's machine, and fail in CI.
+//! Needs root. Without it the tests print so and pass on a developer's machine, and fail in CI.
 
 mod abandoned;
 mod capacity;
@@ -60,7 +61,7 @@ fn opened(node: &Node) -> u64 {
     stats.frontends.iter().map(|frontend| frontend.stats.opened).sum()
 }
 
-/// Both nodes up, the task plugged in and in the table.
+/// Both nodes up, the task connected and in the table.
 fn start(lab: &Netlab, configs: &[DatapathConfig; 2]) -> ([Node; 2], TaskLink) {
     serve(lab);
     let nodes = [0, 1].map(|node| Node::start(lab, node, &configs[node]));
@@ -77,7 +78,7 @@ fn start(lab: &Netlab, configs: &[DatapathConfig; 2]) -> ([Node; 2], TaskLink) {
     (nodes, task)
 }
 
-/// The whole story on one datapath.
+/// The whole test on one data path.
 fn story(name: &str, mode: DatapathMode) {
     if !can_run() {
         return;
@@ -95,7 +96,7 @@ fn story(name: &str, mode: DatapathMode) {
     check_hooks(&nodes[0], mode);
     let rules = run(&format!("ip netns exec {} nft list table ip mesh", lab.node_namespace(0)));
     assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "rules of the firewall: {rules}");
-    // They leave packets to the kernel's device until they know the other node's MAC.
+    // The programs leave packets to the kernel's device until they know the other node's MAC.
     eventually("programs make the tunnel's packets by themselves", || {
         let before = by_device(&lab);
         check_client_address(&lab, 0);
@@ -132,7 +133,7 @@ fn attach(lab: &Netlab, node: &Node, task: &TaskLink) {
     lab.nodes[1].call(move || datapath.attach_task(&task)).expect("the task is plugged in");
 }
 
-/// Packets of the tunnel that the first node's VXLAN device has had in its hands.
+/// Packets of the tunnel that the first node's VXLAN device has handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ByDevice {
     received: u64,
@@ -167,7 +168,8 @@ fn check_hooks(node: &Node, mode: DatapathMode) {
     assert_eq!(seen, expected, "attached programs");
 }
 
-/// Both agents stop and start while the client keeps connecting; nothing may fail, before a view comes and after.
+/// Both agents stop and start while the client keeps connecting; nothing may fail, before a view
+/// comes and after.
 fn restart(lab: &Netlab, nodes: [Node; 2], configs: &[DatapathConfig; 2], task: &TaskLink) -> [Node; 2] {
     let (running, connections) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let knocking = {
@@ -293,7 +295,8 @@ fn follows_its_network() {
     drop(traces);
 }
 
-/// A new version of mesh with other layouts finds the links of the old one: it takes their places, and the old one's maps go.
+/// A new version of mesh with other layouts finds the links of the old one: it replaces their
+/// programs, and the old one's maps are removed.
 #[test]
 fn takes_over_from_another_version() {
     if !can_run() {
@@ -342,7 +345,8 @@ fn takes_over_from_another_version() {
     drop(traces);
 }
 
-/// An agent that starts finds its tasks plugged in, before anyone plugs them in again, and can unplug them all the same.
+/// An agent that starts finds its tasks connected, before anyone connects them again, and can
+/// disconnect them all the same.
 #[test]
 fn adopts_and_unplugs_tasks() {
     if !can_run() {
@@ -360,7 +364,7 @@ fn adopts_and_unplugs_tasks() {
     }
     let datapath = second.datapath.clone();
     lab.nodes[1].call(move || datapath.detach_task(&task.task_id)).expect("the task is unplugged");
-    // The kernel lets go of a link whose pin is gone a little later.
+    // The kernel frees a link a little after its pin is removed.
     eventually("no program is left on the task's cable", || programs(&lab, 1, "host1") == 0);
     for node in NODES {
         let refused = lab.client.call(move || connect(node)).map(drop).map_err(|error| error.kind());

@@ -1,4 +1,5 @@
-//! Network namespaces for one test: a client, two nodes, a task on the second, and a bridge between them in a namespace of its own.
+//! Network namespaces for one test: a client, two nodes, a task on the second, and a bridge between
+//! them in a namespace of its own.
 //!
 //! Everything has a name with this process's id in it and goes when the guard is dropped.
 
@@ -19,7 +20,7 @@ pub(crate) const TASK: Ipv4Addr = Ipv4Addr::new(10, 128, 2, 2);
 /// The program that bridge-side peers of XDP uplinks must run.
 static PASS: &[u8] = aya::include_bytes_aligned!(env!("MESH_PASS_OBJECT"));
 
-/// Runs a command, and says what it said if it fails.
+/// Runs a command; the panic shows its output if it fails.
 pub(crate) fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-ec", command]).output().expect("sh starts");
     assert!(
@@ -52,7 +53,7 @@ impl Inhabitant {
         Self { jobs: Some(jobs), thread: Some(thread) }
     }
 
-    /// Does `work` there, and waits for what it gives.
+    /// Runs `work` there, and returns its result.
     pub(crate) fn call<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         let job: Job = Box::new(move || {
@@ -77,7 +78,7 @@ impl Drop for Inhabitant {
     }
 }
 
-/// The namespaces and who lives in them.
+/// The namespaces, and the threads that live in them.
 pub(crate) struct Netlab {
     pub(crate) client: Inhabitant,
     pub(crate) nodes: [Inhabitant; 2],
@@ -127,7 +128,7 @@ impl Netlab {
         Self { client, nodes: [node_1, node_2], task, task_process, bridge, prefix, pass }
     }
 
-    /// Takes a node's uplink away and gives it another of the same name, with another MAC and index.
+    /// Replaces a node's uplink by another of the same name, with another MAC and index.
     pub(crate) fn replace_uplink(&self, node: usize) {
         let (p, namespace) = (&self.prefix, self.node_namespace(node));
         let (peer, address) = (format!("n{}", node + 1), NODES[node]);

@@ -1,4 +1,4 @@
-//! A node of the test: its data plane, the views it is given, and what it leaves on the disk.
+//! A node of the test: its data plane, the views that it gets, and what it leaves on the disk.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::eventually;
 use crate::netlab::{NODES, Netlab, TASK};
 
-/// The port that clients speak to.
+/// The port to which clients connect.
 pub(crate) const PUBLISHED: u16 = 80;
 /// The port that the task listens on.
 pub(crate) const TARGET: u16 = 8080;
 
-/// The mesh as node number `node` hears of it: one service with one backend for each of `states`, on the second node.
+/// The mesh as node number `node` sees it: one service with one backend for each of `states`, on
+/// the second node.
 pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> NodeView {
     let mut view = NodeView::new(NodeId::from(format!("node{node}")), NODES[node]);
     view.generation = generation;
@@ -126,7 +127,7 @@ pub(crate) fn configs(name: &str, mode: DatapathMode) -> [DatapathConfig; 2] {
     })
 }
 
-/// Removes the pins' directories, whatever happens.
+/// Removes the pins' directories when it is dropped.
 pub(crate) struct Traces {
     pub(crate) configs: [DatapathConfig; 2],
 }

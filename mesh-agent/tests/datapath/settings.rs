@@ -1,4 +1,5 @@
-//! What services' settings do on a kernel: idle connections, backends that go, weights and loads in the maps.
+//! The effects of services' settings on a kernel: idle connections, backends that go, weights and
+//! loads in the maps.
 
 use std::io::{ErrorKind, Read};
 use std::num::NonZeroU32;
@@ -12,7 +13,8 @@ use crate::netlab::{NODES, Netlab};
 use crate::node::{Node, Traces, configs, view};
 use crate::{DEADLINE, can_run, check_live, connect, echo, eventually, start};
 
-/// A client that waits for data and sends none learns that its connection is over, whether it was idle or its task has gone.
+/// A client that waits for data and sends none gets a RST when its connection is over, whether it
+/// was idle or its task has gone.
 #[test]
 fn waiting_clients_learn_that_their_connection_is_over() {
     if !can_run() {
@@ -61,7 +63,7 @@ fn waiting_clients_learn_that_their_connection_is_over() {
     drop(traces);
 }
 
-/// Weights and loads are in the maps, and a rising weight rises.
+/// Weights and loads are in the maps, and a weight in slow start rises.
 #[test]
 fn weights_and_loads_reach_the_maps() {
     if !can_run() {

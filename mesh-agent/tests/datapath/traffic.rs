@@ -1,4 +1,4 @@
-//! What goes between the client and the task.
+//! Traffic between the client and the task.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ pub(crate) fn serve(lab: &Netlab) {
     });
 }
 
-/// Connects and reads whom the task takes the client for.
+/// Connects, and reads which client address the task sees.
 pub(crate) fn connect(node: Ipv4Addr) -> std::io::Result<(TcpStream, String)> {
     let address = SocketAddr::from((node, PUBLISHED));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;

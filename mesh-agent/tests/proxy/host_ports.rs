@@ -1,4 +1,5 @@
-//! Ports of the node's own: the proxy doesn't take them, says so, and tells the programs.
+//! Ports that belong to the node: the proxy doesn't bind them, reports them, and tells the
+//! programs.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};

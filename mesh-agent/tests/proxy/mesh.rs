@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const SOON: Duration = Duration::from_secs(5);
 
-/// Ports for one test's node, outside the range that the kernel hands out to others.
+/// Ports for one test's node, outside the kernel's ephemeral range.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + u16::try_from(std::process::id() % 8_000).expect("below the limit");
@@ -32,7 +32,8 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// A task that answers every connection with its name, then echoes until the client's end and says goodbye.
+/// A task that answers every connection with its name, then echoes until the client's end and says
+/// goodbye.
 pub(crate) async fn start_task(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -66,7 +67,7 @@ pub(crate) struct Mesh {
     pub(crate) published: u16,
     pub(crate) protocol: &'static str,
     pub(crate) policy: &'static str,
-    /// What the service's labels say, as JSON.
+    /// The settings in the service's labels, as JSON.
     pub(crate) settings: &'static str,
     pub(crate) backends: Vec<Backend>,
 }
@@ -140,7 +141,7 @@ pub(crate) async fn start_node_that_needs(
     start(own_ports, 64, id, address, relay_port, mesh).await
 }
 
-/// A node of which clients and other nodes may have so many connections each.
+/// A node with room for this many connections of clients and of other nodes each.
 pub(crate) async fn start_node_with_room(
     connections_max: usize,
     id: &str,
@@ -192,7 +193,7 @@ impl Node {
 }
 
 impl Mesh {
-    /// A service over TCP that takes turns.
+    /// A service over TCP with round robin.
     pub(crate) fn tcp(backends: Vec<Backend>) -> Self {
         let published = free_port();
         Self { published, protocol: "tcp", policy: "round-robin", settings: "", backends }

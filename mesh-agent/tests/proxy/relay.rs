@@ -1,4 +1,4 @@
-//! The relay: who is served, and what survives.
+//! The relay: which peers it serves, and what connections survive.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::mesh::{
     Backend, Mesh, SOON, ask_name, free_port, keys, start_node_with_room, start_nodes, start_task,
 };
 
-/// A connection to a relay, and its challenge; none if the relay hangs up, maybe at once.
+/// A connection to a relay, and its challenge; none if the relay closes it, maybe at once.
 async fn greet(relay: SocketAddr) -> Option<(TcpStream, Challenge)> {
     let mut stream = TcpStream::connect(relay).await.ok()?;
     let mut challenge = [0; CHALLENGE_LENGTH];
@@ -98,7 +98,8 @@ async fn a_session_waits_for_room_for_a_while_and_not_beyond_the_agents_stop() {
     let b = start_node_with_room(ROOM, "b", Ipv4Addr::new(127, 0, 0, 2), free_port(), &mesh).await;
     let relay = b.proxy.relay_address();
     let key = RelayKey::from_bytes(&[1; 32]).expect("a key");
-    // Those that wait for use first: they leave the sessions' room to the next two, which stay in theirs.
+    // First the ones that wait in the pool: they leave the sessions' permits to the next two, which
+    // keep theirs.
     let (mut patient, first) = greet(relay).await.expect("a member is greeted");
     let (mut second, its) = greet(relay).await.expect("a member is greeted");
     let mut sessions = Vec::new();
@@ -126,7 +127,7 @@ async fn a_session_waits_for_room_for_a_while_and_not_beyond_the_agents_stop() {
     assert!(end.is_err(), "answered with {end:?}");
 }
 
-/// What a session brings until its end.
+/// The bytes of a session until its end.
 async fn session(stream: &mut TcpStream) -> Vec<u8> {
     let mut payload = Vec::new();
     loop {
@@ -157,7 +158,8 @@ async fn a_relay_that_was_restarted_is_reached_afresh() {
     drop(again);
 }
 
-/// The task's bytes come after the answer, whoever speaks first; a thousand connections use up no pool.
+/// The task's bytes come after the answer, whoever speaks first; a thousand connections use up no
+/// pool.
 #[tokio::test]
 async fn many_connections_at_once_are_relayed() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");

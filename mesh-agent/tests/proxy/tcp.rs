@@ -1,4 +1,4 @@
-//! TCP connections: who gets them, how they end, what survives.
+//! TCP connections: which backend gets them, how they end, what they survive.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! UDP flows: who gets them, how they end.
+//! UDP flows: which backend gets them, and how they end.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn client(mesh: &Mesh) -> UdpSocket {
     socket
 }
 
-/// What comes back for `text`, which is sent again until something does.
+/// The answer to `text`, which is sent again until there is one.
 async fn ask(client: &UdpSocket, text: &str) -> String {
     let mut buffer = vec![0; 65_535];
     let answer = async {

@@ -1,4 +1,5 @@
-//! The task worker on a real engine: a task's life, a killed container, an adopted one, and those that no one wants.
+//! The task worker on a real engine: a task's life, a killed container, an adopted one, and
+//! containers that no task owns.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -26,7 +27,7 @@ use mesh_state::task::{Assignment, Slot, Task, TaskState, TaskStatus};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Remembers who was connected.
+/// Records which tasks were connected.
 #[derive(Default)]
 struct Links {
     log: Mutex<Vec<String>>,
@@ -131,7 +132,7 @@ impl Agent {
         self.links.log.lock().unwrap().clone()
     }
 
-    /// As a killed agent: nothing is tidied up.
+    /// Ends it like a killed agent: nothing is cleaned up.
     fn kill(self) {
         self.runtime.shutdown_background();
     }
@@ -171,7 +172,8 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
 }
 
 fn sleeper() -> serde_json::Value {
-    // `wait` is interruptible, so the trap runs at once: the stop signal must reach the task before the kill.
+    // `wait` is interruptible, so the trap runs at once: the stop signal must reach the task before
+    // the kill.
     serde_json::json!({
         "Image": "busybox", "Command": ["sh", "-c", "trap 'exit 0' TERM; sleep 600 & wait"],
         "Env": ["SLOT={{.Task.Slot}}"], "Healthcheck": {"Test": ["NONE"]},
@@ -270,7 +272,7 @@ fn a_restarted_agent_adopts_and_ends_only_what_control_left_out() {
     lost.kill();
     agent.kill();
 
-    // Without control it goes on, from its cache.
+    // Without control the agent continues, from its cache.
     let mut agent = Agent::start(&engine, engine.path("tasks"));
     eventually("both are connected again", || agent.links().len() == 2);
     assert_eq!(
@@ -281,7 +283,7 @@ fn a_restarted_agent_adopts_and_ends_only_what_control_left_out() {
     engine.docker(&["kill", "web.1.t2"]);
     agent.until("t2", TaskState::Failed);
 
-    // Control's full list without t2: it goes, t1 stays and is told of again.
+    // Control's full list lacks t2: t2 is removed, t1 stays and is reported again.
     agent.assign(AssignmentChange::Full(vec![tasks[0].clone()]));
     let told = agent.until("t1", TaskState::Running);
     assert!(told.container.is_some(), "a status that is told again has its container");
@@ -289,13 +291,14 @@ fn a_restarted_agent_adopts_and_ends_only_what_control_left_out() {
     assert_eq!(state_of(&engine, "web.1.t1"), before, "t1 was left alone");
     agent.kill();
 
-    // The cache is lost: the container is known by its label, and adopted when control names it.
+    // The cache is lost: the container is found by its label, and adopted when control names it.
     let mut agent = Agent::start(&engine, engine.path("fresh"));
     agent.assign(AssignmentChange::Full(vec![tasks[0].clone()]));
     agent.until("t1", TaskState::Running);
     assert_eq!(state_of(&engine, "web.1.t1"), before, "adopted by label");
 
-    // The engine goes and comes back: its containers ended with it, and that is told, not guessed while it was away.
+    // The engine stops and comes back: its containers ended with it, and that is reported then, not
+    // guessed while it was away.
     engine.halt();
     std::thread::sleep(Duration::from_millis(500));
     engine.boot();

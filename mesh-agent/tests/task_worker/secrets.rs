@@ -31,7 +31,7 @@ fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
     };
     agent.assign(AssignmentChange::Full(vec![referring("t1", TaskState::Running)]));
     let waiting = agent.until("t1", TaskState::Preparing);
-    // The node's network may still be in the making, which is said.
+    // The node's network may still be in the making, which the status says.
     assert!(!waiting.err.contains("manager"), "a delivery is on its way, but: {}", waiting.err);
     let data = |text: &str| ObjectData::Data(PrivateBytes::new(text.as_bytes().to_vec()));
     agent.assign(delivery("s", data("s3cr3t")));

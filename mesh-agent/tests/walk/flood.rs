@@ -1,5 +1,5 @@
-//! A flood of SYNs through real programs and stacks: beyond the rate nothing is remembered of them, and all the same clients get in, keep
-//! what they have, and are remembered once their tasks have spoken.
+//! A SYN flood through real programs and network stacks: SYNs above the rate get no flow entry, and
+//! yet clients connect, keep their connections, and get an entry once their tasks have answered.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -14,18 +14,19 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 use crate::node::{Datapath, Node, PUBLISHED};
 use crate::{CLIENT, Cluster, eventually, greet, is_privileged};
 
-/// Connections that live when the flood comes, and those that clients make meanwhile.
+/// Connections that live when the flood begins, and connections that clients open during it.
 const LIVE: usize = 1000;
 const NEW: usize = 100;
-/// SYNs a second that a CPU remembers: hardly any.
+/// SYNs per second for which a CPU makes a flow entry: hardly any.
 const RATE: u32 = 4;
-/// What a connection takes whose SYN, or the answer to it, is sent twice (RFC 6298), and a machine that has other work, too.
+/// Time for a connection whose SYN, or SYN-ACK, is retransmitted once (RFC 6298), on a busy
+/// machine.
 const ONE_REPETITION: Duration = Duration::from_millis(2500);
-/// SYNs at a time, and the pause after them.
+/// SYNs in one burst, and the pause after it.
 const BURST: u32 = 64;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// SYNs that are sent until it is dropped.
+/// Sends SYNs until it is dropped.
 struct Flood {
     is_over: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -43,7 +44,7 @@ impl Flood {
             while !ends.load(Ordering::Relaxed) {
                 for _ in 0..BURST {
                     number = number.wrapping_add(1);
-                    // A full queue takes fewer of them: there are more to come.
+                    // A full send queue refuses some of them: more are to come.
                     sendto(&raw, &syn(number, to), SendFlags::empty(), &to).ok();
                 }
                 counts.fetch_add(u64::from(BURST), Ordering::Relaxed);
@@ -63,7 +64,8 @@ impl Drop for Flood {
     }
 }
 
-/// The SYN with this number, of one of the hosts of 198.18.0.0/15. The kernel fills in length and checksum of the IP header.
+/// The SYN with this number, from one of the hosts of 198.18.0.0/15. The kernel fills in length and
+/// checksum of the IP header.
 fn syn(number: u32, to: SocketAddrV4) -> [u8; 40] {
     let mixed = number.wrapping_mul(0x9e37_79b1);
     let mut packet = [0; 40];
@@ -88,7 +90,7 @@ fn syn(number: u32, to: SocketAddrV4) -> [u8; 40] {
     packet
 }
 
-/// Says a number and hears it back.
+/// Sends a number and reads it back.
 fn say(stream: &mut TcpStream, number: usize, when: &str) {
     stream
         .write_all(&number.to_le_bytes())
@@ -104,7 +106,7 @@ fn flood(datapath: Datapath) {
     }
     let mut cluster = Cluster::new(datapath);
     for node in &mut cluster.nodes {
-        // Where answers to hosts that don't exist go.
+        // The route of answers to hosts that don't exist.
         node.netns.ip(&format!("route add default via {CLIENT}"));
         node.publish(&[1, 2], Policy::RoundRobin);
     }
@@ -150,7 +152,8 @@ fn flood(datapath: Datapath) {
     assert!(opened < unremembered / 2, "{opened} flows were remembered beside {unremembered} that were not");
     assert!(unremembered > sent / 4, "{unremembered} of {sent} SYNs were not remembered");
 
-    // With tokens for all, each connection's next packet has it remembered, and then it depends on the table no more.
+    // With tokens for all SYNs, each connection's next packet makes its entry, and from then on the
+    // table decides.
     cluster.nodes[0].guard(0);
     for (number, stream) in new.iter_mut().enumerate() {
         say(stream, number, "after the flood");

@@ -1,5 +1,6 @@
-//! The walk of a packet, for real: a client and two nodes in namespaces of their own, the compiled programs attached,
-//! TCP connections of the kernel's own stacks. Needs root; without it, says so and passes (fails where `CI` is set).
+//! The path of a packet, for real: a client and two nodes in namespaces of their own, the compiled
+//! programs attached, TCP connections of the kernel's own stacks. Needs root; without it, the tests
+//! print so and pass (they fail where `CI` is set).
 
 mod flood;
 mod netns;
@@ -17,11 +18,11 @@ use node::{Datapath, Node, PUBLISHED, TASK_PORT, TRANSLATIONS};
 use socket2::{Domain, Socket, Type};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
-/// What the node's own listener says it is.
+/// How the node's own listener identifies itself.
 const NOT_A_TASK: u8 = 99;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Client and two nodes, each with a task; dropping it removes everything.
+/// A client and two nodes, each with a task; dropping it removes everything.
 struct Cluster {
     client: Netns,
     nodes: [Node; 2],
@@ -66,14 +67,15 @@ impl Cluster {
         })
     }
 
-    /// One conversation, from a port that no task remembers: what the task says of itself and of its peer.
+    /// One conversation, from a port that no task has seen: what the task reports of itself and of
+    /// its peer.
     fn ask(&self, number: u8) -> Greeting {
         let (greeting, local) = self.converse(number);
         assert_eq!(SocketAddr::V4(greeting.peer), local, "the task sees the client's own address");
         greeting
     }
 
-    /// One conversation: what the task says, and the client's own address.
+    /// One conversation: what the task reports, and the client's own address.
     fn converse(&self, number: u8) -> (Greeting, SocketAddr) {
         let mut stream = self.connect(number, 0).expect("connection");
         let local = stream.local_addr().expect("local address");
@@ -108,8 +110,9 @@ fn greet(stream: &mut TcpStream) -> Greeting {
     Greeting { task: task.parse().expect("number"), peer: peer.parse().expect("address") }
 }
 
-/// The task: says who it is and whom it sees, then echoes. And on the node itself, as the userspace proxy does, a
-/// listener on the published port, which must not get anything that came in by the uplink.
+/// The task: reports who it is and whom it sees, then echoes. And on the node itself, like the
+/// userspace proxy, a listener on the published port, which must not get anything that arrived at
+/// the uplink.
 fn serve(node: &Node) {
     let (ready, is_ready) = mpsc::channel();
     let number = node.number;
@@ -199,7 +202,8 @@ fn bulk_arrives_intact(cluster: &Cluster) {
     }
 }
 
-/// The ingress node's own VXLAN device sees nothing, neither way, but replies that stand for several packets, which there are at TC only.
+/// The ingress node's own VXLAN device sees no packet in either direction, except replies that
+/// stand for several packets (GRO), which exist at TC only.
 fn the_tunnel_is_whose_it_should_be(cluster: &mut Cluster, datapath: Datapath) {
     cluster.nodes[0].publish(&[2], Policy::RoundRobin);
     let before = cluster.nodes[0].tunnel_packets();
@@ -312,7 +316,7 @@ fn an_older_connection_goes_on(cluster: &mut Cluster) {
     stream.read_exact(&mut back).expect("the older connection goes on");
 }
 
-/// What node 1 does not know, the task's node answers.
+/// The task's node answers packets for a backend that node 1 does not know.
 fn the_tasks_node_refuses_for_a_dead_backend(cluster: &mut Cluster) {
     cluster.nodes[0].publish(&[2], Policy::RoundRobin);
     let mut stream = cluster.connect(1, 0).expect("connection");
@@ -326,7 +330,7 @@ fn the_tasks_node_refuses_for_a_dead_backend(cluster: &mut Cluster) {
     cluster.nodes[1].set_backend(2, BackendState::Active);
 }
 
-/// Requests come by node 1, replies don't go back there.
+/// Requests arrive through node 1, replies don't go back through it.
 fn the_tasks_node_answers_directly(cluster: &mut Cluster) {
     cluster.nodes[0].publish_direct(&[2]);
     let seen = |cluster: &Cluster| cluster.nodes[0].backend_stats(2);

@@ -14,7 +14,7 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Makes one, its loopback up.
+    /// Makes a namespace with its loopback up.
     pub(crate) fn new(name: &str) -> Self {
         // Tests of one process run side by side.
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -25,7 +25,7 @@ impl Netns {
         Self { name }
     }
 
-    /// Its name, for `ip`.
+    /// Its name, as `ip` takes it.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

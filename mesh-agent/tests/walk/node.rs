@@ -1,4 +1,5 @@
-//! A node of the walk: a namespace with an uplink, a VXLAN device, a bridge with one task, and the programs.
+//! A node of the walk: a namespace with an uplink, a VXLAN device, a bridge with one task, and the
+//! programs.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,18 +15,18 @@ use mesh_ebpf::abi::{
 
 use crate::netns::Netns;
 
-/// Published port, and the tasks' port.
+/// The published port.
 pub(crate) const PUBLISHED: u16 = 80;
-/// Port that tasks listen on.
-/// Entries of each table of translations.
-pub(crate) const TRANSLATIONS: u32 = 4096;
+/// The port on which tasks listen.
 pub(crate) const TASK_PORT: u16 = 8080;
+/// The most entries of each table of translations.
+pub(crate) const TRANSLATIONS: u32 = 4096;
 /// UDP port of the tunnel.
 const TUNNEL_PORT: u16 = 4799;
 /// MTU of the uplinks.
 const MTU: u16 = 1500;
 
-/// Which datapath a node runs.
+/// The data path of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Datapath {
     Tc,
@@ -60,7 +61,8 @@ impl Node {
         Mac([2, 0, 0, 0, 2, number])
     }
 
-    /// Makes the namespaces and devices, loads and attaches the programs. The uplink's peer goes into `bridge`.
+    /// Makes the namespaces and devices, loads and attaches the programs. The uplink's peer goes
+    /// into `bridge`.
     pub(crate) fn new(bridge: &Netns, number: u8, datapath: Datapath) -> Self {
         let netns = Netns::new(&format!("node-{number}"));
         let task = Netns::new(&format!("task-{number}"));
@@ -98,7 +100,7 @@ impl Node {
         self.insert(names::ADDRESSES, config.address, 0u32);
     }
 
-    /// Has each CPU remember so many SYNs a second.
+    /// Sets the SYNs per second for which each CPU makes a flow entry.
     pub(crate) fn guard(&mut self, syn_guard_rate: u32) {
         let config = Config { syn_guard_rate, ..self.config() };
         self.set(names::CONFIG, 0, config);
@@ -117,17 +119,17 @@ impl Node {
         }
     }
 
-    /// Cuts the task off, or connects it again.
+    /// Disconnects the task's link, or connects it again.
     pub(crate) fn silence_task(&self, is_silent: bool) {
         if is_silent {
             return self.task.ip("link set eth0 down");
         }
         self.task.ip("link set eth0 up");
-        // It went with the link.
+        // The route went with the link.
         self.task.ip(&format!("route add default via 10.128.{}.1", self.number));
     }
 
-    /// Tells this node of a member node; its index is its number.
+    /// Adds a member node to this node's maps; its index is its number.
     pub(crate) fn add_peer(&mut self, number: u8) {
         let peer = Peer {
             address: Self::address_of(number).into(),
@@ -141,7 +143,7 @@ impl Node {
         self.insert(names::PEERS, peer.address, u32::from(number));
     }
 
-    /// Tells this node of the task on the node with this number.
+    /// Adds the task on the node with this number to this node's maps.
     pub(crate) fn set_backend(&mut self, number: u8, state: BackendState) {
         let is_local = number == self.number;
         let backend = Backend {
@@ -178,7 +180,7 @@ impl Node {
         self.insert(names::SERVICES, ServiceKey::tcp(PUBLISHED), service);
     }
 
-    /// Takes the port back.
+    /// Removes the published port.
     pub(crate) fn unpublish(&mut self) {
         let map = self.programs.map_mut(names::SERVICES).expect("map of services");
         let mut services: HashMap<_, ServiceKey, Service> = HashMap::try_from(map).expect("hash");
@@ -203,12 +205,12 @@ impl Node {
         sum
     }
 
-    /// SYNs of the published port that were not remembered.
+    /// SYNs of the published port that got no flow entry.
     pub(crate) fn unremembered(&self) -> u64 {
         self.frontend_stats().iter().map(|cpu| cpu.unremembered).sum()
     }
 
-    /// Flows of the published port that were remembered.
+    /// Flows of the published port that got an entry.
     pub(crate) fn opened(&self) -> u64 {
         self.frontend_stats().iter().map(|cpu| cpu.opened).sum()
     }
@@ -290,7 +292,8 @@ fn load(datapath: Datapath) -> (Ebpf, ProgramArray<MapData>) {
     (programs, edges)
 }
 
-/// Loads what hooks' programs continue in. The array forgets them when it is dropped.
+/// Loads the programs to which the hooks' programs tail-call. The array removes them when it is
+/// dropped.
 fn continue_by(programs: &mut Ebpf) -> ProgramArray<MapData> {
     let map = programs.take_map(names::EDGES).expect("array of edges");
     let mut edges: ProgramArray<MapData> = ProgramArray::try_from(map).expect("array of programs");
@@ -321,8 +324,8 @@ pub(crate) fn plug(bridge: &Netns, inside: &Netns, port: &str, address: &str, ma
     inside.ip("link set eth0 up");
 }
 
-/// Prepares the bridge's end of an uplink for XDP on the other: it passes everything by XDP itself, and finishes
-/// checksums.
+/// Prepares the bridge's end of an uplink for XDP on the other end: its own XDP program passes
+/// everything and completes checksums.
 pub(crate) fn pass(bridge: &Netns, port: &str) -> Ebpf {
     bridge.exec(&format!("ethtool -K {port} tx off"));
     bridge.within(|| {
