@@ -34,6 +34,9 @@ pub struct Figures {
     pub waiting_per_peer: usize,
     /// How long a connection may wait: for a whole head, between two requests, or for a proof of membership.
     pub wait: Duration,
+    /// A connection that has waited this long may be closed to make room for a new one: a client sends its
+    /// request at once, and over a network within a round trip.
+    pub evictable_after: Duration,
     /// How long a client may leave an answer unread. `None`: as long as it likes, as the reader of a log may.
     pub stall: Option<Duration>,
     /// Answers without an end (events, logs that are followed, attached containers) at once.
@@ -43,8 +46,6 @@ pub struct Figures {
     pub slow_calls: usize,
 }
 
-/// A connection that waits this long may be closed to make room for a new one: a client sends its request at once.
-pub const EVICTABLE_AFTER: Duration = Duration::from_secs(1);
 /// The pause after `accept` failed, for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections beyond the cap that are told so at the same time; further ones are closed without a word.
@@ -80,6 +81,8 @@ impl Listener {
                 per_peer: usize::MAX,
                 waiting_per_peer: usize::MAX,
                 wait: Duration::from_mins(1),
+                // A client of a unix socket is on this machine: the time is for a busy scheduler.
+                evictable_after: Duration::from_millis(200),
                 stall: None,
                 streams: 512,
                 slow_calls: 896,
@@ -91,6 +94,7 @@ impl Listener {
                 per_peer: 512,
                 waiting_per_peer: 32,
                 wait: Duration::from_secs(15),
+                evictable_after: Duration::from_secs(1),
                 stall: None,
                 streams: usize::MAX,
                 slow_calls: usize::MAX,
@@ -101,6 +105,7 @@ impl Listener {
                 per_peer: 16,
                 waiting_per_peer: 16,
                 wait: Duration::from_secs(20),
+                evictable_after: Duration::from_secs(1),
                 stall: Some(Duration::from_secs(10)),
                 streams: 64,
                 slow_calls: 64,
@@ -112,6 +117,7 @@ impl Listener {
                 per_peer: usize::MAX,
                 waiting_per_peer: usize::MAX,
                 wait: Duration::from_secs(30),
+                evictable_after: Duration::from_secs(1),
                 stall: None,
                 streams: usize::MAX,
                 slow_calls: usize::MAX,

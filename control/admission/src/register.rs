@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-use crate::figures::{EVICTABLE_AFTER, Figures};
+use crate::figures::Figures;
 use crate::refusals::Reason;
 
 /// Names an open connection.
@@ -97,7 +97,9 @@ impl Register {
         let evicted = match self.crowded(address) {
             None => None,
             Some((reason, oldest)) => match oldest {
-                Some((since, id)) if now.saturating_duration_since(since) >= EVICTABLE_AFTER => Some(id),
+                Some((since, id)) if now.saturating_duration_since(since) >= self.figures.evictable_after => {
+                    Some(id)
+                }
                 _ => return Verdict::Refused(reason),
             },
         };
@@ -229,6 +231,7 @@ mod tests {
 
     fn figures() -> Figures {
         Figures {
+            evictable_after: Duration::from_secs(1),
             connections: 8,
             waiting: 6,
             per_peer: 4,
@@ -260,7 +263,7 @@ mod tests {
         }
         assert_eq!(register.admit(Some(at(1, 4)), now), Verdict::Refused(Reason::PeerConnections));
         admitted(register.admit(Some(at(2, 1)), now));
-        let later = now + EVICTABLE_AFTER;
+        let later = now + figures().evictable_after;
         assert_eq!(
             admitted(register.admit(Some(at(1, 5)), later)).1,
             Some(first),
@@ -285,7 +288,7 @@ mod tests {
             Verdict::Refused(Reason::Connections),
             "it may ask yet"
         );
-        let verdict = register.admit(Some(at(9, 1)), later + EVICTABLE_AFTER);
+        let verdict = register.admit(Some(at(9, 1)), later + figures().evictable_after);
         assert_eq!(admitted(verdict).1, Some(4));
         assert!(!register.busy(4), "it is gone");
     }

@@ -26,6 +26,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn figures() -> Figures {
     Figures {
+        evictable_after: Duration::from_millis(200),
         connections: 8,
         waiting: 8,
         per_peer: 8,
@@ -162,7 +163,7 @@ async fn silent_connections_make_room_for_those_that_speak() {
     let told = first(&mut late).await;
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("too many connections"), "saw {told}");
     assert_eq!(served.refused(Reason::Connections), 1);
-    sleep(mesh_admission::figures::EVICTABLE_AFTER).await;
+    sleep(figures().evictable_after).await;
     assert_eq!(status_of(&served.path(), "/short").await, "200", "nobody made room");
     assert_eq!(first(&mut silent[0]).await, "", "the oldest is still open");
     assert_eq!(served.refused(Reason::Evicted), 1);
