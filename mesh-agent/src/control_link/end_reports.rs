@@ -108,6 +108,6 @@ async fn report(
     statuses: Vec<proto::TaskStatus>,
 ) -> Result<(), CallError> {
     let channel = channel::connect_member(manager, identity).await?;
-    let told = NodeServiceClient::new(channel).report_ends(proto::TaskStatuses { statuses }).await;
-    told.map(drop).map_err(|status| CallError::Refused(Box::new(status)))
+    let answer = NodeServiceClient::new(channel).report_ends(proto::TaskStatuses { statuses }).await;
+    answer.map(drop).map_err(|status| CallError::Refused(Box::new(status)))
 }

@@ -163,9 +163,9 @@ impl Publication {
             };
             let (source, sender) = (Arc::clone(&self.source), sender.clone());
             self.readers.spawn(async move {
-                let told = send_task_log(source.as_ref(), &task, &request, &sender).await;
-                let error = told.as_ref().err().map(ToString::to_string).unwrap_or_default();
-                let again = matches!(told, Err(RuntimeError::Unavailable(_)));
+                let result = send_task_log(source.as_ref(), &task, &request, &sender).await;
+                let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                let again = matches!(result, Err(RuntimeError::Unavailable(_)));
                 let end = LogEnd { task_id: task.to_string(), error, again };
                 // If the send fails, the manager has closed the stream, and doesn't need this end.
                 drop(sender.send(LogBatch { ends: vec![end], ..LogBatch::default() }).await);

@@ -256,8 +256,8 @@ impl Link {
         });
     }
 
-    fn take_member_keys(&mut self, told: &proto::MemberKeys) -> Result<(), MemberKeysError> {
-        let keys = MemberKeys::new(&told.secrets, told.cookies_demanded)?;
+    fn take_member_keys(&mut self, received: &proto::MemberKeys) -> Result<(), MemberKeysError> {
+        let keys = MemberKeys::new(&received.secrets, received.cookies_demanded)?;
         let relay_keys = keys.relay_keys();
         self.channels.relay_keys.send_if_modified(|present| {
             let changed = *present != relay_keys;

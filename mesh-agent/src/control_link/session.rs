@@ -220,7 +220,7 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Some(Down::Loads(loads)) => {
-                self.hear_loads(&loads);
+                self.store_loads(&loads);
                 Ok(())
             }
             Some(Down::LogsWanted(wanted)) => {
@@ -240,8 +240,8 @@ impl<'a> Session<'a> {
             .map_err(|_| SessionError::Stopping)
     }
 
-    fn hear_loads(&self, told: &proto::Loads) {
-        let levels = told.loads.iter().filter_map(|load| {
+    fn store_loads(&self, received: &proto::Loads) {
+        let levels = received.loads.iter().filter_map(|load| {
             let level = u8::try_from(load.load).unwrap_or(LOAD_MAX);
             BackendId::new(load.backend_id).filter(|_| level > 0).map(|id| (id, level))
         });
@@ -288,8 +288,8 @@ impl<'a> Session<'a> {
     async fn send_clashes(&mut self) -> Result<(), SessionError> {
         let mut clashes = self.link.channels.clashes.borrow_and_update().clone();
         report::clip_clashes(&mut clashes);
-        let told = write_clashes(&clashes);
-        send(&self.up, Up::PortClashes(told)).await
+        let message = write_clashes(&clashes);
+        send(&self.up, Up::PortClashes(message)).await
     }
 }
 
@@ -331,7 +331,7 @@ async fn beat(
     engine_away: watch::Receiver<bool>,
     every: Duration,
 ) {
-    let mut told = None;
+    let mut sent = None;
     let mut ticks = interval_at(Instant::now(), every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -341,8 +341,8 @@ async fn beat(
             unix_ms: chrono::Utc::now().timestamp_millis(),
             ..proto::Heartbeat::default()
         };
-        if let Some((measured, levels)) = loads.own_since(told) {
-            told = Some(measured);
+        if let Some((measured, levels)) = loads.own_since(sent) {
+            sent = Some(measured);
             let load =
                 |(id, load): (BackendId, u8)| proto::BackendLoad { backend_id: id.get(), load: load.into() };
             heartbeat.loads = levels.into_iter().map(load).collect();

@@ -171,11 +171,11 @@ async fn refuse(proxy: &Proxy, mut stream: TcpStream, peer: SocketAddr, error: &
     } else {
         tracing::warn!(%peer, error = %error_chain(error), "refuse a relayed connection");
     }
-    let told = match error.answer() {
+    let answered = match error.answer() {
         Some(answer) => stream.write_all(&[answer.to_byte()]).await.is_ok(),
         None => false,
     };
-    if !told {
+    if !answered {
         pipe::reset(&stream);
     }
 }

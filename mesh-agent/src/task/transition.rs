@@ -84,14 +84,14 @@ pub fn next(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
     if situation.desired >= TaskState::Shutdown {
         return wind_down(now, situation);
     }
-    let told = |state, message: &str| TaskStep::Report(status(now, situation, state, message));
+    let report = |state, message: &str| TaskStep::Report(status(now, situation, state, message));
     match situation.last.state {
-        TaskState::New | TaskState::Pending | TaskState::Assigned => told(TaskState::Accepted, "accepted"),
-        TaskState::Accepted => told(TaskState::Preparing, "preparing"),
+        TaskState::New | TaskState::Pending | TaskState::Assigned => report(TaskState::Accepted, "accepted"),
+        TaskState::Accepted => report(TaskState::Preparing, "preparing"),
         TaskState::Preparing if situation.container.is_none() => TaskStep::Prepare,
-        TaskState::Preparing => told(TaskState::Ready, "prepared"),
+        TaskState::Preparing => report(TaskState::Ready, "prepared"),
         TaskState::Ready if situation.desired < TaskState::Running => TaskStep::Wait,
-        TaskState::Ready => told(TaskState::Starting, "starting"),
+        TaskState::Ready => report(TaskState::Starting, "starting"),
         TaskState::Starting | TaskState::Running => keep_running(now, situation),
         _ => leave_or(situation, TaskStep::Wait),
     }
@@ -125,8 +125,8 @@ fn keep_running(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
         Phase::Running if situation.last.err == UNHEALTHY => TaskStep::Stop,
         Phase::Running => match container.health {
             Health::Unhealthy => {
-                let told = status(now, situation, situation.last.state, &situation.last.message);
-                TaskStep::Report(TaskStatus { err: UNHEALTHY.to_owned(), ..told })
+                let new = status(now, situation, situation.last.state, &situation.last.message);
+                TaskStep::Report(TaskStatus { err: UNHEALTHY.to_owned(), ..new })
             }
             Health::Starting if situation.last.state == TaskState::Starting => TaskStep::Wait,
             Health::Unchecked | Health::Starting | Health::Healthy => run(now, situation, container),
@@ -137,16 +137,16 @@ fn keep_running(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
 /// The container runs and may serve: connect it, then report.
 fn run(now: Timestamp, situation: &Situation<'_>, container: &ContainerFacts) -> TaskStep {
     let current = MeshLink::Joined { pid: container.pid, address: container.address };
-    let told = status(now, situation, TaskState::Running, "started");
+    let new = status(now, situation, TaskState::Running, "started");
     if situation.link != current {
         TaskStep::Join
     } else if situation.last.state == TaskState::Running
-        && situation.last.container == told.container
+        && situation.last.container == new.container
         && situation.last.err.is_empty()
     {
         TaskStep::Wait
     } else {
-        TaskStep::Report(told)
+        TaskStep::Report(new)
     }
 }
 
@@ -156,13 +156,13 @@ fn ended(now: Timestamp, situation: &Situation<'_>, exit_code: i64) -> TaskStep 
         return TaskStep::Report(status(now, situation, TaskState::Complete, "finished"));
     }
     let cause = if last.err == UNHEALTHY { format!(": {UNHEALTHY}") } else { String::new() };
-    let mut told = status(now, situation, TaskState::Failed, &last.message);
-    told.err = format!("task: non-zero exit ({exit_code}){cause}");
-    if let Some(container) = &mut told.container {
+    let mut failed = status(now, situation, TaskState::Failed, &last.message);
+    failed.err = format!("task: non-zero exit ({exit_code}){cause}");
+    if let Some(container) = &mut failed.container {
         container.exit_code = exit_code;
         container.pid = 0;
     }
-    TaskStep::Report(told)
+    TaskStep::Report(failed)
 }
 
 /// Desired shutdown: the container is stopped and stays, as Swarm leaves it for its logs. Desired

@@ -180,8 +180,8 @@ impl Worker {
                 let removed = self.tasks.keys().filter(|id| !named.contains(id)).cloned().collect();
                 self.complete = true;
                 // A manager that was away may have missed any of them.
-                let told = self.tasks.iter().filter(|(id, _)| named.contains(id));
-                self.outgoing.extend(told.map(|(id, known)| (id.clone(), known.status.clone())));
+                let unsent = self.tasks.iter().filter(|(id, _)| named.contains(id));
+                self.outgoing.extend(unsent.map(|(id, known)| (id.clone(), known.status.clone())));
                 (set, removed)
             }
             AssignmentChange::Delta { set, removed } => (set, removed),

@@ -99,8 +99,8 @@ impl LoadMeter {
             let meter = Arc::clone(&self);
             let measured = tokio::task::spawn_blocking(move || meter.measure(Instant::now())).await;
             let view = views.borrow().clone();
-            let told = ask_tasks(&view).await;
-            let levels = levels(&view, &measured.unwrap_or_default(), &told);
+            let reported = ask_tasks(&view).await;
+            let levels = levels(&view, &measured.unwrap_or_default(), &reported);
             loads.set_own(&levels, Instant::now());
             loads.retain(|backend| view.backends.contains_key(&backend));
             let Some(datapath) = datapath.clone() else { continue };
@@ -159,12 +159,13 @@ async fn ask_tasks(view: &NodeView) -> BTreeMap<TaskId, f64> {
 fn levels(
     view: &NodeView,
     measured: &BTreeMap<TaskId, f64>,
-    told: &BTreeMap<TaskId, f64>,
+    reported: &BTreeMap<TaskId, f64>,
 ) -> Vec<(BackendId, u8)> {
     let local = view.backends.values().filter(|backend| view.is_local(backend));
     local
         .filter_map(|backend| {
-            let figures = [measured, told].into_iter().filter_map(|figures| figures.get(&backend.task_id));
+            let figures =
+                [measured, reported].into_iter().filter_map(|figures| figures.get(&backend.task_id));
             let worst = figures.copied().reduce(f64::max)?;
             Some((backend.id, level(worst)))
         })
