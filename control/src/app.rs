@@ -28,7 +28,7 @@ use crate::bootstrap::{self, OpenedCluster};
 use crate::config::Config;
 use crate::context::{ApiContext, RELAY_KEY};
 use crate::doors::Doors;
-use crate::feed::clocks::{self, Clocks};
+use crate::feed::clocks;
 use crate::feed::watch::Feed;
 use crate::leader::compaction;
 use crate::leader::driver::Driver;
@@ -188,7 +188,6 @@ fn start(
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
-    let clocks = Arc::<Clocks>::default();
     let (follower, feed) = crate::feed::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
     let context = ApiContext {
@@ -199,17 +198,14 @@ fn start(
         advertise: config.advertise,
         node_port: config.node_listen.port(),
         sealer: Arc::new(sealer),
-        clocks: Arc::clone(&clocks),
+        clocks: Arc::default(),
         logs: Arc::default(),
         stopping: parts.shutdown.clone(),
     };
     let tokens =
         bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
     parts.start("the join tokens' files", tokens);
-    metrics::clocks::register(Arc::clone(&clocks), registry)?;
-    let following =
-        clocks::follow_managers(feed.clone(), config.name.clone(), clocks, parts.shutdown.clone());
-    parts.start("the managers' clocks", following);
+    start_clocks(&context, registry, parts)?;
     start_leadership(config, &context, own_ports, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
@@ -256,6 +252,19 @@ fn start(
 
     start_docker_api(listeners.docker, doors.docker, context, registry, parts)?;
     start_admin(listeners.admin, doors.admin, feed, registry, parts)
+}
+
+/// Compares the other managers' clocks with this one's.
+fn start_clocks(context: &ApiContext, registry: &Registry, parts: &DaemonParts) -> anyhow::Result<()> {
+    metrics::clocks::register(Arc::clone(&context.clocks), registry)?;
+    let following = clocks::follow_managers(
+        context.feed.clone(),
+        context.manager_name.clone(),
+        Arc::clone(&context.clocks),
+        parts.shutdown.clone(),
+    );
+    parts.start("the managers' clocks", following);
+    Ok(())
 }
 
 fn start_docker_api(

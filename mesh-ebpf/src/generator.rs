@@ -5,7 +5,7 @@
 //! attached programs. It writes every header of each frame, as the kernel returns a frame's memory
 //! with whatever it contained last.
 //!
-//! [`line`] serves to measure what the memory access alone costs: it says where in a table of so
+//! [`line()`] serves to measure what the memory access alone costs: it says where in a table of so
 //! many cache lines a frame's flow would stand.
 //!
 //! Left to others: TCP checksums, which nothing on the way to the task checks.
@@ -40,7 +40,7 @@ pub struct Recipe {
     pub offset: u32,
     /// The number of published ports that flows are spread over.
     pub services: u32,
-    /// The number of cache lines of the table that [`line`] addresses.
+    /// The number of cache lines of the table that [`line()`] addresses.
     pub lines: u32,
     /// ifindex of the interface that the frames leave by.
     pub ifindex: u32,
@@ -96,7 +96,7 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     bytes
 }
 
-/// The most cache lines that [`line`] is used with: as many as a flow table for 1.25 million flows
+/// The most cache lines that [`line()`] is used with: as many as a flow table for 1.25 million flows
 /// has.
 pub const LINES_MAX: u32 = cell_count(homes_for(1_250_000));
 

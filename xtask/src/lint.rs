@@ -1,4 +1,4 @@
-//! Formatter, linter, house rules, and cargo-deny.
+//! Formatter, linter, rustdoc, house rules, and cargo-deny.
 
 use anyhow::{Context, Result};
 use mesh_checkout::command::Program;
@@ -14,7 +14,8 @@ pub fn check() -> Result<()> {
     format()?;
     tidy::check()?;
     dependencies()?;
-    clippy()
+    clippy()?;
+    documentation()
 }
 
 /// rustfmt would change nothing.
@@ -35,6 +36,15 @@ pub(crate) fn clippy() -> Result<()> {
         "--deny",
         "warnings",
     ])
+}
+
+/// rustdoc is silent: links in doc comments lead somewhere. Private items count, as readers of this code see them.
+pub(crate) fn documentation() -> Result<()> {
+    let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
+    let cargo = Program::cargo()
+        .args(options)
+        .env("RUSTDOCFLAGS", "--deny warnings --allow rustdoc::private_intra_doc_links");
+    cargo.current_dir(workspace::root()).run_shown()
 }
 
 /// Licences, sources and bans of what we depend on. Advisories need the network, and are no property of a checkout:

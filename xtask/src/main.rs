@@ -44,7 +44,7 @@ enum Verb {
     /// What takes too long for the test run, each in a lab of its own
     #[command(disable_help_flag = true)]
     Soak(Passed),
-    /// Formatter, house rules, cargo-deny, clippy
+    /// Formatter, house rules, cargo-deny, clippy, rustdoc
     Lint,
     /// The house rules alone: sizes, names, module docs, dependencies, decisions, links
     Tidy(tidy::TidyArgs),

@@ -55,7 +55,7 @@ enum Step {
     Format,
     /// The house rules
     Tidy,
-    /// clippy
+    /// clippy, cargo-deny and rustdoc
     Clippy,
     /// Tests beside the code
     Unit,
@@ -126,6 +126,7 @@ impl Step {
             Self::Clippy => {
                 lint::dependencies()?;
                 lint::clippy()?;
+                lint::documentation()?;
             }
             Self::Unit => cargo_test(&["--lib", "--bins"])?,
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,

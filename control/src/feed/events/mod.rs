@@ -1,6 +1,6 @@
 //! What happened to the cluster's objects, as `docker events` tells it.
 //!
-//! Purpose: every change that the watch on etcd brings becomes an event ([`derive`], pure), kept for a while and told to whoever
+//! Purpose: every change that the watch on etcd brings becomes an event ([`mod@derive`], pure), kept for a while and told to whoever
 //! listens ([`log`]).
 //!
 //! Invariants: each manager derives the events by itself, from the same changes in the same order; nothing is stored, so a manager
