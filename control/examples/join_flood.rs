@@ -1,6 +1,8 @@
-//! Calls a manager's `Join` without a token, with a hostname of 4 MB, so many times a second: for `cargo xtask soak listeners`.
+//! Calls a manager's `Join` without a token, with a hostname of 4 MB, so many times a second: for
+//! `cargo xtask soak listeners`.
 //!
-//! Arguments: the manager's address, an agent's `identity.json` (for the CA), calls a second, seconds.
+//! Arguments: the manager's address, an agent's `identity.json` (for the CA), calls a second,
+//! seconds.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Puts one manager together. Wiring only: what is started, in which order, and how it ends.
 //!
-//! Invariants: whatever can be bound is bound before anything is promised; every part is a component of [`mesh_runtime`], so one that
-//! panics or ends without being asked ends the process with an error, for its supervisor to start it anew.
+//! Invariants: whatever can be bound is bound before anything is promised; every part is a
+//! component of [`mesh_runtime`], so one that panics or ends without being asked ends the process
+//! with an error, for its supervisor to start it anew.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -141,8 +142,8 @@ async fn bind(config: &Config) -> anyhow::Result<Listeners> {
     })
 }
 
-/// Opens the cluster; waits for etcd, and for this manager's cluster in it, as long as it takes, but for nothing else. `waits_for`
-/// is told why.
+/// Opens the cluster; waits for etcd, and for this manager's cluster in it, as long as it takes,
+/// but for nothing else. `waits_for` is told why.
 async fn open_cluster(
     store: &dyn Store,
     config: &Config,

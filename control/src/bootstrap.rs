@@ -1,12 +1,13 @@
 //! Makes the cluster's record when there is none, and opens it when there is one.
 //!
-//! Invariants: the record is created once, whoever comes first; the key file is made only for a cluster that doesn't exist yet; a
-//! manager without the right key file doesn't start; a manager that has the key of a cluster waits for that cluster's record and makes
-//! no other one unasked. `DATA/cluster-id` says which cluster it is; a key that was made for a cluster which etcd may not have taken
-//! yet is `DATA/key.new`.
+//! Invariants: the record is created once, whoever comes first; the key file is made only for a
+//! cluster that doesn't exist yet; a manager without the right key file doesn't start; a manager
+//! that has the key of a cluster waits for that cluster's record and makes no other one unasked.
+//! `DATA/cluster-id` says which cluster it is; a key that was made for a cluster which etcd may not
+//! have taken yet is `DATA/key.new`.
 //!
-//! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the others. It is the one secret that is
-//! not in etcd, so it must not go through etcd.
+//! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the
+//! others. It is the one secret that is not in etcd, so it must not go through etcd.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -158,7 +159,8 @@ struct Files {
     cluster_id: PathBuf,
 }
 
-/// Opens the cluster of `store`, making it if there is none, and writes the join tokens to `data_dir`.
+/// Opens the cluster of `store`, making it if there is none, and writes the join tokens to
+/// `data_dir`.
 ///
 /// # Errors
 /// [`BootstrapError`]; its text says what to do.

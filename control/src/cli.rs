@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use clap::Parser;
 use ipnet::Ipv4Net;
 
-/// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves Docker's swarm API and the nodes.
+/// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves
+/// Docker's swarm API and the nodes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "mesh-control", version)]
 pub struct Cli {
-    /// Client addresses of the etcd cluster: https://HOST:PORT, or http:// for an etcd on this machine.
+    /// Client addresses of the etcd cluster: https://HOST:PORT, or http:// for an etcd on this
+    /// machine.
     #[arg(
         long,
         env = "MESH_ETCD",
@@ -20,11 +22,13 @@ pub struct Cli {
     )]
     pub etcd: Vec<String>,
 
-    /// The CA that signed the certificates of etcd's members, PEM. `mesh etcd-certificates` makes one.
+    /// The CA that signed the certificates of etcd's members, PEM. `mesh etcd-certificates` makes
+    /// one.
     #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE")]
     pub etcd_ca: Option<PathBuf>,
 
-    /// The certificate that this manager shows to etcd, PEM. Read anew whenever etcd is connected to anew.
+    /// The certificate that this manager shows to etcd, PEM. Read anew whenever etcd is connected
+    /// to anew.
     #[arg(long, env = "MESH_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
     pub etcd_cert: Option<PathBuf>,
 
@@ -32,7 +36,8 @@ pub struct Cli {
     #[arg(long, env = "MESH_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
 
-    /// This manager's user in etcd, if etcd's authentication is on and doesn't go by the certificate's common name.
+    /// This manager's user in etcd, if etcd's authentication is on and doesn't go by the
+    /// certificate's common name.
     #[arg(long, env = "MESH_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
     pub etcd_user: Option<String>,
 
@@ -40,16 +45,19 @@ pub struct Cli {
     #[arg(long, env = "MESH_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
 
-    /// Speak plain text to an etcd on another machine. Whoever reaches that network can then read and change everything.
+    /// Speak plain text to an etcd on another machine. Whoever reaches that network can then read
+    /// and change everything.
     #[arg(long, env = "MESH_ETCD_INSECURE")]
     pub etcd_insecure: bool,
 
-    /// Holds the cluster's key file (`key`) and the join tokens; made with mode 0700. Further managers need the first one's `key`.
+    /// Holds the cluster's key file (`key`) and the join tokens; made with mode 0700. Further
+    /// managers need the first one's `key`.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]
     pub data_dir: PathBuf,
 
-    /// Make a new cluster in an etcd that holds none, though this manager has the key of a cluster. Without it such a manager waits:
-    /// an etcd that was emptied is no new cluster. Nodes of the old cluster have to join the new one.
+    /// Make a new cluster in an etcd that holds none, though this manager has the key of a cluster.
+    /// Without it such a manager waits: an etcd that was emptied is no new cluster. Nodes of the
+    /// old cluster have to join the new one.
     #[arg(long, env = "MESH_NEW_CLUSTER")]
     pub new_cluster: bool,
 
@@ -69,16 +77,18 @@ pub struct Cli {
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
     pub socket: PathBuf,
 
-    /// Where /metrics, /healthz and /readyz are served [default: port 9465 of the address in --advertise].
+    /// Where /metrics, /healthz and /readyz are served [default: port 9465 of the address in
+    /// --advertise].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 
-    /// The addresses that tasks' networks come out of, as `docker swarm init --default-addr-pool`. Taken when the cluster is made;
-    /// choose one that no client and no route of the nodes is in.
+    /// The addresses that tasks' networks come out of, as `docker swarm init --default-addr-pool`.
+    /// Taken when the cluster is made; choose one that no client and no route of the nodes is in.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL", value_name = "CIDR")]
     pub default_addr_pool: Option<Ipv4Net>,
 
-    /// How long the prefix of each node's part of that pool is: 24 leaves room for 253 tasks on a node.
+    /// How long the prefix of each node's part of that pool is: 24 leaves room for 253 tasks on a
+    /// node.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
     pub default_addr_pool_mask_length: Option<u8>,
 

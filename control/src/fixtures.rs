@@ -1,4 +1,5 @@
-//! A cluster in a test's hand: builders of nouns, and a store that applies plans as the driver would.
+//! A cluster in a test's hand: builders of nouns, and a store that applies plans as the driver
+//! would.
 //!
 //! Invariant: a plan that stands on a stale revision, or creates what exists, fails the test.
 

@@ -1,8 +1,10 @@
-//! Which node this manager runs on: the agent on its machine says so, over the control socket that only root may open.
+//! Which node this manager runs on: the agent on its machine says so, over the control socket that
+//! only root may open.
 //!
 //! Nothing else tells. Any node may have any hostname, also this manager's name.
 //!
-//! Invariants: the id that was told last counts; it is kept in `DATA/node`, so that a manager whose agent is away still knows it.
+//! Invariants: the id that was told last counts; it is kept in `DATA/node`, so that a manager whose
+//! agent is away still knows it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,11 +1,13 @@
 //! The store, as long as it holds this manager's cluster.
 //!
-//! Purpose: etcd may be emptied, or be another cluster's, while a manager runs: its directory was lost, somebody deleted keys, a
-//! backup of elsewhere was restored. Such an etcd is no empty cluster, whose nodes would all be strangers: it is away.
+//! Purpose: etcd may be emptied, or be another cluster's, while a manager runs: its directory was
+//! lost, somebody deleted keys, a backup of elsewhere was restored. Such an etcd is no empty
+//! cluster, whose nodes would all be strangers: it is away.
 //!
-//! Invariants: every write is on the condition that the cluster's record is the one that this manager opened; what isn't found
-//! is told only after a look at that record; a listing or a watch that shows it gone or another's fails as one of a store that
-//! is away does, so that nodes and tasks stay as they are.
+//! Invariants: every write is on the condition that the cluster's record is the one that this
+//! manager opened; what isn't found is told only after a look at that record; a listing or a watch
+//! that shows it gone or another's fails as one of a store that is away does, so that nodes and
+//! tasks stay as they are.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -22,8 +24,8 @@ use mesh_state::{codec, keys};
 pub struct OwnStore<S> {
     inner: S,
     cluster: ClusterId,
-    /// The revision at which the cluster's record was created: it stays when the record is changed. A listing that shows the
-    /// record put back, by hand, brings another one.
+    /// The revision at which the cluster's record was created: it stays when the record is changed.
+    /// A listing that shows the record put back, by hand, brings another one.
     created: AtomicI64,
 }
 

@@ -1,7 +1,8 @@
 //! What a planner decided: writes with the revisions they stand on, and why.
 //!
-//! Invariant: a plan leaves no choice to its execution. The driver turns each [`Action`] into one write with its compare, adds the
-//! leader's fence, commits all in one transaction (cut where etcd's limits demand) and discards the plan on a conflict.
+//! Invariant: a plan leaves no choice to its execution. The driver turns each [`Action`] into one
+//! write with its compare, adds the leader's fence, commits all in one transaction (cut where
+//! etcd's limits demand) and discards the plan on a conflict.
 
 use mesh_state::Timestamp;
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
@@ -34,8 +35,8 @@ pub enum Action {
         /// The revision that the decision was taken on.
         expected: i64,
     },
-    /// A service rewritten (its update status, a rollback's spec). A spec version that is new is stored beside it, and its
-    /// references to secrets and configs are moved.
+    /// A service rewritten (its update status, a rollback's spec). A spec version that is new is
+    /// stored beside it, and its references to secrets and configs are moved.
     UpdateService {
         /// The service as it is to be.
         service: Service,
@@ -56,7 +57,8 @@ pub enum Action {
         /// The revision that the decision was taken on.
         expected: i64,
     },
-    /// What the cluster believes of a node; `expected` is the liveness key's revision, `None` if there is none yet.
+    /// What the cluster believes of a node; `expected` is the liveness key's revision, `None` if
+    /// there is none yet.
     SetLiveness {
         /// The node.
         node: NodeId,
@@ -65,7 +67,8 @@ pub enum Action {
         /// The revision that the decision was taken on.
         expected: Option<i64>,
     },
-    /// An observed state that no node can report any more (orphaned, or shut down before any node had it).
+    /// An observed state that no node can report any more (orphaned, or shut down before any node
+    /// had it).
     SetStatus {
         /// The task.
         task: TaskId,
@@ -81,7 +84,8 @@ pub enum Action {
         /// The cursor key's revision, `None` if there is none yet.
         expected: Option<i64>,
     },
-    /// The secrets that members share; `expected` is the record's revision, `None` if there is none yet.
+    /// The secrets that members share; `expected` is the record's revision, `None` if there is none
+    /// yet.
     SetMemberKeys {
         /// The record as it is to be.
         keys: MemberKeys,

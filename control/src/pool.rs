@@ -1,12 +1,15 @@
-//! The addresses that tasks' networks come out of: a part for each node. Chosen when the cluster is made.
+//! The addresses that tasks' networks come out of: a part for each node. Chosen when the cluster is
+//! made.
 //!
-//! Pure. A manager that is told another pool than the cluster has doesn't start: nodes have their parts already.
+//! Pure. A manager that is told another pool than the cluster has doesn't start: nodes have their
+//! parts already.
 
 use ipnet::Ipv4Net;
 use mesh_state::cluster::Cluster;
 use thiserror::Error;
 
-/// The pool of a cluster that is told none: as many /24 as 4 096 nodes need, apart from what engines give their own networks.
+/// The pool of a cluster that is told none: as many /24 as 4 096 nodes need, apart from what
+/// engines give their own networks.
 const DEFAULT: ([u8; 4], u8) = ([10, 128, 0, 0], 12);
 /// Each node's part of it, if nothing else is said.
 const DEFAULT_PREFIX: u8 = 24;

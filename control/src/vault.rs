@@ -1,7 +1,8 @@
 //! The sealed data of secrets and configs.
 //!
-//! Invariants: what is stored opens only as the object that it was stored for; opened bytes are wiped when dropped.
-//! Data is opened only to be sent to a node that needs it, or, of a config, to a client that asks for it; nothing opened is kept.
+//! Invariants: what is stored opens only as the object that it was stored for; opened bytes are
+//! wiped when dropped. Data is opened only to be sent to a node that needs it, or, of a config, to
+//! a client that asks for it; nothing opened is kept.
 //!
 //! Left to others: what a client may ask for (`api`), telling nodes (`node_service`).
 
@@ -14,8 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::seal::{SealError, Sealer};
 
-/// How data is stored: the form, then what [`Sealer::seal_bytes`] made. Binary, as base64 in JSON would take a third more of etcd's
-/// 1.5 MB a request.
+/// How data is stored: the form, then what [`Sealer::seal_bytes`] made. Binary, as base64 in JSON
+/// would take a third more of etcd's 1.5 MB a request.
 const FORM: u8 = 1;
 
 /// Why data can't be had.

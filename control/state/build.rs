@@ -1,4 +1,5 @@
-//! Generates the gRPC code of the wire between control and agents, and tells the crate by which compiler it is built.
+//! Generates the gRPC code of the wire between control and agents, and tells the crate by which
+//! compiler it is built.
 
 use std::env;
 use std::error::Error;

@@ -7,8 +7,8 @@
 //! Anyone can send a packet in a client's name. So a client's segment counts only if its sequence
 //! number is close to where the client was last seen (RFC 9293, section 3.10.7.4; the endpoint
 //! checks it exactly, and answers some segments with a challenge ACK, RFC 5961). And if an end that
-//! supposedly closed goes on, it had not closed: see [`judge()`]. Nobody else can send in place of a
-//! task, so a task's segments always count.
+//! supposedly closed goes on, it had not closed: see [`judge()`]. Nobody else can send in place of
+//! a task, so a task's segments always count.
 
 mod judge;
 

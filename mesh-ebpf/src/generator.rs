@@ -96,8 +96,8 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     bytes
 }
 
-/// The most cache lines that [`line()`] is used with: as many as a flow table for 1.25 million flows
-/// has.
+/// The most cache lines that [`line()`] is used with: as many as a flow table for 1.25 million
+/// flows has.
 pub const LINES_MAX: u32 = cell_count(homes_for(1_250_000));
 
 /// The index of the cache line at which the flow of a client's address and port would stand in a

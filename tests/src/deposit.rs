@@ -8,7 +8,8 @@ use mesh_lab::cluster::{Cluster, eventually};
 
 use crate::PATIENCE;
 
-/// A secret or config that is removed when the test ends. Make it before the services that use it: they go first then.
+/// A secret or config that is removed when the test ends. Make it before the services that use it:
+/// they go first then.
 #[derive(Debug)]
 pub struct Deposit {
     kind: &'static str,
@@ -26,7 +27,8 @@ impl Deposit {
         Self::create(cluster, "secret", &[], name, value)
     }
 
-    /// `docker secret|config create --template-driver golang NAME -`, the template on standard input.
+    /// `docker secret|config create --template-driver golang NAME -`, the template on standard
+    /// input.
     ///
     /// # Errors
     /// When the CLI says so.

@@ -37,7 +37,8 @@ pub struct Seen {
 }
 
 impl Downloads {
-    /// Begins `count` downloads at a time from `client`, each lasting for `lasting`, from the `servers` in turn.
+    /// Begins `count` downloads at a time from `client`, each lasting for `lasting`, from the
+    /// `servers` in turn.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], count: usize, lasting: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = |number: usize| {

@@ -1,7 +1,7 @@
 //! What whole-cluster tests share: the lab they run in, and services that go with the test.
 //!
-//! Invariants: a test leaves the lab as it found it (its services removed, its broken parts mended), whether it passes or not;
-//! tests of one lab run one after the other.
+//! Invariants: a test leaves the lab as it found it (its services removed, its broken parts
+//! mended), whether it passes or not; tests of one lab run one after the other.
 //!
 //! The lab is named by `MESH_LAB`: `cargo xtask test` makes one for each datapath.
 
@@ -45,7 +45,8 @@ pub fn answering_task(server: SocketAddrV4) -> Result<String> {
     page["task"].as_str().map(str::to_owned).with_context(|| format!("no task in whoami's page: {page}"))
 }
 
-/// The task that answers a datagram to a `whoami` service, asked from where the caller is, by a socket of its own.
+/// The task that answers a datagram to a `whoami` service, asked from where the caller is, by a
+/// socket of its own.
 ///
 /// # Errors
 /// When nobody answers three datagrams, or not as `whoami` does.
@@ -72,8 +73,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and every node selects them. With a
-    /// `--detach` of the caller's it waits for nothing.
+    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and
+    /// every node selects them. With a `--detach` of the caller's it waits for nothing.
     ///
     /// # Errors
     /// When the CLI refuses it, or that takes too long.
@@ -85,7 +86,8 @@ impl Service {
         Ok(service)
     }
 
-    /// `docker service create --name NAME ARGS…`, waiting as long as the CLI does: five seconds longer, or until a job is done.
+    /// `docker service create --name NAME ARGS…`, waiting as long as the CLI does: five seconds
+    /// longer, or until a job is done.
     ///
     /// # Errors
     /// When the CLI says so.

@@ -1,4 +1,5 @@
-//! A resolver of the test's own: it answers every question for an IPv4 address alike, and tells what it was asked.
+//! A resolver of the test's own: it answers every question for an IPv4 address alike, and tells
+//! what it was asked.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,7 +74,8 @@ impl Drop for Resolver {
     }
 }
 
-/// The name that a message asks for, and the answer to it (RFC 1035, section 4). Anything but a single question is left alone.
+/// The name that a message asks for, and the answer to it (RFC 1035, section 4). Anything but a
+/// single question is left alone.
 fn reply(message: &[u8]) -> Option<(String, Vec<u8>)> {
     let (header, mut rest) = message.split_at_checked(HEADER_BYTES)?;
     if header[4..6] != [0, 1] {

@@ -1,4 +1,5 @@
-//! Addresses that come to a node while it runs (keepalived, anycast) serve published ports like its own: the task sees the client.
+//! Addresses that come to a node while it runs (keepalived, anycast) serve published ports like its
+//! own: the task sees the client.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};

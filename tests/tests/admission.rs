@@ -1,5 +1,5 @@
-//! Local clients notice neither an agent's restart nor a hung mesh-control, no spelling of a path reaches the engine's own swarm,
-//! and leaked connections block nobody.
+//! Local clients notice neither an agent's restart nor a hung mesh-control, no spelling of a path
+//! reaches the engine's own swarm, and leaked connections block nobody.
 #![cfg(feature = "cluster")]
 
 use std::io::{Read as _, Write as _};
@@ -26,7 +26,8 @@ fn the_socket_outlives_its_agent() -> Result<()> {
     let file = std::fs::metadata(&socket)?;
     ensure!(file.mode() & 0o777 == 0o660, "mode {:o}", file.mode());
     let agent = PowerCut::of_part(&cluster, "node-2", Part::One(Component::Agent))?;
-    // As a container does that has the socket bind-mounted: it waits in the queue of the same socket.
+    // As a container does that has the socket bind-mounted: it waits in the queue of the same
+    // socket.
     let mut waiting = UnixStream::connect(&socket).context("connect while no agent runs")?;
     waiting.set_read_timeout(Some(PATIENCE))?;
     ask(&mut waiting, "GET", "/_ping")?;

@@ -1,5 +1,6 @@
-//! Real applications, of Debian's packages, as users run them: a database with its passwords in secrets, a registry with its
-//! configuration in a config, a web server that is updated while it is read.
+//! Real applications, of Debian's packages, as users run them: a database with its passwords in
+//! secrets, a registry with its configuration in a config, a web server that is updated while it is
+//! read.
 #![cfg(feature = "cluster")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -51,7 +52,8 @@ fn mariadb_takes_its_passwords_from_secrets_and_is_reached_from_another_node() -
     let containers = cluster.containers(client.name())?;
     let (id, _) = containers["node-3"].first().context("the client doesn't run on node-3")?;
     let docker = Docker::towards(&cluster.node("node-3")?.mesh_host);
-    // The password stays in files: one that the client reads in memory, as it stands in no argument and no variable.
+    // The password stays in files: one that the client reads in memory, as it stands in no argument
+    // and no variable.
     let query = |address: &str, sql: &str| {
         let script = format!(
             "printf '[client]\\nuser=wordpress\\npassword=\"%s\"\\n' \"$(cat /run/secrets/password)\" > /dev/shm/client.cnf && \
@@ -133,7 +135,8 @@ fn images_are_pushed_to_a_registry_and_pulled_by_any_nodes_address() -> Result<(
     ran
 }
 
-/// Logs in to the registry by each node's address; returns the directory of the CLI's configuration that knows it.
+/// Logs in to the registry by each node's address; returns the directory of the CLI's configuration
+/// that knows it.
 fn log_in(cluster: &Cluster) -> Result<String> {
     let docker = cluster.docker()?;
     let directory = env::temp_dir().join(format!("mesh-registry-{}", process::id()));
@@ -147,7 +150,8 @@ fn log_in(cluster: &Cluster) -> Result<String> {
     Ok(directory.to_owned())
 }
 
-/// A service of an image that no node has: each node pulls it through the mesh, if the service has what the registry asks for.
+/// A service of an image that no node has: each node pulls it through the mesh, if the service has
+/// what the registry asks for.
 fn runs_what_it_pulls(cluster: &Cluster, image: &str, logged_in: &str) -> Result<()> {
     let quickly = ["--stop-grace-period=0s", "--update-parallelism=0", "--restart-delay=1s"];
     let arguments = [&["--detach", "--mode=global"], quickly.as_slice(), &[image, "sleep", "10000"]].concat();

@@ -1,4 +1,5 @@
-//! A part of a daemon panics while traffic flows: the process ends at once, and the next one finds everything as it was.
+//! A part of a daemon panics while traffic flows: the process ends at once, and the next one finds
+//! everything as it was.
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeSet;
@@ -17,7 +18,8 @@ use mesh_tests::{PATIENCE, Service, cluster, lab};
 /// How long a process may live on after one of its parts panicked.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// Makes a part of a daemon panic, waits for the daemon's end, and starts it again as its supervisor would.
+/// Makes a part of a daemon panic, waits for the daemon's end, and starts it again as its
+/// supervisor would.
 fn panic_and_restart(
     cluster: &Cluster,
     node: &NodeRecord,

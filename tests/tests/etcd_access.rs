@@ -1,4 +1,5 @@
-//! Whoever reaches the nodes' network, and has no certificate, gets nothing from etcd and changes nothing in it.
+//! Whoever reaches the nodes' network, and has no certificate, gets nothing from etcd and changes
+//! nothing in it.
 #![cfg(feature = "cluster")]
 
 use std::process::Output;

@@ -1,4 +1,5 @@
-//! Ports of mesh itself and of the host: refused by name, or left to who listens there, before and after a restart of the agent.
+//! Ports of mesh itself and of the host: refused by name, or left to who listens there, before and
+//! after a restart of the agent.
 #![cfg(feature = "cluster")]
 
 use std::io::{Read, Write};
@@ -71,7 +72,8 @@ fn a_port_of_the_host_stays_the_hosts_before_and_after_a_restart_of_its_agent() 
     host.stop()?;
     services(at_holder)?;
 
-    // One that comes while the agent is down finds the programs of the last one in its way until the next agent starts.
+    // One that comes while the agent is down finds the programs of the last one in its way until
+    // the next agent starts.
     let mut later = None;
     restart_agent(&cluster, &holder.name, || {
         later = Some(HostServer::start(&Netns::named(&holder.netns), 2022)?);

@@ -19,7 +19,8 @@ fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
     let begun = Instant::now();
     let service = Service::create_verified(&cluster, "myweb", &["--replicas", "2", "-p", "80:80", "nginx"])?;
     let converged = begun.elapsed();
-    // The CLI verifies for 5 s once all tasks run; the rest is ours. The bound is loose: this is no benchmark.
+    // The CLI verifies for 5 s once all tasks run; the rest is ours. The bound is loose: this is no
+    // benchmark.
     ensure!(converged < Duration::from_secs(10), "create converged after {converged:?}");
     for node in &cluster.record.nodes {
         let before = logged(&cluster, service.name())?;
@@ -42,7 +43,8 @@ fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
     Ok(())
 }
 
-/// Requests logged by each task. On an eBPF datapath every one must come from the client's own address.
+/// Requests logged by each task. On an eBPF datapath every one must come from the client's own
+/// address.
 fn logged(cluster: &Cluster, service: &str) -> Result<BTreeMap<String, usize>> {
     let client = format!("{} ", cluster.record.client.ip);
     let client_kept = cluster.record.datapath != "userspace";

@@ -1,4 +1,5 @@
-//! An update goes on where it stopped when mesh-control is killed or etcd goes away in the midst of it: no task is doubled, none lost.
+//! An update goes on where it stopped when mesh-control is killed or etcd goes away in the midst of
+//! it: no task is doubled, none lost.
 //!
 //! `MESH_KILLS` says how often mesh-control is killed; without it, a few times.
 #![cfg(feature = "cluster")]

@@ -1,4 +1,5 @@
-//! Only members speak through the tunnel: what an outsider forges, without seeing any of their packets, reaches no task.
+//! Only members speak through the tunnel: what an outsider forges, without seeing any of their
+//! packets, reaches no task.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};

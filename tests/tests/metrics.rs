@@ -171,7 +171,8 @@ fn has_family(exposition: &str, name: &str) -> bool {
         .any(|line| line.strip_prefix("# TYPE ").is_some_and(|rest| rest.starts_with(&format!("{name} "))))
 }
 
-/// Six handshakes of each protocol, and the six TCP connections' lives. UDP flows go on for a while.
+/// Six handshakes of each protocol, and the six TCP connections' lives. UDP flows go on for a
+/// while.
 fn check_durations(exposition: &str, service: &str) -> Result<()> {
     let count = |name: &str, protocol: &str| -> f64 {
         samples(exposition, name, &[("service", service), ("protocol", protocol)]).into_iter().sum()

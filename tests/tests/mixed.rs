@@ -1,4 +1,5 @@
-//! A cluster with a node in userspace among nodes with kernel programs: every node reaches every task, over TCP and UDP.
+//! A cluster with a node in userspace among nodes with kernel programs: every node reaches every
+//! task, over TCP and UDP.
 //!
 //! Runs in a lab of its own: `cargo xtask lab up --datapath tc --node-datapath node-3=userspace`.
 #![cfg(feature = "cluster")]

@@ -1,4 +1,5 @@
-//! Nodes by the unmodified CLI: labels, availability, roles, removal; and what a node is said to be.
+//! Nodes by the unmodified CLI: labels, availability, roles, removal; and what a node is said to
+//! be.
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};

@@ -1,4 +1,5 @@
-//! Updates, scaling, draining a node and rolling back under traffic: no connection fails, none is cut.
+//! Updates, scaling, draining a node and rolling back under traffic: no connection fails, none is
+//! cut.
 //!
 //! With `MESH_TRAFFIC=full` in the environment the traffic is more than fits a run of all tests.
 #![cfg(feature = "cluster")]

@@ -1,4 +1,5 @@
-//! Secrets and configs on real engines: where they are, where they are not, and how they are rotated.
+//! Secrets and configs on real engines: where they are, where they are not, and how they are
+//! rotated.
 #![cfg(feature = "cluster")]
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! Every flag of `docker service create` reaches the task's container, and every change of one does.
+//! Every flag of `docker service create` reaches the task's container, and every change of one
+//! does.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -125,8 +126,8 @@ fn every_flag_reaches_the_container() -> Result<()> {
     flags_are_taken_back(&cluster, service.name())
 }
 
-/// `resolv.conf` names the engine's resolver, which answers for names of tasks: all else goes to the resolver of `--dns`, by the
-/// domains and options that were given.
+/// `resolv.conf` names the engine's resolver, which answers for names of tasks: all else goes to
+/// the resolver of `--dns`, by the domains and options that were given.
 fn questions_reach_the_given_resolver(cluster: &Cluster, node: &str, container: &Value) -> Result<()> {
     let client = cluster.client();
     client.ip(&["address", "add", &format!("{RESOLVER}/32"), "dev", "lo"])?;
@@ -259,7 +260,8 @@ fn container(cluster: &Cluster, service: &str) -> Result<(String, Value)> {
     Ok((node, said))
 }
 
-/// Whether `seen` holds everything of `wanted`. Lists must be equal; null stands for what is absent or empty.
+/// Whether `seen` holds everything of `wanted`. Lists must be equal; null stands for what is absent
+/// or empty.
 fn holds(path: &str, wanted: &Value, seen: &Value) -> Result<()> {
     match (wanted, seen) {
         (Value::Object(fields), Value::Object(_)) => {

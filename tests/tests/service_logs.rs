@@ -69,7 +69,8 @@ fn logs_of_all_nodes_are_read_with_their_place() -> Result<()> {
     let docker = cluster.docker()?;
     let service = talkers(&cluster, "talker")?;
     let nodes: Vec<&str> = cluster.record.nodes.iter().map(|node| node.name.as_str()).collect();
-    // Each task's first lines, by node. Up to the second tick what came by standard error may be the last line.
+    // Each task's first lines, by node. Up to the second tick what came by standard error may be
+    // the last line.
     eventually("a hello of each node, and a tick", PATIENCE, || {
         let said = docker.run(&["service", "logs", service.name()])?;
         for node in &nodes {

@@ -1,4 +1,5 @@
-//! Networks as objects, stacks out of a compose file, and tasks that reach each other on other nodes by their addresses.
+//! Networks as objects, stacks out of a compose file, and tasks that reach each other on other
+//! nodes by their addresses.
 #![cfg(feature = "cluster")]
 
 use std::io::Write;
@@ -107,7 +108,8 @@ fn tasks_reach_each_other_by_address_on_every_node() -> Result<()> {
         let engine = Docker::towards(&cluster.node(&node)?.mesh_host);
         for (container, _) in containers {
             for address in &addresses {
-                // The image's wget, which is static, can't look an address up beside the server's own libraries.
+                // The image's wget, which is static, can't look an address up beside the server's
+                // own libraries.
                 let request = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} 80");
                 let ask = ["exec", &container, "sh", "-c", &request];
                 // The routes come with the table; a task may be quicker.
@@ -158,7 +160,8 @@ fn a_stranger_reaches_no_task_through_the_tunnel() -> Result<()> {
     Ok(())
 }
 
-/// A VXLAN device with the VNI of packets between tasks, a route through it, a ping, and all taken away again.
+/// A VXLAN device with the VNI of packets between tasks, a route through it, a ping, and all taken
+/// away again.
 fn intrude(node: std::net::Ipv4Addr, task: IpAddr) -> String {
     format!(
         "ip link add intruder type vxlan external dstport 4799 && ip link set intruder arp off up && \

@@ -1,4 +1,5 @@
-//! Updates that can't succeed: an image that doesn't exist, a task that exits at once, one that turns unhealthy.
+//! Updates that can't succeed: an image that doesn't exist, a task that exits at once, one that
+//! turns unhealthy.
 #![cfg(feature = "cluster")]
 
 use std::time::Duration;
@@ -121,7 +122,8 @@ fn an_unhealthy_task_fails_and_continue_goes_on() -> Result<()> {
         !rows.iter().any(mesh_lab::cluster::TaskRow::is_running),
         "what is unhealthy never runs: {rows:#?}"
     );
-    // A crash loop is backed off: a new task no sooner than the restart delay, and a history of bounded length.
+    // A crash loop is backed off: a new task no sooner than the restart delay, and a history of
+    // bounded length.
     std::thread::sleep(Duration::from_secs(3));
     let rows = docker.tasks(service.name())?;
     ensure!(

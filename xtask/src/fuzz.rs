@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: the packet pipeline under libFuzzer, by cargo-fuzz.
 //!
-//! The toolchain is the project's own stable one: cargo-fuzz's instrumentation flags are unstable, so it is told to take them.
+//! The toolchain is the project's own stable one: cargo-fuzz's instrumentation flags are unstable,
+//! so it is told to take them.
 
 use std::time::Duration;
 

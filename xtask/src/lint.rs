@@ -38,7 +38,8 @@ pub(crate) fn clippy() -> Result<()> {
     ])
 }
 
-/// rustdoc is silent: links in doc comments lead somewhere. Private items count, as readers of this code see them.
+/// rustdoc is silent: links in doc comments lead somewhere. Private items count, as readers of this
+/// code see them.
 pub(crate) fn documentation() -> Result<()> {
     let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
     let cargo = Program::cargo()
@@ -47,8 +48,8 @@ pub(crate) fn documentation() -> Result<()> {
     cargo.current_dir(workspace::root()).run_shown()
 }
 
-/// Licences, sources and bans of what we depend on. Advisories need the network, and are no property of a checkout:
-/// `cargo deny check advisories` is for whoever releases.
+/// Licences, sources and bans of what we depend on. Advisories need the network, and are no
+/// property of a checkout: `cargo deny check advisories` is for whoever releases.
 pub(crate) fn dependencies() -> Result<()> {
     setup::cargo_deny::ensure()?;
     cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])

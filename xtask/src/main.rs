@@ -1,5 +1,5 @@
-//! `cargo xtask`: parses the command line and calls the library, or hands it to a nested package's program. No work
-//! happens here.
+//! `cargo xtask`: parses the command line and calls the library, or hands it to a nested package's
+//! program. No work happens here.
 
 use std::env;
 use std::ffi::OsString;
@@ -28,12 +28,14 @@ enum Verb {
     /// A cluster on this machine: a network namespace per node, each with its own Docker engine
     #[command(disable_help_flag = true)]
     Lab(Passed),
-    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every step held
+    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every
+    /// step held
     #[command(disable_help_flag = true)]
     Demo(Passed),
     /// Everything a clean checkout must pass, the quickest first
     Test(test::TestArgs),
-    /// The same docker commands against a real Swarm and against mesh; fails on a difference without a listed reason
+    /// The same docker commands against a real Swarm and against mesh; fails on a difference
+    /// without a listed reason
     #[command(disable_help_flag = true)]
     SwarmDiff(Passed),
     /// Measure mesh, and write BENCHMARKS.md and its plots
@@ -50,7 +52,8 @@ enum Verb {
     Tidy(tidy::TidyArgs),
 }
 
-/// Arguments that a nested package's program reads, `--help` among them. It gets them as they were typed ([`typed`]).
+/// Arguments that a nested package's program reads, `--help` among them. It gets them as they were
+/// typed ([`typed`]).
 #[derive(Debug, Args)]
 struct Passed {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,6 +1,8 @@
-//! Commands that live in packages of their own, below `xtask/`: each is built when it is asked for, and run as a process.
+//! Commands that live in packages of their own, below `xtask/`: each is built when it is asked for,
+//! and run as a process.
 //!
-//! Invariant: `xtask` depends on none of these packages, so that `cargo xtask tidy` compiles neither the lab nor aya.
+//! Invariant: `xtask` depends on none of these packages, so that `cargo xtask tidy` compiles
+//! neither the lab nor aya.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -54,8 +56,8 @@ impl Nested {
         Err(Program::new(self.build()?).args(args).exec())
     }
 
-    /// With the features of the whole workspace, as the test run has them: cargo would build every dependency anew, with
-    /// other features, for this package alone.
+    /// With the features of the whole workspace, as the test run has them: cargo would build every
+    /// dependency anew, with other features, for this package alone.
     fn build(self) -> Result<PathBuf> {
         Program::cargo()
             .args(["build", "--quiet", "--workspace", "--bin", self.name()])

@@ -1,6 +1,8 @@
-//! `cargo xtask test`: everything a clean checkout must pass, the quickest first, with a summary of times.
+//! `cargo xtask test`: everything a clean checkout must pass, the quickest first, with a summary of
+//! times.
 //!
-//! Cluster tests find their lab by its name in the environment ([`LAB_VAR`]); each datapath gets a lab of its own.
+//! Cluster tests find their lab by its name in the environment ([`LAB_VAR`]); each datapath gets a
+//! lab of its own.
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -19,7 +21,8 @@ pub const LAB_VAR: &str = "MESH_LAB";
 
 const CLUSTER_DATAPATHS: [&str; 3] = ["tc", "xdp", "userspace"];
 const LAB_NAME: &str = "test";
-/// Cluster tests of what does not depend on who takes the packets, and of applications: they run in the first lab only.
+/// Cluster tests of what does not depend on who takes the packets, and of applications: they run in
+/// the first lab only.
 const CONTROL_PLANE_TESTS: &[&str] = &[
     "admission",
     "applications",
@@ -35,9 +38,11 @@ const CONTROL_PLANE_TESTS: &[&str] = &[
     "templates",
     "update_failures",
 ];
-/// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node in userspace.
+/// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node
+/// in userspace.
 const MIXED_TESTS: [&str; 1] = ["mixed"];
-/// How long one run of cargo's tests may take, with its builds: far more than any needs, far less than a gate waits.
+/// How long one run of cargo's tests may take, with its builds: far more than any needs, far less
+/// than a gate waits.
 const TEST_LIMIT: Duration = Duration::from_mins(35);
 
 /// Arguments of `cargo xtask test`.
@@ -67,7 +72,8 @@ enum Step {
     Lab,
     /// Whole clusters: on the tc datapath, on xdp, in userspace, and mixed (needs root)
     Cluster,
-    /// The docker commands of tests/swarm-diff against a real Swarm and against mesh (needs root; only if named)
+    /// The docker commands of tests/swarm-diff against a real Swarm and against mesh (needs root;
+    /// only if named)
     SwarmDiff,
 }
 
@@ -194,8 +200,8 @@ fn cluster_tests<'a>(names: impl Iterator<Item = &'a String>) -> Result<()> {
         .run_shown_within(TEST_LIMIT)
 }
 
-/// Always the whole workspace, and tests by name: cargo would build every dependency anew, with other features, for each
-/// other selection of packages.
+/// Always the whole workspace, and tests by name: cargo would build every dependency anew, with
+/// other features, for each other selection of packages.
 fn cargo_test(args: &[&str]) -> Result<()> {
     cargo(&["test", "--quiet", "--workspace"]).args(args).run_shown_within(TEST_LIMIT)
 }

@@ -1,4 +1,5 @@
-//! Taking connections from a listening socket: never faster than descriptors allow, and never more than its door admits.
+//! Taking connections from a listening socket: never faster than descriptors allow, and never more
+//! than its door admits.
 //!
 //! Invariant: an error of `accept` neither ends a listener nor lets it spin.
 
@@ -67,7 +68,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The connections of `listener` that `door` admits, each of which must prove itself in time; the others are closed. Never ends.
+/// The connections of `listener` that `door` admits, each of which must prove itself in time; the
+/// others are closed. Never ends.
 pub fn proven(
     listener: TcpListener,
     door: Arc<Door>,

@@ -1,13 +1,14 @@
 //! The limit of open files: raised as far as the system allows, and shared out among listeners.
 //!
-//! Invariant: listeners together never take the descriptors that are reserved for the rest of the daemon, so a listener that is
-//! flooded can't keep another one, or the store, from being served.
+//! Invariant: listeners together never take the descriptors that are reserved for the rest of the
+//! daemon, so a listener that is flooded can't keep another one, or the store, from being served.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::figures::{Figures, Listener};
 
-/// Raises the limit of open files to `wanted`, as far as the system allows. Returns the limit in force.
+/// Raises the limit of open files to `wanted`, as far as the system allows. Returns the limit in
+/// force.
 pub fn raise(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.map_or(wanted, |maximum| maximum.max(wanted));
@@ -27,7 +28,8 @@ pub fn needed(wants: &[Want]) -> usize {
     wants.iter().map(|(listener, each)| listener.figures().connections.saturating_mul(*each)).sum()
 }
 
-/// What each of `wants` admits when they have `files` descriptors together: all that its figures say, or a share.
+/// What each of `wants` admits when they have `files` descriptors together: all that its figures
+/// say, or a share.
 pub fn share_out(files: usize, wants: &[Want]) -> Vec<Figures> {
     let needed = needed(wants).max(1);
     let scaled = |(listener, _): &Want| {

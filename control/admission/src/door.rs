@@ -1,6 +1,8 @@
-//! One listener's admission: the register behind a lock, the counter and the log of what is refused.
+//! One listener's admission: the register behind a lock, the counter and the log of what is
+//! refused.
 //!
-//! Invariants: a place is given back when its connection ends, however it ends; the lock is never held across I/O.
+//! Invariants: a place is given back when its connection ends, however it ends; the lock is never
+//! held across I/O.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -58,7 +60,8 @@ impl Door {
         self.state().register.len()
     }
 
-    /// A place for a new connection of `address`. It counts as waiting until [`Place::begin`] or [`Door::prove`].
+    /// A place for a new connection of `address`. It counts as waiting until [`Place::begin`] or
+    /// [`Door::prove`].
     ///
     /// # Errors
     /// There is no room; the refusal is counted and logged.
@@ -88,7 +91,8 @@ impl Door {
         }
     }
 
-    /// The client at `address` has proven that it may be here: its connection is neither timed out nor evicted any more.
+    /// The client at `address` has proven that it may be here: its connection is neither timed out
+    /// nor evicted any more.
     pub fn prove(&self, address: SocketAddr) {
         let mut state = self.state();
         if let Some(id) = state.register.busy_at(address)
@@ -176,7 +180,8 @@ impl Drop for Place {
     }
 }
 
-/// A call in service. Whoever answers it holds this, also beyond the HTTP exchange, as for a hijacked stream.
+/// A call in service. Whoever answers it holds this, also beyond the HTTP exchange, as for a
+/// hijacked stream.
 #[derive(Debug)]
 pub struct InService {
     place: Arc<Place>,

@@ -1,6 +1,7 @@
 //! The table of limits: what each listener admits, and how large a report of a node may be.
 //!
-//! Invariant: every limit on what comes from outside stands here, so that one reading tells what a client can take up.
+//! Invariant: every limit on what comes from outside stands here, so that one reading tells what a
+//! client can take up.
 
 use std::time::Duration;
 
@@ -26,29 +27,33 @@ pub enum Listener {
 pub struct Figures {
     /// Connections open at once.
     pub connections: usize,
-    /// Of those, connections that wait: without a request in service, or without a proof of membership.
+    /// Of those, connections that wait: without a request in service, or without a proof of
+    /// membership.
     pub waiting: usize,
     /// Connections of one address open at once. Unix sockets know no addresses.
     pub per_peer: usize,
     /// Of those, connections that wait.
     pub waiting_per_peer: usize,
-    /// How long a connection may wait: for a whole head, between two requests, or for a proof of membership.
+    /// How long a connection may wait: for a whole head, between two requests, or for a proof of
+    /// membership.
     pub wait: Duration,
-    /// A connection that has waited this long may be closed to make room for a new one: a client sends its
-    /// request at once, and over a network within a round trip.
+    /// A connection that has waited this long may be closed to make room for a new one: a client
+    /// sends its request at once, and over a network within a round trip.
     pub evictable_after: Duration,
-    /// How long a client may leave an answer unread. `None`: as long as it likes, as the reader of a log may.
+    /// How long a client may leave an answer unread. `None`: as long as it likes, as the reader of
+    /// a log may.
     pub stall: Option<Duration>,
     /// Answers without an end (events, logs that are followed, attached containers) at once.
     pub streams: usize,
-    /// Calls that others may hold up (the engine's, and those without an end) at once. What is left of `connections` is
-    /// kept for short calls to the cluster.
+    /// Calls that others may hold up (the engine's, and those without an end) at once. What is left
+    /// of `connections` is kept for short calls to the cluster.
     pub slow_calls: usize,
 }
 
 /// The pause after `accept` failed, for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the cap that are told so at the same time; further ones are closed without a word.
+/// Connections beyond the cap that are told so at the same time; further ones are closed without a
+/// word.
 pub const TURNED_AWAY_AT_ONCE: usize = 64;
 /// How long such a connection may take to send its request.
 pub const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
@@ -110,7 +115,8 @@ impl Listener {
                 streams: 64,
                 slow_calls: 64,
             },
-            // The relay keeps to its own rooms (`--proxy-connections-max`); only its log is limited here.
+            // The relay keeps to its own rooms (`--proxy-connections-max`); only its log is limited
+            // here.
             Self::Relay => Figures {
                 connections: usize::MAX,
                 waiting: usize::MAX,
@@ -127,7 +133,8 @@ impl Listener {
 }
 
 impl Figures {
-    /// The same, with at most `connections`: what the limit of open files leaves room for. Shares shrink alike.
+    /// The same, with at most `connections`: what the limit of open files leaves room for. Shares
+    /// shrink alike.
     #[must_use]
     pub fn scaled_to(self, connections: usize) -> Self {
         let connections = connections.clamp(1, self.connections);
@@ -199,7 +206,8 @@ pub mod join {
     pub const A_SECOND: u32 = 1;
     /// See [`A_SECOND`].
     pub const AT_ONCE: u32 = 30;
-    /// Addresses whose calls are counted; a stranger to a full table takes the place of the one that was quiet longest.
+    /// Addresses whose calls are counted; a stranger to a full table takes the place of the one
+    /// that was quiet longest.
     pub const PEERS: usize = 4096;
 }
 

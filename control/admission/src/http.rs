@@ -1,7 +1,8 @@
 //! Serving HTTP/1 to clients that nobody trusts to be quick, few or sane.
 //!
-//! Invariants: a client beyond a cap is told so at once (503 with Docker's `{"message": …}`); a connection that waits too long
-//! for a request is closed; a call counts as in service until its answer was sent or its hijacked stream has ended.
+//! Invariants: a client beyond a cap is told so at once (503 with Docker's `{"message": …}`); a
+//! connection that waits too long for a request is closed; a call counts as in service until its
+//! answer was sent or its hijacked stream has ended.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -37,8 +38,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of a request that are read before its client is turned away.
 const TURNED_AWAY_BYTES: usize = 16 * 1024;
 
-/// Keeps a call in service for as long as a clone of it lives. Found in each request's extensions: an answer that goes on beyond its
-/// HTTP exchange takes it along.
+/// Keeps a call in service for as long as a clone of it lives. Found in each request's extensions:
+/// an answer that goes on beyond its HTTP exchange takes it along.
 #[derive(Debug, Clone)]
 pub struct Held(#[expect(dead_code, reason = "it is held for its drop")] Arc<InService>);
 
@@ -50,7 +51,8 @@ pub fn all_short(_: &Request<Incoming>) -> Call {
     Call::Short
 }
 
-/// Serves clients of `source` with `service` until `shutdown`, then gives open connections a moment to finish.
+/// Serves clients of `source` with `service` until `shutdown`, then gives open connections a moment
+/// to finish.
 pub async fn serve<L, S, B>(
     source: L,
     door: Arc<Door>,
@@ -160,7 +162,8 @@ fn message(reason: Reason) -> String {
     format!("{}\n", serde_json::json!({ "message": reason.advice() }))
 }
 
-/// Tells a client that there is no room for it, once it has sent its request: who is answered earlier may see a reset only.
+/// Tells a client that there is no room for it, once it has sent its request: who is answered
+/// earlier may see a reset only.
 async fn turn_away<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, reason: Reason) {
     let told = async {
         let mut head = Vec::new();

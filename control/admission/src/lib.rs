@@ -1,11 +1,13 @@
 //! One admission policy for everything that comes into mesh's daemons from outside.
 //!
-//! Purpose: a client may be slow, broken or hostile. Whatever it does, it takes a bounded share of connections, descriptors,
-//! memory, time and log, and everybody else is served. [`figures`] is the one table of limits; [`register`], [`rate`] and
-//! [`text`] decide, without a clock or I/O; [`door`], [`accept`] and [`http`] are thin wrappers of listeners that carry the
-//! decisions out. Each refusal has a [`refusals::Reason`], is counted under it, and is logged at a bounded rate.
+//! Purpose: a client may be slow, broken or hostile. Whatever it does, it takes a bounded share of
+//! connections, descriptors, memory, time and log, and everybody else is served. [`figures`] is the
+//! one table of limits; [`register`], [`rate`] and [`text`] decide, without a clock or I/O;
+//! [`door`], [`accept`] and [`http`] are thin wrappers of listeners that carry the decisions out.
+//! Each refusal has a [`refusals::Reason`], is counted under it, and is logged at a bounded rate.
 //!
-//! Invariants: a decision is O(log n) in the open connections; nothing from outside is logged unescaped or at full length.
+//! Invariants: a decision is O(log n) in the open connections; nothing from outside is logged
+//! unescaped or at full length.
 //!
 //! Left to others: what a request means, and who may make it.
 

@@ -19,7 +19,8 @@ impl Throttle {
         Self { every, said_at: None, unsaid: 0 }
     }
 
-    /// It happened. `Some` if it is to be said now, with how often it happened unsaid since it was said last.
+    /// It happened. `Some` if it is to be said now, with how often it happened unsaid since it was
+    /// said last.
     pub fn happened(&mut self, now: Instant) -> Option<u64> {
         if self.said_at.is_some_and(|said| now.saturating_duration_since(said) < self.every) {
             self.unsaid += 1;
@@ -30,7 +31,8 @@ impl Throttle {
     }
 }
 
-/// Writes each line whole to stderr, or as much of a long one as is allowed: whatever its fields hold, a line is bounded.
+/// Writes each line whole to stderr, or as much of a long one as is allowed: whatever its fields
+/// hold, a line is bounded.
 pub fn bounded_stderr() -> BoundedLines<io::Stderr> {
     BoundedLines(io::stderr())
 }

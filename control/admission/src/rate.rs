@@ -64,7 +64,8 @@ impl<K: Hash + Eq + Clone> Rates<K> {
         may
     }
 
-    /// Makes room: buckets that are full again tell nothing, and of the others the one that was quiet longest goes.
+    /// Makes room: buckets that are full again tell nothing, and of the others the one that was
+    /// quiet longest goes.
     fn forget(&mut self, now: Instant) {
         let refill = Duration::from_secs(u64::from(self.at_once.div_ceil(self.a_second.max(1))));
         self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.counted_at) < refill);

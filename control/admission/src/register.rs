@@ -1,7 +1,8 @@
 //! Who is connected to one listener, and whether one more may be. Pure: the time is given.
 //!
-//! Invariants: the caps of [`Figures`] hold at every moment; a connection that has a request in service is never evicted; of
-//! those that wait, the one that has waited longest goes first. Each decision is O(log n).
+//! Invariants: the caps of [`Figures`] hold at every moment; a connection that has a request in
+//! service is never evicted; of those that wait, the one that has waited longest goes first. Each
+//! decision is O(log n).
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,7 +14,8 @@ use crate::refusals::Reason;
 /// Names an open connection.
 pub type Id = u64;
 
-/// One client, as far as addresses tell: an IPv4 address, or the /64 of an IPv6 one, of which anybody has plenty.
+/// One client, as far as addresses tell: an IPv4 address, or the /64 of an IPv6 one, of which
+/// anybody has plenty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Peer(IpAddr);
 
@@ -117,7 +119,8 @@ impl Register {
         Verdict::Admitted { id, evicted }
     }
 
-    /// The cap that leaves no room for a connection of `address`, and who waits longest among those under that cap.
+    /// The cap that leaves no room for a connection of `address`, and who waits longest among those
+    /// under that cap.
     fn crowded(&self, address: Option<SocketAddr>) -> Option<(Reason, Option<(Instant, Id)>)> {
         let counts = address.and_then(|address| self.peers.get(&Peer::of(address.ip())));
         if let Some(counts) = counts
@@ -141,7 +144,8 @@ impl Register {
         }
     }
 
-    /// The connection has something in service, or has proven itself: it isn't evicted any more. `false` if it is gone.
+    /// The connection has something in service, or has proven itself: it isn't evicted any more.
+    /// `false` if it is gone.
     pub fn busy(&mut self, id: Id) -> bool {
         let Some(open) = self.open.get_mut(&id) else { return false };
         let (since, address) = (open.waiting_since.take(), open.address);

@@ -1,4 +1,5 @@
-//! A connection that holds its place: closed when it is evicted, when it waits too long, or when its client doesn't read.
+//! A connection that holds its place: closed when it is evicted, when it waits too long, or when
+//! its client doesn't read.
 
 use std::future::Future as _;
 use std::io;
@@ -23,14 +24,16 @@ pub struct Admitted<T> {
     io: T,
     place: Arc<Place>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// When it must have proven itself; `None` once it has, or if somebody else watches how long it waits.
+    /// When it must have proven itself; `None` once it has, or if somebody else watches how long it
+    /// waits.
     prove_by: Option<Pin<Box<Sleep>>>,
     stall: Option<Duration>,
     stalls_at: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Admitted<T> {
-    /// `io` with its place. If it `must_prove` itself, it is closed unless [`crate::door::Door::prove`] is called in time.
+    /// `io` with its place. If it `must_prove` itself, it is closed unless
+    /// [`crate::door::Door::prove`] is called in time.
     pub fn new(io: T, place: Arc<Place>, must_prove: bool) -> Self {
         let figures = *place.door().figures();
         let evicted = Box::pin(place.evicted().clone().cancelled_owned());

@@ -38,7 +38,8 @@ fn figures() -> Figures {
     }
 }
 
-/// `/stream` has an answer without an end, `/slow` one that never begins, and `/large` one of 64 MiB.
+/// `/stream` has an answer without an end, `/slow` one that never begins, and `/large` one of 64
+/// MiB.
 async fn answer(request: Request<Incoming>) -> Result<Response<Either<Endless, Full<Bytes>>>, Infallible> {
     Ok(Response::new(match request.uri().path() {
         "/stream" => Either::Left(Endless),

@@ -1,13 +1,15 @@
 //! The certificates that etcd's members and their clients show each other.
 //!
-//! Purpose: `mesh etcd-certificates` makes them for an operator; the lab and the tests make theirs with the same code. etcd needs
-//! a CA of its own, because the cluster's CA is kept in etcd.
+//! Purpose: `mesh etcd-certificates` makes them for an operator; the lab and the tests make theirs
+//! with the same code. etcd needs a CA of its own, because the cluster's CA is kept in etcd.
 //!
-//! Layout of a directory of certificates: `ca.pem` and `ca.key`; `MEMBER.pem` and `MEMBER.key` for each member of etcd, which it
-//! shows to clients and to the other members; `client.pem` and `client.key` for mesh-control and etcdctl. Keys have mode 0600.
+//! Layout of a directory of certificates: `ca.pem` and `ca.key`; `MEMBER.pem` and `MEMBER.key` for
+//! each member of etcd, which it shows to clients and to the other members; `client.pem` and
+//! `client.key` for mesh-control and etcdctl. Keys have mode 0600.
 //!
-//! Invariants: P-256 throughout; only members' certificates carry [`MEMBER_NAME`], which etcd is told to demand of its peers
-//! (`--peer-cert-allowed-cn`), so that a client's certificate opens no peer port.
+//! Invariants: P-256 throughout; only members' certificates carry [`MEMBER_NAME`], which etcd is
+//! told to demand of its peers (`--peer-cert-allowed-cn`), so that a client's certificate opens no
+//! peer port.
 //!
 //! Left to others: bringing the files to the managers. Nobody but the operator needs `ca.key`.
 
@@ -144,8 +146,9 @@ impl EtcdAuthority {
         &self.certificate_pem
     }
 
-    /// A certificate for a member of etcd that clients and peers reach at `names`: host names and IP addresses. Loopback is
-    /// always among them. It serves for both ends of a connection, as members are each other's clients.
+    /// A certificate for a member of etcd that clients and peers reach at `names`: host names and
+    /// IP addresses. Loopback is always among them. It serves for both ends of a connection, as
+    /// members are each other's clients.
     ///
     /// # Errors
     /// [`PkiError::Sign`], for a name that no certificate can hold, too.
@@ -224,7 +227,8 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, PkiError> {
     }
 }
 
-/// Writes a file beside its place and moves it there, so that no reader sees half of it and it never has another mode.
+/// Writes a file beside its place and moves it there, so that no reader sees half of it and it
+/// never has another mode.
 fn write(path: &Path, mode: u32, text: &str) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { operation: "write", path: path.to_owned(), source };
     let mut fresh = path.as_os_str().to_owned();

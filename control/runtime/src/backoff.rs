@@ -1,4 +1,5 @@
-//! Pauses between attempts at something remote: each about twice the last, jittered so that managers don't move in step.
+//! Pauses between attempts at something remote: each about twice the last, jittered so that
+//! managers don't move in step.
 //!
 //! Invariant: pure; randomness comes in from the caller.
 

@@ -1,7 +1,8 @@
 //! Living and dying together: a daemon's components, and how all of them end.
 //!
-//! Invariants: a component that ends while the daemon is not stopping is a fault, whatever it returned: the others are told to
-//! stop, and the daemon ends with an error. Nothing waits for ever.
+//! Invariants: a component that ends while the daemon is not stopping is a fault, whatever it
+//! returned: the others are told to stop, and the daemon ends with an error. Nothing waits for
+//! ever.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -15,7 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::faults::Faults;
 
-/// After a fault the other components have so long to end: what they do may stand on the one that is dead.
+/// After a fault the other components have so long to end: what they do may stand on the one that
+/// is dead.
 const FAULT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A daemon's components.
@@ -82,7 +84,8 @@ impl Components {
     /// Waits until the daemon is told to stop or a component fails, then for all components.
     ///
     /// # Errors
-    /// A component failed, or did not end within `limit`. After a failure the others are waited for half a second at most.
+    /// A component failed, or did not end within `limit`. After a failure the others are waited for
+    /// half a second at most.
     pub async fn wait(self, limit: Duration) -> anyhow::Result<()> {
         self.root.cancelled().await;
         self.tracker.close();

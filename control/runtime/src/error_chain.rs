@@ -4,8 +4,8 @@ use std::error::Error;
 
 /// An error with its causes, as `top: cause: cause of that`.
 ///
-/// A cause that the text before it ends with is left out, because errors of some libraries (tonic, hyper)
-/// repeat their source.
+/// A cause that the text before it ends with is left out, because errors of some libraries (tonic,
+/// hyper) repeat their source.
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

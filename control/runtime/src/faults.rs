@@ -1,8 +1,9 @@
 //! Panics on request, to test what they do to a whole daemon.
 //!
-//! A daemon that is started with its hidden flag `--debug-faults` answers `GET /debug/panic` with the names of its components, and a
-//! `POST` of one of them makes that component panic. Without the flag neither exists. Whoever reaches the metrics listener may then
-//! end the daemon, so only labs set the flag.
+//! A daemon that is started with its hidden flag `--debug-faults` answers `GET /debug/panic` with
+//! the names of its components, and a `POST` of one of them makes that component panic. Without the
+//! flag neither exists. Whoever reaches the metrics listener may then end the daemon, so only labs
+//! set the flag.
 
 use std::collections::BTreeSet;
 use std::future::Future;

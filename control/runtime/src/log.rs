@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use mesh_admission::log::bounded_stderr;
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging. Lines have no time where systemd's journal adds it, and colours on a terminal only.
+/// Starts logging. Lines have no time where systemd's journal adds it, and colours on a terminal
+/// only.
 ///
 /// # Errors
 /// `level` is neither a level, such as `info`, nor a list of `module=level` pairs.

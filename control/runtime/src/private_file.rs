@@ -1,6 +1,7 @@
 //! Files that only this agent reads, replaced as a whole or not at all.
 //!
-//! Invariant: a reader sees the old contents or the new ones, whenever the machine stops. Blocking; small files only.
+//! Invariant: a reader sees the old contents or the new ones, whenever the machine stops. Blocking;
+//! small files only.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -27,8 +28,8 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Replaces `path` (mode 0600) by `contents` without a flush: the file outlives the process, but may be older, or empty, after a
-/// power cut. For what is worth nothing then.
+/// Replaces `path` (mode 0600) by `contents` without a flush: the file outlives the process, but
+/// may be older, or empty, after a power cut. For what is worth nothing then.
 ///
 /// # Errors
 /// As the file system says; the old file is then still there.

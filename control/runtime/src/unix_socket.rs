@@ -1,7 +1,7 @@
 //! Listening unix sockets in the file system.
 //!
-//! Invariants: a socket never exists with other permissions than its own; a socket that a dead process left is
-//! replaced, one that a living process listens on is not.
+//! Invariants: a socket never exists with other permissions than its own; a socket that a dead
+//! process left is replaced, one that a living process listens on is not.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -24,7 +24,8 @@ pub struct Access {
 /// Listens on `path`. The socket is bound under another name first and takes its place by a rename.
 ///
 /// # Errors
-/// Something else than a socket is there, a living process listens on it, or the directory can't be written.
+/// Something else than a socket is there, a living process listens on it, or the directory can't be
+/// written.
 pub fn bind(path: &Path, access: Access) -> io::Result<UnixListener> {
     check_free(path)?;
     if let Some(directory) = path.parent() {

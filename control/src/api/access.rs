@@ -1,7 +1,8 @@
 //! How requests meet the cluster's state: reads from the snapshot, writes through one transaction.
 //!
-//! Invariants: a read is answered only while the watch on etcd is up; a write is decided on a snapshot, committed under compares,
-//! decided anew when it loses, and answered once the snapshot holds it, so that a client reads what it wrote.
+//! Invariants: a read is answered only while the watch on etcd is up; a write is decided on a
+//! snapshot, committed under compares, decided anew when it loses, and answered once the snapshot
+//! holds it, so that a client reads what it wrote.
 //!
 //! Left to others: what is written (the resources' pure parts).
 
@@ -48,7 +49,8 @@ pub(crate) enum Visible {
 /// The newest snapshot.
 ///
 /// # Errors
-/// [`ApiError::Disconnected`] when the watch is down and doesn't come back at once: what is known may be old.
+/// [`ApiError::Disconnected`] when the watch is down and doesn't come back at once: what is known
+/// may be old.
 pub(crate) async fn current(context: &ApiContext) -> Result<Arc<ClusterSnapshot>, ApiError> {
     let mut connected = context.feed.connected.clone();
     let waited = timeout(RECONNECT_GRACE, connected.wait_for(|connected| *connected)).await;
@@ -58,10 +60,12 @@ pub(crate) async fn current(context: &ApiContext) -> Result<Arc<ClusterSnapshot>
     }
 }
 
-/// Gives the snapshot a moment to hold `revision`: a client may have read it from a manager that is ahead of this one.
+/// Gives the snapshot a moment to hold `revision`: a client may have read it from a manager that is
+/// ahead of this one.
 ///
 /// # Errors
-/// [`ApiError::Disconnected`]. A revision that doesn't come is no error: what is decided on the snapshot will show it.
+/// [`ApiError::Disconnected`]. A revision that doesn't come is no error: what is decided on the
+/// snapshot will show it.
 pub(crate) async fn catch_up(context: &ApiContext, revision: i64) -> Result<(), ApiError> {
     current(context).await?;
     if context.wait_for_revision(revision, CATCH_UP_MAX).await.is_err() {
@@ -73,7 +77,8 @@ pub(crate) async fn catch_up(context: &ApiContext, revision: i64) -> Result<(), 
 /// Decides and commits, again and again while others are faster.
 ///
 /// # Errors
-/// What `decide` refuses; [`ApiError::Contended`] when every attempt lost; [`ApiError::Store`] when etcd doesn't take it.
+/// What `decide` refuses; [`ApiError::Contended`] when every attempt lost; [`ApiError::Store`] when
+/// etcd doesn't take it.
 pub(crate) async fn write(
     context: &ApiContext,
     mut decide: impl FnMut(&ClusterSnapshot) -> Result<Transaction, ApiError> + Send,

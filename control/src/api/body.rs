@@ -1,4 +1,5 @@
-//! Request bodies and query parameters: read under limits, respelled as Docker's clients expect, refused in Docker's form.
+//! Request bodies and query parameters: read under limits, respelled as Docker's clients expect,
+//! refused in Docker's form.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,15 +21,17 @@ use super::error::ApiError;
 use super::version;
 use crate::docker_json::{Shape, respell};
 
-/// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one transaction of at most
-/// 1.2 MB: a quarter of that is left to one spec.
+/// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one
+/// transaction of at most 1.2 MB: a quarter of that is left to one spec.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
 
-/// Bytes of a secret's or config's body. The longest config takes 1.4 MB of it in base64; a longer one is to be told its own limit, not
-/// this one. What is too large for a transaction is refused there.
+/// Bytes of a secret's or config's body. The longest config takes 1.4 MB of it in base64; a longer
+/// one is to be told its own limit, not this one. What is too large for a transaction is refused
+/// there.
 pub(crate) const DEPENDENCY_BODY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// Bytes of a body that is too large, read and dropped so that the client gets to read why it was refused.
+/// Bytes of a body that is too large, read and dropped so that the client gets to read why it was
+/// refused.
 const DRAINED_MAX: usize = 16 * 1024 * 1024;
 
 /// How long a body may take to come in whole.
@@ -37,8 +40,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// For bodies that have no words of their own.
 const UNCHECKED: fn(&Value) -> Result<(), ApiError> = |_| Ok(());
 
-/// Takes a request's body in before anything is answered: a client that is answered while it still writes sees a broken pipe
-/// instead of the answer. A body whose announced length is beyond what would be read is refused before it comes.
+/// Takes a request's body in before anything is answered: a client that is answered while it still
+/// writes sees a broken pipe instead of the answer. A body whose announced length is beyond what
+/// would be read is refused before it comes.
 pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let limit = limit_of(head.uri.path());
@@ -98,7 +102,8 @@ pub(crate) async fn read_checked_json<T: DeserializeOwned>(
     parse(&take_json(request).await?, shape, check)
 }
 
-/// As [`read_json`], for a body that nobody else may read: it is wiped once it was read, and no error quotes it.
+/// As [`read_json`], for a body that nobody else may read: it is wiped once it was read, and no
+/// error quotes it.
 ///
 /// # Errors
 /// [`ApiError::BadRequest`] for what isn't the expected JSON.

@@ -1,7 +1,9 @@
-//! What the API answers when it can't do what was asked: one error, one status, Docker's `{"message": …}`.
+//! What the API answers when it can't do what was asked: one error, one status, Docker's
+//! `{"message": …}`.
 //!
-//! Invariants: [`ApiError::status`] is the only place where a refusal gets its HTTP status; what Swarm's manager says, the client gets to
-//! read as Swarm's engine passes it on, with the gRPC code in front ([`ApiError::code`]): some clients match whole messages.
+//! Invariants: [`ApiError::status`] is the only place where a refusal gets its HTTP status; what
+//! Swarm's manager says, the client gets to read as Swarm's engine passes it on, with the gRPC code
+//! in front ([`ApiError::code`]): some clients match whole messages.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -255,7 +257,8 @@ impl ApiError {
 }
 
 impl ApiError {
-    /// The code under which Swarm's manager says it; none for what its engine says by itself, and for mesh's own words.
+    /// The code under which Swarm's manager says it; none for what its engine says by itself, and
+    /// for mesh's own words.
     pub(crate) fn code(&self) -> Option<Code> {
         match self {
             Self::NameTaken { .. } | Self::Exists { .. } | Self::AlreadyExists(_) => {

@@ -67,8 +67,8 @@ impl Filters {
         })
     }
 
-    /// Whether `filter` is absent, or one of its `key=value` or `key` isn't among `labels`: as Docker's, it leaves out what has all of
-    /// them.
+    /// Whether `filter` is absent, or one of its `key=value` or `key` isn't among `labels`: as
+    /// Docker's, it leaves out what has all of them.
     pub(crate) fn lacks_labels(&self, filter: &str, labels: &Labels) -> bool {
         self.values(filter).is_empty() || !self.labels(filter, labels)
     }

@@ -1,6 +1,7 @@
 //! `/services/{id}/logs` and `/tasks/{id}/logs`: reads what is asked, and starts the reading.
 //!
-//! Invariant: what can be refused is refused before the stream begins, for after its head there is no other status to give.
+//! Invariant: what can be refused is refused before the stream begins, for after its head there is
+//! no other status to give.
 //!
 //! Left to others: the reading itself ([`crate::logs`]).
 

@@ -1,11 +1,13 @@
-//! Which object a client means: a full id, else an exact name, else an id prefix that only one object has.
+//! Which object a client means: a full id, else an exact name, else an id prefix that only one
+//! object has.
 
 use super::error::{ApiError, ObjectKind};
 
 /// Finds the one object that `query` names.
 ///
 /// # Errors
-/// [`ApiError::NotFound`], or [`ApiError::Ambiguous`] when several objects have the name or the prefix.
+/// [`ApiError::NotFound`], or [`ApiError::Ambiguous`] when several objects have the name or the
+/// prefix.
 pub(crate) fn find<'a, T>(
     kind: ObjectKind,
     query: &str,

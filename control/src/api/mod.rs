@@ -1,14 +1,16 @@
 //! The swarm part of the Docker Engine API, so that the unmodified `docker` CLI is mesh's client.
 //!
-//! Purpose: read requests as Go's clients write them, decide what they write (pure, a file a resource), commit it, and answer in
-//! Docker's spelling.
+//! Purpose: read requests as Go's clients write them, decide what they write (pure, a file a
+//! resource), commit it, and answer in Docker's spelling.
 //!
-//! Invariants: reads come from one snapshot; a write is one transaction under compares and is visible to the client that made it;
-//! a spec's fields are never lost, and what mesh can't do is refused, not dropped. When etcd is away, every answer but `_ping`,
-//! `version` and `info` is a 503.
+//! Invariants: reads come from one snapshot; a write is one transaction under compares and is
+//! visible to the client that made it; a spec's fields are never lost, and what mesh can't do is
+//! refused, not dropped. When etcd is away, every answer but `_ping`, `version` and `info` is
+//! a 503.
 //!
-//! Left to others: listening (`main`), containers, images and everything else of the engine (the agent's socket passes it
-//! through), and what becomes of a service once it is stored (the reconcilers).
+//! Left to others: listening (`main`), containers, images and everything else of the engine (the
+//! agent's socket passes it through), and what becomes of a service once it is stored (the
+//! reconcilers).
 
 mod error;
 
@@ -56,12 +58,14 @@ use error::ApiError;
 
 /// Docker's API, with and without the version in the path.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
-    // Routing happens inside of the service that takes the version off, and requests are counted where their route is known.
+    // Routing happens inside of the service that takes the version off, and requests are counted
+    // where their route is known.
     let routed = from_fn(version::strip).layer(metrics.layer(routes(context)));
     Router::new().fallback_service(from_fn(body::take_in).layer(routed))
 }
 
-/// How long a call may be in service: events, logs that are followed, and the call of the node's own agent have no end.
+/// How long a call may be in service: events, logs that are followed, and the call of the node's
+/// own agent have no end.
 pub fn kind_of<B>(request: &Request<B>) -> Call {
     let path = version::unversioned(request.uri().path());
     let has_no_end = path == "/events" || path.ends_with("/logs") || path.starts_with(own_node::PATH);
@@ -107,7 +111,8 @@ mod tests {
 
     use super::*;
 
-    /// Paths that the agent's socket answers together with the control plane, and the one between the two.
+    /// Paths that the agent's socket answers together with the control plane, and the one between
+    /// the two.
     const SHARED: [&str; 6] = ["_ping", "version", "info", "events", "networks", "mesh"];
 
     /// A route whose first segment the agent doesn't know would go to the engine.

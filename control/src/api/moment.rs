@@ -1,5 +1,5 @@
-//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits; for some filters also RFC 3339, or how long
-//! ago.
+//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits; for
+//! some filters also RFC 3339, or how long ago.
 
 use chrono::{DateTime, TimeDelta};
 use mesh_state::Timestamp;

@@ -1,4 +1,5 @@
-//! Names for services created without one: `<adjective>_<surname>`, as Docker's clients expect to see them.
+//! Names for services created without one: `<adjective>_<surname>`, as Docker's clients expect to
+//! see them.
 //!
 //! Invariant: a generated name is a valid service name and is not taken.
 

@@ -121,7 +121,8 @@ fn name_of(node: &Node) -> &str {
 
 /// A node's new spec, by a client that read it at `version`.
 ///
-/// A role is stored, and what is placed by role follows it; starting and stopping mesh-control is its operator's.
+/// A role is stored, and what is placed by role follows it; starting and stopping mesh-control is
+/// its operator's.
 fn write_spec(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -150,8 +151,9 @@ fn write_spec(
     })
 }
 
-/// Whether a client that read the node at `version` read its present spec. What the node says of itself and the subnet that it is given
-/// are in the same record, and are nothing that a user has to know of.
+/// Whether a client that read the node at `version` read its present spec. What the node says of
+/// itself and the subnet that it is given are in the same record, and are nothing that a user has
+/// to know of.
 fn knows_spec(current: &Versioned<Node>, version: i64) -> bool {
     match current.spec_written_after {
         Some(before) => (before + 1..=current.mod_revision).contains(&version),
@@ -165,7 +167,8 @@ fn is_last(snapshot: &ClusterSnapshot, node: &Node) -> bool {
     !others.any(|other| other.spec.role == NodeRole::Manager && snapshot.manager_on(&other.id).is_some())
 }
 
-/// A node taken out of the cluster. Its tasks are replaced elsewhere, and its certificate is refused from then on.
+/// A node taken out of the cluster. Its tasks are replaced elsewhere, and its certificate is
+/// refused from then on.
 fn forget(
     snapshot: &ClusterSnapshot,
     current: &Versioned<Node>,

@@ -1,6 +1,7 @@
 //! `POST /mesh/node/{id}`: the agent on this machine says which node it is.
 //!
-//! It is not Docker's. Only root reaches it, over the control socket: the agent passes no client's call on to it.
+//! It is not Docker's. Only root reaches it, over the control socket: the agent passes no client's
+//! call on to it.
 
 use std::convert::Infallible;
 

@@ -61,7 +61,8 @@ pub(crate) async fn unlock_key() -> Json<Value> {
     Json(json!({ "UnlockKey": "" }))
 }
 
-/// `POST /swarm/init`, `join`, `leave`, `unlock`: this node is a member already, and stays one until it is removed.
+/// `POST /swarm/init`, `join`, `leave`, `unlock`: this node is a member already, and stays one
+/// until it is removed.
 pub(crate) async fn enter_or_leave(
     State(context): State<ApiContext>,
     Path(verb): Path<String>,

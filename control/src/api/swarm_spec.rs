@@ -1,6 +1,7 @@
 //! What an operator may change of the cluster: pure.
 //!
-//! Invariant: a client posts back the whole spec that it read, so what is as it is passes, whatever mesh makes of it.
+//! Invariant: a client posts back the whole spec that it read, so what is as it is passes, whatever
+//! mesh makes of it.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Sealed};
@@ -56,7 +57,8 @@ struct Raft {
 }
 
 impl Raft {
-    /// Whether it asks for other settings than those that are shown. Zero leaves a setting as it is.
+    /// Whether it asks for other settings than those that are shown. Zero leaves a setting as it
+    /// is.
     fn differs(&self) -> bool {
         [
             (self.snapshot_interval, RAFT.snapshot_interval),

@@ -1,4 +1,5 @@
-//! `_ping`, `version`, `info`: what a client asks before anything else. They answer without etcd too.
+//! `_ping`, `version`, `info`: what a client asks before anything else. They answer without etcd
+//! too.
 
 use axum::Json;
 use axum::extract::State;
@@ -83,7 +84,8 @@ fn go_architecture(rust: &'static str) -> &'static str {
     }
 }
 
-/// Answer of `/info`: the swarm's part whole, and as much of the rest as is known of this manager's node.
+/// Answer of `/info`: the swarm's part whole, and as much of the rest as is known of this manager's
+/// node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Info {

@@ -45,7 +45,8 @@ pub(crate) async fn inspect(
     Ok(Json(dto::Task::new(&snapshot, find(&snapshot, &query)?)))
 }
 
-/// The task that a client names. Tasks have no names of their own here: their ids are what clients hold.
+/// The task that a client names. Tasks have no names of their own here: their ids are what clients
+/// hold.
 pub(super) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
     let tasks = snapshot.tasks.values();
     lookup::find(ObjectKind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
@@ -57,7 +58,8 @@ struct Selection<'a> {
     services: Vec<ServiceId>,
     nodes: Vec<NodeId>,
     desired: Vec<TaskState>,
-    /// Judges by service, if only tasks that are as their service wants them are asked for: the CLI waits for these.
+    /// Judges by service, if only tasks that are as their service wants them are asked for: the CLI
+    /// waits for these.
     up_to_date: Option<BTreeMap<ServiceId, OutdatedTasks<'a>>>,
 }
 

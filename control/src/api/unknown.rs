@@ -1,4 +1,5 @@
-//! What a client is told of fields that Docker has not: they are kept with the object, and change nothing.
+//! What a client is told of fields that Docker has not: they are kept with the object, and change
+//! nothing.
 //!
 //! Go's decoder drops such fields without a word. A client that misspells one is better told.
 

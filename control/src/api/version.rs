@@ -1,6 +1,7 @@
 //! The `/v1.NN` prefix of Docker's paths: checked, then taken off, so that routes are written once.
 //!
-//! Invariant: a path without the prefix is served as the newest version; a version outside the range is refused in Docker's words.
+//! Invariant: a path without the prefix is served as the newest version; a version outside the
+//! range is refused in Docker's words.
 
 use axum::extract::Request;
 use axum::http::Uri;
@@ -39,7 +40,8 @@ pub(crate) struct ApiVersion {
 }
 
 impl ApiVersion {
-    /// Reads what Docker takes for a version: digits and dots, of which the first two numbers count and what is missing is 0.
+    /// Reads what Docker takes for a version: digits and dots, of which the first two numbers count
+    /// and what is missing is 0.
     fn of(text: &str) -> Option<Self> {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
             return None;
@@ -86,7 +88,8 @@ pub(crate) fn unversioned(path: &str) -> &str {
     split(path).1
 }
 
-/// Splits `/v1.43/services` into the version and `/services`; a path that doesn't begin so has no version.
+/// Splits `/v1.43/services` into the version and `/services`; a path that doesn't begin so has no
+/// version.
 fn split(path: &str) -> (Option<ApiVersion>, &str) {
     let parsed = path.strip_prefix("/v").and_then(|tail| {
         let (version, rest) = tail.split_at(tail.find('/')?);

@@ -1,8 +1,8 @@
 //! Who holds an expired certificate: what a member shows that was away when it should have renewed.
 //!
-//! TLS refuses an expired certificate, so such a member sends it in the request. Its certificate request is signed with the
-//! certificate's own key, which proves that the sender holds that key; whoever repeats the request gets a certificate that is
-//! good for nobody else.
+//! TLS refuses an expired certificate, so such a member sends it in the request. Its certificate
+//! request is signed with the certificate's own key, which proves that the sender holds that key;
+//! whoever repeats the request gets a certificate that is good for nobody else.
 //!
 //! Invariant: pure.
 
@@ -40,7 +40,8 @@ pub enum ExpiredError {
 }
 
 impl Authority {
-    /// The node whose certificate this is, if the sender of `csr_pem` holds its key and it hasn't expired for too long.
+    /// The node whose certificate this is, if the sender of `csr_pem` holds its key and it hasn't
+    /// expired for too long.
     ///
     /// # Errors
     /// [`ExpiredError`], for people.

@@ -1,9 +1,11 @@
-//! The cluster's certificate authority: issues the manager's server certificate and the members' certificates.
+//! The cluster's certificate authority: issues the manager's server certificate and the members'
+//! certificates.
 //!
-//! Invariants: P-256 throughout; the CA's key is opened in memory only; a member's certificate says who it is (CN = node id) and
-//! what it is (OU = role), whatever its request asked for.
+//! Invariants: P-256 throughout; the CA's key is opened in memory only; a member's certificate says
+//! who it is (CN = node id) and what it is (OU = role), whatever its request asked for.
 //!
-//! Left to others: who may join ([`token`], node service), when certificates are renewed ([`mesh_state::renewal`]).
+//! Left to others: who may join ([`token`], node service), when certificates are renewed
+//! ([`mesh_state::renewal`]).
 
 pub mod expired;
 pub mod token;
@@ -33,7 +35,8 @@ const CA_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
 pub const MEMBER_LIFE: Duration = Duration::from_nanos(node_cert_expiry_ns());
 /// How long a server certificate is good for. Its key is in memory only.
 const SERVER_LIFE: Duration = Duration::from_hours(90 * 24);
-/// Certificates are dated back by so much, for members whose clocks are behind, but by no more than …
+/// Certificates are dated back by so much, for members whose clocks are behind, but by no more than
+/// …
 const SKEW: Duration = Duration::from_hours(24);
 /// … this part of their life, so that a short one isn't due for renewal at once.
 const SKEW_PART: u32 = 20;
@@ -166,7 +169,8 @@ impl Authority {
         Timestamp::from_timestamp(self.parsed()?.validity().not_after.timestamp(), 0)
     }
 
-    /// A member's certificate, PEM, for the key in its request. Nothing else of the request is taken over.
+    /// A member's certificate, PEM, for the key in its request. Nothing else of the request is
+    /// taken over.
     ///
     /// # Errors
     /// [`CaError::Request`] for a request that is none, [`CaError::Sign`].
@@ -197,7 +201,8 @@ fn organizational_unit(role: NodeRole) -> &'static str {
     }
 }
 
-/// From when and until when a certificate is good that is made `now`, in whole seconds as certificates have them.
+/// From when and until when a certificate is good that is made `now`, in whole seconds as
+/// certificates have them.
 fn validity(now: Timestamp, life: Duration) -> (Timestamp, Timestamp) {
     let since = now - SKEW.min(life / SKEW_PART);
     let whole = |moment: Timestamp| Timestamp::from_timestamp(moment.timestamp(), 0).unwrap_or(moment);
@@ -219,7 +224,8 @@ fn params(name: &str, unit: &str, now: Timestamp, life: Duration) -> Certificate
     params
 }
 
-/// The node that a client certificate names: its common name. The chain was verified in the handshake.
+/// The node that a client certificate names: its common name. The chain was verified in the
+/// handshake.
 pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     common_name(&certificate)

@@ -1,4 +1,5 @@
-//! Join tokens, `SWMTKN-1-<CA digest>-<secret>`: they tell a node which CA to trust, and the cluster which role to give.
+//! Join tokens, `SWMTKN-1-<CA digest>-<secret>`: they tell a node which CA to trust, and the
+//! cluster which role to give.
 //!
 //! Invariant: secrets are compared in constant time and never shown by `Debug`.
 

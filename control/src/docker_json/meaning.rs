@@ -1,7 +1,8 @@
-//! What an object means: the same for every way of writing it, and different as soon as something would be done differently.
+//! What an object means: the same for every way of writing it, and different as soon as something
+//! would be done differently.
 //!
-//! Go's decoder takes an absent field, `null` and the type's zero (`false`, `0`, `""`, `[]`, `{}`) for one, and drops what it doesn't
-//! know. Few fields tell zero from absent; [`Shape`] names them.
+//! Go's decoder takes an absent field, `null` and the type's zero (`false`, `0`, `""`, `[]`, `{}`)
+//! for one, and drops what it doesn't know. Few fields tell zero from absent; [`Shape`] names them.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -57,7 +58,8 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// The places of fields that Docker has no such field for, and that hold something: `TaskTemplate.ContainerSpec.Imgae`.
+/// The places of fields that Docker has no such field for, and that hold something:
+/// `TaskTemplate.ContainerSpec.Imgae`.
 pub(crate) fn unknown(value: &Value, shape: &Shape) -> Vec<String> {
     let mut found = Vec::new();
     find_unknown(value, shape, "", &mut found);

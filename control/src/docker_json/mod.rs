@@ -1,11 +1,15 @@
-//! The JSON of Docker's objects: which fields they have, how Go's clients spell them, and what each means when it is left out.
+//! The JSON of Docker's objects: which fields they have, how Go's clients spell them, and what each
+//! means when it is left out.
 //!
-//! Purpose: two specs that mean the same are told to be the same, however they are written: a default and an absent value are one.
+//! Purpose: two specs that mean the same are told to be the same, however they are written: a
+//! default and an absent value are one.
 //!
-//! Invariants: pure; a table a shape ([`shapes`]) is all that is known of an object. What a client sent is never changed by a
-//! comparison: what is stored, and what is compared, are different things.
+//! Invariants: pure; a table a shape ([`shapes`]) is all that is known of an object. What a client
+//! sent is never changed by a comparison: what is stored, and what is compared, are different
+//! things.
 //!
-//! Left to others: whether a value is good (`api::validate`), and what follows from a difference (`slots::outdated`).
+//! Left to others: whether a value is good (`api::validate`), and what follows from a difference
+//! (`slots::outdated`).
 
 pub(crate) mod meaning;
 pub(crate) mod respell;

@@ -1,7 +1,9 @@
-//! JSON as Go's decoder takes it: keys in any case, `null` for an absent value, empty or upper-case words of an enumeration.
+//! JSON as Go's decoder takes it: keys in any case, `null` for an absent value, empty or upper-case
+//! words of an enumeration.
 //!
-//! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options and unknown keys stay as they
-//! are. When a key comes twice in different cases, the exact spelling wins.
+//! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options
+//! and unknown keys stay as they are. When a key comes twice in different cases, the exact spelling
+//! wins.
 //!
 //! Left to others: which keys there are (`shapes`) and what the values mean (`meaning`).
 

@@ -1,4 +1,5 @@
-//! The fields of Docker's objects, as far as a client may send them, and what each means when it is left out.
+//! The fields of Docker's objects, as far as a client may send them, and what each means when it is
+//! left out.
 
 use super::Shape::{self, Any, Figure, List, Mark, Object, Said, Text, Word};
 

@@ -1,10 +1,11 @@
 //! How far the clocks of nodes and of other managers are ahead of this manager's.
 //!
-//! Nodes say the time with each heartbeat, managers with their records. What comes late makes a clock look slow and never fast, so of
-//! the last few the one that looks fastest counts.
+//! Nodes say the time with each heartbeat, managers with their records. What comes late makes a
+//! clock look slow and never fast, so of the last few the one that looks fastest counts.
 //!
-//! Invariant: nothing is decided by it. Planners compare moments of one clock ([`super::snapshot::ClusterSnapshot::ended_at`] and its neighbours); people, certificates and logs
-//! depend on what all clocks say.
+//! Invariant: nothing is decided by it. Planners compare moments of one clock
+//! ([`super::snapshot::ClusterSnapshot::ended_at`] and its neighbours); people, certificates and
+//! logs depend on what all clocks say.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +96,8 @@ impl Clocks {
         self.known().iter().map(|(peer, clock)| (peer.clone(), clock.ahead())).collect()
     }
 
-    /// Nodes whose clocks are more than a second ahead of this manager's or behind it, in milliseconds: what other managers are told.
+    /// Nodes whose clocks are more than a second ahead of this manager's or behind it, in
+    /// milliseconds: what other managers are told.
     pub fn nodes_off(&self, snapshot: &ClusterSnapshot) -> BTreeMap<NodeId, i64> {
         let off = self.ahead().into_iter().filter(|(_, ahead)| ahead.abs() > SHOWN_BEYOND);
         let of_node = |(peer, ahead): (Peer, TimeDelta)| {

@@ -1,8 +1,8 @@
 //! The cluster as one watch shows it: every stored object, indexed, at one revision.
 //!
-//! Invariants: [`ClusterSnapshot::apply`] is pure and total: an unknown key is ignored, a value that can't be read is kept out
-//! and named in [`ClusterSnapshot::unreadable`]. A snapshot is shared behind an `Arc` and its values behind `Arc`s, so that a
-//! copy costs pointers.
+//! Invariants: [`ClusterSnapshot::apply`] is pure and total: an unknown key is ignored, a value
+//! that can't be read is kept out and named in [`ClusterSnapshot::unreadable`]. A snapshot is
+//! shared behind an `Arc` and its values behind `Arc`s, so that a copy costs pointers.
 //!
 //! Left to others: reading etcd (the watch driver) and every decision.
 
@@ -74,8 +74,8 @@ pub struct ClusterSnapshot {
     pub nodes: BTreeMap<NodeId, Stored<Node>>,
     /// Whether nodes are heard.
     pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
-    /// When this manager's watch saw the state of each node's liveness change, by this manager's clock. What was there at the
-    /// first listing was seen then.
+    /// When this manager's watch saw the state of each node's liveness change, by this manager's
+    /// clock. What was there at the first listing was seen then.
     pub liveness_seen: BTreeMap<NodeId, Timestamp>,
     /// When it saw the steps of each task.
     pub tasks_seen: BTreeMap<TaskId, seen::TaskSeen>,
@@ -103,7 +103,8 @@ pub struct ClusterSnapshot {
     pub backend_cursor: Option<Stored<BackendId>>,
     /// The secrets that members share, without the secrets.
     pub member_keys: Option<Stored<MemberKeys>>,
-    /// The newest revision that changed what the mesh table is made of (services, tasks, statuses, nodes, liveness).
+    /// The newest revision that changed what the mesh table is made of (services, tasks, statuses,
+    /// nodes, liveness).
     pub mesh_revision: i64,
     /// When this manager heard of the newest change, set by the watch.
     pub received_at: Timestamp,
@@ -125,7 +126,8 @@ impl ClusterSnapshot {
             snapshot.put(&item);
         }
         snapshot.revision = revision;
-        // What was deleted before the listing left no trace in it; it is at most as new as the listing.
+        // What was deleted before the listing left no trace in it; it is at most as new as the
+        // listing.
         snapshot.mesh_revision = revision;
         snapshot.touched.all(revision);
         snapshot
@@ -162,7 +164,8 @@ impl ClusterSnapshot {
         self.status_of(task).state
     }
 
-    /// Why a task failed or waits: its node's words, else the leader's (`assigned node no longer meets constraints`).
+    /// Why a task failed or waits: its node's words, else the leader's
+    /// (`assigned node no longer meets constraints`).
     pub fn error_of<'a>(&'a self, task: &'a Task) -> &'a str {
         let reported = &self.status_of(task).err;
         if reported.is_empty() { &task.leader_status.err } else { reported }
@@ -183,7 +186,8 @@ impl ClusterSnapshot {
         self.touched.last(node)
     }
 
-    /// The oldest of the mesh tables that nodes hold which are heard; the highest revision of all if none is heard. Worked out once.
+    /// The oldest of the mesh tables that nodes hold which are heard; the highest revision of all
+    /// if none is heard. Worked out once.
     pub fn acked_by_all(&self) -> i64 {
         *self.acked_by_all.get_or_init(|| {
             let heard = self.nodes.keys().filter(|node| self.node_state(node) == NodeState::Ready);

@@ -1,8 +1,9 @@
-//! Follows the store: lists once, watches from there, and publishes each state of it as one shared snapshot.
+//! Follows the store: lists once, watches from there, and publishes each state of it as one shared
+//! snapshot.
 //!
-//! Invariants: a published snapshot is the store at one revision, whole; while the store is away the last one stays and
-//! [`Feed::connected`] says so. After a lost watch everything is listed anew: that is right after compaction and after a restored
-//! backup too.
+//! Invariants: a published snapshot is the store at one revision, whole; while the store is away
+//! the last one stays and [`Feed::connected`] says so. After a lost watch everything is listed
+//! anew: that is right after compaction and after a restored backup too.
 //!
 //! Left to others: reading the snapshot.
 
@@ -117,7 +118,8 @@ impl Follower {
         }
     }
 
-    /// One listing and the watch after it. `Ok` when the store no longer keeps the history that the watch needs.
+    /// One listing and the watch after it. `Ok` when the store no longer keeps the history that the
+    /// watch needs.
     async fn list_and_watch(&self, store: &dyn Store, backoff: &mut Backoff) -> Result<(), StoreError> {
         let listing = store.list(keys::ROOT).await?;
         let mut events = store.watch(keys::ROOT, listing.revision + 1).await?;

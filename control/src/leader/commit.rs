@@ -1,7 +1,8 @@
 //! Turns a plan into transactions and commits them under the leader's fence.
 //!
-//! Invariants: each action is one group of writes with the compares that it stands on, never cut apart; each transaction holds the
-//! fence, so nothing that a former leader decided is applied; the first conflict discards the rest of the plan.
+//! Invariants: each action is one group of writes with the compares that it stands on, never cut
+//! apart; each transaction holds the fence, so nothing that a former leader decided is applied; the
+//! first conflict discards the rest of the plan.
 //!
 //! Left to others: deciding ([`crate::plan`]), and planning again.
 
@@ -78,7 +79,8 @@ pub fn transactions(
         let group = group(action, snapshot)?;
         if !current.absorb(&group) {
             cut.push(std::mem::replace(&mut current, empty()));
-            // An action alone never exceeds a transaction: it is a few keys, each below etcd's limit by the API's checks.
+            // An action alone never exceeds a transaction: it is a few keys, each below etcd's
+            // limit by the API's checks.
             current.compares.extend(group.compares);
             current.ops.extend(group.ops);
         }

@@ -1,8 +1,10 @@
 //! Lets etcd forget old history: the leader compacts to what the store was some minutes ago.
 //!
-//! Invariant: history younger than [`KEPT`] stays, so a watch that was lost for less resumes or lists anew at its own choice.
+//! Invariant: history younger than [`KEPT`] stays, so a watch that was lost for less resumes or
+//! lists anew at its own choice.
 //!
-//! Left to others: defragmentation (an operator's `etcdctl defrag`, member by member; it stops a member while it runs).
+//! Left to others: defragmentation (an operator's `etcdctl defrag`, member by member; it stops a
+//! member while it runs).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! The leader's driver: runs the planners and commits what they decide.
 //!
-//! Invariants: planners run on the leader only, one after the other, each on a snapshot that holds what the ones before it wrote; a
-//! change wakes the driver, and so do a moment that a plan asked for and a period, so a missed wake-up costs time and nothing else.
+//! Invariants: planners run on the leader only, one after the other, each on a snapshot that holds
+//! what the ones before it wrote; a change wakes the driver, and so do a moment that a plan asked
+//! for and a period, so a missed wake-up costs time and nothing else.
 //!
 //! Left to others: decisions ([`crate::planners`]) and transactions ([`crate::leader::commit`]).
 

@@ -1,7 +1,9 @@
-//! This manager's lease: it says that the manager lives and on which node, and, for one manager at a time, that it leads.
+//! This manager's lease: it says that the manager lives and on which node, and, for one manager at
+//! a time, that it leads.
 //!
-//! Invariants: no two managers live under one name; leadership is given up on our own clock before the lease can have ended in etcd; whoever writes as the leader
-//! compares [`Leadership::fence`], so even a leader that was asleep through its end writes nothing.
+//! Invariants: no two managers live under one name; leadership is given up on our own clock before
+//! the lease can have ended in etcd; whoever writes as the leader compares [`Leadership::fence`],
+//! so even a leader that was asleep through its end writes nothing.
 //!
 //! Left to others: what a leader does.
 
@@ -34,7 +36,8 @@ const KEEP_ALIVE_PERIOD: Duration = Duration::from_millis(1500);
 const RECORD_PERIOD: Duration = Duration::from_secs(30);
 /// Leadership is given up so long before the lease can end in etcd.
 const SAFETY_MARGIN: Duration = Duration::from_millis(700);
-/// A manager that lives under this one's name for so long is no dead one, whose lease would have ended.
+/// A manager that lives under this one's name for so long is no dead one, whose lease would have
+/// ended.
 const NAME_WAIT: Duration = Duration::from_secs(10);
 /// Pauses between attempts to get a lease.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);
@@ -173,7 +176,8 @@ impl Candidate {
         Ok(Op::put_leased(keys::manager(&self.manager.name), record, lease))
     }
 
-    /// Says that this manager lives, unless another one does under its name. One at the same address is this one before its restart.
+    /// Says that this manager lives, unless another one does under its name. One at the same
+    /// address is this one before its restart.
     async fn appear(&mut self, since: Timestamp, lease: i64) -> Result<(), LeaseError> {
         let (name, address) = (&self.manager.name, &self.manager.address);
         let key = keys::manager(name);

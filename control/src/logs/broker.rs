@@ -1,9 +1,11 @@
-//! Where those who read logs and the nodes that have them meet: what is asked of which node, and who waits for it.
+//! Where those who read logs and the nodes that have them meet: what is asked of which node, and
+//! who waits for it.
 //!
-//! Invariants: an ask is of one node and lives as long as its [`Ask`]; a node sees its own asks only; asks are bounded by the
-//! readers, readers by [`READERS_MAX`].
+//! Invariants: an ask is of one node and lives as long as its [`Ask`]; a node sees its own asks
+//! only; asks are bounded by the readers, readers by [`READERS_MAX`].
 //!
-//! Left to others: deciding what to ask (`reader`), telling nodes (their sessions), taking what they send (`node_service`).
+//! Left to others: deciding what to ask (`reader`), telling nodes (their sessions), taking what
+//! they send (`node_service`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,7 +113,8 @@ impl LogBroker {
         untold
     }
 
-    /// Where `node` is to send what it was asked, and what ends it; `None` if it wasn't asked, or answers twice.
+    /// Where `node` is to send what it was asked, and what ends it; `None` if it wasn't asked, or
+    /// answers twice.
     pub fn open(&self, id: &str, node: &NodeId) -> Option<(mpsc::Sender<NewsOfAsk>, CancellationToken)> {
         let mut asks = self.asks();
         let entry = asks.get_mut(id).filter(|entry| &entry.node == node && !entry.opened)?;

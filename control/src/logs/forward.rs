@@ -1,7 +1,7 @@
 //! Asking a node through the manager that holds its stream.
 //!
-//! etcd is the only bus between managers, so the ask is a key there for the seconds that it takes to be heard; what the node then
-//! tells comes to the asking manager directly.
+//! etcd is the only bus between managers, so the ask is a key there for the seconds that it takes
+//! to be heard; what the node then tells comes to the asking manager directly.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,7 +33,8 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Leaves an ask for the manager of `node`, in the background. One that isn't heard is an ask that isn't answered.
+    /// Leaves an ask for the manager of `node`, in the background. One that isn't heard is an ask
+    /// that isn't answered.
     pub(crate) fn leave(&self, node: NodeId, ask_id: String, wanted: LogSelection, logs: &[WantedLog]) {
         let ask = LogAsk {
             manager: self.manager.clone(),

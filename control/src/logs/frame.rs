@@ -1,7 +1,8 @@
 //! The bytes of a log stream as Docker's clients read them. Pure.
 //!
-//! Invariant: a frame holds one line's bytes with its own prefix, for clients take a frame as one write and look for the prefix in
-//! each. Frames are Docker's stdcopy: stream, three zeroes, length as big-endian u32 ("Attach to a container" in Docker's API).
+//! Invariant: a frame holds one line's bytes with its own prefix, for clients take a frame as one
+//! write and look for the prefix in each. Frames are Docker's stdcopy: stream, three zeroes, length
+//! as big-endian u32 ("Attach to a container" in Docker's API).
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use chrono::{DateTime, SecondsFormat};
@@ -73,7 +74,8 @@ impl Format {
     }
 }
 
-/// `key=value` by key, the driver's own among them; what the driver says of these three keys doesn't count.
+/// `key=value` by key, the driver's own among them; what the driver says of these three keys
+/// doesn't count.
 fn details(origin: Origin<'_>, of_driver: &str) -> String {
     let own = [
         format!("com.docker.swarm.node.id={}", origin.node),

@@ -1,8 +1,9 @@
 //! One client that reads logs: which nodes are asked, and what comes of it.
 //!
-//! Invariants: a client that doesn't follow gets an end, whatever nodes do: each is told to the end, breaks off, or isn't there, and
-//! the last two are named at the end. A client that follows gets every task that appears, and a node that was away goes on where it
-//! was, without a line twice.
+//! Invariants: a client that doesn't follow gets an end, whatever nodes do: each is told to the
+//! end, breaks off, or isn't there, and the last two are named at the end. A client that follows
+//! gets every task that appears, and a node that was away goes on where it was, without a line
+//! twice.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};

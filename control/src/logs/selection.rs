@@ -1,4 +1,5 @@
-//! Which tasks' logs somebody who names a service or a task reads, and on which nodes they are. Pure.
+//! Which tasks' logs somebody who names a service or a task reads, and on which nodes they are.
+//! Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +28,8 @@ pub(crate) struct Selection {
     pub(crate) may_grow: bool,
 }
 
-/// What there is to read now. Whoever follows gets a task once its container is there, whoever doesn't gets those that ran.
+/// What there is to read now. Whoever follows gets a task once its container is there, whoever
+/// doesn't gets those that ran.
 pub(crate) fn select(snapshot: &ClusterSnapshot, subject: &Subject, follow: bool) -> Selection {
     let mut selection = Selection::default();
     match subject {

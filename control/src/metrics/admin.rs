@@ -40,7 +40,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Ready once there is a snapshot to serve; losing etcd later doesn't unready a manager that serves its nodes.
+/// Ready once there is a snapshot to serve; losing etcd later doesn't unready a manager that serves
+/// its nodes.
 async fn ready(State(admin): State<Admin>) -> Response {
     if admin.feed.snapshot().cluster.is_some() {
         return "ok\n".into_response();

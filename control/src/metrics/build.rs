@@ -3,7 +3,8 @@
 use mesh_state::origin;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
-/// Registers `mesh_build_info`, always 1. The control plane loads no programs, so its `bpf_abi` is `none`.
+/// Registers `mesh_build_info`, always 1. The control plane loads no programs, so its `bpf_abi` is
+/// `none`.
 ///
 /// # Errors
 /// A family of the same name is registered already.

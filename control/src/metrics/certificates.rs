@@ -20,8 +20,8 @@ struct Certificates {
     left: IntGaugeVec,
 }
 
-/// Registers `mesh_certificate_seconds_left`, for the nodes' server, the cluster's CA, and what is shown to etcd. The last one
-/// is a file that its operator replaces, so it is read at each scrape.
+/// Registers `mesh_certificate_seconds_left`, for the nodes' server, the cluster's CA, and what is
+/// shown to etcd. The last one is a file that its operator replaces, so it is read at each scrape.
 ///
 /// # Errors
 /// A family of the same name is registered already.

@@ -14,7 +14,8 @@ struct ClockCollector {
     skew: GaugeVec,
 }
 
-/// Registers `mesh_clock_skew_seconds`: of nodes with a session here, by id, and of other managers, by name.
+/// Registers `mesh_clock_skew_seconds`: of nodes with a session here, by id, and of other managers,
+/// by name.
 ///
 /// # Errors
 /// A family of the same name is registered already.

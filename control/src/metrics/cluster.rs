@@ -1,4 +1,5 @@
-//! The cluster as the leader sees it. Other managers show only that they don't lead, so that a sum over all counts once.
+//! The cluster as the leader sees it. Other managers show only that they don't lead, so that a sum
+//! over all counts once.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! What this manager tells Prometheus, one family of metrics a file, names and labels as in the project's catalogue.
+//! What this manager tells Prometheus, one family of metrics a file, names and labels as in the
+//! project's catalogue.
 //!
 //! Invariant: every family passes `promtool check metrics`.
 

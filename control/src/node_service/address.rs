@@ -24,7 +24,8 @@ pub(super) enum AddressError {
     },
 }
 
-/// Whether `node` may have `address`. A node that is down may have left it to a machine that was set up anew.
+/// Whether `node` may have `address`. A node that is down may have left it to a machine that was
+/// set up anew.
 pub(super) fn check(
     snapshot: &ClusterSnapshot,
     node: &NodeId,

@@ -1,7 +1,9 @@
 //! What a node is to run, and what changed of it since it was last told.
 //!
-//! Invariants: pure; nothing is looked at again before it may have changed; a node is told of each of its tasks once for each write of the task, and once its drain is announced; a task that was observed at its end is
-//! never shown as one to run, so a node that lost its memory doesn't run it again.
+//! Invariants: pure; nothing is looked at again before it may have changed; a node is told of each
+//! of its tasks once for each write of the task, and once its drain is announced; a task that was
+//! observed at its end is never shown as one to run, so a node that lost its memory doesn't run it
+//! again.
 //!
 //! Left to others: sending.
 
@@ -17,7 +19,8 @@ use crate::docker_json::{meaning, shapes};
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::slots::drain;
 
-/// What a node was told: its tasks, each with the revision of the task that it was told of, and how it drains.
+/// What a node was told: its tasks, each with the revision of the task that it was told of, and how
+/// it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SentAssignments {
     tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
@@ -33,7 +36,8 @@ struct Basis {
 }
 
 impl SentAssignments {
-    /// Whether the node's tasks have to be looked at: something that its assignments are made of has changed since the last look.
+    /// Whether the node's tasks have to be looked at: something that its assignments are made of
+    /// has changed since the last look.
     pub fn may_differ(&self, node: &NodeId, snapshot: &ClusterSnapshot) -> bool {
         self.basis.is_none_or(|basis| {
             basis.touched_at != snapshot.touched_at(node)
@@ -42,7 +46,8 @@ impl SentAssignments {
     }
 }
 
-/// What to tell `node` now: everything the first time, then what changed; nothing if nothing did. `open` opens sealed credentials.
+/// What to tell `node` now: everything the first time, then what changed; nothing if nothing did.
+/// `open` opens sealed credentials.
 ///
 /// # Errors
 /// An assignment has no JSON form.
@@ -86,8 +91,8 @@ pub fn tell(
     Ok(news.then_some(proto::Assignments { full, set, removed_task_ids }))
 }
 
-/// An assignment as it is sent: without fields of the spec that Docker has not. They change nothing, and an agent refuses what it doesn't
-/// know.
+/// An assignment as it is sent: without fields of the spec that Docker has not. They change
+/// nothing, and an agent refuses what it doesn't know.
 fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
     let mut value = serde_json::to_value(assignment)?;
     if let Some(spec) = value.get_mut("spec") {
@@ -143,7 +148,8 @@ mod tests {
         world.put_task(&task);
     }
 
-    /// What a message says: whether it is full, the tasks set with their desired states, the tasks removed.
+    /// What a message says: whether it is full, the tasks set with their desired states, the tasks
+    /// removed.
     type Said = (bool, Vec<(String, TaskState)>, Vec<String>);
 
     fn read(message: &proto::Assignments) -> Said {

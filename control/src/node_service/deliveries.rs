@@ -1,8 +1,9 @@
 //! Secrets and configs on their way to one node.
 //!
-//! Invariants: a node is sent what a task needs that it was assigned and that has not started yet, and nothing else; each object once
-//! for as long as a task needs it, for the node keeps it so long. Waiting for the store is done beside the session. What is sent is not
-//! kept; only gRPC's own buffers hold it until they are used again.
+//! Invariants: a node is sent what a task needs that it was assigned and that has not started yet,
+//! and nothing else; each object once for as long as a task needs it, for the node keeps it so
+//! long. Waiting for the store is done beside the session. What is sent is not kept; only gRPC's
+//! own buffers hold it until they are used again.
 //!
 //! Left to others: sending.
 

@@ -1,5 +1,5 @@
-//! Ends of tasks that a node tells every manager of, whichever holds its session: the store, by which managers usually hear of each
-//! other's nodes, may be away.
+//! Ends of tasks that a node tells every manager of, whichever holds its session: the store, by
+//! which managers usually hear of each other's nodes, may be away.
 //!
 //! Invariants: a node speaks for its own tasks only, and of ends only; what comes in is bounded.
 

@@ -1,10 +1,11 @@
 //! What nodes measure of their backends, relayed to the other nodes of this manager.
 //!
-//! Invariants: in memory only, the newest of each node; what was heard longer ago than [`FRESH`] is not told; a node speaks for its
-//! own backends only; a message holds each backend once, so it is bounded by the ids that there are.
+//! Invariants: in memory only, the newest of each node; what was heard longer ago than [`FRESH`] is
+//! not told; a node speaks for its own backends only; a message holds each backend once, so it is
+//! bounded by the ids that there are.
 //!
-//! Non-goal: telling other managers. A node hears the loads of the nodes that have their session with the same manager; for the
-//! rest it has what replies carry.
+//! Non-goal: telling other managers. A node hears the loads of the nodes that have their session
+//! with the same manager; for the rest it has what replies carry.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -52,7 +53,8 @@ impl Loads {
         }
     }
 
-    /// What to tell `node`: loads of others' backends that it was not told, or not lately; nothing if there are none.
+    /// What to tell `node`: loads of others' backends that it was not told, or not lately; nothing
+    /// if there are none.
     pub fn tell(&self, told: &mut SentLoads, node: &NodeId, table: &Table) -> Option<proto::Loads> {
         let now = Instant::now();
         let mut fresh = BTreeMap::new();

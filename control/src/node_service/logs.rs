@@ -1,7 +1,9 @@
-//! Logs between nodes and those who read them: what a session tells its node to send, and taking what the node sends.
+//! Logs between nodes and those who read them: what a session tells its node to send, and taking
+//! what the node sends.
 //!
-//! Invariants: a node's lines come on a connection of their own, so that a reader that stops reading holds up that alone; the reader
-//! always hears how a stream ended, for the taking outlives the call that brought it.
+//! Invariants: a node's lines come on a connection of their own, so that a reader that stops
+//! reading holds up that alone; the reader always hears how a stream ended, for the taking outlives
+//! the call that brought it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +48,8 @@ impl SessionAsks {
         }
     }
 
-    /// What the session's node is to be told by `manager`, for itself and for those that can't say it themselves.
+    /// What the session's node is to be told by `manager`, for itself and for those that can't say
+    /// it themselves.
     pub(super) fn untold(&mut self, node: &NodeId, manager: &str, snapshot: &ClusterSnapshot) -> Vec<Down> {
         let mut untold = self.broker.untold(node, &mut self.told);
         let of_node = snapshot.log_asks.range((node.clone(), String::new())..);
@@ -79,7 +82,8 @@ pub(super) async fn take(
         .ok_or_else(|| Status::invalid_argument("no logs came"))?;
     let (reader, dropped) =
         broker.open(&first.ask_id, &node).ok_or_else(|| Status::not_found("nobody reads these logs"))?;
-    // A task of its own: a call whose connection is lost is dropped, and the reader would never know.
+    // A task of its own: a call whose connection is lost is dropped, and the reader would never
+    // know.
     let passing = tokio::spawn(async move {
         let ask = first.ask_id.clone();
         let pass = async {

@@ -1,8 +1,10 @@
-//! What nodes reported and the store doesn't hold yet: the newest of each kind, until the store shows it.
+//! What nodes reported and the store doesn't hold yet: the newest of each kind, until the store
+//! shows it.
 //!
-//! Invariants: pure; bounded by the cluster's tasks and nodes, for newer reports take the place of older ones; a report is checked
-//! against the snapshot when it is written, so a node speaks for its own tasks only and an observed state only rises; a report that
-//! no transaction can hold is dropped by itself, and holds up no other.
+//! Invariants: pure; bounded by the cluster's tasks and nodes, for newer reports take the place of
+//! older ones; a report is checked against the snapshot when it is written, so a node speaks for
+//! its own tasks only and an observed state only rises; a report that no transaction can hold is
+//! dropped by itself, and holds up no other.
 //!
 //! Left to others: writing ([`super::recorder`]).
 
@@ -137,8 +139,8 @@ impl Mailbox {
         *self == Self::default()
     }
 
-    /// Drops what the store holds by now and what nobody may write: reports on what doesn't exist or isn't the node's, and the
-    /// silence of a node that another manager took over.
+    /// Drops what the store holds by now and what nobody may write: reports on what doesn't exist
+    /// or isn't the node's, and the silence of a node that another manager took over.
     pub fn settle(&mut self, snapshot: &ClusterSnapshot, manager: &str) {
         self.statuses.retain(|id, (node, status)| {
             let of_node = snapshot.tasks.get(id).is_some_and(|task| task.node_id.as_ref() == Some(node));
@@ -146,7 +148,8 @@ impl Mailbox {
         });
         self.acks.retain(|id, generation| {
             let newest = generation_of(snapshot.revision);
-            // One that is newer than the store is no table's: an earlier version took what nodes said.
+            // One that is newer than the store is no table's: an earlier version took what nodes
+            // said.
             let is_news = |acked: u64| acked < *generation || acked > newest;
             snapshot.nodes.contains_key(id) && snapshot.acks.get(id).is_none_or(|acked| is_news(acked.value))
         });
@@ -170,8 +173,9 @@ impl Mailbox {
         });
     }
 
-    /// The writes that wait, each standing on what `snapshot` shows. Liveness comes first: it decides where traffic goes. What has
-    /// no stored form, or one that no transaction can hold, is dropped here.
+    /// The writes that wait, each standing on what `snapshot` shows. Liveness comes first: it
+    /// decides where traffic goes. What has no stored form, or one that no transaction can hold, is
+    /// dropped here.
     pub fn entries(&mut self, snapshot: &ClusterSnapshot, manager: &str, now: Timestamp) -> Sorted {
         let mut sorted = Sorted::default();
         self.liveness.retain(|id, heard| {

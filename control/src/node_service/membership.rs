@@ -1,8 +1,9 @@
 //! Joining: a token for a certificate.
 //!
-//! Invariants: anybody may call, so sizes are checked before anything else is looked at, calls and log lines are limited, and what is
-//! logged is escaped and cut; a wrong token tells nothing but that it is wrong; the node's record exists before its certificate is sent; the node's
-//! key never leaves the node.
+//! Invariants: anybody may call, so sizes are checked before anything else is looked at, calls and
+//! log lines are limited, and what is logged is escaped and cut; a wrong token tells nothing but
+//! that it is wrong; the node's record exists before its certificate is sent; the node's key never
+//! leaves the node.
 //!
 //! Left to others: the node's address and description, which its first session brings.
 
@@ -141,7 +142,8 @@ impl Admission {
             self.context.store.txn(vec![Compare::Absent(key.clone())], vec![Op::put(key, value)]).await;
         match outcome {
             Ok(TxnOutcome::Committed(revision)) => {
-                // So that the session that follows finds it here; another manager catches up by itself.
+                // So that the session that follows finds it here; another manager catches up by
+                // itself.
                 if let Err(late) = self.context.wait_for_revision(revision, SEEN_DEADLINE).await {
                     warn!(node = %id, %late, "the new node doesn't show yet");
                 }

@@ -1,7 +1,9 @@
-//! The mesh table: which services answer on which ports, and which tasks stand behind them. What every agent forwards by.
+//! The mesh table: which services answer on which ports, and which tasks stand behind them. What
+//! every agent forwards by.
 //!
-//! Invariants: pure; the same snapshot gives the same table on every manager, and a table's generation is the store's revision that
-//! it was made of, so tables of different managers compare; a backend is in the table exactly while its task is observed running.
+//! Invariants: pure; the same snapshot gives the same table on every manager, and a table's
+//! generation is the store's revision that it was made of, so tables of different managers compare;
+//! a backend is in the table exactly while its task is observed running.
 //!
 //! Left to others: sending it ([`crate::node_service`]).
 
@@ -75,7 +77,8 @@ impl Table {
         }
     }
 
-    /// This table without the backends of tasks that ended, each on the node that says so. A node speaks for its own tasks only.
+    /// This table without the backends of tasks that ended, each on the node that says so. A node
+    /// speaks for its own tasks only.
     #[must_use]
     pub fn without(mut self, ended: &BTreeMap<TaskId, NodeId>) -> Self {
         if !ended.is_empty() {
@@ -131,7 +134,8 @@ impl Table {
     }
 }
 
-/// A message of the table without what only another node needs of its backends: their containers' ids.
+/// A message of the table without what only another node needs of its backends: their containers'
+/// ids.
 pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTable {
     message.sent_unix_ms = now.timestamp_millis();
     for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
@@ -140,7 +144,8 @@ pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTa
     message
 }
 
-/// Whether a node that is down had an address that another node has now: a machine that was set up anew.
+/// Whether a node that is down had an address that another node has now: a machine that was set up
+/// anew.
 fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
     let is_down = |id: &NodeId| snapshot.node_state(id) == NodeState::Down;
     let shares = |other: &Node| other.id != node.id && other.address == node.address;
@@ -150,7 +155,8 @@ fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
 impl Entries {
     /// Adds a service that answers on `ports`, and its backends.
     fn add(&mut self, snapshot: &ClusterSnapshot, id: &ServiceId, spec: &ServiceSpec, ports: Vec<MeshPort>) {
-        // Labels were checked when they were written; one from a later version means the default here.
+        // Labels were checked when they were written; one from a later version means the default
+        // here.
         let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
         let backends = snapshot.tasks_of(id).flat_map(|task| backends(snapshot, &spec.name, &settings, task));
         self.backends.extend(backends.map(|backend| (backend.id, backend)));
@@ -170,8 +176,8 @@ impl Entries {
     }
 }
 
-/// Services that were removed while tasks of theirs still run, with the ports that nobody else has by now: their live flows go on,
-/// and new ones are refused, until the tasks have stopped.
+/// Services that were removed while tasks of theirs still run, with the ports that nobody else has
+/// by now: their live flows go on, and new ones are refused, until the tasks have stopped.
 fn removed_services<'a>(
     snapshot: &'a ClusterSnapshot,
     entries: &Entries,

@@ -1,10 +1,12 @@
 //! The nodes' door to the control plane: gRPC over mutual TLS.
 //!
-//! Purpose: admit nodes that hold a token, and keep one session with each member: assignments, what they depend on and the mesh table
-//! down, statuses and acknowledgements up, and whether the node is heard.
+//! Purpose: admit nodes that hold a token, and keep one session with each member: assignments, what
+//! they depend on and the mesh table down, statuses and acknowledgements up, and whether the node
+//! is heard.
 //!
-//! Invariants: a session reads snapshots and never waits for the store, so it goes on while etcd is away; everything nodes report
-//! goes through one [`recorder`] a manager; a node that was removed is refused at once, and its session cut.
+//! Invariants: a session reads snapshots and never waits for the store, so it goes on while etcd is
+//! away; everything nodes report goes through one [`recorder`] a manager; a node that was removed
+//! is refused at once, and its session cut.
 //!
 //! Left to others: what nodes are to run, and when a silent one is down.
 

@@ -1,7 +1,9 @@
-//! Writes what nodes report: one writer a manager, in batches that grow by themselves while a write is under way.
+//! Writes what nodes report: one writer a manager, in batches that grow by themselves while a write
+//! is under way.
 //!
-//! Invariants: sessions never wait for it; what it was given is written, or replaced by something newer, or no longer true; through an
-//! outage of the store it keeps the newest of everything and writes it afterwards; an entry that the store refuses holds up no other.
+//! Invariants: sessions never wait for it; what it was given is written, or replaced by something
+//! newer, or no longer true; through an outage of the store it keeps the newest of everything and
+//! writes it afterwards; an entry that the store refuses holds up no other.
 //!
 //! Left to others: what may be written ([`super::mailbox`]).
 
@@ -149,8 +151,9 @@ impl Recorder {
         refused.map_or(Ok(()), Err)
     }
 
-    /// One transaction; on a conflict or a refusal each entry by itself, so that one that can't be written doesn't hold up the
-    /// others. The last revision written, and the last refusal of a single entry.
+    /// One transaction; on a conflict or a refusal each entry by itself, so that one that can't be
+    /// written doesn't hold up the others. The last revision written, and the last refusal of a
+    /// single entry.
     async fn write_batch(
         &self,
         batch: Vec<PendingWrite>,
@@ -196,7 +199,8 @@ fn key_of(op: &Op) -> &str {
     }
 }
 
-/// Cuts entries into transactions' worth. Two entries on one key (a description) never share one: keys are unique by kind and id.
+/// Cuts entries into transactions' worth. Two entries on one key (a description) never share one:
+/// keys are unique by kind and id.
 fn batches(entries: Vec<PendingWrite>) -> Vec<Vec<PendingWrite>> {
     let mut cut: Vec<Vec<PendingWrite>> = Vec::new();
     let mut bytes = 0;

@@ -1,7 +1,7 @@
 //! Renewing a member's certificate.
 //!
-//! Invariants: only a member of the cluster gets one, and in the role that the cluster gives it now; a renewed certificate says
-//! nothing that its request asked for but the key.
+//! Invariants: only a member of the cluster gets one, and in the role that the cluster gives it
+//! now; a renewed certificate says nothing that its request asked for but the key.
 
 use chrono::Utc;
 use mesh_state::ids::NodeId;
@@ -41,7 +41,8 @@ impl Admission {
     /// A new certificate for a member whose certificate has expired.
     ///
     /// # Errors
-    /// As for [`Admission::renew`], and when the request doesn't come from the certificate's holder, or too late.
+    /// As for [`Admission::renew`], and when the request doesn't come from the certificate's
+    /// holder, or too late.
     pub(super) async fn renew_expired(
         &self,
         request: RenewExpiredRequest,

@@ -1,7 +1,8 @@
 //! The nodes' server, whose certificate is renewed while it serves.
 //!
-//! A TLS server keeps the certificate that it began with, so each certificate has a server of its own on the same socket: the
-//! new one accepts what comes from then on, and the one before serves its connections to their end. No session is cut.
+//! A TLS server keeps the certificate that it began with, so each certificate has a server of its
+//! own on the same socket: the new one accepts what comes from then on, and the one before serves
+//! its connections to their end. No session is cut.
 //!
 //! Invariant: at any time one server accepts.
 
@@ -42,7 +43,8 @@ pub enum ServeError {
     Panicked(#[source] tokio::task::JoinError),
 }
 
-/// Until when the server's certificate is good, for metrics: seconds since 1970, 0 before there is one.
+/// Until when the server's certificate is good, for metrics: seconds since 1970, 0 before there is
+/// one.
 pub type ServerExpiry = Arc<AtomicI64>;
 
 /// The nodes' server.

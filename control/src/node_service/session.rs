@@ -1,7 +1,8 @@
 //! One node's session: what it must know goes down, what it reports comes up.
 //!
-//! Invariants: the welcome is first and waits for the node's subnet; assignments and tables are whole once, then deltas on what was
-//! sent; a status is acknowledged when the store is seen to hold it; the node is heard while it speaks.
+//! Invariants: the welcome is first and waits for the node's subnet; assignments and tables are
+//! whole once, then deltas on what was sent; a status is acknowledged when the store is seen to
+//! hold it; the node is heard while it speaks.
 //!
 //! Left to others: writing reports ([`super::recorder`]).
 
@@ -88,7 +89,8 @@ pub(super) struct Session {
     told: SentAssignments,
     deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
-    /// Whether the node's agent knows what member keys are, and the numbers of those that it was told, the one in use first.
+    /// Whether the node's agent knows what member keys are, and the numbers of those that it was
+    /// told, the one in use first.
     takes_cookies: bool,
     told_keys: Option<(Vec<u64>, bool)>,
     unacknowledged: Unacknowledged,
@@ -142,7 +144,8 @@ impl Session {
         }
     }
 
-    /// Serves until the stream breaks or the session must end. Whether the node was heard to the last.
+    /// Serves until the stream breaks or the session must end. Whether the node was heard to the
+    /// last.
     pub(super) async fn run(mut self, mut incoming: Streaming<AgentMessage>) -> bool {
         let token = Arc::clone(&self.token);
         let end = tokio::select! {
@@ -274,7 +277,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether this session may go on; if the node is heard and the store says otherwise, says so again.
+    /// Whether this session may go on; if the node is heard and the store says otherwise, says so
+    /// again.
     fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let member = snapshot.nodes.contains_key(&self.node);
         if self.was_member && !member {
@@ -305,7 +309,8 @@ impl Session {
             return Ok(());
         }
         let changes = for_node(table.since(sent), &self.node, Utc::now());
-        // A table's acknowledgement says that the keys of its time are known, too. The newest snapshot is at least as new.
+        // A table's acknowledgement says that the keys of its time are known, too. The newest
+        // snapshot is at least as new.
         let snapshot = Arc::clone(&self.snapshots.borrow());
         self.send_member_keys(&snapshot).await?;
         self.sent_table = Some(table);
@@ -320,7 +325,8 @@ impl Session {
         Ok(())
     }
 
-    /// Sends loads of other nodes' backends. A node that has no room for them now gets the next ones.
+    /// Sends loads of other nodes' backends. A node that has no room for them now gets the next
+    /// ones.
     fn send_loads(&mut self) {
         let Some(table) = &self.sent_table else { return };
         if let Some(loads) = self.loads.tell(&mut self.told_loads, &self.node, table) {

@@ -1,6 +1,7 @@
 //! What every session with this manager works with.
 //!
-//! Left to others: which sessions there are ([`super::sessions`]), and what one does ([`super::session`]).
+//! Left to others: which sessions there are ([`super::sessions`]), and what one does
+//! ([`super::session`]).
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! Who has a session with this manager.
 //!
-//! Invariants: a node has one session here, the newest; only a member's certificate opens one; a node that this manager counts as
-//! heard and that has no session is reported silent, however its session was lost.
+//! Invariants: a node has one session here, the newest; only a member's certificate opens one; a
+//! node that this manager counts as heard and that has no session is reported silent, however its
+//! session was lost.
 //!
 //! Left to others: the session itself ([`super::session`]).
 
@@ -109,7 +110,8 @@ impl Sessions {
         messages
     }
 
-    /// Refuses a node that opens sessions too often: each one is logged, and begins with whole tables.
+    /// Refuses a node that opens sessions too often: each one is logged, and begins with whole
+    /// tables.
     fn count_opened(&self, node: &NodeId) -> Result<(), Status> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if opened.take(node, std::time::Instant::now()) {
@@ -119,14 +121,16 @@ impl Sessions {
         Err(Status::resource_exhausted("this node opens sessions too often: it is to wait a few seconds"))
     }
 
-    /// Refuses a node that is no member. The snapshot may be behind a node that joined through another manager just now.
+    /// Refuses a node that is no member. The snapshot may be behind a node that joined through
+    /// another manager just now.
     async fn check_member(&self, node: &NodeId) -> Result<(), Status> {
         if self.context.cluster.snapshot().nodes.contains_key(node) {
             return Ok(());
         }
         match self.context.cluster.store.get(&keys::node(node)).await {
             Ok(Some(_)) => Ok(()),
-            // Nodes give up what they run when a manager doesn't know them: one without a cluster must not say so.
+            // Nodes give up what they run when a manager doesn't know them: one without a cluster
+            // must not say so.
             Ok(None) if self.context.cluster.snapshot().cluster.is_none() => Err(no_cluster()),
             Ok(None) => Err(not_a_member(node)),
             Err(error) => Err(Status::unavailable(error.to_string())),
@@ -134,7 +138,8 @@ impl Sessions {
     }
 }
 
-/// A session's place among those of this manager. However it is lost, the session counts as ended from then on.
+/// A session's place among those of this manager. However it is lost, the session counts as ended
+/// from then on.
 struct Place {
     sessions: Arc<Sessions>,
     node: NodeId,

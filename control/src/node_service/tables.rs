@@ -1,9 +1,10 @@
 //! Makes the mesh table of each snapshot once for all sessions of this manager.
 //!
-//! Invariants: a change of contents is published at once; if only the revision rose, the generation follows within
-//! [`GENERATION_LAG`], so that acknowledgements keep up without a message for every write. A task that its node reports as ended is
-//! out of the table before the store holds the report, under the generation that is in force: an end is final, and what holds the
-//! report until it is stored ([`super::mailbox`]) keeps the task out of every table made meanwhile.
+//! Invariants: a change of contents is published at once; if only the revision rose, the generation
+//! follows within [`GENERATION_LAG`], so that acknowledgements keep up without a message for every
+//! write. A task that its node reports as ended is out of the table before the store holds the
+//! report, under the generation that is in force: an end is final, and what holds the report until
+//! it is stored ([`super::mailbox`]) keeps the task out of every table made meanwhile.
 //!
 //! Left to others: what is in a table ([`crate::node_service::mesh_table`]).
 

@@ -79,7 +79,8 @@ fn eligible_nodes<'a>(
     service: &'a Service,
 ) -> impl Iterator<Item = NodeId> + use<'a> {
     let suits = Suits::new(&service.spec.task_template);
-    // Each execution writes a version of the spec. The store's order tells which nodes were there; clocks of managers don't.
+    // Each execution writes a version of the spec. The store's order tells which nodes were there;
+    // clocks of managers don't.
     let version = snapshot.specs.get(&(service.id.clone(), service.spec_version));
     let executed_at = version.map_or(i64::MAX, |spec| spec.create_revision);
     let nodes = snapshot
@@ -134,7 +135,8 @@ impl Slots {
         slots
     }
 
-    /// The slots of a replicated job that get a task now, the lowest first. They count from 0, as clients that wait for a job expect.
+    /// The slots of a replicated job that get a task now, the lowest first. They count from 0, as
+    /// clients that wait for a job expect.
     fn to_fill(&self, total: u64, at_once: u64) -> Vec<(Slot, Start)> {
         let room = at_once.saturating_sub(self.filled);
         let given_up = self.taken.values().filter(|taken| **taken == Taken::GivenUp).count() as u64;
@@ -271,7 +273,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens to its tasks, a job never has more at work than it may, completes no slot twice, and ends.
+        /// Whatever happens to its tasks, a job never has more at work than it may, completes no
+        /// slot twice, and ends.
         #[test]
         fn a_job_ends(
             total in 0_u64..7,

@@ -135,14 +135,15 @@ impl KeyStep<'_> {
         Some("the one in use is old".to_owned())
     }
 
-    /// Whether every node's agent knows what member keys are. A node that has not said anything of itself yet sends nothing.
+    /// Whether every node's agent knows what member keys are. A node that has not said anything of
+    /// itself yet sends nothing.
     fn are_able(&self) -> bool {
         let mut spoken = self.snapshot.nodes.values().filter(|node| node.address.is_some());
         spoken.all(|node| node.description.takes_cookies)
     }
 
-    /// Whether every node that is heard, of which there must be one, knows the record and the other nodes: it has acknowledged a table
-    /// that is as new.
+    /// Whether every node that is heard, of which there must be one, knows the record and the other
+    /// nodes: it has acknowledged a table that is as new.
     fn is_known_to_all(&self) -> bool {
         let newest = self.snapshot.nodes.values().map(|node| node.mod_revision).max().unwrap_or_default();
         let revision = newest.max(self.stored.mod_revision);

@@ -31,7 +31,8 @@ use crate::plan::{Action, Plan};
 use crate::slots::drain;
 use crate::slots::restart_policy::after;
 
-/// A node that is heard counts the drain's limit from when it was told, which is so much later at most.
+/// A node that is heard counts the drain's limit from when it was told, which is so much later at
+/// most.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Takes backends away; asks for a pass when the next limit passes.

@@ -72,7 +72,8 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// The end of the delay that a task still waits for; on a node that is gone or drained it waits for nothing.
+/// The end of the delay that a task still waits for; on a node that is gone or drained it waits for
+/// nothing.
 fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Option<Timestamp> {
     snapshot.may_start_at(task).filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
 }

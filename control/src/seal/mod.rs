@@ -1,7 +1,8 @@
-//! Seals what etcd may hold but must not show: XChaCha20-Poly1305 under a key file that is never in etcd.
+//! Seals what etcd may hold but must not show: XChaCha20-Poly1305 under a key file that is never in
+//! etcd.
 //!
-//! Invariants: every sealing has a fresh random nonce (192 bits, so chance suffices); a sealed value opens only for the purpose it
-//! was sealed for; opened bytes are wiped when dropped.
+//! Invariants: every sealing has a fresh random nonce (192 bits, so chance suffices); a sealed
+//! value opens only for the purpose it was sealed for; opened bytes are wiped when dropped.
 //!
 //! Left to others: what is sealed, and carrying the key file to further managers.
 

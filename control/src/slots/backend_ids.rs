@@ -1,7 +1,8 @@
 //! Ids of backends: one for each ingress-published port of each task.
 //!
-//! Invariants: an id in the record of any task, whatever its state, is in use; ids are given in a circle that starts after the one given
-//! last (kept in the store), so that a freed id rests for as long as possible before a flow could meet it again.
+//! Invariants: an id in the record of any task, whatever its state, is in use; ids are given in a
+//! circle that starts after the one given last (kept in the store), so that a freed id rests for as
+//! long as possible before a flow could meet it again.
 
 use std::collections::BTreeSet;
 

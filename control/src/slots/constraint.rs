@@ -1,6 +1,7 @@
 //! Docker's placement constraints: `key==value` and `key!=value`.
 //!
-//! Invariants: what was accepted here once can be judged for every node; a key that mesh doesn't know holds nowhere, as in Swarm.
+//! Invariants: what was accepted here once can be judged for every node; a key that mesh doesn't
+//! know holds nowhere, as in Swarm.
 
 use std::net::IpAddr;
 
@@ -93,7 +94,8 @@ impl Constraint {
     }
 }
 
-/// A node's value for a label's full key (`node.labels.zone`), empty if the node hasn't got it; `None` for any other key.
+/// A node's value for a label's full key (`node.labels.zone`), empty if the node hasn't got it;
+/// `None` for any other key.
 pub fn label_value<'a>(key: &str, node: &'a Node) -> Option<&'a str> {
     let in_labels = |prefix: &str, labels: &'a mesh_state::spec::Labels| {
         let named = key.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));

@@ -1,7 +1,7 @@
 //! New tasks, and tasks asked to stop.
 //!
-//! Invariants: a new task is made from its service's current spec; it has a backend id for each ingress-published port and no node; a
-//! task that no node has stops by the leader's word alone.
+//! Invariants: a new task is made from its service's current spec; it has a backend id for each
+//! ingress-published port and no node; a task that no node has stops by the leader's word alone.
 
 use mesh_state::Timestamp;
 use mesh_state::ids::TaskId;
@@ -26,7 +26,8 @@ impl<'a> TaskMaker<'a> {
         Self { now, rng, backend_ids: BackendIds::new(snapshot) }
     }
 
-    /// Adds a new task to `plan`. Without free backend ids the plan gets a reason instead, and `false` is returned.
+    /// Adds a new task to `plan`. Without free backend ids the plan gets a reason instead, and
+    /// `false` is returned.
     pub fn create(&mut self, plan: &mut Plan, service: &Service, slot: &Slot, start: Start) -> bool {
         let endpoints = match self.backend_ids.endpoints(service) {
             Ok(endpoints) => endpoints,
@@ -82,7 +83,8 @@ pub enum Start {
     },
 }
 
-/// The write that asks `task` to stop: `desired` is `shutdown` (its record stays as history) or `remove`.
+/// The write that asks `task` to stop: `desired` is `shutdown` (its record stays as history) or
+/// `remove`.
 pub fn stopped(now: Timestamp, task: &Stored<Task>, desired: TaskState) -> Action {
     let mut value = task.value.clone();
     value.desired_state = desired;

@@ -1,9 +1,11 @@
-//! How a task leaves the mesh before it stops: everybody learns that it gets no new flows, then its live ones have a while to end.
+//! How a task leaves the mesh before it stops: everybody learns that it gets no new flows, then its
+//! live ones have a while to end.
 //!
-//! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that isn't heard is not waited for.
+//! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that isn't
+//! heard is not waited for.
 //!
-//! Left to others: counting live flows and stopping the container (the task's agent), and what the table says
-//! ([`crate::node_service::mesh_table`]).
+//! Left to others: counting live flows and stopping the container (the task's agent), and what the
+//! table says ([`crate::node_service::mesh_table`]).
 
 use std::time::Duration;
 
@@ -12,8 +14,8 @@ use mesh_state::task::{Drain, Task, TaskState};
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// How long live flows of a task are waited for: what its service's labels say now, or said when the service was removed. A task
-/// that the mesh doesn't reach has none.
+/// How long live flows of a task are waited for: what its service's labels say now, or said when
+/// the service was removed. A task that the mesh doesn't reach has none.
 pub fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
     if task.endpoints.is_empty() {
         return Duration::ZERO;

@@ -5,13 +5,14 @@ use mesh_state::task::{Task, TaskState};
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// Whether a task ended without having been asked to: what restart policies count and updates judge.
+/// Whether a task ended without having been asked to: what restart policies count and updates
+/// judge.
 pub fn ended_by_itself(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     matches!(snapshot.state_of(task), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
-/// How many tasks of a slot, made from the same spec version as `task`, ended by themselves up to its end and, if a moment of this
-/// manager's clock is given, not before it.
+/// How many tasks of a slot, made from the same spec version as `task`, ended by themselves up to
+/// its end and, if a moment of this manager's clock is given, not before it.
 pub fn ends(
     snapshot: &ClusterSnapshot,
     task: &Stored<Task>,

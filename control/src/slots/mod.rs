@@ -1,13 +1,15 @@
-//! What planners share: a service's tasks slot by slot, and the questions and writes about them that more than one planner needs.
+//! What planners share: a service's tasks slot by slot, and the questions and writes about them
+//! that more than one planner needs.
 //!
-//! Purpose: this file says which tasks stand in a slot and what fills it. Beside it: how a task is made and stopped ([`create`]),
-//! whether it was made from an older spec ([`outdated`]), whether and when it is restarted ([`restart_policy`], [`history`]), whether a
-//! node may run it ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`ports`], never one of [`own_ports`]), what it refers to ([`references`]) and
-//! how long it drains ([`drain`]).
+//! Purpose: this file says which tasks stand in a slot and what fills it. Beside it: how a task is
+//! made and stopped ([`create`]), whether it was made from an older spec ([`outdated`]), whether
+//! and when it is restarted ([`restart_policy`], [`history`]), whether a node may run it
+//! ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`ports`], never one of
+//! [`own_ports`]), what it refers to ([`references`]) and how long it drains ([`drain`]).
 //!
-//! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be removed belong to no slot any more.
-//! A task is made by [`create::TaskMaker`] and asked to stop by [`create::stopped`] alone, so that every new task has its backend ids
-//! and every stop its moment.
+//! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
+//! removed belong to no slot any more. A task is made by [`create::TaskMaker`] and asked to stop by
+//! [`create::stopped`] alone, so that every new task has its backend ids and every stop its moment.
 //!
 //! Left to others: what to do about a slot.
 
@@ -90,7 +92,8 @@ pub fn filling(
     }
 }
 
-/// How a new task starts in a slot whose older tasks are `older` and whose restart delay ends at `after`.
+/// How a new task starts in a slot whose older tasks are `older` and whose restart delay ends at
+/// `after`.
 pub fn start(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
@@ -114,8 +117,8 @@ pub fn most_useful<'a>(snapshot: &ClusterSnapshot, tasks: &[&'a Stored<Task>]) -
     })
 }
 
-/// Tasks that fill a slot beside the most useful one, all of them made from the current spec. An update's old and new task are no
-/// surplus: the updater sees to them.
+/// Tasks that fill a slot beside the most useful one, all of them made from the current spec. An
+/// update's old and new task are no surplus: the updater sees to them.
 pub fn surplus<'a>(
     snapshot: &ClusterSnapshot,
     outdated: &OutdatedTasks<'_>,

@@ -1,8 +1,8 @@
 //! Whether a task still matches its service's spec.
 //!
-//! Invariants: specs are compared by what they mean, never by how they are written (`docker_json`). What doesn't change a task's container
-//! or its ports makes nothing dirty: labels, scale, update settings. A change of constraints alone spares the tasks whose nodes meet the
-//! new ones.
+//! Invariants: specs are compared by what they mean, never by how they are written (`docker_json`).
+//! What doesn't change a task's container or its ports makes nothing dirty: labels, scale, update
+//! settings. A change of constraints alone spares the tasks whose nodes meet the new ones.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +25,8 @@ enum Difference {
     Template,
 }
 
-/// The tasks of a service that its current spec replaces. Each version of the spec is compared once.
+/// The tasks of a service that its current spec replaces. Each version of the spec is compared
+/// once.
 #[derive(Debug)]
 pub struct OutdatedTasks<'a> {
     snapshot: &'a ClusterSnapshot,
@@ -119,7 +120,8 @@ impl Meant {
     }
 }
 
-/// Whether a task belongs to the present execution of its job; a task of another service always does.
+/// Whether a task belongs to the present execution of its job; a task of another service always
+/// does.
 pub fn is_current(service: &Service, task: &Task) -> bool {
     !service.spec.mode.is_job() || task.job_iteration == service.job.as_ref().map(|job| job.iteration)
 }

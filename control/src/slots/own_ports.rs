@@ -1,7 +1,8 @@
-//! Ports that mesh itself needs, which no service may publish: those of managers and their etcd, and those of every node's agent.
+//! Ports that mesh itself needs, which no service may publish: those of managers and their etcd,
+//! and those of every node's agent.
 //!
-//! Pure. Managers tell theirs in `/managers/{name}`, agents theirs in the node's description; together they are what the cluster
-//! is set to, whatever that is.
+//! Pure. Managers tell theirs in `/managers/{name}`, agents theirs in the node's description;
+//! together they are what the cluster is set to, whatever that is.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,8 @@ use mesh_state::spec::Protocol;
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Ports of a node's agent that are taken into account: more than it has, so that no node can keep all ports from services.
+/// Ports of a node's agent that are taken into account: more than it has, so that no node can keep
+/// all ports from services.
 const NODE_PORTS_MAX: usize = 16;
 
 /// What a manager listens on for nodes and for metrics, and what its etcd does.
@@ -37,13 +39,14 @@ pub fn reserved(snapshot: &ClusterSnapshot) -> BTreeMap<(Protocol, u16), &str> {
     agents.chain(managers).map(|own| ((own.protocol, own.port), own.purpose.as_str())).collect()
 }
 
-/// The UDP port of the cluster's tunnel: the one that most nodes are set to, of equally many the lowest.
+/// The UDP port of the cluster's tunnel: the one that most nodes are set to, of equally many the
+/// lowest.
 pub fn tunnel(snapshot: &ClusterSnapshot) -> u16 {
     tunnel_of(snapshot.nodes.values().filter_map(|node| node.value.description.tunnel_port()))
 }
 
-/// The cluster's tunnel port if `node`, which describes itself so, is set to another one than most other nodes: it exchanges no
-/// packets with them.
+/// The cluster's tunnel port if `node`, which describes itself so, is set to another one than most
+/// other nodes: it exchanges no packets with them.
 pub fn other_tunnel(snapshot: &ClusterSnapshot, node: &NodeId, described: &NodeDescription) -> Option<u16> {
     let own = described.tunnel_port()?;
     let others = snapshot.nodes.iter().filter(|(id, _)| *id != node);

@@ -1,11 +1,12 @@
 //! Published ports: automatic ones chosen, clashes found and worded as Swarm words them.
 //!
-//! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port clashes with
-//! an ingress port, because every node answers on that, and with nothing else; a port that mesh itself
-//! needs is nobody's; an automatic port stays the same for as long as the service asks for it in the same
-//! words.
+//! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port
+//! clashes with an ingress port, because every node answers on that, and with nothing else; a port
+//! that mesh itself needs is nobody's; an automatic port stays the same for as long as the service
+//! asks for it in the same words.
 //!
-//! Left to others: claiming what is resolved here, in the transaction that writes the service (its claim's key is the last word on a race).
+//! Left to others: claiming what is resolved here, in the transaction that writes the service (its
+//! claim's key is the last word on a race).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,8 +70,8 @@ pub enum PortError {
     },
 }
 
-/// Ports that `service` (absent while it is being created) publishes when its spec asks for `wanted` and it has `current`: automatic
-/// ones filled in, those it had already kept.
+/// Ports that `service` (absent while it is being created) publishes when its spec asks for
+/// `wanted` and it has `current`: automatic ones filled in, those it had already kept.
 ///
 /// # Errors
 /// A clash with another service, within `wanted` or with mesh itself, or no automatic port left.

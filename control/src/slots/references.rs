@@ -1,7 +1,8 @@
 //! Which secrets and configs a service refers to: pure.
 //!
-//! Invariant: after a transaction with [`settle`]'s writes, the references stored for a service are those of its spec. They are written and
-//! taken back with the spec, in one transaction that also demands that what it refers to exists; what is referred to can't be removed.
+//! Invariant: after a transaction with [`settle`]'s writes, the references stored for a service are
+//! those of its spec. They are written and taken back with the spec, in one transaction that also
+//! demands that what it refers to exists; what is referred to can't be removed.
 
 use std::collections::BTreeSet;
 

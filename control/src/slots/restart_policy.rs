@@ -1,6 +1,7 @@
 //! Whether and when a task that ended, was lost or was moved gets a replacement.
 //!
-//! Invariants: pure, and steady over time: the same history gives the same verdict. A task's own spec says how it is restarted.
+//! Invariants: pure, and steady over time: the same history gives the same verdict. A task's own
+//! spec says how it is restarted.
 
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ pub enum Verdict {
     Leave,
 }
 
-/// The verdict on `task`, the newest of the tasks of its slot, which ended or is not wanted any more.
+/// The verdict on `task`, the newest of the tasks of its slot, which ended or is not wanted any
+/// more.
 pub fn verdict(
     now: Timestamp,
     snapshot: &ClusterSnapshot,

@@ -12,7 +12,8 @@ use crate::ids::{ClusterId, NodeId};
 use crate::node::OwnPort;
 use crate::spec::Labels;
 
-/// Bytes sealed with the cluster's key file (XChaCha20-Poly1305): nonce, then ciphertext and tag, base64.
+/// Bytes sealed with the cluster's key file (XChaCha20-Poly1305): nonce, then ciphertext and tag,
+/// base64.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sealed(pub String);
@@ -40,7 +41,8 @@ pub struct Cluster {
     pub subnet_prefix: u8,
     /// Terminal tasks kept in each slot.
     pub task_history_limit: u64,
-    /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of them.
+    /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of
+    /// them.
     #[serde(default = "heartbeat_period_ns")]
     pub heartbeat_period_ns: u64,
     /// Nanoseconds that a node's certificate is good for.
@@ -64,15 +66,18 @@ pub struct Cluster {
     pub relay_key: Sealed,
 }
 
-/// A manager: in `/managers/{name}` while it lives, and in `/leader` while it leads, bound to its lease in both.
+/// A manager: in `/managers/{name}` while it lives, and in `/leader` while it leads, bound to its
+/// lease in both.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Manager {
     /// Its name, which no other manager has. Nodes may have any hostname, this one too.
     pub name: String,
-    /// The node that it runs on; absent until that node's agent has said so. In `/managers/{name}` only.
+    /// The node that it runs on; absent until that node's agent has said so. In `/managers/{name}`
+    /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
-    /// When it wrote this record, by its own clock: others compare theirs. It writes it anew every half a minute.
+    /// When it wrote this record, by its own clock: others compare theirs. It writes it anew every
+    /// half a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_at: Option<Timestamp>,
     /// Nodes whose clocks are more than a second ahead of its own or behind it, in milliseconds.

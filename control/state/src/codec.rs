@@ -54,7 +54,8 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// Reads a stored form.
 ///
 /// # Errors
-/// [`CodecError::Newer`] for a later version's value, [`CodecError::Decode`] for anything else that can't be read.
+/// [`CodecError::Newer`] for a later version's value, [`CodecError::Decode`] for anything else that
+/// can't be read.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let version: VersionOnly = serde_json::from_slice(bytes).map_err(CodecError::Decode)?;
     if version.v > VERSION {

@@ -1,9 +1,10 @@
 //! What tasks depend on beside their image: secrets and configs, which they get as files.
 //!
-//! Invariants: an object's data never changes, only its labels do; the data is no part of the object: it is stored sealed, under a key
-//! of its own that no snapshot holds.
+//! Invariants: an object's data never changes, only its labels do; the data is no part of the
+//! object: it is stored sealed, under a key of its own that no snapshot holds.
 //!
-//! Left to others: sealing (control's `seal`), who refers to what ([`crate::spec::ContainerSpec::references`]).
+//! Left to others: sealing (control's `seal`), who refers to what
+//! ([`crate::spec::ContainerSpec::references`]).
 
 use serde::{Deserialize, Serialize};
 

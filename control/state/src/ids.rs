@@ -1,6 +1,8 @@
-//! Typed ids: 25 characters of base 36, as Swarm's, so that Docker's clients accept them everywhere.
+//! Typed ids: 25 characters of base 36, as Swarm's, so that Docker's clients accept them
+//! everywhere.
 //!
-//! Invariant: an id is never made from another kind's id by accident. Randomness comes in from the caller.
+//! Invariant: an id is never made from another kind's id by accident. Randomness comes in from the
+//! caller.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -89,7 +91,8 @@ id!(
     DependencyId
 );
 
-/// Names one backend of the mesh in maps and on the wire: a task's published port. `0` is never a backend.
+/// Names one backend of the mesh in maps and on the wire: a task's published port. `0` is never a
+/// backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BackendId(u32);

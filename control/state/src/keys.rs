@@ -15,12 +15,12 @@
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
-//! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, bound to a lease of seconds
+//! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, on a short lease
 //! /mesh/v1/backend-cursor               the backend id given last
 //! /mesh/v1/member-keys                  which secrets members share, without the secrets
 //! /mesh/v1/{secrets,configs}/{id}       without the data
 //! /mesh/v1/refs/{secrets,configs}/{id}/{service}   guards removal
-//! /mesh/sealed/v1/{secrets,configs}/{id}           the data, sealed: read when needed, outside of what is watched
+//! /mesh/sealed/v1/{secrets,configs}/{id}           the data, sealed; not watched
 //! ```
 
 use crate::dependency::DependencyKind;

@@ -1,10 +1,12 @@
 //! The nouns of mesh, where they are stored, and the wire between control and agents.
 //!
-//! Purpose: one vocabulary for the control plane and the agents. [`spec`] is what a user asked for, [`service`], [`task`] and
-//! [`node`] what mesh made of it, [`keys`] the only place where etcd paths exist, [`store`] the only door to etcd, [`proto`] the
-//! messages between a manager and a node.
+//! Purpose: one vocabulary for the control plane and the agents. [`spec`] is what a user asked for,
+//! [`service`], [`task`] and [`node`] what mesh made of it, [`keys`] the only place where etcd
+//! paths exist, [`store`] the only door to etcd, [`proto`] the messages between a manager and a
+//! node.
 //!
-//! Invariants: a spec is written by its user alone and loses no field on a round trip; an observed state only rises.
+//! Invariants: a spec is written by its user alone and loses no field on a round trip; an observed
+//! state only rises.
 //!
 //! Left to others: every decision. Nothing here schedules, selects or restarts.
 

@@ -1,4 +1,5 @@
-//! The secrets that members share, as the store has them: without the secrets. Each is derived from the managers' key file and a salt.
+//! The secrets that members share, as the store has them: without the secrets. Each is derived from
+//! the managers' key file and a salt.
 //!
 //! Members sign relay preambles with the one in use, and make the tunnel's cookies of it.
 

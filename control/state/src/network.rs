@@ -1,8 +1,10 @@
-//! Networks as objects: what a user asked for, and the ingress network that published ports belong to.
+//! Networks as objects: what a user asked for, and the ingress network that published ports belong
+//! to.
 //!
 //! Invariant: no field of a user's request is lost.
 //!
-//! Left to others: addresses. A task's one address, out of its node's subnet, is its address on every network of its service.
+//! Left to others: addresses. A task's one address, out of its node's subnet, is its address on
+//! every network of its service.
 
 use std::collections::BTreeMap;
 

@@ -28,13 +28,14 @@ pub struct Node {
     pub created_at: Timestamp,
     /// When its spec or description was last written.
     pub updated_at: Timestamp,
-    /// The revision of this record before its spec was last written: whoever read it at a newer one knows the present spec. Absent in
-    /// records of earlier versions.
+    /// The revision of this record before its spec was last written: whoever read it at a newer one
+    /// knows the present spec. Absent in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec_written_after: Option<i64>,
 }
 
-/// Whether a node may have this address towards the others: a single machine's, beyond its own link.
+/// Whether a node may have this address towards the others: a single machine's, beyond its own
+/// link.
 pub fn is_member_address(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     let is_of_a_group = first >= 224;
@@ -124,7 +125,8 @@ pub struct NodeDescription {
     pub kernel: String,
     /// The datapath in force: `xdp`, `tc` or `userspace`.
     pub datapath: String,
-    /// Whether its agent knows member keys: it puts cookies on the tunnel packets that it sends, and takes those that bear one.
+    /// Whether its agent knows member keys: it puts cookies on the tunnel packets that it sends,
+    /// and takes those that bear one.
     pub takes_cookies: bool,
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,7 +140,8 @@ pub struct NodeDescription {
 }
 
 impl NodeDescription {
-    /// The UDP port of the tunnel as the node's agent is set to it; none if it says nothing, or has no tunnel.
+    /// The UDP port of the tunnel as the node's agent is set to it; none if it says nothing, or has
+    /// no tunnel.
     pub fn tunnel_port(&self) -> Option<u16> {
         let is_tunnel = |own: &&OwnPort| own.protocol == Protocol::Udp && own.purpose == OwnPort::TUNNEL;
         let own = self.own_ports.iter().find(is_tunnel)?;
@@ -146,8 +149,8 @@ impl NodeDescription {
     }
 }
 
-/// A port that a part of mesh itself listens on or connects to. No service may publish it, as the service would take the cluster's
-/// own packets.
+/// A port that a part of mesh itself listens on or connects to. No service may publish it, as the
+/// service would take the cluster's own packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OwnPort {
     /// Transport.
@@ -168,8 +171,8 @@ impl OwnPort {
     }
 }
 
-/// A published port that a node's userspace can't listen on: the node's own connections to it fail, and in `--datapath userspace`
-/// everyone's through that node.
+/// A published port that a node's userspace can't listen on: the node's own connections to it fail,
+/// and in `--datapath userspace` everyone's through that node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortClash {
     /// Transport.
@@ -180,7 +183,8 @@ pub struct PortClash {
     pub reason: String,
 }
 
-/// Whether a node is heard. Written by the manager that holds its stream, and by the leader when no manager does.
+/// Whether a node is heard. Written by the manager that holds its stream, and by the leader when no
+/// manager does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Liveness {
     /// What the cluster believes.

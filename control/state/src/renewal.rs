@@ -16,8 +16,8 @@ const LAST_PERCENT: i64 = 80;
 /// A certificate that expired longer ago than this is not renewed: its node joins anew.
 pub const GRACE: Duration = Duration::from_hours(7 * 24);
 
-/// A moment between half and four fifths of the life of a certificate. It is random, so that nodes that joined together don't
-/// renew together.
+/// A moment between half and four fifths of the life of a certificate. It is random, so that nodes
+/// that joined together don't renew together.
 pub fn moment(since: Timestamp, until: Timestamp, rng: &mut dyn RngCore) -> Timestamp {
     let life = (until - since).num_seconds().max(0);
     let (first, last) = (life * FIRST_PERCENT / 100, life * LAST_PERCENT / 100);

@@ -44,7 +44,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// The name of the task in `slot` (or on `node` for a global service): what users and metrics call it.
+    /// The name of the task in `slot` (or on `node` for a global service): what users and metrics
+    /// call it.
     pub fn task_name(&self, slot: &crate::task::Slot) -> String {
         format!("{}.{slot}", self.spec.name)
     }

@@ -1,7 +1,7 @@
 //! A task: one attempt at filling a slot of a service. A failed task is replaced, never revived.
 //!
-//! Invariants: [`Task`] is written by the leader's reconcilers, [`TaskStatus`] by the node service on behalf of the task's node;
-//! an observed state only rises ([`TaskStatus::advance`]).
+//! Invariants: [`Task`] is written by the leader's reconcilers, [`TaskStatus`] by the node service
+//! on behalf of the task's node; an observed state only rises ([`TaskStatus::advance`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +114,8 @@ pub struct Task {
     pub slot: Slot,
     /// The service's spec version that it was made from (`/specs/{service}/{version}`).
     pub spec_version: u64,
-    /// The execution of its job that it belongs to; absent unless its service is a job. It runs to its end then.
+    /// The execution of its job that it belongs to; absent unless its service is a job. It runs to
+    /// its end then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_iteration: Option<u64>,
     /// Where it runs; absent until it is scheduled.
@@ -136,7 +137,8 @@ pub struct Task {
     /// When the leader last asked it to stop; absent while it is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_at: Option<Timestamp>,
-    /// State, message and error that the leader itself gives a task before any node has it (pending, and why).
+    /// State, message and error that the leader itself gives a task before any node has it
+    /// (pending, and why).
     pub leader_status: TaskStatus,
 }
 
@@ -154,10 +156,12 @@ pub struct TaskStatus {
     /// Why it failed or waits; empty if it doesn't.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub err: String,
-    /// When it first ran; absent if it never did. Kept by [`TaskStatus::advance`], nobody else writes it.
+    /// When it first ran; absent if it never did. Kept by [`TaskStatus::advance`], nobody else
+    /// writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_at: Option<Timestamp>,
-    /// When the manager that stored it first stored this state, by that manager's clock: the other stamps are of the node's.
+    /// When the manager that stored it first stored this state, by that manager's clock: the other
+    /// stamps are of the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
     /// The same of its first run.
@@ -169,8 +173,8 @@ pub struct TaskStatus {
 }
 
 impl TaskStatus {
-    /// The newer of the two: a state never falls, and a terminal one is final. The moment of the first run stays, and so does what a
-    /// manager recorded: nobody else may say it.
+    /// The newer of the two: a state never falls, and a terminal one is final. The moment of the
+    /// first run stays, and so does what a manager recorded: nobody else may say it.
     #[must_use]
     pub fn advance(self, newer: Self) -> Self {
         let terminal = self.state.is_terminal();
@@ -232,7 +236,8 @@ pub struct HostPort {
 pub struct Assignment {
     /// The task.
     pub task: Task,
-    /// `web.3`, or `web.<node id>` for a global service; the container is called `{name}.{task id}`.
+    /// `web.3`, or `web.<node id>` for a global service; the container is called
+    /// `{name}.{task id}`.
     pub name: String,
     /// The service's name, for container labels.
     pub service_name: String,
@@ -251,7 +256,8 @@ pub struct Assignment {
     pub registry_auth: Option<RegistryAuth>,
 }
 
-/// Credentials for a registry: what Docker's clients send as `X-Registry-Auth`. Shown by nothing, kept in memory only.
+/// Credentials for a registry: what Docker's clients send as `X-Registry-Auth`. Shown by nothing,
+/// kept in memory only.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RegistryAuth(pub String);

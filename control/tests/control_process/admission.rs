@@ -1,4 +1,5 @@
-//! Nodes and strangers that send too much, too often, or nothing: others are served, and logs stay small.
+//! Nodes and strangers that send too much, too often, or nothing: others are served, and logs stay
+//! small.
 
 use mesh_state::fixtures::EtcdProcess;
 use mesh_state::proto::agent_message::Body as Up;

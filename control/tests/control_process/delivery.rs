@@ -40,7 +40,8 @@ async fn a_node_is_sent_what_its_tasks_refer_to_and_no_other_is() {
     let mut bystander = Session::open(manager.nodes, &other, 0).await.unwrap();
 
     let secret = store(&manager, "secrets", VALUE.as_bytes()).await;
-    // As long as Swarm takes them: more than one message of gRPC's usual size would be with a few of them.
+    // As long as Swarm takes them: more than one message of gRPC's usual size would be with a few
+    // of them.
     let longest: Vec<u8> = (0..1_023_999_u32).map(|n| n.to_le_bytes()[0]).collect();
     let config = store(&manager, "configs", &longest).await;
     let mut spec = service("web", 8080);

@@ -25,7 +25,8 @@ async fn an_emptied_etcd_is_an_outage_and_no_new_cluster() {
         (status == 503).then_some(())
     })
     .await;
-    // A member is no stranger: its session goes on, and a new one is put off instead of refused for good.
+    // A member is no stranger: its session goes on, and a new one is put off instead of refused for
+    // good.
     let alive =
         tokio::time::timeout(std::time::Duration::from_secs(3), session.until("an end", |_| None::<()>));
     assert!(alive.await.is_err(), "the session ended");

@@ -139,7 +139,8 @@ async fn a_dead_task_reaches_the_nodes_of_another_manager() {
     assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
 }
 
-/// Without the store, managers don't hear of each other's nodes: the dead task's node tells every manager.
+/// Without the store, managers don't hear of each other's nodes: the dead task's node tells every
+/// manager.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_task_leaves_the_table_of_another_managers_nodes_without_etcd() {
     let mut etcd = EtcdProcess::start().await.unwrap();

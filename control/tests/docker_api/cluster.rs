@@ -70,7 +70,8 @@ impl Cluster {
         Self::on(Arc::new(MemoryStore::new())).await
     }
 
-    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks played.
+    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks
+    /// played.
     pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let opened = open_cluster(

@@ -1,4 +1,5 @@
-//! What Swarm's clients count on: fields that are always there, specs that come back as they were sent, refusals instead of silence.
+//! What Swarm's clients count on: fields that are always there, specs that come back as they were
+//! sent, refusals instead of silence.
 
 use serde_json::{Value, json};
 

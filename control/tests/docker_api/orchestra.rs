@@ -1,4 +1,5 @@
-//! Plays the reconcilers and the nodes: gives services the tasks they ask for and reports them running at once.
+//! Plays the reconcilers and the nodes: gives services the tasks they ask for and reports them
+//! running at once.
 
 use chrono::Utc;
 use mesh_control::context::ApiContext;

@@ -271,7 +271,8 @@ impl Cluster {
         tokio::time::sleep(time).await;
     }
 
-    /// Every service runs what it asks for, no more, spread over living nodes, and all of it is in the mesh.
+    /// Every service runs what it asks for, no more, spread over living nodes, and all of it is in
+    /// the mesh.
     pub(crate) fn check_converged(&self, when: &str) {
         assert!(!self.parts[1].is_finished(), "{when}: an invariant broke (see above); {:?}", self.notes);
         let snapshot = self.observer.snapshot();

@@ -1,6 +1,6 @@
-//! The control plane over a store in memory, in simulated time: managers, leadership, planners and the recorder are the real ones,
-//! nodes are played. Each seed is another sequence of mishaps; invariants hold at every revision, and in the end the cluster is what
-//! its services ask for.
+//! The control plane over a store in memory, in simulated time: managers, leadership, planners and
+//! the recorder are the real ones, nodes are played. Each seed is another sequence of mishaps;
+//! invariants hold at every revision, and in the end the cluster is what its services ask for.
 
 #![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
 
@@ -17,7 +17,8 @@ use rand::{Rng as _, SeedableRng as _};
 
 /// Mishaps in a run.
 const MISHAPS: usize = 12;
-/// Simulated time within which a cluster that is left alone comes to rest: a node's fall, restart delays, and a margin.
+/// Simulated time within which a cluster that is left alone comes to rest: a node's fall, restart
+/// delays, and a margin.
 const REST: Duration = Duration::from_mins(2);
 
 /// One seed's run.

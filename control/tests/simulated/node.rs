@@ -1,4 +1,5 @@
-//! A node that runs tasks in name only, each step after a random while, and reports as an agent does.
+//! A node that runs tasks in name only, each step after a random while, and reports as an agent
+//! does.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +45,8 @@ impl Node {
         Some(id)
     }
 
-    /// One step of every task that is due, then everything is reported: what the manager holds already costs nothing.
+    /// One step of every task that is due, then everything is reported: what the manager holds
+    /// already costs nothing.
     pub(crate) fn step(&mut self, snapshot: &ClusterSnapshot, reports: &Reports) {
         let heard = Heard { state: NodeState::Ready, since: clock::now() };
         reports.leave(|mailbox| mailbox.put_heard(self.id.clone(), heard));

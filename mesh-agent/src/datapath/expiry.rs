@@ -106,8 +106,8 @@ impl Keyed for NatKey {
 /// nanoseconds (`CONFIG_HZ` is 100 at least).
 const TICK_NS: u64 = 10_000_000;
 
-/// Decides whether the sweep removes a flow of this IP protocol. A flow that began after `terms` was
-/// built is kept: its backend may be newer than `terms` as well.
+/// Decides whether the sweep removes a flow of this IP protocol. A flow that began after `terms`
+/// was built is kept: its backend may be newer than `terms` as well.
 pub(super) fn expiry(protocol: u8, flow: &impl Activity, terms: &Terms) -> FlowExpiry {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
     let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());

@@ -36,7 +36,8 @@ fn remove_and_wait(bpffs: &Path, kinds: &[&str]) {
 
 const KINDS: [&str; 3] = ["maps", "links", "tasks"];
 
-/// The agent makes all of them again and serves; the next agent finds the same maps, with the flows in them.
+/// The agent makes all of them again and serves; the next agent finds the same maps, with the flows
+/// in them.
 #[test]
 fn pins_that_were_removed_are_made_again() {
     if !can_run() {
@@ -47,7 +48,8 @@ fn pins_that_were_removed_are_made_again() {
     let lab = Netlab::new("pins", false);
     let (nodes, _) = start(&lab, &configs);
     for config in &configs {
-        // An uplink's programs end with their pins: what comes until they are attached again gets a RST from the host.
+        // An uplink's programs end with their pins: what comes until they are attached again gets a
+        // RST from the host.
         remove_and_wait(&config.bpffs, &KINDS);
     }
     for node in [0, 1] {

@@ -1,6 +1,8 @@
-//! A private Docker engine for one test: its own network and mount namespaces, its own directories, gone with the test.
+//! A private Docker engine for one test: its own network and mount namespaces, its own directories,
+//! gone with the test.
 //!
-//! Needs root. Without it a test says so and passes on a developer's machine; with `CI` set it fails.
+//! Needs root. Without it a test says so and passes on a developer's machine; with `CI` set it
+//! fails.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 

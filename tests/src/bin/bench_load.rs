@@ -1,7 +1,9 @@
-//! Load for `cargo xtask bench peers`: a server that answers out of memory, and the clients of its three ways to be asked.
+//! Load for `cargo xtask bench peers`: a server that answers out of memory, and the clients of its
+//! three ways to be asked.
 //!
-//! A connection's first byte says what the client wants: `r` for answers (128 bytes to each request of 64), `d` for bytes without
-//! end, `u` to send such. One thread serves, one thread asks: alike for everything that is measured between them.
+//! A connection's first byte says what the client wants: `r` for answers (128 bytes to each request
+//! of 64), `d` for bytes without end, `u` to send such. One thread serves, one thread asks: alike
+//! for everything that is measured between them.
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -194,8 +196,9 @@ async fn client(
     }
 }
 
-/// Has the kernel wake the reader once a chunk is there (`SO_RCVLOWAT`, socket(7)) or the end, and not for each packet: whether the reader sleeps
-/// between two of them is chance, and makes more of a difference than what is between the ends.
+/// Has the kernel wake the reader once a chunk is there (`SO_RCVLOWAT`, socket(7)) or the end, and
+/// not for each packet: whether the reader sleeps between two of them is chance, and makes more of
+/// a difference than what is between the ends.
 fn read_whole_chunks(stream: &TcpStream) -> std::io::Result<()> {
     let least = libc::c_int::try_from(CHUNK_LEN).map_err(std::io::Error::other)?;
     let size = libc::socklen_t::try_from(size_of_val(&least)).map_err(std::io::Error::other)?;

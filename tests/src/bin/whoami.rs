@@ -1,9 +1,9 @@
 //! A small test server that tells who it is and who asks: the lab's `whoami` image.
 //!
-//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, anything else tells about the request; a PROXY header, version 2, is
-//! understood), TCP echo, UDP echo. A thread per
-//! connection with a small stack: thousands of idle connections cost little, and no runtime hides what is measured.
-//! It is process 1 of its container, so it ends on SIGTERM and SIGINT by itself, at once.
+//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, anything else tells about the request; a PROXY
+//! header, version 2, is understood), TCP echo, UDP echo. A thread per connection with a small
+//! stack: thousands of idle connections cost little, and no runtime hides what is measured. It is
+//! process 1 of its container, so it ends on SIGTERM and SIGINT by itself, at once.
 
 #[path = "../whoami/echo.rs"]
 mod echo;
@@ -25,7 +25,8 @@ use clap::Parser;
 
 use identity::Identity;
 
-/// Enough for a request's head and an answer; the default of 2 MiB would be reserved for each connection.
+/// Enough for a request's head and an answer; the default of 2 MiB would be reserved for each
+/// connection.
 const STACK_BYTES: usize = 128 * 1024;
 
 /// A test server that tells who it is and who asks
@@ -72,7 +73,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Serves each connection on a thread of its own. Errors of one connection end that connection only.
+/// Serves each connection on a thread of its own. Errors of one connection end that connection
+/// only.
 fn accept<F>(listener: &TcpListener, serve: &Arc<F>)
 where
     F: Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,

@@ -1,4 +1,5 @@
-//! Just enough of HTTP/1.1 for tests: keep-alive, bodies read and forgotten, answers of known length.
+//! Just enough of HTTP/1.1 for tests: keep-alive, bodies read and forgotten, answers of known
+//! length.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -15,7 +16,8 @@ use crate::proxied::take_header;
 const HEAD_BYTES_MAX: u64 = 64 * 1024;
 const WAIT_MS_MAX: u64 = 3_600_000;
 
-/// The bytes of `/bytes` repeat after a prime number of them, so that a lost or doubled packet shows.
+/// The bytes of `/bytes` repeat after a prime number of them, so that a lost or doubled packet
+/// shows.
 const PATTERN_BYTES: usize = 65_521;
 
 /// What the client asked.

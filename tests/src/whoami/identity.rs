@@ -5,7 +5,8 @@ use std::fs;
 /// What every answer tells about the server.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    /// The task's name, or else the host name: the start of the container's id unless set otherwise.
+    /// The task's name, or else the host name: the start of the container's id unless set
+    /// otherwise.
     pub(crate) task: String,
     /// The node's name, if it was told.
     pub(crate) node: Option<String>,

@@ -1,4 +1,5 @@
-//! The PROXY protocol, version 2 (haproxy's proxy-protocol.txt): who the client is when a proxy opened the connection.
+//! The PROXY protocol, version 2 (haproxy's proxy-protocol.txt): who the client is when a proxy
+//! opened the connection.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -11,7 +12,8 @@ const PREFIX: usize = 16;
 /// How long a header may take to arrive whole.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The client and the address it spoke to, if the connection begins with a header, which is then taken off it.
+/// The client and the address it spoke to, if the connection begins with a header, which is then
+/// taken off it.
 pub(crate) fn take_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     if !begins_with_signature(stream)? {
         return Ok(None);

@@ -117,7 +117,8 @@ impl<'a> Case<'a> {
         self.cluster.client().run(work)
     }
 
-    /// A client's UDP socket that speaks to a published port of the node that is asked. Call it as the client.
+    /// A client's UDP socket that speaks to a published port of the node that is asked. Call it as
+    /// the client.
     pub(crate) fn udp(&self, port: u16) -> Result<UdpSocket> {
         let any = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

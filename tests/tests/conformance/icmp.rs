@@ -1,4 +1,5 @@
-//! What the network says back: ICMP errors reach whom they concern, and how big a packet may be is known at once.
+//! What the network says back: ICMP errors reach whom they concern, and how big a packet may be is
+//! known at once.
 
 use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
@@ -35,7 +36,8 @@ pub(crate) fn refusal_of_the_task(case: &Case<'_>) -> Result<Outcome> {
     })
 }
 
-/// A client that has gone is told of by its host, and the task's kernel finds the socket that the error is about.
+/// A client that has gone is told of by its host, and the task's kernel finds the socket that the
+/// error is about.
 pub(crate) fn error_reaches_the_task(case: &Case<'_>) -> Result<Outcome> {
     if case.is_userspace() {
         return Ok(Outcome::LeftOut("userspace: the client's errors are the proxy's own"));
@@ -54,7 +56,8 @@ pub(crate) fn error_reaches_the_task(case: &Case<'_>) -> Result<Outcome> {
     })
 }
 
-/// A datagram as big as the client's link takes: what the way doesn't take is said at once, and what fits gets through.
+/// A datagram as big as the client's link takes: what the way doesn't take is said at once, and
+/// what fits gets through.
 pub(crate) fn path_mtu(case: &Case<'_>) -> Result<Outcome> {
     let crosses_tunnel = case.placed == Placed::Remote && !case.is_userspace();
     case.as_client(|| {

@@ -46,7 +46,8 @@ pub(crate) fn udp_without_backend(case: &Case<'_>) -> Result<Outcome> {
 
 pub(crate) fn backend_dies(case: &Case<'_>) -> Result<Outcome> {
     let server = case.port(HTTP);
-    // The cell before has killed the task as well, and this node may hear of its replacement a moment after the other.
+    // The cell before has killed the task as well, and this node may hear of its replacement a
+    // moment after the other.
     transfer::eventually_whoami(case, "a task", |_| Ok(()))?;
     let mut held = case.as_client(|| http::open(server, "/slow?ms=60000", http::DEADLINE))?;
     let mut status = [0; 12];

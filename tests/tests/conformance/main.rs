@@ -1,7 +1,8 @@
-//! The conformance suite: one table of behaviours × {IPv4, IPv6} × {local, remote task}, on the lab's datapath.
+//! The conformance suite: one table of behaviours × {IPv4, IPv6} × {local, remote task}, on the
+//! lab's datapath.
 //!
-//! Every cell is tried and the whole table printed before the test passes or fails. A cell is left out only for a reason that
-//! the table states.
+//! Every cell is tried and the whole table printed before the test passes or fails. A cell is left
+//! out only for a reason that the table states.
 #![cfg(feature = "cluster")]
 
 mod behaviour;
@@ -18,7 +19,8 @@ use mesh_tests::{Service, cluster};
 use behaviour::{Behaviour, Case, Family, Placed};
 use table::{Outcome, Table};
 
-/// Behaviours of a service with one task, in the order of the table. Those that change the service come last.
+/// Behaviours of a service with one task, in the order of the table. Those that change the service
+/// come last.
 const BEHAVIOURS: [Behaviour; 19] = [
     Behaviour { name: "TCP: a request is answered", check: transfer::request },
     Behaviour { name: "TCP: the task sees the client", check: transfer::client_is_kept },

@@ -1,5 +1,6 @@
-//! Thousands of connections of which one process holds both ends: the client's in the client's namespace, the server's in the
-//! task's. Several such processes make a crowd beyond what one may have of descriptors.
+//! Thousands of connections of which one process holds both ends: the client's in the client's
+//! namespace, the server's in the task's. Several such processes make a crowd beyond what one may
+//! have of descriptors.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -121,7 +122,8 @@ impl Drop for Crowd {
     }
 }
 
-/// The life of such a process: gathers, says so, waits for the end of its input, and speaks once more.
+/// The life of such a process: gathers, says so, waits for the end of its input, and speaks once
+/// more.
 ///
 /// # Errors
 /// When a connection can't be opened, or is lost.

@@ -34,7 +34,8 @@ pub(crate) fn send(server: SocketAddrV4, numbers: Range<u32>) -> Result<()> {
     Ok(())
 }
 
-/// An IPv4 SYN. The kernel fills in the length, the identification and the header checksum (raw(7)).
+/// An IPv4 SYN. The kernel fills in the length, the identification and the header checksum
+/// (raw(7)).
 fn syn(source: [u8; 4], port: u16, server: SocketAddrV4, sequence: u32) -> [u8; 40] {
     let mut packet = [0; 40];
     packet[0] = 0x45;

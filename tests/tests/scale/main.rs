@@ -1,4 +1,5 @@
-//! Many flows at once: a hundred thousand connections through one node, and a flood of SYNs beside live ones.
+//! Many flows at once: a hundred thousand connections through one node, and a flood of SYNs beside
+//! live ones.
 #![cfg(feature = "cluster")]
 
 mod crowd;
@@ -20,11 +21,12 @@ use crowd::{Crowd, Place};
 const BESIDE: usize = 1000;
 /// Cells of a node's table of flows: twice the connections that it has room for.
 const CELLS: f64 = 2.0 * (262_144.0 + 65_536.0);
-/// SYNs with spoofed sources, and how many more there may be until the table has been full: of a flood, too, much is crowded out of queues
-/// before a program sees it.
+/// SYNs with spoofed sources, and how many more there may be until the table has been full: of a
+/// flood, too, much is crowded out of queues before a program sees it.
 const SYNS: u32 = 1_000_000;
 const SYNS_MAX: u32 = 8 * SYNS;
-/// Processes that hold connections, as one may have 20 000 descriptors at most where limits can't be raised.
+/// Processes that hold connections, as one may have 20 000 descriptors at most where limits can't
+/// be raised.
 const CROWDS: u16 = 11;
 /// Connections of one of them, which holds both ends.
 const EACH: usize = 9200;
@@ -68,7 +70,8 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
         let flood = scope.spawn(flood);
         let mut asked = 0;
         while !flood.is_finished() {
-            // What the flood crowds out of a queue, the client's TCP sends again: that is a slow connection, not a lost one.
+            // What the flood crowds out of a queue, the client's TCP sends again: that is a slow
+            // connection, not a lost one.
             let answer = cluster
                 .client()
                 .run(|| http::get(server, "/", PATIENCE))
@@ -90,7 +93,8 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             let expired = ended(&cluster, node, "timeout")? - expired_before;
             let opened = opened(&cluster, node, &service)?;
             ensure!(opened > CELLS, "the flood opened only {opened} flows");
-            // On a busy machine the flood takes longer than a SYN is remembered: what expires makes room, too.
+            // On a busy machine the flood takes longer than a SYN is remembered: what expires makes
+            // room, too.
             let too_many = opened - CELLS - expired;
             ensure!(
                 evicted > 0.0 && evicted >= too_many / 2.0,
@@ -108,7 +112,8 @@ fn opened(cluster: &Cluster, node: &NodeRecord, service: &Service) -> Result<f64
     Ok(samples(&cluster.metrics(node)?, "mesh_frontend_connections_total", &labels).into_iter().sum())
 }
 
-/// Flows that a node's tables gave up for a cause: `lru` for want of room, `timeout` for want of an answer.
+/// Flows that a node's tables gave up for a cause: `lru` for want of room, `timeout` for want of an
+/// answer.
 fn ended(cluster: &Cluster, node: &NodeRecord, cause: &str) -> Result<f64> {
     let labels = [("cause", cause)];
     Ok(samples(&cluster.metrics(node)?, "mesh_conntrack_evictions_total", &labels).into_iter().sum())

@@ -4,7 +4,8 @@ use anyhow::Result;
 
 use mesh_lab::netns::Netns;
 
-/// Removes the namespaces called `prefix` and the id of a process that is no more; returns this process's own prefix.
+/// Removes the namespaces called `prefix` and the id of a process that is no more; returns this
+/// process's own prefix.
 pub(super) fn clear(prefix: &str) -> Result<String> {
     for netns in Netns::list()? {
         let owner = netns.name().strip_prefix(prefix).and_then(|rest| rest.split('-').next());

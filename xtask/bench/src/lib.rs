@@ -1,12 +1,15 @@
-//! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots beside it.
+//! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots
+//! beside it.
 //!
-//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP program can do; [`memory`] what a flow
-//! takes; [`peers`] what clients get through mesh and through others; [`services`] how long a service takes to be there, against a real
-//! Swarm. Those that compare do so in turns, and report medians of ratios within one round: machines that others use too are slow at
-//! times, but not within a second.
+//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP
+//! program can do; [`memory`] what a flow takes; [`peers`] what clients get through mesh and
+//! through others; [`services`] how long a service takes to be there, against a real Swarm. Those
+//! that compare do so in turns, and report medians of ratios within one round: machines that others
+//! use too are slow at times, but not within a second.
 //!
-//! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`] takes medians, [`report`] and
-//! [`plot`] write, [`leftovers`] cleans up after runs that were killed.
+//! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`]
+//! takes medians, [`report`] and [`plot`] write, [`leftovers`] cleans up after runs that were
+//! killed.
 
 mod leftovers;
 mod maps;
@@ -45,7 +48,8 @@ enum Subject {
     Memory,
     /// What clients get through mesh and through others: connections and requests a second, bulk
     Peers {
-        /// Only these ways, by the names that the report has, and no report: for work on one of them
+        /// Only these ways, by the names that the report has, and no report: for work on one of
+        /// them
         #[arg(long, value_name = "WAY,WAY", value_delimiter = ',')]
         only: Vec<String>,
     },

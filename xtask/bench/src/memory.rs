@@ -1,6 +1,8 @@
-//! What remembering a flow costs: the kernel's own figure for each flow table, by the entries that it has room for.
+//! What remembering a flow costs: the kernel's own figure for each flow table, by the entries that
+//! it has room for.
 //!
-//! The tables take their memory when they are made, so the figure holds whether they are full or not, and no load is needed.
+//! The tables take their memory when they are made, so the figure holds whether they are full or
+//! not, and no load is needed.
 
 use std::fmt::Write as _;
 use std::fs;

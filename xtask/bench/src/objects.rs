@@ -1,4 +1,5 @@
-//! The kernel programs, compiled as the agent's build script does it, and what measurements need beside them.
+//! The kernel programs, compiled as the agent's build script does it, and what measurements need
+//! beside them.
 
 #[path = "../../../mesh-ebpf/compile.rs"]
 mod compile;

@@ -1,4 +1,5 @@
-//! What a service takes to be there: mesh against a real Swarm on the same kind of engines, in turns.
+//! What a service takes to be there: mesh against a real Swarm on the same kind of engines, in
+//! turns.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -14,7 +15,8 @@ const ROUNDS: usize = 5;
 const MANY: usize = 60;
 const FEW: usize = 6;
 
-/// What is measured, in the order of the table: what it is called, and the most that is asked for, as a multiple of Swarm's time.
+/// What is measured, in the order of the table: what it is called, and the most that is asked for,
+/// as a multiple of Swarm's time.
 const MEASURES: [(&str, Option<f64>); 4] = [
     ("create, until its one task runs", Some(0.8)),
     ("scale up, until all tasks run", Some(1.0)),
@@ -28,7 +30,8 @@ const SLEEPER: &str = "busybox sleep 100000";
 /// Seconds of each measure in one round.
 type Seen = [f64; MEASURES.len()];
 
-/// Measures both clusters, shows what came out, and writes the report unless it was only a quick look.
+/// Measures both clusters, shows what came out, and writes the report unless it was only a quick
+/// look.
 pub(super) fn run(quick: bool) -> Result<()> {
     let (rounds, many) = if quick { (1, FEW) } else { (ROUNDS, MANY) };
     let both = contenders()?;

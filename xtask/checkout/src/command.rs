@@ -26,8 +26,9 @@ impl Program {
         Self { command }
     }
 
-    /// The cargo that started us, so that its toolchain stays the same, without what it told us of our own package: build
-    /// scripts that go by these variables would run anew, and all that depends on them, whenever somebody calls cargo by hand.
+    /// The cargo that started us, so that its toolchain stays the same, without what it told us of
+    /// our own package: build scripts that go by these variables would run anew, and all that
+    /// depends on them, whenever somebody calls cargo by hand.
     pub fn cargo() -> Self {
         let mut program = Self::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -79,7 +80,8 @@ impl Program {
     /// Runs it with its output captured and returns standard output as text.
     ///
     /// # Errors
-    /// When it can't be started or doesn't exit with 0; the message holds the command line and its standard error.
+    /// When it can't be started or doesn't exit with 0; the message holds the command line and its
+    /// standard error.
     pub fn output(mut self) -> Result<String> {
         let shown = self.shown();
         let Output { status, stdout, stderr } = self.command.output().map_err(|e| start_error(&shown, &e))?;
@@ -111,8 +113,8 @@ impl Program {
         Ok(())
     }
 
-    /// As [`Program::run_shown`], but kills it and its descendants after `limit`, having shown which processes were
-    /// alive: a hang then tells where it is.
+    /// As [`Program::run_shown`], but kills it and its descendants after `limit`, having shown
+    /// which processes were alive: a hang then tells where it is.
     ///
     /// # Errors
     /// As [`Program::run_shown`], and when the time is over.
@@ -147,7 +149,8 @@ impl Program {
         start_error(&shown, &self.command.stdin(Stdio::inherit()).exec())
     }
 
-    /// Runs it silently and tells only whether it exited with 0; a program that isn't there has not.
+    /// Runs it silently and tells only whether it exited with 0; a program that isn't there has
+    /// not.
     pub fn succeeds(mut self) -> bool {
         self.command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
@@ -167,7 +170,8 @@ fn end_tree(child: &mut Child) -> Result<()> {
     let mut ended = vec![child.id().to_string()];
     for line in listed.lines() {
         let mut words = line.split_whitespace();
-        // Parents come before their children: `ps` sorts by id, and ids have not wrapped within one test run.
+        // Parents come before their children: `ps` sorts by id, and ids have not wrapped within one
+        // test run.
         if let (Some(pid), Some(parent)) = (words.next(), words.next())
             && ended.iter().any(|id| id == parent || id == pid)
         {

@@ -1,7 +1,9 @@
-//! Control groups as the lab's ledger of processes: what was started for a node, and all it has begotten, is in the
-//! node's groups, so that it can be found and killed when everything else about it is forgotten.
+//! Control groups as the lab's ledger of processes: what was started for a node, and all it has
+//! begotten, is in the node's groups, so that it can be found and killed when everything else about
+//! it is forgotten.
 //!
-//! Works with version 1 (daemons are kept in the `pids` hierarchy, containers in all of them) and version 2.
+//! Works with version 1 (daemons are kept in the `pids` hierarchy, containers in all of them) and
+//! version 2.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +19,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 const MOUNT: &str = "/sys/fs/cgroup";
 const KILL_LIMIT: Duration = Duration::from_secs(15);
 
-/// Makes the group at `path` (relative to the hierarchy's root) and returns the file a process enters it by.
+/// Makes the group at `path` (relative to the hierarchy's root) and returns the file a process
+/// enters it by.
 pub(super) fn entrance(path: &Path) -> Result<PathBuf> {
     let directory = ledger_root()?.join(path);
     fs::create_dir_all(&directory).with_context(|| format!("make cgroup {}", directory.display()))?;
@@ -63,7 +66,8 @@ pub(super) fn kill_now(pid: u32) -> Result<()> {
     }
 }
 
-/// Buries a killed process if it was our own child, as it is when one program starts and kills; others are init's.
+/// Buries a killed process if it was our own child, as it is when one program starts and kills;
+/// others are init's.
 pub(super) fn reap(pid: u32) {
     while let Some(child) = process(pid)
         && waitpid(Some(child), WaitOptions::empty()).is_err_and(|error| error == Errno::INTR)

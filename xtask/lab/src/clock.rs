@@ -1,7 +1,8 @@
-//! A clock that a lab can turn: agents and control planes run with Debian's libfaketime, which adds what a file says to the time.
+//! A clock that a lab can turn: agents and control planes run with Debian's libfaketime, which adds
+//! what a file says to the time.
 //!
-//! etcd, the engines and the tasks keep the machine's time, and so does everybody's measure of how long something takes
-//! (`CLOCK_MONOTONIC`): only what is compared with calendar time moves.
+//! etcd, the engines and the tasks keep the machine's time, and so does everybody's measure of how
+//! long something takes (`CLOCK_MONOTONIC`): only what is compared with calendar time moves.
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,7 +26,8 @@ pub(super) fn set(file: &Path, ahead: Duration) -> Result<()> {
         .with_context(|| format!("write {}", file.display()))
 }
 
-/// What makes a program take the time from `file`: arguments of `env`, before the program's own command line.
+/// What makes a program take the time from `file`: arguments of `env`, before the program's own
+/// command line.
 pub(super) fn variables(file: &Path) -> Vec<OsString> {
     let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
     let mut timestamps = OsString::from("FAKETIME_TIMESTAMP_FILE=");

@@ -1,4 +1,5 @@
-//! The four daemons of a node, and with which arguments each one starts. Pure: nothing is started here.
+//! The four daemons of a node, and with which arguments each one starts. Pure: nothing is started
+//! here.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -96,12 +97,13 @@ fn with_clock(line: CommandLine, record: &Record) -> CommandLine {
     CommandLine { program: "env".into(), args }
 }
 
-/// An engine that was killed leaves files with process ids, which others may have by now: the next one would take those for its
-/// own. Whoever runs this knows that none runs.
+/// An engine that was killed leaves files with process ids, which others may have by now: the next
+/// one would take those for its own. Whoever runs this knows that none runs.
 const FORGETFUL_DOCKERD: &str =
     r#"rm -f /run/docker.pid /run/docker/containerd/containerd.pid; exec dockerd "$@""#;
 
-/// The node has mount and network namespaces of its own, so only what shares the disk and the cgroup tree needs a name.
+/// The node has mount and network namespaces of its own, so only what shares the disk and the
+/// cgroup tree needs a name.
 fn dockerd(node: &NodeLayout) -> CommandLine {
     let state = node.state_dir();
     CommandLine::new("sh")

@@ -1,7 +1,7 @@
 //! Starts and kills the daemons of a node.
 //!
-//! A daemon has a session and a cgroup of its own, so that it outlives xtask and can be found again; its output goes
-//! to a log file.
+//! A daemon has a session and a cgroup of its own, so that it outlives xtask and can be found
+//! again; its output goes to a log file.
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -18,19 +18,22 @@ use super::keeper;
 use super::layout::NodeLayout;
 use super::machine;
 
-/// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments: `cgroup.procs`, command.
+/// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments:
+/// `cgroup.procs`, command.
 const BECOME: &str =
     r#"echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
 
-/// As [`BECOME`], and passes its input on as systemd passes a socket (sd_listen_fds(3)): everything between us and the daemon is
-/// exec'ed away, so the shell's process id is the daemon's.
+/// As [`BECOME`], and passes its input on as systemd passes a socket (sd_listen_fds(3)): everything
+/// between us and the daemon is exec'ed away, so the shell's process id is the daemon's.
 const BECOME_WITH_SOCKET: &str = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1
 echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
 
-/// What a daemon sees of our environment: nothing that could change what it does, but how loudly it tells of it.
+/// What a daemon sees of our environment: nothing that could change what it does, but how loudly it
+/// tells of it.
 const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "RUST_LOG", "RUST_BACKTRACE"];
 
-/// How long a killed process may take to be reaped, and its children to follow it; one that lives on isn't waited for longer.
+/// How long a killed process may take to be reaped, and its children to follow it; one that lives
+/// on isn't waited for longer.
 const GONE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A daemon that was just started.
@@ -102,8 +105,8 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
     Ok(Started { component, node: node.clone(), child })
 }
 
-/// Kills a component's process without a warning; what it started itself lives on, as after a crash, unless it is made
-/// to die with its parent.
+/// Kills a component's process without a warning; what it started itself lives on, as after a
+/// crash, unless it is made to die with its parent.
 pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<()> {
     if !is_alive(component, node, pid) {
         return Ok(());
@@ -122,8 +125,8 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
     Ok(())
 }
 
-/// An engine that starts takes the zombies of the one before, and of its children, for alive: they must be buried. Of other
-/// daemons nothing but their life matters.
+/// An engine that starts takes the zombies of the one before, and of its children, for alive: they
+/// must be buried. Of other daemons nothing but their life matters.
 fn still_matters(component: Component, node: &NodeLayout, pid: u32, dying: &[u32]) -> bool {
     match component {
         Component::Dockerd => dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists()),
@@ -140,7 +143,8 @@ fn children_of(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// True if the process lives and is that component: a process id can have been given to somebody else since.
+/// True if the process lives and is that component: a process id can have been given to somebody
+/// else since.
 pub(super) fn is_alive(component: Component, node: &NodeLayout, pid: u32) -> bool {
     cgroup::holds(&node.cgroup().join(component.to_string()), pid)
 }

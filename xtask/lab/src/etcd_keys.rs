@@ -1,5 +1,5 @@
-//! etcd's certificates in a lab: a CA for each lab, which is forgotten once it has signed, a certificate for each member and one for
-//! its clients.
+//! etcd's certificates in a lab: a CA for each lab, which is forgotten once it has signed, a
+//! certificate for each member and one for its clients.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;

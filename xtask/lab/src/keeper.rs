@@ -1,8 +1,9 @@
-//! Keeps a node's docker.sock open across restarts of its agent, as systemd does with a socket unit.
+//! Keeps a node's docker.sock open across restarts of its agent, as systemd does with a socket
+//! unit.
 //!
-//! The keeper is a process that does nothing but hold the listening socket as its input. An agent that starts gets a copy of
-//! it, passed as systemd passes sockets (`LISTEN_FDS`), so that the socket file stays the same one. It dies with the node's
-//! power, and the file with it.
+//! The keeper is a process that does nothing but hold the listening socket as its input. An agent
+//! that starts gets a copy of it, passed as systemd passes sockets (`LISTEN_FDS`), so that the
+//! socket file stays the same one. It dies with the node's power, and the file with it.
 
 use std::fs;
 use std::os::fd::OwnedFd;

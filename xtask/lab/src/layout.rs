@@ -1,6 +1,8 @@
-//! Names, addresses and paths of a lab: everything that follows from its name and size, and nothing that must be looked up.
+//! Names, addresses and paths of a lab: everything that follows from its name and size, and nothing
+//! that must be looked up.
 //!
-//! Invariant: two labs of different names share nothing but the address range, which is private to each one's bridge.
+//! Invariant: two labs of different names share nothing but the address range, which is private to
+//! each one's bridge.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -88,7 +90,8 @@ impl Layout {
         self.record_dir().join("lab.json")
     }
 
-    /// The lab's cgroup, relative to a hierarchy's root. Prefixed: a lab may be called `tasks`, as a file of each cgroup is.
+    /// The lab's cgroup, relative to a hierarchy's root. Prefixed: a lab may be called `tasks`, as
+    /// a file of each cgroup is.
     pub fn cgroup(&self) -> PathBuf {
         Path::new(CGROUP_ROOT).join(format!("lab-{}", self.name))
     }

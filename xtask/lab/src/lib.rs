@@ -1,13 +1,15 @@
-//! A whole cluster on one machine: a network namespace per node with a Docker engine, mesh-agent, and on managers etcd
-//! and mesh-control; a client namespace; one bridge between them.
+//! A whole cluster on one machine: a network namespace per node with a Docker engine, mesh-agent,
+//! and on managers etcd and mesh-control; a client namespace; one bridge between them.
 //!
-//! Code map: [`artifacts`] builds what runs in it. [`layout`] names everything, [`component`] knows command lines, `network`
-//! and `machine` make a node, `daemon` and [`ready`] start what runs on it, `images` fills its engine, `teardown` removes it
-//! all, [`record`] is what readers see. [`client`] and [`cluster`] look at a running lab from outside: tests do so by them.
-//! [`cli`] is the command, [`demo`] tells the lab's story, [`soak`] holds out in it.
+//! Code map: [`artifacts`] builds what runs in it. [`layout`] names everything, [`component`] knows
+//! command lines, `network` and `machine` make a node, `daemon` and [`ready`] start what runs on
+//! it, `images` fills its engine, `teardown` removes it all, [`record`] is what readers see.
+//! [`client`] and [`cluster`] look at a running lab from outside: tests do so by them. [`cli`] is
+//! the command, [`demo`] tells the lab's story, [`soak`] holds out in it.
 //!
-//! Invariants: nothing of a lab is visible outside of its namespaces but its directories and cgroups; `teardown` finds what
-//! is there without the record; one command at a time changes a lab (a lock beside the record).
+//! Invariants: nothing of a lab is visible outside of its namespaces but its directories and
+//! cgroups; `teardown` finds what is there without the record; one command at a time changes a lab
+//! (a lock beside the record).
 
 pub mod artifacts;
 pub mod cli;
@@ -61,7 +63,8 @@ pub struct UpOptions {
     pub node_datapaths: BTreeMap<String, Datapath>,
     /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
     pub bare: bool,
-    /// Agents and control planes take the time from a file, which [`Lab::turn_clock`] writes (Debian's libfaketime).
+    /// Agents and control planes take the time from a file, which [`Lab::turn_clock`] writes
+    /// (Debian's libfaketime).
     pub turnable_clock: bool,
 }
 
@@ -121,11 +124,12 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes the lab, after removing what an earlier one of that name left; returns when every part is ready.
-    /// The binaries must have been built.
+    /// Makes the lab, after removing what an earlier one of that name left; returns when every part
+    /// is ready. The binaries must have been built.
     ///
     /// # Errors
-    /// When a part can't be made or isn't ready in time. What was made stays for inspection; [`Lab::down`] removes it.
+    /// When a part can't be made or isn't ready in time. What was made stays for inspection;
+    /// [`Lab::down`] removes it.
     pub fn up(layout: &Layout, options: &UpOptions, binaries: &Binaries) -> Result<Self> {
         require_root()?;
         let _lock = lock(layout)?;
@@ -183,8 +187,9 @@ impl Lab {
         Netns::named(self.layout.client_netns())
     }
 
-    /// A command that will run `words` on a node's machine, or in the client's namespace. On a node, `DOCKER_HOST` and
-    /// `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd and its certificate.
+    /// A command that will run `words` on a node's machine, or in the client's namespace. On a
+    /// node, `DOCKER_HOST` and `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd
+    /// and its certificate.
     ///
     /// # Errors
     /// When there is no such node.
@@ -211,7 +216,8 @@ impl Lab {
         Ok(command)
     }
 
-    /// Kills a daemon without a warning, or cuts a node's power: all its processes die, its link goes down.
+    /// Kills a daemon without a warning, or cuts a node's power: all its processes die, its link
+    /// goes down.
     ///
     /// # Errors
     /// When the node runs no such part, or it can't be killed.
@@ -238,7 +244,8 @@ impl Lab {
     /// Starts a daemon that was killed, or gives a node its power back; returns when it is ready.
     ///
     /// # Errors
-    /// When it runs already, the node is no manager and the daemon is theirs, or it isn't ready in time.
+    /// When it runs already, the node is no manager and the daemon is theirs, or it isn't ready in
+    /// time.
     pub fn start(&mut self, name: &str, part: Part, binaries: &Binaries) -> Result<()> {
         let node = self.node(name)?;
         self.change(|record| match part {
@@ -250,14 +257,16 @@ impl Lab {
     /// Makes an application's image and gives it to the engines of these nodes.
     ///
     /// # Errors
-    /// When there is no such node, a package of the application is missing, or an engine doesn't take it.
+    /// When there is no such node, a package of the application is missing, or an engine doesn't
+    /// take it.
     pub fn give(&self, application: Application, names: &[&str]) -> Result<()> {
         let nodes = names.iter().map(|name| self.node(name)).collect::<Result<Vec<_>>>()?;
         images::give(application, &nodes, &self.layout.name().to_string())
             .with_context(|| format!("give {application:?} to {}; next: cargo xtask setup", names.join(", ")))
     }
 
-    /// Sets the clock of all agents and control planes ahead of the machine's. They see it within a second.
+    /// Sets the clock of all agents and control planes ahead of the machine's. They see it within a
+    /// second.
     ///
     /// # Errors
     /// When the lab has no clock that can be turned.

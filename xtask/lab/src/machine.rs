@@ -1,8 +1,9 @@
 //! A node as a machine: beside its network, its own view of the file system and its own host name.
 //!
-//! Its `/run` is empty but for the node's own directory, so that engines (which keep sockets at fixed places there) and
-//! agents of different nodes don't meet; `/sys` shows its own network devices; what is mounted inside is seen by the
-//! node's engine and agent alike, and vanishes with the machine.
+//! Its `/run` is empty but for the node's own directory, so that engines (which keep sockets at
+//! fixed places there) and agents of different nodes don't meet; `/sys` shows its own network
+//! devices; what is mounted inside is seen by the node's engine and agent alike, and vanishes with
+//! the machine.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -16,8 +17,9 @@ use super::layout::{CLIENT_IP, Layout, NodeLayout};
 use super::netns::Netns;
 use super::network;
 
-/// Run inside the new namespaces. Arguments: host name, the node's run directory, an empty directory, a resolv.conf.
-/// The cgroup tree is kept: `ip netns exec`, which hides it behind a fresh `/sys`, leaves an engine without devices.
+/// Run inside the new namespaces. Arguments: host name, the node's run directory, an empty
+/// directory, a resolv.conf. The cgroup tree is kept: `ip netns exec`, which hides it behind a
+/// fresh `/sys`, leaves an engine without devices.
 const SET_UP: &str = r#"
 node=$1 run=$2 stage=$3 resolv=$4
 echo "$node" > /proc/sys/kernel/hostname
@@ -33,8 +35,8 @@ case "$target" in /run/*) mkdir -p "${target%/*}"; : > "$target";; esac
 if [ -e "$target" ]; then mount --bind "$resolv" "$target"; fi
 "#;
 
-/// Mounts the tmpfs that holds everything of a lab that a reboot would lose. Private, so that no mount of a node leaks
-/// out, and because a mount namespace can be kept only on a private mount.
+/// Mounts the tmpfs that holds everything of a lab that a reboot would lose. Private, so that no
+/// mount of a node leaks out, and because a mount namespace can be kept only on a private mount.
 pub(super) fn mount_run_dir(layout: &Layout) -> Result<()> {
     let directory = layout.run_dir();
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
@@ -53,7 +55,8 @@ pub(super) fn build(node: &NodeLayout) -> Result<()> {
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     }
     network::mount_bpffs(&node.bpf_dir())?;
-    // Nobody listens there: the client answers "port unreachable" at once, so that look-ups fail without a wait.
+    // Nobody listens there: the client answers "port unreachable" at once, so that look-ups fail
+    // without a wait.
     let resolv = disk.join("resolv.conf");
     write(&resolv, &format!("nameserver {CLIENT_IP}\n"))?;
     write(&node.engine_config(), "{\"live-restore\": true}\n")?;
@@ -89,10 +92,12 @@ pub(super) fn remove(node: &NodeLayout) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel itself puts into each bpffs (`maps.debug`, `progs.debug`) and lets nobody remove.
+/// What the kernel itself puts into each bpffs (`maps.debug`, `progs.debug`) and lets nobody
+/// remove.
 const KERNEL_PIN_EXTENSION: &str = "debug";
 
-/// Removes the pins of a bpffs, then its mount: a copy of the mount elsewhere would otherwise keep programs loaded.
+/// Removes the pins of a bpffs, then its mount: a copy of the mount elsewhere would otherwise keep
+/// programs loaded.
 pub(super) fn clear_bpffs(directory: &Path) -> Result<()> {
     if !directory.exists() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! The commands of `cargo xtask` that need a lab. `xtask` builds and starts this program; no work happens here.
+//! The commands of `cargo xtask` that need a lab. `xtask` builds and starts this program; no work
+//! happens here.
 
 use std::process::ExitCode;
 
@@ -20,7 +21,8 @@ enum Verb {
     Build,
     /// A cluster on this machine: a network namespace per node, each with its own Docker engine
     Lab(cli::LabArgs),
-    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every step held
+    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every
+    /// step held
     Demo {
         /// What the agents forward packets with
         #[arg(long, value_enum, default_value_t = Datapath::Auto)]

@@ -65,7 +65,8 @@ impl Netns {
         statfs(self.path()).is_ok_and(|found| found.f_type == NSFS_MAGIC)
     }
 
-    /// Removes it, or the file that is left of it; its devices go with it once no process is left inside.
+    /// Removes it, or the file that is left of it; its devices go with it once no process is left
+    /// inside.
     pub fn delete(&self) -> Result<()> {
         if self.is_live() {
             return Program::new("ip").args(["netns", "delete", &self.name]).run();
@@ -86,7 +87,8 @@ impl Netns {
         Program::new("ip").args(["-netns", &self.name]).args(args).run()
     }
 
-    /// Runs `work` on a thread that stands inside, so that its sockets and `/proc/sys/net` are the namespace's.
+    /// Runs `work` on a thread that stands inside, so that its sockets and `/proc/sys/net` are the
+    /// namespace's.
     ///
     /// # Errors
     /// When the namespace can't be entered, and those of `work`.

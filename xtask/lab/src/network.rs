@@ -1,7 +1,8 @@
-//! The lab's wires: a bridge in a namespace of its own, and one veth to the client and to each node.
+//! The lab's wires: a bridge in a namespace of its own, and one veth to the client and to each
+//! node.
 //!
-//! The bridge has no address and hears no firewall: Docker engines live in other namespaces. Two labs can use the same
-//! addresses, since nothing joins their bridges.
+//! The bridge has no address and hears no firewall: Docker engines live in other namespaces. Two
+//! labs can use the same addresses, since nothing joins their bridges.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -72,8 +73,8 @@ pub(super) fn remove_node(node: &NodeLayout) -> Result<()> {
     netns.delete()
 }
 
-/// Takes all wires away, in one step: the kernel clears a deleted namespace later, and programs on its devices live
-/// until then.
+/// Takes all wires away, in one step: the kernel clears a deleted namespace later, and programs on
+/// its devices live until then.
 pub(super) fn remove_wires(layout: &Layout) -> Result<()> {
     let bridge = Netns::named(layout.bridge_netns());
     if !bridge.is_live() {

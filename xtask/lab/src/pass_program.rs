@@ -1,7 +1,8 @@
 //! An XDP program that passes everything, loaded by hand and pinned.
 //!
-//! A veth takes what its peer's XDP program transmits only if it runs an XDP program itself. Two instructions need no
-//! compiler and no loader, so the lab makes them here and mesh's own programs stay the agent's business.
+//! A veth takes what its peer's XDP program transmits only if it runs an XDP program itself. Two
+//! instructions need no compiler and no loader, so the lab makes them here and mesh's own programs
+//! stay the agent's business.
 
 use std::ffi::CString;
 use std::io;
@@ -19,7 +20,8 @@ const BPF_PROG_TYPE_XDP: u32 = 6;
 /// `r0 = XDP_PASS; exit`
 const INSTRUCTIONS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
-/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads of us; the kernel takes the rest as zero.
+/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads of us; the kernel takes the rest as
+/// zero.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -51,7 +53,8 @@ pub(super) fn pin(path: &Path) -> Result<()> {
         bpf_fd: u32::try_from(program.as_raw_fd()).context("a file descriptor is not negative")?,
         file_flags: 0,
     };
-    // SAFETY: ObjPin begins like the kernel's attr of this command, and `name` and `program` outlive the call.
+    // SAFETY: ObjPin begins like the kernel's attr of this command, and `name` and `program`
+    // outlive the call.
     unsafe { bpf(BPF_OBJ_PIN, &attr) }.map(drop).with_context(|| format!("pin {}", path.display()))
 }
 
@@ -70,14 +73,16 @@ fn load() -> io::Result<OwnedFd> {
         prog_flags: 0,
         prog_name,
     };
-    // SAFETY: ProgLoad begins like the kernel's attr of this command, and what it points to is static.
+    // SAFETY: ProgLoad begins like the kernel's attr of this command, and what it points to is
+    // static.
     let fd = unsafe { bpf(BPF_PROG_LOAD, &attr) }?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// # Safety
-/// `attr` must be laid out as the kernel expects of `command`, and its pointers valid during the call.
+/// `attr` must be laid out as the kernel expects of `command`, and its pointers valid during the
+/// call.
 unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_int> {
     // SAFETY: the caller vouches for attr; its size goes with it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };

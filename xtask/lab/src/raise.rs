@@ -1,7 +1,8 @@
 //! The order in which a lab comes up, and how its parts come back.
 //!
-//! Nodes come up side by side. etcd and control wait for nothing but each other; images go to an engine while other
-//! nodes still start; agents come last, with the token that the first manager's control wrote.
+//! Nodes come up side by side. etcd and control wait for nothing but each other; images go to an
+//! engine while other nodes still start; agents come last, with the token that the first manager's
+//! control wrote.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -23,8 +24,8 @@ use crate::artifacts::Binaries;
 /// The cluster's key in a control plane's directory.
 const KEY_FILE: &str = "key";
 
-/// Makes everything of the lab that `record`, made by [`plan`], describes; returns when all of it is ready. The record is
-/// told of each process that was started, also when one of them fails.
+/// Makes everything of the lab that `record`, made by [`plan`], describes; returns when all of it
+/// is ready. The record is told of each process that was started, also when one of them fails.
 pub(super) fn raise(
     layout: &Layout,
     options: &UpOptions,
@@ -77,7 +78,8 @@ pub(super) fn restart(
     start_all(component, std::slice::from_ref(node), record, binaries)
 }
 
-/// A node whose power was cut starts anew: its disk is as it was, everything else is lost. What ran on it before is started.
+/// A node whose power was cut starts anew: its disk is as it was, everything else is lost. What ran
+/// on it before is started.
 pub(super) fn reboot(node: &NodeLayout, record: &mut Record, binaries: &Binaries) -> Result<()> {
     let name = node.name();
     let pids = record.node_mut(&name)?.pids;
@@ -146,7 +148,8 @@ fn start_control_plane(
     if options.bare {
         return Ok(());
     }
-    // The first one makes the cluster and its key, which the others get as an administrator would bring it to them.
+    // The first one makes the cluster and its key, which the others get as an administrator would
+    // bring it to them.
     let (first, others) = managers.split_at(1);
     start_all(Component::Control, first, record, binaries)?;
     for other in others {
@@ -159,8 +162,8 @@ fn start_control_plane(
     start_all(Component::Control, others, record, binaries)
 }
 
-/// Starts a component on all these nodes, then waits until each one is ready. All are started before the first wait:
-/// members of etcd wait for each other.
+/// Starts a component on all these nodes, then waits until each one is ready. All are started
+/// before the first wait: members of etcd wait for each other.
 fn start_all(
     component: Component,
     nodes: &[NodeLayout],

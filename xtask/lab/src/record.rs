@@ -1,4 +1,5 @@
-//! `lab.json`: what a lab tells those who use it. Its shape is fixed; the demo, the tests and people read it.
+//! `lab.json`: what a lab tells those who use it. Its shape is fixed; the demo, the tests and
+//! people read it.
 //!
 //! Invariant: a process id in it was true when the last lab command ended.
 
@@ -19,7 +20,8 @@ pub struct Record {
     pub client: ClientRecord,
     /// The nodes, in the order of their numbers.
     pub nodes: Vec<NodeRecord>,
-    /// etcd's client URLs, reachable from the nodes' namespaces with a certificate (`cargo xtask lab exec node-1 -- etcdctl …`).
+    /// etcd's client URLs, reachable from the nodes' namespaces with a certificate
+    /// (`cargo xtask lab exec node-1 -- etcdctl …`).
     pub etcd: Vec<String>,
     /// What `--datapath` said: auto, xdp, tc or userspace.
     pub datapath: String,

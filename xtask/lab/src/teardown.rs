@@ -1,4 +1,5 @@
-//! Takes a lab away, whatever state it is in: found by what is on the machine, not by what was written down.
+//! Takes a lab away, whatever state it is in: found by what is on the machine, not by what was
+//! written down.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +16,8 @@ use super::machine;
 use super::netns::Netns;
 use super::network;
 
-/// Removes every trace of the lab: processes, namespaces, mounts, pins, cgroups, files. Nothing there is no error.
+/// Removes every trace of the lab: processes, namespaces, mounts, pins, cgroups, files. Nothing
+/// there is no error.
 pub(super) fn remove(layout: &Layout) -> Result<()> {
     let netns: Vec<Netns> = Netns::list()?.into_iter().filter(|n| layout.owns_netns(n.name())).collect();
     cgroup::kill(&layout.cgroup())?;
@@ -40,8 +42,8 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Kills the processes that stand in one of the namespaces: those of `lab exec`, of tests, of containers on the host's
-/// network.
+/// Kills the processes that stand in one of the namespaces: those of `lab exec`, of tests, of
+/// containers on the host's network.
 pub(super) fn kill_inside(netns: &[Netns]) -> Result<()> {
     let mut inodes = BTreeSet::new();
     for ns in netns {

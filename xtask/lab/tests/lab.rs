@@ -1,4 +1,5 @@
-//! The lab itself, without mesh: it comes up over what a killed one left, its nodes break and mend, and it leaves nothing.
+//! The lab itself, without mesh: it comes up over what a killed one left, its nodes break and mend,
+//! and it leaves nothing.
 //!
 //! Needs root, cgroups and the Docker engine; `cargo xtask test lab` runs it where they are.
 

@@ -1,5 +1,5 @@
-//! Rules on decision records (`docs/adr`): every page has a title and a status, the index repeats both, and what is cited
-//! exists and still holds.
+//! Rules on decision records (`docs/adr`): every page has a title and a status, the index repeats
+//! both, and what is cited exists and still holds.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,8 @@ fn page<'a>(file: &'a str, text: &'a str) -> Result<(&'a str, Page<'a>), &'stati
     Ok((number, Page { file, title, status }))
 }
 
-/// A difference between the index and what the pages make of it, and pages that no section has room for.
+/// A difference between the index and what the pages make of it, and pages that no section has room
+/// for.
 fn wrong_index(text: &str, pages: &Pages<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     let expected = indexed(text, pages);

@@ -1,10 +1,11 @@
-//! The floors of `control/src`: a room imports rooms of lower floors only, and rooms that decide stay pure.
+//! The floors of `control/src`: a room imports rooms of lower floors only, and rooms that decide
+//! stay pure.
 //!
-//! Invariants: a new room of `control/src` needs a row here, so nobody adds one without saying where it stands; tests may import
-//! and call what they like.
+//! Invariants: a new room of `control/src` needs a row here, so nobody adds one without saying
+//! where it stands; tests may import and call what they like.
 //!
-//! Left to others: who may name which crate ([`super::source`]), and crates that depend on one another
-//! ([`super::dependencies`]).
+//! Left to others: who may name which crate ([`super::source`]), and crates that depend on one
+//! another ([`super::dependencies`]).
 
 use super::Finding;
 use super::imports;
@@ -25,7 +26,8 @@ const FLOORS: &[&[&str]] = &[
     &["app"],
 ];
 
-/// Files that belong to no floor: they declare the modules, start the process, or build fixtures for tests.
+/// Files that belong to no floor: they declare the modules, start the process, or build fixtures
+/// for tests.
 const OUTSIDE: [&str; 3] = ["lib", "main", "fixtures"];
 
 /// Rooms that may import these rooms only, whatever else is below them.
@@ -78,7 +80,8 @@ pub(super) fn findings(file: &SourceFile<'_>) -> Vec<Finding> {
     found
 }
 
-/// The path of a file's module, without the crate; `None` for test code and for the binaries, which are crates of their own.
+/// The path of a file's module, without the crate; `None` for test code and for the binaries, which
+/// are crates of their own.
 fn module_of(path: &str) -> Option<Vec<&str>> {
     let mut module: Vec<&str> = path.strip_suffix(".rs")?.split('/').collect();
     let is_test = |part: &&str| *part == "tests" || part.ends_with("_tests");

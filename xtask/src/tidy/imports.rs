@@ -1,7 +1,7 @@
 //! Which paths of its own crate a source file names, in `use` trees and in expressions.
 //!
-//! Limits: it reads text, not syntax trees. A path in a string counts, one that a macro makes does not, and a module with a body
-//! counts as the file that holds it.
+//! Limits: it reads text, not syntax trees. A path in a string counts, one that a macro makes does
+//! not, and a module with a body counts as the file that holds it.
 
 /// A path of the crate, from its root.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +47,8 @@ fn begins_a_path(before: &str) -> bool {
     before.chars().next_back().is_none_or(|c| !c.is_alphanumeric() && !['_', ':', '$'].contains(&c))
 }
 
-/// Where a path starts, and what follows: `crate::` is the root, each `super::` a module further up.
+/// Where a path starts, and what follows: `crate::` is the root, each `super::` a module further
+/// up.
 fn climb<'a>(path: &'a str, module: &[&str]) -> (Vec<String>, &'a str) {
     if let Some(rest) = path.strip_prefix("crate::") {
         return (Vec::new(), rest);

@@ -1,5 +1,5 @@
-//! Rules on Markdown: relative links lead to a file of the checkout and, where they name one, to a heading in it; and the
-//! architecture's page stays short.
+//! Rules on Markdown: relative links lead to a file of the checkout and, where they name one, to a
+//! heading in it; and the architecture's page stays short.
 
 use super::{Checkout, Finding};
 

@@ -1,7 +1,8 @@
-//! The house rules that neither the compiler nor clippy knows: of source files and rooms, of pages, and of who may depend on whom.
+//! The house rules that neither the compiler nor clippy knows: of source files and rooms, of pages,
+//! and of who may depend on whom.
 //!
-//! Every rule is a pure function from the checkout's files, or from the packages' dependencies, to findings; only [`run`]
-//! reads and writes files.
+//! Every rule is a pure function from the checkout's files, or from the packages' dependencies, to
+//! findings; only [`run`] reads and writes files.
 
 mod decisions;
 mod dependencies;

@@ -3,6 +3,8 @@
 use super::Finding;
 
 const LINES_MAX: usize = 400;
+/// Of a line that holds a comment alone; rustfmt keeps code itself within its own width.
+const COMMENT_COLUMNS_MAX: usize = 100;
 
 /// Names that say nothing: of files, directories and modules.
 const EMPTY_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
@@ -33,6 +35,7 @@ pub(super) fn findings(file: &SourceFile<'_>) -> Vec<Finding> {
     found.extend(empty_name(file));
     found.extend(wrong_doors(file));
     found.extend(bad_lines(file));
+    found.extend(wide_comments(file));
     found
 }
 
@@ -86,6 +89,18 @@ fn bad_lines(file: &SourceFile<'_>) -> Vec<Finding> {
         }
     }
     found
+}
+
+fn wide_comments(file: &SourceFile<'_>) -> Vec<Finding> {
+    let comments = numbered(file).filter(|(_, line)| line.trim_start().starts_with("//"));
+    comments
+        .filter_map(|(number, line)| {
+            let columns = line.chars().count();
+            let message = format!("a comment of {columns} columns; break it at {COMMENT_COLUMNS_MAX}");
+            let place = format!("{}:{number}", file.path);
+            (columns > COMMENT_COLUMNS_MAX).then_some(Finding { place, message })
+        })
+        .collect()
 }
 
 fn numbered<'a>(file: &SourceFile<'a>) -> impl Iterator<Item = (usize, &'a str)> {
@@ -185,6 +200,18 @@ mod tests {
         );
         check("control/state/src/store/etcd.rs", "//! A.\nuse etcd_client::Client;\n", "");
         check("mesh-agent/tests/kernel.rs", "//! A.\nuse aya::Ebpf;\n", "");
+    }
+
+    #[test]
+    fn comments_are_narrow() {
+        let of = |mark: &str, columns: usize| {
+            format!("//! A.\n    {mark} {}\n", "é".repeat(columns - 5 - mark.len()))
+        };
+        for mark in ["//", "///", "//!"] {
+            check("a.rs", &of(mark, COMMENT_COLUMNS_MAX), "");
+            check("a.rs", &of(mark, COMMENT_COLUMNS_MAX + 1), "a.rs:2: a comment of 101 columns");
+        }
+        check("a.rs", &format!("//! A.\nlet a = \"{}\"; // and so on\n", "b".repeat(100)), "");
     }
 
     #[test]

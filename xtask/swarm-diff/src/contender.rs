@@ -47,7 +47,8 @@ impl Contender {
         Ok(())
     }
 
-    /// Waits until `count` tasks of the service run, and no other is under way; notices it within a twentieth of the time that it took.
+    /// Waits until `count` tasks of the service run, and no other is under way; notices it within a
+    /// twentieth of the time that it took.
     ///
     /// # Errors
     /// When that takes longer than a minute.

@@ -1,12 +1,14 @@
-//! The differential suite: the same `docker` commands towards a real Swarm and towards mesh, and what differs.
+//! The differential suite: the same `docker` commands towards a real Swarm and towards mesh, and
+//! what differs.
 //!
-//! Code map: [`script`] reads the commands (`tests/swarm-diff/*.cmds`), [`raise`] makes either cluster out of a lab, [`side`] runs the
-//! commands there and awaits what they cause, [`normalise`] takes ids, times and addresses out of the answers, [`accepted`] reads
-//! which differences are meant (`tests/swarm-diff/accepted.toml`), [`compare`] judges; [`contender`] lends both clusters to
-//! a benchmark. All but `raise`, `side` and `contender` are pure.
+//! Code map: [`script`] reads the commands (`tests/swarm-diff/*.cmds`), [`raise`] makes either
+//! cluster out of a lab, [`side`] runs the commands there and awaits what they cause, [`normalise`]
+//! takes ids, times and addresses out of the answers, [`accepted`] reads which differences are
+//! meant (`tests/swarm-diff/accepted.toml`), [`compare`] judges; [`contender`] lends both clusters
+//! to a benchmark. All but `raise`, `side` and `contender` are pure.
 //!
-//! Invariants: both sides run the same commands in the same order; a difference without a reason in the file fails the run; a
-//! reason that explains nothing any more is told.
+//! Invariants: both sides run the same commands in the same order; a difference without a reason in
+//! the file fails the run; a reason that explains nothing any more is told.
 
 mod accepted;
 mod compare;
@@ -38,7 +40,8 @@ pub struct SwarmDiffArgs {
     /// Run one side only, and compare with what the other one answered last time
     #[arg(long, value_enum)]
     side: Option<Side>,
-    /// Leave the labs diff-swarm and diff-mesh up, and use them as they are when they are up already
+    /// Leave the labs diff-swarm and diff-mesh up, and use them as they are when they are up
+    /// already
     #[arg(long)]
     keep: bool,
     /// Run nothing: compare anew what was answered last time

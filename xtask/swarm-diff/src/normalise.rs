@@ -1,4 +1,5 @@
-//! What two clusters can't have in common (ids, times, addresses, digests) replaced by what it is, JSON as one line a value.
+//! What two clusters can't have in common (ids, times, addresses, digests) replaced by what it is,
+//! JSON as one line a value.
 //!
 //! Invariant: pure. What is replaced here needs no reason anywhere; every other difference does.
 

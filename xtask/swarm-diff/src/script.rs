@@ -5,7 +5,7 @@
 //! nodes shown                      keep nodes' names in this section's answers
 //! on node-2                        the following commands go to that node's socket
 //! $ docker service ls              a line for the shell; its answer is compared
-//! @ running web 3                  wait until three tasks of the service run, and no other is on its way
+//! @ running web 3                  wait until three tasks of the service run, and no other starts
 //! @ state web failed 2             wait until two tasks of the service have failed
 //! @ error web                      wait until a task of the service says what is wrong
 //! @ updated web completed          wait until the service's update stands so

@@ -63,7 +63,8 @@ impl Cluster {
     /// Runs a section on the empty cluster and empties it again.
     ///
     /// # Errors
-    /// When a command can't be started, or the cluster doesn't become empty. What commands answer is no error.
+    /// When a command can't be started, or the cluster doesn't become empty. What commands answer
+    /// is no error.
     pub(super) fn run(&self, section: &Section) -> Result<Vec<Outcome>> {
         let mut node = FIRST_NODE.to_owned();
         let mut outcomes: Vec<Outcome> = Vec::new();

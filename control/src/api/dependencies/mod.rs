@@ -1,5 +1,5 @@
-//! `/secrets` and `/configs`: create, list, inspect, relabel, remove. Both are alike but for their limits, and that a config's data is
-//! shown.
+//! `/secrets` and `/configs`: create, list, inspect, relabel, remove. Both are alike but for their
+//! limits, and that a config's data is shown.
 //!
 //! Invariant: a secret's data is in no answer and in no message.
 

@@ -1,7 +1,7 @@
 //! What creating, relabelling and removing a secret or config writes: pure, one transaction each.
 //!
-//! Invariants: object, name claim and sealed data come and go together; an object is removed only where no service refers to it,
-//! whatever services are written meanwhile.
+//! Invariants: object, name claim and sealed data come and go together; an object is removed only
+//! where no service refers to it, whatever services are written meanwhile.
 
 use mesh_state::Timestamp;
 use mesh_state::codec;

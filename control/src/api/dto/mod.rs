@@ -1,7 +1,7 @@
 //! What the API answers with: Docker's objects, spelled as Docker spells them.
 //!
-//! Invariants: domain types and these are two things; a spec goes out as its user wrote it, with the fields that Swarm's objects always
-//! have and, on request, Swarm's defaults.
+//! Invariants: domain types and these are two things; a spec goes out as its user wrote it, with
+//! the fields that Swarm's objects always have and, on request, Swarm's defaults.
 
 #![expect(clippy::struct_field_names, reason = "the names are Docker's")]
 

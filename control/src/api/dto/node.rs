@@ -151,7 +151,8 @@ impl Node {
     }
 }
 
-/// Whether mesh-control is alive on a node, or its agent says that it belongs there. A role alone makes no manager.
+/// Whether mesh-control is alive on a node, or its agent says that it belongs there. A role alone
+/// makes no manager.
 pub(crate) fn runs_manager(snapshot: &ClusterSnapshot, node: &StoredNode) -> bool {
     snapshot.manager_on(&node.id).is_some() || node.description.manager_address.is_some()
 }

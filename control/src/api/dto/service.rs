@@ -48,7 +48,8 @@ struct JobStatus {
     last_execution: Timestamp,
 }
 
-/// How a service is reached. There are no virtual addresses: a published port is reached on the nodes' own.
+/// How a service is reached. There are no virtual addresses: a published port is reached on the
+/// nodes' own.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Endpoint {
@@ -146,7 +147,8 @@ fn update_status(status: &StoredUpdateStatus) -> UpdateStatus {
     }
 }
 
-/// A task on a node that is down isn't counted as running: nobody knows, and its replacement is counted elsewhere.
+/// A task on a node that is down isn't counted as running: nobody knows, and its replacement is
+/// counted elsewhere.
 fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> ServiceStatus {
     let tasks = || snapshot.tasks_of(&service.id).filter(|task| is_current(service, task));
     let heard = |node: Option<&_>| node.is_some_and(|node| snapshot.node_state(node) != NodeState::Down);

@@ -1,7 +1,7 @@
 //! A spec as it is shown: as its user sent it, with the fields that Swarm's objects always have.
 //!
-//! Swarm keeps some fields as words of its own, so they come back whatever was sent, and clients look for them. Nothing of that is
-//! stored.
+//! Swarm keeps some fields as words of its own, so they come back whatever was sent, and clients
+//! look for them. Nothing of that is stored.
 //!
 //! Left to others: defaults that are shown on request only (`service`).
 

@@ -71,8 +71,8 @@ struct Orchestration {
     task_history_retention_limit: u64,
 }
 
-/// Swarm's settings of its log of changes, with their defaults. mesh keeps none (etcd does), so none of them can be set; Swarm's clients
-/// find them all the same.
+/// Swarm's settings of its log of changes, with their defaults. mesh keeps none (etcd does), so
+/// none of them can be set; Swarm's clients find them all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Raft {

@@ -173,9 +173,10 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     ports.iter().filter(|port| port.publish_mode == PublishMode::Host).map(published).collect()
 }
 
-/// The task's address on its node's network, shown as an attachment to every network of its service, and to the ingress network if the
-/// mesh publishes a port of it: there Docker's clients look for what answers on such a port. A port that is published on the task's node only
-/// answers at the node's address.
+/// The task's address on its node's network, shown as an attachment to every network of its
+/// service, and to the ingress network if the mesh publishes a port of it: there Docker's clients
+/// look for what answers on such a port. A port that is published on the task's node only answers
+/// at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let Some(address) = status.container.as_ref().and_then(|container| container.address) else {
         return Vec::new();

@@ -1,7 +1,8 @@
-//! `/networks`: the cluster's own: those that users make, and the ingress network that published ports belong to.
+//! `/networks`: the cluster's own: those that users make, and the ingress network that published
+//! ports belong to.
 //!
-//! Left to others: the local engine's networks (the node's socket adds them), and what tasks make of a network: they reach each other
-//! by their addresses, whatever their networks.
+//! Left to others: the local engine's networks (the node's socket adds them), and what tasks make
+//! of a network: they reach each other by their addresses, whatever their networks.
 
 mod options;
 mod write;

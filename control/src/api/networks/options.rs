@@ -1,6 +1,7 @@
 //! What a network may ask for: pure.
 //!
-//! Invariant: what mesh can't give is refused by the option's name. Nothing that a user asks of a network is taken and then left out.
+//! Invariant: what mesh can't give is refused by the option's name. Nothing that a user asks of a
+//! network is taken and then left out.
 
 use std::net::IpAddr;
 

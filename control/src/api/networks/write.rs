@@ -1,7 +1,8 @@
 //! What creating and removing a network writes: pure, one transaction each.
 //!
-//! Invariants: a network and its name's claim are written together; one that a service names stays. A service that begins to name a
-//! network writes it anew (`services::networks`), so that a removal at the same moment loses.
+//! Invariants: a network and its name's claim are written together; one that a service names stays.
+//! A service that begins to name a network writes it anew (`services::networks`), so that a removal
+//! at the same moment loses.
 
 use mesh_state::Timestamp;
 use mesh_state::codec;
@@ -87,7 +88,8 @@ pub(super) fn remove(
     })
 }
 
-/// Networks that pruning removes: those of users that no service names, pass `filters` and were made `before` every given moment.
+/// Networks that pruning removes: those of users that no service names, pass `filters` and were
+/// made `before` every given moment.
 pub(super) fn unused<'a>(
     snapshot: &'a ClusterSnapshot,
     filters: &Filters,

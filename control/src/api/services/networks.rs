@@ -1,9 +1,10 @@
 //! A service's networks: named by id or name in its spec, by id once it is stored.
 //!
-//! Invariants: pure; the network's own record is written anew with a service that begins to name it, so that network and service can't
-//! pass each other by.
+//! Invariants: pure; the network's own record is written anew with a service that begins to name
+//! it, so that network and service can't pass each other by.
 //!
-//! Left to others: addresses and names on a network. A spec with networks is taken with [`WARNING`].
+//! Left to others: addresses and names on a network. A spec with networks is taken with
+//! [`WARNING`].
 
 use std::collections::BTreeSet;
 

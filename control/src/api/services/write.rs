@@ -1,9 +1,11 @@
 //! What creating, updating, rolling back and removing a service writes: pure, one transaction each.
 //!
-//! Invariants: an object, its name's claim, its ports' claims, its references and its spec version are written together; a claim is taken only
-//! where none is (`Absent`); an update stands on the spec that its client read. What is stored is what was sent, with the mode filled in.
+//! Invariants: an object, its name's claim, its ports' claims, its references and its spec version
+//! are written together; a claim is taken only where none is (`Absent`); an update stands on the
+//! spec that its client read. What is stored is what was sent, with the mode filled in.
 //!
-//! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to are reaped by the leader.
+//! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to
+//! are reaped by the leader.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
@@ -71,7 +73,8 @@ pub(crate) fn create(
 /// A service with a new spec, by a client that read it at `version`.
 ///
 /// # Errors
-/// [`ApiError::OutOfSequence`] when it was written since; what is wrong with the spec; a change that Swarm refuses.
+/// [`ApiError::OutOfSequence`] when it was written since; what is wrong with the spec; a change
+/// that Swarm refuses.
 pub(crate) fn update(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -94,7 +97,8 @@ pub(crate) fn update(
 /// A service with its previous spec back, at its user's request.
 ///
 /// # Errors
-/// [`ApiError::OutOfSequence`]; no previous spec; a port that it had belongs to another service now.
+/// [`ApiError::OutOfSequence`]; no previous spec; a port that it had belongs to another service
+/// now.
 pub(crate) fn rollback(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -195,16 +199,18 @@ fn rewrite(
     Ok(transaction)
 }
 
-/// Whether a client that read the service at `version` read its present spec. The updater writes the service too, which is nothing
-/// that its user has to know of; each write of the spec writes a spec version with it, at the same revision.
+/// Whether a client that read the service at `version` read its present spec. The updater writes
+/// the service too, which is nothing that its user has to know of; each write of the spec writes a
+/// spec version with it, at the same revision.
 fn knows_spec(snapshot: &ClusterSnapshot, current: &Versioned<Service>, version: i64) -> bool {
     let key = (current.id.clone(), current.spec_version);
     let written = snapshot.specs.get(&key).map_or(current.mod_revision, |spec| spec.mod_revision);
     (written..=current.mod_revision).contains(&version)
 }
 
-/// How the update stands once its user wrote `spec`. The updater begins one when it finds a task of an older spec; of a service that
-/// has no task yet it would never find any, and one that goes on would lose its end to a change of labels.
+/// How the update stands once its user wrote `spec`. The updater begins one when it finds a task of
+/// an older spec; of a service that has no task yet it would never find any, and one that goes on
+/// would lose its end to a change of labels.
 fn status_after(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -219,8 +225,9 @@ fn status_after(
     (wants_tasks && has_none).then(|| UpdateStatus::begun(now))
 }
 
-/// A service may hold nearly as many claims as one transaction may write, and an update gives up old ones as well. What is refused
-/// here has been changed by its user all at once, so it can be changed in two steps; so can what a rollback would change.
+/// A service may hold nearly as many claims as one transaction may write, and an update gives up
+/// old ones as well. What is refused here has been changed by its user all at once, so it can be
+/// changed in two steps; so can what a rollback would change.
 fn refuse_too_many_changes(transaction: &Transaction) -> Result<(), ApiError> {
     let writes = transaction.ops.len().max(transaction.compares.len());
     if writes <= MAX_TXN_OPS {

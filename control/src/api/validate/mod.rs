@@ -1,8 +1,10 @@
 //! Whether a spec can be accepted: pure, in Swarm's words where Swarm has words for it.
 //!
-//! Invariant: what mesh can't do is refused here and named; nothing that a user asks for is silently dropped.
+//! Invariant: what mesh can't do is refused here and named; nothing that a user asks for is
+//! silently dropped.
 //!
-//! Left to others: clashes with other objects (`ports`, `services::write`) and the JSON itself (`body`).
+//! Left to others: clashes with other objects (`ports`, `services::write`) and the JSON itself
+//! (`body`).
 
 mod health;
 mod not_served;
@@ -24,11 +26,13 @@ use crate::slots::constraint::ConstraintError;
 /// Characters of a service's name, as a DNS label.
 const NAME_LENGTH_MAX: usize = 63;
 
-/// Ingress ports of one service, and secrets and configs. Each is a claim of its own, and etcd takes 128 writes at once: that leaves room
-/// for the service itself and its networks. An update that changes more than there is room for is refused by what it would write.
+/// Ingress ports of one service, and secrets and configs. Each is a claim of its own, and etcd
+/// takes 128 writes at once: that leaves room for the service itself and its networks. An update
+/// that changes more than there is room for is refused by what it would write.
 pub(crate) const INGRESS_PORTS_MAX: usize = 110;
 
-/// Replicas of one service: beyond this even a published port of each could not be told apart in the mesh.
+/// Replicas of one service: beyond this even a published port of each could not be told apart in
+/// the mesh.
 const REPLICAS_MAX: u64 = BackendId::MAX as u64;
 
 /// Why a spec is refused.
@@ -270,7 +274,8 @@ fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Whether the text has the form `[host[:port]/]path[:tag][@digest]`; whether the image exists is the node's to find out.
+/// Whether the text has the form `[host[:port]/]path[:tag][@digest]`; whether the image exists is
+/// the node's to find out.
 fn is_image_reference(image: &str) -> bool {
     let (name, digest) = match image.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),

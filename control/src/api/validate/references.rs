@@ -1,4 +1,5 @@
-//! Whether references to secrets and configs can be honoured, whatever exists: pure, in Swarm's words where it has any.
+//! Whether references to secrets and configs can be honoured, whatever exists: pure, in Swarm's
+//! words where it has any.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Templates in a service's spec: expanded once with values as good as any, as Swarm does at create.
+//! Templates in a service's spec: expanded once with values as good as any, as Swarm does at
+//! create.
 //!
 //! Left to others: the expansion for a real task (the agent), payloads of secrets and configs.
 

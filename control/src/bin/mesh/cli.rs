@@ -11,7 +11,8 @@ use crate::client::Host;
 
 /// Shows the mesh and turns its knobs.
 ///
-/// Everything else is docker's: services, tasks, nodes and join tokens are seen and changed with the docker CLI on the same host.
+/// Everything else is docker's: services, tasks, nodes and join tokens are seen and changed with
+/// the docker CLI on the same host.
 #[derive(Debug, Parser)]
 #[command(name = "mesh", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -47,29 +48,33 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// How the mesh serves a service: all of its mesh.lb.* settings, and what each of its tasks weighs.
+    /// How the mesh serves a service: all of its mesh.lb.* settings, and what each of its tasks
+    /// weighs.
     Service {
         /// What to do with it.
         #[command(subcommand)]
         command: ServiceCommand,
     },
-    /// Nodes with their liveness and weight, the leader, and services with their policy, running and desired tasks.
+    /// Nodes with their liveness and weight, the leader, and services with their policy, running
+    /// and desired tasks.
     Status,
     /// The token that lets a node join, for mesh-agent's --join-token-file.
     Token {
         /// The role that it joins in.
         role: Role,
     },
-    /// Makes the certificates with which etcd's members and mesh-control know each other, or makes them anew with the CA that is in
-    /// the directory. Asks no server.
+    /// Makes the certificates with which etcd's members and mesh-control know each other, or makes
+    /// them anew with the CA that is in the directory. Asks no server.
     EtcdCertificates {
-        /// Holds the CA, and gets NAME.pem and NAME.key for each member, client.pem and client.key for mesh-control and etcdctl.
+        /// Holds the CA, and gets NAME.pem and NAME.key for each member, client.pem and client.key
+        /// for mesh-control and etcdctl.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// Days that they are good for.
         #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u64).range(1..=7300))]
         days: u64,
-        /// Members of etcd with the addresses and host names that they are reached at, as etcd-1=10.0.0.1,etcd-1.example.
+        /// Members of etcd with the addresses and host names that they are reached at, as
+        /// etcd-1=10.0.0.1,etcd-1.example.
         #[arg(required = true, value_name = "NAME=ADDRESS[,ADDRESS]", value_parser = member)]
         members: Vec<Member>,
     },
@@ -110,7 +115,8 @@ pub(crate) enum PolicyCommand {
         /// Name, id or the beginning of an id.
         service: String,
     },
-    /// Set a service's policy. It applies to new connections at once; no task restarts, live connections stay.
+    /// Set a service's policy. It applies to new connections at once; no task restarts, live
+    /// connections stay.
     Set {
         /// Name, id or the beginning of an id.
         service: String,
@@ -123,8 +129,8 @@ pub(crate) enum PolicyCommand {
 /// What to do with a service.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// Print every setting with its label, and the tasks with the weights in effect. Change settings with docker service update
-    /// --label-add.
+    /// Print every setting with its label, and the tasks with the weights in effect. Change
+    /// settings with docker service update --label-add.
     Show {
         /// Name, id or the beginning of an id.
         service: String,

@@ -1,4 +1,5 @@
-//! A small client of the Docker API: one request a connection, over a unix socket or TCP, within a deadline.
+//! A small client of the Docker API: one request a connection, over a unix socket or TCP, within a
+//! deadline.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -169,7 +170,8 @@ impl Client {
             let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
             self.read(response).await
         };
-        // The connection is driven until the answer is read; how it ends after that is of no interest.
+        // The connection is driven until the answer is read; how it ends after that is of no
+        // interest.
         tokio::select! {
             answer = exchange => answer,
             Err(error) = connection => Err(self.broken(error)),

@@ -1,7 +1,7 @@
 //! `mesh`: what the `docker` CLI has no word for.
 //!
-//! Purpose: show the cluster as mesh sees it, and turn mesh's own knobs. It is a client of the Docker API like any other: what it
-//! sets, `docker service inspect` shows.
+//! Purpose: show the cluster as mesh sees it, and turn mesh's own knobs. It is a client of the
+//! Docker API like any other: what it sets, `docker service inspect` shows.
 //!
 //! Left to others: everything that `docker service`, `docker node` and `docker swarm` say already.
 

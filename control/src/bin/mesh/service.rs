@@ -1,4 +1,5 @@
-//! `mesh service show`: what a service's labels say to the data plane, and what its tasks weigh for it.
+//! `mesh service show`: what a service's labels say to the data plane, and what its tasks weigh for
+//! it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

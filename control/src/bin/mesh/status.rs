@@ -73,7 +73,8 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
 impl Status {
     /// Reads what the API shows.
     ///
-    /// The leader is known before its node has joined; a host that doesn't tell it shows it on its node.
+    /// The leader is known before its node has joined; a host that doesn't tell it shows it on its
+    /// node.
     fn read(leader: Option<String>, nodes: &[Value], services: &[Value]) -> Self {
         let mut nodes: Vec<Node> = nodes.iter().map(Node::read).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));

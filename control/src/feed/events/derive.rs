@@ -1,6 +1,7 @@
 //! Changes of stored objects as events. Pure.
 //!
-//! Attributes are moby's (`daemon/events.go`): the name, and what an update changed as `x.old` and `x.new`.
+//! Attributes are moby's (`daemon/events.go`): the name, and what an update changed as `x.old` and
+//! `x.new`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -189,7 +190,8 @@ fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
             let liveness = snapshot.liveness.get(id);
             let standing = (node.spec.role == NodeRole::Manager)
                 .then(|| (snapshot.is_led_from(id), snapshot.manager_on(id).is_some()));
-            // A silent node is ready to Docker's clients, and one that was never heard is not known yet.
+            // A silent node is ready to Docker's clients, and one that was never heard is not known
+            // yet.
             let state = match liveness.map(|liveness| liveness.state) {
                 None => "unknown",
                 Some(NodeState::Down) => "down",
@@ -201,7 +203,8 @@ fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
     }
 }
 
-/// The event between what was known and what is. `own` says that the object's own record was written.
+/// The event between what was known and what is. `own` says that the object's own record was
+/// written.
 fn event(
     subject: &Subject,
     before: Option<Facts>,

@@ -1,7 +1,7 @@
 //! The newest events, and those who wait for more.
 //!
-//! Invariant: whoever listens gets what is kept and what comes after it, without a gap and without one twice, unless it is slower
-//! than [`WAITING`] events.
+//! Invariant: whoever listens gets what is kept and what comes after it, without a gap and without
+//! one twice, unless it is slower than [`WAITING`] events.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,8 @@ impl EventLog {
             kept.pop_front();
         }
         kept.push_back(Arc::clone(&event));
-        // Under the lock, so that nobody who begins to listen misses it. Without listeners it is only kept.
+        // Under the lock, so that nobody who begins to listen misses it. Without listeners it is
+        // only kept.
         drop(self.listeners.send(event));
     }
 

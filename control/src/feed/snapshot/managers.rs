@@ -21,8 +21,8 @@ impl ClusterSnapshot {
         self.leader.as_ref().is_some_and(|leader| self.node_of_manager(&leader.name) == Some(node))
     }
 
-    /// How many milliseconds a node's clock is ahead of the clock of a manager that hears it; of several, the most. `None` within a
-    /// second.
+    /// How many milliseconds a node's clock is ahead of the clock of a manager that hears it; of
+    /// several, the most. `None` within a second.
     pub fn clock_ahead_ms(&self, node: &NodeId) -> Option<i64> {
         let told = self.managers.values().filter_map(|manager| manager.nodes_off.get(node));
         told.max_by_key(|ahead| ahead.unsigned_abs()).copied()

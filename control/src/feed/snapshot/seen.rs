@@ -1,10 +1,13 @@
-//! When this manager saw what others wrote, by its own clock: a stamp of another machine bears that machine's.
+//! When this manager saw what others wrote, by its own clock: a stamp of another machine bears that
+//! machine's.
 //!
-//! Whoever compares a moment with `now` asks here, so that one clock is compared with itself: how long a node is silent, how long ago a
-//! task ended or ran, when it was asked to stop, when its restart delay is over.
+//! Whoever compares a moment with `now` asks here, so that one clock is compared with itself: how
+//! long a node is silent, how long ago a task ended or ran, when it was asked to stop, when its
+//! restart delay is over.
 //!
-//! Invariants: pure; a step is seen once, and stays seen then over a new listing. What came before the first listing was seen by
-//! nobody: there the stamps count that managers wrote, but never as later than the listing.
+//! Invariants: pure; a step is seen once, and stays seen then over a new listing. What came before
+//! the first listing was seen by nobody: there the stamps count that managers wrote, but never as
+//! later than the listing.
 
 use chrono::TimeDelta;
 use mesh_state::Timestamp;
@@ -87,8 +90,8 @@ impl ClusterSnapshot {
         }
     }
 
-    /// Takes over from the snapshot `before` when things were seen; what is new in this listing was seen `now`. Before the first listing
-    /// nothing was seen.
+    /// Takes over from the snapshot `before` when things were seen; what is new in this listing was
+    /// seen `now`. Before the first listing nothing was seen.
     pub fn see_listing(&mut self, before: &Self, now: Timestamp) {
         let is_first = before.revision == 0;
         let liveness = |(node, liveness): (&NodeId, &Stored<Liveness>)| {
@@ -156,18 +159,21 @@ impl ClusterSnapshot {
         self.tasks_seen.get(&task.id).copied().unwrap_or_default()
     }
 
-    /// Since when a node is in its state of liveness, by this manager's clock; by the clock of who wrote it if no watch saw it.
+    /// Since when a node is in its state of liveness, by this manager's clock; by the clock of who
+    /// wrote it if no watch saw it.
     pub fn liveness_since(&self, node: &NodeId, liveness: &Liveness) -> Timestamp {
         self.liveness_seen.get(node).copied().unwrap_or(liveness.since)
     }
 
-    /// When a task ended, by this manager's clock. Asked of a task that has not, when it came into its state.
+    /// When a task ended, by this manager's clock. Asked of a task that has not, when it came into
+    /// its state.
     pub fn ended_at(&self, task: &Task) -> Timestamp {
         let status = self.status_of(task);
         self.seen(task).ended.or(status.recorded_at).unwrap_or(status.timestamp)
     }
 
-    /// When a task first ran, by this manager's clock. Asked of a task that never did, when it came into its state.
+    /// When a task first ran, by this manager's clock. Asked of a task that never did, when it came
+    /// into its state.
     pub fn ran_at(&self, task: &Task) -> Timestamp {
         let status = self.status_of(task);
         let told = status.ran_recorded_at.or(status.running_at);
@@ -180,15 +186,16 @@ impl ClusterSnapshot {
         Some(self.seen(task).asked_to_stop.unwrap_or(told))
     }
 
-    /// When the restart delay of a task is over, by this manager's clock: as long after it saw the task made as the leader said that made
-    /// it.
+    /// When the restart delay of a task is over, by this manager's clock: as long after it saw the
+    /// task made as the leader said that made it.
     pub fn may_start_at(&self, task: &Task) -> Option<Timestamp> {
         let told = task.start_after?;
         let delay = told.signed_duration_since(task.created_at).max(TimeDelta::zero());
         Some(self.seen(task).made.and_then(|made| made.checked_add_signed(delay)).unwrap_or(told))
     }
 
-    /// When the members' keys were last changed, by this manager's clock; `told` if no watch saw it.
+    /// When the members' keys were last changed, by this manager's clock; `told` if no watch saw
+    /// it.
     pub fn member_keys_since(&self, told: Timestamp) -> Timestamp {
         self.member_keys_seen.unwrap_or(told)
     }

@@ -1,7 +1,9 @@
-//! When what each node is told was last changed, so that a session looks at its node's tasks only if that may differ.
+//! When what each node is told was last changed, so that a session looks at its node's tasks only
+//! if that may differ.
 //!
-//! Invariant: whatever a node's assignments are made of touches the node: its tasks, what is observed of them, and their services with
-//! their specs. What was missed while the watch was down touches everybody.
+//! Invariant: whatever a node's assignments are made of touches the node: its tasks, what is
+//! observed of them, and their services with their specs. What was missed while the watch was down
+//! touches everybody.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

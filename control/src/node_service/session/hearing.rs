@@ -18,8 +18,8 @@ impl Session {
         }
     }
 
-    /// Whether the node has its engine. Without, it is as good as silent: its tasks are replaced if the engine stays away, and what
-    /// still runs of them is selected last.
+    /// Whether the node has its engine. Without, it is as good as silent: its tasks are replaced if
+    /// the engine stays away, and what still runs of them is selected last.
     pub(super) fn note_engine(&mut self, away: bool) {
         if std::mem::replace(&mut self.engine_away, away) == away {
             return;

@@ -32,13 +32,15 @@ impl Unacknowledged {
         self.0.len()
     }
 
-    /// Notes that `task` was reported to be so. A status sent again keeps the moment of its first report.
+    /// Notes that `task` was reported to be so. A status sent again keeps the moment of its first
+    /// report.
     pub(super) fn put(&mut self, task: TaskId, number: u64, status: TaskStatus) {
         let reported_at = self.0.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
         self.0.insert(task, Waiting { status, number, reported_at });
     }
 
-    /// Takes out the statuses of `node` that the store holds by now, and those that it will never hold.
+    /// Takes out the statuses of `node` that the store holds by now, and those that it will never
+    /// hold.
     pub(super) fn settle(&mut self, node: &NodeId, snapshot: &ClusterSnapshot) -> StatusAck {
         let mut done = StatusAck::default();
         self.0.retain(|id, waiting| {

@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The filter that refused a node. The order is that of the filters: the first that refuses is counted.
+/// The filter that refused a node. The order is that of the filters: the first that refuses is
+/// counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// The node is not ready, or takes no tasks.

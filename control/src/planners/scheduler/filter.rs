@@ -1,4 +1,5 @@
-//! The filters, in Swarm's order: ready, resources, plugin, constraints, platform, host port, max replicas per node.
+//! The filters, in Swarm's order: ready, resources, plugin, constraints, platform, host port, max
+//! replicas per node.
 //!
 //! Invariant: a node is refused by the first filter that does so; nothing else is asked of it then.
 

@@ -1,7 +1,8 @@
 //! Generic resources of a node: what is free, and who gets which.
 //!
-//! Invariants: a kind that a node names one by one is given by name, each to one task at a time; a kind that it counts is given by number. A
-//! task that asks for one by its name gets that one, or waits.
+//! Invariants: a kind that a node names one by one is given by name, each to one task at a time; a
+//! kind that it counts is given by number. A task that asks for one by its name gets that one, or
+//! waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,7 @@
 //! What a task needs of a node, read from its service's spec.
 //!
-//! Left to others: whether a node has it ([`super::filter`]), and what is left of it ([`super::usage`]).
+//! Left to others: whether a node has it ([`super::filter`]), and what is left of it
+//! ([`super::usage`]).
 
 use mesh_state::ids::ServiceId;
 use mesh_state::spec::{Protocol, PublishMode, ServiceSpec, TaskSpec};

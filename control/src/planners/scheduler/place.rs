@@ -1,7 +1,8 @@
 //! Places tasks that are alike, one after the other, each on the best node left.
 //!
-//! Invariants: every node that is given passes the filters at that moment; spread preferences make a tree whose branches fill evenly,
-//! nodes within a branch by [`Score`]. A pass costs one filtering of all nodes and a logarithm a task.
+//! Invariants: every node that is given passes the filters at that moment; spread preferences make
+//! a tree whose branches fill evenly, nodes within a branch by [`Score`]. A pass costs one
+//! filtering of all nodes and a logarithm a task.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +56,8 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
         Self { needs, spec_version, levels, usages, tree }
     }
 
-    /// The node for the next task, and which of its generic resources the task gets; `None` if no node can take one more.
+    /// The node for the next task, and which of its generic resources the task gets; `None` if no
+    /// node can take one more.
     pub fn place(&mut self) -> Option<(NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
@@ -99,7 +101,8 @@ impl Branch {
         self.nodes.is_empty() && self.children.values().all(Self::is_empty)
     }
 
-    /// The best node of the branch with the fewest tasks; of equal branches, of the one whose node is better.
+    /// The best node of the branch with the fewest tasks; of equal branches, of the one whose node
+    /// is better.
     fn best(&self) -> Option<(Score, NodeId)> {
         if self.children.is_empty() {
             return self.nodes.first().cloned();

@@ -1,4 +1,5 @@
-//! Placement: each filter by itself, the spread, and every choice of random clusters judged by itself.
+//! Placement: each filter by itself, the spread, and every choice of random clusters judged by
+//! itself.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +51,8 @@ fn counts(world: &World, service: &str) -> BTreeMap<String, usize> {
     counts
 }
 
-/// The error of one task of a service changed by `change`, on one node changed by `shape` that runs `t0` of service `other`.
+/// The error of one task of a service changed by `change`, on one node changed by `shape` that runs
+/// `t0` of service `other`.
 fn refusal(shape: impl FnOnce(&mut Node), change: impl FnOnce(&mut Service)) -> String {
     let mut world = World::new();
     let mut member = node("a");
@@ -266,7 +268,8 @@ fn a_global_task_goes_to_its_node_or_waits() {
     assert_eq!(on("b").leader_status.err, "no suitable node (insufficient resources on 1 node)");
 }
 
-/// A node of a random cluster: CPUs, whether it takes tasks, its zone, and how many tasks of the service it has already.
+/// A node of a random cluster: CPUs, whether it takes tasks, its zone, and how many tasks of the
+/// service it has already.
 type Shape = (i64, bool, bool, u8);
 
 fn cluster(shapes: &[Shape], cpus: i64, max_replicas: u64) -> World {
@@ -306,8 +309,8 @@ fn judge(world: &World, tasks: &[Task], id: &NodeId, cpus: i64, max_replicas: u6
 }
 
 proptest! {
-    /// Replays each choice: the node fitted at that moment, and no node that fitted had fewer tasks of the service; a task waits
-    /// only if no node fits.
+    /// Replays each choice: the node fitted at that moment, and no node that fitted had fewer tasks
+    /// of the service; a task waits only if no node fits.
     #[test]
     fn every_choice_is_right_by_itself(
         shapes in proptest::collection::vec((0..6_i64, any::<bool>(), any::<bool>(), 0..4_u8), 0..12),

@@ -1,7 +1,7 @@
 //! What each node carries, kept up to date while a pass places tasks.
 //!
-//! Invariants: a task holds its resources and host ports until it is observed to have ended; it counts as usage while it is wanted and
-//! has not ended.
+//! Invariants: a task holds its resources and host ports until it is observed to have ended; it
+//! counts as usage while it is wanted and has not ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -19,8 +19,8 @@ struct Ahead {
     leader: i64,
 }
 
-/// What planners say, second by second, while tasks fail and are restarted within a window, an update rolls, a node dies, the leader
-/// changes, and services are removed.
+/// What planners say, second by second, while tasks fail and are restarted within a window, an
+/// update rolls, a node dies, the leader changes, and services are removed.
 fn lived(seed: u64, ahead: Ahead) -> Vec<String> {
     let mut world = World::with_nodes(NODES);
     let mut web = service("web", 4);

@@ -134,7 +134,8 @@ fn happen(simulation: &mut Simulation, event: &Event) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever happens, plans cut short included: once it is over and all nodes are back, as many tasks as wanted run, each in a slot of its own.
+    /// Whatever happens, plans cut short included: once it is over and all nodes are back, as many
+    /// tasks as wanted run, each in a slot of its own.
     #[test]
     fn every_story_ends_where_the_specs_want_it(
         seed in any::<u64>(),

@@ -125,7 +125,8 @@ fn the_condition_decides() {
     }
 }
 
-/// Lets the wanted task of the slot fail, again and again; returns how many tasks there were in all.
+/// Lets the wanted task of the slot fail, again and again; returns how many tasks there were in
+/// all.
 fn fail_until_left_alone(world: &mut World, seconds_apart: i64) -> usize {
     for tasks in 1..30 {
         let Some(current) = world.wanted("web").pop() else { return tasks - 1 };

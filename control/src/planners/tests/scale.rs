@@ -7,7 +7,8 @@ use mesh_state::task::TaskState;
 use crate::fixtures::{World, global, ingress, node, service};
 use crate::planners::ORDER;
 
-/// Far above what a pass takes without optimisation (about 1 s for the worst), far below what anything quadratic would.
+/// Far above what a pass takes without optimisation (about 1 s for the worst), far below what
+/// anything quadratic would.
 const PASS_MAX: Duration = Duration::from_secs(20);
 
 /// One pass of every planner; returns the slowest planner's time.

@@ -1,6 +1,8 @@
-//! A cluster in simulated time: the planners' plans are applied as they come, and nodes act as agents do.
+//! A cluster in simulated time: the planners' plans are applied as they come, and nodes act as
+//! agents do.
 //!
-//! Everything is drawn from one seed. After each pass the invariants that hold at every moment are checked.
+//! Everything is drawn from one seed. After each pass the invariants that hold at every moment are
+//! checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +24,8 @@ use crate::slots::eligible::Suits;
 pub(super) struct Behaviour {
     /// Of a thousand steps that a running task takes, how many kill it.
     pub(super) failures_per_mille: u32,
-    /// Of a hundred plans, how many are cut short, as when a transaction after the first meets a conflict.
+    /// Of a hundred plans, how many are cut short, as when a transaction after the first meets a
+    /// conflict.
     pub(super) cuts_percent: u32,
     /// Tasks with this image never get as far as running.
     pub(super) broken_image: Option<String>,
@@ -41,7 +44,8 @@ pub(super) struct Simulation {
     pub(super) log: Vec<String>,
     /// Whether nodes acknowledge mesh tables.
     pub(super) acknowledges: bool,
-    /// The fewest tasks of a service that ran at the end of any second since this was cleared, by service.
+    /// The fewest tasks of a service that ran at the end of any second since this was cleared, by
+    /// service.
     pub(super) fewest_running: BTreeMap<ServiceId, usize>,
 }
 
@@ -79,7 +83,8 @@ impl Simulation {
         }
     }
 
-    /// Another manager leads, which has seen everything that the one before saw, by a clock that is so far ahead.
+    /// Another manager leads, which has seen everything that the one before saw, by a clock that is
+    /// so far ahead.
     pub(super) fn lead_by_a_clock_ahead(&mut self, ahead: TimeDelta) {
         self.world.now += ahead;
         self.world.snapshot.as_seen_by_a_clock_ahead(ahead);
@@ -137,7 +142,8 @@ impl Simulation {
         panic!("not settled after {limit} simulated seconds:\n{}", self.describe());
     }
 
-    /// Runs every planner until none has anything to do; each must find nothing to do on its own result.
+    /// Runs every planner until none has anything to do; each must find nothing to do on its own
+    /// result.
     fn plan(&mut self) {
         for round in 0..30 {
             let mut quiet = true;
@@ -165,7 +171,8 @@ impl Simulation {
         }
     }
 
-    /// Checks that a planner finds nothing to do on its own result. An update may have its next step at hand.
+    /// Checks that a planner finds nothing to do on its own result. An update may have its next
+    /// step at hand.
     fn rests(&mut self, planner: &Planner) {
         let steps_max = if planner.name == "updater" { 3 } else { 0 };
         for _ in 0..steps_max {
@@ -279,7 +286,8 @@ impl Simulation {
         wanted.filter(|task| snapshot.state_of(task) == TaskState::Running).collect()
     }
 
-    /// Checks what holds once all is settled: as many tasks as wanted run, on nodes that are fit, and nothing else lives.
+    /// Checks what holds once all is settled: as many tasks as wanted run, on nodes that are fit,
+    /// and nothing else lives.
     pub(super) fn check_settled(&self, service: &str, replicas: usize) {
         let snapshot = &self.world.snapshot;
         let running = self.running(service);

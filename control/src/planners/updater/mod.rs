@@ -105,7 +105,8 @@ impl Roll<'_> {
         self.end(&steps, &status, plan);
     }
 
-    /// The status of an update that begins now, if it is to: not while a failed one waits for its user.
+    /// The status of an update that begins now, if it is to: not while a failed one waits for its
+    /// user.
     fn begun(&self, steps: &[SlotStep<'_>]) -> Option<UpdateStatus> {
         let waits =
             self.service.update_status.as_ref().is_some_and(|status| {
@@ -168,7 +169,8 @@ impl Roll<'_> {
         }
     }
 
-    /// Takes as many dirty slots as there are free places, those first whose task doesn't run anyway.
+    /// Takes as many dirty slots as there are free places, those first whose task doesn't run
+    /// anyway.
     fn begin_batch(
         &self,
         steps: &[SlotStep<'_>],
@@ -215,7 +217,8 @@ impl Roll<'_> {
         }
     }
 
-    /// Whether `span` after `moment` (no later than now) is still to come; asks for a pass when it has come.
+    /// Whether `span` after `moment` (no later than now) is still to come; asks for a pass when it
+    /// has come.
     fn is_ahead(&self, moment: Timestamp, span: Duration, plan: &mut Plan) -> bool {
         let end = after(moment.min(self.now), span).filter(|end| *end > self.now);
         if let Some(moment) = end {
@@ -240,7 +243,8 @@ impl Roll<'_> {
         plan.reasons.append(&mut created.reasons);
     }
 
-    /// Whether the service was updated before it had any task, and still has none: the first ones are the update's.
+    /// Whether the service was updated before it had any task, and still has none: the first ones
+    /// are the update's.
     fn lacks_its_first_tasks(&self) -> bool {
         let service = &self.service.value;
         if self.snapshot.tasks_of(&service.id).next().is_some() {

@@ -1,8 +1,9 @@
 //! Where each slot of a service stands in an update, read from its tasks.
 //!
-//! Invariants: the first task in a slot that was made from the current spec version is the one that the update is judged by; later ones
-//! are the restart policy's. Of a slot that never had another task that is so only if no slot had one: then the update came before the
-//! service's first tasks. Else the slot is a larger scale's.
+//! Invariants: the first task in a slot that was made from the current spec version is the one that
+//! the update is judged by; later ones are the restart policy's. Of a slot that never had another
+//! task that is so only if no slot had one: then the update came before the service's first tasks.
+//! Else the slot is a larger scale's.
 
 use std::time::Duration;
 
@@ -61,7 +62,8 @@ pub struct SlotStep<'a> {
     pub failed: Option<(Timestamp, &'a TaskId)>,
 }
 
-/// The slots that an update of `service` touches or has touched; those that match the spec of old are left out.
+/// The slots that an update of `service` touches or has touched; those that match the spec of old
+/// are left out.
 pub fn steps<'a>(
     now: Timestamp,
     snapshot: &'a ClusterSnapshot,
@@ -151,7 +153,8 @@ impl<'a> Judge<'a, '_> {
     /// Where a slot stands in which no task of the current spec is wanted.
     fn phase_without_new(&self, tasks: &[&'a Stored<Task>], old: &[&'a Stored<Task>]) -> Option<Phase<'a>> {
         let judged = self.judged(tasks);
-        // A new task that ended beside the old one, and that its policy doesn't restart, was this slot's turn.
+        // A new task that ended beside the old one, and that its policy doesn't restart, was this
+        // slot's turn.
         let had_its_turn = judged.is_some_and(|task| ended_by_itself(self.snapshot, task));
         if had_its_turn || (old.is_empty() && !self.ended_dirty(tasks)) {
             return judged.map(|task| self.outcome(task));
@@ -160,7 +163,8 @@ impl<'a> Judge<'a, '_> {
         Some(Phase::Dirty { runs })
     }
 
-    /// Whether a slot without wanted tasks ended with a task of an old spec: it is updated all the same.
+    /// Whether a slot without wanted tasks ended with a task of an old spec: it is updated all the
+    /// same.
     fn ended_dirty(&self, tasks: &[&Stored<Task>]) -> bool {
         tasks.first().is_some_and(|newest| self.outdated.contains(newest))
             && slots::filling(self.now, self.snapshot, self.service, tasks) == Filling::Ended

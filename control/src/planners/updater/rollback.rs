@@ -1,7 +1,8 @@
 //! The automatic return to a service's previous spec.
 //!
-//! Invariants: a rollback is a write of the spec like any other, with a version of its own; it brings the previous ports back, claimed
-//! and released in the same transaction; there is nothing to return to after it.
+//! Invariants: a rollback is a write of the spec like any other, with a version of its own; it
+//! brings the previous ports back, claimed and released in the same transaction; there is nothing
+//! to return to after it.
 //!
 //! Left to others: the manual rollback (the API, which swaps the two specs).
 
@@ -74,7 +75,8 @@ fn move_claims(snapshot: &ClusterSnapshot, service: &Service, wanted: &[PortConf
     }
     for (protocol, port) in then.difference(&before) {
         let (protocol, port) = (*protocol, *port);
-        // A plan that was cut short has claimed it already; another service's claim was a clash before.
+        // A plan that was cut short has claimed it already; another service's claim was a clash
+        // before.
         if snapshot.ports.contains_key(&(protocol.to_string(), port)) {
             continue;
         }

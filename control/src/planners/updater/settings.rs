@@ -25,7 +25,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings in force for `service`: its rollback block while it is rolled back, else its update block.
+    /// The settings in force for `service`: its rollback block while it is rolled back, else its
+    /// update block.
     pub fn of(service: &Service) -> Self {
         let state = service.update_status.as_ref().map(|status| status.state);
         let back = state == Some(UpdateState::RollbackStarted);

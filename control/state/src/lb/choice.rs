@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{LabelError, MODE_LABEL, POLICY_LABEL};
 
-/// Makes an enum of the values of a label: a row gives a variant, its meaning and its name. The first is the
-/// default.
+/// Makes an enum of the values of a label: a row gives a variant, its meaning and its name. The
+/// first is the default.
 macro_rules! choices {
     (
         $(#[$doc:meta])*

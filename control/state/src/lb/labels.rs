@@ -1,7 +1,7 @@
 //! The service labels `mesh.lb.*`: one row gives a label's key, default, good values and reader.
 //!
-//! Everything that lists labels is made of this table: the reader of specs, its errors, `mesh service show`,
-//! and the README, which a test compares with [`markdown`].
+//! Everything that lists labels is made of this table: the reader of specs, its errors,
+//! `mesh service show`, and the README, which a test compares with [`markdown`].
 
 use std::num::NonZeroU32;
 

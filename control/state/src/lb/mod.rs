@@ -1,6 +1,7 @@
 //! mesh's own labels, `mesh.lb.*`: what they may say and what it means.
 //!
-//! Invariants: pure; a label that mesh owns and can't read is an error that lists the good values; it is never ignored.
+//! Invariants: pure; a label that mesh owns and can't read is an error that lists the good values;
+//! it is never ignored.
 
 mod choice;
 mod labels;
@@ -76,7 +77,8 @@ pub enum LabelError {
     },
 }
 
-/// Where a task tells its own load: an HTTP GET answered by a number from 0 (idle) to 1 (saturated).
+/// Where a task tells its own load: an HTTP GET answered by a number from 0 (idle) to 1
+/// (saturated).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadHttp {
     /// Port in the task.
@@ -95,13 +97,15 @@ pub struct LbSettings {
     pub mode: Mode,
     /// Whether a node prefers its own tasks while it has active ones: `mesh.lb.prefer-local`.
     pub prefer_local: bool,
-    /// Seconds in which a new backend's weight rises to its full value; 0: at once. `mesh.lb.slow-start`.
+    /// Seconds in which a new backend's weight rises to its full value; 0: at once.
+    /// `mesh.lb.slow-start`.
     pub slow_start_s: u32,
     /// Networks whose clients may connect; empty: all. `mesh.lb.allow`.
     pub allow: Vec<IpNet>,
     /// Seconds after which an idle TCP flow is ended; none: two hours. `mesh.lb.idle-timeout`.
     pub idle_timeout_s: Option<NonZeroU32>,
-    /// Seconds that live flows of a task have to end before it is stopped; none: 30. `mesh.lb.drain-timeout`.
+    /// Seconds that live flows of a task have to end before it is stopped; none: 30.
+    /// `mesh.lb.drain-timeout`.
     pub drain_timeout_s: Option<u32>,
     /// Where tasks tell their own load: `mesh.lb.load-http`.
     pub load_http: Option<LoadHttp>,
@@ -129,7 +133,8 @@ impl LbSettings {
         Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_DEFAULT_S).into())
     }
 
-    /// The weight in effect of the task in `slot` on a node of weight `node`: its own, else its service's, times its node's.
+    /// The weight in effect of the task in `slot` on a node of weight `node`: its own, else its
+    /// service's, times its node's.
     pub fn weight_of(&self, slot: &Slot, node: NonZeroU32) -> NonZeroU32 {
         let own = match slot {
             Slot::Number(number) => self.slot_weights.get(number).copied(),

@@ -110,7 +110,8 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
     if plain { text.parse().ok() } else { None }
 }
 
-/// A duration as Go writes it: numbers with units (`h`, `m`, `s`, `ms`, `us`, `ns`), fractions allowed, without a sign.
+/// A duration as Go writes it: numbers with units (`h`, `m`, `s`, `ms`, `us`, `ns`), fractions
+/// allowed, without a sign.
 pub fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);

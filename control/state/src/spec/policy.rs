@@ -186,7 +186,8 @@ pub struct UpdateConfig {
     /// Absent or empty means pause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_action: Option<FailureAction>,
-    /// Nanoseconds after its start within which a task's death is the update's failure; absent means 5 s.
+    /// Nanoseconds after its start within which a task's death is the update's failure; absent
+    /// means 5 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<i64>,
     /// Share of failed slots that is borne.

@@ -90,7 +90,8 @@ pub struct Reference<'a> {
 }
 
 impl Reference<'_> {
-    /// The path in the task, without `.` and `..`; `None` when there is no file or nothing is left of its path.
+    /// The path in the task, without `.` and `..`; `None` when there is no file or nothing is left
+    /// of its path.
     pub fn path(&self) -> Option<String> {
         let target = self.kind.target_path(&self.file?.name);
         let mut parts: Vec<&str> = Vec::new();

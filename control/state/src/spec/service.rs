@@ -54,7 +54,8 @@ pub struct TaskSpec {
     pub extra: Extra,
 }
 
-/// How many tasks a service has and where. Exactly one field is present after [`ServiceMode::filled`].
+/// How many tasks a service has and where. Exactly one field is present after
+/// [`ServiceMode::filled`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceMode {
@@ -76,8 +77,8 @@ pub struct ServiceMode {
 }
 
 impl ServiceMode {
-    /// The mode with Swarm's default written out: nothing means replicated, one replica. The CLI's wait loop refuses an
-    /// unfilled mode.
+    /// The mode with Swarm's default written out: nothing means replicated, one replica. The CLI's
+    /// wait loop refuses an unfilled mode.
     #[must_use]
     pub fn filled(mut self) -> Self {
         if let Some(job) = &mut self.replicated_job {

@@ -36,7 +36,8 @@ async fn an_etcd_that_is_gone_is_unavailable() {
     assert!(expected, "expected unavailable, saw {error:?}");
 }
 
-/// A member that hangs, as one whose machine lost its power, takes its watches along once that is noticed.
+/// A member that hangs, as one whose machine lost its power, takes its watches along once that is
+/// noticed.
 #[tokio::test]
 async fn a_watch_through_a_hung_member_ends() {
     let (mut hung, living) = (EtcdProcess::start().await.unwrap(), EtcdProcess::start().await.unwrap());

@@ -1,8 +1,9 @@
 //! The store on etcd v3: the only module that knows etcd's client.
 //!
-//! Invariants: every call has a deadline; reads are linearizable; a watch goes through a member that has a leader, so one cut off
-//! from its peers ends the watch instead of going quiet. A member that can't be reached is passed over for the next; a write is
-//! repeated there only if it was never sent, for else it may have been applied.
+//! Invariants: every call has a deadline; reads are linearizable; a watch goes through a member
+//! that has a leader, so one cut off from its peers ends the watch instead of going quiet. A member
+//! that can't be reached is passed over for the next; a write is repeated there only if it was
+//! never sent, for else it may have been applied.
 //!
 //! Left to others: trying again (each caller knows its own patience), and running etcd.
 
@@ -26,7 +27,8 @@ use super::{Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, Watch
 
 /// Given to reads and writes of few keys.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
-/// Given to requests on leases: short, so that a lease of a few seconds outlives one member's silence.
+/// Given to requests on leases: short, so that a lease of a few seconds outlives one member's
+/// silence.
 const LEASE_DEADLINE: Duration = Duration::from_millis(1500);
 /// Given to each page of a listing.
 const PAGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -63,7 +65,8 @@ pub fn port_of(url: &str) -> Option<u16> {
 pub struct EtcdStore {
     /// At least one.
     members: Arc<[Member]>,
-    /// The member in use. Watches through another end, for their connection may be dead without knowing.
+    /// The member in use. Watches through another end, for their connection may be dead without
+    /// knowing.
     current: Arc<tokio::sync::watch::Sender<usize>>,
 }
 
@@ -109,7 +112,8 @@ impl EtcdStore {
         Ok(urls.filter_map(|url| port_of(url)).collect())
     }
 
-    /// Sends a request to the member in use, and to the others as long as members are away and `repeat` allows.
+    /// Sends a request to the member in use, and to the others as long as members are away and
+    /// `repeat` allows.
     async fn request<T, F>(
         &self,
         operation: &'static str,

@@ -1,9 +1,11 @@
-//! The store in memory, for tests of whatever stands on a store. It keeps etcd's promises, held to them by the shared contract.
+//! The store in memory, for tests of whatever stands on a store. It keeps etcd's promises, held to
+//! them by the shared contract.
 //!
-//! Invariants: a revision is applied whole or not at all; a watch yields whole revisions in order; leases run on tokio's clock, so
-//! paused time works.
+//! Invariants: a revision is applied whole or not at all; a watch yields whole revisions in order;
+//! leases run on tokio's clock, so paused time works.
 //!
-//! Left to others: durability, and being reached over a network. [`MemoryStore::set_reachable`] plays an outage.
+//! Left to others: durability, and being reached over a network. [`MemoryStore::set_reachable`]
+//! plays an outage.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,7 +67,8 @@ impl MemoryStore {
         }
     }
 
-    /// Whether the store answers. While it doesn't, every call fails and every watch ends with an error; what is stored stays.
+    /// Whether the store answers. While it doesn't, every call fails and every watch ends with an
+    /// error; what is stored stays.
     pub fn set_reachable(&self, reachable: bool) {
         self.news.send_modify(|news| news.reachable = reachable);
     }
@@ -105,7 +108,8 @@ impl MemoryStore {
         }
     }
 
-    /// The changes below `prefix` from `from` on, with the revision reached; `None` if they are no longer kept.
+    /// The changes below `prefix` from `from` on, with the revision reached; `None` if they are no
+    /// longer kept.
     fn changes_since(&self, prefix: &str, from: i64) -> Option<(i64, Vec<Change>)> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if from < state.oldest_kept {

@@ -1,7 +1,8 @@
 //! The only door to etcd: get, list, transact and watch, over keys of [`crate::keys`].
 //!
-//! Invariants: every write is a transaction with its compares; revisions rise with each write; a watch misses nothing after the
-//! revision that it began at, or says that it must begin anew ([`WatchEvent::Compacted`]).
+//! Invariants: every write is a transaction with its compares; revisions rise with each write; a
+//! watch misses nothing after the revision that it began at, or says that it must begin anew
+//! ([`WatchEvent::Compacted`]).
 //!
 //! Left to others: what is stored ([`crate::codec`]) and why.
 
@@ -113,8 +114,8 @@ impl Op {
     }
 }
 
-/// The generation of the mesh table that is made of the store at `revision`. No store tells a negative one
-/// ([`StoreError::NoRevision`]).
+/// The generation of the mesh table that is made of the store at `revision`. No store tells a
+/// negative one ([`StoreError::NoRevision`]).
 pub fn generation_of(revision: i64) -> u64 {
     revision.cast_unsigned()
 }
@@ -178,7 +179,8 @@ impl Change {
 /// What a watch yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
-    /// All changes of one or more whole revisions, in order; the store stands at `revision` after them.
+    /// All changes of one or more whole revisions, in order; the store stands at `revision` after
+    /// them.
     Changes {
         /// The revision after the changes.
         revision: i64,
@@ -216,7 +218,8 @@ pub enum StoreError {
         /// etcd's words.
         message: String,
     },
-    /// etcd's answer tells no revision, or one below 0: nothing that is read of it can be put in order.
+    /// etcd's answer tells no revision, or one below 0: nothing that is read of it can be put in
+    /// order.
     #[error("etcd's answer to {operation} tells no revision")]
     NoRevision {
         /// The operation, as in metrics.
@@ -250,7 +253,8 @@ impl StoreError {
 /// Refuses a transaction that etcd would refuse, with the same answer from every store.
 #[cfg(any(feature = "etcd", feature = "memory"))]
 fn check_size(compares: &[Compare], ops: &[Op]) -> Result<(), StoreError> {
-    // A manager adds one compare to each of its writes, on the cluster's record, for which etcd has room.
+    // A manager adds one compare to each of its writes, on the cluster's record, for which etcd has
+    // room.
     let compares = compares.iter().filter(|compare| compare.key() != crate::keys::CLUSTER);
     let count = compares.clone().count().max(ops.len());
     let bytes = compares.map(Compare::size).chain(ops.iter().map(Op::size)).sum();
@@ -272,8 +276,8 @@ pub trait Store: Send + Sync + 'static {
     /// Applies all `ops` if all `compares` hold, else nothing.
     async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError>;
 
-    /// Changes below a prefix from `from_revision` on, that revision included. The stream ends with an error when the
-    /// connection is lost: the caller begins anew from the revision it has.
+    /// Changes below a prefix from `from_revision` on, that revision included. The stream ends with
+    /// an error when the connection is lost: the caller begins anew from the revision it has.
     async fn watch(
         &self,
         prefix: &str,
@@ -289,7 +293,7 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a lease and deletes its keys. A lease that has ended already is no error.
     async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError>;
 
-    /// Forgets the history before `revision`: a watch from before it is answered with [`WatchEvent::Compacted`]. History
-    /// that is forgotten already is no error.
+    /// Forgets the history before `revision`: a watch from before it is answered with
+    /// [`WatchEvent::Compacted`]. History that is forgotten already is no error.
     async fn compact(&self, revision: i64) -> Result<(), StoreError>;
 }

@@ -101,7 +101,8 @@ impl TemplateContext {
     }
 }
 
-/// A function of a payload's template: the argument goes in, the value or an error message comes out.
+/// A function of a payload's template: the argument goes in, the value or an error message comes
+/// out.
 pub type PayloadFunction = Arc<dyn Fn(&str) -> Result<String, String> + Send + Sync>;
 
 /// The functions that templates of secrets and configs may call beside Go's own.

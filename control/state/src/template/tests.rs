@@ -1,4 +1,5 @@
-//! What Swarm gives for these templates was read off Swarm 20.10, or follows from Go's documentation.
+//! What Swarm gives for these templates was read off Swarm 20.10, or follows from Go's
+//! documentation.
 
 use super::*;
 

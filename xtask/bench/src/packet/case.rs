@@ -63,7 +63,8 @@ impl Case {
         Self { backends, ..self }
     }
 
-    /// Homes of the table of flows: as the agent makes it for a quarter more flows than there are, or, to be full, for fewer.
+    /// Homes of the table of flows: as the agent makes it for a quarter more flows than there are,
+    /// or, to be full, for fewer.
     pub(super) const fn homes(&self) -> u32 {
         match self.kind {
             Kind::Crowd | Kind::Flood => self.flows,

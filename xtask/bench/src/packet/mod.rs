@@ -1,8 +1,10 @@
-//! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and counters included.
+//! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and
+//! counters included.
 //!
-//! Live frames from one end of a veth pair meet the attached program at the other; the kernel counts its run time. Every case stands
-//! beside a bare XDP_TX that was measured right before it, with tables made anew in each round, and beside one that looks at a line of memory
-//! for each flow: less than that no program costs that remembers flows.
+//! Live frames from one end of a veth pair meet the attached program at the other; the kernel
+//! counts its run time. Every case stands beside a bare XDP_TX that was measured right before it,
+//! with tables made anew in each round, and beside one that looks at a line of memory for each
+//! flow: less than that no program costs that remembers flows.
 //!
 //! Invariant: a case counts only if the program forwarded what it was given.
 
@@ -30,12 +32,14 @@ use super::{leftovers, report};
 const ROUNDS: u32 = 7;
 /// Frames that are measured of a case that can have as many as it likes.
 const FRAMES: u32 = 300_000;
-/// SYNs a second that are remembered in a flood: so few that hardly any of those measured is, however slow the machine.
+/// SYNs a second that are remembered in a flood: so few that hardly any of those measured is,
+/// however slow the machine.
 const GUARD_RATE: u32 = 1000;
 /// Frames before those that are measured, where each is of a new flow.
 const WARM_UP: u32 = 4096;
 
-/// Measures all cases, or those that have `only` in their names, and shows them; writes the report if it was a whole run.
+/// Measures all cases, or those that have `only` in their names, and shows them; writes the report
+/// if it was a whole run.
 pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let begun = Instant::now();
     let objects = objects::compile()?;
@@ -155,7 +159,8 @@ fn stride(flows: u32) -> u32 {
     if far.is_multiple_of(5) { far + 2 } else { far }
 }
 
-/// The CPUs that may be used, the last one first: the kernel's own work is on the first ones as a rule.
+/// The CPUs that may be used, the last one first: the kernel's own work is on the first ones as a
+/// rule.
 fn cpus() -> Result<Vec<usize>> {
     let allowed = rustix::thread::sched_getaffinity(None).context("ask for the CPUs of this thread")?;
     let cpus: Vec<usize> =

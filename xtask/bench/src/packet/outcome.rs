@@ -36,7 +36,8 @@ impl Outcome {
         }
     }
 
-    /// Adds a round: nanoseconds of the bare XDP_TX, of the one with a line of memory, and of the case.
+    /// Adds a round: nanoseconds of the bare XDP_TX, of the one with a line of memory, and of the
+    /// case.
     pub(super) fn add(&mut self, baseline_ns: f64, one_line_ns: f64, cost_ns: f64) {
         self.baseline_ns.push(baseline_ns);
         self.one_line_ns.push(one_line_ns);
@@ -87,7 +88,8 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// What one case costs against another, and what the look at a line of memory alone does, round by round.
+/// What one case costs against another, and what the look at a line of memory alone does, round by
+/// round.
 fn related(outcomes: &[Outcome], relation: &Relation) -> String {
     let rounds = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| &o.rounds);
     let (Some(costs_of), Some(baseline)) = (rounds(relation.case), rounds(relation.other)) else {

@@ -1,4 +1,5 @@
-//! A veth pair in a namespace of its own: frames are made at one end, the program that is measured runs at the other.
+//! A veth pair in a namespace of its own: frames are made at one end, the program that is measured
+//! runs at the other.
 //!
 //! The generating end runs a sink, without which the kernel would not take what comes back.
 
@@ -96,7 +97,8 @@ impl Rig {
         self.used = (count as usize).min(self.cpus.len());
     }
 
-    /// Sends so many frames by the recipe, a share of them from each CPU, each beginning with number `first` of flows of its own.
+    /// Sends so many frames by the recipe, a share of them from each CPU, each beginning with
+    /// number `first` of flows of its own.
     pub(super) fn send(&mut self, recipe: &Recipe, first: u64, frames: u32) -> Result<()> {
         let (cpus, used) = (self.cpus[..self.used].to_vec(), u32::try_from(self.used)?);
         let (flows, ifindex) = (recipe.flows / used, self.source_ifindex);
@@ -113,7 +115,8 @@ impl Rig {
             .context("no program bench_generate in the object")?
             .try_into()
             .context("bench_generate as an XDP program")?;
-        // A thread of its own stands in the namespace of the one that starts it, and keeps to its CPU.
+        // A thread of its own stands in the namespace of the one that starts it, and keeps to its
+        // CPU.
         thread::scope(|scope| {
             let senders: Vec<_> =
                 cpus.iter().map(|cpu| scope.spawn(|| send_from(*cpu, program, frames / used))).collect();
@@ -129,7 +132,8 @@ impl Rig {
 
     /// What one of the programs that others are held against costs.
     pub(super) fn baseline(&mut self, program: &str, recipe: &Recipe, frames: u32) -> Result<Runs> {
-        // Beyond its table the program would drop the frame, which is cheaper than what is measured.
+        // Beyond its table the program would drop the frame, which is cheaper than what is
+        // measured.
         ensure!(recipe.lines <= LINES_MAX, "{} lines, of {LINES_MAX} at most", recipe.lines);
         let baseline = xdp(&mut self.generator, program)?;
         let link = baseline.attach(NODE, XdpMode::Driver).with_context(|| format!("attach {program}"))?;
@@ -157,7 +161,8 @@ impl Rig {
     }
 }
 
-/// Loads `program` of `object` and attaches it where programs are measured. It goes with the object.
+/// Loads `program` of `object` and attaches it where programs are measured. It goes with the
+/// object.
 pub(super) fn attach(object: &mut Ebpf, program: &str) -> Result<()> {
     let xdp = xdp(object, program)?;
     xdp.load().with_context(|| format!("load {program}"))?;
@@ -165,7 +170,8 @@ pub(super) fn attach(object: &mut Ebpf, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has the program make so many frames on this CPU, where the kernel runs the other end's program, too.
+/// Has the program make so many frames on this CPU, where the kernel runs the other end's program,
+/// too.
 fn send_from(cpu: usize, generate: &Xdp, frames: u32) -> Result<()> {
     let mut one = rustix::thread::CpuSet::new();
     one.set(cpu);

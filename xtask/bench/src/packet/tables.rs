@@ -91,7 +91,8 @@ fn make_histograms(object: &mut Ebpf, services: u32) -> Result<()> {
                 let zeros = PerCpuValues::try_from(vec![Histogram::default(); cpus])?;
                 histograms.insert(timed.key(index), zeros, 0).context("make a histogram")
             };
-            // The kernel's stock of per-CPU entries is small, and filled up behind the one who asks.
+            // The kernel's stock of per-CPU entries is small, and filled up behind the one who
+            // asks.
             eventually("a histogram", HISTOGRAM_LIMIT, make)?;
         }
     }

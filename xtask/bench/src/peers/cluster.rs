@@ -1,7 +1,9 @@
-//! A client, two nodes and their tasks, each in a namespace of its own, with one bridge between client and nodes.
+//! A client, two nodes and their tasks, each in a namespace of its own, with one bridge between
+//! client and nodes.
 //!
-//! Every way through has a cluster of its own, all of them up at the same time, so that rounds can alternate. Nodes are as an engine
-//! leaves them: forwarding is on, and the tasks' own connections are masqueraded, which switches connection tracking on.
+//! Every way through has a cluster of its own, all of them up at the same time, so that rounds can
+//! alternate. Nodes are as an engine leaves them: forwarding is on, and the tasks' own connections
+//! are masqueraded, which switches connection tracking on.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
@@ -86,8 +88,9 @@ impl Cluster {
                 // A client of 20 000 connections a second runs out of ports otherwise.
                 ("net.ipv4.tcp_tw_reuse", "1"),
                 ("net.core.somaxconn", "8192"),
-                // The one that every kernel has and every namespace may use: without losses it is never in the way. A machine's
-                // own may pace by its idea of the bandwidth (bbr), and that idea would be measured.
+                // The one that every kernel has and every namespace may use: without losses it is
+                // never in the way. A machine's own may pace by its idea of the bandwidth (bbr),
+                // and that idea would be measured.
                 ("net.ipv4.tcp_congestion_control", "reno"),
             ] {
                 netns.sysctl(key, value)?;
@@ -196,7 +199,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // With its children, such as nginx's workers. One that has ended by itself needs no more.
+            // With its children, such as nginx's workers. One that has ended by itself needs no
+            // more.
             if let Some(group) = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw) {
                 rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
             }

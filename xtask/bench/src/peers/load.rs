@@ -24,7 +24,8 @@ pub(super) struct Binaries {
 pub(super) fn build(quick: bool) -> Result<Binaries> {
     let (profile, directory) = if quick { ("dev", "debug") } else { ("release", "release") };
     println!("peers: building bench-load and mesh's proxy ({profile})");
-    // With the features that the whole workspace has: cargo would build the dependencies once more for a package alone.
+    // With the features that the whole workspace has: cargo would build the dependencies once more
+    // for a package alone.
     let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
     Program::cargo()
         .args(build)
@@ -65,7 +66,8 @@ pub(super) enum Metric {
     Down,
     /// Gbit/s from the client to the task.
     Up,
-    /// Gbit/s from the task to the client with both on one CPU: what the way costs, without what CPUs gain from each other.
+    /// Gbit/s from the task to the client with both on one CPU: what the way costs, without what
+    /// CPUs gain from each other.
     DownOneCpu,
 }
 
@@ -84,8 +86,9 @@ impl Metric {
         }
     }
 
-    /// Where its ends run, if the kernel alone is between them. Without a word the scheduler would put them on one CPU in one moment
-    /// and on two in the next, a difference greater than that of any two ways. Proxies need room for themselves.
+    /// Where its ends run, if the kernel alone is between them. Without a word the scheduler would
+    /// put them on one CPU in one moment and on two in the next, a difference greater than that of
+    /// any two ways. Proxies need room for themselves.
     pub(super) const fn place(self, is_proxied: bool) -> Place {
         match self {
             Self::DownOneCpu => Place::Together,

@@ -29,7 +29,8 @@ pub(super) struct Carriage {
     pub(super) task_node: u8,
 }
 
-/// Programs on a node, and those that they continue in, which their array forgets when it is dropped.
+/// Programs on a node, and those that they continue in, which their array forgets when it is
+/// dropped.
 pub(super) struct Loaded {
     _programs: Ebpf,
     _edges: Option<ProgramArray<MapData>>,
@@ -39,7 +40,8 @@ pub(super) struct Loaded {
 pub(super) fn attach(cluster: &Cluster, objects: &Objects, carriage: Carriage) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     if carriage.has_xdp {
-        // A veth takes what XDP sends only if it runs XDP itself, and must finish checksums on the way into XDP.
+        // A veth takes what XDP sends only if it runs XDP itself, and must finish checksums on the
+        // way into XDP.
         let programs = cluster.bridge.run(|| pass(objects))?;
         loaded.push(Loaded { _programs: programs, _edges: None });
     }

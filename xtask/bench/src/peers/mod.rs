@@ -1,6 +1,8 @@
-//! What clients get through mesh, and through others: new connections, requests over open ones, bulk.
+//! What clients get through mesh, and through others: new connections, requests over open ones,
+//! bulk.
 //!
-//! Every [`way`] has a [`cluster`] of its own; rounds take them in turn, forth and back, and all targets are ratios within one round.
+//! Every [`way`] has a [`cluster`] of its own; rounds take them in turn, forth and back, and all
+//! targets are ratios within one round.
 
 mod cluster;
 mod load;
@@ -28,7 +30,8 @@ const MEASUREMENTS: u32 = 3;
 /// How often a way is asked before it must work: programs and neighbours need a moment.
 const ATTEMPTS: u32 = 20;
 
-/// Measures all ways, or `only` those named; shows what came out, and writes the report unless that was not all.
+/// Measures all ways, or `only` those named; shows what came out, and writes the report unless that
+/// was not all.
 pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let ways = chosen(only)?;
@@ -91,7 +94,8 @@ fn chosen(only: &[String]) -> Result<Vec<Way>> {
         .collect())
 }
 
-/// One measurement; a second and a third if something failed, as on a busy machine: the other rounds are not thrown away for it.
+/// One measurement; a second and a third if something failed, as on a busy machine: the other
+/// rounds are not thrown away for it.
 fn repeated(
     binaries: &load::Binaries,
     way: Way,

@@ -124,7 +124,8 @@ pub(super) struct Paved {
     pub(super) cluster: Cluster,
 }
 
-/// Sets `way` up, in namespaces whose names begin with `prefix`; files of its programs go into `directory`.
+/// Sets `way` up, in namespaces whose names begin with `prefix`; files of its programs go into
+/// `directory`.
 pub(super) fn pave(
     way: Way,
     prefix: &str,
@@ -197,7 +198,8 @@ fn overlay(cluster: &Cluster) -> Result<()> {
     cluster.node(1).ip(&["route", "add", "10.128.2.0/24", "via", OVERLAY[1], "dev", "overlay"])
 }
 
-/// What Swarm's ingress and kube-proxy do: choose and translate the destination, and the source so that answers come back.
+/// What Swarm's ingress and kube-proxy do: choose and translate the destination, and the source so
+/// that answers come back.
 fn balance(cluster: &Cluster) -> Result<()> {
     let (node, task) = (node_address(1), task_address(2));
     let rules = format!(

@@ -1,7 +1,7 @@
 //! bpf-linker, which turns rustc's bitcode into the kernel's object.
 //!
-//! Its LLVM must be no older than that of the rustc that makes the bitcode (Debian's rustc-web), so version and
-//! LLVM are pinned here, and nowhere else.
+//! Its LLVM must be no older than that of the rustc that makes the bitcode (Debian's rustc-web), so
+//! version and LLVM are pinned here, and nowhere else.
 
 use std::env;
 
@@ -24,7 +24,8 @@ pub(super) fn ensure() -> Result<()> {
     }
     let why = found.map_or_else(|| "none found".to_owned(), |version| format!("found {}", version.trim()));
     println!("setup: installing bpf-linker {VERSION} ({why}); this takes about half a minute");
-    // Not optimised, which takes minutes: the work is LLVM's, and the objects are the same to the byte.
+    // Not optimised, which takes minutes: the work is LLVM's, and the objects are the same to the
+    // byte.
     Program::cargo()
         .args([
             "install",

@@ -1,4 +1,5 @@
-//! cargo-deny, which judges what we depend on. Only the lint wants it, so only the lint has it installed.
+//! cargo-deny, which judges what we depend on. Only the lint wants it, so only the lint has it
+//! installed.
 
 use anyhow::{Context, Result};
 

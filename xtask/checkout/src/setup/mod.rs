@@ -1,7 +1,8 @@
-//! Puts a Debian machine in order: finds what is missing to build, run and test mesh, and installs exactly that.
+//! Puts a Debian machine in order: finds what is missing to build, run and test mesh, and installs
+//! exactly that.
 //!
-//! Idempotent, and quick when nothing is missing, so every verb that needs the tools calls [`ensure`] first.
-//! No daemon is started by it: labs start their own.
+//! Idempotent, and quick when nothing is missing, so every verb that needs the tools calls
+//! [`ensure`] first. No daemon is started by it: labs start their own.
 
 mod bpf_linker;
 pub mod cargo_deny;

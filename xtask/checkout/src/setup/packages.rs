@@ -26,7 +26,8 @@ const fn package_unless(name: &'static str, program: &'static str) -> Package {
 }
 
 const PACKAGES: &[Package] = &[
-    // Kernel programs: a rustc with a prebuilt core for bpfel-unknown-none, and the LLVM that bpf-linker links.
+    // Kernel programs: a rustc with a prebuilt core for bpfel-unknown-none, and the LLVM that
+    // bpf-linker links.
     package("rustc-web"),
     package("cargo-web"),
     package("libstd-rust-web-dev-bpf"),
@@ -130,8 +131,8 @@ fn apt_get(args: &[&str]) -> Result<()> {
         )
 }
 
-/// Debian's word for "start no service when a package is installed": a `policy-rc.d` that answers 101.
-/// One that exists already is left as it is; ours goes away with this value.
+/// Debian's word for "start no service when a package is installed": a `policy-rc.d` that
+/// answers 101. One that exists already is left as it is; ours goes away with this value.
 struct NoServices {
     ours: bool,
 }

@@ -1,4 +1,5 @@
-//! Tunnel packets as somebody forges them who is no member and sees none of the members' traffic: from a member's address, to a member.
+//! Tunnel packets as somebody forges them who is no member and sees none of the members' traffic:
+//! from a member's address, to a member.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;

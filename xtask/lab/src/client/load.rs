@@ -54,7 +54,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins to open `per_second` connections a second from `client` to the `servers` in turn, asking each for `path`.
+    /// Begins to open `per_second` connections a second from `client` to the `servers` in turn,
+    /// asking each for `path`.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], path: &str, per_second: u32) -> Self {
         let begun = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
@@ -91,7 +92,8 @@ impl Load {
     }
 }
 
-/// One worker: a request each `pause`, begun late rather than left out when the last one took longer.
+/// One worker: a request each `pause`, begun late rather than left out when the last one took
+/// longer.
 fn send(
     servers: &[SocketAddrV4],
     offset: usize,

@@ -1,7 +1,8 @@
 //! The unmodified `docker` command, towards one socket.
 //!
-//! Invariant: a command may take as long as what it waits for, but not longer than its server is there: a socket may be open while
-//! nobody takes what comes in, as one is that systemd keeps for an agent.
+//! Invariant: a command may take as long as what it waits for, but not longer than its server is
+//! there: a socket may be open while nobody takes what comes in, as one is that systemd keeps for
+//! an agent.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -17,7 +18,8 @@ use serde::Deserialize;
 const LOOK: Duration = Duration::from_secs(2);
 /// How long a server may be away under a command: an agent that starts again is back sooner.
 const AWAY_MAX: Duration = Duration::from_secs(15);
-/// What no HTTP server reads as a request: it refuses it itself, whatever becomes of requests behind it.
+/// What no HTTP server reads as a request: it refuses it itself, whatever becomes of requests
+/// behind it.
 const NO_REQUEST: &[u8] = b"\0\r\n\r\n";
 
 /// The docker CLI with its `DOCKER_HOST`.
@@ -160,7 +162,8 @@ impl Docker {
         }
     }
 
-    /// Whether somebody answers at the socket within `limit`. Of what is no Unix socket nothing is known.
+    /// Whether somebody answers at the socket within `limit`. Of what is no Unix socket nothing is
+    /// known.
     fn is_served(&self, limit: Duration) -> bool {
         let Some(path) = self.host.strip_prefix("unix://") else { return true };
         let ask = || -> std::io::Result<usize> {

@@ -1,7 +1,8 @@
-//! A running lab as its user sees it: the docker CLI, services' tasks and containers, waiting for what is to come.
+//! A running lab as its user sees it: the docker CLI, services' tasks and containers, waiting for
+//! what is to come.
 //!
-//! Invariant: everything is asked of the real thing (the unmodified `docker` command, the nodes' sockets and metrics); nothing
-//! is read out of mesh's own state.
+//! Invariant: everything is asked of the real thing (the unmodified `docker` command, the nodes'
+//! sockets and metrics); nothing is read out of mesh's own state.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;

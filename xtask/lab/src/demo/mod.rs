@@ -1,7 +1,8 @@
-//! `cargo xtask demo`: a cluster on this machine and the story of a service, told step by step with what is seen.
+//! `cargo xtask demo`: a cluster on this machine and the story of a service, told step by step with
+//! what is seen.
 //!
-//! Invariant: every sentence that is told was looked at; the first step that doesn't hold ends the demo with an error, and leaves
-//! the lab up for a look.
+//! Invariant: every sentence that is told was looked at; the first step that doesn't hold ends the
+//! demo with an error, and leaves the lab up for a look.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! Real applications, of Debian's packages: images that only some tests want, made when they ask for them.
+//! Real applications, of Debian's packages: images that only some tests want, made when they ask
+//! for them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,8 @@ const MARIADBD: &str = "/usr/sbin/mariadbd";
 const MARIADB: &str = "/usr/bin/mariadb";
 const REGISTRY: &str = "/usr/bin/docker-registry";
 
-/// Makes the database on first start, with passwords out of files as the well-known image does, and becomes the server. What
-/// sets the passwords is in memory: a container's `/dev/shm` is a tmpfs.
+/// Makes the database on first start, with passwords out of files as the well-known image does, and
+/// becomes the server. What sets the passwords is in memory: a container's `/dev/shm` is a tmpfs.
 const MARIADB_ENTRYPOINT: &str = r#"#!/bin/sh
 set -eu
 data=/var/lib/mysql share=/usr/share/mysql init=/dev/shm/init.sql

@@ -1,6 +1,8 @@
-//! Writes an archive in the format of `docker save`: `manifest.json`, an image configuration each, layers as tar files.
+//! Writes an archive in the format of `docker save`: `manifest.json`, an image configuration each,
+//! layers as tar files.
 //!
-//! Everything is named by its SHA-256 and carries no time, so the same files make the same image ids.
+//! Everything is named by its SHA-256 and carries no time, so the same files make the same image
+//! ids.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -87,7 +87,8 @@ fn is_static(binary: &Path) -> Result<bool> {
     Ok(libraries_of(&Program::new("ldd").arg(binary).output()?).next().is_none())
 }
 
-/// Absolute paths in what `ldd` says: `libz.so.1 => /lib/…/libz.so.1 (0x…)` and the loader's own line.
+/// Absolute paths in what `ldd` says: `libz.so.1 => /lib/…/libz.so.1 (0x…)` and the loader's own
+/// line.
 fn libraries_of(ldd: &str) -> impl Iterator<Item = &Path> {
     ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(Path::new)
 }

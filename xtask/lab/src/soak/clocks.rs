@@ -1,7 +1,8 @@
-//! 200 days in a few minutes: the clocks of agents and control planes go on in steps while clients ask.
+//! 200 days in a few minutes: the clocks of agents and control planes go on in steps while clients
+//! ask.
 //!
-//! Certificates are good for 90 days, so each has to be renewed twice and more. Then a node without its agent sleeps past the end
-//! of its certificate, and comes back as the member that it was.
+//! Certificates are good for 90 days, so each has to be renewed twice and more. Then a node without
+//! its agent sleeps past the end of its certificate, and comes back as the member that it was.
 
 use std::thread;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use crate::artifacts;
 const DAY: Duration = Duration::from_hours(24);
 /// So far do the clocks go on under traffic …
 const DAYS: u32 = 200;
-/// … in steps of so many days: no more than lie between the moment by which a certificate is renewed and its end.
+/// … in steps of so many days: no more than lie between the moment by which a certificate is
+/// renewed and its end.
 const STEP: u32 = 10;
 /// A certificate with fewer days than this should have been renewed: a fifth of its life.
 const DAYS_LEFT_MIN: f64 = 18.0;
@@ -124,7 +126,8 @@ fn ready(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// An agent that was away past the end of its certificate renews it, and its node is the same member.
+/// An agent that was away past the end of its certificate renews it, and its node is the same
+/// member.
 fn sleeps_past_its_end(lab: &mut Lab, cluster: &Cluster, binaries: &artifacts::Binaries) -> Result<()> {
     const SLEEPER: &str = "node-3";
     let node = cluster.node(SLEEPER)?;

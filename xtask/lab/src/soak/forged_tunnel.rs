@@ -1,7 +1,8 @@
-//! An outsider forges tunnel packets beside normal traffic: nothing reaches a task, each refusal is counted, no request fails.
+//! An outsider forges tunnel packets beside normal traffic: nothing reaches a task, each refusal is
+//! counted, no request fails.
 //!
-//! The outsider is the lab's client: it knows every address, bears a member's as its own, names every VNI, and guesses cookies. It sees
-//! none of the members' traffic.
+//! The outsider is the lab's client: it knows every address, bears a member's as its own, names
+//! every VNI, and guesses cookies. It sees none of the members' traffic.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Command;
@@ -207,7 +208,8 @@ impl Forging {
     }
 }
 
-/// All VNIs, over and over: towards tasks, asking for direct answers, back to clients, between tasks. Each with a cookie that differs.
+/// All VNIs, over and over: towards tasks, asking for direct answers, back to clients, between
+/// tasks. Each with a cookie that differs.
 fn forge(client: &Netns, cluster: &Cluster, victims: &[Victim], stop: &AtomicBool) -> Result<u64> {
     const VNIS: u64 = 1 << 24;
     /// An odd step goes through all numbers.

@@ -1,5 +1,6 @@
-//! An outsider who leaks connections, sends half requests and asks to join with names of 4 MB, and local clients that follow
-//! events without end: meanwhile `service ls` is answered within a second, and logs hardly grow.
+//! An outsider who leaks connections, sends half requests and asks to join with names of 4 MB, and
+//! local clients that follow events without end: meanwhile `service ls` is answered within a
+//! second, and logs hardly grow.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -141,7 +142,8 @@ fn watch(node: &NodeLayout, length: Duration) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Keeps silent and half connections open from the client's namespace; what is closed is opened again.
+/// Keeps silent and half connections open from the client's namespace; what is closed is opened
+/// again.
 fn hold_outside(ip: Ipv4Addr, held: &Held, stop: &AtomicBool) {
     let mut silent: Vec<Vec<TcpStream>> = PORTS.iter().map(|_| Vec::new()).collect();
     let mut half: Vec<Vec<TcpStream>> = vec![Vec::new(), Vec::new()];

@@ -16,11 +16,14 @@ pub struct SoakArgs {
 
 #[derive(Debug, Subcommand)]
 enum Soak {
-    /// Forged tunnel packets from a client, all VNIs and random cookies, beside requests: none reaches a task (needs root)
+    /// Forged tunnel packets from a client, all VNIs and random cookies, beside requests: none
+    /// reaches a task (needs root)
     ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
-    /// Silent, half and false clients by the thousand on every listener: the API answers, logs stay small (needs root)
+    /// Silent, half and false clients by the thousand on every listener: the API answers, logs stay
+    /// small (needs root)
     Listeners(listeners::ListenersArgs),
-    /// Clocks go on by 200 days under traffic: certificates are renewed, no node is down, no request fails (needs root)
+    /// Clocks go on by 200 days under traffic: certificates are renewed, no node is down, no
+    /// request fails (needs root)
     Clocks(clocks::ClocksArgs),
 }
 

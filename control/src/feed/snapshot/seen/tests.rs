@@ -58,7 +58,8 @@ fn status(state: TaskState, second: i64) -> TaskStatus {
     TaskStatus { state, timestamp: moment(3600 + second), ..TaskStatus::default() }
 }
 
-/// The history of a task whose node and former leader have clocks that are an hour ahead; as this manager saw it.
+/// The history of a task whose node and former leader have clocks that are an hour ahead; as this
+/// manager saw it.
 fn lived() -> (ClusterSnapshot, Task, Vec<KeyValue>) {
     let mut snapshot = ClusterSnapshot::default();
     let mut made = task("t", "web", 1);

@@ -1,7 +1,8 @@
 //! How etcd is reached: addresses, certificates, and a user if etcd asks for one.
 //!
-//! Invariants: nothing is sent to etcd in plain text over a network unless somebody said so; keys and passwords come from files,
-//! never from a command line, and are read anew for each connection that is made anew, so that they can be replaced on disk.
+//! Invariants: nothing is sent to etcd in plain text over a network unless somebody said so; keys
+//! and passwords come from files, never from a command line, and are read anew for each connection
+//! that is made anew, so that they can be replaced on disk.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;

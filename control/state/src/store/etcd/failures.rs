@@ -26,7 +26,8 @@ pub(super) fn was_never_sent(error: &EtcdError) -> bool {
     causes(status).into_iter().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
         match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => true,
-            // The connector's own deadline; a connection that had been made would bring the system's error.
+            // The connector's own deadline; a connection that had been made would bring the
+            // system's error.
             ErrorKind::TimedOut => error.raw_os_error().is_none(),
             _ => false,
         }

@@ -1,6 +1,7 @@
 //! One member of etcd, connected to when it is first used and again when it was away.
 //!
-//! Invariant: a member that was away is connected to with the files as they are then: new certificates need no restart.
+//! Invariant: a member that was away is connected to with the files as they are then: new
+//! certificates need no restart.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! A watch on one etcd member, until that member is given up.
 //!
-//! Invariant: an event holds whole revisions, in order; the stream ends after an error and after [`WatchEvent::Compacted`].
+//! Invariant: an event holds whole revisions, in order; the stream ends after an error and after
+//! [`WatchEvent::Compacted`].
 
 use etcd_client::{EventType, WatchResponse, WatchStream};
 use tokio::sync::watch;
@@ -53,8 +54,8 @@ impl Watch {
     }
 }
 
-/// The changes in an answer, if there are any. The answer's header may tell of a later revision whose events are still to come,
-/// so the revision reached is the events' own.
+/// The changes in an answer, if there are any. The answer's header may tell of a later revision
+/// whose events are still to come, so the revision reached is the events' own.
 fn changes(answer: &WatchResponse) -> Option<Result<WatchEvent, StoreError>> {
     let changes: Vec<Change> = answer
         .events()

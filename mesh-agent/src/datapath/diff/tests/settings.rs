@@ -73,7 +73,8 @@ fn an_ejected_backend_keeps_its_flows_and_gets_no_new_ones() {
 #[test]
 fn a_port_of_the_hosts_own_is_left_to_it_while_its_flows_go_on() {
     let (mut view, mut facts) = small_world();
-    // The port that the host takes has a higher index than the lowest that is free once it has left.
+    // The port that the host takes has a higher index than the lowest that is free once it has
+    // left.
     let second = view.services.values_mut().nth(1).unwrap();
     second.ports.push(PortView { protocol: Protocol::Tcp, published: 22, target: 8080 });
     let mut contents = Contents::default();
