@@ -86,8 +86,9 @@ impl Listener {
                 per_peer: usize::MAX,
                 waiting_per_peer: usize::MAX,
                 wait: Duration::from_mins(1),
-                // A client of a unix socket is on this machine and sends its request at once. The one that
-                // waits longest goes first, so 1,024 newer ones must come before it is closed.
+                // A client of a unix socket is on this machine and sends its request at
+                // once. The one that waits longest goes first, so 1,024 newer ones must come
+                // before it is closed.
                 evictable_after: Duration::from_millis(10),
                 stall: None,
                 streams: 512,
