@@ -116,8 +116,8 @@ pub struct Connection {
 /// A table of flows or translations: half-open ones, and established ones that their clients have
 /// confirmed.
 pub trait FlowTable<K, V> {
-    /// A handle on an entry of the table, see [`Entry`].
-    type Entry: Entry<V>;
+    /// A handle on an entry of the table, see [`FlowEntry`].
+    type Entry: FlowEntry<V>;
 
     /// The entry with this key, and whether it is established.
     fn find(&self, key: &K) -> Option<(Self::Entry, bool)>;
@@ -145,7 +145,7 @@ pub enum Opened {
 }
 
 /// An entry of a table, which other CPUs may be changing at the same time.
-pub trait Entry<V> {
+pub trait FlowEntry<V> {
     /// A copy of the entry.
     fn get(&self) -> V;
     /// Sets the time of the last packet.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use mesh_lab::Part;
 use mesh_lab::client::http;
-use mesh_lab::client::load::Load;
+use mesh_lab::client::load::LoadGenerator;
 use mesh_lab::cluster::{Cluster, TaskRow, eventually};
 use mesh_lab::component::Component;
 use mesh_lab::record::NodeRecord;
@@ -68,7 +68,7 @@ fn a_part_of_a_manager_that_panics_ends_the_manager_and_costs_no_connection() ->
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
     let service = Service::create(&cluster, "calm", &["--replicas", "3", "-p", "8070:80", "whoami"])?;
     let before = cluster.wait_running(service.name(), 3, PATIENCE)?;
-    let load = Load::start(&cluster.client(), &cluster.everywhere(8070), "/", 100);
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(8070), "/", 100);
     for part in ["the planners' driver", "the watch on etcd"] {
         panic_and_restart(&cluster, &manager, Component::Control, 9465, part)?;
         as_it_was(&cluster, &service, &before)?;
@@ -94,7 +94,7 @@ fn a_part_of_an_agent_that_panics_ends_the_agent_and_costs_no_connection() -> Re
     } else {
         cluster.everywhere(8071)
     };
-    let load = Load::start(&cluster.client(), &servers, "/", 100);
+    let load = LoadGenerator::start(&cluster.client(), &servers, "/", 100);
     for part in ["task worker", "proxy"] {
         panic_and_restart(&cluster, &ingress, Component::Agent, 9464, part)?;
         as_it_was(&cluster, &service, &before)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use mesh_lab::Part;
 use mesh_lab::client::http;
-use mesh_lab::client::load::{Load, ask};
+use mesh_lab::client::load::{LoadGenerator, ask};
 use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
 use mesh_lab::component::Component;
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, lab};
@@ -28,7 +28,7 @@ fn a_killed_container_is_replaced_and_leaves_the_table_at_once() -> Result<()> {
         .into_iter()
         .find_map(|(node, tasks)| tasks.into_iter().next().map(|(id, _)| (node, id)))
         .context("no container runs")?;
-    let load = Load::start(&cluster.client(), &cluster.everywhere(8090), "/", 100);
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(8090), "/", 100);
     std::thread::sleep(Duration::from_secs(1));
     let killed_at = load.elapsed();
     Docker::towards(&cluster.node(&node)?.mesh_host).run(&["rm", "-f", &container])?;
@@ -63,7 +63,7 @@ fn a_dying_backend_costs_few_of_five_hundred_a_second() -> Result<()> {
             .into_iter()
             .find_map(|(node, tasks)| tasks.into_iter().next().map(|(id, _)| (node, id)))
             .context("no container runs")?;
-        let load = Load::start(&cluster.client(), &[SocketAddrV4::new(entry.ip, 8094)], "/", 500);
+        let load = LoadGenerator::start(&cluster.client(), &[SocketAddrV4::new(entry.ip, 8094)], "/", 500);
         std::thread::sleep(Duration::from_secs(1));
         Docker::towards(&cluster.node(&node)?.docker_host).run(&["kill", &container])?;
         std::thread::sleep(Duration::from_secs(2));
@@ -98,7 +98,7 @@ fn a_node_without_power_is_left_out_at_once_and_its_tasks_move() -> Result<()> {
         "{} runs no task of the service",
         lost.name
     );
-    let load = Load::start(&cluster.client(), &others, "/", 50);
+    let load = LoadGenerator::start(&cluster.client(), &others, "/", 50);
     std::thread::sleep(Duration::from_secs(1));
     let power = lab::PowerCut::of(&cluster, &lost.name)?;
     let cut_at = load.elapsed();
@@ -141,7 +141,7 @@ fn an_agent_killed_on_the_ingress_node_is_not_noticed_by_traffic() -> Result<()>
     let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
     let server = SocketAddrV4::new(ingress.ip, 8092);
     let labels = [("service", service.name())];
-    let load = Load::start(&cluster.client(), &[server], "/", 100);
+    let load = LoadGenerator::start(&cluster.client(), &[server], "/", 100);
     let download = {
         let client = cluster.client();
         std::thread::spawn(move || {
@@ -190,7 +190,7 @@ fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Re
     lab::kill(&cluster, &ingress.name, Part::One(Component::Agent))?;
     std::fs::rename(&copy, &file).context("put the earlier table back")?;
     let cut = lab::PowerCut::of_part(&cluster, &manager.name, Part::One(Component::Control))?;
-    let load = Load::start(&cluster.client(), &[server], "/", 100);
+    let load = LoadGenerator::start(&cluster.client(), &[server], "/", 100);
     lab::start(&cluster, &ingress.name, Part::One(Component::Agent))?;
     std::thread::sleep(Duration::from_secs(1));
     cut.restore(&cluster)?;
@@ -222,7 +222,7 @@ fn a_dead_etcd_stops_the_api_but_no_traffic() -> Result<()> {
     let cluster = cluster()?;
     let _service = Service::create(&cluster, "onward", &["--replicas", "2", "-p", "8093:80", "whoami"])?;
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
-    let load = Load::start(&cluster.client(), &cluster.everywhere(8093), "/", 50);
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(8093), "/", 50);
     lab::kill(&cluster, &manager.name, Part::One(Component::Etcd))?;
     let refusal = eventually("a refusal that names etcd", PATIENCE, || {
         let refusal = cluster.docker()?.refused(&["service", "ls"])?;

@@ -8,7 +8,7 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use mesh_lab::client::load::Load;
+use mesh_lab::client::load::LoadGenerator;
 use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::downloads::Downloads;
@@ -67,7 +67,7 @@ fn nothing_that_changes_a_service_costs_a_connection() -> Result<()> {
         ],
     )?;
     let servers = cluster.everywhere(PORT);
-    let load = Load::start(&cluster.client(), &servers, "/", traffic.rate);
+    let load = LoadGenerator::start(&cluster.client(), &servers, "/", traffic.rate);
     let downloads = Downloads::start(&cluster.client(), &servers, traffic.downloads, traffic.lasting);
     let changed = change_everything(&cluster, service.name(), &traffic, [&old, &new]);
     let seen = downloads.finish()?;

@@ -50,12 +50,12 @@ const TEST_LIMIT: Duration = Duration::from_mins(35);
 pub struct TestArgs {
     /// Only these steps, instead of all but swarm-diff
     #[arg(value_enum)]
-    steps: Vec<Step>,
+    steps: Vec<GateStep>,
 }
 
 /// A step of the test run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Step {
+enum GateStep {
     /// rustfmt
     Format,
     /// The house rules
@@ -90,8 +90,9 @@ enum Outcome {
 /// The failed step's.
 pub fn run(args: &TestArgs) -> Result<()> {
     setup::ensure()?;
-    let all = || Step::value_variants().iter().copied().filter(|step| *step != Step::SwarmDiff).collect();
-    let steps: Vec<Step> = if args.steps.is_empty() { all() } else { args.steps.clone() };
+    let all =
+        || GateStep::value_variants().iter().copied().filter(|step| *step != GateStep::SwarmDiff).collect();
+    let steps: Vec<GateStep> = if args.steps.is_empty() { all() } else { args.steps.clone() };
     let mut summary = Vec::new();
     let mut failed = None;
     for step in steps {
@@ -118,7 +119,7 @@ fn line(name: &str, word: &str, time: Duration) -> String {
     format!("{name:<12} {:>7.1} s  {word}", time.as_secs_f64())
 }
 
-impl Step {
+impl GateStep {
     fn run(self) -> Result<Outcome> {
         if self.needs_root() && !rustix::process::geteuid().is_root() {
             if env::var_os("CI").is_some() {

@@ -19,7 +19,7 @@ use crate::refusals::Reason;
 use crate::stream::Admitted;
 
 /// A listening socket.
-pub trait Source: Send + Sync + 'static {
+pub trait ConnectionSource: Send + Sync + 'static {
     /// Its connections.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -27,7 +27,7 @@ pub trait Source: Send + Sync + 'static {
     fn take(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
 }
 
-impl Source for TcpListener {
+impl ConnectionSource for TcpListener {
     type Io = TcpStream;
 
     async fn take(&self) -> io::Result<(Self::Io, Option<SocketAddr>)> {
@@ -37,7 +37,7 @@ impl Source for TcpListener {
     }
 }
 
-impl Source for UnixListener {
+impl ConnectionSource for UnixListener {
     type Io = UnixStream;
 
     async fn take(&self) -> io::Result<(Self::Io, Option<SocketAddr>)> {
@@ -46,7 +46,7 @@ impl Source for UnixListener {
 }
 
 /// The next connection of `source`. Errors of the listener are counted, and waited out.
-pub async fn next<S: Source>(source: &S, door: &Door) -> (S::Io, Option<SocketAddr>) {
+pub async fn next<S: ConnectionSource>(source: &S, door: &Door) -> (S::Io, Option<SocketAddr>) {
     loop {
         match source.take().await {
             Ok(taken) => return taken,

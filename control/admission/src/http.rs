@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::accept::{Source, next};
+use crate::accept::{ConnectionSource, next};
 use crate::door::{Door, InService, Place};
 use crate::figures::{TURNED_AWAY_AT_ONCE, TURNED_AWAY_WITHIN};
 use crate::refusals::Reason;
@@ -60,7 +60,7 @@ pub async fn serve<L, S, B>(
     service: S,
     shutdown: CancellationToken,
 ) where
-    L: Source,
+    L: ConnectionSource,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + Unpin + 'static,

@@ -233,7 +233,7 @@ async fn who_proves_nothing_is_cut_off_and_others_are_not() {
 #[tokio::test]
 async fn an_error_of_accept_is_waited_out() {
     struct Failing(std::sync::atomic::AtomicU64);
-    impl accept::Source for Failing {
+    impl accept::ConnectionSource for Failing {
         type Io = UnixStream;
         async fn take(&self) -> std::io::Result<(UnixStream, Option<std::net::SocketAddr>)> {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Decides when the sweep removes a flow or a translation: a closed one after a short linger, an
 //! idle one after its timeout (its service's, if it sets one), one whose backend is gone at once.
 //!
-//! Pure: the clock and the live backends come in as [`Terms`].
+//! Pure: the clock and the live backends come in as [`ExpiryInputs`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,7 +75,7 @@ impl Activity for Nat {
 
 /// What [`expiry`] decides by: the time, the live backends and their idle timeouts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Terms {
+pub(super) struct ExpiryInputs {
     /// Backends that are active or draining, as of [`now_ns`](Self::now_ns).
     pub(super) alive: BTreeSet<u32>,
     /// Idle timeout of established connections, by backend, where the service sets one.
@@ -108,7 +108,7 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Decides whether the sweep removes a flow of this IP protocol. A flow that began after `terms`
 /// was built is kept: its backend may be newer than `terms` as well.
-pub(super) fn expiry(protocol: u8, flow: &impl Activity, terms: &Terms) -> FlowExpiry {
+pub(super) fn expiry(protocol: u8, flow: &impl Activity, terms: &ExpiryInputs) -> FlowExpiry {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
     let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());
     let usual_ns = flow.timeout_ns(protocol);
@@ -141,7 +141,8 @@ mod tests {
     fn check(events: u32, is_backend_alive: bool, idle_ns: u64, expected: FlowExpiry) {
         let flow = Flow { seen_ns: 1000, events, backend: 7, ..Flow::default() };
         let alive = if is_backend_alive { BTreeSet::from([7]) } else { BTreeSet::new() };
-        let seen = expiry(TCP, &flow, &Terms { alive, now_ns: 1000 + idle_ns, ..Terms::default() });
+        let seen =
+            expiry(TCP, &flow, &ExpiryInputs { alive, now_ns: 1000 + idle_ns, ..ExpiryInputs::default() });
         assert_eq!(seen, expected, "events {events:#b}, alive {is_backend_alive}, idle for {idle_ns} ns");
     }
 
@@ -163,7 +164,7 @@ mod tests {
         let flow =
             |opened_ns| Flow { opened_ns, seen_ns: opened_ns, events: SYN, backend: 7, ..Flow::default() };
         let now_ns = 5 * TICK_NS;
-        let terms = Terms { now_ns, ..Terms::default() };
+        let terms = ExpiryInputs { now_ns, ..ExpiryInputs::default() };
         for (opened_ns, expected) in [
             (now_ns + 1, FlowExpiry::Keep),
             (now_ns - TICK_NS, FlowExpiry::Keep),
@@ -177,7 +178,7 @@ mod tests {
     fn a_translation_is_remembered_as_long_as_its_task_remembers_the_connection() {
         let expiry_of = |events, idle_ns| {
             let nat = Nat { seen_ns: 1000, events, backend: 7, ..Nat::default() };
-            expiry(TCP, &nat, &Terms { now_ns: 1000 + idle_ns, ..Terms::default() })
+            expiry(TCP, &nat, &ExpiryInputs { now_ns: 1000 + idle_ns, ..ExpiryInputs::default() })
         };
         let closed = SYN | ACK | CLIENT_FIN | TASK_FIN;
         assert_eq!(expiry_of(closed, TIME_WAIT_NS), FlowExpiry::Keep);
@@ -200,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_service_may_end_idle_connections_earlier() {
-        let terms = |idle_ns: u64| Terms {
+        let terms = |idle_ns: u64| ExpiryInputs {
             alive: BTreeSet::from([7]),
             idle_ns: BTreeMap::from([(7, 50)]),
             now_ns: 1000 + idle_ns,
@@ -218,7 +219,7 @@ mod tests {
     #[test]
     fn a_packet_seen_after_the_clock_was_read_keeps_its_flow() {
         let flow = Flow { seen_ns: 2000, events: SYN, ..Flow::default() };
-        let terms = Terms { alive: BTreeSet::from([0]), now_ns: 1000, ..Terms::default() };
+        let terms = ExpiryInputs { alive: BTreeSet::from([0]), now_ns: 1000, ..ExpiryInputs::default() };
         assert_eq!(expiry(TCP, &flow, &terms), FlowExpiry::Keep);
     }
 }

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::contents::{Contents, Frontend, Write};
 use super::diff::{Held, Plan, Refusal, frontend, plan};
 use super::error::DatapathError;
-use super::expiry::Terms;
+use super::expiry::ExpiryInputs;
 use super::facts::{Facts, TaskPort};
 use super::maps::Maps;
 use super::published::Published;
@@ -186,7 +186,7 @@ impl State {
     }
 
     /// The terms of a sweep at `now_ns`.
-    pub(super) fn terms(&self, now_ns: u64) -> Terms {
+    pub(super) fn terms(&self, now_ns: u64) -> ExpiryInputs {
         let alive = self.contents.alive().map(|(id, _)| id).collect();
         let idle_ns = self.view.iter().flat_map(|view| {
             view.backends.values().filter_map(|backend| {
@@ -194,7 +194,7 @@ impl State {
                 Some((backend.id.get(), u64::from(seconds.get()) * 1_000_000_000))
             })
         });
-        Terms { alive, idle_ns: idle_ns.collect(), now_ns }
+        ExpiryInputs { alive, idle_ns: idle_ns.collect(), now_ns }
     }
 
     /// The owners of the flows that a sweep counts: every backend in the maps, gone or not.

@@ -22,7 +22,7 @@ use mesh_ebpf::flow_table;
 
 use super::error::DatapathError;
 use super::evictions::{ByProtocol, EvictionLedger, Evictions};
-use super::expiry::{FlowExpiry, Keyed, Terms, expiry};
+use super::expiry::{ExpiryInputs, FlowExpiry, Keyed, expiry};
 use super::flow_map::{Claimed, FlowMap};
 use super::loader;
 use super::lock::lock;
@@ -89,7 +89,7 @@ impl Table {
     }
 
     /// Removes entries that are over, and counts the others.
-    fn sweep(&mut self, terms: &Terms, census: &mut Census) -> Result<(), DatapathError> {
+    fn sweep(&mut self, terms: &ExpiryInputs, census: &mut Census) -> Result<(), DatapathError> {
         let mut over = Vec::new();
         let mut left = ByProtocol::default();
         self.dump.for_each(|key, nat| {
@@ -171,7 +171,7 @@ impl Sweeper {
     /// A table can't be read or a correction not written; what was done stays.
     pub(super) fn sweep(
         &mut self,
-        terms: &Terms,
+        terms: &ExpiryInputs,
         known: &BTreeMap<u32, Owner>,
     ) -> Result<Census, DatapathError> {
         let before = lock(&self.tallies).live_counts(known.keys().copied())?;
@@ -197,7 +197,12 @@ impl Sweeper {
     }
 
     /// Removes flows that are over, shows those that ended early to `lost`, and counts the rest.
-    fn sweep_flows(&mut self, terms: &Terms, census: &mut Census, mut lost: impl FnMut(&FlowKey, &Flow)) {
+    fn sweep_flows(
+        &mut self,
+        terms: &ExpiryInputs,
+        census: &mut Census,
+        mut lost: impl FnMut(&FlowKey, &Flow),
+    ) {
         let (mut half_open, mut established) = (ByProtocol::default(), ByProtocol::default());
         let mut over = Vec::new();
         let claimed = self.flows.for_each(|index, key, flow| {

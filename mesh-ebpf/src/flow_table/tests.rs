@@ -53,20 +53,20 @@ fn check(cells: &HostCells) {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum TableStep {
     Insert { number: u32 },
     Remove { number: u32 },
     Confirm { number: u32 },
     Close { number: u32 },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<TableStep>> {
     let number = 0..60_u32;
     let step = prop_oneof![
-        5 => number.clone().prop_map(|number| Step::Insert { number }),
-        2 => number.clone().prop_map(|number| Step::Remove { number }),
-        1 => number.clone().prop_map(|number| Step::Confirm { number }),
-        1 => number.prop_map(|number| Step::Close { number }),
+        5 => number.clone().prop_map(|number| TableStep::Insert { number }),
+        2 => number.clone().prop_map(|number| TableStep::Remove { number }),
+        1 => number.clone().prop_map(|number| TableStep::Confirm { number }),
+        1 => number.prop_map(|number| TableStep::Close { number }),
     ];
     prop::collection::vec(step, 0..300)
 }
@@ -80,7 +80,7 @@ proptest! {
         let mut model: HashMap<u32, Flow> = HashMap::new();
         for (now, step) in (1_u64..).map(|tick| tick << 10).zip(steps) {
             match step {
-                Step::Insert { number } => {
+                TableStep::Insert { number } => {
                     let fresh = flow(number + 1, flow_event::SYN, now);
                     match insert(&cells, &key(number), &fresh, now) {
                         // If there is no room, the flow that has to go may be this one.
@@ -95,15 +95,15 @@ proptest! {
                         Opened::Refused => prop_assert!(model.len() >= NEIGHBOURS as usize, "there is room"),
                     }
                 }
-                Step::Remove { number } => {
+                TableStep::Remove { number } => {
                     if let Some(place) = find(&cells, &key(number)) {
                         remove(&cells, &key(number), &place);
                     }
                     model.remove(&number);
                     prop_assert!(find(&cells, &key(number)).is_none(), "{} is still there", number);
                 }
-                Step::Confirm { number } => tell(&cells, &mut model, number, flow_event::ACK),
-                Step::Close { number } => tell(&cells, &mut model, number, flow_event::RESET),
+                TableStep::Confirm { number } => tell(&cells, &mut model, number, flow_event::ACK),
+                TableStep::Close { number } => tell(&cells, &mut model, number, flow_event::RESET),
             }
             // Evicted flows were half-open or had ended.
             model.retain(|number, flow| {

@@ -9,7 +9,7 @@ use super::{atomic, maps};
 use crate::abi::{Flow, FlowCell, FlowKey, Nat, NatKey};
 use crate::conntrack;
 use crate::flow_table::{self, Cells, Place};
-use crate::lookups::{Entry, FlowTable, Opened};
+use crate::lookups::{FlowEntry, FlowTable, Opened};
 
 /// `errno` of inserting an entry whose key exists.
 const EEXIST: i32 = 17;
@@ -94,7 +94,7 @@ impl FlowTable<FlowKey, Flow> for FlowCells {
     }
 }
 
-impl Entry<Flow> for Place {
+impl FlowEntry<Flow> for Place {
     #[inline(always)]
     fn get(&self) -> Flow {
         flow_table::read(self.cell)
@@ -190,7 +190,7 @@ impl NatTables {
 /// program ends.
 pub struct NatEntry(NonNull<Nat>);
 
-impl Entry<Nat> for NatEntry {
+impl FlowEntry<Nat> for NatEntry {
     #[inline(always)]
     fn get(&self) -> Nat {
         // SAFETY: a live map value; a torn read of a field is at worst an old or a new timestamp.

@@ -5,7 +5,7 @@ use crate::guard::{FIRED_STEP_NS, take};
 
 /// Which bucket a token is taken from.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum BucketKind {
     /// For a flow that a SYN creates.
     Syn,
     /// For a flow that a later packet creates, as its SYN created none.
@@ -14,7 +14,7 @@ pub(super) enum Kind {
 
 /// Takes a token from this CPU's bucket; `false` if it is empty. A `rate` of 0 means no limit.
 #[inline(always)]
-pub(super) fn may_remember(kind: Kind, rate: u32, now_ns: u64) -> bool {
+pub(super) fn may_remember(kind: BucketKind, rate: u32, now_ns: u64) -> bool {
     if rate == 0 {
         return true;
     }
@@ -23,8 +23,8 @@ pub(super) fn may_remember(kind: Kind, rate: u32, now_ns: u64) -> bool {
     // uses it.
     let guard = unsafe { &mut *guard };
     let bucket = match kind {
-        Kind::Syn => &mut guard.syns,
-        Kind::Late => &mut guard.late,
+        BucketKind::Syn => &mut guard.syns,
+        BucketKind::Late => &mut guard.late,
     };
     take(bucket, rate, now_ns)
 }

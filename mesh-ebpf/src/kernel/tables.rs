@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 use super::flow_maps::{FlowCells, NatTables};
-use super::guard::Kind;
+use super::guard::BucketKind;
 use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, FragmentKey,
@@ -212,7 +212,7 @@ impl Lookups for Kernel {
     #[inline(always)]
     fn may_remember_syn(&self) -> bool {
         let now_ns = self.now_ns();
-        let may = guard::may_remember(Kind::Syn, self.guard_rate(), now_ns);
+        let may = guard::may_remember(BucketKind::Syn, self.guard_rate(), now_ns);
         if !may {
             guard::fire(now_ns);
         }
@@ -221,7 +221,7 @@ impl Lookups for Kernel {
 
     #[inline(always)]
     fn may_remember_late(&self) -> bool {
-        guard::may_remember(Kind::Late, self.guard_rate(), self.now_ns())
+        guard::may_remember(BucketKind::Late, self.guard_rate(), self.now_ns())
     }
 
     #[inline(always)]

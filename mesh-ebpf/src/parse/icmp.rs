@@ -36,7 +36,7 @@ const PARAMETER_PROBLEM_V6: u8 = 4;
 
 /// The kind of an error for both IP versions: type, code, and the four bytes after the checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
+pub struct IcmpError {
     /// The bytes for IPv4.
     pub v4: [u8; 6],
     /// The bytes for IPv6.
@@ -46,13 +46,16 @@ pub struct Kind {
 /// "Packet too big" (RFC 1191, RFC 4443 section 3.2): the path takes packets of `mtu` bytes, and
 /// this one must not be fragmented.
 #[inline(always)]
-pub const fn too_big(mtu: u32) -> Kind {
+pub const fn too_big(mtu: u32) -> IcmpError {
     let [m0, m1, m2, m3] = mtu.to_be_bytes();
-    Kind { v4: [UNREACHABLE_V4, FRAGMENTATION_NEEDED_V4, 0, 0, m2, m3], v6: [TOO_BIG_V6, 0, m0, m1, m2, m3] }
+    IcmpError {
+        v4: [UNREACHABLE_V4, FRAGMENTATION_NEEDED_V4, 0, 0, m2, m3],
+        v6: [TOO_BIG_V6, 0, m0, m1, m2, m3],
+    }
 }
 
 /// "Port unreachable": nobody listens on that port.
-pub const PORT_UNREACHABLE: Kind = Kind {
+pub const PORT_UNREACHABLE: IcmpError = IcmpError {
     v4: [UNREACHABLE_V4, PORT_UNREACHABLE_V4, 0, 0, 0, 0],
     v6: [UNREACHABLE_V6, PORT_UNREACHABLE_V6, 0, 0, 0, 0],
 };

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use crate::abi::{Direction, Flow, FlowKey, Nat, Timed, flow_event};
 use crate::conntrack;
-use crate::lookups::{Entry, FlowTable, Lookups};
+use crate::lookups::{FlowEntry, FlowTable, Lookups};
 use crate::parse::tcp::Flags;
 use crate::parse::transport;
 
@@ -19,7 +19,7 @@ pub(super) struct FlowRef<V, E> {
     value: PhantomData<V>,
 }
 
-impl<V, E: Entry<V>> FlowRef<V, E> {
+impl<V, E: FlowEntry<V>> FlowRef<V, E> {
     #[inline(always)]
     const fn new(entry: E, is_established: bool) -> Self {
         Self { entry, is_established, value: PhantomData }
@@ -163,7 +163,7 @@ pub(super) fn record_duration<L: Lookups>(
     lookups: &L,
     timed: Timed,
     service_index: u32,
-    entry: &impl Entry<Flow>,
+    entry: &impl FlowEntry<Flow>,
 ) {
     let duration_ns = lookups.precise_ns().saturating_sub(entry.get().opened_ns);
     lookups.keep_duration(timed, service_index, duration_ns);
@@ -171,6 +171,6 @@ pub(super) fn record_duration<L: Lookups>(
 
 /// Marks the flow as reset; returns the events before.
 #[inline(always)]
-pub(super) fn mark_reset<V, E: Entry<V>>(entry: &E) -> u32 {
+pub(super) fn mark_reset<V, E: FlowEntry<V>>(entry: &E) -> u32 {
     entry.add_events(flow_event::RESET)
 }

@@ -82,7 +82,7 @@ pub fn tunnel_fragment<P: Packet, L: Lookups>(
         lookups.keep_fragment_ports(&fragment.key, &fragment::ports(&segment, lookups.now_ns()));
         return reply::forward(packet, lookups, &segment, origin.vni);
     }
-    let source = owner::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let source = owner::Arrival::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
     let fate = owner::deliver(packet, lookups, config, &segment, id, &source);
     answer_refusal(packet, lookups, &segment, fate, origin.peer)
 }

@@ -90,7 +90,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return Destination::decided(choice.fate);
     };
     let destination = if backend.is_local() {
-        let source = owner::Source::Uplink;
+        let source = owner::Arrival::Uplink;
         Destination::decided(owner::deliver(packet, lookups, config, segment, choice.id, &source))
     } else {
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {

@@ -178,7 +178,7 @@ fn deliver_tunnelled<P: Packet, L: Lookups>(
     segment: &Segment,
     origin: Origin,
 ) -> Fate {
-    let source = owner::Source::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
+    let source = owner::Arrival::Node { peer: origin.peer, is_dsr: origin.vni.is_dsr() };
     let fate = owner::deliver(packet, lookups, config, segment, origin.vni.backend(), &source);
     answer_refusal(packet, lookups, segment, fate, origin.peer)
 }

@@ -29,7 +29,7 @@ use crate::verdict::{Destination, Fate};
 
 /// The way by which a request reached the task's node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum Arrival {
     /// By an uplink of this node, which is the ingress node.
     Uplink,
     /// Through the tunnel, from another node.
@@ -49,7 +49,7 @@ pub(super) fn deliver<P: Packet, L: Lookups>(
     config: &Config,
     segment: &Segment,
     id: u32,
-    source: &Source,
+    source: &Arrival,
 ) -> Fate {
     // Not by `backend_for`: the verifier loses track of an address that is chosen by the IP version
     // twice.
@@ -116,7 +116,7 @@ fn fresh_entry<P: Packet, L: Lookups>(
     config: &Config,
     segment: &Segment,
     id: u32,
-    source: &Source,
+    source: &Arrival,
 ) -> Option<Nat> {
     let now_ns = lookups.now_ns();
     let (client_mac, node_mac) = macs(packet)?;
@@ -125,8 +125,8 @@ fn fresh_entry<P: Packet, L: Lookups>(
         opened_ns: now_ns,
         vip: segment.ip.destination,
         via: match source {
-            Source::Uplink => Address::NONE,
-            Source::Node { peer, .. } => Address::v4(*peer),
+            Arrival::Uplink => Address::NONE,
+            Arrival::Node { peer, .. } => Address::v4(*peer),
         },
         vip_port_be: segment.transport.destination_port_be,
         client_port_be: segment.transport.source_port_be,
@@ -134,10 +134,10 @@ fn fresh_entry<P: Packet, L: Lookups>(
         events: conntrack::beginning(&segment.transport)
             | if is_to_answer_directly(lookups, segment, source) { flow_event::DSR } else { 0 },
         uplink: match source {
-            Source::Uplink => packet.ifindex(),
+            Arrival::Uplink => packet.ifindex(),
             // The VXLAN device, even if this packet was decapsulated by a program: the way may
             // change from packet to packet.
-            Source::Node { .. } => config.tunnel_ifindex,
+            Arrival::Node { .. } => config.tunnel_ifindex,
         },
         client_mac,
         node_mac,
@@ -150,8 +150,9 @@ fn fresh_entry<P: Packet, L: Lookups>(
 /// node (its host, a container behind the node's address, the task itself) can't be reached by an
 /// uplink: it is answered by the way that its packets came.
 #[inline(always)]
-fn is_to_answer_directly<L: Lookups>(lookups: &L, segment: &Segment, source: &Source) -> bool {
-    matches!(source, Source::Node { is_dsr: true, .. }) && lookups.address_index(&segment.ip.source).is_none()
+fn is_to_answer_directly<L: Lookups>(lookups: &L, segment: &Segment, source: &Arrival) -> bool {
+    matches!(source, Arrival::Node { is_dsr: true, .. })
+        && lookups.address_index(&segment.ip.source).is_none()
 }
 
 /// Whether replies go back to the ingress node through the tunnel.

@@ -3,7 +3,7 @@
 use super::flow_ref::{self, FlowRef};
 use super::{At, dropped, guard, packet_count};
 use crate::abi::{Direction, DropReason, Flow, FlowKey, Timed, VipId, flow_event};
-use crate::lookups::{Entry, FlowTable, Lookups};
+use crate::lookups::{FlowEntry, FlowTable, Lookups};
 use crate::packet::Packet;
 use crate::parse::Segment;
 use crate::parse::vxlan::{OVERHEAD, Vni};
@@ -46,7 +46,7 @@ pub(super) fn forward_outer<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
 /// have an earlier packet of the flow. Such a packet waits in the device for a moment and must not
 /// be overtaken.
 #[inline(always)]
-fn is_for_device<P: Packet, E: Entry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>) -> bool {
+fn is_for_device<P: Packet, E: FlowEntry<Flow>>(packet: &P, flow: &FlowRef<Flow, E>) -> bool {
     let is_marked = flow.value().events & flow_event::SEGMENTED != 0;
     let is_segmented = packet.segment_size() != 0;
     if is_segmented && !is_marked {

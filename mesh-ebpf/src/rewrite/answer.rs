@@ -55,7 +55,11 @@ fn reset(segment: &Segment, numbers: [u8; 8]) -> [u8; tcp::LEN] {
 
 /// Turns the packet into the ICMP error that answers it and quotes its headers (RFC 792, RFC 4443).
 #[inline(always)]
-pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &icmp::Kind) -> Option<()> {
+pub fn answer_with_error<P: Packet>(
+    packet: &mut P,
+    segment: &Segment,
+    error: &icmp::IcmpError,
+) -> Option<()> {
     let pending_at = Some(segment.transport.checksum().offset);
     if segment.ip.is_v6 {
         const QUOTE: usize = ipv6::LEN + icmp::QUOTED;
@@ -83,7 +87,7 @@ pub fn answer_with_error<P: Packet>(packet: &mut P, segment: &Segment, error: &i
 pub fn answer_fragment_with_error<P: Packet>(
     packet: &mut P,
     ip: &ip::Header,
-    error: &icmp::Kind,
+    error: &icmp::IcmpError,
 ) -> Option<()> {
     if ip.is_v6 {
         const QUOTE: usize = ipv6::LEN + fragment::LEN_V6 + icmp::QUOTED;

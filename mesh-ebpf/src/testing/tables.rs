@@ -14,7 +14,7 @@ use crate::abi::{
 use crate::conntrack;
 use crate::flow_table;
 use crate::guard;
-use crate::lookups::{Connection, Entry, FlowTable, Lookups, Opened, PacketCount};
+use crate::lookups::{Connection, FlowEntry, FlowTable, Lookups, Opened, PacketCount};
 use crate::select::Candidates;
 use crate::testing::Counted;
 
@@ -122,7 +122,7 @@ impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
 
 impl<K: Eq + Hash + Copy, V: Copy> FlowTable<K, V> for HostFlows<K, V>
 where
-    Rc<Cell<V>>: Entry<V>,
+    Rc<Cell<V>>: FlowEntry<V>,
 {
     type Entry = Rc<Cell<V>>;
 
@@ -161,7 +161,7 @@ where
 
 macro_rules! entry_of {
     ($value:ident) => {
-        impl Entry<$value> for Rc<Cell<$value>> {
+        impl FlowEntry<$value> for Rc<Cell<$value>> {
             fn get(&self) -> $value {
                 Cell::get(self)
             }

@@ -64,8 +64,11 @@ pub(crate) fn serve(mut stream: TcpStream, identity: &Identity) -> io::Result<()
         }
         io::copy(&mut reader.by_ref().take(request.body_bytes), &mut io::sink())?;
         println!("client={client} {} {}{}", request.method, request.path, shown_query(&request.query));
-        let answer =
-            answer(&request, identity, &Ends { client: &client, local: &local, proxied: told.is_some() });
+        let answer = answer(
+            &request,
+            identity,
+            &Endpoints { client: &client, local: &local, proxied: told.is_some() },
+        );
         send(&mut writer, &answer, request.keep_alive, request.method == "HEAD")?;
         if !request.keep_alive {
             break;
@@ -125,14 +128,14 @@ fn parse(head: &str) -> Option<Request> {
 }
 
 /// The two ends of a connection.
-struct Ends<'a> {
+struct Endpoints<'a> {
     client: &'a str,
     local: &'a str,
     /// A PROXY header told them.
     proxied: bool,
 }
 
-fn answer(request: &Request, identity: &Identity, ends: &Ends<'_>) -> Answer {
+fn answer(request: &Request, identity: &Identity, ends: &Endpoints<'_>) -> Answer {
     let about = || about(request, identity, ends);
     match request.path.as_str() {
         "/slow" => match number(&request.query, "ms") {
@@ -153,7 +156,7 @@ fn answer(request: &Request, identity: &Identity, ends: &Ends<'_>) -> Answer {
     }
 }
 
-fn about(request: &Request, identity: &Identity, ends: &Ends<'_>) -> String {
+fn about(request: &Request, identity: &Identity, ends: &Endpoints<'_>) -> String {
     let body = json!({
         "task": identity.task,
         "node": identity.node,

@@ -23,12 +23,12 @@ pub(super) struct Section {
     /// Whether nodes' names are compared: where a task runs is chance otherwise.
     pub(super) shows_nodes: bool,
     /// What to do, in order.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<ScriptStep>,
 }
 
 /// A line of a section.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct ScriptStep {
     /// Its number in the file, from 1.
     pub(super) line: usize,
     /// What it says.
@@ -80,7 +80,7 @@ impl Section {
                 continue;
             }
             let action = action(line).with_context(|| format!("line {number}: {line}"))?;
-            section.steps.push(Step { line: number, action });
+            section.steps.push(ScriptStep { line: number, action });
         }
         Ok(section)
     }

@@ -8,7 +8,7 @@ pub(super) struct Case {
     /// What it is called in tables and plots.
     pub(super) name: &'static str,
     /// The packets.
-    pub(super) kind: Kind,
+    pub(super) kind: CaseKind,
     /// Flows, or for packets that begin or confirm one, how many of them.
     pub(super) flows: u32,
     /// Published ports in the tables.
@@ -25,7 +25,7 @@ pub(super) struct Case {
 
 /// The packets of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CaseKind {
     /// Packets of connections that are established.
     Hit,
     /// SYNs of new connections, with room in the table.
@@ -38,7 +38,7 @@ pub(super) enum Kind {
     FirstAck,
 }
 
-const fn case(name: &'static str, kind: Kind, flows: u32) -> Case {
+const fn case(name: &'static str, kind: CaseKind, flows: u32) -> Case {
     Case { name, kind, flows, services: 1, is_spread: false, backends: 3, cpus: 1, target: None }
 }
 
@@ -67,8 +67,8 @@ impl Case {
     /// or, to be full, for fewer.
     pub(super) const fn homes(&self) -> u32 {
         match self.kind {
-            Kind::Crowd | Kind::Flood => self.flows,
-            Kind::Hit | Kind::Syn | Kind::FirstAck => homes_for(self.flows + self.flows / 4),
+            CaseKind::Crowd | CaseKind::Flood => self.flows,
+            CaseKind::Hit | CaseKind::Syn | CaseKind::FirstAck => homes_for(self.flows + self.flows / 4),
         }
     }
 
@@ -120,29 +120,29 @@ pub(super) const RELATIONS: [Relation; 5] = [
 
 /// Everything that is measured.
 pub(super) const ALL: [Case; 23] = [
-    case("flow hit, 1 k flows", Kind::Hit, 1000).at_most(3.3),
-    case(HIT, Kind::Hit, FLOWS).at_most(5.6),
-    case("flow hit, 1 M flows", Kind::Hit, 1_000_000).at_most(7.2),
-    case(SYN, Kind::Syn, FLOWS).at_most(11.0),
-    case(CROWD, Kind::Crowd, FULL),
-    case(FLOOD, Kind::Flood, FULL),
-    case("first ACK", Kind::FirstAck, FLOWS).at_most(15.0),
-    case(HIT_ON_TWO, Kind::Hit, FLOWS).on_two_cpus(),
-    case(SYN_ON_TWO, Kind::Syn, FLOWS).on_two_cpus(),
-    case(CROWD_ON_TWO, Kind::Crowd, FULL).on_two_cpus(),
-    case(FLOOD_ON_TWO, Kind::Flood, FULL).on_two_cpus(),
-    case("hit, one of 1 service", Kind::Hit, FLOWS).services(1),
-    case("hit, one of 1 000 services", Kind::Hit, FLOWS).services(1000),
-    case("hit, one of 10 000 services", Kind::Hit, FLOWS).services(10_000),
-    case("hit, spread over 1 000 services", Kind::Hit, FLOWS).spread(1000),
-    case("hit, spread over 10 000 services", Kind::Hit, FLOWS).spread(10_000),
-    case("SYN, one of 1 service", Kind::Syn, FLOWS).services(1),
-    case("SYN, one of 1 000 services", Kind::Syn, FLOWS).services(1000),
-    case("SYN, one of 10 000 services", Kind::Syn, FLOWS).services(10_000),
-    case("hit, 3 backends", Kind::Hit, FLOWS).backends(3),
-    case("hit, 5 000 backends", Kind::Hit, FLOWS).backends(5000),
-    case("SYN, 3 backends", Kind::Syn, FLOWS).backends(3),
-    case("SYN, 5 000 backends", Kind::Syn, FLOWS).backends(5000),
+    case("flow hit, 1 k flows", CaseKind::Hit, 1000).at_most(3.3),
+    case(HIT, CaseKind::Hit, FLOWS).at_most(5.6),
+    case("flow hit, 1 M flows", CaseKind::Hit, 1_000_000).at_most(7.2),
+    case(SYN, CaseKind::Syn, FLOWS).at_most(11.0),
+    case(CROWD, CaseKind::Crowd, FULL),
+    case(FLOOD, CaseKind::Flood, FULL),
+    case("first ACK", CaseKind::FirstAck, FLOWS).at_most(15.0),
+    case(HIT_ON_TWO, CaseKind::Hit, FLOWS).on_two_cpus(),
+    case(SYN_ON_TWO, CaseKind::Syn, FLOWS).on_two_cpus(),
+    case(CROWD_ON_TWO, CaseKind::Crowd, FULL).on_two_cpus(),
+    case(FLOOD_ON_TWO, CaseKind::Flood, FULL).on_two_cpus(),
+    case("hit, one of 1 service", CaseKind::Hit, FLOWS).services(1),
+    case("hit, one of 1 000 services", CaseKind::Hit, FLOWS).services(1000),
+    case("hit, one of 10 000 services", CaseKind::Hit, FLOWS).services(10_000),
+    case("hit, spread over 1 000 services", CaseKind::Hit, FLOWS).spread(1000),
+    case("hit, spread over 10 000 services", CaseKind::Hit, FLOWS).spread(10_000),
+    case("SYN, one of 1 service", CaseKind::Syn, FLOWS).services(1),
+    case("SYN, one of 1 000 services", CaseKind::Syn, FLOWS).services(1000),
+    case("SYN, one of 10 000 services", CaseKind::Syn, FLOWS).services(10_000),
+    case("hit, 3 backends", CaseKind::Hit, FLOWS).backends(3),
+    case("hit, 5 000 backends", CaseKind::Hit, FLOWS).backends(5000),
+    case("SYN, 3 backends", CaseKind::Syn, FLOWS).backends(3),
+    case("SYN, 5 000 backends", CaseKind::Syn, FLOWS).backends(5000),
 ];
 
 /// Cases that must cost alike: the later ones within a tenth of the first.

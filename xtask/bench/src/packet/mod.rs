@@ -22,7 +22,7 @@ use mesh_ebpf::generator::Recipe;
 use mesh_ebpf::parse::tcp::Flags;
 use mesh_lab::netns::Netns;
 
-use self::case::{Case, Kind};
+use self::case::{Case, CaseKind};
 use self::outcome::Outcome;
 use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
 use super::objects::{self, Objects};
@@ -94,23 +94,23 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
     rig::attach(&mut object, names::PROGRAM_XDP)?;
     let (syn, ack) = (recipe(case, Flags::SYN), recipe(case, Flags::ACK));
     let (measured, first, count) = match case.kind {
-        Kind::Hit => {
+        CaseKind::Hit => {
             // Twice: a frame that was lost on the way would leave a flow out.
             for step in [&syn, &syn, &ack, &ack] {
                 rig.send(step, 0, case.flows)?;
             }
             (ack, 0, frames.max(2 * case.flows))
         }
-        Kind::Syn => {
+        CaseKind::Syn => {
             rig.send(&syn, 0, WARM_UP)?;
             (syn, u64::from(WARM_UP), case.flows)
         }
-        Kind::Crowd => {
+        CaseKind::Crowd => {
             let before = 3 * case.flows;
             rig.send(&syn, 0, before)?;
             (syn, u64::from(before), frames)
         }
-        Kind::Flood => {
+        CaseKind::Flood => {
             let before = 3 * case.flows;
             rig.send(&syn, 0, before)?;
             // The table is full; now the guard begins, and what it lets pass at once is used up.
@@ -118,7 +118,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
             rig.send(&syn, u64::from(before), WARM_UP)?;
             (syn, u64::from(before + WARM_UP), frames)
         }
-        Kind::FirstAck => {
+        CaseKind::FirstAck => {
             rig.send(&syn, 0, WARM_UP + case.flows)?;
             rig.send(&syn, 0, WARM_UP + case.flows)?;
             rig.send(&ack, 0, WARM_UP)?;
@@ -138,7 +138,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
 
 /// The case's packets, with these flags.
 fn recipe(case: &Case, flags: u8) -> Recipe {
-    let is_new = matches!(case.kind, Kind::Syn | Kind::Crowd | Kind::Flood | Kind::FirstAck);
+    let is_new = matches!(case.kind, CaseKind::Syn | CaseKind::Crowd | CaseKind::Flood | CaseKind::FirstAck);
     Recipe {
         flows: if is_new { 0 } else { case.flows },
         stride: stride(case.flows),

@@ -1,4 +1,4 @@
-//! Load on a published port: new connections at a steady rate, every outcome kept.
+//! LoadGenerator on a published port: new connections at a steady rate, every outcome kept.
 //!
 //! Invariant: a request that was begun is counted, as answered or as failed.
 
@@ -45,15 +45,15 @@ impl Report {
     }
 }
 
-/// Load that runs until it is stopped.
+/// LoadGenerator that runs until it is stopped.
 #[derive(Debug)]
-pub struct Load {
+pub struct LoadGenerator {
     begun: Instant,
     stop: Arc<AtomicBool>,
     workers: Vec<JoinHandle<Result<Report>>>,
 }
 
-impl Load {
+impl LoadGenerator {
     /// Begins to open `per_second` connections a second from `client` to the `servers` in turn,
     /// asking each for `path`.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], path: &str, per_second: u32) -> Self {

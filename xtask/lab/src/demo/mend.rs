@@ -9,7 +9,7 @@ use mesh_checkout::command::Program;
 use super::acts::{PORT, SERVICE, docker};
 use super::told::{seen, step, typed};
 use crate::artifacts::Binaries;
-use crate::client::load::Load;
+use crate::client::load::LoadGenerator;
 use crate::cluster::{Cluster, Docker, eventually, samples};
 
 /// New connections a second while something happens.
@@ -25,7 +25,7 @@ pub(super) fn kill_a_container(cluster: &Cluster) -> Result<()> {
         .into_iter()
         .find_map(|(node, tasks)| tasks.into_iter().next().map(|first| (node, first)))
         .context("no container to kill")?;
-    let load = Load::start(&cluster.client(), &cluster.everywhere(PORT), "/", RATE);
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(PORT), "/", RATE);
     std::thread::sleep(Duration::from_secs(1));
     let killed_at = load.elapsed();
     typed(&format!(
@@ -59,7 +59,7 @@ pub(super) fn kill_a_container(cluster: &Cluster) -> Result<()> {
 pub(super) fn switch_policy(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
     step(&format!("Switch the policy while {RATE} connections a second come in"));
     let before = running_ids(cluster)?;
-    let load = Load::start(&cluster.client(), &cluster.everywhere(PORT), "/", RATE);
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(PORT), "/", RATE);
     std::thread::sleep(Duration::from_secs(1));
     for policy in ["least-connections", "round-robin"] {
         typed(&format!("mesh policy set {SERVICE} {policy}"));

@@ -12,7 +12,7 @@ use clap::Args;
 use mesh_checkout::setup;
 
 use crate::client::http;
-use crate::client::load::Load;
+use crate::client::load::LoadGenerator;
 use crate::cluster::{Cluster, eventually};
 use crate::component::Component;
 use crate::layout::{LabName, Layout};
@@ -75,7 +75,7 @@ pub(super) fn run(args: &ClocksArgs) -> Result<()> {
     for server in &servers {
         eventually(&format!("{server} answers"), PATIENCE, || cluster.ask(*server, "/"))?;
     }
-    let load = Load::start(&cluster.client(), &servers, "/", RATE);
+    let load = LoadGenerator::start(&cluster.client(), &servers, "/", RATE);
     let turned = (1..=DAYS / STEP).try_for_each(|step| turn(&lab, &cluster, step * STEP));
     let report = load.stop()?;
     turned?;

@@ -17,7 +17,7 @@ use mesh_checkout::setup;
 
 use crate::artifacts;
 use crate::client::forged::{Forged, Forger, VNI_DIRECT, VNI_REPLY, VNI_TASKS};
-use crate::client::load::Load;
+use crate::client::load::LoadGenerator;
 use crate::cluster::{Cluster, Docker, eventually, samples};
 use crate::layout::Layout;
 use crate::netns::Netns;
@@ -73,7 +73,7 @@ fn hold(cluster: &Cluster, duration: Duration) -> Result<()> {
     await_cookies(cluster, &victims)?;
 
     let before = received(&victims)?;
-    let load = Load::start(&cluster.client(), &servers, "/", REQUESTS);
+    let load = LoadGenerator::start(&cluster.client(), &servers, "/", REQUESTS);
     let forging = Forging::start(cluster, &victims);
     std::thread::sleep(duration);
     let sent = forging.stop()?;
