@@ -11,6 +11,7 @@ use xtask::nested::Nested;
 use xtask::{fuzz, lint, test, tidy};
 
 use mesh_checkout::setup;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Every developer command of mesh", disable_help_subcommand = true)]
 struct Cli {
@@ -21,7 +22,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Install what is missing to build, run and test mesh (Debian packages, bpf-linker)
-    Setup,
+    Setup(SetupArgs),
     /// Build mesh-agent, mesh-control, mesh and whoami for the lab
     #[command(disable_help_flag = true)]
     Build(Passed),
@@ -52,6 +53,13 @@ enum Verb {
     Tidy(tidy::TidyArgs),
 }
 
+#[derive(Debug, Args)]
+struct SetupArgs {
+    /// Also install git's pre-commit hook of this checkout: format and house rules
+    #[arg(long)]
+    hooks: bool,
+}
+
 /// Arguments that a nested package's program reads, `--help` among them. It gets them as they were
 /// typed ([`typed`]).
 #[derive(Debug, Args)]
@@ -72,7 +80,7 @@ fn main() -> ExitCode {
 
 fn run(verb: &Verb) -> Result<()> {
     match verb {
-        Verb::Setup => setup::ensure(),
+        Verb::Setup(args) => set_up(args),
         Verb::Build(_) | Verb::Lab(_) | Verb::Demo(_) | Verb::Soak(_) => Nested::Lab.exec(typed()),
         Verb::SwarmDiff(_) => {
             setup::ensure()?;
@@ -90,6 +98,14 @@ fn run(verb: &Verb) -> Result<()> {
         }
         Verb::Tidy(args) => tidy::run(args),
     }
+}
+
+fn set_up(args: &SetupArgs) -> Result<()> {
+    setup::ensure()?;
+    if args.hooks {
+        println!("installed {}", setup::hooks::install()?.display());
+    }
+    Ok(())
 }
 
 /// The command and its arguments. Not from clap, which takes a `--` away.

@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::control_link::relay_keys::RelayKeys;
-    use crate::proxy::dial::FailureReason;
+    use crate::proxy::dial_error::FailureReason;
     use crate::proxy::{ProxySettings, UdpLimits};
 
     /// Port 80 with these backends, all active.

@@ -16,7 +16,7 @@ use mesh_ebpf::abi::{Histogram, Timed, names};
 use super::contents::Contents;
 use super::error::DatapathError;
 use super::loader;
-use super::maps::{deleted, per_cpu, zeros};
+use super::map_access::{deleted, per_cpu, zeros};
 use super::pins::Pins;
 
 /// The pause between attempts to make an entry. The kernel takes per-CPU entries from a small stock

@@ -1,5 +1,6 @@
 //! Errors of the data plane, each with the next step.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -7,6 +8,9 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use thiserror::Error;
+
+/// Failed map operations, by map and operation.
+pub(super) type MapErrors = BTreeMap<(&'static str, &'static str), u64>;
 
 /// A failed operation of the data plane.
 #[derive(Debug, Error)]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use mesh_ebpf::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, FrontendStats, Member, Node, Service,
     ServiceKey, names,
@@ -20,6 +20,7 @@ use super::contents::{Allowed, Contents, Write};
 use super::error::DatapathError;
 use super::loader;
 use super::lock::lock;
+use super::map_access::{deleted, zeros};
 use super::pins::Pins;
 use super::syscall;
 use super::tallies::Tallies;
@@ -199,40 +200,6 @@ impl Maps {
 fn trie_key(allowed: Allowed) -> Key<AllowedKey> {
     let (bits, key) = allowed.key();
     Key::new(bits, key)
-}
-
-/// A zero for every CPU.
-pub(super) fn zeros<V: Pod + Default>(map: &'static str) -> Result<PerCpuValues<V>, DatapathError> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, source)| DatapathError::MapOperation {
-        map,
-        operation: "update",
-        source,
-    })?;
-    per_cpu(map, vec![V::default(); cpus])
-}
-
-/// A value for every CPU.
-pub(super) fn per_cpu<V: Pod>(map: &'static str, values: Vec<V>) -> Result<PerCpuValues<V>, DatapathError> {
-    PerCpuValues::try_from(values).map_err(|source| DatapathError::MapOperation {
-        map,
-        operation: "update",
-        source,
-    })
-}
-
-/// Succeeds if the entry is already gone.
-pub(super) fn deleted(
-    map: &'static str,
-    result: Result<(), aya::maps::MapError>,
-) -> Result<(), DatapathError> {
-    match result {
-        Err(aya::maps::MapError::SyscallError(error))
-            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-        {
-            Ok(())
-        }
-        result => result.map_err(|error| DatapathError::map(map, "delete", error)),
-    }
 }
 
 /// A map that is read as a whole.

@@ -35,6 +35,7 @@ mod expiry;
 mod flow_map;
 mod loader;
 mod lock;
+mod map_access;
 mod maps;
 mod network;
 mod pins;

@@ -10,9 +10,8 @@ use arc_swap::ArcSwap;
 use mesh_ebpf::abi::{Backend, Service, Timed, names};
 
 use super::contents::{Contents, Frontend};
-use super::error::DatapathError;
+use super::error::{DatapathError, MapErrors};
 use super::lock::lock;
-use super::state::MapErrors;
 
 /// The published ports and backends whose counters are read, and how full the tables are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

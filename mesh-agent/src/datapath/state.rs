@@ -33,9 +33,6 @@ const SLOTS_REST: Duration = Duration::from_secs(1);
 /// is left.
 const PLANS_MAX: usize = 4;
 
-/// Failed map operations, by map and operation.
-pub(super) type MapErrors = BTreeMap<(&'static str, &'static str), u64>;
-
 /// The maps, their contents, and the desired contents.
 pub(super) struct State {
     maps: Maps,

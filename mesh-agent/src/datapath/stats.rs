@@ -16,13 +16,12 @@ use mesh_ebpf::guard;
 use super::attach::AttachedHook;
 use super::contents::Frontend;
 use super::durations::{PortDurations, Timings};
-use super::error::DatapathError;
+use super::error::{DatapathError, MapErrors};
 use super::evictions::{ByProtocol, Evictions};
 use super::loader;
 use super::network::upkeep::HostSettings;
 use super::pins::Pins;
 use super::published::Outline;
-use super::state::MapErrors;
 use super::sweep::{Census, monotonic_ns};
 
 /// All counters of the data plane at one moment.

@@ -26,7 +26,8 @@ use super::expiry::{ExpiryInputs, FlowExpiry, Keyed, expiry};
 use super::flow_map::{Claimed, FlowMap};
 use super::loader;
 use super::lock::lock;
-use super::maps::{Dump, deleted};
+use super::map_access::deleted;
+use super::maps::Dump;
 use super::pins::Pins;
 use super::tallies::Tallies;
 

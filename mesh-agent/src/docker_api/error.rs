@@ -12,7 +12,7 @@ use hyper::{Response, StatusCode};
 use thiserror::Error;
 
 use super::Body;
-use super::route::Membership;
+use super::membership::Membership;
 
 /// Swarm's answer to a swarm call on a node that is no manager.
 pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \

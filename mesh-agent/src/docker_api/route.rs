@@ -55,26 +55,6 @@ impl Route {
     }
 }
 
-/// A call about this node's own membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Membership {
-    /// `POST /swarm/init`, `POST /swarm/join`.
-    Enter,
-    /// `POST /swarm/leave`.
-    Leave,
-}
-
-impl Membership {
-    /// The membership call that this is, if it is one.
-    pub(super) fn of(method: &Method, parts: &[&str]) -> Option<Self> {
-        match (method.as_str(), parts) {
-            ("POST", ["swarm", "init" | "join"]) => Some(Self::Enter),
-            ("POST", ["swarm", "leave"]) => Some(Self::Leave),
-            _ => None,
-        }
-    }
-}
-
 /// Classifies a call by how long it may last, so that slow calls can't take every place: `docker
 /// service ls` is short, and is answered whatever the engine does and however many clients follow
 /// events.
@@ -101,6 +81,7 @@ pub(super) fn kind_of<B>(request: &Request<B>) -> Call {
 
 #[cfg(test)]
 mod tests {
+    use super::super::membership::Membership;
     use super::*;
 
     fn check(method: &str, uri: &str, expected: Route) {

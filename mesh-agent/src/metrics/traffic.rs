@@ -14,7 +14,7 @@ use crate::codes::protocol_number;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
 use crate::lb::loads::LOAD_MAX;
 use crate::lb::ramp::UNIT;
-use crate::proxy::dial::FailureReason;
+use crate::proxy::dial_error::FailureReason;
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 use crate::view::{BackendState, BackendView, PortView, ServiceView};
 

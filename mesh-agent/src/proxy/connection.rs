@@ -14,7 +14,9 @@ use mesh_state::spec::Protocol;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::dial::{self, ConnectionAddresses, DialError, RelayAccess};
+use super::addresses::ConnectionAddresses;
+use super::dial::{self, RelayAccess};
+use super::dial_error::DialError;
 use super::ledger::Opened;
 use super::pipe::{self, Leg, PipeContext};
 use super::routes::{Place, Route, Target};

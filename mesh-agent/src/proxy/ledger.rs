@@ -22,7 +22,7 @@ use mesh_state::ids::{BackendId, ServiceId};
 use mesh_state::spec::Protocol;
 use serde::{Deserialize, Serialize};
 
-use super::dial::FailureReason;
+use super::dial_error::FailureReason;
 use crate::lb::health::Handshakes;
 use crate::view::NodeView;
 

@@ -15,10 +15,13 @@ pub use accept::Listening;
 
 pub mod carry_over;
 pub mod dial;
+pub mod dial_error;
 pub mod ledger;
 pub mod preamble;
 
 mod accept;
+mod addresses;
+mod connect;
 mod connection;
 mod host_sockets;
 mod listeners;

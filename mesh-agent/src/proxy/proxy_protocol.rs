@@ -14,7 +14,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::dial::ConnectionAddresses;
+use super::addresses::ConnectionAddresses;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const VERSION_AND_COMMAND: u8 = 0x21;

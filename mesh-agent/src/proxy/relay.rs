@@ -19,7 +19,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::accept::{Listening, accept_until};
-use super::dial::{ConnectionAddresses, DialError, FailureReason, dial_task};
+use super::addresses::ConnectionAddresses;
+use super::dial::dial_task;
+use super::dial_error::{DialError, FailureReason};
 use super::pipe::{self, Leg, PipeContext};
 use super::preamble::{self, Answer, Challenge, PREAMBLE_LENGTH, Preamble, PreambleError};
 use super::routes::{Place, Target};

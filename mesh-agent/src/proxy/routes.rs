@@ -15,7 +15,7 @@ use mesh_state::ids::{BackendId, NodeId};
 use mesh_state::lb::Mode;
 use mesh_state::spec::Protocol;
 
-use super::dial::DialError;
+use super::dial_error::DialError;
 use super::ledger::{BackendEntry, FrontendEntry, Ledger};
 use crate::lb::{Frontend, SelectionInput, Selector};
 use crate::view::{BackendView, NodeView};

@@ -19,7 +19,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::dial::{DialError, connect};
+use super::connect::connect;
+use super::dial_error::DialError;
 use super::preamble::{CHALLENGE_LENGTH, Challenge};
 
 /// Connections to one relay that the pool opens in advance, at first and at most.

@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::link::{DATAGRAM_MAX, Receiver, Sender, to_node, to_task};
 use super::socket::{DatagramAddresses, UdpPort};
+use crate::proxy::addresses::ConnectionAddresses;
 use crate::proxy::connection::ATTEMPTS_MAX;
-use crate::proxy::dial::{ConnectionAddresses, DialError, RelayAccess, dial_relay};
+use crate::proxy::dial::{RelayAccess, dial_relay};
+use crate::proxy::dial_error::DialError;
 use crate::proxy::routes::{Place, Route, Target};
 use crate::proxy::warm::Warm;
 use crate::proxy::{Proxy, UdpLimits};

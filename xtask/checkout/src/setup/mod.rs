@@ -6,6 +6,7 @@
 
 mod bpf_linker;
 pub mod cargo_deny;
+pub mod hooks;
 mod packages;
 
 use anyhow::Result;
