@@ -6,7 +6,7 @@
 use std::num::NonZeroU32;
 
 use super::value::{Given, whole_number};
-use super::{LabelError, LbSettings};
+use super::{LabelError, LbSettings, Policy};
 
 /// Seconds of the longest slow start and the longest drain: an hour.
 const HOUR_S: u32 = 3600;
@@ -21,7 +21,7 @@ pub struct ServiceLabel {
     /// The value that holds where a service lacks the label, as `mesh service show` prints it.
     pub default: &'static str,
     /// The good values and their meaning, in Markdown.
-    pub help: &'static str,
+    pub help: fn() -> String,
     /// Reads a value into the settings.
     pub(super) read: fn(&mut LbSettings, Given<'_>) -> Result<(), LabelError>,
 }
@@ -30,7 +30,7 @@ macro_rules! service_labels {
     ($(
         $(#[$doc:meta])*
         $name:ident = $key:literal, default $default:literal,
-        help $help:literal,
+        help $help:expr,
         read |$settings:ident, $given:ident| $read:expr;
     )*) => {
         $(
@@ -43,7 +43,7 @@ macro_rules! service_labels {
             ServiceLabel {
                 key: $key,
                 default: $default,
-                help: $help,
+                help: || $help.into(),
                 read: |$settings, $given| {
                     $read;
                     Ok(())
@@ -56,7 +56,7 @@ macro_rules! service_labels {
 service_labels! {
     /// Chooses the selection policy.
     POLICY_LABEL = "mesh.lb.policy", default "round-robin",
-    help "`round-robin`, `random`, `least-connections`, `least-load` or `source-hash`",
+    help in_prose(Policy::ALL.iter().map(|policy| policy.as_str())),
     read |settings, given| settings.policy = given.value.parse()?;
 
     /// Chooses how packets travel.
@@ -128,9 +128,20 @@ fn keys() -> String {
     format!("{} and {WEIGHT_LABEL}.SLOT", keys.join(", "))
 }
 
+/// Values in a sentence of Markdown: `a`, `b` or `c`.
+fn in_prose<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    let values: Vec<String> = values.map(|value| format!("`{value}`")).collect();
+    match values.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
 /// The table of labels as the README shows it.
 pub fn markdown() -> String {
-    let row = |label: &ServiceLabel| format!("| `{}` | `{}` | {} |\n", label.key, label.default, label.help);
+    let row =
+        |label: &ServiceLabel| format!("| `{}` | `{}` | {} |\n", label.key, label.default, (label.help)());
     let rows: String = SERVICE_LABELS.iter().map(row).collect();
     format!("| label | default | values |\n|---|---|---|\n{rows}")
 }
