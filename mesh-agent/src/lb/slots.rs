@@ -45,12 +45,8 @@ pub fn compose(policy: Policy, prefer_local: bool, candidates: &[Candidate]) -> 
         .map(|candidate| (candidate.id, u64::from(candidate.weight.max(1))))
         .collect();
     let selectable = scaled(&selectable);
-    match policy {
-        Policy::SourceHash => maglev::table(&selectable),
-        Policy::RoundRobin | Policy::Random | Policy::LeastConnections | Policy::LeastLoad => {
-            interleave(&selectable)
-        }
-    }
+    // All other policies need the slots in proportion to the weights, and nothing else.
+    if policy == Policy::SourceHash { maglev::table(&selectable) } else { interleave(&selectable) }
 }
 
 /// Weights in lowest terms, scaled down if they would take too many slots.

@@ -65,6 +65,14 @@ macro_rules! closed_list {
         }
 
         impl $list {
+            /// Hash over the list's name and every variant's number and name.
+            pub(super) const LIST_HASH: u64 = {
+                let mut hash =
+                    super::layout::hash_bytes(super::layout::SEED, stringify!($list).as_bytes());
+                $(hash = super::layout::hash_bytes(hash, concat!($number, $text).as_bytes());)+
+                hash
+            };
+
             /// Every variant, in the order of the numbers.
             pub const ALL: [Self; [$($number),+].len()] = [$(Self::$variant),+];
 

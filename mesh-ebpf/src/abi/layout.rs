@@ -1,9 +1,9 @@
 //! The macro that declares shared structs, and the hash over all of them.
 
 use super::{
-    AllowedKey, Backend, BackendLoad, BackendStats, Config, DropReason, Edge, Flow, FlowCell, FlowKey,
-    FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
-    ServiceKey, SynGuard, TokenBucket, Traffic, names,
+    AllowedKey, Backend, BackendLoad, BackendState, BackendStats, Config, Direction, DropReason, Edge,
+    Evicted, Flow, FlowCell, FlowKey, FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member,
+    Mode, Nat, NatKey, Node, Policy, Service, ServiceKey, SynGuard, Timed, TokenBucket, Traffic, names,
 };
 
 /// Raise this number when a value's meaning, or what programs hand over to an [`Edge`], changes
@@ -67,8 +67,8 @@ pub(super) const fn hash_number(hash: u64, number: u64) -> u64 {
     hash_bytes(hash, &number.to_le_bytes())
 }
 
-/// Hash over every layout, map name and fixed size. Pins live in a directory named by its 16 hex
-/// digits.
+/// Hash over every layout, closed list, map name and fixed size. Pins live in a directory named by
+/// its 16 hex digits.
 pub const ABI_HASH: u64 = {
     let layouts = [
         REVISION,
@@ -96,8 +96,14 @@ pub const ABI_HASH: u64 = {
         Member::LAYOUT_HASH,
         names::ALLOWED_MAX as u64,
         names::FRAGMENTS_MAX as u64,
-        DropReason::ALL.len() as u64,
-        Edge::ALL.len() as u64,
+        BackendState::LIST_HASH,
+        Direction::LIST_HASH,
+        DropReason::LIST_HASH,
+        Edge::LIST_HASH,
+        Evicted::LIST_HASH,
+        Mode::LIST_HASH,
+        Policy::LIST_HASH,
+        Timed::LIST_HASH,
         names::ADDRESSES_MAX as u64,
         names::SERVICES_MAX as u64,
         names::SLOTS_MAX as u64,
