@@ -135,7 +135,10 @@ impl GateStep {
                 lint::clippy()?;
                 lint::documentation()?;
             }
-            Self::Unit => cargo_test(&["--lib", "--bins"])?,
+            Self::Unit => {
+                cargo_test(&["--lib", "--bins"])?;
+                cargo_test(&["--doc"])?;
+            }
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
             Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,

@@ -6,6 +6,17 @@ use std::time::{Duration, Instant};
 use crate::figures::LOG_LINE_BYTES;
 
 /// Says now and then what happens often. Pure: the time is given.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use mesh_admission::log::Throttle;
+///
+/// let (mut throttle, now) = (Throttle::new(Duration::from_secs(10)), Instant::now());
+/// assert_eq!(throttle.happened(now), Some(0), "the first is logged");
+/// assert_eq!(throttle.happened(now), None, "and the next is not");
+/// assert_eq!(throttle.happened(now + Duration::from_secs(10)), Some(1), "but counted");
+/// ```
 #[derive(Debug)]
 pub struct Throttle {
     every: Duration,

@@ -8,6 +8,18 @@ use std::time::Duration;
 use rand::Rng;
 
 /// The next pause, between `shortest` and `longest`.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mesh_runtime::backoff::Backoff;
+///
+/// let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// let first = backoff.pause(&mut rand::rng());
+/// assert!(first <= Duration::from_millis(100));
+/// backoff.pause(&mut rand::rng()); // up to 200 ms
+/// backoff.reset(); // after a success
+/// ```
 #[derive(Debug, Clone)]
 pub struct Backoff {
     shortest: Duration,

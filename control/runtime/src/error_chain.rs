@@ -6,6 +6,13 @@ use std::error::Error;
 ///
 /// A cause that the text before it ends with is left out, because errors of some libraries (tonic,
 /// hyper) repeat their source.
+///
+/// ```
+/// use mesh_runtime::error_chain;
+///
+/// let error = anyhow::anyhow!("no route to host").context("connect to node-2");
+/// assert_eq!(error_chain(error.as_ref()), "connect to node-2: no route to host");
+/// ```
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -118,6 +118,18 @@ pub struct LbSettings {
 impl LbSettings {
     /// Reads a service's labels; absent ones take their defaults.
     ///
+    /// ```
+    /// use mesh_state::lb::{LbSettings, Policy};
+    /// use mesh_state::spec::Labels;
+    ///
+    /// let labels = Labels::from([("mesh.lb.policy".to_owned(), "least-load".to_owned())]);
+    /// assert_eq!(LbSettings::from_labels(&labels)?.policy, Policy::LeastLoad);
+    ///
+    /// let wrong = Labels::from([("mesh.lb.policy".to_owned(), "fastest".to_owned())]);
+    /// assert!(LbSettings::from_labels(&wrong).is_err(), "an unknown policy is never ignored");
+    /// # Ok::<(), mesh_state::lb::LabelError>(())
+    /// ```
+    ///
     /// # Errors
     /// The first label of mesh's that can't be read.
     pub fn from_labels(labels: &Labels) -> Result<Self, LabelError> {

@@ -112,6 +112,15 @@ pub(super) fn whole_number(text: &str) -> Option<u64> {
 
 /// A duration as Go writes it: numbers with units (`h`, `m`, `s`, `ms`, `us`, `ns`), fractions
 /// allowed, without a sign.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use mesh_state::lb::go_duration;
+///
+/// assert_eq!(go_duration("1m30s"), Some(Duration::from_secs(90)));
+/// assert_eq!(go_duration("90"), None, "a number needs its unit");
+/// ```
 pub fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
