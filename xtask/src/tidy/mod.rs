@@ -4,6 +4,7 @@
 //! Every rule is a pure function from the checkout's files, or from the packages' dependencies, to
 //! findings; only [`run`] reads and writes files.
 
+mod circles;
 mod decisions;
 mod dependencies;
 mod floors;
@@ -78,7 +79,7 @@ impl Checkout {
         self.texts.get(path).map(String::as_str)
     }
 
-    fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+    fn texts(&self) -> impl Iterator<Item = (&str, &str)> + Clone {
         self.texts.iter().map(|(path, text)| (path.as_str(), text.as_str()))
     }
 }
@@ -109,6 +110,8 @@ pub fn check() -> Result<()> {
         findings.extend(source::findings(&file));
         findings.extend(floors::findings(&file));
     }
+    let sources = checkout.texts().filter(|(path, _)| kind(path) == Some("rs"));
+    findings.extend(circles::findings(sources.clone()));
     findings.extend(decisions::findings(&checkout));
     findings.extend(links::findings(&checkout));
     for finding in &findings {

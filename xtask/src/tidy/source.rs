@@ -3,6 +3,8 @@
 use super::Finding;
 
 const LINES_MAX: usize = 400;
+/// Lines of code in a function's body.
+const FUNCTION_LINES_MAX: usize = 70;
 /// Of a line that holds a comment alone; rustfmt keeps code itself within its own width.
 const COMMENT_COLUMNS_MAX: usize = 100;
 
@@ -36,6 +38,7 @@ pub(super) fn findings(file: &SourceFile<'_>) -> Vec<Finding> {
     found.extend(wrong_doors(file));
     found.extend(bad_lines(file));
     found.extend(wide_comments(file));
+    found.extend(long_functions(file));
     found
 }
 
@@ -101,6 +104,34 @@ fn wide_comments(file: &SourceFile<'_>) -> Vec<Finding> {
             (columns > COMMENT_COLUMNS_MAX).then_some(Finding { place, message })
         })
         .collect()
+}
+
+/// Functions of too many lines of code. It goes by rustfmt's layout: a body ends at the brace that
+/// stands below its `fn`. Clippy counts alike, and takes much longer to say so.
+fn long_functions(file: &SourceFile<'_>) -> Vec<Finding> {
+    let lines: Vec<&str> = file.text.lines().collect();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let is_code = |line: &&&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    let mut found = Vec::new();
+    for (index, line) in lines.iter().enumerate() {
+        let Some(name) = declared_function(line) else { continue };
+        let depth = indent(line);
+        let ends = |line: &&str| indent(line) == depth && line.trim_start().starts_with('}');
+        // A declaration without a body ends before that.
+        let declares = |line: &&str| indent(line) == depth && line.trim_end().ends_with(';');
+        let Some(length) = lines[index..].iter().position(|line| ends(line) || declares(line)) else {
+            continue;
+        };
+        let begins = lines[index..index + length].iter().position(|line| line.trim_end().ends_with('{'));
+        let body = &lines[index + begins.map_or(length, |begins| begins + 1)..index + length];
+        let count = body.iter().filter(is_code).count();
+        if count > FUNCTION_LINES_MAX {
+            let place = format!("{}:{}", file.path, index + 1);
+            let message = format!("`{name}` has {count} lines; split it below {FUNCTION_LINES_MAX}");
+            found.push(Finding { place, message });
+        }
+    }
+    found
 }
 
 fn numbered<'a>(file: &SourceFile<'a>) -> impl Iterator<Item = (usize, &'a str)> {
@@ -219,5 +250,22 @@ mod tests {
         for mark in UNFINISHED {
             check("a.rs", &format!("//! A.\n// {mark}: later\n"), mark);
         }
+    }
+
+    #[test]
+    fn a_function_of_more_than_70_lines_is_named() {
+        let of = |lines: usize| {
+            format!(
+                "//! A.\n\n    fn long(\n        a: u8,\n    ) {{\n{}    }}\n",
+                "        a();\n".repeat(lines)
+            )
+        };
+        check("a.rs", &of(FUNCTION_LINES_MAX + 1), "a.rs:3: `long` has 71 lines");
+        let fits = of(FUNCTION_LINES_MAX).replace("    }\n", "\n        // A comment.\n    }\n");
+        assert_eq!(
+            findings(&SourceFile { path: "a.rs", text: &fits }),
+            [],
+            "comments and empty lines are free"
+        );
     }
 }
