@@ -78,7 +78,7 @@ impl EndReports {
     }
 
     /// Waits until a call ends, and starts the next one to the same manager. Cancel-safe.
-    pub(super) async fn go_on(&mut self, identity: &watch::Receiver<Identity>) {
+    pub(super) async fn send_pending(&mut self, identity: &watch::Receiver<Identity>) {
         if let Some(Ok(manager)) = self.calls.join_next().await {
             self.under_way.remove(&manager);
             self.call(manager, identity);

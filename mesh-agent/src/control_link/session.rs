@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
                     self.send_statuses().await?;
                     flush_at = self.link.outbox.has_waiting().then(Instant::now);
                 }
-                () = self.link.end_reports.go_on(&self.link.identity), if self.link.end_reports.is_busy() => {}
+                () = self.link.end_reports.send_pending(&self.link.identity), if self.link.end_reports.is_busy() => {}
                 _ = resend.tick(), if self.link.outbox.has_under_way() => {
                     self.link.outbox.resend();
                     flush_at = Some(Instant::now());
