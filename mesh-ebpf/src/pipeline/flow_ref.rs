@@ -129,11 +129,13 @@ pub(super) fn record_segment<K, V: Events, T: FlowTable<K, V>>(
     header: &transport::Header,
     now_ns: u64,
 ) -> Transition {
-    let (seen, sequence) = (flow.value().events(), flow.value().sequence());
-    let idle_ns = now_ns.saturating_sub(flow.value().seen_ns());
+    // One read for all of it: fields that nobody uses are read as well, as other CPUs write them.
+    let known = flow.value();
+    let (seen, sequence) = (known.events(), known.sequence());
+    let idle_ns = now_ns.saturating_sub(known.seen_ns());
     let judgement =
         conntrack::judge(direction, header, &conntrack::FlowState { events: seen, sequence, idle_ns });
-    let added = flow.value().events_to_add(judgement.added);
+    let added = known.events_to_add(judgement.added);
     flow.entry.touch(now_ns);
     if judgement.sequence != sequence {
         flow.entry.set_sequence(judgement.sequence);
