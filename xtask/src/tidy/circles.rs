@@ -16,13 +16,14 @@ const HOUSES: [&str; 2] = ["control/src/", "mesh-agent/src/"];
 type Module = Vec<String>;
 
 /// The circles among the files given by path and text.
-pub(super) fn findings<'a>(files: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Vec<Finding> {
-    HOUSES.into_iter().flat_map(|house| circles_in(house, files.clone())).collect()
+pub(super) fn findings(files: &[(&str, &str)]) -> Vec<Finding> {
+    HOUSES.into_iter().flat_map(|house| circles_in(house, files)).collect()
 }
 
-fn circles_in<'a>(house: &str, files: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<Finding> {
+fn circles_in(house: &str, files: &[(&str, &str)]) -> Vec<Finding> {
     let modules: BTreeMap<Module, (&str, &str)> = files
-        .filter_map(|(path, text)| Some((module_of(path.strip_prefix(house)?)?, (path, text))))
+        .iter()
+        .filter_map(|&(path, text)| Some((module_of(path.strip_prefix(house)?)?, (path, text))))
         .collect();
     let edges: BTreeMap<&Module, BTreeSet<&Module>> =
         modules.iter().map(|(module, (_, text))| (module, imported(module, text, &modules))).collect();
@@ -100,7 +101,7 @@ mod tests {
 
     #[track_caller]
     fn check(files: &[(&str, &str)], circles: usize) {
-        let found = findings(files.iter().copied());
+        let found = findings(files);
         assert_eq!(found.len(), circles, "{found:?}");
     }
 
@@ -113,7 +114,7 @@ mod tests {
             ("control/src/d.rs", "use crate::a::A;\n"),
         ];
         check(&files, 1);
-        let message = &findings(files.into_iter())[0].message;
+        let message = &findings(&files)[0].message;
         for name in ["a.rs", "b.rs", "c.rs"] {
             assert!(message.contains(name), "{name} is missing in {message}");
         }

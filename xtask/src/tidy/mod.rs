@@ -105,13 +105,13 @@ pub fn run(args: &TidyArgs) -> Result<()> {
 pub fn check() -> Result<()> {
     let checkout = read()?;
     let mut findings = dependencies::findings(&package_dependencies()?);
-    for (path, text) in checkout.texts().filter(|(path, _)| kind(path) == Some("rs")) {
+    let sources: Vec<_> = checkout.texts().filter(|(path, _)| kind(path) == Some("rs")).collect();
+    for &(path, text) in &sources {
         let file = SourceFile { path, text };
         findings.extend(source::findings(&file));
         findings.extend(floors::findings(&file));
     }
-    let sources = checkout.texts().filter(|(path, _)| kind(path) == Some("rs"));
-    findings.extend(circles::findings(sources.clone()));
+    findings.extend(circles::findings(&sources));
     findings.extend(decisions::findings(&checkout));
     findings.extend(links::findings(&checkout));
     for finding in &findings {
