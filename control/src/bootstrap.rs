@@ -9,6 +9,7 @@
 //! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the
 //! others. It is the one secret that is not in etcd, so it must not go through etcd.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -279,6 +280,8 @@ async fn create_cluster(
         name: INGRESS_NETWORK.to_owned(),
         ingress: true,
         subnet: cluster.subnet_pool,
+        number: 0,
+        node_addresses: BTreeMap::new(),
         created_at: now,
         spec: NetworkSpec::default(),
     };

@@ -308,6 +308,7 @@ pub(crate) fn service(id: &str, replicas: u64) -> Service {
         updated_at: Timestamp::default(),
         registry_auth: None,
         previous_registry_auth: None,
+        virtual_ips: Vec::new(),
         job: None,
         update_status: None,
     }
@@ -343,6 +344,7 @@ pub(crate) fn task(id: &str, service: &str, slot: u64) -> Task {
         node_id: None,
         desired_state: TaskState::Running,
         endpoints: Vec::new(),
+        attachments: Vec::new(),
         created_at: Timestamp::default(),
         job_iteration: None,
         generic_resources: Vec::new(),

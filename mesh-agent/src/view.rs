@@ -13,7 +13,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
-use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::lb::LbSettings;
 use mesh_state::proto;
 use mesh_state::spec::Protocol;
@@ -21,6 +21,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::control_link::member_keys::MemberKeys;
+
+mod networks;
+
+pub use networks::{AttachmentView, MemberView, NetworkView, ServiceNetwork};
 
 /// The mesh as a manager last described it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +44,16 @@ pub struct NodeView {
     pub member_keys: MemberKeys,
     /// Every member node, this one included.
     pub nodes: BTreeMap<NodeId, PeerNode>,
-    /// Services with published ports.
+    /// Services with published ports or networks.
     pub services: BTreeMap<ServiceId, ServiceView>,
     /// The backends of these services.
     pub backends: BTreeMap<BackendId, BackendView>,
+    /// The networks that users made.
+    #[serde(default)]
+    pub networks: BTreeMap<NetworkId, NetworkView>,
+    /// Whoever has addresses on them, by the id of the task or the attachment.
+    #[serde(default)]
+    pub members: BTreeMap<String, MemberView>,
 }
 
 /// A member node.
@@ -78,6 +88,9 @@ pub struct ServiceView {
     pub lb: LbSettings,
     /// Its published ports.
     pub ports: Vec<PortView>,
+    /// The networks that it is on.
+    #[serde(default)]
+    pub networks: Vec<ServiceNetwork>,
 }
 
 /// A published port.
@@ -195,6 +208,8 @@ impl NodeView {
             nodes: BTreeMap::new(),
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            members: BTreeMap::new(),
         }
     }
 
@@ -240,6 +255,13 @@ impl NodeView {
             let backend = read_backend(backend)?;
             next.backends.insert(backend.id, backend);
         }
+        for network in &table.networks {
+            let network = networks::read_network(network, &next.node_id)?;
+            next.networks.insert(network.id.clone(), network);
+        }
+        for member in &table.members {
+            next.members.insert(member.id.clone(), networks::read_member(member)?);
+        }
         Ok(next)
     }
 
@@ -253,11 +275,21 @@ impl NodeView {
         for id in table.removed_backend_ids.iter().filter_map(|id| BackendId::new(*id)) {
             self.backends.remove(&id);
         }
+        for id in &table.removed_network_ids {
+            self.networks.remove(&NetworkId::from(id.as_str()));
+        }
+        for id in &table.removed_member_ids {
+            self.members.remove(id);
+        }
     }
 
-    /// Whether both views hold the same nodes, services and backends, whatever their generations.
+    /// Whether both views hold the same entries, whatever their generations.
     pub fn has_same_entries(&self, other: &Self) -> bool {
-        self.backends == other.backends && self.services == other.services && self.nodes == other.nodes
+        self.backends == other.backends
+            && self.services == other.services
+            && self.nodes == other.nodes
+            && self.networks == other.networks
+            && self.members == other.members
     }
 
     /// Whether a backend's task runs on this node.
@@ -314,6 +346,7 @@ fn read_service(service: &proto::MeshService) -> Result<ServiceView, ViewError> 
         name: service.name.clone(),
         lb: read_settings(service)?,
         ports: service.ports.iter().map(port).collect::<Result<_, _>>()?,
+        networks: networks::read_service_networks(service)?,
     })
 }
 
@@ -336,13 +369,7 @@ fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> 
     let id = backend.id.to_string();
     let entry =
         |field, value: String| ViewError::InvalidField { kind: "backend", id: id.clone(), field, value };
-    let state = match backend.state() {
-        proto::BackendState::Active => BackendState::Active,
-        proto::BackendState::Draining => BackendState::Draining,
-        proto::BackendState::Silent => BackendState::Silent,
-        proto::BackendState::Retired => BackendState::Retired,
-        proto::BackendState::Unspecified => return Err(entry("state", backend.state.to_string())),
-    };
+    let state = read_state(backend.state()).ok_or_else(|| entry("state", backend.state.to_string()))?;
     Ok(BackendView {
         id: BackendId::new(backend.id).ok_or_else(|| entry("id", id.clone()))?,
         service_id: backend.service_id.as_str().into(),
@@ -357,6 +384,16 @@ fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> 
         weight: NonZeroU32::new(backend.weight).ok_or_else(|| entry("weight", backend.weight.to_string()))?,
         container_id: backend.container_id.clone(),
     })
+}
+
+fn read_state(state: proto::BackendState) -> Option<BackendState> {
+    match state {
+        proto::BackendState::Active => Some(BackendState::Active),
+        proto::BackendState::Draining => Some(BackendState::Draining),
+        proto::BackendState::Silent => Some(BackendState::Silent),
+        proto::BackendState::Retired => Some(BackendState::Retired),
+        proto::BackendState::Unspecified => None,
+    }
 }
 
 fn parse<T: FromStr>(kind: &'static str, id: &str, field: &'static str, text: &str) -> Result<T, ViewError> {

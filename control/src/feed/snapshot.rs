@@ -350,6 +350,7 @@ mod tests {
             node_id: node.map(NodeId::from),
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
+            attachments: Vec::new(),
             created_at: Timestamp::default(),
             job_iteration: None,
             generic_resources: Vec::new(),

@@ -208,6 +208,7 @@ mod tests {
             node_id: None,
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
+            attachments: Vec::new(),
             created_at: Timestamp::default(),
             job_iteration: None,
             generic_resources: Vec::new(),

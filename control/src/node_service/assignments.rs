@@ -123,6 +123,7 @@ fn assignment(
         task,
         drain,
         registry_auth: None,
+        networks: Vec::new(),
     }
 }
 

@@ -130,6 +130,7 @@ impl Table {
             removed_service_ids,
             backends,
             removed_backend_ids,
+            ..MeshTable::default()
         }
     }
 }
@@ -166,6 +167,7 @@ impl Entries {
             policy: settings.policy.to_string(),
             ports,
             settings_json: serde_json::to_string(&settings).unwrap_or_default(),
+            networks: Vec::new(),
         };
         self.services.insert(entry.id.clone(), entry);
     }

@@ -50,6 +50,7 @@ impl<'a> TaskMaker<'a> {
             generic_resources: Vec::new(),
             desired_state,
             endpoints,
+            attachments: Vec::new(),
             created_at: self.now,
             start_after,
             shutdown_at: None,

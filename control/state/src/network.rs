@@ -1,18 +1,19 @@
-//! Networks as objects: what a user asked for, and the ingress network that published ports belong
-//! to.
+//! Networks as objects: what a user asked for, what control gave it, and the ingress network that
+//! published ports belong to.
 //!
-//! Invariant: no field of a user's request is lost.
-//!
-//! Left to others: addresses. A task's one address, out of its node's subnet, is its address on
-//! every network of its service.
+//! Invariants: no field of a user's request is lost. The subnets of networks don't overlap, so an
+//! address names its network. Whoever holds an address of a network says so in its own record (a
+//! task, a service, an attached container, or here for nodes): an address is free once its holder
+//! is.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
-use crate::ids::NetworkId;
+use crate::ids::{BackendId, NetworkId, NodeId};
 use crate::spec::{Extra, Labels};
 
 /// A cluster-wide network.
@@ -26,11 +27,70 @@ pub struct Network {
     pub ingress: bool,
     /// Where its addresses come from.
     pub subnet: Ipv4Net,
+    /// The number by which the tunnel's packets name it: 1 to [`NUMBER_MAX`], never given to two
+    /// networks at a time; 0 for the ingress network, whose packets name backends.
+    #[serde(default)]
+    pub number: u32,
+    /// The address of its bridge on each node that has or had one, while the node is a member.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_addresses: BTreeMap<NodeId, Ipv4Addr>,
     /// When it was made.
     pub created_at: Timestamp,
     /// What its user asked for; mesh's own was asked for by nobody.
     #[serde(default)]
     pub spec: NetworkSpec,
+}
+
+/// The highest number of a network.
+pub const NUMBER_MAX: u32 = 65_535;
+
+/// A service's virtual IP on a network: every port and protocol of it leads to the same port of a
+/// task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualIp {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The address, out of the network's subnet.
+    pub address: Ipv4Addr,
+}
+
+/// A task's place on a network of its service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The task's address there; absent until the task has a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// The task as a backend of its service's virtual IP there; absent in mode `dnsrr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_id: Option<BackendId>,
+}
+
+/// What a node needs to put a task on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedNetwork {
+    /// The network.
+    pub id: NetworkId,
+    /// Its name, which is that of the Docker network on the node as well.
+    pub name: String,
+    /// Its number on the wire, which names the bridge device too.
+    pub number: u32,
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// The node's own address on it, the bridge's.
+    pub node_address: Ipv4Addr,
+    /// Whether its user asked for no way out ([`NetworkSpec::internal`]).
+    #[serde(default)]
+    pub internal: bool,
+    /// Its user's MTU in bytes; absent: the uplink's, less what the tunnel adds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The task's address on it.
+    pub address: Ipv4Addr,
+    /// Further names of the service on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
 }
 
 /// What a user asks of a network, in Docker's spelling (the body of `POST /networks/create`).

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Timestamp;
 use crate::cluster::Sealed;
 use crate::ids::ServiceId;
+use crate::network::VirtualIp;
 use crate::spec::{PortConfig, ServiceSpec};
 
 /// A service. Written by the API (spec) and the updater (update status), always under a compare.
@@ -25,6 +26,10 @@ pub struct Service {
     /// Published ports with the automatic ones filled in.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
+    /// Its virtual IPs, one for each of its networks in mode `vip`, in the order of its spec. The
+    /// leader gives them after the spec was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub virtual_ips: Vec<VirtualIp>,
     /// Credentials by which nodes pull its image, as its user gave them, sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<Sealed>,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::{BackendId, NodeId, ServiceId, TaskId};
+use crate::network::{AssignedNetwork, Attachment};
 use crate::spec::{GenericResource, Protocol, TaskSpec};
 
 /// A task's life, in its order. Used for what is desired and for what is observed.
@@ -129,6 +130,9 @@ pub struct Task {
     /// Its backends, one for each ingress-published port.
     #[serde(default)]
     pub endpoints: Vec<TaskEndpoint>,
+    /// Its places on the networks of its service, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// When it was made. Orders a slot's history.
     pub created_at: Timestamp,
     /// A replacement waits with desired `ready` until this moment.
@@ -248,6 +252,9 @@ pub struct Assignment {
     /// Ports published on the task's own node only (`mode=host`).
     #[serde(default)]
     pub host_ports: Vec<crate::spec::PortConfig>,
+    /// The networks that the task is on, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<AssignedNetwork>,
     /// How the task's flows end before the task does.
     #[serde(default)]
     pub drain: Drain,

@@ -188,6 +188,7 @@ impl Cluster {
             updated_at: clock::now(),
             registry_auth: None,
             previous_registry_auth: None,
+            virtual_ips: Vec::new(),
             job: None,
             update_status: None,
         };

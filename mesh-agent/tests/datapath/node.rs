@@ -44,6 +44,7 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
     view.services.insert(
         service_id.clone(),
         ServiceView {
+            networks: Vec::new(),
             id: service_id.clone(),
             name: "web".to_owned(),
             lb: LbSettings::default(),

@@ -154,6 +154,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
             node_id: Some("node1".into()),
             desired_state,
             endpoints: Vec::new(),
+            attachments: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
             generic_resources: Vec::new(),
@@ -168,6 +169,7 @@ fn assignment(id: &str, spec: &serde_json::Value, desired_state: TaskState) -> A
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
         registry_auth: None,
+        networks: Vec::new(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! A service that begins to name a network writes it anew (`services::networks`), so that a removal
 //! at the same moment loses.
 
+use std::collections::BTreeMap;
+
 use mesh_state::Timestamp;
 use mesh_state::codec;
 use mesh_state::ids::NetworkId;
@@ -49,6 +51,8 @@ pub(super) fn create(
         name: spec.name.clone(),
         ingress: false,
         subnet: pool,
+        number: 0,
+        node_addresses: BTreeMap::new(),
         created_at: now,
         spec,
     };
@@ -139,6 +143,8 @@ mod tests {
             name: "net".into(),
             ingress: false,
             subnet: "10.128.0.0/12".parse().unwrap(),
+            number: 0,
+            node_addresses: BTreeMap::new(),
             created_at: Timestamp::default(),
             spec: asked(json!({"Name": "net", "Driver": "overlay"})),
         };

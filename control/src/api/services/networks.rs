@@ -69,6 +69,8 @@ pub(crate) fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use mesh_state::Timestamp;
     use mesh_state::network::{Network, NetworkSpec};
     use serde_json::json;
@@ -84,6 +86,8 @@ mod tests {
                 name: name.into(),
                 ingress,
                 subnet: "10.128.0.0/12".parse().unwrap(),
+                number: 0,
+                node_addresses: BTreeMap::new(),
                 created_at: Timestamp::default(),
                 spec: NetworkSpec::default(),
             };

@@ -57,6 +57,7 @@ pub(crate) fn create(
         previous_spec_version: None,
         registry_auth,
         previous_registry_auth: None,
+        virtual_ips: Vec::new(),
         created_at: now,
         updated_at: now,
         job: first_execution,
@@ -187,6 +188,7 @@ fn rewrite(
         previous_spec_version: Some(current.spec_version),
         registry_auth,
         previous_registry_auth: current.registry_auth.clone(),
+        virtual_ips: current.virtual_ips.clone(),
         created_at: current.created_at,
         updated_at: now,
         // Each write of a job executes it once more.

@@ -69,6 +69,7 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
         view.services.insert(
             id.clone(),
             ServiceView {
+                networks: Vec::new(),
                 id,
                 name: String::new(),
                 lb: lb::LbSettings { policy, ..lb::LbSettings::default() },

@@ -26,6 +26,7 @@ fn assignment(template: Value) -> Assignment {
             node_id: Some("node1".into()),
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
+            attachments: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
             generic_resources: Vec::new(),
@@ -40,6 +41,7 @@ fn assignment(template: Value) -> Assignment {
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
         registry_auth: None,
+        networks: Vec::new(),
     }
 }
 

@@ -170,6 +170,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
             node_id: Some("n1".into()),
             desired_state: TaskState::Running,
             endpoints: Vec::new(),
+            attachments: Vec::new(),
             created_at: mesh_state::Timestamp::default(),
             job_iteration: None,
             generic_resources: Vec::new(),
@@ -185,6 +186,7 @@ pub(in crate::task) fn assignment(id: &str) -> Assignment {
         host_ports: Vec::new(),
         drain: mesh_state::task::Drain::default(),
         registry_auth: None,
+        networks: Vec::new(),
     }
 }
 

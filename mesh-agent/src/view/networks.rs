@@ -1,0 +1,138 @@
+//! The part of the view that is about networks of users: their subnets, and who has which address
+//! on them.
+
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+
+use ipnet::Ipv4Net;
+use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId};
+use mesh_state::proto;
+use serde::{Deserialize, Serialize};
+
+use super::{BackendState, ViewError, parse, read_state};
+
+/// A network that a user made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The network's id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: String,
+    /// The number by which the tunnel's packets name it, at least 1.
+    pub number: u32,
+    /// Its subnet, which overlaps with that of no other network.
+    pub subnet: Ipv4Net,
+    /// The address of its bridge on this node, once control gave one.
+    pub node_address: Option<Ipv4Addr>,
+    /// Whether its user asked for no way out.
+    pub internal: bool,
+    /// Whether containers that are no tasks may join.
+    pub attachable: bool,
+}
+
+/// A service on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceNetwork {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The service's virtual IP there; absent in mode `dnsrr`.
+    pub virtual_ip: Option<Ipv4Addr>,
+    /// Further names of the service there.
+    pub aliases: Vec<String>,
+}
+
+/// Whoever has addresses on networks: a task that a node has, or an attached container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The id of the task or of the attachment.
+    pub id: String,
+    /// Its service; absent for an attached container.
+    pub service_id: Option<ServiceId>,
+    /// The container's name, for example `web.3.<task id>`.
+    pub name: String,
+    /// The node that it is on.
+    pub node_id: NodeId,
+    /// Its container; empty until it is made.
+    pub container_id: String,
+    /// The container's hostname; empty: the first 12 digits of its id.
+    pub hostname: String,
+    /// Whether it gets new flows; absent if it doesn't serve, which names leave out.
+    pub state: Option<BackendState>,
+    /// Its share of the new flows to its service's virtual IPs; 1 is the default.
+    pub weight: NonZeroU32,
+    /// Its places on networks.
+    pub attachments: Vec<AttachmentView>,
+}
+
+/// A member's place on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentView {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The member's address there, unique in the cluster.
+    pub address: Ipv4Addr,
+    /// The member as a backend of its service's virtual IP there; absent in mode `dnsrr`.
+    pub backend_id: Option<BackendId>,
+    /// Names there of this member alone.
+    pub aliases: Vec<String>,
+}
+
+pub(super) fn read_network(network: &proto::MeshNetwork, node: &NodeId) -> Result<NetworkView, ViewError> {
+    let id = network.id.as_str();
+    let own = network.node_addresses.get(node.as_str());
+    Ok(NetworkView {
+        id: id.into(),
+        name: network.name.clone(),
+        number: match network.number {
+            number @ 1..=mesh_state::network::NUMBER_MAX => number,
+            other => {
+                return Err(ViewError::InvalidField {
+                    kind: "network",
+                    id: id.to_owned(),
+                    field: "number",
+                    value: other.to_string(),
+                });
+            }
+        },
+        subnet: parse("network", id, "subnet", &network.subnet)?,
+        node_address: own.map(|address| parse("network", id, "node address", address)).transpose()?,
+        internal: network.internal,
+        attachable: network.attachable,
+    })
+}
+
+pub(super) fn read_service_networks(service: &proto::MeshService) -> Result<Vec<ServiceNetwork>, ViewError> {
+    let read = |network: &proto::MeshServiceNetwork| {
+        Ok(ServiceNetwork {
+            network_id: network.network_id.as_str().into(),
+            virtual_ip: match network.virtual_ip.as_str() {
+                "" => None,
+                address => Some(parse("service", &service.id, "virtual IP", address)?),
+            },
+            aliases: network.aliases.clone(),
+        })
+    };
+    service.networks.iter().map(read).collect()
+}
+
+pub(super) fn read_member(member: &proto::MeshMember) -> Result<MemberView, ViewError> {
+    let read = |attachment: &proto::MeshAttachment| {
+        Ok(AttachmentView {
+            network_id: attachment.network_id.as_str().into(),
+            address: parse("member", &member.id, "address", &attachment.address)?,
+            backend_id: BackendId::new(attachment.backend_id),
+            aliases: attachment.aliases.clone(),
+        })
+    };
+    Ok(MemberView {
+        id: member.id.clone(),
+        service_id: (!member.service_id.is_empty()).then(|| member.service_id.as_str().into()),
+        name: member.name.clone(),
+        node_id: member.node_id.as_str().into(),
+        container_id: member.container_id.clone(),
+        hostname: member.hostname.clone(),
+        state: read_state(member.state()),
+        weight: NonZeroU32::new(member.weight).unwrap_or(NonZeroU32::MIN),
+        attachments: member.attachments.iter().map(read).collect::<Result<_, _>>()?,
+    })
+}
