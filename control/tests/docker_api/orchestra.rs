@@ -93,6 +93,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         node_id: Some(node),
         desired_state: TaskState::Running,
         endpoints: endpoints(service),
+        attachments: Vec::new(),
         created_at: Utc::now(),
         job_iteration: None,
         generic_resources: Vec::new(),

@@ -99,6 +99,7 @@ impl Mesh {
             generation,
             nodes: vec![node("a", "127.0.0.1"), node("b", "127.0.0.2")],
             services: vec![proto::MeshService {
+                networks: Vec::new(),
                 id: "s".into(),
                 name: "web".into(),
                 policy: self.policy.into(),
