@@ -19,7 +19,7 @@ use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, Tas
 use crate::lb::loads::Loads;
 use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
-use crate::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
+use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
 use mesh_runtime::error_chain;
 
 /// Loads and attaches the kernel programs, unless `--datapath userspace`. Blocks.
@@ -155,14 +155,17 @@ impl MeshNetwork {
 
 #[async_trait]
 impl TaskNetwork for MeshNetwork {
+    async fn starting(&self, _task: &StartingTask) -> Result<(), TaskNetworkError> {
+        // The programs are attached when the task runs.
+        Ok(())
+    }
+
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
         self.meter.started(task);
-        let link = TaskLink {
-            task_id: task.task_id.clone(),
-            pid: task.pid,
-            address: task.address,
-            address6: task.address6,
-        };
+        // A task that is not on the network `mesh` has no published ports for the programs to serve.
+        let Some(address) = task.address else { return Ok(()) };
+        let link =
+            TaskLink { task_id: task.task_id.clone(), pid: task.pid, address, address6: task.address6 };
         self.blocking(move |datapath| datapath.attach_task(&link)).await
     }
 

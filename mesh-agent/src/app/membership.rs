@@ -29,6 +29,7 @@ use crate::task::dependencies::Dependencies;
 use crate::task::docker::DockerEngine;
 use crate::task::engine_watch::watch_engine;
 use crate::task::load::LoadMeter;
+use crate::task::local::LocalTasks;
 use crate::task::logs::LogSource;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
@@ -49,6 +50,8 @@ pub(super) struct Membership {
     pub(super) proxy: Arc<Proxy>,
     pub(super) datapath_name: &'static str,
     pub(super) node: watch::Sender<NodeFacts>,
+    /// The addresses of this node's tasks.
+    pub(super) local: Arc<LocalTasks>,
 }
 
 impl Membership {
@@ -128,6 +131,7 @@ impl Membership {
         let deps = worker::WorkerDeps {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
+            local: self.local,
             node: node_of(&identity, &self.config),
             dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,

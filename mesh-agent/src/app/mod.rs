@@ -137,7 +137,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     start_telling_manager(&components, &config, views.clone());
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
-    let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node };
+    let local = Arc::default();
+    let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node, local };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
 }

@@ -5,8 +5,10 @@
 
 mod logs;
 pub mod model;
+mod networks;
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,9 +18,8 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, EventMessage,
-    GenericResourcesInner, HealthStatusEnum, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect,
-    PortBinding, PortMap, SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, EventMessage, GenericResourcesInner,
+    HealthStatusEnum, PortBinding, PortMap, SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, InspectContainerOptions,
@@ -32,7 +33,7 @@ use mesh_state::spec::{GenericResource, Protocol};
 use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
-use super::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_LABEL, NETWORK_NAME};
+use super::bridge::{BridgeFacts, BridgePlan, NETWORK_NAME};
 use super::container::{ContainerFacts, Health, Phase};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
@@ -189,44 +190,23 @@ impl Runtime for DockerEngine {
     }
 
     fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>> {
-        let filters = [("type", &["network"][..]), ("network", &[NETWORK_NAME]), ("event", &["destroy"])];
-        self.follow(&filters, None).map(|event| event.map(drop)).boxed()
+        self.removals()
+    }
+
+    fn bridge_joins(&self) -> BoxStream<'static, Result<(TaskId, Ipv4Addr), RuntimeError>> {
+        self.joins()
     }
 
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
-        let inspected = self.client(CALL_TIMEOUT)?.inspect_network(NETWORK_NAME, None).await;
-        let Some(network) = present(inspected.map_err(failed_or_absent))? else { return Ok(None) };
-        let users = self.list(("network", NETWORK_NAME.to_owned())).await?;
-        let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
-        let users = users.iter().filter(|container| !ended.contains(&container.state)).count();
-        let has_ipv6 = network.enable_ipv6.unwrap_or_default();
-        Ok(Some(BridgeFacts { subnet: subnet(&network), has_ipv6, users }))
+        self.find_bridge().await
     }
 
     async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError> {
-        let options = [
-            ("com.docker.network.bridge.name", DEVICE.to_owned()),
-            ("com.docker.network.driver.mtu", plan.mtu.to_string()),
-        ];
-        let subnets = plan.subnet.map(|subnet| subnet.to_string()).into_iter();
-        let subnets = subnets.chain(plan.subnet6().map(|subnet| subnet.to_string()));
-        let config =
-            subnets.map(|subnet| IpamConfig { subnet: Some(subnet), ..IpamConfig::default() }).collect();
-        let request = NetworkCreateRequest {
-            name: NETWORK_NAME.to_owned(),
-            driver: Some("bridge".to_owned()),
-            options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            ipam: Some(Ipam { config: Some(config), ..Ipam::default() }),
-            enable_ipv6: Some(plan.subnet6().is_some()),
-            labels: Some([(NETWORK_LABEL.to_owned(), String::new())].into()),
-            ..NetworkCreateRequest::default()
-        };
-        self.client(CALL_TIMEOUT)?.create_network(request).await.map(drop).map_err(failed)
+        self.make_bridge(plan).await
     }
 
     async fn remove_bridge(&self) -> Result<(), RuntimeError> {
-        let removed = self.client(CALL_TIMEOUT)?.remove_network(NETWORK_NAME).await;
-        present(removed.map_err(failed_or_absent)).map(drop)
+        self.drop_bridge().await
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
@@ -323,11 +303,6 @@ fn host_ports(bindings: PortMap) -> Vec<HostPort> {
     let mut ports: Vec<HostPort> = bindings.into_iter().filter_map(bound).collect();
     ports.sort_unstable();
     ports
-}
-
-fn subnet(network: &NetworkInspect) -> Option<ipnet::Ipv4Net> {
-    let configs = network.ipam.as_ref()?.config.as_ref()?;
-    configs.iter().filter_map(|config| config.subnet.as_deref()).find_map(|subnet| subnet.parse().ok())
 }
 
 fn engine_facts(info: SystemInfo) -> EngineFacts {

@@ -15,12 +15,13 @@ use mesh_state::task::{Assignment, TaskState, TaskStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::container::ContainerFacts;
+use super::container::{ContainerFacts, Phase};
 use super::container_spec::{self, NodeIdentity};
 use super::dependencies::Dependencies;
 use super::drain::{DrainProgress, DrainStage, DrainVerdict};
 use super::listening;
-use super::network::{RunningTask, TaskNetwork};
+use super::local::LocalTasks;
+use super::network::{RunningTask, StartingTask, TaskNetwork, addresses};
 use super::runtime::{Runtime, RuntimeError};
 use super::transition::{MeshLink, Situation, TaskStep, failure, next, start_failure};
 use mesh_runtime::backoff::Backoff;
@@ -61,6 +62,7 @@ pub(super) enum BridgeState {
 pub(super) struct DriverContext {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) network: Arc<dyn TaskNetwork>,
+    pub(super) local: Arc<LocalTasks>,
     pub(super) node: Arc<NodeIdentity>,
     pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
@@ -119,7 +121,10 @@ impl Driver {
         loop {
             let goal = self.goal.borrow_and_update().clone();
             let taken = match self.look(&goal).await {
-                Ok(seen) => self.advance(&goal, seen.as_ref()).await,
+                Ok(seen) => {
+                    self.publish(&goal, seen.as_ref());
+                    self.advance(&goal, seen.as_ref()).await
+                }
                 Err(error) => Taken::Retry(format!("look at the container: {error}")),
             };
             let alive = match taken {
@@ -162,6 +167,18 @@ impl Driver {
         }
     }
 
+    /// Publishes the addresses of the container.
+    fn publish(&self, goal: &Goal, seen: Option<&ContainerFacts>) {
+        let addresses = match seen {
+            Some(seen) if seen.phase == Phase::Running => {
+                let own = addresses(&goal.assignment).into_iter().map(|network| network.address);
+                seen.address.into_iter().chain(own).collect()
+            }
+            Some(_) | None => Vec::new(),
+        };
+        self.context.local.set(&self.id, &addresses);
+    }
+
     /// Takes steps until one changed the container or there is none.
     async fn advance(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         loop {
@@ -186,10 +203,7 @@ impl Driver {
         match step {
             TaskStep::Report(status) => self.report(status).await,
             TaskStep::Prepare => self.prepare(goal).await,
-            TaskStep::Start => match self.context.runtime.start(&container).await {
-                Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
-                other => done(other),
-            },
+            TaskStep::Start => self.start(goal, &container).await,
             TaskStep::Join => self.join(goal, seen).await,
             TaskStep::Leave => {
                 self.context.network.stopped(&self.id).await;
@@ -210,6 +224,18 @@ impl Driver {
         }
     }
 
+    async fn start(&mut self, goal: &Goal, container: &str) -> Taken {
+        let task = StartingTask { task_id: self.id.clone(), networks: addresses(&goal.assignment) };
+        if let Err(error) = self.context.network.starting(&task).await {
+            self.note(&error.to_string()).await;
+            return Taken::Retry(error.to_string());
+        }
+        match self.context.runtime.start(container).await {
+            Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
+            other => done(other),
+        }
+    }
+
     async fn join(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         let Some(seen) = seen else { return Taken::Done };
         let (Some(address), Ok(pid)) = (seen.address, u32::try_from(seen.pid)) else {
@@ -225,8 +251,9 @@ impl Driver {
             task_id: self.id.clone(),
             container_id: seen.id.clone(),
             pid,
-            address,
+            address: Some(address),
             address6: seen.address6,
+            networks: addresses(&goal.assignment),
         };
         match self.context.network.started(&task).await {
             Ok(()) => {

@@ -4,6 +4,7 @@
 //! Invariant: whenever the event stream begins again the worker learns of it, for anything may have
 //! happened meanwhile.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ const BRIDGE_PERIOD: Duration = Duration::from_secs(30);
 pub(super) enum EngineEvent {
     /// Something happened to a task's container.
     Task(TaskId),
+    /// A task's container got this address on the network `mesh`; its process doesn't run yet.
+    Address(TaskId, Ipv4Addr),
     /// The event stream begins, or begins again.
     Resumed,
 }
@@ -65,6 +68,23 @@ pub(super) async fn follow_events(runtime: Arc<dyn Runtime>, heard: mpsc::Sender
                     );
                     break;
                 }
+            }
+        }
+        let wait = backoff.pause(&mut rand::rng());
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Follows the containers that get an address on the network `mesh`, until the worker is gone. What
+/// is missed while the engine is away is seen when the containers are inspected.
+pub(super) async fn follow_joins(runtime: Arc<dyn Runtime>, heard: mpsc::Sender<EngineEvent>) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+    while !heard.is_closed() {
+        let mut joins = runtime.bridge_joins();
+        while let Some(Ok((task, address))) = joins.next().await {
+            backoff.reset();
+            if heard.send(EngineEvent::Address(task, address)).await.is_err() {
+                return;
             }
         }
         let wait = backoff.pause(&mut rand::rng());

@@ -4,8 +4,8 @@
 //! state. [`transition`] decides the next step (pure), [`container_spec`] plans the container
 //! (pure), [`runtime`] is the interface of an engine and [`docker`] its only implementation,
 //! [`dependencies`] holds secrets and configs, [`driver`] drives one task, [`drain`] decides how
-//! long its flows are waited for (pure), [`listening`] whether it may have any, [`worker`] owns the
-//! set of drivers, [`cache`] lets a restarted agent continue.
+//! long its flows are waited for (pure), [`listening`] whether it may have any, [`local`] publishes
+//! its addresses, [`worker`] owns the set of drivers, [`cache`] lets a restarted agent continue.
 //!
 //! Invariants: an observed state only rises; the agent never restarts a running container, whatever
 //! happened to the agent; a failed task stays failed, its replacement is another task and control's
@@ -32,6 +32,7 @@ pub mod engine_watch;
 mod image;
 mod listening;
 pub mod load;
+pub mod local;
 pub mod network;
 pub mod worker;
 

@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::ids::{BackendId, NetworkId, TaskId};
+use mesh_state::task::Assignment;
 use thiserror::Error;
 
 /// A task whose container runs.
@@ -16,10 +17,45 @@ pub struct RunningTask {
     pub container_id: String,
     /// The container's first process in the node's pid namespace.
     pub pid: u32,
-    /// The task's address on the network `mesh`.
-    pub address: Ipv4Addr,
+    /// The task's address on the network `mesh`; absent if all its networks are internal and it
+    /// publishes no port, as nothing leads outside then.
+    pub address: Option<Ipv4Addr>,
     /// The task's IPv6 address there, if it has one.
     pub address6: Option<Ipv6Addr>,
+    /// Its addresses on its service's networks, in the order of the spec.
+    pub networks: Vec<NetworkAddress>,
+}
+
+/// A task whose container is about to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartingTask {
+    /// The task's id.
+    pub task_id: TaskId,
+    /// The addresses that it is about to get on its service's networks.
+    pub networks: Vec<NetworkAddress>,
+}
+
+/// A task's address on a network of its service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkAddress {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The network's number on the wire; the bridge device is called `meshn<number>`.
+    pub number: u32,
+    /// The task's address there.
+    pub address: Ipv4Addr,
+}
+
+/// The addresses that control gave a task on its networks.
+pub fn addresses(assignment: &Assignment) -> Vec<NetworkAddress> {
+    let networks = assignment.networks.iter();
+    networks
+        .map(|network| NetworkAddress {
+            network_id: network.id.clone(),
+            number: network.number,
+            address: network.address,
+        })
+        .collect()
 }
 
 /// A task that is to stop and gets no new flows any more.
@@ -39,6 +75,10 @@ pub struct TaskNetworkError(pub String);
 /// Connects tasks to the mesh.
 #[async_trait]
 pub trait TaskNetwork: Send + Sync + 'static {
+    /// Announces a task whose container is about to start, so that its networks are guarded before
+    /// its process runs. Called before each attempt to start it: must be idempotent.
+    async fn starting(&self, task: &StartingTask) -> Result<(), TaskNetworkError>;
+
     /// Connects a task, before it is reported running. Called again after a restart of the agent,
     /// and when the container got another process or address: must be idempotent.
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError>;

@@ -3,6 +3,7 @@
 //! Invariant: an absent container is a value (`None`), never an error; an error says that the
 //! engine could not be reached or refused.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -75,6 +76,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// An item for each removal of the network `mesh`, whoever removed it. Ends or fails when the
     /// engine goes away.
     fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>>;
+
+    /// The tasks whose containers get an address on the network `mesh`, and the address, before the
+    /// container's process runs. Ends or fails when the engine goes away.
+    fn bridge_joins(&self) -> BoxStream<'static, Result<(TaskId, Ipv4Addr), RuntimeError>>;
 
     /// Inspects the network `mesh`.
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError>;

@@ -5,6 +5,8 @@
 //! drivers call the engine, a writer the disk, and of each task only the latest status waits to be
 //! sent. Containers that no task owns are stopped only after a full list from control.
 
+mod writer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +24,13 @@ use super::container_spec::NodeIdentity;
 use super::dependencies::Dependencies;
 use super::drain::DrainStage;
 use super::driver::{BridgeState, Driver, DriverContext, DriverUpdate, Goal, KnownContainer};
-use super::engine_watch::{EngineEvent, follow_events, keep_bridge};
+use super::engine_watch::{EngineEvent, follow_events, follow_joins, keep_bridge};
+use super::local::LocalTasks;
 use super::network::TaskNetwork;
 use super::runtime::{Runtime, RuntimeError};
 use super::transition::{MeshLink, stop_grace};
 use crate::control_link::AssignmentChange;
+use writer::Writer;
 
 /// How often every container is inspected, whatever the events said.
 const FULL_PASS: Duration = Duration::from_secs(30);
@@ -38,6 +42,8 @@ pub struct WorkerDeps {
     pub runtime: Arc<dyn Runtime>,
     /// Connects tasks to the mesh.
     pub network: Arc<dyn TaskNetwork>,
+    /// Publishes the tasks' addresses.
+    pub local: Arc<LocalTasks>,
     /// This node, for labels and templates.
     pub node: NodeIdentity,
     /// Secrets and configs.
@@ -64,11 +70,13 @@ pub async fn run(
     let (bridge_in, bridge) =
         watch::channel(BridgeState::NotYet("the Docker network mesh is not made yet".to_owned()));
     let mut side = JoinSet::new();
-    side.spawn(follow_events(Arc::clone(&deps.runtime), heard_in));
+    side.spawn(follow_events(Arc::clone(&deps.runtime), heard_in.clone()));
+    side.spawn(follow_joins(Arc::clone(&deps.runtime), heard_in));
     side.spawn(keep_bridge(Arc::clone(&deps.runtime), deps.bridge, bridge_in, deps.unfit));
     let context = DriverContext {
         runtime: deps.runtime,
         network: deps.network,
+        local: deps.local,
         node: Arc::new(deps.node),
         dependencies: Arc::new(deps.dependencies),
         bridge,
@@ -276,6 +284,11 @@ impl Worker {
                     known.nudge.notify_one();
                 }
             }
+            EngineEvent::Address(id, address) => {
+                if self.tasks.contains_key(id) {
+                    self.context.local.add(id, *address);
+                }
+            }
             EngineEvent::Resumed => self.tasks.values().for_each(|known| known.nudge.notify_one()),
         }
     }
@@ -357,42 +370,6 @@ async fn end_orphan(context: &DriverContext, task: &TaskId, container: &str) -> 
     context.runtime.stop(container, stop_grace(None)).await?;
     context.network.stopped(task).await;
     context.runtime.remove(container).await
-}
-
-/// Runs one batch of disk writes at a time, off the async threads.
-#[derive(Default)]
-struct Writer {
-    batch: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl Writer {
-    fn busy(&self) -> bool {
-        self.batch.is_some()
-    }
-
-    fn begin(&mut self, cache: TaskCache, changes: Vec<(TaskId, Option<CachedTask>)>) {
-        self.batch = Some(tokio::task::spawn_blocking(move || {
-            for (id, task) in changes {
-                let written = match &task {
-                    Some(task) => cache.put(task),
-                    None => cache.remove(&id),
-                };
-                if let Err(error) = written {
-                    error!(task = %id, error = mesh_runtime::error_chain(&error), "can't cache a task: a restarted agent would not know it");
-                }
-            }
-        }));
-    }
-
-    /// Returns when the batch is written. Cancel-safe.
-    async fn done(&mut self) {
-        if let Some(batch) = &mut self.batch {
-            if let Err(error) = batch.await {
-                error!(error = mesh_runtime::error_chain(&error), "can't cache tasks");
-            }
-            self.batch = None;
-        }
-    }
 }
 
 #[cfg(test)]

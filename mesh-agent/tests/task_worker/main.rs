@@ -5,6 +5,7 @@
 
 #[path = "../engine/mod.rs"]
 mod engine;
+mod networks;
 mod secrets;
 
 use std::path::PathBuf;
@@ -19,7 +20,8 @@ use mesh_agent::task::cache::TaskCache;
 use mesh_agent::task::container_spec::NodeIdentity;
 use mesh_agent::task::dependencies::Dependencies;
 use mesh_agent::task::docker::DockerEngine;
-use mesh_agent::task::network::{Draining, RunningTask, TaskNetwork, TaskNetworkError};
+use mesh_agent::task::local::LocalTasks;
+use mesh_agent::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
 use mesh_agent::task::runtime::Runtime as _;
 use mesh_agent::task::worker::{self, WorkerDeps};
 use mesh_state::ids::TaskId;
@@ -35,8 +37,13 @@ struct Links {
 
 #[async_trait]
 impl TaskNetwork for Links {
+    async fn starting(&self, _task: &StartingTask) -> Result<(), TaskNetworkError> {
+        Ok(())
+    }
+
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
-        self.log.lock().unwrap().push(format!("started {} {}", task.task_id, task.address));
+        let address = task.address.map(|address| address.to_string()).unwrap_or_default();
+        self.log.lock().unwrap().push(format!("started {} {address}", task.task_id));
         Ok(())
     }
 
@@ -56,6 +63,7 @@ struct Agent {
     statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     seen: Vec<(String, TaskStatus)>,
     links: Arc<Links>,
+    local: Arc<LocalTasks>,
     shutdown: CancellationToken,
     /// On a tmpfs that the engine sees as well.
     files: PathBuf,
@@ -71,12 +79,14 @@ impl Agent {
         let plan = BridgePlan { subnet: Some("10.128.9.0/24".parse().unwrap()), with_ipv6: false, mtu: 1450 };
         let (bridge_in, bridge) = watch::channel(plan);
         let links = Arc::new(Links::default());
+        let local = Arc::new(LocalTasks::default());
         let shutdown = CancellationToken::new();
         let name = engine.path("").file_name().map(ToOwned::to_owned).unwrap_or_default();
         let files = std::path::Path::new("/dev/shm").join(name);
         let deps = WorkerDeps {
             runtime: Arc::new(DockerEngine::new(engine.socket())),
             network: Arc::clone(&links) as Arc<dyn TaskNetwork>,
+            local: Arc::clone(&local),
             node: NodeIdentity {
                 id: "node1".into(),
                 hostname: "alpha".to_owned(),
@@ -89,7 +99,17 @@ impl Agent {
             cache: TaskCache::open(cache).unwrap(),
         };
         runtime.spawn(worker::run(deps, assigned, told, shutdown.clone()));
-        Self { runtime, assignments, statuses, seen: Vec::new(), links, shutdown, files, _bridge: bridge_in }
+        Self {
+            runtime,
+            assignments,
+            statuses,
+            seen: Vec::new(),
+            links,
+            local,
+            shutdown,
+            files,
+            _bridge: bridge_in,
+        }
     }
 
     fn assign(&self, change: AssignmentChange) {
@@ -130,6 +150,13 @@ impl Agent {
 
     fn links(&self) -> Vec<String> {
         self.links.log.lock().unwrap().clone()
+    }
+
+    /// The published addresses of this node's tasks.
+    fn local_tasks(&self) -> Vec<(String, String)> {
+        let local = self.local.subscribe();
+        let tasks = local.borrow();
+        tasks.iter().map(|(address, task)| (address.to_string(), task.to_string())).collect()
     }
 
     /// Ends it like a killed agent: nothing is cleaned up.
@@ -207,6 +234,7 @@ fn a_task_runs_is_killed_and_is_told_of() {
     let address = container.address.expect("an address on the network mesh").to_string();
     assert!(address.starts_with("10.128.9."), "address is {address}");
     assert_eq!(agent.links(), [format!("started t1 {address}")], "connected before it was told running");
+    assert_eq!(agent.local_tasks(), [(address, "t1".to_owned())], "the name server knows who asks");
     let network = stdout(&engine.docker(&["network", "inspect", "-f", "{{json .Options}}", "mesh"]));
     assert!(network.contains("mesh0") && network.contains("1450"), "network mesh has {network}");
     let env = stdout(&engine.docker(&["exec", "web.1.t1", "env"]));
@@ -223,6 +251,7 @@ fn a_task_runs_is_killed_and_is_told_of() {
     assert_eq!(failed.err, "task: non-zero exit (137)");
     assert!(killed.elapsed() < Duration::from_secs(2), "told after {:?}", killed.elapsed());
     assert_eq!(agent.links().last().map(String::as_str), Some("stopped t1"));
+    assert_eq!(agent.local_tasks(), []);
     agent.stop();
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the worker on an engine in memory: what must hold while the engine or the link to
 //! control hangs.
 
+use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use crate::task::container::{ContainerFacts, Phase};
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
 use crate::task::engine_watch::watch_engine;
-use crate::task::network::{Draining, RunningTask, TaskNetworkError};
+use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetworkError};
 use crate::task::runtime::Made;
 
 /// An engine in memory. Containers are kept by name; an id is a name.
@@ -123,6 +124,10 @@ impl Runtime for Engine {
         futures::stream::pending().boxed()
     }
 
+    fn bridge_joins(&self) -> BoxStream<'static, Result<(TaskId, Ipv4Addr), RuntimeError>> {
+        futures::stream::pending().boxed()
+    }
+
     async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
         self.with(|_| Some(BridgeFacts { subnet: None, has_ipv6: false, users: 0 }))
     }
@@ -148,6 +153,10 @@ struct NoNetwork;
 
 #[async_trait]
 impl TaskNetwork for NoNetwork {
+    async fn starting(&self, _task: &StartingTask) -> Result<(), TaskNetworkError> {
+        Ok(())
+    }
+
     async fn started(&self, _task: &RunningTask) -> Result<(), TaskNetworkError> {
         Ok(())
     }
@@ -217,6 +226,7 @@ impl Bench {
         let deps = WorkerDeps {
             runtime,
             network: Arc::new(NoNetwork),
+            local: Arc::default(),
             node,
             dependencies,
             bridge,
