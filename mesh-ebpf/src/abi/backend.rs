@@ -11,10 +11,12 @@ abi_struct! {
     /// All fields that a state change touches lie in one 8-byte word, which the kernel copies
     /// whole.
     pub struct Backend [64] {
-        /// The task's IPv4 address, unique in the cluster.
+        /// The task's IPv4 address, unique in the cluster; of a backend of a virtual IP, that on
+        /// its network.
         pub task_address: Address,
         /// The task's IPv6 address, of a local backend only; [`Address::NONE`] if the task has
-        /// none.
+        /// none. Of a backend of a virtual IP: that virtual IP, by which replies are translated
+        /// back.
         pub task_address6: Address,
         /// Index of the backend's node in [`super::names::NODES`]; 0 is this node.
         pub node: u32,
@@ -39,14 +41,15 @@ abi_struct! {
         pub task_mac: Mac,
         /// The backend's share of new flows, relative to the weights of the others; 0 counts as 1.
         pub weight: u16,
-        /// Padding; always zero.
-        pub reserved_tail: u32,
+        /// Number of the network, of a backend of a virtual IP; 0: a backend of a published port.
+        pub network: u32,
     }
 }
 
 /// Bits of [`Backend::flags`].
 pub mod backend_flag {
-    /// The task runs on this node.
+    /// The task runs on this node. Never set for a backend of a virtual IP: where that is, its
+    /// [`super::Endpoint`] says.
     pub const LOCAL: u8 = 1;
     /// Only clients in [`super::super::names::ALLOWED`] may open flows. The task's node checks this
     /// for packets out of the tunnel.

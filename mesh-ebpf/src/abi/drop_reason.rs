@@ -42,9 +42,9 @@ closed_list! {
         /// A tunnel packet from a member's address without the cookie that this member's packets
         /// bear.
         BadCookie = 14 => "bad_cookie",
-        /// A packet between tasks whose source address is not in the sending node's task subnet.
+        /// A packet of a network whose source address is not that of a task of the sending node.
         ForeignSource = 15 => "foreign_source",
-        /// A packet between tasks whose destination is not an address of this node's tasks.
+        /// A packet of a network whose destination is not the address of a task of this node.
         ForeignDestination = 16 => "foreign_destination",
         /// A tunnel packet that came in by an interface other than an uplink, or for another
         /// address than the node's.
@@ -52,6 +52,16 @@ closed_list! {
         /// A new connection whose flow another CPU added and removed at the same moment; the client
         /// retransmits its SYN.
         Raced = 18 => "raced",
+        /// A task sent as somebody else on a network: another source address, MAC or ARP sender
+        /// than its own.
+        SpoofedSource = 19 => "spoofed_source",
+        /// A task sent to something that it shares no network with: by its veth on `mesh` to
+        /// another task or to a network, or by its veth on a network to an address outside of it.
+        Isolated = 20 => "isolated",
+        /// A task sent to an address of its network that nobody is known to have.
+        UnknownEndpoint = 21 => "unknown_endpoint",
+        /// A packet by a veth of a network of which it is not known (yet) whose it is.
+        UnknownLink = 22 => "unknown_link",
     }
     /// The reason as the metric's label `reason`.
     name: label;

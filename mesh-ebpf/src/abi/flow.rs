@@ -10,7 +10,8 @@ use super::{Address, Be16, Mac, protocol};
 abi_struct! {
     /// Key of a flow at the ingress node, the same for both directions.
     pub struct FlowKey [24] {
-        /// The client's address.
+        /// The client's address; of a flow to a virtual IP, an address that no client has, see
+        /// [`FlowKey::to_virtual_ip`].
         pub client: Address,
         /// The client's own port.
         pub client_port_be: Be16,
@@ -30,6 +31,40 @@ impl Flow {
 }
 
 impl FlowKey {
+    /// The first two octets of [`client`](Self::client) in the key of a flow to a virtual IP: those
+    /// of an IPv6 multicast address, which no client has.
+    const VIRTUAL: [u8; 2] = [0xff, 0xfe];
+
+    /// The key of a flow of a task on a network to a port (host order) of a virtual IP there. The
+    /// network's number and the virtual IP lie in the octets that an IPv4 client leaves free.
+    #[inline(always)]
+    pub const fn to_virtual_ip(
+        network: u32,
+        virtual_ip: [u8; 4],
+        (client, client_port_be): ([u8; 4], Be16),
+        (ip_protocol, port): (u8, u16),
+    ) -> Self {
+        let ([_, _, n0, n1], [v0, v1, v2, v3]) = (network.to_be_bytes(), virtual_ip);
+        let [c0, c1, c2, c3] = client;
+        let [tag0, tag1] = Self::VIRTUAL;
+        Self {
+            client: Address([tag0, tag1, n0, n1, v0, v1, v2, v3, 0, 0, 0, 0, c0, c1, c2, c3]),
+            client_port_be,
+            reserved: [0; 2],
+            vip: VipId::new(0, ip_protocol, port),
+        }
+    }
+
+    /// Network number, virtual IP and client of a flow to a virtual IP; `None` for a flow to a
+    /// published port.
+    pub const fn virtual_ip(&self) -> Option<(u32, [u8; 4], [u8; 4])> {
+        let [tag0, tag1, n0, n1, v0, v1, v2, v3, _, _, _, _, c0, c1, c2, c3] = self.client.0;
+        if tag0 != Self::VIRTUAL[0] || tag1 != Self::VIRTUAL[1] {
+            return None;
+        }
+        Some((u32::from_be_bytes([0, 0, n0, n1]), [v0, v1, v2, v3], [c0, c1, c2, c3]))
+    }
+
     /// The key's 24 bytes as three words, as they lie in memory.
     #[inline(always)]
     pub(crate) const fn words(&self) -> [u64; 3] {
@@ -268,5 +303,16 @@ mod tests {
             let vip = VipId::new(index, ip_protocol, port);
             assert_eq!((vip.address_index(), vip.protocol(), vip.port()), (index, ip_protocol, port));
         }
+    }
+
+    #[test]
+    fn a_flow_to_a_virtual_ip_keeps_its_parts_and_meets_no_other() {
+        let (vip, client) = ([10, 0, 5, 2], [10, 0, 5, 7]);
+        let key = FlowKey::to_virtual_ip(0x1234, vip, (client, Be16::new(40000)), (protocol::UDP, 53));
+        assert_eq!(key.virtual_ip(), Some((0x1234, vip, client)));
+        assert_eq!((key.vip.protocol(), key.vip.port()), (protocol::UDP, 53));
+        assert!(!key.client.is_host(), "no client of a published port has this address");
+        let published = FlowKey { client: Address::v4(client), ..key };
+        assert_eq!(published.virtual_ip(), None);
     }
 }

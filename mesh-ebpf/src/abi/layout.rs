@@ -2,8 +2,9 @@
 
 use super::{
     AllowedKey, Backend, BackendLoad, BackendState, BackendStats, Config, Direction, DropReason, Edge,
-    Evicted, Flow, FlowCell, FlowKey, FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member,
-    Mode, Nat, NatKey, Node, Policy, Service, ServiceKey, SynGuard, Timed, TokenBucket, Traffic, names,
+    Endpoint, EndpointKey, Evicted, Flow, FlowCell, FlowKey, FragmentKey, FragmentPorts, FrontendStats,
+    Histogram, IsolatedKey, Link, Live, Member, Mode, Nat, NatKey, Node, Policy, Service, ServiceKey,
+    SynGuard, Timed, TokenBucket, Traffic, names,
 };
 
 /// Raise this number when a value's meaning, or what programs hand over to an [`Edge`], changes
@@ -94,6 +95,14 @@ pub const ABI_HASH: u64 = {
         TokenBucket::LAYOUT_HASH,
         SynGuard::LAYOUT_HASH,
         Member::LAYOUT_HASH,
+        Link::LAYOUT_HASH,
+        EndpointKey::LAYOUT_HASH,
+        Endpoint::LAYOUT_HASH,
+        IsolatedKey::LAYOUT_HASH,
+        names::LINKS_MAX as u64,
+        names::ENDPOINTS_MAX as u64,
+        names::VIRTUAL_IPS_MAX as u64,
+        names::ISOLATED_MAX as u64,
         names::ALLOWED_MAX as u64,
         names::FRAGMENTS_MAX as u64,
         BackendState::LIST_HASH,

@@ -31,15 +31,39 @@
 //!    ones; the draining ones if none is active; a weight of n is n entries), then replace the
 //!    value in [`names::SERVICES`]: that single update is the swap. The old range may be reused
 //!    after a few milliseconds (no program runs longer). Without slots, new connections get a RST.
-//! 8. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is
+//! 8. **Networks**: write [`names::ENDPOINTS`] for every address of every network that a task here
+//!    is on, with the nodes of 5.: those of tasks on other nodes (node index), of tasks here
+//!    (ifindex and MAC of the veth on that network), and that of the network's bridge on this node
+//!    ([`endpoint_flag::BRIDGE`]). An address that another node's table doesn't have yet is dropped
+//!    there, and the sender tries again.
+//!    - A service's virtual IP: a [`Service`] in [`names::VIRTUAL_IPS`] with an index of its own
+//!      (shared with published ports: below [`names::SERVICES_MAX`]), slots as in 7., mode
+//!      [`Mode::Tunnel`], no flags. Its slots name backends whose [`Backend::network`] is the
+//!      network's number, [`Backend::task_address`] the task's address there,
+//!      [`Backend::task_address6`] the virtual IP itself, the port 0 (ports stay as the client
+//!      gave them), and whose [`Backend::service_index`] is that index. They are **never**
+//!      [`backend_flag::LOCAL`], wherever they are, and need neither node, ifindex nor MAC: those
+//!      come from the address's endpoint, whose [`Endpoint::backend`] is their id. Write the
+//!      endpoint before the backend, the backend before the slot. The client's node keeps a flow
+//!      to a virtual IP in [`names::FLOWS`] ([`FlowKey::to_virtual_ip`]), and no translation: a
+//!      reply's backend names the virtual IP. Such backends count as alive for the sweep, too.
+//!    - [`names::ISOLATED`]: the task pool of the whole cluster (both as v4-mapped and under
+//!      [`TASKS_PREFIX6`]) and every network's subnet → [`ISOLATED`](self::ISOLATED); this node's
+//!      own address on the tasks' bridge, of both versions, as a whole address → [`REACHABLE`].
+//!    - [`Link`]s by the ifindex of the host-side veth, after the endpoint of the same task, and
+//!      before [`names::PROGRAM_OVERLAY`] is attached to the veth's TC ingress (or right after:
+//!      without an entry everything is dropped, as `unknown_link`). Attach it before the task's
+//!      process runs: without the program the kernel's bridge takes what the task sends. Remove
+//!      the entry with the veth.
+//! 9. **[`Edge`]s**: load the program of each and put it into [`names::EDGES`], before anything is
 //!    attached. Without them, programs leave ICMP errors and fragments to the host stack and the
 //!    tunnel's packets to the VXLAN device, and drop what they would answer with an ICMP error.
-//! 9. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each
-//!    uplink; `tc` datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each
-//!    uplink), [`names::PROGRAM_DEVICE`] and [`names::PROGRAM_TUNNEL`] (TC egress and ingress of
-//!    the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each
-//!    task). Attach to the uplinks first: the VXLAN device's program accepts only packets that
-//!    theirs have marked ([`TUNNEL_MARK`]).
+//! 10. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each
+//!     uplink; `tc` datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each
+//!     uplink), [`names::PROGRAM_DEVICE`] and [`names::PROGRAM_TUNNEL`] (TC egress and ingress of
+//!     the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each
+//!     task). Attach to the uplinks first: the VXLAN device's program accepts only packets that
+//!     theirs have marked ([`TUNNEL_MARK`]).
 //!
 //! # Taking a backend away
 //!
@@ -74,6 +98,7 @@ mod guard;
 mod layout;
 mod member;
 pub mod names;
+mod network;
 mod service;
 mod stats;
 
@@ -90,6 +115,7 @@ pub use flow::{
 pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;
 pub use member::{Member, TASKS_PREFIX6, TUNNEL_MARK, member_flag, task_word};
+pub use network::{Endpoint, EndpointKey, ISOLATED, IsolatedKey, Link, MESH_MAC, REACHABLE, endpoint_flag};
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{
     BackendLoad, BackendStats, Direction, FrontendStats, LOAD_MAX_AGE_NS, Live, Traffic, drop_index,

@@ -63,8 +63,20 @@ pub const SYN_GUARD: &str = "SYN_GUARD";
 /// monotonic clock, up to [`crate::guard::FIRED_STEP_NS`] late.
 pub const SYN_GUARD_FIRED: &str = "SYN_GUARD_FIRED";
 
+/// Hash, ifindex (`u32`) of a host-side veth on a network → [`super::Link`]: as whom its task may
+/// send there. Userspace writes it.
+pub const LINKS: &str = "LINKS";
+/// Hash, [`super::EndpointKey`] → [`super::Endpoint`]: who has an address of a network. Userspace
+/// writes it.
+pub const ENDPOINTS: &str = "ENDPOINTS";
+/// Hash, [`super::EndpointKey`] → [`super::Service`]: virtual IPs of services. Userspace writes it.
+pub const VIRTUAL_IPS: &str = "VIRTUAL_IPS";
+/// LPM trie, [`super::IsolatedKey`] → `u32`, [`super::ISOLATED`] or [`super::REACHABLE`]: what
+/// tasks must not send to by their veth on `mesh`. Userspace writes it.
+pub const ISOLATED: &str = "ISOLATED";
+
 /// Every map of the object.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 30] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -91,6 +103,10 @@ pub const MAPS: [&str; 26] = [
     EDGES,
     SYN_GUARD,
     SYN_GUARD_FIRED,
+    LINKS,
+    ENDPOINTS,
+    VIRTUAL_IPS,
+    ISOLATED,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.
@@ -107,6 +123,8 @@ pub const PROGRAM_DEVICE: &str = "mesh_device";
 pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
 /// TC ingress of a task's host-side veth: the task's replies.
 pub const PROGRAM_TASK: &str = "mesh_task";
+/// TC ingress of the host-side veth by which a task is connected to an overlay network.
+pub const PROGRAM_OVERLAY: &str = "mesh_overlay";
 /// XDP program that passes everything, in an object of its own, for the far ends of veth uplinks.
 pub const PROGRAM_PASS: &str = "mesh_pass";
 
@@ -125,6 +143,14 @@ pub const ALLOWED_MAX: u32 = 1 << 16;
 pub const FRAGMENTS_MAX: u32 = 4096;
 /// Most entries of [`DURATIONS`].
 pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
+/// Most entries of [`LINKS`].
+pub const LINKS_MAX: u32 = 1 << 14;
+/// Most entries of [`ENDPOINTS`].
+pub const ENDPOINTS_MAX: u32 = 1 << 17;
+/// Most entries of [`VIRTUAL_IPS`].
+pub const VIRTUAL_IPS_MAX: u32 = SERVICES_MAX;
+/// Most entries of [`ISOLATED`].
+pub const ISOLATED_MAX: u32 = 1 << 17;
 /// Entries of [`NODES`], [`MEMBERS`] and [`PEERS`]: node indexes are below this.
 pub const NODES_MAX: u32 = 4096;
 /// Default number of half-open connections that there is room for: entries of [`NAT_HALF_OPEN`],

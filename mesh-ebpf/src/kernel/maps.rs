@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCp
 use aya_ebpf::macros::btf_map;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Evicted,
-    FlowCell, FragmentKey, FragmentPorts, FrontendStats, Histogram, Live, Member, Nat, NatKey, Node, Service,
-    ServiceKey, SynGuard, names,
+    Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Endpoint,
+    EndpointKey, Evicted, FlowCell, FragmentKey, FragmentPorts, FrontendStats, Histogram, IsolatedKey, Link,
+    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, names,
 };
 use crate::flow_table::{cell_count, factors, homes_for};
 use crate::parse::{fragment, icmp};
@@ -21,6 +21,10 @@ const HALF_OPEN_MAX: usize = names::HALF_OPEN_MAX as usize;
 const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
 const ALLOWED_MAX: usize = names::ALLOWED_MAX as usize;
 const FRAGMENTS_MAX: usize = names::FRAGMENTS_MAX as usize;
+const LINKS_MAX: usize = names::LINKS_MAX as usize;
+const ENDPOINTS_MAX: usize = names::ENDPOINTS_MAX as usize;
+const VIRTUAL_IPS_MAX: usize = names::VIRTUAL_IPS_MAX as usize;
+const ISOLATED_MAX: usize = names::ISOLATED_MAX as usize;
 const DURATIONS_MAX: usize = names::DURATIONS_MAX as usize;
 const HOMES: u32 = homes_for(names::ESTABLISHED_MAX + names::HALF_OPEN_MAX);
 const CELLS: usize = cell_count(HOMES) as usize;
@@ -83,6 +87,16 @@ pub(super) static EDGES: ProgramArray<{ Edge::ALL.len() }> = ProgramArray::new()
 pub(super) static SYN_GUARD: PerCpuArray<SynGuard, 1> = PerCpuArray::new();
 #[btf_map]
 pub(super) static SYN_GUARD_FIRED: Array<u64, 1> = Array::new();
+
+// Without preallocation: most nodes know far fewer addresses.
+#[btf_map]
+pub(super) static LINKS: HashMap<u32, Link, LINKS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(super) static ENDPOINTS: HashMap<EndpointKey, Endpoint, ENDPOINTS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(super) static VIRTUAL_IPS: HashMap<EndpointKey, Service, VIRTUAL_IPS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub(super) static ISOLATED: LpmTrie<IsolatedKey, u32, ISOLATED_MAX> = LpmTrie::new();
 
 /// Read by [`super::flow_maps`]; userspace replaces the value before it loads the programs.
 #[unsafe(no_mangle)]

@@ -4,8 +4,8 @@
 //!
 //! Towards the task's node the VNI is the backend's id, with a bit that asks that node to answer
 //! the client directly. On the way back its top bit is set, the low seven bits are the backend's
-//! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets that
-//! tasks send to each other's addresses have a VNI of their own.
+//! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets between
+//! tasks of a network have the network's number and two bits.
 
 use super::{eth, ipv4, pair, udp};
 use crate::packet::Packet;
@@ -40,8 +40,13 @@ impl Vni {
     /// Asks the task's node to answer the client directly. Every packet has it, so that a lost
     /// translation is restored the same.
     const DSR: u32 = 1 << 22;
-    /// Set on packets between tasks, by their own addresses: nothing in them is translated.
+    /// Set on packets between tasks. Alone, it is what nodes without networks sent to each other's
+    /// tasks.
     const TASKS: u32 = 1 << 21;
+    /// Set on packets of a network, besides [`Self::TASKS`].
+    const NETWORK: u32 = 1 << 20;
+    /// Mask of a network's number.
+    const NUMBER: u32 = 0xffff;
     /// Mask of a load.
     const LOAD: u32 = 0x7f;
     /// Mask of a backend's id.
@@ -67,16 +72,30 @@ impl Vni {
         Self(self.0 | (backend & Self::BACKEND) << Self::LOAD.trailing_ones())
     }
 
-    /// The VNI of a packet from a task to a task of another node, by their own addresses.
+    /// The VNI of a packet from a task to a task of another node by their addresses on `mesh`, which
+    /// no network joins: refused.
     #[inline(always)]
     pub const fn between_tasks() -> Self {
         Self(Self::TASKS)
     }
 
-    /// Whether the packet goes from task to task, by their own addresses.
+    /// The VNI of a packet from a task to a task of another node, by their addresses on the network
+    /// with this number.
+    #[inline(always)]
+    pub const fn network(number: u32) -> Self {
+        Self(Self::TASKS | Self::NETWORK | number & Self::NUMBER)
+    }
+
+    /// Whether the packet goes from task to task, on a network or not.
     #[inline(always)]
     pub const fn is_between_tasks(self) -> bool {
         self.0 & (Self::REPLY | Self::TASKS) == Self::TASKS
+    }
+
+    /// The number of the network of a packet that goes from task to task; 0: no network.
+    #[inline(always)]
+    pub const fn network_number(self) -> u32 {
+        if self.0 & Self::NETWORK != 0 { self.0 & Self::NUMBER } else { 0 }
     }
 
     /// Whether the task's node is to answer the client directly.
@@ -152,6 +171,12 @@ mod tests {
             assert_eq!(parse(&frame, 0), Some(vni));
             assert_eq!(cookie(&frame, 0), bearing);
         }
+        for vni in [Vni::request(0xffff, true), Vni::between_tasks(), Vni::network(0xffff)] {
+            assert_eq!(vni.is_between_tasks(), vni != Vni::request(0xffff, true), "{vni:?}");
+            assert!(!vni.is_reply(), "{vni:?}");
+        }
+        assert_eq!(Vni::network(0x1234).network_number(), 0x1234);
+        assert_eq!(Vni::between_tasks().network_number(), 0);
         assert_eq!(
             header(Vni(0x0a_0b0c), 0),
             [8, 0, 0, 0, 0x0a, 0x0b, 0x0c, 0],

@@ -1,0 +1,147 @@
+//! Overlay networks: who may send on a network's veth, where the addresses of a network are, and
+//! what tasks must not reach past their networks.
+//!
+//! A network has a number of 16 bits, at least 1, which stands in the tunnel's VNI. IPv4 addresses
+//! are given as their octets lie in memory ([`u32::from_ne_bytes`]).
+
+use super::Mac;
+use super::layout::abi_struct;
+
+/// The MAC address that every address of a network which is not on this node has for the tasks
+/// here: those of tasks on other nodes, and virtual IPs. Programs answer ARP requests for them with
+/// it, and it is the source of frames out of the tunnel. Locally administered.
+pub const MESH_MAC: Mac = Mac([0x02, 0x6d, 0x65, 0x73, 0x68, 0x00]);
+
+abi_struct! {
+    /// Value of [`super::names::LINKS`]; the key is the ifindex of the host-side veth by which a
+    /// task is connected to a network. It says as whom the task may send there. All packets of a
+    /// veth without an entry are dropped.
+    pub struct Link [32] {
+        /// The network's number; 0: nothing may be sent.
+        pub network: u32,
+        /// The task's own IPv4 address on the network.
+        pub address: u32,
+        /// The network's subnet.
+        pub subnet: u32,
+        /// The mask of that subnet.
+        pub mask: u32,
+        /// The task's own MAC address on the network.
+        pub mac: Mac,
+        /// No flag is defined yet: always zero.
+        pub flags: u16,
+        /// The task's id as a backend of its service's virtual IP there; 0: it is none. The same as
+        /// [`Endpoint::backend`] of its address.
+        pub backend: u32,
+        /// Padding; always zero.
+        pub reserved: u32,
+    }
+}
+
+impl Link {
+    /// Whether a packet to this address stays on the node's bridge of the network: a multicast or
+    /// broadcast address.
+    #[inline(always)]
+    pub const fn is_broadcast(&self, destination: u32) -> bool {
+        const MULTICAST: u8 = 0xe0;
+        let [first, ..] = destination.to_ne_bytes();
+        destination == u32::MAX || first & 0xf0 == MULTICAST || destination == self.subnet | !self.mask
+    }
+}
+
+abi_struct! {
+    /// Key of [`super::names::ENDPOINTS`] and [`super::names::VIRTUAL_IPS`]: an address of a
+    /// network.
+    pub struct EndpointKey [8] {
+        /// The network's number.
+        pub network: u32,
+        /// The IPv4 address.
+        pub address: u32,
+    }
+}
+
+impl EndpointKey {
+    /// The key of an address, given by its octets.
+    #[inline(always)]
+    pub const fn new(network: u32, octets: [u8; 4]) -> Self {
+        Self { network, address: u32::from_ne_bytes(octets) }
+    }
+}
+
+abi_struct! {
+    /// Value of [`super::names::ENDPOINTS`]: who has an address of a network. A virtual IP has no
+    /// entry here, but one in [`super::names::VIRTUAL_IPS`].
+    pub struct Endpoint [24] {
+        /// Index of the node in [`super::names::NODES`] that has the address; 0: this node.
+        pub node: u32,
+        /// ifindex of the task's host-side veth on the network, of a task of this node only; 0: the
+        /// task is not connected yet, or the address is the node's own.
+        pub ifindex: u32,
+        /// The MAC address of the task's interface on the network, of a task of this node only.
+        pub mac: Mac,
+        /// Bits of [`endpoint_flag`].
+        pub flags: u16,
+        /// The task's id as a backend of its service's virtual IP there; 0: it is none.
+        pub backend: u32,
+        /// Padding; always zero.
+        pub reserved: u32,
+    }
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// The address is that of the network's bridge on this node. Tasks here may send to it; it is
+    /// no task's.
+    pub const BRIDGE: u16 = 1;
+}
+
+impl Endpoint {
+    /// Whether the address is on this node: a task's, or that of the network's bridge.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.node == 0
+    }
+
+    /// Whether a task of this node has the address and its veth is known.
+    #[inline(always)]
+    pub const fn is_connected(&self) -> bool {
+        self.node == 0 && self.ifindex != 0
+    }
+}
+
+abi_struct! {
+    /// Key of [`super::names::ISOLATED`] after its prefix length, which counts the 96 bits of the
+    /// v4-mapped prefix for IPv4: addresses that tasks must not send to by their veth on `mesh`, or
+    /// an exception to a wider prefix.
+    pub struct IsolatedKey [16] {
+        /// The prefix, as in [`super::Address`].
+        pub network: [u8; 16],
+    }
+}
+
+impl IsolatedKey {
+    /// Prefix length of a whole key, that is of a single address.
+    pub const BITS: u32 = 8 * size_of::<Self>() as u32;
+}
+
+/// Value of [`super::names::ISOLATED`] for addresses that tasks may send to, inside of a wider
+/// prefix that they may not.
+pub const REACHABLE: u32 = 0;
+/// Value of [`super::names::ISOLATED`] for addresses that tasks must not send to.
+pub const ISOLATED: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasts_and_multicasts_stay_on_the_bridge() {
+        let word = u32::from_ne_bytes;
+        let link = Link { subnet: word([10, 0, 5, 0]), mask: word([255, 255, 255, 0]), ..Link::default() };
+        for octets in [[255; 4], [10, 0, 5, 255], [224, 0, 0, 251], [239, 1, 2, 3]] {
+            assert!(link.is_broadcast(word(octets)), "{octets:?}");
+        }
+        for octets in [[10, 0, 5, 254], [10, 0, 6, 255], [240, 0, 0, 1], [223, 255, 255, 255]] {
+            assert!(!link.is_broadcast(word(octets)), "{octets:?}");
+        }
+    }
+}
