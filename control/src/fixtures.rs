@@ -12,6 +12,7 @@ use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::keys;
+use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeSpec, NodeState};
 use mesh_state::service::Service;
 use mesh_state::spec::{Labels, PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
@@ -127,6 +128,10 @@ impl World {
         self.put(keys::dependency(kind, &value.id), value);
     }
 
+    pub(crate) fn put_network(&mut self, value: &Network) {
+        self.put(keys::network(&value.id), value);
+    }
+
     pub(crate) fn put_task(&mut self, value: &Task) {
         self.put(keys::task(&value.id), value);
     }
@@ -197,6 +202,9 @@ impl World {
             Action::UpdateNode { node, expected } => {
                 (Some(*expected), snapshot.nodes.get(&node.id).map(|found| found.mod_revision))
             }
+            Action::UpdateNetwork { network, expected } => {
+                (Some(*expected), snapshot.networks.get(&network.id).map(|found| found.mod_revision))
+            }
             Action::SetLiveness { node, expected, .. } => {
                 (*expected, snapshot.liveness.get(node).map(|found| found.mod_revision))
             }
@@ -231,6 +239,7 @@ impl World {
             Action::UpdateService { service, .. } => self.write_service(&service),
             Action::DeleteSpec { service, version } => self.delete(keys::spec(&service, version)),
             Action::UpdateNode { node, .. } => self.put_node(&node),
+            Action::UpdateNetwork { network, .. } => self.put_network(&network),
             Action::SetLiveness { node, liveness, .. } => self.put(keys::liveness(&node), &liveness),
             Action::SetStatus { task, status, .. } => self.put(keys::status(&task), &status),
             Action::SetBackendCursor { last, .. } => self.put(keys::BACKEND_CURSOR.to_owned(), &last),
@@ -276,6 +285,7 @@ pub(crate) fn node(id: &str) -> Node {
             hostname: format!("host-{id}"),
             nano_cpus: 8_000_000_000,
             memory_bytes: 16 << 30,
+            takes_networks: true,
             ..NodeDescription::default()
         },
         address: None,
@@ -352,6 +362,26 @@ pub(crate) fn task(id: &str, service: &str, slot: u64) -> Task {
         shutdown_at: None,
         leader_status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },
     }
+}
+
+/// A user's network whose name is its id.
+pub(crate) fn network(id: &str, subnet: &str, number: u32) -> Network {
+    Network {
+        id: id.into(),
+        name: id.to_owned(),
+        ingress: false,
+        subnet: subnet.parse().unwrap(),
+        number,
+        node_addresses: BTreeMap::new(),
+        created_at: Timestamp::default(),
+        spec: NetworkSpec::default(),
+    }
+}
+
+/// Puts a service on networks.
+pub(crate) fn join(spec: &mut ServiceSpec, networks: &[&str]) {
+    let named: Vec<_> = networks.iter().map(|id| serde_json::json!({ "Target": id })).collect();
+    spec.task_template.extra.insert("Networks".to_owned(), named.into());
 }
 
 pub(crate) fn ingress(published: u16, target: u16) -> PortConfig {

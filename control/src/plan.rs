@@ -7,6 +7,7 @@
 use mesh_state::Timestamp;
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::member_keys::MemberKeys;
+use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node};
 use mesh_state::service::Service;
 use mesh_state::spec::Protocol;
@@ -54,6 +55,13 @@ pub enum Action {
     UpdateNode {
         /// The node as it is to be.
         node: Node,
+        /// The revision that the decision was taken on.
+        expected: i64,
+    },
+    /// A network rewritten (its number, its subnet, its nodes' addresses).
+    UpdateNetwork {
+        /// The network as it is to be.
+        network: Network,
         /// The revision that the decision was taken on.
         expected: i64,
     },

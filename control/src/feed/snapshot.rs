@@ -7,6 +7,7 @@
 //! Left to others: reading etcd (the watch driver) and every decision.
 
 mod managers;
+mod networks;
 mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use mesh_state::service::Service;
 use mesh_state::spec::ServiceSpec;
 use mesh_state::store::{Change, KeyValue};
 use mesh_state::task::{Task, TaskState, TaskStatus};
+use networks::NewestAddresses;
 use serde::de::DeserializeOwned;
 use touched::Touched;
 
@@ -104,7 +106,7 @@ pub struct ClusterSnapshot {
     /// The secrets that members share, without the secrets.
     pub member_keys: Option<Stored<MemberKeys>>,
     /// The newest revision that changed what the mesh table is made of (services, tasks, statuses,
-    /// nodes, liveness).
+    /// nodes, liveness, networks).
     pub mesh_revision: i64,
     /// When this manager heard of the newest change, set by the watch.
     pub received_at: Timestamp,
@@ -113,6 +115,7 @@ pub struct ClusterSnapshot {
     tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
     touched: Touched,
+    newest_addresses: NewestAddresses,
     acked_by_all: OnceLock<i64>,
 }
 
@@ -215,7 +218,7 @@ impl ClusterSnapshot {
             Key::Cluster => self.cluster = self.read(item).or(self.cluster.take()),
             Key::Leader => self.leader = self.read(item).or(self.leader.take()),
             Key::Manager(name) => keep(self.read(item), name, &mut self.managers),
-            Key::Service(id) => keep(self.read(item), id, &mut self.services),
+            Key::Service(id) => self.put_service(id, item),
             Key::Spec(service, version) => keep(self.read(item), (service, version), &mut self.specs),
             Key::Name(kind, name) => keep(self.read(item), (kind, name), &mut self.names),
             Key::Port(protocol, port) => keep(self.read(item), (protocol, port), &mut self.ports),
@@ -225,7 +228,7 @@ impl ClusterSnapshot {
             Key::Clashes(id) => keep(self.read(item), id, &mut self.clashes),
             Key::Task(id) => self.put_task(id, item),
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
-            Key::Network(id) => keep(self.read(item), id, &mut self.networks),
+            Key::Network(id) => self.put_network(id, item),
             Key::LogAsk(node, ask) => keep(self.read(item), (node, ask), &mut self.log_asks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
             Key::MemberKeys => self.member_keys = self.read(item).or(self.member_keys.take()),
@@ -236,6 +239,8 @@ impl ClusterSnapshot {
 
     fn put_task(&mut self, id: TaskId, item: &KeyValue) {
         let Some(stored) = self.read::<Task>(item) else { return };
+        let before = self.tasks.get(&id).map(|before| &before.value);
+        self.newest_addresses.note_task(before, &stored, item.mod_revision);
         self.unindex_task(&id);
         self.tasks_by_service.entry(stored.service_id.clone()).or_default().insert(id.clone());
         if let Some(node) = &stored.node_id {
@@ -275,7 +280,7 @@ impl ClusterSnapshot {
                 self.tasks.remove(&id);
             }
             Key::Status(id) => drop(self.statuses.remove(&id)),
-            Key::Network(id) => drop(self.networks.remove(&id)),
+            Key::Network(id) => self.delete_network(&id, mod_revision),
             Key::LogAsk(node, ask) => drop(self.log_asks.remove(&(node, ask))),
             Key::BackendCursor => self.backend_cursor = None,
             Key::MemberKeys => self.member_keys = None,
@@ -309,6 +314,7 @@ fn feeds_mesh_table(key: &Key) -> bool {
             | Key::Status(_)
             | Key::Node(_)
             | Key::Liveness(_)
+            | Key::Network(_)
             | Key::MemberKeys
     )
 }

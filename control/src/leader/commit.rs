@@ -161,6 +161,10 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let key = keys::node(&node.id);
             write(key.clone(), node, vec![stands_at(&key, Some(*expected))])
         }
+        Action::UpdateNetwork { network, expected } => {
+            let key = keys::network(&network.id);
+            write(key.clone(), network, vec![stands_at(&key, Some(*expected))])
+        }
         Action::SetLiveness { node, liveness, expected } => {
             let key = keys::liveness(node);
             let known = Compare::Exists(keys::node(node));

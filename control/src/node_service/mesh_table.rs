@@ -1,11 +1,14 @@
-//! The mesh table: which services answer on which ports, and which tasks stand behind them. What
-//! every agent forwards by.
+//! The mesh table: which services answer on which ports and virtual IPs, which tasks stand behind
+//! them, and who has which address on which network. What every agent forwards by.
 //!
 //! Invariants: pure; the same snapshot gives the same table on every manager, and a table's
 //! generation is the store's revision that it was made of, so tables of different managers compare;
-//! a backend is in the table exactly while its task is observed running.
+//! a backend is in the table exactly while its task is observed running; a member of networks from
+//! the moment that its task has a node until it has ended.
 //!
 //! Left to others: sending it ([`crate::node_service`]).
+
+mod members;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +18,10 @@ use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::{Node, NodeState, is_member_address};
-use mesh_state::proto::{BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshTable};
+use mesh_state::proto::{
+    BackendState, MeshBackend, MeshMember, MeshNetwork, MeshNode, MeshPort, MeshService, MeshServiceNetwork,
+    MeshTable,
+};
 use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
 use mesh_state::store::generation_of;
@@ -39,6 +45,10 @@ struct Entries {
     nodes: BTreeMap<String, MeshNode>,
     services: BTreeMap<String, MeshService>,
     backends: BTreeMap<u32, MeshBackend>,
+    networks: BTreeMap<String, MeshNetwork>,
+    members: BTreeMap<String, MeshMember>,
+    /// Which member is which backend of a virtual IP.
+    member_of: BTreeMap<u32, String>,
 }
 
 impl Table {
@@ -61,14 +71,14 @@ impl Table {
                 entries.nodes.insert(entry.id.clone(), entry);
             }
         }
+        entries.networks = members::networks(snapshot);
         for service in snapshot.services.values() {
-            let ports = ingress_ports(service);
-            if !ports.is_empty() {
-                entries.add(snapshot, &service.id, &service.spec, ports);
-            }
+            let (ports, networks) = (ingress_ports(service), members::of_service(snapshot, service));
+            entries.add(snapshot, &service.id, &service.spec, ports, networks);
         }
+        // Nobody finds a removed service by its name: it is on no network any more.
         for (service, (spec, ports)) in removed_services(snapshot, &entries) {
-            entries.add(snapshot, service, spec, ports);
+            entries.add(snapshot, service, spec, ports, Vec::new());
         }
         Self {
             generation: generation_of(snapshot.revision),
@@ -77,23 +87,26 @@ impl Table {
         }
     }
 
-    /// This table without the backends of tasks that ended, each on the node that says so. A node
-    /// speaks for its own tasks only.
+    /// This table without the backends and memberships of tasks that ended, each on the node that
+    /// says so. A node speaks for its own tasks only.
     #[must_use]
     pub fn without(mut self, ended: &BTreeMap<TaskId, NodeId>) -> Self {
         if !ended.is_empty() {
-            let says_so = |backend: &MeshBackend| {
-                let by = ended.get(&TaskId::from(backend.task_id.as_str()));
-                by.is_some_and(|node| node.as_str() == backend.node_id)
-            };
-            self.entries.backends.retain(|_, backend| !says_so(backend));
+            let says_so =
+                |task: &str, on: &str| ended.get(&TaskId::from(task)).is_some_and(|node| node.as_str() == on);
+            self.entries.backends.retain(|_, backend| !says_so(&backend.task_id, &backend.node_id));
+            self.entries.members.retain(|_, member| !says_so(&member.id, &member.node_id));
+            let Entries { members, member_of, .. } = &mut self.entries;
+            member_of.retain(|_, member| members.contains_key(member));
         }
         self
     }
 
     /// The node that a backend's task runs on.
     pub fn node_of(&self, backend: u32) -> Option<&str> {
-        self.entries.backends.get(&backend).map(|backend| backend.node_id.as_str())
+        let member = || self.entries.members.get(self.entries.member_of.get(&backend)?);
+        let port = self.entries.backends.get(&backend).map(|backend| backend.node_id.as_str());
+        port.or_else(|| member().map(|member| member.node_id.as_str()))
     }
 
     /// Whether both say the same, whatever their generations.
@@ -109,6 +122,8 @@ impl Table {
             nodes: self.entries.nodes.values().cloned().collect(),
             services: self.entries.services.values().cloned().collect(),
             backends: self.entries.backends.values().cloned().collect(),
+            networks: self.entries.networks.values().cloned().collect(),
+            members: self.entries.members.values().cloned().collect(),
             ..MeshTable::default()
         }
     }
@@ -118,6 +133,8 @@ impl Table {
         let (nodes, removed_node_ids) = changes(&base.entries.nodes, &self.entries.nodes);
         let (services, removed_service_ids) = changes(&base.entries.services, &self.entries.services);
         let (backends, removed_backend_ids) = changes(&base.entries.backends, &self.entries.backends);
+        let (networks, removed_network_ids) = changes(&base.entries.networks, &self.entries.networks);
+        let (members, removed_member_ids) = changes(&base.entries.members, &self.entries.members);
         MeshTable {
             generation: self.generation,
             base_generation: base.generation,
@@ -130,17 +147,23 @@ impl Table {
             removed_service_ids,
             backends,
             removed_backend_ids,
-            ..MeshTable::default()
+            networks,
+            removed_network_ids,
+            members,
+            removed_member_ids,
         }
     }
 }
 
-/// A message of the table without what only another node needs of its backends: their containers'
-/// ids.
+/// A message of the table without what only another node needs: the ids of its backends'
+/// containers, and its addresses on networks. The containers of members stay: their ids are names.
 pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTable {
     message.sent_unix_ms = now.timestamp_millis();
     for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
         backend.container_id.clear();
+    }
+    for network in &mut message.networks {
+        network.node_addresses.retain(|other, _| other == node.as_str());
     }
     message
 }
@@ -154,20 +177,41 @@ fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
 }
 
 impl Entries {
-    /// Adds a service that answers on `ports`, and its backends.
-    fn add(&mut self, snapshot: &ClusterSnapshot, id: &ServiceId, spec: &ServiceSpec, ports: Vec<MeshPort>) {
+    /// Adds a service, if anyone reaches it by the mesh, with its backends and members.
+    fn add(
+        &mut self,
+        snapshot: &ClusterSnapshot,
+        id: &ServiceId,
+        spec: &ServiceSpec,
+        ports: Vec<MeshPort>,
+        networks: Vec<MeshServiceNetwork>,
+    ) {
         // Labels were checked when they were written; one from a later version means the default
         // here.
         let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
-        let backends = snapshot.tasks_of(id).flat_map(|task| backends(snapshot, &spec.name, &settings, task));
-        self.backends.extend(backends.map(|backend| (backend.id, backend)));
+        let mut has_members = false;
+        for task in snapshot.tasks_of(id) {
+            if let Some(member) = members::of_task(snapshot, &spec.name, &settings, task) {
+                let backends = member.attachments.iter().map(|attachment| attachment.backend_id);
+                self.member_of.extend(backends.filter(|id| *id != 0).map(|id| (id, member.id.clone())));
+                self.members.insert(member.id.clone(), member);
+                has_members = true;
+            }
+            if !ports.is_empty() {
+                let backends = backends(snapshot, &spec.name, &settings, task);
+                self.backends.extend(backends.into_iter().map(|backend| (backend.id, backend)));
+            }
+        }
+        if ports.is_empty() && networks.is_empty() && !has_members {
+            return;
+        }
         let entry = MeshService {
             id: id.to_string(),
             name: spec.name.clone(),
             policy: settings.policy.to_string(),
             ports,
             settings_json: serde_json::to_string(&settings).unwrap_or_default(),
-            networks: Vec::new(),
+            networks,
         };
         self.services.insert(entry.id.clone(), entry);
     }
@@ -178,20 +222,22 @@ impl Entries {
     }
 }
 
-/// Services that were removed while tasks of theirs still run, with the ports that nobody else has
-/// by now: their live flows go on, and new ones are refused, until the tasks have stopped.
+/// Services that were removed while tasks of theirs are still there, with the ports that nobody
+/// else has by now: their live flows go on, and new ones are refused, until the tasks have stopped.
 fn removed_services<'a>(
     snapshot: &'a ClusterSnapshot,
     entries: &Entries,
 ) -> BTreeMap<&'a ServiceId, (&'a ServiceSpec, Vec<MeshPort>)> {
     let mut removed: BTreeMap<&ServiceId, (&ServiceSpec, Vec<MeshPort>)> = BTreeMap::new();
     let left = snapshot.tasks.values().filter(|task| {
-        !snapshot.services.contains_key(&task.service_id) && snapshot.state_of(task) == TaskState::Running
+        !snapshot.services.contains_key(&task.service_id)
+            && (snapshot.state_of(task) == TaskState::Running || !task.attachments.is_empty())
     });
     for task in left {
         let Some(spec) = snapshot.spec_of(task) else { continue };
         let (_, ports) = removed.entry(&task.service_id).or_insert((spec, Vec::new()));
-        for endpoint in &task.endpoints {
+        let is_running = snapshot.state_of(task) == TaskState::Running;
+        for endpoint in task.endpoints.iter().filter(|_| is_running) {
             let port = MeshPort {
                 protocol: endpoint.protocol.to_string(),
                 published: endpoint.published_port.into(),
@@ -202,7 +248,6 @@ fn removed_services<'a>(
             }
         }
     }
-    removed.retain(|_, (_, ports)| !ports.is_empty());
     removed
 }
 
@@ -242,16 +287,6 @@ fn backends(
     if status.state != TaskState::Running {
         return Vec::new();
     }
-    let weight = settings.weight_of(&task.slot, node_weight(&node.spec.labels).unwrap_or(NonZeroU32::MIN));
-    let is_retired =
-        task.desired_state == TaskState::Remove || !snapshot.services.contains_key(&task.service_id);
-    let state = match (snapshot.node_state(&node.id), task.desired_state) {
-        _ if is_retired => BackendState::Retired,
-        (NodeState::Silent | NodeState::Down, _) => BackendState::Silent,
-        // A running task tells an error only when it is unwell, and is being stopped for it.
-        (NodeState::Ready, TaskState::Running) if status.err.is_empty() => BackendState::Active,
-        (NodeState::Ready, _) => BackendState::Draining,
-    };
     let backend = |endpoint: &TaskEndpoint| MeshBackend {
         id: endpoint.backend_id.get(),
         service_id: task.service_id.to_string(),
@@ -262,11 +297,30 @@ fn backends(
         protocol: endpoint.protocol.to_string(),
         published: endpoint.published_port.into(),
         target: endpoint.target_port.into(),
-        state: state.into(),
-        weight: weight.get(),
+        state: state(snapshot, task, node).into(),
+        weight: weight(settings, task, node),
         container_id: container.container_id.clone(),
     };
     task.endpoints.iter().map(backend).collect()
+}
+
+/// Whether a task that runs on `node` gets new flows.
+fn state(snapshot: &ClusterSnapshot, task: &Task, node: &Node) -> BackendState {
+    if task.desired_state == TaskState::Remove || !snapshot.services.contains_key(&task.service_id) {
+        return BackendState::Retired;
+    }
+    // A running task tells an error only when it is unwell, and is being stopped for it.
+    let is_well = task.desired_state == TaskState::Running && snapshot.status_of(task).err.is_empty();
+    match snapshot.node_state(&node.id) {
+        NodeState::Silent | NodeState::Down => BackendState::Silent,
+        NodeState::Ready if is_well => BackendState::Active,
+        NodeState::Ready => BackendState::Draining,
+    }
+}
+
+fn weight(settings: &LbSettings, task: &Task, node: &Node) -> u32 {
+    let of_node = node_weight(&node.spec.labels).unwrap_or(NonZeroU32::MIN);
+    settings.weight_of(&task.slot, of_node).get()
 }
 
 #[cfg(test)]

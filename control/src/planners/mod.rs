@@ -21,6 +21,7 @@
 //!
 //! Left to others: committing ([`crate::plan`] says how) and waking.
 
+pub mod addresses;
 pub mod enforcer;
 pub mod global;
 pub mod jobs;
@@ -63,6 +64,7 @@ pub const ORDER: &[Planner] = &[
     Planner { name: "updater", plan: updater::plan },
     Planner { name: "promote", plan: promote::plan },
     Planner { name: "scheduler", plan: scheduler::plan },
+    Planner { name: "addresses", plan: addresses::plan },
     Planner { name: "reaper", plan: reaper::plan },
     Planner { name: "release", plan: release::plan },
 ];

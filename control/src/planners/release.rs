@@ -3,9 +3,10 @@
 //! A removed service, or a dropped slot, stays in the mesh table until its tasks have stopped, so
 //! that their live flows may end. The node of such a task may be down, and its engine may hang:
 //! nobody would ever tell of the task's end, and the ports would be refused to every other service.
-//! So once the drain's limit has passed, the leader takes the task's backends away, and with them
-//! the ports that the mesh table holds for it. The task's record stays until its node tells of its
-//! end, or is given up.
+//! So once the drain's limit has passed, the leader takes the task's backends away, those behind
+//! virtual IPs too, and with them the ports that the mesh table holds for it. The task's record
+//! stays until its node tells of its end, or is given up, and so do its addresses on networks: its
+//! container may still have them.
 //!
 //! It decides from the moment at which the task was asked to go, by this manager's clock, and from
 //! the drain limit of the spec that the task was made from. It can't see live flows. A node that is
@@ -38,25 +39,26 @@ const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Takes backends away; asks for a pass when the next limit passes.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
-    for task in snapshot.tasks.values().filter(|task| holds_ports(snapshot, task)) {
+    for task in snapshot.tasks.values().filter(|task| holds_backends(snapshot, task)) {
         let asked_at = snapshot.asked_to_stop_at(task).unwrap_or(task.created_at).min(now);
         if let Some(moment) = after(asked_at, limit(snapshot, task)).filter(|moment| *moment > now) {
             plan.wake_by(moment);
             continue;
         }
         plan.reasons.push(format!(
-            "task {} gives up its published ports: it was to go, and the time for its flows has passed",
+            "task {} gives up its published ports and its place behind virtual IPs: it was to go, and the time for its flows has passed",
             task.id
         ));
-        let released = Task { endpoints: Vec::new(), ..task.value.clone() };
+        let mut released = Task { endpoints: Vec::new(), ..task.value.clone() };
+        released.attachments.iter_mut().for_each(|attachment| attachment.backend_id = None);
         plan.actions.push(Action::UpdateTask { task: released, expected: task.mod_revision });
     }
     plan
 }
 
-fn holds_ports(snapshot: &ClusterSnapshot, task: &Task) -> bool {
+fn holds_backends(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     task.desired_state == TaskState::Remove
-        && !task.endpoints.is_empty()
+        && task.backend_ids().next().is_some()
         && !snapshot.state_of(task).is_terminal()
 }
 

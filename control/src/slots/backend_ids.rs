@@ -1,4 +1,5 @@
-//! Ids of backends: one for each ingress-published port of each task.
+//! Ids of backends: one for each ingress-published port of each task, and one for each network on
+//! which its service has a virtual IP.
 //!
 //! Invariants: an id in the record of any task, whatever its state, is in use; ids are given in a
 //! circle that starts after the one given last (kept in the store), so that a freed id rests for as
@@ -7,18 +8,32 @@
 use std::collections::BTreeSet;
 
 use mesh_state::ids::BackendId;
+use mesh_state::network::Attachment;
 use mesh_state::service::Service;
 use mesh_state::spec::PublishMode;
 use mesh_state::task::TaskEndpoint;
 use thiserror::Error;
 
+use super::networks::{has_virtual_ips, named_by};
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::Action;
 
 /// All ids are in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("all {} backend ids are in use: remove tasks, or publish fewer ports", BackendId::MAX)]
+#[error(
+    "all {} backend ids are in use: remove tasks, publish fewer ports, or put services on fewer networks",
+    BackendId::MAX
+)]
 pub struct Exhausted;
+
+/// What a new task is in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskBackends {
+    /// Its published ports.
+    pub endpoints: Vec<TaskEndpoint>,
+    /// Its places on networks, without addresses.
+    pub attachments: Vec<Attachment>,
+}
 
 /// The ids, for the length of one plan.
 #[derive(Debug)]
@@ -36,26 +51,33 @@ impl<'a> BackendIds<'a> {
         Self { snapshot, used: None, last }
     }
 
-    /// The endpoints of a new task of `service`: one for each ingress-published port.
+    /// The backends of a new task of `service`: one for each ingress-published port and one for
+    /// each virtual IP.
     ///
     /// # Errors
     /// [`Exhausted`], and then nothing is taken.
-    pub fn endpoints(&mut self, service: &Service) -> Result<Vec<TaskEndpoint>, Exhausted> {
-        let before = self.last;
-        let mut endpoints = Vec::new();
-        for port in service.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress) {
-            let Some(backend_id) = self.next() else {
-                self.give_back(&endpoints, before);
-                return Err(Exhausted);
-            };
-            endpoints.push(TaskEndpoint {
-                backend_id,
-                protocol: port.protocol,
-                published_port: port.published_port,
-                target_port: port.target_port,
-            });
-        }
-        Ok(endpoints)
+    pub fn of_task(&mut self, service: &Service) -> Result<TaskBackends, Exhausted> {
+        let ports: Vec<_> =
+            service.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress).collect();
+        let networks = named_by(&service.spec);
+        let virtual_ips = if has_virtual_ips(&service.spec) { networks.len() } else { 0 };
+        let mut ids = self.take(ports.len() + virtual_ips)?.into_iter();
+        let endpoints = ports
+            .into_iter()
+            .filter_map(|port| {
+                Some(TaskEndpoint {
+                    backend_id: ids.next()?,
+                    protocol: port.protocol,
+                    published_port: port.published_port,
+                    target_port: port.target_port,
+                })
+            })
+            .collect();
+        let attachments = networks
+            .into_iter()
+            .map(|named| Attachment { network_id: named.id, address: None, backend_id: ids.next() })
+            .collect();
+        Ok(TaskBackends { endpoints, attachments })
     }
 
     /// The write that remembers how far the circle went; `None` if nothing was given.
@@ -66,6 +88,20 @@ impl<'a> BackendIds<'a> {
             return None;
         }
         Some(Action::SetBackendCursor { last, expected: stored.map(|cursor| cursor.mod_revision) })
+    }
+
+    /// So many ids, or none.
+    fn take(&mut self, count: usize) -> Result<Vec<BackendId>, Exhausted> {
+        let before = self.last;
+        let mut taken = Vec::with_capacity(count);
+        for _ in 0..count {
+            let Some(id) = self.next() else {
+                self.give_back(&taken, before);
+                return Err(Exhausted);
+            };
+            taken.push(id);
+        }
+        Ok(taken)
     }
 
     fn next(&mut self) -> Option<BackendId> {
@@ -79,10 +115,10 @@ impl<'a> BackendIds<'a> {
         BackendId::new(free)
     }
 
-    fn give_back(&mut self, endpoints: &[TaskEndpoint], last: u32) {
+    fn give_back(&mut self, ids: &[BackendId], last: u32) {
         if let Some(used) = &mut self.used {
-            for endpoint in endpoints {
-                used.remove(&endpoint.backend_id.get());
+            for id in ids {
+                used.remove(&id.get());
             }
         }
         self.last = last;
@@ -90,23 +126,19 @@ impl<'a> BackendIds<'a> {
 }
 
 fn ids_in_use(snapshot: &ClusterSnapshot) -> BTreeSet<u32> {
-    snapshot
-        .tasks
-        .values()
-        .flat_map(|task| &task.endpoints)
-        .map(|endpoint| endpoint.backend_id.get())
-        .collect()
+    snapshot.tasks.values().flat_map(|task| task.backend_ids()).map(BackendId::get).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{World, endpoint, ingress, service, task};
+    use crate::fixtures::{World, endpoint, ingress, join, service, task};
 
     fn taken(ids: &mut BackendIds<'_>, ports: u16) -> Result<Vec<u32>, Exhausted> {
         let mut asked = service("s", 1);
         asked.ports = (1..=ports).map(|port| ingress(port, 80)).collect();
-        ids.endpoints(&asked).map(|given| given.iter().map(|endpoint| endpoint.backend_id.get()).collect())
+        ids.of_task(&asked)
+            .map(|given| given.endpoints.iter().map(|endpoint| endpoint.backend_id.get()).collect())
     }
 
     #[test]
@@ -153,7 +185,32 @@ mod tests {
         asked.ports = vec![ingress(80, 80)];
         asked.ports[0].publish_mode = PublishMode::Host;
         let mut ids = BackendIds::new(&world.snapshot);
-        assert_eq!(ids.endpoints(&asked), Ok(Vec::new()));
+        let none = TaskBackends { endpoints: Vec::new(), attachments: Vec::new() };
+        assert_eq!(ids.of_task(&asked), Ok(none));
         assert_eq!(ids.into_action(), None);
+    }
+
+    #[test]
+    fn each_virtual_ip_has_one_and_dnsrr_none() {
+        let mut world = World::new();
+        let mut held = task("t", "s", 1);
+        held.attachments =
+            vec![Attachment { network_id: "x".into(), address: None, backend_id: BackendId::new(3) }];
+        world.put_task(&held);
+        let mut asked = service("s", 1);
+        asked.ports = vec![ingress(80, 80), ingress(81, 80)];
+        join(&mut asked.spec, &["x", "y"]);
+        let mut ids = BackendIds::new(&world.snapshot);
+        let given = ids.of_task(&asked).unwrap();
+        let seen: Vec<_> = given
+            .attachments
+            .iter()
+            .map(|one| (one.network_id.as_str(), one.backend_id.map(BackendId::get), one.address))
+            .collect();
+        assert_eq!(given.endpoints.iter().map(|one| one.backend_id.get()).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(seen, [("x", Some(4), None), ("y", Some(5), None)], "3 is a task's");
+        asked.spec.endpoint_spec.get_or_insert_default().mode = "dnsrr".to_owned();
+        let given = ids.of_task(&asked).unwrap();
+        assert!(given.attachments.iter().all(|one| one.backend_id.is_none()), "{given:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! New tasks, and tasks asked to stop.
 //!
 //! Invariants: a new task is made from its service's current spec; it has a backend id for each
-//! ingress-published port and no node; a task that no node has stops by the leader's word alone.
+//! ingress-published port and each virtual IP, a place on each network, and no node; a task that no
+//! node has stops by the leader's word alone.
 
 use mesh_state::Timestamp;
 use mesh_state::ids::TaskId;
@@ -29,8 +30,8 @@ impl<'a> TaskMaker<'a> {
     /// Adds a new task to `plan`. Without free backend ids the plan gets a reason instead, and
     /// `false` is returned.
     pub fn create(&mut self, plan: &mut Plan, service: &Service, slot: &Slot, start: Start) -> bool {
-        let endpoints = match self.backend_ids.endpoints(service) {
-            Ok(endpoints) => endpoints,
+        let backends = match self.backend_ids.of_task(service) {
+            Ok(backends) => backends,
             Err(error) => {
                 plan.reasons.push(format!("{} is not filled: {error}", service.task_name(slot)));
                 return false;
@@ -49,8 +50,8 @@ impl<'a> TaskMaker<'a> {
             node_id: None,
             generic_resources: Vec::new(),
             desired_state,
-            endpoints,
-            attachments: Vec::new(),
+            endpoints: backends.endpoints,
+            attachments: backends.attachments,
             created_at: self.now,
             start_after,
             shutdown_at: None,

@@ -17,7 +17,7 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 /// How long live flows of a task are waited for: what its service's labels say now, or said when
 /// the service was removed. A task that the mesh doesn't reach has none.
 pub fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
-    if task.endpoints.is_empty() {
+    if !task.is_in_mesh() {
         return Duration::ZERO;
     }
     let service = snapshot.services.get(&task.service_id).map(|service| &service.spec);
@@ -39,7 +39,7 @@ fn is_announced(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> bool {
     if task.desired_state <= TaskState::Running {
         return false;
     }
-    if task.endpoints.is_empty() || snapshot.state_of(task) != TaskState::Running {
+    if !task.is_in_mesh() || snapshot.state_of(task) != TaskState::Running {
         return true;
     }
     snapshot.acked_by_all() >= task.mod_revision

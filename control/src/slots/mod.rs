@@ -4,8 +4,9 @@
 //! Purpose: this file says which tasks stand in a slot and what fills it. Beside it: how a task is
 //! made and stopped ([`create`]), whether it was made from an older spec ([`outdated`]), whether
 //! and when it is restarted ([`restart_policy`], [`history`]), whether a node may run it
-//! ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`ports`], never one of
-//! [`own_ports`]), what it refers to ([`references`]) and how long it drains ([`drain`]).
+//! ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`addresses`], [`ports`],
+//! never one of [`own_ports`]), what it refers to ([`references`], [`networks`]) and how long it
+//! drains ([`drain`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
 //! removed belong to no slot any more. A task is made by [`create::TaskMaker`] and asked to stop by
@@ -13,12 +14,14 @@
 //!
 //! Left to others: what to do about a slot.
 
+pub mod addresses;
 pub mod backend_ids;
 pub mod constraint;
 pub mod create;
 pub mod drain;
 pub mod eligible;
 pub mod history;
+pub mod networks;
 pub mod outdated;
 pub mod own_ports;
 pub mod ports;

@@ -128,6 +128,8 @@ pub struct NodeDescription {
     /// Whether its agent knows member keys: it puts cookies on the tunnel packets that it sends,
     /// and takes those that bear one.
     pub takes_cookies: bool,
+    /// Whether its agent puts tasks on the networks that their assignments name.
+    pub takes_networks: bool,
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,

@@ -146,6 +146,19 @@ pub struct Task {
     pub leader_status: TaskStatus,
 }
 
+impl Task {
+    /// Its backend ids: of its published ports, then of its service's virtual IPs.
+    pub fn backend_ids(&self) -> impl Iterator<Item = BackendId> + '_ {
+        let ports = self.endpoints.iter().map(|endpoint| endpoint.backend_id);
+        ports.chain(self.attachments.iter().filter_map(|attachment| attachment.backend_id))
+    }
+
+    /// Whether others reach it by the mesh table: through published ports, or on networks.
+    pub fn is_in_mesh(&self) -> bool {
+        !self.endpoints.is_empty() || !self.attachments.is_empty()
+    }
+}
+
 /// What was observed of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TaskStatus {

@@ -100,6 +100,7 @@ impl DescriptionFollower {
             datapath: self.datapath.to_owned(),
             kernel: self.kernel.clone(),
             takes_cookies: true,
+            takes_networks: true,
             manager_address: self.manager.map(|manager| manager.to_string()),
             unfit: self.unfit_words(),
             own_ports: self.own_ports.clone(),

@@ -14,6 +14,10 @@ pub enum Refusal {
     Resources,
     /// A volume or log driver is missing.
     Plugin,
+    /// Its agent is of a version that puts no task on a network.
+    OldAgent,
+    /// No kernel programs carry tasks' packets on networks there.
+    NoPrograms,
     /// A constraint does not hold.
     Constraints,
     /// The image has no build for the node.
@@ -31,6 +35,8 @@ impl Refusal {
             Self::Ready => format!("{nodes} {plural} not available for new tasks"),
             Self::Resources => format!("insufficient resources on {nodes} {plural}"),
             Self::Plugin => format!("missing plugin on {nodes} {plural}"),
+            Self::OldAgent => format!("agent too old for overlay networks on {nodes} {plural}"),
+            Self::NoPrograms => format!("no kernel programs for overlay networks on {nodes} {plural}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} {plural}"),
             Self::Platform => format!("unsupported platform on {nodes} {plural}"),
             Self::HostPort => format!("host-mode port already in use on {nodes} {plural}"),

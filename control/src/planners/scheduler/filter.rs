@@ -1,5 +1,5 @@
-//! The filters, in Swarm's order: ready, resources, plugin, constraints, platform, host port, max
-//! replicas per node.
+//! The filters, in Swarm's order: ready, resources, plugin, networks, constraints, platform, host
+//! port, max replicas per node.
 //!
 //! Invariant: a node is refused by the first filter that does so; nothing else is asked of it then.
 
@@ -9,6 +9,9 @@ use super::explain::Refusal;
 use super::needs::Needs;
 use super::usage::NodeUsage;
 
+/// The datapath without kernel programs.
+const USERSPACE: &str = "userspace";
+
 /// Why a node can't take one more such task; `None` if it can.
 pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
     if !usage.takes_tasks {
@@ -17,6 +20,10 @@ pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
         Some(Refusal::Resources)
     } else if !has_plugins(needs, usage.node) {
         Some(Refusal::Plugin)
+    } else if needs.is_on_networks && !usage.node.description.takes_networks {
+        Some(Refusal::OldAgent)
+    } else if needs.is_on_networks && usage.node.description.datapath == USERSPACE {
+        Some(Refusal::NoPrograms)
     } else if !needs.suits.constraints_hold(usage.node) {
         Some(Refusal::Constraints)
     } else if !needs.suits.platform_fits(usage.node) {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::generic::{self, WantedResources};
 use crate::slots::eligible::Suits;
+use crate::slots::networks::named_by;
 
 /// What a task needs of a node, read once from its spec.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Needs<'a> {
     pub plugins: Vec<(&'static str, String)>,
     /// Generic resources.
     pub generic: WantedResources,
+    /// Whether they are on networks.
+    pub is_on_networks: bool,
     /// Constraints and platforms.
     pub suits: Suits,
 }
@@ -44,6 +47,7 @@ impl<'a> Needs<'a> {
             max_replicas: template.placement.as_ref().map_or(0, |placement| placement.max_replicas),
             plugins: plugins(template),
             generic: generic::wanted(template.resources.as_ref()),
+            is_on_networks: !named_by(spec).is_empty(),
             suits: Suits::new(template),
         }
     }

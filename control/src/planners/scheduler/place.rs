@@ -58,7 +58,7 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
 
     /// The node for the next task, and which of its generic resources the task gets; `None` if no
     /// node can take one more.
-    pub fn place(&mut self) -> Option<(NodeId, Vec<GenericResource>)> {
+    pub fn place(&mut self) -> Option<(&'a NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
             let usage = self.usages.of(&id)?;
@@ -70,8 +70,9 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
             }
             let generic = usage.take(self.needs);
             let score = Score::new(usage, self.needs.service, self.spec_version);
-            self.tree.add(&path, 1, Some((score, id.clone())));
-            return Some((id, generic));
+            let node = &usage.node.id;
+            self.tree.add(&path, 1, Some((score, id)));
+            return Some((node, generic));
         }
     }
 }

@@ -206,7 +206,7 @@ impl<'a> Judge<'a, '_> {
         if status.state != TaskState::Running {
             return Arrival::Comes { until: None };
         }
-        if task.endpoints.is_empty() || self.is_known_everywhere(&task.id) {
+        if !task.is_in_mesh() || self.is_known_everywhere(&task.id) {
             return Arrival::Up;
         }
         match after(self.snapshot.ran_at(task).min(self.now), ACK_WAIT_MAX) {

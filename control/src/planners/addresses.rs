@@ -1,0 +1,106 @@
+//! Addresses of networks that are no task's: virtual IPs of services, and those of the bridges by
+//! which nodes are on a network.
+//!
+//! It decides from the specs of services, and from the nodes that tasks were given. A service has a
+//! virtual IP on each network that its spec names, unless it is in mode `dnsrr`, and keeps it for
+//! as long as that is so: clients hold on to a virtual IP for longer than to anything else. A node
+//! gets an address on a network with the first task that it has there, and keeps it while it is a
+//! member: a bridge that is removed and made again has the same one. The tasks' own addresses come
+//! with their node (`scheduler`), which leaves as many free as are still owed here.
+//!
+//! It can't see what uses an address that a node or a service gives up. A service that loses its
+//! virtual IP by an update has told the mesh table so before the address is given to anyone else,
+//! as it rests meanwhile ([`crate::slots::addresses`] says how).
+//!
+//! Invariants: pure; an address has one holder; a virtual IP doesn't change while its service is on
+//! its network. If a network is used up, the plan says so, and who got none gets one as soon as
+//! there is one.
+
+use std::collections::BTreeMap;
+
+use mesh_state::Timestamp;
+use mesh_state::ids::NetworkId;
+use mesh_state::network::{Network, VirtualIp};
+use mesh_state::service::Service;
+use rand::RngCore;
+
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::plan::{Action, Plan};
+use crate::slots::addresses::{Addresses, is_served, virtual_ips_wanted};
+
+/// Gives nodes and services the addresses that they lack, and takes those back that nobody needs.
+pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
+    let mut plan = Plan::default();
+    if snapshot.networks.values().all(|network| network.ingress) {
+        return plan;
+    }
+    let mut addresses = Addresses::new(snapshot);
+    // Nodes first: without its bridge, no task of a node is on the network at all.
+    node_addresses(snapshot, &mut addresses, &mut plan);
+    for service in snapshot.services.values() {
+        virtual_ips(snapshot, service, &mut addresses, &mut plan);
+    }
+    plan
+}
+
+fn node_addresses(snapshot: &ClusterSnapshot, addresses: &mut Addresses<'_>, plan: &mut Plan) {
+    let mut changed: BTreeMap<&NetworkId, Network> = BTreeMap::new();
+    for (id, stored) in snapshot.networks.iter().filter(|(_, network)| is_served(network)) {
+        let is_gone = |node| !snapshot.nodes.contains_key(node);
+        for node in stored.node_addresses.keys().filter(|node| is_gone(node)) {
+            let network = changed.entry(id).or_insert_with(|| stored.value.clone());
+            network.node_addresses.remove(node);
+            plan.reasons.push(format!("node {node} gives up its address on network {}", stored.name));
+        }
+    }
+    for (id, nodes) in addresses.owed_to_nodes() {
+        let Some(stored) = snapshot.networks.get(id) else { continue };
+        for node in nodes {
+            match addresses.for_node(id, node) {
+                Ok(address) => {
+                    let network = changed.entry(id).or_insert_with(|| stored.value.clone());
+                    network.node_addresses.insert(node.clone(), address);
+                    plan.reasons.push(format!("node {node} is {address} on network {}", stored.name));
+                }
+                Err(error) => plan.reasons.push(format!("node {node} gets no address: {error}")),
+            }
+        }
+    }
+    for (id, network) in changed {
+        if let Some(stored) = snapshot.networks.get(id) {
+            plan.actions.push(Action::UpdateNetwork { network, expected: stored.mod_revision });
+        }
+    }
+}
+
+fn virtual_ips(
+    snapshot: &ClusterSnapshot,
+    service: &Stored<Service>,
+    addresses: &mut Addresses<'_>,
+    plan: &mut Plan,
+) {
+    let mut held = Vec::new();
+    for network_id in virtual_ips_wanted(snapshot, service) {
+        let kept = service.virtual_ips.iter().find(|held| held.network_id == network_id);
+        let given = match kept {
+            Some(kept) => Ok(kept.address),
+            None => addresses.for_service(&network_id),
+        };
+        match given {
+            Ok(address) => held.push(VirtualIp { network_id, address }),
+            Err(error) => {
+                plan.reasons.push(format!("service {} gets no virtual IP: {error}", service.spec.name));
+            }
+        }
+    }
+    if held == service.virtual_ips {
+        return;
+    }
+    let shown: Vec<String> = held.iter().map(|virtual_ip| virtual_ip.address.to_string()).collect();
+    plan.reasons.push(format!("the virtual IPs of service {} are [{}]", service.spec.name, shown.join(", ")));
+    let value = Service { virtual_ips: held, ..service.value.clone() };
+    plan.actions.push(Action::UpdateService { service: value, expected: service.mod_revision });
+}
+
+#[cfg(test)]
+mod tests;

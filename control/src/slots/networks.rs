@@ -1,0 +1,74 @@
+//! The networks that a service's spec puts its tasks on: pure.
+//!
+//! Invariants: each network is named once, in the order of the spec; a spec that the API stored
+//! names networks by their ids.
+//!
+//! Left to others: turning names into ids (the API), and addresses ([`super::addresses`]).
+
+use mesh_state::ids::NetworkId;
+use mesh_state::spec::ServiceSpec;
+use serde_json::Value;
+
+/// The value of `EndpointSpec.Mode` that gives a service no virtual IPs.
+const DNSRR: &str = "dnsrr";
+
+/// A network in a service's spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedNetwork {
+    /// The network.
+    pub id: NetworkId,
+    /// Further names of the service on it.
+    pub aliases: Vec<String>,
+}
+
+/// The networks of a service, each once.
+pub fn named_by(spec: &ServiceSpec) -> Vec<NamedNetwork> {
+    // Older clients name a service's networks beside the template.
+    let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];
+    let mut named: Vec<NamedNetwork> = Vec::new();
+    for one in lists.into_iter().flatten().filter_map(Value::as_array).flatten() {
+        let Some(target) = one.get("Target").and_then(Value::as_str) else { continue };
+        let id = NetworkId::from(target);
+        if named.iter().all(|known| known.id != id) {
+            let aliases = one.get("Aliases").and_then(Value::as_array).into_iter().flatten();
+            let aliases = aliases.filter_map(Value::as_str).map(str::to_owned).collect();
+            named.push(NamedNetwork { id, aliases });
+        }
+    }
+    named
+}
+
+/// Whether the service has a virtual IP on each of its networks.
+pub fn has_virtual_ips(spec: &ServiceSpec) -> bool {
+    spec.endpoint_spec.as_ref().is_none_or(|endpoint| !endpoint.mode.eq_ignore_ascii_case(DNSRR))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_network_is_named_once_with_its_aliases_and_in_the_specs_order() {
+        let mut spec = ServiceSpec::default();
+        let within = json!([{"Target": "b", "Aliases": ["db", "sql"]}, {"Target": "a", "Aliases": null}, {"Target": "b"}]);
+        spec.task_template.extra.insert("Networks".to_owned(), within);
+        spec.extra.insert("Networks".to_owned(), json!([{"Target": "a"}, {"Target": "c"}]));
+        let named: Vec<_> =
+            named_by(&spec).into_iter().map(|one| (one.id.to_string(), one.aliases.join(","))).collect();
+        let expected = [("b", "db,sql"), ("a", ""), ("c", "")];
+        assert_eq!(named, expected.map(|(id, aliases)| (id.to_owned(), aliases.to_owned())));
+        assert_eq!(named_by(&ServiceSpec::default()), []);
+    }
+
+    #[test]
+    fn only_dnsrr_has_no_virtual_ips() {
+        let mut spec = ServiceSpec::default();
+        assert!(has_virtual_ips(&spec), "no endpoint spec");
+        for (mode, expected) in [("", true), ("vip", true), ("dnsrr", false)] {
+            mode.clone_into(&mut spec.endpoint_spec.get_or_insert_default().mode);
+            assert_eq!(has_virtual_ips(&spec), expected, "mode {mode:?}");
+        }
+    }
+}
