@@ -10,7 +10,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
-use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
@@ -23,6 +22,7 @@ use thiserror::Error;
 use crate::control_link::member_keys::MemberKeys;
 
 mod networks;
+mod read;
 
 pub use networks::{AttachmentView, MemberView, NetworkView, ServiceNetwork};
 
@@ -246,13 +246,13 @@ impl NodeView {
         next.committed_unix_ms = table.committed_unix_ms;
         next.remove(table);
         for node in &table.nodes {
-            next.nodes.insert(node.id.as_str().into(), read_node(node)?);
+            next.nodes.insert(node.id.as_str().into(), read::node(node)?);
         }
         for service in &table.services {
-            next.services.insert(service.id.as_str().into(), read_service(service)?);
+            next.services.insert(service.id.as_str().into(), read::service(service)?);
         }
         for backend in &table.backends {
-            let backend = read_backend(backend)?;
+            let backend = read::backend(backend)?;
             next.backends.insert(backend.id, backend);
         }
         for network in &table.networks {
@@ -317,114 +317,6 @@ impl NodeView {
             (service, port, backends)
         })
     }
-}
-
-fn read_node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
-    Ok(PeerNode {
-        id: node.id.as_str().into(),
-        address: parse("node", &node.id, "address", &node.address)?,
-        hostname: node.hostname.clone(),
-        subnet: match node.subnet.as_str() {
-            "" => None,
-            subnet => Some(parse("node", &node.id, "subnet", subnet)?),
-        },
-        in_userspace: node.datapath == "userspace",
-        takes_cookies: node.takes_cookies,
-    })
-}
-
-fn read_service(service: &proto::MeshService) -> Result<ServiceView, ViewError> {
-    let port = |port: &proto::MeshPort| {
-        Ok(PortView {
-            protocol: read_protocol("service", &service.id, &port.protocol)?,
-            published: read_port("service", &service.id, "published port", port.published)?,
-            target: read_port("service", &service.id, "target port", port.target)?,
-        })
-    };
-    Ok(ServiceView {
-        id: service.id.as_str().into(),
-        name: service.name.clone(),
-        lb: read_settings(service)?,
-        ports: service.ports.iter().map(port).collect::<Result<_, _>>()?,
-        networks: networks::read_service_networks(service)?,
-    })
-}
-
-fn read_settings(service: &proto::MeshService) -> Result<LbSettings, ViewError> {
-    let policy = parse("service", &service.id, "policy", &service.policy)?;
-    if service.settings_json.is_empty() {
-        return Ok(LbSettings { policy, ..LbSettings::default() });
-    }
-    let settings: LbSettings =
-        serde_json::from_str(&service.settings_json).map_err(|_| ViewError::InvalidField {
-            kind: "service",
-            id: service.id.clone(),
-            field: "settings",
-            value: service.settings_json.clone(),
-        })?;
-    Ok(LbSettings { policy, ..settings })
-}
-
-fn read_backend(backend: &proto::MeshBackend) -> Result<BackendView, ViewError> {
-    let id = backend.id.to_string();
-    let entry =
-        |field, value: String| ViewError::InvalidField { kind: "backend", id: id.clone(), field, value };
-    let state = read_state(backend.state()).ok_or_else(|| entry("state", backend.state.to_string()))?;
-    Ok(BackendView {
-        id: BackendId::new(backend.id).ok_or_else(|| entry("id", id.clone()))?,
-        service_id: backend.service_id.as_str().into(),
-        task_id: backend.task_id.as_str().into(),
-        task_name: backend.task_name.clone(),
-        node_id: backend.node_id.as_str().into(),
-        address: parse("backend", &id, "address", &backend.address)?,
-        protocol: read_protocol("backend", &id, &backend.protocol)?,
-        published: read_port("backend", &id, "published port", backend.published)?,
-        target: read_port("backend", &id, "target port", backend.target)?,
-        state,
-        weight: NonZeroU32::new(backend.weight).ok_or_else(|| entry("weight", backend.weight.to_string()))?,
-        container_id: backend.container_id.clone(),
-    })
-}
-
-fn read_state(state: proto::BackendState) -> Option<BackendState> {
-    match state {
-        proto::BackendState::Active => Some(BackendState::Active),
-        proto::BackendState::Draining => Some(BackendState::Draining),
-        proto::BackendState::Silent => Some(BackendState::Silent),
-        proto::BackendState::Retired => Some(BackendState::Retired),
-        proto::BackendState::Unspecified => None,
-    }
-}
-
-fn parse<T: FromStr>(kind: &'static str, id: &str, field: &'static str, text: &str) -> Result<T, ViewError> {
-    text.parse().map_err(|_| ViewError::InvalidField {
-        kind,
-        id: id.to_owned(),
-        field,
-        value: text.to_owned(),
-    })
-}
-
-fn read_protocol(kind: &'static str, id: &str, text: &str) -> Result<Protocol, ViewError> {
-    match text {
-        "tcp" => Ok(Protocol::Tcp),
-        "udp" => Ok(Protocol::Udp),
-        _ => Err(ViewError::InvalidField {
-            kind,
-            id: id.to_owned(),
-            field: "protocol",
-            value: text.to_owned(),
-        }),
-    }
-}
-
-fn read_port(kind: &'static str, id: &str, field: &'static str, port: u32) -> Result<u16, ViewError> {
-    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| ViewError::InvalidField {
-        kind,
-        id: id.to_owned(),
-        field,
-        value: port.to_string(),
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId};
 use mesh_state::proto;
 use serde::{Deserialize, Serialize};
 
-use super::{BackendState, ViewError, parse, read_state};
+use super::read::{parse, state};
+use super::{BackendState, ViewError};
 
 /// A network that a user made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +132,7 @@ pub(super) fn read_member(member: &proto::MeshMember) -> Result<MemberView, View
         node_id: member.node_id.as_str().into(),
         container_id: member.container_id.clone(),
         hostname: member.hostname.clone(),
-        state: read_state(member.state()),
+        state: state(member.state()),
         weight: NonZeroU32::new(member.weight).unwrap_or(NonZeroU32::MIN),
         attachments: member.attachments.iter().map(read).collect::<Result<_, _>>()?,
     })
