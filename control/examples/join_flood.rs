@@ -1,7 +1,7 @@
-//! Calls a manager's `Join` without a token, with a hostname of 4 MB, so many times a second: for
-//! `cargo xtask soak listeners`.
+//! Calls a manager's `Join` without a token, with a hostname of 4 MB, at a given rate: for `cargo
+//! xtask soak listeners`.
 //!
-//! Arguments: the manager's address, an agent's `identity.json` (for the CA), calls a second,
+//! Arguments: the manager's address, an agent's `identity.json` (for the CA), calls per second,
 //! seconds.
 
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Puts one manager together. Wiring only: what is started, in which order, and how it ends.
+//! Wires one manager: what is started, in which order, and how it ends. No decisions.
 //!
-//! Invariants: whatever can be bound is bound before anything is promised; every part is a
-//! component of [`mesh_runtime`], so one that panics or ends without being asked ends the process
-//! with an error, for its supervisor to start it anew.
+//! Invariants: all sockets are bound before anything else starts; every part is a component of
+//! [`mesh_runtime`], so one that panics or ends too early ends the process with an error, and its
+//! supervisor restarts it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -52,20 +52,20 @@ use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
 use mesh_runtime::unix_socket::{self, Access};
 
-/// How long the parts may take to end when asked.
+/// How long the components may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
-/// Pauses between attempts to reach etcd at the start.
+/// The shortest pause between attempts to reach etcd at the start.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(200);
 const PAUSE_LONGEST: Duration = Duration::from_secs(3);
 
-/// What is bound before the cluster is opened.
+/// The sockets, bound before the cluster is opened.
 struct Listeners {
     nodes: TcpListener,
     admin: TcpListener,
     docker: UnixListener,
 }
 
-/// The components, each of which is to end only when asked.
+/// The components, each of which must end only at shutdown.
 struct DaemonParts {
     components: Components,
     shutdown: CancellationToken,
@@ -79,7 +79,7 @@ impl DaemonParts {
         });
     }
 
-    /// Starts a part that may fail by itself.
+    /// Starts a component that may fail.
     fn start_server<E: Into<anyhow::Error>>(
         &self,
         name: &'static str,
@@ -89,10 +89,10 @@ impl DaemonParts {
     }
 }
 
-/// Runs a manager until it is told to stop.
+/// Runs a manager until it gets a signal to stop.
 ///
 /// # Errors
-/// It can't start, or a part of it ended without being asked.
+/// It can't start, or a component failed.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let listeners = bind(&config).await?;
     let components = Components::new(config.debug_faults);
@@ -122,12 +122,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let end = components.wait(SHUTDOWN_GRACE).await;
     if let Err(error) = std::fs::remove_file(&config.socket) {
-        warn!(error = error_chain(&error), socket = %config.socket.display(), "remove the socket");
+        warn!(error = error_chain(&error), socket = %config.socket.display(), "can't remove the socket");
     }
     end
 }
 
-/// Who may use the manager's socket: root, as the node's agent is.
+/// Only root may use the manager's socket; the node's agent runs as root.
 const OWNERS_ALONE: Access = Access { mode: 0o600, gid: None };
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
@@ -142,8 +142,8 @@ async fn bind(config: &Config) -> anyhow::Result<Listeners> {
     })
 }
 
-/// Opens the cluster; waits for etcd, and for this manager's cluster in it, as long as it takes,
-/// but for nothing else. `waits_for` is told why.
+/// Opens the cluster; waits for etcd, and for this manager's cluster in it, for as long as it
+/// takes. Other errors are final. Publishes the reason of the wait in `waits_for`.
 async fn open_cluster(
     store: &dyn Store,
     config: &Config,
@@ -164,12 +164,12 @@ async fn open_cluster(
     }
 }
 
-/// Ports of etcd's members: what etcd says of them, else what this manager was told.
+/// The ports of etcd's members: those that etcd reports, else those in the configuration.
 async fn etcd_ports(etcd: &EtcdStore, config: &Config) -> BTreeSet<u16> {
     etcd.member_ports().await.unwrap_or_else(|error| {
         warn!(
             error = error_chain(&error),
-            "ask etcd for its members' ports: only those of --etcd are kept from services"
+            "can't ask etcd for its members' ports: only those of --etcd are reserved"
         );
         own_ports::of_urls(&config.etcd.addresses)
     })
@@ -255,7 +255,7 @@ fn start(
     start_admin(listeners.admin, doors.admin, feed, registry, parts)
 }
 
-/// Compares the other managers' clocks with this one's.
+/// Starts comparing the other managers' clocks with this one's.
 fn start_clocks(context: &ApiContext, registry: &Registry, parts: &DaemonParts) -> anyhow::Result<()> {
     metrics::clocks::register(Arc::clone(&context.clocks), registry)?;
     let following = clocks::follow_managers(
@@ -282,7 +282,7 @@ fn start_docker_api(
     Ok(())
 }
 
-/// Metrics and health.
+/// Starts serving metrics and health.
 fn start_admin(
     listener: TcpListener,
     door: Arc<Door>,
@@ -300,7 +300,7 @@ fn start_admin(
     Ok(())
 }
 
-/// The lease, and what the leader does.
+/// Starts the lease, and the leader's components.
 fn start_leadership(
     config: &Config,
     context: &ApiContext,

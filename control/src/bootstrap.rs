@@ -1,10 +1,10 @@
-//! Makes the cluster's record when there is none, and opens it when there is one.
+//! Creates the cluster's record if there is none, and opens it if there is one.
 //!
-//! Invariants: the record is created once, whoever comes first; the key file is made only for a
-//! cluster that doesn't exist yet; a manager without the right key file doesn't start; a manager
-//! that has the key of a cluster waits for that cluster's record and makes no other one unasked.
-//! `DATA/cluster-id` says which cluster it is; a key that was made for a cluster which etcd may not
-//! have taken yet is `DATA/key.new`.
+//! Invariants: the record is created once, whichever manager is first; the key file is made only
+//! for a cluster that doesn't exist yet; a manager without the right key file doesn't start; a
+//! manager that has the key of a cluster waits for that cluster's record and makes no other one
+//! unasked. `DATA/cluster-id` names its cluster; a key made for a cluster whose record may not be
+//! in etcd yet is `DATA/key.new`.
 //!
 //! Left to others: carrying the key file (`DATA/key`, 32 bytes) from the first manager to the
 //! others. It is the one secret that is not in etcd, so it must not go through etcd.
@@ -33,11 +33,11 @@ use crate::pool::{PoolError, WantedPool};
 use crate::seal::{SealError, Sealer};
 use mesh_runtime::private_file;
 
-/// Terminal tasks kept in each slot, as Swarm keeps.
+/// Ended tasks kept in each slot, as in Swarm.
 const TASK_HISTORY_LIMIT: u64 = 5;
-/// The network of published ports.
+/// The name of the network for published ports.
 const INGRESS_NETWORK: &str = "ingress";
-/// Bytes of the key that authenticates relay preambles.
+/// The length of the key that authenticates relay preambles, bytes.
 pub const RELAY_KEY_BYTES: usize = 32;
 
 /// Why this manager can't take part in the cluster.
@@ -46,20 +46,20 @@ pub enum BootstrapError {
     /// etcd failed.
     #[error("read or create the cluster's record")]
     Store(#[from] StoreError),
-    /// The record can't be read or written.
+    /// The record can't be encoded or decoded.
     #[error("read or create the cluster's record")]
     Codec(#[from] CodecError),
-    /// The cluster exists, and this manager has no key to it.
+    /// The cluster exists, and this manager has no key file.
     #[error(
         "this etcd holds a cluster already, and {} does not exist: copy the key file of another manager there (mode 0600), \
          or point --etcd at an empty etcd to make a new cluster",
         path.display()
     )]
     NoKey {
-        /// Where the key file is expected.
+        /// The path of the missing key file.
         path: PathBuf,
     },
-    /// There is a key to a cluster, and etcd holds none.
+    /// There is the key file of a cluster, and etcd holds none.
     #[error(
         "etcd holds no cluster, and {} is the key of one: restore a backup of etcd, or name that cluster's etcd; \
          to give that cluster up and make a new one, give --new-cluster",
@@ -77,29 +77,29 @@ pub enum BootstrapError {
     OtherCluster {
         /// This manager's cluster.
         own: ClusterId,
-        /// The one in etcd.
+        /// The cluster in etcd.
         found: ClusterId,
     },
-    /// The key file or what it seals.
+    /// The key file can't be used, or doesn't open the record's secrets.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The CA.
+    /// The CA can't be made or loaded.
     #[error(transparent)]
     Ca(#[from] CaError),
-    /// The cluster has another pool than this manager was told.
+    /// The cluster has another address pool than this manager's configuration.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// The join tokens.
+    /// The join tokens can't be read.
     #[error("read the join tokens")]
     Token(#[from] TokenError),
     /// The data directory can't be used.
     #[error("{operation} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -117,7 +117,7 @@ impl BootstrapError {
     }
 }
 
-/// The cluster, opened.
+/// The opened cluster.
 pub struct OpenedCluster {
     /// Seals and opens with the cluster's key.
     pub sealer: Sealer,
@@ -125,16 +125,16 @@ pub struct OpenedCluster {
     pub authority: Authority,
     /// The cluster's record.
     pub cluster: Cluster,
-    /// The store's revision at the record's creation.
+    /// The store's revision at which the record was created.
     pub created: i64,
 }
 
-/// What the cluster is to be, if it has to be made.
+/// The settings of a cluster that has to be created.
 #[derive(Debug, Clone, Copy)]
 pub struct BootstrapOptions {
-    /// Where tasks' addresses come from.
+    /// The pool of tasks' addresses.
     pub pool: WantedPool,
-    /// Whether it may be made though there is a key of another one.
+    /// Whether a new cluster may be created though there is the key of another one.
     pub new_cluster: bool,
 }
 
@@ -144,27 +144,27 @@ impl From<WantedPool> for BootstrapOptions {
     }
 }
 
-/// A record of a cluster, and the key to it.
+/// A cluster's record, and its sealer.
 struct Found {
     sealer: Sealer,
     cluster: Cluster,
     created: i64,
 }
 
-/// Files of a manager's data directory.
+/// The files in a manager's data directory.
 struct Files {
     key: PathBuf,
-    /// A key for a cluster that etcd may not have taken.
+    /// The key of a cluster whose record may not be in etcd yet.
     fresh_key: PathBuf,
-    /// The id of the cluster that the key is of.
+    /// The id of the key's cluster.
     cluster_id: PathBuf,
 }
 
-/// Opens the cluster of `store`, making it if there is none, and writes the join tokens to
+/// Opens the cluster in `store`, creates it if there is none, and writes the join tokens to
 /// `data_dir`.
 ///
 /// # Errors
-/// [`BootstrapError`]; its text says what to do.
+/// [`BootstrapError`]; its text names the next step.
 pub async fn open_cluster(
     store: &dyn Store,
     data_dir: &Path,
@@ -200,7 +200,7 @@ pub async fn open_cluster(
     Ok(OpenedCluster { sealer, authority, cluster, created })
 }
 
-/// Keeps the join tokens' files in `data_dir` true when tokens are rotated, until `shutdown`.
+/// Rewrites the join tokens' files in `data_dir` when tokens are rotated, until `shutdown`.
 pub async fn keep_token_files(data_dir: PathBuf, context: ApiContext, shutdown: CancellationToken) {
     let mut snapshots = context.feed.snapshots.clone();
     let mut written = None;
@@ -211,7 +211,10 @@ pub async fn keep_token_files(data_dir: PathBuf, context: ApiContext, shutdown: 
             match tokens.and_then(|tokens| write_tokens(&data_dir, &tokens)) {
                 Ok(()) => written = revision,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "keep the join tokens' files");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "can't rewrite the join tokens' files"
+                    );
                 }
             }
         }
@@ -227,7 +230,7 @@ fn write_tokens(data_dir: &Path, tokens: &JoinTokens) -> Result<(), BootstrapErr
     write_private(&data_dir.join("join-token-manager"), &tokens.manager)
 }
 
-/// The key to a cluster that exists.
+/// The sealer with the key of an existing cluster.
 fn key_of(cluster: &Cluster, files: &Files) -> Result<Sealer, BootstrapError> {
     let known = read_cluster_id(&files.cluster_id)?;
     if let Some(own) = known.filter(|own| *own != cluster.id) {
@@ -236,7 +239,7 @@ fn key_of(cluster: &Cluster, files: &Files) -> Result<Sealer, BootstrapError> {
     if let Some(sealer) = Sealer::load(&files.key)? {
         return Ok(sealer);
     }
-    // This manager may have made the cluster without hearing that etcd took it.
+    // This manager may have created the cluster without getting etcd's answer.
     match Sealer::load(&files.fresh_key)? {
         Some(sealer) if sealer.open(CA_KEY, &cluster.ca_key).is_ok() => {
             keep_fresh_key(files)?;
@@ -246,7 +249,7 @@ fn key_of(cluster: &Cluster, files: &Files) -> Result<Sealer, BootstrapError> {
     }
 }
 
-/// The id beside the key, if this manager has been of a cluster.
+/// The cluster id beside the key, if this manager ever opened a cluster.
 fn read_cluster_id(path: &Path) -> Result<Option<ClusterId>, BootstrapError> {
     match std::fs::read_to_string(path) {
         Ok(id) => Ok(Some(ClusterId::from(id.trim()))),
@@ -260,7 +263,7 @@ fn keep_fresh_key(files: &Files) -> Result<(), BootstrapError> {
     std::fs::rename(&files.fresh_key, &files.key).map_err(failed)
 }
 
-/// Makes the record, unless another manager is faster: then its record counts, and its key.
+/// Creates the record, unless another manager is faster: then its record and its key apply.
 async fn create_cluster(
     store: &dyn Store,
     files: &Files,

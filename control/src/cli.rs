@@ -27,12 +27,11 @@ pub struct Cli {
     #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE")]
     pub etcd_ca: Option<PathBuf>,
 
-    /// The certificate that this manager shows to etcd, PEM. Read anew whenever etcd is connected
-    /// to anew.
+    /// The certificate that this manager presents to etcd, PEM. Read again for each new connection.
     #[arg(long, env = "MESH_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
     pub etcd_cert: Option<PathBuf>,
 
-    /// The key of that certificate, PEM; for its owner alone (mode 0600).
+    /// The key of that certificate, PEM; readable by its owner alone (mode 0600).
     #[arg(long, env = "MESH_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
 
@@ -41,62 +40,62 @@ pub struct Cli {
     #[arg(long, env = "MESH_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
     pub etcd_user: Option<String>,
 
-    /// Holds that user's password; for its owner alone (mode 0600).
+    /// File with that user's password; readable by its owner alone (mode 0600).
     #[arg(long, env = "MESH_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
 
-    /// Speak plain text to an etcd on another machine. Whoever reaches that network can then read
-    /// and change everything.
+    /// Use plain text with an etcd on another machine. Anyone on that network can then read and
+    /// change everything.
     #[arg(long, env = "MESH_ETCD_INSECURE")]
     pub etcd_insecure: bool,
 
-    /// Holds the cluster's key file (`key`) and the join tokens; made with mode 0700. Further
-    /// managers need the first one's `key`.
+    /// Directory of the cluster's key file (`key`) and the join tokens; made with mode 0700.
+    /// Further managers need the first one's `key`.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]
     pub data_dir: PathBuf,
 
-    /// Make a new cluster in an etcd that holds none, though this manager has the key of a cluster.
-    /// Without it such a manager waits: an etcd that was emptied is no new cluster. Nodes of the
-    /// old cluster have to join the new one.
+    /// Create a new cluster in an etcd that holds none, though this manager has the key of a
+    /// cluster. Without this flag such a manager waits, as an etcd that lost its data is no new
+    /// cluster. Nodes of the old cluster have to join the new one.
     #[arg(long, env = "MESH_NEW_CLUSTER")]
     pub new_cluster: bool,
 
-    /// This manager's name, which no other manager may have. Default: the hostname.
+    /// This manager's name, unique among managers. Default: the hostname.
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,
 
-    /// The address that agents and other managers reach this manager at.
+    /// The address at which agents and other managers reach this manager.
     #[arg(long, env = "MESH_ADVERTISE", value_name = "IP")]
     pub advertise: IpAddr,
 
-    /// Where agents connect (gRPC over TLS).
+    /// Address for agents' connections (gRPC over TLS).
     #[arg(long, env = "MESH_NODE_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:2377")]
     pub node_listen: SocketAddr,
 
-    /// Where the swarm part of Docker's API is served, a socket for its owner alone.
+    /// Socket for the swarm part of Docker's API, open to its owner alone.
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
     pub socket: PathBuf,
 
-    /// Where /metrics, /healthz and /readyz are served [default: port 9465 of the address in
+    /// Address for /metrics, /healthz and /readyz [default: port 9465 of the address in
     /// --advertise].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 
-    /// The addresses that tasks' networks come out of, as `docker swarm init --default-addr-pool`.
-    /// Taken when the cluster is made; choose one that no client and no route of the nodes is in.
+    /// The pool of tasks' addresses, as `docker swarm init --default-addr-pool`. Used when the
+    /// cluster is created; choose one that contains no client and no route of the nodes.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL", value_name = "CIDR")]
     pub default_addr_pool: Option<Ipv4Net>,
 
-    /// How long the prefix of each node's part of that pool is: 24 leaves room for 253 tasks on a
+    /// The prefix length of each node's subnet of that pool: 24 leaves room for 253 tasks on a
     /// node.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
     pub default_addr_pool_mask_length: Option<u8>,
 
-    /// What is logged: a level, or directives as in `info,mesh_control::leader::driver=debug`.
+    /// Log level, or directives as in `info,mesh_control::leader::driver=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
 
-    /// Lets whoever reaches the metrics listener make a part of this process panic. For tests.
+    /// Let clients of the metrics listener make a component of this process panic. For tests.
     #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
     pub debug_faults: bool,
 }

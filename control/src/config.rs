@@ -1,4 +1,4 @@
-//! What `mesh-control` was asked to do, checked. Nothing is opened or bound here.
+//! The configuration of `mesh-control`, checked. Opens and binds nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,58 +12,58 @@ use crate::pool::{PoolError, WantedPool};
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// How etcd is reached.
+    /// The access to etcd.
     pub etcd: EtcdAccess,
-    /// Holds the key file and the join tokens.
+    /// The directory of the key file and the join tokens.
     pub data_dir: PathBuf,
-    /// Whether a new cluster may be made though there is a key of one.
+    /// Whether a new cluster may be created though there is the key of one.
     pub new_cluster: bool,
     /// This manager's name.
     pub name: String,
-    /// Where agents and clients reach this manager.
+    /// The address at which agents and clients reach this manager.
     pub advertise: IpAddr,
-    /// Where the node service listens.
+    /// The node service's address.
     pub node_listen: SocketAddr,
-    /// Where the Docker API listens.
+    /// The Docker API's socket.
     pub socket: PathBuf,
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub metrics_listen: SocketAddr,
-    /// What tasks' networks come out of.
+    /// The pool of tasks' addresses.
     pub pool: WantedPool,
-    /// Whether parts can be made to panic.
+    /// Whether clients can make components panic.
     pub debug_faults: bool,
 }
 
 /// What is wrong with the configuration.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    /// No name, and no hostname to take instead.
+    /// There is no name, and no hostname to use instead.
     #[error("this machine has no hostname: give --name")]
     NoName,
-    /// Names become part of a key.
+    /// A name has a character that keys can't have, or a bad length.
     #[error("--name {0:?}: a name has 1 to 63 characters of letters, digits, '-', '_' and '.'")]
     BadName(String),
-    /// An address that nobody can connect to.
+    /// An address that no client can connect to.
     #[error("--advertise {0}: give the address of this machine that agents reach")]
     Unspecified(IpAddr),
-    /// An address of etcd that can't be used, or not as asked.
+    /// An address of etcd is invalid, or not allowed.
     #[error("--etcd")]
     Etcd(#[from] EtcdAccessError),
-    /// Tasks' networks can't come out of it.
+    /// The pool is invalid.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
 
-/// Port of the metrics.
+/// The default port of the metrics.
 const METRICS_PORT: u16 = 9465;
-/// Longest name.
+/// The longest name.
 const NAME_LENGTH: usize = 63;
 
 impl Config {
-    /// Checks a command line; `hostname` serves when no name is given.
+    /// Checks a command line; `hostname` is the default of the name.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first mistake.
     pub fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
         let name = cli.name.or(hostname).ok_or(ConfigError::NoName)?;
         let good = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_given_or_the_hostname() {
+    fn the_name_defaults_to_the_hostname() {
         let advertise = ["--advertise", "10.0.0.1"];
         assert_eq!(config(&advertise, Some("host-1")).unwrap().name, "host-1");
         assert!(matches!(config(&advertise, None), Err(ConfigError::NoName)));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_text_to_another_machine_needs_a_word() {
+    fn plain_text_to_another_machine_needs_a_flag() {
         let mut arguments = vec!["--advertise", "10.0.0.1", "--etcd", "http://10.0.0.2:2379"];
         let refused = config(&arguments, Some("a"));
         assert!(matches!(refused, Err(ConfigError::Etcd(EtcdAccessError::PlainText { .. }))), "{refused:?}");

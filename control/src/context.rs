@@ -1,4 +1,4 @@
-//! What the Docker API and the node service of one manager stand on.
+//! The dependencies of one manager's Docker API and node service.
 //!
 //! Invariant: cheap to clone; holds no state of its own.
 
@@ -22,53 +22,53 @@ use crate::logs::broker::LogBroker;
 use crate::own_node::OwnNode;
 use crate::seal::{SealError, Sealer};
 
-/// What worker token secrets are sealed for.
+/// The purpose that worker token secrets are sealed for.
 pub const WORKER_TOKEN: &str = "worker token";
-/// What manager token secrets are sealed for.
+/// The purpose that manager token secrets are sealed for.
 pub const MANAGER_TOKEN: &str = "manager token";
-/// What the CA's key is sealed for.
+/// The purpose that the CA's key is sealed for.
 pub const CA_KEY: &str = "CA key";
-/// What the relay key is sealed for.
+/// The purpose that the relay key is sealed for.
 pub const RELAY_KEY: &str = "relay key";
 
-/// What credentials for registries are sealed for.
+/// The purpose that registry credentials are sealed for.
 pub const REGISTRY_AUTH: &str = "registry credentials";
 
-/// One manager's view of the cluster and its means to change it.
+/// One manager's access to the cluster's state.
 #[derive(Clone)]
 pub struct ApiContext {
-    /// Where everything is written.
+    /// The store to write to.
     pub store: Arc<dyn Store>,
-    /// Where everything is read.
+    /// The feed to read from.
     pub feed: Feed,
-    /// This manager's name, which no other manager has.
+    /// This manager's name, unique among managers.
     pub manager_name: String,
     /// The node that it runs on.
     pub own_node: OwnNode,
-    /// The address that agents and clients reach this manager at.
+    /// The address at which agents and clients reach this manager.
     pub advertise: IpAddr,
     /// The node service's port at that address.
     pub node_port: u16,
     /// Seals and opens with the cluster's key.
     pub sealer: Arc<Sealer>,
-    /// How far others' clocks are from this manager's.
+    /// The clocks of nodes and other managers.
     pub clocks: Arc<Clocks>,
-    /// What is asked of nodes' logs.
+    /// The requests for nodes' logs.
     pub logs: Arc<LogBroker>,
-    /// Cancelled when the manager stops: answers that have no end end then.
+    /// Cancelled when the manager stops: endless responses end then.
     pub stopping: CancellationToken,
 }
 
-/// Why the join tokens can't be shown.
+/// Why the join tokens can't be made.
 #[derive(Debug, Error)]
 pub enum TokenError {
-    /// No snapshot holds the cluster's record yet.
+    /// No snapshot has the cluster's record yet.
     #[error("the cluster's record was not read yet: is etcd up?")]
     NoCluster,
-    /// The record's CA certificate can't be read.
+    /// The record's CA certificate can't be parsed.
     #[error("read the cluster's CA certificate")]
     Certificate(#[source] rustls_pki_types::pem::Error),
-    /// The record's secrets don't open.
+    /// The record's secrets don't open with this key.
     #[error(transparent)]
     Seal(#[from] SealError),
 }
@@ -79,12 +79,12 @@ impl ApiContext {
         self.feed.snapshot()
     }
 
-    /// Whether the store is followed; if not, answer 503 instead of what may be old.
+    /// Whether the watch on etcd is up; if not, answer 503 instead of what may be old.
     pub fn is_store_connected(&self) -> bool {
         *self.feed.connected.borrow()
     }
 
-    /// The first snapshot that holds what was written at `revision`.
+    /// The first snapshot that holds the write at `revision`.
     ///
     /// # Errors
     /// [`RevisionTimeout`] when it doesn't come within `deadline`.
@@ -96,12 +96,12 @@ impl ApiContext {
         self.feed.wait_for_revision(revision, deadline).await
     }
 
-    /// Where agents reach this manager's node service.
+    /// The address at which agents reach this manager's node service.
     pub fn node_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise, self.node_port)
     }
 
-    /// How long nodes' certificates are good for.
+    /// The validity of nodes' certificates.
     pub fn certificate_life(&self) -> Duration {
         self.snapshot()
             .cluster
@@ -119,7 +119,7 @@ impl ApiContext {
     }
 }
 
-/// The tokens of a cluster's record.
+/// The join tokens of a cluster's record.
 ///
 /// # Errors
 /// [`TokenError::Certificate`] and [`TokenError::Seal`].

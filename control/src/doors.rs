@@ -1,4 +1,4 @@
-//! Admission to mesh-control's three listeners, and how they share its descriptors.
+//! Admission to mesh-control's three listeners, and how they divide its file descriptors.
 //!
 //! Invariant: together they leave descriptors for everything else: etcd, files, logs.
 
@@ -11,7 +11,7 @@ use mesh_admission::refusals::Refusals;
 use prometheus::Registry;
 use tracing::warn;
 
-/// Descriptors for what isn't a listener's: etcd's connections, files, the runtime.
+/// Descriptors for everything that is not a listener's: etcd's connections, files, the runtime.
 const RESERVED: usize = 256;
 /// Each connection takes one descriptor.
 const WANTS: [Want; 3] = [(Listener::Nodes, 1), (Listener::ControlSocket, 1), (Listener::ControlMetrics, 1)];
@@ -28,10 +28,10 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Raises the limit of open files as far as the listeners need, and shares it out.
+    /// Raises the limit of open files as far as the listeners need, and divides it.
     ///
     /// # Errors
-    /// The counter of refusals is registered already.
+    /// The counter of refusals is already registered.
     pub fn open(registry: &Registry) -> prometheus::Result<Self> {
         let wanted = descriptors::needed(&WANTS) + RESERVED;
         let files = usize::try_from(descriptors::raise(wanted as u64)).unwrap_or(usize::MAX);

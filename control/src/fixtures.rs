@@ -1,7 +1,6 @@
-//! A cluster in a test's hand: builders of nouns, and a store that applies plans as the driver
-//! would.
+//! A cluster for tests: builders of objects, and a store that commits plans as the driver would.
 //!
-//! Invariant: a plan that stands on a stale revision, or creates what exists, fails the test.
+//! Invariant: a plan that depends on a stale revision, or creates what exists, fails the test.
 
 use std::collections::BTreeMap;
 
@@ -97,7 +96,7 @@ impl World {
         }
     }
 
-    /// A spec version is written once, with the write of the spec.
+    /// Writes the service, and its spec version if that is new.
     fn write_service(&mut self, value: &Service) {
         let known = self.snapshot.specs.get(&(value.id.clone(), value.spec_version));
         if known.is_none_or(|known| known.value != value.spec) {
@@ -141,7 +140,7 @@ impl World {
         self.put(keys::liveness(id), &liveness);
     }
 
-    /// What a task's node reports, now.
+    /// Reports a state of a task as its node would, now.
     pub(crate) fn report(&mut self, id: &TaskId, state: TaskState) {
         self.report_status(id, TaskStatus { state, timestamp: self.now, ..TaskStatus::default() });
     }
@@ -166,7 +165,7 @@ impl World {
         self.snapshot.apply_seen(Change::Deleted { key, mod_revision }, self.now);
     }
 
-    /// Runs one planner and commits what it planned.
+    /// Runs one planner and commits its plan.
     pub(crate) fn run(&mut self, plan: fn(Timestamp, &ClusterSnapshot, &mut dyn RngCore) -> Plan) -> Plan {
         let planned = plan(self.now, &self.snapshot, &mut self.rng);
         self.commit(&planned);

@@ -1,11 +1,11 @@
 //! mesh-control: the control plane.
 //!
 //! Purpose: keep all state in etcd, decide what runs where, serve Docker's swarm API and the nodes'
-//! streams.
+//! sessions.
 //!
 //! Invariants: every decision is a pure function of a [`feed::snapshot::ClusterSnapshot`] and a
-//! moment, and goes out as a [`plan::Plan`]; only the leader's driver commits plans, fenced by its
-//! leadership; nothing is kept that etcd doesn't hold.
+//! moment, and results in a [`plan::Plan`]; only the leader's driver commits plans, fenced by its
+//! leadership; no state exists outside etcd.
 //!
 //! Left to others: packets and containers (mesh-agent).
 

@@ -1,10 +1,10 @@
-//! Which node this manager runs on: the agent on its machine says so, over the control socket that
-//! only root may open.
+//! The node that this manager runs on: the agent on its machine announces it over the control
+//! socket, which only root may open.
 //!
-//! Nothing else tells. Any node may have any hostname, also this manager's name.
+//! Nothing else identifies the node. Any node may have any hostname, also this manager's name.
 //!
-//! Invariants: the id that was told last counts; it is kept in `DATA/node`, so that a manager whose
-//! agent is away still knows it.
+//! Invariants: the id that was announced last counts; it is stored in `DATA/node`, so that a
+//! manager whose agent is away still knows it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,28 +18,28 @@ use mesh_runtime::private_file;
 /// The file in the data directory.
 const FILE: &str = "node";
 
-/// Why the node's id can't be read or kept.
+/// Why the node's id can't be read or stored.
 #[derive(Debug, Error)]
 pub enum OwnNodeError {
     /// The file can't be read.
     #[error("read {}", path.display())]
     Read {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// The file can't be written.
     #[error("write {}", path.display())]
     Write {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// What was told is no id of a node.
+    /// The announced text is no node id.
     #[error("{0:?} is no id of a node: it has 1 to {ID_LENGTH} letters and digits")]
     NoId(String),
 }
@@ -52,7 +52,7 @@ pub struct OwnNode {
 }
 
 impl OwnNode {
-    /// What the data directory remembers.
+    /// Loads the id from the data directory.
     ///
     /// # Errors
     /// The file exists and can't be read, or holds no id.
@@ -66,20 +66,20 @@ impl OwnNode {
         Ok(Self { file: path.into(), known: watch::Sender::new(known) })
     }
 
-    /// The id, once it was told.
+    /// The id, once it was announced.
     pub fn id(&self) -> Option<NodeId> {
         self.known.borrow().clone()
     }
 
-    /// Follows the id.
+    /// A receiver of the id.
     pub fn follow(&self) -> watch::Receiver<Option<NodeId>> {
         self.known.subscribe()
     }
 
-    /// Takes what the agent tells. `true` if that is news.
+    /// Stores the id that the agent announces; `true` if it is new.
     ///
     /// # Errors
-    /// It is no id, or can't be kept on disk; nothing changes then.
+    /// It is no id, or can't be stored on disk; nothing changes then.
     pub fn learn(&self, told: &str) -> Result<bool, OwnNodeError> {
         let id = node_id(told)?;
         if self.known.borrow().as_ref() == Some(&id) {
@@ -106,20 +106,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_told_last_counts_and_is_remembered() {
+    fn the_id_announced_last_counts_and_is_stored() {
         let directory = tempfile::tempdir().unwrap();
         let own = OwnNode::load(directory.path()).unwrap();
-        assert_eq!(own.id(), None, "nobody has told anything");
+        assert_eq!(own.id(), None, "no agent has announced an id");
         let followed = own.follow();
-        assert!(own.learn("abc1").unwrap() && !own.learn("abc1").unwrap(), "told twice");
-        assert!(own.learn("abc2").unwrap(), "the machine was set up anew");
+        assert!(own.learn("abc1").unwrap() && !own.learn("abc1").unwrap(), "the same id is news twice");
+        assert!(own.learn("abc2").unwrap(), "the machine was set up again");
         assert_eq!((own.id(), followed.borrow().clone()), (Some("abc2".into()), Some("abc2".into())));
         let after_a_restart = OwnNode::load(directory.path()).unwrap();
         assert_eq!(after_a_restart.id(), Some("abc2".into()));
     }
 
     #[test]
-    fn what_is_no_id_changes_nothing() {
+    fn an_invalid_id_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let own = OwnNode::load(directory.path()).unwrap();
         own.learn("abc1").unwrap();

@@ -1,13 +1,13 @@
-//! The store, as long as it holds this manager's cluster.
+//! The store, guarded: usable only while it holds this manager's cluster.
 //!
-//! Purpose: etcd may be emptied, or be another cluster's, while a manager runs: its directory was
-//! lost, somebody deleted keys, a backup of elsewhere was restored. Such an etcd is no empty
-//! cluster, whose nodes would all be strangers: it is away.
+//! Purpose: etcd may lose its data, or become another cluster's, while a manager runs: its
+//! directory was lost, an operator deleted keys or restored a backup of elsewhere. Such an etcd
+//! must not look like an empty cluster, in which no node is a member: it counts as unreachable.
 //!
-//! Invariants: every write is on the condition that the cluster's record is the one that this
-//! manager opened; what isn't found is told only after a look at that record; a listing or a watch
-//! that shows it gone or another's fails as one of a store that is away does, so that nodes and
-//! tasks stay as they are.
+//! Invariants: every write has the condition that the cluster's record is the one that this manager
+//! opened; a key counts as missing only after a check of that record; a listing or a watch that
+//! shows the record missing, or another cluster's, fails like one of an unreachable store, so that
+//! nodes and tasks stay as they are.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -20,17 +20,17 @@ use mesh_state::ids::ClusterId;
 use mesh_state::store::{Change, Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent};
 use mesh_state::{codec, keys};
 
-/// A store that counts as away unless it holds one cluster.
+/// A store that counts as unreachable unless it holds one cluster.
 pub struct OwnStore<S> {
     inner: S,
     cluster: ClusterId,
-    /// The revision at which the cluster's record was created: it stays when the record is changed.
-    /// A listing that shows the record put back, by hand, brings another one.
+    /// The revision at which the cluster's record was created; changes of the record keep it. A
+    /// listing updates it when the record was deleted and restored by hand.
     created: AtomicI64,
 }
 
 impl<S: Store> OwnStore<S> {
-    /// The store `inner` for the cluster whose record was created at revision `created`.
+    /// Guards `inner` for the cluster whose record was created at revision `created`.
     pub fn new(inner: S, cluster: ClusterId, created: i64) -> Self {
         Self { inner, cluster, created: AtomicI64::new(created) }
     }
@@ -40,7 +40,7 @@ impl<S: Store> OwnStore<S> {
     }
 }
 
-/// Whether `record` is that of `cluster`.
+/// Checks that `record` is that of `cluster`.
 fn check_record(
     operation: &'static str,
     cluster: &ClusterId,
@@ -58,7 +58,7 @@ fn check_record(
     Err(StoreError::Unavailable { operation, message })
 }
 
-/// Whether a change leaves the record of `cluster` in the store.
+/// Checks that a change leaves the record of `cluster` in the store.
 fn check_change(cluster: &ClusterId, change: &Change) -> Result<(), StoreError> {
     match change {
         Change::Put(item) if item.key == keys::CLUSTER => check_record("watch", cluster, Some(&item.value)),
@@ -153,18 +153,18 @@ mod tests {
     fn is_away<T: std::fmt::Debug>(outcome: &Result<T, StoreError>) {
         assert!(
             matches!(outcome, Err(StoreError::Unavailable { .. })),
-            "expected it to be away: {outcome:?}"
+            "expected an unreachable store: {outcome:?}"
         );
     }
 
     #[tokio::test]
-    async fn a_store_with_the_cluster_is_as_any() {
+    async fn a_store_with_the_cluster_works_as_usual() {
         let store = MemoryStore::new();
         let own = own(&store).await;
-        assert!(own.get("/mesh/v1/x").await.unwrap().is_none(), "what isn't there isn't there");
+        assert!(own.get("/mesh/v1/x").await.unwrap().is_none(), "a missing key");
         let put = Op::put("/mesh/v1/x", vec![1]);
         assert!(matches!(own.txn(vec![], vec![put]).await, Ok(TxnOutcome::Committed(_))), "a write");
-        assert_eq!(own.list(keys::ROOT).await.unwrap().items.len(), 2, "the record and what was written");
+        assert_eq!(own.list(keys::ROOT).await.unwrap().items.len(), 2, "the record and the written key");
         let again = own.txn(vec![], vec![record("ours")]).await;
         assert!(matches!(again, Ok(TxnOutcome::Committed(_))), "the record itself may change");
         let after = own.txn(vec![], vec![Op::put("/mesh/v1/y", vec![1])]).await;
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_emptied_store_and_one_of_another_cluster_are_away() {
+    async fn an_emptied_store_and_one_of_another_cluster_count_as_unreachable() {
         for other in [None, Some("theirs")] {
             let store = MemoryStore::new();
             let own = own(&store).await;
@@ -191,7 +191,10 @@ mod tests {
             store.txn(vec![], vec![record("ours")]).await.unwrap();
             own.list(keys::ROOT).await.unwrap();
             let written = own.txn(vec![], vec![Op::put("/mesh/v1/x", vec![1])]).await;
-            assert!(matches!(written, Ok(TxnOutcome::Committed(_))), "after it was put back: {written:?}");
+            assert!(
+                matches!(written, Ok(TxnOutcome::Committed(_))),
+                "after the record was restored: {written:?}"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What a planner decided: writes with the revisions they stand on, and why.
+//! A planner's decision: writes with the revisions that they depend on, and the reasons.
 //!
 //! Invariant: a plan leaves no choice to its execution. The driver turns each [`Action`] into one
-//! write with its compare, adds the leader's fence, commits all in one transaction (cut where
+//! write with its compare, adds the leader's fence, commits all in one transaction (split where
 //! etcd's limits demand) and discards the plan on a conflict.
 
 use mesh_state::Timestamp;
@@ -20,63 +20,63 @@ use mesh_state::task::{Task, TaskStatus};
     reason = "a plan is short and short-lived; boxes would cost more than they save"
 )]
 pub enum Action {
-    /// A new task; its key must not exist.
+    /// Create a task; its key must not exist.
     CreateTask(Task),
-    /// A task rewritten; it must stand at `expected` (its `mod_revision`).
+    /// Rewrite a task, which must be at revision `expected` (its `mod_revision`).
     UpdateTask {
-        /// The task as it is to be.
+        /// The new value.
         task: Task,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
-    /// A task and its observed status forgotten.
+    /// Delete a task and its observed status.
     DeleteTask {
         /// The task.
         id: TaskId,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
-    /// A service rewritten (its update status, a rollback's spec). A spec version that is new is
-    /// stored beside it, and its references to secrets and configs are moved.
+    /// Rewrite a service (its update status, a rollback's spec). Also stores its spec version if
+    /// that is new, and moves its references to secrets and configs.
     UpdateService {
-        /// The service as it is to be.
+        /// The new value.
         service: Service,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
-    /// One version of a service's spec that no task refers to any more, forgotten.
+    /// Delete a version of a service's spec that no task refers to any more.
     DeleteSpec {
         /// The service.
         service: ServiceId,
         /// The version.
         version: u64,
     },
-    /// A node rewritten (its subnet).
+    /// Rewrite a node (its subnet).
     UpdateNode {
-        /// The node as it is to be.
+        /// The new value.
         node: Node,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
-    /// A network rewritten (its number, its subnet, its nodes' addresses).
+    /// Rewrite a network (its number, its subnet, its nodes' addresses).
     UpdateNetwork {
-        /// The network as it is to be.
+        /// The new value.
         network: Network,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
-    /// What the cluster believes of a node; `expected` is the liveness key's revision, `None` if
-    /// there is none yet.
+    /// Set a node's liveness; `expected` is the liveness key's revision, `None` if there is none
+    /// yet.
     SetLiveness {
         /// The node.
         node: NodeId,
-        /// The belief.
+        /// The liveness.
         liveness: Liveness,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: Option<i64>,
     },
-    /// An observed state that no node can report any more (orphaned, or shut down before any node
-    /// had it).
+    /// Set an observed state that no node can report any more (orphaned, or shut down before any
+    /// node had the task).
     SetStatus {
         /// The task.
         task: TaskId,
@@ -85,54 +85,54 @@ pub enum Action {
         /// The status key's revision, `None` if there is none yet.
         expected: Option<i64>,
     },
-    /// The backend id given last, so that ids come round as late as possible.
+    /// Set the backend id given last, so that ids are reused as late as possible.
     SetBackendCursor {
         /// The id.
         last: BackendId,
         /// The cursor key's revision, `None` if there is none yet.
         expected: Option<i64>,
     },
-    /// The secrets that members share; `expected` is the record's revision, `None` if there is none
-    /// yet.
+    /// Set the record of the secrets that members share; `expected` is its revision, `None` if
+    /// there is none yet.
     SetMemberKeys {
-        /// The record as it is to be.
+        /// The new value.
         keys: MemberKeys,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: Option<i64>,
     },
-    /// A published port claimed for a service (by a rollback); its key must not exist.
+    /// Claim a published port for a service (by a rollback); its key must not exist.
     ClaimPort {
         /// Transport.
         protocol: Protocol,
         /// The port.
         port: u16,
-        /// Who gets it.
+        /// The service that gets it.
         service: ServiceId,
     },
-    /// A published port given up (by a rollback).
+    /// Release a published port (by a rollback).
     ReleasePort {
         /// Transport.
         protocol: Protocol,
         /// The port.
         port: u16,
-        /// The revision that the decision was taken on.
+        /// The revision that the decision is based on.
         expected: i64,
     },
 }
 
-/// What a planner decided.
+/// A planner's decision.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
-    /// The writes, to be committed together.
+    /// The writes, in order.
     pub actions: Vec<Action>,
-    /// Why, in words an operator can read; for logs.
+    /// The reasons, for the operator; they are logged.
     pub reasons: Vec<String>,
-    /// The earliest moment at which time alone makes a new pass worth while.
+    /// The earliest moment at which time alone may make another pass useful.
     pub wake_at: Option<Timestamp>,
 }
 
 impl Plan {
-    /// Asks for a pass at `moment`, unless an earlier one is asked for already.
+    /// Asks for a pass at `moment`, unless an earlier one is asked for.
     pub fn wake_by(&mut self, moment: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(moment, |earlier| earlier.min(moment)));
     }

@@ -1,53 +1,53 @@
-//! The addresses that tasks' networks come out of: a part for each node. Chosen when the cluster is
-//! made.
+//! The pool of tasks' addresses, of which each node gets a subnet. Chosen when the cluster is
+//! created.
 //!
-//! Pure. A manager that is told another pool than the cluster has doesn't start: nodes have their
-//! parts already.
+//! Pure. A manager that is configured with another pool than the cluster's doesn't start: nodes
+//! have their subnets already.
 
 use ipnet::Ipv4Net;
 use mesh_state::cluster::Cluster;
 use thiserror::Error;
 
-/// The pool of a cluster that is told none: as many /24 as 4 096 nodes need, apart from what
-/// engines give their own networks.
+/// The default pool: as many /24 as 4 096 nodes need, apart from what engines give their own
+/// networks.
 const DEFAULT: ([u8; 4], u8) = ([10, 128, 0, 0], 12);
-/// Each node's part of it, if nothing else is said.
+/// The default prefix length of a node's subnet.
 const DEFAULT_PREFIX: u8 = 24;
-/// Prefixes of a node's part: from 14 tasks to 65 533.
+/// The allowed prefix lengths of a node's subnet: from 14 tasks to 65 533.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=28;
 
-/// What this manager was told of the pool.
+/// The pool in this manager's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WantedPool {
     pool: Option<Ipv4Net>,
     prefix: Option<u8>,
 }
 
-/// Why tasks' networks can't come out of a pool.
+/// Why a pool is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PoolError {
-    /// An address where a network belongs.
+    /// An address instead of a network.
     #[error("--default-addr-pool {given}: the network is {network}")]
     HostBits {
-        /// What was given.
+        /// The configured value.
         given: Ipv4Net,
-        /// What may have been meant.
+        /// The network that contains it.
         network: Ipv4Net,
     },
     /// Addresses that tasks can't have.
     #[error("--default-addr-pool {0}: tasks can't have loopback, link-local or multicast addresses")]
     Unusable(Ipv4Net),
-    /// A node's part is too large for the pool, or out of bounds.
+    /// A node's subnet is larger than the pool, or out of bounds.
     #[error("--default-addr-pool-mask-length {prefix}: a node's part of {pool} is a /{least} to a /28")]
     Prefix {
-        /// What was given.
+        /// The configured prefix length.
         prefix: u8,
         /// The pool.
         pool: Ipv4Net,
-        /// The shortest good one.
+        /// The shortest allowed one.
         least: u8,
     },
-    /// The cluster was made with another.
+    /// The cluster was created with another pool.
     #[error(
         "this cluster's tasks have their addresses out of {pool}, a /{prefix} for each node: start without --default-addr-pool, \
          or make a new cluster"
@@ -61,10 +61,10 @@ pub enum PoolError {
 }
 
 impl WantedPool {
-    /// Checks what the command line says.
+    /// Checks the configured values.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first mistake.
     pub fn new(pool: Option<Ipv4Net>, prefix: Option<u8>) -> Result<Self, PoolError> {
         let wanted = Self { pool, prefix };
         let (network, prefix) = (wanted.pool(), wanted.prefix());
@@ -88,12 +88,12 @@ impl WantedPool {
         self.pool.unwrap_or_else(|| Ipv4Net::new_assert(address.into(), prefix))
     }
 
-    /// Each node's part of it.
+    /// The prefix length of each node's subnet.
     pub fn prefix(&self) -> u8 {
         self.prefix.unwrap_or(DEFAULT_PREFIX)
     }
 
-    /// Whether a cluster that exists has the pool that was asked for.
+    /// Checks that an existing cluster has the configured pool, if one is configured.
     ///
     /// # Errors
     /// It has another.
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_cluster_keeps_its_pool() {
         let cluster = crate::fixtures::cluster();
-        assert_eq!(WantedPool::default().check(&cluster), Ok(()), "nothing was asked for");
+        assert_eq!(WantedPool::default().check(&cluster), Ok(()), "no pool is configured");
         assert_eq!(wanted("10.128.0.0/12", Some(24)).unwrap().check(&cluster), Ok(()));
         for (pool, prefix) in [("172.20.0.0/14", None), ("10.128.0.0/12", Some(26))] {
             let refused = wanted(pool, prefix).unwrap().check(&cluster).expect_err(pool).to_string();

@@ -1,10 +1,10 @@
 //! The sealed data of secrets and configs.
 //!
-//! Invariants: what is stored opens only as the object that it was stored for; opened bytes are
-//! wiped when dropped. Data is opened only to be sent to a node that needs it, or, of a config, to
-//! a client that asks for it; nothing opened is kept.
+//! Invariants: stored data opens only as the object that it was stored for; decrypted bytes are
+//! wiped when dropped. Data is decrypted only to be sent to a node that needs it, or, for a config,
+//! to a client that asks for it; nothing decrypted is kept.
 //!
-//! Left to others: what a client may ask for (`api`), telling nodes (`node_service`).
+//! Left to others: what a client may ask for (`api`), sending data to nodes (`node_service`).
 
 use mesh_state::dependency::DependencyKind;
 use mesh_state::ids::DependencyId;
@@ -15,25 +15,25 @@ use zeroize::Zeroizing;
 
 use crate::seal::{SealError, Sealer};
 
-/// How data is stored: the form, then what [`Sealer::seal_bytes`] made. Binary, as base64 in JSON
-/// would take a third more of etcd's 1.5 MB a request.
+/// The first byte of stored data: its form. What [`Sealer::seal_bytes`] made follows. Binary, as
+/// base64 in JSON would take a third more of etcd's 1.5 MB per request.
 const FORM: u8 = 1;
 
-/// Why data can't be had.
+/// Why data can't be read.
 #[derive(Debug, Error)]
 pub enum VaultError {
-    /// The store failed: worth trying again.
+    /// The store failed; a retry may succeed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It doesn't open.
+    /// The data doesn't open with this key.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// It was stored by a later version.
+    /// A later version of mesh stored it.
     #[error("{kind} {id} is stored in a newer form: upgrade this manager")]
     Newer {
-        /// Which kind.
+        /// Secret or config.
         kind: DependencyKind,
-        /// Which.
+        /// The object's id.
         id: DependencyId,
     },
 }
@@ -52,7 +52,7 @@ pub fn seal(
     Ok([&[FORM], bytes.as_slice()].concat())
 }
 
-/// An object's data; `None` if there is no such object (any more).
+/// Reads an object's data; `None` if the object doesn't exist (any more).
 ///
 /// # Errors
 /// [`VaultError`]
@@ -69,7 +69,8 @@ pub async fn read(
     }
 }
 
-/// One object's data can't be put in another's place.
+/// The sealing purpose: it ties the data to its object, so that no object's data can replace
+/// another's.
 fn purpose(kind: DependencyKind, id: &DependencyId) -> String {
     format!("{kind} {id}")
 }
@@ -82,7 +83,7 @@ mod tests {
     use crate::seal::KEY_BYTES;
 
     #[tokio::test]
-    async fn data_comes_back_as_its_own_object_alone() {
+    async fn data_opens_as_its_own_object_only() {
         let store = MemoryStore::new();
         let sealer = Sealer::new(&Zeroizing::new([7; KEY_BYTES]));
         let (kind, a, b) = (DependencyKind::Secret, "a".into(), "b".into());
@@ -102,7 +103,7 @@ mod tests {
         assert!(matches!(swapped, Err(VaultError::Seal(SealError::Open { .. }))), "another object's data");
         let newer = read(&store, &sealer, DependencyKind::Config, &a).await;
         assert!(matches!(newer, Err(VaultError::Newer { .. })), "a newer form");
-        assert!(read(&store, &sealer, kind, &"c".into()).await.unwrap().is_none(), "nothing is there");
+        assert!(read(&store, &sealer, kind, &"c".into()).await.unwrap().is_none(), "an object without data");
     }
 
     #[test]

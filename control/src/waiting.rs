@@ -1,6 +1,6 @@
-//! What a manager answers while it waits for its cluster: 503 and why, at once.
+//! Answers clients while a manager waits for its cluster: 503 with the reason, at once.
 //!
-//! Invariant: a client is never left waiting; nothing but the reason is told.
+//! Invariant: no client is left waiting; the answers contain nothing but the reason.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,11 +18,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::debug;
 
-/// How long a client may take for its request.
+/// The deadline for a client's request.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// Clients that are answered at once; others wait for their turn.
+/// The most clients that are served at a time; others wait.
 const CLIENTS_MAX: usize = 64;
-/// Pause after a failed `accept`.
+/// The pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers clients of the Docker API and of the admin port with `reason` until it is dropped.
@@ -46,7 +46,7 @@ where
         match accept().await {
             Ok(stream) => drop(clients.spawn(answer(stream, reason.clone()))),
             Err(error) => {
-                debug!(error = mesh_runtime::error_chain(&error), "accept a client");
+                debug!(error = mesh_runtime::error_chain(&error), "can't accept a client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -68,13 +68,16 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     match tokio::time::timeout(REQUEST_DEADLINE, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            debug!(error = mesh_runtime::error_chain(&error), "answer a client that came too early");
+            debug!(
+                error = mesh_runtime::error_chain(&error),
+                "can't answer a client that came before the cluster"
+            );
         }
         Err(_) => debug!("a client sent no request"),
     }
 }
 
-/// The process is alive and says so; everything else has to wait.
+/// `/healthz` is good, as the process is alive; every other path gets 503.
 fn response(path: &str, reason: &str) -> Response<Full<Bytes>> {
     let (status, kind, body) = if path == "/healthz" {
         (StatusCode::OK, "text/plain", "ok\n".to_owned())
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_health_is_well() {
+    fn only_healthz_is_good() {
         assert_eq!(response("/healthz", "waits").status(), StatusCode::OK);
         for path in ["/readyz", "/v1.41/services", "/"] {
             assert_eq!(response(path, "waits").status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");

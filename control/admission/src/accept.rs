@@ -1,7 +1,7 @@
-//! Taking connections from a listening socket: never faster than descriptors allow, and never more
-//! than its door admits.
+//! Accepts connections of a listening socket: no faster than descriptors allow, and no more than
+//! its door admits.
 //!
-//! Invariant: an error of `accept` neither ends a listener nor lets it spin.
+//! Invariant: an error of `accept` neither ends a listener nor makes it spin.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,10 +20,10 @@ use crate::stream::Admitted;
 
 /// A listening socket.
 pub trait ConnectionSource: Send + Sync + 'static {
-    /// Its connections.
+    /// The type of its connections.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next connection, and where it comes from if that has an address.
+    /// The next connection, with its peer's address if it has one.
     fn take(&self) -> impl Future<Output = io::Result<(Self::Io, Option<SocketAddr>)>> + Send;
 }
 
@@ -45,12 +45,12 @@ impl ConnectionSource for UnixListener {
     }
 }
 
-/// The next connection of `source`. Errors of the listener are counted, and waited out.
+/// The next connection of `source`. Counts errors of the listener, and pauses after them.
 pub async fn next<S: ConnectionSource>(source: &S, door: &Door) -> (S::Io, Option<SocketAddr>) {
     loop {
         match source.take().await {
             Ok(taken) => return taken,
-            // It ended in the queue.
+            // The connection ended in the queue.
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 door.refuse(Reason::Descriptors, &error);
@@ -68,8 +68,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The connections of `listener` that `door` admits, each of which must prove itself in time; the
-/// others are closed. Never ends.
+/// The connections of `listener` that `door` admits, each of which must prove its membership in
+/// time; the others are closed. Never ends.
 pub fn proven(
     listener: TcpListener,
     door: Arc<Door>,

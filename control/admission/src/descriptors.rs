@@ -1,18 +1,18 @@
-//! The limit of open files: raised as far as the system allows, and shared out among listeners.
+//! The limit of open files: raised as far as the system allows, and divided among listeners.
 //!
-//! Invariant: listeners together never take the descriptors that are reserved for the rest of the
-//! daemon, so a listener that is flooded can't keep another one, or the store, from being served.
+//! Invariant: listeners together never use the descriptors that are reserved for the rest of the
+//! daemon, so flooding one listener can't keep another one, or the store, from being served.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::figures::{Figures, Listener};
 
-/// Raises the limit of open files to `wanted`, as far as the system allows. Returns the limit in
-/// force.
+/// Raises the limit of open files to `wanted`, as far as the system allows. Returns the resulting
+/// limit.
 pub fn raise(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.map_or(wanted, |maximum| maximum.max(wanted));
-    // Beyond the hard limit needs a privilege; up to it doesn't.
+    // Beyond the hard limit it takes a privilege.
     let raised = [hard, limit.maximum.unwrap_or(hard)].into_iter().find(|files| {
         let maximum = limit.maximum.map(|maximum| maximum.max(*files));
         setrlimit(Resource::Nofile, Rlimit { current: Some(*files), maximum }).is_ok()
@@ -23,13 +23,13 @@ pub fn raise(wanted: u64) -> u64 {
 /// A listener, and how many descriptors each of its connections takes.
 pub type Want = (Listener, usize);
 
-/// Descriptors that `wants` take together when all their connections are open.
+/// The descriptors that `wants` use together when all their connections are open.
 pub fn needed(wants: &[Want]) -> usize {
     wants.iter().map(|(listener, each)| listener.figures().connections.saturating_mul(*each)).sum()
 }
 
-/// What each of `wants` admits when they have `files` descriptors together: all that its figures
-/// say, or a share.
+/// The limits of each of `wants` when they have `files` descriptors together: their full figures,
+/// or a share of them.
 pub fn share_out(files: usize, wants: &[Want]) -> Vec<Figures> {
     let needed = needed(wants).max(1);
     let scaled = |(listener, _): &Want| {

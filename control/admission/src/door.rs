@@ -1,7 +1,6 @@
-//! One listener's admission: the register behind a lock, the counter and the log of what is
-//! refused.
+//! One listener's admission: the register behind a lock, the counter and the log of refusals.
 //!
-//! Invariants: a place is given back when its connection ends, however it ends; the lock is never
+//! Invariants: a place is released when its connection ends, however it ends; the lock is never
 //! held across I/O.
 
 use std::collections::HashMap;
@@ -17,7 +16,7 @@ use tracing::warn;
 use crate::figures::{Figures, LOGGED_EVERY, Listener};
 use crate::log::Throttle;
 use crate::refusals::{Reason, Refusals};
-use crate::register::{Call, Id, Register, Verdict};
+use crate::register::{Call, Decision, Id, Register};
 use crate::text::Outside;
 
 /// Admission to one listener.
@@ -43,24 +42,24 @@ struct Handle {
 }
 
 impl Door {
-    /// Admission to `listener` by `figures`, which may be less than its own.
+    /// Admission to `listener` by `figures`, which may be lower than the listener's own.
     pub fn new(listener: Listener, figures: Figures, refusals: Refusals) -> Arc<Self> {
         refusals.show(listener);
         let state = State { register: Register::new(figures), handles: HashMap::new() };
         Arc::new(Self { listener, figures, refusals, state: Mutex::new(state), throttles: Mutex::default() })
     }
 
-    /// What this door admits.
+    /// The limits of this door.
     pub fn figures(&self) -> &Figures {
         &self.figures
     }
 
-    /// Connections that are open.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.state().register.len()
     }
 
-    /// A place for a new connection of `address`. It counts as waiting until [`Place::begin`] or
+    /// Admits a new connection of `address`. It counts as waiting until [`Place::begin`] or
     /// [`Door::prove`].
     ///
     /// # Errors
@@ -68,7 +67,7 @@ impl Door {
     pub fn admit(self: &Arc<Self>, address: Option<SocketAddr>) -> Result<Place, Reason> {
         let mut state = self.state();
         match state.register.admit(address, Instant::now()) {
-            Verdict::Admitted { id, evicted } => {
+            Decision::Admitted { id, evicted } => {
                 let handle =
                     Handle { evicted: CancellationToken::new(), waits: Arc::new(AtomicBool::new(true)) };
                 let closed = evicted.and_then(|evicted| state.handles.remove(&evicted));
@@ -80,7 +79,7 @@ impl Door {
                 }
                 Ok(Place { door: Arc::clone(self), id, handle, served: AtomicBool::new(false) })
             }
-            Verdict::Refused(reason) => {
+            Decision::Refused(reason) => {
                 drop(state);
                 match address {
                     Some(address) => self.refuse(reason, &address),
@@ -91,8 +90,8 @@ impl Door {
         }
     }
 
-    /// The client at `address` has proven that it may be here: its connection is neither timed out
-    /// nor evicted any more.
+    /// Notes that the client at `address` has proven its membership: its connection is neither
+    /// timed out nor evicted any more.
     pub fn prove(&self, address: SocketAddr) {
         let mut state = self.state();
         if let Some(id) = state.register.busy_at(address)
@@ -102,7 +101,7 @@ impl Door {
         }
     }
 
-    /// Counts a refusal, and logs it now and then. `what` is shown escaped and cut.
+    /// Counts a refusal, and logs it at a bounded rate; `what` is escaped and cut.
     pub fn refuse(&self, reason: Reason, what: &dyn Display) {
         self.count(reason);
         let mut throttles = self.throttles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +113,7 @@ impl Door {
         }
     }
 
-    /// Counts a refusal that is not worth a line.
+    /// Counts a refusal without logging it.
     pub fn count(&self, reason: Reason) {
         self.refusals.count(self.listener, reason);
     }
@@ -124,7 +123,7 @@ impl Door {
     }
 }
 
-/// An open connection's place; given back when dropped.
+/// An open connection's place; dropping it releases it.
 #[derive(Debug)]
 pub struct Place {
     door: Arc<Door>,
@@ -134,7 +133,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The door that gave it.
+    /// The door that admitted the connection.
     pub fn door(&self) -> &Arc<Door> {
         &self.door
     }
@@ -144,17 +143,17 @@ impl Place {
         &self.handle.evicted
     }
 
-    /// Whether the client has neither a request in service nor proven itself.
+    /// Whether the client has neither a request in service nor proven its membership.
     pub fn waits(&self) -> bool {
         self.handle.waits.load(Ordering::Relaxed)
     }
 
-    /// Whether a request was ever taken into service.
+    /// Whether a request was ever in service.
     pub fn has_served(&self) -> bool {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Takes a call of this connection into service, until what is returned is dropped.
+    /// Takes a call of this connection into service, until the result is dropped.
     ///
     /// # Errors
     /// Too many calls of its kind are in service; the refusal is counted and logged.
@@ -180,7 +179,7 @@ impl Drop for Place {
     }
 }
 
-/// A call in service. Whoever answers it holds this, also beyond the HTTP exchange, as for a
+/// A call in service. The code that answers it holds this, also beyond the HTTP exchange, as for a
 /// hijacked stream.
 #[derive(Debug)]
 pub struct InService {

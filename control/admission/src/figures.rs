@@ -1,7 +1,7 @@
-//! The table of limits: what each listener admits, and how large a report of a node may be.
+//! The table of limits: what each listener admits, and how large a node's reports may be.
 //!
-//! Invariant: every limit on what comes from outside stands here, so that one reading tells what a
-//! client can take up.
+//! Invariant: every limit on input from outside is in this file, so that one reading shows what a
+//! client can use up.
 
 use std::time::Duration;
 
@@ -22,46 +22,45 @@ pub enum Listener {
     Relay,
 }
 
-/// What one listener admits.
+/// The limits of one listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Figures {
-    /// Connections open at once.
+    /// The most open connections.
     pub connections: usize,
-    /// Of those, connections that wait: without a request in service, or without a proof of
-    /// membership.
+    /// The most of them that wait: without a request in service, or without a proof of membership.
     pub waiting: usize,
-    /// Connections of one address open at once. Unix sockets know no addresses.
+    /// The most open connections of one address. Unix sockets have no addresses.
     pub per_peer: usize,
-    /// Of those, connections that wait.
+    /// The most of them that wait.
     pub waiting_per_peer: usize,
-    /// How long a connection may wait: for a whole head, between two requests, or for a proof of
-    /// membership.
+    /// How long a connection may wait: for a whole request head, between two requests, or for a
+    /// proof of membership.
     pub wait: Duration,
-    /// A connection that has waited this long may be closed to make room for a new one: a client
+    /// How long a connection must have waited before it may be evicted for a new one: a client
     /// sends its request at once, and over a network within a round trip.
     pub evictable_after: Duration,
-    /// How long a client may leave an answer unread. `None`: as long as it likes, as the reader of
-    /// a log may.
+    /// How long a client may leave an answer unread. `None`: without limit, as the reader of a log
+    /// may.
     pub stall: Option<Duration>,
-    /// Answers without an end (events, logs that are followed, attached containers) at once.
+    /// The most endless answers (events, followed logs, attached containers) at a time.
     pub streams: usize,
-    /// Calls that others may hold up (the engine's, and those without an end) at once. What is left
-    /// of `connections` is kept for short calls to the cluster.
+    /// The most calls at a time that wait for others (the engine's, and endless ones). The rest of
+    /// `connections` is reserved for short calls to the cluster.
     pub slow_calls: usize,
 }
 
-/// The pause after `accept` failed, for want of descriptors or memory.
+/// The pause after `accept` failed for lack of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the cap that are told so at the same time; further ones are closed without a
-/// word.
+/// The most connections beyond the cap that get an answer at the same time; further ones are closed
+/// without one.
 pub const TURNED_AWAY_AT_ONCE: usize = 64;
-/// How long such a connection may take to send its request.
+/// The deadline for the request on such a connection.
 pub const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
-/// How often refusals of one reason are logged by one listener.
+/// How often one listener logs refusals of one reason.
 pub const LOGGED_EVERY: Duration = Duration::from_secs(10);
-/// Bytes of a log line; the rest of a longer one is cut off.
+/// The most bytes of a log line; the rest is cut off.
 pub const LOG_LINE_BYTES: usize = 8 * 1024;
-/// Characters of a text from outside in a log line.
+/// The most characters of a text from outside in a log line.
 pub const LOGGED_CHARACTERS: usize = 256;
 
 impl Listener {
@@ -77,7 +76,7 @@ impl Listener {
         }
     }
 
-    /// What it admits.
+    /// The listener's limits.
     pub fn figures(self) -> Figures {
         match self {
             Self::DockerSocket => Figures {
@@ -86,8 +85,8 @@ impl Listener {
                 per_peer: usize::MAX,
                 waiting_per_peer: usize::MAX,
                 wait: Duration::from_mins(1),
-                // A client of a unix socket is on this machine and sends its request at
-                // once. The one that waits longest goes first, so 1,024 newer ones must come
+                // A client of a unix socket is on this machine and sends its request at once. The
+                // connection that waits longest is evicted first, so 1,024 newer ones must come
                 // before it is closed.
                 evictable_after: Duration::from_millis(10),
                 stall: None,
@@ -117,7 +116,7 @@ impl Listener {
                 streams: 64,
                 slow_calls: 64,
             },
-            // The relay keeps to its own rooms (`--proxy-connections-max`); only its log is limited
+            // The relay has limits of its own (`--proxy-connections-max`); only its log is limited
             // here.
             Self::Relay => Figures {
                 connections: usize::MAX,
@@ -135,8 +134,8 @@ impl Listener {
 }
 
 impl Figures {
-    /// The same, with at most `connections`: what the limit of open files leaves room for. Shares
-    /// shrink alike.
+    /// These limits for at most `connections`, as many as the limit of open files allows. All
+    /// shares shrink alike.
     #[must_use]
     pub fn scaled_to(self, connections: usize) -> Self {
         let connections = connections.clamp(1, self.connections);
@@ -154,62 +153,62 @@ impl Figures {
     }
 }
 
-/// How large what a node says in its session may be.
+/// The limits of a node's messages in its session.
 pub mod report {
-    /// Bytes of one message on the wire; lines of logs may be long.
+    /// The most bytes of one message on the wire; batches of log lines may be long.
     pub const WIRE_BYTES: usize = 16 << 20;
-    /// Bytes of one message of a session.
+    /// The most bytes of one message of a session.
     pub const MESSAGE_BYTES: usize = 4 << 20;
-    /// Bytes of a node's description, as JSON.
+    /// The most bytes of a node's description, as JSON.
     pub const DESCRIPTION_BYTES: usize = 64 * 1024;
-    /// Bytes of a hostname (names in DNS have up to 253).
+    /// The most bytes of a hostname (names in DNS have up to 253).
     pub const HOSTNAME_BYTES: usize = 253;
-    /// Bytes of a task's id.
+    /// The most bytes of a task's id.
     pub const ID_BYTES: usize = 64;
-    /// Bytes of a text of a task's status: its message, its error, an id.
+    /// The most bytes of a text in a task's status: its message, its error, an id.
     pub const TEXT_BYTES: usize = 4 * 1024;
-    /// Bytes of a task's status, as JSON.
+    /// The most bytes of a task's status, as JSON.
     pub const STATUS_BYTES: usize = 128 * 1024;
-    /// Statuses in one message.
+    /// The most statuses in one message.
     pub const STATUSES: usize = 4096;
-    /// Statuses of one node that wait for the store.
+    /// The most statuses of one node that wait for the store.
     pub const STATUSES_WAITING: usize = 65_536;
-    /// Host-published ports of a container.
+    /// The most host-published ports of a container.
     pub const CONTAINER_PORTS: usize = 1024;
-    /// Ports that a node says it can't listen on.
+    /// The most ports that a node reports as clashes.
     pub const CLASHES: usize = 4096;
-    /// Bytes of the reason of one.
+    /// The most bytes of the reason of one clash.
     pub const CLASH_BYTES: usize = 256;
-    /// Bytes of all clashes of a node together, as they are stored.
+    /// The most bytes of all clashes of a node together, as they are stored.
     pub const CLASHES_BYTES: usize = 512 * 1024;
-    /// Loads in one heartbeat: as many as there are ids of backends.
+    /// The most loads in one heartbeat: as many as there are backend ids.
     pub const LOADS: usize = 65_535;
-    /// Lines and ends in one batch of logs.
+    /// The most lines and ends in one batch of logs.
     pub const LOG_LINES: usize = 16_384;
-    /// Messages of one node in a second, and at once.
+    /// The most messages of one node in a second, in the long run.
     pub const MESSAGES_A_SECOND: u32 = 500;
-    /// See [`MESSAGES_A_SECOND`].
+    /// The most messages of one node in a burst.
     pub const MESSAGES_AT_ONCE: u32 = 10_000;
-    /// Sessions that one node opens in a second, and at once.
+    /// The most sessions that one node opens in a second, in the long run.
     pub const SESSIONS_A_SECOND: u32 = 1;
-    /// See [`SESSIONS_A_SECOND`].
+    /// The most sessions that one node opens in a burst.
     pub const SESSIONS_AT_ONCE: u32 = 30;
 }
 
-/// How large and how frequent calls to join may be. Anybody may call.
+/// The limits of join calls. Anybody may call.
 pub mod join {
-    /// Bytes of the whole call.
+    /// The most bytes of the whole call.
     pub const MESSAGE_BYTES: usize = 32 * 1024;
-    /// Bytes of a token (real ones have about 110).
+    /// The most bytes of a token (real ones have about 110).
     pub const TOKEN_BYTES: usize = 256;
-    /// Bytes of a certificate request.
+    /// The most bytes of a certificate request.
     pub const REQUEST_BYTES: usize = 16 * 1024;
-    /// Calls of one address in a second, and at once.
+    /// The most calls of one address in a second, in the long run.
     pub const A_SECOND: u32 = 1;
-    /// See [`A_SECOND`].
+    /// The most calls of one address in a burst.
     pub const AT_ONCE: u32 = 30;
-    /// Addresses whose calls are counted; a stranger to a full table takes the place of the one
-    /// that was quiet longest.
+    /// The most addresses whose calls are counted; a new one replaces the one that was quiet
+    /// longest.
     pub const PEERS: usize = 4096;
 }
 

@@ -1,6 +1,6 @@
-//! Serving HTTP/1 to clients that nobody trusts to be quick, few or sane.
+//! Serves HTTP/1 to clients that may be slow, many or malformed.
 //!
-//! Invariants: a client beyond a cap is told so at once (503 with Docker's `{"message": …}`); a
+//! Invariants: a client beyond a cap gets an answer at once (503 with Docker's `{"message": …}`); a
 //! connection that waits too long for a request is closed; a call counts as in service until its
 //! answer was sent or its hijacked stream has ended.
 
@@ -31,22 +31,22 @@ use crate::refusals::Reason;
 use crate::register::Call;
 use crate::stream::Admitted;
 
-/// Bytes of a request's head (registry credentials travel there).
+/// The most bytes of a request's head (it carries registry credentials).
 const HEAD_BYTES: usize = 256 * 1024;
-/// How long open connections may go on after shutdown was asked for.
+/// How long open connections may go on after shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
-/// Bytes of a request that are read before its client is turned away.
+/// The most bytes of a request that are read before its client is turned away.
 const TURNED_AWAY_BYTES: usize = 16 * 1024;
 
-/// Keeps a call in service for as long as a clone of it lives. Found in each request's extensions:
-/// an answer that goes on beyond its HTTP exchange takes it along.
+/// Keeps a call in service for as long as a clone of it lives. It is in each request's extensions:
+/// an answer that goes on beyond its HTTP exchange keeps a clone.
 #[derive(Debug, Clone)]
 pub struct Held(#[expect(dead_code, reason = "it is held for its drop")] Arc<InService>);
 
-/// What a server needs to know of its calls.
+/// Returns the kind of a call.
 pub type Classify = fn(&Request<Incoming>) -> Call;
 
-/// Every call is short.
+/// For servers whose calls are all short.
 pub fn all_short(_: &Request<Incoming>) -> Call {
     Call::Short
 }
@@ -89,7 +89,7 @@ pub async fn serve<L, S, B>(
     }
     connections.close();
     if tokio::time::timeout(DRAIN_LIMIT, connections.wait()).await.is_err() {
-        debug!(open = connections.len(), "drop clients still connected");
+        debug!(open = connections.len(), "closing connections that are still open");
     }
 }
 
@@ -148,12 +148,12 @@ async fn serve_connection<T, S, B>(
     }
 }
 
-/// The answer to a call that is refused.
+/// The answer to a refused call.
 pub fn refusal(reason: Reason) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(message(reason))));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // Its request may have a body, which nobody reads.
+    // The request may have a body, which stays unread.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -162,8 +162,8 @@ fn message(reason: Reason) -> String {
     format!("{}\n", serde_json::json!({ "message": reason.advice() }))
 }
 
-/// Tells a client that there is no room for it, once it has sent its request: who is answered
-/// earlier may see a reset only.
+/// Answers a client that there is no room for, once it has sent its request: a client that is
+/// answered earlier may see only a reset.
 async fn turn_away<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, reason: Reason) {
     let told = async {
         let mut head = Vec::new();
@@ -182,12 +182,12 @@ async fn turn_away<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, reason: Rea
     };
     match tokio::time::timeout(TURNED_AWAY_WITHIN, told).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "turn a client away"),
-        Err(_) => debug!("a client that there is no room for sends no request"),
+        Ok(Err(error)) => debug!(%error, "can't answer a client that there is no room for"),
+        Err(_) => debug!("a client that there is no room for sent no request"),
     }
 }
 
-/// A body that holds its call in service.
+/// A body that keeps its call in service.
 struct Holding<B> {
     body: B,
     _held: Held,

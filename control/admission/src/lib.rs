@@ -1,10 +1,10 @@
-//! One admission policy for everything that comes into mesh's daemons from outside.
+//! One admission policy for all input from outside to mesh's daemons.
 //!
-//! Purpose: a client may be slow, broken or hostile. Whatever it does, it takes a bounded share of
-//! connections, descriptors, memory, time and log, and everybody else is served. [`figures`] is the
-//! one table of limits; [`register`], [`rate`] and [`text`] decide, without a clock or I/O;
-//! [`door`], [`accept`] and [`http`] are thin wrappers of listeners that carry the decisions out.
-//! Each refusal has a [`refusals::Reason`], is counted under it, and is logged at a bounded rate.
+//! Purpose: a client may be slow, broken or hostile. Whatever it does, it uses a bounded share of
+//! connections, descriptors, memory, time and log, and all other clients are served. [`figures`] is
+//! the one table of limits; [`register`], [`rate`] and [`text`] decide, without a clock or I/O;
+//! [`door`], [`accept`] and [`http`] wrap listeners and carry the decisions out. Each refusal has a
+//! [`refusals::Reason`], is counted under it, and is logged at a bounded rate.
 //!
 //! Invariants: a decision is O(log n) in the open connections; nothing from outside is logged
 //! unescaped or at full length.

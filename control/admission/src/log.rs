@@ -1,11 +1,11 @@
-//! Keeps logs from being filled: lines are bounded in length, and repeated lines in number.
+//! Bounds logs: the length of lines, and the number of repeated ones.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use crate::figures::LOG_LINE_BYTES;
 
-/// Says now and then what happens often. Pure: the time is given.
+/// Limits how often a repeated event is logged. Pure: the time is an argument.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -25,13 +25,13 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Nothing was said yet.
+    /// A throttle that has let nothing pass yet.
     pub fn new(every: Duration) -> Self {
         Self { every, said_at: None, unsaid: 0 }
     }
 
-    /// It happened. `Some` if it is to be said now, with how often it happened unsaid since it was
-    /// said last.
+    /// Counts an occurrence. Returns `Some` if it is to be logged now, with the number of
+    /// occurrences since the last one that was.
     pub fn happened(&mut self, now: Instant) -> Option<u64> {
         if self.said_at.is_some_and(|said| now.saturating_duration_since(said) < self.every) {
             self.unsaid += 1;
@@ -42,8 +42,8 @@ impl Throttle {
     }
 }
 
-/// Writes each line whole to stderr, or as much of a long one as is allowed: whatever its fields
-/// hold, a line is bounded.
+/// A writer to stderr that cuts long lines, so that every line is bounded, whatever its fields
+/// hold.
 pub fn bounded_stderr() -> BoundedLines<io::Stderr> {
     BoundedLines(io::stderr())
 }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happens_often_is_said_now_and_then_with_its_count() {
+    fn a_frequent_event_is_logged_now_and_then_with_its_count() {
         let (mut throttle, start) = (Throttle::new(Duration::from_secs(10)), Instant::now());
         assert_eq!(throttle.happened(start), Some(0));
         assert_eq!([1, 2, 9].map(|after| throttle.happened(start + Duration::from_secs(after))), [None; 3]);

@@ -1,4 +1,4 @@
-//! How often something may happen. Pure: the time is given.
+//! Rate limits. Pure: the time is an argument.
 //!
 //! Invariant: memory is bounded, however many peers call.
 
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// A token bucket: `at_once` may happen together, and `a_second` in the long run.
+/// A token bucket: `at_once` in a burst, `a_second` in the long run.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
     a_second: f64,
@@ -22,7 +22,7 @@ impl Bucket {
         Self { a_second: f64::from(a_second), at_once, left: at_once, counted_at: now }
     }
 
-    /// Whether it may happen now; if so, it has.
+    /// Takes a token; `false` if there is none.
     pub fn take(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.counted_at);
         self.left = passed.as_secs_f64().mul_add(self.a_second, self.left).min(self.at_once);
@@ -35,7 +35,7 @@ impl Bucket {
     }
 }
 
-/// A bucket for each of many callers, of which no more than so many are remembered.
+/// A bucket for each of many callers; the number of callers kept is bounded.
 #[derive(Debug)]
 pub struct Rates<K> {
     a_second: u32,
@@ -45,12 +45,12 @@ pub struct Rates<K> {
 }
 
 impl<K: Hash + Eq + Clone> Rates<K> {
-    /// Nobody has called yet.
+    /// Buckets of no callers yet.
     pub fn new(a_second: u32, at_once: u32, remembered: usize) -> Self {
         Self { a_second, at_once, remembered, buckets: HashMap::new() }
     }
 
-    /// Whether `caller` may call now; if so, it has.
+    /// Takes a token of `caller`; `false` if there is none.
     pub fn take(&mut self, caller: &K, now: Instant) -> bool {
         if let Some(bucket) = self.buckets.get_mut(caller) {
             return bucket.take(now);
@@ -64,8 +64,7 @@ impl<K: Hash + Eq + Clone> Rates<K> {
         may
     }
 
-    /// Makes room: buckets that are full again tell nothing, and of the others the one that was
-    /// quiet longest goes.
+    /// Makes room: drops buckets that are full again, or else the one that was quiet longest.
     fn forget(&mut self, now: Instant) {
         let refill = Duration::from_secs(u64::from(self.at_once.div_ceil(self.a_second.max(1))));
         self.buckets.retain(|_, bucket| now.saturating_duration_since(bucket.counted_at) < refill);

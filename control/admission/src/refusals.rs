@@ -1,6 +1,6 @@
-//! Why something from outside was refused, and how often.
+//! The reasons of refusals, and their counter.
 //!
-//! Invariant: the reasons are a closed list: the label of the counter `mesh_refusals_total`.
+//! Invariant: the reasons are a closed list: they are a label of `mesh_refusals_total`.
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
@@ -9,36 +9,36 @@ use crate::figures::Listener;
 /// Why a connection, a call or a report was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The listener's connections are all in use.
+    /// The listener has as many connections as it may.
     Connections,
-    /// The client's address has as many connections as one may have.
+    /// The client's address has as many connections as it may.
     PeerConnections,
     /// A waiting connection was closed to make room for a new one.
     Evicted,
-    /// No descriptor or no memory was left to accept with.
+    /// `accept` failed for lack of descriptors or memory.
     Descriptors,
     /// A request, or a proof of membership, didn't come in time.
     WaitedTooLong,
     /// The client left its answer unread for too long.
     Stalled,
-    /// Too many answers without an end are in service.
+    /// Too many endless answers are in service.
     Streams,
-    /// Too many calls that others may hold up are in service.
+    /// Too many calls that may wait for others are in service.
     SlowCalls,
-    /// More than one may send, in bytes or in number.
+    /// Input exceeds a limit, in bytes or in number.
     TooLarge,
     /// Calls come faster than they may.
     Rate,
-    /// The caller is nobody that may call.
+    /// The caller has no right to call.
     Stranger,
-    /// A path that can be read in two ways.
+    /// The path can be read in two ways.
     Ambiguous,
     /// A report that can't be stored.
     Unwritable,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 13] = [
         Self::Connections,
         Self::PeerConnections,
@@ -74,7 +74,7 @@ impl Reason {
         }
     }
 
-    /// What a client is told, with the next step.
+    /// The message for a client, with the next step.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Connections => {
@@ -109,7 +109,7 @@ impl Refusals {
     /// Makes the counter.
     ///
     /// # Errors
-    /// Never for this name and these labels; the metrics' crate checks them at run time.
+    /// Never for this name and these labels; the metrics crate checks them at run time.
     pub fn new() -> prometheus::Result<Self> {
         let help = "Connections, calls and reports from outside that were refused, by listener and reason.";
         Ok(Self {
@@ -117,7 +117,7 @@ impl Refusals {
         })
     }
 
-    /// Makes the counter, shown by `registry`.
+    /// Makes the counter and registers it.
     ///
     /// # Errors
     /// The registry has a family of this name already.
@@ -127,7 +127,7 @@ impl Refusals {
         Ok(refusals)
     }
 
-    /// Shows the counter in `registry`.
+    /// Registers the counter.
     ///
     /// # Errors
     /// The registry has a family of this name already.
@@ -145,7 +145,7 @@ impl Refusals {
         self.counter.with_label_values(&[listener.as_str(), reason.as_str()]).get()
     }
 
-    /// Shows the series of a listener from the start, with zeros.
+    /// Creates the series of a listener with zeros, so that they exist from the start.
     pub fn show(&self, listener: Listener) {
         for reason in Reason::ALL {
             self.counter.with_label_values(&[listener.as_str(), reason.as_str()]).inc_by(0);

@@ -1,7 +1,8 @@
-//! Who is connected to one listener, and whether one more may be. Pure: the time is given.
+//! The connections of one listener, and the decision about each new one. Pure: the time is an
+//! argument.
 //!
-//! Invariants: the caps of [`Figures`] hold at every moment; a connection that has a request in
-//! service is never evicted; of those that wait, the one that has waited longest goes first. Each
+//! Invariants: the caps of [`Figures`] hold at every moment; a connection with a request in service
+//! is never evicted; of those that wait, the one that has waited longest is evicted first. Each
 //! decision is O(log n).
 
 use std::collections::{BTreeSet, HashMap};
@@ -11,11 +12,11 @@ use std::time::Instant;
 use crate::figures::Figures;
 use crate::refusals::Reason;
 
-/// Names an open connection.
+/// The id of an open connection.
 pub type Id = u64;
 
-/// One client, as far as addresses tell: an IPv4 address, or the /64 of an IPv6 one, of which
-/// anybody has plenty.
+/// A client, as far as addresses identify one: an IPv4 address, or the /64 of an IPv6 one, as a
+/// client has plenty of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Peer(IpAddr);
 
@@ -29,28 +30,28 @@ impl Peer {
     }
 }
 
-/// What becomes of a new connection.
+/// The decision about a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// It is served; `evicted` is closed to make room for it.
     Admitted {
         /// The new connection.
         id: Id,
-        /// One that waited.
+        /// A connection that waited.
         evicted: Option<Id>,
     },
-    /// It isn't.
+    /// It is refused.
     Refused(Reason),
 }
 
-/// What kind of call is in service.
+/// The kind of a call in service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// One that is answered at once, by the cluster.
+    /// The cluster answers it at once.
     Short,
-    /// One that something else may hold up.
+    /// It may wait for something else, such as the engine.
     Slow,
-    /// One whose answer has no end.
+    /// Its answer has no end.
     Stream,
 }
 
@@ -80,7 +81,7 @@ pub struct Register {
 }
 
 impl Register {
-    /// Nobody is connected.
+    /// A register without connections.
     pub fn new(figures: Figures) -> Self {
         Self {
             figures,
@@ -94,15 +95,15 @@ impl Register {
         }
     }
 
-    /// Decides about a new connection of `address`, which waits from now on if it is admitted.
-    pub fn admit(&mut self, address: Option<SocketAddr>, now: Instant) -> Verdict {
+    /// Decides about a new connection of `address`; an admitted one waits from now on.
+    pub fn admit(&mut self, address: Option<SocketAddr>, now: Instant) -> Decision {
         let evicted = match self.crowded(address) {
             None => None,
             Some((reason, oldest)) => match oldest {
                 Some((since, id)) if now.saturating_duration_since(since) >= self.figures.evictable_after => {
                     Some(id)
                 }
-                _ => return Verdict::Refused(reason),
+                _ => return Decision::Refused(reason),
             },
         };
         if let Some(id) = evicted {
@@ -116,11 +117,11 @@ impl Register {
             self.peers.entry(Peer::of(address.ip())).or_default().open += 1;
         }
         self.wait(id, now);
-        Verdict::Admitted { id, evicted }
+        Decision::Admitted { id, evicted }
     }
 
-    /// The cap that leaves no room for a connection of `address`, and who waits longest among those
-    /// under that cap.
+    /// The cap that is reached for a connection of `address`, and the connection under that cap
+    /// that has waited longest.
     fn crowded(&self, address: Option<SocketAddr>) -> Option<(Reason, Option<(Instant, Id)>)> {
         let counts = address.and_then(|address| self.peers.get(&Peer::of(address.ip())));
         if let Some(counts) = counts
@@ -132,7 +133,7 @@ impl Register {
         full.then(|| (Reason::Connections, self.waiting.first().copied()))
     }
 
-    /// The connection has nothing in service any more.
+    /// Notes that the connection has nothing in service any more.
     pub fn wait(&mut self, id: Id, now: Instant) {
         let Some(open) = self.open.get_mut(&id) else { return };
         let before = open.waiting_since.replace(now);
@@ -144,8 +145,8 @@ impl Register {
         }
     }
 
-    /// The connection has something in service, or has proven itself: it isn't evicted any more.
-    /// `false` if it is gone.
+    /// Notes that the connection has a request in service, or has proven its membership: it can't
+    /// be evicted any more. `false` if it is gone.
     pub fn busy(&mut self, id: Id) -> bool {
         let Some(open) = self.open.get_mut(&id) else { return false };
         let (since, address) = (open.waiting_since.take(), open.address);
@@ -153,7 +154,7 @@ impl Register {
         true
     }
 
-    /// As [`Register::busy`], for the connection of `address`; tells which that is.
+    /// As [`Register::busy`], for the connection of `address`; returns its id.
     pub fn busy_at(&mut self, address: SocketAddr) -> Option<Id> {
         self.by_address.get(&address).copied().filter(|id| self.busy(*id))
     }
@@ -163,7 +164,7 @@ impl Register {
         self.open.get(&id)?.waiting_since
     }
 
-    /// The connection is closed.
+    /// Notes that the connection is closed.
     pub fn leave(&mut self, id: Id) {
         let Some(open) = self.open.remove(&id) else { return };
         self.unqueue(id, open.address, open.waiting_since);
@@ -207,18 +208,18 @@ impl Register {
         Ok(())
     }
 
-    /// A call that began has ended.
+    /// Notes that a call has ended.
     pub fn end(&mut self, call: Call) {
         self.slow -= usize::from(call != Call::Short);
         self.streams -= usize::from(call == Call::Stream);
     }
 
-    /// Connections that are open.
+    /// The number of open connections.
     pub fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// Whether nobody is connected.
+    /// Whether there is no connection.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -251,10 +252,10 @@ mod tests {
     }
 
     #[track_caller]
-    fn admitted(verdict: Verdict) -> (Id, Option<Id>) {
-        match verdict {
-            Verdict::Admitted { id, evicted } => (id, evicted),
-            Verdict::Refused(reason) => panic!("expected room, saw {reason:?}"),
+    fn admitted(decision: Decision) -> (Id, Option<Id>) {
+        match decision {
+            Decision::Admitted { id, evicted } => (id, evicted),
+            Decision::Refused(reason) => panic!("expected room, saw {reason:?}"),
         }
     }
 
@@ -265,18 +266,18 @@ mod tests {
         for port in 2..4 {
             admitted(register.admit(Some(at(1, port)), now));
         }
-        assert_eq!(register.admit(Some(at(1, 4)), now), Verdict::Refused(Reason::PeerConnections));
+        assert_eq!(register.admit(Some(at(1, 4)), now), Decision::Refused(Reason::PeerConnections));
         admitted(register.admit(Some(at(2, 1)), now));
         let later = now + figures().evictable_after;
         assert_eq!(
             admitted(register.admit(Some(at(1, 5)), later)).1,
             Some(first),
-            "its own oldest makes room"
+            "the address's oldest connection makes room"
         );
     }
 
     #[test]
-    fn who_has_a_request_in_service_is_never_evicted() {
+    fn a_connection_with_a_request_in_service_is_never_evicted() {
         let (mut register, now) = (Register::new(figures()), Instant::now());
         for host in 1..=8 {
             let (id, evicted) = admitted(register.admit(Some(at(host, 1)), now));
@@ -284,21 +285,21 @@ mod tests {
             assert!(register.busy(id));
         }
         let later = now + Duration::from_mins(1);
-        assert_eq!(register.admit(Some(at(9, 1)), later), Verdict::Refused(Reason::Connections));
+        assert_eq!(register.admit(Some(at(9, 1)), later), Decision::Refused(Reason::Connections));
         assert_eq!(register.busy_at(at(3, 1)), Some(2), "a member's connection is found by its address");
         register.wait(4, later);
         assert_eq!(
             register.admit(Some(at(9, 1)), later),
-            Verdict::Refused(Reason::Connections),
-            "it may ask yet"
+            Decision::Refused(Reason::Connections),
+            "a young connection may still send its request"
         );
-        let verdict = register.admit(Some(at(9, 1)), later + figures().evictable_after);
-        assert_eq!(admitted(verdict).1, Some(4));
-        assert!(!register.busy(4), "it is gone");
+        let decision = register.admit(Some(at(9, 1)), later + figures().evictable_after);
+        assert_eq!(admitted(decision).1, Some(4));
+        assert!(!register.busy(4), "the connection is gone");
     }
 
     #[test]
-    fn calls_without_an_end_leave_room_for_others() {
+    fn endless_calls_leave_room_for_others() {
         let mut register = Register::new(figures());
         assert_eq!([(); 2].map(|()| register.begin(Call::Stream)), [Ok(()); 2]);
         assert_eq!(register.begin(Call::Stream), Err(Reason::Streams));
@@ -306,11 +307,11 @@ mod tests {
         assert_eq!(register.begin(Call::Slow), Err(Reason::SlowCalls));
         assert_eq!([(); 9].map(|()| register.begin(Call::Short)), [Ok(()); 9]);
         register.end(Call::Stream);
-        assert_eq!(register.begin(Call::Stream), Ok(()), "one ended");
+        assert_eq!(register.begin(Call::Stream), Ok(()), "a stream has ended");
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_peer() {
+    fn an_ipv6_network_is_one_peer() {
         let peer = |text: &str| Peer::of(text.parse().unwrap());
         assert_eq!(peer("2001:db8::1"), peer("2001:db8::ffff"));
         assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
@@ -319,7 +320,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order, the caps hold and the books balance.
+        /// Whatever comes in whatever order, the caps hold and the counts are right.
         #[test]
         fn caps_hold(steps in prop::collection::vec((0_u8..4, 0_u8..5, 0_u64..3000), 1..200)) {
             let (mut register, mut now, mut port) = (Register::new(figures()), Instant::now(), 1);

@@ -1,5 +1,5 @@
-//! A connection that holds its place: closed when it is evicted, when it waits too long, or when
-//! its client doesn't read.
+//! A connection with its place: closed when it is evicted, when it waits too long, or when its
+//! client doesn't read.
 
 use std::future::Future as _;
 use std::io;
@@ -24,16 +24,16 @@ pub struct Admitted<T> {
     io: T,
     place: Arc<Place>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// When it must have proven itself; `None` once it has, or if somebody else watches how long it
-    /// waits.
+    /// The deadline of its proof of membership; `None` after the proof, or if another component
+    /// limits how long it waits.
     prove_by: Option<Pin<Box<Sleep>>>,
     stall: Option<Duration>,
     stalls_at: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Admitted<T> {
-    /// `io` with its place. If it `must_prove` itself, it is closed unless
-    /// [`crate::door::Door::prove`] is called in time.
+    /// `io` with its place. If `must_prove`, it is closed unless [`crate::door::Door::prove`] is
+    /// called in time.
     pub fn new(io: T, place: Arc<Place>, must_prove: bool) -> Self {
         let figures = *place.door().figures();
         let evicted = Box::pin(place.evicted().clone().cancelled_owned());
@@ -41,7 +41,7 @@ impl<T> Admitted<T> {
         Self { io, place, evicted, prove_by, stall: figures.stall, stalls_at: None }
     }
 
-    /// Fails if the connection is to be closed.
+    /// Fails if the connection has to be closed.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.evicted.as_mut().poll(cx).is_ready() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed to make room"));
@@ -57,7 +57,7 @@ impl<T> Admitted<T> {
         Ok(())
     }
 
-    /// Passes on what a write came to; fails if writes have come to nothing for too long.
+    /// Passes the result of a write on; fails if writes have made no progress for too long.
     fn written<V>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<V>>) -> Poll<io::Result<V>> {
         let (Poll::Pending, Some(stall)) = (&written, self.stall) else {
             self.stalls_at = None;
@@ -118,7 +118,7 @@ impl Connected for Admitted<TcpStream> {
     }
 }
 
-/// The address by which a gRPC call's connection is found in its door.
+/// The peer address of a gRPC call's connection, by which its door finds it.
 pub fn address_of<T>(request: &tonic::Request<T>) -> Option<SocketAddr> {
     request.remote_addr()
 }

@@ -1,10 +1,10 @@
-//! Texts from outside: how they are shown, and how they are cut. Pure.
+//! Escapes and cuts texts from outside. Pure.
 
 use std::fmt::{self, Write as _};
 
 use crate::figures::LOGGED_CHARACTERS;
 
-/// A text from outside, as it may be logged: escaped, and no longer than [`LOGGED_CHARACTERS`].
+/// A text from outside, in a form for logs: escaped, and no longer than [`LOGGED_CHARACTERS`].
 #[derive(Clone, Copy)]
 pub struct Outside<'a>(pub &'a str);
 
@@ -27,10 +27,11 @@ impl fmt::Debug for Outside<'_> {
     }
 }
 
-/// What stands where a text was cut.
+/// The mark where a text was cut.
 const CUT: &str = "…";
 
-/// Cuts a text to at most `bytes`, at the end of a character, and shows where. Whether it was cut.
+/// Cuts a text to at most `bytes`, at a character boundary, and marks the cut. Returns whether it
+/// was cut.
 pub fn clip(text: &mut String, bytes: usize) -> bool {
     if text.len() <= bytes {
         return false;
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_logged_is_escaped_and_short() {
+    fn a_logged_text_is_escaped_and_short() {
         let shown = Outside("a\nb\x1b[31m\u{202e}\"").to_string();
         assert_eq!(shown, r#"a\nb\u{1b}[31m\u{202e}\""#);
         let long = Outside(&"x".repeat(4 << 20)).to_string();

@@ -1,4 +1,4 @@
-//! Clients that are too many, too slow or silent, on real sockets.
+//! Tests with clients that are too many, too slow or silent, on real sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -38,8 +38,7 @@ fn figures() -> Figures {
     }
 }
 
-/// `/stream` has an answer without an end, `/slow` one that never begins, and `/large` one of 64
-/// MiB.
+/// Answers `/stream` endlessly, `/slow` never, and `/large` with 64 MiB.
 async fn answer(request: Request<Incoming>) -> Result<Response<Either<Endless, Full<Bytes>>>, Infallible> {
     Ok(Response::new(match request.uri().path() {
         "/stream" => Either::Left(Endless),
@@ -149,7 +148,7 @@ async fn streams_and_slow_calls_leave_room_for_short_ones() {
             sleep(Duration::from_millis(10)).await;
         }
     });
-    again.await.expect("streams that ended give their room back");
+    again.await.expect("streams that ended release their places");
 }
 
 #[tokio::test]
@@ -165,13 +164,13 @@ async fn silent_connections_make_room_for_those_that_speak() {
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("too many connections"), "saw {told}");
     assert_eq!(served.refused(Reason::Connections), 1);
     sleep(figures().evictable_after).await;
-    assert_eq!(status_of(&served.path(), "/short").await, "200", "nobody made room");
+    assert_eq!(status_of(&served.path(), "/short").await, "200", "no silent connection made room");
     assert_eq!(first(&mut silent[0]).await, "", "the oldest is still open");
     assert_eq!(served.refused(Reason::Evicted), 1);
 }
 
 #[tokio::test]
-async fn half_a_request_is_not_waited_for() {
+async fn half_a_request_times_out() {
     let served = Served::start(figures());
     let mut client = served.client().await;
     client.write_all(b"GET /short HTTP/1.1\r\nhost").await.unwrap();
@@ -199,7 +198,7 @@ async fn an_answer_that_is_not_read_is_given_up() {
 }
 
 #[tokio::test]
-async fn who_proves_nothing_is_cut_off_and_others_are_not() {
+async fn a_client_without_proof_is_disconnected_and_a_member_is_not() {
     use futures::StreamExt as _;
     let refusals = Refusals::new().unwrap();
     let door = Door::new(Listener::Nodes, figures(), refusals.clone());
@@ -217,7 +216,7 @@ async fn who_proves_nothing_is_cut_off_and_others_are_not() {
     let kept = timeout(Duration::from_millis(200), served_member.read_u8()).await;
     assert!(kept.is_err(), "the member was cut off: {kept:?}");
     drop((stranger, served_stranger));
-    assert_eq!(door.open(), 1, "places are given back");
+    assert_eq!(door.open(), 1, "places are released");
     let more: Vec<_> = futures::future::join_all((0..8).map(|_| TcpStream::connect(address))).await;
     let admitted = async {
         let mut admitted = Vec::new();
@@ -231,7 +230,7 @@ async fn who_proves_nothing_is_cut_off_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn an_error_of_accept_is_waited_out() {
+async fn after_an_error_of_accept_the_listener_pauses() {
     struct Failing(std::sync::atomic::AtomicU64);
     impl accept::ConnectionSource for Failing {
         type Io = UnixStream;

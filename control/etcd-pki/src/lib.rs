@@ -1,17 +1,17 @@
-//! The certificates that etcd's members and their clients show each other.
+//! The certificates of etcd's members and their clients.
 //!
 //! Purpose: `mesh etcd-certificates` makes them for an operator; the lab and the tests make theirs
-//! with the same code. etcd needs a CA of its own, because the cluster's CA is kept in etcd.
+//! with the same code. etcd needs a CA of its own, because the cluster's CA is stored in etcd.
 //!
 //! Layout of a directory of certificates: `ca.pem` and `ca.key`; `MEMBER.pem` and `MEMBER.key` for
-//! each member of etcd, which it shows to clients and to the other members; `client.pem` and
+//! each member of etcd, which it presents to clients and to the other members; `client.pem` and
 //! `client.key` for mesh-control and etcdctl. Keys have mode 0600.
 //!
-//! Invariants: P-256 throughout; only members' certificates carry [`MEMBER_NAME`], which etcd is
-//! told to demand of its peers (`--peer-cert-allowed-cn`), so that a client's certificate opens no
-//! peer port.
+//! Invariants: P-256 throughout; only members' certificates carry [`MEMBER_NAME`], which etcd
+//! demands of its peers (`--peer-cert-allowed-cn`), so that a client's certificate opens no peer
+//! port.
 //!
-//! Left to others: bringing the files to the managers. Nobody but the operator needs `ca.key`.
+//! Left to others: bringing the files to the managers. Only the operator needs `ca.key`.
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
@@ -27,59 +27,59 @@ use rcgen::{
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// Common name of every member's certificate.
+/// The common name of every member's certificate.
 pub const MEMBER_NAME: &str = "mesh-etcd";
-/// Common name of the clients' certificate: etcd's user, if etcd's authentication is on.
+/// The common name of the clients' certificate: the user in etcd, if etcd's authentication is on.
 pub const CLIENT_NAME: &str = "mesh-control";
-/// File name, without extension, of the clients' certificate and key.
+/// The file name, without extension, of the clients' certificate and key.
 pub const CLIENT_FILE: &str = "client";
-/// File name, without extension, of the CA's certificate and key.
+/// The file name, without extension, of the CA's certificate and key.
 pub const CA_FILE: &str = "ca";
 
-/// Days that the CA is good for.
+/// The validity of the CA, in days.
 const CA_DAYS: u64 = 20 * 365;
 /// Certificates are valid from a day earlier, for machines whose clocks are behind.
 const SKEW_DAYS: u64 = 1;
 
-/// Why a certificate could not be made or kept.
+/// Why a certificate could not be made or stored.
 #[derive(Debug, Error)]
 pub enum PkiError {
-    /// The CA could not be made, or what is in its files is none.
+    /// The CA can't be made, or its files are invalid.
     #[error("{operation} the CA of etcd")]
     Authority {
-        /// What was tried: create, load.
+        /// The operation that failed: create or load.
         operation: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: rcgen::Error,
     },
-    /// A certificate could not be signed.
+    /// A certificate can't be signed.
     #[error("sign a certificate for {name}")]
     Sign {
-        /// Whose.
+        /// The subject.
         name: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: rcgen::Error,
     },
-    /// A file could not be read or written.
+    /// A file can't be read or written.
     #[error("{operation} {}", path.display())]
     File {
-        /// What was tried: read, write.
+        /// The operation that failed: read or write.
         operation: &'static str,
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The CA's certificate is there, and its key is not.
+    /// The CA's certificate exists, but its key doesn't.
     #[error(
         "{} exists without ca.key beside it: bring the CA's key there, or name an empty directory to make a new CA",
         certificate.display()
     )]
     NoKey {
-        /// The CA's certificate.
+        /// The path of the CA's certificate.
         certificate: PathBuf,
     },
 }
@@ -88,7 +88,7 @@ pub enum PkiError {
 pub struct Issued {
     /// The certificate.
     pub certificate_pem: String,
-    /// Its key.
+    /// The private key.
     pub key_pem: Zeroizing<String>,
 }
 
@@ -115,10 +115,10 @@ impl EtcdAuthority {
         Ok((authority, Issued { certificate_pem, key_pem }))
     }
 
-    /// The CA with this certificate and key.
+    /// Loads the CA from its certificate and key.
     ///
     /// # Errors
-    /// [`PkiError::Authority`] when either can't be read.
+    /// [`PkiError::Authority`] if either can't be parsed.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         let failed = |source| PkiError::Authority { operation: "load", source };
         let key = KeyPair::from_pem(key_pem).map_err(failed)?;
@@ -126,10 +126,10 @@ impl EtcdAuthority {
         Ok(Self { issuer, certificate_pem: certificate_pem.to_owned() })
     }
 
-    /// The CA kept in `directory`, which is made there if there is none.
+    /// Loads the CA in `directory`, or makes one there if there is none.
     ///
     /// # Errors
-    /// [`PkiError`]; [`PkiError::NoKey`] for a CA whose key is elsewhere.
+    /// [`PkiError`]; [`PkiError::NoKey`] if the CA's key is elsewhere.
     pub fn open(directory: &Path, now: DateTime<Utc>) -> Result<Self, PkiError> {
         let certificate = directory.join(format!("{CA_FILE}.pem"));
         let Some(certificate_pem) = read(&certificate)? else {
@@ -141,17 +141,17 @@ impl EtcdAuthority {
         Self::load(&certificate_pem, &key.ok_or(PkiError::NoKey { certificate })?)
     }
 
-    /// Its certificate, PEM.
+    /// The CA's certificate, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// A certificate for a member of etcd that clients and peers reach at `names`: host names and
-    /// IP addresses. Loopback is always among them. It serves for both ends of a connection, as
-    /// members are each other's clients.
+    /// Issues a certificate for a member of etcd that clients and peers reach at `names`: host
+    /// names and IP addresses. Loopback is always included. It serves for both ends of a
+    /// connection, as members are each other's clients.
     ///
     /// # Errors
-    /// [`PkiError::Sign`], for a name that no certificate can hold, too.
+    /// [`PkiError::Sign`], also for a name that no certificate can hold.
     pub fn issue_member(&self, names: &[String], days: u64, now: DateTime<Utc>) -> Result<Issued, PkiError> {
         let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
         let mut subjects = Vec::new();
@@ -166,7 +166,7 @@ impl EtcdAuthority {
         self.issue(MEMBER_NAME, subjects, both, days, now)
     }
 
-    /// A certificate for clients of etcd: mesh-control and etcdctl.
+    /// Issues a certificate for clients of etcd: mesh-control and etcdctl.
     ///
     /// # Errors
     /// [`PkiError::Sign`].
@@ -194,7 +194,7 @@ impl EtcdAuthority {
 }
 
 impl Issued {
-    /// Writes `NAME.pem`, and `NAME.key` for its owner alone, each whole or not at all.
+    /// Writes `NAME.pem`, and `NAME.key` readable by its owner alone, each as a whole.
     ///
     /// # Errors
     /// [`PkiError::File`].
@@ -218,7 +218,7 @@ fn params(name: &str, now: DateTime<Utc>, days: u64) -> CertificateParams {
     params
 }
 
-/// What a file holds; `None` if there is none.
+/// The contents of a file; `None` if it doesn't exist.
 fn read(path: &Path) -> Result<Option<Zeroizing<String>>, PkiError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
@@ -227,8 +227,8 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, PkiError> {
     }
 }
 
-/// Writes a file beside its place and moves it there, so that no reader sees half of it and it
-/// never has another mode.
+/// Writes a file under another name and renames it, so that no reader sees half of it and it never
+/// has another mode.
 fn write(path: &Path, mode: u32, text: &str) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { operation: "write", path: path.to_owned(), source };
     let mut fresh = path.as_os_str().to_owned();
@@ -305,6 +305,6 @@ mod tests {
     fn a_name_that_no_certificate_can_hold_is_refused() {
         let (authority, _) = EtcdAuthority::create(now()).unwrap();
         let refused = authority.issue_member(&["ümlaut".to_owned()], 1, now()).map(|_| ()).unwrap_err();
-        assert!(refused.to_string().contains("ümlaut"), "the error names no name: {refused}");
+        assert!(refused.to_string().contains("ümlaut"), "the error doesn't name the name: {refused}");
     }
 }

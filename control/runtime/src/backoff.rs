@@ -1,13 +1,13 @@
-//! Pauses between attempts at something remote: each about twice the last, jittered so that
-//! managers don't move in step.
+//! Exponential backoff: each pause is about twice the last, with jitter so that managers don't
+//! retry in step.
 //!
-//! Invariant: pure; randomness comes in from the caller.
+//! Invariant: pure; randomness comes from the caller.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// The next pause, between `shortest` and `longest`.
+/// Exponential backoff between `shortest` and `longest`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,12 +28,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins at `shortest` and stays at or below `longest`.
+    /// A backoff between `shortest` and `longest`.
     pub fn new(shortest: Duration, longest: Duration) -> Self {
         Self { shortest, longest, next: shortest }
     }
 
-    /// How long to pause now: half of the step for certain, the other half by chance.
+    /// The next pause: half of the step fixed, the other half random.
     pub fn pause<R: Rng + ?Sized>(&mut self, rng: &mut R) -> Duration {
         let step = self.next;
         self.next = step.saturating_mul(2).min(self.longest);

@@ -1,8 +1,7 @@
-//! Living and dying together: a daemon's components, and how all of them end.
+//! Supervises a daemon's components: they start together and end together.
 //!
-//! Invariants: a component that ends while the daemon is not stopping is a fault, whatever it
-//! returned: the others are told to stop, and the daemon ends with an error. Nothing waits for
-//! ever.
+//! Invariants: a component that ends before the daemon is stopping is a fault, whatever it
+//! returned: the others are stopped, and the daemon ends with an error. No wait is unlimited.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -16,8 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::faults::Faults;
 
-/// After a fault the other components have so long to end: what they do may stand on the one that
-/// is dead.
+/// How long the other components may take to end after a fault: they may depend on the dead one.
 const FAULT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A daemon's components.
@@ -33,7 +31,7 @@ impl Components {
     /// No components yet. With `debug_faults` each can be made to panic, see [`crate::faults`].
     pub fn new(debug_faults: bool) -> Self {
         if debug_faults {
-            tracing::warn!("--debug-faults: whoever reaches the metrics listener can make this daemon panic");
+            tracing::warn!("--debug-faults: any client of the metrics listener can make this daemon panic");
         }
         Self { faults: debug_faults.then(Faults::default), ..Self::default() }
     }
@@ -43,12 +41,12 @@ impl Components {
         &self.root
     }
 
-    /// Tracks tasks that components start and that are to be waited for at the end.
+    /// Tracks tasks that components start and that must end before the daemon does.
     pub fn tracker(&self) -> &TaskTracker {
         &self.tracker
     }
 
-    /// The routes by which a component is made to panic; none without `debug_faults`.
+    /// The routes that make a component panic; none without `debug_faults`.
     pub fn debug_routes<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
         self.faults.clone().map_or_else(Router::new, Faults::router)
     }
@@ -75,17 +73,17 @@ impl Components {
                 error = format!("{end:#}"),
                 "a component failed: the process ends"
             );
-            // The first fault is the one to report; later ones are its consequences.
+            // The first fault is reported; later ones are its consequences.
             let _first = fault.get_or_init(|| format!("{name}: {end:#}"));
             root.cancel();
         });
     }
 
-    /// Waits until the daemon is told to stop or a component fails, then for all components.
+    /// Waits until the daemon is stopped or a component fails, then for all components.
     ///
     /// # Errors
-    /// A component failed, or did not end within `limit`. After a failure the others are waited for
-    /// half a second at most.
+    /// A component failed, or did not end within `limit`. After a failure the others have at most
+    /// half a second.
     pub async fn wait(self, limit: Duration) -> anyhow::Result<()> {
         self.root.cancelled().await;
         self.tracker.close();
@@ -102,7 +100,7 @@ impl Components {
 /// Cancels `root` on SIGTERM or SIGINT.
 ///
 /// # Errors
-/// The signals can't be listened for.
+/// The signal handlers can't be installed.
 pub async fn follow_signals(root: CancellationToken) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -123,7 +121,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn all_end_well_when_told_to() {
+    async fn all_components_end_when_stopped() {
         let components = Components::default();
         let stopping = components.stopping().clone();
         components.spawn("a", async move {
@@ -135,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_error_or_panic_of_one_ends_all_with_a_fault() {
+    async fn an_end_an_error_or_a_panic_of_one_component_ends_all() {
         type Component = fn() -> anyhow::Result<()>;
         let faults: [(Component, &str); 3] = [
             (|| Ok(()), "by itself"),

@@ -1,4 +1,4 @@
-//! Errors in logs: an error and all that caused it, in one line.
+//! Formats an error with all its causes in one line, for logs.
 
 use std::error::Error;
 

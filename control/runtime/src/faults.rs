@@ -1,8 +1,8 @@
-//! Panics on request, to test what they do to a whole daemon.
+//! Panics on request, to test their effect on a whole daemon.
 //!
 //! A daemon that is started with its hidden flag `--debug-faults` answers `GET /debug/panic` with
 //! the names of its components, and a `POST` of one of them makes that component panic. Without the
-//! flag neither exists. Whoever reaches the metrics listener may then end the daemon, so only labs
+//! flag neither exists. Any client of the metrics listener may then end the daemon, so only labs
 //! set the flag.
 
 use std::collections::BTreeSet;
@@ -14,10 +14,10 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::sync::broadcast;
 
-/// Requests that may wait to be seen.
+/// The most queued requests.
 const QUEUE: usize = 16;
 
-/// The components that panic when asked to.
+/// The components that panic on request.
 #[derive(Debug, Clone)]
 pub struct Faults {
     names: Arc<Mutex<BTreeSet<&'static str>>>,
@@ -31,7 +31,7 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Runs `component`, and panics in its place when somebody asks for that.
+    /// Runs `component`, and panics in its place on request.
     pub fn wrap<F>(&self, name: &'static str, component: F) -> impl Future<Output = F::Output> + Send + use<F>
     where
         F: Future + Send,
@@ -65,7 +65,7 @@ impl Faults {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether there is such a component; if so, it panics.
+    /// Requests a panic of a component; `false` if there is none of that name.
     fn ask(&self, name: String) -> bool {
         self.known().contains(name.as_str()) && self.asked.send(name).is_ok()
     }
@@ -92,6 +92,6 @@ mod tests {
         assert_eq!(ask("unknown").await.expect("an answer").status(), StatusCode::NOT_FOUND);
         assert_eq!(ask("named").await.expect("an answer").status(), StatusCode::ACCEPTED);
         assert!(named.await.expect_err("it panics").is_panic());
-        assert!(!other.is_finished(), "nobody asked the other one");
+        assert!(!other.is_finished(), "the other component was not asked to panic");
     }
 }

@@ -1,13 +1,12 @@
-//! mesh-runtime: what both daemons, mesh-agent and mesh-control, run on: how they start, log, retry
-//! and end.
+//! mesh-runtime: how both daemons, mesh-agent and mesh-control, start, log, retry and end.
 //!
-//! What a daemon needs of the operating system for that is here once: supervision and panics,
-//! backoff, unix sockets, files that only the daemon reads, and its log.
+//! It holds what a daemon needs of the operating system for that: supervision and panics, backoff,
+//! unix sockets, files that only the daemon reads, and its log.
 //!
-//! Invariants: a daemon never goes on without one of its parts. A part that panics ends the process
-//! at once ([`crash`]); a part that returns while nobody asked it to makes the others stop, and
-//! then ends the process with an error ([`Components`]). Starting the daemon again is its
-//! supervisor's task, such as systemd's.
+//! Invariants: a daemon never goes on without one of its components. A component that panics ends
+//! the process at once ([`crash`]); one that returns before the daemon is stopping makes the others
+//! stop, and then ends the process with an error ([`Components`]). Restarting the daemon is the
+//! task of its supervisor, such as systemd.
 
 pub mod backoff;
 pub mod components;
@@ -26,14 +25,14 @@ use anyhow::Context as _;
 pub use components::{Components, follow_signals};
 pub use error_chain::error_chain;
 
-/// How long blocking work that still runs may keep a daemon that has ended.
+/// How long blocking work may delay the end of the process.
 const LEFTOVERS_LIMIT: Duration = Duration::from_millis(300);
 
 /// Runs a daemon: installs the panic policy, then runs `daemon` on a multi-threaded runtime until
 /// it ends.
 ///
-/// Blocking work that is still running then is not waited for: a thread that hangs in a system call
-/// must not keep a process whose parts have ended.
+/// Blocking work that still runs then is abandoned: a thread that hangs in a system call must not
+/// keep a process whose components have ended.
 ///
 /// # Errors
 /// The runtime can't be made, or the daemon's own error.

@@ -1,17 +1,17 @@
-//! Files that only this agent reads, replaced as a whole or not at all.
+//! Files that only this daemon reads, replaced as a whole or not at all.
 //!
-//! Invariant: a reader sees the old contents or the new ones, whenever the machine stops. Blocking;
-//! small files only.
+//! Invariant: a reader sees the old contents or the new ones, whenever the machine stops. Blocks;
+//! for small files only.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Makes `directory` (mode 0700) and its parents, if they don't exist.
+/// Creates `directory` (mode 0700) and its parents, if they don't exist.
 ///
 /// # Errors
-/// As the file system says.
+/// An error of the file system.
 pub fn create_private_dir(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
@@ -19,7 +19,7 @@ pub fn create_private_dir(directory: &Path) -> io::Result<()> {
 /// Replaces `path` (mode 0600) by `contents`, flushed to the disk.
 ///
 /// # Errors
-/// As the file system says; the old file is then still there.
+/// An error of the file system; the old file still exists then.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
     let (fresh, file) = write_beside(path, contents)?;
@@ -29,10 +29,10 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 }
 
 /// Replaces `path` (mode 0600) by `contents` without a flush: the file outlives the process, but
-/// may be older, or empty, after a power cut. For what is worth nothing then.
+/// may be older, or empty, after a power cut. For contents that may be lost in one.
 ///
 /// # Errors
-/// As the file system says; the old file is then still there.
+/// An error of the file system; the old file still exists then.
 pub fn replace_unflushed(path: &Path, contents: &[u8]) -> io::Result<()> {
     let (fresh, _) = write_beside(path, contents)?;
     fs::rename(&fresh, path)
@@ -46,10 +46,10 @@ fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {
     Ok((fresh, file))
 }
 
-/// The contents of `path`, or nothing if there is no such file.
+/// The contents of `path`; `None` if there is no such file.
 ///
 /// # Errors
-/// As the file system says, but for the absence of the file.
+/// An error of the file system, other than the absence of the file.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(contents) => Ok(Some(contents)),

@@ -1,7 +1,7 @@
 //! Listening unix sockets in the file system.
 //!
-//! Invariants: a socket never exists with other permissions than its own; a socket that a dead
-//! process left is replaced, one that a living process listens on is not.
+//! Invariants: a socket never has other permissions than its own; a socket that a dead process left
+//! is replaced, one that a living process listens on is not.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -12,20 +12,19 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// Who may connect to a socket.
+/// The permissions of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     /// The file's permissions, such as `0o600`.
     pub mode: u32,
-    /// The group that owns the file; none: the group of this process.
+    /// The group that owns the file; `None`: the group of this process.
     pub gid: Option<u32>,
 }
 
-/// Listens on `path`. The socket is bound under another name first and takes its place by a rename.
+/// Listens on `path`. The socket is bound under another name first and renamed.
 ///
 /// # Errors
-/// Something else than a socket is there, a living process listens on it, or the directory can't be
-/// written.
+/// The path is not a socket, a living process listens on it, or the directory can't be written.
 pub fn bind(path: &Path, access: Access) -> io::Result<UnixListener> {
     check_free(path)?;
     if let Some(directory) = path.parent() {
@@ -37,7 +36,7 @@ pub fn bind(path: &Path, access: Access) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(&fresh)?;
-    // Nobody but the owner may connect before the group is set.
+    // Only the owner may connect before the group is set.
     fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
     if access.gid.is_some() {
         chown(&fresh, None, access.gid)?;
@@ -51,7 +50,7 @@ fn check_free(path: &Path) -> io::Result<()> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            let text = format!("{shown} exists and is no socket: remove it or choose another --socket");
+            let text = format!("{shown} exists and is not a socket: remove it or choose another --socket");
             Err(io::Error::new(ErrorKind::AlreadyExists, text))
         }
         Ok(_) if UnixStream::connect(path).is_ok() => {
@@ -97,7 +96,7 @@ mod tests {
         let living = bind(&path, OWNERS).unwrap();
         assert_eq!(bind(&path, OWNERS).unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(living);
-        drop(bind(&path, OWNERS).expect("nobody listens on it any more"));
+        drop(bind(&path, OWNERS).expect("the socket has no listener any more"));
         fs::remove_file(&path).unwrap();
         fs::write(&path, "").unwrap();
         assert_eq!(bind(&path, OWNERS).unwrap_err().kind(), ErrorKind::AlreadyExists, "not a socket");

@@ -1,10 +1,10 @@
-//! How requests meet the cluster's state: reads from the snapshot, writes through one transaction.
+//! Access of requests to the cluster's state: reads from the snapshot, writes in one transaction.
 //!
 //! Invariants: a read is answered only while the watch on etcd is up; a write is decided on a
-//! snapshot, committed under compares, decided anew when it loses, and answered once the snapshot
-//! holds it, so that a client reads what it wrote.
+//! snapshot, committed under compares, decided again after a conflict, and answered once the
+//! snapshot holds it, so that a client reads its own writes.
 //!
-//! Left to others: what is written (the resources' pure parts).
+//! Left to others: what is written (the pure parts of the resources).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,28 +16,28 @@ use super::error::ApiError;
 use crate::context::ApiContext;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// How long a request waits for a watch that is being set up anew, before it is refused.
+/// How long a request waits for a watch that is reconnecting, before it is refused.
 const RECONNECT_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a request waits for the snapshot to hold what was written or read elsewhere.
+/// How long a request waits for the snapshot to hold a revision.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3);
 
-/// How long a write that lost waits for the snapshot to show why.
+/// How long a write waits after a conflict for the snapshot that shows why.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Decisions of one write, the lost ones included.
+/// The most attempts of one write.
 const ATTEMPTS: usize = 8;
 
-/// What a write needs and does.
+/// A write with its conditions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Transaction {
-    /// What must hold.
+    /// The conditions.
     pub(crate) compares: Vec<Compare>,
-    /// What is written.
+    /// The writes.
     pub(crate) ops: Vec<Op>,
 }
 
-/// When the client that wrote will see what it wrote.
+/// When a client can read what it wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Visible {
     /// This manager's snapshot holds the write.
@@ -49,7 +49,7 @@ pub(crate) enum Visible {
 /// The newest snapshot.
 ///
 /// # Errors
-/// [`ApiError::Disconnected`] when the watch is down and doesn't come back at once: what is known
+/// [`ApiError::Disconnected`] if the watch is down and doesn't reconnect at once, as the snapshot
 /// may be old.
 pub(crate) async fn current(context: &ApiContext) -> Result<Arc<ClusterSnapshot>, ApiError> {
     let mut connected = context.feed.connected.clone();
@@ -60,25 +60,25 @@ pub(crate) async fn current(context: &ApiContext) -> Result<Arc<ClusterSnapshot>
     }
 }
 
-/// Gives the snapshot a moment to hold `revision`: a client may have read it from a manager that is
-/// ahead of this one.
+/// Waits for the snapshot to hold `revision` for a moment: the client may have read it from a
+/// manager that is ahead of this one.
 ///
 /// # Errors
-/// [`ApiError::Disconnected`]. A revision that doesn't come is no error: what is decided on the
+/// [`ApiError::Disconnected`]. A revision that doesn't come is no error: the decision on the
 /// snapshot will show it.
 pub(crate) async fn catch_up(context: &ApiContext, revision: i64) -> Result<(), ApiError> {
     current(context).await?;
     if context.wait_for_revision(revision, CATCH_UP_MAX).await.is_err() {
-        tracing::debug!(revision, "decide on an older snapshot than the client's");
+        tracing::debug!(revision, "deciding on an older snapshot than the client's");
     }
     Ok(())
 }
 
-/// Decides and commits, again and again while others are faster.
+/// Decides and commits, and repeats that after a conflict.
 ///
 /// # Errors
-/// What `decide` refuses; [`ApiError::Contended`] when every attempt lost; [`ApiError::Store`] when
-/// etcd doesn't take it.
+/// An error of `decide`; [`ApiError::Contended`] if every attempt met a conflict;
+/// [`ApiError::Store`] if etcd fails.
 pub(crate) async fn write(
     context: &ApiContext,
     mut decide: impl FnMut(&ClusterSnapshot) -> Result<Transaction, ApiError> + Send,
@@ -100,6 +100,6 @@ pub(crate) async fn write(
 async fn newer_than(context: &ApiContext, revision: i64) {
     let mut snapshots = context.feed.snapshots.clone();
     let newer = snapshots.wait_for(|snapshot| snapshot.revision > revision);
-    // A pause is all that is wanted: the next attempt decides on whatever the snapshot then is.
+    // Only a pause: the next attempt decides on the snapshot of that moment.
     drop(timeout(CONFLICT_PAUSE, newer).await);
 }

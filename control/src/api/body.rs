@@ -1,5 +1,5 @@
-//! Request bodies and query parameters: read under limits, respelled as Docker's clients expect,
-//! refused in Docker's form.
+//! Request bodies and query parameters: reads them with limits, accepts the spellings of Docker's
+//! clients, refuses them in Docker's form.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,28 +21,28 @@ use super::error::ApiError;
 use super::version;
 use crate::docker_json::{Shape, respell};
 
-/// Bytes of a body. A service is stored with its previous spec and a copy of its spec, all in one
-/// transaction of at most 1.2 MB: a quarter of that is left to one spec.
+/// The most bytes of a body. A service is stored with its previous spec and a copy of its spec, all
+/// in one transaction of at most 1.2 MB, which leaves a quarter for one spec.
 pub(crate) const BODY_LIMIT: usize = 256 * 1024;
 
-/// Bytes of a secret's or config's body. The longest config takes 1.4 MB of it in base64; a longer
-/// one is to be told its own limit, not this one. What is too large for a transaction is refused
-/// there.
+/// The most bytes of a secret's or config's body. The longest config takes 1.4 MB of it in base64;
+/// the answer to a longer one should name the config's limit, not this one. What is too large for a
+/// transaction is refused later.
 pub(crate) const DEPENDENCY_BODY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// Bytes of a body that is too large, read and dropped so that the client gets to read why it was
-/// refused.
+/// The most bytes of an oversized body that are read and dropped, so that the client gets to read
+/// the answer.
 const DRAINED_MAX: usize = 16 * 1024 * 1024;
 
-/// How long a body may take to come in whole.
+/// The deadline for the whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For bodies that have no words of their own.
+/// For bodies whose words need no check.
 const UNCHECKED: fn(&Value) -> Result<(), ApiError> = |_| Ok(());
 
-/// Takes a request's body in before anything is answered: a client that is answered while it still
-/// writes sees a broken pipe instead of the answer. A body whose announced length is beyond what
-/// would be read is refused before it comes.
+/// Reads a request's whole body before anything is answered: a client that gets an answer while it
+/// still writes sees a broken pipe instead. A body whose announced length is beyond [`DRAINED_MAX`]
+/// is refused without reading it.
 pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let limit = limit_of(head.uri.path());
@@ -59,7 +59,7 @@ pub(crate) async fn take_in(request: Request, next: Next) -> Response {
     }
 }
 
-/// The limit of a path's bodies.
+/// The body limit of a path.
 fn limit_of(path: &str) -> usize {
     let holds_data =
         ["/secrets/", "/configs/"].iter().any(|part| version::unversioned(path).starts_with(part));
@@ -85,15 +85,15 @@ async fn read_limited(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
 /// Reads a JSON body of a known shape.
 ///
 /// # Errors
-/// [`ApiError::BadRequest`] for what isn't the expected JSON.
+/// [`ApiError::BadRequest`] if it isn't the expected JSON.
 pub(crate) async fn read_json<T: DeserializeOwned>(request: Request, shape: &Shape) -> Result<T, ApiError> {
     read_checked_json(request, shape, UNCHECKED).await
 }
 
-/// As [`read_json`], with the words in it checked first.
+/// As [`read_json`], but `check` checks the words in it first.
 ///
 /// # Errors
-/// [`ApiError::BadRequest`] with the check's words, or for what isn't the expected JSON.
+/// [`ApiError::BadRequest`] with the check's message, or if it isn't the expected JSON.
 pub(crate) async fn read_checked_json<T: DeserializeOwned>(
     request: Request,
     shape: &Shape,
@@ -102,11 +102,10 @@ pub(crate) async fn read_checked_json<T: DeserializeOwned>(
     parse(&take_json(request).await?, shape, check)
 }
 
-/// As [`read_json`], for a body that nobody else may read: it is wiped once it was read, and no
-/// error quotes it.
+/// As [`read_json`], for a body with secrets: it is wiped after parsing, and no error quotes it.
 ///
 /// # Errors
-/// [`ApiError::BadRequest`] for what isn't the expected JSON.
+/// [`ApiError::BadRequest`] if it isn't the expected JSON.
 pub(crate) async fn read_private_json<T: DeserializeOwned>(
     request: Request,
     shape: &Shape,
@@ -125,7 +124,7 @@ async fn take_json(request: Request) -> Result<Bytes, ApiError> {
             "unsupported Content-Type header ({found}): must be 'application/json'"
         )));
     }
-    // Its size was limited as it was taken in.
+    // [`take_in`] has limited its size already.
     read_limited(request.into_body(), usize::MAX).await
 }
 
@@ -135,7 +134,7 @@ fn foreign_content_type(request: &Request) -> Option<String> {
     (!essence.is_empty() && !essence.eq_ignore_ascii_case("application/json")).then(|| value.to_owned())
 }
 
-/// Reads JSON of a known shape.
+/// Parses JSON of a known shape.
 fn parse<T: DeserializeOwned>(
     bytes: &[u8],
     shape: &Shape,
@@ -165,16 +164,17 @@ impl Params {
         self.0.get(name).map(String::as_str)
     }
 
-    /// A switch, as Docker reads it: absent, empty, `0`, `no`, `false` and `none` are off.
+    /// A boolean parameter, as Docker reads it: absent, empty, `0`, `no`, `false` and `none` are
+    /// false.
     pub(crate) fn flag(&self, name: &str) -> bool {
         let value = self.get(name).unwrap_or_default().trim().to_ascii_lowercase();
         !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
     }
 
-    /// The revision that an update stands on.
+    /// The revision that a client read before an update.
     ///
     /// # Errors
-    /// [`ApiError::BadRequest`] when it is absent or not a number.
+    /// [`ApiError::BadRequest`] if it is missing or not a number.
     pub(crate) fn version(&self, object: &str) -> Result<i64, ApiError> {
         let text = self.get("version").unwrap_or_default();
         text.parse().map_err(|_| ApiError::BadRequest(format!("invalid {object} version '{text}'")))
@@ -199,7 +199,7 @@ mod tests {
     use crate::docker_json::shapes::SERVICE_SPEC;
 
     #[test]
-    fn what_is_not_a_spec_is_refused_with_its_place() {
+    fn an_invalid_spec_is_refused_with_the_path_of_the_mistake() {
         let cases: [(&str, &str); 8] = [
             ("", "invalid JSON: got EOF"),
             ("{", "invalid JSON: EOF while parsing"),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_are_read_as_docker_reads_them() {
+    fn booleans_are_read_as_docker_reads_them() {
         for (value, expected) in [("1", true), ("true", true), ("", false), ("0", false), ("False", false)] {
             let params = Params(HashMap::from([("force".to_owned(), value.to_owned())]));
             assert_eq!(params.flag("force"), expected, "force={value}");

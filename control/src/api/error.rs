@@ -1,9 +1,8 @@
-//! What the API answers when it can't do what was asked: one error, one status, Docker's
-//! `{"message": …}`.
+//! The API's errors: one HTTP status each, in Docker's form `{"message": …}`.
 //!
-//! Invariants: [`ApiError::status`] is the only place where a refusal gets its HTTP status; what
-//! Swarm's manager says, the client gets to read as Swarm's engine passes it on, with the gRPC code
-//! in front ([`ApiError::code`]): some clients match whole messages.
+//! Invariants: [`ApiError::status`] is the only place where an error gets its HTTP status; an error
+//! of Swarm's manager reads as Swarm's engine passes it on, with the gRPC code in front
+//! ([`ApiError::code`]): some clients match whole messages.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -20,7 +19,7 @@ use crate::slots::ports::PortError;
 use crate::slots::references::ReferenceError;
 use crate::vault::VaultError;
 
-/// What a path names, as Docker's messages call it.
+/// The kinds of objects in paths, by the names in Docker's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObjectKind {
     /// A service.
@@ -50,16 +49,16 @@ impl std::fmt::Display for ObjectKind {
     }
 }
 
-/// gRPC's codes, as they stand in front of what Swarm's manager says.
+/// The gRPC codes in front of messages of Swarm's manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// The request can't be right, whatever the cluster's state.
+    /// The request is invalid, whatever the cluster's state.
     InvalidArgument,
-    /// There is one already.
+    /// The object exists.
     AlreadyExists,
-    /// Not in this state.
+    /// The object is in another state than the request needs.
     FailedPrecondition,
-    /// Nobody does that.
+    /// Not implemented.
     Unimplemented,
     /// An error without a code.
     Unknown,
@@ -83,27 +82,27 @@ pub(crate) enum ApiError {
     /// No object has this id, name or id prefix.
     #[error("{kind} {query} not found")]
     NotFound {
-        /// What was looked for.
+        /// The kind of object.
         kind: ObjectKind,
-        /// As the client named it.
+        /// The reference as the client sent it.
         query: String,
     },
     /// The name or id prefix is not unique.
     #[error("{kind} {query} is ambiguous ({matches} matches found{})", basis(*.kind, *.by_name))]
     Ambiguous {
-        /// What was looked for.
+        /// The kind of object.
         kind: ObjectKind,
-        /// As the client named it.
+        /// The reference as the client sent it.
         query: String,
-        /// Objects that match.
+        /// The number of matching objects.
         matches: usize,
-        /// Whether they share the name, rather than the beginning of their ids.
+        /// Whether the matches share the name; otherwise an id prefix.
         by_name: bool,
     },
     /// The name belongs to another object.
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
     NameTaken {
-        /// What was to be created.
+        /// The kind of object.
         kind: ObjectKind,
         /// The name.
         name: String,
@@ -111,7 +110,7 @@ pub(crate) enum ApiError {
     /// The name of a secret or config belongs to another one.
     #[error("{kind} {name} already exists")]
     Exists {
-        /// What was to be created.
+        /// The kind of object.
         kind: ObjectKind,
         /// The name.
         name: String,
@@ -119,28 +118,28 @@ pub(crate) enum ApiError {
     /// The spec can't be accepted.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The spec refers to secrets or configs that are not there.
+    /// The spec refers to secrets or configs that don't exist.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// A published port belongs to another service.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// The request itself can't be read.
+    /// The request can't be parsed.
     #[error("{0}")]
     BadRequest(String),
-    /// Swarm's manager would not take it.
+    /// Swarm's manager would refuse it.
     #[error("{0}")]
     Invalid(String),
-    /// It is not allowed, whoever asks.
+    /// It is never allowed.
     #[error("{0}")]
     Forbidden(String),
-    /// There is one already, and there can be one only.
+    /// It exists, and there can be only one.
     #[error("{0}")]
     AlreadyExists(String),
     /// The operation doesn't fit the object's present state.
     #[error("{0}")]
     Precondition(String),
-    /// It can't be done in the state that this manager is in, or not now.
+    /// This manager can't do it in its state, or not now.
     #[error("{0}")]
     Unavailable(String),
     /// It conflicts with the state of the cluster.
@@ -155,10 +154,10 @@ pub(crate) enum ApiError {
     /// The object was written since the client read it.
     #[error("update out of sequence")]
     OutOfSequence,
-    /// Swarm doesn't serve it either.
+    /// Swarm doesn't support it either.
     #[error("{0}")]
     Unimplemented(&'static str),
-    /// mesh doesn't serve it, or not yet.
+    /// mesh doesn't support it, or not yet.
     #[error("{0}")]
     NotImplemented(String),
     /// No such path.
@@ -167,29 +166,29 @@ pub(crate) enum ApiError {
     /// The path exists, the method on it doesn't.
     #[error("method not allowed")]
     MethodNotAllowed,
-    /// Other writers were faster, many times over.
+    /// Conflicting writes won on every attempt.
     #[error("the cluster changed while the request was carried out: run the command again")]
     Contended,
-    /// The watch on etcd is down, so what this manager knows may be old.
+    /// The watch on etcd is down, so this manager's snapshot may be old.
     #[error(
         "this manager can't reach etcd, so the cluster's state can't be read or changed now; tasks and published ports go on as they are"
     )]
     Disconnected,
-    /// etcd did not take a write.
+    /// A write to etcd failed.
     #[error(
         "{0}; look whether the change was made before you repeat it; tasks and published ports go on as they are"
     )]
     Store(#[source] StoreError),
-    /// No cluster record is there yet.
+    /// There is no cluster record yet.
     #[error("this manager has not read the cluster's record yet: try again in a moment")]
     NoCluster,
-    /// The object can't be written down.
+    /// The object can't be encoded.
     #[error("{0}")]
     Encode(#[from] CodecError),
-    /// What is secret can't be sealed, so it is not written.
+    /// A secret can't be sealed, so nothing is written.
     #[error("{0}")]
     Seal(#[from] SealError),
-    /// A secret of the cluster's can't be opened on this manager.
+    /// A secret of the cluster can't be opened on this manager.
     #[error("{0}")]
     Unseal(String),
 }
@@ -222,7 +221,7 @@ impl From<VaultError> for ApiError {
 }
 
 impl ApiError {
-    /// The HTTP status of the answer.
+    /// The HTTP status of the error.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound { .. } | Self::PageNotFound => StatusCode::NOT_FOUND,
@@ -257,8 +256,8 @@ impl ApiError {
 }
 
 impl ApiError {
-    /// The code under which Swarm's manager says it; none for what its engine says by itself, and
-    /// for mesh's own words.
+    /// The gRPC code of an error of Swarm's manager; `None` for errors of the engine and for mesh's
+    /// own.
     pub(crate) fn code(&self) -> Option<Code> {
         match self {
             Self::NameTaken { .. } | Self::Exists { .. } | Self::AlreadyExists(_) => {
@@ -273,7 +272,7 @@ impl ApiError {
         }
     }
 
-    /// What the client gets to read.
+    /// The message that the client gets.
     pub(crate) fn message(&self) -> String {
         match self.code() {
             Some(code) => format!("rpc error: code = {code} desc = {self}"),
@@ -285,7 +284,7 @@ impl ApiError {
 fn code_of_spec(error: &SpecError) -> Option<Code> {
     match error {
         SpecError::Constraint(_) => Some(Code::Unknown),
-        // Words that the engine reads before it asks its manager, and mesh's own.
+        // Errors that the engine finds before it asks its manager, and mesh's own.
         SpecError::RuntimeMissing
         | SpecError::Modes
         | SpecError::Mode
@@ -298,7 +297,7 @@ fn code_of_spec(error: &SpecError) -> Option<Code> {
     }
 }
 
-/// Of networks it is told what the matches have in common.
+/// For networks, the message names what the matches have in common.
 fn basis(kind: ObjectKind, by_name: bool) -> &'static str {
     match (kind, by_name) {
         (ObjectKind::Network, true) => " based on name",
@@ -316,7 +315,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         if status.is_server_error() {
-            tracing::warn!(%status, error = %self, "answer a request with an error");
+            tracing::warn!(%status, error = %self, "a request failed");
         }
         (status, Json(Message { message: self.message() })).into_response()
     }
@@ -327,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_swarms_manager_says_comes_with_its_code() {
+    fn errors_of_swarms_manager_carry_their_code() {
         let taken = ApiError::Exists { kind: ObjectKind::Secret, name: "s1".to_owned() };
         assert_eq!(taken.message(), "rpc error: code = AlreadyExists desc = secret s1 already exists");
         assert_eq!(
@@ -345,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn of_networks_it_is_told_what_the_matches_share() {
+    fn an_ambiguous_network_names_what_the_matches_share() {
         let ambiguous = |kind, by_name| {
             ApiError::Ambiguous { kind, query: "x".to_owned(), matches: 2, by_name }.to_string()
         };

@@ -1,4 +1,4 @@
-//! `/events`: what happens to the cluster's objects, a JSON object a line.
+//! `/events`: streams events of the cluster's objects, one JSON object per line.
 //!
 //! Left to others: the engine's events, which the agent's socket merges with these.
 
@@ -29,7 +29,7 @@ use super::moment;
 use crate::context::ApiContext;
 use crate::feed::events::SwarmEvent;
 
-/// Docker's message.
+/// An event in Docker's form.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Message<'a> {
@@ -82,7 +82,7 @@ pub(crate) async fn stream(State(context): State<ApiContext>, params: Params) ->
     Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(lines)).into_response())
 }
 
-/// Wanted events as they happen, until the manager stops.
+/// The selected events as they happen, until the manager stops.
 fn live(
     coming: broadcast::Receiver<Arc<SwarmEvent>>,
     selection: Selection,
@@ -118,7 +118,7 @@ fn line(event: &SwarmEvent) -> Bytes {
             bytes.into()
         }
         Err(error) => {
-            tracing::error!(error = mesh_runtime::error_chain(&error), "write an event down");
+            tracing::error!(error = mesh_runtime::error_chain(&error), "can't encode an event");
             Bytes::new()
         }
     }

@@ -1,6 +1,6 @@
 //! The `filters` parameter: `{"key":{"value":true}}` or the older `{"key":["value"]}`.
 //!
-//! Invariant: a key that a list doesn't know is refused, never ignored.
+//! Invariant: an unknown key is refused, never ignored.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::error::ApiError;
 
-/// What a client filters by: key to accepted values.
+/// The filters of a request: key to accepted values.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Filters(BTreeMap<String, Vec<String>>);
 
@@ -21,7 +21,7 @@ enum Values {
 }
 
 impl Filters {
-    /// Reads the parameter's text; absent or empty filters nothing.
+    /// Parses the parameter; a missing or empty one filters nothing.
     ///
     /// # Errors
     /// [`ApiError::BadRequest`] for malformed JSON and for a key that is not in `known`.
@@ -43,23 +43,23 @@ impl Filters {
         ))
     }
 
-    /// The values given for `key`.
+    /// The values of `key`.
     pub(crate) fn values(&self, key: &str) -> &[String] {
         self.0.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether `key` is given and switched on.
+    /// Whether `key` is given and true.
     pub(crate) fn flag(&self, key: &str) -> bool {
         self.values(key).iter().any(|value| matches!(value.as_str(), "true" | "1"))
     }
 
-    /// Whether `key` is absent or one of its values passes `test`.
+    /// Whether `key` is missing or one of its values passes `test`.
     pub(crate) fn any(&self, key: &str, test: impl Fn(&str) -> bool) -> bool {
         let values = self.values(key);
         values.is_empty() || values.iter().any(|value| test(value))
     }
 
-    /// Whether every `key=value` or `key` under `filter` is among `labels`.
+    /// Whether `labels` has every `key=value` or `key` of `filter`.
     pub(crate) fn labels(&self, filter: &str, labels: &Labels) -> bool {
         self.values(filter).iter().all(|wanted| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|have| have == value),
@@ -67,16 +67,16 @@ impl Filters {
         })
     }
 
-    /// Whether `filter` is absent, or one of its `key=value` or `key` isn't among `labels`: as
-    /// Docker's, it leaves out what has all of them.
+    /// Whether `filter` is missing, or `labels` lacks one of its `key=value` or `key`: as in
+    /// Docker, this filter excludes what has all of them.
     pub(crate) fn lacks_labels(&self, filter: &str, labels: &Labels) -> bool {
         self.values(filter).is_empty() || !self.labels(filter, labels)
     }
 
-    /// The values of `key`, each read by `read`.
+    /// The values of `key`, each parsed by `read`.
     ///
     /// # Errors
-    /// [`ApiError::BadRequest`] naming the first value that can't be read.
+    /// [`ApiError::BadRequest`] that names the first value that can't be parsed.
     pub(crate) fn parsed<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, ApiError> {
         self.values(key)
             .iter()
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_is_on_only_when_it_says_so() {
+    fn a_flag_is_on_only_when_it_is_true() {
         assert!(parse(r#"{"_up-to-date":{"true":true}}"#).flag("_up-to-date"));
         assert!(!parse(r#"{"_up-to-date":["false"]}"#).flag("_up-to-date"));
         assert!(!parse("{}").flag("_up-to-date"));

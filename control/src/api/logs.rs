@@ -1,7 +1,7 @@
-//! `/services/{id}/logs` and `/tasks/{id}/logs`: reads what is asked, and starts the reading.
+//! `/services/{id}/logs` and `/tasks/{id}/logs`: checks the request, and starts the reader.
 //!
-//! Invariant: what can be refused is refused before the stream begins, for after its head there is
-//! no other status to give.
+//! Invariant: everything that can be refused is refused before the stream begins, as its status
+//! can't change after that.
 //!
 //! Left to others: the reading itself ([`crate::logs`]).
 
@@ -30,7 +30,7 @@ use crate::logs::frame::Format;
 use crate::logs::reader::{Reader, Reading};
 use crate::logs::selection::Subject;
 
-/// Pieces of the stream that wait for the client.
+/// Chunks of the stream queued for the client.
 const PIECES_WAITING: usize = 4;
 
 /// `GET /services/{id}/logs`
@@ -65,7 +65,7 @@ fn has_terminal(template: &TaskSpec) -> bool {
     container.is_some_and(|container| container.extra.get("TTY") == Some(&Value::Bool(true)))
 }
 
-/// What the parameters ask for, in the engine's words where they are wrong.
+/// The reader's settings from the parameters; errors are in the engine's words.
 fn reading(
     params: &Params,
     subject: Subject,

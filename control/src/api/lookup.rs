@@ -1,9 +1,9 @@
-//! Which object a client means: a full id, else an exact name, else an id prefix that only one
-//! object has.
+//! Finds the object that a client refers to: by full id, else by exact name, else by an id prefix
+//! that only one object has.
 
 use super::error::{ApiError, ObjectKind};
 
-/// Finds the one object that `query` names.
+/// The one object that `query` refers to.
 ///
 /// # Errors
 /// [`ApiError::NotFound`], or [`ApiError::Ambiguous`] when several objects have the name or the
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_not_unique_is_said_in_swarms_words() {
+    fn missing_and_ambiguous_objects_are_refused_in_swarms_words() {
         check("ab", Err("service ab is ambiguous (2 matches found)"));
         check("nope", Err("service nope not found"));
         check("", Err("service  not found"));

@@ -1,16 +1,15 @@
 //! The swarm part of the Docker Engine API, so that the unmodified `docker` CLI is mesh's client.
 //!
-//! Purpose: read requests as Go's clients write them, decide what they write (pure, a file a
+//! Purpose: parse requests as Go's clients write them, decide what they write (pure, one file per
 //! resource), commit it, and answer in Docker's spelling.
 //!
 //! Invariants: reads come from one snapshot; a write is one transaction under compares and is
 //! visible to the client that made it; a spec's fields are never lost, and what mesh can't do is
-//! refused, not dropped. When etcd is away, every answer but `_ping`, `version` and `info` is
-//! a 503.
+//! refused, not dropped. When etcd is unreachable, every answer but `_ping`, `version` and `info`
+//! is a 503.
 //!
-//! Left to others: listening (`main`), containers, images and everything else of the engine (the
-//! agent's socket passes it through), and what becomes of a service once it is stored (the
-//! reconcilers).
+//! Left to others: listening (`app`), containers, images and everything else of the engine (the
+//! agent's socket passes it through), and acting on a stored service (the planners).
 
 mod error;
 
@@ -56,16 +55,16 @@ use crate::context::ApiContext;
 use crate::metrics::api::ApiMetrics;
 use error::ApiError;
 
-/// Docker's API, with and without the version in the path.
+/// Docker's API, for paths with and without the version.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
-    // Routing happens inside of the service that takes the version off, and requests are counted
-    // where their route is known.
+    // The routes are inside of the layer that strips the version, and requests are counted where
+    // their route is known.
     let routed = from_fn(version::strip).layer(metrics.layer(routes(context)));
     Router::new().fallback_service(from_fn(body::take_in).layer(routed))
 }
 
-/// How long a call may be in service: events, logs that are followed, and the call of the node's
-/// own agent have no end.
+/// The kind of a call, for its deadline: events, followed logs, and the call of the node's own
+/// agent have no end.
 pub fn kind_of<B>(request: &Request<B>) -> Call {
     let path = version::unversioned(request.uri().path());
     let has_no_end = path == "/events" || path.ends_with("/logs") || path.starts_with(own_node::PATH);
@@ -111,11 +110,11 @@ mod tests {
 
     use super::*;
 
-    /// Paths that the agent's socket answers together with the control plane, and the one between
-    /// the two.
+    /// Paths that the agent's socket answers together with the control plane, and the agent's own
+    /// call.
     const SHARED: [&str; 6] = ["_ping", "version", "info", "events", "networks", "mesh"];
 
-    /// A route whose first segment the agent doesn't know would go to the engine.
+    /// The agent would pass a route whose first segment it doesn't know to the engine.
     #[test]
     fn the_agent_knows_the_first_segment_of_every_route() {
         let own = include_str!("mod.rs").split(".route(\"/").skip(1);

@@ -1,5 +1,5 @@
-//! Moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits; for
-//! some filters also RFC 3339, or how long ago.
+//! Parses moments as Docker's clients send them: Unix seconds with a fraction of up to nine digits;
+//! for some filters also RFC 3339, or a duration before now.
 
 use chrono::{DateTime, TimeDelta};
 use mesh_state::Timestamp;
@@ -9,10 +9,10 @@ use super::error::ApiError;
 
 const NANOSECONDS: i64 = 1_000_000_000;
 
-/// Nanoseconds of the Unix time; absent when the text is empty.
+/// Unix time in nanoseconds; `None` if the text is empty.
 ///
 /// # Errors
-/// [`ApiError::BadRequest`] naming the parameter.
+/// [`ApiError::BadRequest`] that names the parameter.
 pub(crate) fn parse(parameter: &str, text: &str) -> Result<Option<i64>, ApiError> {
     if text.is_empty() {
         return Ok(None);
@@ -28,7 +28,7 @@ pub(crate) fn parse(parameter: &str, text: &str) -> Result<Option<i64>, ApiError
     };
     let refused = || {
         let message =
-            format!("invalid value for \"{parameter}\": \"{text}\" is no Unix time (seconds.nanoseconds)");
+            format!("invalid value for \"{parameter}\": \"{text}\" is not a Unix time (seconds.nanoseconds)");
         ApiError::BadRequest(message)
     };
     nanoseconds().map(Some).ok_or_else(refused)

@@ -1,5 +1,5 @@
-//! Names for services created without one: `<adjective>_<surname>`, as Docker's clients expect to
-//! see them.
+//! Names for services that are created without one: `<adjective>_<surname>`, as Docker's clients
+//! expect.
 //!
 //! Invariant: a generated name is a valid service name and is not taken.
 
@@ -14,7 +14,7 @@ const ADJECTIVES: [&str; 48] = [
     "swift", "tidy", "vivid", "warm",
 ];
 
-/// People to whom networks, queues and distributed systems owe something.
+/// Pioneers of networks, queues and distributed systems.
 const SURNAMES: [&str; 48] = [
     "allen",
     "backus",
@@ -66,10 +66,10 @@ const SURNAMES: [&str; 48] = [
     "wilkes",
 ];
 
-/// Draws without a number before one is added.
+/// How many names are tried before a number is added.
 const PLAIN_DRAWS: usize = 16;
 
-/// A name that `taken` doesn't refuse.
+/// A name for which `taken` is false.
 pub(crate) fn generate<R: Rng + ?Sized>(rng: &mut R, taken: impl Fn(&str) -> bool) -> String {
     let mut draws = 0_usize;
     loop {

@@ -1,4 +1,4 @@
-//! `/nodes`: list, inspect, update, remove.
+//! `/nodes`: lists, inspects, updates and removes nodes.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -21,7 +21,7 @@ use crate::context::ApiContext;
 use crate::docker_json::shapes;
 use crate::feed::snapshot::{ClusterSnapshot, Stored, Versioned};
 
-/// What `self` is answered with before this machine's agent has told its node's id.
+/// The answer to `self` before this machine's agent has announced its node's id.
 const OWN_NODE_UNKNOWN: &str = "this manager doesn't know its node yet: start mesh-agent on this machine, with this manager's socket as \
                                 its --control-socket";
 
@@ -95,7 +95,7 @@ pub(crate) async fn remove(
     Ok(StatusCode::OK)
 }
 
-/// The node that a client names; `self` is the one that this manager runs on.
+/// The node that a client refers to; `self` is the one that this manager runs on.
 pub(crate) fn find<'a>(
     snapshot: &'a ClusterSnapshot,
     query: &str,
@@ -119,10 +119,10 @@ fn name_of(node: &Node) -> &str {
     if node.spec.name.is_empty() { &node.description.hostname } else { &node.spec.name }
 }
 
-/// A node's new spec, by a client that read it at `version`.
+/// The write of a node's new spec, by a client that read it at `version`.
 ///
-/// A role is stored, and what is placed by role follows it; starting and stopping mesh-control is
-/// its operator's.
+/// The role is stored, and placement by role follows it; the operator starts and stops
+/// mesh-control.
 fn write_spec(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -151,9 +151,8 @@ fn write_spec(
     })
 }
 
-/// Whether a client that read the node at `version` read its present spec. What the node says of
-/// itself and the subnet that it is given are in the same record, and are nothing that a user has
-/// to know of.
+/// Whether a client that read the node at `version` has its present spec. The record also has the
+/// node's description and subnet, whose changes don't concern a user.
 fn knows_spec(current: &Versioned<Node>, version: i64) -> bool {
     match current.spec_written_after {
         Some(before) => (before + 1..=current.mod_revision).contains(&version),
@@ -161,21 +160,21 @@ fn knows_spec(current: &Versioned<Node>, version: i64) -> bool {
     }
 }
 
-/// Whether no other node is a manager that is alive.
+/// Whether no other node has a living manager.
 fn is_last(snapshot: &ClusterSnapshot, node: &Node) -> bool {
     let mut others = snapshot.nodes.values().filter(|other| other.id != node.id);
     !others.any(|other| other.spec.role == NodeRole::Manager && snapshot.manager_on(&other.id).is_some())
 }
 
-/// A node taken out of the cluster. Its tasks are replaced elsewhere, and its certificate is
-/// refused from then on.
+/// The write that removes a node from the cluster. Its tasks are replaced elsewhere, and its
+/// certificate is refused from then on.
 fn forget(
     snapshot: &ClusterSnapshot,
     current: &Versioned<Node>,
     force: bool,
 ) -> Result<Transaction, ApiError> {
     let id = &current.id;
-    // Not even by force: a manager goes on writing to the store, whoever may talk to nodes.
+    // Not even by force: its mesh-control would go on writing to the store.
     if current.spec.role == NodeRole::Manager && runs_manager(snapshot, current) {
         return Err(ApiError::Precondition(format!(
             "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
@@ -202,7 +201,7 @@ mod tests {
     use super::*;
     use crate::fixtures::World;
 
-    /// Nodes a and b, which have one hostname; mesh-control is alive on those named.
+    /// Nodes a and b, which have the same hostname; mesh-control is alive on those named.
     fn world(managers: &[&str], alive: &[&str]) -> World {
         let mut world = World::with_nodes(["a", "b"]);
         for id in ["a", "b"] {
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_manager_that_lives_stays_one() {
+    fn the_last_living_manager_cannot_be_demoted() {
         let last = "attempting to demote the last manager of the swarm";
         assert_eq!(change_role(&world(&["a"], &["a"]), NodeRole::Worker), last);
         let promoted_only = world(&["a", "b"], &["a"]);
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_says_of_itself_is_no_news_to_a_user() {
+    fn a_nodes_new_description_does_not_outdate_a_users_version() {
         let mut world = world(&["a"], &["a"]);
         world.update_node("b", |node| node.spec_written_after = Some(0));
         let update = |world: &World, version: i64, zone: &str| {
@@ -258,16 +257,16 @@ mod tests {
         assert_eq!(written.compares, [stands_on], "the record has not changed since this was decided");
         let Op::Put { value, .. } = &written.ops[0] else { panic!("a node was deleted") };
         let node: Node = codec::decode(value).unwrap();
-        assert_eq!(node.description.kernel, "6.18", "what the node says stays");
+        assert_eq!(node.description.kernel, "6.18", "the node's description stays");
         world.put_node(&node);
         let stale = "update out of sequence";
         assert_eq!(outcome(update(&world, read_at, "y")), stale, "another user was faster");
         assert_eq!(outcome(update(&world, revision(&world), "y")), "written");
-        assert_eq!(outcome(update(&world, revision(&world) + 1, "y")), stale, "a version that never was");
+        assert_eq!(outcome(update(&world, revision(&world) + 1, "y")), stale, "a version that never existed");
     }
 
     #[test]
-    fn a_record_of_an_earlier_version_is_known_by_its_last_write_only() {
+    fn a_record_of_an_earlier_mesh_is_current_at_its_last_write_only() {
         let mut world = world(&["a"], &["a"]);
         let read_at = world.snapshot.nodes[&"b".into()].mod_revision;
         world.update_node("b", |node| node.description.kernel = "6.18".to_owned());

@@ -1,7 +1,7 @@
-//! `POST /mesh/node/{id}`: the agent on this machine says which node it is.
+//! `POST /mesh/node/{id}`: the agent on this machine announces the id of its node.
 //!
-//! It is not Docker's. Only root reaches it, over the control socket: the agent passes no client's
-//! call on to it.
+//! The path is not Docker's. Only root reaches it, over the control socket: the agent never passes
+//! a client's call to it.
 
 use std::convert::Infallible;
 
@@ -14,10 +14,11 @@ use super::error::ApiError;
 use crate::context::ApiContext;
 use crate::own_node::OwnNodeError;
 
-/// What begins the path.
+/// The prefix of the path.
 pub(super) const PATH: &str = "/mesh/node/";
 
-/// Takes the id in. The answer ends with this manager: the agent sees that, and tells the next one.
+/// Stores the id. The response stays open until this manager ends: then the agent announces the id
+/// to the next one.
 pub(crate) async fn tell(
     State(context): State<ApiContext>,
     Path(id): Path<String>,
@@ -25,7 +26,10 @@ pub(crate) async fn tell(
     let news = context.own_node.learn(&id).map_err(|error| match error {
         OwnNodeError::NoId(_) => ApiError::BadRequest(error.to_string()),
         OwnNodeError::Read { .. } | OwnNodeError::Write { .. } => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "keep the id of this manager's node");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "can't store the id of this manager's node"
+            );
             ApiError::Unavailable(error.to_string())
         }
     })?;

@@ -1,13 +1,13 @@
-//! Published ports that nodes can't listen on, in words for the tasks of their services.
+//! The error that tasks show when nodes can't listen on their service's published ports.
 //!
-//! Pure. Every running task shows them, wherever it runs: the port is the service's on all nodes.
+//! Pure. Every running task shows it, wherever it runs: the port is the service's on all nodes.
 
 use mesh_state::node::PortClash;
 use mesh_state::task::{Task, TaskState};
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// What is wrong with the published ports of a running task's service; nothing in most clusters.
+/// The clashes of the published ports of a running task's service; `None` if there are none.
 pub(crate) fn of_task(snapshot: &ClusterSnapshot, task: &Task) -> Option<String> {
     if snapshot.clashes.is_empty() || snapshot.state_of(task) != TaskState::Running {
         return None;
@@ -58,7 +58,7 @@ mod tests {
         let clash = |protocol, port| PortClash { protocol, port, reason: "taken".to_owned() };
         let clashes = [clash(Protocol::Tcp, 8080), clash(Protocol::Udp, 8080), clash(Protocol::Tcp, 9090)];
         world.put(keys::clashes(&"b".into()), &clashes);
-        assert_eq!(seen(&world), None, "it doesn't run yet");
+        assert_eq!(seen(&world), None, "the task doesn't run yet");
         world.report(&"t1".into(), TaskState::Running);
         assert_eq!(seen(&world).as_deref(), Some("port 8080/tcp on host-b: taken"));
         world.put(keys::clashes(&"a".into()), &clashes[..1].to_vec());
@@ -67,6 +67,6 @@ mod tests {
         world.set_liveness(&"b".into(), NodeState::Down);
         assert_eq!(seen(&world).as_deref(), Some("port 8080/tcp on host-a: taken"), "b is lost");
         world.put(keys::clashes(&"a".into()), &Vec::<PortClash>::new());
-        assert_eq!(seen(&world), None, "all is well again");
+        assert_eq!(seen(&world), None, "the clashes are over");
     }
 }

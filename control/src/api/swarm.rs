@@ -1,6 +1,7 @@
-//! `/swarm`: the cluster, its join tokens, and what its operator may change of it.
+//! `/swarm`: the cluster, its join tokens, and the settings that its operator may change.
 //!
-//! Invariant: what mesh can't do is refused with what to do instead, never taken and forgotten.
+//! Invariant: a request that mesh can't serve is refused with the alternative, never silently
+//! ignored.
 //!
 //! Left to others: joining (agents join with a token) and leaving (a node is removed on a manager).
 
@@ -56,13 +57,13 @@ pub(crate) async fn update(
     Ok(StatusCode::OK)
 }
 
-/// `GET /swarm/unlockkey`: managers aren't locked, so there is none.
+/// `GET /swarm/unlockkey`: mesh doesn't lock managers, so there is no key.
 pub(crate) async fn unlock_key() -> Json<Value> {
     Json(json!({ "UnlockKey": "" }))
 }
 
-/// `POST /swarm/init`, `join`, `leave`, `unlock`: this node is a member already, and stays one
-/// until it is removed.
+/// `POST /swarm/init`, `join`, `leave`, `unlock`: refused. This node is a member already, and stays
+/// one until it is removed.
 pub(crate) async fn enter_or_leave(
     State(context): State<ApiContext>,
     Path(verb): Path<String>,

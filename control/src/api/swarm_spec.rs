@@ -1,7 +1,7 @@
-//! What an operator may change of the cluster: pure.
+//! The settings of the cluster that an operator may change. Pure.
 //!
-//! Invariant: a client posts back the whole spec that it read, so what is as it is passes, whatever
-//! mesh makes of it.
+//! Invariant: a client sends back the whole spec that it read, so every unchanged value is
+//! accepted, also of settings that mesh doesn't support.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, Sealed};
@@ -16,13 +16,14 @@ use super::dto::RAFT;
 use super::error::ApiError;
 use crate::feed::snapshot::Versioned;
 
-/// The only name that Swarm, too, lets a cluster have.
+/// The only name that Swarm lets a cluster have.
 const NAME: &str = "default";
-/// Nodes speak twice a second, and are silent after two: a shorter period could not be kept.
+/// The shortest heartbeat period: nodes send messages twice a second and are silent after two
+/// seconds, so a shorter one couldn't be kept.
 const HEARTBEAT_PERIOD_MIN_NS: u64 = 1_000_000_000;
-/// Swarm's shortest life of a node's certificate: an hour.
+/// Swarm's shortest validity of a node's certificate: an hour.
 const CERTIFICATE_MIN_NS: u64 = 3_600 * 1_000_000_000;
-/// The longest: ten years, half of the CA's.
+/// The longest validity: ten years, half of the CA's.
 const CERTIFICATE_MAX_NS: u64 = 10 * 365 * 24 * CERTIFICATE_MIN_NS;
 
 /// Docker's `Spec` of a swarm.
@@ -57,7 +58,7 @@ struct Raft {
 }
 
 impl Raft {
-    /// Whether it asks for other settings than those that are shown. Zero leaves a setting as it
+    /// Whether it has other raft settings than those that are shown. Zero leaves a setting as it
     /// is.
     fn differs(&self) -> bool {
         [
@@ -106,13 +107,13 @@ struct EncryptionConfig {
 /// Fresh token secrets, sealed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rotation {
-    /// The worker's, if it is to be rotated.
+    /// The worker's secret, if it is rotated.
     pub(crate) worker: Option<Sealed>,
-    /// The manager's, if it is to be rotated.
+    /// The manager's secret, if it is rotated.
     pub(crate) manager: Option<Sealed>,
 }
 
-/// The cluster as a client wants it that read it at `version`.
+/// The cluster's record after an update by a client that read it at `version`.
 pub(crate) fn change(
     now: Timestamp,
     current: &Versioned<Cluster>,
@@ -130,7 +131,7 @@ pub(crate) fn change(
             ApiError::BadRequest(format!("the task history retention limit can't be {limit}: use 0 or more"))
         })?;
     }
-    // What is left out stays as it is, as in Swarm.
+    // A setting that is missing stays as it is, as in Swarm.
     if let Some(period) = heartbeat_period(spec.dispatcher.heartbeat_period)? {
         cluster.heartbeat_period_ns = period;
     }
@@ -161,7 +162,7 @@ fn heartbeat_period(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// Each node gets the new life when it renews its certificate.
+/// The validity of nodes' certificates; each node gets it when it renews.
 fn certificate_expiry(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
     match u64::try_from(asked.unwrap_or_default()) {
         Ok(0) => Ok(None),
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_stays_as_it_is() {
+    fn missing_settings_stay_as_they_are() {
         let mut world = World::with_nodes([]);
         let mut before = world.snapshot.cluster.as_ref().unwrap().value.clone();
         before.heartbeat_period_ns = 7_000_000_000;
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cant_be_done_is_refused_by_name() {
+    fn unsupported_changes_are_refused_by_name() {
         let world = World::with_nodes([]);
         for (spec, expected) in [
             (json!({"Name": "other"}), "must be named \"default\""),
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_client_is_told_so() {
+    fn a_stale_client_is_refused() {
         let world = World::with_nodes([]);
         let current = world.snapshot.cluster.as_ref().unwrap();
         let stale =

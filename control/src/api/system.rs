@@ -1,4 +1,4 @@
-//! `_ping`, `version`, `info`: what a client asks before anything else. They answer without etcd
+//! `_ping`, `version`, `info`: the first requests of every client. They are answered without etcd,
 //! too.
 
 use axum::Json;
@@ -34,7 +34,7 @@ fn server() -> String {
     format!("mesh/{} (linux)", env!("CARGO_PKG_VERSION"))
 }
 
-/// Answer of `/version`.
+/// The answer of `/version`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct VersionInfo {
@@ -84,8 +84,7 @@ fn go_architecture(rust: &'static str) -> &'static str {
     }
 }
 
-/// Answer of `/info`: the swarm's part whole, and as much of the rest as is known of this manager's
-/// node.
+/// The answer of `/info`: the whole swarm part, and what is known of this manager's node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Info {
@@ -104,7 +103,7 @@ pub(crate) struct Info {
     swarm: dto::SwarmInfo,
 }
 
-/// `GET /info`. Answers while etcd is away too, and says so in the swarm's part.
+/// `GET /info`. Answered while etcd is unreachable, too; then the swarm part has the error.
 pub(crate) async fn info(State(context): State<ApiContext>) -> Json<Info> {
     let error = if context.is_store_connected() { String::new() } else { ApiError::Disconnected.to_string() };
     let snapshot = context.snapshot();

@@ -1,4 +1,4 @@
-//! `/tasks`: list and inspect.
+//! `/tasks`: lists and inspects tasks.
 
 use std::collections::BTreeMap;
 
@@ -45,21 +45,19 @@ pub(crate) async fn inspect(
     Ok(Json(dto::Task::new(&snapshot, find(&snapshot, &query)?)))
 }
 
-/// The task that a client names. Tasks have no names of their own here: their ids are what clients
-/// hold.
+/// The task that a client refers to by its id. Tasks have no stored names.
 pub(super) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Task>, ApiError> {
     let tasks = snapshot.tasks.values();
     lookup::find(ObjectKind::Task, query, tasks, |task| task.id.as_str(), |task| task.id.as_str())
 }
 
-/// What a list's filters select, names resolved to ids.
+/// The filters of a list, with names resolved to ids.
 struct Selection<'a> {
     filters: &'a Filters,
     services: Vec<ServiceId>,
     nodes: Vec<NodeId>,
     desired: Vec<TaskState>,
-    /// Judges by service, if only tasks that are as their service wants them are asked for: the CLI
-    /// waits for these.
+    /// Set if only up-to-date tasks are asked for, by service: the CLI waits for these.
     up_to_date: Option<BTreeMap<ServiceId, OutdatedTasks<'a>>>,
 }
 
@@ -109,7 +107,7 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Docker's words for what may be wanted of a task.
+/// Docker's words for the desired state of a task.
 fn desired_state(text: &str) -> Option<TaskState> {
     [TaskState::Accepted, TaskState::Ready, TaskState::Running, TaskState::Shutdown, TaskState::Remove]
         .into_iter()

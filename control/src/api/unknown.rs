@@ -1,7 +1,6 @@
-//! What a client is told of fields that Docker has not: they are kept with the object, and change
-//! nothing.
+//! Warns of fields that Docker doesn't have: they are stored with the object, and have no effect.
 //!
-//! Go's decoder drops such fields without a word. A client that misspells one is better told.
+//! Go's decoder drops such fields silently. A warning helps a client that misspelled one.
 
 use mesh_state::codec::CodecError;
 use serde::Serialize;
@@ -9,13 +8,13 @@ use serde::Serialize;
 use super::error::ApiError;
 use crate::docker_json::{Shape, meaning};
 
-/// Places named in one warning.
+/// The most fields named in one warning.
 const NAMED_MAX: usize = 8;
 
-/// A warning that names the fields of `object` that `shape` has not, if there are any.
+/// A warning that names the fields of `object` that are not in `shape`; `None` if there are none.
 ///
 /// # Errors
-/// The object has no JSON form.
+/// The object can't be encoded as JSON.
 pub(super) fn warning(object: &impl Serialize, shape: &Shape) -> Result<Option<String>, ApiError> {
     let value = serde_json::to_value(object).map_err(CodecError::Encode)?;
     let places = meaning::unknown(&value, shape);

@@ -1,4 +1,4 @@
-//! The `/v1.NN` prefix of Docker's paths: checked, then taken off, so that routes are written once.
+//! Checks and strips the `/v1.NN` prefix of Docker's paths, so that routes are written once.
 //!
 //! Invariant: a path without the prefix is served as the newest version; a version outside the
 //! range is refused in Docker's words.
@@ -17,10 +17,10 @@ pub(crate) const NEWEST: ApiVersion = ApiVersion { major: 1, minor: 50 };
 /// The oldest API version served.
 pub(crate) const OLDEST: ApiVersion = ApiVersion { major: 1, minor: 24 };
 
-/// From this version on, streams of frames say what they are.
+/// From this version on, multiplexed streams have a media type of their own.
 const FRAMES_NAMED: ApiVersion = ApiVersion { major: 1, minor: 42 };
 
-/// The media type of a stream of frames, as the client of a request expects it.
+/// The media type of a multiplexed stream for a client of version `asked`.
 pub(crate) fn frames_media_type(asked: Option<&ApiVersion>) -> &'static str {
     if asked.is_some_and(|version| *version < FRAMES_NAMED) {
         RAW_STREAM
@@ -29,7 +29,7 @@ pub(crate) fn frames_media_type(asked: Option<&ApiVersion>) -> &'static str {
     }
 }
 
-/// The media type of a stream that has no form.
+/// The media type of a raw stream.
 pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
 
 /// A version of Docker's API.
@@ -40,8 +40,8 @@ pub(crate) struct ApiVersion {
 }
 
 impl ApiVersion {
-    /// Reads what Docker takes for a version: digits and dots, of which the first two numbers count
-    /// and what is missing is 0.
+    /// Parses a version as Docker does: digits and dots; the first two numbers count, and a missing
+    /// one is 0.
     fn of(text: &str) -> Option<Self> {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
             return None;
@@ -60,7 +60,7 @@ impl std::fmt::Display for ApiVersion {
     }
 }
 
-/// Takes the version off the request's path, or answers why it isn't served.
+/// Strips the version from the request's path, or refuses the version.
 pub(crate) async fn strip(mut request: Request, next: Next) -> Response {
     match split(request.uri().path()) {
         (None, _) => next.run(request).await,
@@ -88,7 +88,7 @@ pub(crate) fn unversioned(path: &str) -> &str {
     split(path).1
 }
 
-/// Splits `/v1.43/services` into the version and `/services`; a path that doesn't begin so has no
+/// Splits `/v1.43/services` into the version and `/services`; a path without the prefix has no
 /// version.
 fn split(path: &str) -> (Option<ApiVersion>, &str) {
     let parsed = path.strip_prefix("/v").and_then(|tail| {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_newer_clients_are_told_of_frames() {
+    fn only_newer_clients_get_the_multiplexed_media_type() {
         let asked = |minor| ApiVersion { major: 1, minor };
         assert_eq!(frames_media_type(Some(&asked(41))), RAW_STREAM);
         for version in [Some(asked(42)), Some(asked(50)), None] {

@@ -1,8 +1,9 @@
-//! Who holds an expired certificate: what a member shows that was away when it should have renewed.
+//! Verifies that a member with an expired certificate, which was away when it should have renewed,
+//! holds the certificate's key.
 //!
 //! TLS refuses an expired certificate, so such a member sends it in the request. Its certificate
-//! request is signed with the certificate's own key, which proves that the sender holds that key;
-//! whoever repeats the request gets a certificate that is good for nobody else.
+//! request is signed with the certificate's own key, which proves that the sender holds that key; a
+//! replay of the request yields a certificate that only the key's holder can use.
 //!
 //! Invariant: pure.
 
@@ -19,13 +20,13 @@ use super::{Authority, common_name};
 /// Why an expired certificate isn't renewed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ExpiredError {
-    /// The certificate or the request can't be read.
+    /// The certificate or the request can't be parsed.
     #[error("the {0} can't be read")]
     Unreadable(&'static str),
     /// Another CA signed the certificate.
     #[error("the certificate is not of this cluster")]
     Foreign,
-    /// The certificate is no member's.
+    /// The certificate is not a member's.
     #[error("the certificate is no member's")]
     NoMember,
     /// The request isn't signed with the certificate's key.
@@ -40,11 +41,11 @@ pub enum ExpiredError {
 }
 
 impl Authority {
-    /// The node whose certificate this is, if the sender of `csr_pem` holds its key and it hasn't
-    /// expired for too long.
+    /// The node that holds this certificate, if the sender of `csr_pem` has its key and it has not
+    /// expired too long ago.
     ///
     /// # Errors
-    /// [`ExpiredError`], for people.
+    /// [`ExpiredError`], with a text for the operator.
     pub fn holder_of(
         &self,
         certificate_pem: &str,
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn its_holder_is_known_for_a_while_and_nobody_else() {
+    fn the_holder_of_an_expired_certificate_is_accepted_for_a_while() {
         let issued = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
         let (authority, other) = (authority(issued), authority(issued));
         let (key, stranger) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());

@@ -1,8 +1,9 @@
 //! The cluster's certificate authority: issues the manager's server certificate and the members'
 //! certificates.
 //!
-//! Invariants: P-256 throughout; the CA's key is opened in memory only; a member's certificate says
-//! who it is (CN = node id) and what it is (OU = role), whatever its request asked for.
+//! Invariants: P-256 throughout; the CA's key is decrypted in memory only; a member's certificate
+//! carries the identity that the cluster gives it (CN = node id, OU = role), whatever its request
+//! asked for.
 //!
 //! Left to others: who may join ([`token`], node service), when certificates are renewed
 //! ([`mesh_state::renewal`]).
@@ -27,44 +28,44 @@ use thiserror::Error;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-/// The name that every manager's server certificate carries.
+/// The name in every manager's server certificate.
 pub const SERVER_NAME: &str = "mesh-manager";
-/// How long the CA is good for.
+/// The validity of the CA's certificate.
 const CA_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
-/// How long a member's certificate is good for, unless the cluster says otherwise.
+/// The validity of a member's certificate, unless the cluster sets another one.
 pub const MEMBER_LIFE: Duration = Duration::from_nanos(node_cert_expiry_ns());
-/// How long a server certificate is good for. Its key is in memory only.
+/// The validity of a server certificate. Its key is in memory only.
 const SERVER_LIFE: Duration = Duration::from_hours(90 * 24);
-/// Certificates are dated back by so much, for members whose clocks are behind, but by no more than
-/// …
+/// How far a certificate's start is set back, for members whose clocks are behind …
 const SKEW: Duration = Duration::from_hours(24);
-/// … this part of their life, so that a short one isn't due for renewal at once.
+/// … but by no more than this part of its validity, so that a short one isn't due for renewal at
+/// once.
 const SKEW_PART: u32 = 20;
 
-/// Why a certificate could not be made or read.
+/// Why a certificate could not be made or parsed.
 #[derive(Debug, Error)]
 pub enum CaError {
     /// The CA itself could not be made or loaded.
     #[error("{operation} the cluster's CA")]
     Authority {
-        /// What was tried: create, load.
+        /// The operation that failed: create or load.
         operation: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: rcgen::Error,
     },
-    /// The CA's stored certificate can't be read.
+    /// The CA's stored certificate can't be parsed.
     #[error("read the cluster's CA certificate")]
     Certificate(#[source] rustls_pki_types::pem::Error),
-    /// The request to be signed is not one.
+    /// The certificate request can't be parsed.
     #[error("read the certificate request: it must be a PKCS#10 request in PEM with a P-256 key")]
     Request(#[source] rcgen::Error),
-    /// A certificate could not be signed.
+    /// A certificate can't be signed.
     #[error("sign a certificate for {name}")]
     Sign {
-        /// Whose.
+        /// The subject of the certificate.
         name: String,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: rcgen::Error,
     },
@@ -83,27 +84,27 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// A new CA: what is stored of it.
+/// A new CA, as it is stored.
 pub struct NewAuthority {
     /// Its certificate.
     pub certificate_pem: String,
-    /// Its key, to be sealed.
+    /// Its private key, to be sealed.
     pub key_pem: Zeroizing<String>,
 }
 
 /// A certificate with its chain, and its key.
 pub struct ServerIdentity {
-    /// Leaf, then CA.
+    /// The leaf, then the CA.
     pub chain_pem: String,
-    /// The leaf's key.
+    /// The leaf's private key.
     pub key_pem: Zeroizing<String>,
-    /// From when the leaf is good …
+    /// When the leaf's validity begins.
     pub since: Timestamp,
-    /// … and until when.
+    /// When the leaf expires.
     pub until: Timestamp,
 }
 
-/// Makes the CA of a cluster.
+/// Makes a cluster's CA.
 ///
 /// # Errors
 /// [`CaError::Authority`].
@@ -118,10 +119,10 @@ pub fn create_authority(cluster: &ClusterId, now: Timestamp) -> Result<NewAuthor
 }
 
 impl Authority {
-    /// The CA out of its stored certificate and opened key.
+    /// Loads the CA from its stored certificate and decrypted key.
     ///
     /// # Errors
-    /// [`CaError::Authority`] and [`CaError::Certificate`] when either can't be read.
+    /// [`CaError::Authority`] and [`CaError::Certificate`] if either can't be parsed.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, CaError> {
         let failed = |source| CaError::Authority { operation: "load", source };
         let key = KeyPair::from_pem(key_pem).map_err(failed)?;
@@ -131,17 +132,17 @@ impl Authority {
         Ok(Self { issuer, certificate_pem: certificate_pem.to_owned(), certificate })
     }
 
-    /// Its certificate, PEM.
+    /// The CA's certificate, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// SHA-256 of its certificate, as tokens carry it.
+    /// The SHA-256 of the CA's certificate, as join tokens carry it.
     pub fn digest(&self) -> String {
         token::certificate_digest(&self.certificate)
     }
 
-    /// A server certificate with a key of its own for the manager at `address`.
+    /// Issues a server certificate with a new key for the manager at `address`.
     ///
     /// # Errors
     /// [`CaError::Sign`].
@@ -159,21 +160,21 @@ impl Authority {
         Ok(ServerIdentity { chain_pem, key_pem: Zeroizing::new(key.serialize_pem()), since, until })
     }
 
-    /// Its certificate, read.
+    /// The CA's certificate, parsed.
     fn parsed(&self) -> Option<X509Certificate<'_>> {
         X509Certificate::from_der(&self.certificate).ok().map(|(_, certificate)| certificate)
     }
 
-    /// Until when the CA is good.
+    /// When the CA expires.
     pub fn until(&self) -> Option<Timestamp> {
         Timestamp::from_timestamp(self.parsed()?.validity().not_after.timestamp(), 0)
     }
 
-    /// A member's certificate, PEM, for the key in its request. Nothing else of the request is
-    /// taken over.
+    /// Issues a member's certificate, PEM, for the key in its request. Nothing else of the request
+    /// is used.
     ///
     /// # Errors
-    /// [`CaError::Request`] for a request that is none, [`CaError::Sign`].
+    /// [`CaError::Request`] if the request can't be parsed, [`CaError::Sign`].
     pub fn sign_member(
         &self,
         csr_pem: &str,
@@ -193,7 +194,7 @@ impl Authority {
     }
 }
 
-/// The role as certificates spell it.
+/// The name of a role in certificates.
 fn organizational_unit(role: NodeRole) -> &'static str {
     match role {
         NodeRole::Worker => "mesh-worker",
@@ -201,7 +202,7 @@ fn organizational_unit(role: NodeRole) -> &'static str {
     }
 }
 
-/// From when and until when a certificate is good that is made `now`, in whole seconds as
+/// The start and the end of the validity of a certificate made `now`, in whole seconds as
 /// certificates have them.
 fn validity(now: Timestamp, life: Duration) -> (Timestamp, Timestamp) {
     let since = now - SKEW.min(life / SKEW_PART);
@@ -224,8 +225,7 @@ fn params(name: &str, unit: &str, now: Timestamp, life: Duration) -> Certificate
     params
 }
 
-/// The node that a client certificate names: its common name. The chain was verified in the
-/// handshake.
+/// The node id in a client certificate: its common name. The TLS handshake has verified the chain.
 pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     common_name(&certificate)
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_none_is_refused() {
+    fn an_invalid_request_is_refused() {
         let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
         for bad in ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"] {
             let refused = authority(now).sign_member(bad, &"n".into(), NodeRole::Worker, MEMBER_LIFE, now);

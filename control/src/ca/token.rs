@@ -1,5 +1,5 @@
 //! Join tokens, `SWMTKN-1-<CA digest>-<secret>`: they tell a node which CA to trust, and the
-//! cluster which role to give.
+//! cluster which role to give it.
 //!
 //! Invariant: secrets are compared in constant time and never shown by `Debug`.
 
@@ -32,16 +32,16 @@ impl fmt::Debug for JoinTokens {
 }
 
 impl JoinTokens {
-    /// The tokens that name the CA with this digest and hold these secrets.
+    /// The tokens for the CA with this digest, with these secrets.
     pub fn new(ca_digest: &str, worker_secret: &str, manager_secret: &str) -> Self {
         let token = |secret: &str| format!("{PREFIX}-{ca_digest}-{secret}");
         Self { worker: token(worker_secret), manager: token(manager_secret) }
     }
 
-    /// The role that `presented` gives; `None` if it is neither token.
+    /// The role for the token `presented`; `None` if it is neither token.
     pub fn role_of(&self, presented: &str) -> Option<NodeRole> {
         let is = |token: &str| bool::from(token.as_bytes().ct_eq(presented.trim().as_bytes()));
-        // Both are compared whatever the first says.
+        // Both are compared, for constant time.
         match (is(&self.manager), is(&self.worker)) {
             (true, _) => Some(NodeRole::Manager),
             (false, true) => Some(NodeRole::Worker),

@@ -1,18 +1,18 @@
-//! What an object means: the same for every way of writing it, and different as soon as something
-//! would be done differently.
+//! Reduces an object to its meaning: equal for every spelling of the same object, and different as
+//! soon as mesh or the engine would act differently.
 //!
-//! Go's decoder takes an absent field, `null` and the type's zero (`false`, `0`, `""`, `[]`, `{}`)
-//! for one, and drops what it doesn't know. Few fields tell zero from absent; [`Shape`] names them.
+//! Go's decoder treats an absent field, `null` and the type's zero (`false`, `0`, `""`, `[]`, `{}`)
+//! alike, and drops what it doesn't know. Few fields tell zero from absent; [`Shape`] names them.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Shape;
 
-/// What `object` means by `shape`; `None` if it says no more than its absence would.
+/// The meaning of `object` by `shape`; `None` if it equals absence.
 ///
 /// # Errors
-/// It has no JSON form.
+/// The object can't be encoded as JSON.
 pub(crate) fn of(object: &impl Serialize, shape: &Shape) -> Result<Option<Value>, serde_json::Error> {
     Ok(meaning(&serde_json::to_value(object)?, shape))
 }
@@ -46,7 +46,7 @@ fn told(map: &Map<String, Value>, fields: &[(&str, &Shape)]) -> Map<String, Valu
     known.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Whether Go would call the value its type's zero.
+/// Whether the value is its type's zero value in Go.
 fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -58,7 +58,7 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// The places of fields that Docker has no such field for, and that hold something:
+/// The paths of fields that are set and that Docker doesn't have:
 /// `TaskTemplate.ContainerSpec.Imgae`.
 pub(crate) fn unknown(value: &Value, shape: &Shape) -> Vec<String> {
     let mut found = Vec::new();
@@ -86,7 +86,7 @@ fn find_unknown(value: &Value, shape: &Shape, place: &str, found: &mut Vec<Strin
     }
 }
 
-/// Takes out of `value` the fields that Docker has no such field for.
+/// Removes the fields from `value` that Docker doesn't have.
 pub(crate) fn keep_known(value: &mut Value, shape: &Shape) {
     match (shape, value) {
         (Shape::Object(fields) | Shape::Mark(fields), Value::Object(map)) => {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_and_an_absent_value_are_one() {
+    fn a_default_equals_an_absent_value() {
         let bare = json!({"ContainerSpec": {"Image": "nginx"}});
         for field in [
             json!({"TTY": false, "ReadOnly": false, "OpenStdin": false, "OomScoreAdj": 0, "Hostname": ""}),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_done_differently_means_something_else() {
+    fn values_that_change_behaviour_differ_in_meaning() {
         for (one, other) in [
             (json!({"Init": false}), json!({})),
             (json!({"Init": true}), json!({"Init": false})),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_docker_has_not_are_found_and_left_out() {
+    fn fields_that_docker_does_not_have_are_found_and_removed() {
         let mut spec = json!({"Name": "web", "Later": 1, "Labels": {"any": "key"}, "Gone": null, "TaskTemplate": {
             "ContainerSpec": {"Image": "x", "Imgae": "y", "Mounts": [{"Type": "bind"}, {"Typo": {"a": 1}}]}}});
         let places =
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(unknown(&spec, &SERVICE_SPEC), places);
         keep_known(&mut spec, &SERVICE_SPEC);
         assert!(unknown(&spec, &SERVICE_SPEC).is_empty(), "left: {spec}");
-        assert_eq!(spec["Labels"], json!({"any": "key"}), "what is the user's own stays");
+        assert_eq!(spec["Labels"], json!({"any": "key"}), "the user's labels stay");
         assert_eq!(spec["TaskTemplate"]["ContainerSpec"]["Mounts"], json!([{"Type": "bind"}, {}]));
     }
 }

@@ -1,37 +1,36 @@
 //! The JSON of Docker's objects: which fields they have, how Go's clients spell them, and what each
 //! means when it is left out.
 //!
-//! Purpose: two specs that mean the same are told to be the same, however they are written: a
-//! default and an absent value are one.
+//! Purpose: specs of the same meaning compare as equal, however they are written: a default equals
+//! an absent value.
 //!
-//! Invariants: pure; a table a shape ([`shapes`]) is all that is known of an object. What a client
-//! sent is never changed by a comparison: what is stored, and what is compared, are different
-//! things.
+//! Invariants: pure; the tables in [`shapes`] are the only knowledge of the objects. A comparison
+//! never changes what a client sent: what is stored, and what is compared, are different values.
 //!
-//! Left to others: whether a value is good (`api::validate`), and what follows from a difference
+//! Left to others: whether a value is valid (`api::validate`), and what follows from a difference
 //! (`slots::outdated`).
 
 pub(crate) mod meaning;
 pub(crate) mod respell;
 pub(crate) mod shapes;
 
-/// What is known of a value.
+/// The type of a field, and which of its values mean the same as its absence.
 #[derive(Debug)]
 pub(crate) enum Shape {
-    /// Nothing below it is known: a number, a text, a map of the user's. Go's zero means absent.
+    /// Anything: a number, a text, a map of the user's. Go's zero value equals absence.
     Any,
-    /// A word of a closed list, compared in lower case; empty, or this one, means absent.
+    /// A word of a closed list, compared in lower case; empty, or this one, equals absence.
     Word(&'static str),
-    /// A text; empty, or this one, means absent.
+    /// A text; empty, or this one, equals absence.
     Text(&'static str),
-    /// A number that Go's clients may leave out, which then means this one.
+    /// A number that Go's clients may leave out; absence equals this one.
     Figure(i64),
-    /// A value whose zero says something: an `init` that is off is not the engine's choice.
+    /// A value whose zero differs from absence: `Init: false` is not the engine's default.
     Said,
-    /// An object with these fields, among others; one that says nothing is absent.
+    /// An object with these fields, and maybe others; an object without values equals absence.
     Object(&'static [(&'static str, &'static Shape)]),
-    /// An object with these fields that says something by being there: a service's mode.
+    /// An object with these fields whose presence counts, even if it is empty: a service's mode.
     Mark(&'static [(&'static str, &'static Shape)]),
-    /// A list of such values; an empty one is absent.
+    /// A list of such values; an empty one equals absence.
     List(&'static Shape),
 }

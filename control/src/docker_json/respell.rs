@@ -1,5 +1,5 @@
-//! JSON as Go's decoder takes it: keys in any case, `null` for an absent value, empty or upper-case
-//! words of an enumeration.
+//! Accepts JSON as Go's decoder does: keys in any case, `null` for an absent value, empty or
+//! upper-case words of an enumeration.
 //!
 //! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options
 //! and unknown keys stay as they are. When a key comes twice in different cases, the exact spelling
@@ -37,7 +37,7 @@ fn normalise_fields(map: &mut Map<String, Value>, fields: &[(&str, &Shape)]) {
     }
 }
 
-/// Renames the key that equals `name` but for its case.
+/// Renames the key that equals `name` except for its case.
 fn respell(map: &mut Map<String, Value>, name: &str) {
     let variants: Vec<String> =
         map.keys().filter(|key| *key != name && key.eq_ignore_ascii_case(name)).cloned().collect();

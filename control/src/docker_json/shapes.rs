@@ -1,9 +1,8 @@
-//! The fields of Docker's objects, as far as a client may send them, and what each means when it is
-//! left out.
+//! The fields of Docker's objects that a client may send, and the default of each.
 
 use super::Shape::{self, Any, Figure, List, Mark, Object, Said, Text, Word};
 
-/// Seconds in the nanoseconds of Docker's durations.
+/// A second, in the nanoseconds of Docker's durations.
 const SECOND: i64 = 1_000_000_000;
 
 /// `ServiceSpec`.

@@ -1,11 +1,11 @@
 //! How far the clocks of nodes and of other managers are ahead of this manager's.
 //!
-//! Nodes say the time with each heartbeat, managers with their records. What comes late makes a
-//! clock look slow and never fast, so of the last few the one that looks fastest counts.
+//! Nodes send their time with each heartbeat, managers with their records. Delay in delivery makes
+//! a clock look slow but never fast, so of the last few samples the one that looks fastest counts.
 //!
-//! Invariant: nothing is decided by it. Planners compare moments of one clock
-//! ([`super::snapshot::ClusterSnapshot::ended_at`] and its neighbours); people, certificates and
-//! logs depend on what all clocks say.
+//! Invariant: no decision depends on these figures. Planners compare moments of one clock
+//! ([`super::snapshot::ClusterSnapshot::ended_at`] and its neighbours); the figures are for
+//! operators, as certificates and logs depend on every clock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,38 +19,38 @@ use tracing::{info, warn};
 use super::snapshot::ClusterSnapshot;
 use super::watch::Feed;
 
-/// Of so many times told the fastest counts.
+/// Samples kept of each clock; the fastest of them counts.
 const TIMES_KEPT: usize = 4;
-/// A clock that differs by more is warned of.
+/// A difference beyond this is logged as a warning.
 pub const WARNED_BEYOND: TimeDelta = TimeDelta::seconds(5);
-/// A clock that differs by more is told to other managers, and shown.
+/// A difference beyond this is shown, and written for other managers.
 const SHOWN_BEYOND: TimeDelta = TimeDelta::seconds(1);
 
 /// Whose clock it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
-    /// A node's, which has its session here.
+    /// The clock of a node that has its session with this manager.
     Node(NodeId),
-    /// Another manager's, by its name.
+    /// The clock of another manager, by its name.
     Manager(String),
 }
 
-/// What one clock said.
+/// The samples of one clock.
 #[derive(Debug, Default)]
 struct Clock {
-    /// How far it was ahead, each time that it was told.
+    /// How far the clock was ahead, at each sample.
     ahead: VecDeque<TimeDelta>,
     is_off: bool,
 }
 
 impl Clock {
-    /// Takes what it said. `Some` if it has become wrong, or right again.
+    /// Adds a sample. Returns `Some` if the clock has become wrong, or right again.
     fn tell(&mut self, told: Timestamp, heard: Timestamp) -> Option<bool> {
         if self.ahead.len() == TIMES_KEPT {
             self.ahead.pop_front();
         }
         self.ahead.push_back(told.signed_duration_since(heard));
-        // One message alone may have been held up.
+        // A single slow sample may be one message that was delayed.
         let is_known = self.ahead.len() == TIMES_KEPT || self.ahead() > WARNED_BEYOND;
         let is_off = is_known && self.ahead().abs() > WARNED_BEYOND;
         (std::mem::replace(&mut self.is_off, is_off) != is_off).then_some(is_off)
@@ -61,12 +61,12 @@ impl Clock {
     }
 }
 
-/// The clocks that this manager hears of.
+/// The clocks of the peers that this manager hears from.
 #[derive(Debug, Default)]
 pub struct Clocks(Mutex<BTreeMap<Peer, Clock>>);
 
 impl Clocks {
-    /// Takes a time that was told, and when it was heard.
+    /// Adds a sample: the peer's time `told`, received at `heard`.
     pub fn tell(&self, peer: &Peer, told: Timestamp, heard: Timestamp) {
         let (changed, ahead) = {
             let mut known = self.known();
@@ -86,7 +86,7 @@ impl Clocks {
         }
     }
 
-    /// Forgets a clock that is not heard of any more.
+    /// Forgets the clock of a peer that is gone.
     pub fn forget(&self, peer: &Peer) {
         self.known().remove(peer);
     }
@@ -97,7 +97,7 @@ impl Clocks {
     }
 
     /// Nodes whose clocks are more than a second ahead of this manager's or behind it, in
-    /// milliseconds: what other managers are told.
+    /// milliseconds, for this manager's record.
     pub fn nodes_off(&self, snapshot: &ClusterSnapshot) -> BTreeMap<NodeId, i64> {
         let off = self.ahead().into_iter().filter(|(_, ahead)| ahead.abs() > SHOWN_BEYOND);
         let of_node = |(peer, ahead): (Peer, TimeDelta)| {
@@ -115,13 +115,13 @@ impl Clocks {
     }
 }
 
-/// As metrics and logs say it.
+/// A time span in seconds, for metrics and logs.
 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a skew are far below 2^52")]
 pub fn seconds(span: TimeDelta) -> f64 {
     span.num_milliseconds() as f64 / 1000.0
 }
 
-/// Takes in what other managers' records say, until `shutdown`.
+/// Adds the times in other managers' records as they are written, until `shutdown`.
 pub async fn follow_managers(feed: Feed, own: String, clocks: Arc<Clocks>, shutdown: CancellationToken) {
     let mut snapshots = feed.snapshots;
     let mut taken = BTreeMap::new();
@@ -134,7 +134,8 @@ pub async fn follow_managers(feed: Feed, own: String, clocks: Arc<Clocks>, shutd
     }
 }
 
-/// Takes each record in once. One that was there at a listing says nothing: nobody saw it written.
+/// Adds each record's time once. Records of a listing don't count: when they were written is
+/// unknown.
 fn take(snapshot: &ClusterSnapshot, own: &str, taken: &mut BTreeMap<String, i64>, clocks: &Clocks) {
     for (name, manager) in snapshot.managers.iter().filter(|(name, _)| *name != own) {
         let (Some(told), Some(seen)) = (manager.written_at, snapshot.managers_seen.get(name)) else {
@@ -176,7 +177,7 @@ mod tests {
         for (told, heard) in [(0, 2), (500, 9_500), (1_000, 1_040), (1_500, 1_501)] {
             clocks.tell(&node, moment(told), moment(heard));
         }
-        assert_eq!(ahead_ms(&clocks, &node), Some(-1), "the quickest message tells");
+        assert_eq!(ahead_ms(&clocks, &node), Some(-1), "the message with the least delay counts");
         for step in 0..4 {
             clocks.tell(&node, moment(step - 7_000), moment(step));
         }
@@ -186,20 +187,24 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_off_is_said_once_and_again_when_it_is_right() {
+    fn a_clock_that_is_off_is_reported_once_and_again_when_it_is_right() {
         let mut clock = Clock::default();
         let mut tell = |ahead: i64| clock.tell(moment(ahead), moment(0));
-        assert_eq!(tell(5_000), None, "five seconds are borne");
+        assert_eq!(tell(5_000), None, "five seconds are tolerated");
         assert_eq!(tell(5_001), Some(true));
-        assert_eq!(tell(6_000), None, "it was said");
-        assert_eq!([tell(0), tell(0), tell(0)], [None, None, None], "the last ones are remembered");
+        assert_eq!(tell(6_000), None, "it was reported already");
+        assert_eq!([tell(0), tell(0), tell(0)], [None, None, None], "the last samples still count");
         assert_eq!(tell(0), Some(false));
-        assert_eq!([tell(-6_000), tell(-6_000), tell(-6_000)], [None, None, None], "it may be late");
+        assert_eq!(
+            [tell(-6_000), tell(-6_000), tell(-6_000)],
+            [None, None, None],
+            "the messages may be delayed"
+        );
         assert_eq!(tell(-6_000), Some(true));
     }
 
     #[test]
-    fn managers_tell_the_time_with_each_record_that_is_seen_written() {
+    fn each_record_that_is_seen_written_is_a_sample_of_its_managers_clock() {
         let mut world = World::new();
         let (clocks, mut taken) = (Clocks::default(), BTreeMap::new());
         let mut write = |world: &mut World, name: &str, ahead: i64| {
@@ -223,9 +228,9 @@ mod tests {
         let mut listed = world.snapshot.clone();
         listed.see_listing(&ClusterSnapshot::default(), world.now);
         take(&listed, "own", &mut BTreeMap::new(), &fresh);
-        assert_eq!(fresh.ahead(), [], "nobody saw these written");
+        assert_eq!(fresh.ahead(), [], "these records come from a listing");
         world.delete(keys::manager("other"));
         take(&world.snapshot, "own", &mut taken, &clocks);
-        assert_eq!(clocks.ahead(), [], "a manager that is gone");
+        assert_eq!(clocks.ahead(), [], "a manager that is gone leaves no clock");
     }
 }

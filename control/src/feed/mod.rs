@@ -1,10 +1,11 @@
-//! What is true in the cluster, read from etcd.
+//! The state of the cluster, read from etcd.
 //!
 //! Purpose: [`watch`] follows etcd and turns every change into the next [`snapshot`] and into
-//! [`events`] for `docker events`; [`clocks`] tells how far others' clocks are from this manager's.
+//! [`events`] for `docker events`; [`clocks`] measures how far the clocks of nodes and managers are
+//! from this manager's.
 //!
-//! Invariants: the feed only reads; a snapshot is never changed once it was published, and holds
-//! nothing that etcd doesn't.
+//! Invariants: the feed only reads; a published snapshot never changes, and holds nothing that etcd
+//! doesn't.
 //!
 //! Left to others: deciding on a snapshot (planners), and writing (leader, API, node service).
 

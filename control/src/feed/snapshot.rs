@@ -1,10 +1,10 @@
-//! The cluster as one watch shows it: every stored object, indexed, at one revision.
+//! The cluster as etcd holds it at one revision: every stored object, indexed.
 //!
-//! Invariants: [`ClusterSnapshot::apply`] is pure and total: an unknown key is ignored, a value
-//! that can't be read is kept out and named in [`ClusterSnapshot::unreadable`]. A snapshot is
+//! Invariants: [`ClusterSnapshot::apply`] is pure and total: it ignores an unknown key, and leaves
+//! out a value that can't be decoded and names it in [`ClusterSnapshot::unreadable`]. A snapshot is
 //! shared behind an `Arc` and its values behind `Arc`s, so that a copy costs pointers.
 //!
-//! Left to others: reading etcd (the watch driver) and every decision.
+//! Left to others: reading etcd ([`super::watch`]) and every decision.
 
 mod managers;
 mod networks;
@@ -31,7 +31,7 @@ use networks::NewestAddresses;
 use serde::de::DeserializeOwned;
 use touched::Touched;
 
-/// An object with the revisions it was created and last written at.
+/// An object with the revisions at which it was created and last written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Versioned<T> {
     /// The object.
@@ -56,17 +56,17 @@ pub type Stored<T> = Arc<Versioned<T>>;
 /// Everything in etcd, at one revision.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterSnapshot {
-    /// The store's revision.
+    /// The revision of the store.
     pub revision: i64,
     /// The cluster's record.
     pub cluster: Option<Stored<Cluster>>,
-    /// Who leads.
+    /// The leading manager.
     pub leader: Option<Stored<Manager>>,
     /// Managers that are alive, by name.
     pub managers: BTreeMap<String, Stored<Manager>>,
     /// Services by id.
     pub services: BTreeMap<ServiceId, Stored<Service>>,
-    /// Spec versions that tasks refer to.
+    /// Versions of services' specs that tasks were made from.
     pub specs: BTreeMap<(ServiceId, u64), Stored<ServiceSpec>>,
     /// Tasks by id.
     pub tasks: BTreeMap<TaskId, Stored<Task>>,
@@ -74,43 +74,45 @@ pub struct ClusterSnapshot {
     pub statuses: BTreeMap<TaskId, Stored<TaskStatus>>,
     /// Nodes by id.
     pub nodes: BTreeMap<NodeId, Stored<Node>>,
-    /// Whether nodes are heard.
+    /// The liveness of nodes: ready, silent or down.
     pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
     /// When this manager's watch saw the state of each node's liveness change, by this manager's
-    /// clock. What was there at the first listing was seen then.
+    /// clock; for what the first listing had, the moment of the listing.
     pub liveness_seen: BTreeMap<NodeId, Timestamp>,
-    /// When it saw the steps of each task.
+    /// When the watch saw the steps of each task.
     pub tasks_seen: BTreeMap<TaskId, seen::TaskSeen>,
-    /// When it saw each manager's record written. One that was there at a listing is left out.
+    /// When the watch saw each manager's record written; records of the first listing have no
+    /// entry.
     pub managers_seen: BTreeMap<String, Timestamp>,
-    /// When it saw the members' keys change.
+    /// When the watch saw the members' keys change.
     pub member_keys_seen: Option<Timestamp>,
-    /// Mesh-table generations that nodes hold.
+    /// The generation of the mesh table that each node has acknowledged.
     pub acks: BTreeMap<NodeId, Stored<u64>>,
     /// Published ports that nodes can't listen on.
     pub clashes: BTreeMap<NodeId, Stored<Vec<PortClash>>>,
-    /// Names claimed: (kind, name) to id.
+    /// Claimed names: (kind, name) to id.
     pub names: BTreeMap<(String, String), Stored<String>>,
-    /// Ports claimed: (protocol, port) to service.
+    /// Claimed ports: (protocol, port) to service.
     pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
     /// Networks by id.
     pub networks: BTreeMap<NetworkId, Stored<Network>>,
     /// Secrets and configs, without their data.
     pub dependencies: BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>,
-    /// Which services refer to them.
+    /// The services that refer to each secret or config.
     pub references: BTreeSet<(DependencyKind, DependencyId, ServiceId)>,
-    /// Logs that managers want of others' nodes, by node and ask.
+    /// Requests of managers for logs from nodes whose session another manager has, by node and
+    /// request.
     pub log_asks: BTreeMap<(NodeId, String), Stored<LogAsk>>,
     /// The backend id given last.
     pub backend_cursor: Option<Stored<BackendId>>,
-    /// The secrets that members share, without the secrets.
+    /// The record of the secrets that members share, without the secrets.
     pub member_keys: Option<Stored<MemberKeys>>,
-    /// The newest revision that changed what the mesh table is made of (services, tasks, statuses,
-    /// nodes, liveness, networks).
+    /// The newest revision that changed something that the mesh table is made of (services, tasks,
+    /// statuses, nodes, liveness, networks).
     pub mesh_revision: i64,
-    /// When this manager heard of the newest change, set by the watch.
+    /// When this manager received the newest change; the watch sets it.
     pub received_at: Timestamp,
-    /// Keys whose values could not be read, with the error.
+    /// Keys whose values could not be decoded, with the error.
     pub unreadable: BTreeMap<String, String>,
     tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
@@ -122,21 +124,21 @@ pub struct ClusterSnapshot {
 mod seen;
 
 impl ClusterSnapshot {
-    /// A snapshot of everything listed at `revision`.
+    /// The snapshot of everything that was listed at `revision`.
     pub fn from_listing(revision: i64, items: Vec<KeyValue>) -> Self {
         let mut snapshot = Self::default();
         for item in items {
             snapshot.put(&item);
         }
         snapshot.revision = revision;
-        // What was deleted before the listing left no trace in it; it is at most as new as the
-        // listing.
+        // A deletion before the listing left no trace in it, so the mesh table may have changed at
+        // any revision up to the listing's.
         snapshot.mesh_revision = revision;
         snapshot.touched.all(revision);
         snapshot
     }
 
-    /// Takes one change in.
+    /// Applies one change.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Put(item) => self.put(&item),
@@ -154,7 +156,7 @@ impl ClusterSnapshot {
         self.tasks_by_node.get(node).into_iter().flatten().filter_map(|id| self.tasks.get(id))
     }
 
-    /// What is known of a task: what its node reported, else what the leader wrote.
+    /// The status of a task: the one that its node reported, else the leader's.
     pub fn status_of<'a>(&'a self, task: &'a Task) -> &'a TaskStatus {
         match self.statuses.get(&task.id) {
             Some(reported) if reported.state >= task.leader_status.state => &reported.value,
@@ -167,30 +169,31 @@ impl ClusterSnapshot {
         self.status_of(task).state
     }
 
-    /// Why a task failed or waits: its node's words, else the leader's
-    /// (`assigned node no longer meets constraints`).
+    /// Why a task failed or waits: its node's message, else the leader's (`assigned node no longer
+    /// meets constraints`).
     pub fn error_of<'a>(&'a self, task: &'a Task) -> &'a str {
         let reported = &self.status_of(task).err;
         if reported.is_empty() { &task.leader_status.err } else { reported }
     }
 
-    /// What the cluster believes of a node; a node never heard is down.
+    /// The node's liveness; a node that was never heard is down.
     pub fn node_state(&self, node: &NodeId) -> NodeState {
         self.liveness.get(node).map_or(NodeState::Down, |liveness| liveness.state)
     }
 
-    /// Whether a node is down or no member any more: what it holds can't be waited for.
+    /// Whether a node is down or no member any more, so that nothing that it holds can be waited
+    /// for.
     pub fn is_lost(&self, node: &NodeId) -> bool {
         !self.nodes.contains_key(node) || self.node_state(node) == NodeState::Down
     }
 
-    /// The revision of the newest change of what `node` is told to run.
+    /// The revision of the newest change that may affect the assignments of `node`.
     pub fn touched_at(&self, node: &NodeId) -> i64 {
         self.touched.last(node)
     }
 
-    /// The oldest of the mesh tables that nodes hold which are heard; the highest revision of all
-    /// if none is heard. Worked out once.
+    /// The oldest mesh-table generation that the nodes which are heard have acknowledged; the
+    /// highest revision if no node is heard. Computed once per snapshot.
     pub fn acked_by_all(&self) -> i64 {
         *self.acked_by_all.get_or_init(|| {
             let heard = self.nodes.keys().filter(|node| self.node_state(node) == NodeState::Ready);
@@ -305,7 +308,7 @@ impl ClusterSnapshot {
 }
 
 fn feeds_mesh_table(key: &Key) -> bool {
-    // A node that has acknowledged a table knows the secrets that were good when it was made.
+    // The keys count, too: a node that has acknowledged a table knows the secrets of its time.
     matches!(
         key,
         Key::Service(_)

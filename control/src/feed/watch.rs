@@ -1,9 +1,9 @@
-//! Follows the store: lists once, watches from there, and publishes each state of it as one shared
-//! snapshot.
+//! Follows the store: lists everything once, watches from there, and publishes each state as one
+//! shared snapshot.
 //!
-//! Invariants: a published snapshot is the store at one revision, whole; while the store is away
-//! the last one stays and [`Feed::connected`] says so. After a lost watch everything is listed
-//! anew: that is right after compaction and after a restored backup too.
+//! Invariants: a published snapshot is the whole store at one revision; while the store is
+//! unreachable the last snapshot stays and [`Feed::connected`] is false. A lost watch leads to a
+//! new listing: that is right after a compaction and after a restored backup, too.
 //!
 //! Left to others: reading the snapshot.
 
@@ -24,31 +24,31 @@ use crate::feed::events::log::EventLog;
 use crate::feed::snapshot::ClusterSnapshot;
 use mesh_runtime::backoff::Backoff;
 
-/// First pause before the store is tried again.
+/// The first pause before the store is tried again.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
-/// Longest pause before the store is tried again.
+/// The longest pause before the store is tried again.
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
-/// Events taken into one snapshot when they come faster than snapshots are read.
+/// The most events applied to one snapshot when they come faster than snapshots are read.
 const EVENTS_PER_SNAPSHOT: usize = 256;
 
-/// What the store looks like, and whether it is being followed.
+/// The state of the store, and whether the watch on it is up.
 #[derive(Debug, Clone)]
 pub struct Feed {
-    /// The newest snapshot; the empty one until the first listing.
+    /// The newest snapshot; an empty one until the first listing.
     pub snapshots: watch::Receiver<Arc<ClusterSnapshot>>,
     /// Whether the watch is up.
     pub connected: watch::Receiver<bool>,
-    /// What happened to the cluster's objects.
+    /// Events of the cluster's objects.
     pub events: EventLog,
 }
 
-/// A revision was not seen in time.
+/// A revision did not show in the snapshot in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("revision {wanted} was not seen within {deadline:?}; the watch on etcd is behind or down")]
 pub struct RevisionTimeout {
     /// The revision that was waited for.
     pub wanted: i64,
-    /// For how long.
+    /// How long it was waited for.
     pub deadline: Duration,
 }
 
@@ -58,7 +58,7 @@ impl Feed {
         Arc::clone(&self.snapshots.borrow())
     }
 
-    /// The first snapshot that holds `revision`, so that one reads what one wrote.
+    /// The first snapshot that holds `revision`, so that a writer can read its own write.
     ///
     /// # Errors
     /// [`RevisionTimeout`] when it doesn't come within `deadline`.
@@ -84,7 +84,7 @@ pub struct Follower {
     events: EventLog,
 }
 
-/// A feed and what fills it.
+/// A feed and the follower that fills it.
 pub fn feed() -> (Follower, Feed) {
     let (snapshots, snapshots_seen) = watch::channel(Arc::new(ClusterSnapshot::default()));
     let (connected, connected_seen) = watch::channel(false);
@@ -94,7 +94,7 @@ pub fn feed() -> (Follower, Feed) {
 }
 
 impl Follower {
-    /// Follows `store` until `shutdown`, through every loss of connection.
+    /// Follows `store` until `shutdown`; reconnects after every loss.
     pub async fn follow(self, store: Arc<dyn Store>, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
         loop {
@@ -118,8 +118,8 @@ impl Follower {
         }
     }
 
-    /// One listing and the watch after it. `Ok` when the store no longer keeps the history that the
-    /// watch needs.
+    /// Lists once and watches from there. Returns `Ok` when the store has compacted the revisions
+    /// that the watch needs.
     async fn list_and_watch(&self, store: &dyn Store, backoff: &mut Backoff) -> Result<(), StoreError> {
         let listing = store.list(keys::ROOT).await?;
         let mut events = store.watch(keys::ROOT, listing.revision + 1).await?;
@@ -129,7 +129,7 @@ impl Follower {
         info!(revision = snapshot.revision, "following the store");
         let snapshot = Arc::new(snapshot);
         let before = self.snapshots.send_replace(Arc::clone(&snapshot));
-        // Nothing is known of what happened before the first listing.
+        // Before the first listing there is no state to compare with.
         if before.revision > 0 {
             let missed = events::after_listing(&before, &snapshot, snapshot.received_at);
             for event in missed {
@@ -164,7 +164,8 @@ impl Follower {
         let now = Utc::now();
         let mut happened = Vec::new();
         self.snapshots.send_modify(|shared| {
-            // Copies pointers if anybody still reads the last snapshot, else changes it in place.
+            // Copies pointers if another reference to the last snapshot exists, else changes it in
+            // place.
             let snapshot = Arc::make_mut(shared);
             for change in changes {
                 happened.extend(events::of_change(snapshot, change, now));
@@ -172,7 +173,7 @@ impl Follower {
             snapshot.revision = snapshot.revision.max(revision);
             snapshot.received_at = now;
         });
-        // After the snapshot: whoever hears of an event can look at what it is about.
+        // Sent after the snapshot is published: a listener can then look at the object of an event.
         for event in happened {
             self.events.add(event);
         }

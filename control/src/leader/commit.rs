@@ -18,10 +18,10 @@ use crate::slots::references;
 /// Why a plan was not committed.
 #[derive(Debug, Error)]
 pub enum CommitError {
-    /// An object has no stored form.
+    /// An object can't be encoded.
     #[error("store what was planned")]
     Encode(#[from] CodecError),
-    /// The store failed; what was written before stays, and the next pass sees it.
+    /// The store failed. Transactions committed before stay; the next pass sees them.
     #[error("commit what was planned")]
     Store(#[from] StoreError),
 }
@@ -29,18 +29,18 @@ pub enum CommitError {
 /// How a plan's commit ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// All of it stands, the last of it at this revision.
+    /// All transactions are committed, the last one at this revision.
     Committed(i64),
-    /// The cluster had moved on, or another leads: the rest was discarded.
+    /// The store had newer writes, or another manager leads: the rest was discarded.
     Conflict,
 }
 
 /// Writes applied together if all compares hold.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Transaction {
-    /// What must hold.
+    /// Conditions; if one fails, nothing is written.
     pub compares: Vec<Compare>,
-    /// What is written.
+    /// The writes.
     pub ops: Vec<Op>,
 }
 
@@ -49,7 +49,7 @@ impl Transaction {
         self.compares.iter().map(Compare::size).chain(self.ops.iter().map(Op::size)).sum()
     }
 
-    /// Adds `more`, unless the two together exceed what a transaction takes.
+    /// Adds `more`, unless the two together exceed etcd's limit for a transaction.
     fn absorb(&mut self, more: &Self) -> bool {
         let new: Vec<_> = more.compares.iter().filter(|compare| !self.compares.contains(compare)).collect();
         let fits = self.compares.len() + new.len() <= MAX_TXN_OPS
@@ -63,10 +63,10 @@ impl Transaction {
     }
 }
 
-/// The transactions that carry out `actions` in their order, each with `fence`.
+/// Groups `actions`, in order, into transactions, each with `fence`.
 ///
 /// # Errors
-/// [`CodecError`] for an object that has no stored form.
+/// [`CodecError`] if an object can't be encoded.
 pub fn transactions(
     actions: &[Action],
     snapshot: &ClusterSnapshot,
@@ -79,7 +79,7 @@ pub fn transactions(
         let group = group(action, snapshot)?;
         if !current.absorb(&group) {
             cut.push(std::mem::replace(&mut current, empty()));
-            // An action alone never exceeds a transaction: it is a few keys, each below etcd's
+            // A single action never exceeds a transaction: it writes a few keys, each below etcd's
             // limit by the API's checks.
             current.compares.extend(group.compares);
             current.ops.extend(group.ops);
@@ -95,7 +95,7 @@ pub fn transactions(
 /// Commits `transactions` in order, up to the first conflict.
 ///
 /// # Errors
-/// [`StoreError`] when the store fails; it may or may not have applied the transaction that failed.
+/// [`StoreError`] when the store fails; the transaction that failed may or may not be committed.
 pub async fn commit(store: &dyn Store, transactions: Vec<Transaction>) -> Result<CommitOutcome, StoreError> {
     let mut last = 0;
     for transaction in transactions {
@@ -107,7 +107,7 @@ pub async fn commit(store: &dyn Store, transactions: Vec<Transaction>) -> Result
     Ok(CommitOutcome::Committed(last))
 }
 
-/// A key that must stand at a revision, or not exist.
+/// The condition that a key is at revision `expected`, or doesn't exist if that is `None`.
 fn stands_at(key: &str, expected: Option<i64>) -> Compare {
     match expected {
         Some(revision) => Compare::ModRevision(key.to_owned(), revision),
@@ -123,12 +123,12 @@ fn write<T: serde::Serialize>(
     Ok(Transaction { compares, ops: vec![Op::put(key, codec::encode(value)?)] })
 }
 
-/// One action's writes and what they stand on.
+/// One action as a transaction: its writes, and the conditions for them.
 fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, CodecError> {
     match action {
         Action::CreateTask(task) => {
             let key = keys::task(&task.id);
-            // A service that was removed meanwhile gets no more tasks.
+            // A service that was removed in the meantime gets no more tasks.
             let service = Compare::Exists(keys::service(&task.service_id));
             write(key.clone(), task, vec![Compare::Absent(key), service])
         }
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn no_action_no_transaction() {
+    fn without_actions_there_is_no_transaction() {
         assert_eq!(cut(&[]), vec![]);
     }
 

@@ -1,7 +1,7 @@
-//! Lets etcd forget old history: the leader compacts to what the store was some minutes ago.
+//! Compacts etcd: the leader drops revisions that are older than some minutes.
 //!
-//! Invariant: history younger than [`KEPT`] stays, so a watch that was lost for less resumes or
-//! lists anew at its own choice.
+//! Invariant: revisions younger than [`KEPT`] stay, so that a watch that was lost for a shorter
+//! time can resume.
 //!
 //! Left to others: defragmentation (an operator's `etcdctl defrag`, member by member; it stops a
 //! member while it runs).
@@ -19,12 +19,12 @@ use tracing::{debug, warn};
 use crate::feed::watch::Feed;
 use crate::leader::election::Leadership;
 
-/// History kept.
+/// How long revisions are kept.
 const KEPT: Duration = Duration::from_mins(10);
-/// How often a revision is noted, and an old one compacted to.
+/// How often the newest revision is noted, and an old one compacted to.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// Revisions and when they were the newest, oldest first.
+/// Revisions with the time at which each was the newest, oldest first.
 #[derive(Debug, Default)]
 struct Noted(VecDeque<(Instant, i64)>);
 
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_history_that_is_old_enough_goes() {
+    async fn only_revisions_that_are_old_enough_are_compacted() {
         let (mut noted, start) = (Noted::default(), Instant::now());
         let minute = Duration::from_mins(1);
         for number in 0..10_u32 {

@@ -24,18 +24,18 @@ use crate::leader::metrics::{PassResult, ReconcileMetrics};
 use crate::plan::Plan;
 use crate::planners::Planner;
 
-/// Changes that come closer together than this, or so soon after a pass, are planned on together.
+/// Changes that follow one another, or the last pass, more closely than this share one pass.
 const QUIET: Duration = Duration::from_millis(20);
-/// But no change waits longer than this.
+/// The longest that a change waits for a pass.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// A pass is due so often, whatever happened.
+/// The longest time between two passes; a pass runs after it even if nothing has changed.
 const PERIOD: Duration = Duration::from_secs(10);
-/// After a failure or a conflict, and between wakes that plans ask for.
+/// The pause after a failure or a conflict, and the shortest between wake-ups that plans ask for.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long a commit may take to show in the snapshot.
+/// The deadline for a commit to show in the snapshot.
 const SEEN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Why a planner's decision was not carried out.
+/// Why a planner's plan was not committed.
 #[derive(Debug, Error)]
 enum PassError {
     #[error(transparent)]
@@ -44,24 +44,24 @@ enum PassError {
     RevisionTimeout(#[from] RevisionTimeout),
 }
 
-/// Runs planners while this manager leads.
+/// Runs the planners while this manager leads.
 pub struct Driver {
-    /// Where decisions are written.
+    /// The store that plans are committed to.
     pub store: Arc<dyn Store>,
-    /// What decisions are taken on.
+    /// The snapshots that planners decide on.
     pub feed: Feed,
-    /// Whether this manager leads.
+    /// The term that this manager leads in; `None` while it doesn't lead.
     pub leadership: watch::Receiver<Option<Leadership>>,
     /// The planners, in order.
     pub planners: &'static [Planner],
     /// Counts and durations of passes.
     pub metrics: ReconcileMetrics,
-    /// What time it is.
+    /// The clock that passes are planned by.
     pub clock: fn() -> Timestamp,
 }
 
 impl Driver {
-    /// Drives until `shutdown`, in each term of leadership.
+    /// Runs the planners in each term of leadership, until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             let term = tokio::select! {
@@ -75,13 +75,13 @@ impl Driver {
             let mut lost = self.leadership.clone();
             tokio::select! {
                 () = self.lead(term) => {}
-                _ = lost.wait_for(|now| *now != Some(term)) => info!("stops planning: leads no more"),
+                _ = lost.wait_for(|now| *now != Some(term)) => info!("stops planning: no longer the leader"),
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    /// Passes without end; the caller drops it when the term ends.
+    /// Runs passes without end; the caller drops the future when the term ends.
     async fn lead(&self, term: Leadership) {
         let mut snapshots = self.feed.snapshots.clone();
         loop {
@@ -95,7 +95,8 @@ impl Driver {
                     if changed.is_err() {
                         return;
                     }
-                    // The first after a calm waits for nothing: most come alone.
+                    // The first change after a pause is planned on at once: most changes come
+                    // alone.
                     if passed.elapsed() < QUIET {
                         settle(&mut snapshots).await;
                     }
@@ -108,7 +109,8 @@ impl Driver {
         (moment - (self.clock)()).to_std().unwrap_or(Duration::ZERO)
     }
 
-    /// Every planner once. Returns when time alone makes the next pass worth while.
+    /// Runs every planner once. Returns the earliest moment at which a planner wants another pass
+    /// though nothing has changed.
     async fn pass(&self, term: Leadership) -> Option<Timestamp> {
         let mut wake_at: Option<Timestamp> = None;
         for planner in self.planners {
@@ -150,7 +152,7 @@ impl Driver {
             .map_err(CommitError::from)?;
         let outcome = commit::commit(self.store.as_ref(), transactions).await.map_err(CommitError::from)?;
         let CommitOutcome::Committed(revision) = outcome else {
-            debug!(planner = planner.name, "the cluster moved on: the plan is discarded");
+            debug!(planner = planner.name, "the plan conflicts with a newer write: discarded");
             return Ok(PassResult::Conflict);
         };
         for reason in &plan.reasons {
@@ -161,7 +163,7 @@ impl Driver {
     }
 }
 
-/// Waits until changes pause, but not for long.
+/// Waits until changes pause, but at most [`LONGEST_WAIT`].
 async fn settle<T>(changes: &mut watch::Receiver<T>) {
     let latest = Instant::now() + LONGEST_WAIT;
     while Instant::now() < latest {

@@ -1,9 +1,9 @@
-//! This manager's lease: it says that the manager lives and on which node, and, for one manager at
-//! a time, that it leads.
+//! This manager's lease: it shows that the manager is alive and on which node it runs, and makes
+//! one manager at a time the leader.
 //!
-//! Invariants: no two managers live under one name; leadership is given up on our own clock before
-//! the lease can have ended in etcd; whoever writes as the leader compares [`Leadership::fence`],
-//! so even a leader that was asleep through its end writes nothing.
+//! Invariants: no two living managers have one name; a leader steps down by its own clock before
+//! its lease can expire in etcd; every write of a leader compares [`Leadership::fence`], so even a
+//! leader that was suspended beyond its lease writes nothing.
 //!
 //! Left to others: what a leader does.
 
@@ -28,18 +28,18 @@ use crate::feed::clocks::Clocks;
 use crate::feed::watch::Feed;
 use mesh_runtime::backoff::Backoff;
 
-/// A manager that is not heard for so long is gone.
+/// The lease's time to live: a manager that is not heard for this long counts as gone.
 const LEASE_TTL: Duration = Duration::from_secs(5);
-/// How often the lease is prolonged, and an empty leader's seat tried for.
+/// How often the lease is renewed, and an empty leader's seat tried for.
 const KEEP_ALIVE_PERIOD: Duration = Duration::from_millis(1500);
-/// How often a manager writes its record anew.
+/// How often a manager rewrites its record.
 const RECORD_PERIOD: Duration = Duration::from_secs(30);
-/// Leadership is given up so long before the lease can end in etcd.
+/// How long before the lease can expire in etcd a leader steps down.
 const SAFETY_MARGIN: Duration = Duration::from_millis(700);
-/// A manager that lives under this one's name for so long is no dead one, whose lease would have
-/// ended.
+/// A manager that lives under this one's name for longer than this is no earlier run of this one:
+/// the lease of that would have expired.
 const NAME_WAIT: Duration = Duration::from_secs(10);
-/// Pauses between attempts to get a lease.
+/// The shortest pause between attempts to get a lease.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(100);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
@@ -50,13 +50,13 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// What every write of this term must compare.
+    /// The condition that every write of this term must compare.
     pub fn fence(self) -> Compare {
         Compare::CreateRevision(keys::LEADER.to_owned(), self.create_revision)
     }
 }
 
-/// Why a lease was lost or not had.
+/// Why the lease was lost or not granted.
 #[derive(Debug, Error)]
 enum LeaseError {
     #[error(transparent)]
@@ -73,7 +73,7 @@ enum LeaseError {
     NameTaken(#[from] NameTaken),
 }
 
-/// Another manager lives under this one's name.
+/// Another living manager has this one's name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("another manager, at {address}, is called {name}: give each a --name of its own")]
 pub struct NameTaken {
@@ -91,14 +91,15 @@ pub struct Candidate {
     leadership: watch::Sender<Option<Leadership>>,
 }
 
-/// A lease that we hold, and until when that is certain.
+/// A lease of this manager, and until when it is certain to be valid.
 struct Lease {
     id: i64,
     certain_until: Instant,
 }
 
 impl Candidate {
-    /// A candidate with this record, which runs on `own_node`, and where its leadership shows.
+    /// A candidate with this record that runs on `own_node`, and the channel that shows its
+    /// leadership.
     pub fn new(
         store: Arc<dyn Store>,
         feed: Feed,
@@ -110,10 +111,10 @@ impl Candidate {
         (Self { store, feed, manager, own_node, clocks, leadership }, seen)
     }
 
-    /// Lives, and leads when it can, until `shutdown`; then gives its keys up at once.
+    /// Keeps the lease, and leads when it can, until `shutdown`; then revokes the lease at once.
     ///
     /// # Errors
-    /// [`NameTaken`], once the other manager's lease can't be a dead one's any more.
+    /// [`NameTaken`], once it is certain that the other manager of this name is alive.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), NameTaken> {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
         let mut taken_since = None;
@@ -163,11 +164,11 @@ impl Candidate {
 
     fn step_down(&self) {
         if self.leadership.send_replace(None).is_some() {
-            info!("leads no more");
+            info!("no longer the leader");
         }
     }
 
-    /// What others read of this manager while it lives under `lease`.
+    /// This manager's record, which exists while `lease` does.
     fn presence(&mut self, since: Timestamp, lease: i64) -> Result<Op, CodecError> {
         let node = self.own_node.borrow_and_update().clone();
         let nodes_off = self.clocks.nodes_off(&self.feed.snapshot());
@@ -176,7 +177,7 @@ impl Candidate {
         Ok(Op::put_leased(keys::manager(&self.manager.name), record, lease))
     }
 
-    /// Says that this manager lives, unless another one does under its name. One at the same
+    /// Writes this manager's record, unless another manager of its name is alive. One at the same
     /// address is this one before its restart.
     async fn appear(&mut self, since: Timestamp, lease: i64) -> Result<(), LeaseError> {
         let (name, address) = (&self.manager.name, &self.manager.address);
@@ -196,7 +197,8 @@ impl Candidate {
         }
     }
 
-    /// Writes this manager's record anew: its node, the time by its clock, whose clocks are off.
+    /// Rewrites this manager's record: its node, the time by its clock, the nodes whose clocks are
+    /// off.
     async fn say_again(&mut self, since: Timestamp, lease: &Lease) -> Result<(), LeaseError> {
         let presence = self.presence(since, lease.id)?;
         let written = self.store.txn(vec![], vec![presence]);
@@ -206,7 +208,7 @@ impl Candidate {
         }
     }
 
-    /// One lease, from its grant to its loss.
+    /// Keeps one lease, from its grant to its loss.
     async fn live(
         &mut self,
         held: &mut Option<i64>,
@@ -247,12 +249,12 @@ impl Candidate {
         }
     }
 
-    /// What others read of this manager as the leader.
+    /// The leader's record.
     fn seat(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode(&Manager { since: Utc::now(), ..self.manager.clone() })
     }
 
-    /// Tries for the empty leader's seat.
+    /// Takes the leader's seat if it is empty.
     async fn take_seat(&self, lease: &Lease) -> Result<(), LeaseError> {
         let free = Compare::Absent(keys::LEADER.to_owned());
         let sit = Op::put_leased(keys::LEADER, self.seat()?, lease.id);
@@ -268,7 +270,7 @@ impl Candidate {
         }
     }
 
-    /// Prolongs the lease, as often as it takes while it is certain.
+    /// Renews the lease, and retries while the lease is certain to be valid.
     async fn prolong(&self, lease: &mut Lease) -> Result<(), LeaseError> {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
         loop {

@@ -1,4 +1,4 @@
-//! Passes of the planners.
+//! Metrics of the planners' passes.
 
 use std::time::Instant;
 
@@ -7,11 +7,11 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 /// How a planner's pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassResult {
-    /// Nothing was to be done.
+    /// There was nothing to do.
     Idle,
-    /// Its plan stands.
+    /// Its plan was committed.
     Committed,
-    /// The cluster had moved on; the plan was discarded.
+    /// The plan conflicted with a newer write and was discarded.
     Conflict,
     /// The store failed.
     Failed,
@@ -35,7 +35,7 @@ pub struct ReconcileMetrics {
     seconds: HistogramVec,
 }
 
-/// A pass under way.
+/// A pass in progress.
 #[derive(Debug)]
 pub struct PassTimer<'a> {
     metrics: &'a ReconcileMetrics,
@@ -44,17 +44,17 @@ pub struct PassTimer<'a> {
 }
 
 impl ReconcileMetrics {
-    /// Registers the family.
+    /// Registers the metric families.
     ///
     /// # Errors
-    /// A family of the same name is registered already.
+    /// A family of the same name is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = ["kind", "result"];
         let passes =
             IntCounterVec::new(Opts::new("mesh_reconciles_total", "Passes of the planners."), &labels)?;
         let options = HistogramOpts::new(
             "mesh_reconcile_duration_seconds",
-            "Time from a pass's beginning to its commit being seen.",
+            "Time from the start of a pass until its commit shows in the snapshot.",
         )
         .buckets(vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]);
         let seconds = HistogramVec::new(options, &labels)?;
@@ -63,14 +63,14 @@ impl ReconcileMetrics {
         Ok(Self { passes, seconds })
     }
 
-    /// Begins the measure of a pass.
+    /// Starts the timer of a pass.
     pub fn start(&self, kind: &'static str) -> PassTimer<'_> {
         PassTimer { metrics: self, kind, began: Instant::now() }
     }
 }
 
 impl PassTimer<'_> {
-    /// Counts the pass.
+    /// Stops the timer and counts the pass.
     pub fn stop(self, result: PassResult) {
         let labels = [self.kind, result.as_str()];
         self.metrics.passes.with_label_values(&labels).inc();

@@ -1,13 +1,13 @@
-//! What the one leading manager does: it runs the planners and commits what they decide.
+//! The work of the leading manager: it runs the planners and commits their plans.
 //!
-//! Purpose: [`election`] says whether this manager leads, [`driver`] runs the planners on each new
-//! snapshot, [`commit`] turns their plans into transactions, [`compaction`] drops etcd's old
+//! Purpose: [`election`] decides whether this manager leads, [`driver`] runs the planners on each
+//! new snapshot, [`commit`] turns their plans into transactions, [`compaction`] drops etcd's old
 //! revisions, [`metrics`] counts the planners' passes.
 //!
-//! Invariant: every write of this room compares the leader's key, so that a manager that led before
-//! writes nothing.
+//! Invariant: every write of this module compares the leader's key, so that a former leader writes
+//! nothing.
 //!
-//! Left to others: what is decided (planners).
+//! Left to others: the decisions (planners).
 
 pub mod commit;
 pub mod compaction;

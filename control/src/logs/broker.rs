@@ -1,11 +1,11 @@
-//! Where those who read logs and the nodes that have them meet: what is asked of which node, and
-//! who waits for it.
+//! Connects the readers of logs with the nodes that hold them: which node is asked for what, and
+//! which reader gets the answer.
 //!
-//! Invariants: an ask is of one node and lives as long as its [`Ask`]; a node sees its own asks
-//! only; asks are bounded by the readers, readers by [`READERS_MAX`].
+//! Invariants: a request goes to one node and lives as long as its [`Ask`]; a node sees its own
+//! requests only; the readers bound the requests, and [`READERS_MAX`] bounds the readers.
 //!
-//! Left to others: deciding what to ask (`reader`), telling nodes (their sessions), taking what
-//! they send (`node_service`).
+//! Left to others: deciding what to ask for (`reader`), sending requests to nodes (their sessions),
+//! taking what they send (`node_service`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,34 +15,34 @@ use mesh_state::proto::{LogBatch, LogsWanted, WantedLog};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// Clients that read logs at one time.
+/// The most clients that read logs at a time.
 pub const READERS_MAX: usize = 128;
 
-/// What a node did about an ask.
+/// What a node did about a request.
 #[derive(Debug)]
 pub enum News {
-    /// It begins to tell.
+    /// It begins to send.
     Opened,
-    /// It told this.
+    /// It sent this batch.
     Batch(LogBatch),
-    /// It tells no more: it has told everything, or its stream broke.
+    /// It sends no more: its logs are complete, or its stream broke.
     Closed {
-        /// Whether it told everything.
+        /// Whether its logs are complete.
         whole: bool,
     },
 }
 
-/// News of one ask, for its reader.
+/// The id of a request with its news, for the reader.
 pub type NewsOfAsk = (String, News);
 
-/// What is asked of all tasks alike.
+/// The options that apply to all tasks of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogSelection {
-    /// What they write to stdout.
+    /// Include stdout.
     pub(crate) stdout: bool,
-    /// What they write to stderr.
+    /// Include stderr.
     pub(crate) stderr: bool,
-    /// What they will write, too.
+    /// Include future lines.
     pub(crate) follow: bool,
 }
 
@@ -56,7 +56,7 @@ struct OpenLogRequest {
     opened: bool,
 }
 
-/// What one manager asks of nodes.
+/// The requests of one manager to nodes.
 #[derive(Debug)]
 pub struct LogBroker {
     asks: Mutex<BTreeMap<String, OpenLogRequest>>,
@@ -72,7 +72,7 @@ impl Default for LogBroker {
 }
 
 impl LogBroker {
-    /// A place for one reader; `None` when all are taken.
+    /// A permit for one reader; `None` if there are [`READERS_MAX`] already.
     pub(crate) fn enter(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
@@ -93,12 +93,12 @@ impl LogBroker {
         Ask { id, broker: Arc::clone(self) }
     }
 
-    /// Tells of every change of what is asked.
+    /// A receiver that changes whenever the requests do.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// What `node` is asked and was not told yet by the session that `told` belongs to.
+    /// The requests to `node` that its session has not sent yet; notes them in `told` as sent.
     pub fn untold(&self, node: &NodeId, told: &mut SentLogRequests) -> Vec<LogsWanted> {
         let asks = self.asks();
         told.0.retain(|id, _| asks.contains_key(id));
@@ -113,8 +113,8 @@ impl LogBroker {
         untold
     }
 
-    /// Where `node` is to send what it was asked, and what ends it; `None` if it wasn't asked, or
-    /// answers twice.
+    /// The channel for the node's answer to a request, and the token that ends it; `None` if the
+    /// node wasn't asked, or answers twice.
     pub fn open(&self, id: &str, node: &NodeId) -> Option<(mpsc::Sender<NewsOfAsk>, CancellationToken)> {
         let mut asks = self.asks();
         let entry = asks.get_mut(id).filter(|entry| &entry.node == node && !entry.opened)?;
@@ -140,11 +140,11 @@ impl OpenLogRequest {
     }
 }
 
-/// What one session has told its node: asks, and how many of their logs.
+/// The requests that a session has sent to its node, with the number of logs in each.
 #[derive(Debug, Default)]
 pub struct SentLogRequests(BTreeMap<String, usize>);
 
-/// An ask that stands until this is dropped.
+/// A request; dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Ask {
     id: String,
@@ -152,7 +152,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// Its id, which its news carries.
+    /// The request's id, which its news carries.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -190,17 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_told_its_own_asks_once_and_what_is_added() {
+    fn a_session_gets_its_nodes_requests_once_and_what_is_added() {
         let broker = Arc::new(LogBroker::default());
         let (reader, _news) = mpsc::channel(1);
         let changes = broker.changes();
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
         let ask = broker.ask(a.clone(), WANTED, logs(["t1", "t2"]), reader);
-        assert!(changes.has_changed().unwrap(), "sessions don't hear of the ask");
+        assert!(changes.has_changed().unwrap(), "sessions are not woken");
         let mut told = SentLogRequests::default();
         assert_eq!(names(&broker.untold(&a, &mut told)), ["t1", "t2"]);
-        assert!(broker.untold(&a, &mut told).is_empty(), "told twice");
-        assert!(broker.untold(&b, &mut SentLogRequests::default()).is_empty(), "told to another node");
+        assert!(broker.untold(&a, &mut told).is_empty(), "sent twice");
+        assert!(broker.untold(&b, &mut SentLogRequests::default()).is_empty(), "sent to another node");
         ask.extend(logs(["t3"]));
         assert_eq!(names(&broker.untold(&a, &mut told)), ["t3"]);
         assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
             "to a new session"
         );
         drop(ask);
-        assert!(broker.untold(&a, &mut SentLogRequests::default()).is_empty(), "told after its end");
+        assert!(broker.untold(&a, &mut SentLogRequests::default()).is_empty(), "sent after its end");
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
         let (_, dropped) = broker.open(ask.id(), &"a".into()).expect("the asked node's answer");
         assert!(broker.open(ask.id(), &"a".into()).is_none(), "a second answer was taken");
         drop(ask);
-        assert!(dropped.is_cancelled(), "the node's stream goes on");
+        assert!(dropped.is_cancelled(), "the node's stream is still open");
     }
 
     #[test]

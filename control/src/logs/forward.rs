@@ -1,7 +1,7 @@
-//! Asking a node through the manager that holds its stream.
+//! Asks a node for logs through the manager that has its session.
 //!
-//! etcd is the only bus between managers, so the ask is a key there for the seconds that it takes
-//! to be heard; what the node then tells comes to the asking manager directly.
+//! Managers communicate through etcd alone, so the request is a key there for the few seconds until
+//! that manager reads it; the node then sends its lines directly to the asking manager.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::broker::LogSelection;
 
-/// How long an ask may wait to be heard.
+/// How long a request stays in etcd.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
-/// This manager, to others.
+/// This manager, as others need to know it.
 #[derive(Clone)]
 pub(crate) struct Forwarder {
-    /// Where asks are left.
+    /// The store that requests are written to.
     pub(crate) store: Arc<dyn Store>,
     /// This manager's name.
     pub(crate) manager: String,
-    /// Where nodes reach it.
+    /// The address at which nodes reach it.
     pub(crate) address: SocketAddr,
-    /// Cancelled when it stops: what is under way is given up.
+    /// Cancelled when the manager stops; pending requests are abandoned then.
     pub(crate) stopping: CancellationToken,
 }
 
 impl Forwarder {
-    /// Leaves an ask for the manager of `node`, in the background. One that isn't heard is an ask
-    /// that isn't answered.
+    /// Writes a request for the manager of `node`, in the background. If no manager reads it, the
+    /// node doesn't answer.
     pub(crate) fn leave(&self, node: NodeId, ask_id: String, wanted: LogSelection, logs: &[WantedLog]) {
         let ask = LogAsk {
             manager: self.manager.clone(),
@@ -48,9 +48,11 @@ impl Forwarder {
         tokio::spawn(async move {
             match stopping.run_until_cancelled(put(store.as_ref(), &node, &ask_id, &ask)).await {
                 Some(Ok(true)) | None => {}
-                Some(Ok(false)) => tracing::debug!(%node, "the node to be asked for logs is gone"),
+                Some(Ok(false)) => {
+                    tracing::debug!(%node, "the node that holds the logs is no member any more")
+                }
                 Some(Err(error)) => {
-                    tracing::warn!(%node, error = mesh_runtime::error_chain(&error), "ask for logs through another manager");
+                    tracing::warn!(%node, error = mesh_runtime::error_chain(&error), "can't ask for logs through another manager");
                 }
             }
         });
@@ -61,7 +63,7 @@ async fn put(store: &dyn Store, node: &NodeId, ask_id: &str, ask: &LogAsk) -> Re
     let value = match codec::encode(ask) {
         Ok(value) => value,
         Err(error) => {
-            tracing::error!(error = mesh_runtime::error_chain(&error), "write an ask down");
+            tracing::error!(error = mesh_runtime::error_chain(&error), "can't encode a request for logs");
             return Ok(false);
         }
     };
@@ -71,7 +73,7 @@ async fn put(store: &dyn Store, node: &NodeId, ask_id: &str, ask: &LogAsk) -> Re
     Ok(matches!(outcome, TxnOutcome::Committed(_)))
 }
 
-/// The message to the node.
+/// The message that the node gets for a request.
 pub(crate) fn message(ask_id: &str, ask: &LogAsk) -> LogsWanted {
     let log = |log: &AskedLog| WantedLog {
         task_id: log.task.to_string(),
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_ask_reaches_the_node_as_it_was_left_and_vanishes() {
+    async fn a_request_reaches_the_node_as_written_and_expires() {
         let store = MemoryStore::new();
         let node = NodeId::from("n1");
         let logs = [WantedLog { task_id: "t1".to_owned(), since: "1.5".to_owned(), tail: 7 }];
@@ -111,7 +113,10 @@ mod tests {
             stderr: false,
             follow: true,
         };
-        assert!(!put(&store, &node, "a1", &ask).await.unwrap(), "an ask of no member was left");
+        assert!(
+            !put(&store, &node, "a1", &ask).await.unwrap(),
+            "a request to a node that is no member was written"
+        );
         store.txn(vec![], vec![Op::put(keys::node(&node), b"{}".to_vec())]).await.unwrap();
         assert!(put(&store, &node, "a1", &ask).await.unwrap());
         let key = keys::log_ask(&node, "a1");
@@ -119,6 +124,6 @@ mod tests {
         let message = message("a1", &read);
         assert_eq!((message.logs, message.manager.as_str()), (logs.to_vec(), "10.77.0.11:2377"));
         tokio::time::sleep(HEARD_WITHIN + Duration::from_secs(5)).await;
-        assert!(store.get(&key).await.unwrap().is_none(), "the ask stays in the store");
+        assert!(store.get(&key).await.unwrap().is_none(), "the request stays in the store");
     }
 }

@@ -1,26 +1,26 @@
-//! The bytes of a log stream as Docker's clients read them. Pure.
+//! Encodes a log stream for Docker's clients. Pure.
 //!
-//! Invariant: a frame holds one line's bytes with its own prefix, for clients take a frame as one
-//! write and look for the prefix in each. Frames are Docker's stdcopy: stream, three zeroes, length
-//! as big-endian u32 ("Attach to a container" in Docker's API).
+//! Invariant: a frame holds one line with its own prefix, as clients take a frame as one write and
+//! look for the prefix in each. Frames are Docker's stdcopy: stream, three zeroes, length as
+//! big-endian u32 ("Attach to a container" in Docker's API).
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use chrono::{DateTime, SecondsFormat};
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::proto::LogLine;
 
-/// How lines are written.
+/// The form of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Format {
-    /// Both outputs in one stream without frames: the tasks have a terminal.
+    /// Both outputs in one stream without frames, for tasks with a terminal.
     pub(crate) raw: bool,
-    /// With the time in front.
+    /// Put the time in front.
     pub(crate) timestamps: bool,
-    /// With what the line's place in the cluster is.
+    /// Put node, service and task in front.
     pub(crate) details: bool,
 }
 
-/// Where a line comes from.
+/// The source of a line.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
     /// The task's node.
@@ -33,7 +33,7 @@ pub(crate) struct Origin<'a> {
 
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
-/// Clients show it as an error of the daemon's, and stop reading.
+/// Docker's stream number for errors of the daemon: clients show the text and stop reading.
 const SYSTEM_ERROR: u8 = 3;
 
 impl Format {
@@ -52,7 +52,7 @@ impl Format {
         self.frame(out, if line.stderr { STDERR } else { STDOUT }, prefix.as_bytes(), &line.data);
     }
 
-    /// What is missing from the stream, and why; the end of it.
+    /// The error at the end of a stream that lists the missing logs.
     pub(crate) fn incomplete(self, reasons: &[String]) -> Bytes {
         let text = format!(
             "Error grabbing logs: warning: incomplete log stream. some logs could not be retrieved for the following reasons: {}\n",
@@ -74,8 +74,8 @@ impl Format {
     }
 }
 
-/// `key=value` by key, the driver's own among them; what the driver says of these three keys
-/// doesn't count.
+/// `key=value` by key, those of the log driver included; the driver can't override these three
+/// keys.
 fn details(origin: Origin<'_>, of_driver: &str) -> String {
     let own = [
         format!("com.docker.swarm.node.id={}", origin.node),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_doesnt_say_where_a_line_comes_from() {
+    fn a_driver_cant_forge_the_source_of_a_line() {
         let format = Format { raw: true, timestamps: false, details: true };
         let seen = written(format, &line(false, "com.docker.swarm.task.id=forged", b"x"));
         let text = String::from_utf8(seen).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_an_error_of_the_daemons() {
+    fn missing_logs_are_an_error_of_the_daemon() {
         let format = Format { raw: false, timestamps: false, details: false };
         let seen = format.incomplete(&["node a is not available".to_owned(), "b".to_owned()]);
         assert_eq!(seen[0], SYSTEM_ERROR);

@@ -1,9 +1,9 @@
-//! One client that reads logs: which nodes are asked, and what comes of it.
+//! One client that reads logs: asks the nodes that hold them, and passes their lines on.
 //!
-//! Invariants: a client that doesn't follow gets an end, whatever nodes do: each is told to the
-//! end, breaks off, or isn't there, and the last two are named at the end. A client that follows
-//! gets every task that appears, and a node that was away goes on where it was, without a line
-//! twice.
+//! Invariants: a client that doesn't follow gets an end, whatever nodes do: each node sends
+//! everything, breaks off, or isn't available, and the end of the stream names the nodes of the
+//! last two kinds. A client that follows gets every task that appears, and a node that was away
+//! continues after its last line, without a duplicate.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,29 +24,29 @@ use super::frame::{Format, Origin};
 use super::selection::{Selection, Subject, select};
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// A node that doesn't begin to tell within this isn't there.
+/// A node that doesn't begin to send within this isn't available.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
-/// A node whose stream broke is asked again after this.
+/// How long after its stream broke a node is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Logs of one ask that are of no use any more, before the node is asked anew without them.
+/// How many finished logs a request may hold before the node is asked again without them.
 const FORGOTTEN_PER_ASK: usize = 1000;
-/// Batches that wait for the client.
+/// Batches queued for the client.
 const NEWS_WAITING: usize = 4;
 
 /// What a client reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
-    /// Whose logs.
+    /// The service or task whose logs are read.
     pub(crate) subject: Subject,
-    /// The service that all of it belongs to.
+    /// The service that the tasks belong to.
     pub(crate) service: ServiceId,
-    /// Which outputs, and whether what comes too.
+    /// Which outputs, and whether to follow.
     pub(crate) wanted: LogSelection,
-    /// From which moment on, Unix nanoseconds; absent: from the beginning.
+    /// The moment to start at, Unix nanoseconds; `None`: the beginning.
     pub(crate) since: Option<i64>,
-    /// So many lines of each task's past; negative: all.
+    /// How many of each task's newest lines; negative: all.
     pub(crate) tail: i64,
-    /// How lines are written.
+    /// The form of the lines.
     pub(crate) format: Format,
 }
 
@@ -55,11 +55,11 @@ struct Asked {
     ask: Ask,
     logs: Vec<WantedLog>,
     tasks: BTreeSet<TaskId>,
-    /// It must begin by then; `None` once it did.
+    /// The deadline for its first batch; `None` once that came.
     open_by: Option<Instant>,
 }
 
-/// One client's reading.
+/// The reading of one client.
 pub(crate) struct Reader {
     reading: Reading,
     broker: Arc<LogBroker>,
@@ -68,11 +68,11 @@ pub(crate) struct Reader {
     news: mpsc::Receiver<NewsOfAsk>,
     news_sender: mpsc::Sender<NewsOfAsk>,
     asked: BTreeMap<NodeId, Asked>,
-    /// Nodes that aren't asked again before that moment.
+    /// Nodes that are not asked again before that moment.
     paused: BTreeMap<NodeId, Instant>,
-    /// Tasks that have told everything.
+    /// Tasks whose logs are complete.
     ended: BTreeSet<TaskId>,
-    /// The newest line of each task, nanoseconds.
+    /// The time of each task's newest line, nanoseconds.
     newest: BTreeMap<TaskId, i64>,
     may_grow: bool,
     problems: Vec<String>,
@@ -103,7 +103,8 @@ impl Reader {
         }
     }
 
-    /// Reads until everything is told, the client goes away (`out` is closed) or the manager stops.
+    /// Reads until all logs are complete, the client goes away (`out` is closed) or the manager
+    /// stops.
     pub(crate) async fn run(self, out: mpsc::Sender<Bytes>, stopping: CancellationToken) {
         stopping.run_until_cancelled(self.read(out)).await;
     }
@@ -136,7 +137,7 @@ impl Reader {
         if !self.problems.is_empty() {
             let text = self.reading.format.incomplete(&self.problems);
             if out.send(text).await.is_err() {
-                tracing::debug!("the client left before it was told what is missing");
+                tracing::debug!("the client left before the list of missing logs was sent");
             }
         }
     }
@@ -146,13 +147,13 @@ impl Reader {
         if self.reading.wanted.follow { told && !self.may_grow } else { self.asked.is_empty() }
     }
 
-    /// When something is to be done though nothing happens.
+    /// The earliest deadline or end of a pause, if there is one.
     fn wakes_at(&self) -> Option<Instant> {
         let late = self.asked.values().filter_map(|asked| asked.open_by);
         late.chain(self.paused.values().copied()).min()
     }
 
-    /// Compares what is asked with what there is; asks for what is new if `more`.
+    /// Compares the requests with the snapshot; if `more`, asks for logs of new tasks.
     fn look(&mut self, more: bool) {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         let gone: Vec<NodeId> = self
@@ -171,7 +172,7 @@ impl Reader {
         }
     }
 
-    /// A service that is followed for days has many tasks: those that are gone are forgotten.
+    /// Forgets tasks that no longer exist: a service that is followed for days has many.
     fn forget(&mut self, snapshot: &ClusterSnapshot) {
         let gone = self.ended.iter().filter(|task| !snapshot.tasks.contains_key(task));
         for task in gone.cloned().collect::<Vec<_>>() {
@@ -233,7 +234,7 @@ impl Reader {
         }
     }
 
-    /// A task that told something before goes on behind its newest line.
+    /// A task with earlier lines continues after its newest one.
     fn wanted_log(&self, task: &TaskId) -> WantedLog {
         let (since, tail) = match self.newest.get(task) {
             Some(newest) => (Some(newest.saturating_add(1)), -1),
@@ -243,10 +244,10 @@ impl Reader {
         WantedLog { task_id: task.to_string(), since, tail }
     }
 
-    /// Takes news in; what of it the client is to get.
+    /// Handles a message of a node; returns the bytes that the client gets.
     fn take(&mut self, ask: &str, news: News) -> Bytes {
         let asked = self.asked.iter_mut().find(|(_, asked)| asked.ask.id() == ask);
-        // A node may still speak that was given up.
+        // A node that was given up may still send.
         let Some((node, asked)) = asked else { return Bytes::new() };
         let node = node.clone();
         match news {
@@ -280,7 +281,7 @@ impl Reader {
                 self.problems.push(format!("task {task}: {}", end.error));
             }
             if self.reading.wanted.follow && end.again {
-                // It is asked for again.
+                // The log is asked for again.
                 asked.tasks.remove(&task);
                 self.paused.insert(node.clone(), Instant::now() + PAUSE);
                 continue;
@@ -290,7 +291,7 @@ impl Reader {
         out.freeze()
     }
 
-    /// A node that can't be asked, or not any more.
+    /// Gives up a node that can't be asked, or whose stream broke.
     fn lose(&mut self, node: &NodeId) {
         self.asked.remove(node);
         self.miss(node);
@@ -300,7 +301,7 @@ impl Reader {
     }
 
     fn miss(&mut self, node: &NodeId) {
-        // Whoever follows gets it when the node is back.
+        // A client that follows gets its lines when the node is back.
         if !self.reading.wanted.follow {
             self.problems.push(format!("node {node} is not available"));
         }
@@ -316,12 +317,12 @@ impl Reader {
     }
 }
 
-/// Whether a node can be asked: a silent one would not hear of it.
+/// Whether a node can be asked: a silent one would not get the request.
 fn is_available(snapshot: &ClusterSnapshot, node: &NodeId) -> bool {
     snapshot.nodes.contains_key(node) && snapshot.node_state(node) == NodeState::Ready
 }
 
-/// Unix nanoseconds as the engine takes a moment.
+/// Unix nanoseconds in the form that the engine takes: seconds with a fraction.
 fn seconds_of(nanoseconds: i64) -> String {
     const SECOND: i64 = 1_000_000_000;
     format!("{}.{:09}", nanoseconds.div_euclid(SECOND), nanoseconds.rem_euclid(SECOND))

@@ -1,5 +1,5 @@
-//! Which tasks' logs somebody who names a service or a task reads, and on which nodes they are.
-//! Pure.
+//! Selects the tasks whose logs a client gets for a service or a task, and the nodes that hold
+//! them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use mesh_state::task::{Task, TaskState};
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// What a client named.
+/// The object whose logs a client asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// Every task of a service.
@@ -20,16 +20,16 @@ pub(crate) enum Subject {
 /// The logs to read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
-    /// Tasks whose container may have written, by node.
+    /// Tasks that may have a container, by node.
     pub(crate) on_nodes: BTreeMap<NodeId, BTreeSet<TaskId>>,
     /// Tasks that no node has yet.
     pub(crate) unscheduled: BTreeSet<TaskId>,
-    /// Whether there may be more later.
+    /// Whether further tasks may appear.
     pub(crate) may_grow: bool,
 }
 
-/// What there is to read now. Whoever follows gets a task once its container is there, whoever
-/// doesn't gets those that ran.
+/// The logs to read now. A client that follows gets a task as soon as it may have a container; one
+/// that doesn't gets the tasks that ran.
 pub(crate) fn select(snapshot: &ClusterSnapshot, subject: &Subject, follow: bool) -> Selection {
     let mut selection = Selection::default();
     match subject {
@@ -38,7 +38,7 @@ pub(crate) fn select(snapshot: &ClusterSnapshot, subject: &Subject, follow: bool
             let least = if follow { TaskState::Starting } else { TaskState::Running };
             let ran = snapshot.tasks_of(id).filter(|task| {
                 let state = snapshot.state_of(task);
-                // Nobody can say any more what an orphan wrote.
+                // The node of an orphaned task is gone, and its logs with it.
                 state >= least && state != TaskState::Orphaned
             });
             ran.for_each(|task| selection.add(task));
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{World, service, task};
 
-    /// Service `web` with tasks on nodes a and b, in these states; `t0` has no node.
+    /// Service `web` with tasks in these states on nodes a and b, and `t0` without a node.
     fn world(states: &[TaskState]) -> World {
         let mut world = World::with_nodes(["a", "b"]);
         world.put_service(&service("web", 2));
@@ -98,19 +98,23 @@ mod tests {
         let web = Subject::Service("web".into());
         let world = world(&[TaskState::Running, TaskState::Starting, TaskState::Failed, TaskState::Orphaned]);
         assert_eq!(selected(&world, &web, false), ["a:t1", "a:t3"]);
-        assert_eq!(selected(&world, &web, true), ["a:t1", "a:t3", "b:t2"], "who follows sees the start too");
+        assert_eq!(
+            selected(&world, &web, true),
+            ["a:t1", "a:t3", "b:t2"],
+            "a follower also gets tasks that are starting"
+        );
         assert!(select(&world.snapshot, &web, true).may_grow);
     }
 
     #[test]
-    fn one_task_is_asked_for_wherever_it_is() {
+    fn one_task_is_asked_for_on_its_node() {
         let world = world(&[TaskState::Preparing, TaskState::Complete]);
         let of = |id: &str| Subject::Task(id.into());
         assert_eq!(selected(&world, &of("t1"), false), ["a:t1"]);
         assert_eq!(selected(&world, &of("t1"), true), [""; 0], "it has no container to follow yet");
         assert_eq!(selected(&world, &of("t0"), false), ["-:t0"]);
         assert!(select(&world.snapshot, &of("t1"), true).may_grow);
-        assert!(!select(&world.snapshot, &of("t2"), true).may_grow, "a task that ended says nothing more");
+        assert!(!select(&world.snapshot, &of("t2"), true).may_grow, "a task that ended writes nothing more");
         assert_eq!(select(&world.snapshot, &of("gone"), true), Selection::default());
     }
 }

@@ -1,6 +1,6 @@
-//! `/metrics`, `/healthz` and `/readyz`.
+//! Serves `/metrics`, `/healthz` and `/readyz`.
 //!
-//! Invariant: reading them never waits for the store.
+//! Invariant: no endpoint waits for the store.
 
 use axum::Router;
 use axum::extract::State;
@@ -11,12 +11,12 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 
 use crate::feed::watch::Feed;
 
-/// What the endpoints read.
+/// The sources of the endpoints.
 #[derive(Clone)]
 pub struct Admin {
-    /// Every family of this process.
+    /// All metric families of this process.
     pub registry: Registry,
-    /// Whether a snapshot was ever had.
+    /// The feed, for whether there is a snapshot.
     pub feed: Feed,
 }
 
@@ -40,8 +40,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Ready once there is a snapshot to serve; losing etcd later doesn't unready a manager that serves
-/// its nodes.
+/// Ready once there is a snapshot to serve. Losing etcd later doesn't make a manager unready that
+/// still serves its nodes.
 async fn ready(State(admin): State<Admin>) -> Response {
     if admin.feed.snapshot().cluster.is_some() {
         return "ok\n".into_response();

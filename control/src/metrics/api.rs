@@ -1,4 +1,5 @@
-//! Requests to the Docker API, by route template, so that ids make no series of their own.
+//! Metrics of requests to the Docker API, by route template, so that ids make no series of their
+//! own.
 
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-/// What is shown for a request that no route matches.
+/// The route label of a request that matches no route.
 const UNMATCHED: &str = "unmatched";
 
 /// Counts and durations of requests.
@@ -19,10 +20,10 @@ pub struct ApiMetrics {
 }
 
 impl ApiMetrics {
-    /// Registers the family.
+    /// Registers the metric families.
     ///
     /// # Errors
-    /// A family of the same name is registered already.
+    /// A family of the same name is already registered.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = ["method", "route", "code"];
         let requests =
@@ -35,7 +36,7 @@ impl ApiMetrics {
         Ok(Self { requests, seconds })
     }
 
-    /// `router` with every request counted.
+    /// Wraps `router` so that every request is counted.
     pub fn layer(self, router: Router) -> Router {
         router.layer(from_fn_with_state(self, count))
     }

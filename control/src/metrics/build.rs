@@ -1,4 +1,4 @@
-//! Which build this is.
+//! The metric of this build's version.
 
 use mesh_state::origin;
 use prometheus::{IntGaugeVec, Opts, Registry};
@@ -7,7 +7,7 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 /// `none`.
 ///
 /// # Errors
-/// A family of the same name is registered already.
+/// A family of the same name is already registered.
 pub fn register(registry: &Registry) -> Result<(), prometheus::Error> {
     let options = Opts::new("mesh_build_info", "The build of this process; always 1.");
     let info = IntGaugeVec::new(options, &["version", "revision", "rustc", "bpf_abi"])?;

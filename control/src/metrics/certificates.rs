@@ -1,4 +1,4 @@
-//! How long this manager's certificates are good for.
+//! Metrics of the validity of this manager's certificates.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use x509_parser::pem::parse_x509_pem;
 
 use crate::node_service::renewing_server::ServerExpiry;
 
-/// Reads clock and certificates when scraped.
+/// Reads the clock and the certificates at each scrape.
 struct Certificates {
     server: ServerExpiry,
     ca: Option<Timestamp>,
@@ -20,11 +20,12 @@ struct Certificates {
     left: IntGaugeVec,
 }
 
-/// Registers `mesh_certificate_seconds_left`, for the nodes' server, the cluster's CA, and what is
-/// shown to etcd. The last one is a file that its operator replaces, so it is read at each scrape.
+/// Registers `mesh_certificate_seconds_left`, for the nodes' server, the cluster's CA, and the
+/// certificate for etcd. The last one is a file that its operator replaces, so it is read at each
+/// scrape.
 ///
 /// # Errors
-/// A family of the same name is registered already.
+/// A family of the same name is already registered.
 pub fn register(
     server: ServerExpiry,
     ca: Option<Timestamp>,
@@ -56,7 +57,7 @@ impl Collector for Certificates {
     }
 }
 
-/// Until when the first certificate in a file is good.
+/// When the first certificate in a file expires.
 fn until(pem: &[u8]) -> Option<i64> {
     let (_, pem) = parse_x509_pem(pem).ok()?;
     Some(pem.parse_x509().ok()?.validity().not_after.timestamp())

@@ -1,4 +1,4 @@
-//! How far the clocks of others are from this manager's.
+//! Metrics of how far the clocks of nodes and managers are from this manager's.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use prometheus::{GaugeVec, Opts, Registry};
 
 use crate::feed::clocks::{Clocks, Peer, seconds};
 
-/// Reads what was told when scraped.
+/// Reads the clocks at each scrape.
 struct ClockCollector {
     clocks: Arc<Clocks>,
     skew: GaugeVec,
@@ -18,7 +18,7 @@ struct ClockCollector {
 /// by name.
 ///
 /// # Errors
-/// A family of the same name is registered already.
+/// A family of the same name is already registered.
 pub fn register(clocks: Arc<Clocks>, registry: &Registry) -> Result<(), prometheus::Error> {
     let help = "How far a clock is ahead of this manager's; negative if it is behind.";
     let skew = GaugeVec::new(Opts::new("mesh_clock_skew_seconds", help), &["kind", "peer"])?;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_clock_that_is_heard_of_is_shown() {
+    fn each_known_clock_is_exported() {
         let (registry, clocks) = (Registry::new(), Arc::<Clocks>::default());
         register(Arc::clone(&clocks), &registry).unwrap();
         assert_eq!(registry.gather().len(), 0, "a family without a series is no family");

@@ -1,5 +1,5 @@
-//! The cluster as the leader sees it. Other managers show only that they don't lead, so that a sum
-//! over all counts once.
+//! Metrics of the cluster, from the leader. Other managers export only that they don't lead, so
+//! that a sum over all managers counts once.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::Feed;
 use crate::leader::election::Leadership;
 
-/// Reads the snapshot when scraped.
+/// Collects from the snapshot at each scrape.
 struct ClusterCollector {
     feed: Feed,
     leadership: watch::Receiver<Option<Leadership>>,
@@ -27,7 +27,7 @@ struct ClusterCollector {
 /// Registers `mesh_leader`, `mesh_nodes`, `mesh_service_tasks` and `mesh_service_tasks_desired`.
 ///
 /// # Errors
-/// A family of the same name is registered already.
+/// A family of the same name is already registered.
 pub fn register(
     feed: Feed,
     leadership: watch::Receiver<Option<Leadership>>,
@@ -54,7 +54,7 @@ fn count_tasks(snapshot: &ClusterSnapshot) -> (TaskCounts, TaskCounts) {
     let (mut observed, mut desired) = (TaskCounts::new(), TaskCounts::new());
     for service in snapshot.services.values() {
         let name = &service.spec.name;
-        // A service without tasks shows as such.
+        // A service without tasks has a series, too.
         observed.insert((name.clone(), TaskState::Running.as_str()), 0);
         desired.insert((name.clone(), TaskState::Running.as_str()), 0);
         for task in snapshot.tasks_of(&service.id) {

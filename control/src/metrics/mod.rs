@@ -1,4 +1,4 @@
-//! What this manager tells Prometheus, one family of metrics a file, names and labels as in the
+//! This manager's Prometheus metrics, one family per file, with names and labels as in the
 //! project's catalogue.
 //!
 //! Invariant: every family passes `promtool check metrics`.

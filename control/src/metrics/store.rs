@@ -1,4 +1,4 @@
-//! The store: whether it is followed, how far, and what failed of it.
+//! Metrics of the store: whether the watch is up, at which revision, and failed requests.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::feed::watch::Feed;
 
-/// A store whose failures are counted by operation.
+/// A store that counts its failures by operation.
 pub struct CountedStore<S> {
     inner: S,
     errors: IntCounterVec,
@@ -21,7 +21,7 @@ impl<S: Store> CountedStore<S> {
     /// Counts the failures of `inner`.
     ///
     /// # Errors
-    /// A family of the same name is registered already.
+    /// A family of the same name is already registered.
     pub fn register(inner: S, registry: &Registry) -> Result<Self, prometheus::Error> {
         let options = Opts::new(
             "mesh_store_request_errors_total",
@@ -79,7 +79,7 @@ impl<S: Store> Store for CountedStore<S> {
     }
 }
 
-/// Reads the feed when scraped.
+/// Reads the feed at each scrape.
 struct FeedCollector {
     feed: Feed,
     connected: IntGauge,
@@ -89,7 +89,7 @@ struct FeedCollector {
 /// Registers `mesh_store_connected` and `mesh_store_revision`.
 ///
 /// # Errors
-/// A family of the same name is registered already.
+/// A family of the same name is already registered.
 pub fn register_feed(feed: Feed, registry: &Registry) -> Result<(), prometheus::Error> {
     let connected = IntGauge::new("mesh_store_connected", "Whether the watch on etcd is up.")?;
     let revision = IntGauge::new("mesh_store_revision", "The newest revision of etcd heard of.")?;

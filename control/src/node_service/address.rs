@@ -1,4 +1,4 @@
-//! Whether a node may have the address that it says it has.
+//! Checks the address that a node claims.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,10 +8,10 @@ use thiserror::Error;
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Why a node may not have an address.
+/// Why a node's address is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(super) enum AddressError {
-    /// No machine's, or good on that machine only.
+    /// Not the address of a machine, or valid on that machine only.
     #[error("{0} is no address that other nodes can reach: give the agent another with --address")]
     Unusable(Ipv4Addr),
     /// Another member that is heard has it.
@@ -19,13 +19,13 @@ pub(super) enum AddressError {
     Taken {
         /// The address.
         address: Ipv4Addr,
-        /// Who has it.
+        /// The other member.
         other: NodeId,
     },
 }
 
-/// Whether `node` may have `address`. A node that is down may have left it to a machine that was
-/// set up anew.
+/// Checks that `node` may have `address`. It may take over the address of a node that is down: its
+/// machine may have been set up again.
 pub(super) fn check(
     snapshot: &ClusterSnapshot,
     node: &NodeId,
@@ -58,6 +58,6 @@ mod tests {
         assert_eq!(of(&world, "b", Ipv4Addr::new(10, 77, 0, 12)), Ok(()));
         assert_eq!(of(&world, "b", Ipv4Addr::LOCALHOST), Err(AddressError::Unusable(Ipv4Addr::LOCALHOST)));
         world.set_liveness(&"a".into(), NodeState::Down);
-        assert_eq!(of(&world, "b", address), Ok(()), "what a node that is down had");
+        assert_eq!(of(&world, "b", address), Ok(()), "the address of a node that is down");
     }
 }

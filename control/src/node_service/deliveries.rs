@@ -1,9 +1,9 @@
-//! Secrets and configs on their way to one node.
+//! Delivers secrets and configs to one node.
 //!
-//! Invariants: a node is sent what a task needs that it was assigned and that has not started yet,
-//! and nothing else; each object once for as long as a task needs it, for the node keeps it so
-//! long. Waiting for the store is done beside the session. What is sent is not kept; only gRPC's
-//! own buffers hold it until they are used again.
+//! Invariants: a node gets what a task needs that is assigned to it and has not started yet, and
+//! nothing else; each object once for as long as a task needs it, as the node keeps it that long.
+//! Waiting for the store happens outside the session. What was sent is not kept; only gRPC's own
+//! buffers hold it until they are reused.
 //!
 //! Left to others: sending.
 
@@ -32,20 +32,20 @@ const PAUSE_SHORTEST: Duration = Duration::from_millis(100);
 /// Longest pause before the store is asked again.
 const PAUSE_LONGEST: Duration = Duration::from_secs(3);
 
-/// What is sent to one node in one session.
+/// The deliveries to one node in one session.
 pub(super) struct Deliveries {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
-    /// What the node needs, and was sent or is about to be.
+    /// What the node needs and was sent, or is being fetched for it.
     needed: BTreeSet<Named>,
     fetches: JoinSet<proto::Dependency>,
-    /// Which fetch is whose.
+    /// The object that each fetch is for.
     fetched: BTreeMap<Id, Named>,
     has_failed: bool,
 }
 
 impl Deliveries {
-    /// Nothing was sent yet.
+    /// Deliveries of a new session: nothing was sent yet.
     pub(super) fn new(context: &ApiContext) -> Self {
         Self {
             store: Arc::clone(&context.store),
@@ -57,7 +57,7 @@ impl Deliveries {
         }
     }
 
-    /// Begins to fetch what `node` needs and was not sent.
+    /// Starts fetching what `node` needs and was not sent.
     pub(super) fn follow(&mut self, node: &NodeId, snapshot: &ClusterSnapshot) {
         let needed = needed(node, snapshot);
         for (kind, id) in needed.difference(&self.needed) {
@@ -74,17 +74,17 @@ impl Deliveries {
         self.has_failed = false;
     }
 
-    /// Whether [`Self::next`] has anything to wait for.
+    /// Whether a fetch is running, so that [`Self::next`] returns something.
     pub(super) fn is_waiting(&self) -> bool {
         !self.fetches.is_empty()
     }
 
-    /// Whether something was not fetched, so that [`Self::follow`] has to begin again.
+    /// Whether a fetch failed, so that [`Self::follow`] has to start it again.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed
     }
 
-    /// The next object that is ready to be sent. Safe to drop midway.
+    /// The next object that is ready to be sent. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<proto::Dependency> {
         match self.fetches.join_next_with_id().await? {
             Ok((id, found)) => {
@@ -92,7 +92,7 @@ impl Deliveries {
                 Some(found)
             }
             Err(failure) => {
-                error!(error = %failure, "fetch a secret or config; it is begun again");
+                error!(error = %failure, "can't fetch a secret or config: it is started again");
                 if let Some(named) = self.fetched.remove(&failure.id()) {
                     self.needed.remove(&named);
                 }
@@ -103,7 +103,7 @@ impl Deliveries {
     }
 }
 
-/// What the tasks of a node refer to that are to run there and have not come to starting.
+/// What the tasks of a node refer to that are to run there and have not started.
 fn needed(node: &NodeId, snapshot: &ClusterSnapshot) -> BTreeSet<Named> {
     let waiting = snapshot.tasks_on(node).filter(|task| {
         task.desired_state <= TaskState::Running && snapshot.state_of(task) < TaskState::Starting
@@ -111,7 +111,7 @@ fn needed(node: &NodeId, snapshot: &ClusterSnapshot) -> BTreeSet<Named> {
     waiting.filter_map(|task| snapshot.spec_of(task)).flat_map(of_spec).collect()
 }
 
-/// Asks the store until it answers.
+/// Reads an object's data from the store; retries until the store answers.
 async fn fetch(
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
@@ -128,12 +128,12 @@ async fn fetch(
                 break Found::Refusal(format!("{kind} {name} was removed"));
             }
             Err(VaultError::Store(failure)) => {
-                warn!(%kind, %id, error = %failure, "fetch for a node; will try again");
+                warn!(%kind, %id, error = %failure, "can't fetch for a node: will try again");
                 let pause = backoff.pause(&mut rand::rng());
                 tokio::time::sleep(pause).await;
             }
             Err(failure @ (VaultError::Seal(_) | VaultError::Newer { .. })) => {
-                error!(%kind, %id, error = %failure, "fetch for a node");
+                error!(%kind, %id, error = %failure, "can't fetch for a node");
                 break Found::Refusal(failure.to_string());
             }
         }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fetch_that_was_cut_off_is_begun_again() {
+    async fn a_fetch_that_was_aborted_is_started_again() {
         let mut world = world();
         assign(&mut world, "t1", "web", "a", TaskState::Running);
         let mut deliveries = Deliveries {
@@ -205,7 +205,7 @@ mod tests {
         deliveries.fetches.abort_all();
         assert!(deliveries.next().await.is_none() && deliveries.has_failed());
         deliveries.follow(&"a".into(), &world.snapshot);
-        let found = deliveries.next().await.expect("it is fetched again");
+        let found = deliveries.next().await.expect("the object is fetched again");
         assert!(matches!(found.found, Some(Found::Refusal(_))), "the store holds no data of it");
         assert!(!deliveries.has_failed());
     }

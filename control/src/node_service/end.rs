@@ -1,4 +1,4 @@
-//! Why sessions end, and what nodes are told of it.
+//! Why sessions end, and the status that the node gets.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::address::AddressError;
 
-/// A node that takes no message for so long is cut off.
+/// A node that takes no message for this long is disconnected.
 pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
@@ -45,7 +45,7 @@ pub(super) enum SessionEnd {
 }
 
 impl SessionEnd {
-    /// Under which reason it counts, if the node was refused something.
+    /// The reason under which the refusal is counted, if the node was refused something.
     pub(super) fn refusal(&self) -> Option<Reason> {
         match self {
             Self::Report(ReportError::TooMuch { .. }) => Some(Reason::TooLarge),
@@ -54,7 +54,7 @@ impl SessionEnd {
         }
     }
 
-    /// What the node is told.
+    /// The status that the node gets.
     pub(super) fn status(&self, node: &NodeId) -> Status {
         match self {
             Self::Removed => not_a_member(node),
@@ -70,14 +70,14 @@ impl SessionEnd {
     }
 }
 
-/// The answer to a node that was removed, or never was.
+/// The status for a node that was removed, or never was a member.
 pub(super) fn not_a_member(node: &NodeId) -> Status {
     Status::permission_denied(format!(
         "node {node} is no member of this cluster: remove its identity file and let it join again with a token"
     ))
 }
 
-/// The answer of a manager that sees no cluster in the store: it judges nobody.
+/// The status from a manager that finds no cluster in the store: it must not call a node no member.
 pub(super) fn no_cluster() -> Status {
     Status::unavailable("this manager finds no cluster's record in etcd")
 }

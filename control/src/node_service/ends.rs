@@ -1,7 +1,7 @@
-//! Ends of tasks that a node tells every manager of, whichever holds its session: the store, by
-//! which managers usually hear of each other's nodes, may be away.
+//! Ends of tasks that a node reports to every manager, whichever has its session: the store, by
+//! which managers usually learn of each other's nodes, may be unreachable.
 //!
-//! Invariants: a node speaks for its own tasks only, and of ends only; what comes in is bounded.
+//! Invariants: a node reports on its own tasks only, and ends only; what comes in is bounded.
 
 use mesh_state::ids::{NodeId, TaskId};
 use mesh_state::proto::TaskStatuses;
@@ -12,10 +12,10 @@ use tracing::debug;
 use super::recorder::Reports;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Ends in one call.
+/// The most ends in one call.
 const ENDS_MAX: usize = 256;
 
-/// Takes the ends in that `node` tells of, until the store holds them.
+/// Queues the ends that `node` reports, until the store holds them.
 ///
 /// # Errors
 /// There are too many of them.
@@ -38,12 +38,12 @@ pub(super) fn take(
         }
         match report::read_status(task.as_str(), &one.status_json) {
             Ok(status) if status.state.is_terminal() => {
-                debug!(%node, %task, state = status.state.as_str(), "a task's end was told by its node");
+                debug!(%node, %task, state = status.state.as_str(), "a node reported the end of a task");
                 reports.leave_status(node.clone(), task, status);
             }
             Ok(_) => {}
             Err(error) => {
-                debug!(%node, %task, error = mesh_runtime::error_chain(&error), "read the end that a node tells of");
+                debug!(%node, %task, error = mesh_runtime::error_chain(&error), "can't read the end that a node reports");
             }
         }
     }
@@ -59,7 +59,7 @@ mod tests {
     use crate::fixtures::{World, service, task};
 
     #[tokio::test]
-    async fn a_node_tells_of_its_own_tasks_and_of_ends_only() {
+    async fn a_node_reports_ends_of_its_own_tasks_only() {
         let mut world = World::with_nodes(["a", "b"]);
         world.put_service(&service("web", 4));
         for (id, slot, node, state) in [

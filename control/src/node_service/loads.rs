@@ -1,11 +1,11 @@
-//! What nodes measure of their backends, relayed to the other nodes of this manager.
+//! Relays the load that each node measures of its backends to the other nodes of this manager.
 //!
-//! Invariants: in memory only, the newest of each node; what was heard longer ago than [`FRESH`] is
-//! not told; a node speaks for its own backends only; a message holds each backend once, so it is
-//! bounded by the ids that there are.
+//! Invariants: in memory only, the newest figures of each node; figures older than [`FRESH`] are
+//! not sent; a node reports on its own backends only; a message has each backend once, so the
+//! number of backend ids bounds it.
 //!
-//! Non-goal: telling other managers. A node hears the loads of the nodes that have their session
-//! with the same manager; for the rest it has what replies carry.
+//! Non-goal: sending them to other managers. A node gets the loads of the nodes that have their
+//! session with the same manager; for the rest it has what replies carry.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,11 +17,11 @@ use tokio::time::Instant;
 
 use crate::node_service::mesh_table::Table;
 
-/// A load that was measured longer ago says nothing any more.
+/// How long a measured load is valid.
 const FRESH: Duration = Duration::from_secs(5);
-/// A load that did not change is told again after this, so that it stays fresh where it was told.
+/// A load that did not change is sent again after this, before it expires at the receiver.
 const REPEAT: Duration = Duration::from_secs(2);
-/// Loads are 1 (idle) to 127 (saturated).
+/// Valid loads: 1 (idle) to 127 (saturated).
 const LOADS: std::ops::RangeInclusive<u32> = 1..=127;
 
 /// The newest loads of all nodes with a session here.
@@ -37,12 +37,12 @@ struct Measured {
     loads: Vec<BackendLoad>,
 }
 
-/// What a node was told, by backend.
+/// The loads that were sent to a node, by backend.
 #[derive(Debug, Default)]
 pub struct SentLoads(BTreeMap<u32, (u32, Instant)>);
 
 impl Loads {
-    /// Keeps what `node` measured in place of what it measured before.
+    /// Replaces what `node` measured before.
     pub fn put(&self, node: &NodeId, loads: Vec<BackendLoad>) {
         let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
         by_node.retain(|_, measured| measured.heard_at.elapsed() < FRESH);
@@ -53,8 +53,8 @@ impl Loads {
         }
     }
 
-    /// What to tell `node`: loads of others' backends that it was not told, or not lately; nothing
-    /// if there are none.
+    /// The loads to send to `node`: those of other nodes' backends that it does not have, or has
+    /// from longer than [`REPEAT`] ago; `None` if there are none.
     pub fn tell(&self, told: &mut SentLoads, node: &NodeId, table: &Table) -> Option<proto::Loads> {
         let now = Instant::now();
         let mut fresh = BTreeMap::new();
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_is_told_what_is_new_or_was_told_long_ago() {
+    async fn a_node_gets_loads_that_changed_or_are_about_to_expire() {
         let (table, loads, mut told) = (table(), Loads::default(), SentLoads::default());
         let (a, b) = (NodeId::from("a"), NodeId::from("b"));
         let mut tell = |loads: &Loads| loads.tell(&mut told, &a, &table).map(|message| message.loads);
         assert_eq!(tell(&loads), None);
         loads.put(&a, measured(&[(7, 9)]));
         loads.put(&b, measured(&[(8, 50)]));
-        assert_eq!(tell(&loads), Some(measured(&[(8, 50)])), "others' loads only");
+        assert_eq!(tell(&loads), Some(measured(&[(8, 50)])), "the loads of other nodes only");
         pass(1000).await;
         loads.put(&b, measured(&[(8, 50)]));
         assert_eq!(tell(&loads), None, "the same a second later");
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(tell(&loads), Some(measured(&[(8, 51)])), "a change");
         pass(2000).await;
         loads.put(&b, measured(&[(8, 51)]));
-        assert_eq!(tell(&loads), Some(measured(&[(8, 51)])), "so that it stays fresh");
+        assert_eq!(tell(&loads), Some(measured(&[(8, 51)])), "sent again before it expires");
         pass(5000).await;
         assert_eq!(tell(&loads), None, "too old");
         loads.put(&b, measured(&[(8, 51)]));
@@ -141,10 +141,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_speaks_for_its_own_backends() {
+    async fn a_node_reports_loads_of_its_own_backends_only() {
         let (table, loads) = (table(), Loads::default());
         loads.put(&"b".into(), measured(&[(7, 50), (8, 0), (9, 50), (8, 128)]));
         let seen = loads.tell(&mut SentLoads::default(), &"c".into(), &table);
-        assert_eq!(seen, None, "another's backend, an unknown one, and figures that are no loads");
+        assert_eq!(seen, None, "another node's backend, an unknown one, and invalid loads");
     }
 }

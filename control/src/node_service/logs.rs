@@ -1,9 +1,9 @@
-//! Logs between nodes and those who read them: what a session tells its node to send, and taking
-//! what the node sends.
+//! Logs between nodes and their readers: which logs a session asks its node for, and the lines that
+//! the node sends.
 //!
 //! Invariants: a node's lines come on a connection of their own, so that a reader that stops
-//! reading holds up that alone; the reader always hears how a stream ended, for the taking outlives
-//! the call that brought it.
+//! reading blocks only that one; the reader always gets the end of a stream, as the task that takes
+//! the lines outlives the call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,36 +20,36 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::logs::broker::{LogBroker, News, SentLogRequests};
 use crate::logs::forward;
 
-/// A node's first batch must come within this.
+/// The deadline of a node's first batch.
 const FIRST_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What one session tells its node about logs.
+/// The log requests that one session sends to its node.
 pub(super) struct SessionAsks {
     broker: Arc<LogBroker>,
     changes: watch::Receiver<()>,
     told: SentLogRequests,
-    /// Other managers' asks that were told, with the revision they were read at.
+    /// Other managers' requests that were sent, with the revision that each was read at.
     told_for_others: BTreeMap<String, i64>,
 }
 
 impl SessionAsks {
-    /// Nothing was told yet.
+    /// A new session's: nothing was sent yet.
     pub(super) fn new(broker: Arc<LogBroker>) -> Self {
         let mut changes = broker.changes();
         changes.mark_changed();
         Self { broker, changes, told: SentLogRequests::default(), told_for_others: BTreeMap::new() }
     }
 
-    /// Waits until something else is asked.
+    /// Waits until the requests change.
     pub(super) async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
-            // The broker is held by this very struct, so this doesn't happen.
+            // This struct itself keeps the broker alive, so this doesn't happen.
             std::future::pending::<()>().await;
         }
     }
 
-    /// What the session's node is to be told by `manager`, for itself and for those that can't say
-    /// it themselves.
+    /// The requests that the session's node is to be sent, from `manager` and from managers that
+    /// have no session with it.
     pub(super) fn untold(&mut self, node: &NodeId, manager: &str, snapshot: &ClusterSnapshot) -> Vec<Down> {
         let mut untold = self.broker.untold(node, &mut self.told);
         let of_node = snapshot.log_asks.range((node.clone(), String::new())..);
@@ -67,10 +67,10 @@ impl SessionAsks {
     }
 }
 
-/// Takes what `node` sends until it has no more, or nobody reads it.
+/// Takes the lines that `node` sends until it has no more, or no reader is left.
 ///
 /// # Errors
-/// A stream that nobody asked this node for.
+/// No reader asked this node for the stream.
 pub(super) async fn take(
     broker: &LogBroker,
     node: NodeId,
@@ -82,8 +82,8 @@ pub(super) async fn take(
         .ok_or_else(|| Status::invalid_argument("no logs came"))?;
     let (reader, dropped) =
         broker.open(&first.ask_id, &node).ok_or_else(|| Status::not_found("nobody reads these logs"))?;
-    // A task of its own: a call whose connection is lost is dropped, and the reader would never
-    // know.
+    // A task of its own: a call whose connection is lost is dropped, and the reader would never get
+    // its end.
     let passing = tokio::spawn(async move {
         let ask = first.ask_id.clone();
         let pass = async {

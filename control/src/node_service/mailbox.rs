@@ -1,10 +1,10 @@
-//! What nodes reported and the store doesn't hold yet: the newest of each kind, until the store
+//! Reports of nodes that the store doesn't hold yet: the newest of each kind, until the snapshot
 //! shows it.
 //!
-//! Invariants: pure; bounded by the cluster's tasks and nodes, for newer reports take the place of
-//! older ones; a report is checked against the snapshot when it is written, so a node speaks for
-//! its own tasks only and an observed state only rises; a report that no transaction can hold is
-//! dropped by itself, and holds up no other.
+//! Invariants: pure; bounded by the cluster's tasks and nodes, as newer reports replace older ones;
+//! a report is checked against the snapshot when it is written, so a node reports on its own tasks
+//! only and an observed state only rises; a report that no transaction can hold is dropped alone,
+//! and blocks no other.
 //!
 //! Left to others: writing ([`super::recorder`]).
 
@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// Reports that wait for the store.
+/// Reports that are not stored yet.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Mailbox {
     statuses: BTreeMap<TaskId, (NodeId, TaskStatus)>,
@@ -37,46 +37,46 @@ pub struct Mailbox {
 pub struct Heard {
     /// `Ready` or `Silent`.
     pub state: NodeState,
-    /// Since when.
+    /// Since when it is in this state.
     pub since: Timestamp,
 }
 
-/// One write with what it stands on.
+/// One write with its conditions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PendingWrite {
-    /// What must hold.
+    /// The conditions.
     pub compares: Vec<Compare>,
-    /// What is written.
+    /// The write.
     pub op: Op,
 }
 
 impl PendingWrite {
-    /// Bytes that it takes of a transaction.
+    /// The bytes that it adds to a transaction.
     pub fn size(&self) -> usize {
         self.op.size() + self.compares.iter().map(Compare::size).sum::<usize>()
     }
 }
 
-/// A report that was dropped, as it can't be stored.
+/// A report that was dropped because it can't be stored.
 #[derive(Debug)]
 pub struct Unwritable {
-    /// Under which key it would be.
+    /// The key that it would have.
     pub key: String,
     /// Why not.
     pub reason: String,
 }
 
-/// What is to be written, and what can't be.
+/// The writes, and the reports that can't be written.
 #[derive(Debug, Default)]
 pub struct Sorted {
     /// The writes, in their order.
     pub entries: Vec<PendingWrite>,
-    /// What was dropped.
+    /// The reports that were dropped.
     pub dropped: Vec<Unwritable>,
 }
 
 impl Sorted {
-    /// Takes one write in; `false` if it can't be written, ever.
+    /// Adds one write; returns `false` if it can never be written.
     fn take(&mut self, key: String, entry: Result<PendingWrite, CodecError>) -> bool {
         let reason = match entry {
             Ok(entry) if entry.size() <= MAX_TXN_BYTES => {
@@ -99,7 +99,7 @@ pub fn holds(stored: Option<&TaskStatus>, reported: &TaskStatus) -> bool {
 }
 
 impl Mailbox {
-    /// `node` observed `status` of `task`.
+    /// Adds the status of a task that `node` observed.
     pub fn put_status(&mut self, node: NodeId, task: TaskId, status: TaskStatus) {
         let newest = match self.statuses.remove(&task) {
             Some((reporter, earlier)) if reporter == node => earlier.advance(status),
@@ -108,39 +108,41 @@ impl Mailbox {
         self.statuses.insert(task, (node, newest));
     }
 
-    /// Tasks whose reported end the store may not hold yet, each with the node that says so.
+    /// Tasks with a reported end that the store may not hold yet, each with the node that reported
+    /// it.
     pub fn ended(&self) -> BTreeMap<TaskId, NodeId> {
         let ended = self.statuses.iter().filter(|(_, (_, status))| status.state.is_terminal());
         ended.map(|(task, (node, _))| (task.clone(), node.clone())).collect()
     }
 
-    /// `node` carries traffic by this generation.
+    /// Adds the generation of the mesh table that `node` has acknowledged.
     pub fn put_ack(&mut self, node: NodeId, generation: u64) {
         self.acks.insert(node, generation);
     }
 
-    /// `node` is heard, or isn't.
+    /// Adds whether `node` is heard.
     pub fn put_heard(&mut self, node: NodeId, heard: Heard) {
         self.liveness.insert(node, heard);
     }
 
-    /// `node` said this of itself.
+    /// Adds the description that `node` sent of itself.
     pub fn put_description(&mut self, node: NodeId, description: NodeDescription, address: IpAddr) {
         self.descriptions.insert(node, (description, address));
     }
 
-    /// `node` can't listen on these published ports, and on all others.
+    /// Adds the published ports that `node` can't listen on; it listens on all others.
     pub fn put_clashes(&mut self, node: NodeId, clashes: Vec<PortClash>) {
         self.clashes.insert(node, clashes);
     }
 
-    /// Whether nothing waits.
+    /// Whether the mailbox is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Drops what the store holds by now and what nobody may write: reports on what doesn't exist
-    /// or isn't the node's, and the silence of a node that another manager took over.
+    /// Drops what the store holds by now and what may not be written: reports on objects that don't
+    /// exist or aren't the node's, and the silence of a node that has a session with another
+    /// manager.
     pub fn settle(&mut self, snapshot: &ClusterSnapshot, manager: &str) {
         self.statuses.retain(|id, (node, status)| {
             let of_node = snapshot.tasks.get(id).is_some_and(|task| task.node_id.as_ref() == Some(node));
@@ -148,8 +150,8 @@ impl Mailbox {
         });
         self.acks.retain(|id, generation| {
             let newest = generation_of(snapshot.revision);
-            // One that is newer than the store is no table's: an earlier version took what nodes
-            // said.
+            // A stored generation that is newer than the store is invalid: an earlier version of
+            // mesh stored what nodes said unchecked.
             let is_news = |acked: u64| acked < *generation || acked > newest;
             snapshot.nodes.contains_key(id) && snapshot.acks.get(id).is_none_or(|acked| is_news(acked.value))
         });
@@ -167,15 +169,14 @@ impl Mailbox {
             node.is_some_and(|node| node.description != *description || node.address != Some(*address))
         });
         self.clashes.retain(|id, clashes| {
-            // A node that never had any has no record.
+            // A node that never had a clash has no record.
             let stored = snapshot.clashes.get(id).map_or(&[][..], |stored| &stored.value);
             snapshot.nodes.contains_key(id) && stored != clashes.as_slice()
         });
     }
 
-    /// The writes that wait, each standing on what `snapshot` shows. Liveness comes first: it
-    /// decides where traffic goes. What has no stored form, or one that no transaction can hold, is
-    /// dropped here.
+    /// The pending writes, each with the conditions that `snapshot` shows. Liveness comes first: it
+    /// decides where traffic goes. What can't be encoded, or fits no transaction, is dropped here.
     pub fn entries(&mut self, snapshot: &ClusterSnapshot, manager: &str, now: Timestamp) -> Sorted {
         let mut sorted = Sorted::default();
         self.liveness.retain(|id, heard| {
@@ -218,7 +219,7 @@ impl Mailbox {
     }
 }
 
-/// A write of `key` over what is `stored`, as long as `owner` exists.
+/// A write of `key` over what is `stored`, on condition that `owner` exists.
 fn write<T, V: Serialize>(
     key: String,
     stored: Option<&Stored<T>>,

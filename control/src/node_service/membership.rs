@@ -1,8 +1,8 @@
-//! Joining: a token for a certificate.
+//! Joining: exchanges a token for a certificate.
 //!
-//! Invariants: anybody may call, so sizes are checked before anything else is looked at, calls and
-//! log lines are limited, and what is logged is escaped and cut; a wrong token tells nothing but
-//! that it is wrong; the node's record exists before its certificate is sent; the node's key never
+//! Invariants: anybody may call, so sizes are checked first, calls and log lines are rate limited,
+//! and logged text is escaped and cut; the answer to a wrong token says nothing but that it is
+//! wrong; the node's record exists before its certificate is sent; the node's private key never
 //! leaves the node.
 //!
 //! Left to others: the node's address and description, which its first session brings.
@@ -31,22 +31,22 @@ use tracing::{info, warn};
 use crate::ca::Authority;
 use crate::context::ApiContext;
 
-/// How long the new node may take to show in the snapshot.
+/// The deadline for the new node to show in the snapshot.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Admits nodes.
+/// Admits nodes to the cluster.
 pub struct Admission {
     /// The cluster.
     pub context: ApiContext,
     /// Signs members' certificates.
     pub authority: Arc<Authority>,
-    /// The node service's admission.
+    /// The limits of the node service's clients.
     pub door: Arc<Door>,
-    /// How often each address calls.
+    /// Counts the calls of each address.
     pub rates: JoinRates,
 }
 
-/// How often each address asks to join.
+/// The rate limit of join calls for each address.
 #[derive(Debug)]
 pub struct JoinRates(Mutex<Rates<Peer>>);
 
@@ -108,7 +108,7 @@ impl Membership for Admission {
     }
 }
 
-/// Refuses what no node sends, before anything of it is looked at or logged.
+/// Refuses oversized fields before anything of them is used or logged.
 fn check_lengths(request: &JoinRequest) -> Result<(), Status> {
     let figures = [
         ("the join token", request.token.len(), join::TOKEN_BYTES),
@@ -142,8 +142,8 @@ impl Admission {
             self.context.store.txn(vec![Compare::Absent(key.clone())], vec![Op::put(key, value)]).await;
         match outcome {
             Ok(TxnOutcome::Committed(revision)) => {
-                // So that the session that follows finds it here; another manager catches up by
-                // itself.
+                // So that this manager knows the node when its session comes; other managers catch
+                // up by their own watch.
                 if let Err(late) = self.context.wait_for_revision(revision, SEEN_DEADLINE).await {
                     warn!(node = %id, %late, "the new node doesn't show yet");
                 }

@@ -1,12 +1,12 @@
-//! The nodes' door to the control plane: gRPC over mutual TLS.
+//! The gRPC service for nodes, over mutual TLS.
 //!
-//! Purpose: admit nodes that hold a token, and keep one session with each member: assignments, what
-//! they depend on and the mesh table down, statuses and acknowledgements up, and whether the node
-//! is heard.
+//! Purpose: admit nodes that hold a token, and keep one session with each member: assignments,
+//! secrets and configs, and the mesh table go down, statuses and acknowledgements come up, and the
+//! session shows whether the node is heard.
 //!
 //! Invariants: a session reads snapshots and never waits for the store, so it goes on while etcd is
-//! away; everything nodes report goes through one [`recorder`] a manager; a node that was removed
-//! is refused at once, and its session cut.
+//! unreachable; one [`recorder`] per manager writes everything that nodes report; a node that was
+//! removed is refused at once, and its session is cut.
 //!
 //! Left to others: what nodes are to run, and when a silent one is down.
 
@@ -43,13 +43,13 @@ use crate::ca::ServerIdentity;
 use membership::Admission;
 use sessions::{SessionService, Sessions};
 
-/// A peer that doesn't answer a ping for so long is gone.
+/// A peer that doesn't answer a ping within this is disconnected.
 const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// How often idle connections are pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a TLS handshake and a join may take.
+/// The deadline of a TLS handshake and of a join.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
-/// Streams that one connection may open.
+/// The most streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 16;
 
 /// Serves nodes on `listener`: accepts until `shutdown`, then serves what it accepted to its end.
@@ -66,7 +66,7 @@ pub async fn serve(
     let tls = ServerTlsConfig::new()
         .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.as_bytes()))
         .client_ca_root(Certificate::from_pem(admission.authority.certificate_pem()))
-        // Whoever joins has no certificate yet; sessions demand one themselves.
+        // A node that joins has no certificate yet; sessions check for one themselves.
         .client_auth_optional(true)
         .timeout(REQUEST_DEADLINE);
     let incoming = accept::proven(listener, Arc::clone(&sessions.context.door), PING_INTERVAL);

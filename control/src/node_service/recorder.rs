@@ -1,9 +1,9 @@
-//! Writes what nodes report: one writer a manager, in batches that grow by themselves while a write
-//! is under way.
+//! Writes nodes' reports to the store: one writer per manager, in batches that grow while a write
+//! is in progress.
 //!
-//! Invariants: sessions never wait for it; what it was given is written, or replaced by something
-//! newer, or no longer true; through an outage of the store it keeps the newest of everything and
-//! writes it afterwards; an entry that the store refuses holds up no other.
+//! Invariants: sessions never wait for it; each report is written, or replaced by something newer,
+//! or no longer true; through an outage of the store it keeps the newest report of each kind and
+//! writes it afterwards; an entry that the store refuses blocks no other.
 //!
 //! Left to others: what may be written ([`super::mailbox`]).
 
@@ -25,15 +25,15 @@ use super::mailbox::{Mailbox, PendingWrite, Sorted, Unwritable};
 use crate::feed::watch::Feed;
 use mesh_runtime::backoff::Backoff;
 
-/// How long what was written may take to show.
+/// The deadline for a write to show in the snapshot.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);
-/// Pauses after a failure of the store.
+/// The shortest pause after a failure of the store.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
-/// Each write brings two compares, and etcd takes so many in a transaction.
+/// Each write has two compares, and etcd limits the operations of a transaction.
 const ENTRIES_PER_TXN: usize = MAX_TXN_OPS / 2;
 
-/// Where sessions leave reports.
+/// The queue of reports, which sessions fill.
 #[derive(Clone, Default)]
 pub struct Reports {
     mailbox: Arc<Mutex<Mailbox>>,
@@ -42,13 +42,13 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Leaves a report; `leave` must only put.
+    /// Changes the mailbox by `leave`, which must only put, and wakes the recorder.
     pub fn leave(&self, leave: impl FnOnce(&mut Mailbox)) {
         leave(&mut self.mailbox.lock().unwrap_or_else(PoisonError::into_inner));
         self.news.notify_one();
     }
 
-    /// Leaves the status of a task; the end of one wakes [`Reports::end_came`] too.
+    /// Queues the status of a task; an end wakes [`Reports::end_came`], too.
     pub fn leave_status(&self, node: NodeId, task: TaskId, status: TaskStatus) {
         let ends = status.state.is_terminal();
         self.leave(|mailbox| mailbox.put_status(node, task, status));
@@ -57,12 +57,13 @@ impl Reports {
         }
     }
 
-    /// Waits until the end of a task is reported. For one listener.
+    /// Waits until the end of a task is reported. For one caller only.
     pub async fn end_came(&self) {
         self.ends.notified().await;
     }
 
-    /// Tasks whose reported end the store may not hold yet, each with the node that says so.
+    /// Tasks with a reported end that the store may not hold yet, each with the node that reported
+    /// it.
     pub fn ended(&self) -> BTreeMap<TaskId, NodeId> {
         self.with(|mailbox| mailbox.ended())
     }
@@ -74,20 +75,20 @@ impl Reports {
 
 /// Writes reports to the store.
 pub struct Recorder {
-    /// Where to.
+    /// The store to write to.
     pub store: Arc<dyn Store>,
-    /// What is written already.
+    /// What the store holds already.
     pub feed: Feed,
     /// This manager's name.
     pub manager: String,
-    /// What is to be written.
+    /// The queue of reports.
     pub reports: Reports,
-    /// Counts what can't be stored.
+    /// Counts reports that can't be stored.
     pub door: Arc<Door>,
 }
 
 impl Recorder {
-    /// Writes until `shutdown`, and what is left then, if the store takes it.
+    /// Writes until `shutdown`, then writes what is left if the store takes it.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
         let mut snapshots = self.feed.snapshots.clone();
@@ -101,7 +102,7 @@ impl Recorder {
                 Err(error) => {
                     warn!(
                         error = &error as &dyn std::error::Error,
-                        "record what nodes report; kept for later"
+                        "can't record what nodes report: kept for later"
                     );
                     Some(backoff.pause(&mut rand::rng()))
                 }
@@ -119,14 +120,14 @@ impl Recorder {
             let waits = !self.reports.with(|mailbox| mailbox.is_empty());
             tokio::select! {
                 () = self.reports.news.notified() => {}
-                // What met a conflict is tried again when the cluster has moved.
+                // A report that met a conflict is tried again on the next snapshot.
                 _ = snapshots.changed(), if waits => {}
                 () = shutdown.cancelled() => {}
             }
         }
     }
 
-    /// Writes everything that waits, once.
+    /// Writes everything in the mailbox, once.
     async fn write_all(&self) -> Result<(), StoreError> {
         let snapshot = self.feed.snapshot();
         let Sorted { entries, dropped } = self.reports.with(|mailbox| {
@@ -147,13 +148,13 @@ impl Recorder {
         {
             debug!(%late, "reports were written and don't show yet");
         }
-        // What the store refused waits like everything else, and is tried again after a pause.
+        // What the store refused stays in the mailbox, and is tried again after a pause.
         refused.map_or(Ok(()), Err)
     }
 
-    /// One transaction; on a conflict or a refusal each entry by itself, so that one that can't be
-    /// written doesn't hold up the others. The last revision written, and the last refusal of a
-    /// single entry.
+    /// Commits one transaction; on a conflict or a refusal, commits each entry by itself, so that
+    /// one that can't be written doesn't block the others. Returns the last revision written, and
+    /// the last refusal of a single entry.
     async fn write_batch(
         &self,
         batch: Vec<PendingWrite>,
@@ -188,7 +189,8 @@ impl Recorder {
     }
 }
 
-/// Whether an error is of what was to be written, not of the store: another entry may be taken.
+/// Whether an error is caused by the entries and not by the store, so that another entry may
+/// succeed.
 fn is_of_its_entries(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused { .. } | StoreError::TooLarge { .. })
 }
@@ -199,8 +201,8 @@ fn key_of(op: &Op) -> &str {
     }
 }
 
-/// Cuts entries into transactions' worth. Two entries on one key (a description) never share one:
-/// keys are unique by kind and id.
+/// Groups entries into transactions. Two entries on one key (a description) never share one: keys
+/// are unique by kind and id.
 fn batches(entries: Vec<PendingWrite>) -> Vec<Vec<PendingWrite>> {
     let mut cut: Vec<Vec<PendingWrite>> = Vec::new();
     let mut bytes = 0;
@@ -248,7 +250,7 @@ mod tests {
         reports.leave(|mailbox| mailbox.put_ack("a".into(), 1));
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(recorder.run(shutdown.clone()));
-        // By now the pauses are the longest.
+        // By now the pause has reached its maximum.
         tokio::time::sleep(Duration::from_mins(1)).await;
         assert!(!reports.with(|mailbox| mailbox.is_empty()), "the report waits for the store");
         let asked = Instant::now();

@@ -1,7 +1,7 @@
-//! Renewing a member's certificate.
+//! Renews a member's certificate.
 //!
-//! Invariants: only a member of the cluster gets one, and in the role that the cluster gives it
-//! now; a renewed certificate says nothing that its request asked for but the key.
+//! Invariants: only a member of the cluster gets one, with the role that the cluster gives it now;
+//! the new certificate takes nothing but the key from its request.
 
 use chrono::Utc;
 use mesh_state::ids::NodeId;
@@ -14,14 +14,15 @@ use tracing::info;
 use super::end::not_a_member;
 use super::membership::Admission;
 
-/// Longest certificate or request taken, bytes: far more than one of a P-256 key has.
+/// The longest certificate or request that is accepted, bytes: far more than one of a P-256 key
+/// has.
 const PEM_BYTES: usize = 8 << 10;
 
 impl Admission {
-    /// A new certificate for `id`, which proved itself by one that is good.
+    /// A new certificate for the member `id`, whose present one is valid.
     ///
     /// # Errors
-    /// It is no member any more, its request is none, or the store is away.
+    /// It is no member any more, its request is invalid, or the store is unreachable.
     pub(super) async fn renew(&self, id: &NodeId, csr_pem: &str) -> Result<Response<RenewResponse>, Status> {
         check_length(csr_pem)?;
         let key = keys::node(id);
@@ -41,8 +42,8 @@ impl Admission {
     /// A new certificate for a member whose certificate has expired.
     ///
     /// # Errors
-    /// As for [`Admission::renew`], and when the request doesn't come from the certificate's
-    /// holder, or too late.
+    /// As for [`Admission::renew`], and if the request doesn't come from the certificate's holder,
+    /// or comes too late.
     pub(super) async fn renew_expired(
         &self,
         request: RenewExpiredRequest,

@@ -1,7 +1,7 @@
-//! The nodes' server, whose certificate is renewed while it serves.
+//! The gRPC server for nodes, whose certificate is renewed while it serves.
 //!
 //! A TLS server keeps the certificate that it began with, so each certificate has a server of its
-//! own on the same socket: the new one accepts what comes from then on, and the one before serves
+//! own on the same socket: the new one accepts all further connections, and the one before serves
 //! its connections to their end. No session is cut.
 //!
 //! Invariant: at any time one server accepts.
@@ -23,16 +23,16 @@ use super::membership::Admission;
 use super::sessions::Sessions;
 use crate::ca::CaError;
 
-/// How often the clock is looked at: it may be set, so a long sleep would miss the moment.
+/// How often the clock is checked: it may be set, so a long sleep would miss the moment.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why the nodes' server ended.
+/// Why the server ended.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// No certificate could be made.
+    /// The certificate can't be made.
     #[error("make the server's certificate")]
     Certificate(#[from] CaError),
-    /// The socket can't be shared by the servers of two certificates.
+    /// The servers of two certificates can't share the socket.
     #[error("share the nodes' socket")]
     Socket(#[from] std::io::Error),
     /// The server failed.
@@ -43,13 +43,12 @@ pub enum ServeError {
     Panicked(#[source] tokio::task::JoinError),
 }
 
-/// Until when the server's certificate is good, for metrics: seconds since 1970, 0 before there is
-/// one.
+/// When the server's certificate expires, for metrics: seconds since 1970, 0 before there is one.
 pub type ServerExpiry = Arc<AtomicI64>;
 
-/// The nodes' server.
+/// The server for nodes.
 pub struct RenewingServer {
-    /// Where nodes connect.
+    /// The socket that nodes connect to.
     pub listener: TcpListener,
     /// The address in the certificate.
     pub advertise: IpAddr,
@@ -57,9 +56,9 @@ pub struct RenewingServer {
     pub admission: Arc<Admission>,
     /// The nodes' sessions.
     pub sessions: Arc<Sessions>,
-    /// Told of each new certificate.
+    /// Set at each new certificate.
     pub expiry: ServerExpiry,
-    /// Where servers run that still have connections.
+    /// Tracks servers that still have connections.
     pub tracker: TaskTracker,
 }
 
@@ -93,7 +92,7 @@ impl RenewingServer {
     }
 }
 
-/// Waits until the clock shows `moment`, also if it is set meanwhile.
+/// Waits until the clock shows `moment`, also if the clock is set in the meantime.
 async fn reached(moment: Timestamp) {
     while Utc::now() < moment {
         tokio::time::sleep(CLOCK_INTERVAL).await;

@@ -1,8 +1,8 @@
-//! One node's session: what it must know goes down, what it reports comes up.
+//! One node's session: sends the node what it must know, and takes its reports.
 //!
-//! Invariants: the welcome is first and waits for the node's subnet; assignments and tables are
-//! whole once, then deltas on what was sent; a status is acknowledged when the store is seen to
-//! hold it; the node is heard while it speaks.
+//! Invariants: the welcome is the first message and waits for the node's subnet; assignments and
+//! tables are sent whole once, then as deltas to what was sent; a status is acknowledged when the
+//! store is seen to hold it; the node counts as heard while it sends messages.
 //!
 //! Left to others: writing reports ([`super::recorder`]).
 
@@ -54,13 +54,13 @@ use crate::seal::Sealer;
 use crate::slots::own_ports;
 use unacknowledged::Unacknowledged;
 
-/// How often a node must speak.
+/// How often a node must send a message.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A node that says nothing for so long is silent.
+/// A node that sends nothing for this long is silent.
 const SILENCE: Duration = Duration::from_secs(2);
-/// The first message must come within this.
+/// The deadline of the first message.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a session looks at itself when nothing happens.
+/// How often a session checks its state when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
 /// One session.
@@ -79,22 +79,22 @@ pub(super) struct Session {
     relay_key: Zeroizing<Vec<u8>>,
     sealer: Arc<Sealer>,
     outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
-    /// Ends this session: for a newer one, or with the manager.
+    /// Ends this session: when a newer one replaces it, or the manager stops.
     token: Arc<CancellationToken>,
-    /// Ends the manager.
+    /// Cancelled when the manager stops.
     stopping: CancellationToken,
-    /// The newest table that the node had when it came.
+    /// The generation of the table that the node had when it connected.
     had_generation: u64,
     welcomed: bool,
     told: SentAssignments,
     deliveries: Deliveries,
     sent_table: Option<Arc<Table>>,
-    /// Whether the node's agent knows what member keys are, and the numbers of those that it was
-    /// told, the one in use first.
+    /// Whether the node's agent supports member keys, and the numbers of those that it was sent,
+    /// the one in use first.
     takes_cookies: bool,
     told_keys: Option<(Vec<u64>, bool)>,
     unacknowledged: Unacknowledged,
-    /// Since when the node speaks and has its engine; `None` while it is silent.
+    /// Since when the node sends messages and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
     /// Whether the node's engine doesn't answer.
     engine_away: bool,
@@ -144,8 +144,8 @@ impl Session {
         }
     }
 
-    /// Serves until the stream breaks or the session must end. Whether the node was heard to the
-    /// last.
+    /// Serves until the stream breaks or the session must end. Returns whether the node was heard
+    /// at the end.
     pub(super) async fn run(mut self, mut incoming: Streaming<AgentMessage>) -> bool {
         let token = Arc::clone(&self.token);
         let end = tokio::select! {
@@ -156,9 +156,9 @@ impl Session {
         if let Some(reason) = end.refusal() {
             self.door.refuse(reason, &format_args!("node {}: {end}", self.node));
         }
-        // The stream may be gone or full; then the node learns it from the connection.
+        // The stream may be closed or full; then the node learns the end from the connection.
         if self.outgoing.try_send(Err(end.status(&self.node))).is_err() {
-            debug!(node = %self.node, "could not tell the node why");
+            debug!(node = %self.node, "can't send the node why its session ended");
         }
         self.heard_since.is_some() && !matches!(end, SessionEnd::Removed | SessionEnd::Superseded)
     }
@@ -172,7 +172,7 @@ impl Session {
             let silent_at = self.last_heard + SILENCE;
             tokio::select! {
                 biased;
-                // First what traffic follows.
+                // The table comes first: traffic follows it.
                 Ok(()) = self.tables.changed(), if self.sent_table.is_some() => self.send_table().await?,
                 Ok(()) = self.snapshots.changed() => self.follow().await?,
                 () = self.log_asks.changed(), if self.welcomed => self.send_log_asks().await?,
@@ -193,7 +193,7 @@ impl Session {
         }
     }
 
-    /// Takes the node's first message.
+    /// Handles the node's first message.
     async fn greet(&mut self, incoming: &mut Streaming<AgentMessage>) -> Result<(), SessionEnd> {
         let first = tokio::time::timeout(HELLO_DEADLINE, incoming.message());
         let message = match first.await {
@@ -229,7 +229,7 @@ impl Session {
         Ok(())
     }
 
-    /// Does what the newest snapshot asks for.
+    /// Sends what the newest snapshot changed for the node.
     async fn follow(&mut self) -> Result<(), SessionEnd> {
         let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
         self.check_standing(&snapshot)?;
@@ -266,7 +266,7 @@ impl Session {
             self.deliveries.follow(&self.node, &snapshot);
         }
         self.send_log_asks().await?;
-        // A node must not be sent back in time: it had its table from a manager that was further.
+        // A node that had its table from a manager with a newer snapshot must not get an older one.
         let revision = generation_of(snapshot.revision);
         if self.sent_table.is_none() && revision >= self.had_generation {
             let table = Arc::new(Table::of(&snapshot));
@@ -277,8 +277,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether this session may go on; if the node is heard and the store says otherwise, says so
-    /// again.
+    /// Whether this session may go on. If the node is heard and the store says otherwise, reports
+    /// it as heard again.
     fn check_standing(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let member = snapshot.nodes.contains_key(&self.node);
         if self.was_member && !member {
@@ -302,15 +302,15 @@ impl Session {
     async fn send_table(&mut self) -> Result<(), SessionEnd> {
         let table = Arc::clone(&self.tables.borrow_and_update());
         let Some(sent) = &self.sent_table else { return Ok(()) };
-        // A backend that ended leaves the table of a generation that the node has already.
+        // A backend that ended leaves the table without a new generation.
         let news = table.generation > sent.generation
             || (table.generation == sent.generation && !table.same_entries(sent));
         if !news {
             return Ok(());
         }
         let changes = for_node(table.since(sent), &self.node, Utc::now());
-        // A table's acknowledgement says that the keys of its time are known, too. The newest
-        // snapshot is at least as new.
+        // The acknowledgement of a table implies that the node knows the keys of its time. The
+        // newest snapshot is at least as new.
         let snapshot = Arc::clone(&self.snapshots.borrow());
         self.send_member_keys(&snapshot).await?;
         self.sent_table = Some(table);
@@ -325,14 +325,13 @@ impl Session {
         Ok(())
     }
 
-    /// Sends loads of other nodes' backends. A node that has no room for them now gets the next
-    /// ones.
+    /// Sends loads of other nodes' backends. A node whose queue is full gets the next ones.
     fn send_loads(&mut self) {
         let Some(table) = &self.sent_table else { return };
         if let Some(loads) = self.loads.tell(&mut self.told_loads, &self.node, table) {
             let message = ControlMessage { body: Some(Down::Loads(loads)) };
             if self.outgoing.try_send(Ok(message)).is_err() {
-                debug!(node = %self.node, "no room for loads");
+                debug!(node = %self.node, "the queue is full: loads are not sent");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What every session with this manager works with.
+//! The dependencies of every session with this manager.
 //!
 //! Left to others: which sessions there are ([`super::sessions`]), and what one does
 //! ([`super::session`]).
@@ -15,20 +15,20 @@ use super::mesh_table::Table;
 use super::recorder::Reports;
 use crate::context::ApiContext;
 
-/// What the sessions of one manager share.
+/// The dependencies that the sessions of one manager share.
 pub struct SessionContext {
     /// The cluster.
     pub cluster: ApiContext,
     /// The newest mesh table.
     pub tables: watch::Receiver<Arc<Table>>,
-    /// Where nodes' reports go.
+    /// The queue for nodes' reports.
     pub reports: Reports,
-    /// What nodes measured of their backends.
+    /// Load figures of nodes' backends.
     pub loads: Arc<Loads>,
-    /// Authenticates relay preambles between members.
+    /// The key that authenticates relay preambles between members.
     pub relay_key: Zeroizing<Vec<u8>>,
-    /// The node service's admission.
+    /// The limits of the node service's clients.
     pub door: Arc<Door>,
-    /// Ends all sessions, with the manager.
+    /// Ends all sessions when the manager stops.
     pub shutdown: CancellationToken,
 }

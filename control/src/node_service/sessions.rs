@@ -1,7 +1,7 @@
-//! Who has a session with this manager.
+//! The sessions of nodes with this manager.
 //!
 //! Invariants: a node has one session here, the newest; only a member's certificate opens one; a
-//! node that this manager counts as heard and that has no session is reported silent, however its
+//! node that counts as heard by this manager and has no session is reported silent, however its
 //! session was lost.
 //!
 //! Left to others: the session itself ([`super::session`]).
@@ -38,11 +38,11 @@ use super::session_context::SessionContext;
 use crate::ca;
 use crate::feed::clocks::Peer;
 
-/// Messages that may wait for a slow node.
+/// Messages queued for a slow node.
 const OUTGOING_MESSAGES: usize = 64;
-/// Nodes get so long to come back after this manager began, before they count as silent.
+/// How long after this manager's start nodes may take to reconnect before they count as silent.
 const RETURN_GRACE: Duration = Duration::from_secs(3);
-/// Nodes whose sessions are counted.
+/// The most nodes whose new sessions are counted for the rate limit.
 const NODES_REMEMBERED: usize = 16_384;
 /// How often nodes without a session are looked for.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// No sessions yet. Those that come are tracked by `tracker`.
+    /// No sessions yet. `tracker` tracks those that come.
     pub fn new(context: SessionContext, tracker: TaskTracker) -> Self {
         Self {
             context,
@@ -66,7 +66,8 @@ impl Sessions {
         }
     }
 
-    /// Reports nodes silent that count as heard here and have no session, until shutdown.
+    /// Reports nodes silent that count as heard by this manager and have no session, until
+    /// shutdown.
     pub async fn sweep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + RETURN_GRACE, SWEEP_PERIOD);
         loop {
@@ -94,7 +95,7 @@ impl Sessions {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a session of `node`; what it says comes out of the receiver.
+    /// Opens a session of `node`; the receiver yields the session's messages for the node.
     fn open(
         shared: &Arc<Self>,
         node: NodeId,
@@ -110,7 +111,7 @@ impl Sessions {
         messages
     }
 
-    /// Refuses a node that opens sessions too often: each one is logged, and begins with whole
+    /// Refuses a node that opens sessions too often: each session is logged, and begins with whole
     /// tables.
     fn count_opened(&self, node: &NodeId) -> Result<(), Status> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,10 +119,10 @@ impl Sessions {
             return Ok(());
         }
         self.context.door.refuse(Reason::Rate, &format_args!("sessions of node {node}"));
-        Err(Status::resource_exhausted("this node opens sessions too often: it is to wait a few seconds"))
+        Err(Status::resource_exhausted("this node opens sessions too often: it must wait a few seconds"))
     }
 
-    /// Refuses a node that is no member. The snapshot may be behind a node that joined through
+    /// Refuses a node that is no member. The snapshot may not have a node yet that joined through
     /// another manager just now.
     async fn check_member(&self, node: &NodeId) -> Result<(), Status> {
         if self.context.cluster.snapshot().nodes.contains_key(node) {
@@ -129,8 +130,8 @@ impl Sessions {
         }
         match self.context.cluster.store.get(&keys::node(node)).await {
             Ok(Some(_)) => Ok(()),
-            // Nodes give up what they run when a manager doesn't know them: one without a cluster
-            // must not say so.
+            // A node that is refused as no member gives up its tasks, so a manager without a
+            // cluster's record must not refuse it.
             Ok(None) if self.context.cluster.snapshot().cluster.is_none() => Err(no_cluster()),
             Ok(None) => Err(not_a_member(node)),
             Err(error) => Err(Status::unavailable(error.to_string())),
@@ -138,18 +139,18 @@ impl Sessions {
     }
 }
 
-/// A session's place among those of this manager. However it is lost, the session counts as ended
-/// from then on.
+/// A session's entry among those of this manager. Dropping it ends the session's entry, also after
+/// a panic.
 struct Place {
     sessions: Arc<Sessions>,
     node: NodeId,
     token: Arc<CancellationToken>,
-    /// Whether the node was heard to the last, and nothing says otherwise.
+    /// Whether the node was heard when the session ended; true until the session says otherwise.
     was_heard: bool,
 }
 
 impl Place {
-    /// Makes room for a new session of `node`: the one before ends.
+    /// Registers a new session of `node` and ends the one before.
     fn take(sessions: Arc<Sessions>, node: NodeId) -> Self {
         let token = Arc::new(sessions.context.shutdown.child_token());
         if let Some(before) = sessions.live().insert(node.clone(), Arc::clone(&token)) {
@@ -158,12 +159,12 @@ impl Place {
         Self { sessions, node, token, was_heard: true }
     }
 
-    /// The session ended in order, and says whether its node was heard to the last.
+    /// Ends the session in order, and says whether its node was heard at the end.
     fn leave(mut self, was_heard: bool) {
         self.was_heard = was_heard;
     }
 
-    /// Forgets the session; `true` if no newer one took its place.
+    /// Removes the entry; `true` if no newer session has replaced it.
     fn forget(&self) -> bool {
         let mut live = self.sessions.live();
         let newest = live.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.token));
@@ -185,7 +186,7 @@ impl Drop for Place {
     }
 }
 
-/// The gRPC face of [`Sessions`], and of what members renew their certificates with.
+/// The gRPC service of [`Sessions`], and of certificate renewal.
 pub struct SessionService(pub Arc<Sessions>, pub Arc<Admission>);
 
 #[tonic::async_trait]
@@ -223,7 +224,7 @@ impl NodeService for SessionService {
 }
 
 impl SessionService {
-    /// The member that calls.
+    /// The id of the member that calls, from its certificate.
     async fn member<T: Sync>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let certificates = request.peer_certs();
         let leaf = certificates.as_ref().and_then(|chain| chain.first());
@@ -256,7 +257,7 @@ mod tests {
     use crate::own_node::OwnNode;
     use crate::seal::Sealer;
 
-    /// Sessions of manager m1, by which node `a` is heard.
+    /// Sessions of manager m1, which hears node `a`.
     fn sessions(world: World) -> Arc<Sessions> {
         let directory = tempfile::tempdir().unwrap();
         let (_, mut feed) = crate::feed::watch::feed();
@@ -287,7 +288,7 @@ mod tests {
         Arc::new(Sessions::new(context, TaskTracker::new()))
     }
 
-    /// Whether the node's silence waits to be written.
+    /// Whether a report of the node's silence is queued.
     fn reports_silence(sessions: &Sessions) -> bool {
         let mut taken = Mailbox::default();
         let mut seen = false;
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_that_panics_leaves_its_place_and_its_node_is_silent() {
+    async fn a_session_that_panics_loses_its_entry_and_its_node_is_silent() {
         let sessions = sessions(World::with_nodes(["a"]));
         let place = Place::take(Arc::clone(&sessions), "a".into());
         let session = tokio::spawn(async move {
@@ -307,12 +308,12 @@ mod tests {
             panic!("a session panics");
         });
         assert!(session.await.expect_err("it panics").is_panic());
-        assert!(sessions.live().is_empty(), "the dead session still has its place");
-        assert!(reports_silence(&sessions), "nobody says that the node is not heard any more");
+        assert!(sessions.live().is_empty(), "the dead session still has its entry");
+        assert!(reports_silence(&sessions), "no report says that the node is silent");
     }
 
     #[tokio::test]
-    async fn a_session_that_a_newer_one_replaced_says_nothing_of_its_node() {
+    async fn a_session_that_a_newer_one_replaced_reports_no_silence() {
         let sessions = sessions(World::with_nodes(["a"]));
         let (older, newer) =
             (Place::take(Arc::clone(&sessions), "a".into()), Place::take(Arc::clone(&sessions), "a".into()));

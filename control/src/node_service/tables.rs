@@ -2,9 +2,9 @@
 //!
 //! Invariants: a change of contents is published at once; if only the revision rose, the generation
 //! follows within [`GENERATION_LAG`], so that acknowledgements keep up without a message for every
-//! write. A task that its node reports as ended is out of the table before the store holds the
-//! report, under the generation that is in force: an end is final, and what holds the report until
-//! it is stored ([`super::mailbox`]) keeps the task out of every table made meanwhile.
+//! write. A task that its node reports as ended leaves the table before the store holds the report,
+//! without a new generation: an end is final, and the queue that holds the report until it is
+//! stored ([`super::mailbox`]) keeps the task out of every table made in the meantime.
 //!
 //! Left to others: what is in a table ([`crate::node_service::mesh_table`]).
 
@@ -20,10 +20,11 @@ use super::recorder::Reports;
 use crate::feed::watch::Feed;
 use crate::node_service::mesh_table::Table;
 
-/// How far a published generation may be behind the revision that its contents are still right at.
+/// How far a published generation may be behind a revision at which its contents are still right.
 const GENERATION_LAG: Duration = Duration::from_millis(500);
 
-/// Publishes the table of `feed`'s snapshots, without what `reports` says ended, until `shutdown`.
+/// Publishes the table of `feed`'s snapshots, without tasks that `reports` says have ended, until
+/// `shutdown`.
 pub async fn publish(
     feed: Feed,
     reports: Reports,
@@ -34,7 +35,8 @@ pub async fn publish(
     let mut made_of = None;
     let mut published_at = Instant::now();
     loop {
-        // Read before the snapshot: a report that is missing here is in the snapshot read after it.
+        // Read before the snapshot: a report that is missing here is in the snapshot that is read
+        // after it.
         let ended = reports.ended();
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let source = Some((snapshot.mesh_revision, ended.clone()));
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reported_end_is_told_without_the_store_and_stays() {
+    async fn a_reported_end_leaves_the_table_without_the_store_and_stays_out() {
         let store = store().await;
         let (follower, feed) = watch::feed();
         let (reports, shutdown) = (Reports::default(), CancellationToken::new());
@@ -105,15 +107,19 @@ mod tests {
         tokio::spawn(publish(feed, reports.clone(), tables, shutdown.clone()));
         let running = Arc::clone(&seen.wait_for(|table| table.node_of(7).is_some()).await.unwrap());
 
-        // Nobody writes the report: the store might be away.
+        // No recorder writes the report, as if the store were unreachable.
         let reported_at = Instant::now();
         reports.leave_status("a".into(), "t1".into(), status(TaskState::Failed));
         let ended = Arc::clone(&seen.wait_for(|table| table.node_of(7).is_none()).await.unwrap());
-        assert!(reported_at.elapsed() < Duration::from_millis(1), "told after {:?}", reported_at.elapsed());
+        assert!(
+            reported_at.elapsed() < Duration::from_millis(1),
+            "published after {:?}",
+            reported_at.elapsed()
+        );
         assert_eq!(ended.generation, running.generation, "the store has not moved");
         assert_eq!(ended.since(&running).removed_backend_ids, [7]);
 
-        // A change of something else doesn't bring it back.
+        // A change of another object doesn't bring it back.
         let other = service("other", 1);
         let op = Op::put(keys::service(&other.id), codec::encode(&other).unwrap());
         store.txn(vec![], vec![op]).await.unwrap();

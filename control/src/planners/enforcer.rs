@@ -4,15 +4,14 @@
 //! spec is the updater's: judged by the new one, all tasks would stop at once instead of a few at a
 //! time.
 //!
-//! It looks at constraints alone. What a node can run out of (CPUs, memory, host ports) and the
+//! It checks constraints alone. What a node can run out of (CPUs, memory, host ports) and the
 //! platform were checked when the task was placed. A node that reports fewer CPUs than before keeps
-//! its tasks: they run, and stopping them would be an outage that nobody asked for. The scheduler
-//! just places nothing more there. A constraint, however, is an order of the user, and so is its
-//! breach.
+//! its tasks: they run, and stopping them would be an outage that no user asked for. The scheduler
+//! just places no more tasks there. A constraint, however, is an order of the user.
 //!
-//! It can't see whether another node has room. A task may therefore stop that finds no other place,
-//! and its slot waits with the scheduler's reason. That is what the user asked for, too: the task
-//! must not run there.
+//! It can't see whether another node has room. So a task may stop and find no other node, and its
+//! slot waits with the scheduler's reason. That is what the user asked for, too: the task must not
+//! run there.
 //!
 //! Invariants: a task is judged by the spec that it was made from; a task whose spec is not stored
 //! is left alone.
@@ -32,10 +31,10 @@ use crate::slots;
 use crate::slots::create::stopped;
 use crate::slots::eligible::Suits;
 
-/// What `docker service ps` shows of such a task.
+/// The error that `docker service ps` shows for such a task.
 pub const ERROR: &str = "assigned node no longer meets constraints";
 
-/// Stops what no longer may be where it is.
+/// Stops tasks whose node no longer meets their constraints.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let mut read: BTreeMap<(&ServiceId, u64), Option<Suits>> = BTreeMap::new();

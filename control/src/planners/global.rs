@@ -1,6 +1,6 @@
 //! Global services: one task on every node that is up, active and meets the constraints.
 //!
-//! It decides from the nodes of the snapshot and from the tasks in the slot of each. A slot is
+//! It decides from the nodes of the snapshot and from the tasks in each node's slot. A slot is
 //! named by its node, so there is nothing to choose: a node that may run the task and has none gets
 //! one, a node that may not run it (drained, or its constraints fail) loses it, and a slot whose
 //! node is no member any more is dropped.
@@ -10,9 +10,9 @@
 //! there would be nothing to show.
 //!
 //! It can't tell a node that is slow from one that is dead. A silent node keeps its task and gets
-//! no new one until the liveness planner has judged it: a task that was made for it could not be
-//! told to it anyway. A node that joins while a plan is committed gets its task in the next pass,
-//! which its own record brings.
+//! no new one until the liveness planner has judged it: a task made for it could not be sent to it
+//! anyway. A node that joins while a plan is committed gets its task in the next pass, which its
+//! own record wakes.
 //!
 //! Invariants: a paused node keeps its task and gets no new one; a node that may not have the task
 //! loses it; a slot of a node that is no member any more is removed with its history.

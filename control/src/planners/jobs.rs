@@ -1,21 +1,21 @@
-//! Jobs: services whose tasks run to their end, once each time that the job is executed.
+//! Jobs: services whose tasks run to completion, once for each execution of the job.
 //!
 //! It decides from the tasks of the present execution alone. Each task carries the number of its
-//! execution, and a slot is read from its tasks: completed, filled, given up (its tasks failed as
-//! often as the restart policy bears), or vacant. A replicated job fills the lowest free slots, no
-//! more at a time than the spec allows and no more in all than are missing. A global job fills one
-//! slot for each node.
+//! execution, and a slot's state is read from its tasks: completed, filled, given up (its tasks
+//! failed as often as the restart policy allows), or vacant. A replicated job fills the lowest free
+//! slots, no more at a time than the spec allows and no more in all than are missing. A global job
+//! fills one slot for each node.
 //!
 //! A global job runs on the nodes that were members when it was executed. Otherwise it would never
-//! be complete: each node that joins later would begin it anew. The store's order says which nodes
+//! be complete: each node that joins later would begin it again. The store's order says which nodes
 //! were there (the create revisions of the node and of the spec version), as clocks of managers may
 //! differ.
 //!
 //! It can't see work, only exits. A task that exits with 0 has completed, and a task whose node is
-//! lost is run again, although it may have done all its work before. So a job's work should bear to
-//! be done twice; the same holds in Swarm.
+//! lost is run again, although it may have done all its work. So a job's work should be safe to
+//! repeat; the same holds in Swarm.
 //!
-//! Invariants: a slot of an execution is completed once and never filled again; no more slots than
+//! Invariants: a slot of an execution completes once and is never filled again; no more slots than
 //! the spec allows are filled at a time; a task of an earlier execution is no part of the present
 //! one. A slot that is given up does not end the job: the other slots go on.
 //!
@@ -37,7 +37,7 @@ use crate::slots::eligible::{Suits, takes_new};
 use crate::slots::outdated::is_current;
 use crate::slots::{self, Filling, SlotTasks};
 
-/// Fills the slots of all jobs, and stops what is left of their earlier executions.
+/// Fills the slots of all jobs, and stops the tasks of their earlier executions.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let mut maker = TaskMaker::new(now, snapshot, ids);
@@ -63,7 +63,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// Tasks of earlier executions stop, those that ended become history.
+/// Stops tasks of earlier executions; those that have ended become history.
 fn end_earlier_executions(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, plan: &mut Plan) {
     for task in snapshot.tasks_of(&service.id) {
         if slots::is_wanted(task) && !is_current(service, task) {
@@ -73,14 +73,14 @@ fn end_earlier_executions(now: Timestamp, snapshot: &ClusterSnapshot, service: &
     }
 }
 
-/// Nodes that a global job runs on: those that were there when it was executed.
+/// The nodes that a global job runs on: those that were members when it was executed.
 fn eligible_nodes<'a>(
     snapshot: &'a ClusterSnapshot,
     service: &'a Service,
 ) -> impl Iterator<Item = NodeId> + use<'a> {
     let suits = Suits::new(&service.spec.task_template);
-    // Each execution writes a version of the spec. The store's order tells which nodes were there;
-    // clocks of managers don't.
+    // Each execution writes a version of the spec. The store's order tells which nodes were members
+    // then; clocks of managers don't.
     let version = snapshot.specs.get(&(service.id.clone(), service.spec_version));
     let executed_at = version.map_or(i64::MAX, |spec| spec.create_revision);
     let nodes = snapshot
@@ -90,13 +90,13 @@ fn eligible_nodes<'a>(
     nodes.map(|node| node.id.clone())
 }
 
-/// How the slots of a job's present execution stand.
+/// The slots of a job's present execution.
 struct Slots {
     filled: u64,
     completed: u64,
-    /// Slots that are done with, one way or the other, or at work.
+    /// Slots that are completed, given up or filled.
     taken: BTreeMap<Slot, Taken>,
-    /// Slots that were left vacant, and how a task may start there.
+    /// Vacant slots, and how a task may start there.
     vacant: BTreeMap<Slot, Start>,
 }
 
@@ -114,7 +114,7 @@ impl Slots {
             let current: SlotTasks<'_> =
                 tasks.iter().copied().filter(|task| is_current(service, task)).collect();
             if current.is_empty() {
-                // An earlier execution's task may still be stopping there.
+                // A task of an earlier execution may still be stopping there.
                 slots.vacant.insert(slot.clone(), slots::start(now, snapshot, &tasks, None));
                 continue;
             }
@@ -182,7 +182,7 @@ mod tests {
         world
     }
 
-    /// Current tasks that are at work, by slot.
+    /// The wanted tasks of the present execution, by slot.
     fn at_work(world: &World) -> Vec<Task> {
         let mut tasks = world.wanted("job");
         tasks.retain(|task| !world.snapshot.state_of(task).is_terminal());
@@ -214,12 +214,16 @@ mod tests {
         for task in at_work(&world) {
             world.report(&task.id, TaskState::Complete);
         }
-        assert_eq!(world.run(plan), Plan::default(), "the job is done");
-        assert_eq!(world.run(crate::planners::restart::plan), Plan::default(), "what is complete stays");
+        assert_eq!(world.run(plan), Plan::default(), "the job is complete");
+        assert_eq!(
+            world.run(crate::planners::restart::plan),
+            Plan::default(),
+            "completed tasks are not restarted"
+        );
     }
 
     #[test]
-    fn a_failed_task_is_replaced_in_its_slot_and_a_policy_gives_it_up() {
+    fn a_failed_task_is_replaced_in_its_slot_until_the_policy_gives_it_up() {
         let mut value = job(2, 1);
         let policy = value.spec.task_template.restart_policy.get_or_insert_default();
         (policy.max_attempts, policy.delay) = (Some(1), Some(0));
@@ -233,10 +237,10 @@ mod tests {
             assert_eq!(
                 world.run(plan).actions.len(),
                 attempt,
-                "the slot is the restart policy's until it gives up"
+                "the restart policy has not given the slot up yet"
             );
         }
-        assert_eq!(slots(&world), [Slot::Number(1)], "the next slot has its turn");
+        assert_eq!(slots(&world), [Slot::Number(1)], "the next slot is filled");
     }
 
     #[test]
@@ -256,11 +260,11 @@ mod tests {
     }
 
     #[test]
-    fn a_global_job_runs_on_the_nodes_that_were_there() {
+    fn a_global_job_runs_on_the_nodes_that_were_members() {
         let mut value = job(1, 1);
         value.spec.mode = ServiceMode { global_job: Some(GlobalJobMode {}), ..ServiceMode::default() };
         let mut world = world(&value);
-        // Whatever the clock said of the manager that admitted it.
+        // The clock of the manager that admitted it plays no part.
         let late = node("late");
         assert!(late.created_at <= world.now);
         world.add_node(&late);
@@ -273,8 +277,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens to its tasks, a job never has more at work than it may, completes no
-        /// slot twice, and ends.
+        /// Whatever happens to its tasks, a job never has more of them at work than it may,
+        /// completes no slot twice, and ends.
         #[test]
         fn a_job_ends(
             total in 0_u64..7,

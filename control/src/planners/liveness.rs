@@ -1,8 +1,8 @@
-//! Which nodes are down, and which of their tasks are given up.
+//! Decides which nodes are down, and which of their tasks are orphaned.
 //!
-//! It decides from one key per node, which the manager that holds the node's stream writes: ready,
-//! or silent. A ready node whose manager has no lease any more becomes silent here, as nobody is
-//! left to say so. A node that stays silent for three of the cluster's heartbeats is down. Its
+//! It decides from one key per node, which the manager that has the node's session writes: ready,
+//! or silent. A ready node whose manager has no lease any more becomes silent here, as no manager
+//! is left to write it. A node that stays silent for three of the cluster's heartbeats is down. Its
 //! tasks are orphaned after 24 hours, as in Swarm; those of a removed node at once.
 //!
 //! Silence is measured by this manager's clock, from the moment at which its own watch saw the node
@@ -13,12 +13,12 @@
 //! It can't tell a dead node from one that no manager reaches. Containers behind a partition go on,
 //! and a replacement is started elsewhere, so a service may have more tasks than it asks for, and
 //! two tasks may hold one slot, until the node is back and stops its own. That is Swarm's answer as
-//! well: the other one, to wait, makes every lost machine an outage. Clients hardly notice: a
+//! well: the alternative, to wait, makes every lost machine an outage. Clients hardly notice: a
 //! backend of a node that is silent or down is selected only when its service has no other.
 //!
-//! Invariants: `ready` and `silent` are written by the manager that holds a node's stream, but for
-//! a node without one; `down` is written here alone, and only by the passing of time. With no
-//! manager in the store, nobody is judged.
+//! Invariants: only the manager that has a node's session writes `ready` and `silent`, except for a
+//! node without one; `down` is written here alone, and only by the passing of time. With no manager
+//! in the store, no node is judged.
 //!
 //! Left to others: replacing the tasks of a node that is down (`restart`), and selecting other
 //! backends than a silent node's (the mesh table).
@@ -36,13 +36,13 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots::restart_policy::after;
 
-/// A node is down when it has been silent for so many heartbeats of the cluster's.
+/// How many of the cluster's heartbeats a node must be silent for to be down.
 const HEARTBEATS_MISSED: u64 = 3;
 
-/// Tasks of a node that has been down for so long are orphaned.
+/// How long a node must be down for its tasks to be orphaned.
 pub const ORPHAN_AFTER: Duration = Duration::from_hours(24);
 
-/// Judges every node.
+/// Decides the liveness of every node.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     for node in snapshot.nodes.values() {
@@ -62,12 +62,12 @@ fn judge(
     plan: &mut Plan,
 ) {
     match liveness.state {
-        // Without any manager in the store nothing can be told from one's absence.
+        // Without any manager in the store, the absence of one means nothing.
         NodeState::Ready
             if snapshot.managers.is_empty() || snapshot.managers.contains_key(&liveness.manager) => {}
         NodeState::Ready => set(now, id, liveness, NodeState::Silent, "its manager is gone", plan),
         NodeState::Silent => {
-            // The manager that wrote it may have another clock than this one.
+            // The stamp may be of another manager's clock.
             let since = snapshot.liveness_since(id, liveness);
             match after(since, silence_max(snapshot)).filter(|moment| *moment > now) {
                 Some(moment) => plan.wake_by(moment),
@@ -176,12 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn only_one_clock_says_how_long_a_node_is_silent() {
+    fn the_silence_of_a_node_is_measured_by_one_clock() {
         for skew in [-3600, 3600] {
             let mut world = World::with_nodes(["a"]);
             let node = "a".into();
             world.set_liveness(&node, NodeState::Silent);
-            // As a manager wrote it whose clock is an hour off; this one saw it now.
+            // As if a manager had written it whose clock is an hour off; this manager saw it now.
             let mut told = world.snapshot.liveness[&node].value.clone();
             told.since = world.now + TimeDelta::seconds(skew);
             world.put(mesh_state::keys::liveness(&node), &told);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_says_how_long_a_heartbeat_is() {
+    fn the_operator_sets_the_length_of_a_heartbeat() {
         let mut world = World::with_nodes(["a"]);
         let mut cluster = world.snapshot.cluster.as_ref().unwrap().value.clone();
         cluster.heartbeat_period_ns = 20_000_000_000;
@@ -213,7 +213,7 @@ mod tests {
             |name: &str| mesh_state::cluster::Manager { name: name.to_owned(), ..Default::default() };
         world.put(mesh_state::keys::manager("m1"), &manager("m1"));
         world.run(plan);
-        assert_eq!(state(&world), NodeState::Ready, "its manager lives");
+        assert_eq!(state(&world), NodeState::Ready, "its manager is alive");
         world.put(mesh_state::keys::manager("m2"), &manager("m2"));
         world.delete(mesh_state::keys::manager("m1"));
         world.run(plan);

@@ -1,23 +1,23 @@
-//! When the secrets that members share change, in steps that no packet and no connection notices.
+//! Rotates the secrets that members share, in steps that disturb no packet and no connection.
 //!
 //! A new secret is *announced*: members accept it and still use the one before. Once all of them
 //! know it, it is *in use*, and the one before is still accepted. Once all of them use it, the one
 //! before is *forgotten*. A step follows when every node that is heard has acknowledged a mesh
 //! table as new as the step before, or after [`STEP_LIMIT`].
 //!
-//! A removed node makes a new secret due at once. Time does, too, but a secret that is only old
-//! waits for nodes that are not heard: their programs go on with the cookies that they have.
+//! The removal of a node makes a new secret due at once. Age does, too, but a secret that is only
+//! old waits for nodes that are not heard: their programs go on with the cookies that they have.
 //!
 //! It can't see whether a node uses a secret, only that its agent acknowledged a table that was
-//! sent after it. Agents apply both in order, so one implies the other. It can't see why a node
-//! that is heard acknowledges nothing either. After [`STEP_LIMIT`] the step is taken without it:
-//! one node with a broken agent loses tunnel packets then, where otherwise a removed node's secret
-//! would stay good for ever.
+//! sent after it. Agents apply both in order, so one implies the other. It can't see either why a
+//! node that is heard acknowledges nothing. After [`STEP_LIMIT`] the step is taken without that
+//! node: one node with a broken agent then loses tunnel packets, where otherwise a removed node's
+//! secret would stay valid for ever.
 //!
-//! Invariants: pure; at most two secrets are good; nothing changes while a manager or a node
-//! doesn't know what these are; cookies are demanded only while every node sends them.
+//! Invariants: pure; at most two secrets are valid; nothing changes while a manager or a node
+//! doesn't support member keys; cookies are demanded only while every node sends them.
 //!
-//! Left to others: deriving the secrets ([`crate::seal`]) and telling nodes
+//! Left to others: deriving the secrets ([`crate::seal`]) and sending them to nodes
 //! ([`crate::node_service`]).
 
 use std::collections::BTreeSet;
@@ -32,14 +32,14 @@ use rand::RngCore;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 
-/// A step follows the one before after this at the latest.
+/// The longest time between two steps of a rotation.
 const STEP_LIMIT: TimeDelta = TimeDelta::seconds(30);
-/// A secret is used for so long.
+/// How long a secret is used before the next one is announced.
 const PERIOD: TimeDelta = TimeDelta::hours(6);
-/// A secret that is so old doesn't wait for nodes that are not heard any more.
+/// The age at which a secret is replaced without waiting for nodes that are not heard.
 const PERIOD_MAX: TimeDelta = TimeDelta::hours(24);
 
-/// The next step, if one is due.
+/// Plans the next step, if one is due.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     if snapshot.cluster.is_none() {
@@ -69,7 +69,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// What a decision stands on.
+/// The inputs of a decision.
 struct KeyStep<'a> {
     now: Timestamp,
     snapshot: &'a ClusterSnapshot,
@@ -77,7 +77,7 @@ struct KeyStep<'a> {
 }
 
 impl KeyStep<'_> {
-    /// The record after the next step, and why.
+    /// The record after the next step, with the reason.
     fn next(&self, plan: &mut Plan, ids: &mut dyn RngCore) -> Option<(MemberKeys, String)> {
         let (mut keys, members) = (self.stored.value.clone(), nodes(self.snapshot));
         if !members.is_subset(&keys.known_to) {
@@ -135,15 +135,15 @@ impl KeyStep<'_> {
         Some("the one in use is old".to_owned())
     }
 
-    /// Whether every node's agent knows what member keys are. A node that has not said anything of
-    /// itself yet sends nothing.
+    /// Whether every node's agent supports member keys. A node that has not described itself yet
+    /// sends nothing and doesn't count.
     fn are_able(&self) -> bool {
         let mut spoken = self.snapshot.nodes.values().filter(|node| node.address.is_some());
         spoken.all(|node| node.description.takes_cookies)
     }
 
-    /// Whether every node that is heard, of which there must be one, knows the record and the other
-    /// nodes: it has acknowledged a table that is as new.
+    /// Whether at least one node is heard and all that are heard know the record and the other
+    /// nodes, that is, have acknowledged a table as new.
     fn is_known_to_all(&self) -> bool {
         let newest = self.snapshot.nodes.values().map(|node| node.mod_revision).max().unwrap_or_default();
         let revision = newest.max(self.stored.mod_revision);
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::fixtures::World;
 
-    /// Nodes whose agents know member keys.
+    /// Nodes whose agents support member keys.
     fn world(ids: &[&str]) -> World {
         let mut world = World::with_nodes(ids.iter().copied());
         for (last, id) in (11..).zip(ids) {
@@ -212,7 +212,7 @@ mod tests {
     fn cookies_are_demanded_once_every_heard_node_knows_that_all_send_them() {
         let mut world = world(&["a", "b"]);
         assert_eq!(step(&mut world), (vec![0], false));
-        assert_eq!(step(&mut world), (vec![0], false), "nobody has acknowledged anything");
+        assert_eq!(step(&mut world), (vec![0], false), "no node has acknowledged a table");
         acknowledge(&mut world);
         assert_eq!(step(&mut world), (vec![0], true));
         world.update_node("b", |node| node.description.takes_cookies = false);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_begins_while_a_manager_would_not_tell() {
+    fn nothing_begins_while_a_manager_does_not_support_member_keys() {
         let mut world = world(&["a"]);
         let older = mesh_state::cluster::Manager { name: "m".into(), ..Default::default() };
         world.put(keys::manager("m"), &older);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_waits_for_a_node_that_does_not_answer_for_so_long() {
+    fn a_step_waits_for_a_silent_node_no_longer_than_the_limit() {
         let mut world = settled(&["a", "b", "c"]);
         world.delete(keys::node(&"c".into()));
         assert_eq!(step(&mut world).0, [0, 1]);
@@ -259,7 +259,7 @@ mod tests {
     fn an_old_key_is_replaced_when_all_nodes_are_heard() {
         let mut world = settled(&["a", "b"]);
         world.pass(6 * 3600 - 1);
-        assert_eq!(step(&mut world).0, [0], "it is good for six hours");
+        assert_eq!(step(&mut world).0, [0], "a key is used for six hours");
         world.pass(1);
         world.set_liveness(&"b".into(), NodeState::Down);
         assert_eq!(step(&mut world).0, [0], "b's programs may still forward");
@@ -276,12 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_joins_is_remembered() {
+    fn a_node_that_joins_is_recorded() {
         let mut world = settled(&["a"]);
         world.put_node(&crate::fixtures::node("b"));
         step(&mut world);
         let known_to = world.snapshot.member_keys.as_ref().map(|stored| stored.known_to.clone());
         assert_eq!(known_to, Some(BTreeSet::from(["a".into(), "b".into()])));
-        assert_eq!(record(&world), (vec![0], true), "one that has said nothing yet changes nothing");
+        assert_eq!(
+            record(&world),
+            (vec![0], true),
+            "a node that has not described itself yet changes nothing"
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! The planners in the order in which the leader's driver runs them.
+//! The planners, in the order in which the leader's driver runs them.
 //!
 //! Each planner is one file, named as the planner is in logs and metrics. It takes a moment, a
-//! snapshot and a source of ids, and returns a [`Plan`]: writes with the revisions that they stand
-//! on, their reasons, and a moment at which time alone may change its mind. What more than one
+//! snapshot and a source of ids, and returns a [`Plan`]: writes with the revisions that they depend
+//! on, their reasons, and a moment at which time alone may change the plan. What more than one
 //! planner needs is in [`crate::slots`]; no planner calls another, so each can be read, tested and
-//! replaced alone. They meet in the store only.
+//! replaced alone. They communicate through the store only.
 //!
-//! Why small planners and not one: each owns one kind of decision, and a decision is explained by
-//! one file. The price is that a change takes several passes (a node goes down, its tasks are
+//! Why small planners and not one: each owns one kind of decision, and one file explains a
+//! decision. The price is that a change takes several passes (a node goes down, its tasks are
 //! replaced, the new tasks are placed). A pass takes milliseconds, and each commit wakes the next
 //! one.
 //!
@@ -16,8 +16,8 @@
 //! is written, and it plans again on the newer one.
 //!
 //! Invariants: a planner is pure (`cargo xtask tidy` refuses clocks and I/O here); planning on a
-//! plan's result plans nothing, but for an update whose next step is at hand. Each writes what it
-//! owns and takes no decision for another.
+//! plan's result plans nothing, except for an update whose next step is at hand. Each writes what
+//! it owns and decides nothing for another.
 //!
 //! Left to others: committing ([`crate::plan`] says how) and waking.
 
@@ -47,11 +47,12 @@ use crate::plan::Plan;
 pub struct Planner {
     /// Its name in logs and metrics.
     pub name: &'static str,
-    /// The decision. Randomness serves new ids and nothing else.
+    /// Makes the plan. Randomness serves new ids and nothing else.
     pub plan: fn(Timestamp, &ClusterSnapshot, &mut dyn RngCore) -> Plan,
 }
 
-/// All planners. The order saves passes (what dies is replaced, then placed); any order converges.
+/// All planners. The order saves passes (a dead task is replaced, then placed); any order
+/// converges.
 pub const ORDER: &[Planner] = &[
     Planner { name: "subnets", plan: subnets::plan },
     Planner { name: "liveness", plan: liveness::plan },

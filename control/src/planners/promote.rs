@@ -1,5 +1,5 @@
-//! Lets a prepared replacement run: after the restart delay, and once the slot's older tasks have
-//! stopped.
+//! Promotes a prepared replacement to running: after the restart delay, and once the slot's older
+//! tasks have stopped.
 //!
 //! A replacement is prepared (its image pulled, its container made) while its predecessor still
 //! drains. This planner turns its desired state from ready to running. It decides from the slot
@@ -8,12 +8,12 @@
 //!
 //! There is no limit on the wait for an older task, whatever stop grace period its service has:
 //! both tasks may write to the same volume, and two databases on one volume are worse than one that
-//! starts late. Only a task whose node is down or no member any more isn't waited for. Nobody can
-//! know when it ends, and to wait for it would leave the slot empty for as long as the machine is
+//! starts late. Only a task whose node is down or no member any more isn't waited for. Nothing
+//! reports its end, and to wait for it would leave the slot empty for as long as the machine is
 //! away.
 //!
-//! It can't see processes, only what nodes report. An agent that reports a container's end before
-//! the end would break the rule; agents report what their engine says, and the engine waits for the
+//! It can't see processes, only what nodes report. An agent that reported a container's end too
+//! early would break the rule; agents report what their engine says, and the engine waits for the
 //! container's processes. It can't see shared volumes either, so it treats every slot as if it had
 //! one: a stop-first update is slower by the old task's stop.
 //!
@@ -31,7 +31,8 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots;
 
-/// Promotes what waits no longer; asks for a pass when the next one's time comes.
+/// Promotes tasks that have nothing to wait for; asks for a pass when the next restart delay is
+/// over.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let waiting = snapshot.tasks.values().filter(|task| task.desired_state == TaskState::Ready);
@@ -56,7 +57,8 @@ fn promote(
     slot: &[&Stored<Task>],
     plan: &mut Plan,
 ) {
-    // Its end comes as a status, and its node's as a liveness: both bring a pass.
+    // The end of the task comes as a status, the loss of its node as a liveness: either wakes the
+    // driver.
     if slot.iter().any(|older| is_stopping(snapshot, older)) {
         return;
     }

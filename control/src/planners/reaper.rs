@@ -1,26 +1,26 @@
-//! What may be forgotten: tasks of removed services and dropped slots, history beyond its limit,
-//! spec versions without tasks.
+//! Deletes what no record needs any more: tasks of removed services and dropped slots, history
+//! beyond its limit, spec versions without tasks.
 //!
 //! It decides from what still refers to a record. A task may go once no node can hold anything of
 //! it: it ended, it was never placed, or its node is no member any more. Until then its record is
-//! the only thing that tells its agent to stop it, and tells the mesh table that its flows are
-//! draining. A spec version may go once no task was made from it and its service neither has it nor
+//! the only thing that makes its agent stop it, and that keeps its flows draining in the mesh
+//! table. A spec version may go once no task was made from it and its service neither has it nor
 //! may return to it.
 //!
 //! Of each slot, the newest ended tasks stay, as many as the cluster's task history limit says, for
-//! `docker service ps`. Ends that the restart policy counts stay in any case: were they forgotten,
-//! a task that may restart three times would restart for ever.
+//! `docker service ps`. Ends that the restart policy counts stay in any case: without them, a task
+//! that may restart three times would restart for ever.
 //!
 //! It can't see what a node that is down still runs. So the tasks of a removed service stay, each
 //! with its record, until the node comes back, is removed, or was down for 24 hours. They cost a
-//! key each; a task that nobody remembers would run for ever.
+//! key each; a task without a record would run for ever.
 //!
-//! Invariants: no task is forgotten while its node may still run it, unless that node is no member
+//! Invariants: no task is deleted while its node may still run it, unless that node is no member
 //! any more; a slot's newest task stays for as long as the slot does; the attempts that a restart
 //! policy counts stay.
 //!
-//! Left to others: deciding that a slot is dropped (`replicated`, `global`), letting go of ports
-//! that a task on a lost node holds (`release`).
+//! Left to others: deciding that a slot is dropped (`replicated`, `global`), releasing ports that a
+//! task on a lost node holds (`release`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,10 +36,10 @@ use crate::slots::history;
 use crate::slots::restart_policy;
 use crate::slots::{self, SlotTasks};
 
-/// Terminal tasks kept in each slot when the cluster's record says nothing, as in Swarm.
+/// Ended tasks kept in each slot when the cluster's record sets no limit, as in Swarm.
 const HISTORY_LIMIT: u64 = 5;
 
-/// Asks tasks of removed services to go, and forgets what is gone.
+/// Asks tasks of removed services to stop, and deletes records that are not needed.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     for task in snapshot.tasks.values() {
@@ -72,7 +72,8 @@ fn is_gone(snapshot: &ClusterSnapshot, task: &Task) -> bool {
         || task.node_id.as_ref().is_none_or(|node| !snapshot.nodes.contains_key(node))
 }
 
-/// Forgets a slot's oldest ended tasks, but for `limit` and those that its restart policy counts.
+/// Deletes a slot's oldest ended tasks, except for `limit` of them and those that its restart
+/// policy counts.
 fn forget_history(snapshot: &ClusterSnapshot, tasks: &SlotTasks<'_>, limit: u64, plan: &mut Plan) {
     let ended = tasks.iter().filter(|task| !slots::is_wanted(task) && is_gone(snapshot, task));
     let counted = restart_policy::attempts_counted(snapshot, tasks.first().map(|task| &task.value));
@@ -87,7 +88,7 @@ fn forget_history(snapshot: &ClusterSnapshot, tasks: &SlotTasks<'_>, limit: u64,
     }
 }
 
-/// Forgets spec versions that no task was made from and that no service may return to.
+/// Deletes spec versions that no task was made from and that no service may return to.
 fn forget_specs(snapshot: &ClusterSnapshot, plan: &mut Plan) {
     let mut kept: BTreeMap<&ServiceId, BTreeSet<u64>> = BTreeMap::new();
     let forgotten: BTreeSet<TaskId> = plan

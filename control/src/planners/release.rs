@@ -1,24 +1,24 @@
-//! Lets go of published ports that only a task which can't or won't stop still holds.
+//! Releases published ports that only a task which can't or won't stop still holds.
 //!
 //! A removed service, or a dropped slot, stays in the mesh table until its tasks have stopped, so
 //! that their live flows may end. The node of such a task may be down, and its engine may hang:
-//! nobody would ever tell of the task's end, and the ports would be refused to every other service.
-//! So once the drain's limit has passed, the leader takes the task's backends away, those behind
-//! virtual IPs too, and with them the ports that the mesh table holds for it. The task's record
-//! stays until its node tells of its end, or is given up, and so do its addresses on networks: its
+//! then no report of the task's end would come, and the ports would be refused to every other
+//! service. So once the drain's limit has passed, the leader removes the task's backends, also those
+//! behind virtual IPs, and with them the ports that the mesh table holds for it. The task's record
+//! stays until its node reports its end, or it is orphaned, and so do its addresses on networks: its
 //! container may still have them.
 //!
-//! It decides from the moment at which the task was asked to go, by this manager's clock, and from
-//! the drain limit of the spec that the task was made from. It can't see live flows. A node that is
-//! heard counts them and stops the task itself when they end or the limit passes, which it counts
-//! from when it was told. So such a node has ten seconds more: then whoever still has a flow there
-//! has had the whole limit, as on any other node. Of a node that is down nobody can count flows,
-//! and most have died with it.
+//! The planner decides from the moment at which the task was asked to stop, by this manager's
+//! clock, and from the drain limit of the spec that the task was made from. It can't see live
+//! flows. A node that is heard counts them and stops the task itself when they end or the limit
+//! passes, counted from when the node got the order. So such a node has ten seconds more: then
+//! every flow there has had the whole limit, as on any other node. On a node that is down nothing
+//! counts flows, and most have died with it.
 //!
-//! Invariant: pure; a task loses its backends only after it was asked to go and its drain's limit
+//! Invariant: pure; a task loses its backends only after it was asked to stop and its drain's limit
 //! has passed.
 //!
-//! Left to others: asking tasks to go, and forgetting them (`reaper`).
+//! Left to others: asking tasks to stop, and deleting them (`reaper`).
 
 use std::time::Duration;
 
@@ -32,11 +32,11 @@ use crate::plan::{Action, Plan};
 use crate::slots::drain;
 use crate::slots::restart_policy::after;
 
-/// A node that is heard counts the drain's limit from when it was told, which is so much later at
-/// most.
+/// A node that is heard counts the drain's limit from when it got the order, at most this long
+/// after the order was written.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
-/// Takes backends away; asks for a pass when the next limit passes.
+/// Removes backends whose drain limit has passed; asks for a pass when the next limit passes.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     for task in snapshot.tasks.values().filter(|task| holds_backends(snapshot, task)) {
@@ -78,7 +78,7 @@ mod tests {
     use crate::node_service::mesh_table::Table;
     use crate::planners::reaper;
 
-    /// A service on port 80 whose one task runs on node `a`, with the drain's limit of 20 s.
+    /// A service on port 80 with a drain limit of 20 s, whose one task runs on node `a`.
     fn world() -> World {
         let mut world = World::with_nodes(["a", "b"]);
         let mut web = service("web", 1);
@@ -97,12 +97,12 @@ mod tests {
         world
     }
 
-    /// Whether nodes still hold the published port.
+    /// Whether the mesh table still holds the published port.
     fn is_published(world: &World) -> bool {
         !Table::of(&world.snapshot).whole().services.is_empty()
     }
 
-    /// Removes the service, and says after how many seconds its port is free.
+    /// Removes the service; returns after how many seconds its port is free.
     fn free_after(mut world: World) -> i64 {
         world.remove_service("web");
         world.run(reaper::plan);
@@ -112,12 +112,12 @@ mod tests {
             if !is_published(&world) {
                 assert!(
                     world.snapshot.tasks.contains_key(&"t".into()),
-                    "nobody knows that the task has ended"
+                    "no report says that the task has ended"
                 );
                 assert_eq!(world.run(self::plan), Plan::default(), "planned on its own result");
                 return second;
             }
-            assert!(plan.wake_at.is_some(), "nobody comes back to it");
+            assert!(plan.wake_at.is_some(), "the plan asks for no further pass");
             world.pass(1);
         }
         panic!("the port was never free");

@@ -2,8 +2,8 @@
 //!
 //! It decides from the number of replicas and from what fills each slot. A slot counts as filled
 //! while a task in it is wanted, whatever the task's observed state, and also when its last task
-//! ended and the restart policy leaves it so: a service of `--restart-condition none` whose tasks
-//! are done must not begin anew. How a task fares is not its business, so a failing task never
+//! ended and the restart policy doesn't restart it: a service of `--restart-condition none` whose
+//! tasks are complete must not begin again. A task's health plays no part, so a failing task never
 //! makes it create another beside it.
 //!
 //! Too few filled slots: the lowest vacant numbers are filled, with the delay that their history
@@ -13,11 +13,11 @@
 //!
 //! It can't see connections or load, so the task that it drops may be the busiest one. Its flows
 //! drain like any other's, and the alternative, to weigh live load, would make one scale-down
-//! differ from the next for reasons that nobody can look up.
+//! differ from the next for reasons that no record explains.
 //!
-//! Invariants: vacant numbers are filled from the lowest; too many slots lose those first that
-//! don't run, then those on crowded nodes, then high numbers; what is dropped gets desired
-//! `remove`, its history too.
+//! Invariants: vacant numbers are filled from the lowest; of too many slots, those that don't run
+//! are dropped first, then those on crowded nodes, then high numbers; a dropped slot's tasks, its
+//! history included, get desired `remove`.
 //!
 //! Left to others: a task's end (`restart`), its spec (`updater`), its node (`scheduler`).
 
@@ -99,12 +99,12 @@ fn plan_service(
             missing -= 1;
         }
     }
-    // What is vacant and stays so is no slot of the service any more.
+    // A vacant slot that stays vacant belongs to the service no more.
     let left: Vec<u64> = vacant.into_keys().collect();
     drop_slots(now, &slots, &left, plan);
 }
 
-/// The `count` slots that a smaller service can best do without.
+/// The `count` slots to drop when a service is scaled down.
 fn least_useful(snapshot: &ClusterSnapshot, filled: &[(u64, &SlotTasks<'_>)], count: usize) -> Vec<u64> {
     let mut by_state: Vec<(bool, u64, Option<&NodeId>)> = filled
         .iter()

@@ -1,24 +1,25 @@
 //! Replaces tasks that ended, that are on a lost node or on a drained one.
 //!
-//! It decides for each wanted task that can't go on: stop it, and put another one into its slot if
-//! the restart policy says so. The policy is that of the spec which the task was made from, and its
-//! attempts are counted in the slot's history, so the decision stands on the store alone and a new
+//! For each wanted task that can't go on it plans a stop and, if the restart policy says so,
+//! another task in its slot. The policy is that of the spec which the task was made from, and its
+//! attempts are counted in the slot's history, so the decision depends on the store alone and a new
 //! leader decides alike. A task never comes back to life: a new task with an id of its own takes
 //! its slot, and the old one stays as history.
 //!
 //! The replacement starts after the restart delay, counted from the end that this manager saw. A
-//! task that ends while its own delay still goes on is replaced when that is over: an image that
-//! doesn't exist costs one task a delay, not one a pass. A task whose node is down or drained is
-//! replaced without a delay: it did not fail.
+//! task that ends during its own delay is replaced when that delay is over: an image that doesn't
+//! exist costs one task per delay, not one per pass. A task whose node is down or drained is
+//! replaced without a delay, as it did not fail.
 //!
-//! It can't see why a task ended. A container killed by the kernel for its memory is restarted like
-//! one that crashed, and so is one that its user stopped by `docker stop` on the node, as in Swarm.
-//! It can't see either whether a node that is down will be back in a second: its tasks are replaced
-//! at once and not moved back, as to move a task is an outage of its own.
+//! It can't see why a task ended. A container that the kernel killed for its memory is restarted
+//! like one that crashed, and so is one that a user stopped by `docker stop` on the node, as in
+//! Swarm. It can't see either whether a node that is down will be back in a second: its tasks are
+//! replaced at once and not moved back, as a move would be another outage.
 //!
-//! Invariants: the old task is asked to stop before, or with, the creation of its replacement; a
-//! slot in which another task is wanted gets none. A plan that was cut between the two leaves a
-//! vacant slot, which `replicated`, `global` or `jobs` fills under the same verdict.
+//! Invariants: the old task is asked to stop before, or together with, the creation of its
+//! replacement; a slot with another wanted task gets no replacement. A plan of which only the stop
+//! was committed leaves a vacant slot, which `replicated`, `global` or `jobs` fills by the same
+//! restart policy.
 //!
 //! Left to others: slots that have no task at all (`replicated`, `global`, `jobs`), the
 //! replacement's node (`scheduler`), the moment at which it runs (`promote`).
@@ -38,7 +39,7 @@ use crate::slots;
 use crate::slots::create::{TaskMaker, stopped};
 use crate::slots::eligible::{Suits, takes_new};
 use crate::slots::outdated::{OutdatedTasks, is_current};
-use crate::slots::restart_policy::{Verdict, left_by_its_node, verdict};
+use crate::slots::restart_policy::{RestartDecision, decide, left_by_its_node};
 
 /// Why a wanted task can't go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,7 @@ enum Loss {
     NodeDrained,
 }
 
-/// Stops and replaces what can't go on.
+/// Plans stops and replacements for tasks that can't go on.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let mut lost: BTreeMap<&ServiceId, Vec<(&Stored<Task>, Loss)>> = BTreeMap::new();
@@ -63,7 +64,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     }
     let mut maker = TaskMaker::new(now, snapshot, ids);
     for (service, tasks) in lost {
-        // The tasks of a removed service are the reaper's.
+        // The reaper stops the tasks of a removed service.
         if let Some(service) = snapshot.services.get(service) {
             replace(now, snapshot, &service.value, &tasks, &mut maker, &mut plan);
         }
@@ -72,8 +73,8 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// The end of the delay that a task still waits for; on a node that is gone or drained it waits for
-/// nothing.
+/// The end of the restart delay that a task still waits for; `None` if it waits for none, or its
+/// node is down, removed or drained.
 fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Option<Timestamp> {
     snapshot.may_start_at(task).filter(|moment| *moment > now && !left_by_its_node(snapshot, task))
 }
@@ -81,7 +82,7 @@ fn delayed_until(now: Timestamp, snapshot: &ClusterSnapshot, task: &Task) -> Opt
 fn loss_of(snapshot: &ClusterSnapshot, task: &Task) -> Option<Loss> {
     let state = snapshot.state_of(task);
     if state == TaskState::Complete && task.job_iteration.is_some() {
-        // This is what a job's task is for.
+        // A job's task is meant to complete.
         return None;
     }
     if state.is_terminal() {
@@ -112,7 +113,8 @@ fn replace(
         let name = service.task_name(&task.slot);
         plan.actions.push(stopped(now, task, TaskState::Shutdown));
         let tasks = slots.get(&task.slot).map(Vec::as_slice).unwrap_or_default();
-        // An old task that an update is about to stop doesn't fill the slot for its successor.
+        // The old task of an update is about to stop and doesn't fill the slot instead of its
+        // successor.
         let filled = tasks.iter().any(|other| {
             let goes_on = slots::is_wanted(other) && !ids.contains(&other.id);
             goes_on && (!outdated.contains(other) || outdated.contains(task))
@@ -123,12 +125,12 @@ fn replace(
             plan.reasons.push(format!("{name} {}", in_words(*loss)));
             continue;
         }
-        match verdict(now, snapshot, service, task, tasks) {
-            Verdict::Leave => {
+        match decide(now, snapshot, service, task, tasks) {
+            RestartDecision::Leave => {
                 plan.reasons.push(format!("{name} {} and its policy wants no restart", in_words(*loss)));
             }
-            Verdict::Replace { after } => {
-                // The tasks that stop in this very plan hold their places until they have stopped.
+            RestartDecision::Replace { after } => {
+                // Tasks that this plan stops occupy their slots until they have stopped.
                 let start = slots::start(now, snapshot, tasks, after);
                 plan.reasons.push(format!("{name} {}: it is replaced", in_words(*loss)));
                 maker.create(plan, service, &task.slot, start);
@@ -145,7 +147,7 @@ fn in_words(loss: Loss) -> &'static str {
     }
 }
 
-/// Whether a slot may have a task at all now: one of a global service needs its own node.
+/// Whether a slot may have a task now: a slot of a global service needs its own node.
 fn may_return(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot, suits: &Suits) -> bool {
     match slot {
         Slot::Number(_) => !slots::is_global(&service.spec),

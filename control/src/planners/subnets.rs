@@ -1,9 +1,9 @@
-//! Node subnets out of the cluster's pool.
+//! Assigns node subnets from the cluster's pool.
 //!
-//! Each node needs addresses for its tasks that no other node gives out. It decides from the pool
-//! and the prefix in the cluster's record, the subnets that nodes have, and the addresses of
-//! members. A node without a subnet gets the lowest free one that holds no member's address: a node
-//! in it could not be reached by the tasks' nodes. The lowest, and not the next one, so that the
+//! Each node needs addresses for its tasks that no other node gives out. The planner decides from
+//! the pool and the prefix in the cluster's record, the subnets that nodes have, and the addresses
+//! of members. A node without a subnet gets the lowest free one that holds no member's address:
+//! tasks could not reach a node inside it. It takes the lowest and not the next one, so that the
 //! pool is used densely and routes stay readable.
 //!
 //! It can't see the networks of the hosts. A subnet may overlap with one that a host is attached

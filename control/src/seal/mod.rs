@@ -1,8 +1,9 @@
-//! Seals what etcd may hold but must not show: XChaCha20-Poly1305 under a key file that is never in
-//! etcd.
+//! Seals (encrypts) secrets that are stored in etcd: XChaCha20-Poly1305 under a key file that is
+//! never in etcd.
 //!
-//! Invariants: every sealing has a fresh random nonce (192 bits, so chance suffices); a sealed
-//! value opens only for the purpose it was sealed for; opened bytes are wiped when dropped.
+//! Invariants: every sealing has a fresh random nonce (192 bits, so collisions don't happen); a
+//! sealed value opens only for the purpose it was sealed for; decrypted bytes are wiped when
+//! dropped.
 //!
 //! Left to others: what is sealed, and carrying the key file to further managers.
 
@@ -22,9 +23,9 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// Bytes of the key.
+/// The length of the key, bytes.
 pub const KEY_BYTES: usize = 32;
-/// Bytes of XChaCha20's nonce, which stands before the ciphertext.
+/// The length of XChaCha20's nonce, which precedes the ciphertext, bytes.
 const NONCE_BYTES: usize = 24;
 
 /// Why sealing, opening or the key file failed.
@@ -33,15 +34,15 @@ pub enum SealError {
     /// The key file can't be read or written.
     #[error("{operation} the key file {}", path.display())]
     KeyFile {
-        /// What was tried: read, create.
+        /// The operation that failed: read or create.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The key file is not the key of a cluster.
+    /// The key file has the wrong length.
     #[error("the key file {} holds {found} bytes, not {KEY_BYTES}: copy it again from another manager", path.display())]
     KeyLength {
         /// The file.
@@ -52,7 +53,7 @@ pub enum SealError {
     /// The bytes are too long to be sealed.
     #[error("seal {purpose}")]
     Seal {
-        /// What they were for.
+        /// The purpose.
         purpose: String,
     },
     /// The sealed value was made with another key, for another purpose, or was changed.
@@ -60,7 +61,7 @@ pub enum SealError {
         "open {purpose}: sealed with another key; the key file must be the one of the cluster's first manager"
     )]
     Open {
-        /// What it is for.
+        /// The purpose.
         purpose: String,
     },
 }
@@ -83,7 +84,7 @@ impl Sealer {
         Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)), key: key.clone() }
     }
 
-    /// The sealer of the key file at `path`; `None` if there is no file.
+    /// The sealer with the key file at `path`; `None` if there is no file.
     ///
     /// # Errors
     /// [`SealError::KeyFile`] and [`SealError::KeyLength`].
@@ -106,7 +107,7 @@ impl Sealer {
         Ok(Some(Self::new(&Zeroizing::new(key))))
     }
 
-    /// Makes a key and writes it to `path`, which must not exist, readable for its owner alone.
+    /// Makes a key and writes it to `path`, which must not exist, readable by its owner alone.
     ///
     /// # Errors
     /// [`SealError::KeyFile`].
@@ -120,7 +121,7 @@ impl Sealer {
         Ok(Self::new(&key))
     }
 
-    /// Seals `plaintext`. It opens for the same `purpose` only.
+    /// Seals `plaintext`; it opens for the same `purpose` only.
     ///
     /// # Errors
     /// [`SealError::Seal`] for more bytes than the cipher takes (256 GiB).
@@ -152,13 +153,14 @@ impl Sealer {
         Ok([nonce.as_slice(), &ciphertext].concat())
     }
 
-    /// A secret of its own for `purpose` and `salt`: HMAC-SHA256 under the cluster's key.
+    /// Derives the secret of `purpose` and `salt`: HMAC-SHA256 under the cluster's key.
     pub fn derive(&self, purpose: &str, salt: &str) -> Zeroizing<Vec<u8>> {
         let mut block = Zeroizing::new([0; 64]);
         block[..KEY_BYTES].copy_from_slice(self.key.as_slice());
         let mut mac = <Hmac<Sha256> as hmac::digest::KeyInit>::new(&(*block).into());
         mac.update(purpose.as_bytes());
-        // No purpose has a zero byte: where it ends and the salt begins is told apart.
+        // No purpose contains a zero byte, so the end of the purpose and the start of the salt are
+        // unambiguous.
         mac.update(&[0]);
         mac.update(salt.as_bytes());
         Zeroizing::new(mac.finalize().into_bytes().to_vec())

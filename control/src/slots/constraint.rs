@@ -1,7 +1,7 @@
 //! Docker's placement constraints: `key==value` and `key!=value`.
 //!
-//! Invariants: what was accepted here once can be judged for every node; a key that mesh doesn't
-//! know holds nowhere, as in Swarm.
+//! Invariants: a constraint that was accepted can be evaluated for every node; a key that mesh
+//! doesn't know holds on no node, as in Swarm.
 
 use std::net::IpAddr;
 
@@ -9,16 +9,16 @@ use ipnet::IpNet;
 use mesh_state::node::Node;
 use thiserror::Error;
 
-/// Why a constraint can't be read; the texts are Swarm's.
+/// Why a constraint can't be parsed; the texts are Swarm's.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConstraintError {
     /// It has no operator.
     #[error("constraint expected one operator from ==, !=")]
     Operator,
-    /// The key has a character that keys don't have, or is too short.
+    /// The key is too short or has a character that keys can't have.
     #[error("key '{0}' is invalid")]
     Key(String),
-    /// The value is empty or has a character that values don't have.
+    /// The value is empty or has a character that values can't have.
     #[error("value '{0}' is invalid")]
     Value(String),
 }
@@ -27,15 +27,15 @@ pub enum ConstraintError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Constraint {
     key: String,
-    /// Whether the node's value is to equal or to differ from `value`.
+    /// True for `==`, false for `!=`.
     equal: bool,
     value: String,
 }
 
-/// Reads a service's constraints, all of which must hold.
+/// Parses a service's constraints, all of which must hold.
 ///
 /// # Errors
-/// The first that can't be read.
+/// The first one that can't be parsed.
 pub fn parse_all(texts: &[String]) -> Result<Vec<Constraint>, ConstraintError> {
     texts.iter().map(|text| text.parse()).collect()
 }
@@ -94,8 +94,8 @@ impl Constraint {
     }
 }
 
-/// A node's value for a label's full key (`node.labels.zone`), empty if the node hasn't got it;
-/// `None` for any other key.
+/// A node's value for a label's full key (`node.labels.zone`), empty if the node doesn't have the
+/// label; `None` for any other key.
 pub fn label_value<'a>(key: &str, node: &'a Node) -> Option<&'a str> {
     let in_labels = |prefix: &str, labels: &'a mesh_state::spec::Labels| {
         let named = key.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
@@ -126,7 +126,7 @@ mod tests {
     use crate::fixtures::node;
 
     #[test]
-    fn constraints_are_read_or_refused_in_swarms_words() {
+    fn constraints_are_parsed_or_refused_in_swarms_words() {
         let refused = |text: &str| text.parse::<Constraint>().unwrap_err().to_string();
         assert_eq!(refused("node.role=worker"), "constraint expected one operator from ==, !=");
         assert_eq!(refused("1key==x"), "key '1key' is invalid");

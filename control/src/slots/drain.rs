@@ -1,8 +1,8 @@
-//! How a task leaves the mesh before it stops: everybody learns that it gets no new flows, then its
-//! live ones have a while to end.
+//! How a task drains before it stops: every node learns that the task gets no new flows, then its
+//! live flows have a while to end.
 //!
-//! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that isn't
-//! heard is not waited for.
+//! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that is
+//! not heard is not waited for.
 //!
 //! Left to others: counting live flows and stopping the container (the task's agent), and what the
 //! table says ([`crate::node_service::mesh_table`]).
@@ -14,19 +14,20 @@ use mesh_state::task::{Drain, Task, TaskState};
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// How long live flows of a task are waited for: what its service's labels say now, or said when
-/// the service was removed. A task that the mesh doesn't reach has none.
+/// How long live flows of a task may take to end: its service's label, or the label at the
+/// service's removal. Zero for a task without published ports.
 pub fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
     if !task.is_in_mesh() {
         return Duration::ZERO;
     }
     let service = snapshot.services.get(&task.service_id).map(|service| &service.spec);
     let spec = service.or_else(|| snapshot.spec_of(task));
-    // Labels were checked when they were written; one from a later version means the default here.
+    // Labels were checked when they were written; one of a later version of mesh counts as the
+    // default here.
     spec.and_then(|spec| LbSettings::from_labels(&spec.labels).ok()).unwrap_or_default().drain_timeout()
 }
 
-/// What a task's node is told of its drain.
+/// The drain that a task's node is sent with its assignment.
 pub fn of(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> Drain {
     Drain {
         announced: is_announced(snapshot, task),
@@ -34,7 +35,8 @@ pub fn of(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> Drain {
     }
 }
 
-/// Whether every node that is heard acknowledged a mesh table by which the task gets no new flows.
+/// Whether every node that is heard has acknowledged a mesh table in which the task gets no new
+/// flows.
 fn is_announced(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> bool {
     if task.desired_state <= TaskState::Running {
         return false;
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{World, endpoint, service, task};
 
-    /// A task behind port 80 that runs on node `a` of `a` and `b`, and is to stop.
+    /// A task behind port 80 that is to stop, on node `a` of the nodes `a` and `b`.
     fn world() -> World {
         let mut world = World::with_nodes(["a", "b"]);
         world.put_service(&service("web", 1));
@@ -74,7 +76,7 @@ mod tests {
     fn a_drain_is_announced_once_every_heard_node_acknowledged_it() {
         let mut world = world();
         let revision = u64::try_from(world.snapshot.tasks[&"t".into()].mod_revision).unwrap();
-        assert!(!seen(&world).announced, "nobody acknowledged anything");
+        assert!(!seen(&world).announced, "no node has acknowledged a table");
         world.put(keys::ack(&"a".into()), &revision);
         world.put(keys::ack(&"b".into()), &(revision - 1));
         assert!(!seen(&world).announced, "b has an older table");
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_mesh_never_held_is_announced_at_once() {
+    fn a_task_that_no_table_held_is_announced_at_once() {
         let mut world = world();
         let mut bare = world.snapshot.tasks[&"t".into()].value.clone();
         bare.endpoints.clear();
@@ -94,7 +96,7 @@ mod tests {
         assert!(seen(&world).announced, "it has no published port");
         bare.desired_state = TaskState::Running;
         world.put_task(&bare);
-        assert!(!seen(&world).announced, "it is wanted");
+        assert!(!seen(&world).announced, "the task is wanted");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Whether a node may run a task at all: what about it can't be used up.
+//! Whether a node may run a task at all, by properties of the node that can't be used up.
 //!
-//! Left to others: what can (resources, ports, places), which is the scheduler's.
+//! Left to others: those that can (resources, ports, places), which the scheduler checks.
 
 use mesh_state::node::{Availability, Node, NodeState};
 use mesh_state::spec::TaskSpec;
@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::constraint::{self, Constraint};
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// A task's constraints and platforms, read once.
+/// A task's constraints and platforms, parsed once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suits {
-    /// `None` when they can't be read: then no node meets them.
+    /// `None` when they can't be parsed: then no node meets them.
     constraints: Option<Vec<Constraint>>,
     platforms: Vec<Platform>,
 }
@@ -24,7 +24,7 @@ struct Platform {
 }
 
 impl Suits {
-    /// What `spec` asks of a node.
+    /// The requirements in `spec`.
     pub fn new(spec: &TaskSpec) -> Self {
         let Some(placement) = &spec.placement else {
             return Self { constraints: Some(Vec::new()), platforms: Vec::new() };
@@ -36,7 +36,7 @@ impl Suits {
         }
     }
 
-    /// Whether `node` meets everything.
+    /// Whether `node` meets all requirements.
     pub fn node(&self, node: &Node) -> bool {
         self.constraints_hold(node) && self.platform_fits(node)
     }
@@ -46,7 +46,8 @@ impl Suits {
         self.constraints.as_ref().is_some_and(|constraints| constraints.iter().all(|one| one.holds(node)))
     }
 
-    /// Whether the image has a build for the node; none listed means that it has.
+    /// Whether the image has a build for the node; an image that lists no platforms fits
+    /// everywhere.
     pub fn platform_fits(&self, node: &Node) -> bool {
         let architecture = architecture(&node.description.architecture);
         self.platforms.is_empty()
@@ -64,7 +65,7 @@ impl Platform {
     }
 }
 
-/// One spelling for each architecture: images say `amd64` where kernels say `x86_64`.
+/// One name for each architecture: images say `amd64` where kernels say `x86_64`.
 fn architecture(name: &str) -> String {
     match name {
         "x86_64" => "amd64".to_owned(),
@@ -73,7 +74,7 @@ fn architecture(name: &str) -> String {
     }
 }
 
-/// Whether a node may be given a new task of a global service.
+/// Whether a node may get a new task of a global service.
 pub fn takes_new(snapshot: &ClusterSnapshot, node: &Node, suits: &Suits) -> bool {
     node.spec.availability == Availability::Active
         && snapshot.node_state(&node.id) == NodeState::Ready

@@ -1,18 +1,18 @@
-//! A slot's past, as the store has it.
+//! Counts in a slot's history, as the store has it.
 
 use mesh_state::Timestamp;
 use mesh_state::task::{Task, TaskState};
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// Whether a task ended without having been asked to: what restart policies count and updates
-/// judge.
+/// Whether a task ended without having been asked to: restart policies count such ends, and updates
+/// judge by them.
 pub fn ended_by_itself(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     matches!(snapshot.state_of(task), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
 /// How many tasks of a slot, made from the same spec version as `task`, ended by themselves up to
-/// its end and, if a moment of this manager's clock is given, not before it.
+/// its end and not before `not_before` (by this manager's clock), if that is given.
 pub fn ends(
     snapshot: &ClusterSnapshot,
     task: &Stored<Task>,

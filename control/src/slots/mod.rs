@@ -1,16 +1,18 @@
 //! What planners share: a service's tasks slot by slot, and the questions and writes about them
 //! that more than one planner needs.
 //!
-//! Purpose: this file says which tasks stand in a slot and what fills it. Beside it: how a task is
+//! Purpose: this file says which tasks are in a slot and what fills it. Beside it: how a task is
 //! made and stopped ([`create`]), whether it was made from an older spec ([`outdated`]), whether
 //! and when it is restarted ([`restart_policy`], [`history`]), whether a node may run it
-//! ([`eligible`], [`constraint`]), what it is given ([`backend_ids`], [`addresses`], [`ports`],
-//! never one of [`own_ports`]), what it refers to ([`references`], [`networks`]) and how long it
+//! ([`eligible`], [`constraint`]), its backend ids, addresses and ports ([`backend_ids`],
+//! [`addresses`], [`ports`], never one of [`own_ports`]), the secrets, configs and networks that it
+//! refers to ([`references`], [`networks`]) and how long it
 //! drains ([`drain`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
-//! removed belong to no slot any more. A task is made by [`create::TaskMaker`] and asked to stop by
-//! [`create::stopped`] alone, so that every new task has its backend ids and every stop its moment.
+//! removed belong to no slot any more. Only [`create::TaskMaker`] makes a task and only
+//! [`create::stopped`] asks one to stop, so that every new task has its backend ids and every stop
+//! its moment.
 //!
 //! Left to others: what to do about a slot.
 
@@ -39,7 +41,7 @@ use mesh_state::task::{Slot, Task, TaskState};
 
 use self::create::Start;
 use self::outdated::OutdatedTasks;
-use self::restart_policy::{Verdict, verdict};
+use self::restart_policy::{RestartDecision, decide};
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// The tasks of one slot, newest first.
@@ -50,9 +52,9 @@ pub type SlotTasks<'a> = Vec<&'a Stored<Task>>;
 pub enum Filling {
     /// A task that is wanted, whatever its observed state.
     Wanted,
-    /// A task that ended and is not to be restarted: its end is the slot's.
+    /// A task that ended and is not to be restarted: the slot stays as it is.
     Ended,
-    /// Nothing; a new task may start so.
+    /// Nothing; a new task may start as given here.
     Vacant(Start),
 }
 
@@ -73,12 +75,12 @@ pub fn of<'a>(snapshot: &'a ClusterSnapshot, service: &ServiceId) -> BTreeMap<&'
     slots
 }
 
-/// Whether a task is to be prepared or to run.
+/// Whether a task's desired state is to be prepared or to run.
 pub fn is_wanted(task: &Task) -> bool {
     task.desired_state <= TaskState::Running
 }
 
-/// What fills a slot that has these tasks.
+/// What fills a slot with these tasks.
 pub fn filling(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
@@ -89,13 +91,13 @@ pub fn filling(
         return Filling::Wanted;
     }
     let Some(newest) = tasks.first() else { return Filling::Vacant(Start::Now) };
-    match verdict(now, snapshot, service, newest, tasks) {
-        Verdict::Leave => Filling::Ended,
-        Verdict::Replace { after } => Filling::Vacant(start(now, snapshot, tasks, after)),
+    match decide(now, snapshot, service, newest, tasks) {
+        RestartDecision::Leave => Filling::Ended,
+        RestartDecision::Replace { after } => Filling::Vacant(start(now, snapshot, tasks, after)),
     }
 }
 
-/// How a new task starts in a slot whose older tasks are `older` and whose restart delay ends at
+/// How a new task starts in a slot with the older tasks `older` whose restart delay ends at
 /// `after`.
 pub fn start(
     now: Timestamp,
@@ -111,7 +113,7 @@ pub fn start(
     }
 }
 
-/// The wanted task of a slot that is furthest on its way; of equal ones the oldest.
+/// The wanted task of a slot whose observed state is furthest; of equal ones the oldest.
 pub fn most_useful<'a>(snapshot: &ClusterSnapshot, tasks: &[&'a Stored<Task>]) -> Option<&'a Stored<Task>> {
     let wanted = tasks.iter().copied().filter(|task| is_wanted(task));
     wanted.max_by_key(|task| {
@@ -120,8 +122,8 @@ pub fn most_useful<'a>(snapshot: &ClusterSnapshot, tasks: &[&'a Stored<Task>]) -
     })
 }
 
-/// Tasks that fill a slot beside the most useful one, all of them made from the current spec. An
-/// update's old and new task are no surplus: the updater sees to them.
+/// The wanted tasks of a slot beside the most useful one, if all were made from the current spec.
+/// The old and the new task of an update are no surplus: the updater stops the old one.
 pub fn surplus<'a>(
     snapshot: &ClusterSnapshot,
     outdated: &OutdatedTasks<'_>,
@@ -133,7 +135,8 @@ pub fn surplus<'a>(
     clean.into_iter().filter(|task| Some(&task.id) != stays).collect()
 }
 
-/// Whether a task holds nothing any more, or is where nobody can know.
+/// Whether a task has stopped, or is on a node that is down or removed, so that its state can't be
+/// known.
 pub fn has_stopped(snapshot: &ClusterSnapshot, task: &Task) -> bool {
     snapshot.state_of(task).is_terminal() || task.node_id.as_ref().is_none_or(|node| snapshot.is_lost(node))
 }

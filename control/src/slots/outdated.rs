@@ -1,7 +1,7 @@
 //! Whether a task still matches its service's spec.
 //!
-//! Invariants: specs are compared by what they mean, never by how they are written (`docker_json`).
-//! What doesn't change a task's container or its ports makes nothing dirty: labels, scale, update
+//! Invariants: specs are compared by meaning, never by spelling (`docker_json`). A change that
+//! affects neither a task's container nor its ports makes no task outdated: labels, scale, update
 //! settings. A change of constraints alone spares the tasks whose nodes meet the new ones.
 
 use std::cell::RefCell;
@@ -25,8 +25,8 @@ enum Difference {
     Template,
 }
 
-/// The tasks of a service that its current spec replaces. Each version of the spec is compared
-/// once.
+/// The tasks of a service that were made from an older spec and have to be replaced. Each version
+/// of the spec is compared once.
 #[derive(Debug)]
 pub struct OutdatedTasks<'a> {
     snapshot: &'a ClusterSnapshot,
@@ -61,14 +61,14 @@ impl<'a> OutdatedTasks<'a> {
         }
     }
 
-    /// A task without a node can be placed anew for nothing.
+    /// True for a task without a node, too: it is placed again without being replaced.
     fn node_meets(&self, task: &Task) -> bool {
         let node = task.node_id.as_ref().and_then(|id| self.snapshot.nodes.get(id));
         node.is_some_and(|node| self.suits.constraints_hold(node))
     }
 }
 
-/// Whether tasks of the spec `old` are to be replaced under the spec `new`, wherever they are.
+/// Whether tasks of the spec `old` are replaced under the spec `new`, wherever they are.
 pub(crate) fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     difference(old, new) != Difference::Nothing
 }
@@ -77,7 +77,7 @@ fn difference(old: &ServiceSpec, new: &ServiceSpec) -> Difference {
     if old == new {
         return Difference::Nothing;
     }
-    // What can't be compared is taken for different.
+    // Specs that can't be compared count as different.
     let (Ok(mut old), Ok(mut new)) = (Meant::by(old), Meant::by(new)) else { return Difference::Template };
     if old == new {
         return Difference::Nothing;
@@ -87,7 +87,7 @@ fn difference(old: &ServiceSpec, new: &ServiceSpec) -> Difference {
     if old == new { Difference::Constraints } else { Difference::Template }
 }
 
-/// What a spec means to its tasks.
+/// The parts of a spec that its tasks depend on, in one spelling.
 #[derive(Debug, PartialEq)]
 struct Meant {
     template: Map<String, Value>,
@@ -101,7 +101,7 @@ impl Meant {
             Some(Value::Object(fields)) => fields,
             _ => Map::new(),
         };
-        // Older clients name a service's networks beside the template.
+        // Older clients put a service's networks beside the task template.
         if !template.contains_key("Networks")
             && let Some(networks) = meaning::of(&spec.extra.get("Networks"), &NETWORK_ATTACHMENTS)?
         {
@@ -120,8 +120,8 @@ impl Meant {
     }
 }
 
-/// Whether a task belongs to the present execution of its job; a task of another service always
-/// does.
+/// Whether a task belongs to the present execution of its job; true for every task of a service
+/// that is no job.
 pub fn is_current(service: &Service, task: &Task) -> bool {
     !service.spec.mode.is_job() || task.job_iteration == service.job.as_ref().map(|job| job.iteration)
 }
@@ -141,8 +141,8 @@ mod tests {
     use super::*;
     use crate::fixtures::{World, ingress, node, service, task};
 
-    /// Whether a task of version 1 on node `a` (label zone=in) is dirty after `change`.
-    fn dirty_after(change: impl FnOnce(&mut ServiceSpec)) -> bool {
+    /// Whether a task of version 1 on node `a` (label zone=in) is outdated after `change`.
+    fn outdated_after(change: impl FnOnce(&mut ServiceSpec)) -> bool {
         let mut world = World::new();
         let mut member = node("a");
         member.spec.labels.insert("zone".to_owned(), "in".to_owned());
@@ -157,21 +157,24 @@ mod tests {
     }
 
     #[test]
-    fn only_what_reaches_the_task_makes_it_dirty() {
-        assert!(!dirty_after(|_| {}), "nothing changed");
-        assert!(!dirty_after(|spec| drop(spec.labels.insert("a".into(), "b".into()))), "a label");
-        assert!(!dirty_after(|spec| spec.mode.replicated = None), "the scale");
-        assert!(!dirty_after(|spec| spec.update_config = Some(UpdateConfig::default())), "update settings");
-        assert!(dirty_after(|spec| spec.task_template.force_update += 1), "--force");
-        assert!(dirty_after(|spec| spec.task_template.container_spec = None), "the container");
+    fn only_changes_that_reach_the_task_make_it_outdated() {
+        assert!(!outdated_after(|_| {}), "nothing changed");
+        assert!(!outdated_after(|spec| drop(spec.labels.insert("a".into(), "b".into()))), "a label");
+        assert!(!outdated_after(|spec| spec.mode.replicated = None), "the scale");
         assert!(
-            dirty_after(|spec| spec.endpoint_spec.get_or_insert_default().ports.push(ingress(80, 80))),
+            !outdated_after(|spec| spec.update_config = Some(UpdateConfig::default())),
+            "update settings"
+        );
+        assert!(outdated_after(|spec| spec.task_template.force_update += 1), "--force");
+        assert!(outdated_after(|spec| spec.task_template.container_spec = None), "the container");
+        assert!(
+            outdated_after(|spec| spec.endpoint_spec.get_or_insert_default().ports.push(ingress(80, 80))),
             "a port"
         );
     }
 
     #[test]
-    fn another_way_of_writing_the_same_makes_nothing_dirty() {
+    fn another_spelling_of_the_same_spec_makes_no_task_outdated() {
         let container = |name: &'static str, value: Value| {
             move |spec: &mut ServiceSpec| {
                 let container = spec.task_template.container_spec.get_or_insert_default();
@@ -187,17 +190,20 @@ mod tests {
             ("Isolation", json!("default")),
             ("Extra", json!(1)),
         ] {
-            assert!(!dirty_after(container(name, value.clone())), "{name} = {value}");
+            assert!(!outdated_after(container(name, value.clone())), "{name} = {value}");
         }
-        assert!(dirty_after(container("TTY", json!(true))));
-        assert!(dirty_after(container("Init", json!(false))), "not the engine's choice any more");
-        assert!(!dirty_after(|spec| spec.task_template.resources = Some(Resources::default())));
-        assert!(!dirty_after(|spec| spec.endpoint_spec = Some(EndpointSpec::default())));
-        assert!(!dirty_after(|spec| drop(spec.extra.insert("Networks".to_owned(), json!([])))));
+        assert!(outdated_after(container("TTY", json!(true))));
+        assert!(
+            outdated_after(container("Init", json!(false))),
+            "an explicit value instead of the engine's default"
+        );
+        assert!(!outdated_after(|spec| spec.task_template.resources = Some(Resources::default())));
+        assert!(!outdated_after(|spec| spec.endpoint_spec = Some(EndpointSpec::default())));
+        assert!(!outdated_after(|spec| drop(spec.extra.insert("Networks".to_owned(), json!([])))));
         let beside = |spec: &mut ServiceSpec| {
             spec.extra.insert("Networks".to_owned(), json!([{"Target": "n"}]));
         };
-        assert!(dirty_after(beside), "a network named beside the template");
+        assert!(outdated_after(beside), "a network named beside the template");
     }
 
     #[test]
@@ -207,10 +213,10 @@ mod tests {
                 spec.task_template.placement.get_or_insert_default().constraints.push(text.to_owned());
             }
         };
-        assert!(!dirty_after(constrained("node.labels.zone==in")));
-        assert!(dirty_after(constrained("node.labels.zone==out")));
+        assert!(!outdated_after(constrained("node.labels.zone==in")));
+        assert!(outdated_after(constrained("node.labels.zone==out")));
         assert!(
-            dirty_after(|spec| {
+            outdated_after(|spec| {
                 constrained("node.labels.zone==in")(spec);
                 spec.task_template.force_update += 1;
             }),

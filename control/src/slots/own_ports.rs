@@ -1,8 +1,8 @@
 //! Ports that mesh itself needs, which no service may publish: those of managers and their etcd,
 //! and those of every node's agent.
 //!
-//! Pure. Managers tell theirs in `/managers/{name}`, agents theirs in the node's description;
-//! together they are what the cluster is set to, whatever that is.
+//! Pure. Managers announce theirs in `/managers/{name}`, agents in the node's description; so the
+//! list follows the cluster's configuration.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +13,11 @@ use mesh_state::spec::Protocol;
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Ports of a node's agent that are taken into account: more than it has, so that no node can keep
-/// all ports from services.
+/// The most ports of one node's agent that count: more than an agent has, so that no node can
+/// reserve all ports.
 const NODE_PORTS_MAX: usize = 16;
 
-/// What a manager listens on for nodes and for metrics, and what its etcd does.
+/// The ports that a manager listens on for nodes and for metrics, and those of its etcd.
 pub fn of_manager(nodes: u16, metrics: u16, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
     let own = [
         OwnPort::new(Protocol::Tcp, nodes, "agents' streams to managers"),
@@ -31,7 +31,7 @@ pub fn of_urls(urls: &[String]) -> BTreeSet<u16> {
     urls.iter().filter_map(|url| mesh_state::store::port_of(url)).collect()
 }
 
-/// Every port that mesh needs somewhere in the cluster, with what it is for.
+/// Every port that mesh needs somewhere in the cluster, with its purpose.
 pub fn reserved(snapshot: &ClusterSnapshot) -> BTreeMap<(Protocol, u16), &str> {
     let managers = snapshot.managers.values().flat_map(|manager| &manager.value.own_ports);
     let agents =
@@ -45,8 +45,8 @@ pub fn tunnel(snapshot: &ClusterSnapshot) -> u16 {
     tunnel_of(snapshot.nodes.values().filter_map(|node| node.value.description.tunnel_port()))
 }
 
-/// The cluster's tunnel port if `node`, which describes itself so, is set to another one than most
-/// other nodes: it exchanges no packets with them.
+/// The cluster's tunnel port if `node`, whose description is `described`, is set to another one
+/// than most nodes: then it exchanges no packets with them.
 pub fn other_tunnel(snapshot: &ClusterSnapshot, node: &NodeId, described: &NodeDescription) -> Option<u16> {
     let own = described.tunnel_port()?;
     let others = snapshot.nodes.iter().filter(|(id, _)| *id != node);
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_tunnels_port_is_the_one_that_most_nodes_are_set_to() {
         let mut world = World::with_nodes(["a", "b", "c", "d"]);
-        assert_eq!(tunnel(&world.snapshot), TUNNEL_PORT, "nobody said");
+        assert_eq!(tunnel(&world.snapshot), TUNNEL_PORT, "no node has described itself");
         let described = |datapath: &str, port| NodeDescription {
             datapath: datapath.to_owned(),
             own_ports: vec![
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_names_its_ports_and_its_etcds_whatever_they_are_set_to() {
+    fn a_manager_announces_its_ports_and_its_etcds_whatever_they_are_set_to() {
         let urls = ["http://10.0.0.1:7002", "https://[fd00::1]:7003/", "http://etcd"];
         let own = of_manager(7000, 7001, of_urls(&urls.map(str::to_owned)));
         let ports: Vec<(u16, &str)> = own.iter().map(|own| (own.port, own.purpose.as_str())).collect();

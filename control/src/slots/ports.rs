@@ -1,12 +1,12 @@
-//! Published ports: automatic ones chosen, clashes found and worded as Swarm words them.
+//! Published ports: chooses automatic ones, and finds clashes and words them as Swarm does.
 //!
 //! Invariants: an ingress port belongs to one service in the whole cluster; a host-mode port
-//! clashes with an ingress port, because every node answers on that, and with nothing else; a port
-//! that mesh itself needs is nobody's; an automatic port stays the same for as long as the service
-//! asks for it in the same words.
+//! clashes with an ingress port, because every node answers on that, and with nothing else; no
+//! service gets a port that mesh itself needs; an automatic port stays the same for as long as the
+//! service asks for it in the same words.
 //!
-//! Left to others: claiming what is resolved here, in the transaction that writes the service (its
-//! claim's key is the last word on a race).
+//! Left to others: claiming the ports, in the transaction that writes the service (the key of the
+//! claim decides a race).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,10 +17,10 @@ use thiserror::Error;
 use super::own_ports;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Automatic ports are chosen from here.
+/// The first automatic port.
 pub const FIRST_AUTOMATIC: u16 = 30_000;
 
-/// The last automatic port, as Swarm's.
+/// The last automatic port, as in Swarm.
 pub const LAST_AUTOMATIC: u16 = 32_767;
 
 /// Why ports can't be published.
@@ -35,7 +35,7 @@ pub enum PortError {
         name: String,
         /// The other service's id.
         id: ServiceId,
-        /// Of the mode's name.
+        /// The article before the mode's name: `a` or `an`.
         article: &'static str,
         /// How the other service publishes it.
         mode: &'static str,
@@ -48,7 +48,7 @@ pub enum PortError {
         /// Transport.
         protocol: Protocol,
     },
-    /// A part of mesh itself needs the port.
+    /// A component of mesh itself needs the port.
     #[error(
         "port '{port}/{protocol}' is needed by mesh itself, for {purpose}: publish another port, or set mesh to another one"
     )]
@@ -70,8 +70,8 @@ pub enum PortError {
     },
 }
 
-/// Ports that `service` (absent while it is being created) publishes when its spec asks for
-/// `wanted` and it has `current`: automatic ones filled in, those it had already kept.
+/// The ports that `service` (`None` while it is being created) publishes when its spec asks for
+/// `wanted` and it has `current`: automatic ports are filled in, and keep their present numbers.
 ///
 /// # Errors
 /// A clash with another service, within `wanted` or with mesh itself, or no automatic port left.
@@ -117,7 +117,7 @@ pub fn resolve(
     Ok(resolved)
 }
 
-/// What ports claim in the store for their service: those that every node answers on.
+/// The ports that a service claims in the store: those that every node answers on.
 pub fn claims(ports: &[PortConfig]) -> BTreeSet<(Protocol, u16)> {
     let ingress = ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress);
     ingress.map(|port| (port.protocol, port.published_port)).collect()
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_mesh_needs_are_refused_by_name_and_never_given() {
+    fn ports_that_mesh_needs_are_refused_with_their_purpose_and_never_chosen() {
         let mut world = world();
         let mut agent = node("n");
         agent.description.own_ports = vec![
@@ -248,7 +248,7 @@ mod tests {
         );
         assert!(
             refused(4799, Protocol::Udp, PublishMode::Ingress).is_some(),
-            "the tunnel's port was given away"
+            "a service may publish the tunnel's port"
         );
         assert_eq!(refused(4799, Protocol::Tcp, PublishMode::Ingress), None, "its number in TCP is free");
 

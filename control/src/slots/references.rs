@@ -1,8 +1,8 @@
-//! Which secrets and configs a service refers to: pure.
+//! The secrets and configs that a service refers to. Pure.
 //!
 //! Invariant: after a transaction with [`settle`]'s writes, the references stored for a service are
-//! those of its spec. They are written and taken back with the spec, in one transaction that also
-//! demands that what it refers to exists; what is referred to can't be removed.
+//! those of its spec. They are written and deleted with the spec, in one transaction that also
+//! demands that the secrets and configs exist; one that is referred to can't be removed.
 
 use std::collections::BTreeSet;
 
@@ -19,38 +19,38 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// A kind and an id.
 pub type Named = (DependencyKind, DependencyId);
 
-/// Why a spec's references can't be kept.
+/// Why the references of a spec are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReferenceError {
-    /// Some don't exist (Swarm's words).
+    /// Some of the secrets or configs don't exist (Swarm's words).
     #[error("{kind}{} not found: {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))]
     NotFound {
-        /// Which kind.
+        /// Secrets or configs.
         kind: DependencyKind,
         /// Their names.
         names: Vec<String>,
     },
-    /// Id and name belong to two objects.
+    /// The id and the name of a reference belong to two objects.
     #[error("{kind} reference {id} is named '{given}', but that {kind}'s name is '{real}'")]
     Misnamed {
-        /// Which kind.
+        /// Secret or config.
         kind: DependencyKind,
-        /// The id.
+        /// The id in the reference.
         id: DependencyId,
-        /// The name beside it.
+        /// The name in the reference.
         given: String,
-        /// The name that the object has.
+        /// The name of the object with that id.
         real: String,
     },
 }
 
-/// What a spec refers to, each once.
+/// The secrets and configs that a spec refers to, each once.
 pub fn of_spec(spec: &ServiceSpec) -> BTreeSet<Named> {
     let container = spec.task_template.container_spec.iter();
     container.flat_map(ContainerSpec::references).map(|it| (it.kind, it.id.clone())).collect()
 }
 
-/// Whether all that `spec` refers to exists, under the names that it says.
+/// Checks that everything that `spec` refers to exists, under the name in the reference.
 ///
 /// # Errors
 /// [`ReferenceError`]
@@ -61,7 +61,7 @@ pub fn check(snapshot: &ClusterSnapshot, spec: &ServiceSpec) -> Result<(), Refer
     for kind in DependencyKind::ALL {
         let of_kind = references.iter().filter(|it| it.kind == kind && stored(it).is_none());
         let mut names: Vec<String> = of_kind.map(|it| it.name.to_owned()).collect();
-        // Two targets of one object name it twice.
+        // A spec names an object twice if it mounts it at two targets.
         names.dedup();
         if !names.is_empty() {
             return Err(ReferenceError::NotFound { kind, names });
@@ -76,10 +76,11 @@ pub fn check(snapshot: &ClusterSnapshot, spec: &ServiceSpec) -> Result<(), Refer
     Ok(())
 }
 
-/// What makes the stored references of `service` those of `spec`; of none when it is removed.
+/// Adds the writes that make the stored references of `service` those of `spec`, or delete them all
+/// when the service is removed.
 ///
 /// # Errors
-/// None in practice: an id always has a stored form.
+/// None in practice: an id can always be encoded.
 pub fn settle(
     snapshot: &ClusterSnapshot,
     service: &ServiceId,
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_is_taken_and_what_is_left_is_given_back() {
+    fn new_references_are_written_and_former_ones_deleted() {
         let world = world(&["a", "b", "c"], &["a", "b"]);
         let key = |id: &str| keys::reference(DependencyKind::Secret, &id.into(), &"web".into());
         // Two targets of one secret are one reference.
@@ -164,11 +165,11 @@ mod tests {
         let (_, ops) = settle(&world.snapshot, &"web".into(), None).unwrap();
         assert_eq!(ops, [Op::delete(key("a")), Op::delete(key("b"))], "a removed service");
         let (compares, ops) = settle(&world.snapshot, &"other".into(), None).unwrap();
-        assert!(compares.is_empty() && ops.is_empty(), "another service holds nothing");
+        assert!(compares.is_empty() && ops.is_empty(), "another service has no references");
     }
 
     #[test]
-    fn what_is_missing_is_named_in_swarms_words() {
+    fn missing_objects_are_named_in_swarms_words() {
         let world = world(&["a"], &[]);
         let said = |names: &[&str]| {
             check(&world.snapshot, &referring(names)).err().map(|error| error.to_string()).unwrap_or_default()
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_automatic_rollback_to_what_is_gone_says_so() {
+    fn an_automatic_rollback_to_a_removed_secret_is_refused_with_the_reason() {
         let mut world = world(&[], &[]);
         let gone = Some(referring(&["a"]));
         world.put_service(&Service { previous_spec: gone, ..fixtures::service("web", 1) });
@@ -222,6 +223,9 @@ mod tests {
         let mut world = world(&["a"], &["a"]);
         world.put_service(&fixtures::service("web", 1));
         assert_eq!(users(&world.snapshot, DependencyKind::Secret, &"a".into()), ["web"]);
-        assert!(users(&world.snapshot, DependencyKind::Config, &"a".into()).is_empty(), "of another kind");
+        assert!(
+            users(&world.snapshot, DependencyKind::Config, &"a".into()).is_empty(),
+            "a secret's users are no config's users"
+        );
     }
 }

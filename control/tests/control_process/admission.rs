@@ -1,5 +1,5 @@
-//! Nodes and strangers that send too much, too often, or nothing: others are served, and logs stay
-//! small.
+//! Tests with nodes and strangers that send too much, too often, or nothing: others are served, and
+//! logs stay small.
 
 use mesh_state::fixtures::EtcdProcess;
 use mesh_state::proto::agent_message::Body as Up;
@@ -64,7 +64,7 @@ async fn anybody_may_call_join_and_fills_no_log() {
     let (token, ca) = (manager.join_token(), ca_pem(&etcd).await);
     let before = manager.log().len();
     let mut codes = Vec::new();
-    // What is too large to be read at all doesn't count as a call.
+    // A call that is too large to be read at all doesn't count.
     for (hostname, calls) in
         [("x\n".repeat(2 << 20), 5), ("x".repeat(300), 5), ("a\nFORGED line".to_owned(), 40)]
     {
@@ -97,7 +97,7 @@ async fn silent_clients_keep_nobody_from_being_served() {
     for address in [manager.metrics, manager.nodes] {
         for _ in 0..100 {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            // Whoever is turned away may be gone already.
+            // The client that is turned away may already be disconnected.
             if stream.write_all(b"GET /metrics HTTP/1.1\r\n").await.is_ok() {
                 held.push(stream);
             }

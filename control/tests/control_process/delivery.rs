@@ -1,4 +1,4 @@
-//! Secrets and configs on their way from the API to the one node that needs them.
+//! Tests that secrets and configs go from the API to the one node that needs them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,7 +14,7 @@ use crate::support::control_process::{Manager, ca_pem};
 use crate::support::node::{Session, join};
 use crate::{create, service};
 
-/// A value that must be nowhere but with the node.
+/// A value that only the node may see.
 const VALUE: &str = "correct horse battery staple";
 
 async fn store(manager: &Manager, kind: &str, data: &[u8]) -> String {
@@ -40,8 +40,7 @@ async fn a_node_is_sent_what_its_tasks_refer_to_and_no_other_is() {
     let mut bystander = Session::open(manager.nodes, &other, 0).await.unwrap();
 
     let secret = store(&manager, "secrets", VALUE.as_bytes()).await;
-    // As long as Swarm takes them: more than one message of gRPC's usual size would be with a few
-    // of them.
+    // As long as Swarm allows: a few of them exceed gRPC's usual message size.
     let longest: Vec<u8> = (0..1_023_999_u32).map(|n| n.to_le_bytes()[0]).collect();
     let config = store(&manager, "configs", &longest).await;
     let mut spec = service("web", 8080);
@@ -58,7 +57,7 @@ async fn a_node_is_sent_what_its_tasks_refer_to_and_no_other_is() {
     assert_eq!((found.kind.as_str(), &found.found), ("secret", &Some(Found::Data(VALUE.into()))));
     assert!(of(&session, &config)[0].found == Some(Found::Data(longest)), "the longest config came changed");
 
-    // A node that comes back is sent it again, until its task has its files.
+    // A node that reconnects gets it again, until its task has its files.
     let task = session.assignments[0].task.id.to_string();
     drop(session);
     let mut session = Session::open(manager.nodes, &member, 0).await.unwrap();

@@ -1,4 +1,4 @@
-//! An etcd that was emptied, or that is another cluster's, is no empty cluster.
+//! Tests that an etcd that was emptied, or that is another cluster's, is an outage.
 
 use mesh_state::fixtures::EtcdProcess;
 use mesh_state::keys;
@@ -25,8 +25,8 @@ async fn an_emptied_etcd_is_an_outage_and_no_new_cluster() {
         (status == 503).then_some(())
     })
     .await;
-    // A member is no stranger: its session goes on, and a new one is put off instead of refused for
-    // good.
+    // A member is still a member: its session goes on, and a new one is refused for the moment, not
+    // for good.
     let alive =
         tokio::time::timeout(std::time::Duration::from_secs(3), session.until("an end", |_| None::<()>));
     assert!(alive.await.is_err(), "the session ended");
@@ -48,7 +48,7 @@ async fn an_emptied_etcd_is_an_outage_and_no_new_cluster() {
         answer["message"].as_str().filter(|text| text.contains("--new-cluster")).map(str::to_owned)
     })
     .await;
-    assert!(!waits.is_empty(), "no reason was told");
+    assert!(!waits.is_empty(), "the log has no reason");
     assert!(store.get(keys::CLUSTER).await.unwrap().is_none(), "a new cluster was made over an existing key");
 
     store.txn(vec![], vec![Op::put(keys::CLUSTER, record)]).await.unwrap();

@@ -1,4 +1,4 @@
-//! Logs of a node that another manager holds the stream of.
+//! Tests the logs of a node whose session another manager has.
 
 use hyper::Method;
 use mesh_state::fixtures::EtcdProcess;
@@ -11,7 +11,7 @@ use crate::support::node::{Session, join, publish_logs};
 use crate::{create, run_task, service};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logs_come_from_a_node_that_another_manager_holds() {
+async fn logs_come_from_a_node_whose_session_another_manager_has() {
     let etcd = EtcdProcess::start().await.unwrap();
     let first = Manager::start("m1", &etcd, None).await;
     let second = Manager::start("m2", &etcd, Some(&first)).await;
@@ -36,7 +36,7 @@ async fn logs_come_from_a_node_that_another_manager_holds() {
         tokio::spawn(
             async move { docker.bytes(Method::GET, "/services/web/logs?stdout=1&stderr=1", None).await },
         );
-    let ask = session.until("an ask for logs", |seen| seen.logs_wanted.last().cloned()).await.unwrap();
+    let ask = session.until("a request for logs", |seen| seen.logs_wanted.last().cloned()).await.unwrap();
     assert_eq!(ask.manager, first.nodes.to_string(), "the manager that the node is to send to");
     assert_eq!((ask.logs[0].task_id.as_str(), ask.follow), (task.as_str(), false));
     let line = LogLine { task_id: task.clone(), data: b"hello\n".to_vec(), ..LogLine::default() };

@@ -44,13 +44,13 @@ async fn create(manager: &Manager, spec: &serde_json::Value) -> String {
     answer["ID"].as_str().unwrap().to_owned()
 }
 
-/// What `docker node ls` shows of the only node.
+/// The state that `docker node ls` shows of the only node.
 async fn node_state(manager: &Manager) -> Option<String> {
     let (_, nodes) = manager.docker().get("/nodes").await.ok()?;
     nodes[0]["Status"]["State"].as_str().map(str::to_owned)
 }
 
-/// Reports the way of a task to running.
+/// Reports a task's states up to running.
 async fn run_task(session: &Session, task: &str, address: &str) {
     for state in [TaskState::Accepted, TaskState::Preparing, TaskState::Starting] {
         session.report(task, state, None).await;
@@ -95,7 +95,7 @@ async fn a_node_joins_runs_its_task_and_sees_the_mesh() {
         .await
         .unwrap();
 
-    // A policy is a change of the table and of nothing else.
+    // A new policy changes the table and nothing else.
     let mut spec = service("web", 8080);
     spec["Labels"] = json!({"mesh.lb.policy": "least-connections"});
     let (_, found) = manager.docker().get("/services/web").await.unwrap();
@@ -156,7 +156,7 @@ async fn a_node_is_silent_while_it_says_nothing_and_ready_when_it_speaks() {
     session.report(&task, TaskState::Running, Some("10.128.0.2")).await;
     session.until("an active backend again", state(BackendState::Active)).await.unwrap();
 
-    // A broken stream says it at once, a new session takes it back.
+    // A broken stream makes the node silent at once; a new session makes it ready again.
     drop(session);
     eventually("a silent node", async || {
         let log = manager.log();
@@ -275,7 +275,7 @@ async fn a_node_that_died_while_its_manager_was_away_is_noticed() {
     drop(session);
 }
 
-/// What Prometheus' own checker says of a real scrape.
+/// Prometheus' own checker accepts a real scrape.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_metrics_are_sound() {
     use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! How soon nodes hear of what changed.
+//! Tests how soon changes reach nodes.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::support::control_process::{Manager, ca_pem};
 use crate::support::node::{Member, Session, join, report_end};
 use crate::{create, run_task, service};
 
-/// Prints the middle and the worst of durations, and returns the middle.
+/// Prints the median and the 99th percentile of durations, and returns the median.
 fn summary(what: &str, mut durations: Vec<Duration>) -> Duration {
     durations.sort();
     let at = |percent: usize| durations[(durations.len() - 1) * percent / 100];
@@ -22,7 +22,7 @@ fn summary(what: &str, mut durations: Vec<Duration>) -> Duration {
     at(50)
 }
 
-/// A service whose tasks all run on one node, and the sessions of that node and of another.
+/// A service whose tasks all run on one node, with the sessions of that node and of another.
 struct Running {
     node: Session,
     other: Session,
@@ -62,7 +62,7 @@ async fn run_tasks(etcd: &EtcdProcess, first: &Manager, second: &Manager) -> Run
     Running { node, other, service_id, spec, tasks, runs }
 }
 
-/// Lets every task die, and says how long it took the other node to hear of each.
+/// Fails every task, and measures how long the other node takes to learn of each.
 async fn removals(node: &mut Session, other: &mut Session, tasks: &BTreeSet<String>) -> Vec<Duration> {
     let mut removals = Vec::new();
     for task in tasks {
@@ -112,7 +112,7 @@ async fn changes_reach_the_other_nodes_at_once() {
     };
     let until_told = async {
         loop {
-            // The heartbeats that the session sends by itself measured nothing.
+            // The session's own heartbeats have no loads.
             node.up.send(heartbeat.clone()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -127,7 +127,7 @@ async fn changes_reach_the_other_nodes_at_once() {
     assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
 }
 
-/// What one manager hears goes to the nodes of the others by way of etcd.
+/// The report goes from one manager to the nodes of the others through etcd.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_task_reaches_the_nodes_of_another_manager() {
     let etcd = EtcdProcess::start().await.unwrap();
@@ -139,8 +139,8 @@ async fn a_dead_task_reaches_the_nodes_of_another_manager() {
     assert!(removal < Duration::from_millis(100), "a dead task took {removal:?}");
 }
 
-/// Without the store, managers don't hear of each other's nodes: the dead task's node tells every
-/// manager.
+/// Without the store, managers don't learn of each other's nodes: the node reports its task's end
+/// to every manager.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_task_leaves_the_table_of_another_managers_nodes_without_etcd() {
     let mut etcd = EtcdProcess::start().await.unwrap();

@@ -1,4 +1,5 @@
-//! Members renew their certificates, also when these have just expired; nobody else gets one.
+//! Tests that members renew their certificates, also when these have just expired, and that no one
+//! else gets one.
 
 use chrono::Utc;
 use mesh_control::ca::{Authority, MEMBER_LIFE};
@@ -23,7 +24,7 @@ fn request(key: &KeyPair) -> String {
     CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
 }
 
-/// Renews over mutual TLS: a member with a new key.
+/// Renews over mutual TLS, with a new key.
 async fn renew(manager: &Manager, member: &Member) -> Result<Member, Status> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&member.ca_pem))
@@ -53,7 +54,7 @@ async fn a_member_renews_its_certificate_and_an_expired_one_for_a_while() {
     assert_ne!(renewed.certificate_pem, member.certificate_pem);
     drop(Session::open(manager.nodes, &renewed, 0).await.unwrap());
 
-    // The same member, had it been away: its certificate was good until a day, or two weeks, ago.
+    // The same member, as if it had been away: its certificate expired a day, or two weeks, ago.
     let store = etcd.store().await.unwrap();
     let item = store.get(keys::CLUSTER).await.unwrap().unwrap();
     let cluster: Cluster = codec::decode(&item.value).unwrap();
@@ -75,7 +76,7 @@ async fn a_member_renews_its_certificate_and_an_expired_one_for_a_while() {
 
     let stranger = KeyPair::generate().unwrap();
     for (member, key, why) in
-        [(&late, &stranger, "by somebody without its key"), (&expired(14), &key, "after two weeks")]
+        [(&late, &stranger, "by a caller without its key"), (&expired(14), &key, "after two weeks")]
     {
         let refused = renew_expired(&manager, member, key).await.map(|_| ()).unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "renewed {why}: {refused}");

@@ -1,4 +1,4 @@
-//! The unmodified `docker` CLI as the client.
+//! Tests with the unmodified `docker` CLI as the client.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -8,14 +8,14 @@ use tokio::process::Command;
 
 use crate::cluster::{Cluster, node_id};
 
-/// The CLI and the socket that it talks to.
+/// The CLI and the socket of the API.
 struct Docker {
     cluster: Cluster,
     socket: PathBuf,
 }
 
 impl Docker {
-    /// `None`, with a word about it, where there is no CLI. In CI that is a failure.
+    /// `None`, with a notice, where there is no CLI. In CI that is a failure.
     async fn start() -> Option<Self> {
         let found = std::env::var_os("PATH").is_some_and(|path| {
             std::env::split_paths(&path).any(|directory| directory.join("docker").is_file())
@@ -40,7 +40,7 @@ impl Docker {
             .unwrap()
     }
 
-    /// What a command prints; it must succeed.
+    /// The output of a command, which must succeed.
     async fn ok(&self, arguments: &str) -> String {
         let output = self.run(arguments).await;
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -48,7 +48,7 @@ impl Docker {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// What a command complains of; it must fail.
+    /// The error output of a command, which must fail.
     async fn refused(&self, arguments: &str) -> String {
         let output = self.run(arguments).await;
         assert!(!output.status.success(), "docker {arguments} was expected to fail");
@@ -129,7 +129,7 @@ async fn tcp_and_udp_share_a_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn host_ports_are_shown_with_each_task_and_are_nobody_elses() {
+async fn host_ports_are_shown_with_each_task_and_exclude_ingress_ports() {
     let Some(docker) = Docker::start().await else { return };
     let publish = "--publish mode=host,published=8080,target=80";
     docker.ok(&format!("service create -d --name web --replicas 2 {publish} nginx")).await;
@@ -237,7 +237,7 @@ async fn secrets_and_configs_are_kept_shown_and_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_said() {
+async fn refusals_are_shown_with_their_reason() {
     let Some(docker) = Docker::start().await else { return };
     let id = docker.ok("service create -d --name web -p 80:80 nginx").await;
     let id = id.lines().next().unwrap();

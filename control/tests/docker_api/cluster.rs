@@ -1,4 +1,4 @@
-//! One manager's API over a store in memory, with three nodes that are told to be there.
+//! One manager's API over a store in memory, with three nodes that exist only in the store.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 
 use crate::orchestra;
 
-/// What a request was answered with.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -40,7 +40,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Status and Docker's message.
+    /// The status and Docker's message.
     pub(crate) fn refusal(&self) -> (u16, &str) {
         (self.status.as_u16(), self.body["message"].as_str().unwrap_or("<no message>"))
     }
@@ -61,7 +61,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The port that the nodes' tunnel is set to: not the usual one.
+/// The port of the nodes' tunnel: not the default.
 pub(crate) const TUNNEL_PORT: u16 = 4790;
 
 impl Cluster {
@@ -70,7 +70,7 @@ impl Cluster {
         Self::on(Arc::new(MemoryStore::new())).await
     }
 
-    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, with its tasks
+    /// A cluster over `store` of node-1 (manager, this one), node-2 and node-3, whose tasks are
     /// played.
     pub(crate) async fn on(store: Arc<dyn Store>) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ impl Cluster {
         self.write(vec![Op::put(keys::node(&node.id), codec::encode(&node).unwrap())]).await;
     }
 
-    /// Sets what the cluster believes of a node.
+    /// Sets a node's liveness.
     pub(crate) async fn believe(&self, number: u8, state: NodeState) {
         let liveness = Liveness {
             state,
@@ -168,7 +168,7 @@ impl Cluster {
         self.write(vec![Op::put(key, codec::encode(&liveness).unwrap())]).await;
     }
 
-    /// Writes past the API and waits until it is seen.
+    /// Writes to the store directly, and waits until the snapshot shows it.
     pub(crate) async fn write(&self, ops: Vec<Op>) {
         let outcome = self.store.txn(vec![], ops).await.unwrap();
         let mesh_state::store::TxnOutcome::Committed(revision) = outcome else {
@@ -185,7 +185,7 @@ impl Cluster {
         assert!(matches!(waited, Ok(Ok(_))), "waited in vain for connected = {up}");
     }
 
-    /// Waits until the snapshot is as `is_so` wants it.
+    /// Waits until `is_so` holds for the snapshot.
     pub(crate) async fn until(&self, what: &str, is_so: impl Fn(&ClusterSnapshot) -> bool) {
         let mut snapshots = self.context.feed.snapshots.clone();
         let waited = tokio::time::timeout(
@@ -195,7 +195,7 @@ impl Cluster {
         assert!(matches!(waited.await, Ok(Ok(_))), "waited in vain until {what}");
     }
 
-    /// One request.
+    /// Sends one request.
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
@@ -209,7 +209,7 @@ impl Cluster {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    /// The objects of an answer that holds one a line.
+    /// The objects of an answer with one per line.
     pub(crate) async fn lines(&self, path: &str) -> Vec<Value> {
         let answer = self.get(path).await;
         assert_eq!(answer.status, StatusCode::OK, "GET {path}: {}", answer.body);
@@ -259,7 +259,7 @@ impl Cluster {
         self.post(&format!("/services/{query}/update?version={version}"), &service["Spec"]).await
     }
 
-    /// Serves the API on a socket, for clients that want one.
+    /// Serves the API on a socket, for clients that need one.
     pub(crate) fn serve(&self) -> PathBuf {
         let path = self.directory.path().join("docker.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -276,7 +276,7 @@ pub(crate) fn node_id(number: u8) -> String {
     format!("{number}nodenodenodenodenodenode")
 }
 
-/// The smallest spec: as the CLI sends it, with a number of replicas.
+/// The smallest spec, as the CLI sends it, with a number of replicas.
 pub(crate) fn spec(name: &str, replicas: u64) -> Value {
     json!({
         "Name": name, "Labels": {},

@@ -1,4 +1,4 @@
-//! Services over HTTP.
+//! Tests of services over HTTP.
 
 use axum::body::Body;
 use axum::http::Request;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, published, spec};
 
 #[tokio::test]
-async fn ping_tells_the_client_what_it_asks_first() {
+async fn ping_gives_the_client_version_and_cache_headers() {
     let cluster = Cluster::start().await;
     for path in ["/_ping", "/v1.43/_ping"] {
         for method in ["GET", "HEAD"] {
@@ -98,7 +98,7 @@ async fn a_name_and_a_port_are_chosen_when_they_are_left_open() {
 }
 
 #[tokio::test]
-async fn what_is_taken_is_refused_and_free_again_after_removal() {
+async fn a_taken_name_or_port_is_refused_and_free_again_after_removal() {
     let cluster = Cluster::start().await;
     let id = cluster.create(&published("myweb", 80)).await;
     let taken = cluster.post("/services/create", &spec("myweb", 1)).await;
@@ -187,13 +187,13 @@ async fn requests_are_counted_by_route_not_by_path() {
     assert!((counted("unmatched") - 1.0).abs() < f64::EPSILON, "expected 1, saw {requests:?}");
 }
 
-/// A parameter's text as a URL holds it.
+/// A parameter's text, URL-encoded.
 pub(crate) fn encoded(text: &str) -> String {
     text.bytes().flat_map(|byte| [String::from("%"), format!("{byte:02X}")]).collect()
 }
 
 #[tokio::test]
-async fn registry_credentials_are_kept_and_shown_to_nobody() {
+async fn registry_credentials_are_stored_sealed_and_never_shown() {
     let cluster = Cluster::start().await;
     let credentials = "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6ImhpZGRlbiJ9";
     let request = Request::post("/services/create")

@@ -1,4 +1,4 @@
-//! Secrets and configs over HTTP.
+//! Tests of secrets and configs over HTTP.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Answer, Cluster, spec};
 use crate::http::encoded;
 
-/// A value that must be nowhere.
+/// A value that must appear nowhere.
 const VALUE: &str = "correct horse battery staple";
 
 async fn store(cluster: &Cluster, kind: &str, name: &str, data: &[u8]) -> String {
@@ -49,7 +49,7 @@ async fn a_secret_is_never_shown_and_a_config_is() {
     let listed = cluster.get("/configs").await.body;
     assert_eq!((&listed[0]["ID"], &listed[0]["Spec"]["Data"]), (&json!(config), &json!(encoded)));
 
-    // Sealed in the store, and no part of what managers watch.
+    // The value is sealed in the store, and not in what managers watch.
     for item in cluster.store.list("/").await.unwrap().items {
         let text = String::from_utf8_lossy(&item.value).into_owned();
         assert!(!text.contains(VALUE) && !text.contains(&encoded), "{} holds the value: {text}", item.key);
@@ -62,7 +62,7 @@ async fn a_secret_is_never_shown_and_a_config_is() {
 }
 
 #[tokio::test]
-async fn the_longest_are_taken_and_longer_ones_are_not() {
+async fn the_longest_are_accepted_and_longer_ones_refused() {
     let cluster = Cluster::start().await;
     for (kind, limit) in [("secrets", 512_000), ("configs", 1_024_000)] {
         let longest = vec![0xa5; limit - 1];
@@ -150,7 +150,7 @@ async fn labels_alone_can_be_changed() {
         assert_eq!(renamed.refusal(), refused, "renaming one of {kind}");
         let changed = relabel(&cluster, kind, id, |spec| spec["Data"] = json!("MQ==")).await;
         assert_eq!(changed.refusal(), refused, "changing the data of one of {kind}");
-        // What a stack sends that is deployed again.
+        // A stack that is deployed again sends this.
         let same = relabel(&cluster, kind, id, |spec| {
             spec["Data"] = json!(BASE64.encode(VALUE));
             spec["Labels"] = json!({"stack": "s"});
@@ -187,7 +187,7 @@ async fn what_is_in_use_stays_until_no_service_refers_to_it() {
         "rpc error: code = InvalidArgument desc = secret 'new' is in use by the following service: web";
     assert_eq!(cluster.delete("/secrets/new").await.refusal(), (400, used));
     assert_eq!(cluster.delete("/secrets/old").await.status, 204);
-    // The spec before can't come back: it refers to what is gone.
+    // The previous spec can't be restored: it refers to a secret that is gone.
     let version = cluster.service(&web).await["Version"]["Index"].as_i64().unwrap();
     let rollback = format!("/services/{web}/update?version={version}&rollback=previous");
     assert_eq!(
@@ -204,7 +204,8 @@ async fn what_is_in_use_stays_until_no_service_refers_to_it() {
     assert!(left.is_empty(), "references of removed services stay: {left:?}");
 }
 
-/// Of removing what a service is about to refer to, and creating that service, one wins.
+/// Either the removal of a secret or the creation of a service that refers to it succeeds, never
+/// both.
 pub(crate) async fn a_reference_and_a_removal_exclude_each_other(cluster: &Cluster) {
     for round in 0..8 {
         let name = format!("contested{round}");

@@ -1,4 +1,4 @@
-//! What is refused, and what happens when etcd is away.
+//! Tests of refusals, and of an unreachable etcd.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ async fn a_body_is_taken_in_before_anything_is_answered() {
     }
 }
 
-/// A body that says how long it is, and never comes.
+/// A body with an announced length that never comes.
 struct Announced(u64);
 
 impl hyper::body::Body for Announced {
@@ -98,7 +98,7 @@ async fn a_body_of_an_announced_gigabyte_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_bad_policy_is_refused_with_the_good_ones_and_nothing_is_stored() {
+async fn a_bad_policy_is_refused_with_the_known_ones_and_nothing_is_stored() {
     let cluster = Cluster::start().await;
     let mut bad = spec("web", 1);
     bad["Labels"] = json!({"mesh.lb.policy": "fastest"});
@@ -117,7 +117,7 @@ async fn a_bad_policy_is_refused_with_the_good_ones_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn what_is_not_served_says_so() {
+async fn unsupported_features_are_refused_by_name() {
     let cluster = Cluster::start().await;
     cluster.create(&spec("web", 0)).await;
     let mut job = spec("job", 1);
@@ -145,7 +145,7 @@ async fn what_is_not_served_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_etcd_the_answer_is_503_and_afterwards_all_is_well() {
+async fn without_etcd_the_answer_is_503_until_it_is_back() {
     let store = MemoryStore::new();
     let cluster = Cluster::on(Arc::new(store.clone())).await;
     cluster.create(&spec("web", 0)).await;

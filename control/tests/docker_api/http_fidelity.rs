@@ -1,12 +1,12 @@
-//! What Swarm's clients count on: fields that are always there, specs that come back as they were
-//! sent, refusals instead of silence.
+//! Tests of what clients of Swarm rely on: fields that always exist, specs that come back as they
+//! were sent, refusals instead of silence.
 
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, TUNNEL_PORT, published, spec};
 use crate::http::encoded;
 
-/// Swarm's settings that other clients read without asking whether they are there.
+/// Swarm's settings that clients read without checking that they exist.
 fn check_cluster(cluster: &Value) {
     let spec = &cluster["Spec"];
     assert_eq!(spec["TaskDefaults"], json!({}), "of {cluster}");
@@ -39,7 +39,7 @@ async fn the_swarm_has_every_field_that_swarm_always_gives() {
     check_cluster(&swarm);
     assert!(swarm["JoinTokens"]["Worker"].is_string());
     check_cluster(&cluster.get("/info").await.body["Swarm"]["Cluster"]);
-    // A client posts all of it back.
+    // A client sends all of it back.
     let path = format!("/swarm/update?version={}", swarm["Version"]["Index"]);
     let posted = cluster.post(&path, &swarm["Spec"]).await;
     assert_eq!(posted.status, 200, "{}", posted.body);
@@ -91,7 +91,7 @@ async fn wanted(cluster: &Cluster) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn another_way_of_writing_the_same_spec_restarts_no_task() {
+async fn another_spelling_of_the_same_spec_restarts_no_task() {
     let cluster = Cluster::start().await;
     let bare = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "nginx"}},
                       "Mode": {"Replicated": {"Replicas": 2}}});
@@ -126,7 +126,7 @@ async fn another_way_of_writing_the_same_spec_restarts_no_task() {
 }
 
 #[tokio::test]
-async fn fields_that_docker_has_not_are_taken_with_a_warning() {
+async fn fields_that_docker_does_not_have_are_accepted_with_a_warning() {
     let cluster = Cluster::start().await;
     let mut misspelled = spec("web", 1);
     misspelled["TaskTemplate"]["ContainerSpec"]["Imgae"] = json!("x");
@@ -156,7 +156,7 @@ async fn a_node_update_says_role_and_availability() {
 }
 
 #[tokio::test]
-async fn network_options_that_are_not_served_are_refused() {
+async fn unsupported_network_options_are_refused() {
     let cluster = Cluster::start().await;
     for (options, named) in [
         (json!({"Options": {"encrypted": "true"}}), "--opt encrypted"),

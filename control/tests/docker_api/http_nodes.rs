@@ -1,4 +1,4 @@
-//! Nodes, networks and the cluster itself over HTTP.
+//! Tests of nodes, networks and the cluster itself over HTTP.
 
 use mesh_state::keys;
 use mesh_state::node::NodeState;
@@ -65,7 +65,7 @@ async fn a_worker_with_a_managers_hostname_is_not_that_manager() {
         cluster.get("/nodes/node-1").await.refusal(),
         (400, "node node-1 is ambiguous (2 matches found)")
     );
-    // A promoted worker is a manager by its role alone, and keeps nothing from being removed.
+    // A promoted worker is a manager by its role alone, and can be removed.
     let worker = cluster.get(&format!("/nodes/{}", node_id(2))).await.body;
     let mut spec = worker["Spec"].clone();
     spec["Role"] = json!("manager");
@@ -79,10 +79,10 @@ async fn a_worker_with_a_managers_hostname_is_not_that_manager() {
 }
 
 #[tokio::test]
-async fn the_managers_node_is_told_by_its_agent_only() {
+async fn only_the_agent_announces_the_managers_node() {
     let cluster = Cluster::start().await;
     let tell = async |id: &str| cluster.status_of_post(&format!("/mesh/node/{id}")).await;
-    assert_eq!(tell(&node_id(2)).await, 200, "the machine was set up anew");
+    assert_eq!(tell(&node_id(2)).await, 200, "the machine was set up again");
     assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(2));
     assert_eq!(tell("no%20id").await, 400);
     assert_eq!(cluster.get("/nodes/self").await.body["ID"], node_id(2));
@@ -173,7 +173,7 @@ async fn only_a_node_that_is_down_is_removed_without_force() {
 }
 
 #[tokio::test]
-async fn the_cluster_tells_its_tokens_and_this_node() {
+async fn the_cluster_shows_its_tokens_and_this_node() {
     let cluster = Cluster::start().await;
     let swarm = cluster.get("/swarm").await.body;
     for role in ["Worker", "Manager"] {
@@ -190,7 +190,11 @@ async fn the_cluster_tells_its_tokens_and_this_node() {
     assert_eq!((&info["Swarm"]["Nodes"], &info["Swarm"]["Managers"]), (&json!(3), &json!(1)));
     assert_eq!(info["Swarm"]["RemoteManagers"], json!([{"NodeID": node_id(1), "Addr": "10.77.0.11:2377"}]));
     assert_eq!(info["Swarm"]["Cluster"]["ID"], swarm["ID"]);
-    assert_eq!(info["Swarm"]["Cluster"].get("JoinTokens"), None, "tokens are not everybody's");
+    assert_eq!(
+        info["Swarm"]["Cluster"].get("JoinTokens"),
+        None,
+        "tokens are shown to managers' clients only"
+    );
 }
 
 #[tokio::test]
@@ -215,7 +219,7 @@ async fn the_ingress_network_is_there_and_stays() {
 }
 
 #[tokio::test]
-async fn the_swarm_is_changed_as_far_as_mesh_can() {
+async fn the_swarm_accepts_the_changes_that_mesh_supports() {
     let cluster = Cluster::start().await;
     let before = cluster.get("/swarm").await.body;
     let update = async |change: &dyn Fn(&mut serde_json::Value), rotate: &str| {

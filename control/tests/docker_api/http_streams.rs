@@ -1,4 +1,4 @@
-//! Streams over HTTP: events, and logs as far as they need no node.
+//! Tests of streams over HTTP: events, and logs as far as they need no node.
 
 use mesh_state::node::NodeState;
 use serde_json::{Value, json};
@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, spec};
 use crate::http::encoded;
 
-/// The events of the cluster's whole past that pass `filters`, as `kind action name`.
+/// All past events of the cluster that pass `filters`, as `kind action name`.
 async fn events(cluster: &Cluster, filters: &str) -> Vec<String> {
-    // The next full second: the stream ends there.
+    // The stream ends at the next full second.
     let until = chrono::Utc::now().timestamp() + 1;
     let path = format!("/events?since=0&until={until}&filters={}", encoded(filters));
     let lines = cluster.lines(&path).await;
@@ -27,7 +27,7 @@ async fn events(cluster: &Cluster, filters: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_happens_is_told_with_dockers_filters() {
+async fn events_are_streamed_with_dockers_filters() {
     let cluster = Cluster::start().await;
     cluster.create(&spec("web", 1)).await;
     cluster.believe(3, NodeState::Down).await;
@@ -52,7 +52,7 @@ async fn parameters_of_logs_are_checked_before_the_stream_begins() {
         ("", "Bad parameters: you must choose at least one stream"),
         ("?stdout=1&tail=-1", "negative tail values not supported"),
         ("?stdout=1&tail=x", "tail value must be a positive integer or \"all\""),
-        ("?stderr=1&since=yesterday", "is no Unix time"),
+        ("?stderr=1&since=yesterday", "is not a Unix time"),
     ] {
         let answer = cluster.get(&format!("/services/web/logs{query}")).await;
         let (status, message) = answer.refusal();

@@ -1,4 +1,4 @@
-//! Tasks over HTTP.
+//! Tests of tasks over HTTP.
 
 use mesh_state::task::TaskState;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ async fn a_label_leaves_tasks_up_to_date_and_an_image_does_not() {
     assert_eq!(before.len(), 2);
     let labelled = cluster.update(&id, |spec| spec["Labels"]["mesh.lb.policy"] = json!("least-connections"));
     assert_eq!(labelled.await.status, 200);
-    assert_eq!(current().await, before, "a label made tasks dirty");
+    assert_eq!(current().await, before, "a label made tasks outdated");
     let scaled = cluster.update(&id, |spec| spec["Mode"]["Replicated"]["Replicas"] = json!(3));
     assert_eq!(scaled.await.status, 200);
     running(&cluster, 3).await;

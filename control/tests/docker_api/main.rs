@@ -1,6 +1,7 @@
-//! The Docker API over a store in memory: as HTTP, and with the real `docker` CLI as its client.
+//! The Docker API over a store in memory: over HTTP, and with the real `docker` CLI as its client.
 //!
-//! Tasks are played: a loop gives every service the tasks it asks for and reports them running.
+//! Tasks are played: a loop gives every service the tasks that it asks for and reports them
+//! running.
 
 #![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
 

@@ -1,4 +1,4 @@
-//! The `mesh` CLI against the API.
+//! Tests of the `mesh` CLI against the API.
 
 use std::path::Path;
 use std::process::Output;
@@ -20,7 +20,7 @@ async fn mesh(socket: &Path, arguments: &str) -> Output {
         .unwrap()
 }
 
-/// Exit code and what was printed: the result, or the complaint.
+/// The exit code and the output: stdout, or stderr after a failure.
 async fn outcome(socket: &Path, arguments: &str) -> (i32, String) {
     let output = mesh(socket, arguments).await;
     let text = if output.status.success() { &output.stdout } else { &output.stderr };
@@ -110,7 +110,7 @@ async fn failures_have_their_exit_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cluster_is_shown_at_a_glance() {
+async fn status_shows_the_cluster() {
     let cluster = Cluster::start().await;
     let socket = cluster.serve();
     cluster.believe(2, NodeState::Silent).await;

@@ -1,4 +1,4 @@
-//! Plays the reconcilers and the nodes: gives services the tasks they ask for and reports them
+//! Plays the planners and the nodes: gives services the tasks that they ask for and reports them
 //! running at once.
 
 use chrono::Utc;
@@ -14,13 +14,13 @@ use mesh_state::task::{ContainerStatus, Slot, Task, TaskEndpoint, TaskState, Tas
 use mesh_state::{codec, keys};
 use tokio_util::sync::CancellationToken;
 
-/// Goes on until `shutdown`.
+/// Runs until `shutdown`.
 pub(crate) async fn play(context: ApiContext, shutdown: CancellationToken) {
     let mut snapshots = context.feed.snapshots.clone();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         for op in moves(&snapshot) {
-            // The store may be away: the next snapshot asks again.
+            // The store may be unreachable: the next snapshot tries again.
             if context.store.txn(vec![], vec![op]).await.is_err() {
                 break;
             }

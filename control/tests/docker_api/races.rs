@@ -1,4 +1,4 @@
-//! Requests that race, over both stores: of those that exclude each other, one wins.
+//! Tests of requests that race, over both stores: of those that exclude each other, one succeeds.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ async fn one_wins_over_the_store_in_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_wins_over_etcd_and_an_outage_is_told() {
+async fn one_wins_over_etcd_and_an_outage_is_reported() {
     let mut etcd = EtcdProcess::start().await.unwrap();
     let cluster = Cluster::on(Arc::new(etcd.store().await.unwrap())).await;
     one_wins(&cluster).await;

@@ -1,4 +1,4 @@
-//! Wall-clock time that follows tokio's, so that paused time moves planners too.
+//! Wall-clock time that follows tokio's, so that paused time drives planners, too.
 
 use std::cell::Cell;
 
@@ -12,12 +12,12 @@ thread_local! {
 /// Some moment after the epoch.
 const EPOCH_SECONDS: i64 = 1_800_000_000;
 
-/// Time begins now, for this thread's run.
+/// Starts the clock of this thread's run.
 pub(crate) fn start() {
     BEGAN.set(Some(Instant::now()));
 }
 
-/// What time it is.
+/// The current time.
 pub(crate) fn now() -> DateTime<Utc> {
     let passed =
         BEGAN.get().map_or_else(TimeDelta::zero, |began| TimeDelta::from_std(began.elapsed()).unwrap());

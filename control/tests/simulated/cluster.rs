@@ -1,4 +1,4 @@
-//! Two managers, some nodes, and what may befall them.
+//! Two managers and some nodes, and the faults injected into them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,7 +35,7 @@ use crate::clock;
 use crate::invariants;
 use crate::node::Node;
 
-/// A manager's parts, without its sockets.
+/// The components of a manager, without its sockets.
 struct Manager {
     feed: Feed,
     reports: Reports,
@@ -82,13 +82,13 @@ impl Manager {
         Self { feed, reports, leadership, parts }
     }
 
-    /// Ends without a word: its lease runs out by itself.
+    /// Ends without revoking its lease, which expires by itself.
     fn crash(&self) {
         self.parts.iter().for_each(AbortHandle::abort);
     }
 }
 
-/// A played node, whether it has power, and which manager it speaks to.
+/// A played node, whether it has power, and the manager that it has its session with.
 struct Member {
     node: Arc<Mutex<Node>>,
     powered: watch::Sender<bool>,
@@ -156,7 +156,7 @@ impl Cluster {
         self.members.len()
     }
 
-    /// For the message of a failed check.
+    /// Adds an injected fault to the notes, for the message of a failed check.
     pub(crate) fn note(&mut self, what: String) {
         self.notes.push(what);
     }
@@ -235,7 +235,7 @@ impl Cluster {
         format!("node{number} lost the container of {lost:?}")
     }
 
-    /// The leader dies; a manager of another name takes its place after a while.
+    /// Crashes the leader; after a while a manager of another name starts in its place.
     pub(crate) async fn crash_leader(&mut self) -> String {
         self.crashes += 1;
         let name = format!("m{}", self.crashes + 2);
@@ -260,7 +260,7 @@ impl Cluster {
         format!("the store was away for {time:?}")
     }
 
-    /// Ends every mishap that lasts.
+    /// Ends every lasting fault.
     pub(crate) async fn mend(&self) {
         self.store.set_reachable(true);
         for number in 0..self.members.len() {
@@ -272,8 +272,8 @@ impl Cluster {
         tokio::time::sleep(time).await;
     }
 
-    /// Every service runs what it asks for, no more, spread over living nodes, and all of it is in
-    /// the mesh.
+    /// Checks that every service runs as many tasks as it asks for, spread over living nodes, and
+    /// that all of them are in the mesh table.
     pub(crate) fn check_converged(&self, when: &str) {
         assert!(!self.parts[1].is_finished(), "{when}: an invariant broke (see above); {:?}", self.notes);
         let snapshot = self.observer.snapshot();
@@ -317,7 +317,7 @@ async fn observe(feed: Feed) {
     }
 }
 
-/// A node's life: while it has power it speaks to one living manager or another.
+/// Runs a node: while it has power, it has a session with one living manager or another.
 async fn live(
     node: Arc<Mutex<Node>>,
     number: usize,

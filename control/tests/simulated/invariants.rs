@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_state::task::TaskState;
 
-/// Panics with what is wrong between two snapshots.
+/// Panics if an invariant is violated between two snapshots.
 pub(crate) fn check(before: &ClusterSnapshot, after: &ClusterSnapshot) {
     states_rise(before, after);
     nothing_is_wanted_again(before, after);

@@ -1,5 +1,5 @@
 //! The control plane over a store in memory, in simulated time: managers, leadership, planners and
-//! the recorder are the real ones, nodes are played. Each seed is another sequence of mishaps;
+//! the recorder are the real ones, nodes are simulated. Each seed is another sequence of faults;
 //! invariants hold at every revision, and in the end the cluster is what its services ask for.
 
 #![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
@@ -15,13 +15,13 @@ use cluster::Cluster;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-/// Mishaps in a run.
+/// The faults in a run.
 const MISHAPS: usize = 12;
-/// Simulated time within which a cluster that is left alone comes to rest: a node's fall, restart
-/// delays, and a margin.
+/// Simulated time in which a cluster without further faults must converge: a node goes down,
+/// restart delays, and a margin.
 const REST: Duration = Duration::from_mins(2);
 
-/// One seed's run.
+/// Runs one seed.
 fn run(seed: u64) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -45,7 +45,7 @@ fn run(seed: u64) {
     });
 }
 
-/// Does one thing to the cluster and tells what.
+/// Injects one fault into the cluster and returns its description.
 async fn mishap(cluster: &mut Cluster, rng: &mut StdRng) -> String {
     let node = rng.random_range(0..cluster.nodes());
     match rng.random_range(0..7) {
@@ -60,11 +60,11 @@ async fn mishap(cluster: &mut Cluster, rng: &mut StdRng) -> String {
 }
 
 #[test]
-fn clusters_survive_what_seeds_1_to_8_do_to_them() {
+fn clusters_survive_the_faults_of_seeds_1_to_8() {
     (1..=8).for_each(run);
 }
 
 #[test]
-fn clusters_survive_what_seeds_9_to_16_do_to_them() {
+fn clusters_survive_the_faults_of_seeds_9_to_16() {
     (9..=16).for_each(run);
 }

@@ -1,4 +1,4 @@
-//! A node that runs tasks in name only, each step after a random while, and reports as an agent
+//! A simulated node: takes each step of its tasks after a random delay, and reports as an agent
 //! does.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 
 use crate::clock;
 
-/// What an agent keeps: its tasks' states, through every loss of contact.
+/// The state that an agent keeps through every loss of contact: that of its tasks.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     states: BTreeMap<TaskId, TaskStatus>,
@@ -28,7 +28,7 @@ impl Node {
         Self { id, states: BTreeMap::new(), rng, next_address: 1 }
     }
 
-    /// The power went: whatever ran is dead when it comes back.
+    /// Cuts the power: every running task is dead when it comes back.
     pub(crate) fn lose_power(&mut self) {
         for status in self.states.values_mut().filter(|status| !status.state.is_terminal()) {
             *status = ended(status.clone(), TaskState::Failed);
@@ -45,8 +45,8 @@ impl Node {
         Some(id)
     }
 
-    /// One step of every task that is due, then everything is reported: what the manager holds
-    /// already costs nothing.
+    /// Takes a step of every task that is due, then reports everything; the manager ignores what it
+    /// knows.
     pub(crate) fn step(&mut self, snapshot: &ClusterSnapshot, reports: &Reports) {
         let heard = Heard { state: NodeState::Ready, since: clock::now() };
         reports.leave(|mailbox| mailbox.put_heard(self.id.clone(), heard));
@@ -89,7 +89,7 @@ impl Node {
         TaskStatus { state: next, timestamp: clock::now(), container, ..TaskStatus::default() }
     }
 
-    /// How long until the next step.
+    /// The time until the next step.
     pub(crate) fn pause(&mut self) -> Duration {
         Duration::from_millis(self.rng.random_range(100..400))
     }

@@ -1,7 +1,7 @@
-//! `/secrets` and `/configs`: create, list, inspect, relabel, remove. Both are alike but for their
-//! limits, and that a config's data is shown.
+//! `/secrets` and `/configs`: creates, lists, inspects, relabels and removes them. They differ in
+//! their limits, and in that a config's data is shown.
 //!
-//! Invariant: a secret's data is in no answer and in no message.
+//! Invariant: no answer and no message contains a secret's data.
 
 mod spec;
 mod write;
@@ -30,10 +30,10 @@ use spec::DependencySpec;
 
 const KNOWN_FILTERS: [&str; 4] = ["id", "name", "names", "label"];
 
-/// Configs whose data is read at once for a list.
+/// The most configs whose data is read at the same time for a list.
 const READS_AT_ONCE: usize = 8;
 
-/// The paths of one kind.
+/// The routes of one kind.
 pub(crate) fn routes(kind: DependencyKind) -> Router<ApiContext> {
     let root = format!("/{}", kind.plural());
     Router::new()
@@ -44,7 +44,7 @@ pub(crate) fn routes(kind: DependencyKind) -> Router<ApiContext> {
         .layer(Extension(kind))
 }
 
-/// Answer to a creation: unlike a service's it has no warnings.
+/// The answer to a creation; unlike a service's it has no warnings.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Created {
@@ -112,7 +112,7 @@ async fn update(
     let spec: DependencySpec = read_private_json(request, &shapes::DEPENDENCY_SPEC).await?;
     access::catch_up(&context, version).await?;
     let id = find(&*access::current(&context).await?, kind, &query)?.id.clone();
-    // What an object holds never changes, so it can be compared before the write is decided.
+    // An object's data never changes, so it can be compared before the write is decided.
     let same_data = match spec.data()? {
         None => true,
         Some(given) => {
@@ -142,7 +142,7 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// An object as it is shown: a config with its data.
+/// An object as the API shows it: a config with its data.
 async fn shown(
     context: &ApiContext,
     kind: DependencyKind,
@@ -170,7 +170,7 @@ fn of_kind(
     snapshot.dependencies.iter().filter(move |((of, _), _)| *of == kind).map(|(_, found)| found)
 }
 
-/// The secret or config that a client names.
+/// The secret or config that a client refers to.
 fn find<'a>(
     snapshot: &'a ClusterSnapshot,
     kind: DependencyKind,

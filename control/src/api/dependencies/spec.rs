@@ -1,4 +1,4 @@
-//! `SecretSpec` and `ConfigSpec` as a client sends them: pure.
+//! `SecretSpec` and `ConfigSpec` as a client sends them. Pure.
 //!
 //! Invariant: the data is wiped when the spec is dropped, and no error quotes it.
 
@@ -13,10 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::api::error::ApiError;
 
-/// Characters of a name, as in Swarm.
+/// The most characters of a name, as in Swarm.
 const NAME_LENGTH_MAX: usize = 64;
 
-/// What a client wants stored.
+/// The spec of a secret or config in a request.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct DependencySpec {
@@ -24,14 +24,14 @@ pub(super) struct DependencySpec {
     pub(super) name: String,
     /// Its labels.
     pub(super) labels: Labels,
-    /// Its data in base64; absent in an update that leaves it alone.
+    /// Its data in base64; `None` in an update that doesn't change it.
     #[serde(deserialize_with = "private_text")]
     data: Option<Zeroizing<String>>,
-    /// A plugin that would give the data.
+    /// A plugin that provides the data.
     driver: Option<Value>,
-    /// A language that the data would be a template of.
+    /// The template language of the data.
     templating: Option<Value>,
-    /// Whatever else the client sent.
+    /// All other fields.
     #[serde(flatten)]
     pub(super) extra: Extra,
 }
@@ -44,7 +44,7 @@ impl DependencySpec {
     /// Checks name and drivers of a new object.
     ///
     /// # Errors
-    /// What is wrong, in Swarm's words where it has any.
+    /// The first mistake, in Swarm's words where it has any.
     pub(super) fn check(&self, kind: DependencyKind) -> Result<(), ApiError> {
         self.template_driver(kind)?;
         if is_driver(self.driver.as_ref()) {
@@ -58,7 +58,7 @@ impl DependencySpec {
     /// The data of a new object.
     ///
     /// # Errors
-    /// It is absent, empty or too long, or not base64.
+    /// It is missing, empty, too long, or not base64.
     pub(super) fn checked_data(&self, kind: DependencyKind) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let data = self.data()?.unwrap_or_default();
         let limit = kind.data_limit();
@@ -72,10 +72,10 @@ impl DependencySpec {
         Ok(data)
     }
 
-    /// The language that the data is a template of, if it is one.
+    /// The template language of the data, if it is a template.
     ///
     /// # Errors
-    /// It is a language that mesh can't expand, or has options, of which there are none.
+    /// mesh doesn't support the language, or it has options, of which there are none.
     pub(super) fn template_driver(&self, kind: DependencyKind) -> Result<Option<TemplateDriver>, ApiError> {
         let Some(given) = self.templating.as_ref().filter(|given| is_driver(Some(given))) else {
             return Ok(None);
@@ -105,14 +105,14 @@ impl DependencySpec {
         Ok(Some(Zeroizing::new(decoded)))
     }
 
-    /// Whether it asks for a plugin that would give the data.
+    /// Whether a plugin is to provide the data.
     pub(super) fn has_driver(&self) -> bool {
         is_driver(self.driver.as_ref())
     }
 }
 
-/// Checks the syntax of a template, and the functions that it calls. What is wrong with a secret's
-/// is told by its place alone, as the text around it is part of the secret.
+/// Checks the syntax of a template, and the functions that it calls. An error in a secret's
+/// template gives its position only, as the text around it is part of the secret.
 fn check_template(kind: DependencyKind, data: &[u8]) -> Result<(), ApiError> {
     let refused = |reason: String| ApiError::BadRequest(format!("{kind} template: {reason}"));
     let text = std::str::from_utf8(data).map_err(|_| refused("the data is not UTF-8 text".to_owned()))?;
@@ -126,7 +126,7 @@ fn check_template(kind: DependencyKind, data: &[u8]) -> Result<(), ApiError> {
     })
 }
 
-/// Whether a driver is named: Go's clients also send empty ones.
+/// Whether a driver is named: Go's clients also send objects with an empty name.
 fn is_driver(given: Option<&Value>) -> bool {
     let name = given.and_then(|driver| driver.get("Name")).and_then(Value::as_str);
     name.is_some_and(|name| !name.is_empty())
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_as_swarm_wants_them() {
+    fn names_follow_swarms_rules() {
         for good in ["a", "A-1_b.c", &"x".repeat(64)] {
             assert_eq!(refusal(check_name(good)), None, "{good}");
         }
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn drivers_are_refused_by_what_they_are_called() {
+    fn unknown_drivers_are_refused_by_name() {
         let check = |spec: Value| {
             let spec: DependencySpec = serde_json::from_value(spec).unwrap();
             refusal(spec.check(DependencyKind::Secret))

@@ -1,7 +1,7 @@
-//! What creating, relabelling and removing a secret or config writes: pure, one transaction each.
+//! The transactions that create, relabel and remove a secret or config. Pure, one transaction each.
 //!
-//! Invariants: object, name claim and sealed data come and go together; an object is removed only
-//! where no service refers to it, whatever services are written meanwhile.
+//! Invariants: object, name claim and sealed data are written and deleted together; an object is
+//! removed only if no service refers to it, also if a service is written at the same time.
 
 use mesh_state::Timestamp;
 use mesh_state::codec;
@@ -16,7 +16,7 @@ use crate::api::error::ApiError;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::slots::references;
 
-/// A new object with its sealed data.
+/// Creates an object with its sealed data.
 ///
 /// # Errors
 /// Its name is taken.
@@ -51,10 +51,10 @@ pub(super) fn create(
     })
 }
 
-/// An object with new labels, by a client that read it at `version`.
+/// Changes an object's labels, for a client that read it at `version`.
 ///
 /// # Errors
-/// Something else was to change; it was written since.
+/// Another field would change; the object was written since.
 pub(super) fn update(
     now: Timestamp,
     kind: DependencyKind,
@@ -79,7 +79,7 @@ pub(super) fn update(
     })
 }
 
-/// An object removed, with its data.
+/// Removes an object and its data.
 ///
 /// # Errors
 /// Services refer to it.

@@ -42,7 +42,7 @@ struct Templating {
 }
 
 impl Dependency {
-    /// The object as it is stored, with its data if that may be shown.
+    /// The API object of a stored secret or config, with its data if that may be shown.
     pub(crate) fn new(stored: &Versioned<StoredDependency>, data: Option<&[u8]>) -> Self {
         Self {
             id: stored.id.to_string(),

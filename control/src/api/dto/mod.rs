@@ -1,7 +1,7 @@
-//! What the API answers with: Docker's objects, spelled as Docker spells them.
+//! The API's objects, spelled as Docker spells them.
 //!
-//! Invariants: domain types and these are two things; a spec goes out as its user wrote it, with
-//! the fields that Swarm's objects always have and, on request, Swarm's defaults.
+//! Invariants: these types are separate from the stored ones; a spec is shown as its user wrote it,
+//! with the fields that Swarm's objects always have and, on request, Swarm's defaults.
 
 #![expect(clippy::struct_field_names, reason = "the names are Docker's")]
 
@@ -23,7 +23,7 @@ pub(crate) use task::{Task, desired as desired_state};
 
 use serde::Serialize;
 
-/// The revision an object was last written at; a client hands it back with an update.
+/// The revision of an object's last write; a client sends it with an update.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Version {
@@ -31,22 +31,22 @@ pub(crate) struct Version {
     pub(crate) index: i64,
 }
 
-/// Answer to a creation.
+/// The answer to a creation.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Created {
     /// The new object's id.
     #[serde(rename = "ID")]
     pub(crate) id: String,
-    /// What the user should know.
+    /// Warnings for the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) warnings: Option<Vec<String>>,
 }
 
-/// Answer to an update.
+/// The answer to an update.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Updated {
-    /// What the user should know.
+    /// Warnings for the user.
     pub(crate) warnings: Option<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! `Network`, as `/networks` shows it, and as a task's attachment names it.
+//! `Network`: as `/networks` shows it, and as a task's attachment refers to it.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// The network as it is stored.
+    /// The API object of a stored network.
     pub(crate) fn new(network: &StoredNetwork) -> Self {
         let spec = &network.spec;
         Self {
@@ -61,7 +61,7 @@ impl Network {
     }
 }
 
-/// The subnets asked for, or those that tasks' addresses come out of.
+/// The subnets that the user asked for, or the pool of tasks' addresses.
 fn ipam(network: &StoredNetwork) -> Ipam {
     let mut ipam = network.spec.ipam.clone().unwrap_or_default();
     ipam.options = ipam.options.filter(|options| !options.is_empty());
@@ -74,7 +74,8 @@ fn ipam(network: &StoredNetwork) -> Ipam {
     ipam
 }
 
-/// The network of an attachment; unlike `/networks`, it spells `ID` and has a spec.
+/// The network in a task's attachment; unlike in `/networks`, its id is spelled `ID`, and it has a
+/// spec.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct AttachedNetwork {
@@ -107,7 +108,7 @@ struct AttachedSpec {
 }
 
 impl AttachedNetwork {
-    /// The network as it is stored.
+    /// The API object of a stored network.
     pub(crate) fn new(network: &Versioned<StoredNetwork>) -> Self {
         let ipam = ipam(network);
         let driver = json!({"Name": ipam.driver});

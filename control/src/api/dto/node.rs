@@ -9,7 +9,7 @@ use super::Version;
 use super::tls_info::TlsInfo;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
-/// The port on which a manager talks to nodes, where a node's own record doesn't say.
+/// The node service's default port, for managers whose record doesn't have it.
 const MANAGER_PORT: u16 = 2377;
 
 /// A member node.
@@ -83,7 +83,7 @@ struct Status {
     addr: String,
 }
 
-/// What Docker's clients show of a manager.
+/// The manager part of a node.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct ManagerStatus {
@@ -93,7 +93,7 @@ struct ManagerStatus {
     addr: String,
 }
 
-/// What mesh knows beyond Docker's words; Docker's clients skip it, `mesh status` shows it.
+/// mesh's additions to Docker's object; Docker's clients ignore them, `mesh status` shows them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct MeshStatus {
@@ -105,13 +105,13 @@ struct MeshStatus {
     datapath: String,
     agent_version: String,
     kernel: String,
-    /// How far its clock is ahead of its manager's; absent within a second.
+    /// How far its clock is ahead of its manager's; `None` below a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     clock_ahead_ms: Option<i64>,
 }
 
 impl Node {
-    /// The node with what the cluster believes of it.
+    /// The API object of a stored node, with its liveness.
     pub(crate) fn new(snapshot: &ClusterSnapshot, node: &Versioned<StoredNode>) -> Self {
         let stored = &node.value;
         let liveness = snapshot.liveness.get(&stored.id);
@@ -119,9 +119,9 @@ impl Node {
         let said = liveness.map(|liveness| liveness.message.clone()).unwrap_or_default();
         let (state_word, message) = match state {
             NodeState::Down => ("down", said),
-            // Its tasks go on, and it takes no more.
+            // Its tasks go on, and it gets no new ones.
             _ if !stored.description.unfit.is_empty() => ("unknown", stored.description.unfit.clone()),
-            // A silent node keeps its tasks: to Docker's clients it is ready.
+            // A silent node keeps its tasks, so Docker's clients see it as ready.
             NodeState::Ready | NodeState::Silent => ("ready", said),
         };
         Self {
@@ -151,19 +151,19 @@ impl Node {
     }
 }
 
-/// Whether mesh-control is alive on a node, or its agent says that it belongs there. A role alone
-/// makes no manager.
+/// Whether mesh-control is alive on a node, or its agent says that one belongs there. The role
+/// alone makes no node a manager.
 pub(crate) fn runs_manager(snapshot: &ClusterSnapshot, node: &StoredNode) -> bool {
     snapshot.manager_on(&node.id).is_some() || node.description.manager_address.is_some()
 }
 
-/// Where a manager's node is reached by other nodes.
+/// The address of a manager's node service.
 pub(crate) fn manager_address(node: &StoredNode) -> String {
     let from_address = || node.address.map(|address| format!("{address}:{MANAGER_PORT}"));
     node.description.manager_address.clone().or_else(from_address).unwrap_or_default()
 }
 
-/// A manager is reachable while it keeps its lease in etcd, whatever its node's agent does.
+/// A manager is reachable while it keeps its lease in etcd, whatever the state of its node's agent.
 fn manager_status(snapshot: &ClusterSnapshot, node: &StoredNode) -> ManagerStatus {
     let alive = snapshot.manager_on(&node.id).is_some();
     ManagerStatus {

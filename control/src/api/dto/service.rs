@@ -13,10 +13,10 @@ use super::{Version, shown};
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::slots::outdated::is_current;
 
-/// Swarm's grace between the stop signal and SIGKILL, nanoseconds.
+/// Swarm's default time between the stop signal and SIGKILL, nanoseconds.
 const STOP_GRACE_PERIOD: i64 = 10_000_000_000;
 
-/// Swarm's time within which an updated task's death is the update's failure, nanoseconds.
+/// Swarm's default monitor time: a death within it after the start fails the update, nanoseconds.
 const MONITOR: i64 = 5_000_000_000;
 
 /// A service.
@@ -40,7 +40,7 @@ pub(crate) struct Service {
     job_status: Option<JobStatus>,
 }
 
-/// Which execution of a job is the present one.
+/// The iteration of a job's present execution.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct JobStatus {
@@ -58,7 +58,7 @@ struct Endpoint {
     ports: Vec<PortConfig>,
 }
 
-/// How an update stands.
+/// The status of an update.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct UpdateStatus {
@@ -79,7 +79,7 @@ struct ServiceStatus {
 }
 
 impl Service {
-    /// The service as it is stored.
+    /// The API object of a stored service.
     pub(crate) fn new(service: &Versioned<StoredService>) -> Self {
         let stored = &service.value;
         Self {
@@ -102,14 +102,14 @@ impl Service {
         }
     }
 
-    /// With the counts of its tasks.
+    /// Adds the counts of its tasks.
     #[must_use]
     pub(crate) fn with_status(mut self, snapshot: &ClusterSnapshot, service: &StoredService) -> Self {
         self.service_status = Some(service_status(snapshot, service));
         self
     }
 
-    /// With Swarm's defaults written out where the user left them open.
+    /// Fills in Swarm's defaults where the user set nothing.
     #[must_use]
     pub(crate) fn with_defaults(mut self) -> Self {
         insert_defaults(&mut self.spec);
@@ -147,8 +147,8 @@ fn update_status(status: &StoredUpdateStatus) -> UpdateStatus {
     }
 }
 
-/// A task on a node that is down isn't counted as running: nobody knows, and its replacement is
-/// counted elsewhere.
+/// Counts tasks. A task on a node that is down doesn't count as running: its state is unknown, and
+/// its replacement counts.
 fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> ServiceStatus {
     let tasks = || snapshot.tasks_of(&service.id).filter(|task| is_current(service, task));
     let heard = |node: Option<&_>| node.is_some_and(|node| snapshot.node_state(node) != NodeState::Down);

@@ -1,7 +1,8 @@
-//! A spec as it is shown: as its user sent it, with the fields that Swarm's objects always have.
+//! A spec as the API shows it: as its user sent it, with the fields that Swarm's objects always
+//! have.
 //!
-//! Swarm keeps some fields as words of its own, so they come back whatever was sent, and clients
-//! look for them. Nothing of that is stored.
+//! Swarm always sends some fields, also when they were not set, and clients rely on them. They are
+//! added here and not stored.
 //!
 //! Left to others: defaults that are shown on request only (`service`).
 
@@ -22,7 +23,7 @@ pub(super) fn spec(stored: &ServiceSpec) -> ServiceSpec {
     spec
 }
 
-/// A task's spec: that it is a container's goes without saying.
+/// A task's spec; a missing runtime is `container`.
 pub(super) fn template(stored: &TaskSpec) -> TaskSpec {
     let mut template = stored.clone();
     fill(&mut template);
@@ -30,7 +31,7 @@ pub(super) fn template(stored: &TaskSpec) -> TaskSpec {
     template
 }
 
-/// With the mode written out.
+/// An endpoint spec with its mode.
 pub(super) fn endpoint(mut endpoint: EndpointSpec) -> EndpointSpec {
     if endpoint.mode.is_empty() {
         "vip".clone_into(&mut endpoint.mode);
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_were_sent_are_shown_with_their_words() {
+    fn blocks_that_were_sent_are_shown_with_swarms_fields() {
         let seen = shown(json!({"Name": "x", "UpdateConfig": {"Parallelism": 2}, "RollbackConfig": {},
             "EndpointSpec": {}, "TaskTemplate": {"RestartPolicy": {"Condition": "none"}, "Resources": {}}}));
         let words = json!({"Parallelism": 2, "FailureAction": "pause", "MaxFailureRatio": 0.0, "Order": "stop-first"});

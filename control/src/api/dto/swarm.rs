@@ -1,4 +1,4 @@
-//! `Swarm` and its part of `/info`.
+//! `Swarm`, and the part of `/info` about it.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::Cluster as StoredCluster;
@@ -12,7 +12,7 @@ use super::tls_info::TlsInfo;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::slots::own_ports;
 
-/// The cluster, as `/info` shows it.
+/// The cluster as `/info` shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Cluster {
@@ -30,24 +30,24 @@ pub(crate) struct Cluster {
     data_path_port: u16,
 }
 
-/// The cluster with its tokens, as `/swarm` shows it.
+/// The cluster with its tokens as `/swarm` shows it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct SwarmObject {
     /// The cluster.
     #[serde(flatten)]
     pub(crate) cluster: Cluster,
-    /// What lets nodes join.
+    /// The join tokens.
     pub(crate) join_tokens: JoinTokens,
 }
 
-/// What lets nodes join.
+/// The join tokens.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct JoinTokens {
-    /// As a worker.
+    /// For a worker.
     pub(crate) worker: String,
-    /// As a manager.
+    /// For a manager.
     pub(crate) manager: String,
 }
 
@@ -71,16 +71,16 @@ struct Orchestration {
     task_history_retention_limit: u64,
 }
 
-/// Swarm's settings of its log of changes, with their defaults. mesh keeps none (etcd does), so
-/// none of them can be set; Swarm's clients find them all the same.
+/// Swarm's settings of its raft log, with their defaults. mesh has no raft log (etcd has), so none
+/// of them can be set; clients of Swarm expect the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Raft {
-    /// Entries between two snapshots.
+    /// Log entries between two snapshots.
     pub(crate) snapshot_interval: u64,
     /// Snapshots kept beside the newest.
     pub(crate) keep_old_snapshots: u64,
-    /// Entries kept for managers that are behind.
+    /// Log entries kept for managers that are behind.
     pub(crate) log_entries_for_slow_followers: u64,
     /// Ticks without a leader before an election.
     pub(crate) election_tick: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Raft {
     pub(crate) heartbeat_tick: u64,
 }
 
-/// What is shown, and the only thing that an update may hold.
+/// The values that are shown; an update must have the same.
 pub(crate) const RAFT: Raft = Raft {
     snapshot_interval: 10_000,
     keep_old_snapshots: 0,
@@ -97,7 +97,7 @@ pub(crate) const RAFT: Raft = Raft {
     heartbeat_tick: 1,
 };
 
-/// Defaults of tasks: there are none.
+/// Defaults of tasks; mesh has none.
 #[derive(Debug, Clone, Serialize)]
 struct TaskDefaults {}
 
@@ -120,7 +120,7 @@ struct EncryptionConfig {
 }
 
 impl Cluster {
-    /// The cluster of the snapshot, if it has one.
+    /// The cluster of the snapshot; `None` before there is a record.
     pub(crate) fn of(snapshot: &ClusterSnapshot) -> Option<Self> {
         snapshot.cluster.as_ref().map(|cluster| Self::new(cluster, own_ports::tunnel(snapshot)))
     }
@@ -169,11 +169,11 @@ pub(crate) struct SwarmInfo {
     mesh: MeshInfo,
 }
 
-/// What mesh knows beyond Docker's words; Docker's clients skip it, `mesh status` shows it.
+/// mesh's additions to Docker's object; Docker's clients ignore them, `mesh status` shows them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct MeshInfo {
-    /// The name of the manager that leads; absent while none does.
+    /// The name of the leading manager; `None` while there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     leader: Option<String>,
 }
@@ -187,7 +187,8 @@ struct RemoteManager {
 }
 
 impl SwarmInfo {
-    /// The cluster as the manager on node `own` sees it; `error` says what keeps it from serving.
+    /// The cluster as the manager on node `own` sees it; `error` is the reason why it can't serve,
+    /// if any.
     pub(crate) fn new(snapshot: &ClusterSnapshot, own: Option<&Node>, error: String) -> Self {
         let managers = || {
             let nodes = snapshot.nodes.values();

@@ -38,7 +38,7 @@ pub(crate) struct Task {
     job_iteration: Option<Version>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     generic_resources: Vec<GenericResource>,
-    /// Cluster volumes, which mesh has none of: Swarm's clients find the field all the same.
+    /// Cluster volumes; mesh has none, but clients of Swarm expect the field.
     volumes: Option<Vec<String>>,
 }
 
@@ -81,7 +81,7 @@ struct NetworkAttachment {
 }
 
 impl Task {
-    /// The task with what is known of it.
+    /// The API object of a stored task, with its status.
     pub(crate) fn new(snapshot: &ClusterSnapshot, task: &Versioned<StoredTask>) -> Self {
         let stored = &task.value;
         let status = snapshot.status_of(stored);
@@ -116,7 +116,7 @@ impl Task {
     }
 }
 
-/// Where a task runs or is to run: that of a global service is its node's from the first.
+/// The node that a task runs on or is to run on; a global service's task has one from the start.
 fn node_of(task: &StoredTask) -> Option<&NodeId> {
     match &task.slot {
         Slot::Node(node) => Some(node),
@@ -124,7 +124,7 @@ fn node_of(task: &StoredTask) -> Option<&NodeId> {
     }
 }
 
-/// How far a task is to go, in Docker's words: a job's runs to its end.
+/// The desired state in Docker's words; a job's task is to complete.
 pub(crate) fn desired(task: &StoredTask) -> TaskState {
     match task.desired_state {
         TaskState::Running if task.job_iteration.is_some() => TaskState::Complete,
@@ -149,7 +149,7 @@ impl Status {
     }
 }
 
-/// What is wrong with the task itself, else with its service's published ports.
+/// The task's own error, else its service's port clashes.
 fn error(snapshot: &ClusterSnapshot, task: &StoredTask) -> String {
     match snapshot.error_of(task) {
         "" => port_clash::of_task(snapshot, task).unwrap_or_default(),
@@ -166,7 +166,7 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     let bound = status.container.as_ref().map_or(&[][..], |container| &container.host_ports);
     let published = |port: &PortConfig| {
         let is_it = |own: &&HostPort| (own.protocol, own.target) == (port.protocol, port.target_port);
-        // The engine's choice is known from the engine only.
+        // The port that the engine chose is known from the task's status only.
         let chosen = bound.iter().find(is_it).filter(|_| port.published_port == 0);
         PortConfig { published_port: chosen.map_or(port.published_port, |own| own.published), ..port.clone() }
     };
@@ -174,8 +174,8 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
 }
 
 /// The task's address on its node's network, shown as an attachment to every network of its
-/// service, and to the ingress network if the mesh publishes a port of it: there Docker's clients
-/// look for what answers on such a port. A port that is published on the task's node only answers
+/// service, and to the ingress network if the mesh serves a port of it: Docker's clients look there
+/// for the address behind such a port. A port that is published on the task's node only is reached
 /// at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let Some(address) = status.container.as_ref().and_then(|container| container.address) else {

@@ -1,4 +1,4 @@
-//! `TLSInfo`: what the cluster and each of its nodes show of the CA.
+//! `TLSInfo`: the CA, in the cluster's object and in each node's.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,7 +15,7 @@ pub(crate) struct TlsInfo {
 }
 
 impl TlsInfo {
-    /// Reads a CA's certificate, PEM; what can't be read stays empty.
+    /// The fields of a CA certificate, PEM; empty if it can't be parsed.
     pub(crate) fn of_ca(certificate_pem: &str) -> Self {
         let (subject, public_key) = parse_x509_pem(certificate_pem.as_bytes())
             .ok()

@@ -1,17 +1,18 @@
-//! Which events a listener wants: Docker's filters (`daemon/events/filter.go` in moby). Pure.
+//! Selects the events that a client wants: Docker's filters (`daemon/events/filter.go` in moby).
+//! Pure.
 
 use mesh_state::Timestamp;
 
 use crate::api::filters::Filters;
 use crate::feed::events::SwarmEvent;
 
-/// Filters that name an object of the engine's: no event of the cluster's is about one.
+/// Filters by an object of the engine: no event of the cluster is about one.
 const ENGINES: [&str; 5] = ["container", "daemon", "image", "plugin", "volume"];
 
-/// Filters that name an object of the cluster's, by kind.
+/// Filters by an object of the cluster, by kind.
 const OBJECTS: [&str; 5] = ["config", "network", "node", "secret", "service"];
 
-/// All that `docker events` takes.
+/// All filters of `docker events`.
 pub(crate) const KNOWN: [&str; 14] = [
     "config",
     "container",
@@ -29,24 +30,24 @@ pub(crate) const KNOWN: [&str; 14] = [
     "volume",
 ];
 
-/// What a listener wants.
+/// The events that a client wants.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selection {
-    /// By object, type, action, scope, label.
+    /// The filters by object, type, action, scope and label.
     pub(crate) filters: Filters,
-    /// From this moment on, if the past is wanted.
+    /// Past events from this moment on; `None`: no past events.
     pub(crate) since: Option<Timestamp>,
-    /// Up to this moment.
+    /// Events up to this moment.
     pub(crate) until: Option<Timestamp>,
 }
 
 impl Selection {
-    /// Whether it is an event of the past that is wanted.
+    /// Whether a past event is wanted.
     pub(crate) fn wants_past(&self, event: &SwarmEvent) -> bool {
         self.since.is_some_and(|since| event.at >= since) && self.wants(event)
     }
 
-    /// Whether the event is wanted now that it happens.
+    /// Whether a new event is wanted.
     pub(crate) fn wants(&self, event: &SwarmEvent) -> bool {
         let filters = &self.filters;
         let name = event.attributes.get("name").map_or("", String::as_str);
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_past_is_told_only_to_those_who_ask() {
+    fn past_events_are_sent_only_on_request() {
         let event = event();
         let later = event.at + TimeDelta::seconds(1);
         let earlier = event.at - TimeDelta::seconds(1);
@@ -110,7 +111,7 @@ mod tests {
             selection.wants_past(&event)
         };
         assert!(past(Some(earlier), None) && past(Some(event.at), Some(event.at)));
-        assert!(!past(None, None), "told though nobody asked");
+        assert!(!past(None, None), "sent without a request");
         assert!(!past(Some(later), None), "too early");
         assert!(!past(Some(earlier), Some(earlier)), "too late");
     }

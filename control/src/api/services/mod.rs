@@ -1,4 +1,4 @@
-//! `/services`: create, list, inspect, update, roll back, remove.
+//! `/services`: creates, lists, inspects, updates, rolls back and removes services.
 
 pub(crate) mod networks;
 mod registry_auth;
@@ -104,7 +104,7 @@ pub(crate) async fn update(
         "previous" => true,
         other => return Err(ApiError::BadRequest(format!("unrecognized rollback option {other}"))),
     };
-    // A rollback's body holds the spec that is to be left: mesh knows it already.
+    // The body of a rollback holds the spec to be replaced, which is stored already.
     let spec: Option<ServiceSpec> = if to_previous {
         None
     } else {
@@ -138,7 +138,7 @@ pub(crate) async fn remove(
     Ok(StatusCode::OK)
 }
 
-/// The service that a client names.
+/// The service that a client refers to.
 pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Service>, ApiError> {
     lookup::find(
         ObjectKind::Service,
@@ -149,7 +149,7 @@ pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a
     )
 }
 
-/// The word by which a list is filtered.
+/// The mode's name in a list's filter.
 fn mode_of(spec: &ServiceSpec) -> &'static str {
     let mode = &spec.mode;
     if mode.replicated_job.is_some() {
@@ -163,7 +163,7 @@ fn mode_of(spec: &ServiceSpec) -> &'static str {
     }
 }
 
-/// What the user should know of a write.
+/// The warnings in the answer to a write.
 fn warnings(visible: Visible, mut all: Vec<String>) -> Option<Vec<String>> {
     if visible == Visible::Later {
         all.push(NOT_YET_VISIBLE.to_owned());

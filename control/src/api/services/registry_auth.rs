@@ -1,4 +1,4 @@
-//! Credentials for registries: out of a request's header, sealed before anything is written.
+//! Credentials for registries: read from a request's header, and sealed before anything is written.
 
 use axum::http::HeaderMap;
 use mesh_state::cluster::Sealed;
@@ -8,25 +8,25 @@ use crate::api::body::Params;
 use crate::api::error::ApiError;
 use crate::context::{ApiContext, REGISTRY_AUTH};
 
-/// The header by which a client hands credentials for a registry.
+/// The header with credentials for a registry.
 const HEADER: &str = "x-registry-auth";
 
-/// Which credentials a service has after an update.
+/// The credentials that a service has after an update.
 #[derive(Debug, Clone)]
 pub(crate) enum Choice {
-    /// These.
+    /// These new ones.
     Given(Sealed),
-    /// The ones it has.
+    /// The ones that it has.
     Current,
     /// The ones of its previous spec.
     Previous,
 }
 
 impl Choice {
-    /// What a request asks for.
+    /// The credentials that a request chooses.
     ///
     /// # Errors
-    /// An unknown source of credentials; a header that is no text; the key file.
+    /// An unknown source of credentials; a header that is not text; the key file.
     pub(crate) fn read(context: &ApiContext, headers: &HeaderMap, params: &Params) -> Result<Self, ApiError> {
         if let Some(sealed) = given(context, headers)? {
             return Ok(Self::Given(sealed));
@@ -48,13 +48,13 @@ impl Choice {
     }
 }
 
-/// The credentials that a request brings, sealed. Clients send `e30=`, an empty object, for none.
+/// The credentials in a request's header, sealed. Clients send `e30=`, an empty object, for none.
 ///
 /// # Errors
-/// The header is no text; the key file.
+/// The header is not text; the key file.
 pub(crate) fn given(context: &ApiContext, headers: &HeaderMap) -> Result<Option<Sealed>, ApiError> {
     let Some(header) = headers.get(HEADER) else { return Ok(None) };
-    let text = header.to_str().map_err(|_| ApiError::BadRequest("X-Registry-Auth is no text".to_owned()))?;
+    let text = header.to_str().map_err(|_| ApiError::BadRequest("X-Registry-Auth is not text".to_owned()))?;
     if matches!(text.trim_end_matches('='), "" | "e30") {
         return Ok(None);
     }

@@ -1,11 +1,13 @@
-//! What creating, updating, rolling back and removing a service writes: pure, one transaction each.
+//! The transactions that create, update, roll back and remove a service. Pure, one transaction
+//! each.
 //!
 //! Invariants: an object, its name's claim, its ports' claims, its references and its spec version
-//! are written together; a claim is taken only where none is (`Absent`); an update stands on the
-//! spec that its client read. What is stored is what was sent, with the mode filled in.
+//! are written together; a claim is made only if the key doesn't exist (`Absent`); an update has
+//! the condition that the spec is the one that its client read. The stored spec is the one that was
+//! sent, with the mode filled in.
 //!
-//! Left to others: tasks. The orchestrators see the service and act; specs that no task refers to
-//! are reaped by the leader.
+//! Left to others: tasks. The planners make them from the service; the reaper deletes specs that no
+//! task was made from.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
@@ -28,10 +30,10 @@ use crate::slots::references;
 /// The kind under which services claim their names.
 pub(crate) const NAME_KIND: &str = "services";
 
-/// A new service.
+/// Creates a service.
 ///
 /// # Errors
-/// What is wrong with the spec; its name or a port is taken.
+/// The spec is invalid; its name or a port is taken.
 pub(crate) fn create(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -71,11 +73,11 @@ pub(crate) fn create(
     Ok(transaction)
 }
 
-/// A service with a new spec, by a client that read it at `version`.
+/// Gives a service a new spec, for a client that read it at `version`.
 ///
 /// # Errors
-/// [`ApiError::OutOfSequence`] when it was written since; what is wrong with the spec; a change
-/// that Swarm refuses.
+/// [`ApiError::OutOfSequence`] if it was written since; the spec is invalid; Swarm refuses the
+/// change.
 pub(crate) fn update(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -95,11 +97,10 @@ pub(crate) fn update(
     rewrite(snapshot, now, current, version, Rewrite { spec, registry_auth, update_status: None })
 }
 
-/// A service with its previous spec back, at its user's request.
+/// Restores a service's previous spec at its user's request.
 ///
 /// # Errors
-/// [`ApiError::OutOfSequence`]; no previous spec; a port that it had belongs to another service
-/// now.
+/// [`ApiError::OutOfSequence`]; there is no previous spec; another service now has a port of it.
 pub(crate) fn rollback(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -121,7 +122,7 @@ pub(crate) fn rollback(
     rewrite(snapshot, now, current, version, wanted)
 }
 
-/// A service removed, with its claims and references.
+/// Removes a service, its claims and its references.
 ///
 /// # Errors
 /// None of its own.
@@ -144,7 +145,7 @@ pub(crate) fn remove(
     Ok(transaction)
 }
 
-/// Which of the modes it is.
+/// Which of the modes it is: replicated, global or job.
 fn kind(mode: &ServiceMode) -> [bool; 3] {
     [mode.global.is_some(), mode.replicated_job.is_some(), mode.global_job.is_some()]
 }
@@ -154,7 +155,7 @@ pub(crate) fn is_name_taken(snapshot: &ClusterSnapshot, name: &str) -> bool {
     snapshot.names.contains_key(&(NAME_KIND.to_owned(), name.to_owned()))
 }
 
-/// What a service is to become.
+/// The values of a service after a write.
 struct Rewrite {
     spec: ServiceSpec,
     registry_auth: Option<Sealed>,
@@ -191,7 +192,7 @@ fn rewrite(
         virtual_ips: current.virtual_ips.clone(),
         created_at: current.created_at,
         updated_at: now,
-        // Each write of a job executes it once more.
+        // Each write of a job's spec executes it again.
         job: current.job.map(|job| JobStatus { iteration: job.iteration + 1, last_execution: now }),
         update_status: update_status.filter(|_| current.job.is_none()),
     };
@@ -201,18 +202,18 @@ fn rewrite(
     Ok(transaction)
 }
 
-/// Whether a client that read the service at `version` read its present spec. The updater writes
-/// the service too, which is nothing that its user has to know of; each write of the spec writes a
-/// spec version with it, at the same revision.
+/// Whether a client that read the service at `version` has its present spec. The updater writes the
+/// service, too, which doesn't concern its user; each write of the spec writes a spec version with
+/// it, at the same revision.
 fn knows_spec(snapshot: &ClusterSnapshot, current: &Versioned<Service>, version: i64) -> bool {
     let key = (current.id.clone(), current.spec_version);
     let written = snapshot.specs.get(&key).map_or(current.mod_revision, |spec| spec.mod_revision);
     (written..=current.mod_revision).contains(&version)
 }
 
-/// How the update stands once its user wrote `spec`. The updater begins one when it finds a task of
-/// an older spec; of a service that has no task yet it would never find any, and one that goes on
-/// would lose its end to a change of labels.
+/// The update status after a user wrote `spec`. The updater begins an update when it finds a task
+/// of an older spec; in a service without tasks it would never find one, and an update in progress
+/// must not lose its status by a change of labels.
 fn status_after(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -227,9 +228,9 @@ fn status_after(
     (wants_tasks && has_none).then(|| UpdateStatus::begun(now))
 }
 
-/// A service may hold nearly as many claims as one transaction may write, and an update gives up
-/// old ones as well. What is refused here has been changed by its user all at once, so it can be
-/// changed in two steps; so can what a rollback would change.
+/// Refuses a change that exceeds a transaction. A service may hold nearly as many claims as one
+/// transaction may write, and an update also releases old ones. A user who changes that much at
+/// once can do it in two steps; so can one who rolls it back.
 fn refuse_too_many_changes(transaction: &Transaction) -> Result<(), ApiError> {
     let writes = transaction.ops.len().max(transaction.compares.len());
     if writes <= MAX_TXN_OPS {
@@ -256,7 +257,7 @@ fn write_service(
     Ok(())
 }
 
-/// Gives up the claims that aren't wanted any more and takes the new ones, if nobody has them.
+/// Releases the claims that the service no longer needs, and makes the new ones if they are free.
 fn move_claims(
     transaction: &mut Transaction,
     id: &ServiceId,

@@ -1,4 +1,4 @@
-//! What the transactions of `write` hold.
+//! Tests of what the transactions of `write` contain.
 
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
@@ -24,7 +24,7 @@ fn web(ports: &[PortConfig]) -> ServiceSpec {
     spec
 }
 
-/// The service as it is stored.
+/// The stored service with this spec.
 fn stored(ports: &[PortConfig]) -> Service {
     Service { id: ID.into(), spec: web(ports), ports: ports.to_vec(), ..fixtures::service("web", 1) }
 }
@@ -100,7 +100,7 @@ fn a_taken_name_and_a_taken_port_are_refused() {
 }
 
 #[test]
-fn an_update_keeps_what_was_and_moves_the_claims() {
+fn an_update_keeps_the_previous_spec_and_moves_the_claims() {
     let before = stored(&[ingress(80, 80), ingress(81, 81)]);
     let world = world(&before);
     let spec = web(&[ingress(81, 81), ingress(82, 80)]);
@@ -109,7 +109,10 @@ fn an_update_keeps_what_was_and_moves_the_claims() {
     assert_eq!((after.spec_version, after.previous_spec_version), (2, Some(1)));
     assert_eq!((after.spec, after.previous_spec), (spec, Some(before.spec)));
     let stands_on = Compare::ModRevision(keys::service(&ID.into()), current(&world).mod_revision);
-    assert!(transaction.compares.contains(&stands_on), "the update doesn't stand on what was read");
+    assert!(
+        transaction.compares.contains(&stands_on),
+        "the update doesn't compare the revision that was read"
+    );
     assert!(deletes(&transaction, &keys::port(Protocol::Tcp, 80)), "port 80 is not given up");
     assert!(written(&transaction, &keys::port(Protocol::Tcp, 82)).is_some(), "port 82 is not claimed");
     let kept = keys::port(Protocol::Tcp, 81);
@@ -130,7 +133,7 @@ fn an_update_is_refused_as_swarm_refuses_it() {
 }
 
 #[test]
-fn the_updaters_own_writes_are_no_news_to_a_user() {
+fn the_updaters_writes_do_not_outdate_a_users_version() {
     let mut world = world(&stored(&[]));
     let read_at = current(&world).mod_revision;
     let mut rolling = current(&world).value.clone();
@@ -148,7 +151,7 @@ fn the_updaters_own_writes_are_no_news_to_a_user() {
     let stale = (500, "update out of sequence".to_owned());
     assert_eq!(refusal(by_one_who_read_at(&world, read_at)), stale, "another user was faster");
     let ahead = current(&world).mod_revision + 1;
-    assert_eq!(refusal(by_one_who_read_at(&world, ahead)), stale, "a version that never was");
+    assert_eq!(refusal(by_one_who_read_at(&world, ahead)), stale, "a version that never existed");
 }
 
 #[test]
@@ -177,7 +180,7 @@ fn an_update_before_the_first_tasks_has_a_status_from_the_start() {
     assert_eq!(
         status(&world, changed(|spec| drop(spec.labels.insert("a".into(), "b".into())))),
         begun,
-        "an update that goes on is still to be ended"
+        "an update in progress keeps its status"
     );
     world.put_task(&fixtures::task("t", ID, 1));
     assert_eq!(status(&world, changed(image)), None, "the updater finds the task");
@@ -210,7 +213,7 @@ fn without_a_previous_spec_there_is_no_rollback() {
 #[test]
 fn a_spec_version_rises_above_every_stored_one() {
     let mut world = world(&Service { spec_version: 9, ..stored(&[]) });
-    // The updater's own rollback may have gone back to an older version.
+    // A rollback may have returned to an older version.
     world.put_service(&Service { spec_version: 2, ..stored(&[]) });
     assert_eq!(written_service(&update(&world, web(&[])).unwrap()).spec_version, 10);
 }

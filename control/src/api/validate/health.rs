@@ -1,17 +1,17 @@
-//! Health checks: whether their figures make sense, in Swarm's words.
+//! Checks the figures of health checks, in Swarm's words.
 
 use mesh_state::spec::HealthConfig;
 use serde_json::Value;
 
 use super::SpecError;
 
-/// The shortest time that a check can be given, nanoseconds.
+/// The shortest interval or timeout of a health check, nanoseconds.
 const TIME_MIN: i64 = 1_000_000;
 
 /// Checks a health check's times and counts.
 ///
 /// # Errors
-/// The first that can't hold.
+/// The first invalid figure.
 pub(super) fn check(health: Option<&HealthConfig>) -> Result<(), SpecError> {
     let Some(health) = health else { return Ok(()) };
     let figure = |name| health.extra.get(name).and_then(Value::as_i64).unwrap_or(0);

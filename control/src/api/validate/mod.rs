@@ -1,7 +1,6 @@
-//! Whether a spec can be accepted: pure, in Swarm's words where Swarm has words for it.
+//! Validates specs. Pure, in Swarm's words where Swarm has words for it.
 //!
-//! Invariant: what mesh can't do is refused here and named; nothing that a user asks for is
-//! silently dropped.
+//! Invariant: what mesh can't do is refused here and named; no field is silently dropped.
 //!
 //! Left to others: clashes with other objects (`ports`, `services::write`) and the JSON itself
 //! (`body`).
@@ -23,22 +22,22 @@ use thiserror::Error;
 
 use crate::slots::constraint::ConstraintError;
 
-/// Characters of a service's name, as a DNS label.
+/// The most characters of a service's name, as of a DNS label.
 const NAME_LENGTH_MAX: usize = 63;
 
-/// Ingress ports of one service, and secrets and configs. Each is a claim of its own, and etcd
-/// takes 128 writes at once: that leaves room for the service itself and its networks. An update
-/// that changes more than there is room for is refused by what it would write.
+/// The most ingress ports of one service, and the most of its secrets and configs. Each is a claim
+/// of its own, and etcd takes 128 writes at once: that leaves room for the service itself and its
+/// networks. An update whose transaction exceeds that is refused when it is written.
 pub(crate) const INGRESS_PORTS_MAX: usize = 110;
 
-/// Replicas of one service: beyond this even a published port of each could not be told apart in
-/// the mesh.
+/// The most replicas of one service: backend ids couldn't distinguish more, even with one published
+/// port each.
 const REPLICAS_MAX: u64 = BackendId::MAX as u64;
 
 /// Why a spec is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum SpecError {
-    /// No name.
+    /// There is no name.
     #[error("meta: name must be provided")]
     NameMissing,
     /// The name is longer than a DNS label.
@@ -53,113 +52,113 @@ pub(crate) enum SpecError {
     /// The container has no image.
     #[error("ContainerSpec: image reference must be provided")]
     ImageMissing,
-    /// The image's name can't be one.
+    /// The image reference is malformed.
     #[error("ContainerSpec: \"{0}\" is not a valid repository/tag")]
     ImageInvalid(String),
-    /// A health check's time that no check can keep.
+    /// A time of the health check is too short.
     #[error("ContainerSpec: {0} in HealthConfig cannot be less than 1ms")]
     HealthTimeTooShort(&'static str),
-    /// Failures before a task is unhealthy.
+    /// The retries of the health check are negative.
     #[error("ContainerSpec: Retries in HealthConfig cannot be negative")]
     HealthRetriesNegative,
-    /// Two mounts on one path.
+    /// Two mounts have the same path.
     #[error("ContainerSpec: duplicate mount point: {0}")]
     MountTwice(String),
-    /// A constraint that can't be read.
+    /// A constraint can't be parsed.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),
-    /// A label of mesh's that can't be read.
+    /// A label of mesh is invalid.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// Several modes.
+    /// There are several modes.
     #[error("must specify only one service mode")]
     Modes,
-    /// A mode that nobody knows.
+    /// The mode is unknown.
     #[error("service mode must be one of Replicated, Global, ReplicatedJob and GlobalJob")]
     Mode,
-    /// A job's tasks are not replaced one after the other.
+    /// A job can't have an update config: its tasks are not replaced one after the other.
     #[error("Jobs may not have an update config")]
     JobUpdate,
-    /// More replicas than the mesh can tell apart.
+    /// There are more replicas than backend ids can distinguish.
     #[error("{0} replicas are too many: at most {REPLICAS_MAX} a service")]
     TooManyReplicas(u64),
-    /// An endpoint mode that Docker doesn't know.
+    /// The endpoint mode is unknown.
     #[error("invalid endpoint mode '{0}': must be vip or dnsrr")]
     EndpointMode(String),
     /// Ingress ports need the mesh, dnsrr bypasses it.
     #[error("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")]
     DnsrrWithIngress,
-    /// One published port twice.
+    /// A published port occurs twice.
     #[error("EndpointSpec: duplicate published ports provided")]
     PortTwice,
-    /// A port without a target.
+    /// A port has no target port.
     #[error("EndpointSpec: target port must be provided")]
     TargetPortMissing,
-    /// A transport that mesh has no data plane for.
+    /// The data plane doesn't carry the transport.
     #[error("EndpointSpec: port {0}/sctp can't be published: mesh carries tcp and udp")]
     Sctp(u16),
-    /// The PROXY protocol in front of a datagram is no part of what mesh does.
+    /// mesh doesn't send the PROXY protocol over UDP.
     #[error("invalid label {MODE}=proxy: port {0}/udp can't be proxied: publish it by a service of mode tunnel or dsr", MODE = lb::MODE_LABEL)]
     ProxiedUdp(u16),
-    /// A task of a global service has no number.
+    /// A task of a global service has no slot number.
     #[error(
         "invalid label {WEIGHT_LABEL}.{0}: a global service has no slots: weigh nodes by their label {WEIGHT_LABEL}"
     )]
     SlotOfGlobal(u64),
-    /// More ports than a transaction can claim.
+    /// There are more ports than a transaction can claim.
     #[error("EndpointSpec: {count} ingress ports are too many: at most {INGRESS_PORTS_MAX} a service")]
     TooManyPorts {
-        /// Ports asked for.
+        /// The number of ports.
         count: usize,
     },
-    /// A limit or reservation below what the engine can enforce.
+    /// A limit or reservation is below what the engine can enforce.
     #[error("invalid cpu value {given}: Must be at least {least}")]
     CpuTooSmall {
-        /// CPUs asked for.
+        /// The requested CPUs.
         given: String,
-        /// The least.
+        /// The smallest value.
         least: &'static str,
     },
-    /// A limit or reservation below what the engine can enforce.
+    /// A limit or reservation is below what the engine can enforce.
     #[error("invalid memory value {0}: Must be at least 4MiB")]
     MemoryTooSmall(i64),
-    /// A generic resource that can't be given.
+    /// A generic resource is malformed.
     #[error(
         "invalid generic resource {0}: ask for a kind and a number of at least 1, such as gpu=1, or for a kind and a name"
     )]
     Generic(String),
-    /// A negative count of processes.
+    /// The limit of processes is negative.
     #[error("invalid pids limit {0}: must not be negative")]
     PidsNegative(i64),
-    /// A reservation that the limit forbids to use.
+    /// A reservation exceeds its limit.
     #[error("{resource} reservation is larger than the limit: no task could use what it reserves")]
     ReservationAboveLimit {
         /// CPU or memory.
         resource: &'static str,
     },
-    /// A negative duration.
+    /// A duration is negative.
     #[error("TaskSpec: {0} cannot be negative")]
     NegativeDuration(&'static str),
-    /// A share outside of 0 to 1.
+    /// A ratio is not within 0 to 1.
     #[error("TaskSpec: {0} cannot be less than 0 or bigger than 1")]
     Ratio(&'static str),
-    /// A reference to a secret or config that can't be honoured.
+    /// A reference to a secret or config is malformed.
     #[error(transparent)]
     Reference(#[from] references::MalformedReference),
-    /// A template in the spec that no task could expand (Swarm's words).
+    /// A template in the spec can't be expanded (Swarm's words).
     #[error("expanding {field} failed: {reason}")]
     Template {
-        /// Which field holds it.
+        /// The field with the template.
         field: &'static str,
-        /// What is wrong with it.
+        /// The mistake.
         reason: String,
     },
-    /// Something that Docker has and mesh doesn't serve yet.
+    /// A feature of Docker that mesh doesn't support yet.
     #[error("{feature} not supported by mesh yet: {instead}")]
     NotServed {
         /// The feature, with its verb: "secrets are".
         feature: &'static str,
-        /// What to do meanwhile.
+        /// The alternative.
         instead: &'static str,
     },
 }
@@ -167,7 +166,7 @@ pub(crate) enum SpecError {
 /// Checks a service's spec by itself.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first mistake.
 pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     service_name(&spec.name)?;
     mode(spec)?;
@@ -184,10 +183,10 @@ pub(crate) fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     spec.endpoint_spec.as_ref().map_or(Ok(()), endpoint)
 }
 
-/// Checks a service's name: a DNS label in either case, with underscores between.
+/// Checks a service's name: a DNS label in either case, with underscores inside.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first mistake.
 pub(crate) fn service_name(name: &str) -> Result<(), SpecError> {
     if name.is_empty() {
         return Err(SpecError::NameMissing);
@@ -200,10 +199,10 @@ pub(crate) fn service_name(name: &str) -> Result<(), SpecError> {
     if name.len() > NAME_LENGTH_MAX { Err(SpecError::NameTooLong) } else { Ok(()) }
 }
 
-/// Checks a network's name: as a service's.
+/// Checks a network's name, by the rules of a service's.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first mistake.
 pub(crate) fn network_name(name: &str) -> Result<(), SpecError> {
     service_name(name)
 }
@@ -211,13 +210,13 @@ pub(crate) fn network_name(name: &str) -> Result<(), SpecError> {
 /// Checks a node's spec by itself.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first mistake.
 pub(crate) fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
     lb::node_weight(&spec.labels)?;
     if spec.name.is_empty() { Ok(()) } else { service_name(&spec.name) }
 }
 
-/// Checks mesh's labels, by themselves and against the ports and the mode that they are for.
+/// Checks mesh's labels by themselves and against the service's ports and mode.
 fn balancing(spec: &ServiceSpec) -> Result<(), SpecError> {
     let settings = LbSettings::from_labels(&spec.labels)?;
     let ports = spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
@@ -275,7 +274,7 @@ fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {
 }
 
 /// Whether the text has the form `[host[:port]/]path[:tag][@digest]`; whether the image exists is
-/// the node's to find out.
+/// for the node to find out.
 fn is_image_reference(image: &str) -> bool {
     let (name, digest) = match image.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),

@@ -1,14 +1,14 @@
-//! What Docker's specs can ask for and mesh doesn't do yet: refused by name, never dropped.
+//! Features of Docker's specs that mesh doesn't support yet: refused by name, never dropped.
 
 use mesh_state::spec::ServiceSpec;
 use serde_json::{Map, Value};
 
 use super::SpecError;
 
-/// Limits of swap, which only engines newer than mesh asks for can keep.
+/// Swap limits, which only engines newer than the oldest supported one can enforce.
 const SWAP: [&str; 2] = ["SwapBytes", "MemorySwappiness"];
 
-/// Refuses the first part of a spec that mesh doesn't serve.
+/// Refuses the first feature of a spec that mesh doesn't support.
 ///
 /// # Errors
 /// [`SpecError::NotServed`].
@@ -67,7 +67,7 @@ fn has_credential_spec(container: &Map<String, Value>) -> bool {
         .is_some_and(|privileges| is_given(privileges, "CredentialSpec"))
 }
 
-/// Whether a field says something: Go's clients also send empty lists and objects.
+/// Whether a field has a value: Go's clients also send empty lists and objects.
 fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
     match fields.get(name) {
         None | Some(Value::Null) => false,

@@ -1,20 +1,20 @@
-//! Resources, placement and update policies: whether their figures make sense.
+//! Checks the figures of resources, placement and update policies.
 
 use mesh_state::spec::{GenericResource, Placement, Resources, UpdateConfig};
 
 use super::SpecError;
 use crate::slots::constraint;
 
-/// The least share of a CPU that the engine can enforce, in billionths.
+/// The smallest share of a CPU that the engine can enforce, in billionths.
 const NANO_CPUS_MIN: i64 = 1_000_000;
 
-/// The least memory that the engine can enforce, in bytes.
+/// The smallest memory limit that the engine can enforce, in bytes.
 const MEMORY_MIN: i64 = 4 * 1024 * 1024;
 
 /// Checks limits and reservations.
 ///
 /// # Errors
-/// The first figure that can't hold.
+/// The first invalid figure.
 pub(crate) fn resources(resources: Option<&Resources>) -> Result<(), SpecError> {
     let Some(resources) = resources else { return Ok(()) };
     let limits = resources.limits.clone().unwrap_or_default();
@@ -64,7 +64,7 @@ fn within(resource: &'static str, reserved: Option<i64>, limit: Option<i64>) -> 
     }
 }
 
-/// Checks that constraints can be read.
+/// Checks that constraints can be parsed.
 ///
 /// # Errors
 /// [`SpecError::Constraint`].
@@ -74,10 +74,10 @@ pub(crate) fn placement(placement: Option<&Placement>) -> Result<(), SpecError> 
     Ok(())
 }
 
-/// Checks how an update or a rollback proceeds; `verb` is the word in the flags' names.
+/// Checks the settings of an update or a rollback; `verb` is the word in the flags' names.
 ///
 /// # Errors
-/// The first figure that can't hold.
+/// The first invalid figure.
 pub(crate) fn update(verb: &'static str, config: Option<&UpdateConfig>) -> Result<(), SpecError> {
     let Some(config) = config else { return Ok(()) };
     let flag =

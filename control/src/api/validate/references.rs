@@ -1,5 +1,5 @@
-//! Whether references to secrets and configs can be honoured, whatever exists: pure, in Swarm's
-//! words where it has any.
+//! Checks the form of references to secrets and configs, whether or not the objects exist. Pure, in
+//! Swarm's words where it has any.
 
 use std::collections::BTreeMap;
 
@@ -13,45 +13,45 @@ use crate::slots::references::of_spec;
 /// Why a reference is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum MalformedReference {
-    /// Id or name is missing.
+    /// Its id or name is missing.
     #[error("malformed {0} reference")]
     Unnamed(DependencyKind),
-    /// There is no file.
+    /// It has no target file.
     #[error("malformed {0} reference, no target provided")]
     NoTarget(DependencyKind),
-    /// The file has no name.
+    /// Its target file has no name.
     #[error("malformed file {0} reference, invalid target file name provided")]
     TargetName(DependencyKind),
     /// Owner or group isn't a number.
     #[error("{kind} reference '{name}': owner '{uid}' and group '{gid}' must be numbers (or empty for 0)")]
     Owner {
-        /// Which kind.
+        /// Secret or config.
         kind: DependencyKind,
-        /// Which.
+        /// The name in the reference.
         name: String,
         /// The owner given.
         uid: String,
         /// The group given.
         gid: String,
     },
-    /// One path twice.
+    /// Two references have the same target path.
     #[error("{kind} references '{first}' and '{second}' have a conflicting target: '{target}'")]
     Conflict {
-        /// Kind of the second.
+        /// The kind of the second reference.
         kind: DependencyKind,
-        /// Which came first.
+        /// The name in the first reference.
         first: String,
-        /// Which came then.
+        /// The name in the second reference.
         second: String,
         /// The target of both.
         target: String,
     },
-    /// More than a transaction can write.
+    /// There are more claims than a transaction can write.
     #[error(
         "ContainerSpec: {count} ingress ports, secrets and configs together are too many: at most {INGRESS_PORTS_MAX} a service"
     )]
     TooMany {
-        /// What was asked for.
+        /// The number of claims.
         count: usize,
     },
 }
@@ -59,7 +59,7 @@ pub(crate) enum MalformedReference {
 /// Checks a spec's references.
 ///
 /// # Errors
-/// The first thing that is wrong with them.
+/// The first mistake.
 pub(super) fn check(spec: &ServiceSpec, container: &ContainerSpec) -> Result<(), MalformedReference> {
     let mut taken = BTreeMap::new();
     for reference in container.references() {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_as_swarm_says_it() {
+    fn missing_parts_are_refused_in_swarms_words() {
         let with = |change: fn(&mut SecretReference)| {
             let mut reference = secret("a", "x");
             change(&mut reference);

@@ -1,7 +1,7 @@
-//! Templates in a service's spec: expanded once with values as good as any, as Swarm does at
+//! Checks templates in a service's spec by expanding them once with sample values, as Swarm does at
 //! create.
 //!
-//! Left to others: the expansion for a real task (the agent), payloads of secrets and configs.
+//! Left to others: the expansion for a real task (the agent), templates in secrets and configs.
 
 use mesh_state::spec::{ContainerSpec, ServiceSpec};
 use mesh_state::template::{TemplateContext, expand};
@@ -22,14 +22,14 @@ pub(super) fn check(spec: &ServiceSpec, container: &ContainerSpec) -> Result<(),
     };
     check("hostname", &container.hostname)?;
     for entry in &container.env {
-        // Swarm expands what stands behind the first `=` only.
+        // Swarm expands only what follows the first `=`.
         check("env", entry.split_once('=').map_or("", |(_, value)| value))?;
     }
     let mounts = container.extra.get("Mounts").and_then(Value::as_array);
     mounts.into_iter().flatten().flat_map(texts).try_for_each(|text| check("mounts", text))
 }
 
-/// The texts of a mount that may be templates.
+/// The fields of a mount that may be templates.
 fn texts(mount: &Value) -> Vec<&str> {
     let values =
         |path: &str| mount.pointer(path).and_then(Value::as_object).into_iter().flat_map(|map| map.values());
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_task_can_expand_is_accepted() {
+    fn valid_templates_are_accepted() {
         let env = [
             "A={{.Service.Labels.tier}}{{index .Service.Labels \"none\"}}",
             r#"B={{"{{"}}.Host{{"}}"}}"#,

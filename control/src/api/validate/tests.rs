@@ -1,10 +1,10 @@
-//! Specs one field away from a good one, and what is said of them.
+//! Tests of specs that are one field away from a valid one.
 
 use serde_json::{Value, json};
 
 use super::*;
 
-/// A spec that is good, with the field at `pointer` set to `value`.
+/// A valid spec, with the field at `pointer` set to `value`.
 fn spec_with(pointer: &str, value: Value) -> ServiceSpec {
     let mut spec = json!({
         "Name": "web",
@@ -44,7 +44,7 @@ fn names_are_dns_labels() {
 }
 
 #[test]
-fn an_image_is_needed_and_has_an_images_form() {
+fn an_image_is_required_and_has_a_valid_reference() {
     check("TaskTemplate.ContainerSpec", Value::Null, Some("mismatched Runtime and *Spec fields"));
     let digest = format!("nginx:1@sha256:{}", "ab".repeat(32));
     for (image, expected) in [
@@ -64,7 +64,7 @@ fn an_image_is_needed_and_has_an_images_form() {
 }
 
 #[test]
-fn labels_of_meshs_are_known_and_have_good_values() {
+fn mesh_labels_are_known_and_have_valid_values() {
     check("Labels", json!({"mesh.lb.policy": "least-connections", "other": "x"}), None);
     check(
         "Labels",
@@ -85,7 +85,7 @@ fn labels_of_meshs_are_known_and_have_good_values() {
 }
 
 #[test]
-fn labels_of_meshs_fit_the_service() {
+fn mesh_labels_fit_the_service() {
     let spec = |labels: Value, ports: Value, mode: Value| {
         let mut spec = spec_with("Labels", labels);
         spec.endpoint_spec = serde_json::from_value(json!({"Ports": ports})).unwrap();
@@ -204,7 +204,7 @@ fn constraints_have_one_operator() {
 }
 
 #[test]
-fn what_is_not_served_is_named() {
+fn unsupported_features_are_named() {
     for (pointer, value, named) in [
         (
             "TaskTemplate.ContainerSpec.Configs",

@@ -1,4 +1,5 @@
-//! Words and figures that Docker refuses before it looks at a spec as a whole, in its own messages.
+//! Checks words and figures that Docker refuses before it validates a spec as a whole, in its own
+//! messages.
 //!
 //! Invariant: what passes here can still be refused by the types; nothing is changed.
 
@@ -6,7 +7,7 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 
-/// A field's place, the words that it may hold, and what Docker says of another one.
+/// A field's path, its allowed words, and Docker's message for another word.
 type Words = (&'static str, &'static [&'static str], fn(&str) -> String);
 
 const ORDERS: &[&str] = &["stop-first", "start-first"];
@@ -30,7 +31,7 @@ const NODE_WORDS: [Words; 2] = [
 
 const MOUNT_TYPES: [&str; 6] = ["bind", "volume", "tmpfs", "npipe", "cluster", "image"];
 
-/// Times that can't be negative, and their names.
+/// The paths of times that can't be negative, and their names.
 const TIMES: [(&str, &str); 2] = [
     ("/TaskTemplate/RestartPolicy/Delay", "restart-delay"),
     ("/TaskTemplate/RestartPolicy/Window", "restart-window"),
@@ -39,7 +40,7 @@ const TIMES: [(&str, &str); 2] = [
 /// Checks a service's spec as it was sent.
 ///
 /// # Errors
-/// What Docker says of the first bad word or figure.
+/// Docker's message for the first bad word or figure.
 pub(crate) fn in_service(spec: &Value) -> Result<(), ApiError> {
     check(&SERVICE_WORDS, spec)?;
     let mounts = spec.pointer("/TaskTemplate/ContainerSpec/Mounts").and_then(Value::as_array);
@@ -58,9 +59,10 @@ pub(crate) fn in_service(spec: &Value) -> Result<(), ApiError> {
 /// Checks a node's spec as it was sent.
 ///
 /// # Errors
-/// What Docker says of the first bad word.
+/// Docker's message for the first bad word.
 pub(crate) fn in_node(spec: &Value) -> Result<(), ApiError> {
-    // None of them has a default: a client that leaves the role out would demote a manager unasked.
+    // None of them has a default: otherwise a client that omits the role would demote a manager
+    // unasked.
     for (pointer, words, refuse) in NODE_WORDS {
         let word = spec.pointer(pointer).map_or(Some(""), Value::as_str);
         if let Some(word) = word.filter(|word| !words.contains(word)) {

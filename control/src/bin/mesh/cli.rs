@@ -9,20 +9,20 @@ use mesh_state::lb::Policy;
 
 use crate::client::Host;
 
-/// Shows the mesh and turns its knobs.
+/// Shows the mesh and changes its settings.
 ///
-/// Everything else is docker's: services, tasks, nodes and join tokens are seen and changed with
-/// the docker CLI on the same host.
+/// Everything else is docker's: use the docker CLI on the same host to see and change services,
+/// tasks, nodes and join tokens.
 #[derive(Debug, Parser)]
 #[command(name = "mesh", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Docker API to talk to: unix:///path or tcp://host:port.
     #[arg(long, env = "MESH_HOST", default_value = "unix:///run/mesh/docker.sock", global = true)]
     pub(crate) host: Host,
-    /// How to print.
+    /// Output format.
     #[arg(short, long, env = "MESH_OUTPUT", value_enum, default_value_t = Output::Table, global = true)]
     pub(crate) output: Output,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no such object; 4 the host can't be \
                           reached, is no manager, or has lost etcd.";
 
-/// How to print.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     /// For people.
@@ -39,42 +39,41 @@ pub(crate) enum Output {
     Json,
 }
 
-/// What to do.
+/// The command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// How new connections are spread over a service's tasks.
+    /// Show or set how new connections are spread over a service's tasks.
     Policy {
         /// Get or set.
         #[command(subcommand)]
         command: PolicyCommand,
     },
-    /// How the mesh serves a service: all of its mesh.lb.* settings, and what each of its tasks
-    /// weighs.
+    /// Show how the mesh serves a service: all of its mesh.lb.* settings, and the weight of each of
+    /// its tasks.
     Service {
-        /// What to do with it.
+        /// The command.
         #[command(subcommand)]
         command: ServiceCommand,
     },
-    /// Nodes with their liveness and weight, the leader, and services with their policy, running
-    /// and desired tasks.
+    /// Show nodes with their liveness and weight, the leader, and services with their policy,
+    /// running and desired tasks.
     Status,
-    /// The token that lets a node join, for mesh-agent's --join-token-file.
+    /// Print the token that lets a node join, for mesh-agent's --join-token-file.
     Token {
-        /// The role that it joins in.
+        /// The role of the node that joins.
         role: Role,
     },
-    /// Makes the certificates with which etcd's members and mesh-control know each other, or makes
-    /// them anew with the CA that is in the directory. Asks no server.
+    /// Make the certificates by which etcd's members and mesh-control authenticate one another, or
+    /// renew them with the CA in the directory. Contacts no server.
     EtcdCertificates {
-        /// Holds the CA, and gets NAME.pem and NAME.key for each member, client.pem and client.key
-        /// for mesh-control and etcdctl.
+        /// Directory of the CA; gets NAME.pem and NAME.key for each member, client.pem and
+        /// client.key for mesh-control and etcdctl.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Days that they are good for.
+        /// Validity in days.
         #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u64).range(1..=7300))]
         days: u64,
-        /// Members of etcd with the addresses and host names that they are reached at, as
-        /// etcd-1=10.0.0.1,etcd-1.example.
+        /// etcd's members with their addresses and host names, as etcd-1=10.0.0.1,etcd-1.example.
         #[arg(required = true, value_name = "NAME=ADDRESS[,ADDRESS]", value_parser = member)]
         members: Vec<Member>,
     },
@@ -83,13 +82,13 @@ pub(crate) enum Command {
 /// A member of etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
-    /// Names its files.
+    /// The member's name, and that of its files.
     pub(crate) name: String,
-    /// Where clients and the other members reach it.
+    /// Its addresses and host names.
     pub(crate) addresses: Vec<String>,
 }
 
-/// Reads `etcd-1=10.0.0.1,etcd-1.example`.
+/// Parses `etcd-1=10.0.0.1,etcd-1.example`.
 fn member(text: &str) -> Result<Member, String> {
     let is_plain = |word: &str| {
         !word.is_empty()
@@ -102,7 +101,7 @@ fn member(text: &str) -> Result<Member, String> {
         return Err("names and addresses have letters, digits, '-', '_', '.' and ':'".to_owned());
     }
     if [CA_FILE, CLIENT_FILE].contains(&name) {
-        return Err(format!("no member can be called {name}: that file is another's"));
+        return Err(format!("a member can't be called {name}: another file has that name"));
     }
     Ok(Member { name: name.to_owned(), addresses })
 }
@@ -112,13 +111,13 @@ fn member(text: &str) -> Result<Member, String> {
 pub(crate) enum PolicyCommand {
     /// Print a service's policy.
     Get {
-        /// Name, id or the beginning of an id.
+        /// Name, id or id prefix.
         service: String,
     },
     /// Set a service's policy. It applies to new connections at once; no task restarts, live
     /// connections stay.
     Set {
-        /// Name, id or the beginning of an id.
+        /// Name, id or id prefix.
         service: String,
         /// The policy.
         #[arg(value_parser = PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.as_str())).try_map(|text| text.parse::<Policy>()))]
@@ -126,13 +125,13 @@ pub(crate) enum PolicyCommand {
     },
 }
 
-/// What to do with a service.
+/// The commands for one service.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
     /// Print every setting with its label, and the tasks with the weights in effect. Change
     /// settings with docker service update --label-add.
     Show {
-        /// Name, id or the beginning of an id.
+        /// Name, id or id prefix.
         service: String,
     },
 }
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_etcd_are_read_and_bad_ones_refused() {
+    fn members_of_etcd_are_parsed_and_bad_ones_refused() {
         let read = member("etcd-1=10.0.0.1,etcd-1.example").unwrap();
         assert_eq!(read.name, "etcd-1");
         assert_eq!(read.addresses, ["10.0.0.1", "etcd-1.example"]);
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_policy_is_refused_with_the_good_ones() {
+    fn an_unknown_policy_is_refused_with_the_known_ones() {
         let error = Cli::try_parse_from(["mesh", "policy", "set", "web", "fastest"]).unwrap_err().to_string();
         for policy in Policy::ALL {
             assert!(error.contains(policy.as_str()), "expected {policy} in {error}");

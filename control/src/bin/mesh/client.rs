@@ -1,4 +1,4 @@
-//! A small client of the Docker API: one request a connection, over a unix socket or TCP, within a
+//! A small client of the Docker API: one request per connection, over a unix socket or TCP, with a
 //! deadline.
 
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-/// Deadline of one request, connecting included.
+/// The deadline of one request, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer.
+/// The most bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Where a Docker API is served.
+/// The address of a Docker API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Host {
     /// A unix socket.
@@ -58,28 +58,28 @@ impl std::fmt::Display for Host {
 /// Why a request failed.
 #[derive(Debug, Error)]
 pub(crate) enum ClientError {
-    /// Nobody listens there.
+    /// Nothing accepts the connection.
     #[error("reach {host}: is mesh-agent running on this node? (--host or MESH_HOST names another)")]
     Unreachable {
-        /// Where.
+        /// The address.
         host: Host,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The connection broke, or what came isn't HTTP.
+    /// The connection broke, or the answer isn't HTTP.
     #[error("talk to {host}")]
     Broken {
-        /// To whom.
+        /// The address.
         host: Host,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// No answer in time.
+    /// No answer came in time.
     #[error("{host} did not answer within {REQUEST_TIMEOUT:?}")]
     Deadline {
-        /// Who.
+        /// The address.
         host: Host,
     },
     /// The answer is an error.
@@ -90,10 +90,10 @@ pub(crate) enum ClientError {
         /// Docker's message.
         message: String,
     },
-    /// The answer lacks what is documented.
+    /// The answer differs from what Docker's API documents.
     #[error("{host} answered something else than Docker's API documents: {what}")]
     Unreadable {
-        /// Who.
+        /// The address.
         host: Host,
         /// What is missing or wrong.
         what: String,
@@ -107,12 +107,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A client of `host`; nothing is connected yet.
+    /// A client of `host`; it doesn't connect yet.
     pub(crate) fn new(host: Host) -> Self {
         Self { host }
     }
 
-    /// What a path shows.
+    /// Sends a GET request.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -120,7 +120,7 @@ impl Client {
         self.send(Method::GET, path, None).await
     }
 
-    /// What a path answers to a body.
+    /// Sends a POST request with a JSON body.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -128,7 +128,7 @@ impl Client {
         self.send(Method::POST, path, Some(body)).await
     }
 
-    /// The error for an answer that lacks `what`.
+    /// The error for an answer without `what`.
     pub(crate) fn unreadable(&self, what: impl Into<String>) -> ClientError {
         ClientError::Unreadable { host: self.host.clone(), what: what.into() }
     }
@@ -170,8 +170,8 @@ impl Client {
             let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
             self.read(response).await
         };
-        // The connection is driven until the answer is read; how it ends after that is of no
-        // interest.
+        // The connection must be polled until the answer is read; how it ends after that doesn't
+        // matter.
         tokio::select! {
             answer = exchange => answer,
             Err(error) = connection => Err(self.broken(error)),
@@ -202,7 +202,7 @@ impl Client {
     }
 }
 
-/// A name or id as one segment of a path.
+/// Escapes a name or id as one segment of a path.
 pub(crate) fn segment(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_read_and_shown_alike() {
+    fn hosts_are_parsed_and_shown_alike() {
         for text in ["unix:///run/mesh/docker.sock", "tcp://10.77.0.11:2375"] {
             assert_eq!(text.parse::<Host>().map(|host| host.to_string()), Ok(text.to_owned()));
         }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_cannot_leave_its_place() {
+    fn a_segment_is_escaped() {
         assert_eq!(segment("web-1_a.b"), "web-1_a.b");
         assert_eq!(segment("a/../b?c d"), "a%2F..%2Fb%3Fc%20d");
     }

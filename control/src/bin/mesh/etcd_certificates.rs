@@ -1,4 +1,4 @@
-//! `mesh etcd-certificates`: what etcd's members and their clients show each other.
+//! `mesh etcd-certificates`: makes the certificates of etcd's members and their clients.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -8,7 +8,8 @@ use mesh_etcd_pki::{CA_FILE, CLIENT_FILE, EtcdAuthority, MEMBER_NAME};
 
 use crate::cli::Member;
 
-/// Makes certificates for `members` and their clients in `directory`, and tells how they are used.
+/// Makes certificates for `members` and their clients in `directory`; returns instructions for
+/// their use.
 pub(crate) fn make(directory: &Path, days: u64, members: &[Member]) -> anyhow::Result<String> {
     let mut builder = std::fs::DirBuilder::new();
     builder

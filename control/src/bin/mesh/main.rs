@@ -1,9 +1,9 @@
-//! `mesh`: what the `docker` CLI has no word for.
+//! `mesh`: the commands that the `docker` CLI doesn't have.
 //!
-//! Purpose: show the cluster as mesh sees it, and turn mesh's own knobs. It is a client of the
-//! Docker API like any other: what it sets, `docker service inspect` shows.
+//! Purpose: show the cluster as mesh sees it, and change mesh's own settings. It is a client of the
+//! Docker API like any other: `docker service inspect` shows what it sets.
 //!
-//! Left to others: everything that `docker service`, `docker node` and `docker swarm` say already.
+//! Left to others: everything that `docker service`, `docker node` and `docker swarm` can do.
 
 mod cli;
 mod client;
@@ -54,7 +54,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
     }
 }
 
-/// The codes that `--help` promises.
+/// The exit codes that `--help` documents.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Refused { status: 404, .. }) => 3,

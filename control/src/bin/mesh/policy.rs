@@ -1,4 +1,4 @@
-//! `mesh policy`: the label `mesh.lb.policy` of a service, read and written through the Docker API.
+//! `mesh policy`: reads and writes the label `mesh.lb.policy` of a service through the Docker API.
 
 use anyhow::Context as _;
 use mesh_state::lb::{POLICY_LABEL, Policy};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::Output;
 use crate::client::{Client, ClientError, segment};
 
-/// Attempts at an update that others are faster at.
+/// The most attempts at an update when other clients update the service at the same time.
 const ATTEMPTS: usize = 8;
 
 /// Prints the policy of a service.
@@ -39,9 +39,7 @@ pub(crate) async fn set(
             Err(error) => return Err(error.into()),
         }
     }
-    anyhow::bail!(
-        "service {service} is being changed by somebody else all the time: its policy was not set, try again"
-    )
+    anyhow::bail!("other clients keep changing service {service}: its policy was not set, try again")
 }
 
 fn report(output: Output, service: &str, before: &str, policy: Policy) -> String {
@@ -52,7 +50,7 @@ fn report(output: Output, service: &str, before: &str, policy: Policy) -> String
     }
 }
 
-/// A service as the API shows it; its spec goes back whole.
+/// A service as the API shows it; an update sends its whole spec back.
 struct Found {
     service: Value,
 }
@@ -66,13 +64,14 @@ impl Found {
         policy_of(&self.service)
     }
 
-    /// Whether the label itself says so; a default is written down when somebody sets it.
+    /// Whether the service has the label with this policy; a default policy without a label doesn't
+    /// count.
     fn has_label(&self, policy: Policy) -> bool {
         self.service["Spec"]["Labels"][POLICY_LABEL] == policy.as_str()
     }
 }
 
-/// The policy in force of a service as the API shows it.
+/// The policy that applies to a service, as the API shows it.
 pub(crate) fn policy_of(service: &Value) -> &str {
     service["Spec"]["Labels"][POLICY_LABEL].as_str().unwrap_or(Policy::default().as_str())
 }

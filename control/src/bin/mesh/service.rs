@@ -1,5 +1,4 @@
-//! `mesh service show`: what a service's labels say to the data plane, and what its tasks weigh for
-//! it.
+//! `mesh service show`: shows the settings in a service's labels, and the weights of its tasks.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -32,7 +31,7 @@ struct Task {
     name: String,
     node: String,
     state: String,
-    /// Its own or its service's, times its node's.
+    /// The slot's or the service's weight, times the node's.
     weight: NonZeroU32,
 }
 
@@ -104,7 +103,7 @@ impl Shown {
     }
 }
 
-/// The labels of a service's or a node's spec as the API shows it.
+/// The labels in a service's or a node's spec, as the API shows it.
 pub(crate) fn labels_of(spec: &Value) -> Labels {
     let labels = spec["Labels"].as_object().into_iter().flatten();
     labels.map(|(key, value)| (key.clone(), text(value))).collect()

@@ -1,4 +1,4 @@
-//! `mesh status`: nodes, the leader, services.
+//! `mesh status`: shows nodes, the leader and services.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::policy::policy_of;
 use crate::service::labels_of;
 use crate::table;
 
-/// A node's clock that differs by more from its manager's is warned of.
+/// A node's clock that differs from its manager's by more than this gets a warning.
 const CLOCK_WARNED_BEYOND: Duration = Duration::from_secs(5);
 
-/// The cluster at a glance.
+/// The state of the cluster.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Status {
     leader: Option<String>,
@@ -31,15 +31,15 @@ struct Node {
     id: String,
     address: String,
     role: String,
-    /// `ready`, `silent` (not heard for a moment, gets no new connections) or `down`.
+    /// `ready`, `silent` (not heard for two seconds, gets no new connections) or `down`.
     liveness: String,
     availability: String,
-    /// What the weights of tasks on it are multiplied by.
+    /// The factor for the weights of the tasks on it.
     weight: NonZeroU32,
     leader: bool,
     subnet: String,
     datapath: String,
-    /// How far its clock is ahead of its manager's, milliseconds; 0 within a second.
+    /// How far its clock is ahead of its manager's, milliseconds; 0 if less than a second.
     clock_ahead_ms: i64,
 }
 
@@ -71,10 +71,10 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
 }
 
 impl Status {
-    /// Reads what the API shows.
+    /// Collects the status from the API's answers.
     ///
-    /// The leader is known before its node has joined; a host that doesn't tell it shows it on its
-    /// node.
+    /// `leader` is known before the leader's node has joined; if the host doesn't give it, the
+    /// leader's node shows it.
     fn read(leader: Option<String>, nodes: &[Value], services: &[Value]) -> Self {
         let mut nodes: Vec<Node> = nodes.iter().map(Node::read).collect();
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
@@ -151,7 +151,7 @@ impl Node {
 }
 
 impl Node {
-    /// What is to be said of a clock that is five seconds off.
+    /// The warning about a clock that is five seconds off or more.
     fn clock_warning(&self) -> Option<String> {
         let off = Duration::from_millis(self.clock_ahead_ms.unsigned_abs());
         let way = if self.clock_ahead_ms > 0 { "ahead of" } else { "behind" };

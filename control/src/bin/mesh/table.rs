@@ -1,4 +1,4 @@
-//! Columns for people: as wide as their widest cell, three spaces apart.
+//! Text tables: columns as wide as their widest cell, three spaces apart.
 
 /// Lays out rows under their headings.
 pub(crate) fn render<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {

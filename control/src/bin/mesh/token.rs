@@ -1,4 +1,4 @@
-//! `mesh token`: what lets a node join.
+//! `mesh token`: prints a join token.
 
 use anyhow::Context as _;
 use serde_json::json;

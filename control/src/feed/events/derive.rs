@@ -1,7 +1,7 @@
-//! Changes of stored objects as events. Pure.
+//! Derives events from changes of stored objects. Pure.
 //!
-//! Attributes are moby's (`daemon/events.go`): the name, and what an update changed as `x.old` and
-//! `x.new`.
+//! Attributes are moby's (`daemon/events.go`): the object's name, and what an update changed as
+//! `x.old` and `x.new`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,14 +17,14 @@ use mesh_state::store::Change;
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
-/// What an event is about.
+/// The kind of object that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// A service.
     Service,
     /// A node.
     Node,
-    /// A network of the cluster's.
+    /// A network of the cluster.
     Network,
     /// A secret.
     Secret,
@@ -33,7 +33,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Docker's spelling.
+    /// Docker's name of the kind.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Service => "service",
@@ -48,16 +48,16 @@ impl EventKind {
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It was made.
+    /// The object was created.
     Create,
-    /// It was changed.
+    /// The object was changed.
     Update,
-    /// It was removed.
+    /// The object was removed.
     Remove,
 }
 
 impl Action {
-    /// Docker's spelling.
+    /// Docker's name of the action.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Create => "create",
@@ -67,18 +67,18 @@ impl Action {
     }
 }
 
-/// An event of the cluster's.
+/// An event of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwarmEvent {
-    /// What it is about.
+    /// The kind of object.
     pub kind: EventKind,
     /// What happened.
     pub action: Action,
     /// The object's id.
     pub id: String,
-    /// Its name, and what changed.
+    /// The object's name, and what changed.
     pub attributes: BTreeMap<String, String>,
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
 }
 
@@ -91,7 +91,7 @@ enum Subject {
     Dependency(DependencyKind, DependencyId),
 }
 
-/// What is known of a subject.
+/// What events compare of a subject.
 #[derive(Clone)]
 enum Facts {
     Service(Stored<Service>),
@@ -106,11 +106,11 @@ struct NodeFacts {
     node: Stored<Node>,
     state: &'static str,
     changed_at: Timestamp,
-    /// Whether it leads and whether it is reachable, if it is a manager.
+    /// For a manager: whether it leads, and whether it is reachable.
     standing: Option<(bool, bool)>,
 }
 
-/// Takes `change` into `snapshot`; what happened by it.
+/// Applies `change` to `snapshot`; returns the event that it makes.
 pub(crate) fn of_change(
     snapshot: &mut ClusterSnapshot,
     change: Change,
@@ -121,12 +121,12 @@ pub(crate) fn of_change(
     let before = subject.as_ref().and_then(|subject| facts(snapshot, subject));
     snapshot.apply_seen(change, now);
     let subject = subject?;
-    // What is not the object's own record is no news by itself.
+    // A change of another record alone (a task, a status) is no event of the object.
     let own = matches!(key, Some(Key::Service(_) | Key::Node(_) | Key::Network(_) | Key::Dependency(..)));
     event(&subject, before, facts(snapshot, &subject), own, now)
 }
 
-/// What happened between two states of the store, where the changes themselves were missed.
+/// The events between two snapshots, where the changes themselves were missed.
 pub(crate) fn after_listing(old: &ClusterSnapshot, new: &ClusterSnapshot, now: Timestamp) -> Vec<SwarmEvent> {
     let of = |snapshot: &ClusterSnapshot| -> Vec<Subject> {
         let services = snapshot.services.keys().cloned().map(Subject::Service);
@@ -190,8 +190,8 @@ fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
             let liveness = snapshot.liveness.get(id);
             let standing = (node.spec.role == NodeRole::Manager)
                 .then(|| (snapshot.is_led_from(id), snapshot.manager_on(id).is_some()));
-            // A silent node is ready to Docker's clients, and one that was never heard is not known
-            // yet.
+            // Docker's clients see a silent node as ready, and a node that was never heard as
+            // unknown.
             let state = match liveness.map(|liveness| liveness.state) {
                 None => "unknown",
                 Some(NodeState::Down) => "down",
@@ -203,8 +203,7 @@ fn facts(snapshot: &ClusterSnapshot, subject: &Subject) -> Option<Facts> {
     }
 }
 
-/// The event between what was known and what is. `own` says that the object's own record was
-/// written.
+/// The event between two states of a subject. `own` is true if the object's own record was written.
 fn event(
     subject: &Subject,
     before: Option<Facts>,
@@ -256,10 +255,10 @@ impl Facts {
         }
     }
 
-    /// When it changed last, if it says so.
+    /// When the object last changed, if its record says so.
     fn changed_at(&self) -> Option<Timestamp> {
         match self {
-            // Its updater's writes have no moment of their own.
+            // The updater's writes carry no moment.
             Self::Service(_) | Self::Network { .. } => None,
             Self::Node(facts) => Some(facts.changed_at),
             Self::Dependency(dependency) => Some(dependency.updated_at),
@@ -271,7 +270,7 @@ fn named(facts: &Facts) -> (String, String) {
     ("name".to_owned(), facts.name().to_owned())
 }
 
-/// What Docker names of a change, and whether anything changed that a client can see.
+/// The attributes of a change, and whether a client can see any difference.
 fn changes(before: &Facts, after: &Facts) -> (BTreeMap<String, String>, bool) {
     match (before, after) {
         (Facts::Service(before), Facts::Service(after)) => {

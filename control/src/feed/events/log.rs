@@ -1,7 +1,7 @@
-//! The newest events, and those who wait for more.
+//! The newest events, and the listeners for further ones.
 //!
-//! Invariant: whoever listens gets what is kept and what comes after it, without a gap and without
-//! one twice, unless it is slower than [`WAITING`] events.
+//! Invariant: a listener gets the kept events and all that follow, without a gap or a duplicate,
+//! unless it falls more than [`WAITING`] events behind.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,12 @@ use tokio::sync::broadcast;
 
 use super::SwarmEvent;
 
-/// Events kept for those who ask for the past.
+/// Events kept for clients that ask for past ones.
 pub const KEPT: usize = 256;
-/// Events that wait for a slow listener before it misses some.
+/// Events queued for a slow listener before it misses some.
 const WAITING: usize = 1024;
 
-/// What happened lately. Clones share it.
+/// The newest events. Clones share them.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     kept: Arc<Mutex<VecDeque<Arc<SwarmEvent>>>>,
@@ -29,7 +29,7 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Keeps `event` and tells it.
+    /// Keeps `event` and sends it to the listeners.
     pub(crate) fn add(&self, event: SwarmEvent) {
         let event = Arc::new(event);
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,12 +37,12 @@ impl EventLog {
             kept.pop_front();
         }
         kept.push_back(Arc::clone(&event));
-        // Under the lock, so that nobody who begins to listen misses it. Without listeners it is
-        // only kept.
+        // Sent under the lock, so that a new listener doesn't miss it. Without listeners, sending
+        // fails and the event is only kept.
         drop(self.listeners.send(event));
     }
 
-    /// What is kept, oldest first, and what comes.
+    /// The kept events, oldest first, and the channel of further ones.
     pub(crate) fn listen(&self) -> (Vec<Arc<SwarmEvent>>, broadcast::Receiver<Arc<SwarmEvent>>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         (kept.iter().cloned().collect(), self.listeners.subscribe())
@@ -63,13 +63,13 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept_and_the_next_are_told() {
+    fn a_listener_gets_the_kept_events_and_the_next_ones() {
         let log = EventLog::default();
         (0..KEPT + 10).for_each(|id| log.add(event(id)));
         let (kept, mut coming) = log.listen();
         assert_eq!((kept.len(), kept[0].id.as_str()), (KEPT, "10"));
         log.add(event(7));
         assert_eq!(coming.try_recv().unwrap().id, "7");
-        assert!(coming.try_recv().is_err(), "an event was told twice");
+        assert!(coming.try_recv().is_err(), "an event was sent twice");
     }
 }

@@ -1,4 +1,4 @@
-//! Which node runs which manager. A manager's record names its node by id; hostnames say nothing.
+//! Which node runs which manager. A manager's record names its node by id; hostnames play no part.
 
 use mesh_state::cluster::Manager;
 use mesh_state::ids::NodeId;
@@ -11,18 +11,18 @@ impl ClusterSnapshot {
         self.managers.values().find(|manager| manager.node.as_ref() == Some(node))
     }
 
-    /// The node that a living manager runs on, once its agent has said so.
+    /// The node that a living manager runs on, once that node's agent has told the manager.
     pub fn node_of_manager(&self, name: &str) -> Option<&NodeId> {
         self.managers.get(name)?.node.as_ref()
     }
 
-    /// Whether the manager that leads runs on a node.
+    /// Whether the leading manager runs on this node.
     pub fn is_led_from(&self, node: &NodeId) -> bool {
         self.leader.as_ref().is_some_and(|leader| self.node_of_manager(&leader.name) == Some(node))
     }
 
-    /// How many milliseconds a node's clock is ahead of the clock of a manager that hears it; of
-    /// several, the most. `None` within a second.
+    /// How many milliseconds a node's clock is ahead of the clock of a manager that has its
+    /// session; if several managers say so, the largest. `None` below a second.
     pub fn clock_ahead_ms(&self, node: &NodeId) -> Option<i64> {
         let told = self.managers.values().filter_map(|manager| manager.nodes_off.get(node));
         told.max_by_key(|ahead| ahead.unsigned_abs()).copied()
@@ -46,7 +46,7 @@ mod tests {
         world.put(keys::manager("same"), &manager);
         world.put(keys::LEADER.to_owned(), &manager);
         let seen = |world: &World| ["a", "b"].map(|id| world.snapshot.manager_on(&id.into()).is_some());
-        assert_eq!(seen(&world), [false, false], "no agent has told it");
+        assert_eq!(seen(&world), [false, false], "no agent has told the manager its node");
         world.put(keys::manager("same"), &Manager { node: Some("a".into()), ..manager });
         assert_eq!(seen(&world), [true, false]);
         assert_eq!(["a", "b"].map(|id| world.snapshot.is_led_from(&id.into())), [true, false]);

@@ -1,13 +1,13 @@
-//! When this manager saw what others wrote, by its own clock: a stamp of another machine bears that
-//! machine's.
+//! When this manager saw each write of others, by its own clock: the stamps in records are of their
+//! writers' clocks.
 //!
-//! Whoever compares a moment with `now` asks here, so that one clock is compared with itself: how
-//! long a node is silent, how long ago a task ended or ran, when it was asked to stop, when its
-//! restart delay is over.
+//! Code that compares a moment with `now` asks here, so that all moments are of one clock: how long
+//! a node is silent, how long ago a task ended or ran, when it was asked to stop, when its restart
+//! delay is over.
 //!
-//! Invariants: pure; a step is seen once, and stays seen then over a new listing. What came before
-//! the first listing was seen by nobody: there the stamps count that managers wrote, but never as
-//! later than the listing.
+//! Invariants: pure; a step is seen once, and keeps its moment over a new listing. Steps from
+//! before the first listing were not seen by this manager: for them the stamps in the records
+//! count, but never as later than the listing.
 
 use chrono::TimeDelta;
 use mesh_state::Timestamp;
@@ -19,7 +19,7 @@ use mesh_state::task::{Task, TaskState};
 
 use super::{ClusterSnapshot, Stored};
 
-/// When this manager saw the steps of a task.
+/// When this manager saw each step of a task.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskSeen {
     made: Option<Timestamp>,
@@ -37,7 +37,7 @@ struct Steps {
 }
 
 impl TaskSeen {
-    /// Notes the steps that are new since `before`; a task that was not known before is new itself.
+    /// Notes the steps that are new since `before`; `None` is a task that was not known.
     fn note(&mut self, before: Option<Steps>, after: Steps, now: Timestamp) {
         let is_new = |was: fn(Steps) -> bool| was(after) && !before.is_some_and(was);
         let see = |step: &mut Option<Timestamp>, happened| {
@@ -90,14 +90,15 @@ impl ClusterSnapshot {
         }
     }
 
-    /// Takes over from the snapshot `before` when things were seen; what is new in this listing was
-    /// seen `now`. Before the first listing nothing was seen.
+    /// Takes the moments over from the snapshot `before`; what is new in this listing was seen
+    /// `now`. Before the first listing nothing was seen.
     pub fn see_listing(&mut self, before: &Self, now: Timestamp) {
         let is_first = before.revision == 0;
         let liveness = |(node, liveness): (&NodeId, &Stored<Liveness>)| {
             let same = before.liveness.get(node).is_some_and(|known| known.state == liveness.state);
             let known = before.liveness_seen.get(node).filter(|_| same).copied();
-            // A day must not begin anew with each start of a manager; seconds may.
+            // The day that a node may be down must not start again when a manager starts; the
+            // seconds of silence may.
             let told = (is_first && liveness.state == NodeState::Down).then(|| liveness.since.min(now));
             (node.clone(), known.or(told).unwrap_or(now))
         };
@@ -130,7 +131,8 @@ impl ClusterSnapshot {
         };
     }
 
-    /// What the stamps say that managers wrote before this one saw anything.
+    /// The moments from the records' stamps, for a task that this manager's watch didn't see
+    /// change.
     fn told_of(&self, id: &TaskId, now: Timestamp) -> TaskSeen {
         let Some(task) = self.tasks.get(id) else { return TaskSeen::default() };
         let status = self.status_of(task);
@@ -159,21 +161,21 @@ impl ClusterSnapshot {
         self.tasks_seen.get(&task.id).copied().unwrap_or_default()
     }
 
-    /// Since when a node is in its state of liveness, by this manager's clock; by the clock of who
-    /// wrote it if no watch saw it.
+    /// Since when a node is in its state of liveness, by this manager's clock; by the writer's
+    /// clock if the watch didn't see the change.
     pub fn liveness_since(&self, node: &NodeId, liveness: &Liveness) -> Timestamp {
         self.liveness_seen.get(node).copied().unwrap_or(liveness.since)
     }
 
-    /// When a task ended, by this manager's clock. Asked of a task that has not, when it came into
-    /// its state.
+    /// When a task ended, by this manager's clock. For a task that has not ended: when it came into
+    /// its present state.
     pub fn ended_at(&self, task: &Task) -> Timestamp {
         let status = self.status_of(task);
         self.seen(task).ended.or(status.recorded_at).unwrap_or(status.timestamp)
     }
 
-    /// When a task first ran, by this manager's clock. Asked of a task that never did, when it came
-    /// into its state.
+    /// When a task first ran, by this manager's clock. For a task that never ran: when it came into
+    /// its present state.
     pub fn ran_at(&self, task: &Task) -> Timestamp {
         let status = self.status_of(task);
         let told = status.ran_recorded_at.or(status.running_at);
@@ -186,16 +188,16 @@ impl ClusterSnapshot {
         Some(self.seen(task).asked_to_stop.unwrap_or(told))
     }
 
-    /// When the restart delay of a task is over, by this manager's clock: as long after it saw the
-    /// task made as the leader said that made it.
+    /// When the restart delay of a task is over, by this manager's clock: the delay that the leader
+    /// chose, counted from when this manager saw the task created.
     pub fn may_start_at(&self, task: &Task) -> Option<Timestamp> {
         let told = task.start_after?;
         let delay = told.signed_duration_since(task.created_at).max(TimeDelta::zero());
         Some(self.seen(task).made.and_then(|made| made.checked_add_signed(delay)).unwrap_or(told))
     }
 
-    /// When the members' keys were last changed, by this manager's clock; `told` if no watch saw
-    /// it.
+    /// When the members' keys last changed, by this manager's clock; `told` if the watch didn't see
+    /// the change.
     pub fn member_keys_since(&self, told: Timestamp) -> Timestamp {
         self.member_keys_seen.unwrap_or(told)
     }

@@ -1,9 +1,9 @@
-//! When what each node is told was last changed, so that a session looks at its node's tasks only
-//! if that may differ.
+//! The revision at which each node's assignments may last have changed, so that a session compares
+//! its node's tasks only then.
 //!
-//! Invariant: whatever a node's assignments are made of touches the node: its tasks, what is
-//! observed of them, and their services with their specs. What was missed while the watch was down
-//! touches everybody.
+//! Invariant: a change of anything that a node's assignments are made of touches the node: its
+//! tasks, their statuses, and their services with their specs. A new listing after a lost watch
+//! touches every node.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -13,22 +13,22 @@ use mesh_state::keys::Key;
 
 use super::{ClusterSnapshot, feeds_mesh_table};
 
-/// The revision at which each node was touched last.
+/// The revision at which each node was last touched.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Touched {
-    /// Nobody was touched earlier than this, as far as anyone can tell.
+    /// The revision of the last listing: it touched every node.
     floor: i64,
     by_node: BTreeMap<NodeId, i64>,
 }
 
 impl Touched {
-    /// Every node is touched.
+    /// Marks every node as touched.
     pub(super) fn all(&mut self, revision: i64) {
         self.floor = revision;
         self.by_node.clear();
     }
 
-    /// A node is touched.
+    /// Marks a node as touched.
     pub(super) fn node(&mut self, node: &NodeId, revision: i64) {
         match self.by_node.get_mut(node) {
             Some(known) => *known = revision.max(*known),
@@ -36,14 +36,14 @@ impl Touched {
         }
     }
 
-    /// When the node was touched last.
+    /// The revision at which the node was last touched.
     pub(super) fn last(&self, node: &NodeId) -> i64 {
         self.by_node.get(node).copied().unwrap_or_default().max(self.floor)
     }
 }
 
 impl ClusterSnapshot {
-    /// Notes that something has changed.
+    /// Marks the nodes whose assignments a change of `key` may affect.
     pub(super) fn note(&mut self, key: &Key, revision: i64) {
         self.revision = self.revision.max(revision);
         if feeds_mesh_table(key) {

@@ -44,7 +44,7 @@ impl Running {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_node_is_told_as_soon_as_it_is_known() {
+async fn a_managers_record_names_its_node_as_soon_as_it_is_known() {
     let store = MemoryStore::new();
     let mut only = manager("a", &store);
     only.leads().await;
@@ -53,14 +53,14 @@ async fn its_node_is_told_as_soon_as_it_is_known() {
     only.node.send_replace(Some("n1".into()));
     let mut snapshots = only.feed.snapshots.clone();
     let told = snapshots.wait_for(|snapshot| snapshot.manager_on(&"n1".into()).is_some()).await.unwrap();
-    assert_eq!(told.managers["a"].since, since, "it has lived since");
+    assert_eq!(told.managers["a"].since, since, "the record keeps its start");
     drop(told);
     let hour = chrono::TimeDelta::hours(1);
     only.clocks.tell(&Peer::Node("n2".into()), since + hour, since);
     let off = |snapshot: &Arc<ClusterSnapshot>| snapshot.clock_ahead_ms(&"n2".into()).is_some();
     let told = snapshots.wait_for(off).await.unwrap();
     assert_eq!(told.clock_ahead_ms(&"n2".into()), Some(3_600_000), "with its next record");
-    assert!(told.managers["a"].written_at.unwrap() >= since, "it says the time");
+    assert!(told.managers["a"].written_at.unwrap() >= since, "the record has the time of its write");
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,17 +74,17 @@ async fn no_two_managers_live_under_one_name() {
         refused.to_string(),
         "another manager, at 10.0.0.1, is called a: give each a --name of its own"
     );
-    assert_eq!(*first.leadership.borrow(), Some(term), "the first goes on");
+    assert_eq!(*first.leadership.borrow(), Some(term), "the first manager still leads");
     assert_eq!(first.feed.snapshot().managers["a"].address, "10.0.0.1");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_manager_that_died_is_no_other_of_its_name() {
+async fn a_manager_that_restarts_takes_its_name_back() {
     let store = MemoryStore::new();
     for address in ["10.0.0.1", "10.0.0.1", "10.0.0.2"] {
         let mut next = manager_at(address, "a", &store);
         next.leads().await;
-        // Its lease stays behind.
+        // Its lease is not revoked.
         next.end.abort();
     }
 }
@@ -96,15 +96,15 @@ async fn one_leads_and_the_next_takes_over_when_it_goes() {
     let term = first.leads().await;
     let mut second = manager("b", &store);
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(*second.leadership.borrow(), None, "two lead");
-    assert_eq!(second.feed.snapshot().managers.len(), 2, "both live");
+    assert_eq!(*second.leadership.borrow(), None, "two managers lead");
+    assert_eq!(second.feed.snapshot().managers.len(), 2, "both managers are alive");
 
     first.shutdown.cancel();
     let next = second.leads().await;
-    assert_ne!(next.fence(), term.fence(), "each term has a fence of its own");
+    assert_ne!(next.fence(), term.fence(), "both terms have the same fence");
     let fenced = store.txn(vec![term.fence()], vec![Op::put("/x", vec![])]).await.unwrap();
     assert_eq!(fenced, TxnOutcome::Conflict, "the former leader's write");
-    assert_eq!(second.feed.snapshot().managers.len(), 1, "the one that left is gone");
+    assert_eq!(second.feed.snapshot().managers.len(), 1, "the record of the manager that left remains");
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,7 +118,7 @@ async fn a_leader_cut_off_steps_down_before_its_lease_ends_and_leads_again() {
     assert!(cut_at.elapsed() < LEASE_TTL, "stepped down after {:?}", cut_at.elapsed());
     store.set_reachable(true);
     assert_ne!(only.leads().await, term, "a new term");
-    assert_eq!(only.feed.snapshot().managers.len(), 1, "it lives again");
+    assert_eq!(only.feed.snapshot().managers.len(), 1, "its record is back");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Readers against nodes that the test plays, on a paused clock.
+//! Tests of readers against nodes that the test plays, with paused time.
 
 use mesh_state::proto::{LogEnd, LogLine};
 use mesh_state::store::MemoryStore;
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::fixtures::{World, service, task};
 
-/// A reader of service `web`, with a running task `on-a` on node a and one on b.
+/// A reader of service `web`, which has a running task `on-a` on node a and one on b.
 struct Played {
     world: World,
     snapshots: watch::Sender<Arc<ClusterSnapshot>>,
@@ -54,7 +54,7 @@ impl Played {
         self.snapshots.send_replace(Arc::new(self.world.snapshot.clone()));
     }
 
-    /// Waits until `node` is asked; opens its stream.
+    /// Waits until `node` is asked, and opens its stream.
     async fn open(&self, node: &str) -> Node {
         let node = NodeId::from(node);
         let mut changes = self.broker.changes();
@@ -70,7 +70,7 @@ impl Played {
         }
     }
 
-    /// What comes until the end.
+    /// The rest of the client's stream.
     async fn rest(mut self) -> String {
         let mut text = String::new();
         while let Some(bytes) = self.out.recv().await {
@@ -113,7 +113,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_nodes_are_asked_and_the_stream_ends_when_all_have_told() {
+async fn all_nodes_are_asked_and_the_stream_ends_when_all_are_complete() {
     let played = Played::start(false, |_| {});
     let (a, b) = (played.open("a").await, played.open("b").await);
     assert_eq!((a.logs[0].since.as_str(), a.logs[0].tail), ("1.500000000", 10));
@@ -128,7 +128,7 @@ async fn all_nodes_are_asked_and_the_stream_ends_when_all_have_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cant_be_had_is_named_at_the_end_and_nothing_hangs() {
+async fn missing_logs_are_named_at_the_end_and_nothing_hangs() {
     let played = Played::start(false, |world| {
         world.set_liveness(&"a".into(), NodeState::Silent);
         let mut third = task("third", "web", 3);
@@ -157,19 +157,19 @@ async fn a_node_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_follows_gets_new_tasks_and_a_returning_node_goes_on_where_it_was() {
+async fn a_follower_gets_new_tasks_and_a_returning_node_continues_after_its_last_line() {
     let mut played = Played::start(true, |_| {});
     let a = played.open("a").await;
     a.line("on-a", 7_000_000_001, "before\n").await;
     assert_eq!(played.next().await, "before\n");
     a.say(News::Closed { whole: false }).await;
     let again = played.open("a").await;
-    assert!(a.dropped.is_cancelled(), "the first stream still stands");
+    assert!(a.dropped.is_cancelled(), "the first stream is still open");
     let log = &again.logs[0];
     assert_eq!(
         (log.since.as_str(), log.tail),
         ("7.000000002", -1),
-        "it begins anew instead of behind its last line"
+        "it starts again instead of after its last line"
     );
 
     let mut new = task("new", "web", 3);
@@ -193,7 +193,7 @@ async fn following_a_service_ends_with_it() {
     b.end("on-b", "").await;
     played.world.remove_service("web");
     played.show();
-    assert_eq!(played.rest().await, "", "an end without a word");
+    assert_eq!(played.rest().await, "", "the end names no missing log");
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,7 +208,7 @@ async fn a_log_that_broke_off_is_asked_for_again_and_one_that_cant_be_read_is_no
     a.say(News::Batch(LogBatch { ends: vec![end(true)], ..LogBatch::default() })).await;
     changes.changed().await.unwrap();
     let again = played.broker.untold(&node, &mut told);
-    assert_eq!(again[0].logs[0].task_id, "on-a", "it was not asked for again");
+    assert_eq!(again[0].logs[0].task_id, "on-a", "the log was not asked for again");
     a.say(News::Batch(LogBatch { ends: vec![end(false)], ..LogBatch::default() })).await;
     let asked = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
@@ -218,5 +218,5 @@ async fn a_log_that_broke_off_is_asked_for_again_and_one_that_cant_be_read_is_no
             }
         }
     });
-    assert!(asked.await.is_err(), "it was asked for in vain again and again");
+    assert!(asked.await.is_err(), "an unreadable log was asked for again");
 }

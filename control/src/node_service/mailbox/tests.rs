@@ -1,4 +1,4 @@
-//! What waits for the store, and what is dropped.
+//! Tests of which reports wait for the store, and which are dropped.
 
 use mesh_state::spec::Protocol;
 use mesh_state::task::TaskState;
@@ -6,7 +6,7 @@ use mesh_state::task::TaskState;
 use super::*;
 use crate::fixtures::{World, service, task};
 
-/// Node `a`, heard by manager `m1`, with task `t1` assigned; node `b` with nothing.
+/// Node `a`, which manager `m1` hears, with task `t1`; node `b` without tasks.
 fn world() -> World {
     let mut world = World::with_nodes(["a", "b"]);
     world.put_service(&service("web", 1));
@@ -24,7 +24,7 @@ fn heard(state: NodeState) -> Heard {
     Heard { state, since: Timestamp::default() }
 }
 
-/// The keys that a manager would write, after what is settled is dropped.
+/// The keys that a manager would write after [`Mailbox::settle`].
 fn keys_of(mailbox: &mut Mailbox, world: &World, manager: &str) -> Vec<String> {
     mailbox.settle(&world.snapshot, manager);
     let entries = mailbox.entries(&world.snapshot, manager, world.now).entries;
@@ -56,7 +56,7 @@ fn a_status_waits_until_the_store_holds_it() {
 }
 
 #[test]
-fn a_status_bears_the_clock_of_the_manager_that_stores_it() {
+fn a_status_is_stamped_by_the_manager_that_stores_it() {
     let (mut world, mut mailbox) = (world(), Mailbox::default());
     let told = |state| TaskStatus {
         timestamp: Timestamp::default(),
@@ -86,7 +86,7 @@ fn a_status_bears_the_clock_of_the_manager_that_stores_it() {
 }
 
 #[test]
-fn a_node_speaks_for_its_own_tasks_only() {
+fn a_node_reports_on_its_own_tasks_only() {
     let (world, mut mailbox) = (world(), Mailbox::default());
     mailbox.put_status("b".into(), "t1".into(), status(TaskState::Failed));
     mailbox.put_status("a".into(), "gone".into(), status(TaskState::Failed));
@@ -94,7 +94,7 @@ fn a_node_speaks_for_its_own_tasks_only() {
 }
 
 #[test]
-fn a_report_that_cannot_be_stored_is_dropped_and_holds_up_no_other() {
+fn a_report_that_cannot_be_stored_is_dropped_and_blocks_no_other() {
     let (world, mut mailbox) = (world(), Mailbox::default());
     let huge = || "x".repeat(MAX_TXN_BYTES);
     let description = NodeDescription { hostname: huge(), ..NodeDescription::default() };
@@ -109,9 +109,9 @@ fn a_report_that_cannot_be_stored_is_dropped_and_holds_up_no_other() {
     let dropped: Vec<&str> = sorted.dropped.iter().map(|dropped| dropped.key.as_str()).collect();
     let (a, t1) = ("a".into(), "t1".into());
     assert_eq!(dropped, [keys::status(&t1), keys::node(&a), keys::clashes(&a)]);
-    assert_eq!(sorted.entries.len(), 2, "the acknowledgements go on: {:?}", sorted.entries);
+    assert_eq!(sorted.entries.len(), 2, "the acknowledgements are written: {:?}", sorted.entries);
     assert!(sorted.dropped[0].reason.contains("1200000"), "reason: {}", sorted.dropped[0].reason);
-    assert_eq!(keys_of(&mut mailbox, &world, "m1").len(), 2, "they were dropped once and for all");
+    assert_eq!(keys_of(&mut mailbox, &world, "m1").len(), 2, "a dropped report is back");
 }
 
 #[test]
@@ -127,16 +127,16 @@ fn liveness_has_one_writer_at_a_time() {
     let (mut world, mut mailbox) = (world(), Mailbox::default());
     let key = keys::liveness(&"a".into());
     mailbox.put_heard("a".into(), heard(NodeState::Ready));
-    assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "it is ready here already");
+    assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "m1 hears it already");
     mailbox.put_heard("a".into(), heard(NodeState::Ready));
     assert_eq!(keys_of(&mut mailbox, &world, "m2"), [key.as_str()], "another manager takes it over");
     let mut late = Mailbox::default();
     late.put_heard("a".into(), heard(NodeState::Silent));
-    assert_eq!(keys_of(&mut late, &world, "m2"), Vec::<String>::new(), "m2 holds no stream of it");
+    assert_eq!(keys_of(&mut late, &world, "m2"), Vec::<String>::new(), "m2 has no session of it");
     late.put_heard("a".into(), heard(NodeState::Silent));
-    assert_eq!(keys_of(&mut late, &world, "m1"), [key], "its own manager says so");
+    assert_eq!(keys_of(&mut late, &world, "m1"), [key], "the manager of its session reports it");
     world.set_liveness(&"a".into(), NodeState::Down);
-    assert_eq!(keys_of(&mut late, &world, "m1"), Vec::<String>::new(), "down is more than silent");
+    assert_eq!(keys_of(&mut late, &world, "m1"), Vec::<String>::new(), "silent doesn't replace down");
 }
 
 #[test]
@@ -144,18 +144,18 @@ fn clashes_are_written_when_they_change_and_cleared_when_they_end() {
     let (mut world, mut mailbox) = (world(), Mailbox::default());
     let key = keys::clashes(&"a".into());
     mailbox.put_clashes("a".into(), Vec::new());
-    assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "none, and none before");
+    assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "no clash, and none before");
     let clash = PortClash { protocol: Protocol::Tcp, port: 80, reason: "taken".to_owned() };
     mailbox.put_clashes("a".into(), vec![clash.clone()]);
     assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key.as_str()]);
     world.put(key.clone(), &vec![clash]);
     assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new(), "the store holds it");
     mailbox.put_clashes("a".into(), Vec::new());
-    assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key], "it is over");
+    assert_eq!(keys_of(&mut mailbox, &world, "m1"), [key], "the clash is over");
 }
 
 #[test]
-fn an_acknowledgement_of_no_table_is_put_right() {
+fn an_acknowledgement_of_a_table_that_never_was_is_corrected() {
     let (mut world, mut mailbox) = (world(), Mailbox::default());
     world.put(keys::ack(&"a".into()), &u64::MAX);
     mailbox.put_ack("a".into(), 5);

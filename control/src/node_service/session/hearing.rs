@@ -1,4 +1,4 @@
-//! Whether the session's node is heard: it speaks, and it has its engine.
+//! Whether the session's node counts as heard: it sends messages, and its engine answers.
 
 use chrono::Utc;
 use mesh_state::node::NodeState;
@@ -9,7 +9,7 @@ use super::super::mailbox::Heard;
 use super::{SILENCE, Session};
 
 impl Session {
-    /// The node speaks.
+    /// Notes that the node has sent a message.
     pub(super) fn note_heard(&mut self) {
         self.last_heard = Instant::now();
         if self.welcomed && self.heard_since.is_none() && !self.engine_away {
@@ -18,13 +18,13 @@ impl Session {
         }
     }
 
-    /// Whether the node has its engine. Without, it is as good as silent: its tasks are replaced if
-    /// the engine stays away, and what still runs of them is selected last.
+    /// Notes whether the node's engine answers. If it doesn't, the node counts as silent: its tasks
+    /// are replaced if the engine stays away, and their backends are selected last.
     pub(super) fn note_engine(&mut self, away: bool) {
         if std::mem::replace(&mut self.engine_away, away) == away {
             return;
         }
-        info!(node = %self.node, away, "its engine");
+        info!(node = %self.node, away, "the node's engine changed");
         if away && self.heard_since.is_some() {
             self.fall_silent();
         } else {
@@ -32,7 +32,7 @@ impl Session {
         }
     }
 
-    /// The node said nothing for too long.
+    /// Notes that the node sent nothing for too long.
     pub(super) fn note_silence(&mut self) {
         info!(node = %self.node, "is silent: nothing was heard for {SILENCE:?}");
         self.fall_silent();
@@ -43,7 +43,7 @@ impl Session {
         self.report(Heard { state: NodeState::Silent, since: Utc::now() });
     }
 
-    /// Says that the node is heard, if it is.
+    /// Reports the node as heard, if it is.
     pub(super) fn report_heard(&self) {
         if let Some(since) = self.heard_since {
             self.report(Heard { state: NodeState::Ready, since });

@@ -1,4 +1,4 @@
-//! Telling the node the secrets that members share.
+//! Sends the node the secrets that members share.
 
 use mesh_state::member_keys::{MemberKey, MemberKeys};
 use mesh_state::proto;
@@ -9,11 +9,12 @@ use super::super::end::SessionEnd;
 use super::Session;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// What members' secrets are derived for.
+/// The purpose that members' secrets are derived for.
 const PURPOSE: &str = "member key";
 
 impl Session {
-    /// Tells the node what changed. An agent that doesn't know them would end the session.
+    /// Sends what changed. An agent that doesn't support member keys would end the session, so it
+    /// gets none.
     pub(super) async fn send_member_keys(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let Some(stored) = &snapshot.member_keys else { return Ok(()) };
         if !self.takes_cookies || self.told_keys.as_ref() == Some(&told(stored)) {
@@ -25,7 +26,7 @@ impl Session {
         self.send(Down::MemberKeys(proto::MemberKeys { secrets, cookies_demanded })).await
     }
 
-    /// What authenticates relay preambles now.
+    /// The key that authenticates relay preambles now.
     pub(super) fn relay_key(&self, snapshot: &ClusterSnapshot) -> Zeroizing<Vec<u8>> {
         let in_use = snapshot.member_keys.as_ref().and_then(|stored| stored.keys.first());
         in_use.map_or_else(|| self.relay_key.clone(), |key| self.secret(key))
@@ -36,7 +37,7 @@ impl Session {
     }
 }
 
-/// What of the record the node is told.
+/// The parts of the record that the node gets.
 fn told(keys: &MemberKeys) -> (Vec<u64>, bool) {
     (keys.keys.iter().map(|key| key.id).collect(), keys.cookies_demanded)
 }

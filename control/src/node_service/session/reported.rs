@@ -1,4 +1,4 @@
-//! What a node reports in its session, and which of it the store is seen to hold.
+//! Handles a node's reports in its session, and acknowledges those that the store holds.
 
 use chrono::Utc;
 use mesh_admission::figures::report::{LOADS, MESSAGE_BYTES, STATUSES, STATUSES_WAITING};
@@ -38,7 +38,7 @@ impl Session {
             }
             Some(Up::Statuses(statuses)) => self.take_statuses(statuses)?,
             Some(Up::TableAck(ack)) => {
-                // Nobody holds a table that is newer than the store.
+                // No node can hold a table that is newer than the store.
                 let newest = generation_of(self.snapshots.borrow().revision);
                 let sent = self.sent_table.as_ref().map_or(0, |table| table.generation);
                 let (node, generation) = (self.node.clone(), ack.generation.min(newest.max(sent)));
@@ -56,7 +56,7 @@ impl Session {
         Ok(())
     }
 
-    /// The node says the time by its clock. Older agents don't.
+    /// Notes the node's clock. Older agents don't send it.
     fn note_time(&self, unix_ms: i64) -> Result<(), SessionEnd> {
         if unix_ms == 0 {
             return Ok(());
@@ -74,7 +74,8 @@ impl Session {
         for reported in statuses.statuses {
             let status = match report::read_status(&reported.task_id, &reported.status_json) {
                 Ok(status) => status,
-                // Of another version, maybe: the node's other tasks are told all the same.
+                // The status may be of another version of mesh: the node's other tasks are handled
+                // all the same.
                 Err(ReportError::Unreadable { source, .. }) => {
                     let what = format!("node {}, task {}: {source}", self.node, reported.task_id);
                     self.door.refuse(Reason::Unwritable, &what);
@@ -92,7 +93,7 @@ impl Session {
         Ok(())
     }
 
-    /// Acknowledges what the store holds by now, and what it will never hold.
+    /// Acknowledges the statuses that the store holds by now, and those that it will never hold.
     pub(super) async fn acknowledge(&mut self, snapshot: &ClusterSnapshot) -> Result<(), SessionEnd> {
         let done = self.unacknowledged.settle(&self.node, snapshot);
         if done.task_ids.is_empty() {
@@ -102,7 +103,7 @@ impl Session {
     }
 }
 
-/// What a node can't listen on, as it is stored.
+/// The published ports that a node can't listen on, in their stored form.
 fn port_clashes(told: PortClashes) -> Result<Vec<PortClash>, SessionEnd> {
     let clash = |clash: proto::PortClash| {
         let known = [Protocol::Tcp, Protocol::Udp];

@@ -1,4 +1,4 @@
-//! Statuses that a node reported and that the store is not seen to hold yet.
+//! Statuses that a node reported and that the store doesn't show yet.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,36 +11,37 @@ use tokio::time::Instant;
 use super::super::mailbox::holds;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// A task unknown for so long after it was reported is gone; until then the snapshot may be behind.
+/// A task that is still unknown this long after it was reported is gone; until then the snapshot
+/// may be behind.
 const UNKNOWN_TASK_GRACE: Duration = Duration::from_secs(5);
 
 /// The newest status of each task that was not acknowledged yet.
 #[derive(Default)]
 pub(super) struct Unacknowledged(BTreeMap<TaskId, Waiting>);
 
-/// A status that waits for the store.
+/// A status that is not stored yet.
 struct Waiting {
     status: TaskStatus,
-    /// The agent's number of it.
+    /// The agent's number of the status.
     number: u64,
     reported_at: Instant,
 }
 
 impl Unacknowledged {
-    /// Tasks whose status waits.
+    /// The number of tasks with such a status.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Notes that `task` was reported to be so. A status sent again keeps the moment of its first
+    /// Notes a reported status of `task`. A status that is sent again keeps the moment of its first
     /// report.
     pub(super) fn put(&mut self, task: TaskId, number: u64, status: TaskStatus) {
         let reported_at = self.0.get(&task).map_or_else(Instant::now, |earlier| earlier.reported_at);
         self.0.insert(task, Waiting { status, number, reported_at });
     }
 
-    /// Takes out the statuses of `node` that the store holds by now, and those that it will never
-    /// hold.
+    /// Removes the statuses of `node` that the store holds by now, and those that it will never
+    /// hold; returns their acknowledgement.
     pub(super) fn settle(&mut self, node: &NodeId, snapshot: &ClusterSnapshot) -> StatusAck {
         let mut done = StatusAck::default();
         self.0.retain(|id, waiting| {
@@ -89,7 +90,7 @@ mod tests {
         waiting.put("here".into(), 5, stored);
         assert_eq!(waiting.settle(&node, &world.snapshot).numbers, [5], "the store holds the newest");
         tokio::time::advance(UNKNOWN_TASK_GRACE / 2).await;
-        assert_eq!(waiting.settle(&node, &world.snapshot).numbers, [4], "gone, since its first report");
+        assert_eq!(waiting.settle(&node, &world.snapshot).numbers, [4], "the task is gone");
         assert_eq!(waiting.len(), 0);
     }
 }

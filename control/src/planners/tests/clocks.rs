@@ -1,4 +1,4 @@
-//! Clocks that differ: what is planned, and when, depends on the leader's alone.
+//! Tests of clocks that differ: plans, and their times, depend on the leader's clock alone.
 
 use chrono::TimeDelta;
 use mesh_state::spec::{FailureAction, RestartPolicy, UpdateConfig};
@@ -13,13 +13,13 @@ const SECOND: u64 = 1_000_000_000;
 /// How far clocks are ahead, in seconds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ahead {
-    /// Each node's, of the first leader's.
+    /// Each node's clock, against the first leader's.
     nodes: [i64; 3],
-    /// The second leader's, of the first one's.
+    /// The second leader's clock, against the first one's.
     leader: i64,
 }
 
-/// What planners say, second by second, while tasks fail and are restarted within a window, an
+/// The planners' reasons, second by second, while tasks fail and are restarted within a window, an
 /// update rolls, a node dies, the leader changes, and services are removed.
 fn lived(seed: u64, ahead: Ahead) -> Vec<String> {
     let mut world = World::with_nodes(NODES);
@@ -61,7 +61,7 @@ fn lived(seed: u64, ahead: Ahead) -> Vec<String> {
     simulation.seconds(30);
     roll(&mut simulation, "nginx:3");
     simulation.seconds(30);
-    // Its task on the dead node gives up its port by time.
+    // Its task on the dead node gives up its port after the drain's limit.
     simulation.world.remove_service("web");
     simulation.seconds(50);
     // Only the reasons: the moments differ between leaders.

@@ -1,4 +1,4 @@
-//! Clusters come to rest where their specs want them.
+//! Tests that simulated clusters converge to their specs.
 
 use mesh_state::node::Availability;
 use mesh_state::spec::{FailureAction, ReplicatedMode, UpdateConfig, UpdateOrder};
@@ -134,10 +134,10 @@ fn happen(simulation: &mut Simulation, event: &Event) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever happens, plans cut short included: once it is over and all nodes are back, as many
-    /// tasks as wanted run, each in a slot of its own.
+    /// Whatever happens, partly committed plans included: once it is over and all nodes are back,
+    /// as many tasks as wanted run, each in a slot of its own.
     #[test]
-    fn every_story_ends_where_the_specs_want_it(
+    fn every_history_converges_to_the_specs(
         seed in any::<u64>(),
         start_first in any::<bool>(),
         parallelism in 0..4_u64,

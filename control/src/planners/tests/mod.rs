@@ -1,4 +1,4 @@
-//! The planners together: simulated clusters, and what must hold in them at every step.
+//! Tests of all planners together: simulated clusters, and what must hold in them at every step.
 
 mod simulator;
 

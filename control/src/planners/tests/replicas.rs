@@ -1,4 +1,4 @@
-//! Slots filled and dropped, and what is forgotten.
+//! Tests of slots that are filled and dropped, and of deleted records.
 
 use mesh_state::ids::NodeId;
 use mesh_state::spec::ReplicatedMode;
@@ -29,7 +29,7 @@ fn slots(world: &World) -> Vec<u64> {
     numbers
 }
 
-/// Tasks `t1`, `t2`, … of `web` on these nodes, running unless marked idle.
+/// Tasks `t1`, `t2`, … of `web` on these nodes; those with `true` run.
 fn placed(tasks: &[(&str, bool)]) -> World {
     let mut world = World::with_nodes(["a", "b", "c"]);
     world.put_service(&service("web", tasks.len() as u64));
@@ -103,13 +103,13 @@ fn a_second_task_in_a_slot_is_stopped() {
 }
 
 #[test]
-fn a_removed_task_is_forgotten_once_it_has_stopped() {
+fn a_removed_task_is_deleted_once_it_has_stopped() {
     let mut world = placed(&[("a", true), ("b", true)]);
     world.put_task(&task("unplaced", "web", 3));
     world.remove_service("web");
     world.run(reaper::plan);
     let left = |world: &World| world.snapshot.tasks.keys().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(left(&world), ["t1", "t2"], "nothing holds the unplaced one");
+    assert_eq!(left(&world), ["t1", "t2"], "the task without a node is deleted at once");
     assert!(world.snapshot.tasks.values().all(|task| task.desired_state == TaskState::Remove));
     world.report(&"t1".into(), TaskState::Shutdown);
     world.run(reaper::plan);

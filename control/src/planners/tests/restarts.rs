@@ -1,4 +1,4 @@
-//! Slots whose tasks end, are lost or moved: what follows, and when.
+//! Tests of what follows, and when, after tasks end, are lost or move.
 
 use chrono::TimeDelta;
 use mesh_state::node::{Availability, NodeState};
@@ -55,7 +55,7 @@ fn a_failed_task_is_replaced_after_the_delay() {
 }
 
 #[test]
-fn a_replacement_that_ends_while_it_waits_costs_a_delay_too() {
+fn a_replacement_that_ends_during_its_delay_is_replaced_after_a_delay() {
     let mut world = running(RestartPolicy::default());
     world.report(&"t".into(), TaskState::Rejected);
     let began = world.now;
@@ -78,7 +78,7 @@ fn a_replacement_that_ends_while_it_waits_costs_a_delay_too() {
     let node = waits.node_id.clone().unwrap_or("a".into());
     world.update_node(node.as_str(), |node| node.spec.availability = Availability::Drain);
     world.run(restart::plan);
-    assert_ne!(only_wanted(&world).id, waits.id, "nothing waits on a drained node");
+    assert_ne!(only_wanted(&world).id, waits.id, "a task on a drained node waits for no delay");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_clock_that_runs_ahead_does_not_stretch_the_delay() {
 
 #[test]
 fn a_vacant_slot_is_filled_under_the_same_delay() {
-    // As if the plan had been cut between the stop and the replacement.
+    // As if only the stop of the plan had been committed, not the replacement.
     let mut world = running(RestartPolicy::default());
     world.report(&"t".into(), TaskState::Failed);
     let mut stopped = world.snapshot.tasks[&"t".into()].value.clone();
@@ -108,7 +108,7 @@ fn a_vacant_slot_is_filled_under_the_same_delay() {
 }
 
 #[test]
-fn the_condition_decides() {
+fn the_restart_condition_decides_which_ends_are_replaced() {
     let table = [
         (RestartCondition::Any, TaskState::Complete, true),
         (RestartCondition::Any, TaskState::Rejected, true),
@@ -125,8 +125,7 @@ fn the_condition_decides() {
     }
 }
 
-/// Lets the wanted task of the slot fail, again and again; returns how many tasks there were in
-/// all.
+/// Fails the wanted task of the slot again and again; returns how many tasks there were in all.
 fn fail_until_left_alone(world: &mut World, seconds_apart: i64) -> usize {
     for tasks in 1..30 {
         let Some(current) = world.wanted("web").pop() else { return tasks - 1 };
@@ -152,7 +151,7 @@ fn attempts_are_counted_in_the_store() {
     assert_eq!(
         fail_until_left_alone(&mut running(policy(Some(10 * SECOND))), 60),
         30,
-        "each in a window of its own"
+        "each failure in a window of its own"
     );
     let many = RestartPolicy { max_attempts: Some(12), delay: Some(0), ..RestartPolicy::default() };
     assert_eq!(fail_until_left_alone(&mut running(many), 1), 13, "more attempts than the history limit");
@@ -197,13 +196,17 @@ fn a_task_that_does_not_stop_is_waited_for_until_it_has_or_its_node_is_lost() {
     for _ in 0..4 {
         world.pass(3600);
         let plan = world.run(promote::plan);
-        assert_eq!(plan.wake_at, None, "its end is heard of, not waited for by the clock");
+        assert_eq!(plan.wake_at, None, "the end of a task wakes the driver, not the clock");
         assert_eq!(only_wanted(&world).desired_state, TaskState::Ready, "old and new would run together");
     }
     let mut lost = world.clone();
     lost.set_liveness(&"a".into(), NodeState::Down);
     lost.run(promote::plan);
-    assert_eq!(only_wanted(&lost).desired_state, TaskState::Running, "nobody can know when it ends");
+    assert_eq!(
+        only_wanted(&lost).desired_state,
+        TaskState::Running,
+        "a task on a lost node isn't waited for"
+    );
     world.report(&"t".into(), TaskState::Shutdown);
     world.run(promote::plan);
     assert_eq!(only_wanted(&world).desired_state, TaskState::Running);
@@ -239,5 +242,5 @@ fn history_is_kept_to_its_limit() {
         (6, 5),
         "expected five ended tasks beside the wanted one"
     );
-    assert!(world.snapshot.statuses.len() <= 6, "statuses of forgotten tasks are left");
+    assert!(world.snapshot.statuses.len() <= 6, "statuses of deleted tasks are left");
 }

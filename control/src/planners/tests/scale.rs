@@ -1,4 +1,4 @@
-//! The size that mesh is made for: 10,000 tasks on 1,000 nodes.
+//! Tests at the size that mesh is made for: 10,000 tasks on 1,000 nodes.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use mesh_state::task::TaskState;
 use crate::fixtures::{World, global, ingress, node, service};
 use crate::planners::ORDER;
 
-/// Far above what a pass takes without optimisation (about 1 s for the worst), far below what
-/// anything quadratic would.
+/// Far above the time of a pass without optimisation (about 1 s for the slowest planner), far below
+/// that of anything quadratic.
 const PASS_MAX: Duration = Duration::from_secs(20);
 
-/// One pass of every planner; returns the slowest planner's time.
+/// Runs every planner once; returns the slowest planner's time.
 fn pass(world: &mut World) -> (Duration, &'static str) {
     let mut slowest = (Duration::ZERO, "");
     for planner in ORDER {

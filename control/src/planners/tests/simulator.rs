@@ -1,7 +1,7 @@
-//! A cluster in simulated time: the planners' plans are applied as they come, and nodes act as
+//! A cluster in simulated time: the planners' plans are committed as they come, and nodes act as
 //! agents do.
 //!
-//! Everything is drawn from one seed. After each pass the invariants that hold at every moment are
+//! One seed decides everything. After each pass, the invariants that hold at every moment are
 //! checked.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,12 +22,12 @@ use crate::slots::eligible::Suits;
 /// How the nodes of a simulation behave.
 #[derive(Debug, Clone)]
 pub(super) struct Behaviour {
-    /// Of a thousand steps that a running task takes, how many kill it.
+    /// Of a thousand steps of a running task, how many kill it.
     pub(super) failures_per_mille: u32,
-    /// Of a hundred plans, how many are cut short, as when a transaction after the first meets a
-    /// conflict.
+    /// Of a hundred plans, how many are committed only in part, as when a transaction after the
+    /// first meets a conflict.
     pub(super) cuts_percent: u32,
-    /// Tasks with this image never get as far as running.
+    /// Tasks with this image never begin to run.
     pub(super) broken_image: Option<String>,
     /// How far the clocks of nodes are ahead of the leader's.
     pub(super) ahead: BTreeMap<NodeId, TimeDelta>,
@@ -38,14 +38,14 @@ pub(super) struct Simulation {
     pub(super) world: World,
     pub(super) behaviour: Behaviour,
     dice: StdRng,
-    /// Nodes without power: they report nothing, and silence is noticed after 3 s.
+    /// Nodes without power: they report nothing, and are silent after 3 s.
     dead: BTreeMap<NodeId, Timestamp>,
-    /// What the planners said.
+    /// The planners' reasons.
     pub(super) log: Vec<String>,
     /// Whether nodes acknowledge mesh tables.
     pub(super) acknowledges: bool,
-    /// The fewest tasks of a service that ran at the end of any second since this was cleared, by
-    /// service.
+    /// The fewest tasks of each service that ran at the end of any second since this map was
+    /// cleared.
     pub(super) fewest_running: BTreeMap<ServiceId, usize>,
 }
 
@@ -69,7 +69,7 @@ impl Simulation {
         self.dead.insert(node.into(), self.world.now);
     }
 
-    /// Gives a node its power back: it is heard, and its containers are gone.
+    /// Gives a node its power back: it is heard again, and its containers are gone.
     pub(super) fn revive(&mut self, node: &str) {
         let id = NodeId::from(node);
         self.dead.remove(&id);
@@ -83,17 +83,17 @@ impl Simulation {
         }
     }
 
-    /// Another manager leads, which has seen everything that the one before saw, by a clock that is
-    /// so far ahead.
+    /// Makes another manager the leader, which has seen everything that the one before saw, by a
+    /// clock that is `ahead`.
     pub(super) fn lead_by_a_clock_ahead(&mut self, ahead: TimeDelta) {
         self.world.now += ahead;
         self.world.snapshot.as_seen_by_a_clock_ahead(ahead);
         self.dead.values_mut().for_each(|since| *since += ahead);
-        // The nodes' clocks are what they were.
+        // The nodes' clocks stay as they were.
         self.behaviour.ahead.values_mut().for_each(|node| *node -= ahead);
     }
 
-    /// Lets one second pass: planners, then nodes.
+    /// Lets one second pass: planners run, then nodes act.
     pub(super) fn second(&mut self) {
         self.plan();
         self.world.pass(1);
@@ -108,7 +108,7 @@ impl Simulation {
         }
     }
 
-    /// Living nodes hold the newest mesh table.
+    /// Lets living nodes acknowledge the newest mesh table.
     fn acknowledge(&mut self) {
         let generation = u64::try_from(self.world.snapshot.mesh_revision).unwrap();
         let nodes: Vec<NodeId> = self.world.snapshot.nodes.keys().cloned().collect();
@@ -126,7 +126,8 @@ impl Simulation {
         }
     }
 
-    /// Runs until no planner plans anything and nodes have nothing to do; at most `limit` seconds.
+    /// Runs until no planner plans anything and nodes have nothing to do; fails after `limit`
+    /// seconds.
     pub(super) fn settle(&mut self, limit: u32) {
         let mut quiet = 0;
         for _ in 0..limit {
@@ -142,8 +143,7 @@ impl Simulation {
         panic!("not settled after {limit} simulated seconds:\n{}", self.describe());
     }
 
-    /// Runs every planner until none has anything to do; each must find nothing to do on its own
-    /// result.
+    /// Runs the planners until none plans anything; each must plan nothing on its own result.
     fn plan(&mut self) {
         for round in 0..30 {
             let mut quiet = true;
@@ -171,8 +171,8 @@ impl Simulation {
         }
     }
 
-    /// Checks that a planner finds nothing to do on its own result. An update may have its next
-    /// step at hand.
+    /// Checks that a planner plans nothing on its own result. An update may have its next step at
+    /// hand.
     fn rests(&mut self, planner: &Planner) {
         let steps_max = if planner.name == "updater" { 3 } else { 0 };
         for _ in 0..steps_max {
@@ -227,7 +227,7 @@ impl Simulation {
             TaskState::Preparing => TaskState::Ready,
             _ => TaskState::Preparing,
         };
-        // Some are slow.
+        // Some steps take longer.
         if self.dice.random_range(0..4) > 0 {
             let ahead = task.node_id.as_ref().and_then(|node| self.behaviour.ahead.get(node));
             let timestamp = self.world.now + ahead.copied().unwrap_or_default();
@@ -246,7 +246,7 @@ impl Simulation {
         self.world.snapshot.tasks.get(id).map_or(TaskState::New, |task| self.world.snapshot.state_of(task))
     }
 
-    /// What holds at every moment.
+    /// Checks what holds at every moment.
     fn check(&self) {
         let snapshot = &self.world.snapshot;
         let mut wanted: BTreeMap<(&str, &Slot), Vec<&Task>> = BTreeMap::new();
@@ -279,15 +279,15 @@ impl Simulation {
         }
     }
 
-    /// Tasks that run, by service.
+    /// The running tasks of a service.
     pub(super) fn running(&self, service: &str) -> Vec<Task> {
         let snapshot = &self.world.snapshot;
         let wanted = self.world.wanted(service).into_iter();
         wanted.filter(|task| snapshot.state_of(task) == TaskState::Running).collect()
     }
 
-    /// Checks what holds once all is settled: as many tasks as wanted run, on nodes that are fit,
-    /// and nothing else lives.
+    /// Checks what holds once all is settled: as many tasks as wanted run, on eligible nodes, and
+    /// no other task is alive.
     pub(super) fn check_settled(&self, service: &str, replicas: usize) {
         let snapshot = &self.world.snapshot;
         let running = self.running(service);
@@ -318,7 +318,7 @@ impl Simulation {
         }
     }
 
-    /// Running tasks of a service on each node.
+    /// How many tasks of a service run on each node.
     pub(super) fn spread(&self, service: &str) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for task in self.running(service) {

@@ -1,4 +1,4 @@
-//! Rolling updates in simulated clusters.
+//! Tests of rolling updates in simulated clusters.
 
 use mesh_state::service::{UpdateState, UpdateStatus};
 use mesh_state::spec::{FailureAction, RestartPolicy, ServiceSpec, UpdateConfig, UpdateOrder};
@@ -48,7 +48,7 @@ fn images(simulation: &Simulation) -> Vec<String> {
     specs.collect()
 }
 
-/// How many tasks of `web` were made so far from the current spec.
+/// How many tasks of `web` were made from the current spec so far.
 fn made(simulation: &Simulation) -> usize {
     let version = simulation.world.snapshot.services[&"web".into()].spec_version;
     simulation.world.snapshot.tasks_of(&"web".into()).filter(|task| task.spec_version == version).count()
@@ -78,7 +78,7 @@ fn an_update_before_the_first_tasks_ends_when_they_run() {
     for replicated in [true, false] {
         let mut world = World::with_nodes(["a", "b", "c"]);
         let mut web = if replicated { service("web", 3) } else { global("web") };
-        // As the API writes it: there is no task yet that an updater could find dirty.
+        // As the API writes it: there is no task yet that the updater could find outdated.
         web.update_status = Some(UpdateStatus::begun(world.now));
         world.put_service(&web);
         let mut simulation = Simulation::new(world, 5);
@@ -121,7 +121,7 @@ fn labels_scale_and_update_settings_restart_nothing() {
     simulation.check_settled("web", 8);
     let after: Vec<_> = simulation.running("web").into_iter().map(|task| task.id).collect();
     assert!(before.iter().all(|id| after.contains(id)), "tasks were restarted");
-    assert_eq!(status(&simulation), None, "nothing was dirty");
+    assert_eq!(status(&simulation), None, "no task was outdated");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn force_and_a_new_port_replace_every_task() {
 }
 
 #[test]
-fn the_delay_lies_between_batches() {
+fn batches_are_a_delay_apart() {
     let mut simulation =
         settled(UpdateConfig { parallelism: 3, delay: Some(seconds(30)), ..one_at_a_time() });
     simulation.world.update_service("web", image("nginx:2"));
@@ -166,7 +166,7 @@ fn a_failure_pauses_the_update() {
         paused.message.strip_prefix("update paused due to failure or early termination of task ").unwrap();
     assert!(simulation.world.snapshot.tasks.contains_key(&name.into()), "message: {}", paused.message);
     assert_eq!(images(&simulation), ["nginx"; 5], "expected all slots but one to be left alone");
-    // A good image goes on from there.
+    // An update to a good image continues from there.
     simulation.world.update_service("web", image("nginx:3"));
     simulation.settle(200);
     simulation.check_settled("web", 6);
@@ -233,7 +233,7 @@ fn a_rollback_is_not_rolled_back() {
 }
 
 #[test]
-fn a_borne_failure_lets_the_update_go_on() {
+fn the_update_goes_on_after_a_tolerated_failure() {
     let mut simulation = settled(UpdateConfig { max_failure_ratio: 1.0, ..one_at_a_time() });
     simulation.behaviour.broken_image = Some("broken".to_owned());
     simulation.world.update_service("web", image("broken"));
@@ -242,7 +242,7 @@ fn a_borne_failure_lets_the_update_go_on() {
 }
 
 #[test]
-fn without_acknowledgements_the_update_waits_its_time_and_goes_on() {
+fn without_acknowledgements_the_update_waits_for_its_limit_and_goes_on() {
     let mut simulation = settled(one_at_a_time());
     simulation.acknowledges = false;
     simulation.world.update_service("web", image("nginx:2"));
@@ -268,7 +268,7 @@ fn global_services_roll_too() {
 }
 
 #[test]
-fn a_task_that_ended_for_good_is_updated_all_the_same() {
+fn a_slot_whose_task_ended_for_good_is_updated_too() {
     let mut simulation = settled(UpdateConfig::default());
     simulation.world.update_service("web", |spec| {
         spec.task_template.restart_policy.get_or_insert_default().condition =

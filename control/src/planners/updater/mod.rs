@@ -62,9 +62,9 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, ids: &mut dyn RngCore) -
     plan
 }
 
-/// Whether there is anything to look at: an update that goes on, or tasks of an old spec.
+/// Whether a service has an update in progress, or tasks of an older spec.
 fn is_concerned(snapshot: &ClusterSnapshot, service: &Service) -> bool {
-    // A job that is changed is executed anew.
+    // A job that is changed is executed again, not rolled.
     !service.spec.mode.is_job() && is_rolled(snapshot, service)
 }
 
@@ -77,7 +77,7 @@ fn is_rolled(snapshot: &ClusterSnapshot, service: &Service) -> bool {
     }
 }
 
-/// The status of an update that is under way.
+/// The status of an update in progress.
 fn goes_on(service: &Service) -> Option<&UpdateStatus> {
     service.update_status.as_ref().filter(|status| status.state.goes_on())
 }
@@ -105,8 +105,8 @@ impl Roll<'_> {
         self.end(&steps, &status, plan);
     }
 
-    /// The status of an update that begins now, if it is to: not while a failed one waits for its
-    /// user.
+    /// The status of an update that begins now, if one does; none begins while a failed one is
+    /// paused.
     fn begun(&self, steps: &[SlotStep<'_>]) -> Option<UpdateStatus> {
         let waits =
             self.service.update_status.as_ref().is_some_and(|status| {
@@ -122,7 +122,7 @@ impl Roll<'_> {
         plan.actions.push(Action::UpdateService { service, expected: self.service.mod_revision });
     }
 
-    /// The last of the failed tasks, if they are more than is borne.
+    /// The last of the failed tasks, if there are more of them than the settings allow.
     fn too_many_failures<'s>(&self, steps: &[SlotStep<'s>]) -> Option<&'s TaskId> {
         let mut failures: Vec<(Timestamp, &TaskId)> = steps.iter().filter_map(|step| step.failed).collect();
         failures.sort_unstable();
@@ -169,8 +169,7 @@ impl Roll<'_> {
         }
     }
 
-    /// Takes as many dirty slots as there are free places, those first whose task doesn't run
-    /// anyway.
+    /// Begins as many outdated slots as there are free places, first those whose task doesn't run.
     fn begin_batch(
         &self,
         steps: &[SlotStep<'_>],
@@ -202,7 +201,7 @@ impl Roll<'_> {
         plan.reasons.append(&mut batch.reasons);
     }
 
-    /// Whether a slot takes one of the places: while it is underway, and for the delay after it.
+    /// Whether a slot occupies a place: while it is underway, and for the delay after that.
     fn occupies(&self, step: &SlotStep<'_>, plan: &mut Plan) -> bool {
         match &step.phase {
             Phase::Dirty { .. } => false,
@@ -217,8 +216,8 @@ impl Roll<'_> {
         }
     }
 
-    /// Whether `span` after `moment` (no later than now) is still to come; asks for a pass when it
-    /// has come.
+    /// Whether `moment` (which is not in the future) plus `span` is still to come; if so, asks for
+    /// a pass at that time.
     fn is_ahead(&self, moment: Timestamp, span: Duration, plan: &mut Plan) -> bool {
         let end = after(moment.min(self.now), span).filter(|end| *end > self.now);
         if let Some(moment) = end {
@@ -230,7 +229,7 @@ impl Roll<'_> {
     fn replace(&self, step: &SlotStep<'_>, maker: &mut TaskMaker<'_>, plan: &mut Plan) {
         let old: Vec<_> = step.tasks.iter().filter(|task| slots::is_wanted(task)).collect();
         let (start, stays) = match self.settings.order {
-            // One old task goes on meanwhile: the one that serves.
+            // One old task goes on in the meantime: the one that serves.
             UpdateOrder::StartFirst => (Start::Now, slots::most_useful(self.snapshot, &step.tasks)),
             UpdateOrder::StopFirst => (slots::start(self.now, self.snapshot, &step.tasks, None), None),
         };
@@ -243,8 +242,8 @@ impl Roll<'_> {
         plan.reasons.append(&mut created.reasons);
     }
 
-    /// Whether the service was updated before it had any task, and still has none: the first ones
-    /// are the update's.
+    /// Whether the service was updated before it had any task, and has none yet: its first tasks
+    /// belong to the update.
     fn lacks_its_first_tasks(&self) -> bool {
         let service = &self.service.value;
         if self.snapshot.tasks_of(&service.id).next().is_some() {
@@ -259,7 +258,7 @@ impl Roll<'_> {
         )
     }
 
-    /// Ends the update once every slot is done and the last one was watched for long enough.
+    /// Ends the update once every slot is done and the last one was monitored for long enough.
     fn end(&self, steps: &[SlotStep<'_>], status: &UpdateStatus, plan: &mut Plan) {
         let watched = if self.settings.on_failure == FailureAction::Continue {
             Duration::ZERO

@@ -1,9 +1,9 @@
-//! Where each slot of a service stands in an update, read from its tasks.
+//! Where each slot of a service is in an update, read from its tasks.
 //!
-//! Invariants: the first task in a slot that was made from the current spec version is the one that
-//! the update is judged by; later ones are the restart policy's. Of a slot that never had another
-//! task that is so only if no slot had one: then the update came before the service's first tasks.
-//! Else the slot is a larger scale's.
+//! Invariants: the first task in a slot that was made from the current spec version decides the
+//! slot's outcome in the update; later ones are the restart policy's. If the slot never had another
+//! task, that holds only if no slot had one: then the update came before the service's first tasks.
+//! Otherwise the slot was added by a larger scale.
 
 use std::time::Duration;
 
@@ -21,49 +21,49 @@ use crate::slots::outdated::OutdatedTasks;
 use crate::slots::restart_policy::after;
 use crate::slots::{self, Filling, SlotTasks};
 
-/// A running task whose backends some node has not acknowledged is waited for no longer than this.
+/// The longest wait until every node has acknowledged a running task's backends.
 pub const ACK_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Where one slot stands.
+/// Where a slot is in the update.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase<'a> {
-    /// Its task has an old spec.
+    /// Its task has an older spec.
     Dirty {
         /// Whether the old task runs.
         runs: bool,
     },
-    /// Its new task is there and the old one is now to stop.
+    /// Its new task is up and the old ones are to stop now.
     Superseded {
         /// The old tasks.
         old: Vec<&'a Stored<Task>>,
     },
-    /// Its new task does not run yet, or not all nodes know that it does.
+    /// Its new task does not run yet, or not all nodes have acknowledged it.
     Underway {
-        /// When it is waited for no longer, if that is so.
+        /// When the wait for it ends, if it is limited.
         until: Option<Timestamp>,
     },
-    /// Its new task ran, or died.
+    /// Its new task has run, or has died.
     Done {
-        /// When.
+        /// When it ran or died.
         at: Timestamp,
     },
 }
 
-/// A slot that an update has to do with.
+/// A slot that takes part in an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotStep<'a> {
     /// The slot.
     pub slot: &'a Slot,
     /// Its tasks, newest first.
     pub tasks: SlotTasks<'a>,
-    /// Where it stands.
+    /// Where it is in the update.
     pub phase: Phase<'a>,
-    /// The task whose death counts as the update's failure, and when it died.
+    /// The task whose death counts as a failure of the update, and when it died.
     pub failed: Option<(Timestamp, &'a TaskId)>,
 }
 
-/// The slots that an update of `service` touches or has touched; those that match the spec of old
-/// are left out.
+/// The slots that an update of `service` changes or has changed; slots whose task still matches the
+/// spec are left out.
 pub fn steps<'a>(
     now: Timestamp,
     snapshot: &'a ClusterSnapshot,
@@ -86,11 +86,11 @@ pub fn steps<'a>(
 /// Whether a new task serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arrival {
-    /// It runs, and every node forwards to it, or had its time to.
+    /// It runs, and every node forwards to it, or the wait for that is over.
     Up,
-    /// Not yet.
+    /// It doesn't serve yet.
     Comes {
-        /// When it is waited for no longer, if that is so.
+        /// When the wait for it ends, if it is limited.
         until: Option<Timestamp>,
     },
 }
@@ -113,7 +113,7 @@ struct Judge<'a, 's> {
     came_first: bool,
 }
 
-/// Whether an update goes on, and every task of the service was made from its current spec.
+/// Whether an update is in progress and every task of the service was made from its current spec.
 fn came_first(snapshot: &ClusterSnapshot, service: &Service) -> bool {
     service.update_status.as_ref().is_some_and(|status| status.state.goes_on())
         && snapshot.tasks_of(&service.id).all(|task| task.spec_version == service.spec_version)
@@ -132,7 +132,7 @@ impl<'a> Judge<'a, '_> {
         self.judged(tasks).map(|task| self.outcome(task))
     }
 
-    /// Where a slot stands in which old and new tasks are wanted.
+    /// The phase of a slot in which an old and a new task are wanted.
     fn phase_of_both(
         &self,
         tasks: &[&'a Stored<Task>],
@@ -144,17 +144,17 @@ impl<'a> Judge<'a, '_> {
             return Phase::Superseded { old };
         }
         match self.judged(tasks).filter(|task| ended_by_itself(self.snapshot, task)) {
-            // It had its turn; what is tried in its place now is the restart policy's.
+            // The judged task has run or died; a later task in its place is the restart policy's.
             Some(task) => self.outcome(task),
             None => Phase::Underway { until: comes.into_iter().filter_map(Arrival::until).min() },
         }
     }
 
-    /// Where a slot stands in which no task of the current spec is wanted.
+    /// The phase of a slot in which no task of the current spec is wanted.
     fn phase_without_new(&self, tasks: &[&'a Stored<Task>], old: &[&'a Stored<Task>]) -> Option<Phase<'a>> {
         let judged = self.judged(tasks);
-        // A new task that ended beside the old one, and that its policy doesn't restart, was this
-        // slot's turn.
+        // A new task that ended beside the old one, and that its policy doesn't restart, was the
+        // slot's one attempt.
         let had_its_turn = judged.is_some_and(|task| ended_by_itself(self.snapshot, task));
         if had_its_turn || (old.is_empty() && !self.ended_dirty(tasks)) {
             return judged.map(|task| self.outcome(task));
@@ -163,14 +163,13 @@ impl<'a> Judge<'a, '_> {
         Some(Phase::Dirty { runs })
     }
 
-    /// Whether a slot without wanted tasks ended with a task of an old spec: it is updated all the
-    /// same.
+    /// Whether a slot without wanted tasks ended with a task of an old spec: it is updated, too.
     fn ended_dirty(&self, tasks: &[&Stored<Task>]) -> bool {
         tasks.first().is_some_and(|newest| self.outdated.contains(newest))
             && slots::filling(self.now, self.snapshot, self.service, tasks) == Filling::Ended
     }
 
-    /// The slot's first task of the current version, if it had tasks before or none had.
+    /// The slot's first task of the current version, if the slot had tasks before or no slot had.
     fn judged(&self, tasks: &[&'a Stored<Task>]) -> Option<&'a Stored<Task>> {
         let first = tasks.iter().rposition(|task| task.spec_version == self.service.spec_version)?;
         (self.came_first || first + 1 < tasks.len()).then(|| tasks[first])
@@ -195,7 +194,7 @@ impl<'a> Judge<'a, '_> {
     fn failure(&self, tasks: &[&'a Stored<Task>]) -> Option<(Timestamp, &'a TaskId)> {
         let task = self.judged(tasks).filter(|task| ended_by_itself(self.snapshot, task))?;
         let status = self.snapshot.status_of(task);
-        // Both moments are of the task's node.
+        // Both moments are by the clock of the task's node.
         let ran_for = status.running_at.map(|ran| status.timestamp.signed_duration_since(ran));
         let soon = ran_for.is_none_or(|span| span.to_std().unwrap_or_default() <= self.settings.monitor);
         soon.then_some((self.snapshot.ended_at(task), &task.id))
@@ -215,7 +214,8 @@ impl<'a> Judge<'a, '_> {
         }
     }
 
-    /// Whether every node that is heard has acknowledged a mesh table that holds the task's status.
+    /// Whether every node that is heard has acknowledged a mesh table that contains the task's
+    /// status.
     fn is_known_everywhere(&self, task: &TaskId) -> bool {
         let Some(status) = self.snapshot.statuses.get(task) else { return false };
         self.snapshot.nodes.keys().filter(|node| self.snapshot.node_state(node) == NodeState::Ready).all(

@@ -1,8 +1,8 @@
-//! The automatic return to a service's previous spec.
+//! The automatic rollback to a service's previous spec.
 //!
 //! Invariants: a rollback is a write of the spec like any other, with a version of its own; it
-//! brings the previous ports back, claimed and released in the same transaction; there is nothing
-//! to return to after it.
+//! restores the previous ports, which are claimed and released in the same transaction; after it
+//! there is no previous spec.
 //!
 //! Left to others: the manual rollback (the API, which swaps the two specs).
 
@@ -31,10 +31,11 @@ pub enum RollbackError {
     References(ReferenceError),
 }
 
-/// Adds to `plan` what returns `service` to its previous spec, with `status` as its update status.
+/// Adds to `plan` the writes that return `service` to its previous spec, with `status` as its
+/// update status.
 ///
 /// # Errors
-/// [`RollbackError`]; `plan` is untouched then.
+/// [`RollbackError`]; `plan` is unchanged then.
 pub fn plan(
     now: Timestamp,
     snapshot: &ClusterSnapshot,
@@ -75,8 +76,8 @@ fn move_claims(snapshot: &ClusterSnapshot, service: &Service, wanted: &[PortConf
     }
     for (protocol, port) in then.difference(&before) {
         let (protocol, port) = (*protocol, *port);
-        // A plan that was cut short has claimed it already; another service's claim was a clash
-        // before.
+        // An earlier plan that was committed only in part has claimed it; if another service had,
+        // that was a clash above.
         if snapshot.ports.contains_key(&(protocol.to_string(), port)) {
             continue;
         }

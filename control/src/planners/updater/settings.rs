@@ -1,4 +1,4 @@
-//! How an update or a rollback is to proceed, with Swarm's defaults filled in.
+//! The settings of an update or a rollback, with Swarm's defaults filled in.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use mesh_state::spec::{FailureAction, UpdateConfig, UpdateOrder};
 
 const DEFAULT_MONITOR: Duration = Duration::from_secs(5);
 
-/// What a service's update block says.
+/// The settings in a service's update or rollback block.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Slots at a time.
+    /// Slots updated at a time.
     pub parallelism: usize,
-    /// Pause of each place in the batch before it takes its next slot.
+    /// How long a place in the batch rests before it takes its next slot.
     pub delay: Duration,
-    /// What follows too many failures.
+    /// The reaction to too many failures.
     pub on_failure: FailureAction,
-    /// A task's death so soon after it ran is the update's failure.
+    /// A task that dies within this time after it began to run is a failure of the update.
     pub monitor: Duration,
-    /// Share of failed slots that is borne.
+    /// The share of slots that may fail.
     pub failure_ratio_max: f32,
-    /// Which task goes first.
+    /// Whether the old task stops first or the new one starts first.
     pub order: UpdateOrder,
 }
 
 impl Settings {
-    /// The settings in force for `service`: its rollback block while it is rolled back, else its
-    /// update block.
+    /// The settings that apply to `service` now: its rollback block's during a rollback, else its
+    /// update block's.
     pub fn of(service: &Service) -> Self {
         let state = service.update_status.as_ref().map(|status| status.state);
         let back = state == Some(UpdateState::RollbackStarted);

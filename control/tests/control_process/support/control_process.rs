@@ -24,7 +24,7 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    /// Starts a manager called `name` on `etcd`, with the key file of `first` if there is one.
+    /// Starts a manager called `name` on `etcd`, with the key file of `first` if that is given.
     pub(crate) fn spawn(name: &str, etcd: &EtcdProcess, first: Option<&Manager>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         if let Some(first) = first {
@@ -36,13 +36,13 @@ impl Manager {
         Self { name: name.to_owned(), etcd: etcd.access(), child, directory, nodes, metrics }
     }
 
-    /// Starts it again after [`Manager::kill`], where it was.
+    /// Restarts it after [`Manager::kill`] with the same state, and waits until it serves.
     pub(crate) async fn resume(&mut self) {
         self.restart();
         self.ready().await;
     }
 
-    /// Starts it again after [`Manager::kill`], and waits for nothing.
+    /// Restarts it after [`Manager::kill`], without waiting.
     pub(crate) fn restart(&mut self) {
         self.child = run(&self.name, &self.etcd, &self.directory, self.nodes, self.metrics);
     }
@@ -75,7 +75,7 @@ impl Manager {
         std::fs::read_to_string(self.data().join("join-token-worker")).unwrap().trim().to_owned()
     }
 
-    /// An answer of the metrics port, if it was a good one.
+    /// The answer of the metrics port, if its status is 200.
     pub(crate) async fn admin(&self, path: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = tokio::net::TcpStream::connect(self.metrics).await.ok()?;
@@ -87,7 +87,7 @@ impl Manager {
         head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -111,7 +111,7 @@ pub(crate) async fn ca_pem(etcd: &EtcdProcess) -> String {
     codec::decode::<Cluster>(&item.value).unwrap().ca_certificate_pem
 }
 
-/// A mesh-control process whose log is kept.
+/// Starts a mesh-control process that logs to a file.
 fn run(name: &str, etcd: &EtcdAccess, directory: &TempDir, nodes: SocketAddr, metrics: SocketAddr) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join("log"));
     let (ca, identity) = (etcd.ca.as_ref().unwrap(), etcd.identity.as_ref().unwrap());

@@ -9,14 +9,14 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-/// A manager's socket.
+/// The socket of a manager.
 #[derive(Debug, Clone)]
 pub(crate) struct Docker {
     pub(crate) socket: PathBuf,
 }
 
 impl Docker {
-    /// One request; the status and the answer, `null` if it is empty.
+    /// Sends one request; returns the status and the answer, `null` if it is empty.
     pub(crate) async fn call(
         &self,
         method: Method,
@@ -28,7 +28,7 @@ impl Docker {
         Ok((status, value))
     }
 
-    /// One request; the status and the whole answer as it is.
+    /// Sends one request; returns the status and the answer's bytes.
     pub(crate) async fn bytes(
         &self,
         method: Method,

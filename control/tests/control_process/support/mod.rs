@@ -6,10 +6,10 @@ pub(crate) mod node;
 
 use std::time::Duration;
 
-/// Longest wait for anything that is to happen.
+/// The deadline of everything that is waited for.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits until `probe` yields something; `what` names it when it never does.
+/// Waits until `probe` yields something; a panic after the deadline names `what`.
 pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let found = async {
         loop {

@@ -1,4 +1,4 @@
-//! A node played by the test: joins, keeps a session, and runs tasks in name only.
+//! A node played by the test: joins, keeps a session, and reports on tasks without running any.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::DEADLINE;
 
-/// A member's proof of membership.
+/// A member's identity.
 #[derive(Clone)]
 pub(crate) struct Member {
     pub(crate) id: String,
@@ -34,7 +34,7 @@ pub(crate) async fn connect(manager: SocketAddr, tls: ClientTlsConfig) -> Result
     connected.map_err(|error| Status::unavailable(error.to_string()))
 }
 
-/// Asks `manager` for membership.
+/// Joins the cluster of `manager`.
 pub(crate) async fn join(
     manager: SocketAddr,
     token: &str,
@@ -55,7 +55,7 @@ pub(crate) async fn join(
     })
 }
 
-/// Sends `batches` to `manager` as `member`, whole.
+/// Sends all `batches` to `manager` as `member`.
 pub(crate) async fn publish_logs(
     manager: SocketAddr,
     member: &Member,
@@ -68,7 +68,7 @@ pub(crate) async fn publish_logs(
     Ok(client.publish_logs(tokio_stream::iter(batches)).await?.into_inner())
 }
 
-/// Tells `manager`, which holds no session of `member`, that a task has failed.
+/// Reports to `manager`, which has no session of `member`, that a task has failed.
 pub(crate) async fn report_end(manager: SocketAddr, member: &Member, task: &str) -> Result<(), Status> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&member.ca_pem))
@@ -101,7 +101,7 @@ pub(crate) struct Session {
     pub(crate) dependencies: Vec<proto::Dependency>,
     /// Loads of others' backends, in order.
     pub(crate) loads: Vec<proto::BackendLoad>,
-    /// Every ask for logs, in order.
+    /// Every request for logs, in order.
     pub(crate) logs_wanted: Vec<proto::LogsWanted>,
     /// Tasks whose statuses were acknowledged.
     pub(crate) acknowledged: Vec<String>,
@@ -160,12 +160,12 @@ impl Session {
         })
     }
 
-    /// Stops speaking, with the stream left open.
+    /// Stops sending heartbeats, but leaves the stream open.
     pub(crate) fn fall_silent(&self) {
         self.heartbeats.abort();
     }
 
-    /// Takes messages in until `seen` finds what it looks for.
+    /// Receives messages until `seen` finds what it looks for.
     pub(crate) async fn until<T>(
         &mut self,
         what: &str,

@@ -1,4 +1,4 @@
-//! Lives of objects, change by change.
+//! The events of an object's life, change by change.
 
 use mesh_state::service::{UpdateState, UpdateStatus};
 use mesh_state::store::KeyValue;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::*;
 use crate::fixtures::{node, service};
 
-/// A store that is written to, and what is told of it.
+/// A store to write to, and the events derived from its changes.
 #[derive(Default)]
 struct Derived {
     snapshot: ClusterSnapshot,
@@ -38,7 +38,7 @@ fn line(event: &SwarmEvent) -> String {
 }
 
 #[test]
-fn a_services_life_is_told() {
+fn a_services_life_makes_events() {
     let mut told = Derived::default();
     let key = keys::service(&"web".into());
     let mut web = service("web", 1);
@@ -73,7 +73,7 @@ fn a_services_life_is_told() {
 }
 
 #[test]
-fn a_nodes_life_is_told_as_dockers_clients_see_it() {
+fn a_nodes_life_makes_the_events_that_dockers_clients_know() {
     let mut told = Derived::default();
     let id = NodeId::from("a");
     let mut a = node("a");
@@ -106,7 +106,7 @@ fn a_nodes_life_is_told_as_dockers_clients_see_it() {
 }
 
 #[test]
-fn a_secrets_life_is_told() {
+fn a_secrets_life_makes_events() {
     let mut told = Derived::default();
     let key = keys::dependency(DependencyKind::Secret, &"s1".into());
     let at = Timestamp::default();
@@ -130,7 +130,7 @@ fn a_secrets_life_is_told() {
 }
 
 #[test]
-fn a_new_leader_is_told() {
+fn a_new_leader_makes_events() {
     let mut told = Derived::default();
     let id = NodeId::from("a");
     let mut a = node("a");
@@ -157,7 +157,7 @@ fn a_new_leader_is_told() {
 }
 
 #[test]
-fn what_was_missed_is_told_after_a_new_listing() {
+fn a_new_listing_makes_the_events_that_were_missed() {
     let (mut before, mut after) = (Derived::default(), Derived::default());
     for id in ["gone", "kept"] {
         before.put(keys::service(&id.into()), &service(id, 1));

@@ -1,4 +1,4 @@
-//! What one manager's watch saw, whatever clocks the writers have.
+//! The moments that one manager's watch records, whatever the writers' clocks say.
 
 use mesh_state::codec;
 use mesh_state::store::KeyValue;
@@ -28,21 +28,29 @@ fn a_change_of_liveness_is_seen_once_and_kept_over_a_new_listing() {
     snapshot.apply_seen(Change::Put(put(NodeState::Silent, 2)), moment(20));
     snapshot.apply_seen(Change::Put(put(NodeState::Silent, 3)), moment(30));
     snapshot.revision = 3;
-    assert_eq!(snapshot.liveness_seen[&node], moment(20), "silent since it became so");
+    assert_eq!(snapshot.liveness_seen[&node], moment(20), "the moment at which it fell silent");
 
     let mut listed = ClusterSnapshot::from_listing(3, vec![put(NodeState::Silent, 3)]);
     listed.see_listing(&snapshot, moment(40));
-    assert_eq!(listed.liveness_since(&node, &listed.liveness[&node]), moment(20), "known before");
+    assert_eq!(
+        listed.liveness_since(&node, &listed.liveness[&node]),
+        moment(20),
+        "the listing changes no moment that was known before"
+    );
     let mut other = ClusterSnapshot::from_listing(4, vec![put(NodeState::Down, 4)]);
     other.see_listing(&snapshot, moment(40));
-    assert_eq!(other.liveness_since(&node, &other.liveness[&node]), moment(40), "changed meanwhile");
+    assert_eq!(
+        other.liveness_since(&node, &other.liveness[&node]),
+        moment(40),
+        "the change was seen with the listing"
+    );
     let key = keys::liveness(&node);
     snapshot.apply_seen(Change::Deleted { key, mod_revision: 5 }, moment(50));
-    assert!(snapshot.liveness_seen.is_empty(), "a node that is gone");
+    assert!(snapshot.liveness_seen.is_empty(), "a removed node leaves no moment");
 }
 
 #[test]
-fn a_manager_that_starts_takes_a_nodes_downtime_as_told_and_its_silence_as_new() {
+fn a_manager_that_starts_trusts_the_stamp_of_down_and_restarts_silence() {
     for (state, expected) in [(NodeState::Down, 100), (NodeState::Silent, 500)] {
         let liveness =
             Liveness { state, since: moment(100), message: String::new(), manager: "m".to_owned() };
@@ -53,12 +61,12 @@ fn a_manager_that_starts_takes_a_nodes_downtime_as_told_and_its_silence_as_new()
     }
 }
 
-/// What a node's clock, an hour off, says of a state that it reached.
+/// The status of a task in `state`, with the stamp of a node whose clock is an hour off.
 fn status(state: TaskState, second: i64) -> TaskStatus {
     TaskStatus { state, timestamp: moment(3600 + second), ..TaskStatus::default() }
 }
 
-/// The history of a task whose node and former leader have clocks that are an hour ahead; as this
+/// The history of a task whose node and former leader have clocks that are an hour ahead, as this
 /// manager saw it.
 fn lived() -> (ClusterSnapshot, Task, Vec<KeyValue>) {
     let mut snapshot = ClusterSnapshot::default();
@@ -105,7 +113,7 @@ fn each_step_of_a_task_is_seen_once_by_one_clock() {
     check(&again, &task, [15, 20, 30, 40], "after a new listing");
     let key = keys::task(&task.id);
     again.apply_seen(Change::Deleted { key, mod_revision: 7 }, moment(70));
-    assert!(again.tasks_seen.is_empty(), "a task that is gone");
+    assert!(again.tasks_seen.is_empty(), "a removed task leaves no moments");
 }
 
 #[test]
@@ -118,7 +126,7 @@ fn steps_that_a_lost_watch_missed_are_seen_with_the_listing() {
 }
 
 #[test]
-fn a_manager_that_starts_takes_nothing_as_later_than_now() {
+fn a_manager_that_starts_takes_no_stamp_as_later_than_now() {
     let (_, task, listing) = lived();
     let mut listed = ClusterSnapshot::from_listing(6, listing.clone());
     listed.see_listing(&ClusterSnapshot::default(), moment(60));
@@ -140,7 +148,7 @@ fn what_a_manager_recorded_counts_before_what_the_node_says() {
 }
 
 impl ClusterSnapshot {
-    /// What a manager had seen whose clock is so far ahead of this one's.
+    /// The snapshot of a manager whose clock is `ahead` of this one's.
     pub(crate) fn as_seen_by_a_clock_ahead(&mut self, ahead: TimeDelta) {
         let shift = |moment: &mut Timestamp| *moment += ahead;
         self.liveness_seen.values_mut().for_each(shift);
