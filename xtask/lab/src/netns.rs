@@ -17,7 +17,7 @@ const DIRECTORY: &str = "/run/netns";
 /// The file system that namespaces are files of.
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
-/// A named network namespace, which may or may not exist.
+/// A network namespace, which may or may not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Netns {
     name: String,
@@ -29,12 +29,18 @@ impl Netns {
         Self { name: name.into() }
     }
 
+    /// The namespace that a process stands in, such as a container's first one. It has no name in
+    /// `ip netns`: it is there as long as the process is.
+    pub fn of_process(pid: u32) -> Self {
+        Self { name: format!("/proc/{pid}/ns/net") }
+    }
+
     /// Its name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that holds it.
+    /// The file that holds it. A name that is a path already stays as it is.
     pub fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }

@@ -43,10 +43,14 @@ const PACKAGES: &[Package] = &[
     // What the lab's images are made of.
     package("nginx-light"),
     package("busybox-static"),
-    // Applications that cluster tests run: without the services that the full packages set up.
+    // Applications that cluster tests run; no service of theirs is started here.
     package("mariadb-server-core"),
     package("mariadb-client-core"),
     package("docker-registry"),
+    package("php8.2-fpm"),
+    package("php8.2-mysql"),
+    package("php8.2-redis"),
+    package("redis-server"),
     // Namespaces, links and their inspection.
     package("iproute2"),
     package("iptables"),

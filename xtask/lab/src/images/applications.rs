@@ -15,6 +15,10 @@ use super::{PATH, rootfs};
 pub enum Application {
     /// mariadb:10.11, server and client
     Mariadb,
+    /// php:8.2-fpm, with its clients of MariaDB and Redis
+    Php,
+    /// redis:7
+    Redis,
     /// registry:2, Docker's registry
     Registry,
 }
@@ -22,6 +26,9 @@ pub enum Application {
 const MARIADBD: &str = "/usr/sbin/mariadbd";
 const MARIADB: &str = "/usr/bin/mariadb";
 const REGISTRY: &str = "/usr/bin/docker-registry";
+const PHP_FPM: &str = "/usr/sbin/php-fpm8.2";
+const GETENT: &str = "/usr/bin/getent";
+const REDIS: &str = "/usr/bin/redis-server";
 
 /// Makes the database on first start, with passwords out of files as the well-known image does, and
 /// becomes the server. What sets the passwords is in memory: a container's `/dev/shm` is a tmpfs.
@@ -62,6 +69,30 @@ innodb_use_native_aio = 0
 const MARIADB_PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nmysql:x:100:100:mysql:/nonexistent:/bin/false\n";
 const MARIADB_GROUP: &str = "root:x:0:\nmysql:x:100:\n";
 
+/// Where Debian keeps PHP's modules: the directory is named by PHP's interface of modules.
+const PHP_MODULES: &str = "/usr/lib/php/20220829";
+/// In the order of their loading: each wants those before it.
+const PHP_LOADED: [&str; 4] = ["mysqlnd", "mysqli", "igbinary", "redis"];
+
+/// Answers FastCGI on port 9000 of every address, and tells its errors to `docker logs`.
+const PHP_FPM_CONF: &str = "\
+[global]
+error_log = /proc/self/fd/2
+daemonize = no
+[www]
+user = www-data
+group = www-data
+listen = 9000
+pm = static
+pm.max_children = 4
+catch_workers_output = yes
+decorate_workers_output = no
+";
+
+const UTC: &str = "/usr/share/zoneinfo/UTC";
+
+const NSSWITCH_CONF: &str = "hosts: files dns\n";
+
 /// Makes the archive of an application's image in `directory`.
 pub(super) fn make(application: Application, directory: &Path) -> Result<PathBuf> {
     if directory.exists() {
@@ -81,6 +112,27 @@ pub(super) fn make(application: Application, directory: &Path) -> Result<PathBuf
                 ..Config::default()
             };
             archive.image("mariadb:10.11", &[&busybox, &layer], &config)?;
+        }
+        Application::Php => {
+            let layer = archive.layer(&php(&roots.join("php"))?)?;
+            let config = Config {
+                cmd: vec![PHP_FPM, "-c", "/etc/php/php.ini", "-y", "/etc/php/fpm.conf"],
+                env: vec![PATH],
+                ports: vec!["9000/tcp"],
+                stop_signal: Some("SIGQUIT"),
+                ..Config::default()
+            };
+            archive.image("php:8.2-fpm", &[&busybox, &layer], &config)?;
+        }
+        Application::Redis => {
+            let layer = archive.layer(&redis(&roots.join("redis"))?)?;
+            let config = Config {
+                cmd: vec![REDIS, "--protected-mode", "no", "--save", ""],
+                env: vec![PATH],
+                ports: vec!["6379/tcp"],
+                ..Config::default()
+            };
+            archive.image("redis:7", &[&busybox, &layer], &config)?;
         }
         Application::Registry => {
             let layer = archive.layer(&registry(&roots.join("registry"))?)?;
@@ -126,5 +178,29 @@ fn mariadb(root: &Path) -> Result<PathBuf> {
 
 fn registry(root: &Path) -> Result<PathBuf> {
     rootfs::program(root, Path::new(REGISTRY))?;
+    Ok(root.to_owned())
+}
+
+/// PHP-FPM, and `getent`, which asks as every program of the image does: by the C library.
+fn php(root: &Path) -> Result<PathBuf> {
+    for program in [PHP_FPM, GETENT] {
+        rootfs::program(root, Path::new(program))?;
+    }
+    let modules = Path::new(PHP_MODULES);
+    let mut loaded = vec![format!("extension_dir = {PHP_MODULES}\n")];
+    for module in PHP_LOADED {
+        rootfs::program(root, &modules.join(module).with_extension("so"))?;
+        loaded.push(format!("extension = {module}\n"));
+    }
+    // The only time zone that PHP uses; without it, it warns at each start.
+    rootfs::install(Path::new(UTC), &root.join(UTC.trim_start_matches('/')))?;
+    rootfs::write(root, "etc/php/php.ini", &loaded.concat())?;
+    rootfs::write(root, "etc/php/fpm.conf", PHP_FPM_CONF)?;
+    rootfs::write(root, "etc/nsswitch.conf", NSSWITCH_CONF)?;
+    Ok(root.to_owned())
+}
+
+fn redis(root: &Path) -> Result<PathBuf> {
+    rootfs::program(root, Path::new(REDIS))?;
     Ok(root.to_owned())
 }
