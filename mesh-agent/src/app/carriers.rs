@@ -162,7 +162,7 @@ impl TaskNetwork for MeshNetwork {
 
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError> {
         self.meter.started(task);
-        // A task that is not on the network `mesh` has no published ports for the programs to serve.
+        // A task that is not on the network `mesh` has no published ports.
         let Some(address) = task.address else { return Ok(()) };
         let link =
             TaskLink { task_id: task.task_id.clone(), pid: task.pid, address, address6: task.address6 };

@@ -23,7 +23,8 @@ use super::compose::{
 };
 use super::error::ApiError;
 use super::filters::{Query, percent_decode, percent_encode};
-use crate::task::bridge::{NETWORK_LABEL, NETWORK_NAME};
+use crate::task::bridge::NETWORK_NAME;
+use crate::task::networks::NETWORK_LABEL;
 
 /// The most bytes of a request that is read here.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;

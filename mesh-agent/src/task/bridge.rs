@@ -3,15 +3,15 @@
 //!
 //! Invariants: [`decide`] is pure; a network that containers use is never removed.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_ebpf::abi::TASKS_PREFIX6;
 
+use super::networks::{NetworkFacts, NetworkPlan, NetworkStep};
+
 /// The network's name, under which tasks' addresses are found in the engine's answers.
 pub const NETWORK_NAME: &str = "mesh";
-/// The label that keeps `docker network prune` from removing the network while it has no tasks.
-pub const NETWORK_LABEL: &str = "mesh.network";
 /// The bridge device.
 pub const DEVICE: &str = "mesh0";
 
@@ -34,6 +34,27 @@ impl BridgePlan {
     pub fn subnet6(&self) -> Option<Ipv6Net> {
         subnet6_of(self.subnet.filter(|_| self.with_ipv6)?)
     }
+
+    /// The Docker network, once it has a subnet.
+    pub fn network(&self) -> Option<NetworkPlan> {
+        let subnet = self.subnet?;
+        Some(NetworkPlan {
+            name: NETWORK_NAME.to_owned(),
+            label: String::new(),
+            device: DEVICE.to_owned(),
+            subnet,
+            gateway: Some(gateway_of(subnet)),
+            subnet6: self.subnet6(),
+            mtu: self.mtu,
+            internal: false,
+        })
+    }
+}
+
+/// The node's own address on the network: the first of its subnet, which is also what an engine
+/// chooses by itself.
+pub fn gateway_of(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
 }
 
 /// The IPv6 subnet that belongs to a node's IPv4 subnet. It is unique in the cluster, as the IPv4
@@ -43,46 +64,22 @@ pub fn subnet6_of(subnet: Ipv4Net) -> Option<Ipv6Net> {
     Ipv6Net::new(address, PREFIX6_BITS + subnet.prefix_len()).ok()
 }
 
-/// The network as the engine reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BridgeFacts {
-    /// Its subnet.
-    pub subnet: Option<Ipv4Net>,
-    /// Whether it has IPv6 addresses as well.
-    pub has_ipv6: bool,
-    /// The number of containers on it that have not ended.
-    pub users: usize,
-}
-
-/// What to do about the network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BridgeStep {
-    /// Nothing: it is as it should be.
-    Keep,
-    /// Create it.
-    Create,
-    /// Remove it and create it anew: no container uses it.
-    Recreate,
-    /// Wait, for this reason: nothing can be done now.
-    Wait(String),
-}
-
 /// Decides what to do about the network.
-pub fn decide(plan: &BridgePlan, facts: Option<&BridgeFacts>) -> BridgeStep {
+pub fn decide(plan: &BridgePlan, facts: Option<&NetworkFacts>) -> NetworkStep {
     match (plan.subnet, facts) {
-        (None, None) => BridgeStep::Wait("no manager has given this node a subnet yet".to_owned()),
-        (None, Some(_)) => BridgeStep::Keep,
-        (Some(_), None) => BridgeStep::Create,
+        (None, None) => NetworkStep::Wait("no manager has given this node a subnet yet".to_owned()),
+        (None, Some(_)) => NetworkStep::Keep,
+        (Some(_), None) => NetworkStep::Create,
         (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => {
             // A network without IPv6 can be used as well; it is made anew with IPv6 once no
             // container uses it.
             let lacks_ipv6 = plan.with_ipv6 && !facts.has_ipv6;
-            if lacks_ipv6 && facts.users == 0 { BridgeStep::Recreate } else { BridgeStep::Keep }
+            if lacks_ipv6 && facts.users == 0 { NetworkStep::Recreate } else { NetworkStep::Keep }
         }
-        (Some(_), Some(facts)) if facts.users == 0 => BridgeStep::Recreate,
+        (Some(_), Some(facts)) if facts.users == 0 => NetworkStep::Recreate,
         (Some(wanted), Some(facts)) => {
             let found = facts.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
-            BridgeStep::Wait(format!(
+            NetworkStep::Wait(format!(
                 "the Docker network {NETWORK_NAME} has {found}, this node was given {wanted}, and {} containers use it: remove them",
                 facts.users
             ))
@@ -94,11 +91,15 @@ pub fn decide(plan: &BridgePlan, facts: Option<&BridgeFacts>) -> BridgeStep {
 mod tests {
     use super::*;
 
-    fn check(wanted: Option<&str>, found: Option<(&str, usize)>, expected: &BridgeStep) {
+    fn check(wanted: Option<&str>, found: Option<(&str, usize)>, expected: &NetworkStep) {
         let net = |text: &str| text.parse().unwrap();
         let plan = BridgePlan { subnet: wanted.map(net), with_ipv6: true, mtu: 1450 };
-        let facts =
-            found.map(|(subnet, users)| BridgeFacts { subnet: Some(net(subnet)), has_ipv6: true, users });
+        let facts = found.map(|(subnet, users)| NetworkFacts {
+            subnet: Some(net(subnet)),
+            has_ipv6: true,
+            users,
+            ..NetworkFacts::default()
+        });
         assert_eq!(decide(&plan, facts.as_ref()), *expected, "wanted {wanted:?}, found {found:?}");
     }
 
@@ -107,22 +108,27 @@ mod tests {
         let subnet = "10.128.1.0/24".parse().ok();
         let plan = BridgePlan { subnet, with_ipv6: true, mtu: 1450 };
         assert_eq!(plan.subnet6().map(|net| net.to_string()).as_deref(), Some("fd6d:6573:68::a80:100/120"));
-        let facts = |users| BridgeFacts { subnet, has_ipv6: false, users };
-        assert_eq!(decide(&plan, Some(&facts(0))), BridgeStep::Recreate);
-        assert_eq!(decide(&plan, Some(&facts(1))), BridgeStep::Keep);
-        assert_eq!(decide(&BridgePlan { with_ipv6: false, ..plan }, Some(&facts(0))), BridgeStep::Keep);
+        let facts = |users| NetworkFacts { subnet, users, ..NetworkFacts::default() };
+        assert_eq!(decide(&plan, Some(&facts(0))), NetworkStep::Recreate);
+        assert_eq!(decide(&plan, Some(&facts(1))), NetworkStep::Keep);
+        assert_eq!(decide(&BridgePlan { with_ipv6: false, ..plan }, Some(&facts(0))), NetworkStep::Keep);
     }
 
     #[test]
     fn the_network_is_made_once_and_never_taken_from_a_container() {
         let (ours, other) = ("10.128.1.0/24", "10.128.2.0/24");
-        check(Some(ours), None, &BridgeStep::Create);
-        check(Some(ours), Some((ours, 3)), &BridgeStep::Keep);
-        check(Some(ours), Some((other, 0)), &BridgeStep::Recreate);
-        check(None, Some((ours, 3)), &BridgeStep::Keep);
-        let BridgeStep::Wait(reason) = decide(
+        check(Some(ours), None, &NetworkStep::Create);
+        check(Some(ours), Some((ours, 3)), &NetworkStep::Keep);
+        check(Some(ours), Some((other, 0)), &NetworkStep::Recreate);
+        check(None, Some((ours, 3)), &NetworkStep::Keep);
+        let NetworkStep::Wait(reason) = decide(
             &BridgePlan { subnet: ours.parse().ok(), with_ipv6: true, mtu: 1450 },
-            Some(&BridgeFacts { subnet: other.parse().ok(), has_ipv6: true, users: 2 }),
+            Some(&NetworkFacts {
+                subnet: other.parse().ok(),
+                has_ipv6: true,
+                users: 2,
+                ..NetworkFacts::default()
+            }),
         ) else {
             panic!("a network in use must stay");
         };

@@ -1,6 +1,7 @@
 //! The known facts of a task's container: plain data, which the engine's adapter
 //! ([`super::docker`]) fills in and [`super::transition`] reads.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_state::task::HostPort;
@@ -24,8 +25,20 @@ pub struct ContainerFacts {
     pub address: Option<Ipv4Addr>,
     /// Its IPv6 address there, if the network has any.
     pub address6: Option<Ipv6Addr>,
+    /// Its places on networks, by the network's name.
+    pub networks: BTreeMap<String, NetworkPlace>,
     /// Ports of the node that lead to it.
     pub host_ports: Vec<HostPort>,
+}
+
+/// A container's place on a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkPlace {
+    /// The engine's id of the network, once a start was tried: a network of the same name that was
+    /// made since is another one.
+    pub network: Option<String>,
+    /// The address that was asked for, if any was.
+    pub wanted: Option<Ipv4Addr>,
 }
 
 /// The phases of a container's life.
@@ -51,9 +64,21 @@ impl ContainerFacts {
             health: Health::Unchecked,
             address: None,
             address6: None,
+            networks: BTreeMap::new(),
             host_ports: Vec::new(),
         }
     }
+
+    /// Whether it was not started because another container has an address of its: that can pass.
+    pub fn lacks_address(&self) -> bool {
+        is_address_taken(&self.error)
+    }
+}
+
+/// Whether the engine refused a start because an address on a network is another container's. A
+/// port that is taken is told in other words (`bind: address already in use`).
+pub fn is_address_taken(reason: &str) -> bool {
+    reason.trim_end().ends_with("Address already in use")
 }
 
 /// The result of a container's health check.

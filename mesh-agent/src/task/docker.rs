@@ -33,10 +33,11 @@ use mesh_state::spec::{GenericResource, Protocol};
 use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
-use super::bridge::{BridgeFacts, BridgePlan, NETWORK_NAME};
+use super::bridge::NETWORK_NAME;
 use super::container::{ContainerFacts, Health, Phase};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
+use super::networks::{NetworkFacts, NetworkPlan, OwnNetwork};
 use super::runtime::{Made, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
@@ -197,16 +198,29 @@ impl Runtime for DockerEngine {
         self.joins()
     }
 
-    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
-        self.find_bridge().await
+    async fn network(&self, name: &str) -> Result<Option<NetworkFacts>, RuntimeError> {
+        self.find_network(name).await
     }
 
-    async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError> {
-        self.make_bridge(plan).await
+    async fn own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError> {
+        self.list_own_networks().await
     }
 
-    async fn remove_bridge(&self) -> Result<(), RuntimeError> {
-        self.drop_bridge().await
+    async fn create_network(&self, plan: &NetworkPlan) -> Result<(), RuntimeError> {
+        self.client(CALL_TIMEOUT)?.create_network(networks::request(plan)).await.map(drop).map_err(failed)
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), RuntimeError> {
+        let removed = self.client(CALL_TIMEOUT)?.remove_network(network).await;
+        present(removed.map_err(failed_or_absent)).map(drop)
+    }
+
+    async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError> {
+        self.put_on_network(container, network, address).await
+    }
+
+    async fn disconnect(&self, container: &str, network: &str) -> Result<(), RuntimeError> {
+        self.take_off_network(container, network).await
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
@@ -274,8 +288,8 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
     };
     let settings = container.network_settings.unwrap_or_default();
-    let networks = settings.networks.unwrap_or_default();
-    let endpoint = networks.get(NETWORK_NAME);
+    let endpoints = settings.networks.unwrap_or_default();
+    let endpoint = endpoints.get(NETWORK_NAME);
     let address = endpoint.and_then(|endpoint| endpoint.ip_address.as_deref());
     let address6 = endpoint.and_then(|endpoint| endpoint.global_ipv6_address.as_deref());
     ContainerFacts {
@@ -287,6 +301,10 @@ fn facts(container: ContainerInspectResponse) -> ContainerFacts {
         health,
         address: address.and_then(|address| address.parse().ok()),
         address6: address6.and_then(|address| address.parse().ok()),
+        networks: endpoints
+            .iter()
+            .map(|(name, endpoint)| (name.clone(), networks::place(endpoint)))
+            .collect(),
         host_ports: host_ports(settings.ports.unwrap_or_default()),
     }
 }

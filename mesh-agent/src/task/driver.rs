@@ -5,6 +5,7 @@
 //! answer changes no status, the driver only asks it again.
 
 mod prepare;
+mod start;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -21,9 +22,10 @@ use super::dependencies::Dependencies;
 use super::drain::{DrainProgress, DrainStage, DrainVerdict};
 use super::listening;
 use super::local::LocalTasks;
-use super::network::{RunningTask, StartingTask, TaskNetwork, addresses};
+use super::network::{RunningTask, TaskNetwork, addresses};
+use super::networks::keeper::Networks;
 use super::runtime::{Runtime, RuntimeError};
-use super::transition::{MeshLink, Situation, TaskStep, failure, next, start_failure};
+use super::transition::{MeshLink, Situation, TaskStep, failure, next};
 use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -63,6 +65,7 @@ pub(super) struct DriverContext {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) network: Arc<dyn TaskNetwork>,
     pub(super) local: Arc<LocalTasks>,
+    pub(super) networks: Arc<Networks>,
     pub(super) node: Arc<NodeIdentity>,
     pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
@@ -82,6 +85,8 @@ pub(super) struct Driver {
     pub(super) drain: DrainStage,
     /// When the driver stops waiting for the task to listen, once it has begun to.
     pub(super) listens_until: Option<Instant>,
+    /// Since when something on this node is in the way of its networks.
+    pub(super) hindered_since: Option<tokio::time::Instant>,
     /// What is known of the task's container without asking the engine.
     pub(super) known: KnownContainer,
 }
@@ -203,7 +208,7 @@ impl Driver {
         match step {
             TaskStep::Report(status) => self.report(status).await,
             TaskStep::Prepare => self.prepare(goal).await,
-            TaskStep::Start => self.start(goal, &container).await,
+            TaskStep::Start => self.start(goal, seen).await,
             TaskStep::Join => self.join(goal, seen).await,
             TaskStep::Leave => {
                 self.context.network.stopped(&self.id).await;
@@ -224,21 +229,10 @@ impl Driver {
         }
     }
 
-    async fn start(&mut self, goal: &Goal, container: &str) -> Taken {
-        let task = StartingTask { task_id: self.id.clone(), networks: addresses(&goal.assignment) };
-        if let Err(error) = self.context.network.starting(&task).await {
-            self.note(&error.to_string()).await;
-            return Taken::Retry(error.to_string());
-        }
-        match self.context.runtime.start(container).await {
-            Err(RuntimeError::Refused(reason)) => self.fail(&start_failure(&reason)).await,
-            other => done(other),
-        }
-    }
-
     async fn join(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         let Some(seen) = seen else { return Taken::Done };
-        let (Some(address), Ok(pid)) = (seen.address, u32::try_from(seen.pid)) else {
+        let has_address = seen.address.is_some() || container_spec::is_confined(&goal.assignment);
+        let (true, Ok(pid)) = (has_address, u32::try_from(seen.pid)) else {
             let reason = "its container has no address on the Docker network mesh";
             self.note(reason).await;
             return Taken::Retry(reason.to_owned());
@@ -251,7 +245,7 @@ impl Driver {
             task_id: self.id.clone(),
             container_id: seen.id.clone(),
             pid,
-            address: Some(address),
+            address: seen.address,
             address6: seen.address6,
             networks: addresses(&goal.assignment),
         };

@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::bridge::{BridgePlan, BridgeStep, decide};
+use super::bridge::{BridgePlan, NETWORK_NAME, decide};
 use super::driver::BridgeState;
+use super::networks::NetworkStep;
 use super::runtime::{Runtime, RuntimeError};
 use mesh_runtime::backoff::Backoff;
 
@@ -187,15 +188,16 @@ fn in_words(error: &RuntimeError) -> String {
 
 /// Makes the network; returns why it must wait, if so.
 async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Option<String>, RuntimeError> {
-    let found = runtime.bridge().await?;
-    match decide(wanted, found.as_ref()) {
-        BridgeStep::Keep => {}
-        BridgeStep::Create => runtime.create_bridge(wanted).await?,
-        BridgeStep::Recreate => {
-            runtime.remove_bridge().await?;
-            runtime.create_bridge(wanted).await?;
+    let found = runtime.network(NETWORK_NAME).await?;
+    match (decide(wanted, found.as_ref()), wanted.network()) {
+        (NetworkStep::Wait(reason), _) => return Ok(Some(reason)),
+        (NetworkStep::Create, Some(plan)) => runtime.create_network(&plan).await?,
+        (NetworkStep::Recreate, Some(plan)) => {
+            runtime.remove_network(NETWORK_NAME).await?;
+            runtime.create_network(&plan).await?;
         }
-        BridgeStep::Wait(reason) => return Ok(Some(reason)),
+        // Without a subnet, an earlier network is kept.
+        (NetworkStep::Keep, _) | (NetworkStep::Create | NetworkStep::Recreate, None) => {}
     }
     Ok(None)
 }

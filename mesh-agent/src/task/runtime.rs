@@ -12,10 +12,10 @@ use mesh_state::ids::TaskId;
 use mesh_state::task::RegistryAuth;
 use thiserror::Error;
 
-use super::bridge::{BridgeFacts, BridgePlan};
 use super::container::ContainerFacts;
 use super::container_spec::ContainerPlan;
 use super::description::EngineFacts;
+use super::networks::{NetworkFacts, NetworkPlan, OwnNetwork};
 
 /// The result of creating a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,14 +81,23 @@ pub trait Runtime: Send + Sync + 'static {
     /// container's process runs. Ends or fails when the engine goes away.
     fn bridge_joins(&self) -> BoxStream<'static, Result<(TaskId, Ipv4Addr), RuntimeError>>;
 
-    /// Inspects the network `mesh`.
-    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError>;
+    /// Inspects the network of this name.
+    async fn network(&self, name: &str) -> Result<Option<NetworkFacts>, RuntimeError>;
 
-    /// Creates the network `mesh`.
-    async fn create_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError>;
+    /// The networks that an agent made: those with its label.
+    async fn own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError>;
 
-    /// Removes the network `mesh`.
-    async fn remove_bridge(&self) -> Result<(), RuntimeError>;
+    /// Creates a network.
+    async fn create_network(&self, plan: &NetworkPlan) -> Result<(), RuntimeError>;
+
+    /// Removes a network, by name or id; succeeds if it is gone.
+    async fn remove_network(&self, network: &str) -> Result<(), RuntimeError>;
+
+    /// Puts a container that was not started yet on a network, with this address.
+    async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError>;
+
+    /// Takes a container that was not started yet off a network.
+    async fn disconnect(&self, container: &str, network: &str) -> Result<(), RuntimeError>;
 
     /// Checks that the engine answers.
     async fn ping(&self) -> Result<(), RuntimeError>;

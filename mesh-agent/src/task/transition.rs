@@ -119,7 +119,7 @@ fn keep_running(now: Timestamp, situation: &Situation<'_>) -> TaskStep {
         return leave_or(situation, ended(now, situation, KILLED));
     };
     match container.phase {
-        Phase::Created if container.error.is_empty() => TaskStep::Start,
+        Phase::Created if container.error.is_empty() || container.lacks_address() => TaskStep::Start,
         Phase::Created => TaskStep::Report(failure(now, situation.last, &start_failure(&container.error))),
         Phase::Exited => leave_or(situation, ended(now, situation, container.exit_code)),
         Phase::Running if situation.last.err == UNHEALTHY => TaskStep::Stop,

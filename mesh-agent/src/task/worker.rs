@@ -27,6 +27,7 @@ use super::driver::{BridgeState, Driver, DriverContext, DriverUpdate, Goal, Know
 use super::engine_watch::{EngineEvent, follow_events, follow_joins, keep_bridge};
 use super::local::LocalTasks;
 use super::network::TaskNetwork;
+use super::networks::keeper::Networks;
 use super::runtime::{Runtime, RuntimeError};
 use super::transition::{MeshLink, stop_grace};
 use crate::control_link::AssignmentChange;
@@ -72,11 +73,15 @@ pub async fn run(
     let mut side = JoinSet::new();
     side.spawn(follow_events(Arc::clone(&deps.runtime), heard_in.clone()));
     side.spawn(follow_joins(Arc::clone(&deps.runtime), heard_in));
-    side.spawn(keep_bridge(Arc::clone(&deps.runtime), deps.bridge, bridge_in, deps.unfit));
+    side.spawn(keep_bridge(Arc::clone(&deps.runtime), deps.bridge.clone(), bridge_in, deps.unfit));
+    let networks = Arc::new(Networks::new(Arc::clone(&deps.runtime), deps.bridge.clone()));
+    let sweeper = Arc::clone(&networks);
+    side.spawn(async move { sweeper.remove_unneeded().await });
     let context = DriverContext {
         runtime: deps.runtime,
         network: deps.network,
         local: deps.local,
+        networks,
         node: Arc::new(deps.node),
         dependencies: Arc::new(deps.dependencies),
         bridge,
@@ -201,6 +206,8 @@ impl Worker {
         for id in removed {
             self.take_away(&id);
         }
+        // Before a driver makes them.
+        self.need_networks(&set);
         for assignment in set {
             let id = assignment.task.id.clone();
             if let Some(known) = self.tasks.get_mut(&id) {
@@ -214,6 +221,17 @@ impl Worker {
         }
         self.context.dependencies.keep_needed(in_force(&self.goals()));
         self.write();
+    }
+
+    /// Tells which networks the tasks that have not ended need, and those in `coming`.
+    fn need_networks(&self, coming: &[Assignment]) {
+        if self.complete {
+            let living = self.tasks.values().filter(|known| !known.status.state.is_terminal());
+            let goals: Vec<Goal> = living.map(|known| known.goal.borrow().clone()).collect();
+            let known = goals.iter().flat_map(|goal| &goal.assignment.networks);
+            let coming = coming.iter().flat_map(|assignment| &assignment.networks);
+            self.context.networks.need(known.chain(coming).map(|network| network.id.clone()).collect());
+        }
     }
 
     fn goals(&self) -> Vec<Goal> {
@@ -249,6 +267,7 @@ impl Worker {
             link,
             drain: DrainStage::default(),
             listens_until: None,
+            hindered_since: None,
             known: if status.state == TaskState::Assigned {
                 KnownContainer::Absent
             } else {
@@ -263,15 +282,20 @@ impl Worker {
         match update {
             DriverUpdate::Status(id, status) => {
                 let Some(known) = self.tasks.get_mut(&id) else { return };
+                let has_ended = status.state.is_terminal();
                 known.status = status.clone();
                 if known.ours {
                     self.outgoing.insert(id.clone(), status);
                 }
                 self.dirty.insert(id);
+                if has_ended {
+                    self.need_networks(&[]);
+                }
             }
             DriverUpdate::Gone(id) => {
                 self.tasks.remove(&id);
                 self.dirty.insert(id);
+                self.need_networks(&[]);
             }
         }
         self.write();

@@ -102,8 +102,7 @@ pub(super) struct AppArmor {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct TaskExtras {
-    /// Accepted and ignored: every task is on its node's one network, from which it reaches all
-    /// others.
+    /// Not read here: control resolves them, the assignment has what the node needs of them.
     #[serde(rename = "Networks")]
     _networks: IgnoredAny,
     pub(super) log_driver: Option<LogDriver>,

@@ -10,9 +10,9 @@ use mesh_state::template::TemplateContext;
 use serde_json::Value;
 
 use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent, none_left};
+use super::network::first_name;
 use super::template::expand;
 use super::{PlanError, list};
-use crate::task::bridge::NETWORK_NAME;
 use crate::task::docker::model::{
     HostConfig, HostConfigLogConfig, Mount, PortBinding, PortMap, ResourcesUlimits, RestartPolicy,
     RestartPolicyNameEnum,
@@ -28,7 +28,7 @@ pub(super) fn config(
     let mounts = extras.mounts.iter().map(|given| mount(given, context)).collect::<Result<Vec<_>, _>>()?;
     let hosts = extras.hosts.iter().map(|line| host_entries(line)).collect::<Result<Vec<_>, _>>()?.concat();
     let mut config = HostConfig {
-        network_mode: Some(NETWORK_NAME.to_owned()),
+        network_mode: Some(first_name(assignment)),
         // Control replaces tasks: the engine must not restart what has ended.
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),

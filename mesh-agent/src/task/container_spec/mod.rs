@@ -9,6 +9,7 @@
 mod extras;
 mod files;
 mod host;
+mod network;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -23,13 +24,12 @@ use mesh_state::task::{Assignment, Task};
 use mesh_state::template::TemplateContext;
 use thiserror::Error;
 
-use super::bridge::NETWORK_NAME;
 use super::dependencies::expand::PayloadContext;
 use super::dependencies::files::FilePlan;
-use super::docker::model::{
-    ContainerCreateBody, EndpointSettings, HealthConfig as EngineHealth, NetworkingConfig,
-};
+use super::docker::model::{ContainerCreateBody, HealthConfig as EngineHealth};
 use super::transition::stop_grace;
+pub use network::is_confined;
+
 use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
 
 /// The label by which an agent finds its own containers among Swarm's: the id of the node they were
@@ -142,9 +142,7 @@ pub fn plan(
         healthcheck: spec.healthcheck.as_ref().map(health).transpose()?,
         exposed_ports: host::exposed_ports(&assignment.host_ports),
         host_config: Some(host_config),
-        networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(NETWORK_NAME.to_owned(), EndpointSettings::default())])),
-        }),
+        networking_config: Some(network::first_endpoint(assignment)),
         ..ContainerCreateBody::default()
     };
     let payload = PayloadContext { context, env: spec.env.clone() };

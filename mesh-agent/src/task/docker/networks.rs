@@ -1,18 +1,30 @@
-//! The engine's networks: the one of this node's tasks, as [`bridge`](crate::task::bridge) plans it.
+//! The engine's networks: the one of this node's tasks ([`bridge`](crate::task::bridge)), and those
+//! of their services ([`networks`](crate::task::networks)).
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use bollard::models::{
-    ContainerSummaryStateEnum, EventMessage, Ipam, IpamConfig, NetworkCreateRequest, NetworkInspect,
+    ContainerSummary, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, EventMessage, Ipam,
+    IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect,
 };
+use bollard::query_parameters::ListNetworksOptions;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use ipnet::Ipv4Net;
 use mesh_state::ids::TaskId;
 
 use super::{CALL_TIMEOUT, DockerEngine, failed, failed_or_absent, present};
-use crate::task::bridge::{BridgeFacts, BridgePlan, DEVICE, NETWORK_LABEL, NETWORK_NAME};
+use crate::task::bridge::NETWORK_NAME;
+use crate::task::container::NetworkPlace;
+use crate::task::container_spec::NODE_LABEL;
+use crate::task::networks::{NETWORK_LABEL, NetworkFacts, NetworkPlan, OwnNetwork};
 use crate::task::runtime::RuntimeError;
+
+/// Options of the engine's bridge driver.
+const DEVICE_OPTION: &str = "com.docker.network.bridge.name";
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+const MASQUERADE_OPTION: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
 impl DockerEngine {
     /// An item for each removal of the network `mesh`.
@@ -57,44 +69,113 @@ impl DockerEngine {
         Ok(present(inspected.map_err(failed_or_absent))?.and_then(endpoint))
     }
 
-    pub(super) async fn find_bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
-        let inspected = self.client(CALL_TIMEOUT)?.inspect_network(NETWORK_NAME, None).await;
-        let Some(network) = present(inspected.map_err(failed_or_absent))? else { return Ok(None) };
-        let users = self.list(("network", NETWORK_NAME.to_owned())).await?;
-        let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
-        let users = users.iter().filter(|container| !ended.contains(&container.state)).count();
-        let has_ipv6 = network.enable_ipv6.unwrap_or_default();
-        Ok(Some(BridgeFacts { subnet: subnet(&network), has_ipv6, users }))
-    }
-
-    pub(super) async fn make_bridge(&self, plan: &BridgePlan) -> Result<(), RuntimeError> {
-        let options = [
-            ("com.docker.network.bridge.name", DEVICE.to_owned()),
-            ("com.docker.network.driver.mtu", plan.mtu.to_string()),
-        ];
-        let subnets = plan.subnet.map(|subnet| subnet.to_string()).into_iter();
-        let subnets = subnets.chain(plan.subnet6().map(|subnet| subnet.to_string()));
-        let config =
-            subnets.map(|subnet| IpamConfig { subnet: Some(subnet), ..IpamConfig::default() }).collect();
-        let request = NetworkCreateRequest {
-            name: NETWORK_NAME.to_owned(),
-            driver: Some("bridge".to_owned()),
-            options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            ipam: Some(Ipam { config: Some(config), ..Ipam::default() }),
-            enable_ipv6: Some(plan.subnet6().is_some()),
-            labels: Some([(NETWORK_LABEL.to_owned(), String::new())].into()),
-            ..NetworkCreateRequest::default()
+    pub(super) async fn find_network(&self, name: &str) -> Result<Option<NetworkFacts>, RuntimeError> {
+        let inspected = self.client(CALL_TIMEOUT)?.inspect_network(name, None).await;
+        let found = present(inspected.map_err(failed_or_absent))?;
+        // Without a network of the name, the engine takes it for the beginning of an id.
+        let Some(network) = found.filter(|network| network.name.as_deref() == Some(name)) else {
+            return Ok(None);
         };
-        self.client(CALL_TIMEOUT)?.create_network(request).await.map(drop).map_err(failed)
+        let id = network.id.clone().unwrap_or_default();
+        let containers = self.list(("network", id)).await?;
+        Ok(Some(facts(network, &containers)))
     }
 
-    pub(super) async fn drop_bridge(&self) -> Result<(), RuntimeError> {
-        let removed = self.client(CALL_TIMEOUT)?.remove_network(NETWORK_NAME).await;
-        present(removed.map_err(failed_or_absent)).map(drop)
+    pub(super) async fn list_own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError> {
+        let filters = HashMap::from([("label".to_owned(), vec![NETWORK_LABEL.to_owned()])]);
+        let options = ListNetworksOptions { filters: Some(filters) };
+        let networks = self.client(CALL_TIMEOUT)?.list_networks(Some(options)).await.map_err(failed)?;
+        let own = networks.into_iter().filter_map(|network| {
+            let label = network.labels?.remove(NETWORK_LABEL)?;
+            Some(OwnNetwork { id: network.id?, name: network.name?, label })
+        });
+        Ok(own.collect())
+    }
+
+    pub(super) async fn put_on_network(
+        &self,
+        container: &str,
+        network: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), RuntimeError> {
+        let request = NetworkConnectRequest {
+            container: container.to_owned(),
+            endpoint_config: Some(EndpointSettings {
+                ipam_config: Some(EndpointIpamConfig {
+                    ipv4_address: Some(address.to_string()),
+                    ..EndpointIpamConfig::default()
+                }),
+                ..EndpointSettings::default()
+            }),
+        };
+        self.client(CALL_TIMEOUT)?.connect_network(network, request).await.map_err(failed)
+    }
+
+    pub(super) async fn take_off_network(&self, container: &str, network: &str) -> Result<(), RuntimeError> {
+        let request = NetworkDisconnectRequest { container: container.to_owned(), force: Some(true) };
+        self.client(CALL_TIMEOUT)?.disconnect_network(network, request).await.map_err(failed)
     }
 }
 
-fn subnet(network: &NetworkInspect) -> Option<Ipv4Net> {
-    let configs = network.ipam.as_ref()?.config.as_ref()?;
-    configs.iter().filter_map(|config| config.subnet.as_deref()).find_map(|subnet| subnet.parse().ok())
+/// The engine's request for a network.
+pub(super) fn request(plan: &NetworkPlan) -> NetworkCreateRequest {
+    let mut options = vec![(DEVICE_OPTION, plan.device.clone()), (MTU_OPTION, plan.mtu.to_string())];
+    if plan.internal {
+        options.push((MASQUERADE_OPTION, "false".to_owned()));
+    }
+    let own = IpamConfig {
+        subnet: Some(plan.subnet.to_string()),
+        gateway: plan.gateway.map(|gateway| gateway.to_string()),
+        ..IpamConfig::default()
+    };
+    let own6 =
+        plan.subnet6.map(|subnet| IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() });
+    NetworkCreateRequest {
+        name: plan.name.clone(),
+        driver: Some("bridge".to_owned()),
+        internal: Some(plan.internal),
+        options: Some(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+        ipam: Some(Ipam { config: Some(std::iter::once(own).chain(own6).collect()), ..Ipam::default() }),
+        enable_ipv6: Some(plan.subnet6.is_some()),
+        labels: Some([(NETWORK_LABEL.to_owned(), plan.label.clone())].into()),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+/// A container's place on a network, from its inspection.
+pub(super) fn place(endpoint: &EndpointSettings) -> NetworkPlace {
+    let wanted = endpoint.ipam_config.as_ref().and_then(|config| config.ipv4_address.as_deref());
+    NetworkPlace {
+        network: endpoint.network_id.clone().filter(|id| !id.is_empty()),
+        wanted: wanted.and_then(|address| address.parse().ok()),
+    }
+}
+
+fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFacts {
+    let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
+    let living = containers.iter().filter(|container| !ended.contains(&container.state));
+    let is_unstarted_task = |container: &&ContainerSummary| {
+        container.state == Some(ContainerSummaryStateEnum::CREATED)
+            && container.labels.as_ref().is_some_and(|labels| labels.contains_key(NODE_LABEL))
+    };
+    let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+    let has_subnet4 = |config: &&IpamConfig| {
+        config.subnet.as_deref().is_some_and(|subnet| subnet.parse::<Ipv4Net>().is_ok())
+    };
+    let config = configs.iter().find(has_subnet4);
+    let text = |field: fn(&IpamConfig) -> Option<&String>| config.and_then(field);
+    let options = network.options.unwrap_or_default();
+    NetworkFacts {
+        id: network.id.unwrap_or_default(),
+        name: network.name.unwrap_or_default(),
+        label: network.labels.and_then(|mut labels| labels.remove(NETWORK_LABEL)),
+        device: options.get(DEVICE_OPTION).cloned(),
+        subnet: text(|config| config.subnet.as_ref()).and_then(|subnet| subnet.parse().ok()),
+        gateway: text(|config| config.gateway.as_ref()).and_then(|gateway| gateway.parse().ok()),
+        mtu: options.get(MTU_OPTION).and_then(|mtu| mtu.parse().ok()),
+        internal: network.internal.unwrap_or_default(),
+        has_ipv6: network.enable_ipv6.unwrap_or_default(),
+        users: living.clone().count(),
+        unstarted_tasks: living.filter(is_unstarted_task).count(),
+    }
 }

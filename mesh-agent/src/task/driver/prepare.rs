@@ -42,6 +42,11 @@ impl Driver {
             }
             Err(Missing::Refused(reason)) => return self.fail(&reason).await,
         }
+        // A task that waits for its predecessor's end has them made meanwhile; the start looks at
+        // them again.
+        if let Err(taken) = self.ensure_networks(goal).await {
+            return taken;
+        }
         self.make(goal, &plan).await
     }
 
@@ -63,7 +68,11 @@ impl Driver {
         }
         match made {
             Ok(Made::Container(id)) => {
-                self.known = KnownContainer::Made(ContainerFacts::made(id));
+                self.hindered_since = None;
+                self.known = KnownContainer::Made(ContainerFacts {
+                    networks: plan.places(),
+                    ..ContainerFacts::made(id)
+                });
                 Taken::Done
             }
             Ok(Made::NoImage(reason)) | Err(RuntimeError::Refused(reason)) => {

@@ -1,153 +1,17 @@
 //! Tests of the worker on an engine in memory: what must hold while the engine or the link to
 //! control hangs.
 
-use std::net::Ipv4Addr;
-use std::sync::Mutex;
+mod engine;
+mod networks;
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use mesh_state::task::{RegistryAuth, Slot, Task};
+use mesh_state::task::{Slot, Task};
 
 use super::*;
-use crate::task::bridge::BridgeFacts;
-use crate::task::container::{ContainerFacts, Phase};
-use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
-use crate::task::description::EngineFacts;
+use crate::task::container::Phase;
 use crate::task::engine_watch::watch_engine;
 use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetworkError};
-use crate::task::runtime::Made;
-
-/// An engine in memory. Containers are kept by name; an id is a name.
-#[derive(Default)]
-struct Engine {
-    state: Mutex<EngineState>,
-}
-
-#[derive(Default)]
-struct EngineState {
-    away: bool,
-    /// Whether the image is here; it is once it was asked for.
-    has_image: bool,
-    /// What was pulled.
-    pulls: Vec<String>,
-    /// Whether calls are taken and never answered.
-    hangs: bool,
-    containers: BTreeMap<String, (TaskId, ContainerFacts)>,
-    starts: usize,
-}
-
-impl Engine {
-    fn with<T>(&self, work: impl FnOnce(&mut EngineState) -> T) -> Result<T, RuntimeError> {
-        let mut state = self.state.lock().expect("no test thread panicked");
-        if state.away { Err(RuntimeError::Unavailable("away".to_owned())) } else { Ok(work(&mut state)) }
-    }
-
-    fn set_away(&self, away: bool) {
-        self.state.lock().expect("no test thread panicked").away = away;
-    }
-
-    fn set_phase(&self, container: &str, phase: Phase) {
-        let done =
-            self.with(|state| state.containers.get_mut(container).map(|(_, facts)| facts.phase = phase));
-        assert!(done.is_ok_and(|found| found.is_some()), "{container} exists");
-    }
-
-    fn starts(&self) -> usize {
-        self.state.lock().expect("no test thread panicked").starts
-    }
-}
-
-#[async_trait]
-impl Runtime for Engine {
-    async fn pull_image(
-        &self,
-        reference: &str,
-        _auth: Option<&RegistryAuth>,
-        _patience: Duration,
-    ) -> Result<(), RuntimeError> {
-        self.with(|state| state.pulls.push(reference.to_owned()))?;
-        if reference.starts_with("away.example/") {
-            return Err(RuntimeError::Refused("dial tcp: no route to host".to_owned()));
-        }
-        Ok(())
-    }
-
-    async fn create(&self, plan: &ContainerPlan) -> Result<Made, RuntimeError> {
-        let labels = plan.body.labels.clone().unwrap_or_default();
-        let task = TaskId::from(labels.get(TASK_ID_LABEL).cloned().unwrap_or_default());
-        let (pid, address) = (7, Some([10, 128, 0, 2].into()));
-        let facts = ContainerFacts { pid, address, ..ContainerFacts::made(plan.name.clone()) };
-        self.with(|state| {
-            if !std::mem::replace(&mut state.has_image, true) {
-                return Ok(Made::NoImage("No such image: x".to_owned()));
-            }
-            if state.containers.contains_key(&plan.name) {
-                return Err(RuntimeError::Refused("the name is in use".to_owned()));
-            }
-            state.containers.insert(plan.name.clone(), (task, facts));
-            Ok(Made::Container(plan.name.clone()))
-        })?
-    }
-
-    async fn start(&self, container: &str) -> Result<(), RuntimeError> {
-        self.with(|state| state.starts += 1)?;
-        self.set_phase(container, Phase::Running);
-        Ok(())
-    }
-
-    async fn stop(&self, container: &str, _grace: Duration) -> Result<(), RuntimeError> {
-        self.with(|_| ())?;
-        self.set_phase(container, Phase::Exited);
-        Ok(())
-    }
-
-    async fn remove(&self, container: &str) -> Result<(), RuntimeError> {
-        self.with(|state| state.containers.remove(container)).map(drop)
-    }
-
-    async fn inspect(&self, container: &str) -> Result<Option<ContainerFacts>, RuntimeError> {
-        self.with(|state| state.containers.get(container).map(|(_, facts)| facts.clone()))
-    }
-
-    async fn task_containers(&self) -> Result<Vec<(TaskId, String)>, RuntimeError> {
-        self.with(|state| {
-            state.containers.iter().map(|(name, (task, _))| (task.clone(), name.clone())).collect()
-        })
-    }
-
-    fn events(&self) -> BoxStream<'static, Result<TaskId, RuntimeError>> {
-        futures::stream::pending().boxed()
-    }
-
-    fn bridge_removals(&self) -> BoxStream<'static, Result<(), RuntimeError>> {
-        futures::stream::pending().boxed()
-    }
-
-    fn bridge_joins(&self) -> BoxStream<'static, Result<(TaskId, Ipv4Addr), RuntimeError>> {
-        futures::stream::pending().boxed()
-    }
-
-    async fn bridge(&self) -> Result<Option<BridgeFacts>, RuntimeError> {
-        self.with(|_| Some(BridgeFacts { subnet: None, has_ipv6: false, users: 0 }))
-    }
-
-    async fn create_bridge(&self, _plan: &BridgePlan) -> Result<(), RuntimeError> {
-        self.with(|_| ())
-    }
-
-    async fn remove_bridge(&self) -> Result<(), RuntimeError> {
-        self.with(|_| ())
-    }
-
-    async fn ping(&self) -> Result<(), RuntimeError> {
-        if self.with(|state| state.hangs)? { std::future::pending().await } else { Ok(()) }
-    }
-
-    async fn engine(&self) -> Result<EngineFacts, RuntimeError> {
-        self.with(|_| EngineFacts::default())
-    }
-}
+use engine::Engine;
 
 struct NoNetwork;
 

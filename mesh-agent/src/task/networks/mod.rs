@@ -1,0 +1,234 @@
+//! The Docker networks of services' networks: on each node that has a task of a network, a bridge
+//! of the same name, with the cluster's subnet and this node's own address as its gateway.
+//!
+//! Purpose: a task has an interface on each of its networks, and the engine's own commands
+//! (`docker inspect`, `docker network inspect`) show them. [`decide`] says what to do about one
+//! network (pure), [`keeper`] does it.
+//!
+//! Invariants: a network that containers use is never removed, and a network that a user of this
+//! node made is never touched.
+//!
+//! Left to others: which addresses there are (mesh-control), carrying packets between nodes
+//! ([`crate::datapath`]), the network `mesh` ([`super::bridge`]).
+
+pub mod keeper;
+
+use std::net::Ipv4Addr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use mesh_state::network::AssignedNetwork;
+
+/// The label of every Docker network that the agent made: the network's id, or nothing for the
+/// network `mesh`.
+pub const NETWORK_LABEL: &str = "mesh.network";
+
+/// A Docker bridge network as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// Its name.
+    pub name: String,
+    /// The value of its label [`NETWORK_LABEL`].
+    pub label: String,
+    /// The bridge device.
+    pub device: String,
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// The bridge's own address; absent: the engine chooses the subnet's first.
+    pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6 subnet, if it has one.
+    pub subnet6: Option<Ipv6Net>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it leads to its own containers only, without a default route.
+    pub internal: bool,
+}
+
+/// A Docker network as the engine reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkFacts {
+    /// The engine's id of it.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its label [`NETWORK_LABEL`]; absent if the agent didn't make it.
+    pub label: Option<String>,
+    /// The bridge device.
+    pub device: Option<String>,
+    /// Its subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// The bridge's own address, if it was asked for.
+    pub gateway: Option<Ipv4Addr>,
+    /// Its MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Whether it has no default route.
+    pub internal: bool,
+    /// Whether it has IPv6 addresses as well.
+    pub has_ipv6: bool,
+    /// The number of containers on it that have not ended.
+    pub users: usize,
+    /// How many of these are of tasks and were never started: they are put on the network again
+    /// before they are.
+    pub unstarted_tasks: usize,
+}
+
+impl NetworkFacts {
+    /// The number of containers that would lose something with the network.
+    pub fn holders(&self) -> usize {
+        self.users.saturating_sub(self.unstarted_tasks)
+    }
+}
+
+/// A Docker network that an agent made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnNetwork {
+    /// The engine's id of it.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its label [`NETWORK_LABEL`].
+    pub label: String,
+}
+
+/// What to do about a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkStep {
+    /// Nothing: it is as it should be.
+    Keep,
+    /// Create it.
+    Create,
+    /// Remove it and create it anew: no container uses it.
+    Recreate,
+    /// Wait, for this reason: nothing can be done now.
+    Wait(String),
+}
+
+/// The Docker network of a service's network. `default_mtu` is for users who set none.
+pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
+    NetworkPlan {
+        name: network.name.clone(),
+        label: network.id.to_string(),
+        device: device(network.number),
+        subnet: network.subnet,
+        gateway: Some(network.node_address),
+        subnet6: None,
+        mtu: network.mtu.unwrap_or(default_mtu),
+        // The way out is the network `mesh`; this one must not give a default route.
+        internal: true,
+    }
+}
+
+/// The bridge device of the network with this number.
+pub fn device(number: u32) -> String {
+    format!("meshn{number}")
+}
+
+/// Decides what to do about the Docker network of a service's network.
+pub fn decide(plan: &NetworkPlan, found: Option<&NetworkFacts>) -> NetworkStep {
+    let Some(found) = found else { return NetworkStep::Create };
+    let Some(label) = &found.label else {
+        return NetworkStep::Wait(format!(
+            "this node has a Docker network {} of its own, which hides the cluster's: remove it there (docker network rm {})",
+            plan.name, found.id
+        ));
+    };
+    let is_right = *label == plan.label
+        && found.subnet == Some(plan.subnet)
+        && found.gateway == plan.gateway
+        && found.device.as_ref() == Some(&plan.device)
+        && found.internal == plan.internal;
+    if is_right {
+        // Containers work with another MTU as well; it changes once none uses the network.
+        let has_other_mtu = found.mtu != Some(plan.mtu);
+        return if has_other_mtu && found.holders() == 0 { NetworkStep::Recreate } else { NetworkStep::Keep };
+    }
+    if found.holders() == 0 {
+        return NetworkStep::Recreate;
+    }
+    let subnet = found.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
+    NetworkStep::Wait(format!(
+        "the Docker network {} of this node is that of an earlier network ({subnet}), and {} of its containers have not ended: \
+         remove them (docker ps --filter network={})",
+        plan.name,
+        found.holders(),
+        found.id
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned() -> AssignedNetwork {
+        AssignedNetwork {
+            id: "n5".into(),
+            name: "app".to_owned(),
+            number: 5,
+            subnet: "10.0.5.0/24".parse().expect("a subnet"),
+            node_address: [10, 0, 5, 2].into(),
+            internal: false,
+            mtu: None,
+            address: [10, 0, 5, 7].into(),
+            aliases: Vec::new(),
+        }
+    }
+
+    fn found(plan: &NetworkPlan) -> NetworkFacts {
+        NetworkFacts {
+            id: "d0".to_owned(),
+            name: plan.name.clone(),
+            label: Some(plan.label.clone()),
+            device: Some(plan.device.clone()),
+            subnet: Some(plan.subnet),
+            gateway: plan.gateway,
+            mtu: Some(plan.mtu),
+            internal: plan.internal,
+            ..NetworkFacts::default()
+        }
+    }
+
+    #[test]
+    fn a_network_is_made_once_and_kept() {
+        let plan = plan(&assigned(), 1450);
+        assert_eq!((plan.device.as_str(), plan.mtu, plan.internal), ("meshn5", 1450, true));
+        assert_eq!(decide(&plan, None), NetworkStep::Create);
+        for users in [0, 3] {
+            let facts = NetworkFacts { users, ..found(&plan) };
+            assert_eq!(decide(&plan, Some(&facts)), NetworkStep::Keep, "{users} users");
+        }
+    }
+
+    #[test]
+    fn what_a_user_made_is_never_touched() {
+        let plan = plan(&assigned(), 1450);
+        for users in [0, 3] {
+            let facts = NetworkFacts { label: None, users, ..found(&plan) };
+            let NetworkStep::Wait(reason) = decide(&plan, Some(&facts)) else { panic!("{users} users") };
+            assert!(reason.contains("docker network rm d0"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_network_is_made_anew_once_nothing_uses_it() {
+        let plan = plan(&assigned(), 1450);
+        let right = found(&plan);
+        let wrong = [
+            NetworkFacts { label: Some("n4".to_owned()), ..right.clone() },
+            NetworkFacts { label: Some(String::new()), ..right.clone() },
+            NetworkFacts { subnet: "10.0.6.0/24".parse().ok(), ..right.clone() },
+            NetworkFacts { gateway: Some([10, 0, 5, 3].into()), ..right.clone() },
+            NetworkFacts { device: Some("meshn6".to_owned()), ..right.clone() },
+            NetworkFacts { internal: false, ..right.clone() },
+        ];
+        for facts in wrong {
+            assert_eq!(decide(&plan, Some(&facts)), NetworkStep::Recreate, "{facts:?}");
+            let unstarted = NetworkFacts { users: 1, unstarted_tasks: 1, ..facts.clone() };
+            assert_eq!(decide(&plan, Some(&unstarted)), NetworkStep::Recreate, "{unstarted:?}");
+            let used = NetworkFacts { users: 3, unstarted_tasks: 1, ..facts };
+            let NetworkStep::Wait(reason) = decide(&plan, Some(&used)) else { panic!("{used:?}") };
+            assert!(reason.contains("2 of its containers") && reason.contains("docker ps"), "{reason}");
+        }
+        let mtu = NetworkFacts { mtu: Some(1400), ..right };
+        assert_eq!(decide(&plan, Some(&mtu)), NetworkStep::Recreate);
+        assert_eq!(decide(&plan, Some(&NetworkFacts { users: 1, ..mtu })), NetworkStep::Keep);
+    }
+}
