@@ -3,10 +3,10 @@
 //! A removed service, or a dropped slot, stays in the mesh table until its tasks have stopped, so
 //! that their live flows may end. The node of such a task may be down, and its engine may hang:
 //! then no report of the task's end would come, and the ports would be refused to every other
-//! service. So once the drain's limit has passed, the leader removes the task's backends, also those
-//! behind virtual IPs, and with them the ports that the mesh table holds for it. The task's record
-//! stays until its node reports its end, or it is orphaned, and so do its addresses on networks: its
-//! container may still have them.
+//! service. So once the drain's limit has passed, the leader removes the task's backends, of ports
+//! and of virtual IPs, and with them the ports that the mesh table holds for it. The task's record
+//! stays until its node reports its end, or it is orphaned, and so do its addresses on networks:
+//! its container may still have them.
 //!
 //! The planner decides from the moment at which the task was asked to stop, by this manager's
 //! clock, and from the drain limit of the spec that the task was made from. It can't see live
@@ -70,11 +70,13 @@ fn limit(snapshot: &ClusterSnapshot, task: &Task) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::ids::BackendId;
     use mesh_state::lb::DRAIN_TIMEOUT_LABEL;
+    use mesh_state::network::Attachment;
     use mesh_state::task::{ContainerStatus, TaskStatus};
 
     use super::*;
-    use crate::fixtures::{World, endpoint, ingress, service, task};
+    use crate::fixtures::{World, endpoint, ingress, network, service, task};
     use crate::node_service::mesh_table::Table;
     use crate::planners::reaper;
 
@@ -146,5 +148,25 @@ mod tests {
         world.run(plan);
         let table = Table::of(&world.snapshot).whole();
         assert_eq!((table.services.len(), table.backends.len()), (1, 0), "the service itself stays");
+    }
+
+    #[test]
+    fn a_place_behind_a_virtual_ip_is_let_go_of_and_the_address_is_kept() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_network(&network("app", "10.0.5.0/24", 1));
+        let mut one = task("t", "web", 1);
+        one.node_id = Some("a".into());
+        one.desired_state = TaskState::Remove;
+        one.shutdown_at = Some(world.now);
+        let address = "10.0.5.9".parse().ok();
+        one.attachments =
+            vec![Attachment { network_id: "app".into(), address, backend_id: BackendId::new(7) }];
+        world.put_task(&one);
+        world.report(&one.id, TaskState::Running);
+        world.pass(100);
+        world.run(plan);
+        let left = &world.snapshot.tasks[&"t".into()].attachments[0];
+        assert_eq!((left.address, left.backend_id), (address, None), "its container may still have it");
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
     }
 }

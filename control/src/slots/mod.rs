@@ -6,8 +6,7 @@
 //! and when it is restarted ([`restart_policy`], [`history`]), whether a node may run it
 //! ([`eligible`], [`constraint`]), its backend ids, addresses and ports ([`backend_ids`],
 //! [`addresses`], [`ports`], never one of [`own_ports`]), the secrets, configs and networks that it
-//! refers to ([`references`], [`networks`]) and how long it
-//! drains ([`drain`]).
+//! refers to ([`references`], [`networks`]) and how long it drains ([`drain`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
 //! removed belong to no slot any more. Only [`create::TaskMaker`] makes a task and only

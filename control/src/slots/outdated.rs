@@ -204,6 +204,20 @@ mod tests {
             spec.extra.insert("Networks".to_owned(), json!([{"Target": "n"}]));
         };
         assert!(outdated_after(beside), "a network named beside the template");
+        let within = |value: Value| {
+            move |spec: &mut ServiceSpec| {
+                spec.task_template.extra.insert("Networks".to_owned(), value);
+            }
+        };
+        assert!(outdated_after(within(json!([{"Target": "n", "Aliases": ["a"]}]))), "a network");
+        assert!(!outdated_after(within(json!([]))), "no network, written out");
+        let mode = |mode: &'static str| {
+            move |spec: &mut ServiceSpec| {
+                spec.endpoint_spec.get_or_insert_default().mode = mode.to_owned();
+            }
+        };
+        assert!(outdated_after(mode("dnsrr")), "its tasks are behind no virtual IP any more");
+        assert!(!outdated_after(mode("vip")), "the default, written out");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Two managers and some nodes, and the faults injected into them.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use mesh_control::node_service::recorder::{Recorder, Reports};
 use mesh_control::planners;
 use mesh_control::pool::WantedPool;
 use mesh_state::ids::{NodeId, ServiceId};
+use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::node::{Node as NodeRecord, NodeDescription, NodeSpec, NodeState};
 use mesh_state::proto::BackendState;
 use mesh_state::service::Service;
@@ -34,6 +36,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::invariants;
 use crate::node::Node;
+
+/// The network that every service is on.
+const NETWORK: &str = "app";
 
 /// The components of a manager, without its sockets.
 struct Manager {
@@ -123,6 +128,7 @@ impl Cluster {
         for number in 0..nodes {
             cluster.add_node(number, seed).await;
         }
+        cluster.put_network().await;
         cluster
     }
 
@@ -135,6 +141,7 @@ impl Cluster {
                 hostname: id.to_string(),
                 nano_cpus: 8_000_000_000,
                 memory_bytes: 16 << 30,
+                takes_networks: true,
                 ..NodeDescription::default()
             },
             address: Some([10, 0, 0, u8::try_from(number).unwrap() + 10].into()),
@@ -167,6 +174,21 @@ impl Cluster {
         assert!(matches!(outcome, TxnOutcome::Committed(_)), "a write without compares met a conflict");
     }
 
+    /// The network that every service is on, with fewer addresses than tasks come and go.
+    async fn put_network(&self) {
+        let network = Network {
+            id: NETWORK.into(),
+            name: NETWORK.to_owned(),
+            ingress: false,
+            subnet: "10.0.5.0/26".parse().unwrap(),
+            number: 1,
+            node_addresses: BTreeMap::new(),
+            created_at: clock::now(),
+            spec: NetworkSpec::default(),
+        };
+        self.put(keys::network(&network.id), &network).await;
+    }
+
     pub(crate) async fn put_service(&self, name: &str, replicas: u64) {
         let port = PortConfig { target_port: 80, published_port: 8000, ..PortConfig::default() };
         let port =
@@ -175,6 +197,7 @@ impl Cluster {
             ServiceSpec { name: name.to_owned(), mode: replicated(replicas), ..ServiceSpec::default() };
         let restart = RestartPolicy { delay: Some(1_000_000_000), ..RestartPolicy::default() };
         spec.task_template.restart_policy = Some(restart);
+        spec.task_template.extra.insert("Networks".to_owned(), serde_json::json!([{ "Target": NETWORK }]));
         let container = ContainerSpec { image: "nginx".to_owned(), ..ContainerSpec::default() };
         spec.task_template.container_spec = Some(container);
         let service = Service {
@@ -283,9 +306,14 @@ impl Cluster {
             assert_eq!(running, wanted, "{when}: running tasks of {}; {:?}", service.id, self.notes);
         }
         let table = Table::of(&snapshot).whole();
+        let on_the_network = table.members.iter().filter(|member| member.state() == BackendState::Active);
         let active = table.backends.iter().filter(|backend| backend.state() == BackendState::Active);
         let wanted: u64 = snapshot.services.values().filter_map(|service| service.spec.mode.replicas()).sum();
         assert_eq!(active.count() as u64, wanted, "{when}: active backends; {:?}", self.notes);
+        assert_eq!(on_the_network.count() as u64, wanted, "{when}: active members; {:?}", self.notes);
+        for service in &table.services {
+            assert_ne!(service.networks[0].virtual_ip, "", "{when}: {} has no virtual IP", service.name);
+        }
     }
 
     pub(crate) async fn stop(self) {

@@ -1,6 +1,8 @@
 //! Placement: each filter by itself, the spread, and every choice of random clusters judged by
 //! itself.
 
+mod networks;
+
 use std::collections::BTreeMap;
 
 use mesh_state::ids::NodeId;

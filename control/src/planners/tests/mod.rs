@@ -2,6 +2,7 @@
 
 mod simulator;
 
+mod addresses;
 mod clocks;
 mod converge;
 mod replicas;

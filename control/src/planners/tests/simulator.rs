@@ -15,6 +15,7 @@ use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng};
 
+use super::addresses::Held;
 use crate::fixtures::World;
 use crate::planners::{ORDER, Planner};
 use crate::slots::eligible::Suits;
@@ -47,6 +48,7 @@ pub(super) struct Simulation {
     /// The fewest tasks of each service that ran at the end of any second since this map was
     /// cleared.
     pub(super) fewest_running: BTreeMap<ServiceId, usize>,
+    held: Held,
 }
 
 impl Simulation {
@@ -61,6 +63,7 @@ impl Simulation {
             log: Vec::new(),
             acknowledges: true,
             fewest_running: BTreeMap::new(),
+            held: Held::default(),
         }
     }
 
@@ -247,13 +250,14 @@ impl Simulation {
     }
 
     /// Checks what holds at every moment.
-    fn check(&self) {
+    fn check(&mut self) {
         let snapshot = &self.world.snapshot;
+        self.held.check(snapshot);
         let mut wanted: BTreeMap<(&str, &Slot), Vec<&Task>> = BTreeMap::new();
         let mut ids = BTreeSet::new();
         for task in snapshot.tasks.values() {
-            for endpoint in &task.endpoints {
-                assert!(ids.insert(endpoint.backend_id), "backend {:?} is given twice", endpoint.backend_id);
+            for id in task.backend_ids() {
+                assert!(ids.insert(id), "backend {id:?} is given twice");
             }
             if task.desired_state == TaskState::Running && !snapshot.state_of(task).is_terminal() {
                 wanted.entry((task.service_id.as_str(), &task.slot)).or_default().push(task);
