@@ -74,13 +74,12 @@ pub fn tell(
     for task in snapshot.tasks_on(node) {
         // A spec that isn't there yet comes with a later snapshot.
         let Some(spec) = snapshot.spec_of(task) else { continue };
-        let networks = networks(task, spec, snapshot);
-        if networks.len() < task.attachments.len() && is_yet_to_begin(task, snapshot) {
-            continue;
-        }
         let drain = drain::of(snapshot, task);
-        now.insert(task.id.clone(), (task.mod_revision, drain));
         if known.get(&task.id) != Some(&(task.mod_revision, drain)) {
+            let networks = networks(task, spec, snapshot);
+            if networks.len() < task.attachments.len() && is_yet_to_begin(task, snapshot) {
+                continue;
+            }
             let mut assignment = assignment(task, spec, snapshot, drain);
             assignment.networks = networks;
             let service = snapshot.services.get(&task.service_id);
@@ -90,6 +89,7 @@ pub fn tell(
             let assignment_json = written(&assignment)?;
             set.push(proto::Assignment { task_id: task.id.to_string(), assignment_json });
         }
+        now.insert(task.id.clone(), (task.mod_revision, drain));
     }
     let gone = known.keys().filter(|id| !now.contains_key(id));
     let removed_task_ids: Vec<String> = gone.map(ToString::to_string).collect();
