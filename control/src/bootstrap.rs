@@ -14,7 +14,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, heartbeat_period_ns, node_cert_expiry_ns};
+use mesh_state::cluster::{Cluster, heartbeat_period_ns, network_pool, network_prefix, node_cert_expiry_ns};
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{self, ClusterId, NetworkId};
 use mesh_state::keys;
@@ -329,6 +329,8 @@ fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Clus
         created_at: now,
         subnet_pool: pool.pool(),
         subnet_prefix: pool.prefix(),
+        network_pool: network_pool(),
+        network_prefix: network_prefix(),
         task_history_limit: TASK_HISTORY_LIMIT,
         heartbeat_period_ns: heartbeat_period_ns(),
         node_cert_expiry_ns: node_cert_expiry_ns(),

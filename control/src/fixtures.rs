@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, Sealed, heartbeat_period_ns, node_cert_expiry_ns};
+use mesh_state::cluster::{
+    Cluster, Sealed, heartbeat_period_ns, network_pool, network_prefix, node_cert_expiry_ns,
+};
 use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
@@ -262,6 +264,8 @@ pub(crate) fn cluster() -> Cluster {
         created_at: Timestamp::default(),
         subnet_pool: "10.128.0.0/12".parse().unwrap(),
         subnet_prefix: 24,
+        network_pool: network_pool(),
+        network_prefix: network_prefix(),
         task_history_limit: 5,
         heartbeat_period_ns: heartbeat_period_ns(),
         node_cert_expiry_ns: node_cert_expiry_ns(),

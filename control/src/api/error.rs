@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::validate::SpecError;
 use crate::seal::SealError;
+use crate::slots::network_space::SpaceError;
 use crate::slots::ports::PortError;
 use crate::slots::references::ReferenceError;
 use crate::vault::VaultError;
@@ -124,6 +125,9 @@ pub(crate) enum ApiError {
     /// A published port belongs to another service.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// A network can't have its subnet.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
     /// The request can't be parsed.
     #[error("{0}")]
     BadRequest(String),
@@ -231,7 +235,7 @@ impl ApiError {
             | Self::BadRequest(_)
             | Self::Invalid(_)
             | Self::Precondition(_) => StatusCode::BAD_REQUEST,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::Space(_) => StatusCode::FORBIDDEN,
             Self::NameTaken { .. }
             | Self::Exists { .. }
             | Self::AlreadyExists(_)

@@ -21,7 +21,7 @@ use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, Tas
 use mesh_state::keys::{self, Key};
 use mesh_state::log_ask::LogAsk;
 use mesh_state::member_keys::MemberKeys;
-use mesh_state::network::Network;
+use mesh_state::network::{Network, NetworkCursor};
 use mesh_state::node::{Liveness, Node, NodeState, PortClash};
 use mesh_state::service::Service;
 use mesh_state::spec::ServiceSpec;
@@ -105,6 +105,8 @@ pub struct ClusterSnapshot {
     pub log_asks: BTreeMap<(NodeId, String), Stored<LogAsk>>,
     /// The backend id given last.
     pub backend_cursor: Option<Stored<BackendId>>,
+    /// The subnet and the number given last to a network.
+    pub network_cursor: Option<Stored<NetworkCursor>>,
     /// The record of the secrets that members share, without the secrets.
     pub member_keys: Option<Stored<MemberKeys>>,
     /// The newest revision that changed something that the mesh table is made of (services, tasks,
@@ -234,6 +236,7 @@ impl ClusterSnapshot {
             Key::Network(id) => self.put_network(id, item),
             Key::LogAsk(node, ask) => keep(self.read(item), (node, ask), &mut self.log_asks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
+            Key::NetworkCursor => self.network_cursor = self.read(item).or(self.network_cursor.take()),
             Key::MemberKeys => self.member_keys = self.read(item).or(self.member_keys.take()),
             Key::Dependency(kind, id) => keep(self.read(item), (kind, id), &mut self.dependencies),
             Key::Reference(kind, id, service) => drop(self.references.insert((kind, id, service))),
@@ -286,6 +289,7 @@ impl ClusterSnapshot {
             Key::Network(id) => self.delete_network(&id, mod_revision),
             Key::LogAsk(node, ask) => drop(self.log_asks.remove(&(node, ask))),
             Key::BackendCursor => self.backend_cursor = None,
+            Key::NetworkCursor => self.network_cursor = None,
             Key::MemberKeys => self.member_keys = None,
             Key::Dependency(kind, id) => drop(self.dependencies.remove(&(kind, id))),
             Key::Reference(kind, id, service) => drop(self.references.remove(&(kind, id, service))),

@@ -6,7 +6,8 @@
 //! and when it is restarted ([`restart_policy`], [`history`]), whether a node may run it
 //! ([`eligible`], [`constraint`]), its backend ids, addresses and ports ([`backend_ids`],
 //! [`addresses`], [`ports`], never one of [`own_ports`]), the secrets, configs and networks that it
-//! refers to ([`references`], [`networks`]) and how long it drains ([`drain`]).
+//! refers to ([`references`], [`networks`]), how long it drains ([`drain`]), and what a network
+//! is given ([`network_space`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
 //! removed belong to no slot any more. Only [`create::TaskMaker`] makes a task and only
@@ -22,6 +23,7 @@ pub mod create;
 pub mod drain;
 pub mod eligible;
 pub mod history;
+pub mod network_space;
 pub mod networks;
 pub mod outdated;
 pub mod own_ports;

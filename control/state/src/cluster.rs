@@ -3,6 +3,7 @@
 //! Invariant: nothing here opens without the key file, which is never in etcd.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,16 @@ pub const fn node_cert_expiry_ns() -> u64 {
     90 * 24 * 3_600 * 1_000_000_000
 }
 
+/// Swarm's pool of networks' subnets: 10.0.0.0/8.
+pub const fn network_pool() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)
+}
+
+/// Swarm's prefix length of a network's subnet: 24.
+pub const fn network_prefix() -> u8 {
+    24
+}
+
 /// The cluster's one record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -39,6 +50,12 @@ pub struct Cluster {
     pub subnet_pool: Ipv4Net,
     /// Prefix length of a node's subnet.
     pub subnet_prefix: u8,
+    /// The subnets of networks whose users ask for none come out of this.
+    #[serde(default = "network_pool")]
+    pub network_pool: Ipv4Net,
+    /// Prefix length of such a subnet.
+    #[serde(default = "network_prefix")]
+    pub network_prefix: u8,
     /// Terminal tasks kept in each slot.
     pub task_history_limit: u64,
     /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of

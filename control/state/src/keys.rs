@@ -17,6 +17,7 @@
 //! /mesh/v1/networks/{id}
 //! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, on a short lease
 //! /mesh/v1/backend-cursor               the backend id given last
+//! /mesh/v1/network-cursor               the subnet and the number given last to a network
 //! /mesh/v1/member-keys                  which secrets members share, without the secrets
 //! /mesh/v1/{secrets,configs}/{id}       without the data
 //! /mesh/v1/refs/{secrets,configs}/{id}/{service}   guards removal
@@ -45,6 +46,9 @@ pub fn manager(name: &str) -> String {
 }
 /// The backend id given last.
 pub const BACKEND_CURSOR: &str = "/mesh/v1/backend-cursor";
+
+/// The subnet and the number given last to a network.
+pub const NETWORK_CURSOR: &str = "/mesh/v1/network-cursor";
 
 /// The secrets that members share.
 pub const MEMBER_KEYS: &str = "/mesh/v1/member-keys";
@@ -164,6 +168,8 @@ pub enum Key {
     LogAsk(NodeId, String),
     /// The backend id given last.
     BackendCursor,
+    /// The subnet and the number given last to a network.
+    NetworkCursor,
     /// The secrets that members share.
     MemberKeys,
     /// A secret or a config.
@@ -186,6 +192,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
         ("backend-cursor", None, None) => Key::BackendCursor,
+        ("network-cursor", None, None) => Key::NetworkCursor,
         ("member-keys", None, None) => Key::MemberKeys,
         ("services", Some(id), None) => Key::Service(id.into()),
         ("specs", Some(service), Some(version)) => Key::Spec(service.into(), version.parse().ok()?),
@@ -216,6 +223,7 @@ mod tests {
             (LEADER.to_owned(), Key::Leader),
             (manager("m"), Key::Manager("m".into())),
             (BACKEND_CURSOR.to_owned(), Key::BackendCursor),
+            (NETWORK_CURSOR.to_owned(), Key::NetworkCursor),
             (MEMBER_KEYS.to_owned(), Key::MemberKeys),
             (service(&service_id), Key::Service(service_id.clone())),
             (spec(&service_id, 7), Key::Spec(service_id.clone(), 7)),

@@ -44,6 +44,57 @@ pub struct Network {
 /// The highest number of a network.
 pub const NUMBER_MAX: u32 = 65_535;
 
+/// The option of a network that sets its MTU.
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+
+impl Network {
+    /// The address that stands as the network's gateway in `docker network inspect`, and that
+    /// nobody is given: the user's, else the first of the subnet. Absent for a network without a
+    /// subnet of its own, as the ingress network.
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        if self.number == 0 {
+            return None;
+        }
+        let asked = self.asked().and_then(|config| config.gateway.parse().ok());
+        asked.or_else(|| self.subnet.hosts().next())
+    }
+
+    /// The part of the subnet that addresses are given out of: the user's `--ip-range`, else all of
+    /// it.
+    pub fn range(&self) -> Ipv4Net {
+        let asked = self.asked().and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
+        asked.map_or(self.subnet, |range| range.trunc())
+    }
+
+    /// The user's MTU in bytes.
+    pub fn mtu(&self) -> Option<u32> {
+        let asked = self.spec.options.as_ref()?.get(MTU_OPTION)?.parse().ok();
+        asked.filter(|mtu| *mtu > 0)
+    }
+
+    /// An address as Docker's API spells it: with the subnet's prefix length.
+    pub fn with_prefix(&self, address: Ipv4Addr) -> String {
+        format!("{address}/{}", self.subnet.prefix_len())
+    }
+
+    fn asked(&self) -> Option<&IpamConfig> {
+        self.spec.ipam.as_ref()?.config.as_ref()?.iter().find(|config| !config.subnet.is_empty())
+    }
+}
+
+/// What networks were given last. Each creation of a network compares this record and writes it, so
+/// that two managers give no two networks the same; the next one gets what follows, so that what a
+/// removed network had rests for as long as possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkCursor {
+    /// The subnet given last out of the cluster's pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Ipv4Net>,
+    /// The number given last.
+    #[serde(default)]
+    pub number: u32,
+}
+
 /// A service's virtual IP on a network: every port and protocol of it leads to the same port of a
 /// task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -156,34 +156,6 @@ async fn a_node_update_says_role_and_availability() {
 }
 
 #[tokio::test]
-async fn unsupported_network_options_are_refused() {
-    let cluster = Cluster::start().await;
-    for (options, named) in [
-        (json!({"Options": {"encrypted": "true"}}), "--opt encrypted"),
-        (json!({"Attachable": true}), "--attachable"),
-        (json!({"Internal": true}), "--internal"),
-        (json!({"IPAM": {"Config": [{"Subnet": "10.5.0.0/24"}]}}), "--subnet"),
-    ] {
-        let mut body = json!({"Name": "n", "Driver": "overlay"});
-        body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
-        let answer = cluster.post("/networks/create", &body).await;
-        let (status, message) = answer.refusal();
-        assert!(status == 501 && message.contains(named), "for {options}: {status} {message}");
-    }
-    assert_eq!(cluster.get("/networks").await.body.as_array().map(Vec::len), Some(1), "nothing was made");
-}
-
-#[tokio::test]
-async fn the_clusters_networks_are_found_in_their_own_scope_only() {
-    let cluster = Cluster::start().await;
-    for scope in ["local", "global", "nonsense"] {
-        let answer = cluster.get(&format!("/networks/ingress?scope={scope}")).await;
-        assert_eq!(answer.refusal(), (404, "network ingress not found"), "in scope {scope}");
-    }
-    assert_eq!(cluster.get("/networks/ingress?scope=swarm").await.status, 200);
-}
-
-#[tokio::test]
 async fn a_task_is_on_the_ingress_network_only_by_a_port_of_the_mesh() {
     let cluster = Cluster::start().await;
     cluster.create(&published("meshed", 80)).await;

@@ -13,6 +13,7 @@ mod http;
 mod http_dependencies;
 mod http_failures;
 mod http_fidelity;
+mod http_networks;
 mod http_nodes;
 mod http_streams;
 mod http_tasks;

@@ -6,12 +6,14 @@ use mesh_control::context::ApiContext;
 use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_control::slots::outdated::OutdatedTasks;
 use mesh_state::ids::{BackendId, TaskId};
+use mesh_state::network::Attachment;
 use mesh_state::node::NodeState;
 use mesh_state::service::Service;
 use mesh_state::spec::PublishMode;
 use mesh_state::store::Op;
 use mesh_state::task::{ContainerStatus, Slot, Task, TaskEndpoint, TaskState, TaskStatus};
 use mesh_state::{codec, keys};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 /// Runs until `shutdown`.
@@ -93,7 +95,7 @@ fn start(snapshot: &ClusterSnapshot, service: &Service, slot: &Slot) -> Vec<Op> 
         node_id: Some(node),
         desired_state: TaskState::Running,
         endpoints: endpoints(service),
-        attachments: Vec::new(),
+        attachments: attachments(snapshot, service),
         created_at: Utc::now(),
         job_iteration: None,
         generic_resources: Vec::new(),
@@ -127,6 +129,20 @@ fn endpoints(service: &Service) -> Vec<TaskEndpoint> {
             target_port: port.target_port,
         })
         .collect()
+}
+
+/// A free address on each network of the service, from the subnet's tenth on.
+fn attachments(snapshot: &ClusterSnapshot, service: &Service) -> Vec<Attachment> {
+    let named = service.spec.task_template.extra.get("Networks").and_then(Value::as_array);
+    let targets = named.into_iter().flatten().filter_map(|network| network["Target"].as_str());
+    let networks = targets.filter_map(|target| snapshot.networks.get(&target.into()));
+    let given = networks.map(|network| {
+        let used = snapshot.tasks.values().flat_map(|task| &task.attachments);
+        let used: Vec<_> = used.filter_map(|attachment| attachment.address).collect();
+        let address = network.subnet.hosts().skip(9).find(|address| !used.contains(address));
+        Attachment { network_id: network.id.clone(), address, backend_id: None }
+    });
+    given.collect()
 }
 
 fn report(task: &TaskId, status: &TaskStatus) -> Op {

@@ -61,16 +61,20 @@ impl Network {
     }
 }
 
-/// The subnets that the user asked for, or the pool of tasks' addresses.
+/// The network's subnet with its gateway, and the range that its user asked for.
 fn ipam(network: &StoredNetwork) -> Ipam {
     let mut ipam = network.spec.ipam.clone().unwrap_or_default();
     ipam.options = ipam.options.filter(|options| !options.is_empty());
     if ipam.driver.is_empty() {
         "default".clone_into(&mut ipam.driver);
     }
-    if ipam.config.as_ref().is_none_or(Vec::is_empty) {
-        ipam.config = Some(vec![IpamConfig { subnet: network.subnet.to_string(), ..IpamConfig::default() }]);
-    }
+    let mut asked = ipam.config.into_iter().flatten().filter(|config| !config.subnet.is_empty());
+    ipam.config = Some(vec![IpamConfig {
+        subnet: network.subnet.to_string(),
+        ip_range: asked.next().map(|config| config.ip_range).unwrap_or_default(),
+        gateway: network.gateway().map(|gateway| gateway.to_string()).unwrap_or_default(),
+        ..IpamConfig::default()
+    }]);
     ipam
 }
 

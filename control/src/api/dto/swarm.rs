@@ -144,8 +144,8 @@ impl Cluster {
             },
             tls_info: TlsInfo::of_ca(&stored.ca_certificate_pem),
             root_rotation_in_progress: false,
-            default_addr_pool: vec![stored.subnet_pool.to_string()],
-            subnet_size: stored.subnet_prefix,
+            default_addr_pool: vec![stored.network_pool.to_string()],
+            subnet_size: stored.network_prefix,
             data_path_port,
         }
     }

@@ -4,6 +4,7 @@
 //! Left to others: the local engine's networks (the node's socket adds them), and what tasks make
 //! of a network: they reach each other by their addresses, whatever their networks.
 
+mod addresses;
 mod options;
 mod write;
 

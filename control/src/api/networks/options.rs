@@ -1,12 +1,9 @@
-//! What a network may ask for: pure.
+//! What a network may ask for, but for its addresses: pure.
 //!
 //! Invariant: what mesh can't give is refused by the option's name. Nothing that a user asks of a
 //! network is taken and then left out.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-use mesh_state::network::{IpamConfig, NetworkSpec};
+use mesh_state::network::{MTU_OPTION, NetworkSpec};
 use serde_json::Value;
 
 use crate::api::error::ApiError;
@@ -15,21 +12,34 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// The option that asks for the tasks' traffic to be encrypted between nodes.
 const ENCRYPTED: &str = "encrypted";
 
+/// The least and the most bytes of an IPv4 packet that a link may be limited to.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+
 /// Checks a request to create a network.
 ///
 /// # Errors
 /// The first thing that is wrong with it, or that mesh doesn't serve.
 pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
     kind(snapshot, spec)?;
-    for config in spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()) {
-        addresses(config)?;
+    if let Some((option, reason)) = unserved(spec) {
+        return Err(not_served(&option, reason));
     }
-    match unserved(spec) {
-        Some((option, reason)) => Err(ApiError::NotImplemented(format!(
-            "a network's option {option} is not served by mesh yet: {reason}"
+    let mtu = spec.options.as_ref().and_then(|options| options.get(MTU_OPTION));
+    // 0 asks for the default, as with Docker's driver.
+    match mtu.map(|mtu| (mtu, mtu.parse())) {
+        None | Some((_, Ok(0))) => Ok(()),
+        Some((_, Ok(mtu))) if MTU.contains(&mtu) => Ok(()),
+        Some((mtu, _)) => Err(ApiError::BadRequest(format!(
+            "invalid MTU value: {mtu}: give --opt {MTU_OPTION} {} to {} bytes",
+            MTU.start(),
+            MTU.end()
         ))),
-        None => Ok(()),
     }
+}
+
+/// The refusal of an option.
+pub(super) fn not_served(option: &str, reason: &str) -> ApiError {
+    ApiError::NotImplemented(format!("a network's option {option} is not served by mesh yet: {reason}"))
 }
 
 /// Whether it is a network that the cluster can have at all.
@@ -59,7 +69,7 @@ fn kind(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> 
 /// The first option that would change nothing, by its flag, and what to do instead.
 fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
     let ipam = spec.ipam.clone().unwrap_or_default();
-    let options = spec.options.iter().flatten();
+    let options = spec.options.iter().flatten().filter(|(name, _)| *name != MTU_OPTION);
     let options = options.map(|(name, _)| {
         let reason = if name == ENCRYPTED {
             "what tasks on several nodes send each other crosses the nodes' network in clear. Create the network without it"
@@ -71,21 +81,7 @@ fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
     let ipam_options = ipam.options.iter().flatten().map(|(name, _)| {
         (format!("--ipam-opt {name}"), "mesh gives out addresses by itself. Create the network without it")
     });
-    let configs = ipam.config.iter().flatten().filter(|config| !is_empty(config)).map(|_| {
-        let reason = "each task has one address, out of its node's subnet. Create the network without a subnet of its own";
-        ("--subnet".to_owned(), reason)
-    });
     let flags = [
-        (
-            spec.attachable,
-            "--attachable",
-            "containers that are no tasks can't join a network of the cluster's. Create the network without it, and run as a service what is to reach its tasks",
-        ),
-        (
-            spec.internal,
-            "--internal",
-            "its tasks would reach the outside all the same. Create the network without it",
-        ),
         (
             spec.enable_ipv6 == Some(true),
             "--ipv6",
@@ -104,12 +100,7 @@ fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
         (config_from(spec), "--config-from", "give the network its settings directly"),
     ];
     let flags = flags.into_iter().filter(|(asked, ..)| *asked);
-    flags
-        .map(|(_, flag, reason)| (flag.to_owned(), reason))
-        .chain(options)
-        .chain(ipam_options)
-        .chain(configs)
-        .next()
+    flags.map(|(_, flag, reason)| (flag.to_owned(), reason)).chain(options).chain(ipam_options).next()
 }
 
 fn text<'a>(spec: &'a NetworkSpec, field: &str) -> &'a str {
@@ -119,35 +110,6 @@ fn text<'a>(spec: &'a NetworkSpec, field: &str) -> &'a str {
 fn config_from(spec: &NetworkSpec) -> bool {
     let name = spec.extra.get("ConfigFrom").and_then(|from| from.get("Network")).and_then(Value::as_str);
     name.is_some_and(|name| !name.is_empty())
-}
-
-fn is_empty(config: &IpamConfig) -> bool {
-    let is_nothing = |value: &Value| {
-        value.is_null()
-            || value.as_object().is_some_and(serde_json::Map::is_empty)
-            || value == &Value::from("")
-    };
-    config.subnet.is_empty()
-        && config.ip_range.is_empty()
-        && config.gateway.is_empty()
-        && config.extra.values().all(is_nothing)
-}
-
-/// Whether a subnet's texts are addresses.
-fn addresses(config: &IpamConfig) -> Result<(), ApiError> {
-    let bad = |what: &str, text: &str| {
-        ApiError::BadRequest(format!("Invalid {what} {text} : invalid CIDR address: {text}"))
-    };
-    if !config.subnet.is_empty() && config.subnet.parse::<IpNet>().is_err() {
-        return Err(bad("subnet", &config.subnet));
-    }
-    if !config.ip_range.is_empty() && config.ip_range.parse::<IpNet>().is_err() {
-        return Err(bad("range", &config.ip_range));
-    }
-    if !config.gateway.is_empty() && config.gateway.parse::<IpAddr>().is_err() {
-        return Err(ApiError::BadRequest(format!("Invalid gateway {}", config.gateway)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -166,23 +128,14 @@ mod tests {
 
     #[test]
     fn every_option_that_would_change_nothing_is_refused_by_name() {
-        let subnet = |config: Value| json!({"IPAM": {"Driver": "default", "Config": [config]}});
         for (body, named) in [
             (json!({"Options": {"encrypted": ""}}), "--opt encrypted"),
-            (
-                json!({"Options": {"com.docker.network.driver.mtu": "1400"}}),
-                "--opt com.docker.network.driver.mtu",
-            ),
-            (json!({"Internal": true}), "--internal"),
-            (json!({"Attachable": true}), "--attachable"),
+            (json!({"Options": {"dsr": ""}}), "--opt dsr"),
             (json!({"EnableIPv6": true}), "--ipv6"),
             (json!({"EnableIPv4": false}), "--ipv4=false"),
             (json!({"ConfigFrom": {"Network": "other"}}), "--config-from"),
             (json!({"IPAM": {"Driver": "dhcp"}}), "--ipam-driver"),
             (json!({"IPAM": {"Options": {"a": "b"}}}), "--ipam-opt a"),
-            (subnet(json!({"Subnet": "10.55.0.0/24"})), "--subnet"),
-            (subnet(json!({"Gateway": "10.55.0.1"})), "--subnet"),
-            (subnet(json!({"AuxiliaryAddresses": {"a": "10.55.0.9"}})), "--subnet"),
             (json!({"Driver": "bridge", "Scope": "swarm"}), "driver bridge and the scope swarm"),
         ] {
             let (status, message) = said(body.clone()).unwrap_or_else(|| panic!("{body} was accepted"));
@@ -191,15 +144,25 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_send_without_being_asked_is_no_option() {
+    fn what_is_served_passes_and_so_does_what_clients_send_without_being_asked() {
         for body in [
             json!({}),
+            json!({"Attachable": true, "Internal": true, "Options": {MTU_OPTION: "1400"}}),
+            json!({"Options": {MTU_OPTION: "0"}}),
             json!({"CheckDuplicate": true, "Driver": "overlay", "Scope": "", "EnableIPv6": false, "EnableIPv4": true,
                    "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": false, "Attachable": false,
                    "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Options": {}, "Labels": {"a": "b"}}),
-            json!({"Scope": "swarm", "ConfigFrom": null, "IPAM": {"Driver": "", "Config": [{"AuxiliaryAddresses": null}]}}),
+            json!({"Scope": "swarm", "ConfigFrom": null}),
         ] {
             assert_eq!(said(body.clone()), None, "for {body}");
+        }
+    }
+
+    #[test]
+    fn an_mtu_is_a_packets_size() {
+        for mtu in ["", "x", "67", "65536", "-1"] {
+            let (status, message) = said(json!({"Options": {MTU_OPTION: mtu}})).unwrap();
+            assert!(status == 400 && message.starts_with("invalid MTU value"), "for {mtu:?}: {message}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What creating and removing a network writes: pure, one transaction each.
 //!
-//! Invariants: a network and its name's claim are written together; one that a service names stays.
+//! Invariants: a network, its name's claim and the cursor of subnets and numbers are written
+//! together, so two managers give no subnet or number twice; one that a service names stays.
 //! A service that begins to name a network writes it anew (`services::networks`), so that a removal
 //! at the same moment loses.
 
@@ -15,13 +16,14 @@ use mesh_state::service::Service;
 use mesh_state::spec::{Labels, PublishMode};
 use mesh_state::store::{Compare, Op};
 
-use super::options;
+use super::{addresses, options};
 use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::api::filters::Filters;
 use crate::api::services::networks::named_by;
 use crate::api::validate;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
+use crate::slots::network_space;
 
 /// The kind under which networks claim their names.
 const NAME_KIND: &str = "networks";
@@ -45,23 +47,34 @@ pub(super) fn create(
     }
     validate::network_name(&spec.name)?;
     options::check(snapshot, &spec)?;
-    let pool = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?.subnet_pool;
+    let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
+    let space = network_space::give(snapshot, cluster, addresses::subnet(&spec)?)?;
     let network = Network {
         id: id.clone(),
         name: spec.name.clone(),
         ingress: false,
-        subnet: pool,
-        number: 0,
+        subnet: space.subnet,
+        number: space.number,
         node_addresses: BTreeMap::new(),
         created_at: now,
         spec,
     };
     let name_key = keys::name(NAME_KIND, &network.name);
+    let cursor_key = keys::NETWORK_CURSOR.to_owned();
+    let cursor_stands = match &snapshot.network_cursor {
+        Some(cursor) => Compare::ModRevision(cursor_key.clone(), cursor.mod_revision),
+        None => Compare::Absent(cursor_key.clone()),
+    };
     Ok(Transaction {
-        compares: vec![Compare::Absent(keys::network(id)), Compare::Absent(name_key.clone())],
+        compares: vec![
+            Compare::Absent(keys::network(id)),
+            Compare::Absent(name_key.clone()),
+            cursor_stands,
+        ],
         ops: vec![
             Op::put(name_key, codec::encode(id)?),
             Op::put(keys::network(id), codec::encode(&network)?),
+            Op::put(cursor_key, codec::encode(&space.cursor)?),
         ],
     })
 }
@@ -142,8 +155,8 @@ mod tests {
             id: "n1".into(),
             name: "net".into(),
             ingress: false,
-            subnet: "10.128.0.0/12".parse().unwrap(),
-            number: 0,
+            subnet: "10.55.0.0/24".parse().unwrap(),
+            number: 7,
             node_addresses: BTreeMap::new(),
             created_at: Timestamp::default(),
             spec: asked(json!({"Name": "net", "Driver": "overlay"})),
@@ -162,7 +175,7 @@ mod tests {
         let Op::Put { value, .. } = &made.ops[1] else { panic!("expected the network to be put: {made:?}") };
         let network: Network = codec::decode(value).unwrap();
         assert_eq!(network.spec, spec);
-        assert_eq!(network.subnet.to_string(), "10.128.0.0/12", "where its tasks' addresses come from");
+        assert_eq!((network.subnet.to_string().as_str(), network.number), ("10.0.0.0/24", 1));
         assert_eq!(network.spec.labels, Some(Labels::from([("a".to_owned(), "1".to_owned())])));
     }
 
@@ -178,6 +191,11 @@ mod tests {
             (
                 json!({"Name": "x", "IPAM": {"Config": [{"Subnet": "nonsense"}]}}),
                 "Invalid subnet nonsense : invalid CIDR address: nonsense",
+            ),
+            (
+                json!({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.55.0.0/16"}]}}),
+                "Pool overlaps with other one on this address space: 10.55.0.0/16 overlaps 10.55.0.0/24 of the network net; \
+                 choose another --subnet",
             ),
         ] {
             let shown = body.to_string();

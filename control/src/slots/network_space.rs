@@ -1,0 +1,256 @@
+//! The subnet and the number of a new network.
+//!
+//! Pure. Whoever creates a network writes the [`NetworkCursor`] that comes with them, under a
+//! compare on the one in the snapshot: so two managers can't give one subnet or number twice.
+//!
+//! Invariants: a subnet given here overlaps neither with another network's, nor with the addresses
+//! of tasks on their nodes, nor with a member's address. Subnets of the pool and numbers are given
+//! in turn, so that what a removed network had is given again as late as possible: a node that has
+//! not noticed the removal yet mixes up no two networks.
+//!
+//! Left to others: routes of hosts, which no manager knows.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use mesh_state::cluster::Cluster;
+use mesh_state::network::{NUMBER_MAX, NetworkCursor};
+use thiserror::Error;
+
+use crate::feed::snapshot::ClusterSnapshot;
+
+/// What a new network is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkSpace {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Its number.
+    pub number: u32,
+    /// The cursor to write with it.
+    pub cursor: NetworkCursor,
+}
+
+/// Why a network can't be given what it needs. The first words are those of Docker's engine.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SpaceError {
+    /// Somebody else has addresses of the subnet that was asked for.
+    #[error("Pool overlaps with other one on this address space: {subnet} overlaps {other}; choose another --subnet")]
+    Overlap {
+        /// What was asked for.
+        subnet: Ipv4Net,
+        /// Whose addresses they are.
+        other: String,
+    },
+    /// No subnet of the pool is free.
+    #[error(
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network: \
+         the pool {pool} has no free /{prefix}; remove a network, or give this one a --subnet outside of the pool"
+    )]
+    PoolUsedUp {
+        /// The cluster's pool for networks.
+        pool: Ipv4Net,
+        /// The prefix length of each network's part.
+        prefix: u8,
+    },
+    /// There are as many networks as there are numbers.
+    #[error("the cluster has {NUMBER_MAX} networks, and can have no more: remove one")]
+    NumbersUsedUp,
+}
+
+/// Gives a new network the subnet that its user wants, or the next free one, and the next free
+/// number.
+///
+/// # Errors
+/// [`SpaceError`].
+pub fn give(
+    snapshot: &ClusterSnapshot,
+    cluster: &Cluster,
+    wanted: Option<Ipv4Net>,
+) -> Result<NetworkSpace, SpaceError> {
+    let mut cursor = snapshot.network_cursor.as_ref().map(|cursor| cursor.value).unwrap_or_default();
+    let subnet = match wanted {
+        Some(subnet) => match in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)) {
+            Some((_, other)) => return Err(SpaceError::Overlap { subnet, other }),
+            None => subnet,
+        },
+        None => {
+            let subnet = next_subnet(snapshot, cluster, cursor.subnet)?;
+            cursor.subnet = Some(subnet);
+            subnet
+        }
+    };
+    cursor.number = next_number(snapshot, cursor.number)?;
+    Ok(NetworkSpace { subnet, number: cursor.number, cursor })
+}
+
+/// The addresses that somebody has, with who has them.
+fn in_use<'a>(
+    snapshot: &'a ClusterSnapshot,
+    cluster: &'a Cluster,
+) -> impl Iterator<Item = (Ipv4Net, String)> + use<'a> {
+    let pool = cluster.subnet_pool;
+    let tasks = std::iter::once((pool, format!("{pool}, the addresses of tasks on their nodes")));
+    let networks = snapshot.networks.values().filter(|network| !network.ingress);
+    let networks = networks
+        .map(|network| (network.subnet, format!("{} of the network {}", network.subnet, network.name)));
+    let members = snapshot.nodes.values().filter_map(|node| {
+        let IpAddr::V4(address) = node.address? else { return None };
+        let name = &node.description.hostname;
+        Some((Ipv4Net::from(address), format!("the address {address} of the node {name}")))
+    });
+    tasks.chain(networks).chain(members)
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+/// The first free subnet of the pool behind the one given last, beginning again at the pool's start.
+fn next_subnet(
+    snapshot: &ClusterSnapshot,
+    cluster: &Cluster,
+    last: Option<Ipv4Net>,
+) -> Result<Ipv4Net, SpaceError> {
+    let (pool, prefix) = (cluster.network_pool, cluster.network_prefix);
+    let used_up = || SpaceError::PoolUsedUp { pool, prefix };
+    let taken = merged(in_use(snapshot, cluster).map(|(used, _)| used));
+    let is_free = |subnet: &Ipv4Net| {
+        let below = taken.partition_point(|(first, _)| *first <= u32::from(subnet.broadcast()));
+        let nearest = below.checked_sub(1).and_then(|index| taken.get(index));
+        nearest.is_none_or(|(_, end)| *end < u32::from(subnet.network()))
+    };
+    let behind = |subnet: &Ipv4Net| last.is_none_or(|last| subnet.network() > last.network());
+    let subnets = || pool.subnets(prefix).map_err(|_| used_up());
+    let later = subnets()?.filter(behind).find(is_free);
+    later.or(subnets()?.find(is_free)).ok_or_else(used_up)
+}
+
+/// First and last addresses of what is in use, ascending, without overlaps.
+fn merged(used: impl Iterator<Item = Ipv4Net>) -> Vec<(u32, u32)> {
+    let ends = |address: Ipv4Addr| u32::from(address);
+    let mut ranges: Vec<_> = used.map(|used| (ends(used.network()), ends(used.broadcast()))).collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
+    for (first, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if first <= last.1 => last.1 = last.1.max(end),
+            _ => merged.push((first, end)),
+        }
+    }
+    merged
+}
+
+/// The first number behind `last` that no network has, beginning again at 1.
+fn next_number(snapshot: &ClusterSnapshot, last: u32) -> Result<u32, SpaceError> {
+    let mut used = vec![false; NUMBER_MAX as usize + 1];
+    for network in snapshot.networks.values() {
+        if let Some(used) = used.get_mut(network.number as usize) {
+            *used = true;
+        }
+    }
+    let is_free = |number: &u32| used.get(*number as usize) == Some(&false);
+    let later = (last.saturating_add(1)..=NUMBER_MAX).find(is_free);
+    later.or_else(|| (1..=NUMBER_MAX).find(is_free)).ok_or(SpaceError::NumbersUsedUp)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mesh_state::Timestamp;
+    use mesh_state::keys;
+    use mesh_state::network::{Network, NetworkSpec};
+
+    use super::*;
+    use crate::fixtures::{World, node};
+
+    fn given(world: &World, wanted: Option<&str>) -> Result<NetworkSpace, SpaceError> {
+        let cluster = &world.snapshot.cluster.as_ref().unwrap().value;
+        give(&world.snapshot, cluster, wanted.map(|subnet| subnet.parse().unwrap()))
+    }
+
+    /// Makes a network as the API does.
+    fn make(world: &mut World, name: &str, wanted: Option<&str>) -> (String, u32) {
+        let space = given(world, wanted).unwrap();
+        let network = Network {
+            id: name.into(),
+            name: name.to_owned(),
+            ingress: false,
+            subnet: space.subnet,
+            number: space.number,
+            node_addresses: BTreeMap::new(),
+            created_at: Timestamp::default(),
+            spec: NetworkSpec::default(),
+        };
+        world.put(keys::network(&network.id), &network);
+        world.put(keys::NETWORK_CURSOR.to_owned(), &space.cursor);
+        (space.subnet.to_string(), space.number)
+    }
+
+    fn with_pool(pool: &str, prefix: u8) -> World {
+        let mut world = World::new();
+        let mut cluster = world.snapshot.cluster.as_ref().unwrap().value.clone();
+        (cluster.network_pool, cluster.network_prefix) = (pool.parse().unwrap(), prefix);
+        world.put_cluster(&cluster);
+        world
+    }
+
+    #[test]
+    fn subnets_and_numbers_are_given_in_turn_and_not_again_at_once() {
+        let mut world = with_pool("10.0.0.0/22", 24);
+        assert_eq!(make(&mut world, "a", None), ("10.0.0.0/24".to_owned(), 1));
+        assert_eq!(make(&mut world, "b", None), ("10.0.1.0/24".to_owned(), 2));
+        world.delete(keys::network(&"b".into()));
+        assert_eq!(make(&mut world, "c", None), ("10.0.2.0/24".to_owned(), 3), "b's rest");
+        assert_eq!(make(&mut world, "d", None), ("10.0.3.0/24".to_owned(), 4));
+        assert_eq!(make(&mut world, "e", None), ("10.0.1.0/24".to_owned(), 5), "b's, and no other is free");
+        let refused = given(&world, None).unwrap_err();
+        assert_eq!(refused, SpaceError::PoolUsedUp { pool: "10.0.0.0/22".parse().unwrap(), prefix: 24 });
+    }
+
+    #[test]
+    fn numbers_begin_again_at_the_first_free_one() {
+        let mut world = World::new();
+        make(&mut world, "a", None);
+        world.put(keys::NETWORK_CURSOR.to_owned(), &NetworkCursor { subnet: None, number: NUMBER_MAX - 1 });
+        assert_eq!(make(&mut world, "b", None).1, NUMBER_MAX);
+        assert_eq!(make(&mut world, "c", None).1, 2, "1 is in use");
+    }
+
+    #[test]
+    fn what_others_have_is_left_out() {
+        let mut world = with_pool("10.0.0.0/8", 24);
+        let mut member = node("a");
+        member.address = Some("10.0.1.7".parse().unwrap());
+        world.add_node(&member);
+        make(&mut world, "own", Some("10.0.2.0/23"));
+        assert_eq!(make(&mut world, "first", None).0, "10.0.0.0/24");
+        assert_eq!(make(&mut world, "second", None).0, "10.0.4.0/24", "behind a member and a network");
+        let cursor = NetworkCursor { subnet: "10.127.255.0/24".parse().ok(), number: 9 };
+        world.put(keys::NETWORK_CURSOR.to_owned(), &cursor);
+        assert_eq!(make(&mut world, "third", None).0, "10.144.0.0/24", "behind the pool of tasks");
+    }
+
+    #[test]
+    fn a_users_subnet_may_be_outside_of_the_pool_and_overlaps_nothing() {
+        let mut world = World::new();
+        let mut member = node("a");
+        member.address = Some("192.168.7.1".parse().unwrap());
+        world.add_node(&member);
+        assert_eq!(make(&mut world, "app", Some("172.30.0.0/16")), ("172.30.0.0/16".to_owned(), 1));
+        for (wanted, other) in [
+            ("172.30.5.0/24", "172.30.0.0/16 of the network app"),
+            ("172.0.0.0/8", "172.30.0.0/16 of the network app"),
+            ("10.128.9.0/24", "10.128.0.0/12, the addresses of tasks"),
+            ("192.168.0.0/16", "the address 192.168.7.1 of the node"),
+        ] {
+            let refused = given(&world, Some(wanted)).unwrap_err().to_string();
+            assert!(
+                refused.starts_with("Pool overlaps with other one on this address space") && refused.contains(other),
+                "for {wanted}: {refused}"
+            );
+        }
+        let cursor = world.snapshot.network_cursor.as_ref().unwrap();
+        assert_eq!(cursor.subnet, None, "the pool's turn is as it was");
+    }
+}
