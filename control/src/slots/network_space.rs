@@ -34,7 +34,9 @@ pub struct NetworkSpace {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SpaceError {
     /// Somebody else has addresses of the subnet that was asked for.
-    #[error("Pool overlaps with other one on this address space: {subnet} overlaps {other}; choose another --subnet")]
+    #[error(
+        "Pool overlaps with other one on this address space: {subnet} overlaps {other}; choose another --subnet"
+    )]
     Overlap {
         /// What was asked for.
         subnet: Ipv4Net,
@@ -68,19 +70,21 @@ pub fn give(
     wanted: Option<Ipv4Net>,
 ) -> Result<NetworkSpace, SpaceError> {
     let mut cursor = snapshot.network_cursor.as_ref().map(|cursor| cursor.value).unwrap_or_default();
-    let subnet = match wanted {
-        Some(subnet) => match in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)) {
-            Some((_, other)) => return Err(SpaceError::Overlap { subnet, other }),
-            None => subnet,
-        },
-        None => {
-            let subnet = next_subnet(snapshot, cluster, cursor.subnet)?;
-            cursor.subnet = Some(subnet);
-            subnet
-        }
+    let subnet = if let Some(subnet) = wanted {
+        free(snapshot, cluster, subnet)?
+    } else {
+        *cursor.subnet.insert(next_subnet(snapshot, cluster, cursor.subnet)?)
     };
     cursor.number = next_number(snapshot, cursor.number)?;
     Ok(NetworkSpace { subnet, number: cursor.number, cursor })
+}
+
+/// The subnet, if nobody has addresses of it.
+fn free(snapshot: &ClusterSnapshot, cluster: &Cluster, subnet: Ipv4Net) -> Result<Ipv4Net, SpaceError> {
+    match in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)) {
+        Some((_, other)) => Err(SpaceError::Overlap { subnet, other }),
+        None => Ok(subnet),
+    }
 }
 
 /// The addresses that somebody has, with who has them.
@@ -246,7 +250,8 @@ mod tests {
         ] {
             let refused = given(&world, Some(wanted)).unwrap_err().to_string();
             assert!(
-                refused.starts_with("Pool overlaps with other one on this address space") && refused.contains(other),
+                refused.starts_with("Pool overlaps with other one on this address space")
+                    && refused.contains(other),
                 "for {wanted}: {refused}"
             );
         }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use mesh_state::network::VirtualIp;
+use mesh_state::store::Op;
+use mesh_state::{codec, keys};
 use serde_json::{Value, json};
 
-use crate::cluster::{Answer, Cluster};
+use crate::cluster::{Answer, Cluster, node_id, published};
 
 /// Creates a network with these fields beside its name and driver.
 async fn create(cluster: &Cluster, name: &str, fields: &Value) -> Answer {
@@ -77,7 +80,10 @@ async fn network_options_that_are_not_served_are_refused() {
     for (options, named) in [
         (json!({"Options": {"encrypted": "true"}}), "--opt encrypted"),
         (json!({"EnableIPv6": true}), "--ipv6"),
-        (json!({"IPAM": {"Config": [{"Subnet": "10.5.0.0/24"}, {"Subnet": "10.6.0.0/24"}]}}), "--subnet given twice"),
+        (
+            json!({"IPAM": {"Config": [{"Subnet": "10.5.0.0/24"}, {"Subnet": "10.6.0.0/24"}]}}),
+            "--subnet given twice",
+        ),
     ] {
         let answer = create(&cluster, "n", &options).await;
         let (status, message) = answer.refusal();
@@ -94,4 +100,83 @@ async fn the_clusters_networks_are_found_in_their_own_scope_only() {
         assert_eq!(answer.refusal(), (404, "network ingress not found"), "in scope {scope}");
     }
     assert_eq!(cluster.get("/networks/ingress?scope=swarm").await.status, 200);
+}
+
+/// A cluster with the network `app` and the service `web` on it: a task on node-1, a virtual IP, and
+/// an address of node-1.
+async fn with_service_on_network() -> Cluster {
+    let cluster = Cluster::start().await;
+    let config = json!({"IPAM": {"Config": [{"Subnet": "172.30.0.0/20"}]}});
+    created(&cluster, "app", &config).await;
+    let mut web = published("web", 80);
+    web["TaskTemplate"]["Networks"] = json!([{"Target": "app", "Aliases": ["www"]}]);
+    let made = cluster.post("/services/create", &web).await;
+    assert_eq!((made.status.as_u16(), &made.body["Warnings"]), (201, &Value::Null), "{}", made.body);
+    cluster.until("the task runs", |snapshot| snapshot.statuses.len() == 1).await;
+    let snapshot = cluster.context.snapshot();
+    let mut network = snapshot.networks.values().find(|network| network.name == "app").unwrap().value.clone();
+    network.node_addresses.insert(node_id(1).as_str().into(), [172, 30, 0, 3].into());
+    let mut service = snapshot.services.values().next().unwrap().value.clone();
+    let virtual_ip = VirtualIp { network_id: network.id.clone(), address: [172, 30, 0, 2].into() };
+    service.virtual_ips = vec![virtual_ip];
+    let ops = vec![
+        Op::put(keys::network(&network.id), codec::encode(&network).unwrap()),
+        Op::put(keys::service(&service.id), codec::encode(&service).unwrap()),
+    ];
+    cluster.write(ops).await;
+    cluster
+}
+
+#[tokio::test]
+async fn addresses_of_services_and_tasks_bear_the_subnets_prefix() {
+    let cluster = with_service_on_network().await;
+    let app = cluster.get("/networks/app").await.body["Id"].clone();
+    let service = cluster.service("web").await;
+    assert_eq!(service["Endpoint"]["VirtualIPs"], json!([{"NetworkID": app, "Addr": "172.30.0.2/20"}]));
+    assert_eq!(service["Endpoint"]["Spec"]["Mode"], "vip");
+    let networks = &service["Spec"]["TaskTemplate"]["Networks"];
+    assert_eq!(*networks, json!([{"Target": app, "Aliases": ["www"]}]), "the aliases stay");
+    let task = cluster.get("/tasks").await.body[0].clone();
+    let attachments = task["NetworksAttachments"].as_array().cloned().unwrap_or_default();
+    let shown: Vec<_> = attachments
+        .iter()
+        .map(|one| (one["Network"]["Spec"]["Name"].clone(), one["Addresses"].clone()))
+        .collect();
+    let expected = [("ingress", "10.128.1.2/24"), ("app", "172.30.0.10/20")];
+    assert_eq!(shown, expected.map(|(name, address)| (json!(name), json!([address]))));
+}
+
+#[tokio::test]
+async fn a_network_shows_who_is_on_it() {
+    let cluster = with_service_on_network().await;
+    let task = cluster.get("/tasks").await.body[0]["ID"].as_str().unwrap().to_owned();
+    let shown = cluster.get("/networks/app").await.body;
+    let endpoint = |name: &str, address: &str| json!({"Name": name, "EndpointID": "", "MacAddress": "", "IPv4Address": address, "IPv6Address": ""});
+    let containers = json!({
+        "c0ffee": endpoint(&format!("web.1.{task}"), "172.30.0.10/20"),
+        "lb-app": endpoint("app-endpoint", "172.30.0.3/20"),
+    });
+    assert_eq!(shown["Containers"], containers);
+    assert_eq!(shown["Peers"], json!([{"Name": "node-1-1nodenodenod", "IP": "10.77.0.11"}]));
+    assert_eq!(shown.get("Services"), None, "they are shown on demand");
+    let services = json!({"web": {"VIP": "172.30.0.2", "Ports": [], "LocalLBIndex": 0, "Tasks": [
+        {"Name": format!("web.1.{task}"), "EndpointID": "", "EndpointIP": "172.30.0.10", "Info": {"Host IP": "10.77.0.11"}}
+    ]}});
+    assert_eq!(cluster.get("/networks/app?verbose=true").await.body["Services"], services);
+    let listed = cluster.get("/networks?filters=%7B%22name%22%3A%5B%22app%22%5D%7D").await.body;
+    assert_eq!(listed[0]["Containers"], Value::Null, "a list has no members");
+}
+
+#[tokio::test]
+async fn a_network_in_use_stays() {
+    let cluster = with_service_on_network().await;
+    let id = |of: &Value| of["Id"].as_str().or(of["ID"].as_str()).unwrap().to_owned();
+    let app = id(&cluster.get("/networks/app").await.body);
+    let service = id(&cluster.service("web").await);
+    let message =
+        format!("rpc error: code = FailedPrecondition desc = network {app} is in use by service {service}");
+    assert_eq!(cluster.delete("/networks/app").await.refusal(), (400, message.as_str()));
+    assert_eq!(cluster.post("/networks/prune", &json!({})).await.body, json!({"NetworksDeleted": []}));
+    assert_eq!(cluster.delete("/services/web").await.status, 200);
+    assert_eq!(cluster.delete("/networks/app").await.status, 204);
 }

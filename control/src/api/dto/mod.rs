@@ -7,6 +7,7 @@
 
 mod dependency;
 mod network;
+mod network_members;
 mod node;
 mod service;
 mod shown;
@@ -16,6 +17,7 @@ mod tls_info;
 
 pub(crate) use dependency::Dependency;
 pub(crate) use network::{AttachedNetwork, Network};
+pub(crate) use network_members::Members;
 pub(crate) use node::{Node, runs_manager};
 pub(crate) use service::Service;
 pub(crate) use swarm::{Cluster, JoinTokens, RAFT, SwarmInfo, SwarmObject};

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
+use mesh_state::ids::NodeId;
 use mesh_state::network::{Ipam, IpamConfig, Network as StoredNetwork};
 use mesh_state::spec::Labels;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Version;
+use super::network_members::{EndpointResource, Members, Peer, ServiceInfo};
 use crate::feed::snapshot::Versioned;
 
 /// A cluster-wide network.
@@ -31,9 +33,13 @@ pub(crate) struct Network {
     ingress: bool,
     config_from: Value,
     config_only: bool,
-    containers: Option<Map<String, Value>>,
+    containers: Option<BTreeMap<String, EndpointResource>>,
     options: Option<BTreeMap<String, String>>,
     labels: Option<Labels>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<Peer>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    services: BTreeMap<String, ServiceInfo>,
 }
 
 impl Network {
@@ -57,7 +63,27 @@ impl Network {
             containers: None,
             options: spec.options.clone().filter(|options| !options.is_empty()),
             labels: spec.labels.clone().filter(|labels| !labels.is_empty()),
+            peers: Vec::new(),
+            services: BTreeMap::new(),
         }
+    }
+
+    /// With who is on it: the containers of node `own` and, if there are any, the nodes that have
+    /// some.
+    #[must_use]
+    pub(crate) fn with_members(mut self, members: &Members<'_>, own: Option<&NodeId>) -> Self {
+        self.containers = own.and_then(|own| members.containers_of(own));
+        if self.containers.is_some() {
+            self.peers = members.peers();
+        }
+        self
+    }
+
+    /// With the services on it.
+    #[must_use]
+    pub(crate) fn with_services(mut self, members: &Members<'_>) -> Self {
+        self.services = members.services();
+        self
     }
 }
 
@@ -124,7 +150,7 @@ impl AttachedNetwork {
             spec: AttachedSpec {
                 name: network.name.clone(),
                 labels: network.spec.labels.clone().unwrap_or_default(),
-                driver_configuration: if network.ingress { json!({}) } else { json!({"Name": "overlay"}) },
+                driver_configuration: driver_configuration(network),
                 internal: network.spec.internal,
                 attachable: network.spec.attachable,
                 ingress: network.ingress,
@@ -134,5 +160,13 @@ impl AttachedNetwork {
             driver_state: json!({"Name": "overlay"}),
             ipam_options: json!({"Driver": driver, "Configs": ipam.config}),
         }
+    }
+}
+
+fn driver_configuration(network: &StoredNetwork) -> Value {
+    match &network.spec.options {
+        _ if network.ingress => json!({}),
+        Some(options) if !options.is_empty() => json!({"Name": "overlay", "Options": options}),
+        _ => json!({"Name": "overlay"}),
     }
 }

@@ -48,14 +48,25 @@ struct JobStatus {
     last_execution: Timestamp,
 }
 
-/// How a service is reached. There are no virtual addresses: a published port is reached on the
-/// nodes' own.
+/// How a service is reached: on its networks by virtual IPs, at published ports by the nodes' own
+/// addresses.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Endpoint {
     spec: EndpointSpec,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ports: Vec<PortConfig>,
+    #[serde(rename = "VirtualIPs", skip_serializing_if = "Vec::is_empty")]
+    virtual_ips: Vec<VirtualIp>,
+}
+
+/// A service's address on a network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct VirtualIp {
+    #[serde(rename = "NetworkID")]
+    network_id: String,
+    addr: String,
 }
 
 /// The status of an update.
@@ -80,7 +91,7 @@ struct ServiceStatus {
 
 impl Service {
     /// The API object of a stored service.
-    pub(crate) fn new(service: &Versioned<StoredService>) -> Self {
+    pub(crate) fn new(snapshot: &ClusterSnapshot, service: &Versioned<StoredService>) -> Self {
         let stored = &service.value;
         Self {
             id: stored.id.to_string(),
@@ -90,6 +101,7 @@ impl Service {
             endpoint: Endpoint {
                 spec: shown::endpoint(stored.spec.endpoint_spec.clone().unwrap_or_default()),
                 ports: stored.ports.clone(),
+                virtual_ips: virtual_ips(snapshot, stored),
             },
             spec: shown::spec(&stored.spec),
             previous_spec: stored.previous_spec.as_ref().map(shown::spec),
@@ -115,6 +127,17 @@ impl Service {
         insert_defaults(&mut self.spec);
         self
     }
+}
+
+/// The virtual IPs with the prefix lengths of their networks: clients read them as CIDR, and give
+/// up on anything else.
+fn virtual_ips(snapshot: &ClusterSnapshot, service: &StoredService) -> Vec<VirtualIp> {
+    let shown = service.virtual_ips.iter().filter_map(|virtual_ip| {
+        let network = snapshot.networks.get(&virtual_ip.network_id)?;
+        let addr = network.with_prefix(virtual_ip.address);
+        Some(VirtualIp { network_id: network.id.to_string(), addr })
+    });
+    shown.collect()
 }
 
 fn insert_defaults(spec: &mut ServiceSpec) {
@@ -179,7 +202,7 @@ mod tests {
     fn answer(stored: &StoredService) -> Service {
         let mut world = World::new();
         world.put_service(stored);
-        Service::new(&world.snapshot.services[&stored.id])
+        Service::new(&world.snapshot, &world.snapshot.services[&stored.id])
     }
 
     fn rendered(service: Service) -> Value {

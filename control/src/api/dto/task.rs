@@ -173,30 +173,42 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     ports.iter().filter(|port| port.publish_mode == PublishMode::Host).map(published).collect()
 }
 
-/// The task's address on its node's network, shown as an attachment to every network of its
-/// service, and to the ingress network if the mesh serves a port of it: Docker's clients look there
-/// for the address behind such a port. A port that is published on the task's node only is reached
+/// The networks that the task is on, each with the task's address there; first the ingress network
+/// if the mesh publishes a port of it, with the address on the task's node: there Docker's clients
+/// look for what answers on such a port. A port that is published on the task's node only is reached
 /// at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
-    let Some(address) = status.container.as_ref().and_then(|container| container.address) else {
-        return Vec::new();
-    };
+    let on_node = address_on_node(snapshot, task, status);
+    let has_ingress = !task.endpoints.is_empty();
+    let ingress = snapshot.networks.values().find(|network| network.ingress && has_ingress);
+    let ingress = ingress.zip(on_node.clone());
+    let own = task.attachments.iter().filter_map(|attachment| {
+        let network = snapshot.networks.get(&attachment.network_id)?;
+        Some((network, network.with_prefix(attachment.address?)))
+    });
+    // A task that an earlier version made has no address on its networks but that on its node.
+    let named = snapshot.spec_of(task).filter(|_| task.attachments.is_empty()).map(named_by);
+    let earlier = named.into_iter().flatten().filter_map(|id| {
+        let network = snapshot.networks.get(&id.into())?;
+        Some((network, on_node.clone()?))
+    });
+    let shown = ingress.into_iter().chain(own).chain(earlier);
+    shown
+        .map(|(network, address)| NetworkAttachment {
+            network: AttachedNetwork::new(network),
+            addresses: vec![address],
+        })
+        .collect()
+}
+
+/// The address of a task's container on the network of its node's tasks.
+fn address_on_node(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Option<String> {
+    let address = status.container.as_ref()?.address?;
     let subnet = task.node_id.as_ref().and_then(|node| snapshot.nodes.get(node)).and_then(|node| node.subnet);
     let prefix = match (address, subnet) {
         (IpAddr::V4(_), Some(subnet)) => subnet.prefix_len(),
         (IpAddr::V4(_), None) => 32,
         (IpAddr::V6(_), _) => 128,
     };
-    let named = snapshot.spec_of(task).map(named_by).unwrap_or_default();
-    let has_ingress = !task.endpoints.is_empty();
-    let own = named.into_iter().filter_map(|id| snapshot.networks.get(&id.into()));
-    let ingress = snapshot.networks.values().find(|network| network.ingress && has_ingress);
-    ingress
-        .into_iter()
-        .chain(own)
-        .map(|network| NetworkAttachment {
-            network: AttachedNetwork::new(network),
-            addresses: vec![format!("{address}/{prefix}")],
-        })
-        .collect()
+    Some(format!("{address}/{prefix}"))
 }

@@ -108,16 +108,15 @@ fn usable(subnet: Ipv4Net) -> Result<(), ApiError> {
 /// Whether a gateway is a host's address, and neither the subnet's first nor its last one.
 fn is_hosts(subnet: Ipv4Net, gateway: Ipv4Addr) -> Result<(), ApiError> {
     if gateway == subnet.network() || gateway == subnet.broadcast() {
-        let message = format!("invalid gateway {gateway}: the first and the last address of {subnet} are no host's");
+        let message =
+            format!("invalid gateway {gateway}: the first and the last address of {subnet} are no host's");
         return Err(ApiError::BadRequest(message));
     }
     Ok(())
 }
 
 fn is_nothing(value: &Value) -> bool {
-    value.is_null()
-        || value.as_object().is_some_and(serde_json::Map::is_empty)
-        || value == &Value::from("")
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty) || value == &Value::from("")
 }
 
 fn is_empty(config: &IpamConfig) -> bool {

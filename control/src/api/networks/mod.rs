@@ -1,8 +1,8 @@
 //! `/networks`: the cluster's own: those that users make, and the ingress network that published
 //! ports belong to.
 //!
-//! Left to others: the local engine's networks (the node's socket adds them), and what tasks make
-//! of a network: they reach each other by their addresses, whatever their networks.
+//! Left to others: the local engine's networks (the node's socket adds them), and the addresses of
+//! services, tasks and nodes on a network (the leader gives them).
 
 mod addresses;
 mod options;
@@ -80,7 +80,10 @@ pub(crate) async fn inspect(
         return Err(ApiError::NotFound { kind: ObjectKind::Network, query });
     }
     let snapshot = access::current(&context).await?;
-    Ok(Json(dto::Network::new(find(&snapshot, &query)?)))
+    let network = find(&snapshot, &query)?;
+    let members = dto::Members::of(&snapshot, network);
+    let shown = dto::Network::new(network).with_members(&members, context.own_node.id().as_ref());
+    Ok(Json(if params.flag("verbose") { shown.with_services(&members) } else { shown }))
 }
 
 /// `POST /networks/create`

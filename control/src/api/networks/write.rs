@@ -15,6 +15,7 @@ use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::service::Service;
 use mesh_state::spec::{Labels, PublishMode};
 use mesh_state::store::{Compare, Op};
+use mesh_state::task::{Task, TaskState};
 
 use super::{addresses, options};
 use crate::api::access::Transaction;
@@ -66,11 +67,7 @@ pub(super) fn create(
         None => Compare::Absent(cursor_key.clone()),
     };
     Ok(Transaction {
-        compares: vec![
-            Compare::Absent(keys::network(id)),
-            Compare::Absent(name_key.clone()),
-            cursor_stands,
-        ],
+        compares: vec![Compare::Absent(keys::network(id)), Compare::Absent(name_key.clone()), cursor_stands],
         ops: vec![
             Op::put(name_key, codec::encode(id)?),
             Op::put(keys::network(id), codec::encode(&network)?),
@@ -82,7 +79,8 @@ pub(super) fn create(
 /// A network removed, with its name's claim.
 ///
 /// # Errors
-/// A service names it, or it is mesh's own.
+/// A service names it, a task of a service that has just left it is still on it, or it is mesh's
+/// own.
 pub(super) fn remove(
     snapshot: &ClusterSnapshot,
     current: &Versioned<Network>,
@@ -98,6 +96,9 @@ pub(super) fn remove(
             "network {} is in use by service {}",
             current.id, service.id
         )));
+    }
+    if let Some(task) = task_on(snapshot, current) {
+        return Err(ApiError::Precondition(format!("network {} is in use by task {}", current.id, task.id)));
     }
     Ok(Transaction {
         compares: vec![Compare::ModRevision(keys::network(&current.id), current.mod_revision)],
@@ -119,6 +120,7 @@ pub(super) fn unused<'a>(
             let labels = network.spec.labels.as_ref().unwrap_or(&no_labels);
             !network.ingress
                 && user_of(snapshot, network).is_none()
+                && task_on(snapshot, network).is_none()
                 && filters.labels("label", labels)
                 && filters.lacks_labels("label!", labels)
                 && before.iter().all(|moment| network.created_at <= *moment)
@@ -136,13 +138,27 @@ pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> O
     snapshot.services.values().map(|service| &service.value).find(uses)
 }
 
+/// A task that is on the network and to stay there for now, though its service doesn't name the
+/// network any more: the update that replaces the task has not come to it yet. Tasks that are to
+/// stop, and those of removed services, are on their way out.
+fn task_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Task> {
+    let is_on = |task: &&'a Task| {
+        task.attachments.iter().any(|attachment| attachment.network_id == network.id)
+            && task.desired_state <= TaskState::Running
+            && snapshot.state_of(task) <= TaskState::Running
+            && snapshot.services.contains_key(&task.service_id)
+    };
+    snapshot.tasks.values().map(|task| &task.value).find(is_on)
+}
+
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
+    use mesh_state::network::Attachment;
     use serde_json::json;
 
     use super::*;
-    use crate::fixtures::{World, service};
+    use crate::fixtures::{World, service, task};
 
     fn asked(body: serde_json::Value) -> NetworkSpec {
         serde_json::from_value(body).unwrap()
@@ -213,6 +229,16 @@ mod tests {
         world.put_service(&user);
         let error = remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).unwrap_err();
         assert_eq!(error.to_string(), "network n1 is in use by service s1");
+        // The service leaves the network; its task is on it until the update comes to it.
+        world.put_service(&service("s1", 1));
+        let mut task = task("t1", "s1", 1);
+        task.attachments = vec![Attachment { network_id: "n1".into(), address: None, backend_id: None }];
+        world.put_task(&task);
+        let error = remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "network n1 is in use by task t1");
+        task.desired_state = TaskState::Shutdown;
+        world.put_task(&task);
+        assert!(remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).is_ok(), "it is to stop");
     }
 
     #[test]

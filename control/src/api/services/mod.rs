@@ -39,9 +39,7 @@ pub(crate) async fn create(
 ) -> Result<(StatusCode, Json<dto::Created>), ApiError> {
     let auth = registry_auth::given(&context, request.headers())?;
     let spec: ServiceSpec = read_checked_json(request, &shapes::SERVICE_SPEC, words::in_service).await?;
-    let network_warning = networks::has_networks(&spec).then(|| networks::WARNING.to_owned());
-    let told = network_warning.into_iter().chain(unknown::warning(&spec, &shapes::SERVICE_SPEC)?);
-    let told: Vec<String> = told.collect();
+    let told: Vec<String> = unknown::warning(&spec, &shapes::SERVICE_SPEC)?.into_iter().collect();
     let id = ServiceId::random(&mut rand::rng());
     let visible = access::write(&context, |snapshot| {
         let mut spec = spec.clone();
@@ -72,7 +70,7 @@ pub(crate) async fn list(
     Ok(Json(
         matching
             .map(|service| {
-                let answer = dto::Service::new(service);
+                let answer = dto::Service::new(&snapshot, service);
                 if with_status { answer.with_status(&snapshot, service) } else { answer }
             })
             .collect(),
@@ -86,7 +84,7 @@ pub(crate) async fn inspect(
     params: Params,
 ) -> Result<Json<dto::Service>, ApiError> {
     let snapshot = access::current(&context).await?;
-    let answer = dto::Service::new(find(&snapshot, &query)?);
+    let answer = dto::Service::new(&snapshot, find(&snapshot, &query)?);
     Ok(Json(if params.flag("insertDefaults") { answer.with_defaults() } else { answer }))
 }
 

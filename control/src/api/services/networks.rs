@@ -3,8 +3,7 @@
 //! Invariants: pure; the network's own record is written anew with a service that begins to name
 //! it, so that network and service can't pass each other by.
 //!
-//! Left to others: addresses and names on a network. A spec with networks is taken with
-//! [`WARNING`].
+//! Left to others: the service's virtual IPs and its tasks' addresses on a network.
 
 use std::collections::BTreeSet;
 
@@ -18,15 +17,6 @@ use crate::api::access::Transaction;
 use crate::api::error::ApiError;
 use crate::api::networks;
 use crate::feed::snapshot::ClusterSnapshot;
-
-/// What a user is told who puts a service on a network.
-pub(crate) const WARNING: &str = "the service's tasks reach those of other services by their addresses, whatever their networks: names, virtual IPs \
-     and isolation between networks are not served by mesh yet";
-
-/// Whether a spec names a network.
-pub(crate) fn has_networks(spec: &ServiceSpec) -> bool {
-    !named_by(spec).is_empty()
-}
 
 /// What a spec's networks are named by: ids, if it is stored.
 pub(crate) fn named_by(spec: &ServiceSpec) -> Vec<&str> {
