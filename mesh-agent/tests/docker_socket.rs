@@ -269,6 +269,16 @@ fn a_manager_answers_for_the_swarm() {
         assert!(said.contains(expected), "docker network {verb}: {said}");
     }
     beside(&["network", "rm", "ingress"]);
+    // A bridge that the agent made for a network of the cluster's is that network to clients.
+    beside(&["network", "create", "--internal", "--label", "mesh.network=n1", "ingress"]);
+    let networks = stdout(&served.docker(&["network", "ls", "--format", "{{.Name}} {{.Scope}}"]));
+    let own: Vec<_> = networks.lines().filter(|line| line.starts_with("ingress ")).collect();
+    assert_eq!(own, ["ingress swarm"], "docker network ls: {networks}");
+    assert_eq!(
+        stdout(&served.docker(&["network", "inspect", "-f", "{{.Id}} {{.Scope}}", "ingress"])),
+        "n1 swarm"
+    );
+    beside(&["network", "rm", "ingress"]);
     beside(&["create", "--name", "still", "busybox", "true"]);
     for (network, expected) in
         [("ingress", "not manually attachable"), ("nosuch", "network nosuch not found")]

@@ -3,6 +3,7 @@
 //! Invariant: the engine's answer is the base; if the manager can't be asked the base is returned
 //! unchanged, except where the call is about the swarm only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
+use crate::view::NodeView;
 
 /// The most bytes of an answer that is read here.
 pub(super) const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -48,6 +50,11 @@ impl Composer {
 
     pub(super) fn engine(&self) -> &Upstream {
         &self.engine
+    }
+
+    /// What this node knows of the mesh.
+    pub(super) fn view(&self) -> Arc<NodeView> {
+        Arc::clone(&self.upstreams.view.borrow())
     }
 
     /// The manager on this node.

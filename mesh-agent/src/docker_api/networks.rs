@@ -1,13 +1,13 @@
 //! Calls about networks: merges the engine's networks and the cluster's into one list.
 //!
-//! Invariants: engine and cluster have no network of the same name, as far as creators use this
-//! socket; where they do, a call that names it is refused, never answered by whichever comes first.
+//! Invariants: the bridges that the agent makes for the cluster's networks are no networks of their
+//! own to clients ([`super::overlay`]). Beyond these, engine and cluster have no network of the same
+//! name, as far as creators use this socket; where they do, a call that names it is refused, never answered by whichever comes first.
 //! A container is never reported as connected to a network that it did not join.
 //!
 //! Left to others: the cluster's networks themselves (mesh-control).
 
-use std::cmp::Ordering;
-
+use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -21,16 +21,14 @@ use super::compose::{
     ANSWER_BYTES_MAX, ASIDE_TIMEOUT, CONTROL_TIMEOUT, Composer, ENGINE_TIMEOUT, bodyless, replaced,
     with_query,
 };
-use super::error::ApiError;
+use super::error::{ApiError, Peer};
 use super::filters::{Query, percent_decode, percent_encode};
-use crate::task::bridge::NETWORK_NAME;
+use super::network_owner::{Cluster, Owner};
+use super::overlay::{CLUSTER_SCOPE, cluster_id, joined_networks, joined_pruned, seen_here, with_endpoints};
 use crate::task::networks::NETWORK_LABEL;
 
 /// The most bytes of a request that is read here.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
-
-/// The scope of the cluster's networks.
-const CLUSTER_SCOPE: &str = "swarm";
 
 impl Composer {
     /// `GET /networks`: the engine's, then the cluster's.
@@ -44,16 +42,16 @@ impl Composer {
         let (head, body) = engine.into_parts();
         let local = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
         let cluster = match cluster {
-            Ok(networks) => networks,
+            Ok(networks) => Some(networks),
             Err(error) => {
                 debug!(
                     error = mesh_runtime::error_chain(&error),
                     "list networks without the cluster's: the manager can't be asked"
                 );
-                Value::Null
+                None
             }
         };
-        Ok(replaced(head, &joined_networks(local, cluster)))
+        Ok(replaced(head, &joined_networks(local, cluster, &self.view().networks)))
     }
 
     /// `POST /networks/create`: networks of driver overlay or scope swarm are the cluster's.
@@ -124,11 +122,51 @@ impl Composer {
             (CLUSTER_SCOPE, Ok(_)) => Owner::Cluster,
             _ => Owner::Engine,
         };
+        let is_read = request.method() == Method::GET;
         let answer = match owner {
-            Owner::Cluster => self.control()?.call_within(CONTROL_TIMEOUT, bodyless(request)).await?,
-            Owner::Engine | Owner::Nobody => self.engine.call(bodyless(request)).await?,
+            Owner::Bridge if is_read => return self.seen_here(request).await,
+            Owner::Cluster | Owner::Bridge => {
+                self.control()?.call_within(CONTROL_TIMEOUT, bodyless(request)).await?
+            }
+            Owner::Engine => self.engine.call(bodyless(request)).await?,
+            Owner::Nobody => return Err(ApiError::NoSuchNetwork(named(request.uri()))),
         };
+        if owner == Owner::Cluster && is_read && answer.status() == StatusCode::OK {
+            return self.with_endpoints(request, answer).await;
+        }
         Ok(answer.map(BodyExt::boxed))
+    }
+
+    /// The cluster's network as a manager shows it, with what the engine knows of its containers
+    /// here.
+    async fn with_endpoints(
+        &self,
+        request: &Request<Incoming>,
+        answer: Response<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let (head, body) = answer.into_parts();
+        let network = self.control()?.read_json(body, ANSWER_BYTES_MAX).await?;
+        let (prefix, _) = split(request.uri());
+        let name = percent_encode(network["Name"].as_str().unwrap_or_default());
+        let mut asked = bodyless(request);
+        *asked.uri_mut() = path(&format!("{prefix}/networks/{name}"))?;
+        let bridge = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
+        if bridge.status() != StatusCode::OK {
+            return Ok(replaced(head, &network));
+        }
+        let bridge = self.engine.read_json(bridge.into_body(), ANSWER_BYTES_MAX).await?;
+        Ok(replaced(head, &with_endpoints(network, &bridge)))
+    }
+
+    /// A network of the cluster's as this node knows it by its bridge.
+    async fn seen_here(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        let answer = self.engine.call_within(ENGINE_TIMEOUT, bodyless(request)).await?;
+        if answer.status() != StatusCode::OK {
+            return Ok(answer.map(BodyExt::boxed));
+        }
+        let (head, body) = answer.into_parts();
+        let bridge = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
+        Ok(replaced(head, &seen_here(bridge, &self.view().networks)))
     }
 
     /// Checks that a container may join the network that `POST /networks/{x}/connect` names: the
@@ -137,7 +175,7 @@ impl Composer {
     pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
         match self.owner(request).await? {
             Owner::Engine => Ok(()),
-            Owner::Cluster => Err(ApiError::NotAttachable(named(request.uri()))),
+            Owner::Cluster | Owner::Bridge => Err(ApiError::NotAttachable(named(request.uri()))),
             Owner::Nobody => Err(ApiError::NoSuchNetwork(named(request.uri()))),
         }
     }
@@ -162,17 +200,33 @@ impl Composer {
             // If the engine has several that match, it refuses the call itself.
             _ => return Ok(Owner::Engine),
         };
-        let cluster = match self.control_json(ASIDE_TIMEOUT, inspect(uri)).await {
-            Ok(network) => Some(network),
+        let cluster = match self.cluster_knows(inspect(uri)).await {
+            Ok(known) => known,
             Err(error) => {
                 debug!(
                     error = mesh_runtime::error_chain(&error),
                     "look for a network in the engine only: the manager can't be asked"
                 );
-                None
+                Cluster::Away
             }
         };
-        Owner::of(local.as_ref(), cluster.as_ref(), &percent_decode(segment))
+        Owner::of(local.as_ref(), &cluster, &percent_decode(segment))
+    }
+
+    /// What the manager says of a network.
+    async fn cluster_knows(&self, asked: Request<Empty<Bytes>>) -> Result<Cluster, ApiError> {
+        let control = self.control()?;
+        let answer = control.call_within(ASIDE_TIMEOUT, asked).await?;
+        match answer.status() {
+            StatusCode::OK => {
+                let network = control.read_json(answer.into_body(), ANSWER_BYTES_MAX).await?;
+                Ok(Cluster::Has(network))
+            }
+            StatusCode::NOT_FOUND => Ok(Cluster::HasNot),
+            status => {
+                Err(ApiError::Unreadable { peer: Peer::Control, reason: format!("it answered {status}") })
+            }
+        }
     }
 
     /// Whether the other of engine and cluster has a network of the name to create. Each checks its
@@ -201,56 +255,11 @@ impl Composer {
                 }
             }
         };
-        Ok(listed.as_array().into_iter().flatten().any(|network| network["Name"] == asked.name.as_str()))
+        // A bridge of a removed network goes away by itself.
+        let counts = |network: &&Value| !asked.is_clusters || cluster_id(network).is_none();
+        let mut listed = listed.as_array().into_iter().flatten().filter(counts);
+        Ok(listed.any(|network| network["Name"] == asked.name.as_str()))
     }
-}
-
-/// Who has a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    /// The engine of this node.
-    Engine,
-    /// The cluster.
-    Cluster,
-    /// Neither.
-    Nobody,
-}
-
-impl Owner {
-    /// Decides whose network `query` names: a full id comes before a name, a name before the
-    /// beginning of an id.
-    fn of(local: Option<&Value>, cluster: Option<&Value>, query: &str) -> Result<Self, ApiError> {
-        let by = |network: &Value| {
-            if network["Id"] == query {
-                MatchKind::Id
-            } else if network["Name"] == query {
-                MatchKind::Name
-            } else {
-                MatchKind::Prefix
-            }
-        };
-        match (local.map(by), cluster.map(by)) {
-            (None, None) => Ok(Self::Nobody),
-            (Some(_), None) => Ok(Self::Engine),
-            (None, Some(_)) => Ok(Self::Cluster),
-            (Some(local), Some(cluster)) => match local.cmp(&cluster) {
-                Ordering::Less => Ok(Self::Engine),
-                Ordering::Greater => Ok(Self::Cluster),
-                Ordering::Equal => Err(ApiError::AmbiguousNetwork {
-                    query: query.to_owned(),
-                    basis: if local == MatchKind::Prefix { "ID prefix" } else { "name" },
-                }),
-            },
-        }
-    }
-}
-
-/// How a query matches a network, the best match first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum MatchKind {
-    Id,
-    Name,
-    Prefix,
 }
 
 /// The fields of a network to create that are read here.
@@ -292,47 +301,9 @@ fn path(text: &str) -> Result<Uri, ApiError> {
     text.parse().map_err(|error| ApiError::BadRequest(format!("cannot ask for the network: {error}")))
 }
 
-/// Both lists; a network that is in both is shown as the engine's.
-fn joined_networks(local: Value, cluster: Value) -> Value {
-    let (Value::Array(mut networks), Value::Array(cluster)) = (local.clone(), cluster) else {
-        return local;
-    };
-    for network in cluster {
-        if !networks.iter().any(|known| known.get("Id") == network.get("Id")) {
-            networks.push(network);
-        }
-    }
-    Value::Array(networks)
-}
-
-/// The networks that both have pruned, the cluster's first.
-fn joined_pruned(cluster: &Value, local: &Value) -> Value {
-    let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
-    let mut all = [names(cluster), names(local)].concat();
-    all.retain(|name| name != NETWORK_NAME);
-    json!({ "NetworksDeleted": if all.is_empty() { Value::Null } else { all.into() } })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn networks_are_joined_by_id() {
-        let local = json!([{"Id": "a", "Name": "mesh"}]);
-        let cluster = json!([{"Id": "a", "Name": "x"}, {"Id": "b", "Name": "ingress"}]);
-        let joined = joined_networks(local.clone(), cluster);
-        assert_eq!(joined, json!([{"Id": "a", "Name": "mesh"}, {"Id": "b", "Name": "ingress"}]));
-        assert_eq!(joined_networks(local.clone(), Value::Null), local);
-    }
-
-    #[test]
-    fn what_was_pruned_is_told_together() {
-        let pruned = |names: Value| json!({ "NetworksDeleted": names });
-        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])));
-        assert_eq!(joined, pruned(json!(["over", "local"])));
-        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null)), pruned(Value::Null));
-    }
 
     #[test]
     fn overlay_networks_are_the_clusters() {
@@ -347,24 +318,6 @@ mod tests {
         assert!(!is_clusters(br#"{"Name":"n","Driver":"overlay","ConfigOnly":true}"#));
         assert!(!is_clusters(b"{"));
         assert_eq!(NetworkRequest::read(br#"{"NAME":"n"}"#).name, "n");
-    }
-
-    #[test]
-    fn a_network_that_is_meant_equally_is_ambiguous() {
-        let (bridge, overlay) = (json!({"Id": "ab1", "Name": "dup"}), json!({"Id": "ab2", "Name": "dup"}));
-        let owner =
-            |query: &str| Owner::of(Some(&bridge), Some(&overlay), query).map_err(|error| error.to_string());
-        assert_eq!(owner("ab1"), Ok(Owner::Engine));
-        assert_eq!(owner("ab2"), Ok(Owner::Cluster));
-        assert_eq!(owner("dup"), Err("network dup is ambiguous (2 matches found based on name)".to_owned()));
-        assert_eq!(
-            owner("ab"),
-            Err("network ab is ambiguous (2 matches found based on ID prefix)".to_owned())
-        );
-        let named_ab = json!({"Id": "zz", "Name": "ab"});
-        assert_eq!(Owner::of(Some(&bridge), Some(&named_ab), "ab").unwrap(), Owner::Cluster, "a name wins");
-        assert_eq!(Owner::of(Some(&bridge), None, "ab").unwrap(), Owner::Engine);
-        assert_eq!(Owner::of(None, None, "ab").unwrap(), Owner::Nobody);
     }
 
     #[test]
