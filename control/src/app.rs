@@ -151,7 +151,11 @@ async fn open_cluster(
 ) -> anyhow::Result<OpenedCluster> {
     let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
     loop {
-        let wanted = bootstrap::BootstrapOptions { pool: config.pool, new_cluster: config.new_cluster };
+        let wanted = bootstrap::BootstrapOptions {
+            pool: config.pool,
+            network_pool: config.network_pool,
+            new_cluster: config.new_cluster,
+        };
         match bootstrap::open_cluster(store, &config.data_dir, wanted, Utc::now()).await {
             Ok(opened) => return Ok(opened),
             Err(error) if error.is_transient() => {

@@ -14,7 +14,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use mesh_state::Timestamp;
-use mesh_state::cluster::{Cluster, heartbeat_period_ns, network_pool, network_prefix, node_cert_expiry_ns};
+use mesh_state::cluster::{Cluster, heartbeat_period_ns, node_cert_expiry_ns};
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{self, ClusterId, NetworkId};
 use mesh_state::keys;
@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 use crate::ca::token::JoinTokens;
 use crate::ca::{self, Authority, CaError};
 use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
-use crate::pool::{PoolError, WantedPool};
+use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 use crate::seal::{SealError, Sealer};
 use mesh_runtime::private_file;
 
@@ -134,13 +134,15 @@ pub struct OpenedCluster {
 pub struct BootstrapOptions {
     /// The pool of tasks' addresses.
     pub pool: WantedPool,
+    /// The pool of networks' subnets.
+    pub network_pool: WantedNetworkPool,
     /// Whether a new cluster may be created though there is the key of another one.
     pub new_cluster: bool,
 }
 
 impl From<WantedPool> for BootstrapOptions {
     fn from(pool: WantedPool) -> Self {
-        Self { pool, new_cluster: false }
+        Self { pool, network_pool: WantedNetworkPool::default(), new_cluster: false }
     }
 }
 
@@ -173,7 +175,7 @@ pub async fn open_cluster(
 ) -> Result<OpenedCluster, BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "create", path: data_dir.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
-    let BootstrapOptions { pool, new_cluster } = wanted.into();
+    let wanted = wanted.into();
     let files = Files {
         key: data_dir.join("key"),
         fresh_key: data_dir.join("key.new"),
@@ -185,12 +187,13 @@ pub async fn open_cluster(
             let sealer = key_of(&cluster, &files)?;
             Found { sealer, cluster, created: item.create_revision }
         }
-        None if files.key.exists() && !new_cluster => {
+        None if files.key.exists() && !wanted.new_cluster => {
             return Err(BootstrapError::Missing { key: files.key });
         }
-        None => create_cluster(store, &files, pool, now).await?,
+        None => create_cluster(store, &files, wanted, now).await?,
     };
-    pool.check(&cluster)?;
+    wanted.pool.check(&cluster)?;
+    wanted.network_pool.check(&cluster)?;
     let ca_key = sealer.open(CA_KEY, &cluster.ca_key)?;
     let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
     let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
@@ -267,7 +270,7 @@ fn keep_fresh_key(files: &Files) -> Result<(), BootstrapError> {
 async fn create_cluster(
     store: &dyn Store,
     files: &Files,
-    pool: WantedPool,
+    wanted: BootstrapOptions,
     now: Timestamp,
 ) -> Result<Found, BootstrapError> {
     let (sealer, is_fresh) = match Sealer::load(&files.key)? {
@@ -277,7 +280,7 @@ async fn create_cluster(
             None => (Sealer::create(&files.fresh_key)?, true),
         },
     };
-    let cluster = new_cluster(&sealer, pool, now)?;
+    let cluster = new_cluster(&sealer, wanted, now)?;
     let network = Network {
         id: NetworkId::random(&mut rand::rng()),
         name: INGRESS_NETWORK.to_owned(),
@@ -317,7 +320,11 @@ async fn create_cluster(
     }
 }
 
-fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Cluster, BootstrapError> {
+fn new_cluster(
+    sealer: &Sealer,
+    wanted: BootstrapOptions,
+    now: Timestamp,
+) -> Result<Cluster, BootstrapError> {
     let mut rng = rand::rng();
     let id = ClusterId::random(&mut rng);
     let authority = ca::create_authority(&id, now)?;
@@ -327,10 +334,10 @@ fn new_cluster(sealer: &Sealer, pool: WantedPool, now: Timestamp) -> Result<Clus
     Ok(Cluster {
         id,
         created_at: now,
-        subnet_pool: pool.pool(),
-        subnet_prefix: pool.prefix(),
-        network_pool: network_pool(),
-        network_prefix: network_prefix(),
+        subnet_pool: wanted.pool.pool(),
+        subnet_prefix: wanted.pool.prefix(),
+        network_pool: wanted.network_pool.pool(),
+        network_prefix: wanted.network_pool.prefix(),
         task_history_limit: TASK_HISTORY_LIMIT,
         heartbeat_period_ns: heartbeat_period_ns(),
         node_cert_expiry_ns: node_cert_expiry_ns(),

@@ -81,8 +81,9 @@ pub struct Cli {
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 
-    /// The pool of tasks' addresses, as `docker swarm init --default-addr-pool`. Used when the
-    /// cluster is created; choose one that contains no client and no route of the nodes.
+    /// The pool of the addresses that nodes give their tasks, for published ports and the way out.
+    /// Used when the cluster is created; choose one that contains no client and no route of the
+    /// nodes.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL", value_name = "CIDR")]
     pub default_addr_pool: Option<Ipv4Net>,
 
@@ -90,6 +91,15 @@ pub struct Cli {
     /// node.
     #[arg(long, env = "MESH_DEFAULT_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
     pub default_addr_pool_mask_length: Option<u8>,
+
+    /// The pool of the subnets of networks that are created without `--subnet`, as `docker swarm
+    /// init --default-addr-pool` [default: 10.0.0.0/8]. Used when the cluster is created.
+    #[arg(long, env = "MESH_NETWORK_ADDR_POOL", value_name = "CIDR")]
+    pub network_addr_pool: Option<Ipv4Net>,
+
+    /// The prefix length of such a subnet [default: 24].
+    #[arg(long, env = "MESH_NETWORK_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
+    pub network_addr_pool_mask_length: Option<u8>,
 
     /// Log level, or directives as in `info,mesh_control::leader::driver=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]

@@ -7,7 +7,7 @@ use mesh_state::store::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 use thiserror::Error;
 
 use crate::cli::Cli;
-use crate::pool::{PoolError, WantedPool};
+use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// The pool of tasks' addresses.
     pub pool: WantedPool,
+    /// The pool of networks' subnets.
+    pub network_pool: WantedNetworkPool,
     /// Whether clients can make components panic.
     pub debug_faults: bool,
 }
@@ -97,6 +99,7 @@ impl Config {
                 .metrics_listen
                 .unwrap_or_else(|| SocketAddr::new(cli.advertise, METRICS_PORT)),
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
+            network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
             debug_faults: cli.debug_faults,
         })
     }

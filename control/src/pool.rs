@@ -1,11 +1,11 @@
-//! The pool of tasks' addresses, of which each node gets a subnet. Chosen when the cluster is
-//! created.
+//! The pools of addresses, chosen when the cluster is created: one for tasks, of which each node
+//! gets a subnet, and one for networks, of which each network gets a subnet.
 //!
-//! Pure. A manager that is configured with another pool than the cluster's doesn't start: nodes
-//! have their subnets already.
+//! Pure. A manager that is configured with another pool than the cluster's doesn't start: nodes and
+//! networks have their subnets already.
 
 use ipnet::Ipv4Net;
-use mesh_state::cluster::Cluster;
+use mesh_state::cluster::{Cluster, network_pool, network_prefix};
 use thiserror::Error;
 
 /// The default pool: as many /24 as 4 096 nodes need, apart from what engines give their own
@@ -16,7 +16,13 @@ const DEFAULT_PREFIX: u8 = 24;
 /// The allowed prefix lengths of a node's subnet: from 14 tasks to 65 533.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=28;
 
-/// The pool in this manager's configuration.
+/// The flags that name the pools.
+const TASKS_FLAG: &str = "--default-addr-pool";
+const NETWORKS_FLAG: &str = "--network-addr-pool";
+/// The longest prefix of a network's subnet, as in Swarm.
+const NETWORK_PREFIX_MAX: u8 = 29;
+
+/// The pool of tasks' addresses in this manager's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WantedPool {
     pool: Option<Ipv4Net>,
@@ -27,16 +33,44 @@ pub struct WantedPool {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PoolError {
     /// An address instead of a network.
-    #[error("--default-addr-pool {given}: the network is {network}")]
+    #[error("{flag} {given}: the network is {network}")]
     HostBits {
+        /// The pool's flag.
+        flag: &'static str,
         /// The configured value.
         given: Ipv4Net,
         /// The network that contains it.
         network: Ipv4Net,
     },
     /// Addresses that tasks can't have.
-    #[error("--default-addr-pool {0}: tasks can't have loopback, link-local or multicast addresses")]
-    Unusable(Ipv4Net),
+    #[error("{flag} {pool}: tasks can't have loopback, link-local or multicast addresses")]
+    Unusable {
+        /// The pool's flag.
+        flag: &'static str,
+        /// The configured value.
+        pool: Ipv4Net,
+    },
+    /// A network's subnet is too large for the pool, or too small for a network.
+    #[error("--network-addr-pool-mask-length {prefix}: a network's subnet of {pool} is a /{least} to a /29")]
+    NetworkPrefix {
+        /// The configured value.
+        prefix: u8,
+        /// The pool.
+        pool: Ipv4Net,
+        /// The shortest good one.
+        least: u8,
+    },
+    /// The cluster was made with another pool for networks.
+    #[error(
+        "this cluster's networks have their subnets out of {pool}, a /{prefix} each: start without --network-addr-pool, \
+         or make a new cluster"
+    )]
+    AnotherForNetworks {
+        /// The cluster's pool.
+        pool: Ipv4Net,
+        /// The cluster's prefix.
+        prefix: u8,
+    },
     /// A node's subnet is larger than the pool, or out of bounds.
     #[error("--default-addr-pool-mask-length {prefix}: a node's part of {pool} is a /{least} to a /28")]
     Prefix {
@@ -68,13 +102,7 @@ impl WantedPool {
     pub fn new(pool: Option<Ipv4Net>, prefix: Option<u8>) -> Result<Self, PoolError> {
         let wanted = Self { pool, prefix };
         let (network, prefix) = (wanted.pool(), wanted.prefix());
-        if network != network.trunc() {
-            return Err(PoolError::HostBits { given: network, network: network.trunc() });
-        }
-        let first = network.network();
-        if first.is_loopback() || first.is_link_local() || first.is_multicast() || first.octets()[0] == 0 {
-            return Err(PoolError::Unusable(network));
-        }
+        check_addresses(TASKS_FLAG, network)?;
         let least = network.prefix_len().max(*PREFIXES.start());
         if prefix < least || !PREFIXES.contains(&prefix) {
             return Err(PoolError::Prefix { prefix, pool: network, least });
@@ -105,6 +133,63 @@ impl WantedPool {
     }
 }
 
+/// What this manager was told of the pool of networks' subnets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WantedNetworkPool {
+    pool: Option<Ipv4Net>,
+    prefix: Option<u8>,
+}
+
+impl WantedNetworkPool {
+    /// Checks what the command line says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn new(pool: Option<Ipv4Net>, prefix: Option<u8>) -> Result<Self, PoolError> {
+        let wanted = Self { pool, prefix };
+        let (pool, prefix) = (wanted.pool(), wanted.prefix());
+        check_addresses(NETWORKS_FLAG, pool)?;
+        let least = pool.prefix_len();
+        if !(least..=NETWORK_PREFIX_MAX).contains(&prefix) {
+            return Err(PoolError::NetworkPrefix { prefix, pool, least });
+        }
+        Ok(wanted)
+    }
+
+    /// The pool of a new cluster.
+    pub fn pool(&self) -> Ipv4Net {
+        self.pool.unwrap_or(network_pool())
+    }
+
+    /// Each network's part of it.
+    pub fn prefix(&self) -> u8 {
+        self.prefix.unwrap_or(network_prefix())
+    }
+
+    /// Whether a cluster that exists has the pool that was asked for.
+    ///
+    /// # Errors
+    /// It has another.
+    pub fn check(&self, cluster: &Cluster) -> Result<(), PoolError> {
+        let (pool, prefix) = (cluster.network_pool, cluster.network_prefix);
+        let same = self.pool.is_none_or(|wanted| wanted == pool)
+            && self.prefix.is_none_or(|wanted| wanted == prefix);
+        if same { Ok(()) } else { Err(PoolError::AnotherForNetworks { pool, prefix }) }
+    }
+}
+
+/// Whether tasks can have the addresses of a pool.
+fn check_addresses(flag: &'static str, pool: Ipv4Net) -> Result<(), PoolError> {
+    if pool != pool.trunc() {
+        return Err(PoolError::HostBits { flag, given: pool, network: pool.trunc() });
+    }
+    let first = pool.network();
+    if first.is_loopback() || first.is_link_local() || first.is_multicast() || first.octets()[0] == 0 {
+        return Err(PoolError::Unusable { flag, pool });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +214,26 @@ mod tests {
         ] {
             let refused = wanted(pool, prefix).expect_err(pool).to_string();
             assert!(refused.starts_with("--default-addr-pool"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn networks_have_a_pool_of_their_own() {
+        let wanted = |pool: &str, prefix| WantedNetworkPool::new(Some(pool.parse().unwrap()), prefix);
+        let cluster = crate::fixtures::cluster();
+        assert_eq!(WantedNetworkPool::default().check(&cluster), Ok(()), "nothing was asked for");
+        assert_eq!(wanted("10.0.0.0/8", Some(24)).unwrap().check(&cluster), Ok(()));
+        let refused = wanted("172.20.0.0/14", None).unwrap().check(&cluster).unwrap_err().to_string();
+        assert!(refused.contains("10.0.0.0/8, a /24"), "{refused}");
+        for (pool, prefix) in [
+            ("172.20.0.1/14", None),
+            ("224.0.0.0/8", None),
+            ("172.20.0.0/25", None),
+            ("172.20.0.0/14", Some(13)),
+            ("172.20.0.0/14", Some(30)),
+        ] {
+            let refused = wanted(pool, prefix).expect_err(pool).to_string();
+            assert!(refused.starts_with("--network-addr-pool"), "{refused}");
         }
     }
 

@@ -34,7 +34,7 @@ async fn an_emptied_store_is_no_new_cluster() {
     assert_eq!(open(&store, directory.path()).await.unwrap().cluster, made.cluster, "its own is back");
 
     let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
-    let wanted = BootstrapOptions { pool: WantedPool::default(), new_cluster: true };
+    let wanted = BootstrapOptions { new_cluster: true, ..WantedPool::default().into() };
     let asked = open_cluster(&MemoryStore::new(), directory.path(), wanted, now).await.unwrap();
     assert_ne!(asked.cluster.id, made.cluster.id, "a new cluster, when it is asked for");
     assert_eq!(std::fs::read(directory.path().join("key")).unwrap(), key, "the key stays");

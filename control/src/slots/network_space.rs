@@ -109,7 +109,7 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-/// The first free subnet of the pool behind the one given last, beginning again at the pool's start.
+/// The first free subnet of the pool behind the one given last, else the first of all.
 fn next_subnet(
     snapshot: &ClusterSnapshot,
     cluster: &Cluster,

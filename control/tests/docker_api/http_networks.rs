@@ -102,8 +102,8 @@ async fn the_clusters_networks_are_found_in_their_own_scope_only() {
     assert_eq!(cluster.get("/networks/ingress?scope=swarm").await.status, 200);
 }
 
-/// A cluster with the network `app` and the service `web` on it: a task on node-1, a virtual IP, and
-/// an address of node-1.
+/// A cluster with the network `app` and the service `web` on it: a task on node-1, a virtual IP,
+/// and an address of node-1.
 async fn with_service_on_network() -> Cluster {
     let cluster = Cluster::start().await;
     let config = json!({"IPAM": {"Config": [{"Subnet": "172.30.0.0/20"}]}});

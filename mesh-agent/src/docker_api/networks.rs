@@ -1,9 +1,10 @@
 //! Calls about networks: merges the engine's networks and the cluster's into one list.
 //!
-//! Invariants: the bridges that the agent makes for the cluster's networks are no networks of their
-//! own to clients ([`super::overlay`]). Beyond these, engine and cluster have no network of the same
-//! name, as far as creators use this socket; where they do, a call that names it is refused, never answered by whichever comes first.
-//! A container is never reported as connected to a network that it did not join.
+//! Invariants: the bridges that the agent makes for the cluster's networks are no networks of
+//! their own to clients ([`super::overlay`]). Beyond these, engine and cluster have no network of
+//! the same name, as far as creators use this socket; where they do, a call that names it is
+//! refused, never answered by whichever comes first. A container is never reported as connected to
+//! a network that it did not join.
 //!
 //! Left to others: the cluster's networks themselves (mesh-control).
 

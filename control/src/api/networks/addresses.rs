@@ -1,7 +1,7 @@
 //! The addresses that a network may ask for (`--subnet`, `--gateway`, `--ip-range`): pure.
 //!
-//! Invariant: what is taken is one IPv4 subnet with its range and its gateway inside, and it is kept
-//! as it was given.
+//! Invariant: what is taken is one IPv4 subnet with its range and its gateway inside, and it is
+//! kept as it was given.
 //!
 //! Left to others: whether somebody else has the subnet ([`crate::slots::network_space`]).
 
