@@ -320,11 +320,7 @@ async fn create_cluster(
     }
 }
 
-fn new_cluster(
-    sealer: &Sealer,
-    wanted: BootstrapOptions,
-    now: Timestamp,
-) -> Result<Cluster, BootstrapError> {
+fn new_cluster(sealer: &Sealer, wanted: BootstrapOptions, now: Timestamp) -> Result<Cluster, BootstrapError> {
     let mut rng = rand::rng();
     let id = ClusterId::random(&mut rng);
     let authority = ca::create_authority(&id, now)?;

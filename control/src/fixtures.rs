@@ -2,6 +2,8 @@
 //!
 //! Invariant: a plan that depends on a stale revision, or creates what exists, fails the test.
 
+mod commits;
+
 use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
@@ -17,14 +19,14 @@ use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::node::{Liveness, Node, NodeDescription, NodeSpec, NodeState};
 use mesh_state::service::Service;
 use mesh_state::spec::{Labels, PortConfig, PublishMode, ReplicatedMode, ServiceMode, ServiceSpec};
-use mesh_state::store::{Change, KeyValue};
+use mesh_state::store::Change;
 use mesh_state::task::{Slot, Task, TaskEndpoint, TaskState, TaskStatus};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use serde::Serialize;
 
 use crate::feed::snapshot::ClusterSnapshot;
-use crate::plan::{Action, Plan};
+use crate::plan::Plan;
 
 /// A cluster without nodes or services, some time after the epoch.
 #[derive(Debug, Clone)]
@@ -153,12 +155,7 @@ impl World {
     }
 
     pub(crate) fn put(&mut self, key: String, value: &impl Serialize) {
-        let revision = self.snapshot.revision + 1;
-        let created = *self.created.entry(key.clone()).or_insert(revision);
-        let value = codec::encode(value).unwrap();
-        let item = KeyValue { key, value, create_revision: created, mod_revision: revision };
-        self.snapshot.apply_seen(Change::Put(item), self.now);
-        assert!(self.snapshot.unreadable.is_empty(), "unreadable: {:?}", self.snapshot.unreadable);
+        self.put_encoded(key, codec::encode(value).unwrap());
     }
 
     pub(crate) fn delete(&mut self, key: String) {
@@ -172,82 +169,6 @@ impl World {
         let planned = plan(self.now, &self.snapshot, &mut self.rng);
         self.commit(&planned);
         planned
-    }
-
-    pub(crate) fn commit(&mut self, plan: &Plan) {
-        self.commit_actions(&plan.actions);
-    }
-
-    pub(crate) fn commit_actions(&mut self, actions: &[Action]) {
-        for action in actions {
-            self.check(action);
-        }
-        for action in actions {
-            self.write(action.clone());
-        }
-    }
-
-    fn check(&self, action: &Action) {
-        let snapshot = &self.snapshot;
-        let (expected, stored) = match action {
-            Action::CreateTask(task) => (None, snapshot.tasks.get(&task.id).map(|found| found.mod_revision)),
-            Action::UpdateTask { task, expected } => {
-                (Some(*expected), snapshot.tasks.get(&task.id).map(|found| found.mod_revision))
-            }
-            Action::DeleteTask { id, expected } => {
-                (Some(*expected), snapshot.tasks.get(id).map(|found| found.mod_revision))
-            }
-            Action::UpdateService { service, expected } => {
-                (Some(*expected), snapshot.services.get(&service.id).map(|found| found.mod_revision))
-            }
-            Action::UpdateNode { node, expected } => {
-                (Some(*expected), snapshot.nodes.get(&node.id).map(|found| found.mod_revision))
-            }
-            Action::UpdateNetwork { network, expected } => {
-                (Some(*expected), snapshot.networks.get(&network.id).map(|found| found.mod_revision))
-            }
-            Action::SetLiveness { node, expected, .. } => {
-                (*expected, snapshot.liveness.get(node).map(|found| found.mod_revision))
-            }
-            Action::SetStatus { task, expected, .. } => {
-                (*expected, snapshot.statuses.get(task).map(|found| found.mod_revision))
-            }
-            Action::SetBackendCursor { expected, .. } => {
-                (*expected, snapshot.backend_cursor.as_ref().map(|found| found.mod_revision))
-            }
-            Action::SetMemberKeys { expected, .. } => {
-                (*expected, snapshot.member_keys.as_ref().map(|found| found.mod_revision))
-            }
-            Action::ClaimPort { protocol, port, .. } => {
-                (None, snapshot.ports.get(&(protocol.to_string(), *port)).map(|found| found.mod_revision))
-            }
-            Action::ReleasePort { protocol, port, expected } => (
-                Some(*expected),
-                snapshot.ports.get(&(protocol.to_string(), *port)).map(|found| found.mod_revision),
-            ),
-            Action::DeleteSpec { .. } => return,
-        };
-        assert_eq!(expected, stored, "expected and stored revision of {action:?}");
-    }
-
-    fn write(&mut self, action: Action) {
-        match action {
-            Action::CreateTask(task) | Action::UpdateTask { task, .. } => self.put_task(&task),
-            Action::DeleteTask { id, .. } => {
-                self.delete(keys::task(&id));
-                self.delete(keys::status(&id));
-            }
-            Action::UpdateService { service, .. } => self.write_service(&service),
-            Action::DeleteSpec { service, version } => self.delete(keys::spec(&service, version)),
-            Action::UpdateNode { node, .. } => self.put_node(&node),
-            Action::UpdateNetwork { network, .. } => self.put_network(&network),
-            Action::SetLiveness { node, liveness, .. } => self.put(keys::liveness(&node), &liveness),
-            Action::SetStatus { task, status, .. } => self.put(keys::status(&task), &status),
-            Action::SetBackendCursor { last, .. } => self.put(keys::BACKEND_CURSOR.to_owned(), &last),
-            Action::SetMemberKeys { keys: record, .. } => self.put(keys::MEMBER_KEYS.to_owned(), &record),
-            Action::ClaimPort { protocol, port, service } => self.put(keys::port(protocol, port), &service),
-            Action::ReleasePort { protocol, port, .. } => self.delete(keys::port(protocol, port)),
-        }
     }
 
     /// The wanted tasks of a service.

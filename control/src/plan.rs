@@ -5,7 +5,8 @@
 //! etcd's limits demand) and discards the plan on a conflict.
 
 use mesh_state::Timestamp;
-use mesh_state::ids::{BackendId, NodeId, ServiceId, TaskId};
+use mesh_state::attachment::AttachedContainer;
+use mesh_state::ids::{AttachmentId, BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::member_keys::MemberKeys;
 use mesh_state::network::Network;
 use mesh_state::node::{Liveness, Node};
@@ -62,6 +63,20 @@ pub enum Action {
     UpdateNetwork {
         /// The new value.
         network: Network,
+        /// The revision that the decision is based on.
+        expected: i64,
+    },
+    /// Rewrite an attached container (its address).
+    UpdateAttachment {
+        /// The new value.
+        container: AttachedContainer,
+        /// The revision that the decision is based on.
+        expected: i64,
+    },
+    /// Delete the attachment of a container.
+    DeleteAttachment {
+        /// The attachment.
+        id: AttachmentId,
         /// The revision that the decision is based on.
         expected: i64,
     },

@@ -14,10 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use mesh_state::Timestamp;
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::cluster::{Cluster, Manager};
 use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
-use mesh_state::ids::{BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
+use mesh_state::ids::{AttachmentId, BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::keys::{self, Key};
 use mesh_state::log_ask::LogAsk;
 use mesh_state::member_keys::MemberKeys;
@@ -96,6 +97,8 @@ pub struct ClusterSnapshot {
     pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
     /// Networks by id.
     pub networks: BTreeMap<NetworkId, Stored<Network>>,
+    /// Containers that are no tasks, on networks.
+    pub attachments: BTreeMap<AttachmentId, Stored<AttachedContainer>>,
     /// Secrets and configs, without their data.
     pub dependencies: BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>,
     /// The services that refer to each secret or config.
@@ -110,7 +113,7 @@ pub struct ClusterSnapshot {
     /// The record of the secrets that members share, without the secrets.
     pub member_keys: Option<Stored<MemberKeys>>,
     /// The newest revision that changed something that the mesh table is made of (services, tasks,
-    /// statuses, nodes, liveness, networks).
+    /// statuses, nodes, liveness, networks, attached containers).
     pub mesh_revision: i64,
     /// When this manager received the newest change; the watch sets it.
     pub received_at: Timestamp,
@@ -234,6 +237,7 @@ impl ClusterSnapshot {
             Key::Task(id) => self.put_task(id, item),
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
             Key::Network(id) => self.put_network(id, item),
+            Key::Attachment(id) => self.put_attachment(id, item),
             Key::LogAsk(node, ask) => keep(self.read(item), (node, ask), &mut self.log_asks),
             Key::BackendCursor => self.backend_cursor = self.read(item).or(self.backend_cursor.take()),
             Key::NetworkCursor => self.network_cursor = self.read(item).or(self.network_cursor.take()),
@@ -287,6 +291,7 @@ impl ClusterSnapshot {
             }
             Key::Status(id) => drop(self.statuses.remove(&id)),
             Key::Network(id) => self.delete_network(&id, mod_revision),
+            Key::Attachment(id) => drop(self.attachments.remove(&id)),
             Key::LogAsk(node, ask) => drop(self.log_asks.remove(&(node, ask))),
             Key::BackendCursor => self.backend_cursor = None,
             Key::NetworkCursor => self.network_cursor = None,
@@ -322,6 +327,7 @@ fn feeds_mesh_table(key: &Key) -> bool {
             | Key::Node(_)
             | Key::Liveness(_)
             | Key::Network(_)
+            | Key::Attachment(_)
             | Key::MemberKeys
     )
 }
@@ -342,63 +348,4 @@ fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: &
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn item(key: String, value: &impl serde::Serialize, revision: i64) -> KeyValue {
-        KeyValue {
-            key,
-            value: codec::encode(value).unwrap(),
-            create_revision: revision,
-            mod_revision: revision,
-        }
-    }
-
-    fn task(id: &str, node: Option<&str>) -> Task {
-        Task {
-            id: id.into(),
-            service_id: "s".into(),
-            slot: mesh_state::task::Slot::Number(1),
-            spec_version: 1,
-            node_id: node.map(NodeId::from),
-            desired_state: TaskState::Running,
-            endpoints: Vec::new(),
-            attachments: Vec::new(),
-            created_at: Timestamp::default(),
-            job_iteration: None,
-            generic_resources: Vec::new(),
-            start_after: None,
-            shutdown_at: None,
-            leader_status: TaskStatus::default(),
-        }
-    }
-
-    #[test]
-    fn indexes_follow_a_task_through_its_life() {
-        let mut snapshot = ClusterSnapshot::default();
-        let key = keys::task(&"t".into());
-        snapshot.apply(Change::Put(item(key.clone(), &task("t", None), 3)));
-        assert_eq!(snapshot.tasks_of(&"s".into()).count(), 1);
-        assert_eq!(snapshot.tasks_on(&"n".into()).count(), 0);
-        snapshot.apply(Change::Put(item(key.clone(), &task("t", Some("n")), 5)));
-        assert_eq!(snapshot.tasks_on(&"n".into()).count(), 1, "the task was assigned to n");
-        assert_eq!((snapshot.revision, snapshot.mesh_revision), (5, 5));
-        snapshot.apply(Change::Deleted { key, mod_revision: 6 });
-        assert_eq!(snapshot.tasks_of(&"s".into()).count() + snapshot.tasks_on(&"n".into()).count(), 0);
-    }
-
-    #[test]
-    fn an_unreadable_value_is_named_and_the_last_good_one_kept() {
-        let mut snapshot = ClusterSnapshot::default();
-        let key = keys::task(&"t".into());
-        snapshot.apply(Change::Put(item(key.clone(), &task("t", None), 3)));
-        snapshot.apply(Change::Put(KeyValue {
-            key: key.clone(),
-            value: b"{".to_vec(),
-            create_revision: 3,
-            mod_revision: 4,
-        }));
-        assert!(snapshot.unreadable.contains_key(&key));
-        assert_eq!(snapshot.tasks.len(), 1);
-    }
-}
+mod tests;

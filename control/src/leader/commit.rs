@@ -123,6 +123,12 @@ fn write<T: serde::Serialize>(
     Ok(Transaction { compares, ops: vec![Op::put(key, codec::encode(value)?)] })
 }
 
+/// A value written over the one at revision `expected`.
+fn rewrite<T: serde::Serialize>(key: String, value: &T, expected: i64) -> Result<Transaction, CodecError> {
+    let stands = stands_at(&key, Some(expected));
+    write(key, value, vec![stands])
+}
+
 /// One action as a transaction: its writes, and the conditions for them.
 fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, CodecError> {
     match action {
@@ -132,10 +138,7 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let service = Compare::Exists(keys::service(&task.service_id));
             write(key.clone(), task, vec![Compare::Absent(key), service])
         }
-        Action::UpdateTask { task, expected } => {
-            let key = keys::task(&task.id);
-            write(key.clone(), task, vec![stands_at(&key, Some(*expected))])
-        }
+        Action::UpdateTask { task, expected } => rewrite(keys::task(&task.id), task, *expected),
         Action::DeleteTask { id, expected } => Ok(Transaction {
             compares: vec![stands_at(&keys::task(id), Some(*expected))],
             ops: vec![Op::delete(keys::task(id)), Op::delete(keys::status(id))],
@@ -157,13 +160,16 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let key = keys::spec(service, *version);
             Ok(Transaction { compares: vec![Compare::Exists(key.clone())], ops: vec![Op::delete(key)] })
         }
-        Action::UpdateNode { node, expected } => {
-            let key = keys::node(&node.id);
-            write(key.clone(), node, vec![stands_at(&key, Some(*expected))])
-        }
+        Action::UpdateNode { node, expected } => rewrite(keys::node(&node.id), node, *expected),
         Action::UpdateNetwork { network, expected } => {
-            let key = keys::network(&network.id);
-            write(key.clone(), network, vec![stands_at(&key, Some(*expected))])
+            rewrite(keys::network(&network.id), network, *expected)
+        }
+        Action::UpdateAttachment { container, expected } => {
+            rewrite(keys::attachment(&container.id), container, *expected)
+        }
+        Action::DeleteAttachment { id, expected } => {
+            let key = keys::attachment(id);
+            Ok(Transaction { compares: vec![stands_at(&key, Some(*expected))], ops: vec![Op::delete(key)] })
         }
         Action::SetLiveness { node, liveness, expected } => {
             let key = keys::liveness(node);

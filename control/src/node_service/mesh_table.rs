@@ -76,6 +76,10 @@ impl Table {
             let (ports, networks) = (ingress_ports(service), members::of_service(snapshot, service));
             entries.add(snapshot, &service.id, &service.spec, ports, networks);
         }
+        let attached = snapshot.attachments.values();
+        for member in attached.filter_map(|container| members::of_container(snapshot, container)) {
+            entries.members.insert(member.id.clone(), member);
+        }
         // Nobody finds a removed service by its name: it is on no network any more.
         for (service, (spec, ports)) in removed_services(snapshot, &entries) {
             entries.add(snapshot, service, spec, ports, Vec::new());

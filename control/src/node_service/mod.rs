@@ -12,6 +12,7 @@
 
 mod address;
 pub mod assignments;
+mod attachments;
 mod deliveries;
 mod end;
 mod ends;

@@ -19,7 +19,8 @@ use mesh_state::keys;
 use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
 use mesh_state::proto::{
-    AgentMessage, ControlMessage, EndsTaken, LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
+    AgentMessage, AttachRequest, AttachResponse, ControlMessage, DetachRequest, DetachResponse, EndsTaken,
+    LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
+use super::attachments;
 use super::end::{no_cluster, not_a_member};
 use super::ends;
 use super::logs;
@@ -220,6 +222,22 @@ impl NodeService for SessionService {
         let node = self.member(&request).await?;
         ends::take(&self.0.context.reports, &self.0.context.cluster.snapshot(), &node, request.into_inner())?;
         Ok(Response::new(EndsTaken {}))
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let node = self.member(&request).await?;
+        let cluster = &self.0.context.cluster;
+        let given = attachments::attach(cluster, &node, Utc::now(), request.into_inner());
+        tokio::select! {
+            given = given => Ok(Response::new(given?)),
+            () = self.0.context.shutdown.cancelled() => Err(Status::unavailable("this manager stops")),
+        }
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<DetachResponse>, Status> {
+        let node = self.member(&request).await?;
+        let cluster = &self.0.context.cluster;
+        Ok(Response::new(attachments::detach(cluster, &node, request.get_ref()).await?))
     }
 }
 

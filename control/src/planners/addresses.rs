@@ -1,5 +1,5 @@
-//! Addresses of networks that are no task's: virtual IPs of services, and those of the bridges by
-//! which nodes are on a network.
+//! Addresses of networks that are no task's: virtual IPs of services, those of containers that are
+//! no tasks, and those of the bridges by which nodes are on a network.
 //!
 //! It decides from the specs of services, and from the nodes that tasks were given. A service has a
 //! virtual IP on each network that its spec names, unless it is in mode `dnsrr`, and keeps it for
@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::NetworkId;
 use mesh_state::network::{Network, VirtualIp};
 use mesh_state::service::Service;
@@ -31,7 +32,7 @@ use crate::slots::addresses::{Addresses, is_served, virtual_ips_wanted};
 /// Gives nodes and services the addresses that they lack, and takes those back that nobody needs.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
-    if snapshot.networks.values().all(|network| network.ingress) {
+    if snapshot.attachments.is_empty() && snapshot.networks.values().all(|network| network.ingress) {
         return plan;
     }
     let mut addresses = Addresses::new(snapshot);
@@ -40,7 +41,40 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
     for service in snapshot.services.values() {
         virtual_ips(snapshot, service, &mut addresses, &mut plan);
     }
+    for container in snapshot.attachments.values() {
+        attached(snapshot, container, &mut addresses, &mut plan);
+    }
     plan
+}
+
+/// Gives an attached container its address. One whose node was removed, or its network, is attached
+/// no more.
+fn attached(
+    snapshot: &ClusterSnapshot,
+    container: &Stored<AttachedContainer>,
+    addresses: &mut Addresses<'_>,
+    plan: &mut Plan,
+) {
+    let (id, name, expected) = (&container.id, &container.name, container.mod_revision);
+    let is_there = snapshot.nodes.contains_key(&container.node_id)
+        && snapshot.networks.contains_key(&container.network_id);
+    if !is_there {
+        plan.reasons
+            .push(format!("container {name} is attached no more: its node or its network was removed"));
+        plan.actions.push(Action::DeleteAttachment { id: id.clone(), expected });
+        return;
+    }
+    if container.address.is_some() {
+        return;
+    }
+    match addresses.for_container(&container.network_id) {
+        Ok(address) => {
+            plan.reasons.push(format!("container {name} is {address} on its network"));
+            let container = AttachedContainer { address: Some(address), ..container.value.clone() };
+            plan.actions.push(Action::UpdateAttachment { container, expected });
+        }
+        Err(error) => plan.reasons.push(format!("container {name} gets no address: {error}")),
+    }
 }
 
 fn node_addresses(snapshot: &ClusterSnapshot, addresses: &mut Addresses<'_>, plan: &mut Plan) {

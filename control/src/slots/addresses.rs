@@ -1,7 +1,8 @@
 //! The addresses of users' networks: which are in use, and which is given next.
 //!
 //! There is no table of addresses. A holder bears its address in its own record: a task in its
-//! attachments, a service in its virtual IPs, a network for the nodes that have a bridge of it. An
+//! attachments, a service in its virtual IPs, an attached container in its attachment, a network
+//! for the nodes that have a bridge of it. An
 //! address that no record bears is free, so that none can be left behind by a holder that is gone.
 //! A task that has ended keeps its address in its record, for people to read, and holds it no
 //! longer.
@@ -177,7 +178,15 @@ impl<'a> Addresses<'a> {
         self.next(network, |pool| pool.free() > pool.nodes_owed.len())
     }
 
-    /// Networks on which nodes have tasks and no address yet.
+    /// The address of a container that is no task.
+    ///
+    /// # Errors
+    /// [`NoAddress`]
+    pub fn for_container(&mut self, network: &NetworkId) -> Result<Ipv4Addr, NoAddress> {
+        self.next(network, |pool| pool.free() > pool.owed())
+    }
+
+    /// Networks on which nodes have tasks or attached containers and no address yet.
     pub fn owed_to_nodes(&mut self) -> Vec<(&'a NetworkId, BTreeSet<&'a NodeId>)> {
         let snapshot = self.snapshot;
         let pools = self.pools.get_or_insert_with(|| pools(snapshot));
@@ -247,6 +256,19 @@ fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
             {
                 pool.nodes_owed.insert(node);
             }
+        }
+    }
+    for container in snapshot.attachments.values() {
+        let Some(pool) = pools.get_mut(&container.network_id) else { continue };
+        if let Some(address) = container.address {
+            pool.hold(address);
+        }
+        let network = snapshot.networks.get(&container.network_id);
+        let has_address = |network: &Network| network.node_addresses.contains_key(&container.node_id);
+        if snapshot.nodes.contains_key(&container.node_id)
+            && network.is_some_and(|network| !has_address(network))
+        {
+            pool.nodes_owed.insert(&container.node_id);
         }
     }
     pools

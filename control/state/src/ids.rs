@@ -87,6 +87,10 @@ id!(
     NetworkId
 );
 id!(
+    /// A container that is no task, on a network.
+    AttachmentId
+);
+id!(
     /// A secret or a config.
     DependencyId
 );

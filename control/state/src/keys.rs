@@ -15,6 +15,7 @@
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
+//! /mesh/v1/attachments/{id}             a container that is no task, on a network
 //! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, on a short lease
 //! /mesh/v1/backend-cursor               the backend id given last
 //! /mesh/v1/network-cursor               the subnet and the number given last to a network
@@ -25,7 +26,7 @@
 //! ```
 
 use crate::dependency::DependencyKind;
-use crate::ids::{DependencyId, NetworkId, NodeId, ServiceId, TaskId};
+use crate::ids::{AttachmentId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use crate::spec::Protocol;
 
 /// Everything that managers watch lives below this.
@@ -108,6 +109,11 @@ pub fn network(id: &NetworkId) -> String {
     format!("{ROOT}networks/{id}")
 }
 
+/// A container that is no task, on a network.
+pub fn attachment(id: &AttachmentId) -> String {
+    format!("{ROOT}attachments/{id}")
+}
+
 /// A secret or a config.
 pub fn dependency(kind: DependencyKind, id: &DependencyId) -> String {
     format!("{ROOT}{}/{id}", kind.plural())
@@ -164,6 +170,8 @@ pub enum Key {
     Status(TaskId),
     /// A network.
     Network(NetworkId),
+    /// A container that is no task, on a network.
+    Attachment(AttachmentId),
     /// Logs wanted of a node: the node and the ask.
     LogAsk(NodeId, String),
     /// The backend id given last.
@@ -205,6 +213,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("tasks", Some(id), None) => Key::Task(id.into()),
         ("status", Some(id), None) => Key::Status(id.into()),
         ("networks", Some(id), None) => Key::Network(id.into()),
+        ("attachments", Some(id), None) => Key::Attachment(id.into()),
         ("log-asks", Some(node), Some(ask)) => Key::LogAsk(node.into(), ask.to_owned()),
         _ => return None,
     };
@@ -236,6 +245,7 @@ mod tests {
             (task(&task_id), Key::Task(task_id.clone())),
             (status(&task_id), Key::Status(task_id)),
             (network(&NetworkId::from("w")), Key::Network("w".into())),
+            (attachment(&AttachmentId::from("x")), Key::Attachment("x".into())),
             (
                 dependency(DependencyKind::Secret, &"d".into()),
                 Key::Dependency(DependencyKind::Secret, "d".into()),

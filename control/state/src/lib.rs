@@ -13,6 +13,7 @@
 pub mod ids;
 pub mod spec;
 
+pub mod attachment;
 pub mod cluster;
 pub mod dependency;
 pub mod lb;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use mesh_state::Timestamp;
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::network::VirtualIp;
 use mesh_state::store::Op;
 use mesh_state::{codec, keys};
@@ -178,5 +180,37 @@ async fn a_network_in_use_stays() {
     assert_eq!(cluster.delete("/networks/app").await.refusal(), (400, message.as_str()));
     assert_eq!(cluster.post("/networks/prune", &json!({})).await.body, json!({"NetworksDeleted": []}));
     assert_eq!(cluster.delete("/services/web").await.status, 200);
+    assert_eq!(cluster.delete("/networks/app").await.status, 204);
+}
+
+#[tokio::test]
+async fn an_attached_container_is_shown_and_keeps_its_network() {
+    let cluster = Cluster::start().await;
+    created(&cluster, "app", &json!({"Attachable": true})).await;
+    let app = cluster.context.snapshot().networks.values().find(|one| one.name == "app").unwrap().id.clone();
+    let container = AttachedContainer {
+        id: "x1".into(),
+        network_id: app.clone(),
+        node_id: node_id(1).as_str().into(),
+        container_id: "5e11".to_owned(),
+        name: "shell".to_owned(),
+        hostname: String::new(),
+        aliases: Vec::new(),
+        address: Some([10, 0, 0, 9].into()),
+        created_at: Timestamp::default(),
+    };
+    let key = keys::attachment(&container.id);
+    cluster.write(vec![Op::put(key.clone(), codec::encode(&container).unwrap())]).await;
+    let shown = cluster.get("/networks/app?verbose=true").await.body;
+    let address = (&shown["Containers"]["5e11"]["Name"], &shown["Containers"]["5e11"]["IPv4Address"]);
+    assert_eq!(address, (&json!("shell"), &json!("10.0.0.9/24")), "{shown}");
+    assert_eq!(shown["Services"][""]["Tasks"][0]["EndpointIP"], "10.0.0.9");
+    let message = format!(
+        "rpc error: code = FailedPrecondition desc = network {app} is in use by container shell on node {}",
+        node_id(1)
+    );
+    assert_eq!(cluster.delete("/networks/app").await.refusal(), (400, message.as_str()));
+    assert_eq!(cluster.post("/networks/prune", &json!({})).await.body, json!({"NetworksDeleted": []}));
+    cluster.write(vec![Op::delete(key)]).await;
     assert_eq!(cluster.delete("/networks/app").await.status, 204);
 }

@@ -222,6 +222,20 @@ impl NodeService for Manager {
         self.ends.send(request.into_inner()).await.expect("the test waits for ends");
         Ok(Response::new(proto::EndsTaken {}))
     }
+
+    async fn attach(
+        &self,
+        _request: Request<proto::AttachRequest>,
+    ) -> Result<Response<proto::AttachResponse>, Status> {
+        Err(Status::not_found("this manager has no networks"))
+    }
+
+    async fn detach(
+        &self,
+        _request: Request<proto::DetachRequest>,
+    ) -> Result<Response<proto::DetachResponse>, Status> {
+        Ok(Response::new(proto::DetachResponse {}))
+    }
 }
 
 pub(crate) struct Running {

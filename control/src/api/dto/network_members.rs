@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::network::Network;
 use mesh_state::service::Service;
@@ -73,11 +74,13 @@ struct TaskInfo {
     info: BTreeMap<&'static str, String>,
 }
 
-/// The tasks that have an address on a network and have not ended.
+/// The tasks that have an address on a network and have not ended, and the containers that are
+/// attached to it.
 pub(crate) struct Members<'a> {
     snapshot: &'a ClusterSnapshot,
     network: &'a Network,
     tasks: Vec<(&'a Task, &'a NodeId, Ipv4Addr)>,
+    attached: Vec<(&'a AttachedContainer, Ipv4Addr)>,
 }
 
 impl<'a> Members<'a> {
@@ -89,7 +92,10 @@ impl<'a> Members<'a> {
             Some((task, task.node_id.as_ref().filter(|_| !has_ended)?, attachment.address?))
         };
         let tasks = snapshot.tasks.values().filter_map(|task| member(&task.value)).collect();
-        Self { snapshot, network, tasks }
+        let attached = snapshot.attachments.values().filter(|container| container.network_id == network.id);
+        let attached =
+            attached.filter_map(|container| Some((&container.value, container.address?))).collect();
+        Self { snapshot, network, tasks, attached }
     }
 
     /// The containers on a node by id, and the node's own end of the network, under the name that
@@ -104,6 +110,14 @@ impl<'a> Members<'a> {
                 Some((container.container_id.clone(), resource))
             })
             .collect();
+        let attached = self.attached.iter().filter(|(container, _)| container.node_id == *node);
+        containers.extend(attached.filter(|(container, _)| !container.container_id.is_empty()).map(
+            |(container, address)| {
+                let resource =
+                    EndpointResource::new(container.name.clone(), self.network.with_prefix(*address));
+                (container.container_id.clone(), resource)
+            },
+        ));
         if containers.is_empty() {
             return None;
         }
@@ -118,7 +132,8 @@ impl<'a> Members<'a> {
 
     /// The nodes that have tasks on the network.
     pub(super) fn peers(&self) -> Vec<Peer> {
-        let nodes: BTreeSet<_> = self.tasks.iter().map(|(_, node, _)| *node).collect();
+        let attached = self.attached.iter().map(|(container, _)| &container.node_id);
+        let nodes: BTreeSet<_> = self.tasks.iter().map(|(_, node, _)| *node).chain(attached).collect();
         let peers = nodes.into_iter().filter_map(|id| {
             let node = self.snapshot.nodes.get(id)?;
             let short: String = id.as_str().chars().take(12).collect();
@@ -145,6 +160,16 @@ impl<'a> Members<'a> {
             };
             services.insert(service.spec.name.clone(), info);
         }
+        // Swarm shows the containers that are no tasks as a service without a name.
+        let attached = self
+            .attached
+            .iter()
+            .map(|(container, address)| self.task_info(container.name.clone(), &container.node_id, *address));
+        let tasks: Vec<_> = attached.collect();
+        if !tasks.is_empty() {
+            let info = ServiceInfo { vip: String::new(), ports: Vec::new(), local_lb_index: 0, tasks };
+            services.insert(String::new(), info);
+        }
         services
     }
 
@@ -152,16 +177,20 @@ impl<'a> Members<'a> {
         let own = self.tasks.iter().filter(|(task, ..)| {
             task.service_id == service.id && self.snapshot.state_of(task) == TaskState::Running
         });
-        let infos = own.map(|(task, node, address)| {
-            let host = self.snapshot.nodes.get(*node).and_then(|node| node.address);
-            TaskInfo {
-                name: self.container_name(task).unwrap_or_default(),
-                endpoint_id: String::new(),
-                endpoint_ip: address.to_string(),
-                info: host.map(|host| ("Host IP", host.to_string())).into_iter().collect(),
-            }
-        });
-        infos.collect()
+        own.map(|(task, node, address)| {
+            self.task_info(self.container_name(task).unwrap_or_default(), node, *address)
+        })
+        .collect()
+    }
+
+    fn task_info(&self, name: String, node: &NodeId, address: Ipv4Addr) -> TaskInfo {
+        let host = self.snapshot.nodes.get(node).and_then(|node| node.address);
+        TaskInfo {
+            name,
+            endpoint_id: String::new(),
+            endpoint_ip: address.to_string(),
+            info: host.map(|host| ("Host IP", host.to_string())).into_iter().collect(),
+        }
     }
 
     /// The name of a task's container.

@@ -175,8 +175,8 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
 
 /// The networks that the task is on, each with the task's address there; first the ingress network
 /// if the mesh publishes a port of it, with the address on the task's node: there Docker's clients
-/// look for what answers on such a port. A port that is published on the task's node only is reached
-/// at the node's address.
+/// look for what answers on such a port. A port that is published on the task's node only is
+/// reached at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let on_node = address_on_node(snapshot, task, status);
     let has_ingress = !task.endpoints.is_empty();

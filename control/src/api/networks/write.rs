@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::codec;
 use mesh_state::ids::NetworkId;
 use mesh_state::keys;
@@ -100,6 +101,12 @@ pub(super) fn remove(
     if let Some(task) = task_on(snapshot, current) {
         return Err(ApiError::Precondition(format!("network {} is in use by task {}", current.id, task.id)));
     }
+    if let Some(container) = container_on(snapshot, current) {
+        return Err(ApiError::Precondition(format!(
+            "network {} is in use by container {} on node {}",
+            current.id, container.name, container.node_id
+        )));
+    }
     Ok(Transaction {
         compares: vec![Compare::ModRevision(keys::network(&current.id), current.mod_revision)],
         ops: vec![Op::delete(keys::network(&current.id)), Op::delete(keys::name(NAME_KIND, &current.name))],
@@ -121,6 +128,7 @@ pub(super) fn unused<'a>(
             !network.ingress
                 && user_of(snapshot, network).is_none()
                 && task_on(snapshot, network).is_none()
+                && container_on(snapshot, network).is_none()
                 && filters.labels("label", labels)
                 && filters.lacks_labels("label!", labels)
                 && before.iter().all(|moment| network.created_at <= *moment)
@@ -149,6 +157,12 @@ fn task_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a T
             && snapshot.services.contains_key(&task.service_id)
     };
     snapshot.tasks.values().map(|task| &task.value).find(is_on)
+}
+
+/// A container that is no task and is attached to the network.
+fn container_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a AttachedContainer> {
+    let mut attached = snapshot.attachments.values().map(|container| &container.value);
+    attached.find(|container| container.network_id == network.id)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use mesh_state::ids::{NetworkId, ServiceId};
+use mesh_state::attachment::AttachedContainer;
+use mesh_state::ids::{AttachmentId, NetworkId, ServiceId};
 use mesh_state::network::Network;
 use mesh_state::service::Service;
 use mesh_state::store::KeyValue;
@@ -56,6 +57,17 @@ impl ClusterSnapshot {
             }
         }
         keep(read, id, &mut self.services);
+    }
+
+    pub(super) fn put_attachment(&mut self, id: AttachmentId, item: &KeyValue) {
+        let read = self.read::<AttachedContainer>(item);
+        if let Some(container) = &read
+            && let Some(address) = container.address
+            && self.attachments.get(&id).is_none_or(|before| before.address != Some(address))
+        {
+            self.newest_addresses.note(&container.network_id, address, item.mod_revision);
+        }
+        keep(read, id, &mut self.attachments);
     }
 
     pub(super) fn put_network(&mut self, id: NetworkId, item: &KeyValue) {

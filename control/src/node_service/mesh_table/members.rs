@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::BackendId;
 use mesh_state::lb::LbSettings;
-use mesh_state::node::Node;
+use mesh_state::node::{Node, NodeState};
 use mesh_state::proto::{BackendState, MeshAttachment, MeshMember, MeshNetwork, MeshServiceNetwork};
 use mesh_state::service::Service;
 use mesh_state::task::{Task, TaskState};
@@ -99,6 +100,34 @@ pub(super) fn of_task(
         state: state.into(),
         attachments,
         weight: weight(settings, task, node),
+    })
+}
+
+/// An attached container as a member of its network, once it has its address: it serves once it is
+/// made, while its node is heard.
+pub(super) fn of_container(snapshot: &ClusterSnapshot, container: &AttachedContainer) -> Option<MeshMember> {
+    let node = snapshot.nodes.get(&container.node_id)?;
+    snapshot.networks.get(&container.network_id).filter(|network| is_served(network))?;
+    let is_heard = snapshot.node_state(&node.id) == NodeState::Ready;
+    let state = if !container.container_id.is_empty() && is_heard {
+        BackendState::Active
+    } else {
+        BackendState::Unspecified
+    };
+    Some(MeshMember {
+        id: container.id.to_string(),
+        name: container.name.clone(),
+        node_id: node.id.to_string(),
+        container_id: container.container_id.clone(),
+        hostname: container.hostname.clone(),
+        state: state.into(),
+        attachments: vec![MeshAttachment {
+            network_id: container.network_id.to_string(),
+            address: container.address?.to_string(),
+            backend_id: 0,
+            aliases: container.aliases.clone(),
+        }],
+        ..MeshMember::default()
     })
 }
 

@@ -1,0 +1,333 @@
+//! Containers that are no tasks, attached to networks: what a node asks for its own containers.
+//!
+//! A node names the attachment by an id that it chose, so that it can ask again when it heard no
+//! answer, and tell more of the container later. The record is written here; the leader gives the
+//! address ([`crate::planners::addresses`]), so that no two managers give one twice, and this call
+//! waits for it.
+//!
+//! Invariants: a node speaks for its own containers only; what comes in is bounded; the network's
+//! own record is written anew with the first attachment of an id, so that a removal of the network
+//! at the same moment loses.
+
+use std::time::Duration;
+
+use mesh_admission::figures::report::{HOSTNAME_BYTES, ID_BYTES};
+use mesh_state::Timestamp;
+use mesh_state::attachment::AttachedContainer;
+use mesh_state::codec::{self, CodecError};
+use mesh_state::ids::{AttachmentId, ID_LENGTH, NodeId};
+use mesh_state::keys;
+use mesh_state::network::{AssignedNetwork, Network};
+use mesh_state::proto::{AttachRequest, AttachResponse, DetachRequest, DetachResponse};
+use mesh_state::store::{Compare, Op, TxnOutcome};
+use tokio::time::timeout;
+use tonic::Status;
+use tracing::info;
+
+use crate::context::ApiContext;
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
+use crate::slots::addresses::{Addresses, is_served};
+
+/// How long Swarm's engines wait for an address.
+const ADDRESS_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a write that lost waits for the snapshot to show why.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
+/// Decisions of one write, the lost ones included.
+const ATTEMPTS: usize = 8;
+/// Names of a container on one network, and containers of one node that are attached.
+const ALIASES_MAX: usize = 64;
+const CONTAINERS_MAX: usize = 4_096;
+
+/// What a write needs and does; nothing, if all is as it should be.
+type Write = Option<(Vec<Compare>, Vec<Op>)>;
+
+/// Attaches a container of `node`, and waits until it has an address.
+///
+/// # Errors
+/// The network isn't there, isn't attachable or has no address left; the request is none; no
+/// address came in time.
+pub(super) async fn attach(
+    cluster: &ApiContext,
+    node: &NodeId,
+    now: Timestamp,
+    asked: AttachRequest,
+) -> Result<AttachResponse, Status> {
+    check(&asked)?;
+    let id = AttachmentId::from(asked.attachment_id.as_str());
+    write(cluster, |snapshot| attached(snapshot, node, now, &asked)).await?;
+    let mut snapshots = cluster.feed.snapshots.clone();
+    let ready = snapshots.wait_for(|snapshot| assigned(snapshot, &id).is_some());
+    // What is waited for holds the snapshot locked: it must not live on.
+    let ready = timeout(ADDRESS_DEADLINE, ready).await.map(|seen| seen.map(|seen| assigned(&seen, &id)));
+    match ready {
+        Ok(Ok(network)) => {
+            let network = network.ok_or_else(|| Status::aborted("it was detached"))?;
+            let network_json = serde_json::to_string(&network)
+                .map_err(|error| Status::internal(format!("write the network down: {error}")))?;
+            info!(%node, container = asked.container_name, network = network.name, "a container was attached");
+            Ok(AttachResponse { network_json })
+        }
+        Ok(Err(_)) => Err(Status::unavailable("this manager stops")),
+        Err(_) => {
+            write(cluster, |snapshot| detached(snapshot, node, &id)).await?;
+            Err(Status::deadline_exceeded(
+                "attaching to network failed, make sure your network options are correct and check manager logs",
+            ))
+        }
+    }
+}
+
+/// Detaches a container of `node`. One that isn't attached is no error.
+///
+/// # Errors
+/// The attachment is another node's; the store is away.
+pub(super) async fn detach(
+    cluster: &ApiContext,
+    node: &NodeId,
+    asked: &DetachRequest,
+) -> Result<DetachResponse, Status> {
+    let id = AttachmentId::from(asked.attachment_id.as_str());
+    write(cluster, |snapshot| detached(snapshot, node, &id)).await?;
+    Ok(DetachResponse {})
+}
+
+/// Decides and commits, again while others are faster, and waits until the snapshot holds it.
+async fn write(
+    cluster: &ApiContext,
+    mut decide: impl FnMut(&ClusterSnapshot) -> Result<Write, Status>,
+) -> Result<(), Status> {
+    for _ in 0..ATTEMPTS {
+        let snapshot = cluster.snapshot();
+        let Some((compares, ops)) = decide(&snapshot)? else { return Ok(()) };
+        let outcome = cluster.store.txn(compares, ops).await;
+        match outcome.map_err(|error| Status::unavailable(error.to_string()))? {
+            TxnOutcome::Committed(revision) => {
+                // A later read shows it in any case.
+                drop(cluster.wait_for_revision(revision, ADDRESS_DEADLINE).await);
+                return Ok(());
+            }
+            TxnOutcome::Conflict => {
+                let mut snapshots = cluster.feed.snapshots.clone();
+                let newer = snapshots.wait_for(|newer| newer.revision > snapshot.revision);
+                drop(timeout(CONFLICT_PAUSE, newer).await);
+            }
+        }
+    }
+    Err(Status::aborted("the cluster changed while the request was carried out: try again"))
+}
+
+fn check(asked: &AttachRequest) -> Result<(), Status> {
+    let id = &asked.attachment_id;
+    let is_id = (1..=ID_LENGTH).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if !is_id {
+        return Err(Status::invalid_argument(format!(
+            "an attachment's id has 1 to {ID_LENGTH} letters and digits"
+        )));
+    }
+    let names = asked.aliases.iter().chain([&asked.network, &asked.container_name, &asked.hostname]);
+    let too_long = names.into_iter().any(|name| name.len() > HOSTNAME_BYTES);
+    if too_long || asked.container_id.len() > ID_BYTES || asked.aliases.len() > ALIASES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "a container has at most {ALIASES_MAX} further names, each of at most {HOSTNAME_BYTES} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// The network that a node names: by its id, else by its name.
+fn find<'a>(snapshot: &'a ClusterSnapshot, asked: &str) -> Result<&'a Stored<Network>, Status> {
+    let by_id = snapshot.networks.get(&asked.into());
+    let found = by_id.or_else(|| snapshot.networks.values().find(|network| network.name == asked));
+    let network = found.ok_or_else(|| Status::not_found(format!("network {asked} not found")))?;
+    if !network.spec.attachable || !is_served(network) {
+        return Err(Status::permission_denied(format!("network {} not manually attachable", network.name)));
+    }
+    Ok(network)
+}
+
+/// The container attached, or what is known of it brought up to date.
+fn attached(
+    snapshot: &ClusterSnapshot,
+    node: &NodeId,
+    now: Timestamp,
+    asked: &AttachRequest,
+) -> Result<Write, Status> {
+    let network = find(snapshot, &asked.network)?;
+    let id = AttachmentId::from(asked.attachment_id.as_str());
+    let known = snapshot.attachments.get(&id);
+    if known.is_some_and(|known| known.node_id != *node || known.network_id != network.id) {
+        return Err(Status::already_exists(format!("the attachment {id} is another's: choose another id")));
+    }
+    let container = AttachedContainer {
+        id: id.clone(),
+        network_id: network.id.clone(),
+        node_id: node.clone(),
+        container_id: asked.container_id.clone(),
+        name: asked.container_name.clone(),
+        hostname: asked.hostname.clone(),
+        aliases: asked.aliases.clone(),
+        address: known.and_then(|known| known.address),
+        created_at: known.map_or(now, |known| known.created_at),
+    };
+    let key = keys::attachment(&id);
+    let record = Op::put(key.clone(), codec::encode(&container).map_err(|error| unwritten(&error))?);
+    if let Some(known) = known {
+        let stands = Compare::ModRevision(key, known.mod_revision);
+        return Ok((known.value != container).then(|| (vec![stands], vec![record])));
+    }
+    let own = snapshot.attachments.values().filter(|attached| attached.node_id == *node);
+    if own.count() >= CONTAINERS_MAX {
+        return Err(Status::resource_exhausted(format!(
+            "{CONTAINERS_MAX} containers of this node are attached: detach one first"
+        )));
+    }
+    let mut addresses = Addresses::new(snapshot);
+    let left = addresses.for_container(&network.id);
+    left.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let network_key = keys::network(&network.id);
+    let anew = codec::encode(&network.value).map_err(|error| unwritten(&error))?;
+    let compares = vec![
+        Compare::Absent(key),
+        Compare::ModRevision(network_key.clone(), network.mod_revision),
+        Compare::Exists(keys::node(node)),
+    ];
+    Ok(Some((compares, vec![record, Op::put(network_key, anew)])))
+}
+
+fn unwritten(error: &CodecError) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn detached(snapshot: &ClusterSnapshot, node: &NodeId, id: &AttachmentId) -> Result<Write, Status> {
+    let Some(known) = snapshot.attachments.get(id) else { return Ok(None) };
+    if known.node_id != *node {
+        return Err(Status::permission_denied(format!("the attachment {id} is another node's")));
+    }
+    let key = keys::attachment(id);
+    Ok(Some((vec![Compare::ModRevision(key.clone(), known.mod_revision)], vec![Op::delete(key)])))
+}
+
+/// What the node needs to connect an attached container, once the leader has given it.
+fn assigned(snapshot: &ClusterSnapshot, id: &AttachmentId) -> Option<AssignedNetwork> {
+    let container = snapshot.attachments.get(id)?;
+    let network = snapshot.networks.get(&container.network_id)?;
+    Some(AssignedNetwork {
+        id: network.id.clone(),
+        name: network.name.clone(),
+        number: network.number,
+        subnet: network.subnet,
+        node_address: *network.node_addresses.get(&container.node_id)?,
+        internal: network.spec.internal,
+        mtu: network.mtu(),
+        address: container.address?,
+        aliases: container.aliases.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{World, network};
+    use crate::planners::addresses;
+
+    /// A world of nodes a and b with the attachable network `app` and the network `closed`.
+    fn world() -> World {
+        let mut world = World::with_nodes(["a", "b"]);
+        let mut app = network("app", "10.0.5.0/29", 7);
+        app.spec.attachable = true;
+        world.put_network(&app);
+        world.put_network(&network("closed", "10.0.6.0/24", 8));
+        world
+    }
+
+    fn asked(id: &str, network: &str) -> AttachRequest {
+        AttachRequest {
+            attachment_id: id.to_owned(),
+            network: network.to_owned(),
+            container_name: "shell".to_owned(),
+            aliases: vec!["sh".to_owned()],
+            ..AttachRequest::default()
+        }
+    }
+
+    fn ask(world: &mut World, node: &str, asked: &AttachRequest) -> Result<(), String> {
+        let written = attached(&world.snapshot, &node.into(), world.now, asked);
+        for op in written.map_err(|error| error.message().to_owned())?.into_iter().flat_map(|write| write.1) {
+            world.apply(op);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_container_gets_an_address_and_its_node_a_bridge() {
+        let mut world = world();
+        ask(&mut world, "a", &asked("x1", "app")).unwrap();
+        assert_eq!(assigned(&world.snapshot, &"x1".into()), None, "the leader has given nothing yet");
+        world.run(addresses::plan);
+        let given = assigned(&world.snapshot, &"x1".into()).unwrap();
+        assert_eq!((given.name.as_str(), given.number, given.aliases), ("app", 7, vec!["sh".to_owned()]));
+        let held = [given.address, given.node_address].map(|address| address.to_string());
+        assert_eq!(held, ["10.0.5.3", "10.0.5.2"], "behind the gateway, the node first");
+        // What the node says later changes the record and not the address.
+        let made = AttachRequest { container_id: "c0ffee".to_owned(), ..asked("x1", "app") };
+        ask(&mut world, "a", &made).unwrap();
+        let record = &world.snapshot.attachments[&"x1".into()];
+        assert_eq!((record.container_id.as_str(), record.address), ("c0ffee", Some(given.address)));
+        assert_eq!(attached(&world.snapshot, &"a".into(), world.now, &made).unwrap(), None, "nothing is new");
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself_and_for_attachable_networks_only() {
+        let mut world = world();
+        ask(&mut world, "a", &asked("x1", "app")).unwrap();
+        for (node, request, expected) in [
+            ("b", asked("x1", "app"), "another's"),
+            ("a", asked("x2", "closed"), "network closed not manually attachable"),
+            ("a", asked("x2", "nosuch"), "network nosuch not found"),
+        ] {
+            let refused = ask(&mut world, node, &request).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+        assert!(detached(&world.snapshot, &"b".into(), &"x1".into()).is_err());
+        assert!(detached(&world.snapshot, &"a".into(), &"x1".into()).unwrap().is_some());
+        assert_eq!(detached(&world.snapshot, &"a".into(), &"x9".into()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_used_up_network_is_said_at_once() {
+        let mut world = world();
+        for id in ["x1", "x2", "x3", "x4"] {
+            ask(&mut world, "a", &asked(id, "app")).unwrap();
+            world.run(addresses::plan);
+        }
+        let refused = ask(&mut world, "a", &asked("x5", "app")).unwrap_err();
+        assert_eq!(refused, "no address left in network app (10.0.5.0/29)");
+        let gone = detached(&world.snapshot, &"a".into(), &"x2".into()).unwrap().unwrap();
+        gone.1.into_iter().for_each(|op| world.apply(op));
+        ask(&mut world, "a", &asked("x5", "app")).unwrap();
+    }
+
+    #[test]
+    fn attachments_of_a_removed_node_are_given_up() {
+        let mut world = world();
+        ask(&mut world, "a", &asked("x1", "app")).unwrap();
+        world.run(addresses::plan);
+        world.delete(keys::node(&"a".into()));
+        world.run(addresses::plan);
+        assert!(world.snapshot.attachments.is_empty(), "left: {:?}", world.snapshot.attachments);
+    }
+
+    #[test]
+    fn what_a_node_sends_is_bounded() {
+        for bad in [
+            asked("", "app"),
+            asked("a/b", "app"),
+            asked("x1", &"n".repeat(HOSTNAME_BYTES + 1)),
+            AttachRequest { aliases: vec![String::new(); ALIASES_MAX + 1], ..asked("x1", "app") },
+            AttachRequest { container_id: "c".repeat(ID_BYTES + 1), ..asked("x1", "app") },
+        ] {
+            assert!(check(&bad).is_err(), "accepted {bad:?}");
+        }
+        assert!(check(&asked("x1", "app")).is_ok());
+    }
+}
