@@ -2,22 +2,24 @@
 //! kernel (`BPF_PROG_TEST_RUN`): same verdict, same bytes, same drops, same flows. Needs root;
 //! without it, the tests print so and pass (they fail where `CI` is set).
 
+#[path = "programs/maps.rs"]
+mod maps;
+
 use std::fs;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
+use maps::{clear, fill, set};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, DropReason, Edge, Flow, FlowCell, FragmentKey,
-    FragmentPorts, Live, Mac, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, TUNNEL_MARK,
+    BackendLoad, DropReason, Edge, Flow, FlowCell, FragmentKey, FragmentPorts, Mac, Nat, NatKey, TUNNEL_MARK,
     flow_event, names,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established};
 use mesh_ebpf::flow_table::{cell_count, factors};
 use mesh_ebpf::select::Candidates;
 use mesh_ebpf::testing::fixtures;
-use mesh_ebpf::testing::{Fixture, Frame, Hook, HostCells, HostTables, IFINDEX, Setup};
+use mesh_ebpf::testing::{Fixture, Frame, Hook, HostTables, IFINDEX};
 use mesh_ebpf::verdict::Verdict;
 
 /// Room for the longest output: no fixture is longer than an Ethernet frame with its outer headers.
@@ -163,6 +165,7 @@ impl Kernel {
         }
         classifier(&mut programs, names::PROGRAM_UPLINK);
         classifier(&mut programs, names::PROGRAM_TASK);
+        classifier(&mut programs, names::PROGRAM_OVERLAY);
         classifier(&mut programs, names::PROGRAM_EGRESS);
         classifier(&mut programs, names::PROGRAM_DEVICE);
         let mut from_tunnel = Ebpf::load(&object(env!("MESH_FROM_TUNNEL_OBJECT"))).expect("maps are made");
@@ -187,6 +190,7 @@ impl Kernel {
             Hook::Xdp => None,
             Hook::Uplink => Some(program(&mut self.programs, names::PROGRAM_UPLINK)),
             Hook::Task => Some(program(&mut self.programs, names::PROGRAM_TASK)),
+            Hook::Overlay => Some(program(&mut self.programs, names::PROGRAM_OVERLAY)),
             Hook::Egress { .. } | Hook::Forwarded => Some(program(&mut self.programs, names::PROGRAM_EGRESS)),
             Hook::Tunnel(origin) => {
                 let peer = u32::from_be_bytes(origin.peer);
@@ -260,89 +264,6 @@ fn array(programs: &mut Ebpf, name: &str) -> ProgramArray<MapData> {
 
 fn enter(array: &mut ProgramArray<MapData>, index: u32, program: &SchedClassifier) {
     array.set(index, program.fd().expect("loaded"), 0).expect("place in the array");
-}
-
-/// Removes from the maps what fixtures and programs have put there.
-fn clear(programs: &mut Ebpf) {
-    let ids = || 0..IDS_MAX;
-    set(programs, names::CONFIG, [(0, Config::default())].into_iter());
-    set(programs, names::SLOTS, ids().map(|id| (id, 0u32)));
-    set(programs, names::BACKENDS, ids().map(|id| (id, Backend::default())));
-    set(programs, names::NODES, ids().map(|id| (id, Node::default())));
-    set(programs, names::MEMBERS, ids().map(|id| (id, Member::default())));
-    set(programs, names::LOADS, ids().map(|id| (id, BackendLoad::default())));
-    set(programs, names::LIVE, ids().map(|id| (id, Live::default())));
-    set(programs, names::ROUND_ROBIN, ids().map(|id| (id, 0u64)));
-    empty::<Address, u32>(programs, names::ADDRESSES);
-    empty::<Address, u32>(programs, names::PEERS);
-    empty::<ServiceKey, Service>(programs, names::SERVICES);
-    empty::<NatKey, Nat>(programs, names::NAT_HALF_OPEN);
-    empty::<NatKey, Nat>(programs, names::NAT_ESTABLISHED);
-    empty::<FragmentKey, FragmentPorts>(programs, names::FRAGMENTS);
-    let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
-    let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
-    let keys: Vec<_> = allowed.keys().map(|key| key.expect("key")).collect();
-    for key in keys {
-        allowed.remove(&key).expect("network");
-    }
-    let map = programs.map_mut(names::DROPS).expect("map of drops");
-    let mut drops: PerCpuArray<_, u64> = PerCpuArray::try_from(map).expect("per-CPU array");
-    let cpus = aya::util::nr_cpus().expect("number of CPUs");
-    for index in 0..drops.len() {
-        let zeros = PerCpuValues::try_from(vec![0; cpus]).expect("a value for each CPU");
-        drops.set(index, zeros, 0).expect("drops");
-    }
-}
-
-fn empty<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str) {
-    let mut map: HashMap<_, K, V> = HashMap::try_from(programs.map_mut(name).expect(name)).expect(name);
-    let keys: Vec<K> = map.keys().map(|key| key.expect(name)).collect();
-    for key in keys {
-        map.remove(&key).expect(name);
-    }
-}
-
-/// Copies the initial entries of the host's tables into the maps.
-fn fill(programs: &mut Ebpf, setup: &Setup) {
-    set(programs, names::CONFIG, (0..).zip([setup.config]));
-    set(programs, names::SYN_GUARD_FIRED, (0..).zip([setup.guard_fired_ns]));
-    let map = programs.map_mut(names::SYN_GUARD).expect("map of the guard");
-    let mut guard: PerCpuArray<_, SynGuard> = PerCpuArray::try_from(map).expect("per-CPU array");
-    let cpus = aya::util::nr_cpus().expect("number of CPUs");
-    let alike = PerCpuValues::try_from(vec![setup.guard; cpus]).expect("a value for each CPU");
-    guard.set(0, alike, 0).expect("guard");
-    set(programs, names::SLOTS, (0..).zip(setup.slots.iter().copied()));
-    set(programs, names::BACKENDS, setup.backends.iter().copied());
-    set(programs, names::NODES, (0..).zip(setup.nodes.iter().copied()));
-    set(programs, names::MEMBERS, (0..).zip(setup.members.iter().copied()));
-    set(programs, names::LOADS, setup.loads.iter().copied());
-    insert(programs, names::ADDRESSES, setup.addresses.iter().copied().zip(0u32..));
-    insert(programs, names::PEERS, setup.nodes.iter().map(|node| node.address).zip(0u32..).skip(1));
-    insert(programs, names::SERVICES, setup.services.iter().copied());
-    let map = programs.map_mut(names::ALLOWED).expect("map of allowed networks");
-    let mut allowed: LpmTrie<_, AllowedKey, u32> = LpmTrie::try_from(map).expect("trie");
-    for (len, key) in &setup.allowed {
-        allowed.insert(&Key::new(*len, *key), 1, 0).expect("network");
-    }
-    let flows = setup.flows_half_open.iter().chain(&setup.flows_established);
-    set(programs, names::FLOWS, (0..).zip(HostCells::with(HOMES, SEED, flows).contents()));
-    insert(programs, names::NAT_HALF_OPEN, setup.nats_half_open.iter().copied());
-    insert(programs, names::NAT_ESTABLISHED, setup.nats_established.iter().copied());
-    insert(programs, names::FRAGMENTS, setup.fragments.iter().copied());
-}
-
-fn set<V: Pod>(programs: &mut Ebpf, name: &str, values: impl Iterator<Item = (u32, V)>) {
-    let mut map: Array<_, V> = Array::try_from(programs.map_mut(name).expect(name)).expect(name);
-    for (index, value) in values {
-        map.set(index, value, 0).expect(name);
-    }
-}
-
-fn insert<K: Pod, V: Pod>(programs: &mut Ebpf, name: &str, entries: impl Iterator<Item = (K, V)>) {
-    let mut map: HashMap<_, K, V> = HashMap::try_from(programs.map_mut(name).expect(name)).expect(name);
-    for (key, value) in entries {
-        map.insert(key, value, 0).expect(name);
-    }
 }
 
 /// The sequence numbers and MACs of flows' clients, in an order that doesn't depend on the table's.

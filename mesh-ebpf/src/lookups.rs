@@ -2,8 +2,8 @@
 //! maps of a host test.
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Direction, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts, Member,
-    Nat, NatKey, Node, Service, ServiceKey, Timed,
+    Address, Backend, Be16, Config, Direction, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Link, Member, Nat, NatKey, Node, Service, ServiceKey, Timed,
 };
 use crate::select::Candidates;
 
@@ -37,6 +37,14 @@ pub trait Lookups: Candidates {
     fn peer(&self, address: &Address) -> Option<u32>;
     /// What tunnel packets of the node with this index must bear; 0 is this node.
     fn member(&self, index: u32) -> Option<&Member>;
+    /// As whom the task behind this veth may send on a network; `None` if it isn't known.
+    fn link(&self, ifindex: u32) -> Option<&Link>;
+    /// Who has this address of a network; `None` if nobody is known to have it.
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint>;
+    /// The service whose virtual IP on a network this is.
+    fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service>;
+    /// Whether tasks must not send to this address by their veth on `mesh`.
+    fn is_isolated(&self, address: &Address) -> bool;
     /// Whether a connected socket of this node owns the connection. Listening TCP sockets and
     /// unconnected UDP sockets don't count.
     fn socket_owns(&self, connection: &Connection) -> bool;

@@ -27,6 +27,14 @@ closed_list! {
         TaskFragment = 6 => "mesh_task_fra",
         /// Decapsulates a tunnel packet that came in by an uplink. Not rare, but long.
         Decapsulate = 7 => "mesh_decap",
+        /// Decapsulates a packet of a network, whose sender is checked.
+        NetworkDecapsulate = 8 => "mesh_net_decap",
+        /// Forwards a task's packet to a virtual IP of its network.
+        VirtualIp = 9 => "mesh_vip",
+        /// Forwards a packet from a backend of a virtual IP to another task of this node.
+        VirtualReply = 10 => "mesh_vip_reply",
+        /// Forwards a packet out of the VXLAN device from a backend of a virtual IP.
+        VirtualTunnel = 11 => "mesh_vip_tunnel",
     }
     /// The program's name in the object; the kernel shows 15 characters of it.
     name: program;

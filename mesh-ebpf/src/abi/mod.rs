@@ -59,11 +59,11 @@
 //!    attached. Without them, programs leave ICMP errors and fragments to the host stack and the
 //!    tunnel's packets to the VXLAN device, and drop what they would answer with an ICMP error.
 //! 10. **Attach**: `xdp` datapath: [`names::PROGRAM_XDP`] *and* [`names::PROGRAM_UPLINK`] on each
-//!     uplink; `tc` datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of each
-//!     uplink), [`names::PROGRAM_DEVICE`] and [`names::PROGRAM_TUNNEL`] (TC egress and ingress of
-//!     the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth of each
-//!     task). Attach to the uplinks first: the VXLAN device's program accepts only packets that
-//!     theirs have marked ([`TUNNEL_MARK`]).
+//!     uplink; `tc` datapath: only the latter. In both, [`names::PROGRAM_EGRESS`] (TC egress of
+//!     each uplink), [`names::PROGRAM_DEVICE`] and [`names::PROGRAM_TUNNEL`] (TC egress and
+//!     ingress of the VXLAN device) and [`names::PROGRAM_TASK`] (TC ingress of the host-side veth
+//!     of each task). Attach to the uplinks first: the VXLAN device's program accepts only
+//!     packets that theirs have marked ([`TUNNEL_MARK`]).
 //!
 //! # Taking a backend away
 //!

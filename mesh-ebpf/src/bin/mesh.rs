@@ -89,6 +89,12 @@ mod programs {
         mesh_tunnel_fra: tunnelled, new, fragment => tunnel_fragment;
         /// Tail call [`mesh_ebpf::abi::Edge::TaskFragment`].
         mesh_task_fra: Reply, new, fragment => task_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualIp`].
+        mesh_vip: Request, of_flow => virtual_ip;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualReply`].
+        mesh_vip_reply: Reply, of_flow => virtual_reply;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualTunnel`].
+        mesh_vip_tunnel: tunnelled, of_flow => virtual_tunnel;
     }
 
     /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of
@@ -122,6 +128,30 @@ mod programs {
             (Some(mut packet), Some(fragment)) => pipeline::refuse(&mut packet, &kernel, &answer, fragment),
             _ => Fate::dropped(answer.reason),
         };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// TC ingress of the host-side veth by which a task is connected to an overlay network: passes
+    /// nothing that it can't read.
+    #[classifier]
+    fn mesh_overlay(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match Skb::of_flow(context.skb.skb) {
+            Some(mut packet) => pipeline::overlay(&mut packet, &kernel),
+            None => pipeline::overlay_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// Tail call [`mesh_ebpf::abi::Edge::NetworkDecapsulate`].
+    #[classifier]
+    fn mesh_net_decap(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let Some(mut packet) = Skb::in_tunnel(context.skb.skb) else {
+            return act_skb(&context, &kernel, Direction::Request, Fate::PASS);
+        };
+        let origin = pipeline::outer_origin(&packet);
+        let fate = pipeline::network_decapsulate(&mut packet, &kernel, origin);
         act_skb(&context, &kernel, Direction::Request, fate)
     }
 

@@ -3,6 +3,8 @@
 //! The device may still have to finish its transport checksum (`CHECKSUM_PARTIAL`), so the checksum
 //! is changed through the kernel's helper only.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
     BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
@@ -215,8 +217,21 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
+        const AT: usize = core::mem::offset_of!(__sk_buff, ifindex);
+        let ifindex: u64;
+        // An instruction of its own: the compiler would merge several reads into one by a pointer
+        // to the field, and the verifier refuses to follow a changed pointer to the context.
         // SAFETY: the context is valid for the program's run.
-        unsafe { (*self.skb).ifindex }
+        unsafe {
+            asm!(
+                "{ifindex} = *(u32 *)({skb} + {at})",
+                ifindex = out(reg) ifindex,
+                skb = in(reg) self.skb,
+                at = const AT,
+                options(pure, readonly, nostack),
+            );
+        }
+        ifindex as u32
     }
 
     #[inline(always)]

@@ -10,8 +10,9 @@ use super::flow_maps::{FlowCells, NatTables};
 use super::guard::BucketKind;
 use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, FlowKey, FragmentKey,
-    FragmentPorts, Member, Node, Service, ServiceKey, Timed, Traffic, drop_index,
+    Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Endpoint, EndpointKey,
+    FlowKey, FragmentKey, FragmentPorts, ISOLATED, IsolatedKey, Link, Member, Node, Service, ServiceKey,
+    Timed, Traffic, drop_index,
 };
 use crate::flow_table::{self, Cells};
 use crate::lookups::{Connection, Lookups, PacketCount};
@@ -179,6 +180,30 @@ impl Lookups for Kernel {
     #[inline(always)]
     fn member(&self, index: u32) -> Option<&Member> {
         maps::MEMBERS.get(index)
+    }
+
+    #[inline(always)]
+    fn link(&self, ifindex: u32) -> Option<&Link> {
+        // SAFETY: a replaced value stays readable until the program ends (RCU).
+        unsafe { maps::LINKS.get(&ifindex) }
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        // SAFETY: as above.
+        unsafe { maps::ENDPOINTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service> {
+        // SAFETY: as above.
+        unsafe { maps::VIRTUAL_IPS.get(key) }
+    }
+
+    #[inline(always)]
+    fn is_isolated(&self, address: &Address) -> bool {
+        let key = Key::new(IsolatedKey::BITS, IsolatedKey { network: address.0 });
+        maps::ISOLATED.get(&key).is_some_and(|class| *class == ISOLATED)
     }
 
     #[inline(always)]

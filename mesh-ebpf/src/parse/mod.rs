@@ -5,6 +5,7 @@
 //! extension headers, fragments, truncated headers), and the pipeline leaves such packets to the
 //! host stack.
 
+pub mod arp;
 pub mod eth;
 pub mod fragment;
 pub mod icmp;

@@ -4,8 +4,8 @@
 //!
 //! Towards the task's node the VNI is the backend's id, with a bit that asks that node to answer
 //! the client directly. On the way back its top bit is set, the low seven bits are the backend's
-//! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets between
-//! tasks of a network have the network's number and two bits.
+//! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets
+//! between tasks of a network have the network's number and two bits.
 
 use super::{eth, ipv4, pair, udp};
 use crate::packet::Packet;
@@ -72,8 +72,8 @@ impl Vni {
         Self(self.0 | (backend & Self::BACKEND) << Self::LOAD.trailing_ones())
     }
 
-    /// The VNI of a packet from a task to a task of another node by their addresses on `mesh`, which
-    /// no network joins: refused.
+    /// The VNI of a packet from a task to a task of another node by their addresses on `mesh`:
+    /// refused.
     #[inline(always)]
     pub const fn between_tasks() -> Self {
         Self(Self::TASKS)

@@ -9,7 +9,7 @@
 //! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
 use super::{At, Origin, deliver_tunnelled, direction_of, dropped, exceeds, member, owner, reply};
-use crate::abi::{Address, Config, Direction, DropReason, Node};
+use crate::abi::{Address, Config, Direction, DropReason, Edge, Node};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::vxlan::{self, OVERHEAD, Vni};
@@ -104,6 +104,9 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
     if let Some(reason) = member::refusal(packet, lookups, &origin.address()) {
         return dropped(lookups, reason, direction);
     }
+    if vni.network_number() != 0 && vni.is_between_tasks() {
+        return Fate::tail_call(Edge::NetworkDecapsulate);
+    }
     let fate = if vni.is_between_tasks() || is_congested(packet) || is_fragment(packet) {
         Fate::PASS
     } else {
@@ -145,7 +148,7 @@ fn forward_inner<P: Packet, L: Lookups>(
 /// Whether the network set a congestion mark on the packet (ECN, RFC 3168): the device copies it to
 /// the inner packet (RFC 6040).
 #[inline(always)]
-fn is_congested<P: Packet>(packet: &P) -> bool {
+pub(super) fn is_congested<P: Packet>(packet: &P) -> bool {
     const CONGESTION_EXPERIENCED: u8 = 0b11;
     packet.read_bytes::<1>(eth::LEN + ipv4::TOS).is_some_and(|[tos]| tos & 0b11 == CONGESTION_EXPERIENCED)
 }
@@ -153,7 +156,7 @@ fn is_congested<P: Packet>(packet: &P) -> bool {
 /// Whether this is the first fragment of a tunnel packet, the one with the tunnel's headers. The
 /// kernel reassembles the packet, with the mark of this fragment, before the device gets it.
 #[inline(always)]
-fn is_fragment<P: Packet>(packet: &P) -> bool {
+pub(super) fn is_fragment<P: Packet>(packet: &P) -> bool {
     const FLAGS: usize = eth::LEN + ipv4::FLAGS;
     packet.read_bytes::<2>(FLAGS).is_some_and(|flags| u16::from_be_bytes(flags) & ipv4::FRAGMENT != 0)
 }

@@ -11,7 +11,7 @@
 use super::client_port::{self, OriginalTuple};
 use super::flow_ref::{self, FlowRef};
 use super::owner;
-use super::{Origin, dropped, macs};
+use super::{Origin, dropped, isolated, macs};
 use crate::abi::{
     Address, Backend, Direction, DropReason, Flow, FlowKey, NatKey, Timed, VipId, flow_event, protocol,
 };
@@ -96,6 +96,13 @@ pub fn tunnel_error<P: Packet, L: Lookups>(
 /// Tail call of [`super::task`]: an error of the task about a packet that a client sent.
 #[inline(always)]
 pub fn task_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
+    let fate = from_task(packet, lookups, error);
+    isolated(packet, lookups, fate)
+}
+
+/// Forwards a task's error along the flow that it quotes; [`Fate::PASS`] if there is none.
+#[inline(always)]
+fn from_task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };

@@ -6,7 +6,9 @@
 //! ports: the tunnel names the backend.
 
 use super::flow_ref::{self, FlowRef};
-use super::{Origin, answer_refusal, answer_refused_reply, dropped, ingress, is_tunnel, macs, owner, reply};
+use super::{
+    Origin, answer_refusal, answer_refused_reply, dropped, ingress, is_tunnel, isolated, macs, owner, reply,
+};
 use crate::abi::{
     Backend, Config, Direction, DropReason, Edge, Flow, FlowKey, FragmentPorts, NatKey, VipId, flow_event,
 };
@@ -94,6 +96,13 @@ pub fn task_fragment<P: Packet, L: Lookups>(
     lookups: &L,
     fragment: &mut FragmentHeader,
 ) -> Fate {
+    let fate = from_task(packet, lookups, fragment);
+    isolated(packet, lookups, fate)
+}
+
+/// Forwards a task's fragment along its flow; [`Fate::PASS`] if there is none.
+#[inline(always)]
+fn from_task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut FragmentHeader) -> Fate {
     let Some(config) = lookups.config() else {
         return Fate::PASS;
     };

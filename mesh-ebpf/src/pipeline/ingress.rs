@@ -21,11 +21,12 @@ use crate::verdict::{Destination, Fate};
 pub(super) struct Choice<'a> {
     /// The backend that the packet goes to; `None`: the packet isn't forwarded, its fate is
     /// [`fate`](Self::fate).
-    backend: Option<&'a Backend>,
-    id: u32,
+    pub(super) backend: Option<&'a Backend>,
+    /// The backend's id.
+    pub(super) id: u32,
     /// Whether the task's node is to answer the client directly.
     is_dsr: bool,
-    fate: Fate,
+    pub(super) fate: Fate,
 }
 
 impl<'a> Choice<'a> {
@@ -216,7 +217,7 @@ fn open<'a, P: Packet, L: Lookups>(
 
 /// Stores a new flow.
 #[inline(always)]
-fn record_flow<'a, P: Packet, L: Lookups>(
+pub(super) fn record_flow<'a, P: Packet, L: Lookups>(
     packet: &P,
     lookups: &'a L,
     key: &FlowKey,

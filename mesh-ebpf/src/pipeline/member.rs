@@ -11,11 +11,11 @@
 //! mark as far as the uplink.
 
 use super::{OUTER, dropped};
-use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol, task_word};
+use crate::abi::{Address, Be16, Config, Direction, DropReason, protocol};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::vxlan::{self, Vni};
-use crate::parse::{eth, ipv4, ipv6, transport};
+use crate::parse::{eth, ipv4, transport};
 use crate::verdict::Fate;
 
 /// Why a packet with the tunnel's headers, from `peer`, is refused; `None` if it is accepted.
@@ -42,48 +42,6 @@ pub(super) fn to_device<P: Packet, L: Lookups>(
     }
     packet.mark();
     Fate::PASS
-}
-
-/// Forwards a packet from a task of the node with index `sender` to a task of this node, by their
-/// own addresses; the kernel finds the task's interface. Without a bridge there are no tasks: the
-/// packet is passed to the host stack, which discards it, as it is addressed to no device of the
-/// host.
-#[inline(always)]
-pub(super) fn to_task<P: Packet, L: Lookups>(packet: &P, lookups: &L, config: &Config, sender: u32) -> Fate {
-    if config.tasks_ifindex == 0 {
-        return Fate::PASS;
-    }
-    let (Some(member), Some(own)) = (lookups.member(sender), lookups.member(0)) else {
-        return dropped(lookups, DropReason::UnknownPeer, Direction::Request);
-    };
-    let Some([source, destination]) = task_words(packet) else {
-        return dropped(lookups, DropReason::Malformed, Direction::Request);
-    };
-    if !member.may_have(source) {
-        return dropped(lookups, DropReason::ForeignSource, Direction::Request);
-    }
-    if !own.may_have(destination) {
-        return dropped(lookups, DropReason::ForeignDestination, Direction::Request);
-    }
-    Fate::route(config.tasks_ifindex)
-}
-
-/// The parts of source and destination address that identify the two tasks, see [`task_word`];
-/// `None` if the packet isn't IP.
-#[inline(always)]
-fn task_words<P: Packet>(packet: &P) -> Option<[u32; 2]> {
-    const IP: usize = eth::LEN;
-    match packet.read_bytes::<2>(eth::TYPE)? {
-        eth::IPV4_BE => {
-            let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(IP + ipv4::SOURCE)?;
-            Some([u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([d0, d1, d2, d3])])
-        }
-        eth::IPV6_BE => {
-            let source = packet.read_bytes::<16>(IP + ipv6::SOURCE)?;
-            Some([task_word(source), task_word(packet.read_bytes::<16>(IP + ipv6::DESTINATION)?)])
-        }
-        _ => None,
-    }
 }
 
 /// Entry of TC egress on the VXLAN device: marks the packet, so that [`egress`] can tell the

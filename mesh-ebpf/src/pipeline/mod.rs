@@ -9,8 +9,10 @@
 //! * [`device`], [`egress`]: VXLAN device and uplink, TC egress. Handle packets that the device
 //!   sends.
 //! * [`tunnel`]: VXLAN device, TC ingress. Handles requests for tasks of this node, replies for
-//!   clients of this node, and packets from tasks of other nodes to tasks here.
-//! * [`task`]: host-side veth of a task, TC ingress. Handles the task's replies.
+//!   clients of this node, and packets of overlay networks.
+//! * [`task`]: host-side veth of a task, TC ingress. Handles the task's replies, and keeps it from
+//!   reaching other tasks.
+//! * [`overlay`]: host-side veth of a task on an overlay network, TC ingress.
 //! * [`forwarded`]: uplink, TC egress. Records connections that the node forwards from a published
 //!   port; changes no packet.
 //!
@@ -20,6 +22,8 @@
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
+//! * [`network_decapsulate`], [`virtual_ip`], [`virtual_reply`], [`virtual_tunnel`]: packets of
+//!   overlay networks.
 //!
 //! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are
 //! counted where they are decided. The programs count passed packets, except those that XDP passes
@@ -35,22 +39,27 @@ mod flow_ref;
 mod fragments;
 mod guard;
 mod ingress;
+mod isolation;
 #[cfg(test)]
 mod malformed_tests;
 mod member;
 #[cfg(test)]
 mod model_tests;
+mod network;
 mod outgoing;
 mod owner;
 mod reply;
 #[cfg(test)]
 mod syn_flood_tests;
+mod virtual_ip;
 
 pub use encapsulation::{decapsulate, outer_origin};
 pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
+pub use network::{network_decapsulate, overlay, overlay_tagged};
 pub use outgoing::forwarded;
+pub use virtual_ip::{virtual_ip, virtual_reply, virtual_tunnel};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Lookups, PacketCount};
@@ -157,7 +166,11 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
         return dropped(lookups, DropReason::UnknownPeer, direction);
     };
     if origin.vni.is_between_tasks() {
-        return member::to_task(packet, lookups, config, sender);
+        return match origin.vni.network_number() {
+            // By their addresses on `mesh`, which joins no tasks.
+            0 => dropped(lookups, DropReason::Isolated, direction),
+            number => network::from_device(packet, lookups, sender, number),
+        };
     }
     let Some(segment) = Segment::parse(packet, 0) else {
         let fate = dispatch_uncommon(packet, Edge::TunnelError, Edge::TunnelFragment);
@@ -190,13 +203,22 @@ pub fn task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return Fate::PASS;
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return dispatch_uncommon(packet, Edge::TaskError, Edge::TaskFragment);
+        let fate = dispatch_uncommon(packet, Edge::TaskError, Edge::TaskFragment);
+        return isolated(packet, lookups, fate);
     };
     let destination = owner::answer(packet, lookups, config, &segment);
     if let Some(tunnel) = destination.tunnel() {
         return encapsulation::encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Reply);
     }
-    answer_refused_reply(lookups, destination.by_device())
+    let fate = answer_refused_reply(lookups, destination.by_device());
+    isolated(packet, lookups, fate)
+}
+
+/// The last step for a packet that a task sent by its veth on `mesh`: what belongs to no flow must
+/// not go to other tasks.
+#[inline(always)]
+fn isolated<P: Packet, L: Lookups>(packet: &P, lookups: &L, fate: Fate) -> Fate {
+    if fate == Fate::PASS { isolation::pass(packet, lookups) } else { fate }
 }
 
 /// Dispatches a packet that is no whole TCP or UDP packet: fragments and ICMP errors to their

@@ -188,7 +188,7 @@ fn rewrite_request<P: Packet>(
 
 /// Lowers the MSS that a SYN or SYN-ACK announces to one whose packets fit the tunnel.
 #[inline(always)]
-fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
+pub(super) fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
     if !segment.transport.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
         return Some(());
     }

@@ -117,6 +117,25 @@ pub(super) fn account_local<P: Packet, L: Lookups>(
     true
 }
 
+/// Records and counts a packet if it is a reply of the flow with this key, and the flow's backend
+/// is `sender`; `false` if it isn't.
+#[inline(always)]
+pub(super) fn account_of<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    segment: &Segment,
+    key: &FlowKey,
+    sender: u32,
+) -> bool {
+    match flow_ref::find_client_flow(lookups, key) {
+        Some(flow) if flow.value().backend_id() == sender => {
+            account(packet, lookups, segment, key, &flow);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// Records the reply in its flow, and counts it.
 #[inline(always)]
 fn account<P: Packet, L: Lookups>(

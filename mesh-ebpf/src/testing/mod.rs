@@ -5,6 +5,7 @@ mod builder;
 mod cells;
 mod counted;
 pub mod fixtures;
+mod flows;
 pub mod fragments;
 mod frame;
 mod run;

@@ -18,6 +18,8 @@ pub enum Hook {
     Tunnel(Origin),
     /// TC ingress of a task's veth.
     Task,
+    /// TC ingress of a task's veth on an overlay network.
+    Overlay,
     /// TC egress of the uplink.
     Egress {
         /// Whether the VXLAN device has sent the packet.
@@ -35,6 +37,7 @@ impl Hook {
             Self::Uplink => pipeline::uplink(packet, tables),
             Self::Tunnel(origin) => pipeline::tunnel(packet, tables, origin),
             Self::Task => pipeline::task(packet, tables),
+            Self::Overlay => pipeline::overlay(packet, tables),
             Self::Forwarded => {
                 pipeline::forwarded(packet, tables);
                 Fate::PASS
@@ -68,6 +71,13 @@ impl Hook {
                 let origin = pipeline::outer_origin(packet);
                 pipeline::decapsulate(packet, tables, origin)
             }
+            (Edge::NetworkDecapsulate, Self::Uplink) => {
+                let origin = pipeline::outer_origin(packet);
+                pipeline::network_decapsulate(packet, tables, origin)
+            }
+            (Edge::VirtualIp, Self::Overlay) => pipeline::virtual_ip(packet, tables),
+            (Edge::VirtualReply, Self::Overlay) => pipeline::virtual_reply(packet, tables),
+            (Edge::VirtualTunnel, Self::Tunnel(origin)) => pipeline::virtual_tunnel(packet, tables, origin),
             (Edge::UplinkFragment, Self::Uplink) => pipeline::uplink_fragment(packet, tables, fragment),
             (Edge::TunnelFragment, Self::Tunnel(origin)) => {
                 pipeline::tunnel_fragment(packet, tables, origin, fragment)

@@ -3,8 +3,8 @@
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Flow, FlowKey, FragmentKey, FragmentPorts, Live,
-    Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
+    Address, AllowedKey, Backend, BackendLoad, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
+    FragmentPorts, IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
 };
 
 /// What userspace has written to the maps before the packet comes.
@@ -27,6 +27,15 @@ pub struct Setup {
     pub members: Vec<Member>,
     /// Networks that may open flows, with their prefix lengths.
     pub allowed: Vec<(u32, AllowedKey)>,
+    /// As whom tasks may send on networks, by the ifindex of their veth.
+    pub links: Vec<(u32, Link)>,
+    /// Who has the addresses of networks.
+    pub endpoints: Vec<(EndpointKey, Endpoint)>,
+    /// Virtual IPs.
+    pub virtual_ips: Vec<(EndpointKey, Service)>,
+    /// What tasks must not send to by their veth on `mesh`: prefix length, prefix, and `ISOLATED`
+    /// or `REACHABLE`.
+    pub isolated: Vec<(u32, IsolatedKey, u32)>,
     /// Half-open flows.
     pub flows_half_open: Vec<(FlowKey, Flow)>,
     /// Established flows.

@@ -1,20 +1,19 @@
 //! The pipeline's lookups over hash maps of the host, filled from a [`Setup`].
 
 use core::cell::{Cell, RefCell};
-use core::hash::Hash;
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::vec::Vec;
 
 use super::Setup;
+use super::flows::HostFlows;
 use crate::abi::{
-    Address, Backend, BackendLoad, Config, Direction, DropReason, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, Timed, TokenBucket,
+    Address, Backend, BackendLoad, Config, Direction, DropReason, Endpoint, EndpointKey, Flow, FlowKey,
+    FragmentKey, FragmentPorts, ISOLATED, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
+    SynGuard, Timed, TokenBucket,
 };
-use crate::conntrack;
 use crate::flow_table;
 use crate::guard;
-use crate::lookups::{Connection, FlowEntry, FlowTable, Lookups, Opened, PacketCount};
+use crate::lookups::{Connection, Lookups, PacketCount};
 use crate::select::Candidates;
 use crate::testing::Counted;
 
@@ -78,119 +77,6 @@ impl HostTables {
     }
 }
 
-/// A half-open and an established table.
-pub struct HostFlows<K, V> {
-    /// Half-open entries.
-    pub half_open: RefCell<HashMap<K, Rc<Cell<V>>>>,
-    /// Established entries.
-    pub established: RefCell<HashMap<K, Rc<Cell<V>>>>,
-    /// Whether a closed entry moves from the established to the half-open ones, as in the kernel's
-    /// maps of translations.
-    retires_ended: bool,
-}
-
-impl<K, V> Default for HostFlows<K, V> {
-    fn default() -> Self {
-        Self { half_open: RefCell::default(), established: RefCell::default(), retires_ended: false }
-    }
-}
-
-impl<K: Eq + Hash + Copy, V: Copy> HostFlows<K, V> {
-    fn new(half_open: &[(K, V)], established: &[(K, V)]) -> Self {
-        let table = |entries: &[(K, V)]| {
-            entries.iter().map(|(key, value)| (*key, Rc::new(Cell::new(*value)))).collect()
-        };
-        Self {
-            half_open: RefCell::new(table(half_open)),
-            established: RefCell::new(table(established)),
-            retires_ended: false,
-        }
-    }
-
-    /// The values of both tables.
-    pub fn all(&self) -> Vec<V> {
-        let (half_open, established) = (self.half_open.borrow(), self.established.borrow());
-        half_open.values().chain(established.values()).map(|entry| entry.get()).collect()
-    }
-
-    /// Stores an entry as established.
-    fn adopt(&self, key: &K, value: &V) {
-        self.established.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
-        self.half_open.borrow_mut().remove(key);
-    }
-}
-
-impl<K: Eq + Hash + Copy, V: Copy> FlowTable<K, V> for HostFlows<K, V>
-where
-    Rc<Cell<V>>: FlowEntry<V>,
-{
-    type Entry = Rc<Cell<V>>;
-
-    fn find(&self, key: &K) -> Option<(Self::Entry, bool)> {
-        let established = self.established.borrow().get(key).cloned().map(|entry| (entry, true));
-        established.or_else(|| Some((self.half_open.borrow().get(key).cloned()?, false)))
-    }
-
-    fn open(&self, key: &K, value: &V) -> Opened {
-        if self.half_open.borrow().contains_key(key) {
-            return Opened::Exists;
-        }
-        self.half_open.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
-        Opened::Added
-    }
-
-    fn reclassify(&self, key: &K, entry: &Self::Entry, is_established: bool, events: u32) {
-        let is_ended = self.retires_ended && conntrack::is_closed(events);
-        if !is_established && conntrack::is_established(events) && !is_ended {
-            self.adopt(key, &Cell::get(entry));
-        } else if is_established && is_ended {
-            self.established.borrow_mut().remove(key);
-            self.half_open.borrow_mut().insert(*key, entry.clone());
-        }
-    }
-
-    fn replace(&self, key: &K, _: &Self::Entry, value: &V) {
-        self.adopt(key, value);
-    }
-
-    fn forget(&self, key: &K) {
-        self.established.borrow_mut().remove(key);
-        self.half_open.borrow_mut().remove(key);
-    }
-}
-
-macro_rules! entry_of {
-    ($value:ident) => {
-        impl FlowEntry<$value> for Rc<Cell<$value>> {
-            fn get(&self) -> $value {
-                Cell::get(self)
-            }
-
-            fn touch(&self, now_ns: u64) {
-                self.set($value { seen_ns: now_ns, ..Cell::get(self) });
-            }
-
-            fn add_events(&self, events: u32) -> u32 {
-                let before = Cell::get(self);
-                self.set($value { events: before.events | events, ..before });
-                before.events
-            }
-
-            fn clear_events(&self, events: u32) -> u32 {
-                let before = Cell::get(self);
-                self.set($value { events: before.events & !events, ..before });
-                before.events
-            }
-
-            fn set_sequence(&self, sequence: u16) {
-                self.set($value { sequence, ..Cell::get(self) });
-            }
-        }
-    };
-}
-entry_of!(Flow);
-entry_of!(Nat);
-
 impl Candidates for HostTables {
     fn random(&self) -> u32 {
         // xorshift32
@@ -239,6 +125,11 @@ impl Candidates for HostTables {
     }
 }
 
+/// The bits of these bytes, as a trie matches them.
+fn bits(bytes: impl IntoIterator<Item = u8>) -> Vec<u8> {
+    bytes.into_iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect()
+}
+
 impl Lookups for HostTables {
     type Flows = HostFlows<FlowKey, Flow>;
     type Nats = HostFlows<NatKey, Nat>;
@@ -265,10 +156,7 @@ impl Lookups for HostTables {
     }
 
     fn is_allowed(&self, service_index: u32, client: &Address) -> bool {
-        let bits = |index: u32, address: [u8; 16]| {
-            let bytes = index.to_be_bytes().into_iter().chain(address);
-            bytes.flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect::<Vec<u8>>()
-        };
+        let bits = |index: u32, address: [u8; 16]| bits(index.to_be_bytes().into_iter().chain(address));
         let whole = bits(service_index, client.0);
         self.setup.allowed.iter().any(|(len, key)| {
             let network = bits(u32::from_be_bytes(key.service_index_be), key.network);
@@ -292,6 +180,25 @@ impl Lookups for HostTables {
     fn member(&self, index: u32) -> Option<&Member> {
         const UNWRITTEN: &Member = &Member { accepted: [0; 2], subnet: 0, mask: 0, flags: 0, reserved: 0 };
         Some(self.setup.members.get(index as usize).unwrap_or(UNWRITTEN))
+    }
+
+    fn link(&self, ifindex: u32) -> Option<&Link> {
+        self.setup.links.iter().find(|(own, _)| *own == ifindex).map(|(_, link)| link)
+    }
+
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        self.setup.endpoints.iter().find(|(own, _)| own == key).map(|(_, endpoint)| endpoint)
+    }
+
+    fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service> {
+        self.setup.virtual_ips.iter().find(|(own, _)| own == key).map(|(_, service)| service)
+    }
+
+    fn is_isolated(&self, address: &Address) -> bool {
+        let whole = bits(address.0);
+        let covers = |len: u32, network: [u8; 16]| bits(network)[..len as usize] == whole[..len as usize];
+        let covering = self.setup.isolated.iter().filter(|(len, key, _)| covers(*len, key.network));
+        covering.max_by_key(|(len, ..)| *len).is_some_and(|(.., class)| *class == ISOLATED)
     }
 
     fn socket_owns(&self, connection: &Connection) -> bool {

@@ -1,0 +1,59 @@
+//! What a task must not send by its veth on `mesh`: that network joins no tasks. A task has its way
+//! out there, and its published ports are served there; other tasks it reaches over networks that
+//! both are on.
+
+use super::dropped;
+use crate::abi::{Address, Direction, DropReason};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::{eth, icmp, ipv4, ipv6};
+use crate::verdict::Fate;
+
+/// ICMPv6 types of neighbour discovery (RFC 4861), the first and the last.
+const ROUTER_SOLICITATION: u8 = 133;
+const REDIRECT: u8 = 137;
+
+/// The last step for a packet that a task sent and that is no reply of a flow: drops it if it goes
+/// to another task or to a network, else passes it to the host stack.
+#[inline(always)]
+pub(super) fn pass<P: Packet, L: Lookups>(packet: &P, lookups: &L) -> Fate {
+    match destination(packet) {
+        Some(address) if is_link_local(&address) || lookups.is_isolated(&address) => {
+            dropped(lookups, DropReason::Isolated, Direction::Request)
+        }
+        _ => Fate::PASS,
+    }
+}
+
+/// The destination of an IP packet that isolation concerns, be it whole or a fragment; `None` for
+/// any other packet and for neighbour discovery.
+#[inline(always)]
+fn destination<P: Packet>(packet: &P) -> Option<Address> {
+    const IP: usize = eth::LEN;
+    match packet.read_bytes::<2>(eth::TYPE)? {
+        eth::IPV4_BE => Some(Address::v4(packet.read_bytes::<4>(IP + ipv4::DESTINATION)?)),
+        eth::IPV6_BE if is_neighbour_discovery(packet) => None,
+        eth::IPV6_BE => Some(Address(packet.read_bytes::<16>(IP + ipv6::DESTINATION)?)),
+        _ => None,
+    }
+}
+
+/// Whether this IPv6 packet is one of neighbour discovery, which a link can't do without.
+#[inline(always)]
+pub(super) fn is_neighbour_discovery<P: Packet>(packet: &P) -> bool {
+    let protocol = packet.read_bytes::<1>(eth::LEN + ipv6::NEXT_HEADER);
+    let kind = packet.read_bytes::<1>(eth::LEN + ipv6::LEN);
+    match (protocol, kind) {
+        (Some([protocol]), Some([kind])) => {
+            protocol == icmp::PROTOCOL_V6 && matches!(kind, ROUTER_SOLICITATION..=REDIRECT)
+        }
+        _ => false,
+    }
+}
+
+/// Whether this is a link-local unicast address of IPv6, which every interface has.
+#[inline(always)]
+const fn is_link_local(address: &Address) -> bool {
+    let [first, second, ..] = address.0;
+    first == 0xfe && second & 0xc0 == 0x80
+}

@@ -1,0 +1,289 @@
+//! Overlay networks, by address: what a task sends by its veth on a network, and what comes out of
+//! the tunnel for one.
+//!
+//! On a node, a network is a bridge; tasks of one node reach each other over it. What is elsewhere
+//! has one MAC address for them, [`MESH_MAC`]: programs answer ARP requests for it, and take the
+//! packets into the tunnel, whose VNI is the network's number. At the other end, network and
+//! address name the veth. Nothing is flooded, and nothing is translated: for virtual IPs see
+//! [`super::virtual_ip`].
+//!
+//! A task may send as itself only, which is checked at its own veth. The receiving node checks that
+//! the sending node has the source address.
+
+use super::encapsulation::{encapsulate, is_congested, is_fragment};
+use super::{Origin, dropped, is_too_big, isolation, member, owner, virtual_ip};
+use crate::abi::{Config, Direction, DropReason, Edge, Endpoint, EndpointKey, Link, MESH_MAC, Mac, protocol};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::vxlan::{OVERHEAD, Vni};
+use crate::parse::{Segment, arp, eth, ipv4, quad};
+use crate::rewrite;
+use crate::verdict::{Fate, Tunnel};
+
+/// Entry of TC ingress on the host-side veth by which a task is connected to a network.
+#[inline(always)]
+pub fn overlay<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
+    let link = lookups.link(packet.ifindex()).filter(|link| link.network != 0);
+    let (Some(config), Some(link)) = (lookups.config(), link) else {
+        return refused(lookups, DropReason::UnknownLink);
+    };
+    let Some([.., m0, m1, m2, m3, m4, m5, t0, t1]) = packet.read_bytes::<{ eth::LEN }>(0) else {
+        return refused(lookups, DropReason::Malformed);
+    };
+    if Mac([m0, m1, m2, m3, m4, m5]) != link.mac {
+        return refused(lookups, DropReason::SpoofedSource);
+    }
+    match [t0, t1] {
+        eth::IPV4_BE => send(packet, lookups, config, link),
+        arp::ETHERTYPE_BE => resolve(packet, lookups, link),
+        eth::IPV6_BE if isolation::is_neighbour_discovery(packet) => Fate::PASS,
+        _ => refused(lookups, DropReason::Isolated),
+    }
+}
+
+/// The fate of a packet that [`overlay`]'s program can't read, as it has a VLAN tag.
+#[inline(always)]
+pub fn overlay_tagged<L: Lookups>(lookups: &L) -> Fate {
+    refused(lookups, DropReason::Isolated)
+}
+
+/// Counts and drops a packet of a network.
+#[inline(always)]
+fn refused<L: Lookups>(lookups: &L, reason: DropReason) -> Fate {
+    dropped(lookups, reason, Direction::Request)
+}
+
+/// Handles an ARP packet: a request for an address that is not on this node is answered by the veth
+/// that it came in by; what concerns tasks of this node is the bridge's.
+#[inline(always)]
+fn resolve<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
+    let Some(arp) = arp::parse(packet) else {
+        return refused(lookups, DropReason::Malformed);
+    };
+    let is_request = arp.operation == arp::REQUEST;
+    let sender = u32::from_ne_bytes(arp.sender);
+    let is_probe = is_request && sender == 0;
+    if arp.sender_mac != link.mac || sender != link.address && !is_probe {
+        return refused(lookups, DropReason::SpoofedSource);
+    }
+    if !is_request || !is_elsewhere(lookups, &EndpointKey::new(link.network, arp.target)) {
+        return Fate::PASS;
+    }
+    let reply = arp::reply(MESH_MAC, arp.target, &arp);
+    let is_written = packet.write_and_resum(eth::LEN + arp::OPERATION, &reply).is_some()
+        && rewrite::set_macs(packet, link.mac, MESH_MAC).is_some();
+    if is_written { Fate::BOUNCE } else { refused(lookups, DropReason::Malformed) }
+}
+
+/// Whether the address is on another node, or a virtual IP.
+#[inline(always)]
+fn is_elsewhere<L: Lookups>(lookups: &L, key: &EndpointKey) -> bool {
+    match lookups.endpoint(key) {
+        Some(endpoint) => !endpoint.is_local(),
+        None => lookups.virtual_ip(key).is_some(),
+    }
+}
+
+/// Handles an IPv4 packet of a task.
+#[inline(always)]
+fn send<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config, link: &Link) -> Fate {
+    let Some(ip) = packet.read_bytes::<{ ipv4::LEN }>(eth::LEN) else {
+        return refused(lookups, DropReason::Malformed);
+    };
+    if ip[ipv4::VERSION] >> 4 != 4 {
+        return refused(lookups, DropReason::Malformed);
+    }
+    if u32::from_ne_bytes(quad(&ip, ipv4::SOURCE)) != link.address {
+        return refused(lookups, DropReason::SpoofedSource);
+    }
+    let key = EndpointKey::new(link.network, quad(&ip, ipv4::DESTINATION));
+    if link.is_broadcast(key.address) {
+        return Fate::PASS;
+    }
+    match lookups.endpoint(&key) {
+        Some(endpoint) if !endpoint.is_local() => to_node(packet, lookups, config, link.network, endpoint),
+        Some(endpoint) if link.backend != 0 && endpoint.is_connected() => Fate::tail_call(Edge::VirtualReply),
+        Some(endpoint) => to_neighbour(packet, lookups, endpoint),
+        None if lookups.virtual_ip(&key).is_some() => Fate::tail_call(Edge::VirtualIp),
+        None if key.address & link.mask == link.subnet => refused(lookups, DropReason::UnknownEndpoint),
+        None => refused(lookups, DropReason::Isolated),
+    }
+}
+
+/// Leaves a packet for a task of this node, or for the node itself, to the bridge. The sender may
+/// still know the address as one of another node: then the program does what the bridge can't.
+#[inline(always)]
+pub(super) fn to_neighbour<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, endpoint: &Endpoint) -> Fate {
+    let destination = packet.read_bytes::<6>(eth::DESTINATION);
+    let is_stale = destination.is_some_and(|mac| Mac(mac) == MESH_MAC);
+    if !is_stale || !endpoint.is_connected() {
+        return Fate::PASS;
+    }
+    match packet.write_bytes(eth::DESTINATION, &endpoint.mac.0) {
+        Some(()) => Fate::deliver(endpoint.ifindex),
+        None => refused(lookups, DropReason::Malformed),
+    }
+}
+
+/// Takes a packet into the tunnel to the node that has its destination. The packet itself stays as
+/// it is, its TTL as well: all of the network is one link.
+#[inline(always)]
+fn to_node<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    network: u32,
+    endpoint: &Endpoint,
+) -> Fate {
+    let Some(peer) = node_address(lookups, endpoint) else {
+        return refused(lookups, DropReason::UnknownNode);
+    };
+    let tunnel = Tunnel { peer, vni: Vni::network(network) };
+    // Fragments, and what is neither TCP nor UDP.
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return Fate::via_device(tunnel.peer, tunnel.vni);
+    };
+    if is_too_big(packet, config, &segment) {
+        lookups.count_drop(DropReason::TooBig, Direction::Request);
+        return Fate::answer(DropReason::TooBig, [0; 4]);
+    }
+    if owner::clamp_mss(packet, config, &segment).is_none() {
+        return refused(lookups, DropReason::Malformed);
+    }
+    encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Request)
+}
+
+/// The IPv4 address of the node that has the endpoint.
+#[inline(always)]
+pub(super) fn node_address<L: Lookups>(lookups: &L, endpoint: &Endpoint) -> Option<[u8; 4]> {
+    let node = lookups.node(endpoint.node)?;
+    if node.address.is_none() { None } else { Some(node.address.v4_octets()) }
+}
+
+/// Tail call of [`super::decapsulate`]: a network's packet with its outer headers, from a member.
+#[inline(always)]
+pub fn network_decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
+    let fate = if is_congested(packet) || is_fragment(packet) {
+        Fate::PASS
+    } else {
+        forward_inner(packet, lookups, origin)
+    };
+    if fate == Fate::PASS { member::to_device(packet, lookups, origin.vni, Direction::Request) } else { fate }
+}
+
+/// Decapsulates a packet and delivers it, if the program can; [`Fate::PASS`] if it can't.
+#[inline(always)]
+fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
+    let Some(sender) = lookups.peer(&origin.address()) else {
+        return refused(lookups, DropReason::UnknownPeer);
+    };
+    let arrival = Arrival::judge(packet, lookups, OVERHEAD, sender, origin.vni.network_number());
+    if let Some(reason) = arrival.refused {
+        return refused(lookups, reason);
+    }
+    // The task accepts a TCP packet that stands for several as it is; only the device knows how to
+    // take others apart.
+    let is_in_pieces = packet.segment_size() != 0 && !arrival.is_tcp;
+    if is_in_pieces || packet.pull_outer().is_none() {
+        return Fate::PASS;
+    }
+    if arrival.backend != 0 {
+        return virtual_ip::deliver_reply(packet, lookups, &arrival);
+    }
+    arrival.deliver(packet, lookups)
+}
+
+/// A network's packet that the VXLAN device has decapsulated, from the node with index `sender`.
+#[inline(always)]
+pub(super) fn from_device<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    sender: u32,
+    network: u32,
+) -> Fate {
+    let arrival = Arrival::judge(packet, lookups, 0, sender, network);
+    if let Some(reason) = arrival.refused {
+        return refused(lookups, reason);
+    }
+    if arrival.backend != 0 {
+        return Fate::tail_call(Edge::VirtualTunnel);
+    }
+    arrival.deliver(packet, lookups)
+}
+
+/// A packet for a task of this node on a network. Every field is always written: see [`Fate`].
+#[derive(Clone, Copy)]
+pub(super) struct Arrival {
+    /// Why the packet is refused; `None` if it is delivered.
+    pub(super) refused: Option<DropReason>,
+    /// The network's number.
+    pub(super) network: u32,
+    /// The sender's id as a backend of a virtual IP; 0: it is none.
+    pub(super) backend: u32,
+    /// ifindex of the receiving task's veth.
+    pub(super) ifindex: u32,
+    /// MAC address of the receiving task's interface.
+    pub(super) mac: Mac,
+    /// Whether the packet is TCP.
+    is_tcp: bool,
+}
+
+impl Arrival {
+    /// Judges the packet whose frame begins at `frame`: its source must be an address of the node
+    /// with index `sender` on that network, its destination that of a task of this node.
+    #[inline(always)]
+    pub(super) fn judge<P: Packet, L: Lookups>(
+        packet: &P,
+        lookups: &L,
+        frame: usize,
+        sender: u32,
+        network: u32,
+    ) -> Self {
+        const IP: usize = eth::LEN - eth::TYPE;
+
+        let none = |reason| Self {
+            refused: Some(reason),
+            network,
+            backend: 0,
+            ifindex: 0,
+            mac: Mac::NONE,
+            is_tcp: false,
+        };
+        // Read in one piece: with two reads, the verifier finds the second one's bytes undefined on
+        // the path where only the first one fails.
+        let Some(bytes) = packet.read_bytes::<{ IP + ipv4::LEN }>(frame + eth::TYPE) else {
+            return none(DropReason::Malformed);
+        };
+        if [bytes[0], bytes[1]] != eth::IPV4_BE {
+            return none(DropReason::Malformed);
+        }
+        let Some(source) = lookups.endpoint(&EndpointKey::new(network, quad(&bytes, IP + ipv4::SOURCE)))
+        else {
+            return none(DropReason::ForeignSource);
+        };
+        if source.node != sender || sender == 0 {
+            return none(DropReason::ForeignSource);
+        }
+        let key = EndpointKey::new(network, quad(&bytes, IP + ipv4::DESTINATION));
+        match lookups.endpoint(&key) {
+            Some(endpoint) if endpoint.is_connected() => Self {
+                refused: None,
+                network,
+                backend: source.backend,
+                ifindex: endpoint.ifindex,
+                mac: endpoint.mac,
+                is_tcp: bytes[IP + ipv4::PROTOCOL] == protocol::TCP,
+            },
+            _ => none(DropReason::ForeignDestination),
+        }
+    }
+
+    /// Delivers the packet to the task.
+    #[inline(always)]
+    pub(super) fn deliver<P: Packet, L: Lookups>(&self, packet: &mut P, lookups: &L) -> Fate {
+        match rewrite::set_macs(packet, self.mac, MESH_MAC) {
+            Some(()) => Fate::deliver(self.ifindex),
+            None => refused(lookups, DropReason::Malformed),
+        }
+    }
+}

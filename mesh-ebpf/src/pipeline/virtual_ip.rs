@@ -1,0 +1,309 @@
+//! Virtual IPs: all ports of one address of a network lead to the tasks of a service there.
+//!
+//! The client's node selects the backend, as the ingress node does for a published port, keeps the
+//! flow ([`FlowKey::to_virtual_ip`]) and replaces the destination. To the tunnel and to the
+//! backend's node the packet is one between two tasks: the backend sees the client's own address.
+//! Replies come back the same way, and the client's node replaces their source: it finds the flow
+//! by the virtual IP that the backend's entry names, so no translation is stored.
+//!
+//! A task that reaches itself would not accept its own address as a source: it sees the virtual IP
+//! as the client.
+
+use super::encapsulation::encapsulate;
+use super::ingress::{self, Choice};
+use super::network::{Arrival, node_address, to_neighbour};
+use super::{
+    Origin, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count, reply,
+};
+use crate::abi::{
+    Address, Config, Direction, DropReason, EndpointKey, FlowKey, Link, MESH_MAC, Service, flow_event,
+};
+use crate::csum;
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::vxlan::Vni;
+use crate::parse::{Segment, eth, fragment, icmp, ipv4};
+use crate::rewrite::{self, Side, Translation};
+use crate::select;
+use crate::verdict::{Destination, Fate};
+
+/// Tail call of [`super::overlay`]: a task's packet to a virtual IP of its network.
+#[inline(always)]
+pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
+    let (Some(config), Some(link)) = (lookups.config(), lookups.link(packet.ifindex())) else {
+        return dropped(lookups, DropReason::UnknownLink, Direction::Request);
+    };
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return answer_uncommon(packet, lookups, link);
+    };
+    let destination = forward(packet, lookups, config, link, &segment);
+    if let Some(tunnel) = destination.tunnel() {
+        return encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Request);
+    }
+    answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])
+}
+
+/// Handles a packet to a virtual IP that is no whole TCP or UDP packet: answers an echo request,
+/// and drops the rest.
+#[inline(always)]
+fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
+    if fragment::is_fragment(packet) {
+        return dropped(lookups, DropReason::Fragment, Direction::Request);
+    }
+    match answer_echo(packet, link) {
+        Some(()) => Fate::BOUNCE,
+        None => dropped(lookups, DropReason::NoFlow, Direction::Request),
+    }
+}
+
+/// Turns an ICMP echo request into its reply; `None` for any other packet.
+#[inline(always)]
+fn answer_echo<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
+    const ICMP: usize = eth::LEN + ipv4::LEN;
+    const REQUEST: [u8; 2] = [8, 0];
+    const REPLY: [u8; 2] = [0, 0];
+    let [version] = packet.read_bytes::<1>(eth::LEN + ipv4::VERSION)?;
+    let [protocol] = packet.read_bytes::<1>(eth::LEN + ipv4::PROTOCOL)?;
+    let [kind, code, c0, c1] = packet.read_bytes::<4>(ICMP)?;
+    if version != ipv4::VERSION_IHL || protocol != icmp::PROTOCOL_V4 || [kind, code] != REQUEST {
+        return None;
+    }
+    let [c0, c1] = csum::replace([c0, c1], &REQUEST, &REPLY);
+    let [kind, code] = REPLY;
+    turn_around(packet, link)?;
+    packet.write_bytes(ICMP, &[kind, code, c0, c1])
+}
+
+/// Exchanges source and destination of a packet that goes back to the task that sent it. No
+/// checksum changes.
+#[inline(always)]
+fn turn_around<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
+    const SOURCE: usize = eth::LEN + ipv4::SOURCE;
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(SOURCE)?;
+    packet.write_bytes(SOURCE, &[d0, d1, d2, d3, s0, s1, s2, s3])?;
+    rewrite::set_macs(packet, link.mac, MESH_MAC)
+}
+
+/// Forwards a client's packet to the backend of its flow.
+#[inline(always)]
+fn forward<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    link: &Link,
+    segment: &Segment,
+) -> Destination {
+    let drop = |reason| Destination::decided(dropped(lookups, reason, Direction::Request));
+    let virtual_ip = segment.ip.destination.v4_octets();
+    let Some(service) = lookups.virtual_ip(&EndpointKey::new(link.network, virtual_ip)) else {
+        return drop(DropReason::UnknownEndpoint);
+    };
+    if segment.ip.ttl <= 1 {
+        return drop(DropReason::TtlExpired);
+    }
+    let transport = &segment.transport;
+    let key = FlowKey::to_virtual_ip(
+        link.network,
+        virtual_ip,
+        (link.address.to_ne_bytes(), transport.source_port_be),
+        (transport.protocol, transport.destination_port_be.get()),
+    );
+    let (mut avoided, mut choice) = (0, Choice::none(Fate::PASS));
+    let mut is_new = true;
+    if let Some(flow) = flow_ref::find(lookups.flows(), &key) {
+        let existing = existing_flow::continue_flow(packet, lookups, segment, &key, &flow);
+        (avoided, choice, is_new) = (existing.avoided, existing.choice, existing.is_superseded);
+    } else if link.backend != 0 && is_own_reply(packet, lookups, link, segment) {
+        return turn_back(packet, lookups, link);
+    }
+    if is_new {
+        choice = open(packet, lookups, segment, service, &key, avoided);
+    }
+    let Some(backend) = choice.backend else {
+        return Destination::decided(choice.fate);
+    };
+    let member = backend.task_address;
+    let destination = match lookups.endpoint(&EndpointKey::new(link.network, member.v4_octets())) {
+        Some(endpoint) if endpoint.is_connected() && endpoint.ifindex == packet.ifindex() => {
+            turn_back(packet, lookups, link)
+        }
+        Some(endpoint) if endpoint.is_connected() => {
+            let is_written = translate(packet, segment, Side::Destination, member).is_some()
+                && rewrite::set_macs(packet, endpoint.mac, MESH_MAC).is_some();
+            if is_written {
+                Destination::decided(Fate::deliver(endpoint.ifindex))
+            } else {
+                drop(DropReason::Malformed)
+            }
+        }
+        Some(_) if is_too_big(packet, config, segment) => {
+            Destination::decided(Fate::refuse(DropReason::TooBig))
+        }
+        Some(endpoint) if !endpoint.is_local() => match node_address(lookups, endpoint) {
+            Some(peer) => {
+                let is_written = owner::clamp_mss(packet, config, segment).is_some()
+                    && translate(packet, segment, Side::Destination, member).is_some();
+                if is_written {
+                    Destination::node(peer, Vni::network(link.network))
+                } else {
+                    drop(DropReason::Malformed)
+                }
+            }
+            None => drop(DropReason::UnknownNode),
+        },
+        _ => drop(DropReason::UnknownBackend),
+    };
+    if destination.is_forwarded() {
+        let count = packet_count(packet, segment);
+        lookups.count_traffic(backend.service_index, choice.id, Direction::Request, count);
+    }
+    destination
+}
+
+/// Selects the backend of a new flow and stores the flow.
+#[inline(always)]
+fn open<'a, P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &'a L,
+    segment: &Segment,
+    service: &Service,
+    key: &FlowKey,
+    avoided: u32,
+) -> Choice<'a> {
+    if !segment.may_open() {
+        return Choice::none(Fate::refuse(DropReason::NoFlow));
+    }
+    let Some(id) = select::select(lookups, service, &segment.ip.source, avoided) else {
+        lookups.count_no_backend(service.index);
+        return Choice::none(Fate::refuse(DropReason::NoBackend));
+    };
+    let sequence = segment.transport.sequence;
+    ingress::record_flow(packet, lookups, key, service.index, id, flow_event::SYN, sequence)
+}
+
+/// Returns a packet of a task's connection to itself.
+#[inline(always)]
+fn turn_back<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Destination {
+    Destination::decided(match turn_around(packet, link) {
+        Some(()) => Fate::deliver(packet.ifindex()),
+        None => dropped(lookups, DropReason::Malformed, Direction::Request),
+    })
+}
+
+/// Whether the packet is a reply in a connection that the task made to itself: to the task, the
+/// virtual IP is the client. Records and counts it.
+#[inline(always)]
+fn is_own_reply<P: Packet, L: Lookups>(packet: &P, lookups: &L, link: &Link, segment: &Segment) -> bool {
+    let transport = &segment.transport;
+    let key = FlowKey::to_virtual_ip(
+        link.network,
+        segment.ip.destination.v4_octets(),
+        (link.address.to_ne_bytes(), transport.destination_port_be),
+        (transport.protocol, transport.source_port_be.get()),
+    );
+    reply::account_of(packet, lookups, segment, &key, link.backend)
+}
+
+/// What became of a packet from a backend. Both fields are always written: see [`Fate`].
+struct Restored {
+    /// Whether it is a reply of a flow to the virtual IP, whose source is that now.
+    is_reply: bool,
+    /// Why it is dropped; `None` if it isn't.
+    refused: Option<DropReason>,
+}
+
+/// Replaces the source of a packet from the backend with this id by the virtual IP, if it is a
+/// reply of a flow of this node's task. A packet by address stays as it is. So does one of a
+/// backend that the flow has left: the client knows nothing of that backend.
+#[inline(always)]
+fn restore<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    segment: &Segment,
+    (network, id): (u32, u32),
+) -> Restored {
+    let by_address = Restored { is_reply: false, refused: None };
+    let Some(backend) = lookups.backend(id).filter(|backend| backend.network == network) else {
+        return by_address;
+    };
+    let (virtual_ip, transport) = (backend.task_address6, &segment.transport);
+    let key = FlowKey::to_virtual_ip(
+        network,
+        virtual_ip.v4_octets(),
+        (segment.ip.destination.v4_octets(), transport.destination_port_be),
+        (transport.protocol, transport.source_port_be.get()),
+    );
+    if segment.ip.ttl <= 1 {
+        return by_address;
+    }
+    if !reply::account_of(packet, lookups, segment, &key, id) {
+        return by_address;
+    }
+    let is_written = translate(packet, segment, Side::Source, virtual_ip).is_some();
+    Restored { is_reply: true, refused: if is_written { None } else { Some(DropReason::Malformed) } }
+}
+
+/// Replaces the address on one side; ports stay.
+#[inline(always)]
+fn translate<P: Packet>(packet: &mut P, segment: &Segment, side: Side, address: Address) -> Option<()> {
+    let transport = &segment.transport;
+    let (port_be, client_port_be) = match side {
+        Side::Source => (transport.source_port_be, transport.destination_port_be),
+        Side::Destination => (transport.destination_port_be, transport.source_port_be),
+    };
+    rewrite::translate(packet, segment, &Translation { side, address, port_be, client_port_be })
+}
+
+/// Delivers a packet from a backend of another node to a task of this node.
+#[inline(always)]
+pub(super) fn deliver_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, arrival: &Arrival) -> Fate {
+    if let Some(segment) = Segment::parse(packet, 0) {
+        let restored = restore(packet, lookups, &segment, (arrival.network, arrival.backend));
+        if let Some(reason) = restored.refused {
+            return dropped(lookups, reason, Direction::Reply);
+        }
+    }
+    arrival.deliver(packet, lookups)
+}
+
+/// Tail call of [`super::overlay`]: a packet from a backend of a virtual IP to another task of this
+/// node.
+#[inline(always)]
+pub fn virtual_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
+    const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
+    let (Some(link), Some(octets)) = (lookups.link(packet.ifindex()), packet.read_bytes::<4>(DESTINATION))
+    else {
+        return dropped(lookups, DropReason::UnknownLink, Direction::Reply);
+    };
+    let Some(endpoint) = lookups.endpoint(&EndpointKey::new(link.network, octets)) else {
+        return dropped(lookups, DropReason::UnknownEndpoint, Direction::Reply);
+    };
+    let Some(segment) = Segment::parse(packet, 0) else {
+        return to_neighbour(packet, lookups, endpoint);
+    };
+    let restored = restore(packet, lookups, &segment, (link.network, link.backend));
+    if let Some(reason) = restored.refused {
+        return dropped(lookups, reason, Direction::Reply);
+    }
+    if !restored.is_reply {
+        return to_neighbour(packet, lookups, endpoint);
+    }
+    match rewrite::set_macs(packet, endpoint.mac, MESH_MAC) {
+        Some(()) => Fate::deliver(endpoint.ifindex),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// Tail call of [`super::tunnel`]: a packet from a backend of a virtual IP, which the VXLAN device
+/// has decapsulated.
+#[inline(always)]
+pub fn virtual_tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
+    let Some(sender) = lookups.peer(&origin.address()) else {
+        return dropped(lookups, DropReason::UnknownPeer, Direction::Reply);
+    };
+    let arrival = Arrival::judge(packet, lookups, 0, sender, origin.vni.network_number());
+    match arrival.refused {
+        Some(reason) => dropped(lookups, reason, Direction::Reply),
+        None => deliver_reply(packet, lookups, &arrival),
+    }
+}
