@@ -8,7 +8,7 @@ use mesh_state::Timestamp;
 use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::{AttachmentId, BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::member_keys::MemberKeys;
-use mesh_state::network::Network;
+use mesh_state::network::{Network, NetworkCursor};
 use mesh_state::node::{Liveness, Node};
 use mesh_state::service::Service;
 use mesh_state::spec::Protocol;
@@ -105,6 +105,14 @@ pub enum Action {
         /// The id.
         last: BackendId,
         /// The cursor key's revision, `None` if there is none yet.
+        expected: Option<i64>,
+    },
+    /// Store what networks were given last; `expected` is the cursor's revision, `None` if there is
+    /// none yet.
+    SetNetworkCursor {
+        /// The new value.
+        cursor: NetworkCursor,
+        /// The revision that the decision is based on.
         expected: Option<i64>,
     },
     /// Set the record of the secrets that members share; `expected` is its revision, `None` if

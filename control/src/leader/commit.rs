@@ -129,6 +129,10 @@ fn rewrite<T: serde::Serialize>(key: String, value: &T, expected: i64) -> Result
     write(key, value, vec![stands])
 }
 
+fn delete(key: String, expected: i64) -> Transaction {
+    Transaction { compares: vec![stands_at(&key, Some(expected))], ops: vec![Op::delete(key)] }
+}
+
 /// One action as a transaction: its writes, and the conditions for them.
 fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, CodecError> {
     match action {
@@ -167,10 +171,7 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
         Action::UpdateAttachment { container, expected } => {
             rewrite(keys::attachment(&container.id), container, *expected)
         }
-        Action::DeleteAttachment { id, expected } => {
-            let key = keys::attachment(id);
-            Ok(Transaction { compares: vec![stands_at(&key, Some(*expected))], ops: vec![Op::delete(key)] })
-        }
+        Action::DeleteAttachment { id, expected } => Ok(delete(keys::attachment(id), *expected)),
         Action::SetLiveness { node, liveness, expected } => {
             let key = keys::liveness(node);
             let known = Compare::Exists(keys::node(node));
@@ -185,6 +186,10 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let key = keys::BACKEND_CURSOR.to_owned();
             write(key.clone(), last, vec![stands_at(&key, *expected)])
         }
+        Action::SetNetworkCursor { cursor, expected } => {
+            let key = keys::NETWORK_CURSOR.to_owned();
+            write(key.clone(), cursor, vec![stands_at(&key, *expected)])
+        }
         Action::SetMemberKeys { keys: record, expected } => {
             let key = keys::MEMBER_KEYS.to_owned();
             write(key.clone(), record, vec![stands_at(&key, *expected)])
@@ -194,9 +199,7 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             write(key.clone(), service, vec![Compare::Absent(key)])
         }
         Action::ReleasePort { protocol, port, expected } => {
-            let key = keys::port(*protocol, *port);
-            let compares = vec![stands_at(&key, Some(*expected))];
-            Ok(Transaction { compares, ops: vec![Op::delete(key)] })
+            Ok(delete(keys::port(*protocol, *port), *expected))
         }
     }
 }

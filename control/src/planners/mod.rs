@@ -27,6 +27,7 @@ pub mod global;
 pub mod jobs;
 pub mod liveness;
 pub mod member_keys;
+pub mod networks;
 pub mod promote;
 pub mod reaper;
 pub mod release;
@@ -55,6 +56,7 @@ pub struct Planner {
 /// converges.
 pub const ORDER: &[Planner] = &[
     Planner { name: "subnets", plan: subnets::plan },
+    Planner { name: "networks", plan: networks::plan },
     Planner { name: "liveness", plan: liveness::plan },
     Planner { name: "member_keys", plan: member_keys::plan },
     Planner { name: "enforcer", plan: enforcer::plan },
