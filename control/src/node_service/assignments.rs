@@ -76,12 +76,11 @@ pub fn tell(
         let Some(spec) = snapshot.spec_of(task) else { continue };
         let drain = drain::of(snapshot, task);
         if known.get(&task.id) != Some(&(task.mod_revision, drain)) {
-            let networks = networks(task, spec, snapshot);
-            if networks.len() < task.attachments.len() && is_yet_to_begin(task, snapshot) {
+            if is_withheld(task, spec, snapshot) {
                 continue;
             }
             let mut assignment = assignment(task, spec, snapshot, drain);
-            assignment.networks = networks;
+            assignment.networks = networks(task, spec, snapshot);
             let service = snapshot.services.get(&task.service_id);
             let sealed = service.and_then(|service| service.registry_auth.as_ref());
             assignment.registry_auth =
@@ -111,6 +110,11 @@ fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
         meaning::keep_known(spec, &shapes::TASK_SPEC);
     }
     serde_json::to_string(&value)
+}
+
+/// Whether the node of a task that is to run isn't told of it yet: not all is known of its networks.
+pub fn is_withheld(task: &Task, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> bool {
+    is_yet_to_begin(task, snapshot) && networks(task, spec, snapshot).len() < task.attachments.len()
 }
 
 /// Whether a task is to run and its node has not taken it yet.

@@ -20,6 +20,7 @@ use mesh_state::task::TaskState;
 use tokio::task::{Id, JoinSet};
 use tracing::{error, warn};
 
+use super::assignments::is_withheld;
 use crate::context::ApiContext;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::Sealer;
@@ -103,12 +104,18 @@ impl Deliveries {
     }
 }
 
-/// What the tasks of a node refer to that are to run there and have not started.
+/// What the tasks of a node refer to that are to run there, that it was told of and that have not
+/// started. A node keeps nothing for tasks that it doesn't know, so what came before its task would
+/// be lost.
 fn needed(node: &NodeId, snapshot: &ClusterSnapshot) -> BTreeSet<Named> {
     let waiting = snapshot.tasks_on(node).filter(|task| {
         task.desired_state <= TaskState::Running && snapshot.state_of(task) < TaskState::Starting
     });
-    waiting.filter_map(|task| snapshot.spec_of(task)).flat_map(of_spec).collect()
+    let specs = waiting.filter_map(|task| {
+        let spec = snapshot.spec_of(task)?;
+        (!is_withheld(task, spec, snapshot)).then_some(spec)
+    });
+    specs.flat_map(of_spec).collect()
 }
 
 /// Reads an object's data from the store; retries until the store answers.
@@ -148,10 +155,11 @@ async fn fetch(
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::network::Attachment;
     use mesh_state::spec::SecretReference;
 
     use super::*;
-    use crate::fixtures::{World, service, task};
+    use crate::fixtures::{World, network, service, task};
 
     fn world() -> World {
         let mut world = World::with_nodes(["a", "b"]);
@@ -187,6 +195,25 @@ mod tests {
         assert_eq!(needs(&world, "a"), 1, "another task has yet to start");
         assign(&mut world, "t3", "web", "a", TaskState::Shutdown);
         assert_eq!(needs(&world, "a"), 0, "one has its files, the other is called off");
+    }
+
+    #[test]
+    fn nothing_is_sent_for_a_task_that_its_node_is_not_told_of_yet() {
+        let mut world = world();
+        let mut app = network("app", "10.0.5.0/24", 7);
+        world.put_network(&app);
+        let mut one = task("t1", "web", 1);
+        one.node_id = Some("a".into());
+        one.attachments = vec![Attachment {
+            network_id: "app".into(),
+            address: Some([10, 0, 5, 9].into()),
+            backend_id: None,
+        }];
+        world.put_task(&one);
+        assert_eq!(needs(&world, "a"), 0, "its node has no address on the network");
+        app.node_addresses.insert("a".into(), [10, 0, 5, 3].into());
+        world.put_network(&app);
+        assert_eq!(needs(&world, "a"), 1);
     }
 
     #[tokio::test]
