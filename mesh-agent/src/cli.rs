@@ -138,6 +138,9 @@ pub struct UninstallArgs {
     /// Directory of tasks' secrets and configs.
     #[arg(long, env = "MESH_TASK_FILES", value_name = "DIR", default_value = "/run/mesh/tasks")]
     pub task_files: PathBuf,
+    /// Socket of the local Docker engine.
+    #[arg(long, env = "MESH_ENGINE", value_name = "unix://PATH", default_value = "unix:///var/run/docker.sock", value_parser = unix_socket)]
+    pub engine: PathBuf,
     /// What to log.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,

@@ -7,6 +7,7 @@
 mod prepare;
 mod start;
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,7 +26,7 @@ use super::local::LocalTasks;
 use super::network::{RunningTask, TaskNetwork, addresses};
 use super::networks::keeper::Networks;
 use super::runtime::{Runtime, RuntimeError};
-use super::transition::{MeshLink, Situation, TaskStep, failure, next};
+use super::transition::{MeshLink, Situation, TaskStep, failure, next, stop_grace};
 use mesh_runtime::backoff::Backoff;
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -51,7 +52,10 @@ pub(super) enum DriverUpdate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BridgeState {
     /// It exists.
-    Ready,
+    Ready {
+        /// The node's own address on it.
+        address: Option<Ipv4Addr>,
+    },
     /// It doesn't exist yet, for this reason: tasks wait.
     NotYet(String),
     /// Making it has failed for a while, for this reason: tasks are rejected, so that they are
@@ -67,6 +71,7 @@ pub(super) struct DriverContext {
     pub(super) local: Arc<LocalTasks>,
     pub(super) networks: Arc<Networks>,
     pub(super) node: Arc<NodeIdentity>,
+    pub(super) serves_names: bool,
     pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
     pub(super) updates: mpsc::Sender<DriverUpdate>,
@@ -355,6 +360,17 @@ impl Driver {
             None => container_spec::container_name(&goal.assignment),
         }
     }
+}
+
+/// Stops and removes a container that no task owns.
+pub(super) async fn end_orphan(
+    context: &DriverContext,
+    task: &TaskId,
+    container: &str,
+) -> Result<(), RuntimeError> {
+    context.runtime.stop(container, stop_grace(None)).await?;
+    context.network.stopped(task).await;
+    context.runtime.remove(container).await
 }
 
 fn done(result: Result<(), RuntimeError>) -> Taken {

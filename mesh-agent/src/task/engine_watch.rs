@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::bridge::{BridgePlan, NETWORK_NAME, decide};
+use super::bridge::{BridgePlan, NETWORK_NAME, decide, gateway_of};
 use super::driver::BridgeState;
 use super::networks::NetworkStep;
 use super::runtime::{Runtime, RuntimeError};
@@ -133,7 +133,7 @@ pub(super) async fn keep_bridge(
             failing_since = None;
         }
         let next = judge(trial, failing_since.map(|since| since.elapsed()).unwrap_or_default());
-        let wait = if next == BridgeState::Ready {
+        let wait = if matches!(next, BridgeState::Ready { .. }) {
             backoff.reset();
             BRIDGE_PERIOD
         } else {
@@ -163,8 +163,8 @@ pub(super) async fn keep_bridge(
 
 /// The result of an attempt to make the network.
 enum Trial {
-    /// The network exists.
-    There,
+    /// The network exists; the node's own address on it.
+    There { address: Option<Ipv4Addr> },
     /// It is too early: nothing is wrong with this node.
     Early(String),
     /// The network can't be made here.
@@ -173,9 +173,9 @@ enum Trial {
 
 async fn ensure(runtime: &dyn Runtime, wanted: &BridgePlan) -> Trial {
     match attempt(runtime, wanted).await {
-        Ok(None) => Trial::There,
-        Ok(Some(reason)) if wanted.subnet.is_none() => Trial::Early(reason),
-        Ok(Some(reason)) => Trial::Failed(reason),
+        Ok(Attempt::Made(address)) => Trial::There { address },
+        Ok(Attempt::Waits(reason)) if wanted.subnet.is_none() => Trial::Early(reason),
+        Ok(Attempt::Waits(reason)) => Trial::Failed(reason),
         // [`watch_engine`] reports that the engine is away; its tasks wait for it.
         Err(error @ RuntimeError::Unavailable(_)) => Trial::Early(in_words(&error)),
         Err(error) => Trial::Failed(in_words(&error)),
@@ -186,11 +186,19 @@ fn in_words(error: &RuntimeError) -> String {
     format!("make the Docker network mesh: {error}")
 }
 
-/// Makes the network; returns why it must wait, if so.
-async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Option<String>, RuntimeError> {
+/// What came of an attempt that the engine answered.
+enum Attempt {
+    /// The network is there; the node's own address on it.
+    Made(Option<Ipv4Addr>),
+    /// It must wait, for this reason.
+    Waits(String),
+}
+
+/// Makes the network.
+async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Attempt, RuntimeError> {
     let found = runtime.network(NETWORK_NAME).await?;
     match (decide(wanted, found.as_ref()), wanted.network()) {
-        (NetworkStep::Wait(reason), _) => return Ok(Some(reason)),
+        (NetworkStep::Wait(reason), _) => return Ok(Attempt::Waits(reason)),
         (NetworkStep::Create, Some(plan)) => runtime.create_network(&plan).await?,
         (NetworkStep::Recreate, Some(plan)) => {
             runtime.remove_network(NETWORK_NAME).await?;
@@ -199,13 +207,14 @@ async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Option<St
         // Without a subnet, an earlier network is kept.
         (NetworkStep::Keep, _) | (NetworkStep::Create | NetworkStep::Recreate, None) => {}
     }
-    Ok(None)
+    let subnet = wanted.subnet.or_else(|| found.as_ref()?.subnet);
+    Ok(Attempt::Made(subnet.map(gateway_of)))
 }
 
 /// What drivers learn after an attempt, when attempts have failed for `failing`.
 fn judge(trial: Trial, failing: Duration) -> BridgeState {
     match trial {
-        Trial::There => BridgeState::Ready,
+        Trial::There { address } => BridgeState::Ready { address },
         Trial::Failed(reason) if failing >= UNFIT_AFTER => BridgeState::Unfit(reason),
         Trial::Early(reason) | Trial::Failed(reason) => BridgeState::NotYet(reason),
     }
@@ -214,7 +223,7 @@ fn judge(trial: Trial, failing: Duration) -> BridgeState {
 fn tell_unfit(unfit: &watch::Sender<Option<String>>, state: &BridgeState) {
     let why = match state {
         BridgeState::Unfit(reason) => Some(reason.clone()),
-        BridgeState::Ready => None,
+        BridgeState::Ready { .. } => None,
         // The state stays: that an engine restarts doesn't mend the network.
         BridgeState::NotYet(_) => return,
     };
@@ -237,7 +246,8 @@ mod tests {
         assert_eq!(judge(failed(), Duration::ZERO), not_yet("no chain"));
         assert_eq!(judge(failed(), UNFIT_AFTER), BridgeState::Unfit("no chain".to_owned()));
         assert_eq!(judge(early(), UNFIT_AFTER), not_yet("no subnet yet"), "that is not the node's fault");
-        assert_eq!(judge(Trial::There, UNFIT_AFTER), BridgeState::Ready);
+        let address = Some(Ipv4Addr::new(10, 128, 0, 1));
+        assert_eq!(judge(Trial::There { address }, UNFIT_AFTER), BridgeState::Ready { address });
 
         let (unfit, seen) = watch::channel(None);
         let tell = |state| {
@@ -247,6 +257,6 @@ mod tests {
         assert_eq!(tell(not_yet("no chain")), None);
         assert_eq!(tell(BridgeState::Unfit("no chain".to_owned())).as_deref(), Some("no chain"));
         assert_eq!(tell(not_yet("the engine is away")).as_deref(), Some("no chain"), "nothing is mended yet");
-        assert_eq!(tell(BridgeState::Ready), None);
+        assert_eq!(tell(BridgeState::Ready { address: None }), None);
     }
 }

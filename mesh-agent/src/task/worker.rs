@@ -23,13 +23,13 @@ use super::cache::{CachedTask, TaskCache};
 use super::container_spec::NodeIdentity;
 use super::dependencies::Dependencies;
 use super::drain::DrainStage;
-use super::driver::{BridgeState, Driver, DriverContext, DriverUpdate, Goal, KnownContainer};
+use super::driver::{BridgeState, Driver, DriverContext, DriverUpdate, Goal, KnownContainer, end_orphan};
 use super::engine_watch::{EngineEvent, follow_events, follow_joins, keep_bridge};
 use super::local::LocalTasks;
 use super::network::TaskNetwork;
 use super::networks::keeper::Networks;
-use super::runtime::{Runtime, RuntimeError};
-use super::transition::{MeshLink, stop_grace};
+use super::runtime::Runtime;
+use super::transition::MeshLink;
 use crate::control_link::AssignmentChange;
 use writer::Writer;
 
@@ -47,6 +47,8 @@ pub struct WorkerDeps {
     pub local: Arc<LocalTasks>,
     /// This node, for labels and templates.
     pub node: NodeIdentity,
+    /// Whether this node serves names to its tasks; else they ask the host's resolvers.
+    pub serves_names: bool,
     /// Secrets and configs.
     pub dependencies: Dependencies,
     /// The tasks' network as it should be.
@@ -83,6 +85,7 @@ pub async fn run(
         local: deps.local,
         networks,
         node: Arc::new(deps.node),
+        serves_names: deps.serves_names,
         dependencies: Arc::new(deps.dependencies),
         bridge,
         updates: updates_in,
@@ -388,12 +391,6 @@ fn in_force(goals: &[Goal]) -> impl Iterator<Item = (&Assignment, TaskState)> {
 /// The part of an assignment that may be written to disk.
 fn without_credentials(assignment: &Assignment) -> Assignment {
     Assignment { registry_auth: None, ..assignment.clone() }
-}
-
-async fn end_orphan(context: &DriverContext, task: &TaskId, container: &str) -> Result<(), RuntimeError> {
-    context.runtime.stop(container, stop_grace(None)).await?;
-    context.network.stopped(task).await;
-    context.runtime.remove(container).await
 }
 
 #[cfg(test)]

@@ -42,6 +42,11 @@ impl Engine {
         self.directory.path().join(name)
     }
 
+    /// A directory on a tmpfs, for files of tasks; it goes with the engine.
+    pub fn memory(&self) -> PathBuf {
+        Path::new("/dev/shm").join(self.directory.path().file_name().unwrap_or_default())
+    }
+
     /// Starts dockerd on this engine's directories and waits for its socket to answer.
     pub fn boot(&mut self) {
         let root = self.directory.path().display();
@@ -101,6 +106,10 @@ impl Drop for Engine {
             eprintln!("dockerd's last lines, newest first:\n{}", tail.join("\n"));
         }
         self.halt();
+        if let Err(error) = std::fs::remove_dir_all(self.memory()) {
+            // Most tests write none.
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "remove the files of tasks");
+        }
     }
 }
 

@@ -81,8 +81,7 @@ impl Agent {
         let links = Arc::new(Links::default());
         let local = Arc::new(LocalTasks::default());
         let shutdown = CancellationToken::new();
-        let name = engine.path("").file_name().map(ToOwned::to_owned).unwrap_or_default();
-        let files = std::path::Path::new("/dev/shm").join(name);
+        let files = engine.memory();
         let deps = WorkerDeps {
             runtime: Arc::new(DockerEngine::new(engine.socket())),
             network: Arc::clone(&links) as Arc<dyn TaskNetwork>,
@@ -93,6 +92,7 @@ impl Agent {
                 architecture: "x86_64".to_owned(),
                 os: "linux".to_owned(),
             },
+            serves_names: true,
             dependencies: Dependencies::new(files.clone()),
             bridge,
             unfit: watch::Sender::new(None),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use mesh_agent::control_link::AssignmentChange;
 use mesh_agent::task::docker::DockerEngine;
+use mesh_agent::task::networks::keeper;
 use mesh_agent::task::runtime::Runtime as _;
 use mesh_state::network::AssignedNetwork;
 use mesh_state::task::{Assignment, TaskState};
@@ -66,6 +67,17 @@ fn a_task_has_its_addresses_on_its_networks_also_after_the_engine_restarted() {
     }
     let routes = in_task(&engine, "web.1.t1", &["ip", "route"]);
     assert!(routes.starts_with("default via 10.128.9.1 ") && !routes.contains("via 10.0."), "{routes}");
+    let settings = "nameserver 10.128.9.1\n";
+    let resolv_conf = in_task(&engine, "web.1.t1", &["cat", "/etc/resolv.conf"]);
+    assert!(resolv_conf.starts_with(settings) && resolv_conf.ends_with("options ndots:0"), "{resolv_conf}");
+    in_task(&engine, "web.1.t1", &["sh", "-c", "echo '# changed' >> /etc/resolv.conf"]);
+    let asked = stdout(&engine.docker(&[
+        "inspect",
+        "-f",
+        "{{.HostConfig.Dns}} {{.HostConfig.DnsOptions}}",
+        "web.1.t1",
+    ]));
+    assert_eq!(asked, "[10.128.9.1] [timeout:5]", "whom the engine's resolver asks");
     let known: Vec<String> = agent.local_tasks().into_iter().map(|(address, _)| address).collect();
     assert_eq!(known, ["10.0.5.7", "10.0.6.7", "10.128.9.2"], "all of them are the task's");
 
@@ -85,6 +97,17 @@ fn a_task_has_its_addresses_on_its_networks_also_after_the_engine_restarted() {
     agent.assign(AssignmentChange::Full(Vec::new()));
     eventually("`app` goes too", || networks(&engine) == ["mesh"]);
     agent.stop();
+
+    // Taking mesh off the node leaves what a user made, and what containers use.
+    let made = engine.docker(&["network", "create", "--subnet", "10.99.0.0/24", "own"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let used = ["network", "create", "--subnet", "10.0.7.0/24", "--label", "mesh.network=n7", "used"];
+    assert!(engine.docker(&used).status.success());
+    let ran = engine.docker(&["run", "-d", "--network", "used", "busybox", "sleep", "600"]);
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(keeper::remove_all(&DockerEngine::new(engine.socket()))).unwrap();
+    assert_eq!(networks(&engine), ["own", "used"]);
 }
 
 #[test]
@@ -149,6 +172,8 @@ fn a_task_on_internal_networks_alone_has_no_way_out() {
     let routes = in_task(&engine, "web.1.t1", &["ip", "route"]);
     assert!(!routes.contains("10.128."), "{routes}");
     assert_eq!(agent.links(), ["started t1 "]);
+    let resolv_conf = in_task(&engine, "web.1.t1", &["cat", "/etc/resolv.conf"]);
+    assert!(resolv_conf.starts_with("nameserver 10.0.5.2\n"), "{resolv_conf}");
     agent.stop();
 }
 

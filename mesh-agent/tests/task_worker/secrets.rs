@@ -71,5 +71,4 @@ fn secrets_are_files_in_memory_that_outlive_the_agent_and_go_with_the_task() {
     }));
     assert_eq!(agent.until("t2", TaskState::Rejected).err, "secret db was removed");
     agent.stop();
-    std::fs::remove_dir_all(files).unwrap();
 }

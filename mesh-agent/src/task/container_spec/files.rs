@@ -7,7 +7,7 @@ use mesh_state::spec::ContainerSpec;
 
 use super::PlanError;
 use super::extras::none_left;
-use crate::task::dependencies::files::{FilePlan, directory};
+use crate::task::dependencies::files::{FilePlan, OwnFile, directory};
 use crate::task::docker::model::{Mount, MountType};
 
 /// Plans the files, secrets first, each below `root`.
@@ -43,6 +43,11 @@ pub(super) fn plan(spec: &ContainerSpec, task: &TaskId, root: &Path) -> Result<V
             })
         })
         .collect()
+}
+
+/// The bind of a file of the agent's own, which the container may change: it is this task's alone.
+pub(super) fn bind(file: &OwnFile) -> String {
+    format!("{}:{}", file.source.display(), file.target)
 }
 
 /// The bind mount of a file.

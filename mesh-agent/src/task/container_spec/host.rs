@@ -10,6 +10,7 @@ use mesh_state::template::TemplateContext;
 use serde_json::Value;
 
 use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent, none_left};
+use super::names::{self, NodeNames};
 use super::network::first_name;
 use super::template::expand;
 use super::{PlanError, list};
@@ -24,9 +25,11 @@ pub(super) fn config(
     extras: &ContainerExtras,
     task: &TaskExtras,
     context: &TemplateContext,
+    node: &NodeNames,
 ) -> Result<HostConfig, PlanError> {
     let mounts = extras.mounts.iter().map(|given| mount(given, context)).collect::<Result<Vec<_>, _>>()?;
     let hosts = extras.hosts.iter().map(|line| host_entries(line)).collect::<Result<Vec<_>, _>>()?.concat();
+    let resolver = names::of_engine(assignment, extras, node);
     let mut config = HostConfig {
         network_mode: Some(first_name(assignment)),
         // Control replaces tasks: the engine must not restart what has ended.
@@ -44,9 +47,9 @@ pub(super) fn config(
         cap_drop: list(&extras.capability_drop),
         sysctls: (!extras.sysctls.is_empty()).then(|| extras.sysctls.clone()),
         oom_score_adj: extras.oom_score_adj,
-        dns: list(&extras.dns_config.nameservers),
+        dns: list(&resolver.servers),
         dns_search: list(&extras.dns_config.search),
-        dns_options: list(&dns_options(extras, assignment)),
+        dns_options: list(&resolver.options),
         security_opt: list(&security(&extras.privileges)?),
         ulimits: ulimits(extras),
         log_config: task.log_driver.as_ref().map(|driver| HostConfigLogConfig {
@@ -59,20 +62,6 @@ pub(super) fn config(
         limit(&mut config, resources)?;
     }
     Ok(config)
-}
-
-/// The resolver's options. On the tasks' network the engine answers names itself and adds
-/// `ndots:0`, by which names without a dot skip the search domains. For its user, a service without
-/// networks is not on such a network: its own DNS settings get the resolver's default instead.
-fn dns_options(extras: &ContainerExtras, assignment: &Assignment) -> Vec<String> {
-    let given = &extras.dns_config;
-    let mut options = given.options.clone();
-    let has_settings = ![&given.nameservers, &given.search, &given.options].into_iter().all(Vec::is_empty);
-    let on_networks = assignment.spec.extra.get("Networks").is_some_and(|networks| !is_absent(networks));
-    if has_settings && !on_networks && !options.iter().any(|option| option.starts_with("ndots:")) {
-        options.push("ndots:1".to_owned());
-    }
-    options
 }
 
 /// The ports that host-mode publishing opens.

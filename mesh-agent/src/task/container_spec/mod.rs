@@ -9,6 +9,7 @@
 mod extras;
 mod files;
 mod host;
+mod names;
 mod network;
 mod template;
 #[cfg(test)]
@@ -25,9 +26,10 @@ use mesh_state::template::TemplateContext;
 use thiserror::Error;
 
 use super::dependencies::expand::PayloadContext;
-use super::dependencies::files::FilePlan;
+use super::dependencies::files::{FilePlan, OwnFile};
 use super::docker::model::{ContainerCreateBody, HealthConfig as EngineHealth};
 use super::transition::stop_grace;
+pub use names::NodeNames;
 pub use network::is_confined;
 
 use extras::{ContainerExtras, HealthExtras, TaskExtras, read};
@@ -60,6 +62,8 @@ pub struct ContainerPlan {
     pub image: String,
     /// The files of its secrets and configs, which `body` bind-mounts.
     pub files: Vec<FilePlan>,
+    /// The file by which it resolves names, which `body` bind-mounts too.
+    pub resolv_conf: Option<OwnFile>,
     /// The values for secrets and configs that are templates.
     pub payload: PayloadContext,
     /// The engine's request.
@@ -100,13 +104,15 @@ pub fn grace(assignment: &Assignment) -> Duration {
     stop_grace(assignment.spec.container_spec.as_ref().and_then(|spec| spec.stop_grace_period))
 }
 
-/// Plans the container of a task on `node`, with its secrets and configs below `files_root`.
+/// Plans the container of a task on `node`, which offers `names`, with the task's files below
+/// `files_root`.
 ///
 /// # Errors
 /// The spec asks for something that the agent can't do; the error names the field.
 pub fn plan(
     assignment: &Assignment,
     node: &NodeIdentity,
+    names: &NodeNames,
     files_root: &Path,
 ) -> Result<ContainerPlan, PlanError> {
     let task = &assignment.spec;
@@ -122,7 +128,9 @@ pub fn plan(
     let name = container_name(assignment);
     let context = template::context(assignment, node, &name);
     let files = files::plan(spec, &assignment.task.id, files_root)?;
-    let mut host_config = host::config(assignment, &extras, &wanted, &context)?;
+    let mut host_config = host::config(assignment, &extras, &wanted, &context, names)?;
+    let resolv_conf = names::file(assignment, &extras, names, files_root);
+    host_config.binds = resolv_conf.as_ref().map(|file| vec![files::bind(file)]);
     if !files.is_empty() {
         host_config.mounts.get_or_insert_default().extend(files.iter().map(files::mount));
     }
@@ -146,7 +154,7 @@ pub fn plan(
         ..ContainerCreateBody::default()
     };
     let payload = PayloadContext { context, env: spec.env.clone() };
-    Ok(ContainerPlan { name, image: spec.image.clone(), files, payload, body })
+    Ok(ContainerPlan { name, image: spec.image.clone(), files, resolv_conf, payload, body })
 }
 
 fn labels(

@@ -48,8 +48,13 @@ fn assignment(template: Value) -> Assignment {
 /// The engine's request for a `ContainerSpec` of these fields.
 fn made(mut fields: Value) -> Value {
     fields["Image"] = json!("nginx");
-    let plan =
-        plan(&assignment(json!({ "ContainerSpec": fields })), &node(), Path::new("/files")).expect("a plan");
+    let plan = plan(
+        &assignment(json!({ "ContainerSpec": fields })),
+        &node(),
+        &NodeNames::default(),
+        Path::new("/files"),
+    )
+    .expect("a plan");
     serde_json::to_value(plan.body).unwrap()
 }
 
@@ -63,7 +68,8 @@ fn check(key: &str, value: Value, pointer: &str, expected: Value) {
 
 #[track_caller]
 fn refused(template: impl Into<Value>, expected: &str) {
-    let error = plan(&assignment(template.into()), &node(), Path::new("/files")).expect_err("a refusal");
+    let error = plan(&assignment(template.into()), &node(), &NodeNames::default(), Path::new("/files"))
+        .expect_err("a refusal");
     assert!(error.to_string().contains(expected), "expected {expected:?} in {error}");
 }
 
@@ -84,18 +90,6 @@ fn fields_of_the_process_reach_the_container() {
     check("Init", json!(true), "/HostConfig/Init", json!(true));
     check("OomScoreAdj", json!(-5), "/HostConfig/OomScoreAdj", json!(-5));
     check("Hostname", json!("h"), "/Hostname", json!("h"));
-}
-
-#[test]
-fn dns_settings_of_a_service_without_networks_get_the_resolvers_own_ndots() {
-    let dns = json!({"Nameservers": ["192.0.2.53"], "Options": ["timeout:1"]});
-    check("DNSConfig", dns.clone(), "/HostConfig/DnsOptions", json!(["timeout:1", "ndots:1"]));
-    assert_eq!(made(json!({"DNSConfig": {}})).pointer("/HostConfig/DnsOptions"), None, "none were asked for");
-    let template =
-        json!({"ContainerSpec": {"Image": "x", "DNSConfig": dns}, "Networks": [{"Target": "back"}]});
-    let planned = plan(&assignment(template), &node(), Path::new("/files")).expect("a good template");
-    let options = planned.body.host_config.and_then(|host| host.dns_options);
-    assert_eq!(options, Some(vec!["timeout:1".to_owned()]), "on a network the engine answers names");
 }
 
 #[test]
@@ -168,7 +162,7 @@ fn what_is_beside_the_container_spec_reaches_it_too() {
         PortConfig { target_port: 80, published_port: 8080, ..PortConfig::default() },
         PortConfig { target_port: 53, protocol: mesh_state::spec::Protocol::Udp, ..PortConfig::default() },
     ];
-    let plan = plan(&assignment, &node(), Path::new("/files")).unwrap();
+    let plan = plan(&assignment, &node(), &NodeNames::default(), Path::new("/files")).unwrap();
     assert_eq!(plan.name, "web.3.task1");
     let body = serde_json::to_value(plan.body).unwrap();
     let host = &body["HostConfig"];
@@ -261,7 +255,8 @@ fn secrets_and_configs_are_bound_read_only_where_they_are_wanted() {
         ],
         "Configs": [{"File": {"Name": "c.yml"}, "ConfigID": "c", "ConfigName": "c"}],
     }});
-    let plan = plan(&assignment(template), &node(), Path::new("/files")).expect("a plan");
+    let plan =
+        plan(&assignment(template), &node(), &NodeNames::default(), Path::new("/files")).expect("a plan");
     let seen: Vec<_> = plan
         .files
         .iter()

@@ -45,6 +45,17 @@ pub struct FilePlan {
     pub permissions: u32,
 }
 
+/// A file that the agent itself writes for a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFile {
+    /// The file's path on this node.
+    pub source: PathBuf,
+    /// The file's path in the task.
+    pub target: String,
+    /// Its contents.
+    pub text: String,
+}
+
 impl FilePlan {
     /// The kind and id of the object that the file holds.
     pub(super) fn dependency(&self) -> (DependencyKind, DependencyId) {
@@ -104,6 +115,7 @@ impl TaskFiles {
         task: &TaskId,
         plans: &[FilePlan],
         contents: &[PrivateBytes],
+        own: Option<&OwnFile>,
     ) -> Result<(), FilesError> {
         self.ensure_tmpfs()?;
         self.remove(task)?;
@@ -111,6 +123,9 @@ impl TaskFiles {
         create_private_dir(&directory).map_err(failed("make directory", &directory))?;
         for (plan, data) in plans.iter().zip(contents) {
             write(plan, data).map_err(failed("write", &plan.source))?;
+        }
+        if let Some(own) = own {
+            write_own(own).map_err(failed("write", &own.source))?;
         }
         Ok(())
     }
@@ -202,6 +217,12 @@ fn write(plan: &FilePlan, data: &PrivateBytes) -> io::Result<()> {
     file.write_all(data.as_slice())
 }
 
+fn write_own(file: &OwnFile) -> io::Result<()> {
+    fs::write(&file.source, &file.text)?;
+    // Whatever the agent's umask: every user of the container reads it.
+    fs::set_permissions(&file.source, Permissions::from_mode(0o644))
+}
+
 fn failed(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
     let path = path.to_owned();
     move |source| FilesError::Io { verb, path, source }
@@ -238,7 +259,9 @@ mod tests {
         for (task, permissions) in [("a", 0o440), ("b", 0o444)] {
             // The second attempt replaces what the first one left.
             for _ in 0..2 {
-                files.write(&task.into(), &[plan(files.root(), task, permissions)], &bytes).expect("written");
+                files
+                    .write(&task.into(), &[plan(files.root(), task, permissions)], &bytes, None)
+                    .expect("written");
             }
         }
         let of = |task: &str| directory(files.root(), &task.into());

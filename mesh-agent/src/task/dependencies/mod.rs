@@ -27,7 +27,7 @@ use tracing::{error, warn};
 
 use delivered::{Delivered, ObjectData};
 use expand::PayloadContext;
-use files::{FilePlan, TaskFiles};
+use files::{FilePlan, OwnFile, TaskFiles};
 
 /// How long a task waits for a delivery before its status says so.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -95,15 +95,18 @@ impl Dependencies {
         task: &TaskId,
         plans: &[FilePlan],
         payload: &PayloadContext,
+        own: Option<&OwnFile>,
     ) -> Result<(), Missing> {
-        if plans.is_empty() {
+        if plans.is_empty() && own.is_none() {
             return Ok(());
         }
         let contents = tokio::time::timeout(PATIENCE, self.delivered(plans)).await;
         let found = contents.map_err(|_| Missing::Waiting(self.awaited(plans)))??;
+        let own = own.cloned();
         let contents = expand::contents(plans, &found, payload).map_err(Missing::Refused)?;
         let (files, task, plans) = (self.files.clone(), task.clone(), plans.to_vec());
-        let written = tokio::task::spawn_blocking(move || files.write(&task, &plans, &contents)).await;
+        let written =
+            tokio::task::spawn_blocking(move || files.write(&task, &plans, &contents, own.as_ref())).await;
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(failure)) => Err(Missing::Refused(mesh_runtime::error_chain(&failure))),
@@ -211,7 +214,7 @@ mod tests {
         assert!(futures::poll!(&mut contents).is_pending(), "nothing was delivered");
         dependencies.take(delivery("other", data("x")), tasks());
         assert!(futures::poll!(&mut contents).is_pending(), "something else was delivered");
-        let placed = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default()).await;
+        let placed = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default(), None).await;
         assert_eq!(placed, Err(Missing::Waiting("waits for a manager to send secret s".to_owned())));
         dependencies.take(delivery("s", data("x")), tasks());
         assert_eq!(contents.await, Ok(vec![data("x")]));
@@ -223,7 +226,7 @@ mod tests {
         let wanting = referring("t", "s");
         let refusal = ObjectData::Refused("secret s was removed".to_owned());
         dependencies.take(delivery("s", refusal), std::iter::once((&wanting, TaskState::Running)));
-        let refused = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default()).await;
+        let refused = dependencies.place(&"t".into(), &[plan("s")], &PayloadContext::default(), None).await;
         assert_eq!(refused, Err(Missing::Refused("secret s was removed".to_owned())));
     }
 

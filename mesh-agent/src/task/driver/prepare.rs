@@ -1,5 +1,6 @@
 //! The steps before a container's start: its files, its image, and the container itself.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,31 +8,46 @@ use tracing::warn;
 
 use super::{BridgeState, Driver, Goal, KnownContainer, Taken};
 use crate::task::container::ContainerFacts;
-use crate::task::container_spec::{self, ContainerPlan};
+use crate::task::container_spec::{self, ContainerPlan, NodeNames};
 use crate::task::dependencies::Missing;
 use crate::task::image;
 use crate::task::runtime::{Made, RuntimeError};
 
+/// The host's resolver settings.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What the node offers for names, when its name server is at `server`.
+async fn names_of_node(server: Option<Ipv4Addr>) -> NodeNames {
+    match tokio::fs::read_to_string(RESOLV_CONF).await {
+        Ok(text) => NodeNames::new(server, &text),
+        Err(error) => {
+            warn!(%error, file = RESOLV_CONF, "a container gets none of the host's search domains");
+            NodeNames::new(server, "")
+        }
+    }
+}
+
 impl Driver {
     /// Writes the task's secrets and configs and creates the container.
     pub(super) async fn prepare(&mut self, goal: &Goal) -> Taken {
-        let files_root = self.context.dependencies.root();
-        let plan = match container_spec::plan(&goal.assignment, &self.context.node, files_root) {
-            Ok(plan) => plan,
-            Err(error) => return self.fail(&error.to_string()).await,
-        };
         let bridge = self.context.bridge.borrow().clone();
-        match bridge {
-            BridgeState::Ready => {}
+        let server = match bridge {
+            BridgeState::Ready { address } => address,
             BridgeState::NotYet(reason) => {
                 self.note(&reason).await;
                 return Taken::Retry(reason);
             }
             BridgeState::Unfit(reason) => return self.fail(&reason).await,
-        }
+        };
+        let names = names_of_node(server.filter(|_| self.context.serves_names)).await;
+        let (node, files_root) = (&self.context.node, self.context.dependencies.root());
+        let plan = match container_spec::plan(&goal.assignment, node, &names, files_root) {
+            Ok(plan) => plan,
+            Err(error) => return self.fail(&error.to_string()).await,
+        };
         let dependencies = Arc::clone(&self.context.dependencies);
         let placed = tokio::select! {
-            placed = dependencies.place(&self.id, &plan.files, &plan.payload) => placed,
+            placed = dependencies.place(&self.id, &plan.files, &plan.payload, plan.resolv_conf.as_ref()) => placed,
             _ = self.goal.changed() => return Taken::Done,
         };
         match placed {

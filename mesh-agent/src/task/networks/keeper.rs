@@ -60,6 +60,26 @@ pub struct Networks {
     locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// Removes every network that an agent made, the network `mesh` too, unless containers use it.
+///
+/// # Errors
+/// The engine's; other networks may be left too.
+pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
+    for own in runtime.own_networks().await? {
+        match runtime.network(&own.name).await? {
+            Some(found) if found.id == own.id && found.users > 0 => {
+                warn!(
+                    network = own.name,
+                    containers = found.users,
+                    "a Docker network stays: containers use it"
+                );
+            }
+            _ => runtime.remove_network(&own.id).await?,
+        }
+    }
+    Ok(())
+}
+
 impl Networks {
     /// The networks of the engine behind `runtime`.
     pub fn new(runtime: Arc<dyn Runtime>, bridge: watch::Receiver<BridgePlan>) -> Self {
