@@ -1,5 +1,5 @@
-//! Generates the gRPC code of the wire between control and agents, and tells the crate by which
-//! compiler it is built.
+//! Generates the gRPC code of the protocol between managers and agents, and gives the crate the
+//! version of its compiler.
 
 use std::env;
 use std::error::Error;

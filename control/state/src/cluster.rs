@@ -1,6 +1,6 @@
-//! The cluster itself: ids, defaults, its CA and its join tokens.
+//! The cluster's record: ids, defaults, its CA and its join tokens.
 //!
-//! Invariant: nothing here opens without the key file, which is never in etcd.
+//! Invariant: its secrets open only with the key file, which is never in etcd.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -19,12 +19,12 @@ use crate::spec::Labels;
 #[serde(transparent)]
 pub struct Sealed(pub String);
 
-/// Swarm's period: 5 s.
+/// Swarm's default heartbeat period: 5 s.
 pub const fn heartbeat_period_ns() -> u64 {
     5_000_000_000
 }
 
-/// Swarm's life of a node's certificate: 90 days.
+/// Swarm's default validity of a node's certificate: 90 days.
 pub const fn node_cert_expiry_ns() -> u64 {
     90 * 24 * 3_600 * 1_000_000_000
 }
@@ -44,9 +44,9 @@ pub const fn network_prefix() -> u8 {
 pub struct Cluster {
     /// Its id.
     pub id: ClusterId,
-    /// When the first manager made it.
+    /// When the first manager created it.
     pub created_at: Timestamp,
-    /// Node subnets come out of this.
+    /// The pool of node subnets.
     pub subnet_pool: Ipv4Net,
     /// Prefix length of a node's subnet.
     pub subnet_prefix: u8,
@@ -56,58 +56,58 @@ pub struct Cluster {
     /// Prefix length of such a subnet.
     #[serde(default = "network_prefix")]
     pub network_prefix: u8,
-    /// Terminal tasks kept in each slot.
+    /// Ended tasks kept in each slot.
     pub task_history_limit: u64,
-    /// Nanoseconds between two heartbeats, as Swarm counts them: a node is down after three of
-    /// them.
+    /// Nanoseconds between two heartbeats, as Swarm counts them: a node that misses three of them
+    /// is down.
     #[serde(default = "heartbeat_period_ns")]
     pub heartbeat_period_ns: u64,
-    /// Nanoseconds that a node's certificate is good for.
+    /// The validity of a node's certificate, nanoseconds.
     #[serde(default = "node_cert_expiry_ns")]
     pub node_cert_expiry_ns: u64,
-    /// Its operator's labels.
+    /// The operator's labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// When its operator last changed it.
+    /// When the operator last changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<Timestamp>,
     /// The CA's certificate, PEM.
     pub ca_certificate_pem: String,
-    /// The CA's key, PEM, sealed.
+    /// The CA's private key, PEM, sealed.
     pub ca_key: Sealed,
-    /// The worker's and the manager's join token secrets, sealed.
+    /// The secret of the worker's join token, sealed.
     pub worker_token: Sealed,
-    /// See `worker_token`.
+    /// The secret of the manager's join token, sealed.
     pub manager_token: Sealed,
     /// The key that authenticates relay preambles between members, sealed.
     pub relay_key: Sealed,
 }
 
-/// A manager: in `/managers/{name}` while it lives, and in `/leader` while it leads, bound to its
-/// lease in both.
+/// A manager: in `/managers/{name}` while it is alive, and in `/leader` while it leads, bound to
+/// its lease in both.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Manager {
-    /// Its name, which no other manager has. Nodes may have any hostname, this one too.
+    /// Its name, unique among managers. Nodes may have any hostname, this one too.
     pub name: String,
-    /// The node that it runs on; absent until that node's agent has said so. In `/managers/{name}`
-    /// only.
+    /// The node that it runs on; `None` until that node's agent has announced it. In
+    /// `/managers/{name}` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
-    /// When it wrote this record, by its own clock: others compare theirs. It writes it anew every
-    /// half a minute.
+    /// When it wrote this record, by its own clock, for others to compare with theirs. It rewrites
+    /// the record every half a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_at: Option<Timestamp>,
     /// Nodes whose clocks are more than a second ahead of its own or behind it, in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub nodes_off: BTreeMap<NodeId, i64>,
-    /// Where agents and clients reach it: its advertised address.
+    /// The address at which agents and clients reach it.
     pub address: String,
-    /// Since when it lives or, in `/leader`, leads; by its own clock.
+    /// Since when it is alive or, in `/leader`, leads; by its own clock.
     pub since: Timestamp,
     /// Ports that it and its etcd need: no service may publish them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_ports: Vec<OwnPort>,
-    /// Whether it tells its nodes the secrets that members share, and that they change.
+    /// Whether it sends its nodes the secrets that members share, and their changes.
     #[serde(default)]
     pub tells_member_keys: bool,
 }

@@ -1,6 +1,6 @@
-//! How nouns are stored: JSON in an envelope that tells its version.
+//! The stored form of objects: JSON in an envelope with a version.
 //!
-//! Invariant: a reader that meets a newer version says so instead of guessing.
+//! Invariant: a reader that meets a newer version fails instead of guessing.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,36 +26,36 @@ struct VersionOnly {
     v: u32,
 }
 
-/// Why a stored value could not be written or read.
+/// Why a value could not be encoded or decoded.
 #[derive(Debug, Error)]
 pub enum CodecError {
-    /// The value is not the JSON that was expected.
+    /// The value is not the expected JSON.
     #[error("decode stored value")]
     Decode(#[source] serde_json::Error),
-    /// The value could not be written as JSON.
+    /// The value can't be encoded as JSON.
     #[error("encode value to store")]
     Encode(#[source] serde_json::Error),
-    /// A newer mesh wrote it.
+    /// A newer version of mesh wrote it.
     #[error("stored value has version {found}, this mesh reads up to {VERSION}: upgrade this manager")]
     Newer {
-        /// The version found.
+        /// The version of the value.
         found: u32,
     },
 }
 
-/// The stored form of `value`.
+/// Encodes `value` for the store.
 ///
 /// # Errors
-/// [`CodecError::Encode`] when `value` has no JSON form.
+/// [`CodecError::Encode`] if `value` has no JSON form.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     serde_json::to_vec(&EnvelopeRef { v: VERSION, data: value }).map_err(CodecError::Encode)
 }
 
-/// Reads a stored form.
+/// Decodes a stored value.
 ///
 /// # Errors
 /// [`CodecError::Newer`] for a later version's value, [`CodecError::Decode`] for anything else that
-/// can't be read.
+/// can't be decoded.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let version: VersionOnly = serde_json::from_slice(bytes).map_err(CodecError::Decode)?;
     if version.v > VERSION {

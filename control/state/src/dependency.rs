@@ -1,9 +1,9 @@
-//! What tasks depend on beside their image: secrets and configs, which they get as files.
+//! Dependencies of tasks beside their image: secrets and configs, which they get as files.
 //!
-//! Invariants: an object's data never changes, only its labels do; the data is no part of the
+//! Invariants: an object's data never changes, only its labels do; the data is not part of the
 //! object: it is stored sealed, under a key of its own that no snapshot holds.
 //!
-//! Left to others: sealing (control's `seal`), who refers to what
+//! Left to others: sealing (control's `seal`), which service refers to what
 //! ([`crate::spec::ContainerSpec::references`]).
 
 use serde::{Deserialize, Serialize};
@@ -12,18 +12,18 @@ use crate::Timestamp;
 use crate::ids::DependencyId;
 use crate::spec::{Extra, Labels};
 
-/// Which of the two.
+/// Secret or config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DependencyKind {
-    /// Never shown again once it was stored.
+    /// Its data is never shown once it is stored.
     Secret,
-    /// May be read by who may read services.
+    /// Clients that can read services can read its data.
     Config,
 }
 
 impl DependencyKind {
-    /// Both.
+    /// Both kinds.
     pub const ALL: [Self; 2] = [Self::Secret, Self::Config];
 
     /// `secret` or `config`, as in Docker's messages and on the wire.
@@ -60,7 +60,7 @@ impl DependencyKind {
         }
     }
 
-    /// Where a task finds a file of this target name: an absolute one stays.
+    /// The path of a file with this target name in a task; an absolute one stays.
     pub fn target_path(self, target: &str) -> String {
         match self {
             _ if target.starts_with('/') => target.to_owned(),
@@ -76,7 +76,7 @@ impl std::fmt::Display for DependencyKind {
     }
 }
 
-/// A language for the data of secrets and configs (`--template-driver`).
+/// A template language for the data of secrets and configs (`--template-driver`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TemplateDriver {
@@ -108,13 +108,13 @@ pub struct Dependency {
     /// The user's labels.
     #[serde(default)]
     pub labels: Labels,
-    /// The language that the data is a template of.
+    /// The template language of the data, if it is a template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templating: Option<TemplateDriver>,
     /// Other fields of the spec that mesh keeps without reading them.
     #[serde(default, skip_serializing_if = "Extra::is_empty")]
     pub extra: Extra,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When its labels were last written.
     pub updated_at: Timestamp,
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_kinds_read_back() {
+    fn names_of_kinds_parse_back() {
         for kind in DependencyKind::ALL {
             assert_eq!(DependencyKind::named(kind.as_str()), Some(kind));
             assert_eq!(DependencyKind::of_plural(kind.plural()), Some(kind));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_where_docker_puts_them() {
+    fn target_paths_are_dockers() {
         assert_eq!(DependencyKind::Secret.target_path("a"), "/run/secrets/a");
         assert_eq!(DependencyKind::Secret.target_path("/etc/a"), "/etc/a");
         assert_eq!(DependencyKind::Config.target_path("a"), "/a");

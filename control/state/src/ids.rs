@@ -1,7 +1,7 @@
 //! Typed ids: 25 characters of base 36, as Swarm's, so that Docker's clients accept them
 //! everywhere.
 //!
-//! Invariant: an id is never made from another kind's id by accident. Randomness comes in from the
+//! Invariant: the types prevent the use of one kind's id as another's. Randomness comes from the
 //! caller.
 
 use rand::Rng;
@@ -12,7 +12,7 @@ pub const ID_LENGTH: usize = 25;
 
 const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// A fresh id text. The first character stays below `p`, as in a 128-bit number written in base 36.
+/// A random id text. The first character stays below `p`, as in a 128-bit number in base 36.
 pub fn random_text<R: Rng + ?Sized>(rng: &mut R) -> String {
     (0..ID_LENGTH)
         .map(|position| {
@@ -30,7 +30,7 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// A fresh id.
+            /// A random id.
             pub fn random<R: Rng + ?Sized>(rng: &mut R) -> Self {
                 Self(random_text(rng))
             }
@@ -40,7 +40,7 @@ macro_rules! id {
                 &self.0
             }
 
-            /// Whether no id was given (Docker writes an absent id as the empty string).
+            /// Whether the id is empty: Docker sends an absent id as the empty string.
             pub fn is_empty(&self) -> bool {
                 self.0.is_empty()
             }
@@ -67,36 +67,35 @@ macro_rules! id {
 }
 
 id!(
-    /// The cluster.
+    /// The id of the cluster.
     ClusterId
 );
 id!(
-    /// A service.
+    /// The id of a service.
     ServiceId
 );
 id!(
-    /// A task: one attempt at filling a slot.
+    /// The id of a task: one attempt at filling a slot.
     TaskId
 );
 id!(
-    /// A member node.
+    /// The id of a member node.
     NodeId
 );
 id!(
-    /// A network object.
+    /// The id of a network.
     NetworkId
 );
 id!(
-    /// A container that is no task, on a network.
+    /// The id of a container outside of any task that is attached to a network.
     AttachmentId
 );
 id!(
-    /// A secret or a config.
+    /// The id of a secret or a config.
     DependencyId
 );
 
-/// Names one backend of the mesh in maps and on the wire: a task's published port. `0` is never a
-/// backend.
+/// The id of one backend in maps and on the wire: a task's published port. `0` is never a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BackendId(u32);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_no_backend() {
+    fn zero_is_not_a_backend() {
         assert_eq!(BackendId::new(0), None);
         assert_eq!(BackendId::new(BackendId::MAX).map(BackendId::get), Some(65_535));
         assert_eq!(BackendId::new(BackendId::MAX + 1), None);

@@ -1,12 +1,12 @@
-//! The nouns of mesh, where they are stored, and the wire between control and agents.
+//! The objects of mesh, their place in the store, and the protocol between managers and agents.
 //!
-//! Purpose: one vocabulary for the control plane and the agents. [`spec`] is what a user asked for,
-//! [`service`], [`task`] and [`node`] what mesh made of it, [`keys`] the only place where etcd
-//! paths exist, [`store`] the only door to etcd, [`proto`] the messages between a manager and a
-//! node.
+//! Purpose: one vocabulary for the control plane and the agents. [`spec`] is the user's intent,
+//! [`service`], [`task`] and [`node`] are the objects that mesh keeps for it, [`keys`] is the only
+//! place where etcd paths exist, [`store`] the only access to etcd, [`proto`] the messages between
+//! a manager and a node.
 //!
-//! Invariants: a spec is written by its user alone and loses no field on a round trip; an observed
-//! state only rises.
+//! Invariants: only its user writes a spec, and no field is lost on a round trip; an observed state
+//! only rises.
 //!
 //! Left to others: every decision. Nothing here schedules, selects or restarts.
 

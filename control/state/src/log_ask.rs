@@ -1,4 +1,4 @@
-//! What a manager asks of a node that another manager holds the stream of.
+//! A request of a manager for logs of a node whose session another manager has.
 //!
 //! Invariant: bound to a lease of seconds: it is a message, not a record.
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::TaskId;
 
-/// Logs that a manager wants a node to send to it.
+/// Logs that a manager asks a node for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogAsk {
     /// The manager's name.
     pub manager: String,
-    /// Where the node sends them: the manager's node service.
+    /// The address to which the node sends them: the manager's node service.
     pub address: String,
-    /// All logs that were asked for so far.
+    /// All logs asked for so far.
     pub logs: Vec<AskedLog>,
-    /// What tasks write to stdout.
+    /// Include stdout.
     pub stdout: bool,
-    /// What tasks write to stderr.
+    /// Include stderr.
     pub stderr: bool,
-    /// What they will write, too.
+    /// Include future lines.
     pub follow: bool,
 }
 
@@ -28,8 +28,8 @@ pub struct LogAsk {
 pub struct AskedLog {
     /// The task.
     pub task: TaskId,
-    /// From this moment on, as the engine takes it; empty: from the beginning.
+    /// The moment to start at, in the engine's form; empty: the beginning.
     pub since: String,
-    /// So many lines of the past; negative: all.
+    /// How many of the newest lines; negative: all.
     pub tail: i64,
 }

@@ -1,4 +1,4 @@
-//! A member node: what its operator wants of it, what it says of itself, and whether it is heard.
+//! A member node: its operator's settings, its own description, and whether it is heard.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,44 +9,43 @@ use crate::Timestamp;
 use crate::ids::NodeId;
 use crate::spec::{Extra, GenericResource, Labels, Protocol};
 
-/// A node. Spec by the operator, the rest by the manager that admitted it, under a compare.
+/// A node. Its operator writes the spec, the manager that admitted it the rest, under a compare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Its id, also its certificate's common name.
     pub id: NodeId,
-    /// What its operator wants.
+    /// The operator's settings.
     pub spec: NodeSpec,
-    /// What it said of itself when it last connected.
+    /// Its description, from when it last connected.
     pub description: NodeDescription,
-    /// Where it forwards and tunnels.
+    /// The address of its tunnel and its proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Its tasks' network, out of the cluster's pool.
+    /// The subnet of its tasks, from the cluster's pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Ipv4Net>,
     /// When it joined.
     pub created_at: Timestamp,
     /// When its spec or description was last written.
     pub updated_at: Timestamp,
-    /// The revision of this record before its spec was last written: whoever read it at a newer one
-    /// knows the present spec. Absent in records of earlier versions.
+    /// The revision of this record before its spec was last written: a client that read it at a
+    /// newer one has the present spec. `None` in records of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec_written_after: Option<i64>,
 }
 
-/// Whether a node may have this address towards the others: a single machine's, beyond its own
-/// link.
+/// Whether other nodes can reach a node at this address: unicast, and valid beyond its own link.
 pub fn is_member_address(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     let is_of_a_group = first >= 224;
     first != 0 && !is_of_a_group && !address.is_loopback() && !address.is_link_local()
 }
 
-/// What an operator wants of a node, in Docker's spelling.
+/// The operator's settings of a node, in Docker's spelling.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NodeSpec {
-    /// A name; usually empty, the hostname serves.
+    /// A name; usually empty, as the hostname is shown.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// Labels for constraints and preferences.
@@ -55,12 +54,12 @@ pub struct NodeSpec {
     pub role: NodeRole,
     /// Whether it takes tasks.
     pub availability: Availability,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// The UDP port of the tunnel between nodes, unless their agents are told another one.
+/// The default UDP port of the tunnel between nodes.
 pub const TUNNEL_PORT: u16 = 4799;
 
 /// A node's role.
@@ -88,30 +87,30 @@ impl NodeRole {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
-    /// It does.
+    /// It takes tasks.
     #[default]
     Active,
-    /// It keeps what it has and takes no more.
+    /// It keeps its tasks and gets no new ones.
     Pause,
     /// Its tasks move elsewhere.
     Drain,
 }
 
-/// What a node says of itself when it connects.
+/// A node's description of itself, sent when it connects.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeDescription {
     /// Its hostname.
     pub hostname: String,
-    /// `x86_64`.
+    /// The architecture: `x86_64`.
     pub architecture: String,
-    /// `linux`.
+    /// The operating system: `linux`.
     pub os: String,
-    /// Billionths of a CPU.
+    /// CPUs, in billionths of one.
     pub nano_cpus: i64,
     /// Bytes of memory.
     pub memory_bytes: i64,
-    /// Resources that its operator named to its engine.
+    /// Resources that its operator defined in its engine.
     pub generic_resources: Vec<GenericResource>,
     /// The local engine's version.
     pub engine_version: String,
@@ -123,10 +122,10 @@ pub struct NodeDescription {
     pub agent_version: String,
     /// Kernel release.
     pub kernel: String,
-    /// The datapath in force: `xdp`, `tc` or `userspace`.
+    /// The data path in use: `xdp`, `tc` or `userspace`.
     pub datapath: String,
-    /// Whether its agent knows member keys: it puts cookies on the tunnel packets that it sends,
-    /// and takes those that bear one.
+    /// Whether its agent supports member keys: it puts cookies on the tunnel packets that it sends,
+    /// and accepts packets with one.
     pub takes_cookies: bool,
     /// Whether its agent puts tasks on the networks that their assignments name.
     pub takes_networks: bool,
@@ -142,8 +141,8 @@ pub struct NodeDescription {
 }
 
 impl NodeDescription {
-    /// The UDP port of the tunnel as the node's agent is set to it; none if it says nothing, or has
-    /// no tunnel.
+    /// The UDP port of the tunnel that the node's agent is set to; `None` if it has no tunnel, or
+    /// its agent doesn't report it.
     pub fn tunnel_port(&self) -> Option<u16> {
         let is_tunnel = |own: &&OwnPort| own.protocol == Protocol::Udp && own.purpose == OwnPort::TUNNEL;
         let own = self.own_ports.iter().find(is_tunnel)?;
@@ -151,15 +150,15 @@ impl NodeDescription {
     }
 }
 
-/// A port that a part of mesh itself listens on or connects to. No service may publish it, as the
-/// service would take the cluster's own packets.
+/// A port that a component of mesh itself listens on or connects to. No service may publish it, as
+/// the service would get the cluster's own packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OwnPort {
     /// Transport.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
-    /// What it is for, as messages name it: `the tunnel between nodes`.
+    /// Its purpose, as messages name it: `the tunnel between nodes`.
     pub purpose: String,
 }
 
@@ -167,49 +166,49 @@ impl OwnPort {
     /// The purpose of the tunnel's port.
     pub const TUNNEL: &str = "the tunnel between nodes";
 
-    /// A port, and what it is for.
+    /// A port with its purpose.
     pub fn new(protocol: Protocol, port: u16, purpose: &str) -> Self {
         Self { protocol, port, purpose: purpose.to_owned() }
     }
 }
 
 /// A published port that a node's userspace can't listen on: the node's own connections to it fail,
-/// and in `--datapath userspace` everyone's through that node.
+/// and with `--datapath userspace` all connections through that node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortClash {
     /// Transport.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
-    /// Why, for people.
+    /// The reason, for the operator.
     pub reason: String,
 }
 
-/// Whether a node is heard. Written by the manager that holds its stream, and by the leader when no
-/// manager does.
+/// Whether a node is heard. Written by the manager that has its session, and by the leader if no
+/// manager has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Liveness {
-    /// What the cluster believes.
+    /// The state.
     pub state: NodeState,
     /// Since when.
     pub since: Timestamp,
-    /// Why (`heartbeat failure`); empty when it is ready.
+    /// The reason (`heartbeat failure`); empty when it is ready.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The manager that holds or last held its stream: its name.
+    /// The name of the manager that has, or last had, its session.
     #[serde(default)]
     pub manager: String,
 }
 
-/// What the cluster believes of a node.
+/// A node's liveness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
-    /// Heard.
+    /// It is heard.
     Ready,
-    /// Not heard for a moment: out of the mesh's selection, its tasks stay.
+    /// It was not heard for two seconds: its backends are selected last, its tasks stay.
     Silent,
-    /// Three heartbeats missed: its tasks are replaced elsewhere.
+    /// It missed three heartbeats: its tasks are replaced elsewhere.
     Down,
 }
 
@@ -229,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_members_address_is_a_machines() {
+    fn a_members_address_is_unicast_and_routable() {
         for good in ["10.77.0.11", "192.168.1.1", "203.0.113.5", "100.64.0.1"] {
             assert!(is_member_address(good.parse().unwrap()), "{good}");
         }

@@ -8,23 +8,23 @@ use rand::{Rng as _, RngCore};
 
 use crate::Timestamp;
 
-/// Share of its life, in percent, after which a certificate may be renewed …
+/// The share of its validity, in percent, after which a certificate may be renewed …
 const FIRST_PERCENT: i64 = 50;
-/// … and after which it has been, if anybody answered.
+/// … and the share by which it is attempted at the latest.
 const LAST_PERCENT: i64 = 80;
 
-/// A certificate that expired longer ago than this is not renewed: its node joins anew.
+/// How long ago a certificate may have expired to be renewed; after that its node must join again.
 pub const GRACE: Duration = Duration::from_hours(7 * 24);
 
-/// A moment between half and four fifths of the life of a certificate. It is random, so that nodes
-/// that joined together don't renew together.
+/// The moment of renewal, between half and four fifths of a certificate's validity. It is random,
+/// so that nodes that joined together don't renew together.
 pub fn moment(since: Timestamp, until: Timestamp, rng: &mut dyn RngCore) -> Timestamp {
     let life = (until - since).num_seconds().max(0);
     let (first, last) = (life * FIRST_PERCENT / 100, life * LAST_PERCENT / 100);
     since + chrono::Duration::seconds(rng.random_range(first..=last))
 }
 
-/// Whether a certificate that is good until `until` may still be renewed.
+/// Whether a certificate that expires at `until` may still be renewed.
 pub fn is_possible(until: Timestamp, now: Timestamp) -> bool {
     (now - until).to_std().is_ok_and(|past| past <= GRACE) || now <= until
 }

@@ -1,7 +1,7 @@
-//! What a node may say of itself and its tasks, by size. Pure.
+//! The size limits of a node's reports on itself and its tasks. Pure.
 //!
 //! Purpose: a manager checks what comes in, and an agent cuts what it sends, by the same figures
-//! ([`mesh_admission::figures::report`]): an engine's long error costs its end, not the session.
+//! ([`mesh_admission::figures::report`]): an engine's long error loses its end, not the session.
 //!
 //! Invariant: what was cut here is within every bound that is checked here.
 
@@ -15,30 +15,30 @@ use thiserror::Error;
 use crate::node::{NodeDescription, PortClash};
 use crate::task::TaskStatus;
 
-/// Bytes of a short text of a description: a version, a label's key.
+/// The most bytes of a short text in a description: a version, a label's key.
 const WORD_BYTES: usize = 256;
 
-/// Why a report isn't taken.
+/// Why a report is refused.
 #[derive(Debug, Error)]
 pub enum ReportError {
     /// A text is too long, or a list has too many entries.
     #[error("{what} has {seen} {unit}, at most {most} are taken")]
     TooMuch {
-        /// What it is.
+        /// The text or list.
         what: &'static str,
-        /// How much came.
+        /// The size.
         seen: usize,
-        /// How much is taken.
+        /// The limit.
         most: usize,
-        /// What is counted.
+        /// The unit of the size.
         unit: &'static str,
     },
-    /// It isn't the JSON that it must be.
+    /// It isn't the expected JSON.
     #[error("read {what}")]
     Unreadable {
-        /// What it is.
+        /// The report.
         what: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
@@ -64,10 +64,10 @@ fn check(what: &'static str, seen: usize, most: usize, unit: &'static str) -> Re
     if seen <= most { Ok(()) } else { Err(ReportError::TooMuch { what, seen, most, unit }) }
 }
 
-/// Reads what a node says of itself.
+/// Parses a node's description of itself.
 ///
 /// # Errors
-/// It is larger than it may be, or can't be read.
+/// It exceeds a limit, or can't be parsed.
 pub fn read_description(json: &str) -> Result<NodeDescription, ReportError> {
     check_bytes("the node's description", json.len(), DESCRIPTION_BYTES)?;
     let description: NodeDescription = serde_json::from_str(json)
@@ -76,10 +76,10 @@ pub fn read_description(json: &str) -> Result<NodeDescription, ReportError> {
     Ok(description)
 }
 
-/// Reads what a node says of a task.
+/// Parses a node's status of a task.
 ///
 /// # Errors
-/// It is larger than it may be, or can't be read.
+/// It exceeds a limit, or can't be parsed.
 pub fn read_status(task_id: &str, json: &str) -> Result<TaskStatus, ReportError> {
     check_bytes("a task's id", task_id.len(), ID_BYTES)?;
     check_bytes("a task's status", json.len(), STATUS_BYTES)?;
@@ -94,10 +94,10 @@ pub fn read_status(task_id: &str, json: &str) -> Result<TaskStatus, ReportError>
     Ok(status)
 }
 
-/// Checks the published ports that a node says it can't listen on.
+/// Checks the published ports that a node can't listen on.
 ///
 /// # Errors
-/// There are more than there may be.
+/// The list exceeds a limit.
 pub fn check_clashes(clashes: &[PortClash]) -> Result<(), ReportError> {
     check_entries("the list of port clashes", clashes.len(), CLASHES)?;
     for clash in clashes {
@@ -106,7 +106,7 @@ pub fn check_clashes(clashes: &[PortClash]) -> Result<(), ReportError> {
     check_bytes("the list of port clashes", json_bytes(clashes), CLASHES_BYTES)
 }
 
-/// Cuts a description to what managers take: plugins first, labels next. Whether anything was lost.
+/// Cuts a description to the limits: plugins first, labels next. Returns whether anything was lost.
 pub fn clip_description(description: &mut NodeDescription) -> bool {
     let mut cut = clip(&mut description.hostname, HOSTNAME_BYTES);
     cut |= clip(&mut description.unfit, TEXT_BYTES);
@@ -136,7 +136,7 @@ pub fn clip_description(description: &mut NodeDescription) -> bool {
     cut
 }
 
-/// Cuts a status to what managers take. Whether anything was lost.
+/// Cuts a status to the limits. Returns whether anything was lost.
 pub fn clip_status(status: &mut TaskStatus) -> bool {
     let mut cut = clip(&mut status.message, TEXT_BYTES) | clip(&mut status.err, TEXT_BYTES);
     if let Some(container) = &mut status.container {
@@ -147,7 +147,7 @@ pub fn clip_status(status: &mut TaskStatus) -> bool {
     cut
 }
 
-/// Cuts a list of clashes to what managers take. Whether anything was lost.
+/// Cuts a list of clashes to the limits. Returns whether anything was lost.
 pub fn clip_clashes(clashes: &mut Vec<PortClash>) -> bool {
     let mut cut = clashes.len() > CLASHES;
     clashes.truncate(CLASHES);
@@ -161,7 +161,7 @@ pub fn clip_clashes(clashes: &mut Vec<PortClash>) -> bool {
     cut
 }
 
-/// How long a report is as JSON; what has no JSON has no length.
+/// The length of a report as JSON; 0 if it can't be encoded.
 fn json_bytes<T: serde::Serialize + ?Sized>(value: &T) -> usize {
     struct Counted(usize);
     impl std::io::Write for Counted {
@@ -198,7 +198,7 @@ mod tests {
         assert!(read_status(&"t".repeat(65), "{}").is_err(), "an id of 65 bytes was taken");
     }
 
-    /// Characters of which JSON makes one, two and six bytes, and one of four bytes.
+    /// Text of characters that take one, two and six bytes in JSON, and one of four bytes.
     fn text(most: usize) -> impl Strategy<Value = String> {
         (prop::sample::select(vec!["x", "\"", "\u{1}", "🦀"]), 0..most)
             .prop_map(|(one, many)| one.repeat(many))
@@ -207,7 +207,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn what_was_cut_is_taken(
+        fn a_report_that_was_cut_is_accepted(
             one in text(9000), two in text(9000), ports in 0_usize..1500, names in 0_usize..2000, reasons in 0_usize..5000,
         ) {
             let port = HostPort { protocol: Protocol::Tcp, target: 65_535, published: 65_535 };

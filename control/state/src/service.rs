@@ -1,4 +1,4 @@
-//! A service as it is stored: its spec's versions and what the cluster made of it.
+//! A service as it is stored: the versions of its spec, and its state.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,73 +13,73 @@ use crate::spec::{PortConfig, ServiceSpec};
 pub struct Service {
     /// Its id.
     pub id: ServiceId,
-    /// What the user wants now.
+    /// The user's present spec.
     pub spec: ServiceSpec,
-    /// What the user wanted before; a manual rollback returns to it.
+    /// The user's previous spec; a manual rollback returns to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_spec: Option<ServiceSpec>,
-    /// Rises with each write of `spec`; tasks name the version that they were made from.
+    /// Rises with each write of `spec`; tasks carry the version that they were made from.
     pub spec_version: u64,
-    /// The spec version before, with `previous_spec`.
+    /// The version of `previous_spec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_spec_version: Option<u64>,
     /// Published ports with the automatic ones filled in.
     #[serde(default)]
     pub ports: Vec<PortConfig>,
     /// Its virtual IPs, one for each of its networks in mode `vip`, in the order of its spec. The
-    /// leader gives them after the spec was written.
+    /// leader assigns them after the spec was written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub virtual_ips: Vec<VirtualIp>,
-    /// Credentials by which nodes pull its image, as its user gave them, sealed.
+    /// The user's credentials by which nodes pull its image, sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<Sealed>,
-    /// The credentials before, with `previous_spec`.
+    /// The credentials of `previous_spec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_registry_auth: Option<Sealed>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When its spec was last written.
     pub updated_at: Timestamp,
-    /// How a job stands; absent unless the service is one.
+    /// The state of a job; `None` unless the service is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobStatus>,
-    /// How the running or the last update stands; absent if nothing was ever dirty.
+    /// The state of the current or the last update; `None` if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_status: Option<UpdateStatus>,
 }
 
 impl Service {
-    /// The name of the task in `slot` (or on `node` for a global service): what users and metrics
-    /// call it.
+    /// The name of the task in `slot` (or on `node` for a global service), as users and metrics
+    /// have it.
     pub fn task_name(&self, slot: &crate::task::Slot) -> String {
         format!("{}.{slot}", self.spec.name)
     }
 }
 
-/// Which execution of a job is the present one.
+/// The present execution of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// Rises with each write of the service's spec; tasks name the execution that they belong to.
+    /// Rises with each write of the service's spec; tasks carry the number of their execution.
     pub iteration: u64,
     /// When it began.
     pub last_execution: Timestamp,
 }
 
-/// Where an update stands.
+/// The state of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateState {
     /// Tasks are being replaced.
     Updating,
-    /// Stopped by a failure.
+    /// A failure stopped it.
     Paused,
     /// All slots are up to date.
     Completed,
     /// Tasks return to the previous spec.
     RollbackStarted,
-    /// The rollback was stopped by a failure.
+    /// A failure stopped the rollback.
     RollbackPaused,
-    /// All slots are back.
+    /// All slots have the previous spec.
     RollbackCompleted,
 }
 
@@ -102,7 +102,7 @@ impl UpdateState {
     }
 }
 
-/// How an update stands.
+/// The status of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateStatus {
     /// Its state.
@@ -112,7 +112,7 @@ pub struct UpdateStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,
-    /// Why it stands so, in Swarm's words.
+    /// The reason, in Swarm's words.
     pub message: String,
     /// When the last batch of slots was begun: the delay counts from its completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,10 +1,10 @@
-//! What a service chooses from a closed list: its selection policy and its forwarding mode.
+//! A service's choices from closed lists: its selection policy and its forwarding mode.
 
 use serde::{Deserialize, Serialize};
 
 use super::{LabelError, MODE_LABEL, POLICY_LABEL};
 
-/// Makes an enum of the values of a label: a row gives a variant, its meaning and its name. The
+/// Defines an enum of the values of a label: a row gives a variant, its meaning and its name. The
 /// first is the default.
 macro_rules! choices {
     (
@@ -29,7 +29,7 @@ macro_rules! choices {
         }
 
         impl $kind {
-            /// All of them, in the order in which messages list them.
+            /// All values, in the order in which messages list them.
             pub const ALL: &[Self] = &[Self::$first, $(Self::$variant),*];
 
             /// The label's value.

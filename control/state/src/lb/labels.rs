@@ -1,28 +1,28 @@
-//! The service labels `mesh.lb.*`: one row gives a label's key, default, good values and reader.
+//! The service labels `mesh.lb.*`: one row gives a label's key, default, allowed values and parser.
 //!
-//! Everything that lists labels is made of this table: the reader of specs, its errors,
-//! `mesh service show`, and the README, which a test compares with [`markdown`].
+//! Everything that lists labels uses this table: the parser of specs, its errors, `mesh service
+//! show`, and the README, which a test compares with [`markdown`].
 
 use std::num::NonZeroU32;
 
 use super::value::{Given, whole_number};
 use super::{LabelError, LbSettings, Policy};
 
-/// Seconds of the longest slow start and the longest drain: an hour.
+/// The longest slow start and the longest drain, seconds: an hour.
 const HOUR_S: u32 = 3600;
-/// Seconds of the longest idle timeout: a week.
+/// The longest idle timeout, seconds: a week.
 const WEEK_S: u32 = 7 * 24 * HOUR_S;
 
-/// A label of services that mesh owns.
+/// A label of services that belongs to mesh.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceLabel {
     /// The key.
     pub key: &'static str,
-    /// The value that holds where a service lacks the label, as `mesh service show` prints it.
+    /// The value without the label, as `mesh service show` prints it.
     pub default: &'static str,
-    /// The good values and their meaning, in Markdown.
+    /// The allowed values and their meaning, in Markdown.
     pub help: fn() -> String,
-    /// Reads a value into the settings.
+    /// Parses a value into the settings.
     pub(super) read: fn(&mut LbSettings, Given<'_>) -> Result<(), LabelError>,
 }
 
@@ -80,19 +80,19 @@ service_labels! {
     help "networks and addresses whose clients may connect: `10.0.0.0/8,fd00::/8,192.0.2.7`",
     read |settings, given| settings.allow = given.networks()?;
 
-    /// Ends TCP connections that are idle for so long.
+    /// Ends TCP connections that are idle for this long.
     IDLE_TIMEOUT_LABEL = "mesh.lb.idle-timeout", default "2h",
     help "time after which an idle TCP connection ends, from `1s` to `168h`",
     read |settings, given| {
         settings.idle_timeout_s = NonZeroU32::new(given.seconds(1, WEEK_S, "1s to 168h")?);
     };
 
-    /// Gives the live connections of a task that is to stop time to end.
+    /// Gives the live connections of a stopping task time to end.
     DRAIN_TIMEOUT_LABEL = "mesh.lb.drain-timeout", default "30s",
     help "time that the live connections of a task that is to stop have to end, from `0s` to `1h`",
     read |settings, given| settings.drain_timeout_s = Some(given.seconds(0, HOUR_S, "0s to 1h")?);
 
-    /// Names where tasks report their own load.
+    /// Names the endpoint at which tasks report their own load.
     LOAD_HTTP_LABEL = "mesh.lb.load-http", default "none",
     help "`PORT/PATH` where each task reports its own load, a number from 0 (idle) to 1",
     read |settings, given| settings.load_http = Some(given.load_http()?);
@@ -104,7 +104,7 @@ service_labels! {
 }
 
 impl LbSettings {
-    /// Reads one label.
+    /// Parses one label.
     pub(super) fn read(&mut self, given: Given<'_>) -> Result<(), LabelError> {
         if let Some(label) = SERVICE_LABELS.iter().find(|label| label.key == given.key) {
             return (label.read)(self, given);
@@ -116,7 +116,7 @@ impl LbSettings {
     }
 }
 
-/// The slot that a key of the form `mesh.lb.weight.SLOT` names; slots count from 1.
+/// The slot in a key of the form `mesh.lb.weight.SLOT`; slots count from 1.
 fn weighed_slot(key: &str) -> Option<u64> {
     let slot = key.strip_prefix(WEIGHT_LABEL)?.strip_prefix('.')?;
     whole_number(slot).filter(|slot| *slot != 0)
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn every_default_is_what_a_service_without_labels_has() {
+    fn every_default_equals_the_settings_without_labels() {
         for label in SERVICE_LABELS.iter().filter(|label| !matches!(label.default, "all" | "none")) {
             let mut settings = LbSettings::default();
             let given = Given { key: label.key, value: label.default };

@@ -1,7 +1,7 @@
-//! mesh's own labels, `mesh.lb.*`: what they may say and what it means.
+//! mesh's own labels, `mesh.lb.*`: their values and their meaning.
 //!
-//! Invariants: pure; a label that mesh owns and can't read is an error that lists the good values;
-//! it is never ignored.
+//! Invariants: pure; a label of mesh that can't be parsed is an error that lists the allowed
+//! values; it is never ignored.
 
 mod choice;
 mod labels;
@@ -29,32 +29,32 @@ use value::Given;
 
 /// Labels with this prefix belong to mesh.
 pub const LABEL_PREFIX: &str = "mesh.lb.";
-/// Seconds that live flows have without a label.
+/// The default time that live flows have to end, seconds.
 const DRAIN_TIMEOUT_DEFAULT_S: u32 = 30;
-/// The heaviest weight that a backend can have in effect.
+/// The heaviest effective weight of a backend.
 pub const EFFECTIVE_WEIGHT_MAX: u32 = 65_535;
 
-/// Why a label of mesh's was refused.
+/// Why a label of mesh was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LabelError {
-    /// The value can't be one of this label's.
+    /// The value is not allowed for this label.
     #[error("invalid label {key}={value}: must be {good}")]
     Value {
         /// The label's key.
         key: String,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What would be good.
+        /// The allowed values.
         good: String,
     },
-    /// A network with an address in it: it may mean the one or the other.
+    /// A network with host bits set: it may mean the network or the address.
     #[error("invalid label {key}: {given} has host bits set: the network is {network}")]
     HostBits {
         /// The label's key.
         key: String,
-        /// What was given.
+        /// The given value.
         given: String,
-        /// The network that it lies in.
+        /// The network that contains it.
         network: IpNet,
     },
     /// Services have no such label.
@@ -77,8 +77,7 @@ pub enum LabelError {
     },
 }
 
-/// Where a task tells its own load: an HTTP GET answered by a number from 0 (idle) to 1
-/// (saturated).
+/// The HTTP endpoint at which a task reports its own load: a number from 0 (idle) to 1 (saturated).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadHttp {
     /// Port in the task.
@@ -87,7 +86,7 @@ pub struct LoadHttp {
     pub path: String,
 }
 
-/// What a service's labels say to the data plane.
+/// A service's settings for the data plane, from its labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LbSettings {
@@ -102,21 +101,21 @@ pub struct LbSettings {
     pub slow_start_s: u32,
     /// Networks whose clients may connect; empty: all. `mesh.lb.allow`.
     pub allow: Vec<IpNet>,
-    /// Seconds after which an idle TCP flow is ended; none: two hours. `mesh.lb.idle-timeout`.
+    /// Seconds after which an idle TCP flow ends; `None`: two hours. `mesh.lb.idle-timeout`.
     pub idle_timeout_s: Option<NonZeroU32>,
-    /// Seconds that live flows of a task have to end before it is stopped; none: 30.
+    /// Seconds that live flows of a task have to end before it is stopped; `None`: 30.
     /// `mesh.lb.drain-timeout`.
     pub drain_timeout_s: Option<u32>,
-    /// Where tasks tell their own load: `mesh.lb.load-http`.
+    /// The endpoint at which tasks report their own load: `mesh.lb.load-http`.
     pub load_http: Option<LoadHttp>,
-    /// Weight of each of the service's tasks: `mesh.lb.weight`.
+    /// The weight of each of the service's tasks: `mesh.lb.weight`.
     pub weight: Option<NonZeroU32>,
-    /// Weight of single tasks by slot: `mesh.lb.weight.SLOT`.
+    /// The weight of single tasks by slot: `mesh.lb.weight.SLOT`.
     pub slot_weights: BTreeMap<u64, NonZeroU32>,
 }
 
 impl LbSettings {
-    /// Reads a service's labels; absent ones take their defaults.
+    /// Parses a service's labels; missing ones get their defaults.
     ///
     /// ```
     /// use mesh_state::lb::{LbSettings, Policy};
@@ -131,7 +130,7 @@ impl LbSettings {
     /// ```
     ///
     /// # Errors
-    /// The first label of mesh's that can't be read.
+    /// The first label of mesh that can't be parsed.
     pub fn from_labels(labels: &Labels) -> Result<Self, LabelError> {
         let mut settings = Self::default();
         for (key, value) in labels.iter().filter(|(key, _)| key.starts_with(LABEL_PREFIX)) {
@@ -145,8 +144,8 @@ impl LbSettings {
         Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_DEFAULT_S).into())
     }
 
-    /// The weight in effect of the task in `slot` on a node of weight `node`: its own, else its
-    /// service's, times its node's.
+    /// The effective weight of the task in `slot` on a node of weight `node`: the slot's, else the
+    /// service's, times the node's.
     pub fn weight_of(&self, slot: &Slot, node: NonZeroU32) -> NonZeroU32 {
         let own = match slot {
             Slot::Number(number) => self.slot_weights.get(number).copied(),
@@ -157,10 +156,10 @@ impl LbSettings {
     }
 }
 
-/// Reads a node's labels: the weight that tasks on it are given, 1 without a label.
+/// Parses a node's labels: the factor for the weights of tasks on it, 1 without a label.
 ///
 /// # Errors
-/// The first label of mesh's that can't be read.
+/// The first label of mesh that can't be parsed.
 pub fn node_weight(labels: &Labels) -> Result<NonZeroU32, LabelError> {
     let mut weight = NonZeroU32::MIN;
     for (key, value) in labels.iter().filter(|(key, _)| key.starts_with(LABEL_PREFIX)) {

@@ -1,4 +1,4 @@
-//! Labels, and what they are read as.
+//! Tests of labels and the settings that they are parsed to.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// What one label is read as, or the complaint.
+/// The settings that one label is parsed to, or the error.
 fn read(key: &str, value: &str) -> Result<LbSettings, String> {
     LbSettings::from_labels(&labels(&[(key, value)])).map_err(|error| error.to_string())
 }
@@ -16,7 +16,7 @@ fn weight(value: u32) -> NonZeroU32 {
 }
 
 #[test]
-fn every_label_is_read() {
+fn every_label_is_parsed() {
     let all = labels(&[
         ("a", "b"),
         (POLICY_LABEL, "source-hash"),
@@ -60,7 +60,7 @@ fn policies_and_modes_have_names() {
 }
 
 #[test]
-fn a_bad_value_is_refused_with_the_good_ones() {
+fn a_bad_value_is_refused_with_the_allowed_ones() {
     let seconds = "a duration of whole seconds from";
     for (key, value, named) in [
         (POLICY_LABEL, "fastest", "one of round-robin, random, least-connections, least-load, source-hash"),

@@ -1,6 +1,7 @@
-//! The values of labels as text: durations, networks, weights and where a load is told. Pure.
+//! Parses the values of labels: durations, networks, weights and the source of a task's load. Pure.
 //!
-//! Invariant: a value that is taken means exactly what it says; nothing is rounded, cut or guessed.
+//! Invariant: a value that is accepted means exactly what it says; nothing is rounded, cut or
+//! guessed.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -11,14 +12,14 @@ use ipnet::IpNet;
 use super::choice::one_of;
 use super::{LabelError, LoadHttp};
 
-/// Networks in one allow-list.
+/// The most networks in one allow-list.
 const NETWORKS_MAX: usize = 256;
 /// The heaviest weight that a label may give.
 const WEIGHT_MAX: u32 = 1000;
-/// Bytes of the path of `mesh.lb.load-http`.
+/// The most bytes of the path of `mesh.lb.load-http`.
 const PATH_BYTES_MAX: usize = 1024;
 
-/// What a label holds, for messages.
+/// A label as the user set it, for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
     /// The label's key.
@@ -41,7 +42,7 @@ impl Given<'_> {
         }
     }
 
-    /// Whole seconds between two bounds, written as Go writes durations; `range` names the bounds.
+    /// Whole seconds between two bounds, in Go's form of durations; `range` is the bounds in words.
     pub(super) fn seconds(self, least: u32, most: u32, range: &str) -> Result<u32, LabelError> {
         let whole = go_duration(self.value).filter(|duration| duration.subsec_nanos() == 0);
         whole
@@ -59,7 +60,7 @@ impl Given<'_> {
             .ok_or_else(|| self.must_be(format!("a whole number from 1 to {WEIGHT_MAX}")))
     }
 
-    /// Networks and addresses with commas between them, each once.
+    /// Networks and addresses, separated by commas; duplicates are removed.
     pub(super) fn networks(self) -> Result<Vec<IpNet>, LabelError> {
         let mut networks: Vec<IpNet> = Vec::new();
         for text in self.value.split(',').map(str::trim) {
@@ -157,7 +158,7 @@ fn nanoseconds(number: &str, unit: &str) -> Option<u64> {
     let mut total = whole.checked_mul(unit)?;
     let mut place = unit;
     for digit in fraction.bytes() {
-        // What is below a nanosecond can't be said exactly.
+        // Digits below a nanosecond must be zeros, so that nothing is rounded.
         if !digit.is_ascii_digit() || (!place.is_multiple_of(10) && digit != b'0') {
             return None;
         }
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_go_writes_them() {
+    fn durations_are_parsed_as_go_does() {
         let cases: [(&str, Option<u64>); 16] = [
             ("30s", Some(30_000)),
             ("2h", Some(7_200_000)),

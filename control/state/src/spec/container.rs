@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::service::null_as_default;
 use super::{ConfigReference, Extra, Labels, Reference, SecretReference};
 
-/// What the agent makes a container of. Fields that only the engine reads travel in `extra`.
+/// The container that the agent creates for a task. Fields that only the engine reads are in
+/// `extra`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSpec {
@@ -32,22 +33,22 @@ pub struct ContainerSpec {
     /// User and group.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub user: String,
-    /// Signal that asks the task to stop; absent means the image's, else SIGTERM.
+    /// Signal that asks the task to stop; empty means the image's, else SIGTERM.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
-    /// Nanoseconds between the stop signal and SIGKILL; absent means 10 s.
+    /// Nanoseconds between the stop signal and SIGKILL; `None` means 10 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_grace_period: Option<i64>,
-    /// Health check; absent means the image's.
+    /// Health check; `None` means the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<HealthConfig>,
-    /// Secrets that the task finds as files.
+    /// Secrets, as files in the task.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub secrets: Vec<SecretReference>,
-    /// Configs likewise.
+    /// Configs, as files in the task.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub configs: Vec<ConfigReference>,
-    /// Whatever else the client sent (mounts, privileges, hosts …).
+    /// All other fields that the client sent (mounts, privileges, hosts …).
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -66,7 +67,7 @@ pub struct HealthConfig {
     /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", …]`; empty means the image's.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub test: Vec<String>,
-    /// Intervals, retries and whatever else the client sent.
+    /// Intervals, retries and all other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }

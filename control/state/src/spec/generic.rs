@@ -1,11 +1,11 @@
-//! Resources that an operator names: counted ones, and ones with names of their own.
+//! Generic resources, which an operator defines: counted ones, and ones with names of their own.
 
 use serde::{Deserialize, Serialize};
 
-/// Some of a node's, asked for, or given to a task.
+/// Generic resources that a node has, a spec asks for, or a task was given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GenericResource {
-    /// One that has a name.
+    /// One with a name.
     #[serde(rename = "NamedResourceSpec")]
     Named(NamedResource),
     /// A number of equal ones.
@@ -17,34 +17,34 @@ pub enum GenericResource {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NamedResource {
-    /// Such as `gpu`.
+    /// The kind, such as `gpu`.
     pub kind: String,
     /// Its name.
     pub value: String,
 }
 
-/// Resources of a kind, by their number.
+/// A number of resources of a kind.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DiscreteResource {
-    /// Such as `ssd`.
+    /// The kind, such as `ssd`.
     pub kind: String,
-    /// How many.
+    /// The number.
     pub value: i64,
 }
 
 impl GenericResource {
-    /// A number of equal ones.
+    /// A number of equal resources.
     pub fn discrete(kind: impl Into<String>, value: i64) -> Self {
         Self::Discrete(DiscreteResource { kind: kind.into(), value })
     }
 
-    /// One by its name.
+    /// One resource by its name.
     pub fn named(kind: impl Into<String>, value: impl Into<String>) -> Self {
         Self::Named(NamedResource { kind: kind.into(), value: value.into() })
     }
 
-    /// Its kind.
+    /// The kind.
     pub fn kind(&self) -> &str {
         match self {
             Self::Named(resource) => &resource.kind,
@@ -52,7 +52,7 @@ impl GenericResource {
         }
     }
 
-    /// Its name or number, as a task is told.
+    /// The name or the number, as the task's environment has it.
     pub fn value(&self) -> String {
         match self {
             Self::Named(resource) => resource.value.clone(),

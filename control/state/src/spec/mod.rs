@@ -1,7 +1,7 @@
-//! What a user asks for: Docker's `ServiceSpec`, spelled as Docker spells it.
+//! The user's intent: Docker's `ServiceSpec`, spelled as Docker spells it.
 //!
-//! Invariants: no field is lost on a round trip (what mesh doesn't read stays in `extra`); absent
-//! stays absent, so a spec that is read, left alone and written back is equal. Defaults are applied
+//! Invariants: no field is lost on a round trip (fields that mesh doesn't read stay in `extra`);
+//! absent stays absent, so a spec that is decoded and encoded again is equal. Defaults are applied
 //! where a decision is taken, by the methods here.
 //!
 //! Left to others: validation (control's API) and every decision.

@@ -14,10 +14,10 @@ pub struct Resources {
     /// Upper bounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResourceLimits>,
-    /// What must be free on a node.
+    /// Resources that must be free on a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reservations: Option<ResourceReservations>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -26,21 +26,21 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ResourceLimits {
-    /// Billionths of a CPU; absent or 0 is unlimited.
+    /// Billionths of a CPU; `None` or 0 is unlimited.
     #[serde(rename = "NanoCPUs", skip_serializing_if = "Option::is_none")]
     pub nano_cpus: Option<i64>,
-    /// Bytes; absent or 0 is unlimited.
+    /// Bytes; `None` or 0 is unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<i64>,
-    /// Processes; absent or 0 is unlimited.
+    /// Processes; `None` or 0 is unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<i64>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What a task needs free on its node.
+/// Resources that must be free on a task's node.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ResourceReservations {
@@ -50,10 +50,10 @@ pub struct ResourceReservations {
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<i64>,
-    /// Resources that operators name.
+    /// Resources that operators define.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub generic_resources: Vec<GenericResource>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -62,16 +62,16 @@ pub struct ResourceReservations {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Placement {
-    /// `key==value` or `key!=value`, all must hold.
+    /// `key==value` or `key!=value`; all of them must hold.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub constraints: Vec<String>,
     /// Spread preferences, outermost first.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub preferences: Vec<PlacementPreference>,
-    /// At most so many tasks of the service a node; 0 is unlimited.
+    /// The most tasks of the service per node; 0 is unlimited.
     #[serde(skip_serializing_if = "is_zero")]
     pub max_replicas: u64,
-    /// Platforms and whatever else the client sent.
+    /// Platforms and all other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -88,7 +88,7 @@ pub struct PlacementPreference {
     /// Spread evenly over the values of a label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<SpreadOver>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -101,7 +101,7 @@ pub struct SpreadOver {
     pub spread_descriptor: String,
 }
 
-/// When a dead task is replaced.
+/// After which ends a task is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
@@ -109,7 +109,7 @@ pub enum RestartCondition {
     None,
     /// After a failure.
     OnFailure,
-    /// Whatever its end was.
+    /// After every end.
     #[default]
     Any,
 }
@@ -118,19 +118,19 @@ pub enum RestartCondition {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RestartPolicy {
-    /// Absent means any.
+    /// The condition; `None` means any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<RestartCondition>,
-    /// Nanoseconds before the replacement starts; absent means 5 s.
+    /// Nanoseconds before the replacement starts; `None` means 5 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<u64>,
-    /// Attempts within the window; absent or 0 is unlimited.
+    /// Attempts within the window; `None` or 0 is unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u64>,
-    /// Nanoseconds over which attempts count; absent or 0 is for ever.
+    /// Nanoseconds over which attempts count; `None` or 0 is unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<u64>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -139,31 +139,31 @@ impl RestartPolicy {
     /// Swarm's default restart delay.
     pub const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 
-    /// The delay in force.
+    /// The delay, with Swarm's default.
     pub fn delay(&self) -> Duration {
         self.delay.map_or(Self::DEFAULT_DELAY, Duration::from_nanos)
     }
 
-    /// The condition in force.
+    /// The condition, with Swarm's default.
     pub fn condition(&self) -> RestartCondition {
         self.condition.unwrap_or_default()
     }
 }
 
-/// What to do when updated tasks fail.
+/// The reaction to failures of updated tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailureAction {
     /// Stop and wait for the user.
     #[default]
     Pause,
-    /// Go on.
+    /// Continue the update.
     Continue,
     /// Return to the previous spec.
     Rollback,
 }
 
-/// Which of the old and the new task goes first.
+/// Whether the old task stops first or the new one starts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateOrder {
@@ -174,7 +174,7 @@ pub enum UpdateOrder {
     StartFirst,
 }
 
-/// How an update or a rollback proceeds.
+/// The settings of an update or a rollback.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct UpdateConfig {
@@ -183,25 +183,24 @@ pub struct UpdateConfig {
     /// Nanoseconds between batches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<i64>,
-    /// Absent or empty means pause.
+    /// The reaction to failures; `None` means pause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_action: Option<FailureAction>,
-    /// Nanoseconds after its start within which a task's death is the update's failure; absent
-    /// means 5 s.
+    /// Nanoseconds after its start within which a task's death fails the update; `None` means 5 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<i64>,
-    /// Share of failed slots that is borne.
+    /// The share of slots that may fail.
     pub max_failure_ratio: f32,
-    /// Absent or empty means stop-first.
+    /// The order; `None` means stop-first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<UpdateOrder>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl UpdateConfig {
-    /// What an absent block means: one slot at a time, pause on failure, monitor 5 s, stop-first.
+    /// The settings without a block: one slot at a time, pause on failure, monitor 5 s, stop-first.
     pub fn swarm_default() -> Self {
         Self { parallelism: 1, ..Self::default() }
     }

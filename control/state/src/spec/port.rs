@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Extra;
 use super::service::null_as_default;
 
-/// How a service is reached.
+/// How clients reach a service.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct EndpointSpec {
@@ -15,7 +15,7 @@ pub struct EndpointSpec {
     /// The ports to publish.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
     pub ports: Vec<PortConfig>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -31,12 +31,12 @@ pub struct PortConfig {
     pub protocol: Protocol,
     /// Port the task listens on.
     pub target_port: u16,
-    /// Port that every node answers on; 0 means: choose one from 30000 on.
+    /// Port that every node answers on; 0: an automatic one from 30000 on.
     #[serde(skip_serializing_if = "is_zero")]
     pub published_port: u16,
-    /// By the mesh, or directly on the task's node.
+    /// Through the mesh, or directly on the task's node.
     pub publish_mode: PublishMode,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }

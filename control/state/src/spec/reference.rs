@@ -6,22 +6,22 @@ use super::Extra;
 use crate::dependency::DependencyKind;
 use crate::ids::DependencyId;
 
-/// Permission bits of a file whose reference names none, as in Swarm.
+/// The permission bits of a file whose reference sets none, as in Swarm.
 const DEFAULT_MODE: u32 = 0o444;
 
 /// `SecretReference`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SecretReference {
-    /// The file that the task finds the secret in.
+    /// The file in which the task finds the secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<FileTarget>,
-    /// Which secret.
+    /// The secret's id.
     #[serde(rename = "SecretID")]
     pub secret_id: DependencyId,
-    /// Its name.
+    /// The secret's name.
     pub secret_name: String,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -30,24 +30,24 @@ pub struct SecretReference {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ConfigReference {
-    /// The file that the task finds the config in.
+    /// The file in which the task finds the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<FileTarget>,
-    /// Which config.
+    /// The config's id.
     #[serde(rename = "ConfigID")]
     pub config_id: DependencyId,
-    /// Its name.
+    /// The config's name.
     pub config_name: String,
-    /// Whatever else the client sent (`Runtime`).
+    /// All other fields that the client sent (`Runtime`).
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// Where a task finds a secret or a config, and how.
+/// The path, owner and mode of a secret or config in a task.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct FileTarget {
-    /// Its path, or a name below the kind's directory.
+    /// Its path, absolute or below the kind's directory.
     pub name: String,
     /// The owner's number; empty means 0.
     #[serde(rename = "UID")]
@@ -55,10 +55,10 @@ pub struct FileTarget {
     /// The group's number; empty means 0.
     #[serde(rename = "GID")]
     pub gid: String,
-    /// Go's file mode, of which the permission bits count; absent means 0444.
+    /// Go's file mode, of which the permission bits count; `None` means 0444.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
@@ -76,22 +76,21 @@ impl FileTarget {
     }
 }
 
-/// A reference of either kind.
+/// A reference to a secret or to a config.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reference<'a> {
-    /// Which kind.
+    /// Secret or config.
     pub kind: DependencyKind,
-    /// To which object.
+    /// The object's id.
     pub id: &'a DependencyId,
     /// The object's name.
     pub name: &'a str,
-    /// The file; absent in a malformed reference, and in one that isn't for a file.
+    /// The file; `None` in a malformed reference, and in one that isn't for a file.
     pub file: Option<&'a FileTarget>,
 }
 
 impl Reference<'_> {
-    /// The path in the task, without `.` and `..`; `None` when there is no file or nothing is left
-    /// of its path.
+    /// The path in the task, without `.` and `..`; `None` if there is no file or its path is empty.
     pub fn path(&self) -> Option<String> {
         let target = self.kind.target_path(&self.file?.name);
         let mut parts: Vec<&str> = Vec::new();
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_where_docker_puts_them_and_tidy() {
+    fn paths_are_dockers_and_normalised() {
         for (kind, name, expected) in [
             (DependencyKind::Secret, "a", Some("/run/secrets/a")),
             (DependencyKind::Secret, "a//b/./c", Some("/run/secrets/a/b/c")),

@@ -1,4 +1,4 @@
-//! The top of a service's spec: name, labels, mode and what its tasks are made of.
+//! The top of a service's spec: name, labels, mode and task template.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,28 +10,28 @@ use super::{ContainerSpec, EndpointSpec, Extra, Labels, Placement, Resources, Re
 pub struct ServiceSpec {
     /// Unique among services, a DNS label of at most 63 characters.
     pub name: String,
-    /// Labels of the service (not of its containers). `mesh.lb.*` are read by mesh.
+    /// Labels of the service (not of its containers). mesh reads `mesh.lb.*`.
     #[serde(deserialize_with = "null_as_default")]
     pub labels: Labels,
-    /// What each task is made of.
+    /// The template of its tasks.
     pub task_template: TaskSpec,
-    /// Replicated or global; absent means replicated, one replica.
+    /// Replicated, global or a job; absent means replicated with one replica.
     pub mode: ServiceMode,
-    /// How an update proceeds; absent means Swarm's defaults.
+    /// The settings of updates; `None` means Swarm's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_config: Option<UpdateConfig>,
-    /// How a rollback proceeds; absent means Swarm's defaults.
+    /// The settings of rollbacks; `None` means Swarm's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback_config: Option<UpdateConfig>,
     /// Published ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_spec: Option<EndpointSpec>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// What a task runs, where and with what.
+/// The template of a task.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
@@ -41,21 +41,20 @@ pub struct TaskSpec {
     /// Limits and reservations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// When and how fast a dead task is replaced; absent means Swarm's defaults.
+    /// When a dead task is replaced; `None` means Swarm's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<RestartPolicy>,
     /// Constraints, preferences, platforms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
-    /// Raised by `--force` to make every task dirty.
+    /// `--force` raises it to replace every task.
     pub force_update: u64,
-    /// Whatever else the client sent (networks, log driver, runtime …).
+    /// All other fields that the client sent (networks, log driver, runtime …).
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// How many tasks a service has and where. Exactly one field is present after
-/// [`ServiceMode::filled`].
+/// How many tasks a service has and where. Exactly one mode is set after [`ServiceMode::filled`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceMode {
@@ -65,20 +64,20 @@ pub struct ServiceMode {
     /// One task on every node that meets the constraints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global: Option<GlobalMode>,
-    /// A number of tasks that run to their end.
+    /// A number of tasks that run to completion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicated_job: Option<ReplicatedJobMode>,
-    /// One task that runs to its end on every node that meets the constraints.
+    /// One task that runs to completion on every node that meets the constraints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub global_job: Option<GlobalJobMode>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl ServiceMode {
-    /// The mode with Swarm's default written out: nothing means replicated, one replica. The CLI's
-    /// wait loop refuses an unfilled mode.
+    /// The mode with Swarm's default filled in: replicated with one replica. The CLI's wait loop
+    /// refuses an empty mode.
     #[must_use]
     pub fn filled(mut self) -> Self {
         if let Some(job) = &mut self.replicated_job {
@@ -91,7 +90,7 @@ impl ServiceMode {
         self
     }
 
-    /// Whether the service's tasks run to their end, instead of going on until somebody stops them.
+    /// Whether the service's tasks run to completion instead of until they are stopped.
     pub fn is_job(&self) -> bool {
         self.replicated_job.is_some() || self.global_job.is_some()
     }
@@ -113,7 +112,7 @@ impl ServiceMode {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ReplicatedMode {
-    /// Tasks wanted; absent means 1.
+    /// The wanted tasks; `None` means 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u64>,
 }
@@ -122,21 +121,21 @@ pub struct ReplicatedMode {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ReplicatedJobMode {
-    /// Tasks that run at once; absent means 1.
+    /// The most tasks at a time; `None` means 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u64>,
-    /// Tasks that are to complete; absent means as many as may run at once.
+    /// Tasks that have to complete; `None` means as many as may run at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_completions: Option<u64>,
 }
 
 impl ReplicatedJobMode {
-    /// Tasks that run at once.
+    /// The most tasks at a time.
     pub fn max_concurrent(&self) -> u64 {
         self.max_concurrent.unwrap_or(1)
     }
 
-    /// Tasks that are to complete.
+    /// Tasks that have to complete.
     pub fn total_completions(&self) -> u64 {
         self.total_completions.unwrap_or_else(|| self.max_concurrent())
     }
@@ -150,7 +149,7 @@ pub struct GlobalJobMode {}
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GlobalMode {}
 
-/// Reads `null` as the default: Go clients write absent maps and lists so.
+/// Decodes `null` as the default: Go's clients send absent maps and lists as `null`.
 pub(super) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,

@@ -1,6 +1,6 @@
-//! What every store promises, run against the store in memory and against a real etcd.
+//! The guarantees of every store, tested on the store in memory and on a real etcd.
 //!
-//! Each check works below a prefix of its own, so all of them share one store.
+//! Each check uses a prefix of its own, so that all of them share one store.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn etcd_keeps_the_contract() {
     keeps_the_contract(&etcd.store().await.unwrap()).await;
 }
 
-/// An outage is an error that names itself, not a wait without end.
+/// An outage is a named error, not an endless wait.
 #[tokio::test]
 async fn an_etcd_that_is_gone_is_unavailable() {
     let etcd = EtcdProcess::start().await.unwrap();
@@ -36,7 +36,7 @@ async fn an_etcd_that_is_gone_is_unavailable() {
     assert!(expected, "expected unavailable, saw {error:?}");
 }
 
-/// A member that hangs, as one whose machine lost its power, takes its watches along once that is
+/// A member that hangs, such as one whose machine lost its power, ends its watches once that is
 /// noticed.
 #[tokio::test]
 async fn a_watch_through_a_hung_member_ends() {
@@ -139,7 +139,7 @@ async fn a_conflict_writes_nothing(store: &dyn Store) {
 }
 
 async fn listings_are_whole_and_ordered(store: &dyn Store) {
-    // More than a page of the etcd store's, and a neighbour that a careless range would take in.
+    // More than a page of the etcd store, and a neighbour that a careless range would include.
     let keys: Vec<String> = (0..2300).map(|number| format!("/list/{number:05}")).collect();
     let mut last = 0;
     for chunk in keys.chunks(MAX_TXN_OPS) {
@@ -167,7 +167,7 @@ async fn oversized_transactions_are_refused(store: &dyn Store) {
     committed(store, most_compares, most).await;
 }
 
-/// Changes as (key, whether it was written), until `count` have come.
+/// Changes as (key, whether it was written), until there are `count` of them.
 async fn next_changes(
     stream: &mut BoxStream<'static, Result<WatchEvent, StoreError>>,
     count: usize,
@@ -231,14 +231,14 @@ async fn a_lease_ends_with_its_keys(store: &dyn Store) {
     assert_eq!(
         next_changes(&mut stream, 1).await,
         [("/lease/a".to_owned(), false)],
-        "the lease ends its key"
+        "the expired lease deletes its key"
     );
     assert!(!store.keep_alive(lease).await.unwrap(), "an ended lease is not prolonged");
 
     let revoked = store.grant_lease(Duration::from_mins(1)).await.unwrap();
     committed(store, vec![], vec![Op::put_leased("/lease/b", vec![], revoked)]).await;
     store.revoke_lease(revoked).await.unwrap();
-    assert_eq!(store.get("/lease/b").await.unwrap(), None, "a revoked lease takes its keys along");
+    assert_eq!(store.get("/lease/b").await.unwrap(), None, "a revoked lease deletes its keys");
     store.revoke_lease(revoked).await.unwrap();
 
     let error = store.txn(vec![], vec![Op::put_leased("/lease/c", vec![], revoked)]).await.unwrap_err();
@@ -252,7 +252,7 @@ async fn a_compacted_watch_says_so(store: &dyn Store) {
     store.compact(new).await.unwrap();
     let mut stream = store.watch("/compact/", old).await.unwrap();
     assert_eq!(stream.next().await.map(Result::ok), Some(Some(WatchEvent::Compacted)));
-    assert!(stream.next().await.is_none(), "nothing follows the word that history is gone");
+    assert!(stream.next().await.is_none(), "nothing follows the compaction");
     let mut kept = store.watch("/compact/", new).await.unwrap();
     assert_eq!(next_changes(&mut kept, 1).await, [("/compact/a".to_owned(), true)]);
 }

@@ -1,11 +1,11 @@
-//! The store on etcd v3: the only module that knows etcd's client.
+//! The store on etcd v3: the only module that uses etcd's client.
 //!
 //! Invariants: every call has a deadline; reads are linearizable; a watch goes through a member
-//! that has a leader, so one cut off from its peers ends the watch instead of going quiet. A member
-//! that can't be reached is passed over for the next; a write is repeated there only if it was
-//! never sent, for else it may have been applied.
+//! that has a leader, so a member that is cut off from its peers ends the watch instead of falling
+//! silent. If a member is unreachable, the next one is used; a write is retried there only if it
+//! was never sent, as otherwise it may have been committed.
 //!
-//! Left to others: trying again (each caller knows its own patience), and running etcd.
+//! Left to others: retries (each caller knows how long to try), and running etcd.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -25,22 +25,23 @@ pub use access::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 
 use super::{Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
 
-/// Given to reads and writes of few keys.
+/// The deadline of reads and writes of few keys.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(3);
-/// Given to requests on leases: short, so that a lease of a few seconds outlives one member's
-/// silence.
+/// The deadline of requests on leases: short, so that a lease of a few seconds outlives one
+/// member's silence.
 const LEASE_DEADLINE: Duration = Duration::from_millis(1500);
-/// Given to each page of a listing.
+/// The deadline of each page of a listing.
 const PAGE_DEADLINE: Duration = Duration::from_secs(10);
-/// Given to a new connection.
+/// The deadline of a new connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// HTTP/2 pings while a stream is open. etcd cuts off clients that ping more often than every 5 s.
+/// The interval of HTTP/2 pings while a stream is open. etcd disconnects clients that ping more
+/// often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(6);
-/// A ping unanswered for so long ends the connection.
+/// The deadline of the answer to a ping; a connection that misses it is closed.
 const PING_DEADLINE: Duration = Duration::from_secs(3);
-/// Keys in a page of a listing.
+/// Keys per page of a listing.
 const PAGE_KEYS: i64 = 1000;
-/// Largest answer that is read: a page of large values, or a large revision in a watch.
+/// The largest answer that is accepted: a page of large values, or a large revision in a watch.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
 mod access;
@@ -50,7 +51,7 @@ mod failures;
 mod member;
 mod watch;
 
-/// The revision that an answer tells.
+/// The revision in an answer.
 fn told(operation: &'static str, revision: Option<i64>) -> Result<i64, StoreError> {
     revision.filter(|revision| *revision >= 0).ok_or(StoreError::NoRevision { operation })
 }
@@ -60,27 +61,27 @@ pub fn port_of(url: &str) -> Option<u16> {
     url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
 }
 
-/// etcd, reached through one of its members, and through the next when that one is away.
+/// etcd, reached through one of its members, and through the next if that one is unreachable.
 #[derive(Clone)]
 pub struct EtcdStore {
-    /// At least one.
+    /// The members; at least one.
     members: Arc<[Member]>,
-    /// The member in use. Watches through another end, for their connection may be dead without
-    /// knowing.
+    /// The index of the member in use. A change ends the watches through other members, whose
+    /// connections may be dead unnoticed.
     current: Arc<tokio::sync::watch::Sender<usize>>,
 }
 
-/// Whether a request that failed may be sent again to another member.
+/// Whether a failed request may be sent again to another member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repeat {
-    /// It changes nothing, or the same when it is done twice.
+    /// It changes nothing, or is idempotent.
     Always,
     /// Only if it was never sent.
     Unsent,
 }
 
 impl EtcdStore {
-    /// A store on the members that `access` names. Connects when first used.
+    /// Opens a store on the members in `access`. Connects at first use.
     ///
     /// # Errors
     /// [`EtcdAccessError`] for addresses that may not be used, and files that can't be read.
@@ -91,7 +92,7 @@ impl EtcdStore {
         let members: Arc<[Member]> = access.addresses.iter().map(member).collect();
         for (member, address) in members.iter().zip(&access.addresses) {
             access.options(address).await?;
-            // With a user, a client can't be made before etcd answers.
+            // With a user, the client must authenticate first, so it can't be made here.
             if access.user.is_none() {
                 let made = member.client().await;
                 made.map_err(|error| EtcdAccessError::client(address, &error))?;
@@ -100,10 +101,10 @@ impl EtcdStore {
         Ok(Self { members, current: Arc::new(tokio::sync::watch::Sender::new(0)) })
     }
 
-    /// Ports at which the members of this etcd are reached, by clients and by each other.
+    /// The ports of this etcd's members, for clients and for peers.
     ///
     /// # Errors
-    /// [`StoreError`] when no member answers.
+    /// [`StoreError`] if no member answers.
     pub async fn member_ports(&self) -> Result<BTreeSet<u16>, StoreError> {
         let list = async |mut client: Client| client.member_list().await;
         let members = self.request("list members", REQUEST_DEADLINE, Repeat::Always, list).await?;
@@ -112,8 +113,8 @@ impl EtcdStore {
         Ok(urls.filter_map(|url| port_of(url)).collect())
     }
 
-    /// Sends a request to the member in use, and to the others as long as members are away and
-    /// `repeat` allows.
+    /// Sends a request to the member in use, and to the others while members are unreachable and
+    /// `repeat` allows it.
     async fn request<T, F>(
         &self,
         operation: &'static str,
@@ -149,13 +150,13 @@ impl EtcdStore {
         }
     }
 
-    /// Turns to the next member, unless somebody did already.
+    /// Switches to the next member, unless another task has already done so.
     fn pass_over(&self, used: usize) {
         let next = (used + 1) % self.members.len();
         self.current.send_if_modified(|current| {
             let turns = *current == used && next != used;
             if turns {
-                tracing::warn!(member = used, next, "an etcd member is away: turning to the next");
+                tracing::warn!(member = used, next, "an etcd member is unreachable: switching to the next");
                 *current = next;
             }
             turns
@@ -188,7 +189,7 @@ fn key_value(item: &etcd_client::KeyValue) -> KeyValue {
     }
 }
 
-/// The first key after all that begin with `prefix`.
+/// The end of the range of keys that begin with `prefix`.
 fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     while let Some(last) = end.pop() {
@@ -197,7 +198,7 @@ fn prefix_end(prefix: &str) -> Vec<u8> {
             return end;
         }
     }
-    // etcd's spelling of "to the end of all keys".
+    // etcd's form of "to the end of all keys".
     vec![0]
 }
 
@@ -211,7 +212,8 @@ fn compare(compare: Compare) -> etcd_client::Compare {
         Compare::CreateRevision(key, revision) => {
             etcd_client::Compare::create_revision(key, CompareOp::Equal, revision)
         }
-        // Compared with every key of the range; with none in it, with a key that doesn't exist.
+        // A compare over a range holds for every key in it; an empty range counts as one key that
+        // doesn't exist.
         Compare::NoneBelow(prefix) => {
             etcd_client::Compare::create_revision(prefix, CompareOp::Equal, 0).with_prefix()
         }
@@ -299,7 +301,7 @@ impl Store for EtcdStore {
         let send = |client: Client| async move {
             match client.lease_client().keep_alive(lease).await {
                 Ok(_) => Ok(true),
-                // The client's word for an answer with no time left.
+                // The client reports an answer without remaining time by this text.
                 Err(EtcdError::LeaseKeepAliveError(message)) if message.contains("not found") => Ok(false),
                 Err(error) => Err(error),
             }
@@ -329,11 +331,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_a_revision_is_an_error_and_not_the_beginning() {
+    fn an_answer_without_a_revision_is_an_error_and_not_revision_0() {
         assert_eq!(told("list", Some(7)).unwrap(), 7);
         for none in [None, Some(-1)] {
             let error = told("list", none).unwrap_err();
-            assert_eq!(error.to_string(), "etcd's answer to list tells no revision", "{none:?}");
+            assert_eq!(error.to_string(), "etcd's answer to list has no revision", "{none:?}");
             assert_eq!(error.operation(), "list");
         }
     }

@@ -1,11 +1,9 @@
-//! The store in memory, for tests of whatever stands on a store. It keeps etcd's promises, held to
-//! them by the shared contract.
+//! The store in memory, for tests. It keeps etcd's guarantees; the shared contract tests both.
 //!
-//! Invariants: a revision is applied whole or not at all; a watch yields whole revisions in order;
-//! leases run on tokio's clock, so paused time works.
+//! Invariants: a revision is applied as a whole or not at all; a watch yields whole revisions in
+//! order; leases run on tokio's clock, so paused time works.
 //!
-//! Left to others: durability, and being reached over a network. [`MemoryStore::set_reachable`]
-//! plays an outage.
+//! Left to others: durability, and a network. [`MemoryStore::set_reachable`] simulates an outage.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +21,7 @@ use super::{Change, Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcom
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-    /// The newest revision and whether the store can be reached; wakes watches.
+    /// The newest revision and whether the store is reachable; a change wakes watches.
     news: Arc<watch::Sender<News>>,
 }
 
@@ -36,7 +34,7 @@ struct News {
 #[derive(Debug, Default)]
 struct State {
     revision: i64,
-    /// The oldest revision whose changes are kept.
+    /// The oldest revision that is not compacted.
     oldest_kept: i64,
     items: BTreeMap<String, KeyValue>,
     history: VecDeque<(i64, Vec<Change>)>,
@@ -58,7 +56,7 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store, at revision 1 as a new etcd.
+    /// An empty store, at revision 1 like a new etcd.
     pub fn new() -> Self {
         let state = State { revision: 1, oldest_kept: 1, next_lease: 1, ..State::default() };
         Self {
@@ -67,8 +65,8 @@ impl MemoryStore {
         }
     }
 
-    /// Whether the store answers. While it doesn't, every call fails and every watch ends with an
-    /// error; what is stored stays.
+    /// Makes the store reachable or not. While it isn't, every call fails and every watch ends with
+    /// an error; the data stays.
     pub fn set_reachable(&self, reachable: bool) {
         self.news.send_modify(|news| news.reachable = reachable);
     }
@@ -89,7 +87,7 @@ impl MemoryStore {
         self.news.send_modify(|news| news.revision = revision);
     }
 
-    /// Ends the lease when its time has come, however often it is prolonged until then.
+    /// Ends the lease at its expiry, which each renewal postpones.
     async fn expire(self, lease: i64) {
         loop {
             let ends_at = {
@@ -108,8 +106,8 @@ impl MemoryStore {
         }
     }
 
-    /// The changes below `prefix` from `from` on, with the revision reached; `None` if they are no
-    /// longer kept.
+    /// The changes below `prefix` from `from` on, with the revision reached; `None` if they are
+    /// compacted.
     fn changes_since(&self, prefix: &str, from: i64) -> Option<(i64, Vec<Change>)> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if from < state.oldest_kept {
@@ -276,7 +274,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// One watch: where it stands and what wakes it.
+/// A watch: its position, and the channel that wakes it.
 struct Watcher {
     store: MemoryStore,
     news: watch::Receiver<News>,
@@ -288,7 +286,7 @@ struct Watcher {
 type WatchItem = Result<WatchEvent, StoreError>;
 
 impl Watcher {
-    /// The next event, and the watcher if it goes on after it.
+    /// The next event, with the watcher unless it has ended.
     async fn next(mut self) -> Option<(WatchItem, Option<Self>)> {
         loop {
             let news = *self.news.borrow_and_update();

@@ -1,7 +1,7 @@
-//! The only door to etcd: get, list, transact and watch, over keys of [`crate::keys`].
+//! The only access to etcd: get, list, transact and watch, over keys of [`crate::keys`].
 //!
 //! Invariants: every write is a transaction with its compares; revisions rise with each write; a
-//! watch misses nothing after the revision that it began at, or says that it must begin anew
+//! watch misses nothing after the revision that it began at, or reports that it must begin again
 //! ([`WatchEvent::Compacted`]).
 //!
 //! Left to others: what is stored ([`crate::codec`]) and why.
@@ -31,13 +31,13 @@ pub struct KeyValue {
     pub key: String,
     /// Its value.
     pub value: Vec<u8>,
-    /// The store's revision at its creation.
+    /// The store's revision at the key's creation.
     pub create_revision: i64,
-    /// The store's revision at its last write: Docker's `Version.Index`.
+    /// The store's revision at the key's last write: Docker's `Version.Index`.
     pub mod_revision: i64,
 }
 
-/// What must hold for a transaction to be applied.
+/// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
     /// The key does not exist.
@@ -48,12 +48,12 @@ pub enum Compare {
     ModRevision(String, i64),
     /// The key was created at this revision: the fence of a leader.
     CreateRevision(String, i64),
-    /// No key begins so.
+    /// No key has this prefix.
     NoneBelow(String),
 }
 
 impl Compare {
-    /// The key that is compared, or what the compared ones begin with.
+    /// The key, or the prefix of the keys, that is compared.
     pub fn key(&self) -> &str {
         match self {
             Self::Absent(key)
@@ -64,25 +64,25 @@ impl Compare {
         }
     }
 
-    /// Bytes that it takes of a transaction.
+    /// The bytes that it adds to a transaction.
     pub fn size(&self) -> usize {
         self.key().len()
     }
 }
 
-/// One write of a transaction. etcd takes one write a key in each.
+/// One write of a transaction. etcd allows one write per key in each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Write the key; bound to a lease if one is given.
+    /// Writes the key; bound to a lease if one is given.
     Put {
         /// The key.
         key: String,
         /// Its value.
         value: Vec<u8>,
-        /// The lease that it ends with.
+        /// The lease with which the key is deleted.
         lease: Option<i64>,
     },
-    /// Delete the key.
+    /// Deletes the key.
     Delete {
         /// The key.
         key: String,
@@ -95,7 +95,7 @@ impl Op {
         Self::Put { key: key.into(), value, lease: None }
     }
 
-    /// A write that ends with `lease`.
+    /// A write of a key that is deleted with `lease`.
     pub fn put_leased(key: impl Into<String>, value: Vec<u8>, lease: i64) -> Self {
         Self::Put { key: key.into(), value, lease: Some(lease) }
     }
@@ -105,7 +105,7 @@ impl Op {
         Self::Delete { key: key.into() }
     }
 
-    /// Bytes that it takes of a transaction.
+    /// The bytes that it adds to a transaction.
     pub fn size(&self) -> usize {
         match self {
             Self::Put { key, value, .. } => key.len() + value.len(),
@@ -114,31 +114,31 @@ impl Op {
     }
 }
 
-/// The generation of the mesh table that is made of the store at `revision`. No store tells a
-/// negative one ([`StoreError::NoRevision`]).
+/// The generation of the mesh table made from the store at `revision`. Revisions are never negative
+/// ([`StoreError::NoRevision`]).
 pub fn generation_of(revision: i64) -> u64 {
     revision.cast_unsigned()
 }
 
-/// Compares that etcd takes in a transaction, and, counted apart, writes.
+/// The most compares in a transaction and, counted separately, the most writes, by etcd's limit.
 pub const MAX_TXN_OPS: usize = 127;
 
-/// Bytes of keys and values kept below in one transaction; etcd's own limit is 1.5 MiB a request.
+/// The most bytes of keys and values in one transaction; etcd's own limit is 1.5 MiB per request.
 pub const MAX_TXN_BYTES: usize = 1_200_000;
 
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TxnOutcome {
-    /// Applied, at this revision.
+    /// Committed, at this revision.
     Committed(i64),
-    /// A compare did not hold; nothing was written.
+    /// A compare failed; nothing was written.
     Conflict,
 }
 
-/// Everything below a prefix at one revision.
+/// All keys below a prefix, at one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The revision it was read at; a watch goes on from the next.
+    /// The revision of the listing; a watch continues from the next.
     pub revision: i64,
     /// The keys, in order.
     pub items: Vec<KeyValue>,
@@ -149,7 +149,7 @@ pub struct Listing {
 pub enum Change {
     /// A key was written.
     Put(KeyValue),
-    /// A key was deleted, or its lease ended.
+    /// A key was deleted, or its lease expired.
     Deleted {
         /// The key.
         key: String,
@@ -179,19 +179,18 @@ impl Change {
 /// What a watch yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
-    /// All changes of one or more whole revisions, in order; the store stands at `revision` after
-    /// them.
+    /// All changes of one or more whole revisions, in order, up to `revision`.
     Changes {
         /// The revision after the changes.
         revision: i64,
         /// The changes.
         changes: Vec<Change>,
     },
-    /// The asked revision is no longer kept: list again, then watch.
+    /// The requested revision is compacted: list again, then watch.
     Compacted,
 }
 
-/// Why the store could not do what was asked. Each operation has a deadline of its own.
+/// Why an operation on the store failed. Each operation has a deadline of its own.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// No endpoint answered.
@@ -199,15 +198,15 @@ pub enum StoreError {
     Unavailable {
         /// The operation, as in metrics.
         operation: &'static str,
-        /// What the connection said.
+        /// The connection's error.
         message: String,
     },
-    /// The operation took longer than its deadline: a write may or may not have been applied.
+    /// The operation exceeded its deadline: a write may or may not be committed.
     #[error("etcd did not answer {operation} within {deadline:?}")]
     Deadline {
         /// The operation, as in metrics.
         operation: &'static str,
-        /// How long it was given.
+        /// The deadline.
         deadline: Duration,
     },
     /// etcd refused the request.
@@ -215,17 +214,16 @@ pub enum StoreError {
     Refused {
         /// The operation, as in metrics: get, list, txn, watch, lease, compact.
         operation: &'static str,
-        /// etcd's words.
+        /// etcd's message.
         message: String,
     },
-    /// etcd's answer tells no revision, or one below 0: nothing that is read of it can be put in
-    /// order.
-    #[error("etcd's answer to {operation} tells no revision")]
+    /// etcd's answer has no revision, or a negative one, so its contents can't be ordered.
+    #[error("etcd's answer to {operation} has no revision")]
     NoRevision {
         /// The operation, as in metrics.
         operation: &'static str,
     },
-    /// The transaction exceeds [`MAX_TXN_OPS`] or [`MAX_TXN_BYTES`]: the caller must cut it.
+    /// The transaction exceeds [`MAX_TXN_OPS`] or [`MAX_TXN_BYTES`]: the caller must split it.
     #[error(
         "transaction of {ops} operations and {bytes} bytes is too large: at most {MAX_TXN_OPS} and {MAX_TXN_BYTES}"
     )]
@@ -250,11 +248,11 @@ impl StoreError {
     }
 }
 
-/// Refuses a transaction that etcd would refuse, with the same answer from every store.
+/// Refuses a transaction that etcd would refuse, with the same error from every store.
 #[cfg(any(feature = "etcd", feature = "memory"))]
 fn check_size(compares: &[Compare], ops: &[Op]) -> Result<(), StoreError> {
-    // A manager adds one compare to each of its writes, on the cluster's record, for which etcd has
-    // room.
+    // mesh-control adds one compare to each of its writes, on the cluster's record, for which etcd
+    // has room.
     let compares = compares.iter().filter(|compare| compare.key() != crate::keys::CLUSTER);
     let count = compares.clone().count().max(ops.len());
     let bytes = compares.map(Compare::size).chain(ops.iter().map(Op::size)).sum();
@@ -276,24 +274,24 @@ pub trait Store: Send + Sync + 'static {
     /// Applies all `ops` if all `compares` hold, else nothing.
     async fn txn(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<TxnOutcome, StoreError>;
 
-    /// Changes below a prefix from `from_revision` on, that revision included. The stream ends with
-    /// an error when the connection is lost: the caller begins anew from the revision it has.
+    /// Changes below a prefix from `from_revision` on, inclusive. The stream ends with an error
+    /// when the connection is lost: the caller then watches again from the revision that it has.
     async fn watch(
         &self,
         prefix: &str,
         from_revision: i64,
     ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError>;
 
-    /// A lease of at least `ttl`; keys bound to it vanish when it is not kept alive.
+    /// Grants a lease of at least `ttl`; keys bound to it are deleted when it expires.
     async fn grant_lease(&self, ttl: Duration) -> Result<i64, StoreError>;
 
-    /// Prolongs a lease once. `false`: it had ended already.
+    /// Renews a lease once. `false`: it had already expired.
     async fn keep_alive(&self, lease: i64) -> Result<bool, StoreError>;
 
-    /// Ends a lease and deletes its keys. A lease that has ended already is no error.
+    /// Revokes a lease and deletes its keys. A lease that has already expired is no error.
     async fn revoke_lease(&self, lease: i64) -> Result<(), StoreError>;
 
-    /// Forgets the history before `revision`: a watch from before it is answered with
-    /// [`WatchEvent::Compacted`]. History that is forgotten already is no error.
+    /// Compacts revisions before `revision`: a watch from before it gets [`WatchEvent::Compacted`].
+    /// A revision that is already compacted is no error.
     async fn compact(&self, revision: i64) -> Result<(), StoreError>;
 }

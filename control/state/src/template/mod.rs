@@ -5,11 +5,11 @@
 //! call `secret`, `config` and `env`. Control checks templates when a spec is created; agents
 //! expand them when a task starts.
 //!
-//! Invariants: the language is that of the gotmpl crate; what a template may name is in
+//! Invariants: the language is that of the gotmpl crate; a template can use only what is in
 //! [`TemplateContext`]; an expansion is bounded in length and in iterations.
 //!
-//! Non-goals: the engine copies values while it works, so the memory of an expanded secret is
-//! wiped only in its final form. Payloads that are not UTF-8 can't be templates.
+//! Non-goals: the engine copies values while it works, so only the final form of an expanded secret
+//! is wiped from memory. Payloads that are not UTF-8 can't be templates.
 
 mod structs;
 
@@ -17,24 +17,24 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
-/// What the engine says of a template that it can't parse or execute.
+/// The engine's error for a template that it can't parse or execute.
 pub use gotmpl::TemplateError as EngineError;
 use gotmpl::{MissingKey, Template, Value};
 use thiserror::Error;
 
 use crate::spec::Labels;
 
-/// An expansion must be shorter than this, in bytes: more than any secret, config or environment
-/// of a container may have.
+/// The limit of an expansion, in bytes: more than any secret, config or environment of a container
+/// may have.
 pub const EXPANSION_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Iterations of all `range` loops of one expansion.
+/// The most iterations of all `range` loops of one expansion.
 const ITERATIONS_MAX: u64 = 100_000;
 
-/// The engine knows the text of each template under this name, as swarmkit's does.
+/// The name of each template in the engine, as in swarmkit's.
 const NAME: &str = "expansion";
 
-/// Fields that a template may name, for error messages.
+/// The fields that a template may use, for error messages.
 const KNOWN_FIELDS: &str = ".Service.ID, .Service.Name, .Service.Labels, .Node.ID, .Node.Hostname, \
                             .Node.Platform.Architecture, .Node.Platform.OS, .Task.ID, .Task.Name, .Task.Slot";
 
@@ -44,7 +44,7 @@ pub enum TemplateError {
     /// The engine can't parse or execute it.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// It names a field or a label that doesn't exist.
+    /// It uses a field or a label that doesn't exist.
     #[error("can't evaluate field {0}: known are {KNOWN_FIELDS}")]
     UnknownField(String),
     /// It calls a function that doesn't exist.
@@ -58,7 +58,7 @@ pub enum TemplateError {
     TooLong,
 }
 
-/// What every template may name: the service, the node and the task that it is expanded for.
+/// The values that templates may use: the service, the node and the task of the expansion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateContext {
     /// `.Service.ID`
@@ -84,7 +84,7 @@ pub struct TemplateContext {
 }
 
 impl TemplateContext {
-    /// Values as good as any, for checking a spec before it has tasks: Swarm's own.
+    /// Sample values, for checking a spec before it has tasks: Swarm's own.
     pub fn for_checks(service_name: &str, service_labels: &Labels) -> Self {
         Self {
             service_id: "serviceid".to_owned(),
@@ -101,8 +101,7 @@ impl TemplateContext {
     }
 }
 
-/// A function of a payload's template: the argument goes in, the value or an error message comes
-/// out.
+/// A function of a payload's template: takes the argument, returns the value or an error message.
 pub type PayloadFunction = Arc<dyn Fn(&str) -> Result<String, String> + Send + Sync>;
 
 /// The functions that templates of secrets and configs may call beside Go's own.
@@ -133,7 +132,7 @@ pub fn expand(text: &str, context: &TemplateContext) -> Result<String, TemplateE
 /// Expands the data of a secret or config for one task.
 ///
 /// # Errors
-/// [`TemplateError`], a function's error among them.
+/// [`TemplateError`], also for the error of a function.
 pub fn expand_payload(
     text: &str,
     context: &TemplateContext,
@@ -142,8 +141,8 @@ pub fn expand_payload(
     run(text, context, with_payload_functions(engine(), functions))
 }
 
-/// Checks what can be known of a payload's template before a task refers to it: its syntax, and
-/// that its functions exist.
+/// Checks what is known of a payload's template before a task refers to it: its syntax, and that
+/// its functions exist.
 ///
 /// # Errors
 /// [`TemplateError`]
@@ -202,8 +201,8 @@ fn join(args: &[Value]) -> gotmpl::Result<Value> {
     Ok(Value::String(texts.join(&separator.to_string()).into()))
 }
 
-/// Go's `index` on what a template can reach: labels, of which a missing one is empty, and the
-/// bytes of a text.
+/// Go's `index` for the values of a template: labels, where a missing one is empty, and the bytes
+/// of a text.
 fn index(args: &[Value]) -> gotmpl::Result<Value> {
     let failed = |reason: &str| Err(EngineError::Exec(format!("index: {reason}")));
     match args {
@@ -223,7 +222,7 @@ fn index(args: &[Value]) -> gotmpl::Result<Value> {
     }
 }
 
-/// Collects an expansion until it is too long.
+/// Collects an expansion up to the limit.
 struct Bounded {
     text: String,
     overflowed: bool,

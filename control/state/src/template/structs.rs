@@ -1,8 +1,9 @@
-//! Go prints a struct as `{a b}` and a map as `map[a:b]`; the engine knows maps only.
+//! Prints structs as Go does, `{a b}`, unlike maps, `map[a:b]`: the template engine knows maps
+//! only.
 //!
 //! [`root`] makes a map of each struct, with one more entry, [`PRINTED`], that holds the struct as
 //! Go prints it. [`print_as_go`] rewrites a parsed template so that a struct that is printed, or
-//! given to a function, is replaced by that entry.
+//! passed to a function, is replaced by that entry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use gotmpl::{Template, Value};
 
 use super::{NAME, TemplateContext, TemplateError, map};
 
-/// The entry with the printed form. No template can spell it as a field.
+/// The key of the printed form. No template can use it as a field.
 const PRINTED: &str = "\u{1}printed";
 
-/// Paths from the root to structs.
+/// The paths from the root to structs.
 const STRUCTS: [&[&str]; 5] = [&[], &["Service"], &["Node"], &["Node", "Platform"], &["Task"]];
 
-/// Functions of Go's text/template, and swarmkit's `join`.
+/// The functions of Go's text/template, and swarmkit's `join`.
 const FUNCTIONS: [&str; 20] = [
     "and", "call", "eq", "ge", "gt", "html", "index", "join", "js", "le", "len", "lt", "ne", "not", "or",
     "print", "printf", "println", "slice", "urlquery",
@@ -29,7 +30,7 @@ pub(super) fn has_fields(map: &BTreeMap<Arc<str>, Value>) -> bool {
     map.contains_key(PRINTED)
 }
 
-/// The value that templates call `.`.
+/// The value of `.` in templates.
 pub(super) fn root(context: &TemplateContext) -> Value {
     let text = |text: &str| Value::String(text.into());
     let labels = context.service_labels.iter().map(|(key, value)| (Arc::from(key.as_str()), text(value)));
@@ -53,7 +54,7 @@ pub(super) fn root(context: &TemplateContext) -> Value {
     structure(vec![("Service", service), ("Node", node), ("Task", task)])
 }
 
-/// A struct of these fields, in the order in which Go prints them.
+/// A struct with these fields, in the order in which Go prints them.
 fn structure(fields: Vec<(&'static str, Value)>) -> Value {
     let printed: Vec<String> = fields.iter().map(|(_, value)| printed(value)).collect();
     let mut entries = map(fields);
@@ -68,8 +69,8 @@ fn printed(value: &Value) -> String {
     }
 }
 
-/// The template with each struct that is printed replaced by its printed form. Its main text is
-/// under [`NAME`] afterwards.
+/// The template with each printed struct replaced by its printed form. Afterwards its main text is
+/// under [`NAME`].
 ///
 /// # Errors
 /// [`TemplateError::RangeOverFields`]
@@ -87,7 +88,7 @@ pub(super) fn print_as_go(template: Template) -> Result<Template, TemplateError>
     Ok(rewritten)
 }
 
-/// Whether all functions that a template calls are Go's or in `more`.
+/// Checks that all functions that a template calls are Go's or in `more`.
 ///
 /// # Errors
 /// [`TemplateError::UnknownFunction`]
@@ -104,17 +105,17 @@ pub(super) fn check_functions(template: &Template, more: &[&str]) -> Result<(), 
     Ok(())
 }
 
-/// What `.` is at some place of a template.
+/// The value of `.` at some place of a template.
 #[derive(Clone, PartialEq)]
 enum Dot {
     /// The value at this path from the root.
     At(Vec<String>),
-    /// Something that depends on the expansion.
+    /// A value that depends on the expansion.
     Unknown,
 }
 
 impl Dot {
-    /// The path of an expression, if it is fields of a known value.
+    /// The path of an expression, if it is a field of a known value.
     fn path(&self, expr: &Expr) -> Option<Vec<String>> {
         let (base, fields): (&[String], &[_]) = match (expr, self) {
             (Expr::Dot(_), Self::At(path)) => (path, &[]),
@@ -125,7 +126,7 @@ impl Dot {
         Some(base.iter().cloned().chain(fields.iter().map(ToString::to_string)).collect())
     }
 
-    /// What `.` is inside a `with` of this pipeline.
+    /// The value of `.` inside a `with` of this pipeline.
     fn inside(&self, pipe: &PipeNode) -> Self {
         match pipe.commands.as_slice() {
             [CommandNode { args, .. }] if args.len() == 1 => {
@@ -147,7 +148,7 @@ fn list(body: &mut ListNode, dot: &Dot) -> Result<(), TemplateError> {
 fn rewrite(node: &mut Node, dot: &Dot) -> Result<(), TemplateError> {
     match node {
         Node::List(body) => list(body, dot)?,
-        // A declared variable keeps the struct: its fields may be asked for.
+        // A declared variable keeps the struct: the template may use its fields.
         Node::Action(action) if action.pipe.decl.is_empty() => print_pipe(&mut action.pipe, dot),
         Node::If(branch) => {
             list(&mut branch.body, dot)?;
@@ -186,7 +187,7 @@ fn print_pipe(pipe: &mut PipeNode, dot: &Dot) {
     }
 }
 
-/// All pipelines of a body, those of nested bodies too.
+/// All pipelines of a body, including those of nested bodies.
 fn pipes(body: &ListNode) -> Vec<&PipeNode> {
     let mut found = Vec::new();
     for node in &body.nodes {

@@ -1,5 +1,4 @@
-//! What Swarm gives for these templates was read off Swarm 20.10, or follows from Go's
-//! documentation.
+//! The expected expansions were observed on Swarm 20.10, or follow from Go's documentation.
 
 use super::*;
 
@@ -47,7 +46,7 @@ fn fields_and_labels_are_filled_in() {
 }
 
 #[test]
-fn it_is_gos_language() {
+fn the_language_is_gos() {
     check(r#"{{"{{"}}.Host{{"}}"}}"#, "{{.Host}}");
     check("{{if eq .Task.Slot \"3\"}}third{{else}}other{{end}}", "third");
     check("{{range $k, $v := .Service.Labels}}{{$k}}={{$v}};{{end}}", "a=b;tier=front;");

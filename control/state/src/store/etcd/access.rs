@@ -1,8 +1,8 @@
-//! How etcd is reached: addresses, certificates, and a user if etcd asks for one.
+//! The access to etcd: addresses, certificates, and a user if etcd requires one.
 //!
-//! Invariants: nothing is sent to etcd in plain text over a network unless somebody said so; keys
-//! and passwords come from files, never from a command line, and are read anew for each connection
-//! that is made anew, so that they can be replaced on disk.
+//! Invariants: nothing is sent to etcd in plain text over a network unless the operator allowed it;
+//! keys and passwords come from files, never from a command line, and are read again for each new
+//! connection, so that they can be replaced on disk.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -15,19 +15,19 @@ use zeroize::Zeroizing;
 
 use super::{CONNECT_DEADLINE, PING_DEADLINE, PING_INTERVAL};
 
-/// How a certificate begins in PEM.
+/// The start of a certificate in PEM.
 const PEM_CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
-/// How etcd is reached.
+/// How this client reaches etcd.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EtcdAccess {
     /// Client addresses of its members, `https://HOST:PORT` or `http://HOST:PORT`; at least one.
     pub addresses: Vec<String>,
     /// The CA that signed the members' certificates, PEM; needed for `https`.
     pub ca: Option<PathBuf>,
-    /// What this client shows to the members.
+    /// The certificate and key that this client presents to the members.
     pub identity: Option<EtcdIdentity>,
-    /// Who this client is, if etcd's authentication is on and doesn't go by certificates.
+    /// The user of this client, if etcd's authentication is on and doesn't go by certificates.
     pub user: Option<EtcdUser>,
     /// Whether `http` is allowed to addresses that are not this machine's own.
     pub allow_plain_text: bool,
@@ -51,16 +51,16 @@ pub struct EtcdUser {
     pub password_file: PathBuf,
 }
 
-/// Why etcd can't be reached as asked.
+/// Why etcd can't be reached as configured.
 #[derive(Debug, Error)]
 pub enum EtcdAccessError {
     /// No member is named.
     #[error("no address of etcd is given: name at least one, as https://HOST:2379")]
     NoAddress,
-    /// An address that can't be read.
+    /// An address can't be parsed.
     #[error("etcd address {address:?}: write https://HOST:PORT (or http:// for an etcd on this machine)")]
     BadAddress {
-        /// As it was given.
+        /// The given address.
         address: String,
     },
     /// A network would carry keys and tokens in plain text.
@@ -73,29 +73,29 @@ pub enum EtcdAccessError {
         /// The address.
         address: String,
     },
-    /// Nobody's certificate would be believed.
+    /// There is no CA to verify certificates with.
     #[error("etcd address {address}: https needs the CA of etcd's certificates: give --etcd-ca FILE")]
     NoCa {
         /// The address.
         address: String,
     },
-    /// Certificates that no address would use.
+    /// There are certificates, but no address uses TLS.
     #[error("certificates for etcd are given, but every address begins with http://: write https://")]
     UnusedTls,
-    /// Certificates or a key that are none.
+    /// A certificate or key is invalid.
     #[error("use the certificates for etcd address {address}: {message}")]
     Client {
         /// The address.
         address: String,
-        /// The client's words.
+        /// The TLS client's message.
         message: String,
     },
-    /// A file that can't be read.
+    /// A file can't be read.
     #[error("read {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -108,7 +108,7 @@ impl EtcdAccessError {
 }
 
 impl EtcdAccess {
-    /// Plain access to these addresses, for an etcd on this machine.
+    /// Plain-text access to these addresses, for an etcd on this machine.
     pub fn plain(addresses: &[String]) -> Self {
         Self { addresses: addresses.to_vec(), ..Self::default() }
     }
@@ -116,7 +116,7 @@ impl EtcdAccess {
     /// Checks what can be checked without reading a file.
     ///
     /// # Errors
-    /// The first thing that is wrong; its text names the flags of mesh-control.
+    /// The first mistake; its text names the flags of mesh-control.
     pub fn check(&self) -> Result<(), EtcdAccessError> {
         if self.addresses.is_empty() {
             return Err(EtcdAccessError::NoAddress);
@@ -142,7 +142,7 @@ impl EtcdAccess {
         Ok(())
     }
 
-    /// What a connection to `address` is made with, out of the files as they are now.
+    /// The options of a connection to `address`, from the files as they are now.
     pub(super) async fn options(&self, address: &str) -> Result<ConnectOptions, EtcdAccessError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
@@ -150,7 +150,7 @@ impl EtcdAccess {
             .with_require_leader(true);
         if let (true, Some(ca)) = (address.starts_with("https"), &self.ca) {
             let authority = read(ca).await?;
-            // TLS would pass over what it can't read, and then believe nobody.
+            // TLS would ignore what it can't parse, and then trust no certificate.
             if !authority.windows(PEM_CERTIFICATE.len()).any(|text| text == PEM_CERTIFICATE) {
                 let source = std::io::Error::new(ErrorKind::InvalidData, "it holds no certificate in PEM");
                 return Err(EtcdAccessError::File { path: ca.clone(), source });
@@ -170,7 +170,7 @@ impl EtcdAccess {
     }
 }
 
-/// True for names and addresses that lead to this machine alone.
+/// Whether a host name or address is this machine's loopback.
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn encryption_needs_an_authority_and_an_authority_encryption() {
+    fn https_needs_a_ca_and_a_ca_needs_https() {
         let https = access(&["https://10.77.0.11:2379"]);
         assert!(matches!(https.check(), Err(EtcdAccessError::NoCa { .. })), "https without a CA was taken");
         let ca = Some(PathBuf::from("ca.pem"));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_whole() {
+    fn an_address_has_scheme_host_and_port() {
         for bad in ["", "10.0.0.1:2379", "https://10.0.0.1", "ftp://a:1", "http://", "unix:///x"] {
             let refused = access(&[bad]).check();
             assert!(matches!(refused, Err(EtcdAccessError::BadAddress { .. })), "{bad:?}: {refused:?}");

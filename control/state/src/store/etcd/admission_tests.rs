@@ -1,4 +1,4 @@
-//! Whom a real etcd serves: clients with a certificate of its CA, and nobody else.
+//! Tests that a real etcd serves only clients with a certificate of its CA.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ async fn put(store: &EtcdStore, key: &str) -> Result<TxnOutcome, StoreError> {
 }
 
 #[tokio::test]
-async fn who_shows_no_certificate_of_its_ca_is_served_nothing() {
+async fn a_client_without_a_certificate_of_its_ca_is_refused() {
     let etcd = EtcdProcess::start().await.unwrap();
     let own = etcd.store().await.unwrap();
     put(&own, "/a").await.unwrap();
@@ -40,7 +40,7 @@ async fn who_shows_no_certificate_of_its_ca_is_served_nothing() {
     std::fs::write(&ca, stranger.certificate_pem()).unwrap();
     let deceived = EtcdAccess { ca: Some(ca), ..etcd.access() };
     assert_refused(&EtcdStore::open(deceived).await.unwrap(), "a client that trusts another CA").await;
-    assert_eq!(own.list("/").await.unwrap().items.len(), 1, "keys after all that");
+    assert_eq!(own.list("/").await.unwrap().items.len(), 1, "the number of keys afterwards");
 }
 
 async fn assert_refused(store: &EtcdStore, who: &str) {
@@ -53,7 +53,7 @@ async fn assert_refused(store: &EtcdStore, who: &str) {
 }
 
 #[tokio::test]
-async fn new_certificates_are_taken_from_disk_without_a_restart() {
+async fn new_certificates_are_read_from_disk_without_a_restart() {
     let etcd = EtcdProcess::start().await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (stranger, _) = EtcdAuthority::create(chrono::Utc::now()).unwrap();
@@ -67,7 +67,7 @@ async fn new_certificates_are_taken_from_disk_without_a_restart() {
     for name in ["client.pem", "client.key"] {
         std::fs::copy(etcd.tls_file(name), file(name)).unwrap();
     }
-    // The attempt that fails with the old ones makes way for the new ones.
+    // The attempt with the old certificates fails, and the next one reads the new ones.
     let served = async {
         while store.get("/a").await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -106,20 +106,20 @@ async fn a_user_is_served_with_its_password_alone() {
 }
 
 #[tokio::test]
-async fn files_that_are_none_are_told_at_once() {
+async fn invalid_files_are_refused_at_once() {
     let missing = EtcdAccess {
         addresses: vec!["https://127.0.0.1:1".to_owned()],
         ca: Some(PathBuf::from("/nowhere/ca.pem")),
         ..EtcdAccess::default()
     };
     let refused = EtcdStore::open(missing.clone()).await.map(|_| ()).unwrap_err();
-    assert!(refused.to_string().contains("/nowhere/ca.pem"), "the error names no file: {refused}");
+    assert!(refused.to_string().contains("/nowhere/ca.pem"), "the error doesn't name the file: {refused}");
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
     std::fs::write(file("ca.pem"), "not a certificate").unwrap();
     let no_ca = EtcdAccess { ca: Some(file("ca.pem")), ..missing };
     let refused = EtcdStore::open(no_ca.clone()).await.map(|_| ()).unwrap_err();
-    assert!(matches!(refused, EtcdAccessError::File { .. }), "a CA that is none: {refused:?}");
+    assert!(matches!(refused, EtcdAccessError::File { .. }), "an invalid CA: {refused:?}");
 
     let (authority, ca) = EtcdAuthority::create(chrono::Utc::now()).unwrap();
     std::fs::write(file("ca.pem"), ca.certificate_pem).unwrap();
@@ -128,5 +128,5 @@ async fn files_that_are_none_are_told_at_once() {
     let identity = EtcdIdentity { certificate: file("client.pem"), key: file("client.key") };
     let no_key = EtcdAccess { identity: Some(identity), ..no_ca };
     let refused = EtcdStore::open(no_key).await.map(|_| ()).unwrap_err();
-    assert!(matches!(refused, EtcdAccessError::Client { .. }), "a key that is none: {refused:?}");
+    assert!(matches!(refused, EtcdAccessError::Client { .. }), "an invalid key: {refused:?}");
 }

@@ -1,4 +1,4 @@
-//! What the client's errors mean: whether to come back later, and whether anything was sent.
+//! Classifies the etcd client's errors: whether to retry later, and whether the request was sent.
 //!
 //! Invariant: pure.
 
@@ -9,7 +9,7 @@ use etcd_client::Error as EtcdError;
 
 use crate::store::StoreError;
 
-/// What an error stands on, outermost first.
+/// An error and its sources, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
     let mut causes = Vec::new();
     let mut cause = error.source();
@@ -20,14 +20,14 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)
     causes
 }
 
-/// Whether no connection was had, so that nothing was sent.
+/// Whether there was no connection, so that nothing was sent.
 pub(super) fn was_never_sent(error: &EtcdError) -> bool {
     let EtcdError::GRpcStatus(status) = error else { return false };
     causes(status).into_iter().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
         match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => true,
-            // The connector's own deadline; a connection that had been made would bring the
-            // system's error.
+            // The connector's own deadline has no OS error; a timeout of an established connection
+            // has one.
             ErrorKind::TimedOut => error.raw_os_error().is_none(),
             _ => false,
         }
@@ -35,7 +35,7 @@ pub(super) fn was_never_sent(error: &EtcdError) -> bool {
 }
 
 pub(super) fn store_error(operation: &'static str, error: &EtcdError) -> StoreError {
-    // gRPC's codes for "come back later"; their numbers are fixed by gRPC's specification.
+    // gRPC's codes for "retry later"; gRPC's specification fixes their numbers.
     const CANCELLED: i32 = 1;
     const UNKNOWN: i32 = 2;
     const UNAVAILABLE: i32 = 14;

@@ -1,7 +1,6 @@
-//! One member of etcd, connected to when it is first used and again when it was away.
+//! One member of etcd: connects at first use, and again after the member was unreachable.
 //!
-//! Invariant: a member that was away is connected to with the files as they are then: new
-//! certificates need no restart.
+//! Invariant: each new connection reads the files again: new certificates need no restart.
 
 use std::sync::Arc;
 
@@ -22,7 +21,7 @@ impl Member {
         Self { address, access, client: Mutex::new(None) }
     }
 
-    /// A client of it. Only an access with a user asks etcd for anything here.
+    /// A client of the member. Contacts etcd only if the access has a user.
     pub(super) async fn client(&self) -> Result<Client, EtcdError> {
         let mut known = self.client.lock().await;
         if let Some(client) = &*known {
@@ -35,7 +34,8 @@ impl Member {
         Ok(client)
     }
 
-    /// Makes the next request connect anew. A connection that is being made stays.
+    /// Drops the connection, so that the next request connects again. A connection attempt in
+    /// progress stays.
     pub(super) fn forget(&self) {
         if let Ok(mut known) = self.client.try_lock() {
             *known = None;

@@ -1,4 +1,4 @@
-//! A watch on one etcd member, until that member is given up.
+//! A watch through one etcd member, until that member is abandoned.
 //!
 //! Invariant: an event holds whole revisions, in order; the stream ends after an error and after
 //! [`WatchEvent::Compacted`].
@@ -10,10 +10,10 @@ use super::failures::store_error;
 use super::{key_value, told};
 use crate::store::{Change, StoreError, WatchEvent};
 
-/// An event, or why the watch ended.
+/// An event, or the error that ended the watch.
 type WatchItem = Result<WatchEvent, StoreError>;
 
-/// A watch, and the member that it goes through.
+/// A watch with the index of its member.
 pub(super) struct Watch {
     pub(super) stream: WatchStream,
     /// The member in use now.
@@ -22,7 +22,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The next event, and the watch if it goes on after it.
+    /// The next event, with the watch unless it has ended.
     pub(super) async fn next(mut self) -> Option<(WatchItem, Option<Self>)> {
         let lost = |message| StoreError::Unavailable { operation: "watch", message };
         loop {
@@ -54,8 +54,8 @@ impl Watch {
     }
 }
 
-/// The changes in an answer, if there are any. The answer's header may tell of a later revision
-/// whose events are still to come, so the revision reached is the events' own.
+/// The changes in an answer, if there are any. The answer's header may have a later revision whose
+/// events are still to come, so the revision reached is the last event's.
 fn changes(answer: &WatchResponse) -> Option<Result<WatchEvent, StoreError>> {
     let changes: Vec<Change> = answer
         .events()
