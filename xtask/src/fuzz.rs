@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: the packet pipeline under libFuzzer, by cargo-fuzz.
+//! `cargo xtask fuzz`: fuzzes the packet pipeline with libFuzzer, through cargo-fuzz.
 //!
-//! The toolchain is the project's own stable one: cargo-fuzz's instrumentation flags are unstable,
-//! so it is told to take them.
+//! It uses the project's stable toolchain, with `RUSTC_BOOTSTRAP`, as cargo-fuzz's instrumentation
+//! flags are unstable.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use clap::Args;
 use mesh_checkout::command::Program;
 use mesh_checkout::workspace;
 
-/// Longest packet that is tried: all headers, and some data.
+/// The longest packet that is tried: all headers, and some data.
 const PACKET_MAX: u32 = 400;
 
 /// Arguments of `cargo xtask fuzz`.
@@ -25,7 +25,7 @@ pub struct FuzzArgs {
 /// Fuzzes the pipeline; installs cargo-fuzz first if it is missing.
 ///
 /// # Errors
-/// When a packet was found that breaks it; cargo-fuzz says which, and how to try it again.
+/// A packet breaks the pipeline; cargo-fuzz prints the packet, and how to reproduce it.
 pub fn run(args: &FuzzArgs) -> Result<()> {
     if !Program::cargo().args(["fuzz", "--version"]).succeeds() {
         println!("cargo-fuzz is missing: installing it");

@@ -1,9 +1,9 @@
 //! The developer commands of mesh.
 //!
-//! Code map: [`lint`] and [`tidy`] look at the sources, [`mod@test`] runs everything that a
-//! checkout must pass, [`fuzz`] looks for bad packets. [`nested`] builds and starts the larger
-//! commands: `mesh-lab` (build, lab, demo, soak), `mesh-swarm-diff` and `mesh-bench`. What all of
-//! them share is in `mesh-checkout`.
+//! Code map: [`lint`] and [`tidy`] check the sources, [`mod@test`] runs everything that a checkout
+//! must pass, [`fuzz`] looks for packets that break the pipeline. [`nested`] builds and starts the
+//! larger commands: `mesh-lab` (build, lab, demo, soak), `mesh-swarm-diff` and `mesh-bench`. What
+//! all of them share is in `mesh-checkout`.
 
 pub mod fuzz;
 pub mod lint;

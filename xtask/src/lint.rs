@@ -6,10 +6,10 @@ use mesh_checkout::{setup, workspace};
 
 use crate::tidy;
 
-/// Everything that can be said of the sources without running them, the quickest first.
+/// Runs all static checks, the quickest first.
 ///
 /// # Errors
-/// When one of them finds something; it has told what on the terminal.
+/// A check found something; it has printed what.
 pub fn check() -> Result<()> {
     format()?;
     tidy::check()?;
@@ -18,12 +18,12 @@ pub fn check() -> Result<()> {
     documentation()
 }
 
-/// rustfmt would change nothing.
+/// Checks that rustfmt would change nothing.
 pub(crate) fn format() -> Result<()> {
     cargo(&["fmt", "--all", "--check"]).context("next: cargo fmt --all")
 }
 
-/// clippy is silent on all targets.
+/// Checks that clippy finds nothing on any target.
 pub(crate) fn clippy() -> Result<()> {
     cargo(&[
         "clippy",
@@ -38,8 +38,8 @@ pub(crate) fn clippy() -> Result<()> {
     ])
 }
 
-/// rustdoc is silent: links in doc comments lead somewhere. Private items count, as readers of this
-/// code see them.
+/// Checks that rustdoc finds nothing: links in doc comments must resolve, those of private items
+/// too, as the readers of this code follow them.
 pub(crate) fn documentation() -> Result<()> {
     let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
     let cargo = Program::cargo()
@@ -48,8 +48,8 @@ pub(crate) fn documentation() -> Result<()> {
     cargo.current_dir(workspace::root()).run_shown()
 }
 
-/// Licences, sources and bans of what we depend on. Advisories need the network, and are no
-/// property of a checkout: `cargo deny check advisories` is for whoever releases.
+/// Checks licences, sources and bans of our dependencies. Advisories need the network, and don't
+/// depend on the checkout alone: run `cargo deny check advisories` before a release.
 pub(crate) fn dependencies() -> Result<()> {
     setup::cargo_deny::ensure()?;
     cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])

@@ -1,4 +1,4 @@
-//! `cargo xtask`: parses the command line and calls the library, or hands it to a nested package's
+//! `cargo xtask`: parses the command line and calls the library, or starts a nested package's
 //! program. No work happens here.
 
 use std::env;
@@ -26,16 +26,17 @@ enum Verb {
     /// Build mesh-agent, mesh-control, mesh and whoami for the lab
     #[command(disable_help_flag = true)]
     Build(Passed),
-    /// A cluster on this machine: a network namespace per node, each with its own Docker engine
+    /// Manage a cluster on this machine: a network namespace per node, each with its own Docker
+    /// engine
     #[command(disable_help_flag = true)]
     Lab(Passed),
-    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every
-    /// step held
+    /// Make a cluster and demonstrate the life of a service, step by step; exits with 0 only if
+    /// every step succeeded
     #[command(disable_help_flag = true)]
     Demo(Passed),
-    /// Everything a clean checkout must pass, the quickest first
+    /// Run everything that a clean checkout must pass, the quickest first
     Test(test::TestArgs),
-    /// The same docker commands against a real Swarm and against mesh; fails on a difference
+    /// Run the same docker commands against a real Swarm and against mesh; fails on a difference
     /// without a listed reason
     #[command(disable_help_flag = true)]
     SwarmDiff(Passed),
@@ -44,12 +45,12 @@ enum Verb {
     Bench(Passed),
     /// Look for packets that break the pipeline, with cargo-fuzz (installed if missing)
     Fuzz(fuzz::FuzzArgs),
-    /// What takes too long for the test run, each in a lab of its own
+    /// Run the tests that take too long for the test run, each in a lab of its own
     #[command(disable_help_flag = true)]
     Soak(Passed),
-    /// Formatter, house rules, cargo-deny, clippy, rustdoc
+    /// Run formatter, house rules, cargo-deny, clippy, rustdoc
     Lint,
-    /// The house rules alone: sizes, names, module docs, dependencies, decisions, links
+    /// Check the house rules alone: sizes, names, module docs, dependencies, decisions, links
     Tidy(tidy::TidyArgs),
 }
 
@@ -60,8 +61,8 @@ struct SetupArgs {
     hooks: bool,
 }
 
-/// Arguments that a nested package's program reads, `--help` among them. It gets them as they were
-/// typed ([`typed`]).
+/// Arguments for a nested package's program, `--help` among them. The program gets them as they
+/// were typed ([`typed`]).
 #[derive(Debug, Args)]
 struct Passed {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -108,7 +109,7 @@ fn set_up(args: &SetupArgs) -> Result<()> {
     Ok(())
 }
 
-/// The command and its arguments. Not from clap, which takes a `--` away.
+/// The command and its arguments as they were typed; clap would remove a `--`.
 fn typed() -> impl Iterator<Item = OsString> {
     env::args_os().skip(1)
 }

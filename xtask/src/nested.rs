@@ -1,5 +1,5 @@
-//! Commands that live in packages of their own, below `xtask/`: each is built when it is asked for,
-//! and run as a process.
+//! Commands in packages of their own, below `xtask/`: each is built on request, and run as a
+//! process.
 //!
 //! Invariant: `xtask` depends on none of these packages, so that `cargo xtask tidy` compiles
 //! neither the lab nor aya.
@@ -14,16 +14,16 @@ use mesh_checkout::workspace;
 /// A package below `xtask/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nested {
-    /// Builds the lab's binaries; the lab, demo and soaks.
+    /// The lab, the demo and the soaks; builds the lab's binaries.
     Lab,
     /// The differential suite.
     SwarmDiff,
-    /// Measurements.
+    /// The benchmarks.
     Bench,
 }
 
 impl Nested {
-    /// Its program.
+    /// The name of its program.
     fn name(self) -> &'static str {
         match self {
             Self::Lab => "xtask-lab",
@@ -35,7 +35,7 @@ impl Nested {
     /// Builds the program and runs it to its end, with our terminal as its output.
     ///
     /// # Errors
-    /// When it can't be built, or doesn't exit with 0.
+    /// It can't be built, or doesn't exit with 0.
     pub fn run<I, S>(self, args: I) -> Result<()>
     where
         I: IntoIterator<Item = S>,
@@ -44,10 +44,11 @@ impl Nested {
         Program::new(self.build()?).args(args).run_shown()
     }
 
-    /// Builds the program and becomes it: its exit code is ours, and signals reach it.
+    /// Builds the program and replaces this process with it: its exit code is ours, and signals
+    /// reach it.
     ///
     /// # Errors
-    /// When it can't be built or started; there is no other return.
+    /// It can't be built or started; otherwise this doesn't return.
     pub fn exec<I, S>(self, args: I) -> Result<()>
     where
         I: IntoIterator<Item = S>,
@@ -56,8 +57,8 @@ impl Nested {
         Err(Program::new(self.build()?).args(args).exec())
     }
 
-    /// With the features of the whole workspace, as the test run has them: cargo would build every
-    /// dependency anew, with other features, for this package alone.
+    /// Builds with the features of the whole workspace, as the test run does: for this package
+    /// alone, cargo would build every dependency again with other features.
     fn build(self) -> Result<PathBuf> {
         Program::cargo()
             .args(["build", "--quiet", "--workspace", "--bin", self.name()])

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything a clean checkout must pass, the quickest first, with a summary of
-//! times.
+//! `cargo xtask test`: everything that a clean checkout must pass, the quickest first, with a
+//! summary of times.
 //!
 //! Cluster tests find their lab by its name in the environment ([`LAB_VAR`]); each datapath gets a
 //! lab of its own.
@@ -16,13 +16,13 @@ use serde::Deserialize;
 use crate::nested::Nested;
 use crate::{lint, tidy};
 
-/// The variable that tells cluster tests the name of their lab.
+/// The environment variable with the name of the cluster tests' lab.
 pub const LAB_VAR: &str = "MESH_LAB";
 
 const CLUSTER_DATAPATHS: [&str; 3] = ["tc", "xdp", "userspace"];
 const LAB_NAME: &str = "test";
-/// Cluster tests of what does not depend on who takes the packets, and of applications: they run in
-/// the first lab only.
+/// Cluster tests that don't depend on the data path, and tests of applications: they run in the
+/// first lab only.
 const CONTROL_PLANE_TESTS: &[&str] = &[
     "admission",
     "applications",
@@ -38,11 +38,11 @@ const CONTROL_PLANE_TESTS: &[&str] = &[
     "templates",
     "update_failures",
 ];
-/// Cluster tests for nodes on different datapaths: they have a lab of their own, with the last node
-/// in userspace.
+/// Cluster tests for nodes on different data paths: they have a lab of their own, with the last
+/// node in userspace.
 const MIXED_TESTS: [&str; 1] = ["mixed"];
-/// How long one run of cargo's tests may take, with its builds: far more than any needs, far less
-/// than a gate waits.
+/// The limit of one run of cargo's tests, builds included: far more than any needs, far less than a
+/// CI job waits.
 const TEST_LIMIT: Duration = Duration::from_mins(35);
 
 /// Arguments of `cargo xtask test`.
@@ -77,17 +77,17 @@ enum GateStep {
     SwarmDiff,
 }
 
-/// How a step ended.
+/// The result of a step.
 enum Outcome {
     Passed,
     /// It couldn't run, for this reason.
     Skipped(&'static str),
 }
 
-/// Runs the steps until one fails; always prints what ran, and for how long.
+/// Runs the steps until one fails; always prints which steps ran, and for how long.
 ///
 /// # Errors
-/// The failed step's.
+/// The error of the failed step.
 pub fn run(args: &TestArgs) -> Result<()> {
     setup::ensure()?;
     let all =
@@ -152,7 +152,7 @@ impl GateStep {
         matches!(self, Self::Kernel | Self::Lab | Self::Cluster | Self::SwarmDiff)
     }
 
-    /// As the command line spells it.
+    /// The step's name on the command line.
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -160,7 +160,7 @@ impl GateStep {
 
 /// Packages whose tests in `tests/` need root and have a step of their own.
 const ROOTS_TESTS: [&str; 4] = ["mesh-agent", "mesh-bench", "mesh-lab", "mesh-tests"];
-/// Those of the lab step.
+/// The packages of the lab step.
 const LAB_TESTS: [&str; 2] = ["mesh-bench", "mesh-lab"];
 
 /// Runs the tests in `tests/` of the packages that are `wanted`.
@@ -204,8 +204,8 @@ fn cluster_tests<'a>(names: impl Iterator<Item = &'a String>) -> Result<()> {
         .run_shown_within(TEST_LIMIT)
 }
 
-/// Always the whole workspace, and tests by name: cargo would build every dependency anew, with
-/// other features, for each other selection of packages.
+/// Always with the whole workspace, and tests by name: for another selection of packages, cargo
+/// would build every dependency again with other features.
 fn cargo_test(args: &[&str]) -> Result<()> {
     cargo(&["test", "--quiet", "--workspace"]).args(args).run_shown_within(TEST_LIMIT)
 }
@@ -234,12 +234,12 @@ struct Target {
 /// Names of the tests in `tests/` of the packages that are `wanted`.
 fn test_targets(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let text = cargo(&["metadata", "--no-deps", "--format-version", "1"]).output()?;
-    let metadata: Metadata = serde_json::from_str(&text).context("understand cargo metadata")?;
+    let metadata: Metadata = serde_json::from_str(&text).context("parse the output of cargo metadata")?;
     let targets =
         metadata.packages.into_iter().filter(|package| wanted(&package.name)).flat_map(|p| p.targets);
     let names: Vec<String> = targets.filter(|t| t.kind.iter().any(|k| k == "test")).map(|t| t.name).collect();
     if names.is_empty() {
-        bail!("no tests found where there must be some: is `cargo metadata` of this workspace understood?");
+        bail!("no tests found: has the form of `cargo metadata` changed?");
     }
     Ok(names)
 }

@@ -1,6 +1,6 @@
-//! Other programs, started so that a failure says what was run and what it said.
+//! Runs other programs, with errors that name the command line and its output.
 //!
-//! Leaves to others: long-lived processes (`lab::daemon`) and everything that must survive xtask.
+//! Left to others: long-lived processes (`lab::daemon`) and everything that must outlive xtask.
 
 use std::env;
 use std::ffi::OsStr;
@@ -19,16 +19,16 @@ pub struct Program {
 }
 
 impl Program {
-    /// Names the program, looked up in `PATH` unless it is a path.
+    /// The program `name`, which is looked up in `PATH` unless it is a path.
     pub fn new(name: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(name);
         command.stdin(Stdio::null());
         Self { command }
     }
 
-    /// The cargo that started us, so that its toolchain stays the same, without what it told us of
-    /// our own package: build scripts that go by these variables would run anew, and all that
-    /// depends on them, whenever somebody calls cargo by hand.
+    /// The cargo that started us, so that its toolchain stays the same, without the variables that
+    /// it set for our own package: build scripts that depend on these would run again, with
+    /// everything that depends on them, whenever cargo is called by hand.
     pub fn cargo() -> Self {
         let mut program = Self::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -77,25 +77,24 @@ impl Program {
         self
     }
 
-    /// Runs it with its output captured and returns standard output as text.
+    /// Runs it with its output captured; returns standard output as text.
     ///
     /// # Errors
-    /// When it can't be started or doesn't exit with 0; the message holds the command line and its
-    /// standard error.
+    /// It can't be started or doesn't exit with 0; the message has the command line and standard
+    /// error.
     pub fn output(mut self) -> Result<String> {
         let shown = self.shown();
         let Output { status, stdout, stderr } = self.command.output().map_err(|e| start_error(&shown, &e))?;
         if !status.success() {
             bail!("`{shown}` failed ({status}): {}", String::from_utf8_lossy(&stderr).trim());
         }
-        String::from_utf8(stdout)
-            .with_context(|| format!("`{shown}` answered with something else than UTF-8"))
+        String::from_utf8(stdout).with_context(|| format!("`{shown}` printed something other than UTF-8"))
     }
 
-    /// Runs it silently; its output is shown only in the error.
+    /// Runs it silently; its output appears only in the error.
     ///
     /// # Errors
-    /// As [`Program::output`].
+    /// As for [`Program::output`].
     pub fn run(self) -> Result<()> {
         self.output().map(drop)
     }
@@ -103,7 +102,7 @@ impl Program {
     /// Runs it with our terminal as its output.
     ///
     /// # Errors
-    /// When it can't be started or doesn't exit with 0.
+    /// It can't be started or doesn't exit with 0.
     pub fn run_shown(mut self) -> Result<()> {
         let shown = self.shown();
         let status = self.command.status().map_err(|e| start_error(&shown, &e))?;
@@ -113,11 +112,11 @@ impl Program {
         Ok(())
     }
 
-    /// As [`Program::run_shown`], but kills it and its descendants after `limit`, having shown
-    /// which processes were alive: a hang then tells where it is.
+    /// As [`Program::run_shown`], but after `limit` prints the living descendants and kills them
+    /// all: so a hang can be located.
     ///
     /// # Errors
-    /// As [`Program::run_shown`], and when the time is over.
+    /// As for [`Program::run_shown`], and if the limit is exceeded.
     pub fn run_shown_within(mut self, limit: Duration) -> Result<()> {
         let shown = self.shown();
         let mut child = self.command.spawn().map_err(|e| start_error(&shown, &e))?;
@@ -134,23 +133,22 @@ impl Program {
         }
     }
 
-    /// Runs it with our terminal as its output and input, and returns how it ended.
+    /// Runs it with our terminal as its output and input; returns its exit status.
     ///
     /// # Errors
-    /// Only when it can't be started.
+    /// It can't be started.
     pub fn status(mut self) -> Result<ExitStatus> {
         let shown = self.shown();
         self.command.stdin(Stdio::inherit()).status().map_err(|e| start_error(&shown, &e))
     }
 
-    /// Becomes the program, with our terminal; returns only if it can't be started.
+    /// Replaces this process with the program; returns only if it can't be started.
     pub fn exec(mut self) -> anyhow::Error {
         let shown = self.shown();
         start_error(&shown, &self.command.stdin(Stdio::inherit()).exec())
     }
 
-    /// Runs it silently and tells only whether it exited with 0; a program that isn't there has
-    /// not.
+    /// Runs it silently; returns whether it exited with 0. False for a program that doesn't exist.
     pub fn succeeds(mut self) -> bool {
         self.command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
@@ -164,14 +162,14 @@ impl Program {
     }
 }
 
-/// Shows and kills `child` and all that descends from it.
+/// Prints and kills `child` and all its descendants.
 fn end_tree(child: &mut Child) -> Result<()> {
     let listed = Program::new("ps").args(["-e", "-o", "pid=,ppid=,stat=,args="]).output()?;
     let mut ended = vec![child.id().to_string()];
     for line in listed.lines() {
         let mut words = line.split_whitespace();
-        // Parents come before their children: `ps` sorts by id, and ids have not wrapped within one
-        // test run.
+        // Parents come before their children: `ps` sorts by id, and ids don't wrap within one test
+        // run.
         if let (Some(pid), Some(parent)) = (words.next(), words.next())
             && ended.iter().any(|id| id == parent || id == pid)
         {
@@ -179,7 +177,7 @@ fn end_tree(child: &mut Child) -> Result<()> {
             ended.push(pid.to_owned());
         }
     }
-    // Those that end by themselves meanwhile make `kill` fail, which is no failure here.
+    // A process that has ended by itself makes `kill` fail, which is no failure here.
     Program::new("kill").arg("-KILL").args(&ended).succeeds();
     child.wait().context("wait for what was killed")?;
     Ok(())

@@ -1,7 +1,7 @@
-//! What every developer command knows of the checkout.
+//! What every developer command needs of the checkout.
 //!
-//! Code map: [`workspace`] knows where things lie, [`command`] starts other programs, [`setup`]
-//! installs what is missing.
+//! Code map: [`workspace`] has its paths, [`command`] runs other programs, [`setup`] installs what
+//! is missing.
 
 pub mod command;
 pub mod setup;

@@ -1,9 +1,9 @@
-//! Where things lie in the checkout.
+//! The paths of the checkout.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The root of the checkout this program was built from.
+/// The root of the checkout that this program was built from.
 pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here)

@@ -1,6 +1,6 @@
-//! Builds the binaries that a lab runs, and tells where they are.
+//! Builds the binaries of a lab, and knows their paths.
 //!
-//! The agent's own build script compiles the kernel programs; nothing is done for them here.
+//! The agent's own build script compiles the kernel programs.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Where [`build`] puts them, whether or not they have been built.
+    /// The paths at which [`build`] puts them, whether or not they have been built.
     pub fn expected() -> Self {
         let target = workspace::target_dir();
         Self {
@@ -26,22 +26,22 @@ impl Binaries {
         }
     }
 
-    /// The directory that holds all of them but `whoami`.
+    /// The directory of all of them but `whoami`.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The node's agent.
+    /// mesh-agent.
     pub fn agent(&self) -> PathBuf {
         self.directory.join("mesh-agent")
     }
 
-    /// The manager's control plane.
+    /// mesh-control.
     pub fn control(&self) -> PathBuf {
         self.directory.join("mesh-control")
     }
 
-    /// The operator's command.
+    /// The operator's command `mesh`.
     pub fn mesh(&self) -> PathBuf {
         self.directory.join("mesh")
     }
@@ -52,10 +52,10 @@ impl Binaries {
     }
 }
 
-/// Builds everything a lab runs, in the dev profile.
+/// Builds all binaries of a lab, in the dev profile.
 ///
 /// # Errors
-/// When cargo fails; its own messages are on the terminal.
+/// cargo fails; it has printed why.
 pub fn build() -> Result<Binaries> {
     Program::cargo()
         .args(["build", "--quiet", "--bins", "--workspace"])
@@ -68,9 +68,10 @@ pub fn build() -> Result<Binaries> {
 /// Builds only the test server, which is all that a bare lab needs.
 ///
 /// # Errors
-/// As [`build`].
+/// As for [`build`].
 pub fn build_whoami() -> Result<Binaries> {
-    // With --target, the flags reach neither build scripts nor the artifacts of ordinary builds.
+    // With --target, the flags apply neither to build scripts nor to the artifacts of ordinary
+    // builds.
     Program::cargo()
         .args([
             "build",

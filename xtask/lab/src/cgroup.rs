@@ -1,8 +1,8 @@
-//! Control groups as the lab's ledger of processes: what was started for a node, and all it has
-//! begotten, is in the node's groups, so that it can be found and killed when everything else about
-//! it is forgotten.
+//! Control groups, by which the lab keeps track of processes: every process started for a node,
+//! with its descendants, is in the node's groups, so that it can be found and killed even if all
+//! other records of it are lost.
 //!
-//! Works with version 1 (daemons are kept in the `pids` hierarchy, containers in all of them) and
+//! Works with version 1 (daemons are in the `pids` hierarchy, containers in all of them) and
 //! version 2.
 
 use std::collections::BTreeSet;
@@ -19,8 +19,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 const MOUNT: &str = "/sys/fs/cgroup";
 const KILL_LIMIT: Duration = Duration::from_secs(15);
 
-/// Makes the group at `path` (relative to the hierarchy's root) and returns the file a process
-/// enters it by.
+/// Makes the group at `path` (relative to the hierarchy's root) and returns the file by which a
+/// process joins it.
 pub(super) fn entrance(path: &Path) -> Result<PathBuf> {
     let directory = ledger_root()?.join(path);
     fs::create_dir_all(&directory).with_context(|| format!("make cgroup {}", directory.display()))?;
@@ -38,7 +38,7 @@ pub(super) fn kill(path: &Path) -> Result<()> {
         .with_context(|| format!("kill the processes of cgroup {}", path.display()))
 }
 
-/// Kills what `find` finds until it finds nothing.
+/// Kills the processes that `find` finds until it finds none.
 pub(super) fn kill_until_gone(find: impl Fn() -> io::Result<BTreeSet<u32>>) -> Result<()> {
     let deadline = Instant::now() + KILL_LIMIT;
     let mut killed = BTreeSet::new();
@@ -57,17 +57,17 @@ pub(super) fn kill_until_gone(find: impl Fn() -> io::Result<BTreeSet<u32>>) -> R
     }
 }
 
-/// Sends SIGKILL; a process that is gone already is no error.
+/// Sends SIGKILL; a process that is already gone is no error.
 pub(super) fn kill_now(pid: u32) -> Result<()> {
-    let target = process(pid).with_context(|| format!("{pid} is no process id"))?;
+    let target = process(pid).with_context(|| format!("{pid} is not a process id"))?;
     match kill_process(target, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(e) => Err(e).with_context(|| format!("kill process {pid}")),
     }
 }
 
-/// Buries a killed process if it was our own child, as it is when one program starts and kills;
-/// others are init's.
+/// Reaps a killed process if it is our own child, as it is when one program starts and kills it;
+/// init reaps others.
 pub(super) fn reap(pid: u32) {
     while let Some(child) = process(pid)
         && waitpid(Some(child), WaitOptions::empty()).is_err_and(|error| error == Errno::INTR)
@@ -78,7 +78,7 @@ fn process(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
-/// Removes the group and those below it from all hierarchies; they must hold no process any more.
+/// Removes the group and those below it from all hierarchies; they must be empty.
 pub(super) fn remove(path: &Path) -> Result<()> {
     for root in hierarchies().context("list cgroup hierarchies")? {
         remove_tree(&root.join(path))
@@ -87,10 +87,10 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a group if it is empty: the one shared by all labs goes with the last of them.
+/// Removes a group if it is empty: the last lab removes the one that all labs share.
 pub(super) fn remove_if_empty(path: &Path) {
     for root in hierarchies().unwrap_or_default() {
-        // Another lab's group below it is the ordinary reason for a failure.
+        // It usually fails because another lab has a group below it.
         drop(fs::remove_dir(root.join(path)));
     }
 }
@@ -137,7 +137,7 @@ fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Groups and processes vanish while they are looked at: that is `None`, not an error.
+/// Groups and processes may vanish during a scan: that is `None`, not an error.
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! The `lab` command: its arguments, and what it prints.
+//! The `lab` command: its arguments and its output.
 
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -20,7 +20,7 @@ use crate::artifacts;
 /// Arguments of `cargo xtask lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// Name of the lab; labs of different names live side by side
+    /// Name of the lab; labs of different names can run at the same time
     #[arg(long, global = true, default_value = "mesh")]
     name: LabName,
     #[command(subcommand)]
@@ -31,27 +31,27 @@ pub struct LabArgs {
 enum LabVerb {
     /// Make a lab, in place of an earlier one of that name, and wait until it is ready
     Up {
-        /// How many nodes
+        /// Number of nodes
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
         nodes: u8,
-        /// How many of them are managers, with etcd and mesh-control: 1, 3 or 5
+        /// Number of managers among them, with etcd and mesh-control: 1, 3 or 5
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
         managers: u8,
-        /// What the agents forward packets with
+        /// The agents' data path
         #[arg(long, value_enum, default_value_t = Datapath::Auto)]
         datapath: Datapath,
-        /// Another datapath for one node, as node-3=userspace; may be given several times
+        /// Another data path for one node, as node-3=userspace; may be given several times
         #[arg(long, value_name = "NODE=DATAPATH", value_parser = node_datapath)]
         node_datapath: Vec<(String, Datapath)>,
-        /// Only network, engines, images and etcd, without mesh
+        /// Make only network, engines, images and etcd, without mesh
         #[arg(long)]
         bare: bool,
     },
     /// Remove every trace of the lab
     Down,
-    /// Show the nodes, and what runs and is ready on them
+    /// Show the nodes, and which of their daemons run and are ready
     Status,
-    /// Run a command on a node, or in the client's namespace; ends as the command does
+    /// Run a command on a node, or in the client's namespace; exits with the command's code
     Exec {
         /// node-1, node-2, … or client
         place: String,
@@ -59,14 +59,14 @@ enum LabVerb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Kill a part of a node without a warning; `all` cuts the node's power
+    /// Kill a part of a node with SIGKILL; `all` cuts the node's power
     Kill {
         /// node-1, node-2, …
         node: String,
         /// agent, control, dockerd, etcd or all
         part: Part,
     },
-    /// Start what was killed, and wait until it is ready
+    /// Start a part that was killed, and wait until it is ready
     Start {
         /// node-1, node-2, …
         node: String,
@@ -78,20 +78,20 @@ enum LabVerb {
         /// The application
         #[arg(value_enum)]
         application: Application,
-        /// node-1, node-2, …; all of them if none is named
+        /// node-1, node-2, …; default: all of them
         nodes: Vec<String>,
     },
     /// Cut a node's link
     Partition {
         /// node-1, node-2, …
         node: String,
-        /// Mend the link instead
+        /// Heal the link instead
         #[arg(long)]
         heal: bool,
     },
 }
 
-/// Reads `node-3=userspace`.
+/// Parses `node-3=userspace`.
 fn node_datapath(text: &str) -> Result<(String, Datapath)> {
     let read = text.split_once('=').and_then(|(node, datapath)| {
         Some((node.to_owned(), <Datapath as ValueEnum>::from_str(datapath, false).ok()?))
@@ -116,7 +116,7 @@ impl FromStr for Part {
 /// Runs the command; `exec` ends the process with the command's own exit code.
 ///
 /// # Errors
-/// When what was asked for can't be done.
+/// The command fails.
 pub fn run(args: &LabArgs) -> Result<()> {
     let layout = Layout::new(args.name.clone());
     match &args.verb {
@@ -172,12 +172,12 @@ fn up(layout: &Layout, options: &UpOptions) -> Result<()> {
     }
 }
 
-/// Prints; a reader that has gone away is an error, not a panic.
+/// Prints; a closed pipe is an error, not a panic.
 fn show(text: &str) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).context("print")
 }
 
-/// A line for each node: its role, address, link and what of it is ready.
+/// One line per node: its role, address, link, and which daemons are ready.
 fn status(lab: &Lab) -> String {
     let titles = ["NODE", "ROLE", "ADDRESS", "LINK"].map(str::to_owned);
     let components = Component::ALL.iter().map(|component| component.to_string().to_uppercase());

@@ -1,8 +1,8 @@
-//! A clock that a lab can turn: agents and control planes run with Debian's libfaketime, which adds
-//! what a file says to the time.
+//! A clock that a lab can set: agents and control planes run with Debian's libfaketime, which adds
+//! the offset in a file to the time.
 //!
-//! etcd, the engines and the tasks keep the machine's time, and so does everybody's measure of how
-//! long something takes (`CLOCK_MONOTONIC`): only what is compared with calendar time moves.
+//! etcd, the engines and the tasks keep the machine's time, and so does every measurement of
+//! durations (`CLOCK_MONOTONIC`): only calendar time moves.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use super::layout::Layout;
 
-/// The clock's file in a lab.
+/// The path of the clock's file in a lab.
 pub(super) fn file(layout: &Layout) -> PathBuf {
     layout.state_dir().join("clock")
 }
@@ -26,7 +26,7 @@ pub(super) fn set(file: &Path, ahead: Duration) -> Result<()> {
         .with_context(|| format!("write {}", file.display()))
 }
 
-/// What makes a program take the time from `file`: arguments of `env`, before the program's own
+/// The arguments of `env` that make a program take the time from `file`, to be put before its own
 /// command line.
 pub(super) fn variables(file: &Path) -> Vec<OsString> {
     let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);

@@ -1,5 +1,4 @@
-//! The four daemons of a node, and with which arguments each one starts. Pure: nothing is started
-//! here.
+//! The four daemons of a node, and their command lines. Pure: nothing is started here.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,7 +11,7 @@ use super::record::Record;
 use super::{clock, etcd_keys};
 use crate::artifacts::Binaries;
 
-/// Where etcd tells its health in plain text, on loopback.
+/// etcd's port for its health in plain text, on loopback.
 pub(super) const ETCD_HEALTH_PORT: u16 = 2381;
 
 /// A daemon of a node.
@@ -29,7 +28,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// In the order in which they start.
+    /// All daemons, in the order in which they start.
     pub const ALL: [Self; 4] = [Self::Dockerd, Self::Etcd, Self::Control, Self::Agent];
 
     /// True if only managers run it.
@@ -73,7 +72,7 @@ impl CommandLine {
     }
 }
 
-/// How a component of a node is started in the lab that `record` describes.
+/// The command line of a component of a node in the lab that `record` describes.
 pub(super) fn command_line(
     component: Component,
     node: &NodeLayout,
@@ -88,7 +87,7 @@ pub(super) fn command_line(
     }
 }
 
-/// The same program, with the lab's clock if it has one of its own.
+/// The command line with the lab's clock, if it has one of its own.
 fn with_clock(line: CommandLine, record: &Record) -> CommandLine {
     let Some(file) = &record.clock else { return line };
     let mut args = clock::variables(file);
@@ -97,13 +96,13 @@ fn with_clock(line: CommandLine, record: &Record) -> CommandLine {
     CommandLine { program: "env".into(), args }
 }
 
-/// An engine that was killed leaves files with process ids, which others may have by now: the next
-/// one would take those for its own. Whoever runs this knows that none runs.
+/// A killed engine leaves files with process ids, which may be other processes' by now: the next
+/// engine would take those for its own. The lab runs this only if no engine runs.
 const FORGETFUL_DOCKERD: &str =
     r#"rm -f /run/docker.pid /run/docker/containerd/containerd.pid; exec dockerd "$@""#;
 
 /// The node has mount and network namespaces of its own, so only what shares the disk and the
-/// cgroup tree needs a name.
+/// cgroup tree needs a unique name.
 fn dockerd(node: &NodeLayout) -> CommandLine {
     let state = node.state_dir();
     CommandLine::new("sh")
@@ -144,7 +143,7 @@ fn etcd(node: &NodeLayout, record: &Record) -> CommandLine {
         .flag("--peer-cert-file", etcd_keys::member_certificate(node))
         .flag("--peer-key-file", etcd_keys::member_key(node))
         .flag("--peer-cert-allowed-cn", etcd_keys::MEMBER_NAME)
-        // Health, for who has no certificate: the lab.
+        // The lab polls etcd's health without a certificate.
         .flag("--listen-metrics-urls", format!("http://127.0.0.1:{ETCD_HEALTH_PORT}"))
 }
 
@@ -185,7 +184,7 @@ fn managers(record: &Record) -> impl Iterator<Item = &super::record::NodeRecord>
     record.nodes.iter().filter(|node| node.manager)
 }
 
-/// A socket as `DOCKER_HOST` wants it.
+/// A socket in the form of `DOCKER_HOST`.
 pub(super) fn unix_url(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }

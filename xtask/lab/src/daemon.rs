@@ -18,22 +18,22 @@ use super::keeper;
 use super::layout::NodeLayout;
 use super::machine;
 
-/// Joins the cgroup and raises the limit of open files before it becomes the daemon. Arguments:
-/// `cgroup.procs`, command.
+/// A script that joins the cgroup and raises the limit of open files, then becomes the daemon.
+/// Arguments: `cgroup.procs`, command.
 const BECOME: &str =
     r#"echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
 
-/// As [`BECOME`], and passes its input on as systemd passes a socket (sd_listen_fds(3)): everything
-/// between us and the daemon is exec'ed away, so the shell's process id is the daemon's.
+/// As [`BECOME`], but passes its input on as systemd passes a socket (sd_listen_fds(3)): each step
+/// replaces the one before by exec, so the shell's process id is the daemon's.
 const BECOME_WITH_SOCKET: &str = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1
 echo $$ > "$1"; shift; ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"; exec "$@""#;
 
-/// What a daemon sees of our environment: nothing that could change what it does, but how loudly it
-/// tells of it.
+/// The variables of our environment that a daemon gets: only those that don't change its behaviour,
+/// except for its log level.
 const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "RUST_LOG", "RUST_BACKTRACE"];
 
-/// How long a killed process may take to be reaped, and its children to follow it; one that lives
-/// on isn't waited for longer.
+/// How long a killed process may take to be reaped, and its children to end; one that lives on
+/// isn't waited for longer.
 const GONE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A daemon that was just started.
@@ -45,17 +45,17 @@ pub(super) struct Started {
 }
 
 impl Started {
-    /// Its process id: everything between us and the daemon is exec'ed away.
+    /// Its process id: the shell has become the daemon.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it is and where, for messages.
+    /// The component and its node, for messages.
     pub(super) fn title(&self) -> String {
         format!("{} on {}", self.component, self.node.name())
     }
 
-    /// Fails if it has ended already, with what it said last.
+    /// Fails if it has ended already, with the end of its log.
     pub(super) fn check_alive(&mut self) -> Result<()> {
         let ended = self.child.try_wait().with_context(|| format!("look after {}", self.title()))?;
         if let Some(status) = ended {
@@ -80,7 +80,7 @@ impl Started {
     }
 }
 
-/// Starts a component on its machine.
+/// Starts a component on its node.
 pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine) -> Result<Started> {
     let entrance = cgroup::entrance(&node.cgroup().join(component.to_string()))?;
     let log = open_log(component, node)?;
@@ -105,8 +105,8 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
     Ok(Started { component, node: node.clone(), child })
 }
 
-/// Kills a component's process without a warning; what it started itself lives on, as after a
-/// crash, unless it is made to die with its parent.
+/// Kills a component's process with SIGKILL; its children live on, as after a crash, unless they
+/// are set to die with their parent.
 pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<()> {
     if !is_alive(component, node, pid) {
         return Ok(());
@@ -125,8 +125,8 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
     Ok(())
 }
 
-/// An engine that starts takes the zombies of the one before, and of its children, for alive: they
-/// must be buried. Of other daemons nothing but their life matters.
+/// An engine that starts takes the zombies of the one before, and of its children, for living
+/// processes: they must be reaped. Of other daemons only the process itself matters.
 fn still_matters(component: Component, node: &NodeLayout, pid: u32, dying: &[u32]) -> bool {
     match component {
         Component::Dockerd => dying.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists()),
@@ -134,7 +134,7 @@ fn still_matters(component: Component, node: &NodeLayout, pid: u32, dying: &[u32
     }
 }
 
-/// Children of all threads of a process; none if it ends meanwhile.
+/// The children of all threads of a process; none if it ends in the meantime.
 fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
@@ -143,8 +143,7 @@ fn children_of(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// True if the process lives and is that component: a process id can have been given to somebody
-/// else since.
+/// True if the process is alive and is that component: its id may belong to another process by now.
 pub(super) fn is_alive(component: Component, node: &NodeLayout, pid: u32) -> bool {
     cgroup::holds(&node.cgroup().join(component.to_string()), pid)
 }

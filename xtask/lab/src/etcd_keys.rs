@@ -1,5 +1,5 @@
-//! etcd's certificates in a lab: a CA for each lab, which is forgotten once it has signed, a
-//! certificate for each member and one for its clients.
+//! etcd's certificates in a lab: a CA for each lab, whose key is not kept, a certificate for each
+//! member and one for its clients.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -12,7 +12,7 @@ pub(super) use mesh_etcd_pki::MEMBER_NAME;
 
 use super::layout::NodeLayout;
 
-/// Longer than a lab lives, and than `cargo xtask soak clocks` turns its clocks forward.
+/// Longer than a lab lives, and than `cargo xtask soak clocks` sets its clocks forward.
 const DAYS: u64 = 3650;
 const MEMBER_FILE: &str = "member";
 
@@ -34,7 +34,7 @@ pub(super) fn hand_out(managers: &[NodeLayout]) -> Result<()> {
     Ok(())
 }
 
-/// What makes a command that runs on `node` a client of its etcd: variables of etcdctl.
+/// etcdctl's variables for a command that runs on `node`.
 pub(super) fn etcdctl_variables(node: &NodeLayout) -> [(&'static str, PathBuf); 4] {
     [
         ("ETCDCTL_ENDPOINTS", PathBuf::from(format!("https://{}:2379", node.ip()))),
@@ -48,12 +48,12 @@ fn directory(node: &NodeLayout) -> PathBuf {
     node.state_dir().join("etcd-tls")
 }
 
-/// The CA of the lab's etcd.
+/// The path of the CA of the lab's etcd.
 pub(super) fn ca(node: &NodeLayout) -> PathBuf {
     directory(node).join(format!("{CA_FILE}.pem"))
 }
 
-/// What the node's etcd shows to clients and to the other members.
+/// The certificate that the node's etcd presents to clients and to the other members.
 pub(super) fn member_certificate(node: &NodeLayout) -> PathBuf {
     directory(node).join(format!("{MEMBER_FILE}.pem"))
 }
@@ -63,7 +63,7 @@ pub(super) fn member_key(node: &NodeLayout) -> PathBuf {
     directory(node).join(format!("{MEMBER_FILE}.key"))
 }
 
-/// What the node's mesh-control shows to etcd.
+/// The certificate that the node's mesh-control presents to etcd.
 pub(super) fn client_certificate(node: &NodeLayout) -> PathBuf {
     directory(node).join(format!("{CLIENT_FILE}.pem"))
 }

@@ -1,9 +1,9 @@
 //! Keeps a node's docker.sock open across restarts of its agent, as systemd does with a socket
 //! unit.
 //!
-//! The keeper is a process that does nothing but hold the listening socket as its input. An agent
-//! that starts gets a copy of it, passed as systemd passes sockets (`LISTEN_FDS`), so that the
-//! socket file stays the same one. It dies with the node's power, and the file with it.
+//! The keeper is a process that only holds the listening socket as its input. An agent that starts
+//! gets a copy of it, passed as systemd passes sockets (`LISTEN_FDS`), so that the socket file
+//! stays the same. A power cut ends the keeper and removes the file.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -17,14 +17,14 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::cgroup;
 use super::layout::NodeLayout;
 
-/// The keeper's group below the node's.
+/// The keeper's cgroup below the node's.
 const GROUP: &str = "docker-socket";
-/// Who may use the socket beside root, as the agent's `--socket-group` says.
+/// The group that may use the socket beside root, as in the agent's `--socket-group`.
 const SOCKET_GROUP: &str = "docker";
-/// Joins the cgroup, then waits until it is killed. Argument: `cgroup.procs`.
+/// A script that joins the cgroup, then waits until it is killed. Argument: `cgroup.procs`.
 const KEEP: &str = r#"echo $$ > "$1"; exec sleep infinity"#;
 
-/// The node's listening docker.sock, from its keeper; the first time, both are made.
+/// The node's listening docker.sock, from its keeper; the first call makes both.
 pub(super) fn docker_socket(node: &NodeLayout) -> Result<OwnedFd> {
     match keeper(node) {
         Some(pid) => copy_input(pid).with_context(|| format!("take docker.sock from process {pid}")),
@@ -55,11 +55,11 @@ fn begin(node: &NodeLayout) -> Result<OwnedFd> {
         .stderr(Stdio::null())
         .spawn()
         .context("start its keeper")?;
-    fs::write(pid_file(node), keeper.id().to_string()).context("note its keeper")?;
+    fs::write(pid_file(node), keeper.id().to_string()).context("store its keeper's process id")?;
     Ok(socket)
 }
 
-/// The process that keeps the socket, if it lives.
+/// The process that keeps the socket, if it is alive.
 fn keeper(node: &NodeLayout) -> Option<u32> {
     let pid = fs::read_to_string(pid_file(node)).ok()?.parse().ok()?;
     cgroup::holds(&node.cgroup().join(GROUP), pid).then_some(pid)

@@ -1,5 +1,5 @@
-//! Names, addresses and paths of a lab: everything that follows from its name and size, and nothing
-//! that must be looked up.
+//! Names, addresses and paths of a lab: everything that follows from its name and size, without any
+//! look-up.
 //!
 //! Invariant: two labs of different names share nothing but the address range, which is private to
 //! each one's bridge.
@@ -13,16 +13,16 @@ use anyhow::{Error, Result, bail};
 
 use mesh_checkout::workspace;
 
-/// How many nodes a lab may have; their addresses end in 11 and up.
+/// The most nodes of a lab; their addresses end in 11 and up.
 pub const NODES_MAX: u8 = 100;
 
 /// The client's address, and the nodes' default gateway.
 pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-/// Bits of the lab network's prefix.
+/// The length of the lab network's prefix, bits.
 pub const PREFIX_BITS: u8 = 24;
 
-/// Bits of the lab network's IPv6 prefix, fd77::/64.
+/// The length of the lab network's IPv6 prefix, fd77::/64, bits.
 pub const PREFIX6_BITS: u8 = 64;
 
 const RUN_ROOT: &str = "/run/mesh-lab";
@@ -52,7 +52,7 @@ impl fmt::Display for LabName {
     }
 }
 
-/// Where a lab keeps its things.
+/// The paths and names of a lab.
 #[derive(Debug, Clone)]
 pub struct Layout {
     name: LabName,
@@ -69,49 +69,49 @@ impl Layout {
         &self.name
     }
 
-    /// A tmpfs of the lab's own: sockets, bpffs mounts, namespaces.
+    /// The lab's own tmpfs: sockets, bpffs mounts, namespaces.
     pub fn run_dir(&self) -> PathBuf {
         Path::new(RUN_ROOT).join(&self.name.0)
     }
 
-    /// Directory of what outlives a node's power cut.
+    /// The directory of everything that survives a node's power cut.
     pub fn state_dir(&self) -> PathBuf {
         Path::new(STATE_ROOT).join(&self.name.0)
     }
 
-    /// Holds `lab.json` and the lock that keeps two commands on one lab apart.
+    /// The directory of `lab.json` and of the lock that serialises commands on a lab.
     pub fn record_dir(&self) -> PathBuf {
         let directory = if self.name.0 == "mesh" { "lab".to_owned() } else { format!("lab-{}", self.name) };
         workspace::root().join("target").join(directory)
     }
 
-    /// The description that tests and people read.
+    /// The description for tests and people.
     pub fn record_file(&self) -> PathBuf {
         self.record_dir().join("lab.json")
     }
 
-    /// The lab's cgroup, relative to a hierarchy's root. Prefixed: a lab may be called `tasks`, as
-    /// a file of each cgroup is.
+    /// The lab's cgroup, relative to a hierarchy's root. It has a prefix, as a lab may be called
+    /// `tasks`, like a file of each cgroup.
     pub fn cgroup(&self) -> PathBuf {
         Path::new(CGROUP_ROOT).join(format!("lab-{}", self.name))
     }
 
-    /// The namespace from which requests come.
+    /// The namespace that sends requests.
     pub fn client_netns(&self) -> String {
         format!("{}-client", self.name)
     }
 
-    /// The namespace that holds nothing but the bridge.
+    /// The namespace of the bridge.
     pub fn bridge_netns(&self) -> String {
         format!("{}-bridge", self.name)
     }
 
-    /// Where the bridge's own bpffs is mounted.
+    /// The mount point of the bridge's own bpffs.
     pub fn bridge_bpf_dir(&self) -> PathBuf {
         self.run_dir().join("bridge-bpf")
     }
 
-    /// True if a network namespace of that name is this lab's, whatever the lab's size was.
+    /// True if a network namespace of that name belongs to this lab, whatever the lab's size was.
     pub fn owns_netns(&self, netns: &str) -> bool {
         let Some(rest) = netns.strip_prefix(&self.name.0).and_then(|rest| rest.strip_prefix('-')) else {
             return false;
@@ -125,7 +125,7 @@ impl Layout {
         NodeLayout { lab: self.clone(), number }
     }
 
-    /// The node of that name, if a lab can have one.
+    /// The node of that name, if it is a valid one.
     pub fn node_named(&self, name: &str) -> Option<NodeLayout> {
         let number = name.strip_prefix("node-")?.parse().ok()?;
         (1..=NODES_MAX).contains(&number).then(|| self.node(number))
@@ -165,17 +165,17 @@ impl NodeLayout {
         format!("{}-{}", self.lab.name, self.name())
     }
 
-    /// Its sockets; gone after a power cut.
+    /// The directory of its sockets, which a power cut clears.
     pub fn run_dir(&self) -> PathBuf {
         self.lab.run_dir().join(self.name())
     }
 
-    /// Its disk.
+    /// The directory of its disk.
     pub fn state_dir(&self) -> PathBuf {
         self.lab.state_dir().join(self.name())
     }
 
-    /// The socket that mesh serves.
+    /// The socket of its agent.
     pub fn mesh_socket(&self) -> PathBuf {
         self.run_dir().join("docker.sock")
     }
@@ -185,7 +185,7 @@ impl NodeLayout {
         self.run_dir().join("control.sock")
     }
 
-    /// Its bpffs.
+    /// The mount point of its bpffs.
     pub fn bpf_dir(&self) -> PathBuf {
         self.run_dir().join("bpf")
     }
@@ -195,12 +195,12 @@ impl NodeLayout {
         self.state_dir().join("engine.sock")
     }
 
-    /// The engine's configuration: what can be changed while it runs.
+    /// The engine's configuration: the settings that can be changed while it runs.
     pub fn engine_config(&self) -> PathBuf {
         self.state_dir().join("engine.json")
     }
 
-    /// The token with which its agent joins.
+    /// The file of the token with which its agent joins.
     pub fn join_token(&self) -> PathBuf {
         self.state_dir().join("join-token")
     }
@@ -215,7 +215,7 @@ impl NodeLayout {
         self.state_dir().join("log").join(format!("{component}.log"))
     }
 
-    /// The file that holds one of its namespaces (`mnt`, `uts`) open.
+    /// The file that keeps one of its namespaces (`mnt`, `uts`) open.
     pub fn namespace_file(&self, kind: &str) -> PathBuf {
         self.lab.run_dir().join("ns").join(format!("{}.{kind}", self.name()))
     }
@@ -226,14 +226,15 @@ impl NodeLayout {
     }
 }
 
-/// The IPv6 address that ends as the IPv4 address does, to the eye: fd77::11 for 10.77.0.11.
+/// The IPv6 address whose end looks like the IPv4 address's: fd77::11 for 10.77.0.11.
 pub fn ip6_of(ip: Ipv4Addr) -> Ipv6Addr {
     let [.., last] = ip.octets().map(u16::from);
     let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
     Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
 }
 
-/// A locally administered MAC address that tells the IPv4 address, so that it outlives a power cut.
+/// A locally administered MAC address derived from the IPv4 address, so that it survives a power
+/// cut.
 pub(super) fn mac_of(ip: Ipv4Addr) -> String {
     let [a, b, c, d] = ip.octets();
     format!("02:4d:{a:02x}:{b:02x}:{c:02x}:{d:02x}")

@@ -1,15 +1,15 @@
 //! A whole cluster on one machine: a network namespace per node with a Docker engine, mesh-agent,
 //! and on managers etcd and mesh-control; a client namespace; one bridge between them.
 //!
-//! Code map: [`artifacts`] builds what runs in it. [`layout`] names everything, [`component`] knows
-//! command lines, `network` and `machine` make a node, `daemon` and [`ready`] start what runs on
-//! it, `images` fills its engine, `teardown` removes it all, [`record`] is what readers see.
-//! [`client`] and [`cluster`] look at a running lab from outside: tests do so by them. [`cli`] is
-//! the command, [`demo`] tells the lab's story, [`soak`] holds out in it.
+//! Code map: [`artifacts`] builds its binaries. [`layout`] names everything, [`component`] has the
+//! command lines, `network` and `machine` make a node, `daemon` and [`ready`] start its daemons,
+//! `images` fills its engine, `teardown` removes it all, [`record`] describes it to its users.
+//! [`client`] and [`cluster`] are the interface to a running lab for tests. [`cli`] is the command,
+//! [`demo`] the demonstration, [`soak`] the long tests.
 //!
 //! Invariants: nothing of a lab is visible outside of its namespaces but its directories and
-//! cgroups; `teardown` finds what is there without the record; one command at a time changes a lab
-//! (a lock beside the record).
+//! cgroups; `teardown` finds what exists without the record; one command at a time changes a lab (a
+//! lock beside the record).
 
 pub mod artifacts;
 pub mod cli;
@@ -50,26 +50,26 @@ use self::netns::Netns;
 use self::record::Record;
 use crate::artifacts::Binaries;
 
-/// What kind of lab to make.
+/// The options of a new lab.
 #[derive(Debug, Clone)]
 pub struct UpOptions {
-    /// How many nodes.
+    /// The number of nodes.
     pub nodes: u8,
     /// How many of them are managers: the first ones.
     pub managers: u8,
     /// The agents' `--datapath`.
     pub datapath: Datapath,
-    /// Nodes whose agents are told another one.
+    /// Nodes whose agents have another `--datapath`.
     pub node_datapaths: BTreeMap<String, Datapath>,
     /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
     pub bare: bool,
-    /// Agents and control planes take the time from a file, which [`Lab::turn_clock`] writes
-    /// (Debian's libfaketime).
+    /// Whether agents and control planes take the time from a file, which [`Lab::turn_clock`]
+    /// writes (Debian's libfaketime).
     pub turnable_clock: bool,
 }
 
 impl UpOptions {
-    /// Three nodes, one of them the manager, all on one datapath.
+    /// Three nodes, one of them the manager, all on one data path.
     pub const fn usual(datapath: Datapath) -> Self {
         Self {
             nodes: 3,
@@ -85,7 +85,7 @@ impl UpOptions {
 /// The agents' datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Datapath {
-    /// What suits the uplink
+    /// The best one for the uplink
     Auto,
     /// XDP on the uplink, TC at the tasks
     Xdp,
@@ -96,7 +96,7 @@ pub enum Datapath {
 }
 
 impl Datapath {
-    /// As the agent's flag spells it.
+    /// The flag's value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -107,12 +107,12 @@ impl Datapath {
     }
 }
 
-/// What of a node to break or mend.
+/// The part of a node to kill or start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// One daemon.
     One(Component),
-    /// The whole node: its power.
+    /// The whole node, as by its power.
     All,
 }
 
@@ -128,7 +128,7 @@ impl Lab {
     /// is ready. The binaries must have been built.
     ///
     /// # Errors
-    /// When a part can't be made or isn't ready in time. What was made stays for inspection;
+    /// A part can't be made or isn't ready in time. What was made is kept for inspection;
     /// [`Lab::down`] removes it.
     pub fn up(layout: &Layout, options: &UpOptions, binaries: &Binaries) -> Result<Self> {
         require_root()?;
@@ -141,18 +141,18 @@ impl Lab {
         Ok(Self { layout: layout.clone(), record })
     }
 
-    /// The lab of that name, as its record tells.
+    /// Opens the running lab of that name, from its record.
     ///
     /// # Errors
-    /// When it isn't up.
+    /// It isn't up.
     pub fn open(layout: &Layout) -> Result<Self> {
         Ok(Self { layout: layout.clone(), record: Record::load(&layout.record_file())? })
     }
 
-    /// Removes every trace of a lab; none there is no error.
+    /// Removes every trace of a lab; a lab that doesn't exist is no error.
     ///
     /// # Errors
-    /// When something can't be removed.
+    /// Something can't be removed.
     pub fn down(layout: &Layout) -> Result<()> {
         require_root()?;
         let lock = lock(layout)?;
@@ -162,7 +162,7 @@ impl Lab {
         Ok(())
     }
 
-    /// What `lab.json` says.
+    /// The contents of `lab.json`.
     pub fn record(&self) -> &Record {
         &self.record
     }
@@ -175,7 +175,7 @@ impl Lab {
     /// The layout of one of the lab's nodes.
     ///
     /// # Errors
-    /// When there is no such node; the message lists those that there are.
+    /// There is no such node; the message lists the nodes.
     pub fn node(&self, name: &str) -> Result<NodeLayout> {
         let known = || self.record.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = self.record.node(name).and_then(|_| self.layout.node_named(name));
@@ -187,12 +187,12 @@ impl Lab {
         Netns::named(self.layout.client_netns())
     }
 
-    /// A command that will run `words` on a node's machine, or in the client's namespace. On a
-    /// node, `DOCKER_HOST` and `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd
-    /// and its certificate.
+    /// A command that runs `words` on a node's machine, or in the client's namespace. On a node,
+    /// `DOCKER_HOST` and `MESH_HOST` name mesh's socket; on a manager, etcdctl finds its etcd and
+    /// its certificate.
     ///
     /// # Errors
-    /// When there is no such node.
+    /// There is no such node.
     pub fn command(&self, place: &str, words: &[String]) -> Result<Command> {
         let (entrance, mesh_host) = if place == "client" {
             (vec!["nsenter".to_owned(), format!("--net={}", self.client().path().display())], None)
@@ -216,11 +216,11 @@ impl Lab {
         Ok(command)
     }
 
-    /// Kills a daemon without a warning, or cuts a node's power: all its processes die, its link
-    /// goes down.
+    /// Kills a daemon with SIGKILL, or cuts a node's power: all its processes die, its link goes
+    /// down.
     ///
     /// # Errors
-    /// When the node runs no such part, or it can't be killed.
+    /// The node doesn't run the part, or it can't be killed.
     pub fn kill(&mut self, name: &str, part: Part) -> Result<()> {
         let node = self.node(name)?;
         self.change(|record| match part {
@@ -241,11 +241,10 @@ impl Lab {
         })
     }
 
-    /// Starts a daemon that was killed, or gives a node its power back; returns when it is ready.
+    /// Starts a daemon that was killed, or boots a node; returns when it is ready.
     ///
     /// # Errors
-    /// When it runs already, the node is no manager and the daemon is theirs, or it isn't ready in
-    /// time.
+    /// It is already running, a worker has no such daemon, or it isn't ready in time.
     pub fn start(&mut self, name: &str, part: Part, binaries: &Binaries) -> Result<()> {
         let node = self.node(name)?;
         self.change(|record| match part {
@@ -254,11 +253,11 @@ impl Lab {
         })
     }
 
-    /// Makes an application's image and gives it to the engines of these nodes.
+    /// Makes an application's image and loads it into the engines of these nodes.
     ///
     /// # Errors
-    /// When there is no such node, a package of the application is missing, or an engine doesn't
-    /// take it.
+    /// There is no such node, a package of the application is missing, or an engine refuses the
+    /// image.
     pub fn give(&self, application: Application, names: &[&str]) -> Result<()> {
         let nodes = names.iter().map(|name| self.node(name)).collect::<Result<Vec<_>>>()?;
         images::give(application, &nodes, &self.layout.name().to_string())
@@ -269,7 +268,7 @@ impl Lab {
     /// second.
     ///
     /// # Errors
-    /// When the lab has no clock that can be turned.
+    /// The lab has no settable clock.
     pub fn turn_clock(&self, ahead: Duration) -> Result<()> {
         let file = self.record.clock.as_ref().context("this lab's clocks are the machine's own")?;
         clock::set(file, ahead)
@@ -278,12 +277,12 @@ impl Lab {
     /// Cuts a node's link, or heals it.
     ///
     /// # Errors
-    /// When there is no such node.
+    /// There is no such node.
     pub fn partition(&self, name: &str, heal: bool) -> Result<()> {
         network::set_link(&self.node(name)?, heal)
     }
 
-    /// Changes the record under the lock, starting from what the file says now.
+    /// Changes the record under the lock, based on the file's present contents.
     fn change(&mut self, change: impl FnOnce(&mut Record) -> Result<()>) -> Result<()> {
         require_root()?;
         let _lock = lock(&self.layout)?;

@@ -1,9 +1,8 @@
-//! A node as a machine: beside its network, its own view of the file system and its own host name.
+//! A node as a machine: beside its network namespace, it has mount and UTS namespaces.
 //!
-//! Its `/run` is empty but for the node's own directory, so that engines (which keep sockets at
-//! fixed places there) and agents of different nodes don't meet; `/sys` shows its own network
-//! devices; what is mounted inside is seen by the node's engine and agent alike, and vanishes with
-//! the machine.
+//! Its `/run` is empty except for the node's own directory, so that engines (which have sockets at
+//! fixed paths there) and agents of different nodes don't clash; `/sys` shows its own network
+//! devices; the node's engine and agent see the same mounts, which vanish with the machine.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -17,7 +16,7 @@ use super::layout::{CLIENT_IP, Layout, NodeLayout};
 use super::netns::Netns;
 use super::network;
 
-/// Run inside the new namespaces. Arguments: host name, the node's run directory, an empty
+/// Runs inside the new namespaces. Arguments: host name, the node's run directory, an empty
 /// directory, a resolv.conf. The cgroup tree is kept: `ip netns exec`, which hides it behind a
 /// fresh `/sys`, leaves an engine without devices.
 const SET_UP: &str = r#"
@@ -35,8 +34,8 @@ case "$target" in /run/*) mkdir -p "${target%/*}"; : > "$target";; esac
 if [ -e "$target" ]; then mount --bind "$resolv" "$target"; fi
 "#;
 
-/// Mounts the tmpfs that holds everything of a lab that a reboot would lose. Private, so that no
-/// mount of a node leaks out, and because a mount namespace can be kept only on a private mount.
+/// Mounts the tmpfs of everything in a lab that a reboot would lose. Private, so that no mount of a
+/// node leaks out, and because a mount namespace can only be kept on a private mount.
 pub(super) fn mount_run_dir(layout: &Layout) -> Result<()> {
     let directory = layout.run_dir();
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
@@ -47,7 +46,7 @@ pub(super) fn mount_run_dir(layout: &Layout) -> Result<()> {
     fs::create_dir(directory.join("ns")).context("make the directory of namespaces")
 }
 
-/// Makes the machine around a node's network namespace, which exists.
+/// Makes the machine around a node's network namespace, which must exist.
 pub(super) fn build(node: &NodeLayout) -> Result<()> {
     let disk = node.state_dir();
     let stage = disk.join("stage");
@@ -55,8 +54,8 @@ pub(super) fn build(node: &NodeLayout) -> Result<()> {
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     }
     network::mount_bpffs(&node.bpf_dir())?;
-    // Nobody listens there: the client answers "port unreachable" at once, so that look-ups fail
-    // without a wait.
+    // No resolver listens there: the client answers "port unreachable" at once, so that look-ups
+    // fail without a wait.
     let resolv = disk.join("resolv.conf");
     write(&resolv, &format!("nameserver {CLIENT_IP}\n"))?;
     write(&node.engine_config(), "{\"live-restore\": true}\n")?;
@@ -75,7 +74,7 @@ pub(super) fn build(node: &NodeLayout) -> Result<()> {
         .with_context(|| format!("make the machine {}", node.name()))
 }
 
-/// Undoes [`build`] once no process is left inside: what a power cut does.
+/// Undoes [`build`] once no process is left inside, as a power cut does.
 pub(super) fn remove(node: &NodeLayout) -> Result<()> {
     for kind in ["mnt", "uts"] {
         let file = node.namespace_file(kind);
@@ -92,11 +91,10 @@ pub(super) fn remove(node: &NodeLayout) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel itself puts into each bpffs (`maps.debug`, `progs.debug`) and lets nobody
-/// remove.
+/// The kernel's own files in each bpffs (`maps.debug`, `progs.debug`), which can't be removed.
 const KERNEL_PIN_EXTENSION: &str = "debug";
 
-/// Removes the pins of a bpffs, then its mount: a copy of the mount elsewhere would otherwise keep
+/// Removes the pins of a bpffs, then its mount: otherwise a copy of the mount elsewhere would keep
 /// programs loaded.
 pub(super) fn clear_bpffs(directory: &Path) -> Result<()> {
     if !directory.exists() {
@@ -114,7 +112,7 @@ pub(super) fn clear_bpffs(directory: &Path) -> Result<()> {
     unmount_if_mounted(directory)
 }
 
-/// What was never mounted, or no namespace was ever bound to, has nothing to unmount.
+/// Unmounts `target`; a target without a mount is no error.
 fn unmount_if_mounted(target: &Path) -> Result<()> {
     match unmount(target, UnmountFlags::DETACH) {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
@@ -122,7 +120,7 @@ fn unmount_if_mounted(target: &Path) -> Result<()> {
     }
 }
 
-/// The words that start a program on the machine: put them before its command line.
+/// The words that run a program on the machine, to be put before its command line.
 pub(super) fn entrance(node: &NodeLayout) -> Vec<String> {
     vec![
         "nsenter".to_owned(),

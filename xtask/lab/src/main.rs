@@ -19,16 +19,17 @@ struct Cli {
 enum Verb {
     /// Build mesh-agent, mesh-control, mesh and whoami for the lab
     Build,
-    /// A cluster on this machine: a network namespace per node, each with its own Docker engine
+    /// Manage a cluster on this machine: a network namespace per node, each with its own Docker
+    /// engine
     Lab(cli::LabArgs),
-    /// Make a cluster and tell the story of a service, step by step; exits with 0 only if every
-    /// step held
+    /// Make a cluster and demonstrate the life of a service, step by step; exits with 0 only if
+    /// every step succeeded
     Demo {
-        /// What the agents forward packets with
+        /// The agents' data path
         #[arg(long, value_enum, default_value_t = Datapath::Auto)]
         datapath: Datapath,
     },
-    /// What takes too long for the test run, each in a lab of its own
+    /// Run the tests that take too long for the test run, each in a lab of its own
     Soak(soak::SoakArgs),
 }
 

@@ -14,7 +14,7 @@ use mesh_checkout::command::Program;
 
 const DIRECTORY: &str = "/run/netns";
 
-/// The file system that namespaces are files of.
+/// The magic number of the file system of namespaces.
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A network namespace, which may or may not exist.
@@ -40,15 +40,15 @@ impl Netns {
         &self.name
     }
 
-    /// The file that holds it. A name that is a path already stays as it is.
+    /// The file that keeps it open. A name that is a path already stays as it is.
     pub fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }
 
-    /// Names of all that there are.
+    /// All named namespaces.
     ///
     /// # Errors
-    /// When the directory can't be read.
+    /// The directory can't be read.
     pub fn list() -> Result<Vec<Self>> {
         let entries = match fs::read_dir(DIRECTORY) {
             Ok(entries) => entries,
@@ -60,19 +60,18 @@ impl Netns {
             .collect()
     }
 
-    /// Makes it, with its loopback up.
+    /// Makes it, and sets its loopback up.
     pub fn add(&self) -> Result<()> {
         Program::new("ip").args(["netns", "add", &self.name]).run()?;
         self.ip(&["link", "set", "lo", "up"])
     }
 
-    /// True if a namespace is behind the name: a file that a reboot has left is none.
+    /// True if the name has a namespace: a file that a reboot left has none.
     pub(super) fn is_live(&self) -> bool {
         statfs(self.path()).is_ok_and(|found| found.f_type == NSFS_MAGIC)
     }
 
-    /// Removes it, or the file that is left of it; its devices go with it once no process is left
-    /// inside.
+    /// Removes it, or its leftover file; its devices go once no process is left inside.
     pub fn delete(&self) -> Result<()> {
         if self.is_live() {
             return Program::new("ip").args(["netns", "delete", &self.name]).run();
@@ -88,16 +87,16 @@ impl Netns {
     /// Runs an `ip` command inside.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// It fails; the message has its output.
     pub fn ip(&self, args: &[&str]) -> Result<()> {
         Program::new("ip").args(["-netns", &self.name]).args(args).run()
     }
 
-    /// Runs `work` on a thread that stands inside, so that its sockets and `/proc/sys/net` are the
-    /// namespace's.
+    /// Runs `work` on a thread inside the namespace, so that its sockets and `/proc/sys/net` are
+    /// the namespace's.
     ///
     /// # Errors
-    /// When the namespace can't be entered, and those of `work`.
+    /// The namespace can't be entered, or `work` fails.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let file =
             File::open(self.path()).with_context(|| format!("open network namespace {}", self.name))?;
@@ -110,7 +109,7 @@ impl Netns {
             .unwrap_or_else(|_| Err(anyhow!("work in network namespace {} panicked", self.name)))
     }
 
-    /// Writes a sysctl of the namespace, if this kernel has it.
+    /// Writes a sysctl of the namespace, if the kernel has it.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         self.run(|| match fs::write(&path, value) {

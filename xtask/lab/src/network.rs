@@ -1,8 +1,8 @@
-//! The lab's wires: a bridge in a namespace of its own, and one veth to the client and to each
+//! The lab's network: a bridge in a namespace of its own, and a veth pair to the client and to each
 //! node.
 //!
-//! The bridge has no address and hears no firewall: Docker engines live in other namespaces. Two
-//! labs can use the same addresses, since nothing joins their bridges.
+//! The bridge has no address and passes no firewall: Docker engines live in other namespaces. Two
+//! labs can use the same addresses, since nothing connects their bridges.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -26,7 +26,7 @@ const WIRES: &str = "77";
 pub(super) fn build_middle(layout: &Layout, xdp: bool) -> Result<()> {
     let bridge = Netns::named(layout.bridge_netns());
     bridge.add()?;
-    // A freshly loaded br_netfilter would send the bridge's frames through iptables.
+    // A freshly loaded br_netfilter would pass the bridge's frames to iptables.
     bridge.sysctl("net.bridge.bridge-nf-call-iptables", "0")?;
     bridge.sysctl("net.bridge.bridge-nf-call-ip6tables", "0")?;
     bridge.ip(&["link", "add", BRIDGE, "type", "bridge", "stp_state", "0", "mcast_snooping", "0"])?;
@@ -39,12 +39,12 @@ pub(super) fn build_middle(layout: &Layout, xdp: bool) -> Result<()> {
     let client = Netns::named(layout.client_netns());
     client.add()?;
     client.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
-    // Nodes ask the client for names and want every refusal at once.
+    // Nodes send DNS queries to the client and need every refusal at once.
     client.sysctl("net.ipv4.icmp_ratelimit", "0")?;
     plug(&bridge, CLIENT_PORT, &client, CLIENT_IP)
 }
 
-/// Makes a node's namespace and plugs it into the bridge.
+/// Makes a node's namespace and connects it to the bridge.
 pub(super) fn build_node(node: &NodeLayout, xdp: bool) -> Result<()> {
     let netns = Netns::named(node.netns());
     let bridge = bridge_of(node);
@@ -56,24 +56,24 @@ pub(super) fn build_node(node: &NodeLayout, xdp: bool) -> Result<()> {
     if xdp {
         let pin = pass_pin(node.lab());
         bridge.ip(&["link", "set", "dev", &port, "xdpdrv", "pinned", &pin.display().to_string()])?;
-        // Frames cross into the XDP program without their checksums filled in otherwise.
+        // Otherwise frames reach the XDP program without valid checksums.
         in_netns(&bridge, "ethtool").args(["-K", &port, "tx", "off"]).run()?;
     }
     Ok(())
 }
 
-/// Takes a node's namespace away, and its wire with it.
+/// Removes a node's namespace and its veth pair.
 pub(super) fn remove_node(node: &NodeLayout) -> Result<()> {
     let netns = Netns::named(node.netns());
     if !netns.is_live() {
         return netns.delete();
     }
-    // The namespace lingers until its last socket is closed; its port must be free at once.
+    // The namespace lives until its last socket is closed, but its port must be free at once.
     bridge_of(node).ip(&["link", "delete", &node.name()])?;
     netns.delete()
 }
 
-/// Takes all wires away, in one step: the kernel clears a deleted namespace later, and programs on
+/// Removes all veth pairs in one step: the kernel clears a deleted namespace later, and programs on
 /// its devices live until then.
 pub(super) fn remove_wires(layout: &Layout) -> Result<()> {
     let bridge = Netns::named(layout.bridge_netns());
@@ -85,18 +85,18 @@ pub(super) fn remove_wires(layout: &Layout) -> Result<()> {
     if wires.is_empty() { Ok(()) } else { bridge.ip(&["link", "delete", "group", WIRES]) }
 }
 
-/// Pulls a node's plug out of the bridge, or puts it back.
+/// Sets a node's port on the bridge down, or up again.
 pub(super) fn set_link(node: &NodeLayout, up: bool) -> Result<()> {
     bridge_of(node).ip(&["link", "set", &node.name(), if up { "up" } else { "down" }])
 }
 
-/// True if a node's wire is plugged in.
+/// True if a node's link is up.
 pub(super) fn link_is_up(node: &NodeLayout) -> bool {
     let file = PathBuf::from(format!("/sys/class/net/{}/operstate", node.name()));
     in_netns(&bridge_of(node), "cat").arg(file).output().is_ok_and(|state| state.trim() == "up")
 }
 
-/// Mounts a bpffs, making its directory.
+/// Mounts a bpffs at a new directory.
 pub(super) fn mount_bpffs(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     mount("bpf", directory, "bpf", MountFlags::empty(), Some(c"mode=0700"))

@@ -1,8 +1,8 @@
-//! An XDP program that passes everything, loaded by hand and pinned.
+//! An XDP program that passes everything, loaded without aya and pinned.
 //!
-//! A veth takes what its peer's XDP program transmits only if it runs an XDP program itself. Two
-//! instructions need no compiler and no loader, so the lab makes them here and mesh's own programs
-//! stay the agent's business.
+//! A veth receives what its peer's XDP program transmits only if it runs an XDP program itself. Two
+//! instructions need no compiler and no loader, so the lab makes them here and leaves mesh's own
+//! programs to the agent.
 
 use std::ffi::CString;
 use std::io;
@@ -20,8 +20,7 @@ const BPF_PROG_TYPE_XDP: u32 = 6;
 /// `r0 = XDP_PASS; exit`
 const INSTRUCTIONS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
-/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads of us; the kernel takes the rest as
-/// zero.
+/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads; the kernel takes the rest as zero.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -44,7 +43,7 @@ struct ObjPin {
     file_flags: u32,
 }
 
-/// Loads the program and pins it at `path`, which lies on a bpffs.
+/// Loads the program and pins it at `path`, which is on a bpffs.
 pub(super) fn pin(path: &Path) -> Result<()> {
     let program = load().context("load the XDP_PASS program (needs root and a kernel with BPF)")?;
     let name = CString::new(path.as_os_str().as_bytes()).context("a pin's path has no NUL")?;
@@ -73,18 +72,18 @@ fn load() -> io::Result<OwnedFd> {
         prog_flags: 0,
         prog_name,
     };
-    // SAFETY: ProgLoad begins like the kernel's attr of this command, and what it points to is
-    // static.
+    // SAFETY: ProgLoad begins like the kernel's attr of this command, and its pointers are to
+    // statics.
     let fd = unsafe { bpf(BPF_PROG_LOAD, &attr) }?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// # Safety
-/// `attr` must be laid out as the kernel expects of `command`, and its pointers valid during the
-/// call.
+/// `attr` must have the layout that the kernel expects for `command`, and its pointers must be
+/// valid during the call.
 unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the caller vouches for attr; its size goes with it.
+    // SAFETY: the caller guarantees attr's layout and pointers; its size is passed with it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());

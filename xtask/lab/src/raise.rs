@@ -1,8 +1,8 @@
-//! The order in which a lab comes up, and how its parts come back.
+//! Starts the parts of a lab in order, and restarts them.
 //!
-//! Nodes come up side by side. etcd and control wait for nothing but each other; images go to an
-//! engine while other nodes still start; agents come last, with the token that the first manager's
-//! control wrote.
+//! Nodes are made side by side. etcd and control wait only for each other; images are loaded into
+//! an engine while other nodes still start; agents come last, with the token that the first
+//! manager's control wrote.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -21,11 +21,11 @@ use super::record::{ClientRecord, NodeRecord, Pids, Record};
 use super::{Datapath, UpOptions, clock, images, machine, ready};
 use crate::artifacts::Binaries;
 
-/// The cluster's key in a control plane's directory.
+/// The cluster's key file in a control plane's directory.
 const KEY_FILE: &str = "key";
 
-/// Makes everything of the lab that `record`, made by [`plan`], describes; returns when all of it
-/// is ready. The record is told of each process that was started, also when one of them fails.
+/// Makes the lab that `record`, made by [`plan`], describes; returns when all of it is ready. Adds
+/// each started process to the record, also when another one fails.
 pub(super) fn raise(
     layout: &Layout,
     options: &UpOptions,
@@ -60,7 +60,7 @@ pub(super) fn raise(
     Ok(())
 }
 
-/// Starts one daemon that doesn't run.
+/// Starts one daemon that is not running.
 pub(super) fn restart(
     component: Component,
     node: &NodeLayout,
@@ -70,7 +70,7 @@ pub(super) fn restart(
     let name = node.name();
     let entry = record.node_mut(&name)?;
     if component.managers_only() && !entry.manager {
-        bail!("{name} is no manager, so it has no {component}");
+        bail!("{name} is not a manager, so it has no {component}");
     }
     if entry.pids.get(component).is_some_and(|pid| daemon::is_alive(component, node, pid)) {
         bail!("{component} runs on {name} already; next: cargo xtask lab kill {name} {component}");
@@ -78,8 +78,8 @@ pub(super) fn restart(
     start_all(component, std::slice::from_ref(node), record, binaries)
 }
 
-/// A node whose power was cut starts anew: its disk is as it was, everything else is lost. What ran
-/// on it before is started.
+/// Boots a node whose power was cut: its disk is as it was, everything else is lost. Starts the
+/// daemons that ran on it before.
 pub(super) fn reboot(node: &NodeLayout, record: &mut Record, binaries: &Binaries) -> Result<()> {
     let name = node.name();
     let pids = record.node_mut(&name)?.pids;
@@ -163,7 +163,7 @@ fn start_control_plane(
 }
 
 /// Starts a component on all these nodes, then waits until each one is ready. All are started
-/// before the first wait: members of etcd wait for each other.
+/// before the first wait, as members of etcd wait for each other.
 fn start_all(
     component: Component,
     nodes: &[NodeLayout],

@@ -1,4 +1,4 @@
-//! Waits until a daemon serves, by asking it, with a deadline.
+//! Polls a daemon until it serves, with a deadline.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -17,10 +17,10 @@ use super::netns::Netns;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 
-/// Waits until the daemon answers that it is ready.
+/// Waits until the daemon is ready.
 ///
 /// # Errors
-/// When it ends or the component's deadline passes; the message holds the end of its log.
+/// It ends or the component's deadline passes; the message has the end of its log.
 pub(super) fn wait(daemon: &mut Started, component: Component, node: &NodeLayout) -> Result<()> {
     let limit = limit(component);
     let deadline = Instant::now() + limit;
@@ -38,7 +38,7 @@ pub(super) fn wait(daemon: &mut Started, component: Component, node: &NodeLayout
 /// Asks a component once whether it is ready.
 ///
 /// # Errors
-/// When it doesn't answer, or answers no.
+/// It doesn't answer, or isn't ready.
 pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
     match component {
         Component::Dockerd => get_unix(&node.engine_socket(), "/_ping").map(drop),
@@ -63,10 +63,10 @@ fn limit(component: Component) -> Duration {
     })
 }
 
-/// What a server on a Unix socket answers to a GET.
+/// The body of a server's answer to a GET over a Unix socket.
 ///
 /// # Errors
-/// When it doesn't answer in time, or with anything else than 200.
+/// It doesn't answer in time, or with another status than 200.
 pub fn get_unix(socket: &Path, path: &str) -> Result<String> {
     let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(REQUEST_LIMIT)).context("set a time limit")?;
@@ -95,7 +95,7 @@ fn get(mut stream: impl Read + Write, path: &str) -> Result<String> {
 }
 
 fn body_of_success(answer: &str) -> Result<String> {
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
     let status_line = head.lines().next().unwrap_or_default();
     if status_line.split_whitespace().nth(1) != Some("200") {
         bail!("{status_line}: {}", body.trim());
@@ -120,6 +120,6 @@ mod tests {
             "HTTP/1.1 503 Service Unavailable: no table yet",
             "reason of a refusal"
         );
-        assert!(body_of_success("").is_err(), "silence is no readiness");
+        assert!(body_of_success("").is_err(), "an empty answer means ready");
     }
 }

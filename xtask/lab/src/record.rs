@@ -1,7 +1,7 @@
-//! `lab.json`: what a lab tells those who use it. Its shape is fixed; the demo, the tests and
+//! `lab.json`: the description of a lab for its users. Its form is fixed; the demo, the tests and
 //! people read it.
 //!
-//! Invariant: a process id in it was true when the last lab command ended.
+//! Invariant: its process ids were right when the last lab command ended.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,16 +16,16 @@ use super::component::Component;
 /// A running lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Where requests come from.
+    /// The client, which sends requests.
     pub client: ClientRecord,
     /// The nodes, in the order of their numbers.
     pub nodes: Vec<NodeRecord>,
-    /// etcd's client URLs, reachable from the nodes' namespaces with a certificate
-    /// (`cargo xtask lab exec node-1 -- etcdctl …`).
+    /// etcd's client URLs, reachable from the nodes' namespaces with a certificate (`cargo xtask
+    /// lab exec node-1 -- etcdctl …`).
     pub etcd: Vec<String>,
-    /// What `--datapath` said: auto, xdp, tc or userspace.
+    /// The lab's `--datapath`: auto, xdp, tc or userspace.
     pub datapath: String,
-    /// What agents and control planes take the time from, if not the machine's clock.
+    /// The clock file of agents and control planes; `None`: the machine's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<PathBuf>,
 }
@@ -36,12 +36,12 @@ impl Record {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// What the node's agent is told as `--datapath`.
+    /// The `--datapath` of the node's agent.
     pub fn datapath_of<'a>(&'a self, node: &'a NodeRecord) -> &'a str {
         node.datapath.as_deref().unwrap_or(&self.datapath)
     }
 
-    /// True if some node is told another datapath than the lab.
+    /// True if a node has another data path than the lab.
     pub fn is_mixed(&self) -> bool {
         self.nodes.iter().any(|node| self.datapath_of(node) != self.datapath)
     }
@@ -57,7 +57,7 @@ impl Record {
     /// Reads a lab's record.
     ///
     /// # Errors
-    /// When there is no such lab, or the file can't be understood.
+    /// There is no such lab, or the file can't be parsed.
     pub fn load(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).map_err(|e| match e.kind() {
             ErrorKind::NotFound => {
@@ -65,10 +65,10 @@ impl Record {
             }
             _ => anyhow!("read {}: {e}", file.display()),
         })?;
-        serde_json::from_str(&text).with_context(|| format!("understand {}", file.display()))
+        serde_json::from_str(&text).with_context(|| format!("parse {}", file.display()))
     }
 
-    /// Writes the record, whole or not at all.
+    /// Writes the record atomically.
     pub(super) fn store(&self, file: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).context("encode lab.json")?;
         let fresh = file.with_extension("json.new");
@@ -80,7 +80,7 @@ impl Record {
 /// The client's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientRecord {
-    /// Its network namespace, as `ip netns` names it.
+    /// Its network namespace, by its name in `ip netns`.
     pub netns: String,
     /// Its address.
     pub ip: Ipv4Addr,
@@ -91,7 +91,7 @@ pub struct ClientRecord {
 pub struct NodeRecord {
     /// Its name, which is also its host name in the cluster.
     pub name: String,
-    /// Its network namespace, as `ip netns` names it.
+    /// Its network namespace, by its name in `ip netns`.
     pub netns: String,
     /// Its address.
     pub ip: Ipv4Addr,
@@ -103,10 +103,10 @@ pub struct NodeRecord {
     pub mesh_host: String,
     /// The agent's metrics, reachable from the lab's namespaces.
     pub metrics: String,
-    /// Its agent's `--datapath`, if another than the lab's.
+    /// Its agent's `--datapath`, if it differs from the lab's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datapath: Option<String>,
-    /// Processes that run; what doesn't is absent.
+    /// The ids of running processes.
     pub pids: Pids,
 }
 
@@ -179,7 +179,11 @@ mod tests {
             "etcd": ["https://10.77.0.11:2379"], "datapath": "xdp"
         });
         assert_eq!(serde_json::to_value(&record).unwrap(), expected, "lab.json's shape");
-        assert_eq!(serde_json::from_value::<Record>(expected).unwrap(), record, "it reads back the same");
+        assert_eq!(
+            serde_json::from_value::<Record>(expected).unwrap(),
+            record,
+            "the record is decoded as encoded"
+        );
 
         let mut mixed = record;
         mixed.nodes[0].datapath = Some("userspace".into());

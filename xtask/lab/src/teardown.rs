@@ -1,5 +1,4 @@
-//! Takes a lab away, whatever state it is in: found by what is on the machine, not by what was
-//! written down.
+//! Removes a lab, whatever state it is in: goes by what exists on the machine, not by the record.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,8 +15,8 @@ use super::machine;
 use super::netns::Netns;
 use super::network;
 
-/// Removes every trace of the lab: processes, namespaces, mounts, pins, cgroups, files. Nothing
-/// there is no error.
+/// Removes every trace of the lab: processes, namespaces, mounts, pins, cgroups, files. A lab that
+/// doesn't exist is no error.
 pub(super) fn remove(layout: &Layout) -> Result<()> {
     let netns: Vec<Netns> = Netns::list()?.into_iter().filter(|n| layout.owns_netns(n.name())).collect();
     cgroup::kill(&layout.cgroup())?;
@@ -42,15 +41,15 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Kills the processes that stand in one of the namespaces: those of `lab exec`, of tests, of
-/// containers on the host's network.
+/// Kills the processes inside the namespaces: those of `lab exec`, of tests, of containers on the
+/// host's network.
 pub(super) fn kill_inside(netns: &[Netns]) -> Result<()> {
     let mut inodes = BTreeSet::new();
     for ns in netns {
         match fs::metadata(ns.path()) {
             Ok(metadata) => drop(inodes.insert((metadata.dev(), metadata.ino()))),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e).with_context(|| format!("look at network namespace {}", ns.name())),
+            Err(e) => return Err(e).with_context(|| format!("inspect network namespace {}", ns.name())),
         }
     }
     cgroup::kill_until_gone(|| processes_in(&inodes))
@@ -74,7 +73,7 @@ fn processes_in(inodes: &BTreeSet<(u64, u64)>) -> io::Result<BTreeSet<u32>> {
     Ok(found)
 }
 
-/// Names of the nodes that have left something in the run directory.
+/// The names of nodes that left something in the run directory.
 fn nodes_left(layout: &Layout) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for directory in [layout.run_dir(), layout.run_dir().join("ns")] {
@@ -114,11 +113,11 @@ fn remove_directory(directory: &Path) -> Result<()> {
     }
 }
 
-/// The parents that all labs share go with the last lab.
+/// Removes the directories that all labs share, with the last lab.
 fn remove_shared_if_empty(layout: &Layout) {
     for directory in [layout.run_dir(), layout.state_dir()] {
         if let Some(parent) = directory.parent() {
-            // Another lab in it is the ordinary reason for a failure.
+            // It usually fails because of another lab's files.
             drop(fs::remove_dir(parent));
         }
     }
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_mounts_of_this_lab_are_taken() {
+    fn only_mounts_of_this_lab_are_listed() {
         let mountinfo = "30 1 0:5 / /run/mesh-lab/x rw - tmpfs t rw\n\
                          31 30 0:6 / /run/mesh-lab/x/node-1/bpf rw - bpf bpf rw\n\
                          32 1 0:7 / /run/mesh-lab/xy rw - tmpfs t rw\n";

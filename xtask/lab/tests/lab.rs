@@ -1,7 +1,8 @@
-//! The lab itself, without mesh: it comes up over what a killed one left, its nodes break and mend,
-//! and it leaves nothing.
+//! Tests the lab itself, without mesh: it comes up over the remains of a killed one, its nodes
+//! break and mend, and it leaves nothing behind.
 //!
-//! Needs root, cgroups and the Docker engine; `cargo xtask test lab` runs it where they are.
+//! Needs root, cgroups and the Docker engine; `cargo xtask test lab` runs it where they are
+//! available.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +30,7 @@ fn a_lab_breaks_mends_and_leaves_nothing() -> Result<()> {
         .and_then(|()| a_container_outlives_its_engine(&mut lab, &binaries))
         .and_then(|()| a_power_cut_kills_and_a_reboot_mends(&mut lab, &binaries))
         .and_then(|()| a_killed_lab_comes_up_again(&layout, &binaries))
-        .context("the lab stays for a look; then: cargo xtask lab down --name labtest")?;
+        .context("the lab is kept for inspection; then: cargo xtask lab down --name labtest")?;
     Lab::down(&layout)?;
     nothing_is_left(&layout)
 }
@@ -56,7 +57,7 @@ fn a_container_outlives_its_engine(lab: &mut Lab, binaries: &artifacts::Binaries
         "a killed engine has a pid"
     );
     lab.start("node-1", Part::One(Component::Dockerd), binaries)?;
-    ensure!(pid_of_engine(lab)? != before, "the engine's pid wasn't written down anew");
+    ensure!(pid_of_engine(lab)? != before, "the engine's new pid is not in the record");
     let running = docker(lab, &["inspect", "--format", "{{.State.Running}}", "server"])?;
     ensure!(running.trim() == "true", "the container didn't outlive its engine: {running}");
     let said =
@@ -64,7 +65,7 @@ fn a_container_outlives_its_engine(lab: &mut Lab, binaries: &artifacts::Binaries
     let said = String::from_utf8_lossy(&said.stdout);
     ensure!(
         said.contains(r#""client":"10.77.0.1:"#),
-        "expected whoami to tell the client's address, saw: {said}"
+        "expected whoami to show the client's address, saw: {said}"
     );
     Ok(())
 }
@@ -81,7 +82,7 @@ fn a_power_cut_kills_and_a_reboot_mends(lab: &mut Lab, binaries: &artifacts::Bin
     docker(lab, &["start", "server"]).map(drop)
 }
 
-/// As after a crash of the whole lab: nobody cleaned up.
+/// As after a crash of the whole lab: nothing was cleaned up.
 fn a_killed_lab_comes_up_again(layout: &Layout, binaries: &artifacts::Binaries) -> Result<()> {
     for pid in processes(layout, "node-2")? {
         Program::new("kill").args(["-KILL", &pid]).run()?;
@@ -127,7 +128,7 @@ fn pid_of_engine(lab: &Lab) -> Result<u32> {
     lab.record().node("node-1").and_then(|node| node.pids.dockerd).context("the engine has no pid")
 }
 
-/// Process ids in a node's cgroup and below it.
+/// The process ids in a node's cgroup and below it.
 fn processes(layout: &Layout, node: &str) -> Result<Vec<String>> {
     let group = layout.cgroup().join(node);
     let pids = Path::new("/sys/fs/cgroup/pids").join(&group);

@@ -1,7 +1,7 @@
-//! No circles of imports between the files of a daemon.
+//! Finds circles of imports between the files of a daemon.
 //!
-//! A module and the modules inside it may import one another; any other two files may not, on
-//! whatever way, so that a reader can begin with a file that stands on nothing.
+//! A module and the modules inside it may import one another; no other two files may, not even
+//! through a third one, so that a reader can begin with a file that depends on no other.
 //!
 //! Limits: those of [`super::imports`]; an item that a module re-exports counts as that module's.
 
@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Finding;
 use super::imports;
 
-/// Where circles are looked for.
+/// The source directories that are checked.
 const HOUSES: [&str; 2] = ["control/src/", "mesh-agent/src/"];
 
 type Module = Vec<String>;
 
-/// The circles among the files given by path and text.
+/// The circles among files, given by path and text.
 pub(super) fn findings(files: &[(&str, &str)]) -> Vec<Finding> {
     HOUSES.into_iter().flat_map(|house| circles_in(house, files)).collect()
 }
@@ -55,7 +55,7 @@ fn module_of(path: &str) -> Option<Module> {
     Some(module)
 }
 
-/// The files that one file imports from, but for those around it and inside it.
+/// The files that one file imports from, except for those around it and inside it.
 fn imported<'a>(
     module: &Module,
     text: &str,
@@ -72,7 +72,7 @@ fn imported<'a>(
         .collect()
 }
 
-/// The files that reach `module` and are reached by it, if it is in a circle.
+/// The files that reach `module` and are reached from it, if it is part of a circle.
 fn circle_of<'a>(
     module: &'a Module,
     edges: &BTreeMap<&'a Module, BTreeSet<&'a Module>>,
@@ -118,7 +118,7 @@ mod tests {
         for name in ["a.rs", "b.rs", "c.rs"] {
             assert!(message.contains(name), "{name} is missing in {message}");
         }
-        assert!(!message.contains("d.rs"), "it only looks on: {message}");
+        assert!(!message.contains("d.rs"), "d.rs is in no circle: {message}");
     }
 
     #[test]

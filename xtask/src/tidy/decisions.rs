@@ -1,25 +1,25 @@
-//! Rules on decision records (`docs/adr`): every page has a title and a status, the index repeats
-//! both, and what is cited exists and still holds.
+//! Rules for decision records (`docs/adr`): every page has a title and a status, the index repeats
+//! both, and citations are of pages that exist and still apply.
 
 use std::collections::BTreeMap;
 
 use super::{Checkout, Finding};
 
-/// Where the pages are.
+/// The directory of the pages.
 const DIRECTORY: &str = "docs/adr/";
-/// Lists them all, by area.
+/// The index of all pages, by area.
 pub(super) const INDEX: &str = "docs/adr/README.md";
-/// What stands before a page's number where it is cited, in code and in prose.
+/// The prefixes of a page's number in citations, in code and in prose.
 const CITED_AS: [&str; 3] = ["ADR ", "ADR-", "adr/"];
 const DIGITS: usize = 4;
 
-/// A decision's page, by its number.
+/// The pages of decisions, by number.
 type Pages<'a> = BTreeMap<&'a str, Page<'a>>;
 
-/// What the index says of a decision.
+/// The parts of a page that the index repeats.
 #[derive(Debug)]
 struct Page<'a> {
-    /// Below [`DIRECTORY`].
+    /// The file name, below [`DIRECTORY`].
     file: &'a str,
     title: &'a str,
     status: &'a str,
@@ -30,13 +30,14 @@ impl Page<'_> {
         self.status.starts_with("Superseded by")
     }
 
-    /// Its line of the index. Numbers in the status are links on the page, and plain here.
+    /// The page's line in the index. Numbers in the status are links on the page, and plain text
+    /// here.
     fn line(&self, number: &str) -> String {
         format!("- [{number}]({}) {} — {}", self.file, self.title, without_links(self.status))
     }
 }
 
-/// Everything that breaks a rule on decisions.
+/// Everything that breaks a rule for decisions.
 pub(super) fn findings(checkout: &Checkout) -> Vec<Finding> {
     let (pages, mut found) = pages(checkout);
     match checkout.text(INDEX) {
@@ -49,12 +50,12 @@ pub(super) fn findings(checkout: &Checkout) -> Vec<Finding> {
     found
 }
 
-/// The index as the pages make it: its headings and prose stay.
+/// The index as generated from the pages: its headings and prose stay.
 pub(super) fn index(checkout: &Checkout) -> Option<String> {
     Some(indexed(checkout.text(INDEX)?, &pages(checkout).0))
 }
 
-/// Reads the pages; one that can't be read is a finding.
+/// Parses the pages; one that can't be parsed is a finding.
 fn pages(checkout: &Checkout) -> (Pages<'_>, Vec<Finding>) {
     let (mut pages, mut found) = (Pages::new(), Vec::new());
     for (path, text) in checkout.texts() {
@@ -72,7 +73,7 @@ fn pages(checkout: &Checkout) -> (Pages<'_>, Vec<Finding>) {
     (pages, found)
 }
 
-/// Reads `0113-flow-table.md`: its number, title and status.
+/// The number, title and status of `0113-flow-table.md`.
 fn page<'a>(file: &'a str, text: &'a str) -> Result<(&'a str, Page<'a>), &'static str> {
     let number =
         leading_number(file).filter(|_| file[DIGITS..].starts_with('-') && super::kind(file) == Some("md"));
@@ -91,8 +92,7 @@ fn page<'a>(file: &'a str, text: &'a str) -> Result<(&'a str, Page<'a>), &'stati
     Ok((number, Page { file, title, status }))
 }
 
-/// A difference between the index and what the pages make of it, and pages that no section has room
-/// for.
+/// Differences between the index and the generated one, and pages outside of every section's range.
 fn wrong_index(text: &str, pages: &Pages<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     let expected = indexed(text, pages);
@@ -112,7 +112,7 @@ fn wrong_index(text: &str, pages: &Pages<'_>) -> Vec<Finding> {
     found
 }
 
-/// The index's text with the lists of all sections made anew.
+/// The index's text with the lists of all sections generated again.
 fn indexed(text: &str, pages: &Pages<'_>) -> String {
     let mut made: Vec<String> = Vec::new();
     let mut range: Option<(&str, &str)> = None;
@@ -140,14 +140,14 @@ fn indexed(text: &str, pages: &Pages<'_>) -> String {
     made.join("\n").trim_end().to_owned() + "\n"
 }
 
-/// The range of a heading such as `## Agent (0200–0299)`; none where it would hold nothing.
+/// The range of a heading such as `## Agent (0200–0299)`; `None` for other headings.
 fn range_of(heading: &str) -> Option<(&str, &str)> {
     let (first, last) = heading.rsplit_once('(')?.1.strip_suffix(')')?.split_once('–')?;
     let is_number = |text: &str| text.len() == DIGITS && leading_number(text).is_some();
     (is_number(first) && is_number(last) && first <= last).then_some((first, last))
 }
 
-/// Citations of pages that don't exist, and, outside of the pages, of those that no longer hold.
+/// Citations of pages that don't exist, and, outside of the pages, of superseded ones.
 fn wrong_citations(path: &str, text: &str, pages: &Pages<'_>) -> Vec<Finding> {
     let is_a_page = path.starts_with(DIRECTORY);
     let mut found = Vec::new();
@@ -177,13 +177,13 @@ fn cited(line: &str) -> Vec<&str> {
     numbers
 }
 
-/// The four digits that a text begins with, if it begins with just as many.
+/// The leading four digits of a text, unless more digits follow.
 fn leading_number(text: &str) -> Option<&str> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     (digits == DIGITS).then(|| &text[..DIGITS])
 }
 
-/// `[0104](0104-file.md)` as `0104`.
+/// Replaces links by their text: `[0104](0104-file.md)` becomes `0104`.
 fn without_links(text: &str) -> String {
     let (mut plain, mut rest) = (String::new(), text);
     while let Some((before, inner, after)) = first_link(rest) {
@@ -194,7 +194,7 @@ fn without_links(text: &str) -> String {
     plain + rest
 }
 
-/// What stands before, in, and after the first link of a text.
+/// The text before, in, and after the first link of a text.
 fn first_link(text: &str) -> Option<(&str, &str, &str)> {
     let (before, rest) = text.split_once('[')?;
     let (inner, rest) = rest.split_once("](")?;
@@ -210,14 +210,14 @@ mod tests {
     const OLD: (&str, &str) =
         ("0100-old.md", "# 0100: Old thing\n\nStatus: Superseded by [0007](0007-one.md), 2026-11-23\n");
 
-    /// Files without a directory are pages of decisions: a whole path would be a citation here.
+    /// Files without a directory are pages of decisions: their full path would be a citation here.
     fn checkout(files: &[(&str, &str)]) -> Checkout {
         let path =
             |path: &str| if path.contains('/') { path.to_owned() } else { format!("{DIRECTORY}{path}") };
         Checkout::of(files.iter().map(|(name, text)| (path(name), (*text).to_owned())))
     }
 
-    /// Both pages, an index that is right, and one more file.
+    /// Both pages, a correct index, and one more file.
     fn with(path: &str, text: &str) -> Checkout {
         let index = index(&checkout(&[FIRST, OLD, (INDEX, HEADS)])).unwrap();
         checkout(&[FIRST, OLD, (INDEX, &index), (path, text)])
@@ -240,11 +240,11 @@ mod tests {
             ## High (0100–0199)\n\n- [0100](0100-old.md) Old thing — Superseded by 0007, 2026-11-23\n";
         assert_eq!(made, expected);
         let again = index(&checkout(&[FIRST, OLD, (INDEX, &made)])).unwrap();
-        assert_eq!(again, made, "once more changes nothing");
+        assert_eq!(again, made, "a second generation changes the index");
     }
 
     #[test]
-    fn an_index_that_says_something_else_is_found() {
+    fn an_outdated_index_is_found() {
         check(&with("a/b.md", ""), "");
         check(&checkout(&[FIRST, OLD, (INDEX, HEADS)]), "not what the pages say");
         let stale = index(&checkout(&[FIRST, (INDEX, HEADS)])).unwrap().replace("One", "Another");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cited_exists_and_holds() {
+    fn a_citation_is_of_a_page_that_exists_and_applies() {
         for mark in CITED_AS {
             check(&with("a/src/b.rs", &format!("//! See {mark}0007.\n")), "");
             check(&with("a/src/b.rs", &format!("//! See {mark}0042.\n")), "0042 doesn't exist");

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Finding;
 
-/// A package of the workspace and what it names in its manifest.
+/// A package of the workspace with the dependencies in its manifest.
 #[derive(Debug, Deserialize)]
 pub(super) struct Package {
     name: String,
@@ -21,7 +21,7 @@ struct Metadata {
     packages: Vec<Package>,
 }
 
-/// Package, what it must not depend on, and why.
+/// A package, a dependency that it must not have, and the reason.
 const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("mesh-control", "mesh-ebpf", "the control plane knows backends, not maps"),
     ("mesh-control", "mesh-agent", "they share mesh-state only"),
@@ -50,12 +50,12 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("mesh-tests", "xtask", "tests know the lab, not its commands"),
 ];
 
-/// Reads `cargo metadata --no-deps`.
+/// Parses the output of `cargo metadata --no-deps`.
 pub(super) fn parse(metadata: &str) -> serde_json::Result<Vec<Package>> {
     Ok(serde_json::from_str::<Metadata>(metadata)?.packages)
 }
 
-/// Dependencies that the house forbids.
+/// Dependencies that the rules forbid.
 pub(super) fn findings(packages: &[Package]) -> Vec<Finding> {
     let broken = |(name, dependency, why): &(&str, &str, &str)| {
         let package = packages.iter().find(|p| p.name == *name)?;

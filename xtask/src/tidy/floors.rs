@@ -1,20 +1,20 @@
-//! The floors of `control/src`: a room imports rooms of lower floors only, and rooms that decide
-//! stay pure.
+//! The layers ("floors") of `control/src`: a module ("room") imports modules of lower floors only,
+//! and modules that decide stay pure.
 //!
-//! Invariants: a new room of `control/src` needs a row here, so nobody adds one without saying
-//! where it stands; tests may import and call what they like.
+//! Invariants: a new module of `control/src` needs a row here, so its author must choose its floor;
+//! tests may import and call anything.
 //!
-//! Left to others: who may name which crate ([`super::source`]), and crates that depend on one
-//! another ([`super::dependencies`]).
+//! Left to others: which crate may be used where ([`super::source`]), and dependencies between
+//! crates ([`super::dependencies`]).
 
 use super::Finding;
 use super::imports;
 use super::source::SourceFile;
 
-/// Where the rooms are.
+/// The directory of the rooms.
 const HOUSE: &str = "control/src/";
 
-/// Rooms from the lowest floor up. A room may import from all floors below its own.
+/// The rooms from the lowest floor up. A room may import from all floors below its own.
 const FLOORS: &[&[&str]] = &[
     &["ca", "cli", "docker_json", "doors", "own_store", "plan", "pool", "seal", "waiting"],
     &["config", "feed", "own_node", "vault"],
@@ -26,18 +26,17 @@ const FLOORS: &[&[&str]] = &[
     &["app"],
 ];
 
-/// Files that belong to no floor: they declare the modules, start the process, or build fixtures
-/// for tests.
+/// Files without a floor: they declare the modules, start the process, or build fixtures for tests.
 const OUTSIDE: [&str; 3] = ["lib", "main", "fixtures"];
 
-/// Rooms that may import these rooms only, whatever else is below them.
+/// Rooms that may import only these rooms, whatever else is below them.
 const ONLY: &[(&str, &[&str])] =
     &[("planners", &["slots", "feed", "plan", "docker_json"]), ("slots", &["feed", "plan", "docker_json"])];
 
 /// Rooms whose functions decide from their arguments alone.
 const PURE: [&str; 3] = ["planners", "slots", "plan"];
 
-/// What a pure room must not name, and what it takes instead.
+/// Names that a pure room must not use, and what to use instead.
 const IMPURE: &[(&str, &str)] = &[
     ("Utc::now", "a decision takes the moment as an argument"),
     ("SystemTime::now", "a decision takes the moment as an argument"),
@@ -57,7 +56,7 @@ const IMPURE: &[(&str, &str)] = &[
     ("tracing::", "a plan says its reasons, and the driver logs them"),
 ];
 
-/// What breaks the order of floors, or purity, in one file.
+/// Violations of the floors' order, or of purity, in one file.
 pub(super) fn findings(file: &SourceFile<'_>) -> Vec<Finding> {
     let Some(module) = file.path.strip_prefix(HOUSE).and_then(module_of) else { return Vec::new() };
     let Some(room) = module.first().copied().filter(|room| !OUTSIDE.contains(room)) else {
@@ -103,7 +102,7 @@ fn wrong_import(module: &[&str], room: &str, floor: usize, path: &[String]) -> O
     if target == room {
         return other_planner(module, path);
     }
-    // An item of the crate's root, such as a macro, is of no room.
+    // An item of the crate's root, such as a macro, belongs to no room.
     let below = floor_of(target)?;
     if let Some((_, allowed)) = ONLY.iter().find(|(name, _)| *name == room)
         && !allowed.contains(&target)
@@ -113,7 +112,7 @@ fn wrong_import(module: &[&str], room: &str, floor: usize, path: &[String]) -> O
     (below >= floor).then(|| format!("{target} is not below {room}; move what both need to a lower floor"))
 }
 
-/// Planners don't call one another: what two of them need is in `slots`.
+/// Planners don't import one another: what two of them need is in `slots`.
 fn other_planner(module: &[&str], path: &[String]) -> Option<String> {
     let [room, planner, ..] = module else { return None };
     let other = path.get(1).filter(|other| other.as_str() != *planner)?;
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_do_not_look_up_to_planners() {
+    fn slots_do_not_import_planners() {
         check("control/src/slots/create.rs", "//! A.\nuse crate::planners::global;\n", "not planners");
         check("control/src/slots/mod.rs", "//! A.\nuse crate::planners::global;\n", "not planners");
         check("control/src/slots/mod.rs", "//! A.\nuse super::config::Config;\n", "not config");
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_imports_from_a_floor_above() {
+    fn no_room_imports_from_a_floor_above() {
         check("control/src/feed/watch.rs", "//! A.\nuse crate::api::Filters;\n", "api is not below feed");
         check("control/src/feed/watch.rs", "//! A.\nuse crate::plan::Plan;\n", "");
         check(
@@ -215,13 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_room_must_say_where_it_stands() {
+    fn a_new_room_must_have_a_floor() {
         check("control/src/cellar/mod.rs", "//! A.\n", "the room `cellar` has no floor");
         check("control/src/lib.rs", "//! A.\npub mod cellar;\n", "");
     }
 
     #[test]
-    fn rooms_that_decide_know_no_clock_and_no_io() {
+    fn rooms_that_decide_use_no_clock_and_no_io() {
         let uses = [
             "let now = Utc::now();",
             "let now = std::time::SystemTime::now();",

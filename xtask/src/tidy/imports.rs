@@ -1,18 +1,18 @@
-//! Which paths of its own crate a source file names, in `use` trees and in expressions.
+//! The paths of its own crate that a source file uses, in `use` trees and in expressions.
 //!
 //! Limits: it reads text, not syntax trees. A path in a string counts, one that a macro makes does
-//! not, and a module with a body counts as the file that holds it.
+//! not, and a module with a body counts as the file that contains it.
 
 /// A path of the crate, from its root.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Import {
-    /// The line on which the path, or the `use` that holds it, begins.
+    /// The line on which the path, or the `use` around it, begins.
     pub(super) line: usize,
-    /// The path's parts; `*` for everything, and no last part for `self`.
+    /// The parts of the path; `*` for everything, and no last part for `self`.
     pub(super) path: Vec<String>,
 }
 
-/// A file's text up to its module of tests, if that has a body here.
+/// A file's text up to its module of tests, if that has a body in the file.
 pub(super) fn before_tests(text: &str) -> &str {
     let tests = text.match_indices("#[cfg(test)]").find(|(at, mark)| {
         let after = text[at + mark.len()..].trim_start().lines().next().unwrap_or_default();
@@ -21,7 +21,7 @@ pub(super) fn before_tests(text: &str) -> &str {
     tests.map_or(text, |(at, _)| &text[..at])
 }
 
-/// All paths that begin with `crate::` or `super::`, of a file whose own module is `module`.
+/// All paths that begin with `crate::` or `super::`, in a file of the module `module`.
 pub(super) fn of(text: &str, module: &[&str]) -> Vec<Import> {
     let code = without_comments(text);
     let mut found = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn of(text: &str, module: &[&str]) -> Vec<Import> {
     found
 }
 
-/// The text with the content of comment lines taken out, so that lines keep their numbers.
+/// The text with the contents of comment lines removed, so that lines keep their numbers.
 fn without_comments(text: &str) -> String {
     let kept = text.lines().map(|line| if line.trim_start().starts_with("//") { "" } else { line });
     kept.flat_map(|line| [line, "\n"]).collect()
@@ -47,8 +47,8 @@ fn begins_a_path(before: &str) -> bool {
     before.chars().next_back().is_none_or(|c| !c.is_alphanumeric() && !['_', ':', '$'].contains(&c))
 }
 
-/// Where a path starts, and what follows: `crate::` is the root, each `super::` a module further
-/// up.
+/// The module at which a path starts, and the rest of the path: `crate::` is the root, each
+/// `super::` a module further up.
 fn climb<'a>(path: &'a str, module: &[&str]) -> (Vec<String>, &'a str) {
     if let Some(rest) = path.strip_prefix("crate::") {
         return (Vec::new(), rest);
@@ -81,7 +81,7 @@ fn leaves(tree: &str) -> Vec<Vec<String>> {
     }
 }
 
-/// The items of a group whose opening brace was taken.
+/// The items of a group, after its opening brace.
 fn items(group: &str) -> Vec<&str> {
     let (mut depth, mut begin, mut items) = (0usize, 0, Vec::new());
     for (at, c) in group.char_indices() {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn trees_of_use_are_read_leaf_by_leaf() {
+    fn use_trees_are_split_into_paths() {
         check("use crate::a::b;\n", &[], &[(1, "a::b")]);
         check(
             "use crate::a::{self, b::{C, d as e}, f::*};\n",

@@ -1,13 +1,13 @@
-//! Rules on Markdown: relative links lead to a file of the checkout and, where they name one, to a
-//! heading in it; and the architecture's page stays short.
+//! Rules for Markdown: relative links lead to a file of the checkout and, if they name a heading,
+//! to one in that file; and the architecture's page stays short.
 
 use super::{Checkout, Finding};
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
-/// One sitting. What doesn't fit is a page in `docs/`.
+/// Short enough for one sitting; what doesn't fit becomes a page in `docs/`.
 const ARCHITECTURE_LINES_MAX: usize = 250;
 
-/// Everything that breaks a rule on Markdown.
+/// Everything that breaks a rule for Markdown.
 pub(super) fn findings(checkout: &Checkout) -> Vec<Finding> {
     let mut found: Vec<Finding> = checkout.text(ARCHITECTURE).and_then(too_long).into_iter().collect();
     for (path, text) in checkout.texts().filter(|(path, _)| is_markdown(path)) {
@@ -26,7 +26,7 @@ fn too_long(text: &str) -> Option<Finding> {
     (lines >= ARCHITECTURE_LINES_MAX).then(|| Finding { place: ARCHITECTURE.to_owned(), message })
 }
 
-/// Why a link of the page at `path` leads nowhere.
+/// Why a link of the page at `path` is broken; `None` if it isn't.
 fn broken(checkout: &Checkout, path: &str, target: &str) -> Option<String> {
     if target.contains("://") || target.starts_with("mailto:") {
         return None;
@@ -46,7 +46,7 @@ fn is_markdown(path: &str) -> bool {
     super::kind(path) == Some("md")
 }
 
-/// A relative target as a path from the checkout's root; none if it leaves the checkout.
+/// A relative target as a path from the checkout's root; `None` if it leaves the checkout.
 fn resolved(page: &str, target: &str) -> Option<String> {
     let mut parts: Vec<&str> = page.split('/').collect();
     parts.pop();
@@ -60,7 +60,7 @@ fn resolved(page: &str, target: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Lines of a page with their numbers, without blocks of code.
+/// The lines of a page with their numbers, without blocks of code.
 fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut in_code = false;
     text.lines().enumerate().filter_map(move |(index, line)| {
@@ -70,7 +70,7 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Targets of all links and images, with their line.
+/// The targets of all links and images, with their lines.
 fn links(text: &str) -> impl Iterator<Item = (usize, &str)> {
     prose(text).flat_map(|(number, line)| {
         let inline = outside_code(line).into_iter().filter_map(|at| {
@@ -83,7 +83,7 @@ fn links(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Where `]` stands in a line, outside of `code`.
+/// The positions of `]` in a line, outside of `code`.
 fn outside_code(line: &str) -> Vec<usize> {
     let mut in_code = false;
     let mut found = Vec::new();
@@ -97,7 +97,7 @@ fn outside_code(line: &str) -> Vec<usize> {
     found
 }
 
-/// The names by which links find a page's headings.
+/// The anchors of a page's headings.
 fn headings(text: &str) -> impl Iterator<Item = String> {
     prose(text).filter(|(_, line)| line.starts_with('#')).map(|(_, line)| {
         let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');

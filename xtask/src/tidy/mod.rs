@@ -1,5 +1,5 @@
-//! The house rules that neither the compiler nor clippy knows: of source files and rooms, of pages,
-//! and of who may depend on whom.
+//! The house rules that neither the compiler nor clippy checks: for source files and modules, for
+//! pages, and for dependencies between packages.
 //!
 //! Every rule is a pure function from the checkout's files, or from the packages' dependencies, to
 //! findings; only [`run`] reads and writes files.
@@ -23,37 +23,37 @@ use mesh_checkout::workspace;
 
 use self::source::SourceFile;
 
-/// Kinds of files whose text is looked at, by what follows the dot in their names.
+/// The extensions of files whose text is checked.
 const READ: [&str; 5] = ["rs", "md", "toml", "proto", "yml"];
 
 /// Arguments of `cargo xtask tidy`.
 #[derive(Debug, Args)]
 pub struct TidyArgs {
-    /// First write what is made of other files: the index of decisions
+    /// First write generated files: the index of decisions
     #[arg(long)]
     write: bool,
 }
 
-/// A place that breaks a rule.
+/// A violation of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     /// Path in the checkout, with a line where there is one.
     place: String,
-    /// What is wrong, and what to do.
+    /// What is wrong, and what to do about it.
     message: String,
 }
 
 /// The files that are or could be committed.
 #[derive(Debug, Default)]
 struct Checkout {
-    /// Text of the files that are [`READ`], by path from the checkout's root.
+    /// The texts of files with an extension in [`READ`], by path from the checkout's root.
     texts: BTreeMap<String, String>,
-    /// Paths of all files, and of all directories that hold one.
+    /// The paths of all files, and of all directories that contain one.
     paths: BTreeSet<String>,
 }
 
 impl Checkout {
-    /// These files and their texts.
+    /// A checkout of these files and their texts.
     #[cfg(test)]
     fn of(files: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut checkout = Self::default();
@@ -64,7 +64,7 @@ impl Checkout {
         checkout
     }
 
-    /// A file, and the directories that hold it; the checkout's root is the empty path.
+    /// Adds a file, and the directories that contain it; the checkout's root is the empty path.
     fn add(&mut self, path: &str) {
         self.paths.insert(path.to_owned());
         let ends = path.match_indices('/').map(|(at, _)| at);
@@ -84,10 +84,10 @@ impl Checkout {
     }
 }
 
-/// Checks every rule, after writing what is asked for.
+/// Checks every rule, after writing generated files if asked to.
 ///
 /// # Errors
-/// As [`check`], and when a file can't be written.
+/// As for [`check`], and if a file can't be written.
 pub fn run(args: &TidyArgs) -> Result<()> {
     if args.write
         && let Some(index) = decisions::index(&read()?)
@@ -101,7 +101,7 @@ pub fn run(args: &TidyArgs) -> Result<()> {
 /// Checks every rule on every file that is or could be committed.
 ///
 /// # Errors
-/// When a rule is broken (all findings are printed), or a file can't be read.
+/// A rule is broken (all findings are printed), or a file can't be read.
 pub fn check() -> Result<()> {
     let checkout = read()?;
     let mut findings = dependencies::findings(&package_dependencies()?);
@@ -120,7 +120,7 @@ pub fn check() -> Result<()> {
     if findings.is_empty() { Ok(()) } else { bail!("{} places break the house rules", findings.len()) }
 }
 
-/// `rs` of `src/lib.rs`.
+/// The extension: `rs` of `src/lib.rs`.
 fn kind(path: &str) -> Option<&str> {
     path.rsplit_once('.').map(|(_, kind)| kind)
 }
@@ -134,7 +134,7 @@ fn read() -> Result<Checkout> {
     for path in listed.lines() {
         let file = workspace::root().join(path);
         if !kind(path).is_some_and(|kind| READ.contains(&kind)) {
-            // What is deleted, but not yet committed so, is listed too.
+            // Files that are deleted, but not yet in the index, are listed too.
             if file.exists() {
                 checkout.add(path);
             }
@@ -157,5 +157,5 @@ fn package_dependencies() -> Result<Vec<dependencies::Package>> {
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .current_dir(workspace::root())
         .output()?;
-    dependencies::parse(&text).context("understand cargo metadata")
+    dependencies::parse(&text).context("parse the output of cargo metadata")
 }

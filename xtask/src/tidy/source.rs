@@ -1,20 +1,20 @@
-//! Rules on one source file.
+//! Rules for one source file.
 
 use super::Finding;
 
 const LINES_MAX: usize = 400;
-/// Lines of code in a function's body.
+/// The most lines of code in a function's body.
 const FUNCTION_LINES_MAX: usize = 70;
-/// Of a line that holds a comment alone; rustfmt keeps code itself within its own width.
+/// The widest line of a comment; rustfmt limits the width of code.
 const COMMENT_COLUMNS_MAX: usize = 100;
 
-/// Names that say nothing: of files, directories and modules.
+/// Meaningless names of files, directories and modules.
 const EMPTY_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
 
-/// Put together here so that this file doesn't break its own rule.
+/// Concatenated so that this file doesn't break its own rule.
 const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 
-/// A crate, and the places that may name it.
+/// Crates that only certain places may use.
 const DOORS: &[(&str, &str, &[&str])] = &[
     ("aya", "mesh-agent/src/", &["mesh-agent/src/datapath/", "mesh-agent/src/datapath.rs"]),
     ("bollard", "mesh-agent/src/", &["mesh-agent/src/task/docker", "mesh-agent/src/docker_api"]),
@@ -25,7 +25,7 @@ const DOORS: &[(&str, &str, &[&str])] = &[
 pub(super) struct SourceFile<'a> {
     /// Path from the checkout's root.
     pub(super) path: &'a str,
-    /// What it holds.
+    /// Its contents.
     pub(super) text: &'a str,
 }
 
@@ -48,7 +48,7 @@ fn too_long(file: &SourceFile<'_>) -> Option<Finding> {
     (lines > LINES_MAX).then(|| Finding { place: file.path.to_owned(), message })
 }
 
-/// A module begins with `//!`, after inner attributes at most.
+/// A module without docs: `//!` must come first, or after inner attributes.
 fn undocumented(file: &SourceFile<'_>) -> Option<Finding> {
     let first = file.text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("#!["));
     let documented = first.is_some_and(|line| line.starts_with("//!"));
@@ -59,7 +59,7 @@ fn undocumented(file: &SourceFile<'_>) -> Option<Finding> {
 
 fn empty_name(file: &SourceFile<'_>) -> Option<Finding> {
     let names = file.path.trim_end_matches(".rs").split('/');
-    // As a noun of its own, a manager is a node of the control plane, and tests may play one.
+    // As a noun of its own, a manager is a node of the control plane, and tests may simulate one.
     let is_noun = |name: &str| name == "manager" && !file.path.contains("/src/");
     let bad = names.into_iter().find(|name| EMPTY_NAMES.contains(name) && !is_noun(name))?;
     let message = format!("`{bad}` says nothing; name it after what it does");
@@ -106,8 +106,8 @@ fn wide_comments(file: &SourceFile<'_>) -> Vec<Finding> {
         .collect()
 }
 
-/// Functions of too many lines of code. It goes by rustfmt's layout: a body ends at the brace that
-/// stands below its `fn`. Clippy counts alike, and takes much longer to say so.
+/// Functions with too many lines of code. Relies on rustfmt's layout: a body ends at the brace that
+/// is indented like its `fn`. Clippy counts alike, and takes much longer.
 fn long_functions(file: &SourceFile<'_>) -> Vec<Finding> {
     let lines: Vec<&str> = file.text.lines().collect();
     let indent = |line: &str| line.len() - line.trim_start().len();
@@ -117,7 +117,7 @@ fn long_functions(file: &SourceFile<'_>) -> Vec<Finding> {
         let Some(name) = declared_function(line) else { continue };
         let depth = indent(line);
         let ends = |line: &&str| indent(line) == depth && line.trim_start().starts_with('}');
-        // A declaration without a body ends before that.
+        // A declaration without a body ends earlier, at a semicolon.
         let declares = |line: &&str| indent(line) == depth && line.trim_end().ends_with(';');
         let Some(length) = lines[index..].iter().position(|line| ends(line) || declares(line)) else {
             continue;
@@ -142,7 +142,7 @@ fn code_lines<'a>(file: &SourceFile<'a>) -> impl Iterator<Item = (usize, &'a str
     numbered(file).filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
-/// True for `use name::…`, `name::…` and `use name;`, not for a longer name that ends so.
+/// True for `use name::…`, `name::…` and `use name;`, not for a longer name that ends like it.
 fn names_crate(line: &str, name: &str) -> bool {
     line.match_indices(name).any(|(at, _)| {
         let before = line[..at].chars().next_back();

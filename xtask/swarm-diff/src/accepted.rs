@@ -1,4 +1,4 @@
-//! The differences that are meant, each with its reason: `tests/swarm-diff/accepted.toml`.
+//! The intended differences, each with its reason: `tests/swarm-diff/accepted.toml`.
 //!
 //! Invariant: no entry without a reason.
 
@@ -9,30 +9,30 @@ use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use serde::Deserialize;
 
-/// All of them.
+/// All entries of the file.
 #[derive(Debug, Default)]
 pub(super) struct Accepted {
-    /// Applied to what both sides say.
+    /// Applied to the answers of both sides.
     pub(super) rewrites: Vec<Rewrite>,
-    /// Judged line by line.
+    /// Checked line by line.
     pub(super) differences: Vec<Difference>,
 }
 
-/// A way of saying the same.
+/// A replacement of one spelling by another of the same meaning.
 #[derive(Debug)]
 pub(super) struct Rewrite {
     pattern: Regex,
     replacement: String,
 }
 
-/// Lines that may be on one side only.
+/// Lines that may appear on one side only.
 #[derive(Debug)]
 pub(super) struct Difference {
-    /// The commands that it is about; all, if absent.
+    /// The commands that it applies to; `None`: all.
     command: Option<Regex>,
     swarm: Option<Regex>,
     mesh: Option<Regex>,
-    /// Why it is meant.
+    /// Why the difference is intended.
     pub(super) reason: String,
 }
 
@@ -56,7 +56,7 @@ struct RewriteEntry {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DifferenceEntry {
-    /// A regular expression that finds the command.
+    /// A regular expression for the command.
     command: Option<String>,
     /// A regular expression for the whole of a line that only Swarm prints.
     swarm: Option<String>,
@@ -69,13 +69,13 @@ impl Accepted {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it can't be read, an entry isn't understood, or has no reason.
+    /// It can't be read, or an entry is malformed or has no reason.
     pub(super) fn load(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("understand {}", path.display()))
+        Self::parse(&text).with_context(|| format!("parse {}", path.display()))
     }
 
-    /// Reads the file's text.
+    /// Parses the file's text.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let file: File = toml::from_str(text)?;
         let rewrites = file.rewrite.into_iter().map(|entry| {
@@ -109,14 +109,14 @@ fn whole_line(pattern: &str) -> Result<Regex> {
 }
 
 impl Rewrite {
-    /// The text in the common way of saying it.
+    /// The text with all rewrites applied.
     pub(super) fn apply(&self, text: &str) -> String {
         self.pattern.replace_all(text, self.replacement.as_str()).into_owned()
     }
 }
 
 impl Difference {
-    /// Whether this explains `line` of `command`'s answer, on Swarm's side or on mesh's.
+    /// Whether an entry explains `line` in the answer to `command`, on Swarm's side or on mesh's.
     pub(super) fn explains(&self, command: &str, line: &str, is_swarms: bool) -> bool {
         let pattern = if is_swarms { &self.swarm } else { &self.mesh };
         self.command.as_ref().is_none_or(|command_pattern| command_pattern.is_match(command))

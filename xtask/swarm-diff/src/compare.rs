@@ -1,4 +1,4 @@
-//! Judges the answers: equal, different for a reason, or different.
+//! Compares the answers: equal, different for a listed reason, or different.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,14 +12,14 @@ use super::normalise;
 use super::script::Section;
 use super::side::Outcome;
 
-/// What came of comparing.
+/// The result of the comparison.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     commands: usize,
     equal: usize,
     explained: usize,
     unexplained: Vec<String>,
-    /// Reasons that explained nothing.
+    /// Reasons that explained no difference.
     stale: Vec<String>,
 }
 
@@ -32,10 +32,10 @@ enum Line {
 }
 
 impl Report {
-    /// Compares what both sides answered to the sections' commands.
+    /// Compares both sides' answers to the sections' commands.
     ///
     /// # Errors
-    /// When a side has not answered them all.
+    /// A side has not answered all of them.
     pub(super) fn new(
         sections: &[Section],
         swarm: &Answers,
@@ -79,12 +79,12 @@ impl Report {
         }
     }
 
-    /// How many commands differ without a reason.
+    /// The number of commands that differ without a reason.
     pub(super) fn unexplained(&self) -> usize {
         self.unexplained.len()
     }
 
-    /// The report for people; stale reasons are told only if all sections ran.
+    /// The report as text; stale reasons are listed only if all sections ran.
     pub(super) fn text(&self, whole_suite: bool) -> String {
         let mut text = self.unexplained.concat();
         for reason in self.stale.iter().filter(|_| whole_suite) {
@@ -219,8 +219,11 @@ mod tests {
         let open = report(outcome("b\n", 0), outcome("d\n", 0), reason);
         assert_eq!(open.unexplained(), 1);
         let stale = report(outcome("b\n", 0), outcome("b\n", 0), reason);
-        assert!(stale.text(true).contains("take it out"), "a reason that is not needed is told");
-        assert!(!stale.text(false).contains("take it out"), "but not of a part of the suite");
+        assert!(stale.text(true).contains("take it out"), "a stale reason is not reported");
+        assert!(
+            !stale.text(false).contains("take it out"),
+            "a stale reason is reported though only a part of the suite ran"
+        );
     }
 
     #[test]

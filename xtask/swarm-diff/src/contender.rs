@@ -1,4 +1,4 @@
-//! The two clusters side by side, for whoever wants to measure one against the other.
+//! The two clusters side by side, for benchmarks that compare them.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use super::side::Cluster;
 use super::{Side, raise};
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// Between two looks.
+/// The shortest pause between two polls.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(5);
 const PAUSE_LONGEST: Duration = Duration::from_millis(100);
 
-/// A cluster of three nodes and the `docker` command towards it. Its lab goes with it.
+/// A cluster of three nodes with the `docker` command for it. Dropping it removes its lab.
 pub struct Contender {
     /// `swarm` or `mesh`.
     pub name: &'static str,
@@ -23,10 +23,10 @@ pub struct Contender {
     layout: Layout,
 }
 
-/// A real Swarm, then mesh on the same kind of engines, both empty.
+/// A real Swarm and mesh, on the same kind of engines, both empty.
 ///
 /// # Errors
-/// When a lab can't be brought up.
+/// A lab can't be started.
 pub fn contenders() -> Result<[Contender; 2]> {
     let directory: PathBuf = workspace::root().join("tests/swarm-diff");
     let raise = |side: Side| {
@@ -37,35 +37,35 @@ pub fn contenders() -> Result<[Contender; 2]> {
 }
 
 impl Contender {
-    /// Runs a command of the shell, whose `docker` speaks to the first node.
+    /// Runs a shell command whose `docker` uses the first node.
     ///
     /// # Errors
-    /// When it fails.
+    /// The command fails.
     pub fn run(&self, command: &str) -> Result<()> {
         let outcome = self.cluster.first(command)?;
         ensure!(outcome.code == 0, "{}: `{command}`: {}", self.name, outcome.stderr.trim());
         Ok(())
     }
 
-    /// Waits until `count` tasks of the service run, and no other is under way; notices it within a
-    /// twentieth of the time that it took.
+    /// Waits until `count` tasks of the service run, and no other is starting; its polls delay the
+    /// result by a twentieth of the elapsed time at most.
     ///
     /// # Errors
-    /// When that takes longer than a minute.
+    /// It takes longer than a minute.
     pub fn wait_running(&self, service: &str, count: usize) -> Result<()> {
         let begun = Instant::now();
         while !self.cluster.runs(service, count).with_context(|| self.name)? {
             let waited = begun.elapsed();
-            ensure!(waited < LIMIT, "{}: {service} has not come to {count} tasks in {LIMIT:?}", self.name);
+            ensure!(waited < LIMIT, "{}: {service} did not reach {count} tasks within {LIMIT:?}", self.name);
             std::thread::sleep((waited / 20).clamp(PAUSE_SHORTEST, PAUSE_LONGEST));
         }
         Ok(())
     }
 
-    /// Removes everything, and waits until no task is there any more.
+    /// Removes everything, and waits until no task is left.
     ///
     /// # Errors
-    /// When something doesn't go.
+    /// Something can't be removed.
     pub fn clean(&self) -> Result<()> {
         self.cluster.clean().with_context(|| format!("empty {}", self.name))
     }
@@ -74,7 +74,7 @@ impl Contender {
 impl Drop for Contender {
     fn drop(&mut self) {
         if let Err(error) = raise::lower(&self.layout) {
-            eprintln!("take {} down: {error:#}", self.name);
+            eprintln!("can't remove {}: {error:#}", self.name);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The differential suite: the same `docker` commands towards a real Swarm and towards mesh, and
-//! what differs.
+//! The differential suite: runs the same `docker` commands against a real Swarm and against mesh,
+//! and reports the differences.
 //!
-//! Code map: [`script`] reads the commands (`tests/swarm-diff/*.cmds`), [`raise`] makes either
-//! cluster out of a lab, [`side`] runs the commands there and awaits what they cause, [`normalise`]
-//! takes ids, times and addresses out of the answers, [`accepted`] reads which differences are
-//! meant (`tests/swarm-diff/accepted.toml`), [`compare`] judges; [`contender`] lends both clusters
-//! to a benchmark. All but `raise`, `side` and `contender` are pure.
+//! Code map: [`script`] parses the commands (`tests/swarm-diff/*.cmds`), [`raise`] starts either
+//! cluster in a lab, [`side`] runs the commands there and waits for their effects, [`normalise`]
+//! replaces ids, times and addresses in the answers, [`accepted`] reads which differences are
+//! intended (`tests/swarm-diff/accepted.toml`), [`compare`] compares; [`contender`] gives both
+//! clusters to a benchmark. All but `raise`, `side` and `contender` are pure.
 //!
 //! Invariants: both sides run the same commands in the same order; a difference without a reason in
-//! the file fails the run; a reason that explains nothing any more is told.
+//! the file fails the run; a reason that no longer explains a difference is reported.
 
 mod accepted;
 mod compare;
@@ -37,14 +37,13 @@ use self::side::Outcome;
 pub struct SwarmDiffArgs {
     /// Only these sections of tests/swarm-diff, by the names of their files
     sections: Vec<String>,
-    /// Run one side only, and compare with what the other one answered last time
+    /// Run one side only, and compare with the other side's last answers
     #[arg(long, value_enum)]
     side: Option<Side>,
-    /// Leave the labs diff-swarm and diff-mesh up, and use them as they are when they are up
-    /// already
+    /// Keep the labs diff-swarm and diff-mesh, and use them as they are if they exist
     #[arg(long)]
     keep: bool,
-    /// Run nothing: compare anew what was answered last time
+    /// Run nothing: compare the last answers again
     #[arg(long, conflicts_with = "side")]
     compare: bool,
 }
@@ -68,19 +67,19 @@ impl Side {
         }
     }
 
-    /// Where its answers are kept, to be compared anew.
+    /// The file that its answers are kept in, to be compared again.
     fn answers_file(self) -> PathBuf {
         workspace::target_dir().join("swarm-diff").join(format!("{}.json", self.name()))
     }
 }
 
-/// What one side answered: outcomes by section.
+/// The answers of one side: outcomes by section.
 type Answers = BTreeMap<String, Vec<Outcome>>;
 
-/// Runs the sections on both sides and tells the differences.
+/// Runs the sections on both sides and prints the differences.
 ///
 /// # Errors
-/// When a side can't be raised, a section can't be read, or a difference has no reason in the file.
+/// A side can't be started, a section can't be read, or a difference has no reason in the file.
 pub fn run(args: &SwarmDiffArgs) -> Result<()> {
     let directory = workspace::root().join("tests/swarm-diff");
     let accepted = Accepted::load(&directory.join("accepted.toml"))?;
@@ -104,7 +103,7 @@ pub fn run(args: &SwarmDiffArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every section of the directory in the order of their names, or the ones named.
+/// The named sections of the directory, or all of them, in the order of their names.
 fn wanted_sections(directory: &Path, wanted: &[String]) -> Result<Vec<Section>> {
     let mut names: Vec<String> = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
@@ -130,12 +129,12 @@ fn wanted_sections(directory: &Path, wanted: &[String]) -> Result<Vec<Section>> 
         .collect()
 }
 
-/// Raises one side, runs the sections there and keeps what it answered.
+/// Starts one side, runs the sections there and stores its answers.
 fn answer(side: Side, sections: &[Section], directory: &Path, keep: bool) -> Result<()> {
     let begun = Instant::now();
     let (cluster, layout) = raise::raise(side, directory, keep)?;
     println!("── {} is up after {:.0} s", side.name(), begun.elapsed().as_secs_f64());
-    cluster.clean().context("empty what an earlier run left")?;
+    cluster.clean().context("remove what an earlier run left")?;
     let mut answers = load_answers(side).unwrap_or_default();
     for section in sections {
         let begun = Instant::now();
@@ -162,5 +161,5 @@ fn load_answers(side: Side) -> Result<Answers> {
     let text = fs::read(&file).with_context(|| {
         format!("read what {} answered ({}); next: cargo xtask swarm-diff", side.name(), file.display())
     })?;
-    serde_json::from_slice(&text).with_context(|| format!("understand {}", file.display()))
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))
 }

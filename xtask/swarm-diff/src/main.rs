@@ -14,7 +14,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// The same docker commands against a real Swarm and against mesh; fails on a difference
+    /// Run the same docker commands against a real Swarm and against mesh; fails on a difference
     /// without a listed reason
     SwarmDiff(SwarmDiffArgs),
 }

@@ -1,7 +1,7 @@
-//! What two clusters can't have in common (ids, times, addresses, digests) replaced by what it is,
-//! JSON as one line a value.
+//! Replaces what two clusters can't have in common (ids, times, addresses, digests) by its kind,
+//! and prints JSON as one line per value.
 //!
-//! Invariant: pure. What is replaced here needs no reason anywhere; every other difference does.
+//! Invariant: pure. What is replaced here needs no reason; every other difference does.
 
 use std::sync::LazyLock;
 
@@ -10,15 +10,15 @@ use serde_json::Value;
 
 use super::accepted::Rewrite;
 
-/// A pattern and what takes its place.
+/// A pattern and its replacement.
 type Rule = (Regex, &'static str);
 
-/// Every pattern is a constant, and a test uses it.
+/// A rule. Every pattern is a constant, and a test uses it.
 fn rule(pattern: &str, replacement: &'static str) -> Rule {
     (Regex::new(pattern).expect("a constant pattern"), replacement)
 }
 
-/// In this order: longer things before their parts.
+/// The rules, in this order: longer texts before their parts.
 static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     vec![
         rule(r"(?s)-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", "<pem>"),
@@ -37,17 +37,17 @@ static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
 });
 
 static NODE: LazyLock<Rule> = LazyLock::new(|| rule(r"\bnode-\d\b", "<node>"));
-/// What the CLI prints while it waits depends on the moments at which it looks.
+/// The CLI's progress output, which depends on the moments at which it polls.
 static PROGRESS: LazyLock<Rule> = LazyLock::new(|| {
     rule(r"^(overall progress: |\d+/\d+: |<id>: |[a-z0-9]{12}: |verify: Waiting |verify: Service )", "")
 });
 static SHORT_ID: LazyLock<Rule> = LazyLock::new(|| rule(r"^[a-z0-9]{12}(\s|$)", "<id>$1"));
 static GAP: LazyLock<Rule> = LazyLock::new(|| rule(r"\s{2,}", "  "));
 
-/// Numbers that are as they happen to be.
+/// Numbers that depend on chance.
 const CHANCE_NUMBERS: [&str; 2] = ["Index", "PID"];
 
-/// The lines of what a command wrote, comparable between clusters.
+/// The lines of a command's output, comparable between clusters.
 pub(super) fn lines(text: &str, shows_nodes: bool, rewrites: &[Rewrite]) -> Vec<String> {
     let words = |text: &str| {
         let mut text = replaced(text);
@@ -83,12 +83,12 @@ fn replaced(text: &str) -> String {
     })
 }
 
-/// Whether a line is a shortened id and nothing else, as `-q` prints them.
+/// Whether a line is nothing but a shortened id, as `-q` prints them.
 fn is_bare_id(line: &str) -> bool {
     line.len() == 12 && line.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-/// The text as one JSON value, or as one a line; scalars by themselves are text.
+/// The text as one JSON value, or as one per line; scalars alone are text.
 fn as_json(text: &str) -> Option<Vec<Value>> {
     let is_composed = |value: &Value| value.is_object() || value.is_array();
     if let Ok(value) = serde_json::from_str::<Value>(text) {
@@ -102,7 +102,7 @@ fn as_json(text: &str) -> Option<Vec<Value>> {
     (!values.is_empty()).then_some(values)
 }
 
-/// One line for every value that has no parts: `[0].Spec.Name = "web"`.
+/// One line for every scalar value: `[0].Spec.Name = "web"`.
 fn flatten(path: &str, value: &Value, words: &impl Fn(&str) -> String, lines: &mut Vec<String>) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_chance_is_replaced() {
+    fn what_depends_on_chance_is_replaced() {
         check("made at 2026-11-25T07:00:01.5Z", &["made at <time>"]);
         check("x 2026-11-25 07:00:01.123 +0000 UTC y", &["x <time> y"]);
         check("Running 5 seconds ago\nRunning Less than a second ago", &["Running <ago>", "Running <ago>"]);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tables_first_column_is_an_id_and_its_widths_are_nothing() {
+    fn a_tables_ids_and_column_widths_are_replaced() {
         check(
             "ID             NAME        NODE\nb4uf5bgxx4m8   objective_jackson   node-2\n",
             &["ID  NAME  NODE", "<id>  objective_jackson  <node>"],
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_line_a_value() {
+    fn json_is_one_line_per_value() {
         check(
             r#"[{"ID":"b4uf5bgxx4m8","Version":{"Index":12},"Labels":{},"Ports":null,"Name":"node-1"}]"#,
             &[

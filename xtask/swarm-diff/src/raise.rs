@@ -1,4 +1,4 @@
-//! Makes either cluster out of a lab: mesh as the lab brings it up, or a Swarm out of a bare one.
+//! Starts either cluster in a lab: mesh as the lab starts it, or a Swarm in a bare lab.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +15,11 @@ use mesh_lab::{Datapath, Lab, UpOptions};
 use super::Side;
 use super::side::Cluster;
 
-/// How long an engine may take to read its configuration again, and a node to be seen ready.
+/// The deadline for an engine to reload its configuration, and for a node to become ready.
 const LIMIT: Duration = Duration::from_secs(30);
 const NODES: u8 = 3;
 
-/// The cluster, empty.
+/// Starts the cluster, empty.
 pub(super) fn raise(side: Side, directory: &Path, keep: bool) -> Result<(Cluster, Layout)> {
     let layout = Layout::new(format!("diff-{}", side.name()).parse::<LabName>()?);
     let lab = match Lab::open(&layout) {
@@ -41,7 +41,7 @@ pub(super) fn raise(side: Side, directory: &Path, keep: bool) -> Result<(Cluster
     Ok((Cluster { sockets, files: directory.join("files"), home }, layout))
 }
 
-/// Takes the cluster's lab down.
+/// Removes the cluster's lab.
 pub(super) fn lower(layout: &Layout) -> Result<()> {
     Lab::down(layout)
 }
@@ -80,7 +80,7 @@ fn join_into_swarm(lab: &Lab) -> Result<()> {
     })
 }
 
-/// A Swarm refuses engines whose containers outlive them, as the lab's do.
+/// Turns live-restore off, which the lab's engines use: a Swarm refuses it.
 fn give_up_live_restore(lab: &Lab, name: &str, pid: Option<u32>) -> Result<()> {
     let node = lab.node(name)?;
     fs::write(node.engine_config(), "{\"live-restore\": false}\n")

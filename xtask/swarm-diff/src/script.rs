@@ -1,4 +1,4 @@
-//! The commands, read from plain text.
+//! Parses the commands from plain text.
 //!
 //! ```text
 //! # a comment
@@ -7,10 +7,10 @@
 //! $ docker service ls              a line for the shell; its answer is compared
 //! @ running web 3                  wait until three tasks of the service run, and no other starts
 //! @ state web failed 2             wait until two tasks of the service have failed
-//! @ error web                      wait until a task of the service says what is wrong
-//! @ updated web completed          wait until the service's update stands so
-//! @ node node-2 down               wait until the manager believes so
-//! @ quiet                          wait until no task of the cluster is on its way
+//! @ error web                      wait until a task of the service has an error
+//! @ updated web completed          wait until the service's update is in this state
+//! @ node node-2 down               wait until the manager sees the node so
+//! @ quiet                          wait until every task is in its desired state
 //! ```
 
 use anyhow::{Context, Result, bail};
@@ -20,9 +20,9 @@ use anyhow::{Context, Result, bail};
 pub(super) struct Section {
     /// The file's name without its extension.
     pub(super) name: String,
-    /// Whether nodes' names are compared: where a task runs is chance otherwise.
+    /// Whether nodes' names are compared: otherwise they depend on chance.
     pub(super) shows_nodes: bool,
-    /// What to do, in order.
+    /// The lines, in order.
     pub(super) steps: Vec<ScriptStep>,
 }
 
@@ -31,43 +31,43 @@ pub(super) struct Section {
 pub(super) struct ScriptStep {
     /// Its number in the file, from 1.
     pub(super) line: usize,
-    /// What it says.
+    /// Its action.
     pub(super) action: Action,
 }
 
-/// What a line says.
+/// The action of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Go to this node from now on.
+    /// Use this node from now on.
     On(String),
-    /// Run this.
+    /// Run this command.
     Command(String),
-    /// Wait for this.
+    /// Wait for this state.
     Await(Await),
 }
 
-/// What the cluster is to reach by itself.
+/// A state that the cluster reaches by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Await {
-    /// So many tasks of the service run, and nothing else of it is on its way.
+    /// This many tasks of the service run, and no other is starting.
     Running { service: String, count: usize },
-    /// At least so many tasks of the service are in this state.
+    /// At least this many tasks of the service are in this state.
     State { service: String, state: String, count: usize },
-    /// A task of the service tells an error.
+    /// A task of the service has an error.
     Error { service: String },
     /// The service's update is in this state.
     Updated { service: String, state: String },
-    /// The node is believed to be in this state.
+    /// The manager sees the node in this state.
     Node { name: String, state: String },
-    /// Every task is where it is wanted, and removed ones are gone.
+    /// Every task is in its desired state, and removed ones are gone.
     Quiet,
 }
 
 impl Section {
-    /// Reads a section.
+    /// Parses a section.
     ///
     /// # Errors
-    /// Names the first line that can't be understood.
+    /// Names the first malformed line.
     pub(super) fn parse(name: &str, text: &str) -> Result<Self> {
         let mut section = Self { name: name.to_owned(), shows_nodes: false, steps: Vec::new() };
         for (index, line) in text.lines().enumerate() {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_of_a_section_is_told_with_its_number() {
+    fn a_malformed_line_is_reported_with_its_number() {
         for bad in ["docker ps", "@ running web", "@ running web x", "@ asleep", "on"] {
             let error = format!("{:#}", Section::parse("x", &format!("# y\n{bad}\n")).unwrap_err());
             assert!(error.starts_with("line 2: "), "expected the line's number for {bad:?}, saw: {error}");

@@ -1,4 +1,4 @@
-//! Runs a section's commands against one cluster, and awaits by its API what they cause.
+//! Runs a section's commands against one cluster, and polls its API for their effects.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,26 +14,26 @@ use serde_json::Value;
 
 use super::script::{Action, Await, Section};
 
-/// How long the cluster may take for what a command causes.
+/// The deadline for a command's effect on the cluster.
 const AWAIT_LIMIT: Duration = Duration::from_mins(1);
-/// How long the cluster may take to become empty between sections.
+/// The deadline for the cluster to become empty between sections.
 const CLEAN_LIMIT: Duration = Duration::from_secs(90);
-/// Seconds after which a command is ended.
+/// The time limit of a command, in seconds.
 const COMMAND_LIMIT: &str = "60";
-/// The node whose socket commands go to unless told otherwise.
+/// The node whose socket commands go to by default.
 const FIRST_NODE: &str = "node-1";
 
-/// What is left after a section is removed, so that sections don't see each other's.
+/// Removes what a section leaves behind, so that sections don't see each other's objects.
 const CLEAN: &str = "\
 ids=$(docker service ls -q); test -z \"$ids\" || docker service rm $ids
 ids=$(docker secret ls -q); test -z \"$ids\" || docker secret rm $ids
 ids=$(docker config ls -q); test -z \"$ids\" || docker config rm $ids
 ";
 
-/// Networks go once no task uses them any more.
+/// Removes networks, once no task uses them any more.
 const CLEAN_NETWORKS: &str = "ids=$(docker network ls -q --filter driver=overlay --filter type=custom); test -z \"$ids\" || docker network rm $ids";
 
-/// How a command ended and what it wrote.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outcome {
     /// Its line in the section's file.
@@ -51,11 +51,11 @@ pub(super) struct Outcome {
 /// A cluster that commands can be run against.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// Sockets of the nodes, by their names.
+    /// The sockets of the nodes, by name.
     pub(super) sockets: BTreeMap<String, PathBuf>,
-    /// Where commands find their files.
+    /// The directory of the commands' files.
     pub(super) files: PathBuf,
-    /// An empty home for the CLI.
+    /// An empty home directory for the CLI.
     pub(super) home: PathBuf,
 }
 
@@ -63,8 +63,8 @@ impl Cluster {
     /// Runs a section on the empty cluster and empties it again.
     ///
     /// # Errors
-    /// When a command can't be started, or the cluster doesn't become empty. What commands answer
-    /// is no error.
+    /// A command can't be started, or the cluster doesn't become empty. A failed command is an
+    /// answer, no error.
     pub(super) fn run(&self, section: &Section) -> Result<Vec<Outcome>> {
         let mut node = FIRST_NODE.to_owned();
         let mut outcomes: Vec<Outcome> = Vec::new();
@@ -77,7 +77,7 @@ impl Cluster {
                     outcomes.push(outcome);
                 }
                 Action::Await(wanted) => {
-                    // It shows with the command that was to cause it.
+                    // The missing effect shows at the command that should have caused it.
                     if let Err(error) = self.wait(wanted)
                         && let Some(cause) = outcomes.last_mut()
                     {
@@ -92,10 +92,10 @@ impl Cluster {
         Ok(outcomes)
     }
 
-    /// Runs a command towards the first node.
+    /// Runs a command against the first node.
     ///
     /// # Errors
-    /// When it can't be started.
+    /// It can't be started.
     pub(super) fn first(&self, command: &str) -> Result<Outcome> {
         self.shell(FIRST_NODE, command)
     }
@@ -124,14 +124,14 @@ impl Cluster {
         self.sockets.get(node).with_context(|| format!("there is no node `{node}`"))
     }
 
-    /// Removes everything that a section may have left, and waits until no task is there any more.
+    /// Removes everything that a section may have left, and waits until no task is left.
     ///
     /// # Errors
-    /// When the CLI can't remove something, or it doesn't go.
+    /// Something can't be removed.
     pub(super) fn clean(&self) -> Result<()> {
         let cleaned = self.shell(FIRST_NODE, CLEAN)?;
         ensure!(cleaned.code == 0, "{}", cleaned.stderr.trim());
-        // A Swarm keeps tasks of jobs that ended for ever, and doesn't show them anywhere.
+        // A Swarm keeps tasks of jobs that ended for ever, and shows them nowhere.
         eventually("no tasks that run", CLEAN_LIMIT, || {
             let mut tasks = self.tasks()?;
             tasks.retain(|task| !task.has_ended());
@@ -145,17 +145,17 @@ impl Cluster {
         })
     }
 
-    /// Waits for what a command causes.
+    /// Waits for an effect of a command.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// It takes too long.
     pub(super) fn wait(&self, wanted: &Await) -> Result<()> {
         if let Await::Running { service, .. }
         | Await::State { service, .. }
         | Await::Error { service }
         | Await::Updated { service, .. } = wanted
         {
-            // Of a service that was refused nothing can be awaited.
+            // A refused service has no effect to wait for.
             self.get(&format!("/services/{service}"))?;
         }
         eventually(&format!("{wanted:?}"), AWAIT_LIMIT, || match wanted {
@@ -201,10 +201,10 @@ impl Cluster {
         Ok(tasks.iter().map(Task::read).collect())
     }
 
-    /// Whether `count` tasks of the service run, and no other is under way.
+    /// Whether `count` tasks of the service run, and no other is starting.
     ///
     /// # Errors
-    /// When the API doesn't answer, or there is no such service.
+    /// The API doesn't answer, or there is no such service.
     pub(super) fn runs(&self, service: &str, count: usize) -> Result<bool> {
         Ok(all_run(&self.tasks_of(service)?, count))
     }
@@ -216,7 +216,7 @@ impl Cluster {
 
     fn get(&self, path: &str) -> Result<Value> {
         let answer = ready::get_unix(self.socket(FIRST_NODE)?, path)?;
-        serde_json::from_str(&answer).with_context(|| format!("understand {path}"))
+        serde_json::from_str(&answer).with_context(|| format!("parse the answer to {path}"))
     }
 }
 
@@ -225,7 +225,7 @@ fn all_run(tasks: &[Task], count: usize) -> bool {
         && tasks.iter().all(Task::is_settled)
 }
 
-/// As much of a task as awaiting needs.
+/// The part of a task that the polls need.
 #[derive(Debug)]
 struct Task {
     service: String,
@@ -253,7 +253,7 @@ impl Task {
         matches!(self.state.as_str(), "complete" | "shutdown" | "failed" | "rejected" | "orphaned")
     }
 
-    /// Whether it has come as far as it is wanted to: it runs, or it has ended.
+    /// Whether it has reached its desired state: it runs, or it has ended.
     fn is_settled(&self) -> bool {
         if self.desired == "running" { self.state == "running" } else { self.has_ended() }
     }

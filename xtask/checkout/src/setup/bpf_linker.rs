@@ -1,4 +1,4 @@
-//! bpf-linker, which turns rustc's bitcode into the kernel's object.
+//! Installs bpf-linker, which turns rustc's bitcode into the kernel's object.
 //!
 //! Its LLVM must be no older than that of the rustc that makes the bitcode (Debian's rustc-web), so
 //! version and LLVM are pinned here, and nowhere else.
@@ -13,10 +13,10 @@ const VERSION: &str = "0.13.0";
 const LLVM_FEATURE: &str = "llvm-22";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// Installs bpf-linker unless the pinned version is there.
+/// Installs bpf-linker unless the pinned version is installed.
 ///
 /// # Errors
-/// When cargo can't install it.
+/// cargo can't install it.
 pub(super) fn ensure() -> Result<()> {
     let found = Program::new("bpf-linker").arg("--version").output().ok();
     if found.as_deref().is_some_and(is_pinned) {
@@ -24,8 +24,8 @@ pub(super) fn ensure() -> Result<()> {
     }
     let why = found.map_or_else(|| "none found".to_owned(), |version| format!("found {}", version.trim()));
     println!("setup: installing bpf-linker {VERSION} ({why}); this takes about half a minute");
-    // Not optimised, which takes minutes: the work is LLVM's, and the objects are the same to the
-    // byte.
+    // Without optimisation, which takes minutes: LLVM does the work, and the objects are the same
+    // to the byte.
     Program::cargo()
         .args([
             "install",
@@ -58,9 +58,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_pinned_version_will_do() {
+    fn only_the_pinned_version_is_accepted() {
         assert!(is_pinned("bpf-linker 0.13.0\n"), "the pinned version is accepted");
         assert!(!is_pinned("bpf-linker 0.13.01"), "a longer version is another one");
-        assert!(!is_pinned(""), "no answer is no linker");
+        assert!(!is_pinned(""), "empty output is no version");
     }
 }

@@ -1,20 +1,20 @@
-//! cargo-deny, which judges what we depend on. Only the lint wants it, so only the lint has it
-//! installed.
+//! Installs cargo-deny, which checks our dependencies. Only the lint needs it, so only the lint
+//! installs it.
 
 use anyhow::{Context, Result};
 
 use crate::command::Program;
 
-/// Installs cargo-deny unless some version is there.
+/// Installs cargo-deny unless a version is installed.
 ///
 /// # Errors
-/// When cargo can't install it.
+/// cargo can't install it.
 pub fn ensure() -> Result<()> {
     if Program::cargo().args(["deny", "--version"]).succeeds() {
         return Ok(());
     }
     println!("setup: installing cargo-deny (none found); this takes about a minute");
-    // Not optimised: it runs for a second, and optimising it takes minutes.
+    // Without optimisation: it runs for a second, and optimising it takes minutes.
     Program::cargo()
         .args(["install", "cargo-deny", "--locked", "--debug", "--quiet"])
         .without_env("CARGO_TARGET_DIR")

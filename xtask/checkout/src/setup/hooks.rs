@@ -1,4 +1,4 @@
-//! Git's hook before a commit: format and house rules, in some seconds.
+//! Installs git's pre-commit hook: format and house rules, in some seconds.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workspace;
 
-/// The line by which a hook of this command is known.
+/// The line that identifies a hook of this command.
 const MARK: &str = "# Written by cargo xtask setup --hooks; removing the file removes the hook.";
 
 /// Writes the hook of this checkout; returns its path.
 ///
 /// # Errors
-/// This is no git checkout, another hook is there, or it can't be written.
+/// This is no git checkout, another hook exists, or it can't be written.
 pub fn install() -> Result<PathBuf> {
     let said = Command::new("git")
         .args(["rev-parse", "--path-format=absolute", "--git-path", "hooks"])
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hook_is_made_and_made_anew_but_another_one_stays() {
+    fn a_hook_is_written_and_rewritten_but_another_one_stays() {
         let directory = tempfile::tempdir().unwrap();
         let hooks = directory.path().join("hooks");
         let path = install_in(&hooks).unwrap();

@@ -1,8 +1,8 @@
-//! Puts a Debian machine in order: finds what is missing to build, run and test mesh, and installs
+//! Prepares a Debian machine: finds what is missing to build, run and test mesh, and installs
 //! exactly that.
 //!
-//! Idempotent, and quick when nothing is missing, so every verb that needs the tools calls
-//! [`ensure`] first. No daemon is started by it: labs start their own.
+//! Idempotent, and quick when nothing is missing, so every command that needs the tools calls
+//! [`ensure`] first. It starts no daemon: labs start their own.
 
 mod bpf_linker;
 pub mod cargo_deny;
@@ -11,10 +11,10 @@ mod packages;
 
 use anyhow::Result;
 
-/// Installs whatever is missing; says what it does, and nothing when there is nothing to do.
+/// Installs everything that is missing; prints what it does, and nothing if nothing is missing.
 ///
 /// # Errors
-/// When a package or bpf-linker can't be installed; the message names the next step.
+/// A package or bpf-linker can't be installed; the message names the next step.
 pub fn ensure() -> Result<()> {
     packages::ensure()?;
     bpf_linker::ensure()

@@ -1,4 +1,4 @@
-//! The Debian packages that mesh is built, run and tested with.
+//! Installs the Debian packages that mesh is built, run and tested with.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::Program;
 
-/// A package, and the program that makes it unnecessary when it is there from elsewhere.
+/// A package, and the program that replaces it if it is installed by other means.
 struct Package {
     name: &'static str,
     replaced_by: Option<&'static str>,
@@ -36,11 +36,11 @@ const PACKAGES: &[Package] = &[
     // etcd-client compiles etcd's protocol.
     package_unless("protobuf-compiler", "protoc"),
     package("libprotobuf-dev"),
-    // The cluster's parts. Docker's own packages would conflict with Debian's.
+    // The cluster's components. Docker's own packages would conflict with Debian's.
     package_unless("docker.io", "dockerd"),
     package_unless("etcd-server", "etcd"),
     package_unless("etcd-client", "etcdctl"),
-    // What the lab's images are made of.
+    // The contents of the lab's images.
     package("nginx-light"),
     package("busybox-static"),
     // Applications that cluster tests run; no service of theirs is started here.
@@ -51,7 +51,7 @@ const PACKAGES: &[Package] = &[
     package("php8.2-mysql"),
     package("php8.2-redis"),
     package("redis-server"),
-    // Namespaces, links and their inspection.
+    // Namespaces, links and tools to inspect them.
     package("iproute2"),
     package("iptables"),
     package("nftables"),
@@ -62,10 +62,10 @@ const PACKAGES: &[Package] = &[
     package("tar"),
     package("curl"),
     package("jq"),
-    // What `cargo xtask bench peers` holds mesh against.
+    // The load balancers that `cargo xtask bench peers` compares mesh with.
     package("haproxy"),
     package("libnginx-mod-stream"),
-    // `cargo xtask soak clocks` turns its lab's clocks.
+    // `cargo xtask soak clocks` sets its lab's clocks by it.
     package("libfaketime"),
     // promtool checks our metrics.
     package_unless("prometheus", "promtool"),
@@ -74,7 +74,7 @@ const PACKAGES: &[Package] = &[
 /// Installs the packages that are missing.
 ///
 /// # Errors
-/// When apt-get isn't there, we aren't root, or it fails.
+/// apt-get is missing or fails, or we aren't root.
 pub(super) fn ensure() -> Result<()> {
     let missing = missing()?;
     if missing.is_empty() {
@@ -94,9 +94,9 @@ pub(super) fn ensure() -> Result<()> {
     apt_get(&install)
 }
 
-/// One query for all packages; those that another program stands in for don't count.
+/// The missing packages, by one query; a package that another program replaces isn't missing.
 fn missing() -> Result<Vec<&'static str>> {
-    // dpkg-query exits with 1 when it knows nothing of one of them, and still lists the others.
+    // dpkg-query exits with 1 if it doesn't know one of them, and still lists the others.
     let listed = Program::new("sh")
         .args([
             "-c",
@@ -135,8 +135,8 @@ fn apt_get(args: &[&str]) -> Result<()> {
         )
 }
 
-/// Debian's word for "start no service when a package is installed": a `policy-rc.d` that
-/// answers 101. One that exists already is left as it is; ours goes away with this value.
+/// A `policy-rc.d` that answers 101, so that Debian starts no service when a package is installed.
+/// One that exists already is left as it is; ours is removed with this value.
 struct NoServices {
     ours: bool,
 }

@@ -1,5 +1,5 @@
-//! Tunnel packets as somebody forges them who is no member and sees none of the members' traffic:
-//! from a member's address, to a member.
+//! Forged tunnel packets, as an outsider can make them who sees none of the members' traffic: from
+//! a member's address, to a member.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -9,27 +9,27 @@ use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket}
 
 /// UDP port of the tunnel.
 const TUNNEL_PORT: u16 = 4799;
-/// Between tasks, by their own addresses.
+/// VNI of packets between tasks, by their own addresses.
 pub const VNI_TASKS: u32 = 1 << 21;
-/// Asks the task's node to answer the client directly.
+/// VNI that asks the task's node to reply to the client directly.
 pub const VNI_DIRECT: u32 = 1 << 22;
-/// On the way back to a client.
+/// VNI of packets on the way back to a client.
 pub const VNI_REPLY: u32 = 1 << 23;
 
 /// A forged packet: a SYN inside the tunnel's headers.
 #[derive(Debug, Clone, Copy)]
 pub struct Forged {
-    /// The member whose address it bears.
+    /// The member whose address is the source.
     pub member: Ipv4Addr,
-    /// The member it is for.
+    /// The member that gets it.
     pub node: Ipv4Addr,
-    /// What it says in the tunnel.
+    /// The VNI of the tunnel's header.
     pub vni: u32,
-    /// What it guesses; 0: nothing.
+    /// The guessed cookie; 0: none.
     pub cookie: u32,
-    /// Who the SYN says it is from.
+    /// The source of the SYN.
     pub source: SocketAddrV4,
-    /// Who it is for.
+    /// The destination of the SYN.
     pub destination: SocketAddrV4,
 }
 
@@ -65,17 +65,17 @@ impl Forged {
     }
 }
 
-/// A socket that sends packets with whatever source address.
+/// A raw socket that sends packets with any source address.
 #[derive(Debug)]
 pub struct Forger {
     socket: OwnedFd,
 }
 
 impl Forger {
-    /// Opens one in the namespace of the calling thread. Needs root.
+    /// Opens a raw socket in the namespace of the calling thread. Needs root.
     ///
     /// # Errors
-    /// When the system refuses it.
+    /// The system refuses it.
     pub fn open() -> Result<Self> {
         let socket =
             socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).context("a raw socket")?;
@@ -85,7 +85,7 @@ impl Forger {
     /// Sends one packet.
     ///
     /// # Errors
-    /// When the system refuses it.
+    /// The system refuses it.
     pub fn send(&self, forged: &Forged) -> Result<()> {
         let to = SocketAddr::new(forged.node.into(), 0);
         sendto(&self.socket, &forged.bytes(), SendFlags::empty(), &to)

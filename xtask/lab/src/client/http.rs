@@ -1,6 +1,6 @@
 //! One HTTP request on a connection of its own, with a deadline.
 //!
-//! Invariant: a response is whole (its body has the length that was announced) or it is an error.
+//! Invariant: a response is complete (its body has the announced length) or it is an error.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// How long a request may take before it counts as failed.
+/// The deadline of a request.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A whole response.
+/// A complete response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// Status code.
@@ -27,33 +27,33 @@ impl Response {
     }
 }
 
-/// Asks `server` for `path`.
+/// Sends a GET request for `path` to `server`.
 ///
 /// # Errors
-/// When the connection fails, is cut, or the answer is not whole within `deadline`.
+/// The connection fails or is cut, or the answer is not complete within `deadline`.
 pub fn get(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<Response> {
     let server = server.into();
     let mut stream = open(server, path, deadline)?;
     let bytes = read_to_end(&mut stream, deadline).with_context(|| format!("read http://{server}{path}"))?;
-    parse(&bytes).with_context(|| format!("understand the answer of http://{server}{path}"))
+    parse(&bytes).with_context(|| format!("parse the answer of http://{server}{path}"))
 }
 
 /// Posts `body` to `path` of `server`.
 ///
 /// # Errors
-/// When the connection fails, is cut, or the answer is not whole within `deadline`.
+/// The connection fails or is cut, or the answer is not complete within `deadline`.
 pub fn post(server: impl Into<SocketAddr>, path: &str, body: &str, deadline: Duration) -> Result<Response> {
     let server = server.into();
     let head = format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", body.len());
     let mut stream = request(server, &format!("POST {path}"), &head, body, deadline)?;
     let bytes = read_to_end(&mut stream, deadline).with_context(|| format!("read http://{server}{path}"))?;
-    parse(&bytes).with_context(|| format!("understand the answer of http://{server}{path}"))
+    parse(&bytes).with_context(|| format!("parse the answer of http://{server}{path}"))
 }
 
-/// Sends the request and returns the connection; the caller reads from it, or holds it.
+/// Sends the request and returns the connection; the caller reads from it, or keeps it open.
 ///
 /// # Errors
-/// When the connection can't be made or written to within `deadline`.
+/// The connection can't be made or written to within `deadline`.
 pub fn open(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<TcpStream> {
     request(server.into(), &format!("GET {path}"), "", "", deadline)
 }
@@ -68,17 +68,17 @@ fn request(server: SocketAddr, line: &str, head: &str, body: &str, deadline: Dur
     Ok(stream)
 }
 
-/// Reads until the server closes, no longer than `deadline` in all.
+/// Reads until the server closes the connection, no longer than `deadline` in all.
 ///
 /// # Errors
-/// When the connection is cut or the deadline passes.
+/// The connection is cut or the deadline passes.
 pub fn read_to_end(stream: &mut TcpStream, deadline: Duration) -> Result<Vec<u8>> {
     let until = Instant::now() + deadline;
     let mut bytes = Vec::new();
     let mut chunk = vec![0; 65_536];
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        ensure!(!left.is_zero(), "no whole answer within {deadline:?}, {} bytes so far", bytes.len());
+        ensure!(!left.is_zero(), "no complete answer within {deadline:?}, {} bytes so far", bytes.len());
         stream.set_read_timeout(Some(left)).context("set the read deadline")?;
         match stream.read(&mut chunk).with_context(|| format!("after {} bytes", bytes.len()))? {
             0 => return Ok(bytes),
@@ -87,10 +87,10 @@ pub fn read_to_end(stream: &mut TcpStream, deadline: Duration) -> Result<Vec<u8>
     }
 }
 
-/// Takes a response apart that was read to its end.
+/// Parses a response that was read to its end.
 ///
 /// # Errors
-/// When it is not HTTP, or shorter or longer than it announced.
+/// It is not HTTP, or shorter or longer than announced.
 pub fn parse(bytes: &[u8]) -> Result<Response> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").context("no end of the headers")?;
     let head = std::str::from_utf8(&bytes[..end]).context("headers are not text")?;
@@ -112,7 +112,7 @@ pub fn parse(bytes: &[u8]) -> Result<Response> {
         return Ok(Response { status, body: unchunk(&body)? });
     }
     if let Some(announced) = header("content-length") {
-        let announced: usize = announced.parse().context("content-length is no number")?;
+        let announced: usize = announced.parse().context("content-length is not a number")?;
         ensure!(body.len() == announced, "cut: {} of {announced} bytes came", body.len());
     }
     Ok(Response { status, body })
@@ -126,7 +126,7 @@ fn unchunk(mut rest: &[u8]) -> Result<Vec<u8>> {
             rest.windows(2).position(|window| window == b"\r\n").context("cut before a chunk's size")?;
         let size = std::str::from_utf8(&rest[..end]).context("a chunk's size is not text")?;
         let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
-            .context("a chunk's size is no number")?;
+            .context("a chunk's size is not a number")?;
         rest = &rest[end + 2..];
         if size == 0 {
             return Ok(body);

@@ -1,6 +1,7 @@
-//! LoadGenerator on a published port: new connections at a steady rate, every outcome kept.
+//! A load generator for a published port: opens new connections at a steady rate and records every
+//! outcome.
 //!
-//! Invariant: a request that was begun is counted, as answered or as failed.
+//! Invariant: every request that was begun is counted, as answered or as failed.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -14,15 +15,15 @@ use anyhow::{Result, anyhow};
 use super::http;
 use crate::netns::Netns;
 
-/// Threads that send; each keeps its share of the rate.
+/// Threads that send; each has its share of the rate.
 const WORKERS: u32 = 16;
 
-/// What load saw.
+/// The outcomes of a load.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Requests answered with 200, by the answer's first line.
     pub answers: BTreeMap<String, u64>,
-    /// Requests that failed: when (since the load began) and how.
+    /// Requests that failed: when (since the load began) and why.
     pub failures: Vec<(Duration, String)>,
 }
 
@@ -32,7 +33,7 @@ impl Report {
         self.answers.values().sum()
     }
 
-    /// Failures that began later than `since` after the load's begin.
+    /// The failures that began later than `since` after the start of the load.
     pub fn failures_after(&self, since: Duration) -> Vec<&(Duration, String)> {
         self.failures.iter().filter(|(at, _)| *at >= since).collect()
     }
@@ -45,7 +46,7 @@ impl Report {
     }
 }
 
-/// LoadGenerator that runs until it is stopped.
+/// A load generator that runs until it is stopped.
 #[derive(Debug)]
 pub struct LoadGenerator {
     begun: Instant,
@@ -54,8 +55,8 @@ pub struct LoadGenerator {
 }
 
 impl LoadGenerator {
-    /// Begins to open `per_second` connections a second from `client` to the `servers` in turn,
-    /// asking each for `path`.
+    /// Starts opening `per_second` connections per second from `client` to the `servers` in turn,
+    /// each with a request for `path`.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], path: &str, per_second: u32) -> Self {
         let begun = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
@@ -78,10 +79,10 @@ impl LoadGenerator {
         self.begun.elapsed()
     }
 
-    /// Ends the load and tells what it saw.
+    /// Stops the load and returns its outcomes.
     ///
     /// # Errors
-    /// When the client's namespace could not be entered.
+    /// The client's namespace could not be entered.
     pub fn stop(self) -> Result<Report> {
         self.stop.store(true, Ordering::Relaxed);
         let mut report = Report::default();
@@ -92,8 +93,7 @@ impl LoadGenerator {
     }
 }
 
-/// One worker: a request each `pause`, begun late rather than left out when the last one took
-/// longer.
+/// One worker: sends a request each `pause`, late instead of never if the last one took longer.
 fn send(
     servers: &[SocketAddrV4],
     offset: usize,

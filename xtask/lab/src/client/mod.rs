@@ -1,9 +1,9 @@
-//! Requests from the lab's client: what a user of a published port sees.
+//! Requests from the lab's client, as a user of a published port sends them.
 //!
-//! Purpose: the demo and the cluster tests ask and load services the way a client does, from the
-//! client's namespace, each request on a connection of its own.
+//! Purpose: the demo and the cluster tests send requests and load to services as a client does,
+//! from the client's namespace, each request on a connection of its own.
 //!
-//! Left to others: what an answer should say.
+//! Left to others: checking the answers.
 
 pub mod forged;
 pub mod http;

@@ -1,8 +1,7 @@
-//! The unmodified `docker` command, towards one socket.
+//! The unmodified `docker` command with one socket.
 //!
-//! Invariant: a command may take as long as what it waits for, but not longer than its server is
-//! there: a socket may be open while nobody takes what comes in, as one is that systemd keeps for
-//! an agent.
+//! Invariant: a command may take as long as its work does, but ends when its server is gone: a
+//! socket may be open without a server behind it, such as one that systemd keeps for an agent.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,12 +13,12 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
-/// How often the server of a command that runs is asked whether it is there.
+/// How often the server of a running command is probed.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a server may be away under a command: an agent that starts again is back sooner.
+/// How long a server may be away during a command: an agent that restarts is back sooner.
 const AWAY_MAX: Duration = Duration::from_secs(15);
-/// What no HTTP server reads as a request: it refuses it itself, whatever becomes of requests
-/// behind it.
+/// Bytes that every HTTP server refuses by itself as a malformed request, whatever happens to valid
+/// requests.
 const NO_REQUEST: &[u8] = b"\0\r\n\r\n";
 
 /// The docker CLI with its `DOCKER_HOST`.
@@ -28,12 +27,12 @@ pub struct Docker {
     host: String,
 }
 
-/// How the CLI refused.
+/// A refusal by the CLI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Its exit code.
     pub code: Option<i32>,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub message: String,
 }
 
@@ -44,13 +43,13 @@ pub struct TaskRow {
     /// The task's id.
     #[serde(rename = "ID")]
     pub id: String,
-    /// The name of its slot; the CLI draws history under it only in its own table.
+    /// The name of its slot; the CLI draws history below it only in its own table.
     pub name: String,
     /// The node it is on, if any.
     pub node: String,
-    /// How far it is to go.
+    /// Its desired state.
     pub desired_state: String,
-    /// Its state and for how long, as in `Running 3 seconds ago`.
+    /// Its state and since when, as in `Running 3 seconds ago`.
     pub current_state: String,
     /// Why it failed.
     pub error: String,
@@ -64,17 +63,17 @@ impl TaskRow {
 }
 
 impl Docker {
-    /// The CLI towards `host`, such as `unix:///run/mesh/docker.sock`.
+    /// The CLI with `host`, such as `unix:///run/mesh/docker.sock`.
     pub fn towards(host: &str) -> Self {
         Self { host: host.to_owned() }
     }
 
-    /// Where it goes.
+    /// The `DOCKER_HOST`.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The command with these arguments, for who needs the process itself.
+    /// The command with these arguments, for callers that need the process itself.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.env("DOCKER_HOST", &self.host).env_remove("DOCKER_CONTEXT").args(args).stdin(Stdio::null());
@@ -84,7 +83,7 @@ impl Docker {
     /// Runs it and returns its standard output.
     ///
     /// # Errors
-    /// When it exits with something else than 0; tells what it said.
+    /// It doesn't exit with 0; the message has its output.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         let Output { status, stdout, stderr } = self.output(args)?;
         if !status.success() {
@@ -97,10 +96,10 @@ impl Docker {
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
 
-    /// Runs it where it must be refused.
+    /// Runs a command that must be refused.
     ///
     /// # Errors
-    /// When it exits with 0.
+    /// It exits with 0.
     pub fn refused(&self, args: &[&str]) -> Result<Refusal> {
         let Output { status, stdout, stderr } = self.output(args)?;
         if status.success() {
@@ -116,7 +115,7 @@ impl Docker {
     /// The service's tasks with their history, as `docker service ps` lists them.
     ///
     /// # Errors
-    /// When the CLI fails or writes something else than its rows.
+    /// The CLI fails or prints something else than its rows.
     pub fn tasks(&self, service: &str) -> Result<Vec<TaskRow>> {
         let listed = self.run(&["service", "ps", "--no-trunc", "--format", "{{json .}}", service])?;
         listed
@@ -129,13 +128,13 @@ impl Docker {
         self.output_while_served(args, LOOK, AWAY_MAX)
     }
 
-    /// Runs it to its end, or until nobody has answered at its socket for `away_max`.
+    /// Runs it to its end, or until its socket has not answered for `away_max`.
     fn output_while_served(&self, args: &[&str], look: Duration, away_max: Duration) -> Result<Output> {
         let words = || format!("`docker {}`", args.join(" "));
         let mut command = self.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("start {}", words()))?;
-        // Before anybody waits for it: its number is nobody else's yet.
+        // Before any wait reaps it: until then its process id can't be another process's.
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
             .with_context(|| format!("hold {}", words()))?;
         let (sender, ended) = mpsc::channel();
@@ -162,8 +161,8 @@ impl Docker {
         }
     }
 
-    /// Whether somebody answers at the socket within `limit`. Of what is no Unix socket nothing is
-    /// known.
+    /// Whether a server answers at the socket within `limit`; true for a host that is no Unix
+    /// socket, as that can't be probed.
     fn is_served(&self, limit: Duration) -> bool {
         let Some(path) = self.host.strip_prefix("unix://") else { return true };
         let ask = || -> std::io::Result<usize> {
@@ -186,26 +185,27 @@ mod tests {
     const LOOK: Duration = Duration::from_millis(100);
 
     #[test]
-    fn a_command_at_a_socket_that_nobody_serves_ends_and_says_so() {
+    fn a_command_at_a_socket_without_a_server_ends_with_an_error() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("docker.sock");
         let _kept_open = UnixListener::bind(&path).expect("a socket");
         let docker = Docker::towards(&format!("unix://{}", path.display()));
         let begun = Instant::now();
-        let error = docker.output_while_served(&["ps"], LOOK, LOOK * 5).expect_err("nobody answers");
+        let error = docker.output_while_served(&["ps"], LOOK, LOOK * 5).expect_err("no server answers");
         assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
         let said = format!("{error:#}");
         assert!(said.contains("nothing has answered at unix://") && said.contains("`docker ps`"), "{said}");
     }
 
     #[test]
-    fn a_command_may_take_its_time_while_its_server_is_there() {
+    fn a_command_may_take_long_while_its_server_answers() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("docker.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
         let docker = Docker::towards(&format!("unix://{}", path.display()));
         let until = Instant::now() + LOOK * 15;
-        // Refuses what is no request at once, and leaves the command without an answer for a while.
+        // Answers a malformed request at once, and leaves the command without an answer for a
+        // while.
         let server = std::thread::spawn(move || {
             let mut unanswered = Vec::new();
             while Instant::now() < until {
@@ -219,7 +219,7 @@ mod tests {
             }
         });
         let output = docker.output_while_served(&["ps"], LOOK, LOOK * 5).expect("it ends by itself");
-        assert!(!output.status.success() && Instant::now() >= until, "its server went: {output:?}");
+        assert!(!output.status.success() && Instant::now() >= until, "the command ended early: {output:?}");
         server.join().expect("no panic");
     }
 }

@@ -1,16 +1,16 @@
-//! Waiting for what a cluster does in its own time.
+//! Polls until a cluster has reached a state.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// Time between two looks.
+/// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Looks until `look` succeeds.
+/// Polls until `look` succeeds.
 ///
 /// # Errors
-/// When it doesn't within `within`: tells what was awaited and what the last look saw.
+/// It doesn't within `within`; the message has `what` and the last poll's error.
 pub fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     let until = Instant::now() + within;
     loop {
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_look_is_told() {
+    fn the_error_has_the_last_polls_error() {
         let mut looks = 0;
         let seen = eventually("a third look", Duration::from_secs(5), || {
             looks += 1;

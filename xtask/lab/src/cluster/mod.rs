@@ -1,8 +1,8 @@
-//! A running lab as its user sees it: the docker CLI, services' tasks and containers, waiting for
-//! what is to come.
+//! A running lab as its user sees it: the docker CLI, services' tasks and containers, and waiting
+//! for states.
 //!
-//! Invariant: everything is asked of the real thing (the unmodified `docker` command, the nodes'
-//! sockets and metrics); nothing is read out of mesh's own state.
+//! Invariant: everything is read from the real interfaces (the unmodified `docker` command, the
+//! nodes' sockets and metrics), nothing from mesh's own state.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -21,23 +21,23 @@ mod eventually;
 pub use docker::{Docker, Refusal, TaskRow};
 pub use eventually::eventually;
 
-/// How long a request for `/metrics` may take.
+/// The deadline of a request for `/metrics`.
 const SCRAPE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A running lab.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    /// Where it keeps its things; what breaks and mends it wants this.
+    /// Its paths and names, which killing and starting parts needs.
     pub layout: Layout,
-    /// What the lab told of itself.
+    /// Its record.
     pub record: Record,
 }
 
 impl Cluster {
-    /// The running lab of that layout.
+    /// Opens the running lab of that layout.
     ///
     /// # Errors
-    /// When there is no such lab.
+    /// There is no such lab.
     pub fn open(layout: Layout) -> Result<Self> {
         let record = Record::load(&layout.record_file())?;
         Ok(Self { layout, record })
@@ -48,10 +48,10 @@ impl Cluster {
         Netns::named(&self.record.client.netns)
     }
 
-    /// The docker CLI towards the first manager.
+    /// The docker CLI with the first manager's socket.
     ///
     /// # Errors
-    /// When the lab has no manager.
+    /// The lab has no manager.
     pub fn docker(&self) -> Result<Docker> {
         let manager = self.record.nodes.iter().find(|node| node.manager).context("the lab has no manager")?;
         Ok(Docker::towards(&manager.mesh_host))
@@ -60,17 +60,17 @@ impl Cluster {
     /// The node of that name.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is none.
     pub fn node(&self, name: &str) -> Result<&NodeRecord> {
         self.record.node(name).ok_or_else(|| anyhow!("the lab has no node {name}"))
     }
 
-    /// `port` on every node.
+    /// The addresses of `port` on every node.
     pub fn everywhere(&self, port: u16) -> Vec<SocketAddrV4> {
         self.record.nodes.iter().map(|node| SocketAddrV4::new(node.ip, port)).collect()
     }
 
-    /// Asks for `path` from the client's namespace and returns the body of a 200 answer.
+    /// Sends a GET for `path` from the client's namespace and returns the body of a 200 answer.
     ///
     /// # Errors
     /// Any other outcome.
@@ -83,7 +83,7 @@ impl Cluster {
     /// A node's metrics, as text.
     ///
     /// # Errors
-    /// When the agent doesn't answer.
+    /// The agent doesn't answer.
     pub fn metrics(&self, node: &NodeRecord) -> Result<String> {
         let response =
             self.client().run(|| http::get(SocketAddrV4::new(node.ip, 9464), "/metrics", SCRAPE_DEADLINE))?;
@@ -93,7 +93,7 @@ impl Cluster {
     /// The service's running containers on each node: container id to task name, by node name.
     ///
     /// # Errors
-    /// When a node's socket doesn't answer.
+    /// A node's socket doesn't answer.
     pub fn containers(&self, service: &str) -> Result<BTreeMap<String, Vec<(String, String)>>> {
         let filter = format!("label=com.docker.swarm.service.name={service}");
         let format = "{{.ID}} {{.Label \"com.docker.swarm.task.name\"}}";
@@ -114,7 +114,7 @@ impl Cluster {
     /// Waits until exactly `count` tasks of the service run, and returns their rows.
     ///
     /// # Errors
-    /// When they don't within `within`; tells the rows then seen.
+    /// They don't within `within`; the message has the last rows.
     pub fn wait_running(&self, service: &str, count: usize, within: Duration) -> Result<Vec<TaskRow>> {
         let docker = self.docker()?;
         eventually(&format!("{count} running tasks of {service}"), within, || {
@@ -127,7 +127,7 @@ impl Cluster {
     }
 }
 
-/// The samples of one metric in a text exposition whose labels hold every pair of `labels`.
+/// The samples of one metric in a text exposition that have every pair of `labels`.
 pub fn samples(exposition: &str, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
     exposition
         .lines()

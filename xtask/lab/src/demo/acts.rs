@@ -1,4 +1,4 @@
-//! The story's quiet acts: publish, ask, scale, read, clean up.
+//! The demo's steps without load: publish, ask, scale, read figures, clean up.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -11,16 +11,16 @@ use crate::client::http;
 use crate::client::load::ask;
 use crate::cluster::{Cluster, Docker, eventually, samples};
 
-/// The service of the story.
+/// The demo's service.
 pub(super) const SERVICE: &str = "myweb";
 
 /// Its published port.
 pub(super) const PORT: u16 = 80;
 
-/// Requests to each node when the spread is looked at.
+/// Requests to each node to check the spread.
 const REQUESTS: u32 = 100;
 
-/// Runs a docker command, shows it and what it said.
+/// Runs a docker command, and prints it with its output.
 pub(super) fn docker(docker: &Docker, args: &[&str]) -> Result<String> {
     typed(&format!("docker {}", args.join(" ")));
     let said = docker.run(args)?;
@@ -110,7 +110,7 @@ pub(super) fn client_address(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Access-log lines by task.
+/// The access-log lines of each task.
 fn access_lines(cluster: &Cluster) -> Result<BTreeMap<String, Vec<String>>> {
     let mut lines = BTreeMap::new();
     for (node, containers) in cluster.containers(SERVICE)? {

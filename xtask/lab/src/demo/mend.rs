@@ -1,4 +1,4 @@
-//! The story's loud acts, under load: a container is killed, the policy is switched.
+//! The demo's steps under load: a container is killed, the policy is switched.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::artifacts::Binaries;
 use crate::client::load::LoadGenerator;
 use crate::cluster::{Cluster, Docker, eventually, samples};
 
-/// New connections a second while something happens.
+/// New connections per second during a step.
 const RATE: u32 = 100;
 
 /// How long after a task's death new connections may still fail.

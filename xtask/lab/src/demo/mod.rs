@@ -1,8 +1,8 @@
-//! `cargo xtask demo`: a cluster on this machine and the story of a service, told step by step with
-//! what is seen.
+//! `cargo xtask demo`: makes a cluster on this machine and demonstrates the life of a service, step
+//! by step.
 //!
-//! Invariant: every sentence that is told was looked at; the first step that doesn't hold ends the
-//! demo with an error, and leaves the lab up for a look.
+//! Invariant: every printed claim was checked; the first step that fails ends the demo with an
+//! error, and keeps the lab for inspection.
 
 use std::time::Instant;
 
@@ -18,13 +18,13 @@ mod acts;
 mod mend;
 mod told;
 
-/// The demo's lab: its own, so that a lab in use stays.
+/// The demo's own lab, so that it doesn't disturb one in use.
 const LAB: &str = "demo";
 
-/// Builds, makes the lab, tells the story, and takes the lab down.
+/// Builds, makes the lab, runs the steps, and removes the lab.
 ///
 /// # Errors
-/// The first step that didn't hold. The lab then stays for a look.
+/// The first step that failed; the lab is kept for inspection then.
 pub fn run(datapath: Datapath) -> Result<()> {
     let begun = Instant::now();
     setup::ensure()?;
@@ -38,17 +38,17 @@ pub fn run(datapath: Datapath) -> Result<()> {
     Lab::up(&layout, &UpOptions::usual(datapath), &binaries).context("make the lab")?;
     let story = Cluster::open(layout.clone()).and_then(|cluster| tell(&cluster, &binaries));
     if story.is_err() {
-        told::seen(&format!("the lab stays up for a look; then: cargo xtask lab down --name {LAB}"));
+        told::seen(&format!("the lab is kept for inspection; then: cargo xtask lab down --name {LAB}"));
         return story;
     }
-    told::step("The lab is taken down");
-    Lab::down(&layout).context("take the lab down")?;
-    told::step(&format!("Every step held. {:.0} s in all", begun.elapsed().as_secs_f64()));
+    told::step("Remove the lab");
+    Lab::down(&layout).context("remove the lab")?;
+    told::step(&format!("Every step succeeded. {:.0} s in all", begun.elapsed().as_secs_f64()));
     Ok(())
 }
 
 fn tell(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
-    acts::nodes(cluster).context("look at the nodes")?;
+    acts::nodes(cluster).context("list the nodes")?;
     acts::publish(cluster).context("publish a service")?;
     acts::ask_every_node(cluster).context("ask every node")?;
     acts::client_address(cluster).context("find the client's address in the tasks' logs")?;

@@ -1,5 +1,4 @@
-//! Real applications, of Debian's packages: images that only some tests want, made when they ask
-//! for them.
+//! Real applications from Debian's packages: images that only some tests need, made on request.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use clap::ValueEnum;
 use super::archive::{Archive, Config};
 use super::{PATH, rootfs};
 
-/// An application that a node can be given.
+/// An application that nodes can be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Application {
     /// mariadb:10.11, server and client
@@ -30,8 +29,9 @@ const PHP_FPM: &str = "/usr/sbin/php-fpm8.2";
 const GETENT: &str = "/usr/bin/getent";
 const REDIS: &str = "/usr/bin/redis-server";
 
-/// Makes the database on first start, with passwords out of files as the well-known image does, and
-/// becomes the server. What sets the passwords is in memory: a container's `/dev/shm` is a tmpfs.
+/// Initialises the database at the first start, with passwords from files as the well-known image
+/// does, then becomes the server. The SQL with the passwords stays in memory: a container's
+/// `/dev/shm` is a tmpfs.
 const MARIADB_ENTRYPOINT: &str = r#"#!/bin/sh
 set -eu
 data=/var/lib/mysql share=/usr/share/mysql init=/dev/shm/init.sql
@@ -100,7 +100,7 @@ pub(super) fn make(application: Application, directory: &Path) -> Result<PathBuf
     }
     let roots = directory.join("roots");
     let mut archive = Archive::new(directory.join("archive"))?;
-    // The layer that the lab's own images have: engines have it already.
+    // The same layer as in the lab's own images: engines have it already.
     let busybox = archive.layer(&rootfs::busybox(&roots.join("busybox"))?)?;
     match application {
         Application::Mariadb => {

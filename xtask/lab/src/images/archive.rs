@@ -1,7 +1,7 @@
-//! Writes an archive in the format of `docker save`: `manifest.json`, an image configuration each,
+//! Writes an archive in the format of `docker save`: `manifest.json`, one configuration per image,
 //! layers as tar files.
 //!
-//! Everything is named by its SHA-256 and carries no time, so the same files make the same image
+//! Everything is named by its SHA-256 and has no time stamp, so the same files make the same image
 //! ids.
 
 use std::fs;
@@ -12,21 +12,21 @@ use serde_json::{Value, json};
 
 use mesh_checkout::command::Program;
 
-/// What an image says about how to run it; as in a Dockerfile.
+/// How an image is run, as in a Dockerfile.
 #[derive(Debug, Default)]
 pub(super) struct Config {
     pub(super) entrypoint: Vec<&'static str>,
     pub(super) cmd: Vec<&'static str>,
     pub(super) env: Vec<&'static str>,
-    /// `80/tcp`
+    /// Exposed ports, such as `80/tcp`.
     pub(super) ports: Vec<&'static str>,
     pub(super) stop_signal: Option<&'static str>,
 }
 
-/// A layer that has been added to the archive.
+/// A layer of the archive.
 #[derive(Debug)]
 pub(super) struct Layer {
-    /// SHA-256 of the tar, in hex.
+    /// The SHA-256 of the tar, in hex.
     digest: String,
 }
 
@@ -36,7 +36,7 @@ impl Layer {
     }
 }
 
-/// An archive that is being made, in a directory.
+/// An archive under construction, in a directory.
 pub(super) struct Archive {
     directory: PathBuf,
     manifest: Vec<Value>,
@@ -57,7 +57,7 @@ impl Archive {
         Ok(layer)
     }
 
-    /// Adds an image of these layers, the lowest first.
+    /// Adds an image with these layers, the lowest first.
     pub(super) fn image(&mut self, tag: &str, layers: &[&Layer], config: &Config) -> Result<()> {
         let text =
             serde_json::to_vec(&image_config(layers, config)).context("encode an image's configuration")?;
@@ -102,7 +102,7 @@ fn image_config(layers: &[&Layer], config: &Config) -> Value {
     })
 }
 
-/// This machine's architecture as Go names it.
+/// Go's name of this machine's architecture.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -122,7 +122,7 @@ fn pack(root: &Path, file: &Path) -> Result<()> {
 
 fn sha256(file: &Path) -> Result<String> {
     let line = Program::new("sha256sum").arg(file).output()?;
-    let digest = line.split_whitespace().next().context("sha256sum says nothing")?;
+    let digest = line.split_whitespace().next().context("sha256sum printed nothing")?;
     Ok(digest.to_owned())
 }
 

@@ -1,10 +1,9 @@
-//! The images that every engine of a lab gets: there is no registry here, so they are made of files
-//! of this machine.
+//! The images that every engine of a lab gets: there is no registry, so they are made from files of
+//! this machine.
 //!
 //! One archive holds them all, in the format of `docker save`, and every engine loads the same one:
-//! so an image has the same id on every node, as if it had been pulled, and layers that images
-//! share are unpacked once. Real applications, which only some tests want, are made when they ask
-//! ([`give`]).
+//! so an image has the same id on every node, as if it had been pulled, and shared layers are
+//! unpacked once. Real applications, which only some tests need, are made on request ([`give`]).
 
 mod applications;
 mod archive;
@@ -26,8 +25,8 @@ use crate::artifacts::Binaries;
 const NGINX_TAGS: [&str; 3] = ["latest", "1.10", "1.11"];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Makes the archive of all images and returns where it is. It takes a fraction of a second, so
-/// nothing is kept that could be stale; `whoami` must have been built.
+/// Makes the archive of all images and returns its path. It takes a fraction of a second, so
+/// nothing is cached that could be stale; `whoami` must have been built.
 pub(super) fn make(binaries: &Binaries, lab: &str) -> Result<PathBuf> {
     let directory = workspace::target_dir().join("lab-images").join(lab);
     if directory.exists() {
@@ -64,8 +63,8 @@ pub(super) fn make(binaries: &Binaries, lab: &str) -> Result<PathBuf> {
     archive.finish(&directory.join("images.tar"))
 }
 
-/// Makes an application's image and gives it to these nodes' engines. A few seconds, so nothing is
-/// kept here either.
+/// Makes an application's image and loads it into these nodes' engines. It takes a few seconds, so
+/// nothing is cached.
 pub(super) fn give(application: Application, nodes: &[NodeLayout], lab: &str) -> Result<()> {
     let directory = workspace::target_dir().join("lab-images").join(format!("{lab}-{application:?}"));
     let archive = applications::make(application, &directory)?;
@@ -79,7 +78,7 @@ pub(super) fn give(application: Application, nodes: &[NodeLayout], lab: &str) ->
     given
 }
 
-/// Gives the images to a node's engine, which is ready.
+/// Loads the images into a node's engine, which must be ready.
 pub(super) fn load(node: &NodeLayout, archive: &Path) -> Result<()> {
     Program::new("docker")
         .args(["--host", &unix_url(&node.engine_socket()), "load", "--quiet", "--input"])

@@ -1,4 +1,4 @@
-//! The files of each image, taken from Debian's packages on this machine.
+//! The files of each image, from Debian's packages on this machine.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,7 +15,7 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/
                       nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
 const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n";
 
-/// Logs to where `docker logs` reads, with the client's address first, as nginx' own image does.
+/// Logs to stdout, with the client's address first, as nginx' own image does.
 const NGINX_CONF: &str = "\
 user www-data;
 worker_processes 1;
@@ -50,7 +50,7 @@ pub(super) fn busybox(root: &Path) -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// Debian's nginx with the libraries it wants; to be put on top of busybox.
+/// Debian's nginx with its libraries; a layer on top of busybox.
 pub(super) fn nginx(root: &Path) -> Result<PathBuf> {
     program(root, Path::new(NGINX))?;
     write(root, "etc/nginx/nginx.conf", NGINX_CONF)?;
@@ -58,7 +58,7 @@ pub(super) fn nginx(root: &Path) -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// A program with the libraries it wants, all where they are on this machine.
+/// A program with its libraries, at the paths that they have on this machine.
 pub(super) fn program(root: &Path, program: &Path) -> Result<()> {
     let place = |file: &Path| root.join(file.strip_prefix("/").unwrap_or(file));
     install(program, &place(program))?;
@@ -66,14 +66,14 @@ pub(super) fn program(root: &Path, program: &Path) -> Result<()> {
     libraries_of(&libraries).try_for_each(|library| install(library, &place(library)))
 }
 
-/// The page that tells which tag answered.
+/// A page that shows the image's tag.
 pub(super) fn nginx_page(root: &Path, tag: &str) -> Result<PathBuf> {
     let page = format!("<!DOCTYPE html>\n<title>nginx:{tag}</title>\n<h1>Welcome to nginx:{tag}</h1>\n");
     write(root, "usr/share/nginx/html/index.html", &page)?;
     Ok(root.to_owned())
 }
 
-/// The test server, which is static and needs nothing else.
+/// The test server, which is static and needs no other file.
 pub(super) fn whoami(root: &Path, binary: &Path) -> Result<PathBuf> {
     let linked = Program::new("ldd").arg(binary).succeeds();
     if linked && !is_static(binary)? {
@@ -87,13 +87,13 @@ fn is_static(binary: &Path) -> Result<bool> {
     Ok(libraries_of(&Program::new("ldd").arg(binary).output()?).next().is_none())
 }
 
-/// Absolute paths in what `ldd` says: `libz.so.1 => /lib/…/libz.so.1 (0x…)` and the loader's own
-/// line.
+/// The absolute paths in the output of `ldd`: `libz.so.1 => /lib/…/libz.so.1 (0x…)` and the
+/// loader's own line.
 fn libraries_of(ldd: &str) -> impl Iterator<Item = &Path> {
     ldd.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(Path::new)
 }
 
-/// Copies a program or library, following links, under the name it is looked up by.
+/// Copies a program or library, following links, to the path by which it is looked up.
 pub(super) fn install(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
@@ -139,6 +139,6 @@ mod tests {
         let seen: Vec<&Path> = libraries_of(ldd).collect();
         let expected = ["/lib/x86_64-linux-gnu/libz.so.1", "/lib64/ld-linux-x86-64.so.2"].map(Path::new);
         assert_eq!(seen, expected, "the library and the loader, not the kernel's vdso");
-        assert_eq!(libraries_of("\tstatically linked\n").count(), 0, "a static program wants none");
+        assert_eq!(libraries_of("\tstatically linked\n").count(), 0, "a static program needs none");
     }
 }

@@ -1,8 +1,9 @@
-//! 200 days in a few minutes: the clocks of agents and control planes go on in steps while clients
-//! ask.
+//! 200 days in a few minutes: sets the clocks of agents and control planes forward in steps while
+//! clients send requests.
 //!
-//! Certificates are good for 90 days, so each has to be renewed twice and more. Then a node without
-//! its agent sleeps past the end of its certificate, and comes back as the member that it was.
+//! Certificates are valid for 90 days, so each has to be renewed twice or more. Then a node without
+//! its agent stays away past the expiry of its certificate, and comes back as the member that it
+//! was.
 
 use std::thread;
 use std::time::Duration;
@@ -22,18 +23,18 @@ use crate::{Datapath, Lab, Part, UpOptions};
 use crate::artifacts;
 
 const DAY: Duration = Duration::from_hours(24);
-/// So far do the clocks go on under traffic …
+/// How far the clocks are set forward under traffic …
 const DAYS: u32 = 200;
-/// … in steps of so many days: no more than lie between the moment by which a certificate is
-/// renewed and its end.
+/// … in steps of this many days: no more than the time between the latest renewal of a certificate
+/// and its expiry.
 const STEP: u32 = 10;
-/// A certificate with fewer days than this should have been renewed: a fifth of its life.
+/// A certificate with fewer days left than this should have been renewed: a fifth of its validity.
 const DAYS_LEFT_MIN: f64 = 18.0;
 /// How long renewals may take after a step.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// How long the cluster is watched after a step: nodes that are silent go down within it.
+/// How long the cluster is watched after a step: silent nodes go down within it.
 const WATCH: Duration = Duration::from_secs(3);
-/// Requests a second.
+/// Requests per second.
 const RATE: u32 = 50;
 const PORT: u16 = 8080;
 const SERVICE: &str = "clock";
@@ -46,10 +47,10 @@ pub(super) struct ClocksArgs {
     name: LabName,
 }
 
-/// Makes a lab, turns its clocks, and removes the lab if all held.
+/// Makes a lab, sets its clocks forward, and removes the lab if every check held.
 ///
 /// # Errors
-/// When a certificate was not renewed, a node went down, or a request failed.
+/// A certificate was not renewed, a node went down, or a request failed.
 pub(super) fn run(args: &ClocksArgs) -> Result<()> {
     setup::ensure()?;
     let layout = Layout::new(args.name.clone());
@@ -81,12 +82,12 @@ pub(super) fn run(args: &ClocksArgs) -> Result<()> {
     turned?;
     println!("{DAYS} days: {} requests answered, {} failed", report.answered(), report.failures.len());
     ensure!(report.failures.is_empty(), "requests failed: {:?}", report.failures);
-    ensure!(report.answered() > 0, "nobody asked");
+    ensure!(report.answered() > 0, "no request was sent");
     sleeps_past_its_end(&mut lab, &cluster, &binaries)?;
     Lab::down(&layout)
 }
 
-/// One step of the clocks: everybody renews in time, and no node is lost.
+/// One step of the clocks: all certificates are renewed in time, and no node is lost.
 fn turn(lab: &Lab, cluster: &Cluster, day: u32) -> Result<()> {
     lab.turn_clock(DAY * day)?;
     thread::sleep(WATCH);
@@ -101,7 +102,7 @@ fn turn(lab: &Lab, cluster: &Cluster, day: u32) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a certificate has more than a fifth of its life left.
+/// Waits until a certificate has more than a fifth of its validity left.
 fn fresh(cluster: &Cluster, node: &NodeRecord, port: u16, certificate: &str, day: u32) -> Result<()> {
     eventually(&format!("a fresh {certificate} certificate on {} on day {day}", node.name), PATIENCE, || {
         let left = days_left(cluster, node, port, certificate)?;
@@ -110,13 +111,13 @@ fn fresh(cluster: &Cluster, node: &NodeRecord, port: u16, certificate: &str, day
     })
 }
 
-/// Days until a certificate ends, by its holder's own metrics.
+/// Days until a certificate expires, by its holder's own metrics.
 fn days_left(cluster: &Cluster, node: &NodeRecord, port: u16, certificate: &str) -> Result<f64> {
     let server = std::net::SocketAddrV4::new(node.ip, port);
     let text = cluster.client().run(|| http::get(server, "/metrics", http::DEADLINE))?.text();
     let name = format!("mesh_certificate_seconds_left{{certificate=\"{certificate}\"}} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    let seconds: f64 = line.with_context(|| format!("{server} tells no {name}"))?.parse()?;
+    let seconds: f64 = line.with_context(|| format!("{server} has no {name}"))?.parse()?;
     Ok(seconds / DAY.as_secs_f64())
 }
 
@@ -126,7 +127,7 @@ fn ready(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// An agent that was away past the end of its certificate renews it, and its node is the same
+/// An agent that was away past the expiry of its certificate renews it, and its node is the same
 /// member.
 fn sleeps_past_its_end(lab: &mut Lab, cluster: &Cluster, binaries: &artifacts::Binaries) -> Result<()> {
     const SLEEPER: &str = "node-3";
@@ -138,11 +139,11 @@ fn sleeps_past_its_end(lab: &mut Lab, cluster: &Cluster, binaries: &artifacts::B
     let others: Vec<_> = cluster.record.nodes.iter().filter(|other| other.name != SLEEPER).collect();
     let (mut day, mut slept) = (DAYS, 0);
     while f64::from(slept) <= left {
-        // Small steps: renewal has a week of grace.
+        // Small steps: renewal has a grace of a week.
         day += STEP / 2;
         slept += STEP / 2;
         lab.turn_clock(DAY * day)?;
-        // Until everybody has seen the new time.
+        // Until every component has seen the new time.
         thread::sleep(WATCH);
         for other in &others {
             fresh(cluster, other, 9464, "node", day)?;

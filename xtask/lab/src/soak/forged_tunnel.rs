@@ -1,7 +1,7 @@
 //! An outsider forges tunnel packets beside normal traffic: nothing reaches a task, each refusal is
 //! counted, no request fails.
 //!
-//! The outsider is the lab's client: it knows every address, bears a member's as its own, names
+//! The outsider is the lab's client: it knows every address, uses a member's as its own, tries
 //! every VNI, and guesses cookies. It sees none of the members' traffic.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -25,35 +25,36 @@ use crate::{Datapath, Lab, UpOptions};
 
 const LAB: &str = "forged";
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Requests a second to the service that anyone may ask.
+/// Requests per second to the service that is open to anyone.
 const REQUESTS: u32 = 100;
-/// Nobody in the lab has an address like it, and no service allows it.
+/// An address that nothing in the lab has, and no service allows.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
 
 /// Arguments of `cargo xtask soak forged-tunnel`.
 #[derive(Debug, Args)]
 pub(super) struct ForgedTunnelArgs {
-    /// How long to forge
+    /// How long to forge packets
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// What the agents forward packets with
+    /// The agents' data path
     #[arg(long, value_enum, default_value_t = Datapath::Tc)]
     datapath: Datapath,
 }
 
-/// Makes a lab, forges, and takes the lab down.
+/// Makes a lab, forges packets, and removes the lab.
 ///
 /// # Errors
-/// When something doesn't hold; the lab then stays for a look.
+/// A check failed; the lab is kept for inspection then.
 pub(super) fn run(args: &ForgedTunnelArgs) -> Result<()> {
     setup::ensure()?;
     let binaries = artifacts::build()?;
     let layout = Layout::new(LAB.parse()?);
     Lab::up(&layout, &UpOptions::usual(args.datapath), &binaries).context("make the lab")?;
     let cluster = Cluster::open(layout.clone())?;
-    hold(&cluster, Duration::from_secs(60 * args.minutes))
-        .with_context(|| format!("the lab stays up for a look; then: cargo xtask lab down --name {LAB}"))?;
-    Lab::down(&layout).context("take the lab down")
+    hold(&cluster, Duration::from_secs(60 * args.minutes)).with_context(|| {
+        format!("the lab is kept for inspection; then: cargo xtask lab down --name {LAB}")
+    })?;
+    Lab::down(&layout).context("remove the lab")
 }
 
 fn hold(cluster: &Cluster, duration: Duration) -> Result<()> {
@@ -97,10 +98,10 @@ fn hold(cluster: &Cluster, duration: Duration) -> Result<()> {
     );
     ensure!(
         before == after,
-        "segments received by the tasks that nobody may ask: {before:?}, then {after:?}"
+        "segments received by the tasks that no client may reach: {before:?}, then {after:?}"
     );
     let refused: f64 = dropped(cluster, "bad_cookie")?;
-    // Loopback-like as the lab is, queues may lose some of a flood.
+    // Queues may lose some packets of a flood, even in a lab.
     ensure!(
         refused * 2.0 >= f64::from(u32::try_from(sent).unwrap_or(u32::MAX)),
         "{sent} sent, {refused} refused"
@@ -108,7 +109,7 @@ fn hold(cluster: &Cluster, duration: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A task that nobody in the lab may ask: its node, its process, its address.
+/// A task that no client in the lab may reach: its node, its process, its address.
 #[derive(Debug, Clone)]
 struct Victim {
     node: Ipv4Addr,
@@ -132,7 +133,7 @@ fn victims(cluster: &Cluster, service: &str) -> Result<Vec<Victim>> {
     Ok(victims)
 }
 
-/// Segments that came to each of these tasks.
+/// The TCP segments that each of these tasks has received.
 fn received(victims: &[Victim]) -> Result<Vec<u64>> {
     victims
         .iter()
@@ -140,7 +141,7 @@ fn received(victims: &[Victim]) -> Result<Vec<u64>> {
             let output = Command::new("nsenter")
                 .args(["-t", &victim.pid, "-n", "cat", "/proc/net/snmp"])
                 .output()
-                .context("look into a task's namespace")?;
+                .context("read from a task's namespace")?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let mut tcp = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
             let (names, values) = (tcp.next().context("names")?, tcp.next().context("values")?);
@@ -159,7 +160,7 @@ fn dropped(cluster: &Cluster, reason: &str) -> Result<f64> {
     Ok(sum)
 }
 
-/// A packet to `victim` as from another member.
+/// A packet to `victim` that seems to come from another member.
 fn forged(cluster: &Cluster, victim: &Victim, vni: u32, cookie: u32) -> Result<Forged> {
     let member = cluster.record.nodes.iter().map(|node| node.ip).find(|ip| *ip != victim.node);
     let destination = SocketAddrV4::new(victim.address, 80);
@@ -181,13 +182,13 @@ fn await_cookies(cluster: &Cluster, victims: &[Victim]) -> Result<()> {
             let before = dropped(cluster, "bad_cookie")?;
             let packet = forged(cluster, victim, VNI_REPLY, 0)?;
             cluster.client().run(|| Forger::open()?.send(&packet))?;
-            ensure!(dropped(cluster, "bad_cookie")? > before, "{} takes a packet without one", victim.node);
+            ensure!(dropped(cluster, "bad_cookie")? > before, "{} accepts a packet without one", victim.node);
         }
         Ok(())
     })
 }
 
-/// A thread that forges until it is stopped.
+/// A thread that sends forged packets until it is stopped.
 struct Forging {
     stop: Arc<AtomicBool>,
     worker: JoinHandle<Result<u64>>,
@@ -208,11 +209,11 @@ impl Forging {
     }
 }
 
-/// All VNIs, over and over: towards tasks, asking for direct answers, back to clients, between
-/// tasks. Each with a cookie that differs.
+/// Tries all VNIs, over and over: towards tasks, with a request for direct replies, back to
+/// clients, between tasks. Each packet has another cookie.
 fn forge(client: &Netns, cluster: &Cluster, victims: &[Victim], stop: &AtomicBool) -> Result<u64> {
     const VNIS: u64 = 1 << 24;
-    /// An odd step goes through all numbers.
+    /// An odd step visits all numbers.
     const STEP: u64 = 0x009e_3779;
     client.run(|| {
         let forger = Forger::open()?;
@@ -220,7 +221,7 @@ fn forge(client: &Netns, cluster: &Cluster, victims: &[Victim], stop: &AtomicBoo
         while !stop.load(Ordering::Relaxed) {
             for victim in victims {
                 let walked = u32::try_from(sent.wrapping_mul(STEP) % VNIS).unwrap_or_default();
-                // Every other one says what a forger would wish for most.
+                // Every other packet has a VNI that a forger would gain most from.
                 let vni = match sent % 4 {
                     1 => VNI_TASKS,
                     3 => VNI_DIRECT | walked & 0xffff,

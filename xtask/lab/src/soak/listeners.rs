@@ -1,6 +1,6 @@
-//! An outsider who leaks connections, sends half requests and asks to join with names of 4 MB, and
-//! local clients that follow events without end: meanwhile `service ls` is answered within a
-//! second, and logs hardly grow.
+//! An outsider leaks connections, sends half requests and asks to join with hostnames of 4 MB, and
+//! local clients follow events without end: meanwhile `service ls` is answered within a second, and
+//! logs hardly grow.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -24,21 +24,21 @@ use crate::component::Component;
 use crate::layout::{LabName, Layout, NodeLayout};
 use crate::{Datapath, Lab, UpOptions, ready};
 
-/// Connections that are leaked to each listener.
+/// Connections leaked to each listener.
 const LEAKED: usize = 1_100;
 /// Half requests to each HTTP listener.
 const HALF: usize = 1_000;
-/// Calls to join in a second.
+/// Join calls per second.
 const JOINS: u32 = 100;
-/// Open files: what is held at once, with room …
+/// The open files that the soak needs …
 const FILES_MIN: u64 = 12_000;
-/// … and what is asked for.
+/// … and that it asks for.
 const FILES_WANTED: u64 = 65_536;
-/// How soon `service ls` must be answered.
+/// The deadline of each `service ls`.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How much all logs of mesh may grow.
 const LOG_BYTES: u64 = 1_000_000;
-/// How often `service ls` is asked for.
+/// The pause between two `service ls`.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The TCP listeners: both metrics, nodes, relay.
 const PORTS: [u16; 4] = [9464, 9465, 2377, 4800];
@@ -49,15 +49,15 @@ pub(super) struct ListenersArgs {
     /// The lab's name
     #[arg(long, default_value = "soak")]
     name: LabName,
-    /// Seconds of it
+    /// How long it lasts, in seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
 }
 
-/// Makes a lab, runs the outsider, and removes the lab if all held.
+/// Makes a lab, runs the outsider, and removes the lab if every check held.
 ///
 /// # Errors
-/// When an answer was late or missing, a log grew, or nothing was refused at all.
+/// An answer was late or missing, a log grew, or nothing was refused at all.
 pub(super) fn run(args: &ListenersArgs) -> Result<()> {
     setup::ensure()?;
     raise_files()?;
@@ -99,12 +99,12 @@ pub(super) fn run(args: &ListenersArgs) -> Result<()> {
     ensure!(seen.slowest <= ANSWER_LIMIT, "an answer took {:?}, more than {ANSWER_LIMIT:?}", seen.slowest);
     ensure!(grown < LOG_BYTES, "logs grew by {grown} bytes, more than {LOG_BYTES}");
     for (port, count) in refused {
-        ensure!(count > 0.0, "the listener at {port} says that it refused nothing");
+        ensure!(count > 0.0, "the listener at {port} has refused nothing");
     }
     Lab::down(&layout)
 }
 
-/// Raises the limit of open files as far as this machine lets us.
+/// Raises the limit of open files as far as this machine allows.
 fn raise_files() -> Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let most = maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
@@ -126,7 +126,7 @@ struct Seen {
     slowest: Duration,
 }
 
-/// Asks as `docker service ls` does, again and again.
+/// Repeats the requests of `docker service ls`.
 fn watch(node: &NodeLayout, length: Duration) -> Result<Seen> {
     let (begun, mut seen) = (Instant::now(), Seen { answers: 0, slowest: Duration::ZERO });
     while begun.elapsed() < length {
@@ -142,8 +142,8 @@ fn watch(node: &NodeLayout, length: Duration) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Keeps silent and half connections open from the client's namespace; what is closed is opened
-/// again.
+/// Keeps silent connections and half requests open from the client's namespace; reopens those that
+/// are closed.
 fn hold_outside(ip: Ipv4Addr, held: &Held, stop: &AtomicBool) {
     let mut silent: Vec<Vec<TcpStream>> = PORTS.iter().map(|_| Vec::new()).collect();
     let mut half: Vec<Vec<TcpStream>> = vec![Vec::new(), Vec::new()];
@@ -162,7 +162,7 @@ fn refill(connections: &mut Vec<TcpStream>, count: usize, ip: Ipv4Addr, port: u1
     connections.retain(is_open);
     let address = SocketAddr::from((ip, port));
     for _ in connections.len()..count {
-        // A listener that takes no more for now is what this is about.
+        // The listener takes no more connections at the moment, as this soak intends.
         let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return };
         if stream.set_nonblocking(true).is_ok() && (said.is_empty() || stream.write_all(said).is_ok()) {
             held.made.fetch_add(1, Ordering::Relaxed);
@@ -186,7 +186,7 @@ fn hold_inside(node: &NodeLayout, held: &Held, stop: &AtomicBool) -> Result<()> 
     {
         for _ in 0..LEAKED {
             let Ok(mut stream) = UnixStream::connect(node.mesh_socket()) else { continue };
-            stream.set_nonblocking(true).context("leave a connection alone")?;
+            stream.set_nonblocking(true).context("make a connection non-blocking")?;
             if stream.write_all(said).is_ok() {
                 held.made.fetch_add(1, Ordering::Relaxed);
                 connections.push(stream);
@@ -199,7 +199,7 @@ fn hold_inside(node: &NodeLayout, held: &Held, stop: &AtomicBool) -> Result<()> 
     Ok(())
 }
 
-/// The program that calls to join: an example of mesh-control, which knows the protocol.
+/// Builds the program that calls to join: an example of mesh-control, as it knows the protocol.
 fn build_flood() -> Result<PathBuf> {
     Program::cargo()
         .args(["build", "--quiet", "--package", "mesh-control", "--example", "join_flood"])
@@ -220,7 +220,7 @@ fn start_flood(lab: &Lab, node: &NodeLayout, program: &std::path::Path, seconds:
     lab.command("client", &words)?.stdin(Stdio::null()).spawn().context("start the calls to join")
 }
 
-/// Bytes of all logs of mesh's daemons.
+/// The size of all logs of mesh's daemons, in bytes.
 fn log_bytes(layout: &Layout) -> Result<u64> {
     let mut bytes = 0;
     for node in (1..=3).map(|number| layout.node(number)) {
@@ -228,14 +228,14 @@ fn log_bytes(layout: &Layout) -> Result<u64> {
             match std::fs::metadata(node.log_file(component)) {
                 Ok(metadata) => bytes += metadata.len(),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => bail!("look at the log of {component} on {}: {error}", node.name()),
+                Err(error) => bail!("read the log of {component} on {}: {error}", node.name()),
             }
         }
     }
     Ok(bytes)
 }
 
-/// What the agent and mesh-control say that they refused, by the port that they say it at.
+/// The refusals that the agent and mesh-control count, by the port of their metrics.
 fn refusals(lab: &Lab, ip: Ipv4Addr) -> Result<Vec<(u16, f64)>> {
     let mut refused = Vec::new();
     for port in [9464, 9465] {

@@ -1,4 +1,4 @@
-//! `cargo xtask soak NAME`: what takes too long for the test run, each in a lab of its own.
+//! `cargo xtask soak NAME`: tests that take too long for the test run, each in a lab of its own.
 
 mod clocks;
 mod forged_tunnel;
@@ -16,21 +16,21 @@ pub struct SoakArgs {
 
 #[derive(Debug, Subcommand)]
 enum Soak {
-    /// Forged tunnel packets from a client, all VNIs and random cookies, beside requests: none
-    /// reaches a task (needs root)
+    /// Forge tunnel packets from a client, with all VNIs and random cookies, beside requests: none
+    /// may reach a task (needs root)
     ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
-    /// Silent, half and false clients by the thousand on every listener: the API answers, logs stay
-    /// small (needs root)
+    /// Open silent, half and false connections by the thousand on every listener: the API must
+    /// answer, logs must stay small (needs root)
     Listeners(listeners::ListenersArgs),
-    /// Clocks go on by 200 days under traffic: certificates are renewed, no node is down, no
-    /// request fails (needs root)
+    /// Set clocks forward by 200 days under traffic: certificates must be renewed, no node may go
+    /// down, no request may fail (needs root)
     Clocks(clocks::ClocksArgs),
 }
 
 /// Runs one of them.
 ///
 /// # Errors
-/// When something doesn't hold.
+/// A check failed.
 pub fn run(args: &SoakArgs) -> Result<()> {
     match &args.soak {
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
