@@ -1,10 +1,10 @@
-//! Namespaces of runs that were killed.
+//! Removes the namespaces of runs that were killed.
 
 use anyhow::Result;
 
 use mesh_lab::netns::Netns;
 
-/// Removes the namespaces called `prefix` and the id of a process that is no more; returns this
+/// Removes the namespaces named `prefix` plus the id of a process that has ended; returns this
 /// process's own prefix.
 pub(super) fn clear(prefix: &str) -> Result<String> {
     for netns in Netns::list()? {

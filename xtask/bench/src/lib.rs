@@ -1,11 +1,11 @@
-//! `cargo xtask bench`: measures mesh, and writes what it saw into `BENCHMARKS.md` with plots
-//! beside it.
+//! `cargo xtask bench`: measures mesh, and writes the results to `BENCHMARKS.md` with plots beside
+//! it.
 //!
-//! Purpose: [`packet`] tells what the XDP program costs a packet, against the least that an XDP
-//! program can do; [`memory`] what a flow takes; [`peers`] what clients get through mesh and
-//! through others; [`services`] how long a service takes to be there, against a real Swarm. Those
-//! that compare do so in turns, and report medians of ratios within one round: machines that others
-//! use too are slow at times, but not within a second.
+//! Purpose: [`packet`] measures the XDP program's cost per packet, against the least that an XDP
+//! program can do; [`memory`] the memory of a flow; [`peers`] what clients get through mesh and
+//! through other load balancers; [`services`] how long it takes to create and scale a service,
+//! against a real Swarm. Comparisons alternate, and report medians of ratios within one round: a
+//! shared machine is slow at times, but not within a second.
 //!
 //! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`]
 //! takes medians, [`report`] and [`plot`] write, [`leftovers`] cleans up after runs that were
@@ -30,37 +30,37 @@ use clap::{Args, Subcommand};
 pub struct BenchArgs {
     #[command(subcommand)]
     subject: Subject,
-    /// Only see that everything runs: little load, one round, no report
+    /// Only check that everything runs: little load, one round, no report
     #[arg(long, global = true)]
     quick: bool,
 }
 
-/// What to measure.
+/// A subject to measure.
 #[derive(Debug, Clone, Subcommand)]
 enum Subject {
-    /// What mesh's XDP program costs a packet, as a multiple of a bare XDP_TX
+    /// Measure the cost of mesh's XDP program per packet, as a multiple of a bare XDP_TX
     Packet {
-        /// Only what has this in its name, and no report: for work on the program
+        /// Only cases with this in their names, and no report: for work on the program
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
-    /// What remembering a flow takes of the kernel's memory; part of `packet` too
+    /// Measure the kernel memory of a flow; also part of `packet`
     Memory,
-    /// What clients get through mesh and through others: connections and requests a second, bulk
+    /// Measure what clients get through mesh and through others: connections and requests per
+    /// second, bulk
     Peers {
-        /// Only these ways, by the names that the report has, and no report: for work on one of
-        /// them
+        /// Only these ways, by their names in the report, and no report: for work on one of them
         #[arg(long, value_name = "WAY,WAY", value_delimiter = ',')]
         only: Vec<String>,
     },
-    /// What a service takes to be there, and to be scaled up, on mesh and on a real Swarm
+    /// Measure how long it takes to create and scale a service, on mesh and on a real Swarm
     Services,
 }
 
 /// Measures, and writes `BENCHMARKS.md`.
 ///
 /// # Errors
-/// Without root, and when something to be measured can't be set up or does not do its work.
+/// We aren't root, or a measured system can't be set up or doesn't work.
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "benchmarks need root: they make network namespaces");
     match &args.subject {
@@ -74,10 +74,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
-/// A quick look at everything, for a test that it runs.
+/// Checks quickly that everything runs, for a test.
 ///
 /// # Errors
-/// As [`run`].
+/// As for [`run`].
 pub fn quick() -> Result<()> {
     packet::run(true, None)?;
     memory::run(true)?;

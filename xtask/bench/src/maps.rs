@@ -1,4 +1,4 @@
-//! Writing the maps of loaded programs.
+//! Writes the maps of loaded programs.
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, HashMap, PerCpuArray, PerCpuValues};
@@ -18,7 +18,7 @@ pub(super) fn set<V: Pod>(
     Ok(())
 }
 
-/// Writes element 0 of an array that has one for each CPU: what `value` makes of the CPU's number.
+/// Writes element 0 of a per-CPU array: `value` of each CPU's number.
 pub(super) fn set_per_cpu<V: Pod>(
     object: &mut Ebpf,
     map: &'static str,
@@ -46,7 +46,7 @@ pub(super) fn insert<K: Pod, V: Pod>(
     Ok(())
 }
 
-/// Number of a network device of this thread's namespace.
+/// The index of a network device in this thread's namespace.
 pub(super) fn ifindex(device: &str) -> Result<u32> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .context("open a socket")?;

@@ -1,8 +1,8 @@
-//! What remembering a flow costs: the kernel's own figure for each flow table, by the entries that
-//! it has room for.
+//! Measures the memory of a flow: the kernel's own figure for each flow table, divided by the
+//! table's size.
 //!
-//! The tables take their memory when they are made, so the figure holds whether they are full or
-//! not, and no load is needed.
+//! The tables allocate their memory when they are made, so the figure holds whether they are full
+//! or not, and no load is needed.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,18 +16,18 @@ use mesh_ebpf::flow_table::{cell_count, homes_for, room_of};
 
 use super::{objects, report};
 
-/// Entries of established and half-open tables: the defaults, and the size that is asked for most.
+/// The sizes of the established and half-open tables: the defaults, and the largest that is usual.
 const SIZES: [(u32, u32); 2] =
     [(names::ESTABLISHED_MAX, names::HALF_OPEN_MAX), (1_000_000, names::HALF_OPEN_MAX)];
 
-/// The tables, and who needs them.
+/// The tables, with the nodes that need them.
 const TABLES: [(&str, &str); 3] = [
     (names::FLOWS, "ingress node"),
     (names::NAT_ESTABLISHED, "the task's node"),
     (names::NAT_HALF_OPEN, "the task's node"),
 ];
 
-/// One table as the kernel made it.
+/// The memory of one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Taken {
     table: &'static str,
@@ -36,7 +36,7 @@ struct Taken {
     bytes: u64,
 }
 
-/// Measures, shows it, and writes the report unless it is only `quick`.
+/// Measures, prints, and writes the report unless `quick`.
 pub(super) fn run(quick: bool) -> Result<()> {
     let programs = objects::compile()?.programs;
     let mut taken = Vec::new();
@@ -68,7 +68,7 @@ fn measure(programs: &[u8], established: u32, half_open: u32) -> Result<Vec<Take
     TABLES.into_iter().map(one).collect()
 }
 
-/// Bytes that the kernel has taken for a map, as it tells of the descriptor.
+/// The bytes that the kernel has allocated for a map, from the descriptor's fdinfo.
 fn memory(map: &MapData) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_figure_is_read_and_divided() {
+    fn the_kernels_figure_is_parsed_and_divided() {
         let fdinfo = "pos:\t0\nmap_type:\t9\nmax_entries:\t1000\nmemlock:\t128000\nmap_id:\t7\n";
         assert_eq!(memlock(fdinfo), Some(128_000));
         assert_eq!(memlock("pos:\t0\n"), None);

@@ -1,5 +1,5 @@
-//! The kernel programs, compiled as the agent's build script does it, and what measurements need
-//! beside them.
+//! The kernel programs, compiled as by the agent's build script, and the programs that measurements
+//! need beside them.
 
 #[path = "../../../mesh-ebpf/compile.rs"]
 mod compile;
@@ -15,9 +15,9 @@ use mesh_checkout::workspace;
 pub(super) struct Objects {
     /// The data plane.
     pub(super) programs: Vec<u8>,
-    /// Source of frames, bare XDP_TX, sink.
+    /// The source of frames, the bare XDP_TX, and the sink.
     pub(super) generator: Vec<u8>,
-    /// XDP that passes everything.
+    /// An XDP program that passes everything.
     pub(super) pass: Vec<u8>,
 }
 

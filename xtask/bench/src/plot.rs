@@ -1,19 +1,19 @@
-//! Bars as SVG.
+//! Draws bar charts as SVG.
 
 use std::fmt::Write as _;
 
 /// One bar.
 #[derive(Debug, Clone)]
 pub(super) struct Bar {
-    /// What it shows.
+    /// The label.
     pub(super) label: String,
-    /// How long it is.
+    /// The value.
     pub(super) value: f64,
     /// The smallest value seen.
     pub(super) least: f64,
     /// The largest value seen.
     pub(super) most: f64,
-    /// What was asked for.
+    /// The target.
     pub(super) target: Option<f64>,
 }
 
@@ -23,7 +23,7 @@ const RIGHT: f64 = 60.0;
 const TOP: f64 = 46.0;
 const ROW: f64 = 24.0;
 
-/// Horizontal bars from 0 on; a line over each for the spread, an upright mark for its target.
+/// Horizontal bars from 0 on, each with a line for the spread and a mark for the target.
 pub(super) fn bars(title: &str, bars: &[Bar]) -> String {
     let most = bars.iter().flat_map(|bar| [bar.most, bar.target.unwrap_or(0.0)]).fold(1.0, f64::max);
     let x = |value: f64| LABELS + value / most * (WIDTH - LABELS - RIGHT);

@@ -1,4 +1,4 @@
-//! `BENCHMARKS.md`: a section for each subject, written by its own run, the others kept.
+//! `BENCHMARKS.md`: each subject's run writes its own section and keeps the others.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,7 +13,7 @@ const INTRODUCTION: &str = "# Benchmarks\n\n\
     Written by `cargo xtask bench packet`, `memory`, `peers` and `services`; run them again for figures of your own. Ratios are what \
     counts: they are taken within one round, absolute figures are this machine's.\n";
 
-/// Puts `body` in the place of the section called `name`, and the plots beside.
+/// Replaces the section `name` by `body`, and writes the plots.
 pub(super) fn write(name: &str, body: &str, plots: &[(&str, String)]) -> Result<()> {
     let path = workspace::root().join("BENCHMARKS.md");
     let before = match fs::read_to_string(&path) {
@@ -36,7 +36,7 @@ fn plots_directory() -> PathBuf {
     workspace::root().join("xtask/bench/plots")
 }
 
-/// `text` with another section of this name, at the end if it had none.
+/// `text` with the section of this name replaced, or added at the end.
 fn replaced(text: &str, name: &str, body: &str) -> String {
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
     let section = format!("{begin}{body}{end}");
@@ -48,7 +48,7 @@ fn replaced(text: &str, name: &str, body: &str) -> String {
     }
 }
 
-/// Where and when.
+/// The machine and the date.
 fn machine() -> Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let models: Vec<&str> = cpuinfo
@@ -72,6 +72,6 @@ mod tests {
         assert!(changed.starts_with("# Intro\n"), "the introduction stays: {changed}");
         assert!(changed.contains("new\n") && !changed.contains("one\n"), "replaced: {changed}");
         assert!(changed.contains("two\n"), "the other section stays: {changed}");
-        assert_eq!(replaced(&changed, "a", "new\n"), changed, "once more changes nothing");
+        assert_eq!(replaced(&changed, "a", "new\n"), changed, "a second replacement changes the text");
     }
 }

@@ -1,5 +1,5 @@
-//! What a service takes to be there: mesh against a real Swarm on the same kind of engines, in
-//! turns.
+//! Measures how long it takes to create and scale a service: mesh against a real Swarm on the same
+//! kind of engines, in turns.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -11,27 +11,26 @@ use super::report;
 use super::samples::Samples;
 
 const ROUNDS: usize = 5;
-/// Tasks of the service that is scaled up.
+/// The number of tasks to scale up to.
 const MANY: usize = 60;
 const FEW: usize = 6;
 
-/// What is measured, in the order of the table: what it is called, and the most that is asked for,
-/// as a multiple of Swarm's time.
+/// The measures in the order of the table: their names, and the targets as multiples of Swarm's
+/// time.
 const MEASURES: [(&str, Option<f64>); 4] = [
     ("create, until its one task runs", Some(0.8)),
     ("scale up, until all tasks run", Some(1.0)),
     ("create without a published port", None),
     ("scale up without a published port", None),
 ];
-/// What is run: a server that listens at once, and something that never does.
+/// The services: a server that listens at once, and a command without a port.
 const SERVER: &str = "--publish 8080:80 busybox httpd -f -p 80";
 const SLEEPER: &str = "busybox sleep 100000";
 
-/// Seconds of each measure in one round.
+/// The seconds of each measure in one round.
 type Seen = [f64; MEASURES.len()];
 
-/// Measures both clusters, shows what came out, and writes the report unless it was only a quick
-/// look.
+/// Measures both clusters, prints the results, and writes the report unless `quick`.
 pub(super) fn run(quick: bool) -> Result<()> {
     let (rounds, many) = if quick { (1, FEW) } else { (ROUNDS, MANY) };
     let both = contenders()?;
@@ -58,7 +57,7 @@ fn measure(cluster: &Contender, many: usize) -> Result<Seen> {
 
 /// Seconds until a service runs, and until `many` of its tasks do.
 fn grow(cluster: &Contender, what: &str, many: usize) -> Result<[f64; 2]> {
-    // What Docker's CLI itself waits beyond that is the same for both.
+    // Docker's CLI would wait for some time longer on both alike, so it is run with `--detach`.
     let begun = Instant::now();
     cluster.run(&format!("docker service create --detach --name web --stop-signal KILL {what}"))?;
     cluster.wait_running("web", 1)?;

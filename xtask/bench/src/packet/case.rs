@@ -1,40 +1,40 @@
-//! What is measured: traffic, and how much the tables hold meanwhile.
+//! The measured cases: traffic, and the size of the tables.
 
 use mesh_ebpf::flow_table::homes_for;
 
-/// One thing to measure.
+/// A case.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case {
-    /// What it is called in tables and plots.
+    /// The name in tables and plots.
     pub(super) name: &'static str,
     /// The packets.
     pub(super) kind: CaseKind,
-    /// Flows, or for packets that begin or confirm one, how many of them.
+    /// The number of flows or, for packets that begin or confirm a flow, of packets.
     pub(super) flows: u32,
     /// Published ports in the tables.
     pub(super) services: u32,
-    /// Whether the traffic is spread over all of them, or is for one.
+    /// Whether the traffic is spread over all of them, or goes to one.
     pub(super) is_spread: bool,
     /// Backends of each published port.
     pub(super) backends: u32,
-    /// CPUs that packets come in by at once, each with flows of its own.
+    /// The number of CPUs that receive packets, each with flows of its own.
     pub(super) cpus: u32,
-    /// The most that it may cost, as a multiple of a bare XDP_TX.
+    /// The target: the highest cost as a multiple of a bare XDP_TX.
     pub(super) target: Option<f64>,
 }
 
 /// The packets of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CaseKind {
-    /// Packets of connections that are established.
+    /// Packets of established connections.
     Hit,
     /// SYNs of new connections, with room in the table.
     Syn,
-    /// SYNs of new connections, each of which drives another out of a full table.
+    /// SYNs of new connections, each of which evicts another one from a full table.
     Crowd,
-    /// The same under the guard, which remembers few of them.
+    /// The same with the SYN guard, which remembers few of them.
     Flood,
-    /// The packets by which clients confirm their connections.
+    /// The packets by which clients confirm their connections (first ACK).
     FirstAck,
 }
 
@@ -63,8 +63,8 @@ impl Case {
         Self { backends, ..self }
     }
 
-    /// Homes of the table of flows: as the agent makes it for a quarter more flows than there are,
-    /// or, to be full, for fewer.
+    /// The size of the flow table: as the agent would make it for a quarter more flows than there
+    /// are or, for a full table, for fewer.
     pub(super) const fn homes(&self) -> u32 {
         match self.kind {
             CaseKind::Crowd | CaseKind::Flood => self.flows,
@@ -72,7 +72,7 @@ impl Case {
         }
     }
 
-    /// Less of everything, for a look at whether it works.
+    /// A smaller case, to check only that it runs.
     pub(super) fn quick(self) -> Self {
         Self {
             flows: self.flows.min(2000),
@@ -83,10 +83,10 @@ impl Case {
     }
 }
 
-/// Flows wherever their number is not what is varied.
+/// The number of flows where it is not varied.
 const FLOWS: u32 = 100_000;
 
-/// Flows of a table that is full.
+/// The number of flows of a full table.
 const FULL: u32 = 65_536;
 
 const HIT: &str = "flow hit, 100 k flows";
@@ -98,18 +98,18 @@ const SYN_ON_TWO: &str = "SYN of a new flow, two CPUs";
 const CROWD_ON_TWO: &str = "SYN into a full table, remembered, two CPUs";
 const FLOOD_ON_TWO: &str = "flood: SYN into a full table, guarded, two CPUs";
 
-/// What a case costs against another of the same round.
+/// The cost of a case relative to another of the same round.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Relation {
     /// The case's name.
     pub(super) case: &'static str,
-    /// The other's.
+    /// The other case's name.
     pub(super) other: &'static str,
-    /// The most that it may cost, as a multiple.
+    /// The highest ratio.
     pub(super) target: Option<f64>,
 }
 
-/// Costs that are held against each other.
+/// The pairs of cases that are compared.
 pub(super) const RELATIONS: [Relation; 5] = [
     Relation { case: FLOOD, other: CROWD, target: Some(0.5) },
     Relation { case: FLOOD_ON_TWO, other: CROWD_ON_TWO, target: Some(0.5) },
@@ -118,7 +118,7 @@ pub(super) const RELATIONS: [Relation; 5] = [
     Relation { case: FLOOD_ON_TWO, other: FLOOD, target: None },
 ];
 
-/// Everything that is measured.
+/// All cases.
 pub(super) const ALL: [Case; 23] = [
     case("flow hit, 1 k flows", CaseKind::Hit, 1000).at_most(3.3),
     case(HIT, CaseKind::Hit, FLOWS).at_most(5.6),
@@ -145,7 +145,7 @@ pub(super) const ALL: [Case; 23] = [
     case("SYN, 5 000 backends", CaseKind::Syn, FLOWS).backends(5000),
 ];
 
-/// Cases that must cost alike: the later ones within a tenth of the first.
+/// Cases with equal costs: the later ones must be within a tenth of the first.
 pub(super) const FLAT: [&[&str]; 4] = [
     &["hit, one of 1 service", "hit, one of 1 000 services", "hit, one of 10 000 services"],
     &["SYN, one of 1 service", "SYN, one of 1 000 services", "SYN, one of 10 000 services"],

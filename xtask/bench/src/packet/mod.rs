@@ -1,12 +1,12 @@
-//! What mesh's XDP program costs a packet: the ingress path with everything on, tunnel headers and
-//! counters included.
+//! Measures the cost of mesh's XDP program per packet: the ingress path with everything on, tunnel
+//! headers and counters included.
 //!
-//! Live frames from one end of a veth pair meet the attached program at the other; the kernel
-//! counts its run time. Every case stands beside a bare XDP_TX that was measured right before it,
-//! with tables made anew in each round, and beside one that looks at a line of memory for each
-//! flow: less than that no program costs that remembers flows.
+//! Frames from one end of a veth pair meet the attached program at the other; the kernel counts its
+//! run time. Every case is compared with a bare XDP_TX that was measured right before it, with new
+//! tables in each round, and with an XDP_TX that reads a line of memory for each flow: no program
+//! that remembers flows can cost less.
 //!
-//! Invariant: a case counts only if the program forwarded what it was given.
+//! Invariant: a case counts only if the program forwarded every frame.
 
 mod case;
 mod outcome;
@@ -28,18 +28,18 @@ use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
 use super::objects::{self, Objects};
 use super::{leftovers, report};
 
-/// Rounds of a measured run; odd, so that a median was seen.
+/// Rounds of a measured run; odd, so that the median is a sample.
 const ROUNDS: u32 = 7;
-/// Frames that are measured of a case that can have as many as it likes.
+/// Measured frames of a case without a limit of its own.
 const FRAMES: u32 = 300_000;
-/// SYNs a second that are remembered in a flood: so few that hardly any of those measured is,
+/// SYNs per second that the guard remembers in a flood: so few that hardly any measured one is,
 /// however slow the machine.
 const GUARD_RATE: u32 = 1000;
-/// Frames before those that are measured, where each is of a new flow.
+/// Frames before the measured ones, where each is of a new flow.
 const WARM_UP: u32 = 4096;
 
-/// Measures all cases, or those that have `only` in their names, and shows them; writes the report
-/// if it was a whole run.
+/// Measures all cases, or those with `only` in their names, and prints the results; writes the
+/// report after a full run.
 pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let begun = Instant::now();
     let objects = objects::compile()?;
@@ -70,7 +70,7 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
     let mut rig = Rig::new(objects, cpus)?;
     for round in 1..=rounds {
         let begun = Instant::now();
-        // Alternating, so that what a case leaves in caches falls on another one the next time.
+        // The order alternates, so that another case is affected by what a case leaves in caches.
         let order: Vec<usize> =
             if round % 2 == 1 { (0..cases.len()).collect() } else { (0..cases.len()).rev().collect() };
         for index in order {
@@ -87,7 +87,7 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// One case, over tables of its own.
+/// Measures one case, with tables of its own.
 fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result<rig::Runs> {
     let mut object = tables::load(&objects.programs, case)?;
     tables::fill(&mut object, case, rig.node_ifindex)?;
@@ -95,7 +95,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
     let (syn, ack) = (recipe(case, Flags::SYN), recipe(case, Flags::ACK));
     let (measured, first, count) = match case.kind {
         CaseKind::Hit => {
-            // Twice: a frame that was lost on the way would leave a flow out.
+            // Each is sent twice: a frame that was lost would leave a flow out.
             for step in [&syn, &syn, &ack, &ack] {
                 rig.send(step, 0, case.flows)?;
             }
@@ -113,7 +113,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
         CaseKind::Flood => {
             let before = 3 * case.flows;
             rig.send(&syn, 0, before)?;
-            // The table is full; now the guard begins, and what it lets pass at once is used up.
+            // The table is full: the guard is switched on now, and its burst is used up.
             tables::configure(&mut object, GUARD_RATE)?;
             rig.send(&syn, u64::from(before), WARM_UP)?;
             (syn, u64::from(before + WARM_UP), frames)
@@ -136,7 +136,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
     Ok(runs)
 }
 
-/// The case's packets, with these flags.
+/// The case's packets, with these TCP flags.
 fn recipe(case: &Case, flags: u8) -> Recipe {
     let is_new = matches!(case.kind, CaseKind::Syn | CaseKind::Crowd | CaseKind::Flood | CaseKind::FirstAck);
     Recipe {
@@ -153,14 +153,14 @@ fn recipe(case: &Case, flags: u8) -> Recipe {
     }
 }
 
-/// A step without a common factor with `flows`, a number of the form 2^a·5^b, that leads far away.
+/// A step without a common factor with `flows`, a number of the form 2^a·5^b, that jumps far.
 fn stride(flows: u32) -> u32 {
     let far = (flows / 8 * 5) | 1;
     if far.is_multiple_of(5) { far + 2 } else { far }
 }
 
-/// The CPUs that may be used, the last one first: the kernel's own work is on the first ones as a
-/// rule.
+/// The CPUs that this process may use, the last one first: the kernel's own work usually runs on
+/// the first ones.
 fn cpus() -> Result<Vec<usize>> {
     let allowed = rustix::thread::sched_getaffinity(None).context("ask for the CPUs of this thread")?;
     let cpus: Vec<usize> =

@@ -1,4 +1,4 @@
-//! What the cases came to, for people: a table, a plot, a verdict on each target.
+//! The results of the cases: a table, a plot, and whether each target is met.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use super::case::{Case, FLAT, RELATIONS, Relation};
 use crate::plot::{self, Bar};
 use crate::samples::Samples;
 
-/// How far costs that must be alike may lie apart.
+/// How far costs that must be equal may differ.
 const TOLERANCE: f64 = 0.10;
 
-/// A case, and what its rounds saw.
+/// A case with the samples of its rounds.
 #[derive(Debug)]
 pub(super) struct Outcome {
     case: Case,
@@ -18,12 +18,12 @@ pub(super) struct Outcome {
     one_line_ratio: Samples,
     cost_ns: Samples,
     ratio: Samples,
-    /// Nanoseconds of the case and of the one with a line of memory, round after round.
+    /// The nanoseconds of the case and of the one-line program, round by round.
     rounds: Vec<(f64, f64)>,
 }
 
 impl Outcome {
-    /// Nothing seen yet.
+    /// A case without samples.
     pub(super) fn of(case: Case) -> Self {
         Self {
             case,
@@ -36,8 +36,7 @@ impl Outcome {
         }
     }
 
-    /// Adds a round: nanoseconds of the bare XDP_TX, of the one with a line of memory, and of the
-    /// case.
+    /// Adds a round: the nanoseconds of the bare XDP_TX, of the one-line program, and of the case.
     pub(super) fn add(&mut self, baseline_ns: f64, one_line_ns: f64, cost_ns: f64) {
         self.baseline_ns.push(baseline_ns);
         self.one_line_ns.push(one_line_ns);
@@ -55,7 +54,7 @@ impl Outcome {
     }
 }
 
-/// A table in Markdown, and what it says about costs that must be alike.
+/// The table in Markdown, with the comparison of costs that must be equal.
 pub(super) fn text(outcomes: &[Outcome]) -> String {
     let mut text = String::from(
         "| packets | ns | bare XDP_TX, ns | with one line, ns | its ratio | ratio | of all rounds | target |\n\
@@ -88,7 +87,7 @@ pub(super) fn text(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// What one case costs against another, and what the look at a line of memory alone does, round by
+/// The cost of one case relative to another, and the same ratio of the one-line program, round by
 /// round.
 fn related(outcomes: &[Outcome], relation: &Relation) -> String {
     let rounds = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| &o.rounds);
@@ -115,7 +114,7 @@ fn related(outcomes: &[Outcome], relation: &Relation) -> String {
     )
 }
 
-/// Whether the cases of these names cost alike.
+/// Whether the cases of these names have equal costs.
 fn flatness(outcomes: &[Outcome], names: &[&str]) -> String {
     let ratio = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| o.ratio.median());
     let first = names.first().and_then(|name| ratio(name));

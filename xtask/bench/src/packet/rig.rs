@@ -1,7 +1,8 @@
-//! A veth pair in a namespace of its own: frames are made at one end, the program that is measured
-//! runs at the other.
+//! A veth pair in a namespace of its own: one end sends frames, the measured program runs at the
+//! other.
 //!
-//! The generating end runs a sink, without which the kernel would not take what comes back.
+//! The sending end runs a sink, without which the kernel would not accept the frames that come
+//! back.
 
 use std::thread;
 
@@ -15,43 +16,44 @@ use mesh_lab::netns::Netns;
 use crate::maps::{ifindex, set_per_cpu};
 use crate::objects::Objects;
 
-/// Frames that the kernel makes before it lets the other end work.
+/// Frames that the kernel sends in one batch.
 const BATCH: u32 = 64;
-/// CPUs that may send at once: the pair has a queue for each, served by the CPU that fills it.
+/// The most CPUs that can send at a time: the pair has a queue for each, served by the CPU that
+/// fills it.
 const QUEUES: &str = "2";
-/// How far apart the numbers of two CPUs' flows are where every frame begins another.
+/// The distance between the flow numbers of two CPUs if every frame begins a new flow.
 const NEW_FLOWS: u32 = 1 << 28;
-/// The end that makes frames.
+/// The end that sends frames.
 const SOURCE: &str = "source";
 /// The end where programs are measured.
 const NODE: &str = "node";
-/// The bare XDP_TX.
+/// The bare XDP_TX program.
 pub(super) const BARE: &str = "bench_bounce";
-/// The same, which looks at one line of memory.
+/// The same, with a read of one line of memory.
 pub(super) const ONE_LINE: &str = "bench_line";
-/// MACs of both ends.
+/// The MAC addresses of both ends.
 pub(super) const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// The pair, and the source of frames. Must be used on a thread that stands in `netns`.
+/// The pair with the source of frames. Must be used on a thread inside `netns`.
 pub(super) struct Rig {
     generator: Ebpf,
     source_ifindex: u32,
-    /// The CPUs that there are, and how many of them send.
+    /// The usable CPUs, and how many of them send.
     cpus: Vec<usize>,
     used: usize,
     /// ifindex of the end where programs are measured.
     pub(super) node_ifindex: u32,
-    /// The kernel counts run time as long as this is open.
+    /// The kernel counts run time while this is open.
     _stats: std::os::fd::OwnedFd,
 }
 
-/// What a program did.
+/// The runs of a program.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Runs {
-    /// How often it ran.
+    /// The number of runs.
     pub(super) count: u64,
-    /// Nanoseconds a run.
+    /// The mean duration of a run, nanoseconds.
     pub(super) mean_ns: f64,
 }
 
@@ -64,14 +66,14 @@ pub(super) fn plug(netns: &Netns) -> Result<()> {
     let node = ["type", "veth", "peer", "name", NODE, "address", &node_mac];
     netns.ip(&[&source[..], &queues, &node, &queues].concat())?;
     for end in [SOURCE, NODE] {
-        // Nothing but our frames: no neighbour discovery.
+        // No neighbour discovery, so that only our frames are on the link.
         netns.ip(&["link", "set", end, "addrgenmode", "none", "up"])?;
     }
     Ok(())
 }
 
 impl Rig {
-    /// Loads the source of frames, and puts the sink in place.
+    /// Loads the source of frames, and attaches the sink.
     pub(super) fn new(objects: &Objects, cpus: Vec<usize>) -> Result<Self> {
         let mut generator = Ebpf::load(&objects.generator).context("load the source of frames")?;
         xdp(&mut generator, "bench_generate")?.load().context("load bench_generate")?;
@@ -92,13 +94,13 @@ impl Rig {
         })
     }
 
-    /// Has so many CPUs send from now on.
+    /// Sets how many CPUs send from now on.
     pub(super) fn use_cpus(&mut self, count: u32) {
         self.used = (count as usize).min(self.cpus.len());
     }
 
-    /// Sends so many frames by the recipe, a share of them from each CPU, each beginning with
-    /// number `first` of flows of its own.
+    /// Sends `frames` frames by the recipe, an equal share from each CPU, each CPU with flows of
+    /// its own from number `first` on.
     pub(super) fn send(&mut self, recipe: &Recipe, first: u64, frames: u32) -> Result<()> {
         let (cpus, used) = (self.cpus[..self.used].to_vec(), u32::try_from(self.used)?);
         let (flows, ifindex) = (recipe.flows / used, self.source_ifindex);
@@ -115,8 +117,7 @@ impl Rig {
             .context("no program bench_generate in the object")?
             .try_into()
             .context("bench_generate as an XDP program")?;
-        // A thread of its own stands in the namespace of the one that starts it, and keeps to its
-        // CPU.
+        // A new thread inherits the namespace of its parent, and stays on its CPU.
         thread::scope(|scope| {
             let senders: Vec<_> =
                 cpus.iter().map(|cpu| scope.spawn(|| send_from(*cpu, program, frames / used))).collect();
@@ -130,10 +131,9 @@ impl Rig {
         })
     }
 
-    /// What one of the programs that others are held against costs.
+    /// Measures one of the reference programs.
     pub(super) fn baseline(&mut self, program: &str, recipe: &Recipe, frames: u32) -> Result<Runs> {
-        // Beyond its table the program would drop the frame, which is cheaper than what is
-        // measured.
+        // A frame beyond its table would be dropped, which costs less than what is measured.
         ensure!(recipe.lines <= LINES_MAX, "{} lines, of {LINES_MAX} at most", recipe.lines);
         let baseline = xdp(&mut self.generator, program)?;
         let link = baseline.attach(NODE, XdpMode::Driver).with_context(|| format!("attach {program}"))?;
@@ -146,7 +146,7 @@ impl Rig {
         Ok(runs)
     }
 
-    /// What `program` of `object`, attached already, does with so many frames.
+    /// Measures `program` of `object`, which must be attached, with `frames` frames.
     pub(super) fn measure(
         &mut self,
         object: &mut Ebpf,
@@ -161,8 +161,8 @@ impl Rig {
     }
 }
 
-/// Loads `program` of `object` and attaches it where programs are measured. It goes with the
-/// object.
+/// Loads `program` of `object` and attaches it at the measured end. Dropping the object detaches
+/// it.
 pub(super) fn attach(object: &mut Ebpf, program: &str) -> Result<()> {
     let xdp = xdp(object, program)?;
     xdp.load().with_context(|| format!("load {program}"))?;
@@ -170,8 +170,8 @@ pub(super) fn attach(object: &mut Ebpf, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has the program make so many frames on this CPU, where the kernel runs the other end's program,
-/// too.
+/// Runs the program for `frames` frames on this CPU, where the kernel also runs the other end's
+/// program.
 fn send_from(cpu: usize, generate: &Xdp, frames: u32) -> Result<()> {
     let mut one = rustix::thread::CpuSet::new();
     one.set(cpu);

@@ -1,4 +1,4 @@
-//! The maps of the measured program, filled as the agent would.
+//! Fills the maps of the measured program as the agent would.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -17,19 +17,19 @@ use super::case::Case;
 use super::rig::{NODE_MAC, SOURCE_MAC};
 use crate::maps::{insert, set};
 
-/// The node's address, and the first published port.
+/// The node's address.
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 pub(super) const FIRST_PORT: u16 = 20_000;
-/// Nodes that backends are on.
+/// The number of nodes that backends are on.
 const NODES: u32 = 8;
-/// MTU of the end where the program is measured, less the tunnel's headers.
+/// The MTU of the measured end, less the tunnel's headers.
 const TUNNEL_MTU: u32 = 1450;
-/// The secret of the table of flows, the same in each round.
+/// The secret of the flow table's hash, the same in each round.
 const SEED: u64 = 0x9e6c_63d0_76cc_4f13;
-/// How long the kernel may take to have room for one.
+/// How long the kernel may take until it has memory for a histogram.
 const HISTOGRAM_LIMIT: Duration = Duration::from_secs(5);
 
-/// The object, with a table of flows as large as the case wants it.
+/// Loads the object, with the flow table's size from the case.
 pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     let homes = case.homes();
@@ -43,7 +43,7 @@ pub(super) fn load(programs: &[u8], case: &Case) -> Result<Ebpf> {
     loader.load(programs).context("load the data plane's maps")
 }
 
-/// Services, backends and nodes of the case.
+/// Writes the services, backends and nodes of the case.
 pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
     configure(object, 0)?;
     insert(object, names::ADDRESSES, [(Address::from(ADDRESS), 0_u32)])?;
@@ -67,7 +67,7 @@ pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
     make_histograms(object, case.services)
 }
 
-/// The node, whose CPUs remember so many SYNs a second; 0: all.
+/// Writes the node's configuration; each CPU remembers `syn_guard_rate` SYNs per second, 0: all.
 pub(super) fn configure(object: &mut Ebpf, syn_guard_rate: u32) -> Result<()> {
     let config = Config {
         address: ADDRESS.into(),
@@ -80,7 +80,7 @@ pub(super) fn configure(object: &mut Ebpf, syn_guard_rate: u32) -> Result<()> {
     set(object, names::CONFIG, [(0, config)])
 }
 
-/// The histograms of published ports, which the program finds only if they are there.
+/// Makes the histograms of published ports, which the program updates only if they exist.
 fn make_histograms(object: &mut Ebpf, services: u32) -> Result<()> {
     let map = object.map_mut(names::DURATIONS).context("histograms of published ports")?;
     let mut histograms: PerCpuHashMap<_, u32, Histogram> = PerCpuHashMap::try_from(map)?;
@@ -91,8 +91,7 @@ fn make_histograms(object: &mut Ebpf, services: u32) -> Result<()> {
                 let zeros = PerCpuValues::try_from(vec![Histogram::default(); cpus])?;
                 histograms.insert(timed.key(index), zeros, 0).context("make a histogram")
             };
-            // The kernel's stock of per-CPU entries is small, and filled up behind the one who
-            // asks.
+            // The kernel has few spare per-CPU entries, and refills them asynchronously.
             eventually("a histogram", HISTOGRAM_LIMIT, make)?;
         }
     }

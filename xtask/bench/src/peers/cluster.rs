@@ -1,7 +1,7 @@
-//! A client, two nodes and their tasks, each in a namespace of its own, with one bridge between
+//! A client, two nodes and their tasks, each in a namespace of its own, with a bridge between
 //! client and nodes.
 //!
-//! Every way through has a cluster of its own, all of them up at the same time, so that rounds can
+//! Every way has a cluster of its own, all of them up at the same time, so that rounds can
 //! alternate. Nodes are as an engine leaves them: forwarding is on, and the tasks' own connections
 //! are masqueraded, which switches connection tracking on.
 
@@ -17,12 +17,12 @@ use mesh_lab::netns::Netns;
 
 use super::load::{FIRST_CPU, last_cpu};
 
-/// The client's address. Nodes and tasks have numbers, 1 and 2.
+/// The client's address. Nodes and tasks have the numbers 1 and 2.
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
-/// MTU of tasks that are reached through a tunnel.
+/// The MTU of tasks that are reached through a tunnel.
 pub(super) const TUNNEL_MTU: u16 = 1450;
 
-/// The namespaces, and what runs in them. All of it goes when this is dropped.
+/// The namespaces, and the processes in them. Dropping it removes both.
 pub(super) struct Cluster {
     pub(super) bridge: Netns,
     pub(super) client: Netns,
@@ -31,28 +31,28 @@ pub(super) struct Cluster {
     processes: Vec<Child>,
 }
 
-/// Address of the node with this number.
+/// The address of the node with this number.
 pub(super) fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 99, 0, 10 + number)
 }
 
-/// Address of the task on the node with this number.
+/// The address of the task on the node with this number.
 pub(super) fn task_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 128, number, 2)
 }
 
-/// MAC of the node with this number.
+/// The MAC address of the node with this number.
 pub(super) fn node_mac(number: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, number]
 }
 
-/// MAC of the task on the node with this number.
+/// The MAC address of the task on the node with this number.
 pub(super) fn task_mac(number: u8) -> [u8; 6] {
     [2, 0, 0, 0, 2, number]
 }
 
 impl Cluster {
-    /// Makes namespaces and wires, with a server in both tasks.
+    /// Makes the namespaces and links, with a server in both tasks.
     pub(super) fn new(prefix: &str, task_mtu: u16, load: &Path) -> Result<Self> {
         let named = |what: &str| Netns::named(format!("{prefix}-{what}"));
         let mut cluster = Self {
@@ -71,7 +71,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The node with this number.
+    /// The namespace of the node with this number.
     pub(super) fn node(&self, number: u8) -> &Netns {
         &self.nodes[usize::from(number) - 1]
     }
@@ -85,12 +85,12 @@ impl Cluster {
             netns.add()?;
             for (key, value) in [
                 ("net.ipv4.ip_local_port_range", "1024 65535"),
-                // A client of 20 000 connections a second runs out of ports otherwise.
+                // Otherwise a client of 20 000 connections per second runs out of ports.
                 ("net.ipv4.tcp_tw_reuse", "1"),
                 ("net.core.somaxconn", "8192"),
-                // The one that every kernel has and every namespace may use: without losses it is
-                // never in the way. A machine's own may pace by its idea of the bandwidth (bbr),
-                // and that idea would be measured.
+                // An algorithm that every kernel has and every namespace may use: without losses it
+                // never limits. A machine's default may pace by its estimate of the bandwidth
+                // (bbr), and that estimate would be measured.
                 ("net.ipv4.tcp_congestion_control", "reno"),
             ] {
                 netns.sysctl(key, value)?;
@@ -154,7 +154,7 @@ impl Cluster {
         })
     }
 
-    /// Does something while everything that was started here runs on [`FIRST_CPU`] only.
+    /// Runs `doing` while every process that was started here is confined to [`FIRST_CPU`].
     pub(super) fn on_first_cpu<T>(&self, doing: impl FnOnce() -> Result<T>) -> Result<T> {
         let confine = |cpus: &str| {
             self.processes.iter().try_for_each(|process| {
@@ -173,7 +173,7 @@ impl Cluster {
         self.start(&node, command, false)
     }
 
-    /// Starts a program; waits for its first line if it `greets`.
+    /// Starts a program; if `greets`, waits for its first line.
     fn start(&mut self, netns: &Netns, command: &[String], greets: bool) -> Result<()> {
         let [program, arguments @ ..] = command else { return Ok(()) };
         let mut child = netns.run(|| {
@@ -199,8 +199,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // With its children, such as nginx's workers. One that has ended by itself needs no
-            // more.
+            // With its children, such as nginx's workers. A program that has ended by itself needs
+            // no kill.
             if let Some(group) = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw) {
                 rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
             }
@@ -214,7 +214,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Connects `inside`, as `eth0`, to the bridge.
+/// Connects `inside` to the bridge, by a device `eth0`.
 fn plug(bridge: &Netns, port: &str, inside: &Netns, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
     Program::new("ip")
         .args(["link", "add", "eth0", "netns", inside.name(), "address", &dotted(mac), "type", "veth"])

@@ -1,4 +1,4 @@
-//! What clients are measured with, built by itself, and one measurement.
+//! Builds the measuring programs, and takes one measurement.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -11,21 +11,21 @@ use mesh_checkout::command::Program;
 use mesh_checkout::workspace;
 use mesh_lab::netns::Netns;
 
-/// Programs that a run needs beside xtask.
+/// The programs that a run needs beside xtask.
 #[derive(Debug)]
 pub(super) struct Binaries {
-    /// Server and clients.
+    /// The server and the clients.
     pub(super) load: PathBuf,
     /// mesh's userspace proxy alone.
     pub(super) proxy: PathBuf,
 }
 
-/// Builds them: optimised, unless it is only a `quick` look.
+/// Builds them: optimised, unless `quick`.
 pub(super) fn build(quick: bool) -> Result<Binaries> {
     let (profile, directory) = if quick { ("dev", "debug") } else { ("release", "release") };
     println!("peers: building bench-load and mesh's proxy ({profile})");
-    // With the features that the whole workspace has: cargo would build the dependencies once more
-    // for a package alone.
+    // With the features of the whole workspace: for one package alone, cargo would build the
+    // dependencies again.
     let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
     Program::cargo()
         .args(build)
@@ -36,7 +36,7 @@ pub(super) fn build(quick: bool) -> Result<Binaries> {
     Ok(Binaries { load: directory.join("bench-load"), proxy: directory.join("examples/bench_proxy") })
 }
 
-/// Where what is confined runs.
+/// The CPU for confined processes.
 pub(super) const FIRST_CPU: &str = "0";
 
 /// The CPU that is furthest from [`FIRST_CPU`].
@@ -44,38 +44,38 @@ pub(super) fn last_cpu() -> String {
     (thread::available_parallelism().map_or(1, usize::from) - 1).to_string()
 }
 
-/// Where the two ends of a measurement run.
+/// The CPUs of the two ends of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Where the scheduler puts them.
+    /// Chosen by the scheduler.
     Anywhere,
     /// Each on a CPU of its own.
     Apart,
-    /// Both on one.
+    /// The same CPU for both.
     Together,
 }
 
-/// What is measured.
+/// A metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Metric {
-    /// New connections a second, one request on each.
+    /// New connections per second, one request on each.
     New,
-    /// Requests a second over connections that stay open.
+    /// Requests per second over connections that stay open.
     KeepAlive,
     /// Gbit/s from the task to the client.
     Down,
     /// Gbit/s from the client to the task.
     Up,
-    /// Gbit/s from the task to the client with both on one CPU: what the way costs, without what
-    /// CPUs gain from each other.
+    /// Gbit/s from the task to the client with both on one CPU: the cost of the way, without the
+    /// gain from a second CPU.
     DownOneCpu,
 }
 
 impl Metric {
-    /// All of them.
+    /// All metrics.
     pub(super) const ALL: [Self; 5] = [Self::New, Self::KeepAlive, Self::Down, Self::Up, Self::DownOneCpu];
 
-    /// What it is called in tables and plots.
+    /// The name in tables and plots.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::New => "new connections/s",
@@ -86,9 +86,9 @@ impl Metric {
         }
     }
 
-    /// Where its ends run, if the kernel alone is between them. Without a word the scheduler would
-    /// put them on one CPU in one moment and on two in the next, a difference greater than that of
-    /// any two ways. Proxies need room for themselves.
+    /// The CPUs of the two ends. Without a setting the scheduler would put them on one CPU at one
+    /// moment and on two at the next, which makes a larger difference than any two ways have.
+    /// Proxies need CPUs for themselves.
     pub(super) const fn place(self, is_proxied: bool) -> Place {
         match self {
             Self::DownOneCpu => Place::Together,
@@ -114,12 +114,12 @@ impl Metric {
     }
 }
 
-/// What one measurement saw.
+/// The result of one measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
-    /// In the metric's unit.
+    /// The value, in the metric's unit.
     pub(super) value: f64,
-    /// 99 of 100 answers came within so many milliseconds; 0 for bulk.
+    /// The 99th percentile of the answers' times, milliseconds; 0 for bulk.
     pub(super) p99_ms: f64,
 }
 
@@ -132,7 +132,7 @@ struct Said {
     ms: f64,
 }
 
-/// Asks `destination` from `client`, which runs as `place` says, for `ms` milliseconds.
+/// Measures for `ms` milliseconds, from `client` to `destination`, on CPUs by `place`.
 pub(super) fn measure(
     binaries: &Binaries,
     client: &Netns,
@@ -152,13 +152,14 @@ pub(super) fn measure(
             .args(["--parallel", &metric.connections().to_string()])
             .output()
     })?;
-    let said: Said = serde_json::from_str(&said).context("understand bench-load")?;
+    let said: Said = serde_json::from_str(&said).context("parse the output of bench-load")?;
     let value = match metric {
         Metric::New | Metric::KeepAlive => said.answers / said.ms * 1e3,
         Metric::Down | Metric::Up | Metric::DownOneCpu => said.bytes * 8.0 / said.ms / 1e6,
     };
     ensure!(value > 0.0, "nothing came through ({} failed)", said.failed);
-    // Of thousands of connections one may lose a packet; more would be another measurement.
+    // Of thousands of connections one may lose a packet; more failures would make another
+    // measurement.
     let failed_max = said.answers / 1000.0 + 1.0;
     #[expect(clippy::cast_precision_loss, reason = "few fail")]
     let failed = said.failed as f64;

@@ -1,4 +1,4 @@
-//! mesh's programs on the nodes of a cluster, their maps filled as the agent would.
+//! Loads mesh's programs on the nodes of a cluster, and fills their maps as the agent would.
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, ProgramArray};
@@ -18,30 +18,29 @@ use crate::objects::Objects;
 const TUNNEL_PORT: u16 = 4799;
 const PUBLISHED: u16 = 80;
 
-/// How mesh carries the published port.
+/// How mesh serves the published port.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Carriage {
-    /// XDP on the uplinks, and TC behind it.
+    /// Whether XDP runs on the uplinks, with TC behind it.
     pub(super) has_xdp: bool,
-    /// How a service's packets get to remote tasks and back.
+    /// The service's mode.
     pub(super) mode: Mode,
     /// The node of the task that serves.
     pub(super) task_node: u8,
 }
 
-/// Programs on a node, and those that they continue in, which their array forgets when it is
-/// dropped.
+/// The programs on a node, and the tail-call targets, which their array loses when it is dropped.
 pub(super) struct Loaded {
     _programs: Ebpf,
     _edges: Option<ProgramArray<MapData>>,
 }
 
-/// Puts mesh on both nodes. The programs go with what this returns.
+/// Loads mesh on both nodes. Dropping the result removes the programs.
 pub(super) fn attach(cluster: &Cluster, objects: &Objects, carriage: Carriage) -> Result<Vec<Loaded>> {
     let mut loaded = Vec::new();
     if carriage.has_xdp {
-        // A veth takes what XDP sends only if it runs XDP itself, and must finish checksums on the
-        // way into XDP.
+        // A veth receives what XDP sends only if it runs XDP itself, and frames need valid
+        // checksums on the way into XDP.
         let programs = cluster.bridge.run(|| pass(objects))?;
         loaded.push(Loaded { _programs: programs, _edges: None });
     }
@@ -78,7 +77,7 @@ fn pass(objects: &Objects) -> Result<Ebpf> {
     Ok(object)
 }
 
-/// Loads, fills and attaches, on a thread that stands in the node's namespace.
+/// Loads, fills and attaches the programs, on a thread inside the node's namespace.
 fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
     let mut object = EbpfLoader::new().load(&objects.programs).context("load the data plane's maps")?;
     fill(&mut object, number, carriage)?;
@@ -101,7 +100,7 @@ fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
     Ok(Loaded { _programs: object, _edges: Some(edges) })
 }
 
-/// The programs that those of the hooks continue in.
+/// The tail-call targets of the hooks' programs.
 fn edges(object: &mut Ebpf) -> Result<ProgramArray<MapData>> {
     let map = object.take_map(names::EDGES).ok_or_else(|| anyhow!("no map {}", names::EDGES))?;
     let mut edges = ProgramArray::try_from(map).context(names::EDGES)?;

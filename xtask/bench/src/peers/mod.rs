@@ -1,5 +1,5 @@
-//! What clients get through mesh, and through others: new connections, requests over open ones,
-//! bulk.
+//! Measures what clients get through mesh and through other load balancers: new connections,
+//! requests over open ones, bulk.
 //!
 //! Every [`way`] has a [`cluster`] of its own; rounds take them in turn, forth and back, and all
 //! targets are ratios within one round.
@@ -25,13 +25,13 @@ const ROUNDS: usize = 7;
 /// How long each measurement lasts.
 const MEASURE_MS: u32 = 700;
 const QUICK_MS: u32 = 100;
-/// Attempts at one measurement.
+/// The most attempts at one measurement.
 const MEASUREMENTS: u32 = 3;
-/// How often a way is asked before it must work: programs and neighbours need a moment.
+/// How often a way is tried before it must work: programs and neighbour entries need a moment.
 const ATTEMPTS: u32 = 20;
 
-/// Measures all ways, or `only` those named; shows what came out, and writes the report unless that
-/// was not all.
+/// Measures all ways, or those named in `only`; prints the results, and writes the report if all
+/// were measured.
 pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let ways = chosen(only)?;
@@ -81,7 +81,7 @@ pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The ways with these names; all if there are none.
+/// The ways with these names; all ways if there are none.
 fn chosen(only: &[String]) -> Result<Vec<Way>> {
     let names = || Way::ALL.map(Way::name).join(", ");
     for name in only {
@@ -94,8 +94,7 @@ fn chosen(only: &[String]) -> Result<Vec<Way>> {
         .collect())
 }
 
-/// One measurement; a second and a third if something failed, as on a busy machine: the other
-/// rounds are not thrown away for it.
+/// Repeats a measurement that fails, as on a busy machine, so that the other rounds are not lost.
 fn repeated(
     binaries: &load::Binaries,
     way: Way,

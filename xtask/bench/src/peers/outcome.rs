@@ -1,4 +1,4 @@
-//! What the ways came to, for people: tables, plots, a verdict on each target.
+//! The results of the ways: tables, plots, and whether each target is met.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::way::Way;
 use crate::plot::{self, Bar};
 use crate::samples::Samples;
 
-/// What is asked for: a way against another, by metric.
+/// A target: the ratio of a way to another, by metric.
 struct Target {
     way: Way,
     against: Way,
@@ -28,7 +28,7 @@ const TARGETS: [Target; 6] = [
     target(Way::Relay, Way::NginxRemote, 0.7, 0.7, 0.7),
 ];
 
-/// Every measurement.
+/// All measurements.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
     seen: Vec<(usize, Way, Metric, Seen)>,
@@ -50,7 +50,7 @@ impl Outcomes {
         samples
     }
 
-    /// A way against another, round by round.
+    /// The ratio of a way to another, round by round.
     fn ratio(&self, way: Way, against: Way, metric: Metric) -> Samples {
         let value = |round: usize, way: Way| {
             self.seen

@@ -1,4 +1,4 @@
-//! The ways from a client to a task that are compared, and how each is set up.
+//! The compared ways from a client to a task, and their setup.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -20,9 +20,9 @@ const OVERLAY: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
 /// A way from the client to a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// The client has a route to the task by the task's node.
+    /// A route to the task through the task's node.
     Direct,
-    /// Over the other node and a plain VXLAN, both ways, without any balancing.
+    /// Through the other node and a plain VXLAN, both ways, without load balancing.
     Vxlan,
     /// nftables on the other node: round-robin DNAT and masquerade.
     Nft,
@@ -49,7 +49,7 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// All of them.
+    /// All ways.
     pub(super) const ALL: [Self; 13] = [
         Self::Direct,
         Self::Vxlan,
@@ -66,7 +66,7 @@ impl Way {
         Self::Relay,
     ];
 
-    /// What it is called in tables and plots.
+    /// The name in tables and plots.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -85,7 +85,7 @@ impl Way {
         }
     }
 
-    /// Whom the client asks.
+    /// The address that the client connects to.
     pub(super) fn destination(self) -> SocketAddrV4 {
         match self {
             Self::Direct | Self::Vxlan => SocketAddrV4::new(task_address(2), 8080),
@@ -93,7 +93,7 @@ impl Way {
         }
     }
 
-    /// Whether a process carries the bytes.
+    /// Whether a process copies the bytes.
     pub(super) const fn is_proxied(self) -> bool {
         matches!(self, Self::Haproxy | Self::Nginx | Self::NginxRemote | Self::Userspace | Self::Relay)
     }
@@ -117,15 +117,15 @@ impl Way {
     }
 }
 
-/// A way, set up. What belongs to it goes when this is dropped, programs before the namespaces.
+/// A way that is set up. Dropping it removes it, programs before the namespaces.
 pub(super) struct Paved {
     _programs: Vec<Loaded>,
     /// The namespaces.
     pub(super) cluster: Cluster,
 }
 
-/// Sets `way` up, in namespaces whose names begin with `prefix`; files of its programs go into
-/// `directory`.
+/// Sets `way` up, in namespaces whose names begin with `prefix`; the configuration files of its
+/// programs are written to `directory`.
 pub(super) fn pave(
     way: Way,
     prefix: &str,
@@ -183,7 +183,7 @@ fn route(from: &mesh_lab::netns::Netns, network: &str, via: Ipv4Addr) -> Result<
     from.ip(&["route", "add", network, "via", &via.to_string()])
 }
 
-/// A plain VXLAN between the nodes; the first one's way to the second one's tasks.
+/// A plain VXLAN between the nodes, with a route from the first one to the second one's tasks.
 fn overlay(cluster: &Cluster) -> Result<()> {
     let mtu = TUNNEL_MTU.to_string();
     for number in [1, 2] {
@@ -198,8 +198,8 @@ fn overlay(cluster: &Cluster) -> Result<()> {
     cluster.node(1).ip(&["route", "add", "10.128.2.0/24", "via", OVERLAY[1], "dev", "overlay"])
 }
 
-/// What Swarm's ingress and kube-proxy do: choose and translate the destination, and the source so
-/// that answers come back.
+/// Load balancing as in Swarm's ingress and kube-proxy: selects and translates the destination, and
+/// the source so that replies come back.
 fn balance(cluster: &Cluster) -> Result<()> {
     let (node, task) = (node_address(1), task_address(2));
     let rules = format!(
