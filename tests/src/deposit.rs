@@ -1,4 +1,4 @@
-//! Secrets and configs that go with the test.
+//! Secrets and configs that are removed with the test.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -8,8 +8,8 @@ use mesh_lab::cluster::{Cluster, eventually};
 
 use crate::PATIENCE;
 
-/// A secret or config that is removed when the test ends. Make it before the services that use it:
-/// they go first then.
+/// A secret or config that is removed when the test ends. Create it before the services that use
+/// it: they are dropped first then.
 #[derive(Debug)]
 pub struct Deposit {
     kind: &'static str,
@@ -19,27 +19,27 @@ pub struct Deposit {
 }
 
 impl Deposit {
-    /// `docker secret create NAME -`, the value on standard input.
+    /// `docker secret create NAME -`, with the value on standard input.
     ///
     /// # Errors
-    /// When the CLI says so.
+    /// The CLI fails.
     pub fn secret(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
         Self::create(cluster, "secret", &[], name, value)
     }
 
-    /// `docker secret|config create --template-driver golang NAME -`, the template on standard
+    /// `docker secret|config create --template-driver golang NAME -`, with the template on standard
     /// input.
     ///
     /// # Errors
-    /// When the CLI says so.
+    /// The CLI fails.
     pub fn template(cluster: &Cluster, kind: &'static str, name: &str, template: &str) -> Result<Self> {
         Self::create(cluster, kind, &["--template-driver", "golang"], name, template.as_bytes())
     }
 
-    /// `docker config create NAME -`, the value on standard input.
+    /// `docker config create NAME -`, with the value on standard input.
     ///
     /// # Errors
-    /// When the CLI says so.
+    /// The CLI fails.
     pub fn config(cluster: &Cluster, name: &str, value: &[u8]) -> Result<Self> {
         Self::create(cluster, "config", &[], name, value)
     }
@@ -61,7 +61,7 @@ impl Deposit {
         Ok(Self { kind, name: name.to_owned(), cluster: cluster.clone(), removed: false })
     }
 
-    /// Its name.
+    /// The object's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -71,7 +71,7 @@ impl Deposit {
     /// Removes it before the test ends.
     ///
     /// # Errors
-    /// When the CLI says so.
+    /// The CLI fails.
     pub fn remove(mut self) -> Result<()> {
         self.removed = true;
         self.cluster.docker()?.run(&[self.kind, "rm", &self.name]).map(drop)
@@ -83,12 +83,12 @@ impl Drop for Deposit {
         if self.removed {
             return;
         }
-        // A service that was removed just now may still hold it for an instant.
+        // A service that was removed just now may still refer to it for a moment.
         let removed = eventually("the removal", PATIENCE, || {
             self.cluster.docker()?.run(&[self.kind, "rm", &self.name]).map(drop)
         });
         if let Err(error) = removed {
-            eprintln!("remove {} {}: {error:#}", self.kind, self.name);
+            eprintln!("can't remove {} {}: {error:#}", self.kind, self.name);
         }
     }
 }

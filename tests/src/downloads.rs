@@ -1,6 +1,6 @@
-//! Long downloads: each takes its time, and comes whole or counts as cut.
+//! Long downloads at a steady pace; each is complete or counts as cut.
 //!
-//! Invariant: a download that was begun is counted, as whole or as cut.
+//! Invariant: every download that was begun is counted, as complete or as cut.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, anyhow};
 use mesh_lab::client::http;
 use mesh_lab::netns::Netns;
 
-/// Bytes of one download: far more than what sockets on the way hold.
+/// The bytes of one download: far more than the sockets on the way can buffer.
 const BYTES: usize = 24_000_000;
-/// Reads into which a download is cut.
+/// The reads of one download.
 const PIECES: u32 = 60;
-/// A download may take this long beyond its own time.
+/// How long a download may take beyond its planned time.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// Downloads of `whoami`'s `/bytes`, one after the other on each of several threads.
@@ -27,17 +27,17 @@ pub struct Downloads {
     threads: Vec<JoinHandle<Result<Seen>>>,
 }
 
-/// What became of them.
+/// The results of the downloads.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Downloads that came whole.
+    /// The number of complete downloads.
     pub whole: u64,
-    /// Why the others did not.
+    /// The errors of the others.
     pub cut: Vec<String>,
 }
 
 impl Downloads {
-    /// Begins `count` downloads at a time from `client`, each lasting for `lasting`, from the
+    /// Starts `count` downloads at a time from `client`, each planned to take `lasting`, from the
     /// `servers` in turn.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], count: usize, lasting: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -62,10 +62,10 @@ impl Downloads {
         Self { threads: (0..count).map(thread).collect(), stop }
     }
 
-    /// Begins no more, waits for those under way and tells what became of all.
+    /// Begins no more downloads, waits for the running ones and returns the results.
     ///
     /// # Errors
-    /// When the client's namespace could not be entered.
+    /// The client's namespace could not be entered.
     pub fn finish(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Seen::default();

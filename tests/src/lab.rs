@@ -1,4 +1,4 @@
-//! Breaking and mending parts of the lab, with the developer commands' own means.
+//! Breaks and mends parts of the lab, as the developer commands do.
 
 use anyhow::{Result, ensure};
 use mesh_lab::artifacts::Binaries;
@@ -10,7 +10,7 @@ use crate::PATIENCE;
 /// Kills a part of a node, as `cargo xtask lab kill` does.
 ///
 /// # Errors
-/// When it can't be killed.
+/// It can't be killed.
 pub fn kill(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
     Lab::open(&cluster.layout)?.kill(node, part)
 }
@@ -18,23 +18,23 @@ pub fn kill(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
 /// Starts a part of a node and waits until it is ready, as `cargo xtask lab start` does.
 ///
 /// # Errors
-/// When it doesn't become ready.
+/// It doesn't become ready.
 pub fn start(cluster: &Cluster, node: &str, part: Part) -> Result<()> {
     Lab::open(&cluster.layout)?.start(node, part, &Binaries::expected())
 }
 
-/// Makes an application's image and gives it to these nodes.
+/// Makes an application's image and loads it into these nodes' engines.
 ///
 /// # Errors
-/// When an engine doesn't take it.
+/// An engine refuses it.
 pub fn give(cluster: &Cluster, application: Application, nodes: &[&str]) -> Result<()> {
     Lab::open(&cluster.layout)?.give(application, nodes)
 }
 
-/// What a command prints that runs on a node's machine, in its view of the file system.
+/// The output of a command that runs on a node's machine, in its view of the file system.
 ///
 /// # Errors
-/// When it fails.
+/// The command fails.
 pub fn on_machine(cluster: &Cluster, node: &str, words: &[&str]) -> Result<String> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     let output = Lab::open(&cluster.layout)?.command(node, &words)?.output()?;
@@ -43,7 +43,7 @@ pub fn on_machine(cluster: &Cluster, node: &str, words: &[&str]) -> Result<Strin
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A node without power, or without a part of it, which gets it back when the test ends.
+/// A node without power, or without a part of it; dropping this restores it.
 #[derive(Debug)]
 pub struct PowerCut {
     node: String,
@@ -56,7 +56,7 @@ impl PowerCut {
     /// Cuts the power of `node`.
     ///
     /// # Errors
-    /// When the lab command fails.
+    /// The lab command fails.
     pub fn of(cluster: &Cluster, node: &str) -> Result<Self> {
         Self::of_part(cluster, node, Part::All)
     }
@@ -64,17 +64,17 @@ impl PowerCut {
     /// Kills a part of `node`.
     ///
     /// # Errors
-    /// When the lab command fails.
+    /// The lab command fails.
     pub fn of_part(cluster: &Cluster, node: &str, part: Part) -> Result<Self> {
         let cut = Self { node: node.to_owned(), part, cluster: cluster.clone(), restored: false };
         kill(cluster, node, part)?;
         Ok(cut)
     }
 
-    /// Gives the power back and waits until the node is Ready.
+    /// Restores the power and waits until the node is Ready.
     ///
     /// # Errors
-    /// When it doesn't come back.
+    /// It doesn't come back.
     pub fn restore(mut self, cluster: &Cluster) -> Result<()> {
         self.restored = true;
         start(cluster, &self.node, self.part)?;
@@ -91,7 +91,7 @@ impl Drop for PowerCut {
         if !self.restored
             && let Err(error) = start(&self.cluster, &self.node, self.part)
         {
-            eprintln!("give {} its power back: {error:#}", self.node);
+            eprintln!("can't restore the power of {}: {error:#}", self.node);
         }
     }
 }

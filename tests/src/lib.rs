@@ -1,9 +1,10 @@
-//! What whole-cluster tests share: the lab they run in, and services that go with the test.
+//! Shared by all cluster tests: the lab that they run in, and services that are removed with the
+//! test.
 //!
-//! Invariants: a test leaves the lab as it found it (its services removed, its broken parts
-//! mended), whether it passes or not; tests of one lab run one after the other.
+//! Invariants: a test leaves the lab as it found it (its services removed, broken parts mended),
+//! whether it passes or not; tests of one lab run one after the other.
 //!
-//! The lab is named by `MESH_LAB`: `cargo xtask test` makes one for each datapath.
+//! `MESH_LAB` names the lab: `cargo xtask test` makes one for each data path.
 
 #![cfg(feature = "cluster")]
 
@@ -20,13 +21,13 @@ use mesh_lab::client::http;
 use mesh_lab::cluster::{Cluster, eventually, samples};
 use mesh_lab::layout::Layout;
 
-/// How long a cluster may take to do what it does in its own time.
+/// The deadline for most changes of a cluster.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The lab that `MESH_LAB` names.
+/// Opens the lab in `MESH_LAB`.
 ///
 /// # Errors
-/// When it names none, with the next step.
+/// The variable is missing; the message names the next step.
 pub fn cluster() -> Result<Cluster> {
     let name = std::env::var("MESH_LAB").context(
         "MESH_LAB names no lab; next: cargo xtask test cluster, or cargo xtask lab up and MESH_LAB=mesh",
@@ -34,10 +35,10 @@ pub fn cluster() -> Result<Cluster> {
     Cluster::open(Layout::new(name.parse()?))
 }
 
-/// The task that answers a request to a `whoami` service, asked from the client's namespace.
+/// The task that answers a request to a `whoami` service, sent from the client's namespace.
 ///
 /// # Errors
-/// When nobody answers, or with something else than `whoami`'s page.
+/// No answer, or another one than `whoami`'s page.
 pub fn answering_task(server: SocketAddrV4) -> Result<String> {
     let response = http::get(server, "/", http::DEADLINE)?;
     let page: serde_json::Value = serde_json::from_slice(&response.body)
@@ -45,17 +46,17 @@ pub fn answering_task(server: SocketAddrV4) -> Result<String> {
     page["task"].as_str().map(str::to_owned).with_context(|| format!("no task in whoami's page: {page}"))
 }
 
-/// The task that answers a datagram to a `whoami` service, asked from where the caller is, by a
+/// The task that answers a datagram to a `whoami` service, sent from the thread's namespace, by a
 /// socket of its own.
 ///
 /// # Errors
-/// When nobody answers three datagrams, or not as `whoami` does.
+/// No answer to three datagrams, or another one than `whoami`'s.
 pub fn datagram_task(server: SocketAddrV4) -> Result<String> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("make a socket")?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     let mut answer = [0; 512];
-    // Datagrams may be lost: only the third one's silence is a failure.
+    // Datagrams may be lost: only silence after the third one is a failure.
     let length = (0..3)
         .find_map(|_| socket.send(b"who?").and_then(|_| socket.recv(&mut answer)).ok())
         .with_context(|| format!("{server} answers no datagram"))?;
@@ -73,11 +74,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// `docker service create --detach --name NAME ARGS…`, waiting until all its tasks run and
-    /// every node selects them. With a `--detach` of the caller's it waits for nothing.
+    /// `docker service create --detach --name NAME ARGS…`, then waits until all its tasks run and
+    /// every node selects them. With `--detach` in `args` it doesn't wait.
     ///
     /// # Errors
-    /// When the CLI refuses it, or that takes too long.
+    /// The CLI refuses it, or the wait takes too long.
     pub fn create(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
         let service = Self::create_by(cluster, "--detach", name, args)?;
         if !args.iter().any(|argument| argument.as_ref() == "--detach") {
@@ -87,10 +88,10 @@ impl Service {
     }
 
     /// `docker service create --name NAME ARGS…`, waiting as long as the CLI does: five seconds
-    /// longer, or until a job is done.
+    /// longer, or until a job is complete.
     ///
     /// # Errors
-    /// When the CLI says so.
+    /// The CLI fails.
     pub fn create_verified(cluster: &Cluster, name: &str, args: &[impl AsRef<str>]) -> Result<Self> {
         Self::create_by(cluster, "--quiet", name, args)
     }
@@ -108,7 +109,7 @@ impl Service {
     fn wait_selected(&self) -> Result<()> {
         let docker = self.cluster.docker()?;
         let text = docker.run(&["service", "inspect", "--format", "{{json .}}", &self.name])?;
-        let inspected: serde_json::Value = serde_json::from_str(&text).context("understand the service")?;
+        let inspected: serde_json::Value = serde_json::from_str(&text).context("parse the service")?;
         let replicas = inspected["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64();
         let ports = inspected["Endpoint"]["Ports"].as_array().map_or(&[][..], Vec::as_slice);
         let published = ports.iter().filter(|port| port["PublishMode"] == "ingress").count();
@@ -133,7 +134,7 @@ impl Service {
         })
     }
 
-    /// Its name.
+    /// The service's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -150,7 +151,7 @@ impl Drop for Service {
             })
         });
         if let Err(error) = gone {
-            eprintln!("remove service {}: {error:#}", self.name);
+            eprintln!("can't remove service {}: {error:#}", self.name);
         }
     }
 }

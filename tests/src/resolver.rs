@@ -1,5 +1,5 @@
-//! A resolver of the test's own: it answers every question for an IPv4 address alike, and tells
-//! what it was asked.
+//! A DNS resolver for tests: gives every question for an IPv4 address the same answer, and records
+//! the names.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +13,16 @@ use mesh_lab::netns::Netns;
 const PORT: u16 = 53;
 /// The address of every name.
 pub const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-/// The fixed part of a message.
+/// The length of a message's header.
 const HEADER_BYTES: usize = 12;
-/// Type and class of a question.
+/// The length of a question's type and class.
 const QUESTION_TAIL_BYTES: usize = 4;
-/// `A` and `IN`.
+/// Type `A` and class `IN`.
 const ASKS_FOR_IPV4: [u8; QUESTION_TAIL_BYTES] = [0, 1, 0, 1];
-/// How often the thread looks whether it is to end.
+/// How often the thread checks whether it has to end.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A running resolver; it ends when it is dropped.
+/// A running resolver; dropping it ends it.
 #[derive(Debug)]
 pub struct Resolver {
     asked: Arc<Mutex<Vec<String>>>,
@@ -31,10 +31,10 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts one at `address` in `netns`.
+    /// Starts a resolver at `address` in `netns`.
     ///
     /// # Errors
-    /// When the address can't be bound.
+    /// The address can't be bound.
     pub fn start(netns: &Netns, address: Ipv4Addr) -> Result<Self> {
         let bind = || {
             let socket = UdpSocket::bind(SocketAddrV4::new(address, PORT))
@@ -74,8 +74,8 @@ impl Drop for Resolver {
     }
 }
 
-/// The name that a message asks for, and the answer to it (RFC 1035, section 4). Anything but a
-/// single question is left alone.
+/// The name in a query, and the answer to it (RFC 1035, section 4). `None` for messages other than
+/// a single question.
 fn reply(message: &[u8]) -> Option<(String, Vec<u8>)> {
     let (header, mut rest) = message.split_at_checked(HEADER_BYTES)?;
     if header[4..6] != [0, 1] {
@@ -95,11 +95,11 @@ fn reply(message: &[u8]) -> Option<(String, Vec<u8>)> {
     let question = &message[HEADER_BYTES..message.len() - rest.len() + QUESTION_TAIL_BYTES];
     let has_answer = asks_for == ASKS_FOR_IPV4;
     let mut reply = header[..2].to_vec();
-    // An answer, with recursion wanted and there; one question, one answer or none.
+    // An answer, recursion desired and available; one question, one answer or none.
     reply.extend([0x81, 0x80, 0, 1, 0, u8::from(has_answer), 0, 0, 0, 0]);
     reply.extend(question);
     if has_answer {
-        // The question's name again, type and class, a minute to live, four bytes.
+        // A pointer to the question's name, type and class, a TTL of a minute, four bytes.
         reply.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
         reply.extend(ANSWER.octets());
     }

@@ -1,5 +1,5 @@
-//! Addresses that come to a node while it runs (keepalived, anycast) serve published ports like its
-//! own: the task sees the client.
+//! Tests that addresses which are added to a running node (keepalived, anycast) serve published
+//! ports like its own: the task sees the client's address.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -14,7 +14,8 @@ use mesh_tests::{PATIENCE, Service, cluster};
 
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 
-/// An address on a node's loopback device, and the client's route to it; both go with the value.
+/// An address on a node's loopback device, and the client's route to it; dropping this removes
+/// both.
 struct Virtual<'a> {
     cluster: &'a Cluster,
     node: &'a str,
@@ -34,7 +35,7 @@ impl Virtual<'_> {
 impl Drop for Virtual<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.change("del") {
-            eprintln!("take {VIRTUAL} away: {error:#}");
+            eprintln!("can't remove {VIRTUAL}: {error:#}");
         }
     }
 }
@@ -46,7 +47,7 @@ fn ip(netns: &str, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn an_address_on_the_loopback_device_keeps_the_clients() -> Result<()> {
+fn an_address_on_the_loopback_device_keeps_the_clients_address() -> Result<()> {
     let cluster = cluster()?;
     let is_kept = cluster.record.datapath != "userspace";
     let ports = ["--replicas", "3", "-p", "8094:80", "-p", "8094:9/udp", "whoami"];

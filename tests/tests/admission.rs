@@ -1,5 +1,5 @@
-//! Local clients notice neither an agent's restart nor a hung mesh-control, no spelling of a path
-//! reaches the engine's own swarm, and leaked connections block nobody.
+//! Tests that local clients notice neither an agent's restart nor a hung mesh-control, that no
+//! spelling of a path reaches the engine's own swarm, and that leaked connections block no client.
 #![cfg(feature = "cluster")]
 
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,7 @@ use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, cluster};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// An engine's call through a node's socket while mesh-control hangs.
+/// The deadline of an engine's call through a node's socket while mesh-control hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 
 #[test]
@@ -26,7 +26,7 @@ fn the_socket_outlives_its_agent() -> Result<()> {
     let file = std::fs::metadata(&socket)?;
     ensure!(file.mode() & 0o777 == 0o660, "mode {:o}", file.mode());
     let agent = PowerCut::of_part(&cluster, "node-2", Part::One(Component::Agent))?;
-    // As a container does that has the socket bind-mounted: it waits in the queue of the same
+    // Like a container with the socket bind-mounted: it waits in the accept queue of the same
     // socket.
     let mut waiting = UnixStream::connect(&socket).context("connect while no agent runs")?;
     waiting.set_read_timeout(Some(PATIENCE))?;
@@ -84,7 +84,7 @@ fn no_path_reaches_the_engines_own_swarm() -> Result<()> {
 }
 
 #[test]
-fn leaked_connections_block_nobody() -> Result<()> {
+fn leaked_connections_block_no_client() -> Result<()> {
     let cluster = cluster()?;
     let node = cluster.node("node-1")?;
     let socket = socket_of(&cluster, "node-1")?;
@@ -93,7 +93,7 @@ fn leaked_connections_block_nobody() -> Result<()> {
         let mut stream = UnixStream::connect(&socket)?;
         stream.set_nonblocking(true)?;
         if number % 2 == 0 {
-            // Whoever is turned away may be gone already.
+            // The client that is turned away may already be disconnected.
             ask(&mut stream, "GET", "/v1.41/events").ok();
         }
         held.push(stream);
@@ -124,7 +124,7 @@ fn first(stream: &mut UnixStream) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())
 }
 
-/// A process that is stopped until the test ends.
+/// A process that is stopped (SIGSTOP) until the test ends.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -138,7 +138,7 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         if let Err(error) = kill_process(self.0, Signal::CONT) {
-            eprintln!("let process {:?} go on: {error}", self.0);
+            eprintln!("can't continue process {:?}: {error}", self.0);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Real applications, of Debian's packages, as users run them: a database with its passwords in
-//! secrets, a registry with its configuration in a config, a web server that is updated while it is
-//! read.
+//! Tests of real applications from Debian's packages, as users run them: a database with its
+//! passwords in secrets, a registry with its configuration in a config, a web server that is
+//! updated under load.
 #![cfg(feature = "cluster")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
 
-/// How long a database may take to be made on a busy machine.
+/// The deadline for a database's initialisation on a busy machine.
 const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
 
 #[test]
@@ -52,8 +52,8 @@ fn mariadb_takes_its_passwords_from_secrets_and_is_reached_from_another_node() -
     let containers = cluster.containers(client.name())?;
     let (id, _) = containers["node-3"].first().context("the client doesn't run on node-3")?;
     let docker = Docker::towards(&cluster.node("node-3")?.mesh_host);
-    // The password stays in files: one that the client reads in memory, as it stands in no argument
-    // and no variable.
+    // The password stays in files: the client reads it from one on a tmpfs, so that it is in no
+    // argument and no variable.
     let query = |address: &str, sql: &str| {
         let script = format!(
             "printf '[client]\\nuser=wordpress\\npassword=\"%s\"\\n' \"$(cat /run/secrets/password)\" > /dev/shm/client.cnf && \
@@ -112,7 +112,7 @@ fn images_are_pushed_to_a_registry_and_pulled_by_any_nodes_address() -> Result<(
     let registry = Service::create(&cluster, "registry", &arguments)?;
     cluster.wait_running(registry.name(), 1, PATIENCE)?;
     let logged_in = log_in(&cluster)?;
-    // Pushed through the node after the one that pushes, pulled through the next.
+    // Pushes through the node after the pushing one, pulls through the next.
     let nodes = &cluster.record.nodes;
     let docker = Docker::towards(&nodes[0].mesh_host);
     let pushed = format!("{}:5000/team/box:1", nodes[1 % nodes.len()].ip);
@@ -130,13 +130,13 @@ fn images_are_pushed_to_a_registry_and_pulled_by_any_nodes_address() -> Result<(
         ensure!(said?.trim() == "pulled", "{} can't run what it pulled through {through}", node.name);
     }
     let ran = runs_what_it_pulls(&cluster, &pushed, &logged_in);
-    fs::remove_dir_all(&logged_in).context("forget the login")?;
+    fs::remove_dir_all(&logged_in).context("remove the logins")?;
     drop((registry, users, config));
     ran
 }
 
-/// Logs in to the registry by each node's address; returns the directory of the CLI's configuration
-/// that knows it.
+/// Logs in to the registry by each node's address; returns the CLI's configuration directory with
+/// the logins.
 fn log_in(cluster: &Cluster) -> Result<String> {
     let docker = cluster.docker()?;
     let directory = env::temp_dir().join(format!("mesh-registry-{}", process::id()));
@@ -150,8 +150,8 @@ fn log_in(cluster: &Cluster) -> Result<String> {
     Ok(directory.to_owned())
 }
 
-/// A service of an image that no node has: each node pulls it through the mesh, if the service has
-/// what the registry asks for.
+/// Creates a service with an image that no node has: each node pulls it through the mesh, if the
+/// service has the registry's credentials.
 fn runs_what_it_pulls(cluster: &Cluster, image: &str, logged_in: &str) -> Result<()> {
     let quickly = ["--stop-grace-period=0s", "--update-parallelism=0", "--restart-delay=1s"];
     let arguments = [&["--detach", "--mode=global"], quickly.as_slice(), &[image, "sleep", "10000"]].concat();
@@ -168,7 +168,7 @@ fn runs_what_it_pulls(cluster: &Cluster, image: &str, logged_in: &str) -> Result
     drop(service);
     for node in &cluster.record.nodes {
         let docker = Docker::towards(&node.mesh_host);
-        // Ended tasks' containers hold it for a moment.
+        // Containers of ended tasks use the image for a moment.
         eventually("the image's removal", PATIENCE, || {
             let listed = docker.run(&[
                 "images",
@@ -213,7 +213,7 @@ fn nginx_is_updated_while_it_is_read() -> Result<()> {
         let read_well = reader.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the reader panicked")));
         updated.and(read_well)
     })?;
-    ensure!(asked.into_inner() > 100, "too few requests to tell of a loss");
+    ensure!(asked.into_inner() > 100, "too few requests to detect a loss");
     for server in &servers {
         let page = cluster.ask(*server, "/")?;
         ensure!(page.contains("nginx:1.11"), "{server} showed {page}");

@@ -1,5 +1,5 @@
-//! A part of a daemon panics while traffic flows: the process ends at once, and the next one finds
-//! everything as it was.
+//! Tests that a daemon with a panicking component ends at once under traffic, and that the next
+//! process finds everything as it was.
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeSet;
@@ -15,10 +15,10 @@ use mesh_lab::component::Component;
 use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
 
-/// How long a process may live on after one of its parts panicked.
+/// How long a process may live on after one of its components panicked.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// Makes a part of a daemon panic, waits for the daemon's end, and starts it again as its
+/// Makes a component of a daemon panic, waits for the daemon's end, and restarts it as its
 /// supervisor would.
 fn panic_and_restart(
     cluster: &Cluster,
@@ -30,7 +30,7 @@ fn panic_and_restart(
     let door = SocketAddrV4::new(node.ip, admin);
     let client = cluster.client();
     let answer = client.run(|| http::post(door, "/debug/panic", part, http::DEADLINE));
-    // The process may be gone before its answer is.
+    // The process may end before its answer is sent.
     if let Ok(answer) = answer {
         ensure!(answer.status == 202, "{part}: {} {}", answer.status, answer.text());
     }
@@ -49,7 +49,7 @@ fn ids(rows: &[TaskRow]) -> BTreeSet<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }
 
-/// Waits until the cluster shows these very tasks as running, on nodes that are all Ready.
+/// Waits until the cluster shows exactly these tasks as running, and all nodes as Ready.
 fn as_it_was(cluster: &Cluster, service: &Service, before: &[TaskRow]) -> Result<()> {
     let docker = cluster.docker()?;
     eventually("every node to be Ready", PATIENCE, || {
@@ -63,7 +63,7 @@ fn as_it_was(cluster: &Cluster, service: &Service, before: &[TaskRow]) -> Result
 }
 
 #[test]
-fn a_part_of_a_manager_that_panics_ends_the_manager_and_costs_no_connection() -> Result<()> {
+fn a_panicking_component_ends_the_manager_and_costs_no_connection() -> Result<()> {
     let cluster = cluster()?;
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
     let service = Service::create(&cluster, "calm", &["--replicas", "3", "-p", "8070:80", "whoami"])?;
@@ -76,19 +76,19 @@ fn a_part_of_a_manager_that_panics_ends_the_manager_and_costs_no_connection() ->
     let report = load.stop()?;
     ensure!(report.failures.is_empty(), "connections failed: {:?}", report.failures);
     ensure!(report.answered() >= 20, "expected load to go on, saw {} answers", report.answered());
-    // Somebody plans again.
+    // The planners run again.
     cluster.docker()?.run(&["service", "scale", "--detach", &format!("{}=4", service.name())])?;
     cluster.wait_running(service.name(), 4, PATIENCE).map(drop)
 }
 
 #[test]
-fn a_part_of_an_agent_that_panics_ends_the_agent_and_costs_no_connection() -> Result<()> {
+fn a_panicking_component_ends_the_agent_and_costs_no_connection() -> Result<()> {
     let cluster = cluster()?;
     let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
     let service = Service::create(&cluster, "steadfast", &["--replicas", "3", "-p", "8071:80", "whoami"])?;
     let before = cluster.wait_running(service.name(), 3, PATIENCE)?;
     let containers = cluster.containers(service.name())?;
-    // In userspace the proxy is the agent: its node doesn't answer meanwhile.
+    // In userspace the proxy is part of the agent: its node doesn't answer in the meantime.
     let servers: Vec<SocketAddrV4> = if cluster.record.datapath == "userspace" {
         cluster.everywhere(8071).into_iter().filter(|server| *server.ip() != ingress.ip).collect()
     } else {

@@ -1,5 +1,5 @@
-//! The unmodified docker CLI on a node's socket: services, and the local engine behind it; and bad
-//! input.
+//! Tests of the unmodified docker CLI on a node's socket: services, the local engine behind it, and
+//! bad input.
 #![cfg(feature = "cluster")]
 
 use std::io::{Read, Write};

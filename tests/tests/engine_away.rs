@@ -1,4 +1,5 @@
-//! A node whose engine is gone: its tasks run elsewhere, and nothing moves back when it returns.
+//! Tests a node whose engine is gone: its tasks run elsewhere, and nothing moves back when it
+//! returns.
 #![cfg(feature = "cluster")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,8 @@ use mesh_lab::component::Component;
 use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// An engine is missed after a few seconds, and its node is down after three heartbeats of 5 s.
+/// A missing engine is noticed after a few seconds, and its node is down after three heartbeats of
+/// 5 s.
 const DOWN_WITHIN: Duration = Duration::from_mins(1);
 
 #[test]

@@ -1,5 +1,5 @@
-//! Whoever reaches the nodes' network, and has no certificate, gets nothing from etcd and changes
-//! nothing in it.
+//! Tests that a client on the nodes' network without a certificate can neither read nor change
+//! etcd.
 #![cfg(feature = "cluster")]
 
 use std::process::Output;
@@ -9,7 +9,7 @@ use mesh_lab::Lab;
 use mesh_lab::cluster::Cluster;
 use mesh_tests::{cluster, lab};
 
-/// What every cluster has in etcd.
+/// A key that every cluster has in etcd.
 const CLUSTER_RECORD: &str = "/mesh/v1/cluster";
 
 #[test]
@@ -43,7 +43,7 @@ fn the_nodes_network_gets_nothing_from_etcd() -> Result<()> {
     Ok(())
 }
 
-/// etcdctl in the client's namespace, which has no certificate.
+/// etcdctl in the client's namespace, without a certificate.
 fn etcdctl(cluster: &Cluster, words: &str) -> Result<Output> {
     let limits = ["--command-timeout=3s", "--dial-timeout=2s"];
     let words = ["etcdctl"].into_iter().chain(words.split(' ')).chain(limits);

@@ -1,4 +1,5 @@
-//! A bad night: a container killed, a node without power, an agent killed under traffic, etcd gone.
+//! Tests of failures: a container killed, a node without power, an agent killed under traffic, etcd
+//! gone.
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeSet;
@@ -74,7 +75,7 @@ fn a_dying_backend_costs_few_of_five_hundred_a_second() -> Result<()> {
             report.failures.len(),
             report.answered()
         );
-        // 100 ms of 500 connections a second.
+        // 100 ms of 500 connections per second.
         ensure!(report.failures.len() <= 50, "{} failures: {:?}", report.failures.len(), report.failures);
         cluster.wait_running(service.name(), 4, PATIENCE)?;
     }
@@ -175,7 +176,7 @@ fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Re
     let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
     if cluster.record.datapath == "userspace" {
-        println!("left out: in userspace there are no maps, a proxy has nothing but what is on the disk");
+        println!("not run: in userspace there are no maps, and a proxy has only the table on disk");
         return Ok(());
     }
     let service = Service::create(&cluster, "recalled", &["--replicas", "2", "-p", "8084:80", "whoami"])?;
@@ -183,7 +184,7 @@ fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Re
     let file = cluster.layout.state_dir().join(&ingress.name).join("agent/mesh-cache.json");
     let copy = file.with_extension("earlier");
     std::fs::copy(&file, &copy).context("copy the table on disk")?;
-    // A new attempt at every task: of the backends in the copy none is left.
+    // Replaces every task: none of the backends in the copy is left.
     let forced = ["--force", "--update-order", "start-first", "--update-parallelism", "0", "--quiet"];
     cluster.docker()?.run(&[&["service", "update"], &forced[..], &[service.name()]].concat())?;
 
@@ -206,7 +207,7 @@ fn an_agent_that_finds_an_older_table_on_its_disk_keeps_the_one_in_force() -> Re
     })
 }
 
-/// In userspace the proxy is the agent: what is owed is that it comes back and answers.
+/// In userspace the proxy is part of the agent: the test is that it comes back and answers.
 fn the_proxy_dies_with_its_agent(cluster: &Cluster) -> Result<()> {
     let _service = Service::create(cluster, "steady", &["--replicas", "2", "-p", "8092:80", "whoami"])?;
     let ingress = cluster.record.nodes.last().context("the lab has no node")?.clone();

@@ -1,5 +1,5 @@
-//! Ports of mesh itself and of the host: refused by name, or left to who listens there, before and
-//! after a restart of the agent.
+//! Tests of ports that mesh itself or the host uses: mesh refuses its own by name, and leaves the
+//! host's to their listeners, before and after a restart of the agent.
 #![cfg(feature = "cluster")]
 
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use mesh_lab::component::Component;
 use mesh_lab::netns::Netns;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
 
-/// What the host's own server says to everyone.
+/// The greeting of the host's own server.
 const GREETING: &str = "SSH-2.0-host\r\n";
 
 #[test]
@@ -72,8 +72,8 @@ fn a_port_of_the_host_stays_the_hosts_before_and_after_a_restart_of_its_agent() 
     host.stop()?;
     services(at_holder)?;
 
-    // One that comes while the agent is down finds the programs of the last one in its way until
-    // the next agent starts.
+    // While the agent is down, its programs still serve the port: a server that starts then gets no
+    // connections until the next agent starts.
     let mut later = None;
     restart_agent(&cluster, &holder.name, || {
         later = Some(HostServer::start(&Netns::named(&holder.netns), 2022)?);
@@ -102,7 +102,7 @@ fn greeting(server: SocketAddrV4) -> Result<String> {
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// A server of the host's own, which greets whoever connects.
+/// A server on the host, which greets every client.
 struct HostServer {
     stopping: Arc<AtomicBool>,
     serving: JoinHandle<()>,
@@ -121,7 +121,7 @@ impl HostServer {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                // A client that left before it was greeted is no trouble of the server's.
+                // A client that disconnects before the greeting is no error.
                 let _greeted = stream.and_then(|mut stream| stream.write_all(GREETING.as_bytes()));
             }
         });
@@ -131,7 +131,7 @@ impl HostServer {
 
     fn stop(self) -> Result<()> {
         self.stopping.store(true, Ordering::Relaxed);
-        // Wakes it from its wait for the next client.
+        // Wakes the server from its wait for the next client.
         self.netns
             .run(|| TcpStream::connect(self.address).map(drop).context("connect to the host's server"))?;
         self.serving.join().map_err(|_| anyhow::anyhow!("the host's server panicked"))

@@ -1,4 +1,5 @@
-//! Publish a port, hit any node: every node answers, the spread is even, the task sees the client.
+//! Tests of published ports: every node answers, the load is spread evenly, the task sees the
+//! client's address.
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
     let begun = Instant::now();
     let service = Service::create_verified(&cluster, "myweb", &["--replicas", "2", "-p", "80:80", "nginx"])?;
     let converged = begun.elapsed();
-    // The CLI verifies for 5 s once all tasks run; the rest is ours. The bound is loose: this is no
-    // benchmark.
+    // The CLI verifies for 5 s once all tasks run; mesh takes the rest. The bound is loose: this is
+    // no benchmark.
     ensure!(converged < Duration::from_secs(10), "create converged after {converged:?}");
     for node in &cluster.record.nodes {
         let before = logged(&cluster, service.name())?;
@@ -43,7 +44,7 @@ fn every_node_answers_evenly_and_tasks_see_the_client() -> Result<()> {
     Ok(())
 }
 
-/// Requests logged by each task. On an eBPF datapath every one must come from the client's own
+/// The requests that each task logged. On an eBPF data path each must come from the client's own
 /// address.
 fn logged(cluster: &Cluster, service: &str) -> Result<BTreeMap<String, usize>> {
     let client = format!("{} ", cluster.record.client.ip);
@@ -158,7 +159,10 @@ fn a_port_with_no_running_task_refuses_at_once() -> Result<()> {
                 Ok(answer) => anyhow::bail!("{server} of {} still answers {answer}", service.name()),
                 Err(error) => format!("{error:#}"),
             };
-            ensure!(begun.elapsed() < Duration::from_secs(1), "{server}: silence instead of a RST: {error}");
+            ensure!(
+                begun.elapsed() < Duration::from_secs(1),
+                "{server}: no answer instead of a RST: {error}"
+            );
             Ok(())
         })?;
     }

@@ -1,7 +1,7 @@
-//! An update goes on where it stopped when mesh-control is killed or etcd goes away in the midst of
-//! it: no task is doubled, none lost.
+//! Tests that an update continues after mesh-control is killed or etcd goes away in its course: no
+//! task is duplicated, none lost.
 //!
-//! `MESH_KILLS` says how often mesh-control is killed; without it, a few times.
+//! `MESH_KILLS` sets how often mesh-control is killed; the default is a few times.
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ fn an_update_survives_the_death_of_its_managers() -> Result<()> {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(generation);
         let moment = Duration::from_millis((seed >> 33) % 2500);
         std::thread::sleep(moment);
-        // The last time the store goes, too.
+        // The last time, etcd is killed instead.
         let part = if generation == kills { Component::Etcd } else { Component::Control };
         lab::kill(&cluster, &manager, Part::One(part))?;
         std::thread::sleep(Duration::from_millis(300));
@@ -63,7 +63,8 @@ fn ends_well(cluster: &Cluster, service: &str, generation: u64) -> Result<()> {
     let rows = cluster.wait_running(service, REPLICAS, PATIENCE)?;
     let slots: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
     ensure!(slots.len() == REPLICAS, "expected a task in each slot, saw {rows:#?}");
-    // What runs is what is listed, made from the newest spec; old containers may still be going.
+    // The running containers are the listed tasks, made from the newest spec; old containers may
+    // still be stopping.
     eventually("a container for each task and no other", PATIENCE, || {
         let mut generations: BTreeMap<String, usize> = BTreeMap::new();
         for (node, containers) in cluster.containers(service)? {

@@ -1,11 +1,11 @@
-//! Jobs: tasks that run to their end, as often as the job is executed.
+//! Tests of jobs: tasks that run to completion, once per execution of the job.
 #![cfg(feature = "cluster")]
 
 use anyhow::{Result, ensure};
 use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// Waits for a line of `docker service ls`.
+/// Waits until `docker service ls` shows these replicas.
 fn replicas(cluster: &Cluster, service: &str, expected: &str) -> Result<()> {
     eventually(&format!("{service} at {expected}"), PATIENCE, || {
         let filter = format!("name={service}");

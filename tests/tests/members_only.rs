@@ -1,5 +1,5 @@
-//! Only members speak through the tunnel: what an outsider forges, without seeing any of their
-//! packets, reaches no task.
+//! Tests that only members can use the tunnel: packets that an outsider forges, without seeing any
+//! of the members', reach no task.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,7 +10,7 @@ use mesh_lab::cluster::{Cluster, Docker, eventually, samples};
 use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// Who the forged packets say they are from, inside.
+/// The source of the forged packets inside the tunnel.
 const STRANGER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 5), 40_000);
 
 fn dropped(cluster: &Cluster, node: &NodeRecord, reason: &str) -> Result<f64> {
@@ -43,7 +43,7 @@ fn forged_tunnel_packets_are_refused_and_counted() -> Result<()> {
     eventually("cookies to be demanded", PATIENCE, || {
         let before = dropped(&cluster, node, "bad_cookie")?;
         forge(VNI_REPLY, 0)?;
-        ensure!(dropped(&cluster, node, "bad_cookie")? > before, "a packet without one is taken");
+        ensure!(dropped(&cluster, node, "bad_cookie")? > before, "a packet without one is accepted");
         Ok(())
     })?;
     let before = dropped(&cluster, node, "bad_cookie")?;

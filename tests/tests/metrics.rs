@@ -1,4 +1,4 @@
-//! What Prometheus scrapes: well-formed, and true.
+//! Tests that the metrics are well-formed and correct.
 #![cfg(feature = "cluster")]
 
 use std::io::Write;
@@ -75,7 +75,7 @@ fn counters_count_what_was_sent() -> Result<()> {
     })
 }
 
-/// Names that every agent shows once a service has been used.
+/// Names that every agent exports once a service has been used.
 const BY_AGENTS: [&str; 29] = [
     "mesh_build_info",
     "mesh_node_info",
@@ -107,7 +107,8 @@ const BY_AGENTS: [&str; 29] = [
     "mesh_collector_success",
     "mesh_collector_duration_seconds",
 ];
-/// Names that agents show once loads are known: their own tasks' and, with replies, others'.
+/// Names that agents export once loads are known: those of their own tasks and, with replies, of
+/// others.
 const BY_LOAD: [&str; 2] = ["mesh_backend_load_ratio", "mesh_backend_load_age_seconds"];
 /// Names of kernel programs and their maps.
 const BY_PROGRAMS: [&str; 8] = [
@@ -120,7 +121,7 @@ const BY_PROGRAMS: [&str; 8] = [
     "mesh_bpf_map_max_entries",
     "mesh_bpf_map_operation_errors_total",
 ];
-/// Names that the leader's control shows.
+/// Names that the leader's control exports.
 const BY_CONTROL: [&str; 13] = [
     "mesh_build_info",
     "mesh_store_connected",
@@ -171,7 +172,7 @@ fn has_family(exposition: &str, name: &str) -> bool {
         .any(|line| line.strip_prefix("# TYPE ").is_some_and(|rest| rest.starts_with(&format!("{name} "))))
 }
 
-/// Six handshakes of each protocol, and the six TCP connections' lives. UDP flows go on for a
+/// Six handshakes of each protocol, and the durations of six TCP connections. UDP flows go on for a
 /// while.
 fn check_durations(exposition: &str, service: &str) -> Result<()> {
     let count = |name: &str, protocol: &str| -> f64 {

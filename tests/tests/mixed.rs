@@ -1,5 +1,5 @@
-//! A cluster with a node in userspace among nodes with kernel programs: every node reaches every
-//! task, over TCP and UDP.
+//! Tests of a cluster with one node in userspace among nodes with kernel programs: every node
+//! reaches every task, over TCP and UDP.
 //!
 //! Runs in a lab of its own: `cargo xtask lab up --datapath tc --node-datapath node-3=userspace`.
 #![cfg(feature = "cluster")]
@@ -13,11 +13,11 @@ use mesh_lab::cluster::{Cluster, eventually};
 use mesh_lab::record::NodeRecord;
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, datagram_task};
 
-/// Tasks that tell which node they run on where they would tell their name.
+/// Makes tasks answer with their node's name instead of their own.
 const TELLS_NODE: [&str; 2] = ["--env", "WHOAMI_TASK={{.Node.Hostname}}"];
 const ROUNDS: usize = 5;
 
-/// How the task that answers is found out.
+/// Finds out which task answers.
 type Ask = fn(SocketAddrV4) -> Result<String>;
 
 fn mixed_cluster() -> Result<Cluster> {
@@ -97,7 +97,7 @@ fn a_single_task_is_reached_from_the_other_kind_of_node() -> Result<()> {
     Ok(())
 }
 
-/// Between nodes with programs the task sees the client; where one of both is in userspace, a node.
+/// Between nodes with programs the task sees the client; if either is in userspace, it sees a node.
 fn check_client(
     cluster: &Cluster,
     task: &NodeRecord,

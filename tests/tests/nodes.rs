@@ -1,18 +1,18 @@
-//! Nodes by the unmodified CLI: labels, availability, roles, removal; and what a node is said to
-//! be.
+//! Tests of nodes with the unmodified CLI: labels, availability, roles, removal, and their
+//! description.
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
 use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// A worker, by name.
+/// The name of a worker.
 fn worker(cluster: &Cluster) -> Result<String> {
     let worker = cluster.record.nodes.iter().find(|node| !node.manager);
     Ok(worker.context("the lab has no worker")?.name.clone())
 }
 
-/// A node whose spec is put back when the test ends.
+/// A node whose spec is restored when the test ends.
 struct Changed<'a> {
     docker: &'a Docker,
     node: String,
@@ -24,7 +24,7 @@ impl Drop for Changed<'_> {
         let unlabelled = ["node", "update", "--label-rm", "zone", &self.node];
         for arguments in [&back[..], &unlabelled[..]] {
             if let Err(error) = self.docker.run(arguments) {
-                eprintln!("put {} back: {error:#}", self.node);
+                eprintln!("can't restore {}: {error:#}", self.node);
             }
         }
     }
@@ -82,7 +82,7 @@ fn labels_availability_and_role_change_and_placement_follows() -> Result<()> {
 }
 
 #[test]
-fn a_node_is_described_truly() -> Result<()> {
+fn a_node_is_described_correctly() -> Result<()> {
     let cluster = cluster()?;
     let docker = cluster.docker()?;
     let pretty = docker.run(&["node", "inspect", "--pretty", "self"])?;
@@ -118,7 +118,7 @@ fn squeezed(text: &str) -> String {
 }
 
 #[test]
-fn a_swarm_says_what_it_is_and_what_it_cant() -> Result<()> {
+fn a_swarm_shows_its_state_and_refuses_what_mesh_cannot_do() -> Result<()> {
     let cluster = cluster()?;
     let docker = cluster.docker()?;
     let again = docker.refused(&["swarm", "init"])?;

@@ -1,4 +1,4 @@
-//! The policy is the operator's, and is switched while traffic flows.
+//! Tests that the operator chooses the policy, and can switch it while traffic flows.
 #![cfg(feature = "cluster")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use mesh_lab::client::http;
 use mesh_lab::cluster::{Cluster, TaskRow, eventually, samples};
 use mesh_tests::{PATIENCE, Service, answering_task, cluster};
 
-/// Connections that pin a backend.
+/// Connections that load one backend.
 const PINNED: usize = 50;
 
 #[test]
@@ -20,7 +20,7 @@ fn least_connections_avoids_a_pinned_backend_and_cuts_nothing() -> Result<()> {
     let service = Service::create(&cluster, "choosy", &["--replicas", "1", "-p", "8095:80", "whoami"])?;
     let ingress = SocketAddrV4::new(cluster.record.nodes.last().context("no node")?.ip, 8095);
     let pinned_task = cluster.client().run(|| answering_task(ingress))?;
-    // With one task, every slow connection is that task's; the second task comes afterwards.
+    // With one task, every slow connection goes to it; the second task is added afterwards.
     let slow = hold(&cluster, ingress)?;
     cluster.docker()?.run(&["service", "scale", "--detach", "choosy=2"])?;
     cluster.wait_running(service.name(), 2, PATIENCE)?;
@@ -79,7 +79,7 @@ fn a_node_prefers_its_own_tasks_while_it_has_any() -> Result<()> {
 }
 
 #[test]
-fn an_unknown_policy_is_refused_with_the_good_ones() -> Result<()> {
+fn an_unknown_policy_is_refused_with_the_known_ones() -> Result<()> {
     let cluster = cluster()?;
     let service = Service::create(&cluster, "strict", &["--replicas", "1", "-p", "8096:80", "whoami"])?;
     let refusal = cluster.docker()?.refused(&[
@@ -135,14 +135,14 @@ fn a_switch_is_live_everywhere_within_200_ms_and_cuts_no_connection() -> Result<
     Ok(())
 }
 
-/// Tables that a node has put in force since it began.
+/// The tables that a node has applied since its start.
 struct Propagated {
     all: f64,
     /// Those that took more than 200 ms from their commit.
     slow: f64,
 }
 
-/// What `mesh_config_propagation_seconds` says on each node.
+/// `mesh_config_propagation_seconds` of each node.
 fn propagated(cluster: &Cluster) -> Result<Vec<(String, Propagated)>> {
     let of = |node: &mesh_lab::record::NodeRecord| {
         let text = cluster.metrics(node)?;
@@ -174,7 +174,7 @@ fn a_loaded_task_gets_little_and_recovers() -> Result<()> {
         ],
     )?;
     let ingress = SocketAddrV4::new(cluster.record.nodes.last().context("no node")?.ip, 8099);
-    // Every task is known and idle first.
+    // At first every task is known and idle.
     eventually("all four tasks", PATIENCE, || {
         let seen = answers(&cluster, ingress, 40)?;
         ensure!(seen.len() == 4, "answers from {seen:?}");
@@ -189,7 +189,7 @@ fn a_loaded_task_gets_little_and_recovers() -> Result<()> {
         });
         std::thread::sleep(Duration::from_secs(3));
         let during = shares(&cluster, ingress, 300)?;
-        ensure!(begun.elapsed() < Duration::from_secs(8), "the requests outlasted the burn");
+        ensure!(begun.elapsed() < Duration::from_secs(8), "the requests took longer than the burn");
         let tired = burning.join().map_err(|_| anyhow::anyhow!("the burner panicked"))??;
         let share = during.get(&tired).copied().unwrap_or(0);
         ensure!(share < 30, "{tired} burns and still got {share} of 300: {during:?}");
@@ -204,7 +204,7 @@ fn a_loaded_task_gets_little_and_recovers() -> Result<()> {
     Ok(())
 }
 
-/// How many of so many requests each task answered.
+/// How many of the requests each task answered.
 fn shares(cluster: &Cluster, server: SocketAddrV4, requests: usize) -> Result<BTreeMap<String, usize>> {
     cluster.client().run(|| {
         let mut shares = BTreeMap::new();

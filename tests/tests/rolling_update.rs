@@ -1,7 +1,7 @@
-//! Updates, scaling, draining a node and rolling back under traffic: no connection fails, none is
-//! cut.
+//! Tests updates, scaling, draining a node and rolling back under traffic: no connection fails,
+//! none is cut.
 //!
-//! With `MESH_TRAFFIC=full` in the environment the traffic is more than fits a run of all tests.
+//! `MESH_TRAFFIC=full` in the environment sets more traffic than a run of all tests has time for.
 #![cfg(feature = "cluster")]
 
 use std::env;
@@ -15,16 +15,16 @@ use mesh_tests::downloads::Downloads;
 use mesh_tests::{PATIENCE, Service, cluster};
 
 const PORT: u16 = 8100;
-/// How long an update may take: every batch of tasks waits for its downloads.
+/// The deadline of an update: every batch of tasks waits for its downloads.
 const UPDATE_PATIENCE: Duration = Duration::from_mins(5);
 
-/// What goes on while things change.
+/// The traffic during the changes.
 #[derive(Debug, Clone, Copy)]
 struct Traffic {
     replicas: usize,
-    /// Replicas between scaling down and up again.
+    /// The replicas between scaling down and up again.
     fewer: usize,
-    /// New connections a second.
+    /// New connections per second.
     rate: u32,
     /// Downloads at a time, and how long each takes.
     downloads: usize,
@@ -41,7 +41,7 @@ impl Traffic {
         match env::var("MESH_TRAFFIC").as_deref() {
             Err(_) => Ok(Self::USUAL),
             Ok("full") => Ok(Self::FULL),
-            Ok(other) => bail!("MESH_TRAFFIC is {other}; `full` is known, and nothing"),
+            Ok(other) => bail!("MESH_TRAFFIC is {other}: set it to `full`, or leave it unset"),
         }
     }
 }

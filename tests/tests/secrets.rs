@@ -1,5 +1,5 @@
-//! Secrets and configs on real engines: where they are, where they are not, and how they are
-//! rotated.
+//! Tests of secrets and configs on real engines: where they are, where they are not, and how they
+//! are rotated.
 #![cfg(feature = "cluster")]
 
 use std::fs;
@@ -17,17 +17,17 @@ use mesh_lab::component::Component;
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster, lab};
 
-/// A value that must be nowhere but in the tasks' files.
+/// A value that must be only in the tasks' files.
 const VALUE: &str = "tr0ub4dor-and-3-horses";
-/// The same in base64, as it comes in.
+/// The same in base64, as clients send it.
 const VALUE_BASE64: &str = "dHIwdWI0ZG9yLWFuZC0zLWhvcnNlcw==";
-/// A value that is in a service's environment, so that whoever looks for values must find it.
+/// A value in a service's environment, which proves that the search finds values.
 const MARK: &str = "not-a-secret-at-all";
 
-/// The longest config, bytes.
+/// The length of the longest config, bytes.
 const LONGEST: usize = 1_023_999;
 
-/// Where a node has the files of its tasks.
+/// The directory of tasks' files on a node.
 const TASK_FILES: &str = "/run/mesh/tasks";
 
 #[test]
@@ -35,7 +35,7 @@ fn a_secret_is_with_its_tasks_and_nowhere_else() -> Result<()> {
     let cluster = cluster()?;
     let secret = Deposit::secret(&cluster, "known", VALUE.as_bytes())?;
     let config = Deposit::config(&cluster, "settings", b"listen 80\n")?;
-    // As long as Swarm takes them, and without an end of line.
+    // As long as Swarm allows, and without a newline at the end.
     let longest = Deposit::config(&cluster, "longest", &vec![b'x'; LONGEST])?;
     let arguments = [
         "--detach",
@@ -104,7 +104,8 @@ fn shows_its_files(docker: &Docker, container: &str) -> Result<()> {
     Ok(())
 }
 
-/// Looks everywhere that the issue names. The service's environment shows that the looking works.
+/// Searches every place where the value must not be. The mark in the service's environment shows
+/// that the search works.
 fn value_is_nowhere(cluster: &Cluster, service: &str) -> Result<()> {
     let disks = cluster.layout.state_dir();
     let marked = files_with(&disks, &[MARK])?;
@@ -120,7 +121,7 @@ fn value_is_nowhere(cluster: &Cluster, service: &str) -> Result<()> {
     let (mut marks, mut leaks) = (0, Vec::new());
     for process in fs::read_dir("/proc").context("list processes")? {
         let path = process?.path();
-        // A process may end while it is looked at.
+        // A process may end during the search.
         for text in ["environ", "cmdline"].iter().filter_map(|name| fs::read(path.join(name)).ok()) {
             let text = String::from_utf8_lossy(&text);
             marks += usize::from(text.contains(MARK));
@@ -154,7 +155,7 @@ fn value_is_nowhere(cluster: &Cluster, service: &str) -> Result<()> {
     Ok(())
 }
 
-/// Files below `directory` that hold any of `words`.
+/// The files below `directory` that contain any of `words`.
 fn files_with(directory: &Path, words: &[&str]) -> Result<Vec<String>> {
     let mut grep = Command::new("grep");
     grep.args(["--recursive", "--text", "--files-with-matches", "--fixed-strings", "--devices=skip"]);
@@ -163,13 +164,13 @@ fn files_with(directory: &Path, words: &[&str]) -> Result<Vec<String>> {
     }
     let output = grep.arg(directory).output().context("start grep")?;
     match output.status.code() {
-        // 2: a file vanished meanwhile; what it found it says all the same.
+        // 2: a file vanished during the search; the output is valid all the same.
         Some(0..=2) => Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()),
         other => bail!("grep ended with {other:?}: {}", String::from_utf8_lossy(&output.stderr)),
     }
 }
 
-/// An agent that dies takes no file along, and the next one needs no manager for it.
+/// A dying agent removes no file, and the next one needs no manager for it.
 fn outlives_the_agent(cluster: &Cluster, node: &str, container: &str) -> Result<()> {
     let engine = Docker::towards(&cluster.node(node)?.docker_host);
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?;
@@ -221,7 +222,7 @@ fn a_secret_is_rotated_under_load() -> Result<()> {
         let asked_well = load.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the load panicked")));
         rotated.and(asked_well)
     })?;
-    ensure!(asked.into_inner() > 100, "too few requests to tell of a loss");
+    ensure!(asked.into_inner() > 100, "too few requests to detect a loss");
     for server in &servers {
         let page = cluster.ask(*server, "/page")?;
         ensure!(page == "second", "{server} showed {page} after the rotation");

@@ -1,5 +1,5 @@
-//! Every flag of `docker service create` reaches the task's container, and every change of one
-//! does.
+//! Tests that every flag of `docker service create` reaches the task's container, and so does every
+//! change of one.
 #![cfg(feature = "cluster")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -10,7 +10,7 @@ use mesh_tests::resolver::{ANSWER, Resolver};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::{Value, json};
 
-/// What `--dns` names below.
+/// The resolver that `--dns` names below.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 
 const FLAGS: &[&str] = &[
@@ -20,7 +20,7 @@ const FLAGS: &[&str] = &[
     "--user=65534:65534",
     "--group=10",
     "--hostname=h-{{.Task.Slot}}",
-    // In the order in which the CLI sorts mounts with every update.
+    // In the order in which the CLI sorts mounts at every update.
     "--mount=type=tmpfs,target=/scratch,tmpfs-size=1048576,tmpfs-mode=0770",
     "--mount=type=bind,source=/etc,target=/host,readonly,bind-propagation=rprivate",
     "--mount=type=volume,source=flags-{{.Task.Slot}},target=/vol,volume-label=a=b,volume-driver=local,\
@@ -126,8 +126,8 @@ fn every_flag_reaches_the_container() -> Result<()> {
     flags_are_taken_back(&cluster, service.name())
 }
 
-/// `resolv.conf` names the engine's resolver, which answers for names of tasks: all else goes to
-/// the resolver of `--dns`, by the domains and options that were given.
+/// `resolv.conf` names the engine's resolver, which answers for names of tasks and passes
+/// everything else to the resolver of `--dns`, with the given domains and options.
 fn questions_reach_the_given_resolver(cluster: &Cluster, node: &str, container: &Value) -> Result<()> {
     let client = cluster.client();
     client.ip(&["address", "add", &format!("{RESOLVER}/32"), "dev", "lo"])?;
@@ -149,7 +149,7 @@ fn questions_reach_the_given_resolver(cluster: &Cluster, node: &str, container: 
     Ok(())
 }
 
-/// What isn't the container's leaves it alone, and the spec comes back as it was.
+/// Settings that don't affect the container restart nothing, and the spec comes back as it was.
 fn unread_flags_restart_nothing(cluster: &Cluster, service: &str) -> Result<()> {
     let docker = cluster.docker()?;
     let spec = |docker: &Docker| docker.run(&["service", "inspect", "--format", "{{json .Spec}}", service]);
@@ -208,7 +208,7 @@ fn flags_are_taken_back(cluster: &Cluster, service: &str) -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_given_is_said() -> Result<()> {
+fn what_cannot_be_served_is_refused_or_shown() -> Result<()> {
     let cluster = cluster()?;
     let docker = cluster.docker()?;
     for (flag, said) in [
@@ -247,7 +247,7 @@ fn a_host_port_of_the_engines_choice_is_shown_and_answers() -> Result<()> {
     Ok(())
 }
 
-/// The node that runs the service's one task, and what its engine says of the container.
+/// The node that runs the service's only task, and its engine's description of the container.
 fn container(cluster: &Cluster, service: &str) -> Result<(String, Value)> {
     let (node, id) = cluster
         .containers(service)?
@@ -260,8 +260,8 @@ fn container(cluster: &Cluster, service: &str) -> Result<(String, Value)> {
     Ok((node, said))
 }
 
-/// Whether `seen` holds everything of `wanted`. Lists must be equal; null stands for what is absent
-/// or empty.
+/// Checks that `seen` has everything in `wanted`. Lists must be equal; null stands for an absent or
+/// empty value.
 fn holds(path: &str, wanted: &Value, seen: &Value) -> Result<()> {
     match (wanted, seen) {
         (Value::Object(fields), Value::Object(_)) => {

@@ -1,4 +1,4 @@
-//! `docker service logs` and `docker events` across nodes, by the unmodified CLI.
+//! Tests of `docker service logs` and `docker events` across nodes, with the unmodified CLI.
 #![cfg(feature = "cluster")]
 
 use std::io::{BufRead as _, BufReader};
@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// Shells and sleeps don't heed SIGTERM as a container's first process.
+/// Shells and sleeps ignore SIGTERM as a container's first process.
 const QUICK: &str = "--stop-grace-period=1s";
 
-/// A command whose lines are read as they come; killed when dropped.
+/// A command whose output is read line by line; dropping it kills the command.
 struct Followed {
     child: Child,
     lines: mpsc::Receiver<String>,
@@ -34,7 +34,7 @@ impl Followed {
         Ok(Self { child, lines })
     }
 
-    /// The next line that `wanted` takes.
+    /// The next line for which `wanted` is true.
     fn until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let mut seen = Vec::new();
         let end = std::time::Instant::now() + PATIENCE;
@@ -52,25 +52,25 @@ impl Followed {
 impl Drop for Followed {
     fn drop(&mut self) {
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(drop)) {
-            eprintln!("end docker: {error}");
+            eprintln!("can't kill docker: {error}");
         }
     }
 }
 
-/// A service on every node whose tasks say `hello`, `oops` on stderr, then count.
+/// A service on every node whose tasks print `hello`, `oops` on stderr, then count.
 fn talkers(cluster: &Cluster, name: &str) -> Result<Service> {
     let script = "echo hello; echo oops >&2; i=0; while :; do i=$((i+1)); echo tick $i; sleep 1; done";
     Service::create(cluster, name, &["--mode", "global", QUICK, "busybox", "sh", "-c", script])
 }
 
 #[test]
-fn logs_of_all_nodes_are_read_with_their_place() -> Result<()> {
+fn logs_of_all_nodes_are_read_with_their_source() -> Result<()> {
     let cluster = cluster()?;
     let docker = cluster.docker()?;
     let service = talkers(&cluster, "talker")?;
     let nodes: Vec<&str> = cluster.record.nodes.iter().map(|node| node.name.as_str()).collect();
-    // Each task's first lines, by node. Up to the second tick what came by standard error may be
-    // the last line.
+    // Each task's first lines, by node. The line on standard error may come last, up to the second
+    // tick.
     eventually("a hello of each node, and a tick", PATIENCE, || {
         let said = docker.run(&["service", "logs", service.name()])?;
         for node in &nodes {
@@ -140,7 +140,7 @@ fn following_shows_tasks_that_appear_and_ends_on_the_nodes_with_the_client() -> 
     })
 }
 
-/// A node's connections to the manager's node service.
+/// The number of a node's connections to the manager's node service.
 fn node_connections(cluster: &Cluster, node: &str) -> Result<usize> {
     let netns = &cluster.node(node)?.netns;
     let listed = std::process::Command::new("ip")
@@ -151,7 +151,7 @@ fn node_connections(cluster: &Cluster, node: &str) -> Result<usize> {
 }
 
 #[test]
-fn a_terminals_logs_are_raw_and_a_missing_service_is_said() -> Result<()> {
+fn a_terminals_logs_are_raw_and_a_missing_service_is_refused() -> Result<()> {
     let cluster = cluster()?;
     let docker = cluster.docker()?;
     let script = "echo on a terminal; while :; do sleep 1; done";
@@ -178,7 +178,7 @@ fn events_of_engine_and_cluster_come_in_one_stream() -> Result<()> {
     let docker = cluster.docker()?;
     let format = "{{.Type}} {{.Action}} {{.Scope}} {{.Actor.Attributes.name}}";
     let followed = Followed::start(&docker, &["events", "--format", format])?;
-    // Whatever is told first: by then both are listened to.
+    // Any event will do: the first one shows that both sources are connected.
     eventually("the stream to begin", PATIENCE, || {
         docker.run(&["run", "--rm", "busybox", "true"])?;
         let begun = followed.lines.recv_timeout(Duration::from_millis(500));
@@ -205,7 +205,7 @@ fn events_of_engine_and_cluster_come_in_one_stream() -> Result<()> {
         "--format",
         "{{.Action}}",
     ])?;
-    // A lab may have seen the test before.
+    // Earlier runs of the test may have left events in the lab.
     ensure!(listed.trim().ends_with("create\nremove"), "the past by filter was: {listed}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Networks as objects, stacks out of a compose file, and tasks that share no network and don't
-//! reach each other.
+//! Tests of networks as objects, of stacks from a compose file, and of tasks that share no network
+//! and can't reach each other.
 #![cfg(feature = "cluster")]
 
 use std::io::Write;
@@ -54,7 +54,7 @@ impl<'a> Stack<'a> {
 impl Drop for Stack<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.docker.run(&["stack", "rm", self.name]) {
-            eprintln!("remove stack {}: {error:#}", self.name);
+            eprintln!("can't remove stack {}: {error:#}", self.name);
         }
     }
 }
@@ -92,12 +92,12 @@ fn a_stack_comes_and_goes_with_its_networks() -> Result<()> {
     })
 }
 
-/// Every task asks those of the other nodes for their pages, by their addresses on `mesh`.
+/// Every task requests the pages of those on other nodes, by their addresses on `mesh`.
 #[test]
 fn tasks_that_share_no_network_dont_reach_each_other() -> Result<()> {
     let cluster = cluster()?;
     if cluster.record.datapath == "userspace" {
-        eprintln!("not run: the userspace datapath has no tunnel for what tasks send to each other");
+        eprintln!("not run: the userspace data path has no tunnel between tasks");
         return Ok(());
     }
     let service = Service::create(&cluster, "peers", &["--mode", "global", "--publish", "8099:80", "nginx"])?;

@@ -1,4 +1,4 @@
-//! Go templates in specs, secrets and configs, on real engines.
+//! Tests of Go templates in specs, secrets and configs, on real engines.
 #![cfg(feature = "cluster")]
 
 use anyhow::{Context, Result, ensure};
@@ -6,7 +6,7 @@ use mesh_lab::cluster::{Cluster, Docker};
 use mesh_tests::deposit::Deposit;
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// Runs a command in the one task of a service.
+/// Runs a command in the only task of a service.
 fn inside(cluster: &Cluster, service: &Service, words: &[&str]) -> Result<String> {
     cluster.wait_running(service.name(), 1, PATIENCE)?;
     let containers = cluster.containers(service.name())?;

@@ -1,5 +1,5 @@
-//! Updates that can't succeed: an image that doesn't exist, a task that exits at once, one that
-//! turns unhealthy.
+//! Tests of updates that can't succeed: an image that doesn't exist, a task that exits at once, one
+//! that becomes unhealthy.
 #![cfg(feature = "cluster")]
 
 use std::time::Duration;
@@ -8,17 +8,17 @@ use anyhow::{Result, ensure};
 use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 
-/// Nobody listens there, so that a pull fails at once.
+/// Nothing listens there, so that a pull fails at once.
 const NO_SUCH_IMAGE: &str = "127.0.0.1:1/nope:1";
 
 fn create(cluster: &Cluster, name: &str) -> Result<Service> {
     let monitors = ["--update-monitor=500ms", "--rollback-monitor=500ms"];
-    // A shell without a handler is deaf to SIGTERM.
+    // A shell as process 1 without a handler ignores SIGTERM.
     let service = ["--replicas=2", "--stop-signal=SIGKILL", "--restart-delay=1s", "busybox", "sleep", "600"];
     Service::create(cluster, name, &[&monitors[..], &service].concat())
 }
 
-/// Waits for the state of the service's update, and returns its message.
+/// Waits for this state of the service's update, and returns its message.
 fn ends(cluster: &Cluster, service: &str, state: &str) -> Result<String> {
     eventually(&format!("the update of {service} to be {state}"), PATIENCE, || {
         let format = "{{if .UpdateStatus}}{{.UpdateStatus.State}} {{.UpdateStatus.Message}}{{end}}";
@@ -122,8 +122,8 @@ fn an_unhealthy_task_fails_and_continue_goes_on() -> Result<()> {
         !rows.iter().any(mesh_lab::cluster::TaskRow::is_running),
         "what is unhealthy never runs: {rows:#?}"
     );
-    // A crash loop is backed off: a new task no sooner than the restart delay, and a history of
-    // bounded length.
+    // A crash loop is slowed down: a new task no sooner than the restart delay, and a bounded
+    // history.
     std::thread::sleep(Duration::from_secs(3));
     let rows = docker.tasks(service.name())?;
     ensure!(

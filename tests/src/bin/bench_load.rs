@@ -1,9 +1,8 @@
-//! Load for `cargo xtask bench peers`: a server that answers out of memory, and the clients of its
-//! three ways to be asked.
+//! Load for `cargo xtask bench peers`: a server that answers from memory, and its clients.
 //!
-//! A connection's first byte says what the client wants: `r` for answers (128 bytes to each request
-//! of 64), `d` for bytes without end, `u` to send such. One thread serves, one thread asks: alike
-//! for everything that is measured between them.
+//! A connection's first byte selects its kind: `r` for answers (128 bytes to each request of 64),
+//! `d` for an endless download, `u` for an upload. One thread serves and one thread sends, so that
+//! everything that is measured between them has the same ends.
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -19,40 +18,40 @@ use tokio::time::timeout;
 const REQUEST_LEN: usize = 64;
 const ANSWER_LEN: usize = 128;
 const CHUNK_LEN: usize = 128 * 1024;
-/// Not counted: the time in which neighbours are found and windows open.
+/// Not measured: the time in which neighbours are resolved and windows open.
 const WARM_UP: Duration = Duration::from_millis(150);
-/// A connection that takes longer has failed.
+/// The deadline of a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Parser)]
 struct Cli {
     #[arg(value_enum)]
     role: Role,
-    /// Where to listen, or whom to ask
+    /// The address to listen on, or to connect to
     address: SocketAddr,
     /// How long to measure
     #[arg(long, default_value_t = 1000)]
     ms: u64,
-    /// Connections at once
+    /// Number of connections at a time
     #[arg(long, default_value_t = 32)]
     parallel: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Role {
-    /// Answer
+    /// Serve
     Serve,
-    /// A new connection for each request
+    /// Open a new connection for each request
     New,
-    /// Requests over connections that stay open
+    /// Send requests over connections that stay open
     KeepAlive,
-    /// Bytes from the server
+    /// Receive bytes from the server
     Down,
-    /// Bytes to the server
+    /// Send bytes to the server
     Up,
 }
 
-/// What one client saw.
+/// The results of one client.
 #[derive(Default)]
 struct Seen {
     answers: u64,
@@ -79,7 +78,7 @@ async fn serve(address: SocketAddr) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await.context("accept")?;
         tokio::spawn(async move {
-            // A client that goes away has what it wanted.
+            // A client that disconnects is finished.
             drop(answer(stream).await);
         });
     }
@@ -120,7 +119,7 @@ async fn ask(cli: &Cli) -> Result<()> {
             tokio::spawn(async move {
                 let mut seen = Seen::default();
                 let work = client(role, address, from, until, &mut seen);
-                // Bulk that stalls, and answers that never come, end here.
+                // Ends bulk that stalls, and waits for answers that never come.
                 let is_done = timeout(until - Instant::now() + PATIENCE, work).await;
                 seen.failed += u64::from(!matches!(is_done, Ok(Ok(()))));
                 seen
@@ -196,13 +195,13 @@ async fn client(
     }
 }
 
-/// Has the kernel wake the reader once a chunk is there (`SO_RCVLOWAT`, socket(7)) or the end, and
-/// not for each packet: whether the reader sleeps between two of them is chance, and makes more of
-/// a difference than what is between the ends.
+/// Makes the kernel wake the reader once a whole chunk has come (`SO_RCVLOWAT`, socket(7)) or the
+/// stream ends, and not for each packet: whether the reader sleeps between two packets is chance,
+/// and makes a larger difference than what is measured.
 fn read_whole_chunks(stream: &TcpStream) -> std::io::Result<()> {
     let least = libc::c_int::try_from(CHUNK_LEN).map_err(std::io::Error::other)?;
     let size = libc::socklen_t::try_from(size_of_val(&least)).map_err(std::io::Error::other)?;
-    // SAFETY: the descriptor is open, and the option's value lives until the call is over.
+    // SAFETY: the descriptor is open, and the option's value lives until the call returns.
     let result = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),

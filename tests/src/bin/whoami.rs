@@ -1,9 +1,9 @@
-//! A small test server that tells who it is and who asks: the lab's `whoami` image.
+//! A small test server that names itself and its client: the lab's `whoami` image.
 //!
-//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, anything else tells about the request; a PROXY
-//! header, version 2, is understood), TCP echo, UDP echo. A thread per connection with a small
-//! stack: thousands of idle connections cost little, and no runtime hides what is measured. It is
-//! process 1 of its container, so it ends on SIGTERM and SIGINT by itself, at once.
+//! HTTP (`/slow?ms=`, `/bytes?n=`, `/burn?ms=`, any other path describes the request; accepts a
+//! PROXY header, version 2), TCP echo, UDP echo. One thread per connection with a small stack:
+//! thousands of idle connections cost little, and no runtime distorts what is measured. It is
+//! process 1 of its container, so it handles SIGTERM and SIGINT itself, by exiting at once.
 
 #[path = "../whoami/echo.rs"]
 mod echo;
@@ -25,11 +25,10 @@ use clap::Parser;
 
 use identity::Identity;
 
-/// Enough for a request's head and an answer; the default of 2 MiB would be reserved for each
-/// connection.
+/// Enough for a request's head and an answer; the default would reserve 2 MiB for each connection.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// A test server that tells who it is and who asks
+/// A test server that names itself and its client
 #[derive(Debug, Parser)]
 struct Options {
     /// Port of the HTTP server
@@ -38,7 +37,7 @@ struct Options {
     /// Port of the TCP echo
     #[arg(long, env = "WHOAMI_TCP_ECHO", default_value_t = 7)]
     tcp_echo: u16,
-    /// Port of the UDP echo, whose answers begin with a line that tells the client's address
+    /// Port of the UDP echo, whose answers begin with a line with the client's address
     #[arg(long, env = "WHOAMI_UDP_ECHO", default_value_t = 9)]
     udp_echo: u16,
     /// Name of the task; the host name if unset
@@ -73,7 +72,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Serves each connection on a thread of its own. Errors of one connection end that connection
+/// Serves each connection on a thread of its own. An error of a connection ends that connection
 /// only.
 fn accept<F>(listener: &TcpListener, serve: &Arc<F>)
 where
@@ -82,18 +81,18 @@ where
     loop {
         let accepted = listener.accept().and_then(|(stream, _)| {
             let serve = Arc::clone(serve);
-            // A connection that breaks off is the client's business: there is nobody to tell.
+            // A connection that breaks off needs no report.
             thread::Builder::new().stack_size(STACK_BYTES).spawn(move || serve(stream).ok())
         });
         if let Err(error) = accepted {
             eprintln!("cannot take a connection: {error}");
-            // Out of descriptors or threads: let some end before the next try.
+            // Out of descriptors or threads: wait until some connections have ended.
             thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
-/// Both families on one socket where the kernel has IPv6.
+/// One socket for both families if the kernel has IPv6.
 fn listen(port: u16) -> Result<TcpListener> {
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
@@ -106,7 +105,7 @@ fn bind_udp(port: u16) -> Result<UdpSocket> {
         .with_context(|| format!("listen on UDP port {port}"))
 }
 
-/// Process 1 is deaf to signals for which it has no handler.
+/// Installs signal handlers: the kernel ignores signals to process 1 that have none.
 fn end_on_signal() -> Result<()> {
     extern "C" fn end(_signal: libc::c_int) {
         // SAFETY: _exit may be called from a signal handler; there is nothing to clean up.

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 
 use crate::identity::Identity;
 
-/// Sends back what comes, until the client has sent all.
+/// Echoes what comes, until the client has sent everything.
 pub(crate) fn serve_tcp(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = [0; 16 * 1024];
@@ -18,7 +18,7 @@ pub(crate) fn serve_tcp(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Answers each datagram with a line about who asked whom, then the datagram itself.
+/// Answers each datagram with a line that names client and task, then the datagram itself.
 pub(crate) fn serve_udp(socket: &UdpSocket, identity: &Identity) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -33,7 +33,7 @@ pub(crate) fn serve_udp(socket: &UdpSocket, identity: &Identity) {
     }
 }
 
-/// An IPv4 client of a socket for both families, without the IPv6 around it.
+/// An IPv4 client of a socket for both families, as a plain IPv4 address.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -1,5 +1,5 @@
-//! Just enough of HTTP/1.1 for tests: keep-alive, bodies read and forgotten, answers of known
-//! length.
+//! A minimal HTTP/1.1 server for tests: keep-alive, bodies are read and dropped, answers have a
+//! known length.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -16,11 +16,11 @@ use crate::proxied::take_header;
 const HEAD_BYTES_MAX: u64 = 64 * 1024;
 const WAIT_MS_MAX: u64 = 3_600_000;
 
-/// The bytes of `/bytes` repeat after a prime number of them, so that a lost or doubled packet
+/// The period of the pattern in `/bytes`; a prime number, so that a lost or duplicated packet
 /// shows.
 const PATTERN_BYTES: usize = 65_521;
 
-/// What the client asked.
+/// A request.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     method: String,
@@ -28,18 +28,18 @@ struct Request {
     query: String,
     headers: BTreeMap<String, String>,
     keep_alive: bool,
-    /// Bytes of the body that follows the head.
+    /// The length of the body that follows the head.
     body_bytes: u64,
 }
 
-/// What to answer.
+/// An answer.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// A text after a pause; the head goes out before the pause.
+    /// A text after a pause; the head is sent before the pause.
     Text { body: String, pause: Duration },
-    /// That many bytes of the pattern.
+    /// This many bytes of the pattern.
     Bytes(u64),
-    /// The client's fault.
+    /// An error of the client.
     BadRequest(&'static str),
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn serve(mut stream: TcpStream, identity: &Identity) -> io::Result<()
     let mut writer = BufWriter::new(stream);
     while let Some(head) = read_head(&mut reader)? {
         let Some(request) = parse(&head) else {
-            return send(&mut writer, &Answer::BadRequest("this is no HTTP/1 request"), false, false);
+            return send(&mut writer, &Answer::BadRequest("this is not an HTTP/1 request"), false, false);
         };
         if request.headers.get("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
             writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
@@ -77,7 +77,8 @@ pub(crate) fn serve(mut stream: TcpStream, identity: &Identity) -> io::Result<()
     Ok(())
 }
 
-/// The lines up to the empty one; `None` when the client has closed between two requests.
+/// The lines up to the empty one; `None` if the client has closed the connection between two
+/// requests.
 fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut head = String::new();
     let mut limited = reader.take(HEAD_BYTES_MAX);
@@ -131,7 +132,7 @@ fn parse(head: &str) -> Option<Request> {
 struct Endpoints<'a> {
     client: &'a str,
     local: &'a str,
-    /// A PROXY header told them.
+    /// Whether they come from a PROXY header.
     proxied: bool,
 }
 
@@ -175,7 +176,7 @@ fn number(query: &str, key: &str) -> Option<u64> {
     query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
 }
 
-/// Keeps one CPU busy for that long.
+/// Keeps one CPU busy for this long.
 fn burn(time: Duration) {
     let begun = Instant::now();
     let mut state = 1_u64;
@@ -212,7 +213,7 @@ fn send(writer: &mut impl Write, answer: &Answer, keep_alive: bool, head_only: b
     writer.flush()
 }
 
-/// Byte `i` is the low byte of a square, a function of `i` modulo the pattern's length alone.
+/// Byte `i` is the low byte of a square; it depends on `i` modulo the pattern's length alone.
 fn write_pattern(writer: &mut impl Write, count: u64) -> io::Result<()> {
     let pattern: Vec<u8> = (0..PATTERN_BYTES).map(|i| ((i * i) >> 3).to_le_bytes()[0]).collect();
     let mut left = count;
@@ -238,7 +239,7 @@ mod tests {
         Identity { task: "web.1".into(), node: Some("node-1".into()), hostname: "abc".into() }
     }
 
-    /// What the server says to a client that sends `requests` and then no more.
+    /// The server's answers to a client that sends `requests` and then no more.
     fn conversation(requests: &str) -> String {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -276,13 +277,13 @@ mod tests {
         let mut seen = Vec::new();
         write_pattern(&mut seen, PATTERN_BYTES as u64 + 10).unwrap();
         assert_eq!(seen.len(), PATTERN_BYTES + 10, "expected exactly as many bytes as asked for");
-        assert_eq!(seen[PATTERN_BYTES..], seen[..10], "expected the pattern to begin anew");
+        assert_eq!(seen[PATTERN_BYTES..], seen[..10], "expected the pattern to repeat");
     }
 
     #[test]
-    fn connections_stay_open_as_the_version_says() {
+    fn connections_stay_open_by_the_versions_rules() {
         let keep = |head: &str| parse(head).map(|request| request.keep_alive);
-        assert_eq!(keep("GET / HTTP/1.1\r\n\r\n"), Some(true), "HTTP/1.1 keeps");
+        assert_eq!(keep("GET / HTTP/1.1\r\n\r\n"), Some(true), "HTTP/1.1 keeps the connection");
         assert_eq!(keep("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n"), Some(false), "unless told to close");
         assert_eq!(keep("GET / HTTP/1.0\r\n\r\n"), Some(false), "HTTP/1.0 closes");
         assert_eq!(keep("GET / HTTP/2\r\n\r\n"), None, "another protocol is refused");

@@ -1,21 +1,20 @@
-//! Who the server is.
+//! The server's identity.
 
 use std::fs;
 
-/// What every answer tells about the server.
+/// What every answer says about the server.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    /// The task's name, or else the host name: the start of the container's id unless set
-    /// otherwise.
+    /// The task's name, or else the host name, which is the start of the container's id by default.
     pub(crate) task: String,
-    /// The node's name, if it was told.
+    /// The node's name, if it is known.
     pub(crate) node: Option<String>,
     /// The host name.
     pub(crate) hostname: String,
 }
 
 impl Identity {
-    /// Fills in what wasn't given.
+    /// An identity; a missing task name defaults to the host name.
     pub(crate) fn new(task: Option<String>, node: Option<String>) -> Self {
         let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
         let given = |value: Option<String>| value.filter(|text| !text.is_empty());

@@ -1,19 +1,19 @@
-//! The PROXY protocol, version 2 (haproxy's proxy-protocol.txt): who the client is when a proxy
-//! opened the connection.
+//! Parses the PROXY protocol, version 2 (haproxy's proxy-protocol.txt), which names the client of a
+//! connection that a proxy opened.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// What a header begins with. No HTTP request does.
+/// The first bytes of a header. No HTTP request begins like this.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Signature, version and command, family, length.
+/// The length of the fixed part: signature, version and command, family, length.
 const PREFIX: usize = 16;
-/// How long a header may take to arrive whole.
+/// The deadline for the whole header.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The client and the address it spoke to, if the connection begins with a header, which is then
-/// taken off it.
+/// Consumes the header of a connection, if it begins with one; returns the client and the address
+/// that it connected to.
 pub(crate) fn take_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
     if !begins_with_signature(stream)? {
         return Ok(None);
@@ -23,11 +23,11 @@ pub(crate) fn take_header(stream: &mut TcpStream) -> io::Result<Option<(SocketAd
     let mut addresses = vec![0; usize::from(u16::from_be_bytes([prefix[14], prefix[15]]))];
     stream.read_exact(&mut addresses)?;
     parse(&prefix, &addresses).map(Some).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("a PROXY header that is none: {prefix:?}"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("malformed PROXY header: {prefix:?}"))
     })
 }
 
-/// Looks at the connection's first bytes without taking them.
+/// Peeks at the connection's first bytes.
 fn begins_with_signature(stream: &TcpStream) -> io::Result<bool> {
     let begun = Instant::now();
     let mut seen = [0; SIGNATURE.len()];

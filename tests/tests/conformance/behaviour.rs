@@ -1,4 +1,4 @@
-//! A behaviour, and the cell in which it is tried.
+//! A behaviour, and the cell in which it is checked.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,15 +12,15 @@ use mesh_lab::record::NodeRecord;
 use crate::ends;
 use crate::table::Outcome;
 
-/// How long an answer to a datagram may take.
+/// The deadline of an answer to a datagram.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// What must hold in every cell.
+/// A behaviour that must hold in every cell.
 #[derive(Clone, Copy)]
 pub(crate) struct Behaviour {
-    /// What it says.
+    /// Its name.
     pub(crate) name: &'static str,
-    /// Tries it.
+    /// Checks it.
     pub(crate) check: fn(&Case<'_>) -> Result<Outcome>,
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// Where the task runs, seen from the node that the client asks.
+/// Where the task runs, relative to the node that the client connects to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placed {
     Local,
@@ -64,7 +64,7 @@ impl fmt::Display for Placed {
     }
 }
 
-/// A cell: who asks whom.
+/// A cell: client, node and task.
 pub(crate) struct Case<'a> {
     /// The lab.
     pub(crate) cluster: &'a Cluster,
@@ -74,17 +74,17 @@ pub(crate) struct Case<'a> {
     pub(crate) client: IpAddr,
     /// Where the task runs.
     pub(crate) placed: Placed,
-    /// The node that is asked.
+    /// The node that the client connects to.
     pub(crate) node: &'a NodeRecord,
-    /// Its address in this family.
+    /// That node's address in this family.
     pub(crate) ingress: IpAddr,
 }
 
 impl<'a> Case<'a> {
-    /// The cell of a lab.
+    /// A cell in this lab.
     ///
     /// # Errors
-    /// When the lab has too few nodes.
+    /// The lab has too few nodes.
     pub(crate) fn of(cluster: &'a Cluster, family: Family, placed: Placed) -> Result<Self> {
         let home = ends::home(cluster)?;
         let ingress = match placed {
@@ -107,18 +107,17 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// A published port of the node that is asked.
+    /// A published port of the node.
     pub(crate) fn port(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.ingress, port)
     }
 
-    /// Runs `work` where the client stands.
+    /// Runs `work` in the client's namespace.
     pub(crate) fn as_client<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.cluster.client().run(work)
     }
 
-    /// A client's UDP socket that speaks to a published port of the node that is asked. Call it as
-    /// the client.
+    /// A UDP socket connected to a published port of the node. Call it in the client's namespace.
     pub(crate) fn udp(&self, port: u16) -> Result<UdpSocket> {
         let any = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

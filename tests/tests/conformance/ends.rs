@@ -12,26 +12,26 @@ pub(crate) const HOLLOW: &str = "hollowed";
 pub(crate) const HTTP: u16 = 8200;
 pub(crate) const ECHO: u16 = 8207;
 pub(crate) const UDP_ECHO: u16 = 8209;
-/// A published UDP port of [`SERVICE`] whose target nobody listens on.
+/// A published UDP port of [`SERVICE`] whose target port has no listener.
 pub(crate) const CLOSED: u16 = 8211;
 /// Published ports of [`HOLLOW`]: TCP and UDP on one number.
 pub(crate) const NOBODY: u16 = 8210;
-/// The service whose task takes the PROXY protocol, and its published port.
+/// The service whose task accepts the PROXY protocol, and its published port.
 pub(crate) const PROXIED: &str = "proxied";
 pub(crate) const PROXIED_HTTP: u16 = 8220;
 
-/// The node that runs the task: not the manager.
+/// The node that runs the task: a worker.
 ///
 /// # Errors
-/// When every node is one.
+/// Every node is a manager.
 pub(crate) fn home(cluster: &Cluster) -> Result<&NodeRecord> {
     cluster.record.nodes.iter().find(|node| !node.manager).context("the lab has no worker")
 }
 
-/// Arguments of a service with one task on [`home`], published as `ports` say.
+/// The arguments of a service with one task on [`home`] and these published `ports`.
 ///
 /// # Errors
-/// As [`home`].
+/// As for [`home`].
 pub(crate) fn one_task(cluster: &Cluster, ports: &[&str], label: Option<&str>) -> Result<Vec<String>> {
     let constraint = format!("node.hostname=={}", home(cluster)?.name);
     let mut words = vec!["--replicas", "1", "--constraint", &constraint];

@@ -1,5 +1,4 @@
-//! What the network says back: ICMP errors reach whom they concern, and how big a packet may be is
-//! known at once.
+//! ICMP: errors reach the socket that they concern, and the path MTU is known at once.
 
 use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
@@ -13,12 +12,12 @@ use crate::behaviour::{Case, Family, Placed};
 use crate::ends::{self, CLOSED, SERVICE, UDP_ECHO};
 use crate::table::Outcome;
 
-/// Bytes that the tunnel takes from a packet: outer IPv4, UDP, VXLAN, inner Ethernet.
+/// The bytes that the tunnel takes from a packet: outer IPv4, UDP, VXLAN, inner Ethernet.
 const TUNNEL_OVERHEAD: i32 = 50;
-/// Bytes that the lab's links take in a packet: those of a veth.
+/// The MTU of the lab's veth links.
 const LINK_MTU: i32 = 1500;
 
-/// Nobody listens on the task's port: the client hears so.
+/// No process listens on the task's port: the client gets an error.
 pub(crate) fn refusal_of_the_task(case: &Case<'_>) -> Result<Outcome> {
     if case.is_userspace() {
         return Ok(Outcome::LeftOut(
@@ -36,8 +35,8 @@ pub(crate) fn refusal_of_the_task(case: &Case<'_>) -> Result<Outcome> {
     })
 }
 
-/// A client that has gone is told of by its host, and the task's kernel finds the socket that the
-/// error is about.
+/// The host of a client whose socket is closed sends an error, and the task's kernel finds the
+/// socket that it is about.
 pub(crate) fn error_reaches_the_task(case: &Case<'_>) -> Result<Outcome> {
     if case.is_userspace() {
         return Ok(Outcome::LeftOut("userspace: the client's errors are the proxy's own"));
@@ -56,8 +55,8 @@ pub(crate) fn error_reaches_the_task(case: &Case<'_>) -> Result<Outcome> {
     })
 }
 
-/// A datagram as big as the client's link takes: what the way doesn't take is said at once, and
-/// what fits gets through.
+/// A datagram as big as the client's link allows: if it exceeds the path MTU, an error comes at
+/// once, and what fits gets through.
 pub(crate) fn path_mtu(case: &Case<'_>) -> Result<Outcome> {
     let crosses_tunnel = case.placed == Placed::Remote && !case.is_userspace();
     case.as_client(|| {
@@ -67,7 +66,7 @@ pub(crate) fn path_mtu(case: &Case<'_>) -> Result<Outcome> {
             Family::V4 => 28,
             Family::V6 => 48,
         };
-        // One for the answer "too big", one for what comes of it, and one that is lost.
+        // One for the answer "too big", one for the result, and one that may be lost.
         for _ in 0..3 {
             let mtu = get(&socket, case.family.level(), case.family.mtu())?;
             let payload = usize::try_from(mtu - headers)?;
@@ -81,7 +80,7 @@ pub(crate) fn path_mtu(case: &Case<'_>) -> Result<Outcome> {
                 Ok(answer) => {
                     ensure!(answer.ends_with(&sent), "{} bytes came back, or others", answer.len());
                     let expected = if crosses_tunnel { LINK_MTU - TUNNEL_OVERHEAD } else { LINK_MTU };
-                    ensure!(mtu == expected, "expected a path of {expected} bytes, saw {mtu}");
+                    ensure!(mtu == expected, "expected a path MTU of {expected} bytes, saw {mtu}");
                     return Ok(Outcome::Held);
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
@@ -90,16 +89,16 @@ pub(crate) fn path_mtu(case: &Case<'_>) -> Result<Outcome> {
             }
         }
         let mtu = get(&socket, case.family.level(), case.family.mtu())?;
-        bail!("no answer to three datagrams; the way is known to take {mtu} bytes")
+        bail!("no answer to three datagrams; the path MTU is {mtu} bytes")
     })
 }
 
-/// Errors that the task's network namespace has received.
+/// The errors that the task's network namespace has received.
 #[derive(Debug)]
 struct Received {
     /// "Destination unreachable".
     unreachable: u64,
-    /// Malformed, or about a connection that nobody has.
+    /// Malformed, or about an unknown connection.
     errors: u64,
 }
 
@@ -151,7 +150,7 @@ impl Family {
         }
     }
 
-    /// The option that tells what the way of a connected socket takes.
+    /// The option that returns the path MTU of a connected socket.
     const fn mtu(self) -> i32 {
         match self {
             Self::V4 => libc::IP_MTU,
@@ -162,7 +161,7 @@ impl Family {
 
 fn set(socket: &UdpSocket, level: i32, option: i32, value: i32) -> Result<()> {
     let len = u32::try_from(size_of::<i32>())?;
-    // SAFETY: the value has the length given, and the call keeps nothing of it.
+    // SAFETY: the value has the given length, and the call keeps no reference to it.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) };
     ensure!(result == 0, "set option {option}: {}", io::Error::last_os_error());
@@ -171,7 +170,7 @@ fn set(socket: &UdpSocket, level: i32, option: i32, value: i32) -> Result<()> {
 
 fn get(socket: &UdpSocket, level: i32, option: i32) -> Result<i32> {
     let (mut value, mut len) = (0_i32, u32::try_from(size_of::<i32>())?);
-    // SAFETY: the value has the length given, and the call keeps nothing of it.
+    // SAFETY: the value has the given length, and the call keeps no reference to it.
     let result =
         unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len) };
     ensure!(result == 0, "read option {option}: {}", io::Error::last_os_error());

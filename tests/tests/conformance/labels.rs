@@ -1,4 +1,4 @@
-//! What labels change while traffic flows: policy, allow-list, mode.
+//! Changes of labels while traffic flows: policy, allow-list, mode.
 
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::transfer::{client_of, eventually_whoami, page, whoami};
 const DOWN: usize = 2_000_000;
 const POLICIES: [&str; 5] = ["random", "least-connections", "least-load", "source-hash", "round-robin"];
 
-/// A label on the service as long as this lives.
+/// A label on the service; dropping this removes it.
 struct Label<'a> {
     case: &'a Case<'a>,
     key: &'static str,
@@ -39,7 +39,7 @@ impl<'a> Label<'a> {
 impl Drop for Label<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.update(&["--label-rm", self.key]) {
-            eprintln!("take label {} away: {error:#}", self.key);
+            eprintln!("can't remove label {}: {error:#}", self.key);
         }
     }
 }
@@ -90,7 +90,7 @@ pub(crate) fn dsr(case: &Case<'_>) -> Result<Outcome> {
     Ok(Outcome::Held)
 }
 
-/// Waits until what a remote task sends passes the ingress node by; a local one's has no other way.
+/// Waits until replies of a remote task bypass the ingress node; those of a local task can't.
 fn passed_by(case: &Case<'_>) -> Result<()> {
     if case.placed == Placed::Local {
         return Ok(());
@@ -106,7 +106,7 @@ fn passed_by(case: &Case<'_>) -> Result<()> {
     })
 }
 
-/// Bytes of replies that the node which is asked has counted for the HTTP port.
+/// The bytes of replies that the node has counted for the HTTP port.
 fn replied(case: &Case<'_>) -> Result<f64> {
     let port = HTTP.to_string();
     let labels = [("service", SERVICE), ("port", port.as_str()), ("direction", "reply")];
@@ -114,7 +114,7 @@ fn replied(case: &Case<'_>) -> Result<f64> {
     Ok(samples(&text, "mesh_frontend_bytes_total", &labels).iter().sum())
 }
 
-/// Waits until the node that is asked says so.
+/// Waits until the node reports the policy.
 fn in_force(case: &Case<'_>, policy: &str) -> Result<()> {
     eventually("the policy in force", PATIENCE, || {
         let labels = [("service", SERVICE), ("policy", policy)];

@@ -1,4 +1,4 @@
-//! Backends that are not there, or not any more: the client learns it at once.
+//! Backends that don't exist, or have died: the client gets an error at once.
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ pub(crate) fn tcp_without_backend(case: &Case<'_>) -> Result<Outcome> {
         let begun = Instant::now();
         let tried = case.as_client(|| Ok(http::get(server, "/", http::DEADLINE)))?;
         ensure!(tried.is_err(), "{server} answers");
-        ensure!(begun.elapsed() < AT_ONCE, "silence instead of a refusal");
+        ensure!(begun.elapsed() < AT_ONCE, "no answer instead of a refusal");
         Ok(Outcome::Held)
     })
 }
@@ -39,14 +39,14 @@ pub(crate) fn udp_without_backend(case: &Case<'_>) -> Result<Outcome> {
         match socket.recv(&mut [0; 64]) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Outcome::Held),
             Err(error) => bail!("expected port unreachable, saw: {error}"),
-            Ok(length) => bail!("{length} bytes from nobody"),
+            Ok(length) => bail!("{length} bytes though there is no backend"),
         }
     })
 }
 
 pub(crate) fn backend_dies(case: &Case<'_>) -> Result<Outcome> {
     let server = case.port(HTTP);
-    // The cell before has killed the task as well, and this node may hear of its replacement a
+    // The cell before has killed the task as well, and this node may learn of its replacement a
     // moment after the other.
     transfer::eventually_whoami(case, "a task", |_| Ok(()))?;
     let mut held = case.as_client(|| http::open(server, "/slow?ms=60000", http::DEADLINE))?;
@@ -61,7 +61,7 @@ pub(crate) fn backend_dies(case: &Case<'_>) -> Result<Outcome> {
     Ok(Outcome::Held)
 }
 
-/// Waits until the connection is reset or closed before its answer is whole.
+/// Waits until the connection is reset or closed before its answer is complete.
 fn wait_for_end(stream: &mut TcpStream) -> Result<()> {
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {
@@ -72,7 +72,7 @@ fn wait_for_end(stream: &mut TcpStream) -> Result<()> {
     }
 }
 
-/// Removes the task's container behind mesh's back.
+/// Removes the task's container without mesh.
 fn kill_task(case: &Case<'_>) -> Result<()> {
     let home = ends::home(case.cluster)?;
     let containers = case.cluster.containers(SERVICE)?;

@@ -68,5 +68,5 @@ fn every_behaviour_in_every_cell() -> Result<()> {
         }
     }
     println!("{table}");
-    table.verdict().context("conformance")
+    table.check().context("conformance")
 }

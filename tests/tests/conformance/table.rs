@@ -1,4 +1,4 @@
-//! What came out of every cell, and how it is printed.
+//! The results of all cells, and their output.
 
 use std::fmt;
 
@@ -6,20 +6,20 @@ use anyhow::{Result, bail};
 
 use crate::behaviour::{Family, Placed};
 
-/// What became of one cell.
+/// The result of one cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It behaves.
+    /// The behaviour holds.
     Held,
-    /// It can't be asked here, for this reason.
+    /// The behaviour can't be checked here, for this reason.
     LeftOut(&'static str),
-    /// It doesn't.
+    /// The behaviour doesn't hold.
     Failed(String),
 }
 
 type Cell = (Family, Placed, Outcome);
 
-/// All cells so far.
+/// The results so far.
 #[derive(Debug)]
 pub(crate) struct Table {
     datapath: String,
@@ -27,12 +27,12 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Of a lab on that datapath.
+    /// An empty table of a lab on this data path.
     pub(crate) fn new(datapath: &str) -> Self {
         Self { datapath: datapath.to_owned(), rows: Vec::new() }
     }
 
-    /// Fills a cell in.
+    /// Adds a result.
     pub(crate) fn note(&mut self, behaviour: &'static str, family: Family, placed: Placed, outcome: Outcome) {
         let cell = (family, placed, outcome);
         match self.rows.last_mut() {
@@ -41,11 +41,11 @@ impl Table {
         }
     }
 
-    /// Whether no cell failed.
+    /// Checks that no cell failed.
     ///
     /// # Errors
-    /// Every failed cell, with what was seen.
-    pub(crate) fn verdict(&self) -> Result<()> {
+    /// Every failed cell, with its error.
+    pub(crate) fn check(&self) -> Result<()> {
         let failed: Vec<String> = self
             .cells()
             .filter_map(|(name, family, placed, outcome)| match outcome {

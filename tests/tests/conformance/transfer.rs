@@ -1,4 +1,4 @@
-//! Data gets through, whole, and says where it came from.
+//! Data gets through completely, with the client's address.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const DOWN: usize = 8_000_000;
 const UP: usize = 1_000_000;
 const AT_ONCE: usize = 200;
-/// What userspace can't do for the services of eBPF datapaths.
+/// Why userspace can't keep the client's address.
 const SPOOFING: &str =
     "userspace: the task sees a node unless it takes the PROXY protocol (mesh.lb.mode=proxy)";
 
@@ -48,7 +48,7 @@ pub(crate) fn download(case: &Case<'_>) -> Result<Outcome> {
     Ok(Outcome::Held)
 }
 
-/// Byte `at` of what `/bytes` sends.
+/// Byte `at` of the answer to `/bytes`.
 fn pattern(at: usize) -> u8 {
     let within = at % 65_521;
     ((within * within) >> 3).to_le_bytes()[0]
@@ -129,12 +129,12 @@ pub(crate) fn large_datagram(case: &Case<'_>) -> Result<Outcome> {
     Ok(Outcome::Held)
 }
 
-/// Sends a datagram to the echo until it answers; the answer's first line and the rest.
+/// Sends a datagram to the echo until it answers; returns the answer's first line and the rest.
 fn exchange(case: &Case<'_>, datagram: &[u8]) -> Result<(String, Vec<u8>)> {
     case.as_client(|| {
         let socket = case.udp(UDP_ECHO)?;
         let mut buffer = vec![0; 65_536];
-        // Datagrams may be lost, on loopback too: three tries are no failure.
+        // Datagrams may be lost, on loopback too: up to three attempts are no failure.
         for attempt in 1..=3 {
             socket.send(datagram)?;
             match socket.recv(&mut buffer) {
@@ -155,7 +155,7 @@ fn exchange(case: &Case<'_>, datagram: &[u8]) -> Result<(String, Vec<u8>)> {
 /// whoami's page.
 ///
 /// # Errors
-/// When nobody answers, or not with that page.
+/// No answer, or another page.
 pub(crate) fn whoami(case: &Case<'_>) -> Result<Value> {
     page(case, case.port(HTTP))
 }
@@ -163,7 +163,7 @@ pub(crate) fn whoami(case: &Case<'_>) -> Result<Value> {
 /// The page of a whoami service.
 ///
 /// # Errors
-/// As [`whoami`].
+/// As for [`whoami`].
 pub(crate) fn page(case: &Case<'_>, server: SocketAddr) -> Result<Value> {
     let response = case.as_client(|| http::get(server, "/", http::DEADLINE))?;
     serde_json::from_slice(&response.body).with_context(|| format!("page: {}", response.text()))
@@ -181,7 +181,7 @@ pub(crate) fn eventually_whoami(
     })
 }
 
-/// The client that a page tells of.
+/// The client that a page names.
 pub(crate) fn client_of(page: &Value) -> Result<IpAddr> {
     let client: SocketAddr = page["client"].as_str().context("no client in the page")?.parse()?;
     Ok(client.ip())

@@ -1,6 +1,6 @@
-//! Thousands of connections of which one process holds both ends: the client's in the client's
-//! namespace, the server's in the task's. Several such processes make a crowd beyond what one may
-//! have of descriptors.
+//! Processes that each hold both ends of thousands of connections: the client's in the client's
+//! namespace, the server's in the task's. Several of them hold more connections than the file
+//! descriptors of one process allow.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,33 +17,33 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 const WORD: [u8; 4] = *b"word";
 const BACKLOG: i32 = 4096;
 const DEADLINE: Duration = Duration::from_mins(1);
-/// What a process says when all its connections have carried a word both ways.
+/// Printed by a process when all its connections have carried a word both ways.
 const GATHERED: &str = "gathered";
-/// The variable that tells a process its place.
+/// The variable with a process's settings.
 const PLACE_VAR: &str = "MESH_CROWD";
 
-/// Where a process stands.
+/// The settings of a process.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     /// The client's namespace.
     pub(crate) client: String,
-    /// A process of the task.
+    /// The id of a process of the task.
     pub(crate) task: String,
-    /// What the clients connect to.
+    /// The address that the clients connect to.
     pub(crate) server: SocketAddrV4,
     /// The port in the task.
     pub(crate) port: u16,
-    /// How many connections.
+    /// The number of connections.
     pub(crate) count: usize,
 }
 
 impl Place {
-    /// The place in the environment.
+    /// The settings in the environment.
     ///
     /// # Errors
-    /// When there is none, or it can't be read.
+    /// They are missing or malformed.
     pub(crate) fn told() -> Result<Self> {
-        let told = std::env::var(PLACE_VAR).with_context(|| format!("{PLACE_VAR} tells no place"))?;
+        let told = std::env::var(PLACE_VAR).with_context(|| format!("{PLACE_VAR} is not set"))?;
         let words: Vec<&str> = told.split(' ').collect();
         let [client, task, server, port, count] = words[..] else {
             return Err(anyhow!("{PLACE_VAR}={told}: expected five words"));
@@ -69,10 +69,10 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Starts it.
+    /// Starts such a process.
     ///
     /// # Errors
-    /// When it can't be started.
+    /// It can't be started.
     pub(crate) fn gather(place: &Place) -> Result<Self> {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["--ignored", "--exact", "crowd", "--nocapture"])
@@ -85,10 +85,10 @@ impl Crowd {
         Ok(Self { process, said })
     }
 
-    /// Waits until its connections are there.
+    /// Waits until its connections are established.
     ///
     /// # Errors
-    /// When it ends before.
+    /// It ends earlier.
     pub(crate) fn wait_gathered(&mut self) -> Result<()> {
         let mut line = String::new();
         while self.said.read_line(&mut line)? > 0 {
@@ -100,10 +100,10 @@ impl Crowd {
         Err(anyhow!("a process of the crowd ended: {}", self.process.wait()?))
     }
 
-    /// Lets it speak over every connection once more, and end.
+    /// Makes it use every connection once more, and end.
     ///
     /// # Errors
-    /// When a connection was lost.
+    /// A connection was lost.
     pub(crate) fn speak_again(mut self) -> Result<()> {
         drop(self.process.stdin.take());
         let mut rest = String::new();
@@ -116,17 +116,17 @@ impl Crowd {
 
 impl Drop for Crowd {
     fn drop(&mut self) {
-        // One that has ended can't be killed: as wanted.
+        // A process that has already ended can't be killed, and needn't be.
         self.process.kill().ok();
         self.process.wait().ok();
     }
 }
 
-/// The life of such a process: gathers, says so, waits for the end of its input, and speaks once
-/// more.
+/// The work of such a process: opens the connections, says so, waits for the end of its input, and
+/// uses the connections once more.
 ///
 /// # Errors
-/// When a connection can't be opened, or is lost.
+/// A connection can't be opened, or is lost.
 pub(crate) fn hold(place: &Place) -> Result<()> {
     let listener = listen_inside(&place.task, place.port)?;
     let (mut clients, mut servers) = std::thread::scope(|scope| {
@@ -141,7 +141,7 @@ pub(crate) fn hold(place: &Place) -> Result<()> {
     speak(&mut clients, &mut servers).context("a word after a while")
 }
 
-/// Lets a word go through every connection, from the client and back.
+/// Sends a word through every connection, from the client and back.
 fn speak(clients: &mut [TcpStream], servers: &mut [TcpStream]) -> Result<()> {
     let until = Instant::now() + DEADLINE;
     for stream in clients.iter_mut() {
@@ -159,7 +159,7 @@ fn speak(clients: &mut [TcpStream], servers: &mut [TcpStream]) -> Result<()> {
 
 fn hear(stream: &mut TcpStream, until: Instant) -> Result<()> {
     let left = until.saturating_duration_since(Instant::now());
-    ensure!(!left.is_zero(), "the time is over");
+    ensure!(!left.is_zero(), "the deadline is over");
     stream.set_read_timeout(Some(left))?;
     let mut word = [0; WORD.len()];
     stream.read_exact(&mut word)?;

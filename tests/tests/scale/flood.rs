@@ -1,4 +1,4 @@
-//! SYNs from addresses that are nobody's, as fast as one thread sends them.
+//! Sends SYNs from unused addresses, as fast as one thread can.
 
 use std::net::SocketAddrV4;
 use std::ops::Range;
@@ -6,13 +6,14 @@ use std::ops::Range;
 use anyhow::{Context, Result};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
 
-/// Sources are of 198.18.0.0/15, the network for benchmarks (RFC 2544).
+/// The source addresses are in 198.18.0.0/15, the network for benchmarks (RFC 2544).
 const SOURCES: u32 = 0xc612_0000;
 
-/// Sends the SYNs with these numbers to `server` from here, each from another source.
+/// Sends the SYNs with these numbers to `server` from the thread's namespace, each from another
+/// source.
 ///
 /// # Errors
-/// When a raw socket can't be had or written to.
+/// A raw socket can't be opened or written to.
 pub(crate) fn send(server: SocketAddrV4, numbers: Range<u32>) -> Result<()> {
     let raw =
         socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).context("open a raw socket")?;
@@ -25,7 +26,7 @@ pub(crate) fn send(server: SocketAddrV4, numbers: Range<u32>) -> Result<()> {
         loop {
             match sendto(&raw, &packet, SendFlags::empty(), &server) {
                 Ok(_) => break,
-                // The device's queue is full: that is how fast it goes.
+                // The device's queue is full, which limits the rate.
                 Err(rustix::io::Errno::NOBUFS) => std::thread::yield_now(),
                 Err(error) => return Err(error).context("send a SYN"),
             }

@@ -1,5 +1,5 @@
-//! Many flows at once: a hundred thousand connections through one node, and a flood of SYNs beside
-//! live ones.
+//! Tests of many flows: a hundred thousand connections through one node, and a flood of SYNs beside
+//! live connections.
 #![cfg(feature = "cluster")]
 
 mod crowd;
@@ -17,18 +17,18 @@ use mesh_tests::{PATIENCE, Service, cluster};
 
 use crowd::{Crowd, Place};
 
-/// Connections that live while the flood comes.
+/// Live connections during the flood.
 const BESIDE: usize = 1000;
-/// Cells of a node's table of flows: twice the connections that it has room for.
+/// The cells of a node's flow table: twice the connections that it has room for.
 const CELLS: f64 = 2.0 * (262_144.0 + 65_536.0);
-/// SYNs with spoofed sources, and how many more there may be until the table has been full: of a
-/// flood, too, much is crowded out of queues before a program sees it.
+/// SYNs with spoofed sources, and the most that are sent until the table has been full: queues drop
+/// many SYNs of a flood before a program sees them.
 const SYNS: u32 = 1_000_000;
 const SYNS_MAX: u32 = 8 * SYNS;
-/// Processes that hold connections, as one may have 20 000 descriptors at most where limits can't
+/// The processes that hold connections; one may have 20 000 descriptors at most where limits can't
 /// be raised.
 const CROWDS: u16 = 11;
-/// Connections of one of them, which holds both ends.
+/// The connections of one process, which holds both ends.
 const EACH: usize = 9200;
 /// The first published port, and the port in the task behind it.
 const PORTS: (u16, u16) = (8240, 9000);
@@ -70,8 +70,8 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
         let flood = scope.spawn(flood);
         let mut asked = 0;
         while !flood.is_finished() {
-            // What the flood crowds out of a queue, the client's TCP sends again: that is a slow
-            // connection, not a lost one.
+            // A SYN that the flood pushes out of a queue is retransmitted by the client's TCP: a
+            // slow connection, not a lost one.
             let answer = cluster
                 .client()
                 .run(|| http::get(server, "/", PATIENCE))
@@ -88,13 +88,13 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
     }
     ensure!(asked > 0, "the flood was over before a connection was tried on {}", service.name());
     if has_programs {
-        eventually("what the flood evicted in the figures", PATIENCE, || {
+        eventually("the evicted flows in the metrics", PATIENCE, || {
             let evicted = ended(&cluster, node, "lru")? - evicted_before;
             let expired = ended(&cluster, node, "timeout")? - expired_before;
             let opened = opened(&cluster, node, &service)?;
             ensure!(opened > CELLS, "the flood opened only {opened} flows");
-            // On a busy machine the flood takes longer than a SYN is remembered: what expires makes
-            // room, too.
+            // On a busy machine the flood takes longer than a SYN is remembered, and expired flows
+            // make room, too.
             let too_many = opened - CELLS - expired;
             ensure!(
                 evicted > 0.0 && evicted >= too_many / 2.0,
@@ -106,25 +106,25 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
     Ok(())
 }
 
-/// Flows of the service that a node opened.
+/// The flows of the service that a node opened.
 fn opened(cluster: &Cluster, node: &NodeRecord, service: &Service) -> Result<f64> {
     let labels = [("service", service.name())];
     Ok(samples(&cluster.metrics(node)?, "mesh_frontend_connections_total", &labels).into_iter().sum())
 }
 
-/// Flows that a node's tables gave up for a cause: `lru` for want of room, `timeout` for want of an
-/// answer.
+/// The flows that a node's tables removed for a cause: `lru` for lack of room, `timeout` for lack
+/// of an answer.
 fn ended(cluster: &Cluster, node: &NodeRecord, cause: &str) -> Result<f64> {
     let labels = [("cause", cause)];
     Ok(samples(&cluster.metrics(node)?, "mesh_conntrack_evictions_total", &labels).into_iter().sum())
 }
 
-/// Says a number to the echo and hears it back.
+/// Sends a number to the echo and receives it.
 fn say(stream: &mut TcpStream, number: usize) -> Result<()> {
     stream.write_all(&number.to_le_bytes())?;
     let mut back = [0; size_of::<usize>()];
     stream.read_exact(&mut back)?;
-    ensure!(back == number.to_le_bytes(), "heard something else than was said");
+    ensure!(back == number.to_le_bytes(), "the echo differs from what was sent");
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn a_hundred_thousand_connections_hold() -> Result<()> {
     let cluster = cluster()?;
     if cluster.record.datapath == "userspace" {
         println!(
-            "left out: in userspace a connection is two sockets of one process, and this is about flow tables"
+            "not run: in userspace a connection is two sockets of one process, and this tests flow tables"
         );
         return Ok(());
     }
@@ -177,9 +177,9 @@ fn a_hundred_thousand_connections_hold() -> Result<()> {
     crowds.into_iter().try_for_each(Crowd::speak_again)
 }
 
-/// The process that holds a share of the connections: started by the test above.
+/// A process that holds a share of the connections; the test above starts it.
 #[test]
-#[ignore = "only with the place that the test above tells it"]
+#[ignore = "the test above starts this with its settings"]
 fn crowd() -> Result<()> {
     crowd::hold(&Place::told()?)
 }
