@@ -92,13 +92,15 @@ impl DrainProgress {
     }
 }
 
-/// The task's backends.
+/// The task's backends: of published ports, and of virtual IPs.
 pub(super) fn backends(assignment: &Assignment) -> Vec<BackendId> {
-    assignment.task.endpoints.iter().map(|endpoint| endpoint.backend_id).collect()
+    assignment.task.backend_ids().collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::network::Attachment;
+
     use super::*;
     use crate::task::worker::tests::assignment;
 
@@ -146,5 +148,17 @@ mod tests {
         assert_eq!(progress.counts(announced, &told).map(|draining| draining.since), Some(announced));
         let later = announced + Duration::from_secs(1);
         assert_eq!(progress.counts(later, &told).map(|draining| draining.since), Some(announced));
+    }
+
+    #[test]
+    fn flows_to_virtual_ips_are_waited_for_too() {
+        let mut told = assignment("t");
+        let network = |backend_id| Attachment { network_id: "app".into(), address: None, backend_id };
+        assert!(!told.task.is_in_mesh(), "no port and no network: it stops at once");
+        told.task.attachments = vec![network(None)];
+        assert!(told.task.is_in_mesh(), "its names are to be withdrawn first");
+        assert_eq!(backends(&told), []);
+        told.task.attachments.push(network(BackendId::new(7)));
+        assert_eq!(backends(&told), [BackendId::new(7).unwrap()]);
     }
 }

@@ -197,7 +197,7 @@ impl Driver {
                 container: seen,
                 last: &self.last,
                 link: self.link,
-                drains: !matches!(self.drain, DrainStage::Over) && !goal.assignment.task.endpoints.is_empty(),
+                drains: !matches!(self.drain, DrainStage::Over) && goal.assignment.task.is_in_mesh(),
             };
             let step = next(now(), &situation);
             debug!(task = %self.id, ?step, "next step");
