@@ -35,6 +35,10 @@ closed_list! {
         VirtualReply = 10 => "mesh_vip_reply",
         /// Forwards a packet out of the VXLAN device from a backend of a virtual IP.
         VirtualTunnel = 11 => "mesh_vip_tunnel",
+        /// Forwards an ICMP error from a backend of a virtual IP to another task of this node.
+        VirtualReplyError = 12 => "mesh_vip_rerr",
+        /// Forwards an ICMP error out of the VXLAN device from a backend of a virtual IP.
+        VirtualTunnelError = 13 => "mesh_vip_terr",
     }
     /// The program's name in the object; the kernel shows 15 characters of it.
     name: program;

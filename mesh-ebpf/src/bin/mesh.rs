@@ -95,6 +95,10 @@ mod programs {
         mesh_vip_reply: Reply, of_flow => virtual_reply;
         /// Tail call [`mesh_ebpf::abi::Edge::VirtualTunnel`].
         mesh_vip_tunnel: tunnelled, of_flow => virtual_tunnel;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualReplyError`].
+        mesh_vip_rerr: Reply, new, error => virtual_reply_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualTunnelError`].
+        mesh_vip_terr: tunnelled, new, error => virtual_tunnel_error;
     }
 
     /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of

@@ -228,7 +228,7 @@ fn vip_index<L: Lookups>(lookups: &L, address: &Address, holds: bool) -> Option<
 /// Counts a task's error and updates its flow: "port unreachable" is to UDP what a RST is to TCP,
 /// so the client's next datagram selects another backend.
 #[inline(always)]
-fn account<L: Lookups>(
+pub(super) fn account<L: Lookups>(
     lookups: &L,
     error: &Error,
     flow: &FlowRef<Flow, <L::Flows as FlowTable<FlowKey, Flow>>::Entry>,

@@ -22,8 +22,8 @@
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
-//! * [`network_decapsulate`], [`virtual_ip`], [`virtual_reply`], [`virtual_tunnel`]: packets of
-//!   overlay networks.
+//! * [`network_decapsulate`], [`virtual_ip`], [`virtual_reply`], [`virtual_tunnel`],
+//!   [`virtual_reply_error`], [`virtual_tunnel_error`]: packets of overlay networks.
 //!
 //! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are
 //! counted where they are decided. The programs count passed packets, except those that XDP passes
@@ -46,11 +46,14 @@ mod member;
 #[cfg(test)]
 mod model_tests;
 mod network;
+#[cfg(test)]
+mod network_tests;
 mod outgoing;
 mod owner;
 mod reply;
 #[cfg(test)]
 mod syn_flood_tests;
+mod virtual_errors;
 mod virtual_ip;
 
 pub use encapsulation::{decapsulate, outer_origin};
@@ -59,6 +62,7 @@ pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
 pub use network::{network_decapsulate, overlay, overlay_tagged};
 pub use outgoing::forwarded;
+pub use virtual_errors::{virtual_reply_error, virtual_tunnel_error};
 pub use virtual_ip::{virtual_ip, virtual_reply, virtual_tunnel};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};

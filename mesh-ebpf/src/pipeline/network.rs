@@ -16,7 +16,7 @@ use crate::abi::{Config, Direction, DropReason, Edge, Endpoint, EndpointKey, Lin
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::vxlan::{OVERHEAD, Vni};
-use crate::parse::{Segment, arp, eth, ipv4, quad};
+use crate::parse::{Segment, arp, eth, icmp, ipv4, quad};
 use crate::rewrite;
 use crate::verdict::{Fate, Tunnel};
 
@@ -182,9 +182,10 @@ fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Ori
         return refused(lookups, reason);
     }
     // The task accepts a TCP packet that stands for several as it is; only the device knows how to
-    // take others apart.
-    let is_in_pieces = packet.segment_size() != 0 && !arrival.is_tcp;
-    if is_in_pieces || packet.pull_outer().is_none() {
+    // take others apart. An error to be translated is for another program.
+    let is_in_pieces = packet.segment_size() != 0 && arrival.protocol != protocol::TCP;
+    let is_for_other = arrival.backend != 0 && arrival.protocol == icmp::PROTOCOL_V4;
+    if is_in_pieces || is_for_other || packet.pull_outer().is_none() {
         return Fate::PASS;
     }
     if arrival.backend != 0 {
@@ -224,8 +225,8 @@ pub(super) struct Arrival {
     pub(super) ifindex: u32,
     /// MAC address of the receiving task's interface.
     pub(super) mac: Mac,
-    /// Whether the packet is TCP.
-    is_tcp: bool,
+    /// IP protocol number of the packet.
+    protocol: u8,
 }
 
 impl Arrival {
@@ -247,7 +248,7 @@ impl Arrival {
             backend: 0,
             ifindex: 0,
             mac: Mac::NONE,
-            is_tcp: false,
+            protocol: 0,
         };
         // Read in one piece: with two reads, the verifier finds the second one's bytes undefined on
         // the path where only the first one fails.
@@ -272,7 +273,7 @@ impl Arrival {
                 backend: source.backend,
                 ifindex: endpoint.ifindex,
                 mac: endpoint.mac,
-                is_tcp: bytes[IP + ipv4::PROTOCOL] == protocol::TCP,
+                protocol: bytes[IP + ipv4::PROTOCOL],
             },
             _ => none(DropReason::ForeignDestination),
         }

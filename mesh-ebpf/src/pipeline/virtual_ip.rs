@@ -16,7 +16,7 @@ use super::{
     Origin, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count, reply,
 };
 use crate::abi::{
-    Address, Config, Direction, DropReason, EndpointKey, FlowKey, Link, MESH_MAC, Service, flow_event,
+    Address, Config, Direction, DropReason, Edge, EndpointKey, FlowKey, Link, MESH_MAC, Service, flow_event,
 };
 use crate::csum;
 use crate::lookups::Lookups;
@@ -205,11 +205,22 @@ fn is_own_reply<P: Packet, L: Lookups>(packet: &P, lookups: &L, link: &Link, seg
 }
 
 /// What became of a packet from a backend. Both fields are always written: see [`Fate`].
-struct Restored {
+pub(super) struct Restored {
     /// Whether it is a reply of a flow to the virtual IP, whose source is that now.
-    is_reply: bool,
+    pub(super) is_reply: bool,
     /// Why it is dropped; `None` if it isn't.
-    refused: Option<DropReason>,
+    pub(super) refused: Option<DropReason>,
+}
+
+impl Restored {
+    /// The packet is one between two addresses, and stays as it is.
+    pub(super) const BY_ADDRESS: Self = Self { is_reply: false, refused: None };
+
+    /// The packet is a reply of a flow; `is_written` tells whether its source could be replaced.
+    #[inline(always)]
+    pub(super) const fn reply(is_written: bool) -> Self {
+        Self { is_reply: true, refused: if is_written { None } else { Some(DropReason::Malformed) } }
+    }
 }
 
 /// Replaces the source of a packet from the backend with this id by the virtual IP, if it is a
@@ -222,9 +233,8 @@ fn restore<P: Packet, L: Lookups>(
     segment: &Segment,
     (network, id): (u32, u32),
 ) -> Restored {
-    let by_address = Restored { is_reply: false, refused: None };
     let Some(backend) = lookups.backend(id).filter(|backend| backend.network == network) else {
-        return by_address;
+        return Restored::BY_ADDRESS;
     };
     let (virtual_ip, transport) = (backend.task_address6, &segment.transport);
     let key = FlowKey::to_virtual_ip(
@@ -234,13 +244,12 @@ fn restore<P: Packet, L: Lookups>(
         (transport.protocol, transport.source_port_be.get()),
     );
     if segment.ip.ttl <= 1 {
-        return by_address;
+        return Restored::BY_ADDRESS;
     }
     if !reply::account_of(packet, lookups, segment, &key, id) {
-        return by_address;
+        return Restored::BY_ADDRESS;
     }
-    let is_written = translate(packet, segment, Side::Source, virtual_ip).is_some();
-    Restored { is_reply: true, refused: if is_written { None } else { Some(DropReason::Malformed) } }
+    Restored::reply(translate(packet, segment, Side::Source, virtual_ip).is_some())
 }
 
 /// Replaces the address on one side; ports stay.
@@ -279,7 +288,11 @@ pub fn virtual_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate
         return dropped(lookups, DropReason::UnknownEndpoint, Direction::Reply);
     };
     let Some(segment) = Segment::parse(packet, 0) else {
-        return to_neighbour(packet, lookups, endpoint);
+        return if icmp::is_error(packet) {
+            Fate::tail_call(Edge::VirtualReplyError)
+        } else {
+            to_neighbour(packet, lookups, endpoint)
+        };
     };
     let restored = restore(packet, lookups, &segment, (link.network, link.backend));
     if let Some(reason) = restored.refused {
@@ -304,6 +317,7 @@ pub fn virtual_tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin
     let arrival = Arrival::judge(packet, lookups, 0, sender, origin.vni.network_number());
     match arrival.refused {
         Some(reason) => dropped(lookups, reason, Direction::Reply),
+        None if icmp::is_error(packet) => Fate::tail_call(Edge::VirtualTunnelError),
         None => deliver_reply(packet, lookups, &arrival),
     }
 }

@@ -77,6 +77,10 @@ impl Hook {
             }
             (Edge::VirtualIp, Self::Overlay) => pipeline::virtual_ip(packet, tables),
             (Edge::VirtualReply, Self::Overlay) => pipeline::virtual_reply(packet, tables),
+            (Edge::VirtualReplyError, Self::Overlay) => pipeline::virtual_reply_error(packet, tables, error),
+            (Edge::VirtualTunnelError, Self::Tunnel(origin)) => {
+                pipeline::virtual_tunnel_error(packet, tables, origin, error)
+            }
             (Edge::VirtualTunnel, Self::Tunnel(origin)) => pipeline::virtual_tunnel(packet, tables, origin),
             (Edge::UplinkFragment, Self::Uplink) => pipeline::uplink_fragment(packet, tables, fragment),
             (Edge::TunnelFragment, Self::Tunnel(origin)) => {

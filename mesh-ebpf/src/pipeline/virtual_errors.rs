@@ -1,0 +1,99 @@
+//! ICMP errors of backends of virtual IPs about what tasks of this node sent: translated back, like
+//! replies ([`super::virtual_ip`]), along the flow that they quote.
+
+use super::network::{Arrival, to_neighbour};
+use super::virtual_ip::Restored;
+use super::{Origin, dropped, errors, flow_ref};
+use crate::abi::{Direction, DropReason, EndpointKey, FlowKey, MESH_MAC};
+use crate::lookups::Lookups;
+use crate::packet::Packet;
+use crate::parse::icmp::{self, Error};
+use crate::parse::{eth, ipv4};
+use crate::rewrite::{self, Side, Translation};
+use crate::verdict::Fate;
+
+/// Tail call of [`super::virtual_reply`]: an error for another task of this node.
+#[inline(always)]
+pub fn virtual_reply_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
+    const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
+    let (Some(link), Some(octets)) = (lookups.link(packet.ifindex()), packet.read_bytes::<4>(DESTINATION))
+    else {
+        return dropped(lookups, DropReason::UnknownLink, Direction::Reply);
+    };
+    let Some(endpoint) = lookups.endpoint(&EndpointKey::new(link.network, octets)) else {
+        return dropped(lookups, DropReason::UnknownEndpoint, Direction::Reply);
+    };
+    let restored = restore(packet, lookups, error, (link.network, link.backend));
+    if let Some(reason) = restored.refused {
+        return dropped(lookups, reason, Direction::Reply);
+    }
+    if !restored.is_reply {
+        return to_neighbour(packet, lookups, endpoint);
+    }
+    match rewrite::set_macs(packet, endpoint.mac, MESH_MAC) {
+        Some(()) => Fate::deliver(endpoint.ifindex),
+        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
+    }
+}
+
+/// Tail call of [`super::virtual_tunnel`]: an error out of the VXLAN device.
+#[inline(always)]
+pub fn virtual_tunnel_error<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    origin: Origin,
+    error: &mut Error,
+) -> Fate {
+    let Some(sender) = lookups.peer(&origin.address()) else {
+        return dropped(lookups, DropReason::UnknownPeer, Direction::Reply);
+    };
+    let arrival = Arrival::judge(packet, lookups, 0, sender, origin.vni.network_number());
+    if let Some(reason) = arrival.refused {
+        return dropped(lookups, reason, Direction::Reply);
+    }
+    let restored = restore(packet, lookups, error, (arrival.network, arrival.backend));
+    if let Some(reason) = restored.refused {
+        return dropped(lookups, reason, Direction::Reply);
+    }
+    arrival.deliver(packet, lookups)
+}
+
+/// Makes the virtual IP the source of an error of the backend with this id, and the destination of
+/// the packet that the error quotes, if that was a packet of a flow to the virtual IP. An error
+/// about a packet by address stays as it is.
+#[inline(always)]
+fn restore<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    error: &mut Error,
+    (network, id): (u32, u32),
+) -> Restored {
+    if !icmp::parse(packet, error) || error.is_v6 || error.destination != error.quote.source || error.ttl <= 1
+    {
+        return Restored::BY_ADDRESS;
+    }
+    let Some(backend) = lookups.backend(id).filter(|backend| backend.network == network) else {
+        return Restored::BY_ADDRESS;
+    };
+    let (virtual_ip, quote) = (backend.task_address6, &error.quote);
+    let key = FlowKey::to_virtual_ip(
+        network,
+        virtual_ip.v4_octets(),
+        (quote.source.v4_octets(), quote.source_port_be),
+        (quote.protocol, quote.destination_port_be.get()),
+    );
+    if quote.destination != backend.task_address {
+        return Restored::BY_ADDRESS;
+    }
+    match flow_ref::find_client_flow(lookups, &key) {
+        Some(flow) if flow.value().backend_id() == id => errors::account(lookups, error, &flow),
+        _ => return Restored::BY_ADDRESS,
+    }
+    let to = Translation {
+        side: Side::Source,
+        address: virtual_ip,
+        port_be: quote.destination_port_be,
+        client_port_be: quote.source_port_be,
+    };
+    Restored::reply(rewrite::translate_error(packet, error, &to).is_some())
+}
