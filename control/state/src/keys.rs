@@ -29,10 +29,10 @@ use crate::dependency::DependencyKind;
 use crate::ids::{AttachmentId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
 use crate::spec::Protocol;
 
-/// Everything that managers watch lives below this.
+/// The prefix of all keys that managers watch.
 pub const ROOT: &str = "/mesh/v1/";
 
-/// Sealed data lives below this.
+/// The prefix of sealed data.
 const SEALED_ROOT: &str = "/mesh/sealed/v1/";
 
 /// The cluster's record.
@@ -124,7 +124,7 @@ pub fn sealed(kind: DependencyKind, id: &DependencyId) -> String {
     format!("{SEALED_ROOT}{}/{id}", kind.plural())
 }
 
-/// What begins the keys of all references to a secret or a config.
+/// The prefix of all references to a secret or a config.
 pub fn references(kind: DependencyKind, id: &DependencyId) -> String {
     format!("{ROOT}refs/{}/{id}/", kind.plural())
 }
@@ -134,12 +134,12 @@ pub fn reference(kind: DependencyKind, id: &DependencyId, service: &ServiceId) -
     format!("{}{service}", references(kind, id))
 }
 
-/// Logs wanted of a node.
+/// A request for logs of a node.
 pub fn log_ask(node: &NodeId, ask: &str) -> String {
     format!("{ROOT}log-asks/{node}/{ask}")
 }
 
-/// What a key names.
+/// A parsed key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
     /// The cluster's record.
@@ -172,7 +172,7 @@ pub enum Key {
     Network(NetworkId),
     /// A container that is no task, on a network.
     Attachment(AttachmentId),
-    /// Logs wanted of a node: the node and the ask.
+    /// A request for logs of a node: the node and the request.
     LogAsk(NodeId, String),
     /// The backend id given last.
     BackendCursor,
@@ -182,11 +182,11 @@ pub enum Key {
     MemberKeys,
     /// A secret or a config.
     Dependency(DependencyKind, DependencyId),
-    /// A service's reference to one.
+    /// A service's reference to a secret or a config.
     Reference(DependencyKind, DependencyId, ServiceId),
 }
 
-/// Reads a key back; `None` for one that this version doesn't know.
+/// Parses a key; `None` for one that this version doesn't know.
 pub fn parse(key: &str) -> Option<Key> {
     let mut parts = key.strip_prefix(ROOT)?.split('/');
     let parsed = match (parts.next()?, parts.next(), parts.next()) {

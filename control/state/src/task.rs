@@ -1,7 +1,7 @@
 //! A task: one attempt at filling a slot of a service. A failed task is replaced, never revived.
 //!
-//! Invariants: [`Task`] is written by the leader's reconcilers, [`TaskStatus`] by the node service
-//! on behalf of the task's node; an observed state only rises ([`TaskStatus::advance`]).
+//! Invariants: the leader's planners write [`Task`], the node service writes [`TaskStatus`] for the
+//! task's node; an observed state only rises ([`TaskStatus::advance`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,36 +10,36 @@ use crate::ids::{BackendId, NodeId, ServiceId, TaskId};
 use crate::network::{AssignedNetwork, Attachment};
 use crate::spec::{GenericResource, Protocol, TaskSpec};
 
-/// A task's life, in its order. Used for what is desired and for what is observed.
+/// The states of a task, in the order of its life; used for the desired and the observed state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
-    /// Made by an orchestrator.
+    /// A planner created it.
     #[default]
     New,
-    /// Waits for a node.
+    /// It waits for a node.
     Pending,
-    /// Has a node.
+    /// It has a node.
     Assigned,
-    /// The node took it.
+    /// The node accepted it.
     Accepted,
-    /// The image is pulled, the container made.
+    /// The image is being pulled, the container created.
     Preparing,
-    /// Prepared; waits for its turn to start.
+    /// It is prepared, and waits for its turn to start.
     Ready,
     /// The container starts, or is not healthy yet.
     Starting,
-    /// Runs, and is healthy if it has a health check.
+    /// It runs, and is healthy if it has a health check.
     Running,
-    /// Ended with success.
+    /// It ended with success.
     Complete,
-    /// Was asked to stop, and stopped.
+    /// It was asked to stop, and stopped.
     Shutdown,
-    /// Ended with failure.
+    /// It ended with a failure.
     Failed,
-    /// Could not be prepared.
+    /// It could not be prepared.
     Rejected,
-    /// Its slot is gone; wanted only as a desired state.
+    /// Its slot is gone; a desired state only.
     Remove,
     /// Its node has been away for too long.
     Orphaned,
@@ -66,13 +66,13 @@ impl TaskState {
         }
     }
 
-    /// Whether nothing more happens to a task observed here.
+    /// Whether the state is final.
     pub fn is_terminal(self) -> bool {
         self > Self::Running
     }
 }
 
-/// What a task fills: a number within a replicated service, or a node of a global one.
+/// The slot of a task: a number in a replicated service, or a node of a global one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
@@ -91,7 +91,7 @@ impl std::fmt::Display for Slot {
     }
 }
 
-/// One ingress-published port of a task: what the mesh calls a backend.
+/// One ingress-published port of a task: a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskEndpoint {
     /// Its id in maps and on the wire.
@@ -104,28 +104,28 @@ pub struct TaskEndpoint {
     pub target_port: u16,
 }
 
-/// A task, as the leader wants it.
+/// A task, as the leader wrote it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// Its id.
     pub id: TaskId,
     /// The service it belongs to.
     pub service_id: ServiceId,
-    /// What it fills.
+    /// Its slot.
     pub slot: Slot,
     /// The service's spec version that it was made from (`/specs/{service}/{version}`).
     pub spec_version: u64,
-    /// The execution of its job that it belongs to; absent unless its service is a job. It runs to
-    /// its end then.
+    /// The execution of its job that it belongs to; `None` unless its service is a job, whose tasks
+    /// run to completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_iteration: Option<u64>,
-    /// Where it runs; absent until it is scheduled.
+    /// Its node; `None` until it is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_id: Option<NodeId>,
-    /// The resources of its node that are its own while it lives.
+    /// The resources of its node that it holds while it is alive.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generic_resources: Vec<GenericResource>,
-    /// How far it is to go: `ready`, `running`, `shutdown` or `remove`.
+    /// Its desired state: `ready`, `running`, `shutdown` or `remove`.
     pub desired_state: TaskState,
     /// Its backends, one for each ingress-published port.
     #[serde(default)]
@@ -133,16 +133,16 @@ pub struct Task {
     /// Its places on the networks of its service, in the order of the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Attachment>,
-    /// When it was made. Orders a slot's history.
+    /// When it was created. Orders a slot's history.
     pub created_at: Timestamp,
     /// A replacement waits with desired `ready` until this moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_after: Option<Timestamp>,
-    /// When the leader last asked it to stop; absent while it is wanted.
+    /// When the leader last asked it to stop; `None` while it is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_at: Option<Timestamp>,
-    /// State, message and error that the leader itself gives a task before any node has it
-    /// (pending, and why).
+    /// The state, message and error that the leader gives a task before it has a node (pending, and
+    /// why).
     pub leader_status: TaskStatus,
 }
 
@@ -159,29 +159,28 @@ impl Task {
     }
 }
 
-/// What was observed of a task.
+/// The observed status of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TaskStatus {
-    /// The highest state seen.
+    /// The highest state so far.
     pub state: TaskState,
     /// When it was reached.
     #[serde(default)]
     pub timestamp: Timestamp,
-    /// Swarm's word for the step ("started").
+    /// Swarm's message for the state ("started").
     #[serde(default)]
     pub message: String,
-    /// Why it failed or waits; empty if it doesn't.
+    /// Why it failed or waits; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub err: String,
-    /// When it first ran; absent if it never did. Kept by [`TaskStatus::advance`], nobody else
-    /// writes it.
+    /// When it first ran; `None` if it never did. Only [`TaskStatus::advance`] sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_at: Option<Timestamp>,
-    /// When the manager that stored it first stored this state, by that manager's clock: the other
-    /// stamps are of the node's.
+    /// When the storing manager first stored this state, by that manager's clock; the other stamps
+    /// are by the node's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
-    /// The same of its first run.
+    /// The same for its first run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_recorded_at: Option<Timestamp>,
     /// Its container, once made.
@@ -191,7 +190,8 @@ pub struct TaskStatus {
 
 impl TaskStatus {
     /// The newer of the two: a state never falls, and a terminal one is final. The moment of the
-    /// first run stays, and so does what a manager recorded: nobody else may say it.
+    /// first run stays, and so do the moments that a manager recorded, which only a manager may
+    /// set.
     #[must_use]
     pub fn advance(self, newer: Self) -> Self {
         let terminal = self.state.is_terminal();
@@ -207,7 +207,7 @@ impl TaskStatus {
         }
     }
 
-    /// The status as a manager stores it at `now` over the one that is stored.
+    /// The status as a manager stores it at `now`, in place of `stored`.
     #[must_use]
     pub fn recorded(self, stored: Option<&Self>, now: Timestamp) -> Self {
         let known = stored.filter(|stored| stored.state == self.state);
@@ -220,7 +220,7 @@ impl TaskStatus {
     }
 }
 
-/// What the engine says of a task's container.
+/// The engine's description of a task's container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerStatus {
     /// The container's id.
@@ -248,7 +248,7 @@ pub struct HostPort {
     pub published: u16,
 }
 
-/// What a node needs to run a task, sent down the node's stream.
+/// Everything that a node needs to run a task, sent in its session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
     /// The task.
@@ -260,7 +260,7 @@ pub struct Assignment {
     pub service_name: String,
     /// The service's labels, for container labels and templates.
     pub service_labels: crate::spec::Labels,
-    /// What to run.
+    /// The spec of the task.
     pub spec: TaskSpec,
     /// Ports published on the task's own node only (`mode=host`).
     #[serde(default)]
@@ -268,15 +268,15 @@ pub struct Assignment {
     /// The networks that the task is on, in the order of the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<AssignedNetwork>,
-    /// How the task's flows end before the task does.
+    /// How the task drains before it stops.
     #[serde(default)]
     pub drain: Drain,
-    /// Credentials by which its image is pulled. Never written to disk.
+    /// The credentials for pulling its image. Never written to disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<RegistryAuth>,
 }
 
-/// Credentials for a registry: what Docker's clients send as `X-Registry-Auth`. Shown by nothing,
+/// Credentials for a registry, as Docker's clients send them in `X-Registry-Auth`. Never shown,
 /// kept in memory only.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -288,12 +288,12 @@ impl std::fmt::Debug for RegistryAuth {
     }
 }
 
-/// How the flows of a task that is to stop end before it does.
+/// The drain of a task that is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Drain {
     /// Whether every node that is heard knows that the task gets no new flows.
     pub announced: bool,
-    /// How long live flows are waited for, seconds; 0: not at all.
+    /// How long live flows have to end, seconds; 0: no time.
     pub limit_s: u32,
 }
 

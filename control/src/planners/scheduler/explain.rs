@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The filter that refused a node. The order is that of the filters: the first that refuses is
-/// counted.
+/// The filter that refused a node. The order is that of the filters: the first one that refuses
+/// counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// The node is not ready, or takes no tasks.
@@ -14,9 +14,9 @@ pub enum Refusal {
     Resources,
     /// A volume or log driver is missing.
     Plugin,
-    /// Its agent is of a version that puts no task on a network.
+    /// Its agent is too old to attach tasks to networks.
     OldAgent,
-    /// No kernel programs carry tasks' packets on networks there.
+    /// It has no kernel programs, which carry tasks' packets on networks.
     NoPrograms,
     /// A constraint does not hold.
     Constraints,
@@ -45,7 +45,7 @@ impl Refusal {
     }
 }
 
-/// How many nodes each filter refused. Displayed as the error of the task that waits.
+/// How many nodes each filter refused. Its `Display` is the error of the task that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Refusals(BTreeMap<Refusal, usize>);
 
@@ -62,7 +62,7 @@ impl fmt::Display for Refusals {
             return f.write_str("no suitable node");
         }
         let mut counted: Vec<_> = self.0.iter().collect();
-        // Most nodes first; among equals the filters' order.
+        // Most nodes first; of equal counts, in the filters' order.
         counted.sort_by_key(|(_, nodes)| Reverse(**nodes));
         let parts: Vec<_> = counted.into_iter().map(|(refusal, nodes)| refusal.explain(*nodes)).collect();
         write!(f, "no suitable node ({})", parts.join("; "))

@@ -1,7 +1,7 @@
 //! The filters, in Swarm's order: ready, resources, plugin, networks, constraints, platform, host
 //! port, max replicas per node.
 //!
-//! Invariant: a node is refused by the first filter that does so; nothing else is asked of it then.
+//! Invariant: the first filter that refuses a node decides; the later ones are not evaluated then.
 
 use mesh_state::node::Node;
 
@@ -9,10 +9,10 @@ use super::explain::Refusal;
 use super::needs::Needs;
 use super::usage::NodeUsage;
 
-/// The datapath without kernel programs.
+/// The data path without kernel programs.
 const USERSPACE: &str = "userspace";
 
-/// Why a node can't take one more such task; `None` if it can.
+/// The reason why a node can't take one more such task; `None` if it can.
 pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
     if !usage.takes_tasks {
         Some(Refusal::Ready)
@@ -37,7 +37,7 @@ pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
     }
 }
 
-/// A task that reserves nothing fits even a node that shrank below what it carries.
+/// A task that reserves nothing fits even a node that has shrunk below its reservations.
 fn has_resources(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> bool {
     (needs.nano_cpus <= 0 || needs.nano_cpus <= usage.free_nano_cpus)
         && (needs.memory_bytes <= 0 || needs.memory_bytes <= usage.free_memory_bytes)
@@ -47,7 +47,8 @@ fn has_resources(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> bool {
 fn has_plugins(needs: &Needs<'_>, node: &Node) -> bool {
     needs.plugins.iter().all(|(kind, name)| {
         let mut of_kind = node.description.plugins.iter().filter(|(have, _)| have == kind).peekable();
-        // A node that lists no log drivers just doesn't tell.
+        // A node without a list of log drivers doesn't report them, so the driver counts as
+        // present.
         (*kind == "Log" && of_kind.peek().is_none()) || of_kind.any(|(_, have)| have == name)
     })
 }

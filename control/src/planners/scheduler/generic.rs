@@ -1,22 +1,22 @@
-//! Generic resources of a node: what is free, and who gets which.
+//! Generic resources of a node: which are free, and which a task gets.
 //!
-//! Invariants: a kind that a node names one by one is given by name, each to one task at a time; a
-//! kind that it counts is given by number. A task that asks for one by its name gets that one, or
-//! waits.
+//! Invariants: a kind whose resources a node names is given by name, each to one task at a time; a
+//! kind that it counts is given by number. A task that asks for a resource by name gets that one,
+//! or waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_state::spec::{GenericResource, Resources};
 
-/// What a task wants, by kind.
+/// A task's requests, by kind.
 pub type WantedResources = BTreeMap<String, OfKind>;
 
-/// What a task wants of one kind.
+/// A task's request of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OfKind {
-    /// These, whatever else.
+    /// The resources requested by name.
     names: BTreeSet<String>,
-    /// And so many more.
+    /// The number of further ones.
     count: i64,
 }
 
@@ -26,7 +26,7 @@ impl OfKind {
     }
 }
 
-/// What tasks with these resources want.
+/// The requests in a task's resources.
 pub fn wanted(resources: Option<&Resources>) -> WantedResources {
     let reservations = resources.and_then(|resources| resources.reservations.as_ref());
     let mut wanted = WantedResources::new();
@@ -43,7 +43,7 @@ pub fn wanted(resources: Option<&Resources>) -> WantedResources {
     wanted
 }
 
-/// What is free on a node.
+/// The free resources of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Free {
     counted: BTreeMap<String, i64>,
@@ -51,7 +51,7 @@ pub struct Free {
 }
 
 impl Free {
-    /// All that a node has.
+    /// All resources of a node.
     pub fn all(resources: &[GenericResource]) -> Self {
         let mut free = Self::default();
         for resource in resources {
@@ -75,7 +75,7 @@ impl Free {
         })
     }
 
-    /// Takes what a task was given.
+    /// Removes the resources that a task was given.
     pub fn take(&mut self, given: &[GenericResource]) {
         for resource in given {
             match resource {
@@ -91,14 +91,14 @@ impl Free {
         }
     }
 
-    /// Whether the node names enough of a kind, those asked for by name among them.
+    /// Whether the node has enough named resources of a kind, including those requested by name.
     fn gives_by_name(&self, kind: &str, wanted: &OfKind) -> bool {
         self.named.get(kind).is_some_and(|free| {
             wanted.names.is_subset(free) && i64::try_from(free.len()).is_ok_and(|have| have >= wanted.total())
         })
     }
 
-    /// What a task that wants this is given, if there is enough.
+    /// The resources that a task with these requests gets, if there is enough.
     pub fn choose(&self, wanted: &WantedResources) -> Vec<GenericResource> {
         let mut given = Vec::new();
         for (kind, wanted) in wanted {

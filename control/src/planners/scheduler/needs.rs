@@ -1,6 +1,6 @@
-//! What a task needs of a node, read from its service's spec.
+//! A task's needs of a node, from its service's spec.
 //!
-//! Left to others: whether a node has it ([`super::filter`]), and what is left of it
+//! Left to others: whether a node meets them ([`super::filter`]), and what is free
 //! ([`super::usage`]).
 
 use mesh_state::ids::ServiceId;
@@ -11,7 +11,7 @@ use super::generic::{self, WantedResources};
 use crate::slots::eligible::Suits;
 use crate::slots::networks::named_by;
 
-/// What a task needs of a node, read once from its spec.
+/// A task's needs of a node, read once from its spec.
 #[derive(Debug, Clone)]
 pub struct Needs<'a> {
     /// Its service.
@@ -20,22 +20,22 @@ pub struct Needs<'a> {
     pub nano_cpus: i64,
     /// Bytes.
     pub memory_bytes: i64,
-    /// Ports that it binds on its node.
+    /// Host-mode ports.
     pub host_ports: Vec<(Protocol, u16)>,
-    /// Tasks of its service that a node may have; 0 is unlimited.
+    /// The most tasks of its service per node; 0 is unlimited.
     pub max_replicas: u64,
     /// Engine plugins as (type, name).
     pub plugins: Vec<(&'static str, String)>,
     /// Generic resources.
     pub generic: WantedResources,
-    /// Whether they are on networks.
+    /// Whether the tasks are on networks.
     pub is_on_networks: bool,
     /// Constraints and platforms.
     pub suits: Suits,
 }
 
 impl<'a> Needs<'a> {
-    /// What tasks made from `spec` need.
+    /// The needs of tasks made from `spec`.
     pub fn new(service: &'a ServiceId, spec: &ServiceSpec) -> Self {
         let template = &spec.task_template;
         let reservations = template.resources.as_ref().and_then(|resources| resources.reservations.as_ref());
@@ -61,7 +61,7 @@ fn host_ports(spec: &ServiceSpec) -> Vec<(Protocol, u16)> {
         .collect()
 }
 
-/// Volume drivers of the mounts and the log driver, but for those that every engine has.
+/// Volume drivers of the mounts and the log driver, except for those that every engine has.
 fn plugins(template: &TaskSpec) -> Vec<(&'static str, String)> {
     let mounts = template.container_spec.as_ref().and_then(|container| container.extra.get("Mounts"));
     let volume = mounts

@@ -1,8 +1,8 @@
-//! Places tasks that are alike, one after the other, each on the best node left.
+//! Places equal tasks one after the other, each on the best node left.
 //!
-//! Invariants: every node that is given passes the filters at that moment; spread preferences make
-//! a tree whose branches fill evenly, nodes within a branch by [`Score`]. A pass costs one
-//! filtering of all nodes and a logarithm a task.
+//! Invariants: every chosen node passes the filters at that moment; spread preferences make a tree
+//! whose branches fill evenly, and the nodes within a branch by [`Score`]. A pass costs one
+//! filtering of all nodes and a logarithm per task.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::score::Score;
 use super::usage::{NodeUsage, NodeUsages};
 use crate::slots::constraint::label_value;
 
-/// The nodes that fit, in the order of their worth.
+/// The nodes that fit, the best first.
 #[derive(Debug)]
 pub struct Placement<'n, 'l, 'a> {
     needs: &'n Needs<'a>,
@@ -25,17 +25,17 @@ pub struct Placement<'n, 'l, 'a> {
     tree: Branch,
 }
 
-/// A level of the tree of preferences, or below the last one the nodes.
+/// A level of the tree of preferences, or the nodes below the last level.
 #[derive(Debug, Default)]
 struct Branch {
-    /// Tasks of the service on all nodes below, whether those nodes fit or not.
+    /// The service's tasks on all nodes below, whether those nodes fit or not.
     tasks: u32,
     children: BTreeMap<String, Branch>,
     nodes: BTreeSet<(Score, NodeId)>,
 }
 
 impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
-    /// A placement of tasks made from `spec` upon `usages`.
+    /// The placement of tasks made from `spec` on the nodes in `usages`.
     pub fn new(
         needs: &'n Needs<'a>,
         spec_version: u64,
@@ -56,15 +56,15 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
         Self { needs, spec_version, levels, usages, tree }
     }
 
-    /// The node for the next task, and which of its generic resources the task gets; `None` if no
-    /// node can take one more.
+    /// The node for the next task, with the generic resources that the task gets; `None` if no node
+    /// can take one more.
     pub fn place(&mut self) -> Option<(&'a NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
             let usage = self.usages.of(&id)?;
             let path = path(&self.levels, usage);
             self.tree.remove(&path, &(score, id.clone()));
-            // What the tasks before it took may have used the node up.
+            // The tasks placed before may have used the node up.
             if filter::refusal(self.needs, usage).is_some() {
                 continue;
             }
@@ -102,8 +102,8 @@ impl Branch {
         self.nodes.is_empty() && self.children.values().all(Self::is_empty)
     }
 
-    /// The best node of the branch with the fewest tasks; of equal branches, of the one whose node
-    /// is better.
+    /// The best node of the branch with the fewest tasks; of equal branches, of the one with the
+    /// better node.
     fn best(&self) -> Option<(Score, NodeId)> {
         if self.children.is_empty() {
             return self.nodes.first().cloned();
@@ -124,7 +124,7 @@ fn levels(spec: &ServiceSpec) -> Vec<String> {
         .collect()
 }
 
-/// A node's values of the labels; a key that is no label is one branch for all.
+/// A node's values of the labels; for a key that is no label, all nodes are in one branch.
 fn path(levels: &[String], usage: &NodeUsage<'_>) -> Vec<String> {
     levels.iter().map(|key| label_value(key, usage.node).unwrap_or_default().to_owned()).collect()
 }

@@ -1,15 +1,15 @@
-//! Which of the nodes that fit is the best.
+//! Ranks the nodes that fit.
 
 use super::usage::NodeUsage;
 use mesh_state::ids::ServiceId;
 
-/// So many recent failures make a node a last resort.
+/// The recent failures that make a node a last resort.
 const FAILURES_MAX: u32 = 5;
 
 /// A node's rank for one service's next task: the lowest is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
-    /// Recent failures, if there are too many of them, else 0.
+    /// Recent failures if there are at least [`FAILURES_MAX`], else 0.
     failures: u32,
     /// Tasks of the service on the node.
     service_tasks: u32,
@@ -18,7 +18,7 @@ pub struct Score {
 }
 
 impl Score {
-    /// The score of a node that carries `usage`.
+    /// The score of a node with this usage.
     pub fn new(usage: &NodeUsage<'_>, service: &ServiceId, spec_version: u64) -> Self {
         let failures = usage.failures_of(service, spec_version);
         Self {

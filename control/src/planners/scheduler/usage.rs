@@ -1,4 +1,4 @@
-//! What each node carries, kept up to date while a pass places tasks.
+//! The usage of each node, kept up to date while a pass places tasks.
 //!
 //! Invariants: a task holds its resources and host ports until it is observed to have ended; it
 //! counts as usage while it is wanted and has not ended.
@@ -17,7 +17,7 @@ use super::needs::Needs;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::slots;
 
-/// Failures older than this are forgiven.
+/// Failures older than this don't count.
 const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);
 
 /// One node's usage.
@@ -27,9 +27,9 @@ pub struct NodeUsage<'a> {
     pub node: &'a Node,
     /// Whether it takes new tasks.
     pub takes_tasks: bool,
-    /// Billionths of a CPU not reserved; below zero when the node shrank.
+    /// Unreserved billionths of a CPU; below zero if the node has shrunk.
     pub free_nano_cpus: i64,
-    /// Bytes not reserved; below zero when the node shrank.
+    /// Unreserved bytes; below zero if the node has shrunk.
     pub free_memory_bytes: i64,
     /// Generic resources that no task has.
     pub free_generic: Free,
@@ -74,7 +74,7 @@ impl<'a> NodeUsage<'a> {
 pub struct NodeUsages<'a>(BTreeMap<&'a NodeId, NodeUsage<'a>>);
 
 impl<'a> NodeUsages<'a> {
-    /// What `snapshot` shows.
+    /// The usages in `snapshot`.
     pub fn new(now: Timestamp, snapshot: &'a ClusterSnapshot) -> Self {
         let mut specs: BTreeMap<(&ServiceId, u64), Option<Needs<'a>>> = BTreeMap::new();
         let usages = snapshot.nodes.values().map(|stored| {
