@@ -22,6 +22,7 @@ pub mod datapath;
 pub mod docker_api;
 pub mod lb;
 pub mod metrics;
+pub mod names;
 pub mod proxy;
 pub mod task;
 pub mod uninstall;

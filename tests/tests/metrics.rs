@@ -76,7 +76,7 @@ fn counters_count_what_was_sent() -> Result<()> {
 }
 
 /// Names that every agent exports once a service has been used.
-const BY_AGENTS: [&str; 29] = [
+const BY_AGENTS: [&str; 32] = [
     "mesh_build_info",
     "mesh_node_info",
     "mesh_frontend_connections_total",
@@ -104,6 +104,9 @@ const BY_AGENTS: [&str; 29] = [
     "mesh_control_connected",
     "mesh_config_propagation_seconds",
     "mesh_proxy_counters_kept",
+    "mesh_dns_questions_total",
+    "mesh_dns_answer_duration_seconds",
+    "mesh_dns_listening",
     "mesh_collector_success",
     "mesh_collector_duration_seconds",
 ];

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: fuzzes the packet pipeline with libFuzzer, through cargo-fuzz.
+//! `cargo xtask fuzz`: fuzzes what takes bytes from outside with libFuzzer, through cargo-fuzz.
 //!
 //! It uses the project's stable toolchain, with `RUSTC_BOOTSTRAP`, as cargo-fuzz's instrumentation
 //! flags are unstable.
@@ -6,35 +6,71 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use mesh_checkout::command::Program;
 use mesh_checkout::workspace;
 
-/// The longest packet that is tried: all headers, and some data.
-const PACKET_MAX: u32 = 400;
+/// What is fuzzed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// The packet pipeline
+    Pipeline,
+    /// The name server: its decoder and its answers
+    Names,
+}
+
+impl Target {
+    /// The name of the binary.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pipeline => "pipeline",
+            Self::Names => "names",
+        }
+    }
+
+    /// The package whose directory `fuzz` holds it.
+    fn package(self) -> &'static str {
+        match self {
+            Self::Pipeline => "mesh-ebpf",
+            Self::Names => "mesh-agent",
+        }
+    }
+
+    /// Bytes of the longest input that is tried: of a packet, all headers and some data; of a
+    /// question, more names than one may have.
+    fn longest(self) -> u32 {
+        match self {
+            Self::Pipeline => 400,
+            Self::Names => 600,
+        }
+    }
+}
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, Args)]
 pub struct FuzzArgs {
-    /// How long to look for a packet that breaks the pipeline
+    /// What to fuzz
+    #[arg(value_enum, default_value = "pipeline")]
+    target: Target,
+    /// How long to look for input that breaks it
     #[arg(long, default_value_t = 600)]
     seconds: u32,
 }
 
-/// Fuzzes the pipeline; installs cargo-fuzz first if it is missing.
+/// Fuzzes a target; installs cargo-fuzz first if it is missing.
 ///
 /// # Errors
-/// A packet breaks the pipeline; cargo-fuzz prints the packet, and how to reproduce it.
+/// An input breaks the target; cargo-fuzz prints the input, and how to reproduce it.
 pub fn run(args: &FuzzArgs) -> Result<()> {
     if !Program::cargo().args(["fuzz", "--version"]).succeeds() {
         println!("cargo-fuzz is missing: installing it");
         Program::cargo().args(["install", "--quiet", "cargo-fuzz"]).run_shown()?;
     }
     Program::cargo()
-        .args(["fuzz", "run", "--sanitizer", "none", "pipeline", "--"])
-        .args([format!("-max_total_time={}", args.seconds), format!("-max_len={PACKET_MAX}")])
+        .args(["fuzz", "run", "--sanitizer", "none", args.target.name(), "--"])
+        .args([format!("-max_total_time={}", args.seconds), format!("-max_len={}", args.target.longest())])
         .env("RUSTC_BOOTSTRAP", "1")
-        .current_dir(&workspace::root().join("mesh-ebpf").join("fuzz"))
+        .current_dir(&workspace::root().join(args.target.package()).join("fuzz"))
         .run_shown_within(Duration::from_secs(u64::from(args.seconds)) + Duration::from_mins(10))
 }

@@ -20,6 +20,8 @@ pub enum Listener {
     ControlMetrics,
     /// The relay between nodes (4800).
     Relay,
+    /// The agent's name server for the tasks of its node (53).
+    Names,
 }
 
 /// The limits of one listener.
@@ -73,6 +75,7 @@ impl Listener {
             Self::AgentMetrics => "agent-metrics",
             Self::ControlMetrics => "control-metrics",
             Self::Relay => "relay",
+            Self::Names => "names",
         }
     }
 
@@ -126,6 +129,18 @@ impl Listener {
                 wait: Duration::from_secs(30),
                 evictable_after: Duration::from_secs(1),
                 stall: None,
+                streams: usize::MAX,
+                slow_calls: usize::MAX,
+            },
+            // By TCP; datagrams have no connections.
+            Self::Names => Figures {
+                connections: 128,
+                waiting: 128,
+                per_peer: 16,
+                waiting_per_peer: 16,
+                wait: Duration::from_secs(10),
+                evictable_after: Duration::from_secs(1),
+                stall: Some(Duration::from_secs(5)),
                 streams: usize::MAX,
                 slow_calls: usize::MAX,
             },
@@ -212,17 +227,38 @@ pub mod join {
     pub const PEERS: usize = 4096;
 }
 
+/// How large and how many the questions for names may be that tasks ask of their node's agent.
+pub mod names {
+    use std::time::Duration;
+
+    /// Bytes of a question. Real ones have less than 512.
+    pub const QUESTION_BYTES: usize = 4096;
+    /// Bytes of an answer by UDP: what goes over every link in one piece.
+    pub const ANSWER_BYTES: usize = 1232;
+    /// Resolvers of the host that are used, as by libc.
+    pub const RESOLVERS: usize = 3;
+    /// Questions for foreign names under way; each takes a socket.
+    pub const UNDER_WAY: usize = 256;
+    /// Of those, questions of one task.
+    pub const UNDER_WAY_PER_TASK: usize = 128;
+    /// How long a question of a task that is not known yet may wait for it to become so.
+    pub const STRANGER_WAIT: Duration = Duration::from_secs(1);
+    /// Questions that wait so.
+    pub const STRANGERS: usize = 64;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: [Listener; 6] = [
+    const ALL: [Listener; 7] = [
         Listener::DockerSocket,
         Listener::ControlSocket,
         Listener::Nodes,
         Listener::AgentMetrics,
         Listener::ControlMetrics,
         Listener::Relay,
+        Listener::Names,
     ];
 
     #[test]

@@ -4,15 +4,16 @@
 //! Invariant: connections never use up the file descriptors; the rest of the agent needs some.
 
 use mesh_admission::descriptors::{self, Want};
-use mesh_admission::figures::{Figures, Listener};
+use mesh_admission::figures::{Figures, Listener, names};
 
 use crate::proxy::pipes_beside;
 
-/// Reserved for everything that is no client's connection.
-const OTHERS: usize = 512;
+/// Reserved for everything that is no client's connection, a socket for each question that the name
+/// server passes on included.
+const OTHERS: usize = 512 + names::UNDER_WAY;
 /// The agent's own listeners: a client of docker.sock takes a connection to the engine and one to
 /// mesh-control beside its own.
-const WANTS: [Want; 2] = [(Listener::DockerSocket, 3), (Listener::AgentMetrics, 1)];
+const WANTS: [Want; 3] = [(Listener::DockerSocket, 3), (Listener::AgentMetrics, 1), (Listener::Names, 1)];
 /// A proxied connection takes two; clients and other nodes have as many connections each, and as
 /// many between nodes may wait in the pools.
 const OF_ONE_CONNECTION: usize = 5;
@@ -28,6 +29,8 @@ pub(super) struct Room {
     pub(super) docker: Figures,
     /// The limits of the metrics listener.
     pub(super) metrics: Figures,
+    /// The limits of the name server, by TCP.
+    pub(super) names: Figures,
 }
 
 /// Raises the limit of open files as far as `connections_max` needs and the system allows; returns
@@ -69,7 +72,7 @@ fn fitting(files: usize, connections_max: usize) -> Room {
     let listeners = reserve - OTHERS.min(reserve / 2);
     let share = descriptors::share_out(listeners, &WANTS);
     let connections = connections_within(files - reserve).clamp(1, connections_max);
-    Room { connections, docker: share[0], metrics: share[1] }
+    Room { connections, docker: share[0], metrics: share[1], names: share[2] }
 }
 
 #[cfg(test)]
@@ -84,7 +87,10 @@ mod tests {
         assert_eq!(fitting(usize::MAX / 16, 65_536), whole, "no more than wanted");
         for files in [64, 1024, 4096, 20_000, 65_536, 200_000] {
             let room = fitting(files, 65_536);
-            let taken = taken_by(room.connections) + 3 * room.docker.connections + room.metrics.connections;
+            let taken = taken_by(room.connections)
+                + 3 * room.docker.connections
+                + room.metrics.connections
+                + room.names.connections;
             assert!(room.connections >= 1 && taken <= files, "{taken} of {files}: {room:?}");
         }
         assert!(fitting(1024, 65_536).docker.connections >= 64, "commands still go through");
@@ -92,8 +98,8 @@ mod tests {
 
     #[test]
     fn the_limit_is_as_the_readme_says() {
-        assert_eq!(reserved() + taken_by(65_536), 339_520);
+        assert_eq!(reserved() + taken_by(65_536), 339_904);
         let rooms = [20_000, 65_536].map(|files| fitting(files, 65_536).connections);
-        assert_eq!(rooms, [3114, 11_788]);
+        assert_eq!(rooms, [3041, 11_715]);
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mesh_admission::door::Door;
-use mesh_admission::figures::Listener;
+use mesh_admission::figures::{Figures, Listener};
 use mesh_admission::refusals::Refusals;
 use mesh_runtime::{Components, follow_signals};
 use mesh_state::ids::{BackendId, NodeId};
@@ -37,8 +37,11 @@ use crate::docker_api::{self, Upstreams};
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
+use crate::names::counts::Counts;
+use crate::names::{self, Names};
 use crate::proxy::carry_over::{self, StoredCounters};
 use crate::proxy::{Listening, Proxy};
+use crate::task::local::LocalTasks;
 use crate::view::NodeView;
 use health::PassiveHealth;
 use membership::Membership;
@@ -124,10 +127,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         progress,
         backends: config.metrics_backends,
     };
-    let refusals = proxy.refusals().clone();
+    let (refusals, counts) = (proxy.refusals().clone(), Counts::new()?);
     let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
     let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
-    start_admin(&components, sockets.metrics, metrics_door, &refusals, is_expelled, collector)?;
+    start_admin(&components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
     let upstreams = Upstreams {
         engine: config.engine.clone(),
         control: config.control_socket.clone(),
@@ -135,9 +138,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     };
     start_docker_api(&components, sockets.docker, docker_door, upstreams);
     start_telling_manager(&components, &config, views.clone());
+    let local = Arc::<LocalTasks>::default();
+    start_names(&components, views.clone(), Arc::clone(&local), (room.names, refusals), counts);
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
-    let local = Arc::default();
     let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node, local };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
@@ -152,6 +156,24 @@ fn first_facts(config: &Config, datapath_name: &str) -> NodeFacts {
         role: String::new(),
         certificate_until: None,
     }
+}
+
+/// Starts serving names to the node's tasks.
+fn start_names(
+    components: &Components,
+    views: watch::Receiver<Arc<NodeView>>,
+    local: Arc<LocalTasks>,
+    (figures, refusals): (Figures, Refusals),
+    counts: Counts,
+) {
+    let door = Door::new(Listener::Names, figures, refusals);
+    let names =
+        Names { views, local, door, counts, port: names::DNS_PORT, resolv_conf: names::RESOLV_CONF.into() };
+    let stop = components.stopping().clone();
+    components.spawn("names", async move {
+        names.run(stop).await;
+        Ok(())
+    });
 }
 
 /// Starts serving the node's `docker` commands.
@@ -304,7 +326,7 @@ fn start_admin(
     components: &Components,
     listener: TcpListener,
     door: Arc<Door>,
-    refusals: &Refusals,
+    (refusals, counts): (&Refusals, &Counts),
     expelled: watch::Receiver<bool>,
     collector: impl FnOnce(Progress) -> AgentCollector,
 ) -> anyhow::Result<()> {
@@ -312,6 +334,7 @@ fn start_admin(
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
     refusals.show_in(&registry)?;
+    counts.show_in(&registry)?;
     let progress = Progress::new(&registry)?;
     let collector = collector(progress.clone());
     let (views, applied) = (collector.view.clone(), collector.applied.clone());

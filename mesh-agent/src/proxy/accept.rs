@@ -18,6 +18,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::names::DNS_PORT;
+
 /// The backlog: connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
 /// How long a listener waits after an error of `accept` (no file descriptors left, say).
@@ -56,7 +58,8 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<Listening> {
 }
 
 /// Binds `address`. IPv6's wildcard takes IPv4 as well; on a host without IPv6, IPv4's wildcard is
-/// bound instead.
+/// bound instead. The port of DNS is shared with the node's own name server, which has it at the
+/// addresses that its tasks ask; another process that allows sharing as well isn't noticed here.
 ///
 /// # Errors
 /// The kernel's error; an address in use is [`io::ErrorKind::AddrInUse`].
@@ -85,6 +88,9 @@ fn bind_one(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     if kind == Type::STREAM {
         // For UDP this option would let two sockets share one port.
         socket.set_reuse_address(true)?;
+    }
+    if address.port() == DNS_PORT {
+        socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

@@ -48,9 +48,16 @@ pub(super) fn bound() -> io::Result<Vec<HostSocket>> {
 }
 
 /// The ports that sockets other than `own` (by inode) hold at an address that other hosts can
-/// reach.
-pub(super) fn held_by_others(sockets: &[HostSocket], own: &BTreeSet<u64>) -> BTreeSet<(Protocol, u16)> {
-    let others = sockets.iter().filter(|socket| !own.contains(&socket.inode) && is_reached(socket.address));
+/// reach. They don't reach `inner`, where tasks alone ask this node.
+pub(super) fn held_by_others(
+    sockets: &[HostSocket],
+    own: &BTreeSet<u64>,
+    inner: &BTreeSet<Ipv4Addr>,
+) -> BTreeSet<(Protocol, u16)> {
+    let is_inner = |address: IpAddr| matches!(address, IpAddr::V4(address) if inner.contains(&address));
+    let others = sockets.iter().filter(|socket| {
+        !own.contains(&socket.inode) && is_reached(socket.address) && !is_inner(socket.address)
+    });
     others.map(|socket| (socket.protocol, socket.port)).collect()
 }
 
@@ -140,6 +147,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_port_at_an_address_for_tasks_is_no_port_of_the_host() {
+        let gateway = Ipv4Addr::new(10, 128, 1, 1);
+        let at = |address: Ipv4Addr, inode| HostSocket {
+            protocol: Protocol::Udp,
+            port: 53,
+            address: address.into(),
+            inode,
+        };
+        let held = |sockets: &[HostSocket]| held_by_others(sockets, &BTreeSet::new(), &[gateway].into());
+        assert_eq!(held(&[at(gateway, 1)]), BTreeSet::new(), "the name server's");
+        let others = [at(gateway, 1), at(Ipv4Addr::UNSPECIFIED, 2)];
+        assert_eq!(held(&others), [(Protocol::Udp, 53)].into(), "and another one's");
+    }
+
+    #[test]
     fn the_kernel_tells_of_every_socket_that_takes_what_comes() {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let local = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -153,12 +175,15 @@ mod tests {
         let seen = sockets.iter().find(|socket| (socket.protocol, socket.port) == tcp).unwrap();
         assert_eq!((seen.address, seen.inode), (Ipv4Addr::UNSPECIFIED.into(), inode));
 
-        let held = held_by_others(&sockets, &BTreeSet::new());
+        let held = held_by_others(&sockets, &BTreeSet::new(), &BTreeSet::new());
         assert!(held.contains(&tcp) && held.contains(&udp), "held: {held:?}");
         let local = (Protocol::Tcp, local.local_addr().unwrap().port());
         assert!(!held.contains(&local), "no other host reaches a listener on loopback");
         let connected = (Protocol::Udp, connected.local_addr().unwrap().port());
         assert!(!held.contains(&connected), "a connected socket takes its peer's datagrams only");
-        assert!(!held_by_others(&sockets, &[inode].into()).contains(&tcp), "one's own is no other's");
+        assert!(
+            !held_by_others(&sockets, &[inode].into(), &BTreeSet::new()).contains(&tcp),
+            "one's own is no other's"
+        );
     }
 }

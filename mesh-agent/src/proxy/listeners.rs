@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::accept::{accept_until, bind, listen};
 use super::udp::sessions;
 use super::{Proxy, connection, host_sockets};
+use crate::names::{self, DNS_PORT};
 use crate::view::NodeView;
 
 type Published = (Protocol, u16);
@@ -77,6 +78,11 @@ impl Listeners {
             }
             stays
         });
+        let inner = names::addresses(view);
+        if wanted.keys().any(|(_, port)| *port == DNS_PORT) {
+            // It may be shared with the name server, but with nobody else, which binding won't tell.
+            self.look_at_the_host(&inner);
+        }
         let mut has_failed = false;
         for (port, service) in wanted {
             if !matches!(self.ports.get(&port), Some(Port::Open(_))) {
@@ -86,7 +92,7 @@ impl Listeners {
         let open = |(port, state): (&Published, &Port)| (*port, matches!(state, Port::Open(_)));
         proxy.ledger.set_listeners(self.ports.iter().map(open).collect());
         if has_failed || self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL) {
-            self.look_at_the_host();
+            self.look_at_the_host(&inner);
             self.looked_at = Some(Instant::now());
         }
         proxy.tell_host_ports(self.held.iter().chain(proxy.settings.own_ports.keys()).copied().collect());
@@ -95,7 +101,7 @@ impl Listeners {
 
     /// Lists the ports that other processes hold. Where the kernel can't list sockets, ports count
     /// as held if binding them failed with "address in use".
-    fn look_at_the_host(&mut self) {
+    fn look_at_the_host(&mut self, inner: &BTreeSet<Ipv4Addr>) {
         match host_sockets::bound() {
             Ok(sockets) => {
                 self.closing.retain(|inode| sockets.iter().any(|socket| socket.inode == *inode));
@@ -104,7 +110,7 @@ impl Listeners {
                     Port::Clashes(_) => None,
                 });
                 let own = open.chain(self.closing.iter().copied()).collect();
-                self.held = host_sockets::held_by_others(&sockets, &own);
+                self.held = host_sockets::held_by_others(&sockets, &own, inner);
                 self.is_blind = false;
             }
             Err(error) => {
@@ -143,6 +149,7 @@ impl Listeners {
         let own = proxy.settings.own_ports.get(&published);
         let started = match own {
             Some(purpose) => Err(format!("needed by mesh itself, for {purpose}: publish another port")),
+            None if published.1 == DNS_PORT && self.held.contains(&published) => Err(in_use(port)),
             None => start(proxy, published).map_err(|error| reason(&error, port)),
         };
         match started {

@@ -22,7 +22,7 @@ use super::container_spec::{self, NodeIdentity};
 use super::dependencies::Dependencies;
 use super::drain::{DrainProgress, DrainStage, DrainVerdict};
 use super::listening;
-use super::local::LocalTasks;
+use super::local::{Asker, LocalTasks};
 use super::network::{RunningTask, TaskNetwork, addresses};
 use super::networks::keeper::Networks;
 use super::runtime::{Runtime, RuntimeError};
@@ -126,6 +126,11 @@ enum Taken {
 impl Driver {
     /// Drives the task until its container is gone, or its worker is.
     pub(super) async fn run(mut self) {
+        self.drive().await;
+        self.context.local.forget(&self.id);
+    }
+
+    async fn drive(&mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut trouble = String::new();
         loop {
@@ -177,8 +182,13 @@ impl Driver {
         }
     }
 
-    /// Publishes the addresses of the container.
+    /// Publishes the addresses of the container, and what it may ask the name server.
     fn publish(&self, goal: &Goal, seen: Option<&ContainerFacts>) {
+        let asker = Asker {
+            networks: goal.assignment.networks.iter().map(|network| network.id.clone()).collect(),
+            has_own_servers: container_spec::has_name_servers(&goal.assignment.spec),
+        };
+        self.context.local.describe(&self.id, asker);
         let addresses = match seen {
             Some(seen) if seen.phase == Phase::Running => {
                 let own = addresses(&goal.assignment).into_iter().map(|network| network.address);

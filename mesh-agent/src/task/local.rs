@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::{PoisonError, RwLock};
 
-use mesh_state::ids::TaskId;
+use mesh_state::ids::{NetworkId, TaskId};
 use tokio::sync::watch;
 
 /// This node's running tasks by their addresses: the one on the network `mesh`, and those on their
@@ -14,6 +15,17 @@ use tokio::sync::watch;
 #[derive(Debug, Default)]
 pub struct LocalTasks {
     addresses: watch::Sender<BTreeMap<Ipv4Addr, TaskId>>,
+    askers: RwLock<BTreeMap<TaskId, Asker>>,
+}
+
+/// What the name server needs to know of a task that asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Asker {
+    /// Its networks, in its user's order: the first that has a name answers.
+    pub networks: Vec<NetworkId>,
+    /// Whether its user gave it name servers (`--dns`), which the engine asks after ours: foreign
+    /// names are theirs to answer.
+    pub has_own_servers: bool,
 }
 
 impl LocalTasks {
@@ -34,6 +46,25 @@ impl LocalTasks {
             }
             changed
         });
+    }
+
+    /// Keeps what the name server needs to know of `task`, for as long as the node has it. It comes
+    /// before the task's first address.
+    pub fn describe(&self, task: &TaskId, asker: Asker) {
+        self.askers.write().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), asker);
+    }
+
+    /// Drops everything about `task`, which has left this node.
+    pub fn forget(&self, task: &TaskId) {
+        self.set(task, &[]);
+        self.askers.write().unwrap_or_else(PoisonError::into_inner).remove(task);
+    }
+
+    /// The task at this address, as far as the name server needs to know it.
+    pub fn asker_at(&self, address: Ipv4Addr) -> Option<Asker> {
+        let addresses = self.addresses.borrow();
+        let task = addresses.get(&address)?;
+        self.askers.read().unwrap_or_else(PoisonError::into_inner).get(task).cloned()
     }
 
     /// Adds an address of `task`, which it has had since its network was set up.
@@ -61,6 +92,21 @@ mod tests {
         assert_eq!(*seen.borrow(), BTreeMap::from([(mesh, new.clone())]));
         local.set(&new, &[other]);
         assert_eq!(*seen.borrow(), BTreeMap::from([(other, new)]));
+    }
+
+    #[test]
+    fn whoever_asks_is_known_by_address_until_the_task_leaves() {
+        let local = LocalTasks::default();
+        let (task, address) = (TaskId::from("t"), Ipv4Addr::new(10, 128, 0, 2));
+        let asker = Asker { networks: vec!["app".into()], has_own_servers: true };
+        local.describe(&task, asker.clone());
+        assert_eq!(local.asker_at(address), None, "it has no address yet");
+        local.add(&task, address);
+        assert_eq!(local.asker_at(address), Some(asker));
+        local.forget(&task);
+        assert_eq!(local.asker_at(address), None);
+        local.add(&task, address);
+        assert_eq!(local.asker_at(address), None, "nothing of it is left");
     }
 
     #[test]

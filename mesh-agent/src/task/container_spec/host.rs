@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use mesh_state::spec::{PortConfig, Resources};
+use mesh_state::spec::{PortConfig, Resources, TaskSpec};
 use mesh_state::task::Assignment;
 use mesh_state::template::TemplateContext;
 use serde_json::Value;
@@ -62,6 +62,13 @@ pub(super) fn config(
         limit(&mut config, resources)?;
     }
     Ok(config)
+}
+
+/// Whether the user of a task gave it name servers of its own.
+pub fn has_name_servers(spec: &TaskSpec) -> bool {
+    let settings = spec.container_spec.as_ref().and_then(|container| container.extra.get("DNSConfig"));
+    let servers = settings.and_then(|settings| settings.get("Nameservers")).and_then(Value::as_array);
+    servers.is_some_and(|servers| !servers.is_empty())
 }
 
 /// The ports that host-mode publishing opens.

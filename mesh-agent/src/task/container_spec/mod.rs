@@ -29,6 +29,7 @@ use super::dependencies::expand::PayloadContext;
 use super::dependencies::files::{FilePlan, OwnFile};
 use super::docker::model::{ContainerCreateBody, HealthConfig as EngineHealth};
 use super::transition::stop_grace;
+pub use host::has_name_servers;
 pub use names::NodeNames;
 pub use network::is_confined;
 

@@ -1,0 +1,130 @@
+//! The names of one network, each with the addresses that it leads to.
+//!
+//! Invariant: after [`NetworkNames::settle`] an entry holds the addresses to answer and nothing
+//! else.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use crate::view::BackendState;
+
+/// Seconds for which a virtual IP may be remembered: it stays for as long as its service does.
+pub(super) const VIRTUAL_IP_TTL: u32 = 30;
+/// Seconds for which everything else may be remembered: tasks come and go.
+pub(super) const TASK_TTL: u32 = 3;
+
+/// Digits of a container's id that are a name of it.
+const SHORT_ID: usize = 12;
+
+/// The first digits of a container's id; empty for a container that is not made yet.
+pub(super) fn short_id(id: &str) -> &str {
+    id.get(..SHORT_ID).unwrap_or_default()
+}
+
+/// What a name leads to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entry {
+    addresses: Vec<Ipv4Addr>,
+    /// Of whom [`NetworkNames::settle`] chooses those in the best state.
+    candidates: Vec<(BackendState, Ipv4Addr)>,
+    /// Whether not all of the addresses are virtual IPs.
+    has_tasks: bool,
+    /// Whether it is the name of a service.
+    is_services: bool,
+}
+
+impl Entry {
+    /// The addresses to answer.
+    pub(super) fn addresses(&self) -> &[Ipv4Addr] {
+        &self.addresses
+    }
+
+    /// Seconds for which they may be remembered.
+    pub(super) fn ttl(&self) -> u32 {
+        if self.has_tasks { TASK_TTL } else { VIRTUAL_IP_TTL }
+    }
+}
+
+/// The names of one network.
+#[derive(Debug, Clone)]
+pub(super) struct NetworkNames {
+    name: String,
+    /// The name in lower case, as questions have it.
+    key: String,
+    entries: HashMap<String, Entry>,
+}
+
+impl NetworkNames {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), key: name.to_ascii_lowercase(), entries: HashMap::new() }
+    }
+
+    /// The network's own name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_named(&self, key: &str) -> bool {
+        self.key == key
+    }
+
+    /// Whether `name` is below the network's own name.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        name.strip_suffix(self.key.as_str()).is_some_and(|host| host.ends_with('.'))
+    }
+
+    /// Whether the network's name can't be taken for the end of a public name. Top-level domains
+    /// consist of letters, or begin with `xn--`; a network may be named `app` or `dev`, which are
+    /// two of them.
+    pub(super) fn has_private_name(&self) -> bool {
+        let last = self.key.rsplit('.').next().unwrap_or_default();
+        !last.starts_with("xn--") && !last.bytes().all(|byte| byte.is_ascii_alphabetic())
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Adds a name of a service, and the same name below `tasks`.
+    pub(super) fn add_service(
+        &mut self,
+        name: &str,
+        virtual_ip: Option<Ipv4Addr>,
+        tasks: &[(BackendState, Ipv4Addr)],
+    ) {
+        // A task whose service or slot is gone gets no new flows, whoever else is there.
+        let serving = || tasks.iter().filter(|(state, _)| *state != BackendState::Retired);
+        let key = name.to_ascii_lowercase();
+        let of_tasks = self.entries.entry(format!("tasks.{key}")).or_default();
+        of_tasks.is_services = true;
+        of_tasks.candidates.extend(serving());
+        let entry = self.entries.entry(key).or_default();
+        entry.is_services = true;
+        match virtual_ip {
+            Some(address) => entry.addresses.push(address),
+            None => entry.candidates.extend(serving()),
+        }
+    }
+
+    /// Adds a name of one container, unless a service has it. All services come before.
+    pub(super) fn add_container(&mut self, name: &str, state: BackendState, address: Ipv4Addr) {
+        let entry = self.entries.entry(name.to_ascii_lowercase()).or_default();
+        if !entry.is_services {
+            entry.candidates.push((state, address));
+        }
+    }
+
+    /// Chooses the addresses to answer: those of the best state that any candidate has, as for new
+    /// flows to a published port. So a draining task is left out unless nobody else is there.
+    pub(super) fn settle(&mut self) {
+        for entry in self.entries.values_mut() {
+            let candidates = std::mem::take(&mut entry.candidates);
+            let best = candidates.iter().map(|(state, _)| *state).min();
+            entry.has_tasks = best.is_some();
+            let chosen = candidates.iter().filter(|(state, _)| Some(*state) == best);
+            entry.addresses.extend(chosen.map(|(_, address)| *address));
+            entry.addresses.sort_unstable();
+            entry.addresses.dedup();
+        }
+    }
+}

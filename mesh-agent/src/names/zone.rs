@@ -1,0 +1,261 @@
+//! The names that this node's tasks can ask for, and their answers.
+//!
+//! Purpose: [`Zone::of`] indexes a view once; [`Zone::resolve`] answers a question by one look-up in
+//! each network of whoever asks. Both are pure.
+//!
+//! Invariants: a zone is never changed, only replaced. What is known of a network is answered only
+//! to members of that network. A name of a service beats the same name of a container, so that
+//! nobody takes over a service by a container's name, alias or hostname.
+//!
+//! Left to others: who asks ([`super::askers`]), the wire format ([`super::wire`]), and names that
+//! are none of the cluster's ([`super::forward`]).
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use mesh_state::ids::{NetworkId, ServiceId};
+
+use super::index::{Entry, NetworkNames, short_id};
+use crate::view::{BackendState, MemberView, NodeView};
+
+/// Whether a service's name leads to its virtual IP, where it has one. If not, it leads to the
+/// tasks, as in mode `dnsrr`.
+pub const ANSWER_VIRTUAL_IPS: bool = true;
+
+/// The suffix of reverse names of IPv4 addresses.
+const REVERSE: &str = ".in-addr.arpa";
+
+/// The kinds of questions that differ in their answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A, or everything there is.
+    Address,
+    /// PTR.
+    Pointer,
+    /// SRV.
+    Service,
+    /// NS, SOA, DS or DNSKEY, which are about a part of the tree of names, not about a host.
+    Delegation,
+    /// Any other.
+    Other,
+}
+
+/// An answer, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// The name has these addresses.
+    Addresses {
+        /// At least one.
+        addresses: Vec<Ipv4Addr>,
+        /// Seconds for which they may be remembered.
+        ttl: u32,
+    },
+    /// The address has this name.
+    Pointer {
+        /// The name, without the dot at its end.
+        name: String,
+    },
+    /// The service is at this port of the hosts whose name follows the first two labels of the
+    /// question.
+    Port {
+        /// The port.
+        port: u16,
+        /// The hosts' addresses; at least one.
+        addresses: Vec<Ipv4Addr>,
+        /// Seconds for which all of that may be remembered.
+        ttl: u32,
+    },
+    /// The name exists, and there is nothing of this kind.
+    NoData,
+    /// There is no such name, and it is ours to say so.
+    NoName,
+    /// It is none of the cluster's names.
+    Foreign,
+}
+
+/// The names of the networks that this node has members on.
+#[derive(Debug, Clone, Default)]
+pub struct Zone {
+    networks: HashMap<NetworkId, NetworkNames>,
+    /// The network of an address, and the name that it leads back to.
+    names: HashMap<Ipv4Addr, (NetworkId, String)>,
+    /// The networks of this node's members, by each of their addresses.
+    scopes: HashMap<Ipv4Addr, Vec<NetworkId>>,
+    /// Networks of the cluster: reverse names of their addresses are never asked outside.
+    subnets: Vec<Ipv4Net>,
+}
+
+impl Zone {
+    /// Indexes `view`. If `with_virtual_ips` is false, services' names lead to their tasks.
+    pub fn of(view: &NodeView, with_virtual_ips: bool) -> Self {
+        let here = networks_here(view);
+        let mut zone = Self { subnets: subnets(view), ..Self::default() };
+        for id in &here {
+            if let Some(network) = view.networks.get(*id) {
+                zone.networks.insert((*id).clone(), NetworkNames::new(&network.name));
+            }
+        }
+        let tasks = tasks_by_service(view, &here);
+        for service in view.services.values() {
+            for place in &service.networks {
+                let Some(network) = zone.networks.get_mut(&place.network_id) else { continue };
+                let of_service = tasks.get(&(&service.id, &place.network_id)).map_or(&[][..], Vec::as_slice);
+                let virtual_ip = place.virtual_ip.filter(|_| with_virtual_ips);
+                for name in place.aliases.iter().chain([&service.name]) {
+                    network.add_service(name, virtual_ip, of_service);
+                }
+                if let Some(address) = place.virtual_ip {
+                    let name = format!("{}.{}", service.name, network.name());
+                    zone.names.insert(address, (place.network_id.clone(), name));
+                }
+            }
+        }
+        for member in view.members.values() {
+            zone.add_member(view, member);
+        }
+        zone.networks.values_mut().for_each(NetworkNames::settle);
+        zone
+    }
+
+    fn add_member(&mut self, view: &NodeView, member: &MemberView) {
+        // Who is no task has no health: it serves while it is there.
+        let state = member.state.or(member.service_id.is_none().then_some(BackendState::Active));
+        for place in &member.attachments {
+            if member.node_id == view.node_id {
+                let scope = member.attachments.iter().map(|place| place.network_id.clone()).collect();
+                self.scopes.insert(place.address, scope);
+            }
+            let Some(network) = self.networks.get_mut(&place.network_id) else { continue };
+            let name = format!("{}.{}", member.name, network.name());
+            self.names.insert(place.address, (place.network_id.clone(), name));
+            let Some(state) = state else { continue };
+            let id = short_id(&member.container_id);
+            let hostname = if member.hostname.is_empty() { id } else { &member.hostname };
+            let own = [member.name.as_str(), id, hostname];
+            let names: HashSet<&str> =
+                place.aliases.iter().map(String::as_str).chain(own).filter(|name| !name.is_empty()).collect();
+            for name in names {
+                network.add_container(name, state, place.address);
+            }
+        }
+    }
+
+    /// The networks of the member of this node that has this address on one of them.
+    pub fn scope_of(&self, address: Ipv4Addr) -> Option<&[NetworkId]> {
+        self.scopes.get(&address).map(Vec::as_slice)
+    }
+
+    /// Whether it has the names of all these networks.
+    pub fn has_all(&self, networks: &[NetworkId]) -> bool {
+        networks.iter().all(|network| self.networks.contains_key(network))
+    }
+
+    /// Answers a question for `name`, which is in lower case and has no dot at its end, by whoever
+    /// is on the networks of `scope`; the first network that has the name answers. If the one who
+    /// asks `has_own_servers`, these are the ones to know names of a single label.
+    pub fn resolve(&self, scope: &[NetworkId], has_own_servers: bool, name: &str, kind: Kind) -> Resolution {
+        if let Some(address) = reversed(name) {
+            return self.resolve_address(scope, address, kind);
+        }
+        let (port, owner) = match (kind, port_of_service(name)) {
+            (Kind::Service, Some((port, owner))) => (Some(port), owner),
+            _ => (None, name),
+        };
+        let Some(found) = self.find(scope, owner) else {
+            return self.unknown(scope, has_own_servers, owner, kind);
+        };
+        let (addresses, ttl) = (found.addresses().to_vec(), found.ttl());
+        match (kind, port) {
+            _ if addresses.is_empty() => Resolution::NoData,
+            (Kind::Address, _) => Resolution::Addresses { addresses, ttl },
+            (Kind::Service, Some(port)) => Resolution::Port { port, addresses, ttl },
+            _ => Resolution::NoData,
+        }
+    }
+
+    /// The whole name in each network, then `a.b` of `a.b.c` in the network `c`, then `a` in `b.c`.
+    fn find(&self, scope: &[NetworkId], name: &str) -> Option<&Entry> {
+        let networks = || scope.iter().filter_map(|id| self.networks.get(id));
+        networks().find_map(|network| network.get(name)).or_else(|| {
+            name.rmatch_indices('.').find_map(|(dot, _)| {
+                let (host, suffix) = (&name[..dot], &name[dot + 1..]);
+                networks().filter(|network| network.is_named(suffix)).find_map(|network| network.get(host))
+            })
+        })
+    }
+
+    /// Tells names that should be the cluster's from foreign ones. A name of one label is nobody
+    /// else's on the way out: a resolver outside would only learn the names of services.
+    fn unknown(&self, scope: &[NetworkId], has_own_servers: bool, name: &str, kind: Kind) -> Resolution {
+        let is_single = !name.is_empty() && !name.contains('.');
+        if is_single && !has_own_servers && kind != Kind::Delegation {
+            return Resolution::NoName;
+        }
+        let networks = scope.iter().filter_map(|id| self.networks.get(id));
+        let is_below = |network: &NetworkNames| network.has_private_name() && network.holds(name);
+        if networks.into_iter().any(is_below) { Resolution::NoName } else { Resolution::Foreign }
+    }
+
+    fn resolve_address(&self, scope: &[NetworkId], address: Ipv4Addr, kind: Kind) -> Resolution {
+        match self.names.get(&address) {
+            Some((network, name)) if scope.contains(network) => match kind {
+                Kind::Pointer => Resolution::Pointer { name: name.clone() },
+                _ => Resolution::NoData,
+            },
+            _ if self.subnets.iter().any(|subnet| subnet.contains(&address)) => Resolution::NoName,
+            _ => Resolution::Foreign,
+        }
+    }
+}
+
+/// The networks that this node has a part in: somebody on this node is a member, or control gave
+/// the node an address there.
+fn networks_here(view: &NodeView) -> HashSet<&NetworkId> {
+    let local = view.members.values().filter(|member| member.node_id == view.node_id);
+    let joined = local.flat_map(|member| member.attachments.iter().map(|place| &place.network_id));
+    let assigned = view.networks.values().filter(|network| network.node_address.is_some());
+    joined.chain(assigned.map(|network| &network.id)).collect()
+}
+
+/// The subnets of the users' networks and of the nodes' tasks.
+fn subnets(view: &NodeView) -> Vec<Ipv4Net> {
+    let of_nodes = view.nodes.values().filter_map(|node| node.subnet).chain(view.subnet);
+    view.networks.values().map(|network| network.subnet).chain(of_nodes).collect()
+}
+
+type TasksByService<'a> = HashMap<(&'a ServiceId, &'a NetworkId), Vec<(BackendState, Ipv4Addr)>>;
+
+/// The tasks that serve, by service and network.
+fn tasks_by_service<'a>(view: &'a NodeView, here: &HashSet<&NetworkId>) -> TasksByService<'a> {
+    let mut tasks = TasksByService::new();
+    for member in view.members.values() {
+        let (Some(service), Some(state)) = (&member.service_id, member.state) else { continue };
+        for place in member.attachments.iter().filter(|place| here.contains(&place.network_id)) {
+            tasks.entry((service, &place.network_id)).or_default().push((state, place.address));
+        }
+    }
+    tasks
+}
+
+/// The address of a reverse name.
+fn reversed(name: &str) -> Option<Ipv4Addr> {
+    let digits = name.strip_suffix(REVERSE)?;
+    let mut octets = [0; 4];
+    let mut parts = digits.split('.');
+    for octet in octets.iter_mut().rev() {
+        *octet = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then(|| Ipv4Addr::from(octets))
+}
+
+/// The port and the rest of `_PORT._tcp.NAME`.
+fn port_of_service(name: &str) -> Option<(u16, &str)> {
+    let (port, rest) = name.strip_prefix('_')?.split_once('.')?;
+    let owner = rest.strip_prefix("_tcp.").or_else(|| rest.strip_prefix("_udp."))?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    Some((port, owner))
+}
+
+#[cfg(test)]
+mod tests;
