@@ -24,7 +24,7 @@ use crate::control_link::member_keys::MemberKeys;
 mod networks;
 mod read;
 
-pub use networks::{AttachmentView, MemberView, NetworkView, ServiceNetwork};
+pub use networks::{AttachmentView, MemberView, NetworkView, ServiceNetwork, Weighted};
 
 /// The mesh as a manager last described it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,9 +14,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::datapath::{Datapath, DatapathError};
-use crate::lb::health::{Counted, Health};
+use crate::lb::health::{Counted, Group, Health};
 use crate::proxy::Proxy;
-use crate::view::{BackendState, NodeView};
+use crate::view::{BackendState, MemberView, NodeView};
 use mesh_runtime::error_chain;
 
 /// How often handshakes are checked.
@@ -73,27 +73,27 @@ impl PassiveHealth {
 
     /// The handshake counters of every active backend.
     fn counted(&self, view: &NodeView) -> Result<Vec<Counted>, DatapathError> {
-        let active = || view.backends.values().filter(|backend| backend.state == BackendState::Active);
-        let ids: Vec<BackendId> = active().map(|backend| backend.id).collect();
+        let active = active(view);
+        let ids: Vec<BackendId> = active.iter().map(|(id, _)| *id).collect();
         let by_programs = match &self.datapath {
             Some(datapath) => datapath.handshakes(&ids)?,
             None => BTreeMap::default(),
         };
-        let counted = active().map(|backend| Counted {
-            id: backend.id,
-            port: (backend.protocol, backend.published),
+        let counted = active.into_iter().map(|(id, group)| Counted {
+            id,
+            group,
             handshakes: by_programs
-                .get(&backend.id)
+                .get(&id)
                 .copied()
                 .unwrap_or_default()
-                .plus(self.proxy.ledger().handshakes(backend.id)),
+                .plus(self.proxy.ledger().handshakes(id)),
         });
         Ok(counted.collect())
     }
 
     /// Logs which backends were ejected and which may have new flows again.
     fn log_changes(&self, view: &NodeView, ejected: &BTreeSet<BackendId>) {
-        let task = |id: &BackendId| view.backends.get(id).map(|backend| backend.task_name.clone());
+        let task = |id: &BackendId| task_name(view, *id);
         self.ejected.send_if_modified(|present| {
             for id in ejected.difference(present) {
                 tracing::warn!(
@@ -112,6 +112,28 @@ impl PassiveHealth {
             changed
         });
     }
+}
+
+/// Every active backend, of published ports and of virtual IPs.
+fn active(view: &NodeView) -> Vec<(BackendId, Group)> {
+    let published = view.backends.values().filter(|backend| backend.state == BackendState::Active);
+    let published = published.map(|backend| (backend.id, Group::Port(backend.protocol, backend.published)));
+    let members = view.members.values().filter(|member| member.state == Some(BackendState::Active));
+    let virtual_ips = members.flat_map(|member| {
+        member.attachments.iter().filter_map(|attachment| {
+            let group = Group::VirtualIp(member.service_id.clone()?, attachment.network_id.clone());
+            Some((attachment.backend_id?, group))
+        })
+    });
+    published.chain(virtual_ips).collect()
+}
+
+/// The name of the task of a backend.
+fn task_name(view: &NodeView, id: BackendId) -> Option<&str> {
+    let of_port = view.backends.get(&id).map(|backend| backend.task_name.as_str());
+    let has_it =
+        |member: &&MemberView| member.attachments.iter().any(|attachment| attachment.backend_id == Some(id));
+    of_port.or_else(|| view.members.values().find(has_it).map(|member| member.name.as_str()))
 }
 
 #[cfg(test)]

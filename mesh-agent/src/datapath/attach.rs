@@ -22,6 +22,8 @@ use super::pins::Pins;
 use super::syscall::pinned_link_ifindex;
 use mesh_runtime::error_chain;
 
+mod veths;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An interface with a program.
@@ -40,8 +42,18 @@ pub(super) struct Hooks {
     ebpf: Ebpf,
     pins: Pins,
     mode: DatapathMode,
-    /// The links in place, by pin: the interface for which each was made, and how metrics show it.
-    placed: BTreeMap<PathBuf, (Link, AttachedHook)>,
+    /// The links in place, by pin.
+    placed: BTreeMap<PathBuf, Placed>,
+}
+
+/// A link in place.
+struct Placed {
+    /// The program's name in the object.
+    program: &'static str,
+    /// The interface for which the link was made.
+    link: Link,
+    /// How metrics show it.
+    hook: AttachedHook,
 }
 
 impl Hooks {
@@ -108,9 +120,9 @@ impl Hooks {
         let is_lost = |pin: &&PathBuf| pin.starts_with(&tasks) && !pin.exists();
         let lost: Vec<PathBuf> = self.placed.keys().filter(is_lost).cloned().collect();
         for pin in lost {
-            let Some((link, _)) = self.placed.remove(&pin) else { continue };
+            let Some(Placed { program, link, .. }) = self.placed.remove(&pin) else { continue };
             warn!(interface = link.name, pin = %pin.display(), "a task's pin was removed: attaching its program again");
-            if let Err(error) = self.place_tc(names::PROGRAM_TASK, &link, &pin) {
+            if let Err(error) = self.place_tc(program, &link, &pin) {
                 // The task may have ended: its interface is gone then.
                 warn!(interface = link.name, error = %error_chain(&error), "can't attach a task's program again");
             }
@@ -118,29 +130,9 @@ impl Hooks {
         Ok(())
     }
 
-    /// Attaches the task's program to its host-side veth.
-    ///
-    /// # Errors
-    /// The program can't be attached.
-    pub(super) fn attach_task(&mut self, task: &str, veth: &Link) -> Result<(), DatapathError> {
-        let pin = self.pins.task(task);
-        self.place_tc(names::PROGRAM_TASK, veth, &pin)
-    }
-
-    /// Detaches a task's program from its veth, if both still exist.
-    pub(super) fn detach_task(&mut self, task: &str) {
-        let pin = self.pins.task(task);
-        self.placed.remove(&pin);
-        for pin in std::iter::once(pin.clone()).chain(self.pins.elsewhere(&pin)) {
-            if pin.exists() {
-                remove(&pin);
-            }
-        }
-    }
-
     /// Where programs are attached now, including tasks' veths.
     pub(super) fn attached(&self) -> Vec<AttachedHook> {
-        let mut attached: Vec<_> = self.placed.values().map(|(_, hook)| hook.clone()).collect();
+        let mut attached: Vec<_> = self.placed.values().map(|placed| placed.hook.clone()).collect();
         attached.sort_unstable();
         attached
     }
@@ -164,7 +156,7 @@ impl Hooks {
             advice: tc_advice(&source),
             source,
         })?;
-        self.note(pin, link, hook, "tcx");
+        self.note(pin, program, link, hook, "tcx");
         Ok(())
     }
 
@@ -206,18 +198,25 @@ impl Hooks {
             advice: xdp_advice(&source),
             source,
         })?;
-        self.note(&pin, link, "xdp", mode);
+        self.note(&pin, names::PROGRAM_XDP, link, "xdp", mode);
         Ok(Some(pin))
     }
 
     fn is_placed(&self, pin: &Path, link: &Link) -> bool {
-        self.placed.get(pin).is_some_and(|(placed, _)| placed.index == link.index) && pin.exists()
+        self.placed.get(pin).is_some_and(|placed| placed.link.index == link.index) && pin.exists()
     }
 
-    fn note(&mut self, pin: &Path, link: &Link, hook: &'static str, mode: &'static str) {
+    fn note(
+        &mut self,
+        pin: &Path,
+        program: &'static str,
+        link: &Link,
+        hook: &'static str,
+        mode: &'static str,
+    ) {
         info!(interface = link.name, hook, mode, "program attached");
-        let attached = AttachedHook { interface: link.name.clone(), hook, mode };
-        self.placed.insert(pin.to_owned(), (link.clone(), attached));
+        let hook = AttachedHook { interface: link.name.clone(), hook, mode };
+        self.placed.insert(pin.to_owned(), Placed { program, link: link.clone(), hook });
     }
 }
 

@@ -31,8 +31,9 @@ const TABLES: [&str; 7] = [
 /// The flow tables.
 const FLOWS: [&str; 3] = [names::FLOWS, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
 
-/// Counters of userspace. Other versions may not have them.
-const COUNTS: [&str; 1] = [names::EVICTIONS];
+/// Counters of userspace, and the entries of users' networks. Other versions may not have them.
+const OTHERS: [&str; 5] =
+    [names::EVICTIONS, names::LINKS, names::ENDPOINTS, names::VIRTUAL_IPS, names::ISOLATED];
 
 /// Copies what can be copied from every other version whose programs still run. Failures are only
 /// logged: the node serves all the same.
@@ -49,8 +50,8 @@ pub(super) fn carry_over(pins: &Pins) {
             continue;
         }
         let mut copied = 0;
-        let counts = COUNTS.iter().filter(|map| fits(map));
-        for map in TABLES.iter().chain(&FLOWS).chain(counts) {
+        let others = OTHERS.iter().filter(|map| fits(map));
+        for map in TABLES.iter().chain(&FLOWS).chain(others) {
             if !fits(map) {
                 warn!(map, "this version keeps flows in another way: connections of the other one are lost");
                 continue;

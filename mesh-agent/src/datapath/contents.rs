@@ -7,41 +7,17 @@
 //! ([`super::diff`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use ipnet::IpNet;
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendState, Be16, Config, Member, Node, Service, ServiceKey, names,
-    protocol,
+    Address, AllowedKey, Backend, BackendState, Config, Endpoint, Link, Member, Node, Service, names,
 };
 
-/// A published port: the map's key without its padding, so that it can be sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Frontend {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Published port, host order.
-    pub port: u16,
-}
+mod front;
+mod isolated;
 
-impl From<ServiceKey> for Frontend {
-    fn from(key: ServiceKey) -> Self {
-        Self { protocol: key.protocol, port: key.port_be.get() }
-    }
-}
-
-impl From<Frontend> for ServiceKey {
-    fn from(frontend: Frontend) -> Self {
-        Self { port_be: Be16::new(frontend.port), protocol: frontend.protocol, reserved: 0 }
-    }
-}
-
-impl fmt::Display for Frontend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.protocol == protocol::UDP { "udp" } else { "tcp" };
-        write!(f, "{}/{name}", self.port)
-    }
-}
+pub use front::{Front, Frontend, NetworkAddress};
+pub use isolated::{isolated_key, isolated_network};
 
 /// A network whose clients may open flows to a published port: a key of the trie, so that it can be
 /// sorted.
@@ -84,8 +60,8 @@ pub struct Contents {
     pub config: Config,
     /// `ADDRESSES`: address of this node → its index.
     pub addresses: BTreeMap<Address, u32>,
-    /// `SERVICES`.
-    pub services: BTreeMap<Frontend, Service>,
+    /// `SERVICES` and `VIRTUAL_IPS`.
+    pub services: BTreeMap<Front, Service>,
     /// `SLOTS`: slot → backend id. Slots that no service names may be missing.
     pub slots: BTreeMap<u32, u32>,
     /// `BACKENDS`, by id.
@@ -98,6 +74,12 @@ pub struct Contents {
     pub peers: BTreeMap<Address, u32>,
     /// `ALLOWED`.
     pub allowed: BTreeSet<Allowed>,
+    /// `LINKS`, by ifindex.
+    pub links: BTreeMap<u32, Link>,
+    /// `ENDPOINTS`.
+    pub endpoints: BTreeMap<NetworkAddress, Endpoint>,
+    /// `ISOLATED`.
+    pub isolated: BTreeMap<IpNet, u32>,
 }
 
 /// One change of one map, or the reset of one entry's counters.
@@ -121,6 +103,18 @@ pub enum Write {
     Allow(Allowed),
     /// Refuses those clients from now on.
     Disallow(Allowed),
+    /// Replaces the entry of a veth.
+    Link(u32, Link),
+    /// Removes the entry of a veth: its packets are dropped.
+    RemoveLink(u32),
+    /// Replaces the entry of an address of a network.
+    Endpoint(NetworkAddress, Endpoint),
+    /// Removes the entry of an address of a network.
+    RemoveEndpoint(NetworkAddress),
+    /// Says whether tasks may send to the addresses of a network by their veth on `mesh`.
+    Isolate(IpNet, u32),
+    /// Removes that entry: a wider network's counts, or none.
+    RemoveIsolated(IpNet),
     /// Resets the counters of a backend's id to zero.
     ResetBackend(u32),
     /// Replaces a backend.
@@ -135,9 +129,9 @@ pub enum Write {
     /// Resets the counters of a service index to zero.
     ResetFrontend(u32),
     /// Replaces a service, and with it the range of slots in use: the swap.
-    Service(Frontend, Service),
-    /// Removes a published port.
-    RemoveService(Frontend),
+    Service(Front, Service),
+    /// Removes a service's published port or virtual IP.
+    RemoveService(Front),
 }
 
 impl Write {
@@ -154,8 +148,19 @@ impl Write {
             Self::Backend(..) => names::BACKENDS,
             Self::Slots { .. } => names::SLOTS,
             Self::ResetFrontend(_) => names::FRONTEND_STATS,
-            Self::Service(..) | Self::RemoveService(_) => names::SERVICES,
+            Self::Service(front, _) | Self::RemoveService(front) => service_map(*front),
+            Self::Link(..) | Self::RemoveLink(_) => names::LINKS,
+            Self::Endpoint(..) | Self::RemoveEndpoint(_) => names::ENDPOINTS,
+            Self::Isolate(..) | Self::RemoveIsolated(_) => names::ISOLATED,
         }
+    }
+}
+
+/// The map of a service's entry.
+pub const fn service_map(front: Front) -> &'static str {
+    match front {
+        Front::Port(_) => names::SERVICES,
+        Front::VirtualIp(_) => names::VIRTUAL_IPS,
     }
 }
 
@@ -200,12 +205,18 @@ impl Contents {
             Write::Slots { base, backends } => {
                 self.slots.extend((*base..).zip(backends.iter().copied()));
             }
-            Write::Service(frontend, service) => {
-                self.services.insert(*frontend, *service);
+            Write::Service(front, service) => {
+                self.services.insert(*front, *service);
             }
-            Write::RemoveService(frontend) => {
-                self.services.remove(frontend);
+            Write::RemoveService(front) => {
+                self.services.remove(front);
             }
+            Write::Link(ifindex, link) => _ = self.links.insert(*ifindex, *link),
+            Write::RemoveLink(ifindex) => _ = self.links.remove(ifindex),
+            Write::Endpoint(place, endpoint) => _ = self.endpoints.insert(*place, *endpoint),
+            Write::RemoveEndpoint(place) => _ = self.endpoints.remove(place),
+            Write::Isolate(network, value) => _ = self.isolated.insert(*network, *value),
+            Write::RemoveIsolated(network) => _ = self.isolated.remove(network),
             Write::ResetBackend(_) | Write::ResetFrontend(_) => {}
         }
     }
@@ -221,15 +232,24 @@ impl Contents {
         let members_of = |contents: &Self| -> Vec<u32> {
             contents.services.values().flat_map(|service| contents.members(service)).collect()
         };
+        let services_of = |contents: &Self, map| -> Vec<(Front, Service)> {
+            let services = contents.services.iter().map(|(front, service)| (*front, *service));
+            services.filter(|(front, _)| service_map(*front) == map).collect()
+        };
+        let same_services = |map| services_of(self, map) == services_of(other, map);
         let maps = [
             (names::CONFIG, self.config == other.config),
             (names::ADDRESSES, self.addresses == other.addresses),
-            (names::SERVICES, self.services == other.services),
+            (names::SERVICES, same_services(names::SERVICES)),
+            (names::VIRTUAL_IPS, same_services(names::VIRTUAL_IPS)),
             (names::SLOTS, members_of(self) == members_of(other)),
             (names::BACKENDS, self.backends == other.backends),
             (names::NODES, self.nodes == other.nodes),
             (names::PEERS, self.peers == other.peers),
             (names::ALLOWED, self.allowed == other.allowed),
+            (names::LINKS, self.links == other.links),
+            (names::ENDPOINTS, self.endpoints == other.endpoints),
+            (names::ISOLATED, self.isolated == other.isolated),
         ];
         maps.into_iter().filter(|(_, same)| !same).map(|(map, _)| map).collect()
     }
@@ -251,10 +271,10 @@ mod tests {
 
     #[test]
     fn every_map_that_was_changed_is_named() {
-        let frontend = Frontend { protocol: 6, port: 80 };
+        let front = Front::Port(Frontend { protocol: 6, port: 80 });
         let service = Service { slot_base: 4, slot_count: 2, ..Service::default() };
         let ours = Contents {
-            services: BTreeMap::from([(frontend, service)]),
+            services: BTreeMap::from([(front, service)]),
             slots: BTreeMap::from([(4, 7), (5, 8), (99, 1)]),
             ..Contents::default()
         };

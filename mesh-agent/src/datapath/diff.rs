@@ -14,11 +14,15 @@ mod allowed;
 mod generation;
 mod host_ports;
 mod members;
+mod networks;
+mod refusal;
+mod virtual_ips;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::Range;
 
+use ipnet::IpNet;
 use mesh_ebpf::abi::{
     Address, Backend, Be16, Config, Node, Service, VipId, backend_flag, names, service_flag,
 };
@@ -28,7 +32,9 @@ use mesh_state::spec::Protocol;
 
 use self::generation::generation_of;
 pub use self::generation::is_ahead;
-use super::contents::{Contents, Frontend, Write, taken_down};
+use self::networks::Networks;
+pub use self::refusal::Refusal;
+use super::contents::{Contents, Front, Frontend, Write, taken_down};
 use super::facts::{Facts, TaskPort};
 use super::index::{FreeSlots, assign};
 use crate::codes::{self, protocol_number};
@@ -58,46 +64,6 @@ pub struct Plan {
     pub again: bool,
 }
 
-/// Something that found no room in a map and was left out, or left as it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refusal {
-    /// An address of this node.
-    Address(Address),
-    /// A member node.
-    Node(Address),
-    /// A published port; the userspace proxy serves it.
-    Service(Frontend),
-    /// The slots of a published port, which keeps the ones it has.
-    Slots(Frontend),
-    /// Networks of a published port's allow-list, whose clients are refused.
-    Allowed(Frontend),
-}
-
-impl Refusal {
-    /// The map that is full.
-    pub const fn map(self) -> &'static str {
-        match self {
-            Self::Address(_) => names::ADDRESSES,
-            Self::Node(_) => names::NODES,
-            Self::Service(_) => names::SERVICES,
-            Self::Slots(_) => names::SLOTS,
-            Self::Allowed(_) => names::ALLOWED,
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => write!(f, "address {address} of this node"),
-            Self::Node(address) => write!(f, "member node {address}"),
-            Self::Service(frontend) => write!(f, "published port {frontend}"),
-            Self::Slots(frontend) => write!(f, "the backends of published port {frontend}"),
-            Self::Allowed(frontend) => write!(f, "the allow-list of published port {frontend}"),
-        }
-    }
-}
-
 /// Plans the writes that bring `contents` to `view` and `facts`. Without a view, services and
 /// backends stay as they are, except for ports that belong to the host.
 pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &Held) -> Plan {
@@ -112,15 +78,17 @@ pub fn plan(contents: &Contents, view: Option<&NodeView>, facts: &Facts, held: &
     }
     if let Some(view) = view {
         let nodes = plan.nodes(contents, view, facts);
-        let ports = plan.ports(contents, view, facts);
-        let mesh = Mesh { contents, view, facts, nodes, ports };
+        let networks = Networks::new(contents, view, facts, &nodes);
+        plan.connect(contents, &networks);
+        let ports = plan.ports(contents, view, facts, &networks);
+        let mesh = Mesh { contents, view, facts, nodes, networks, ports };
         let wanted = plan.backends(&mesh);
         let allowed = plan.allow(&mesh);
         plan.services(&mesh, &wanted, held);
         plan.disallow(&mesh, &allowed);
         plan.departures(&mesh, &wanted);
     } else {
-        plan.give_up(contents, |frontend| facts.host_ports.contains(frontend));
+        plan.give_up(contents, |front| facts.is_the_hosts(front));
     }
     if contents.config.generation != generation && !plan.writes.is_empty() {
         // First of all: an agent that dies in the middle leaves maps that are marked as no longer
@@ -137,10 +105,11 @@ struct Mesh<'a> {
     facts: &'a Facts,
     /// Index of each member node but this one.
     nodes: BTreeMap<Address, u32>,
-    ports: BTreeMap<Frontend, Port<'a>>,
+    networks: Networks<'a>,
+    ports: BTreeMap<Front, Port<'a>>,
 }
 
-/// A published port that has its index.
+/// A published port or virtual IP that has its index.
 struct Port<'a> {
     service: &'a ServiceView,
     index: u32,
@@ -150,7 +119,7 @@ struct Port<'a> {
 #[derive(Default)]
 struct DesiredBackends {
     backends: BTreeMap<u32, Backend>,
-    candidates: BTreeMap<Frontend, Vec<Candidate>>,
+    candidates: BTreeMap<Front, Vec<Candidate>>,
 }
 
 impl Plan {
@@ -177,10 +146,14 @@ impl Plan {
         contents: &Contents,
         view: &'a NodeView,
         facts: &Facts,
-    ) -> BTreeMap<Frontend, Port<'a>> {
-        let mut services: BTreeMap<Frontend, &ServiceView> = BTreeMap::new();
+        networks: &Networks<'a>,
+    ) -> BTreeMap<Front, Port<'a>> {
+        let mut services: BTreeMap<Front, &ServiceView> = BTreeMap::new();
         for (service, port) in view.frontends() {
-            services.entry(frontend(port.protocol, port.published)).or_insert(service);
+            services.entry(Front::Port(frontend(port.protocol, port.published))).or_insert(service);
+        }
+        for (place, service) in networks.virtual_ips(view) {
+            services.entry(Front::VirtualIp(place)).or_insert(service);
         }
         let present = host_ports::indexes(contents, facts);
         let (indexes, refused) =
@@ -188,8 +161,8 @@ impl Plan {
         self.refused.extend(refused.into_iter().map(Refusal::Service));
         services
             .into_iter()
-            .filter_map(|(frontend, service)| {
-                indexes.get(&frontend).map(|index| (frontend, Port { service, index: *index }))
+            .filter_map(|(front, service)| {
+                indexes.get(&front).map(|index| (front, Port { service, index: *index }))
             })
             .collect()
     }
@@ -197,57 +170,71 @@ impl Plan {
     fn backends(&mut self, mesh: &Mesh<'_>) -> DesiredBackends {
         let mut wanted = DesiredBackends::default();
         for backend in mesh.view.backends.values() {
-            let id = backend.id.get();
             let Some(value) = mesh.backend(backend) else { continue };
-            let present = mesh.contents.backends.get(&id).copied().unwrap_or_default();
-            if !is_same_backend(&present, &value) {
-                if present.is_alive() {
-                    // The id belongs to another task until now: that one must leave all maps first.
-                    self.again = true;
-                    continue;
-                }
-                self.writes.push(Write::ResetBackend(id));
-            }
-            if present != value {
-                self.writes.push(Write::Backend(id, value));
-            }
-            wanted.backends.insert(id, value);
-            if mesh.facts.ejected.contains(&id) {
-                continue;
-            }
             let candidate = Candidate {
-                id,
+                id: backend.id.get(),
                 state: backend.state,
-                weight: mesh.weight(backend),
+                weight: mesh.weight(backend.id, backend.weight),
                 is_local: mesh.view.is_local(backend),
             };
-            let frontend = frontend(backend.protocol, backend.published);
-            wanted.candidates.entry(frontend).or_default().push(candidate);
+            let front = Front::Port(frontend(backend.protocol, backend.published));
+            self.backend(mesh, &mut wanted, front, value, candidate);
+        }
+        for (place, value, candidate) in mesh.virtual_backends() {
+            self.backend(mesh, &mut wanted, Front::VirtualIp(place), value, candidate);
         }
         wanted
+    }
+
+    /// Writes a backend of `front`, and makes it a candidate for new flows.
+    fn backend(
+        &mut self,
+        mesh: &Mesh<'_>,
+        wanted: &mut DesiredBackends,
+        front: Front,
+        value: Backend,
+        candidate: Candidate,
+    ) {
+        let id = candidate.id;
+        let present = mesh.contents.backends.get(&id).copied().unwrap_or_default();
+        if !is_same_backend(&present, &value) {
+            if present.is_alive() {
+                // The id belongs to another task until now: that one must leave all maps first.
+                self.again = true;
+                return;
+            }
+            self.writes.push(Write::ResetBackend(id));
+        }
+        if present != value {
+            self.writes.push(Write::Backend(id, value));
+        }
+        wanted.backends.insert(id, value);
+        if !mesh.facts.ejected.contains(&id) {
+            wanted.candidates.entry(front).or_default().push(candidate);
+        }
     }
 
     fn services(&mut self, mesh: &Mesh<'_>, wanted: &DesiredBackends, held: &Held) {
         let in_use = mesh.contents.services.values().map(slots_of).chain(held.slots.iter().cloned());
         let mut free = FreeSlots::new(names::SLOTS_MAX, in_use);
-        let ours = mesh.ports.iter().filter(|(frontend, _)| !mesh.facts.host_ports.contains(frontend));
-        for (frontend, port) in ours {
-            let candidates = wanted.candidates.get(frontend).map_or(&[][..], Vec::as_slice);
+        let ours = mesh.ports.iter().filter(|(front, _)| !mesh.facts.is_the_hosts(front));
+        for (front, port) in ours {
+            let candidates = wanted.candidates.get(front).map_or(&[][..], Vec::as_slice);
             let lb = &port.service.lb;
             let members = compose(lb.policy, lb.prefer_local, candidates);
-            self.service(mesh, *frontend, port, &members, &mut free);
+            self.service(mesh, *front, port, &members, &mut free);
         }
     }
 
     fn service(
         &mut self,
         mesh: &Mesh<'_>,
-        frontend: Frontend,
+        front: Front,
         port: &Port<'_>,
         members: &[u32],
         free: &mut FreeSlots,
     ) {
-        let present = mesh.contents.services.get(&frontend);
+        let present = mesh.contents.services.get(&front);
         let kept = present.filter(|service| mesh.contents.members(service).eq(members.iter().copied()));
         let length = u32::try_from(members.len()).unwrap_or(u32::MAX);
         let slots = match kept {
@@ -259,7 +246,7 @@ impl Plan {
                     range
                 }
                 (None, present) => {
-                    self.refused.push(Refusal::Slots(frontend));
+                    self.refused.push(Refusal::Slots(front));
                     let Some(service) = present else { return };
                     slots_of(service)
                 }
@@ -271,14 +258,8 @@ impl Plan {
             slot_count: slots.end - slots.start,
             generation: generation_of(mesh.view),
             policy: codes::policy(port.service.lb.policy) as u8,
-            // Userspace nodes end no tunnel: this node's proxy serves such a port, and chooses
-            // among all of its backends.
-            mode: codes::mode(if mesh.reaches_userspace(members) {
-                Mode::Proxy
-            } else {
-                port.service.lb.mode
-            }) as u8,
-            flags: if port.service.lb.allow.is_empty() { 0 } else { service_flag::ALLOW_LIST },
+            mode: codes::mode(mesh.mode(front, port, members)) as u8,
+            flags: if listed(front, port).is_empty() { 0 } else { service_flag::ALLOW_LIST },
             ..Service::default()
         };
         match present {
@@ -287,25 +268,38 @@ impl Plan {
             Some(_) => {}
             None => self.writes.push(Write::ResetFrontend(port.index)),
         }
-        self.writes.push(Write::Service(frontend, value));
+        self.writes.push(Write::Service(front, value));
     }
 
     /// Removes what nothing names any more: services, then their backends, then nodes.
     fn departures(&mut self, mesh: &Mesh<'_>, wanted: &DesiredBackends) {
         let before = self.writes.len();
-        let is_the_hosts = |frontend: &Frontend| mesh.facts.host_ports.contains(frontend);
-        self.give_up(mesh.contents, |frontend| !mesh.ports.contains_key(frontend) || is_the_hosts(frontend));
+        self.give_up(mesh.contents, |front| {
+            !mesh.ports.contains_key(front) || mesh.facts.is_the_hosts(front)
+        });
         for (id, backend) in mesh.contents.alive() {
             if !wanted.backends.contains_key(&id) {
                 self.writes.push(Write::Backend(id, taken_down(backend)));
             }
         }
+        self.disconnect(mesh.contents, &mesh.networks);
         self.part_from(mesh.contents, &mesh.nodes);
         self.again |= !self.refused.is_empty() && self.writes.len() > before;
     }
 }
 
 impl Mesh<'_> {
+    /// How packets get to the backends in a service's slots. The label is about published ports.
+    fn mode(&self, front: Front, port: &Port<'_>, members: &[u32]) -> Mode {
+        match front {
+            Front::VirtualIp(_) => Mode::Tunnel,
+            // Userspace nodes end no tunnel: this node's proxy serves such a port, and chooses
+            // among all of its backends.
+            Front::Port(_) if self.reaches_userspace(members) => Mode::Proxy,
+            Front::Port(_) => port.service.lb.mode,
+        }
+    }
+
     /// Whether the task of one of these backends runs on a node whose data path is in userspace.
     fn reaches_userspace(&self, members: &[u32]) -> bool {
         let backend = |id: &u32| BackendId::new(*id).and_then(|id| self.view.backends.get(&id));
@@ -315,7 +309,7 @@ impl Mesh<'_> {
     /// The map's entry of a backend; `None` if it can't get packets here because its port, node or
     /// link isn't known.
     fn backend(&self, backend: &BackendView) -> Option<Backend> {
-        let port = self.ports.get(&frontend(backend.protocol, backend.published))?;
+        let port = self.ports.get(&Front::Port(frontend(backend.protocol, backend.published)))?;
         if port.service.id != backend.service_id {
             return None;
         }
@@ -326,7 +320,7 @@ impl Mesh<'_> {
             published_port_be: Be16::new(backend.published),
             protocol: protocol_number(backend.protocol),
             state: codes::state(backend.state) as u8,
-            weight: u16::try_from(self.weight(backend)).unwrap_or(u16::MAX),
+            weight: u16::try_from(self.weight(backend.id, backend.weight)).unwrap_or(u16::MAX),
             ..Backend::default()
         };
         if !self.view.is_local(backend) {
@@ -349,16 +343,25 @@ impl Mesh<'_> {
     }
 
     /// The backend's share of new flows now, in [`UNIT`]s.
-    fn weight(&self, backend: &BackendView) -> u32 {
-        let rising = self.facts.weights.get(&backend.id.get()).copied();
-        rising.unwrap_or_else(|| backend.weight.get().saturating_mul(UNIT))
+    fn weight(&self, id: BackendId, full: NonZeroU32) -> u32 {
+        let rising = self.facts.weights.get(&id.get()).copied();
+        rising.unwrap_or_else(|| full.get().saturating_mul(UNIT))
     }
 }
 
-/// Whether two entries are of the same port of the same task.
+/// Whether two entries are of the same port or network of the same task.
 fn is_same_backend(a: &Backend, b: &Backend) -> bool {
-    (a.task_address, a.task_port_be, a.published_port_be, a.protocol)
-        == (b.task_address, b.task_port_be, b.published_port_be, b.protocol)
+    (a.task_address, a.task_port_be, a.published_port_be, a.protocol, a.network)
+        == (b.task_address, b.task_port_be, b.published_port_be, b.protocol, b.network)
+}
+
+/// The networks whose clients alone may open flows; empty: all. The label is about published ports:
+/// only members of a network reach a virtual IP at all.
+fn listed<'a>(front: Front, port: &Port<'a>) -> &'a [IpNet] {
+    match front {
+        Front::Port(_) => &port.service.lb.allow,
+        Front::VirtualIp(_) => &[],
+    }
 }
 
 fn slots_of(service: &Service) -> Range<u32> {

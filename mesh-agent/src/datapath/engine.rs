@@ -7,7 +7,7 @@
 //! runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -18,18 +18,17 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::attach::Hooks;
+use super::cables::{Cabling, everything};
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
 use super::diff::is_ahead;
 use super::drain::DrainCount;
 use super::error::DatapathError;
-use super::facts::TaskPort;
 use super::loader;
 use super::lock::lock;
 use super::maps::Maps;
 use super::network::host::{self, TUNNEL_OVERHEAD};
 use super::network::netlink::Netlink;
-use super::network::netns::find_cable;
 use super::network::task_routes::{self, TaskRoutes, Tunnel};
 use super::network::upkeep::{self, Upkeep};
 use super::network::uplinks::{MemberRoutes, Uplinks};
@@ -46,19 +45,6 @@ use crate::view::NodeView;
 /// IPv4 and TCP headers without options, bytes.
 const TCP_HEADERS: u32 = 40;
 
-/// A task of this node that is to be connected to the mesh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskLink {
-    /// The task's id.
-    pub task_id: TaskId,
-    /// A process in its network namespace.
-    pub pid: u32,
-    /// Its address on the `mesh` network.
-    pub address: Ipv4Addr,
-    /// Its IPv6 address there, if it has one.
-    pub address6: Option<Ipv6Addr>,
-}
-
 /// The node's data plane.
 pub struct Datapath {
     pub(super) config: DatapathConfig,
@@ -66,12 +52,13 @@ pub struct Datapath {
     /// inside of both.
     sweeper: Mutex<Sweeper>,
     network: Mutex<Network>,
+    pub(super) cabling: Mutex<Cabling>,
     pub(super) state: Mutex<State>,
     pub(super) upkeep: Mutex<Upkeep>,
-    hooks: Mutex<Hooks>,
+    pub(super) hooks: Mutex<Hooks>,
     drains: DrainCount,
     census: Mutex<Census>,
-    tasks: Mutex<BTreeMap<TaskId, Address>>,
+    pub(super) tasks: Mutex<BTreeMap<TaskId, Address>>,
     /// What a scrape needs of `state`, without its lock.
     pub(super) published: Arc<Published>,
     pub(super) counters: Counters,
@@ -134,6 +121,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
             routes: MemberRoutes::default(),
             task_routes: TaskRoutes::default(),
         }),
+        cabling: Mutex::default(),
         sweeper: Mutex::new(sweeper),
         drains,
         upkeep: Mutex::new(upkeep),
@@ -143,8 +131,10 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         sweep_now: Notify::new(),
         config,
     };
-    // Before anything is planned: flows hold on to address indexes.
+    // Before anything is planned: flows hold on to address indexes, and the entries of containers'
+    // veths stay only while these are known.
     datapath.sweep()?;
+    datapath.follow_cables(everything())?;
     datapath.refresh_links()?;
     info!(address = %lock(&datapath.network).uplinks.address, "data plane ready");
     Ok(Arc::new(datapath))
@@ -179,45 +169,8 @@ impl Datapath {
         Ok(is_ahead(&lock(&self.state).contents().config, generation))
     }
 
-    /// Connects a task: attaches its program to the host's end of its veth pair, and points its
-    /// backends there. Repeating it is harmless.
-    ///
-    /// # Errors
-    /// The veth can't be found, or takes no program: the task gets no connections through this
-    /// node.
-    pub fn attach_task(&self, task: &TaskLink) -> Result<(), DatapathError> {
-        let cable = find_cable(task.task_id.as_str(), task.pid, task.address)?;
-        lock(&self.hooks).attach_task(task.task_id.as_str(), &cable.host_end)?;
-        let address = Address::from(task.address);
-        lock(&self.tasks).insert(task.task_id.clone(), address);
-        let port = TaskPort::Attached {
-            ifindex: cable.host_end.index,
-            mac: cable.task_mac,
-            address6: task.address6.map(Address::from).unwrap_or_default(),
-        };
-        let mut state = lock(&self.state);
-        state.change_facts(|facts| _ = facts.ports.insert(address, port));
-        state.reconcile(Instant::now()).map(drop)
-    }
-
-    /// Disconnects a task, also one that an earlier agent connected: its connections get a RST at
-    /// their next packet.
-    ///
-    /// # Errors
-    /// A map refuses the change.
-    pub fn detach_task(&self, task: &TaskId) -> Result<(), DatapathError> {
-        lock(&self.hooks).detach_task(task.as_str());
-        let plugged = lock(&self.tasks).remove(task);
-        let mut state = lock(&self.state);
-        let Some(address) = plugged.or_else(|| state.address_of(task)) else { return Ok(()) };
-        state.change_facts(|facts| _ = facts.ports.insert(address, TaskPort::Gone));
-        let written = state.reconcile(Instant::now());
-        self.sweep_if_gone(&mut state);
-        written.map(drop)
-    }
-
     /// Starts a sweep now if a backend has gone: clients that wait for it are to get a RST.
-    fn sweep_if_gone(&self, state: &mut State) {
+    pub(super) fn sweep_if_gone(&self, state: &mut State) {
         if state.take_gone() {
             self.sweep_now.notify_one();
         }
@@ -371,6 +324,8 @@ impl Datapath {
         state.hold_address_indexes(census.address_indexes.clone());
         let lost: Vec<Forgotten> = std::mem::take(&mut census.lost)
             .into_iter()
+            // A virtual IP's client is a task, which finds out by its next packet.
+            .filter(|key| key.virtual_ip().is_none())
             .filter_map(|key| {
                 let client = SocketAddr::new(key.client.into(), key.client_port_be.get());
                 let vip = state.address_with_index(key.vip.address_index())?;

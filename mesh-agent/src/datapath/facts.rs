@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ebpf::abi::{Address, Config, Mac, Node};
 
-use super::contents::Frontend;
+use super::contents::{Front, Frontend};
+use super::network::far_end::FarEnd;
 
 /// The node's own part of the maps' desired contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,12 +24,30 @@ pub struct Facts {
     pub hops: BTreeMap<Address, Hop>,
     /// The links of this node's tasks, by task address.
     pub ports: BTreeMap<Address, TaskPort>,
+    /// The veths of this node's containers on users' networks, by ifindex. Each has its program.
+    pub cables: BTreeMap<u32, Cable>,
     /// Weights in slow start, by backend id, in units of [`crate::lb::ramp::UNIT`].
     pub weights: BTreeMap<u32, u32>,
     /// Backends that the health check has ejected for now.
     pub ejected: BTreeSet<u32>,
     /// Ports that belong to the host: no service takes their packets, whatever the table says.
     pub host_ports: BTreeSet<Frontend>,
+}
+
+impl Facts {
+    /// Whether this is a published port that belongs to the host.
+    pub fn is_the_hosts(&self, front: &Front) -> bool {
+        matches!(front, Front::Port(port) if self.host_ports.contains(port))
+    }
+}
+
+/// A veth that connects a container to a user's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cable {
+    /// The network's number.
+    pub network: u32,
+    /// The container's end, once it is known.
+    pub end: Option<FarEnd>,
 }
 
 /// The outer Ethernet header of frames to a member node.

@@ -29,6 +29,7 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
         names::PROGRAM_UPLINK,
         names::PROGRAM_TUNNEL,
         names::PROGRAM_TASK,
+        names::PROGRAM_OVERLAY,
     ] {
         classifier(&mut ebpf, program)?
             .load()

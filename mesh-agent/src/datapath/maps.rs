@@ -16,7 +16,7 @@ use mesh_ebpf::abi::{
     ServiceKey, names,
 };
 
-use super::contents::{Allowed, Contents, Write};
+use super::contents::{Allowed, Contents, Front, Write};
 use super::error::DatapathError;
 use super::loader;
 use super::lock::lock;
@@ -24,6 +24,10 @@ use super::map_access::{deleted, zeros};
 use super::pins::Pins;
 use super::syscall;
 use super::tallies::Tallies;
+
+mod networks;
+
+use networks::NetworkMaps;
 
 /// The maps that userspace writes, and the counters it resets.
 pub(super) struct Maps {
@@ -40,6 +44,7 @@ pub(super) struct Maps {
     all_members: Dump<u32, Member>,
     peers: HashMap<MapData, Address, u32>,
     allowed: LpmTrie<MapData, AllowedKey, u32>,
+    networks: NetworkMaps,
     loads: Array<MapData, BackendLoad>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     frontend_stats: PerCpuArray<MapData, FrontendStats>,
@@ -66,6 +71,7 @@ impl Maps {
             all_members: Dump::open(pins, names::MEMBERS)?,
             peers: loader::open(pins, names::PEERS)?,
             allowed: loader::open(pins, names::ALLOWED)?,
+            networks: NetworkMaps::open(pins)?,
             loads: loader::open(pins, names::LOADS)?,
             backend_stats: loader::open(pins, names::BACKEND_STATS)?,
             frontend_stats: loader::open(pins, names::FRONTEND_STATS)?,
@@ -96,10 +102,14 @@ impl Maps {
         }
         for entry in &self.services {
             let (key, service) = entry.map_err(|error| DatapathError::map(names::SERVICES, "dump", error))?;
-            contents.services.insert(key.into(), service);
+            contents.services.insert(Front::Port(key.into()), service);
+        }
+        self.networks.read(&mut contents)?;
+        let (services, slots) = (&contents.services, &mut contents.slots);
+        for service in services.values() {
             let end = service.slot_base.saturating_add(service.slot_count).min(names::SLOTS_MAX);
             self.all_slots.for_each_in_range(service.slot_base..end, |slot, backend| {
-                contents.slots.insert(slot, backend);
+                slots.insert(slot, backend);
             })?;
         }
         for key in self.allowed.keys() {
@@ -140,17 +150,25 @@ impl Maps {
             Write::Slots { base, backends } => {
                 (*base..).zip(backends).try_for_each(|(slot, backend)| self.slots.set(slot, backend, 0))
             }
-            Write::Service(frontend, service) => {
-                self.services.insert(ServiceKey::from(*frontend), service, 0)
+            Write::Service(Front::Port(port), service) => {
+                self.services.insert(ServiceKey::from(*port), service, 0)
             }
+            Write::Service(Front::VirtualIp(_), _)
+            | Write::RemoveService(Front::VirtualIp(_))
+            | Write::Link(..)
+            | Write::RemoveLink(_)
+            | Write::Endpoint(..)
+            | Write::RemoveEndpoint(_)
+            | Write::Isolate(..)
+            | Write::RemoveIsolated(_) => return self.networks.write(write),
             Write::Allow(allowed) => self.allowed.insert(&trie_key(*allowed), 1, 0),
             Write::Disallow(allowed) => return deleted(map, self.allowed.remove(&trie_key(*allowed))),
             Write::ResetBackend(id) => return self.reset_backend(*id),
             Write::ResetFrontend(index) => return self.reset_frontend(*index),
             Write::RemoveAddress(address) => return deleted(map, self.addresses.remove(address)),
             Write::RemovePeer(address) => return deleted(map, self.peers.remove(address)),
-            Write::RemoveService(frontend) => {
-                return deleted(map, self.services.remove(&ServiceKey::from(*frontend)));
+            Write::RemoveService(Front::Port(port)) => {
+                return deleted(map, self.services.remove(&ServiceKey::from(*port)));
             }
         };
         updated.map_err(|error| DatapathError::map(map, "update", error))

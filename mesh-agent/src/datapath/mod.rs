@@ -10,7 +10,7 @@
 //!
 //! In reading order: [`engine`] joins the parts, [`run`] drives them; [`state`] brings the maps to
 //! what [`diff`] plans over [`contents`] and [`facts`] ([`index`] assigns the numbers); [`pulse`]
-//! does the work of every second; [`sweep`] (over [`flow_map`]), [`drain`] and [`stats`] (of what
+//! does the work of every second; [`tasks`] and [`cables`] connect containers; [`sweep`] (over [`flow_map`]), [`drain`] and [`stats`] (of what
 //! [`state`] has [`published`]) read flows and counters, [`tallies`] owns the counts that both
 //! table writes and the sweep change; [`loader`], [`attach`] and [`pins`] deal with the kernel's
 //! objects, [`network`] with the node's interfaces.
@@ -24,6 +24,7 @@ pub mod facts;
 pub mod index;
 
 mod attach;
+mod cables;
 mod carry_over;
 mod config;
 mod drain;
@@ -48,15 +49,18 @@ mod stats;
 mod sweep;
 mod syscall;
 mod tallies;
+mod tasks;
 #[cfg(test)]
 mod testing;
 
 pub use attach::AttachedHook;
 pub use config::{DatapathConfig, DatapathMode, TableSizes};
 pub use durations::PortDurations;
-pub use engine::{Datapath, TaskLink, open, uninstall};
+pub use engine::{Datapath, open, uninstall};
 pub use error::DatapathError;
 pub use evictions::{ByProtocol, Evictions};
+pub use network::far_end::FarEnd;
 pub use network::host_networks::{HostNetwork, host_networks};
 pub use network::upkeep::HostSettings;
 pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};
+pub use tasks::TaskLink;

@@ -76,6 +76,18 @@ impl Pins {
         self.current.join("tasks").join(file_name(task))
     }
 
+    /// The pin of the link that attaches a program to a container's host-side veth, for a veth
+    /// whose task isn't known.
+    pub(super) fn veth(&self, ifindex: u32) -> PathBuf {
+        self.task(&format!("veth{ifindex}"))
+    }
+
+    /// The pins of links on containers' veths, of every version.
+    pub(super) fn tasks(&self) -> Vec<PathBuf> {
+        let versions = std::iter::once(self.current.clone()).chain(self.others());
+        versions.flat_map(|version| entries(&version.join("tasks"))).collect()
+    }
+
     /// The directories of links' pins, tasks' included.
     pub(super) fn links(&self) -> Vec<PathBuf> {
         ["links", "tasks"].iter().flat_map(|directory| entries(&self.current.join(directory))).collect()

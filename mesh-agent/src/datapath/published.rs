@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use mesh_ebpf::abi::{Backend, Service, Timed, names};
 
-use super::contents::{Contents, Frontend};
+use super::contents::{Contents, Front, service_map};
 use super::error::{DatapathError, MapErrors};
 use super::lock::lock;
 
 /// The published ports and backends whose counters are read, and how full the tables are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Outline {
-    /// Published ports.
-    pub(super) frontends: Vec<(Frontend, Service)>,
+    /// Published ports and virtual IPs.
+    pub(super) frontends: Vec<(Front, Service)>,
     /// Backends whose flows go on.
     pub(super) backends: Vec<(u32, Backend)>,
     /// Entries in use and most entries, by map.
@@ -29,7 +29,8 @@ impl From<&Contents> for Outline {
         let frontends: Vec<_> = contents.services.iter().map(|(port, service)| (*port, *service)).collect();
         let backends: Vec<_> = contents.alive().map(|(id, backend)| (id, *backend)).collect();
         let slots = frontends.iter().map(|(_, service)| u64::from(service.slot_count)).sum();
-        let ports = frontends.len() as u64;
+        let of_map = |map| frontends.iter().filter(|(front, _)| service_map(*front) == map).count() as u64;
+        let (ports, virtual_ips) = (of_map(names::SERVICES), of_map(names::VIRTUAL_IPS));
         let fills = vec![
             (names::ADDRESSES, contents.addresses.len() as u64, names::ADDRESSES_MAX),
             (names::SERVICES, ports, names::SERVICES_MAX),
@@ -38,7 +39,11 @@ impl From<&Contents> for Outline {
             (names::NODES, contents.nodes.len() as u64, names::NODES_MAX),
             (names::PEERS, contents.peers.len() as u64, names::NODES_MAX),
             (names::ALLOWED, contents.allowed.len() as u64, names::ALLOWED_MAX),
-            (names::DURATIONS, ports * Timed::ALL.len() as u64, names::DURATIONS_MAX),
+            (names::LINKS, contents.links.len() as u64, names::LINKS_MAX),
+            (names::ENDPOINTS, contents.endpoints.len() as u64, names::ENDPOINTS_MAX),
+            (names::VIRTUAL_IPS, virtual_ips, names::VIRTUAL_IPS_MAX),
+            (names::ISOLATED, contents.isolated.len() as u64, names::ISOLATED_MAX),
+            (names::DURATIONS, (ports + virtual_ips) * Timed::ALL.len() as u64, names::DURATIONS_MAX),
         ];
         Self { frontends, backends, fills }
     }
@@ -87,11 +92,12 @@ mod tests {
 
     use mesh_ebpf::abi::BackendState;
 
+    use super::super::contents::Frontend;
     use super::*;
 
     #[test]
     fn the_outline_has_what_figures_are_read_for() {
-        let frontend = Frontend { protocol: 6, port: 80 };
+        let frontend = Front::Port(Frontend { protocol: 6, port: 80 });
         let service = Service { slot_base: 4, slot_count: 2, index: 1, ..Service::default() };
         let alive = Backend { state: BackendState::Active as u8, ..Backend::default() };
         let gone = Backend { state: BackendState::Down as u8, ..Backend::default() };

@@ -54,6 +54,7 @@ impl Datapath {
     ) {
         tokio::join!(
             Arc::clone(&self).follow(view, applied, shutdown.clone()),
+            Arc::clone(&self).follow_cables_always(shutdown.clone()),
             Arc::clone(&self).pulse_regularly(shutdown.clone()),
             Arc::clone(&self).look_after_host_regularly(shutdown.clone()),
             self.sweep_regularly(shutdown),
@@ -173,7 +174,7 @@ impl Datapath {
         }
     }
 
-    async fn off_runtime<T: Send + 'static>(
+    pub(super) async fn off_runtime<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, DatapathError> + Send + 'static,
     ) -> Result<T, DatapathError> {

@@ -15,7 +15,7 @@ use mesh_ebpf::abi::{Address, Backend, BackendLoad};
 use mesh_state::ids::{BackendId, TaskId};
 use tracing::{error, info, warn};
 
-use super::contents::{Contents, Frontend, Write};
+use super::contents::{Contents, Front, Frontend, Write};
 use super::diff::{Held, Plan, Refusal, frontend, plan};
 use super::error::DatapathError;
 use super::expiry::ExpiryInputs;
@@ -24,7 +24,7 @@ use super::maps::Maps;
 use super::published::Published;
 use super::sweep::Owner;
 use crate::lb::ramp::Ramps;
-use crate::view::{BackendView, NodeView};
+use crate::view::{NodeView, Weighted};
 
 /// How long slots rest before they are used again. No program runs nearly that long.
 const SLOTS_REST: Duration = Duration::from_secs(1);
@@ -120,14 +120,16 @@ impl State {
     /// Computes the weights in slow start again.
     pub(super) fn raise_weights(&mut self, now: Instant) {
         let Some(view) = self.view.clone() else { return };
-        let slow_start = |backend: &BackendView| {
-            view.services.get(&backend.service_id).map_or(0, |service| service.lb.slow_start_s)
+        let slow_start = |backend: &Weighted<'_>| {
+            view.services.get(backend.service_id).map_or(0, |service| service.lb.slow_start_s)
         };
         let weights = view
-            .backends
-            .values()
-            .filter(|backend| self.ramps.rises(backend, slow_start(backend), now))
-            .map(|backend| (backend.id.get(), self.ramps.weight(backend, slow_start(backend), now)))
+            .weighted()
+            .filter(|backend| self.ramps.rises(backend.id, slow_start(backend), now))
+            .map(|backend| {
+                let weight = self.ramps.weight(backend.id, backend.weight, slow_start(&backend), now);
+                (backend.id.get(), weight)
+            })
             .collect();
         self.change_facts(|facts| facts.weights = weights);
     }
@@ -169,7 +171,9 @@ impl State {
         let published = self.view.iter().flat_map(|view| view.frontends());
         let known: BTreeSet<Frontend> =
             published.map(|(_, port)| frontend(port.protocol, port.published)).collect();
-        let is_known = |port: &Frontend| known.contains(port) || self.contents.services.contains_key(port);
+        let is_known = |port: &Frontend| {
+            known.contains(port) || self.contents.services.contains_key(&Front::Port(*port))
+        };
         let changed = self.facts.host_ports.symmetric_difference(&ports).copied();
         let changed: Vec<Frontend> = changed.filter(is_known).collect();
         self.is_settled &= changed.is_empty();
@@ -186,8 +190,8 @@ impl State {
     pub(super) fn terms(&self, now_ns: u64) -> ExpiryInputs {
         let alive = self.contents.alive().map(|(id, _)| id).collect();
         let idle_ns = self.view.iter().flat_map(|view| {
-            view.backends.values().filter_map(|backend| {
-                let seconds = view.services.get(&backend.service_id)?.lb.idle_timeout_s?;
+            view.weighted().filter_map(|backend| {
+                let seconds = view.services.get(backend.service_id)?.lb.idle_timeout_s?;
                 Some((backend.id.get(), u64::from(seconds.get()) * 1_000_000_000))
             })
         });

@@ -14,7 +14,7 @@ use mesh_ebpf::abi::{
 use mesh_ebpf::guard;
 
 use super::attach::AttachedHook;
-use super::contents::Frontend;
+use super::contents::Front;
 use super::durations::{PortDurations, Timings};
 use super::error::{DatapathError, MapErrors};
 use super::evictions::{ByProtocol, Evictions};
@@ -27,7 +27,7 @@ use super::sweep::{Census, monotonic_ns};
 /// All counters of the data plane at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct StatsSnapshot {
-    /// Published ports.
+    /// Published ports and virtual IPs.
     pub frontends: Vec<FrontendSnapshot>,
     /// Backends whose flows go on.
     pub backends: Vec<BackendSnapshot>,
@@ -51,11 +51,11 @@ pub struct StatsSnapshot {
     pub host: HostSettings,
 }
 
-/// A published port.
+/// A published port or a virtual IP.
 #[derive(Debug, Clone, Copy)]
 pub struct FrontendSnapshot {
-    /// Protocol and port.
-    pub frontend: Frontend,
+    /// Protocol and port, or network and address.
+    pub front: Front,
     /// The policy in force.
     pub policy: Policy,
     /// The number of its slots; 0: new connections are refused.
@@ -130,8 +130,8 @@ impl Counters {
     /// A map can't be read.
     pub(super) fn read(&self, outline: &Outline) -> Result<StatsSnapshot, DatapathError> {
         let mut snapshot = StatsSnapshot::default();
-        for (frontend, service) in &outline.frontends {
-            snapshot.frontends.push(self.frontend(*frontend, service)?);
+        for (front, service) in &outline.frontends {
+            snapshot.frontends.push(self.frontend(*front, service)?);
         }
         for (id, backend) in &outline.backends {
             snapshot.backends.push(self.backend(*id, backend)?);
@@ -156,11 +156,11 @@ impl Counters {
         Ok(snapshot)
     }
 
-    fn frontend(&self, frontend: Frontend, service: &Service) -> Result<FrontendSnapshot, DatapathError> {
+    fn frontend(&self, front: Front, service: &Service) -> Result<FrontendSnapshot, DatapathError> {
         let stats = sum(&self.frontend_stats, service.index, names::FRONTEND_STATS, add_frontends)?;
         let policy = Policy::from_byte(service.policy);
         let durations = self.timings.read(service.index)?;
-        Ok(FrontendSnapshot { frontend, policy, slots: service.slot_count, stats, durations })
+        Ok(FrontendSnapshot { front, policy, slots: service.slot_count, stats, durations })
     }
 
     /// The counters of a backend.

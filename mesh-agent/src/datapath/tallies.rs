@@ -143,14 +143,14 @@ fn corrected_drift(before: Live, after: Live, counted: u64, present: i64) -> Opt
 mod tests {
     use mesh_ebpf::abi::Service;
 
-    use super::super::contents::Frontend;
+    use super::super::contents::{Front, Frontend};
     use super::super::durations::Timings;
     use super::super::testing::pinned;
     use super::*;
 
     /// What the maps are to hold for one published port with this index.
     fn one_port(index: u32) -> Contents {
-        let frontend = Frontend { protocol: 6, port: 80 };
+        let frontend = Front::Port(Frontend { protocol: 6, port: 80 });
         let service = Service { index, ..Service::default() };
         Contents { services: BTreeMap::from([(frontend, service)]), ..Contents::default() }
     }

@@ -7,12 +7,13 @@
 //! next time up to [`EJECTION_MAX`]; a backend that stays good for [`GOOD_PERIOD`] after its return
 //! starts from the shortest again.
 //!
-//! Invariant: at most half of a published port's backends are ejected, those that failed first.
+//! Invariant: at most half of the backends of a published port or virtual IP are ejected, those that
+//! failed first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use mesh_state::ids::BackendId;
+use mesh_state::ids::{BackendId, NetworkId, ServiceId};
 use mesh_state::spec::Protocol;
 
 /// The number of checks in the sliding window.
@@ -24,14 +25,23 @@ const EJECTION_MAX: Duration = Duration::from_mins(5);
 const GOOD_PERIOD: Duration = Duration::from_mins(1);
 
 /// The counters of an active backend since its id was assigned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted {
     /// The backend's id.
     pub id: BackendId,
-    /// The backend's published port.
-    pub port: (Protocol, u16),
+    /// What it is one of several backends of.
+    pub group: Group,
     /// Counts of completed and failed handshakes.
     pub handshakes: Handshakes,
+}
+
+/// The backends of one published port, or of one virtual IP: at most half of them are ejected.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// Of a published port.
+    Port(Protocol, u16),
+    /// Of a service's virtual IP on a network.
+    VirtualIp(ServiceId, NetworkId),
 }
 
 /// Counts of completed and failed handshakes. They only grow.
@@ -69,7 +79,7 @@ pub struct Health {
 
 #[derive(Debug, Clone, Default)]
 struct Record {
-    port: Option<(Protocol, u16)>,
+    group: Option<Group>,
     /// The counters at the last check.
     last: Option<Handshakes>,
     /// The increases of the last checks, the newest at the back.
@@ -90,7 +100,7 @@ impl Health {
         self.backends.retain(|id, _| active.contains(id));
         for backend in counted {
             let record = self.backends.entry(backend.id).or_default();
-            record.port = Some(backend.port);
+            record.group = Some(backend.group.clone());
             record.look(backend.handshakes, now);
         }
         self.ejected = self.choose(now);
@@ -102,19 +112,19 @@ impl Health {
     }
 
     fn choose(&self, now: Instant) -> BTreeSet<BackendId> {
-        let mut actives: BTreeMap<Option<(Protocol, u16)>, usize> = BTreeMap::new();
+        let mut actives: BTreeMap<Option<&Group>, usize> = BTreeMap::new();
         let mut failing = Vec::new();
         for (id, record) in &self.backends {
-            *actives.entry(record.port).or_default() += 1;
+            *actives.entry(record.group.as_ref()).or_default() += 1;
             let ejection = record.ejection.filter(|ejection| now < ejection.since + ejection.lasts);
-            failing.extend(ejection.map(|ejection| (ejection.since, *id, record.port)));
+            failing.extend(ejection.map(|ejection| (ejection.since, *id, record.group.as_ref())));
         }
         failing.sort_unstable();
         let mut room: BTreeMap<_, usize> =
-            actives.into_iter().map(|(port, count)| (port, count / 2)).collect();
+            actives.into_iter().map(|(group, count)| (group, count / 2)).collect();
         let mut chosen = BTreeSet::new();
-        for (_, id, port) in failing {
-            if let Some(left @ 1..) = room.get_mut(&port) {
+        for (_, id, group) in failing {
+            if let Some(left @ 1..) = room.get_mut(&group) {
                 *left -= 1;
                 chosen.insert(id);
             }
@@ -163,14 +173,14 @@ mod tests {
         now: Instant,
     }
 
-    const PORT: (Protocol, u16) = (Protocol::Tcp, 80);
+    const PORT: Group = Group::Port(Protocol::Tcp, 80);
 
     fn id(id: u32) -> BackendId {
         BackendId::new(id).expect("an id")
     }
 
     fn counted(backend: u32, answered: u64, failed: u64) -> Counted {
-        Counted { id: id(backend), port: PORT, handshakes: Handshakes { answered, failed } }
+        Counted { id: id(backend), group: PORT, handshakes: Handshakes { answered, failed } }
     }
 
     impl Bench {
@@ -264,12 +274,17 @@ mod tests {
         let mut health = Health::default();
         let now = Instant::now();
         let look = |failed| {
-            let other = |id| Counted { port: (Protocol::Udp, 80), ..counted(id, 0, failed) };
-            [counted(1, 0, failed), counted(2, 0, failed), other(3), other(4)]
+            let other = |id, group| Counted { group, ..counted(id, 0, failed) };
+            let udp = || Group::Port(Protocol::Udp, 80);
+            let virtual_ip = |network: &str| Group::VirtualIp("web".into(), network.into());
+            let [front, back] = ["front", "back"].map(virtual_ip);
+            let of_virtual_ips = [other(5, front.clone()), other(6, front), other(7, back)];
+            let of_ports = [counted(1, 0, failed), counted(2, 0, failed), other(3, udp()), other(4, udp())];
+            of_ports.into_iter().chain(of_virtual_ips).collect::<Vec<_>>()
         };
         health.observe(&look(0), now);
         health.observe(&look(3), now + Duration::from_secs(1));
         let ejected: Vec<u32> = health.ejected().iter().map(|id| id.get()).collect();
-        assert_eq!(ejected, [1, 3], "half of each port's two");
+        assert_eq!(ejected, [1, 3, 5], "half of two, and none of one");
     }
 }

@@ -71,7 +71,7 @@ impl Selector {
                 let candidate = |backend: &&BackendView| Candidate {
                     id: backend.id.get(),
                     state: backend.state,
-                    weight: ramps.weight(backend, service.lb.slow_start_s, now),
+                    weight: ramps.weight(backend.id, backend.weight, service.lb.slow_start_s, now),
                     is_local: view.is_local(backend),
                 };
                 let is_left = |backend: &&&BackendView| !ejected.contains(&backend.id);

@@ -5,12 +5,13 @@
 //! begins when it is first seen active here; weights of all backends are in the same unit, [`UNIT`]
 //! for a weight of 1.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use mesh_state::ids::BackendId;
 
-use crate::view::{BackendState, BackendView, NodeView};
+use crate::view::{BackendState, NodeView};
 
 /// A full weight of 1. A rising weight grows in steps of one sixteenth of it.
 pub const UNIT: u32 = 16;
@@ -27,20 +28,21 @@ impl Ramps {
     /// Records which backends are active in a view that is about to be applied, and drops those
     /// that are gone.
     pub fn observe(&mut self, view: &NodeView, now: Instant) {
-        self.since.retain(|id, _| view.backends.contains_key(id));
+        let known: BTreeSet<BackendId> = view.weighted().map(|backend| backend.id).collect();
+        self.since.retain(|id, _| known.contains(id));
         let since = self.is_begun.then_some(now);
-        for backend in view.backends.values().filter(|backend| backend.state == BackendState::Active) {
+        for backend in view.weighted().filter(|backend| backend.state == BackendState::Active) {
             self.since.entry(backend.id).or_insert(since);
         }
         self.is_begun = true;
     }
 
-    /// The weight of a backend now, in [`UNIT`]s, if its service's weights rise over `slow_start_s`
-    /// seconds.
-    pub fn weight(&self, backend: &BackendView, slow_start_s: u32, now: Instant) -> u32 {
-        let full = u64::from(backend.weight.get()) * u64::from(UNIT);
+    /// The weight of a backend now, in [`UNIT`]s, if it is to have the weight `full` and its
+    /// service's weights rise over `slow_start_s` seconds.
+    pub fn weight(&self, id: BackendId, full: NonZeroU32, slow_start_s: u32, now: Instant) -> u32 {
+        let full = u64::from(full.get()) * u64::from(UNIT);
         let rise = Duration::from_secs(slow_start_s.into()).as_millis();
-        let weight = match self.age(backend.id, now) {
+        let weight = match self.age(id, now) {
             Some(age) if age.as_millis() < rise => u128::from(full) * age.as_millis() / rise,
             _ => full.into(),
         };
@@ -48,16 +50,16 @@ impl Ramps {
     }
 
     /// Whether the weight of a backend is still rising.
-    pub fn rises(&self, backend: &BackendView, slow_start_s: u32, now: Instant) -> bool {
+    pub fn rises(&self, id: BackendId, slow_start_s: u32, now: Instant) -> bool {
         let rise = Duration::from_secs(slow_start_s.into());
-        self.age(backend.id, now).is_some_and(|age| age < rise)
+        self.age(id, now).is_some_and(|age| age < rise)
     }
 
     /// Whether any weight is still rising.
     pub fn is_rising(&self, view: &NodeView, now: Instant) -> bool {
-        view.backends.values().any(|backend| {
-            let service = view.services.get(&backend.service_id);
-            self.rises(backend, service.map_or(0, |service| service.lb.slow_start_s), now)
+        view.weighted().any(|backend| {
+            let service = view.services.get(backend.service_id);
+            self.rises(backend.id, service.map_or(0, |service| service.lb.slow_start_s), now)
         })
     }
 
@@ -114,15 +116,15 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             [1, 2].map(|id| {
                 let backend = &grown.backends[&BackendId::new(id).expect("an id")];
-                ramps.weight(backend, 10, now)
+                ramps.weight(backend.id, backend.weight, 10, now)
             })
         };
         assert_eq!(weights(0), [32, 1]);
         assert_eq!(weights(5), [32, 16]);
         assert_eq!(weights(10), [32, 32]);
         let rises = |id, seconds| {
-            let backend = &grown.backends[&BackendId::new(id).expect("an id")];
-            ramps.rises(backend, 10, start + Duration::from_secs(seconds))
+            let id = BackendId::new(id).expect("an id");
+            ramps.rises(id, 10, start + Duration::from_secs(seconds))
         };
         assert!(!rises(1, 0), "what was there from the beginning is old");
         assert!(rises(2, 9) && !rises(2, 10));

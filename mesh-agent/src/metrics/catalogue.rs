@@ -1,7 +1,8 @@
 //! The names, kinds and help texts of the agent's metrics, on which dashboards and alerts rely.
 //!
 //! Invariant: a name is written here and nowhere else. `L` in comments is (service, port,
-//! protocol), `B` is `L` with (task, backend_node).
+//! protocol), `B` is `L` with (task, backend_node); `V` is (service, network), `W` is `V` with (task,
+//! backend_node).
 
 use prometheus::proto::MetricType;
 
@@ -66,6 +67,30 @@ families! {
     CONNECT_DURATION = HISTOGRAM "mesh_backend_connect_duration_seconds", "Time from a client's SYN to the backend's SYN-ACK, as this node sees them; of UDP from the first datagram to the first reply.";
     /// L
     FLOW_DURATION = HISTOGRAM "mesh_flow_duration_seconds", "Lifetime of flows that have ended; of UDP and of idle ones from the first packet to the last.";
+    /// V
+    VIP_CONNECTIONS = COUNTER "mesh_vip_connections_total", "New flows of this node's tasks to the service's virtual IP.";
+    /// V, direction
+    VIP_PACKETS = COUNTER "mesh_vip_packets_total", "Packets between this node's tasks and the virtual IP.";
+    /// V, direction
+    VIP_BYTES = COUNTER "mesh_vip_bytes_total", "Bytes between this node's tasks and the virtual IP, layer 3.";
+    /// V, reason
+    VIP_UNASSIGNED = COUNTER "mesh_vip_unassigned_total", "New flows to the virtual IP for which no backend could be selected.";
+    /// V, state
+    VIP_BACKENDS = GAUGE "mesh_vip_backends", "Backends of the virtual IP by state.";
+    /// W
+    VIP_BACKEND_UP = GAUGE "mesh_vip_backend_up", "Whether the backend of the virtual IP may get new flows.";
+    /// W
+    VIP_BACKEND_CONNECTIONS_TOTAL = COUNTER "mesh_vip_backend_connections_total", "New flows of this node's tasks that were assigned to the backend.";
+    /// W
+    VIP_BACKEND_CONNECTIONS = GAUGE "mesh_vip_backend_connections", "Flows of this node's tasks towards the backend, now.";
+    /// W, direction
+    VIP_BACKEND_BYTES = COUNTER "mesh_vip_backend_bytes_total", "Bytes between this node's tasks and the backend, layer 3.";
+    /// W, result
+    VIP_BACKEND_HEALTH_CHECKS = COUNTER "mesh_vip_backend_health_checks_total", "Handshakes with the backend by result, on which the passive health check decides.";
+    /// V
+    VIP_CONNECT_DURATION = HISTOGRAM "mesh_vip_connect_duration_seconds", "Time from a task's SYN to the virtual IP to the backend's SYN-ACK; of UDP from the first datagram to the first reply.";
+    /// V
+    VIP_FLOW_DURATION = HISTOGRAM "mesh_vip_flow_duration_seconds", "Lifetime of flows to the virtual IP that have ended; of UDP and of idle ones from the first packet to the last.";
     /// L, policy
     POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
     /// L

@@ -15,6 +15,7 @@ mod catalogue;
 mod plane;
 mod samples;
 mod traffic;
+mod virtual_ips;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -99,6 +100,7 @@ pub fn families(seen: &Observation<'_>) -> Vec<MetricFamily> {
     plane::add_node(&mut samples, seen);
     traffic::add(&mut samples, seen);
     if let Some(kernel) = seen.kernel {
+        virtual_ips::add(&mut samples, seen, kernel);
         plane::add_kernel(&mut samples, kernel);
     }
     samples.into_families()

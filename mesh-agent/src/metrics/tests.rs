@@ -11,7 +11,7 @@ use mesh_state::spec::Protocol;
 use prometheus::TextEncoder;
 
 use super::*;
-use crate::datapath::contents::Frontend;
+use crate::datapath::contents::{Front, Frontend, NetworkAddress};
 use crate::datapath::{
     AttachedHook, BackendSnapshot, ByProtocol, Evictions, FrontendSnapshot, HostSettings, MapFill,
     PortDurations,
@@ -46,6 +46,11 @@ fn view() -> NodeView {
             name: "web".into(),
             policy: "least-connections".into(),
             ports: vec![proto::MeshPort { protocol: "tcp".into(), published: 80, target: 8080 }],
+            networks: vec![proto::MeshServiceNetwork {
+                network_id: "n".into(),
+                virtual_ip: "10.0.5.2".into(),
+                ..proto::MeshServiceNetwork::default()
+            }],
             ..proto::MeshService::default()
         }],
         backends: vec![
@@ -53,6 +58,28 @@ fn view() -> NodeView {
             backend(2, proto::BackendState::Draining),
             backend(3, proto::BackendState::Silent),
         ],
+        networks: vec![proto::MeshNetwork {
+            id: "n".into(),
+            name: "app".into(),
+            number: 5,
+            subnet: "10.0.5.0/24".into(),
+            ..proto::MeshNetwork::default()
+        }],
+        members: vec![proto::MeshMember {
+            id: "task1".into(),
+            service_id: "s".into(),
+            name: "web.1".into(),
+            node_id: "node-1".into(),
+            state: proto::BackendState::Active.into(),
+            weight: 1,
+            attachments: vec![proto::MeshAttachment {
+                network_id: "n".into(),
+                address: "10.0.5.7".into(),
+                backend_id: 17,
+                ..proto::MeshAttachment::default()
+            }],
+            ..proto::MeshMember::default()
+        }],
         ..proto::MeshTable::default()
     };
     NodeView::new(NodeId::from("node-1"), Ipv4Addr::new(10, 77, 0, 11)).apply(&table).expect("a good table")
@@ -68,9 +95,24 @@ fn timed(milliseconds: &[u64]) -> abi::Histogram {
 
 fn kernel() -> StatsSnapshot {
     let traffic = |packets, bytes| Traffic { packets, bytes };
-    StatsSnapshot {
+    let place = NetworkAddress { network: 5, address: Ipv4Addr::new(10, 0, 5, 2) };
+    let virtual_ip = FrontendSnapshot {
+        front: Front::VirtualIp(place),
+        policy: abi::Policy::RoundRobin,
+        slots: 1,
+        stats: FrontendStats { reply: traffic(2, 200), opened: 3, no_backend: 4, ..FrontendStats::default() },
+        durations: PortDurations { connect: timed(&[1]), flow: timed(&[250]) },
+    };
+    let member = BackendSnapshot {
+        id: 17,
+        backend: abi::Backend { network: 5, ..abi::Backend::default() },
+        stats: BackendStats { opened: 3, answered: 2, refused: 1, ..BackendStats::default() },
+        live: 2,
+        load: None,
+    };
+    let mut snapshot = StatsSnapshot {
         frontends: vec![FrontendSnapshot {
-            frontend: Frontend { protocol: abi::protocol::TCP, port: 80 },
+            front: Front::Port(Frontend { protocol: abi::protocol::TCP, port: 80 }),
             policy: abi::Policy::LeastConnections,
             slots: 1,
             stats: FrontendStats {
@@ -112,7 +154,10 @@ fn kernel() -> StatsSnapshot {
             restored: BTreeMap::from([("net.ipv4.ip_forward", 2)]),
             wrong: BTreeMap::from([("iptables nat DOCKER", "restart the engine".to_owned())]),
         },
-    }
+    };
+    snapshot.frontends.push(virtual_ip);
+    snapshot.backends.push(member);
+    snapshot
 }
 
 fn proxy() -> ProxyStats {
@@ -189,6 +234,25 @@ fn figures_of_programs_and_proxy_are_added() {
             r#"mesh_backend_connections{service="web",port="80",protocol="tcp",task="web.1",backend_node="n1"} 3"#,
             r#"mesh_backend_bytes_total{service="web",port="80",protocol="tcp",task="web.1",backend_node="n1",direction="request"} 350"#,
             r#"mesh_backend_connect_failures_total{service="web",port="80",protocol="tcp",task="web.1",backend_node="n1",reason="reset"} 3"#,
+        ],
+    );
+}
+
+#[test]
+fn virtual_ips_show_with_their_network() {
+    let text = render(Some(&kernel()), MetricsBackends::Seen);
+    assert_lines(
+        &text,
+        &[
+            r#"mesh_vip_connections_total{service="web",network="app"} 3"#,
+            r#"mesh_vip_bytes_total{service="web",network="app",direction="reply"} 200"#,
+            r#"mesh_vip_unassigned_total{service="web",network="app",reason="no_backend"} 4"#,
+            r#"mesh_vip_backends{service="web",network="app",state="active"} 1"#,
+            r#"mesh_vip_backends{service="web",network="app",state="unhealthy"} 0"#,
+            r#"mesh_vip_backend_up{service="web",network="app",task="web.1",backend_node="n1"} 1"#,
+            r#"mesh_vip_backend_connections{service="web",network="app",task="web.1",backend_node="n1"} 2"#,
+            r#"mesh_vip_backend_health_checks_total{service="web",network="app",task="web.1",backend_node="n1",result="failed"} 1"#,
+            r#"mesh_vip_connect_duration_seconds_count{service="web",network="app"} 1"#,
         ],
     );
 }

@@ -11,6 +11,7 @@ use super::catalogue as names;
 use super::samples::{Bounds, Labels, Samples, number};
 use crate::cli::MetricsBackends;
 use crate::codes::protocol_number;
+use crate::datapath::contents::Front;
 use crate::datapath::{BackendSnapshot, FrontendSnapshot};
 use crate::lb::loads::LOAD_MAX;
 use crate::lb::ramp::UNIT;
@@ -18,12 +19,12 @@ use crate::proxy::dial_error::FailureReason;
 use crate::proxy::ledger::{BackendFigures, FrontendFigures};
 use crate::view::{BackendState, BackendView, PortView, ServiceView};
 
-const REQUEST: &str = "request";
-const REPLY: &str = "reply";
+pub(super) const REQUEST: &str = "request";
+pub(super) const REPLY: &str = "reply";
 /// 33 µs to 17 s, in steps of two.
-const CONNECT_BOUNDS: Bounds = Bounds { first: 1, last: 20, step: 1 };
+pub(super) const CONNECT_BOUNDS: Bounds = Bounds { first: 1, last: 20, step: 1 };
 /// 1 ms to 73 min, in steps of four.
-const FLOW_BOUNDS: Bounds = Bounds { first: 6, last: 28, step: 2 };
+pub(super) const FLOW_BOUNDS: Bounds = Bounds { first: 6, last: 28, step: 2 };
 
 /// Adds the families of every published port in the view.
 pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
@@ -31,7 +32,10 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>) {
         .kernel
         .iter()
         .flat_map(|kernel| &kernel.frontends)
-        .map(|frontend| ((frontend.frontend.protocol, frontend.frontend.port), frontend))
+        .filter_map(|frontend| match frontend.front {
+            Front::Port(port) => Some(((port.protocol, port.port), frontend)),
+            Front::VirtualIp(_) => None,
+        })
         .collect();
     let kernel_backends: BTreeMap<u32, &BackendSnapshot> =
         seen.kernel.iter().flat_map(|kernel| &kernel.backends).map(|backend| (backend.id, backend)).collect();
@@ -194,12 +198,12 @@ fn is_shown(
     }
 }
 
-fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a> {
+pub(super) fn with<'a>(labels: &Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a> {
     labels.iter().chain(more).copied().collect()
 }
 
 /// The catalogue calls silent backends unhealthy: their node is silent, or their handshakes fail.
-fn state_label(state: BackendState) -> &'static str {
+pub(super) fn state_label(state: BackendState) -> &'static str {
     match state {
         BackendState::Active => "active",
         BackendState::Draining | BackendState::Retired => "draining",

@@ -10,7 +10,7 @@ use mesh_state::proto;
 use serde::{Deserialize, Serialize};
 
 use super::read::{parse, state};
-use super::{BackendState, ViewError};
+use super::{BackendState, NodeView, ViewError};
 
 /// A network that a user made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,37 @@ pub struct AttachmentView {
     pub backend_id: Option<BackendId>,
     /// Names there of this member alone.
     pub aliases: Vec<String>,
+}
+
+/// A backend, of a published port or of a virtual IP, and what decides how many new flows it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weighted<'a> {
+    /// The backend's id.
+    pub id: BackendId,
+    /// The service it belongs to.
+    pub service_id: &'a ServiceId,
+    /// Decides whether the backend gets new flows.
+    pub state: BackendState,
+    /// Its share of new flows; 1 is the default.
+    pub weight: NonZeroU32,
+}
+
+impl NodeView {
+    /// Every backend: of published ports, and of virtual IPs.
+    pub fn weighted(&self) -> impl Iterator<Item = Weighted<'_>> {
+        let published = self.backends.values().map(|backend| Weighted {
+            id: backend.id,
+            service_id: &backend.service_id,
+            state: backend.state,
+            weight: backend.weight,
+        });
+        let members = self.members.values().filter_map(|member| {
+            let (service_id, state) = (member.service_id.as_ref()?, member.state?);
+            let ids = member.attachments.iter().filter_map(|attachment| attachment.backend_id);
+            Some(ids.map(move |id| Weighted { id, service_id, state, weight: member.weight }))
+        });
+        published.chain(members.flatten())
+    }
 }
 
 pub(super) fn read_network(network: &proto::MeshNetwork, node: &NodeId) -> Result<NetworkView, ViewError> {

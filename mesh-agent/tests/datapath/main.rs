@@ -7,6 +7,7 @@ mod abandoned;
 mod capacity;
 mod figures;
 mod netlab;
+mod networks;
 mod node;
 mod pins;
 mod settings;

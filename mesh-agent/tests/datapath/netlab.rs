@@ -41,7 +41,8 @@ pub(crate) struct Inhabitant {
 }
 
 impl Inhabitant {
-    fn of(namespace: &str) -> Self {
+    /// Moves in.
+    pub(crate) fn of(namespace: &str) -> Self {
         let file = File::open(format!("/run/netns/{namespace}")).expect("the namespace is there");
         let (jobs, received) = mpsc::channel::<Job>();
         let thread = std::thread::spawn(move || {

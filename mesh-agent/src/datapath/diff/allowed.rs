@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use mesh_ebpf::abi::names;
 
-use super::{Mesh, Plan, Refusal};
+use super::{Mesh, Plan, Refusal, listed};
 use crate::datapath::contents::{Allowed, Write};
 
 impl Plan {
@@ -13,11 +13,11 @@ impl Plan {
     /// are needed. A service whose list finds no room refuses its clients.
     pub(super) fn allow(&mut self, mesh: &Mesh<'_>) -> BTreeSet<Allowed> {
         let mut wanted: BTreeSet<Allowed> = BTreeSet::new();
-        for (frontend, port) in &mesh.ports {
-            let networks = port.service.lb.allow.iter().map(|network| Allowed::new(port.index, *network));
+        for (front, port) in &mesh.ports {
+            let networks = listed(*front, port).iter().map(|network| Allowed::new(port.index, *network));
             let listed: BTreeSet<Allowed> = networks.collect();
             if wanted.len() + listed.len() > names::ALLOWED_MAX as usize {
-                self.refused.push(Refusal::Allowed(*frontend));
+                self.refused.push(Refusal::Allowed(*front));
             } else {
                 wanted.extend(listed);
             }

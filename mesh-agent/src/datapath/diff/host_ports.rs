@@ -7,26 +7,26 @@
 use std::collections::BTreeMap;
 
 use super::{Plan, slots_of};
-use crate::datapath::contents::{Contents, Frontend, Write};
+use crate::datapath::contents::{Contents, Front, Frontend, Write};
 use crate::datapath::facts::Facts;
 
-/// The index of each published port that has one. For a port without an entry it is the one that
-/// its backends name.
-pub(super) fn indexes(contents: &Contents, facts: &Facts) -> BTreeMap<Frontend, u32> {
+/// The index of each published port and virtual IP that has one. For a port without an entry it is
+/// the one that its backends name.
+pub(super) fn indexes(contents: &Contents, facts: &Facts) -> BTreeMap<Front, u32> {
     let left = contents.alive().map(|(_, backend)| {
         let frontend = Frontend { protocol: backend.protocol, port: backend.published_port_be.get() };
-        (frontend, backend.service_index)
+        (Front::Port(frontend), backend.service_index)
     });
-    let left = left.filter(|(frontend, _)| facts.host_ports.contains(frontend));
-    let entries = contents.services.iter().map(|(frontend, service)| (*frontend, service.index));
+    let left = left.filter(|(front, _)| facts.is_the_hosts(front));
+    let entries = contents.services.iter().map(|(front, service)| (*front, service.index));
     left.chain(entries).collect()
 }
 
 impl Plan {
-    /// Removes the entries of these published ports.
-    pub(super) fn give_up(&mut self, contents: &Contents, is_left: impl Fn(&Frontend) -> bool) {
-        for (frontend, service) in contents.services.iter().filter(|(frontend, _)| is_left(frontend)) {
-            self.writes.push(Write::RemoveService(*frontend));
+    /// Removes the entries of these published ports and virtual IPs.
+    pub(super) fn give_up(&mut self, contents: &Contents, is_left: impl Fn(&Front) -> bool) {
+        for (front, service) in contents.services.iter().filter(|(front, _)| is_left(front)) {
+            self.writes.push(Write::RemoveService(*front));
             self.freed.push(slots_of(service));
         }
         self.freed.retain(|range| !range.is_empty());

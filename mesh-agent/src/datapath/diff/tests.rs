@@ -17,10 +17,18 @@ use super::*;
 use crate::datapath::facts::Hop;
 use crate::view::{self, PeerNode, PortView};
 
+mod networks;
 mod settings;
 
 const OWN: &str = "node1";
 const GENERATION: u64 = 7;
+
+fn port_of(front: &Front) -> Option<u16> {
+    match front {
+        Front::Port(frontend) => Some(frontend.port),
+        Front::VirtualIp(_) => None,
+    }
+}
 
 fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 10 + number)
@@ -246,12 +254,13 @@ fn check_converged(
     prop_assert_eq!(alive, expected, "backends alive in the map");
     let published: BTreeSet<u16> =
         view.services.values().flat_map(|service| service.ports.iter().map(|port| port.published)).collect();
-    let present: BTreeSet<u16> = contents.services.keys().map(|frontend| frontend.port).collect();
+    let present: BTreeSet<u16> = contents.services.keys().filter_map(port_of).collect();
     prop_assert_eq!(present, published, "published ports in the map");
-    for (frontend, service) in &contents.services {
+    for (front, service) in &contents.services {
+        let Some(port) = port_of(front) else { continue };
         let candidates: Vec<Candidate> = reachable
             .values()
-            .filter(|backend| backend.published == frontend.port)
+            .filter(|backend| backend.published == port)
             .map(|backend| Candidate {
                 id: backend.id.get(),
                 state: backend.state,
@@ -260,9 +269,9 @@ fn check_converged(
             })
             .collect();
         let seen: Vec<u32> = contents.members(service).collect();
-        prop_assert_eq!(seen, compose(lb::Policy::RoundRobin, false, &candidates), "slots of {}", frontend);
-        if let Some(earlier) = before.services.get(frontend) {
-            prop_assert_eq!(earlier.index, service.index, "index of {} changed", frontend);
+        prop_assert_eq!(seen, compose(lb::Policy::RoundRobin, false, &candidates), "slots of {}", front);
+        if let Some(earlier) = before.services.get(front) {
+            prop_assert_eq!(earlier.index, service.index, "index of {} changed", front);
         }
         for id in contents.members(service) {
             prop_assert_eq!(
@@ -389,7 +398,7 @@ fn what_finds_no_slots_is_refused_by_name_and_the_rest_goes_ahead() {
     let everything = 0..names::SLOTS_MAX;
     let held = Held { slots: vec![everything], ..Held::default() };
     let plan = plan(&Contents::default(), Some(&view), &facts, &held);
-    assert_eq!(plan.refused, [Refusal::Slots(Frontend { protocol: protocol::TCP, port: 80 })]);
+    assert_eq!(plan.refused, [Refusal::Slots(Front::Port(Frontend { protocol: protocol::TCP, port: 80 }))]);
     assert!(
         plan.writes.iter().any(|write| matches!(write, Write::Backend(2, _))),
         "backends are written all the same: {:?}",

@@ -1,5 +1,7 @@
 //! The node's network configuration: queries of the kernel, and the little that mesh adds.
 
+pub(super) mod cables;
+pub(super) mod far_end;
 pub(super) mod firewall;
 pub(super) mod host;
 pub(super) mod host_networks;

@@ -46,6 +46,10 @@ pub(crate) struct Link {
     pub(crate) has_arp: bool,
     /// For a veth: the index of the other end, in that end's namespace.
     pub(crate) peer: Option<u32>,
+    /// The other end's network namespace, if it isn't this one: the kernel's id for it here.
+    pub(crate) peer_namespace: Option<i32>,
+    /// The index of the bridge that it is a port of.
+    pub(crate) bridge: Option<u32>,
     /// The fixed attributes of a VXLAN device.
     pub(crate) vxlan: Option<Vxlan>,
     /// Whether an XDP program runs in the driver (true) or generically (false).
@@ -81,7 +85,7 @@ pub(crate) struct Route {
 
 /// A socket in the network namespace of the thread that opened it.
 pub(crate) struct Netlink {
-    socket: Socket,
+    pub(super) socket: Socket,
     sequence: u32,
 }
 
@@ -272,7 +276,7 @@ pub(crate) struct Neighbour {
     pub(crate) is_confirmed: bool,
 }
 
-fn read_link(message: LinkMessage) -> Link {
+pub(super) fn read_link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         is_up: message.header.flags.contains(LinkFlags::Up),
@@ -285,6 +289,8 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Address(address) => link.mac = read_mac(&address).unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(peer) => link.peer = Some(peer),
+            LinkAttribute::LinkNetNsId(id) => link.peer_namespace = u32::try_from(id).is_ok().then_some(id),
+            LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
             LinkAttribute::LinkInfo(infos) => read_link_info(&mut link, &infos),
             LinkAttribute::Xdp(xdp) => {
                 link.is_xdp_native = xdp.iter().find_map(|attribute| match attribute {
@@ -320,7 +326,7 @@ fn read_link_info(link: &mut Link, infos: &[LinkInfo]) {
     }
 }
 
-fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
+pub(super) fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Addr)> {
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {

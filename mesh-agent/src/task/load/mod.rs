@@ -12,7 +12,7 @@
 mod cgroup;
 mod http;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,7 +102,8 @@ impl LoadMeter {
             let reported = ask_tasks(&view).await;
             let levels = levels(&view, &measured.unwrap_or_default(), &reported);
             loads.set_own(&levels, Instant::now());
-            loads.retain(|backend| view.backends.contains_key(&backend));
+            let known: BTreeSet<BackendId> = view.weighted().map(|backend| backend.id).collect();
+            loads.retain(|backend| known.contains(&backend));
             let Some(datapath) = datapath.clone() else { continue };
             let noted = tokio::task::spawn_blocking(move || datapath.note_own_loads(&levels)).await;
             if let Ok(Err(error)) = noted {
@@ -161,13 +162,19 @@ fn levels(
     measured: &BTreeMap<TaskId, f64>,
     reported: &BTreeMap<TaskId, f64>,
 ) -> Vec<(BackendId, u8)> {
-    let local = view.backends.values().filter(|backend| view.is_local(backend));
-    local
-        .filter_map(|backend| {
-            let figures =
-                [measured, reported].into_iter().filter_map(|figures| figures.get(&backend.task_id));
+    let published = view.backends.values().filter(|backend| view.is_local(backend));
+    let published = published.map(|backend| (backend.task_id.clone(), backend.id));
+    let members = view.members.values().filter(|member| member.node_id == view.node_id);
+    let of_virtual_ips = members.flat_map(|member| {
+        let ids = member.attachments.iter().filter_map(|attachment| attachment.backend_id);
+        ids.map(|id| (TaskId::from(member.id.as_str()), id))
+    });
+    published
+        .chain(of_virtual_ips)
+        .filter_map(|(task, id)| {
+            let figures = [measured, reported].into_iter().filter_map(|figures| figures.get(&task));
             let worst = figures.copied().reduce(f64::max)?;
-            Some((backend.id, level(worst)))
+            Some((id, level(worst)))
         })
         .collect()
 }

@@ -86,7 +86,11 @@ fn a_port_of_the_hosts_own_is_left_to_it_while_its_flows_go_on() {
     facts.host_ports.insert(Frontend { protocol: protocol::TCP, port: 80 });
     let unheard = plan(&contents, None, &facts, &Held::default());
     let frontend = Frontend { protocol: protocol::TCP, port: 80 };
-    assert_eq!(unheard.writes, [Write::RemoveService(frontend)], "by an agent that was told no table yet");
+    assert_eq!(
+        unheard.writes,
+        [Write::RemoveService(Front::Port(frontend))],
+        "by an agent that was told no table yet"
+    );
 
     converge(&mut contents, &view, &facts, &mut Held::default()).expect("the host's port");
     assert!(contents.services.is_empty(), "services: {:?}", contents.services);
