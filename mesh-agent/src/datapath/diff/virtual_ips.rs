@@ -39,6 +39,8 @@ impl Mesh<'_> {
                 let weight = self.weight(id, member.weight);
                 let backend = Backend {
                     task_address: attachment.address.into(),
+                    // Programs find the virtual IP of a reply here.
+                    task_address6: virtual_ip.into(),
                     service_index: port.index,
                     state: codes::state(state) as u8,
                     weight: u16::try_from(weight).unwrap_or(u16::MAX),

@@ -169,6 +169,7 @@ fn an_address_leads_to_its_veth_here_or_to_its_node() {
     let indexes: BTreeSet<u32> = contents.services.values().map(|service| service.index).collect();
     assert_eq!(indexes.len(), 2, "ports and virtual IPs share the indexes");
     let backend = contents.backends[&17];
+    assert_eq!(backend.task_address6, on_network(2).into(), "the virtual IP, for replies");
     assert_eq!((backend.network, backend.is_local(), backend.task_port_be.get()), (NUMBER, false, 0));
 }
 
