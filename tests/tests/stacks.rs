@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use mesh_lab::cluster::{Cluster, Docker, eventually};
+use mesh_lab::cluster::{Docker, eventually};
 use mesh_tests::{PATIENCE, Service, cluster};
 use serde_json::Value;
 
@@ -133,7 +133,7 @@ fn is_of(engine: &Docker, container: &str, address: &IpAddr) -> bool {
     shown.split_whitespace().any(|shown| shown == address.to_string())
 }
 
-/// A packet in the tunnel from who is no member reaches no task.
+/// A packet in the tunnel from an outsider reaches no task.
 #[test]
 fn a_stranger_reaches_no_task_through_the_tunnel() -> Result<()> {
     let cluster = cluster()?;
