@@ -112,7 +112,8 @@ fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
     serde_json::to_string(&value)
 }
 
-/// Whether the node of a task that is to run isn't told of it yet: not all is known of its networks.
+/// Whether the node of a task that is to run isn't told of it yet: not all is known of its
+/// networks.
 pub fn is_withheld(task: &Task, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> bool {
     is_yet_to_begin(task, snapshot) && networks(task, spec, snapshot).len() < task.attachments.len()
 }
