@@ -133,7 +133,6 @@ impl Membership {
             network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
             local: self.local,
             node: node_of(&identity, &self.config),
-            serves_names: false,
             dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,
             unfit: unfit_sender,

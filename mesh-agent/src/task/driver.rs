@@ -71,7 +71,6 @@ pub(super) struct DriverContext {
     pub(super) local: Arc<LocalTasks>,
     pub(super) networks: Arc<Networks>,
     pub(super) node: Arc<NodeIdentity>,
-    pub(super) serves_names: bool,
     pub(super) dependencies: Arc<Dependencies>,
     pub(super) bridge: watch::Receiver<BridgeState>,
     pub(super) updates: mpsc::Sender<DriverUpdate>,

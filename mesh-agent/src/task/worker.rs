@@ -47,8 +47,6 @@ pub struct WorkerDeps {
     pub local: Arc<LocalTasks>,
     /// This node, for labels and templates.
     pub node: NodeIdentity,
-    /// Whether this node serves names to its tasks; else they ask the host's resolvers.
-    pub serves_names: bool,
     /// Secrets and configs.
     pub dependencies: Dependencies,
     /// The tasks' network as it should be.
@@ -85,7 +83,6 @@ pub async fn run(
         local: deps.local,
         networks,
         node: Arc::new(deps.node),
-        serves_names: deps.serves_names,
         dependencies: Arc::new(deps.dependencies),
         bridge,
         updates: updates_in,

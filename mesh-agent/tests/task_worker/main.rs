@@ -92,7 +92,6 @@ impl Agent {
                 architecture: "x86_64".to_owned(),
                 os: "linux".to_owned(),
             },
-            serves_names: true,
             dependencies: Dependencies::new(files.clone()),
             bridge,
             unfit: watch::Sender::new(None),

@@ -39,7 +39,7 @@ impl Driver {
             }
             BridgeState::Unfit(reason) => return self.fail(&reason).await,
         };
-        let names = names_of_node(server.filter(|_| self.context.serves_names)).await;
+        let names = names_of_node(server).await;
         let (node, files_root) = (&self.context.node, self.context.dependencies.root());
         let plan = match container_spec::plan(&goal.assignment, node, &names, files_root) {
             Ok(plan) => plan,

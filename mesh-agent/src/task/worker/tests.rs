@@ -92,7 +92,6 @@ impl Bench {
             network: Arc::new(NoNetwork),
             local: Arc::default(),
             node,
-            serves_names: true,
             dependencies,
             bridge,
             unfit: watch::Sender::new(None),
