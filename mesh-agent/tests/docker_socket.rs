@@ -278,6 +278,8 @@ fn a_manager_answers_for_the_swarm() {
         stdout(&served.docker(&["network", "inspect", "-f", "{{.Id}} {{.Scope}}", "ingress"])),
         "n1 swarm"
     );
+    let run = served.docker(&["run", "--rm", "--network", "ingress", "busybox", "true"]);
+    assert!(stderr(&run).contains("not manually attachable"), "docker run: {}", stderr(&run));
     beside(&["network", "rm", "ingress"]);
     beside(&["create", "--name", "still", "busybox", "true"]);
     for (network, expected) in

@@ -13,6 +13,7 @@
 //! access control: the file's mode decides who may open the socket, as with the engine's own.
 
 mod compose;
+mod container_networks;
 mod error;
 mod events;
 mod filters;
@@ -191,6 +192,7 @@ impl Shared {
                     Err(error)
                 }
             },
+            Route::ContainerCreate => composer.container_create(request).await,
             Route::TaskContainers => composer.task_containers(&request).await,
         }
     }

@@ -119,7 +119,10 @@ impl Composer {
     pub(super) async fn network_one(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let scope = Query::of(request.uri()).value("scope").unwrap_or_default();
         let owner = match (scope.as_str(), self.control()) {
-            ("", _) => self.owner(request).await?,
+            ("", _) => {
+                let (prefix, segment) = split(request.uri());
+                self.owner(prefix, &percent_decode(segment)).await?
+            }
             (CLUSTER_SCOPE, Ok(_)) => Owner::Cluster,
             _ => Owner::Engine,
         };
@@ -174,26 +177,25 @@ impl Composer {
     /// engine must have it. For a stopped container the engine itself accepts a network that it
     /// doesn't know, and the container can't be started then.
     pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
-        match self.owner(request).await? {
+        let (prefix, segment) = split(request.uri());
+        match self.owner(prefix, &percent_decode(segment)).await? {
             Owner::Engine => Ok(()),
             Owner::Cluster | Owner::Bridge => Err(ApiError::NotAttachable(named(request.uri()))),
             Owner::Nobody => Err(ApiError::NoSuchNetwork(named(request.uri()))),
         }
     }
 
-    /// Decides who has the network that a path names.
+    /// Decides who has the network that a client names; `prefix` is the version in its call's path.
     ///
     /// # Errors
     /// Both have a network that matches equally well, or the engine can't be asked.
-    async fn owner(&self, request: &Request<Incoming>) -> Result<Owner, ApiError> {
-        let (prefix, segment) = split(request.uri());
+    pub(super) async fn owner(&self, prefix: &str, query: &str) -> Result<Owner, ApiError> {
         let inspect = |uri: Uri| {
-            let mut asked = bodyless(request);
-            *asked.method_mut() = Method::GET;
+            let mut asked = Request::new(Empty::new());
             *asked.uri_mut() = uri;
             asked
         };
-        let uri = path(&format!("{prefix}/networks/{segment}"))?;
+        let uri = path(&format!("{prefix}/networks/{}", percent_encode(query)))?;
         let engine = self.engine.call_within(ENGINE_TIMEOUT, inspect(uri.clone())).await?;
         let local = match engine.status() {
             StatusCode::OK => Some(self.engine.read_json(engine.into_body(), ANSWER_BYTES_MAX).await?),
@@ -211,7 +213,7 @@ impl Composer {
                 Cluster::Away
             }
         };
-        Owner::of(local.as_ref(), &cluster, &percent_decode(segment))
+        Owner::of(local.as_ref(), &cluster, query)
     }
 
     /// What the manager says of a network.

@@ -30,6 +30,8 @@ pub(super) enum Route {
     NetworkOne,
     /// `POST /networks/{x}/connect`: the engine's networks only.
     NetworkConnect,
+    /// `POST /containers/create`: the engine's, but for the networks that the body names.
+    ContainerCreate,
     /// `GET /containers/json` with the filter `is-task`, which becomes a filter on tasks' label.
     TaskContainers,
 }
@@ -47,6 +49,7 @@ impl Route {
             ("POST", ["networks", "prune"]) => Self::NetworkPrune,
             ("GET" | "DELETE", ["networks", _]) => Self::NetworkOne,
             ("POST", ["networks", _, "connect"]) => Self::NetworkConnect,
+            ("POST", ["containers", "create"]) => Self::ContainerCreate,
             ("GET", ["containers", "json"]) if Query::of(uri).filter("is-task").is_some() => {
                 Self::TaskContainers
             }
@@ -177,6 +180,8 @@ mod tests {
         check("POST", "/v1.50/networks/create", Route::NetworkCreate);
         check("POST", "/networks/prune?filters=%7B%7D", Route::NetworkPrune);
         check("DELETE", "/networks/abc", Route::NetworkOne);
+        check("POST", "/v1.41/containers/create?name=x", Route::ContainerCreate);
+        check("POST", "/containers/cr%65ate", Route::ContainerCreate);
         check("POST", "/v1.41/networks/x/connect", Route::NetworkConnect);
         check(
             "GET",
