@@ -5,6 +5,7 @@
 mod flood;
 mod netns;
 mod node;
+mod overlay;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};

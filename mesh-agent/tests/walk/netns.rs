@@ -40,6 +40,13 @@ impl Netns {
         run(&format!("ip netns exec {} {command}", self.name));
     }
 
+    /// Runs any command inside; returns whether it succeeds.
+    pub(crate) fn succeeds(&self, command: &str) -> bool {
+        let words = command.split_whitespace();
+        let output = Command::new("ip").args(["netns", "exec", &self.name]).args(words).output();
+        output.expect("the command starts").status.success()
+    }
+
     /// Runs `work` on a thread of its own, inside.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,

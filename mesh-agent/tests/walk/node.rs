@@ -24,7 +24,7 @@ pub(crate) const TRANSLATIONS: u32 = 4096;
 /// UDP port of the tunnel.
 const TUNNEL_PORT: u16 = 4799;
 /// MTU of the uplinks.
-const MTU: u16 = 1500;
+pub(crate) const MTU: u16 = 1500;
 
 /// The data path of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct Node {
     pub(crate) netns: Netns,
     /// The task's namespace.
     pub(crate) task: Netns,
-    programs: Ebpf,
+    pub(crate) programs: Ebpf,
     _edges: ProgramArray<MapData>,
 }
 
@@ -188,11 +188,11 @@ impl Node {
     }
 
     /// The counters of a backend, over all CPUs.
-    pub(crate) fn backend_stats(&self, number: u8) -> BackendStats {
+    pub(crate) fn backend_stats(&self, id: u32) -> BackendStats {
         let map = self.programs.map(names::BACKEND_STATS).expect("map of stats");
         let stats: PerCpuArray<&MapData, BackendStats> = PerCpuArray::try_from(map).expect("per-CPU array");
         let mut sum = BackendStats::default();
-        for cpu in stats.get(&u32::from(number), 0).expect("stats").iter() {
+        for cpu in stats.get(&id, 0).expect("stats").iter() {
             sum.request.packets += cpu.request.packets;
             sum.reply.packets += cpu.reply.packets;
             sum.request.bytes += cpu.request.bytes;
@@ -222,10 +222,10 @@ impl Node {
     }
 
     /// Live connections of a backend.
-    pub(crate) fn live(&self, number: u8) -> u64 {
+    pub(crate) fn live(&self, id: u32) -> u64 {
         let live: Array<&MapData, Live> =
             Array::try_from(self.programs.map(names::LIVE).expect("map of live connections")).expect("array");
-        live.get(&u32::from(number), 0).expect("live connections").count(0)
+        live.get(&id, 0).expect("live connections").count(0)
     }
 
     /// All drops: label and count, where there are any.
@@ -250,16 +250,16 @@ impl Node {
         })
     }
 
-    fn ifindex(&self, device: &str) -> u32 {
+    pub(crate) fn ifindex(&self, device: &str) -> u32 {
         self.netns.within(|| ifindex(device))
     }
 
-    fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) {
+    pub(crate) fn set<V: Pod>(&mut self, name: &str, index: u32, value: V) {
         let mut map: Array<_, V> = Array::try_from(self.programs.map_mut(name).expect(name)).expect(name);
         map.set(index, value, 0).expect(name);
     }
 
-    fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) {
+    pub(crate) fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) {
         let mut map: HashMap<_, K, V> =
             HashMap::try_from(self.programs.map_mut(name).expect(name)).expect(name);
         map.insert(key, value, 0).expect(name);
@@ -345,6 +345,6 @@ fn ifindex(device: &str) -> u32 {
     .expect(device)
 }
 
-fn dotted(mac: Mac) -> String {
+pub(crate) fn dotted(mac: Mac) -> String {
     mac.0.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -37,8 +37,8 @@ closed_list! {
         NotAllowed = 11 => "not_allowed",
         /// Too large for the tunnel, and the sender forbids fragmentation; answered by ICMP.
         TooBig = 12 => "too_big",
-        /// A later fragment of a packet whose first fragment was not seen, or a fragment to a virtual
-        /// IP.
+        /// A later fragment of a packet whose first fragment was not seen, or a fragment to a
+        /// virtual IP.
         Fragment = 13 => "fragment",
         /// A tunnel packet from a member's address without the cookie that this member's packets
         /// bear.
