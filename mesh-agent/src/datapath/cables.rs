@@ -7,7 +7,6 @@
 //! container with the privilege to change them can't become another member of its network by that.
 //! Whether an address is a member's is decided by the view, in [`super::diff`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +15,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::cabling::{Cabling, Port};
 use super::engine::Datapath;
 use super::error::DatapathError;
-use super::facts::Cable;
 use super::lock::lock;
-use super::network::cables::{Bridge, Cables};
-use super::network::far_end::FarEnd;
+use super::network::cables::Bridge;
 use super::network::monitor::{LinkChanges, Monitor};
 use super::network::netlink::{Link, Netlink};
 
@@ -29,67 +27,6 @@ use super::network::netlink::{Link, Netlink};
 /// after a failure; doubled up to the maximum. The kernel reports most of these changes by itself.
 const WAIT_MIN: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(1);
-
-/// The veths of containers.
-#[derive(Debug, Default)]
-pub(super) struct Cabling {
-    links: Cables,
-    ports: BTreeMap<u32, Port>,
-}
-
-/// A veth that is a port of a bridge of mesh.
-#[derive(Debug, Clone, Copy)]
-struct Port {
-    bridge: Bridge,
-    is_attached: bool,
-    end: Option<FarEnd>,
-}
-
-impl Port {
-    /// Whether there is more to be learnt or done.
-    fn is_incomplete(&self) -> bool {
-        !self.is_attached || (self.end.is_none() && matches!(self.bridge, Bridge::Network(_)))
-    }
-}
-
-impl Cabling {
-    /// Takes changes of links over, all of which `netlink` lists if some were lost. Returns the
-    /// indexes of the veths that are no ports of a bridge of mesh any more.
-    fn note(&mut self, netlink: &mut Netlink, changes: LinkChanges) -> Result<Vec<u32>, DatapathError> {
-        if changes.is_incomplete {
-            self.links.replace(netlink.links().map_err(DatapathError::netlink("listing interfaces"))?);
-        } else {
-            changes.changes.into_iter().for_each(|change| self.links.note(change));
-        }
-        let ports = self.links.ports();
-        let is_gone = |(index, port): (&u32, &Port)| {
-            (ports.get(index).is_none_or(|(bridge, _)| *bridge != port.bridge)).then_some(*index)
-        };
-        let gone: Vec<u32> = self.ports.iter().filter_map(is_gone).collect();
-        self.ports.retain(|index, _| !gone.contains(index));
-        for (index, (bridge, _)) in ports {
-            let new = Port { bridge, is_attached: false, end: None };
-            self.ports.entry(index).or_insert(new);
-        }
-        Ok(gone)
-    }
-
-    /// The links of the ports for which there is more to be done.
-    fn incomplete(&self) -> BTreeMap<u32, Link> {
-        let mut ports = self.links.ports();
-        ports.retain(|index, _| self.ports.get(index).is_some_and(Port::is_incomplete));
-        ports.into_iter().map(|(index, (_, link))| (index, link)).collect()
-    }
-
-    /// What the node knows of the veths on users' networks.
-    fn facts(&self) -> BTreeMap<u32, Cable> {
-        let cable = |port: &Port| match port.bridge {
-            Bridge::Network(network) => Some(Cable { network, end: port.end }),
-            Bridge::Tasks => None,
-        };
-        self.ports.iter().filter_map(|(index, port)| Some((*index, cable(port)?))).collect()
-    }
-}
 
 impl Datapath {
     /// Follows changes of links: attaches programs to new veths on bridges of mesh, and writes the
@@ -156,7 +93,7 @@ impl Datapath {
             })
             .ok();
         let mut wait = WAIT_MIN;
-        let mut changes = everything();
+        let mut changes = LinkChanges::everything();
         loop {
             let taken = std::mem::take(&mut changes);
             let is_done = match self.off_runtime(move |datapath| datapath.follow_cables(taken)).await {
@@ -166,7 +103,7 @@ impl Datapath {
                         error = error_chain(&failure),
                         "a container's interface is not connected yet: trying again"
                     );
-                    changes = everything();
+                    changes = LinkChanges::everything();
                     false
                 }
             };
@@ -183,23 +120,18 @@ impl Datapath {
     }
 }
 
-/// As if every link had changed.
-pub(super) fn everything() -> LinkChanges {
-    LinkChanges { is_incomplete: true, ..LinkChanges::default() }
-}
-
 /// The next changes of links; without a subscription they are everything, from time to time.
 async fn link_changes(monitor: Option<&Monitor>) -> LinkChanges {
     let Some(monitor) = monitor else {
         sleep(WAIT_MAX).await;
-        return everything();
+        return LinkChanges::everything();
     };
     match monitor.link_changes().await {
         Ok(changes) => changes,
         Err(error) => {
             warn!(error = error_chain(&error), "the subscription to changes of interfaces failed");
             sleep(WAIT_MAX).await;
-            everything()
+            LinkChanges::everything()
         }
     }
 }

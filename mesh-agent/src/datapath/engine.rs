@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::attach::Hooks;
-use super::cables::{Cabling, everything};
+use super::cabling::Cabling;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
 use super::diff::is_ahead;
@@ -28,6 +28,7 @@ use super::loader;
 use super::lock::lock;
 use super::maps::Maps;
 use super::network::host::{self, TUNNEL_OVERHEAD};
+use super::network::monitor::LinkChanges;
 use super::network::netlink::Netlink;
 use super::network::task_routes::{self, TaskRoutes, Tunnel};
 use super::network::upkeep::{self, Upkeep};
@@ -134,7 +135,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     // Before anything is planned: flows hold on to address indexes, and the entries of containers'
     // veths stay only while these are known.
     datapath.sweep()?;
-    datapath.follow_cables(everything())?;
+    datapath.follow_cables(LinkChanges::everything())?;
     datapath.refresh_links()?;
     info!(address = %lock(&datapath.network).uplinks.address, "data plane ready");
     Ok(Arc::new(datapath))

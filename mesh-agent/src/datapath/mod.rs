@@ -10,10 +10,10 @@
 //!
 //! In reading order: [`engine`] joins the parts, [`run`] drives them; [`state`] brings the maps to
 //! what [`diff`] plans over [`contents`] and [`facts`] ([`index`] assigns the numbers); [`pulse`]
-//! does the work of every second; [`tasks`] and [`cables`] connect containers; [`sweep`] (over [`flow_map`]), [`drain`] and [`stats`] (of what
-//! [`state`] has [`published`]) read flows and counters, [`tallies`] owns the counts that both
-//! table writes and the sweep change; [`loader`], [`attach`] and [`pins`] deal with the kernel's
-//! objects, [`network`] with the node's interfaces.
+//! does the work of every second; [`tasks`] and [`cables`] connect containers; [`sweep`] (over
+//! [`flow_map`]), [`drain`] and [`stats`] (of what [`state`] has [`published`]) read flows and
+//! counters, [`tallies`] owns the counts that both table writes and the sweep change; [`loader`],
+//! [`attach`] and [`pins`] deal with the kernel's objects, [`network`] with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the published ports' sockets
 //! ([`crate::proxy`]), rendering metrics ([`crate::metrics`]).
@@ -25,6 +25,7 @@ pub mod index;
 
 mod attach;
 mod cables;
+mod cabling;
 mod carry_over;
 mod config;
 mod drain;

@@ -7,8 +7,8 @@
 //! next time up to [`EJECTION_MAX`]; a backend that stays good for [`GOOD_PERIOD`] after its return
 //! starts from the shortest again.
 //!
-//! Invariant: at most half of the backends of a published port or virtual IP are ejected, those that
-//! failed first.
+//! Invariant: at most half of the backends of a published port or virtual IP are ejected, those
+//! that failed first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};

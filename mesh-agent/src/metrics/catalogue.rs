@@ -1,8 +1,8 @@
 //! The names, kinds and help texts of the agent's metrics, on which dashboards and alerts rely.
 //!
 //! Invariant: a name is written here and nowhere else. `L` in comments is (service, port,
-//! protocol), `B` is `L` with (task, backend_node); `V` is (service, network), `W` is `V` with (task,
-//! backend_node).
+//! protocol), `B` is `L` with (task, backend_node); `V` is (service, network), `W` is `V` with
+//! (task, backend_node).
 
 use prometheus::proto::MetricType;
 

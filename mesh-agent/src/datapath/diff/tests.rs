@@ -382,17 +382,6 @@ fn the_table_that_changes_the_maps_is_named_before_its_first_change() {
 }
 
 #[test]
-fn a_backend_of_a_node_without_link_program_waits() {
-    let (view, mut facts) = small_world();
-    facts.ports.clear();
-    let mut contents = Contents::default();
-    for write in plan(&contents, Some(&view), &facts, &Held::default()).writes {
-        contents.apply(&write);
-    }
-    assert_eq!(contents.alive().map(|(id, _)| id).collect::<Vec<_>>(), [2], "only the remote one");
-}
-
-#[test]
 fn what_finds_no_slots_is_refused_by_name_and_the_rest_goes_ahead() {
     let (view, facts) = small_world();
     let everything = 0..names::SLOTS_MAX;

@@ -36,6 +36,13 @@ pub(crate) struct LinkChanges {
     pub(crate) is_incomplete: bool,
 }
 
+impl LinkChanges {
+    /// As if every link had changed.
+    pub(crate) fn everything() -> Self {
+        Self { is_incomplete: true, ..Self::default() }
+    }
+}
+
 impl Monitor {
     /// Subscribes to changes of links, addresses and routes, in the network namespace of the
     /// calling thread. Call it within a runtime.

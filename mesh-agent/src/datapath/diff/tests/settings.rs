@@ -103,3 +103,14 @@ fn a_port_of_the_hosts_own_is_left_to_it_while_its_flows_go_on() {
     let members: Vec<u32> = contents.services.values().flat_map(|port| contents.members(port)).collect();
     assert_eq!(members, [1, 2]);
 }
+
+#[test]
+fn a_backend_of_a_node_without_link_program_waits() {
+    let (view, mut facts) = small_world();
+    facts.ports.clear();
+    let mut contents = Contents::default();
+    for write in plan(&contents, Some(&view), &facts, &Held::default()).writes {
+        contents.apply(&write);
+    }
+    assert_eq!(contents.alive().map(|(id, _)| id).collect::<Vec<_>>(), [2], "only the remote one");
+}
