@@ -100,8 +100,10 @@ impl<'a> Networks<'a> {
 }
 
 impl Plan {
-    /// Writes what is missing of the networks' entries.
+    /// Removes veths that may not send any more, and writes what is missing of the networks' entries.
     pub(super) fn connect(&mut self, contents: &Contents, networks: &Networks<'_>) {
+        let links = contents.links.keys().filter(|ifindex| !networks.links.contains_key(ifindex));
+        self.writes.extend(links.map(|ifindex| Write::RemoveLink(*ifindex)));
         // The exceptions come first.
         for value in [REACHABLE, ISOLATED] {
             let wanted = networks.isolated.iter().filter(|(_, found)| **found == value);
@@ -140,8 +142,6 @@ impl Plan {
 
     /// Removes what is no longer demanded of the networks' entries.
     pub(super) fn disconnect(&mut self, contents: &Contents, networks: &Networks<'_>) {
-        let links = contents.links.keys().filter(|ifindex| !networks.links.contains_key(ifindex));
-        self.writes.extend(links.map(|ifindex| Write::RemoveLink(*ifindex)));
         let endpoints = contents.endpoints.keys().filter(|place| !networks.endpoints.contains_key(place));
         self.writes.extend(endpoints.map(|place| Write::RemoveEndpoint(*place)));
         for value in [ISOLATED, REACHABLE] {
