@@ -100,7 +100,8 @@ impl<'a> Networks<'a> {
 }
 
 impl Plan {
-    /// Removes veths that may not send any more, and writes what is missing of the networks' entries.
+    /// Removes veths that may not send any more, and writes what is missing of the networks'
+    /// entries.
     pub(super) fn connect(&mut self, contents: &Contents, networks: &Networks<'_>) {
         let links = contents.links.keys().filter(|ifindex| !networks.links.contains_key(ifindex));
         self.writes.extend(links.map(|ifindex| Write::RemoveLink(*ifindex)));
