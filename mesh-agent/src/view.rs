@@ -256,11 +256,11 @@ impl NodeView {
             next.backends.insert(backend.id, backend);
         }
         for network in &table.networks {
-            let network = networks::read_network(network, &next.node_id)?;
+            let network = read::network(network, &next.node_id)?;
             next.networks.insert(network.id.clone(), network);
         }
         for member in &table.members {
-            next.members.insert(member.id.clone(), networks::read_member(member)?);
+            next.members.insert(member.id.clone(), read::member(member)?);
         }
         Ok(next)
     }

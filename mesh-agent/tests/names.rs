@@ -137,8 +137,8 @@ impl Node {
         SocketAddrV4::new(self.address(1), self.port).into()
     }
 
-    /// Asks by UDP from an address until there is an answer: datagrams to a socket that is not bound
-    /// yet are lost.
+    /// Asks by UDP from an address until there is an answer: datagrams to a socket that is not
+    /// bound yet are lost.
     async fn ask(&self, last: u8, name: &str, record_type: RecordType) -> Message {
         let socket = UdpSocket::bind((self.address(last), 0)).await.expect("a socket");
         socket.connect(self.server()).await.expect("it is connected");

@@ -49,7 +49,7 @@ impl Forwarder {
             match stopping.run_until_cancelled(put(store.as_ref(), &node, &ask_id, &ask)).await {
                 Some(Ok(true)) | None => {}
                 Some(Ok(false)) => {
-                    tracing::debug!(%node, "the node that holds the logs is no member any more")
+                    tracing::debug!(%node, "the node that holds the logs is no member any more");
                 }
                 Some(Err(error)) => {
                     tracing::warn!(%node, error = mesh_runtime::error_chain(&error), "can't ask for logs through another manager");

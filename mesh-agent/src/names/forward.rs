@@ -135,8 +135,8 @@ impl Asked {
         Ok(Self { bytes: message.to_vec()?, repeated })
     }
 
-    /// Asks one resolver until it answers. A client that came by UDP gets what UDP brings, and comes
-    /// again by TCP if that is truncated.
+    /// Asks one resolver until it answers. A client that came by UDP gets what UDP brings, and
+    /// comes again by TCP if that is truncated.
     async fn try_one(&self, resolver: SocketAddr, transport: Transport) -> io::Result<Vec<u8>> {
         if transport == Transport::Udp
             && let Some(answer) = self.by_udp(resolver).await?
@@ -203,8 +203,8 @@ impl Asked {
         }
     }
 
-    /// The answer under the client's id and in its spelling, as one that isn't ours, and cut to what
-    /// its client takes.
+    /// The answer under the client's id and in its spelling, as one that isn't ours, and cut to
+    /// what its client takes.
     fn as_expected(&self, mut answer: Vec<u8>, question: &Question) -> Vec<u8> {
         answer[..2].copy_from_slice(&question.message.metadata.id.to_be_bytes());
         answer[2] &= !0x04;

@@ -2,8 +2,8 @@
 //!
 //! Invariants: a socket is bound before its address exists, so an answer is there as soon as a task
 //! can ask. A service may publish the port all the same: the proxy's socket, at all addresses, gets
-//! what comes to the others. A port that another program has is tried again and again. A client by TCP can keep a
-//! connection, but no more of them than its door admits.
+//! what comes to the others. A port that another program has is tried again and again. A client by
+//! TCP can keep a connection, but no more of them than its door admits.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};

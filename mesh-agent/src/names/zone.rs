@@ -1,7 +1,7 @@
 //! The names that this node's tasks can ask for, and their answers.
 //!
-//! Purpose: [`Zone::of`] indexes a view once; [`Zone::resolve`] answers a question by one look-up in
-//! each network of whoever asks. Both are pure.
+//! Purpose: [`Zone::of`] indexes a view once; [`Zone::resolve`] answers a question by one look-up
+//! in each network of whoever asks. Both are pure.
 //!
 //! Invariants: a zone is never changed, only replaced. What is known of a network is answered only
 //! to members of that network. A name of a service beats the same name of a container, so that

@@ -80,7 +80,8 @@ impl Listeners {
         });
         let inner = names::addresses(view);
         if wanted.keys().any(|(_, port)| *port == DNS_PORT) {
-            // It may be shared with the name server, but with nobody else, which binding won't tell.
+            // It may be shared with the name server, but with nobody else, which binding won't
+            // tell.
             self.look_at_the_host(&inner);
         }
         let mut has_failed = false;

@@ -6,11 +6,9 @@ use std::num::NonZeroU32;
 
 use ipnet::Ipv4Net;
 use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId};
-use mesh_state::proto;
 use serde::{Deserialize, Serialize};
 
-use super::read::{parse, state};
-use super::{BackendState, NodeView, ViewError};
+use super::{BackendState, NodeView};
 
 /// A network that a user made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,64 +105,4 @@ impl NodeView {
         });
         published.chain(members.flatten())
     }
-}
-
-pub(super) fn read_network(network: &proto::MeshNetwork, node: &NodeId) -> Result<NetworkView, ViewError> {
-    let id = network.id.as_str();
-    let own = network.node_addresses.get(node.as_str());
-    Ok(NetworkView {
-        id: id.into(),
-        name: network.name.clone(),
-        number: match network.number {
-            number @ 1..=mesh_state::network::NUMBER_MAX => number,
-            other => {
-                return Err(ViewError::InvalidField {
-                    kind: "network",
-                    id: id.to_owned(),
-                    field: "number",
-                    value: other.to_string(),
-                });
-            }
-        },
-        subnet: parse("network", id, "subnet", &network.subnet)?,
-        node_address: own.map(|address| parse("network", id, "node address", address)).transpose()?,
-        internal: network.internal,
-        attachable: network.attachable,
-    })
-}
-
-pub(super) fn read_service_networks(service: &proto::MeshService) -> Result<Vec<ServiceNetwork>, ViewError> {
-    let read = |network: &proto::MeshServiceNetwork| {
-        Ok(ServiceNetwork {
-            network_id: network.network_id.as_str().into(),
-            virtual_ip: match network.virtual_ip.as_str() {
-                "" => None,
-                address => Some(parse("service", &service.id, "virtual IP", address)?),
-            },
-            aliases: network.aliases.clone(),
-        })
-    };
-    service.networks.iter().map(read).collect()
-}
-
-pub(super) fn read_member(member: &proto::MeshMember) -> Result<MemberView, ViewError> {
-    let read = |attachment: &proto::MeshAttachment| {
-        Ok(AttachmentView {
-            network_id: attachment.network_id.as_str().into(),
-            address: parse("member", &member.id, "address", &attachment.address)?,
-            backend_id: BackendId::new(attachment.backend_id),
-            aliases: attachment.aliases.clone(),
-        })
-    };
-    Ok(MemberView {
-        id: member.id.clone(),
-        service_id: (!member.service_id.is_empty()).then(|| member.service_id.as_str().into()),
-        name: member.name.clone(),
-        node_id: member.node_id.as_str().into(),
-        container_id: member.container_id.clone(),
-        hostname: member.hostname.clone(),
-        state: state(member.state()),
-        weight: NonZeroU32::new(member.weight).unwrap_or(NonZeroU32::MIN),
-        attachments: member.attachments.iter().map(read).collect::<Result<_, _>>()?,
-    })
 }

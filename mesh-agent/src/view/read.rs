@@ -8,7 +8,11 @@ use mesh_state::lb::LbSettings;
 use mesh_state::proto;
 use mesh_state::spec::Protocol;
 
-use super::{BackendState, BackendView, PeerNode, PortView, ServiceView, ViewError, networks};
+use super::{BackendState, BackendView, PeerNode, PortView, ServiceView, ViewError};
+
+mod networks;
+
+pub(super) use networks::{member, network};
 
 pub(super) fn node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
     Ok(PeerNode {
@@ -37,7 +41,7 @@ pub(super) fn service(service: &proto::MeshService) -> Result<ServiceView, ViewE
         name: service.name.clone(),
         lb: settings(service)?,
         ports: service.ports.iter().map(read_port).collect::<Result<_, _>>()?,
-        networks: networks::read_service_networks(service)?,
+        networks: networks::service_networks(service)?,
     })
 }
 

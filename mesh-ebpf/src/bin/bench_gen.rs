@@ -1,16 +1,23 @@
 //! Programs for `cargo xtask bench packet`: a source of frames; the bare XDP_TX that everything is
-//! compared with; the same with one access to a cache line; and a sink.
+//! compared with; the same with one access to a cache line; what a receiver of tunnel packets does
+//! without and with the check of their cookie; and a sink.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
+    use aya_ebpf::EbpfContext;
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
     use aya_ebpf::btf_maps::{Array, PerCpuArray};
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{btf_map, xdp};
     use aya_ebpf::programs::XdpContext;
+    use mesh_ebpf::abi::Address;
     use mesh_ebpf::generator::{self, HEADERS_LEN, LINES_MAX, Recipe};
+    use mesh_ebpf::kernel::{Kernel, Xdp};
+    use mesh_ebpf::lookups::Lookups;
+    use mesh_ebpf::packet::Packet;
+    use mesh_ebpf::parse::{eth, ipv4, vxlan};
 
     mesh_ebpf::object!();
 
@@ -71,6 +78,36 @@ mod programs {
             Some(_) => XDP_TX,
             None => XDP_ABORTED,
         }
+    }
+
+    /// Finds the sender of a tunnel packet among the members, as its receiver does, then XDP_TX.
+    /// The sender is the frame's destination, the one address that all frames have in common.
+    #[xdp(frags)]
+    fn bench_sender(context: XdpContext) -> u32 {
+        let kernel = Kernel::new(context.as_ptr());
+        match sender(&Xdp::new(context.ctx), &kernel) {
+            Some(_) => XDP_TX,
+            None => XDP_ABORTED,
+        }
+    }
+
+    /// The same, and checks the cookie of the packet: the bytes that lie where a tunnel packet has
+    /// it.
+    #[xdp(frags)]
+    fn bench_cookie(context: XdpContext) -> u32 {
+        const VXLAN: usize = vxlan::OVERHEAD - vxlan::LEN;
+        let kernel = Kernel::new(context.as_ptr());
+        let packet = Xdp::new(context.ctx);
+        match sender(&packet, &kernel).and_then(|index| kernel.member(index)) {
+            Some(member) if member.admits(vxlan::cookie(&packet, VXLAN)) => XDP_TX,
+            _ => XDP_ABORTED,
+        }
+    }
+
+    #[inline(always)]
+    fn sender<P: Packet>(packet: &P, kernel: &Kernel) -> Option<u32> {
+        let address = packet.read_bytes::<4>(eth::LEN + ipv4::DESTINATION)?;
+        kernel.peer(&Address::v4(address))
     }
 
     /// Drops the frames that come back.

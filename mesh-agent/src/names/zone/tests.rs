@@ -66,7 +66,8 @@ fn zone_of(table: &proto::MeshTable) -> Zone {
     Zone::of(&own.apply(table).expect("a good table"), ANSWER_VIRTUAL_IPS)
 }
 
-/// Two networks; `web` and `dns` are on `shop_net`, `web` on `back` as well, `secret` on `other` alone.
+/// Two networks; `web` and `dns` are on `shop_net`, `web` on `back` as well, `secret` on `other`
+/// alone.
 fn table() -> proto::MeshTable {
     let mut hosted =
         member("t2", "web", "there", Active, &[("shop_net", "10.0.1.12"), ("back", "10.0.2.12")]);

@@ -89,7 +89,8 @@ const FLOWS: u32 = 100_000;
 /// The number of flows of a full table.
 const FULL: u32 = 65_536;
 
-const HIT: &str = "flow hit, 100 k flows";
+/// The case that the check of a cookie is held against.
+pub(super) const HIT: &str = "flow hit, 100 k flows";
 const SYN: &str = "SYN of a new flow";
 const CROWD: &str = "SYN into a full table, remembered";
 const FLOOD: &str = "flood: SYN into a full table, guarded";

@@ -9,6 +9,7 @@
 //! Invariant: a case counts only if the program forwarded every frame.
 
 mod case;
+mod cookie;
 mod outcome;
 mod rig;
 mod tables;
@@ -23,6 +24,7 @@ use mesh_ebpf::parse::tcp::Flags;
 use mesh_lab::netns::Netns;
 
 use self::case::{Case, CaseKind};
+use self::cookie::CookieCheck;
 use self::outcome::Outcome;
 use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
 use super::objects::{self, Objects};
@@ -48,8 +50,8 @@ pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let measured =
         rig::plug(&netns).and_then(|()| netns.run(|| rounds(&objects, quick, only.unwrap_or_default())));
     netns.delete()?;
-    let outcomes = measured?;
-    let text = outcome::text(&outcomes);
+    let (outcomes, check) = measured?;
+    let text = outcome::text(&outcomes) + &check.text();
     println!("{text}");
     if !quick && only.is_none() {
         let plots = [("packet.svg", outcome::plot(&outcomes))];
@@ -59,7 +61,7 @@ pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
+fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<(Vec<Outcome>, CookieCheck)> {
     let cpus = cpus()?;
     let wanted = case::ALL.into_iter().filter(|case| case.name.contains(only));
     let wanted = wanted.filter(|case| case.cpus as usize <= cpus.len());
@@ -68,6 +70,7 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
     let (rounds, frames) = if quick { (1, 5000) } else { (ROUNDS, FRAMES) };
     let mut outcomes: Vec<Outcome> = cases.iter().map(|case| Outcome::of(*case)).collect();
     let mut rig = Rig::new(objects, cpus)?;
+    let mut check = CookieCheck::new(&mut rig)?;
     for round in 1..=rounds {
         let begun = Instant::now();
         // The order alternates, so that another case is affected by what a case leaves in caches.
@@ -81,10 +84,13 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<Vec<Outcome>> {
             let runs = measure(&mut rig, objects, &cases[index], frames)
                 .with_context(|| format!("measure `{}`", cases[index].name))?;
             outcomes[index].add(bare.mean_ns, one_line.mean_ns, runs.mean_ns);
+            if cases[index].name == case::HIT {
+                check.measure(&mut rig, &recipe, frames, runs.mean_ns)?;
+            }
         }
         println!("packet: round {round} of {rounds}, {:.0} s", begun.elapsed().as_secs_f64());
     }
-    Ok(outcomes)
+    Ok((outcomes, check))
 }
 
 /// Measures one case, with tables of its own.

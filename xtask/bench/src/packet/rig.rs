@@ -31,13 +31,17 @@ const NODE: &str = "node";
 pub(super) const BARE: &str = "bench_bounce";
 /// The same, with a read of one line of memory.
 pub(super) const ONE_LINE: &str = "bench_line";
+/// The bare program that also finds the sender of a tunnel packet.
+pub(super) const SENDER: &str = "bench_sender";
+/// The same, which checks the packet's cookie as well.
+pub(super) const COOKIE: &str = "bench_cookie";
 /// The MAC addresses of both ends.
 pub(super) const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// The pair with the source of frames. Must be used on a thread inside `netns`.
 pub(super) struct Rig {
-    generator: Ebpf,
+    pub(super) generator: Ebpf,
     source_ifindex: u32,
     /// The usable CPUs, and how many of them send.
     cpus: Vec<usize>,
@@ -80,7 +84,7 @@ impl Rig {
         let sink = xdp(&mut generator, "bench_sink")?;
         sink.load().context("load bench_sink")?;
         sink.attach(SOURCE, XdpMode::Driver).context("attach the sink")?;
-        for program in [BARE, ONE_LINE] {
+        for program in [BARE, ONE_LINE, SENDER, COOKIE] {
             xdp(&mut generator, program)?.load().with_context(|| format!("load {program}"))?;
         }
         let stats = enable_stats(Stats::RunTime).context("let the kernel count the time of programs")?;
