@@ -193,10 +193,15 @@ fn flags_are_taken_back(cluster: &Cluster, service: &str) -> Result<()> {
         json!({"Healthcheck": {"Test": ["NONE"]}, "Cmd": ["-c", "sleep 500"], "Labels": {"container": null}});
     holds("Config", &config, &seen["Config"])?;
     let host = json!({
-        "Dns": null, "DnsSearch": null, "DnsOptions": null, "ExtraHosts": null, "GroupAdd": null, "Init": false, "ReadonlyRootfs": false,
+        "DnsSearch": null, "DnsOptions": ["timeout:5"], "ExtraHosts": null, "GroupAdd": null, "Init": false, "ReadonlyRootfs": false,
         "PidsLimit": null, "PortBindings": null, "CapAdd": ["CAP_NET_ADMIN"], "CapDrop": null, "Sysctls": null,
     });
     holds("HostConfig", &host, &seen["HostConfig"])?;
+    let servers = &seen["HostConfig"]["Dns"];
+    ensure!(
+        servers.as_array().is_some_and(|servers| servers.len() == 1) && servers[0] != "192.0.2.53",
+        "expected the node's own name server alone, saw {servers}"
+    );
     let mounts = seen["HostConfig"]["Mounts"].as_array().map(Vec::len);
     ensure!(mounts == Some(2), "expected two mounts, saw {}", seen["HostConfig"]["Mounts"]);
     let env = seen["Config"]["Env"].to_string();

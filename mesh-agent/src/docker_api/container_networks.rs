@@ -16,6 +16,7 @@ use super::Body;
 use super::compose::Composer;
 use super::error::ApiError;
 use super::network_owner::Owner;
+use crate::view::NodeView;
 
 /// The most bytes of a container to create. The CLI's are a few thousand.
 const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -39,6 +40,8 @@ impl Composer {
         for name in networks_of(&bytes) {
             match self.owner(prefix, &name).await? {
                 Owner::Cluster | Owner::Bridge => return Err(ApiError::NotAttachable(name)),
+                // A worker has no manager to ask, but its view has the cluster's networks.
+                Owner::Nobody if is_in(&self.view(), &name) => return Err(ApiError::NotAttachable(name)),
                 // The engine refuses what nobody has in its own words.
                 Owner::Engine | Owner::Nobody => {}
             }
@@ -48,6 +51,11 @@ impl Composer {
         request.headers_mut().remove(CONTENT_LENGTH);
         Ok(self.engine().call(request).await?.map(BodyExt::boxed))
     }
+}
+
+/// Whether the cluster has a network of this name or id.
+fn is_in(view: &NodeView, name: &str) -> bool {
+    view.networks.values().any(|network| network.name == name || network.id.as_str() == name)
 }
 
 /// The users' networks that a container is to be on; none, if the body is not JSON, which the

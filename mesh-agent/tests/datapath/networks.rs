@@ -1,6 +1,7 @@
 //! Users' networks on real kernel parts: containers' veths get their programs and entries as soon
 //! as they are plugged, and whoever is on a network reaches its members and nobody else.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
@@ -110,6 +111,12 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        // Threads that serve there keep the namespace alive, and with it the veth.
+        let host = self.namespace.trim_end_matches(self.veth);
+        let unplugged = Command::new("ip").args(["-n", host, "link", "del", self.veth]).status();
+        if !unplugged.is_ok_and(|status| status.success()) {
+            eprintln!("veth {} stays behind", self.veth);
+        }
         let deleted = Command::new("ip").args(["netns", "del", &self.namespace]).status();
         if !deleted.is_ok_and(|status| status.success()) {
             eprintln!("namespace {} stays behind", self.namespace);
@@ -321,6 +328,38 @@ fn a_tasks_veth_has_its_program_before_the_task_is_started() {
     let node = Node::start(&lab, 1, &configs[1]);
     assert_eq!(programs(&lab, 1, "host1"), 1, "after a restart");
     node.stop();
+    drop(lab);
+    drop(traces);
+}
+
+/// A virtual IP leads to every member in turn: to one on another node, on this one, and to the
+/// client itself.
+#[test]
+fn a_virtual_ip_leads_to_each_member_in_turn() {
+    let Some((lab, nodes, _, traces)) = begin("vip") else { return };
+    let first = Container::plug(&lab, 0, "veth7", APP, 7);
+    let second = Container::plug(&lab, 1, "veth8", APP, 8);
+    let third = Container::plug(&lab, 1, "veth9", APP, 9);
+    for (container, name) in [(&first, "first"), (&second, "second"), (&third, "third")] {
+        container.serve(name);
+    }
+    third.check_answer(address(APP, 7), "first 10.0.5.9");
+    third.check_answer(address(APP, 8), "second 10.0.5.9");
+    let mut answers: BTreeMap<String, u32> = BTreeMap::new();
+    for _ in 0..6 {
+        let line = third.ask(address(APP, 100)).map_or_else(|error| error.to_string(), |(_, line)| line);
+        *answers.entry(line).or_default() += 1;
+    }
+    // A task that reaches itself sees the virtual IP.
+    let expected: BTreeMap<String, u32> =
+        ["first 10.0.5.9", "second 10.0.5.9", "third 10.0.5.100"].map(|line| (line.to_owned(), 2)).into();
+    let drops = nodes.each_ref().map(|node| {
+        let drops = node.datapath.stats().expect("figures").drops;
+        drops.into_iter().filter(|(.., count)| *count > 0).collect::<Vec<_>>()
+    });
+    assert_eq!(answers, expected, "answers of the virtual IP; drops {drops:?}");
+    drop((first, second, third));
+    nodes.into_iter().for_each(Node::stop);
     drop(lab);
     drop(traces);
 }
