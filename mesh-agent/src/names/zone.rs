@@ -7,7 +7,7 @@
 //! to members of that network. A name of a service beats the same name of a container, so that
 //! nobody takes over a service by a container's name, alias or hostname.
 //!
-//! Left to others: who asks ([`super::askers`]), the wire format ([`super::wire`]), and names that
+//! Left to others: who asks ([`crate::task::local`]), the wire format ([`super::wire`]), and names that
 //! are none of the cluster's ([`super::forward`]).
 
 use std::collections::{HashMap, HashSet};

@@ -49,7 +49,7 @@ abi_struct! {
 /// Bits of [`Backend::flags`].
 pub mod backend_flag {
     /// The task runs on this node. Never set for a backend of a virtual IP: where that is, its
-    /// [`super::Endpoint`] says.
+    /// [`super::super::Endpoint`] says.
     pub const LOCAL: u8 = 1;
     /// Only clients in [`super::super::names::ALLOWED`] may open flows. The task's node checks this
     /// for packets out of the tunnel.

@@ -48,7 +48,7 @@
 //!      to a virtual IP in [`names::FLOWS`] ([`FlowKey::to_virtual_ip`]), and no translation: a
 //!      reply's backend names the virtual IP. Such backends count as alive for the sweep, too.
 //!    - [`names::ISOLATED`]: the task pool of the whole cluster (both as v4-mapped and under
-//!      [`TASKS_PREFIX6`]) and every network's subnet → [`ISOLATED`](self::ISOLATED); this node's
+//!      [`TASKS_PREFIX6`]) and every network's subnet → [`ISOLATED`]; this node's
 //!      own address on the tasks' bridge, of both versions, as a whole address → [`REACHABLE`].
 //!    - [`Link`]s by the ifindex of the host-side veth, after the endpoint of the same task, and
 //!      before [`names::PROGRAM_OVERLAY`] is attached to the veth's TC ingress (or right after:

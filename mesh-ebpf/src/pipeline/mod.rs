@@ -22,7 +22,7 @@
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
-//! * [`network_decapsulate`], [`virtual_ip`], [`virtual_reply`], [`virtual_tunnel`],
+//! * [`network_decapsulate`], [`virtual_ip()`], [`virtual_reply`], [`virtual_tunnel`],
 //!   [`virtual_reply_error`], [`virtual_tunnel_error`]: packets of overlay networks.
 //!
 //! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are

@@ -5,7 +5,7 @@
 //! has one MAC address for them, [`MESH_MAC`]: programs answer ARP requests for it, and take the
 //! packets into the tunnel, whose VNI is the network's number. At the other end, network and
 //! address name the veth. Nothing is flooded, and nothing is translated: for virtual IPs see
-//! [`super::virtual_ip`].
+//! [`super::virtual_ip()`].
 //!
 //! A task may send as itself only, which is checked at its own veth. The receiving node checks that
 //! the sending node has the source address.

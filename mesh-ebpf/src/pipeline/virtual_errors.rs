@@ -1,5 +1,5 @@
 //! ICMP errors of backends of virtual IPs about what tasks of this node sent: translated back, like
-//! replies ([`super::virtual_ip`]), along the flow that they quote.
+//! replies ([`super::virtual_ip()`]), along the flow that they quote.
 
 use super::network::{Arrival, to_neighbour};
 use super::virtual_ip::Restored;
