@@ -1,12 +1,12 @@
-//! What a node is to run, and what changed of it since it was last told.
+//! Computes a node's assignments, and their changes since the last message.
 //!
-//! Invariants: pure; nothing is looked at again before it may have changed; a node is told of each
-//! of its tasks once for each write of the task, and once its drain is announced; a task that was
-//! observed at its end is never shown as one to run, so a node that lost its memory doesn't run it
-//! again; a task that has not begun is told once all is known of its networks, so that it never
-//! starts without one.
+//! Invariants: pure; a task is checked again only after it may have changed; each write of a task
+//! is sent to its node once, and so is the start of its drain; a task that was observed to have
+//! ended is never sent as one to run, so a node that lost its state doesn't run it again; a task
+//! that has not begun is sent once all addresses of its networks are known, so it never starts
+//! without a network.
 //!
-//! Left to others: sending.
+//! Left to others: sending the messages.
 
 use std::collections::BTreeMap;
 
@@ -23,28 +23,27 @@ use crate::slots::addresses::is_served;
 use crate::slots::drain;
 use crate::slots::networks::named_by;
 
-/// The option by which users set a network's MTU.
+/// The network option by which users set the MTU.
 const MTU: &str = "com.docker.network.driver.mtu";
 
-/// What a node was told: its tasks, each with the revision of the task that it was told of, and how
-/// it drains.
+/// The assignments that a node was sent: the revision of each task, and how it drains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SentAssignments {
     tasks: Option<BTreeMap<TaskId, (i64, Drain)>>,
     basis: Option<Basis>,
 }
 
-/// What a look at a node's tasks stands on.
+/// The state on which a pass over a node's tasks depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Basis {
     touched_at: i64,
-    /// The table that all nodes hold, if a task waits for them to hold a newer one.
+    /// The table generation that all nodes have acknowledged, if a task waits for a newer one.
     acked_by_all: Option<i64>,
 }
 
 impl SentAssignments {
-    /// Whether the node's tasks have to be looked at: something that its assignments are made of
-    /// has changed since the last look.
+    /// Whether the node's tasks have to be checked: something that its assignments depend on has
+    /// changed since the last pass.
     pub fn may_differ(&self, node: &NodeId, snapshot: &ClusterSnapshot) -> bool {
         self.basis.is_none_or(|basis| {
             basis.touched_at != snapshot.touched_at(node)
@@ -53,11 +52,11 @@ impl SentAssignments {
     }
 }
 
-/// What to tell `node` now: everything the first time, then what changed; nothing if nothing did.
-/// `open` opens sealed credentials.
+/// The next message to `node`: all assignments the first time, then the changes; `None` if nothing
+/// changed. `open` opens sealed credentials.
 ///
 /// # Errors
-/// An assignment has no JSON form.
+/// An assignment can't be encoded as JSON.
 pub fn tell(
     told: &mut SentAssignments,
     node: &NodeId,
@@ -72,7 +71,7 @@ pub fn tell(
     let mut now = BTreeMap::new();
     let mut set = Vec::new();
     for task in snapshot.tasks_on(node) {
-        // A spec that isn't there yet comes with a later snapshot.
+        // A spec that is missing comes with a later snapshot.
         let Some(spec) = snapshot.spec_of(task) else { continue };
         let drain = drain::of(snapshot, task);
         if known.get(&task.id) != Some(&(task.mod_revision, drain)) {
@@ -102,8 +101,8 @@ pub fn tell(
     Ok(news.then_some(proto::Assignments { full, set, removed_task_ids }))
 }
 
-/// An assignment as it is sent: without fields of the spec that Docker has not. They change
-/// nothing, and an agent refuses what it doesn't know.
+/// An assignment as JSON for the wire, without fields of the spec that Docker doesn't have. These
+/// have no effect, and an agent refuses fields that it doesn't know.
 fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
     let mut value = serde_json::to_value(assignment)?;
     if let Some(spec) = value.get_mut("spec") {
@@ -112,18 +111,18 @@ fn written(assignment: &Assignment) -> Result<String, serde_json::Error> {
     serde_json::to_string(&value)
 }
 
-/// Whether the node of a task that is to run isn't told of it yet: not all is known of its
-/// networks.
+/// Whether a task that is to run is held back from its node because an address of its networks is
+/// missing.
 pub fn is_withheld(task: &Task, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> bool {
     is_yet_to_begin(task, snapshot) && networks(task, spec, snapshot).len() < task.attachments.len()
 }
 
-/// Whether a task is to run and its node has not taken it yet.
+/// Whether a task is to run and its node has not accepted it yet.
 fn is_yet_to_begin(task: &Task, snapshot: &ClusterSnapshot) -> bool {
     task.desired_state <= TaskState::Running && snapshot.state_of(task) < TaskState::Accepted
 }
 
-/// Those of a task's networks of which all is known: its own address and its node's.
+/// The networks of a task for which both the task's and its node's address are known.
 fn networks(task: &Task, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> Vec<AssignedNetwork> {
     if task.attachments.is_empty() {
         return Vec::new();

@@ -1,13 +1,12 @@
-//! Containers that are no tasks, attached to networks: what a node asks for its own containers.
+//! Attaches containers that are no tasks to networks, on request of their nodes.
 //!
-//! A node names the attachment by an id that it chose, so that it can ask again when it heard no
-//! answer, and tell more of the container later. The record is written here; the leader gives the
-//! address ([`crate::planners::addresses`]), so that no two managers give one twice, and this call
-//! waits for it.
+//! The node chooses the attachment's id, so that it can repeat a request whose answer was lost, and
+//! add details of the container later. This call writes the record and waits; the leader gives the
+//! address ([`crate::planners::addresses`]), so that two managers can't give one twice.
 //!
-//! Invariants: a node speaks for its own containers only; what comes in is bounded; the network's
-//! own record is written anew with the first attachment of an id, so that a removal of the network
-//! at the same moment loses.
+//! Invariants: a node attaches and detaches its own containers only; requests are bounded; the
+//! first request with an id rewrites the network's record, so a removal of the network at the same
+//! moment fails its compare.
 
 use std::time::Duration;
 
@@ -28,24 +27,24 @@ use crate::context::ApiContext;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::slots::addresses::{Addresses, is_served};
 
-/// How long Swarm's engines wait for an address.
+/// The time that an address may take; Swarm's engines wait as long.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a write that lost waits for the snapshot to show why.
+/// The pause after a lost compare in which the snapshot may catch up.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
-/// Decisions of one write, the lost ones included.
+/// Tries of one write, including those that lost a compare.
 const ATTEMPTS: usize = 8;
-/// Names of a container on one network, and containers of one node that are attached.
+/// The most aliases of a container on a network, and the most attached containers of a node.
 const ALIASES_MAX: usize = 64;
 const CONTAINERS_MAX: usize = 4_096;
 
-/// What a write needs and does; nothing, if all is as it should be.
+/// A write's compares and operations; `None` if the record is up to date.
 type Write = Option<(Vec<Compare>, Vec<Op>)>;
 
 /// Attaches a container of `node`, and waits until it has an address.
 ///
 /// # Errors
-/// The network isn't there, isn't attachable or has no address left; the request is none; no
-/// address came in time.
+/// The network does not exist, is not attachable or has no address left; the request is malformed;
+/// or no address came in time.
 pub(super) async fn attach(
     cluster: &ApiContext,
     node: &NodeId,
@@ -57,7 +56,7 @@ pub(super) async fn attach(
     write(cluster, |snapshot| attached(snapshot, node, now, &asked)).await?;
     let mut snapshots = cluster.feed.snapshots.clone();
     let ready = snapshots.wait_for(|snapshot| assigned(snapshot, &id).is_some());
-    // What is waited for holds the snapshot locked: it must not live on.
+    // The awaited value borrows the snapshot, so it must not be kept.
     let ready = timeout(ADDRESS_DEADLINE, ready).await.map(|seen| seen.map(|seen| assigned(&seen, &id)));
     match ready {
         Ok(Ok(network)) => {
@@ -77,10 +76,10 @@ pub(super) async fn attach(
     }
 }
 
-/// Detaches a container of `node`. One that isn't attached is no error.
+/// Detaches a container of `node`. Detaching one that isn't attached is no error.
 ///
 /// # Errors
-/// The attachment is another node's; the store is away.
+/// The attachment belongs to another node, or the store is unavailable.
 pub(super) async fn detach(
     cluster: &ApiContext,
     node: &NodeId,
@@ -91,7 +90,7 @@ pub(super) async fn detach(
     Ok(DetachResponse {})
 }
 
-/// Decides and commits, again while others are faster, and waits until the snapshot holds it.
+/// Decides and commits, retries after a lost compare, and waits for the snapshot to have it.
 async fn write(
     cluster: &ApiContext,
     mut decide: impl FnMut(&ClusterSnapshot) -> Result<Write, Status>,
@@ -134,7 +133,7 @@ fn check(asked: &AttachRequest) -> Result<(), Status> {
     Ok(())
 }
 
-/// The network that a node names: by its id, else by its name.
+/// The network that a node names, by id or else by name.
 fn find<'a>(snapshot: &'a ClusterSnapshot, asked: &str) -> Result<&'a Stored<Network>, Status> {
     let by_id = snapshot.networks.get(&asked.into());
     let found = by_id.or_else(|| snapshot.networks.values().find(|network| network.name == asked));
@@ -145,7 +144,7 @@ fn find<'a>(snapshot: &'a ClusterSnapshot, asked: &str) -> Result<&'a Stored<Net
     Ok(network)
 }
 
-/// The container attached, or what is known of it brought up to date.
+/// The record of a new attachment, or the existing one with the details of this request.
 fn attached(
     snapshot: &ClusterSnapshot,
     node: &NodeId,
@@ -207,7 +206,8 @@ fn detached(snapshot: &ClusterSnapshot, node: &NodeId, id: &AttachmentId) -> Res
     Ok(Some((vec![Compare::ModRevision(key.clone(), known.mod_revision)], vec![Op::delete(key)])))
 }
 
-/// What the node needs to connect an attached container, once the leader has given it.
+/// The data that the node needs to connect an attached container, once the leader has given its
+/// address.
 fn assigned(snapshot: &ClusterSnapshot, id: &AttachmentId) -> Option<AssignedNetwork> {
     let container = snapshot.attachments.get(id)?;
     let network = snapshot.networks.get(&container.network_id)?;
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!((given.name.as_str(), given.number, given.aliases), ("app", 7, vec!["sh".to_owned()]));
         let held = [given.address, given.node_address].map(|address| address.to_string());
         assert_eq!(held, ["10.0.5.3", "10.0.5.2"], "behind the gateway, the node first");
-        // What the node says later changes the record and not the address.
+        // A later request changes the record and not the address.
         let made = AttachRequest { container_id: "c0ffee".to_owned(), ..asked("x1", "app") };
         ask(&mut world, "a", &made).unwrap();
         let record = &world.snapshot.attachments[&"x1".into()];

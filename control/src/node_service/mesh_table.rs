@@ -1,10 +1,10 @@
-//! The mesh table: which services answer on which ports and virtual IPs, which tasks stand behind
-//! them, and who has which address on which network. What every agent forwards by.
+//! The mesh table, by which every agent forwards: services with their ports and virtual IPs, the
+//! tasks behind them, and the addresses on networks with their holders.
 //!
-//! Invariants: pure; the same snapshot gives the same table on every manager, and a table's
-//! generation is the store's revision that it was made of, so tables of different managers compare;
-//! a backend is in the table exactly while its task is observed running; a member of networks from
-//! the moment that its task has a node until it has ended.
+//! Invariants: pure; one snapshot gives the same table on every manager, and a table's generation
+//! is the store's revision of its snapshot, so tables of different managers compare; a backend is
+//! in the table exactly while its task is observed running, a member of networks from when its task
+//! has a node until the task has ended.
 //!
 //! Left to others: sending it ([`crate::node_service`]).
 
@@ -32,9 +32,9 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// The whole table at one generation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Table {
-    /// The revision that it was made of.
+    /// The store's revision of its snapshot.
     pub generation: u64,
-    /// When its newest change was heard of, milliseconds since 1970.
+    /// When its newest change reached this manager, in milliseconds since 1970.
     pub committed_unix_ms: i64,
     entries: Entries,
 }
@@ -47,7 +47,7 @@ struct Entries {
     backends: BTreeMap<u32, MeshBackend>,
     networks: BTreeMap<String, MeshNetwork>,
     members: BTreeMap<String, MeshMember>,
-    /// Which member is which backend of a virtual IP.
+    /// The member behind each backend of a virtual IP.
     member_of: BTreeMap<u32, String>,
 }
 
@@ -80,7 +80,7 @@ impl Table {
         for member in attached.filter_map(|container| members::of_container(snapshot, container)) {
             entries.members.insert(member.id.clone(), member);
         }
-        // Nobody finds a removed service by its name: it is on no network any more.
+        // A removed service is on no network any more, so its name resolves to nothing.
         for (service, (spec, ports)) in removed_services(snapshot, &entries) {
             entries.add(snapshot, service, spec, ports, Vec::new());
         }
@@ -91,8 +91,8 @@ impl Table {
         }
     }
 
-    /// This table without the backends and memberships of tasks that ended, each on the node that
-    /// says so. A node speaks for its own tasks only.
+    /// This table without the backends and memberships of ended tasks. `ended` names each task with
+    /// the node that reports it, as a node reports its own tasks only.
     #[must_use]
     pub fn without(mut self, ended: &BTreeMap<TaskId, NodeId>) -> Self {
         if !ended.is_empty() {
@@ -113,12 +113,12 @@ impl Table {
         port.or_else(|| member().map(|member| member.node_id.as_str()))
     }
 
-    /// Whether both say the same, whatever their generations.
+    /// Whether both tables have the same entries, whatever their generations.
     pub fn same_entries(&self, other: &Self) -> bool {
         self.entries == other.entries
     }
 
-    /// The message that holds all of it.
+    /// The message with the whole table.
     pub fn whole(&self) -> MeshTable {
         MeshTable {
             generation: self.generation,
@@ -132,7 +132,8 @@ impl Table {
         }
     }
 
-    /// The message that turns `base` into this table; only a generation, if both say the same.
+    /// The message that turns `base` into this table; if both have the same entries, it has the
+    /// generation only.
     pub fn since(&self, base: &Self) -> MeshTable {
         let (nodes, removed_node_ids) = changes(&base.entries.nodes, &self.entries.nodes);
         let (services, removed_service_ids) = changes(&base.entries.services, &self.entries.services);
@@ -143,7 +144,7 @@ impl Table {
             generation: self.generation,
             base_generation: base.generation,
             committed_unix_ms: self.committed_unix_ms,
-            // Whoever sends it says when.
+            // The sender fills it in.
             sent_unix_ms: 0,
             nodes,
             removed_node_ids,
@@ -159,8 +160,8 @@ impl Table {
     }
 }
 
-/// A message of the table without what only another node needs: the ids of its backends'
-/// containers, and its addresses on networks. The containers of members stay: their ids are names.
+/// The table's message for one node, without what only other nodes need: the container ids of their
+/// backends, and their addresses on networks. The container ids of members stay, as they are names.
 pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTable {
     message.sent_unix_ms = now.timestamp_millis();
     for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
@@ -172,8 +173,8 @@ pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTa
     message
 }
 
-/// Whether a node that is down had an address that another node has now: a machine that was set up
-/// anew.
+/// Whether a node that is down had an address that another node has now, that is, its machine was
+/// set up anew.
 fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
     let is_down = |id: &NodeId| snapshot.node_state(id) == NodeState::Down;
     let shares = |other: &Node| other.id != node.id && other.address == node.address;
@@ -181,7 +182,7 @@ fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
 }
 
 impl Entries {
-    /// Adds a service, if anyone reaches it by the mesh, with its backends and members.
+    /// Adds a service that is reached through the mesh, with its backends and members.
     fn add(
         &mut self,
         snapshot: &ClusterSnapshot,
@@ -190,8 +191,7 @@ impl Entries {
         ports: Vec<MeshPort>,
         networks: Vec<MeshServiceNetwork>,
     ) {
-        // Labels were checked when they were written; one from a later version means the default
-        // here.
+        // Labels were checked when they were written; one of a later version gets its default here.
         let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
         let mut has_members = false;
         for task in snapshot.tasks_of(id) {
@@ -226,8 +226,8 @@ impl Entries {
     }
 }
 
-/// Services that were removed while tasks of theirs are still there, with the ports that nobody
-/// else has by now: their live flows go on, and new ones are refused, until the tasks have stopped.
+/// Removed services that still have tasks, with those of their ports that no other service has
+/// taken: their live flows go on and new ones are refused until the tasks have stopped.
 fn removed_services<'a>(
     snapshot: &'a ClusterSnapshot,
     entries: &Entries,
@@ -255,7 +255,7 @@ fn removed_services<'a>(
     removed
 }
 
-/// New and changed values, and keys that are gone.
+/// The new and changed values, and the removed keys.
 fn changes<K: Ord + Clone, V: PartialEq + Clone>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
@@ -277,7 +277,8 @@ fn ingress_ports(service: &Service) -> Vec<MeshPort> {
         .collect()
 }
 
-/// The backends of a task: none unless it is observed running, at a known address, on a known node.
+/// The backends of a task: none unless the task is observed running, at a known address, on a known
+/// node.
 fn backends(
     snapshot: &ClusterSnapshot,
     service_name: &str,
@@ -308,12 +309,12 @@ fn backends(
     task.endpoints.iter().map(backend).collect()
 }
 
-/// Whether a task that runs on `node` gets new flows.
+/// The state of a task's backends, which decides whether they get new flows.
 fn state(snapshot: &ClusterSnapshot, task: &Task, node: &Node) -> BackendState {
     if task.desired_state == TaskState::Remove || !snapshot.services.contains_key(&task.service_id) {
         return BackendState::Retired;
     }
-    // A running task tells an error only when it is unwell, and is being stopped for it.
+    // A running task reports an error only when it is unhealthy and about to be stopped.
     let is_well = task.desired_state == TaskState::Running && snapshot.status_of(task).err.is_empty();
     match snapshot.node_state(&node.id) {
         NodeState::Silent | NodeState::Down => BackendState::Silent,

@@ -1,20 +1,20 @@
-//! Addresses of networks that are no task's: virtual IPs of services, those of containers that are
-//! no tasks, and those of the bridges by which nodes are on a network.
+//! Gives the addresses of networks that no task holds: virtual IPs of services, addresses of
+//! containers that are no tasks, and addresses of nodes' bridges.
 //!
-//! It decides from the specs of services, and from the nodes that tasks were given. A service has a
-//! virtual IP on each network that its spec names, unless it is in mode `dnsrr`, and keeps it for
-//! as long as that is so: clients hold on to a virtual IP for longer than to anything else. A node
-//! gets an address on a network with the first task that it has there, and keeps it while it is a
-//! member: a bridge that is removed and made again has the same one. The tasks' own addresses come
-//! with their node (`scheduler`), which leaves as many free as are still owed here.
+//! It decides from the specs of services and the nodes of tasks. A service has a virtual IP on each
+//! network that its spec names, unless it is in mode `dnsrr`, and keeps it while that holds, as
+//! clients cache a virtual IP for long. A node gets an address on a network with its first task
+//! there, and keeps it while it is a member, so a bridge that is removed and made again has the
+//! same address. The scheduler gives tasks their own addresses together with their node, and leaves
+//! as many free as this planner still has to give.
 //!
-//! It can't see what uses an address that a node or a service gives up. A service that loses its
-//! virtual IP by an update has told the mesh table so before the address is given to anyone else,
-//! as it rests meanwhile ([`crate::slots::addresses`] says how).
+//! It can't see who still uses an address that a node or a service gives up. A freed address rests
+//! before it is given again ([`crate::slots::addresses`]), so as a rule nodes have applied a mesh
+//! table without it by then.
 //!
 //! Invariants: pure; an address has one holder; a virtual IP doesn't change while its service is on
-//! its network. If a network is used up, the plan says so, and who got none gets one as soon as
-//! there is one.
+//! its network. If a network has no address left, the plan says so, and the nodes and services
+//! without one get theirs as soon as one is free.
 
 use std::collections::BTreeMap;
 
@@ -29,14 +29,15 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
 use crate::slots::addresses::{Addresses, is_served, virtual_ips_wanted};
 
-/// Gives nodes and services the addresses that they lack, and takes those back that nobody needs.
+/// Gives nodes, services and attached containers the addresses that they lack, and frees those that
+/// are no longer needed.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     if snapshot.attachments.is_empty() && snapshot.networks.values().all(|network| network.ingress) {
         return plan;
     }
     let mut addresses = Addresses::new(snapshot);
-    // Nodes first: without its bridge, no task of a node is on the network at all.
+    // Nodes first: a task without its node's bridge is not on the network at all.
     node_addresses(snapshot, &mut addresses, &mut plan);
     for service in snapshot.services.values() {
         virtual_ips(snapshot, service, &mut addresses, &mut plan);
@@ -47,8 +48,8 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
     plan
 }
 
-/// Gives an attached container its address. One whose node was removed, or its network, is attached
-/// no more.
+/// Gives an attached container its address. Deletes the attachment if its node or its network was
+/// removed.
 fn attached(
     snapshot: &ClusterSnapshot,
     container: &Stored<AttachedContainer>,

@@ -1,14 +1,15 @@
-//! Subnets and numbers for networks that were stored without.
+//! Gives a subnet and a number to networks that were stored without them.
 //!
-//! The API gives both to a network when it creates it. A network of an older version has neither:
-//! its record bears the pool of all tasks as its subnet, and the number 0. The planner gives it
-//! what a new network would get. Until then the tasks of its services wait, and say so.
+//! The API gives a network both when it creates it. A network that an older version stored has
+//! neither: its record has the pool of all tasks as its subnet, and the number 0. This planner
+//! gives it what a new network gets. Until then the tasks of its services wait, and their status
+//! says so.
 //!
-//! Invariants: pure; it writes the cursor of subnets and numbers before what it gave, under the
-//! compare that the API uses too, so that nobody is given the same meanwhile.
+//! Invariants: pure; the plan writes the cursor of subnets and numbers before the networks, under
+//! the compare that the API uses too, so the API can't give the same subnet or number meanwhile.
 //!
-//! Left to others: addresses of these networks (`scheduler`, `addresses`). Tasks from before have
-//! no place on a network; an update of their service replaces them by tasks that have.
+//! Left to others: addresses of these networks (`scheduler`, `addresses`). Tasks that were made
+//! before have no attachment; an update of their service replaces them by tasks that have one.
 
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::plan::{Action, Plan};
 use crate::slots::network_space;
 
-/// Gives each network without a number one, and a subnet.
+/// Gives each network without a number a number and a subnet.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let Some(cluster) = &snapshot.cluster else { return plan };
     let mut without = snapshot.networks.values().filter(|network| !network.ingress && network.number == 0);
     let Some(first) = without.next() else { return plan };
-    // What one is given, the next one must not get.
+    // The next network must not get what this one was given.
     let mut after = snapshot.clone();
     for stored in std::iter::once(first).chain(without) {
         let space = match network_space::give(&after, cluster, None) {

@@ -1,26 +1,25 @@
-//! The addresses of users' networks: which are in use, and which is given next.
+//! Addresses on users' networks: which are in use, and which is given next.
 //!
-//! There is no table of addresses. A holder bears its address in its own record: a task in its
+//! There is no table of addresses. Each holder has its address in its own record: a task in its
 //! attachments, a service in its virtual IPs, an attached container in its attachment, a network
-//! for the nodes that have a bridge of it. An
-//! address that no record bears is free, so that none can be left behind by a holder that is gone.
-//! A task that has ended keeps its address in its record, for people to read, and holds it no
-//! longer.
+//! those of the nodes that have a bridge of it. An address in no record is free, so a holder that
+//! is gone can't leave one behind. A task that has ended keeps its address in its record for people
+//! to read, and no longer holds it.
 //!
-//! The next address is the first free one after the newest that was given in its network, and from
-//! the first one again after the last. So an address rests before somebody else gets it: a client
-//! that still knows it from a name reaches nobody, and not another service. Which one is the newest
-//! is not stored. Every manager notes it as it follows the store.
+//! The next address is the first free one after the newest that was given in its network, and after
+//! the last address the first one again. So an address rests before another holder gets it: a
+//! client that still has it from an old DNS answer reaches nobody instead of another service. The
+//! newest address is not stored. Each manager notes it as it follows the store.
 //!
 //! Tasks leave the addresses that the network owes: one to each node that has a task on it and no
-//! bridge yet, and one to each service that is to have a virtual IP there. Without them a task
-//! would have an address, and no node to use it on.
+//! bridge yet, and one to each service that is to get a virtual IP there. Otherwise a task could
+//! get an address on a node that has none left for its bridge, and could not use it.
 //!
-//! Invariants: pure; within one plan no address is given twice; nothing outside the network's
-//! range is given, nor its first and last address, nor its gateway.
+//! Invariants: pure; within one plan no address is given twice; an address outside of the network's
+//! range, its first and last address, and its gateway are never given.
 //!
-//! Left to others: writing what was given. Only the leader gives addresses, so that no two do at a
-//! time.
+//! Left to others: writing the records. Only the leader gives addresses, so two managers never give
+//! at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -34,10 +33,10 @@ use thiserror::Error;
 use super::networks::{has_virtual_ips, named_by};
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// Why there is no address. What a user reads at a task that waits for one.
+/// Why there is no address. Users read it at the task that waits.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NoAddress {
-    /// All addresses of the network are in use, or owed.
+    /// All addresses of the network are in use or owed.
     #[error("no address left in network {name} ({subnet})")]
     Exhausted {
         /// The network's name.
@@ -45,44 +44,45 @@ pub enum NoAddress {
         /// Its subnet.
         subnet: Ipv4Net,
     },
-    /// The network was made by an older version, and waits for its subnet.
+    /// The network was stored by an older version, and has no subnet yet.
     #[error("network {0} has no subnet yet")]
     NoSubnet(String),
-    /// There is no such network: a rollback names one that was removed meanwhile.
+    /// There is no such network, for example because a rollback names one that was removed
+    /// meanwhile.
     #[error("network {0} not found")]
     NotFound(NetworkId),
 }
 
-/// The addresses of all networks, for the length of one plan.
+/// The addresses of all networks during one plan.
 #[derive(Debug)]
 pub struct Addresses<'a> {
     snapshot: &'a ClusterSnapshot,
-    /// Read from the snapshot when the first address is asked for.
+    /// Read from the snapshot when the first address is requested.
     pools: Option<BTreeMap<&'a NetworkId, Pool<'a>>>,
 }
 
 /// One network's addresses.
 #[derive(Debug)]
 struct Pool<'a> {
-    /// The first and the last that may be given; the last is below the first if there are none.
+    /// The first and the last address that may be given; `last` is below `first` if there are none.
     first: u32,
     last: u32,
-    /// Those of them that somebody holds.
+    /// The addresses in this range that have a holder.
     used: BTreeSet<u32>,
     newest: u32,
     /// Nodes that have a task on the network and no bridge of it yet.
     nodes_owed: BTreeSet<&'a NodeId>,
-    /// Services that are to have a virtual IP.
+    /// The number of services that are to get a virtual IP.
     services_owed: usize,
 }
 
-/// Whether a network is one of users' that has its subnet already.
+/// Whether this is a user's network that has its subnet already.
 pub fn is_served(network: &Network) -> bool {
     !network.ingress && network.number != 0
 }
 
-/// The address of a network that is its gateway for clients to read: its user's, else the first.
-/// Nobody gets it.
+/// The address that clients see as the network's gateway: the one that its user named, else the
+/// first. No holder gets it.
 pub fn gateway(network: &Network) -> Ipv4Addr {
     let asked = ipam(network).and_then(|config| config.gateway.parse().ok());
     asked.unwrap_or_else(|| Ipv4Addr::from(u32::from(network.subnet.network()).saturating_add(1)))
@@ -92,7 +92,7 @@ fn ipam(network: &Network) -> Option<&IpamConfig> {
     network.spec.ipam.as_ref()?.config.as_ref()?.first()
 }
 
-/// Virtual IPs that a service is to have, by network.
+/// The networks on which a service is to have a virtual IP.
 pub fn virtual_ips_wanted(snapshot: &ClusterSnapshot, service: &Service) -> Vec<NetworkId> {
     if !has_virtual_ips(&service.spec) {
         return Vec::new();
@@ -102,15 +102,15 @@ pub fn virtual_ips_wanted(snapshot: &ClusterSnapshot, service: &Service) -> Vec<
 }
 
 impl<'a> Addresses<'a> {
-    /// The addresses as `snapshot` has them.
+    /// The addresses in use in `snapshot`.
     pub fn new(snapshot: &'a ClusterSnapshot) -> Self {
         Self { snapshot, pools: None }
     }
 
-    /// An address on each of a task's networks, in their order.
+    /// Takes an address on each of a task's networks, in the order of its attachments.
     ///
     /// # Errors
-    /// [`NoAddress`], and then none is taken.
+    /// [`NoAddress`] if one of the networks has none left; then none is taken.
     pub fn for_task(&mut self, attachments: &[Attachment]) -> Result<Vec<Ipv4Addr>, NoAddress> {
         let mut given = Vec::with_capacity(attachments.len());
         for attachment in attachments {
@@ -125,7 +125,7 @@ impl<'a> Addresses<'a> {
         Ok(given)
     }
 
-    /// Takes back what [`Self::for_task`] gave for a task that found no node.
+    /// Frees the addresses that [`Self::for_task`] gave to a task that found no node.
     pub fn give_back(&mut self, attachments: &[Attachment], given: &[Ipv4Addr]) {
         for (attachment, address) in attachments.iter().zip(given) {
             if let Ok(pool) = self.pool(&attachment.network_id) {
@@ -134,11 +134,11 @@ impl<'a> Addresses<'a> {
         }
     }
 
-    /// Sees to it that `node`, which is to have a task with these attachments, can have an address
-    /// on each of the networks.
+    /// Reserves an address for `node` on each network of these attachments on which it has none,
+    /// before it gets a task with them.
     ///
     /// # Errors
-    /// [`NoAddress`] if there is none left for the node.
+    /// [`NoAddress`] if a network has none left for the node.
     pub fn owe(&mut self, node: &'a NodeId, attachments: &[Attachment]) -> Result<(), NoAddress> {
         let snapshot = self.snapshot;
         for attachment in attachments {
@@ -159,34 +159,35 @@ impl<'a> Addresses<'a> {
         Ok(())
     }
 
-    /// The address of a network's bridge on `node`.
+    /// Takes an address for a network's bridge on `node`.
     ///
     /// # Errors
-    /// [`NoAddress`]
+    /// [`NoAddress`] if the network has none left.
     pub fn for_node(&mut self, network: &NetworkId, node: &NodeId) -> Result<Ipv4Addr, NoAddress> {
         self.pool(network)?.nodes_owed.remove(node);
         self.next(network, |pool| pool.free() > 0)
     }
 
-    /// A virtual IP of a service that is owed one.
+    /// Takes a virtual IP for a service that is owed one.
     ///
     /// # Errors
-    /// [`NoAddress`]
+    /// [`NoAddress`] if the network has none left.
     pub fn for_service(&mut self, network: &NetworkId) -> Result<Ipv4Addr, NoAddress> {
         let pool = self.pool(network)?;
         pool.services_owed = pool.services_owed.saturating_sub(1);
         self.next(network, |pool| pool.free() > pool.nodes_owed.len())
     }
 
-    /// The address of a container that is no task.
+    /// Takes an address for a container that is no task.
     ///
     /// # Errors
-    /// [`NoAddress`]
+    /// [`NoAddress`] if the network has none left.
     pub fn for_container(&mut self, network: &NetworkId) -> Result<Ipv4Addr, NoAddress> {
         self.next(network, |pool| pool.free() > pool.owed())
     }
 
-    /// Networks on which nodes have tasks or attached containers and no address yet.
+    /// The nodes that have tasks or attached containers on a network and no address there yet, by
+    /// network.
     pub fn owed_to_nodes(&mut self) -> Vec<(&'a NetworkId, BTreeSet<&'a NodeId>)> {
         let snapshot = self.snapshot;
         let pools = self.pools.get_or_insert_with(|| pools(snapshot));
@@ -222,7 +223,7 @@ fn exhausted(snapshot: &ClusterSnapshot, network: &NetworkId) -> NoAddress {
     }
 }
 
-/// Everything in use and owed: one pass over tasks and services.
+/// All addresses in use and owed: one pass over tasks and services.
 fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
     let served = snapshot.networks.iter().filter(|(_, network)| is_served(network));
     let mut pools: BTreeMap<&NetworkId, Pool<'_>> =
@@ -336,7 +337,7 @@ impl Pool<'_> {
     }
 }
 
-/// The first and the last address of a subnet that a host may have.
+/// The first and the last host address of a subnet.
 fn hosts(subnet: Ipv4Net) -> (u32, u32) {
     let (network, broadcast) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
     (network.saturating_add(1), broadcast.saturating_sub(1))

@@ -1,9 +1,9 @@
-//! Ids of backends: one for each ingress-published port of each task, and one for each network on
-//! which its service has a virtual IP.
+//! Backend ids: one for each ingress-published port of each task, and one for each network on which
+//! its service has a virtual IP.
 //!
 //! Invariants: an id in the record of any task, whatever its state, is in use; ids are given in a
-//! circle that starts after the one given last (kept in the store), so that a freed id rests for as
-//! long as possible before a flow could meet it again.
+//! circle that starts after the one given last (kept in the store), so a freed id rests as long as
+//! possible before it is given again and packets of old flows could meet it.
 
 use std::collections::BTreeSet;
 
@@ -26,36 +26,36 @@ use crate::plan::Action;
 )]
 pub struct Exhausted;
 
-/// What a new task is in the mesh.
+/// The parts of a new task's record by which the mesh reaches it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskBackends {
-    /// Its published ports.
+    /// The backends of the task's published ports.
     pub endpoints: Vec<TaskEndpoint>,
-    /// Its places on networks, without addresses.
+    /// The task's networks, without addresses.
     pub attachments: Vec<Attachment>,
 }
 
-/// The ids, for the length of one plan.
+/// The backend ids during one plan.
 #[derive(Debug)]
 pub struct BackendIds<'a> {
     snapshot: &'a ClusterSnapshot,
-    /// Ids in use; read from the snapshot when the first id is asked for.
+    /// Ids in use; read from the snapshot when the first id is requested.
     used: Option<BTreeSet<u32>>,
     last: u32,
 }
 
 impl<'a> BackendIds<'a> {
-    /// The ids as `snapshot` has them.
+    /// The ids in use in `snapshot`.
     pub fn new(snapshot: &'a ClusterSnapshot) -> Self {
         let last = snapshot.backend_cursor.as_ref().map_or(0, |cursor| cursor.value.get());
         Self { snapshot, used: None, last }
     }
 
-    /// The backends of a new task of `service`: one for each ingress-published port and one for
-    /// each virtual IP.
+    /// Takes ids for the backends of a new task of `service`: one for each ingress-published port
+    /// and one for each virtual IP.
     ///
     /// # Errors
-    /// [`Exhausted`], and then nothing is taken.
+    /// [`Exhausted`] if too few ids are free; then none is taken.
     pub fn of_task(&mut self, service: &Service) -> Result<TaskBackends, Exhausted> {
         let ports: Vec<_> =
             service.ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress).collect();
@@ -80,7 +80,7 @@ impl<'a> BackendIds<'a> {
         Ok(TaskBackends { endpoints, attachments })
     }
 
-    /// The write that remembers how far the circle went; `None` if nothing was given.
+    /// The write that stores the id given last; `None` if none was given.
     pub fn into_action(self) -> Option<Action> {
         let stored = self.snapshot.backend_cursor.as_ref();
         let last = BackendId::new(self.last)?;
@@ -90,7 +90,7 @@ impl<'a> BackendIds<'a> {
         Some(Action::SetBackendCursor { last, expected: stored.map(|cursor| cursor.mod_revision) })
     }
 
-    /// So many ids, or none.
+    /// Takes this many ids, or none.
     fn take(&mut self, count: usize) -> Result<Vec<BackendId>, Exhausted> {
         let before = self.last;
         let mut taken = Vec::with_capacity(count);

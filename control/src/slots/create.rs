@@ -1,8 +1,8 @@
-//! New tasks, and tasks asked to stop.
+//! Makes new tasks, and asks tasks to stop.
 //!
 //! Invariants: a new task is made from its service's current spec; it has a backend id for each
-//! ingress-published port and each virtual IP, a place on each network, and no node; a task that no
-//! node has stops by the leader's word alone.
+//! ingress-published port and each virtual IP, an attachment for each network, and no node; a task
+//! without a node is stopped by the leader alone.
 
 use mesh_state::Timestamp;
 use mesh_state::ids::TaskId;
@@ -22,13 +22,13 @@ pub struct TaskMaker<'a> {
 }
 
 impl<'a> TaskMaker<'a> {
-    /// A maker of tasks on top of `snapshot`.
+    /// A task maker that starts from `snapshot`.
     pub fn new(now: Timestamp, snapshot: &'a ClusterSnapshot, rng: &'a mut dyn RngCore) -> Self {
         Self { now, rng, backend_ids: BackendIds::new(snapshot) }
     }
 
-    /// Adds a new task to `plan`. Without free backend ids the plan gets a reason instead, and
-    /// `false` is returned.
+    /// Adds a new task to `plan`. If too few backend ids are free, it adds a reason instead and
+    /// returns `false`.
     pub fn create(&mut self, plan: &mut Plan, service: &Service, slot: &Slot, start: Start) -> bool {
         let backends = match self.backend_ids.of_task(service) {
             Ok(backends) => backends,
@@ -65,7 +65,8 @@ impl<'a> TaskMaker<'a> {
         true
     }
 
-    /// Ends the plan: the ids that were given are remembered, before anything that uses them.
+    /// Completes the plan: the write that stores the last given id comes before all tasks that use
+    /// ids.
     pub fn finish(self, plan: &mut Plan) {
         if let Some(cursor) = self.backend_ids.into_action() {
             plan.actions.insert(0, cursor);
@@ -78,14 +79,14 @@ impl<'a> TaskMaker<'a> {
 pub enum Start {
     /// As soon as a node has prepared it.
     Now,
-    /// Once the slot's older tasks have stopped, and not before `after`.
+    /// Once the slot's older tasks have stopped, and no earlier than `after`.
     Ready {
         /// The end of the restart delay.
         after: Option<Timestamp>,
     },
 }
 
-/// The write that asks `task` to stop: `desired` is `shutdown` (its record stays as history) or
+/// The write that asks `task` to stop. `desired` is `shutdown` (its record stays as history) or
 /// `remove`.
 pub fn stopped(now: Timestamp, task: &Stored<Task>, desired: TaskState) -> Action {
     let mut value = task.value.clone();

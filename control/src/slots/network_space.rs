@@ -1,14 +1,14 @@
-//! The subnet and the number of a new network.
+//! The subnet and the number that a new network gets.
 //!
-//! Pure. Whoever creates a network writes the [`NetworkCursor`] that comes with them, under a
-//! compare on the one in the snapshot: so two managers can't give one subnet or number twice.
+//! Pure. The caller writes the [`NetworkCursor`] that it gets with them, under a compare on the
+//! cursor in the snapshot, so two managers can't give one subnet or number twice.
 //!
-//! Invariants: a subnet given here overlaps neither with another network's, nor with the addresses
-//! of tasks on their nodes, nor with a member's address. Subnets of the pool and numbers are given
-//! in turn, so that what a removed network had is given again as late as possible: a node that has
-//! not noticed the removal yet mixes up no two networks.
+//! Invariants: a subnet given here overlaps neither with another network's, nor with the task
+//! subnets of nodes, nor with a member's address. Subnets of the pool and numbers are given in
+//! turn, so those of a removed network are reused as late as possible: a node that has not noticed
+//! the removal yet can't confuse the two networks.
 //!
-//! Left to others: routes of hosts, which no manager knows.
+//! Left to others: routes of hosts, as managers don't know them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,31 +19,31 @@ use thiserror::Error;
 
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// What a new network is given.
+/// The subnet, the number and the cursor for a new network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NetworkSpace {
-    /// Its subnet.
+    /// The network's subnet.
     pub subnet: Ipv4Net,
-    /// Its number.
+    /// The network's number.
     pub number: u32,
-    /// The cursor to write with it.
+    /// The cursor to write together with the network.
     pub cursor: NetworkCursor,
 }
 
-/// Why a network can't be given what it needs. The first words are those of Docker's engine.
+/// Why a network can't be given a subnet or a number. The first words are those of Docker's engine.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SpaceError {
-    /// Somebody else has addresses of the subnet that was asked for.
+    /// The requested subnet overlaps with addresses in use.
     #[error(
         "Pool overlaps with other one on this address space: {subnet} overlaps {other}; choose another --subnet"
     )]
     Overlap {
-        /// What was asked for.
+        /// The requested subnet.
         subnet: Ipv4Net,
-        /// Whose addresses they are.
+        /// The user of the overlapping addresses.
         other: String,
     },
-    /// No subnet of the pool is free.
+    /// The pool has no free subnet.
     #[error(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network: \
          the pool {pool} has no free /{prefix}; remove a network, or give this one a --subnet outside of the pool"
@@ -51,19 +51,19 @@ pub enum SpaceError {
     PoolUsedUp {
         /// The cluster's pool for networks.
         pool: Ipv4Net,
-        /// The prefix length of each network's part.
+        /// The prefix length of each network's subnet.
         prefix: u8,
     },
-    /// There are as many networks as there are numbers.
+    /// The cluster has as many networks as there are numbers.
     #[error("the cluster has {NUMBER_MAX} networks, and can have no more: remove one")]
     NumbersUsedUp,
 }
 
-/// Gives a new network the subnet that its user wants, or the next free one, and the next free
+/// Gives a new network the subnet that its user requested, or the next free one, and the next free
 /// number.
 ///
 /// # Errors
-/// [`SpaceError`].
+/// [`SpaceError`] if the subnet overlaps, or no subnet or number is free.
 pub fn give(
     snapshot: &ClusterSnapshot,
     cluster: &Cluster,
@@ -79,7 +79,7 @@ pub fn give(
     Ok(NetworkSpace { subnet, number: cursor.number, cursor })
 }
 
-/// The subnet, if nobody has addresses of it.
+/// The requested subnet, if it overlaps with no addresses in use.
 fn free(snapshot: &ClusterSnapshot, cluster: &Cluster, subnet: Ipv4Net) -> Result<Ipv4Net, SpaceError> {
     match in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)) {
         Some((_, other)) => Err(SpaceError::Overlap { subnet, other }),
@@ -87,7 +87,7 @@ fn free(snapshot: &ClusterSnapshot, cluster: &Cluster, subnet: Ipv4Net) -> Resul
     }
 }
 
-/// The addresses that somebody has, with who has them.
+/// The subnets and addresses in use, with the name of each user for messages.
 fn in_use<'a>(
     snapshot: &'a ClusterSnapshot,
     cluster: &'a Cluster,
@@ -109,7 +109,8 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-/// The first free subnet of the pool behind the one given last, else the first of all.
+/// The first free subnet of the pool after the one given last; after the end of the pool, the first
+/// free one.
 fn next_subnet(
     snapshot: &ClusterSnapshot,
     cluster: &Cluster,
@@ -129,7 +130,7 @@ fn next_subnet(
     later.or(subnets()?.find(is_free)).ok_or_else(used_up)
 }
 
-/// First and last addresses of what is in use, ascending, without overlaps.
+/// The first and last addresses of the used ranges, ascending, merged where they overlap.
 fn merged(used: impl Iterator<Item = Ipv4Net>) -> Vec<(u32, u32)> {
     let ends = |address: Ipv4Addr| u32::from(address);
     let mut ranges: Vec<_> = used.map(|used| (ends(used.network()), ends(used.broadcast()))).collect();
@@ -144,7 +145,7 @@ fn merged(used: impl Iterator<Item = Ipv4Net>) -> Vec<(u32, u32)> {
     merged
 }
 
-/// The first number behind `last` that no network has, beginning again at 1.
+/// The first free number after `last`; after the highest, from 1 on.
 fn next_number(snapshot: &ClusterSnapshot, last: u32) -> Result<u32, SpaceError> {
     let mut used = vec![false; NUMBER_MAX as usize + 1];
     for network in snapshot.networks.values() {

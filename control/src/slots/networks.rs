@@ -1,6 +1,6 @@
-//! The networks that a service's spec puts its tasks on: pure.
+//! The networks on which a service's spec puts its tasks. Pure.
 //!
-//! Invariants: each network is named once, in the order of the spec; a spec that the API stored
+//! Invariants: each network is listed once, in the order of the spec; a spec that the API stored
 //! names networks by their ids.
 //!
 //! Left to others: turning names into ids (the API), and addresses ([`super::addresses`]).
@@ -17,11 +17,11 @@ const DNSRR: &str = "dnsrr";
 pub struct NamedNetwork {
     /// The network.
     pub id: NetworkId,
-    /// Further names of the service on it.
+    /// The service's aliases on the network.
     pub aliases: Vec<String>,
 }
 
-/// The networks of a service, each once.
+/// The networks of a service, each listed once.
 pub fn named_by(spec: &ServiceSpec) -> Vec<NamedNetwork> {
     // Older clients name a service's networks beside the template.
     let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];

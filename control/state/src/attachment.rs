@@ -1,7 +1,7 @@
 //! Containers that are no tasks, on networks of the cluster (`docker run --network`).
 //!
-//! Invariants: a container is attached by its own node and by nobody else; it holds its address for
-//! as long as this record is there.
+//! Invariants: only its own node attaches a container; the container holds its address as long as
+//! this record exists.
 
 use std::net::Ipv4Addr;
 
@@ -17,22 +17,22 @@ pub struct AttachedContainer {
     pub id: AttachmentId,
     /// The network.
     pub network_id: NetworkId,
-    /// The node that the container is on.
+    /// The container's node.
     pub node_id: NodeId,
-    /// The container's id; empty until it is made.
+    /// The container's id; empty until the container is created.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container_id: String,
-    /// Its name.
+    /// The container's name.
     pub name: String,
-    /// Its hostname; empty: the first 12 digits of its id.
+    /// The container's hostname; if empty, it is the first 12 digits of its id.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hostname: String,
-    /// Further names of it on the network.
+    /// The container's aliases on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// Its address; absent until the leader gave one.
+    /// The container's address; absent until the leader has given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
-    /// When it was attached.
+    /// When the container was attached.
     pub created_at: Timestamp,
 }

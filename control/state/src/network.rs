@@ -1,10 +1,10 @@
-//! Networks as objects: what a user asked for, what control gave it, and the ingress network that
-//! published ports belong to.
+//! Networks as stored objects: a user's request, what managers gave the network, and the ingress
+//! network, to which published ports belong.
 //!
 //! Invariants: no field of a user's request is lost. The subnets of networks don't overlap, so an
-//! address names its network. Whoever holds an address of a network says so in its own record (a
-//! task, a service, an attached container, or here for nodes): an address is free once its holder
-//! is.
+//! address names its network. The holder of an address (a task, a service, an attached container;
+//! the network itself for nodes) has it in its own record, so an address is free once its holder is
+//! gone.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -19,24 +19,24 @@ use crate::spec::{Extra, Labels};
 /// A cluster-wide network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Network {
-    /// Its id.
+    /// The network's id.
     pub id: NetworkId,
-    /// Its name, unique.
+    /// The network's name, unique in the cluster.
     pub name: String,
     /// Whether this is the network of published ports.
     pub ingress: bool,
-    /// Where its addresses come from.
+    /// The subnet of its addresses.
     pub subnet: Ipv4Net,
-    /// The number by which the tunnel's packets name it: 1 to [`NUMBER_MAX`], never given to two
-    /// networks at a time; 0 for the ingress network, whose packets name backends.
+    /// The number by which tunnel packets name the network: 1 to [`NUMBER_MAX`], unique among the
+    /// networks that exist; 0 for the ingress network, whose packets name backends.
     #[serde(default)]
     pub number: u32,
-    /// The address of its bridge on each node that has or had one, while the node is a member.
+    /// The address of the network's bridge on each member node that has or had one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_addresses: BTreeMap<NodeId, Ipv4Addr>,
-    /// When it was made.
+    /// When the network was created.
     pub created_at: Timestamp,
-    /// What its user asked for; mesh's own was asked for by nobody.
+    /// The user's request; empty for the ingress network that mesh made itself.
     #[serde(default)]
     pub spec: NetworkSpec,
 }
@@ -48,9 +48,9 @@ pub const NUMBER_MAX: u32 = 65_535;
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 
 impl Network {
-    /// The address that stands as the network's gateway in `docker network inspect`, and that
-    /// nobody is given: the user's, else the first of the subnet. Absent for a network without a
-    /// subnet of its own, as the ingress network.
+    /// The address that `docker network inspect` shows as the network's gateway, and that no holder
+    /// gets: the user's, else the first of the subnet. Absent for a network without a subnet of its
+    /// own, such as the ingress network.
     pub fn gateway(&self) -> Option<Ipv4Addr> {
         if self.number == 0 {
             return None;
@@ -59,20 +59,19 @@ impl Network {
         asked.or_else(|| self.subnet.hosts().next())
     }
 
-    /// The part of the subnet that addresses are given out of: the user's `--ip-range`, else all of
-    /// it.
+    /// The range out of which addresses are given: the user's `--ip-range`, else the whole subnet.
     pub fn range(&self) -> Ipv4Net {
         let asked = self.asked().and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
         asked.map_or(self.subnet, |range| range.trunc())
     }
 
-    /// The user's MTU in bytes.
+    /// The MTU that the user set, in bytes.
     pub fn mtu(&self) -> Option<u32> {
         let asked = self.spec.options.as_ref()?.get(MTU_OPTION)?.parse().ok();
         asked.filter(|mtu| *mtu > 0)
     }
 
-    /// An address as Docker's API spells it: with the subnet's prefix length.
+    /// An address in the spelling of Docker's API: with the subnet's prefix length.
     pub fn with_prefix(&self, address: Ipv4Addr) -> String {
         format!("{address}/{}", self.subnet.prefix_len())
     }
@@ -82,9 +81,9 @@ impl Network {
     }
 }
 
-/// What networks were given last. Each creation of a network compares this record and writes it, so
-/// that two managers give no two networks the same; the next one gets what follows, so that what a
-/// removed network had rests for as long as possible.
+/// The subnet and the number given last. Each creation of a network compares and rewrites this
+/// record, so two managers can't give two networks the same; the next network gets what follows, so
+/// those of a removed network rest as long as possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NetworkCursor {
     /// The subnet given last out of the cluster's pool.
@@ -95,7 +94,7 @@ pub struct NetworkCursor {
     pub number: u32,
 }
 
-/// A service's virtual IP on a network: every port and protocol of it leads to the same port of a
+/// A service's virtual IP on a network: connections to any port of it go to the same port of a
 /// task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualIp {
@@ -105,7 +104,7 @@ pub struct VirtualIp {
     pub address: Ipv4Addr,
 }
 
-/// A task's place on a network of its service.
+/// A task's attachment to a network of its service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The network.
@@ -113,98 +112,98 @@ pub struct Attachment {
     /// The task's address there; absent until the task has a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
-    /// The task as a backend of its service's virtual IP there; absent in mode `dnsrr`.
+    /// The task's id as a backend of its service's virtual IP there; absent in mode `dnsrr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_id: Option<BackendId>,
 }
 
-/// What a node needs to put a task on a network.
+/// The data that a node needs to connect a container to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedNetwork {
     /// The network.
     pub id: NetworkId,
-    /// Its name, which is that of the Docker network on the node as well.
+    /// The network's name, and that of its Docker network on the node.
     pub name: String,
-    /// Its number on the wire, which names the bridge device too.
+    /// The network's number in tunnel packets, and in the name of its bridge device.
     pub number: u32,
-    /// Its subnet.
+    /// The network's subnet.
     pub subnet: Ipv4Net,
-    /// The node's own address on it, the bridge's.
+    /// The address of the network's bridge on this node.
     pub node_address: Ipv4Addr,
-    /// Whether its user asked for no way out ([`NetworkSpec::internal`]).
+    /// Whether the network gives no way out ([`NetworkSpec::internal`]).
     #[serde(default)]
     pub internal: bool,
-    /// Its user's MTU in bytes; absent: the uplink's, less what the tunnel adds.
+    /// The MTU that the user set, in bytes; absent: the uplink's, less the tunnel's overhead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// The task's address on it.
+    /// The container's address on the network.
     pub address: Ipv4Addr,
-    /// Further names of the service on it.
+    /// The service's aliases on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
 }
 
-/// What a user asks of a network, in Docker's spelling (the body of `POST /networks/create`).
+/// A user's request for a network, in Docker's spelling (the body of `POST /networks/create`).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct NetworkSpec {
-    /// Its name.
+    /// The network's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// `overlay`.
+    /// The driver: `overlay`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub driver: String,
     /// Labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
-    /// Options of the driver.
+    /// Options of the network driver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<BTreeMap<String, String>>,
-    /// Whether IPv6 was asked for.
+    /// Whether the user requests IPv6.
     #[serde(rename = "EnableIPv6", skip_serializing_if = "Option::is_none")]
     pub enable_ipv6: Option<bool>,
-    /// Whether nothing outside is to be reached from it.
+    /// Whether the network gives no way out to other networks.
     pub internal: bool,
     /// Whether containers that are no tasks may join.
     pub attachable: bool,
-    /// Whether it is to be the network of published ports.
+    /// Whether the network is to be the one of published ports.
     pub ingress: bool,
     /// Whether it only holds settings for other networks.
     pub config_only: bool,
-    /// Addresses asked for.
+    /// The requested subnets.
     #[serde(rename = "IPAM", skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Ipam>,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// Addresses of a network.
+/// The requested address management of a network.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Ipam {
-    /// `default`.
+    /// The driver of address management: `default`.
     pub driver: String,
-    /// Options of the driver.
+    /// Options of that driver.
     pub options: Option<BTreeMap<String, String>>,
-    /// Subnets.
+    /// The requested subnets.
     pub config: Option<Vec<IpamConfig>>,
 }
 
-/// A subnet of a network.
+/// One requested subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct IpamConfig {
-    /// Its addresses, CIDR.
+    /// The subnet, as CIDR.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub subnet: String,
-    /// Those that are given away, CIDR.
+    /// The range out of which addresses are given, as CIDR.
     #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")]
     pub ip_range: String,
-    /// The way out.
+    /// The gateway's address.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gateway: String,
-    /// Whatever else the client sent.
+    /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }

@@ -1,11 +1,11 @@
-//! Follows the veths of containers: attaches their programs, and learns which container of which
-//! network is at the other end.
+//! Follows the veths of containers: attaches their programs, and finds the container and the
+//! network at the other end.
 //!
-//! Invariants: a veth has its program within a moment of becoming a port of a bridge of mesh, which
-//! is before the container's process runs: the engine makes the veth tens of milliseconds earlier.
-//! The container's MAC and address are read once for each veth, as early as they can be read: a
-//! container with the privilege to change them can't become another member of its network by that.
-//! Whether an address is a member's is decided by the view, in [`super::diff`].
+//! Invariants: a veth gets its program within a moment of becoming a port of one of mesh's bridges.
+//! That is before the container's process runs, as the engine makes the veth tens of milliseconds
+//! earlier. The container's MAC and address are read once for each veth, as early as possible, so a
+//! container with the privilege to change them can't become another member of its network. Whether
+//! the address is a member's is decided from the view, in [`super::diff`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +23,18 @@ use super::network::cables::Bridge;
 use super::network::monitor::{LinkChanges, Monitor};
 use super::network::netlink::{Link, Netlink};
 
-/// How long the watch waits before it looks again at veths whose other end isn't set up yet, or
-/// after a failure; doubled up to the maximum. The kernel reports most of these changes by itself.
+/// The pause before veths are checked again whose other end isn't set up yet, or after a failure;
+/// doubled up to the maximum. The kernel reports most of these changes by itself.
 const WAIT_MIN: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Datapath {
-    /// Follows changes of links: attaches programs to new veths on bridges of mesh, and writes the
-    /// entries of those whose other end is known. Returns whether one isn't yet.
+    /// Follows changes of links: attaches programs to new veths on mesh's bridges, and writes the
+    /// entries of those whose other end is known. Returns whether the other end of a veth is still
+    /// unknown.
     ///
     /// # Errors
-    /// The kernel refuses a query, a program or a write; the next call tries again.
+    /// The kernel refuses a query, a program or a write; the next call retries it.
     pub(super) fn follow_cables(&self, changes: LinkChanges) -> Result<bool, DatapathError> {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let mut cabling = lock(&self.cabling);
@@ -60,7 +61,7 @@ impl Datapath {
         attached.map(|()| waits)
     }
 
-    /// Attaches the programs that veths lack. A veth that is gone by now needs none.
+    /// Attaches the programs that veths lack. Veths that are gone by now are skipped.
     fn attach(&self, cabling: &mut Cabling, netlink: &mut Netlink) -> Result<(), DatapathError> {
         let lacks = |index: &u32| cabling.ports.get(index).filter(|port| !port.is_attached);
         let veths: Vec<(Bridge, Link)> = cabling
@@ -120,7 +121,7 @@ impl Datapath {
     }
 }
 
-/// The next changes of links; without a subscription they are everything, from time to time.
+/// The next changes of links. Without a subscription, all links count as changed from time to time.
 async fn link_changes(monitor: Option<&Monitor>) -> LinkChanges {
     let Some(monitor) = monitor else {
         sleep(WAIT_MAX).await;

@@ -1,4 +1,4 @@
-//! What is known and done about the veths of containers, by veth.
+//! The state of the veths of containers: their programs and their other ends.
 
 use std::collections::BTreeMap;
 
@@ -13,31 +13,31 @@ use super::network::netlink::{Link, Netlink};
 #[derive(Debug, Default)]
 pub(super) struct Cabling {
     links: Cables,
-    /// The ports of bridges of mesh, by index.
+    /// Ports of mesh's bridges, by interface index.
     pub(super) ports: BTreeMap<u32, Port>,
 }
 
-/// A veth that is a port of a bridge of mesh.
+/// A veth that is a port of one of mesh's bridges.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Port {
     /// The bridge.
     pub(super) bridge: Bridge,
-    /// Whether it has its program.
+    /// Whether its program is attached.
     pub(super) is_attached: bool,
     /// The container's end, once it is known.
     pub(super) end: Option<FarEnd>,
 }
 
 impl Port {
-    /// Whether there is more to be learnt or done.
+    /// Whether its program or its other end is missing.
     pub(super) fn is_incomplete(&self) -> bool {
         !self.is_attached || (self.end.is_none() && matches!(self.bridge, Bridge::Network(_)))
     }
 }
 
 impl Cabling {
-    /// Takes changes of links over, all of which `netlink` lists if some were lost. Returns the
-    /// indexes of the veths that are no ports of a bridge of mesh any more.
+    /// Records changes of links; if changes were lost, `netlink` lists all links. Returns the
+    /// indexes of veths that are no longer ports of mesh's bridges.
     ///
     /// # Errors
     /// The kernel refuses the query.
@@ -64,14 +64,14 @@ impl Cabling {
         Ok(gone)
     }
 
-    /// The links of the ports for which there is more to be done.
+    /// The links of the incomplete ports.
     pub(super) fn incomplete(&self) -> BTreeMap<u32, Link> {
         let mut ports = self.links.ports();
         ports.retain(|index, _| self.ports.get(index).is_some_and(Port::is_incomplete));
         ports.into_iter().map(|(index, (_, link))| (index, link)).collect()
     }
 
-    /// What the node knows of the veths on users' networks.
+    /// The veths on users' networks whose other end is known.
     pub(super) fn facts(&self) -> BTreeMap<u32, Cable> {
         let cable = |port: &Port| match port.bridge {
             Bridge::Network(network) => Some(Cable { network, end: port.end }),

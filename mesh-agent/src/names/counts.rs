@@ -1,4 +1,4 @@
-//! Counters of the name server, shown by the agent's `/metrics`.
+//! Metrics of the name server, shown by the agent's `/metrics`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, 
 
 use super::respond::Outcome;
 
-/// Bounds of the histogram, in seconds: ours take microseconds, others' up to the budget.
+/// Buckets of the histogram in seconds: local answers take microseconds, forwarded ones up to the
+/// budget.
 const BUCKETS: [f64; 11] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 4.0];
 
 /// The counters.
@@ -21,8 +22,7 @@ pub struct Counts {
 impl Counts {
     /// Counters at zero.
     ///
-    /// # Errors
-    /// Never for these names and labels; the metrics' crate checks them at run time.
+    /// None for these names and labels; the metrics crate checks them at run time.
     pub fn new() -> Result<Self, prometheus::Error> {
         let questions = IntCounterVec::new(
             Opts::new(
@@ -53,7 +53,7 @@ impl Counts {
         Ok(Self { questions, durations, listening })
     }
 
-    /// Shows them in `registry`.
+    /// Registers the metrics in `registry`.
     ///
     /// # Errors
     /// The registry has a metric of one of these names.
@@ -63,13 +63,13 @@ impl Counts {
         registry.register(Box::new(self.listening.clone()))
     }
 
-    /// Counts a question.
+    /// Counts a question and the time that its answer took.
     pub(super) fn count(&self, outcome: Outcome, took: Duration) {
         self.questions.with_label_values(&[outcome.as_str()]).inc();
         self.durations.with_label_values(&[outcome.as_str()]).observe(took.as_secs_f64());
     }
 
-    /// How many questions came to this.
+    /// The number of questions with this outcome.
     pub fn seen(&self, outcome: Outcome) -> u64 {
         self.questions.with_label_values(&[outcome.as_str()]).get()
     }
@@ -79,7 +79,7 @@ impl Counts {
     }
 
     pub(super) fn leaves(&self, address: Ipv4Addr) {
-        // It fails only for labels that were never there.
+        // Removing fails only for labels that were never set.
         self.listening.remove_label_values(&[&address.to_string()]).ok();
     }
 }

@@ -1,9 +1,9 @@
-//! Foreign names: questions passed on to the host's resolvers.
+//! Forwards questions for foreign names to the host's resolvers.
 //!
-//! Invariants: a question goes out under an id and a spelling (upper and lower case) of its own, by
-//! a socket of its own that hears one resolver only; an answer that repeats another id, name or
-//! type is not believed. The end comes before dockerd's patience does. The number of questions
-//! under way is bounded, for all tasks together and for each.
+//! Invariants: a question goes out with an id and a spelling (upper and lower case) of its own, by
+//! a socket of its own that is connected to one resolver; an answer with another id, name or type
+//! is discarded. The budget ends before the engine's resolver stops waiting. The number of
+//! questions in flight is bounded, in total and for each task.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -22,24 +22,24 @@ use tokio::time::{Instant, timeout_at};
 use super::upstream::Resolvers;
 use super::wire::{HEADER, Question, Transport};
 
-/// How long the resolvers have for a question, all of them together: dockerd, who waits for our
-/// answer, gives up after 4 s.
+/// The time for one question, for all resolvers together. The engine's resolver, which waits for
+/// this answer, gives up after 4 s.
 const BUDGET: Duration = Duration::from_millis(3_500);
-/// How long one try of one resolver may take.
+/// The time for one try of one resolver.
 const TRY: Duration = Duration::from_millis(1_100);
-/// The fewest tries: a single resolver is asked again when a datagram is lost.
+/// The minimum of tries: a single resolver is asked again after a lost datagram.
 const TRIES: usize = 3;
 
-/// Why a foreign question has no answer.
+/// Why a foreign question got no answer.
 #[derive(Debug, Error)]
 pub(super) enum ForwardError {
-    /// Too many questions are under way.
+    /// Too many questions are in flight.
     #[error("too many questions are under way")]
     Full,
     /// No resolver answered.
     #[error("no resolver of the host answered")]
     Unanswered,
-    /// The question can't be written.
+    /// The question can't be encoded.
     #[error("write the question")]
     Unwritable {
         /// The encoder's error.
@@ -48,7 +48,7 @@ pub(super) enum ForwardError {
     },
 }
 
-/// Passes questions on.
+/// Forwards questions.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     resolvers: Arc<Resolvers>,
@@ -60,10 +60,10 @@ impl Forwarder {
         Self { resolvers, under_way: Arc::default() }
     }
 
-    /// A resolver's answer to `question` of the task at `asker`, as its client expects it.
+    /// The answer of a resolver to `question` of the task at `asker`, as the client expects it.
     ///
     /// # Errors
-    /// There is no room for the question, or nobody answered.
+    /// Too many questions are in flight, or no resolver answered.
     pub(super) async fn ask(&self, asker: Ipv4Addr, question: &Question) -> Result<Vec<u8>, ForwardError> {
         let _place = self.under_way.enter(asker).ok_or(ForwardError::Full)?;
         let resolvers = self.resolvers.now();
@@ -93,31 +93,31 @@ impl Forwarder {
     }
 }
 
-/// Whether another resolver may do better.
+/// Whether another resolver may answer better.
 fn is_refusal(answer: &[u8]) -> bool {
     let code = ResponseCode::from_low(answer.get(3).copied().unwrap_or_default() & 0x0f);
     !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
 
-/// A question as it goes out.
+/// An encoded question, as it goes to a resolver.
 struct Asked {
     bytes: Vec<u8>,
-    /// Bytes of header and question, which an answer repeats.
+    /// Length of the header and the question, which an answer repeats.
     repeated: usize,
 }
 
-/// How an answer repeats the question.
+/// How an answer matches the question.
 #[derive(Debug, PartialEq, Eq)]
 enum Repeats {
     Exactly,
-    /// The name's upper and lower case differ: by a resolver that doesn't keep them, or by a
-    /// forger.
+    /// Only the case of the name differs: the resolver doesn't preserve it, or the answer is
+    /// forged.
     InOtherCase,
     No,
 }
 
 impl Asked {
-    /// The question under a new id and in a new spelling.
+    /// The question with a new id and a new spelling.
     fn new(question: &Question) -> Result<Self, hickory_proto::ProtoError> {
         let query = Query::query(respelled(&question.name, rand::random::<u128>())?, question.record_type());
         let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
@@ -128,15 +128,15 @@ impl Asked {
         let repeated = message.to_vec()?.len();
         message.edns.clone_from(&question.message.edns);
         if let Some(edns) = &mut message.edns {
-            // What comes must fit into one datagram to the client as well.
+            // The answer must fit into one datagram to the client as well.
             let most = u16::try_from(ANSWER_BYTES).unwrap_or(u16::MAX);
             edns.set_max_payload(edns.max_payload().min(most));
         }
         Ok(Self { bytes: message.to_vec()?, repeated })
     }
 
-    /// Asks one resolver until it answers. A client that came by UDP gets what UDP brings, and
-    /// comes again by TCP if that is truncated.
+    /// Asks one resolver until it answers. The transport is that of the client: an answer that is
+    /// truncated over UDP makes the client ask again over TCP.
     async fn try_one(&self, resolver: SocketAddr, transport: Transport) -> io::Result<Vec<u8>> {
         if transport == Transport::Udp
             && let Some(answer) = self.by_udp(resolver).await?
@@ -146,8 +146,8 @@ impl Asked {
         self.by_tcp(resolver).await
     }
 
-    /// `None`: the answer repeats the question in another case, so TCP must tell whether it is
-    /// forged.
+    /// `None` if the answer repeats the question in another case; asking again over TCP tells
+    /// whether it was forged.
     async fn by_udp(&self, resolver: SocketAddr) -> io::Result<Option<Vec<u8>>> {
         let any: SocketAddr = match resolver {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -178,7 +178,7 @@ impl Asked {
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await?;
         match self.is_repeated_by(&answer) {
-            // Nobody but the resolver can answer here.
+            // On a TCP connection only the resolver can answer.
             Repeats::Exactly | Repeats::InOtherCase => Ok(answer),
             Repeats::No => Err(io::Error::new(io::ErrorKind::InvalidData, "it answers another question")),
         }
@@ -203,8 +203,8 @@ impl Asked {
         }
     }
 
-    /// The answer under the client's id and in its spelling, as one that isn't ours, and cut to
-    /// what its client takes.
+    /// The answer with the client's id and spelling, and without AA. One that exceeds the client's
+    /// limit has no records but the bit TC.
     fn as_expected(&self, mut answer: Vec<u8>, question: &Question) -> Vec<u8> {
         answer[..2].copy_from_slice(&question.message.metadata.id.to_be_bytes());
         answer[2] &= !0x04;
@@ -224,7 +224,7 @@ impl Asked {
     }
 }
 
-/// The same name with the case of each letter by a bit of `bits`.
+/// The same name, where each bit of `bits` decides the case of one letter.
 fn respelled(name: &Name, mut bits: u128) -> Result<Name, hickory_proto::ProtoError> {
     let mut respell = |byte: &u8| {
         bits = bits.rotate_right(1);
@@ -234,14 +234,14 @@ fn respelled(name: &Name, mut bits: u128) -> Result<Name, hickory_proto::ProtoEr
     Name::from_labels(labels.iter().map(Vec::as_slice))
 }
 
-/// The questions under way, by the task that asks.
+/// The questions in flight, by asking task.
 #[derive(Debug, Default)]
 struct UnderWay {
     by_task: Mutex<(usize, HashMap<Ipv4Addr, usize>)>,
 }
 
 impl UnderWay {
-    /// A place for one more question, given back when it is dropped.
+    /// A place for one more question, which is freed when it is dropped; `None` if there is none.
     fn enter(self: &Arc<Self>, asker: Ipv4Addr) -> Option<Place> {
         let mut state = self.by_task.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_task) = &mut *state;

@@ -1,35 +1,34 @@
-//! The names of one network, each with the addresses that it leads to.
+//! The names of one network, with the addresses of each.
 //!
-//! Invariant: after [`NetworkNames::settle`] an entry holds the addresses to answer and nothing
-//! else.
+//! Invariant: after [`NetworkNames::settle`], an entry holds exactly the addresses to answer.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use crate::view::BackendState;
 
-/// Seconds for which a virtual IP may be remembered: it stays for as long as its service does.
+/// TTL in seconds of a virtual IP, which lasts as long as its service.
 pub(super) const VIRTUAL_IP_TTL: u32 = 30;
-/// Seconds for which everything else may be remembered: tasks come and go.
+/// TTL in seconds of all other addresses, as tasks come and go.
 pub(super) const TASK_TTL: u32 = 3;
 
-/// Digits of a container's id that are a name of it.
+/// The number of digits of a container's id that are a name of the container.
 const SHORT_ID: usize = 12;
 
-/// The first digits of a container's id; empty for a container that is not made yet.
+/// The first digits of a container's id; empty for a container that does not exist yet.
 pub(super) fn short_id(id: &str) -> &str {
     id.get(..SHORT_ID).unwrap_or_default()
 }
 
-/// What a name leads to.
+/// The addresses of a name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Entry {
     addresses: Vec<Ipv4Addr>,
-    /// Of whom [`NetworkNames::settle`] chooses those in the best state.
+    /// Addresses out of which [`NetworkNames::settle`] chooses those in the best state.
     candidates: Vec<(BackendState, Ipv4Addr)>,
-    /// Whether not all of the addresses are virtual IPs.
+    /// Whether some of the addresses are not virtual IPs.
     has_tasks: bool,
-    /// Whether it is the name of a service.
+    /// Whether it is the name or alias of a service.
     is_services: bool,
 }
 
@@ -39,7 +38,7 @@ impl Entry {
         &self.addresses
     }
 
-    /// Seconds for which they may be remembered.
+    /// TTL of the addresses in seconds.
     pub(super) fn ttl(&self) -> u32 {
         if self.has_tasks { TASK_TTL } else { VIRTUAL_IP_TTL }
     }
@@ -49,7 +48,7 @@ impl Entry {
 #[derive(Debug, Clone)]
 pub(super) struct NetworkNames {
     name: String,
-    /// The name in lower case, as questions have it.
+    /// The network's name in lower case, to compare with names in questions.
     key: String,
     entries: HashMap<String, Entry>,
 }
@@ -68,14 +67,13 @@ impl NetworkNames {
         self.key == key
     }
 
-    /// Whether `name` is below the network's own name.
+    /// Whether `name` ends with the network's name.
     pub(super) fn holds(&self, name: &str) -> bool {
         name.strip_suffix(self.key.as_str()).is_some_and(|host| host.ends_with('.'))
     }
 
-    /// Whether the network's name can't be taken for the end of a public name. Top-level domains
-    /// consist of letters, or begin with `xn--`; a network may be named `app` or `dev`, which are
-    /// two of them.
+    /// Whether the network's name can't be a top-level domain. These consist of letters, or begin
+    /// with `xn--`; networks may be called `app` or `dev`, which are top-level domains.
     pub(super) fn has_private_name(&self) -> bool {
         let last = self.key.rsplit('.').next().unwrap_or_default();
         !last.starts_with("xn--") && !last.bytes().all(|byte| byte.is_ascii_alphabetic())
@@ -85,14 +83,14 @@ impl NetworkNames {
         self.entries.get(key)
     }
 
-    /// Adds a name of a service, and the same name below `tasks`.
+    /// Adds a name of a service, and the same name with the prefix `tasks.`.
     pub(super) fn add_service(
         &mut self,
         name: &str,
         virtual_ip: Option<Ipv4Addr>,
         tasks: &[(BackendState, Ipv4Addr)],
     ) {
-        // A task whose service or slot is gone gets no new flows, whoever else is there.
+        // A retired task, whose service or slot is gone, never gets new flows.
         let serving = || tasks.iter().filter(|(state, _)| *state != BackendState::Retired);
         let key = name.to_ascii_lowercase();
         let of_tasks = self.entries.entry(format!("tasks.{key}")).or_default();
@@ -106,7 +104,8 @@ impl NetworkNames {
         }
     }
 
-    /// Adds a name of one container, unless a service has it. All services come before.
+    /// Adds a name of one container, unless a service has that name. Services are added before
+    /// containers.
     pub(super) fn add_container(&mut self, name: &str, state: BackendState, address: Ipv4Addr) {
         let entry = self.entries.entry(name.to_ascii_lowercase()).or_default();
         if !entry.is_services {
@@ -114,8 +113,8 @@ impl NetworkNames {
         }
     }
 
-    /// Chooses the addresses to answer: those of the best state that any candidate has, as for new
-    /// flows to a published port. So a draining task is left out unless nobody else is there.
+    /// Chooses the addresses to answer: those in the best state among the candidates, as for new
+    /// flows to a published port. So a draining task is left out unless there is no other.
     pub(super) fn settle(&mut self) {
         for entry in self.entries.values_mut() {
             let candidates = std::mem::take(&mut entry.candidates);

@@ -1,16 +1,16 @@
-//! The name server of this node's tasks: names of services and tasks by DNS, on port 53 of the
-//! addresses that the node has on the tasks' networks.
+//! The DNS server for this node's tasks: it resolves names of services and tasks, on port 53 of the
+//! node's addresses on the tasks' networks.
 //!
-//! Purpose: [`zone`] answers and [`wire`] reads and writes messages, both pure; [`respond`] joins
-//! them. [`Names::run`] follows the view, and serves sockets on every address of the node. How a
-//! name is resolved, step by step: docs/names.md.
+//! Purpose: [`zone`] answers questions and [`wire`] parses and encodes messages, both pure;
+//! [`respond`] joins them. [`Names::run`] follows the view and serves sockets on every address of
+//! the node. How a name is resolved, step by step: docs/names.md.
 //!
-//! Invariants: only tasks of this node are answered, and only names of their own networks are
-//! known to them. Names go on without managers, from the table on disk too. Everything that a task
-//! can make it hold is bounded by [`mesh_admission::figures::names`].
+//! Invariants: only tasks of this node get answers, and only for names of their own networks. The
+//! server needs no manager, as the table on disk is enough. All state that a task can cause is
+//! bounded by [`mesh_admission::figures::names`].
 //!
-//! Left to others: passing the server's address to containers, and knowing which task has which
-//! address ([`crate::task::local`]).
+//! Left to others: passing the server's address to containers, and the addresses of tasks
+//! ([`crate::task::local`]).
 
 pub mod counts;
 pub mod respond;
@@ -42,32 +42,32 @@ use server::Server;
 use upstream::Resolvers;
 use zone::Zone;
 
-/// The port of DNS.
+/// The port of DNS servers.
 pub const DNS_PORT: u16 = 53;
-/// The list of the host's resolvers.
+/// The file that lists the host's resolvers.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// After a zone was made, the next one is made this many times later than it took: a busy cluster
-/// costs a bounded share of one CPU.
+/// The pause after indexing a zone, as a multiple of the time that it took. It bounds the share of
+/// a CPU that zones cost on a busy cluster.
 const REST: u32 = 4;
 
-/// The address on which tasks with an interface on `mesh` ask: the gateway of the node's subnet,
-/// which is the first address of it, as the engine gives it to the bridge.
+/// The address of the name server for tasks on `mesh`: the gateway of the node's subnet, which is
+/// its first address, as the engine gives that one to the bridge.
 pub fn gateway(view: &NodeView) -> Option<Ipv4Addr> {
     view.subnet.and_then(|subnet| subnet.hosts().next())
 }
 
-/// The name server.
+/// The name server of a node.
 pub struct Names {
-    /// The view of the mesh.
+    /// Publishes the view of the mesh.
     pub views: watch::Receiver<Arc<NodeView>>,
     /// The tasks of this node.
     pub local: Arc<LocalTasks>,
-    /// Admits clients by TCP, and counts what is refused.
+    /// Admits TCP clients, and counts those that it refuses.
     pub door: Arc<Door>,
-    /// Its counters.
+    /// The name server's metrics.
     pub counts: Counts,
-    /// The port to serve, and that of the host's resolvers.
+    /// The port to serve, also used to reach the host's resolvers.
     pub port: u16,
     /// The file that lists the host's resolvers.
     pub resolv_conf: PathBuf,
@@ -85,7 +85,7 @@ impl Names {
     }
 }
 
-/// Makes a zone of each view that changes names.
+/// Makes a new zone of each view whose names differ from the last one.
 async fn follow(
     mut views: watch::Receiver<Arc<NodeView>>,
     zone: watch::Sender<Arc<Zone>>,
@@ -97,7 +97,7 @@ async fn follow(
         if !indexed.as_ref().is_some_and(|indexed| has_same_names(indexed, &view)) {
             let (began, of) = (Instant::now(), Arc::clone(&view));
             let made = tokio::task::spawn_blocking(move || Zone::of(&of, zone::ANSWER_VIRTUAL_IPS));
-            // A panic in the blocking task ends this future, and with it the agent.
+            // If the blocking task panics, this future ends, and with it the agent.
             let Ok(made) = made.await else { return };
             zone.send_replace(Arc::new(made));
             let rest = tokio::time::sleep(REST * began.elapsed());
@@ -123,7 +123,7 @@ fn has_same_names(one: &NodeView, other: &NodeView) -> bool {
         && one.members == other.members
 }
 
-/// The sockets, as the view's addresses have it.
+/// The sockets on the view's addresses.
 struct Listening {
     server: Arc<Server>,
     resolvers: Arc<Resolvers>,
@@ -163,8 +163,8 @@ impl Listening {
     }
 }
 
-/// The addresses on which this node's tasks may ask: the gateway on `mesh`, and for tasks without
-/// that interface the node's own address on each network.
+/// The addresses on which this node's tasks reach the name server: the gateway on `mesh`, and for
+/// tasks without an interface there the node's own address on each network.
 pub fn addresses(view: &NodeView) -> BTreeSet<Ipv4Addr> {
     view.networks.values().filter_map(|network| network.node_address).chain(gateway(view)).collect()
 }

@@ -1,6 +1,6 @@
-//! From a question's bytes to its answer, as far as that takes no waiting.
+//! Answers a question's bytes, as far as that needs no waiting.
 //!
-//! Invariant: pure but for the order of addresses, which is random.
+//! Invariant: pure, except for the random order of addresses.
 
 use hickory_proto::op::ResponseCode;
 use rand::seq::SliceRandom as _;
@@ -9,29 +9,29 @@ use super::wire::{self, Question, Transport, Unreadable};
 use super::zone::{Resolution, Zone};
 use crate::task::local::Asker;
 
-/// What a question came to; the label of its counter.
+/// How a question was answered; the label of its counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Ours, with an answer.
+    /// The name is the cluster's and has an answer.
     Answered,
-    /// Ours, and there is nothing of the kind that was asked for.
+    /// The name is the cluster's and has no records of the requested type.
     NoData,
-    /// Ours, and no such name.
+    /// The name could only be the cluster's and does not exist.
     NoName,
-    /// Answered by a resolver of the host.
+    /// A resolver of the host answered.
     Forwarded,
-    /// Refused: of a stranger, beyond a limit, or for the task's own servers to answer.
+    /// Refused: the asker is unknown or exceeds a limit, or its own servers are to answer.
     Refused,
-    /// Not understood, or nobody answered.
+    /// The message can't be parsed, or no resolver answered.
     Failed,
 }
 
 impl Outcome {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 6] =
         [Self::Answered, Self::NoData, Self::NoName, Self::Forwarded, Self::Refused, Self::Failed];
 
-    /// The label in metrics.
+    /// The outcome's label in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -47,17 +47,17 @@ impl Outcome {
 /// The next step for a question.
 #[derive(Debug)]
 pub enum Step {
-    /// Send this.
+    /// Send this answer.
     Reply(Vec<u8>, Outcome),
-    /// Send nothing.
+    /// Send no answer.
     Silence,
-    /// Wait until it is known who asks.
+    /// Wait until the asker is known.
     Wait(Question),
-    /// Ask the host's resolvers.
+    /// Forward the question to the host's resolvers.
     Forward(Question),
 }
 
-/// Answers the question in `bytes` of `asker`; `None` if it is not known yet who asks.
+/// Answers the question in `bytes`. `asker` is `None` if the source address is not known yet.
 pub fn respond(zone: &Zone, asker: Option<&Asker>, bytes: &[u8], transport: Transport) -> Step {
     let question = match wire::read(bytes, transport) {
         Ok(question) => question,

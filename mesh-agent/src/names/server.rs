@@ -1,8 +1,9 @@
-//! Answers questions: at once where the zone knows, later where others must be waited for.
+//! Answers questions: at once from the zone, or later if they must be forwarded or the asker is not
+//! known yet.
 //!
-//! Invariants: a question that must wait holds up no other one. Questions of strangers wait a
-//! moment, a bounded number of them, as a container may ask before its node knows of it; then they
-//! are refused.
+//! Invariants: a question that waits blocks no other. Questions of unknown addresses wait for a
+//! moment, as a container may ask before its node knows of it, and are then refused. Their number
+//! is bounded.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::wire::{Question, Transport};
 use super::zone::Zone;
 use crate::task::local::{Asker, LocalTasks};
 
-/// What every socket of the name server needs to answer.
+/// The state that every socket of the name server needs to answer.
 pub(super) struct Server {
     pub(super) zone: watch::Receiver<Arc<Zone>>,
     pub(super) local: Arc<LocalTasks>,
@@ -40,11 +41,11 @@ pub(super) struct Later {
 
 /// What to do with a question.
 pub(super) enum Answer {
-    /// Send this.
+    /// Send this answer.
     Now(Vec<u8>),
-    /// Send nothing.
+    /// Send no answer.
     Never,
-    /// Wait for [`Server::finish`].
+    /// Call [`Server::finish`] and send its result.
     Later(Box<Later>),
 }
 
@@ -59,7 +60,7 @@ impl Server {
         Self { zone, local, forwarder, door, counts, strangers: Semaphore::new(STRANGERS) }
     }
 
-    /// Answers the question in `bytes`, if that takes no waiting.
+    /// Answers the question in `bytes` if that needs no waiting.
     pub(super) fn begin(&self, source: Ipv4Addr, bytes: &[u8], transport: Transport) -> Answer {
         let since = Instant::now();
         let zone = Arc::clone(&self.zone.borrow());
@@ -76,7 +77,7 @@ impl Server {
         }
     }
 
-    /// The answer to a question that had to wait.
+    /// Answers a question that [`Self::begin`] could not answer at once.
     pub(super) async fn finish(&self, later: Box<Later>) -> Vec<u8> {
         let Later { step, source, since } = *later;
         let (reply, outcome) = match step {
@@ -89,7 +90,7 @@ impl Server {
         reply
     }
 
-    /// Waits until it is known who asks, and answers.
+    /// Waits until the asker is known, then answers.
     async fn introduce(&self, source: Ipv4Addr, question: Question) -> (Vec<u8>, Outcome) {
         let asker = match self.strangers.try_acquire() {
             Ok(_place) => timeout(STRANGER_WAIT, self.meet(source)).await.ok().flatten(),
@@ -107,7 +108,8 @@ impl Server {
         }
     }
 
-    /// Whoever asks from `source`, once it is known; `None` if the agent stops.
+    /// The asker at `source`, as soon as it is known; `None` if it stays unknown or the agent
+    /// stops.
     async fn meet(&self, source: Ipv4Addr) -> Option<Asker> {
         let (mut zone, mut known) = (self.zone.clone(), self.local.subscribe());
         loop {
@@ -124,8 +126,8 @@ impl Server {
         }
     }
 
-    /// Whoever asks from `source`: a task of this node, or a member that the table has on this node
-    /// at that address. `None` if it is nobody, or if its networks are not in the table yet.
+    /// The asker at `source`: a task of this node, or a network member that the table has on this
+    /// node at that address. `None` if there is none, or its networks are not in the table yet.
     fn find(&self, zone: &Zone, source: Ipv4Addr) -> Option<Asker> {
         let asker = self.local.asker_at(source).or_else(|| {
             let networks = zone.scope_of(source)?.to_vec();

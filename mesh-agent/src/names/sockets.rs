@@ -1,9 +1,9 @@
-//! The sockets of the name server: UDP and TCP on one port of each of its addresses.
+//! The sockets of the name server: UDP and TCP on port 53 of each of its addresses.
 //!
-//! Invariants: a socket is bound before its address exists, so an answer is there as soon as a task
-//! can ask. A service may publish the port all the same: the proxy's socket, at all addresses, gets
-//! what comes to the others. A port that another program has is tried again and again. A client by
-//! TCP can keep a connection, but no more of them than its door admits.
+//! Invariants: sockets are bound before their address exists, so the server answers as soon as a
+//! task can ask. A service may still publish the port: the proxy's socket, bound to all addresses,
+//! gets packets to all other addresses. If another program has the port, binding is retried.
+//! TCP clients may keep their connections, up to the limits of the door.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -25,9 +25,9 @@ use tokio_util::task::TaskTracker;
 use super::server::{Answer, Server};
 use super::wire::Transport;
 
-/// How long after a failure the port is tried again.
+/// The pause before a port that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Questions that a queue between the kernel and us may hold.
+/// Length of the queue of TCP connections that the server has not accepted yet.
 const BACKLOG: i32 = 128;
 
 /// Serves tasks at `address` until `stop`.
@@ -65,7 +65,7 @@ pub(super) async fn serve(server: Arc<Server>, address: SocketAddrV4, stop: Canc
     server.counts.leaves(*address.ip());
 }
 
-/// Binds both sockets. The address need not be there yet.
+/// Binds both sockets. The address need not exist yet.
 fn bind(address: SocketAddrV4) -> io::Result<(UdpSocket, TcpListener)> {
     let address = SocketAddr::from(address);
     let udp = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
@@ -76,7 +76,7 @@ fn bind(address: SocketAddrV4) -> io::Result<(UdpSocket, TcpListener)> {
     let tcp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     tcp.set_freebind_v4(true)?;
     tcp.set_reuse_port(true)?;
-    // An earlier agent's connections may still be closing.
+    // Connections of an earlier agent may still be in TIME_WAIT.
     tcp.set_reuse_address(true)?;
     tcp.set_nonblocking(true)?;
     tcp.bind(&address.into())?;
@@ -85,12 +85,12 @@ fn bind(address: SocketAddrV4) -> io::Result<(UdpSocket, TcpListener)> {
 }
 
 async fn serve_datagrams(server: &Arc<Server>, socket: Arc<UdpSocket>, tasks: &TaskTracker) {
-    // One byte more than may come, so that what is longer is seen to be.
+    // One byte more than the limit, so that a longer datagram is recognised.
     let mut buffer = vec![0; QUESTION_BYTES + 1];
     loop {
         let (length, source) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
-            // An ICMP error about an earlier answer, or no memory: not the end of the socket.
+            // An ICMP error about an earlier answer, or lack of memory: the socket is still good.
             Err(error) => {
                 tracing::debug!(%error, "receive a question");
                 tokio::task::yield_now().await;
@@ -134,7 +134,7 @@ async fn serve_connections(
         tasks.spawn(async move {
             let connection = async {
                 let mut connection = Connection { server, stream, from };
-                // A question is in service until its answer is written.
+                // A question counts as in service until its answer is written.
                 while let Some(question) = connection.read().await? {
                     let Ok(_in_service) = place.begin(Call::Short) else { break };
                     connection.answer(&question).await?;
@@ -148,7 +148,7 @@ async fn serve_connections(
     }
 }
 
-/// A client's connection.
+/// A TCP connection of a client.
 struct Connection {
     server: Arc<Server>,
     stream: Admitted<TcpStream>,
@@ -180,7 +180,7 @@ impl Connection {
             }
             Ok(read) => read,
             Err(_) => {
-                // A client may keep its connection for a next question that never comes.
+                // A client that keeps its connection, but sends no further question in time.
                 door.count(Reason::WaitedTooLong);
                 Ok(None)
             }

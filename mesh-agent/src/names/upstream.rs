@@ -1,7 +1,7 @@
-//! The host's resolvers, as `resolv.conf` lists them.
+//! The host's resolvers, as listed in `resolv.conf`.
 //!
-//! Invariants: a change of the file counts from the next question on. A file that can't be read
-//! changes nothing. The addresses on which this server itself listens are never among them.
+//! Invariants: a change of the file applies from the next question on. If the file can't be read,
+//! the last list stays. The addresses of this server itself are never in the list.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_admission::figures::names::RESOLVERS;
 
-/// What tells one content of the file from another.
+/// Identifies a version of the file.
 type Stamp = (i64, i64, u64, u64);
 
 /// The host's resolvers.
@@ -29,22 +29,22 @@ struct State {
     stamp: Option<Stamp>,
     listed: Vec<SocketAddr>,
     own: BTreeSet<Ipv4Addr>,
-    /// Whether the file's last reading failed, which is logged once.
+    /// Whether the last read of the file failed, so that a failure is logged once.
     is_unreadable: bool,
 }
 
 impl Resolvers {
-    /// Those of the file at `path`, which are asked at `port`.
+    /// The resolvers listed in the file at `path`, which are asked at `port`.
     pub(super) fn new(path: PathBuf, port: u16) -> Arc<Self> {
         Arc::new(Self { path, port, state: Mutex::default() })
     }
 
-    /// Leaves out this server's own addresses from now on.
+    /// Excludes this server's own addresses from now on.
     pub(super) fn leave_out(&self, own: BTreeSet<Ipv4Addr>) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).own = own;
     }
 
-    /// The resolvers, in the file's order. Looks whether the file has changed.
+    /// The resolvers in the file's order. Reads the file again if it has changed.
     pub(super) fn now(&self) -> Vec<SocketAddr> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match self.reread(state.stamp) {
@@ -73,7 +73,7 @@ impl Resolvers {
         state.listed.iter().filter(|address| !is_own(address)).copied().collect()
     }
 
-    /// The file's text, if it is not the one with this stamp.
+    /// The file's text and stamp, if the stamp differs from `known`.
     fn reread(&self, known: Option<Stamp>) -> io::Result<Option<(Stamp, String)>> {
         let facts = fs::metadata(&self.path)?;
         let stamp = (facts.mtime(), facts.mtime_nsec(), facts.ino(), facts.size());
@@ -84,8 +84,8 @@ impl Resolvers {
     }
 }
 
-/// The addresses of the lines `nameserver ADDRESS`; without any, this host's own resolver, as for
-/// every other program of the host.
+/// The addresses in lines `nameserver ADDRESS`. Without any, it is the resolver on this host, as
+/// for all other programs.
 fn parse(text: &str, port: u16) -> Vec<SocketAddr> {
     let listed = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -98,7 +98,7 @@ fn parse(text: &str, port: u16) -> Vec<SocketAddr> {
     if listed.is_empty() { vec![(Ipv4Addr::LOCALHOST, port).into()] } else { listed }
 }
 
-/// Reads `192.0.2.1`, `2001:db8::1` or `fe80::1%eth0`.
+/// Parses `192.0.2.1`, `2001:db8::1` or `fe80::1%eth0`.
 fn read_address(word: &str, port: u16) -> Option<SocketAddr> {
     let Some((address, device)) = word.split_once('%') else {
         return word.parse::<IpAddr>().ok().map(|address| (address, port).into());

@@ -1,8 +1,8 @@
-//! DNS messages: questions out of bytes, and answers into bytes.
+//! DNS messages: parses questions and encodes answers.
 //!
-//! Invariants: pure. Whatever the bytes are, the result is a question, a refusal, or nothing. An
-//! answer repeats the question as it was spelled, so that a client that mixes upper and lower case
-//! (0x20) finds its own mix again, and it is no longer than its client takes.
+//! Invariants: pure. Any bytes give a question, a refusal, or nothing. An answer repeats the
+//! question in the client's spelling, so that a client that mixes upper and lower case (0x20)
+//! accepts it, and is no longer than the client allows.
 
 use std::net::Ipv4Addr;
 
@@ -14,19 +14,20 @@ use mesh_admission::figures::names::{ANSWER_BYTES, QUESTION_BYTES};
 use super::index::TASK_TTL;
 use super::zone::{Kind, Resolution};
 
-/// Bytes of a message's header.
+/// Length of a message's header in bytes.
 pub(super) const HEADER: usize = 12;
-/// Bytes of an answer over UDP to a client that names no other number.
+/// The most bytes of an answer over UDP to a client that names no other limit.
 const PLAIN_BYTES: usize = 512;
-/// Bytes of one address in an answer: the name as a pointer, type, class, TTL, length, address.
+/// Length of one address record in an answer: the name as a pointer, type, class, TTL, length,
+/// address.
 const ADDRESS_BYTES: usize = 16;
 
-/// The transport by which a question came.
+/// The transport of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// UDP: answers have a limit.
+    /// UDP, which limits the size of answers.
     Udp,
-    /// TCP.
+    /// TCP, without such a limit.
     Tcp,
 }
 
@@ -41,16 +42,16 @@ pub struct Question {
 /// Why bytes are no question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Too short to be answered, or an answer itself, which is never answered.
+    /// They are too short to be answered, or are an answer themselves, which is never answered.
     Silent,
-    /// Answered by these bytes: what is wrong with it.
+    /// They are answered with these bytes, which say what is wrong.
     Refused(Vec<u8>),
 }
 
-/// Reads a question.
+/// Parses a question.
 ///
 /// # Errors
-/// The bytes are none.
+/// The bytes are no question.
 pub fn read(bytes: &[u8], transport: Transport) -> Result<Question, Unreadable> {
     let header = bytes.first_chunk::<HEADER>().ok_or(Unreadable::Silent)?;
     let is_answer = header[2] & 0x80 != 0;
@@ -62,7 +63,8 @@ pub fn read(bytes: &[u8], transport: Transport) -> Result<Question, Unreadable> 
         return refused(ResponseCode::NotImp);
     }
     let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    // The counts are looked at first: the decoder reserves room for as many questions as they say.
+    // The counts are checked first, as the decoder reserves memory for as many questions as they
+    // claim.
     if count(4) != 1 || count(6) != 0 || count(8) != 0 || bytes.len() > QUESTION_BYTES {
         return refused(ResponseCode::FormErr);
     }
@@ -80,8 +82,8 @@ pub fn read(bytes: &[u8], transport: Transport) -> Result<Question, Unreadable> 
 }
 
 impl Question {
-    /// The name in lower case, without the dot at its end. Bytes that no name of ours has are
-    /// escaped, a dot within a label too.
+    /// The name in lower case, without the dot at its end. Bytes that occur in no name of the
+    /// cluster are escaped, including a dot within a label.
     pub fn key(&self) -> String {
         let mut key = self.name.to_ascii();
         key.make_ascii_lowercase();
@@ -89,7 +91,7 @@ impl Question {
         key
     }
 
-    /// What it asks for.
+    /// The kind of records that it requests.
     pub fn kind(&self) -> Kind {
         match self.record_type() {
             RecordType::A | RecordType::ANY => Kind::Address,
@@ -100,7 +102,7 @@ impl Question {
         }
     }
 
-    /// Bytes that its client takes.
+    /// The most bytes that its client accepts.
     pub fn room(&self) -> usize {
         match (self.transport, &self.message.edns) {
             (Transport::Tcp, _) => usize::from(u16::MAX),
@@ -109,8 +111,7 @@ impl Question {
         }
     }
 
-    /// Answers it with `resolution`, which is ours; with more addresses than there is room for, the
-    /// first of them.
+    /// The answer with `resolution`, with AA. If not all addresses fit, it has the first ones.
     pub fn answer(&self, resolution: &Resolution) -> Vec<u8> {
         let mut message = self.response(ResponseCode::NoError);
         message.metadata.authoritative = true;
@@ -132,7 +133,7 @@ impl Question {
         self.fitted(message)
     }
 
-    /// Answers it with nothing but `code`.
+    /// An answer that has only the response code `code`.
     pub fn refuse(&self, code: ResponseCode) -> Vec<u8> {
         self.fitted(self.response(code))
     }
@@ -154,7 +155,7 @@ impl Question {
         message
     }
 
-    /// The bytes of `message`, without the records that there is no room for.
+    /// Encodes `message`, without the records that do not fit.
     fn fitted(&self, mut message: Message) -> Vec<u8> {
         let most = self.room() / ADDRESS_BYTES;
         if message.answers.len() > most {
@@ -169,7 +170,7 @@ impl Question {
             if over == 0 || (message.answers.is_empty() && message.additionals.is_empty()) {
                 return bytes;
             }
-            // Addresses beside an answer are only a favour; who misses them asks again.
+            // Additional addresses are optional; a client that needs them asks again.
             if message.additionals.is_empty() {
                 let left = message.answers.len().saturating_sub(over.div_ceil(ADDRESS_BYTES));
                 message.answers.truncate(left);
@@ -193,14 +194,15 @@ fn records(name: &Name, addresses: &[Ipv4Addr], ttl: u32) -> Vec<Record> {
     addresses.iter().map(|address| Record::from_rdata(name.clone(), ttl, RData::A(A(*address)))).collect()
 }
 
-/// What we say of ourselves to clients that speak EDNS.
+/// The EDNS record for clients that use EDNS.
 fn own_edns() -> Edns {
     let mut edns = Edns::new();
     edns.set_max_payload(u16::try_from(QUESTION_BYTES).unwrap_or(u16::MAX)).set_version(0);
     edns
 }
 
-/// A header alone, for a message of which no more was understood. `asked` begins with its id.
+/// A message that is a header alone, for one that could not be parsed further. `asked` begins with
+/// the id.
 fn bare(asked: &[u8], code: ResponseCode) -> Vec<u8> {
     let flags = asked.get(2).map_or(0, |flags| flags & 0b0111_1001);
     let mut bytes = vec![0; HEADER];

@@ -1,14 +1,14 @@
-//! The names that this node's tasks can ask for, and their answers.
+//! The zone: all names that this node's tasks can resolve, with their answers.
 //!
 //! Purpose: [`Zone::of`] indexes a view once; [`Zone::resolve`] answers a question by one look-up
-//! in each network of whoever asks. Both are pure.
+//! in each network of the asker. Both are pure.
 //!
-//! Invariants: a zone is never changed, only replaced. What is known of a network is answered only
-//! to members of that network. A name of a service beats the same name of a container, so that
-//! nobody takes over a service by a container's name, alias or hostname.
+//! Invariants: a zone is never changed, only replaced. Names of a network are answered only to
+//! members of that network. A service's name takes precedence over the same name of a container, so
+//! a container's name, alias or hostname can't take over a service.
 //!
-//! Left to others: who asks ([`crate::task::local`]), the wire format ([`super::wire`]), and names that
-//! are none of the cluster's ([`super::forward`]).
+//! Left to others: identifying the asker ([`super::server`]), the wire format ([`super::wire`]),
+//! and foreign names ([`super::forward`]).
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -19,8 +19,8 @@ use mesh_state::ids::{NetworkId, ServiceId};
 use super::index::{Entry, NetworkNames, short_id};
 use crate::view::{BackendState, MemberView, NodeView};
 
-/// Whether a service's name leads to its virtual IP, where it has one. If not, it leads to the
-/// tasks, as in mode `dnsrr`.
+/// Whether a service's name resolves to its virtual IP, if it has one. If `false`, it resolves to
+/// the tasks, as in mode `dnsrr`.
 pub const ANSWER_VIRTUAL_IPS: bool = true;
 
 /// The suffix of reverse names of IPv4 addresses.
@@ -29,26 +29,26 @@ const REVERSE: &str = ".in-addr.arpa";
 /// The kinds of questions that differ in their answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A, or everything there is.
+    /// A, or ANY.
     Address,
     /// PTR.
     Pointer,
     /// SRV.
     Service,
-    /// NS, SOA, DS or DNSKEY, which are about a part of the tree of names, not about a host.
+    /// NS, SOA, DS or DNSKEY, which are about a zone of the DNS and not about a host.
     Delegation,
-    /// Any other.
+    /// Any other type.
     Other,
 }
 
-/// An answer, or why there is none.
+/// The result of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
     /// The name has these addresses.
     Addresses {
         /// At least one.
         addresses: Vec<Ipv4Addr>,
-        /// Seconds for which they may be remembered.
+        /// TTL of the addresses in seconds.
         ttl: u32,
     },
     /// The address has this name.
@@ -56,38 +56,38 @@ pub enum Resolution {
         /// The name, without the dot at its end.
         name: String,
     },
-    /// The service is at this port of the hosts whose name follows the first two labels of the
+    /// The service listens on this port of the hosts whose name follows the first two labels of the
     /// question.
     Port {
         /// The port.
         port: u16,
         /// The hosts' addresses; at least one.
         addresses: Vec<Ipv4Addr>,
-        /// Seconds for which all of that may be remembered.
+        /// TTL of the records in seconds.
         ttl: u32,
     },
-    /// The name exists, and there is nothing of this kind.
+    /// The name exists and has no records of this kind.
     NoData,
-    /// There is no such name, and it is ours to say so.
+    /// The name does not exist, and could only be the cluster's.
     NoName,
-    /// It is none of the cluster's names.
+    /// The name is not the cluster's.
     Foreign,
 }
 
-/// The names of the networks that this node has members on.
+/// The names of the networks on which this node has members or an address.
 #[derive(Debug, Clone, Default)]
 pub struct Zone {
     networks: HashMap<NetworkId, NetworkNames>,
-    /// The network of an address, and the name that it leads back to.
+    /// The network of each address, and the name of a reverse look-up.
     names: HashMap<Ipv4Addr, (NetworkId, String)>,
     /// The networks of this node's members, by each of their addresses.
     scopes: HashMap<Ipv4Addr, Vec<NetworkId>>,
-    /// Networks of the cluster: reverse names of their addresses are never asked outside.
+    /// Subnets of networks and of tasks. Reverse names of their addresses are never forwarded.
     subnets: Vec<Ipv4Net>,
 }
 
 impl Zone {
-    /// Indexes `view`. If `with_virtual_ips` is false, services' names lead to their tasks.
+    /// Indexes `view`. If `with_virtual_ips` is false, names of services resolve to their tasks.
     pub fn of(view: &NodeView, with_virtual_ips: bool) -> Self {
         let here = networks_here(view);
         let mut zone = Self { subnets: subnets(view), ..Self::default() };
@@ -119,7 +119,7 @@ impl Zone {
     }
 
     fn add_member(&mut self, view: &NodeView, member: &MemberView) {
-        // Who is no task has no health: it serves while it is there.
+        // An attached container has no health check: it serves as long as it exists.
         let state = member.state.or(member.service_id.is_none().then_some(BackendState::Active));
         for place in &member.attachments {
             if member.node_id == view.node_id {
@@ -141,19 +141,19 @@ impl Zone {
         }
     }
 
-    /// The networks of the member of this node that has this address on one of them.
+    /// The networks of the member on this node that has this address on one of them.
     pub fn scope_of(&self, address: Ipv4Addr) -> Option<&[NetworkId]> {
         self.scopes.get(&address).map(Vec::as_slice)
     }
 
-    /// Whether it has the names of all these networks.
+    /// Whether the zone has the names of all these networks.
     pub fn has_all(&self, networks: &[NetworkId]) -> bool {
         networks.iter().all(|network| self.networks.contains_key(network))
     }
 
-    /// Answers a question for `name`, which is in lower case and has no dot at its end, by whoever
-    /// is on the networks of `scope`; the first network that has the name answers. If the one who
-    /// asks `has_own_servers`, these are the ones to know names of a single label.
+    /// Resolves `name` (in lower case, without a dot at its end) for an asker on the networks of
+    /// `scope`; the first network that has the name answers. If the asker `has_own_servers`,
+    /// unknown names of a single label are left to these.
     pub fn resolve(&self, scope: &[NetworkId], has_own_servers: bool, name: &str, kind: Kind) -> Resolution {
         if let Some(address) = reversed(name) {
             return self.resolve_address(scope, address, kind);
@@ -174,7 +174,8 @@ impl Zone {
         }
     }
 
-    /// The whole name in each network, then `a.b` of `a.b.c` in the network `c`, then `a` in `b.c`.
+    /// Looks up the whole name in each network, then `a.b` of `a.b.c` in the network `c`, then `a`
+    /// in the network `b.c`.
     fn find(&self, scope: &[NetworkId], name: &str) -> Option<&Entry> {
         let networks = || scope.iter().filter_map(|id| self.networks.get(id));
         networks().find_map(|network| network.get(name)).or_else(|| {
@@ -185,8 +186,8 @@ impl Zone {
         })
     }
 
-    /// Tells names that should be the cluster's from foreign ones. A name of one label is nobody
-    /// else's on the way out: a resolver outside would only learn the names of services.
+    /// Tells names that only the cluster could have from foreign ones. A name of one label is not
+    /// forwarded, as resolvers outside would only learn the names of services.
     fn unknown(&self, scope: &[NetworkId], has_own_servers: bool, name: &str, kind: Kind) -> Resolution {
         let is_single = !name.is_empty() && !name.contains('.');
         if is_single && !has_own_servers && kind != Kind::Delegation {
@@ -209,8 +210,7 @@ impl Zone {
     }
 }
 
-/// The networks that this node has a part in: somebody on this node is a member, or control gave
-/// the node an address there.
+/// The networks on which this node has a member or an address.
 fn networks_here(view: &NodeView) -> HashSet<&NetworkId> {
     let local = view.members.values().filter(|member| member.node_id == view.node_id);
     let joined = local.flat_map(|member| member.attachments.iter().map(|place| &place.network_id));
@@ -238,7 +238,7 @@ fn tasks_by_service<'a>(view: &'a NodeView, here: &HashSet<&NetworkId>) -> Tasks
     tasks
 }
 
-/// The address of a reverse name.
+/// The address in a reverse name.
 fn reversed(name: &str) -> Option<Ipv4Addr> {
     let digits = name.strip_suffix(REVERSE)?;
     let mut octets = [0; 4];

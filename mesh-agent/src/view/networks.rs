@@ -1,5 +1,4 @@
-//! The part of the view that is about networks of users: their subnets, and who has which address
-//! on them.
+//! Users' networks in the view: subnets, virtual IPs, and the holders of addresses.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
@@ -17,13 +16,13 @@ pub struct NetworkView {
     pub id: NetworkId,
     /// Its name.
     pub name: String,
-    /// The number by which the tunnel's packets name it, at least 1.
+    /// The number of the network in tunnel packets, at least 1.
     pub number: u32,
-    /// Its subnet, which overlaps with that of no other network.
+    /// The network's subnet; the subnets of networks don't overlap.
     pub subnet: Ipv4Net,
-    /// The address of its bridge on this node, once control gave one.
+    /// The address of the network's bridge on this node, once control has given one.
     pub node_address: Option<Ipv4Addr>,
-    /// Whether its user asked for no way out.
+    /// Whether the network gives no way out.
     pub internal: bool,
     /// Whether containers that are no tasks may join.
     pub attachable: bool,
@@ -36,34 +35,34 @@ pub struct ServiceNetwork {
     pub network_id: NetworkId,
     /// The service's virtual IP there; absent in mode `dnsrr`.
     pub virtual_ip: Option<Ipv4Addr>,
-    /// Further names of the service there.
+    /// The service's aliases on the network.
     pub aliases: Vec<String>,
 }
 
-/// Whoever has addresses on networks: a task that a node has, or an attached container.
+/// A network member: a task that has a node, or an attached container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberView {
     /// The id of the task or of the attachment.
     pub id: String,
-    /// Its service; absent for an attached container.
+    /// The member's service; absent for an attached container.
     pub service_id: Option<ServiceId>,
     /// The container's name, for example `web.3.<task id>`.
     pub name: String,
-    /// The node that it is on.
+    /// The member's node.
     pub node_id: NodeId,
-    /// Its container; empty until it is made.
+    /// The id of the container; empty until it is created.
     pub container_id: String,
-    /// The container's hostname; empty: the first 12 digits of its id.
+    /// The container's hostname; if empty, it is the first 12 digits of its id.
     pub hostname: String,
-    /// Whether it gets new flows; absent if it doesn't serve, which names leave out.
+    /// Whether it gets new flows; absent if it doesn't serve, so names leave it out.
     pub state: Option<BackendState>,
-    /// Its share of the new flows to its service's virtual IPs; 1 is the default.
+    /// The member's share of new flows to its service's virtual IPs; 1 is the default.
     pub weight: NonZeroU32,
-    /// Its places on networks.
+    /// The member's networks and its address on each.
     pub attachments: Vec<AttachmentView>,
 }
 
-/// A member's place on one network.
+/// A member's attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentView {
     /// The network.
@@ -72,11 +71,11 @@ pub struct AttachmentView {
     pub address: Ipv4Addr,
     /// The member as a backend of its service's virtual IP there; absent in mode `dnsrr`.
     pub backend_id: Option<BackendId>,
-    /// Names there of this member alone.
+    /// Aliases of this member alone on the network.
     pub aliases: Vec<String>,
 }
 
-/// A backend, of a published port or of a virtual IP, and what decides how many new flows it gets.
+/// A backend of a published port or of a virtual IP, with what decides its share of new flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weighted<'a> {
     /// The backend's id.
@@ -90,7 +89,7 @@ pub struct Weighted<'a> {
 }
 
 impl NodeView {
-    /// Every backend: of published ports, and of virtual IPs.
+    /// All backends of published ports and of virtual IPs.
     pub fn weighted(&self) -> impl Iterator<Item = Weighted<'_>> {
         let published = self.backends.values().map(|backend| Weighted {
             id: backend.id,

@@ -1,21 +1,21 @@
-//! Overlay networks: who may send on a network's veth, where the addresses of a network are, and
-//! what tasks must not reach past their networks.
+//! Overlay networks: the identity of each veth, the holders of addresses, and the addresses that
+//! tasks must not reach through `mesh`.
 //!
-//! A network has a number of 16 bits, at least 1, which stands in the tunnel's VNI. IPv4 addresses
-//! are given as their octets lie in memory ([`u32::from_ne_bytes`]).
+//! A network has a number of 16 bits, at least 1, which is in the VNI of its tunnel packets. IPv4
+//! addresses are integers whose bytes in memory are the octets ([`u32::from_ne_bytes`]).
 
 use super::Mac;
 use super::layout::abi_struct;
 
-/// The MAC address that every address of a network which is not on this node has for the tasks
-/// here: those of tasks on other nodes, and virtual IPs. Programs answer ARP requests for them with
-/// it, and it is the source of frames out of the tunnel. Locally administered.
+/// The MAC address that tasks see for every address on a network that is not on this node: those of
+/// tasks on other nodes, and virtual IPs. Programs answer ARP requests for such addresses with it,
+/// and set it as the source of frames that leave the tunnel. Locally administered.
 pub const MESH_MAC: Mac = Mac([0x02, 0x6d, 0x65, 0x73, 0x68, 0x00]);
 
 abi_struct! {
-    /// Value of [`super::names::LINKS`]; the key is the ifindex of the host-side veth by which a
-    /// task is connected to a network. It says as whom the task may send there. All packets of a
-    /// veth without an entry are dropped.
+    /// Value of [`super::names::LINKS`]: as whom a task may send on a network. The key is the
+    /// ifindex of the host-side veth that connects the task to the network. All packets from a veth
+    /// without an entry are dropped.
     pub struct Link [32] {
         /// The network's number; 0: nothing may be sent.
         pub network: u32,
@@ -29,8 +29,8 @@ abi_struct! {
         pub mac: Mac,
         /// No flag is defined yet: always zero.
         pub flags: u16,
-        /// The task's id as a backend of its service's virtual IP there; 0: it is none. The same as
-        /// [`Endpoint::backend`] of its address.
+        /// The task's id as a backend of its service's virtual IP there; 0: it is no backend. The
+        /// same as [`Endpoint::backend`] of its address.
         pub backend: u32,
         /// Padding; always zero.
         pub reserved: u32,
@@ -38,7 +38,7 @@ abi_struct! {
 }
 
 impl Link {
-    /// Whether a packet to this address stays on the node's bridge of the network: a multicast or
+    /// Whether a packet to this address stays on the network's bridge of this node: a multicast or
     /// broadcast address.
     #[inline(always)]
     pub const fn is_broadcast(&self, destination: u32) -> bool {
@@ -49,7 +49,7 @@ impl Link {
 }
 
 abi_struct! {
-    /// Key of [`super::names::ENDPOINTS`] and [`super::names::VIRTUAL_IPS`]: an address of a
+    /// Key of [`super::names::ENDPOINTS`] and [`super::names::VIRTUAL_IPS`]: an address on a
     /// network.
     pub struct EndpointKey [8] {
         /// The network's number.
@@ -60,7 +60,7 @@ abi_struct! {
 }
 
 impl EndpointKey {
-    /// The key of an address, given by its octets.
+    /// The key of an address given by its octets.
     #[inline(always)]
     pub const fn new(network: u32, octets: [u8; 4]) -> Self {
         Self { network, address: u32::from_ne_bytes(octets) }
@@ -68,19 +68,19 @@ impl EndpointKey {
 }
 
 abi_struct! {
-    /// Value of [`super::names::ENDPOINTS`]: who has an address of a network. A virtual IP has no
-    /// entry here, but one in [`super::names::VIRTUAL_IPS`].
+    /// Value of [`super::names::ENDPOINTS`]: the holder of an address on a network. A virtual IP
+    /// has no entry here, but in [`super::names::VIRTUAL_IPS`].
     pub struct Endpoint [24] {
-        /// Index of the node in [`super::names::NODES`] that has the address; 0: this node.
+        /// Index in [`super::names::NODES`] of the node that has the address; 0: this node.
         pub node: u32,
-        /// ifindex of the task's host-side veth on the network, of a task of this node only; 0: the
+        /// ifindex of the task's host-side veth on the network, for a task of this node; 0: the
         /// task is not connected yet, or the address is the node's own.
         pub ifindex: u32,
-        /// The MAC address of the task's interface on the network, of a task of this node only.
+        /// MAC address of the task's interface on the network, for a task of this node.
         pub mac: Mac,
         /// Bits of [`endpoint_flag`].
         pub flags: u16,
-        /// The task's id as a backend of its service's virtual IP there; 0: it is none.
+        /// The task's id as a backend of its service's virtual IP there; 0: it is no backend.
         pub backend: u32,
         /// Padding; always zero.
         pub reserved: u32,
@@ -89,8 +89,8 @@ abi_struct! {
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flag {
-    /// The address is that of the network's bridge on this node. Tasks here may send to it; it is
-    /// no task's.
+    /// The address is that of the network's bridge on this node and no task's. Tasks here may send
+    /// to it.
     pub const BRIDGE: u16 = 1;
 }
 
@@ -109,9 +109,9 @@ impl Endpoint {
 }
 
 abi_struct! {
-    /// Key of [`super::names::ISOLATED`] after its prefix length, which counts the 96 bits of the
-    /// v4-mapped prefix for IPv4: addresses that tasks must not send to by their veth on `mesh`, or
-    /// an exception to a wider prefix.
+    /// Key of [`super::names::ISOLATED`] after its prefix length, which includes the 96 bits of the
+    /// v4-mapped prefix for IPv4: addresses to which tasks must not send by their veth on `mesh`,
+    /// or an exception to a wider prefix.
     pub struct IsolatedKey [16] {
         /// The prefix, as in [`super::Address`].
         pub network: [u8; 16],
@@ -119,14 +119,14 @@ abi_struct! {
 }
 
 impl IsolatedKey {
-    /// Prefix length of a whole key, that is of a single address.
+    /// Prefix length of a single address.
     pub const BITS: u32 = 8 * size_of::<Self>() as u32;
 }
 
-/// Value of [`super::names::ISOLATED`] for addresses that tasks may send to, inside of a wider
-/// prefix that they may not.
+/// Value of [`super::names::ISOLATED`] for addresses to which tasks may send although they are in a
+/// wider prefix of isolated addresses.
 pub const REACHABLE: u32 = 0;
-/// Value of [`super::names::ISOLATED`] for addresses that tasks must not send to.
+/// Value of [`super::names::ISOLATED`] for addresses to which tasks must not send.
 pub const ISOLATED: u32 = 1;
 
 #[cfg(test)]

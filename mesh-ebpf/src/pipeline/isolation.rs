@@ -1,6 +1,6 @@
-//! What a task must not send by its veth on `mesh`: that network joins no tasks. A task has its way
-//! out there, and its published ports are served there; other tasks it reaches over networks that
-//! both are on.
+//! Isolation on `mesh`: drops what a task sends by its veth there to other tasks or to networks.
+//! `mesh` gives a task its way out and serves its published ports; tasks reach each other only over
+//! networks that both are on.
 
 use super::dropped;
 use crate::abi::{Address, Direction, DropReason};
@@ -13,8 +13,8 @@ use crate::verdict::Fate;
 const ROUTER_SOLICITATION: u8 = 133;
 const REDIRECT: u8 = 137;
 
-/// The last step for a packet that a task sent and that is no reply of a flow: drops it if it goes
-/// to another task or to a network, else passes it to the host stack.
+/// The last step for a packet from a task that is no reply of a flow: drops it if its destination
+/// is another task or a network, else passes it to the host stack.
 #[inline(always)]
 pub(super) fn pass<P: Packet, L: Lookups>(packet: &P, lookups: &L) -> Fate {
     match destination(packet) {
@@ -25,8 +25,8 @@ pub(super) fn pass<P: Packet, L: Lookups>(packet: &P, lookups: &L) -> Fate {
     }
 }
 
-/// The destination of an IP packet that isolation concerns, be it whole or a fragment; `None` for
-/// any other packet and for neighbour discovery.
+/// The destination of an IP packet, whole or a fragment; `None` for packets that isolation doesn't
+/// check: neighbour discovery, and frames that are not IP.
 #[inline(always)]
 fn destination<P: Packet>(packet: &P) -> Option<Address> {
     const IP: usize = eth::LEN;
@@ -38,11 +38,11 @@ fn destination<P: Packet>(packet: &P) -> Option<Address> {
     }
 }
 
-/// Whether this IPv6 packet is one of neighbour discovery, which a link can't do without.
+/// Whether this IPv6 packet is neighbour discovery, without which a link doesn't work.
 #[inline(always)]
 pub(super) fn is_neighbour_discovery<P: Packet>(packet: &P) -> bool {
     const FIRST: usize = ipv6::NEXT_HEADER;
-    // Read in one piece: with two reads, the verifier finds the second one's byte undefined on the
+    // One read instead of two: with two, the verifier finds the second one's byte undefined on the
     // path where only the first one fails.
     match packet.read_bytes::<{ ipv6::LEN + 1 - FIRST }>(eth::LEN + FIRST) {
         Some([protocol, .., kind]) => {

@@ -1,14 +1,14 @@
-//! Overlay networks, by address: what a task sends by its veth on a network, and what comes out of
-//! the tunnel for one.
+//! Overlay networks, by address: packets that a task sends by its veth on a network, and packets of
+//! networks out of the tunnel.
 //!
-//! On a node, a network is a bridge; tasks of one node reach each other over it. What is elsewhere
-//! has one MAC address for them, [`MESH_MAC`]: programs answer ARP requests for it, and take the
-//! packets into the tunnel, whose VNI is the network's number. At the other end, network and
-//! address name the veth. Nothing is flooded, and nothing is translated: for virtual IPs see
-//! [`super::virtual_ip()`].
+//! On a node, a network is a bridge, over which its tasks there reach each other. For them, all
+//! addresses elsewhere have one MAC, [`MESH_MAC`]: programs answer ARP requests with it, and send
+//! packets to these addresses through the tunnel with the network's number in the VNI. At the other
+//! end, network and address select the veth. Nothing is flooded, and nothing is translated; for
+//! virtual IPs see [`super::virtual_ip()`].
 //!
-//! A task may send as itself only, which is checked at its own veth. The receiving node checks that
-//! the sending node has the source address.
+//! A task can only send as itself, which its own veth's program checks. The receiving node checks
+//! that the sending node has the source address.
 
 use super::encapsulation::{encapsulate, is_congested, is_fragment};
 use super::{Origin, dropped, is_too_big, isolation, member, owner, virtual_ip};
@@ -41,7 +41,7 @@ pub fn overlay<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     }
 }
 
-/// The fate of a packet that [`overlay`]'s program can't read, as it has a VLAN tag.
+/// Drops a packet that [`overlay`]'s program can't parse, as it has a VLAN tag.
 #[inline(always)]
 pub fn overlay_tagged<L: Lookups>(lookups: &L) -> Fate {
     refused(lookups, DropReason::Isolated)
@@ -53,8 +53,8 @@ fn refused<L: Lookups>(lookups: &L, reason: DropReason) -> Fate {
     dropped(lookups, reason, Direction::Request)
 }
 
-/// Handles an ARP packet: a request for an address that is not on this node is answered by the veth
-/// that it came in by; what concerns tasks of this node is the bridge's.
+/// Handles an ARP packet: a request for an address that is not on this node is answered on the same
+/// veth; all other ARP is left to the bridge.
 #[inline(always)]
 fn resolve<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
     let Some(arp) = arp::parse(packet) else {
@@ -110,8 +110,8 @@ fn send<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config, lin
     }
 }
 
-/// Leaves a packet for a task of this node, or for the node itself, to the bridge. The sender may
-/// still know the address as one of another node: then the program does what the bridge can't.
+/// Leaves a packet for a task of this node, or for the node itself, to the bridge. If the sender
+/// still has `MESH_MAC` for an address that was on another node, the program delivers it instead.
 #[inline(always)]
 pub(super) fn to_neighbour<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, endpoint: &Endpoint) -> Fate {
     let destination = packet.read_bytes::<6>(eth::DESTINATION);
@@ -125,8 +125,8 @@ pub(super) fn to_neighbour<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, e
     }
 }
 
-/// Takes a packet into the tunnel to the node that has its destination. The packet itself stays as
-/// it is, its TTL as well: all of the network is one link.
+/// Sends a packet through the tunnel to the node that has its destination. The packet does not
+/// change, nor does its TTL, as a network is one link.
 #[inline(always)]
 fn to_node<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -139,7 +139,7 @@ fn to_node<P: Packet, L: Lookups>(
         return refused(lookups, DropReason::UnknownNode);
     };
     let tunnel = Tunnel { peer, vni: Vni::network(network) };
-    // Fragments, and what is neither TCP nor UDP.
+    // Fragments, and other protocols than TCP and UDP.
     let Some(segment) = Segment::parse(packet, 0) else {
         return Fate::via_device(tunnel.peer, tunnel.vni);
     };
@@ -171,7 +171,7 @@ pub fn network_decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, o
     if fate == Fate::PASS { member::to_device(packet, lookups, origin.vni, Direction::Request) } else { fate }
 }
 
-/// Decapsulates a packet and delivers it, if the program can; [`Fate::PASS`] if it can't.
+/// Decapsulates a packet and delivers it if the program can; else [`Fate::PASS`].
 #[inline(always)]
 fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin) -> Fate {
     let Some(sender) = lookups.peer(&origin.address()) else {
@@ -181,8 +181,8 @@ fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Ori
     if let Some(reason) = arrival.refused {
         return refused(lookups, reason);
     }
-    // The task accepts a TCP packet that stands for several as it is; only the device knows how to
-    // take others apart. An error to be translated is for another program.
+    // A task accepts a GSO packet of TCP as it is; only the device can split others. Errors that
+    // must be translated are for another program.
     let is_in_pieces = packet.segment_size() != 0 && arrival.protocol != protocol::TCP;
     let is_for_other = arrival.backend != 0 && arrival.protocol == icmp::PROTOCOL_V4;
     if is_in_pieces || is_for_other || packet.pull_outer().is_none() {
@@ -219,7 +219,7 @@ pub(super) struct Arrival {
     pub(super) refused: Option<DropReason>,
     /// The network's number.
     pub(super) network: u32,
-    /// The sender's id as a backend of a virtual IP; 0: it is none.
+    /// The sender's id as a backend of a virtual IP; 0: it is no backend.
     pub(super) backend: u32,
     /// ifindex of the receiving task's veth.
     pub(super) ifindex: u32,
@@ -230,8 +230,8 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// Judges the packet whose frame begins at `frame`: its source must be an address of the node
-    /// with index `sender` on that network, its destination that of a task of this node.
+    /// Checks the packet whose frame begins at `frame`: the node with index `sender` must have its
+    /// source on that network, and a task of this node its destination.
     #[inline(always)]
     pub(super) fn judge<P: Packet, L: Lookups>(
         packet: &P,
@@ -250,7 +250,7 @@ impl Arrival {
             mac: Mac::NONE,
             protocol: 0,
         };
-        // Read in one piece: with two reads, the verifier finds the second one's bytes undefined on
+        // One read instead of two: with two, the verifier finds the second one's bytes undefined on
         // the path where only the first one fails.
         let Some(bytes) = packet.read_bytes::<{ IP + ipv4::LEN }>(frame + eth::TYPE) else {
             return none(DropReason::Malformed);

@@ -1,4 +1,4 @@
-//! Packets of networks that stand for several, and those that only the VXLAN device can handle.
+//! Tests of GSO packets on networks, and of packets that only the VXLAN device can handle.
 
 use crate::abi::{Direction, flow_event};
 use crate::parse::{eth, ipv4};
@@ -57,7 +57,7 @@ fn a_flow_to_a_virtual_ip_is_counted_at_the_clients_node() {
         named("virtual IP: a SYN for a task of another node, its MSS clamped, by the device");
     let (reply, _) = named("virtual IP: a reply");
     request.hook.run(&mut frame(&request, 0), &tables);
-    // The reply is data; what counts is that it is the first one.
+    // The reply has data; the test needs the first reply of the flow.
     reply.hook.run(&mut frame(&reply, 0), &tables);
     let counted = tables.counted.borrow();
     assert_eq!(counted.opened.get(&4), Some(&1), "opened");

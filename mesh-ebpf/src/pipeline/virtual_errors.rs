@@ -1,5 +1,5 @@
-//! ICMP errors of backends of virtual IPs about what tasks of this node sent: translated back, like
-//! replies ([`super::virtual_ip()`]), along the flow that they quote.
+//! ICMP errors from backends of virtual IPs about packets of this node's tasks: translated back
+//! like replies ([`super::virtual_ip()`]), along the flow of the packet that they quote.
 
 use super::network::{Arrival, to_neighbour};
 use super::virtual_ip::Restored;
@@ -12,7 +12,7 @@ use crate::parse::{eth, ipv4};
 use crate::rewrite::{self, Side, Translation};
 use crate::verdict::Fate;
 
-/// Tail call of [`super::virtual_reply`]: an error for another task of this node.
+/// Tail call of [`super::virtual_reply`]: an ICMP error for another task of this node.
 #[inline(always)]
 pub fn virtual_reply_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
     const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
@@ -36,7 +36,7 @@ pub fn virtual_reply_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, e
     }
 }
 
-/// Tail call of [`super::virtual_tunnel`]: an error out of the VXLAN device.
+/// Tail call of [`super::virtual_tunnel`]: an ICMP error from the VXLAN device.
 #[inline(always)]
 pub fn virtual_tunnel_error<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -58,9 +58,9 @@ pub fn virtual_tunnel_error<P: Packet, L: Lookups>(
     arrival.deliver(packet, lookups)
 }
 
-/// Makes the virtual IP the source of an error of the backend with this id, and the destination of
-/// the packet that the error quotes, if that was a packet of a flow to the virtual IP. An error
-/// about a packet by address stays as it is.
+/// If the quoted packet belongs to a flow to a virtual IP, makes the virtual IP the source of the
+/// error and the destination of the quoted packet. `id` is the backend id of the error's sender. An
+/// error about a packet by address does not change.
 #[inline(always)]
 fn restore<P: Packet, L: Lookups>(
     packet: &mut P,

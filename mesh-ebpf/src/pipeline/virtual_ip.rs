@@ -1,13 +1,13 @@
-//! Virtual IPs: all ports of one address of a network lead to the tasks of a service there.
+//! Virtual IPs: connections to any port of a service's address on a network go to its tasks there.
 //!
-//! The client's node selects the backend, as the ingress node does for a published port, keeps the
-//! flow ([`FlowKey::to_virtual_ip`]) and replaces the destination. To the tunnel and to the
-//! backend's node the packet is one between two tasks: the backend sees the client's own address.
-//! Replies come back the same way, and the client's node replaces their source: it finds the flow
-//! by the virtual IP that the backend's entry names, so no translation is stored.
+//! The client's node selects the backend, as the ingress node does for a published port, records
+//! the flow ([`FlowKey::to_virtual_ip`]) and rewrites the destination (DNAT). For the tunnel and
+//! the backend's node, the packet is one between two tasks: the backend sees the client's own
+//! address. Replies take the same way, and the client's node rewrites their source: it finds the
+//! flow by the virtual IP in the backend's entry, so no NAT entry is needed.
 //!
-//! A task that reaches itself would not accept its own address as a source: it sees the virtual IP
-//! as the client.
+//! A task would not accept a packet with its own address as the source. So a task that connects to
+//! itself sees the virtual IP as the client.
 
 use super::encapsulation::encapsulate;
 use super::ingress::{self, Choice};
@@ -43,8 +43,8 @@ pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])
 }
 
-/// Handles a packet to a virtual IP that is no whole TCP or UDP packet: answers an echo request,
-/// and drops the rest.
+/// Handles a packet to a virtual IP that is no whole TCP or UDP packet: answers echo requests, and
+/// drops the rest.
 #[inline(always)]
 fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
     if fragment::is_fragment(packet) {
@@ -56,7 +56,7 @@ fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Li
     }
 }
 
-/// Turns an ICMP echo request into its reply; `None` for any other packet.
+/// Turns an ICMP echo request into its reply; `None` for other packets.
 #[inline(always)]
 fn answer_echo<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
     const ICMP: usize = eth::LEN + ipv4::LEN;
@@ -74,8 +74,8 @@ fn answer_echo<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
     packet.write_bytes(ICMP, &[kind, code, c0, c1])
 }
 
-/// Exchanges source and destination of a packet that goes back to the task that sent it. No
-/// checksum changes.
+/// Exchanges source and destination of a packet that returns to the task that sent it. No checksum
+/// changes.
 #[inline(always)]
 fn turn_around<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
     const SOURCE: usize = eth::LEN + ipv4::SOURCE;
@@ -160,7 +160,7 @@ fn forward<P: Packet, L: Lookups>(
     destination
 }
 
-/// Selects the backend of a new flow and stores the flow.
+/// Selects the backend of a new flow and records the flow.
 #[inline(always)]
 fn open<'a, P: Packet, L: Lookups>(
     packet: &P,
@@ -181,7 +181,7 @@ fn open<'a, P: Packet, L: Lookups>(
     ingress::record_flow(packet, lookups, key, service.index, id, flow_event::SYN, sequence)
 }
 
-/// Returns a packet of a task's connection to itself.
+/// Delivers a packet of a task's connection to itself.
 #[inline(always)]
 fn turn_back<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Destination {
     Destination::decided(match turn_around(packet, link) {
@@ -190,8 +190,8 @@ fn turn_back<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) ->
     })
 }
 
-/// Whether the packet is a reply in a connection that the task made to itself: to the task, the
-/// virtual IP is the client. Records and counts it.
+/// Whether the packet is a reply in a task's connection to itself, in which the task sees the
+/// virtual IP as the client. If so, records and counts it.
 #[inline(always)]
 fn is_own_reply<P: Packet, L: Lookups>(packet: &P, lookups: &L, link: &Link, segment: &Segment) -> bool {
     let transport = &segment.transport;
@@ -204,28 +204,28 @@ fn is_own_reply<P: Packet, L: Lookups>(packet: &P, lookups: &L, link: &Link, seg
     reply::account_of(packet, lookups, segment, &key, link.backend)
 }
 
-/// What became of a packet from a backend. Both fields are always written: see [`Fate`].
+/// The result for a packet from a backend. Both fields are always written: see [`Fate`].
 pub(super) struct Restored {
-    /// Whether it is a reply of a flow to the virtual IP, whose source is that now.
+    /// Whether it is a reply of a flow to the virtual IP, which is its source now.
     pub(super) is_reply: bool,
-    /// Why it is dropped; `None` if it isn't.
+    /// Why the packet is dropped; `None` if it isn't.
     pub(super) refused: Option<DropReason>,
 }
 
 impl Restored {
-    /// The packet is one between two addresses, and stays as it is.
+    /// The packet is one between two addresses, and does not change.
     pub(super) const BY_ADDRESS: Self = Self { is_reply: false, refused: None };
 
-    /// The packet is a reply of a flow; `is_written` tells whether its source could be replaced.
+    /// The packet is a reply of a flow. `is_written` says whether its source could be rewritten.
     #[inline(always)]
     pub(super) const fn reply(is_written: bool) -> Self {
         Self { is_reply: true, refused: if is_written { None } else { Some(DropReason::Malformed) } }
     }
 }
 
-/// Replaces the source of a packet from the backend with this id by the virtual IP, if it is a
-/// reply of a flow of this node's task. A packet by address stays as it is. So does one of a
-/// backend that the flow has left: the client knows nothing of that backend.
+/// If the packet from this backend is a reply to a flow of this node's task, rewrites its source to
+/// the virtual IP. A packet by address does not change. Neither does a packet of a backend that the
+/// flow has left, as the client does not know that backend.
 #[inline(always)]
 fn restore<P: Packet, L: Lookups>(
     packet: &mut P,
@@ -252,7 +252,7 @@ fn restore<P: Packet, L: Lookups>(
     Restored::reply(translate(packet, segment, Side::Source, virtual_ip).is_some())
 }
 
-/// Replaces the address on one side; ports stay.
+/// Rewrites the address on one side; ports stay.
 #[inline(always)]
 fn translate<P: Packet>(packet: &mut P, segment: &Segment, side: Side, address: Address) -> Option<()> {
     let transport = &segment.transport;

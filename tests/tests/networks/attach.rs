@@ -1,4 +1,4 @@
-//! Containers that are no tasks and want a cluster network.
+//! Containers that are no tasks: the cluster's networks refuse them.
 
 use anyhow::{Result, ensure};
 use mesh_lab::cluster::Docker;

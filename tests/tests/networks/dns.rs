@@ -1,4 +1,4 @@
-//! A small DNS client (RFC 1035): it asks one question of one server and understands the records
+//! A small DNS client (RFC 1035) that sends one question to one server and parses the record types
 //! that mesh serves.
 
 use std::io::{Read as _, Write as _};
@@ -7,46 +7,46 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// How long an answer may take.
+/// The time that an answer may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 53;
 const ID: u16 = 0x6d65;
 const HEADER_BYTES: usize = 12;
 const MESSAGE_BYTES_MAX: usize = 4096;
-/// As many jumps as a name of compressed labels can need.
+/// The most compression pointers that a name can need.
 const JUMPS_MAX: usize = 127;
 
 pub(crate) const NOERROR: u8 = 0;
 pub(crate) const NXDOMAIN: u8 = 3;
 
-/// What is asked.
+/// The name or address to ask for, by record type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question<'a> {
-    /// Its IPv4 addresses.
+    /// IPv4 addresses of a name.
     A(&'a str),
-    /// Its IPv6 addresses.
+    /// IPv6 addresses of a name.
     Aaaa(&'a str),
-    /// The name of an address.
+    /// Names of an address.
     Ptr(Ipv4Addr),
 }
 
-/// What it is asked over.
+/// The transport of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Udp,
     Tcp,
 }
 
-/// What was answered.
+/// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reply {
-    /// 0 is NOERROR, 3 NXDOMAIN.
+    /// The response code: 0 is NOERROR, 3 NXDOMAIN.
     pub(crate) code: u8,
-    /// Of A records, in order.
+    /// Addresses in A records, in order.
     pub(crate) addresses: Vec<Ipv4Addr>,
-    /// Of PTR records.
+    /// Names in PTR records.
     pub(crate) names: Vec<String>,
-    /// Records of any type in the answer section.
+    /// Number of records of any type in the answer section.
     pub(crate) records: u16,
 }
 
@@ -71,7 +71,7 @@ impl Question<'_> {
 
     fn encode(self) -> Result<Vec<u8>> {
         let mut message = Vec::from(ID.to_be_bytes());
-        // Recursion is desired; one question.
+        // The bit RD (recursion desired), and one question.
         message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         for label in self.name().split('.') {
             message.push(u8::try_from(label.len()).context("a label is too long")?);
@@ -84,7 +84,7 @@ impl Question<'_> {
     }
 }
 
-/// Asks the server from where the calling thread stands.
+/// Asks the server from the calling thread's network namespace.
 pub(crate) fn ask(
     server: Ipv4Addr,
     question: Question<'_>,
@@ -157,7 +157,7 @@ fn u16_at(message: &[u8], at: usize) -> Result<u16> {
     Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
-/// The name at an offset, and where what follows it begins.
+/// The name at an offset, and the offset after it.
 fn name_at(message: &[u8], begin: usize) -> Result<(String, usize)> {
     let (mut labels, mut at, mut end) = (Vec::new(), begin, None);
     for _ in 0..JUMPS_MAX {

@@ -1,4 +1,4 @@
-//! Tasks that share no network do not reach each other by any address; published ports are for all.
+//! Tasks that share no network don't reach each other by any address; published ports are for all.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -9,10 +9,10 @@ use crate::shop::Shop;
 use crate::task::{Task, Way};
 
 const BACK: &str = "shop_back";
-/// The engine's network through which tasks reach the outside.
+/// The engine's network by which tasks reach the outside.
 const MESH: &str = "mesh";
 
-/// Who is to be reached by which address, or not.
+/// A client task, and an address of a server task that it tries.
 struct Case<'a> {
     from: &'a Task,
     to: &'a Task,
@@ -20,8 +20,8 @@ struct Case<'a> {
     which: &'static str,
 }
 
-/// A stranger tries the address on the network, the address on `mesh`, and the virtual IP, of a
-/// task on its node and of one on another node. A member reaches the same servers meanwhile.
+/// A stranger tries three addresses of a task on its own node and of one on another node: on the
+/// network, on `mesh`, and the virtual IP. Members of the network reach the same servers.
 pub(crate) fn strangers_reach_nothing(shop: &Shop) -> Result<()> {
     let (echoes, strangers) = (shop.tasks("echo")?, shop.tasks("stranger")?);
     let nodes: Vec<&String> = echoes.keys().take(2).collect();
@@ -46,7 +46,8 @@ pub(crate) fn strangers_reach_nothing(shop: &Shop) -> Result<()> {
     published_ports_are_for_all(shop, stranger)
 }
 
-/// Tries every case in every way at once, so that silence is waited for only once.
+/// Tries every case over every protocol concurrently, so that the test waits for timeouts only
+/// once.
 fn all(cases: &[Case<'_>], expected: bool) -> Result<()> {
     let wrong = std::thread::scope(|scope| {
         let tried: Vec<_> = cases
@@ -79,7 +80,7 @@ fn outcome(reached: bool) -> &'static str {
     if reached { "an answer" } else { "none" }
 }
 
-/// The stranger is a client of the page as any other.
+/// A stranger reaches the published page like any other client.
 fn published_ports_are_for_all(shop: &Shop, stranger: &Task) -> Result<()> {
     for node in &shop.cluster.record.nodes {
         let server = SocketAddrV4::new(node.ip, crate::page::PORT);

@@ -1,7 +1,7 @@
-//! Networks and names, by a real stack: a shop of nginx, PHP-FPM, MariaDB and Redis whose parts
-//! find each other by name; and containers that are no tasks.
+//! Networks and names, tested with a real stack: a shop of nginx, PHP-FPM, MariaDB and Redis whose
+//! services find each other by name; and containers that are no tasks.
 //!
-//! The stack is deployed once; every check on it is tried, and all that failed are told.
+//! The stack is deployed once; every check on it runs, and all failures are reported.
 #![cfg(feature = "cluster")]
 
 mod attach;
@@ -19,7 +19,7 @@ use mesh_tests::{PATIENCE, Service, cluster};
 
 use crate::shop::Shop;
 
-/// What is tried, in this order: those that move tasks come last.
+/// The checks in order; those that move tasks come last.
 const CHECKS: [Check; 9] = [
     Check { name: "every node shows the page, which wrote and read by name", run: page::everywhere },
     Check { name: "names are those of Swarm", run: names::are_swarms },
@@ -32,7 +32,7 @@ const CHECKS: [Check; 9] = [
     Check { name: "the database moves, the page recovers", run: page::recovers_from_a_drain },
 ];
 
-/// An assertion about the running shop.
+/// A check on the running shop.
 struct Check {
     name: &'static str,
     run: fn(&Shop) -> Result<()>,
@@ -72,7 +72,7 @@ fn names_outlive_the_agent() -> Result<()> {
     names::outlive_the_agent(&cluster)
 }
 
-/// The userspace datapath carries no networks: a service that wants one waits, and says for what.
+/// The userspace datapath carries no networks: a task of a service on one waits, and shows why.
 fn userspace_refuses(cluster: &Cluster) -> Result<()> {
     let docker = cluster.docker()?;
     let network = shop::Network::create(cluster, "unserved", &[])?;

@@ -1,4 +1,4 @@
-//! Which names a task finds, and which not.
+//! Names that a task resolves, and names that it must not resolve.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -16,11 +16,11 @@ use crate::shop::{self, Network, Shop};
 use crate::task::{self, Task, Way};
 
 const BACK: &str = "shop_back";
-/// How long names may go unanswered when an agent dies and is started again.
+/// The longest time without answers when an agent is killed and started again.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
-/// Each name of the database and of the tasks beside it, asked by a task on the database's node and
-/// by one on another node.
+/// Each name of the database and of the tasks beside it resolves, for a task on the database's node
+/// and for one on another node.
 pub(crate) fn are_swarms(shop: &Shop) -> Result<()> {
     let database = shop.task("db")?;
     let virtual_ip = shop.virtual_ip("db", "back")?;
@@ -52,8 +52,8 @@ pub(crate) fn are_swarms(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// A task knows the names of its own networks, and no others: those are asked of the host's
-/// resolver, if they may be somebody's out there.
+/// A task resolves names of its own networks only. Other names are forwarded to the host's resolver
+/// if they could exist outside of the cluster.
 pub(crate) fn end_with_their_network(shop: &Shop) -> Result<()> {
     let web = shop.task("web")?;
     let database = shop.task("db")?;
@@ -72,13 +72,13 @@ pub(crate) fn end_with_their_network(shop: &Shop) -> Result<()> {
             ensure!(reply.names.is_empty(), "{} knows {address}: {reply:?}", asker.name);
         }
     }
-    // On both networks: each of its names once.
+    // A task on both networks resolves names of each.
     let php = shop.task("php")?;
     finds(&php, "db", &[shop.virtual_ip("db", "back")?])?;
     finds(&php, "web", &[shop.virtual_ip("web", "front")?])
 }
 
-/// `getent hosts` in the PHP container, as a person would look.
+/// `getent hosts` in the PHP container uses the C library's resolver.
 pub(crate) fn by_the_c_library(shop: &Shop) -> Result<()> {
     let php = shop.task("php")?;
     let engine = Docker::towards(&shop.cluster.node(&php.node)?.mesh_host);
@@ -91,8 +91,8 @@ pub(crate) fn by_the_c_library(shop: &Shop) -> Result<()> {
     engine.refused(&["exec", &php.container, "getent", "hosts", "nobody"]).map(drop)
 }
 
-/// Kills the agent under a task, and starts it again: virtual IPs go on meanwhile, and a question
-/// that is asked in the meantime is answered in time.
+/// Kills the agent under a task and starts it again: the virtual IP answers meanwhile, and a
+/// question asked meanwhile is answered in time.
 pub(crate) fn outlive_the_agent(cluster: &Cluster) -> Result<()> {
     let network = Network::create(cluster, "lasting", &[])?;
     let create = |name, node: &str| {
@@ -134,7 +134,7 @@ fn until_answered(resolver: Ipv4Addr, name: &str, begun: Instant) -> Result<Dura
     }
 }
 
-/// `name` is these addresses, in any order.
+/// `name` resolves to these addresses, in any order.
 pub(crate) fn finds(asker: &Task, name: &str, expected: &[Ipv4Addr]) -> Result<()> {
     let reply = asker.ask(Question::A(name))?;
     let seen: BTreeSet<_> = reply.addresses.iter().copied().collect();
@@ -152,7 +152,7 @@ fn finds_nothing(asker: &Task, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A name that may be somebody else's: it is the host's resolver that answers.
+/// The name could exist outside of the cluster, so the host's resolver answers it.
 fn is_foreign(asker: &Task, name: &str) -> Result<()> {
     let reply = asker.ask(Question::A(name))?;
     ensure!(

@@ -1,5 +1,5 @@
-//! The shop's page: it shows what was written and read by name, on every node, while tasks come,
-//! go and move.
+//! The shop's page: it shows a word that PHP wrote to and read from its stores by name, on every
+//! node, while tasks come, go and move.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
@@ -12,17 +12,17 @@ use serde_json::Value;
 use crate::shop::{DATABASE_PATIENCE, Shop};
 
 pub(crate) const PORT: u16 = 8300;
-/// Answers in a row that tell that a task is no longer asked.
+/// Once this many answers in a row come from other tasks, nginx no longer uses a task.
 const IN_A_ROW: usize = 6;
 
-/// The page through every node.
+/// The page works through every node.
 pub(crate) fn everywhere(shop: &Shop) -> Result<()> {
     eventually("the page through every node", DATABASE_PATIENCE, || {
         shop.cluster.everywhere(PORT).into_iter().try_for_each(|server| shows(shop, server, "first"))
     })
 }
 
-/// The page through `server` wrote `word` to the database and to the cache and read it there.
+/// The page through `server` writes `word` to the database and to the cache, and reads it back.
 fn shows(shop: &Shop, server: SocketAddrV4, word: &str) -> Result<()> {
     let text = shop.cluster.ask(server, &format!("/?word={word}"))?;
     let page: Value = serde_json::from_str(&text).with_context(|| format!("the page: {text}"))?;
@@ -34,7 +34,7 @@ fn shows(shop: &Shop, server: SocketAddrV4, word: &str) -> Result<()> {
     Ok(())
 }
 
-/// nginx looks `tasks.who` up again and again.
+/// nginx resolves `tasks.who` again and again, and so follows a scale.
 pub(crate) fn follows_a_scale(shop: &Shop) -> Result<()> {
     let server = SocketAddrV4::new(shop.cluster.record.nodes[0].ip, PORT);
     let asked = || -> Result<BTreeSet<String>> {
@@ -60,7 +60,7 @@ fn who(cluster: &Cluster, server: SocketAddrV4) -> Result<String> {
     page["hostname"].as_str().map(str::to_owned).with_context(|| format!("no hostname: {page}"))
 }
 
-/// MariaDB's node is drained: the page works again, of every node, with the same stack.
+/// After MariaDB's node is drained, the page works again through every node, with the same stack.
 pub(crate) fn recovers_from_a_drain(shop: &Shop) -> Result<()> {
     let node = shop.task("db")?.node;
     let virtual_ip = shop.virtual_ip("db", "back")?;
@@ -81,7 +81,7 @@ pub(crate) fn recovers_from_a_drain(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// A drained node, which is active again when the check ends.
+/// A drained node, which becomes active again when the check ends.
 struct Drained<'a> {
     shop: &'a Shop,
     node: String,

@@ -1,4 +1,4 @@
-//! The shop as it runs: its stack, the secret that it wants, and what its API says of it.
+//! The running shop: its stack, the secret that it needs, and its tasks and virtual IPs by the API.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::task::{self, Task};
 
-/// How long a database may take to be made on a busy machine.
+/// The time that creating a database may take on a busy machine.
 pub(crate) const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
 /// Services of one task each.
 const SINGLES: [&str; 5] = ["web", "php", "db", "cache", "who"];
@@ -26,15 +26,15 @@ const GLOBALS: [&str; 2] = ["echo", "stranger"];
 pub(crate) struct Shop {
     pub(crate) cluster: Cluster,
     pub(crate) docker: Docker,
-    /// Dropped after the stack that uses it.
+    /// Dropped after the stack, which uses it.
     _stack: Stack,
     _password: Deposit,
-    /// Whom the nodes ask for names that are none of the cluster's.
+    /// The nodes' resolver for names outside of the cluster.
     _resolver: Resolver,
 }
 
 impl Shop {
-    /// Gives the nodes the images, deploys the stack, and waits until all its tasks run.
+    /// Gives the nodes the images, deploys the stack, and waits until all of its tasks run.
     pub(crate) fn open(cluster: &Cluster) -> Result<Self> {
         let nodes: Vec<&str> = cluster.record.nodes.iter().map(|node| node.name.as_str()).collect();
         for application in [Application::Php, Application::Redis, Application::Mariadb] {
@@ -59,19 +59,19 @@ impl Shop {
         Ok(shop)
     }
 
-    /// The running tasks of a service of the stack, by their node's name.
+    /// The running tasks of a service of the stack, by node name.
     pub(crate) fn tasks(&self, service: &str) -> Result<BTreeMap<String, Task>> {
         task::of_service(&self.cluster, &format!("shop_{service}"))
     }
 
-    /// The only task of a service.
+    /// The only task of a service of the stack.
     pub(crate) fn task(&self, service: &str) -> Result<Task> {
         let mut tasks = self.tasks(service)?;
         ensure!(tasks.len() == 1, "expected one task of {service}, saw {tasks:#?}");
         tasks.pop_first().map(|(_, task)| task).context("no task")
     }
 
-    /// A task of `echo` beside the service's only task, and one on another node.
+    /// The task of `echo` on the node of the service's only task, and one on another node.
     pub(crate) fn near_and_far(&self, service: &str) -> Result<[Task; 2]> {
         let node = self.task(service)?.node;
         let mut echoes = self.tasks("echo")?;
@@ -80,7 +80,7 @@ impl Shop {
         Ok([near, far])
     }
 
-    /// A service's virtual IP on a network of the stack, as `docker service inspect` tells it.
+    /// A service's virtual IP on a network of the stack, from `docker service inspect`.
     pub(crate) fn virtual_ip(&self, service: &str, network: &str) -> Result<Ipv4Addr> {
         virtual_ip(&self.docker, &format!("shop_{service}"), &format!("shop_{network}"))
     }
@@ -99,7 +99,7 @@ pub(crate) fn virtual_ip(docker: &Docker, service: &str, network: &str) -> Resul
     address.parse().with_context(|| format!("{address} is no address"))
 }
 
-/// A stack of the compose files beside this test.
+/// A stack deployed from the compose files beside this test.
 struct Stack {
     name: &'static str,
     cluster: Cluster,

@@ -1,4 +1,4 @@
-//! A task's container as its engine describes it, and what can be reached from where it stands.
+//! A container as its engine describes it, and the servers that it reaches.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,28 +14,28 @@ use serde_json::Value;
 
 use crate::dns::{self, Question, Reply};
 
-/// How long somebody who may answer is given.
+/// The time in which a server must answer to count as reached.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const HTTP: u16 = 80;
 const UDP_ECHO: u16 = 9;
 
-/// A running container: of a task, or attached by hand.
+/// A running container: a task's, or one that was started by hand.
 #[derive(Debug, Clone)]
 pub(crate) struct Task {
     pub(crate) node: String,
     /// `SERVICE.SLOT.TASKID`, or the container's name.
     pub(crate) name: String,
-    /// The container's id, whole.
+    /// The container's full id.
     pub(crate) container: String,
     pub(crate) hostname: String,
-    /// The server that its resolv.conf names.
+    /// The first server in the container's resolv.conf.
     pub(crate) resolver: Ipv4Addr,
-    /// Its address on each network of its engine.
+    /// The container's address on each of the engine's networks.
     addresses: BTreeMap<String, Ipv4Addr>,
     pid: u32,
 }
 
-/// A way to reach somebody.
+/// A protocol to reach a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Tcp,
@@ -47,7 +47,7 @@ impl Way {
     pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Icmp];
 }
 
-/// The running tasks of a service with one task a node at most, by their node's name.
+/// The running tasks of a service with at most one task a node, by node name.
 pub(crate) fn of_service(cluster: &Cluster, service: &str) -> Result<BTreeMap<String, Task>> {
     let mut found = BTreeMap::new();
     for (node, containers) in cluster.containers(service)? {
@@ -58,7 +58,7 @@ pub(crate) fn of_service(cluster: &Cluster, service: &str) -> Result<BTreeMap<St
     Ok(found)
 }
 
-/// The container of that name or id.
+/// The container with this name or id.
 pub(crate) fn of_container(cluster: &Cluster, node: &str, id: &str) -> Result<Task> {
     let engine = Docker::towards(&cluster.node(node)?.docker_host);
     let text = engine.run(&["inspect", "--format", "{{json .}}", id])?;
@@ -83,7 +83,7 @@ pub(crate) fn of_container(cluster: &Cluster, node: &str, id: &str) -> Result<Ta
     })
 }
 
-/// The first server of a process' resolv.conf, read where the process sees it.
+/// The first server in a process' resolv.conf, read in its mount namespace.
 fn resolver(pid: u32) -> Result<Ipv4Addr> {
     let path = format!("/proc/{pid}/root/etc/resolv.conf");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -93,29 +93,29 @@ fn resolver(pid: u32) -> Result<Ipv4Addr> {
 }
 
 impl Task {
-    /// Its address on a network.
+    /// The container's address on a network.
     pub(crate) fn address(&self, network: &str) -> Result<Ipv4Addr> {
         self.addresses.get(network).copied().with_context(|| {
             format!("expected {} to have an address on {network}, saw {:?}", self.name, self.addresses)
         })
     }
 
-    /// The id's first twelve digits.
+    /// The first twelve digits of the container's id.
     pub(crate) fn short_id(&self) -> &str {
         self.container.get(..12).unwrap_or(&self.container)
     }
 
-    /// Does something in its network namespace.
+    /// Runs `work` in the container's network namespace.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         Netns::of_process(self.pid).run(work).with_context(|| format!("at {} on {}", self.name, self.node))
     }
 
-    /// What its resolver says.
+    /// Asks the container's own resolver.
     pub(crate) fn ask(&self, question: Question<'_>) -> Result<Reply> {
         self.inside(|| dns::ask(self.resolver, question, dns::Transport::Udp, dns::PATIENCE))
     }
 
-    /// The page of the `whoami` server at `server`: its task, and the client that it sees.
+    /// The page of the `whoami` server at `server`: its task's name, and the client that it saw.
     pub(crate) fn whoami(&self, server: Ipv4Addr) -> Result<(String, String)> {
         let answer = self.inside(|| http::get(SocketAddrV4::new(server, HTTP), "/", http::DEADLINE))?;
         let page: Value = serde_json::from_slice(&answer.body).context("understand whoami's page")?;
@@ -124,7 +124,7 @@ impl Task {
         Ok((text("task")?, text("client")?))
     }
 
-    /// Whether a `whoami` server at `address` can be reached in that way.
+    /// Whether a `whoami` server at `address` answers over this protocol.
     pub(crate) fn reaches(&self, way: Way, address: Ipv4Addr) -> Result<bool> {
         match way {
             Way::Tcp => self.inside(|| {

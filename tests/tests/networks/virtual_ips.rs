@@ -1,4 +1,4 @@
-//! Virtual IPs: who answers at them, and how fast nobody does.
+//! Virtual IPs: the tasks that answer, and how fast connections are refused if there is none.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -12,17 +12,17 @@ use mesh_tests::PATIENCE;
 use crate::shop::Shop;
 use crate::task::Way;
 
-/// How fast a virtual IP without a task refuses: of the best of several tries, as the machine may
-/// be busy.
+/// The longest time in which a virtual IP without a task refuses. The best of several tries counts,
+/// as the machine may be busy.
 const REFUSED_WITHIN: Duration = Duration::from_millis(5);
 const TRIES: usize = 10;
-/// Requests by which each of three tasks is asked at least once, taken in turn.
+/// The number of requests that reaches each of three tasks at least once by round robin.
 const REQUESTS: usize = 12;
-/// A port like any other: virtual IPs have all of them.
+/// An arbitrary port: virtual IPs serve all ports.
 const ANY_PORT: u16 = 4711;
 
-/// A task of `echo` asks `echo`: all of its tasks answer, the asking one too. The others see the
-/// asking task's own address, itself it sees as the virtual IP. UDP and ping come through as well.
+/// A task of `echo` connects to `echo`: all of its tasks answer, the client itself too. The others
+/// see the client task's own address; it sees itself as the virtual IP. UDP and ping work as well.
 pub(crate) fn spread(shop: &Shop) -> Result<()> {
     let virtual_ip = shop.virtual_ip("echo", "back")?;
     let echoes = shop.tasks("echo")?;
@@ -52,7 +52,7 @@ pub(crate) fn spread(shop: &Shop) -> Result<()> {
     Ok(())
 }
 
-/// `idle` has a virtual IP and no task: TCP and UDP are refused at once; then a task comes.
+/// `idle` has a virtual IP and no task, so TCP and UDP are refused at once, until a task comes.
 pub(crate) fn refuse_at_once(shop: &Shop) -> Result<()> {
     let virtual_ip = shop.virtual_ip("idle", "back")?;
     let asker = shop.tasks("echo")?.pop_first().context("no echo")?.1;
@@ -76,7 +76,7 @@ pub(crate) fn refuse_at_once(shop: &Shop) -> Result<()> {
     })
 }
 
-/// How long a refusal takes; anything else is an error.
+/// The time that a refusal takes; any other result is an error.
 fn refused(address: Ipv4Addr) -> Result<Duration> {
     let begun = Instant::now();
     let server = SocketAddrV4::new(address, ANY_PORT);

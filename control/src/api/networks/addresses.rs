@@ -1,9 +1,10 @@
-//! The addresses that a network may ask for (`--subnet`, `--gateway`, `--ip-range`): pure.
+//! Parses and checks the subnet that a request for a network names (`--subnet`, `--gateway`,
+//! `--ip-range`). Pure.
 //!
-//! Invariant: what is taken is one IPv4 subnet with its range and its gateway inside, and it is
-//! kept as it was given.
+//! Invariant: an accepted request has one IPv4 subnet that contains its range and its gateway, and
+//! it is stored as it was sent.
 //!
-//! Left to others: whether somebody else has the subnet ([`crate::slots::network_space`]).
+//! Left to others: whether the subnet is in use already ([`crate::slots::network_space`]).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,15 +15,15 @@ use serde_json::Value;
 use super::options::not_served;
 use crate::api::error::ApiError;
 
-/// The longest prefix of a subnet: beside the gateway there is room for a node, a service and a
+/// The longest prefix of a subnet: besides the gateway there is room for a node, a service and a
 /// task.
 const PREFIX_MAX: u8 = 29;
 
-/// The subnet that a user asks for; `None` leaves the choice to the cluster.
+/// The subnet that a user requests; `None` if the cluster is to choose one.
 ///
 /// # Errors
-/// What is wrong with it: in the engine's words if it is no address, in those of Swarm's manager if
-/// its parts don't fit each other.
+/// What is wrong with the request: in the engine's words if it is no address, in those of Swarm's
+/// manager if its parts don't fit each other.
 pub(super) fn subnet(spec: &NetworkSpec) -> Result<Option<Ipv4Net>, ApiError> {
     let given = spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten());
     let given: Vec<&IpamConfig> = given.filter(|config| !is_empty(config)).collect();
@@ -105,7 +106,7 @@ fn usable(subnet: Ipv4Net) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a gateway is a host's address, and neither the subnet's first nor its last one.
+/// Checks that a gateway is a host address of the subnet: neither its first nor its last address.
 fn is_hosts(subnet: Ipv4Net, gateway: Ipv4Addr) -> Result<(), ApiError> {
     if gateway == subnet.network() || gateway == subnet.broadcast() {
         let message =
@@ -126,7 +127,7 @@ fn is_empty(config: &IpamConfig) -> bool {
         && config.extra.values().all(is_nothing)
 }
 
-/// Whether a subnet's texts are addresses.
+/// Checks that the texts of a subnet are addresses.
 fn texts(config: &IpamConfig) -> Result<(), ApiError> {
     let bad = |what: &str, text: &str| {
         ApiError::BadRequest(format!("Invalid {what} {text} : invalid CIDR address: {text}"))

@@ -1,5 +1,5 @@
-//! `/networks`: the cluster's own: those that users make, and the ingress network that published
-//! ports belong to.
+//! `/networks`: the cluster's networks, that is those of users and the ingress network, to which
+//! published ports belong.
 //!
 //! Left to others: the local engine's networks (the node's socket adds them), and the addresses of
 //! services, tasks and nodes on a network (the leader gives them).
@@ -59,7 +59,7 @@ pub(crate) async fn list(
             && filters.any("id", |id| network.id.as_str().starts_with(id))
             && filters.any("scope", |scope| scope == SCOPE)
             && filters.any("driver", |driver| driver == "overlay")
-            // The ingress network is a user's to Docker: it can be made anew.
+            // For Docker, the ingress network counts as a user's: it can be removed and made anew.
             && filters.any("type", |kind| kind == "custom")
             && filters.any("dangling", |dangling| {
                 matches!(dangling, "true" | "1") == write::user_of(&snapshot, network).is_none()
@@ -75,7 +75,7 @@ pub(crate) async fn inspect(
     Path(query): Path<String>,
     params: Params,
 ) -> Result<Json<dto::Network>, ApiError> {
-    // All of the cluster's networks have one scope: under another none is found.
+    // All networks of the cluster have this scope, so another one finds none.
     if !matches!(params.get("scope").unwrap_or_default(), "" | SCOPE) {
         return Err(ApiError::NotFound { kind: ObjectKind::Network, query });
     }
@@ -107,7 +107,7 @@ pub(crate) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /networks/prune`: all that no service names; the ingress network stays.
+/// `POST /networks/prune`: removes all networks that no service names; the ingress network stays.
 pub(crate) async fn prune(
     State(context): State<ApiContext>,
     params: Params,
@@ -122,7 +122,7 @@ pub(crate) async fn prune(
             |snapshot: &ClusterSnapshot| write::remove(snapshot, find(snapshot, network.id.as_str())?);
         match access::write(&context, removal).await {
             Ok(_) => networks_deleted.push(network.name.clone()),
-            // A service has just begun to name it, or somebody else removed it.
+            // A service has just begun to name it, or another client removed it.
             Err(ApiError::Precondition(_) | ApiError::NotFound { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -130,7 +130,7 @@ pub(crate) async fn prune(
     Ok(Json(PrunedNetworks { networks_deleted }))
 }
 
-/// The network that a client names.
+/// The network that a client names by id, name or beginning of an id.
 pub(crate) fn find<'a>(snapshot: &'a ClusterSnapshot, query: &str) -> Result<&'a Stored<Network>, ApiError> {
     let networks = snapshot.networks.values();
     lookup::find(ObjectKind::Network, query, networks, |network| network.id.as_str(), |network| &network.name)

@@ -1,7 +1,7 @@
-//! What a network may ask for, but for its addresses: pure.
+//! Checks a request for a network, except for its addresses. Pure.
 //!
-//! Invariant: what mesh can't give is refused by the option's name. Nothing that a user asks of a
-//! network is taken and then left out.
+//! Invariant: what mesh can't do is refused by the option's name. No option is accepted and then
+//! ignored.
 
 use mesh_state::network::{MTU_OPTION, NetworkSpec};
 use serde_json::Value;
@@ -12,13 +12,13 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// The option that asks for the tasks' traffic to be encrypted between nodes.
 const ENCRYPTED: &str = "encrypted";
 
-/// The least and the most bytes of an IPv4 packet that a link may be limited to.
+/// The smallest and the largest MTU in bytes of an IPv4 link.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// Checks a request to create a network.
 ///
 /// # Errors
-/// The first thing that is wrong with it, or that mesh doesn't serve.
+/// The first error in the request, or the first option that mesh doesn't serve.
 pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
     kind(snapshot, spec)?;
     if let Some((option, reason)) = unserved(spec) {
@@ -42,7 +42,7 @@ pub(super) fn not_served(option: &str, reason: &str) -> ApiError {
     ApiError::NotImplemented(format!("a network's option {option} is not served by mesh yet: {reason}"))
 }
 
-/// Whether it is a network that the cluster can have at all.
+/// Checks that it is a network that the cluster can have at all.
 fn kind(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
     if !matches!(spec.driver.as_str(), "" | "overlay") {
         return Err(ApiError::NotImplemented(format!(
@@ -66,7 +66,7 @@ fn kind(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> 
     Ok(())
 }
 
-/// The first option that would change nothing, by its flag, and what to do instead.
+/// The first option that would have no effect, by its flag, with what to do instead.
 fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
     let ipam = spec.ipam.clone().unwrap_or_default();
     let options = spec.options.iter().flatten().filter(|(name, _)| *name != MTU_OPTION);

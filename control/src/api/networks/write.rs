@@ -1,9 +1,9 @@
-//! What creating and removing a network writes: pure, one transaction each.
+//! Creates and removes networks, each in one transaction. Pure.
 //!
-//! Invariants: a network, its name's claim and the cursor of subnets and numbers are written
-//! together, so two managers give no subnet or number twice; one that a service names stays.
-//! A service that begins to name a network writes it anew (`services::networks`), so that a removal
-//! at the same moment loses.
+//! Invariants: a network, the claim of its name, and the cursor of subnets and numbers are written
+//! together, so two managers can't give a subnet or number twice; a network that a service names
+//! stays. A service that begins to name a network rewrites the network's record
+//! (`services::networks`), so a removal at the same moment fails its compare.
 
 use std::collections::BTreeMap;
 
@@ -30,13 +30,13 @@ use crate::slots::network_space;
 /// The kind under which networks claim their names.
 const NAME_KIND: &str = "networks";
 
-/// Names that every engine has a network of.
+/// Names of networks that every engine has.
 const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
 
-/// A new network.
+/// The writes of a new network.
 ///
 /// # Errors
-/// What is wrong with the request; its name is taken.
+/// What is wrong with the request, or that its name is taken.
 pub(super) fn create(
     snapshot: &ClusterSnapshot,
     now: Timestamp,
@@ -77,11 +77,11 @@ pub(super) fn create(
     })
 }
 
-/// A network removed, with its name's claim.
+/// The writes that remove a network and the claim of its name.
 ///
 /// # Errors
-/// A service names it, a task of a service that has just left it is still on it, or it is mesh's
-/// own.
+/// A service names the network, a task of a service that has just left it is still on it, or it is
+/// mesh's own.
 pub(super) fn remove(
     snapshot: &ClusterSnapshot,
     current: &Versioned<Network>,
@@ -113,8 +113,8 @@ pub(super) fn remove(
     })
 }
 
-/// Networks that pruning removes: those of users that no service names, pass `filters` and were
-/// made `before` every given moment.
+/// The networks that pruning removes: those of users that no service names, that pass `filters`,
+/// and that were made before every moment in `before`.
 pub(super) fn unused<'a>(
     snapshot: &'a ClusterSnapshot,
     filters: &Filters,
@@ -136,7 +136,7 @@ pub(super) fn unused<'a>(
         .collect()
 }
 
-/// A service that names the network; every one that publishes ports uses the ingress network.
+/// A service that uses the network. Every service that publishes ports uses the ingress network.
 pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Service> {
     let uses = |service: &&'a Service| {
         let publishes =
@@ -146,9 +146,9 @@ pub(super) fn user_of<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> O
     snapshot.services.values().map(|service| &service.value).find(uses)
 }
 
-/// A task that is on the network and to stay there for now, though its service doesn't name the
-/// network any more: the update that replaces the task has not come to it yet. Tasks that are to
-/// stop, and those of removed services, are on their way out.
+/// A task that stays on the network for now, although its service no longer names it: the update
+/// that replaces the task has not reached it yet. Tasks that are to stop, and tasks of removed
+/// services, don't count, as they leave soon.
 fn task_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a Task> {
     let is_on = |task: &&'a Task| {
         task.attachments.iter().any(|attachment| attachment.network_id == network.id)
@@ -159,7 +159,7 @@ fn task_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a T
     snapshot.tasks.values().map(|task| &task.value).find(is_on)
 }
 
-/// A container that is no task and is attached to the network.
+/// An attached container on the network.
 fn container_on<'a>(snapshot: &'a ClusterSnapshot, network: &Network) -> Option<&'a AttachedContainer> {
     let mut attached = snapshot.attachments.values().map(|container| &container.value);
     attached.find(|container| container.network_id == network.id)
@@ -243,7 +243,7 @@ mod tests {
         world.put_service(&user);
         let error = remove(&world.snapshot, &world.snapshot.networks[&"n1".into()]).unwrap_err();
         assert_eq!(error.to_string(), "network n1 is in use by service s1");
-        // The service leaves the network; its task is on it until the update comes to it.
+        // The service leaves the network; its task stays until the update replaces it.
         world.put_service(&service("s1", 1));
         let mut task = task("t1", "s1", 1);
         task.attachments = vec![Attachment { network_id: "n1".into(), address: None, backend_id: None }];

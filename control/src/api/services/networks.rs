@@ -1,7 +1,7 @@
-//! A service's networks: named by id or name in its spec, by id once it is stored.
+//! A service's networks: requests name them by id or name, stored specs by id.
 //!
-//! Invariants: pure; the network's own record is written anew with a service that begins to name
-//! it, so that network and service can't pass each other by.
+//! Invariants: pure; a service that begins to name a network rewrites the network's record, so that
+//! one of them fails its compare if the network is removed at the same moment.
 //!
 //! Left to others: the service's virtual IPs and its tasks' addresses on a network.
 
@@ -18,17 +18,17 @@ use crate::api::error::ApiError;
 use crate::api::networks;
 use crate::feed::snapshot::ClusterSnapshot;
 
-/// What a spec's networks are named by: ids, if it is stored.
+/// The networks in a spec: by id if it is stored, by id or name if it comes from a client.
 pub(crate) fn named_by(spec: &ServiceSpec) -> Vec<&str> {
     let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];
     let attachments = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
     attachments.filter_map(|attachment| attachment.get("Target").and_then(Value::as_str)).collect()
 }
 
-/// Puts ids where names are, and has the networks that `before` doesn't name yet written anew.
+/// Replaces names by ids, and rewrites the records of networks that `before` doesn't name yet.
 ///
 /// # Errors
-/// There is no such network.
+/// A network does not exist, or is not for services.
 pub(crate) fn resolve(
     snapshot: &ClusterSnapshot,
     before: Option<&ServiceSpec>,

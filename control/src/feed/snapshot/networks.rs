@@ -1,8 +1,9 @@
-//! Networks in the snapshot: whose assignments a change of one changes, and which of their
+//! Networks in the snapshot: which nodes' assignments change with a network, and which of its
 //! addresses was given last.
 //!
-//! Invariant: an address counts as given when a record first bears it. A listing shows no order
-//! within a record's life; there the records written last count as the newest.
+//! Invariant: an address counts as given when a record first has it. A listing of the store doesn't
+//! show when that was, so after a listing the address in the record written last counts as the
+//! newest.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,7 +17,7 @@ use mesh_state::task::Task;
 
 use super::{ClusterSnapshot, keep};
 
-/// The address that was given last in each network, with the revision of that.
+/// The address given last in each network, and the revision at which it was given.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NewestAddresses(BTreeMap<NetworkId, (i64, Ipv4Addr)>);
 
@@ -29,7 +30,7 @@ impl NewestAddresses {
         }
     }
 
-    /// Notes the addresses that a task has and had not before.
+    /// Notes the addresses of a task that `before` doesn't have.
     pub(super) fn note_task(&mut self, before: Option<&Task>, task: &Task, revision: i64) {
         for attachment in &task.attachments {
             let known = before.is_some_and(|before| before.attachments.contains(attachment));
@@ -41,7 +42,7 @@ impl NewestAddresses {
 }
 
 impl ClusterSnapshot {
-    /// The address that was given last in a network, as far as this manager has seen.
+    /// The address given last in a network, as far as this manager knows.
     pub fn newest_address(&self, network: &NetworkId) -> Option<Ipv4Addr> {
         self.newest_addresses.0.get(network).map(|(_, address)| *address)
     }
@@ -93,7 +94,7 @@ impl ClusterSnapshot {
     }
 }
 
-/// Whether both say the same to every node, but for its address.
+/// Whether both records mean the same to every node, except for the node's own address.
 fn tells_the_same(before: &Network, after: &Network) -> bool {
     (before.number, before.subnet, &before.name, &before.spec)
         == (after.number, after.subnet, &after.name, &after.spec)

@@ -1,4 +1,4 @@
-//! What nodes of small worlds are told.
+//! Tests of the assignments that nodes are sent in small clusters.
 
 use mesh_state::keys;
 use mesh_state::network::Attachment;
@@ -23,7 +23,7 @@ fn assign(world: &mut World, id: &str, slot: u64, node: &str, desired: TaskState
     world.put_task(&task);
 }
 
-/// What a message says: whether it is full, the tasks set with their desired states, the tasks
+/// The content of a message: whether it is full, the tasks set with their desired states, the tasks
 /// removed.
 type Said = (bool, Vec<(String, TaskState)>, Vec<String>);
 
@@ -35,7 +35,7 @@ fn read(message: &proto::Assignments) -> Said {
     (message.full, set.collect(), message.removed_task_ids.clone())
 }
 
-/// Opens what isn't sealed at all.
+/// Returns credentials unchanged, as nothing is sealed in these tests.
 #[expect(clippy::unnecessary_wraps, reason = "opening may fail elsewhere")]
 fn opened(sealed: &Sealed) -> Option<RegistryAuth> {
     Some(RegistryAuth(sealed.0.clone()))

@@ -1,8 +1,8 @@
-//! The table's networks, and who is on them.
+//! The networks in the mesh table, and their members.
 //!
 //! Invariants: a member has a node, an address and a task that has not ended; it serves by the same
-//! rules as a backend of a published port, but it is there before it serves, so that its packets
-//! find their way while its process starts.
+//! rules as a backend of a published port, but is in the table before it serves, so that packets
+//! reach it while its process starts.
 
 use std::collections::BTreeMap;
 
@@ -55,7 +55,7 @@ pub(super) fn of_service(snapshot: &ClusterSnapshot, service: &Service) -> Vec<M
         .collect()
 }
 
-/// A task as a member of its networks: nothing until it has a node, and once it has ended.
+/// A task as a member of its networks; `None` until it has a node, and once it has ended.
 pub(super) fn of_task(
     snapshot: &ClusterSnapshot,
     service_name: &str,
@@ -103,8 +103,8 @@ pub(super) fn of_task(
     })
 }
 
-/// An attached container as a member of its network, once it has its address: it serves once it is
-/// made, while its node is heard.
+/// An attached container as a member of its network, once it has its address. It serves once its
+/// container exists, while its node is not silent.
 pub(super) fn of_container(snapshot: &ClusterSnapshot, container: &AttachedContainer) -> Option<MeshMember> {
     let node = snapshot.nodes.get(&container.node_id)?;
     snapshot.networks.get(&container.network_id).filter(|network| is_served(network))?;
@@ -131,8 +131,8 @@ pub(super) fn of_container(snapshot: &ClusterSnapshot, container: &AttachedConta
     })
 }
 
-/// The hostname that the task's spec gives its container; empty if it gives none, or one that can't
-/// be expanded, which the task's agent refuses.
+/// The hostname that the task's spec gives its container; empty if there is none, or if it can't be
+/// expanded, in which case the agent refuses the task.
 fn hostname(snapshot: &ClusterSnapshot, task: &Task, node: &Node, name: &str) -> String {
     let Some(spec) = snapshot.spec_of(task) else { return String::new() };
     let asked = spec.task_template.container_spec.as_ref().map_or("", |container| &container.hostname);

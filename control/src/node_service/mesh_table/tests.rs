@@ -1,4 +1,4 @@
-//! Tables of small worlds.
+//! Tests of the tables of small clusters.
 
 use mesh_state::lb::{POLICY_LABEL, WEIGHT_LABEL};
 use mesh_state::spec::Protocol;

@@ -31,7 +31,7 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(left, right)| ((*left).to_owned(), (*right).to_owned())).collect()
 }
 
-/// Plans once more than there is to do.
+/// Commits plans until one plans nothing.
 fn settle(world: &mut World) {
     world.run(plan);
     assert_eq!(world.run(plan).actions, [], "planned on its own result");

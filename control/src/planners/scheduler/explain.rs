@@ -1,4 +1,4 @@
-//! Why a task finds no node, in Swarm's words.
+//! The error of a task that finds no node, in Swarm's words.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -8,15 +8,15 @@ use std::fmt;
 /// counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
-    /// The node is not ready, or takes no tasks.
+    /// The node is not ready, or accepts no tasks.
     Ready,
     /// Too little CPU or memory is free.
     Resources,
     /// A volume or log driver is missing.
     Plugin,
-    /// Its agent is too old to attach tasks to networks.
+    /// The node's agent is too old to attach tasks to networks.
     OldAgent,
-    /// It has no kernel programs, which carry tasks' packets on networks.
+    /// The node has no kernel programs, which carry the packets of networks.
     NoPrograms,
     /// A constraint does not hold.
     Constraints,
@@ -24,7 +24,7 @@ pub enum Refusal {
     Platform,
     /// A host-mode port is taken.
     HostPort,
-    /// The node has as many tasks of the service as it may have.
+    /// The node already runs as many tasks of the service as it may.
     MaxReplicas,
 }
 
@@ -45,7 +45,7 @@ impl Refusal {
     }
 }
 
-/// How many nodes each filter refused. Its `Display` is the error of the task that waits.
+/// The number of nodes that each filter refused. Its `Display` is the error of the waiting task.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Refusals(BTreeMap<Refusal, usize>);
 

@@ -9,10 +9,10 @@ use super::explain::Refusal;
 use super::needs::Needs;
 use super::usage::NodeUsage;
 
-/// The data path without kernel programs.
+/// The datapath that has no kernel programs.
 const USERSPACE: &str = "userspace";
 
-/// The reason why a node can't take one more such task; `None` if it can.
+/// The reason why a node can't take one more task with these needs; `None` if it can.
 pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
     if !usage.takes_tasks {
         Some(Refusal::Ready)

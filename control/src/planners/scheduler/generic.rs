@@ -1,8 +1,8 @@
-//! Generic resources of a node: which are free, and which a task gets.
+//! Generic resources of a node: the free ones, and those that a task gets.
 //!
-//! Invariants: a kind whose resources a node names is given by name, each to one task at a time; a
-//! kind that it counts is given by number. A task that asks for a resource by name gets that one,
-//! or waits.
+//! Invariants: if a node lists a kind's resources by name, each name is given to one task at a
+//! time; if it gives a count, tasks get numbers. A task that requests a resource by name gets that
+//! one, or waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,37 +1,37 @@
-//! Where tasks run.
+//! Gives tasks their nodes, and their addresses on networks.
 //!
-//! It decides from the specs of tasks and from what nodes report of themselves: state, reservations
-//! already held, labels, plugins, platform, host ports. A task is placed on a node that passes all
-//! filters ([`filter`]). Among those, branches of the spread preferences fill evenly, and within a
-//! branch the lowest score wins ([`score`]), in this order:
-//!
+//! It decides from the specs of tasks and from what nodes report: state, reservations already held,
+//! labels, plugins, platform, host ports. A task is placed on a node that passes all filters
+//! ([`filter`]). Among those, branches of the spread preferences fill evenly, and within a branch
+//! the lowest score wins ([`score`]). The score compares in this order:
 //! 1. *Recent failures* of this version of the spec on the node, if there were five in five
 //!    minutes. A broken node (full disk, bad kernel) ends tasks fast, so it always has the fewest
 //!    tasks; without this rule it would attract every replacement.
-//! 2. *Tasks of this service* on the node: a node's loss then takes as few tasks of one service as
-//!    can be.
+//! 2. *Tasks of this service* on the node, so that the loss of a node takes as few tasks of one
+//!    service as possible.
 //! 3. *Tasks of all services* on the node, so that nodes fill evenly.
 //!
 //! It can't see what tasks really use. Reservations are promises: a service that reserves nothing
-//! counts as a task and nothing more. Measured use would be a moment's value at the time of
-//! placing, wrong a minute later, and would make two equal passes differ. It can't see which node
-//! has the image either; a pull costs seconds once, and a placement lasts. It is greedy: tasks are
-//! placed one after the other, those that wait longest first, and none is moved to make room. So a
-//! big task may wait although a better packing had a place for it. The message on the task says
-//! which filters refused how many nodes.
+//! counts as a task and nothing more. Measured use would be the value of one moment, wrong a minute
+//! later, and two equal passes would place differently. It can't see which node has the image
+//! either; a pull costs seconds once, and a placement lasts. It is greedy: it places tasks one
+//! after the other, the longest waiting first, and moves none to make room. So a big task may wait
+//! although a better packing had a place for it. The message on the task says which filters refused
+//! how many nodes.
 //!
-//! A task on networks gets its addresses with its node, so that it never has one without the other.
-//! One that finds a network used up waits, and says which; no node would be better.
+//! A task on networks gets its addresses together with its node, so it never has one without the
+//! other. If a network has no address left, the task waits and names the network, as no other node
+//! would help.
 //!
-//! Two tasks of one pass never take the same room, as each placement is counted before the next
-//! one. Two passes don't either: the driver waits until its snapshot has the first before the
-//! second.
+//! Two tasks of one pass never take the same resources, as each placement is counted before the
+//! next one. Two passes don't either: the driver starts the second only when its snapshot holds the
+//! writes of the first.
 //!
 //! Invariants: a task gets a node once and keeps it; it gets one that passes every filter; a task
-//! that finds none says why.
+//! without a node says why.
 //!
-//! Left to others: making and stopping tasks. A node that stops fitting is the enforcer's, a node
-//! that goes down the restart planner's.
+//! Left to others: making and stopping tasks. The enforcer stops tasks on nodes that no longer fit,
+//! and the restart planner replaces tasks of nodes that go down.
 
 pub mod explain;
 pub mod filter;
@@ -59,7 +59,7 @@ use needs::Needs;
 use place::Placement;
 use usage::NodeUsages;
 
-/// Gives nodes to the tasks that wait for one, and addresses on their networks with them.
+/// Gives waiting tasks their nodes, and with them their addresses on networks.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut fixed: Vec<&Stored<Task>> = Vec::new();
     let mut groups: BTreeMap<(&ServiceId, u64), Vec<&Stored<Task>>> = BTreeMap::new();
@@ -77,7 +77,7 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     for task in fixed {
         pass.place_fixed(task, &mut usages);
     }
-    // Whoever waits longest chooses first.
+    // The service whose task waits longest is placed first.
     let mut groups: Vec<_> = groups.into_values().collect();
     groups.sort_by_key(|tasks| tasks.iter().map(|task| task.create_revision).min());
     for tasks in groups {
@@ -90,7 +90,7 @@ fn waits(task: &Task) -> bool {
     task.node_id.is_none() && slots::is_wanted(task) && !task.leader_status.state.is_terminal()
 }
 
-/// One pass over the tasks that wait.
+/// One pass over the waiting tasks.
 struct Pass<'a> {
     now: Timestamp,
     snapshot: &'a ClusterSnapshot,
@@ -99,7 +99,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Places a task whose slot is a node: there or nowhere.
+    /// Places a task of a global service, whose slot is a node: on that node or on none.
     fn place_fixed(&mut self, task: &'a Stored<Task>, usages: &mut NodeUsages<'a>) {
         let Slot::Node(id) = &task.slot else { return };
         let Some(spec) = self.snapshot.spec_of(task) else { return };
@@ -125,7 +125,7 @@ impl<'a> Pass<'a> {
         self.refuse(task, refusals.to_string());
     }
 
-    /// Places tasks that are alike, the longest waiting first.
+    /// Places tasks of one service and spec version, the longest waiting first.
     fn place_group(&mut self, mut tasks: Vec<&'a Stored<Task>>, usages: &mut NodeUsages<'a>) {
         tasks.sort_by_key(|task| (task.create_revision, &task.slot));
         let Some(&first) = tasks.first() else { return };
@@ -140,7 +140,7 @@ impl<'a> Pass<'a> {
         let mut placement = Placement::new(&needs, first.spec_version, spec, usages);
         let mut unplaced = Vec::new();
         for task in tasks {
-            // Addresses first: a node must not count a task that has none.
+            // Addresses come first: the node's usage must not count a task that gets none.
             let given = match self.addresses.for_task(&task.attachments) {
                 Ok(given) => given,
                 Err(error) => {
@@ -171,7 +171,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// A task's addresses, if its node can have its own on each of the task's networks.
+    /// Keeps a task's addresses if its node has, or can get, an address on each of the networks;
+    /// else frees them.
     fn settle(
         &mut self,
         task: &Task,
@@ -211,7 +212,7 @@ impl<'a> Pass<'a> {
         self.plan.actions.push(Action::UpdateTask { task: value, expected: task.mod_revision });
     }
 
-    /// Writes why a task waits, unless it says so already.
+    /// Writes why a task waits, unless its status says so already.
     fn refuse(&mut self, task: &Stored<Task>, err: String) {
         if task.leader_status.err == err {
             return;

@@ -1,6 +1,6 @@
-//! A task's needs of a node, from its service's spec.
+//! A task's needs of a node, read from its service's spec.
 //!
-//! Left to others: whether a node meets them ([`super::filter`]), and what is free
+//! Left to others: whether a node meets them ([`super::filter`]), and what is free on it
 //! ([`super::usage`]).
 
 use mesh_state::ids::ServiceId;
@@ -14,23 +14,23 @@ use crate::slots::networks::named_by;
 /// A task's needs of a node, read once from its spec.
 #[derive(Debug, Clone)]
 pub struct Needs<'a> {
-    /// Its service.
+    /// The task's service.
     pub service: &'a ServiceId,
-    /// Billionths of a CPU.
+    /// Reserved billionths of a CPU.
     pub nano_cpus: i64,
-    /// Bytes.
+    /// Reserved bytes of memory.
     pub memory_bytes: i64,
-    /// Host-mode ports.
+    /// Published ports in host mode.
     pub host_ports: Vec<(Protocol, u16)>,
     /// The most tasks of its service per node; 0 is unlimited.
     pub max_replicas: u64,
     /// Engine plugins as (type, name).
     pub plugins: Vec<(&'static str, String)>,
-    /// Generic resources.
+    /// Generic resources that the task requests.
     pub generic: WantedResources,
-    /// Whether the tasks are on networks.
+    /// Whether the task is on networks.
     pub is_on_networks: bool,
-    /// Constraints and platforms.
+    /// Placement constraints and platforms.
     pub suits: Suits,
 }
 

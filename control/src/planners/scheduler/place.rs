@@ -15,7 +15,7 @@ use super::score::Score;
 use super::usage::{NodeUsage, NodeUsages};
 use crate::slots::constraint::label_value;
 
-/// The nodes that fit, the best first.
+/// The nodes that fit, as a tree of spread preferences, the best node first.
 #[derive(Debug)]
 pub struct Placement<'n, 'l, 'a> {
     needs: &'n Needs<'a>,
@@ -56,15 +56,15 @@ impl<'n, 'l, 'a> Placement<'n, 'l, 'a> {
         Self { needs, spec_version, levels, usages, tree }
     }
 
-    /// The node for the next task, with the generic resources that the task gets; `None` if no node
-    /// can take one more.
+    /// The node for the next task, and the generic resources that the task gets there; `None` if no
+    /// node can take one more.
     pub fn place(&mut self) -> Option<(&'a NodeId, Vec<GenericResource>)> {
         loop {
             let (score, id) = self.tree.best()?;
             let usage = self.usages.of(&id)?;
             let path = path(&self.levels, usage);
             self.tree.remove(&path, &(score, id.clone()));
-            // The tasks placed before may have used the node up.
+            // Tasks placed earlier in this pass may have used the node up.
             if filter::refusal(self.needs, usage).is_some() {
                 continue;
             }
@@ -102,8 +102,8 @@ impl Branch {
         self.nodes.is_empty() && self.children.values().all(Self::is_empty)
     }
 
-    /// The best node of the branch with the fewest tasks; of equal branches, of the one with the
-    /// better node.
+    /// The best node of the branch with the fewest tasks. Of branches with equal counts, the one
+    /// with the better node wins.
     fn best(&self) -> Option<(Score, NodeId)> {
         if self.children.is_empty() {
             return self.nodes.first().cloned();
@@ -124,7 +124,8 @@ fn levels(spec: &ServiceSpec) -> Vec<String> {
         .collect()
 }
 
-/// A node's values of the labels; for a key that is no label, all nodes are in one branch.
+/// A node's values of the labels; nodes without a label, or a key that is no label, share one
+/// branch.
 fn path(levels: &[String], usage: &NodeUsage<'_>) -> Vec<String> {
     levels.iter().map(|key| label_value(key, usage.node).unwrap_or_default().to_owned()).collect()
 }

@@ -1,9 +1,9 @@
-//! Ranks the nodes that fit.
+//! Ranks the nodes that pass the filters.
 
 use super::usage::NodeUsage;
 use mesh_state::ids::ServiceId;
 
-/// The recent failures that make a node a last resort.
+/// The number of recent failures from which a node ranks last.
 const FAILURES_MAX: u32 = 5;
 
 /// A node's rank for one service's next task: the lowest is the best.

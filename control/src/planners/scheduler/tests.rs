@@ -1,5 +1,4 @@
-//! Placement: each filter by itself, the spread, and every choice of random clusters judged by
-//! itself.
+//! Tests of placement: each filter by itself, the spread, and each choice in random clusters.
 
 mod networks;
 
@@ -53,8 +52,8 @@ fn counts(world: &World, service: &str) -> BTreeMap<String, usize> {
     counts
 }
 
-/// The error of one task of a service changed by `change`, on one node changed by `shape` that runs
-/// `t0` of service `other`.
+/// The error of a waiting task of a service changed by `change`, on one node changed by `shape`
+/// that runs task `t0` of service `other`.
 fn refusal(shape: impl FnOnce(&mut Node), change: impl FnOnce(&mut Service)) -> String {
     let mut world = World::new();
     let mut member = node("a");
@@ -298,7 +297,8 @@ fn cluster(shapes: &[Shape], cpus: i64, max_replicas: u64) -> World {
     world
 }
 
-/// Tasks of the service on a node, and whether it can take one more, counted from scratch.
+/// The number of the service's tasks on a node, and whether it can take one more, counted from
+/// scratch.
 fn judge(world: &World, tasks: &[Task], id: &NodeId, cpus: i64, max_replicas: u64) -> (usize, bool) {
     let member = &world.snapshot.nodes[id];
     let held = tasks.iter().filter(|task| task.node_id.as_ref() == Some(id)).count();

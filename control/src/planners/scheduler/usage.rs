@@ -20,12 +20,12 @@ use crate::slots;
 /// Failures older than this don't count.
 const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);
 
-/// One node's usage.
+/// The usage of one node.
 #[derive(Debug, Clone)]
 pub struct NodeUsage<'a> {
     /// The node.
     pub node: &'a Node,
-    /// Whether it takes new tasks.
+    /// Whether the node accepts new tasks.
     pub takes_tasks: bool,
     /// Unreserved billionths of a CPU; below zero if the node has shrunk.
     pub free_nano_cpus: i64,

@@ -1,4 +1,4 @@
-//! Addresses of small networks.
+//! Tests of addresses in small networks.
 
 use mesh_state::network::{Ipam, VirtualIp};
 use mesh_state::task::TaskState;
@@ -11,7 +11,7 @@ fn on(network: &str, address: Option<&str>) -> Attachment {
     Attachment { network_id: network.into(), address, backend_id: None }
 }
 
-/// Three nodes, and the network `n` of 10.0.5.0/29: five addresses beside the gateway.
+/// Three nodes, and the network `n` of 10.0.5.0/29: five addresses besides the gateway.
 fn world() -> World {
     let mut world = World::with_nodes(["a", "b", "c"]);
     world.put_network(&network("n", "10.0.5.0/29", 1));
@@ -24,7 +24,7 @@ fn hold(world: &mut World, id: &str, address: &str) {
     world.put_task(&holder);
 }
 
-/// The last numbers of the addresses that so many tasks get, until there are no more.
+/// The last octets of the addresses that the given number of tasks get, until none is left.
 fn given(world: &World, tasks: usize) -> Vec<u8> {
     let mut addresses = Addresses::new(&world.snapshot);
     let one = |addresses: &mut Addresses<'_>| addresses.for_task(&[on("n", None)]).ok();

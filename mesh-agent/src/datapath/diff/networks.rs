@@ -1,11 +1,11 @@
-//! Plans the entries of users' networks: who has which address, as whom each veth may send, and
-//! what tasks must not reach by their addresses on `mesh`.
+//! Plans the map entries of users' networks: the holders of addresses, the identity of each veth,
+//! and the addresses that tasks must not reach through `mesh`.
 //!
 //! Invariants: only networks that this node takes part in have entries. An address is written
-//! before the veth that may send as it, and removed after; an exception before the wider network
-//! that it is taken from, and removed after. A veth keeps the address and MAC that it was first
-//! known by, and has an entry only while its address is a member's of this node: all else that it
-//! sends is dropped.
+//! before the veth that may send as it, and removed after it; an exception is written before the
+//! wider network that contains it, and removed after it. A veth keeps the address and MAC with
+//! which it was first known, and has an entry only while the address belongs to a member on this
+//! node: all other packets from it are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -31,8 +31,8 @@ pub(super) struct Networks<'a> {
 }
 
 impl<'a> Networks<'a> {
-    /// The entries that the view and the node's own facts demand. `nodes` are the indexes of the
-    /// other member nodes.
+    /// The entries that follow from the view and the node's own facts. `nodes` has the indexes of
+    /// the other member nodes.
     pub(super) fn new(
         contents: &Contents,
         view: &'a NodeView,
@@ -72,13 +72,13 @@ impl<'a> Networks<'a> {
         Self { joined, links, endpoints, isolated: isolated(view) }
     }
 
-    /// Whether this node takes part in a network, and as which number packets name it.
+    /// The number of a network in packets, if this node takes part in it.
     pub(super) fn number(&self, network: &NetworkId) -> Option<u32> {
         self.joined.get(network).map(|network| network.number)
     }
 
-    /// Whether packets can be delivered to an address: it is on another node, or the veth of the
-    /// container that has it is known.
+    /// Whether packets can be delivered to an address: it is on another node, or its container's
+    /// veth is known.
     pub(super) fn is_reachable(&self, place: NetworkAddress) -> bool {
         let endpoint = self.endpoints.get(&place);
         endpoint.is_some_and(|endpoint| !endpoint.is_local() || endpoint.is_connected())
@@ -100,15 +100,14 @@ impl<'a> Networks<'a> {
 }
 
 impl Plan {
-    /// Removes veths that may not send any more, and writes what is missing of the networks'
-    /// entries.
+    /// Removes veths that may no longer send, and adds the missing entries of networks.
     pub(super) fn connect(&mut self, contents: &Contents, networks: &Networks<'_>) {
         let links = contents.links.keys().filter(|ifindex| !networks.links.contains_key(ifindex));
         self.writes.extend(links.map(|ifindex| Write::RemoveLink(*ifindex)));
-        // The exceptions come first.
+        // Exceptions are written first.
         for value in [REACHABLE, ISOLATED] {
             let wanted = networks.isolated.iter().filter(|(_, found)| **found == value);
-            // Two exceptions at most come before the others.
+            // Keep room for the exceptions, which are written first.
             let free = room(names::ISOLATED_MAX, contents.isolated.len() + EXCEPTIONS_MAX);
             self.put(&contents.isolated, wanted, free, Refusal::Isolated, Write::Isolate);
         }
@@ -118,8 +117,8 @@ impl Plan {
         self.put(&contents.links, networks.links.iter(), free, Refusal::Link, Write::Link);
     }
 
-    /// Writes the `wanted` entries that `present` lacks, and refuses those for which the map, that
-    /// has room for so many more, has no place.
+    /// Writes the `wanted` entries that `present` lacks. The map has room for `free` more entries;
+    /// those beyond are refused.
     fn put<'b, K: Copy + Ord + 'b, V: Copy + PartialEq + 'b>(
         &mut self,
         present: &BTreeMap<K, V>,
@@ -141,7 +140,7 @@ impl Plan {
         }
     }
 
-    /// Removes what is no longer demanded of the networks' entries.
+    /// Removes entries of networks that are no longer wanted.
     pub(super) fn disconnect(&mut self, contents: &Contents, networks: &Networks<'_>) {
         let endpoints = contents.endpoints.keys().filter(|place| !networks.endpoints.contains_key(place));
         self.writes.extend(endpoints.map(|place| Write::RemoveEndpoint(*place)));
@@ -167,15 +166,16 @@ fn joined<'a>(view: &'a NodeView, facts: &Facts) -> BTreeMap<&'a NetworkId, &'a 
     networks.collect()
 }
 
-/// The most entries of `ISOLATED` with the value `REACHABLE`: this node's addresses on `mesh`.
+/// The most entries of `ISOLATED` with the value `REACHABLE`: this node's IPv4 and IPv6 address on
+/// `mesh`.
 const EXCEPTIONS_MAX: usize = 2;
 
-/// How many more entries a map takes that has `present` of at most `max`.
+/// The number of entries that fit into a map of at most `max` entries besides `present`.
 fn room(max: u32, present: usize) -> usize {
     usize::try_from(max).unwrap_or(usize::MAX).saturating_sub(present)
 }
 
-/// Who has an address.
+/// The holder of an address.
 struct Holder<'a> {
     network: &'a NetworkView,
     member: &'a MemberView,
@@ -183,7 +183,7 @@ struct Holder<'a> {
 }
 
 impl Holder<'_> {
-    /// As whom the container with this MAC may send.
+    /// The entry of a veth whose container has this MAC.
     fn link(&self, mac: Mac) -> Link {
         Link {
             network: self.network.number,
@@ -197,7 +197,7 @@ impl Holder<'_> {
     }
 }
 
-/// Who has each address. Of two members that claim one, the one that serves has it.
+/// The holder of each address. If two members claim one, the one that serves has it.
 fn holders<'a>(
     view: &'a NodeView,
     joined: &BTreeMap<&'a NetworkId, &'a NetworkView>,
@@ -216,8 +216,8 @@ fn holders<'a>(
     holders
 }
 
-/// The veths of containers whose other end is known: index, address there, and MAC. Those that have
-/// an entry already come first, and as their entry says.
+/// The veths of containers whose other end is known: index, address there, and MAC. Veths that have
+/// an entry come first, with the identity in their entry.
 fn cables(contents: &Contents, facts: &Facts) -> Vec<(u32, NetworkAddress, Mac)> {
     let (mut known, mut new) = (Vec::new(), Vec::new());
     for (ifindex, cable) in &facts.cables {
@@ -236,8 +236,8 @@ fn cables(contents: &Contents, facts: &Facts) -> Vec<(u32, NetworkAddress, Mac)>
     known
 }
 
-/// The addresses that tasks must not send to by their veth on `mesh`: those of other tasks there,
-/// and of all users' networks. This node's own address on `mesh` answers names.
+/// The addresses to which tasks must not send by their veth on `mesh`: those of tasks on `mesh` and
+/// all users' networks. This node's own address on `mesh` is excepted, as it answers names.
 fn isolated(view: &NodeView) -> BTreeMap<IpNet, u32> {
     let own = view.subnet.or_else(|| view.nodes.get(&view.node_id)?.subnet);
     let tasks = view.nodes.values().filter_map(|node| node.subnet).chain(own);
@@ -256,7 +256,7 @@ fn isolated(view: &NodeView) -> BTreeMap<IpNet, u32> {
     isolated
 }
 
-/// An IPv4 network of tasks, and the IPv6 network that belongs to it.
+/// A node's task subnet, and the IPv6 subnet that belongs to it.
 fn both_versions(subnet: Ipv4Net) -> impl Iterator<Item = IpNet> {
     [Some(IpNet::V4(subnet)), subnet6_of(subnet).map(IpNet::V6)].into_iter().flatten()
 }

@@ -1,4 +1,4 @@
-//! What found no room in a map.
+//! Entries that found no room in a map.
 
 use std::fmt;
 
@@ -7,24 +7,25 @@ use mesh_ebpf::abi::{Address, names};
 
 use crate::datapath::contents::{Front, NetworkAddress, service_map};
 
-/// Something that found no room in a map and was left out, or left as it was.
+/// An entry that found no room in a map, and was left out or kept as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
     /// An address of this node.
     Address(Address),
     /// A member node.
     Node(Address),
-    /// A published port, which the userspace proxy serves, or a virtual IP, which nobody serves.
+    /// A published port, which the userspace proxy serves instead, or a virtual IP, which nothing
+    /// serves.
     Service(Front),
-    /// The slots of a published port or a virtual IP, which keeps the ones it has.
+    /// The slots of a published port or a virtual IP, which keeps those it has.
     Slots(Front),
-    /// Networks of a published port's allow-list, whose clients are refused.
+    /// Networks of a published port's allow-list; clients in them are refused.
     Allowed(Front),
-    /// The veth with this index, whose container is cut off from its network.
+    /// The veth with this index; its container is cut off from the network.
     Link(u32),
-    /// An address of a network, to which nothing can be sent from here.
+    /// An address on a network; this node's tasks can't send to it.
     Endpoint(NetworkAddress),
-    /// Addresses that tasks should not send to, and can.
+    /// Addresses that tasks must not reach through `mesh`, and can.
     Isolated(IpNet),
 }
 

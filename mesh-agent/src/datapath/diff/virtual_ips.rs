@@ -1,4 +1,4 @@
-//! The backends of virtual IPs: the members of a network that serve there.
+//! Backends of virtual IPs: the members of a network that serve the service there.
 
 use mesh_ebpf::abi::Backend;
 
@@ -8,8 +8,8 @@ use crate::datapath::contents::{Front, NetworkAddress};
 use crate::lb::slots::Candidate;
 
 impl Mesh<'_> {
-    /// The backends of every virtual IP that has an index, as entries of the map and as candidates
-    /// for new flows. A member that doesn't serve yet is none.
+    /// The backends of all virtual IPs that have an index, as map entries and as candidates for new
+    /// flows. A member that doesn't serve yet is no backend.
     pub(super) fn virtual_backends(&self) -> Vec<(NetworkAddress, Backend, Candidate)> {
         let mut found = Vec::new();
         for member in self.view.members.values() {
@@ -39,7 +39,7 @@ impl Mesh<'_> {
                 let weight = self.weight(id, member.weight);
                 let backend = Backend {
                     task_address: attachment.address.into(),
-                    // Programs find the virtual IP of a reply here.
+                    // Programs read the virtual IP of a reply from this field.
                     task_address6: virtual_ip.into(),
                     service_index: port.index,
                     state: codes::state(state) as u8,

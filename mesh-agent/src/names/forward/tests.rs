@@ -1,4 +1,4 @@
-//! Questions to resolvers that answer, lie, fail or say nothing.
+//! Tests with resolvers that answer, forge answers, fail or stay silent.
 
 use std::fs;
 
@@ -11,19 +11,19 @@ use crate::names::wire;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
     Good,
-    /// It sends answers under other ids and to other questions before the good one.
+    /// It sends answers with other ids and to other questions before the right one.
     Forged,
-    /// It spells names in lower case.
+    /// It changes names to lower case.
     Lowers,
     Fails,
     Silent,
-    /// It tells clients by UDP to come by TCP.
+    /// It truncates answers over UDP, so clients ask again over TCP.
     Truncates,
-    /// It sends more than it was asked for.
+    /// It sends answers that are too large for the client.
     Overflows,
 }
 
-/// Answers by `manner`, with the resolver's last octet as the address.
+/// The answers of a resolver that behaves like `manner`; the address in them ends with `last`.
 fn reply(question: &[u8], manner: Manner, by_tcp: bool, last: u8) -> Vec<Vec<u8>> {
     let mut answer = question.to_vec();
     answer[2] |= 0x84;
@@ -90,7 +90,7 @@ fn question(transport: Transport) -> Question {
     wire::read(&bytes, transport).expect("a good question")
 }
 
-/// Asks resolvers of these manners in this order. Each test has addresses of its own.
+/// Asks resolvers that behave like `manners`, in this order. Each test uses addresses of its own.
 async fn ask(third: u8, manners: &[Manner], transport: Transport) -> Result<Vec<u8>, ForwardError> {
     let (mut port, mut listed) = (0, Vec::new());
     for (number, manner) in manners.iter().enumerate() {
@@ -105,7 +105,7 @@ async fn ask(third: u8, manners: &[Manner], transport: Transport) -> Result<Vec<
     forwarder.ask(Ipv4Addr::new(10, 128, 0, 2), &question(transport)).await
 }
 
-/// The answer is the client's own in id and spelling, isn't said to be ours, and comes from `last`.
+/// Checks that the answer has the client's id and spelling, has no AA, and comes from `last`.
 #[track_caller]
 fn check(answer: &[u8], last: u8) {
     let message = Message::from_vec(answer).expect("a good answer");

@@ -1,4 +1,4 @@
-//! Questions out of good and bad bytes, and answers that fit.
+//! Tests of parsing good and bad messages, and of answers that fit.
 
 use proptest::prelude::*;
 
@@ -138,7 +138,7 @@ fn a_newer_edns_is_told_which_one_we_speak() {
         panic!("it is refused");
     };
     let reply = decoded(&reply);
-    // BADVERS and BADSIG are one number, which is read as the latter.
+    // BADVERS and BADSIG have the same number, which is decoded as the latter.
     assert_eq!((u16::from(reply.metadata.response_code), reply.version()), (16, 0));
 }
 
@@ -158,7 +158,7 @@ proptest! {
     ) {
         let mut bytes = bytes;
         if head && bytes.len() >= HEADER {
-            // A plausible header lets more of the decoder see the rest.
+            // A plausible header makes the decoder parse the rest.
             let records = bytes[11] & 1;
             bytes[2..HEADER].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, records]);
         }

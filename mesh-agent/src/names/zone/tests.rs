@@ -1,4 +1,4 @@
-//! Every name of a network, one by one, and that none is known outside of its network.
+//! Tests of every kind of name in a network, and that no name is known outside of its network.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ fn service(name: &str, networks: &[(&str, &str, &[&str])]) -> proto::MeshService
     }
 }
 
-/// A task of `service`, or an attached container if that is empty.
+/// A task of `service`, or an attached container if `service` is empty.
 fn member(
     id: &str,
     service: &str,
@@ -66,8 +66,8 @@ fn zone_of(table: &proto::MeshTable) -> Zone {
     Zone::of(&own.apply(table).expect("a good table"), ANSWER_VIRTUAL_IPS)
 }
 
-/// Two networks; `web` and `dns` are on `shop_net`, `web` on `back` as well, `secret` on `other`
-/// alone.
+/// Two networks: `web` and `dns` are on `shop_net`, `web` also on `back`; `secret` is on `other`
+/// only.
 fn table() -> proto::MeshTable {
     let mut hosted =
         member("t2", "web", "there", Active, &[("shop_net", "10.0.1.12"), ("back", "10.0.2.12")]);
@@ -101,7 +101,7 @@ fn scope(networks: &[&str]) -> Vec<NetworkId> {
     networks.iter().map(|network| NetworkId::from(*network)).collect()
 }
 
-/// What the name `name` leads to on both networks of `t1`.
+/// Checks how `name` resolves for `t1`, which is on both networks.
 fn check(name: &str, kind: Kind, expected: &Resolution) {
     let found = zone_of(&table()).resolve(&scope(&["shop_net", "back"]), false, name, kind);
     assert_eq!(found, *expected, "{name} {kind:?}");
@@ -181,7 +181,7 @@ fn names_that_only_the_cluster_could_have_do_not_leave_it() {
     check("nobody", Kind::Address, &Resolution::NoName);
     check("nobody.shop_net", Kind::Address, &Resolution::NoName);
     check("a.b.shop_net", Kind::Address, &Resolution::NoName);
-    // `back` may be a top-level domain as well.
+    // `back` could be a top-level domain as well.
     check("nobody.back", Kind::Address, &Resolution::Foreign);
     check("example.org", Kind::Address, &Resolution::Foreign);
     check("org", Kind::Delegation, &Resolution::Foreign);
@@ -294,12 +294,13 @@ fn an_index_of_a_large_network_is_quick() {
         panic!("the alias of all services has addresses");
     };
     assert_eq!(addresses.len(), 5000);
-    // Without optimisation, on a busy machine; a few milliseconds with it.
+    // Generous, as tests are not optimised and the machine is busy; optimised, it takes a few
+    // milliseconds.
     let quickest = first.min(second).min(third);
     assert!(quickest < std::time::Duration::from_secs(1), "it took {quickest:?}");
 }
 
-/// A table of three networks with random members; `asker` is on the first.
+/// A table of three networks with random members; `asker` is on the first one.
 fn random_table() -> impl Strategy<Value = proto::MeshTable> {
     let name = || proptest::sample::select(vec!["a", "b", "web", "db", "tasks.web", "net_1", "net_2", "box"]);
     let one = (1_u8..4, name(), name(), name(), any::<bool>(), any::<bool>());
@@ -328,7 +329,7 @@ fn random_table() -> impl Strategy<Value = proto::MeshTable> {
 }
 
 proptest! {
-    /// Whatever is asked, an answer has addresses and names of the asker's network alone.
+    /// Every answer has addresses and names of the asker's network only, whatever the question.
     #[test]
     fn no_answer_leaves_the_scope(table in random_table()) {
         let zone = zone_of(&table);

@@ -1,8 +1,8 @@
-//! Makes the Docker networks that tasks need, and removes those that none needs any more.
+//! Makes the Docker networks that tasks need, and removes those that no task needs any more.
 //!
-//! Invariants: of one network, one call to the engine at a time; of different ones, as many as
-//! there are. A network that is needed is not removed: the set of needed ones is looked at again
-//! while the network is held.
+//! Invariants: at most one engine call is in flight for each network; calls for different networks
+//! run concurrently. A network that is needed is not removed: the set of needed networks is checked
+//! again under the network's lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,30 +18,30 @@ use super::{NetworkFacts, NetworkPlan, NetworkStep, decide, plan};
 use crate::task::bridge::BridgePlan;
 use crate::task::runtime::{Runtime, RuntimeError};
 
-/// How long a network stays when its last task is gone: the next task of a service that is being
-/// updated comes within this time, as a rule.
+/// The time that a network stays after its last task: in an update of the service, the next task
+/// comes within this time, as a rule.
 const LINGER: Duration = Duration::from_secs(5);
-/// How often networks are looked for that nobody needs, without an event.
+/// The period of the search for unneeded networks, which also starts on events.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// Why a network isn't there yet.
+/// Why a network does not exist yet.
 #[derive(Debug, Error)]
 pub enum NetworkError {
-    /// It can't be made as things are on this node.
+    /// The network can't be made in the present state of this node.
     #[error("{0}")]
     Hindered(String),
-    /// The engine failed or doesn't answer.
+    /// The engine failed or does not answer.
     #[error("make the Docker network {name}: {source}")]
     Engine {
         /// The network.
         name: String,
-        /// What the engine said.
+        /// The engine's error.
         source: RuntimeError,
     },
 }
 
 impl NetworkError {
-    /// Whether the engine is away, which is nothing wrong with the network.
+    /// Whether the engine is unavailable, which says nothing about the network.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Engine { source: RuntimeError::Unavailable(_), .. })
     }
@@ -50,20 +50,19 @@ impl NetworkError {
 /// Keeps the Docker networks of this node's tasks.
 pub struct Networks {
     runtime: Arc<dyn Runtime>,
-    /// The network `mesh` as it should be: the other networks have its MTU, unless a user says
-    /// otherwise.
+    /// The plan of the network `mesh`. The other networks have its MTU, unless a user set one.
     bridge: watch::Receiver<BridgePlan>,
-    /// The networks that tasks of this node need; absent until control has sent a full list of
+    /// The networks that tasks of this node need; `None` until control has sent a full list of
     /// tasks.
     needed: watch::Sender<Option<BTreeSet<NetworkId>>>,
-    /// One lock for each network, by name.
+    /// A lock for each network, by name.
     locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// Removes every network that an agent made, the network `mesh` too, unless containers use it.
+/// Removes all networks that agents made, including `mesh`, unless containers use them.
 ///
 /// # Errors
-/// The engine's; other networks may be left too.
+/// An error of the engine; further networks may be left too.
 pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
     for own in runtime.own_networks().await? {
         match runtime.network(&own.name).await? {
@@ -81,13 +80,13 @@ pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
 }
 
 impl Networks {
-    /// The networks of the engine behind `runtime`.
+    /// The networks in the engine of `runtime`.
     pub fn new(runtime: Arc<dyn Runtime>, bridge: watch::Receiver<BridgePlan>) -> Self {
         Self { runtime, bridge, needed: watch::Sender::new(None), locks: Mutex::default() }
     }
 
-    /// Replaces the set of networks that tasks of this node need: others are removed, once no
-    /// container uses them. A network is named here before it is made.
+    /// Replaces the set of networks that tasks of this node need. Other networks are removed once
+    /// no container uses them. A network must be in this set before it is made.
     pub fn need(&self, networks: BTreeSet<NetworkId>) {
         self.needed.send_if_modified(|needed| {
             let changed = needed.as_ref() != Some(&networks);
@@ -96,10 +95,10 @@ impl Networks {
         });
     }
 
-    /// Makes a network, unless it is there. Returns it as it is.
+    /// Makes a network unless it exists. Returns its state in the engine.
     ///
     /// # Errors
-    /// [`NetworkError`]; the next step of what is in the way is in its text.
+    /// [`NetworkError`]; its text says what to do about the obstacle.
     pub async fn ensure(&self, network: &AssignedNetwork) -> Result<NetworkFacts, NetworkError> {
         let plan = plan(network, self.bridge.borrow().mtu);
         let lock = self.lock_of(&plan.name);
@@ -126,7 +125,7 @@ impl Networks {
 
     fn lock_of(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody holds or waits for are dropped.
+        // Locks that are not in use are dropped.
         locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         Arc::clone(locks.entry(name.to_owned()).or_default())
     }
@@ -167,7 +166,8 @@ impl Networks {
             if !self.is_unneeded(&network.label) {
                 continue;
             }
-            // Only now: a task may have come, and a container have joined, since the list.
+            // Check again under the lock: a task or a container may have joined since the list was
+            // read.
             match self.runtime.network(&network.name).await? {
                 Some(found) if found.id == network.id && found.holders() == 0 => {
                     self.runtime.remove_network(&found.id).await?;
@@ -179,7 +179,7 @@ impl Networks {
         Ok(())
     }
 
-    /// Whether the network with this label is a service's, and no task needs it.
+    /// Whether the network with this label belongs to the cluster, and no task needs it.
     fn is_unneeded(&self, label: &str) -> bool {
         let needed = self.needed.borrow();
         // The network `mesh` has an empty label.

@@ -1,14 +1,15 @@
-//! The Docker networks of services' networks: on each node that has a task of a network, a bridge
-//! of the same name, with the cluster's subnet and this node's own address as its gateway.
+//! The Docker networks behind the cluster's networks: on each node with a task on a network, a
+//! bridge network of the same name, with the cluster's subnet and this node's own address as its
+//! gateway.
 //!
-//! Purpose: a task has an interface on each of its networks, and the engine's own commands
-//! (`docker inspect`, `docker network inspect`) show them. [`decide`] says what to do about one
-//! network (pure), [`keeper`] does it.
+//! Purpose: a task has an interface on each of its networks, and the engine's own commands (`docker
+//! inspect`, `docker network inspect`) show it. [`decide`] chooses the next step for one network
+//! (pure), [`keeper`] carries it out.
 //!
-//! Invariants: a network that containers use is never removed, and a network that a user of this
-//! node made is never touched.
+//! Invariants: a network that containers use is never removed, and a network that a user made on
+//! this node's engine is never changed.
 //!
-//! Left to others: which addresses there are (mesh-control), carrying packets between nodes
+//! Left to others: giving addresses (mesh-control), carrying packets between nodes
 //! ([`crate::datapath`]), the network `mesh` ([`super::bridge`]).
 
 pub mod keeper;
@@ -18,61 +19,61 @@ use std::net::Ipv4Addr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_state::network::AssignedNetwork;
 
-/// The label of every Docker network that the agent made: the network's id, or nothing for the
-/// network `mesh`.
+/// The label of every Docker network that the agent made. Its value is the network's id, or empty
+/// for `mesh`.
 pub const NETWORK_LABEL: &str = "mesh.network";
 
-/// A Docker bridge network as it should be.
+/// The desired state of a Docker bridge network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPlan {
-    /// Its name.
+    /// The network's name.
     pub name: String,
     /// The value of its label [`NETWORK_LABEL`].
     pub label: String,
-    /// The bridge device.
+    /// The name of the bridge device.
     pub device: String,
-    /// Its subnet.
+    /// The network's subnet.
     pub subnet: Ipv4Net,
-    /// The bridge's own address; absent: the engine chooses the subnet's first.
+    /// The bridge's own address; if absent, the engine chooses the first of the subnet.
     pub gateway: Option<Ipv4Addr>,
-    /// Its IPv6 subnet, if it has one.
+    /// The network's IPv6 subnet, if it has one.
     pub subnet6: Option<Ipv6Net>,
-    /// Its MTU in bytes.
+    /// The network's MTU in bytes.
     pub mtu: u32,
-    /// Whether it leads to its own containers only, without a default route.
+    /// Whether the network is internal, without a default route.
     pub internal: bool,
 }
 
-/// A Docker network as the engine reports it.
+/// The state of a Docker network in the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkFacts {
-    /// The engine's id of it.
+    /// The id of the network in the engine.
     pub id: String,
-    /// Its name.
+    /// The network's name.
     pub name: String,
-    /// Its label [`NETWORK_LABEL`]; absent if the agent didn't make it.
+    /// The value of its label [`NETWORK_LABEL`]; absent if the agent didn't make it.
     pub label: Option<String>,
-    /// The bridge device.
+    /// The name of the bridge device.
     pub device: Option<String>,
-    /// Its subnet.
+    /// The network's subnet.
     pub subnet: Option<Ipv4Net>,
-    /// The bridge's own address, if it was asked for.
+    /// The bridge's own address, if it was set when the network was made.
     pub gateway: Option<Ipv4Addr>,
-    /// Its MTU in bytes.
+    /// The network's MTU in bytes.
     pub mtu: Option<u32>,
-    /// Whether it has no default route.
+    /// Whether the network is internal, without a default route.
     pub internal: bool,
-    /// Whether it has IPv6 addresses as well.
+    /// Whether the network has IPv6 addresses too.
     pub has_ipv6: bool,
-    /// The number of containers on it that have not ended.
+    /// The number of containers on the network that have not ended.
     pub users: usize,
-    /// How many of these are of tasks and were never started: they are put on the network again
-    /// before they are.
+    /// The number of those that are of tasks and were never started; they are connected to the
+    /// network again before their start.
     pub unstarted_tasks: usize,
 }
 
 impl NetworkFacts {
-    /// The number of containers that would lose something with the network.
+    /// The number of containers that the removal of the network would disconnect.
     pub fn holders(&self) -> usize {
         self.users.saturating_sub(self.unstarted_tasks)
     }
@@ -81,28 +82,28 @@ impl NetworkFacts {
 /// A Docker network that an agent made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnNetwork {
-    /// The engine's id of it.
+    /// The id of the network in the engine.
     pub id: String,
-    /// Its name.
+    /// The network's name.
     pub name: String,
-    /// Its label [`NETWORK_LABEL`].
+    /// The value of its label [`NETWORK_LABEL`].
     pub label: String,
 }
 
-/// What to do about a network.
+/// The next step for a Docker network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkStep {
-    /// Nothing: it is as it should be.
+    /// Nothing to do: the network is as planned.
     Keep,
-    /// Create it.
+    /// Create the network.
     Create,
-    /// Remove it and create it anew: no container uses it.
+    /// Remove the network and create it anew; no container uses it.
     Recreate,
-    /// Wait, for this reason: nothing can be done now.
+    /// Wait, for this reason, as nothing can be done now.
     Wait(String),
 }
 
-/// The Docker network of a service's network. `default_mtu` is for users who set none.
+/// The plan of a network's Docker network. `default_mtu` applies if its user set none.
 pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
     NetworkPlan {
         name: network.name.clone(),
@@ -112,17 +113,17 @@ pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
         gateway: Some(network.node_address),
         subnet6: None,
         mtu: network.mtu.unwrap_or(default_mtu),
-        // The way out is the network `mesh`; this one must not give a default route.
+        // The default route is on `mesh`, so this network must not add one.
         internal: true,
     }
 }
 
-/// The bridge device of the network with this number.
+/// The name of the bridge device of the network with this number.
 pub fn device(number: u32) -> String {
     format!("meshn{number}")
 }
 
-/// Decides what to do about the Docker network of a service's network.
+/// Chooses the next step for a network's Docker network.
 pub fn decide(plan: &NetworkPlan, found: Option<&NetworkFacts>) -> NetworkStep {
     let Some(found) = found else { return NetworkStep::Create };
     let Some(label) = &found.label else {
@@ -137,7 +138,7 @@ pub fn decide(plan: &NetworkPlan, found: Option<&NetworkFacts>) -> NetworkStep {
         && found.device.as_ref() == Some(&plan.device)
         && found.internal == plan.internal;
     if is_right {
-        // Containers work with another MTU as well; it changes once none uses the network.
+        // Containers work with another MTU too; it is changed once no container uses the network.
         let has_other_mtu = found.mtu != Some(plan.mtu);
         return if has_other_mtu && found.holders() == 0 { NetworkStep::Recreate } else { NetworkStep::Keep };
     }

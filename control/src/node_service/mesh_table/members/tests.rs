@@ -1,4 +1,4 @@
-//! Members of small worlds, as the table tells of them.
+//! Tests of network members in the tables of small clusters.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use super::*;
 use crate::fixtures::{World, join, network, service, task};
 use crate::node_service::mesh_table::{Table, for_node};
 
-/// Nodes `a` and `b`, network `app`, service `db` on it with a virtual IP, and a task of it on `a`
-/// that has not begun.
+/// Nodes `a` and `b`, network `app`, service `db` on it with a virtual IP, and a task of `db` on
+/// `a` that has not begun.
 fn world() -> World {
     let mut world = World::with_nodes(["a", "b"]);
     let mut app = network("app", "10.0.5.0/24", 3);
