@@ -126,8 +126,8 @@ fn every_flag_reaches_the_container() -> Result<()> {
     flags_are_taken_back(&cluster, service.name())
 }
 
-/// `resolv.conf` names the engine's resolver, which answers for names of tasks and passes
-/// everything else to the resolver of `--dns`, with the given domains and options.
+/// The service is on no network, so its `resolv.conf` names the resolver of `--dns`, with the given
+/// domains and options, and questions reach it.
 fn questions_reach_the_given_resolver(cluster: &Cluster, node: &str, container: &Value) -> Result<()> {
     let client = cluster.client();
     client.ip(&["address", "add", &format!("{RESOLVER}/32"), "dev", "lo"])?;

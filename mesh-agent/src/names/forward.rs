@@ -22,8 +22,8 @@ use tokio::time::{Instant, timeout_at};
 use super::upstream::Resolvers;
 use super::wire::{HEADER, Question, Transport};
 
-/// The time for one question, for all resolvers together. The engine's resolver, which waits for
-/// this answer, gives up after 4 s.
+/// The time for one question, for all resolvers together. The client that gives up first is the
+/// engine's resolver, after 4 s.
 const BUDGET: Duration = Duration::from_millis(3_500);
 /// The time for one try of one resolver.
 const TRY: Duration = Duration::from_millis(1_100);

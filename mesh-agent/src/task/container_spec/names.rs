@@ -1,12 +1,12 @@
-//! How a container resolves names: whom the engine's resolver asks, and the file `/etc/resolv.conf`
-//! by which programs ask this node's name server directly. Pure.
+//! How a container resolves names: the file `/etc/resolv.conf`, by which programs ask this node's
+//! name server directly, and the servers that the engine's resolver asks. Pure.
 //!
 //! Why directly: the engine's resolver answers for every container on a network of the engine, and
-//! all tasks of a node are on `mesh`. A task would get the address there of any task of the node
-//! that has the hostname it asks for, whether they share a network or not, and nothing answers it
-//! at that address. So the engine's resolver is only for programs that insist on 127.0.0.11, and
-//! for the tasks on networks whose user gave name servers: it asks those after ours, from the
-//! task's own address.
+//! all tasks of a node are on `mesh`. If a task asked it for a hostname of another task of the
+//! node, it would get that task's address on `mesh`, whether they share a network or not, and
+//! nothing answers there. So the engine's resolver is only for programs that ask 127.0.0.11
+//! themselves, and for tasks on networks whose user gave name servers: it asks those after ours,
+//! from the task's own address.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -62,7 +62,7 @@ fn server(assignment: &Assignment, extras: &ContainerExtras, node: &NodeNames) -
     Some(confined.map_or(on_mesh, |network| network.node_address))
 }
 
-/// Whom the engine's resolver asks.
+/// The servers and options of the engine's resolver for a task.
 pub(super) fn of_engine(assignment: &Assignment, extras: &ContainerExtras, node: &NodeNames) -> EngineNames {
     let given = &extras.dns_config;
     let server = server(assignment, extras, node);
@@ -74,8 +74,8 @@ pub(super) fn of_engine(assignment: &Assignment, extras: &ContainerExtras, node:
     EngineNames { servers: servers.collect(), options }
 }
 
-/// The container's `resolv.conf`, below `files_root`; absent if the engine's resolver is to be
-/// asked, or the user mounts a file there.
+/// The container's `resolv.conf`, below `files_root`; absent if the task is to ask the engine's
+/// resolver, or if the user mounts a file there.
 pub(super) fn file(
     assignment: &Assignment,
     extras: &ContainerExtras,

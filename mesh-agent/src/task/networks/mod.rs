@@ -2,9 +2,9 @@
 //! bridge network of the same name, with the cluster's subnet and this node's own address as its
 //! gateway.
 //!
-//! Purpose: a task has an interface on each of its networks, and the engine's own commands (`docker
-//! inspect`, `docker network inspect`) show it. [`decide`] chooses the next step for one network
-//! (pure), [`keeper`] carries it out.
+//! Purpose: a task has an interface on each of its networks, and the engine's own commands
+//! (`docker inspect`, `docker network inspect`) show it. [`decide`] chooses the next step for one
+//! network (pure), [`keeper`] carries it out.
 //!
 //! Invariants: a network that containers use is never removed, and a network that a user made on
 //! this node's engine is never changed.
