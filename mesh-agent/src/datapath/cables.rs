@@ -70,6 +70,12 @@ impl Datapath {
             .filter_map(|(index, link)| Some((lacks(&index)?.bridge, link)))
             .collect();
         let mut failures = lock(&self.hooks).attach_veths(&veths);
+        for (_, link) in veths.iter().filter(|(bridge, _)| *bridge == Bridge::Tasks) {
+            if let Err(error) = netlink.isolate_port(link.index) {
+                let query = format!("isolating {} from the other tasks", link.name);
+                failures.entry(link.index).or_insert(DatapathError::netlink(query)(error));
+            }
+        }
         for (_, link) in &veths {
             if let Some(port) = cabling.ports.get_mut(&link.index) {
                 port.is_attached = !failures.contains_key(&link.index);

@@ -316,6 +316,8 @@ fn a_tasks_veth_has_its_program_before_the_task_is_started() {
     let lab = Netlab::new("early", false);
     let node = Node::start(&lab, 1, &configs[1]);
     assert_eq!(programs(&lab, 1, "host1"), 1, "before it is started");
+    let shown = run(&format!("ip -n {} -d link show host1", lab.node_namespace(1)));
+    assert!(shown.contains("isolated on"), "expected an isolated port of the bridge, saw {shown}");
     let task = mesh_agent::datapath::TaskLink {
         task_id: "task1".into(),
         pid: lab.task_process.id(),
