@@ -1,8 +1,8 @@
 //! Makes the Docker networks that tasks need, and removes those that none needs any more.
 //!
 //! Invariants: of one network, one call to the engine at a time; of different ones, as many as
-//! there are. A network that is needed is not removed: the set of needed ones is looked at again
-//! while the network is held.
+//! there are. A network that is needed or held is not removed: that is looked at again while the
+//! network is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,8 +56,26 @@ pub struct Networks {
     /// The networks that tasks of this node need; absent until control has sent a full list of
     /// tasks.
     needed: watch::Sender<Option<BTreeSet<NetworkId>>>,
+    /// The networks of the [`Hold`]s that live.
+    held: Mutex<Vec<NetworkId>>,
     /// One lock for each network, by name.
     locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Keeps a network from being removed, until it is dropped: for a container that is about to be put
+/// on the network, which keeps it from then on.
+pub struct Hold {
+    networks: Arc<Networks>,
+    network: NetworkId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = self.networks.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = held.iter().position(|network| *network == self.network) {
+            held.swap_remove(at);
+        }
+    }
 }
 
 /// Removes every network that an agent made, the network `mesh` too, unless containers use it.
@@ -83,7 +101,13 @@ pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
 impl Networks {
     /// The networks of the engine behind `runtime`.
     pub fn new(runtime: Arc<dyn Runtime>, bridge: watch::Receiver<BridgePlan>) -> Self {
-        Self { runtime, bridge, needed: watch::Sender::new(None), locks: Mutex::default() }
+        Self {
+            runtime,
+            bridge,
+            needed: watch::Sender::new(None),
+            held: Mutex::default(),
+            locks: Mutex::default(),
+        }
     }
 
     /// Replaces the set of networks that tasks of this node need: others are removed, once no
@@ -94,6 +118,12 @@ impl Networks {
             *needed = Some(networks);
             changed
         });
+    }
+
+    /// Keeps a network, whether it is made already or not, for as long as the result lives.
+    pub fn hold(self: &Arc<Self>, network: &NetworkId) -> Hold {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(network.clone());
+        Hold { networks: Arc::clone(self), network: network.clone() }
     }
 
     /// Makes a network, unless it is there. Returns it as it is.
@@ -179,10 +209,13 @@ impl Networks {
         Ok(())
     }
 
-    /// Whether the network with this label is a service's, and no task needs it.
+    /// Whether the network with this label is a service's, and neither a task needs it nor anybody
+    /// holds it.
     fn is_unneeded(&self, label: &str) -> bool {
+        let network = NetworkId::from(label);
+        let is_held = self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(&network);
         let needed = self.needed.borrow();
         // The network `mesh` has an empty label.
-        !label.is_empty() && needed.as_ref().is_some_and(|needed| !needed.contains(&NetworkId::from(label)))
+        !label.is_empty() && !is_held && needed.as_ref().is_some_and(|needed| !needed.contains(&network))
     }
 }

@@ -64,7 +64,8 @@ pub struct NetworkFacts {
     pub internal: bool,
     /// Whether it has IPv6 addresses as well.
     pub has_ipv6: bool,
-    /// The number of containers on it that have not ended.
+    /// The number of containers on it, without those of tasks that have ended: another container may
+    /// be started again, and has its address until it is removed.
     pub users: usize,
     /// How many of these are of tasks and were never started: they are put on the network again
     /// before they are.
