@@ -41,8 +41,12 @@ impl Served {
         let shutdown = CancellationToken::new();
         let view = Arc::new(NodeView::new("node7".into(), Ipv4Addr::new(10, 0, 0, 7)));
         let (sender, view) = watch::channel(view);
-        let upstreams =
-            Upstreams { engine: engine.socket(), control: Some(engine.path("control.sock")), view };
+        let upstreams = Upstreams {
+            engine: engine.socket(),
+            control: Some(engine.path("control.sock")),
+            view,
+            attachments: Arc::default(),
+        };
         let listener = runtime.block_on(async { docker_api::bind(&socket, "") }).unwrap();
         let door =
             Door::new(Listener::DockerSocket, Listener::DockerSocket.figures(), Refusals::new().unwrap());

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what carries traffic never waits for this module.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,10 +17,12 @@ use super::described::DescriptionFollower;
 use super::overlap::watch_overlaps;
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
+use crate::control_link::attach::Attacher;
 use crate::control_link::identity::Identity;
 use crate::control_link::renewal::Renewal;
 use crate::control_link::{Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
+use crate::docker_api::{Attachments, keep_attachments};
 use crate::metrics::NodeFacts;
 use crate::proxy::Proxy;
 use crate::task::bridge::BridgePlan;
@@ -31,6 +34,7 @@ use crate::task::engine_watch::watch_engine;
 use crate::task::load::LoadMeter;
 use crate::task::local::LocalTasks;
 use crate::task::logs::LogSource;
+use crate::task::networks::keeper::Networks;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
 use crate::view::NodeView;
@@ -52,6 +56,9 @@ pub(super) struct Membership {
     pub(super) node: watch::Sender<NodeFacts>,
     /// The addresses of this node's tasks.
     pub(super) local: Arc<LocalTasks>,
+    /// Takes what lets clients put containers on the cluster's networks, once this node is a
+    /// member.
+    pub(super) attachments: Arc<OnceLock<Arc<Attachments>>>,
 }
 
 impl Membership {
@@ -121,16 +128,16 @@ impl Membership {
             with_ipv6: has_ipv6(),
             mtu: bridge_mtu,
         });
-        components.spawn("task network", follow_subnet(views, bridge_sender, shutdown.clone()));
+        components.spawn("task network", follow_subnet(views.clone(), bridge_sender, shutdown.clone()));
 
         let meter = self.measure_loads(components);
-        let loads = Arc::clone(&self.state.loads);
-        let clashes = self.proxy.clashes();
         let (unfit_sender, without_network) = watch::channel(None);
         let overlaps = start_overlap_watch(components, self.state.view.subscribe());
+        let networks = Arc::new(Networks::new(engine.clone(), bridge.clone()));
         let deps = worker::WorkerDeps {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
-            network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: self.proxy, meter }),
+            networks: Arc::clone(&networks),
+            network: Arc::new(MeshNetwork { datapath: self.datapath, proxy: Arc::clone(&self.proxy), meter }),
             local: self.local,
             node: node_of(&identity, &self.config),
             dependencies: Dependencies::new(self.config.task_files.clone()),
@@ -163,16 +170,18 @@ impl Membership {
             assignments: assignment_sender,
             view: self.state.view,
             applied: self.state.applied,
-            clashes,
+            clashes: self.proxy.clashes(),
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
             expelled: self.state.expelled,
             expulsion_grace: EXPULSION_GRACE,
-            loads,
+            loads: self.state.loads,
             logs,
             engine_away,
         };
         let identity = keep_renewed(components, &self.config, identity, self.node);
+        let attacher = Attacher::new(self.config.managers.clone(), identity.clone());
+        start_attachments(components, &self.attachments, self.config.engine, (attacher, networks, views));
         let link = Link::new(self.config.managers, identity, channels);
         components.spawn("control link", async move {
             link.run(shutdown).await;
@@ -221,6 +230,21 @@ fn keep_renewed(
     components.spawn("certificate", async move { Ok(renewal.run(stopped).await?) });
     components.spawn("certificate's facts", tell_facts(renewed.clone(), facts, stop.clone()));
     renewed
+}
+
+/// Lets clients put containers on the cluster's networks, and starts keeping track of these.
+fn start_attachments(
+    components: &Components,
+    served: &OnceLock<Arc<Attachments>>,
+    engine: PathBuf,
+    (attacher, networks, views): (Attacher, Arc<Networks>, watch::Receiver<Arc<NodeView>>),
+) {
+    let attachments = Arc::clone(served.get_or_init(|| Attachments::new(attacher, networks, views)));
+    let stop = components.stopping().clone();
+    components.spawn("attachments", async move {
+        keep_attachments(attachments, engine, stop).await;
+        Ok(())
+    });
 }
 
 /// Starts checking whether the engine answers; the receiver holds `true` while it does not.

@@ -13,7 +13,7 @@ mod overlap;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,7 +33,7 @@ use crate::control_link::cache::{self, Cached};
 use crate::control_link::identity::Identity;
 use crate::control_link::relay_keys::RelayKeys;
 use crate::datapath::Datapath;
-use crate::docker_api::{self, Upstreams};
+use crate::docker_api::{self, Attachments, Upstreams};
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
 use crate::metrics::{AgentCollector, NodeFacts};
@@ -131,18 +131,16 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
     let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
     start_admin(&components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
-    let upstreams = Upstreams {
-        engine: config.engine.clone(),
-        control: config.control_socket.clone(),
-        view: views.clone(),
-    };
+    let attachments = Arc::<OnceLock<_>>::default();
+    let upstreams = upstreams_of(&config, views.clone(), &attachments);
     start_docker_api(&components, sockets.docker, docker_door, upstreams);
     start_telling_manager(&components, &config, views.clone());
     let local = Arc::<LocalTasks>::default();
     start_names(&components, views.clone(), Arc::clone(&local), (room.names, refusals), counts);
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
-    let membership = Membership { config, identity, state, datapath, proxy, datapath_name, node, local };
+    let membership =
+        Membership { config, identity, state, datapath, proxy, datapath_name, node, local, attachments };
     components.spawn("membership", membership.run(components.clone()));
     components.wait(STOP_LIMIT).await
 }
@@ -174,6 +172,20 @@ fn start_names(
         names.run(stop).await;
         Ok(())
     });
+}
+
+/// Whom the node's `docker` commands are for.
+fn upstreams_of(
+    config: &Config,
+    view: watch::Receiver<Arc<NodeView>>,
+    attachments: &Arc<OnceLock<Arc<Attachments>>>,
+) -> Upstreams {
+    Upstreams {
+        engine: config.engine.clone(),
+        control: config.control_socket.clone(),
+        view,
+        attachments: Arc::clone(attachments),
+    }
 }
 
 /// Starts serving the node's `docker` commands.

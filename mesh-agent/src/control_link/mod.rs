@@ -11,6 +11,7 @@
 //! [`crate::proxy`]).
 
 pub mod assignments;
+pub mod attach;
 pub mod cache;
 pub mod identity;
 pub mod join;

@@ -14,6 +14,7 @@ use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 use tracing::debug;
 
+use super::attachments::Attachments;
 use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
@@ -55,6 +56,14 @@ impl Composer {
     /// What this node knows of the mesh.
     pub(super) fn view(&self) -> Arc<NodeView> {
         Arc::clone(&self.upstreams.view.borrow())
+    }
+
+    /// This node's containers on the cluster's networks, of which a client named one.
+    ///
+    /// # Errors
+    /// [`ApiError::NotJoined`] before this node is a member.
+    pub(super) fn attachments(&self, network: &str) -> Result<Arc<Attachments>, ApiError> {
+        self.upstreams.attachments.get().cloned().ok_or_else(|| ApiError::NotJoined(network.to_owned()))
     }
 
     /// The manager on this node.

@@ -10,9 +10,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use thiserror::Error;
+use tonic::Code;
 
 use super::Body;
 use super::membership::Membership;
+use crate::control_link::attach::AttachError;
+use crate::task::networks::keeper::NetworkError;
 
 /// Swarm's answer to a swarm call on a node that is no manager.
 pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
@@ -62,11 +65,40 @@ pub(super) enum ApiError {
     /// Neither the engine nor the cluster has such a network.
     #[error("network {0} not found")]
     NoSuchNetwork(String),
-    /// Only tasks can join a cluster network.
+    /// Only members of a cluster get addresses on its networks.
+    #[error("network {0} not manually attachable here: this node's agent has not joined its cluster yet")]
+    NotJoined(String),
+    /// No manager gave an address on a network.
+    #[error("Could not attach to network {network}: {source}")]
+    Attach {
+        /// The network as the client named it.
+        network: String,
+        /// Why not.
+        source: AttachError,
+    },
+    /// The network's bridge can't be made on this node.
+    #[error("Could not attach to network {network}: {source}")]
+    NoBridge {
+        /// The network as the client named it.
+        network: String,
+        /// What is in the way.
+        source: NetworkError,
+    },
+    /// Addresses of cluster networks can't be chosen.
     #[error(
-        "network {0} not manually attachable: containers that are no tasks can't join a network of the cluster's with mesh yet; run the container as a service"
+        "Could not attach to network {network} at {address}: the cluster gives its addresses, leave the address out"
     )]
-    NotAttachable(String),
+    AddressAsked {
+        /// The network as the client named it.
+        network: String,
+        /// The address that the client chose.
+        address: String,
+    },
+    /// A task's container is to be connected to a cluster network.
+    #[error(
+        "a task's container is on the networks of its service: use docker service update --network-add on a manager"
+    )]
+    TasksNetworks,
     /// The socket can't be connected to.
     #[error("cannot reach {} at unix://{}: {source}; {}", .peer.title(), .socket.display(), .peer.advice())]
     Unreachable {
@@ -147,14 +179,17 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotAManager | Self::Member => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotAManager | Self::Member | Self::NotJoined(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
-            Self::NetworkOnWorker | Self::NotAttachable(_) => StatusCode::FORBIDDEN,
-            Self::NetworkExists(_) => StatusCode::CONFLICT,
+            Self::NetworkOnWorker | Self::TasksNetworks => StatusCode::FORBIDDEN,
+            Self::Attach { source, .. } => refusal_status(source),
+            Self::NoBridge { source, .. } if source.is_passing() => StatusCode::BAD_GATEWAY,
+            Self::NoBridge { .. } | Self::NetworkExists(_) => StatusCode::CONFLICT,
             Self::NoSuchNetwork(_) => StatusCode::NOT_FOUND,
-            Self::AmbiguousNetwork { .. } | Self::BadRequest(_) | Self::Ambiguous(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::AmbiguousNetwork { .. }
+            | Self::AddressAsked { .. }
+            | Self::BadRequest(_)
+            | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unreachable { peer, .. }
             | Self::Broken { peer, .. }
@@ -170,6 +205,21 @@ impl ApiError {
     pub(super) fn into_response(self) -> Response<Body> {
         let status = self.status();
         json_response(status, &serde_json::json!({ "message": self.to_string() }))
+    }
+}
+
+/// The status of a manager's refusal of an address.
+fn refusal_status(error: &AttachError) -> StatusCode {
+    match error {
+        AttachError::Refused(status) => match status.code() {
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::PermissionDenied => StatusCode::FORBIDDEN,
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            Code::ResourceExhausted => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+        AttachError::Away(_) => StatusCode::SERVICE_UNAVAILABLE,
+        AttachError::Late | AttachError::Unreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -173,17 +173,17 @@ impl Cluster {
 }
 
 /// The lines of a body. Waiting for one is cancel-safe.
-struct Lines {
+pub(super) struct Lines {
     body: Incoming,
     buffer: BytesMut,
 }
 
 impl Lines {
-    fn new(body: Incoming) -> Self {
+    pub(super) fn new(body: Incoming) -> Self {
         Self { body, buffer: BytesMut::new() }
     }
 
-    async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {
             if let Some(line) = take_line(&mut self.buffer) {
                 return Some(Ok(line));

@@ -106,7 +106,12 @@ fn add(filters: &mut Map<String, Value>, name: &str, value: &str) {
 
 /// Whether a container of `docker ps` belongs to a task.
 pub(super) fn is_task_container(container: &Value) -> bool {
-    container.get("Labels").and_then(|labels| labels.get(TASK_LABEL)).is_some()
+    container.get("Labels").is_some_and(is_task)
+}
+
+/// Whether a container with these labels belongs to a task.
+pub(super) fn is_task(labels: &Value) -> bool {
+    labels.get(TASK_LABEL).is_some()
 }
 
 fn filter_values(filter: &Value) -> Vec<String> {

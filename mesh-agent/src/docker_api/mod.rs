@@ -6,12 +6,15 @@
 //! are composed of both ([`compose`]).
 //!
 //! Invariants: what passes through is not read, changed or buffered; only composed answers are, up
-//! to a bound. This module keeps no state: each call asks the engine and the manager anew, and a
-//! call that the engine can answer waits for no manager.
+//! to a bound. This module keeps no state beyond a call: each asks the engine and the manager anew,
+//! and a call that the engine can answer waits for no manager.
 //!
 //! Left to others: what the swarm calls mean (mesh-control), running tasks ([`crate::task`]), and
 //! access control: the file's mode decides who may open the socket, as with the engine's own.
 
+mod attached_body;
+mod attachment_keeper;
+mod attachments;
 mod compose;
 mod container_networks;
 mod error;
@@ -31,7 +34,7 @@ mod upstream;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +54,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use crate::view::NodeView;
+pub use attachment_keeper::keep_attachments;
+pub use attachments::Attachments;
 use compose::Composer;
 use error::ApiError;
 use membership::Membership;
@@ -75,7 +80,7 @@ const DRAINED_BYTES_MAX: usize = 16 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The upstreams of the socket.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Upstreams {
     /// The local engine's socket.
     pub engine: PathBuf,
@@ -83,6 +88,8 @@ pub struct Upstreams {
     pub control: Option<PathBuf>,
     /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
+    /// Containers on the cluster's networks; absent until this node is a member of a cluster.
+    pub attachments: Arc<OnceLock<Arc<Attachments>>>,
 }
 
 /// Serves clients of `listener` that `door` admits until `shutdown`, then gives open connections a
@@ -186,12 +193,19 @@ impl Shared {
             Route::NetworkPrune => composer.network_prune(&request).await,
             Route::NetworkOne => composer.network_one(&request).await,
             Route::NetworkConnect => match composer.connectable(&request).await {
-                Ok(()) => self.forward(request, composer.engine(), Limits::default()).await,
+                Ok(true) => composer.cluster_connect(request).await,
+                Ok(false) => self.forward(request, composer.engine(), Limits::default()).await,
                 Err(error) => {
                     drain(request.into_body()).await;
                     Err(error)
                 }
             },
+            Route::NetworkDisconnect => {
+                if let Some(uri) = composer.disconnect_path(request.uri())? {
+                    *request.uri_mut() = uri;
+                }
+                self.forward(request, composer.engine(), Limits::default()).await
+            }
             Route::ContainerCreate => composer.container_create(request).await,
             Route::TaskContainers => composer.task_containers(&request).await,
         }

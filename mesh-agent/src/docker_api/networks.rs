@@ -27,6 +27,7 @@ use super::filters::{Query, percent_decode, percent_encode};
 use super::network_owner::{Cluster, Owner};
 use super::overlay::{CLUSTER_SCOPE, cluster_id, joined_networks, joined_pruned, seen_here, with_endpoints};
 use crate::task::networks::NETWORK_LABEL;
+use crate::view::NodeView;
 
 /// The most bytes of a request that is read here.
 const REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -174,14 +175,17 @@ impl Composer {
     }
 
     /// Checks that a container may join the network that `POST /networks/{x}/connect` names: the
-    /// engine must have it. For a stopped container the engine itself accepts a network that it
-    /// doesn't know, and the container can't be started then.
-    pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<(), ApiError> {
+    /// engine or the cluster must have it. For a stopped container the engine itself accepts a
+    /// network that it doesn't know, and the container can't be started then. Returns whether it is
+    /// the cluster's.
+    pub(super) async fn connectable(&self, request: &Request<Incoming>) -> Result<bool, ApiError> {
         let (prefix, segment) = split(request.uri());
-        match self.owner(prefix, &percent_decode(segment)).await? {
-            Owner::Engine => Ok(()),
-            Owner::Cluster | Owner::Bridge => Err(ApiError::NotAttachable(named(request.uri()))),
-            Owner::Nobody => Err(ApiError::NoSuchNetwork(named(request.uri()))),
+        let name = percent_decode(segment);
+        match self.owner(prefix, &name).await? {
+            Owner::Engine => Ok(false),
+            Owner::Cluster | Owner::Bridge => Ok(true),
+            Owner::Nobody if knows(&self.view(), &name) => Ok(true),
+            Owner::Nobody => Err(ApiError::NoSuchNetwork(name)),
         }
     }
 
@@ -290,9 +294,14 @@ impl NetworkRequest {
 }
 
 /// The part of a path before `/networks/`, and the one behind it, still percent-encoded.
-fn split(uri: &Uri) -> (&str, &str) {
+pub(super) fn split(uri: &Uri) -> (&str, &str) {
     let (prefix, rest) = uri.path().split_once("/networks/").unwrap_or_default();
     (prefix, rest.split('/').next().unwrap_or_default())
+}
+
+/// Whether the cluster has a network of this name or id, as far as this node knows.
+pub(super) fn knows(view: &NodeView, name: &str) -> bool {
+    view.networks.values().any(|network| network.name == name || network.id.as_str() == name)
 }
 
 /// The network that a path names.

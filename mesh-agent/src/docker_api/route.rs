@@ -28,9 +28,11 @@ pub(super) enum Route {
     NetworkPrune,
     /// One network, by id or name: the engine's or the cluster's.
     NetworkOne,
-    /// `POST /networks/{x}/connect`: the engine's networks only.
+    /// `POST /networks/{x}/connect`: the engine's, at the cluster's address on its networks.
     NetworkConnect,
-    /// `POST /containers/create`: the engine's, but for the networks that the body names.
+    /// `POST /networks/{x}/disconnect`: the engine's, which knows the cluster's networks by name.
+    NetworkDisconnect,
+    /// `POST /containers/create`: the engine's, at the cluster's addresses on its networks.
     ContainerCreate,
     /// `GET /containers/json` with the filter `is-task`, which becomes a filter on tasks' label.
     TaskContainers,
@@ -49,6 +51,7 @@ impl Route {
             ("POST", ["networks", "prune"]) => Self::NetworkPrune,
             ("GET" | "DELETE", ["networks", _]) => Self::NetworkOne,
             ("POST", ["networks", _, "connect"]) => Self::NetworkConnect,
+            ("POST", ["networks", _, "disconnect"]) => Self::NetworkDisconnect,
             ("POST", ["containers", "create"]) => Self::ContainerCreate,
             ("GET", ["containers", "json"]) if Query::of(uri).filter("is-task").is_some() => {
                 Self::TaskContainers
@@ -161,7 +164,6 @@ mod tests {
             check("GET", path, Route::Engine);
         }
         check("POST", "/v1.41/containers/x/attach?stream=1", Route::Engine);
-        check("POST", "/networks/x/disconnect", Route::Engine);
         check("GET", "/distribution/nginx/json", Route::Engine);
         check("GET", "/v1.41/v1.41/services", Route::Engine);
         // Clients can't make the calls by which agents report to managers.
@@ -183,6 +185,7 @@ mod tests {
         check("POST", "/v1.41/containers/create?name=x", Route::ContainerCreate);
         check("POST", "/containers/cr%65ate", Route::ContainerCreate);
         check("POST", "/v1.41/networks/x/connect", Route::NetworkConnect);
+        check("POST", "/networks/x/disconnect", Route::NetworkDisconnect);
         check(
             "GET",
             "/containers/json?filters=%7B%22is-task%22%3A%5B%22true%22%5D%7D",

@@ -111,19 +111,23 @@ impl Zone {
                 }
             }
         }
+        let attached = networks_of_containers(view);
         for member in view.members.values() {
-            zone.add_member(view, member);
+            zone.add_member(view, member, &attached);
         }
         zone.networks.values_mut().for_each(NetworkNames::settle);
         zone
     }
 
-    fn add_member(&mut self, view: &NodeView, member: &MemberView) {
+    fn add_member(&mut self, view: &NodeView, member: &MemberView, attached: &HashMap<&str, Vec<NetworkId>>) {
         // An attached container has no health check: it serves as long as it exists.
         let state = member.state.or(member.service_id.is_none().then_some(BackendState::Active));
         for place in &member.attachments {
             if member.node_id == view.node_id {
-                let scope = member.attachments.iter().map(|place| place.network_id.clone()).collect();
+                let container =
+                    attached.get(member.container_id.as_str()).filter(|_| member.service_id.is_none());
+                let own = || member.attachments.iter().map(|place| place.network_id.clone()).collect();
+                let scope = container.cloned().unwrap_or_else(own);
                 self.scopes.insert(place.address, scope);
             }
             let Some(network) = self.networks.get_mut(&place.network_id) else { continue };
@@ -216,6 +220,19 @@ fn networks_here(view: &NodeView) -> HashSet<&NetworkId> {
     let joined = local.flat_map(|member| member.attachments.iter().map(|place| &place.network_id));
     let assigned = view.networks.values().filter(|network| network.node_address.is_some());
     joined.chain(assigned.map(|network| &network.id)).collect()
+}
+
+/// The networks of each attached container of this node. It has an attachment for each of them.
+fn networks_of_containers(view: &NodeView) -> HashMap<&str, Vec<NetworkId>> {
+    let mut networks: HashMap<&str, Vec<NetworkId>> = HashMap::new();
+    for member in view.members.values() {
+        let is_made = member.service_id.is_none() && !member.container_id.is_empty();
+        if is_made && member.node_id == view.node_id {
+            let of_container = networks.entry(member.container_id.as_str()).or_default();
+            of_container.extend(member.attachments.iter().map(|place| place.network_id.clone()));
+        }
+    }
+    networks
 }
 
 /// The subnets of the users' networks and of the nodes' tasks.

@@ -43,6 +43,8 @@ pub struct WorkerDeps {
     pub runtime: Arc<dyn Runtime>,
     /// Connects tasks to the mesh.
     pub network: Arc<dyn TaskNetwork>,
+    /// Makes and removes the networks of the tasks' services.
+    pub networks: Arc<Networks>,
     /// Publishes the tasks' addresses.
     pub local: Arc<LocalTasks>,
     /// This node, for labels and templates.
@@ -74,14 +76,13 @@ pub async fn run(
     side.spawn(follow_events(Arc::clone(&deps.runtime), heard_in.clone()));
     side.spawn(follow_joins(Arc::clone(&deps.runtime), heard_in));
     side.spawn(keep_bridge(Arc::clone(&deps.runtime), deps.bridge.clone(), bridge_in, deps.unfit));
-    let networks = Arc::new(Networks::new(Arc::clone(&deps.runtime), deps.bridge.clone()));
-    let sweeper = Arc::clone(&networks);
+    let sweeper = Arc::clone(&deps.networks);
     side.spawn(async move { sweeper.remove_unneeded().await });
     let context = DriverContext {
         runtime: deps.runtime,
         network: deps.network,
         local: deps.local,
-        networks,
+        networks: deps.networks,
         node: Arc::new(deps.node),
         dependencies: Arc::new(deps.dependencies),
         bridge,

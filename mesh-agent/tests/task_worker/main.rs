@@ -22,7 +22,8 @@ use mesh_agent::task::dependencies::Dependencies;
 use mesh_agent::task::docker::DockerEngine;
 use mesh_agent::task::local::LocalTasks;
 use mesh_agent::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
-use mesh_agent::task::runtime::Runtime as _;
+use mesh_agent::task::networks::keeper::Networks;
+use mesh_agent::task::runtime::Runtime;
 use mesh_agent::task::worker::{self, WorkerDeps};
 use mesh_state::ids::TaskId;
 use mesh_state::task::{Assignment, Slot, Task, TaskState, TaskStatus};
@@ -82,8 +83,11 @@ impl Agent {
         let local = Arc::new(LocalTasks::default());
         let shutdown = CancellationToken::new();
         let files = engine.memory();
+        let docker: Arc<dyn Runtime> = Arc::new(DockerEngine::new(engine.socket()));
+        let networks = Arc::new(Networks::new(Arc::clone(&docker), bridge.clone()));
         let deps = WorkerDeps {
-            runtime: Arc::new(DockerEngine::new(engine.socket())),
+            runtime: docker,
+            networks,
             network: Arc::clone(&links) as Arc<dyn TaskNetwork>,
             local: Arc::clone(&local),
             node: NodeIdentity {

@@ -263,6 +263,26 @@ fn a_member_on_this_node_is_known_by_its_address_and_others_are_not() {
     assert!(!zone.has_all(&scope(&["shop_net", "other"])), "this node has nobody there");
 }
 
+/// An attached container has an attachment for each of its networks.
+#[test]
+fn an_attached_container_knows_the_names_of_all_its_networks() {
+    let guest = |id: &str, place: (&str, &str), container: &str| {
+        let attached = member(id, "", "here", Unspecified, &[place]);
+        proto::MeshMember { container_id: container.into(), ..attached }
+    };
+    let mut table = table();
+    table.members.push(guest("g1", ("shop_net", "10.0.1.30"), "c1"));
+    table.members.push(guest("g2", ("back", "10.0.2.30"), "c1"));
+    table.members.push(guest("g3", ("other", "10.0.3.30"), ""));
+    table.members.push(guest("g4", ("back", "10.0.2.31"), ""));
+    let zone = zone_of(&table);
+    let of = |address: [u8; 4]| zone.scope_of(address.into()).map(<[NetworkId]>::to_vec);
+    assert_eq!(of([10, 0, 1, 30]), Some(scope(&["shop_net", "back"])));
+    assert_eq!(of([10, 0, 2, 30]), Some(scope(&["shop_net", "back"])));
+    assert_eq!(of([10, 0, 3, 30]), Some(scope(&["other"])), "who isn't made yet is nobody else");
+    assert_eq!(of([10, 0, 2, 31]), Some(scope(&["back"])));
+}
+
 #[test]
 fn an_index_of_a_large_network_is_quick() {
     let services: Vec<String> = (0..500).map(|number| format!("service-{number}")).collect();

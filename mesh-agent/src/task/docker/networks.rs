@@ -153,10 +153,13 @@ pub(super) fn place(endpoint: &EndpointSettings) -> NetworkPlace {
 
 fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFacts {
     let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
-    let living = containers.iter().filter(|container| !ended.contains(&container.state));
+    let is_task = |container: &ContainerSummary| {
+        container.labels.as_ref().is_some_and(|labels| labels.contains_key(NODE_LABEL))
+    };
+    let users =
+        containers.iter().filter(|container| !is_task(container) || !ended.contains(&container.state));
     let is_unstarted_task = |container: &&ContainerSummary| {
-        container.state == Some(ContainerSummaryStateEnum::CREATED)
-            && container.labels.as_ref().is_some_and(|labels| labels.contains_key(NODE_LABEL))
+        container.state == Some(ContainerSummaryStateEnum::CREATED) && is_task(container)
     };
     let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
     let has_subnet4 = |config: &&IpamConfig| {
@@ -175,7 +178,7 @@ fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFac
         mtu: options.get(MTU_OPTION).and_then(|mtu| mtu.parse().ok()),
         internal: network.internal.unwrap_or_default(),
         has_ipv6: network.enable_ipv6.unwrap_or_default(),
-        users: living.clone().count(),
-        unstarted_tasks: living.filter(is_unstarted_task).count(),
+        users: users.clone().count(),
+        unstarted_tasks: users.filter(is_unstarted_task).count(),
     }
 }

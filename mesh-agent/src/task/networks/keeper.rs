@@ -1,8 +1,8 @@
 //! Makes the Docker networks that tasks need, and removes those that no task needs any more.
 //!
 //! Invariants: at most one engine call is in flight for each network; calls for different networks
-//! run concurrently. A network that is needed is not removed: the set of needed networks is checked
-//! again under the network's lock.
+//! run concurrently. A network that is needed or held is not removed: both are checked again under
+//! the network's lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,11 +55,29 @@ pub struct Networks {
     /// The networks that tasks of this node need; `None` until control has sent a full list of
     /// tasks.
     needed: watch::Sender<Option<BTreeSet<NetworkId>>>,
-    /// A lock for each network, by name.
+    /// The networks of the [`Hold`]s that live.
+    held: Mutex<Vec<NetworkId>>,
+    /// One lock for each network, by name.
     locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// Removes all networks that agents made, including `mesh`, unless containers use them.
+/// Keeps a network from being removed, until it is dropped: for a container that is about to be put
+/// on the network, which keeps it from then on.
+pub struct Hold {
+    networks: Arc<Networks>,
+    network: NetworkId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = self.networks.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = held.iter().position(|network| *network == self.network) {
+            held.swap_remove(at);
+        }
+    }
+}
+
+/// Removes every network that an agent made, the network `mesh` too, unless containers use it.
 ///
 /// # Errors
 /// An error of the engine; further networks may be left too.
@@ -82,7 +100,13 @@ pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
 impl Networks {
     /// The networks in the engine of `runtime`.
     pub fn new(runtime: Arc<dyn Runtime>, bridge: watch::Receiver<BridgePlan>) -> Self {
-        Self { runtime, bridge, needed: watch::Sender::new(None), locks: Mutex::default() }
+        Self {
+            runtime,
+            bridge,
+            needed: watch::Sender::new(None),
+            held: Mutex::default(),
+            locks: Mutex::default(),
+        }
     }
 
     /// Replaces the set of networks that tasks of this node need. Other networks are removed once
@@ -93,6 +117,12 @@ impl Networks {
             *needed = Some(networks);
             changed
         });
+    }
+
+    /// Keeps a network, whether it is made already or not, for as long as the result lives.
+    pub fn hold(self: &Arc<Self>, network: &NetworkId) -> Hold {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(network.clone());
+        Hold { networks: Arc::clone(self), network: network.clone() }
     }
 
     /// Makes a network unless it exists. Returns its state in the engine.
@@ -179,10 +209,13 @@ impl Networks {
         Ok(())
     }
 
-    /// Whether the network with this label belongs to the cluster, and no task needs it.
+    /// Whether the network with this label belongs to the cluster, and no task needs it and nothing
+    /// holds it.
     fn is_unneeded(&self, label: &str) -> bool {
+        let network = NetworkId::from(label);
+        let is_held = self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(&network);
         let needed = self.needed.borrow();
         // The network `mesh` has an empty label.
-        !label.is_empty() && needed.as_ref().is_some_and(|needed| !needed.contains(&NetworkId::from(label)))
+        !label.is_empty() && !is_held && needed.as_ref().is_some_and(|needed| !needed.contains(&network))
     }
 }

@@ -65,7 +65,8 @@ pub struct NetworkFacts {
     pub internal: bool,
     /// Whether the network has IPv6 addresses too.
     pub has_ipv6: bool,
-    /// The number of containers on the network that have not ended.
+    /// The number of containers on it, without those of tasks that have ended: another container
+    /// may be started again, and has its address until it is removed.
     pub users: usize,
     /// The number of those that are of tasks and were never started; they are connected to the
     /// network again before their start.

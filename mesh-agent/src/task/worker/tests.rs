@@ -87,8 +87,10 @@ impl Bench {
         let cache = TaskCache::open(directory.to_owned()).expect("the cache opens");
         let runtime = Arc::clone(engine) as Arc<dyn Runtime>;
         let dependencies = Dependencies::new(directory.join("files"));
+        let networks = Arc::new(Networks::new(Arc::clone(&runtime), bridge.clone()));
         let deps = WorkerDeps {
             runtime,
+            networks,
             network: Arc::new(NoNetwork),
             local: Arc::default(),
             node,
