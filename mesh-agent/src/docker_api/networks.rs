@@ -85,8 +85,8 @@ impl Composer {
         }
     }
 
-    /// `POST /networks/prune`: prunes the engine's networks, except those that the agent made, which
-    /// may have no tasks just now, and the cluster's. If the client's own filter can't be combined
+    /// `POST /networks/prune`: prunes the engine's networks and the cluster's. Those that the agent
+    /// made stay, as they may have no tasks just now. If the client's own filter can't be combined
     /// with that exception, the engine removes them too and the agent makes them again: the answer
     /// doesn't name them.
     pub(super) async fn network_prune(
