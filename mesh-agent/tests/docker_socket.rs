@@ -299,6 +299,9 @@ fn a_manager_answers_for_the_swarm() {
     assert!(served.docker(&["network", "create", "--label", "mesh.network=", "ours"]).status.success());
     let pruned = stdout(&served.docker(&["network", "prune", "--force"]));
     assert_eq!(pruned, "Deleted Networks:\nover\nunused", "docker network prune");
+    let spare = ["network", "prune", "--force", "--filter", "label!=keep"];
+    let pruned = stdout(&served.docker(&spare));
+    assert_eq!(pruned, "Deleted Networks:\nover", "what the agent makes again is not named");
     let bad = served.docker(&["network", "prune", "--force", "--filter", "colour=red"]);
     assert!(stderr(&bad).to_lowercase().contains("invalid filter"), "an unknown filter: {}", stderr(&bad));
 }

@@ -86,16 +86,19 @@ impl Composer {
         }
     }
 
-    /// `POST /networks/prune`: prunes the engine's networks, except the one of mesh's tasks, which
-    /// may have no tasks just now, and the cluster's. If the client's own filter can't be combined
-    /// with that exception, the engine removes the network and the agent makes it again.
+    /// `POST /networks/prune`: prunes the engine's networks and the cluster's. Those that the agent
+    /// made stay, as they may have no tasks just now. If the client's own filter can't be combined
+    /// with that exception, the engine removes them too and the agent makes them again: the answer
+    /// doesn't name them.
     pub(super) async fn network_prune(
         &self,
         request: &Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
         let mut asked = bodyless(request);
-        if let Some(query) = Query::of(request.uri()).with_filter("label!", NETWORK_LABEL) {
-            *asked.uri_mut() = with_query(request.uri(), &query)?;
+        let mut made_again = Vec::new();
+        match Query::of(request.uri()).with_filter("label!", NETWORK_LABEL) {
+            Some(query) => *asked.uri_mut() = with_query(request.uri(), &query)?,
+            None => made_again = self.own_names(split(request.uri()).0).await?,
         }
         let engine = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
         if engine.status() != StatusCode::OK {
@@ -113,7 +116,18 @@ impl Composer {
                 Value::Null
             }
         };
-        Ok(replaced(head, &joined_pruned(&cluster, &local)))
+        Ok(replaced(head, &joined_pruned(&cluster, &local, &made_again)))
+    }
+
+    /// The names of the engine's networks that the agent made; `prefix` is the version in a call's
+    /// path.
+    async fn own_names(&self, prefix: &str) -> Result<Vec<Value>, ApiError> {
+        let filters = json!({"label": [NETWORK_LABEL]}).to_string();
+        let mut asked = Request::new(Empty::<Bytes>::new());
+        *asked.uri_mut() = path(&format!("{prefix}/networks?filters={}", percent_encode(&filters)))?;
+        let listed = self.engine.call_within(ENGINE_TIMEOUT, asked).await?;
+        let listed = self.engine.read_json(listed.into_body(), ANSWER_BYTES_MAX).await?;
+        Ok(listed.as_array().into_iter().flatten().map(|network| network["Name"].clone()).collect())
     }
 
     /// `GET` and `DELETE /networks/{x}`: goes to whoever has the network.

@@ -41,11 +41,13 @@ pub(super) fn joined_networks(
     Value::Array(networks)
 }
 
-/// The networks that both have pruned, the cluster's first.
-pub(super) fn joined_pruned(cluster: &Value, local: &Value) -> Value {
+/// The networks that both have pruned, the cluster's first, without those of the engine's that the
+/// agent makes again.
+pub(super) fn joined_pruned(cluster: &Value, local: &Value, made_again: &[Value]) -> Value {
     let names = |answer: &Value| answer["NetworksDeleted"].as_array().cloned().unwrap_or_default();
-    let mut all = [names(cluster), names(local)].concat();
-    all.retain(|name| name != NETWORK_NAME);
+    let mut local = names(local);
+    local.retain(|name| name != NETWORK_NAME && !made_again.contains(name));
+    let all = [names(cluster), local].concat();
     json!({ "NetworksDeleted": if all.is_empty() { Value::Null } else { all.into() } })
 }
 
@@ -151,8 +153,16 @@ mod tests {
     #[test]
     fn what_was_pruned_is_told_together() {
         let pruned = |names: Value| json!({ "NetworksDeleted": names });
-        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])));
+        let joined = joined_pruned(&pruned(json!(["over"])), &pruned(json!(["mesh", "local"])), &[]);
         assert_eq!(joined, pruned(json!(["over", "local"])));
-        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null)), pruned(Value::Null));
+        assert_eq!(joined_pruned(&Value::Null, &pruned(Value::Null), &[]), pruned(Value::Null));
+    }
+
+    #[test]
+    fn a_bridge_that_the_engine_pruned_is_no_network_of_its_own() {
+        let pruned = |names: Value| json!({ "NetworksDeleted": names });
+        let (cluster, local) = (pruned(json!(["unused"])), pruned(json!(["used", "unused", "local"])));
+        let bridges = ["used", "unused"].map(Value::from);
+        assert_eq!(joined_pruned(&cluster, &local, &bridges), pruned(json!(["unused", "local"])));
     }
 }

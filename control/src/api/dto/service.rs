@@ -8,6 +8,7 @@ use mesh_state::spec::{
 use mesh_state::task::TaskState;
 use mesh_state::{Timestamp, node::NodeState};
 use serde::Serialize;
+use serde_json::json;
 
 use super::{Version, shown};
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
@@ -144,7 +145,9 @@ fn insert_defaults(spec: &mut ServiceSpec) {
     let template = &mut spec.task_template;
     if let Some(container) = &mut template.container_spec {
         container.stop_grace_period.get_or_insert(STOP_GRACE_PERIOD);
+        container.extra.entry("DNSConfig".to_owned()).or_insert_with(|| json!({}));
     }
+    template.resources.get_or_insert_default();
     let restart = template.restart_policy.get_or_insert_default();
     restart.condition.get_or_insert(RestartCondition::Any);
     let delay = u64::try_from(RestartPolicy::DEFAULT_DELAY.as_nanos()).unwrap_or(u64::MAX);
@@ -194,7 +197,7 @@ fn service_status(snapshot: &ClusterSnapshot, service: &StoredService) -> Servic
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
     use crate::fixtures::{self, World};
@@ -232,6 +235,7 @@ mod tests {
             order: Some(UpdateOrder::StartFirst),
             ..UpdateConfig::default()
         });
+        assert_eq!(rendered(answer(&stored))["Spec"]["TaskTemplate"]["ContainerSpec"].get("DNSConfig"), None);
         let seen = rendered(answer(&stored).with_defaults());
         let update = json!({"Parallelism": 0, "FailureAction": "pause", "Monitor": MONITOR, "MaxFailureRatio": 0.0,
                             "Order": "start-first"});
@@ -241,6 +245,14 @@ mod tests {
             seen["Spec"]["TaskTemplate"]["RestartPolicy"],
             json!({"Condition": "any", "Delay": 5_000_000_000_u64, "MaxAttempts": 0})
         );
-        assert_eq!(seen["Spec"]["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"], STOP_GRACE_PERIOD);
+        let container = &seen["Spec"]["TaskTemplate"]["ContainerSpec"];
+        assert_eq!(container["StopGracePeriod"], STOP_GRACE_PERIOD);
+        assert_eq!(container["DNSConfig"], json!({}));
+        assert_eq!(seen["Spec"]["TaskTemplate"]["Resources"], json!({}));
+        let dns = json!({"Nameservers": ["10.0.0.1"]});
+        let sent = stored.spec.task_template.container_spec.as_mut().expect("a container");
+        sent.extra.insert("DNSConfig".to_owned(), dns.clone());
+        let seen = rendered(answer(&stored).with_defaults());
+        assert_eq!(seen["Spec"]["TaskTemplate"]["ContainerSpec"]["DNSConfig"], dns, "as it was sent");
     }
 }
