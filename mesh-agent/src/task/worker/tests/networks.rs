@@ -127,3 +127,24 @@ async fn a_container_that_an_agent_left_between_its_steps_gets_its_networks() {
     assert_eq!(networks["app"].network, None, "the stale place was replaced");
     bench.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_network_stays_while_a_container_is_on_its_way_there() {
+    let engine = Arc::new(Engine::default());
+    let plan = BridgePlan { subnet: None, with_ipv6: false, mtu: 1450 };
+    let (_bridge, bridge) = watch::channel(plan);
+    let networks = Arc::new(Networks::new(Arc::clone(&engine) as Arc<dyn Runtime>, bridge));
+    networks.need(BTreeSet::new());
+    let sweeper = Arc::clone(&networks);
+    let sweeping = tokio::spawn(async move { sweeper.remove_unneeded().await });
+    let app = networked("t1", 7).networks.swap_remove(0);
+    let holds = [networks.hold(&app.id), networks.hold(&app.id)];
+    networks.ensure(&app).await.expect("the network is made");
+    for hold in holds {
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        assert_eq!(names(&engine), ["app"], "somebody holds it");
+        drop(hold);
+    }
+    until("it goes once nobody does", || names(&engine).is_empty()).await;
+    sweeping.abort();
+}
