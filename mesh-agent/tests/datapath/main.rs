@@ -30,7 +30,7 @@ use netlab::{CLIENT, NODES, Netlab, TASK, run};
 use node::{Node, Traces, configs, view};
 use traffic::{connect, echo, serve};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whether privileged tests can run here.
 fn can_run() -> bool {
