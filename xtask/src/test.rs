@@ -35,6 +35,7 @@ const CONTROL_PLANE_TESTS: &[&str] = &[
     "secrets",
     "service_flags",
     "service_logs",
+    "stacks",
     "templates",
     "update_failures",
 ];
