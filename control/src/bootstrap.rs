@@ -99,7 +99,7 @@ pub enum BootstrapError {
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },

@@ -26,7 +26,7 @@ pub enum OwnNodeError {
     Read {
         /// The file's path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },
@@ -35,7 +35,7 @@ pub enum OwnNodeError {
     Write {
         /// The file's path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },

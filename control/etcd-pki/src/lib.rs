@@ -49,7 +49,7 @@ pub enum PkiError {
     Authority {
         /// The operation that failed: create or load.
         operation: &'static str,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: rcgen::Error,
     },
@@ -58,7 +58,7 @@ pub enum PkiError {
     Sign {
         /// The subject.
         name: String,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: rcgen::Error,
     },
@@ -69,7 +69,7 @@ pub enum PkiError {
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },

@@ -50,7 +50,7 @@ pub enum CaError {
     Authority {
         /// The operation that failed: create or load.
         operation: &'static str,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: rcgen::Error,
     },
@@ -65,7 +65,7 @@ pub enum CaError {
     Sign {
         /// The subject of the certificate.
         name: String,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: rcgen::Error,
     },

@@ -38,7 +38,7 @@ pub enum SealError {
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },

@@ -15,7 +15,7 @@ use crate::ids::{AttachmentId, NetworkId, NodeId};
 pub struct AttachedContainer {
     /// The attachment's id. The container's node chooses it.
     pub id: AttachmentId,
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The container's node.
     pub node_id: NodeId,

@@ -98,7 +98,7 @@ pub struct NetworkCursor {
 /// task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualIp {
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The address, out of the network's subnet.
     pub address: Ipv4Addr,
@@ -107,7 +107,7 @@ pub struct VirtualIp {
 /// A task's attachment to a network of its service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The task's address there; absent until the task has a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct Attachment {
 /// The data that a node needs to connect a container to a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedNetwork {
-    /// The network.
+    /// The network's id.
     pub id: NetworkId,
     /// The network's name, and that of its Docker network on the node.
     pub name: String,

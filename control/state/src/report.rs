@@ -38,7 +38,7 @@ pub enum ReportError {
     Unreadable {
         /// The report.
         what: &'static str,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: serde_json::Error,
     },

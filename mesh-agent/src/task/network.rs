@@ -38,7 +38,7 @@ pub struct StartingTask {
 /// A task's address on a network of its service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkAddress {
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The network's number on the wire; the bridge device is called `meshn<number>`.
     pub number: u32,

@@ -31,7 +31,7 @@ pub struct NetworkView {
 /// A service on a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceNetwork {
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The service's virtual IP there; absent in mode `dnsrr`.
     pub virtual_ip: Option<Ipv4Addr>,
@@ -65,7 +65,7 @@ pub struct MemberView {
 /// A member's attachment to one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentView {
-    /// The network.
+    /// The network's id.
     pub network_id: NetworkId,
     /// The member's address there, unique in the cluster.
     pub address: Ipv4Addr,

@@ -63,7 +63,7 @@ pub(crate) enum ClientError {
     Unreachable {
         /// The address.
         host: Host,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },
@@ -72,7 +72,7 @@ pub(crate) enum ClientError {
     Broken {
         /// The address.
         host: Host,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

@@ -33,7 +33,7 @@ pub enum NetworkError {
     /// The engine failed or does not answer.
     #[error("make the Docker network {name}: {source}")]
     Engine {
-        /// The network.
+        /// The network's name.
         name: String,
         /// The engine's error.
         source: RuntimeError,

@@ -95,7 +95,7 @@ pub enum EtcdAccessError {
     File {
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the call that failed.
         #[source]
         source: std::io::Error,
     },
