@@ -92,6 +92,7 @@ fn a_flood_of_syns_evicts_nothing_established() -> Result<()> {
             let evicted = ended(&cluster, node, "lru")? - evicted_before;
             let expired = ended(&cluster, node, "timeout")? - expired_before;
             let opened = opened(&cluster, node, &service)?;
+            println!("half-open flows: {opened} opened, {evicted} evicted, {expired} expired");
             ensure!(opened > CELLS, "the flood opened only {opened} flows");
             // On a busy machine the flood takes longer than a SYN is remembered, and expired flows
             // make room, too.
