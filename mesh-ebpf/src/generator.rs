@@ -1,5 +1,5 @@
-//! Frames for benchmarks: the packet that a client of a published port would send, made from a
-//! number.
+//! Frames for benchmarks: the packet that a client of a published port, or of a virtual IP, would
+//! send, made from a number.
 //!
 //! Purpose: `bin/bench_gen` sends the frames that [`headers`] makes, millions a second, towards the
 //! attached programs. It writes every header of each frame, as the kernel returns a frame's memory
@@ -19,8 +19,8 @@ use crate::parse::{eth, ipv4, tcp, transport};
 pub const HEADERS_LEN: usize = eth::LEN + ipv4::LEN + tcp::LEN;
 /// Length of a frame: the shortest that Ethernet allows, without its checksum.
 pub const FRAME_LEN: usize = 60;
-/// The number of client addresses, all of 11.0.0.0/8. Each flow has its own; further flows differ
-/// in the port.
+/// The number of client addresses, all of 11.0.0.0/8, if the recipe names no client. Each flow has
+/// its own; further flows differ in the port.
 const CLIENTS: u32 = 1 << 24;
 /// The network of the clients' addresses.
 const NETWORK: u32 = 11 << 24;
@@ -44,8 +44,11 @@ pub struct Recipe {
     pub lines: u32,
     /// ifindex of the interface that the frames leave by.
     pub ifindex: u32,
-    /// IPv4 address of the node under test.
+    /// Where the frames go: IPv4 address of the node under test, or a virtual IP.
     pub node: [u8; 4],
+    /// IPv4 address of the only client, whose flows differ in the port, so that there are at most
+    /// 65 536 of them; 0.0.0.0: each flow has a client of its own.
+    pub client: [u8; 4],
     /// The first published port.
     pub port: u16,
     /// TCP flags of each frame: bits of [`tcp::Flags`].
@@ -61,7 +64,7 @@ pub struct Recipe {
 #[cfg(feature = "userspace")]
 unsafe impl aya::Pod for Recipe {}
 
-const _: () = assert!(size_of::<Recipe>() == 44, "the recipe has hidden padding");
+const _: () = assert!(size_of::<Recipe>() == 48, "the recipe has hidden padding");
 
 /// The number of the flow that the frame with this number belongs to.
 #[inline(always)]
@@ -80,8 +83,11 @@ pub fn headers(recipe: &Recipe, number: u64) -> [u8; HEADERS_LEN] {
     const TCP: usize = eth::LEN + ipv4::LEN;
     let flow = flow(recipe, number);
     let services = if recipe.services == 0 { 1 } else { recipe.services };
-    let client = (NETWORK | (flow % CLIENTS)).to_be_bytes();
-    let source = Be16::new(CLIENT_PORT.wrapping_add((flow / CLIENTS) as u16));
+    let (client, nth_of_client) = match recipe.client {
+        [0, 0, 0, 0] => ((NETWORK | (flow % CLIENTS)).to_be_bytes(), flow / CLIENTS),
+        client => (client, flow),
+    };
+    let source = Be16::new(CLIENT_PORT.wrapping_add(nth_of_client as u16));
     let destination = Be16::new(recipe.port.wrapping_add((flow % services) as u16));
     let mut bytes = [0; HEADERS_LEN];
     bytes[eth::DESTINATION..eth::SOURCE].copy_from_slice(&recipe.node_mac.0);
@@ -178,6 +184,20 @@ mod tests {
             (ip.source, transport.source_port_be, transport.destination_port_be.get())
         });
         assert!(others.into_iter().all(|flow| !flows.contains(&flow)), "those of another CPU are others");
+    }
+
+    #[test]
+    fn the_flows_of_one_client_differ_in_the_port() {
+        let client = [10, 5, 0, 2];
+        let recipe = Recipe { flows: 50_000, stride: 31_251, client, ..Recipe::default() };
+        let segments = (0..50_000).map(|number| segment(&recipe, number));
+        let ports: BTreeSet<_> = segments
+            .map(|Segment { ip, transport }| {
+                assert_eq!(ip.source.v4_octets(), client, "the client of a frame");
+                transport.source_port_be.get()
+            })
+            .collect();
+        assert_eq!(ports.len(), 50_000);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! against a real Swarm. Comparisons alternate, and report medians of ratios within one round: a
 //! shared machine is slow at times, but not within a second.
 //!
-//! In reading order: [`objects`] compiles the kernel programs, [`maps`] fills theirs, [`samples`]
+//! In reading order: [`objects`] compiles the kernel programs, [`programs`] finds them, [`maps`]
+//! fills theirs, [`samples`]
 //! takes medians, [`report`] and [`plot`] write, [`leftovers`] cleans up after runs that were
 //! killed.
 
@@ -18,6 +19,7 @@ mod objects;
 mod packet;
 mod peers;
 mod plot;
+mod programs;
 mod report;
 mod samples;
 mod services;
@@ -49,7 +51,8 @@ enum Subject {
     /// Measure what clients get through mesh and through others: connections and requests per
     /// second, bulk
     Peers {
-        /// Only these ways, by their names in the report, and no report: for work on one of them
+        /// Only these ways, by their names in the report, or `published` or `networks` for a group
+        /// of them; the report is written for groups of which all are measured
         #[arg(long, value_name = "WAY,WAY", value_delimiter = ',')]
         only: Vec<String>,
     },

@@ -14,7 +14,7 @@ const INTRODUCTION: &str = "# Benchmarks\n\n\
     counts: they are taken within one round, absolute figures are this machine's.\n";
 
 /// Replaces the section `name` by `body`, and writes the plots.
-pub(super) fn write(name: &str, body: &str, plots: &[(&str, String)]) -> Result<()> {
+pub(super) fn write(name: &str, body: &str, plots: &[(String, String)]) -> Result<()> {
     let path = workspace::root().join("BENCHMARKS.md");
     let before = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -48,7 +48,8 @@ fn replaced(text: &str, name: &str, body: &str) -> String {
     }
 }
 
-/// The machine and the date.
+/// The machine, the date, and how busy the machine was at the end: a measurement keeps about two
+/// processes busy by itself.
 fn machine() -> Result<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let models: Vec<&str> = cpuinfo
@@ -58,7 +59,14 @@ fn machine() -> Result<String> {
     let kernel = Program::new("uname").arg("-r").output()?;
     let date = Program::new("date").args(["-u", "+%F"]).output()?;
     let model = models.first().unwrap_or(&"unknown CPU");
-    Ok(format!("Machine: {} × {model}, Linux {}; {}.", models.len().max(1), kernel.trim(), date.trim()))
+    let loads = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let load = loads.split(' ').next().unwrap_or_default();
+    Ok(format!(
+        "Machine: {} × {model}, Linux {}; {}; load average {load}.",
+        models.len().max(1),
+        kernel.trim(),
+        date.trim()
+    ))
 }
 
 #[cfg(test)]

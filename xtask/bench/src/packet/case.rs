@@ -9,13 +9,15 @@ pub(super) struct Case {
     pub(super) name: &'static str,
     /// The packets.
     pub(super) kind: CaseKind,
+    /// What they are sent to.
+    pub(super) front: Front,
     /// The number of flows or, for packets that begin or confirm a flow, of packets.
     pub(super) flows: u32,
-    /// Published ports in the tables.
+    /// Services in the tables: published ports or virtual IPs.
     pub(super) services: u32,
     /// Whether the traffic is spread over all of them, or goes to one.
     pub(super) is_spread: bool,
-    /// Backends of each published port.
+    /// Backends of each service.
     pub(super) backends: u32,
     /// The number of CPUs that receive packets, each with flows of its own.
     pub(super) cpus: u32,
@@ -38,8 +40,23 @@ pub(super) enum CaseKind {
     FirstAck,
 }
 
+/// What clients connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Front {
+    /// A published port of the node: XDP on its uplink.
+    Port,
+    /// A virtual IP of a network: TC on the task's veth.
+    VirtualIp,
+}
+
 const fn case(name: &'static str, kind: CaseKind, flows: u32) -> Case {
-    Case { name, kind, flows, services: 1, is_spread: false, backends: 3, cpus: 1, target: None }
+    let front = Front::Port;
+    Case { name, kind, front, flows, services: 1, is_spread: false, backends: 3, cpus: 1, target: None }
+}
+
+/// A case of [`Front::VirtualIp`].
+const fn virtual_ip(name: &'static str, kind: CaseKind) -> Case {
+    Case { front: Front::VirtualIp, ..case(name, kind, FLOWS_OF_TASK) }
 }
 
 impl Case {
@@ -86,6 +103,9 @@ impl Case {
 /// The number of flows where it is not varied.
 const FLOWS: u32 = 100_000;
 
+/// The number of flows of one task, which differ in its port.
+const FLOWS_OF_TASK: u32 = 50_000;
+
 /// The number of flows of a full table.
 const FULL: u32 = 65_536;
 
@@ -120,7 +140,7 @@ pub(super) const RELATIONS: [Relation; 5] = [
 ];
 
 /// All cases.
-pub(super) const ALL: [Case; 23] = [
+pub(super) const ALL: [Case; 33] = [
     case("flow hit, 1 k flows", CaseKind::Hit, 1000).at_most(3.3),
     case(HIT, CaseKind::Hit, FLOWS).at_most(5.6),
     case("flow hit, 1 M flows", CaseKind::Hit, 1_000_000).at_most(7.2),
@@ -144,14 +164,36 @@ pub(super) const ALL: [Case; 23] = [
     case("hit, 5 000 backends", CaseKind::Hit, FLOWS).backends(5000),
     case("SYN, 3 backends", CaseKind::Syn, FLOWS).backends(3),
     case("SYN, 5 000 backends", CaseKind::Syn, FLOWS).backends(5000),
+    virtual_ip("virtual IP: hit, one of 1 service", CaseKind::Hit),
+    virtual_ip("virtual IP: hit, one of 1 000 services", CaseKind::Hit).services(1000),
+    virtual_ip("virtual IP: hit, one of 5 000 services", CaseKind::Hit).services(5000),
+    virtual_ip("virtual IP: SYN, one of 1 service", CaseKind::Syn),
+    virtual_ip("virtual IP: SYN, one of 1 000 services", CaseKind::Syn).services(1000),
+    virtual_ip("virtual IP: SYN, one of 5 000 services", CaseKind::Syn).services(5000),
+    virtual_ip("virtual IP: hit, 3 backends", CaseKind::Hit).backends(3),
+    virtual_ip("virtual IP: hit, 1 000 backends", CaseKind::Hit).backends(1000),
+    virtual_ip("virtual IP: SYN, 3 backends", CaseKind::Syn).backends(3),
+    virtual_ip("virtual IP: SYN, 1 000 backends", CaseKind::Syn).backends(1000),
 ];
 
 /// Cases with equal costs: the later ones must be within a tenth of the first.
-pub(super) const FLAT: [&[&str]; 4] = [
+pub(super) const FLAT: [&[&str]; 8] = [
     &["hit, one of 1 service", "hit, one of 1 000 services", "hit, one of 10 000 services"],
     &["SYN, one of 1 service", "SYN, one of 1 000 services", "SYN, one of 10 000 services"],
     &["hit, 3 backends", "hit, 5 000 backends"],
     &["SYN, 3 backends", "SYN, 5 000 backends"],
+    &[
+        "virtual IP: hit, one of 1 service",
+        "virtual IP: hit, one of 1 000 services",
+        "virtual IP: hit, one of 5 000 services",
+    ],
+    &[
+        "virtual IP: SYN, one of 1 service",
+        "virtual IP: SYN, one of 1 000 services",
+        "virtual IP: SYN, one of 5 000 services",
+    ],
+    &["virtual IP: hit, 3 backends", "virtual IP: hit, 1 000 backends"],
+    &["virtual IP: SYN, 3 backends", "virtual IP: SYN, 1 000 backends"],
 ];
 
 #[cfg(test)]

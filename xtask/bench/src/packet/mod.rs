@@ -1,5 +1,5 @@
-//! Measures the cost of mesh's XDP program per packet: the ingress path with everything on, tunnel
-//! headers and counters included.
+//! Measures the cost of mesh's programs per packet: the ingress path with everything on, tunnel
+//! headers and counters included, by XDP for published ports and by TC for virtual IPs.
 //!
 //! Frames from one end of a veth pair meet the attached program at the other; the kernel counts its
 //! run time. Every case is compared with a bare XDP_TX that was measured right before it, with new
@@ -13,6 +13,7 @@ mod cookie;
 mod outcome;
 mod rig;
 mod tables;
+mod virtual_ip;
 
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use mesh_ebpf::generator::Recipe;
 use mesh_ebpf::parse::tcp::Flags;
 use mesh_lab::netns::Netns;
 
-use self::case::{Case, CaseKind};
+use self::case::{Case, CaseKind, Front};
 use self::cookie::CookieCheck;
 use self::outcome::Outcome;
 use self::rig::{BARE, NODE_MAC, ONE_LINE, Rig, SOURCE_MAC};
@@ -54,7 +55,7 @@ pub(super) fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let text = outcome::text(&outcomes) + &check.text();
     println!("{text}");
     if !quick && only.is_none() {
-        let plots = [("packet.svg", outcome::plot(&outcomes))];
+        let plots = [("packet.svg".to_owned(), outcome::plot(&outcomes))];
         report::write("packet", &outcome::section(&text, ROUNDS), &plots)?;
     }
     println!("took {} s", begun.elapsed().as_secs());
@@ -97,7 +98,18 @@ fn rounds(objects: &Objects, quick: bool, only: &str) -> Result<(Vec<Outcome>, C
 fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result<rig::Runs> {
     let mut object = tables::load(&objects.programs, case)?;
     tables::fill(&mut object, case, rig.node_ifindex)?;
-    rig::attach(&mut object, names::PROGRAM_XDP)?;
+    let mut _beside = None;
+    let program = match case.front {
+        Front::Port => {
+            rig::attach(&mut object, names::PROGRAM_XDP)?;
+            names::PROGRAM_XDP
+        }
+        Front::VirtualIp => {
+            virtual_ip::fill(&mut object, case, rig.node_ifindex)?;
+            _beside = Some(virtual_ip::attach(&mut object, objects)?);
+            names::PROGRAM_OVERLAY
+        }
+    };
     let (syn, ack) = (recipe(case, Flags::SYN), recipe(case, Flags::ACK));
     let (measured, first, count) = match case.kind {
         CaseKind::Hit => {
@@ -132,7 +144,7 @@ fn measure(rig: &mut Rig, objects: &Objects, case: &Case, frames: u32) -> Result
         }
     };
     let before = tables::forwarded(&object, case)?;
-    let runs = rig.measure(&mut object, names::PROGRAM_XDP, &measured, first, count)?;
+    let runs = rig.measure(&object, program, &measured, first, count)?;
     let forwarded = tables::forwarded(&object, case)? - before;
     ensure!(
         forwarded * 1000 >= runs.count * 999,
@@ -150,7 +162,14 @@ fn recipe(case: &Case, flags: u8) -> Recipe {
         stride: stride(case.flows),
         services: if case.is_spread { case.services } else { 1 },
         lines: cell_count(case.homes()),
-        node: tables::ADDRESS.octets(),
+        node: match case.front {
+            Front::Port => tables::ADDRESS.octets(),
+            Front::VirtualIp => virtual_ip::address(case.services / 2).octets(),
+        },
+        client: match case.front {
+            Front::Port => [0; 4],
+            Front::VirtualIp => virtual_ip::CLIENT.octets(),
+        },
         port: if case.is_spread { tables::FIRST_PORT } else { tables::port(case.services / 2) },
         flags: u16::from(flags),
         node_mac: Mac(NODE_MAC),
@@ -181,7 +200,7 @@ mod tests {
 
     #[test]
     fn strides_visit_every_flow() {
-        for flows in [1000, 2000, 65_536, 100_000, 1_000_000] {
+        for flows in [1000, 2000, 50_000, 65_536, 100_000, 1_000_000] {
             let (mut a, mut b) = (flows, stride(flows));
             while b > 0 {
                 (a, b) = (b, a % b);

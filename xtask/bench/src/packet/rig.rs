@@ -6,7 +6,7 @@
 
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::Ebpf;
 use aya::programs::{ProgramInfo, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::sys::{Stats, enable_stats};
@@ -15,6 +15,7 @@ use mesh_lab::netns::Netns;
 
 use crate::maps::{ifindex, set_per_cpu};
 use crate::objects::Objects;
+use crate::programs::xdp;
 
 /// Frames that the kernel sends in one batch.
 const BATCH: u32 = 64;
@@ -26,7 +27,7 @@ const NEW_FLOWS: u32 = 1 << 28;
 /// The end that sends frames.
 const SOURCE: &str = "source";
 /// The end where programs are measured.
-const NODE: &str = "node";
+pub(super) const NODE: &str = "node";
 /// The bare XDP_TX program.
 pub(super) const BARE: &str = "bench_bounce";
 /// The same, with a read of one line of memory.
@@ -150,18 +151,24 @@ impl Rig {
         Ok(runs)
     }
 
-    /// Measures `program` of `object`, which must be attached, with `frames` frames.
+    /// Measures `program` of `object`, which must be attached, with `frames` frames. The programs
+    /// that it tail-calls are part of its runs.
     pub(super) fn measure(
         &mut self,
-        object: &mut Ebpf,
+        object: &Ebpf,
         program: &str,
         recipe: &Recipe,
         first: u64,
         frames: u32,
     ) -> Result<Runs> {
-        let before = info(xdp(object, program)?)?;
+        let info = || {
+            let found =
+                object.program(program).with_context(|| format!("no program {program} in the object"))?;
+            found.info().context("ask for a program's run time")
+        };
+        let before = info()?;
         self.send(recipe, first, frames)?;
-        between(&before, &info(xdp(object, program)?)?)
+        between(&before, &info()?)
     }
 }
 
@@ -202,9 +209,4 @@ fn between(before: &ProgramInfo, after: &ProgramInfo) -> Result<Runs> {
 
 fn info(program: &Xdp) -> Result<ProgramInfo> {
     program.info().context("ask for a program's run time")
-}
-
-fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name} in the object"))?;
-    program.try_into().with_context(|| format!("{name} as an XDP program"))
 }

@@ -53,18 +53,20 @@ pub(super) fn fill(object: &mut Ebpf, case: &Case, ifindex: u32) -> Result<()> {
     let ids = 1..=case.services * case.backends;
     set(object, names::BACKENDS, ids.clone().map(|id| (id, backend(id, (id - 1) / case.backends))))?;
     set(object, names::SLOTS, ids.map(|id| (id - 1, id)))?;
-    let services = (0..case.services).map(|index| {
-        let service = Service {
-            index,
-            slot_base: index * case.backends,
-            slot_count: case.backends,
-            policy: Policy::RoundRobin as u8,
-            ..Service::default()
-        };
-        (ServiceKey::tcp(port(index)), service)
-    });
+    let services = (0..case.services).map(|index| (ServiceKey::tcp(port(index)), service(case, index)));
     insert(object, names::SERVICES, services)?;
     make_histograms(object, case.services)
+}
+
+/// The case's service with this index.
+pub(super) fn service(case: &Case, index: u32) -> Service {
+    Service {
+        index,
+        slot_base: index * case.backends,
+        slot_count: case.backends,
+        policy: Policy::RoundRobin as u8,
+        ..Service::default()
+    }
 }
 
 /// Writes the node's configuration; each CPU remembers `syn_guard_rate` SYNs per second, 0: all.
@@ -115,7 +117,8 @@ fn node(index: u32, ifindex: u32) -> Node {
     }
 }
 
-fn backend(id: u32, service_index: u32) -> Backend {
+/// The backend with this id.
+pub(super) fn backend(id: u32, service_index: u32) -> Backend {
     Backend {
         task_address: Ipv4Addr::from_bits(0x0a80_0000 | id).into(),
         node: 1 + id % NODES,

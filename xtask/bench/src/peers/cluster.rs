@@ -76,7 +76,8 @@ impl Cluster {
         &self.nodes[usize::from(number) - 1]
     }
 
-    fn task(&self, number: u8) -> &Netns {
+    /// The namespace of the task on the node with this number.
+    pub(super) fn task(&self, number: u8) -> &Netns {
         &self.tasks[usize::from(number) - 1]
     }
 
@@ -225,6 +226,7 @@ fn plug(bridge: &Netns, port: &str, inside: &Netns, address: Ipv4Addr, mac: [u8;
     inside.ip(&["link", "set", "eth0", "up"])
 }
 
-fn dotted(mac: [u8; 6]) -> String {
+/// The MAC address as `ip` reads it.
+pub(super) fn dotted(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }

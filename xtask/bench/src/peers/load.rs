@@ -20,16 +20,19 @@ pub(super) struct Binaries {
     pub(super) proxy: PathBuf,
 }
 
-/// Builds them: optimised, unless `quick`.
-pub(super) fn build(quick: bool) -> Result<Binaries> {
+/// Builds them, optimised unless `quick`. The proxy, which takes by far the longest, is built only
+/// on demand.
+pub(super) fn build(quick: bool, needs_proxy: bool) -> Result<Binaries> {
     let (profile, directory) = if quick { ("dev", "debug") } else { ("release", "release") };
-    println!("peers: building bench-load and mesh's proxy ({profile})");
+    let proxy: &[&str] = if needs_proxy { &["--example", "bench_proxy"] } else { &[] };
+    println!("peers: building bench-load{} ({profile})", if needs_proxy { " and mesh's proxy" } else { "" });
     // With the features of the whole workspace: for one package alone, cargo would build the
     // dependencies again.
     let build = ["build", "--quiet", "--workspace", "--profile", profile, "--features", "mesh-tests/load"];
     Program::cargo()
         .args(build)
-        .args(["--bin", "bench-load", "--example", "bench_proxy"])
+        .args(["--bin", "bench-load"])
+        .args(proxy)
         .current_dir(workspace::root())
         .run_shown()?;
     let directory = workspace::target_dir().join(directory);

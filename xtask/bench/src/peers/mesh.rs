@@ -1,32 +1,43 @@
 //! Loads mesh's programs on the nodes of a cluster, and fills their maps as the agent would.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use aya::maps::{MapData, ProgramArray};
-use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{TcAttachType, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use mesh_checkout::command::Program;
 use mesh_ebpf::abi::{
-    Backend, BackendState, Be16, Config, Edge, Mac, Mode, Node, Policy, Service, ServiceKey, backend_flag,
-    names, protocol,
+    Backend, BackendState, Be16, Config, Mac, Member, Mode, Node, Policy, Service, ServiceKey, backend_flag,
+    member_flag, names, protocol,
 };
 use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 
 use super::cluster::{Cluster, TUNNEL_MTU, node_address, node_mac, task_address, task_mac};
+use super::network;
 use crate::maps::{ifindex, insert, set};
 use crate::objects::Objects;
+use crate::programs::{self, classifier, xdp};
 
 const TUNNEL_PORT: u16 = 4799;
 const PUBLISHED: u16 = 80;
 
-/// How mesh serves the published port.
+/// How mesh serves.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Carriage {
     /// Whether XDP runs on the uplinks, with TC behind it.
     pub(super) has_xdp: bool,
-    /// The service's mode.
-    pub(super) mode: Mode,
+    /// What clients ask for.
+    pub(super) served: Served,
     /// The node of the task that serves.
     pub(super) task_node: u8,
+}
+
+/// What clients ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Served {
+    /// The published port of a service in this mode.
+    Port(Mode),
+    /// A virtual IP, or an address, on the [`network`].
+    Network,
 }
 
 /// The programs on a node, and the tail-call targets, which their array loses when it is dropped.
@@ -81,16 +92,24 @@ fn pass(objects: &Objects) -> Result<Ebpf> {
 fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
     let mut object = EbpfLoader::new().load(&objects.programs).context("load the data plane's maps")?;
     fill(&mut object, number, carriage)?;
-    let edges = edges(&mut object)?;
+    let edges = programs::edges(&mut object)?;
     let hooks = [
-        (names::PROGRAM_UPLINK, "eth0"),
-        (names::PROGRAM_TUNNEL, "mesh-vxlan0"),
-        (names::PROGRAM_TASK, "task0"),
+        (names::PROGRAM_UPLINK, "eth0", TcAttachType::Ingress),
+        (names::PROGRAM_EGRESS, "eth0", TcAttachType::Egress),
+        (names::PROGRAM_TUNNEL, "mesh-vxlan0", TcAttachType::Ingress),
+        (names::PROGRAM_DEVICE, "mesh-vxlan0", TcAttachType::Egress),
+        (names::PROGRAM_TASK, "task0", TcAttachType::Ingress),
     ];
-    for (name, device) in hooks {
-        classifier(&mut object, name)?
-            .attach(device, TcAttachType::Ingress)
-            .with_context(|| format!("attach {name}"))?;
+    for (name, device, direction) in hooks {
+        classifier(&mut object, name)?.attach(device, direction).with_context(|| format!("attach {name}"))?;
+    }
+    if let Served::Network = carriage.served {
+        let overlay = classifier(&mut object, names::PROGRAM_OVERLAY)?;
+        for port in network::ports(number) {
+            overlay
+                .attach(port, TcAttachType::Ingress)
+                .with_context(|| format!("attach {} to {port}", names::PROGRAM_OVERLAY))?;
+        }
     }
     if carriage.has_xdp {
         let xdp = xdp(&mut object, names::PROGRAM_XDP)?;
@@ -98,25 +117,6 @@ fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
         xdp.attach("eth0", XdpMode::Driver).context("attach mesh_xdp")?;
     }
     Ok(Loaded { _programs: object, _edges: Some(edges) })
-}
-
-/// The tail-call targets of the hooks' programs.
-fn edges(object: &mut Ebpf) -> Result<ProgramArray<MapData>> {
-    let map = object.take_map(names::EDGES).ok_or_else(|| anyhow!("no map {}", names::EDGES))?;
-    let mut edges = ProgramArray::try_from(map).context(names::EDGES)?;
-    for edge in Edge::ALL {
-        let program = classifier(object, edge.program())?;
-        edges.set(edge as u32, program.fd().context(edge.program())?, 0).context(names::EDGES)?;
-    }
-    Ok(edges)
-}
-
-/// A TC program, loaded.
-fn classifier<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
-    let classifier: &mut SchedClassifier = program.try_into().with_context(|| name.to_owned())?;
-    classifier.load().with_context(|| format!("load {name}"))?;
-    Ok(classifier)
 }
 
 fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {
@@ -135,12 +135,34 @@ fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {
         mac: Mac(node_mac(other)),
         source_mac: Mac(node_mac(number)),
         ifindex: uplink,
+        cookie: cookie(number, other),
         ..Node::default()
     };
-    let is_local = carriage.task_node == number;
+    let accepted = cookie(other, number);
+    let flags = member_flag::WRITTEN | member_flag::COOKIE;
+    let member = Member { accepted: [accepted; 2], flags, ..Member::default() };
+    set(object, names::CONFIG, [(0, config)])?;
+    insert(object, names::ADDRESSES, [(config.address, 0_u32)])?;
+    set(object, names::NODES, [(u32::from(other), peer)])?;
+    insert(object, names::PEERS, [(peer.address, u32::from(other))])?;
+    set(object, names::MEMBERS, [(u32::from(other), member)])?;
+    match carriage.served {
+        Served::Port(mode) => publish(object, number, mode, carriage.task_node),
+        Served::Network => network::fill(object, number, carriage.task_node),
+    }
+}
+
+/// The cookie that a node's packets to another bear.
+fn cookie(from: u8, to: u8) -> u32 {
+    u32::from_be_bytes([0x5e, from, to, 1])
+}
+
+/// Writes the published port and its one backend.
+fn publish(object: &mut Ebpf, number: u8, mode: Mode, task_node: u8) -> Result<()> {
+    let is_local = task_node == number;
     let backend = Backend {
-        task_address: task_address(carriage.task_node).into(),
-        node: if is_local { 0 } else { u32::from(other) },
+        task_address: task_address(task_node).into(),
+        node: if is_local { 0 } else { u32::from(task_node) },
         task_port_be: Be16::new(8080),
         published_port_be: Be16::new(PUBLISHED),
         protocol: protocol::TCP,
@@ -150,22 +172,9 @@ fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {
         task_mac: if is_local { Mac(task_mac(number)) } else { Mac::NONE },
         ..Backend::default()
     };
-    let service = Service {
-        slot_count: 1,
-        policy: Policy::RoundRobin as u8,
-        mode: carriage.mode as u8,
-        ..Service::default()
-    };
-    set(object, names::CONFIG, [(0, config)])?;
-    insert(object, names::ADDRESSES, [(config.address, 0_u32)])?;
-    set(object, names::NODES, [(u32::from(other), peer)])?;
-    insert(object, names::PEERS, [(peer.address, u32::from(other))])?;
+    let service =
+        Service { slot_count: 1, policy: Policy::RoundRobin as u8, mode: mode as u8, ..Service::default() };
     set(object, names::BACKENDS, [(1, backend)])?;
     set(object, names::SLOTS, [(0, 1_u32)])?;
     insert(object, names::SERVICES, [(ServiceKey::tcp(PUBLISHED), service)])
-}
-
-fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = object.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?;
-    program.try_into().with_context(|| format!("{name} as an XDP program"))
 }

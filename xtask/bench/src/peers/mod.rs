@@ -7,7 +7,9 @@
 mod cluster;
 mod load;
 mod mesh;
+mod network;
 mod outcome;
+mod section;
 mod way;
 
 use std::time::Instant;
@@ -17,7 +19,7 @@ use mesh_checkout::workspace;
 
 use self::load::{Metric, Place};
 use self::outcome::Outcomes;
-use self::way::{Paved, Way};
+use self::way::{Group, Paved, Way};
 use super::{leftovers, objects, report};
 
 /// Rounds of a measured run.
@@ -30,13 +32,13 @@ const MEASUREMENTS: u32 = 3;
 /// How often a way is tried before it must work: programs and neighbour entries need a moment.
 const ATTEMPTS: u32 = 20;
 
-/// Measures all ways, or those named in `only`; prints the results, and writes the report if all
-/// were measured.
+/// Measures all ways, or those named in `only`; prints the results, and writes the report of each
+/// group whose ways were all measured.
 pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     let begun = Instant::now();
     let ways = chosen(only)?;
     let objects = objects::compile()?;
-    let binaries = load::build(quick)?;
+    let binaries = load::build(quick, ways.iter().any(|way| way.needs_proxy()))?;
     let prefix = leftovers::clear("mesh-peers-")?;
     let directory = workspace::target_dir().join("bench/peers");
     std::fs::create_dir_all(&directory).context("make the directory of configurations")?;
@@ -68,10 +70,13 @@ pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
         println!("peers: round {round} of {rounds}, {} s so far", begun.elapsed().as_secs());
     }
     drop(paved);
-    let text = outcomes.text();
-    println!("{text}");
-    if !quick && only.is_empty() {
-        report::write("peers", &outcome::section(&text, rounds, MEASURE_MS), &outcomes.plots())?;
+    for group in Group::ALL {
+        let text = outcomes.text(group);
+        println!("{text}");
+        if !quick && outcomes.has_all(group) {
+            let section = section::section(group, &text, rounds, MEASURE_MS);
+            report::write(outcome::subject(group), &section, &outcomes.plots(group))?;
+        }
     }
     println!(
         "took {} s, {} of them after building",
@@ -81,16 +86,18 @@ pub(super) fn run(quick: bool, only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The ways with these names; all ways if there are none.
+/// The ways, or groups of ways, with these names; all ways if there are none.
 fn chosen(only: &[String]) -> Result<Vec<Way>> {
-    let names = || Way::ALL.map(Way::name).join(", ");
+    let is_named = |way: Way, name: &str| way.name() == name || way.group().name() == name;
     for name in only {
-        let is_known = Way::ALL.into_iter().any(|way| way.name() == name);
+        let is_known = Way::ALL.into_iter().any(|way| is_named(way, name));
+        let names =
+            || [Group::ALL.map(Group::name).join(", "), Way::ALL.map(Way::name).join(", ")].join(", ");
         ensure!(is_known, "there is no way `{name}`; there are: {}", names());
     }
     Ok(Way::ALL
         .into_iter()
-        .filter(|way| only.is_empty() || only.iter().any(|name| name == way.name()))
+        .filter(|way| only.is_empty() || only.iter().any(|name| is_named(*way, name)))
         .collect())
 }
 

@@ -9,7 +9,8 @@ use mesh_ebpf::abi::Mode;
 
 use super::cluster::{CLIENT, Cluster, TUNNEL_MTU, node_address, task_address};
 use super::load::Binaries;
-use super::mesh::{self, Carriage, Loaded};
+use super::mesh::{self, Carriage, Loaded, Served};
+use super::network;
 use crate::objects::Objects;
 
 /// MTU of Ethernet.
@@ -46,11 +47,51 @@ pub(super) enum Way {
     Userspace,
     /// mesh's userspace proxy and relay, the task on the other node.
     Relay,
+    /// Task to task on one node, over a plain bridge.
+    Bridge,
+    /// Task to task by address, over a bridge on each node and a VXLAN between them: the data path
+    /// of Docker's overlay networks.
+    BridgeVxlan,
+    /// The same by a virtual IP, which nftables translate.
+    BridgeNft,
+    /// Task to task on mesh, by address, on two nodes.
+    NetworkAddress,
+    /// Task to task on mesh, by virtual IP, on two nodes.
+    NetworkVirtualIp,
+    /// Task to task on mesh, by virtual IP, on one node.
+    NetworkLocal,
+}
+
+/// What ways have in common, and are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    /// From a client outside to a published port.
+    Published,
+    /// From task to task on a network.
+    Networks,
+}
+
+impl Group {
+    /// All groups.
+    pub(super) const ALL: [Self; 2] = [Self::Published, Self::Networks];
+
+    /// The name by which a run is limited to its ways.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Networks => "networks",
+        }
+    }
+
+    /// Its ways.
+    pub(super) fn ways(self) -> impl Iterator<Item = Way> {
+        Way::ALL.into_iter().filter(move |way| way.group() == self)
+    }
 }
 
 impl Way {
     /// All ways.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::Direct,
         Self::Vxlan,
         Self::Nft,
@@ -64,6 +105,12 @@ impl Way {
         Self::Xdp,
         Self::Userspace,
         Self::Relay,
+        Self::Bridge,
+        Self::BridgeVxlan,
+        Self::BridgeNft,
+        Self::NetworkAddress,
+        Self::NetworkVirtualIp,
+        Self::NetworkLocal,
     ];
 
     /// The name in tables and plots.
@@ -82,6 +129,25 @@ impl Way {
             Self::Xdp => "mesh xdp",
             Self::Userspace => "mesh userspace",
             Self::Relay => "mesh relay",
+            Self::Bridge => "bridge",
+            Self::BridgeVxlan => "bridge-vxlan",
+            Self::BridgeNft => "bridge-vxlan-nft",
+            Self::NetworkAddress => "mesh network address",
+            Self::NetworkVirtualIp => "mesh network vip",
+            Self::NetworkLocal => "mesh network local vip",
+        }
+    }
+
+    /// The group that the way belongs to.
+    pub(super) const fn group(self) -> Group {
+        match self {
+            Self::Bridge
+            | Self::BridgeVxlan
+            | Self::BridgeNft
+            | Self::NetworkAddress
+            | Self::NetworkVirtualIp
+            | Self::NetworkLocal => Group::Networks,
+            _ => Group::Published,
         }
     }
 
@@ -89,6 +155,9 @@ impl Way {
     pub(super) fn destination(self) -> SocketAddrV4 {
         match self {
             Self::Direct | Self::Vxlan => SocketAddrV4::new(task_address(2), 8080),
+            Self::Bridge => network::by_address(1),
+            Self::BridgeVxlan | Self::NetworkAddress => network::by_address(2),
+            Self::BridgeNft | Self::NetworkVirtualIp | Self::NetworkLocal => network::by_virtual_ip(),
             _ => SocketAddrV4::new(node_address(1), 80),
         }
     }
@@ -96,6 +165,11 @@ impl Way {
     /// Whether a process copies the bytes.
     pub(super) const fn is_proxied(self) -> bool {
         matches!(self, Self::Haproxy | Self::Nginx | Self::NginxRemote | Self::Userspace | Self::Relay)
+    }
+
+    /// Whether mesh's proxy runs, as a program of its own.
+    pub(super) const fn needs_proxy(self) -> bool {
+        matches!(self, Self::Userspace | Self::Relay)
     }
 
     const fn mtu(self) -> u16 {
@@ -106,12 +180,16 @@ impl Way {
     }
 
     fn carriage(self) -> Option<Carriage> {
-        let carriage = |has_xdp, mode, task_node| Some(Carriage { has_xdp, mode, task_node });
+        let carriage =
+            |has_xdp, mode, task_node| Some(Carriage { has_xdp, served: Served::Port(mode), task_node });
+        let on_network = |task_node| Some(Carriage { has_xdp: false, served: Served::Network, task_node });
         match self {
             Self::Tunnel => carriage(false, Mode::Tunnel, 2),
             Self::Dsr => carriage(false, Mode::Dsr, 2),
             Self::Local => carriage(false, Mode::Tunnel, 1),
             Self::Xdp => carriage(true, Mode::Tunnel, 2),
+            Self::NetworkAddress | Self::NetworkVirtualIp => on_network(2),
+            Self::NetworkLocal => on_network(1),
             _ => None,
         }
     }
@@ -134,6 +212,9 @@ pub(super) fn pave(
     directory: &Path,
 ) -> Result<Paved> {
     let mut cluster = Cluster::new(prefix, way.mtu(), &binaries.load)?;
+    if way.group() == Group::Networks {
+        network::build(&cluster)?;
+    }
     let programs = match way.carriage() {
         Some(carriage) => mesh::attach(&cluster, objects, carriage)?,
         None => Vec::new(),
@@ -174,7 +255,21 @@ pub(super) fn pave(
                 cluster.start_on(number, &[proxy, number.to_string(), task_node.to_owned()])?;
             }
         }
-        Way::Tunnel | Way::Dsr | Way::Local | Way::Xdp => {}
+        Way::Bridge => network::leave_firewall(&cluster)?,
+        Way::BridgeVxlan | Way::BridgeNft => {
+            network::leave_firewall(&cluster)?;
+            network::join_by_vxlan(&cluster)?;
+            if way == Way::BridgeNft {
+                network::translate_by_nft(&cluster)?;
+            }
+        }
+        Way::Tunnel
+        | Way::Dsr
+        | Way::Local
+        | Way::Xdp
+        | Way::NetworkAddress
+        | Way::NetworkVirtualIp
+        | Way::NetworkLocal => {}
     }
     Ok(Paved { _programs: programs, cluster })
 }
