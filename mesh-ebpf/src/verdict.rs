@@ -232,3 +232,56 @@ impl Destination {
         self.0.is_forwarded()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TUNNEL: Tunnel = Tunnel { peer: [10, 77, 0, 12], vni: Vni(5) };
+    const ANSWER: Answer = Answer { reason: DropReason::TooBig, back: [10, 77, 0, 12] };
+
+    /// One verdict of each kind, by turns: a new one does not compile without a place in the turn.
+    fn next(verdict: Verdict) -> Option<Verdict> {
+        Some(match verdict {
+            Verdict::Pass => Verdict::Drop(DropReason::NoFlow),
+            Verdict::Drop(_) => Verdict::Refuse(DropReason::NoBackend),
+            Verdict::Refuse(_) => Verdict::Bounce,
+            Verdict::Bounce => Verdict::Emit { ifindex: 3 },
+            Verdict::Emit { .. } => Verdict::Route { ifindex: 4 },
+            Verdict::Route { .. } => Verdict::Deliver { ifindex: 5 },
+            Verdict::Deliver { .. } => Verdict::ViaDevice(TUNNEL),
+            Verdict::ViaDevice(_) => Verdict::Continue(Edge::Refuse),
+            Verdict::Continue(_) => Verdict::Answer(ANSWER),
+            Verdict::Answer(_) => return None,
+        })
+    }
+
+    /// The fate of a verdict: a new verdict does not compile without one.
+    fn fate_of(verdict: Verdict) -> Fate {
+        match verdict {
+            Verdict::Pass => Fate::PASS,
+            Verdict::Drop(reason) => Fate::dropped(reason),
+            Verdict::Refuse(reason) => Fate::refuse(reason),
+            Verdict::Bounce => Fate::BOUNCE,
+            Verdict::Emit { ifindex } => Fate::emit(ifindex),
+            Verdict::Route { ifindex } => Fate::route(ifindex),
+            Verdict::Deliver { ifindex } => Fate::deliver(ifindex),
+            Verdict::ViaDevice(Tunnel { peer, vni }) => Fate::via_device(peer, vni),
+            Verdict::Continue(edge) => Fate::tail_call(edge),
+            Verdict::Answer(Answer { reason, back }) => Fate::answer(reason, back),
+        }
+    }
+
+    #[test]
+    fn every_verdict_survives_as_a_fate() {
+        let verdicts: std::vec::Vec<_> =
+            core::iter::successors(Some(Verdict::Pass), |last| next(*last)).collect();
+        for (number, verdict) in verdicts.iter().enumerate() {
+            let fate = fate_of(*verdict);
+            assert_eq!(fate.verdict(), *verdict);
+            assert_eq!(fate.kind as usize, number, "kinds are dense, each with its verdict: {verdict:?}");
+        }
+        let unknown = u32::try_from(verdicts.len()).expect("few kinds");
+        assert_eq!(Fate::of(unknown, 0).verdict(), Verdict::Pass, "a kind without a verdict");
+    }
+}
