@@ -60,7 +60,7 @@ struct Listed {
 
 /// What to tell managers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+enum KeeperStep {
     /// No container has the address any more.
     Detach(AttachmentId),
     /// The container is another one, or has another name, than managers know.
@@ -157,8 +157,8 @@ async fn pass(attachments: &Attachments, engine: &Upstream, own: &[Own]) -> bool
     let mut is_done = true;
     for step in steps(own, &under_way, &containers) {
         let told = match &step {
-            Step::Detach(id) => attachments.attacher.detach(id).await,
-            Step::Tell(asked) => attachments.attacher.attach(asked).await.map(drop),
+            KeeperStep::Detach(id) => attachments.attacher.detach(id).await,
+            KeeperStep::Tell(asked) => attachments.attacher.attach(asked).await.map(drop),
         };
         match told {
             Ok(()) => info!(?step, "managers know of a change of an attached container"),
@@ -223,19 +223,19 @@ fn listed(containers: &Value) -> Vec<Listed> {
 }
 
 /// Decides what managers are to be told.
-fn steps(own: &[Own], under_way: &BTreeSet<String>, containers: &[Listed]) -> Vec<Step> {
+fn steps(own: &[Own], under_way: &BTreeSet<String>, containers: &[Listed]) -> Vec<KeeperStep> {
     let settled = own.iter().filter(|own| !under_way.contains(&own.told.attachment_id));
     let step = |own: &Own| {
         let has_it = |container: &&Listed| container.places.get(&own.network) == Some(&own.address);
         let Some(container) = containers.iter().find(has_it) else {
-            return Some(Step::Detach(own.told.attachment_id.as_str().into()));
+            return Some(KeeperStep::Detach(own.told.attachment_id.as_str().into()));
         };
         let told = AttachRequest {
             container_id: container.id.clone(),
             container_name: container.name.clone(),
             ..own.told.clone()
         };
-        (told != own.told).then_some(Step::Tell(told))
+        (told != own.told).then_some(KeeperStep::Tell(told))
     };
     settled.filter_map(step).collect()
 }
@@ -264,7 +264,7 @@ mod tests {
                    "bridge": {"IPAMConfig": null, "IPAddress": "172.17.0.2"}}}})
     }
 
-    fn check(own: &[Own], containers: Vec<Value>, expected: &[Step]) {
+    fn check(own: &[Own], containers: Vec<Value>, expected: &[KeeperStep]) {
         let found = steps(own, &BTreeSet::new(), &listed(&Value::Array(containers)));
         assert_eq!(found, expected);
     }
@@ -272,19 +272,19 @@ mod tests {
     #[test]
     fn managers_hear_of_the_container_once_it_is_made() {
         let told = AttachRequest { container_id: "c1".to_owned(), ..own("a1", "", 7).told };
-        check(&[own("a1", "", 7)], vec![container("c1", "guest", "10.0.5.7")], &[Step::Tell(told)]);
+        check(&[own("a1", "", 7)], vec![container("c1", "guest", "10.0.5.7")], &[KeeperStep::Tell(told)]);
         check(&[own("a1", "c1", 7)], vec![container("c1", "guest", "10.0.5.7")], &[]);
     }
 
     #[test]
     fn managers_hear_of_a_new_name_and_keep_the_rest() {
         let told = AttachRequest { container_name: "renamed".to_owned(), ..own("a1", "c1", 7).told };
-        check(&[own("a1", "c1", 7)], vec![container("c1", "renamed", "10.0.5.7")], &[Step::Tell(told)]);
+        check(&[own("a1", "c1", 7)], vec![container("c1", "renamed", "10.0.5.7")], &[KeeperStep::Tell(told)]);
     }
 
     #[test]
     fn an_address_that_no_container_has_is_given_back() {
-        let gone = [Step::Detach("a1".into())];
+        let gone = [KeeperStep::Detach("a1".into())];
         check(&[own("a1", "c1", 7)], vec![], &gone);
         check(&[own("a1", "c1", 7)], vec![json!({"Id": "c1", "NetworkSettings": {"Networks": {}}})], &gone);
         check(&[own("a1", "c1", 7)], vec![container("c1", "guest", "10.0.5.8")], &gone);
