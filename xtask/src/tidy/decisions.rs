@@ -27,7 +27,7 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn is_superseded(&self) -> bool {
-        self.status.starts_with("Superseded by")
+        self.status.split("; ").any(|part| part.starts_with("Superseded by"))
     }
 
     /// The page's line in the index. Numbers in the status are links on the page, and plain text
@@ -210,6 +210,11 @@ mod tests {
     const OLD: (&str, &str) =
         ("0100-old.md", "# 0100: Old thing\n\nStatus: Superseded by [0007](0007-one.md), 2026-11-23\n");
 
+    const AMENDED: (&str, &str) = (
+        "0101-older.md",
+        "# 0101: Older thing\n\nStatus: Accepted, 2026-11-22; Superseded by [0007](0007-one.md)\n",
+    );
+
     /// Files without a directory are pages of decisions: their full path would be a citation here.
     fn checkout(files: &[(&str, &str)]) -> Checkout {
         let path =
@@ -217,10 +222,10 @@ mod tests {
         Checkout::of(files.iter().map(|(name, text)| (path(name), (*text).to_owned())))
     }
 
-    /// Both pages, a correct index, and one more file.
+    /// All pages, a correct index, and one more file.
     fn with(path: &str, text: &str) -> Checkout {
-        let index = index(&checkout(&[FIRST, OLD, (INDEX, HEADS)])).unwrap();
-        checkout(&[FIRST, OLD, (INDEX, &index), (path, text)])
+        let index = index(&checkout(&[FIRST, OLD, AMENDED, (INDEX, HEADS)])).unwrap();
+        checkout(&[FIRST, OLD, AMENDED, (INDEX, &index), (path, text)])
     }
 
     #[track_caller]
@@ -271,6 +276,7 @@ mod tests {
             check(&with("a/src/b.rs", &format!("//! See {mark}0007.\n")), "");
             check(&with("a/src/b.rs", &format!("//! See {mark}0042.\n")), "0042 doesn't exist");
             check(&with("a/b.md", &format!("See {mark}0100.\n")), "0100 no longer holds: Superseded by 0007");
+            check(&with("a/b.md", &format!("See {mark}0101.\n")), "0101 no longer holds");
             check(&with("a/b.md", &format!("See {mark}01000 and {mark}x.\n")), "");
         }
         let citing = format!("# 0008: A\n\nStatus: Accepted, X\n\nUnlike {}0100.\n", CITED_AS[0]);
