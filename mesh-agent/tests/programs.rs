@@ -13,7 +13,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use maps::{clear, fill, set};
 use mesh_ebpf::abi::{
     BackendLoad, DropReason, Edge, Flow, FlowCell, FragmentKey, FragmentPorts, Mac, Nat, NatKey, TUNNEL_MARK,
-    flow_event, names,
+    flow_event, names, protocol,
 };
 use mesh_ebpf::conntrack::{is_closed, is_established};
 use mesh_ebpf::flow_table::{cell_count, factors};
@@ -29,6 +29,8 @@ const IDS_MAX: u32 = 16;
 /// Homes of the flow table, and its seed.
 const HOMES: u32 = 64;
 const SEED: u64 = 0x0123_4567_89ab_cdef;
+/// The name of a fixture whose packet is a SYN that creates a flow.
+const NEW_FLOW: &str = "xdp: a SYN for a remote backend goes into the tunnel";
 /// The program that gives a packet an origin.
 const FROM_TUNNEL: &str = "mesh_from_tunnel";
 
@@ -178,6 +180,11 @@ impl Kernel {
     fn run(&mut self, fixture: &Fixture) -> Outcome {
         clear(&mut self.programs);
         fill(&mut self.programs, &fixture.setup);
+        self.run_as_is(fixture)
+    }
+
+    /// Runs the fixture's packet with the entries that the maps have now.
+    fn run_as_is(&mut self, fixture: &Fixture) -> Outcome {
         let mut packet = vec![0; OUTPUT_MAX];
         let context = context_of(fixture.hook);
         let options = TestRunOptions {
@@ -301,12 +308,42 @@ fn entries<K: Pod, V: Pod>(programs: &Ebpf, name: &str) -> usize {
     map.keys().count()
 }
 
-#[test]
-fn kernel_agrees_with_the_host() {
+/// Whether this process may load programs; where `CI` is set it must.
+fn is_privileged() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     assert!(is_root || std::env::var_os("CI").is_none(), "this test needs root");
     if !is_root {
         eprintln!("skipped: needs root");
+    }
+    is_root
+}
+
+#[test]
+fn a_syn_that_evicts_a_half_open_flow_fires_the_guard() {
+    if !is_privileged() {
+        return;
+    }
+    let mut kernel = Kernel::load();
+    let fixtures = fixtures::all();
+    let syn = fixtures.iter().find(|fixture| fixture.name == NEW_FLOW).expect("the fixture of a new flow");
+    let (half_open, closed) = (flow_event::SYN, flow_event::SYN | flow_event::RESET);
+    for (ip_protocol, events, fires) in
+        [(protocol::TCP, half_open, true), (protocol::TCP, closed, false), (protocol::UDP, half_open, false)]
+    {
+        clear(&mut kernel.programs);
+        fill(&mut kernel.programs, &syn.setup);
+        set(&mut kernel.programs, names::FLOWS, (0..).zip(maps::full_table(ip_protocol, events)));
+        kernel.run_as_is(syn);
+        let map = kernel.programs.map(names::SYN_GUARD_FIRED).expect("map of the guard");
+        let fired: Array<&MapData, u64> = Array::try_from(map).expect("array");
+        let has_fired = fired.get(&0, 0).expect("when it fired") != 0;
+        assert_eq!(has_fired, fires, "protocol {ip_protocol}, events {events:#x}");
+    }
+}
+
+#[test]
+fn kernel_agrees_with_the_host() {
+    if !is_privileged() {
         return;
     }
     let mut kernel = Kernel::load();

@@ -7,8 +7,11 @@
 //! addresses and ports selects ([`crate::select::Selection::ByFlowHash`]). The client's ACK selects
 //! the same backend, and creates the flow then, with a token from a bucket of its own.
 //!
-//! The guard accepts packets without a flow for a while after the last SYN that created none.
-//! Otherwise it refuses them.
+//! It also fires when a new flow evicts a half-open one from the full table: the client of the
+//! evicted flow may still send its ACK.
+//!
+//! The guard accepts packets without a flow for a while after it last fired. Otherwise it refuses
+//! them.
 
 use crate::abi::TokenBucket;
 

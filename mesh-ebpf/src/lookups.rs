@@ -65,7 +65,7 @@ pub trait Lookups: Candidates {
     fn may_remember_late(&self) -> bool;
     /// A hash of the flow's key under this node's secret, so that nobody else can predict it.
     fn keyed_hash(&self, key: &FlowKey) -> u32;
-    /// Whether a SYN was forwarded without a flow within this time.
+    /// Whether the SYN guard has fired within this time: see [`crate::guard`].
     fn has_guarded(&self, within_ns: u64) -> bool;
     /// Counts a SYN of the published port `service_index` that was forwarded without a flow.
     fn count_unremembered(&self, service_index: u32);

@@ -100,7 +100,7 @@ families! {
     /// direction
     PASSED = COUNTER "mesh_passed_packets_total", "Packets that kernel programs left to the host stack.";
     /// –
-    SYN_GUARD_ACTIVE = GAUGE "mesh_syn_guard_active", "Whether SYNs came faster than --syn-guard-rate within the last 8 s: TCP flows are balanced by addresses and ports.";
+    SYN_GUARD_ACTIVE = GAUGE "mesh_syn_guard_active", "Whether SYNs came faster than --syn-guard-rate, or evicted half-open flows from the full table, within the last 8 s: TCP flows are balanced by addresses and ports.";
     /// protocol, table
     CONNTRACK_ENTRIES = GAUGE "mesh_conntrack_entries", "Entries of the flow tables, as of the last sweep.";
     /// protocol, cause

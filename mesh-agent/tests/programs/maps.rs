@@ -4,9 +4,11 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use aya::{Ebpf, Pod};
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendLoad, Config, Endpoint, EndpointKey, FragmentKey, FragmentPorts,
-    IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, names,
+    Address, AllowedKey, Backend, BackendLoad, Be16, Config, Endpoint, EndpointKey, Flow, FlowCell, FlowKey,
+    FragmentKey, FragmentPorts, IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
+    SynGuard, VipId, names,
 };
+use mesh_ebpf::flow_table;
 use mesh_ebpf::testing::{HostCells, Setup};
 
 use super::{HOMES, IDS_MAX, SEED};
@@ -49,6 +51,23 @@ pub(super) fn clear(programs: &mut Ebpf) {
         let zeros = PerCpuValues::try_from(vec![0; cpus]).expect("a value for each CPU");
         drops.set(index, zeros, 0).expect("drops");
     }
+}
+
+/// The cells of a flow table in which every cell holds a flow of this protocol with these events.
+pub(super) fn full_table(ip_protocol: u8, events: u32) -> impl Iterator<Item = FlowCell> {
+    let table = HostCells::new(HOMES, SEED);
+    let client = |number: u32| Address::v4((0xc612_0000 + number).to_be_bytes());
+    for number in 0..100 * HOMES {
+        let vip = VipId::new(1, ip_protocol, 80);
+        let key = FlowKey { client: client(number), client_port_be: Be16::new(4000), reserved: [0; 2], vip };
+        let flow = Flow { events, ..Flow::default() };
+        flow_table::insert(&table, &key, &flow, 0);
+    }
+    let mut table = table;
+    let cells: Vec<FlowCell> = table.contents().collect();
+    let taken = cells.iter().filter(|cell| cell.flow.events & events != 0).count();
+    assert_eq!(taken, cells.len() - 1, "all cells but the header are taken");
+    cells.into_iter()
 }
 
 fn isolated_networks(programs: &mut Ebpf) -> LpmTrie<&mut MapData, IsolatedKey, u32> {

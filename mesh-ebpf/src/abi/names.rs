@@ -59,8 +59,8 @@ pub const EVICTIONS: &str = "EVICTIONS";
 pub const EDGES: &str = "EDGES";
 /// Per-CPU array, 1 entry of [`super::SynGuard`].
 pub const SYN_GUARD: &str = "SYN_GUARD";
-/// Array, 1 entry of `u64`: when a CPU last forwarded a SYN without creating a flow, ns of the
-/// monotonic clock, up to [`crate::guard::FIRED_STEP_NS`] late.
+/// Array, 1 entry of `u64`: when a CPU last forwarded a SYN without creating a flow, or evicted a
+/// half-open flow, ns of the monotonic clock, up to [`crate::guard::FIRED_STEP_NS`] late.
 pub const SYN_GUARD_FIRED: &str = "SYN_GUARD_FIRED";
 
 /// Hash, ifindex (`u32`) of a host-side veth on a network → [`super::Link`]: as whom its task may

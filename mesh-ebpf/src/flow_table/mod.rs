@@ -102,6 +102,9 @@ pub trait Cells {
     {
         vacate(self, home, now_ns)
     }
+
+    /// Called after a half-open TCP flow was evicted: its client may still confirm the connection.
+    fn evicted_half_open(&self, now_ns: u64);
 }
 
 /// The index that stands for "no cell".

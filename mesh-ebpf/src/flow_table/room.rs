@@ -2,7 +2,7 @@
 
 use super::word::{CLAIMED, EVENTS, Word};
 use super::{Cells, NEIGHBOURS, NOWHERE, Place, note_hop, read};
-use crate::abi::{Flow, flow_event};
+use crate::abi::{Flow, flow_event, protocol};
 
 /// How long an established flow must have been idle before a new flow may evict it, if there is no
 /// other room: a minute.
@@ -63,12 +63,17 @@ fn crowd_out(cells: &impl Cells, home: u32, now_ns: u64) -> u32 {
     let key = unsafe { (&raw const (*cell.as_ptr()).key).read() };
     note_hop(cells, &Place { cell, index, home: super::home(cells, &key) }, false);
     word.clear(EVENTS);
+    if least >> KIND == HALF_OPEN && key.vip.protocol() == protocol::TCP {
+        cells.evicted_half_open(now_ns);
+    }
     index
 }
 
 /// The number of bits of [`worth`] below the flow's kind: its time in microseconds, and room for a
 /// distance.
 pub(super) const KIND: u32 = 60;
+/// The kind of flow that its endpoints have not confirmed.
+const HALF_OPEN: u64 = 1;
 /// The kind of flow that is never evicted.
 pub(super) const BUSY: u64 = 3;
 

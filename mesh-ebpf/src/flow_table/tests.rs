@@ -214,6 +214,32 @@ fn who_goes_first() {
 }
 
 #[test]
+fn only_the_eviction_of_a_half_open_tcp_flow_is_reported() {
+    let (syn, ack, reset) = (flow_event::SYN, flow_event::ACK, flow_event::RESET);
+    let evicts = |number: u32, events: u32| {
+        let cells = HostCells::new(1, SEED);
+        for number in number..number + NEIGHBOURS {
+            assert_eq!(insert(&cells, &key(number), &flow(1, events, 9), 9), Opened::Added, "{number}");
+        }
+        assert_eq!(cells.half_open_evicted_ns(), 0, "there is room");
+        let later = 9 + CROWDED_IDLE_NS;
+        let fresh = flow(2, syn, later);
+        assert_eq!(insert(&cells, &key(number + NEIGHBOURS), &fresh, later), Opened::Added, "evicts one");
+        cells.half_open_evicted_ns() == later
+    };
+    assert!(evicts(0, syn), "a SYN");
+    assert!(evicts(0, syn | flow_event::UNPROVEN), "an ACK that the task has not confirmed");
+    assert!(!evicts(0, syn | ack | reset), "a closed flow");
+    assert!(!evicts(0, syn | ack), "an idle flow");
+    let cells = HostCells::new(1, SEED);
+    for number in 0..=NEIGHBOURS {
+        let vip = VipId::new(1, protocol::UDP, 53);
+        insert(&cells, &FlowKey { vip, ..key(number) }, &flow(1, syn, 9), 9);
+    }
+    assert_eq!(cells.half_open_evicted_ns(), 0, "a datagram that begins again loses nothing");
+}
+
+#[test]
 fn where_all_neighbours_are_busy_a_new_flow_is_refused() {
     let cells = HostCells::new(1, SEED);
     let established = flow_event::SYN | flow_event::ACK;

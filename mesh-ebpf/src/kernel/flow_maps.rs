@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 
-use super::{atomic, maps};
+use super::{atomic, guard, maps};
 use crate::abi::{Flow, FlowCell, FlowKey, Nat, NatKey};
 use crate::conntrack;
 use crate::flow_table::{self, Cells, Place};
@@ -44,6 +44,11 @@ impl Cells for FlowCells {
     #[inline(always)]
     fn vacate(&self, home: u32, now_ns: u64) -> u32 {
         mesh_vacate_flow(home, now_ns)
+    }
+
+    #[inline(always)]
+    fn evicted_half_open(&self, now_ns: u64) {
+        guard::fire(now_ns);
     }
 }
 

@@ -29,8 +29,8 @@ pub(super) fn may_remember(kind: BucketKind, rate: u32, now_ns: u64) -> bool {
     take(bucket, rate, now_ns)
 }
 
-/// Records that a SYN was forwarded without a flow. The word's cache line is written only some
-/// times a second, as all CPUs read it.
+/// Records that a SYN has no flow: it was forwarded without one, or its flow was evicted. The
+/// word's cache line is written only some times a second, as all CPUs read it.
 #[inline(always)]
 pub(super) fn fire(now_ns: u64) {
     if let Some(fired_ns) = maps::SYN_GUARD_FIRED.get_ptr_mut(0) {
@@ -43,7 +43,7 @@ pub(super) fn fire(now_ns: u64) {
     }
 }
 
-/// Whether a SYN was forwarded without a flow within this time.
+/// Whether the guard has fired within this time.
 #[inline(always)]
 pub(super) fn has_fired(within_ns: u64, now_ns: u64) -> bool {
     // 0 means that it never happened.

@@ -3,6 +3,7 @@
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
 
 use crate::abi::{Flow, FlowCell, FlowKey};
@@ -14,6 +15,7 @@ pub struct HostCells {
     cells: Box<[UnsafeCell<FlowCell>]>,
     homes: u32,
     factors: [u64; 3],
+    half_open_evicted_ns: AtomicU64,
 }
 
 // SAFETY: fields that are written while others read them are written whole, and the word of the
@@ -24,7 +26,8 @@ impl HostCells {
     /// An empty table.
     pub fn new(homes: u32, seed: u64) -> Self {
         let cells = (0..cell_count(homes)).map(|_| UnsafeCell::new(FlowCell::default())).collect();
-        Self { cells, homes, factors: flow_table::factors(seed) }
+        let half_open_evicted_ns = AtomicU64::new(0);
+        Self { cells, homes, factors: flow_table::factors(seed), half_open_evicted_ns }
     }
 
     /// A table with these flows.
@@ -35,6 +38,11 @@ impl HostCells {
             assert_eq!(added, Opened::Added, "a table of {homes} homes takes {key:?}");
         }
         table
+    }
+
+    /// When a half-open TCP flow was last evicted, ns of the table's clock; 0: never.
+    pub fn half_open_evicted_ns(&self) -> u64 {
+        self.half_open_evicted_ns.load(Ordering::Relaxed)
     }
 
     /// Copies of all cells.
@@ -54,5 +62,9 @@ impl Cells for HostCells {
 
     fn factors(&self) -> [u64; 3] {
         self.factors
+    }
+
+    fn evicted_half_open(&self, now_ns: u64) {
+        self.half_open_evicted_ns.store(now_ns, Ordering::Relaxed);
     }
 }

@@ -52,6 +52,6 @@ pub struct Setup {
     pub loads: Vec<(u32, BackendLoad)>,
     /// The SYN guard's token buckets on this CPU.
     pub guard: SynGuard,
-    /// When a SYN was last forwarded without a flow, ns of the monotonic clock; 0: never.
+    /// When the guard last fired, ns of the monotonic clock; 0: never.
     pub guard_fired_ns: u64,
 }

@@ -40,7 +40,7 @@ pub struct HostTables {
     pub counted: RefCell<Counted>,
     /// The SYN guard's token buckets.
     pub guard: Cell<SynGuard>,
-    /// When a SYN was last forwarded without a flow; 0: never.
+    /// When the guard last fired; 0: never.
     pub guard_fired_ns: Cell<u64>,
     turns: RefCell<HashMap<u32, u64>>,
 }
