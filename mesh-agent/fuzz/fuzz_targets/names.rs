@@ -13,7 +13,7 @@ use hickory_proto::rr::RData;
 use libfuzzer_sys::fuzz_target;
 use mesh_agent::names::respond::{Step, respond};
 use mesh_agent::names::wire::Transport;
-use mesh_agent::names::zone::{ANSWER_VIRTUAL_IPS, Zone};
+use mesh_agent::names::zone::Zone;
 use mesh_agent::task::local::Asker;
 use mesh_agent::view::NodeView;
 use mesh_state::ids::NodeId;
@@ -64,7 +64,7 @@ static ZONE: LazyLock<Zone> = LazyLock::new(|| {
         }
     }
     let own = NodeView::new(NodeId::from("here"), Ipv4Addr::LOCALHOST);
-    Zone::of(&own.apply(&table).expect("a good table"), ANSWER_VIRTUAL_IPS)
+    Zone::of(&own.apply(&table).expect("a good table"))
 });
 
 fuzz_target!(|data: &[u8]| {

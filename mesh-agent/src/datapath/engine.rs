@@ -30,7 +30,6 @@ use super::maps::Maps;
 use super::network::host::{self, TUNNEL_OVERHEAD};
 use super::network::monitor::LinkChanges;
 use super::network::netlink::Netlink;
-use super::network::task_routes::{self, TaskRoutes, Tunnel};
 use super::network::upkeep::{self, Upkeep};
 use super::network::uplinks::{MemberRoutes, Uplinks};
 use super::pins::Pins;
@@ -79,7 +78,6 @@ impl std::fmt::Debug for Datapath {
 struct Network {
     uplinks: Uplinks,
     routes: MemberRoutes,
-    task_routes: TaskRoutes,
 }
 
 /// Loads the programs, or adopts the ones that run, and attaches them.
@@ -109,7 +107,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let uplinks = Uplinks::find(&mut netlink, &config)?;
     host::prepare(&uplinks.links);
     let mut upkeep = Upkeep::new();
-    upkeep.firewall.exempt(config.vxlan_port, std::iter::empty());
+    upkeep.firewall.exempt(config.vxlan_port);
     let published = Arc::<Published>::default();
     let datapath = Datapath {
         state: Mutex::new(State::read(Maps::open(&pins, tallies)?, Arc::clone(&published))?),
@@ -117,11 +115,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         counters: Counters::open(&pins)?,
         capacities,
         hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
-        network: Mutex::new(Network {
-            uplinks,
-            routes: MemberRoutes::default(),
-            task_routes: TaskRoutes::default(),
-        }),
+        network: Mutex::new(Network { uplinks, routes: MemberRoutes::default() }),
         cabling: Mutex::default(),
         sweeper: Mutex::new(sweeper),
         drains,
@@ -235,7 +229,6 @@ impl Datapath {
             tunnel_mss: u16::try_from(tunnel_mtu.saturating_sub(TCP_HEADERS)).unwrap_or(u16::MAX),
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
-            tasks_ifindex: uplinks.tasks,
             syn_guard_rate: self.config.syn_guard_rate,
             ..Config::default()
         };
@@ -253,7 +246,6 @@ impl Datapath {
             let mut network = lock(&self.network);
             network.uplinks = uplinks;
             network.routes.forget();
-            network.task_routes.forget();
         }
         let generation = self.refresh_neighbours()?;
         lock(&self.hooks).ensure(&links, &tunnel)?;
@@ -274,19 +266,14 @@ impl Datapath {
         let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
         let hops = {
             let mut network = lock(&self.network);
-            let Network { uplinks, routes, task_routes } = &mut *network;
-            let (nodes, subnets, ifindex): (BTreeSet<Ipv4Addr>, _, _) = {
+            let Network { uplinks, routes } = &mut *network;
+            let nodes: BTreeSet<Ipv4Addr> = {
                 let state = lock(&self.state);
-                let nodes = match state.view() {
+                match state.view() {
                     Some(view) => view.nodes.values().map(|node| node.address).collect(),
                     None => state.contents().peers.keys().filter_map(as_ipv4).collect(),
-                };
-                (nodes, state.view().map(task_routes::wanted), state.facts().config.tunnel_ifindex)
+                }
             };
-            if let Some(subnets) = subnets {
-                let tunnel = Tunnel { ifindex, port: self.config.vxlan_port, local: uplinks.address };
-                task_routes.follow(&mut netlink, tunnel, subnets, &mut lock(&self.upkeep))?;
-            }
             let others = nodes.into_iter().filter(|node| *node != uplinks.address).collect();
             routes.hops(&mut netlink, uplinks, &others)?
         };

@@ -96,7 +96,7 @@ async fn follow(
         let view = Arc::clone(&views.borrow_and_update());
         if !indexed.as_ref().is_some_and(|indexed| has_same_names(indexed, &view)) {
             let (began, of) = (Instant::now(), Arc::clone(&view));
-            let made = tokio::task::spawn_blocking(move || Zone::of(&of, zone::ANSWER_VIRTUAL_IPS));
+            let made = tokio::task::spawn_blocking(move || Zone::of(&of));
             // If the blocking task panics, this future ends, and with it the agent.
             let Ok(made) = made.await else { return };
             zone.send_replace(Arc::new(made));

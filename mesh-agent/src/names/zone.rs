@@ -19,10 +19,6 @@ use mesh_state::ids::{NetworkId, ServiceId};
 use super::index::{Entry, NetworkNames, short_id};
 use crate::view::{BackendState, MemberView, NodeView};
 
-/// Whether a service's name resolves to its virtual IP, if it has one. If `false`, it resolves to
-/// the tasks, as in mode `dnsrr`.
-pub const ANSWER_VIRTUAL_IPS: bool = true;
-
 /// The suffix of reverse names of IPv4 addresses.
 const REVERSE: &str = ".in-addr.arpa";
 
@@ -87,8 +83,9 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// Indexes `view`. If `with_virtual_ips` is false, names of services resolve to their tasks.
-    pub fn of(view: &NodeView, with_virtual_ips: bool) -> Self {
+    /// Indexes `view`. A service's name resolves to its virtual IP, or to its tasks if it has none
+    /// (mode `dnsrr`).
+    pub fn of(view: &NodeView) -> Self {
         let here = networks_here(view);
         let mut zone = Self { subnets: subnets(view), ..Self::default() };
         for id in &here {
@@ -101,9 +98,8 @@ impl Zone {
             for place in &service.networks {
                 let Some(network) = zone.networks.get_mut(&place.network_id) else { continue };
                 let of_service = tasks.get(&(&service.id, &place.network_id)).map_or(&[][..], Vec::as_slice);
-                let virtual_ip = place.virtual_ip.filter(|_| with_virtual_ips);
                 for name in place.aliases.iter().chain([&service.name]) {
-                    network.add_service(name, virtual_ip, of_service);
+                    network.add_service(name, place.virtual_ip, of_service);
                 }
                 if let Some(address) = place.virtual_ip {
                     let name = format!("{}.{}", service.name, network.name());

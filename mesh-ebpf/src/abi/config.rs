@@ -7,7 +7,7 @@ use super::{Address, Be16};
 abi_struct! {
     /// Entry 0 of [`super::names::CONFIG`]. While it is all zeros, as after loading, every program
     /// passes every packet to the host stack.
-    pub struct Config [48] {
+    pub struct Config [40] {
         /// This node's address towards other nodes: source of the tunnel packets that it sends, and
         /// the only destination of those that it accepts. Its address index is 0.
         pub address: Address,
@@ -24,16 +24,11 @@ abi_struct! {
         /// ifindex of the uplink by which this node answers clients of other nodes directly
         /// ([`super::Mode::Dsr`]). 0: it answers them through the tunnel.
         pub uplink_ifindex: u32,
-        /// ifindex of the bridge that this node's tasks are connected to. Tasks of other nodes
-        /// reach them over it by their own addresses. 0: there is no bridge yet.
-        pub tasks_ifindex: u32,
         /// The low 32 bits of the generation of the newest mesh table that changed a map. Only the
         /// agent reads it.
         pub generation: u32,
         /// SYNs a second for which each CPU creates flows. It balances SYNs beyond that rate
         /// without a flow: see [`crate::guard`]. 0: no limit.
         pub syn_guard_rate: u32,
-        /// Padding; always zero.
-        pub reserved: u32,
     }
 }

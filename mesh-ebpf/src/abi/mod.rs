@@ -114,7 +114,7 @@ pub use flow::{
 };
 pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;
-pub use member::{Member, TASKS_PREFIX6, TUNNEL_MARK, member_flag, task_word};
+pub use member::{Member, TASKS_PREFIX6, TUNNEL_MARK, member_flag};
 pub use network::{Endpoint, EndpointKey, ISOLATED, IsolatedKey, Link, MESH_MAC, REACHABLE, endpoint_flag};
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{

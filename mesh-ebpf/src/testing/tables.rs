@@ -178,7 +178,7 @@ impl Lookups for HostTables {
     }
 
     fn member(&self, index: u32) -> Option<&Member> {
-        const UNWRITTEN: &Member = &Member { accepted: [0; 2], subnet: 0, mask: 0, flags: 0, reserved: 0 };
+        const UNWRITTEN: &Member = &Member { accepted: [0; 2], flags: 0 };
         Some(self.setup.members.get(index as usize).unwrap_or(UNWRITTEN))
     }
 

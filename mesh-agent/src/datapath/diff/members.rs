@@ -6,9 +6,7 @@
 //! only to nodes that accept them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
 use mesh_ebpf::abi::{Address, Member, Node, member_flag, names};
 
 use super::{Plan, Refusal};
@@ -37,8 +35,6 @@ impl Plan {
             assign(&contents.peers, others.keys().copied(), &BTreeSet::new(), 1..names::NODES_MAX);
         self.refused.extend(refused.into_iter().map(Refusal::Node));
         let keys = view.member_keys.tunnel_keys();
-        let own = view.subnet.or_else(|| view.nodes.get(&view.node_id)?.subnet);
-        self.member(contents, 0, with_subnet(own));
         for (address, index) in &numbers {
             let Some(peer) = others.get(address) else { continue };
             let hop = facts.hops.get(address).copied().unwrap_or_default();
@@ -74,7 +70,8 @@ impl Plan {
     }
 
     fn member(&mut self, contents: &Contents, index: u32, member: Member) {
-        if contents.members.get(&index) != Some(&member) {
+        // An entry that was never written demands nothing.
+        if contents.members.get(&index).copied().unwrap_or_default() != member {
             self.writes.push(Write::Member(index, member));
         }
     }
@@ -89,26 +86,15 @@ fn sent(keys: &[TunnelKey], facts: &Facts, peer: &PeerNode) -> u32 {
 /// The conditions on a peer's packets to this node.
 fn demanded(keys: &[TunnelKey], view: &NodeView, facts: &Facts, peer: &PeerNode) -> Member {
     let cookie = |key: &TunnelKey| key.cookie(peer.address.octets(), facts.config.address.v4_octets());
-    let Some(current) = keys.first().map(cookie) else { return with_subnet(peer.subnet) };
+    let Some(current) = keys.first().map(cookie) else { return Member::default() };
     let accepted = [current, keys.get(1).map_or(current, cookie)];
-    let member = Member { accepted, ..with_subnet(peer.subnet) };
-    let flag = if view.member_keys.demand_cookies() { member_flag::COOKIE } else { 0 };
-    Member { flags: member.flags | flag, ..member }
-}
-
-fn with_subnet(subnet: Option<Ipv4Net>) -> Member {
-    let Some(subnet) = subnet else { return Member { flags: member_flag::WRITTEN, ..Member::default() } };
-    let word = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
-    Member {
-        subnet: word(subnet.network()),
-        mask: word(subnet.netmask()),
-        flags: member_flag::WRITTEN | member_flag::SUBNET,
-        ..Member::default()
-    }
+    Member { accepted, flags: if view.member_keys.demand_cookies() { member_flag::COOKIE } else { 0 } }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use mesh_ebpf::abi::Config;
 
     use super::*;
@@ -127,13 +113,13 @@ mod tests {
             let secrets: Vec<Vec<u8>> = keys.iter().map(|byte| vec![*byte; 32]).collect();
             view.member_keys = MemberKeys::new(&secrets, is_demanded).expect("keys");
         }
-        for (address, subnet) in [(OWN, "10.128.1.0/24"), (PEER, "10.128.2.0/24")] {
+        for address in [OWN, PEER] {
             let id = mesh_state::ids::NodeId::from(address.to_string());
             let node = PeerNode {
                 id: id.clone(),
                 address,
                 hostname: String::new(),
-                subnet: subnet.parse().ok(),
+                subnet: None,
                 in_userspace: false,
                 takes_cookies: true,
             };
@@ -154,7 +140,8 @@ mod tests {
     fn is_taken(sends: &[u8], receives: &[u8], is_demanded: bool) -> bool {
         let sender = planned(OWN, sends, is_demanded);
         let peer = planned(PEER, receives, is_demanded);
-        peer.members[&1].admits(sender.nodes[&1].cookie)
+        let member = peer.members.get(&1).copied().unwrap_or_default();
+        member.admits(sender.nodes[&1].cookie)
     }
 
     #[test]
@@ -199,10 +186,5 @@ mod tests {
         left.part_from(&planned(OWN, &[1], true), &BTreeMap::new());
         let removed = at(&left, |write| matches!(write, Write::RemovePeer(_)));
         assert!(removed < at(&left, |write| matches!(write, Write::Member(1, _))), "{:?}", left.writes);
-        let own = planned(OWN, &[], false).members[&0];
-        assert!(
-            own.may_have(u32::from_ne_bytes([10, 128, 1, 9]))
-                && !own.may_have(u32::from_ne_bytes([10, 128, 2, 9]))
-        );
     }
 }

@@ -1,6 +1,5 @@
-//! The nftables table `ip mesh`: exempts tunnel packets, and packets from tasks to tasks of other
-//! nodes, from connection tracking (notrack). A Docker engine switches tracking on, and its NAT
-//! would replace the tasks' addresses by the node's.
+//! The nftables table `ip mesh`: exempts tunnel packets from connection tracking (notrack), which a
+//! Docker engine switches on. Tracked, each flow would cost conntrack entries on both nodes.
 //!
 //! Invariant: the table is replaced as a whole, in one transaction. To see whether it is in place,
 //! compare with the kernel's listing at that time, as the kernel formats rules in its own way.
@@ -8,10 +7,7 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use ipnet::Ipv4Net;
 use tracing::warn;
-
-use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
 /// The table as it should be.
 #[derive(Debug, Default)]
@@ -22,16 +18,15 @@ pub(crate) struct Firewall {
 }
 
 impl Firewall {
-    /// Exempts tunnel packets, and packets to these subnets, from connection tracking. A failure is
-    /// logged, and the node works without.
-    pub(crate) fn exempt<'a>(&mut self, port: u16, subnets: impl Iterator<Item = &'a Ipv4Net>) {
-        let subnets: Vec<String> = subnets.map(Ipv4Net::to_string).collect();
-        self.rules = notrack_rules(port, &subnets.join(", "));
+    /// Exempts tunnel packets, by their UDP port, from connection tracking. A failure is logged,
+    /// and the node works without.
+    pub(crate) fn exempt(&mut self, port: u16) {
+        self.rules = notrack_rules(port);
         if let Err(error) = self.install_again() {
             warn!(
                 error = mesh_runtime::error_chain(&error),
-                "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then costs \
-                 conntrack entries on both nodes, and tasks see nodes' addresses for those of other nodes' tasks"
+                "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then \
+                 costs conntrack entries on both nodes"
             );
         }
     }
@@ -70,17 +65,12 @@ pub(crate) fn remove() {
 }
 
 /// One transaction that replaces the table, whether it existed or not.
-fn notrack_rules(port: u16, subnets: &str) -> String {
-    let tasks = if subnets.is_empty() {
-        String::new()
-    } else {
-        format!("iifname \"{TASKS_DEVICE}\" ip daddr {{ {subnets} }} notrack; ")
-    };
+fn notrack_rules(port: u16) -> String {
     format!(
         "table ip mesh\n\
          delete table ip mesh\n\
          table ip mesh {{\n\
-         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; {tasks}}}\n\
+         chain prerouting {{ type filter hook prerouting priority raw; policy accept; udp dport {port} notrack; }}\n\
          chain output {{ type filter hook output priority raw; policy accept; udp dport {port} notrack; }}\n\
          }}\n"
     )
@@ -113,12 +103,9 @@ mod tests {
 
     #[test]
     fn the_rules_replace_themselves_and_name_the_port() {
-        let rules = notrack_rules(4799, "");
+        let rules = notrack_rules(4799);
         let (declared, deleted) = (rules.find("table ip mesh\n"), rules.find("delete table ip mesh"));
         assert!(declared < deleted, "a table must exist to be deleted: {rules}");
         assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "both hooks: {rules}");
-        let tasks = "iifname \"mesh0\" ip daddr { 10.128.1.0/24, 10.128.2.0/24 } notrack;";
-        let rules = notrack_rules(4799, "10.128.1.0/24, 10.128.2.0/24");
-        assert!(rules.contains(tasks), "what tasks send to other nodes' tasks: {rules}");
     }
 }

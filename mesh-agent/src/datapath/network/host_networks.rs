@@ -11,7 +11,6 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::host::TUNNEL_DEVICE;
 use super::netlink::Netlink;
-use super::task_routes::PROTOCOL;
 use crate::task::bridge::DEVICE;
 
 /// The kernel's table of ordinary routes.
@@ -47,7 +46,7 @@ pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
     Ok(found)
 }
 
-/// Routes of the main table, except default routes and mesh's, by device.
+/// Routes of the main table, except default routes, by device.
 fn routes(netlink: &mut Netlink) -> io::Result<Vec<(u32, Ipv4Net)>> {
     let mut request = RouteMessage::default();
     request.header.address_family = AddressFamily::Inet;
@@ -63,7 +62,7 @@ fn routes(netlink: &mut Netlink) -> io::Result<Vec<(u32, Ipv4Net)>> {
 
 fn read(route: &RouteMessage) -> Option<(u32, Ipv4Net)> {
     let header = &route.header;
-    if header.kind != RouteType::Unicast || header.table != MAIN_TABLE || header.protocol == PROTOCOL {
+    if header.kind != RouteType::Unicast || header.table != MAIN_TABLE {
         return None;
     }
     let (mut device, mut network) = (None, Ipv4Addr::UNSPECIFIED);

@@ -9,6 +9,5 @@ pub(super) mod monitor;
 pub(super) mod netlink;
 pub(super) mod netns;
 mod port_isolation;
-pub(super) mod task_routes;
 pub(super) mod upkeep;
 pub(super) mod uplinks;

@@ -20,8 +20,6 @@ use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
 /// Name of the tunnel device, as a setting that was restored.
 pub(crate) const TUNNEL: &str = "device mesh-vxlan0";
-/// Name of the routes to tasks of other nodes, as a setting that was restored.
-pub(crate) const ROUTES: &str = "routes to tasks";
 /// Name of the nftables table.
 const RULES: &str = "nft table ip mesh";
 

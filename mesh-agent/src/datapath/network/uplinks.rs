@@ -33,8 +33,6 @@ pub(crate) struct Uplinks {
     /// Index of the uplink by which clients are answered directly (DSR): the one with a default
     /// route, else the one with this node's address.
     pub(crate) direct: u32,
-    /// Index of the bridge of this node's tasks; 0 until the engine has made it.
-    pub(crate) tasks: u32,
 }
 
 impl Uplinks {
@@ -46,7 +44,6 @@ impl Uplinks {
     pub(crate) fn find(netlink: &mut Netlink, config: &DatapathConfig) -> Result<Self, DatapathError> {
         let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
         let addresses = netlink.addresses().map_err(DatapathError::netlink("listing addresses"))?;
-        let tasks = links.iter().find(|link| link.name == TASKS_DEVICE).map_or(0, |link| link.index);
         let defaults =
             netlink.default_route_interfaces().map_err(DatapathError::netlink("listing default routes"))?;
         let is_own = |link: &&Link| link.name == TASKS_DEVICE || link.name == TUNNEL_DEVICE;
@@ -83,7 +80,7 @@ impl Uplinks {
             .filter(|(index, address)| answers(own_devices.contains(index), *address))
             .map(|(_, address)| address)
             .collect();
-        Ok(Self { links: uplinks, address, addresses, direct, tasks })
+        Ok(Self { links: uplinks, address, addresses, direct })
     }
 
     /// The smallest MTU of the uplinks in bytes.

@@ -63,7 +63,7 @@ fn member(
 
 fn zone_of(table: &proto::MeshTable) -> Zone {
     let own = NodeView::new(NodeId::from("here"), Ipv4Addr::new(10, 77, 0, 11));
-    Zone::of(&own.apply(table).expect("a good table"), ANSWER_VIRTUAL_IPS)
+    Zone::of(&own.apply(table).expect("a good table"))
 }
 
 /// Two networks: `web` and `dns` are on `shop_net`, `web` also on `back`; `secret` is on `other`
@@ -247,14 +247,6 @@ fn services_that_share_an_alias_are_both_answered() {
 }
 
 #[test]
-fn without_virtual_ips_services_lead_to_their_tasks() {
-    let own = NodeView::new(NodeId::from("here"), Ipv4Addr::new(10, 77, 0, 11));
-    let zone = Zone::of(&own.apply(&table()).expect("a good table"), false);
-    let found = zone.resolve(&scope(&["shop_net"]), false, "web", Kind::Address);
-    assert_eq!(found, addresses(&["10.0.1.11", "10.0.1.12"], TASK_TTL));
-}
-
-#[test]
 fn a_member_on_this_node_is_known_by_its_address_and_others_are_not() {
     let zone = zone_of(&table());
     assert_eq!(zone.scope_of(Ipv4Addr::new(10, 0, 2, 11)), Some(&scope(&["shop_net", "back"])[..]));
@@ -305,7 +297,7 @@ fn an_index_of_a_large_network_is_quick() {
     let view = own.apply(&table).expect("a good table");
     let timed = || {
         let began = std::time::Instant::now();
-        (Zone::of(&view, true), began.elapsed())
+        (Zone::of(&view), began.elapsed())
     };
     let ((zone, first), (_, second), (_, third)) = (timed(), timed(), timed());
     let Resolution::Addresses { addresses, .. } =

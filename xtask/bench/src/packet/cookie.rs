@@ -29,8 +29,7 @@ impl CookieCheck {
         insert(&mut rig.generator, names::PEERS, [(Address::from(tables::ADDRESS), INDEX)])?;
         // Where a tunnel packet has its cookie, the frames have zeros. The member's second cookie
         // is zero, so both are compared.
-        let flags = member_flag::WRITTEN | member_flag::COOKIE;
-        let member = Member { accepted: [1, 0], flags, ..Member::default() };
+        let member = Member { accepted: [1, 0], flags: member_flag::COOKIE };
         set(&mut rig.generator, names::MEMBERS, [(INDEX, member)])?;
         Ok(Self::default())
     }

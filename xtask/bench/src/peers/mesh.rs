@@ -139,8 +139,7 @@ fn fill(object: &mut Ebpf, number: u8, carriage: Carriage) -> Result<()> {
         ..Node::default()
     };
     let accepted = cookie(other, number);
-    let flags = member_flag::WRITTEN | member_flag::COOKIE;
-    let member = Member { accepted: [accepted; 2], flags, ..Member::default() };
+    let member = Member { accepted: [accepted; 2], flags: member_flag::COOKIE };
     set(object, names::CONFIG, [(0, config)])?;
     insert(object, names::ADDRESSES, [(config.address, 0_u32)])?;
     set(object, names::NODES, [(u32::from(other), peer)])?;
