@@ -97,7 +97,7 @@ pub enum BootstrapError {
     File {
         /// The operation that failed.
         operation: &'static str,
-        /// The path.
+        /// The file or directory of the operation.
         path: PathBuf,
         /// The error of the call that failed.
         #[source]
@@ -117,7 +117,7 @@ impl BootstrapError {
     }
 }
 
-/// The opened cluster.
+/// What a manager has after it has opened, or made, its cluster.
 pub struct OpenedCluster {
     /// Seals and opens with the cluster's key.
     pub sealer: Sealer,

@@ -32,7 +32,7 @@ pub enum Action {
     },
     /// Delete a task and its observed status.
     DeleteTask {
-        /// The task.
+        /// The task that is deleted.
         id: TaskId,
         /// The revision that the decision is based on.
         expected: i64,
@@ -47,9 +47,9 @@ pub enum Action {
     },
     /// Delete a version of a service's spec that no task refers to any more.
     DeleteSpec {
-        /// The service.
+        /// The service that the version belongs to.
         service: ServiceId,
-        /// The version.
+        /// The number of the version that is deleted.
         version: u64,
     },
     /// Rewrite a node (its subnet).
@@ -75,7 +75,7 @@ pub enum Action {
     },
     /// Delete the attachment of a container.
     DeleteAttachment {
-        /// The attachment.
+        /// The attachment that is deleted.
         id: AttachmentId,
         /// The revision that the decision is based on.
         expected: i64,
@@ -83,9 +83,9 @@ pub enum Action {
     /// Set a node's liveness; `expected` is the liveness key's revision, `None` if there is none
     /// yet.
     SetLiveness {
-        /// The node.
+        /// The node that is judged.
         node: NodeId,
-        /// The liveness.
+        /// The leader's new judgement.
         liveness: Liveness,
         /// The revision that the decision is based on.
         expected: Option<i64>,
@@ -93,16 +93,16 @@ pub enum Action {
     /// Set an observed state that no node can report any more (orphaned, or shut down before any
     /// node had the task).
     SetStatus {
-        /// The task.
+        /// The task whose status is overruled.
         task: TaskId,
-        /// The state.
+        /// The status as the leader sets it.
         status: TaskStatus,
         /// The status key's revision, `None` if there is none yet.
         expected: Option<i64>,
     },
     /// Set the backend id given last, so that ids are reused as late as possible.
     SetBackendCursor {
-        /// The id.
+        /// The id that was given last.
         last: BackendId,
         /// The cursor key's revision, `None` if there is none yet.
         expected: Option<i64>,
@@ -125,18 +125,18 @@ pub enum Action {
     },
     /// Claim a published port for a service (by a rollback); its key must not exist.
     ClaimPort {
-        /// Transport.
+        /// Transport protocol of the port.
         protocol: Protocol,
-        /// The port.
+        /// The published port that the service takes.
         port: u16,
         /// The service that gets it.
         service: ServiceId,
     },
     /// Release a published port (by a rollback).
     ReleasePort {
-        /// Transport.
+        /// Transport protocol of the port.
         protocol: Protocol,
-        /// The port.
+        /// The published port that becomes free.
         port: u16,
         /// The revision that the decision is based on.
         expected: i64,

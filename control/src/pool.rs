@@ -35,7 +35,7 @@ pub enum PoolError {
     /// An address instead of a network.
     #[error("{flag} {given}: the network is {network}")]
     HostBits {
-        /// The pool's flag.
+        /// The flag that the pool was given with.
         flag: &'static str,
         /// The configured value.
         given: Ipv4Net,
@@ -45,7 +45,7 @@ pub enum PoolError {
     /// Addresses that tasks can't have.
     #[error("{flag} {pool}: tasks can't have loopback, link-local or multicast addresses")]
     Unusable {
-        /// The pool's flag.
+        /// The flag that the pool was given with.
         flag: &'static str,
         /// The configured value.
         pool: Ipv4Net,
@@ -55,7 +55,7 @@ pub enum PoolError {
     NetworkPrefix {
         /// The configured value.
         prefix: u8,
-        /// The pool.
+        /// The pool that networks get their subnets from.
         pool: Ipv4Net,
         /// The shortest good one.
         least: u8,
@@ -76,7 +76,7 @@ pub enum PoolError {
     Prefix {
         /// The configured prefix length.
         prefix: u8,
-        /// The pool.
+        /// The pool that nodes get their parts from.
         pool: Ipv4Net,
         /// The shortest allowed one.
         least: u8,

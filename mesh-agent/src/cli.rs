@@ -24,7 +24,7 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
-/// The commands.
+/// What one call of `mesh-agent` does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent (the default).
@@ -164,7 +164,7 @@ pub enum Datapath {
 pub enum MetricsBackends {
     /// Those to which this node has sent a connection.
     Seen,
-    /// All backends.
+    /// Every backend of the cluster.
     All,
     /// Those whose task runs on this node.
     Local,

@@ -91,7 +91,7 @@ pub enum ConfigError {
     /// A fact of the machine can't be read.
     #[error("read {path}: give the node's name with --name")]
     Machine {
-        /// The file.
+        /// The file that names the machine.
         path: &'static str,
         /// The kernel's error.
         #[source]
@@ -103,7 +103,7 @@ pub enum ConfigError {
     /// The token's file can't be read.
     #[error("read join token {}", path.display())]
     TokenFile {
-        /// The file.
+        /// The file that was to hold the join token.
         path: PathBuf,
         /// The kernel's error.
         #[source]
@@ -112,7 +112,7 @@ pub enum ConfigError {
     /// The file holds no valid token.
     #[error("read join token {}", path.display())]
     Token {
-        /// The file.
+        /// The file that holds the join token.
         path: PathBuf,
         /// The parser's error.
         #[source]

@@ -18,7 +18,7 @@ pub enum Nested {
     Lab,
     /// The differential suite.
     SwarmDiff,
-    /// The benchmarks.
+    /// The benchmarks: `cargo xtask bench`.
     Bench,
 }
 

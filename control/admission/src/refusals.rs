@@ -38,7 +38,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All reasons.
+    /// Every reason, in the order of the counters.
     pub const ALL: [Self; 13] = [
         Self::Connections,
         Self::PeerConnections,
@@ -135,7 +135,7 @@ impl Refusals {
         registry.register(Box::new(self.counter.clone()))
     }
 
-    /// Counts a refusal.
+    /// Adds one to the counter of this listener and reason.
     pub fn count(&self, listener: Listener, reason: Reason) {
         self.counter.with_label_values(&[listener.as_str(), reason.as_str()]).inc();
     }

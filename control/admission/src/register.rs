@@ -40,7 +40,7 @@ pub enum Decision {
         /// A connection that waited.
         evicted: Option<Id>,
     },
-    /// It is refused.
+    /// The newcomer gets no place, for this reason.
     Refused(Reason),
 }
 

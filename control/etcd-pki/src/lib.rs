@@ -56,7 +56,7 @@ pub enum PkiError {
     /// A certificate can't be signed.
     #[error("sign a certificate for {name}")]
     Sign {
-        /// The subject.
+        /// The subject of the certificate.
         name: String,
         /// The error of the call that failed.
         #[source]
@@ -67,7 +67,7 @@ pub enum PkiError {
     File {
         /// The operation that failed: read or write.
         operation: &'static str,
-        /// The path.
+        /// The file that can't be read or written.
         path: PathBuf,
         /// The error of the call that failed.
         #[source]
@@ -86,7 +86,7 @@ pub enum PkiError {
 
 /// A certificate and its key, PEM.
 pub struct Issued {
-    /// The certificate.
+    /// The certificate in PEM, as a server or client shows it.
     pub certificate_pem: String,
     /// The private key.
     pub key_pem: Zeroizing<String>,

@@ -31,9 +31,9 @@ const ATTEMPTS: usize = 8;
 /// A write with its conditions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Transaction {
-    /// The conditions.
+    /// What must still hold for the writes to happen.
     pub(crate) compares: Vec<Compare>,
-    /// The writes.
+    /// What is written if it holds.
     pub(crate) ops: Vec<Op>,
 }
 

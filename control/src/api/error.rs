@@ -23,17 +23,17 @@ use crate::vault::VaultError;
 /// The kinds of objects in paths, by the names in Docker's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObjectKind {
-    /// A service.
+    /// A service of the cluster.
     Service,
-    /// A task.
+    /// A task of a service.
     Task,
     /// A member node.
     Node,
-    /// A network.
+    /// An overlay network of the cluster.
     Network,
-    /// A secret.
+    /// A secret of the cluster.
     Secret,
-    /// A config.
+    /// A config of the cluster.
     Config,
 }
 
@@ -105,7 +105,7 @@ pub(crate) enum ApiError {
     NameTaken {
         /// The kind of object.
         kind: ObjectKind,
-        /// The name.
+        /// The name that another object has.
         name: String,
     },
     /// The name of a secret or config belongs to another one.
@@ -113,7 +113,7 @@ pub(crate) enum ApiError {
     Exists {
         /// The kind of object.
         kind: ObjectKind,
-        /// The name.
+        /// The name that another object has.
         name: String,
     },
     /// The spec can't be accepted.

@@ -86,7 +86,7 @@ impl std::fmt::Debug for Authority {
 
 /// A new CA, as it is stored.
 pub struct NewAuthority {
-    /// Its certificate.
+    /// The new CA's certificate in PEM.
     pub certificate_pem: String,
     /// Its private key, to be sealed.
     pub key_pem: Zeroizing<String>,

@@ -5,7 +5,7 @@ use super::Shape::{self, Any, Figure, List, Mark, Object, Said, Text, Word};
 /// A second, in the nanoseconds of Docker's durations.
 const SECOND: i64 = 1_000_000_000;
 
-/// `ServiceSpec`.
+/// Docker's `ServiceSpec`: the body of `docker service create`.
 pub(crate) static SERVICE_SPEC: Shape = Object(&[
     ("Name", &Any),
     ("Labels", &Any),
@@ -17,7 +17,7 @@ pub(crate) static SERVICE_SPEC: Shape = Object(&[
     ("EndpointSpec", &ENDPOINT_SPEC),
 ]);
 
-/// `NodeSpec`.
+/// Docker's `NodeSpec`: what `docker node update` changes.
 pub(crate) static NODE_SPEC: Shape =
     Object(&[("Name", &Any), ("Labels", &Any), ("Role", &Word("")), ("Availability", &Word(""))]);
 
@@ -30,7 +30,7 @@ pub(crate) static DEPENDENCY_SPEC: Shape = Object(&[
     ("Templating", &Object(&[("Name", &Any), ("Options", &Any)])),
 ]);
 
-/// A swarm's `Spec`.
+/// The `Spec` of Docker's `Swarm`: what `docker swarm update` changes.
 pub(crate) static SWARM_SPEC: Shape = Object(&[
     ("Name", &Any),
     ("Labels", &Any),
@@ -60,7 +60,7 @@ pub(crate) static SWARM_SPEC: Shape = Object(&[
     ("EncryptionConfig", &Object(&[("AutoLockManagers", &Any)])),
 ]);
 
-/// `NetworkCreateRequest`.
+/// Docker's `NetworkCreateRequest`: the body of `docker network create`.
 pub(crate) static NETWORK_SPEC: Shape = Object(&[
     ("Name", &Any),
     ("CheckDuplicate", &Any),
@@ -113,7 +113,7 @@ static UPDATE_CONFIG: Shape = Object(&[
 pub(crate) static NETWORK_ATTACHMENTS: Shape =
     List(&Object(&[("Target", &Any), ("Aliases", &Any), ("DriverOpts", &Any)]));
 
-/// `EndpointSpec`.
+/// Docker's `EndpointSpec`: a service's published ports.
 pub(crate) static ENDPOINT_SPEC: Shape = Object(&[
     ("Mode", &Word("vip")),
     (
@@ -128,7 +128,7 @@ pub(crate) static ENDPOINT_SPEC: Shape = Object(&[
     ),
 ]);
 
-/// `TaskSpec`.
+/// Docker's `TaskSpec`: the template of a service's tasks.
 pub(crate) static TASK_SPEC: Shape = Object(&[
     ("ContainerSpec", &CONTAINER_SPEC),
     ("PluginSpec", &Any),

@@ -35,7 +35,7 @@ use touched::Touched;
 /// An object with the revisions at which it was created and last written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Versioned<T> {
-    /// The object.
+    /// The object as etcd has it at that revision.
     pub value: T,
     /// Revision of its creation.
     pub create_revision: i64,

@@ -27,7 +27,7 @@ pub(crate) struct Origin<'a> {
     pub(crate) node: &'a NodeId,
     /// The task's service.
     pub(crate) service: &'a ServiceId,
-    /// The task.
+    /// The task that wrote the line.
     pub(crate) task: &'a TaskId,
 }
 

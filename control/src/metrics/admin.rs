@@ -20,7 +20,7 @@ pub struct Admin {
     pub feed: Feed,
 }
 
-/// The endpoints.
+/// The router that serves the endpoints of `admin`.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))

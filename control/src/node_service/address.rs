@@ -17,7 +17,7 @@ pub(super) enum AddressError {
     /// Another member that is heard has it.
     #[error("{address} is node {other}'s: give the agent its own with --address, or remove that node")]
     Taken {
-        /// The address.
+        /// The address that both nodes claim.
         address: Ipv4Addr,
         /// The other member.
         other: NodeId,

@@ -44,9 +44,9 @@ pub struct Heard {
 /// One write with its conditions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PendingWrite {
-    /// The conditions.
+    /// What must still hold for the write to happen.
     pub compares: Vec<Compare>,
-    /// The write.
+    /// What is written if it holds.
     pub op: Op,
 }
 

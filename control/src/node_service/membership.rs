@@ -36,7 +36,7 @@ const SEEN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Admits nodes to the cluster.
 pub struct Admission {
-    /// The cluster.
+    /// The store and the snapshot of the cluster that nodes join.
     pub context: ApiContext,
     /// Signs members' certificates.
     pub authority: Arc<Authority>,

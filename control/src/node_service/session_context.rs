@@ -17,7 +17,7 @@ use crate::context::ApiContext;
 
 /// The dependencies that the sessions of one manager share.
 pub struct SessionContext {
-    /// The cluster.
+    /// The store and the snapshot of the cluster that the node belongs to.
     pub cluster: ApiContext,
     /// The newest mesh table.
     pub tables: watch::Receiver<Arc<Table>>,

@@ -36,7 +36,7 @@ pub enum SealError {
     KeyFile {
         /// The operation that failed: read or create.
         operation: &'static str,
-        /// The file.
+        /// The key file of the managers.
         path: PathBuf,
         /// The error of the call that failed.
         #[source]
@@ -45,15 +45,15 @@ pub enum SealError {
     /// The key file has the wrong length.
     #[error("the key file {} holds {found} bytes, not {KEY_BYTES}: copy it again from another manager", path.display())]
     KeyLength {
-        /// The file.
+        /// The key file of the managers.
         path: PathBuf,
-        /// Its length.
+        /// The length of the file in bytes.
         found: usize,
     },
     /// The bytes are too long to be sealed.
     #[error("seal {purpose}")]
     Seal {
-        /// The purpose.
+        /// What the value was to be sealed for.
         purpose: String,
     },
     /// The sealed value was made with another key, for another purpose, or was changed.
@@ -61,7 +61,7 @@ pub enum SealError {
         "open {purpose}: sealed with another key; the key file must be the one of the cluster's first manager"
     )]
     Open {
-        /// The purpose.
+        /// What the value was opened for.
         purpose: String,
     },
 }

@@ -41,7 +41,7 @@ pub enum NoAddress {
     Exhausted {
         /// The network's name.
         name: String,
-        /// Its subnet.
+        /// The network's subnet, of which every address is taken.
         subnet: Ipv4Net,
     },
     /// The network was stored by an older version, and has no subnet yet.

@@ -15,7 +15,7 @@ const DNSRR: &str = "dnsrr";
 /// A network in a service's spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedNetwork {
-    /// The network.
+    /// The id of the network that the spec names.
     pub id: NetworkId,
     /// The service's aliases on the network.
     pub aliases: Vec<String>,

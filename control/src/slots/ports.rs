@@ -45,7 +45,7 @@ pub enum PortError {
     Duplicate {
         /// The published port.
         port: u16,
-        /// Transport.
+        /// Transport protocol of the port.
         protocol: Protocol,
     },
     /// A component of mesh itself needs the port.
@@ -55,7 +55,7 @@ pub enum PortError {
     Own {
         /// The published port.
         port: u16,
-        /// Transport.
+        /// Transport protocol of the port.
         protocol: Protocol,
         /// What mesh needs it for.
         purpose: String,
@@ -65,7 +65,7 @@ pub enum PortError {
         "no automatic {protocol} port is free: all of {FIRST_AUTOMATIC} to {LAST_AUTOMATIC} are published"
     )]
     NoneFree {
-        /// Transport.
+        /// Transport protocol of the port.
         protocol: Protocol,
     },
 }

@@ -27,7 +27,7 @@ pub enum ReferenceError {
     NotFound {
         /// Secrets or configs.
         kind: DependencyKind,
-        /// Their names.
+        /// The names of the missing secrets or configs.
         names: Vec<String>,
     },
     /// The id and the name of a reference belong to two objects.
@@ -35,7 +35,7 @@ pub enum ReferenceError {
     Misnamed {
         /// Secret or config.
         kind: DependencyKind,
-        /// The id in the reference.
+        /// The id that the spec names.
         id: DependencyId,
         /// The name in the reference.
         given: String,

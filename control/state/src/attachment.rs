@@ -15,14 +15,14 @@ use crate::ids::{AttachmentId, NetworkId, NodeId};
 pub struct AttachedContainer {
     /// The attachment's id. The container's node chooses it.
     pub id: AttachmentId,
-    /// The network's id.
+    /// The network that the container is on.
     pub network_id: NetworkId,
-    /// The container's node.
+    /// The node that runs the container.
     pub node_id: NodeId,
     /// The container's id; empty until the container is created.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container_id: String,
-    /// The container's name.
+    /// The name by which other members of the network find the container.
     pub name: String,
     /// The container's hostname; if empty, it is the first 12 digits of its id.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -42,7 +42,7 @@ pub const fn network_prefix() -> u8 {
 /// The cluster's one record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
-    /// Its id.
+    /// The id that nodes and managers know the cluster by.
     pub id: ClusterId,
     /// When the first manager created it.
     pub created_at: Timestamp,
@@ -71,7 +71,7 @@ pub struct Cluster {
     /// When the operator last changed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<Timestamp>,
-    /// The CA's certificate, PEM.
+    /// The certificate of the CA that signs for nodes, PEM.
     pub ca_certificate_pem: String,
     /// The CA's private key, PEM, sealed.
     pub ca_key: Sealed,

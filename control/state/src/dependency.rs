@@ -101,7 +101,7 @@ impl TemplateDriver {
 /// A secret or a config, without its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependency {
-    /// Its id.
+    /// The id by which the secret or config is stored.
     pub id: DependencyId,
     /// Its name, unique in its kind; never changes.
     pub name: String,

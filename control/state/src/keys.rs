@@ -54,7 +54,7 @@ pub const NETWORK_CURSOR: &str = "/mesh/v1/network-cursor";
 /// The secrets that members share.
 pub const MEMBER_KEYS: &str = "/mesh/v1/member-keys";
 
-/// A service.
+/// The key of a service's record.
 pub fn service(id: &ServiceId) -> String {
     format!("{ROOT}services/{id}")
 }
@@ -74,7 +74,7 @@ pub fn port(protocol: Protocol, port: u16) -> String {
     format!("{ROOT}ports/{protocol}/{port}")
 }
 
-/// A node.
+/// The key of a node's record.
 pub fn node(id: &NodeId) -> String {
     format!("{ROOT}nodes/{id}")
 }
@@ -94,7 +94,7 @@ pub fn clashes(id: &NodeId) -> String {
     format!("{ROOT}clashes/{id}")
 }
 
-/// A task.
+/// The key of a task's record.
 pub fn task(id: &TaskId) -> String {
     format!("{ROOT}tasks/{id}")
 }
@@ -104,7 +104,7 @@ pub fn status(id: &TaskId) -> String {
     format!("{ROOT}status/{id}")
 }
 
-/// A network.
+/// The key of a network's record.
 pub fn network(id: &NetworkId) -> String {
     format!("{ROOT}networks/{id}")
 }
@@ -144,11 +144,11 @@ pub fn log_ask(node: &NodeId, ask: &str) -> String {
 pub enum Key {
     /// The cluster's record.
     Cluster,
-    /// The leader's key.
+    /// The key that the leader holds by its lease.
     Leader,
     /// A living manager.
     Manager(String),
-    /// A service.
+    /// The record of a service.
     Service(ServiceId),
     /// A version of a service's spec.
     Spec(ServiceId, u64),
@@ -156,7 +156,7 @@ pub enum Key {
     Name(String, String),
     /// A port's claim: protocol and port.
     Port(String, u16),
-    /// A node.
+    /// The record of a node.
     Node(NodeId),
     /// A node's liveness.
     Liveness(NodeId),
@@ -164,11 +164,11 @@ pub enum Key {
     Ack(NodeId),
     /// Published ports that a node can't listen on.
     Clashes(NodeId),
-    /// A task.
+    /// The record of a task.
     Task(TaskId),
     /// A task's observed state.
     Status(TaskId),
-    /// A network.
+    /// The record of a network.
     Network(NetworkId),
     /// A container that is no task, on a network.
     Attachment(AttachmentId),

@@ -26,7 +26,7 @@ pub struct LogAsk {
 /// One task's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskedLog {
-    /// The task.
+    /// The task whose log is asked for.
     pub task: TaskId,
     /// The moment to start at, in the engine's form; empty: the beginning.
     pub since: String,

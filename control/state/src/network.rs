@@ -153,7 +153,7 @@ pub struct NetworkSpec {
     /// The driver: `overlay`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub driver: String,
-    /// Labels.
+    /// Labels that the user gave the network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
     /// Options of the network driver.

@@ -62,7 +62,7 @@ pub struct NodeSpec {
 /// The default UDP port of the tunnel between nodes.
 pub const TUNNEL_PORT: u16 = 4799;
 
-/// A node's role.
+/// Whether a node runs a manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
@@ -100,7 +100,7 @@ pub enum Availability {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NodeDescription {
-    /// Its hostname.
+    /// The hostname of the node's machine.
     pub hostname: String,
     /// The architecture: `x86_64`.
     pub architecture: String,
@@ -108,13 +108,13 @@ pub struct NodeDescription {
     pub os: String,
     /// CPUs, in billionths of one.
     pub nano_cpus: i64,
-    /// Bytes of memory.
+    /// Memory of the machine, in bytes.
     pub memory_bytes: i64,
     /// Resources that its operator defined in its engine.
     pub generic_resources: Vec<GenericResource>,
     /// The local engine's version.
     pub engine_version: String,
-    /// The engine's labels.
+    /// Labels that the engine was configured with.
     pub engine_labels: Labels,
     /// Engine plugins as (type, name).
     pub plugins: Vec<(String, String)>,
@@ -154,9 +154,9 @@ impl NodeDescription {
 /// the service would get the cluster's own packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OwnPort {
-    /// Transport.
+    /// Transport protocol of the port.
     pub protocol: Protocol,
-    /// The port.
+    /// The port that the host needs for itself.
     pub port: u16,
     /// Its purpose, as messages name it: `the tunnel between nodes`.
     pub purpose: String,
@@ -176,9 +176,9 @@ impl OwnPort {
 /// and with `--datapath userspace` all connections through that node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortClash {
-    /// Transport.
+    /// Transport protocol of the port.
     pub protocol: Protocol,
-    /// The port.
+    /// The published port that something else holds.
     pub port: u16,
     /// The reason, for the operator.
     pub reason: String,
@@ -188,7 +188,7 @@ pub struct PortClash {
 /// manager has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Liveness {
-    /// The state.
+    /// Whether the node is heard.
     pub state: NodeState,
     /// Since when.
     pub since: Timestamp,
@@ -200,7 +200,7 @@ pub struct Liveness {
     pub manager: String,
 }
 
-/// A node's liveness.
+/// Whether managers hear a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {

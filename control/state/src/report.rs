@@ -26,9 +26,9 @@ pub enum ReportError {
     TooMuch {
         /// The text or list.
         what: &'static str,
-        /// The size.
+        /// How much the report holds.
         seen: usize,
-        /// The limit.
+        /// How much of it is taken.
         most: usize,
         /// The unit of the size.
         unit: &'static str,
@@ -36,7 +36,7 @@ pub enum ReportError {
     /// It isn't the expected JSON.
     #[error("read {what}")]
     Unreadable {
-        /// The report.
+        /// What part of the report it is.
         what: &'static str,
         /// The error of the call that failed.
         #[source]

@@ -11,7 +11,7 @@ use crate::spec::{PortConfig, ServiceSpec};
 /// A service. Written by the API (spec) and the updater (update status), always under a compare.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Service {
-    /// Its id.
+    /// The service's id, which stays when the spec changes.
     pub id: ServiceId,
     /// The user's present spec.
     pub spec: ServiceSpec,
@@ -20,7 +20,7 @@ pub struct Service {
     pub previous_spec: Option<ServiceSpec>,
     /// Rises with each write of `spec`; tasks carry the version that they were made from.
     pub spec_version: u64,
-    /// The version of `previous_spec`.
+    /// The number of the spec version that a rollback goes back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_spec_version: Option<u64>,
     /// Published ports with the automatic ones filled in.
@@ -65,7 +65,7 @@ pub struct JobStatus {
     pub last_execution: Timestamp,
 }
 
-/// The state of an update.
+/// Where an update or rollback stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateState {
@@ -102,10 +102,10 @@ impl UpdateState {
     }
 }
 
-/// The status of an update.
+/// How an update goes, as `docker service inspect` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateStatus {
-    /// Its state.
+    /// Whether the update goes on, waits or is over.
     pub state: UpdateState,
     /// When it began.
     pub started_at: Timestamp,

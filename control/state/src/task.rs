@@ -96,7 +96,7 @@ impl std::fmt::Display for Slot {
 pub struct TaskEndpoint {
     /// Its id in maps and on the wire.
     pub backend_id: BackendId,
-    /// Transport.
+    /// Transport protocol of the port.
     pub protocol: Protocol,
     /// Port that nodes answer on.
     pub published_port: u16,
@@ -107,11 +107,11 @@ pub struct TaskEndpoint {
 /// A task, as the leader wrote it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// Its id.
+    /// The task's id, which no other task ever has.
     pub id: TaskId,
     /// The service it belongs to.
     pub service_id: ServiceId,
-    /// Its slot.
+    /// The slot that the task fills.
     pub slot: Slot,
     /// The service's spec version that it was made from (`/specs/{service}/{version}`).
     pub spec_version: u64,
@@ -223,7 +223,7 @@ impl TaskStatus {
 /// The engine's description of a task's container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerStatus {
-    /// The container's id.
+    /// The engine's id of the container; empty before it is created.
     pub container_id: String,
     /// Its first process in the node's pid namespace, 0 when it isn't running.
     pub pid: i64,
@@ -240,7 +240,7 @@ pub struct ContainerStatus {
 /// A port of a node that leads to a task's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostPort {
-    /// Transport.
+    /// Transport protocol of the port.
     pub protocol: Protocol,
     /// Port that the task listens on.
     pub target: u16,
@@ -251,7 +251,7 @@ pub struct HostPort {
 /// Everything that a node needs to run a task, sent in its session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
-    /// The task.
+    /// The task that the node is to run.
     pub task: Task,
     /// `web.3`, or `web.<node id>` for a global service; the container is called
     /// `{name}.{task id}`.

@@ -20,7 +20,7 @@ use crate::view::NodeView;
 /// How often the host's networks are compared, in addition to each change of the nodes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// An overlap.
+/// How a network of the host overlaps the network of the tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Overlap {
     /// The host's network is inside the tasks' network, or equal to it.

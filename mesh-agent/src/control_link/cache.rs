@@ -47,7 +47,7 @@ pub enum CacheError {
     /// The file can't be read or written.
     #[error("access {}", path.display())]
     File {
-        /// The file.
+        /// The file of the cached table.
         path: PathBuf,
         /// The kernel's error.
         #[source]
@@ -56,7 +56,7 @@ pub enum CacheError {
     /// The file holds no valid cache.
     #[error("{} can't be read", path.display())]
     Damaged {
-        /// The file.
+        /// The file of the cached table.
         path: PathBuf,
         /// The parser's error.
         #[source]
@@ -65,7 +65,7 @@ pub enum CacheError {
     /// Another version of mesh-agent wrote the file.
     #[error("{} has format {format}, this agent knows {FORMAT}", path.display())]
     Format {
-        /// The file.
+        /// The file of the cached table.
         path: PathBuf,
         /// The file's format.
         format: u32,

@@ -25,7 +25,7 @@ pub struct Identity {
     pub node_id: NodeId,
     /// The private key, PEM.
     pub key_pem: String,
-    /// The certificate, PEM.
+    /// The node's certificate as a member, PEM.
     pub certificate_pem: String,
     /// The cluster's CA, PEM.
     pub ca_pem: String,
@@ -37,7 +37,7 @@ pub enum IdentityError {
     /// The file could not be read or written.
     #[error("access {}", path.display())]
     File {
-        /// The file.
+        /// The file of the node's identity.
         path: PathBuf,
         /// The kernel's error.
         #[source]
@@ -46,7 +46,7 @@ pub enum IdentityError {
     /// The file holds no valid identity.
     #[error("{} is damaged: remove it, and the node joins again as a new one", path.display())]
     Damaged {
-        /// The file.
+        /// The file of the node's identity.
         path: PathBuf,
         /// The parser's error.
         #[source]

@@ -22,7 +22,7 @@ impl RelayKey {
         bytes.try_into().ok().map(Self)
     }
 
-    /// The key's bytes.
+    /// The key as bytes, to sign with.
     pub fn as_bytes(&self) -> &[u8; KEY_LENGTH] {
         &self.0
     }

@@ -20,7 +20,7 @@ pub(super) struct Cabling {
 /// A veth that is a port of one of mesh's bridges.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Port {
-    /// The bridge.
+    /// The bridge that the veth is a port of.
     pub(super) bridge: Bridge,
     /// Whether its program is attached.
     pub(super) is_attached: bool,

@@ -72,13 +72,13 @@ pub struct Contents {
     pub members: BTreeMap<u32, Member>,
     /// `PEERS`: address of a member node → its index.
     pub peers: BTreeMap<Address, u32>,
-    /// `ALLOWED`.
+    /// `ALLOWED`: networks whose clients a service admits.
     pub allowed: BTreeSet<Allowed>,
     /// `LINKS`, by ifindex.
     pub links: BTreeMap<u32, Link>,
-    /// `ENDPOINTS`.
+    /// `ENDPOINTS`, by the address on its network.
     pub endpoints: BTreeMap<NetworkAddress, Endpoint>,
-    /// `ISOLATED`.
+    /// `ISOLATED`: where tasks may not send, and what is excepted.
     pub isolated: BTreeMap<IpNet, u32>,
 }
 

@@ -51,7 +51,7 @@ pub struct Held {
     pub address_indexes: BTreeSet<u32>,
 }
 
-/// A plan.
+/// What must be written to bring the maps to a view.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The writes, in order.

@@ -21,7 +21,7 @@ pub enum DatapathError {
         path.display()
     )]
     Bpffs {
-        /// The directory.
+        /// The directory that pins go to.
         path: PathBuf,
         /// The kernel's error.
         #[source]
@@ -47,7 +47,7 @@ pub enum DatapathError {
     Attach {
         /// The program's name in the object.
         program: &'static str,
-        /// The interface.
+        /// The interface that the program was for.
         interface: String,
         /// The next step.
         advice: &'static str,
@@ -60,7 +60,7 @@ pub enum DatapathError {
     Map {
         /// The map's name.
         map: &'static str,
-        /// The reason.
+        /// Why the map can't be opened.
         #[source]
         source: Box<MapError>,
     },

@@ -41,7 +41,7 @@ pub struct Evictions {
     pub lru: u64,
     /// Idle for too long.
     pub timeout: u64,
-    /// The backend is gone.
+    /// Flows that were removed because their backend is gone.
     pub backend_gone: u64,
 }
 

@@ -22,7 +22,7 @@ use super::pins::Pins;
 /// Claimed cells by index, with the words of their keys.
 pub(super) type Claimed = BTreeMap<u32, [u64; 3]>;
 
-/// The table.
+/// The flow table, mapped into the agent's memory.
 pub(super) struct FlowMap {
     cells: NonNull<FlowCell>,
     homes: u32,

@@ -60,20 +60,20 @@ pub struct FrontendSnapshot {
     pub policy: Policy,
     /// The number of its slots; 0: new connections are refused.
     pub slots: u32,
-    /// Its counters.
+    /// What the programs counted for the published port.
     pub stats: FrontendStats,
-    /// Its histograms.
+    /// How long its handshakes and flows took.
     pub durations: PortDurations,
 }
 
-/// A backend.
+/// What the maps say of one backend.
 #[derive(Debug, Clone, Copy)]
 pub struct BackendSnapshot {
-    /// The backend's id.
+    /// The id by which maps and packets name the backend.
     pub id: u32,
     /// The backend's entry.
     pub backend: Backend,
-    /// Its counters.
+    /// What the programs counted for the backend.
     pub stats: BackendStats,
     /// Live connections through this node.
     pub live: u64,

@@ -15,7 +15,7 @@ use super::network::netns::find_cable;
 /// A task of this node that is to be connected to the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskLink {
-    /// The task's id.
+    /// The task at the other end.
     pub task_id: TaskId,
     /// A process in its network namespace.
     pub pid: u32,

@@ -22,7 +22,7 @@ pub(super) struct Place {
 /// What a client asks of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Endpoint {
-    /// `--network-alias`.
+    /// Names of `--network-alias`.
     pub(super) aliases: Vec<String>,
     /// `--ip` or `--ip6`.
     pub(super) address: Option<String>,

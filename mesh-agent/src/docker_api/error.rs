@@ -104,7 +104,7 @@ pub(super) enum ApiError {
     Unreachable {
         /// The upstream that was called.
         peer: Peer,
-        /// Its socket.
+        /// The socket of the daemon that was called.
         socket: PathBuf,
         /// The kernel's error.
         source: std::io::Error,
@@ -114,7 +114,7 @@ pub(super) enum ApiError {
     Broken {
         /// The upstream that was called.
         peer: Peer,
-        /// Its socket.
+        /// The socket of the daemon that was called.
         socket: PathBuf,
         /// The connection's error.
         source: hyper::Error,
@@ -124,9 +124,9 @@ pub(super) enum ApiError {
     Late {
         /// The upstream that was called.
         peer: Peer,
-        /// Its socket.
+        /// The socket of the daemon that was called.
         socket: PathBuf,
-        /// The deadline.
+        /// How long the call waited.
         seconds: u64,
     },
     /// An answer that must be read here is too long or incomplete.

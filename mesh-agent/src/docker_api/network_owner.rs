@@ -12,12 +12,12 @@ use super::overlay::cluster_id;
 pub(super) enum Owner {
     /// The engine of this node.
     Engine,
-    /// The cluster.
+    /// The cluster's managers have the network.
     Cluster,
     /// The cluster, as far as the engine's bridge tells: the manager can't be asked, or doesn't
     /// know the network by the bridge's id.
     Bridge,
-    /// Neither.
+    /// Neither the cluster nor the engine has the network.
     Nobody,
 }
 

@@ -99,7 +99,7 @@ impl Loads {
         table.iter().filter(|(_, load)| load.seen >= since).map(|(id, load)| (*id, load.level)).collect()
     }
 
-    /// All loads.
+    /// The loads that are known, by backend.
     pub fn all(&self) -> BTreeMap<BackendId, Load> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

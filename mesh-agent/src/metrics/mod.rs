@@ -41,7 +41,7 @@ use samples::Samples;
 /// The node's properties that its view doesn't hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
-    /// The node's hostname.
+    /// The name that the node shows in the cluster.
     pub hostname: String,
     /// `worker` or `manager`; empty before the node has joined.
     pub role: String,
@@ -116,7 +116,7 @@ pub struct AgentCollector {
     pub connected: watch::Receiver<bool>,
     /// The node's properties.
     pub node: watch::Receiver<NodeFacts>,
-    /// The proxy.
+    /// The proxy, whose ledger is read.
     pub proxy: Arc<Proxy>,
     /// The proxy's counters as they are on disk.
     pub kept: watch::Receiver<StoredCounters>,

@@ -68,7 +68,7 @@ impl Samples {
         self.metrics.entry(family.name).or_default().push(metric);
     }
 
-    /// The families.
+    /// The samples as families, for the registry.
     pub(super) fn into_families(mut self) -> Vec<MetricFamily> {
         ALL.iter()
             .filter_map(|family| {

@@ -11,7 +11,7 @@ use super::respond::Outcome;
 /// budget.
 const BUCKETS: [f64; 11] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 4.0];
 
-/// The counters.
+/// Counts what the name server did.
 #[derive(Debug, Clone)]
 pub struct Counts {
     questions: IntCounterVec,

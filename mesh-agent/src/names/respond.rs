@@ -27,7 +27,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// All outcomes.
+    /// Every outcome, in the order of the counters.
     pub const ALL: [Self; 6] =
         [Self::Answered, Self::NoData, Self::NoName, Self::Forwarded, Self::Refused, Self::Failed];
 

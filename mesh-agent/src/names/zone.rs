@@ -27,9 +27,9 @@ const REVERSE: &str = ".in-addr.arpa";
 pub enum Kind {
     /// A, or ANY.
     Address,
-    /// PTR.
+    /// PTR: the name of an address.
     Pointer,
-    /// SRV.
+    /// SRV: the port and the hosts of a service.
     Service,
     /// NS, SOA, DS or DNSKEY, which are about a zone of the DNS and not about a host.
     Delegation,
@@ -55,7 +55,7 @@ pub enum Resolution {
     /// The service listens on this port of the hosts whose name follows the first two labels of the
     /// question.
     Port {
-        /// The port.
+        /// The port that the question named.
         port: u16,
         /// The hosts' addresses; at least one.
         addresses: Vec<Ipv4Addr>,

@@ -53,7 +53,7 @@ enum Port {
     Clashes(String),
 }
 
-/// A bound port.
+/// A port that the proxy listens on.
 #[derive(Debug)]
 struct Bound {
     /// Cancelled to close the socket.

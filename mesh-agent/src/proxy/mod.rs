@@ -68,7 +68,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the weights of backends in slow start are raised.
 const RISE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The proxy's settings.
+/// What the configuration sets for the proxy.
 #[derive(Debug, Clone)]
 pub struct ProxySettings {
     /// The address on which published ports listen; IPv6's wildcard takes IPv4 as well.

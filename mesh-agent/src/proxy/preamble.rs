@@ -71,7 +71,7 @@ pub enum PreambleError {
     Version {
         /// The first four bytes.
         magic: [u8; 4],
-        /// The version.
+        /// The version that the preamble says it has.
         version: u8,
     },
     /// The backend id is zero or too high.

@@ -78,7 +78,7 @@ pub(super) enum Place {
 pub(super) struct RouteInputs<'a> {
     /// The view of the mesh.
     pub(super) view: &'a NodeView,
-    /// The counters.
+    /// The proxy's counters, of which each route takes its own.
     pub(super) ledger: &'a Ledger,
     /// The port of every other node's relay.
     pub(super) relay_port: u16,

@@ -37,7 +37,7 @@ const CHALLENGE_DEADLINE: Duration = Duration::from_secs(1);
 /// challenge is the next one after that session's.
 #[derive(Debug)]
 pub(super) struct Greeted {
-    /// The connection.
+    /// The connection to the relay.
     pub(super) stream: TcpStream,
     /// The challenge that the preamble must answer.
     pub(super) challenge: Challenge,

@@ -108,7 +108,7 @@ fn home(own: usize, mut connections: impl Iterator<Item = usize> + Clone) -> usi
     }
 }
 
-/// All threads.
+/// The threads that serve connections.
 #[derive(Debug)]
 pub(super) struct Workers {
     all: Vec<Worker>,

@@ -31,7 +31,7 @@ pub enum CacheError {
     /// The file system refused an operation.
     #[error("{verb} {}", .path.display())]
     Io {
-        /// The operation.
+        /// What was done with the file: read, write or remove.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,

@@ -9,9 +9,9 @@ use mesh_state::task::HostPort;
 /// What the engine reports of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerFacts {
-    /// The container's id.
+    /// The engine's id of the container.
     pub id: String,
-    /// The container's phase.
+    /// How far the container is in its life.
     pub phase: Phase,
     /// Its first process in the node's pid namespace; 0 unless it runs.
     pub pid: i64,
@@ -19,7 +19,7 @@ pub struct ContainerFacts {
     pub exit_code: i64,
     /// Why the engine could not start it; empty otherwise.
     pub error: String,
-    /// Its health.
+    /// What the container's own check says.
     pub health: Health,
     /// Its address on the network `mesh`, while it runs.
     pub address: Option<Ipv4Addr>,

@@ -6,7 +6,7 @@ use mesh_state::spec::{GenericResource, Labels};
 /// What the engine reports of itself and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineFacts {
-    /// The engine's version.
+    /// The version that the engine says it has.
     pub version: String,
     /// The machine's architecture as the kernel calls it (`x86_64`).
     pub architecture: String,
@@ -16,7 +16,7 @@ pub struct EngineFacts {
     pub kernel: String,
     /// The number of CPUs.
     pub cpus: i64,
-    /// Bytes of memory.
+    /// The machine's memory in bytes.
     pub memory_bytes: i64,
     /// Labels, each `key=value` or `key`.
     pub labels: Vec<String>,

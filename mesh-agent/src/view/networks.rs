@@ -14,7 +14,7 @@ use super::{BackendState, NodeView};
 pub struct NetworkView {
     /// The network's id.
     pub id: NetworkId,
-    /// Its name.
+    /// The network's name, as users gave it.
     pub name: String,
     /// The number of the network in tunnel packets, at least 1.
     pub number: u32,

@@ -20,7 +20,7 @@ const WAIT_MS_MAX: u64 = 3_600_000;
 /// shows.
 const PATTERN_BYTES: usize = 65_521;
 
-/// A request.
+/// What was read of a client's request.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     method: String,
@@ -32,7 +32,7 @@ struct Request {
     body_bytes: u64,
 }
 
-/// An answer.
+/// What the server answers with.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     /// A text after a pause; the head is sent before the pause.

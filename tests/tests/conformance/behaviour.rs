@@ -18,7 +18,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// A behaviour that must hold in every cell.
 #[derive(Clone, Copy)]
 pub(crate) struct Behaviour {
-    /// Its name.
+    /// The name that the report shows.
     pub(crate) name: &'static str,
     /// Checks it.
     pub(crate) check: fn(&Case<'_>) -> Result<Outcome>,
@@ -66,9 +66,9 @@ impl fmt::Display for Placed {
 
 /// A cell: client, node and task.
 pub(crate) struct Case<'a> {
-    /// The lab.
+    /// The lab that the case runs in.
     pub(crate) cluster: &'a Cluster,
-    /// The family.
+    /// The address family of the case's connections.
     pub(crate) family: Family,
     /// The client's address.
     pub(crate) client: IpAddr,

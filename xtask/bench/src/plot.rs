@@ -5,15 +5,15 @@ use std::fmt::Write as _;
 /// One bar.
 #[derive(Debug, Clone)]
 pub(super) struct Bar {
-    /// The label.
+    /// The label beside the bar.
     pub(super) label: String,
-    /// The value.
+    /// The value that the bar's length stands for.
     pub(super) value: f64,
     /// The smallest value seen.
     pub(super) least: f64,
     /// The largest value seen.
     pub(super) most: f64,
-    /// The target.
+    /// The target that a mark shows, if there is one.
     pub(super) target: Option<f64>,
 }
 

@@ -31,12 +31,12 @@ impl Binaries {
         &self.directory
     }
 
-    /// mesh-agent.
+    /// The program `mesh-agent`.
     pub fn agent(&self) -> PathBuf {
         self.directory.join("mesh-agent")
     }
 
-    /// mesh-control.
+    /// The program `mesh-control`.
     pub fn control(&self) -> PathBuf {
         self.directory.join("mesh-control")
     }

@@ -82,18 +82,18 @@ impl Record {
 pub struct ClientRecord {
     /// Its network namespace, by its name in `ip netns`.
     pub netns: String,
-    /// Its address.
+    /// The client's address on the nodes' network.
     pub ip: Ipv4Addr,
 }
 
-/// A node.
+/// A node of the lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Its name, which is also its host name in the cluster.
     pub name: String,
     /// Its network namespace, by its name in `ip netns`.
     pub netns: String,
-    /// Its address.
+    /// The node's address on the nodes' network.
     pub ip: Ipv4Addr,
     /// True if it runs etcd and mesh-control.
     pub manager: bool,
@@ -116,13 +116,13 @@ pub struct Pids {
     /// The Docker engine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dockerd: Option<u32>,
-    /// mesh-agent.
+    /// The process of `mesh-agent`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<u32>,
-    /// mesh-control.
+    /// The process of `mesh-control`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<u32>,
-    /// etcd.
+    /// The process of etcd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etcd: Option<u32>,
 }

@@ -11,6 +11,9 @@ const COMMENT_COLUMNS_MAX: usize = 100;
 /// Meaningless names of files, directories and modules.
 const EMPTY_NAMES: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "stuff"];
 
+/// Words that don't count in docs.
+const ARTICLES: [&str; 8] = ["The", "A", "An", "Its", "Their", "All", "Every", "Each"];
+
 /// Concatenated so that this file doesn't break its own rule.
 const UNFINISHED: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 
@@ -25,7 +28,7 @@ const DOORS: &[(&str, &str, &[&str])] = &[
 pub(super) struct SourceFile<'a> {
     /// Path from the checkout's root.
     pub(super) path: &'a str,
-    /// Its contents.
+    /// The text of the whole file.
     pub(super) text: &'a str,
 }
 
@@ -38,6 +41,7 @@ pub(super) fn findings(file: &SourceFile<'_>) -> Vec<Finding> {
     found.extend(wrong_doors(file));
     found.extend(bad_lines(file));
     found.extend(wide_comments(file));
+    found.extend(empty_docs(file));
     found.extend(long_functions(file));
     found
 }
@@ -102,6 +106,27 @@ fn wide_comments(file: &SourceFile<'_>) -> Vec<Finding> {
             let message = format!("a comment of {columns} columns; break it at {COMMENT_COLUMNS_MAX}");
             let place = format!("{}:{number}", file.path);
             (columns > COMMENT_COLUMNS_MAX).then_some(Finding { place, message })
+        })
+        .collect()
+}
+
+/// Docs of one word, with or without an article ("The path."): the item's name says as much.
+fn empty_docs(file: &SourceFile<'_>) -> Vec<Finding> {
+    let doc = |line: &&str| line.trim_start().strip_prefix("/// ").map(str::to_owned);
+    let lines: Vec<&str> = file.text.lines().collect();
+    let is_alone = |index: usize| {
+        let above = index.checked_sub(1).and_then(|above| lines.get(above)).and_then(doc);
+        above.is_none() && lines.get(index + 1).and_then(doc).is_none()
+    };
+    let is_empty = |text: &str| {
+        let words: Vec<&str> = text.split_whitespace().filter(|word| !ARTICLES.contains(word)).collect();
+        matches!(words[..], [word] if word.ends_with('.'))
+    };
+    let docs = lines.iter().enumerate().filter_map(|(index, line)| Some((index, doc(line)?)));
+    docs.filter(|(index, text)| is_empty(text) && is_alone(*index))
+        .map(|(index, text)| Finding {
+            place: format!("{}:{}", file.path, index + 1),
+            message: format!("`{text}` says nothing; say what it is for, or what it may be"),
         })
         .collect()
 }
@@ -243,6 +268,14 @@ mod tests {
             check("a.rs", &of(mark, COMMENT_COLUMNS_MAX + 1), "a.rs:2: a comment of 101 columns");
         }
         check("a.rs", &format!("//! A.\nlet a = \"{}\"; // and so on\n", "b".repeat(100)), "");
+    }
+
+    #[test]
+    fn docs_of_one_word_are_found() {
+        check("a.rs", "//! A.\n/// The path.\npath: PathBuf,\n", "a.rs:2: `The path.` says nothing");
+        check("a.rs", "//! A.\n    /// Transport.\n    protocol: u8,\n", "a.rs:2");
+        check("a.rs", "//! A.\n/// The path of the\n/// file.\npath: PathBuf,\n", "");
+        check("a.rs", "//! A.\n/// The file's path.\npath: PathBuf,\n", "");
     }
 
     #[test]

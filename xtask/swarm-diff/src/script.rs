@@ -31,7 +31,7 @@ pub(super) struct Section {
 pub(super) struct ScriptStep {
     /// Its number in the file, from 1.
     pub(super) line: usize,
-    /// Its action.
+    /// What the step does.
     pub(super) action: Action,
 }
 

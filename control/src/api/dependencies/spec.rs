@@ -20,9 +20,9 @@ const NAME_LENGTH_MAX: usize = 64;
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct DependencySpec {
-    /// Its name.
+    /// The name by which services refer to the secret or config.
     pub(super) name: String,
-    /// Its labels.
+    /// Labels that the user gave the secret or config.
     pub(super) labels: Labels,
     /// Its data in base64; `None` in an update that doesn't change it.
     #[serde(deserialize_with = "private_text")]

@@ -29,7 +29,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Version {
-    /// The revision.
+    /// The etcd revision of the object's last change.
     pub(crate) index: i64,
 }
 

@@ -20,7 +20,7 @@ const STOP_GRACE_PERIOD: i64 = 10_000_000_000;
 /// Swarm's default monitor time: a death within it after the start fails the update, nanoseconds.
 const MONITOR: i64 = 5_000_000_000;
 
-/// A service.
+/// A service as `GET /services` shows it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Service {
@@ -70,7 +70,7 @@ struct VirtualIp {
     addr: String,
 }
 
-/// The status of an update.
+/// How far the last update or rollback came.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct UpdateStatus {

@@ -34,20 +34,20 @@ pub(crate) struct Cluster {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct SwarmObject {
-    /// The cluster.
+    /// The fields of `ClusterInfo`, which `docker info` shows as well.
     #[serde(flatten)]
     pub(crate) cluster: Cluster,
-    /// The join tokens.
+    /// With what a new node joins.
     pub(crate) join_tokens: JoinTokens,
 }
 
-/// The join tokens.
+/// With what new nodes join, by the role that they get.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct JoinTokens {
-    /// For a worker.
+    /// The token of a node that becomes a worker.
     pub(crate) worker: String,
-    /// For a manager.
+    /// The token of a node that becomes a manager.
     pub(crate) manager: String,
 }
 

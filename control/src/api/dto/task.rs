@@ -13,7 +13,7 @@ use crate::api::port_clash;
 use crate::api::services::networks::named_by;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 
-/// A task.
+/// A task as `GET /tasks` shows it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Task {

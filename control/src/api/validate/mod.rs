@@ -136,7 +136,7 @@ pub(crate) enum SpecError {
         /// CPU or memory.
         resource: &'static str,
     },
-    /// A duration is negative.
+    /// A duration in this field is below zero.
     #[error("TaskSpec: {0} cannot be negative")]
     NegativeDuration(&'static str),
     /// A ratio is not within 0 to 1.
@@ -150,7 +150,7 @@ pub(crate) enum SpecError {
     Template {
         /// The field with the template.
         field: &'static str,
-        /// The mistake.
+        /// What is wrong with the template, and where.
         reason: String,
     },
     /// A feature of Docker that mesh doesn't support yet.
@@ -158,7 +158,7 @@ pub(crate) enum SpecError {
     NotServed {
         /// The feature, with its verb: "secrets are".
         feature: &'static str,
-        /// The alternative.
+        /// What the user can do instead.
         instead: &'static str,
     },
 }

@@ -27,7 +27,7 @@ pub(crate) enum MalformedReference {
     Owner {
         /// Secret or config.
         kind: DependencyKind,
-        /// The name in the reference.
+        /// The name that the reference gives for the id.
         name: String,
         /// The owner given.
         uid: String,

@@ -22,7 +22,7 @@ pub(crate) struct Cli {
     /// Output format.
     #[arg(short, long, env = "MESH_OUTPUT", value_enum, default_value_t = Output::Table, global = true)]
     pub(crate) output: Output,
-    /// The command.
+    /// What the call does.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -39,7 +39,7 @@ pub(crate) enum Output {
     Json,
 }
 
-/// The command.
+/// What one call of `mesh` does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show or set how new connections are spread over a service's tasks.
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Show how the mesh serves a service: all of its mesh.lb.* settings, and the weight of each of
     /// its tasks.
     Service {
-        /// The command.
+        /// What the call does with services.
         #[command(subcommand)]
         command: ServiceCommand,
     },
@@ -119,7 +119,7 @@ pub(crate) enum PolicyCommand {
     Set {
         /// Name, id or id prefix.
         service: String,
-        /// The policy.
+        /// How new connections get their backend.
         #[arg(value_parser = PossibleValuesParser::new(Policy::ALL.iter().map(|policy| policy.as_str())).try_map(|text| text.parse::<Policy>()))]
         policy: Policy,
     },

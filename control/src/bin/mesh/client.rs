@@ -61,7 +61,7 @@ pub(crate) enum ClientError {
     /// Nothing accepts the connection.
     #[error("reach {host}: is mesh-agent running on this node? (--host or MESH_HOST names another)")]
     Unreachable {
-        /// The address.
+        /// The socket or address that could not be reached.
         host: Host,
         /// The error of the call that failed.
         #[source]
@@ -70,7 +70,7 @@ pub(crate) enum ClientError {
     /// The connection broke, or the answer isn't HTTP.
     #[error("talk to {host}")]
     Broken {
-        /// The address.
+        /// The socket or address of the connection that broke off.
         host: Host,
         /// The error of the call that failed.
         #[source]
@@ -79,7 +79,7 @@ pub(crate) enum ClientError {
     /// No answer came in time.
     #[error("{host} did not answer within {REQUEST_TIMEOUT:?}")]
     Deadline {
-        /// The address.
+        /// The socket or address that gave no answer in time.
         host: Host,
     },
     /// The answer is an error.
@@ -93,7 +93,7 @@ pub(crate) enum ClientError {
     /// The answer differs from what Docker's API documents.
     #[error("{host} answered something else than Docker's API documents: {what}")]
     Unreadable {
-        /// The address.
+        /// The socket or address that the answer came from.
         host: Host,
         /// What is missing or wrong.
         what: String,

@@ -20,15 +20,15 @@ use crate::feed::snapshot::{ClusterSnapshot, Stored};
 /// The kind of object that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
-    /// A service.
+    /// Something happened to a service.
     Service,
-    /// A node.
+    /// Something happened to a node.
     Node,
     /// A network of the cluster.
     Network,
-    /// A secret.
+    /// Something happened to a secret.
     Secret,
-    /// A config.
+    /// Something happened to a config.
     Config,
 }
 

@@ -23,7 +23,7 @@ const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);
 /// The usage of one node.
 #[derive(Debug, Clone)]
 pub struct NodeUsage<'a> {
-    /// The node.
+    /// The node whose use is counted.
     pub node: &'a Node,
     /// Whether the node accepts new tasks.
     pub takes_tasks: bool,

@@ -52,7 +52,7 @@ pub enum Phase<'a> {
 /// A slot that takes part in an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotStep<'a> {
-    /// The slot.
+    /// The slot that the update has reached.
     pub slot: &'a Slot,
     /// Its tasks, newest first.
     pub tasks: SlotTasks<'a>,

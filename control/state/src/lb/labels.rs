@@ -16,7 +16,7 @@ const WEEK_S: u32 = 7 * 24 * HOUR_S;
 /// A label of services that belongs to mesh.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceLabel {
-    /// The key.
+    /// The label's key, as users write it.
     pub key: &'static str,
     /// The value without the label, as `mesh service show` prints it.
     pub default: &'static str,

@@ -40,7 +40,7 @@ pub enum LabelError {
     /// The value is not allowed for this label.
     #[error("invalid label {key}={value}: must be {good}")]
     Value {
-        /// The label's key.
+        /// The key of the label that is wrong.
         key: String,
         /// The given value.
         value: String,
@@ -50,7 +50,7 @@ pub enum LabelError {
     /// A network with host bits set: it may mean the network or the address.
     #[error("invalid label {key}: {given} has host bits set: the network is {network}")]
     HostBits {
-        /// The label's key.
+        /// The key of the label that is wrong.
         key: String,
         /// The given value.
         given: String,
@@ -62,7 +62,7 @@ pub enum LabelError {
         "unknown label {key}: labels that begin with {LABEL_PREFIX} belong to mesh; those of a service are {good}"
     )]
     Unknown {
-        /// The label's key.
+        /// The key of the label that is wrong.
         key: String,
         /// All keys that services have.
         good: String,
@@ -72,7 +72,7 @@ pub enum LabelError {
         "unknown label {key}: labels that begin with {LABEL_PREFIX} belong to mesh; a node has {WEIGHT_LABEL} only"
     )]
     UnknownOnNode {
-        /// The label's key.
+        /// The key of the label that is wrong.
         key: String,
     },
 }

@@ -24,7 +24,7 @@ const PATH_BYTES_MAX: usize = 1024;
 pub(super) struct Given<'a> {
     /// The label's key.
     pub(super) key: &'a str,
-    /// Its value.
+    /// The label's value, as the user wrote it.
     pub(super) value: &'a str,
 }
 
@@ -51,7 +51,7 @@ impl Given<'_> {
             .ok_or_else(|| self.must_be(format!("a duration of whole seconds from {range}, such as 1m30s")))
     }
 
-    /// A weight.
+    /// Reads the value as a weight.
     pub(super) fn weight(self) -> Result<NonZeroU32, LabelError> {
         whole_number(self.value)
             .and_then(|number| u32::try_from(number).ok())

@@ -12,7 +12,7 @@ use super::{ConfigReference, Extra, Labels, Reference, SecretReference};
 pub struct ContainerSpec {
     /// Image reference, with a digest if the client resolved it.
     pub image: String,
-    /// Labels of the container.
+    /// Labels that the container gets, besides mesh's own.
     #[serde(skip_serializing_if = "Labels::is_empty", deserialize_with = "null_as_default")]
     pub labels: Labels,
     /// Replaces the image's entrypoint.

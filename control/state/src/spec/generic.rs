@@ -19,7 +19,7 @@ pub enum GenericResource {
 pub struct NamedResource {
     /// The kind, such as `gpu`.
     pub kind: String,
-    /// Its name.
+    /// The name of the one resource of the kind, such as a device's.
     pub value: String,
 }
 
@@ -29,7 +29,7 @@ pub struct NamedResource {
 pub struct DiscreteResource {
     /// The kind, such as `ssd`.
     pub kind: String,
-    /// The number.
+    /// How many of the kind there are.
     pub value: i64,
 }
 
@@ -44,7 +44,7 @@ impl GenericResource {
         Self::Named(NamedResource { kind: kind.into(), value: value.into() })
     }
 
-    /// The kind.
+    /// The kind that the resource is counted under.
     pub fn kind(&self) -> &str {
         match self {
             Self::Named(resource) => &resource.kind,

@@ -47,7 +47,7 @@ pub struct ResourceReservations {
     /// Billionths of a CPU.
     #[serde(rename = "NanoCPUs", skip_serializing_if = "Option::is_none")]
     pub nano_cpus: Option<i64>,
-    /// Bytes.
+    /// Memory that the node must have left, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<i64>,
     /// Resources that operators define.
@@ -105,7 +105,7 @@ pub struct SpreadOver {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartCondition {
-    /// Never.
+    /// Never restart a task, however it ends.
     None,
     /// After a failure.
     OnFailure,

@@ -9,34 +9,34 @@ use crate::ids::DependencyId;
 /// The permission bits of a file whose reference sets none, as in Swarm.
 const DEFAULT_MODE: u32 = 0o444;
 
-/// `SecretReference`.
+/// Docker's `SecretReference`: a service's use of a secret.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SecretReference {
     /// The file in which the task finds the secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<FileTarget>,
-    /// The secret's id.
+    /// The id of the secret; it decides.
     #[serde(rename = "SecretID")]
     pub secret_id: DependencyId,
-    /// The secret's name.
+    /// The name that the secret had when the client looked it up.
     pub secret_name: String,
     /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
-/// `ConfigReference`.
+/// Docker's `ConfigReference`: a service's use of a config.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ConfigReference {
     /// The file in which the task finds the config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<FileTarget>,
-    /// The config's id.
+    /// The id of the config; it decides.
     #[serde(rename = "ConfigID")]
     pub config_id: DependencyId,
-    /// The config's name.
+    /// The name that the config had when the client looked it up.
     pub config_name: String,
     /// All other fields that the client sent (`Runtime`).
     #[serde(flatten)]

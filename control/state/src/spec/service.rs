@@ -13,7 +13,7 @@ pub struct ServiceSpec {
     /// Labels of the service (not of its containers). mesh reads `mesh.lb.*`.
     #[serde(deserialize_with = "null_as_default")]
     pub labels: Labels,
-    /// The template of its tasks.
+    /// What the service's tasks are made from.
     pub task_template: TaskSpec,
     /// Replicated, global or a job; absent means replicated with one replica.
     pub mode: ServiceMode,
@@ -35,7 +35,7 @@ pub struct ServiceSpec {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskSpec {
-    /// The container.
+    /// What the task's container is made of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_spec: Option<ContainerSpec>,
     /// Limits and reservations.

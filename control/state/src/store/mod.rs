@@ -27,9 +27,9 @@ pub use memory::MemoryStore;
 /// One key with its value and revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyValue {
-    /// The key.
+    /// The key that holds the value.
     pub key: String,
-    /// Its value.
+    /// The bytes that the key holds.
     pub value: Vec<u8>,
     /// The store's revision at the key's creation.
     pub create_revision: i64,
@@ -75,16 +75,16 @@ impl Compare {
 pub enum Op {
     /// Writes the key; bound to a lease if one is given.
     Put {
-        /// The key.
+        /// The key that is written.
         key: String,
-        /// Its value.
+        /// The bytes that it gets.
         value: Vec<u8>,
         /// The lease with which the key is deleted.
         lease: Option<i64>,
     },
     /// Deletes the key.
     Delete {
-        /// The key.
+        /// The key that is removed.
         key: String,
     },
 }
@@ -100,7 +100,7 @@ impl Op {
         Self::Put { key: key.into(), value, lease: Some(lease) }
     }
 
-    /// A deletion.
+    /// An operation that removes a key.
     pub fn delete(key: impl Into<String>) -> Self {
         Self::Delete { key: key.into() }
     }
@@ -151,7 +151,7 @@ pub enum Change {
     Put(KeyValue),
     /// A key was deleted, or its lease expired.
     Deleted {
-        /// The key.
+        /// The key that was removed.
         key: String,
         /// The revision of the deletion.
         mod_revision: i64,
@@ -167,7 +167,7 @@ impl Change {
         }
     }
 
-    /// The revision of the change.
+    /// The store's revision after the change.
     pub fn mod_revision(&self) -> i64 {
         match self {
             Self::Put(item) => item.mod_revision,
@@ -183,7 +183,7 @@ pub enum WatchEvent {
     Changes {
         /// The revision after the changes.
         revision: i64,
-        /// The changes.
+        /// The changes of these revisions, in their order.
         changes: Vec<Change>,
     },
     /// The requested revision is compacted: list again, then watch.
@@ -206,7 +206,7 @@ pub enum StoreError {
     Deadline {
         /// The operation, as in metrics.
         operation: &'static str,
-        /// The deadline.
+        /// How long the call waited.
         deadline: Duration,
     },
     /// etcd refused the request.

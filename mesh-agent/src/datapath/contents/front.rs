@@ -39,7 +39,7 @@ impl fmt::Display for Frontend {
 pub struct NetworkAddress {
     /// The network's number.
     pub network: u32,
-    /// The address.
+    /// The address on that network.
     pub address: Ipv4Addr,
 }
 

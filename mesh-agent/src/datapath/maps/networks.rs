@@ -12,7 +12,7 @@ use crate::datapath::loader;
 use crate::datapath::map_access::deleted;
 use crate::datapath::pins::Pins;
 
-/// The maps.
+/// The maps that overlay networks need.
 pub(super) struct NetworkMaps {
     links: HashMap<MapData, u32, Link>,
     all_links: Dump<u32, Link>,

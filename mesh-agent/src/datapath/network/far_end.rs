@@ -16,7 +16,7 @@ use super::netlink::{Link, Netlink, read_address, read_link};
 /// The end of a veth pair that a container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FarEnd {
-    /// Its MAC.
+    /// The MAC address of the veth in the container.
     pub mac: Mac,
     /// Its first IPv4 address.
     pub address: Ipv4Addr,

@@ -19,7 +19,7 @@ const MAIN_TABLE: u8 = 254;
 /// A network that the host belongs to, or has a route to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostNetwork {
-    /// The network.
+    /// The address's subnet, or the route's destination.
     pub network: Ipv4Net,
     /// The device of the address or route.
     pub device: String,

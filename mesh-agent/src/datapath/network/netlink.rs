@@ -138,7 +138,7 @@ impl Netlink {
         }
     }
 
-    /// Every interface.
+    /// Lists every interface of the namespace.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
         let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
         Ok(answers

@@ -44,9 +44,9 @@ pub const TASK_ID_LABEL: &str = "com.docker.swarm.task.id";
 /// The node, as templates and labels name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeIdentity {
-    /// The node's id.
+    /// The id by which managers know the node.
     pub id: NodeId,
-    /// The node's hostname.
+    /// The name that the node shows in the cluster.
     pub hostname: String,
     /// The machine's architecture, for example `x86_64`.
     pub architecture: String,
@@ -59,7 +59,7 @@ pub struct NodeIdentity {
 pub struct ContainerPlan {
     /// The container's name: `{task name}.{task id}`.
     pub name: String,
-    /// The container's image.
+    /// The reference of the image to pull and run.
     pub image: String,
     /// The files of its secrets and configs, which `body` bind-mounts.
     pub files: Vec<FilePlan>,

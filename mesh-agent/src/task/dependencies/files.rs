@@ -52,7 +52,7 @@ pub struct OwnFile {
     pub source: PathBuf,
     /// The file's path in the task.
     pub target: String,
-    /// Its contents.
+    /// What the file holds.
     pub text: String,
 }
 
@@ -69,7 +69,7 @@ pub enum FilesError {
     /// The file system refused an operation.
     #[error("{verb} {}", path.display())]
     Io {
-        /// The operation.
+        /// What was done with the file: make, write or remove.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,

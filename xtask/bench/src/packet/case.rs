@@ -2,12 +2,12 @@
 
 use mesh_ebpf::flow_table::homes_for;
 
-/// A case.
+/// Packets of one kind, on one program, whose cost is measured.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case {
     /// The name in tables and plots.
     pub(super) name: &'static str,
-    /// The packets.
+    /// What packets are made, and what tables they meet.
     pub(super) kind: CaseKind,
     /// What they are sent to.
     pub(super) front: Front,
@@ -139,7 +139,7 @@ pub(super) const RELATIONS: [Relation; 5] = [
     Relation { case: FLOOD_ON_TWO, other: FLOOD, target: None },
 ];
 
-/// All cases.
+/// Every case, in the order of the report.
 pub(super) const ALL: [Case; 33] = [
     case("flow hit, 1 k flows", CaseKind::Hit, 1000).at_most(3.3),
     case(HIT, CaseKind::Hit, FLOWS).at_most(5.6),

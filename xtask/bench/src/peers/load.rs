@@ -58,7 +58,7 @@ pub(super) enum Place {
     Together,
 }
 
-/// A metric.
+/// What is measured of a way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Metric {
     /// New connections per second, one request on each.
@@ -75,7 +75,7 @@ pub(super) enum Metric {
 }
 
 impl Metric {
-    /// All metrics.
+    /// Every metric, in the order of the report.
     pub(super) const ALL: [Self; 5] = [Self::New, Self::KeepAlive, Self::Down, Self::Up, Self::DownOneCpu];
 
     /// The name in tables and plots.

@@ -37,7 +37,7 @@ const TARGETS: [Target; 9] = [
     target(Way::NetworkLocal, Way::Bridge, 1.0, 1.0, Some(1.0)),
 ];
 
-/// All measurements.
+/// The measurements of all ways and metrics.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes {
     seen: Vec<(usize, Way, Metric, Seen)>,

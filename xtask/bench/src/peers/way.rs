@@ -90,7 +90,7 @@ impl Group {
 }
 
 impl Way {
-    /// All ways.
+    /// Every way, in the order of the report.
     pub(super) const ALL: [Self; 19] = [
         Self::Direct,
         Self::Vxlan,
@@ -198,7 +198,7 @@ impl Way {
 /// A way that is set up. Dropping it removes it, programs before the namespaces.
 pub(super) struct Paved {
     _programs: Vec<Loaded>,
-    /// The namespaces.
+    /// The namespaces of client, nodes and task.
     pub(super) cluster: Cluster,
 }
 

@@ -16,7 +16,7 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// The body.
+    /// The bytes after the header.
     pub body: Vec<u8>,
 }
 

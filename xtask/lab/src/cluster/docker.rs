@@ -40,14 +40,14 @@ pub struct Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TaskRow {
-    /// The task's id.
+    /// The id in the column `ID`.
     #[serde(rename = "ID")]
     pub id: String,
     /// The name of its slot; the CLI draws history below it only in its own table.
     pub name: String,
     /// The node it is on, if any.
     pub node: String,
-    /// Its desired state.
+    /// What the column `DESIRED STATE` shows.
     pub desired_state: String,
     /// Its state and since when, as in `Running 3 seconds ago`.
     pub current_state: String,
@@ -68,7 +68,7 @@ impl Docker {
         Self { host: host.to_owned() }
     }
 
-    /// The `DOCKER_HOST`.
+    /// The value of `DOCKER_HOST` for this node's socket.
     pub fn host(&self) -> &str {
         &self.host
     }

@@ -29,7 +29,7 @@ const SCRAPE_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Cluster {
     /// Its paths and names, which killing and starting parts needs.
     pub layout: Layout,
-    /// Its record.
+    /// What the lab wrote down of its nodes and processes.
     pub record: Record,
 }
 

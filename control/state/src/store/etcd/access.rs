@@ -42,10 +42,10 @@ pub struct EtcdIdentity {
     pub key: PathBuf,
 }
 
-/// A user of etcd.
+/// With what mesh logs in to an etcd that demands it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdUser {
-    /// Its name.
+    /// The name by which etcd knows the user.
     pub name: String,
     /// The file that holds its password; white space at the end doesn't count.
     pub password_file: PathBuf,
@@ -70,13 +70,13 @@ pub enum EtcdAccessError {
          --etcd-key; or give --etcd-insecure if nobody else can reach that network"
     )]
     PlainText {
-        /// The address.
+        /// The address of etcd as it was given.
         address: String,
     },
     /// There is no CA to verify certificates with.
     #[error("etcd address {address}: https needs the CA of etcd's certificates: give --etcd-ca FILE")]
     NoCa {
-        /// The address.
+        /// The address of etcd as it was given.
         address: String,
     },
     /// There are certificates, but no address uses TLS.
@@ -85,7 +85,7 @@ pub enum EtcdAccessError {
     /// A certificate or key is invalid.
     #[error("use the certificates for etcd address {address}: {message}")]
     Client {
-        /// The address.
+        /// The address of etcd as it was given.
         address: String,
         /// The TLS client's message.
         message: String,
@@ -93,7 +93,7 @@ pub enum EtcdAccessError {
     /// A file can't be read.
     #[error("read {}", path.display())]
     File {
-        /// The file.
+        /// The file of a certificate, key or password.
         path: PathBuf,
         /// The error of the call that failed.
         #[source]

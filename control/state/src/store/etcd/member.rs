@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use super::access::EtcdAccess;
 
-/// A member.
+/// One member of etcd, with a client of its own.
 pub(super) struct Member {
     address: String,
     access: Arc<EtcdAccess>,
