@@ -40,7 +40,7 @@ pub enum CommitOutcome {
 pub struct Transaction {
     /// Conditions; if one fails, nothing is written.
     pub compares: Vec<Compare>,
-    /// The writes.
+    /// What is written if all conditions hold.
     pub ops: Vec<Op>,
 }
 
@@ -206,29 +206,13 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::Timestamp;
     use mesh_state::store::MemoryStore;
-    use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
+    use mesh_state::task::Task;
 
     use super::*;
 
     fn task(id: &str) -> Task {
-        Task {
-            id: id.into(),
-            service_id: "s".into(),
-            slot: Slot::Number(1),
-            spec_version: 1,
-            node_id: None,
-            desired_state: TaskState::Running,
-            endpoints: Vec::new(),
-            attachments: Vec::new(),
-            created_at: Timestamp::default(),
-            job_iteration: None,
-            generic_resources: Vec::new(),
-            start_after: None,
-            shutdown_at: None,
-            leader_status: TaskStatus::default(),
-        }
+        crate::fixtures::task(id, "s", 1)
     }
 
     fn fence(revision: i64) -> Compare {

@@ -24,11 +24,8 @@ pub(super) async fn connect_member(
     manager: SocketAddr,
     identity: &Identity,
 ) -> Result<Channel, tonic::transport::Error> {
-    let tls = ClientTlsConfig::new()
-        .domain_name(MANAGER_NAME)
-        .ca_certificate(Certificate::from_pem(&identity.ca_pem))
-        .identity(ClientIdentity::from_pem(&identity.certificate_pem, &identity.key_pem))
-        .timeout(CONNECT_DEADLINE);
+    let certificate = ClientIdentity::from_pem(&identity.certificate_pem, &identity.key_pem);
+    let tls = trusting(identity).identity(certificate);
     endpoint(manager)?.tls_config(tls)?.connect().await
 }
 
@@ -37,11 +34,15 @@ pub(super) async fn connect_expired(
     manager: SocketAddr,
     identity: &Identity,
 ) -> Result<Channel, tonic::transport::Error> {
-    let tls = ClientTlsConfig::new()
+    endpoint(manager)?.tls_config(trusting(identity))?.connect().await
+}
+
+/// TLS to a manager that the cluster's CA vouches for, without a certificate of this node.
+fn trusting(identity: &Identity) -> ClientTlsConfig {
+    ClientTlsConfig::new()
         .domain_name(MANAGER_NAME)
         .ca_certificate(Certificate::from_pem(&identity.ca_pem))
-        .timeout(CONNECT_DEADLINE);
-    endpoint(manager)?.tls_config(tls)?.connect().await
+        .timeout(CONNECT_DEADLINE)
 }
 
 /// Connects before this node is a member: the manager must prove that it has the CA that the token

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_ebpf::abi::{Flow, FlowKey, Nat, NatKey};
+use mesh_ebpf::abi::{Activity, Flow, FlowKey, Nat, NatKey};
 use mesh_ebpf::conntrack::{
     ESTABLISHED_TIMEOUT_NS, idle_timeout_ns, is_closed, is_outgoing, translation_timeout_ns,
 };
@@ -23,30 +23,15 @@ pub(super) enum FlowExpiry {
     BackendGone,
 }
 
-/// The fields of a flow or translation that [`expiry`] reads.
-pub(super) trait Activity: Copy {
-    /// When the flow began, ns of the monotonic clock.
-    fn opened_ns(&self) -> u64;
-    /// When its last packet was seen, ns of the same clock.
-    fn seen_ns(&self) -> u64;
-    /// The TCP events seen so far: bits of `flow_event`.
-    fn events(&self) -> u32;
+/// A flow or translation, as [`expiry`] reads it.
+pub(super) trait Expires: Activity {
     /// The backend's id.
     fn backend(&self) -> u32;
     /// How long the entry is kept after its last packet.
     fn timeout_ns(&self, protocol: u8) -> u64;
 }
 
-impl Activity for Flow {
-    fn opened_ns(&self) -> u64 {
-        self.opened_ns
-    }
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-    fn events(&self) -> u32 {
-        self.events
-    }
+impl Expires for Flow {
     fn backend(&self) -> u32 {
         self.backend_id()
     }
@@ -55,16 +40,7 @@ impl Activity for Flow {
     }
 }
 
-impl Activity for Nat {
-    fn opened_ns(&self) -> u64 {
-        self.opened_ns
-    }
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-    fn events(&self) -> u32 {
-        self.events
-    }
+impl Expires for Nat {
     fn backend(&self) -> u32 {
         self.backend
     }
@@ -108,7 +84,7 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Decides whether the sweep removes a flow of this IP protocol. A flow that began after `terms`
 /// was built is kept: its backend may be newer than `terms` as well.
-pub(super) fn expiry(protocol: u8, flow: &impl Activity, terms: &ExpiryInputs) -> FlowExpiry {
+pub(super) fn expiry(protocol: u8, flow: &impl Expires, terms: &ExpiryInputs) -> FlowExpiry {
     let idle_ns = terms.now_ns.saturating_sub(flow.seen_ns());
     let age_ns = terms.now_ns.saturating_sub(flow.opened_ns());
     let usual_ns = flow.timeout_ns(protocol);

@@ -135,8 +135,8 @@ async fn carry(
     let context = PipeContext {
         idle_limit: route.idle_limit,
         gone: backend.gone(),
-        request: &[backend.request_bytes(), frontend.request_bytes()],
-        reply: &[backend.reply_bytes(), frontend.reply_bytes()],
+        request: &[backend.bytes().request(), frontend.bytes().request()],
+        reply: &[backend.bytes().reply(), frontend.bytes().reply()],
         pipes: Some(&proxy.pipes),
     };
     let client = Leg::Plain(client);

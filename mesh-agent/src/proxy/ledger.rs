@@ -6,10 +6,12 @@
 //!
 //! Left to others: turning figures into metrics ([`crate::metrics`]).
 
+pub use byte_counters::ByteCounters;
 pub use frontend::{FrontendEntry, FrontendFigures};
 pub use gone::Gone;
 pub use timings::TimingFigures;
 
+mod byte_counters;
 mod frontend;
 mod gone;
 mod timings;
@@ -35,8 +37,7 @@ pub struct BackendEntry {
     opened: AtomicU64,
     answered: AtomicU64,
     closed: AtomicU64,
-    request_bytes: AtomicU64,
-    reply_bytes: AtomicU64,
+    bytes: ByteCounters,
     failures: [AtomicU64; FailureReason::ALL.len()],
     /// Live connections that began before the drain, including those relayed for other nodes.
     waited_for: AtomicU64,
@@ -190,8 +191,7 @@ impl BackendEntry {
             opened: before.opened.into(),
             answered: before.answered.into(),
             closed: before.opened.into(),
-            request_bytes: before.request_bytes.into(),
-            reply_bytes: before.reply_bytes.into(),
+            bytes: ByteCounters::resumed(before.request_bytes, before.reply_bytes),
             failures: before.failures.map(AtomicU64::new),
             ..Self::default()
         }
@@ -242,24 +242,9 @@ impl BackendEntry {
         self.failures[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a datagram from a client.
-    pub fn count_request(&self, length: usize) {
-        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a datagram to a client.
-    pub fn count_reply(&self, length: usize) {
-        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// The counter of bytes from clients.
-    pub fn request_bytes(&self) -> &AtomicU64 {
-        &self.request_bytes
-    }
-
-    /// The counter of bytes to clients.
-    pub fn reply_bytes(&self) -> &AtomicU64 {
-        &self.reply_bytes
+    /// Counters of payload bytes.
+    pub fn bytes(&self) -> &ByteCounters {
+        &self.bytes
     }
 
     /// Live connections that this node assigned to the backend.
@@ -271,12 +256,13 @@ impl BackendEntry {
     }
 
     fn figures(&self) -> BackendFigures {
+        let (request_bytes, reply_bytes) = self.bytes.figures();
         BackendFigures {
             opened: self.opened.load(Ordering::Relaxed),
             answered: self.answered.load(Ordering::Relaxed),
             live: self.live(),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
-            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
+            request_bytes,
+            reply_bytes,
             failures: std::array::from_fn(|reason| self.failures[reason].load(Ordering::Relaxed)),
         }
     }

@@ -85,6 +85,7 @@
 //! [`names::SYN_GUARD_FIRED`]; the rate is in [`Config::syn_guard_rate`]. Userspace also sweeps
 //! idle flows, by [`crate::conntrack::idle_timeout_ns`], and recounts afterwards.
 
+mod activity;
 mod address;
 mod backend;
 mod closed_list;
@@ -102,6 +103,7 @@ mod network;
 mod service;
 mod stats;
 
+pub use activity::Activity;
 pub use address::{Address, Be16, Mac};
 pub use backend::{Backend, BackendState, Node, backend_flag};
 pub use config::Config;

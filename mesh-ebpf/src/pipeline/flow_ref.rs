@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use crate::abi::{Direction, Flow, FlowKey, Nat, Timed, flow_event};
+use crate::abi::{Activity, Direction, Flow, FlowKey, Nat, Timed, flow_event};
 use crate::conntrack;
 use crate::lookups::{FlowEntry, FlowTable, Lookups};
 use crate::parse::tcp::Flags;
@@ -46,33 +46,12 @@ pub(super) struct Transition {
 }
 
 /// Table values that hold a flow's events.
-pub(super) trait Events: Copy {
-    /// The events seen so far.
-    fn events(&self) -> u32;
-    /// The upper half of the client's current sequence number.
-    fn sequence(&self) -> u16;
-    /// When the last packet was seen, ns of the monotonic clock.
-    fn seen_ns(&self) -> u64;
+pub(super) trait Events: Activity {
     /// The events that a packet with the events `added` adds to this value.
     fn events_to_add(&self, added: u32) -> u32;
 }
 
 impl Events for Flow {
-    #[inline(always)]
-    fn events(&self) -> u32 {
-        self.events
-    }
-
-    #[inline(always)]
-    fn sequence(&self) -> u16 {
-        self.sequence
-    }
-
-    #[inline(always)]
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-
     #[inline(always)]
     fn events_to_add(&self, added: u32) -> u32 {
         conntrack::at_ingress(self.events, added)
@@ -80,21 +59,6 @@ impl Events for Flow {
 }
 
 impl Events for Nat {
-    #[inline(always)]
-    fn events(&self) -> u32 {
-        self.events
-    }
-
-    #[inline(always)]
-    fn sequence(&self) -> u16 {
-        self.sequence
-    }
-
-    #[inline(always)]
-    fn seen_ns(&self) -> u64 {
-        self.seen_ns
-    }
-
     #[inline(always)]
     fn events_to_add(&self, added: u32) -> u32 {
         added

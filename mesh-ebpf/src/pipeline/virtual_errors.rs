@@ -1,10 +1,10 @@
 //! ICMP errors from backends of virtual IPs about packets of this node's tasks: translated back
 //! like replies ([`super::virtual_ip()`]), along the flow of the packet that they quote.
 
-use super::network::{Arrival, to_neighbour};
+use super::network::Arrival;
 use super::virtual_ip::Restored;
 use super::{Origin, dropped, errors, flow_ref};
-use crate::abi::{Direction, DropReason, EndpointKey, FlowKey, MESH_MAC};
+use crate::abi::{Direction, DropReason, EndpointKey, FlowKey};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::icmp::{self, Error};
@@ -24,16 +24,7 @@ pub fn virtual_reply_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, e
         return dropped(lookups, DropReason::UnknownEndpoint, Direction::Reply);
     };
     let restored = restore(packet, lookups, error, (link.network, link.backend));
-    if let Some(reason) = restored.refused {
-        return dropped(lookups, reason, Direction::Reply);
-    }
-    if !restored.is_reply {
-        return to_neighbour(packet, lookups, endpoint);
-    }
-    match rewrite::set_macs(packet, endpoint.mac, MESH_MAC) {
-        Some(()) => Fate::deliver(endpoint.ifindex),
-        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
-    }
+    restored.pass_on(packet, lookups, endpoint)
 }
 
 /// Tail call of [`super::virtual_tunnel`]: an ICMP error from the VXLAN device.

@@ -16,7 +16,8 @@ use super::{
     Origin, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count, reply,
 };
 use crate::abi::{
-    Address, Config, Direction, DropReason, Edge, EndpointKey, FlowKey, Link, MESH_MAC, Service, flow_event,
+    Address, Config, Direction, DropReason, Edge, Endpoint, EndpointKey, FlowKey, Link, MESH_MAC, Service,
+    flow_event,
 };
 use crate::csum;
 use crate::lookups::Lookups;
@@ -221,6 +222,27 @@ impl Restored {
     pub(super) const fn reply(is_written: bool) -> Self {
         Self { is_reply: true, refused: if is_written { None } else { Some(DropReason::Malformed) } }
     }
+
+    /// Passes the packet on to `endpoint`, on this node: a reply goes into the task's namespace,
+    /// and a packet by address the way of every packet between neighbours.
+    #[inline(always)]
+    pub(super) fn pass_on<P: Packet, L: Lookups>(
+        &self,
+        packet: &mut P,
+        lookups: &L,
+        endpoint: &Endpoint,
+    ) -> Fate {
+        if let Some(reason) = self.refused {
+            return dropped(lookups, reason, Direction::Reply);
+        }
+        if !self.is_reply {
+            return to_neighbour(packet, lookups, endpoint);
+        }
+        match rewrite::set_macs(packet, endpoint.mac, MESH_MAC) {
+            Some(()) => Fate::deliver(endpoint.ifindex),
+            None => dropped(lookups, DropReason::Malformed, Direction::Reply),
+        }
+    }
 }
 
 /// If the packet from this backend is a reply to a flow of this node's task, rewrites its source to
@@ -295,16 +317,7 @@ pub fn virtual_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate
         };
     };
     let restored = restore(packet, lookups, &segment, (link.network, link.backend));
-    if let Some(reason) = restored.refused {
-        return dropped(lookups, reason, Direction::Reply);
-    }
-    if !restored.is_reply {
-        return to_neighbour(packet, lookups, endpoint);
-    }
-    match rewrite::set_macs(packet, endpoint.mac, MESH_MAC) {
-        Some(()) => Fate::deliver(endpoint.ifindex),
-        None => dropped(lookups, DropReason::Malformed, Direction::Reply),
-    }
+    restored.pass_on(packet, lookups, endpoint)
 }
 
 /// Tail call of [`super::tunnel`]: a packet from a backend of a virtual IP, which the VXLAN device

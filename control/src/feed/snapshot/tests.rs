@@ -7,22 +7,7 @@ fn item(key: String, value: &impl serde::Serialize, revision: i64) -> KeyValue {
 }
 
 fn task(id: &str, node: Option<&str>) -> Task {
-    Task {
-        id: id.into(),
-        service_id: "s".into(),
-        slot: mesh_state::task::Slot::Number(1),
-        spec_version: 1,
-        node_id: node.map(NodeId::from),
-        desired_state: TaskState::Running,
-        endpoints: Vec::new(),
-        attachments: Vec::new(),
-        created_at: Timestamp::default(),
-        job_iteration: None,
-        generic_resources: Vec::new(),
-        start_after: None,
-        shutdown_at: None,
-        leader_status: TaskStatus::default(),
-    }
+    Task { node_id: node.map(NodeId::from), ..crate::fixtures::task(id, "s", 1) }
 }
 
 #[test]

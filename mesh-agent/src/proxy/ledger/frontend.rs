@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::byte_counters::ByteCounters;
 use super::timings::{TimingFigures, Timings};
 
 /// Live counters of one published port.
@@ -16,8 +17,7 @@ pub struct FrontendEntry {
     all_refused: AtomicU64,
     denied: AtomicU64,
     no_room: AtomicU64,
-    request_bytes: AtomicU64,
-    reply_bytes: AtomicU64,
+    bytes: ByteCounters,
     connect: Timings,
     lived: Timings,
 }
@@ -58,8 +58,7 @@ impl FrontendEntry {
             all_refused: before.all_refused.into(),
             denied: before.denied.into(),
             no_room: before.no_room.into(),
-            request_bytes: before.request_bytes.into(),
-            reply_bytes: before.reply_bytes.into(),
+            bytes: ByteCounters::resumed(before.request_bytes, before.reply_bytes),
             connect: Timings::resumed(&before.connect),
             lived: Timings::resumed(&before.lived),
         }
@@ -102,35 +101,21 @@ impl FrontendEntry {
         self.lived.add(lasted);
     }
 
-    /// Counts a datagram from a client.
-    pub fn count_request(&self, length: usize) {
-        self.request_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a datagram to a client.
-    pub fn count_reply(&self, length: usize) {
-        self.reply_bytes.fetch_add(length as u64, Ordering::Relaxed);
-    }
-
-    /// The counter of bytes from clients.
-    pub fn request_bytes(&self) -> &AtomicU64 {
-        &self.request_bytes
-    }
-
-    /// The counter of bytes to clients.
-    pub fn reply_bytes(&self) -> &AtomicU64 {
-        &self.reply_bytes
+    /// Counters of payload bytes.
+    pub fn bytes(&self) -> &ByteCounters {
+        &self.bytes
     }
 
     pub(super) fn figures(&self) -> FrontendFigures {
+        let (request_bytes, reply_bytes) = self.bytes.figures();
         FrontendFigures {
             opened: self.opened.load(Ordering::Relaxed),
             no_backend: self.no_backend.load(Ordering::Relaxed),
             all_refused: self.all_refused.load(Ordering::Relaxed),
             denied: self.denied.load(Ordering::Relaxed),
             no_room: self.no_room.load(Ordering::Relaxed),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
-            reply_bytes: self.reply_bytes.load(Ordering::Relaxed),
+            request_bytes,
+            reply_bytes,
             connect: self.connect.figures(),
             lived: self.lived.figures(),
         }

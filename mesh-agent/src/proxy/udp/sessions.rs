@@ -208,8 +208,8 @@ impl Flow {
                 if to.send(&datagram).await.is_err() {
                     return FlowEnd::Refused;
                 }
-                backend.count_request(datagram.len());
-                frontend.count_request(datagram.len());
+                backend.bytes().count_request(datagram.len());
+                frontend.bytes().count_request(datagram.len());
             }
             FlowEnd::Over
         };
@@ -224,8 +224,8 @@ impl Flow {
                     tracing::debug!(client = %addresses.client, error = mesh_runtime::error_chain(&error), "drop a datagram to a client");
                     continue;
                 }
-                backend.count_reply(datagram.len());
-                frontend.count_reply(datagram.len());
+                backend.bytes().count_reply(datagram.len());
+                frontend.bytes().count_reply(datagram.len());
             }
             FlowEnd::Refused
         };
