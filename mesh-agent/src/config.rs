@@ -204,6 +204,11 @@ impl Config {
         own.into_iter().chain(managers).collect()
     }
 
+    /// The directory of this node's tasks as they were last seen.
+    pub fn task_cache(&self) -> PathBuf {
+        self.data_dir.join("tasks")
+    }
+
     /// Address and port of the manager on this node, if it runs one.
     pub fn manager_here(&self) -> Option<SocketAddr> {
         self.managers

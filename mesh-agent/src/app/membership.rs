@@ -143,7 +143,7 @@ impl Membership {
             dependencies: Dependencies::new(self.config.task_files.clone()),
             bridge,
             unfit: unfit_sender,
-            cache: TaskCache::open(self.config.data_dir.join("tasks")).context("open the cache of tasks")?,
+            cache: TaskCache::open(self.config.task_cache()).context("open the cache of tasks")?,
         };
         let stop = shutdown.clone();
         components.spawn("task worker", async move {

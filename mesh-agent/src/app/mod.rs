@@ -1,8 +1,9 @@
 //! Wires the agent: which components there are, and the channels between them. No decisions.
 //!
 //! Invariants: sockets are bound before anything runs, so that a clash is an error at once; a node
-//! that has joined carries traffic from its cached table before any manager is reached; stopping
-//! leaves programs, pins and tasks as they are.
+//! that has joined answers names from what is on its disk before its programs are loaded, and
+//! carries traffic before any manager is reached; stopping leaves programs, pins and tasks as they
+//! are.
 
 mod carriers;
 mod described;
@@ -41,6 +42,7 @@ use crate::names::counts::Counts;
 use crate::names::{self, Names};
 use crate::proxy::carry_over::{self, StoredCounters};
 use crate::proxy::{Listening, Proxy};
+use crate::task::cache::TaskCache;
 use crate::task::local::LocalTasks;
 use crate::view::NodeView;
 use health::PassiveHealth;
@@ -95,6 +97,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
     }
     let sockets = Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config)? };
+    let components = Components::new(config.debug_faults);
+    let (refusals, counts) = (proxy.refusals().clone(), Counts::new()?);
+    // Before the programs, as the kernel's check of them takes seconds on a busy node: meanwhile
+    // those of an earlier agent forward packets, but nothing else answers names.
+    let local = Arc::new(restored_tasks(&config, identity.as_ref()).await?);
+    let served = (room.names, refusals.clone(), counts.clone());
+    start_names(&components, views.clone(), Arc::clone(&local), served);
     let (opening, known) = (config.clone(), Arc::clone(&loads));
     let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
     let datapath_name = carriers::datapath_name(datapath.as_deref());
@@ -106,7 +115,6 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         "mesh-agent starts"
     );
 
-    let components = Components::new(config.debug_faults);
     components.spawn("signals", follow_signals(components.stopping().clone()));
     let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
     let (node, node_facts) = watch::channel(first_facts(&config, datapath_name));
@@ -127,7 +135,6 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         progress,
         backends: config.metrics_backends,
     };
-    let (refusals, counts) = (proxy.refusals().clone(), Counts::new()?);
     let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
     let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
     start_admin(&components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
@@ -135,8 +142,6 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let upstreams = upstreams_of(&config, views.clone(), &attachments);
     start_docker_api(&components, sockets.docker, docker_door, upstreams);
     start_telling_manager(&components, &config, views.clone());
-    let local = Arc::<LocalTasks>::default();
-    start_names(&components, views.clone(), Arc::clone(&local), (room.names, refusals), counts);
     start_cache(&components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
     let membership =
@@ -161,8 +166,7 @@ fn start_names(
     components: &Components,
     views: watch::Receiver<Arc<NodeView>>,
     local: Arc<LocalTasks>,
-    (figures, refusals): (Figures, Refusals),
-    counts: Counts,
+    (figures, refusals, counts): (Figures, Refusals, Counts),
 ) {
     let door = Door::new(Listener::Names, figures, refusals);
     let names =
@@ -253,6 +257,24 @@ fn first_state(config: &Config, identity: Option<&Identity>) -> (NodeView, Relay
         Err(error) => {
             tracing::warn!(error = %error_chain(&error), "load the cached table: start without");
             empty()
+        }
+    }
+}
+
+/// The tasks that ran on this node when an earlier agent stopped, for the name server.
+async fn restored_tasks(config: &Config, identity: Option<&Identity>) -> anyhow::Result<LocalTasks> {
+    if identity.is_none() {
+        return Ok(LocalTasks::default());
+    }
+    let cache = TaskCache::open(config.task_cache())?;
+    match tokio::task::spawn_blocking(move || cache.load()).await? {
+        Ok(tasks) => Ok(LocalTasks::restored(&tasks)),
+        Err(error) => {
+            tracing::warn!(
+                error = %error_chain(&error),
+                "load the cached tasks: they get no names until the engine answers"
+            );
+            Ok(LocalTasks::default())
         }
     }
 }

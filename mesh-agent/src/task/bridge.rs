@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_ebpf::abi::TASKS_PREFIX6;
 
-use super::networks::{NetworkFacts, NetworkPlan, NetworkStep};
+use super::networks::{NetworkFacts, NetworkPlan, NetworkStep, NetworkUsers};
 
 /// The network's name, under which tasks' addresses are found in the engine's answers.
 pub const NETWORK_NAME: &str = "mesh";
@@ -65,23 +65,23 @@ pub fn subnet6_of(subnet: Ipv4Net) -> Option<Ipv6Net> {
 }
 
 /// Decides what to do about the network.
-pub fn decide(plan: &BridgePlan, facts: Option<&NetworkFacts>) -> NetworkStep {
-    match (plan.subnet, facts) {
+pub fn decide(plan: &BridgePlan, found: Option<&(NetworkFacts, NetworkUsers)>) -> NetworkStep {
+    match (plan.subnet, found) {
         (None, None) => NetworkStep::Wait("no manager has given this node a subnet yet".to_owned()),
         (None, Some(_)) => NetworkStep::Keep,
         (Some(_), None) => NetworkStep::Create,
-        (Some(wanted), Some(facts)) if facts.subnet == Some(wanted) => {
+        (Some(wanted), Some((facts, users))) if facts.subnet == Some(wanted) => {
             // A network without IPv6 can be used as well; it is made anew with IPv6 once no
             // container uses it.
             let lacks_ipv6 = plan.with_ipv6 && !facts.has_ipv6;
-            if lacks_ipv6 && facts.users == 0 { NetworkStep::Recreate } else { NetworkStep::Keep }
+            if lacks_ipv6 && users.containers == 0 { NetworkStep::Recreate } else { NetworkStep::Keep }
         }
-        (Some(_), Some(facts)) if facts.users == 0 => NetworkStep::Recreate,
-        (Some(wanted), Some(facts)) => {
+        (Some(_), Some((_, users))) if users.containers == 0 => NetworkStep::Recreate,
+        (Some(wanted), Some((facts, users))) => {
             let found = facts.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
             NetworkStep::Wait(format!(
                 "the Docker network {NETWORK_NAME} has {found}, this node was given {wanted}, and {} containers use it: remove them",
-                facts.users
+                users.containers
             ))
         }
     }
@@ -91,16 +91,18 @@ pub fn decide(plan: &BridgePlan, facts: Option<&NetworkFacts>) -> NetworkStep {
 mod tests {
     use super::*;
 
+    fn used_by(containers: usize) -> NetworkUsers {
+        NetworkUsers { containers, unstarted_tasks: 0 }
+    }
+
     fn check(wanted: Option<&str>, found: Option<(&str, usize)>, expected: &NetworkStep) {
         let net = |text: &str| text.parse().unwrap();
         let plan = BridgePlan { subnet: wanted.map(net), with_ipv6: true, mtu: 1450 };
-        let facts = found.map(|(subnet, users)| NetworkFacts {
-            subnet: Some(net(subnet)),
-            has_ipv6: true,
-            users,
-            ..NetworkFacts::default()
+        let found_network = found.map(|(subnet, users)| {
+            let subnet = Some(net(subnet));
+            (NetworkFacts { subnet, has_ipv6: true, ..NetworkFacts::default() }, used_by(users))
         });
-        assert_eq!(decide(&plan, facts.as_ref()), *expected, "wanted {wanted:?}, found {found:?}");
+        assert_eq!(decide(&plan, found_network.as_ref()), *expected, "wanted {wanted:?}, found {found:?}");
     }
 
     #[test]
@@ -108,7 +110,7 @@ mod tests {
         let subnet = "10.128.1.0/24".parse().ok();
         let plan = BridgePlan { subnet, with_ipv6: true, mtu: 1450 };
         assert_eq!(plan.subnet6().map(|net| net.to_string()).as_deref(), Some("fd6d:6573:68::a80:100/120"));
-        let facts = |users| NetworkFacts { subnet, users, ..NetworkFacts::default() };
+        let facts = |users| (NetworkFacts { subnet, ..NetworkFacts::default() }, used_by(users));
         assert_eq!(decide(&plan, Some(&facts(0))), NetworkStep::Recreate);
         assert_eq!(decide(&plan, Some(&facts(1))), NetworkStep::Keep);
         assert_eq!(decide(&BridgePlan { with_ipv6: false, ..plan }, Some(&facts(0))), NetworkStep::Keep);
@@ -123,12 +125,10 @@ mod tests {
         check(None, Some((ours, 3)), &NetworkStep::Keep);
         let NetworkStep::Wait(reason) = decide(
             &BridgePlan { subnet: ours.parse().ok(), with_ipv6: true, mtu: 1450 },
-            Some(&NetworkFacts {
-                subnet: other.parse().ok(),
-                has_ipv6: true,
-                users: 2,
-                ..NetworkFacts::default()
-            }),
+            Some(&(
+                NetworkFacts { subnet: other.parse().ok(), has_ipv6: true, ..NetworkFacts::default() },
+                used_by(2),
+            )),
         ) else {
             panic!("a network in use must stay");
         };

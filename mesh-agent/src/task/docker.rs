@@ -37,7 +37,7 @@ use super::bridge::NETWORK_NAME;
 use super::container::{ContainerFacts, Health, Phase};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
-use super::networks::{NetworkFacts, NetworkPlan, OwnNetwork};
+use super::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
 use super::runtime::{Made, Runtime, RuntimeError};
 
 /// Deadline of a call; starting a container on a loaded machine is the slowest.
@@ -200,6 +200,10 @@ impl Runtime for DockerEngine {
 
     async fn network(&self, name: &str) -> Result<Option<NetworkFacts>, RuntimeError> {
         self.find_network(name).await
+    }
+
+    async fn network_users(&self, network: &str) -> Result<NetworkUsers, RuntimeError> {
+        Ok(networks::users(&self.list(("network", network.to_owned())).await?))
     }
 
     async fn own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError> {

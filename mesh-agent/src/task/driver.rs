@@ -22,8 +22,9 @@ use super::container_spec::{self, NodeIdentity};
 use super::dependencies::Dependencies;
 use super::drain::{DrainProgress, DrainStage, DrainVerdict};
 use super::listening;
-use super::local::{Asker, LocalTasks};
+use super::local::{Asker, LocalTasks, known_addresses};
 use super::network::{RunningTask, TaskNetwork, addresses};
+use super::networks::NetworkFacts;
 use super::networks::keeper::Networks;
 use super::runtime::{Runtime, RuntimeError};
 use super::transition::{MeshLink, Situation, TaskStep, failure, next, stop_grace};
@@ -93,6 +94,8 @@ pub(super) struct Driver {
     pub(super) hindered_since: Option<tokio::time::Instant>,
     /// What is known of the task's container without asking the engine.
     pub(super) known: KnownContainer,
+    /// The task's networks, if they were looked at a moment ago.
+    pub(super) made_networks: Vec<NetworkFacts>,
 }
 
 /// What is known of a container without asking the engine.
@@ -176,6 +179,8 @@ impl Driver {
             // A container that is to end must not be missed.
             KnownContainer::Absent if goal.desired < TaskState::Shutdown => Ok(None),
             KnownContainer::Absent | KnownContainer::None => {
+                // The driver may have waited, and anything may have happened meanwhile.
+                self.made_networks.clear();
                 self.context.runtime.inspect(&self.container(goal)).await
             }
         }
@@ -183,19 +188,14 @@ impl Driver {
 
     /// Publishes the addresses of the container, and what it may ask the name server.
     fn publish(&self, goal: &Goal, seen: Option<&ContainerFacts>) {
-        let asker = Asker {
-            networks: goal.assignment.networks.iter().map(|network| network.id.clone()).collect(),
-            has_own_servers: container_spec::has_name_servers(&goal.assignment.spec),
-        };
-        self.context.local.describe(&self.id, asker);
-        let addresses = match seen {
+        let local = &self.context.local;
+        local.describe(&self.id, Asker::of(&goal.assignment));
+        match seen {
             Some(seen) if seen.phase == Phase::Running => {
-                let own = addresses(&goal.assignment).into_iter().map(|network| network.address);
-                seen.address.into_iter().chain(own).collect()
+                local.set(&self.id, &known_addresses(&goal.assignment, seen.address));
             }
-            Some(_) | None => Vec::new(),
-        };
-        self.context.local.set(&self.id, &addresses);
+            Some(_) | None => local.set(&self.id, &[]),
+        }
     }
 
     /// Takes steps until one changed the container or there is none.

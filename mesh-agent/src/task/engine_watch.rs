@@ -196,7 +196,13 @@ enum Attempt {
 
 /// Makes the network.
 async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Attempt, RuntimeError> {
-    let found = runtime.network(NETWORK_NAME).await?;
+    let found = match runtime.network(NETWORK_NAME).await? {
+        Some(found) => {
+            let users = runtime.network_users(&found.id).await?;
+            Some((found, users))
+        }
+        None => None,
+    };
     match (decide(wanted, found.as_ref()), wanted.network()) {
         (NetworkStep::Wait(reason), _) => return Ok(Attempt::Waits(reason)),
         (NetworkStep::Create, Some(plan)) => runtime.create_network(&plan).await?,
@@ -207,7 +213,7 @@ async fn attempt(runtime: &dyn Runtime, wanted: &BridgePlan) -> Result<Attempt, 
         // Without a subnet, an earlier network is kept.
         (NetworkStep::Keep, _) | (NetworkStep::Create | NetworkStep::Recreate, None) => {}
     }
-    let subnet = wanted.subnet.or_else(|| found.as_ref()?.subnet);
+    let subnet = wanted.subnet.or_else(|| found.as_ref()?.0.subnet);
     Ok(Attempt::Made(subnet.map(gateway_of)))
 }
 

@@ -4,11 +4,16 @@
 //! take it from the new one.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{PoisonError, RwLock};
 
 use mesh_state::ids::{NetworkId, TaskId};
+use mesh_state::task::{Assignment, TaskState};
 use tokio::sync::watch;
+
+use super::cache::CachedTask;
+use super::container_spec;
+use super::network;
 
 /// This node's running tasks by their addresses: the one on the network `mesh`, and those on their
 /// services' networks.
@@ -28,7 +33,40 @@ pub struct Asker {
     pub has_own_servers: bool,
 }
 
+impl Asker {
+    /// The asker that a task of this assignment is.
+    pub fn of(assignment: &Assignment) -> Self {
+        Self {
+            networks: assignment.networks.iter().map(|network| network.id.clone()).collect(),
+            has_own_servers: container_spec::has_name_servers(&assignment.spec),
+        }
+    }
+}
+
+/// All addresses of a running task: the one on `mesh`, if it has one, and those on its networks.
+pub fn known_addresses(assignment: &Assignment, on_mesh: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    let own = network::addresses(assignment).into_iter().map(|network| network.address);
+    on_mesh.into_iter().chain(own).collect()
+}
+
 impl LocalTasks {
+    /// The tasks of `cached` that ran when an earlier agent last saw them. Their questions can be
+    /// answered before the engine is asked, which then corrects what has changed.
+    pub fn restored(cached: &[CachedTask]) -> Self {
+        let local = Self::default();
+        for CachedTask { assignment, status } in cached {
+            let (task, container) = (&assignment.task.id, status.container.as_ref());
+            let Some(container) = container.filter(|_| status.state == TaskState::Running) else { continue };
+            let on_mesh = container.address.and_then(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            });
+            local.describe(task, Asker::of(assignment));
+            local.set(task, &known_addresses(assignment, on_mesh));
+        }
+        local
+    }
+
     /// The addresses and their tasks. A task is among them before it is reported running; as a
     /// rule, before its process runs.
     pub fn subscribe(&self) -> watch::Receiver<BTreeMap<Ipv4Addr, TaskId>> {
@@ -75,7 +113,10 @@ impl LocalTasks {
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::task::{ContainerStatus, TaskStatus};
+
     use super::*;
+    use crate::task::worker::tests::assignment;
 
     #[test]
     fn an_address_is_its_last_holders() {
@@ -107,6 +148,29 @@ mod tests {
         assert_eq!(local.asker_at(address), None);
         local.add(&task, address);
         assert_eq!(local.asker_at(address), None, "nothing of it is left");
+    }
+
+    #[test]
+    fn tasks_that_ran_are_known_before_the_engine_is_asked() {
+        let on_mesh = Ipv4Addr::new(10, 128, 0, 2);
+        let cached = |id, state, address: Option<Ipv4Addr>| {
+            let address = address.map(IpAddr::V4);
+            let container = Some(ContainerStatus { address, ..ContainerStatus::default() });
+            CachedTask {
+                assignment: assignment(id),
+                status: TaskStatus { state, container, ..TaskStatus::default() },
+            }
+        };
+        let local = LocalTasks::restored(&[
+            cached("running", TaskState::Running, Some(on_mesh)),
+            cached("ended", TaskState::Complete, Some(Ipv4Addr::new(10, 128, 0, 3))),
+            cached("prepared", TaskState::Ready, None),
+        ]);
+        assert_eq!(*local.subscribe().borrow(), BTreeMap::from([(on_mesh, "running".into())]));
+        assert_eq!(local.asker_at(on_mesh), Some(Asker::of(&assignment("running"))));
+        // The engine is asked later: the task's process has ended meanwhile.
+        local.set(&"running".into(), &[]);
+        assert_eq!(local.asker_at(on_mesh), None);
     }
 
     #[test]

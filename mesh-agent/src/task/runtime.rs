@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::container::ContainerFacts;
 use super::container_spec::ContainerPlan;
 use super::description::EngineFacts;
-use super::networks::{NetworkFacts, NetworkPlan, OwnNetwork};
+use super::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
 
 /// The result of creating a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Inspects the network of this name.
     async fn network(&self, name: &str) -> Result<Option<NetworkFacts>, RuntimeError>;
+
+    /// Counts the containers on the network with this id. The engine looks at all its containers
+    /// for that, so ask only if the answer matters.
+    async fn network_users(&self, network: &str) -> Result<NetworkUsers, RuntimeError>;
 
     /// The networks that an agent made: those with its label.
     async fn own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError>;

@@ -274,6 +274,7 @@ impl Worker {
             } else {
                 KnownContainer::None
             },
+            made_networks: Vec::new(),
         };
         self.tasks.insert(id, KnownTask { goal: goal_in, nudge, status, ours: true });
         self.drivers.spawn(driver.run());

@@ -16,9 +16,9 @@ use crate::shop::{self, Network, Shop};
 use crate::task::{self, Task, Way};
 
 const BACK: &str = "shop_back";
-/// The longest time without answers when an agent is killed and started again: 2 s on an idle
-/// machine, of which most is the start of the agent, and a multiple on a busy one.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// The longest time without answers when an agent is killed and started again: resolvers wait for
+/// about 5 s. The agent answers before it does anything slow, so a busy machine keeps it too.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// Each name of the database and of the tasks beside it resolves, for a task on the database's node
 /// and for one on another node.

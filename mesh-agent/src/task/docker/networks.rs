@@ -18,7 +18,7 @@ use super::{CALL_TIMEOUT, DockerEngine, failed, failed_or_absent, present};
 use crate::task::bridge::NETWORK_NAME;
 use crate::task::container::NetworkPlace;
 use crate::task::container_spec::NODE_LABEL;
-use crate::task::networks::{NETWORK_LABEL, NetworkFacts, NetworkPlan, OwnNetwork};
+use crate::task::networks::{NETWORK_LABEL, NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
 use crate::task::runtime::RuntimeError;
 
 /// Options of the engine's bridge driver.
@@ -73,12 +73,7 @@ impl DockerEngine {
         let inspected = self.client(CALL_TIMEOUT)?.inspect_network(name, None).await;
         let found = present(inspected.map_err(failed_or_absent))?;
         // Without a network of the name, the engine takes it for the beginning of an id.
-        let Some(network) = found.filter(|network| network.name.as_deref() == Some(name)) else {
-            return Ok(None);
-        };
-        let id = network.id.clone().unwrap_or_default();
-        let containers = self.list(("network", id)).await?;
-        Ok(Some(facts(network, &containers)))
+        Ok(found.filter(|network| network.name.as_deref() == Some(name)).map(facts))
     }
 
     pub(super) async fn list_own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError> {
@@ -151,7 +146,8 @@ pub(super) fn place(endpoint: &EndpointSettings) -> NetworkPlace {
     }
 }
 
-fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFacts {
+/// Counts the containers of a network.
+pub(super) fn users(containers: &[ContainerSummary]) -> NetworkUsers {
     let ended = [Some(ContainerSummaryStateEnum::EXITED), Some(ContainerSummaryStateEnum::DEAD)];
     let is_task = |container: &ContainerSummary| {
         container.labels.as_ref().is_some_and(|labels| labels.contains_key(NODE_LABEL))
@@ -161,6 +157,13 @@ fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFac
     let is_unstarted_task = |container: &&ContainerSummary| {
         container.state == Some(ContainerSummaryStateEnum::CREATED) && is_task(container)
     };
+    NetworkUsers {
+        containers: users.clone().count(),
+        unstarted_tasks: users.filter(is_unstarted_task).count(),
+    }
+}
+
+fn facts(network: NetworkInspect) -> NetworkFacts {
     let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
     let has_subnet4 = |config: &&IpamConfig| {
         config.subnet.as_deref().is_some_and(|subnet| subnet.parse::<Ipv4Net>().is_ok())
@@ -178,7 +181,5 @@ fn facts(network: NetworkInspect, containers: &[ContainerSummary]) -> NetworkFac
         mtu: options.get(MTU_OPTION).and_then(|mtu| mtu.parse().ok()),
         internal: network.internal.unwrap_or_default(),
         has_ipv6: network.enable_ipv6.unwrap_or_default(),
-        users: users.clone().count(),
-        unstarted_tasks: users.filter(is_unstarted_task).count(),
     }
 }

@@ -60,9 +60,10 @@ impl Driver {
         }
         // A task that waits for its predecessor's end has them made meanwhile; the start looks at
         // them again.
-        if let Err(taken) = self.ensure_networks(goal).await {
-            return taken;
-        }
+        self.made_networks = match self.ensure_networks(goal).await {
+            Ok(made) => made,
+            Err(taken) => return taken,
+        };
         self.make(goal, &plan).await
     }
 

@@ -1,7 +1,9 @@
 //! The start of a container: its networks are made, it is put on them, and it is started.
 //!
 //! Invariant: nothing here relies on an earlier attempt: an agent that died between two steps left
-//! a container that lacks some of its networks.
+//! a container that lacks some of its networks. The networks that the preparation has just looked
+//! at are not looked at again; if one of them has gone since, the engine refuses, and the next
+//! attempt makes it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,15 +42,17 @@ impl Driver {
     /// Starts the container, on all its networks.
     pub(super) async fn start(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
         let Some(seen) = seen else { return Taken::Done };
-        let made = match self.ensure_networks(goal).await {
-            Ok(made) => made,
-            Err(taken) => return taken,
-        };
-        for (network, found) in goal.assignment.networks.iter().zip(&made) {
-            if let Err(error) = self.connect(seen, network, found).await {
-                let source = NetworkError::Engine { name: network.name.clone(), source: error };
-                return self.hindered(&source).await;
-            }
+        let mut made = std::mem::take(&mut self.made_networks);
+        if !are_of(&made, &goal.assignment.networks) {
+            made = match self.ensure_networks(goal).await {
+                Ok(made) => made,
+                Err(taken) => return taken,
+            };
+        }
+        let connecting = goal.assignment.networks.iter().zip(&made);
+        let connecting = connecting.map(|(network, found)| self.connect(seen, network, found));
+        if let Err(error) = try_join_all(connecting).await {
+            return self.hindered(&error).await;
         }
         let task = StartingTask { task_id: self.id.clone(), networks: addresses(&goal.assignment) };
         if let Err(error) = self.context.network.starting(&task).await {
@@ -71,14 +75,15 @@ impl Driver {
         seen: &ContainerFacts,
         network: &AssignedNetwork,
         found: &NetworkFacts,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<(), NetworkError> {
         let runtime = &self.context.runtime;
+        let failed = |source| NetworkError::Engine { name: network.name.clone(), source };
         match seen.networks.get(&network.name) {
             Some(place) if is_right(place, network, found) => return Ok(()),
-            Some(_) => runtime.disconnect(&seen.id, &network.name).await?,
+            Some(_) => runtime.disconnect(&seen.id, &network.name).await.map_err(failed)?,
             None => {}
         }
-        runtime.connect(&seen.id, &found.id, network.address).await
+        runtime.connect(&seen.id, &found.id, network.address).await.map_err(failed)
     }
 
     async fn hindered(&mut self, error: &NetworkError) -> Taken {
@@ -100,6 +105,11 @@ impl Driver {
         self.note(reason).await;
         Taken::Retry(reason.to_owned())
     }
+}
+
+/// Whether `made` are the Docker networks of these networks, in their order.
+fn are_of(made: &[NetworkFacts], networks: &[AssignedNetwork]) -> bool {
+    made.len() == networks.len() && made.iter().zip(networks).all(|(made, network)| made.name == network.name)
 }
 
 /// Whether a container's place on a network is the one that it is to have.

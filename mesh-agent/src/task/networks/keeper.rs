@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{NetworkFacts, NetworkPlan, NetworkStep, decide, plan};
+use super::{NetworkFacts, NetworkPlan, NetworkStep, decide, is_as_planned, plan};
 use crate::task::bridge::BridgePlan;
 use crate::task::runtime::{Runtime, RuntimeError};
 
@@ -84,15 +84,16 @@ impl Drop for Hold {
 pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
     for own in runtime.own_networks().await? {
         match runtime.network(&own.name).await? {
-            Some(found) if found.id == own.id && found.users > 0 => {
-                warn!(
-                    network = own.name,
-                    containers = found.users,
-                    "a Docker network stays: containers use it"
-                );
+            Some(found) if found.id == own.id => {
+                let containers = runtime.network_users(&own.id).await?.containers;
+                if containers > 0 {
+                    warn!(network = own.name, containers, "a Docker network stays: containers use it");
+                    continue;
+                }
             }
-            _ => runtime.remove_network(&own.id).await?,
+            _ => {}
         }
+        runtime.remove_network(&own.id).await?;
     }
     Ok(())
 }
@@ -134,11 +135,18 @@ impl Networks {
         let lock = self.lock_of(&plan.name);
         let _held = lock.lock().await;
         let engine = |source| NetworkError::Engine { name: plan.name.clone(), source };
-        let found = self.runtime.network(&plan.name).await.map_err(engine)?;
+        let found = match self.runtime.network(&plan.name).await.map_err(engine)? {
+            Some(found) if is_as_planned(&plan, &found) => return Ok(found),
+            Some(found) => {
+                let users = self.runtime.network_users(&found.id).await.map_err(engine)?;
+                Some((found, users))
+            }
+            None => None,
+        };
         match (decide(&plan, found.as_ref()), found) {
-            (NetworkStep::Keep, Some(found)) => return Ok(found),
+            (NetworkStep::Keep, Some((found, _))) => return Ok(found),
             (NetworkStep::Wait(reason), _) => return Err(NetworkError::Hindered(reason)),
-            (NetworkStep::Recreate, Some(found)) => {
+            (NetworkStep::Recreate, Some((found, _))) => {
                 self.runtime.remove_network(&found.id).await.map_err(engine)?;
             }
             (NetworkStep::Create | NetworkStep::Keep | NetworkStep::Recreate, _) => {}
@@ -198,12 +206,12 @@ impl Networks {
             }
             // Check again under the lock: a task or a container may have joined since the list was
             // read.
-            match self.runtime.network(&network.name).await? {
-                Some(found) if found.id == network.id && found.holders() == 0 => {
-                    self.runtime.remove_network(&found.id).await?;
-                    info!(network = network.name, "removed a Docker network: no task of this node needs it");
-                }
-                _ => {}
+            let found = self.runtime.network(&network.name).await?;
+            if found.is_some_and(|found| found.id == network.id)
+                && self.runtime.network_users(&network.id).await?.holders() == 0
+            {
+                self.runtime.remove_network(&network.id).await?;
+                info!(network = network.name, "removed a Docker network: no task of this node needs it");
             }
         }
         Ok(())

@@ -65,18 +65,23 @@ pub struct NetworkFacts {
     pub internal: bool,
     /// Whether the network has IPv6 addresses too.
     pub has_ipv6: bool,
-    /// The number of containers on it, without those of tasks that have ended: another container
-    /// may be started again, and has its address until it is removed.
-    pub users: usize,
+}
+
+/// The containers on a Docker network, running or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkUsers {
+    /// Their number, without those of tasks that have ended: another container may be started
+    /// again, and has its address until it is removed.
+    pub containers: usize,
     /// The number of those that are of tasks and were never started; they are connected to the
     /// network again before their start.
     pub unstarted_tasks: usize,
 }
 
-impl NetworkFacts {
+impl NetworkUsers {
     /// The number of containers that the removal of the network would disconnect.
-    pub fn holders(&self) -> usize {
-        self.users.saturating_sub(self.unstarted_tasks)
+    pub fn holders(self) -> usize {
+        self.containers.saturating_sub(self.unstarted_tasks)
     }
 }
 
@@ -124,26 +129,35 @@ pub fn device(number: u32) -> String {
     format!("meshn{number}")
 }
 
+/// Whether a Docker network is exactly as planned: whoever uses it, there is nothing to do.
+pub fn is_as_planned(plan: &NetworkPlan, found: &NetworkFacts) -> bool {
+    is_right(plan, found) && found.mtu == Some(plan.mtu)
+}
+
+/// Whether a Docker network is as planned, except for its MTU.
+fn is_right(plan: &NetworkPlan, found: &NetworkFacts) -> bool {
+    found.label.as_ref() == Some(&plan.label)
+        && found.subnet == Some(plan.subnet)
+        && found.gateway == plan.gateway
+        && found.device.as_ref() == Some(&plan.device)
+        && found.internal == plan.internal
+}
+
 /// Chooses the next step for a network's Docker network.
-pub fn decide(plan: &NetworkPlan, found: Option<&NetworkFacts>) -> NetworkStep {
-    let Some(found) = found else { return NetworkStep::Create };
-    let Some(label) = &found.label else {
+pub fn decide(plan: &NetworkPlan, found: Option<&(NetworkFacts, NetworkUsers)>) -> NetworkStep {
+    let Some((found, users)) = found else { return NetworkStep::Create };
+    if found.label.is_none() {
         return NetworkStep::Wait(format!(
             "this node has a Docker network {} of its own, which hides the cluster's: remove it there (docker network rm {})",
             plan.name, found.id
         ));
-    };
-    let is_right = *label == plan.label
-        && found.subnet == Some(plan.subnet)
-        && found.gateway == plan.gateway
-        && found.device.as_ref() == Some(&plan.device)
-        && found.internal == plan.internal;
-    if is_right {
+    }
+    if is_right(plan, found) {
         // Containers work with another MTU too; it is changed once no container uses the network.
         let has_other_mtu = found.mtu != Some(plan.mtu);
-        return if has_other_mtu && found.holders() == 0 { NetworkStep::Recreate } else { NetworkStep::Keep };
+        return if has_other_mtu && users.holders() == 0 { NetworkStep::Recreate } else { NetworkStep::Keep };
     }
-    if found.holders() == 0 {
+    if users.holders() == 0 {
         return NetworkStep::Recreate;
     }
     let subnet = found.subnet.map_or_else(|| "no IPv4 subnet".to_owned(), |subnet| subnet.to_string());
@@ -151,7 +165,7 @@ pub fn decide(plan: &NetworkPlan, found: Option<&NetworkFacts>) -> NetworkStep {
         "the Docker network {} of this node is that of an earlier network ({subnet}), and {} of its containers have not ended: \
          remove them (docker ps --filter network={})",
         plan.name,
-        found.holders(),
+        users.holders(),
         found.id
     ))
 }
@@ -188,14 +202,19 @@ mod tests {
         }
     }
 
+    fn used_by(containers: usize) -> NetworkUsers {
+        NetworkUsers { containers, unstarted_tasks: 0 }
+    }
+
     #[test]
     fn a_network_is_made_once_and_kept() {
         let plan = plan(&assigned(), 1450);
         assert_eq!((plan.device.as_str(), plan.mtu, plan.internal), ("meshn5", 1450, true));
         assert_eq!(decide(&plan, None), NetworkStep::Create);
         for users in [0, 3] {
-            let facts = NetworkFacts { users, ..found(&plan) };
-            assert_eq!(decide(&plan, Some(&facts)), NetworkStep::Keep, "{users} users");
+            let found = (found(&plan), used_by(users));
+            assert!(is_as_planned(&plan, &found.0));
+            assert_eq!(decide(&plan, Some(&found)), NetworkStep::Keep, "{users} users");
         }
     }
 
@@ -203,8 +222,10 @@ mod tests {
     fn what_a_user_made_is_never_touched() {
         let plan = plan(&assigned(), 1450);
         for users in [0, 3] {
-            let facts = NetworkFacts { label: None, users, ..found(&plan) };
-            let NetworkStep::Wait(reason) = decide(&plan, Some(&facts)) else { panic!("{users} users") };
+            let facts = NetworkFacts { label: None, ..found(&plan) };
+            assert!(!is_as_planned(&plan, &facts));
+            let step = decide(&plan, Some(&(facts, used_by(users))));
+            let NetworkStep::Wait(reason) = step else { panic!("{users} users") };
             assert!(reason.contains("docker network rm d0"), "{reason}");
         }
     }
@@ -222,15 +243,18 @@ mod tests {
             NetworkFacts { internal: false, ..right.clone() },
         ];
         for facts in wrong {
-            assert_eq!(decide(&plan, Some(&facts)), NetworkStep::Recreate, "{facts:?}");
-            let unstarted = NetworkFacts { users: 1, unstarted_tasks: 1, ..facts.clone() };
+            assert!(!is_as_planned(&plan, &facts), "{facts:?}");
+            let unused = (facts.clone(), used_by(0));
+            assert_eq!(decide(&plan, Some(&unused)), NetworkStep::Recreate, "{unused:?}");
+            let unstarted = (facts.clone(), NetworkUsers { containers: 1, unstarted_tasks: 1 });
             assert_eq!(decide(&plan, Some(&unstarted)), NetworkStep::Recreate, "{unstarted:?}");
-            let used = NetworkFacts { users: 3, unstarted_tasks: 1, ..facts };
+            let used = (facts, NetworkUsers { containers: 3, unstarted_tasks: 1 });
             let NetworkStep::Wait(reason) = decide(&plan, Some(&used)) else { panic!("{used:?}") };
             assert!(reason.contains("2 of its containers") && reason.contains("docker ps"), "{reason}");
         }
         let mtu = NetworkFacts { mtu: Some(1400), ..right };
-        assert_eq!(decide(&plan, Some(&mtu)), NetworkStep::Recreate);
-        assert_eq!(decide(&plan, Some(&NetworkFacts { users: 1, ..mtu })), NetworkStep::Keep);
+        assert!(!is_as_planned(&plan, &mtu), "its users decide");
+        assert_eq!(decide(&plan, Some(&(mtu.clone(), used_by(0)))), NetworkStep::Recreate);
+        assert_eq!(decide(&plan, Some(&(mtu, used_by(1)))), NetworkStep::Keep);
     }
 }

@@ -15,7 +15,7 @@ use crate::task::bridge::NETWORK_NAME;
 use crate::task::container::{ContainerFacts, NetworkPlace, Phase};
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
-use crate::task::networks::{NetworkFacts, NetworkPlan, OwnNetwork};
+use crate::task::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
 use crate::task::runtime::{Made, Runtime, RuntimeError};
 
 /// An engine in memory. Containers are kept by name; an id is a name.
@@ -37,6 +37,11 @@ pub(super) struct EngineState {
     pub(super) starts: usize,
     pub(super) networks: Vec<NetworkFacts>,
     pub(super) networks_made: usize,
+    /// How often a network was inspected, and its containers were counted.
+    pub(super) networks_inspected: usize,
+    pub(super) users_counted: usize,
+    /// Whether someone removes all networks while the next container is created.
+    pub(super) loses_networks: bool,
 }
 
 impl Engine {
@@ -89,6 +94,9 @@ impl Runtime for Engine {
             if !std::mem::replace(&mut state.has_image, true) {
                 return Ok(Made::NoImage("No such image: x".to_owned()));
             }
+            if std::mem::take(&mut state.loses_networks) {
+                state.networks.clear();
+            }
             if state.containers.contains_key(&plan.name) {
                 return Err(RuntimeError::Refused("the name is in use".to_owned()));
             }
@@ -139,7 +147,15 @@ impl Runtime for Engine {
         if name == NETWORK_NAME {
             return self.with(|_| Some(NetworkFacts::default()));
         }
-        self.with(|state| state.networks.iter().find(|network| network.name == name).cloned())
+        self.with(|state| {
+            state.networks_inspected += 1;
+            state.networks.iter().find(|network| network.name == name).cloned()
+        })
+    }
+
+    async fn network_users(&self, _network: &str) -> Result<NetworkUsers, RuntimeError> {
+        self.with(|state| state.users_counted += 1)?;
+        Ok(NetworkUsers::default())
     }
 
     async fn own_networks(&self) -> Result<Vec<OwnNetwork>, RuntimeError> {
@@ -173,10 +189,13 @@ impl Runtime for Engine {
     async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError> {
         let place = NetworkPlace { network: None, wanted: Some(address) };
         self.with(|state| {
-            let known = state.networks.iter().find(|known| known.id == network).expect("it was made");
+            let Some(known) = state.networks.iter().find(|known| known.id == network) else {
+                return Err(RuntimeError::Refused(format!("network {network} not found")));
+            };
             let (_, facts) = state.containers.get_mut(container).expect("it was made");
             facts.networks.insert(known.name.clone(), place);
-        })
+            Ok(())
+        })?
     }
 
     async fn disconnect(&self, container: &str, network: &str) -> Result<(), RuntimeError> {

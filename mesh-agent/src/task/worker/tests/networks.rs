@@ -148,3 +148,35 @@ async fn a_network_stays_while_a_container_is_on_its_way_there() {
     until("it goes once nobody does", || names(&engine).is_empty()).await;
     sweeping.abort();
 }
+
+#[tokio::test]
+async fn a_start_looks_at_each_network_once_and_counts_no_containers() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    let mut bench = Bench::start(&engine, directory.path());
+    bench.assign(AssignmentChange::Full(vec![networked("t1", 7)])).await;
+    bench.until("t1", TaskState::Running).await;
+    let counts =
+        || engine.with(|state| (state.networks_inspected, state.users_counted)).expect("the engine is there");
+    let before = counts();
+    bench.assign(AssignmentChange::Delta { set: vec![networked("t2", 8)], removed: Vec::new() }).await;
+    bench.until("t2", TaskState::Running).await;
+    let after = counts();
+    assert_eq!((after.0 - before.0, after.1 - before.1), (2, 0), "two networks, looked at and counted");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_network_that_goes_while_the_container_is_created_is_made_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Arc::new(Engine::default());
+    engine.with(|state| state.loses_networks = true).expect("the engine is there");
+    let mut bench = Bench::start(&engine, directory.path());
+    bench.assign(AssignmentChange::Full(vec![networked("t1", 7)])).await;
+    bench.until("t1", TaskState::Running).await;
+    let (made, places) = engine
+        .with(|state| (state.networks_made, state.containers["web.1.t1"].1.networks.len()))
+        .expect("the engine is there");
+    assert_eq!((made, places), (4, 3), "both are made twice, and the container is on them and on mesh");
+    bench.end().await;
+}
