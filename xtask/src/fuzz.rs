@@ -1,11 +1,13 @@
 //! `cargo xtask fuzz`: fuzzes what takes bytes from outside with libFuzzer, through cargo-fuzz.
 //!
-//! It uses the project's stable toolchain, with `RUSTC_BOOTSTRAP`, as cargo-fuzz's instrumentation
-//! flags are unstable.
+//! A run begins with the real packets in the directory `seeds` beside the targets, and with what
+//! earlier runs have found. It uses the project's stable toolchain, with `RUSTC_BOOTSTRAP`, as
+//! cargo-fuzz's instrumentation flags are unstable.
 
 use std::time::Duration;
+use std::{fs, iter};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use mesh_checkout::command::Program;
@@ -16,6 +18,8 @@ use mesh_checkout::workspace;
 enum Target {
     /// The packet pipeline
     Pipeline,
+    /// What answers neighbour requests on overlay networks, and lets only a task's own frames pass
+    Neighbours,
     /// The name server: its decoder and its answers
     Names,
 }
@@ -25,6 +29,7 @@ impl Target {
     fn name(self) -> &'static str {
         match self {
             Self::Pipeline => "pipeline",
+            Self::Neighbours => "neighbours",
             Self::Names => "names",
         }
     }
@@ -32,7 +37,7 @@ impl Target {
     /// The package whose directory `fuzz` holds it.
     fn package(self) -> &'static str {
         match self {
-            Self::Pipeline => "mesh-ebpf",
+            Self::Pipeline | Self::Neighbours => "mesh-ebpf",
             Self::Names => "mesh-agent",
         }
     }
@@ -41,7 +46,7 @@ impl Target {
     /// question, more names than one may have.
     fn longest(self) -> u32 {
         match self {
-            Self::Pipeline => 400,
+            Self::Pipeline | Self::Neighbours => 400,
             Self::Names => 600,
         }
     }
@@ -67,10 +72,16 @@ pub fn run(args: &FuzzArgs) -> Result<()> {
         println!("cargo-fuzz is missing: installing it");
         Program::cargo().args(["install", "--quiet", "cargo-fuzz"]).run_shown()?;
     }
+    let (name, home) = (args.target.name(), workspace::root().join(args.target.package()).join("fuzz"));
+    let found = workspace::target_dir().join("fuzz").join(name);
+    fs::create_dir_all(&found).with_context(|| format!("make {}", found.display()))?;
+    let seeds = Some(home.join("seeds").join(name)).filter(|seeds| seeds.is_dir());
     Program::cargo()
-        .args(["fuzz", "run", "--sanitizer", "none", args.target.name(), "--"])
+        .args(["fuzz", "run", "--sanitizer", "none", name])
+        .args(iter::once(found).chain(seeds))
+        .arg("--")
         .args([format!("-max_total_time={}", args.seconds), format!("-max_len={}", args.target.longest())])
         .env("RUSTC_BOOTSTRAP", "1")
-        .current_dir(&workspace::root().join(args.target.package()).join("fuzz"))
+        .current_dir(&home)
         .run_shown_within(Duration::from_secs(u64::from(args.seconds)) + Duration::from_mins(10))
 }

@@ -43,8 +43,8 @@ enum Verb {
     /// Measure mesh, and write BENCHMARKS.md and its plots
     #[command(disable_help_flag = true)]
     Bench(Passed),
-    /// Look for input that breaks the pipeline or the name server, with cargo-fuzz (installed if
-    /// missing)
+    /// Look for input that breaks the pipeline, the neighbour responder or the name server, with
+    /// cargo-fuzz (installed if missing)
     Fuzz(fuzz::FuzzArgs),
     /// Run the tests that take too long for the test run, each in a lab of its own
     #[command(disable_help_flag = true)]
