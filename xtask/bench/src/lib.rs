@@ -4,17 +4,20 @@
 //! Purpose: [`packet`] measures the XDP program's cost per packet, against the least that an XDP
 //! program can do; [`memory`] the memory of a flow; [`peers`] what clients get through mesh and
 //! through other load balancers; [`services`] how long it takes to create and scale a service,
-//! against a real Swarm. Comparisons alternate, and report medians of ratios within one round: a
-//! shared machine is slow at times, but not within a second.
+//! against a real Swarm; [`starts`] what networks cost at a task's start; [`networks`] what the
+//! next network costs in a cluster that has many. Comparisons alternate, and report medians of
+//! ratios within one round: a shared machine is slow at times, but not within a second.
 //!
 //! In reading order: [`objects`] compiles the kernel programs, [`programs`] finds them, [`maps`]
 //! fills theirs, [`samples`]
 //! takes medians, [`report`] and [`plot`] write, [`leftovers`] cleans up after runs that were
 //! killed.
 
+mod api;
 mod leftovers;
 mod maps;
 mod memory;
+mod networks;
 mod objects;
 mod packet;
 mod peers;
@@ -23,6 +26,7 @@ mod programs;
 mod report;
 mod samples;
 mod services;
+mod starts;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
@@ -58,6 +62,10 @@ enum Subject {
     },
     /// Measure how long it takes to create and scale a service, on mesh and on a real Swarm
     Services,
+    /// Measure a task's start on two networks against its start on none
+    Starts,
+    /// Measure the creation of networks and services in a cluster with 200 networks
+    Networks,
 }
 
 /// Measures, and writes `BENCHMARKS.md`.
@@ -74,6 +82,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Subject::Memory => memory::run(args.quick),
         Subject::Peers { only } => peers::run(args.quick, only),
         Subject::Services => services::run(args.quick),
+        Subject::Starts => starts::run(args.quick),
+        Subject::Networks => networks::run(args.quick),
     }
 }
 

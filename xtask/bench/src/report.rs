@@ -10,7 +10,7 @@ use mesh_checkout::command::Program;
 use mesh_checkout::workspace;
 
 const INTRODUCTION: &str = "# Benchmarks\n\n\
-    Written by `cargo xtask bench packet`, `memory`, `peers` and `services`; run them again for figures of your own. Ratios are what \
+    Written by `cargo xtask bench packet`, `memory`, `peers`, `services`, `starts` and `networks`; run them again for figures of your own. Ratios are what \
     counts: they are taken within one round, absolute figures are this machine's.\n";
 
 /// Replaces the section `name` by `body`, and writes the plots.
