@@ -58,6 +58,13 @@ pub trait Packet {
     /// Whether the packet has that mark. Clears it, as it means nothing to the rest of the host.
     fn take_mark(&mut self) -> bool;
 
+    /// Hands words over to the program that continues in a tail call, which reads them with
+    /// [`Self::handed_over`]. At XDP there is no such program, and nothing is kept.
+    fn hand_over(&mut self, words: [u32; 5]);
+
+    /// The words that the program before the tail call has handed over.
+    fn handed_over(&self) -> [u32; 5];
+
     /// How many packets on the wire this one stands for (segmentation offload).
     fn segments(&self) -> u32;
 

@@ -29,9 +29,11 @@ closed_list! {
         Decapsulate = 7 => "mesh_decap",
         /// Decapsulates a packet of a network, whose sender is checked.
         NetworkDecapsulate = 8 => "mesh_net_decap",
-        /// Forwards a task's packet to a virtual IP of its network.
+        /// Forwards a task's packet to a virtual IP of its network, or to an address there that
+        /// nobody has. Words of the control block: [`super::Link::words`].
         VirtualIp = 9 => "mesh_vip",
-        /// Forwards a packet from a backend of a virtual IP to another task of this node.
+        /// Forwards a packet from a backend of a virtual IP to another task of this node. Words of
+        /// the control block: [`super::Link::reply_words`].
         VirtualReply = 10 => "mesh_vip_reply",
         /// Forwards a packet out of the VXLAN device from a backend of a virtual IP.
         VirtualTunnel = 11 => "mesh_vip_tunnel",

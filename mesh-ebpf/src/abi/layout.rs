@@ -9,7 +9,7 @@ use super::{
 
 /// Raise this number when a value's meaning, or what programs hand over to an [`Edge`], changes
 /// while no layout does.
-const REVISION: u64 = 3;
+const REVISION: u64 = 4;
 
 /// Declares a `repr(C)` struct of the given size without hidden padding, and hashes its layout.
 macro_rules! abi_struct {

@@ -46,6 +46,40 @@ impl Link {
         let [first, ..] = destination.to_ne_bytes();
         destination == u32::MAX || first & 0xf0 == MULTICAST || destination == self.subnet | !self.mask
     }
+
+    /// What the program of [`super::Edge::VirtualIp`] needs of the sender, so that it does not look
+    /// it up again: network, backend, address and MAC address.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 5] {
+        let [m0, m1] = mac_words(self.mac);
+        [self.network, self.backend, self.address, m0, m1]
+    }
+
+    /// The sender of [`Self::words`], without its subnet.
+    #[inline(always)]
+    pub const fn from_words([network, backend, address, m0, m1]: [u32; 5]) -> Self {
+        let mac = mac_of([m0, m1]);
+        Self { network, address, subnet: 0, mask: 0, mac, flags: 0, backend, reserved: 0 }
+    }
+
+    /// What the program of [`super::Edge::VirtualReply`] needs: network and backend id of the
+    /// sender, and the receiver, a task of this node.
+    #[inline(always)]
+    pub const fn reply_words(&self, receiver: &Endpoint) -> [u32; 5] {
+        let [m0, m1] = mac_words(receiver.mac);
+        [self.network, self.backend, receiver.ifindex, m0, m1]
+    }
+}
+
+#[inline(always)]
+const fn mac_words(Mac([m0, m1, m2, m3, m4, m5]): Mac) -> [u32; 2] {
+    [u32::from_ne_bytes([m0, m1, m2, m3]), u32::from_ne_bytes([m4, m5, 0, 0])]
+}
+
+#[inline(always)]
+const fn mac_of([first, second]: [u32; 2]) -> Mac {
+    let ([m0, m1, m2, m3], [m4, m5, ..]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    Mac([m0, m1, m2, m3, m4, m5])
 }
 
 abi_struct! {
@@ -95,6 +129,13 @@ pub mod endpoint_flag {
 }
 
 impl Endpoint {
+    /// Network and backend id of the sender, and the receiver, of [`Link::reply_words`].
+    #[inline(always)]
+    pub const fn from_reply_words([network, id, ifindex, m0, m1]: [u32; 5]) -> ((u32, u32), Self) {
+        let mac = mac_of([m0, m1]);
+        ((network, id), Self { node: 0, ifindex, mac, flags: 0, backend: 0, reserved: 0 })
+    }
+
     /// Whether the address is on this node: a task's, or that of the network's bridge.
     #[inline(always)]
     pub const fn is_local(&self) -> bool {
@@ -132,6 +173,15 @@ pub const ISOLATED: u32 = 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_handed_over_comes_back() {
+        let mac = Mac([2, 66, 10, 0, 5, 7]);
+        let link = Link { network: 7, address: 0x0a00_0507, mac, backend: 19, ..Link::default() };
+        assert_eq!(Link::from_words(link.words()), link);
+        let receiver = Endpoint { ifindex: 12, mac: Mac([2, 66, 10, 0, 5, 8]), ..Endpoint::default() };
+        assert_eq!(Endpoint::from_reply_words(link.reply_words(&receiver)), ((7, 19), receiver));
+    }
 
     #[test]
     fn broadcasts_and_multicasts_stay_on_the_bridge() {

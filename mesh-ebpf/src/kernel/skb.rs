@@ -246,6 +246,19 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn hand_over(&mut self, words: [u32; 5]) {
+        // SAFETY: the context is valid for the program's run, and its control block is the
+        // program's to write.
+        unsafe { (*self.skb).cb = words }
+    }
+
+    #[inline(always)]
+    fn handed_over(&self) -> [u32; 5] {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.skb).cb }
+    }
+
+    #[inline(always)]
     fn segments(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         let segments = unsafe { (*self.skb).gso_segs };

@@ -159,6 +159,14 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn hand_over(&mut self, _: [u32; 5]) {}
+
+    #[inline(always)]
+    fn handed_over(&self) -> [u32; 5] {
+        [0; 5]
+    }
+
+    #[inline(always)]
     fn segments(&self) -> u32 {
         1
     }

@@ -57,13 +57,26 @@ pub(super) fn encapsulate<P: Packet, L: Lookups>(
     tunnel: &Tunnel,
     direction: Direction,
 ) -> Fate {
+    match lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) {
+        Some(node) => encapsulate_to(packet, lookups, config, segment, (node, tunnel), direction),
+        None => Fate::via_device(tunnel.peer, tunnel.vni),
+    }
+}
+
+/// As [`encapsulate`], where the other node's entry has been looked up already.
+#[inline(always)]
+pub(super) fn encapsulate_to<P: Packet, L: Lookups>(
+    packet: &mut P,
+    lookups: &L,
+    config: &Config,
+    segment: &Segment,
+    (node, tunnel): (&Node, &Tunnel),
+    direction: Direction,
+) -> Fate {
     let by_device = Fate::via_device(tunnel.peer, tunnel.vni);
     if exceeds(packet, config, segment) || segment.ip.total_len > LONGEST {
         return by_device;
     }
-    let Some(node) = lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) else {
-        return by_device;
-    };
     let outer = outer_headers(packet, config, segment, node, tunnel.vni, direction);
     if node.mac.is_none() || packet.push_outer().is_none() {
         return by_device;

@@ -10,7 +10,7 @@
 //! A task can only send as itself, which its own veth's program checks. The receiving node checks
 //! that the sending node has the source address.
 
-use super::encapsulation::{encapsulate, is_congested, is_fragment};
+use super::encapsulation::{encapsulate_to, is_congested, is_fragment};
 use super::{Origin, dropped, is_too_big, isolation, member, owner, virtual_ip};
 use crate::abi::{Config, Direction, DropReason, Edge, Endpoint, EndpointKey, Link, MESH_MAC, Mac, protocol};
 use crate::lookups::Lookups;
@@ -102,10 +102,16 @@ fn send<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, config: &Config, lin
     }
     match lookups.endpoint(&key) {
         Some(endpoint) if !endpoint.is_local() => to_node(packet, lookups, config, link.network, endpoint),
-        Some(endpoint) if link.backend != 0 && endpoint.is_connected() => Fate::tail_call(Edge::VirtualReply),
+        Some(endpoint) if link.backend != 0 && endpoint.is_connected() => {
+            packet.hand_over(link.reply_words(endpoint));
+            Fate::tail_call(Edge::VirtualReply)
+        }
         Some(endpoint) => to_neighbour(packet, lookups, endpoint),
-        None if lookups.virtual_ip(&key).is_some() => Fate::tail_call(Edge::VirtualIp),
-        None if key.address & link.mask == link.subnet => refused(lookups, DropReason::UnknownEndpoint),
+        // A virtual IP, or nobody's address: the next program looks it up for new flows only.
+        None if key.address & link.mask == link.subnet => {
+            packet.hand_over(link.words());
+            Fate::tail_call(Edge::VirtualIp)
+        }
         None => refused(lookups, DropReason::Isolated),
     }
 }
@@ -135,10 +141,10 @@ fn to_node<P: Packet, L: Lookups>(
     network: u32,
     endpoint: &Endpoint,
 ) -> Fate {
-    let Some(peer) = node_address(lookups, endpoint) else {
+    let Some(node) = lookups.node(endpoint.node).filter(|node| !node.address.is_none()) else {
         return refused(lookups, DropReason::UnknownNode);
     };
-    let tunnel = Tunnel { peer, vni: Vni::network(network) };
+    let tunnel = Tunnel { peer: node.address.v4_octets(), vni: Vni::network(network) };
     // Fragments, and other protocols than TCP and UDP.
     let Some(segment) = Segment::parse(packet, 0) else {
         return Fate::via_device(tunnel.peer, tunnel.vni);
@@ -150,7 +156,7 @@ fn to_node<P: Packet, L: Lookups>(
     if owner::clamp_mss(packet, config, &segment).is_none() {
         return refused(lookups, DropReason::Malformed);
     }
-    encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Request)
+    encapsulate_to(packet, lookups, config, &segment, (node, &tunnel), Direction::Request)
 }
 
 /// The IPv4 address of the node that has the endpoint.

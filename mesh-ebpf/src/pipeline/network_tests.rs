@@ -1,6 +1,6 @@
 //! Tests of GSO packets on networks, and of packets that only the VXLAN device can handle.
 
-use crate::abi::{Direction, flow_event};
+use crate::abi::{Direction, DropReason, flow_event};
 use crate::parse::{eth, ipv4};
 use crate::testing::{Fixture, Frame, Hook, HostTables, fixtures};
 use crate::verdict::Verdict;
@@ -64,6 +64,24 @@ fn a_flow_to_a_virtual_ip_is_counted_at_the_clients_node() {
     for direction in [Direction::Request, Direction::Reply] {
         assert_eq!(counted.packets.get(&(4, direction)), Some(&1), "{direction:?}");
     }
+}
+
+#[test]
+fn connections_outlive_their_virtual_ip_and_new_ones_need_it() {
+    let without = |name| {
+        let (fixture, _) = named(name);
+        let mut setup = fixture.setup.clone();
+        setup.virtual_ips.clear();
+        (fixture, HostTables::new(setup))
+    };
+    let (known, tables) = without("virtual IP: data of a connection stays with its task, by the program");
+    let mut data = frame(&known, 0);
+    assert_eq!(known.hook.run(&mut data, &tables), known.verdict, "a known connection");
+    assert_eq!(data.bytes, known.output);
+    let (syn, tables) =
+        without("virtual IP: a SYN for a task of another node, its MSS clamped, by the device");
+    let verdict = syn.hook.run(&mut frame(&syn, 0), &tables);
+    assert_eq!(verdict, Verdict::Drop(DropReason::UnknownEndpoint), "a new one");
 }
 
 #[test]

@@ -28,12 +28,14 @@ use crate::rewrite::{self, Side, Translation};
 use crate::select;
 use crate::verdict::{Destination, Fate};
 
-/// Tail call of [`super::overlay`]: a task's packet to a virtual IP of its network.
+/// Tail call of [`super::overlay`]: a task's packet to a virtual IP of its network, or to an
+/// address there that nobody has.
 #[inline(always)]
 pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
-    let (Some(config), Some(link)) = (lookups.config(), lookups.link(packet.ifindex())) else {
+    let Some(config) = lookups.config() else {
         return dropped(lookups, DropReason::UnknownLink, Direction::Request);
     };
+    let link = &Link::from_words(packet.handed_over());
     let Some(segment) = Segment::parse(packet, 0) else {
         return answer_uncommon(packet, lookups, link);
     };
@@ -48,6 +50,11 @@ pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
 /// drops the rest.
 #[inline(always)]
 fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
+    const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
+    let destination = packet.read_bytes::<4>(DESTINATION).unwrap_or_default();
+    if lookups.virtual_ip(&EndpointKey::new(link.network, destination)).is_none() {
+        return dropped(lookups, DropReason::UnknownEndpoint, Direction::Request);
+    }
     if fragment::is_fragment(packet) {
         return dropped(lookups, DropReason::Fragment, Direction::Request);
     }
@@ -96,9 +103,6 @@ fn forward<P: Packet, L: Lookups>(
 ) -> Destination {
     let drop = |reason| Destination::decided(dropped(lookups, reason, Direction::Request));
     let virtual_ip = segment.ip.destination.v4_octets();
-    let Some(service) = lookups.virtual_ip(&EndpointKey::new(link.network, virtual_ip)) else {
-        return drop(DropReason::UnknownEndpoint);
-    };
     if segment.ip.ttl <= 1 {
         return drop(DropReason::TtlExpired);
     }
@@ -114,10 +118,16 @@ fn forward<P: Packet, L: Lookups>(
     if let Some(flow) = flow_ref::find(lookups.flows(), &key) {
         let existing = existing_flow::continue_flow(packet, lookups, segment, &key, &flow);
         (avoided, choice, is_new) = (existing.avoided, existing.choice, existing.is_superseded);
-    } else if link.backend != 0 && is_own_reply(packet, lookups, link, segment) {
+    } else if link.backend != 0
+        && !segment.transport.flags.is_opening()
+        && is_own_reply(packet, lookups, link, segment)
+    {
         return turn_back(packet, lookups, link);
     }
     if is_new {
+        let Some(service) = lookups.virtual_ip(&EndpointKey::new(link.network, virtual_ip)) else {
+            return drop(DropReason::UnknownEndpoint);
+        };
         choice = open(packet, lookups, segment, service, &key, avoided);
     }
     let Some(backend) = choice.backend else {
@@ -301,23 +311,16 @@ pub(super) fn deliver_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, 
 /// node.
 #[inline(always)]
 pub fn virtual_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
-    const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
-    let (Some(link), Some(octets)) = (lookups.link(packet.ifindex()), packet.read_bytes::<4>(DESTINATION))
-    else {
-        return dropped(lookups, DropReason::UnknownLink, Direction::Reply);
-    };
-    let Some(endpoint) = lookups.endpoint(&EndpointKey::new(link.network, octets)) else {
-        return dropped(lookups, DropReason::UnknownEndpoint, Direction::Reply);
-    };
+    let (sender, endpoint) = Endpoint::from_reply_words(packet.handed_over());
     let Some(segment) = Segment::parse(packet, 0) else {
         return if icmp::is_error(packet) {
             Fate::tail_call(Edge::VirtualReplyError)
         } else {
-            to_neighbour(packet, lookups, endpoint)
+            to_neighbour(packet, lookups, &endpoint)
         };
     };
-    let restored = restore(packet, lookups, &segment, (link.network, link.backend));
-    restored.pass_on(packet, lookups, endpoint)
+    let restored = restore(packet, lookups, &segment, sender);
+    restored.pass_on(packet, lookups, &endpoint)
 }
 
 /// Tail call of [`super::tunnel`]: a packet from a backend of a virtual IP, which the VXLAN device

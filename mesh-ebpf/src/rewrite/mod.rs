@@ -35,7 +35,7 @@ pub struct Translation {
     pub side: Side,
     /// The new address, of the packet's IP version.
     pub address: Address,
-    /// The new port of that side.
+    /// The new port of that side; unchanged for a virtual IP.
     pub port_be: Be16,
     /// The port of the other side, the client's; mostly unchanged.
     pub client_port_be: Be16,
@@ -58,7 +58,9 @@ pub fn translate<P: Packet>(packet: &mut P, segment: &Segment, to: &Translation)
         translate_ipv4(packet, ip, to.side, old, new)?;
         packet.patch_transport_checksum(transport.checksum(), old, new, Covered::PseudoHeader)?;
     }
-    replace_port(packet, transport, port_offset, old_port, to.port_be)?;
+    if old_port != to.port_be {
+        replace_port(packet, transport, port_offset, old_port, to.port_be)?;
+    }
     if old_client_port != to.client_port_be {
         replace_port(packet, transport, client_port_offset, old_client_port, to.client_port_be)?;
     }

@@ -22,12 +22,14 @@ pub struct Frame {
     pub segment_size: u32,
     /// Whether mesh has marked it, see [`Packet::mark`].
     pub is_marked: bool,
+    /// What one program has handed over to the next, see [`Packet::hand_over`].
+    pub handed_over: [u32; 5],
 }
 
 impl Frame {
     /// A frame that came in by [`IFINDEX`].
     pub const fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, ifindex: IFINDEX, segment_size: 0, is_marked: false }
+        Self { bytes, ifindex: IFINDEX, segment_size: 0, is_marked: false, handed_over: [0; 5] }
     }
 }
 
@@ -86,6 +88,14 @@ impl Packet for Frame {
 
     fn take_mark(&mut self) -> bool {
         core::mem::take(&mut self.is_marked)
+    }
+
+    fn hand_over(&mut self, words: [u32; 5]) {
+        self.handed_over = words;
+    }
+
+    fn handed_over(&self) -> [u32; 5] {
+        self.handed_over
     }
 
     fn segments(&self) -> u32 {
