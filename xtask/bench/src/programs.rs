@@ -6,13 +6,13 @@ use aya::maps::{MapData, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use mesh_ebpf::abi::{Edge, names};
 
-/// Loads the tail-call targets of the hooks' programs. Their array loses them when it is dropped.
-pub(super) fn edges(object: &mut Ebpf) -> Result<ProgramArray<MapData>> {
+/// Loads these tail-call targets of the hooks' programs. Their array loses them when it is dropped.
+pub(super) fn edges(object: &mut Ebpf, wanted: &[Edge]) -> Result<ProgramArray<MapData>> {
     let map = object.take_map(names::EDGES).ok_or_else(|| anyhow!("no map {}", names::EDGES))?;
     let mut edges = ProgramArray::try_from(map).context(names::EDGES)?;
-    for edge in Edge::ALL {
+    for edge in wanted {
         let program = classifier(object, edge.program())?;
-        edges.set(edge as u32, program.fd().context(edge.program())?, 0).context(names::EDGES)?;
+        edges.set(*edge as u32, program.fd().context(edge.program())?, 0).context(names::EDGES)?;
     }
     Ok(edges)
 }

@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{TcAttachType, XdpMode};
 use mesh_checkout::command::Program;
-use mesh_ebpf::abi::{Backend, Endpoint, EndpointKey, Link, Mac, names};
+use mesh_ebpf::abi::{Backend, Edge, Endpoint, EndpointKey, Link, Mac, names};
 
 use super::case::Case;
 use super::rig::{NODE, SOURCE_MAC};
@@ -73,7 +73,7 @@ pub(super) struct Beside {
 /// Attaches the program to the measured end, and an XDP program that passes everything, without
 /// which a veth receives no frames from XDP.
 pub(super) fn attach(object: &mut Ebpf, objects: &Objects) -> Result<Beside> {
-    let edges = programs::edges(object)?;
+    let edges = programs::edges(object, &[Edge::VirtualIp])?;
     let overlay = classifier(object, names::PROGRAM_OVERLAY)?;
     overlay.attach(NODE, TcAttachType::Ingress).context("attach the program of a task's veth")?;
     let mut pass = Ebpf::load(&objects.pass).context("load the passing program")?;

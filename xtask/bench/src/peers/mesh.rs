@@ -6,8 +6,8 @@ use aya::programs::{TcAttachType, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use mesh_checkout::command::Program;
 use mesh_ebpf::abi::{
-    Backend, BackendState, Be16, Config, Mac, Member, Mode, Node, Policy, Service, ServiceKey, backend_flag,
-    member_flag, names, protocol,
+    Backend, BackendState, Be16, Config, Edge, Mac, Member, Mode, Node, Policy, Service, ServiceKey,
+    backend_flag, member_flag, names, protocol,
 };
 use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 
@@ -92,7 +92,7 @@ fn pass(objects: &Objects) -> Result<Ebpf> {
 fn load(objects: &Objects, number: u8, carriage: Carriage) -> Result<Loaded> {
     let mut object = EbpfLoader::new().load(&objects.programs).context("load the data plane's maps")?;
     fill(&mut object, number, carriage)?;
-    let edges = programs::edges(&mut object)?;
+    let edges = programs::edges(&mut object, &Edge::ALL)?;
     let hooks = [
         (names::PROGRAM_UPLINK, "eth0", TcAttachType::Ingress),
         (names::PROGRAM_EGRESS, "eth0", TcAttachType::Egress),
