@@ -24,6 +24,7 @@ pub mod lb;
 pub mod metrics;
 pub mod names;
 pub mod proxy;
+mod sock_diag;
 pub mod task;
 pub mod uninstall;
 pub mod view;

@@ -21,6 +21,7 @@ use super::attach::Hooks;
 use super::cabling::Cabling;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
+use super::connections::Connections;
 use super::diff::is_ahead;
 use super::drain::DrainCount;
 use super::error::DatapathError;
@@ -57,6 +58,7 @@ pub struct Datapath {
     pub(super) upkeep: Mutex<Upkeep>,
     pub(super) hooks: Mutex<Hooks>,
     drains: DrainCount,
+    pub(super) connections: Connections,
     census: Mutex<Census>,
     pub(super) tasks: Mutex<BTreeMap<TaskId, Address>>,
     /// What a scrape needs of `state`, without its lock.
@@ -119,6 +121,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         cabling: Mutex::default(),
         sweeper: Mutex::new(sweeper),
         drains,
+        connections: Connections::default(),
         upkeep: Mutex::new(upkeep),
         census: Mutex::new(Census::default()),
         tasks: Mutex::new(BTreeMap::new()),
@@ -184,17 +187,18 @@ impl Datapath {
         Ok(snapshot.with(&outline, &census, &self.capacities, errors, hooks, host))
     }
 
-    /// The number of flows through the programs for which a drain still waits.
+    /// The number of flows through the programs, and of connections over networks, for which a drain
+    /// still waits.
     ///
     /// # Errors
-    /// A table can't be read.
+    /// A table can't be read, or the task's sockets can't be listed.
     pub fn flows_left(&self, task: &Draining) -> Result<u64, DatapathError> {
         let is_ours = |backend: &Backend| backend.is_local() && backend.state == BackendState::Draining as u8;
         let draining = {
             let state = lock(&self.state);
             state.contents().alive().filter(|(_, backend)| is_ours(backend)).map(|(id, _)| id).collect()
         };
-        self.drains.left(task, draining)
+        Ok(self.drains.left(task, draining)? + self.connections.left(task)?)
     }
 
     /// Brings the maps to `view`, and returns the generation that they follow. Nodes that are new

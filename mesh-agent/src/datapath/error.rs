@@ -101,6 +101,15 @@ pub enum DatapathError {
         #[source]
         source: Option<io::Error>,
     },
+    /// The connections of a task that is to stop can't be listed.
+    #[error("listing the connections of task {task} in its network namespace failed")]
+    TaskSockets {
+        /// The task's id.
+        task: String,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
     /// Blocking work was not carried out because the agent stops.
     #[error("the agent stops before this was done: the next one resumes from the maps")]
     Interrupted,

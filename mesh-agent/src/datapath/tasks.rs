@@ -53,6 +53,7 @@ impl Datapath {
     /// # Errors
     /// A map refuses the change.
     pub fn detach_task(&self, task: &TaskId) -> Result<(), DatapathError> {
+        self.connections.forget(task);
         lock(&self.hooks).detach_task(task.as_str());
         let plugged = lock(&self.tasks).remove(task);
         let mut state = lock(&self.state);

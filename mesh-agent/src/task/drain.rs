@@ -65,13 +65,20 @@ impl DrainProgress {
         Self { begun: now, announced: None, quiet: None }
     }
 
-    /// The flows to count; `None` before every node knows of the drain.
-    pub(super) fn counts(&mut self, now: Instant, assignment: &Assignment) -> Option<Draining> {
+    /// The flows to count of a task whose first process is `pid`; `None` before every node knows of
+    /// the drain.
+    pub(super) fn counts(&mut self, now: Instant, assignment: &Assignment, pid: u32) -> Option<Draining> {
         if !assignment.drain.announced {
             return None;
         }
         let since = *self.announced.get_or_insert(now);
-        Some(Draining { backends: backends(assignment), since })
+        Some(Draining {
+            task_id: assignment.task.id.clone(),
+            pid,
+            backends: backends(assignment),
+            networks: assignment.networks.iter().map(|network| network.address).collect(),
+            since,
+        })
     }
 
     /// Judges the drain by `flows`, the number of flows that go on, if they could be counted.
@@ -142,12 +149,12 @@ mod tests {
         let begun = Instant::now();
         let mut progress = DrainProgress::begin(begun);
         let mut told = assignment("t");
-        assert_eq!(progress.counts(begun, &told), None);
+        assert_eq!(progress.counts(begun, &told, 7), None);
         told.drain.announced = true;
         let announced = begun + Duration::from_millis(40);
-        assert_eq!(progress.counts(announced, &told).map(|draining| draining.since), Some(announced));
+        assert_eq!(progress.counts(announced, &told, 7).map(|draining| draining.since), Some(announced));
         let later = announced + Duration::from_secs(1);
-        assert_eq!(progress.counts(later, &told).map(|draining| draining.since), Some(announced));
+        assert_eq!(progress.counts(later, &told, 7).map(|draining| draining.since), Some(announced));
     }
 
     #[test]

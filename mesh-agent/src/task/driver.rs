@@ -229,7 +229,7 @@ impl Driver {
                 self.link = MeshLink::Apart;
                 Taken::Reported
             }
-            TaskStep::Drain => self.drain(goal).await,
+            TaskStep::Drain => self.drain(goal, seen).await,
             TaskStep::Stop => {
                 let grace = container_spec::grace(&goal.assignment);
                 info!(task = %self.id, container, ?grace, "stop container");
@@ -291,7 +291,8 @@ impl Driver {
     }
 
     /// Waits until the task's flows have ended, or the limit has passed, or something changed.
-    async fn drain(&mut self, goal: &Goal) -> Taken {
+    async fn drain(&mut self, goal: &Goal, seen: Option<&ContainerFacts>) -> Taken {
+        let Some(pid) = seen.and_then(|seen| u32::try_from(seen.pid).ok()) else { return Taken::Done };
         let mut progress = match std::mem::take(&mut self.drain) {
             DrainStage::Underway(progress) => progress,
             DrainStage::Ahead | DrainStage::Over => {
@@ -299,13 +300,16 @@ impl Driver {
                 DrainProgress::begin(Instant::now())
             }
         };
+        let mut is_told = false;
         let taken = loop {
-            let flows = match progress.counts(Instant::now(), &goal.assignment) {
+            let flows = match progress.counts(Instant::now(), &goal.assignment, pid) {
                 None => None,
                 Some(draining) => match self.context.network.flows_left(&draining).await {
                     Ok(flows) => Some(flows),
                     Err(error) => {
-                        warn!(task = %self.id, error = mesh_runtime::error_chain(&error), "can't count the task's flows");
+                        if !std::mem::replace(&mut is_told, true) {
+                            warn!(task = %self.id, error = mesh_runtime::error_chain(&error), "can't count the task's flows");
+                        }
                         None
                     }
                 },

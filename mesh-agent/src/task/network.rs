@@ -61,8 +61,14 @@ pub fn addresses(assignment: &Assignment) -> Vec<NetworkAddress> {
 /// A task that is to stop and gets no new flows any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draining {
+    /// The task's id.
+    pub task_id: TaskId,
+    /// Its container's first process in the node's pid namespace.
+    pub pid: u32,
     /// The task's backends.
     pub backends: Vec<BackendId>,
+    /// Its addresses on its service's networks, at which other tasks connect to it.
+    pub networks: Vec<Ipv4Addr>,
     /// When its drain began.
     pub since: Instant,
 }
@@ -83,8 +89,9 @@ pub trait TaskNetwork: Send + Sync + 'static {
     /// and when the container got another process or address: must be idempotent.
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError>;
 
-    /// The number of live flows of a task that began before its drain. The drain begins with the
-    /// first call, and the driver calls again and again while the task is to stop.
+    /// The number of live flows of a task that began before its drain, and of connections of other
+    /// tasks to it. The drain begins with the first call, and the driver calls again and again while
+    /// the task is to stop.
     async fn flows_left(&self, task: &Draining) -> Result<u64, TaskNetworkError>;
 
     /// Disconnects a task that no longer runs. Called for unknown tasks too.

@@ -1,4 +1,5 @@
-//! Finds the host's end of a task's veth pair by a query inside the task's network namespace.
+//! Asks the kernel inside a task's network namespace, for the host's end of its veth pair among
+//! others.
 //!
 //! Invariants: only a thread made for it enters another namespace, and it ends there; no thread of
 //! the runtime ever does.
@@ -51,13 +52,26 @@ pub(crate) fn find_cable(task: &str, pid: u32, address: Ipv4Addr) -> Result<Task
 
 /// The interface with this address in the namespace of a process.
 fn ask_inside(pid: u32, address: Ipv4Addr) -> io::Result<Option<Link>> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    let visitor = std::thread::Builder::new().name("task-netns".to_owned()).spawn(move || {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    visit(pid, move || {
         let mut netlink = Netlink::open()?;
         let owner = netlink.addresses()?.into_iter().find(|(_, found)| *found == address);
         let Some((ifindex, _)) = owner else { return Ok(None) };
         Ok(netlink.links()?.into_iter().find(|link| link.index == ifindex))
+    })
+}
+
+/// Runs `work` on a thread of its own in the network namespace of a process.
+///
+/// # Errors
+/// The process is gone, or `work` failed.
+pub(crate) fn visit<T: Send + 'static>(
+    pid: u32,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    let visitor = std::thread::Builder::new().name("task-netns".to_owned()).spawn(move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
     })?;
     visitor.join().map_err(|_| io::Error::other("the thread in the task's namespace failed"))?
 }
