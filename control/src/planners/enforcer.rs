@@ -1,20 +1,23 @@
-//! Stops tasks whose node no longer meets their constraints, after a label or a role was changed.
+//! Stops tasks that may not stay on their node: it no longer meets their constraints, after a label
+//! or a role was changed, or can't carry their networks any more, after its agent was restarted
+//! with `--datapath userspace`.
 //!
 //! It decides from the spec that each task was made from, and from its node as it is now. A changed
 //! spec is the updater's: judged by the new one, all tasks would stop at once instead of a few at a
 //! time.
 //!
-//! It checks constraints alone. What a node can run out of (CPUs, memory, host ports) and the
-//! platform were checked when the task was placed. A node that reports fewer CPUs than before keeps
-//! its tasks: they run, and stopping them would be an outage that no user asked for. The scheduler
-//! just places no more tasks there. A constraint, however, is an order of the user.
+//! It checks nothing else. What a node can run out of (CPUs, memory, host ports) and the platform
+//! were checked when the task was placed. A node that reports fewer CPUs than before keeps its
+//! tasks: they run, and stopping them would be an outage that no user asked for. The scheduler just
+//! places no more tasks there. A constraint, however, is an order of the user. And a task whose
+//! networks its node doesn't carry runs without reaching anyone.
 //!
 //! It can't see whether another node has room. So a task may stop and find no other node, and its
 //! slot waits with the scheduler's reason. That is what the user asked for, too: the task must not
 //! run there.
 //!
-//! Invariants: a task is judged by the spec that it was made from; a task whose spec is not stored
-//! is left alone.
+//! Invariants: a task is judged by the spec that it was made from; by constraints, a task whose
+//! spec is not stored is left alone.
 //!
 //! Left to others: filling the slot again (`replicated`, `global`).
 
@@ -29,12 +32,28 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::{Action, Plan};
 use crate::slots;
 use crate::slots::create::stopped;
-use crate::slots::eligible::Suits;
+use crate::slots::eligible::{Suits, has_programs};
 
-/// The error that `docker service ps` shows for such a task.
-pub const ERROR: &str = "assigned node no longer meets constraints";
+/// Why a task must leave its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Misfit {
+    /// The node no longer meets the task's constraints.
+    Constraints,
+    /// The task is on networks, and the node has no kernel programs to carry them.
+    Networks,
+}
 
-/// Stops tasks whose node no longer meets their constraints.
+impl Misfit {
+    /// The error that `docker service ps` shows for such a task.
+    const fn error(self) -> &'static str {
+        match self {
+            Self::Constraints => "assigned node no longer meets constraints",
+            Self::Networks => "assigned node no longer has kernel programs for overlay networks",
+        }
+    }
+}
+
+/// Stops tasks that may not stay on their node.
 pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
     let mut plan = Plan::default();
     let mut read: BTreeMap<(&ServiceId, u64), Option<Suits>> = BTreeMap::new();
@@ -43,15 +62,20 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
         let suits = read
             .entry((&task.service_id, task.spec_version))
             .or_insert_with(|| snapshot.spec_of(task).map(|spec| Suits::new(&spec.task_template)));
-        let fits = suits.as_ref().is_none_or(|suits| suits.constraints_hold(node));
-        if fits || snapshot.state_of(task).is_terminal() {
+        let misfit = if suits.as_ref().is_some_and(|suits| !suits.constraints_hold(node)) {
+            Misfit::Constraints
+        } else if !task.attachments.is_empty() && !has_programs(node) {
+            Misfit::Networks
+        } else {
+            continue;
+        };
+        if snapshot.state_of(task).is_terminal() {
             continue;
         }
-        plan.reasons
-            .push(format!("task {} stops: node {} no longer meets its constraints", task.id, node.id));
+        plan.reasons.push(format!("task {} stops: node {}: {}", task.id, node.id, misfit.error()));
         let mut action = stopped(now, task, TaskState::Shutdown);
         if let Action::UpdateTask { task, .. } = &mut action {
-            ERROR.clone_into(&mut task.leader_status.err);
+            misfit.error().clone_into(&mut task.leader_status.err);
         }
         plan.actions.push(action);
     }
@@ -60,8 +84,10 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::network::Attachment;
+
     use super::*;
-    use crate::fixtures::{World, service, task};
+    use crate::fixtures::{World, join, network, service, task};
 
     #[test]
     fn a_changed_label_stops_the_task_with_a_reason() {
@@ -86,7 +112,7 @@ mod tests {
         let stopped = &world.snapshot.tasks[&running.id];
         assert_eq!((stopped.desired_state, stopped.shutdown_at), (TaskState::Shutdown, Some(world.now)));
         world.report(&running.id, TaskState::Shutdown);
-        assert_eq!(world.snapshot.error_of(&world.snapshot.tasks[&running.id]), ERROR);
+        assert_eq!(world.snapshot.error_of(&world.snapshot.tasks[&running.id]), Misfit::Constraints.error());
         assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
     }
 
@@ -102,5 +128,36 @@ mod tests {
             placement.constraints.push("node.labels.zone==in".to_owned());
         });
         assert_eq!(world.run(plan), Plan::default());
+    }
+
+    #[test]
+    fn a_node_that_turns_to_userspace_keeps_no_task_with_networks() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_network(&network("app", "10.0.5.0/24", 1));
+        let mut web = service("web", 1);
+        join(&mut web.spec, &["app"]);
+        world.put_service(&web);
+        world.put_service(&service("plain", 1));
+        for (id, of) in [("on-app", "web"), ("on-none", "plain")] {
+            let mut running = task(id, of, 1);
+            running.node_id = Some("a".into());
+            if of == "web" {
+                let address = Some("10.0.5.7".parse().unwrap());
+                running.attachments =
+                    vec![Attachment { network_id: "app".into(), address, backend_id: None }];
+            }
+            world.put_task(&running);
+            world.report(&running.id, TaskState::Running);
+        }
+        for datapath in ["xdp", "tc"] {
+            world.update_node("a", |node| datapath.clone_into(&mut node.description.datapath));
+            assert_eq!(world.run(plan), Plan::default(), "{datapath} carries networks");
+        }
+        world.update_node("a", |node| "userspace".clone_into(&mut node.description.datapath));
+        world.run(plan);
+        let desired = |id: &str| world.snapshot.tasks[&id.into()].desired_state;
+        assert_eq!((desired("on-app"), desired("on-none")), (TaskState::Shutdown, TaskState::Running));
+        assert_eq!(world.snapshot.tasks[&"on-app".into()].leader_status.err, Misfit::Networks.error());
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
     }
 }

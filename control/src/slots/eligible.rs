@@ -74,6 +74,11 @@ fn architecture(name: &str) -> String {
     }
 }
 
+/// Whether a node has kernel programs, which carry the packets of overlay networks.
+pub fn has_programs(node: &Node) -> bool {
+    node.description.datapath != "userspace"
+}
+
 /// Whether a node may get a new task of a global service.
 pub fn takes_new(snapshot: &ClusterSnapshot, node: &Node, suits: &Suits) -> bool {
     node.spec.availability == Availability::Active

@@ -8,9 +8,7 @@ use mesh_state::node::Node;
 use super::explain::Refusal;
 use super::needs::Needs;
 use super::usage::NodeUsage;
-
-/// The datapath that has no kernel programs.
-const USERSPACE: &str = "userspace";
+use crate::slots::eligible::has_programs;
 
 /// The reason why a node can't take one more task with these needs; `None` if it can.
 pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
@@ -22,7 +20,7 @@ pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
         Some(Refusal::Plugin)
     } else if needs.is_on_networks && !usage.node.description.takes_networks {
         Some(Refusal::OldAgent)
-    } else if needs.is_on_networks && usage.node.description.datapath == USERSPACE {
+    } else if needs.is_on_networks && !has_programs(usage.node) {
         Some(Refusal::NoPrograms)
     } else if !needs.suits.constraints_hold(usage.node) {
         Some(Refusal::Constraints)
