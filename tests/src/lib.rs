@@ -9,7 +9,6 @@
 #![cfg(feature = "cluster")]
 
 pub mod deposit;
-pub mod downloads;
 pub mod lab;
 pub mod resolver;
 

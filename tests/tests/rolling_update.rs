@@ -8,10 +8,10 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use mesh_lab::client::downloads::Downloads;
 use mesh_lab::client::load::LoadGenerator;
 use mesh_lab::cluster::{Cluster, eventually};
 use mesh_tests::deposit::Deposit;
-use mesh_tests::downloads::Downloads;
 use mesh_tests::{PATIENCE, Service, cluster};
 
 const PORT: u16 = 8100;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_lab::Part;
 use mesh_lab::cluster::{Cluster, Docker};
 use mesh_lab::component::Component;
+use mesh_lab::record::NodeRecord;
 use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, Service, resolver};
 
@@ -93,7 +94,7 @@ pub(crate) fn by_the_c_library(shop: &Shop) -> Result<()> {
 }
 
 /// Kills the agent under a task and starts it again: the virtual IP answers meanwhile, and a
-/// question asked meanwhile is answered in time.
+/// question asked meanwhile is answered in time. Then kills the whole control plane.
 pub(crate) fn outlive_the_agent(cluster: &Cluster) -> Result<()> {
     let network = Network::create(cluster, "lasting", &[])?;
     let create = |name, node: &str| {
@@ -120,7 +121,35 @@ pub(crate) fn outlive_the_agent(cluster: &Cluster) -> Result<()> {
     })?;
     println!("names were silent for {silence:?}");
     ensure!(silence <= SILENCE_MAX, "expected an answer within {SILENCE_MAX:?}, it took {silence:?}");
-    finds(&asker, server.name(), &[virtual_ip])
+    finds(&asker, server.name(), &[virtual_ip])?;
+    outlive_the_control_plane(cluster, &asker, server.name(), virtual_ip)
+}
+
+/// Kills every manager's mesh-control and etcd: the name resolves as before, and the virtual IP
+/// answers over each protocol.
+fn outlive_the_control_plane(
+    cluster: &Cluster,
+    asker: &Task,
+    name: &str,
+    virtual_ip: Ipv4Addr,
+) -> Result<()> {
+    let managers = || cluster.record.nodes.iter().filter(|node| node.manager);
+    let cut = |component| {
+        let cut = |node: &NodeRecord| PowerCut::of_part(cluster, &node.name, Part::One(component));
+        managers().map(cut).collect::<Result<Vec<_>>>()
+    };
+    let controls = cut(Component::Control)?;
+    let stores = cut(Component::Etcd)?;
+    finds(asker, name, &[virtual_ip])?;
+    for way in Way::ALL {
+        ensure!(
+            asker.reaches(way, virtual_ip)?,
+            "without a control plane, {virtual_ip} doesn't answer over {way:?}"
+        );
+    }
+    // mesh-control starts only where its etcd answers.
+    drop(stores);
+    controls.into_iter().try_for_each(|control| control.restore(cluster))
 }
 
 fn until_answered(resolver: Ipv4Addr, name: &str, begun: Instant) -> Result<Duration> {

@@ -5,6 +5,7 @@
 //!
 //! Left to others: checking the answers.
 
+pub mod downloads;
 pub mod forged;
 pub mod http;
 pub mod load;

@@ -3,6 +3,7 @@
 mod clocks;
 mod forged_tunnel;
 mod listeners;
+mod virtual_ips;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -25,6 +26,9 @@ enum Soak {
     /// Set clocks forward by 200 days under traffic: certificates must be renewed, no node may go
     /// down, no request may fail (needs root)
     Clocks(clocks::ClocksArgs),
+    /// Update, scale and drain a service under connections to its virtual IP from every node, and
+    /// kill the control plane: none may fail, none may be cut (needs root)
+    VirtualIps(virtual_ips::VirtualIpsArgs),
 }
 
 /// Runs one of them.
@@ -36,5 +40,6 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
         Soak::Listeners(args) => listeners::run(args),
         Soak::Clocks(args) => clocks::run(args),
+        Soak::VirtualIps(args) => virtual_ips::run(args),
     }
 }

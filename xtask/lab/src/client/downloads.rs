@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use mesh_lab::client::http;
-use mesh_lab::netns::Netns;
+
+use super::http;
+use crate::netns::Netns;
 
 /// The bytes of one download: far more than the sockets on the way can buffer.
 const BYTES: usize = 24_000_000;
