@@ -278,9 +278,9 @@ impl Driver {
     /// Waits until the task listens, or the limit has passed; `false` if something changed before.
     async fn until_listening(&mut self, pid: u32, goal: &Goal) -> bool {
         let until = *self.listens_until.get_or_insert_with(|| Instant::now() + listening::LIMIT);
-        while !listening::on_all(pid, &goal.assignment.task.endpoints) {
+        while !listening::is_ready(pid, &goal.assignment.task) {
             if Instant::now() >= until {
-                info!(task = %self.id, limit = ?listening::LIMIT, "task does not listen on all its published ports yet");
+                info!(task = %self.id, limit = ?listening::LIMIT, "task does not listen yet");
                 return true;
             }
             if tokio::time::timeout(listening::PAUSE, self.until_changed()).await.is_ok() {

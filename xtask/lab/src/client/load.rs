@@ -25,6 +25,8 @@ pub struct Report {
     pub answers: BTreeMap<String, u64>,
     /// Requests that failed: when (since the load began) and why.
     pub failures: Vec<(Duration, String)>,
+    /// The longest time that an answer took.
+    pub slowest: Duration,
 }
 
 impl Report {
@@ -43,6 +45,7 @@ impl Report {
             *self.answers.entry(answer).or_default() += count;
         }
         self.failures.extend(other.failures);
+        self.slowest = self.slowest.max(other.slowest);
     }
 }
 
@@ -58,16 +61,27 @@ impl LoadGenerator {
     /// Starts opening `per_second` connections per second from `client` to the `servers` in turn,
     /// each with a request for `path`.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], path: &str, per_second: u32) -> Self {
+        Self::start_patient(client, servers, path, per_second, http::DEADLINE)
+    }
+
+    /// Starts the same with another deadline for each answer.
+    pub fn start_patient(
+        client: &Netns,
+        servers: &[SocketAddrV4],
+        path: &str,
+        per_second: u32,
+        deadline: Duration,
+    ) -> Self {
         let begun = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
         let pause = Duration::from_secs(1) * WORKERS / per_second.max(1);
         let workers = (0..WORKERS)
             .map(|number| {
                 let (client, servers) = (client.clone(), servers.to_vec());
-                let (path, stop) = (path.to_owned(), Arc::clone(&stop));
+                let (request, stop) = (Request { path: path.to_owned(), deadline }, Arc::clone(&stop));
                 let first = begun + pause * number / WORKERS;
                 std::thread::spawn(move || {
-                    client.run(|| Ok(send(&servers, number as usize, &path, begun, first, pause, &stop)))
+                    client.run(|| Ok(send(&servers, number as usize, &request, begun, first, pause, &stop)))
                 })
             })
             .collect();
@@ -93,11 +107,18 @@ impl LoadGenerator {
     }
 }
 
+/// What each connection asks for, and how long it waits for the answer.
+#[derive(Debug, Clone)]
+struct Request {
+    path: String,
+    deadline: Duration,
+}
+
 /// One worker: sends a request each `pause`, late instead of never if the last one took longer.
 fn send(
     servers: &[SocketAddrV4],
     offset: usize,
-    path: &str,
+    request: &Request,
     begun: Instant,
     first: Instant,
     pause: Duration,
@@ -111,8 +132,11 @@ fn send(
             break;
         }
         let at = begun.elapsed();
-        match ask(*server, path) {
-            Ok(answer) => *report.answers.entry(answer).or_default() += 1,
+        match ask_within(*server, &request.path, request.deadline) {
+            Ok(answer) => {
+                *report.answers.entry(answer).or_default() += 1;
+                report.slowest = report.slowest.max(begun.elapsed().saturating_sub(at));
+            }
             Err(error) => report.failures.push((at, format!("{server}: {error:#}"))),
         }
         due = (due + pause).max(Instant::now());
@@ -125,7 +149,11 @@ fn send(
 /// # Errors
 /// Any other outcome.
 pub fn ask(server: impl Into<SocketAddr>, path: &str) -> Result<String> {
-    let response = http::get(server, path, http::DEADLINE)?;
+    ask_within(server, path, http::DEADLINE)
+}
+
+fn ask_within(server: impl Into<SocketAddr>, path: &str, deadline: Duration) -> Result<String> {
+    let response = http::get(server, path, deadline)?;
     if response.status != 200 {
         return Err(anyhow!("status {}", response.status));
     }

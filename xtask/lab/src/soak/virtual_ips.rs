@@ -32,6 +32,8 @@ const HTTP: u16 = 80;
 const FEWER: usize = 3;
 /// How long each download is planned to take.
 const LASTING: Duration = Duration::from_secs(6);
+/// The deadline of an answer: a busy machine is slow, and a slow answer is no lost connection.
+const SLOW: Duration = Duration::from_secs(30);
 /// How long the control plane is dead.
 const DEAD: Duration = Duration::from_secs(10);
 /// The time in which a state of the cluster must be reached.
@@ -114,9 +116,10 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
         let (node, elapsed) = (one.node.clone(), one.load.elapsed());
         let (report, seen) = one.stop()?;
         println!(
-            "{node}: {} answered in {:.0} s, {} failed; {} downloads whole, {} cut",
+            "{node}: {} answered in {:.0} s, the slowest after {:.1?}, {} failed; {} downloads whole, {} cut",
             report.answered(),
             elapsed.as_secs_f64(),
+            report.slowest,
             report.failures.len(),
             seen.whole,
             seen.cut.len()
@@ -181,7 +184,7 @@ impl Traffic {
     fn start(client: &Client, server: SocketAddrV4, args: &VirtualIpsArgs) -> Self {
         Self {
             node: client.node.clone(),
-            load: LoadGenerator::start(&client.netns, &[server], "/", args.rate),
+            load: LoadGenerator::start_patient(&client.netns, &[server], "/", args.rate, SLOW),
             downloads: Downloads::start(&client.netns, &[server], args.downloads, LASTING),
         }
     }
