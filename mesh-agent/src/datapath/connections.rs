@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(waited.follow(begun + FIRST_COUNTS, &[old, missed]), 2, "the first list missed it");
         let later = begun + FIRST_COUNTS + Duration::from_millis(1);
         assert_eq!(waited.follow(later, &[old, missed, new]), 2);
-        let hours = begun + Duration::from_secs(7200);
+        let hours = begun + Duration::from_hours(2);
         let client_closed = connection(states::CLOSE_WAIT, 1);
         assert_eq!(waited.follow(hours, &[client_closed, new]), 1, "the task may still send");
         assert_eq!(waited.follow(hours, &[new]), 0);
@@ -210,9 +210,9 @@ mod tests {
         let begun = Instant::now();
         let mut waited = Waited::default();
         assert_eq!(waited.follow(begun, &[connection(states::ESTABLISHED, 1)]), 1);
-        let closed = begun + Duration::from_secs(60);
+        let closed = begun + Duration::from_mins(1);
         assert_eq!(waited.follow(closed, &[connection(states::FIN_WAIT1, 1)]), 1);
-        let just_before = closed + CLOSING - Duration::from_millis(1);
+        let just_before = closed + Duration::from_millis(4_999);
         assert_eq!(waited.follow(just_before, &[connection(states::FIN_WAIT2, 1)]), 1);
         assert_eq!(waited.follow(closed + CLOSING, &[connection(states::FIN_WAIT2, 1)]), 0);
     }
@@ -225,8 +225,8 @@ mod tests {
         let count = || {
             let sockets = all(&mut SockDiag::open().unwrap()).unwrap();
             let ours: Vec<_> = sockets.into_iter().filter(|socket| socket.peer != server).collect();
-            let served = served(&ours, &[Ipv4Addr::LOCALHOST]);
-            served.iter().filter(|socket| socket.local == server && socket.state & OPEN != 0).count()
+            let connections = served(&ours, &[Ipv4Addr::LOCALHOST]);
+            connections.iter().filter(|socket| socket.local == server && socket.state & OPEN != 0).count()
         };
         assert_eq!(count(), 0);
         let client = TcpStream::connect(server).unwrap();

@@ -187,8 +187,8 @@ impl Datapath {
         Ok(snapshot.with(&outline, &census, &self.capacities, errors, hooks, host))
     }
 
-    /// The number of flows through the programs, and of connections over networks, for which a drain
-    /// still waits.
+    /// The number of flows through the programs, and of connections over networks, for which a
+    /// drain still waits.
     ///
     /// # Errors
     /// A table can't be read, or the task's sockets can't be listed.

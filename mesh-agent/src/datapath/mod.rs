@@ -12,7 +12,8 @@
 //! what [`diff`] plans over [`contents`] and [`facts`] ([`index`] assigns the numbers); [`pulse`]
 //! does the work of every second; [`tasks`] and [`cables`] connect containers; [`sweep`] (over
 //! [`flow_map`]), [`drain`] and [`stats`] (of what [`state`] has [`published`]) read flows and
-//! counters, [`connections`] the sockets of draining tasks, [`tallies`] owns the counts that both table writes and the sweep change; [`loader`],
+//! counters, [`connections`] reads the sockets of draining tasks,
+//! [`tallies`] owns the counts that both table writes and the sweep change; [`loader`],
 //! [`attach`] and [`pins`] deal with the kernel's objects, [`network`] with the node's interfaces.
 //!
 //! Left to others: which backends there are (the control plane), the published ports' sockets

@@ -86,7 +86,7 @@ fn open(table: &str, protocol: Protocol) -> impl Iterator<Item = (&str, u16)> {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (address, port) = fields.next()?.rsplit_once(':')?;
         let state = fields.nth(1)?;
-        if wanted != Some(state) { None } else { Some((address, u16::from_str_radix(port, 16).ok()?)) }
+        if wanted == Some(state) { Some((address, u16::from_str_radix(port, 16).ok()?)) } else { None }
     })
 }
 

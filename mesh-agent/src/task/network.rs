@@ -90,8 +90,8 @@ pub trait TaskNetwork: Send + Sync + 'static {
     async fn started(&self, task: &RunningTask) -> Result<(), TaskNetworkError>;
 
     /// The number of live flows of a task that began before its drain, and of connections of other
-    /// tasks to it. The drain begins with the first call, and the driver calls again and again while
-    /// the task is to stop.
+    /// tasks to it. The drain begins with the first call, and the driver calls again and again
+    /// while the task is to stop.
     async fn flows_left(&self, task: &Draining) -> Result<u64, TaskNetworkError>;
 
     /// Disconnects a task that no longer runs. Called for unknown tasks too.
