@@ -174,7 +174,7 @@ const fn slug(metric: Metric) -> &'static str {
 pub(super) const fn subject(group: Group) -> &'static str {
     match group {
         Group::Published => "peers",
-        Group::Networks => "networks",
+        Group::Networks => "task-to-task",
     }
 }
 

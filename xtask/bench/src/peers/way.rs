@@ -72,7 +72,7 @@ pub(super) enum Group {
 }
 
 impl Group {
-    /// All groups.
+    /// All groups, in the order of the report.
     pub(super) const ALL: [Self; 2] = [Self::Published, Self::Networks];
 
     /// The name by which a run is limited to its ways.
@@ -83,7 +83,7 @@ impl Group {
         }
     }
 
-    /// Its ways.
+    /// The ways that belong to it, in the order of the report.
     pub(super) fn ways(self) -> impl Iterator<Item = Way> {
         Way::ALL.into_iter().filter(move |way| way.group() == self)
     }
