@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 const DEADLINE: Duration = Duration::from_mins(2);
 /// The pause between two looks at a state.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often an object is created before it must exist, and the pause between.
+const ATTEMPTS: u32 = 5;
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The API of one node.
 pub(super) struct Api {
@@ -38,11 +41,27 @@ impl Api {
         self.request("GET", path, &Value::Null)
     }
 
-    /// Creates an object; returns its id.
-    pub(super) fn create(&self, path: &str, body: &Value) -> Result<String> {
-        let made = self.request("POST", path, body)?;
-        let id = made["Id"].as_str().or(made["ID"].as_str());
-        Ok(id.with_context(|| format!("an id in the answer to {path}: {made}"))?.to_owned())
+    /// Creates an object of this kind and name; returns its id. On a busy machine etcd may not
+    /// answer in time, and the object may exist nevertheless.
+    fn create(&self, kind: &str, name: &str, body: &Value) -> Result<String> {
+        let path = format!("/{kind}/create");
+        let mut is_unsure = false;
+        for _ in 0..ATTEMPTS {
+            let (status, answer) = self.exchange("POST", &path, body)?;
+            let made = match status {
+                200..=299 => serde_json::from_str(&answer).with_context(|| path.clone())?,
+                409 if is_unsure => self.get(&format!("/{kind}/{name}"))?,
+                503 => {
+                    is_unsure = true;
+                    std::thread::sleep(RETRY);
+                    continue;
+                }
+                _ => bail!("POST {path} for {name} was answered {status}: {answer}"),
+            };
+            let id = made["Id"].as_str().or(made["ID"].as_str());
+            return Ok(id.with_context(|| format!("an id in the answer to {path}: {made}"))?.to_owned());
+        }
+        bail!("{name} could not be created: POST {path} was answered 503 {ATTEMPTS} times")
     }
 
     /// Removes an object.
@@ -52,7 +71,7 @@ impl Api {
 
     /// Creates an overlay network; returns its id.
     pub(super) fn create_network(&self, name: &str) -> Result<String> {
-        self.create("/networks/create", &json!({"Name": name, "Driver": "overlay"}))
+        self.create("networks", name, &json!({"Name": name, "Driver": "overlay"}))
     }
 
     /// Creates a service of the test server on these networks; returns its id.
@@ -73,10 +92,18 @@ impl Api {
             },
             "Mode": {"Replicated": {"Replicas": replicas}},
         });
-        self.create("/services/create", &body)
+        self.create("services", name, &body)
     }
 
     fn request(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let what = || format!("{method} {path} at {}", self.socket.display());
+        let (status, answer) = self.exchange(method, path, body)?;
+        ensure!((200..300).contains(&status), "{} was answered {status}: {answer}", what());
+        if answer.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&answer).with_context(what) }
+    }
+
+    /// Sends a request; returns the status and the body of the answer.
+    fn exchange(&self, method: &str, path: &str, body: &Value) -> Result<(u16, String)> {
         let what = || format!("{method} {path} at {}", self.socket.display());
         let sent = if body.is_null() { String::new() } else { body.to_string() };
         let mut stream = UnixStream::connect(&self.socket).with_context(what)?;
@@ -90,9 +117,8 @@ impl Api {
         stream.read_to_end(&mut answer).with_context(what)?;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").with_context(what)?;
-        let status = head.split_whitespace().nth(1).unwrap_or_default();
-        ensure!(status.starts_with('2'), "{} was answered {status}: {}", what(), body.trim());
-        if body.trim().is_empty() { Ok(Value::Null) } else { serde_json::from_str(body).with_context(what) }
+        let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok());
+        Ok((status.with_context(what)?, body.trim().to_owned()))
     }
 }
 

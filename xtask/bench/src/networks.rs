@@ -30,6 +30,8 @@ const WITH_TASKS: usize = 20;
 const TARGET: f64 = 2.0;
 /// The time in which the nodes take in what was created last.
 const SETTLE: Duration = Duration::from_secs(2);
+/// The time over which the CPU time of a cluster at rest is measured.
+const REST: Duration = Duration::from_secs(3);
 
 /// The daemons whose CPU time is compared: the manager's control, its agent, a worker's agent.
 const DAEMONS: [(&str, &str, Component); 3] = [
@@ -66,18 +68,18 @@ fn grow(lab: &Lab, networks: usize, services: usize) -> Result<String> {
     let ends = ENDS.min(networks / 2);
     let (mut first, mut last) = (End::default(), End::default());
     let (mut made, mut tasks) = (0, 0);
-    let mut begun = (cpu_times(lab)?, 0);
+    let mut meter = Meter::start(lab, 0)?;
     for number in 1..=networks {
         if number == networks - ends + 1 {
             std::thread::sleep(SETTLE);
-            begun = (cpu_times(lab)?, number - 1 + made);
+            meter = Meter::start(lab, number - 1 + made)?;
         }
         let end = if number <= ends { Some(&mut first) } else { None };
         let mut end = if number > networks - ends { Some(&mut last) } else { end };
         let asked = Instant::now();
         let network = cluster.create_network(&format!("net-{number}"))?;
         if let Some(end) = &mut end {
-            end.network.push(asked.elapsed().as_secs_f64() * 1000.0);
+            end.network.push(millis(asked.elapsed()));
         }
         while made * networks < number * services {
             made += 1;
@@ -87,16 +89,13 @@ fn grow(lab: &Lab, networks: usize, services: usize) -> Result<String> {
             let asked = Instant::now();
             cluster.create_service(&format!("service-{made}"), &[&network], replicas, &[])?;
             if let Some(end) = &mut end {
-                end.service.push(asked.elapsed().as_secs_f64() * 1000.0);
+                end.service.push(millis(asked.elapsed()));
             }
         }
         if number == ends || number == networks {
             std::thread::sleep(SETTLE);
-            let changes = number + made - begun.1;
             let end = if number == ends { &mut first } else { &mut last };
-            for (spent, (now, before)) in end.cpu.iter_mut().zip(cpu_times(lab)?.into_iter().zip(begun.0)) {
-                *spent = (now - before) / count(changes);
-            }
+            end.cpu = meter.per_change(lab, number + made)?;
         }
         if number % WITH_TASKS == 0 {
             println!("networks: {number} networks, {made} services, {tasks} tasks");
@@ -109,6 +108,38 @@ fn grow(lab: &Lab, networks: usize, services: usize) -> Result<String> {
         Ok((running == tasks).then_some(()))
     })?;
     Ok(table(&first, &last, ends, networks, services))
+}
+
+/// Measures the CPU time that each of [`DAEMONS`] spends on a change, beyond what it spends at
+/// rest.
+struct Meter {
+    begun: Instant,
+    changes: usize,
+    before: [f64; DAEMONS.len()],
+    /// CPU time in one millisecond at rest.
+    at_rest: [f64; DAEMONS.len()],
+}
+
+impl Meter {
+    /// Measures the cluster at rest, after this many changes.
+    fn start(lab: &Lab, changes: usize) -> Result<Self> {
+        let (begun, earlier) = (Instant::now(), cpu_times(lab)?);
+        std::thread::sleep(REST);
+        let (before, rested) = (cpu_times(lab)?, millis(begun.elapsed()));
+        let at_rest = std::array::from_fn(|index| (before[index] - earlier[index]) / rested);
+        Ok(Self { begun: Instant::now(), changes, before, at_rest })
+    }
+
+    /// Milliseconds for each change since the start, when there have been `changes` in all.
+    fn per_change(&self, lab: &Lab, changes: usize) -> Result<[f64; DAEMONS.len()]> {
+        let (now, passed) = (cpu_times(lab)?, millis(self.begun.elapsed()));
+        let spent = |index: usize| now[index] - self.before[index] - self.at_rest[index] * passed;
+        Ok(std::array::from_fn(|index| spent(index).max(0.0) / count(changes - self.changes)))
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 /// CPU time of each of [`DAEMONS`] since its start, in ms.
@@ -150,7 +181,7 @@ fn table(first: &End, last: &End, ends: usize, networks: usize, services: usize)
     row("create a network", first.network.median(), last.network.median(), Some(TARGET));
     row("create a service on it", first.service.median(), last.service.median(), None);
     for ((name, _, _), (one, other)) in DAEMONS.iter().zip(first.cpu.into_iter().zip(last.cpu)) {
-        row(&format!("CPU time of {name} for each of them (mean)"), one, other, None);
+        row(&format!("CPU time of {name} for each of them (mean, without that at rest)"), one, other, None);
     }
     _ = writeln!(text, "\n{networks} networks, {services} services.");
     text
