@@ -10,6 +10,7 @@
 
 pub mod deposit;
 pub mod lab;
+pub mod network;
 pub mod resolver;
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};

@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use mesh_lab::client::http;
 use mesh_lab::client::load::ask;
-use mesh_lab::cluster::{eventually, samples};
+use mesh_lab::cluster::{Cluster, eventually, samples};
+use mesh_tests::network::{Network, virtual_ip};
 use mesh_tests::{PATIENCE, Service, answering_task, cluster, datagram_task};
 
 #[test]
@@ -113,8 +114,8 @@ const BY_AGENTS: [&str; 32] = [
 /// Names that agents export once loads are known: those of their own tasks and, with replies, of
 /// others.
 const BY_LOAD: [&str; 2] = ["mesh_backend_load_ratio", "mesh_backend_load_age_seconds"];
-/// Names of kernel programs and their maps.
-const BY_PROGRAMS: [&str; 8] = [
+/// Names of kernel programs and their maps, and of networks, which need them.
+const BY_PROGRAMS: [&str; 21] = [
     "mesh_dropped_packets_total",
     "mesh_passed_packets_total",
     "mesh_syn_guard_active",
@@ -123,6 +124,19 @@ const BY_PROGRAMS: [&str; 8] = [
     "mesh_bpf_map_entries",
     "mesh_bpf_map_max_entries",
     "mesh_bpf_map_operation_errors_total",
+    "mesh_vip_connections_total",
+    "mesh_vip_packets_total",
+    "mesh_vip_bytes_total",
+    "mesh_vip_unassigned_total",
+    "mesh_vip_backends",
+    "mesh_vip_backend_up",
+    "mesh_vip_backend_connections_total",
+    "mesh_vip_backend_connections",
+    "mesh_vip_backend_bytes_total",
+    "mesh_vip_backend_health_checks_total",
+    "mesh_vip_connect_duration_seconds",
+    "mesh_vip_flow_duration_seconds",
+    "mesh_attached_containers",
 ];
 /// Names that the leader's control exports.
 const BY_CONTROL: [&str; 13] = [
@@ -146,6 +160,8 @@ fn every_name_of_the_catalogue_is_exposed() -> Result<()> {
     let cluster = cluster()?;
     let words = ["--mode", "global", "-p", "8105:80", "-p", "8106:9/udp", "whoami"];
     let service = Service::create(&cluster, "catalogued", &words)?;
+    let network = Network::create(&cluster, "catalogued-net", &["--attachable"])?;
+    let _clients = clients_of_a_virtual_ip(&cluster, &network)?;
     for (server, data) in cluster.everywhere(8105).into_iter().zip(cluster.everywhere(8106)) {
         cluster.client().run(|| {
             (0..6).try_for_each(|_| answering_task(server).and_then(|_| datagram_task(data)).map(drop))
@@ -167,6 +183,20 @@ fn every_name_of_the_catalogue_is_exposed() -> Result<()> {
     let missing: Vec<&&str> = BY_CONTROL.iter().filter(|name| !has_family(&text, name)).collect();
     ensure!(missing.is_empty(), "missing on control: {missing:?}");
     Ok(())
+}
+
+/// A service on the network, and a task on each node that asks its virtual IP; both go when the
+/// returned ones are dropped.
+fn clients_of_a_virtual_ip(cluster: &Cluster, network: &Network) -> Result<[Service; 2]> {
+    let asked = ["--detach", "--network", network.name(), "whoami"];
+    let asked = Service::create(cluster, "asked", &asked)?;
+    let address = eventually("a virtual IP", PATIENCE, || {
+        virtual_ip(&cluster.docker()?, asked.name(), network.name())
+    })?;
+    let address = address.to_string();
+    let words = ["--detach", "--mode", "global-job", "--network", network.name(), "whoami"];
+    let words = [&words[..], &["--reach-all", "--reach", &address]].concat();
+    Ok([Service::create(cluster, "asking", &words)?, asked])
 }
 
 fn has_family(exposition: &str, name: &str) -> bool {

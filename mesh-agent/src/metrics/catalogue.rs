@@ -95,6 +95,8 @@ families! {
     POLICY_INFO = GAUGE "mesh_lb_policy_info", "The selection policy in force, always 1.";
     /// L
     POLICY_CHANGES = COUNTER "mesh_lb_policy_changes_total", "Changes of the selection policy since the agent started.";
+    /// network
+    ATTACHED_CONTAINERS = GAUGE "mesh_attached_containers", "Containers on this node that users put on the attachable network.";
     /// reason, direction
     DROPPED = COUNTER "mesh_dropped_packets_total", "Packets that kernel programs did not forward.";
     /// direction

@@ -99,6 +99,7 @@ pub fn families(seen: &Observation<'_>) -> Vec<MetricFamily> {
     let mut samples = Samples::default();
     plane::add_node(&mut samples, seen);
     traffic::add(&mut samples, seen);
+    virtual_ips::add_attached(&mut samples, seen);
     if let Some(kernel) = seen.kernel {
         virtual_ips::add(&mut samples, seen, kernel);
         plane::add_kernel(&mut samples, kernel);

@@ -63,26 +63,46 @@ fn view() -> NodeView {
             name: "app".into(),
             number: 5,
             subnet: "10.0.5.0/24".into(),
+            attachable: true,
             ..proto::MeshNetwork::default()
         }],
-        members: vec![proto::MeshMember {
-            id: "task1".into(),
-            service_id: "s".into(),
-            name: "web.1".into(),
-            node_id: "node-1".into(),
-            state: proto::BackendState::Active.into(),
-            weight: 1,
-            attachments: vec![proto::MeshAttachment {
-                network_id: "n".into(),
-                address: "10.0.5.7".into(),
-                backend_id: 17,
-                ..proto::MeshAttachment::default()
-            }],
-            ..proto::MeshMember::default()
-        }],
+        members: vec![
+            attached("guest", "node-1"),
+            attached("elsewhere", "node-2"),
+            proto::MeshMember {
+                id: "task1".into(),
+                service_id: "s".into(),
+                name: "web.1".into(),
+                node_id: "node-1".into(),
+                state: proto::BackendState::Active.into(),
+                weight: 1,
+                attachments: vec![proto::MeshAttachment {
+                    network_id: "n".into(),
+                    address: "10.0.5.7".into(),
+                    backend_id: 17,
+                    ..proto::MeshAttachment::default()
+                }],
+                ..proto::MeshMember::default()
+            },
+        ],
         ..proto::MeshTable::default()
     };
     NodeView::new(NodeId::from("node-1"), Ipv4Addr::new(10, 77, 0, 11)).apply(&table).expect("a good table")
+}
+
+/// A container that its user put on the network.
+fn attached(id: &str, node: &str) -> proto::MeshMember {
+    let place = proto::MeshAttachment {
+        network_id: "n".into(),
+        address: "10.0.5.9".into(),
+        ..proto::MeshAttachment::default()
+    };
+    proto::MeshMember {
+        id: id.into(),
+        node_id: node.into(),
+        attachments: vec![place],
+        ..proto::MeshMember::default()
+    }
 }
 
 fn timed(milliseconds: &[u64]) -> abi::Histogram {
@@ -245,6 +265,7 @@ fn virtual_ips_show_with_their_network() {
         &text,
         &[
             r#"mesh_vip_connections_total{service="web",network="app"} 3"#,
+            r#"mesh_attached_containers{network="app"} 1"#,
             r#"mesh_vip_bytes_total{service="web",network="app",direction="reply"} 200"#,
             r#"mesh_vip_unassigned_total{service="web",network="app",reason="no_backend"} 4"#,
             r#"mesh_vip_backends{service="web",network="app",state="active"} 1"#,

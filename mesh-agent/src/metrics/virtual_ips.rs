@@ -1,4 +1,5 @@
-//! Families of virtual IPs on the networks that this node takes part in, and of their backends.
+//! Families of virtual IPs on the networks that this node takes part in, and of their backends; and
+//! of the containers that users put on networks.
 //!
 //! Invariants: pure; only what is in the view and in the kernel's maps has series.
 
@@ -39,6 +40,21 @@ pub(super) fn add(samples: &mut Samples, seen: &Observation<'_>, kernel: &StatsS
             add_front(samples, known, &labels);
             add_backends(samples, seen, service, network, &backends, &labels);
         }
+    }
+}
+
+/// Adds how many of this node's containers users have put on each attachable network.
+pub(super) fn add_attached(samples: &mut Samples, seen: &Observation<'_>) {
+    let view = seen.view;
+    for network in view.networks.values().filter(|network| network.attachable) {
+        let is_on = |member: &&MemberView| {
+            let mut places = member.attachments.iter();
+            member.service_id.is_none()
+                && member.node_id == view.node_id
+                && places.any(|place| place.network_id == network.id)
+        };
+        let count = view.members.values().filter(is_on).count();
+        samples.add(&names::ATTACHED_CONTAINERS, &[("network", network.name.as_str())], number(count as u64));
     }
 }
 

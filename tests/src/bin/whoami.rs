@@ -4,6 +4,8 @@
 //! PROXY header, version 2), TCP echo, UDP echo. One thread per connection with a small stack:
 //! thousands of idle connections cost little, and no runtime distorts what is measured. It is
 //! process 1 of its container, so it handles SIGTERM and SIGINT itself, by exiting at once.
+//!
+//! With `--reach` it is a client instead, whose first act is to try addresses.
 
 #[path = "../whoami/echo.rs"]
 mod echo;
@@ -13,6 +15,8 @@ mod http;
 mod identity;
 #[path = "../whoami/proxied.rs"]
 mod proxied;
+#[path = "../whoami/reach.rs"]
+mod reach;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -46,11 +50,20 @@ struct Options {
     /// Name of the node
     #[arg(long, env = "WHOAMI_NODE")]
     node: Option<String>,
+    /// Try the servers at these addresses and exit, with 1 if any of them answers
+    #[arg(long, value_delimiter = ',')]
+    reach: Vec<Ipv4Addr>,
+    /// With --reach: exit with 1 unless all of them answer
+    #[arg(long, requires = "reach")]
+    reach_all: bool,
 }
 
 fn main() -> Result<()> {
     end_on_signal()?;
     let options = Options::parse();
+    if !options.reach.is_empty() {
+        return reach(&options);
+    }
     let identity = Arc::new(Identity::new(options.task, options.node));
     let http = listen(options.http)?;
     let tcp_echo = listen(options.tcp_echo)?;
@@ -70,6 +83,18 @@ fn main() -> Result<()> {
         thread.join().map_err(|_| anyhow!("a server thread panicked"))?;
     }
     Ok(())
+}
+
+/// Tries the addresses; an error if another number of them answers than should.
+fn reach(options: &Options) -> Result<()> {
+    // A server that should answer may still be on its way.
+    let tried_for = Duration::from_millis(if options.reach_all { 5_000 } else { 250 });
+    let (answered, tried) = reach::all(&options.reach, options.http, options.udp_echo, tried_for);
+    let expected = if options.reach_all { tried } else { 0 };
+    if answered.len() == expected {
+        return Ok(());
+    }
+    Err(anyhow!("expected {expected} answers of {tried}, saw {}: {}", answered.len(), answered.join("; ")))
 }
 
 /// Serves each connection on a thread of its own. An error of a connection ends that connection

@@ -79,11 +79,21 @@ fn a_container_is_attached_to_an_attachable_network() -> Result<()> {
 /// `docker network connect` and `disconnect` of a container that runs.
 fn connects_and_disconnects(cluster: &Cluster, network: &Network, task: &Task) -> Result<()> {
     let caller = Container::run(cluster, "node-3", "bridge", "caller")?;
-    let chosen = caller.docker.refused(&["network", "connect", "--ip=10.1.2.3", network.name(), "caller"])?;
-    ensure!(chosen.message.contains("leave the address out"), "with --ip: {}", chosen.message);
-    caller.docker.run(&["network", "connect", "--alias=ringer", network.name(), "caller"])?;
+    let taken = format!("--ip={}", task.address(network.name())?);
+    let mut chosen = task.address(network.name())?.octets();
+    chosen[3] = 200;
+    let chosen = Ipv4Addr::from(chosen);
+    for (address, expected) in
+        [("--ip=192.0.2.3", "requested address is out of range"), (taken.as_str(), "Address already in use")]
+    {
+        let refusal = caller.docker.refused(&["network", "connect", address, network.name(), "caller"])?;
+        ensure!(refusal.message.contains(expected), "with {address}: {}", refusal.message);
+    }
+    let wanted = format!("--ip={chosen}");
+    caller.docker.run(&["network", "connect", &wanted, "--alias=ringer", network.name(), "caller"])?;
     let guest = task::of_container(cluster, "node-3", "caller")?;
     let address = guest.address(network.name())?;
+    ensure!(address == chosen, "expected the chosen address {chosen}, saw {address}");
     for name in ["caller", "ringer", guest.short_id()] {
         is_found(task, name, address)?;
     }
@@ -121,4 +131,41 @@ fn a_container_is_refused_by_other_networks() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// `docker-compose` on a node's socket: containers of a project join an attachable network, find
+/// each other and the network's services by name, and reach them.
+#[test]
+#[ignore = "needs docker-compose: apt-get install docker-compose"]
+fn docker_compose_joins_an_attachable_network() -> Result<()> {
+    let cluster = cluster()?;
+    let network = Network::create(&cluster, "composed", &["--attachable"])?;
+    let arguments = ["--detach", "--network", network.name(), "whoami"];
+    let porter = Service::create(&cluster, "porter", &arguments)?;
+    let virtual_ip = eventually("a virtual IP", PATIENCE, || {
+        shop::virtual_ip(&cluster.docker()?, porter.name(), network.name())
+    })?;
+    cluster.wait_running(porter.name(), 1, PATIENCE)?;
+    let docker = Docker::towards(&cluster.node("node-2")?.mesh_host);
+    let compose = |words: &[&str]| -> Result<()> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/networks/compose.yml");
+        let mut command = std::process::Command::new("docker-compose");
+        let output =
+            command.env("DOCKER_HOST", docker.host()).args(["-p", "project", "-f", file]).args(words);
+        let output = output.output().context("start docker-compose")?;
+        ensure!(output.status.success(), "compose {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let checked = compose(&["up", "-d"]).and_then(|()| {
+        let left = task::of_container(&cluster, "node-2", "project_left_1")?;
+        let right = task::of_container(&cluster, "node-2", "project_right_1")?;
+        finds(&left, porter.name(), &[virtual_ip])?;
+        finds(&left, "right", &[right.address(network.name())?])?;
+        for there in [virtual_ip, right.address(network.name())?] {
+            ensure!(left.reaches(Way::Tcp, there)?, "{there} doesn't answer a container of compose");
+        }
+        Ok(())
+    });
+    compose(&["down"])?;
+    checked
 }

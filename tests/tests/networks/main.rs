@@ -5,7 +5,9 @@
 #![cfg(feature = "cluster")]
 
 mod attach;
+mod discovery;
 mod dns;
+mod first_acts;
 mod isolation;
 mod names;
 mod page;
@@ -20,12 +22,14 @@ use mesh_tests::{PATIENCE, Service, cluster};
 use crate::shop::Shop;
 
 /// The checks in order; those that move tasks come last.
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 11] = [
     Check { name: "every node shows the page, which wrote and read by name", run: page::everywhere },
     Check { name: "names are those of Swarm", run: names::are_swarms },
     Check { name: "names of a network end with it", run: names::end_with_their_network },
     Check { name: "a task's own tools find the names", run: names::by_the_c_library },
+    Check { name: "Prometheus discovers services, tasks and nodes", run: discovery::by_prometheus },
     Check { name: "strangers reach nothing", run: isolation::strangers_reach_nothing },
+    Check { name: "a stranger's first packets reach nothing", run: first_acts::reach_no_stranger },
     Check { name: "a virtual IP spreads, to the asking task too", run: virtual_ips::spread },
     Check { name: "a virtual IP without a task refuses at once", run: virtual_ips::refuse_at_once },
     Check { name: "nginx follows a scale from 1 to 3 and back", run: page::follows_a_scale },

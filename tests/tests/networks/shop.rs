@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use mesh_lab::Application;
 use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_tests::deposit::Deposit;
+pub(crate) use mesh_tests::network::{Network, virtual_ip};
 use mesh_tests::resolver::Resolver;
 use mesh_tests::{PATIENCE, lab};
-use serde_json::Value;
 
 use crate::task::{self, Task};
 
@@ -86,19 +86,6 @@ impl Shop {
     }
 }
 
-/// A service's virtual IP on a network.
-pub(crate) fn virtual_ip(docker: &Docker, service: &str, network: &str) -> Result<Ipv4Addr> {
-    let id = docker.run(&["network", "inspect", "--format", "{{.Id}}", network])?;
-    let text = docker.run(&["service", "inspect", "--format", "{{json .Endpoint.VirtualIPs}}", service])?;
-    let addresses: Value = serde_json::from_str(&text).context("understand Endpoint.VirtualIPs")?;
-    let on_it = addresses.as_array().into_iter().flatten().find(|one| one["NetworkID"] == id.trim());
-    let written = on_it.and_then(|one| one["Addr"].as_str());
-    let (address, _) = written.and_then(|text| text.split_once('/')).with_context(|| {
-        format!("expected {service}'s virtual IP on {network} with its prefix, saw {text}")
-    })?;
-    address.parse().with_context(|| format!("{address} is no address"))
-}
-
 /// A stack deployed from the compose files beside this test.
 struct Stack {
     name: &'static str,
@@ -140,35 +127,6 @@ impl Drop for Stack {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
             eprintln!("remove stack {}: {error:#}", self.name);
-        }
-    }
-}
-
-/// An overlay network that is removed when the test ends.
-pub(crate) struct Network {
-    name: &'static str,
-    cluster: Cluster,
-}
-
-impl Network {
-    pub(crate) fn create(cluster: &Cluster, name: &'static str, options: &[&str]) -> Result<Self> {
-        let words = [&["network", "create", "--driver", "overlay"], options, &[name]].concat();
-        cluster.docker()?.run(&words)?;
-        Ok(Self { name, cluster: cluster.clone() })
-    }
-
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        let removed = eventually("the network's removal", PATIENCE, || {
-            self.cluster.docker()?.run(&["network", "rm", self.name]).map(drop)
-        });
-        if let Err(error) = removed {
-            eprintln!("remove network {}: {error:#}", self.name);
         }
     }
 }
