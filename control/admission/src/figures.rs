@@ -196,6 +196,8 @@ pub mod report {
     pub const CLASH_BYTES: usize = 256;
     /// The most bytes of all clashes of a node together, as they are stored.
     pub const CLASHES_BYTES: usize = 512 * 1024;
+    /// The most networks that a node reports of its host. What is beyond is not looked at.
+    pub const HOST_NETWORKS: usize = 1024;
     /// The most loads in one heartbeat: as many as there are backend ids.
     pub const LOADS: usize = 65_535;
     /// The most lines and ends in one batch of logs.

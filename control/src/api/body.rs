@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use mesh_state::go_json;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -143,12 +144,12 @@ fn parse<T: DeserializeOwned>(
     if bytes.is_empty() {
         return Err(ApiError::BadRequest("invalid JSON: got EOF while reading request body".to_owned()));
     }
-    let mut value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {error}")))?;
+    let invalid = |error: &dyn std::fmt::Display| ApiError::BadRequest(format!("invalid JSON: {error}"));
+    let mut value = go_json::parse(bytes).map_err(|error| invalid(&error))?;
     if !value.is_object() {
         return Err(ApiError::BadRequest("invalid JSON: expected an object".to_owned()));
     }
-    respell::normalise(&mut value, shape);
+    respell::normalise(&mut value, shape).map_err(|error| invalid(&error))?;
     check(&value)?;
     serde_path_to_error::deserialize(value)
         .map_err(|error| ApiError::BadRequest(format!("invalid JSON: {}: {}", error.path(), error.inner())))
@@ -200,11 +201,16 @@ mod tests {
 
     #[test]
     fn an_invalid_spec_is_refused_with_the_path_of_the_mistake() {
-        let cases: [(&str, &str); 8] = [
+        let cases: [(&str, &str); 10] = [
             ("", "invalid JSON: got EOF"),
             ("{", "invalid JSON: EOF while parsing"),
             (r#"{"Name":"x"}{}"#, "invalid JSON: trailing characters"),
             ("[]", "invalid JSON: expected an object"),
+            (r#"{"Name":"x","Name":"y"}"#, "invalid JSON: the key Name comes twice"),
+            (
+                r#"{"Name":"x","name":"y"}"#,
+                "invalid JSON: the field Name comes twice, in different spellings",
+            ),
             (r#"{"Name":7}"#, "invalid JSON: Name: invalid type: integer `7`"),
             (
                 r#"{"EndpointSpec":{"Ports":[{"TargetPort":70000}]}}"#,

@@ -190,6 +190,7 @@ fn forget(
             Op::delete(keys::liveness(id)),
             Op::delete(keys::ack(id)),
             Op::delete(keys::clashes(id)),
+            Op::delete(keys::host_networks(id)),
         ],
     })
 }

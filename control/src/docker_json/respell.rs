@@ -2,51 +2,66 @@
 //! upper-case words of an enumeration.
 //!
 //! Invariants: only keys that Docker knows are respelled, each at its own place; labels, options
-//! and unknown keys stay as they are. When a key comes twice in different cases, the exact spelling
-//! wins.
+//! and unknown keys stay as they are. A field that comes twice, in different cases, is an error: Go
+//! would let the later one count, or merge both.
 //!
 //! Left to others: which keys there are (`shapes`) and what the values mean (`meaning`).
 
+use mesh_state::go_json::is_field;
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 use super::Shape;
 
+/// A field that comes twice in one object, in different cases.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the field {0} comes twice, in different spellings")]
+pub(crate) struct Repeated(String);
+
 /// Respells `value` as Docker documents it.
-pub(crate) fn normalise(value: &mut Value, shape: &Shape) {
+///
+/// # Errors
+/// An object has a field twice.
+pub(crate) fn normalise(value: &mut Value, shape: &Shape) -> Result<(), Repeated> {
     match (shape, value) {
         (Shape::Word(_), Value::String(word)) => *word = word.to_lowercase(),
         (Shape::List(element), Value::Array(items)) => {
             for item in items {
-                normalise(item, element);
+                normalise(item, element)?;
             }
         }
-        (Shape::Object(fields) | Shape::Mark(fields), Value::Object(map)) => normalise_fields(map, fields),
+        (Shape::Object(fields) | Shape::Mark(fields), Value::Object(map)) => normalise_fields(map, fields)?,
         _ => {}
     }
+    Ok(())
 }
 
-fn normalise_fields(map: &mut Map<String, Value>, fields: &[(&str, &Shape)]) {
+fn normalise_fields(map: &mut Map<String, Value>, fields: &[(&str, &Shape)]) -> Result<(), Repeated> {
     for (name, shape) in fields {
-        respell(map, name);
+        respell(map, name)?;
         let Some(value) = map.get_mut(*name) else { continue };
-        normalise(value, shape);
+        normalise(value, shape)?;
         let absent = value.is_null() || (matches!(shape, Shape::Word(_)) && value.as_str() == Some(""));
         if absent {
             map.remove(*name);
         }
     }
+    Ok(())
 }
 
 /// Renames the key that equals `name` except for its case.
-fn respell(map: &mut Map<String, Value>, name: &str) {
-    let variants: Vec<String> =
-        map.keys().filter(|key| *key != name && key.eq_ignore_ascii_case(name)).cloned().collect();
-    for variant in variants {
-        let value = map.remove(&variant);
-        if let Some(value) = value.filter(|_| !map.contains_key(name)) {
-            map.insert(name.to_owned(), value);
-        }
+fn respell(map: &mut Map<String, Value>, name: &str) -> Result<(), Repeated> {
+    let mut spellings = map.keys().filter(|key| is_field(key, name));
+    let Some(spelling) = spellings.next().cloned() else { return Ok(()) };
+    if spellings.next().is_some() {
+        return Err(Repeated(name.to_owned()));
     }
+    if spelling != name
+        && let Some(value) = map.remove(&spelling)
+    {
+        map.insert(name.to_owned(), value);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -58,7 +73,7 @@ mod tests {
     use super::*;
 
     fn check(mut given: Value, expected: &Value) {
-        normalise(&mut given, &shapes::SERVICE_SPEC);
+        normalise(&mut given, &shapes::SERVICE_SPEC).unwrap();
         assert_eq!(&given, expected);
     }
 
@@ -79,8 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn the_exact_spelling_wins() {
-        check(json!({"name": "loses", "Name": "wins", "NAME": "loses"}), &json!({"Name": "wins"}));
+    fn a_field_that_comes_twice_is_refused() {
+        for mut given in [
+            json!({"name": "one", "Name": "other"}),
+            json!({"Name": null, "NAME": "x"}),
+            json!({"TaskTemplate": {"Networks": [{"Target": "a", "target": "b"}]}}),
+            json!({"TaskTemplate": {}, "Ta\u{17f}kTemplate": {}}),
+        ] {
+            let shown = given.to_string();
+            let refused = normalise(&mut given, &shapes::SERVICE_SPEC);
+            assert!(refused.is_err(), "accepted {shown}");
+        }
     }
 
     #[test]
@@ -128,9 +152,9 @@ mod tests {
     proptest! {
         #[test]
         fn respelling_twice_is_respelling_once(mut value in any_spec()) {
-            normalise(&mut value, &shapes::SERVICE_SPEC);
+            prop_assume!(normalise(&mut value, &shapes::SERVICE_SPEC).is_ok());
             let once = value.clone();
-            normalise(&mut value, &shapes::SERVICE_SPEC);
+            normalise(&mut value, &shapes::SERVICE_SPEC).unwrap();
             prop_assert_eq!(value, once);
         }
     }

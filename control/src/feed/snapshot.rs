@@ -13,6 +13,7 @@ mod touched;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
+use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use mesh_state::attachment::AttachedContainer;
 use mesh_state::cluster::{Cluster, Manager};
@@ -91,6 +92,8 @@ pub struct ClusterSnapshot {
     pub acks: BTreeMap<NodeId, Stored<u64>>,
     /// Published ports that nodes can't listen on.
     pub clashes: BTreeMap<NodeId, Stored<Vec<PortClash>>>,
+    /// The networks of nodes' hosts, sorted.
+    pub host_networks: BTreeMap<NodeId, Stored<Vec<Ipv4Net>>>,
     /// Claimed names: (kind, name) to id.
     pub names: BTreeMap<(String, String), Stored<String>>,
     /// Claimed ports: (protocol, port) to service.
@@ -234,6 +237,7 @@ impl ClusterSnapshot {
             Key::Liveness(id) => keep(self.read(item), id, &mut self.liveness),
             Key::Ack(id) => keep(self.read(item), id, &mut self.acks),
             Key::Clashes(id) => keep(self.read(item), id, &mut self.clashes),
+            Key::HostNetworks(id) => keep(self.read(item), id, &mut self.host_networks),
             Key::Task(id) => self.put_task(id, item),
             Key::Status(id) => keep(self.read(item), id, &mut self.statuses),
             Key::Network(id) => self.put_network(id, item),
@@ -285,6 +289,7 @@ impl ClusterSnapshot {
             Key::Liveness(id) => drop(self.liveness.remove(&id)),
             Key::Ack(id) => drop(self.acks.remove(&id)),
             Key::Clashes(id) => drop(self.clashes.remove(&id)),
+            Key::HostNetworks(id) => drop(self.host_networks.remove(&id)),
             Key::Task(id) => {
                 self.unindex_task(&id);
                 self.tasks.remove(&id);

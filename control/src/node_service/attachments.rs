@@ -8,6 +8,7 @@
 //! first request with an id rewrites the network's record, so a removal of the network at the same
 //! moment fails its compare.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use mesh_admission::figures::report::{HOSTNAME_BYTES, ID_BYTES};
@@ -25,7 +26,8 @@ use tracing::info;
 
 use crate::context::ApiContext;
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
-use crate::slots::addresses::{Addresses, is_served};
+use crate::slots::addresses::{Addresses, NoAddress, is_served};
+use crate::slots::host_overlap;
 
 /// The time that an address may take; Swarm's engines wait as long.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(20);
@@ -36,6 +38,8 @@ const ATTEMPTS: usize = 8;
 /// The most aliases of a container on a network, and the most attached containers of a node.
 const ALIASES_MAX: usize = 64;
 const CONTAINERS_MAX: usize = 4_096;
+/// The most letters of a malformed address that are shown.
+const ADDRESS_SHOWN: usize = 64;
 
 /// A write's compares and operations; `None` if the record is up to date.
 type Write = Option<(Vec<Compare>, Vec<Op>)>;
@@ -55,12 +59,16 @@ pub(super) async fn attach(
     let id = AttachmentId::from(asked.attachment_id.as_str());
     write(cluster, |snapshot| attached(snapshot, node, now, &asked)).await?;
     let mut snapshots = cluster.feed.snapshots.clone();
-    let ready = snapshots.wait_for(|snapshot| assigned(snapshot, &id).is_some());
+    let ready = snapshots.wait_for(|snapshot| decided(snapshot, &id).is_some());
     // The awaited value borrows the snapshot, so it must not be kept.
-    let ready = timeout(ADDRESS_DEADLINE, ready).await.map(|seen| seen.map(|seen| assigned(&seen, &id)));
+    let ready = timeout(ADDRESS_DEADLINE, ready).await.map(|seen| seen.map(|seen| decided(&seen, &id)));
     match ready {
+        Ok(Ok(Some(Err(refusal)))) => {
+            write(cluster, |snapshot| detached(snapshot, node, &id)).await?;
+            Err(refused(&refusal))
+        }
         Ok(Ok(network)) => {
-            let network = network.ok_or_else(|| Status::aborted("it was detached"))?;
+            let network = network.and_then(Result::ok).ok_or_else(|| Status::aborted("it was detached"))?;
             let network_json = serde_json::to_string(&network)
                 .map_err(|error| Status::internal(format!("write the network down: {error}")))?;
             info!(%node, container = asked.container_name, network = network.name, "a container was attached");
@@ -165,9 +173,15 @@ fn attached(
         name: asked.container_name.clone(),
         hostname: asked.hostname.clone(),
         aliases: asked.aliases.clone(),
+        wanted: None,
         address: known.and_then(|known| known.address),
         created_at: known.map_or(now, |known| known.created_at),
     };
+    let wanted = match known {
+        Some(known) => known.wanted,
+        None => wanted(asked)?,
+    };
+    let container = AttachedContainer { wanted, ..container };
     let key = keys::attachment(&id);
     let record = Op::put(key.clone(), codec::encode(&container).map_err(|error| unwritten(&error))?);
     if let Some(known) = known {
@@ -181,8 +195,13 @@ fn attached(
         )));
     }
     let mut addresses = Addresses::new(snapshot);
-    let left = addresses.for_container(&network.id);
-    left.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    addresses.for_container(&container).map_err(|error| refused(&error))?;
+    if let Some(overlap) = host_overlap::of_node(snapshot, node, network.subnet) {
+        return Err(Status::failed_precondition(format!(
+            "network {} ({}) overlaps {overlap}",
+            network.name, network.subnet
+        )));
+    }
     let network_key = keys::network(&network.id);
     let anew = codec::encode(&network.value).map_err(|error| unwritten(&error))?;
     let compares = vec![
@@ -191,6 +210,31 @@ fn attached(
         Compare::Exists(keys::node(node)),
     ];
     Ok(Some((compares, vec![record, Op::put(network_key, anew)])))
+}
+
+/// The address that a container's user chose.
+fn wanted(asked: &AttachRequest) -> Result<Option<Ipv4Addr>, Status> {
+    if asked.address.is_empty() {
+        return Ok(None);
+    }
+    let address = asked.address.parse();
+    address
+        .map(Some)
+        .map_err(|_| Status::invalid_argument(format!("invalid IPv4 address: {}", clipped(&asked.address))))
+}
+
+/// The beginning of a text from outside, for a message.
+fn clipped(text: &str) -> String {
+    text.chars().take(ADDRESS_SHOWN).collect()
+}
+
+fn refused(error: &NoAddress) -> Status {
+    let message = error.to_string();
+    match error {
+        NoAddress::Taken { .. } => Status::failed_precondition(message),
+        NoAddress::OutOfRange { .. } => Status::invalid_argument(message),
+        _ => Status::resource_exhausted(message),
+    }
 }
 
 fn unwritten(error: &CodecError) -> Status {
@@ -204,6 +248,17 @@ fn detached(snapshot: &ClusterSnapshot, node: &NodeId, id: &AttachmentId) -> Res
     }
     let key = keys::attachment(id);
     Ok(Some((vec![Compare::ModRevision(key.clone(), known.mod_revision)], vec![Op::delete(key)])))
+}
+
+/// What became of an attachment: its network, or why it gets no address. `None` while that is open.
+fn decided(snapshot: &ClusterSnapshot, id: &AttachmentId) -> Option<Result<AssignedNetwork, NoAddress>> {
+    if let Some(network) = assigned(snapshot, id) {
+        return Some(Ok(network));
+    }
+    let container = snapshot.attachments.get(id).filter(|container| container.address.is_none())?;
+    // Others than a chosen address may become free.
+    container.wanted?;
+    Addresses::new(snapshot).for_container(container).err().map(Err)
 }
 
 /// The data that the node needs to connect an attached container, once the leader has given its
@@ -225,109 +280,4 @@ fn assigned(snapshot: &ClusterSnapshot, id: &AttachmentId) -> Option<AssignedNet
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures::{World, network};
-    use crate::planners::addresses;
-
-    /// A world of nodes a and b with the attachable network `app` and the network `closed`.
-    fn world() -> World {
-        let mut world = World::with_nodes(["a", "b"]);
-        let mut app = network("app", "10.0.5.0/29", 7);
-        app.spec.attachable = true;
-        world.put_network(&app);
-        world.put_network(&network("closed", "10.0.6.0/24", 8));
-        world
-    }
-
-    fn asked(id: &str, network: &str) -> AttachRequest {
-        AttachRequest {
-            attachment_id: id.to_owned(),
-            network: network.to_owned(),
-            container_name: "shell".to_owned(),
-            aliases: vec!["sh".to_owned()],
-            ..AttachRequest::default()
-        }
-    }
-
-    fn ask(world: &mut World, node: &str, asked: &AttachRequest) -> Result<(), String> {
-        let written = attached(&world.snapshot, &node.into(), world.now, asked);
-        for op in written.map_err(|error| error.message().to_owned())?.into_iter().flat_map(|write| write.1) {
-            world.apply(op);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_container_gets_an_address_and_its_node_a_bridge() {
-        let mut world = world();
-        ask(&mut world, "a", &asked("x1", "app")).unwrap();
-        assert_eq!(assigned(&world.snapshot, &"x1".into()), None, "the leader has given nothing yet");
-        world.run(addresses::plan);
-        let given = assigned(&world.snapshot, &"x1".into()).unwrap();
-        assert_eq!((given.name.as_str(), given.number, given.aliases), ("app", 7, vec!["sh".to_owned()]));
-        let held = [given.address, given.node_address].map(|address| address.to_string());
-        assert_eq!(held, ["10.0.5.3", "10.0.5.2"], "behind the gateway, the node first");
-        // A later request changes the record and not the address.
-        let made = AttachRequest { container_id: "c0ffee".to_owned(), ..asked("x1", "app") };
-        ask(&mut world, "a", &made).unwrap();
-        let record = &world.snapshot.attachments[&"x1".into()];
-        assert_eq!((record.container_id.as_str(), record.address), ("c0ffee", Some(given.address)));
-        assert_eq!(attached(&world.snapshot, &"a".into(), world.now, &made).unwrap(), None, "nothing is new");
-    }
-
-    #[test]
-    fn a_node_speaks_for_itself_and_for_attachable_networks_only() {
-        let mut world = world();
-        ask(&mut world, "a", &asked("x1", "app")).unwrap();
-        for (node, request, expected) in [
-            ("b", asked("x1", "app"), "another's"),
-            ("a", asked("x2", "closed"), "network closed not manually attachable"),
-            ("a", asked("x2", "nosuch"), "network nosuch not found"),
-        ] {
-            let refused = ask(&mut world, node, &request).unwrap_err();
-            assert!(refused.contains(expected), "{refused}");
-        }
-        assert!(detached(&world.snapshot, &"b".into(), &"x1".into()).is_err());
-        assert!(detached(&world.snapshot, &"a".into(), &"x1".into()).unwrap().is_some());
-        assert_eq!(detached(&world.snapshot, &"a".into(), &"x9".into()).unwrap(), None);
-    }
-
-    #[test]
-    fn a_used_up_network_is_said_at_once() {
-        let mut world = world();
-        for id in ["x1", "x2", "x3", "x4"] {
-            ask(&mut world, "a", &asked(id, "app")).unwrap();
-            world.run(addresses::plan);
-        }
-        let refused = ask(&mut world, "a", &asked("x5", "app")).unwrap_err();
-        assert_eq!(refused, "no address left in network app (10.0.5.0/29)");
-        let gone = detached(&world.snapshot, &"a".into(), &"x2".into()).unwrap().unwrap();
-        gone.1.into_iter().for_each(|op| world.apply(op));
-        ask(&mut world, "a", &asked("x5", "app")).unwrap();
-    }
-
-    #[test]
-    fn attachments_of_a_removed_node_are_given_up() {
-        let mut world = world();
-        ask(&mut world, "a", &asked("x1", "app")).unwrap();
-        world.run(addresses::plan);
-        world.delete(keys::node(&"a".into()));
-        world.run(addresses::plan);
-        assert!(world.snapshot.attachments.is_empty(), "left: {:?}", world.snapshot.attachments);
-    }
-
-    #[test]
-    fn what_a_node_sends_is_bounded() {
-        for bad in [
-            asked("", "app"),
-            asked("a/b", "app"),
-            asked("x1", &"n".repeat(HOSTNAME_BYTES + 1)),
-            AttachRequest { aliases: vec![String::new(); ALIASES_MAX + 1], ..asked("x1", "app") },
-            AttachRequest { container_id: "c".repeat(ID_BYTES + 1), ..asked("x1", "app") },
-        ] {
-            assert!(check(&bad).is_err(), "accepted {bad:?}");
-        }
-        assert!(check(&asked("x1", "app")).is_ok());
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::{NodeId, TaskId};
@@ -30,6 +31,7 @@ pub struct Mailbox {
     liveness: BTreeMap<NodeId, Heard>,
     descriptions: BTreeMap<NodeId, (NodeDescription, IpAddr)>,
     clashes: BTreeMap<NodeId, Vec<PortClash>>,
+    host_networks: BTreeMap<NodeId, Vec<Ipv4Net>>,
 }
 
 /// Whether a node is heard, and since when.
@@ -135,6 +137,11 @@ impl Mailbox {
         self.clashes.insert(node, clashes);
     }
 
+    /// Adds the networks of `node`'s host.
+    pub fn put_host_networks(&mut self, node: NodeId, networks: Vec<Ipv4Net>) {
+        self.host_networks.insert(node, networks);
+    }
+
     /// Whether the mailbox is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -172,6 +179,10 @@ impl Mailbox {
             // A node that never had a clash has no record.
             let stored = snapshot.clashes.get(id).map_or(&[][..], |stored| &stored.value);
             snapshot.nodes.contains_key(id) && stored != clashes.as_slice()
+        });
+        self.host_networks.retain(|id, networks| {
+            let stored = snapshot.host_networks.get(id).map(|stored| &stored.value);
+            snapshot.nodes.contains_key(id) && stored != Some(&*networks)
         });
     }
 
@@ -214,6 +225,10 @@ impl Mailbox {
         self.clashes.retain(|id, clashes| {
             let key = keys::clashes(id);
             sorted.take(key.clone(), write(key, snapshot.clashes.get(id), keys::node(id), clashes))
+        });
+        self.host_networks.retain(|id, networks| {
+            let key = keys::host_networks(id);
+            sorted.take(key.clone(), write(key, snapshot.host_networks.get(id), keys::node(id), networks))
         });
         sorted
     }

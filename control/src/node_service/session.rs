@@ -244,6 +244,7 @@ impl Session {
                 subnet: subnet.to_string(),
                 heartbeat_ms,
                 relay_key: self.relay_key(&snapshot).to_vec(),
+                takes_host_networks: true,
             };
             self.send(Down::Welcome(welcome)).await?;
             self.welcomed = true;

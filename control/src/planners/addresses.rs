@@ -68,7 +68,7 @@ fn attached(
     if container.address.is_some() {
         return;
     }
-    match addresses.for_container(&container.network_id) {
+    match addresses.for_container(container) {
         Ok(address) => {
             plan.reasons.push(format!("container {name} is {address} on its network"));
             let container = AttachedContainer { address: Some(address), ..container.value.clone() };

@@ -21,15 +21,19 @@
 //! Left to others: writing the records. Only the leader gives addresses, so two managers never give
 //! at the same time.
 
+mod pool;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::{NetworkId, NodeId};
 use mesh_state::network::{Attachment, IpamConfig, Network};
 use mesh_state::service::Service;
 use thiserror::Error;
 
+use self::pool::{Pool, hosts};
 use super::networks::{has_virtual_ips, named_by};
 use crate::feed::snapshot::ClusterSnapshot;
 
@@ -51,6 +55,24 @@ pub enum NoAddress {
     /// meanwhile.
     #[error("network {0} not found")]
     NotFound(NetworkId),
+    /// Somebody has the address that a user chose.
+    #[error("Address already in use: {address} on network {name}")]
+    Taken {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's name.
+        name: String,
+    },
+    /// The address that a user chose is no host's of the network.
+    #[error("requested address is out of range: {address} is no host's of network {name} ({subnet})")]
+    OutOfRange {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's name.
+        name: String,
+        /// Its subnet.
+        subnet: Ipv4Net,
+    },
 }
 
 /// The addresses of all networks during one plan.
@@ -59,21 +81,6 @@ pub struct Addresses<'a> {
     snapshot: &'a ClusterSnapshot,
     /// Read from the snapshot when the first address is requested.
     pools: Option<BTreeMap<&'a NetworkId, Pool<'a>>>,
-}
-
-/// One network's addresses.
-#[derive(Debug)]
-struct Pool<'a> {
-    /// The first and the last address that may be given; `last` is below `first` if there are none.
-    first: u32,
-    last: u32,
-    /// The addresses in this range that have a holder.
-    used: BTreeSet<u32>,
-    newest: u32,
-    /// Nodes that have a task on the network and no bridge of it yet.
-    nodes_owed: BTreeSet<&'a NodeId>,
-    /// The number of services that are to get a virtual IP.
-    services_owed: usize,
 }
 
 /// Whether this is a user's network that has its subnet already.
@@ -178,12 +185,43 @@ impl<'a> Addresses<'a> {
         self.next(network, |pool| pool.free() > pool.nodes_owed.len())
     }
 
-    /// Takes an address for a container that is no task.
+    /// Takes an address for a container that is no task: the one that its user chose, if any.
     ///
     /// # Errors
-    /// [`NoAddress`] if the network has none left.
-    pub fn for_container(&mut self, network: &NetworkId) -> Result<Ipv4Addr, NoAddress> {
-        self.next(network, |pool| pool.free() > pool.owed())
+    /// [`NoAddress`] if the network has none left, or somebody has the chosen one.
+    pub fn for_container(&mut self, container: &AttachedContainer) -> Result<Ipv4Addr, NoAddress> {
+        let network = &container.network_id;
+        let Some(address) = container.wanted else {
+            return self.next(network, |pool| pool.free() > pool.owed());
+        };
+        let is_promised = self.pool(network)?.is_promised(address, &container.id);
+        match self.check_free(network, address) {
+            Err(NoAddress::Taken { .. }) if is_promised => {}
+            checked => {
+                checked?;
+                self.pool(network)?.hold(address);
+            }
+        }
+        let pool = self.pool(network)?;
+        if pool.free() >= pool.owed() { Ok(address) } else { Err(exhausted(self.snapshot, network)) }
+    }
+
+    /// Checks that a user may choose an address.
+    ///
+    /// # Errors
+    /// [`NoAddress`] if it is no host's of the network, or has a holder.
+    pub fn check_free(&mut self, network: &NetworkId, address: Ipv4Addr) -> Result<(), NoAddress> {
+        let snapshot = self.snapshot;
+        let is_held = self.pool(network)?.is_held(address);
+        let Some(stored) = snapshot.networks.get(network) else {
+            return Err(NoAddress::NotFound(network.clone()));
+        };
+        let (first, last) = hosts(stored.subnet);
+        if !(first..=last).contains(&u32::from(address)) {
+            let (name, subnet) = (stored.name.clone(), stored.subnet);
+            return Err(NoAddress::OutOfRange { address, name, subnet });
+        }
+        if is_held { Err(NoAddress::Taken { address, name: stored.name.clone() }) } else { Ok(()) }
     }
 
     /// The nodes that have tasks or attached containers on a network and no address there yet, by
@@ -272,75 +310,14 @@ fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
             pool.nodes_owed.insert(&container.node_id);
         }
     }
+    // Who holds an address already is known now.
+    for container in snapshot.attachments.values().filter(|container| container.address.is_none()) {
+        let (pool, wanted) = (pools.get_mut(&container.network_id), container.wanted);
+        if let (Some(pool), Some(wanted)) = (pool, wanted) {
+            pool.promise(wanted, &container.id);
+        }
+    }
     pools
-}
-
-impl Pool<'_> {
-    fn new(network: &Network, newest: Option<Ipv4Addr>) -> Self {
-        let (mut first, mut last) = hosts(network.subnet);
-        let range = ipam(network).and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
-        if let Some(range) = range {
-            first = first.max(range.network().into());
-            last = last.min(range.broadcast().into());
-        }
-        let newest = newest.map_or(0, u32::from);
-        let mut pool = Self {
-            first,
-            last,
-            used: BTreeSet::new(),
-            newest,
-            nodes_owed: BTreeSet::new(),
-            services_owed: 0,
-        };
-        pool.hold(gateway(network));
-        network.node_addresses.values().for_each(|address| pool.hold(*address));
-        pool
-    }
-
-    fn hold(&mut self, address: Ipv4Addr) {
-        let address = u32::from(address);
-        if (self.first..=self.last).contains(&address) {
-            self.used.insert(address);
-        }
-    }
-
-    fn free(&self) -> usize {
-        let all = (u64::from(self.last) + 1).saturating_sub(self.first.into());
-        usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(self.used.len())
-    }
-
-    fn owed(&self) -> usize {
-        self.nodes_owed.len() + self.services_owed
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        let after = self.newest.saturating_add(1).max(self.first);
-        let free = self.first_free(after, self.last).or_else(|| self.first_free(self.first, self.last))?;
-        self.used.insert(free);
-        self.newest = free;
-        Some(free)
-    }
-
-    /// The first free address in `from..=to`.
-    fn first_free(&self, from: u32, to: u32) -> Option<u32> {
-        if from > to {
-            return None;
-        }
-        let mut candidate = from;
-        for used in self.used.range(from..=to) {
-            if *used != candidate {
-                break;
-            }
-            candidate = candidate.checked_add(1)?;
-        }
-        (candidate <= to).then_some(candidate)
-    }
-}
-
-/// The first and the last host address of a subnet.
-fn hosts(subnet: Ipv4Net) -> (u32, u32) {
-    let (network, broadcast) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
-    (network.saturating_add(1), broadcast.saturating_sub(1))
 }
 
 #[cfg(test)]

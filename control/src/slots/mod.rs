@@ -7,7 +7,7 @@
 //! ([`eligible`], [`constraint`]), its backend ids, addresses and ports ([`backend_ids`],
 //! [`addresses`], [`ports`], never one of [`own_ports`]), the secrets, configs and networks that it
 //! refers to ([`references`], [`networks`]), how long it drains ([`drain`]), and what a network
-//! is given ([`network_space`]).
+//! is given ([`network_space`]), and which hosts have its addresses already ([`host_overlap`]).
 //!
 //! Invariants: pure, and below every planner; a slot's tasks are newest first; tasks that are to be
 //! removed belong to no slot any more. Only [`create::TaskMaker`] makes a task and only
@@ -23,6 +23,7 @@ pub mod create;
 pub mod drain;
 pub mod eligible;
 pub mod history;
+pub mod host_overlap;
 pub mod network_space;
 pub mod networks;
 pub mod outdated;

@@ -4,11 +4,10 @@
 //! cursor in the snapshot, so two managers can't give one subnet or number twice.
 //!
 //! Invariants: a subnet given here overlaps neither with another network's, nor with the task
-//! subnets of nodes, nor with a member's address. Subnets of the pool and numbers are given in
-//! turn, so those of a removed network are reused as late as possible: a node that has not noticed
-//! the removal yet can't confuse the two networks.
-//!
-//! Left to others: routes of hosts, as managers don't know them.
+//! subnets of nodes, nor with a member's address, nor does it contain a network that a node's host
+//! has reported. One that a larger network of a host covers is given if no other is free. Subnets
+//! of the pool and numbers are given in turn, so those of a removed network are reused as late as
+//! possible: a node that has not noticed the removal yet can't confuse the two networks.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -17,6 +16,7 @@ use mesh_state::cluster::Cluster;
 use mesh_state::network::{NUMBER_MAX, NetworkCursor};
 use thiserror::Error;
 
+use super::host_overlap;
 use crate::feed::snapshot::ClusterSnapshot;
 
 /// The subnet, the number and the cursor for a new network.
@@ -81,8 +81,10 @@ pub fn give(
 
 /// The requested subnet, if it overlaps with no addresses in use.
 fn free(snapshot: &ClusterSnapshot, cluster: &Cluster, subnet: Ipv4Net) -> Result<Ipv4Net, SpaceError> {
-    match in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)) {
-        Some((_, other)) => Err(SpaceError::Overlap { subnet, other }),
+    let known = in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)).map(|(_, other)| other);
+    let other = known.or_else(|| Some(host_overlap::of_any(snapshot, subnet)?.to_string()));
+    match other {
+        Some(other) => Err(SpaceError::Overlap { subnet, other }),
         None => Ok(subnet),
     }
 }
@@ -118,16 +120,24 @@ fn next_subnet(
 ) -> Result<Ipv4Net, SpaceError> {
     let (pool, prefix) = (cluster.network_pool, cluster.network_prefix);
     let used_up = || SpaceError::PoolUsedUp { pool, prefix };
-    let taken = merged(in_use(snapshot, cluster).map(|(used, _)| used));
-    let is_free = |subnet: &Ipv4Net| {
-        let below = taken.partition_point(|(first, _)| *first <= u32::from(subnet.broadcast()));
-        let nearest = below.checked_sub(1).and_then(|index| taken.get(index));
-        nearest.is_none_or(|(_, end)| *end < u32::from(subnet.network()))
-    };
-    let behind = |subnet: &Ipv4Net| last.is_none_or(|last| subnet.network() > last.network());
     let subnets = || pool.subnets(prefix).map_err(|_| used_up());
-    let later = subnets()?.filter(behind).find(is_free);
-    later.or(subnets()?.find(is_free)).ok_or_else(used_up)
+    let behind = |subnet: &Ipv4Net| last.is_none_or(|last| subnet.network() > last.network());
+    let hosts = || host_overlap::all(snapshot).flat_map(|(_, networks)| networks.iter().copied());
+    // First without the networks of hosts at all, then without those that fit into a subnet.
+    for shortest in [0, prefix] {
+        let of_hosts = hosts().filter(|network| network.prefix_len() >= shortest);
+        let taken = merged(in_use(snapshot, cluster).map(|(used, _)| used).chain(of_hosts));
+        let is_free = |subnet: &Ipv4Net| {
+            let below = taken.partition_point(|(first, _)| *first <= u32::from(subnet.broadcast()));
+            let nearest = below.checked_sub(1).and_then(|index| taken.get(index));
+            nearest.is_none_or(|(_, end)| *end < u32::from(subnet.network()))
+        };
+        let later = subnets()?.filter(behind).find(is_free);
+        if let Some(found) = later.or(subnets()?.find(is_free)) {
+            return Ok(found);
+        }
+    }
+    Err(used_up())
 }
 
 /// The first and last addresses of the used ranges, ascending, merged where they overlap.
@@ -234,6 +244,42 @@ mod tests {
         let cursor = NetworkCursor { subnet: "10.127.255.0/24".parse().ok(), number: 9 };
         world.put(keys::NETWORK_CURSOR.to_owned(), &cursor);
         assert_eq!(make(&mut world, "third", None).0, "10.144.0.0/24", "behind the pool of tasks");
+    }
+
+    fn report(world: &mut World, node: &str, networks: &[&str]) {
+        let networks: Vec<Ipv4Net> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        world.put(keys::host_networks(&node.into()), &networks);
+    }
+
+    #[test]
+    fn networks_of_hosts_are_left_out() {
+        let mut world = with_pool("10.0.0.0/22", 24);
+        world.add_node(&node("a"));
+        world.add_node(&node("b"));
+        report(&mut world, "a", &["10.0.0.0/24", "10.0.0.7/32", "192.168.0.0/16"]);
+        report(&mut world, "b", &["10.0.2.0/26"]);
+        report(&mut world, "gone", &["10.0.1.0/24"]);
+        assert_eq!(make(&mut world, "first", None).0, "10.0.1.0/24");
+        assert_eq!(make(&mut world, "second", None).0, "10.0.3.0/24");
+        assert!(given(&world, None).is_err(), "the rest is the hosts'");
+        for (wanted, other) in [
+            ("10.0.2.0/24", "10.0.2.0/26 of the host of node host-b"),
+            ("192.0.0.0/8", "192.168.0.0/16 of the host of node host-a"),
+        ] {
+            let refused = given(&world, Some(wanted)).unwrap_err().to_string();
+            assert!(refused.contains(other), "for {wanted}: {refused}");
+        }
+        assert!(given(&world, Some("192.168.9.0/24")).is_ok(), "a route that covers it may lead anywhere");
+    }
+
+    #[test]
+    fn a_route_that_covers_the_pool_does_not_use_it_up() {
+        let mut world = with_pool("10.0.0.0/22", 24);
+        world.add_node(&node("a"));
+        report(&mut world, "a", &["10.0.0.0/8", "10.0.0.0/24"]);
+        assert_eq!(make(&mut world, "first", None).0, "10.0.1.0/24");
+        report(&mut world, "a", &["10.0.0.0/23"]);
+        assert_eq!(make(&mut world, "second", None).0, "10.0.2.0/24", "before those that are covered");
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct AttachedContainer {
     /// The container's aliases on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// The address that the container's user chose; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<Ipv4Addr>,
     /// The container's address; absent until the leader has given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,

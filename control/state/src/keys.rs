@@ -12,6 +12,7 @@
 //! /mesh/v1/liveness/{id}                whether the node is heard
 //! /mesh/v1/acks/{id}                    mesh-table generation that the node holds
 //! /mesh/v1/clashes/{id}                 published ports that the node can't listen on
+//! /mesh/v1/host-networks/{id}           networks that the node's host belongs to or has routes to
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
@@ -94,6 +95,11 @@ pub fn clashes(id: &NodeId) -> String {
     format!("{ROOT}clashes/{id}")
 }
 
+/// The networks of a node's host.
+pub fn host_networks(id: &NodeId) -> String {
+    format!("{ROOT}host-networks/{id}")
+}
+
 /// The key of a task's record.
 pub fn task(id: &TaskId) -> String {
     format!("{ROOT}tasks/{id}")
@@ -164,6 +170,8 @@ pub enum Key {
     Ack(NodeId),
     /// Published ports that a node can't listen on.
     Clashes(NodeId),
+    /// The networks of a node's host.
+    HostNetworks(NodeId),
     /// The record of a task.
     Task(TaskId),
     /// A task's observed state.
@@ -210,6 +218,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("liveness", Some(id), None) => Key::Liveness(id.into()),
         ("acks", Some(id), None) => Key::Ack(id.into()),
         ("clashes", Some(id), None) => Key::Clashes(id.into()),
+        ("host-networks", Some(id), None) => Key::HostNetworks(id.into()),
         ("tasks", Some(id), None) => Key::Task(id.into()),
         ("status", Some(id), None) => Key::Status(id.into()),
         ("networks", Some(id), None) => Key::Network(id.into()),
@@ -242,6 +251,7 @@ mod tests {
             (liveness(&node_id), Key::Liveness(node_id.clone())),
             (ack(&node_id), Key::Ack(node_id.clone())),
             (clashes(&node_id), Key::Clashes(node_id.clone())),
+            (host_networks(&node_id), Key::HostNetworks(node_id.clone())),
             (task(&task_id), Key::Task(task_id.clone())),
             (status(&task_id), Key::Status(task_id)),
             (network(&NetworkId::from("w")), Key::Network("w".into())),

@@ -27,6 +27,7 @@ pub mod task;
 pub mod template;
 
 pub mod codec;
+pub mod go_json;
 pub mod keys;
 pub mod store;
 

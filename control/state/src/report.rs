@@ -5,9 +5,10 @@
 //!
 //! Invariant: what was cut here is within every bound that is checked here.
 
+use ipnet::Ipv4Net;
 use mesh_admission::figures::report::{
-    CLASH_BYTES, CLASHES, CLASHES_BYTES, CONTAINER_PORTS, DESCRIPTION_BYTES, HOSTNAME_BYTES, ID_BYTES,
-    STATUS_BYTES, TEXT_BYTES,
+    CLASH_BYTES, CLASHES, CLASHES_BYTES, CONTAINER_PORTS, DESCRIPTION_BYTES, HOST_NETWORKS, HOSTNAME_BYTES,
+    ID_BYTES, STATUS_BYTES, TEXT_BYTES,
 };
 use mesh_admission::text::clip;
 use thiserror::Error;
@@ -33,6 +34,9 @@ pub enum ReportError {
         /// The unit of the size.
         unit: &'static str,
     },
+    /// It isn't a network in the spelling of CIDR, or the list isn't sorted.
+    #[error("a host's network can't be read or isn't in its order")]
+    NoNetwork,
     /// It isn't the expected JSON.
     #[error("read {what}")]
     Unreadable {
@@ -104,6 +108,31 @@ pub fn check_clashes(clashes: &[PortClash]) -> Result<(), ReportError> {
         check_bytes("the reason of a port clash", clash.reason.len(), CLASH_BYTES)?;
     }
     check_bytes("the list of port clashes", json_bytes(clashes), CLASHES_BYTES)
+}
+
+/// Parses the networks of a node's host.
+///
+/// # Errors
+/// The list exceeds its limit, isn't sorted, or holds something else than IPv4 networks.
+pub fn read_host_networks(told: &[String]) -> Result<Vec<Ipv4Net>, ReportError> {
+    check_entries("the list of a host's networks", told.len(), HOST_NETWORKS)?;
+    let read = |text: &String| text.parse().ok().filter(|network: &Ipv4Net| *network == network.trunc());
+    let networks: Option<Vec<Ipv4Net>> = told.iter().map(read).collect();
+    let networks = networks.filter(|networks| networks.is_sorted());
+    networks.ok_or(ReportError::NoNetwork)
+}
+
+/// Brings the networks of a host into their order, each once, and cuts the list to its limit.
+/// Returns whether anything was lost.
+pub fn clip_host_networks(networks: &mut Vec<Ipv4Net>) -> bool {
+    for network in networks.iter_mut() {
+        *network = network.trunc();
+    }
+    networks.sort_unstable();
+    networks.dedup();
+    let cut = networks.len() > HOST_NETWORKS;
+    networks.truncate(HOST_NETWORKS);
+    cut
 }
 
 /// Cuts a description to the limits: plugins first, labels next. Returns whether anything was lost.
@@ -237,6 +266,15 @@ mod tests {
             let mut clashes = vec![clash; reasons];
             clip_clashes(&mut clashes);
             prop_assert!(check_clashes(&clashes).is_ok());
+
+            let network = |number: usize| {
+                let address = u32::try_from(number).unwrap_or_default().wrapping_mul(0x9e37_79b9);
+                Ipv4Net::new(address.into(), u8::try_from(number % 33).unwrap()).unwrap()
+            };
+            let mut networks: Vec<Ipv4Net> = (0..names).map(network).collect();
+            clip_host_networks(&mut networks);
+            let told: Vec<String> = networks.iter().map(Ipv4Net::to_string).collect();
+            prop_assert_eq!(read_host_networks(&told).unwrap(), networks);
         }
     }
 }

@@ -10,6 +10,7 @@ use mesh_state::{codec, keys};
 use serde_json::{Value, json};
 
 use crate::cluster::{Answer, Cluster, node_id, published};
+use crate::http::encoded;
 
 /// Creates a network with these fields beside its name and driver.
 async fn create(cluster: &Cluster, name: &str, fields: &Value) -> Answer {
@@ -196,6 +197,7 @@ async fn an_attached_container_is_shown_and_keeps_its_network() {
         name: "shell".to_owned(),
         hostname: String::new(),
         aliases: Vec::new(),
+        wanted: None,
         address: Some([10, 0, 0, 9].into()),
         created_at: Timestamp::default(),
     };
@@ -213,4 +215,104 @@ async fn an_attached_container_is_shown_and_keeps_its_network() {
     assert_eq!(cluster.post("/networks/prune", &json!({})).await.body, json!({"NetworksDeleted": []}));
     cluster.write(vec![Op::delete(key)]).await;
     assert_eq!(cluster.delete("/networks/app").await.status, 204);
+}
+
+/// The values of a list; none if it is absent.
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Traefik's swarm provider and Prometheus' discovery parse every address of every service and task
+/// as CIDR, and give the whole refresh up at one that isn't: those of tasks without a node and of
+/// services without a virtual IP too. They look each network up in the list of networks, and each
+/// node by its id.
+#[tokio::test]
+async fn what_traefik_and_prometheus_read_is_there_and_can_be_parsed() {
+    let cluster = with_service_on_network().await;
+    let mut late = published("late", 81);
+    late["TaskTemplate"]["Networks"] = json!([{"Target": "app"}]);
+    cluster.create(&late).await;
+    let snapshot = cluster.context.snapshot();
+    let mut waiting = snapshot.tasks.values().next().unwrap().value.clone();
+    (waiting.id, waiting.node_id) = ("waiting".into(), None);
+    waiting.attachments.iter_mut().for_each(|attachment| attachment.address = None);
+    cluster.write(vec![Op::put(keys::task(&waiting.id), codec::encode(&waiting).unwrap())]).await;
+
+    assert!(cluster.get("/version").await.body["Version"].is_string());
+    let networks = cluster.get("/networks?filters=%7B%22scope%22%3A%7B%22swarm%22%3Atrue%7D%7D").await.body;
+    let is_listed =
+        |id: &Value| list(&networks).any(|network| network["Id"] == *id && network["Scope"] == "swarm");
+    let parse = |written: &Value| {
+        written
+            .as_str()
+            .and_then(|text| text.parse::<ipnet::Ipv4Net>().ok())
+            .unwrap_or_else(|| panic!("{written}"))
+    };
+    let services = cluster.get("/services").await.body;
+    for service in list(&services) {
+        assert!(
+            service["Spec"]["EndpointSpec"].is_object() && service["Spec"]["Labels"].is_object(),
+            "{service}"
+        );
+        for port in list(&service["Endpoint"]["Ports"]) {
+            assert!(port["PublishedPort"].is_u64() && port["Protocol"] == "tcp", "{port}");
+        }
+        for held in list(&service["Endpoint"]["VirtualIPs"]) {
+            parse(&held["Addr"]);
+            assert!(is_listed(&held["NetworkID"]), "{held} is on a network that isn't listed");
+        }
+    }
+    let tasks = cluster.get("/tasks").await.body;
+    assert!(list(&tasks).any(|task| task["ID"] == "waiting"), "a task without a node is listed");
+    let mut parsed = 0;
+    for task in list(&tasks) {
+        assert!(task["Status"]["PortStatus"].is_object(), "{task}");
+        for attachment in list(&task["NetworksAttachments"]) {
+            assert!(is_listed(&attachment["Network"]["ID"]), "{attachment}");
+            parsed += list(&attachment["Addresses"]).map(parse).collect::<Vec<_>>().len();
+        }
+        if let Some(node) = task["NodeID"].as_str().filter(|node| !node.is_empty()) {
+            let node = cluster.get(&format!("/nodes/{node}")).await.body;
+            let address = node["Status"]["Addr"].as_str().unwrap();
+            assert!(address.parse::<std::net::Ipv4Addr>().is_ok(), "{node}");
+        }
+    }
+    assert!(parsed >= 2, "the task that runs is on two networks: {tasks}");
+    // Traefik asks for the tasks of one service.
+    let id = list(&services).find(|service| service["Spec"]["Name"] == "web").unwrap()["ID"].clone();
+    let filters = json!({"service": {id.as_str().unwrap(): true}, "desired-state": {"running": true}});
+    let of_web = cluster.get(&format!("/tasks?filters={}", encoded(&filters.to_string()))).await.body;
+    assert!(list(&of_web).count() > 0 && list(&of_web).all(|task| task["ServiceID"] == id), "{of_web}");
+}
+
+#[tokio::test]
+async fn a_field_that_comes_twice_is_refused() {
+    let cluster = Cluster::start().await;
+    for (hidden, named) in [
+        (json!({"Internal": true, "internal": false}), "Internal"),
+        (json!({"Options": {"encrypted": ""}, "options": {}}), "Options"),
+        (json!({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24", "subnet": "10.8.0.0/24"}]}}), "Subnet"),
+    ] {
+        let answer = create(&cluster, "n", &hidden).await;
+        let (status, message) = answer.refusal();
+        let expected = format!("invalid JSON: the field {named} comes twice, in different spellings");
+        assert_eq!((status, message), (400, expected.as_str()), "for {hidden}");
+    }
+}
+
+#[tokio::test]
+async fn a_subnet_with_addresses_of_a_host_is_refused_and_one_that_a_route_covers_is_said() {
+    let cluster = Cluster::start().await;
+    let host = ["10.66.0.0/16", "192.168.4.7/32"].map(|network| network.parse::<ipnet::Ipv4Net>().unwrap());
+    let key = keys::host_networks(&node_id(1).as_str().into());
+    cluster.write(vec![Op::put(key, codec::encode(&host).unwrap())]).await;
+    let with_subnet = |subnet: &str| json!({"IPAM": {"Config": [{"Subnet": subnet}]}});
+    let refused = create(&cluster, "n", &with_subnet("192.168.4.0/24")).await;
+    let message = "Pool overlaps with other one on this address space: 192.168.4.0/24 overlaps 192.168.4.7/32 of the host of \
+                   node node-1; choose another --subnet";
+    assert_eq!(refused.refusal(), (403, message));
+    let covered = create(&cluster, "covered", &with_subnet("10.66.5.0/24")).await;
+    let warning = "10.66.5.0/24 lies in 10.66.0.0/16 of the host of node node-1: tasks on the network do not reach hosts at its \
+                   addresses";
+    assert_eq!((covered.status.as_u16(), &covered.body["Warning"]), (201, &json!(warning)));
 }

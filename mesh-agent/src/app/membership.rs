@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::carriers::MeshNetwork;
 use super::described::DescriptionFollower;
-use super::overlap::watch_overlaps;
+use super::overlap::{HostNetworks, watch_overlaps};
 use super::{QUEUE, State};
 use crate::config::{Config, mtu};
 use crate::control_link::attach::Attacher;
@@ -33,7 +33,6 @@ use crate::task::docker::DockerEngine;
 use crate::task::engine_watch::watch_engine;
 use crate::task::load::LoadMeter;
 use crate::task::local::LocalTasks;
-use crate::task::logs::LogSource;
 use crate::task::networks::keeper::Networks;
 use crate::task::runtime::Runtime;
 use crate::task::worker;
@@ -132,7 +131,7 @@ impl Membership {
 
         let meter = self.measure_loads(components);
         let (unfit_sender, without_network) = watch::channel(None);
-        let overlaps = start_overlap_watch(components, self.state.view.subscribe());
+        let (overlaps, host_networks) = start_overlap_watch(components, self.state.view.subscribe());
         let networks = Arc::new(Networks::new(engine.clone(), bridge.clone()));
         let deps = worker::WorkerDeps {
             runtime: Arc::clone(&engine) as Arc<dyn Runtime>,
@@ -151,7 +150,6 @@ impl Membership {
             Ok(())
         });
 
-        let logs = Arc::clone(&engine) as Arc<dyn LogSource>;
         let engine_away = start_engine_watch(components, Arc::clone(&engine) as Arc<dyn Runtime>);
         let described = DescriptionFollower {
             name: self.config.name.clone(),
@@ -159,7 +157,7 @@ impl Membership {
             datapath: self.datapath_name,
             manager: self.config.manager_here(),
             own_ports: self.config.own_ports(),
-            engine,
+            engine: Arc::<DockerEngine>::clone(&engine),
             without_network,
             overlaps,
         };
@@ -171,12 +169,13 @@ impl Membership {
             view: self.state.view,
             applied: self.state.applied,
             clashes: self.proxy.clashes(),
+            host_networks,
             relay_keys: self.state.relay_keys,
             connected: self.state.connected,
             expelled: self.state.expelled,
             expulsion_grace: EXPULSION_GRACE,
             loads: self.state.loads,
-            logs,
+            logs: engine,
             engine_away,
         };
         let identity = keep_renewed(components, &self.config, identity, self.node);
@@ -201,19 +200,20 @@ fn node_of(identity: &Identity, config: &Config) -> NodeIdentity {
     }
 }
 
-/// Starts comparing the host's networks with the tasks'. Returns the channel of why this node can
-/// take no tasks because of them.
+/// Starts comparing the host's networks with the tasks'. Returns the channels of why this node can
+/// take no tasks because of them, and of the networks themselves.
 fn start_overlap_watch(
     components: &Components,
     views: watch::Receiver<Arc<NodeView>>,
-) -> watch::Receiver<Option<String>> {
+) -> (watch::Receiver<Option<String>>, watch::Receiver<Option<Vec<Ipv4Net>>>) {
     let (unfit, overlaps) = watch::channel(None);
+    let (told, host_networks) = watch::channel(None);
     let stop = components.stopping().clone();
     components.spawn("overlap watch", async move {
-        watch_overlaps(views, unfit, stop).await;
+        watch_overlaps(views, HostNetworks { unfit, told }, stop).await;
         Ok(())
     });
-    overlaps
+    (overlaps, host_networks)
 }
 
 /// Starts renewing the certificate. Returns the current identity.

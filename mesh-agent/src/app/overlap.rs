@@ -1,5 +1,7 @@
 //! Detects whether tasks' networks and the host's own overlap: clients and hosts at such addresses
-//! would get no answer, as packets to them go to tasks.
+//! would get no answer, as packets to them go to tasks. Managers are told the host's networks, so
+//! that they give no network of users a subnet with addresses of the host, and place no task on one
+//! here.
 //!
 //! Invariant: an address of the host, or a route of it that leads into a task network, makes the
 //! node unfit, and the reason names the networks and the next step; a route that merely covers one
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use mesh_state::report::clip_host_networks;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -29,18 +32,30 @@ enum Overlap {
     Covers(HostNetwork, Ipv4Net),
 }
 
-/// Publishes in `unfit` why this node can take no tasks because of its networks, or `None` if it
-/// can, until `shutdown`.
+/// What is known of the host's networks.
+pub(super) struct HostNetworks {
+    /// Why this node can take no tasks because of them.
+    pub(super) unfit: watch::Sender<Option<String>>,
+    /// All of them, for managers; absent until they were read.
+    pub(super) told: watch::Sender<Option<Vec<Ipv4Net>>>,
+}
+
+/// Publishes the host's networks, and why this node can take no tasks because of them (`None` if it
+/// can), until `shutdown`.
 pub(super) async fn watch_overlaps(
     mut views: watch::Receiver<Arc<NodeView>>,
-    unfit: watch::Sender<Option<String>>,
+    found: HostNetworks,
     shutdown: CancellationToken,
 ) {
+    let HostNetworks { unfit, told } = found;
     let mut covered = BTreeSet::new();
     loop {
         let subnets = task_subnets(&views.borrow_and_update());
         match tokio::task::spawn_blocking(host_networks).await {
-            Ok(Ok(networks)) => report(&find(&networks, &subnets), &unfit, &mut covered),
+            Ok(Ok(networks)) => {
+                report(&find(&networks, &subnets), &unfit, &mut covered);
+                tell(&networks, &told);
+            }
             Ok(Err(error)) => tracing::warn!(
                 error = mesh_runtime::error_chain(&error),
                 "can't compare the host's networks with the tasks'"
@@ -55,6 +70,22 @@ pub(super) async fn watch_overlaps(
             () = sleep(LOOK_INTERVAL) => {}
         }
     }
+}
+
+/// Publishes the host's networks for managers if they have changed.
+fn tell(networks: &[HostNetwork], told: &watch::Sender<Option<Vec<Ipv4Net>>>) {
+    let mut networks: Vec<Ipv4Net> = networks.iter().map(|host| host.network).collect();
+    let is_cut = clip_host_networks(&mut networks);
+    told.send_if_modified(|present| {
+        let changed = present.as_ref() != Some(&networks);
+        if changed && is_cut {
+            tracing::warn!("this host has more routes than managers are told: some may overlap unseen");
+        }
+        if changed {
+            *present = Some(networks);
+        }
+        changed
+    });
 }
 
 /// The networks of all nodes' tasks.
@@ -132,6 +163,20 @@ mod tests {
         for apart in ["10.128.1.0/24", "192.168.0.0/16", "172.17.0.1/32"] {
             assert_eq!(overlaps(apart, "10.128.0.0/24"), [], "{apart}");
         }
+    }
+
+    #[test]
+    fn managers_are_told_of_changes_alone() {
+        let host =
+            |network: &str| HostNetwork { network: network.parse().unwrap(), device: "eth0".to_owned() };
+        let (told, mut seen) = watch::channel(None);
+        tell(&[host("192.168.1.7/24"), host("10.0.0.0/8"), host("10.0.0.0/8")], &told);
+        let networks = ["10.0.0.0/8", "192.168.1.0/24"].map(|network| network.parse().unwrap());
+        assert_eq!(seen.borrow_and_update().as_deref(), Some(&networks[..]));
+        tell(&[host("10.0.0.0/8"), host("192.168.1.0/24")], &told);
+        assert!(!seen.has_changed().unwrap(), "the same networks in another order are no news");
+        tell(&[], &told);
+        assert_eq!(seen.borrow_and_update().as_deref(), Some(&[][..]));
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct LinkChannels {
     pub applied: watch::Receiver<u64>,
     /// Published ports on which this node can't listen.
     pub clashes: watch::Receiver<Vec<PortClash>>,
+    /// The networks of this node's host; absent until they were read.
+    pub host_networks: watch::Receiver<Option<Vec<Ipv4Net>>>,
     /// The relay keys, which only the link writes.
     pub relay_keys: watch::Sender<RelayKeys>,
     /// Loads of backends: this node's own go up to managers, others' come down.

@@ -111,6 +111,8 @@ pub(super) struct Session<'a> {
     up: mpsc::Sender<AgentMessage>,
     down: Streaming<proto::ControlMessage>,
     heartbeat_interval: Duration,
+    /// Whether the manager takes the networks of this node's host; older ones end the session.
+    takes_host_networks: bool,
 }
 
 impl<'a> Session<'a> {
@@ -137,7 +139,14 @@ impl<'a> Session<'a> {
         };
         let heartbeat_ms = welcome.heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
         welcome_node(link, &welcome)?;
-        Ok(Self { link, manager, up, down, heartbeat_interval: Duration::from_millis(heartbeat_ms.into()) })
+        Ok(Self {
+            link,
+            manager,
+            up,
+            down,
+            heartbeat_interval: Duration::from_millis(heartbeat_ms.into()),
+            takes_host_networks: welcome.takes_host_networks,
+        })
     }
 
     /// The channel that says whether this node has a manager.
@@ -158,6 +167,7 @@ impl<'a> Session<'a> {
         self.link.outbox.resend();
         self.send_table_ack().await?;
         self.send_clashes().await?;
+        self.send_host_networks().await?;
         let mut flush_at = self.link.outbox.has_waiting().then(Instant::now);
         let mut resend = interval_at(Instant::now() + RESEND_INTERVAL, RESEND_INTERVAL);
         loop {
@@ -196,6 +206,10 @@ impl<'a> Session<'a> {
                 changed = self.link.channels.clashes.changed() => {
                     changed.map_err(|_| SessionError::Stopping)?;
                     self.send_clashes().await?;
+                }
+                changed = self.link.channels.host_networks.changed() => {
+                    changed.map_err(|_| SessionError::Stopping)?;
+                    self.send_host_networks().await?;
                 }
             }
         }
@@ -290,6 +304,13 @@ impl<'a> Session<'a> {
         report::clip_clashes(&mut clashes);
         let message = write_clashes(&clashes);
         send(&self.up, Up::PortClashes(message)).await
+    }
+
+    async fn send_host_networks(&mut self) -> Result<(), SessionError> {
+        let told = self.link.channels.host_networks.borrow_and_update().clone();
+        let Some(networks) = told.filter(|_| self.takes_host_networks) else { return Ok(()) };
+        let networks = networks.iter().map(ToString::to_string).collect();
+        send(&self.up, Up::HostNetworks(proto::HostNetworks { networks })).await
     }
 }
 

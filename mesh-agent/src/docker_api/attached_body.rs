@@ -1,9 +1,11 @@
 //! What a client asks of networks for a container, and the same request with the places that the
 //! cluster gave. Pure.
 //!
-//! Invariant: field names match in any case, as in Go; whatever isn't about the cluster's networks
-//! stays as it came.
+//! Invariant: field names match in any case, as in Go, and a field that comes twice is refused, as
+//! the engine would read it in another way; whatever isn't about the cluster's networks stays as it
+//! came.
 
+use mesh_state::go_json::{self, is_field};
 use mesh_state::network::AssignedNetwork;
 use serde_json::{Value, json};
 
@@ -24,8 +26,10 @@ pub(super) struct Place {
 pub(super) struct Endpoint {
     /// Names of `--network-alias`.
     pub(super) aliases: Vec<String>,
-    /// `--ip` or `--ip6`.
+    /// `--ip`.
     pub(super) address: Option<String>,
+    /// `--ip6`.
+    pub(super) address6: Option<String>,
 }
 
 impl Endpoint {
@@ -37,9 +41,33 @@ impl Endpoint {
         let address = |name: &str| ipam.and_then(|ipam| text(ipam, name)).filter(|text| !text.is_empty());
         Self {
             aliases: aliases.filter_map(Value::as_str).map(str::to_owned).collect(),
-            address: address("IPv4Address").or_else(|| address("IPv6Address")).map(str::to_owned),
+            address: address("IPv4Address").map(str::to_owned),
+            address6: address("IPv6Address").map(str::to_owned),
         }
     }
+}
+
+/// Reads the body of a request about a container's networks.
+///
+/// # Errors
+/// It isn't JSON, or a field that is read here comes twice; the text says which.
+pub(super) fn read(bytes: &[u8]) -> Result<Value, String> {
+    let body = go_json::parse(bytes).map_err(|error| format!("invalid JSON: {error}"))?;
+    match objects_of(&body).into_iter().filter_map(Value::as_object).find_map(go_json::repeated) {
+        Some(name) => Err(format!("invalid JSON: the field {name} comes twice, in different spellings")),
+        None => Ok(body),
+    }
+}
+
+/// The objects of a body whose fields are read here. Each is the only one of its name if the ones
+/// before it have no field twice.
+fn objects_of(body: &Value) -> Vec<&Value> {
+    let endpoints = endpoints_of(body).and_then(Value::as_object).into_iter().flatten();
+    let endpoints = endpoints.map(|(_, settings)| settings).chain(field(body, "EndpointConfig"));
+    let endpoints: Vec<&Value> = endpoints.collect();
+    let outer = ["HostConfig", "NetworkingConfig"].into_iter().filter_map(|name| field(body, name));
+    let ipam = endpoints.iter().filter_map(|settings| field(settings, "IPAMConfig"));
+    std::iter::once(body).chain(outer).chain(endpoints.iter().copied()).chain(ipam).collect()
 }
 
 /// The users' networks that a container to create is to be on.
@@ -95,7 +123,7 @@ pub(super) fn set_address(settings: &mut Value, network: &AssignedNetwork) {
 /// A field by its name in any case.
 pub(super) fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     let mut fields = object.as_object().into_iter().flatten();
-    fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    fields.find(|(key, _)| is_field(key, name)).map(|(_, value)| value)
 }
 
 /// A text field by its name in any case.
@@ -109,7 +137,7 @@ pub(super) fn field_mut<'a>(object: &'a mut Value, name: &str) -> &'a mut Value 
         *object = json!({});
     }
     let mut keys = object.as_object().into_iter().flatten().map(|(key, _)| key);
-    let key = keys.find(|key| key.eq_ignore_ascii_case(name)).cloned();
+    let key = keys.find(|key| is_field(key, name)).cloned();
     &mut object[key.unwrap_or_else(|| name.to_owned())]
 }
 
@@ -187,11 +215,30 @@ mod tests {
 
     #[test]
     fn an_address_of_the_clients_own_choice_is_seen() {
-        let asked = |ipam: Value| Endpoint::of(Some(&json!({"IPAMConfig": ipam}))).address;
-        assert_eq!(asked(json!({"IPv4Address": "10.0.5.9"})).as_deref(), Some("10.0.5.9"));
-        assert_eq!(asked(json!({"ipv6address": "fd00::9"})).as_deref(), Some("fd00::9"));
-        assert_eq!(asked(json!({"IPv4Address": ""})), None);
+        let asked = |ipam: Value| Endpoint::of(Some(&json!({"IPAMConfig": ipam})));
+        assert_eq!(asked(json!({"IPv4Address": "10.0.5.9"})).address.as_deref(), Some("10.0.5.9"));
+        assert_eq!(asked(json!({"ipv6address": "fd00::9"})).address6.as_deref(), Some("fd00::9"));
+        assert_eq!(asked(json!({"IPv4Address": ""})), Endpoint::default());
         assert_eq!(Endpoint::of(None), Endpoint::default());
+    }
+
+    #[test]
+    fn a_body_that_the_engine_would_read_otherwise_is_refused() {
+        for body in [
+            r#"{"HostConfig":{"NetworkMode":"app"},"HostConfig":{"Memory":5}}"#,
+            r#"{"HostConfig":{"Memory":5},"hostconfig":{"NetworkMode":"app"}}"#,
+            "{\"HostConfig\":{\"NetworkMode\":\"app\",\"networ\u{212a}mode\":\"db\"}}",
+            r#"{"NetworkingConfig":{"EndpointsConfig":{"app":{"IPAMConfig":{},"ipamconfig":{"IPv4Address":"10.0.5.9"}}}}}"#,
+            r#"{"NetworkingConfig":{"EndpointsConfig":{"app":{"IPAMConfig":{"IPv4Address":"","ipv4address":"10.0.5.9"}}}}}"#,
+            r#"{"Container":"x","EndpointConfig":{"Aliases":[],"aliaseſ":["db"]}}"#,
+            r#"{"HostConfig":{"NetworkMode":"app"}} trailing"#,
+            "{\"HostConfig\":{\"NetworkMode\":\"app\"},\"Image\":\"\\ud800\"}",
+        ] {
+            assert!(read(body.as_bytes()).is_err(), "accepted {body}");
+        }
+        let maps =
+            r#"{"Labels":{"a":"1","A":"2"},"NetworkingConfig":{"EndpointsConfig":{"app":{},"App":{}}}}"#;
+        assert!(read(maps.as_bytes()).is_ok(), "names of networks and labels have a case");
     }
 
     #[test]

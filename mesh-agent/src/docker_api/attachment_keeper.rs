@@ -193,6 +193,8 @@ fn own(view: &NodeView) -> Vec<Own> {
             container_name: member.name.clone(),
             hostname: member.hostname.clone(),
             aliases: place.aliases.clone(),
+            // Managers keep it.
+            address: String::new(),
         };
         Some(Own { told, network: network.name.clone(), address: place.address })
     });

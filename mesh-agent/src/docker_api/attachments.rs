@@ -88,6 +88,9 @@ impl Attachments {
         let asked = AttachRequest { attachment_id: id.clone(), network: named.to_owned(), ..asked };
         let given = self.attacher.attach(&asked).await;
         let network = given.map_err(|source| ApiError::Attach { network: named.to_owned(), source })?;
+        if !asked.address.is_empty() && asked.address != network.address.to_string() {
+            return Err(ApiError::OtherAddress { network: named.to_owned(), address: asked.address });
+        }
         let hold = self.networks.hold(&network.id);
         let made = self.networks.ensure(&network).await;
         made.map_err(|source| ApiError::NoBridge { network: named.to_owned(), source })?;

@@ -43,8 +43,13 @@ impl Composer {
     ) -> Result<Response<Body>, ApiError> {
         let (head, bytes) = read(request).await?;
         let prefix = head.uri.path().split_once("/containers/").map_or("", |(prefix, _)| prefix).to_owned();
-        // The engine refuses what is not JSON.
-        let container = serde_json::from_slice::<Value>(&bytes).unwrap_or_default();
+        // The engine accepts more than JSON (bytes behind it, broken text), so it can't be left to
+        // it to refuse what can't be read here.
+        let container = if bytes.is_empty() {
+            Value::Null
+        } else {
+            attached_body::read(&bytes).map_err(ApiError::BadRequest)?
+        };
         let mut named = Vec::new();
         for name in networks_of(&container) {
             if self.is_clusters(&prefix, &name).await? {
@@ -66,8 +71,7 @@ impl Composer {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, ApiError> {
         let (head, bytes) = read(request).await?;
-        let body: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| ApiError::BadRequest(format!("cannot read what to connect: {error}")))?;
+        let body = attached_body::read(&bytes).map_err(ApiError::BadRequest)?;
         let (prefix, segment) = split(&head.uri);
         let (prefix, named) = (prefix.to_owned(), percent_decode(segment));
         let attachments = self.attachments(&named)?;
@@ -119,8 +123,7 @@ impl Creation {
             let asked = AttachRequest {
                 container_name: name.trim_start_matches('/').to_owned(),
                 hostname: text(&self.container, "Hostname").unwrap_or_default().to_owned(),
-                aliases: aliases(named, endpoint)?,
-                ..AttachRequest::default()
+                ..asking(named, endpoint)?
             };
             joining.push(self.attachments.join(named, asked).await?);
         }
@@ -180,8 +183,7 @@ impl Connection {
             container_id: found["Id"].as_str().unwrap_or_default().to_owned(),
             container_name: found["Name"].as_str().unwrap_or_default().trim_start_matches('/').to_owned(),
             hostname: found["Config"]["Hostname"].as_str().unwrap_or_default().to_owned(),
-            aliases: aliases(&self.named, Endpoint::of(Some(settings)))?,
-            ..AttachRequest::default()
+            ..asking(&self.named, Endpoint::of(Some(settings)))?
         };
         let joining = self.attachments.join(&self.named, asked).await?;
         let network = &joining.place.network;
@@ -194,12 +196,16 @@ impl Connection {
     }
 }
 
-/// The further names that a client asks for. Addresses are the cluster's to give.
-fn aliases(network: &str, endpoint: Endpoint) -> Result<Vec<String>, ApiError> {
-    match endpoint.address {
-        Some(address) => Err(ApiError::AddressAsked { network: network.to_owned(), address }),
-        None => Ok(endpoint.aliases),
+/// The further names and the address that a client asks for.
+fn asking(network: &str, endpoint: Endpoint) -> Result<AttachRequest, ApiError> {
+    if let Some(address) = endpoint.address6 {
+        return Err(ApiError::NoIpv6 { network: network.to_owned(), address });
     }
+    Ok(AttachRequest {
+        aliases: endpoint.aliases,
+        address: endpoint.address.unwrap_or_default(),
+        ..AttachRequest::default()
+    })
 }
 
 /// Connects a new container to the engine's own network. The error is for its user.

@@ -84,11 +84,19 @@ pub(super) enum ApiError {
         /// What is in the way.
         source: NetworkError,
     },
-    /// Addresses of cluster networks can't be chosen.
+    /// Cluster networks have no IPv6 addresses.
     #[error(
-        "Could not attach to network {network} at {address}: the cluster gives its addresses, leave the address out"
+        "Could not attach to network {network} at {address}: the cluster's networks have IPv4 addresses only, leave --ip6 out"
     )]
-    AddressAsked {
+    NoIpv6 {
+        /// The network as the client named it.
+        network: String,
+        /// The address that the client chose.
+        address: String,
+    },
+    /// The manager gave another address than the client chose: it is too old to be asked for one.
+    #[error("Could not attach to network {network} at {address}: upgrade the managers, or leave --ip out")]
+    OtherAddress {
         /// The network as the client named it.
         network: String,
         /// The address that the client chose.
@@ -187,7 +195,8 @@ impl ApiError {
             Self::NoBridge { .. } | Self::NetworkExists(_) => StatusCode::CONFLICT,
             Self::NoSuchNetwork(_) => StatusCode::NOT_FOUND,
             Self::AmbiguousNetwork { .. }
-            | Self::AddressAsked { .. }
+            | Self::NoIpv6 { .. }
+            | Self::OtherAddress { .. }
             | Self::BadRequest(_)
             | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,

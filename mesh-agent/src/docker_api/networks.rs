@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use super::Body;
+use super::attached_body;
 use super::compose::{
     ANSWER_BYTES_MAX, ASIDE_TIMEOUT, CONTROL_TIMEOUT, Composer, ENGINE_TIMEOUT, bodyless, replaced,
     with_query,
@@ -67,7 +68,7 @@ impl Composer {
             .await
             .map_err(|error| ApiError::BadRequest(format!("cannot read the network to create: {error}")))?
             .to_bytes();
-        let asked = NetworkRequest::read(&bytes);
+        let asked = NetworkRequest::read(&bytes)?;
         if self.is_name_taken(&head, &asked).await? {
             return Err(ApiError::NetworkExists(asked.name));
         }
@@ -291,19 +292,16 @@ struct NetworkRequest {
 }
 
 impl NetworkRequest {
-    /// Parses a body. A network that only holds settings is the engine's; the engine refuses what
-    /// is not JSON.
-    fn read(body: &[u8]) -> Self {
-        let request = serde_json::from_slice::<Value>(body).unwrap_or_default();
-        // Field names match in any case, as in Go.
-        let field = |name: &str| {
-            let fields = request.as_object().into_iter().flatten();
-            let mut named = fields.filter(|(key, _)| key.eq_ignore_ascii_case(name));
-            named.next().map(|(_, value)| value.clone()).unwrap_or_default()
-        };
+    /// Parses a body. A network that only holds settings is the engine's.
+    ///
+    /// # Errors
+    /// It isn't JSON, or a field comes twice: engine and cluster would read it in different ways.
+    fn read(body: &[u8]) -> Result<Self, ApiError> {
+        let request = attached_body::read(body).map_err(ApiError::BadRequest)?;
+        let field = |name: &str| attached_body::field(&request, name).cloned().unwrap_or_default();
         let is_clusters = field("ConfigOnly") != true
             && (field("Driver") == "overlay" || field("Scope") == CLUSTER_SCOPE || field("Ingress") == true);
-        Self { name: field("Name").as_str().unwrap_or_default().to_owned(), is_clusters }
+        Ok(Self { name: field("Name").as_str().unwrap_or_default().to_owned(), is_clusters })
     }
 }
 
@@ -333,7 +331,7 @@ mod tests {
 
     #[test]
     fn overlay_networks_are_the_clusters() {
-        let is_clusters = |body: &[u8]| NetworkRequest::read(body).is_clusters;
+        let is_clusters = |body: &[u8]| NetworkRequest::read(body).unwrap().is_clusters;
         assert!(is_clusters(br#"{"Name":"n","Driver":"overlay"}"#));
         assert!(
             is_clusters(br#"{"name":"n","driver":"overlay"}"#),
@@ -342,8 +340,10 @@ mod tests {
         assert!(is_clusters(br#"{"Name":"n","Scope":"swarm","Driver":"bridge"}"#));
         assert!(!is_clusters(br#"{"Name":"n","Driver":"bridge"}"#));
         assert!(!is_clusters(br#"{"Name":"n","Driver":"overlay","ConfigOnly":true}"#));
-        assert!(!is_clusters(b"{"));
-        assert_eq!(NetworkRequest::read(br#"{"NAME":"n"}"#).name, "n");
+        assert_eq!(NetworkRequest::read(br#"{"NAME":"n"}"#).unwrap().name, "n");
+        for unclear in [&b"{"[..], br#"{"Driver":"bridge","driver":"overlay"}"#] {
+            assert!(NetworkRequest::read(unclear).is_err(), "who has it depends on the reader");
+        }
     }
 
     #[test]

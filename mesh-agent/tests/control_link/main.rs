@@ -65,6 +65,10 @@ async fn a_session_carries_everything_both_ways() {
     let is_over = |up| if let Up::PortClashes(told) = up { Some(told.clashes.is_empty()) } else { None };
     assert!(session.hear(is_over).await, "an end is told too");
 
+    agent.host_networks.send_replace(Some(vec!["10.0.0.0/8".parse().expect("a network")]));
+    let networks = |up| if let Up::HostNetworks(told) = up { Some(told.networks) } else { None };
+    assert_eq!(session.hear(networks).await, ["10.0.0.0/8"]);
+
     let assignments = proto::Assignments { full: false, set: vec![], removed_task_ids: vec!["t1".into()] };
     session.say(Down::Assignments(assignments)).await;
     let change = timeout(SOON, agent.assignments.recv()).await.expect("soon");

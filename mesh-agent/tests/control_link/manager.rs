@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use ipnet::Ipv4Net;
 use mesh_agent::control_link::identity::Identity;
 use mesh_agent::control_link::relay_keys::RelayKeys;
 use mesh_agent::control_link::token::{JoinToken, certificate_digest};
@@ -272,6 +273,7 @@ pub(crate) async fn serve(ca: &Arc<Ca>) -> Running {
 /// The agent's side of a link under test.
 pub(crate) struct Agent {
     pub(crate) clashes: watch::Sender<Vec<PortClash>>,
+    pub(crate) host_networks: watch::Sender<Option<Vec<Ipv4Net>>>,
     pub(crate) statuses: mpsc::Sender<(TaskId, TaskStatus)>,
     pub(crate) assignments: mpsc::Receiver<AssignmentChange>,
     pub(crate) view: watch::Receiver<Arc<NodeView>>,
@@ -290,6 +292,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
     let (assignment_sender, assignments) = mpsc::channel(16);
     let (applied, applied_receiver) = watch::channel(0);
     let (clashes, clashes_receiver) = watch::channel(Vec::new());
+    let (host_networks, host_networks_receiver) = watch::channel(None);
     let (keys_sender, keys) = watch::channel(RelayKeys::default());
     let (connected_sender, connected) = watch::channel(false);
     let (expelled_sender, expelled) = watch::channel(false);
@@ -305,6 +308,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
         view: view_sender,
         applied: applied_receiver,
         clashes: clashes_receiver,
+        host_networks: host_networks_receiver,
         relay_keys: keys_sender,
         engine_away: watch::channel(false).1,
         connected: connected_sender,
@@ -313,7 +317,19 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
     };
     let (_, identity) = watch::channel(identity);
     tokio::spawn(Link::new(managers, identity, channels).run(shutdown.clone()));
-    Agent { clashes, statuses, assignments, view, applied, keys, connected, expelled, description, shutdown }
+    Agent {
+        clashes,
+        host_networks,
+        statuses,
+        assignments,
+        view,
+        applied,
+        keys,
+        connected,
+        expelled,
+        description,
+        shutdown,
+    }
 }
 
 /// A log source whose tasks count for ever, in lines; `gone` has no container and `broken` no
@@ -345,6 +361,7 @@ pub(crate) async fn next_session(manager: &mut Running) -> SessionOfTest {
         subnet: "10.128.1.0/24".into(),
         heartbeat_ms: 100,
         relay_key: vec![7; 32],
+        takes_host_networks: true,
     };
     session.say(Down::Welcome(welcome)).await;
     session

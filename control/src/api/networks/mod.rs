@@ -92,9 +92,13 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<(StatusCode, Json<CreatedNetwork>), ApiError> {
     let spec: NetworkSpec = read_json(request, &shapes::NETWORK_SPEC).await?;
-    let warning = unknown::warning(&spec, &shapes::NETWORK_SPEC)?.unwrap_or_default();
     let id = NetworkId::random(&mut rand::rng());
     access::write(&context, |snapshot| write::create(snapshot, Utc::now(), &id, spec.clone())).await?;
+    let warnings = [
+        unknown::warning(&spec, &shapes::NETWORK_SPEC)?,
+        write::warning(&*access::current(&context).await?, &spec),
+    ];
+    let warning = warnings.into_iter().flatten().collect::<Vec<_>>().join("; ");
     Ok((StatusCode::CREATED, Json(CreatedNetwork { id: id.to_string(), warning })))
 }
 

@@ -25,7 +25,7 @@ use crate::api::filters::Filters;
 use crate::api::services::networks::named_by;
 use crate::api::validate;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::slots::network_space;
+use crate::slots::{host_overlap, network_space};
 
 /// The kind under which networks claim their names.
 const NAME_KIND: &str = "networks";
@@ -75,6 +75,13 @@ pub(super) fn create(
             Op::put(cursor_key, codec::encode(&space.cursor)?),
         ],
     })
+}
+
+/// What a user should know of a network that was made with this subnet; `None` if nothing.
+pub(super) fn warning(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Option<String> {
+    let subnet = addresses::subnet(spec).ok()??;
+    let host = host_overlap::covering(snapshot, subnet)?;
+    Some(format!("{subnet} lies in {host}: tasks on the network do not reach hosts at its addresses"))
 }
 
 /// The writes that remove a network and the claim of its name.

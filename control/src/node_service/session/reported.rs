@@ -48,6 +48,10 @@ impl Session {
                 let (node, clashes) = (self.node.clone(), port_clashes(told)?);
                 self.reports.leave(|mailbox| mailbox.put_clashes(node, clashes));
             }
+            Some(Up::HostNetworks(told)) => {
+                let (node, networks) = (self.node.clone(), report::read_host_networks(&told.networks)?);
+                self.reports.leave(|mailbox| mailbox.put_host_networks(node, networks));
+            }
             Some(Up::Hello(_)) => return Err(SessionEnd::Protocol("a second hello came")),
             None => {
                 return Err(SessionEnd::Protocol("a message of an unknown kind came: upgrade this manager"));

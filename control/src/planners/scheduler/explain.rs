@@ -18,6 +18,8 @@ pub enum Refusal {
     OldAgent,
     /// The node has no kernel programs, which carry the packets of networks.
     NoPrograms,
+    /// The node's host has addresses of one of the task's networks.
+    HostOverlap,
     /// A constraint does not hold.
     Constraints,
     /// The image has no build for the node.
@@ -37,6 +39,7 @@ impl Refusal {
             Self::Plugin => format!("missing plugin on {nodes} {plural}"),
             Self::OldAgent => format!("agent too old for overlay networks on {nodes} {plural}"),
             Self::NoPrograms => format!("no kernel programs for overlay networks on {nodes} {plural}"),
+            Self::HostOverlap => format!("networks of the host overlap with the task's on {nodes} {plural}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} {plural}"),
             Self::Platform => format!("unsupported platform on {nodes} {plural}"),
             Self::HostPort => format!("host-mode port already in use on {nodes} {plural}"),

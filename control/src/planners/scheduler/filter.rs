@@ -9,6 +9,7 @@ use super::explain::Refusal;
 use super::needs::Needs;
 use super::usage::NodeUsage;
 use crate::slots::eligible::has_programs;
+use crate::slots::host_overlap;
 
 /// The reason why a node can't take one more task with these needs; `None` if it can.
 pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
@@ -22,6 +23,9 @@ pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
         Some(Refusal::OldAgent)
     } else if needs.is_on_networks && !has_programs(usage.node) {
         Some(Refusal::NoPrograms)
+    } else if needs.subnets.iter().any(|subnet| host_overlap::inside(usage.host_networks, *subnet).is_some())
+    {
+        Some(Refusal::HostOverlap)
     } else if !needs.suits.constraints_hold(usage.node) {
         Some(Refusal::Constraints)
     } else if !needs.suits.platform_fits(usage.node) {

@@ -103,7 +103,7 @@ impl<'a> Pass<'a> {
     fn place_fixed(&mut self, task: &'a Stored<Task>, usages: &mut NodeUsages<'a>) {
         let Slot::Node(id) = &task.slot else { return };
         let Some(spec) = self.snapshot.spec_of(task) else { return };
-        let needs = Needs::new(&task.service_id, spec);
+        let needs = Needs::new(self.snapshot, &task.service_id, spec);
         let mut refusals = Refusals::default();
         if let Some(usage) = usages.of(id) {
             match filter::refusal(&needs, usage) {
@@ -136,7 +136,7 @@ impl<'a> Pass<'a> {
             ));
             return;
         };
-        let needs = Needs::new(&first.service_id, spec);
+        let needs = Needs::new(self.snapshot, &first.service_id, spec);
         let mut placement = Placement::new(&needs, first.spec_version, spec, usages);
         let mut unplaced = Vec::new();
         for task in tasks {

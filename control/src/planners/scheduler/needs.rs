@@ -3,11 +3,13 @@
 //! Left to others: whether a node meets them ([`super::filter`]), and what is free on it
 //! ([`super::usage`]).
 
+use ipnet::Ipv4Net;
 use mesh_state::ids::ServiceId;
 use mesh_state::spec::{Protocol, PublishMode, ServiceSpec, TaskSpec};
 use serde_json::Value;
 
 use super::generic::{self, WantedResources};
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::slots::eligible::Suits;
 use crate::slots::networks::named_by;
 
@@ -30,15 +32,19 @@ pub struct Needs<'a> {
     pub generic: WantedResources,
     /// Whether the task is on networks.
     pub is_on_networks: bool,
+    /// The subnets of these networks.
+    pub subnets: Vec<Ipv4Net>,
     /// Placement constraints and platforms.
     pub suits: Suits,
 }
 
 impl<'a> Needs<'a> {
     /// The needs of tasks made from `spec`.
-    pub fn new(service: &'a ServiceId, spec: &ServiceSpec) -> Self {
+    pub fn new(snapshot: &ClusterSnapshot, service: &'a ServiceId, spec: &ServiceSpec) -> Self {
         let template = &spec.task_template;
         let reservations = template.resources.as_ref().and_then(|resources| resources.reservations.as_ref());
+        let networks = named_by(spec);
+        let stored = networks.iter().filter_map(|named| snapshot.networks.get(&named.id));
         Self {
             service,
             nano_cpus: reservations.and_then(|wanted| wanted.nano_cpus).unwrap_or_default(),
@@ -47,7 +53,8 @@ impl<'a> Needs<'a> {
             max_replicas: template.placement.as_ref().map_or(0, |placement| placement.max_replicas),
             plugins: plugins(template),
             generic: generic::wanted(template.resources.as_ref()),
-            is_on_networks: !named_by(spec).is_empty(),
+            is_on_networks: !networks.is_empty(),
+            subnets: stored.map(|network| network.subnet).collect(),
             suits: Suits::new(template),
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::TimeDelta;
+use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::node::{Availability, Node, NodeState};
@@ -25,6 +26,8 @@ const FAILURE_MEMORY: TimeDelta = TimeDelta::minutes(5);
 pub struct NodeUsage<'a> {
     /// The node whose use is counted.
     pub node: &'a Node,
+    /// The networks of its host, sorted.
+    pub host_networks: &'a [Ipv4Net],
     /// Whether the node accepts new tasks.
     pub takes_tasks: bool,
     /// Unreserved billionths of a CPU; below zero if the node has shrunk.
@@ -80,9 +83,9 @@ impl<'a> NodeUsages<'a> {
         let usages = snapshot.nodes.values().map(|stored| {
             let mut usage = empty(snapshot, &stored.value);
             for task in snapshot.tasks_on(&stored.id) {
-                let needs = specs
-                    .entry((&task.service_id, task.spec_version))
-                    .or_insert_with(|| snapshot.spec_of(task).map(|spec| Needs::new(&task.service_id, spec)));
+                let needs = specs.entry((&task.service_id, task.spec_version)).or_insert_with(|| {
+                    snapshot.spec_of(task).map(|spec| Needs::new(snapshot, &task.service_id, spec))
+                });
                 count(now, snapshot, &task.value, needs.as_ref(), &mut usage);
             }
             (&stored.value.id, usage)
@@ -101,9 +104,10 @@ impl<'a> NodeUsages<'a> {
     }
 }
 
-fn empty<'a>(snapshot: &ClusterSnapshot, node: &'a Node) -> NodeUsage<'a> {
+fn empty<'a>(snapshot: &'a ClusterSnapshot, node: &'a Node) -> NodeUsage<'a> {
     NodeUsage {
         node,
+        host_networks: snapshot.host_networks.get(&node.id).map_or(&[], |stored| &stored.value),
         takes_tasks: node.spec.availability == Availability::Active
             && snapshot.node_state(&node.id) == NodeState::Ready
             && node.description.unfit.is_empty(),

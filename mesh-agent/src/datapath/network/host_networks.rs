@@ -9,9 +9,9 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::cables::Bridge;
 use super::host::TUNNEL_DEVICE;
 use super::netlink::Netlink;
-use crate::task::bridge::DEVICE;
 
 /// The kernel's table of ordinary routes.
 const MAIN_TABLE: u8 = 254;
@@ -37,7 +37,7 @@ pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
     let routes = routes(&mut netlink)?;
     let networks = addresses.chain(routes).filter_map(|(index, network)| {
         let device = names.get(&index)?;
-        let is_mesh = [DEVICE, TUNNEL_DEVICE].contains(&device.as_str());
+        let is_mesh = device == TUNNEL_DEVICE || Bridge::named(device).is_some();
         (!is_mesh).then(|| HostNetwork { network, device: device.clone() })
     });
     let mut found: Vec<HostNetwork> = networks.collect();

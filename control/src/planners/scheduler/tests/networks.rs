@@ -1,5 +1,6 @@
 //! Placement of tasks that are on networks.
 
+use mesh_state::keys;
 use mesh_state::network::Attachment;
 
 use super::*;
@@ -31,6 +32,30 @@ fn a_node_without_programs_or_with_an_old_agent_takes_no_task_with_networks() {
     assert_eq!(refusal(old, on_app), "no suitable node (agent too old for overlay networks on 1 node)");
     assert_eq!(refusal(in_userspace, |_| {}), "", "it is on no network");
     assert_eq!(refusal(old, |_| {}), "");
+}
+
+#[test]
+fn a_node_whose_host_has_addresses_of_a_network_takes_no_task_on_it() {
+    let placed_on = |host: &str| {
+        let mut world = World::with_nodes(["a", "b"]);
+        world.put_network(&network("app", "10.0.5.0/24", 1));
+        world.put(keys::host_networks(&"a".into()), &[host.parse::<ipnet::Ipv4Net>().unwrap()]);
+        let mut web = service("web", 2);
+        on_app(&mut web);
+        world.put_service(&web);
+        world.put_task(&waiting("t1", 1));
+        world.put_task(&waiting("t2", 2));
+        world.run(plan);
+        let node = |id: &str| world.snapshot.tasks[&id.into()].node_id.clone();
+        [node("t1"), node("t2")].into_iter().flatten().map(|node| node.to_string()).collect::<Vec<_>>()
+    };
+    for inside in ["10.0.5.9/32", "10.0.5.0/24", "10.0.5.128/25"] {
+        assert_eq!(placed_on(inside), ["b", "b"], "{inside}");
+    }
+    for apart in ["10.0.0.0/8", "10.0.6.0/24"] {
+        assert_eq!(placed_on(apart).len(), 2, "{apart}");
+        assert!(placed_on(apart).contains(&"a".to_owned()), "{apart}");
+    }
 }
 
 #[test]
