@@ -58,7 +58,7 @@ pub enum NoAddress {
     /// Somebody has the address that a user chose.
     #[error("Address already in use: {address} on network {name}")]
     Taken {
-        /// The address.
+        /// The address that was asked for.
         address: Ipv4Addr,
         /// The network's name.
         name: String,
@@ -66,11 +66,11 @@ pub enum NoAddress {
     /// The address that a user chose is no host's of the network.
     #[error("requested address is out of range: {address} is no host's of network {name} ({subnet})")]
     OutOfRange {
-        /// The address.
+        /// The address that was asked for.
         address: Ipv4Addr,
         /// The network's name.
         name: String,
-        /// Its subnet.
+        /// The network's subnet, whose hosts may be asked for.
         subnet: Ipv4Net,
     },
 }

@@ -18,7 +18,7 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// A network of a node's host. Its `Display` is for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNetwork {
-    /// The network.
+    /// A network that is on-link at the host, or that the host has a route to.
     pub network: Ipv4Net,
     /// The node's hostname.
     pub hostname: String,

@@ -26,9 +26,9 @@ pub(super) struct Place {
 pub(super) struct Endpoint {
     /// Names of `--network-alias`.
     pub(super) aliases: Vec<String>,
-    /// `--ip`.
+    /// The IPv4 address that `--ip` asks for.
     pub(super) address: Option<String>,
-    /// `--ip6`.
+    /// The IPv6 address that `--ip6` asks for.
     pub(super) address6: Option<String>,
 }
 
