@@ -133,7 +133,7 @@ fn a_container_is_refused_by_other_networks() -> Result<()> {
     Ok(())
 }
 
-/// `docker-compose` on a node's socket: containers of a project join an attachable network, find
+/// `docker-compose` on a manager's socket: containers of a project join an attachable network, find
 /// each other and the network's services by name, and reach them.
 #[test]
 #[ignore = "needs docker-compose: apt-get install docker-compose"]
@@ -146,7 +146,8 @@ fn docker_compose_joins_an_attachable_network() -> Result<()> {
         shop::virtual_ip(&cluster.docker()?, porter.name(), network.name())
     })?;
     cluster.wait_running(porter.name(), 1, PATIENCE)?;
-    let docker = Docker::towards(&cluster.node("node-2")?.mesh_host);
+    let docker = cluster.docker()?;
+    let node = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?;
     let compose = |words: &[&str]| -> Result<()> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/networks/compose.yml");
         let mut command = std::process::Command::new("docker-compose");
@@ -157,8 +158,8 @@ fn docker_compose_joins_an_attachable_network() -> Result<()> {
         Ok(())
     };
     let checked = compose(&["up", "-d"]).and_then(|()| {
-        let left = task::of_container(&cluster, "node-2", "project_left_1")?;
-        let right = task::of_container(&cluster, "node-2", "project_right_1")?;
+        let left = task::of_container(&cluster, &node.name, "project_left_1")?;
+        let right = task::of_container(&cluster, &node.name, "project_right_1")?;
         finds(&left, porter.name(), &[virtual_ip])?;
         finds(&left, "right", &[right.address(network.name())?])?;
         for there in [virtual_ip, right.address(network.name())?] {
