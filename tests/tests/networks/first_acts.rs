@@ -12,7 +12,7 @@ const BACK: &str = "shop_back";
 const MESH: &str = "mesh";
 /// The number of tasks that try. `MESH_STARTS` names another one: a hundred take two minutes on a
 /// busy machine.
-const STARTS: &str = "30";
+const STARTS: &str = "10";
 /// The number of tasks at a time: what the lab's engines start at once.
 const AT_ONCE: &str = "25";
 
