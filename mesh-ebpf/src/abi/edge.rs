@@ -41,6 +41,14 @@ closed_list! {
         VirtualReplyError = 12 => "mesh_vip_rerr",
         /// Forwards an ICMP error out of the VXLAN device from a backend of a virtual IP.
         VirtualTunnelError = 13 => "mesh_vip_terr",
+        /// Forwards a task's ICMP error to a virtual IP of its network.
+        VirtualError = 14 => "mesh_vip_err",
+        /// Forwards a task's fragment to a virtual IP of its network.
+        VirtualFragment = 15 => "mesh_vip_fra",
+        /// Forwards a fragment from a backend of a virtual IP to another task of this node.
+        VirtualReplyFragment = 16 => "mesh_vip_rfra",
+        /// Forwards a fragment out of the VXLAN device from a backend of a virtual IP.
+        VirtualTunnelFragment = 17 => "mesh_vip_tfra",
     }
     /// The program's name in the object; the kernel shows 15 characters of it.
     name: program;

@@ -99,6 +99,14 @@ mod programs {
         mesh_vip_rerr: Reply, new, error => virtual_reply_error;
         /// Tail call [`mesh_ebpf::abi::Edge::VirtualTunnelError`].
         mesh_vip_terr: tunnelled, new, error => virtual_tunnel_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualError`].
+        mesh_vip_err: Request, new, error => virtual_error;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualFragment`].
+        mesh_vip_fra: Request, new, fragment => virtual_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualReplyFragment`].
+        mesh_vip_rfra: Reply, new, fragment => virtual_reply_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::VirtualTunnelFragment`].
+        mesh_vip_tfra: tunnelled, new, fragment => virtual_tunnel_fragment;
     }
 
     /// TC egress of an uplink: changes packets, and stops none. It doesn't remember connections of

@@ -252,7 +252,13 @@ pub(super) fn account<L: Lookups>(
 }
 
 #[inline(always)]
-fn count<L: Lookups>(lookups: &L, id: u32, backend: &Backend, direction: Direction, error: &Error) {
+pub(super) fn count<L: Lookups>(
+    lookups: &L,
+    id: u32,
+    backend: &Backend,
+    direction: Direction,
+    error: &Error,
+) {
     let packet = PacketCount { packets: 1, bytes: error.total_len };
     lookups.count_traffic(backend.service_index, id, direction, packet);
 }

@@ -122,7 +122,7 @@ fn from_task<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, fragment: &mut 
 
 /// The ports that the first fragment carried, if it was seen.
 #[inline(always)]
-fn ports<L: Lookups>(lookups: &L, fragment: &FragmentHeader) -> Option<FragmentPorts> {
+pub(super) fn ports<L: Lookups>(lookups: &L, fragment: &FragmentHeader) -> Option<FragmentPorts> {
     lookups.fragment_ports(&fragment.key).filter(|ports| ports.is_fresh(lookups.now_ns()))
 }
 
@@ -284,7 +284,7 @@ fn account<L: Lookups>(
 }
 
 #[inline(always)]
-fn count<L: Lookups>(
+pub(super) fn count<L: Lookups>(
     lookups: &L,
     id: u32,
     backend: &Backend,

@@ -23,7 +23,8 @@
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
 //! * [`network_decapsulate`], [`virtual_ip()`], [`virtual_reply`], [`virtual_tunnel`],
-//!   [`virtual_reply_error`], [`virtual_tunnel_error`]: packets of overlay networks.
+//!   [`virtual_error`], [`virtual_reply_error`], [`virtual_tunnel_error`], [`virtual_fragment`],
+//!   [`virtual_reply_fragment`], [`virtual_tunnel_fragment`]: packets of overlay networks.
 //!
 //! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are
 //! counted where they are decided. The programs count passed packets, except those that XDP passes
@@ -54,6 +55,7 @@ mod reply;
 #[cfg(test)]
 mod syn_flood_tests;
 mod virtual_errors;
+mod virtual_fragments;
 mod virtual_ip;
 
 pub use encapsulation::{decapsulate, outer_origin};
@@ -62,7 +64,8 @@ pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
 pub use network::{network_decapsulate, overlay, overlay_tagged};
 pub use outgoing::forwarded;
-pub use virtual_errors::{virtual_reply_error, virtual_tunnel_error};
+pub use virtual_errors::{virtual_error, virtual_reply_error, virtual_tunnel_error};
+pub use virtual_fragments::{virtual_fragment, virtual_reply_fragment, virtual_tunnel_fragment};
 pub use virtual_ip::{virtual_ip, virtual_reply, virtual_tunnel};
 
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};

@@ -187,10 +187,11 @@ fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Ori
     if let Some(reason) = arrival.refused {
         return refused(lookups, reason);
     }
-    // A task accepts a GSO packet of TCP as it is; only the device can split others. Errors that
-    // must be translated are for another program.
+    // A task accepts a GSO packet of TCP as it is; only the device can split others. Errors and
+    // fragments that must be translated are for other programs.
     let is_in_pieces = packet.segment_size() != 0 && arrival.protocol != protocol::TCP;
-    let is_for_other = arrival.backend != 0 && arrival.protocol == icmp::PROTOCOL_V4;
+    let is_uncommon = arrival.is_fragment || arrival.protocol == icmp::PROTOCOL_V4;
+    let is_for_other = arrival.backend != 0 && is_uncommon;
     if is_in_pieces || is_for_other || packet.pull_outer().is_none() {
         return Fate::PASS;
     }
@@ -233,6 +234,8 @@ pub(super) struct Arrival {
     pub(super) mac: Mac,
     /// IP protocol number of the packet.
     protocol: u8,
+    /// Whether the packet is a fragment.
+    pub(super) is_fragment: bool,
 }
 
 impl Arrival {
@@ -255,6 +258,7 @@ impl Arrival {
             ifindex: 0,
             mac: Mac::NONE,
             protocol: 0,
+            is_fragment: false,
         };
         // One read instead of two: with two, the verifier finds the second one's bytes undefined on
         // the path where only the first one fails.
@@ -280,6 +284,9 @@ impl Arrival {
                 ifindex: endpoint.ifindex,
                 mac: endpoint.mac,
                 protocol: bytes[IP + ipv4::PROTOCOL],
+                is_fragment: u16::from_be_bytes([bytes[IP + ipv4::FLAGS], bytes[IP + ipv4::FLAGS + 1]])
+                    & ipv4::FRAGMENT
+                    != 0,
             },
             _ => none(DropReason::ForeignDestination),
         }

@@ -1,16 +1,75 @@
-//! ICMP errors from backends of virtual IPs about packets of this node's tasks: translated back
-//! like replies ([`super::virtual_ip()`]), along the flow of the packet that they quote.
+//! ICMP errors about flows to virtual IPs, translated along the flow of the packet that they quote:
+//! those of backends like replies, those of this node's tasks about replies like requests
+//! ([`super::virtual_ip()`]).
 
-use super::network::Arrival;
-use super::virtual_ip::Restored;
+use super::network::{Arrival, node_address};
+use super::virtual_ip::{Restored, client_key};
 use super::{Origin, dropped, errors, flow_ref};
-use crate::abi::{Direction, DropReason, EndpointKey, FlowKey};
+use crate::abi::{Direction, DropReason, EndpointKey, FlowKey, MESH_MAC};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
 use crate::parse::icmp::{self, Error};
+use crate::parse::vxlan::Vni;
 use crate::parse::{eth, ipv4};
 use crate::rewrite::{self, Side, Translation};
 use crate::verdict::Fate;
+
+/// Tail call of [`super::virtual_ip()`]: a task's ICMP error about what it got from a virtual IP. It
+/// goes to the backend of the flow, for which it is about the packet that the backend sent.
+#[inline(always)]
+pub fn virtual_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
+    let drop = |reason| dropped(lookups, reason, Direction::Request);
+    let Some(link) = lookups.link(packet.ifindex()) else {
+        return drop(DropReason::UnknownLink);
+    };
+    if !icmp::parse(packet, error) || error.is_v6 || error.destination != error.quote.source {
+        return drop(DropReason::NoFlow);
+    }
+    if error.ttl <= 1 {
+        return drop(DropReason::TtlExpired);
+    }
+    let quote = &error.quote;
+    let ports = (quote.destination_port_be, quote.source_port_be);
+    let key = client_key(link, quote.source.v4_octets(), ports, quote.protocol);
+    let Some(flow) = flow_ref::find_client_flow(lookups, &key) else {
+        return drop(DropReason::NoFlow);
+    };
+    let id = flow.value().backend_id();
+    let Some(backend) = lookups.backend(id).filter(|backend| backend.is_alive()) else {
+        return drop(DropReason::BackendGone);
+    };
+    let member = backend.task_address;
+    let Some(endpoint) = lookups.endpoint(&EndpointKey::new(link.network, member.v4_octets())) else {
+        return drop(DropReason::UnknownBackend);
+    };
+    // The error would come back with the task's own address as the source.
+    if endpoint.is_connected() && endpoint.ifindex == packet.ifindex() {
+        return drop(DropReason::NoFlow);
+    }
+    let fate = if endpoint.is_connected() {
+        Fate::deliver(endpoint.ifindex)
+    } else if endpoint.is_local() {
+        return drop(DropReason::UnknownBackend);
+    } else {
+        match node_address(lookups, endpoint) {
+            Some(peer) => Fate::via_device(peer, Vni::network(link.network)),
+            None => return drop(DropReason::UnknownNode),
+        }
+    };
+    let to = Translation {
+        side: Side::Destination,
+        address: member,
+        port_be: quote.source_port_be,
+        client_port_be: quote.destination_port_be,
+    };
+    let is_written = rewrite::translate_error(packet, error, &to).is_some()
+        && (!endpoint.is_connected() || rewrite::set_macs(packet, endpoint.mac, MESH_MAC).is_some());
+    if !is_written {
+        return drop(DropReason::Malformed);
+    }
+    errors::count(lookups, id, backend, Direction::Request, error);
+    fate
+}
 
 /// Tail call of [`super::virtual_reply`]: an ICMP error for another task of this node.
 #[inline(always)]

@@ -16,8 +16,8 @@ use super::{
     Origin, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count, reply,
 };
 use crate::abi::{
-    Address, Config, Direction, DropReason, Edge, Endpoint, EndpointKey, FlowKey, Link, MESH_MAC, Service,
-    flow_event,
+    Address, Backend, Be16, Config, Direction, DropReason, Edge, Endpoint, EndpointKey, FlowKey, Link,
+    MESH_MAC, Service, flow_event,
 };
 use crate::csum;
 use crate::lookups::Lookups;
@@ -46,8 +46,8 @@ pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])
 }
 
-/// Handles a packet to a virtual IP that is no whole TCP or UDP packet: answers echo requests, and
-/// drops the rest.
+/// Handles a packet to a virtual IP that is no whole TCP or UDP packet: answers echo requests,
+/// hands fragments and ICMP errors to their programs, and drops the rest.
 #[inline(always)]
 fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) -> Fate {
     const DESTINATION: usize = eth::LEN + ipv4::DESTINATION;
@@ -56,7 +56,10 @@ fn answer_uncommon<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Li
         return dropped(lookups, DropReason::UnknownEndpoint, Direction::Request);
     }
     if fragment::is_fragment(packet) {
-        return dropped(lookups, DropReason::Fragment, Direction::Request);
+        return Fate::tail_call(Edge::VirtualFragment);
+    }
+    if icmp::is_error(packet) {
+        return Fate::tail_call(Edge::VirtualError);
     }
     match answer_echo(packet, link) {
         Some(()) => Fate::BOUNCE,
@@ -85,16 +88,42 @@ fn answer_echo<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
 /// Exchanges source and destination of a packet that returns to the task that sent it. No checksum
 /// changes.
 #[inline(always)]
-fn turn_around<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
+pub(super) fn turn_around<P: Packet>(packet: &mut P, link: &Link) -> Option<()> {
     const SOURCE: usize = eth::LEN + ipv4::SOURCE;
     let [s0, s1, s2, s3, d0, d1, d2, d3] = packet.read_bytes::<8>(SOURCE)?;
     packet.write_bytes(SOURCE, &[d0, d1, d2, d3, s0, s1, s2, s3])?;
     rewrite::set_macs(packet, link.mac, MESH_MAC)
 }
 
+/// The key of a task's flow to a virtual IP; the source's port comes first.
+#[inline(always)]
+pub(super) fn client_key(link: &Link, virtual_ip: [u8; 4], ports: (Be16, Be16), ip_protocol: u8) -> FlowKey {
+    let client = (link.address.to_ne_bytes(), ports.0);
+    FlowKey::to_virtual_ip(link.network, virtual_ip, client, (ip_protocol, ports.1.get()))
+}
+
+/// The key of a task's flow to itself, of the packet that it sends in reply to the virtual IP.
+#[inline(always)]
+pub(super) fn own_reply_key(
+    link: &Link,
+    virtual_ip: [u8; 4],
+    ports: (Be16, Be16),
+    ip_protocol: u8,
+) -> FlowKey {
+    client_key(link, virtual_ip, (ports.1, ports.0), ip_protocol)
+}
+
+/// The key of the flow that a packet of this backend to `client` would be a reply of; the source's
+/// port comes first.
+#[inline(always)]
+pub(super) fn reply_key(backend: &Backend, client: [u8; 4], ports: (Be16, Be16), ip_protocol: u8) -> FlowKey {
+    let virtual_ip = backend.task_address6.v4_octets();
+    FlowKey::to_virtual_ip(backend.network, virtual_ip, (client, ports.1), (ip_protocol, ports.0.get()))
+}
+
 /// Forwards a client's packet to the backend of its flow.
 #[inline(always)]
-fn forward<P: Packet, L: Lookups>(
+pub(super) fn forward<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
@@ -107,12 +136,8 @@ fn forward<P: Packet, L: Lookups>(
         return drop(DropReason::TtlExpired);
     }
     let transport = &segment.transport;
-    let key = FlowKey::to_virtual_ip(
-        link.network,
-        virtual_ip,
-        (link.address.to_ne_bytes(), transport.source_port_be),
-        (transport.protocol, transport.destination_port_be.get()),
-    );
+    let ports = (transport.source_port_be, transport.destination_port_be);
+    let key = client_key(link, virtual_ip, ports, transport.protocol);
     let (mut avoided, mut choice) = (0, Choice::none(Fate::PASS));
     let mut is_new = true;
     if let Some(flow) = flow_ref::find(lookups.flows(), &key) {
@@ -206,12 +231,8 @@ fn turn_back<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, link: &Link) ->
 #[inline(always)]
 fn is_own_reply<P: Packet, L: Lookups>(packet: &P, lookups: &L, link: &Link, segment: &Segment) -> bool {
     let transport = &segment.transport;
-    let key = FlowKey::to_virtual_ip(
-        link.network,
-        segment.ip.destination.v4_octets(),
-        (link.address.to_ne_bytes(), transport.destination_port_be),
-        (transport.protocol, transport.source_port_be.get()),
-    );
+    let ports = (transport.source_port_be, transport.destination_port_be);
+    let key = own_reply_key(link, segment.ip.destination.v4_octets(), ports, transport.protocol);
     reply::account_of(packet, lookups, segment, &key, link.backend)
 }
 
@@ -259,7 +280,7 @@ impl Restored {
 /// the virtual IP. A packet by address does not change. Neither does a packet of a backend that the
 /// flow has left, as the client does not know that backend.
 #[inline(always)]
-fn restore<P: Packet, L: Lookups>(
+pub(super) fn restore<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     segment: &Segment,
@@ -269,12 +290,8 @@ fn restore<P: Packet, L: Lookups>(
         return Restored::BY_ADDRESS;
     };
     let (virtual_ip, transport) = (backend.task_address6, &segment.transport);
-    let key = FlowKey::to_virtual_ip(
-        network,
-        virtual_ip.v4_octets(),
-        (segment.ip.destination.v4_octets(), transport.destination_port_be),
-        (transport.protocol, transport.source_port_be.get()),
-    );
+    let ports = (transport.source_port_be, transport.destination_port_be);
+    let key = reply_key(backend, segment.ip.destination.v4_octets(), ports, transport.protocol);
     if segment.ip.ttl <= 1 {
         return Restored::BY_ADDRESS;
     }
@@ -315,6 +332,8 @@ pub fn virtual_reply<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate
     let Some(segment) = Segment::parse(packet, 0) else {
         return if icmp::is_error(packet) {
             Fate::tail_call(Edge::VirtualReplyError)
+        } else if fragment::is_fragment(packet) {
+            Fate::tail_call(Edge::VirtualReplyFragment)
         } else {
             to_neighbour(packet, lookups, &endpoint)
         };
@@ -334,6 +353,7 @@ pub fn virtual_tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin
     match arrival.refused {
         Some(reason) => dropped(lookups, reason, Direction::Reply),
         None if icmp::is_error(packet) => Fate::tail_call(Edge::VirtualTunnelError),
+        None if arrival.is_fragment => Fate::tail_call(Edge::VirtualTunnelFragment),
         None => deliver_reply(packet, lookups, &arrival),
     }
 }

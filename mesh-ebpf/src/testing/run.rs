@@ -81,6 +81,14 @@ impl Hook {
             (Edge::VirtualTunnelError, Self::Tunnel(origin)) => {
                 pipeline::virtual_tunnel_error(packet, tables, origin, error)
             }
+            (Edge::VirtualError, Self::Overlay) => pipeline::virtual_error(packet, tables, error),
+            (Edge::VirtualFragment, Self::Overlay) => pipeline::virtual_fragment(packet, tables, fragment),
+            (Edge::VirtualReplyFragment, Self::Overlay) => {
+                pipeline::virtual_reply_fragment(packet, tables, fragment)
+            }
+            (Edge::VirtualTunnelFragment, Self::Tunnel(origin)) => {
+                pipeline::virtual_tunnel_fragment(packet, tables, origin, fragment)
+            }
             (Edge::VirtualTunnel, Self::Tunnel(origin)) => pipeline::virtual_tunnel(packet, tables, origin),
             (Edge::UplinkFragment, Self::Uplink) => pipeline::uplink_fragment(packet, tables, fragment),
             (Edge::TunnelFragment, Self::Tunnel(origin)) => {
