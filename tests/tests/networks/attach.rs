@@ -136,7 +136,6 @@ fn a_container_is_refused_by_other_networks() -> Result<()> {
 /// `docker-compose` on a manager's socket: containers of a project join an attachable network, find
 /// each other and the network's services by name, and reach them.
 #[test]
-#[ignore = "needs docker-compose: apt-get install docker-compose"]
 fn docker_compose_joins_an_attachable_network() -> Result<()> {
     let cluster = cluster()?;
     let network = Network::create(&cluster, "composed", &["--attachable"])?;

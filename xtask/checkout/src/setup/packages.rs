@@ -51,6 +51,8 @@ const PACKAGES: &[Package] = &[
     package("php8.2-mysql"),
     package("php8.2-redis"),
     package("redis-server"),
+    // A client of docker.sock that the networks test runs.
+    package("docker-compose"),
     // Namespaces, links and tools to inspect them.
     package("iproute2"),
     package("iptables"),
