@@ -168,6 +168,7 @@ impl Kernel {
         classifier(&mut programs, names::PROGRAM_UPLINK);
         classifier(&mut programs, names::PROGRAM_TASK);
         classifier(&mut programs, names::PROGRAM_OVERLAY);
+        classifier(&mut programs, names::PROGRAM_DECRYPTED);
         classifier(&mut programs, names::PROGRAM_EGRESS);
         classifier(&mut programs, names::PROGRAM_DEVICE);
         let mut from_tunnel = Ebpf::load(&object(env!("MESH_FROM_TUNNEL_OBJECT"))).expect("maps are made");
@@ -197,6 +198,7 @@ impl Kernel {
             Hook::Xdp => None,
             Hook::Uplink => Some(program(&mut self.programs, names::PROGRAM_UPLINK)),
             Hook::Task => Some(program(&mut self.programs, names::PROGRAM_TASK)),
+            Hook::Decrypted => Some(program(&mut self.programs, names::PROGRAM_DECRYPTED)),
             Hook::Overlay => Some(program(&mut self.programs, names::PROGRAM_OVERLAY)),
             Hook::Egress { .. } | Hook::Forwarded => Some(program(&mut self.programs, names::PROGRAM_EGRESS)),
             Hook::Tunnel(origin) => {

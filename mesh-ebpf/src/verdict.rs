@@ -32,9 +32,10 @@ pub enum Verdict {
         /// ifindex of the task's host-side veth.
         ifindex: u32,
     },
-    /// The packet goes through the kernel's VXLAN device, which writes the outer headers.
+    /// The packet goes through the kernel's VXLAN device, which writes the outer headers. Never one
+    /// of an encrypted network.
     ViaDevice(Tunnel),
-    /// Another program decides, by a tail call; nothing has been done so far.
+    /// Another program decides, by a tail call.
     Continue(Edge),
     /// The program [`Edge::Refuse`] makes an ICMP error of the packet; the drop is counted already.
     Answer(Answer),
@@ -130,7 +131,8 @@ impl Fate {
         Self::of(kind::DELIVER, ifindex)
     }
 
-    /// See [`Verdict::ViaDevice`].
+    /// See [`Verdict::ViaDevice`]. That device sends in clear: of a packet of an encrypted network,
+    /// [`Edge::Encrypt`] decides.
     #[inline(always)]
     pub const fn via_device(peer: [u8; 4], vni: Vni) -> Self {
         Self { kind: kind::VIA_DEVICE, detail: 0, peer: u32::from_ne_bytes(peer), vni: vni.0 }
@@ -182,6 +184,7 @@ impl Fate {
             kind::EMIT => Verdict::Emit { ifindex },
             kind::ROUTE => Verdict::Route { ifindex },
             kind::DELIVER => Verdict::Deliver { ifindex },
+            kind::VIA_DEVICE if Vni(self.vni).is_encrypted() => Verdict::Continue(Edge::Encrypt),
             kind::VIA_DEVICE => Verdict::ViaDevice(Tunnel { peer, vni: Vni(self.vni) }),
             kind::CONTINUE => Verdict::Continue(Edge::from_number(self.detail)),
             kind::ANSWER => {
@@ -269,6 +272,15 @@ mod tests {
             Verdict::ViaDevice(Tunnel { peer, vni }) => Fate::via_device(peer, vni),
             Verdict::Continue(edge) => Fate::tail_call(edge),
             Verdict::Answer(Answer { reason, back }) => Fate::answer(reason, back),
+        }
+    }
+
+    #[test]
+    fn what_is_encrypted_never_goes_by_the_vxlan_device() {
+        for number in [1, 5, 0xffff] {
+            let vni = Vni::network(number | Vni::ENCRYPTED);
+            let fate = Destination::node(TUNNEL.peer, vni).by_device();
+            assert_eq!(fate.verdict(), Verdict::Continue(Edge::Encrypt));
         }
     }
 

@@ -30,6 +30,7 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
         names::PROGRAM_TUNNEL,
         names::PROGRAM_TASK,
         names::PROGRAM_OVERLAY,
+        names::PROGRAM_DECRYPTED,
     ] {
         classifier(&mut ebpf, program)?
             .load()

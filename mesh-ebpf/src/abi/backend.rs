@@ -100,9 +100,15 @@ abi_struct! {
         pub source_mac: Mac,
         /// ifindex of the uplink over which the node is reached.
         pub ifindex: u32,
-        /// No flag is defined yet: always zero.
+        /// Bits of [`node_flag`].
         pub flags: u32,
         /// The cookie that this node writes into tunnel packets for that node; 0: none.
         pub cookie: u32,
     }
+}
+
+/// Bits of [`Node::flags`].
+pub mod node_flag {
+    /// The node takes packets of encrypted networks, as its public key is known here.
+    pub const ENCRYPTS: u32 = 1;
 }

@@ -7,7 +7,7 @@ use super::{Address, Be16};
 abi_struct! {
     /// Entry 0 of [`super::names::CONFIG`]. While it is all zeros, as after loading, every program
     /// passes every packet to the host stack.
-    pub struct Config [40] {
+    pub struct Config [48] {
         /// This node's address towards other nodes: source of the tunnel packets that it sends, and
         /// the only destination of those that it accepts. Its address index is 0.
         pub address: Address,
@@ -30,5 +30,10 @@ abi_struct! {
         /// SYNs a second for which each CPU creates flows. It balances SYNs beyond that rate
         /// without a flow: see [`crate::guard`]. 0: no limit.
         pub syn_guard_rate: u32,
+        /// ifindex of the device that encrypts packets of encrypted networks. 0: there is none, and
+        /// they are dropped.
+        pub encryption_ifindex: u32,
+        /// Padding; always zero.
+        pub reserved: u32,
     }
 }

@@ -48,7 +48,8 @@ closed_list! {
         /// A packet of a network whose destination is not the address of a task of this node.
         ForeignDestination = 16 => "foreign_destination",
         /// A tunnel packet that came in by an interface other than an uplink, or for another
-        /// address than the node's.
+        /// address than the node's; also one out of the encryption device that is not of an
+        /// encrypted network.
         NotByUplink = 17 => "not_by_uplink",
         /// A new connection whose flow another CPU added and removed at the same moment; the client
         /// retransmits its SYN.
@@ -63,6 +64,11 @@ closed_list! {
         UnknownEndpoint = 21 => "unknown_endpoint",
         /// A packet by a veth of a network of which it is not known (yet) whose it is.
         UnknownLink = 22 => "unknown_link",
+        /// A packet of an encrypted network that this node can't encrypt for the other one: it has
+        /// no encryption device, or does not know the other node's key.
+        NoEncryption = 23 => "no_encryption",
+        /// A packet of an encrypted network that came through the tunnel in clear.
+        NotEncrypted = 24 => "not_encrypted",
     }
     /// The reason as the metric's label `reason`.
     name: label;

@@ -49,6 +49,15 @@ closed_list! {
         VirtualReplyFragment = 16 => "mesh_vip_rfra",
         /// Forwards a fragment out of the VXLAN device from a backend of a virtual IP.
         VirtualTunnelFragment = 17 => "mesh_vip_tfra",
+        /// Sends a task's packet on an encrypted network to the node that has its destination.
+        Encrypt = 18 => "mesh_encrypt",
+        /// Forwards an ICMP error of an encrypted network from a backend of a virtual IP. Words of
+        /// the control block: the IPv4 address (as it lies in memory) of the node that sent it, and
+        /// the VNI.
+        DecryptedError = 19 => "mesh_dec_err",
+        /// Forwards a fragment of an encrypted network from a backend of a virtual IP; words of the
+        /// control block as for [`Self::DecryptedError`].
+        DecryptedFragment = 20 => "mesh_dec_fra",
     }
     /// The program's name in the object; the kernel shows 15 characters of it.
     name: program;

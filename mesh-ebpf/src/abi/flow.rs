@@ -44,11 +44,11 @@ impl FlowKey {
         (client, client_port_be): ([u8; 4], Be16),
         (ip_protocol, port): (u8, u16),
     ) -> Self {
-        let ([_, _, n0, n1], [v0, v1, v2, v3]) = (network.to_be_bytes(), virtual_ip);
+        let ([_, n, n0, n1], [v0, v1, v2, v3]) = (network.to_be_bytes(), virtual_ip);
         let [c0, c1, c2, c3] = client;
         let [tag0, tag1] = Self::VIRTUAL;
         Self {
-            client: Address([tag0, tag1, n0, n1, v0, v1, v2, v3, 0, 0, 0, 0, c0, c1, c2, c3]),
+            client: Address([tag0, tag1, n0, n1, v0, v1, v2, v3, n, 0, 0, 0, c0, c1, c2, c3]),
             client_port_be,
             reserved: [0; 2],
             vip: VipId::new(0, ip_protocol, port),
@@ -58,11 +58,11 @@ impl FlowKey {
     /// Network number, virtual IP and client of a flow to a virtual IP; `None` for a flow to a
     /// published port.
     pub const fn virtual_ip(&self) -> Option<(u32, [u8; 4], [u8; 4])> {
-        let [tag0, tag1, n0, n1, v0, v1, v2, v3, _, _, _, _, c0, c1, c2, c3] = self.client.0;
+        let [tag0, tag1, n0, n1, v0, v1, v2, v3, n, _, _, _, c0, c1, c2, c3] = self.client.0;
         if tag0 != Self::VIRTUAL[0] || tag1 != Self::VIRTUAL[1] {
             return None;
         }
-        Some((u32::from_be_bytes([0, 0, n0, n1]), [v0, v1, v2, v3], [c0, c1, c2, c3]))
+        Some((u32::from_be_bytes([0, n, n0, n1]), [v0, v1, v2, v3], [c0, c1, c2, c3]))
     }
 
     /// The key's 24 bytes as three words, as they lie in memory.
@@ -308,8 +308,11 @@ mod tests {
     #[test]
     fn a_flow_to_a_virtual_ip_keeps_its_parts_and_meets_no_other() {
         let (vip, client) = ([10, 0, 5, 2], [10, 0, 5, 7]);
-        let key = FlowKey::to_virtual_ip(0x1234, vip, (client, Be16::new(40000)), (protocol::UDP, 53));
+        let key_on =
+            |network| FlowKey::to_virtual_ip(network, vip, (client, Be16::new(40000)), (protocol::UDP, 53));
+        let key = key_on(0x1234);
         assert_eq!(key.virtual_ip(), Some((0x1234, vip, client)));
+        assert_eq!(key_on(0x8_1234).virtual_ip(), Some((0x8_1234, vip, client)));
         assert_eq!((key.vip.protocol(), key.vip.port()), (protocol::UDP, 53));
         assert!(!key.client.is_host(), "no client of a published port has this address");
         let published = FlowKey { client: Address::v4(client), ..key };

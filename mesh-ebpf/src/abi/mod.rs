@@ -50,6 +50,10 @@
 //!    - [`names::ISOLATED`]: the task pool of the whole cluster (both as v4-mapped and under
 //!      [`TASKS_PREFIX6`]) and every network's subnet → [`ISOLATED`]; this node's
 //!      own address on the tasks' bridge, of both versions, as a whole address → [`REACHABLE`].
+//!    - An encrypted network: its number with
+//!      [`Vni::ENCRYPTED`](crate::parse::vxlan::Vni::ENCRYPTED) in all of these. Attach
+//!      [`names::PROGRAM_DECRYPTED`] to the encryption device before [`Config::encryption_ifindex`]
+//!      names it, and set [`node_flag::ENCRYPTS`] for nodes whose key the device's other end knows.
 //!    - [`Link`]s by the ifindex of the host-side veth, after the endpoint of the same task, and
 //!      before [`names::PROGRAM_OVERLAY`] is attached to the veth's TC ingress (or right after:
 //!      without an entry everything is dropped, as `unknown_link`). Attach it before the task's
@@ -105,7 +109,7 @@ mod stats;
 
 pub use activity::Activity;
 pub use address::{Address, Be16, Mac};
-pub use backend::{Backend, BackendState, Node, backend_flag};
+pub use backend::{Backend, BackendState, Node, backend_flag, node_flag};
 pub use config::Config;
 pub use drop_reason::DropReason;
 pub use durations::{BUCKETS, Histogram, Timed};

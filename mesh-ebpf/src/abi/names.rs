@@ -125,6 +125,8 @@ pub const PROGRAM_TUNNEL: &str = "mesh_tunnel";
 pub const PROGRAM_TASK: &str = "mesh_task";
 /// TC ingress of the host-side veth by which a task is connected to an overlay network.
 pub const PROGRAM_OVERLAY: &str = "mesh_overlay";
+/// TC ingress of the encryption device: packets of encrypted networks that it has decrypted.
+pub const PROGRAM_DECRYPTED: &str = "mesh_decrypted";
 /// XDP program that passes everything, in an object of its own, for the far ends of veth uplinks.
 pub const PROGRAM_PASS: &str = "mesh_pass";
 

@@ -1,7 +1,9 @@
 //! Overlay networks: the identity of each veth, the holders of addresses, and the addresses that
 //! tasks must not reach through `mesh`.
 //!
-//! A network has a number of 16 bits, at least 1, which is in the VNI of its tunnel packets. IPv4
+//! A network has a number of 16 bits, at least 1, which is in the VNI of its tunnel packets. The
+//! maps, and the VNI, have the number of an encrypted network with
+//! [`Vni::ENCRYPTED`](crate::parse::vxlan::Vni::ENCRYPTED) added. IPv4
 //! addresses are integers whose bytes in memory are the octets ([`u32::from_ne_bytes`]).
 
 use super::Mac;

@@ -11,7 +11,8 @@ mod programs {
     use aya_ebpf::programs::{TcContext, XdpContext};
     use mesh_ebpf::abi::Direction;
     use mesh_ebpf::kernel::{
-        Kernel, Skb, Xdp, act_skb, act_xdp, error, fragment, handed_over, is_forwarded, origin,
+        Kernel, Skb, Xdp, act_skb, act_xdp, error, fragment, hand_over_origin, handed_over,
+        handed_over_origin, is_forwarded, origin,
     };
     use mesh_ebpf::pipeline;
     use mesh_ebpf::verdict::Fate;
@@ -153,6 +154,60 @@ mod programs {
             None => pipeline::overlay_tagged(&kernel),
         };
         act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// Tail call [`mesh_ebpf::abi::Edge::Encrypt`]: passes nothing that it can't read.
+    #[classifier]
+    fn mesh_encrypt(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match Skb::of_flow(context.skb.skb) {
+            Some(mut packet) => pipeline::encrypt(&mut packet, &kernel),
+            None => pipeline::overlay_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// TC ingress of the encryption device: passes nothing.
+    #[classifier]
+    fn mesh_decrypted(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match Skb::in_tunnel(context.skb.skb) {
+            Some(mut packet) => {
+                let origin = pipeline::outer_origin(&packet);
+                hand_over_origin(context.skb.skb, origin);
+                pipeline::decrypted(&mut packet, &kernel, origin)
+            }
+            None => pipeline::decrypted_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// Tail call [`mesh_ebpf::abi::Edge::DecryptedError`].
+    #[classifier]
+    fn mesh_dec_err(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let origin = handed_over_origin(context.skb.skb);
+        let fate = match (Skb::new(context.skb.skb), error()) {
+            (Some(mut packet), Some(error)) => {
+                pipeline::virtual_tunnel_error(&mut packet, &kernel, origin, error)
+            }
+            _ => pipeline::decrypted_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Reply, fate)
+    }
+
+    /// Tail call [`mesh_ebpf::abi::Edge::DecryptedFragment`].
+    #[classifier]
+    fn mesh_dec_fra(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let origin = handed_over_origin(context.skb.skb);
+        let fate = match (Skb::new(context.skb.skb), fragment()) {
+            (Some(mut packet), Some(fragment)) => {
+                pipeline::virtual_tunnel_fragment(&mut packet, &kernel, origin, fragment)
+            }
+            _ => pipeline::decrypted_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Reply, fate)
     }
 
     /// Tail call [`mesh_ebpf::abi::Edge::NetworkDecapsulate`].

@@ -12,6 +12,8 @@ use super::skb::mark_own;
 use super::tables::Kernel;
 use crate::abi::{Direction, DropReason, Edge};
 use crate::lookups::Lookups;
+use crate::parse::vxlan::Vni;
+use crate::pipeline::Origin;
 use crate::verdict::{Answer, Fate, Tunnel, Verdict};
 
 /// The kernel's packet type "for this host".
@@ -103,6 +105,24 @@ pub fn handed_over(skb: *mut __sk_buff) -> Answer {
     // SAFETY: the context is valid for the program's run.
     let (reason, back) = unsafe { ((*skb).cb[0], (*skb).cb[1]) };
     Answer { reason: DropReason::from_number(reason), back: back.to_ne_bytes() }
+}
+
+/// Writes the arguments of [`Edge::DecryptedError`] into the control block.
+#[inline(always)]
+pub fn hand_over_origin(skb: *mut __sk_buff, origin: Origin) {
+    // SAFETY: as in `hand_over`.
+    unsafe {
+        (*skb).cb[0] = u32::from_ne_bytes(origin.peer);
+        (*skb).cb[1] = origin.vni.0;
+    }
+}
+
+/// Reads the arguments of [`Edge::DecryptedError`] from the control block.
+#[inline(always)]
+pub fn handed_over_origin(skb: *mut __sk_buff) -> Origin {
+    // SAFETY: the context is valid for the program's run.
+    let (peer, vni) = unsafe { ((*skb).cb[0], (*skb).cb[1]) };
+    Origin::checked(peer.to_ne_bytes(), Vni(vni))
 }
 
 /// Sets the tunnel metadata that tell the VXLAN device where the packet goes; returns the device's

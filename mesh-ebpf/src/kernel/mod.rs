@@ -12,7 +12,7 @@ mod sockets;
 mod tables;
 mod xdp;
 
-pub use act::{act_skb, act_xdp, handed_over};
+pub use act::{act_skb, act_xdp, hand_over_origin, handed_over, handed_over_origin};
 pub use maps::{error, fragment};
 pub use skb::{Skb, is_forwarded, origin};
 pub use tables::Kernel;

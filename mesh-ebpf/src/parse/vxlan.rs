@@ -5,7 +5,8 @@
 //! Towards the task's node the VNI is the backend's id, with a bit that asks that node to answer
 //! the client directly. On the way back its top bit is set, the low seven bits are the backend's
 //! load, and the sixteen bits between are the backend's id, or 0 if it is not given. Packets
-//! between tasks of a network have the network's number and two bits.
+//! between tasks of a network have the network's number and two bits; a third bit says that the
+//! network is encrypted.
 
 use super::{eth, ipv4, pair, udp};
 use crate::packet::Packet;
@@ -45,8 +46,12 @@ impl Vni {
     const TASKS: u32 = 1 << 21;
     /// Set on packets of a network, besides [`Self::TASKS`].
     const NETWORK: u32 = 1 << 20;
-    /// Mask of a network's number.
-    const NUMBER: u32 = 0xffff;
+    /// Set on packets of an encrypted network, besides [`Self::NETWORK`]. Maps name such a network
+    /// by its number with this bit, so an encrypted and an unencrypted packet never find each
+    /// other's entries.
+    pub const ENCRYPTED: u32 = 1 << 19;
+    /// Mask of a network's number, with [`Self::ENCRYPTED`].
+    const NUMBER: u32 = 0xffff | Self::ENCRYPTED;
     /// Mask of a load.
     const LOAD: u32 = 0x7f;
     /// Mask of a backend's id.
@@ -80,7 +85,7 @@ impl Vni {
     }
 
     /// The VNI of a packet from a task to a task of another node, by their addresses on the network
-    /// with this number.
+    /// with this number, to which [`Self::ENCRYPTED`] is added if the network is encrypted.
     #[inline(always)]
     pub const fn network(number: u32) -> Self {
         Self(Self::TASKS | Self::NETWORK | number & Self::NUMBER)
@@ -92,7 +97,16 @@ impl Vni {
         self.0 & (Self::REPLY | Self::TASKS) == Self::TASKS
     }
 
-    /// The number of the network of a packet that goes from task to task; 0: no network.
+    /// Whether it is a packet of an encrypted network, which must not cross the nodes' network in
+    /// clear.
+    #[inline(always)]
+    pub const fn is_encrypted(self) -> bool {
+        const BITS: u32 = Vni::TASKS | Vni::NETWORK | Vni::ENCRYPTED;
+        self.0 & (Self::REPLY | BITS) == BITS
+    }
+
+    /// The number of the network of a packet that goes from task to task, as maps have it; 0: no
+    /// network.
     #[inline(always)]
     pub const fn network_number(self) -> u32 {
         if self.0 & Self::NETWORK != 0 { self.0 & Self::NUMBER } else { 0 }
@@ -177,6 +191,12 @@ mod tests {
         }
         assert_eq!(Vni::network(0x1234).network_number(), 0x1234);
         assert_eq!(Vni::between_tasks().network_number(), 0);
+        let encrypted = Vni::network(0x1234 | Vni::ENCRYPTED);
+        assert!(encrypted.is_encrypted() && encrypted.is_between_tasks() && !encrypted.is_reply());
+        assert_eq!(encrypted.network_number(), 0x1234 | Vni::ENCRYPTED);
+        for other in [Vni::network(0xffff), Vni::request(0xffff, true), Vni::reply(127).of(0xffff)] {
+            assert!(!other.is_encrypted(), "{other:?}");
+        }
         assert_eq!(
             header(Vni(0x0a_0b0c), 0),
             [8, 0, 0, 0, 0x0a, 0x0b, 0x0c, 0],

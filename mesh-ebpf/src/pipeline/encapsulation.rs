@@ -59,6 +59,7 @@ pub(super) fn encapsulate<P: Packet, L: Lookups>(
 ) -> Fate {
     match lookups.peer(&Address::v4(tunnel.peer)).and_then(|index| lookups.node(index)) {
         Some(node) => encapsulate_to(packet, lookups, config, segment, (node, tunnel), direction),
+        None if tunnel.vni.is_encrypted() => dropped(lookups, DropReason::NoEncryption, direction),
         None => Fate::via_device(tunnel.peer, tunnel.vni),
     }
 }
@@ -73,6 +74,9 @@ pub(super) fn encapsulate_to<P: Packet, L: Lookups>(
     (node, tunnel): (&Node, &Tunnel),
     direction: Direction,
 ) -> Fate {
+    if tunnel.vni.is_encrypted() {
+        return dropped(lookups, DropReason::NoEncryption, direction);
+    }
     let by_device = Fate::via_device(tunnel.peer, tunnel.vni);
     if exceeds(packet, config, segment) || segment.ip.total_len > LONGEST {
         return by_device;
@@ -116,6 +120,9 @@ pub fn decapsulate<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: O
     let direction = direction_of(vni);
     if let Some(reason) = member::refusal(packet, lookups, &origin.address()) {
         return dropped(lookups, reason, direction);
+    }
+    if vni.is_encrypted() {
+        return dropped(lookups, DropReason::NotEncrypted, direction);
     }
     if vni.network_number() != 0 && vni.is_between_tasks() {
         return Fate::tail_call(Edge::NetworkDecapsulate);

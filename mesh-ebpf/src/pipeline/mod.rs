@@ -13,6 +13,7 @@
 //! * [`task`]: host-side veth of a task, TC ingress. Handles the task's replies, and keeps it from
 //!   reaching other tasks.
 //! * [`overlay`]: host-side veth of a task on an overlay network, TC ingress.
+//! * [`decrypted`]: encryption device, TC ingress. Handles packets of encrypted networks.
 //! * [`forwarded`]: uplink, TC egress. Records connections that the node forwards from a published
 //!   port; changes no packet.
 //!
@@ -24,7 +25,8 @@
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
 //! * [`network_decapsulate`], [`virtual_ip()`], [`virtual_reply`], [`virtual_tunnel`],
 //!   [`virtual_error`], [`virtual_reply_error`], [`virtual_tunnel_error`], [`virtual_fragment`],
-//!   [`virtual_reply_fragment`], [`virtual_tunnel_fragment`]: packets of overlay networks.
+//!   [`virtual_reply_fragment`], [`virtual_tunnel_fragment`], [`encrypt`]: packets of overlay
+//!   networks.
 //!
 //! Traffic is counted once, at the ingress node, by the function that forwards it. Drops are
 //! counted where they are decided. The programs count passed packets, except those that XDP passes
@@ -34,6 +36,9 @@ mod client_port;
 #[cfg(test)]
 mod duration_tests;
 mod encapsulation;
+mod encryption;
+#[cfg(test)]
+mod encryption_tests;
 mod errors;
 mod existing_flow;
 mod flow_ref;
@@ -59,6 +64,7 @@ mod virtual_fragments;
 mod virtual_ip;
 
 pub use encapsulation::{decapsulate, outer_origin};
+pub use encryption::{decrypted, decrypted_tagged, encrypt};
 pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
@@ -172,6 +178,9 @@ pub fn tunnel<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Origin
     let Some(sender) = lookups.peer(&origin.address()) else {
         return dropped(lookups, DropReason::UnknownPeer, direction);
     };
+    if origin.vni.is_encrypted() {
+        return dropped(lookups, DropReason::NotEncrypted, direction);
+    }
     if origin.vni.is_between_tasks() {
         return match origin.vni.network_number() {
             // By their addresses on `mesh`, which joins no tasks.

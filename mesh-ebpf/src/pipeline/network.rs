@@ -141,10 +141,14 @@ fn to_node<P: Packet, L: Lookups>(
     network: u32,
     endpoint: &Endpoint,
 ) -> Fate {
+    let vni = Vni::network(network);
+    if vni.is_encrypted() {
+        return Fate::tail_call(Edge::Encrypt);
+    }
     let Some(node) = lookups.node(endpoint.node).filter(|node| !node.address.is_none()) else {
         return refused(lookups, DropReason::UnknownNode);
     };
-    let tunnel = Tunnel { peer: node.address.v4_octets(), vni: Vni::network(network) };
+    let tunnel = Tunnel { peer: node.address.v4_octets(), vni };
     // Fragments, and other protocols than TCP and UDP.
     let Some(segment) = Segment::parse(packet, 0) else {
         return Fate::via_device(tunnel.peer, tunnel.vni);

@@ -14,8 +14,8 @@ use crate::parse::{eth, ipv4};
 use crate::rewrite::{self, Side, Translation};
 use crate::verdict::Fate;
 
-/// Tail call of [`super::virtual_ip()`]: a task's ICMP error about what it got from a virtual IP. It
-/// goes to the backend of the flow, for which it is about the packet that the backend sent.
+/// Tail call of [`super::virtual_ip()`]: a task's ICMP error about what it got from a virtual IP.
+/// It goes to the backend of the flow, for which it is about the packet that the backend sent.
 #[inline(always)]
 pub fn virtual_error<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, error: &mut Error) -> Fate {
     let drop = |reason| dropped(lookups, reason, Direction::Request);

@@ -41,6 +41,9 @@ pub fn virtual_ip<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     };
     let destination = forward(packet, lookups, config, link, &segment);
     if let Some(tunnel) = destination.tunnel() {
+        if tunnel.vni.is_encrypted() {
+            return Fate::tail_call(Edge::Encrypt);
+        }
         return encapsulate(packet, lookups, config, &segment, &tunnel, Direction::Request);
     }
     answer_refusal(packet, lookups, &segment, destination.by_device(), [0; 4])

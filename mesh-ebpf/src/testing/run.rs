@@ -20,6 +20,8 @@ pub enum Hook {
     Task,
     /// TC ingress of a task's veth on an overlay network.
     Overlay,
+    /// TC ingress of the encryption device.
+    Decrypted,
     /// TC egress of the uplink.
     Egress {
         /// Whether the VXLAN device has sent the packet.
@@ -32,12 +34,14 @@ pub enum Hook {
 impl Hook {
     /// Runs `packet` at this hook; returns the verdict.
     pub fn run(self, packet: &mut Frame, tables: &HostTables) -> Verdict {
+        let outer = pipeline::outer_origin(packet);
         let mut fate = match self {
             Self::Xdp => pipeline::xdp(packet, tables),
             Self::Uplink => pipeline::uplink(packet, tables),
             Self::Tunnel(origin) => pipeline::tunnel(packet, tables, origin),
             Self::Task => pipeline::task(packet, tables),
             Self::Overlay => pipeline::overlay(packet, tables),
+            Self::Decrypted => pipeline::decrypted(packet, tables, outer),
             Self::Forwarded => {
                 pipeline::forwarded(packet, tables);
                 Fate::PASS
@@ -50,7 +54,7 @@ impl Hook {
         };
         loop {
             fate = match fate.verdict() {
-                Verdict::Continue(edge) => self.run_edge(edge, packet, tables),
+                Verdict::Continue(edge) => self.run_edge(edge, packet, tables, outer),
                 Verdict::Answer(answer) => {
                     pipeline::refuse(packet, tables, &answer, &mut FragmentHeader::default())
                 }
@@ -59,7 +63,9 @@ impl Hook {
         }
     }
 
-    fn run_edge(self, edge: Edge, packet: &mut Frame, tables: &HostTables) -> Fate {
+    /// Runs a program that another one has tail-called; `outer` is where the packet came from by
+    /// its outer headers, which may be gone.
+    fn run_edge(self, edge: Edge, packet: &mut Frame, tables: &HostTables, outer: Origin) -> Fate {
         let (error, fragment) = (&mut Error::default(), &mut FragmentHeader::default());
         match (edge, self) {
             (Edge::UplinkError, Self::Uplink) => pipeline::uplink_error(packet, tables, error),
@@ -74,6 +80,13 @@ impl Hook {
             (Edge::NetworkDecapsulate, Self::Uplink) => {
                 let origin = pipeline::outer_origin(packet);
                 pipeline::network_decapsulate(packet, tables, origin)
+            }
+            (Edge::Encrypt, Self::Overlay) => pipeline::encrypt(packet, tables),
+            (Edge::DecryptedError, Self::Decrypted) => {
+                pipeline::virtual_tunnel_error(packet, tables, outer, error)
+            }
+            (Edge::DecryptedFragment, Self::Decrypted) => {
+                pipeline::virtual_tunnel_fragment(packet, tables, outer, fragment)
             }
             (Edge::VirtualIp, Self::Overlay) => pipeline::virtual_ip(packet, tables),
             (Edge::VirtualReply, Self::Overlay) => pipeline::virtual_reply(packet, tables),
