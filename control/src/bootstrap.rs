@@ -286,6 +286,7 @@ async fn create_cluster(
         name: INGRESS_NETWORK.to_owned(),
         ingress: true,
         subnet: cluster.subnet_pool,
+        subnet6: None,
         number: 0,
         node_addresses: BTreeMap::new(),
         created_at: now,

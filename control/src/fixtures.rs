@@ -295,6 +295,7 @@ pub(crate) fn network(id: &str, subnet: &str, number: u32) -> Network {
         name: id.to_owned(),
         ingress: false,
         subnet: subnet.parse().unwrap(),
+        subnet6: None,
         number,
         node_addresses: BTreeMap::new(),
         created_at: Timestamp::default(),

@@ -3,7 +3,7 @@
 
 use crate::abi::{
     Address, Backend, Be16, Config, Direction, DropReason, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Link, Member, Nat, NatKey, Node, Service, ServiceKey, Timed,
+    FragmentPorts, Link, Member, Nat, NatKey, Node, Service, ServiceKey, Subnet6, Timed,
 };
 use crate::select::Candidates;
 
@@ -43,6 +43,8 @@ pub trait Lookups: Candidates {
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint>;
     /// The service whose virtual IP on a network this is.
     fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service>;
+    /// The IPv6 addresses of the network with this number; `None` if it has none.
+    fn subnet6(&self, network: u32) -> Option<&Subnet6>;
     /// Whether tasks must not send to this address by their veth on `mesh`.
     fn is_isolated(&self, address: &Address) -> bool;
     /// Whether a connected socket of this node owns the connection. Listening TCP sockets and

@@ -136,6 +136,7 @@ fn networks(task: &Task, spec: &ServiceSpec, snapshot: &ClusterSnapshot) -> Vec<
             name: network.name.clone(),
             number: network.number,
             subnet: network.subnet,
+            subnet6: network.subnet6,
             node_address: *network.node_addresses.get(task.node_id.as_ref()?)?,
             internal: network.spec.internal,
             mtu: network.spec.options.as_ref().and_then(|options| options.get(MTU)?.parse().ok()),

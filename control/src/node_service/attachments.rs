@@ -271,6 +271,7 @@ fn assigned(snapshot: &ClusterSnapshot, id: &AttachmentId) -> Option<AssignedNet
         name: network.name.clone(),
         number: network.number,
         subnet: network.subnet,
+        subnet6: network.subnet6,
         node_address: *network.node_addresses.get(&container.node_id)?,
         internal: network.spec.internal,
         mtu: network.mtu(),

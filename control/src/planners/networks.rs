@@ -19,7 +19,7 @@ use rand::RngCore;
 
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
 use crate::plan::{Action, Plan};
-use crate::slots::network_space;
+use crate::slots::network_space::{self, Wanted};
 
 /// Gives each network without a number a number and a subnet.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
@@ -30,7 +30,7 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
     // The next network must not get what this one was given.
     let mut after = snapshot.clone();
     for stored in std::iter::once(first).chain(without) {
-        let space = match network_space::give(&after, cluster, None) {
+        let space = match network_space::give(&after, cluster, &Wanted::default()) {
             Ok(space) => space,
             Err(error) => {
                 plan.reasons.push(format!("network {} gets no subnet: {error}", stored.name));

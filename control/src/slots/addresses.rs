@@ -29,7 +29,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::{NetworkId, NodeId};
-use mesh_state::network::{Attachment, IpamConfig, Network};
+use mesh_state::network::{Attachment, Network};
 use mesh_state::service::Service;
 use thiserror::Error;
 
@@ -91,12 +91,8 @@ pub fn is_served(network: &Network) -> bool {
 /// The address that clients see as the network's gateway: the one that its user named, else the
 /// first. No holder gets it.
 pub fn gateway(network: &Network) -> Ipv4Addr {
-    let asked = ipam(network).and_then(|config| config.gateway.parse().ok());
+    let asked = network.asked().and_then(|config| config.gateway.parse().ok());
     asked.unwrap_or_else(|| Ipv4Addr::from(u32::from(network.subnet.network()).saturating_add(1)))
-}
-
-fn ipam(network: &Network) -> Option<&IpamConfig> {
-    network.spec.ipam.as_ref()?.config.as_ref()?.first()
 }
 
 /// The networks on which a service is to have a virtual IP.

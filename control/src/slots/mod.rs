@@ -31,6 +31,7 @@ pub mod own_ports;
 pub mod ports;
 pub mod references;
 pub mod restart_policy;
+mod subnets6;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -11,12 +11,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_state::cluster::Cluster;
 use mesh_state::network::{NUMBER_MAX, NetworkCursor};
 use thiserror::Error;
 
 use super::host_overlap;
+use super::subnets6::Subnets6;
 use crate::feed::snapshot::ClusterSnapshot;
 
 /// The subnet, the number and the cursor for a new network.
@@ -24,10 +25,23 @@ use crate::feed::snapshot::ClusterSnapshot;
 pub struct NetworkSpace {
     /// The network's subnet.
     pub subnet: Ipv4Net,
+    /// The network's IPv6 subnet, if it is to have IPv6.
+    pub subnet6: Option<Ipv6Net>,
     /// The network's number.
     pub number: u32,
     /// The cursor to write together with the network.
     pub cursor: NetworkCursor,
+}
+
+/// What a user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// The subnet; `None` if the cluster is to choose one.
+    pub subnet: Option<Ipv4Net>,
+    /// Whether the network is to have IPv6.
+    pub has_ipv6: bool,
+    /// The IPv6 subnet; `None` if the cluster is to choose one.
+    pub subnet6: Option<Ipv6Net>,
 }
 
 /// Why a network can't be given a subnet or a number. The first words are those of Docker's engine.
@@ -39,7 +53,7 @@ pub enum SpaceError {
     )]
     Overlap {
         /// The requested subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// The user of the overlapping addresses.
         other: String,
     },
@@ -59,24 +73,32 @@ pub enum SpaceError {
     NumbersUsedUp,
 }
 
-/// Gives a new network the subnet that its user requested, or the next free one, and the next free
-/// number.
+/// Gives a new network the subnets that its user requested, or free ones, and the next free number.
 ///
 /// # Errors
 /// [`SpaceError`] if the subnet overlaps, or no subnet or number is free.
 pub fn give(
     snapshot: &ClusterSnapshot,
     cluster: &Cluster,
-    wanted: Option<Ipv4Net>,
+    wanted: &Wanted,
 ) -> Result<NetworkSpace, SpaceError> {
     let mut cursor = snapshot.network_cursor.as_ref().map(|cursor| cursor.value).unwrap_or_default();
-    let subnet = if let Some(subnet) = wanted {
+    let subnet = if let Some(subnet) = wanted.subnet {
         free(snapshot, cluster, subnet)?
     } else {
         *cursor.subnet.insert(next_subnet(snapshot, cluster, cursor.subnet)?)
     };
-    cursor.number = next_number(snapshot, cursor.number)?;
-    Ok(NetworkSpace { subnet, number: cursor.number, cursor })
+    let known = Subnets6::new(snapshot, cluster);
+    if let Some(subnet) = wanted.subnet6
+        && let Some(other) = known.user_of(subnet)
+    {
+        return Err(SpaceError::Overlap { subnet: subnet.into(), other: other.to_owned() });
+    }
+    let chooses6 = wanted.has_ipv6 && wanted.subnet6.is_none();
+    let fits = |number: u32| !chooses6 || known.user_of(known.of_number(number)).is_none();
+    cursor.number = next_number(snapshot, cursor.number, fits)?;
+    let subnet6 = if chooses6 { Some(known.of_number(cursor.number)) } else { wanted.subnet6 };
+    Ok(NetworkSpace { subnet, subnet6, number: cursor.number, cursor })
 }
 
 /// The requested subnet, if it overlaps with no addresses in use.
@@ -84,7 +106,7 @@ fn free(snapshot: &ClusterSnapshot, cluster: &Cluster, subnet: Ipv4Net) -> Resul
     let known = in_use(snapshot, cluster).find(|(used, _)| overlap(*used, subnet)).map(|(_, other)| other);
     let other = known.or_else(|| Some(host_overlap::of_any(snapshot, subnet)?.to_string()));
     match other {
-        Some(other) => Err(SpaceError::Overlap { subnet, other }),
+        Some(other) => Err(SpaceError::Overlap { subnet: subnet.into(), other }),
         None => Ok(subnet),
     }
 }
@@ -155,15 +177,15 @@ fn merged(used: impl Iterator<Item = Ipv4Net>) -> Vec<(u32, u32)> {
     merged
 }
 
-/// The first free number after `last`; after the highest, from 1 on.
-fn next_number(snapshot: &ClusterSnapshot, last: u32) -> Result<u32, SpaceError> {
+/// The first free number after `last` that `fits`; after the highest, from 1 on.
+fn next_number(snapshot: &ClusterSnapshot, last: u32, fits: impl Fn(u32) -> bool) -> Result<u32, SpaceError> {
     let mut used = vec![false; NUMBER_MAX as usize + 1];
     for network in snapshot.networks.values() {
         if let Some(used) = used.get_mut(network.number as usize) {
             *used = true;
         }
     }
-    let is_free = |number: &u32| used.get(*number as usize) == Some(&false);
+    let is_free = |number: &u32| used.get(*number as usize) == Some(&false) && fits(*number);
     let later = (last.saturating_add(1)..=NUMBER_MAX).find(is_free);
     later.or_else(|| (1..=NUMBER_MAX).find(is_free)).ok_or(SpaceError::NumbersUsedUp)
 }
@@ -181,7 +203,8 @@ mod tests {
 
     fn given(world: &World, wanted: Option<&str>) -> Result<NetworkSpace, SpaceError> {
         let cluster = &world.snapshot.cluster.as_ref().unwrap().value;
-        give(&world.snapshot, cluster, wanted.map(|subnet| subnet.parse().unwrap()))
+        let subnet = wanted.map(|subnet| subnet.parse().unwrap());
+        give(&world.snapshot, cluster, &Wanted { subnet, ..Wanted::default() })
     }
 
     /// Makes a network as the API does.
@@ -192,6 +215,7 @@ mod tests {
             name: name.to_owned(),
             ingress: false,
             subnet: space.subnet,
+            subnet6: None,
             number: space.number,
             node_addresses: BTreeMap::new(),
             created_at: Timestamp::default(),

@@ -7,9 +7,9 @@
 //! gone.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
@@ -27,6 +27,10 @@ pub struct Network {
     pub ingress: bool,
     /// The subnet of its addresses.
     pub subnet: Ipv4Net,
+    /// The IPv6 subnet, of /96 or larger, if the network has IPv6. A holder's IPv6 address follows
+    /// from its IPv4 address: see [`Self::address6`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
     /// The number by which tunnel packets name the network: 1 to [`NUMBER_MAX`], unique among the
     /// networks that exist; 0 for the ingress network, whose packets name backends.
     #[serde(default)]
@@ -71,14 +75,49 @@ impl Network {
         asked.filter(|mtu| *mtu > 0)
     }
 
+    /// The address that `docker network inspect` shows as the IPv6 gateway, and that no holder
+    /// gets: the user's, else the first of the subnet.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        let subnet = self.subnet6?;
+        let asked = self.configs().find(|config| config.subnet.parse::<Ipv6Net>().is_ok());
+        let asked = asked.and_then(|config| config.gateway.parse().ok());
+        asked.or_else(|| subnet.hosts().nth(1))
+    }
+
+    /// The IPv6 address of whoever has this IPv4 address on the network.
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet| address6(subnet, address))
+    }
+
+    /// The IPv6 address of a holder in the spelling of Docker's API: with the subnet's prefix
+    /// length.
+    pub fn with_prefix6(&self, address: Ipv4Addr) -> Option<String> {
+        self.subnet6.map(|subnet| format!("{}/{}", address6(subnet, address), subnet.prefix_len()))
+    }
+
     /// An address in the spelling of Docker's API: with the subnet's prefix length.
     pub fn with_prefix(&self, address: Ipv4Addr) -> String {
         format!("{address}/{}", self.subnet.prefix_len())
     }
 
-    fn asked(&self) -> Option<&IpamConfig> {
-        self.spec.ipam.as_ref()?.config.as_ref()?.iter().find(|config| !config.subnet.is_empty())
+    /// What the user asked of the IPv4 addresses.
+    pub fn asked(&self) -> Option<&IpamConfig> {
+        self.configs().find(|config| config.subnet.parse::<Ipv4Net>().is_ok())
     }
+
+    fn configs(&self) -> impl Iterator<Item = &IpamConfig> {
+        self.spec.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten())
+    }
+}
+
+/// The longest prefix of a network's IPv6 subnet: behind it, an IPv4 address fits.
+pub const PREFIX6_MAX: u8 = 96;
+
+/// The IPv6 address of whoever has this IPv4 address on a network with the IPv6 subnet `subnet`:
+/// the IPv4 address is its last four octets. So it has one holder, and is free, exactly when the
+/// IPv4 address does and is.
+pub fn address6(subnet: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()) | u128::from(u32::from(address)))
 }
 
 /// The subnet and the number given last. Each creation of a network compares and rewrites this
@@ -128,6 +167,9 @@ pub struct AssignedNetwork {
     pub number: u32,
     /// The network's subnet.
     pub subnet: Ipv4Net,
+    /// The network's IPv6 subnet, if it has IPv6: see [`Network::subnet6`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
     /// The address of the network's bridge on this node.
     pub node_address: Ipv4Addr,
     /// Whether the network gives no way out ([`NetworkSpec::internal`]).
@@ -141,6 +183,18 @@ pub struct AssignedNetwork {
     /// The service's aliases on the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+}
+
+impl AssignedNetwork {
+    /// The container's IPv6 address on the network, if the network has IPv6.
+    pub fn address6(&self) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet| address6(subnet, self.address))
+    }
+
+    /// The IPv6 address of the network's bridge on this node, if the network has IPv6.
+    pub fn node_address6(&self) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet| address6(subnet, self.node_address))
+    }
 }
 
 /// A user's request for a network, in Docker's spelling (the body of `POST /networks/create`).
@@ -206,4 +260,21 @@ pub struct IpamConfig {
     /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_ends_with_the_ipv4_address() {
+        for (subnet, expected) in [
+            ("fd00:55::/64", "fd00:55::a00:507"),
+            ("fd00:55:0:0:1:2::/96", "fd00:55::1:2:a00:507"),
+            ("2001:db8:7::/48", "2001:db8:7::a00:507"),
+        ] {
+            let given = address6(subnet.parse().expect("a subnet"), Ipv4Addr::new(10, 0, 5, 7));
+            assert_eq!(given.to_string(), expected, "in {subnet}");
+        }
+    }
 }

@@ -181,6 +181,7 @@ impl Cluster {
             name: NETWORK.to_owned(),
             ingress: false,
             subnet: "10.0.5.0/26".parse().unwrap(),
+            subnet6: None,
             number: 1,
             node_addresses: BTreeMap::new(),
             created_at: clock::now(),

@@ -32,8 +32,8 @@ const TABLES: [&str; 7] = [
 const FLOWS: [&str; 3] = [names::FLOWS, names::NAT_HALF_OPEN, names::NAT_ESTABLISHED];
 
 /// Counters of userspace, and the entries of users' networks. Other versions may not have them.
-const OTHERS: [&str; 5] =
-    [names::EVICTIONS, names::LINKS, names::ENDPOINTS, names::VIRTUAL_IPS, names::ISOLATED];
+const OTHERS: [&str; 6] =
+    [names::EVICTIONS, names::LINKS, names::ENDPOINTS, names::VIRTUAL_IPS, names::ISOLATED, names::SUBNETS6];
 
 /// Copies what can be copied from every other version whose programs still run. Failures are only
 /// logged: the node serves all the same.

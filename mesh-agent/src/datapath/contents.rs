@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use mesh_ebpf::abi::{
-    Address, AllowedKey, Backend, BackendState, Config, Endpoint, Link, Member, Node, Service, names,
+    Address, AllowedKey, Backend, BackendState, Config, Endpoint, Link, Member, Node, Service, Subnet6, names,
 };
 
 mod front;
@@ -80,6 +80,8 @@ pub struct Contents {
     pub endpoints: BTreeMap<NetworkAddress, Endpoint>,
     /// `ISOLATED`: where tasks may not send, and what is excepted.
     pub isolated: BTreeMap<IpNet, u32>,
+    /// `SUBNETS6`, by the network's number.
+    pub subnets6: BTreeMap<u32, Subnet6>,
 }
 
 /// One change of one map, or the reset of one entry's counters.
@@ -115,6 +117,10 @@ pub enum Write {
     Isolate(IpNet, u32),
     /// Removes that entry: a wider network's counts, or none.
     RemoveIsolated(IpNet),
+    /// Replaces the IPv6 addresses of a network.
+    Subnet6(u32, Subnet6),
+    /// Removes these: the network carries no IPv6.
+    RemoveSubnet6(u32),
     /// Resets the counters of a backend's id to zero.
     ResetBackend(u32),
     /// Replaces a backend.
@@ -152,6 +158,7 @@ impl Write {
             Self::Link(..) | Self::RemoveLink(_) => names::LINKS,
             Self::Endpoint(..) | Self::RemoveEndpoint(_) => names::ENDPOINTS,
             Self::Isolate(..) | Self::RemoveIsolated(_) => names::ISOLATED,
+            Self::Subnet6(..) | Self::RemoveSubnet6(_) => names::SUBNETS6,
         }
     }
 }
@@ -217,6 +224,8 @@ impl Contents {
             Write::RemoveEndpoint(place) => _ = self.endpoints.remove(place),
             Write::Isolate(network, value) => _ = self.isolated.insert(*network, *value),
             Write::RemoveIsolated(network) => _ = self.isolated.remove(network),
+            Write::Subnet6(network, subnet) => _ = self.subnets6.insert(*network, *subnet),
+            Write::RemoveSubnet6(network) => _ = self.subnets6.remove(network),
             Write::ResetBackend(_) | Write::ResetFrontend(_) => {}
         }
     }
@@ -250,6 +259,7 @@ impl Contents {
             (names::LINKS, self.links == other.links),
             (names::ENDPOINTS, self.endpoints == other.endpoints),
             (names::ISOLATED, self.isolated == other.isolated),
+            (names::SUBNETS6, self.subnets6 == other.subnets6),
         ];
         maps.into_iter().filter(|(_, same)| !same).map(|(map, _)| map).collect()
     }

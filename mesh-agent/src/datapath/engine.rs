@@ -109,7 +109,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     let uplinks = Uplinks::find(&mut netlink, &config)?;
     host::prepare(&uplinks.links);
     let mut upkeep = Upkeep::new();
-    upkeep.firewall.exempt(config.vxlan_port);
+    upkeep.firewall.install(config.vxlan_port);
     let published = Arc::<Published>::default();
     let datapath = Datapath {
         state: Mutex::new(State::read(Maps::open(&pins, tallies)?, Arc::clone(&published))?),

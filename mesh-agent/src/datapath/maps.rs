@@ -160,7 +160,9 @@ impl Maps {
             | Write::Endpoint(..)
             | Write::RemoveEndpoint(_)
             | Write::Isolate(..)
-            | Write::RemoveIsolated(_) => return self.networks.write(write),
+            | Write::RemoveIsolated(_)
+            | Write::Subnet6(..)
+            | Write::RemoveSubnet6(_) => return self.networks.write(write),
             Write::Allow(allowed) => self.allowed.insert(&trie_key(*allowed), 1, 0),
             Write::Disallow(allowed) => return deleted(map, self.allowed.remove(&trie_key(*allowed))),
             Write::ResetBackend(id) => return self.reset_backend(*id),

@@ -43,6 +43,7 @@ impl From<&Contents> for Outline {
             (names::ENDPOINTS, contents.endpoints.len() as u64, names::ENDPOINTS_MAX),
             (names::VIRTUAL_IPS, virtual_ips, names::VIRTUAL_IPS_MAX),
             (names::ISOLATED, contents.isolated.len() as u64, names::ISOLATED_MAX),
+            (names::SUBNETS6, contents.subnets6.len() as u64, names::SUBNETS6_MAX),
             (names::DURATIONS, (ports + virtual_ips) * Timed::ALL.len() as u64, names::DURATIONS_MAX),
         ];
         Self { frontends, backends, fills }

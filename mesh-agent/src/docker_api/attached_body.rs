@@ -115,9 +115,13 @@ pub(super) fn put_on(container: &mut Value, places: &[Place]) {
     *servers = own.chain(given).collect();
 }
 
-/// The settings of an endpoint at the address that the cluster gave.
+/// The settings of an endpoint at the addresses that the cluster gave.
 pub(super) fn set_address(settings: &mut Value, network: &AssignedNetwork) {
-    *field_mut(field_mut(settings, "IPAMConfig"), "IPv4Address") = json!(network.address);
+    let ipam = field_mut(settings, "IPAMConfig");
+    *field_mut(ipam, "IPv4Address") = json!(network.address);
+    if let Some(address) = network.address6() {
+        *field_mut(ipam, "IPv6Address") = json!(address);
+    }
 }
 
 /// A field by its name in any case.
@@ -159,6 +163,7 @@ mod tests {
             name: name.to_owned(),
             number: 5,
             subnet: "10.0.5.0/24".parse().unwrap(),
+            subnet6: None,
             node_address: [10, 0, 5, 2].into(),
             internal,
             mtu: None,
@@ -194,6 +199,16 @@ mod tests {
             "NetworkingConfig": {"EndpointsConfig": {"app": {"IPAMConfig": {"IPv4Address": "10.0.5.7"}}}},
         });
         assert_eq!(container, expected);
+    }
+
+    #[test]
+    fn a_network_with_ipv6_gives_an_address_of_each_version() {
+        let mut place = place("app", "app", false);
+        place.network.subnet6 = "fd00:55::/64".parse().ok();
+        let mut settings = json!({"ipamconfig": null});
+        set_address(&mut settings, &place.network);
+        let expected = json!({"ipamconfig": {"IPv4Address": "10.0.5.7", "IPv6Address": "fd00:55::a00:507"}});
+        assert_eq!(settings, expected);
     }
 
     #[test]

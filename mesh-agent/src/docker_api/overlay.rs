@@ -127,6 +127,7 @@ mod tests {
             name: "app".to_owned(),
             number: 1,
             subnet: "10.0.1.0/24".parse().unwrap(),
+            subnet6: None,
             node_address: None,
             internal: false,
             attachable: true,

@@ -3,7 +3,10 @@
 //! Invariant: after [`NetworkNames::settle`], an entry holds exactly the addresses to answer.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::Ipv6Net;
+use mesh_state::network::address6;
 
 use crate::view::BackendState;
 
@@ -24,6 +27,8 @@ pub(super) fn short_id(id: &str) -> &str {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Entry {
     addresses: Vec<Ipv4Addr>,
+    /// The IPv6 addresses. A virtual IP has none.
+    addresses6: Vec<Ipv6Addr>,
     /// Addresses out of which [`NetworkNames::settle`] chooses those in the best state.
     candidates: Vec<(BackendState, Ipv4Addr)>,
     /// Whether some of the addresses are not virtual IPs.
@@ -38,6 +43,11 @@ impl Entry {
         &self.addresses
     }
 
+    /// The IPv6 addresses to answer.
+    pub(super) fn addresses6(&self) -> &[Ipv6Addr] {
+        &self.addresses6
+    }
+
     /// TTL of the addresses in seconds.
     pub(super) fn ttl(&self) -> u32 {
         if self.has_tasks { TASK_TTL } else { VIRTUAL_IP_TTL }
@@ -50,12 +60,19 @@ pub(super) struct NetworkNames {
     name: String,
     /// The network's name in lower case, to compare with names in questions.
     key: String,
+    /// The network's IPv6 subnet, if it has IPv6.
+    subnet6: Option<Ipv6Net>,
     entries: HashMap<String, Entry>,
 }
 
 impl NetworkNames {
-    pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), key: name.to_ascii_lowercase(), entries: HashMap::new() }
+    pub(super) fn new(name: &str, subnet6: Option<Ipv6Net>) -> Self {
+        Self { name: name.to_owned(), key: name.to_ascii_lowercase(), subnet6, entries: HashMap::new() }
+    }
+
+    /// The IPv6 address of whoever has this IPv4 address on the network, if the network has IPv6.
+    pub(super) fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet| address6(subnet, address))
     }
 
     /// The network's own name.
@@ -121,7 +138,12 @@ impl NetworkNames {
             let best = candidates.iter().map(|(state, _)| *state).min();
             entry.has_tasks = best.is_some();
             let chosen = candidates.iter().filter(|(state, _)| Some(*state) == best);
-            entry.addresses.extend(chosen.map(|(_, address)| *address));
+            for (_, address) in chosen {
+                entry.addresses.push(*address);
+                entry.addresses6.extend(self.subnet6.map(|subnet| address6(subnet, *address)));
+            }
+            entry.addresses6.sort_unstable();
+            entry.addresses6.dedup();
             entry.addresses.sort_unstable();
             entry.addresses.dedup();
         }

@@ -77,10 +77,14 @@ pub(super) fn answer(zone: &Zone, asker: &Asker, question: Question) -> Step {
     if let Resolution::Addresses { addresses, .. } | Resolution::Port { addresses, .. } = &mut resolution {
         addresses.shuffle(&mut rand::rng());
     }
+    if let Resolution::Addresses6 { addresses, .. } = &mut resolution {
+        addresses.shuffle(&mut rand::rng());
+    }
     let outcome = match resolution {
-        Resolution::Addresses { .. } | Resolution::Pointer { .. } | Resolution::Port { .. } => {
-            Outcome::Answered
-        }
+        Resolution::Addresses { .. }
+        | Resolution::Addresses6 { .. }
+        | Resolution::Pointer { .. }
+        | Resolution::Port { .. } => Outcome::Answered,
         Resolution::NoData => Outcome::NoData,
         Resolution::NoName => Outcome::NoName,
         Resolution::Foreign if asker.has_own_servers => {

@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use mesh_admission::figures::names::{ANSWER_BYTES, QUESTION_BYTES};
 
@@ -21,6 +21,8 @@ const PLAIN_BYTES: usize = 512;
 /// Length of one address record in an answer: the name as a pointer, type, class, TTL, length,
 /// address.
 const ADDRESS_BYTES: usize = 16;
+/// The same for an IPv6 address.
+const ADDRESS6_BYTES: usize = 28;
 
 /// The transport of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,7 @@ impl Question {
     pub fn kind(&self) -> Kind {
         match self.record_type() {
             RecordType::A | RecordType::ANY => Kind::Address,
+            RecordType::AAAA => Kind::Address6,
             RecordType::PTR => Kind::Pointer,
             RecordType::SRV => Kind::Service,
             RecordType::NS | RecordType::SOA | RecordType::DS | RecordType::DNSKEY => Kind::Delegation,
@@ -118,6 +121,11 @@ impl Question {
         match resolution {
             Resolution::Addresses { addresses, ttl } => {
                 message.answers = records(&self.name, addresses, *ttl);
+            }
+            Resolution::Addresses6 { addresses, ttl } => {
+                let data = addresses.iter().map(|address| RData::AAAA(AAAA(*address)));
+                let record = |data| Record::from_rdata(self.name.clone(), *ttl, data);
+                message.answers = data.map(record).collect();
             }
             Resolution::Pointer { name } => message.answers.extend(self.pointer(name)),
             Resolution::Port { port, addresses, ttl } => {
@@ -157,7 +165,9 @@ impl Question {
 
     /// Encodes `message`, without the records that do not fit.
     fn fitted(&self, mut message: Message) -> Vec<u8> {
-        let most = self.room() / ADDRESS_BYTES;
+        let is_ipv6 = self.record_type() == RecordType::AAAA;
+        let record_bytes = if is_ipv6 { ADDRESS6_BYTES } else { ADDRESS_BYTES };
+        let most = self.room() / record_bytes;
         if message.answers.len() > most {
             message.answers.truncate(most);
             message.metadata.truncation = true;
@@ -172,7 +182,7 @@ impl Question {
             }
             // Additional addresses are optional; a client that needs them asks again.
             if message.additionals.is_empty() {
-                let left = message.answers.len().saturating_sub(over.div_ceil(ADDRESS_BYTES));
+                let left = message.answers.len().saturating_sub(over.div_ceil(record_bytes));
                 message.answers.truncate(left);
                 message.metadata.truncation = true;
             } else {

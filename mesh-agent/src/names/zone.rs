@@ -11,22 +11,27 @@
 //! and foreign names ([`super::forward`]).
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_state::ids::{NetworkId, ServiceId};
 
 use super::index::{Entry, NetworkNames, short_id};
+use crate::task::bridge::subnet6_of;
 use crate::view::{BackendState, MemberView, NodeView};
 
 /// The suffix of reverse names of IPv4 addresses.
 const REVERSE: &str = ".in-addr.arpa";
+/// The suffix of reverse names of IPv6 addresses.
+const REVERSE6: &str = ".ip6.arpa";
 
 /// The kinds of questions that differ in their answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A, or ANY.
     Address,
+    /// AAAA: the IPv6 addresses of a name.
+    Address6,
     /// PTR: the name of an address.
     Pointer,
     /// SRV: the port and the hosts of a service.
@@ -44,6 +49,13 @@ pub enum Resolution {
     Addresses {
         /// At least one.
         addresses: Vec<Ipv4Addr>,
+        /// TTL of the addresses in seconds.
+        ttl: u32,
+    },
+    /// The name has these IPv6 addresses.
+    Addresses6 {
+        /// At least one.
+        addresses: Vec<Ipv6Addr>,
         /// TTL of the addresses in seconds.
         ttl: u32,
     },
@@ -75,11 +87,11 @@ pub enum Resolution {
 pub struct Zone {
     networks: HashMap<NetworkId, NetworkNames>,
     /// The network of each address, and the name of a reverse look-up.
-    names: HashMap<Ipv4Addr, (NetworkId, String)>,
+    names: HashMap<IpAddr, (NetworkId, String)>,
     /// The networks of this node's members, by each of their addresses.
     scopes: HashMap<Ipv4Addr, Vec<NetworkId>>,
     /// Subnets of networks and of tasks. Reverse names of their addresses are never forwarded.
-    subnets: Vec<Ipv4Net>,
+    subnets: Vec<IpNet>,
 }
 
 impl Zone {
@@ -90,7 +102,7 @@ impl Zone {
         let mut zone = Self { subnets: subnets(view), ..Self::default() };
         for id in &here {
             if let Some(network) = view.networks.get(*id) {
-                zone.networks.insert((*id).clone(), NetworkNames::new(&network.name));
+                zone.networks.insert((*id).clone(), NetworkNames::new(&network.name, network.subnet6));
             }
         }
         let tasks = tasks_by_service(view, &here);
@@ -103,7 +115,7 @@ impl Zone {
                 }
                 if let Some(address) = place.virtual_ip {
                     let name = format!("{}.{}", service.name, network.name());
-                    zone.names.insert(address, (place.network_id.clone(), name));
+                    zone.names.insert(address.into(), (place.network_id.clone(), name));
                 }
             }
         }
@@ -128,7 +140,10 @@ impl Zone {
             }
             let Some(network) = self.networks.get_mut(&place.network_id) else { continue };
             let name = format!("{}.{}", member.name, network.name());
-            self.names.insert(place.address, (place.network_id.clone(), name));
+            for address in [Some(place.address.into()), network.address6(place.address).map(IpAddr::V6)] {
+                let Some(address) = address else { continue };
+                self.names.insert(address, (place.network_id.clone(), name.clone()));
+            }
             let Some(state) = state else { continue };
             let id = short_id(&member.container_id);
             let hostname = if member.hostname.is_empty() { id } else { &member.hostname };
@@ -167,6 +182,9 @@ impl Zone {
         };
         let (addresses, ttl) = (found.addresses().to_vec(), found.ttl());
         match (kind, port) {
+            (Kind::Address6, _) if !found.addresses6().is_empty() => {
+                Resolution::Addresses6 { addresses: found.addresses6().to_vec(), ttl }
+            }
             _ if addresses.is_empty() => Resolution::NoData,
             (Kind::Address, _) => Resolution::Addresses { addresses, ttl },
             (Kind::Service, Some(port)) => Resolution::Port { port, addresses, ttl },
@@ -198,7 +216,7 @@ impl Zone {
         if networks.into_iter().any(is_below) { Resolution::NoName } else { Resolution::Foreign }
     }
 
-    fn resolve_address(&self, scope: &[NetworkId], address: Ipv4Addr, kind: Kind) -> Resolution {
+    fn resolve_address(&self, scope: &[NetworkId], address: IpAddr, kind: Kind) -> Resolution {
         match self.names.get(&address) {
             Some((network, name)) if scope.contains(network) => match kind {
                 Kind::Pointer => Resolution::Pointer { name: name.clone() },
@@ -232,9 +250,13 @@ fn networks_of_containers(view: &NodeView) -> HashMap<&str, Vec<NetworkId>> {
 }
 
 /// The subnets of the users' networks and of the nodes' tasks.
-fn subnets(view: &NodeView) -> Vec<Ipv4Net> {
+fn subnets(view: &NodeView) -> Vec<IpNet> {
+    let both = |subnet: Ipv4Net, subnet6: Option<Ipv6Net>| {
+        std::iter::once(IpNet::V4(subnet)).chain(subnet6.map(IpNet::V6))
+    };
     let of_nodes = view.nodes.values().filter_map(|node| node.subnet).chain(view.subnet);
-    view.networks.values().map(|network| network.subnet).chain(of_nodes).collect()
+    let of_nodes = of_nodes.flat_map(|subnet| both(subnet, subnet6_of(subnet)));
+    view.networks.values().flat_map(|network| both(network.subnet, network.subnet6)).chain(of_nodes).collect()
 }
 
 type TasksByService<'a> = HashMap<(&'a ServiceId, &'a NetworkId), Vec<(BackendState, Ipv4Addr)>>;
@@ -252,7 +274,22 @@ fn tasks_by_service<'a>(view: &'a NodeView, here: &HashSet<&NetworkId>) -> Tasks
 }
 
 /// The address in a reverse name.
-fn reversed(name: &str) -> Option<Ipv4Addr> {
+fn reversed(name: &str) -> Option<IpAddr> {
+    reversed4(name).map(IpAddr::V4).or_else(|| reversed6(name).map(IpAddr::V6))
+}
+
+/// The address in a reverse name of 32 hexadecimal digits.
+fn reversed6(name: &str) -> Option<Ipv6Addr> {
+    let mut parts = name.strip_suffix(REVERSE6)?.split('.');
+    let mut address = 0_u128;
+    for position in 0..32 {
+        let &[digit] = parts.next()?.as_bytes() else { return None };
+        address |= u128::from(char::from(digit).to_digit(16)?) << (4 * position);
+    }
+    parts.next().is_none().then(|| Ipv6Addr::from(address))
+}
+
+fn reversed4(name: &str) -> Option<Ipv4Addr> {
     let digits = name.strip_suffix(REVERSE)?;
     let mut octets = [0; 4];
     let mut parts = digits.split('.');
@@ -272,3 +309,5 @@ fn port_of_service(name: &str) -> Option<(u16, &str)> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests6;

@@ -45,6 +45,7 @@ impl BridgePlan {
             subnet,
             gateway: Some(gateway_of(subnet)),
             subnet6: self.subnet6(),
+            gateway6: None,
             mtu: self.mtu,
             internal: false,
         })

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use mesh_state::network::AssignedNetwork;
 use mesh_state::task::HostPort;
 
 /// What the engine reports of a container.
@@ -37,8 +38,23 @@ pub struct NetworkPlace {
     /// The engine's id of the network, once a start was tried: a network of the same name that was
     /// made since is another one.
     pub network: Option<String>,
-    /// The address that was asked for, if any was.
-    pub wanted: Option<Ipv4Addr>,
+    /// The addresses that were asked for, if any were.
+    pub wanted: Option<Addresses>,
+}
+
+/// The addresses of a container on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// The IPv4 address.
+    pub v4: Ipv4Addr,
+    /// The IPv6 address, if the network has IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl From<&AssignedNetwork> for Addresses {
+    fn from(network: &AssignedNetwork) -> Self {
+        Self { v4: network.address, v6: network.address6() }
+    }
 }
 
 /// The phases of a container's life.

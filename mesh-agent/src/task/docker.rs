@@ -34,7 +34,7 @@ use mesh_state::task::{HostPort, RegistryAuth};
 use zeroize::Zeroizing;
 
 use super::bridge::NETWORK_NAME;
-use super::container::{ContainerFacts, Health, Phase};
+use super::container::{Addresses, ContainerFacts, Health, Phase};
 use super::container_spec::{ContainerPlan, NODE_LABEL, TASK_ID_LABEL};
 use super::description::EngineFacts;
 use super::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
@@ -219,8 +219,8 @@ impl Runtime for DockerEngine {
         present(removed.map_err(failed_or_absent)).map(drop)
     }
 
-    async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError> {
-        self.put_on_network(container, network, address).await
+    async fn connect(&self, container: &str, network: &str, at: Addresses) -> Result<(), RuntimeError> {
+        self.put_on_network(container, network, at).await
     }
 
     async fn disconnect(&self, container: &str, network: &str) -> Result<(), RuntimeError> {

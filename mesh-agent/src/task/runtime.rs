@@ -12,7 +12,7 @@ use mesh_state::ids::TaskId;
 use mesh_state::task::RegistryAuth;
 use thiserror::Error;
 
-use super::container::ContainerFacts;
+use super::container::{Addresses, ContainerFacts};
 use super::container_spec::ContainerPlan;
 use super::description::EngineFacts;
 use super::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
@@ -97,8 +97,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes a network, by name or id; succeeds if it is gone.
     async fn remove_network(&self, network: &str) -> Result<(), RuntimeError>;
 
-    /// Puts a container that was not started yet on a network, with this address.
-    async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError>;
+    /// Puts a container that was not started yet on a network, with these addresses.
+    async fn connect(&self, container: &str, network: &str, at: Addresses) -> Result<(), RuntimeError>;
 
     /// Takes a container that was not started yet off a network.
     async fn disconnect(&self, container: &str, network: &str) -> Result<(), RuntimeError>;

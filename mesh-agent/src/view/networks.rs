@@ -1,9 +1,9 @@
 //! Users' networks in the view: subnets, virtual IPs, and the holders of addresses.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId};
 use serde::{Deserialize, Serialize};
 
@@ -20,12 +20,21 @@ pub struct NetworkView {
     pub number: u32,
     /// The network's subnet; the subnets of networks don't overlap.
     pub subnet: Ipv4Net,
+    /// The network's IPv6 subnet, if it has IPv6.
+    pub subnet6: Option<Ipv6Net>,
     /// The address of the network's bridge on this node, once control has given one.
     pub node_address: Option<Ipv4Addr>,
     /// Whether the network gives no way out.
     pub internal: bool,
     /// Whether containers that are no tasks may join.
     pub attachable: bool,
+}
+
+impl NetworkView {
+    /// The IPv6 address of whoever has this IPv4 address on the network.
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet| mesh_state::network::address6(subnet, address))
+    }
 }
 
 /// A service on a network.

@@ -171,6 +171,7 @@ fn networks(node: usize, generation: u64) -> NodeView {
             name: format!("net{network}"),
             number: network,
             subnet: format!("10.0.{network}.0/24").parse().expect("a subnet"),
+            subnet6: None,
             node_address: Some(own),
             internal: false,
             attachable: false,

@@ -6,7 +6,7 @@ use aya::{Ebpf, Pod};
 use mesh_ebpf::abi::{
     Address, AllowedKey, Backend, BackendLoad, Be16, Config, Endpoint, EndpointKey, Flow, FlowCell, FlowKey,
     FragmentKey, FragmentPorts, IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
-    SynGuard, VipId, names,
+    Subnet6, SynGuard, VipId, names,
 };
 use mesh_ebpf::flow_table;
 use mesh_ebpf::testing::{HostCells, Setup};
@@ -30,6 +30,7 @@ pub(super) fn clear(programs: &mut Ebpf) {
     empty::<u32, Link>(programs, names::LINKS);
     empty::<EndpointKey, Endpoint>(programs, names::ENDPOINTS);
     empty::<EndpointKey, Service>(programs, names::VIRTUAL_IPS);
+    empty::<u32, Subnet6>(programs, names::SUBNETS6);
     let mut isolated = isolated_networks(programs);
     let keys: Vec<_> = isolated.keys().map(|key| key.expect("key")).collect();
     for key in keys {
@@ -103,6 +104,7 @@ pub(super) fn fill(programs: &mut Ebpf, setup: &Setup) {
     insert(programs, names::LINKS, setup.links.iter().copied());
     insert(programs, names::ENDPOINTS, setup.endpoints.iter().copied());
     insert(programs, names::VIRTUAL_IPS, setup.virtual_ips.iter().copied());
+    insert(programs, names::SUBNETS6, setup.subnets6.iter().copied());
     let mut isolated = isolated_networks(programs);
     for (len, key, class) in &setup.isolated {
         isolated.insert(&Key::new(*len, *key), class, 0).expect("network");

@@ -20,6 +20,7 @@ fn on_networks(id: &str, last_byte: u8, networks: &[(u8, &str)], internal: bool)
         name: (*name).to_owned(),
         number: (*number).into(),
         subnet: format!("10.0.{number}.0/24").parse().unwrap(),
+        subnet6: None,
         node_address: [10, 0, *number, 2].into(),
         internal,
         mtu: (*number == 6).then_some(1400),

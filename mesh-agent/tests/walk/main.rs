@@ -6,6 +6,7 @@ mod flood;
 mod netns;
 mod node;
 mod overlay;
+mod overlay6;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};

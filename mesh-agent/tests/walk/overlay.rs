@@ -15,23 +15,24 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::{Netns, run};
 use crate::node::{Datapath, MTU, Node, TASK_PORT, dotted};
+use crate::overlay6::over_ipv6;
 use crate::{Cluster, Greeting, PATIENCE, eventually, greet, is_privileged};
 
-const NUMBER: u32 = 5;
+pub(crate) const NUMBER: u32 = 5;
 const VIRTUAL_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 5, 100);
 /// The index of the virtual IP among the services.
 const SERVICE: u32 = 9;
 
 /// The address of a node's bridge, of its task, and of the task's neighbour.
-const fn bridge_of(node: u8) -> Ipv4Addr {
+pub(crate) const fn bridge_of(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 5, node)
 }
 
-const fn task_of(node: u8) -> Ipv4Addr {
+pub(crate) const fn task_of(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 5, 10 + node)
 }
 
-const fn neighbour_of(node: u8) -> Ipv4Addr {
+pub(crate) const fn neighbour_of(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 5, 20 + node)
 }
 
@@ -140,7 +141,7 @@ impl Node {
         isolated.insert(&prefix, ISOLATED, 0).expect("network");
     }
 
-    fn dropped(&self, reason: &str) -> u64 {
+    pub(crate) fn dropped(&self, reason: &str) -> u64 {
         self.drops().iter().find(|(label, _)| *label == reason).map_or(0, |(_, count)| *count)
     }
 }
@@ -256,6 +257,9 @@ fn walk(datapath: Datapath) {
     second.learn(1);
     by_address(&cluster, &neighbours);
     by_virtual_ip(&mut cluster, &neighbours);
+    if datapath == Datapath::Tc {
+        over_ipv6(&mut cluster, &neighbours);
+    }
     nobody_sends_as_another(&cluster, &neighbours);
     tasks_are_isolated_elsewhere(&mut cluster);
 }

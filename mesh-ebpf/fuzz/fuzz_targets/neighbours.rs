@@ -10,7 +10,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use mesh_ebpf::abi::{EndpointKey, Link, MESH_MAC};
+use mesh_ebpf::abi::{Address, EndpointKey, Link, MESH_MAC};
+use mesh_ebpf::parse::ndp;
 use mesh_ebpf::testing::fixtures::{self, Fixture};
 use mesh_ebpf::testing::{Frame, Hook, HostTables, IFINDEX, Setup};
 use mesh_ebpf::verdict::Verdict;
@@ -59,20 +60,32 @@ fn check(setup: &Setup, link: Option<&Link>, sent: &[u8], verdict: Verdict, got:
             (expected, verdict) => panic!("{verdict:?}, though the answer is {expected:?}"),
         },
         IPV4 => assert_eq!(sent[26..30], link.address.to_ne_bytes(), "another source than the task"),
-        IPV6 => check_ipv6(link, sent, verdict, got),
+        IPV6 => check_ipv6(setup, link, sent, verdict, got),
         other => panic!("EtherType {other:?}: {verdict:?}"),
     }
 }
 
-/// Neighbour discovery may pass; an advertisement that the program sends must be one that a host
-/// accepts (RFC 4861, 7.1.2).
-fn check_ipv6(link: &Link, sent: &[u8], verdict: Verdict, got: &[u8]) {
-    let is_discovery = |frame: &[u8]| frame.get(20) == Some(&ICMPV6) && matches!(frame[54], 133..=137);
-    if verdict == Verdict::Pass {
-        assert!(sent.len() > 54 && is_discovery(sent), "IPv6 that is no neighbour discovery");
+/// Only the task itself may send: as its address on the network; what stays on the bridge, as its
+/// link-local address too, and without one. An advertisement that the program sends must be one
+/// that a host accepts (RFC 4861, 7.1.2).
+fn check_ipv6(setup: &Setup, link: &Link, sent: &[u8], verdict: Verdict, got: &[u8]) {
+    let source: [u8; 16] = sent[22..38].try_into().expect("16 bytes");
+    let (_, subnet) = setup.subnets6.iter().find(|(number, _)| *number == link.network).expect("IPv6");
+    let is_own = subnet.has(&Address(source)) && source[12..] == link.address.to_ne_bytes();
+    let is_link_local = Address(source) == ndp::link_local(link.mac);
+    let stays = matches!(verdict, Verdict::Pass | Verdict::Bounce);
+    assert!(is_own || stays && (is_link_local || source == [0; 16]), "another source than the task");
+    if verdict == Verdict::Pass && sent[20] == ICMPV6 && sent.get(54) == Some(&ADVERTISEMENT) {
+        let target = Address(sent[62..78].try_into().expect("16 bytes"));
+        let is_own = subnet.has(&target) && target.0[12..] == link.address.to_ne_bytes();
+        assert!(is_own || target == ndp::link_local(link.mac), "an advertisement of another");
+    }
+    if verdict == Verdict::Pass && sent[20] == ICMPV6 {
+        assert!(!matches!(sent.get(54), Some(134 | 137)), "a router advertisement or a redirect");
     }
     if verdict == Verdict::Bounce && got.get(20) == Some(&ICMPV6) && got.get(54) == Some(&ADVERTISEMENT) {
-        assert_eq!(got[..12], [link.mac.0, MESH_MAC.0].concat(), "MACs of the answer");
+        let to = if source == [0; 16] { ndp::ALL_NODES_MAC } else { link.mac };
+        assert_eq!(got[..12], [to.0, MESH_MAC.0].concat(), "MACs of the answer");
         assert_eq!(got[21], 255, "hop limit");
         let length = usize::from(u16::from_be_bytes([got[18], got[19]]));
         let message = got.get(54..54 + length).expect("the whole message");

@@ -58,6 +58,10 @@ closed_list! {
         /// Forwards a fragment of an encrypted network from a backend of a virtual IP; words of the
         /// control block as for [`Self::DecryptedError`].
         DecryptedFragment = 20 => "mesh_dec_fra",
+        /// Handles an IPv6 packet that a task sent by its veth on a network.
+        Overlay6 = 21 => "mesh_overlay6",
+        /// Delivers an IPv6 packet of a network out of the VXLAN device.
+        NetworkTunnel6 = 22 => "mesh_net_tun6",
     }
     /// The program's name in the object; the kernel shows 15 characters of it.
     name: program;

@@ -4,7 +4,7 @@ use super::{
     AllowedKey, Backend, BackendLoad, BackendState, BackendStats, Config, Direction, DropReason, Edge,
     Endpoint, EndpointKey, Evicted, Flow, FlowCell, FlowKey, FragmentKey, FragmentPorts, FrontendStats,
     Histogram, IsolatedKey, Link, Live, Member, Mode, Nat, NatKey, Node, Policy, Service, ServiceKey,
-    SynGuard, Timed, TokenBucket, Traffic, names,
+    Subnet6, SynGuard, Timed, TokenBucket, Traffic, names,
 };
 
 /// Raise this number when a value's meaning, or what programs hand over to an [`Edge`], changes
@@ -99,7 +99,9 @@ pub const ABI_HASH: u64 = {
         EndpointKey::LAYOUT_HASH,
         Endpoint::LAYOUT_HASH,
         IsolatedKey::LAYOUT_HASH,
+        Subnet6::LAYOUT_HASH,
         names::LINKS_MAX as u64,
+        names::SUBNETS6_MAX as u64,
         names::ENDPOINTS_MAX as u64,
         names::VIRTUAL_IPS_MAX as u64,
         names::ISOLATED_MAX as u64,

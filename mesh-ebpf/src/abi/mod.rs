@@ -47,8 +47,9 @@
 //!      endpoint before the backend, the backend before the slot. The client's node keeps a flow
 //!      to a virtual IP in [`names::FLOWS`] ([`FlowKey::to_virtual_ip`]), and no translation: a
 //!      reply's backend names the virtual IP. Such backends count as alive for the sweep, too.
+//!    - A network with IPv6: a [`Subnet6`] by its number in [`names::SUBNETS6`].
 //!    - [`names::ISOLATED`]: the task pool of the whole cluster (both as v4-mapped and under
-//!      [`TASKS_PREFIX6`]) and every network's subnet → [`ISOLATED`]; this node's
+//!      [`TASKS_PREFIX6`]) and every network's subnets → [`ISOLATED`]; this node's
 //!      own address on the tasks' bridge, of both versions, as a whole address → [`REACHABLE`].
 //!    - An encrypted network: its number with
 //!      [`Vni::ENCRYPTED`](crate::parse::vxlan::Vni::ENCRYPTED) in all of these. Attach
@@ -121,7 +122,9 @@ pub use flow::{
 pub use guard::{SynGuard, TokenBucket};
 pub use layout::ABI_HASH;
 pub use member::{Member, TASKS_PREFIX6, TUNNEL_MARK, member_flag};
-pub use network::{Endpoint, EndpointKey, ISOLATED, IsolatedKey, Link, MESH_MAC, REACHABLE, endpoint_flag};
+pub use network::{
+    Endpoint, EndpointKey, ISOLATED, IsolatedKey, Link, MESH_MAC, REACHABLE, Subnet6, endpoint_flag,
+};
 pub use service::{AllowedKey, Mode, Policy, Service, ServiceKey, protocol, service_flag};
 pub use stats::{
     BackendLoad, BackendStats, Direction, FrontendStats, LOAD_MAX_AGE_NS, Live, Traffic, drop_index,

@@ -75,8 +75,12 @@ pub const VIRTUAL_IPS: &str = "VIRTUAL_IPS";
 /// tasks must not send to by their veth on `mesh`. Userspace writes it.
 pub const ISOLATED: &str = "ISOLATED";
 
+/// Hash, number of a network (`u32`) → [`super::Subnet6`]: the IPv6 addresses of networks.
+/// Userspace writes it.
+pub const SUBNETS6: &str = "SUBNETS6";
+
 /// Every map of the object.
-pub const MAPS: [&str; 30] = [
+pub const MAPS: [&str; 31] = [
     CONFIG,
     ADDRESSES,
     SERVICES,
@@ -107,6 +111,7 @@ pub const MAPS: [&str; 30] = [
     ENDPOINTS,
     VIRTUAL_IPS,
     ISOLATED,
+    SUBNETS6,
 ];
 
 /// XDP on an uplink: ingress role towards remote backends, and their replies.
@@ -147,6 +152,8 @@ pub const FRAGMENTS_MAX: u32 = 4096;
 pub const DURATIONS_MAX: u32 = SERVICES_MAX * super::Timed::ALL.len() as u32;
 /// Most entries of [`LINKS`].
 pub const LINKS_MAX: u32 = 1 << 14;
+/// Most entries of [`SUBNETS6`].
+pub const SUBNETS6_MAX: u32 = LINKS_MAX;
 /// Most entries of [`ENDPOINTS`].
 pub const ENDPOINTS_MAX: u32 = 1 << 17;
 /// Most entries of [`VIRTUAL_IPS`].

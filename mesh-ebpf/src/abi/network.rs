@@ -6,8 +6,8 @@
 //! [`Vni::ENCRYPTED`](crate::parse::vxlan::Vni::ENCRYPTED) added. IPv4
 //! addresses are integers whose bytes in memory are the octets ([`u32::from_ne_bytes`]).
 
-use super::Mac;
 use super::layout::abi_struct;
+use super::{Address, Mac};
 
 /// The MAC address that tasks see for every address on a network that is not on this node: those of
 /// tasks on other nodes, and virtual IPs. Programs answer ARP requests for such addresses with it,
@@ -123,6 +123,42 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// Value of [`super::names::SUBNETS6`], by the network's number: the IPv6 addresses of a
+    /// network. They follow from the IPv4 addresses: the first twelve octets are the network's, the
+    /// last four the IPv4 address. So [`super::names::ENDPOINTS`] has the holders of both. A
+    /// network without an entry carries no IPv6.
+    pub struct Subnet6 [16] {
+        /// The first twelve octets, as they lie in memory.
+        pub prefix: [u32; 3],
+        /// Padding; always zero.
+        pub reserved: u32,
+    }
+}
+
+impl Subnet6 {
+    /// The subnet that this address is in.
+    #[inline(always)]
+    pub const fn of(address: &Address) -> Self {
+        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, ..] = address.0;
+        Self {
+            prefix: [
+                u32::from_ne_bytes([a0, a1, a2, a3]),
+                u32::from_ne_bytes([b0, b1, b2, b3]),
+                u32::from_ne_bytes([c0, c1, c2, c3]),
+            ],
+            reserved: 0,
+        }
+    }
+
+    /// Whether the address is in the subnet.
+    #[inline(always)]
+    pub const fn has(&self, address: &Address) -> bool {
+        let [own, other] = [self.prefix, Self::of(address).prefix];
+        own[0] == other[0] && own[1] == other[1] && own[2] == other[2]
+    }
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flag {
     /// The address is that of the network's bridge on this node and no task's. Tasks here may send
@@ -183,6 +219,16 @@ mod tests {
         assert_eq!(Link::from_words(link.words()), link);
         let receiver = Endpoint { ifindex: 12, mac: Mac([2, 66, 10, 0, 5, 8]), ..Endpoint::default() };
         assert_eq!(Endpoint::from_reply_words(link.reply_words(&receiver)), ((7, 19), receiver));
+    }
+
+    #[test]
+    fn a_subnet_has_the_addresses_that_begin_as_it_does() {
+        let of = |text: &str| Address::from(text.parse::<core::net::IpAddr>().expect("an address"));
+        let subnet = Subnet6::of(&of("fd00:55::"));
+        assert!(subnet.has(&of("fd00:55::a00:507")) && subnet.has(&of("fd00:55::")));
+        for foreign in ["fd00:55::1:a00:507", "fd00:55:0:1::a00:507", "fc00:55::a00:507", "10.0.5.7"] {
+            assert!(!subnet.has(&of(foreign)), "{foreign}");
+        }
     }
 
     #[test]

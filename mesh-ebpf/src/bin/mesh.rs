@@ -90,6 +90,8 @@ mod programs {
         mesh_tunnel_fra: tunnelled, new, fragment => tunnel_fragment;
         /// Tail call [`mesh_ebpf::abi::Edge::TaskFragment`].
         mesh_task_fra: Reply, new, fragment => task_fragment;
+        /// Tail call [`mesh_ebpf::abi::Edge::NetworkTunnel6`].
+        mesh_net_tun6: tunnelled, of_flow => network_tunnel6;
         /// Tail call [`mesh_ebpf::abi::Edge::VirtualIp`].
         mesh_vip: Request, of_flow => virtual_ip;
         /// Tail call [`mesh_ebpf::abi::Edge::VirtualReply`].
@@ -151,6 +153,17 @@ mod programs {
         let kernel = Kernel::new(context.as_ptr());
         let fate = match Skb::of_flow(context.skb.skb) {
             Some(mut packet) => pipeline::overlay(&mut packet, &kernel),
+            None => pipeline::overlay_tagged(&kernel),
+        };
+        act_skb(&context, &kernel, Direction::Request, fate)
+    }
+
+    /// Tail call [`mesh_ebpf::abi::Edge::Overlay6`].
+    #[classifier]
+    fn mesh_overlay6(context: TcContext) -> i32 {
+        let kernel = Kernel::new(context.as_ptr());
+        let fate = match Skb::of_flow(context.skb.skb) {
+            Some(mut packet) => pipeline::overlay6(&mut packet, &kernel),
             None => pipeline::overlay_tagged(&kernel),
         };
         act_skb(&context, &kernel, Direction::Request, fate)

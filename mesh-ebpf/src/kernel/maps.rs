@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, BackendStats, Config, Direction, DropReason, Edge, Endpoint,
     EndpointKey, Evicted, FlowCell, FragmentKey, FragmentPorts, FrontendStats, Histogram, IsolatedKey, Link,
-    Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard, names,
+    Live, Member, Nat, NatKey, Node, Service, ServiceKey, Subnet6, SynGuard, names,
 };
 use crate::flow_table::{cell_count, factors, homes_for};
 use crate::parse::{fragment, icmp};
@@ -22,6 +22,7 @@ const ESTABLISHED_MAX: usize = names::ESTABLISHED_MAX as usize;
 const ALLOWED_MAX: usize = names::ALLOWED_MAX as usize;
 const FRAGMENTS_MAX: usize = names::FRAGMENTS_MAX as usize;
 const LINKS_MAX: usize = names::LINKS_MAX as usize;
+const SUBNETS6_MAX: usize = names::SUBNETS6_MAX as usize;
 const ENDPOINTS_MAX: usize = names::ENDPOINTS_MAX as usize;
 const VIRTUAL_IPS_MAX: usize = names::VIRTUAL_IPS_MAX as usize;
 const ISOLATED_MAX: usize = names::ISOLATED_MAX as usize;
@@ -97,6 +98,8 @@ pub(super) static ENDPOINTS: HashMap<EndpointKey, Endpoint, ENDPOINTS_MAX, NO_PR
 pub(super) static VIRTUAL_IPS: HashMap<EndpointKey, Service, VIRTUAL_IPS_MAX, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(super) static ISOLATED: LpmTrie<IsolatedKey, u32, ISOLATED_MAX> = LpmTrie::new();
+#[btf_map]
+pub(super) static SUBNETS6: HashMap<u32, Subnet6, SUBNETS6_MAX, NO_PREALLOC> = HashMap::new();
 
 /// Read by [`super::flow_maps`]; userspace replaces the value before it loads the programs.
 #[unsafe(no_mangle)]

@@ -12,7 +12,7 @@ use super::{atomic, durations, guard, maps, sockets};
 use crate::abi::{
     Address, AllowedKey, Backend, BackendStats, Config, Direction, DropReason, Endpoint, EndpointKey,
     FlowKey, FragmentKey, FragmentPorts, ISOLATED, IsolatedKey, Link, Member, Node, Service, ServiceKey,
-    Timed, Traffic, drop_index,
+    Subnet6, Timed, Traffic, drop_index,
 };
 use crate::flow_table::{self, Cells};
 use crate::lookups::{Connection, Lookups, PacketCount};
@@ -198,6 +198,12 @@ impl Lookups for Kernel {
     fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service> {
         // SAFETY: as above.
         unsafe { maps::VIRTUAL_IPS.get(key) }
+    }
+
+    #[inline(always)]
+    fn subnet6(&self, network: u32) -> Option<&Subnet6> {
+        // SAFETY: as above.
+        unsafe { maps::SUBNETS6.get(&network) }
     }
 
     #[inline(always)]

@@ -13,8 +13,8 @@ use crate::abi::{
 };
 use crate::lookups::Lookups;
 use crate::packet::Packet;
-use crate::parse::vxlan::{OVERHEAD, SOURCE_PORT_MIN, Vni};
-use crate::parse::{Segment, eth, icmp, ipv4, pair, quad, transport};
+use crate::parse::vxlan::{SOURCE_PORT_MIN, Vni};
+use crate::parse::{Segment, eth, icmp, ipv4, ipv6, pair, quad, transport};
 use crate::rewrite::{self, OuterHeaders};
 use crate::verdict::Fate;
 
@@ -23,14 +23,13 @@ use crate::verdict::Fate;
 /// Also of those that would let the VXLAN device have it: see [`Fate::verdict`].
 #[inline(always)]
 pub fn encrypt<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
-    const IP: usize = eth::LEN;
     let (Some(config), Some(link)) = (lookups.config(), lookups.link(packet.ifindex())) else {
         return refused(lookups, DropReason::UnknownLink);
     };
-    let Some(ip) = packet.read_bytes::<{ ipv4::LEN }>(IP) else {
-        return refused(lookups, DropReason::Malformed);
+    let (key, inner_len) = match destination(packet, lookups, link.network) {
+        Ok(found) => found,
+        Err(reason) => return refused(lookups, reason),
     };
-    let key = EndpointKey::new(link.network, quad(&ip, ipv4::DESTINATION));
     let Some(endpoint) = lookups.endpoint(&key).filter(|endpoint| !endpoint.is_local()) else {
         return refused(lookups, DropReason::UnknownEndpoint);
     };
@@ -50,11 +49,32 @@ pub fn encrypt<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
             return refused(lookups, DropReason::Malformed);
         }
     }
-    let inner_len = u32::from(u16::from_be_bytes(pair(&ip, ipv4::TOTAL_LEN)));
     let outer = outer_headers(config, peer, Vni::network(link.network));
     let is_written =
         packet.push_outer().is_some() && rewrite::write_outer(packet, inner_len, &outer).is_some();
     if is_written { Fate::emit(config.encryption_ifindex) } else { refused(lookups, DropReason::Resize) }
+}
+
+/// The address that a task's packet is for, on that network, and the packet's length without its
+/// Ethernet header.
+#[inline(always)]
+fn destination<P: Packet, L: Lookups>(
+    packet: &P,
+    lookups: &L,
+    network: u32,
+) -> Result<(EndpointKey, u32), DropReason> {
+    if packet.read_bytes::<2>(eth::TYPE) == Some(eth::IPV6_BE) {
+        let (Some(ip), Some(subnet)) = (ipv6::parse(packet, eth::LEN), lookups.subnet6(network)) else {
+            return Err(DropReason::Malformed);
+        };
+        if !subnet.has(&ip.destination) {
+            return Err(DropReason::UnknownEndpoint);
+        }
+        return Ok((EndpointKey::new(network, ip.destination.v4_octets()), ip.total_len));
+    }
+    let Some(ip) = packet.read_bytes::<{ ipv4::LEN }>(eth::LEN) else { return Err(DropReason::Malformed) };
+    let len = u32::from(u16::from_be_bytes(pair(&ip, ipv4::TOTAL_LEN)));
+    Ok((EndpointKey::new(network, quad(&ip, ipv4::DESTINATION)), len))
 }
 
 /// The headers by which the encryption devices of both nodes know each other. There is one way
@@ -90,7 +110,7 @@ pub fn decrypted<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Ori
     let Some(sender) = lookups.peer(&Address::v4(origin.peer)) else {
         return refused(lookups, DropReason::UnknownPeer);
     };
-    let arrival = Arrival::judge(packet, lookups, OVERHEAD, sender, origin.vni.network_number());
+    let arrival = Arrival::judge_in_tunnel(packet, lookups, sender, origin.vni.network_number());
     if let Some(reason) = arrival.refused {
         return refused(lookups, reason);
     }

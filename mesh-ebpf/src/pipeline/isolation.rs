@@ -6,12 +6,8 @@ use super::dropped;
 use crate::abi::{Address, Direction, DropReason};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
-use crate::parse::{eth, icmp, ipv4, ipv6};
+use crate::parse::{eth, icmp, ipv4, ipv6, ndp};
 use crate::verdict::Fate;
-
-/// ICMPv6 types of neighbour discovery (RFC 4861), the first and the last.
-const ROUTER_SOLICITATION: u8 = 133;
-const REDIRECT: u8 = 137;
 
 /// The last step for a packet from a task that is no reply of a flow: drops it if its destination
 /// is another task or a network, else passes it to the host stack.
@@ -40,14 +36,12 @@ fn destination<P: Packet>(packet: &P) -> Option<Address> {
 
 /// Whether this IPv6 packet is neighbour discovery, without which a link doesn't work.
 #[inline(always)]
-pub(super) fn is_neighbour_discovery<P: Packet>(packet: &P) -> bool {
+fn is_neighbour_discovery<P: Packet>(packet: &P) -> bool {
     const FIRST: usize = ipv6::NEXT_HEADER;
     // One read instead of two: with two, the verifier finds the second one's byte undefined on the
     // path where only the first one fails.
     match packet.read_bytes::<{ ipv6::LEN + 1 - FIRST }>(eth::LEN + FIRST) {
-        Some([protocol, .., kind]) => {
-            protocol == icmp::PROTOCOL_V6 && matches!(kind, ROUTER_SOLICITATION..=REDIRECT)
-        }
+        Some([protocol, .., kind]) => protocol == icmp::PROTOCOL_V6 && ndp::is_discovery(kind),
         None => false,
     }
 }

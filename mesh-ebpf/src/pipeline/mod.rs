@@ -23,6 +23,7 @@
 //! * [`refuse`]: makes an ICMP error of a packet.
 //! * [`uplink_error`], [`tunnel_error`], [`task_error`]: ICMP errors that come in at these hooks.
 //! * [`uplink_fragment`], [`tunnel_fragment`], [`task_fragment`]: fragments that come in there.
+//! * [`overlay6`], [`network_tunnel6`]: IPv6 on overlay networks.
 //! * [`network_decapsulate`], [`virtual_ip()`], [`virtual_reply`], [`virtual_tunnel`],
 //!   [`virtual_error`], [`virtual_reply_error`], [`virtual_tunnel_error`], [`virtual_fragment`],
 //!   [`virtual_reply_fragment`], [`virtual_tunnel_fragment`], [`encrypt`]: packets of overlay
@@ -52,6 +53,7 @@ mod member;
 #[cfg(test)]
 mod model_tests;
 mod network;
+mod network6;
 #[cfg(test)]
 mod network_tests;
 mod outgoing;
@@ -69,6 +71,7 @@ pub use errors::{task_error, tunnel_error, uplink_error};
 pub use fragments::{task_fragment, tunnel_fragment, uplink_fragment};
 pub use member::{device, egress};
 pub use network::{network_decapsulate, overlay, overlay_tagged};
+pub use network6::{network_tunnel6, overlay6};
 pub use outgoing::forwarded;
 pub use virtual_errors::{virtual_error, virtual_reply_error, virtual_tunnel_error};
 pub use virtual_fragments::{virtual_fragment, virtual_reply_fragment, virtual_tunnel_fragment};

@@ -7,11 +7,13 @@
 //! end, network and address select the veth. Nothing is flooded, and nothing is translated; for
 //! virtual IPs see [`super::virtual_ip()`].
 //!
+//! IPv6 goes the same way, see [`super::overlay6`].
+//!
 //! A task can only send as itself, which its own veth's program checks. The receiving node checks
 //! that the sending node has the source address.
 
 use super::encapsulation::{encapsulate_to, is_congested, is_fragment};
-use super::{Origin, dropped, is_too_big, isolation, member, owner, virtual_ip};
+use super::{Origin, dropped, is_too_big, member, network6, owner, virtual_ip};
 use crate::abi::{Config, Direction, DropReason, Edge, Endpoint, EndpointKey, Link, MESH_MAC, Mac, protocol};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -36,7 +38,7 @@ pub fn overlay<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
     match [t0, t1] {
         eth::IPV4_BE => send(packet, lookups, config, link),
         arp::ETHERTYPE_BE => resolve(packet, lookups, link),
-        eth::IPV6_BE if isolation::is_neighbour_discovery(packet) => Fate::PASS,
+        eth::IPV6_BE => Fate::tail_call(Edge::Overlay6),
         _ => refused(lookups, DropReason::Isolated),
     }
 }
@@ -49,7 +51,7 @@ pub fn overlay_tagged<L: Lookups>(lookups: &L) -> Fate {
 
 /// Counts and drops a packet of a network.
 #[inline(always)]
-fn refused<L: Lookups>(lookups: &L, reason: DropReason) -> Fate {
+pub(super) fn refused<L: Lookups>(lookups: &L, reason: DropReason) -> Fate {
     dropped(lookups, reason, Direction::Request)
 }
 
@@ -134,7 +136,7 @@ pub(super) fn to_neighbour<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, e
 /// Sends a packet through the tunnel to the node that has its destination. The packet does not
 /// change, nor does its TTL, as a network is one link.
 #[inline(always)]
-fn to_node<P: Packet, L: Lookups>(
+pub(super) fn to_node<P: Packet, L: Lookups>(
     packet: &mut P,
     lookups: &L,
     config: &Config,
@@ -187,7 +189,8 @@ fn forward_inner<P: Packet, L: Lookups>(packet: &mut P, lookups: &L, origin: Ori
     let Some(sender) = lookups.peer(&origin.address()) else {
         return refused(lookups, DropReason::UnknownPeer);
     };
-    let arrival = Arrival::judge(packet, lookups, OVERHEAD, sender, origin.vni.network_number());
+    let network = origin.vni.network_number();
+    let arrival = Arrival::judge_in_tunnel(packet, lookups, sender, network);
     if let Some(reason) = arrival.refused {
         return refused(lookups, reason);
     }
@@ -213,6 +216,9 @@ pub(super) fn from_device<P: Packet, L: Lookups>(
     sender: u32,
     network: u32,
 ) -> Fate {
+    if packet.read_bytes::<2>(eth::TYPE) == Some(eth::IPV6_BE) {
+        return Fate::tail_call(Edge::NetworkTunnel6);
+    }
     let arrival = Arrival::judge(packet, lookups, 0, sender, network);
     if let Some(reason) = arrival.refused {
         return refused(lookups, reason);
@@ -237,14 +243,44 @@ pub(super) struct Arrival {
     /// MAC address of the receiving task's interface.
     pub(super) mac: Mac,
     /// IP protocol number of the packet.
-    protocol: u8,
+    pub(super) protocol: u8,
     /// Whether the packet is a fragment.
     pub(super) is_fragment: bool,
 }
 
 impl Arrival {
-    /// Checks the packet whose frame begins at `frame`: the node with index `sender` must have its
-    /// source on that network, and a task of this node its destination.
+    /// A packet that is refused.
+    #[inline(always)]
+    pub(super) const fn none(network: u32, reason: DropReason) -> Self {
+        Self {
+            refused: Some(reason),
+            network,
+            backend: 0,
+            ifindex: 0,
+            mac: Mac::NONE,
+            protocol: 0,
+            is_fragment: false,
+        }
+    }
+
+    /// Checks a packet of either IP version, which has its outer headers: see [`Self::judge`] and
+    /// [`network6::judge`].
+    #[inline(always)]
+    pub(super) fn judge_in_tunnel<P: Packet, L: Lookups>(
+        packet: &P,
+        lookups: &L,
+        sender: u32,
+        network: u32,
+    ) -> Self {
+        if packet.read_bytes::<2>(OVERHEAD + eth::TYPE) == Some(eth::IPV6_BE) {
+            network6::judge(packet, lookups, OVERHEAD, sender, network)
+        } else {
+            Self::judge(packet, lookups, OVERHEAD, sender, network)
+        }
+    }
+
+    /// Checks the IPv4 packet whose frame begins at `frame`: the node with index `sender` must have
+    /// its source on that network, and a task of this node its destination.
     #[inline(always)]
     pub(super) fn judge<P: Packet, L: Lookups>(
         packet: &P,
@@ -255,15 +291,7 @@ impl Arrival {
     ) -> Self {
         const IP: usize = eth::LEN - eth::TYPE;
 
-        let none = |reason| Self {
-            refused: Some(reason),
-            network,
-            backend: 0,
-            ifindex: 0,
-            mac: Mac::NONE,
-            protocol: 0,
-            is_fragment: false,
-        };
+        let none = |reason| Self::none(network, reason);
         // One read instead of two: with two, the verifier finds the second one's bytes undefined on
         // the path where only the first one fails.
         let Some(bytes) = packet.read_bytes::<{ IP + ipv4::LEN }>(frame + eth::TYPE) else {

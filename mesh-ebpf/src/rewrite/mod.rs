@@ -1,11 +1,13 @@
 //! Changes to packets: address translation of packets and of those that ICMP errors quote, MSS
 //! clamping, the tunnel's outer headers, and answers to packets that are not forwarded.
 
+mod advertise;
 mod answer;
 mod headers;
 mod outer_headers;
 mod quote;
 
+pub use advertise::advertise;
 pub use answer::{answer_fragment_with_error, answer_with_error, answer_with_reset};
 pub use outer_headers::{OuterHeaders, tunnel_source_port, write_outer};
 pub use quote::translate_error;

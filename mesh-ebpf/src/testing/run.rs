@@ -88,6 +88,8 @@ impl Hook {
             (Edge::DecryptedFragment, Self::Decrypted) => {
                 pipeline::virtual_tunnel_fragment(packet, tables, outer, fragment)
             }
+            (Edge::Overlay6, Self::Overlay) => pipeline::overlay6(packet, tables),
+            (Edge::NetworkTunnel6, Self::Tunnel(origin)) => pipeline::network_tunnel6(packet, tables, origin),
             (Edge::VirtualIp, Self::Overlay) => pipeline::virtual_ip(packet, tables),
             (Edge::VirtualReply, Self::Overlay) => pipeline::virtual_reply(packet, tables),
             (Edge::VirtualReplyError, Self::Overlay) => pipeline::virtual_reply_error(packet, tables, error),

@@ -4,7 +4,8 @@ use std::vec::Vec;
 
 use crate::abi::{
     Address, AllowedKey, Backend, BackendLoad, Config, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey,
-    FragmentPorts, IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey, SynGuard,
+    FragmentPorts, IsolatedKey, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey, Subnet6,
+    SynGuard,
 };
 
 /// What userspace has written to the maps before the packet comes.
@@ -33,6 +34,8 @@ pub struct Setup {
     pub endpoints: Vec<(EndpointKey, Endpoint)>,
     /// Virtual IPs.
     pub virtual_ips: Vec<(EndpointKey, Service)>,
+    /// The IPv6 addresses of networks, by their numbers.
+    pub subnets6: Vec<(u32, Subnet6)>,
     /// What tasks must not send to by their veth on `mesh`: prefix length, prefix, and `ISOLATED`
     /// or `REACHABLE`.
     pub isolated: Vec<(u32, IsolatedKey, u32)>,

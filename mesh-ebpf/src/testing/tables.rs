@@ -9,7 +9,7 @@ use super::flows::HostFlows;
 use crate::abi::{
     Address, Backend, BackendLoad, Config, Direction, DropReason, Endpoint, EndpointKey, Flow, FlowKey,
     FragmentKey, FragmentPorts, ISOLATED, Link, Live, Member, Nat, NatKey, Node, Service, ServiceKey,
-    SynGuard, Timed, TokenBucket,
+    Subnet6, SynGuard, Timed, TokenBucket,
 };
 use crate::flow_table;
 use crate::guard;
@@ -192,6 +192,10 @@ impl Lookups for HostTables {
 
     fn virtual_ip(&self, key: &EndpointKey) -> Option<&Service> {
         self.setup.virtual_ips.iter().find(|(own, _)| own == key).map(|(_, service)| service)
+    }
+
+    fn subnet6(&self, network: u32) -> Option<&Subnet6> {
+        self.setup.subnets6.iter().find(|(own, _)| *own == network).map(|(_, subnet)| subnet)
     }
 
     fn is_isolated(&self, address: &Address) -> bool {

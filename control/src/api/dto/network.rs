@@ -87,20 +87,25 @@ impl Network {
     }
 }
 
-/// The network's subnet with its gateway, and the range that its user asked for.
+/// The network's subnets with their gateways, and the range that its user asked for.
 fn ipam(network: &StoredNetwork) -> Ipam {
     let mut ipam = network.spec.ipam.clone().unwrap_or_default();
     ipam.options = ipam.options.filter(|options| !options.is_empty());
     if ipam.driver.is_empty() {
         "default".clone_into(&mut ipam.driver);
     }
-    let mut asked = ipam.config.into_iter().flatten().filter(|config| !config.subnet.is_empty());
-    ipam.config = Some(vec![IpamConfig {
+    let own = IpamConfig {
         subnet: network.subnet.to_string(),
-        ip_range: asked.next().map(|config| config.ip_range).unwrap_or_default(),
+        ip_range: network.asked().map(|config| config.ip_range.clone()).unwrap_or_default(),
         gateway: network.gateway().map(|gateway| gateway.to_string()).unwrap_or_default(),
         ..IpamConfig::default()
-    }]);
+    };
+    let own6 = network.subnet6.map(|subnet| IpamConfig {
+        subnet: subnet.to_string(),
+        gateway: network.gateway6().map(|gateway| gateway.to_string()).unwrap_or_default(),
+        ..IpamConfig::default()
+    });
+    ipam.config = Some(std::iter::once(own).chain(own6).collect());
     ipam
 }
 

@@ -30,13 +30,13 @@ pub(crate) struct EndpointResource {
 }
 
 impl EndpointResource {
-    fn new(name: String, address: String) -> Self {
+    fn new(name: String, network: &Network, address: Ipv4Addr) -> Self {
         Self {
             name,
             endpoint_id: String::new(),
             mac_address: String::new(),
-            ipv4_address: address,
-            ipv6_address: String::new(),
+            ipv4_address: network.with_prefix(address),
+            ipv6_address: network.with_prefix6(address).unwrap_or_default(),
         }
     }
 }
@@ -106,15 +106,14 @@ impl<'a> Members<'a> {
             .filter_map(|(task, _, address)| {
                 let container = self.snapshot.status_of(task).container.as_ref()?;
                 let name = self.container_name(task)?;
-                let resource = EndpointResource::new(name, self.network.with_prefix(*address));
+                let resource = EndpointResource::new(name, self.network, *address);
                 Some((container.container_id.clone(), resource))
             })
             .collect();
         let attached = self.attached.iter().filter(|(container, _)| container.node_id == *node);
         containers.extend(attached.filter(|(container, _)| !container.container_id.is_empty()).map(
             |(container, address)| {
-                let resource =
-                    EndpointResource::new(container.name.clone(), self.network.with_prefix(*address));
+                let resource = EndpointResource::new(container.name.clone(), self.network, *address);
                 (container.container_id.clone(), resource)
             },
         ));
@@ -123,8 +122,7 @@ impl<'a> Members<'a> {
         }
         if let Some(address) = self.network.node_addresses.get(node) {
             let name = &self.network.name;
-            let resource =
-                EndpointResource::new(format!("{name}-endpoint"), self.network.with_prefix(*address));
+            let resource = EndpointResource::new(format!("{name}-endpoint"), self.network, *address);
             containers.insert(format!("lb-{name}"), resource);
         }
         Some(containers)

@@ -173,31 +173,30 @@ fn host_ports(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus
     ports.iter().filter(|port| port.publish_mode == PublishMode::Host).map(published).collect()
 }
 
-/// The networks that the task is on, each with the task's address there; first the ingress network
-/// if the mesh publishes a port of it, with the address on the task's node: there Docker's clients
-/// look for what answers on such a port. A port that is published on the task's node only is
-/// reached at the node's address.
+/// The networks that the task is on, each with the task's addresses there, IPv4 first; first the
+/// ingress network if the mesh publishes a port of it, with the address on the task's node: there
+/// Docker's clients look for what answers on such a port. A port that is published on the task's
+/// node only is reached at the node's address.
 fn attachments(snapshot: &ClusterSnapshot, task: &StoredTask, status: &TaskStatus) -> Vec<NetworkAttachment> {
     let on_node = address_on_node(snapshot, task, status);
     let has_ingress = !task.endpoints.is_empty();
     let ingress = snapshot.networks.values().find(|network| network.ingress && has_ingress);
-    let ingress = ingress.zip(on_node.clone());
+    let ingress = ingress.zip(on_node.clone().map(|address| vec![address]));
     let own = task.attachments.iter().filter_map(|attachment| {
         let network = snapshot.networks.get(&attachment.network_id)?;
-        Some((network, network.with_prefix(attachment.address?)))
+        let address = attachment.address?;
+        let both = std::iter::once(network.with_prefix(address)).chain(network.with_prefix6(address));
+        Some((network, both.collect()))
     });
     // A task that an earlier version made has no address on its networks but that on its node.
     let named = snapshot.spec_of(task).filter(|_| task.attachments.is_empty()).map(named_by);
     let earlier = named.into_iter().flatten().filter_map(|id| {
         let network = snapshot.networks.get(&id.into())?;
-        Some((network, on_node.clone()?))
+        Some((network, vec![on_node.clone()?]))
     });
     let shown = ingress.into_iter().chain(own).chain(earlier);
     shown
-        .map(|(network, address)| NetworkAttachment {
-            network: AttachedNetwork::new(network),
-            addresses: vec![address],
-        })
+        .map(|(network, addresses)| NetworkAttachment { network: AttachedNetwork::new(network), addresses })
         .collect()
 }
 

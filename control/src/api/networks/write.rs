@@ -50,12 +50,13 @@ pub(super) fn create(
     validate::network_name(&spec.name)?;
     options::check(snapshot, &spec)?;
     let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
-    let space = network_space::give(snapshot, cluster, addresses::subnet(&spec)?)?;
+    let space = network_space::give(snapshot, cluster, &addresses::wanted(&spec)?)?;
     let network = Network {
         id: id.clone(),
         name: spec.name.clone(),
         ingress: false,
         subnet: space.subnet,
+        subnet6: space.subnet6,
         number: space.number,
         node_addresses: BTreeMap::new(),
         created_at: now,
@@ -79,7 +80,7 @@ pub(super) fn create(
 
 /// What a user should know of a network that was made with this subnet; `None` if nothing.
 pub(super) fn warning(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Option<String> {
-    let subnet = addresses::subnet(spec).ok()??;
+    let subnet = addresses::wanted(spec).ok()?.subnet?;
     let host = host_overlap::covering(snapshot, subnet)?;
     Some(format!("{subnet} lies in {host}: tasks on the network do not reach hosts at its addresses"))
 }
@@ -193,6 +194,7 @@ mod tests {
             name: "net".into(),
             ingress: false,
             subnet: "10.55.0.0/24".parse().unwrap(),
+            subnet6: None,
             number: 7,
             node_addresses: BTreeMap::new(),
             created_at: Timestamp::default(),

@@ -76,6 +76,7 @@ mod tests {
                 name: name.into(),
                 ingress,
                 subnet: "10.128.0.0/12".parse().unwrap(),
+                subnet6: None,
                 number: 0,
                 node_addresses: BTreeMap::new(),
                 created_at: Timestamp::default(),

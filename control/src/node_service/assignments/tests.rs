@@ -204,6 +204,7 @@ fn a_task_is_told_once_its_networks_have_all_that_it_needs() {
         name: "app".to_owned(),
         number: 7,
         subnet: "10.0.5.0/24".parse().unwrap(),
+        subnet6: None,
         node_address: "10.0.5.3".parse().unwrap(),
         internal: false,
         mtu: Some(1400),

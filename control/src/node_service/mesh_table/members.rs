@@ -35,6 +35,7 @@ pub(super) fn networks(snapshot: &ClusterSnapshot) -> BTreeMap<String, MeshNetwo
             .collect(),
         internal: network.spec.internal,
         attachable: network.spec.attachable,
+        subnet6: network.subnet6.map(|subnet| subnet.to_string()).unwrap_or_default(),
     };
     served.map(|network| (network.id.to_string(), entry(network.id.to_string(), network))).collect()
 }

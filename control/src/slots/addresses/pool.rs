@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use mesh_state::ids::{AttachmentId, NodeId};
 use mesh_state::network::Network;
 
-use super::{gateway, ipam};
+use super::gateway;
 
 /// One network's addresses.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl<'a> Pool<'a> {
     /// The addresses of a network of which none but its own are in use.
     pub(super) fn new(network: &Network, newest: Option<Ipv4Addr>) -> Self {
         let (mut first, mut last) = hosts(network.subnet);
-        let range = ipam(network).and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
+        let range = network.asked().and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
         if let Some(range) = range {
             first = first.max(range.network().into());
             last = last.min(range.broadcast().into());
@@ -49,6 +49,14 @@ impl<'a> Pool<'a> {
             services_owed: 0,
         };
         pool.hold(gateway(network));
+        // The IPv4 address whose IPv6 address is the gateway's, if there is one.
+        if let Some(gateway) = network.gateway6() {
+            let [.., a, b, c, d] = gateway.octets();
+            let twin = Ipv4Addr::new(a, b, c, d);
+            if network.address6(twin) == Some(gateway) {
+                pool.hold(twin);
+            }
+        }
         network.node_addresses.values().for_each(|address| pool.hold(*address));
         pool
     }

@@ -1,6 +1,6 @@
 //! Tests of addresses in small networks.
 
-use mesh_state::network::{Ipam, VirtualIp};
+use mesh_state::network::{Ipam, IpamConfig, VirtualIp};
 use mesh_state::task::TaskState;
 
 use super::*;
@@ -36,10 +36,23 @@ fn the_ends_of_a_subnet_and_its_gateway_are_nobodys() {
     let mut world = world();
     assert_eq!(given(&world, 9), [2, 3, 4, 5, 6]);
     let mut asked = network("n", "10.0.5.0/29", 1);
-    let config = IpamConfig { gateway: "10.0.5.4".to_owned(), ..IpamConfig::default() };
+    let config = IpamConfig {
+        subnet: "10.0.5.0/29".to_owned(),
+        gateway: "10.0.5.4".to_owned(),
+        ..IpamConfig::default()
+    };
     asked.spec.ipam = Some(Ipam { config: Some(vec![config]), ..Ipam::default() });
     world.put_network(&asked);
     assert_eq!(given(&world, 9), [1, 2, 3, 5, 6], "the user's own gateway");
+    asked.subnet6 = "fd00:55::/64".parse().ok();
+    let config6 = IpamConfig {
+        subnet: "fd00:55::/64".to_owned(),
+        gateway: "fd00:55::a00:505".to_owned(),
+        ..IpamConfig::default()
+    };
+    asked.spec.ipam.as_mut().unwrap().config.as_mut().unwrap().insert(0, config6);
+    world.put_network(&asked);
+    assert_eq!(given(&world, 9), [1, 2, 3, 6], "nor whose IPv6 address is the user's own gateway");
     let error = NoAddress::Exhausted { name: "n".into(), subnet: "10.0.5.0/29".parse().unwrap() };
     assert_eq!(error.to_string(), "no address left in network n (10.0.5.0/29)");
 }
@@ -48,7 +61,11 @@ fn the_ends_of_a_subnet_and_its_gateway_are_nobodys() {
 fn a_range_of_the_users_is_kept_to() {
     let mut world = world();
     let mut asked = network("n", "10.0.5.0/24", 1);
-    let config = IpamConfig { ip_range: "10.0.5.128/30".to_owned(), ..IpamConfig::default() };
+    let config = IpamConfig {
+        subnet: "10.0.5.0/24".to_owned(),
+        ip_range: "10.0.5.128/30".to_owned(),
+        ..IpamConfig::default()
+    };
     asked.spec.ipam = Some(Ipam { config: Some(vec![config]), ..Ipam::default() });
     world.put_network(&asked);
     assert_eq!(given(&world, 9), [128, 129, 130, 131]);

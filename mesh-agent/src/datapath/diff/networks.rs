@@ -8,10 +8,10 @@
 //! node: all other packets from it are dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use mesh_ebpf::abi::{Address, Endpoint, ISOLATED, Link, Mac, REACHABLE, endpoint_flag, names};
+use mesh_ebpf::abi::{Address, Endpoint, ISOLATED, Link, Mac, REACHABLE, Subnet6, endpoint_flag, names};
 use mesh_state::ids::{BackendId, NetworkId};
 
 use super::{Plan, Refusal};
@@ -28,6 +28,7 @@ pub(super) struct Networks<'a> {
     links: BTreeMap<u32, Link>,
     endpoints: BTreeMap<NetworkAddress, Endpoint>,
     isolated: BTreeMap<IpNet, u32>,
+    subnets6: BTreeMap<u32, Subnet6>,
 }
 
 impl<'a> Networks<'a> {
@@ -69,7 +70,8 @@ impl<'a> Networks<'a> {
                 endpoints.insert(place, bridge);
             }
         }
-        Self { joined, links, endpoints, isolated: isolated(view) }
+        let subnets6 = subnets6(&joined);
+        Self { joined, links, endpoints, isolated: isolated(view), subnets6 }
     }
 
     /// The number of a network in packets, if this node takes part in it.
@@ -111,6 +113,8 @@ impl Plan {
             let free = room(names::ISOLATED_MAX, contents.isolated.len() + EXCEPTIONS_MAX);
             self.put(&contents.isolated, wanted, free, Refusal::Isolated, Write::Isolate);
         }
+        let free = room(names::SUBNETS6_MAX, contents.subnets6.len());
+        self.put(&contents.subnets6, networks.subnets6.iter(), free, Refusal::Subnet6, Write::Subnet6);
         let free = room(names::ENDPOINTS_MAX, contents.endpoints.len());
         self.put(&contents.endpoints, networks.endpoints.iter(), free, Refusal::Endpoint, Write::Endpoint);
         let free = room(names::LINKS_MAX, contents.links.len());
@@ -144,6 +148,8 @@ impl Plan {
     pub(super) fn disconnect(&mut self, contents: &Contents, networks: &Networks<'_>) {
         let endpoints = contents.endpoints.keys().filter(|place| !networks.endpoints.contains_key(place));
         self.writes.extend(endpoints.map(|place| Write::RemoveEndpoint(*place)));
+        let subnets6 = contents.subnets6.keys().filter(|number| !networks.subnets6.contains_key(number));
+        self.writes.extend(subnets6.map(|number| Write::RemoveSubnet6(*number)));
         for value in [ISOLATED, REACHABLE] {
             let gone = contents
                 .isolated
@@ -242,11 +248,13 @@ fn isolated(view: &NodeView) -> BTreeMap<IpNet, u32> {
     let own = view.subnet.or_else(|| view.nodes.get(&view.node_id)?.subnet);
     let tasks = view.nodes.values().filter_map(|node| node.subnet).chain(own);
     let tasks: BTreeSet<Ipv4Net> = tasks.collect();
-    let networks = view.networks.values().map(|network| network.subnet);
+    let networks = view.networks.values().flat_map(|network| {
+        [Some(IpNet::V4(network.subnet)), network.subnet6.map(IpNet::V6)].into_iter().flatten()
+    });
     let mut isolated: BTreeMap<IpNet, u32> = tasks
         .iter()
         .flat_map(|subnet| both_versions(*subnet))
-        .chain(networks.map(IpNet::V4))
+        .chain(networks)
         .map(|network| (network.trunc(), ISOLATED))
         .collect();
     // The engine gives the first address of a subnet to the bridge.
@@ -254,6 +262,15 @@ fn isolated(view: &NodeView) -> BTreeMap<IpNet, u32> {
         isolated.extend(both_versions(Ipv4Net::from(address)).map(|network| (network, REACHABLE)));
     }
     isolated
+}
+
+/// The IPv6 addresses of the networks that have some.
+fn subnets6(joined: &BTreeMap<&NetworkId, &NetworkView>) -> BTreeMap<u32, Subnet6> {
+    let with_ipv6 = joined.values().filter_map(|network| {
+        let subnet = IpAddr::V6(network.subnet6?.network());
+        Some((network.number, Subnet6::of(&Address::from(subnet))))
+    });
+    with_ipv6.collect()
 }
 
 /// A node's task subnet, and the IPv6 subnet that belongs to it.

@@ -25,6 +25,8 @@ pub enum Refusal {
     Link(u32),
     /// An address on a network; this node's tasks can't send to it.
     Endpoint(NetworkAddress),
+    /// The IPv6 addresses of the network with this number, which carries no IPv6 on this node.
+    Subnet6(u32),
     /// Addresses that tasks must not reach through `mesh`, and can.
     Isolated(IpNet),
 }
@@ -40,6 +42,7 @@ impl Refusal {
             Self::Allowed(_) => names::ALLOWED,
             Self::Link(_) => names::LINKS,
             Self::Endpoint(_) => names::ENDPOINTS,
+            Self::Subnet6(_) => names::SUBNETS6,
             Self::Isolated(_) => names::ISOLATED,
         }
     }
@@ -55,6 +58,7 @@ impl fmt::Display for Refusal {
             Self::Allowed(front) => write!(f, "the allow-list of {front}"),
             Self::Link(ifindex) => write!(f, "the container at interface {ifindex}"),
             Self::Endpoint(place) => write!(f, "address {place}"),
+            Self::Subnet6(network) => write!(f, "the IPv6 addresses of network {network}"),
             Self::Isolated(network) => write!(f, "{network}, which tasks should not reach"),
         }
     }

@@ -1,9 +1,10 @@
-//! The maps of users' networks: links, endpoints, virtual IPs, and what tasks must not send to.
+//! The maps of users' networks: links, endpoints, virtual IPs, IPv6 addresses, and what tasks must
+//! not send to.
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
 use ipnet::IpNet;
-use mesh_ebpf::abi::{Endpoint, EndpointKey, IsolatedKey, Link, Service, names};
+use mesh_ebpf::abi::{Endpoint, EndpointKey, IsolatedKey, Link, Service, Subnet6, names};
 
 use super::Dump;
 use crate::datapath::contents::{Contents, Front, Write, isolated_key, isolated_network};
@@ -20,6 +21,7 @@ pub(super) struct NetworkMaps {
     all_endpoints: Dump<EndpointKey, Endpoint>,
     virtual_ips: HashMap<MapData, EndpointKey, Service>,
     isolated: LpmTrie<MapData, IsolatedKey, u32>,
+    subnets6: HashMap<MapData, u32, Subnet6>,
 }
 
 impl NetworkMaps {
@@ -35,6 +37,7 @@ impl NetworkMaps {
             all_endpoints: Dump::open(pins, names::ENDPOINTS)?,
             virtual_ips: loader::open(pins, names::VIRTUAL_IPS)?,
             isolated: loader::open(pins, names::ISOLATED)?,
+            subnets6: loader::open(pins, names::SUBNETS6)?,
         })
     }
 
@@ -49,6 +52,10 @@ impl NetworkMaps {
         for entry in &self.virtual_ips {
             let (key, service) = entry.map_err(failed(names::VIRTUAL_IPS))?;
             contents.services.insert(Front::VirtualIp(key.into()), service);
+        }
+        for entry in &self.subnets6 {
+            let (network, subnet) = entry.map_err(failed(names::SUBNETS6))?;
+            contents.subnets6.insert(network, subnet);
         }
         for entry in &self.isolated {
             let (key, value) = entry.map_err(failed(names::ISOLATED))?;
@@ -72,6 +79,8 @@ impl NetworkMaps {
                 self.virtual_ips.insert(EndpointKey::from(*place), service, 0)
             }
             Write::Isolate(network, value) => self.isolated.insert(&trie_key(*network), value, 0),
+            Write::Subnet6(network, subnet) => self.subnets6.insert(network, subnet, 0),
+            Write::RemoveSubnet6(network) => return deleted(map, self.subnets6.remove(network)),
             Write::RemoveLink(ifindex) => return deleted(map, self.links.remove(ifindex)),
             Write::RemoveEndpoint(place) => {
                 return deleted(map, self.endpoints.remove(&EndpointKey::from(*place)));

@@ -1,36 +1,34 @@
-//! The nftables table `ip mesh`: exempts tunnel packets from connection tracking (notrack), which a
-//! Docker engine switches on. Tracked, each flow would cost conntrack entries on both nodes.
+//! The nftables tables of mesh.
 //!
-//! Invariant: the table is replaced as a whole, in one transaction. To see whether it is in place,
+//! * `ip mesh` exempts tunnel packets from connection tracking (notrack), which a Docker engine
+//!   switches on. Tracked, each flow would cost conntrack entries on both nodes.
+//! * `ip6 mesh` keeps the host from forwarding IPv6 into a network or out of one: not every engine
+//!   has rules for IPv6, and a neighbour of the node could send there by way of it.
+//!
+//! Invariant: each table is replaced as a whole, in one transaction. To see whether it is in place,
 //! compare with the kernel's listing at that time, as the kernel formats rules in its own way.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tracing::warn;
 
-/// The table as it should be.
+use crate::task::networks::DEVICE_PREFIX as NETWORK_DEVICES;
+
+/// Where the kernel has no IPv6, there is nothing to forward.
+const IPV6: &str = "/proc/sys/net/ipv6";
+
+/// A table as it should be.
 #[derive(Debug, Default)]
-pub(crate) struct Firewall {
+pub(crate) struct Table {
+    family: &'static str,
     rules: String,
     /// The kernel's listing of the table, right after it was put in place.
     listed: Option<String>,
 }
 
-impl Firewall {
-    /// Exempts tunnel packets, by their UDP port, from connection tracking. A failure is logged,
-    /// and the node works without.
-    pub(crate) fn exempt(&mut self, port: u16) {
-        self.rules = notrack_rules(port);
-        if let Err(error) = self.install_again() {
-            warn!(
-                error = mesh_runtime::error_chain(&error),
-                "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then \
-                 costs conntrack entries on both nodes"
-            );
-        }
-    }
-
+impl Table {
     /// Puts the last requested table in place again.
     ///
     /// # Errors
@@ -38,7 +36,7 @@ impl Firewall {
     pub(crate) fn install_again(&mut self) -> io::Result<()> {
         self.listed = None;
         run(&["-f", "-"], &self.rules)?;
-        self.listed = Some(list()?);
+        self.listed = Some(list(self.family)?);
         Ok(())
     }
 
@@ -50,18 +48,67 @@ impl Firewall {
         // To nft a missing table is an error, and so is one that it may not see: putting the table
         // in place tells them apart.
         let Some(listed) = &self.listed else { return false };
-        list().is_ok_and(|present| present == *listed)
+        list(self.family).is_ok_and(|present| present == *listed)
     }
 }
 
-/// Removes the table.
-pub(crate) fn remove() {
-    if let Err(error) = run(&["-f", "-"], "table ip mesh\ndelete table ip mesh\n") {
-        warn!(
-            error = mesh_runtime::error_chain(&error),
-            "can't delete the nftables table `ip mesh`: `nft delete table ip mesh` if it is there"
-        );
+/// The tables of mesh.
+#[derive(Debug, Default)]
+pub(crate) struct Firewall {
+    pub(crate) notrack: Table,
+    pub(crate) isolation6: Table,
+}
+
+impl Firewall {
+    /// Exempts tunnel packets, by their UDP port, from connection tracking, and isolates networks.
+    /// A failure is logged, and the node works without.
+    pub(crate) fn install(&mut self, port: u16) {
+        self.notrack = Table { family: "ip", rules: notrack_rules(port), listed: None };
+        if let Err(error) = self.notrack.install_again() {
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't keep tunnel packets out of connection tracking (is nftables installed?): each flow then \
+                 costs conntrack entries on both nodes"
+            );
+        }
+        if !Path::new(IPV6).exists() {
+            return;
+        }
+        self.isolation6 = Table { family: "ip6", rules: isolation6_rules(), listed: None };
+        if let Err(error) = self.isolation6.install_again() {
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't keep this host from forwarding IPv6 into networks (is nftables installed?): hosts on this \
+                 node's own link could send to its tasks on networks with IPv6"
+            );
+        }
     }
+}
+
+/// Removes the tables.
+pub(crate) fn remove() {
+    for family in ["ip", "ip6"] {
+        if let Err(error) = run(&["-f", "-"], &format!("table {family} mesh\ndelete table {family} mesh\n")) {
+            warn!(
+                error = mesh_runtime::error_chain(&error),
+                "can't delete the nftables table `{family} mesh`: `nft delete table {family} mesh` if it is there"
+            );
+        }
+    }
+}
+
+/// One transaction that replaces the table of IPv6. A network's bridge joins its own ports only;
+/// packets between them pass this hook as well where the kernel shows it those of bridges.
+fn isolation6_rules() -> String {
+    let device = format!("{NETWORK_DEVICES}*");
+    format!(
+        "table ip6 mesh\n\
+         delete table ip6 mesh\n\
+         table ip6 mesh {{\n\
+         chain forward {{ type filter hook forward priority filter; policy accept; \
+         iifname != \"{device}\" oifname \"{device}\" drop; iifname \"{device}\" oifname != \"{device}\" drop; }}\n\
+         }}\n"
+    )
 }
 
 /// One transaction that replaces the table, whether it existed or not.
@@ -76,8 +123,8 @@ fn notrack_rules(port: u16) -> String {
     )
 }
 
-fn list() -> io::Result<String> {
-    run(&["list", "table", "ip", "mesh"], "")
+fn list(family: &str) -> io::Result<String> {
+    run(&["list", "table", family, "mesh"], "")
 }
 
 fn run(words: &[&str], script: &str) -> io::Result<String> {
@@ -100,6 +147,18 @@ fn run(words: &[&str], script: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_forwarded_into_a_network_or_out_of_one() {
+        let rules = isolation6_rules();
+        assert!(rules.starts_with("table ip6 mesh\ndelete table ip6 mesh\n"), "{rules}");
+        for rule in [
+            "iifname != \"meshn*\" oifname \"meshn*\" drop;",
+            "iifname \"meshn*\" oifname != \"meshn*\" drop;",
+        ] {
+            assert!(rules.contains(rule), "{rules}");
+        }
+    }
 
     #[test]
     fn the_rules_replace_themselves_and_name_the_port() {

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use tracing::{error, info, warn};
 
-use super::firewall::Firewall;
+use super::firewall::{Firewall, Table};
 use super::host::TUNNEL_DEVICE;
 use crate::task::bridge::DEVICE as TASKS_DEVICE;
 
@@ -22,6 +22,8 @@ use crate::task::bridge::DEVICE as TASKS_DEVICE;
 pub(crate) const TUNNEL: &str = "device mesh-vxlan0";
 /// Name of the nftables table.
 const RULES: &str = "nft table ip mesh";
+/// Name of the nftables table for IPv6.
+const RULES6: &str = "nft table ip6 mesh";
 
 /// The state of the host's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -50,6 +52,8 @@ enum Setting {
     Sysctl { file: String, value: &'static str },
     /// mesh's own firewall table.
     Rules,
+    /// mesh's own firewall table for IPv6.
+    Rules6,
     /// A chain that the engine makes only when it starts: tasks need it for outgoing traffic.
     EngineChain { table: &'static str, chain: &'static str },
 }
@@ -74,7 +78,7 @@ impl Upkeep {
     }
 
     /// The table of settings: each one's name and required value.
-    fn settings() -> [(&'static str, Setting); 7] {
+    fn settings() -> [(&'static str, Setting); 8] {
         let sysctl = |file: String, value| Setting::Sysctl { file, value };
         [
             ("net.ipv4.ip_forward", sysctl("net/ipv4/ip_forward".to_owned(), "1")),
@@ -92,6 +96,7 @@ impl Upkeep {
                 sysctl(format!("net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter"), "0"),
             ),
             (RULES, Setting::Rules),
+            (RULES6, Setting::Rules6),
             ("iptables nat DOCKER", Setting::EngineChain { table: "nat", chain: "DOCKER" }),
         ]
     }
@@ -102,9 +107,10 @@ impl Upkeep {
         for (name, setting) in Self::settings() {
             let found = match &setting {
                 Setting::Sysctl { file, value } => self.sysctl(file, value),
-                Setting::Rules if thoroughly => self.rules(),
+                Setting::Rules if thoroughly => rules(&mut self.firewall.notrack),
+                Setting::Rules6 if thoroughly => rules(&mut self.firewall.isolation6),
                 Setting::EngineChain { table, chain } if thoroughly => self.engine_chain(name, table, chain),
-                Setting::Rules | Setting::EngineChain { .. } => continue,
+                Setting::Rules | Setting::Rules6 | Setting::EngineChain { .. } => continue,
             };
             self.settings.note(name, found);
         }
@@ -124,16 +130,6 @@ impl Upkeep {
         }
     }
 
-    fn rules(&mut self) -> CheckResult {
-        if self.firewall.is_in_place() {
-            return CheckResult::Right;
-        }
-        match self.firewall.install_again() {
-            Ok(()) => CheckResult::Restored,
-            Err(error) => CheckResult::Wrong(format!("{error}; is nftables installed?")),
-        }
-    }
-
     /// A chain that never existed is one that the engine doesn't make here.
     fn engine_chain(&mut self, name: &'static str, table: &str, chain: &str) -> CheckResult {
         if has_chain(table, chain) {
@@ -148,6 +144,17 @@ impl Upkeep {
         let advice =
             "it is gone, and only the engine can make it: restart the engine (systemctl restart docker)";
         CheckResult::Wrong(advice.to_owned())
+    }
+}
+
+/// Checks a table, and puts it in place again if it was changed.
+fn rules(table: &mut Table) -> CheckResult {
+    if table.is_in_place() {
+        return CheckResult::Right;
+    }
+    match table.install_again() {
+        Ok(()) => CheckResult::Restored,
+        Err(error) => CheckResult::Wrong(format!("{error}; is nftables installed?")),
     }
 }
 

@@ -159,6 +159,7 @@ mod tests {
             name: "app".to_owned(),
             number: 5,
             subnet: "10.0.5.0/24".parse().expect("a subnet"),
+            subnet6: None,
             node_address: [10, 0, 5, 2].into(),
             internal: *internal,
             mtu: None,

@@ -6,7 +6,7 @@ use mesh_state::task::Assignment;
 
 use super::ContainerPlan;
 use crate::task::bridge::NETWORK_NAME;
-use crate::task::container::NetworkPlace;
+use crate::task::container::{Addresses, NetworkPlace};
 use crate::task::docker::model::{EndpointIpamConfig, EndpointSettings, NetworkingConfig};
 
 /// Whether a task reaches nothing outside its networks, and nothing outside reaches it: it is not
@@ -28,15 +28,29 @@ pub(super) fn first_name(assignment: &Assignment) -> String {
 
 /// The container's place on it.
 pub(super) fn first_endpoint(assignment: &Assignment) -> NetworkingConfig {
-    let address = assignment.networks.first().filter(|_| is_confined(assignment)).map(|first| first.address);
+    let first = assignment.networks.first().filter(|_| is_confined(assignment)).map(Addresses::from);
     let endpoint = EndpointSettings {
-        ipam_config: address.map(|address| EndpointIpamConfig {
-            ipv4_address: Some(address.to_string()),
-            ..EndpointIpamConfig::default()
-        }),
+        ipam_config: first.map(|addresses| addresses.settings()),
         ..EndpointSettings::default()
     };
     NetworkingConfig { endpoints_config: Some(HashMap::from([(first_name(assignment), endpoint)])) }
+}
+
+impl Addresses {
+    /// The request for these addresses.
+    pub fn settings(&self) -> EndpointIpamConfig {
+        EndpointIpamConfig {
+            ipv4_address: Some(self.v4.to_string()),
+            ipv6_address: self.v6.map(|address| address.to_string()),
+            ..EndpointIpamConfig::default()
+        }
+    }
+
+    /// The addresses that such a request names, if it names an IPv4 address.
+    pub fn from_settings(settings: &EndpointIpamConfig) -> Option<Self> {
+        let v4 = settings.ipv4_address.as_deref()?.parse().ok()?;
+        Some(Self { v4, v6: settings.ipv6_address.as_deref().and_then(|address| address.parse().ok()) })
+    }
 }
 
 impl ContainerPlan {
@@ -44,8 +58,8 @@ impl ContainerPlan {
     pub fn places(&self) -> BTreeMap<String, NetworkPlace> {
         let made = self.body.networking_config.as_ref().and_then(|config| config.endpoints_config.as_ref());
         let place = |endpoint: &EndpointSettings| {
-            let address = endpoint.ipam_config.as_ref().and_then(|config| config.ipv4_address.as_deref());
-            NetworkPlace { network: None, wanted: address.and_then(|address| address.parse().ok()) }
+            let wanted = endpoint.ipam_config.as_ref().and_then(Addresses::from_settings);
+            NetworkPlace { network: None, wanted }
         };
         made.into_iter().flatten().map(|(name, endpoint)| (name.clone(), place(endpoint))).collect()
     }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use bollard::models::{
-    ContainerSummary, ContainerSummaryStateEnum, EndpointIpamConfig, EndpointSettings, EventMessage, Ipam,
-    IpamConfig, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect,
+    ContainerSummary, ContainerSummaryStateEnum, EndpointSettings, EventMessage, Ipam, IpamConfig,
+    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkInspect,
 };
 use bollard::query_parameters::ListNetworksOptions;
 use futures::StreamExt;
@@ -16,7 +16,7 @@ use mesh_state::ids::TaskId;
 
 use super::{CALL_TIMEOUT, DockerEngine, failed, failed_or_absent, present};
 use crate::task::bridge::NETWORK_NAME;
-use crate::task::container::NetworkPlace;
+use crate::task::container::{Addresses, NetworkPlace};
 use crate::task::container_spec::NODE_LABEL;
 use crate::task::networks::{NETWORK_LABEL, NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
 use crate::task::runtime::RuntimeError;
@@ -91,15 +91,12 @@ impl DockerEngine {
         &self,
         container: &str,
         network: &str,
-        address: Ipv4Addr,
+        at: Addresses,
     ) -> Result<(), RuntimeError> {
         let request = NetworkConnectRequest {
             container: container.to_owned(),
             endpoint_config: Some(EndpointSettings {
-                ipam_config: Some(EndpointIpamConfig {
-                    ipv4_address: Some(address.to_string()),
-                    ..EndpointIpamConfig::default()
-                }),
+                ipam_config: Some(at.settings()),
                 ..EndpointSettings::default()
             }),
         };
@@ -123,8 +120,11 @@ pub(super) fn request(plan: &NetworkPlan) -> NetworkCreateRequest {
         gateway: plan.gateway.map(|gateway| gateway.to_string()),
         ..IpamConfig::default()
     };
-    let own6 =
-        plan.subnet6.map(|subnet| IpamConfig { subnet: Some(subnet.to_string()), ..IpamConfig::default() });
+    let own6 = plan.subnet6.map(|subnet| IpamConfig {
+        subnet: Some(subnet.to_string()),
+        gateway: plan.gateway6.map(|gateway| gateway.to_string()),
+        ..IpamConfig::default()
+    });
     NetworkCreateRequest {
         name: plan.name.clone(),
         driver: Some("bridge".to_owned()),
@@ -139,10 +139,9 @@ pub(super) fn request(plan: &NetworkPlan) -> NetworkCreateRequest {
 
 /// A container's place on a network, from its inspection.
 pub(super) fn place(endpoint: &EndpointSettings) -> NetworkPlace {
-    let wanted = endpoint.ipam_config.as_ref().and_then(|config| config.ipv4_address.as_deref());
     NetworkPlace {
         network: endpoint.network_id.clone().filter(|id| !id.is_empty()),
-        wanted: wanted.and_then(|address| address.parse().ok()),
+        wanted: endpoint.ipam_config.as_ref().and_then(Addresses::from_settings),
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{Driver, Goal, Taken, done};
-use crate::task::container::{ContainerFacts, NetworkPlace, is_address_taken};
+use crate::task::container::{Addresses, ContainerFacts, NetworkPlace, is_address_taken};
 use crate::task::network::{StartingTask, addresses};
 use crate::task::networks::NetworkFacts;
 use crate::task::networks::keeper::NetworkError;
@@ -83,7 +83,7 @@ impl Driver {
             Some(_) => runtime.disconnect(&seen.id, &network.name).await.map_err(failed)?,
             None => {}
         }
-        runtime.connect(&seen.id, &found.id, network.address).await.map_err(failed)
+        runtime.connect(&seen.id, &found.id, Addresses::from(network)).await.map_err(failed)
     }
 
     async fn hindered(&mut self, error: &NetworkError) -> Taken {
@@ -115,7 +115,7 @@ fn are_of(made: &[NetworkFacts], networks: &[AssignedNetwork]) -> bool {
 /// Whether a container's place on a network is the one that it is to have.
 fn is_right(place: &NetworkPlace, network: &AssignedNetwork, found: &NetworkFacts) -> bool {
     let is_same = place.network.as_ref().is_none_or(|id| *id == found.id);
-    is_same && place.wanted == Some(network.address)
+    is_same && place.wanted == Some(Addresses::from(network))
 }
 
 /// The engine doesn't say which address is taken.

@@ -14,7 +14,7 @@
 
 pub mod keeper;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use mesh_state::network::AssignedNetwork;
@@ -22,6 +22,9 @@ use mesh_state::network::AssignedNetwork;
 /// The label of every Docker network that the agent made. Its value is the network's id, or empty
 /// for `mesh`.
 pub const NETWORK_LABEL: &str = "mesh.network";
+
+/// How the names of bridge devices of networks begin.
+pub const DEVICE_PREFIX: &str = "meshn";
 
 /// The desired state of a Docker bridge network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct NetworkPlan {
     pub gateway: Option<Ipv4Addr>,
     /// The network's IPv6 subnet, if it has one.
     pub subnet6: Option<Ipv6Net>,
+    /// The bridge's own IPv6 address; if absent, the engine chooses one.
+    pub gateway6: Option<Ipv6Addr>,
     /// The network's MTU in bytes.
     pub mtu: u32,
     /// Whether the network is internal, without a default route.
@@ -117,7 +122,8 @@ pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
         device: device(network.number),
         subnet: network.subnet,
         gateway: Some(network.node_address),
-        subnet6: None,
+        subnet6: network.subnet6,
+        gateway6: network.node_address6(),
         mtu: network.mtu.unwrap_or(default_mtu),
         // The default route is on `mesh`, so this network must not add one.
         internal: true,
@@ -126,7 +132,7 @@ pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
 
 /// The name of the bridge device of the network with this number.
 pub fn device(number: u32) -> String {
-    format!("meshn{number}")
+    format!("{DEVICE_PREFIX}{number}")
 }
 
 /// Whether a Docker network is exactly as planned: whoever uses it, there is nothing to do.
@@ -141,6 +147,7 @@ fn is_right(plan: &NetworkPlan, found: &NetworkFacts) -> bool {
         && found.gateway == plan.gateway
         && found.device.as_ref() == Some(&plan.device)
         && found.internal == plan.internal
+        && found.has_ipv6 == plan.subnet6.is_some()
 }
 
 /// Chooses the next step for a network's Docker network.
@@ -180,6 +187,7 @@ mod tests {
             name: "app".to_owned(),
             number: 5,
             subnet: "10.0.5.0/24".parse().expect("a subnet"),
+            subnet6: "fd00:55::/64".parse().ok(),
             node_address: [10, 0, 5, 2].into(),
             internal: false,
             mtu: None,
@@ -198,7 +206,7 @@ mod tests {
             gateway: plan.gateway,
             mtu: Some(plan.mtu),
             internal: plan.internal,
-            ..NetworkFacts::default()
+            has_ipv6: plan.subnet6.is_some(),
         }
     }
 
@@ -210,6 +218,8 @@ mod tests {
     fn a_network_is_made_once_and_kept() {
         let plan = plan(&assigned(), 1450);
         assert_eq!((plan.device.as_str(), plan.mtu, plan.internal), ("meshn5", 1450, true));
+        let ipv6 = (plan.subnet6, plan.gateway6);
+        assert_eq!(ipv6, ("fd00:55::/64".parse().ok(), "fd00:55::a00:502".parse().ok()));
         assert_eq!(decide(&plan, None), NetworkStep::Create);
         for users in [0, 3] {
             let found = (found(&plan), used_by(users));
@@ -241,6 +251,7 @@ mod tests {
             NetworkFacts { gateway: Some([10, 0, 5, 3].into()), ..right.clone() },
             NetworkFacts { device: Some("meshn6".to_owned()), ..right.clone() },
             NetworkFacts { internal: false, ..right.clone() },
+            NetworkFacts { has_ipv6: false, ..right.clone() },
         ];
         for facts in wrong {
             assert!(!is_as_planned(&plan, &facts), "{facts:?}");

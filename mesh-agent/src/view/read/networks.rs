@@ -2,7 +2,9 @@
 
 use std::num::NonZeroU32;
 
+use ipnet::Ipv6Net;
 use mesh_state::ids::{BackendId, NodeId};
+use mesh_state::network::PREFIX6_MAX;
 use mesh_state::proto;
 
 use super::{parse, state};
@@ -29,10 +31,28 @@ pub(in crate::view) fn network(
             }
         },
         subnet: parse("network", id, "subnet", &network.subnet)?,
+        subnet6: match network.subnet6.as_str() {
+            "" => None,
+            subnet => Some(subnet6(id, subnet)?),
+        },
         node_address: own.map(|address| parse("network", id, "node address", address)).transpose()?,
         internal: network.internal,
         attachable: network.attachable,
     })
+}
+
+/// An IPv6 subnet, behind whose prefix an IPv4 address fits.
+fn subnet6(id: &str, text: &str) -> Result<Ipv6Net, ViewError> {
+    let subnet: Ipv6Net = parse("network", id, "IPv6 subnet", text)?;
+    if subnet.prefix_len() > PREFIX6_MAX {
+        return Err(ViewError::InvalidField {
+            kind: "network",
+            id: id.to_owned(),
+            field: "IPv6 subnet",
+            value: text.to_owned(),
+        });
+    }
+    Ok(subnet)
 }
 
 pub(in crate::view) fn service_networks(

@@ -1,6 +1,6 @@
 //! Users' networks: who has which address, as whom veths may send, virtual IPs, isolation.
 
-use mesh_ebpf::abi::{Endpoint, EndpointKey, ISOLATED, REACHABLE, endpoint_flag};
+use mesh_ebpf::abi::{Address, Endpoint, EndpointKey, ISOLATED, REACHABLE, Subnet6, endpoint_flag};
 use mesh_state::ids::NetworkId;
 
 use super::*;
@@ -56,6 +56,7 @@ fn world() -> (NodeView, Facts) {
             name: id.to_owned(),
             number,
             subnet: format!("10.0.{number}.0/24").parse().expect("a subnet"),
+            subnet6: None,
             node_address: own,
             internal: false,
             attachable: false,
@@ -272,6 +273,25 @@ fn tasks_are_kept_from_each_others_addresses_and_from_networks() {
         ("fd6d:6573:68::a80:200/120", ISOLATED),
     ];
     assert_eq!(isolated, expected.map(|(network, value)| (network.to_owned(), value)).into());
+}
+
+#[test]
+fn a_network_with_ipv6_has_its_prefix_in_the_maps_and_is_isolated() {
+    let (mut view, facts) = world();
+    for (id, subnet) in [("app", "fd00:55::/64"), ("other", "fd00:66::/64")] {
+        view.networks.get_mut(&NetworkId::from(id)).expect("a network").subnet6 = subnet.parse().ok();
+    }
+    let mut contents = followed(&view, &facts);
+    let prefix = Subnet6::of(&Address::from("fd00:55::".parse::<std::net::IpAddr>().expect("an address")));
+    assert_eq!(contents.subnets6, BTreeMap::from([(NUMBER, prefix)]), "nobody here is on the other one");
+    for subnet in ["fd00:55::/64", "fd00:66::/64"] {
+        let subnet: IpNet = subnet.parse().expect("a network");
+        assert_eq!(contents.isolated.get(&subnet), Some(&ISOLATED), "{subnet}");
+    }
+    view.networks.clear();
+    view.members.clear();
+    follow(&mut contents, &view, &Facts { cables: BTreeMap::new(), ..facts });
+    assert_eq!(contents.subnets6, BTreeMap::new());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mesh_state::ids::TaskId;
 use mesh_state::task::RegistryAuth;
 
 use crate::task::bridge::NETWORK_NAME;
-use crate::task::container::{ContainerFacts, NetworkPlace, Phase};
+use crate::task::container::{Addresses, ContainerFacts, NetworkPlace, Phase};
 use crate::task::container_spec::{ContainerPlan, TASK_ID_LABEL};
 use crate::task::description::EngineFacts;
 use crate::task::networks::{NetworkFacts, NetworkPlan, NetworkUsers, OwnNetwork};
@@ -177,7 +177,7 @@ impl Runtime for Engine {
                 gateway: plan.gateway,
                 mtu: Some(plan.mtu),
                 internal: plan.internal,
-                ..NetworkFacts::default()
+                has_ipv6: plan.subnet6.is_some(),
             });
         })
     }
@@ -186,8 +186,8 @@ impl Runtime for Engine {
         self.with(|state| state.networks.retain(|known| known.id != network && known.name != network))
     }
 
-    async fn connect(&self, container: &str, network: &str, address: Ipv4Addr) -> Result<(), RuntimeError> {
-        let place = NetworkPlace { network: None, wanted: Some(address) };
+    async fn connect(&self, container: &str, network: &str, at: Addresses) -> Result<(), RuntimeError> {
+        let place = NetworkPlace { network: None, wanted: Some(at) };
         self.with(|state| {
             let Some(known) = state.networks.iter().find(|known| known.id == network) else {
                 return Err(RuntimeError::Refused(format!("network {network} not found")));

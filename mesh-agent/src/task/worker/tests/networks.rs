@@ -1,7 +1,7 @@
 //! The networks of services, on an engine in memory.
 
 use super::*;
-use crate::task::container::ContainerFacts;
+use crate::task::container::{Addresses, ContainerFacts};
 use crate::task::networks::NetworkFacts;
 use mesh_state::network::AssignedNetwork;
 
@@ -12,6 +12,7 @@ fn networked(id: &str, last_byte: u8) -> Assignment {
         name: name.to_owned(),
         number: number.into(),
         subnet: format!("10.0.{number}.0/24").parse().expect("a subnet"),
+        subnet6: format!("fd00:{number}::/64").parse().ok(),
         node_address: [10, 0, number, 2].into(),
         internal: false,
         mtu: None,
@@ -56,12 +57,12 @@ async fn a_tasks_networks_are_made_and_go_with_its_last_user() {
             engine.with(|state| state.containers[&name].1.clone()).expect("the engine is there");
         facts.networks.into_iter().map(|(name, place)| (name, place.wanted)).collect::<Vec<_>>()
     };
-    let wanted = |address: [u8; 4]| Some(std::net::Ipv4Addr::from(address));
+    let wanted = |v4: [u8; 4], v6: &str| Some(Addresses { v4: v4.into(), v6: v6.parse().ok() });
     assert_eq!(
         places("t1"),
         [
-            ("app".to_owned(), wanted([10, 0, 5, 7])),
-            ("back".to_owned(), wanted([10, 0, 6, 7])),
+            ("app".to_owned(), wanted([10, 0, 5, 7], "fd00:5::a00:507")),
+            ("back".to_owned(), wanted([10, 0, 6, 7], "fd00:6::a00:607")),
             ("mesh".to_owned(), None)
         ]
     );
@@ -112,7 +113,7 @@ async fn a_container_that_an_agent_left_between_its_steps_gets_its_networks() {
             let (_, facts) = state.containers.get_mut("web.1.t1").expect("it is there");
             let place = crate::task::container::NetworkPlace {
                 network: Some("an earlier one".to_owned()),
-                wanted: Some([10, 0, 5, 7].into()),
+                wanted: Some(Addresses { v4: [10, 0, 5, 7].into(), v6: None }),
             };
             facts.networks.insert("app".to_owned(), place);
         })
