@@ -14,7 +14,7 @@ use chrono::Utc;
 use hyper_util::service::TowerToHyperService;
 use mesh_admission::door::Door;
 use mesh_admission::http;
-use mesh_runtime::{Components, follow_signals};
+use mesh_runtime::{Components, follow_signals, supervisor};
 use mesh_state::cluster::Manager;
 use mesh_state::node::OwnPort;
 use mesh_state::store::{EtcdStore, Store};
@@ -98,6 +98,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let components = Components::new(config.debug_faults);
     let shutdown = components.stopping().clone();
     components.spawn("signals", follow_signals(shutdown.clone()));
+    // From here on the sockets answer, if only with the reason why this manager still waits.
+    components.spawn("systemd", supervisor::keep_told(async {}, shutdown.clone()));
+    supervisor::tell_status("waits for etcd");
     let registry = Registry::new();
     let etcd = EtcdStore::open(config.etcd.clone()).await?;
     let store = metrics::store::CountedStore::register(etcd.clone(), &registry)?;
@@ -116,6 +119,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, &config).await)
         };
         start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
+        supervisor::tell_status("serving");
         info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
     } else {
         shutdown.cancel();

@@ -1,16 +1,22 @@
-//! The command line of `mesh-control`. Every flag has an environment variable.
+//! The command line of `mesh-control`. Every flag has an environment variable, and a key in
+//! control.toml.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
 use ipnet::Ipv4Net;
+use mesh_runtime::settings::SettingsArgs;
 
 /// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves
 /// Docker's swarm API and the nodes.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "mesh-control", version)]
 pub struct Cli {
+    /// The file with further settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+
     /// Client addresses of the etcd cluster: https://HOST:PORT, or http:// for an etcd on this
     /// machine.
     #[arg(
@@ -119,14 +125,27 @@ mod tests {
     #[test]
     fn the_command_line_is_sound_and_every_flag_has_a_variable() {
         Cli::command().debug_assert();
+        let no_settings = ["help", "version", "print_config", "check_config", "write_man_pages"];
         for argument in Cli::command()
             .get_arguments()
-            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+            .filter(|argument| !no_settings.contains(&argument.get_id().as_str()))
         {
             let expected = format!("MESH_{}", argument.get_id().as_str().to_uppercase());
             let seen = argument.get_env().map(|name| name.to_string_lossy().into_owned());
             assert_eq!(seen, Some(expected), "variable of --{}", argument.get_id());
         }
+    }
+
+    #[test]
+    fn the_packages_file_is_good_with_all_its_examples() {
+        let examples = include_str!("../../packaging/control.toml").replace("\n#", "\n");
+        let keys = examples.lines().filter(|line| line.contains(" = "));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.toml");
+        std::fs::write(&path, keys.collect::<Vec<_>>().join("\n")).unwrap();
+        let read = mesh_runtime::settings::read::<Cli>(["mesh-control".into()], &path).unwrap();
+        assert_eq!(read.cli.etcd.len(), 3);
+        assert!(read.cli.etcd_key.is_some());
     }
 
     #[test]

@@ -1,26 +1,31 @@
 //! mesh-control: the control plane's process.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use mesh_control::app;
 use mesh_control::cli::Cli;
 use mesh_control::config::Config;
+use mesh_runtime::{log, settings};
+
+/// The file with settings, unless another is named.
+const SETTINGS: &str = "/etc/mesh/control.toml";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mesh-control: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    settings::launch(Path::new(SETTINGS), check, start)
+}
+
+fn check(cli: Cli) -> anyhow::Result<()> {
+    log::check(&cli.log)?;
+    config(cli).map(drop)
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
-    mesh_runtime::log::start(&cli.log)?;
+    log::start(&cli.log)?;
+    mesh_runtime::run(app::run(config(cli)?))
+}
+
+fn config(cli: Cli) -> anyhow::Result<Config> {
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let config = Config::new(cli, hostname.map(|name| name.trim().to_owned()))?;
-    mesh_runtime::run(app::run(config))
+    Ok(Config::new(cli, hostname.map(|name| name.trim().to_owned()))?)
 }

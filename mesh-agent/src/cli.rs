@@ -1,4 +1,4 @@
-//! The command line: every flag can also be set by an environment variable.
+//! The command line: every flag can also be set by an environment variable, or in agent.toml.
 //!
 //! Invariant: text only; [`crate::config`] parses the values and checks them.
 
@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
 use mesh_ebpf::guard;
+use mesh_runtime::settings::SettingsArgs;
 use mesh_state::node::TUNNEL_PORT;
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves
@@ -39,6 +40,9 @@ pub enum Command {
 /// The flags of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
+    /// The file with further settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
     /// This node's name in the cluster [default: the hostname].
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,
@@ -132,6 +136,9 @@ pub struct RunArgs {
 /// The flags of `uninstall`.
 #[derive(Debug, Clone, Args)]
 pub struct UninstallArgs {
+    /// File with the agent's settings [default: /etc/mesh/agent.toml, if it exists].
+    #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Directory in which kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
@@ -207,7 +214,7 @@ mod tests {
         for flag in command.get_arguments().filter_map(|arg| arg.get_long().map(|long| (long, arg.get_env())))
         {
             let expected = format!("MESH_{}", flag.0.replace('-', "_").to_uppercase());
-            if !matches!(flag.0, "help" | "version") {
+            if !matches!(flag.0, "help" | "version" | "print-config" | "check-config" | "write-man-pages") {
                 let seen = flag.1.map(|variable| variable.to_string_lossy().into_owned());
                 assert_eq!(seen, Some(expected), "variable of --{}", flag.0);
             }
@@ -225,6 +232,18 @@ mod tests {
             let error = parse(&bad).expect_err("a bad value").to_string();
             assert!(error.contains(bad[0]), "expected the flag's name, saw: {error}");
         }
+    }
+
+    #[test]
+    fn the_packages_file_is_good_with_all_its_examples() {
+        let examples = include_str!("../../packaging/agent.toml").replace("\n#", "\n");
+        let keys = examples.lines().filter(|line| line.contains(" = "));
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, keys.collect::<Vec<_>>().join("\n")).expect("the file is written");
+        let read = mesh_runtime::settings::read::<Cli>(["mesh-agent".into()], &path).expect("good settings");
+        assert_eq!(read.cli.run.manager.len(), 3);
+        assert!(read.cli.run.control_socket.is_some());
     }
 
     #[test]

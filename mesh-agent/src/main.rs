@@ -1,23 +1,30 @@
-//! mesh-agent, the binary: parses the command line, starts logging and the runtime, and runs the
-//! agent.
+//! mesh-agent, the binary: reads the settings, starts logging and the runtime, and runs the agent.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use mesh_agent::cli::{Cli, Command};
 use mesh_agent::config::Config;
 use mesh_agent::{app, uninstall};
-use mesh_runtime::log;
+use mesh_runtime::{log, settings};
+
+/// The file with settings, unless another is named.
+const SETTINGS: &str = "/etc/mesh/agent.toml";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match execute(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mesh-agent: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    settings::launch(Path::new(SETTINGS), check, execute)
+}
+
+/// Looks for mistakes in the settings of a run; the other commands have none of their own.
+fn check(cli: Cli) -> anyhow::Result<()> {
+    let args = match cli.command {
+        None => cli.run,
+        Some(Command::Run(args)) => *args,
+        Some(Command::Uninstall(_)) => return Ok(()),
+    };
+    log::check(&args.log)?;
+    Config::new(args)?;
+    Ok(())
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! mesh-runtime: how both daemons, mesh-agent and mesh-control, start, log, retry and end.
 //!
-//! It holds what a daemon needs of the operating system for that: supervision and panics, backoff,
-//! unix sockets, files that only the daemon reads, and its log.
+//! It holds what a daemon needs of the operating system for that: settings, supervision and panics,
+//! backoff, unix sockets, files that only the daemon reads, and its log.
 //!
 //! Invariants: a daemon never goes on without one of its components. A component that panics ends
 //! the process at once ([`crash`]); one that returns before the daemon is stopping makes the others
@@ -15,6 +15,8 @@ mod error_chain;
 pub mod faults;
 pub mod log;
 pub mod private_file;
+pub mod settings;
+pub mod supervisor;
 pub mod unix_socket;
 
 use std::future::Future;

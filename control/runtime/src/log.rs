@@ -15,8 +15,7 @@ const QUIET: [&str; 1] = ["hickory_proto=error"];
 /// # Errors
 /// `level` is neither a level, such as `info`, nor a list of `module=level` pairs.
 pub fn start(level: &str) -> anyhow::Result<()> {
-    let mut filter = EnvFilter::try_new(level)
-        .with_context(|| format!("--log {level}: expected a level such as info, or module=level pairs"))?;
+    let mut filter = parse(level)?;
     for directive in QUIET {
         filter = filter.add_directive(directive.parse().with_context(|| format!("keep {directive}"))?);
     }
@@ -30,4 +29,17 @@ pub fn start(level: &str) -> anyhow::Result<()> {
         builder.init();
     }
     Ok(())
+}
+
+/// Checks a level without starting a log.
+///
+/// # Errors
+/// As for [`start`].
+pub fn check(level: &str) -> anyhow::Result<()> {
+    parse(level).map(drop)
+}
+
+fn parse(level: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(level)
+        .with_context(|| format!("--log {level}: expected a level such as info, or module=level pairs"))
 }

@@ -8,6 +8,7 @@ mod emptied;
 mod logs;
 mod propagation;
 mod renewal;
+mod supervised;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -20,7 +20,7 @@ use crate::lb::loads::Loads;
 use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
 use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
-use mesh_runtime::error_chain;
+use mesh_runtime::{Components, error_chain, supervisor};
 
 /// Loads and attaches the kernel programs, unless `--datapath userspace`. Blocks.
 ///
@@ -127,6 +127,20 @@ pub(super) async fn report_applied(
             changed = second.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Starts telling systemd how the agent is: ready once the table of `generation`, with which it
+/// starts, carries traffic.
+pub(super) fn start_telling_systemd(
+    components: &Components,
+    mut applied: watch::Receiver<u64>,
+    generation: u64,
+) {
+    let carries = async move {
+        // If its sender has gone, the agent is stopping.
+        let _stopping = applied.wait_for(|applied| *applied >= generation).await;
+    };
+    components.spawn("systemd", supervisor::keep_told(carries, components.stopping().clone()));
 }
 
 /// Connects tasks to the kernel programs; the proxy reaches tasks without that.

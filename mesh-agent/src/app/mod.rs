@@ -87,7 +87,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         config.join_token()?;
     }
     let (first_view, first_keys) = first_state(&config, identity.as_ref());
-    let resumes = first_view.generation > 0;
+    let resumes_at = first_view.generation;
     let (view, views) = watch::channel(Arc::new(first_view));
     let (relay_keys, keys) = watch::channel(first_keys);
     let loads = Arc::new(Loads::default());
@@ -111,7 +111,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         node = config.name,
         address = %config.address,
         datapath = datapath_name,
-        resumes,
+        resumes = resumes_at > 0,
         "mesh-agent starts"
     );
 
@@ -119,6 +119,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
     let (node, node_facts) = watch::channel(first_facts(&config, datapath_name));
     let kept = start_keeping_counters(&components, config.data_dir.clone(), &proxy);
+    carriers::start_telling_systemd(&components, applied.clone(), resumes_at);
     let (connected, is_connected) = watch::channel(false);
     let (expelled, is_expelled) = watch::channel(false);
     let ejected = start_health(&components, &proxy, datapath.clone(), &views);

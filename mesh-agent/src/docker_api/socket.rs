@@ -5,17 +5,14 @@
 //! with it bind-mounted, and clients in its backlog, notice nothing; the directory is never
 //! removed.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener};
+use std::io;
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mesh_runtime::supervisor;
 use mesh_runtime::unix_socket::{self, Access};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::net::UnixListener;
 use tracing::{debug, info, warn};
 
@@ -37,7 +34,7 @@ pub fn open(path: &Path, group: &str) -> io::Result<UnixListener> {
         return Ok(passed);
     }
     let listener = bind(path, group)?;
-    match store(listener.as_fd()) {
+    match supervisor::store(STORED_NAME, listener.as_fd()) {
         Ok(true) => debug!("the supervisor keeps the socket open"),
         Ok(false) => {}
         Err(error) => {
@@ -111,26 +108,6 @@ fn passed(path: &Path) -> io::Result<Option<UnixListener>> {
 fn passed_count(pid: Option<&str>, count: Option<&str>, own: u32) -> RawFd {
     let for_us = pid.and_then(|pid| pid.parse().ok()) == Some(own);
     count.filter(|_| for_us).and_then(|count| count.parse().ok()).unwrap_or(0).clamp(0, 64)
-}
-
-/// Gives the socket to the supervisor's file descriptor store; `false` if there is none.
-fn store(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(false) };
-    let address = match name.as_bytes() {
-        [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
-        _ => SocketAddr::from_pathname(&name)?,
-    };
-    let notify = UnixDatagram::unbound()?;
-    notify.connect_addr(&address)?;
-    let message = format!("FDSTORE=1\nFDNAME={STORED_NAME}");
-    let descriptors = [socket];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("no room for the descriptor in the message"));
-    }
-    rustix::net::sendmsg(&notify, &[IoSlice::new(message.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -97,6 +97,8 @@ pub(super) fn start(component: Component, node: &NodeLayout, line: &CommandLine)
         .args(&line.args)
         .env_clear()
         .envs(KEPT_VARIABLES.iter().filter_map(|name| Some((name, env::var_os(name)?))))
+        // The settings of a mesh that is installed on this machine are not the lab's.
+        .env("MESH_CONFIG", "/dev/null")
         .stdin(input)
         .stdout(log)
         .stderr(errors)
