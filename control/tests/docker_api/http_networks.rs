@@ -82,7 +82,6 @@ async fn network_options_that_are_not_served_are_refused() {
     let cluster = Cluster::start().await;
     for (options, named) in [
         (json!({"Options": {"encrypted": "true"}}), "--opt encrypted"),
-        (json!({"EnableIPv6": true}), "--ipv6"),
         (
             json!({"IPAM": {"Config": [{"Subnet": "10.5.0.0/24"}, {"Subnet": "10.6.0.0/24"}]}}),
             "--subnet given twice",
@@ -147,6 +146,33 @@ async fn addresses_of_services_and_tasks_bear_the_subnets_prefix() {
         .collect();
     let expected = [("ingress", "10.128.1.2/24"), ("app", "172.30.0.10/20")];
     assert_eq!(shown, expected.map(|(name, address)| (json!(name), json!([address]))));
+}
+
+#[tokio::test]
+async fn a_network_with_ipv6_shows_both_subnets_and_its_tasks_both_addresses() {
+    let cluster = Cluster::start().await;
+    let four = json!({"Subnet": "172.30.0.0/20"});
+    let asked = json!({"EnableIPv6": true, "IPAM": {"Config": [{"Subnet": "fd00:55::/64"}, four]}});
+    let shown = created(&cluster, "six", &asked).await;
+    assert_eq!(shown["EnableIPv6"], true);
+    let subnets = json!([{"Subnet": "172.30.0.0/20", "Gateway": "172.30.0.1"},
+                         {"Subnet": "fd00:55::/64", "Gateway": "fd00:55::1"}]);
+    assert_eq!(shown["IPAM"]["Config"], subnets);
+    let chosen = created(&cluster, "chosen", &json!({"EnableIPv6": true})).await;
+    let subnet = chosen["IPAM"]["Config"][1]["Subnet"].as_str().unwrap_or_default().to_owned();
+    assert!(subnet.starts_with("fd") && subnet.ends_with(":2::/64"), "of the cluster's own: {chosen}");
+    let mut web = published("web", 80);
+    web["TaskTemplate"]["Networks"] = json!([{"Target": "six"}]);
+    assert_eq!(cluster.post("/services/create", &web).await.status, 201);
+    cluster.until("the task runs", |snapshot| snapshot.statuses.len() == 1).await;
+    let task = cluster.get("/tasks").await.body[0].clone();
+    let addresses = &task["NetworksAttachments"][1]["Addresses"];
+    assert_eq!(*addresses, json!(["172.30.0.10/20", "fd00:55::ac1e:a/64"]), "{task}");
+    let overlapping = json!({"EnableIPv6": true, "IPAM": {"Config": [{"Subnet": "fd00:55::/80"}]}});
+    let refused = create(&cluster, "other", &overlapping).await;
+    let message = "Pool overlaps with other one on this address space: fd00:55::/80 overlaps fd00:55::/64 of the network six; \
+                   choose another --subnet";
+    assert_eq!(refused.refusal(), (403, message));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod isolation;
 mod names;
 mod page;
 mod shop;
+mod six;
 mod task;
 mod virtual_ips;
 

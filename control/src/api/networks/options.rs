@@ -3,6 +3,8 @@
 //! Invariant: what mesh can't do is refused by the option's name. No option is accepted and then
 //! ignored.
 
+use std::ops::RangeInclusive;
+
 use mesh_state::network::{MTU_OPTION, NetworkSpec};
 use serde_json::Value;
 
@@ -13,7 +15,9 @@ use crate::feed::snapshot::ClusterSnapshot;
 const ENCRYPTED: &str = "encrypted";
 
 /// The smallest and the largest MTU in bytes of an IPv4 link.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+const MTU: RangeInclusive<u32> = 68..=65_535;
+/// The same of an IPv6 link (RFC 8200, section 5).
+const MTU6: RangeInclusive<u32> = 1280..=65_535;
 
 /// Checks a request to create a network.
 ///
@@ -25,14 +29,15 @@ pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<()
         return Err(not_served(&option, reason));
     }
     let mtu = spec.options.as_ref().and_then(|options| options.get(MTU_OPTION));
+    let range = if spec.enable_ipv6 == Some(true) { MTU6 } else { MTU };
     // 0 asks for the default, as with Docker's driver.
     match mtu.map(|mtu| (mtu, mtu.parse())) {
         None | Some((_, Ok(0))) => Ok(()),
-        Some((_, Ok(mtu))) if MTU.contains(&mtu) => Ok(()),
+        Some((_, Ok(mtu))) if range.contains(&mtu) => Ok(()),
         Some((mtu, _)) => Err(ApiError::BadRequest(format!(
             "invalid MTU value: {mtu}: give --opt {MTU_OPTION} {} to {} bytes",
-            MTU.start(),
-            MTU.end()
+            range.start(),
+            range.end()
         ))),
     }
 }
@@ -83,14 +88,9 @@ fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
     });
     let flags = [
         (
-            spec.enable_ipv6 == Some(true),
-            "--ipv6",
-            "a task's address on the cluster's networks is IPv4. Create the network without it",
-        ),
-        (
             spec.extra.get("EnableIPv4") == Some(&Value::Bool(false)),
             "--ipv4=false",
-            "a task's address on the cluster's networks is IPv4. Create the network without it",
+            "each member of a network has an IPv4 address. Create the network without it",
         ),
         (
             !matches!(ipam.driver.as_str(), "" | "default"),
@@ -131,7 +131,6 @@ mod tests {
         for (body, named) in [
             (json!({"Options": {"encrypted": ""}}), "--opt encrypted"),
             (json!({"Options": {"dsr": ""}}), "--opt dsr"),
-            (json!({"EnableIPv6": true}), "--ipv6"),
             (json!({"EnableIPv4": false}), "--ipv4=false"),
             (json!({"ConfigFrom": {"Network": "other"}}), "--config-from"),
             (json!({"IPAM": {"Driver": "dhcp"}}), "--ipam-driver"),
@@ -153,6 +152,7 @@ mod tests {
                    "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": false, "Attachable": false,
                    "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Options": {}, "Labels": {"a": "b"}}),
             json!({"Scope": "swarm", "ConfigFrom": null}),
+            json!({"EnableIPv6": true}),
         ] {
             assert_eq!(said(body.clone()), None, "for {body}");
         }
@@ -160,6 +160,10 @@ mod tests {
 
     #[test]
     fn an_mtu_is_a_packets_size() {
+        let with_ipv6 = |mtu: &str| said(json!({"EnableIPv6": true, "Options": {MTU_OPTION: mtu}}));
+        assert_eq!(with_ipv6("1280"), None);
+        let (status, message) = with_ipv6("1279").unwrap();
+        assert!(status == 400 && message.contains("1280 to 65535 bytes"), "{message}");
         for mtu in ["", "x", "67", "65536", "-1"] {
             let (status, message) = said(json!({"Options": {MTU_OPTION: mtu}})).unwrap();
             assert!(status == 400 && message.starts_with("invalid MTU value"), "for {mtu:?}: {message}");
